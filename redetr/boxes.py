@@ -1,0 +1,69 @@
+"""Box formats, IoU and GIoU: pure functions on tensors whose last dimension is 4.
+
+Formats: `xyxy` is (left, top, right, bottom), `cxcywh` is (centre x, centre y, width, height). The frame
+(pixels, or fractions of the image) is the caller's; no function here changes it.
+"""
+
+import torch
+from torch import Tensor
+
+# Half precision has too few digits for areas of normalised boxes (a 10 px box in a 1,000 px image has area 1e-4).
+_HALF = (torch.float16, torch.bfloat16)
+# Coordinates beyond this are cut off, so that areas stay finite in fp32 (largest value 3e38).
+_LARGEST_COORDINATE = 1e9
+_SMALLEST_AREA = 1e-12
+
+
+def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """The same boxes `[..., 4]` as (left, top, right, bottom)."""
+    centers, sizes = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([centers - 0.5 * sizes, centers + 0.5 * sizes], dim=-1)
+
+
+def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """The same boxes `[..., 4]` as (centre x, centre y, width, height)."""
+    top_left, bottom_right = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([0.5 * (top_left + bottom_right), bottom_right - top_left], dim=-1)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Areas `[...]` of `xyxy` boxes; a box turned inside out has area 0."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalized IoU `[...]` of `xyxy` boxes `[..., 4]` that broadcast against each other.
+
+    Pass `boxes1[..., :, None, :]` and `boxes2[..., None, :, :]` for all pairs. Computed in fp32 (fp64 stays fp64).
+    IoU is in [0, 1] and GIoU in [-1, 1]; both are finite for degenerate, inverted and infinite boxes. NaN stays NaN,
+    so that a diverged model is seen and not hidden.
+
+    Source: Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, equation 1.
+    """
+    if boxes1.dtype in _HALF:
+        boxes1 = boxes1.float()
+    if boxes2.dtype in _HALF:
+        boxes2 = boxes2.float()
+    boxes1 = boxes1.clamp(-_LARGEST_COORDINATE, _LARGEST_COORDINATE)
+    boxes2 = boxes2.clamp(-_LARGEST_COORDINATE, _LARGEST_COORDINATE)
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = boxes1.unbind(-1), boxes2.unbind(-1)
+    # Coordinate by coordinate: on a CPU this is several times faster than stacking [..., 2] intermediates.
+    inter = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0) * (
+        torch.minimum(y2, v2) - torch.maximum(y1, v1)
+    ).clamp(min=0)
+    hull = (torch.maximum(x2, u2) - torch.minimum(x1, u1)).clamp(min=0) * (
+        torch.maximum(y2, v2) - torch.minimum(y1, v1)
+    ).clamp(min=0)
+    union = box_area(boxes1) + box_area(boxes2) - inter
+    iou = inter / union.clamp(min=_SMALLEST_AREA)
+    return iou, iou - (hull - union) / hull.clamp(min=_SMALLEST_AREA)
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """IoU `[N, M]` of all pairs of `xyxy` boxes `[N, 4]` and `[M, 4]`."""
+    return iou_and_giou(boxes1[..., :, None, :], boxes2[..., None, :, :])[0]
+
+
+def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """GIoU `[N, M]` of all pairs of `xyxy` boxes `[N, 4]` and `[M, 4]`, finite for any finite or infinite input."""
+    return iou_and_giou(boxes1[..., :, None, :], boxes2[..., None, :, :])[1]

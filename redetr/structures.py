@@ -1,0 +1,70 @@
+"""What travels between the parts: targets, batches, model outputs.
+
+Shape letters, used everywhere: B images, Q queries, C classes, L decoder layers, T boxes of an image,
+D width of the model, H W height and width, S flattened positions of all feature levels.
+"""
+
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
+
+import torch
+from torch import Tensor
+
+
+class Target(TypedDict):
+    """The objects of one image.
+
+    A data set yields `boxes` as xyxy in pixels of the original image; transforms turn them into cxcywh as fractions
+    of the (unpadded) image that the model sees, which is what criteria and matchers take.
+    """
+
+    boxes: Tensor  # [T, 4] float32
+    labels: Tensor  # [T] int64 in [0, C)
+    image_id: int
+    orig_size: tuple[int, int]  # height, width of the image file
+    size: tuple[int, int]  # height, width that the model sees, without padding
+    iscrowd: Tensor  # [T] bool; crowd boxes are ignored in evaluation and dropped before training
+    area: Tensor  # [T] float32, pixels of the original image
+
+
+class Outputs(TypedDict):
+    """What `model(images, mask)` returns; the last decoder layer on top, the earlier ones in `aux_outputs`."""
+
+    pred_logits: Tensor  # [B, Q, C] (sigmoid forms) or [B, Q, C + 1] (softmax forms, "no object" last)
+    pred_boxes: Tensor  # [B, Q, 4] cxcywh, fractions of the unpadded image
+    aux_outputs: NotRequired[list["Outputs"]]  # L - 1 entries, first layer first
+    enc_outputs: NotRequired["Outputs"]  # two-stage forms: every position of the encoder as a proposal
+
+
+@dataclass
+class Batch:
+    """Images padded at the right and bottom to one canvas, and what is in them."""
+
+    images: Tensor  # [B, 3, H, W] float
+    mask: Tensor  # [B, H, W] bool, True = padding
+    targets: list[Target]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def collate(images: list[Tensor], canvas: tuple[int, int] | None = None) -> Batch:
+    """A `Batch` of `[3, h, w]` tensors padded with zeros to the largest height and width, or to `canvas` (H, W).
+
+    Raises ValueError for an empty list or an image larger than the canvas.
+    """
+    if not images:
+        raise ValueError("collate needs at least one image")
+    height = max(image.shape[-2] for image in images)
+    width = max(image.shape[-1] for image in images)
+    if canvas is not None:
+        if canvas[0] < height or canvas[1] < width:
+            raise ValueError(f"an image of {height}x{width} does not fit the canvas {canvas[0]}x{canvas[1]}")
+        height, width = canvas
+    padded = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+    mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
+    for i, image in enumerate(images):
+        h, w = image.shape[-2:]
+        padded[i, :, :h, :w] = image
+        mask[i, :h, :w] = False
+    return Batch(padded, mask, [])
