@@ -7,11 +7,14 @@ Formats: `xyxy` is (left, top, right, bottom), `cxcywh` is (centre x, centre y, 
 import torch
 from torch import Tensor
 
-# Half precision has too few digits for areas of normalised boxes (a 10 px box in a 1,000 px image has area 1e-4).
-_HALF = (torch.float16, torch.bfloat16)
 # Coordinates beyond this are cut off, so that areas stay finite in fp32 (largest value 3e38).
 _LARGEST_COORDINATE = 1e9
 _SMALLEST_AREA = 1e-12
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """`tensor` in fp32, or as it is in fp64. Half precision has too few digits for boxes and their areas."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def box_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -40,12 +43,8 @@ def iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, equation 1.
     """
-    if boxes1.dtype in _HALF:
-        boxes1 = boxes1.float()
-    if boxes2.dtype in _HALF:
-        boxes2 = boxes2.float()
-    boxes1 = boxes1.clamp(-_LARGEST_COORDINATE, _LARGEST_COORDINATE)
-    boxes2 = boxes2.clamp(-_LARGEST_COORDINATE, _LARGEST_COORDINATE)
+    boxes1 = at_least_float32(boxes1).clamp(-_LARGEST_COORDINATE, _LARGEST_COORDINATE)
+    boxes2 = at_least_float32(boxes2).clamp(-_LARGEST_COORDINATE, _LARGEST_COORDINATE)
     (x1, y1, x2, y2), (u1, v1, u2, v2) = boxes1.unbind(-1), boxes2.unbind(-1)
     # Coordinate by coordinate: on a CPU this is several times faster than stacking [..., 2] intermediates.
     inter = (torch.minimum(x2, u2) - torch.maximum(x1, u1)).clamp(min=0) * (

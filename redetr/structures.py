@@ -5,7 +5,7 @@ D width of the model, H W height and width, S flattened positions of all feature
 """
 
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -36,6 +36,26 @@ class Outputs(TypedDict):
     enc_outputs: NotRequired["Outputs"]  # two-stage forms: every position of the encoder as a proposal
 
 
+@dataclass(frozen=True)
+class LossConfig:
+    """The costs and loss weights that belong to a form of the model. The defaults are the original DETR's.
+
+    `scores="softmax"`: cross-entropy with a "no object" class of weight `eos_coef`. `scores="sigmoid"`: binary
+    cross-entropy towards the IoU of the matched box. `encoder_repeats`: how often each object is offered to the
+    encoder's proposals (one-to-many), 0 for forms without proposals.
+    """
+
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    cost_class: float = 1.0
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+    loss_ce: float = 1.0
+    loss_bbox: float = 5.0
+    loss_giou: float = 2.0
+    eos_coef: float = 0.1
+    encoder_repeats: int = 0
+
+
 @dataclass
 class Batch:
     """Images padded at the right and bottom to one canvas, and what is in them."""
@@ -46,6 +66,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def padding(self) -> Tensor | None:
+        """The mask, or None if no image is smaller than the canvas: known without asking the device."""
+        canvas = tuple(self.images.shape[-2:])
+        return None if all(target["size"] == canvas for target in self.targets) else self.mask
 
 
 def collate(images: list[Tensor], canvas: tuple[int, int] | None = None) -> Batch:

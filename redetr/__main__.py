@@ -1,0 +1,3 @@
+from redetr.cli import main
+
+main()

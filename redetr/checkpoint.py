@@ -1,0 +1,56 @@
+"""Files of a run: written whole or not at all, read without running code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from redetr.errors import InputError
+from redetr.files import write_whole
+
+REQUIRED = ("model", "optimizer", "step", "config", "class_names", "category_ids")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """`state` (tensors and plain values) as a file that `torch.load(..., weights_only=True)` reads."""
+    write_whole(path, lambda temporary: torch.save(state, temporary))
+
+
+def save_weights(path: Path, weights: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """`weights` as safetensors, with `about` as JSON in its metadata."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    metadata = {"redetr": json.dumps(about)}
+    write_whole(path, lambda temporary: safetensors.torch.save_file(weights, temporary, metadata))
+
+
+def read_torch(path: Path, map_location: str = "cpu") -> Any:
+    """The content of a `.pt` or `.pth` file, tensors and plain values only. Raises InputError naming the file."""
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path}: not a checkpoint that can be read safely ({reason[:160]})") from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint written by `save_checkpoint`. Raises InputError if it is damaged or something is missing."""
+    state = read_torch(path)
+    missing = [key for key in REQUIRED if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise InputError(f"{path}: not a redetr checkpoint, {', '.join(missing)} missing")
+    return state
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Weights and metadata of a safetensors file. Raises InputError naming the file."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # safetensors raises its own kinds for a damaged file
+        raise InputError(f"{path}: not a safetensors file that can be read ({str(error)[:160]})") from error

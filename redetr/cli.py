@@ -1,0 +1,252 @@
+"""The command line: `redetr demo | train | evaluate | predict | models`."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import Progress, track
+from rich.table import Table
+
+from redetr.errors import InputError, RedetrError
+
+Positional = tyro.conf.Positional
+ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
+OUT = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """COCO numbers of a checkpoint: twelve of them, and AP per class."""
+
+    checkpoint: Positional[str]
+    """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
+    data: str | None = None
+    """digits, crowns, or a folder; default: what the checkpoint was trained on."""
+    batch_size: int = 16
+    """Images at once."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto = bf16 where the hardware multiplies it fast."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> None:
+        from redetr.data import open_dataset
+        from redetr.distributed import session
+        from redetr.evaluate import evaluate
+        from redetr.predict import load
+
+        detector = load(self.checkpoint, device=self.device, precision=self.precision)
+        source = self.data or detector.trained_on
+        if source is None:
+            raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
+        dataset = open_dataset(source, "val")
+        with session(self.device) as dist, Progress(console=ERRORS, disable=self.json) as progress:
+            task = progress.add_task("evaluating", total=len(dataset))
+            result = evaluate(
+                detector.model, dataset, dist, image_size=detector.image_size, batch_size=self.batch_size,
+                dtype=detector.dtype, on_batch=lambda images: progress.advance(task, images * dist.world_size),
+            )  # fmt: skip
+            dist.main_only(_print_json if self.json else print_result)(result.to_dict())
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Finds objects in images and folders of images; writes annotated PNGs and predictions.json."""
+
+    checkpoint: Positional[str]
+    """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
+    source: Positional[tuple[str, ...]]
+    """Images, and folders of images."""
+    output: str = "predictions"
+    """Folder for the pictures and predictions.json."""
+    threshold: float = 0.5
+    """Smallest score shown."""
+    batch_size: int = 4
+    """Images at once."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    json: bool = False
+    """Also print predictions.json."""
+
+    def run(self) -> None:
+        from redetr.files import write_json
+        from redetr.predict import as_image, find_images, load
+        from redetr.visualize import save_image
+
+        if not 0 <= self.threshold <= 1:
+            raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
+        if not self.source:
+            raise InputError("nothing to look at: name images or folders after the checkpoint")
+        files = find_images(self.source)
+        detector = load(self.checkpoint, device=self.device)
+        folder, names = Path(self.output), _distinct_names(files)
+        folder.mkdir(parents=True, exist_ok=True)
+        found: dict[str, Any] = {}
+        for start in track(range(0, len(files), self.batch_size), "predicting", console=ERRORS, disable=self.json):
+            paths = files[start : start + self.batch_size]
+            images = [as_image(path) for path in paths]
+            for path, image, detections in zip(paths, images, detector.predict(images, self.threshold), strict=True):
+                save_image(detections.draw(image), folder / names[path])
+                found[str(path)] = detections.to_dict()
+        write_json(folder / "predictions.json", found)
+        if self.json:
+            _print_json(found)
+        else:
+            objects = sum(len(entry["detections"]) for entry in found.values())
+            OUT.print(f"{objects} objects in {len(files)} images: {folder}/predictions.json, pictures beside it")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models one can build, with their size."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> None:
+        import torch
+
+        from redetr.models import MODELS
+
+        rows = []
+        with torch.device("meta"):
+            for name, function in MODELS.items():
+                model = function(80)
+                rows.append({
+                    "model": name, "parameters": sum(p.numel() for p in model.parameters()), "scores": model.scores,
+                    "queries": model.num_queries, "image_size": model.image_size,
+                    "about": (function.__doc__ or "").splitlines()[0],
+                })  # fmt: skip
+        if self.json:
+            _print_json(rows)
+            return
+        table = Table("model", "parameters", "queries", "image size", "about")
+        for row in rows:
+            size = f"{row['parameters'] / 1e6:.1f} M"
+            table.add_row(row["model"], size, str(row["queries"]), str(row["image_size"]), row["about"])
+        OUT.print(table)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Trains redetr_n for a few minutes, evaluates it and shows what it found."""
+
+    data: str = "digits"
+    """digits, or crowns for real aerial photographs."""
+    output: str = "runs/demo"
+    """The run folder; an earlier demo there is replaced."""
+    steps: int | None = None
+    """Length of the run; default: about five minutes on two cores."""
+
+    def run(self) -> None:
+        from redetr.demo import demo
+
+        demo(self.data, Path(self.output), self.steps, OUT)
+
+
+COMMANDS: dict[str, Any] = {"demo": Demo, "evaluate": Evaluate, "predict": Predict, "models": Models}
+
+
+def run_train(arguments: list[str]) -> None:
+    """`redetr train RECIPE [flags]`: the recipe's settings are the defaults of the flags."""
+    from redetr.config import TrainConfig
+    from redetr.recipes import RECIPES, get_recipe
+    from redetr.train import train
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        table = Table(
+            "recipe",
+            "what it is",
+            title="redetr train RECIPE [flags]   (redetr train RECIPE --help for the flags)",
+        )
+        for name, recipe in RECIPES.items():
+            table.add_row(name, (recipe.__doc__ or "").splitlines()[0])
+        OUT.print(table)
+        raise SystemExit(0 if arguments else 2)
+    recipe_name, *flags = arguments
+    recipe = get_recipe(recipe_name)
+    if any(flag.split("=")[0] == "--steps" for flag in flags):
+        recipe = replace(recipe, epochs=None)  # either flag replaces the recipe's length
+    config = tyro.cli(TrainConfig, args=flags, default=recipe, prog=f"redetr train {recipe_name}")
+    result = train(config, ERRORS)
+    _main_process(print_result)(result)
+    _main_process(OUT.print)(f"{config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl")
+
+
+def _main_process(function: Callable) -> Callable:
+    return function if os.environ.get("RANK", "0") == "0" else lambda *args: None
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The COCO numbers as a table, in percent."""
+    from redetr.metrics import METRIC_NAMES
+
+    table = Table(*METRIC_NAMES)
+    table.add_row(*(_percent(result[name]) for name in METRIC_NAMES))
+    OUT.print(table)
+    classes = Table("class", "AP")
+    for name, value in sorted(result["per_class"].items(), key=lambda item: -(item[1] or 0)):
+        classes.add_row(name, _percent(value))
+    OUT.print(classes)
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2))
+
+
+def _distinct_names(files: list[Path]) -> dict[Path, str]:
+    """A PNG name for each file; equal stems from several folders get a number."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for file in files:
+        name, number = f"{file.stem}.png", 1
+        while name in taken:
+            number += 1
+            name = f"{file.stem}-{number}.png"
+        taken.add(name)
+        names[file] = name
+    return names
+
+
+USAGE = """redetr: DETR one can read in an afternoon and trust on any number of GPUs
+
+  redetr demo                                   train on handwritten digits for minutes, show what it finds
+  redetr train RECIPE --data PATH --output DIR  train; PATH is digits, crowns or a folder in COCO layout
+  redetr evaluate CHECKPOINT [--data PATH]      the twelve COCO numbers, AP per class
+  redetr predict CHECKPOINT SOURCE...           boxes on images and folders: PNG and JSON
+  redetr models                                 what can be built
+
+redetr COMMAND --help tells the flags. Several GPUs: torchrun --nproc-per-node 8 -m redetr train RECIPE ...
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; ends the process with the exit code of the error, if there is one."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        raise SystemExit(0 if arguments else 2)
+    command, *rest = arguments
+    try:
+        if command == "train":
+            run_train(rest)
+        elif command in COMMANDS:
+            tyro.cli(COMMANDS[command], args=rest, prog=f"redetr {command}").run()
+        else:
+            ERRORS.print(f"redetr: unknown command {command!r}: choose train, {', '.join(COMMANDS)}", markup=False)
+            raise SystemExit(2)
+    except RedetrError as error:
+        ERRORS.print(f"redetr: {error}", markup=False)
+        raise SystemExit(error.exit_code) from None

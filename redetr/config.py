@@ -1,0 +1,125 @@
+"""The settings of a training run: one frozen dataclass, filled by a recipe and overridden by flags."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from redetr.data import Hints
+from redetr.data.transforms import Augment
+from redetr.errors import InputError
+from redetr.losses import ClassNormalization
+from redetr.optim import Schedule
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `redetr train` does; every field is a flag."""
+
+    model: str = "redetr_n"
+    """Name of the model, see `redetr models`."""
+    data: str = "digits"
+    """digits, crowns, or a folder in COCO layout."""
+    output: str = "runs/last"
+    """The run folder: checkpoints, metrics.jsonl, config.json."""
+    epochs: float | None = None
+    """Length of the run in passes over the data (or give --steps)."""
+    steps: int | None = None
+    """Length of the run in optimizer steps (or give --epochs)."""
+    batch_size: int = 16
+    """Images per optimizer step, over all ranks and accumulated micro-batches."""
+    accumulate: int = 1
+    """Micro-batches per optimizer step and rank."""
+    lr: float = 2e-3
+    """Learning rate."""
+    lr_backbone: float | None = None
+    """Learning rate of the backbone (default: lr)."""
+    weight_decay: float = 1e-2
+    """AdamW's decay, not applied to norms, biases and embeddings."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 = no clipping."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls after warm-up."""
+    warmup: float = 0.04
+    """Share of the steps in which the learning rate rises."""
+    drop_at: float = 0.67
+    """Share of the steps after which the "step" schedule drops to a tenth."""
+    ema_decay: float = 0.99
+    """Decay of the moving average of the weights; 0 = none."""
+    class_normalization: ClassNormalization = "global"
+    """Class loss divided by the whole step's count, or by each rank's as in the original."""
+    image_size: int | None = None
+    """Side (fast forms) or shorter side (faithful forms), px; default: the data set's, else the model's."""
+    augment: Augment | None = None
+    """Augmentation; default: the data set's, else the model's."""
+    weights: str | None = None
+    """Start of the backbone: imagenet, or none."""
+    model_options: tuple[str, ...] = ()
+    """Options of the model as name=value, such as num_queries=300."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast; auto = bf16 where the hardware multiplies it fast."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    seed: int = 0
+    """Seed of weights, data order, augmentation and dropout."""
+    num_workers: int | None = None
+    """Loader processes per rank; default: cores per rank minus one, at most 8."""
+    log_every: int = 20
+    """Steps between lines in metrics.jsonl."""
+    eval_every: int | None = None
+    """Steps between evaluations; default: once an epoch, at least five times a run."""
+    resume: bool = False
+    """Continue from the output folder's last.pt if there is one."""
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """`model_options` and `weights` as arguments of `models.build`. Raises InputError for a malformed option."""
+        kwargs: dict[str, Any] = {"weights": self.weights} if self.weights else {}
+        for option in self.model_options:
+            name, equals, value = option.partition("=")
+            if not equals:
+                raise InputError(f"model option {option!r} is not of the form name=value")
+            try:
+                parsed = json.loads(value)
+            except json.JSONDecodeError:
+                parsed = value
+            kwargs[name] = tuple(parsed) if isinstance(parsed, list) else parsed
+        return kwargs
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+        return cls(**{**values, "model_options": tuple(values.get("model_options", ()))})
+
+    def resolved(self, model: Any, hints: Hints, num_images: int) -> "TrainConfig":
+        """The same run with every default that depends on the data or the model filled in."""
+        if (self.steps is None) == (self.epochs is None):
+            raise InputError("give the length of the run as --epochs or as --steps, one of them")
+        steps = self.steps if self.steps is not None else -(-int(self.epochs * num_images) // self.batch_size)
+        if steps < 1:
+            raise InputError(f"the run has {steps} steps: raise --steps or --epochs")
+        per_epoch = max(1, num_images // self.batch_size)
+        default_augment: Augment = "detr" if model.resize == "aspect" else "photo"
+        return replace(
+            self,
+            steps=steps,
+            epochs=None,
+            image_size=self.image_size or hints.image_size or model.image_size,
+            augment=self.augment or hints.augment or default_augment,
+            lr_backbone=self.lr if self.lr_backbone is None else self.lr_backbone,
+            eval_every=self.eval_every or max(1, min(per_epoch, -(-steps // 5))),
+        )
+
+    def check(self, world_size: int) -> None:
+        """Raises InputError for settings that cannot work, naming the flag."""
+        parts = world_size * self.accumulate
+        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % parts:
+            raise InputError(
+                f"--batch-size {self.batch_size} cannot be divided over {world_size} ranks x {self.accumulate} "
+                f"accumulated micro-batches: choose a multiple of {max(parts, 1)}"
+            )
+        if self.log_every < 1:
+            raise InputError("--log-every must be at least 1")
+        if not self.lr > 0:
+            raise InputError(f"--lr {self.lr} must be above 0")

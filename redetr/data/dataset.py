@@ -1,0 +1,198 @@
+"""What every data set looks like from inside: uint8 images, boxes in xyxy pixels, contiguous labels."""
+
+import io
+import os
+import posixpath
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from redetr.errors import InputError
+from redetr.structures import Target
+
+Split = Literal["train", "val"]
+
+_CROWNS = Path(__file__).parent / "crowns"
+_JPEG_START = b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What suits a data set when the user says nothing; None leaves the choice to the recipe."""
+
+    image_size: int | None = None  # longer side in pixels
+    augment: str | None = None  # name of an augmentation
+
+
+class DetectionDataset(ABC, Dataset[tuple[Tensor, Target]]):
+    """Images with boxes. Label `i` is called `class_names[i]` and has the id `category_ids[i]` in the source.
+
+    `notes` are sentences that a user should read once, such as how many boxes were left out.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    hints: Hints = Hints()
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def target(self, index: int) -> Target:
+        """The objects of one image, boxes xyxy in pixels of the stored image, which is not decoded for it."""
+
+    @abstractmethod
+    def image(self, index: int) -> Tensor:
+        """The image, uint8 `[3, H, W]` RGB. Raises InputError if its file cannot be decoded."""
+
+    def sample(self, index: int) -> tuple[Tensor, Target]:
+        """Image and target together; cheaper than asking for each where both come from one computation."""
+        return self.image(index), self.target(index)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        return self.sample(index)
+
+    def _position(self, index: int) -> int:
+        """`index` counted from the front. Raises IndexError outside of the data set."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)} in {self.name}")
+        return index % len(self)
+
+
+def open_dataset(source: str | Path, split: Split, seed: int = 0) -> DetectionDataset:
+    """The data set called `digits` or `crowns`, or that in a folder (`./digits` is a folder of that name).
+
+    Folders are in COCO form: `annotations/instances_train*.json` and `instances_val*.json`, or
+    `train/_annotations.coco.json` and `valid/_annotations.coco.json`. `seed` chooses the scenes of `digits`.
+    Raises InputError if there is no such folder, layout or split, or the annotations are faulty.
+    """
+    from redetr.data.coco import CocoDataset, is_coco_folder
+    from redetr.data.digits import DigitsDataset
+
+    if split not in ("train", "val"):
+        raise ValueError(f"split is train or val, not {split!r}")
+    if source == "digits":
+        return DigitsDataset(split, seed)
+    if source == "crowns":
+        return CocoDataset.open(_CROWNS, split, "crowns", Hints(image_size=128, augment="aerial"))
+    folder = _checked_folder(source)
+    if not is_coco_folder(folder):
+        raise InputError(
+            f"{folder}: no data set found: looked for COCO (annotations/instances_train*.json, or"
+            " train/_annotations.coco.json); give the folder that holds these, or export your data as COCO"
+        )
+    return CocoDataset.open(folder, split)
+
+
+def require_same_classes(train: DetectionDataset, val: DetectionDataset) -> None:
+    """Raises InputError if the two number their classes differently: a label would mean two things."""
+    if train.category_ids == val.category_ids and train.class_names == val.class_names:
+        return
+    classes = [set(zip(split.category_ids, split.class_names, strict=True)) for split in (train, val)]
+    odd = min(classes[0] ^ classes[1])
+    where = "train" if odd in classes[0] else "val"
+    raise InputError(
+        f"{train.name}: train and val list different categories: {odd[0]} ({odd[1]!r}) is only in {where};"
+        " write the same categories into both annotation files"
+    )
+
+
+def path_inside(name: Any) -> str:
+    """The relative path with forward slashes and no detours; empty if it is none, or leads out of the folder."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return ""
+    path = posixpath.normpath(name.replace("\\", "/"))
+    leads_out = path in (".", "..") or path.startswith(("/", "../")) or re.match("[A-Za-z]:", path)
+    return "" if leads_out else path
+
+
+def find_files(names: list[str], folders: list[Path]) -> tuple[Path, np.ndarray]:
+    """The first of the folders that holds most of the files, and which files it lacks, bool `[N]`."""
+    best, fewest = folders[0], np.ones(len(names), bool)
+    for folder in filter(Path.is_dir, dict.fromkeys(folders)):
+        missing = _missing(folder, names)
+        if missing.sum() < fewest.sum():
+            best, fewest = folder, missing
+        if not fewest.any():
+            break
+    return best, fewest
+
+
+def _missing(folder: Path, names: list[str]) -> np.ndarray:
+    """Which files the folder lacks, bool `[N]`. Lists each folder once: asking file by file is slow."""
+    listings: dict[str, set[str]] = {}
+    missing = np.zeros(len(names), bool)
+    for i, name in enumerate(names):
+        parent, _, file = name.rpartition("/")
+        if parent not in listings:
+            listings[parent] = _listing(folder / parent)
+        missing[i] = file not in listings[parent]
+    return missing
+
+
+def _listing(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+def read_image(path: Path) -> Tensor:
+    """The image in a file, uint8 `[3, H, W]` RGB, as stored: boxes count stored pixels, EXIF is not applied.
+
+    Raises InputError if the file is missing, not an image, damaged or cut short.
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+        # Only JPEG goes through torchvision, 4 times faster: its PNG decoder crashes on some damaged files.
+        if data[:3].tobytes() == _JPEG_START:
+            return decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB)
+        with Image.open(io.BytesIO(data.tobytes())) as image:
+            return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
+    except Exception as error:  # decoders raise nearly everything on damaged files
+        remedy = "replace the file, or take it out of the annotations"
+        raise InputError(f"{path}: {_decode_failure(error)}; {remedy}") from None
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Pixels `[H, W, 3]` uint8; 16-bit grey is scaled to 8 bits, transparency dropped."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        grey = np.asarray(image)
+        if image.mode == "F" or grey.min() < 0 or grey.max() > 0xFFFF:
+            raise ValueError("pixels of 32 bits, convert it to 8 bits")
+        return np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if image.mode == "P":  # a palette may carry transparency, which PIL wants to see converted on its own
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
+
+
+def _decode_failure(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "the image file is missing"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image (JPEG, PNG, WebP, BMP, GIF and TIFF are read)"
+    if isinstance(error, RuntimeError):  # torchvision's text holds paths of its own source files
+        return "cannot decode the image (damaged or truncated JPEG)"
+    return f"cannot decode the image ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
+def _checked_folder(source: str | Path) -> Path:
+    folder = Path(source).expanduser()
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file; give the folder of the data set, or digits or crowns")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder of a data set, or digits or crowns")
+    if next(folder.iterdir(), None) is None:
+        raise InputError(f"{folder}: the folder is empty; put a data set in COCO form into it")
+    return folder

@@ -1,0 +1,71 @@
+"""Loading samples in worker processes, and putting them on the device as one padded batch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from redetr.data.dataset import DetectionDataset
+from redetr.data.sampler import Key
+from redetr.data.transforms import apply, drawn_from, normalize
+from redetr.structures import Batch, Target, collate
+
+Sample = tuple[Tensor, Target]
+
+
+class Samples(Dataset[Sample]):
+    """A data set seen through a transform, addressed by (epoch, index)."""
+
+    def __init__(self, dataset: DetectionDataset, transform: Callable, seed: int):
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Sample:
+        """The uint8 image `[3, h, w]` and its target as the model sees it: a function of (seed, epoch, image id)."""
+        epoch, index = key
+        image, target = self.dataset.sample(index)
+        return apply(self.transform, image, target, drawn_from(self.seed, epoch, target["image_id"]))
+
+
+def _identity(samples: list[Sample]) -> list[Sample]:
+    return samples
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)  # workers run side by side; more threads each would fight for the same cores
+
+
+def loader(samples: Samples, sampler: Sampler[list[Key]], num_workers: int, pin_memory: bool) -> DataLoader:
+    """Lists of samples in the sampler's order. Padding waits for the canvas, which all ranks agree on."""
+    return DataLoader(
+        samples,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_identity,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread if num_workers else None,
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+def canvas_of(samples: list[Sample]) -> tuple[int, int]:
+    """The smallest (H, W) that holds every image."""
+    sizes = [image.shape[-2:] for image, _ in samples]
+    return max(h for h, _ in sizes), max(w for _, w in sizes)
+
+
+def to_batch(samples: list[Sample], device: torch.device, canvas: tuple[int, int] | None = None) -> Batch:
+    """Samples as a normalised, padded `Batch` on `device`; bytes travel, floats are made there.
+
+    Padding is zero after normalisation, as in the original.
+    """
+    batch = collate([image for image, _ in samples], canvas)
+    mask = batch.mask.to(device, non_blocking=True)
+    images = normalize(batch.images.to(device, non_blocking=True))
+    images = images.masked_fill_(mask[:, None], 0).contiguous(memory_format=torch.channels_last)
+    return Batch(images, mask, [target for _, target in samples])

@@ -1,0 +1,104 @@
+"""COCO numbers of a model on a data set, the same for any number of ranks."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from redetr.data import DetectionDataset
+from redetr.data.loader import Samples, loader, to_batch
+from redetr.data.sampler import EvalSampler
+from redetr.data.transforms import resizer
+from redetr.distributed import Dist
+from redetr.errors import InputError
+from redetr.metrics import CocoResult, GroundTruth, coco_metrics
+from redetr.postprocess import decode
+
+
+def pick_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast: "auto" is bf16 where the hardware multiplies it fast, else fp32.
+
+    A CPU without bf16 units runs bf16 several times slower than fp32.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise InputError(f"unknown precision {precision!r}: choose auto, fp32 or bf16")
+    if precision == "auto":
+        capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(
+            capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
+        )  # fmt: skip
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    """Autocast to `dtype`; fp32 means none."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+@torch.inference_mode()
+def detect(
+    model: nn.Module,
+    dataset: DetectionDataset,
+    dist: Dist,
+    *,
+    image_size: int,
+    batch_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    num_workers: int = 0,
+    on_batch: Callable[[int], Any] = lambda images: None,
+) -> dict[str, np.ndarray]:
+    """All detections on `dataset`: `image_index`, `labels`, `scores` `[N]` and `boxes` `[N, 4]` xyxy pixels.
+
+    Each image is looked at once, over all ranks. Communicates once, at the end. `on_batch` is told the number of
+    images after each batch.
+    """
+    model.eval()
+    transform = resizer(model.resize, image_size, model.max_size)  # type: ignore[arg-type]
+    sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
+    batches = loader(Samples(dataset, transform, seed=0), sampler, num_workers, dist.device.type == "cuda")
+    parts = [_no_detections()]
+    seen = [np.zeros(0, np.int64)]
+    for keys, samples in zip(sampler, batches, strict=True):
+        batch = to_batch(samples, dist.device)
+        with autocast(dist.device, dtype):
+            outputs = model(batch.images, batch.padding)
+        sizes = torch.tensor([target["orig_size"] for target in batch.targets])
+        scores, labels, boxes = (x.cpu().numpy() for x in decode(outputs, sizes, model.scores))  # type: ignore[arg-type]
+        seen.append(np.array([index for _, index in keys]))
+        index = np.repeat(seen[-1], scores.shape[1])
+        parts.append(
+            {
+                "image_index": index,
+                "labels": labels.ravel(),
+                "scores": scores.ravel(),
+                "boxes": boxes.reshape(-1, 4),
+            }
+        )
+        on_batch(len(samples))
+    counted = dist.gather_arrays({"seen": np.concatenate(seen)})["seen"]
+    if sorted(counted.tolist()) != list(range(len(dataset))):
+        raise RuntimeError("evaluation did not see each image exactly once")
+    return dist.gather_arrays({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def _no_detections() -> dict[str, np.ndarray]:
+    counts, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return {"image_index": counts, "labels": counts, "scores": values, "boxes": values.reshape(0, 4)}
+
+
+def evaluate(model: nn.Module, dataset: DetectionDataset, dist: Dist, *, image_size: int, **options: Any) -> CocoResult:
+    """The twelve COCO numbers and per-class AP of `model` on `dataset`; options as in `detect`. Communicates.
+
+    Raises InputError if the model was made for another number of classes.
+    """
+    if len(dataset.class_names) != model.num_classes:
+        raise InputError(
+            f"the model knows {model.num_classes} classes, {dataset.name} has {len(dataset.class_names)}: "
+            "evaluate on data with the classes it was trained on"
+        )
+    found = detect(model, dataset, dist, image_size=image_size, **options)
+    return coco_metrics(GroundTruth.from_dataset(dataset), **found)

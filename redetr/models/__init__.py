@@ -1,0 +1,37 @@
+"""Models by name: plain functions `name(num_classes, **options) -> nn.Module`."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from redetr.errors import InputError
+from redetr.models.detr import detr, detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5
+from redetr.models.fast import fast, redetr_m, redetr_n, redetr_s
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "detr_r50": detr_r50,
+    "detr_r50_dc5": detr_r50_dc5,
+    "detr_r101": detr_r101,
+    "detr_r101_dc5": detr_r101_dc5,
+    "redetr_n": redetr_n,
+    "redetr_s": redetr_s,
+    "redetr_m": redetr_m,
+}
+
+
+def build(name: str, num_classes: int, **overrides: Any) -> nn.Module:
+    """A model of `MODELS` with random weights; `overrides` as in `models.detr.detr` or `models.fast.fast`.
+
+    `num_classes` is the data set's number of categories. Raises InputError for an unknown name or option.
+    """
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    allowed = inspect.signature(detr if name.startswith("detr") else fast).parameters
+    for option in overrides:
+        if option not in allowed:
+            raise InputError(f"unknown option {option!r} of model {name}: choose from {', '.join(allowed)}")
+    if num_classes < 1:
+        raise InputError(f"num_classes is {num_classes}: a detector needs at least one class")
+    return MODELS[name](num_classes, **overrides)

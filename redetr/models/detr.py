@@ -1,0 +1,113 @@
+"""The faithful form: DETR of Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020.
+
+Parameter names and shapes are those of the official checkpoints, which load strictly.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from redetr.boxes import at_least_float32
+from redetr.models.backbone import Backbone, SmallResNet, resize_mask
+from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
+from redetr.models.transformer import MLP, Transformer
+from redetr.structures import LossConfig, Outputs
+
+
+class DETR(nn.Module):
+    """CNN backbone, transformer encoder and decoder, object queries; a class and a box from every query.
+
+    Deviations from the original: frozen BatchNorm is folded into the convolutions, attention runs on a fused kernel,
+    tensors are batch first. None changes the function computed.
+    """
+
+    resize: Literal["aspect"] = "aspect"  # images keep their aspect ratio; batches are padded
+    image_size = 800  # shorter side, px
+    max_size = 1333  # longer side at most, px
+    scores: Literal["softmax"] = "softmax"  # the last class is "no object"
+
+    def __init__(self, num_classes: int, backbone: nn.Module, transformer: Transformer, num_queries: int, hidden_dim: int,
+                 position: Literal["sine", "learned"], aux_loss: bool):  # fmt: skip
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_queries = num_queries
+        self.aux_loss = aux_loss
+        self.loss_config = LossConfig()
+        embedding = {"sine": PositionEmbeddingSine, "learned": PositionEmbeddingLearned}[position]
+        self.backbone = nn.ModuleList([backbone, embedding(hidden_dim // 2)])
+        self.transformer = transformer
+        self.input_proj = nn.Conv2d(backbone.num_channels[-1], hidden_dim, kernel_size=1)
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
+        """Classes and boxes of normalised `images` `[B, 3, H, W]`; `mask` `[B, H, W]` True = padding."""
+        features = self.backbone[0](images)[-1]
+        batch, _, height, width = features.shape
+        if mask is None:
+            padding = torch.zeros(batch, height, width, dtype=torch.bool, device=images.device)
+        else:
+            padding = resize_mask(mask, (height, width))
+        pos = self.backbone[1](padding).flatten(1, 2).to(features.dtype)
+        queries = self.query_embed.weight.to(features.dtype).expand(batch, -1, -1)
+        valid = None if mask is None else ~padding.flatten(1)
+        states = self.transformer(self.input_proj(features).flatten(2).mT, pos, queries, valid)
+        if not self.aux_loss:
+            states = states[-1:]
+        logits = at_least_float32(self.class_embed(states))
+        boxes = at_least_float32(self.bbox_embed(states)).sigmoid()
+        layers = [Outputs(pred_logits=c, pred_boxes=b) for c, b in zip(logits, boxes, strict=True)]
+        return Outputs(**layers[-1], aux_outputs=layers[:-1])
+
+
+def detr(
+    num_classes: int,
+    *,
+    backbone: str | tuple[int, int, int] = "resnet50",
+    weights: str | None = None,
+    dilation: bool = False,
+    norm: Literal["frozen_batch", "group"] = "frozen_batch",
+    position: Literal["sine", "learned"] = "sine",
+    hidden_dim: int = 256,
+    nheads: int = 8,
+    enc_layers: int = 6,
+    dec_layers: int = 6,
+    dim_feedforward: int = 2048,
+    dropout: float = 0.1,
+    pre_norm: bool = False,
+    num_queries: int = 100,
+    aux_loss: bool = True,
+) -> DETR:
+    """A DETR with random transformer weights; `weights="imagenet"` for the backbone only. The defaults are DETR-R50.
+
+    Not in the original, for training from scratch: `norm="group"`, and three widths of a `SmallResNet` (stride 16)
+    as `backbone`.
+    """
+    if isinstance(backbone, str):
+        body: nn.Module = Backbone(backbone, weights, dilation, norm=norm)
+    else:
+        body = SmallResNet(backbone)
+    transformer = Transformer(hidden_dim, nheads, enc_layers, dec_layers, dim_feedforward, dropout, pre_norm)
+    return DETR(num_classes, body, transformer, num_queries, hidden_dim, position, aux_loss)
+
+
+def detr_r50(num_classes: int, **options: Any) -> DETR:
+    """DETR with ResNet-50: 42.0 AP on COCO val 2017 with the official weights (published)."""
+    return detr(num_classes, **{"backbone": "resnet50", **options})
+
+
+def detr_r50_dc5(num_classes: int, **options: Any) -> DETR:
+    """DETR with ResNet-50, the last stage dilated instead of strided: 43.3 AP (published)."""
+    return detr(num_classes, **{"backbone": "resnet50", "dilation": True, **options})
+
+
+def detr_r101(num_classes: int, **options: Any) -> DETR:
+    """DETR with ResNet-101: 43.5 AP (published)."""
+    return detr(num_classes, **{"backbone": "resnet101", **options})
+
+
+def detr_r101_dc5(num_classes: int, **options: Any) -> DETR:
+    """DETR with ResNet-101, the last stage dilated instead of strided: 44.9 AP (published)."""
+    return detr(num_classes, **{"backbone": "resnet101", "dilation": True, **options})

@@ -1,0 +1,57 @@
+"""Optimizer, schedule and gradient clipping."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Schedule = Literal["cosine", "step", "constant"]
+
+
+def param_groups(model: nn.Module, lr: float, lr_backbone: float, weight_decay: float) -> list[dict]:
+    """Trainable parameters by learning rate and weight decay; no decay on norms, biases and embeddings.
+
+    `base_lr` of a group is what the schedule multiplies.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = 0.0 if parameter.dim() < 2 or id(parameter) in embeddings else weight_decay
+        rate = lr_backbone if name.startswith("backbone.0.") else lr
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": params, "lr": rate, "base_lr": rate, "weight_decay": decay}
+        for (rate, decay), params in groups.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, lr: float, lr_backbone: float, weight_decay: float) -> torch.optim.AdamW:
+    """Fused AdamW over `param_groups`."""
+    return torch.optim.AdamW(param_groups(model, lr, lr_backbone, weight_decay), fused=True)
+
+
+def lr_factor(step: int, steps: int, schedule: Schedule, warmup_steps: int, drop_at: float) -> float:
+    """What the base learning rate is multiplied by in optimizer step `step` of `steps`: a pure function.
+
+    Linear warm-up, then "cosine" to 0, "step" (a tenth after the share `drop_at` of all steps) or "constant".
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "cosine":
+        done = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return 0.1 if schedule == "step" and step >= drop_at * steps else 1.0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """The norm of the whole gradient (a tensor: no synchronisation) before it is scaled down to `max_norm`; 0 = never."""
+    limit = max_norm if max_norm > 0 else math.inf
+    return nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=True)

@@ -1,0 +1,206 @@
+"""Model outputs to detections in pixels of the original image.
+
+Shapes: B images, Q queries, C classes, K detections of an image, N detections that remain.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .boxes import box_cxcywh_to_xyxy
+from .errors import InputError
+from .structures import Outputs
+from .visualize import draw_boxes
+
+if TYPE_CHECKING:
+    import supervision
+
+Kind = Literal["softmax", "sigmoid"]
+ImageSizes = Tensor | Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """The objects found in one image, best score first. All tensors are on the host."""
+
+    scores: Tensor  # [N] float32
+    labels: Tensor  # [N] int64 in [0, C)
+    boxes: Tensor  # [N, 4] xyxy, pixels of the original image
+    class_names: tuple[str, ...]  # C names
+    category_ids: tuple[int, ...]  # C ids, as the annotation files number the classes
+    image_size: tuple[int, int]  # height, width of the original image
+
+    @classmethod
+    def from_raw(
+        cls,
+        scores: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        image_size: tuple[int, int],
+    ) -> "Detections":
+        """Detections sorted by score, their boxes `[N, 4]` (xyxy pixels) clipped to the image."""
+        order = scores.argsort(descending=True, stable=True)
+        height, width = image_size
+        edges = boxes.new_tensor([width, height, width, height])
+        return cls(
+            scores=scores[order],
+            labels=labels[order],
+            boxes=torch.minimum(boxes[order].clamp(min=0), edges),
+            class_names=tuple(class_names),
+            category_ids=tuple(category_ids),
+            image_size=(int(height), int(width)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        first = [f"  {d['label']} {d['score']:.2f} {[round(x) for x in d['box']]}" for d in self._rows(5)]
+        more = [f"  and {len(self) - 5} more"] if len(self) > 5 else []
+        return "\n".join([f"Detections: {len(self)} in an image of {width}x{height} px", *first, *more])
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each detection."""
+        return [self.class_names[label] for label in self.labels.tolist()]
+
+    def above(self, threshold: float) -> "Detections":
+        """Only the detections whose score is `threshold` or more."""
+        keep = self.scores >= threshold
+        return Detections(
+            self.scores[keep],
+            self.labels[keep],
+            self.boxes[keep],
+            self.class_names,
+            self.category_ids,
+            self.image_size,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: `image_size` (height, width), and `label` (name), `score`, `box` of each detection."""
+        return {"image_size": list(self.image_size), "detections": self._rows(len(self))}
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` xywh in pixels."""
+        entries = []
+        for label, score, (x1, y1, x2, y2) in zip(*self._lists(), strict=True):
+            entries.append(
+                {
+                    "image_id": image_id,
+                    "category_id": self.category_ids[label],
+                    "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+                    "score": round(score, 6),
+                }
+            )
+        return entries
+
+    def to_supervision(self) -> "supervision.Detections":
+        """The same as `supervision.Detections`, class names in `data["class_name"]`.
+
+        Raises InputError when supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            message = "supervision is not installed; it comes with: pip install redetr[supervision]"
+            raise InputError(message) from error
+        import numpy as np
+
+        return supervision.Detections(
+            xyxy=self.boxes.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.labels.numpy(),
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
+    def draw(self, image: Image.Image | Tensor, scale: int | None = None) -> Image.Image:
+        """The original image (PIL, or uint8 `[3, H, W]`) with labelled boxes, small images enlarged.
+
+        `scale` is described at `visualize.draw_boxes`. Raises InputError for an image of another size.
+        """
+        width, height = image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
+        if (height, width) != self.image_size:
+            known = "{1}x{0}".format(*self.image_size)
+            raise InputError(f"detections of an image of {known} px cannot be drawn on one of {width}x{height} px")
+        labels = self.labels.tolist()
+        return draw_boxes(image, self.boxes, self.names, self.scores.tolist(), labels, scale)
+
+    def _lists(self) -> tuple[list[int], list[float], list[list[float]]]:
+        return self.labels.tolist(), self.scores.tolist(), self.boxes.tolist()
+
+    def _rows(self, count: int) -> list[dict[str, Any]]:
+        """Label name, score and box of the first `count` detections, rounded."""
+        return [
+            {
+                "label": self.class_names[label],
+                "score": round(score, 6),
+                "box": [round(value, 3) for value in box],
+            }
+            for label, score, box in zip(*(values[:count] for values in self._lists()), strict=True)
+        ]
+
+
+def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int = 100) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels, unclipped) on the model's device.
+
+    `orig_sizes` is `[B, 2]`: height and width of the original images, best on that device. "softmax" gives
+    each query its best class but "no object": K = Q, in the order of the queries, whatever `top_k` is.
+    "sigmoid" gives the `top_k` best pairs of query and class, best first: K = min(top_k, Q * C). Computed in
+    fp32; nothing is copied to the host. Raises ValueError for another `kind`.
+
+    Source: Carion et al., "End-to-End Object Detection with Transformers", 2020 (softmax); Zhu et al.,
+    "Deformable DETR", 2021 (sigmoid). Deviation: pairs are ranked by logit and not by score, so that scores
+    which round to the same fp32 number keep their order.
+    """
+    logits = outputs["pred_logits"].float()
+    boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"].float())
+    if kind == "softmax":
+        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+    elif kind == "sigmoid":
+        num_classes = logits.shape[-1]
+        pairs = logits.flatten(1)
+        best, index = pairs.topk(min(top_k, pairs.shape[1]), dim=1)
+        scores, labels = best.sigmoid(), index % num_classes
+        boxes = boxes.gather(1, (index // num_classes)[..., None].expand(-1, -1, 4))
+    else:
+        raise ValueError(f"kind must be softmax or sigmoid, not {kind!r}")
+    height_width = orig_sizes.to(boxes)
+    return scores, labels, boxes * height_width.flip(-1).repeat(1, 2)[:, None]
+
+
+def postprocess(
+    outputs: Outputs, orig_sizes: ImageSizes, kind: Kind, top_k: int = 100
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each image scores `[K]`, labels `[K]` and boxes `[K, 4]` (xyxy pixels, not clipped) on the host.
+
+    What `decode` says holds here; `orig_sizes` may be a list of (height, width). One device-to-host copy.
+    """
+    sizes = torch.as_tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
+    scores, labels, boxes = decode(outputs, sizes, kind, top_k)
+    # One tensor, one copy; fp32 holds every label below 2^24 exactly.
+    packed = torch.cat([scores[..., None], labels[..., None].float(), boxes], dim=-1).cpu()
+    return [(image[:, 0], image[:, 1].long(), image[:, 2:]) for image in packed]
+
+
+def detect(
+    outputs: Outputs,
+    orig_sizes: Sequence[tuple[int, int]],
+    kind: Kind,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+    top_k: int = 100,
+    threshold: float = 0.0,
+) -> list[Detections]:
+    """The `Detections` of each image with a score of `threshold` or more; one device-to-host copy."""
+    raw = postprocess(outputs, orig_sizes, kind, top_k)
+    return [
+        Detections.from_raw(*fields, class_names, category_ids, size).above(threshold)
+        for fields, size in zip(raw, orig_sizes, strict=True)
+    ]

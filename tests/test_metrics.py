@@ -1,0 +1,272 @@
+import contextlib
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from redetr.errors import DivergedError
+from redetr.metrics import METRIC_NAMES, CocoResult, GroundTruth, coco_metrics
+
+NAMES = ("cat", "dog", "bird", "fish", "never seen")
+
+
+def target(image_id, boxes, labels, iscrowd=None, size=(480, 640)):
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return {
+        "boxes": boxes,
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "image_id": image_id,
+        "orig_size": size,
+        "size": size,
+        "iscrowd": torch.tensor([False] * len(boxes) if iscrowd is None else iscrowd, dtype=torch.bool),
+        "area": (boxes[:, 2:] - boxes[:, :2]).prod(-1),
+    }
+
+
+class TinyDataset:
+    def __init__(self, targets, class_names=NAMES):
+        self.targets, self.class_names = targets, class_names
+
+    def __len__(self):
+        return len(self.targets)
+
+    def target(self, index):
+        return self.targets[index]
+
+
+def random_scene(rng, image_id, crowd_share):
+    """A target with 0 to 9 boxes of all COCO sizes and classes 0 to 3 (class 4 stays empty)."""
+    count = int(rng.integers(0, 10))
+    corner = rng.uniform(0, 400, (count, 2))
+    boxes = np.concatenate(
+        [corner, corner + rng.choice([12, 60, 180], (count, 1)) * rng.uniform(0.5, 1.5, (count, 2))], 1
+    )
+    return target(image_id, boxes, rng.integers(0, 4, count), rng.random(count) < crowd_share)
+
+
+def random_detections(rng, targets, per_image, decimals):
+    """Flat detections near the ground truth and anywhere, with tied scores; every fourth image has none."""
+    fields = []
+    for index, scene in enumerate(targets):
+        if index % 4 == 3:
+            continue
+        boxes, labels = scene["boxes"].numpy(), scene["labels"].numpy()
+        for _ in range(int(rng.integers(1, per_image))):
+            if len(boxes) and rng.random() < 0.7:
+                pick = rng.integers(len(boxes))
+                box, label = boxes[pick] + rng.normal(0, 5, 4), labels[pick]
+            else:
+                corner = rng.uniform(0, 400, 2)
+                box, label = np.concatenate([corner, corner + rng.uniform(1, 200, 2)]), rng.integers(0, 5)
+            box[2:] = np.maximum(box[2:], box[:2])
+            fields.append((index, round(rng.random(), decimals), label, box))
+    image_index, scores, labels, boxes = zip(*fields, strict=True)
+    return (
+        torch.tensor(image_index),
+        torch.tensor(scores, dtype=torch.float32),
+        torch.tensor(np.array(labels)),
+        torch.tensor(np.array(boxes), dtype=torch.float32),
+    )
+
+
+def reference(targets, image_index, scores, labels, boxes):
+    """The twelve numbers and AP per class as pycocotools computes them, nan for its -1."""
+
+    def xywh(box):
+        x1, y1, x2, y2 = box.tolist()
+        return [x1, y1, x2 - x1, y2 - y1]
+
+    annotations, detections = [], []
+    for scene in targets:
+        for box, label, crowd, area in zip(
+            *(scene[k] for k in ("boxes", "labels", "iscrowd", "area")), strict=True
+        ):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": scene["image_id"],
+                    "category_id": int(label) + 1,
+                    "bbox": xywh(box),
+                    "iscrowd": int(crowd),
+                    "area": float(area),
+                }
+            )
+    for index, score, label, box in zip(
+        image_index.tolist(), scores.tolist(), labels.tolist(), boxes, strict=True
+    ):
+        image_id = targets[index]["image_id"]
+        detections.append({"image_id": image_id, "category_id": label + 1, "bbox": xywh(box), "score": score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {
+            "images": [{"id": scene["image_id"]} for scene in targets],
+            "categories": [{"id": label + 1, "name": name} for label, name in enumerate(NAMES)],
+            "annotations": annotations,
+        }
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(detections), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    precision = evaluation.eval["precision"][:, :, :, 0, 2]
+    per_class = [p[p > -1].mean() if (p > -1).any() else math.nan for p in np.moveaxis(precision, 2, 0)]
+    return np.where(evaluation.stats < 0, math.nan, evaluation.stats), np.array(per_class)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("seed", "crowd_share", "per_image", "decimals"),
+    [
+        (0, 0.0, 20, 6),
+        (1, 0.2, 20, 1),  # many ties
+        (2, 0.5, 40, 6),
+        (3, 0.2, 250, 2),  # more than 100 detections in most images
+        (4, 0.1, 150, 1),
+        (5, 1.0, 10, 6),  # nothing but crowds
+    ],
+)
+def test_equal_to_pycocotools(seed, crowd_share, per_image, decimals, capfd):
+    rng = np.random.default_rng(seed)
+    image_ids = rng.permutation(1000)[:24].tolist()  # not in ascending order
+    targets = [random_scene(rng, image_id, crowd_share) for image_id in image_ids]
+    assert any(len(scene["labels"]) == 0 for scene in targets)
+    detections = random_detections(rng, targets, per_image, decimals)
+    result = coco_metrics(GroundTruth.from_dataset(TinyDataset(targets)), *detections)
+    assert capfd.readouterr() == ("", "")
+    expected, expected_per_class = reference(targets, *detections)
+    np.testing.assert_allclose(list(result.metrics.values()), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(list(result.per_class.values()), expected_per_class, rtol=0, atol=1e-12)
+    assert math.isnan(result.per_class["never seen"])
+    assert math.isnan(result.ap) == (crowd_share == 1.0)
+
+
+def one_box_truth():
+    return GroundTruth.from_targets([target(7, [[0, 0, 100, 100]], [1]), target(8, [], [])], NAMES)
+
+
+def detect(boxes, scores, labels, image_index=None):
+    """The arguments of `coco_metrics` for a flat list, all in image 0 unless told."""
+    image_index = [0] * len(scores) if image_index is None else image_index
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return (
+        torch.tensor(image_index, dtype=torch.int64),
+        torch.tensor(scores),
+        torch.tensor(labels).long(),
+        boxes,
+    )
+
+
+def test_values_worked_by_hand():
+    # IoU 0.8 clears the thresholds 0.50 to 0.80: 7 of 10. A box of 100 x 100 is large.
+    result = coco_metrics(one_box_truth(), *detect([[0, 0, 80, 100]], [0.9], [1]))
+    assert result.ap == pytest.approx(0.7)
+    assert result.ap50 == pytest.approx(1.0)
+    assert result.metrics["AP75"] == pytest.approx(1.0)
+    assert result.metrics["AR1"] == pytest.approx(0.7)
+    assert result.metrics["APl"] == pytest.approx(0.7)
+    assert math.isnan(result.metrics["APs"]) and math.isnan(result.metrics["ARm"])
+    assert tuple(result.metrics) == METRIC_NAMES
+    assert result.per_class["dog"] == pytest.approx(0.7) and math.isnan(result.per_class["cat"])
+
+
+def test_a_better_scored_miss_halves_precision():
+    boxes = [[300, 300, 400, 400], [0, 0, 100, 100]]
+    assert coco_metrics(one_box_truth(), *detect(boxes, [0.9, 0.8], [1, 1])).ap == pytest.approx(0.5)
+    assert coco_metrics(one_box_truth(), *detect(boxes, [0.8, 0.9], [1, 1])).ap == pytest.approx(1.0)
+
+
+def test_detections_inside_a_crowd_are_ignored():
+    boxes, labels = [[0, 0, 100, 100], [200, 200, 400, 400]], [1, 1]
+    truth = GroundTruth.from_targets([target(1, boxes, labels, iscrowd=[False, True])], NAMES)
+    found = detect([[250, 250, 300, 300], [0, 0, 100, 100]], [0.9, 0.8], [1, 1])
+    assert coco_metrics(truth, *found).ap == pytest.approx(1.0)
+
+
+def test_stacked_arrays_equal_the_flat_list():
+    rng = np.random.default_rng(0)
+    targets = [random_scene(rng, i, 0.1) for i in range(6)]
+    truth = GroundTruth.from_targets(targets, NAMES)
+    scores, labels = torch.rand(6, 30), torch.randint(5, (6, 30))
+    corner = torch.rand(6, 30, 2) * 300
+    boxes = torch.cat([corner, corner + 100], -1)
+    order = torch.tensor([3, 1, 0, 5, 2, 4])
+    stacked = coco_metrics(truth, order, scores, labels, boxes)
+    flat = coco_metrics(
+        truth, order.repeat_interleave(30), scores.flatten(), labels.flatten(), boxes.flatten(0, 1)
+    )
+    assert stacked.to_dict() == flat.to_dict()
+    arrays = coco_metrics(truth, *(x.numpy() for x in (order, scores, labels, boxes)))
+    assert arrays.to_dict() == flat.to_dict()
+
+
+def test_entries_of_negative_images_are_dropped():
+    found = detect([[0, 0, 100, 100]] * 2, [0.5, 0.9], [1, 1], image_index=[0, -1])
+    alone = detect([[0, 0, 100, 100]], [0.5], [1])
+    assert coco_metrics(one_box_truth(), *found).to_dict() == coco_metrics(one_box_truth(), *alone).to_dict()
+
+
+def test_half_precision_is_taken():
+    index, scores, labels, boxes = detect([[0, 0, 80, 100]], [0.5], [1])
+    assert coco_metrics(one_box_truth(), index, scores.bfloat16(), labels, boxes.half()).ap == pytest.approx(
+        0.7
+    )
+
+
+def test_no_detections_is_zero_where_there_is_ground_truth(capfd):
+    result = coco_metrics(one_box_truth(), *detect([], [], []))
+    assert result.ap == 0 and result.per_class["dog"] == 0 and math.isnan(result.per_class["cat"])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_no_ground_truth_is_nan(images, capfd):
+    truth = GroundTruth.from_targets([target(i, [], []) for i in range(images)], NAMES)
+    found = detect([[0, 0, 9, 9]], [0.9], [2]) if images else detect([], [], [])
+    result = coco_metrics(truth, *found)
+    assert all(math.isnan(value) for value in [*result.metrics.values(), *result.per_class.values()])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_classes_at_all():
+    truth = GroundTruth.from_targets([target(0, [], [])], ())
+    assert coco_metrics(truth, *detect([], [], [])).per_class == {}
+
+
+def test_to_dict_is_json_without_nan():
+    result = coco_metrics(one_box_truth(), *detect([[0, 0, 100, 100]], [0.5], [1]))
+    loaded = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert loaded["AP"] == pytest.approx(1.0) and loaded["APs"] is None
+    assert loaded["per_class"]["cat"] is None and loaded["per_class"]["dog"] == pytest.approx(1.0)
+    assert CocoResult({"AP": math.nan}, {}).to_dict() == {"AP": None, "per_class": {}}
+
+
+def test_classes_that_share_a_name_stay_apart():
+    truth = GroundTruth.from_targets([target(0, [[0, 0, 50, 50]], [2])], ("tree", "bush", "tree"))
+    result = coco_metrics(truth, *detect([[0, 0, 50, 50]], [0.9], [2]))
+    assert list(result.per_class) == ["tree (0)", "bush", "tree (2)"]
+    assert result.per_class["tree (2)"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_diverged_model_is_told(value):
+    with pytest.raises(DivergedError, match=r"1 of 2 detections .* image 8"):
+        coco_metrics(one_box_truth(), *detect([[0, 0, 9, 9], [0, 0, value, 9]], [0.9, 0.9], [1, 1], [0, 1]))
+    with pytest.raises(DivergedError):
+        coco_metrics(one_box_truth(), *detect([[0, 0, 9, 9]], [value], [1]))
+
+
+def test_wrong_arrays_are_refused():
+    truth = one_box_truth()
+    with pytest.raises(ValueError, match="image index 2, but there are 2"):
+        coco_metrics(truth, *detect([[0, 0, 9, 9]], [0.9], [1], [2]))
+    with pytest.raises(ValueError, match="label outside of 0 to 4"):
+        coco_metrics(truth, *detect([[0, 0, 9, 9]], [0.9], [5]))
+    with pytest.raises(ValueError, match="do not fit"):
+        coco_metrics(
+            truth, torch.zeros(2).long(), torch.zeros(3, 5), torch.zeros(3, 5).long(), torch.zeros(3, 5, 4)
+        )

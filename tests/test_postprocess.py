@@ -1,0 +1,197 @@
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from redetr.errors import InputError
+from redetr.postprocess import Detections, decode, detect, postprocess
+
+LN2, LN3 = math.log(2), math.log(3)
+
+
+def outputs(logits, boxes):
+    return {"pred_logits": torch.tensor(logits), "pred_boxes": torch.tensor(boxes)}
+
+
+def random_outputs(classes, images=3, queries=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(images, queries, classes, generator=generator)
+    boxes = torch.rand(images, queries, 4, generator=generator)
+    return {"pred_logits": logits, "pred_boxes": boxes}
+
+
+def two_detections(image_size=(100, 200)):
+    return Detections.from_raw(
+        torch.tensor([0.25, 0.875]),
+        torch.tensor([0, 1]),
+        torch.tensor([[-5.0, 2.0, 700.0, 9.0], [1.0, 2.5, 11.0, 40.0]]),
+        ["cat", "dog"],
+        [3, 18],
+        image_size,
+    )
+
+
+def no_detections():
+    return two_detections().above(1.5)
+
+
+def test_softmax_by_hand():
+    # e^logits of the queries: (1, 2, 1) and (1, 1, 2); the last column is "no object".
+    out = outputs([[[0.0, LN2, 0.0], [0.0, 0.0, LN2]]], [[[0.5, 0.5, 0.2, 0.4], [0.1, 0.9, 0.4, 0.4]]])
+    scores, labels, boxes = postprocess(out, [(100, 200)], "softmax")[0]
+    torch.testing.assert_close(scores, torch.tensor([0.5, 0.25]))
+    assert labels.tolist() == [1, 0] and labels.dtype == torch.int64
+    # 200 wide and 100 high; the second box reaches beyond the image and stays so.
+    expected = torch.tensor([[80.0, 30.0, 120.0, 70.0], [-20.0, 70.0, 60.0, 110.0]])
+    torch.testing.assert_close(boxes, expected)
+
+
+def test_softmax_keeps_each_query_in_its_order():
+    out = random_outputs(classes=5)
+    scores, labels, boxes = decode(out, torch.tensor([[10, 20]] * 3), "softmax", top_k=2)
+    assert scores.shape == labels.shape == (3, 7) and boxes.shape == (3, 7, 4)
+    probabilities = out["pred_logits"].double().softmax(-1)
+    assert labels.max() < 4
+    for b in range(3):
+        for q in range(7):
+            best = max(range(4), key=lambda c, b=b, q=q: probabilities[b, q, c])
+            assert labels[b, q] == best
+            assert scores[b, q].item() == pytest.approx(probabilities[b, q, best].item(), rel=1e-6)
+
+
+def test_sigmoid_by_hand():
+    # A query may be taken twice: once for each class.
+    boxes = [[[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.5]]]
+    out = outputs([[[LN3, -LN3], [0.0, 2 * LN3]]], boxes)
+    scores, labels, boxes = postprocess(out, [(10, 40)], "sigmoid", top_k=3)[0]
+    torch.testing.assert_close(scores, torch.tensor([0.9, 0.75, 0.5]))
+    assert labels.tolist() == [1, 0, 0]
+    whole, left = [0.0, 0.0, 40.0, 10.0], [0.0, 2.5, 20.0, 7.5]
+    torch.testing.assert_close(boxes, torch.tensor([left, whole, left]))
+
+
+def test_sigmoid_equals_a_sort_of_all_pairs():
+    out = random_outputs(classes=4)
+    sizes = [(31, 17), (64, 128), (480, 640)]
+    for b, (scores, labels, boxes) in enumerate(postprocess(out, sizes, "sigmoid", top_k=10)):
+        pairs = [(1 / (1 + math.exp(-out["pred_logits"][b, q, c])), q, c) for q in range(7) for c in range(4)]
+        best = sorted(pairs, reverse=True)[:10]
+        torch.testing.assert_close(scores, torch.tensor([score for score, _, _ in best]))
+        assert labels.tolist() == [c for _, _, c in best]
+        height, width = sizes[b]
+        for box, (_, q, _) in zip(boxes.tolist(), best, strict=True):
+            x, y, w, h = out["pred_boxes"][b, q].tolist()
+            corners = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
+            assert box == pytest.approx(corners, abs=1e-4)
+
+
+def test_saturated_scores_keep_the_order_of_their_logits():
+    out = outputs([[[30.0], [90.0], [60.0]]], [[[0.1] * 4, [0.2] * 4, [0.3] * 4]])
+    scores, _, boxes = postprocess(out, [(10, 10)], "sigmoid")[0]
+    assert scores.tolist() == [1.0, 1.0, 1.0]
+    torch.testing.assert_close(boxes[:, 2], torch.tensor([3.0, 4.5, 1.5]))
+
+
+def test_fewer_pairs_than_top_k_and_no_images():
+    assert decode(random_outputs(classes=2), torch.ones(3, 2), "sigmoid")[0].shape == (3, 14)
+    assert postprocess(random_outputs(classes=2, images=0), [], "sigmoid") == []
+    assert postprocess(random_outputs(classes=2, images=0), [], "softmax") == []
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_half_precision_is_decoded_in_fp32(kind):
+    out = {name: tensor.bfloat16() for name, tensor in random_outputs(classes=3).items()}
+    sizes = torch.tensor([[480, 640]] * 3)
+    half = decode(out, sizes, kind)
+    full = decode({name: tensor.float() for name, tensor in out.items()}, sizes, kind)
+    assert half[0].dtype == half[2].dtype == torch.float32
+    for a, b in zip(half, full, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="softmax or sigmoid, not 'argmax'"):
+        decode(random_outputs(classes=3), torch.ones(3, 2), "argmax")
+
+
+def test_detect_sorts_clips_and_filters():
+    out = outputs([[[0.0, LN2, LN2], [0.0, 2 * LN3, 0.0], [0.0, 0.0, 9.0]]], [[[0.0, 0.0, 1.0, 1.0]] * 3])
+    (found,) = detect(out, [(100, 200)], "softmax", ["cat", "dog"], [3, 18], threshold=0.1)
+    torch.testing.assert_close(found.scores, torch.tensor([9 / 11, 0.4]))
+    assert found.names == ["dog", "dog"]
+    assert found.boxes.tolist() == [[0, 0, 100, 50]] * 2
+    assert found.image_size == (100, 200)
+
+
+def test_above_and_length():
+    found = two_detections()
+    assert (len(found), len(found.above(0.5)), len(found.above(0.875)), len(found.above(0.9))) == (2, 1, 1, 0)
+    assert found.above(0.5).names == ["dog"]
+
+
+def test_to_dict_is_json():
+    expected = {
+        "image_size": [100, 200],
+        "detections": [
+            {"label": "dog", "score": 0.875, "box": [1.0, 2.5, 11.0, 40.0]},
+            {"label": "cat", "score": 0.25, "box": [0.0, 2.0, 200.0, 9.0]},
+        ],
+    }
+    assert json.loads(json.dumps(two_detections().to_dict())) == expected
+    assert no_detections().to_dict() == {"image_size": [100, 200], "detections": []}
+
+
+def test_to_coco_has_the_category_ids_of_the_files():
+    expected = [
+        {"image_id": 42, "category_id": 18, "bbox": [1.0, 2.5, 10.0, 37.5], "score": 0.875},
+        {"image_id": 42, "category_id": 3, "bbox": [0.0, 2.0, 200.0, 7.0], "score": 0.25},
+    ]
+    assert json.loads(json.dumps(two_detections().to_coco(42))) == expected
+    assert no_detections().to_coco(42) == []
+
+
+def test_repr_counts_and_shows_the_first_few():
+    lines = repr(two_detections()).splitlines()
+    assert lines == [
+        "Detections: 2 in an image of 200x100 px",
+        "  dog 0.88 [1, 2, 11, 40]",
+        "  cat 0.25 [0, 2, 200, 9]",
+    ]
+    many = Detections.from_raw(
+        torch.rand(9), torch.zeros(9, dtype=torch.int64), torch.rand(9, 4), ["cat"], [1], (10, 10)
+    )
+    assert len(repr(many).splitlines()) == 7 and repr(many).endswith("  and 4 more")
+    assert repr(no_detections()) == "Detections: 0 in an image of 200x100 px"
+
+
+@pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")  # supervision says that it works without OpenCV
+def test_to_supervision():
+    converted = two_detections().to_supervision()
+    np.testing.assert_array_equal(converted.xyxy, [[1, 2.5, 11, 40], [0, 2, 200, 9]])
+    np.testing.assert_array_equal(converted.confidence, np.float32([0.875, 0.25]))
+    assert converted.class_id.tolist() == [1, 0]
+    assert converted.data["class_name"].tolist() == ["dog", "cat"]
+    assert converted[converted.confidence > 0.5].data["class_name"].tolist() == ["dog"]
+    assert len(no_detections().to_supervision()) == 0
+
+
+def test_missing_supervision_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(InputError, match=r"pip install redetr\[supervision\]"):
+        two_detections().to_supervision()
+
+
+def test_draw_enlarges_and_marks_the_boxes():
+    drawn = two_detections().draw(torch.zeros(3, 100, 200, dtype=torch.uint8), scale=2)
+    assert drawn.size == (400, 200)
+    assert np.asarray(drawn).max() > 0
+    assert two_detections().draw(Image.new("L", (200, 100))).mode == "RGB"
+
+
+def test_draw_refuses_an_image_of_another_size():
+    with pytest.raises(InputError, match="an image of 200x100 px cannot be drawn on one of 100x200 px"):
+        two_detections().draw(Image.new("RGB", (100, 200)))

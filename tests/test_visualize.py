@@ -1,0 +1,217 @@
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from redetr.errors import InputError
+from redetr.visualize import (
+    _smoothed,
+    class_color,
+    comparison_grid,
+    draw_boxes,
+    grid,
+    plot_curves,
+    read_metrics,
+    save_image,
+    to_pil,
+)
+
+
+def gray(height, width):
+    return torch.full((3, height, width), 128, dtype=torch.uint8)
+
+
+def draw(image, boxes, scores=None, scale=None, labels=None):
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    labels = ["x"] * len(boxes) if labels is None else labels
+    return draw_boxes(image, boxes, labels, scores, range(len(boxes)), scale)
+
+
+def read_image(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return image.copy()
+
+
+def curve(steps=40):
+    lines = []
+    for step in range(0, steps, 4):
+        loss = None if step == 8 else 5 - step / 10
+        lines.append({"step": step, "epoch": 0, "loss": loss, "lr": 1e-4, "time_s": 3.0 * step})
+        lines.append({"step": step, "time_s": 3.0 * step, "AP": None if step == 0 else 0.2, "AP50": 0.4})
+    return lines
+
+
+def write_lines(folder, lines, end="\n"):
+    folder.mkdir(exist_ok=True)
+    text = "\n".join(json.dumps(line) for line in lines) + end
+    (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_colors_are_distinct_and_stable():
+    colors = np.array([class_color(i) for i in range(90)], dtype=int)
+    assert len(np.unique(colors, axis=0)) == 90 and colors.min() >= 0 and colors.max() <= 255
+    first = colors[:15]
+    apart = np.abs(first[:, None] - first[None]).sum(-1) + 1000 * np.eye(15, dtype=int)
+    assert apart.min() > 60
+
+
+def test_to_pil():
+    image = torch.arange(2 * 3 * 3, dtype=torch.uint8).reshape(3, 2, 3)
+    assert np.array_equal(np.asarray(to_pil(image)), image.permute(1, 2, 0).numpy())
+    assert to_pil(Image.new("RGBA", (4, 5))).mode == "RGB"
+    for wrong in (torch.zeros(3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="uint8 image"):
+            to_pil(wrong)
+
+
+def test_outline_lies_on_the_pixels_of_the_box():
+    drawn = np.asarray(draw(gray(100, 100), [[20, 30, 60, 80]], scale=1, labels=[""]))
+    color = list(class_color(0))
+    # Columns 20 to 59 and rows 30 to 79 belong to the box; its line is 2 px wide, on a dark one.
+    assert (
+        drawn[50, 20].tolist()
+        == drawn[50, 59].tolist()
+        == drawn[30, 40].tolist()
+        == drawn[79, 40].tolist()
+        == color
+    )
+    assert drawn[50, 60].tolist() != color and (drawn[50, 40] == 128).all() and (drawn[50, 10] == 128).all()
+
+
+def test_small_images_are_enlarged_by_a_whole_factor():
+    assert draw(gray(128, 128), []).size == (512, 512)
+    assert draw(gray(128, 96), [], scale=3).size == (288, 384)
+    assert draw(gray(480, 640), []).size == (640, 480)
+    enlarged = np.asarray(draw(gray(50, 50), [[10, 10, 30, 30]], scale=4, labels=[""]))
+    assert enlarged[40, 80].tolist() == list(class_color(0)) == enlarged[119, 80].tolist()
+
+
+def test_the_given_image_is_left_alone():
+    image = Image.new("RGB", (600, 600))
+    drawn = draw(image, [[10, 10, 300, 300]])
+    assert np.asarray(image).max() == 0 < np.asarray(drawn).max()
+
+
+def test_tags_stay_in_the_picture_and_apart():
+    def tag_pixels(boxes):
+        drawn = np.asarray(draw(gray(400, 400), boxes, [0.5] * len(boxes), scale=1)).astype(int)
+        return [(drawn == class_color(i)).all(-1) for i in range(len(boxes))]
+
+    for box in ([0, 0, 60, 60], [360, 0, 400, 30], [380, 380, 400, 400], [-50, -50, 500, 500]):
+        assert tag_pixels([box])[0].sum() > 200  # far more than the outline that is left at a corner
+    same = tag_pixels([[100, 100, 200, 200]] * 3)
+    assert min(mask.sum() for mask in same) > 300
+
+
+def test_degenerate_boxes_are_drawn():
+    draw(gray(64, 64), [[10, 10, 10, 10], [30, 30, 20, 20], [90, 90, 99, 99]], [0.1, 0.2, 0.3])
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError):
+        draw_boxes(gray(64, 64), torch.zeros(2, 4), ["a"], None, [0, 1])
+    with pytest.raises(ValueError):
+        draw_boxes(gray(64, 64), torch.zeros(2, 4), ["a", "b"], [0.5], [0, 1])
+
+
+def test_grid_places_panels():
+    red, green, blue = (
+        Image.new("RGB", size, color)
+        for size, color in [((50, 40), "red"), ((30, 60), "lime"), ((70, 20), "blue")]
+    )
+    picture = grid([(red, ""), (green, ""), (blue, "")], columns=2)
+    # Gaps of 12 px; columns of 70 and 30 px, rows of 60 and 20 px.
+    assert picture.size == (12 + 70 + 12 + 30 + 12, 12 + 60 + 12 + 20 + 12)
+    assert picture.getpixel((12, 12)) == (255, 0, 0)
+    assert picture.getpixel((94, 12)) == (0, 255, 0)
+    assert picture.getpixel((12, 84)) == (0, 0, 255)
+    assert picture.getpixel((0, 0)) == (255, 255, 255)
+    assert grid([(red, "a longer caption than the panel")], columns=5).width > 50 + 24
+
+
+def test_comparison_has_the_ground_truth_at_the_left():
+    scenes = [(Image.new("RGB", (200, 50), "red"), Image.new("RGB", (200, 50), "lime"))] * 3
+    picture = comparison_grid(scenes)
+    assert picture.size == (12 + 4 * 212, 12 + 2 * (50 + 28 + 12))
+    assert picture.getpixel((20, 60)) == picture.getpixel((444, 60)) == (255, 0, 0)
+    assert picture.getpixel((232, 60)) == picture.getpixel((656, 60)) == (0, 255, 0)
+
+
+@pytest.mark.parametrize(("panels", "columns"), [([], 2), ([(Image.new("RGB", (4, 4)), "")], 0)])
+def test_empty_grid_is_refused(panels, columns):
+    with pytest.raises(ValueError, match="at least one"):
+        grid(panels, columns)
+
+
+def test_save_image_leaves_nothing_but_the_file(tmp_path):
+    save_image(Image.new("RGB", (5, 4), "red"), tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert read_image(tmp_path / "a.png").size == (5, 4)
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    (tmp_path / "a.png").write_text("old")
+
+    class Broken:
+        def save(self, path):
+            path.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_image(Broken(), tmp_path / "a.png")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_plot_curves_of_folders_files_and_lists(tmp_path):
+    folder = write_lines(tmp_path / "run", curve())
+    plot_curves([folder, folder / "metrics.jsonl", curve(), []], tmp_path / "curves.png")
+    image = read_image(tmp_path / "curves.png")
+    assert image.width > 1000 and np.asarray(image.convert("L")).std() > 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "run"]
+
+
+@pytest.mark.parametrize(
+    "lines", [[], [{"step": 1, "loss": 2.0, "time_s": 1.0}], [{"step": 0, "AP": 0.1, "time_s": 0}]]
+)
+def test_plot_curves_of_a_run_that_has_just_begun(tmp_path, lines):
+    plot_curves([lines], tmp_path / "curves.png", names=["first"])
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_plot_curves_is_drawn_without_pyplot(tmp_path):
+    before = "matplotlib.pyplot" in sys.modules
+    plot_curves([curve()], tmp_path / "curves.png")
+    assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_plot_curves_refuses_no_runs_and_too_few_names(tmp_path):
+    for runs, names in (([], ()), ([curve(), curve()], ["one"])):
+        with pytest.raises(ValueError):
+            plot_curves(runs, tmp_path / "curves.png", names)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_read_metrics_leaves_out_the_line_being_written(tmp_path):
+    folder = write_lines(tmp_path / "run", curve(), end='\n{"step": 44, "lo')
+    assert read_metrics(folder) == curve() == read_metrics(folder / "metrics.jsonl")
+
+
+def test_read_metrics_names_the_file_at_fault(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read .*nowhere"):
+        read_metrics(tmp_path / "nowhere")
+    (tmp_path / "metrics.jsonl").write_text("step 1\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl is not made of JSON lines"):
+        read_metrics(tmp_path)
+
+
+def test_the_smoothed_loss_by_hand():
+    assert _smoothed([]).shape == (0,)
+    assert _smoothed([1.0, 3.0]).tolist() == [1.0, 3.0]
+    values = [0.0, 3.0, math.nan] + [6.0] * 37  # 40 values: one neighbour on each side
+    assert _smoothed(values)[:4].tolist() == [1.5, 1.5, 4.5, 6.0]
