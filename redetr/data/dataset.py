@@ -1,6 +1,5 @@
 """What every data set looks like from inside: uint8 images, boxes in xyxy pixels, contiguous labels."""
 
-import io
 import os
 import posixpath
 import re
@@ -14,7 +13,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from redetr.errors import InputError
 from redetr.structures import Target
@@ -22,7 +20,6 @@ from redetr.structures import Target
 Split = Literal["train", "val"]
 
 _CROWNS = Path(__file__).parent / "crowns"
-_JPEG_START = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def require_same_classes(train: DetectionDataset, val: DetectionDataset) -> None
 
 
 def path_inside(name: Any) -> str:
-    """The relative path with forward slashes and no detours; empty if it is none, or leads out of the folder."""
+    """The relative path with forward slashes and no detours; empty if it is none or leads elsewhere."""
     if not isinstance(name, str) or not name or "\0" in name:
         return ""
     path = posixpath.normpath(name.replace("\\", "/"))
@@ -154,11 +151,8 @@ def read_image(path: Path) -> Tensor:
     Raises InputError if the file is missing, not an image, damaged or cut short.
     """
     try:
-        data = np.fromfile(path, dtype=np.uint8)
-        # Only JPEG goes through torchvision, 4 times faster: its PNG decoder crashes on some damaged files.
-        if data[:3].tobytes() == _JPEG_START:
-            return decode_jpeg(torch.from_numpy(data), mode=ImageReadMode.RGB)
-        with Image.open(io.BytesIO(data.tobytes())) as image:
+        # Not torchvision's decoders: they are deprecated, and that of PNG crashes on some damaged files.
+        with Image.open(path) as image:
             return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
     except Exception as error:  # decoders raise nearly everything on damaged files
         remedy = "replace the file, or take it out of the annotations"
@@ -182,8 +176,6 @@ def _decode_failure(error: Exception) -> str:
         return "the image file is missing"
     if isinstance(error, UnidentifiedImageError):
         return "not an image (JPEG, PNG, WebP, BMP, GIF and TIFF are read)"
-    if isinstance(error, RuntimeError):  # torchvision's text holds paths of its own source files
-        return "cannot decode the image (damaged or truncated JPEG)"
     return f"cannot decode the image ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
 
 

@@ -1,10 +1,11 @@
 """Scenes of handwritten digits, drawn on demand: a data set that is always there.
 
-A scene is a textured background, a few strokes that are no digits, 1 to 8 digits and noise. The digits are scans of
-handwriting (the 1,797 of scikit-learn, 8x8 px), each turned, sheared, stretched and inked anew. Scans that appear in
-validation never appear in training.
+A scene is a textured background, a few strokes that are no digits, 1 to 8 digits and noise. The digits are
+scans of handwriting (the 1,797 of scikit-learn, 8x8 px), each turned, slanted, stretched and inked anew. Scans
+that appear in validation never appear in training.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,14 +20,21 @@ _SIDE = 128  # px of a scene
 _MOST_DIGITS = 8
 _GLYPH_HEIGHT_PX = (16, 44)
 _INKED = 72  # of 255: fainter pixels do not count for the box
-_MOST_HIDDEN = 0.35  # share of a digit's ink that others may cover
+_MOST_HIDDEN = 0.3  # share of a digit's ink that others may cover
 _PLACES_TRIED = 6
+_CONTRAST = 65  # least difference in brightness, of 255, between a digit and the ground
+_CONTRAST_BETWEEN = 45  # and between two digits that overlap
+_SHADES_TRIED = 12
+_TINT = 60  # how far the channels of a colour may be apart
 
+# The scans are enlarged once into a bank, which is sampled at the nearest pixel.
 _CELL = 8  # px of the bank per px of a scan
 _BORDER = 8  # px of the bank around a scan, free of ink
-_BANK_SIDE = 8 * _CELL + 2 * _BORDER
+_SCAN_SIDE = 8 * _CELL
+_BANK_SIDE = _SCAN_SIDE + 2 * _BORDER
 
-_TEXTURE_SIDE = 256
+_TEXTURE_SIDE = 192
+_TEXTURES = 16
 _SPLITS: tuple[Split, ...] = ("train", "val")
 
 
@@ -38,11 +46,7 @@ class _Glyph:
     ink: np.ndarray  # [h, w] uint8, cut to the inked pixels
     left: int
     top: int
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        height, width = self.ink.shape
-        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+    over: list[int]  # which earlier digits it covers in part
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -51,7 +55,7 @@ class _Glyph:
 
 
 class DigitsDataset(DetectionDataset):
-    """`size` scenes of 128x128 px; scene `i` depends on (seed, split, i) only. A box is tight around a digit's ink."""
+    """Scenes of 128x128 px; scene `i` depends on (seed, split, i) only. A box is tight around a digit's ink."""
 
     name = "digits"
     class_names = tuple("0123456789")
@@ -59,7 +63,7 @@ class DigitsDataset(DetectionDataset):
     hints = Hints(image_size=_SIDE, augment="plain")
 
     def __init__(self, split: Split, seed: int = 0, size: int | None = None):
-        """By default 20,000 scenes to train on, 300 to validate on."""
+        """`size` scenes; by default 20,000 to train on, 300 to validate on."""
         self.split, self.seed = split, seed
         self.size = size if size is not None else {"train": 20_000, "val": 300}[split]
         _scans(split)  # drawn once, before worker processes are forked
@@ -83,120 +87,145 @@ class DigitsDataset(DetectionDataset):
 
 
 def _target(glyphs: list[_Glyph], image_id: int) -> Target:
-    boxes = torch.tensor([glyph.box for glyph in glyphs], dtype=torch.float32)
+    boxes = np.array([glyph.box for glyph in glyphs], np.float32)
+    areas = np.array([glyph.ink.size for glyph in glyphs], np.float32)
     return Target(
-        boxes=boxes,
-        labels=torch.tensor([glyph.label for glyph in glyphs]),
+        boxes=torch.from_numpy(boxes),
+        labels=torch.from_numpy(np.array([glyph.label for glyph in glyphs], np.int64)),
         image_id=image_id,
         orig_size=(_SIDE, _SIDE),
         size=(_SIDE, _SIDE),
         iscrowd=torch.zeros(len(glyphs), dtype=torch.bool),
-        area=(boxes[:, 2:] - boxes[:, :2]).prod(1),
+        area=torch.from_numpy(areas),
     )
 
 
 def _arranged(random: np.random.Generator, split: Split) -> list[_Glyph]:
     """The digits of a scene from the lowest to the topmost, none hidden by more than `_MOST_HIDDEN`."""
     bank, labels = _scans(split)
-    owner = np.zeros((_SIDE, _SIDE), np.int8)  # whose ink is on top: digit + 1, or 0
-    ink_px = np.zeros(_MOST_DIGITS + 1)
+    owner = np.zeros((_SIDE, _SIDE), np.int8)  # number of the glyph whose ink is on top, from 1
+    spare_px = np.zeros(_MOST_DIGITS + 1)  # how much more of each glyph may be covered
+    spare_px[0] = np.inf  # the ground
     glyphs: list[_Glyph] = []
-    for scan in random.integers(len(bank), size=random.integers(1, _MOST_DIGITS + 1)):
+    for _ in range(1 + int(_MOST_DIGITS * random.random())):
+        scan = int(len(bank) * random.random())
         ink = _warped(random, bank[scan])
         inked = ink >= _INKED
-        visible_px = np.bincount(owner.ravel(), minlength=_MOST_DIGITS + 1)
+        height, width = ink.shape
         for x, y in random.random((_PLACES_TRIED, 2)).tolist():
-            glyph = _Glyph(
-                int(labels[scan]),
-                ink,
-                int(x * (_SIDE + 1 - ink.shape[1])),
-                int(y * (_SIDE + 1 - ink.shape[0])),
-            )
-            covered = np.bincount(owner[glyph.window][inked], minlength=_MOST_DIGITS + 1)
-            if (visible_px - covered >= (1 - _MOST_HIDDEN) * ink_px)[1:].all():
-                glyphs.append(glyph)
-                owner[glyph.window][inked] = len(glyphs)
-                ink_px[len(glyphs)] = inked.sum()
+            left, top = int(x * (_SIDE + 1 - width)), int(y * (_SIDE + 1 - height))
+            below = owner[top : top + height, left : left + width]
+            covered_px = np.bincount(below[inked], minlength=_MOST_DIGITS + 1)
+            if (covered_px <= spare_px).all():
+                over = [i for i, count in enumerate(covered_px[1:].tolist()) if count]
+                glyphs.append(_Glyph(int(labels[scan]), ink, left, top, over))
+                below[inked] = len(glyphs)
+                spare_px -= covered_px
+                spare_px[len(glyphs)] = _MOST_HIDDEN * np.count_nonzero(inked)
                 break
     return glyphs
 
 
 def _warped(random: np.random.Generator, scan: np.ndarray) -> np.ndarray:
-    """The scan `[_BANK_SIDE, _BANK_SIDE]` at a random size, stretch, slant and angle: ink uint8 `[h, w]`, cut tight."""
+    """The scan `[_BANK_SIDE, _BANK_SIDE]` at a random size, stretch, slant and angle: `[h, w]`, cut tight."""
     u = random.random(4).tolist()
     low, high = _GLYPH_HEIGHT_PX
-    height = low * (high / low) ** u[0]
+    height = low * (high / low) ** u[0] / _SCAN_SIDE
     width = height * (0.8 + 0.4 * u[1])
-    angle, shear = (u[2] - 0.5) * np.pi / 6, (u[3] - 0.5) * 0.4
-    cos, sin = np.cos(angle), np.sin(angle)
-    to_scene = np.array([[cos, -sin], [sin, cos]]) @ np.array([[width, shear * height], [0, height]]) / (8 * _CELL)
-    half_x, half_y = np.abs(to_scene).sum(1) * 4 * _CELL
-    (xx, xy), (yx, yy) = np.linalg.inv(to_scene).tolist()
-    x = np.arange(-half_x, half_x, dtype=np.float32)
-    y = np.arange(-half_y, half_y, dtype=np.float32)[:, None]
-    columns = _rounded_inside(x * xx + y * xy + _BANK_SIDE / 2)
-    rows = _rounded_inside(x * yx + y * yy + _BANK_SIDE / 2)
-    return _cut_tight(scan.ravel()[rows * _BANK_SIDE + columns])
+    angle, slant = (u[2] - 0.5) * math.pi / 6, (u[3] - 0.5) * 0.4
+    cos, sin = math.cos(angle), math.sin(angle)
+    # Scene = rotation @ [[width, slant * height], [0, height]] @ scan, both from their centres.
+    xx, xy = cos * width, (cos * slant - sin) * height
+    yx, yy = sin * width, (sin * slant + cos) * height
+    half_x, half_y = (abs(xx) + abs(xy)) * _SCAN_SIDE / 2, (abs(yx) + abs(yy)) * _SCAN_SIDE / 2
+    x = np.arange(-half_x, half_x, dtype=np.float32) / (width * height)
+    y = np.arange(-half_y, half_y, dtype=np.float32)[:, None] / (width * height)
+    columns, rows = yy * x - xy * y, xx * y - yx * x  # the inverse of the 2 x 2 matrix
+    places = _BANK_SIDE * _bank_place(rows) + _bank_place(columns)
+    return _cut_tight(scan.take(places))
 
 
-def _rounded_inside(places: np.ndarray) -> np.ndarray:
-    return np.minimum(np.maximum(places, 0), _BANK_SIDE - 1).astype(np.intp)
+def _bank_place(from_center: np.ndarray) -> np.ndarray:
+    """The nearest row or column of the bank, intp; whatever is outside falls on the border, which has no ink."""
+    half = (_BANK_SIDE - 1) / 2
+    np.maximum(from_center, -half, out=from_center)
+    np.minimum(from_center, half, out=from_center)
+    from_center += half + 0.5
+    return from_center.astype(np.intp)
 
 
 def _cut_tight(ink: np.ndarray) -> np.ndarray:
     inked = ink >= _INKED
-    rows, columns = np.flatnonzero(inked.any(1)), np.flatnonzero(inked.any(0))
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    top, bottom = _extent(np.logical_or.reduce(inked, axis=1))
+    left, right = _extent(np.logical_or.reduce(inked, axis=0))
+    return ink[top:bottom, left:right]
+
+
+def _extent(inked: np.ndarray) -> tuple[int, int]:
+    """From the first to behind the last that is True."""
+    return int(inked.argmax()), len(inked) - int(inked[::-1].argmax())
 
 
 def _painted(random: np.random.Generator, glyphs: list[_Glyph]) -> np.ndarray:
     """The scene as uint8 `[3, 128, 128]`."""
-    scene = _background(random)
-    for _ in range(random.integers(2, 7)):
-        _paint_stroke(random, scene)
+    ground = 20 + 215 * random.random()
+    scene = _background(random, ground)
+    for _ in range(2 + int(5 * random.random())):
+        _paint_stroke(random, scene, ground)
+    brightness: list[float] = []
     for glyph in glyphs:
-        rows, columns = glyph.window
-        _paint(random, scene[:, rows, columns], glyph.ink * np.float32(1 / 255), (70, 150), 50)
-    y, x = random.integers(_TEXTURE_SIDE - _SIDE, size=2)
-    scene += _noise()[:, y : y + _SIDE, x : x + _SIDE] * np.float32(random.uniform(2, 10))
-    return np.minimum(np.maximum(scene, 0), 255).astype(np.uint8)
+        below = [brightness[i] for i in glyph.over]
+        brightness.append(_brightness(random, ground, below))
+        _paint(scene, glyph.ink * np.float32(1 / 255), glyph.left, glyph.top, _color(random, brightness[-1]))
+    y, x = _corner(random)
+    grain = _noise()[:, y : y + _SIDE, x : x + _SIDE]
+    scene += grain * np.float32(2 + 8 * random.random())
+    return np.clip(scene, 0, 255, out=scene).astype(np.uint8)
 
 
-def _paint(
-    random: np.random.Generator,
-    window: np.ndarray,
-    ink: np.ndarray,
-    contrast: tuple[float, float],
-    tint: float,
-) -> None:
-    """Draws `ink` (`[h, w]`, 0 to 1) into the window `[3, h, w]`, darker or lighter than what is there by `contrast`."""
-    ground = window.mean(axis=(1, 2))
-    step = random.uniform(*contrast)
-    darker = ground.mean() - step
-    lighter = ground.mean() + step
-    go_darker = darker >= 0 and (lighter > 255 or random.random() < 0.5)
-    color = ground + (-step if go_darker else step) + tint * (random.random(3) - 0.5)
-    window += ink * (color.astype(np.float32)[:, None, None] - window)
+def _brightness(random: np.random.Generator, ground: float, below: list[float]) -> float:
+    """A brightness in 0..255 that stands out from the ground and the digits below, if a few draws find one."""
+    for value in (255 * random.random(_SHADES_TRIED)).tolist():
+        apart = abs(value - ground) >= _CONTRAST
+        if apart and all(abs(value - other) >= _CONTRAST_BETWEEN for other in below):
+            break
+    return value
 
 
-def _background(random: np.random.Generator) -> np.ndarray:
-    """Two colours blended by a texture, float32 `[3, 128, 128]` in 0..255."""
-    textures = _textures()
-    y, x = random.integers(_TEXTURE_SIDE - _SIDE, size=2)
-    texture = textures[random.integers(len(textures)), y : y + _SIDE, x : x + _SIDE]
-    if random.random() < 0.5:
-        texture = texture.T
-    color = random.uniform(20, 235) + random.uniform(-30, 30, 3)
-    depth = random.uniform(5, 22) * random.uniform(0.6, 1.2, 3)
-    return color.astype(np.float32)[:, None, None] + texture * depth.astype(np.float32)[:, None, None]
+def _color(random: np.random.Generator, brightness: float) -> np.ndarray:
+    """A colour float32 `[3]` of about that brightness."""
+    return np.array([brightness + _TINT * (u - 0.5) for u in random.random(3).tolist()], np.float32)
 
 
-def _paint_stroke(random: np.random.Generator, scene: np.ndarray) -> None:
-    strokes = _strokes()
-    ink = strokes[random.integers(len(strokes))]
+def _paint(scene: np.ndarray, ink: np.ndarray, left: int, top: int, color: np.ndarray) -> None:
+    """Blends `color` `[3]` into the scene `[3, H, W]` by `ink` `[h, w]`, 0 to 1."""
     height, width = ink.shape
-    x, y = random.integers(_SIDE + 1 - width), random.integers(_SIDE + 1 - height)
-    _paint(random, scene[:, y : y + height, x : x + width], ink, (20, 80), 60)
+    window = scene[:, top : top + height, left : left + width]
+    window += ink * (color[:, None, None] - window)
+
+
+def _paint_stroke(random: np.random.Generator, scene: np.ndarray, ground: float) -> None:
+    strokes = _strokes()
+    pick, x, y, contrast = random.random(4).tolist()
+    ink = strokes[int(pick * len(strokes))]
+    left, top = int(x * (_SIDE + 1 - ink.shape[1])), int(y * (_SIDE + 1 - ink.shape[0]))
+    _paint(scene, ink, left, top, _color(random, ground + 160 * (contrast - 0.5)))
+
+
+def _background(random: np.random.Generator, brightness: float) -> np.ndarray:
+    """A colour and its shades by a texture, float32 `[3, 128, 128]`."""
+    textures = _textures()
+    y, x = _corner(random)
+    texture = textures[int(random.random() * len(textures)), y : y + _SIDE, x : x + _SIDE]
+    depth = ((5 + 17 * random.random()) * (0.6 + 0.6 * random.random(3))).astype(np.float32)
+    scene = texture * depth[:, None, None]
+    scene += _color(random, brightness)[:, None, None]
+    return scene
+
+
+def _corner(random: np.random.Generator) -> list[int]:
+    """Where a scene is cut out of a texture."""
+    return [int((_TEXTURE_SIDE - _SIDE) * part) for part in random.random(2).tolist()]
 
 
 @lru_cache
@@ -208,7 +237,7 @@ def _scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
     mine = in_validation(data.target) == (split == "val")
     enlarge = _cubic_weights()
     smooth = enlarge @ data.images[mine].astype(np.float32) @ enlarge.T / 16
-    ink = np.clip((smooth - 0.15) / 0.5, 0, 1)
+    ink = np.clip((smooth - 0.2) / 0.5, 0, 1)
     return (255 * ink).astype(np.uint8), data.target[mine]
 
 
@@ -223,7 +252,7 @@ def in_validation(digits: np.ndarray) -> np.ndarray:
 
 
 def _cubic_weights() -> np.ndarray:
-    """The matrix `[_BANK_SIDE, 8]` that enlarges 8 samples by cubic convolution (Keys 1981, a = -0.5), zero outside."""
+    """The matrix `[_BANK_SIDE, 8]` that enlarges 8 samples by cubic convolution (Keys 1981, a = -0.5)."""
     places = (np.arange(_BANK_SIDE) - _BORDER + 0.5) / _CELL - 0.5
     t = np.abs(places[:, None] - np.arange(8))
     near = 1.5 * t**3 - 2.5 * t**2 + 1
@@ -233,13 +262,13 @@ def _cubic_weights() -> np.ndarray:
 
 @lru_cache
 def _textures() -> np.ndarray:
-    """Grounds of many kinds, float32 `[24, 256, 256]`, mean 0 and deviation 1: clouds, grain, and stripes of both."""
+    """Grounds, float32 `[16, 192, 192]` of mean 0 and deviation 1: clouds, grain, and stripes bent by them."""
     random = np.random.default_rng(1)
     frequency = np.hypot(np.fft.fftfreq(_TEXTURE_SIDE)[:, None], np.fft.rfftfreq(_TEXTURE_SIDE)[None, :])
     frequency[0, 0] = np.inf
     y, x = np.mgrid[:_TEXTURE_SIDE, :_TEXTURE_SIDE] / _TEXTURE_SIDE
     textures = []
-    for kind in range(24):
+    for kind in range(_TEXTURES):
         white = np.fft.rfft2(random.standard_normal((_TEXTURE_SIDE, _TEXTURE_SIDE)))
         texture = _standard(np.fft.irfft2(white / frequency ** random.uniform(0.8, 2.2)))
         if kind % 3 == 0:
@@ -256,10 +285,10 @@ def _standard(values: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def _noise() -> np.ndarray:
-    """Noise, float32 `[3, 256, 256]`, the same in all colours by half."""
+    """Noise, float32 `[3, 192, 192]` of deviation 1, half of its power shared by the colours."""
     random = np.random.default_rng(2)
-    shape = (_TEXTURE_SIDE, _TEXTURE_SIDE)
-    return (0.7 * random.standard_normal((1, *shape)) + 0.7 * random.standard_normal((3, *shape))).astype(np.float32)
+    shared, own = (random.standard_normal((n, _TEXTURE_SIDE, _TEXTURE_SIDE)) for n in (1, 3))
+    return ((shared + own) / math.sqrt(2)).astype(np.float32)
 
 
 @lru_cache

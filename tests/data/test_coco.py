@@ -1,0 +1,340 @@
+"""Reading data sets in COCO form, and the message for each way in which they can be damaged."""
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from redetr.data import open_dataset
+from redetr.data.coco import AnnotationError, CocoDataset
+from redetr.data.dataset import read_image, require_same_classes
+from redetr.errors import InputError
+
+WIDTH, HEIGHT = 100, 80
+
+DOCUMENT: dict[str, Any] = {
+    "images": [
+        {"id": 30, "file_name": "c.png", "width": WIDTH, "height": HEIGHT},
+        {"id": 10, "file_name": "a.png", "width": WIDTH, "height": HEIGHT},
+        {"id": 20, "file_name": "b.png", "width": WIDTH, "height": HEIGHT},
+    ],
+    "annotations": [
+        {"id": 901, "image_id": 30, "category_id": 90, "bbox": [10, 20, 30, 40], "area": 700.5, "iscrowd": 0},
+        {"id": 902, "image_id": 10, "category_id": 7, "bbox": [0.5, 1.5, 2.0, 3.0], "segmentation": [[1, 2, 3]]},
+        {"id": 903, "image_id": 30, "category_id": 7, "bbox": [0, 0, 100, 80], "iscrowd": 1},
+        {"id": 904, "image_id": 30, "category_id": -4, "bbox": [50, 50, 10, 10], "ignore": 1},
+    ],
+    "categories": [{"id": 90, "name": "tooth"}, {"id": -4, "name": "ant"}, {"id": 7, "name": "bee"}],
+}
+
+
+def save_image(path: Path, seed: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT), **options: Any) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+    image.save(path, **options)
+    return np.asarray(image)
+
+
+def write(
+    root: Path, document: Any, annotation: str = "annotations/instances_train.json", folder: str = "train"
+) -> Path:
+    """A data set of the document and its three images; returns the annotation file."""
+    for seed, name in enumerate(("a.png", "b.png", "c.png")):
+        save_image(root / folder / name, seed)
+    file = root / annotation
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(document if isinstance(document, str) else json.dumps(document))
+    return file
+
+
+def refused(root: Path, *fragments: str) -> str:
+    """The one line with which the data set is refused."""
+    with pytest.raises(InputError) as caught:
+        open_dataset(str(root), "train")
+    message = str(caught.value)
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+    return message
+
+
+def damaged(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    document = copy.deepcopy(DOCUMENT)
+    change(document)
+    return document
+
+
+def test_reads_boxes_labels_and_images(tmp_path):
+    write(tmp_path, DOCUMENT)
+    dataset = open_dataset(str(tmp_path), "train")
+    assert (len(dataset), dataset.name, dataset.notes) == (3, tmp_path.name, ())
+    assert dataset.category_ids == (-4, 7, 90)
+    assert dataset.class_names == ("ant", "bee", "tooth")
+    assert [dataset.target(i)["image_id"] for i in range(3)] == [10, 20, 30]
+    image, target = dataset[2]
+    assert target["boxes"].tolist() == [[10, 20, 40, 60], [0, 0, 100, 80], [50, 50, 60, 60]]
+    assert target["labels"].tolist() == [2, 1, 0]
+    assert target["iscrowd"].tolist() == [False, True, True]
+    assert target["area"].tolist() == [700.5, 8000, 100]
+    assert target["orig_size"] == target["size"] == (HEIGHT, WIDTH)
+    assert (target["boxes"].dtype, target["labels"].dtype) == (torch.float32, torch.int64)
+    expected = save_image(tmp_path / "again.png", seed=2)
+    assert torch.equal(image, torch.from_numpy(expected.copy()).permute(2, 0, 1))
+    assert dataset[-1][1]["image_id"] == 30
+    with pytest.raises(IndexError):
+        dataset.target(3)
+
+
+def test_images_without_annotations_are_kept(tmp_path):
+    write(tmp_path, DOCUMENT)
+    target = open_dataset(str(tmp_path), "train").target(1)
+    assert target["boxes"].shape == (0, 4)
+    assert target["labels"].shape == target["iscrowd"].shape == target["area"].shape == (0,)
+
+
+def test_no_annotations_at_all(tmp_path):
+    write(tmp_path, {**DOCUMENT, "annotations": []})
+    dataset = open_dataset(str(tmp_path), "train")
+    assert [len(dataset.target(i)["boxes"]) for i in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "folder", "split"),
+    [
+        ("annotations/instances_train2017.json", "train2017", "train"),
+        ("annotations/instances_val2017.json", "val2017", "val"),
+        ("annotations/instances_val.json", "images/val", "val"),
+        ("annotations/instances_train.json", "images/train", "train"),
+        ("annotations/instances_train.json", "images", "train"),
+        ("annotations/instances_train.json", ".", "train"),
+        ("train/_annotations.coco.json", "train", "train"),
+        ("valid/_annotations.coco.json", "valid", "val"),
+    ],
+)
+def test_layouts(tmp_path, annotation, folder, split):
+    write(tmp_path, DOCUMENT, annotation, folder)
+    dataset = open_dataset(tmp_path, split)
+    assert isinstance(dataset, CocoDataset)
+    assert dataset.path(0) == tmp_path / folder / "a.png"
+    assert dataset.image(0).shape == (3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("prefix", ["train/", "./train/", "train\\", "images/../train/"])
+def test_file_names_may_hold_folders(tmp_path, prefix):
+    write(tmp_path, damaged(lambda d: [row.update(file_name=prefix + row["file_name"]) for row in d["images"]]))
+    assert open_dataset(tmp_path, "train").image(0).shape == (3, HEIGHT, WIDTH)
+
+
+def test_small_overshoot_is_clipped(tmp_path):
+    write(tmp_path, damaged(lambda d: d["annotations"][1].update(bbox=[-1.5, -0.25, 103, 82])))
+    assert open_dataset(tmp_path, "train").target(0)["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT]]
+
+
+def test_survives_the_way_to_a_worker_in_few_bytes(tmp_path):
+    write(tmp_path, DOCUMENT)
+    dataset = open_dataset(tmp_path, "train")
+    sent = pickle.dumps(dataset)
+    assert torch.equal(pickle.loads(sent).target(2)["boxes"], dataset.target(2)["boxes"])
+    many = damaged(lambda d: d.update(annotations=d["annotations"] * 500))
+    write(tmp_path, many)
+    per_box = (len(pickle.dumps(open_dataset(tmp_path, "train"))) - len(sent)) / (499 * 4)
+    assert per_box < 40
+
+
+def test_targets_do_not_share_memory_with_the_data_set(tmp_path):
+    write(tmp_path, DOCUMENT)
+    dataset = open_dataset(tmp_path, "train")
+    dataset.target(2)["boxes"].zero_()
+    assert dataset.target(2)["boxes"].sum() > 0
+
+
+SWAPPED = [10, 20, 95, 75]  # xyxy
+FAULTS = {
+    "unknown image": (lambda d: d["annotations"][1].update(image_id=77), "902", "image_id 77"),
+    "image id of another type": (lambda d: d["annotations"][1].update(image_id="10"), "902", "image_id '10'"),
+    "unknown category": (lambda d: d["annotations"][2].update(category_id=8), "903", "category_id 8"),
+    "no bbox": (lambda d: d["annotations"][0].pop("bbox"), "901", "bbox None", "4 finite numbers"),
+    "short bbox": (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "901", "[1, 2, 3]", "4 finite numbers"),
+    "text in bbox": (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, "4"]), "901", "4 finite numbers"),
+    "NaN in bbox": (lambda d: d["annotations"][0].update(bbox=[1, 2, float("nan"), 4]), "901", "4 finite numbers"),
+    "infinite bbox": (lambda d: d["annotations"][0].update(bbox=[1, 2, float("inf"), 4]), "901", "4 finite numbers"),
+    "huge bbox": (lambda d: d["annotations"][0].update(bbox=[10**400, 2, 3, 4]), "901", "4 finite numbers"),
+    "zero size": (lambda d: d["annotations"][1].update(bbox=[10, 10, 0, 5]), "902", "zero or negative size"),
+    "negative size": (lambda d: d["annotations"][1].update(bbox=[10, 10, 5, -5]), "902", "zero or negative size"),
+    "vanishes": (lambda d: d["annotations"][1].update(bbox=[100.5, 10, 1, 5]), "902", "zero or negative size"),
+    "xyxy": (lambda d: d["annotations"][1].update(bbox=SWAPPED), "902", "100x80 px", "xyxy given as xywh"),
+    "off to the left": (lambda d: d["annotations"][1].update(bbox=[-3, 10, 5, 5]), "902", "leaves its image 10"),
+    "image id twice": (lambda d: d["images"][2].update(id=10), "image 10", "b.png", "twice"),
+    "image id is text": (lambda d: d["images"][2].update(id="x"), "'x'", "b.png", "not a whole number"),
+    "no file name": (lambda d: d["images"][2].pop("file_name"), "image 20", "file_name None"),
+    "missing file": (lambda d: d["images"][2].update(file_name="lost.png"), "image 20", "lost.png", "train"),
+    "missing folder": (lambda d: d["images"][2].update(file_name="no/b.png"), "image 20", "no/b.png"),
+    "climbs out": (lambda d: d["images"][2].update(file_name="../b.png"), "image 20", "../b.png", "inside"),
+    "hidden climb": (lambda d: d["images"][2].update(file_name="x/../../b.png"), "image 20", "inside"),
+    "absolute": (lambda d: d["images"][2].update(file_name="/etc/hosts"), "image 20", "/etc/hosts", "inside"),
+    "Windows drive": (lambda d: d["images"][2].update(file_name="C:\\b.png"), "image 20", "inside"),
+    "no width": (lambda d: d["images"][2].pop("width"), "image 20", "b.png", "Nonex80"),
+    "zero height": (lambda d: d["images"][2].update(height=0), "image 20", "b.png", "100x0"),
+    "category id twice": (lambda d: d["categories"][1].update(id=90), "ant", "90", "twice"),
+    "category id is text": (lambda d: d["categories"][1].update(id="4"), "ant", "'4'", "not a whole number"),
+    "category without name": (lambda d: d["categories"][1].pop("name"), "category -4", "name"),
+    "no images": (lambda d: d.pop("images"), '"images"'),
+    "no annotations": (lambda d: d.pop("annotations"), '"annotations"'),
+    "no categories": (lambda d: d.pop("categories"), '"categories"'),
+    "empty categories": (lambda d: d.update(categories=[]), '"categories" is empty'),
+    "rows are no objects": (lambda d: d.update(images=[1]), '"images"', "list of objects"),
+    "annotation without id": (
+        lambda d: d["annotations"].append({"image_id": 30, "category_id": 7}),
+        "annotation number 4 (without id)",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_named(tmp_path, fault):
+    change, *fragments = FAULTS[fault]
+    write(tmp_path, damaged(change))
+    message = refused(tmp_path, "instances_train.json: ", *fragments)
+    assert "more like it" not in message
+
+
+def test_many_faults_are_counted(tmp_path):
+    write(tmp_path, damaged(lambda d: [row.update(category_id=1, bbox=SWAPPED) for row in d["annotations"][1:]]))
+    refused(tmp_path, "annotation 902: ", "category_id 1", "(and 2 more like it)")
+    with pytest.raises(AnnotationError) as caught:
+        CocoDataset.open(tmp_path, "train")
+    assert [fault.count for fault in caught.value.faults] == [3, 3]
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_braces_in_paths_and_values_are_only_text(tmp_path):
+    root = tmp_path / "a{0}b"
+    write(root, damaged(lambda d: d["images"][2].update(file_name="{id}\nlost.png")))
+    refused(root, "a{0}b", "{id}\\nlost.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "where"), [('{"images": [}', "line 1, column 13"), ('{\n "a": 1', "line 2, column 8")]
+)
+def test_not_json(tmp_path, text, where):
+    write(tmp_path, text)
+    refused(tmp_path, "instances_train.json: not JSON", where)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00\xd8", b"[]", b"[" * 100_000])
+def test_json_of_another_kind(tmp_path, content):
+    write(tmp_path, "").write_bytes(content)
+    refused(tmp_path, "instances_train.json: ")
+
+
+def test_a_few_boxes_without_height_are_left_out(tmp_path):
+    def change(document):
+        document["annotations"] *= 5000
+        document["annotations"][3] = {"id": 5, "image_id": 10, "category_id": 7, "bbox": [9, 9, 1.03, 0.0]}
+
+    write(tmp_path, damaged(change))
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.notes == ("1 of 20000 boxes have no area and are left out",)
+    assert sum(len(dataset.target(i)["boxes"]) for i in range(3)) == 19_999
+
+
+def test_missing_split_is_named(tmp_path):
+    write(tmp_path, DOCUMENT)
+    with pytest.raises(InputError, match=r"no val split .*instances_val\*\.json.*valid/_annotations.*hold out"):
+        open_dataset(tmp_path, "val")
+
+
+def test_several_files_for_a_split(tmp_path):
+    write(tmp_path, DOCUMENT, "annotations/instances_train2014.json")
+    write(tmp_path, DOCUMENT, "annotations/instances_train2017.json")
+    refused(tmp_path, "instances_train2014.json, instances_train2017.json", "keep one")
+    write(tmp_path, DOCUMENT, "annotations/instances_train.json")
+    assert len(open_dataset(tmp_path, "train")) == 3
+
+
+def test_folder_is_missing_empty_or_of_no_known_layout(tmp_path):
+    refused(tmp_path / "nowhere", "nowhere", "no such folder", "digits")
+    refused(tmp_path, str(tmp_path), "empty")
+    save_image(tmp_path / "images" / "a.png")
+    refused(tmp_path, "annotations/instances_train*.json", "_annotations.coco.json")
+    refused(tmp_path / "images" / "a.png", "is a file")
+    with pytest.raises(ValueError, match="train or val"):
+        open_dataset("digits", "test")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "bmp", "gif", "tif"])
+def test_truncated_image(tmp_path, extension):
+    path = tmp_path / f"cut.{extension}"
+    save_image(path)
+    assert read_image(path).shape == (3, HEIGHT, WIDTH)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match=rf"cut\.{extension}: .*replace the file"):
+        read_image(path)
+
+
+def test_damaged_and_foreign_image_files(tmp_path):
+    path = tmp_path / "b.png"
+    save_image(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    for text in (None, b"<html>not found</html>", b""):
+        if text is not None:
+            path.write_bytes(text)
+        with pytest.raises(InputError, match=r"b\.png: .*replace the file") as caught:
+            read_image(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"gone\.png: the image file is missing"):
+        read_image(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK"])
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    options = {"transparency": bytes(range(256))} if mode == "P" else {}
+    Image.new("RGB", (6, 4), (200, 100, 50)).convert(mode).save(path, **options)
+    image = read_image(path)
+    assert (image.shape, image.dtype) == ((3, 4, 6), torch.uint8)
+    if mode in ("P", "RGBA", "CMYK"):
+        assert (image[:, 0, 0] - torch.tensor([200, 100, 50])).abs().max() < 12
+
+
+def test_16_bit_grey_is_scaled(tmp_path):
+    Image.fromarray(np.full((4, 6), 0x8000, np.uint16)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").unique().tolist() == [0x80]
+
+
+def test_size_that_differs_from_the_annotations(tmp_path):
+    write(tmp_path, DOCUMENT)
+    dataset = open_dataset(tmp_path, "train")
+    save_image(tmp_path / "train" / "a.png", size=(50, 40))
+    with pytest.raises(InputError, match=r"a\.png: is 50x40 px, but .*instances_train\.json says 100x80"):
+        dataset.image(0)
+    save_image(tmp_path / "train" / "a.png", size=(HEIGHT, WIDTH))
+    with pytest.raises(InputError, match="EXIF"):
+        dataset.image(0)
+
+
+def test_exif_orientation_is_not_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter to show
+    save_image(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (3, HEIGHT, WIDTH)
+
+
+def test_classes_of_both_splits_have_to_agree(tmp_path):
+    write(tmp_path, DOCUMENT)
+    fewer = damaged(lambda d: (d["categories"].pop(0), d.update(annotations=d["annotations"][1:])))
+    write(tmp_path, fewer, "annotations/instances_val.json", "val")
+    train, val = (open_dataset(tmp_path, split) for split in ("train", "val"))
+    require_same_classes(train, train)
+    with pytest.raises(InputError, match=r"90 \('tooth'\) is only in train"):
+        require_same_classes(train, val)
