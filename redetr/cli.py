@@ -15,7 +15,6 @@ from rich.table import Table
 
 from redetr.errors import InputError, RedetrError
 
-Positional = tyro.conf.Positional
 ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
 OUT = Console(highlight=False)
 
@@ -24,7 +23,7 @@ OUT = Console(highlight=False)
 class Evaluate:
     """COCO numbers of a checkpoint: twelve of them, and AP per class."""
 
-    checkpoint: Positional[str]
+    checkpoint: tyro.conf.Positional[str]
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     data: str | None = None
     """digits, crowns, or a folder; default: what the checkpoint was trained on."""
@@ -61,9 +60,9 @@ class Evaluate:
 class Predict:
     """Finds objects in images and folders of images; writes annotated PNGs and predictions.json."""
 
-    checkpoint: Positional[str]
+    checkpoint: tyro.conf.Positional[str]
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
-    source: Positional[tuple[str, ...]]
+    source: tyro.conf.Positional[tuple[str, ...]]
     """Images, and folders of images."""
     output: str = "predictions"
     """Folder for the pictures and predictions.json."""
@@ -116,12 +115,12 @@ class Models:
 
         from redetr.models import MODELS
 
-        rows = []
+        rows: list[dict[str, Any]] = []
         with torch.device("meta"):
             for name, function in MODELS.items():
                 model = function(80)
                 rows.append({
-                    "model": name, "parameters": sum(p.numel() for p in model.parameters()), "scores": model.scores,
+                    "model": name, "parameters": sum(p.numel() for p in model.parameters()),
                     "queries": model.num_queries, "image_size": model.image_size,
                     "about": (function.__doc__ or "").splitlines()[0],
                 })  # fmt: skip
@@ -143,7 +142,7 @@ class Demo:
     """digits, or crowns for real aerial photographs."""
     output: str = "runs/demo"
     """The run folder; an earlier demo there is replaced."""
-    steps: int | None = None
+    steps: int = 0
     """Length of the run; default: about five minutes on two cores."""
 
     def run(self) -> None:
@@ -167,14 +166,14 @@ def run_train(arguments: list[str]) -> None:
             "what it is",
             title="redetr train RECIPE [flags]   (redetr train RECIPE --help for the flags)",
         )
-        for name, recipe in RECIPES.items():
-            table.add_row(name, (recipe.__doc__ or "").splitlines()[0])
+        for name, function in RECIPES.items():
+            table.add_row(name, (function.__doc__ or "").splitlines()[0])
         OUT.print(table)
         raise SystemExit(0 if arguments else 2)
     recipe_name, *flags = arguments
     recipe = get_recipe(recipe_name)
     if any(flag.split("=")[0] == "--steps" for flag in flags):
-        recipe = replace(recipe, epochs=None)  # either flag replaces the recipe's length
+        recipe = replace(recipe, epochs=0.0)  # either flag replaces the recipe's length
     config = tyro.cli(TrainConfig, args=flags, default=recipe, prog=f"redetr train {recipe_name}")
     result = train(config, ERRORS)
     _main_process(print_result)(result)

@@ -4,11 +4,12 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from redetr.data import Hints
+from redetr.data import DetectionDataset, Hints
 from redetr.data.transforms import Augment
 from redetr.errors import InputError
 from redetr.losses import ClassNormalization
 from redetr.optim import Schedule
+from redetr.structures import DetectionModel
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class TrainConfig:
     """digits, crowns, or a folder in COCO layout."""
     output: str = "runs/last"
     """The run folder: checkpoints, metrics.jsonl, config.json."""
-    epochs: float | None = None
+    epochs: float = 0.0
     """Length of the run in passes over the data (or give --steps)."""
-    steps: int | None = None
+    steps: int = 0
     """Length of the run in optimizer steps (or give --epochs)."""
     batch_size: int = 16
     """Images per optimizer step, over all ranks and accumulated micro-batches."""
@@ -47,12 +48,14 @@ class TrainConfig:
     """Decay of the moving average of the weights; 0 = none."""
     class_normalization: ClassNormalization = "global"
     """Class loss divided by the whole step's count, or by each rank's as in the original."""
-    image_size: int | None = None
+    image_size: int = 0
     """Side (fast forms) or shorter side (faithful forms), px; default: the data set's, else the model's."""
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
     weights: str | None = None
     """Start of the backbone: imagenet, or none."""
+    num_queries: int | None = None
+    """Most objects the model can find in an image; default of the fast forms: twice the most in a training image."""
     model_options: tuple[str, ...] = ()
     """Options of the model as name=value, such as num_queries=300."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -65,14 +68,15 @@ class TrainConfig:
     """Loader processes per rank; default: cores per rank minus one, at most 8."""
     log_every: int = 20
     """Steps between lines in metrics.jsonl."""
-    eval_every: int | None = None
+    eval_every: int = 0
     """Steps between evaluations; default: once an epoch, at least five times a run."""
     resume: bool = False
     """Continue from the output folder's last.pt if there is one."""
 
     def model_kwargs(self) -> dict[str, Any]:
         """`model_options` and `weights` as arguments of `models.build`. Raises InputError for a malformed option."""
-        kwargs: dict[str, Any] = {"weights": self.weights} if self.weights else {}
+        chosen = {"weights": self.weights, "num_queries": self.num_queries}
+        kwargs: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
         for option in self.model_options:
             name, equals, value = option.partition("=")
             if not equals:
@@ -92,19 +96,23 @@ class TrainConfig:
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
         return cls(**{**values, "model_options": tuple(values.get("model_options", ()))})
 
-    def resolved(self, model: Any, hints: Hints, num_images: int) -> "TrainConfig":
+    def with_queries_for(self, data: DetectionDataset) -> "TrainConfig":
+        """The same run with `num_queries` chosen by the data, for the forms whose queries are picked from the image."""
+        if self.num_queries or self.model.startswith("detr_"):
+            return self
+        return replace(self, num_queries=data.hints.num_queries or min(300, max(25, 2 * data.max_objects())))
+
+    def resolved(self, model: DetectionModel, hints: Hints, num_images: int) -> "TrainConfig":
         """The same run with every default that depends on the data or the model filled in."""
-        if (self.steps is None) == (self.epochs is None):
+        if (self.steps > 0) == (self.epochs > 0):
             raise InputError("give the length of the run as --epochs or as --steps, one of them")
-        steps = self.steps if self.steps is not None else -(-int(self.epochs * num_images) // self.batch_size)
-        if steps < 1:
-            raise InputError(f"the run has {steps} steps: raise --steps or --epochs")
+        steps = self.steps or -(-int(self.epochs * num_images) // self.batch_size)
         per_epoch = max(1, num_images // self.batch_size)
         default_augment: Augment = "detr" if model.resize == "aspect" else "photo"
         return replace(
             self,
             steps=steps,
-            epochs=None,
+            epochs=0.0,
             image_size=self.image_size or hints.image_size or model.image_size,
             augment=self.augment or hints.augment or default_augment,
             lr_backbone=self.lr if self.lr_backbone is None else self.lr_backbone,

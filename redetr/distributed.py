@@ -105,7 +105,9 @@ def replicate(model: nn.Module, dist: Dist) -> DistributedDataParallel:
     constants (frozen BatchNorm), so they are not broadcast in each step.
     """
     known = inspect.signature(DistributedDataParallel).parameters
-    no_broadcast = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    no_broadcast: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }
     device_ids = [dist.device.index] if dist.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **no_broadcast)
 

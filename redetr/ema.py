@@ -3,7 +3,8 @@
 import copy
 
 import torch
-from torch import nn
+
+from redetr.structures import DetectionModel
 
 
 class ModelEma:
@@ -13,9 +14,9 @@ class ModelEma:
     soon forgotten. One fused call for all weights.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: DetectionModel, decay: float):
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: DetectionModel = copy.deepcopy(model).eval().requires_grad_(False)
         # The trained parameters; frozen ones and buffers never change.
         pairs = zip(self.model.parameters(), model.parameters(), strict=True)
         self._pairs = [(ema, trained) for ema, trained in pairs if trained.requires_grad]

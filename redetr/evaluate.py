@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from redetr.data import DetectionDataset
-from redetr.data.loader import Samples, loader, to_batch
+from redetr.data.loader import Samples, load_batches, to_batch
 from redetr.data.sampler import EvalSampler
 from redetr.data.transforms import resizer
 from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.metrics import CocoResult, GroundTruth, coco_metrics
 from redetr.postprocess import decode
+from redetr.structures import DetectionModel
 
 
 def pick_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -41,7 +41,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @torch.inference_mode()
 def detect(
-    model: nn.Module,
+    model: DetectionModel,
     dataset: DetectionDataset,
     dist: Dist,
     *,
@@ -57,9 +57,9 @@ def detect(
     images after each batch.
     """
     model.eval()
-    transform = resizer(model.resize, image_size, model.max_size)  # type: ignore[arg-type]
+    transform = resizer(model.resize, image_size, model.max_size)
     sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
-    batches = loader(Samples(dataset, transform, seed=0), sampler, num_workers, dist.device.type == "cuda")
+    batches = load_batches(Samples(dataset, transform, seed=0), sampler, num_workers, dist.device.type == "cuda")
     parts = [_no_detections()]
     seen = [np.zeros(0, np.int64)]
     for keys, samples in zip(sampler, batches, strict=True):
@@ -67,7 +67,7 @@ def detect(
         with autocast(dist.device, dtype):
             outputs = model(batch.images, batch.padding)
         sizes = torch.tensor([target["orig_size"] for target in batch.targets])
-        scores, labels, boxes = (x.cpu().numpy() for x in decode(outputs, sizes, model.scores))  # type: ignore[arg-type]
+        scores, labels, boxes = (x.cpu().numpy() for x in decode(outputs, sizes, model.loss_config.scores))
         seen.append(np.array([index for _, index in keys]))
         index = np.repeat(seen[-1], scores.shape[1])
         parts.append(
@@ -90,7 +90,9 @@ def _no_detections() -> dict[str, np.ndarray]:
     return {"image_index": counts, "labels": counts, "scores": values, "boxes": values.reshape(0, 4)}
 
 
-def evaluate(model: nn.Module, dataset: DetectionDataset, dist: Dist, *, image_size: int, **options: Any) -> CocoResult:
+def evaluate(
+    model: DetectionModel, dataset: DetectionDataset, dist: Dist, *, image_size: int, **options: Any
+) -> CocoResult:
     """The twelve COCO numbers and per-class AP of `model` on `dataset`; options as in `detect`. Communicates.
 
     Raises InputError if the model was made for another number of classes.

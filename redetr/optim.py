@@ -52,6 +52,6 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """The norm of the whole gradient (a tensor: no synchronisation) before it is scaled down to `max_norm`; 0 = never."""
+    """The norm of the whole gradient (a tensor: no synchronisation) before it is cut to `max_norm`; 0 = never cut."""
     limit = max_norm if max_norm > 0 else math.inf
     return nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=True)

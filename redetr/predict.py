@@ -22,7 +22,7 @@ from redetr.evaluate import autocast, pick_precision
 from redetr.models import build
 from redetr.models.convert import coco_class_names, describe_detr, from_transformers
 from redetr.postprocess import Detections, detect
-from redetr.structures import Target
+from redetr.structures import DetectionModel, Target
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -31,10 +31,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 class Detector:
     """A model with its class names and its image size."""
 
-    def __init__(self, model: nn.Module, class_names: Sequence[str], category_ids: Sequence[int], image_size: int,
+    def __init__(self, model: DetectionModel, class_names: Sequence[str], category_ids: Sequence[int], image_size: int,
                  device: str = "auto", precision: str = "fp32", trained_on: str | None = None):  # fmt: skip
         self.device = pick_device(device)
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
         self.image_size = image_size
@@ -53,7 +53,7 @@ class Detector:
         return self._predict([as_image(images)], threshold)[0]  # type: ignore[arg-type]
 
     def _predict(self, images: list[Tensor], threshold: float) -> list[Detections]:
-        resize = resizer(self.model.resize, self.image_size, self.model.max_size)  # type: ignore[arg-type]
+        resize = resizer(self.model.resize, self.image_size, self.model.max_size)
         samples = [(resize(image), _no_target(image)) for image in images]
         for image, target in samples:
             target["size"] = (image.shape[-2], image.shape[-1])
@@ -61,7 +61,9 @@ class Detector:
         with autocast(self.device, self.dtype):
             outputs = self.model(batch.images, batch.padding)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        return detect(outputs, sizes, self.model.scores, self.class_names, self.category_ids, threshold=threshold)  # type: ignore[arg-type]
+        return detect(
+            outputs, sizes, self.model.loss_config.scores, self.class_names, self.category_ids, threshold=threshold
+        )
 
 
 def _no_target(image: Tensor) -> Target:
@@ -89,7 +91,7 @@ def as_image(image: ImageLike) -> Tensor:
 
 
 def find_images(sources: Sequence[str]) -> list[Path]:
-    """The image files named by `sources`, folders searched at all depths, sorted. Raises InputError if there are none."""
+    """The image files named by `sources`; folders are searched at all depths. Raises InputError if there are none."""
     found: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
@@ -156,7 +158,7 @@ def _from_official(weights: dict[str, Tensor], name: str | None, path: Path, dev
     _load_strictly(model, weights, path)
     if class_names is None:
         class_names = coco_class_names() if num_classes == 91 else [f"class {i}" for i in range(num_classes)]
-    return Detector(model, class_names, range(num_classes), model.image_size, device, precision)  # type: ignore[arg-type]
+    return Detector(model, class_names, range(num_classes), model.image_size, device, precision)
 
 
 def _dilated_by_name(path: Path) -> str | None:

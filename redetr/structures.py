@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Target(TypedDict):
@@ -54,6 +54,17 @@ class LossConfig:
     loss_giou: float = 2.0
     eos_coef: float = 0.1
     encoder_repeats: int = 0
+
+
+class DetectionModel(nn.Module):
+    """What the rest of the library asks of a model; `forward(images, mask=None)` returns `Outputs`."""
+
+    num_classes: int
+    num_queries: int
+    loss_config: LossConfig
+    resize: Literal["aspect", "square"]  # images keep their aspect ratio, or are stretched to a square
+    image_size: int  # default of the shorter side ("aspect") or of the side ("square"), px
+    max_size: int | None  # longer side at most ("aspect"), px
 
 
 @dataclass

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from redetr.checkpoint import read_checkpoint, save_checkpoint, save_weights
 from redetr.config import TrainConfig
-from redetr.data import DetectionDataset, open_dataset
-from redetr.data.loader import Sample, Samples, canvas_of, loader, to_batch
+from redetr.data import DetectionDataset, open_dataset, require_same_classes
+from redetr.data.loader import Sample, Samples, canvas_of, load_batches, to_batch
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import augmentation, drawn_from
 from redetr.distributed import Dist, accumulating, replicate, session
@@ -29,7 +29,7 @@ from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.monitor import Monitor
 from redetr.optim import build_optimizer, clip_gradients, lr_factor, set_lr
-from redetr.structures import Batch
+from redetr.structures import Batch, DetectionModel
 
 
 @dataclass
@@ -37,7 +37,7 @@ class State:
     """All that a checkpoint holds and a resumed run needs."""
 
     config: TrainConfig
-    model: torch.nn.Module
+    model: DetectionModel
     ema: ModelEma
     optimizer: torch.optim.Optimizer
     class_names: tuple[str, ...]
@@ -87,10 +87,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     """
     with session(config.device) as dist, _stop_signals() as stop:
         config.check(dist.world_size)
-        data, val = (
-            open_dataset(config.data, "train", config.seed),
-            open_dataset(config.data, "val", config.seed),
-        )
+        data, val = open_dataset(config.data, "train"), open_dataset(config.data, "val")
+        require_same_classes(data, val)
         state, criterion = _prepare(config, dist, data)
         folder = Path(config.output)
         resumed = _start_folder(folder, state, dist)
@@ -112,9 +110,10 @@ class _Silent:
 
 def _prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[State, SetCriterion]:
     torch.manual_seed(config.seed)
+    config = config.with_queries_for(data)
     model = build(config.model, len(data.class_names), **config.model_kwargs())
     config = config.resolved(model, data.hints, len(data))
-    model = model.to(dist.device, memory_format=torch.channels_last)
+    model = model.to(dist.device).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config.lr, config.lr_backbone or 0.0, config.weight_decay)
     ema = ModelEma(model, config.ema_decay)
     state = State(config, model, ema, optimizer, data.class_names, data.category_ids, len(data))
@@ -142,13 +141,12 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
     parameters = sum(p.numel() for p in state.model.parameters())
     notes = [
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images, {config.steps} steps of "
-        f"{config.batch_size} on {dist.world_size} x {dist.device.type}, {pick_precision(config.precision, dist.device)}"
+        f"{config.batch_size}, {dist.world_size} x {dist.device.type}, {pick_precision(config.precision, dist.device)}"
     ]
-    crowded = [i for i in range(min(len(data), 2000)) if len(data.target(i)["labels"]) > queries]  # type: ignore[operator]
-    if crowded:
+    if data.max_objects() > queries:
         notes.append(
-            f"warning: {len(crowded)} images hold more objects than the model's {queries} queries, such as image "
-            f"{data.target(crowded[0])['image_id']}: some objects stay unmatched; raise num_queries"
+            f"warning: an image holds {data.max_objects()} objects, the model has {queries} queries: the rest stays "
+            "unmatched; raise --num-queries"
         )
     return [*notes, *data.notes]
 
@@ -207,7 +205,7 @@ def _windows(state: State, dist: Dist, data: DetectionDataset) -> Iterator[list[
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = min(8, max(1, len(os.sched_getaffinity(0)) // local_ranks - 1))
     samples = Samples(data, transform, config.seed)
-    batches = iter(loader(samples, sampler, workers, dist.device.type == "cuda"))
+    batches = load_batches(samples, sampler, workers, dist.device.type == "cuda")
     while True:
         yield [next(batches) for _ in range(config.accumulate)]
 
@@ -318,7 +316,7 @@ class StepLog:
 def _evaluate(state: State, val: DetectionDataset, dist: Dist, dtype: torch.dtype, folder: Path, monitor: Any) -> dict:
     """Evaluates the averaged weights, records the result, and keeps them if they are the best."""
     config = state.config
-    result = evaluate(state.ema.model, val, dist, image_size=config.image_size or 0, dtype=dtype)
+    result = evaluate(state.ema.model, val, dist, image_size=config.image_size, dtype=dtype)
     line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
     monitor.eval_line(line)
     if (line["AP"] or 0.0) > state.best["AP"]:
@@ -330,7 +328,7 @@ def _evaluate(state: State, val: DetectionDataset, dist: Dist, dtype: torch.dtyp
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that fills when SIGTERM or SIGINT arrives; the loop then ends after its step. A second SIGINT ends at once."""
+    """A list that fills when SIGTERM or SIGINT arrives; the loop ends after its step. A second SIGINT ends at once."""
     received: list[int] = []
 
     def handler(number: int, frame: Any) -> None:

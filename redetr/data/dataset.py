@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from redetr.data.transforms import Augment
 from redetr.errors import InputError
 from redetr.structures import Target
 
@@ -27,7 +28,8 @@ class Hints:
     """What suits a data set when the user says nothing; None leaves the choice to the recipe."""
 
     image_size: int | None = None  # longer side in pixels
-    augment: str | None = None  # name of an augmentation
+    augment: Augment | None = None
+    num_queries: int | None = None  # enough for the most objects in what the model sees of an image
 
 
 class DetectionDataset(ABC, Dataset[tuple[Tensor, Target]]):
@@ -57,6 +59,10 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, Target]]):
         """Image and target together; cheaper than asking for each where both come from one computation."""
         return self.image(index), self.target(index)
 
+    def max_objects(self) -> int:
+        """The most objects in one image, crowds not counted."""
+        return max((int((~self.target(i)["iscrowd"]).sum()) for i in range(len(self))), default=0)
+
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         return self.sample(index)
 
@@ -67,11 +73,11 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, Target]]):
         return index % len(self)
 
 
-def open_dataset(source: str | Path, split: Split, seed: int = 0) -> DetectionDataset:
+def open_dataset(source: str | Path, split: Split) -> DetectionDataset:
     """The data set called `digits` or `crowns`, or that in a folder (`./digits` is a folder of that name).
 
     Folders are in COCO form: `annotations/instances_train*.json` and `instances_val*.json`, or
-    `train/_annotations.coco.json` and `valid/_annotations.coco.json`. `seed` chooses the scenes of `digits`.
+    `train/_annotations.coco.json` and `valid/_annotations.coco.json`.
     Raises InputError if there is no such folder, layout or split, or the annotations are faulty.
     """
     from redetr.data.coco import CocoDataset, is_coco_folder
@@ -80,9 +86,9 @@ def open_dataset(source: str | Path, split: Split, seed: int = 0) -> DetectionDa
     if split not in ("train", "val"):
         raise ValueError(f"split is train or val, not {split!r}")
     if source == "digits":
-        return DigitsDataset(split, seed)
+        return DigitsDataset(split)
     if source == "crowns":
-        return CocoDataset.open(_CROWNS, split, "crowns", Hints(image_size=128, augment="aerial"))
+        return CocoDataset.open(_CROWNS, split, "crowns", Hints(image_size=128, augment="aerial", num_queries=25))
     folder = _checked_folder(source)
     if not is_coco_folder(folder):
         raise InputError(

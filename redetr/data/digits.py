@@ -60,7 +60,7 @@ class DigitsDataset(DetectionDataset):
     name = "digits"
     class_names = tuple("0123456789")
     category_ids = tuple(range(10))
-    hints = Hints(image_size=_SIDE, augment="plain")
+    hints = Hints(image_size=_SIDE, augment="plain", num_queries=25)
 
     def __init__(self, split: Split, seed: int = 0, size: int | None = None):
         """`size` scenes; by default 20,000 to train on, 300 to validate on."""
@@ -70,6 +70,9 @@ class DigitsDataset(DetectionDataset):
 
     def __len__(self) -> int:
         return self.size
+
+    def max_objects(self) -> int:
+        return _MOST_DIGITS
 
     def target(self, index: int) -> Target:
         return _target(_arranged(self._random(index), self.split), self._position(index))

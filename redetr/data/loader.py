@@ -1,6 +1,6 @@
 """Loading samples in worker processes, and putting them on the device as one padded batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from redetr.data.dataset import DetectionDataset
 from redetr.data.sampler import Key
 from redetr.data.transforms import apply, drawn_from, normalize
+from redetr.errors import InputError
 from redetr.structures import Batch, Target, collate
 
 Sample = tuple[Tensor, Target]
@@ -31,8 +32,15 @@ class Samples(Dataset[Sample]):
         image, target = self.dataset.sample(index)
         return apply(self.transform, image, target, drawn_from(self.seed, epoch, target["image_id"]))
 
+    def __getitems__(self, keys: list[Key]) -> list[Sample] | InputError:
+        """The samples of a batch, or what is wrong with one: `load_batches` raises it, workers would garble it."""
+        try:
+            return [self[key] for key in keys]
+        except InputError as error:
+            return error
 
-def _identity(samples: list[Sample]) -> list[Sample]:
+
+def _identity(samples: list[Sample] | InputError) -> list[Sample] | InputError:
     return samples
 
 
@@ -40,9 +48,14 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)  # workers run side by side; more threads each would fight for the same cores
 
 
-def loader(samples: Samples, sampler: Sampler[list[Key]], num_workers: int, pin_memory: bool) -> DataLoader:
-    """Lists of samples in the sampler's order. Padding waits for the canvas, which all ranks agree on."""
-    return DataLoader(
+def load_batches(
+    samples: Samples, sampler: Sampler[list[Key]], num_workers: int, pin_memory: bool
+) -> Iterator[list[Sample]]:
+    """Lists of samples in the sampler's order. Padding waits for the canvas, which all ranks agree on.
+
+    Raises InputError for an image that cannot be read.
+    """
+    batches = DataLoader(
         samples,
         batch_sampler=sampler,
         num_workers=num_workers,
@@ -51,6 +64,10 @@ def loader(samples: Samples, sampler: Sampler[list[Key]], num_workers: int, pin_
         worker_init_fn=_one_thread if num_workers else None,
         prefetch_factor=4 if num_workers else None,
     )
+    for batch in batches:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
 
 
 def canvas_of(samples: list[Sample]) -> tuple[int, int]:

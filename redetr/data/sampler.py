@@ -58,7 +58,7 @@ class TrainSampler(Sampler[list[Key]]):
 
 @dataclass
 class EvalSampler(Sampler[list[Key]]):
-    """Every image once over all ranks. Whole batches are dealt out, so a batch's padding does not depend on the ranks."""
+    """Every image once over all ranks. Whole batches are dealt out, so padding does not depend on the ranks."""
 
     num_images: int
     batch_size: int

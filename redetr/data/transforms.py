@@ -54,7 +54,7 @@ class RandomSizeCrop(v2.Transform):
 
 
 class RandomNativeCrop(v2.Transform):
-    """A square of `size` px at a zoom drawn from `zoom`: for imagery whose scale is fixed, such as aerial photographs."""
+    """A square of `size` px at a zoom drawn from `zoom`: for imagery of fixed scale, such as aerial photographs."""
 
     def __init__(self, size: int, zoom: tuple[float, float]):
         super().__init__()
@@ -143,7 +143,7 @@ def apply(transform: Callable, image: Tensor, target: Target, seed: int = 0) -> 
     keep = ~target["iscrowd"]
     boxes = tv_tensors.BoundingBoxes(
         target["boxes"][keep], format="XYXY", canvas_size=(height, width), clamping_mode=None
-    )  # type: ignore[call-overload]
+    )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         image, boxes = transform(tv_tensors.Image(image), boxes)

@@ -1,16 +1,15 @@
-"""Models by name: plain functions `name(num_classes, **options) -> nn.Module`."""
+"""Models by name: plain functions `name(num_classes, **options) -> DetectionModel`."""
 
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from redetr.errors import InputError
 from redetr.models.detr import detr, detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5
 from redetr.models.fast import fast, redetr_m, redetr_n, redetr_s
+from redetr.structures import DetectionModel
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Callable[..., DetectionModel]] = {
     "detr_r50": detr_r50,
     "detr_r50_dc5": detr_r50_dc5,
     "detr_r101": detr_r101,
@@ -21,7 +20,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(name: str, num_classes: int, **overrides: Any) -> nn.Module:
+def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
     """A model of `MODELS` with random weights; `overrides` as in `models.detr.detr` or `models.fast.fast`.
 
     `num_classes` is the data set's number of categories. Raises InputError for an unknown name or option.

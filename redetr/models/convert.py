@@ -13,7 +13,7 @@ from torch import Tensor
 from redetr.errors import InputError
 
 # In order: the first matching rule of each list entry is applied, then the next entry.
-_FROM_TRANSFORMERS = [
+_FROM_TRANSFORMERS: list[tuple[str, Any]] = [
     (r"^model\.backbone\.(conv_encoder\.)?model\.", "backbone.0.body."),
     (r"^model\.backbone\.(conv_encoder\.)?position_embedding\.|^model\.position_embedding\.", "backbone.1."),
     (r"row_embeddings\.", "row_embed."),
@@ -35,7 +35,7 @@ _FROM_TRANSFORMERS = [
     (r"(\.decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm3."),
 ]
 # The backbone of Transformers' own ResNet: stages, layers and shortcuts under other names.
-_FROM_TRANSFORMERS_RESNET = [
+_FROM_TRANSFORMERS_RESNET: list[tuple[str, Any]] = [
     (r"\.embedder\.embedder\.convolution\.", ".conv1."),
     (r"\.embedder\.embedder\.normalization\.", ".bn1."),
     (r"\.encoder\.stages\.(\d)\.layers\.(\d+)\.", lambda m: f".layer{int(m[1]) + 1}.{m[2]}."),
@@ -78,7 +78,7 @@ def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]
     num_queries, hidden_dim = weights["query_embed.weight"].shape
     stages = [_count(weights, rf"backbone\.0\.body\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)]
     deep = "backbone.0.body.layer1.0.conv3.weight" in weights
-    backbone = {
+    backbone: dict[tuple[int, ...], str] = {
         (2, 2, 2, 2): "resnet18",
         (3, 4, 6, 3): "resnet50" if deep else "resnet34",
         (3, 4, 23, 3): "resnet101",

@@ -12,23 +12,22 @@ from redetr.boxes import at_least_float32
 from redetr.models.backbone import Backbone, SmallResNet, resize_mask
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
 from redetr.models.transformer import MLP, Transformer
-from redetr.structures import LossConfig, Outputs
+from redetr.structures import DetectionModel, LossConfig, Outputs
 
 
-class DETR(nn.Module):
+class DETR(DetectionModel):
     """CNN backbone, transformer encoder and decoder, object queries; a class and a box from every query.
 
     Deviations from the original: frozen BatchNorm is folded into the convolutions, attention runs on a fused kernel,
     tensors are batch first. None changes the function computed.
     """
 
-    resize: Literal["aspect"] = "aspect"  # images keep their aspect ratio; batches are padded
-    image_size = 800  # shorter side, px
-    max_size = 1333  # longer side at most, px
-    scores: Literal["softmax"] = "softmax"  # the last class is "no object"
+    resize = "aspect"
+    image_size = 800
+    max_size = 1333
 
-    def __init__(self, num_classes: int, backbone: nn.Module, transformer: Transformer, num_queries: int, hidden_dim: int,
-                 position: Literal["sine", "learned"], aux_loss: bool):  # fmt: skip
+    def __init__(self, num_classes: int, backbone: Backbone | SmallResNet, transformer: Transformer, num_queries: int,
+                 hidden_dim: int, position: Literal["sine", "learned"], aux_loss: bool):  # fmt: skip
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = num_queries
@@ -86,7 +85,7 @@ def detr(
     as `backbone`.
     """
     if isinstance(backbone, str):
-        body: nn.Module = Backbone(backbone, weights, dilation, norm=norm)
+        body: Backbone | SmallResNet = Backbone(backbone, weights, dilation, norm=norm)
     else:
         body = SmallResNet(backbone)
     transformer = Transformer(hidden_dim, nheads, enc_layers, dec_layers, dim_feedforward, dropout, pre_norm)

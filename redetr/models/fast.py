@@ -20,7 +20,7 @@ from redetr.boxes import at_least_float32
 from redetr.models.backbone import Backbone, SmallResNet, resize_mask
 from redetr.models.position import PositionEmbeddingSine, sine_features
 from redetr.models.transformer import MLP, MultiheadAttention, TransformerEncoderLayer
-from redetr.structures import LossConfig, Outputs
+from redetr.structures import DetectionModel, LossConfig, Outputs
 
 STRIDES = (8, 16, 32)
 _ANCHOR_STRIDES = 2.25  # side of an anchor in strides of its level
@@ -138,17 +138,15 @@ def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Se
     return nn.Sequential(conv, nn.GroupNorm(8, outputs))
 
 
-class FastDETR(nn.Module):
+class FastDETR(DetectionModel):
     """Backbone, neck, query selection, deformable decoder. Scores are sigmoids: there is no "no object" class."""
 
-    resize: Literal["square"] = "square"  # images are stretched to image_size x image_size: no padding, one shape
+    resize = "square"  # no padding, one shape
     image_size = 640
     max_size = None
-    scores: Literal["sigmoid"] = "sigmoid"
-    aux_loss = True
 
-    def __init__(self, num_classes: int, backbone: nn.Module, hidden_dim: int, nheads: int, dec_layers: int,
-                 dim_feedforward: int, points: int, num_queries: int):  # fmt: skip
+    def __init__(self, num_classes: int, backbone: Backbone | SmallResNet, hidden_dim: int, nheads: int,
+                 dec_layers: int, dim_feedforward: int, points: int, num_queries: int):  # fmt: skip
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = num_queries
@@ -242,9 +240,11 @@ def fast(
     num_queries: int = 100,
 ) -> FastDETR:
     """A fast form from parts. `backbone` is the name of a torchvision ResNet or the three widths of a `SmallResNet`."""
-    body = (
-        Backbone(backbone, weights, strides=(8, 16), norm=norm) if isinstance(backbone, str) else SmallResNet(backbone)
-    )
+    body: Backbone | SmallResNet
+    if isinstance(backbone, str):
+        body = Backbone(backbone, weights, strides=(8, 16), norm=norm)
+    else:
+        body = SmallResNet(backbone)
     return FastDETR(num_classes, body, hidden_dim, nheads, dec_layers, dim_feedforward, points, num_queries)
 
 

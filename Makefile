@@ -1,0 +1,38 @@
+# `make demo` and `make test` set themselves up; nothing else is needed but Python >= 3.11, make and git.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test slow lint bench clean
+
+demo: .venv/installed
+	$(BIN)/redetr demo
+
+test: .venv/installed-dev lint
+	$(BIN)/pytest -q -n auto --dist loadfile
+
+slow: .venv/installed-dev
+	$(BIN)/pytest -q -m slow
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks/learning.py
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("redetr needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+
+# `installed` is newer than pyproject.toml if what it asks for is there, so a second call is quick.
+.venv/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,58 @@
+"""What every test gets: few threads, no network, and a tiny data set in COCO form."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+CATEGORIES = {7: "cup", 12: "plate", 90: "spoon"}  # ids with gaps, as in COCO
+SIZES = ((64, 48), (48, 64), (80, 56), (64, 64), (40, 72), (56, 80))  # width, height
+
+
+def pytest_configure() -> None:
+    """One thread per process where several run side by side."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+@pytest.fixture
+def tiny_coco(tmp_path: Path) -> Path:
+    """A folder in COCO form: 8 training and 5 validation images of several sizes, every third without objects."""
+    return write_tiny_coco(tmp_path / "tiny")
+
+
+def write_tiny_coco(root: Path) -> Path:
+    """Coloured rectangles on noise; the boxes are theirs. Returns `root`."""
+    for seed, (split, count) in enumerate({"train": 8, "val": 5}.items()):
+        random = np.random.default_rng(seed)
+        (root / split).mkdir(parents=True)
+        images, annotations = [], []
+        for number in range(count):
+            width, height = SIZES[number % len(SIZES)]
+            pixels = random.integers(90, 140, (height, width, 3), dtype=np.uint8)
+            for _ in range(0 if number % 3 == 2 else 1 + number % 3):
+                box, category = _random_box(random, width, height), int(random.choice(list(CATEGORIES)))
+                x, y, w, h = box
+                pixels[y : y + h, x : x + w] = [250 if category == other else 10 for other in CATEGORIES]
+                annotations.append(
+                    {"id": len(annotations), "image_id": 100 + number, "category_id": category, "bbox": box}
+                )
+            name = f"{split}-{number}.jpg"
+            Image.fromarray(pixels).save(root / split / name, quality=90)
+            images.append({"id": 100 + number, "file_name": name, "width": width, "height": height})
+        categories = [{"id": id_, "name": name} for id_, name in CATEGORIES.items()]
+        (root / "annotations").mkdir(exist_ok=True)
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+    return root
+
+
+def _random_box(random: np.random.Generator, width: int, height: int) -> list[int]:
+    w, h = int(random.integers(12, width // 2)), int(random.integers(12, height // 2))
+    return [int(random.integers(0, width - w)), int(random.integers(0, height - h)), w, h]
