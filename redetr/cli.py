@@ -1,19 +1,30 @@
 """The command line: `redetr demo | train | evaluate | predict | models`."""
 
 import json
-import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
 
+from redetr.config import TrainConfig
+from redetr.data import open_dataset
+from redetr.demo import demo
+from redetr.distributed import main_process_only, session
 from redetr.errors import InputError, RedetrError
+from redetr.evaluate import evaluate
+from redetr.files import write_json
+from redetr.metrics import METRIC_NAMES
+from redetr.models import MODELS
+from redetr.predict import as_image, find_images, load
+from redetr.recipes import RECIPES, get_recipe
+from redetr.train import train
+from redetr.visualize import save_image
 
 ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
 OUT = Console(highlight=False)
@@ -37,11 +48,6 @@ class Evaluate:
     """Print JSON instead of a table."""
 
     def run(self) -> None:
-        from redetr.data import open_dataset
-        from redetr.distributed import session
-        from redetr.evaluate import evaluate
-        from redetr.predict import load
-
         detector = load(self.checkpoint, device=self.device, precision=self.precision)
         source = self.data or detector.trained_on
         if source is None:
@@ -76,10 +82,6 @@ class Predict:
     """Also print predictions.json."""
 
     def run(self) -> None:
-        from redetr.files import write_json
-        from redetr.predict import as_image, find_images, load
-        from redetr.visualize import save_image
-
         if not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if not self.source:
@@ -111,10 +113,6 @@ class Models:
     """Print JSON instead of a table."""
 
     def run(self) -> None:
-        import torch
-
-        from redetr.models import MODELS
-
         rows: list[dict[str, Any]] = []
         with torch.device("meta"):
             for name, function in MODELS.items():
@@ -146,48 +144,52 @@ class Demo:
     """Length of the run; default: about five minutes on two cores."""
 
     def run(self) -> None:
-        from redetr.demo import demo
-
         demo(self.data, Path(self.output), self.steps, OUT)
 
 
 COMMANDS: dict[str, Any] = {"demo": Demo, "evaluate": Evaluate, "predict": Predict, "models": Models}
 
 
-def run_train(arguments: list[str]) -> None:
-    """`redetr train RECIPE [flags]`: the recipe's settings are the defaults of the flags."""
-    from redetr.config import TrainConfig
-    from redetr.recipes import RECIPES, get_recipe
-    from redetr.train import train
+@dataclass(frozen=True)
+class Train:
+    """Trains as a recipe says; flags override it."""
 
+    config: TrainConfig
+
+    def run(self) -> None:
+        result = train(self.config, ERRORS)
+        main_process_only(print_result)(result)
+        main_process_only(OUT.print)(f"{self.config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl")
+
+
+def parse_train(arguments: list[str]) -> Train:
+    """`RECIPE [flags]`: the recipe's settings are the defaults of the flags. Without a recipe, lists them and exits."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        table = Table(
-            "recipe",
-            "what it is",
-            title="redetr train RECIPE [flags]   (redetr train RECIPE --help for the flags)",
-        )
+        table = Table("recipe", "what it is", title="redetr train RECIPE [flags], flags: redetr train RECIPE --help")
         for name, function in RECIPES.items():
             table.add_row(name, (function.__doc__ or "").splitlines()[0])
         OUT.print(table)
         raise SystemExit(0 if arguments else 2)
     recipe_name, *flags = arguments
     recipe = get_recipe(recipe_name)
-    if any(flag.split("=")[0] == "--steps" for flag in flags):
+    if any(flag.partition("=")[0] == "--steps" for flag in flags):
         recipe = replace(recipe, epochs=0.0)  # either flag replaces the recipe's length
-    config = tyro.cli(TrainConfig, args=flags, default=recipe, prog=f"redetr train {recipe_name}")
-    result = train(config, ERRORS)
-    _main_process(print_result)(result)
-    _main_process(OUT.print)(f"{config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl")
+    return Train(tyro.cli(TrainConfig, args=flags, default=recipe, prog=f"redetr train {recipe_name}"))
 
 
-def _main_process(function: Callable) -> Callable:
-    return function if os.environ.get("RANK", "0") == "0" else lambda *args: None
+def parse_command(arguments: list[str]) -> Any:
+    """The command with its settings, ready to `run()`. Exits with 2 for what cannot be understood."""
+    command, *rest = arguments
+    if command == "train":
+        return parse_train(rest)
+    if command in COMMANDS:
+        return tyro.cli(COMMANDS[command], args=rest, prog=f"redetr {command}")
+    ERRORS.print(f"redetr: unknown command {command!r}: choose train, {', '.join(COMMANDS)}", markup=False)
+    raise SystemExit(2)
 
 
 def print_result(result: dict[str, Any]) -> None:
     """The COCO numbers as a table, in percent."""
-    from redetr.metrics import METRIC_NAMES
-
     table = Table(*METRIC_NAMES)
     table.add_row(*(_percent(result[name]) for name in METRIC_NAMES))
     OUT.print(table)
@@ -237,15 +239,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         raise SystemExit(0 if arguments else 2)
-    command, *rest = arguments
     try:
-        if command == "train":
-            run_train(rest)
-        elif command in COMMANDS:
-            tyro.cli(COMMANDS[command], args=rest, prog=f"redetr {command}").run()
-        else:
-            ERRORS.print(f"redetr: unknown command {command!r}: choose train, {', '.join(COMMANDS)}", markup=False)
-            raise SystemExit(2)
+        parse_command(arguments).run()
     except RedetrError as error:
         ERRORS.print(f"redetr: {error}", markup=False)
         raise SystemExit(error.exit_code) from None

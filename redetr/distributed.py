@@ -61,6 +61,11 @@ class Dist:
         self.gather_rows([0.0])
 
 
+def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:
+    """As `Dist.main_only`, outside of a session: for what is said after the run."""
+    return function if os.environ.get("RANK", "0") == "0" else lambda *args, **kwargs: None
+
+
 @contextmanager
 def session(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Dist]:
     """The process group for the time of a run: torchrun's if it started this process, else a world of one.
@@ -69,7 +74,7 @@ def session(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Dist]:
     """
     rank, world_size, local_rank = (int(os.environ.get(n, d)) for n, d in
                                     (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # fmt: skip
-    where = pick_device(device, local_rank)
+    where = pick_device(device)
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
     options: dict[str, Any] = {"backend": backend, "timeout": timedelta(seconds=timeout_s)}
     if "WORLD_SIZE" not in os.environ:
@@ -81,8 +86,9 @@ def session(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Dist]:
         torch_dist.destroy_process_group()
 
 
-def pick_device(device: str, local_rank: int = 0) -> torch.device:
+def pick_device(device: str) -> torch.device:
     """The device of this process; "auto" is CUDA where there is one. Raises InputError if it is not there."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device {device!r}: choose auto, cpu or cuda")
     has_cuda = torch.cuda.is_available()

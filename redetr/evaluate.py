@@ -43,7 +43,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 def detect(
     model: DetectionModel,
     dataset: DetectionDataset,
-    dist: Dist,
+    dist: Dist | None = None,
     *,
     image_size: int,
     batch_size: int = 16,
@@ -56,6 +56,7 @@ def detect(
     Each image is looked at once, over all ranks. Communicates once, at the end. `on_batch` is told the number of
     images after each batch.
     """
+    dist = dist or Dist(0, 1, 0, next(model.parameters()).device)
     model.eval()
     transform = resizer(model.resize, image_size, model.max_size)
     sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
@@ -91,7 +92,7 @@ def _no_detections() -> dict[str, np.ndarray]:
 
 
 def evaluate(
-    model: DetectionModel, dataset: DetectionDataset, dist: Dist, *, image_size: int, **options: Any
+    model: DetectionModel, dataset: DetectionDataset, dist: Dist | None = None, *, image_size: int, **options: Any
 ) -> CocoResult:
     """The twelve COCO numbers and per-class AP of `model` on `dataset`; options as in `detect`. Communicates.
 

@@ -181,7 +181,7 @@ def _run(state: State, criterion: SetCriterion, dist: Dist, data: DetectionDatas
             save(folder / "last.pt", state.to_dict())
         if stopped and state.step < config.steps:
             raise StoppedError(f"stopped by a signal after step {state.step}; {folder}/last.pt is saved, use --resume")
-    return result
+    return result or _evaluate(state, val, dist, dtype, folder, monitor)  # a finished run, resumed
 
 
 def learning_rate_factor(config: TrainConfig, step: int) -> float:

@@ -83,9 +83,7 @@ def reference(targets, image_index, scores, labels, boxes):
 
     annotations, detections = [], []
     for scene in targets:
-        for box, label, crowd, area in zip(
-            *(scene[k] for k in ("boxes", "labels", "iscrowd", "area")), strict=True
-        ):
+        for box, label, crowd, area in zip(*(scene[k] for k in ("boxes", "labels", "iscrowd", "area")), strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -96,9 +94,7 @@ def reference(targets, image_index, scores, labels, boxes):
                     "area": float(area),
                 }
             )
-    for index, score, label, box in zip(
-        image_index.tolist(), scores.tolist(), labels.tolist(), boxes, strict=True
-    ):
+    for index, score, label, box in zip(image_index.tolist(), scores.tolist(), labels.tolist(), boxes, strict=True):
         image_id = targets[index]["image_id"]
         detections.append({"image_id": image_id, "category_id": label + 1, "bbox": xywh(box), "score": score})
     with contextlib.redirect_stdout(io.StringIO()):
@@ -196,9 +192,7 @@ def test_stacked_arrays_equal_the_flat_list():
     boxes = torch.cat([corner, corner + 100], -1)
     order = torch.tensor([3, 1, 0, 5, 2, 4])
     stacked = coco_metrics(truth, order, scores, labels, boxes)
-    flat = coco_metrics(
-        truth, order.repeat_interleave(30), scores.flatten(), labels.flatten(), boxes.flatten(0, 1)
-    )
+    flat = coco_metrics(truth, order.repeat_interleave(30), scores.flatten(), labels.flatten(), boxes.flatten(0, 1))
     assert stacked.to_dict() == flat.to_dict()
     arrays = coco_metrics(truth, *(x.numpy() for x in (order, scores, labels, boxes)))
     assert arrays.to_dict() == flat.to_dict()
@@ -212,9 +206,7 @@ def test_entries_of_negative_images_are_dropped():
 
 def test_half_precision_is_taken():
     index, scores, labels, boxes = detect([[0, 0, 80, 100]], [0.5], [1])
-    assert coco_metrics(one_box_truth(), index, scores.bfloat16(), labels, boxes.half()).ap == pytest.approx(
-        0.7
-    )
+    assert coco_metrics(one_box_truth(), index, scores.bfloat16(), labels, boxes.half()).ap == pytest.approx(0.7)
 
 
 def test_no_detections_is_zero_where_there_is_ground_truth(capfd):
@@ -267,6 +259,4 @@ def test_wrong_arrays_are_refused():
     with pytest.raises(ValueError, match="label outside of 0 to 4"):
         coco_metrics(truth, *detect([[0, 0, 9, 9]], [0.9], [5]))
     with pytest.raises(ValueError, match="do not fit"):
-        coco_metrics(
-            truth, torch.zeros(2).long(), torch.zeros(3, 5), torch.zeros(3, 5).long(), torch.zeros(3, 5, 4)
-        )
+        coco_metrics(truth, torch.zeros(2).long(), torch.zeros(3, 5), torch.zeros(3, 5).long(), torch.zeros(3, 5, 4))

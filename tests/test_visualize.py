@@ -74,13 +74,7 @@ def test_outline_lies_on_the_pixels_of_the_box():
     drawn = np.asarray(draw(gray(100, 100), [[20, 30, 60, 80]], scale=1, labels=[""]))
     color = list(class_color(0))
     # Columns 20 to 59 and rows 30 to 79 belong to the box; its line is 2 px wide, on a dark one.
-    assert (
-        drawn[50, 20].tolist()
-        == drawn[50, 59].tolist()
-        == drawn[30, 40].tolist()
-        == drawn[79, 40].tolist()
-        == color
-    )
+    assert drawn[50, 20].tolist() == drawn[50, 59].tolist() == drawn[30, 40].tolist() == drawn[79, 40].tolist() == color
     assert drawn[50, 60].tolist() != color and (drawn[50, 40] == 128).all() and (drawn[50, 10] == 128).all()
 
 
@@ -122,8 +116,7 @@ def test_lengths_must_agree():
 
 def test_grid_places_panels():
     red, green, blue = (
-        Image.new("RGB", size, color)
-        for size, color in [((50, 40), "red"), ((30, 60), "lime"), ((70, 20), "blue")]
+        Image.new("RGB", size, color) for size, color in [((50, 40), "red"), ((30, 60), "lime"), ((70, 20), "blue")]
     )
     picture = grid([(red, ""), (green, ""), (blue, "")], columns=2)
     # Gaps of 12 px; columns of 70 and 30 px, rows of 60 and 20 px.

@@ -181,13 +181,13 @@ class FastDETR(DetectionModel):
             inside = (anchors[..., :2] < 1).all(-1, keepdim=True)
             enc_logits = torch.where(inside, enc_logits, _PADDING_SCORE)
         enc_boxes = (inverse_sigmoid(anchors) + at_least_float32(self.enc_bbox_embed(memory))).sigmoid()
-        boxes = _best(enc_logits, enc_boxes, self.num_queries)
-        layers = self._decode(boxes, (memory, shapes, valid_ratio))
+        content, boxes = _best(enc_logits, memory, enc_boxes, self.num_queries)
+        layers = self._decode(content, boxes, (memory, shapes, valid_ratio))
         enc_outputs = Outputs(pred_logits=enc_logits, pred_boxes=enc_boxes)
         return Outputs(**layers[-1], aux_outputs=layers[:-1], enc_outputs=enc_outputs)
 
-    def _decode(self, boxes: Tensor, image: tuple) -> list[Outputs]:
-        x = self.query_embed.weight[: boxes.shape[1]].expand(len(boxes), -1, -1)
+    def _decode(self, content: Tensor, boxes: Tensor, image: tuple) -> list[Outputs]:
+        x = self.query_embed.weight[: boxes.shape[1]] + content
         outputs = []
         for layer, class_embed, bbox_embed in zip(self.decoder, self.class_embed, self.bbox_embed, strict=True):
             box_sines = sine_features(boxes * (2 * math.pi), self.hidden_dim // 2).flatten(-2)
@@ -219,11 +219,15 @@ def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, valid_ratio:
     return torch.cat(per_level) / valid_ratio.repeat(1, 2)[:, None]
 
 
-def _best(logits: Tensor, boxes: Tensor, count: int) -> Tensor:
-    """The boxes `[B, count, 4]` (fewer if there are fewer positions) with the best class score, without gradient."""
+def _best(logits: Tensor, memory: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The features `[B, count, D]` and boxes `[B, count, 4]` of the positions with the best class score.
+
+    Fewer if there are fewer positions. Boxes come without gradient.
+    """
     scores = logits.detach().amax(-1)
-    top = scores.topk(min(count, scores.shape[1]), dim=1).indices
-    return boxes.detach().gather(1, top[..., None].expand(-1, -1, 4))
+    top = scores.topk(min(count, scores.shape[1]), dim=1).indices[..., None]
+    content = memory.gather(1, top.expand(-1, -1, memory.shape[-1]))
+    return content, boxes.detach().gather(1, top.expand(-1, -1, 4))
 
 
 def fast(

@@ -23,7 +23,10 @@ NUM_CLASSES = 5
 
 
 def random_peer(**options: Any) -> Any:
-    """A Transformers DETR in which nothing is left at a neutral start: norms, biases and statistics are random."""
+    """A Transformers DETR in which nothing is left at a neutral start: norms, biases and statistics are random.
+
+    Matrices are as large as in a trained model, so that attention is peaked and positions and masks matter.
+    """
     settings = {"backbone": "resnet50", "use_pretrained_backbone": False, "num_labels": NUM_CLASSES, "dropout": 0.0}
     torch.manual_seed(0)
     peer = transformers.DetrForObjectDetection(transformers.DetrConfig(**settings | options))
@@ -35,6 +38,8 @@ def random_peer(**options: Any) -> Any:
                 tensor.normal_(0, 0.1)
             elif tensor.dim() == 1:  # scales of norms; 0.4 keeps the residual sums of 16 or 33 blocks in bounds
                 tensor.uniform_(0.2, 0.6) if ".backbone." in name else tensor.uniform_(0.5, 1.5)
+            elif tensor.dim() == 2:
+                tensor.normal_(0, 1 if "embeddings" in name else tensor.shape[1] ** -0.5)
     return peer.eval()
 
 
@@ -47,7 +52,7 @@ def ours_from(peer: Any) -> torch.nn.Module:
 
 def padded_batch(dtype: torch.dtype) -> redetr.Batch:
     torch.manual_seed(1)
-    return redetr.collate([torch.randn(3, *size, dtype=dtype) for size in ((96, 160), (128, 64), (70, 101))])
+    return redetr.collate([torch.randn(3, *size, dtype=dtype) for size in ((64, 128), (96, 64), (50, 101))])
 
 
 def random_targets(dtype: torch.dtype) -> list[dict[str, Tensor]]:
@@ -109,9 +114,8 @@ def peer_loss(peer: Any, logits: Tensor, boxes: Tensor, targets: list[dict[str, 
     return total, {name: loss for name, loss in losses.items() if "cardinality" not in name}
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
-def test_same_losses_and_gradients(backbone, double_by_default):
-    peer = random_peer(backbone=backbone, encoder_layers=2, decoder_layers=3).double()
+def test_same_losses_and_gradients(double_by_default):
+    peer = random_peer(encoder_layers=2, decoder_layers=3).double()
     ours, batch, targets = ours_from(peer).double(), padded_batch(torch.float64), random_targets(torch.float64)
 
     total, losses = peer_loss(peer, *layerwise(peer, batch), targets)
@@ -119,13 +123,13 @@ def test_same_losses_and_gradients(backbone, double_by_default):
     our_losses = redetr.SetCriterion.for_model(ours)(ours(batch.images, batch.mask), targets)
     our_losses["loss"].backward()
 
-    for k in losses: print(k, abs(float((our_losses[k]-losses[k])/losses[k])))
     torch.testing.assert_close(our_losses, losses | {"loss": total}, rtol=1e-6, atol=0)
     assert losses.keys() == {f"loss_{t}{layer}" for t in ("ce", "bbox", "giou") for layer in ("_0", "_1", "")}
     gradients = from_transformers({name: p.grad for name, p in peer.named_parameters()})
     trainable = {name: p.grad for name, p in ours.named_parameters() if p.requires_grad}
     assert len(trainable) > 100
-    print(sorted((float((g-gradients[n]).norm()/gradients[n].norm()),n) for n,g in trainable.items())[-4:])
+    # A gradient that is zero but for rounding, such as that of attention between equal values, has no relative error.
+    smallest = 1e-8 * torch.stack([gradient.norm() for gradient in trainable.values()]).norm()
     for name, gradient in trainable.items():
-        error = (gradient - gradients[name]).norm() / gradients[name].norm()
+        error = (gradient - gradients[name]).norm() / gradients[name].norm().clamp(min=smallest)
         assert error < 1e-5, f"{name}: {error:.1e}"

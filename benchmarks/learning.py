@@ -1,0 +1,71 @@
+"""What does a detector learn in five minutes on two cores, from scratch? The fast form against plain DETR.
+
+    python benchmarks/learning.py digits      # redetr_n, then plain DETR for the same training time
+    python benchmarks/learning.py crowns      # redetr_n on aerial photographs
+
+Steps are fixed, not minutes: schedules on a wall clock are fragile on a shared machine. The training time that is
+reported excludes evaluation. Writes results/DATE-learning-DATA.json and a plot (and a picture of predictions) beside
+it. One seed; the spread over seeds was several AP in trials.
+"""
+
+import argparse
+import datetime
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from record import RESULTS, record
+from rich.console import Console
+
+from redetr.data import open_dataset
+from redetr.demo import demo_config, prediction_grid
+from redetr.predict import load
+from redetr.recipes import detr_tiny
+from redetr.train import train
+from redetr.visualize import plot_curves, read_metrics, save_image
+
+EVALUATIONS = 5
+PROBE_STEPS = 25
+
+
+def run(config):
+    """Trains and returns the evaluations and the folder."""
+    config = replace(config, eval_every=-(-config.steps // EVALUATIONS))
+    train(config, Console(stderr=True))
+    return [line for line in read_metrics(config.output) if "AP" in line]
+
+
+def plain_config(folder: Path, seconds: float):
+    """Plain DETR for as long as `seconds` of training, by a short probe of its step."""
+    probe = replace(detr_tiny(), data="digits", epochs=0.0, steps=PROBE_STEPS, log_every=5)
+    train(replace(probe, output=str(folder / "probe"), eval_every=PROBE_STEPS))
+    times = [line["time_s"] for line in read_metrics(folder / "probe") if "loss" in line]
+    step_s = (times[-1] - times[0]) / (PROBE_STEPS - 5)
+    return replace(probe, steps=round(seconds / step_s), output=str(folder / "plain"), log_every=20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", choices=("digits", "crowns"))
+    parser.add_argument("--steps", type=int, default=0, help="of redetr_n; default: the demo's")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        config = replace(demo_config(arguments.data, folder / "fast", arguments.steps), seed=arguments.seed)
+        evaluations = {"redetr_n": run(config)}
+        runs, names = [folder / "fast"], ["redetr_n"]
+        if arguments.data == "digits":
+            evaluations["detr_tiny"] = run(plain_config(folder, evaluations["redetr_n"][-1]["time_s"]))
+            runs, names = [*runs, folder / "plain"], [*names, "plain DETR, scaled down"]
+        stem = f"{datetime.date.today().isoformat()}-learning-{arguments.data}"
+        RESULTS.mkdir(exist_ok=True)
+        plot_curves(runs, RESULTS / f"{stem}.png", names)
+        detector = load(folder / "fast")
+        picture = prediction_grid(detector, open_dataset(arguments.data, "val"), count=6)
+        save_image(picture, RESULTS / f"{stem}-predictions.jpg")
+        record(f"learning-{arguments.data}", {"n": 1, "seed": arguments.seed, "evaluations": evaluations})
+
+
+if __name__ == "__main__":
+    main()

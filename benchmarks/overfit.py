@@ -1,0 +1,56 @@
+"""Does the faithful form train? A small DETR memorises 8 digit scenes.
+
+    python benchmarks/overfit.py
+
+The small configuration is the recipe `detr_tiny`; the learning rate is constant. Writes results/DATE-overfit.json.
+"""
+
+import time
+from dataclasses import replace
+
+import torch
+from record import record
+
+from redetr.data.digits import DigitsDataset
+from redetr.data.loader import Samples
+from redetr.data.transforms import augmentation
+from redetr.distributed import replicate, session
+from redetr.evaluate import evaluate
+from redetr.losses import SetCriterion
+from redetr.models import build
+from redetr.optim import build_optimizer, set_lr
+from redetr.recipes import detr_tiny
+from redetr.train import exchange, train_step
+
+SCENES = 8
+
+
+def overfit(steps: int, log_every: int = 100) -> list[dict[str, float]]:
+    """AP on the training scenes as training goes on."""
+    config = replace(detr_tiny(), steps=steps)
+    dataset = DigitsDataset("train", size=SCENES)
+    samples = Samples(dataset, augmentation("plain", "aspect", 128, None), config.seed)
+    curve = []
+    with session("cpu") as dist:
+        torch.manual_seed(config.seed)
+        model = build(config.model, len(dataset.class_names), **config.model_kwargs())
+        criterion = SetCriterion.for_model(model)
+        optimizer = build_optimizer(model, config.lr, config.lr, config.weight_decay)
+        replica = replicate(model, dist)
+        started = time.perf_counter()
+        for step in range(1, steps + 1):
+            set_lr(optimizer, min(1.0, step / 50) * (1.0 if step < 0.7 * steps else 0.2))
+            batches, divisors, _ = exchange([[samples[(step, i)] for i in range(SCENES)]], criterion, dist)
+            losses, _ = train_step(replica, criterion, batches, divisors, optimizer, torch.float32, config.clip_norm)
+            if step % log_every == 0:
+                result = evaluate(model, dataset, dist, image_size=128)
+                seconds = round(time.perf_counter() - started, 1)
+                curve.append({"step": step, "time_s": seconds, "loss": losses["loss"].item(), **result.metrics})
+                print(
+                    f"step {step}  loss {losses['loss'].item():.3f}  AP {100 * result.ap:.1f}  {seconds} s", flush=True
+                )
+    return curve
+
+
+if __name__ == "__main__":
+    record("overfit", {"n": 1, "scenes": SCENES, "curve": overfit(steps=1500)})

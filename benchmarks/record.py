@@ -1,0 +1,46 @@
+"""Results of benchmarks as dated files: what was measured, on what, with which versions, at which commit."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redetr.files import write_json
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def record(name: str, content: dict[str, Any]) -> Path:
+    """Writes `content` with its circumstances to `results/DATE-NAME.json` and prints the path."""
+    path = RESULTS / f"{datetime.date.today().isoformat()}-{name}.json"
+    RESULTS.mkdir(exist_ok=True)
+    write_json(path, {"name": name, "machine": machine(), "versions": versions(), "commit": commit(), **content})
+    print(json.dumps(content, indent=2))
+    print(path)
+    return path
+
+
+def machine() -> dict[str, Any]:
+    model = next(
+        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+        platform.machine(),
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "torchvision", "numpy", "scipy", "hotcoco")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def commit() -> str:
+    """The commit of the checkout, with "+" if files differ from it."""
+    run = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
+    return run.stdout.strip() or "unknown"
