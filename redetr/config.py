@@ -69,7 +69,7 @@ class TrainConfig:
     log_every: int = 20
     """Steps between lines in metrics.jsonl."""
     eval_every: int = 0
-    """Steps between evaluations; default: once an epoch, at least five times a run."""
+    """Steps between evaluations; default: once an epoch, but 5 to 20 times a run."""
     resume: bool = False
     """Continue from the output folder's last.pt if there is one."""
 
@@ -116,7 +116,7 @@ class TrainConfig:
             image_size=self.image_size or hints.image_size or model.image_size,
             augment=self.augment or hints.augment or default_augment,
             lr_backbone=self.lr if self.lr_backbone is None else self.lr_backbone,
-            eval_every=self.eval_every or max(1, min(per_epoch, -(-steps // 5))),
+            eval_every=self.eval_every or min(max(per_epoch, -(-steps // 20)), -(-steps // 5)),
         )
 
     def check(self, world_size: int) -> None:

@@ -4,6 +4,7 @@ All random draws come from torch's generator, which `augment` seeds from (seed, 
 depend on the rank, the worker or the order of loading.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -54,20 +55,35 @@ class RandomSizeCrop(v2.Transform):
 
 
 class RandomNativeCrop(v2.Transform):
-    """A square of `size` px at a zoom drawn from `zoom`: for imagery of fixed scale, such as aerial photographs."""
+    """A square of `size` px at a zoom drawn from `zoom`: for imagery of fixed scale, such as aerial photographs.
 
-    def __init__(self, size: int, zoom: tuple[float, float]):
+    With probability `object_share` the window holds the centre of an object, if there is one.
+    """
+
+    def __init__(self, size: int, zoom: tuple[float, float], object_share: float = 0.7):
         super().__init__()
-        self.size, self.zoom = size, zoom
+        self.size, self.zoom, self.object_share = size, zoom, object_share
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = v2.query_size(flat_inputs)
         zoom = float(torch.empty(()).uniform_(*self.zoom))
         side = min(round(self.size / zoom), height, width)
-        return _random_window(height, width, side, side)
+        window = _random_window(height, width, side, side)
+        boxes = next(part for part in flat_inputs if isinstance(part, tv_tensors.BoundingBoxes))
+        if len(boxes) and float(torch.rand(())) < self.object_share:
+            left, top, right, bottom = boxes[int(torch.randint(len(boxes), ()))].tolist()
+            window["left"] = _holding((left + right) / 2, side, width)
+            window["top"] = _holding((top + bottom) / 2, side, height)
+        return window
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(F.resized_crop, inpt, **params, size=[self.size, self.size], antialias=True)
+
+
+def _holding(place: float, side: int, length: int) -> int:
+    """A random start in [0, length - side] of a stretch of `side` px that holds `place`."""
+    low, high = max(0, math.ceil(place) - side), min(int(place), length - side)
+    return int(torch.randint(min(low, high), high + 1, ()))
 
 
 class RandomQuarterTurn(v2.Transform):
@@ -104,7 +120,7 @@ def augmentation(augment: Augment, resize: Resize, image_size: int, max_size: in
         return final
     if augment == "photo":
         return v2.Compose([
-            v2.RandomPhotometricDistort(p=0.5),
+            v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05),
             v2.RandomApply([v2.RandomZoomOut(fill=127, side_range=(1.0, 2.0), p=1.0)], p=0.3),
             v2.RandomHorizontalFlip(),
             final,

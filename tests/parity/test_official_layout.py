@@ -1,0 +1,190 @@
+"""The layout of the official checkpoints, stated from torchvision's and torch's own modules, and the functions behind it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import redetr
+from redetr.models.transformer import (
+    MultiheadAttention,
+    Transformer,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+)
+
+pytestmark = pytest.mark.parity
+
+OUTPUTS = 92  # category ids 0 to 90 and "no object"
+RESNETS = {"resnet50": 53, "resnet101": 104}  # convolutions
+
+
+def official_weights(backbone: str = "resnet50", num_queries: int = 100) -> dict[str, Tensor]:
+    """A random state dict as facebookresearch/detr writes it, made without redetr."""
+    resnet = torchvision.models.get_model(backbone, norm_layer=torchvision.ops.FrozenBatchNorm2d).state_dict()
+    weights = {f"backbone.0.body.{name}": tensor for name, tensor in resnet.items() if not name.startswith("fc.")}
+    for i in range(6):
+        for part, layer in (("encoder", nn.TransformerEncoderLayer), ("decoder", nn.TransformerDecoderLayer)):
+            for name, tensor in layer(256, 8, 2048).state_dict().items():
+                weights[f"transformer.{part}.layers.{i}.{name}"] = tensor
+    heads = {
+        "transformer.decoder.norm": nn.LayerNorm(256),
+        "class_embed": nn.Linear(256, OUTPUTS),
+        "query_embed": nn.Embedding(num_queries, 256),
+        "input_proj": nn.Conv2d(2048, 256, 1),
+        "bbox_embed.layers.0": nn.Linear(256, 256),
+        "bbox_embed.layers.1": nn.Linear(256, 256),
+        "bbox_embed.layers.2": nn.Linear(256, 4),
+    }
+    for prefix, module in heads.items():
+        weights |= {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+    return weights
+
+
+def shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def save(path: Path, weights: dict[str, Tensor]) -> Path:
+    """A file as the official training script writes it: more in it than the model."""
+    torch.save({"model": weights, "epoch": 299}, path)
+    return path
+
+
+@pytest.mark.parametrize("backbone", RESNETS)
+@pytest.mark.parametrize("dilated", [False, True])
+def test_names_and_shapes_are_the_official_ones(backbone, dilated):
+    name = f"detr_r{backbone.removeprefix('resnet')}" + ("_dc5" if dilated else "")
+    with torch.device("meta"):
+        model = redetr.build(name, num_classes=OUTPUTS - 1)
+        expected = official_weights(backbone)
+    assert shapes(model.state_dict()) == shapes(expected)
+    # 5 tensors per convolution and its norm, 12 per encoder layer, 18 per decoder layer, 13 others
+    assert len(expected) == 5 * RESNETS[backbone] + 6 * 12 + 6 * 18 + 13 == {"resnet50": 458}.get(backbone, 713)
+
+
+def test_some_names_by_hand():
+    with torch.device("meta"):
+        found = shapes(redetr.build("detr_r50", num_classes=OUTPUTS - 1).state_dict())
+    expected = {
+        "transformer.encoder.layers.0.self_attn.in_proj_weight": (768, 256),
+        "transformer.decoder.layers.5.multihead_attn.out_proj.bias": (256,),
+        "backbone.0.body.layer1.0.conv1.weight": (64, 64, 1, 1),
+        "backbone.0.body.layer4.0.downsample.1.running_var": (2048,),
+        "class_embed.weight": (92, 256),
+        "bbox_embed.layers.0.weight": (256, 256),
+        "bbox_embed.layers.2.weight": (4, 256),
+        "query_embed.weight": (100, 256),
+        "input_proj.weight": (256, 2048, 1, 1),
+    }
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_a_file_of_the_original_loads(tmp_path):
+    weights = official_weights(num_queries=20)
+    detector = redetr.load(save(tmp_path / "detr-r50-e632da11.pth", weights), device="cpu")
+    torch.testing.assert_close(detector.model.state_dict(), weights, rtol=0, atol=0)
+    assert (detector.model.num_classes, detector.model.num_queries, detector.image_size) == (91, 20, 800)
+    assert {i: detector.class_names[i] for i in (1, 17, 62, 90)} == {
+        1: "person", 17: "cat", 62: "chair", 90: "toothbrush",
+    }  # fmt: skip
+    assert detector.category_ids == tuple(range(91))
+
+
+@pytest.mark.parametrize(("file", "model"), [("detr-r50-dc5-f0fb7ef5.pth", None), ("mine.pth", "detr_r50_dc5")])
+def test_the_dilated_form_is_known_by_file_name_or_argument(tmp_path, file, model):
+    detector = redetr.load(save(tmp_path / file, official_weights(num_queries=5)), model=model, device="cpu")
+    with torch.inference_mode():
+        assert detector.model.backbone[0](torch.zeros(1, 3, 64, 96))[0].shape == (1, 2048, 4, 6)  # stride 16
+
+
+def test_a_resnet101_is_recognised(tmp_path):
+    weights = official_weights("resnet101", num_queries=5)
+    detector = redetr.load(save(tmp_path / "detr-r101-2c7b67e5.pth", weights), device="cpu")
+    assert len(detector.model.backbone[0].body.layer3) == 23
+    with torch.inference_mode():
+        assert detector.model.backbone[0](torch.zeros(1, 3, 64, 96))[0].shape == (1, 2048, 2, 3)  # stride 32
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    weights = official_weights(num_queries=5)
+    incomplete = {name: tensor for name, tensor in weights.items() if "encoder.layers.3.norm1" not in name}
+    with pytest.raises(redetr.InputError, match=r"2 missing.*encoder\.layers\.3\.norm1\.bias"):
+        redetr.load(save(tmp_path / "incomplete.pth", incomplete), device="cpu")
+    with pytest.raises(redetr.InputError, match="no DETR"):
+        redetr.load(save(tmp_path / "resnet.pth", torchvision.models.resnet18().state_dict()), device="cpu")
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return module.double()
+
+
+# The second image is padded after 4 of 7 positions.
+VALID = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
+
+
+@pytest.mark.parametrize("valid", [None, VALID], ids=["all", "padded"])
+@pytest.mark.parametrize("self_attention", [True, False])
+def test_attention_is_that_of_torch(valid, self_attention):
+    theirs = randomized(nn.MultiheadAttention(24, 3, batch_first=True))
+    ours = MultiheadAttention(24, 3).double()
+    ours.load_state_dict(theirs.state_dict())
+    key, value = torch.randn(2, 2, 7, 24, dtype=torch.float64)
+    query = key if self_attention else torch.randn(2, 5, 24, dtype=torch.float64)
+    expected, _ = theirs(query, key, value, key_padding_mask=None if valid is None else ~valid)
+    torch.testing.assert_close(ours(query, key, value, valid), expected)
+
+
+def test_attention_in_bf16_on_a_cpu_is_that_of_fp32():
+    attention = randomized(MultiheadAttention(24, 3)).float()
+    x = torch.randn(2, 7, 24)
+    expected = attention(x, x, x, VALID)
+    half = attention.bfloat16()(x.bfloat16(), x.bfloat16(), x.bfloat16(), VALID).float()
+    assert (half - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_layers_without_positions_are_those_of_torch(pre_norm):
+    encoder = randomized(nn.TransformerEncoderLayer(24, 3, 40, dropout=0.0, batch_first=True, norm_first=pre_norm))
+    decoder = randomized(nn.TransformerDecoderLayer(24, 3, 40, dropout=0.0, batch_first=True, norm_first=pre_norm))
+    our_encoder = TransformerEncoderLayer(24, 3, 40, 0.0, pre_norm).double()
+    our_decoder = TransformerDecoderLayer(24, 3, 40, 0.0, pre_norm).double()
+    our_encoder.load_state_dict(encoder.state_dict())
+    our_decoder.load_state_dict(decoder.state_dict())
+    x, queries = torch.randn(2, 7, 24, dtype=torch.float64), torch.randn(2, 5, 24, dtype=torch.float64)
+    zero = torch.zeros_like
+
+    memory = encoder(x, src_key_padding_mask=~VALID)
+    torch.testing.assert_close(our_encoder(x, zero(x), VALID), memory)
+    expected = decoder(queries, memory, memory_key_padding_mask=~VALID)
+    torch.testing.assert_close(our_decoder(queries, zero(queries), memory, memory, VALID), expected)
+
+
+def test_positions_go_to_queries_and_keys_but_not_to_values():
+    """What the original adds to torch's layer, written with torch's attention."""
+    theirs = randomized(nn.TransformerEncoderLayer(24, 3, 40, dropout=0.0, batch_first=True))
+    ours = TransformerEncoderLayer(24, 3, 40, 0.0, pre_norm=False).double()
+    ours.load_state_dict(theirs.state_dict())
+    x, pos = torch.randn(2, 2, 7, 24, dtype=torch.float64)
+    attended, _ = theirs.self_attn(x + pos, x + pos, x)
+    between = theirs.norm1(x + attended)
+    expected = theirs.norm2(between + theirs.linear2(theirs.linear1(between).relu()))
+    torch.testing.assert_close(ours(x, pos), expected)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_padded_positions_change_nothing(pre_norm):
+    torch.manual_seed(0)
+    transformer = Transformer(24, 3, 2, 2, 40, dropout=0.0, pre_norm=pre_norm).double()
+    features, pos = torch.randn(2, 2, 7, 24, dtype=torch.float64)
+    queries = torch.randn(2, 5, 24, dtype=torch.float64)
+    changed = torch.where(VALID[..., None], features, 100.0)
+    torch.testing.assert_close(
+        transformer(features, pos, queries, VALID), transformer(changed, pos, queries, VALID)
+    )
+    assert not torch.allclose(transformer(features, pos, queries), transformer(changed, pos, queries))

@@ -1,0 +1,147 @@
+"""Matching against brute force, and the cases with too few, too many or no objects."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from redetr.losses import SetCriterion
+from redetr.matcher import assign, cost_matrix, match
+from redetr.structures import LossConfig
+
+
+def cheapest(cost: np.ndarray) -> float:
+    """The least sum over all ways to give each column (or as many as there are rows) a row of its own, `[Q, T]`."""
+    queries, objects = cost.shape
+    if queries < objects:
+        return cheapest(cost.T)
+    columns = np.arange(objects)
+    return min(cost[list(rows), columns].sum() for rows in permutations(range(queries), objects))
+
+
+@pytest.mark.parametrize("objects", [1, 2, 3, 6])
+@pytest.mark.parametrize("queries", [1, 2, 5, 7])
+def test_no_assignment_is_cheaper(queries, objects):
+    cost = np.random.default_rng(queries * 10 + objects).normal(size=(2, 3, queries, objects))
+    chosen = assign(cost, [objects] * 3)
+    assert chosen.shape == (2, 3, objects)
+    for layer in range(2):
+        for image in range(3):
+            rows = chosen[layer, image]
+            matched = rows < queries
+            assert matched.sum() == min(queries, objects)
+            assert len(set(rows[matched])) == matched.sum()  # no query answers for two objects
+            assert (rows[~matched] == queries).all()
+            total = cost[layer, image, rows[matched], np.arange(objects)[matched]].sum()
+            assert total == pytest.approx(cheapest(cost[layer, image]))
+
+
+def test_by_hand():
+    # Query 1 is best for both objects; the cheapest sum is 1 + 2 = 3, not 0 + 9.
+    cost = np.array([[[[1.0, 9.0], [0.0, 2.0], [5.0, 9.0]]]])
+    assert assign(cost, [2]).tolist() == [[[0, 1]]]
+
+
+def test_padded_objects_are_not_matched():
+    cost = np.zeros((1, 2, 4, 3))
+    cost[0, 0, :, 0] = [3, 1, 2, 3]  # the first image has one object; its other two columns are padding of cost 0
+    assert assign(cost, [1, 3])[0, 0].tolist() == [1, 4, 4]
+
+
+def test_more_objects_than_queries_matches_the_cheapest_ones():
+    cost = np.array([[[[5.0, 1.0, 3.0], [5.0, 3.0, 2.0]]]])
+    assert assign(cost, [3]).tolist() == [[[2, 0, 1]]]  # 2 stands for "no query"
+
+
+def test_repeats_offer_each_object_several_times():
+    cost = np.array([[[[0.0, 9.0], [1.0, 9.0], [9.0, 0.0], [9.0, 1.0], [5.0, 5.0]]]])
+    first, second = assign(cost, [2], repeats=2).reshape(2, 2)
+    assert {first[0], second[0]} == {0, 1}  # both offers of object 0
+    assert {first[1], second[1]} == {2, 3}
+    every = assign(cost, [2], repeats=3)[0, 0]
+    assert sorted(every.tolist()) == [0, 1, 2, 3, 4, 5]  # 6 offers, 5 queries: one gets none
+
+
+def test_images_without_objects():
+    cost = torch.rand(2, 3, 4, 2)
+    (chosen,) = match([cost], [0, 2, 0], [1])
+    assert (chosen[:, [0, 2]] == 4).all()
+    assert (chosen[:, 1] < 4).all()
+    (nothing,) = match([torch.rand(2, 3, 4, 0)], [0, 0, 0], [1])
+    assert nothing.shape == (2, 3, 0)
+
+
+def test_several_sets_of_predictions_are_matched_together():
+    costs = [torch.rand(3, 2, 5, 4), torch.rand(1, 2, 9, 4)]
+    together = match(costs, [4, 2], [1, 2])
+    apart = [match([cost], [4, 2], [repeats])[0] for cost, repeats in zip(costs, [1, 2], strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
+    assert [chosen.shape for chosen in together] == [(3, 2, 4), (1, 2, 8)]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_predictions_that_are_not_finite_do_not_stop_the_matcher(broken, scores):
+    config = LossConfig(scores=scores)
+    logits, boxes = torch.zeros(1, 1, 3, 4), torch.full((1, 1, 3, 4), 0.5)
+    logits[0, 0, 0], boxes[0, 0, 1] = broken, broken
+    cost = cost_matrix(logits, boxes, torch.zeros(1, 2, dtype=torch.long), torch.full((1, 2, 4), 0.5), config)
+    assert cost.isfinite().all()
+    (chosen,) = match([cost], [2], [1])
+    assert len(set(chosen.flatten().tolist())) == 2
+
+
+def test_costs_by_hand():
+    # Probabilities (0.25, 0.75) for (class 0, no object); the boxes are those of the GIoU example "apart".
+    logits = torch.tensor([0.0, np.log(3.0)]).expand(1, 1, 1, 2)
+    predicted, wanted = torch.tensor([1.0, 1.0, 2.0, 2.0]), torch.tensor([5.0, 1.0, 2.0, 2.0])
+    args = (torch.zeros(1, 1, dtype=torch.long), wanted.expand(1, 1, 4))
+    cost = cost_matrix(logits, predicted.expand(1, 1, 1, 4), *args, LossConfig())
+    assert cost.item() == pytest.approx(-0.25 + 5 * 4 + 2 * 4 / 12)
+
+    # p = 0.5: focal cost 0.25 * 0.25 * ln 2 - 0.75 * 0.25 * ln 2 = -0.125 ln 2
+    config = LossConfig(scores="sigmoid", cost_class=2, cost_bbox=0, cost_giou=0)
+    cost = cost_matrix(torch.zeros(1, 1, 1, 1), predicted.expand(1, 1, 1, 4), *args, config)
+    assert cost.item() == pytest.approx(-2 * 0.125 * np.log(2), rel=1e-5)
+
+
+class CopiesToHost(TorchDispatchMode):
+    """Counts what would wait for an accelerator: copies to the host and values read out of tensors."""
+
+    def __init__(self, matched: list[Tensor]):
+        super().__init__()
+        self.matched = matched
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.masked_select,
+            torch.ops.aten.is_nonzero,
+        ):
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_a_step_reads_the_device_once(monkeypatch, scores):
+    """One `.cpu()` for all layers and images, and nothing else that would wait for an accelerator."""
+    copies = []
+    to_host = Tensor.cpu
+    monkeypatch.setattr(Tensor, "cpu", lambda self: copies.append(self.shape) or to_host(self))
+    config = LossConfig(scores=scores, encoder_repeats=0 if scores == "softmax" else 4)
+    layers = [
+        {"pred_logits": torch.randn(2, 6, 4, requires_grad=True), "pred_boxes": torch.rand(2, 6, 4)} for _ in range(4)
+    ]
+    outputs = {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": layers[0]}
+    targets = [{"labels": torch.tensor([0, 2]), "boxes": torch.rand(2, 4)},
+               {"labels": torch.tensor([1]), "boxes": torch.rand(1, 4)}]  # fmt: skip
+    criterion = SetCriterion(config, num_classes=4 if scores == "sigmoid" else 3, num_queries=6)
+    with CopiesToHost([]) as reads:
+        criterion(outputs, targets)["loss"].backward()
+    assert len(copies) == 1
+    assert reads.names == []
