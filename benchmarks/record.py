@@ -27,10 +27,8 @@ def record(name: str, content: dict[str, Any]) -> Path:
 
 
 def machine() -> dict[str, Any]:
-    model = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-        platform.machine(),
-    )
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
 

@@ -19,6 +19,8 @@ ClassNormalization = Literal["global", "per_rank"]
 
 # Exponent of the IoU target and of the weight of unmatched scores (Huang et al., DEIM, CVPR 2025, "MAL").
 _IOU_GAMMA = 1.5
+# Stands for the sum of the class weights where there is none: no object, and `eos_coef` 0.
+_SMALLEST_WEIGHT = 1e-6
 
 
 class Predictions(NamedTuple):
@@ -82,7 +84,7 @@ class SetCriterion(nn.Module):
         boxes = window[0].clamp(min=1) / world_size
         for_classes, share = (counts, accumulate) if per_rank else (window, 1 / world_size)
         if self.config.scores == "softmax":
-            return torch.stack([boxes, for_classes[1] * share])
+            return torch.stack([boxes, for_classes[1].clamp(min=_SMALLEST_WEIGHT) * share])
         return torch.stack([boxes, for_classes[0].clamp(min=1) * share])
 
     def forward(self, outputs: Outputs, targets: list[Target], denominators: Tensor | None = None) -> dict[str, Tensor]:
@@ -158,8 +160,8 @@ class SetCriterion(nn.Module):
         wanted = labels.new_full((layers, batch, num_queries + 1), classes - 1)
         wanted = wanted.scatter(2, queries, labels)[..., :-1].flatten()
         loss = F.cross_entropy(logits.flatten(0, 2), wanted, reduction="none")
-        weight = torch.where(wanted == classes - 1, self.config.eos_coef, 1.0)
-        return (loss * weight.to(loss.dtype)).view(layers, -1).sum(1)
+        loss = torch.where(wanted == classes - 1, self.config.eos_coef * loss, loss)
+        return loss.view(layers, -1).sum(1)
 
 
 def _iou_aware_bce(logits: Tensor, queries: Tensor, labels: Tensor, iou: Tensor) -> Tensor:

@@ -108,21 +108,16 @@ def test_costs_by_hand():
     assert cost.item() == pytest.approx(-2 * 0.125 * np.log(2), rel=1e-5)
 
 
-class CopiesToHost(TorchDispatchMode):
-    """Counts what would wait for an accelerator: copies to the host and values read out of tensors."""
+class HostReads(TorchDispatchMode):
+    """Collects the operations that wait for an accelerator, other than copies: values read out of tensors."""
 
-    def __init__(self, matched: list[Tensor]):
+    def __init__(self):
         super().__init__()
-        self.matched = matched
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in (
-            torch.ops.aten._local_scalar_dense,
-            torch.ops.aten.nonzero,
-            torch.ops.aten.masked_select,
-            torch.ops.aten.is_nonzero,
-        ):
+        aten = torch.ops.aten
+        if func.overloadpacket in (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_nonzero):
             self.names.append(str(func))
         return func(*args, **(kwargs or {}))
 
@@ -141,7 +136,7 @@ def test_a_step_reads_the_device_once(monkeypatch, scores):
     targets = [{"labels": torch.tensor([0, 2]), "boxes": torch.rand(2, 4)},
                {"labels": torch.tensor([1]), "boxes": torch.rand(1, 4)}]  # fmt: skip
     criterion = SetCriterion(config, num_classes=4 if scores == "sigmoid" else 3, num_queries=6)
-    with CopiesToHost([]) as reads:
+    with HostReads() as reads:
         criterion(outputs, targets)["loss"].backward()
     assert len(copies) == 1
     assert reads.names == []

@@ -64,12 +64,15 @@ class Backbone(nn.Module):
         if dilation and name in ("resnet18", "resnet34"):
             raise InputError(f"{name} has no dilated form: choose resnet50 or resnet101")
         frozen = norm == "frozen_batch"
+        if weights and not frozen:
+            raise InputError("ImageNet weights were trained with BatchNorm: they need norm=frozen_batch")
         body = torchvision.models.get_model(
             name,
-            weights="IMAGENET1K_V1" if weights else None,
             replace_stride_with_dilation=[False, False, dilation],
             norm_layer=FrozenBatchNorm2d if frozen else _group_norm,
         )
+        if weights:
+            body.load_state_dict(_imagenet_weights(name))
         del body.fc, body.avgpool
         self.body = body
         self.strides = strides
@@ -90,6 +93,16 @@ class Backbone(nn.Module):
                 x = _residual_block(x, block)
             features[stride] = x
         return [features[stride] for stride in self.strides]
+
+
+def _imagenet_weights(name: str) -> dict[str, Tensor]:
+    """torchvision's weights from torch's cache, or from the net. Raises InputError with the place for the file."""
+    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+    try:
+        return torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # no connection, or a file with another hash
+        place = f"{torch.hub.get_dir()}/checkpoints/{url.rpartition('/')[2]}"
+        raise InputError(f"cannot get ImageNet weights from {url} ({error}); put that file at {place}") from error
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

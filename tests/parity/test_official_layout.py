@@ -184,7 +184,5 @@ def test_padded_positions_change_nothing(pre_norm):
     features, pos = torch.randn(2, 2, 7, 24, dtype=torch.float64)
     queries = torch.randn(2, 5, 24, dtype=torch.float64)
     changed = torch.where(VALID[..., None], features, 100.0)
-    torch.testing.assert_close(
-        transformer(features, pos, queries, VALID), transformer(changed, pos, queries, VALID)
-    )
+    torch.testing.assert_close(transformer(features, pos, queries, VALID), transformer(changed, pos, queries, VALID))
     assert not torch.allclose(transformer(features, pos, queries), transformer(changed, pos, queries))

@@ -1,0 +1,33 @@
+"""The demo: what it leaves behind and what it says."""
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from redetr.demo import demo
+from redetr.errors import InputError
+from redetr.visualize import read_metrics
+
+
+def test_demo_shows_what_it_learned(tmp_path):
+    folder, console = tmp_path / "demo", Console(record=True, width=120)
+    for _ in range(2):  # the second one replaces the first
+        demo("crowns", folder, 2, console)
+    for name in ("best.pt", "best.safetensors", "last.pt", "config.json", "metrics.jsonl"):
+        assert (folder / name).stat().st_size > 0
+    for name in ("curves.png", "predictions.png"):
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 300
+    said = console.export_text()
+    assert "AP50" in said and f"redetr predict {folder}/best.pt" in said
+    assert read_metrics(folder)[-1]["step"] == 2
+
+
+def test_demo_does_not_delete_what_is_no_demo(tmp_path):
+    (tmp_path / "precious").touch()
+    with pytest.raises(InputError, match="no earlier demo"):
+        demo("digits", tmp_path, 2, Console(quiet=True))
+    assert (tmp_path / "precious").exists()
+    with pytest.raises(InputError, match="no such folder"):
+        demo(str(tmp_path / "nothing"), tmp_path / "new", 2, Console(quiet=True))
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,280 @@
+"""The set loss: values worked by hand, and counts that are right before the forward pass."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from redetr.losses import SetCriterion
+from redetr.structures import LossConfig
+
+SOFTMAX, SIGMOID = LossConfig(), LossConfig(scores="sigmoid", cost_class=2.0)
+
+
+def criterion_of(config: LossConfig = SOFTMAX, num_classes: int = 3, num_queries: int = 4, **options) -> SetCriterion:
+    return SetCriterion(config, num_classes, num_queries, **options)
+
+
+def target(labels: list[int], boxes: list[tuple[float, ...]] | None = None, dtype=torch.float32) -> dict[str, Tensor]:
+    boxes = [(0.5, 0.5, 0.2, 0.2)] * len(labels) if boxes is None else boxes
+    return {"labels": torch.tensor(labels, dtype=torch.long), "boxes": torch.tensor(boxes, dtype=dtype).view(-1, 4)}
+
+
+def random_outputs(batch: int, queries: int, columns: int, layers: int = 1, dtype=torch.float32) -> dict:
+    """Outputs of a model whose logits and boxes are leaves."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.rand(*shape, generator=generator, dtype=dtype)
+
+    made = [
+        {"pred_logits": (4 * draw(batch, queries, columns) - 2).requires_grad_(),
+         "pred_boxes": (0.2 + 0.3 * draw(batch, queries, 4)).requires_grad_()}
+        for _ in range(layers)
+    ]  # fmt: skip
+    return {**made[-1], "aux_outputs": made[:-1]}
+
+
+def random_targets(counts: list[int], dtype=torch.float32) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        {"labels": torch.randint(3, (n,), generator=generator),
+         "boxes": 0.2 + 0.3 * torch.rand(n, 4, generator=generator, dtype=dtype)}
+        for n in counts
+    ]  # fmt: skip
+
+
+def leaves(outputs: dict) -> list[Tensor]:
+    layers = [*outputs["aux_outputs"], outputs]
+    return [layer[name] for layer in layers for name in ("pred_logits", "pred_boxes")]
+
+
+class TestWorkedExample:
+    """Two objects; queries 17 and 33 of 100 answer for them, at L1 distances of 0.25 and 0.30."""
+
+    targets = [target([0, 1], [(0.3, 0.3, 0.2, 0.2), (0.7, 0.7, 0.2, 0.2)])]
+    counts_elsewhere = target([0, 0, 1, 1])
+
+    def outputs(self) -> dict:
+        boxes = torch.tensor([0.05, 0.95, 0.02, 0.02]).repeat(1, 100, 1)
+        boxes[0, 17] = torch.tensor([0.3 + 0.10, 0.3 - 0.05, 0.2 + 0.06, 0.2 - 0.04])  # 0.25
+        boxes[0, 33] = torch.tensor([0.7 - 0.10, 0.7 + 0.10, 0.2 + 0.05, 0.2 + 0.05])  # 0.30
+        return {"pred_logits": torch.zeros(1, 100, 4), "pred_boxes": boxes.requires_grad_()}
+
+    def test_alone(self):
+        losses = criterion_of(num_queries=100)(self.outputs(), self.targets)
+        assert losses["loss_bbox"].item() == pytest.approx(0.55 / 2)
+        assert 0.55 / 2 == 0.275
+
+    def test_beside_a_rank_with_four_objects(self):
+        criterion = criterion_of(num_queries=100)
+        here, there = criterion.counts(self.targets), criterion.counts([self.counts_elsewhere])
+        divisors = criterion.denominators(here, here + there, world_size=2)
+        losses = criterion(self.outputs(), self.targets, divisors)
+        assert losses["loss_bbox"].item() == pytest.approx(0.55 / 3)
+
+    def test_the_mean_over_ranks_is_the_loss_of_all_six_objects(self):
+        criterion, outputs = criterion_of(num_queries=100), self.outputs()
+        counts = [criterion.counts(t) for t in (self.targets, [self.counts_elsewhere])]
+        divisors = criterion.denominators(counts[0], sum(counts), world_size=2)
+        criterion(outputs, self.targets, divisors)["loss_bbox"].backward()
+        averaged_over_ranks = outputs["pred_boxes"].grad / 2
+        # the raw sum of |difference| has a slope of 1 per coordinate, divided by six objects
+        assert averaged_over_ranks[0, 17].tolist() == pytest.approx([1 / 6, -1 / 6, 1 / 6, -1 / 6])
+        assert averaged_over_ranks[0, 0].tolist() == [0, 0, 0, 0]
+
+
+def test_class_loss_by_hand():
+    """Every query counts; unmatched ones as 0.1. Query 1 is at the object, of class 2 of 3."""
+    logits = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 2.0]]])
+    boxes = torch.tensor([[[0.1, 0.1, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1]]])
+    losses = criterion_of(num_queries=3)({"pred_logits": logits, "pred_boxes": boxes}, [target([2])])
+    matched = math.log(3 + math.e) - 1
+    unmatched = math.log(4) + math.log(3 + math.e**2) - 2
+    assert losses["loss_ce"].item() == pytest.approx((matched + 0.1 * unmatched) / (1 + 0.2))
+    assert losses["loss_bbox"].item() == pytest.approx(0, abs=1e-6)
+    assert losses["loss_giou"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_box_losses_and_total_by_hand():
+    """Boxes (0, 0, 0.2, 0.2) and (0.4, 0, 0.6, 0.2): L1 0.4; union 0.08, hull 0.12, GIoU -1/3."""
+    outputs = {"pred_logits": torch.zeros(1, 1, 4), "pred_boxes": torch.tensor([[[0.1, 0.1, 0.2, 0.2]]])}
+    losses = criterion_of(num_queries=1)(outputs, [target([0], [(0.5, 0.1, 0.2, 0.2)])])
+    assert losses["loss_bbox"].item() == pytest.approx(0.4)
+    assert losses["loss_giou"].item() == pytest.approx(1 + 1 / 3)
+    assert losses["loss"].item() == pytest.approx(math.log(4) + 5 * 0.4 + 2 * (4 / 3), rel=1e-6)
+
+
+def test_sigmoid_loss_by_hand():
+    """Towards IoU^1.5 at the matched score; the rest towards 0, weighted by p^1.5; divided by the boxes."""
+    logits = torch.tensor([[[1.0, -1.0], [0.5, -3.0]]])
+    # overlap 0.1 x 0.2, union 0.08 - 0.02: IoU 1/3
+    boxes = torch.tensor([[[0.4, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1]]])
+    criterion = criterion_of(SIGMOID, num_classes=2, num_queries=2)
+    losses = criterion({"pred_logits": logits, "pred_boxes": boxes}, [target([0])])
+
+    def softplus(x):
+        return math.log1p(math.exp(x))
+
+    def pushed_down(x):
+        return (1 / (1 + math.exp(-x))) ** 1.5 * softplus(x)
+
+    goal = (1 / 3) ** 1.5
+    matched = goal * softplus(-1.0) + (1 - goal) * softplus(1.0)
+    expected = matched + pushed_down(-1.0) + pushed_down(0.5) + pushed_down(-3.0)
+    assert losses["loss_ce"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_encoder_proposals_are_offered_each_object_several_times():
+    """Four identical proposals around one object, offered 3 times: three of them answer for it."""
+    config = LossConfig(scores="sigmoid", encoder_repeats=3, loss_ce=0.0)
+    proposals = {"pred_logits": torch.zeros(1, 4, 2), "pred_boxes": torch.full((1, 4, 4), 0.5).requires_grad_()}
+    outputs = {**random_outputs(1, 2, 2), "enc_outputs": proposals}
+    losses = criterion_of(config, 2, num_queries=2)(outputs, [target([0], [(0.5, 0.5, 0.5, 0.4)])])
+    assert losses["loss_bbox_enc"].item() == pytest.approx(0.1)  # 3 x 0.1, divided by 3 offers
+    losses["loss_bbox_enc"].backward()
+    assert (proposals["pred_boxes"].grad[0].abs().sum(-1) > 0).sum() == 3
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("repeats", [0, 2])
+def test_names_and_total(layers, repeats):
+    config = LossConfig(scores="sigmoid", encoder_repeats=repeats, loss_ce=1.5, loss_bbox=3.0, loss_giou=0.5)
+    outputs = random_outputs(2, 4, 3, layers)
+    outputs["enc_outputs"] = random_outputs(2, 9, 3)
+    losses = criterion_of(config)(outputs, random_targets([2, 1]))
+    suffixes = ["", *(f"_{i}" for i in range(layers - 1))] + ["_enc"] * (repeats > 0)
+    weights = {"loss_ce": 1.5, "loss_bbox": 3.0, "loss_giou": 0.5}
+    assert losses.keys() == {"loss", *(term + suffix for term in weights for suffix in suffixes)}
+    total = sum(weight * losses[term + suffix] for term, weight in weights.items() for suffix in suffixes)
+    torch.testing.assert_close(losses["loss"], total)
+
+
+def test_each_layer_is_matched_and_measured_on_its_own():
+    outputs, targets = random_outputs(2, 4, 4, layers=3), random_targets([3, 2])
+    together = criterion_of()(outputs, targets)
+    for i, layer in enumerate([*outputs["aux_outputs"], outputs]):
+        alone = criterion_of()({name: layer[name] for name in ("pred_logits", "pred_boxes")}, targets)
+        for term in ("loss_ce", "loss_bbox", "loss_giou"):
+            torch.testing.assert_close(together[term + (f"_{i}" if i < 2 else "")], alone[term])
+
+
+@pytest.mark.parametrize("config", [SOFTMAX, SIGMOID, LossConfig(eos_coef=0.0)], ids=["softmax", "sigmoid", "no eos"])
+@pytest.mark.parametrize("counts", [[0, 0], [0, 2], [9, 0]], ids=["no objects", "one empty image", "too many objects"])
+def test_finite_and_connected_whatever_the_objects(config, counts):
+    outputs = random_outputs(2, 4, 4 if config.scores == "softmax" else 3, layers=2)
+    losses = criterion_of(config)(outputs, random_targets(counts))
+    losses["loss"].backward()
+    assert torch.stack(list(losses.values())).isfinite().all()
+    for leaf in leaves(outputs):
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+    if sum(counts) == 0:
+        assert losses["loss_bbox"] == losses["loss_giou"] == 0
+
+
+def test_more_objects_than_queries_are_all_counted():
+    """Six objects at the same place, four queries 0.1 beside it: four L1 distances, divided by six boxes."""
+    outputs = {"pred_logits": torch.zeros(1, 4, 4), "pred_boxes": torch.tensor([0.6, 0.5, 0.2, 0.2]).repeat(1, 4, 1)}
+    losses = criterion_of()(outputs, [target([0] * 6)])
+    assert losses["loss_bbox"].item() == pytest.approx(4 * 0.1 / 6)
+    assert losses["loss_ce"].item() == pytest.approx(math.log(4))  # all four queries matched, weights 1
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=4))
+def test_counts_are_known_before_the_forward_pass(counts):
+    """Uniform scores cost ln(C + 1) each, so the weighted mean is that exactly if the weights add up to the count."""
+    criterion, targets = criterion_of(num_queries=4), random_targets(counts)
+    matched = sum(min(4, n) for n in counts)
+    assert criterion.counts(targets).tolist() == pytest.approx(
+        [sum(counts), matched + 0.1 * (4 * len(counts) - matched)]
+    )
+    outputs = {"pred_logits": torch.zeros(len(counts), 4, 4), "pred_boxes": torch.rand(len(counts), 4, 4)}
+    assert criterion(outputs, targets)["loss_ce"].item() == pytest.approx(math.log(4), rel=1e-5)
+
+
+@pytest.mark.parametrize("config", [SOFTMAX, SIGMOID], ids=["softmax", "sigmoid"])
+def test_clamped_after_the_sum_over_ranks(config):
+    """Three boxes on eight ranks are 3/8 of a box per rank, not one."""
+    criterion = criterion_of(config)
+    here = criterion.counts(random_targets([1]))
+    window = criterion.counts(random_targets([1, 1, 1, 0, 0, 0, 0, 0]))
+    assert criterion.denominators(here, window, world_size=8)[0].item() == pytest.approx(3 / 8)
+    nothing = criterion.counts(random_targets([0]))
+    divisors = criterion.denominators(nothing, 8 * nothing, world_size=8)
+    assert divisors[0].item() == pytest.approx(1 / 8)
+    # the class count: 8 images of 4 queries of weight 0.1, or boxes
+    assert divisors[1].item() == pytest.approx(8 * 0.4 / 8 if config.scores == "softmax" else 1 / 8)
+
+
+COUNTS = [0, 3, 1, 0, 6, 2]
+
+
+@pytest.mark.parametrize("config", [SOFTMAX, SIGMOID, LossConfig(scores="sigmoid", encoder_repeats=2)])
+@pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (3, 1), (1, 3), (3, 2)])
+def test_losses_of_the_parts_add_up_to_that_of_the_whole(config, world_size, accumulate):
+    """The mean over ranks of the sum over micro-batches, for every term."""
+    columns = 4 if config.scores == "softmax" else 3
+    outputs, proposals = (
+        random_outputs(6, 4, columns, dtype=torch.float64),
+        random_outputs(6, 7, 3, dtype=torch.float64),
+    )
+    targets = random_targets(COUNTS, torch.float64)
+    criterion = criterion_of(config)
+    whole = criterion({**outputs, "enc_outputs": proposals}, targets)
+    size = 6 // (world_size * accumulate)
+    parts = [slice(start, start + size) for start in range(0, 6, size)]
+    sums = dict.fromkeys(whole, torch.zeros((), dtype=torch.float64))
+    for part in parts:
+        divisors = criterion.denominators(
+            criterion.counts(targets[part]), criterion.counts(targets), world_size, accumulate
+        )
+        part_of = [{name: made[name][part] for name in ("pred_logits", "pred_boxes")} for made in (outputs, proposals)]
+        losses = criterion({**part_of[0], "enc_outputs": part_of[1]}, targets[part], divisors)
+        sums = {name: sums[name] + loss / world_size for name, loss in losses.items()}
+    torch.testing.assert_close(sums, whole, rtol=1e-12, atol=0)
+
+
+def test_per_rank_normalisation_is_the_original_mean_of_weighted_means():
+    """Two ranks with two micro-batches each: the class loss is the mean of four local weighted means."""
+    targets, outputs = [random_targets([n]) for n in (0, 3, 1, 6)], [random_outputs(1, 4, 4) for _ in range(4)]
+    criterion = criterion_of(class_normalization="per_rank")
+    counts = [criterion.counts(t) for t in targets]
+    losses = [
+        criterion(o, t, criterion.denominators(c, sum(counts), world_size=2, accumulate=2))
+        for o, t, c in zip(outputs, targets, counts, strict=True)
+    ]
+    alone = [criterion_of()(o, t) for o, t in zip(outputs, targets, strict=True)]
+    torch.testing.assert_close(sum(x["loss_ce"] for x in losses) / 2, sum(x["loss_ce"] for x in alone) / 4)
+    # the box losses are global all the same: 10 boxes
+    raw = [x["loss_bbox"] * max(1, c[0].item()) for x, c in zip(alone, counts, strict=True)]
+    torch.testing.assert_close(sum(x["loss_bbox"] for x in losses) / 2, sum(raw) / 10)
+
+
+def test_per_rank_sigmoid_scores_are_divided_by_the_boxes_of_the_rank():
+    criterion = criterion_of(SIGMOID, class_normalization="per_rank")
+    counts, window = criterion.counts(random_targets([2])), criterion.counts(random_targets([2, 6]))
+    assert criterion.denominators(counts, window, world_size=2, accumulate=3).tolist() == [8 / 2, 2 * 3]
+
+
+def test_fp64_stays_fp64():
+    """To the last digits: a weight of 0.1 rounded to fp32 would be off by 1e-8."""
+    outputs = random_outputs(1, 4, 4, dtype=torch.float64)
+    losses = criterion_of()(outputs, [target([], dtype=torch.float64)])
+    assert all(loss.dtype == torch.float64 for loss in losses.values())
+    logits = outputs["pred_logits"][0]
+    expected = F.cross_entropy(logits, torch.full((4,), 3))  # all "no object": the weights cancel
+    torch.testing.assert_close(losses["loss_ce"], expected, rtol=1e-12, atol=0)
+
+
+def test_half_precision_is_computed_in_fp32():
+    outputs = {"pred_logits": torch.randn(2, 4, 4).bfloat16(), "pred_boxes": torch.rand(2, 4, 4).bfloat16()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = criterion_of()(outputs, random_targets([2, 1]))
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    upcast = criterion_of()({name: value.float() for name, value in outputs.items()}, random_targets([2, 1]))
+    torch.testing.assert_close(losses, upcast)

@@ -1,0 +1,313 @@
+"""Every model: what it returns, what it trains, and what does not change its answer."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+import redetr
+from redetr.models.backbone import Backbone, SmallResNet, conv_norm, resize_mask
+from redetr.models.detr import DETR
+from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
+from redetr.models.transformer import Transformer
+
+SMALL_DETR = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2,
+              "dim_feedforward": 64, "num_queries": 7, "dropout": 0.0}  # fmt: skip
+SMALL_FAST = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64,
+              "num_queries": 7}  # fmt: skip
+SMALL = {"detr_r50": SMALL_DETR, "redetr_n": SMALL_FAST}
+NUM_CLASSES = 3
+
+
+def small(name: str, **options) -> nn.Module:
+    torch.manual_seed(0)
+    return redetr.build(name, NUM_CLASSES, **{**SMALL[name], **options})
+
+
+def targets(*counts: int) -> list[dict[str, Tensor]]:
+    return [{"labels": torch.randint(NUM_CLASSES, (n,)), "boxes": 0.3 + 0.4 * torch.rand(n, 4)} for n in counts]
+
+
+@pytest.mark.parametrize("name", redetr.MODELS)
+def test_every_model_returns_what_it_promises(name):
+    with torch.device("meta"):
+        model = redetr.build(name, NUM_CLASSES)
+        outputs = model(torch.zeros(2, 3, 96, 64), torch.zeros(2, 96, 64, dtype=torch.bool))
+    columns = NUM_CLASSES + (model.scores == "softmax")
+    layers = [*outputs["aux_outputs"], outputs]
+    assert len(layers) == {"redetr_n": 3, "redetr_s": 3}.get(name, 6)
+    for layer in layers:
+        assert layer["pred_logits"].shape == (2, model.num_queries, columns)
+        assert layer["pred_boxes"].shape == (2, model.num_queries, 4)
+    assert ("enc_outputs" in outputs) == name.startswith("redetr")
+
+
+def test_sizes_are_those_of_the_documentation():
+    with torch.device("meta"):
+        size = {n: sum(p.numel() for p in redetr.build(n, 80).parameters()) for n in redetr.MODELS}
+        original = redetr.build("detr_r50", 91)
+    assert 2e6 < size["redetr_n"] < 3e6
+    assert size["redetr_n"] < size["redetr_s"] < size["redetr_m"] < size["detr_r50"] < size["detr_r101"]
+    assert size["detr_r50_dc5"] == size["detr_r50"]  # dilation has no weights
+    # published: 41 M and 60 M
+    assert round(sum(p.numel() for p in original.parameters()) / 1e6) == 41
+    assert round(size["detr_r101"] / 1e6) == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("detr_r51", {}, "unknown model 'detr_r51'.*detr_r50"),
+        ("detr_r50", {"queries": 3}, "unknown option 'queries'.*num_queries"),
+        ("redetr_n", {"dropout": 0.1}, "unknown option 'dropout'"),
+        ("detr_r50", {"backbone": "resnet7"}, "unknown backbone 'resnet7'.*resnet50"),
+        ("detr_r50", {"backbone": "resnet18", "dilation": True}, "resnet18 has no dilated form"),
+        ("redetr_m", {"weights": "coco"}, "unknown backbone weights 'coco'"),
+    ],
+)
+def test_unknown_names_and_options(name, options, message):
+    with torch.device("meta"), pytest.raises(redetr.InputError, match=message):
+        redetr.build(name, NUM_CLASSES, **options)
+
+
+def test_a_model_without_classes_is_refused():
+    with pytest.raises(redetr.InputError, match="num_classes is 0"):
+        redetr.build("redetr_n", 0)
+
+
+@pytest.mark.parametrize("name", ["detr_r50", "redetr_m"])
+def test_stem_first_stage_and_norms_of_a_pretrained_backbone_are_frozen(name):
+    with torch.device("meta"):
+        model = redetr.build(name, NUM_CLASSES)
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    expected = ("backbone.0.body.conv1.", "backbone.0.body.layer1.")
+    assert frozen == {n for n, _ in model.named_parameters() if n.startswith(expected)}
+    assert len(frozen) == 1 + 10  # the stem; three blocks of three convolutions, one of them with a shortcut
+    assert not any("bn" in n for n, _ in model.named_parameters())  # statistics and scales are buffers
+
+
+def test_a_backbone_with_group_norm_is_trained_as_a_whole():
+    assert all(p.requires_grad for p in Backbone("resnet18", norm="group").parameters())
+
+
+def randomize_norms(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.uniform_(0.3, 0.7)
+            module.bias.normal_(0, 0.2)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 2, "dilation": 2, "groups": 2}])
+def test_folding_a_frozen_norm_changes_neither_value_nor_gradient(options):
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(4, 6, 3, bias=False, **options).double(), FrozenBatchNorm2d(6).double()
+    randomize_norms(norm)
+    x = torch.randn(2, 4, 9, 11, dtype=torch.float64, requires_grad=True)
+    plain, folded = norm(conv(x)), conv_norm(x, conv, norm)
+    torch.testing.assert_close(folded, plain)
+    weights = torch.randn_like(plain)
+    for expected, found in zip(
+        torch.autograd.grad((plain * weights).sum(), (x, conv.weight)),
+        torch.autograd.grad((folded * weights).sum(), (x, conv.weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("name", "dilation"), [("resnet18", False), ("resnet50", False), ("resnet50", True)])
+def test_features_are_those_of_torchvision(name, dilation):
+    torch.manual_seed(0)
+    ours = Backbone(name, dilation=dilation, strides=(8, 16, 32)).eval()
+    randomize_norms(ours)
+    theirs = torchvision.models.get_model(
+        name, norm_layer=FrozenBatchNorm2d, replace_stride_with_dilation=[False, False, dilation]
+    ).eval()
+    theirs.load_state_dict(ours.body.state_dict(), strict=False)  # theirs has a classifier besides
+    layers = {"layer2": "8", "layer3": "16", "layer4": "32"}
+    getter = torchvision.models._utils.IntermediateLayerGetter(theirs, layers)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        features, expected = ours(images), getter(images)
+    for found, stride in zip(features, ("8", "16", "32"), strict=True):
+        torch.testing.assert_close(found, expected[stride], rtol=1e-4, atol=1e-4)
+    assert [f.shape[1] for f in features] == ours.num_channels
+    last = 16 if dilation else 32
+    assert [64 // f.shape[2] for f in features] == [96 // f.shape[3] for f in features] == [8, 16, last]
+
+
+def test_small_backbone_does_not_see_the_batch():
+    torch.manual_seed(0)
+    backbone, images = SmallResNet((16, 24, 32)), torch.randn(3, 3, 64, 96)
+    together, alone = backbone(images), backbone(images[:1])
+    assert [tuple(f.shape) for f in together] == [(3, 24, 8, 12), (3, 32, 4, 6)]
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a[:1], b)
+
+
+def test_sine_positions_by_hand():
+    """A map of 1 x 2 valid positions: rows are all at 2 pi, columns at pi and 2 pi; y comes first."""
+    (encoding,) = PositionEmbeddingSine(4)(torch.zeros(1, 1, 2, dtype=torch.bool))
+    for column, x in enumerate((math.pi, 2 * math.pi)):
+        expected = [f(angle) for at in (2 * math.pi, x) for angle in (at, at / 100) for f in (math.sin, math.cos)]
+        assert encoding[0, column].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("embedding", [PositionEmbeddingSine, PositionEmbeddingLearned])
+def test_positions_of_an_image_do_not_depend_on_the_canvas(embedding):
+    embedding, mask = embedding(8), torch.ones(1, 6, 9, dtype=torch.bool)
+    mask[:, :4, :5] = False
+    alone = embedding(torch.zeros(1, 4, 5, dtype=torch.bool))
+    torch.testing.assert_close(embedding(mask)[:, :4, :5], alone)
+    assert len(torch.unique(alone.flatten(0, 2), dim=0)) == 20  # every position has its own
+
+
+def test_learned_positions_have_an_end():
+    with pytest.raises(ValueError, match="50 x 50"):
+        PositionEmbeddingLearned(4)(torch.zeros(1, 51, 3, dtype=torch.bool))
+
+
+def test_mask_at_the_size_of_a_feature_map():
+    mask = torch.ones(1, 8, 8, dtype=torch.bool)
+    mask[:, :4, :6] = False
+    assert (~resize_mask(mask, (2, 2))[0]).tolist() == [[True, True], [False, False]]
+    assert (~resize_mask(mask, (4, 4))[0]).sum() == 2 * 3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_mask_means_no_padding(name):
+    model, images = small(name).eval(), torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        without, empty = model(images), model(images, torch.zeros(2, 64, 96, dtype=torch.bool))
+    torch.testing.assert_close(without, empty)
+
+
+class Patches(nn.Module):
+    """A backbone in which no position sees its neighbours: what remains is the model's own handling of padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 24, 16, stride=16)
+        self.num_channels = [24]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.conv(images)]
+
+
+@pytest.mark.parametrize("position", ["sine", "learned"])
+def test_padding_does_not_change_the_faithful_form(position):
+    """Beyond the convolutions at the border: attention, positions and box coordinates."""
+    torch.manual_seed(0)
+    model = DETR(NUM_CLASSES, Patches(), Transformer(32, 4, 2, 2, 64), 7, 32, position, aux_loss=True).double().eval()
+    image = torch.randn(3, 64, 96, dtype=torch.float64)
+    padded = redetr.collate([image], canvas=(112, 128))
+    garbage = torch.where(padded.mask[:, None], 1e3, padded.images)
+    with torch.no_grad():
+        alone, in_canvas = model(image[None]), model(garbage, padded.mask)
+        ignoring_the_mask = model(garbage)
+    torch.testing.assert_close(in_canvas, alone)
+    assert not torch.allclose(ignoring_the_mask["pred_boxes"], alone["pred_boxes"], atol=1e-3)
+
+
+def test_the_fast_form_works_on_a_padded_canvas():
+    """Boxes are fractions of the image, and no proposal from the padding is chosen."""
+    model = small("redetr_n", num_queries=40).eval()
+    batch = redetr.collate([torch.randn(3, 64, 96), torch.randn(3, 40, 50)], canvas=(64, 128))
+    with torch.no_grad():
+        outputs = model(batch.images, batch.mask)
+    proposals = outputs["enc_outputs"]
+    centers = proposals["pred_boxes"][..., :2]  # the proposals start at their anchors
+    scores = proposals["pred_logits"].sigmoid().amax(-1)
+    # 64 x 128 px: 8 x 16 + 4 x 8 + 2 x 4 positions; 96 and 50 px are 12, 6, 3 and 6.25, 3.1, 1.6 columns
+    assert scores.shape == (2, 168)
+    assert (scores[0] > 0).sum() == 8 * 12 + 4 * 6 + 2 * 3
+    assert (scores[1] > 0).sum() == 5 * 6 + 2 * 3 + 1 * 2
+    assert (centers[scores > 0] < 1).all()
+    for layer in [*outputs["aux_outputs"], outputs]:
+        assert layer["pred_logits"].isfinite().all()
+        assert ((layer["pred_boxes"] > 0) & (layer["pred_boxes"] < 1)).all()
+    losses = redetr.SetCriterion.for_model(model)(model(batch.images, batch.mask), targets(3, 2))
+    assert torch.stack(list(losses.values())).isfinite().all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("counts", [(3, 1), (0, 0), (20, 0)], ids=["usual", "no objects", "too many objects"])
+def test_every_parameter_gets_a_gradient(name, counts):
+    """A parameter without one would stop distributed training, and differ between ranks."""
+    model = small(name)
+    outputs = model(torch.randn(2, 3, 64, 96))
+    redetr.SetCriterion.for_model(model)(outputs, targets(*counts))["loss"].backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+
+
+def test_without_aux_loss_only_the_last_layer_is_returned():
+    model = small("detr_r50").eval()
+    bare = small("detr_r50", aux_loss=False).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        full, last = model(images), bare(images)
+    assert last["aux_outputs"] == []
+    torch.testing.assert_close(last["pred_boxes"], full["pred_boxes"])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_an_image_gets_the_same_answer_in_any_batch(name):
+    model, images = small(name).double().eval(), torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        together = model(images)
+        alone = [model(image[None]) for image in images]
+    for key in ("pred_logits", "pred_boxes"):
+        torch.testing.assert_close(together[key], torch.cat([outputs[key] for outputs in alone]))
+
+
+@pytest.mark.parametrize("size", [(64, 160), (33, 47), (32, 32)])
+def test_the_fast_form_takes_any_size(size):
+    outputs = small("redetr_n").eval()(torch.randn(1, 3, *size))
+    assert outputs["pred_boxes"].shape == (1, 7, 4)
+    assert outputs["pred_logits"].isfinite().all()
+
+
+def test_fewer_positions_than_queries():
+    """32 x 32 px have 16 + 4 + 1 positions."""
+    model = small("redetr_n", num_queries=50)
+    outputs = model(torch.randn(1, 3, 32, 32))
+    assert outputs["pred_logits"].shape[1] == 21
+    losses = redetr.SetCriterion.for_model(model)(outputs, targets(2))
+    assert losses["loss"].isfinite()
+
+
+def test_boxes_are_refined_from_layer_to_layer():
+    """The heads start at zero: every layer repeats the proposal until it has learned a correction."""
+    model = small("redetr_n").eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        outputs = model(images)
+        torch.testing.assert_close(outputs["pred_boxes"], outputs["aux_outputs"][0]["pred_boxes"])
+        model.bbox_embed[1].layers[-1].bias.fill_(0.5)
+        moved = model(images)
+    first, last = moved["aux_outputs"][0]["pred_boxes"], moved["pred_boxes"]
+    torch.testing.assert_close(last.logit() - first.logit(), torch.full_like(first, 0.5), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_bf16_autocast_is_close_to_fp32(name):
+    model, images = small(name).eval(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        full = model(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = model(images)
+    assert half["pred_logits"].dtype == half["pred_boxes"].dtype == torch.float32
+    if name == "detr_r50":  # the fast form may choose other proposals
+        assert (half["pred_boxes"] - full["pred_boxes"]).abs().max() < 0.02
+    assert half["pred_logits"].isfinite().all()
+
+
+def test_weights_are_a_function_of_the_seed():
+    first, second = small("redetr_n").state_dict(), small("redetr_n").state_dict()
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
