@@ -4,23 +4,23 @@ Shapes: B images, Q queries, C classes, K detections of an image, N detections t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .boxes import box_cxcywh_to_xyxy
-from .errors import InputError
-from .structures import Outputs
-from .visualize import draw_boxes
+from redetr.boxes import box_cxcywh_to_xyxy
+from redetr.errors import InputError
+from redetr.structures import Outputs
+from redetr.visualize import draw_boxes
 
 if TYPE_CHECKING:
     import supervision
 
 Kind = Literal["softmax", "sigmoid"]
-ImageSizes = Tensor | Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,42 +29,20 @@ class Detections:
 
     scores: Tensor  # [N] float32
     labels: Tensor  # [N] int64 in [0, C)
-    boxes: Tensor  # [N, 4] xyxy, pixels of the original image
+    boxes: Tensor  # [N, 4] xyxy, pixels of the original image, inside it
     class_names: tuple[str, ...]  # C names
     category_ids: tuple[int, ...]  # C ids, as the annotation files number the classes
     image_size: tuple[int, int]  # height, width of the original image
-
-    @classmethod
-    def from_raw(
-        cls,
-        scores: Tensor,
-        labels: Tensor,
-        boxes: Tensor,
-        class_names: Sequence[str],
-        category_ids: Sequence[int],
-        image_size: tuple[int, int],
-    ) -> "Detections":
-        """Detections sorted by score, their boxes `[N, 4]` (xyxy pixels) clipped to the image."""
-        order = scores.argsort(descending=True, stable=True)
-        height, width = image_size
-        edges = boxes.new_tensor([width, height, width, height])
-        return cls(
-            scores=scores[order],
-            labels=labels[order],
-            boxes=torch.minimum(boxes[order].clamp(min=0), edges),
-            class_names=tuple(class_names),
-            category_ids=tuple(category_ids),
-            image_size=(int(height), int(width)),
-        )
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def __repr__(self) -> str:
         height, width = self.image_size
-        first = [f"  {d['label']} {d['score']:.2f} {[round(x) for x in d['box']]}" for d in self._rows(5)]
-        more = [f"  and {len(self) - 5} more"] if len(self) > 5 else []
-        return "\n".join([f"Detections: {len(self)} in an image of {width}x{height} px", *first, *more])
+        rows = self.to_dict()["detections"]
+        lines = [f"  {row['label']} {row['score']:.2f} {[round(x) for x in row['box']]}" for row in rows[:5]]
+        more = [f"  and {len(rows) - 5} more"] if len(rows) > 5 else []
+        return "\n".join([f"Detections: {len(rows)} in an image of {width}x{height} px", *lines, *more])
 
     @property
     def names(self) -> list[str]:
@@ -74,31 +52,24 @@ class Detections:
     def above(self, threshold: float) -> "Detections":
         """Only the detections whose score is `threshold` or more."""
         keep = self.scores >= threshold
-        return Detections(
-            self.scores[keep],
-            self.labels[keep],
-            self.boxes[keep],
-            self.class_names,
-            self.category_ids,
-            self.image_size,
-        )
+        return replace(self, scores=self.scores[keep], labels=self.labels[keep], boxes=self.boxes[keep])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: `image_size` (height, width), and `label` (name), `score`, `box` of each detection."""
-        return {"image_size": list(self.image_size), "detections": self._rows(len(self))}
+        rows = [
+            {"label": name, "score": round(score, 6), "box": [round(value, 3) for value in box]}
+            for name, score, box in zip(self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
+        ]
+        return {"image_size": list(self.image_size), "detections": rows}
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` xywh in pixels."""
         entries = []
-        for label, score, (x1, y1, x2, y2) in zip(*self._lists(), strict=True):
-            entries.append(
-                {
-                    "image_id": image_id,
-                    "category_id": self.category_ids[label],
-                    "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
-                    "score": round(score, 6),
-                }
-            )
+        for label, score, box in zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True):
+            x1, y1, x2, y2 = box
+            bbox = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
+            category_id = self.category_ids[label]
+            entries.append({"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": round(score, 6)})
         return entries
 
     def to_supervision(self) -> "supervision.Detections":
@@ -111,8 +82,6 @@ class Detections:
         except ImportError as error:
             message = "supervision is not installed; it comes with: pip install redetr[supervision]"
             raise InputError(message) from error
-        import numpy as np
-
         return supervision.Detections(
             xyxy=self.boxes.numpy(),
             confidence=self.scores.numpy(),
@@ -129,22 +98,7 @@ class Detections:
         if (height, width) != self.image_size:
             known = "{1}x{0}".format(*self.image_size)
             raise InputError(f"detections of an image of {known} px cannot be drawn on one of {width}x{height} px")
-        labels = self.labels.tolist()
-        return draw_boxes(image, self.boxes, self.names, self.scores.tolist(), labels, scale)
-
-    def _lists(self) -> tuple[list[int], list[float], list[list[float]]]:
-        return self.labels.tolist(), self.scores.tolist(), self.boxes.tolist()
-
-    def _rows(self, count: int) -> list[dict[str, Any]]:
-        """Label name, score and box of the first `count` detections, rounded."""
-        return [
-            {
-                "label": self.class_names[label],
-                "score": round(score, 6),
-                "box": [round(value, 3) for value in box],
-            }
-            for label, score, box in zip(*(values[:count] for values in self._lists()), strict=True)
-        ]
+        return draw_boxes(image, self.boxes, self.names, self.scores.tolist(), self.labels.tolist(), scale)
 
 
 def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int = 100) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,20 +129,6 @@ def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int = 100) -
     return scores, labels, boxes * height_width.flip(-1).repeat(1, 2)[:, None]
 
 
-def postprocess(
-    outputs: Outputs, orig_sizes: ImageSizes, kind: Kind, top_k: int = 100
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """For each image scores `[K]`, labels `[K]` and boxes `[K, 4]` (xyxy pixels, not clipped) on the host.
-
-    What `decode` says holds here; `orig_sizes` may be a list of (height, width). One device-to-host copy.
-    """
-    sizes = torch.as_tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
-    scores, labels, boxes = decode(outputs, sizes, kind, top_k)
-    # One tensor, one copy; fp32 holds every label below 2^24 exactly.
-    packed = torch.cat([scores[..., None], labels[..., None].float(), boxes], dim=-1).cpu()
-    return [(image[:, 0], image[:, 1].long(), image[:, 2:]) for image in packed]
-
-
 def detect(
     outputs: Outputs,
     orig_sizes: Sequence[tuple[int, int]],
@@ -198,9 +138,19 @@ def detect(
     top_k: int = 100,
     threshold: float = 0.0,
 ) -> list[Detections]:
-    """The `Detections` of each image with a score of `threshold` or more; one device-to-host copy."""
-    raw = postprocess(outputs, orig_sizes, kind, top_k)
-    return [
-        Detections.from_raw(*fields, class_names, category_ids, size).above(threshold)
-        for fields, size in zip(raw, orig_sizes, strict=True)
-    ]
+    """The `Detections` of each image with a score of `threshold` or more; one device-to-host copy.
+
+    What `decode` says holds here; `orig_sizes` are (height, width), boxes are clipped to the image.
+    """
+    sizes = torch.tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
+    scores, labels, boxes = decode(outputs, sizes, kind, top_k)
+    # One tensor, one copy; fp32 holds every label below 2^24 exactly.
+    packed = torch.cat([boxes, scores[..., None], labels[..., None].float()], dim=-1).cpu()
+    found = []
+    for rows, (height, width) in zip(packed, orig_sizes, strict=True):
+        rows = rows[rows[:, 4] >= threshold]
+        rows = rows[rows[:, 4].argsort(descending=True, stable=True)]
+        inside = rows[:, :4].clamp(torch.zeros(4), torch.tensor([width, height, width, height]))
+        about = tuple(class_names), tuple(category_ids), (height, width)
+        found.append(Detections(rows[:, 4], rows[:, 5].long(), inside, *about))
+    return found

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from redetr.errors import InputError
-from redetr.postprocess import Detections, decode, detect, postprocess
+from redetr.postprocess import Detections, decode, detect
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -25,14 +25,8 @@ def random_outputs(classes, images=3, queries=7, seed=0):
 
 
 def two_detections(image_size=(100, 200)):
-    return Detections.from_raw(
-        torch.tensor([0.25, 0.875]),
-        torch.tensor([0, 1]),
-        torch.tensor([[-5.0, 2.0, 700.0, 9.0], [1.0, 2.5, 11.0, 40.0]]),
-        ["cat", "dog"],
-        [3, 18],
-        image_size,
-    )
+    boxes = torch.tensor([[1.0, 2.5, 11.0, 40.0], [0.0, 2.0, 200.0, 9.0]])
+    return Detections(torch.tensor([0.875, 0.25]), torch.tensor([1, 0]), boxes, ("cat", "dog"), (3, 18), image_size)
 
 
 def no_detections():
@@ -42,7 +36,7 @@ def no_detections():
 def test_softmax_by_hand():
     # e^logits of the queries: (1, 2, 1) and (1, 1, 2); the last column is "no object".
     out = outputs([[[0.0, LN2, 0.0], [0.0, 0.0, LN2]]], [[[0.5, 0.5, 0.2, 0.4], [0.1, 0.9, 0.4, 0.4]]])
-    scores, labels, boxes = postprocess(out, [(100, 200)], "softmax")[0]
+    scores, labels, boxes = (field[0] for field in decode(out, torch.tensor([[100, 200]]), "softmax"))
     torch.testing.assert_close(scores, torch.tensor([0.5, 0.25]))
     assert labels.tolist() == [1, 0] and labels.dtype == torch.int64
     # 200 wide and 100 high; the second box reaches beyond the image and stays so.
@@ -67,7 +61,7 @@ def test_sigmoid_by_hand():
     # A query may be taken twice: once for each class.
     boxes = [[[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.5]]]
     out = outputs([[[LN3, -LN3], [0.0, 2 * LN3]]], boxes)
-    scores, labels, boxes = postprocess(out, [(10, 40)], "sigmoid", top_k=3)[0]
+    scores, labels, boxes = (field[0] for field in decode(out, torch.tensor([[10, 40]]), "sigmoid", top_k=3))
     torch.testing.assert_close(scores, torch.tensor([0.9, 0.75, 0.5]))
     assert labels.tolist() == [1, 0, 0]
     whole, left = [0.0, 0.0, 40.0, 10.0], [0.0, 2.5, 20.0, 7.5]
@@ -77,7 +71,7 @@ def test_sigmoid_by_hand():
 def test_sigmoid_equals_a_sort_of_all_pairs():
     out = random_outputs(classes=4)
     sizes = [(31, 17), (64, 128), (480, 640)]
-    for b, (scores, labels, boxes) in enumerate(postprocess(out, sizes, "sigmoid", top_k=10)):
+    for b, (scores, labels, boxes) in enumerate(zip(*decode(out, torch.tensor(sizes), "sigmoid", 10), strict=True)):
         pairs = [(1 / (1 + math.exp(-out["pred_logits"][b, q, c])), q, c) for q in range(7) for c in range(4)]
         best = sorted(pairs, reverse=True)[:10]
         torch.testing.assert_close(scores, torch.tensor([score for score, _, _ in best]))
@@ -91,15 +85,15 @@ def test_sigmoid_equals_a_sort_of_all_pairs():
 
 def test_saturated_scores_keep_the_order_of_their_logits():
     out = outputs([[[30.0], [90.0], [60.0]]], [[[0.1] * 4, [0.2] * 4, [0.3] * 4]])
-    scores, _, boxes = postprocess(out, [(10, 10)], "sigmoid")[0]
+    scores, _, boxes = (field[0] for field in decode(out, torch.tensor([[10, 10]]), "sigmoid"))
     assert scores.tolist() == [1.0, 1.0, 1.0]
     torch.testing.assert_close(boxes[:, 2], torch.tensor([3.0, 4.5, 1.5]))
 
 
 def test_fewer_pairs_than_top_k_and_no_images():
     assert decode(random_outputs(classes=2), torch.ones(3, 2), "sigmoid")[0].shape == (3, 14)
-    assert postprocess(random_outputs(classes=2, images=0), [], "sigmoid") == []
-    assert postprocess(random_outputs(classes=2, images=0), [], "softmax") == []
+    for kind in ("sigmoid", "softmax"):
+        assert detect(random_outputs(classes=2, images=0), [], kind, ["cat"], [1]) == []
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -119,11 +113,12 @@ def test_unknown_kind_is_refused():
 
 
 def test_detect_sorts_clips_and_filters():
-    out = outputs([[[0.0, LN2, LN2], [0.0, 2 * LN3, 0.0], [0.0, 0.0, 9.0]]], [[[0.0, 0.0, 1.0, 1.0]] * 3])
+    boxes = [[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.1, 0.1]]
+    out = outputs([[[0.0, LN2, LN2], [0.0, 2 * LN3, 0.0], [0.0, 0.0, 9.0]]], [boxes])
     (found,) = detect(out, [(100, 200)], "softmax", ["cat", "dog"], [3, 18], threshold=0.1)
     torch.testing.assert_close(found.scores, torch.tensor([9 / 11, 0.4]))
-    assert found.names == ["dog", "dog"]
-    assert found.boxes.tolist() == [[0, 0, 100, 50]] * 2
+    assert found.names == ["dog", "dog"] and found.labels.dtype == torch.int64
+    assert found.boxes.tolist() == [[100, 50, 200, 100], [0, 0, 100, 50]]
     assert found.image_size == (100, 200)
 
 
@@ -161,9 +156,7 @@ def test_repr_counts_and_shows_the_first_few():
         "  dog 0.88 [1, 2, 11, 40]",
         "  cat 0.25 [0, 2, 200, 9]",
     ]
-    many = Detections.from_raw(
-        torch.rand(9), torch.zeros(9, dtype=torch.int64), torch.rand(9, 4), ["cat"], [1], (10, 10)
-    )
+    many = Detections(torch.rand(9), torch.zeros(9).long(), torch.rand(9, 4), ("cat",), (1,), (10, 10))
     assert len(repr(many).splitlines()) == 7 and repr(many).endswith("  and 4 more")
     assert repr(no_detections()) == "Detections: 0 in an image of 200x100 px"
 

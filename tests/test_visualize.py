@@ -1,15 +1,15 @@
 import json
-import math
 import sys
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from redetr.errors import InputError
 from redetr.visualize import (
-    _smoothed,
+    _plot_loss,
     class_color,
     comparison_grid,
     draw_boxes,
@@ -204,7 +204,9 @@ def test_read_metrics_names_the_file_at_fault(tmp_path):
 
 
 def test_the_smoothed_loss_by_hand():
-    assert _smoothed([]).shape == (0,)
-    assert _smoothed([1.0, 3.0]).tolist() == [1.0, 3.0]
-    values = [0.0, 3.0, math.nan] + [6.0] * 37  # 40 values: one neighbour on each side
-    assert _smoothed(values)[:4].tolist() == [1.5, 1.5, 4.5, 6.0]
+    axes = Figure().subplots()
+    losses = [0.0, 3.0, 9.0] + [6.0] * 37  # 40 steps: one neighbour on each side
+    _plot_loss(axes, [{"step": step, "loss": loss} for step, loss in enumerate(losses)], "#000000", "")
+    faint, smooth = axes.lines
+    assert list(faint.get_ydata()) == losses
+    assert list(smooth.get_ydata())[:4] == [1.5, 4.0, 6.0, 7.0]

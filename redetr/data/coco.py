@@ -1,7 +1,7 @@
 """Data sets in COCO form: per split one JSON file of images, annotations and categories.
 
-A file is checked as a whole when it is opened, so that training meets no fault in it later. Only the decoding
-of images is left.
+A file is checked as a whole when it is opened, so that training meets no fault in it later. Only the decoding of
+images is left.
 """
 
 import json
@@ -24,75 +24,83 @@ _OVERSHOOT_PX = 2.0
 _OVERSHOOT_SHARE = 0.01
 # COCO's own train2017 holds 2 boxes without height among 860,001: so few are left out, more are a fault.
 _FEW_EMPTY_BOXES = 1e-4
-_LARGEST = 1e15  # no pixel count is larger, and float32 holds its square
 _ROBOFLOW_FILE = "_annotations.coco.json"
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid")}
 _PURPOSE = {"train": "a model learns from it", "val": "hold out 10-20% of the images to measure on"}
+_FIELDS = ("id", "file_name", "width", "height", "image_id", "category_id", "bbox", "name")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with a file: the first case in one line, and how many there are like it."""
-
-    message: str
-    count: int = 1
-
-    def __str__(self) -> str:
-        return self.message + (f" (and {self.count - 1} more like it)" if self.count > 1 else "")
-
-
 class AnnotationError(InputError):
-    """A faulty annotation file: the message tells the first fault, `faults` are all that were found."""
-
-    def __init__(self, file: Path, faults: list[Fault]):
-        super().__init__(file, faults)
-        self.faults = faults
-
-    def __str__(self) -> str:
-        return f"{self.args[0]}: {self.faults[0]}"
+    """A faulty annotation file: the message tells the first fault, and how many there are like it."""
 
 
 @dataclass(frozen=True)
-class _Images:
-    """The images of a file, sorted by id."""
+class _Table:
+    """One of the three lists of a file."""
 
-    ids: np.ndarray  # [N] int64
-    sizes: np.ndarray  # [N, 2] int64: height, width
-    names: np.ndarray  # [N] bytes: paths below `folder`
-    folder: Path
+    file: Path
+    kind: str  # what a row describes
+    rows: list[Row]
 
+    def column(self, key: str) -> list[Any]:
+        return [row.get(key) for row in self.rows]
 
-@dataclass(frozen=True)
-class _Objects:
-    """The boxes of a file, sorted by image: image `i` owns `first[i]:first[i + 1]`."""
+    def refuse(self, bad: np.ndarray, text: str, **known: Any) -> None:
+        """Raises AnnotationError if rows are bad (bool `[N]`): `text` says what is wrong with the first of them.
 
-    first: np.ndarray  # [N + 1] int64
-    boxes: np.ndarray  # [A, 4] float32, xyxy pixels, inside the image
-    labels: np.ndarray  # [A] int64
-    iscrowd: np.ndarray  # [A] bool
-    area: np.ndarray  # [A] float32
+        `{key}` in it stands for what that row says there, or for what is `known` besides.
+        """
+        if bad.any():
+            row = self.rows[bad.argmax()]
+            said = {key: _SHORT.repr(row.get(key)) for key in _FIELDS}
+            name = said["id"] if "id" in row else f"number {bad.argmax()} (without id)"
+            name += "".join(f" ({said[key]})" for key in ("file_name", "name") if key in row)
+            more = f" (and {bad.sum() - 1} more like it)" if bad.sum() > 1 else ""
+            raise AnnotationError(f"{self.file}: {self.kind} {name}: {text.format(**said, **known)}{more}")
+
+    def whole_numbers(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there it is 0)."""
+        values = self.column(key)
+        good = [_is_number(value) and value == int(value) for value in values]
+        whole = [int(value) if ok else 0 for ok, value in zip(good, values, strict=True)]
+        return np.array(whole, np.int64), ~np.array(good, bool)
+
+    def ids(self) -> np.ndarray:
+        """The ids of the rows, int64 `[N]`. Raises AnnotationError if one is no whole number or there twice."""
+        ids, bad = self.whole_numbers("id")
+        self.refuse(bad, "its id {id} is not a whole number; number all of them")
+        first = np.unique(ids, return_index=True)[1]
+        self.refuse(~np.isin(np.arange(len(ids)), first), "its id {id} is there twice; give each its own")
+        return ids
+
+    def positions(self, key: str, sorted_ids: np.ndarray) -> np.ndarray:
+        """Where each id that the rows name stands, int64 `[N]`; -1 where it does not, or is none."""
+        wanted, bad = self.whole_numbers(key)
+        places = np.searchsorted(sorted_ids, wanted).clip(max=len(sorted_ids) - 1)
+        return np.where((sorted_ids[places] == wanted) & ~bad, places, -1)
 
 
 class CocoDataset(DetectionDataset):
     """One split in COCO form, in the order of image ids.
 
-    Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True. Boxes
-    that leave their image by up to 2 px or 1% of its side are clipped. Images without annotations are kept.
-    All that a worker process is sent is a few arrays.
+    Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True. Boxes that leave
+    their image by up to 2 px or 1% of its side are clipped. Images without annotations are kept. All that a worker
+    process is sent is a few arrays.
     """
 
     def __init__(self, annotation_file: Path, image_folders: list[Path], name: str, hints: Hints = Hints()):
         """Images are taken from the folder that has most of them. Raises InputError if the file is faulty."""
-        document = _parse(annotation_file)
-        keys = ("images", "annotations", "categories")
-        images, objects, categories = (_rows(document, key, annotation_file) for key in keys)
-        class_names = _read_categories(categories, annotation_file)
-        self._images = _read_images(images, annotation_file, image_folders)
-        self._objects, self.notes = _read_objects(objects, annotation_file, self._images, list(class_names))
+        images, annotations, categories = _parse(annotation_file)
+        class_names = _read_categories(categories)
+        # Sorted by id: ids [N], height and width [N, 2], paths below the folder [N] (bytes).
+        self._ids, self._sizes, self._names, self._folder = _read_images(images, image_folders)
+        # Sorted by image, of which number i owns first[i]:first[i + 1] with first [N + 1]:
+        # boxes [A, 4] float32 (xyxy pixels), labels [A] int64, iscrowd [A] bool, area [A] float32.
+        self._first, self._objects, self.notes = _read_objects(annotations, self._ids, self._sizes, list(class_names))
         self.name, self.hints = name, hints
         self.category_ids, self.class_names = tuple(class_names), tuple(class_names.values())
         self._annotation_file = annotation_file
@@ -107,24 +115,20 @@ class CocoDataset(DetectionDataset):
         return cls(*found, name or root.resolve().name, hints)
 
     def __len__(self) -> int:
-        return len(self._images.ids)
+        return len(self._ids)
 
     def path(self, index: int) -> Path:
         """The file of an image."""
-        return self._images.folder / os.fsdecode(self._images.names[self._position(index)])
+        return self._folder / os.fsdecode(self._names[self._position(index)])
 
     def target(self, index: int) -> Target:
         position = self._position(index)
-        own = slice(self._objects.first[position], self._objects.first[position + 1])
-        height, width = self._images.sizes[position].tolist()
+        own = slice(self._first[position], self._first[position + 1])
+        boxes, labels, iscrowd, area = (torch.from_numpy(array[own].copy()) for array in self._objects)
+        image_id, (height, width) = int(self._ids[position]), self._sizes[position].tolist()
+        size = (height, width)
         return Target(
-            boxes=torch.from_numpy(self._objects.boxes[own].copy()),
-            labels=torch.from_numpy(self._objects.labels[own].copy()),
-            image_id=int(self._images.ids[position]),
-            orig_size=(height, width),
-            size=(height, width),
-            iscrowd=torch.from_numpy(self._objects.iscrowd[own].copy()),
-            area=torch.from_numpy(self._objects.area[own].copy()),
+            boxes=boxes, labels=labels, image_id=image_id, orig_size=size, size=size, iscrowd=iscrowd, area=area
         )
 
     def image(self, index: int) -> Tensor:
@@ -133,17 +137,14 @@ class CocoDataset(DetectionDataset):
         Raises InputError if the file cannot be decoded or does not have the size that the annotations state.
         """
         image = read_image(self.path(index))
-        stored = tuple(image.shape[-2:])
-        stated = tuple(self._images.sizes[self._position(index)].tolist())
-        if stored == stated:
+        (height, width), stated = image.shape[1:], self._sizes[self._position(index)].tolist()
+        if [height, width] == stated:
             return image
         remedy = "put back the file that was annotated, or export the annotations again"
-        if stored == stated[::-1]:
+        if [width, height] == stated:
             remedy = "it was annotated as its EXIF tag turns it: save it turned that way, without the tag"
-        raise InputError(
-            f"{self.path(index)}: is {stored[1]}x{stored[0]} px, but {self._annotation_file}"
-            f" says {stated[1]}x{stated[0]}; {remedy}"
-        )
+        says = f"{self._annotation_file} says {stated[1]}x{stated[0]}"
+        raise InputError(f"{self.path(index)}: is {width}x{height} px, but {says}; {remedy}")
 
 
 def is_coco_folder(root: Path) -> bool:
@@ -164,199 +165,96 @@ def _locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
     if found:
         file = (exact or found)[0]
         names = (file.stem.removeprefix("instances_"), *_FOLDERS[split])
-        folders = [parent / name for parent in (root, root / "images") for name in names]
-        return file, [*folders, root / "images", root]
-    for name in _FOLDERS[split]:
-        if (root / name / _ROBOFLOW_FILE).is_file():
-            return root / name / _ROBOFLOW_FILE, [root / name]
-    return None
+        return file, [*(parent / name for parent in (root, root / "images") for name in names), root / "images", root]
+    files = [root / name / _ROBOFLOW_FILE for name in _FOLDERS[split]]
+    return next(((file, [file.parent]) for file in files if file.is_file()), None)
 
 
-def _parse(file: Path) -> Any:
-    """The content of a JSON file without the outlines of objects, which are most of it."""
+def _parse(file: Path) -> list[_Table]:
+    """Images, annotations and categories, without the outlines of objects, which are most of a file."""
+
+    def without_outline(row: Row) -> Row:
+        row.pop("segmentation", None)
+        return row
+
     try:
-        return json.loads(file.read_bytes(), object_hook=_without_outline)
-    except json.JSONDecodeError as error:
-        what = f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-    except (ValueError, RecursionError) as error:  # not UTF-8, or nested beyond reason
-        what = f"not JSON: {error}"
+        document = json.loads(file.read_bytes(), object_hook=without_outline)
     except OSError as error:
-        what = f"cannot be read: {error.strerror}"
-    raise InputError(f"{file}: {what}; export or copy the annotations again")
+        raise InputError(f"{file}: cannot be read: {error.strerror}; copy the annotations again") from None
+    except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
+        raise InputError(f"{file}: not JSON: {error}; export or copy the annotations again") from None
+    tables = []
+    for key, kind in (("images", "image"), ("annotations", "annotation"), ("categories", "category")):
+        rows = document.get(key) if isinstance(document, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError(f'{file}: "{key}" is missing or not a list of objects; export in COCO form again')
+        if not rows and key != "annotations":
+            raise InputError(f'{file}: "{key}" is empty; export the annotations again')
+        tables.append(_Table(file, kind, rows))
+    return tables
 
 
-def _without_outline(record: Row) -> Row:
-    record.pop("segmentation", None)
-    return record
-
-
-def _rows(document: Any, key: str, file: Path) -> list[Row]:
-    """The list called `key`. Raises InputError if it is missing or not a list of objects."""
-    if not isinstance(document, dict) or key not in document:
-        raise InputError(f'{file}: no "{key}" in it; COCO form has "images", "annotations" and "categories"')
-    rows = document[key]
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f'{file}: "{key}" is not a list of objects; export the annotations again')
-    if not rows and key != "annotations":
-        raise InputError(f'{file}: "{key}" is empty; export the annotations again')
-    return rows
-
-
-class _Shown:
-    """A row as format strings see it: `{key}` is what it says there, shortened to fit a line."""
-
-    def __init__(self, rows: list[Row], place: int):
-        self.row, self.place = rows[place], place
-
-    def __getitem__(self, key: str) -> str:
-        if key == "id" and key not in self.row:
-            return f"number {self.place} (without id)"
-        return _SHORT.repr(self.row.get(key))
-
-
-def _require(file: Path, rows: list[Row], *checks: tuple[np.ndarray, str]) -> None:
-    """Raises AnnotationError if a check finds a row bad (bool `[N]`); its text tells of the first of them."""
-    found = [(int(bad.argmax()), int(bad.sum()), text) for bad, text in checks if bad.any()]
-    if found:
-        faults = [Fault(text.format_map(_Shown(rows, place)), count) for place, count, text in found]
-        raise AnnotationError(file, faults)
-
-
-def _read_categories(rows: list[Row], file: Path) -> dict[int, str]:
+def _read_categories(table: _Table) -> dict[int, str]:
     """Names by id, sorted by id."""
-    ids, bad_id = _whole_numbers(rows, "id")
-    names = [row.get("name") for row in rows]
-    bad_name = np.array([not isinstance(name, str) for name in names])
-    _require(
-        file,
-        rows,
-        (bad_id, "category {name}: its id {id} is not a whole number; number the categories"),
-        (_repeated(ids) & ~bad_id, "category {name}: its id {id} is there twice; give each its own"),
-        (bad_name, "category {id}: its name {name} is no text; write one"),
-    )
-    return {int(ids[i]): str(names[i]) for i in np.argsort(ids)}
+    ids, names = table.ids(), table.column("name")
+    table.refuse(np.array([not isinstance(name, str) for name in names]), "its name {name} is no text; write one")
+    return {int(ids[i]): names[i] for i in np.argsort(ids)}
 
 
-def _read_images(rows: list[Row], file: Path, folders: list[Path]) -> _Images:
-    ids, bad_id = _whole_numbers(rows, "id")
-    heights, bad_height = _whole_numbers(rows, "height")
-    widths, bad_width = _whole_numbers(rows, "width")
-    bad_size = bad_height | bad_width | (heights <= 0) | (widths <= 0)
-    names = [path_inside(row.get("file_name")) for row in rows]
-    bad_name = np.array([not name for name in names])
-    _require(
-        file,
-        rows,
-        (bad_id, "image {file_name}: its id {id} is not a whole number; number the images"),
-        (_repeated(ids) & ~bad_id, "image {id} ({file_name}): its id is there twice; give each its own"),
-        (bad_name, "image {id}: file_name {file_name} is no path inside the data folder; write one"),
-        (bad_size, "image {id} ({file_name}): {width}x{height} is no size in pixels; write that of the file"),
-    )
+def _read_images(table: _Table, folders: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray, Path]:
+    """Ids, sizes and names as `CocoDataset` keeps them, and the folder that has most of the files."""
+    ids, names = table.ids(), [path_inside(name) for name in table.column("file_name")]
+    outside = np.array([not name for name in names])
+    table.refuse(outside, "file_name {file_name} is no path inside the data folder; write one")
+    (heights, bad_height), (widths, bad_width) = table.whole_numbers("height"), table.whole_numbers("width")
+    bad = bad_height | bad_width | (heights <= 0) | (widths <= 0)
+    table.refuse(bad, "{width}x{height} is no size in pixels; write that of the file")
     folder, missing = find_files(names, folders)
-    there = str(folder).replace("{", "{{").replace("}", "}}")
-    problem = f"image {{id}}: its file {{file_name}} is not in {there}; put it there, or delete the entry"
-    _require(file, rows, (missing, problem))
+    table.refuse(missing, "its file is not in {folder}; put it there, or delete the entry", folder=folder)
     order = np.argsort(ids)
     encoded = np.array([os.fsencode(name) for name in names])
-    return _Images(ids[order], np.stack([heights, widths], axis=1)[order], encoded[order], folder)
+    return ids[order], np.stack([heights, widths], axis=1)[order], encoded[order], folder
 
 
 def _read_objects(
-    rows: list[Row], file: Path, images: _Images, category_ids: list[int]
-) -> tuple[_Objects, tuple[str, ...]]:
-    """The boxes, and a note if some are left out."""
-    image = _positions(images.ids, *_whole_numbers(rows, "image_id"))
-    label = _positions(np.array(category_ids), *_whole_numbers(rows, "category_id"))
-    xywh, bad_bbox = _four_numbers(rows, "bbox")
-    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
-    sizes = images.sizes[image, ::-1]  # width, height; of any image where it is unknown, which is refused
-    boxes = corners.clip(0, np.tile(sizes, 2)).astype(np.float32)
-    outside = _leaves_image(corners, sizes) & (image >= 0)
-    empty = (boxes[:, 2:] <= boxes[:, :2]).any(1) & (image >= 0) & ~bad_bbox & ~outside
-    few = empty.sum() <= _FEW_EMPTY_BOXES * len(rows) and (xywh[:, 2:] >= 0).all()
-    width, height = sizes[outside.argmax()] if outside.any() else (0, 0)
-    of_size = f"of {width}x{height} px"
-    _require(
-        file,
-        rows,
-        (
-            image < 0,
-            "annotation {id}: no image has its image_id {image_id}; add it, or delete the annotation",
-        ),
-        (
-            label < 0,
-            "annotation {id}: no category has its category_id {category_id}; add it, or correct the id",
-        ),
-        (bad_bbox, "annotation {id}: bbox {bbox} is not 4 finite numbers [x, y, width, height]; correct it"),
-        (
-            outside,
-            f"annotation {{id}}: bbox {{bbox}} leaves its image {{image_id}} {of_size}; is it xyxy given as xywh?"
-            " write [x, y, width, height] in pixels",
-        ),
-        (empty & (not few), "annotation {id}: bbox {bbox} has zero or negative size; correct or delete it"),
-    )
+    table: _Table, image_ids: np.ndarray, sizes: np.ndarray, category_ids: list[int]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[str, ...]]:
+    """Where the objects of each image begin, their arrays, and a note if some are left out."""
+    image = table.positions("image_id", image_ids)
+    table.refuse(image < 0, "no image has its image_id {image_id}; add it, or delete the annotation")
+    labels = table.positions("category_id", np.array(category_ids))
+    table.refuse(labels < 0, "no category has its category_id {category_id}; add it, or correct the id")
+    boxes, empty = _read_boxes(table, sizes[image, ::-1])
+    stated = np.array([area if _is_number(area) else -1 for area in table.column("area")], np.float32)
+    area = np.where(stated >= 0, stated, (boxes[:, 2:] - boxes[:, :2]).prod(1))
+    iscrowd = [row.get("iscrowd") in (1, "1") or row.get("ignore") in (1, "1") for row in table.rows]
     order = np.argsort(image, kind="stable")
     order = order[~empty[order]]
-    first = np.searchsorted(image[order], np.arange(len(images.ids) + 1))
-    areas = _areas(rows, boxes)
-    objects = _Objects(first, boxes[order], label[order], _crowds(rows)[order], areas[order])
-    notes = (f"{empty.sum()} of {len(rows)} boxes have no area and are left out",) if empty.any() else ()
-    return objects, notes
+    first = np.searchsorted(image[order], np.arange(len(image_ids) + 1))
+    notes = (f"{empty.sum()} of {len(empty)} boxes have no area and are left out",) if empty.any() else ()
+    return first, (boxes[order], labels[order], np.array(iscrowd, bool)[order], area[order]), notes
 
 
-def _whole_numbers(rows: list[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there it is 0)."""
-    values: list[Any] = [row.get(key) for row in rows]
-    good = [_is_whole(value) for value in values]
-    whole = [int(value) if ok else 0 for ok, value in zip(good, values, strict=True)]
-    return np.array(whole, np.int64), ~np.array(good, bool)
-
-
-def _four_numbers(rows: list[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """What the rows say, float64 `[N, 4]`, and which say no 4 finite numbers, bool `[N]` (there it is 0)."""
-    values = [row.get(key) for row in rows]
+def _read_boxes(table: _Table, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes clipped to images of these sizes (width, height), float32 xyxy `[A, 4]`, and the few without area."""
+    values = table.column("bbox")
     good = [isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) for value in values]
-    numbers = [value if ok else [0.0] * 4 for ok, value in zip(good, values, strict=True)]
-    return np.array(numbers, np.float64).reshape(-1, 4), ~np.array(good, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    if type(value) is int:
-        return abs(value) < 2**63
-    return _is_number(value) and value == int(value)
+    table.refuse(~np.array(good, bool), "bbox {bbox} is not 4 finite numbers [x, y, width, height]; correct it")
+    x, y, w, h = np.array(values, np.float64).reshape(-1, 4).T
+    corners = np.stack([x, y, x + w, y + h], axis=1)
+    slip = np.maximum(_OVERSHOOT_PX, _OVERSHOOT_SHARE * sizes)
+    leaves = (corners[:, :2] < -slip).any(1) | (corners[:, 2:] > sizes + slip).any(1)
+    outside = leaves & (w > 0) & (h > 0)
+    size = "{}x{}".format(*sizes[outside.argmax()]) if outside.any() else ""
+    remedy = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
+    table.refuse(outside, "bbox {bbox} leaves its image {image_id} of {size} px; " + remedy, size=size)
+    boxes = corners.clip(0, np.tile(sizes, 2)).astype(np.float32)
+    empty = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) <= 0
+    if empty.sum() > _FEW_EMPTY_BOXES * len(empty) or min(w.min(initial=0), h.min(initial=0)) < 0:
+        table.refuse(empty, "bbox {bbox} has zero or negative size; correct or delete it")
+    return boxes, empty
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < _LARGEST  # NaN and infinity are not below it
-
-
-def _areas(rows: list[Row], boxes: np.ndarray) -> np.ndarray:
-    """The areas stated, float32 `[A]`; that of the box where there is none."""
-    stated = [row.get("area") for row in rows]
-    areas = np.array([area if _is_number(area) else -1 for area in stated], np.float32)
-    return np.where(areas >= 0, areas, (boxes[:, 2:] - boxes[:, :2]).prod(1))
-
-
-def _crowds(rows: list[Row]) -> np.ndarray:
-    """Which objects are crowds, or to be ignored, bool `[A]`."""
-    return np.array([row.get("iscrowd") in (1, "1") or row.get("ignore") in (1, "1") for row in rows], bool)
-
-
-def _positions(sorted_ids: np.ndarray, wanted: np.ndarray, bad: np.ndarray) -> np.ndarray:
-    """Where each wanted id stands, int64 `[N]`; -1 where it does not, or is bad."""
-    places = np.searchsorted(sorted_ids, wanted).clip(max=len(sorted_ids) - 1)
-    return np.where((sorted_ids[places] == wanted) & ~bad, places, -1)
-
-
-def _repeated(ids: np.ndarray) -> np.ndarray:
-    """Which ids stand earlier in the list as well, bool `[N]`."""
-    repeated = np.ones(len(ids), bool)
-    repeated[np.unique(ids, return_index=True)[1]] = False
-    return repeated
-
-
-def _leaves_image(corners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Which xyxy boxes of positive size leave their image (width, height) by more than a slip, bool `[A]`."""
-    slip = np.maximum(_OVERSHOOT_PX, _OVERSHOOT_SHARE * sizes)
-    beyond = np.concatenate([corners[:, :2] < -slip, corners[:, 2:] > sizes + slip], axis=1)
-    return np.logical_and(beyond.any(1), (corners[:, 2:] > corners[:, :2]).all(1))
+    """Whether int64 holds it and float32 holds its square; NaN and infinity are no numbers here."""
+    return type(value) in (int, float) and abs(value) < 2**63

@@ -5,6 +5,7 @@ import posixpath
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +90,12 @@ def open_dataset(source: str | Path, split: Split) -> DetectionDataset:
         return DigitsDataset(split)
     if source == "crowns":
         return CocoDataset.open(_CROWNS, split, "crowns", Hints(image_size=128, augment="aerial", num_queries=25))
-    folder = _checked_folder(source)
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        what = "is a file" if folder.is_file() else "no such folder"
+        raise InputError(f"{folder}: {what}; give the folder of a data set, or digits or crowns")
+    if not any(folder.iterdir()):
+        raise InputError(f"{folder}: the folder is empty; put a data set in COCO form into it")
     if not is_coco_folder(folder):
         raise InputError(
             f"{folder}: no data set found: looked for COCO (annotations/instances_train*.json, or"
@@ -122,33 +128,24 @@ def path_inside(name: Any) -> str:
 
 def find_files(names: list[str], folders: list[Path]) -> tuple[Path, np.ndarray]:
     """The first of the folders that holds most of the files, and which files it lacks, bool `[N]`."""
-    best, fewest = folders[0], np.ones(len(names), bool)
-    for folder in filter(Path.is_dir, dict.fromkeys(folders)):
-        missing = _missing(folder, names)
-        if missing.sum() < fewest.sum():
-            best, fewest = folder, missing
-        if not fewest.any():
-            break
-    return best, fewest
+    candidates = [folder for folder in folders if folder.is_dir()] or folders[:1]
+    lacking = [_missing(folder, names) for folder in candidates]
+    best = min(range(len(candidates)), key=lambda i: lacking[i].sum())
+    return candidates[best], lacking[best]
 
 
 def _missing(folder: Path, names: list[str]) -> np.ndarray:
     """Which files the folder lacks, bool `[N]`. Lists each folder once: asking file by file is slow."""
-    listings: dict[str, set[str]] = {}
-    missing = np.zeros(len(names), bool)
-    for i, name in enumerate(names):
-        parent, _, file = name.rpartition("/")
-        if parent not in listings:
-            listings[parent] = _listing(folder / parent)
-        missing[i] = file not in listings[parent]
-    return missing
 
+    @cache
+    def files(parent: str) -> set[str]:
+        try:
+            return set(os.listdir(folder / parent))
+        except OSError:
+            return set()
 
-def _listing(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except OSError:
-        return set()
+    parts = [name.rpartition("/") for name in names]
+    return np.array([file not in files(parent) for parent, _, file in parts])
 
 
 def read_image(path: Path) -> Tensor:
@@ -160,9 +157,13 @@ def read_image(path: Path) -> Tensor:
         # Not torchvision's decoders: they are deprecated, and that of PNG crashes on some damaged files.
         with Image.open(path) as image:
             return torch.from_numpy(_rgb(image)).permute(2, 0, 1).contiguous()
+    except FileNotFoundError:
+        what = "the image file is missing"
+    except UnidentifiedImageError:
+        what = "not an image (JPEG, PNG, WebP, BMP, GIF and TIFF are read)"
     except Exception as error:  # decoders raise nearly everything on damaged files
-        remedy = "replace the file, or take it out of the annotations"
-        raise InputError(f"{path}: {_decode_failure(error)}; {remedy}") from None
+        what = f"cannot decode the image ({(str(error) or type(error).__name__).splitlines()[0]})"
+    raise InputError(f"{path}: {what}; replace the file, or take it out of the annotations")
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -175,22 +176,3 @@ def _rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "P":  # a palette may carry transparency, which PIL wants to see converted on its own
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
-
-
-def _decode_failure(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "the image file is missing"
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image (JPEG, PNG, WebP, BMP, GIF and TIFF are read)"
-    return f"cannot decode the image ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-
-
-def _checked_folder(source: str | Path) -> Path:
-    folder = Path(source).expanduser()
-    if folder.is_file():
-        raise InputError(f"{folder}: is a file; give the folder of the data set, or digits or crowns")
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the folder of a data set, or digits or crowns")
-    if next(folder.iterdir(), None) is None:
-        raise InputError(f"{folder}: the folder is empty; put a data set in COCO form into it")
-    return folder

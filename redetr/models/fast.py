@@ -200,10 +200,11 @@ class FastDETR(DetectionModel):
 
 def _valid_ratio(images: Tensor, mask: Tensor | None) -> Tensor:
     """The share (x, y) of the canvas that is image, `[B, 2]`."""
+    dtype = torch.promote_types(images.dtype, torch.float32)
     if mask is None:
-        return images.new_ones(len(images), 2, dtype=torch.promote_types(images.dtype, torch.float32))
-    width, height = (~mask[:, 0]).sum(1) / mask.shape[2], (~mask[:, :, 0]).sum(1) / mask.shape[1]
-    return torch.stack([width, height], -1)
+        return images.new_ones(len(images), 2, dtype=dtype)
+    columns, rows = (~mask[:, 0]).sum(1, dtype=dtype), (~mask[:, :, 0]).sum(1, dtype=dtype)
+    return torch.stack([columns / mask.shape[2], rows / mask.shape[1]], -1)
 
 
 def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, valid_ratio: Tensor) -> Tensor:

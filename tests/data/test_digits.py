@@ -16,7 +16,7 @@ def test_what_a_scene_is(split):
     dataset = open_dataset("digits", split)
     assert dataset.class_names == tuple("0123456789")
     assert dataset.category_ids == tuple(range(10))
-    assert dataset.hints == Hints(image_size=128, augment="plain")
+    assert dataset.hints == Hints(image_size=128, augment="plain", num_queries=25)
     assert len(dataset) == {"train": 20_000, "val": 300}[split]
     for index in range(30):
         image, target = dataset[index]

@@ -1,0 +1,395 @@
+"""The command line as a user meets it: files, exit codes, one clear line for what is wrong.
+
+What a new process would not change runs in this one.
+"""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+from PIL import Image
+
+import redetr.train
+from redetr.cli import main
+
+SMALL = ["backbone=[16,32,64]", "hidden_dim=32", "nheads=4", "dec_layers=2", "dim_feedforward=64"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    from conftest import write_tiny_coco
+
+    return write_tiny_coco(tmp_path_factory.mktemp("data") / "tiny")
+
+
+def train_arguments(data: Path, output: Path, recipe: str = "redetr_n", options: list[str] = SMALL, **flags) -> list:
+    """Six steps of a small model."""
+    chosen = {"data": data, "output": output, "steps": 6, "batch_size": 4, "image_size": 64, "device": "cpu",
+              "precision": "fp32", "num_workers": 0, "log_every": 1, "eval_every": 3} | flags  # fmt: skip
+    spelled = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
+    return ["train", recipe, *spelled, "--model-options", *options]
+
+
+def start(arguments: list[str], **options: Any) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "redetr", *map(str, arguments)], env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # fmt: skip
+
+
+def run(arguments: list[str]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `python -m redetr ...`."""
+    process = start(arguments)
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
+
+
+def fails(capsys, arguments: list[str], code: int = 1) -> list[str]:
+    """The lines on standard error of a command that ends with `code` and without a traceback."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    errors = capsys.readouterr().err
+    assert ended.value.code == code, errors
+    assert "Traceback" not in errors
+    return errors.strip().splitlines()
+
+
+def refused(capsys, arguments: list[str], *fragments: str) -> None:
+    """The command says in one line what is wrong, and nothing else."""
+    lines = fails(capsys, arguments)
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("redetr: ")
+    for fragment in fragments:
+        assert fragment in lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    """The folder of a finished run, trained in a process of its own with two loader processes."""
+    folder = tmp_path_factory.mktemp("runs") / "new" / "run"
+    code, output, errors = run(train_arguments(data, folder, num_workers=2))
+    assert code == 0, errors
+    assert "Traceback" not in errors
+    assert "Warning" not in errors
+    assert "AP50" in output
+    assert str(folder) in output
+    return folder
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_files(trained):
+    files = {path.name for path in trained.iterdir()} - {"tensorboard"}
+    assert files == {"config.json", "metrics.jsonl", "last.pt", "best.pt", "best.safetensors"}
+    config = json.loads((trained / "config.json").read_text())
+    assert (config["steps"], config["batch_size"], config["model"]) == (6, 4, "redetr_n")
+    training = [line for line in lines_of(trained) if "loss" in line]
+    assert [line["step"] for line in training] == [1, 2, 3, 4, 5, 6]
+    assert {"loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "loss_ce_enc", "grad_norm", "lr"} <= training[0].keys()
+    evaluations = [line for line in lines_of(trained) if "AP" in line]
+    assert [line["step"] for line in evaluations] == [3, 6]
+    assert evaluations[0]["per_class"].keys() == {"cup", "plate", "spoon"}
+
+
+def test_checkpoints_are_plain_values(trained):
+    for name, steps in (("last.pt", {6}), ("best.pt", {3, 6})):
+        state = torch.load(trained / name, weights_only=True)
+        assert {"model", "ema", "optimizer", "step", "epoch", "config", "class_names", "category_ids"} <= state.keys()
+        assert state["step"] in steps
+        assert state["epoch"] == state["step"] * 4 // 8  # 8 training images
+        assert state["category_ids"] == [7, 12, 90]
+        assert state["model"].keys() == state["ema"].keys()
+    with safetensors.safe_open(trained / "best.safetensors", "pt") as file:
+        best = torch.load(trained / "best.pt", weights_only=True)
+        assert set(file.keys()) == best["ema"].keys()
+        assert torch.equal(file.get_tensor("query_embed.weight"), best["ema"]["query_embed.weight"])
+
+
+@pytest.mark.parametrize("name", ["", "best.pt", "best.safetensors"])
+def test_evaluate_repeats_the_best_evaluation(trained, capsys, name):
+    main(["evaluate", str(trained / name), "--json", "--precision", "fp32", "--device", "cpu", "--batch-size", "16"])
+    found = json.loads(capsys.readouterr().out)
+    best = max((line for line in lines_of(trained) if "AP" in line), key=lambda line: line["AP"])
+    for metric, value in found.items():
+        assert value == pytest.approx(best[metric], abs=1e-6), metric
+
+
+def test_predict_writes_pictures_and_numbers(trained, data, tmp_path):
+    output = tmp_path / "found"
+    code, said, errors = run(["predict", trained, data / "val", "--output", output, "--threshold", "0", "--json"])
+    assert code == 0, errors
+    found = json.loads((output / "predictions.json").read_text())
+    assert json.loads(said) == found
+    assert sorted(Path(name).name for name in found) == [f"val-{i}.jpg" for i in range(5)]
+    assert sorted(path.name for path in output.iterdir()) == ["predictions.json", *(f"val-{i}.png" for i in range(5))]
+    for name, entry in found.items():
+        with Image.open(name) as image, Image.open(output / f"{Path(name).stem}.png") as picture:
+            assert entry["image_size"] == [image.height, image.width]
+            assert picture.width / picture.height == pytest.approx(image.width / image.height, abs=0.05)
+        assert len(entry["detections"]) > 10  # with threshold 0, every query answers
+        for detection in entry["detections"]:
+            x1, y1, x2, y2 = detection["box"]
+            assert 0 <= x1 <= x2 <= image.width
+            assert 0 <= y1 <= y2 <= image.height
+            assert detection["label"] in ("cup", "plate", "spoon")
+
+
+def test_predict_keeps_sure_detections_only(trained, data, tmp_path, capsys):
+    output = tmp_path / "found"
+    main(["predict", str(trained), str(data / "val" / "val-0.jpg"), "--output", str(output), "--threshold", "0.9"])
+    (entry,) = json.loads((output / "predictions.json").read_text()).values()
+    assert entry["detections"] == []
+    assert (output / "val-0.png").exists()
+
+
+# With dropout, the faithful form draws random numbers in every step.
+RUNS = {
+    "fast": {},
+    "faithful, with dropout": {"recipe": "detr_tiny", "augment": "plain",
+                               "options": ["backbone=[16,32,64]", "hidden_dim=32", "nheads=4", "enc_layers=1",
+                                           "dec_layers=2", "dim_feedforward=64", "dropout=0.3"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS.keys())
+def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(data, tmp_path, capsys, monkeypatch, settings):
+    main(train_arguments(data, tmp_path / "whole", **settings))
+
+    exchange = redetr.train.exchange
+    calls = []
+
+    def exchange_with_a_signal(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)  # arrives in step 2; the flag is sent with step 3
+        return exchange(*args, **kwargs)
+
+    monkeypatch.setattr(redetr.train, "exchange", exchange_with_a_signal)
+    arguments = train_arguments(data, tmp_path / "parts", **settings)
+    capsys.readouterr()
+    lines = fails(capsys, arguments, code=75)
+    assert lines[-1].startswith("redetr: stopped by a signal")
+    assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["step"] in (2, 3)
+    main([*arguments, "--resume"])
+    assert len(calls) == 6
+
+    whole, parts = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts"))
+    for key in ("model", "ema", "optimizer"):
+        torch.testing.assert_close(parts[key], whole[key], rtol=0, atol=0)
+    assert (parts["step"], parts["best"]) == (whole["step"], whole["best"])
+    timings = {"time_s", "images_per_s", "data_wait"}
+    logged = [[{k: v for k, v in line.items() if k not in timings} for line in lines_of(tmp_path / name)]
+              for name in ("whole", "parts")]  # fmt: skip
+    assert logged[0] == logged[1]
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["to the process", "to its group"])
+def test_a_signal_saves_the_run(data, tmp_path, whole_group):
+    """`timeout` and batch systems send the signal to the loader processes as well."""
+    folder = tmp_path / "run"
+    process = start(train_arguments(data, folder, steps=100_000, eval_every=100_000, num_workers=2),
+                    start_new_session=True)  # fmt: skip
+    try:
+        deadline = time.monotonic() + 100
+        while not (folder / "metrics.jsonl").exists() or len(lines_of(folder)) < 3:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 75, errors
+    assert errors.splitlines()[-1].startswith("redetr: stopped by a signal after step")
+    assert "Traceback" not in errors
+    assert torch.load(folder / "last.pt", weights_only=True)["step"] == lines_of(folder)[-1]["step"]
+
+
+def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, data, capsys, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(trained, folder)
+    refused(capsys, train_arguments(data, folder), "holds a run already", "--resume")
+    refused(capsys, [*train_arguments(data, folder, lr=0.5), "--resume"], "lr=0.002", "0.5")
+    main([*train_arguments(data, folder, num_workers=2), "--resume"])
+    assert "AP50" in capsys.readouterr().out
+    before, after = (torch.load(path / "last.pt", weights_only=True) for path in (trained, folder))
+    torch.testing.assert_close(after["model"], before["model"], rtol=0, atol=0)
+
+
+def test_loss_that_is_not_finite(data, tmp_path, capsys):
+    lines = fails(capsys, train_arguments(data, tmp_path / "run", lr=1e20, clip_norm=0.0), code=3)
+    assert lines[-1].startswith("redetr: step ")
+    assert "not finite: loss" in lines[-1]
+    named = json.loads(lines[-1].partition("images ")[2].partition("]")[0] + "]")
+    assert len(named) == 4
+    assert set(named) <= set(range(100, 108))  # the ids of the tiny data set
+
+
+def damage(root: Path, change: Callable[[dict], Any]) -> None:
+    file = root / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+
+
+def first_box(**fields: Any) -> Callable[[Path], None]:
+    return lambda root: damage(root, lambda document: document["annotations"][0].update(fields))
+
+
+BAD_DATA = {
+    "missing folder": (shutil.rmtree, "no such folder"),
+    "empty folder": (lambda root: [shutil.rmtree(p) for p in root.iterdir()], "empty"),
+    "no data set": (lambda root: shutil.rmtree(root / "annotations"), "no data set found"),
+    "no validation": (lambda root: (root / "annotations" / "instances_val.json").unlink(), "no val split"),
+    "broken JSON": (lambda root: (root / "annotations" / "instances_train.json").write_text('{"images": [}'),
+                    "not JSON", "line 1"),
+    "missing image": (lambda root: (root / "train" / "train-3.jpg").unlink(), "image 103", "train-3.jpg"),
+    "box outside": (first_box(bbox=[0, 0, 500, 20]), "annotation 0", "leaves its image 100"),
+    "box without area": (first_box(bbox=[5, 5, 0, 9]), "annotation 0", "zero or negative size"),
+    "unknown category": (first_box(category_id=8), "annotation 0", "category_id 8"),
+    "other classes": (lambda root: damage(root, lambda d: d["categories"].append({"id": 91, "name": "fork"})),
+                      "different categories", "fork"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_DATA.values(), ids=BAD_DATA.keys())
+def test_bad_data_is_refused_before_anything_is_written(case, tiny_coco, tmp_path, capsys):
+    spoil, *fragments = case
+    spoil(tiny_coco)
+    refused(capsys, train_arguments(tiny_coco, tmp_path / "run"), str(tiny_coco), *fragments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_image_is_named_when_it_is_read(tiny_coco, tmp_path, capsys, num_workers):
+    image = tiny_coco / "train" / "train-1.jpg"
+    image.write_bytes(image.read_bytes()[:200])
+    lines = fails(capsys, train_arguments(tiny_coco, tmp_path / "run", num_workers=num_workers))
+    assert lines[-1].startswith(f"redetr: {image}: cannot decode the image")
+
+
+BAD_SETTINGS = {
+    "batch and accumulation": ({"accumulate": 3}, "--batch-size 4", "multiple of 3"),
+    "no batch": ({"batch_size": 0}, "--batch-size 0"),
+    "no length": ({"steps": 0}, "--epochs", "--steps"),
+    "two lengths": ({"epochs": 2}, "--epochs", "--steps"),
+    "learning rate": ({"lr": 0}, "--lr 0"),
+    "recipe": ({"recipe": "detr_r51"}, "unknown recipe 'detr_r51'", "detr_r50"),
+    "model": ({"model": "yolo"}, "unknown model 'yolo'", "redetr_n"),
+    "option": ({"options": ["width=3"]}, "unknown option 'width'", "hidden_dim"),
+    "option without value": ({"options": ["hidden_dim"]}, "'hidden_dim' is not of the form name=value"),
+    "option of the wrong kind": ({"options": ["hidden_dim=wide"]}, "redetr_n", "hidden_dim"),
+    "option that does not fit": ({"options": ["hidden_dim=30", "nheads=7"]}, "redetr_n"),
+    "option that is not there": ({"recipe": "redetr_m", "weights": "none", "options": ["norm=batch"]}, "norm"),
+    "weights": ({"weights": "imagenet"}, "imagenet"),
+    "image size": ({"image_size": -5}, "--image-size"),
+    "workers": ({"num_workers": -1}, "--num-workers"),
+    "queries": ({"num_queries": -3}, "num_queries"),
+    "average": ({"ema_decay": 1.5}, "--ema-decay"),
+    "device": ({"device": "tpu"}, "unknown device 'tpu'", "cuda"),
+    "output under a file": ({"output": __file__ + "/run"}, "run"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS.values(), ids=BAD_SETTINGS.keys())
+def test_bad_settings_are_refused_before_anything_is_written(case, data, tmp_path, capsys):
+    flags, *fragments = case
+    refused(capsys, train_arguments(**{"data": data, "output": tmp_path / "run"} | flags), *fragments)
+    assert not (tmp_path / "run").exists()
+
+
+class Payload:
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_pickle_with_code_is_not_executed(command, tmp_path, data, capsys):
+    marker, file = tmp_path / "executed", tmp_path / "best.pt"
+    torch.save({"model": Payload(marker)}, file)
+    refused(capsys, [command, file, *([data / "val"] if command == "predict" else [])], str(file), "safely")
+    file.write_bytes(pickle.dumps(Payload(marker)))
+    refused(capsys, [command, file, *([data / "val"] if command == "predict" else [])], str(file))
+    assert not marker.exists()
+
+
+def test_damaged_and_foreign_checkpoints(trained, tmp_path, capsys):
+    for name in ("best.pt", "best.safetensors"):
+        cut = tmp_path / name
+        cut.write_bytes((trained / name).read_bytes()[:1000])
+        refused(capsys, ["evaluate", cut], str(cut))
+    refused(capsys, ["evaluate", tmp_path / "nothing.pt"], "nothing.pt", "no such file")
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.pt")
+    refused(capsys, ["evaluate", tmp_path / "foreign.pt"], "foreign.pt", "neither")
+    half = torch.load(trained / "best.pt", weights_only=True)
+    half["ema"].popitem()
+    torch.save(half, tmp_path / "half.pt")
+    refused(capsys, ["evaluate", tmp_path / "half.pt"], "half.pt", "1 missing")
+
+
+def test_resuming_from_a_damaged_checkpoint(trained, data, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "last.pt").write_bytes((trained / "last.pt").read_bytes()[:1000])
+    refused(capsys, [*train_arguments(data, folder), "--resume"], "last.pt")
+
+
+def test_a_checkpoint_of_other_classes_is_not_evaluated(trained, tiny_coco, capsys):
+    for split in ("train", "val"):
+        file = tiny_coco / "annotations" / f"instances_{split}.json"
+        document = json.loads(file.read_text())
+        document["categories"].append({"id": 91, "name": "fork"})
+        file.write_text(json.dumps(document))
+    lines = fails(capsys, ["evaluate", trained, "--data", tiny_coco, "--json"])
+    assert lines[-1].startswith("redetr: the model knows 3 classes")
+    assert "has 4" in lines[-1]
+
+
+def test_bad_sources_for_predict(trained, data, tmp_path, capsys):
+    output = ["--output", tmp_path / "found"]
+    (tmp_path / "empty").mkdir()
+    text = tmp_path / "text.jpg"
+    text.write_text("no image")
+    refused(capsys, ["predict", trained, tmp_path / "nothing.jpg", *output], "nothing.jpg", "no such file")
+    refused(capsys, ["predict", trained, tmp_path / "empty", *output], "empty", "no images")
+    refused(capsys, ["predict", trained, data / "val", "--threshold", "1.5", *output], "--threshold 1.5")
+    refused(capsys, ["predict", trained, data / "val", "--batch-size", "0", *output], "--batch-size")
+    refused(capsys, ["predict", trained, data / "val", "--output", text / "found"], "text.jpg")
+    assert not (tmp_path / "found").exists()
+    assert fails(capsys, ["predict", trained, text, *output])[-1].startswith(f"redetr: {text}: not an image")
+
+
+def test_usage(capsys):
+    assert fails(capsys, ["frobnicate"], code=2)[0].startswith("redetr: unknown command 'frobnicate'")
+    assert fails(capsys, ["train", "redetr_n", "--steps", "many"], code=2)
+    assert fails(capsys, ["train", "redetr_n", "--stepz", "3"], code=2)
+    for arguments, code, said in (([], 2, "redetr train"), (["--help"], 0, "redetr train"), (["train"], 2, "detr_tiny"),
+                                  (["train", "redetr_n", "--help"], 0, "--batch-size")):  # fmt: skip
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == code
+        assert said in capsys.readouterr().out
+
+
+def test_models_lists_what_can_be_built(capsys):
+    main(["models", "--json"])
+    rows = {row["model"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows.keys() == redetr.MODELS.keys()
+    assert 2e6 < rows["redetr_n"]["parameters"] < 3e6
+    main(["models"])
+    assert "detr_r50_dc5" in capsys.readouterr().out

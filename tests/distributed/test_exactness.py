@@ -1,0 +1,254 @@
+"""Any split of the same global batch over ranks and micro-batches is the same step: real processes, over gloo.
+
+W ranks with A accumulated micro-batches each must give the gradient of one process on the whole batch. The images
+have several sizes and 0 to 15 objects, half of them none, so that every split has a part without any.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor
+
+import redetr
+from redetr.data import DetectionDataset
+from redetr.data.loader import Sample
+from redetr.distributed import Dist, replicate, session
+from redetr.evaluate import detect, evaluate
+from redetr.structures import DetectionModel
+from redetr.train import exchange, train_step
+
+ACCUMULATE = {1: (1, 2, 4), 2: (1, 2), 3: (1,)}  # by number of ranks
+LARGEST_ERROR = {"fp64": 1e-12, "fp32": 1e-6}
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
+NUM_CLASSES = 3
+
+# Dropout is off: its masks differ between ranks by nature. The faithful form has fewer queries than some image objects.
+SMALL: dict[str, Any] = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "dec_layers": 2,
+                         "dim_feedforward": 64}  # fmt: skip
+FORMS: dict[str, dict[str, Any]] = {
+    "detr_r50": {**SMALL, "enc_layers": 1, "dropout": 0.0, "num_queries": 10},
+    "redetr_n": {**SMALL, "num_queries": 20},
+}
+
+COUNTS = (0, 0, 0, 0, 0, 0, 15, 1, 7, 2, 3, 4)
+# The first half is smaller than the canvas of the whole batch; the last three fill it and need no mask of their own.
+SIZES = ((64, 72), (80, 48), (32, 64), (50, 70), (72, 56), (40, 40), (64, 64), (33, 47), (80, 80), *[(96, 80)] * 3)
+
+
+def global_samples() -> list[Sample]:
+    """What the loader gives for one optimizer step: uint8 images and targets."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for i, (count, size) in enumerate(zip(COUNTS, SIZES, strict=True)):
+        boxes = torch.rand(count, 4, generator=generator) * 0.4 + 0.2
+        labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
+        image = torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8)
+        target = redetr.Target(boxes=boxes, labels=labels, image_id=i, orig_size=size, size=size,
+                               iscrowd=torch.zeros(count, dtype=torch.bool), area=torch.ones(count))  # fmt: skip
+        samples.append((image, target))
+    return samples
+
+
+def gradient(dist: Dist, form: str, dtype: torch.dtype, accumulate: int, normalization: Any = "global") -> Tensor:
+    """The whole gradient of one optimizer step, as one vector."""
+    torch.manual_seed(0)
+    model = redetr.build(form, NUM_CLASSES, **FORMS[form]).to(dtype).to(memory_format=torch.channels_last)
+    criterion = redetr.SetCriterion.for_model(model, normalization)
+    samples, size = global_samples(), len(COUNTS) // (dist.world_size * accumulate)
+    starts = [(micro * dist.world_size + dist.rank) * size for micro in range(accumulate)]
+    batches, denominators, _ = exchange([samples[start : start + size] for start in starts], criterion, dist)
+    for batch in batches:
+        batch.images = batch.images.to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    train_step(replicate(model, dist), criterion, batches, denominators, optimizer, torch.float32, clip_norm=0.0)
+    return torch.cat([parameter.grad.flatten().double() for parameter in model.parameters()])
+
+
+class Rectangles(DetectionDataset):
+    """Eleven images, none of 2 and 3 divides that, with up to one rectangle per class: red, green, blue."""
+
+    name, class_names, category_ids = "rectangles", ("red", "green", "blue"), (1, 5, 9)
+
+    def __len__(self) -> int:
+        return 11
+
+    def sample(self, index: int) -> Sample:
+        random = np.random.default_rng(index)
+        height, width = random.integers(40, 80, 2).tolist()
+        image = torch.from_numpy(random.integers(0, 100, (3, height, width), dtype=np.uint8))
+        labels = [label for label in range(3) if (index + label) % 4]
+        boxes = []
+        for label in labels:
+            x, y, w, h = random.integers(5, 20, 4).tolist()
+            boxes.append([x, y, x + w, y + h])
+            image[label, y : y + h, x : x + w] = 255
+        boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
+        return image, redetr.Target(boxes=boxes, labels=torch.tensor(labels), image_id=100 - index, area=boxes[:, 2],
+                                    orig_size=(height, width), size=(height, width),
+                                    iscrowd=torch.zeros(len(labels), dtype=torch.bool))  # fmt: skip
+
+    def image(self, index: int) -> Tensor:
+        return self.sample(index)[0]
+
+    def target(self, index: int) -> redetr.Target:
+        return self.sample(index)[1]
+
+
+class Finder(DetectionModel):
+    """Finds rectangles by their colour, a little beside the truth and surer of large ones."""
+
+    num_classes, num_queries, resize, image_size, max_size = 3, 3, "aspect", 64, 100
+    loss_config = redetr.LossConfig(scores="sigmoid")
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> redetr.Outputs:
+        logits, boxes = torch.full((len(images), 3, 3), -5.0), torch.full((len(images), 3, 4), 0.5)
+        for i, image in enumerate(images):
+            height, width = image.shape[-2:] if mask is None else ((~mask[i])[:, 0].sum(), (~mask[i])[0].sum())
+            for label in range(3):
+                rows, columns = torch.where(image[label] > 1.5)
+                if len(rows):
+                    top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+                    shift = (len(rows) % 7) / 4  # px
+                    boxes[i, label] = torch.stack([(left + right + shift) / (2 * width), (top + bottom) / (2 * height),
+                                                   (right - left) / width, (bottom - top) / height])  # fmt: skip
+                    logits[i, label, label] = len(rows) / 300 - 1
+        return {"pred_logits": logits, "pred_boxes": boxes}
+
+
+def detections(dist: Dist) -> dict[str, np.ndarray]:
+    """What a random model finds in each image, in the order of the images; batches of two are padded."""
+    torch.manual_seed(0)
+    model = redetr.build("detr_r50", 3, **FORMS["detr_r50"])
+    found = detect(model, Rectangles(), dist, image_size=48, batch_size=2)
+    order = np.argsort(found["image_index"], kind="stable")
+    return {name: values[order] for name, values in found.items()}
+
+
+def training_lines(data: str, output: Path, accumulate: int) -> list[dict[str, float]]:
+    """The lines that four steps of training leave in metrics.jsonl."""
+    options = [f"{name}={json.dumps(value)}" for name, value in SMALL.items()]
+    config = redetr.TrainConfig(model="redetr_n", data=data, output=str(output), steps=4, batch_size=6, lr=1e-3,
+                                num_queries=10, accumulate=accumulate, image_size=64, log_every=1, eval_every=4,
+                                model_options=tuple(options), device="cpu", precision="fp32", num_workers=0)  # fmt: skip
+    redetr.train(config)
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def measure(dist: Dist) -> dict[str, Any]:
+    """Everything that is compared between numbers of ranks."""
+    gradients = {
+        (form, dtype, accumulate): gradient(dist, form, DTYPES[dtype], accumulate)
+        for form in FORMS
+        for dtype in DTYPES
+        for accumulate in ACCUMULATE[dist.world_size]
+    }
+    per_rank = gradient(dist, "detr_r50", torch.float64, 1, "per_rank")
+    metrics = evaluate(Finder(), Rectangles(), dist, image_size=64, batch_size=2).to_dict()
+    return {"gradients": gradients, "per_rank": per_rank, "metrics": metrics, "detections": detections(dist)}
+
+
+def _rank(rank: int, world_size: int, ports: list[int], folder: Path, data: str) -> None:
+    """One process of a world, as torchrun starts it."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}  # fmt: skip
+    with session("cpu", timeout_s=60) as dist:
+        result = measure(dist)
+    os.environ["MASTER_PORT"] = str(ports[1])
+    result["lines"] = training_lines(data, folder / "run", accumulate=1)
+    torch.save(result, folder / f"{rank}.pt")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tmp_path_factory) -> str:
+    from conftest import write_tiny_coco
+
+    return str(write_tiny_coco(tmp_path_factory.mktemp("tiny") / "data"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, tiny_data) -> dict[str, Any]:
+    """One process, started by nobody: the reference."""
+    with session("cpu") as dist:
+        result = measure(dist)
+    return result | {"lines": training_lines(tiny_data, tmp_path_factory.mktemp("alone"), accumulate=2)}
+
+
+@pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
+def ranks(request, tmp_path_factory, tiny_data) -> list[dict[str, Any]]:
+    """What each process of a world measured."""
+    folder = tmp_path_factory.mktemp(f"world{request.param}")
+    mp.spawn(_rank, (request.param, free_ports(2), folder, tiny_data), nprocs=request.param)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def assert_exact(gradients: dict, reference: dict, skip: Callable[[int], bool] = lambda accumulate: False) -> None:
+    errors = {
+        key: relative_error(found, reference[key[0], key[1], 1])
+        for key, found in gradients.items()
+        if not skip(key[2])
+    }
+    assert errors
+    assert {key: error for key, error in errors.items() if not error <= LARGEST_ERROR[key[1]]} == {}
+
+
+def test_accumulation_does_not_change_the_gradient(alone):
+    assert_exact(alone["gradients"], alone["gradients"], skip=lambda accumulate: accumulate == 1)
+
+
+def test_the_number_of_ranks_does_not_change_the_gradient(alone, ranks):
+    for rank in ranks:
+        assert_exact(rank["gradients"], alone["gradients"])
+
+
+def test_the_split_matters_where_it_is_meant_to(alone, ranks):
+    """The class loss of the original is a mean over each rank's own images: the comparison would see it."""
+    assert relative_error(alone["per_rank"], alone["gradients"]["detr_r50", "fp64", 1]) < 1e-12
+    assert relative_error(ranks[0]["per_rank"], alone["per_rank"]) > 0.01
+
+
+def test_evaluation_gives_the_same_numbers_everywhere(alone, ranks):
+    metrics = alone["metrics"]
+    assert 0.1 < metrics["AP"] < 0.9  # the numbers say something
+    assert metrics["AP"] < metrics["AP50"]
+    for rank in ranks:
+        assert rank["metrics"] == metrics
+
+
+def test_every_image_is_looked_at_once_and_padded_as_alone(alone, ranks):
+    expected = alone["detections"]
+    assert np.bincount(expected["image_index"]).tolist() == [10] * 11
+    for rank in ranks:
+        for name, values in rank["detections"].items():
+            np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def test_training_logs_the_same_losses(alone, ranks):
+    """Four whole steps with the optimizer; one process accumulates two micro-batches. The main process alone writes."""
+    assert [line["step"] for line in alone["lines"]] == [1, 2, 3, 4, 4]
+    for found, expected in zip(ranks[0]["lines"], alone["lines"], strict=True):
+        for name in ("loss", "loss_ce", "loss_bbox_0", "loss_giou_enc", "grad_norm", "lr"):
+            if name in expected:
+                assert found[name] == pytest.approx(expected[name], rel=1e-4), (name, expected["step"])

@@ -1,0 +1,142 @@
+"""Groups, schedule, clipping and averaging: by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import redetr
+from redetr.ema import ModelEma
+from redetr.optim import build_optimizer, clip_gradients, lr_factor, param_groups, set_lr
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.device("meta"):
+        return redetr.build("detr_r50", 3, enc_layers=1, dec_layers=1)
+
+
+def names_by_group(model: nn.Module) -> dict[tuple[float, float], set[str]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = param_groups(model, lr=1e-4, lr_backbone=1e-5, weight_decay=0.02)
+    return {(g["lr"], g["weight_decay"]): {names[id(p)] for p in g["params"]} for g in groups}
+
+
+def test_every_trainable_parameter_is_in_one_group(model):
+    grouped = [p for group in param_groups(model, 1e-4, 1e-5, 0.02) for p in group["params"]]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert len(grouped) == len(trainable)
+    assert {id(p) for p in grouped} == {id(p) for p in trainable}
+
+
+def test_backbone_learns_at_its_own_rate(model):
+    groups = names_by_group(model)
+    backbone = {name for (lr, _), names in groups.items() if lr == 1e-5 for name in names}
+    # the stem and layer1 are frozen
+    assert backbone == {
+        n for n, _ in model.named_parameters() if n.startswith(tuple(f"backbone.0.body.layer{i}." for i in (2, 3, 4)))
+    }
+    assert "input_proj.weight" in groups[1e-4, 0.02]
+
+
+def test_norms_biases_and_embeddings_do_not_decay(model):
+    decaying = {name for (_, decay), names in names_by_group(model).items() if decay for name in names}
+    assert "transformer.encoder.layers.0.self_attn.in_proj_weight" in decaying
+    assert "class_embed.weight" in decaying  # a matrix, in spite of its name
+    assert "query_embed.weight" not in decaying
+    assert not any("norm" in name or name.endswith("bias") for name in decaying)
+
+
+def test_learned_positions_do_not_decay():
+    with torch.device("meta"):
+        learned = redetr.build("detr_r50", 3, enc_layers=1, dec_layers=1, position="learned")
+    spared = {name for (_, decay), names in names_by_group(learned).items() if not decay for name in names}
+    assert {"backbone.1.row_embed.weight", "backbone.1.col_embed.weight"} <= spared
+
+
+def test_cosine_schedule_by_hand():
+    factors = [lr_factor(step, 12, "cosine", warmup_steps=4, drop_at=0.5) for step in range(12)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)])
+    assert factors[4] == 1
+    assert factors[8] == pytest.approx(0.5)
+    assert 0 < factors[-1] < 0.05
+
+
+def test_step_schedule_by_hand():
+    factors = [lr_factor(step, 9, "step", warmup_steps=0, drop_at=2 / 3) for step in range(9)]
+    assert factors == [1.0] * 6 + [0.1] * 3
+
+
+def test_constant_schedule_with_warm_up():
+    assert [lr_factor(step, 6, "constant", 2, 0.5) for step in range(6)] == [0.5, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_schedules_of_very_short_runs(steps):
+    for schedule in ("cosine", "step", "constant"):
+        assert all(0 < lr_factor(step, steps, schedule, 1, 0.67) <= 1 for step in range(steps))
+
+
+def test_the_schedule_multiplies_the_rate_of_each_group():
+    torch.manual_seed(0)
+    small = redetr.build("redetr_n", 2)
+    optimizer = build_optimizer(small, lr=1e-2, lr_backbone=1e-3, weight_decay=0.1)
+    set_lr(optimizer, 0.5)
+    set_lr(optimizer, 0.1)  # of the base rate, not of the last one
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([1e-4, 1e-3])
+
+
+@pytest.mark.parametrize(("max_norm", "expected"), [(10.0, [3.0, 4.0]), (1.0, [0.6, 0.8]), (0.0, [3.0, 4.0])])
+def test_clipping_by_hand(max_norm, expected):
+    """A gradient of (3, 4) has norm 5, over all parameters together; 0 means no limit."""
+    model = nn.ParameterList([torch.zeros(1), torch.zeros(1)])
+    model[0].grad, model[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert clip_gradients(model, max_norm).item() == pytest.approx(5)
+    assert [p.grad.item() for p in model] == pytest.approx(expected, rel=1e-5)
+
+
+def test_moving_average_by_hand():
+    """Decays min(0.5, (1 + n) / (10 + n)): 0.1, 2/11, 3/12, ... and 0.5 from n = 8 on."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    ema = ModelEma(model, decay=0.5)
+    nn.init.constant_(model.weight, 1.0)
+    expected = 0.0
+    for step, decay in enumerate([1 / 10, 2 / 11, 3 / 12]):
+        ema.update(step)
+        expected = decay * expected + (1 - decay)
+        assert ema.model.weight.item() == pytest.approx(expected)
+    nn.init.constant_(model.weight, 0.0)
+    ema.update(100)
+    assert ema.model.weight.item() == pytest.approx(expected / 2)
+
+
+def test_without_averaging_the_copy_follows_at_once():
+    model = nn.Linear(2, 2)
+    ema = ModelEma(model, decay=0.0)
+    nn.init.constant_(model.weight, 3.0)
+    ema.update(0)
+    assert torch.equal(ema.model.weight, model.weight)
+
+
+def test_the_average_is_a_copy_that_is_not_trained():
+    model = redetr.build("redetr_n", 2)
+    ema = ModelEma(model, decay=0.9)
+    before = [p.clone() for p in ema.model.parameters()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(a, b) for a, b in zip(before, ema.model.parameters(), strict=True))
+    assert not any(p.requires_grad for p in ema.model.parameters())
+    assert not ema.model.training
+
+
+def test_frozen_parts_of_the_average_stay_exactly_as_they_are():
+    model = redetr.build("redetr_m", 2, backbone="resnet18", hidden_dim=32, dec_layers=1)
+    ema = ModelEma(model, decay=0.9)
+    for step in range(3):
+        ema.update(step)
+    frozen, stem = ema.model.backbone[0].body.conv1.weight, model.backbone[0].body.conv1.weight
+    assert torch.equal(frozen, stem)

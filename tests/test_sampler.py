@@ -1,0 +1,63 @@
+"""Which image is in which batch: the same for any number of ranks, micro-batches and stops."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from redetr.data.sampler import EvalSampler, TrainSampler, global_batch
+
+sizes = st.integers(1, 40)
+
+
+@given(num_images=sizes, batch_size=sizes, seed=st.integers(0, 3))
+def test_every_image_comes_once_an_epoch(num_images, batch_size, seed):
+    steps = -(-3 * num_images // batch_size)
+    order = [key for step in range(steps) for key in global_batch(step, batch_size, num_images, seed)]
+    assert [epoch for epoch, _ in order] == sorted(epoch for epoch, _ in order)
+    for epoch in range(3):
+        assert sorted(index for e, index in order if e == epoch) == list(range(num_images))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = {
+        tuple(index for _, index in global_batch(step, 30, 30, seed)) for step in range(3) for seed in range(3)
+    }
+    assert len(orders) == 9
+    assert global_batch(5, 4, 30, seed=1) == global_batch(5, 4, 30, seed=1)
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (3, 1), (1, 4), (2, 2), (3, 4)])
+def test_ranks_and_micro_batches_share_the_global_batch(world_size, accumulate):
+    ranks = [
+        list(TrainSampler(17, 12, 0, first_step=2, last_step=5, rank=rank, world_size=world_size,
+                          accumulate=accumulate))
+        for rank in range(world_size)
+    ]  # fmt: skip
+    for i, step in enumerate(range(2, 5)):
+        window = [rank[i * accumulate + micro] for micro in range(accumulate) for rank in ranks]
+        assert [len(part) for part in window] == [12 // (world_size * accumulate)] * len(window)
+        assert [key for part in window for key in part] == global_batch(step, 12, 17, seed=0)
+
+
+def test_a_resumed_run_sees_what_the_stopped_one_would_have_seen():
+    whole = list(TrainSampler(10, 4, 0, first_step=0, last_step=9, accumulate=2))
+    rest = TrainSampler(10, 4, 0, first_step=5, last_step=9, accumulate=2)
+    assert list(rest) == whole[10:]
+    assert len(rest) == 8
+
+
+@given(num_images=st.integers(0, 50), batch_size=st.integers(1, 9), world_size=st.integers(1, 5))
+def test_evaluation_sees_every_image_once(num_images, batch_size, world_size):
+    ranks = [EvalSampler(num_images, batch_size, rank, world_size) for rank in range(world_size)]
+    seen = [key for sampler in ranks for batch in sampler for key in batch]
+    assert sorted(seen) == [(0, i) for i in range(num_images)]
+    assert [len(sampler) for sampler in ranks] == [len(list(sampler)) for sampler in ranks]
+
+
+def test_batches_of_evaluation_do_not_depend_on_the_ranks():
+    """Images of one batch are padded together, so they must stay together."""
+    alone = sorted(EvalSampler(11, 3))
+    together = sorted(batch for rank in range(2) for batch in EvalSampler(11, 3, rank, 2))
+    assert together == alone == [
+        [(0, 0), (0, 1), (0, 2)], [(0, 3), (0, 4), (0, 5)], [(0, 6), (0, 7), (0, 8)], [(0, 9), (0, 10)],
+    ]  # fmt: skip

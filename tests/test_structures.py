@@ -1,0 +1,74 @@
+"""The contract of `collate` and of a `Batch`."""
+
+import pytest
+import torch
+
+import redetr
+from redetr.data.loader import canvas_of, to_batch
+from redetr.data.transforms import normalize
+
+
+def test_images_are_padded_with_zeros_at_the_right_and_bottom():
+    first, second = torch.full((3, 2, 4), 5.0), torch.full((3, 3, 1), 7.0)
+    batch = redetr.collate([first, second])
+    assert batch.images.shape == (2, 3, 3, 4)
+    assert batch.images[0, 1].tolist() == [[5, 5, 5, 5], [5, 5, 5, 5], [0, 0, 0, 0]]
+    assert batch.images[1, 2].tolist() == [[7, 0, 0, 0]] * 3
+    assert len(batch) == 2
+
+
+def test_the_mask_is_true_where_there_is_padding():
+    batch = redetr.collate([torch.zeros(3, 2, 4), torch.zeros(3, 3, 1)])
+    assert batch.mask.dtype == torch.bool
+    assert batch.mask[0].tolist() == [[False] * 4, [False] * 4, [True] * 4]
+    assert batch.mask[1].tolist() == [[False, True, True, True]] * 3
+
+
+def test_a_canvas_may_be_larger_but_not_smaller():
+    assert redetr.collate([torch.zeros(3, 2, 4)], canvas=(5, 6)).images.shape == (1, 3, 5, 6)
+    for canvas in ((1, 9), (9, 3)):
+        with pytest.raises(ValueError, match="2x4 does not fit"):
+            redetr.collate([torch.zeros(3, 2, 4)], canvas=canvas)
+
+
+def test_nothing_to_collate():
+    with pytest.raises(ValueError, match="at least one image"):
+        redetr.collate([])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_the_kind_of_number_is_kept(dtype):
+    images = [torch.ones(3, 2, 2, dtype=dtype), torch.ones(3, 1, 3, dtype=dtype)]
+    assert redetr.collate(images).images.dtype == dtype
+    assert images[0].shape == (3, 2, 2)  # the images themselves are left alone
+
+
+def samples(*sizes: tuple[int, int]) -> list:
+    return [(torch.full((3, *size), 128, dtype=torch.uint8), {"size": size, "image_id": 0}) for size in sizes]
+
+
+def test_padding_is_known_without_looking_at_the_mask():
+    cpu = torch.device("cpu")
+    assert to_batch(samples((4, 6), (4, 6)), cpu).padding is None
+    some = to_batch(samples((4, 6), (3, 6)), cpu)
+    assert torch.equal(some.padding, some.mask)
+    in_canvas = to_batch(samples((4, 6)), cpu, canvas=(8, 8))
+    assert in_canvas.padding.sum() == 8 * 8 - 4 * 6
+
+
+def test_padding_is_zero_after_normalisation():
+    batch = to_batch(samples((4, 6), (3, 6)), torch.device("cpu"))
+    assert (batch.images[1, :, 3] == 0).all()
+    assert (batch.images[1, :, :3] != 0).all()
+    assert [target["size"] for target in batch.targets] == [(4, 6), (3, 6)]
+
+
+def test_canvas_of_samples():
+    assert canvas_of(samples((4, 6), (7, 2))) == (7, 6)
+
+
+def test_images_are_normalised_with_the_statistics_of_imagenet():
+    # black is (0 - mean) / std, white (1 - mean) / std
+    black, white = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.full((3, 1, 1), 255, dtype=torch.uint8)
+    assert normalize(black).flatten().tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+    assert normalize(white).flatten().tolist() == pytest.approx([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225])
