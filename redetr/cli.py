@@ -48,6 +48,7 @@ class Evaluate:
     """Print JSON instead of a table."""
 
     def run(self) -> None:
+        _require_images(self.batch_size)
         detector = load(self.checkpoint, device=self.device, precision=self.precision)
         source = self.data or detector.trained_on
         if source is None:
@@ -84,6 +85,7 @@ class Predict:
     def run(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
+        _require_images(self.batch_size)
         if not self.source:
             raise InputError("nothing to look at: name images or folders after the checkpoint")
         files = find_images(self.source)
@@ -203,6 +205,11 @@ def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
+def _require_images(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size} must be at least 1")
+
+
 def _print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
 
@@ -244,3 +251,6 @@ def main(arguments: list[str] | None = None) -> None:
     except RedetrError as error:
         ERRORS.print(f"redetr: {error}", markup=False)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:  # a place that cannot be written, a full disk
+        ERRORS.print(f"redetr: {error.filename or 'cannot read or write'}: {error.strerror or error}", markup=False)
+        raise SystemExit(InputError.exit_code) from None

@@ -75,7 +75,8 @@ class TrainConfig:
 
     def model_kwargs(self) -> dict[str, Any]:
         """`model_options` and `weights` as arguments of `models.build`. Raises InputError for a malformed option."""
-        chosen = {"weights": self.weights, "num_queries": self.num_queries}
+        weights = None if self.weights == "none" else self.weights
+        chosen = {"weights": weights, "num_queries": self.num_queries}
         kwargs: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
         for option in self.model_options:
             name, equals, value = option.partition("=")
@@ -131,3 +132,8 @@ class TrainConfig:
             raise InputError("--log-every must be at least 1")
         if not self.lr > 0:
             raise InputError(f"--lr {self.lr} must be above 0")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"--ema-decay {self.ema_decay} must be at least 0 and below 1")
+        for name in ("image_size", "num_workers", "num_queries", "eval_every", "clip_norm"):
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be below 0")

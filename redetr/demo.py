@@ -16,7 +16,7 @@ from redetr.train import train
 from redetr.visualize import comparison_grid, draw_boxes, plot_curves, save_image
 
 # About five minutes on two cores.
-_STEPS = {"digits": 1000, "crowns": 1000}
+_STEPS = {"digits": 800, "crowns": 650}
 
 
 def demo(data: str, folder: Path, steps: int, console: Console) -> None:
@@ -44,7 +44,7 @@ def demo(data: str, folder: Path, steps: int, console: Console) -> None:
 
 def demo_config(data: str, folder: Path, steps: int) -> TrainConfig:
     """The recipe `redetr_n` for a demo's length."""
-    length = steps or _STEPS.get(data, 1000)
+    length = steps or _STEPS.get(data, 800)
     return replace(redetr_n(), data=data, output=str(folder), steps=length, epochs=0.0)
 
 

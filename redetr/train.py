@@ -89,6 +89,8 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
         config.check(dist.world_size)
         data, val = open_dataset(config.data, "train"), open_dataset(config.data, "val")
         require_same_classes(data, val)
+        for split in (data, val):
+            split.require_whole_images()
         state, criterion = _prepare(config, dist, data)
         folder = Path(config.output)
         resumed = _start_folder(folder, state, dist)
@@ -162,9 +164,10 @@ def _run(state: State, criterion: SetCriterion, dist: Dist, data: DetectionDatas
     while state.step < config.steps:
         started = time.perf_counter()
         set_lr(state.optimizer, learning_rate_factor(config, state.step))
-        torch.manual_seed(drawn_from(config.seed, state.step, dist.rank))  # dropout: a function of the step
         samples = next(windows)
         waited = time.perf_counter() - started
+        # Dropout is a function of the step. Not before `next`: the first one draws a seed for the workers.
+        torch.manual_seed(drawn_from(config.seed, state.step, dist.rank))
         batches, denominators, stopped = exchange(samples, criterion, dist, stopping=bool(stop))
         losses, norm = train_step(model, criterion, batches, denominators, state.optimizer, dtype, config.clip_norm)
         state.ema.update(state.step)

@@ -19,9 +19,7 @@ def test_every_image_comes_once_an_epoch(num_images, batch_size, seed):
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = {
-        tuple(index for _, index in global_batch(step, 30, 30, seed)) for step in range(3) for seed in range(3)
-    }
+    orders = {tuple(index for _, index in global_batch(step, 30, 30, seed)) for step in range(3) for seed in range(3)}
     assert len(orders) == 9
     assert global_batch(5, 4, 30, seed=1) == global_batch(5, 4, 30, seed=1)
 

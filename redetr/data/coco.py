@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redetr.data.dataset import DetectionDataset, Hints, Split, find_files, path_inside, read_image
+from redetr.data.dataset import DetectionDataset, Hints, Split, find_files, path_inside, read_image, require_whole
 from redetr.errors import InputError
 from redetr.structures import Target
 
@@ -120,6 +120,10 @@ class CocoDataset(DetectionDataset):
     def path(self, index: int) -> Path:
         """The file of an image."""
         return self._folder / os.fsdecode(self._names[self._position(index)])
+
+    def require_whole_images(self) -> None:
+        for index in range(len(self)):
+            require_whole(self.path(index))
 
     def target(self, index: int) -> Target:
         position = self._position(index)

@@ -60,6 +60,9 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, Target]]):
         """Image and target together; cheaper than asking for each where both come from one computation."""
         return self.image(index), self.target(index)
 
+    def require_whole_images(self) -> None:
+        """Raises InputError for an image file that is cut short, so that it is not met in the middle of a night."""
+
     def max_objects(self) -> int:
         """The most objects in one image, crowds not counted."""
         return max((int((~self.target(i)["iscrowd"]).sum()) for i in range(len(self))), default=0)
@@ -164,6 +167,18 @@ def read_image(path: Path) -> Tensor:
     except Exception as error:  # decoders raise nearly everything on damaged files
         what = f"cannot decode the image ({(str(error) or type(error).__name__).splitlines()[0]})"
     raise InputError(f"{path}: {what}; replace the file, or take it out of the annotations")
+
+
+def require_whole(path: Path) -> None:
+    """Raises InputError if an image file is cut short. JPEG and PNG are told by their last bytes, others decoded."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        file.seek(max(0, path.stat().st_size - 16))
+        end = file.read()
+    whole_jpeg = start.startswith(b"\xff\xd8") and end.rstrip(b"\0").endswith(b"\xff\xd9")
+    whole_png = start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
+    if not (whole_jpeg or whole_png):
+        read_image(path)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

@@ -63,6 +63,8 @@ class Backbone(nn.Module):
             raise InputError(f"unknown backbone weights {weights!r}: choose 'imagenet' or none")
         if dilation and name in ("resnet18", "resnet34"):
             raise InputError(f"{name} has no dilated form: choose resnet50 or resnet101")
+        if norm not in ("frozen_batch", "group"):
+            raise InputError(f"unknown norm {norm!r} of a backbone: choose frozen_batch or group")
         frozen = norm == "frozen_batch"
         if weights and not frozen:
             raise InputError("ImageNet weights were trained with BatchNorm: they need norm=frozen_batch")

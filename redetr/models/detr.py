@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
+from redetr.errors import InputError
 from redetr.models.backbone import Backbone, SmallResNet, resize_mask
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
 from redetr.models.transformer import MLP, Transformer
@@ -86,6 +87,8 @@ def detr(
     """
     if isinstance(backbone, str):
         body: Backbone | SmallResNet = Backbone(backbone, weights, dilation, norm=norm)
+    elif weights:
+        raise InputError(f"a backbone of widths {backbone} is trained from scratch: take no weights ({weights})")
     else:
         body = SmallResNet(backbone)
     transformer = Transformer(hidden_dim, nheads, enc_layers, dec_layers, dim_feedforward, dropout, pre_norm)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
+from redetr.errors import InputError
 from redetr.models.backbone import Backbone, SmallResNet, resize_mask
 from redetr.models.position import PositionEmbeddingSine, sine_features
 from redetr.models.transformer import MLP, MultiheadAttention, TransformerEncoderLayer
@@ -248,6 +249,8 @@ def fast(
     body: Backbone | SmallResNet
     if isinstance(backbone, str):
         body = Backbone(backbone, weights, strides=(8, 16), norm=norm)
+    elif weights:
+        raise InputError(f"a backbone of widths {backbone} is trained from scratch: take no weights ({weights})")
     else:
         body = SmallResNet(backbone)
     return FastDETR(num_classes, body, hidden_dim, nheads, dec_layers, dim_feedforward, points, num_queries)

@@ -206,9 +206,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 def assert_exact(gradients: dict, reference: dict, skip: Callable[[int], bool] = lambda accumulate: False) -> None:
     errors = {
-        key: relative_error(found, reference[key[0], key[1], 1])
-        for key, found in gradients.items()
-        if not skip(key[2])
+        key: relative_error(found, reference[key[0], key[1], 1]) for key, found in gradients.items() if not skip(key[2])
     }
     assert errors
     assert {key: error for key, error in errors.items() if not error <= LARGEST_ERROR[key[1]]} == {}

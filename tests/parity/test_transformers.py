@@ -34,7 +34,7 @@ def random_peer(**options: Any) -> Any:
         for name, tensor in [*peer.named_parameters(), *peer.named_buffers()]:
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5)
-            elif name.endswith("running_mean") or name.endswith("bias"):
+            elif name.endswith(("running_mean", "bias")):
                 tensor.normal_(0, 0.1)
             elif tensor.dim() == 1:  # scales of norms; 0.4 keeps the residual sums of 16 or 33 blocks in bounds
                 tensor.uniform_(0.2, 0.6) if ".backbone." in name else tensor.uniform_(0.5, 1.5)
