@@ -184,7 +184,7 @@ def _from_transformers(folder: Path, name: str | None, device: str, precision: s
     num_classes = weights["class_embed.weight"].shape[0] - 1 if "class_embed.weight" in weights else 0
     names = [labels.get(str(i), f"class {i}") for i in range(num_classes)]
     options: dict[str, Any] = {"nheads": config.get("encoder_attention_heads", 8)}
-    if config.get("dilation"):
+    if config.get("dilation") or (config.get("backbone_config") or {}).get("output_stride") == 16:
         options["dilation"] = True
     return _from_official(weights, name, folder, device, precision, names, **options)
 

@@ -32,6 +32,12 @@ def tiny_coco(tmp_path: Path) -> Path:
     return write_tiny_coco(tmp_path / "tiny")
 
 
+@pytest.fixture(scope="session")
+def shared_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same folder for all tests that leave it as it is."""
+    return write_tiny_coco(tmp_path_factory.mktemp("data") / "tiny")
+
+
 def write_tiny_coco(root: Path) -> Path:
     """Coloured rectangles on noise; the boxes are theirs. Returns `root`."""
     for seed, (split, count) in enumerate({"train": 8, "val": 5}.items()):

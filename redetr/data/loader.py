@@ -52,11 +52,11 @@ def _pack(samples: list[Sample] | InputError) -> Any:
     return [(image, {k: v.numpy() if isinstance(v, Tensor) else v for k, v in t.items()}) for image, t in samples]
 
 
-def _unpack(packed: Any) -> list[Sample]:
-    return [  # type: ignore[misc]
-        (image, {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in target.items()})
-        for image, target in packed
-    ]
+def _unpack(packed: list[tuple[Tensor, dict[str, Any]]]) -> list[Sample]:
+    def tensors(target: dict[str, Any]) -> Any:
+        return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in target.items()}
+
+    return [(image, tensors(target)) for image, target in packed]
 
 
 def _start_worker(number: int) -> None:

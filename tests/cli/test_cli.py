@@ -27,13 +27,6 @@ from redetr.train import exchange
 SMALL = ["backbone=[16,32,64]", "hidden_dim=32", "nheads=4", "dec_layers=2", "dim_feedforward=64"]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    from conftest import write_tiny_coco
-
-    return write_tiny_coco(tmp_path_factory.mktemp("data") / "tiny")
-
-
 def train_arguments(data: Path, output: Path, recipe: str = "redetr_n", options: list[str] = SMALL, **flags) -> list:
     """Six steps of a small model."""
     chosen = {"data": data, "output": output, "steps": 6, "batch_size": 4, "image_size": 64, "device": "cpu",
@@ -75,10 +68,10 @@ def refused(capsys, arguments: list[str], *fragments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory) -> Path:
+def trained(shared_coco, tmp_path_factory) -> Path:
     """The folder of a finished run, trained in a process of its own with two loader processes."""
     folder = tmp_path_factory.mktemp("runs") / "new" / "run"
-    code, output, errors = run(train_arguments(data, folder, num_workers=2))
+    code, output, errors = run(train_arguments(shared_coco, folder, num_workers=2))
     assert code == 0, errors
     assert "Traceback" not in errors
     assert "Warning" not in errors
@@ -127,9 +120,9 @@ def test_evaluate_repeats_the_best_evaluation(trained, capsys, name):
         assert value == pytest.approx(best[metric], abs=1e-6), metric
 
 
-def test_predict_writes_pictures_and_numbers(trained, data, tmp_path):
+def test_predict_writes_pictures_and_numbers(trained, shared_coco, tmp_path):
     output = tmp_path / "found"
-    code, said, errors = run(["predict", trained, data / "val", "--output", output, "--threshold", "0", "--json"])
+    code, said, errors = run(["predict", trained, shared_coco / "val", "--output", output, "--threshold=0", "--json"])
     assert code == 0, errors
     found = json.loads((output / "predictions.json").read_text())
     assert json.loads(said) == found
@@ -147,9 +140,9 @@ def test_predict_writes_pictures_and_numbers(trained, data, tmp_path):
             assert detection["label"] in ("cup", "plate", "spoon")
 
 
-def test_predict_keeps_sure_detections_only(trained, data, tmp_path, capsys):
+def test_predict_keeps_sure_detections_only(trained, shared_coco, tmp_path, capsys):
     output = tmp_path / "found"
-    main(["predict", str(trained), str(data / "val" / "val-0.jpg"), "--output", str(output), "--threshold", "0.9"])
+    main(["predict", str(trained), str(shared_coco / "val" / "val-0.jpg"), f"--output={output}", "--threshold=0.9"])
     (entry,) = json.loads((output / "predictions.json").read_text()).values()
     assert entry["detections"] == []
     assert (output / "val-0.png").exists()
@@ -165,8 +158,8 @@ RUNS = {
 
 
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS.keys())
-def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(data, tmp_path, capsys, monkeypatch, settings):
-    main(train_arguments(data, tmp_path / "whole", **settings))
+def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(shared_coco, tmp_path, capsys, monkeypatch, settings):
+    main(train_arguments(shared_coco, tmp_path / "whole", **settings))
 
     calls = []
 
@@ -177,7 +170,7 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(data, tmp_path, capsy
         return exchange(*args, **kwargs)
 
     monkeypatch.setattr(sys.modules["redetr.train"], "exchange", exchange_with_a_signal)
-    arguments = train_arguments(data, tmp_path / "parts", **settings)
+    arguments = train_arguments(shared_coco, tmp_path / "parts", **settings)
     capsys.readouterr()
     lines = fails(capsys, arguments, code=75)
     assert lines[-1].startswith("redetr: stopped by a signal")
@@ -196,10 +189,10 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(data, tmp_path, capsy
 
 
 @pytest.mark.parametrize("whole_group", [False, True], ids=["to the process", "to its group"])
-def test_a_signal_saves_the_run(data, tmp_path, whole_group):
+def test_a_signal_saves_the_run(shared_coco, tmp_path, whole_group):
     """`timeout` and batch systems send the signal to the loader processes as well."""
     folder = tmp_path / "run"
-    process = start(train_arguments(data, folder, steps=100_000, eval_every=100_000, num_workers=2),
+    process = start(train_arguments(shared_coco, folder, steps=100_000, eval_every=100_000, num_workers=2),
                     start_new_session=True)  # fmt: skip
     try:
         deadline = time.monotonic() + 100
@@ -217,19 +210,26 @@ def test_a_signal_saves_the_run(data, tmp_path, whole_group):
     assert torch.load(folder / "last.pt", weights_only=True)["step"] == lines_of(folder)[-1]["step"]
 
 
-def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, data, capsys, tmp_path):
+def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, shared_coco, capsys, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(trained, folder)
-    refused(capsys, train_arguments(data, folder), "holds a run already", "--resume")
-    refused(capsys, [*train_arguments(data, folder, lr=0.5), "--resume"], "lr=0.002", "0.5")
-    main([*train_arguments(data, folder, num_workers=2), "--resume"])
+    refused(capsys, train_arguments(shared_coco, folder), "holds a run already", "--resume")
+    refused(capsys, [*train_arguments(shared_coco, folder, lr=0.5), "--resume"], "lr=0.002", "0.5")
+    main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
     assert "AP50" in capsys.readouterr().out
     before, after = (torch.load(path / "last.pt", weights_only=True) for path in (trained, folder))
     torch.testing.assert_close(after["model"], before["model"], rtol=0, atol=0)
 
 
-def test_loss_that_is_not_finite(data, tmp_path, capsys):
-    lines = fails(capsys, train_arguments(data, tmp_path / "run", lr=1e20, clip_norm=0.0), code=3)
+def test_training_in_half_precision(shared_coco, tmp_path):
+    main(train_arguments(shared_coco, tmp_path / "run", precision="bf16", steps=3, accumulate=2))
+    assert all(0 < line["loss"] < 100 for line in lines_of(tmp_path / "run") if "loss" in line)
+    state = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert {tensor.dtype for tensor in state["model"].values()} == {torch.float32}
+
+
+def test_loss_that_is_not_finite(shared_coco, tmp_path, capsys):
+    lines = fails(capsys, train_arguments(shared_coco, tmp_path / "run", lr=1e20, clip_norm=0.0), code=3)
     assert lines[-1].startswith("redetr: step ")
     assert "not finite: loss" in lines[-1]
     named = json.loads(lines[-1].partition("images ")[2].partition("]")[0] + "]")
@@ -309,9 +309,9 @@ BAD_SETTINGS = {
 
 
 @pytest.mark.parametrize("case", BAD_SETTINGS.values(), ids=BAD_SETTINGS.keys())
-def test_bad_settings_are_refused_before_anything_is_written(case, data, tmp_path, capsys):
+def test_bad_settings_are_refused_before_anything_is_written(case, shared_coco, tmp_path, capsys):
     flags, *fragments = case
-    refused(capsys, train_arguments(**{"data": data, "output": tmp_path / "run"} | flags), *fragments)
+    refused(capsys, train_arguments(**{"data": shared_coco, "output": tmp_path / "run"} | flags), *fragments)
     assert not (tmp_path / "run").exists()
 
 
@@ -324,12 +324,12 @@ class Payload:
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_a_pickle_with_code_is_not_executed(command, tmp_path, data, capsys):
+def test_a_pickle_with_code_is_not_executed(command, tmp_path, shared_coco, capsys):
     marker, file = tmp_path / "executed", tmp_path / "best.pt"
     torch.save({"model": Payload(marker)}, file)
-    refused(capsys, [command, file, *([data / "val"] if command == "predict" else [])], str(file), "safely")
+    refused(capsys, [command, file, *([shared_coco / "val"] if command == "predict" else [])], str(file), "safely")
     file.write_bytes(pickle.dumps(Payload(marker)))
-    refused(capsys, [command, file, *([data / "val"] if command == "predict" else [])], str(file))
+    refused(capsys, [command, file, *([shared_coco / "val"] if command == "predict" else [])], str(file))
     assert not marker.exists()
 
 
@@ -347,11 +347,11 @@ def test_damaged_and_foreign_checkpoints(trained, tmp_path, capsys):
     refused(capsys, ["evaluate", tmp_path / "half.pt"], "half.pt", "1 missing")
 
 
-def test_resuming_from_a_damaged_checkpoint(trained, data, tmp_path, capsys):
+def test_resuming_from_a_damaged_checkpoint(trained, shared_coco, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "last.pt").write_bytes((trained / "last.pt").read_bytes()[:1000])
-    refused(capsys, [*train_arguments(data, folder), "--resume"], "last.pt")
+    refused(capsys, [*train_arguments(shared_coco, folder), "--resume"], "last.pt")
 
 
 def test_a_checkpoint_of_other_classes_is_not_evaluated(trained, tiny_coco, capsys):
@@ -365,16 +365,16 @@ def test_a_checkpoint_of_other_classes_is_not_evaluated(trained, tiny_coco, caps
     assert "has 4" in lines[-1]
 
 
-def test_bad_sources_for_predict(trained, data, tmp_path, capsys):
+def test_bad_sources_for_predict(trained, shared_coco, tmp_path, capsys):
     output = ["--output", tmp_path / "found"]
     (tmp_path / "empty").mkdir()
     text = tmp_path / "text.jpg"
     text.write_text("no image")
     refused(capsys, ["predict", trained, tmp_path / "nothing.jpg", *output], "nothing.jpg", "no such file")
     refused(capsys, ["predict", trained, tmp_path / "empty", *output], "empty", "no images")
-    refused(capsys, ["predict", trained, data / "val", "--threshold", "1.5", *output], "--threshold 1.5")
-    refused(capsys, ["predict", trained, data / "val", "--batch-size", "0", *output], "--batch-size")
-    refused(capsys, ["predict", trained, data / "val", "--output", text / "found"], "text.jpg")
+    refused(capsys, ["predict", trained, shared_coco / "val", "--threshold", "1.5", *output], "--threshold 1.5")
+    refused(capsys, ["predict", trained, shared_coco / "val", "--batch-size", "0", *output], "--batch-size")
+    refused(capsys, ["predict", trained, shared_coco / "val", "--output", text / "found"], "text.jpg")
     assert not (tmp_path / "found").exists()
     assert fails(capsys, ["predict", trained, text, *output])[-1].startswith(f"redetr: {text}: not an image")
 

@@ -132,12 +132,13 @@ def detections(dist: Dist) -> dict[str, np.ndarray]:
     return {name: values[order] for name, values in found.items()}
 
 
-def training_lines(data: str, output: Path, accumulate: int) -> list[dict[str, float]]:
+def training_lines(data: Path, output: Path, accumulate: int) -> list[dict[str, float]]:
     """The lines that four steps of training leave in metrics.jsonl."""
     options = [f"{name}={json.dumps(value)}" for name, value in SMALL.items()]
-    config = redetr.TrainConfig(model="redetr_n", data=data, output=str(output), steps=4, batch_size=6, lr=1e-3,
+    config = redetr.TrainConfig(model="redetr_n", data=str(data), output=str(output), steps=4, batch_size=6,
                                 num_queries=10, accumulate=accumulate, image_size=64, log_every=1, eval_every=4,
-                                model_options=tuple(options), device="cpu", precision="fp32", num_workers=0)  # fmt: skip
+                                model_options=tuple(options), lr=1e-3, device="cpu", precision="fp32",
+                                num_workers=0)  # fmt: skip
     redetr.train(config)
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
@@ -155,7 +156,7 @@ def measure(dist: Dist) -> dict[str, Any]:
     return {"gradients": gradients, "per_rank": per_rank, "metrics": metrics, "detections": detections(dist)}
 
 
-def _rank(rank: int, world_size: int, ports: list[int], folder: Path, data: str) -> None:
+def _rank(rank: int, world_size: int, ports: list[int], folder: Path, data: Path) -> None:
     """One process of a world, as torchrun starts it."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
@@ -178,25 +179,18 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def tiny_data(tmp_path_factory) -> str:
-    from conftest import write_tiny_coco
-
-    return str(write_tiny_coco(tmp_path_factory.mktemp("tiny") / "data"))
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, tiny_data) -> dict[str, Any]:
+def alone(tmp_path_factory, shared_coco) -> dict[str, Any]:
     """One process, started by nobody: the reference."""
     with session("cpu") as dist:
         result = measure(dist)
-    return result | {"lines": training_lines(tiny_data, tmp_path_factory.mktemp("alone"), accumulate=2)}
+    return result | {"lines": training_lines(shared_coco, tmp_path_factory.mktemp("alone"), accumulate=2)}
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2 ranks", "3 ranks"])
-def ranks(request, tmp_path_factory, tiny_data) -> list[dict[str, Any]]:
+def ranks(request, tmp_path_factory, shared_coco) -> list[dict[str, Any]]:
     """What each process of a world measured."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    mp.spawn(_rank, (request.param, free_ports(2), folder, tiny_data), nprocs=request.param)
+    mp.spawn(_rank, (request.param, free_ports(2), folder, shared_coco), nprocs=request.param)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
 
 

@@ -1,4 +1,4 @@
-"""The layout of the official checkpoints, stated from torchvision's and torch's own modules, and the functions behind it."""
+"""The layout of the official checkpoints, stated from torchvision's and torch's own modules, and what it computes."""
 
 from pathlib import Path
 
