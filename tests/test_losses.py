@@ -129,6 +129,13 @@ def test_sigmoid_loss_by_hand():
     assert losses["loss_ce"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_goal_of_the_sigmoid_loss_is_no_reason_to_move_boxes():
+    outputs = random_outputs(1, 4, 3)
+    criterion_of(SIGMOID)(outputs, random_targets([2]))["loss_ce"].backward()
+    assert outputs["pred_logits"].grad.abs().sum() > 0
+    assert outputs["pred_boxes"].grad is None or not outputs["pred_boxes"].grad.any()
+
+
 def test_encoder_proposals_are_offered_each_object_several_times():
     """Four identical proposals around one object, offered 3 times: three of them answer for it."""
     config = LossConfig(scores="sigmoid", encoder_repeats=3, loss_ce=0.0)

@@ -11,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 import redetr
 from redetr.models.backbone import Backbone, SmallResNet, conv_norm, resize_mask
 from redetr.models.detr import DETR
+from redetr.models.fast import DeformableAttention
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
 from redetr.models.transformer import Transformer
 
@@ -283,16 +284,39 @@ def test_fewer_positions_than_queries():
 
 
 def test_boxes_are_refined_from_layer_to_layer():
-    """The heads start at zero: every layer repeats the proposal until it has learned a correction."""
-    model = small("redetr_n").eval()
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        outputs = model(images)
-        torch.testing.assert_close(outputs["pred_boxes"], outputs["aux_outputs"][0]["pred_boxes"])
-        model.bbox_embed[1].layers[-1].bias.fill_(0.5)
-        moved = model(images)
-    first, last = moved["aux_outputs"][0]["pred_boxes"], moved["pred_boxes"]
-    torch.testing.assert_close(last.logit() - first.logit(), torch.full_like(first, 0.5), rtol=1e-3, atol=1e-3)
+    """The heads start at zero: every layer repeats the proposal until it has learned a correction, which adds up."""
+    model, images = small("redetr_n").eval(), torch.randn(1, 3, 64, 64)
+    proposals = model(images)["pred_boxes"].detach()
+    for head, step in zip(model.bbox_embed, (0.3, 0.5), strict=True):
+        nn.init.constant_(head.layers[-1].bias, step)
+    outputs = model(images)
+    first, last = outputs["aux_outputs"][0]["pred_boxes"], outputs["pred_boxes"]
+    torch.testing.assert_close(first.logit() - proposals.logit(), torch.full_like(first, 0.3), rtol=0, atol=1e-3)
+    torch.testing.assert_close(last.logit() - first.logit(), torch.full_like(first, 0.5), rtol=0, atol=1e-3)
+    # Each layer learns its own correction: the second one's boxes do not teach the first one's head.
+    last.sum().backward()
+    assert model.bbox_embed[1].layers[-1].bias.grad.any()
+    assert not any(p.grad is not None and p.grad.any() for p in model.bbox_embed[0].parameters())
+
+
+def test_deformable_attention_looks_at_the_image_wherever_the_canvas_ends():
+    """Boxes are fractions of the image; the same features in a canvas of twice the width give the same answer."""
+    torch.manual_seed(0)
+    attention = DeformableAttention(16, nheads=2, points=3).double()
+    nn.init.normal_(attention.offsets.weight, std=0.3)
+    nn.init.normal_(attention.weights.weight)
+    query, boxes = torch.randn(1, 5, 16).double(), 0.2 + 0.6 * torch.rand(1, 5, 4).double()
+    levels = [torch.randn(1, 16, side, side).double() for side in (8, 4, 2)]
+    padded = [nn.functional.pad(level, (0, level.shape[-1])) for level in levels]
+    answers = [
+        attention(query, boxes, torch.cat([level.flatten(2).mT for level in maps], 1),
+                  [tuple(level.shape[-2:]) for level in maps], torch.tensor([ratio]).double())
+        for maps, ratio in ((levels, (1.0, 1.0)), (padded, (0.5, 1.0)))
+    ]  # fmt: skip
+    torch.testing.assert_close(*answers)
+    moved = attention(query, boxes + 0.1, torch.cat([level.flatten(2).mT for level in levels], 1),
+                      [(8, 8), (4, 4), (2, 2)], torch.ones(1, 2).double())  # fmt: skip
+    assert not torch.allclose(moved, answers[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -131,13 +131,13 @@ class _SmallBlock(nn.Module):
 class SmallResNet(nn.Module):
     """Residual stages at strides 4, 8, 16 with GroupNorm, whose result does not depend on the batch."""
 
-    def __init__(self, widths: tuple[int, int, int], blocks: int = 2):
+    def __init__(self, widths: tuple[int, int, int]):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), _group_norm(widths[0]), nn.ReLU(inplace=True)
         )
         stages, inputs = [], widths[0]
-        for width in widths:
+        for width, blocks in zip(widths, (1, 2, 2), strict=True):  # pixels are dearest in the first stage
             stage = [_SmallBlock(inputs, width, 2)] + [_SmallBlock(width, width, 1) for _ in range(blocks - 1)]
             stages.append(nn.Sequential(*stage))
             inputs = width
