@@ -16,7 +16,7 @@ from redetr.train import train
 from redetr.visualize import comparison_grid, draw_boxes, plot_curves, save_image
 
 # About five minutes on two cores.
-_STEPS = {"digits": 800, "crowns": 650}
+_STEPS = {"digits": 800, "crowns": 600}
 
 
 def demo(data: str, folder: Path, steps: int, console: Console) -> None:

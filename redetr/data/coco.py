@@ -24,6 +24,8 @@ _OVERSHOOT_PX = 2.0
 _OVERSHOOT_SHARE = 0.01
 # COCO's own train2017 holds 2 boxes without height among 860,001: so few are left out, more are a fault.
 _FEW_EMPTY_BOXES = 1e-4
+# Data sets that fit in this much memory are decoded once in each process: decoding is the dearest part of a sample.
+_KEPT_BYTES = 256 * 2**20
 _ROBOFLOW_FILE = "_annotations.coco.json"
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid")}
 _PURPOSE = {"train": "a model learns from it", "val": "hold out 10-20% of the images to measure on"}
@@ -104,6 +106,8 @@ class CocoDataset(DetectionDataset):
         self.name, self.hints = name, hints
         self.category_ids, self.class_names = tuple(class_names), tuple(class_names.values())
         self._annotation_file = annotation_file
+        small = 3 * int(self._sizes.prod(1).sum()) <= _KEPT_BYTES
+        self._kept: dict[int, Tensor] | None = {} if small else None
 
     @classmethod
     def open(cls, root: Path, split: Split, name: str = "", hints: Hints = Hints()) -> "CocoDataset":
@@ -140,9 +144,14 @@ class CocoDataset(DetectionDataset):
 
         Raises InputError if the file cannot be decoded or does not have the size that the annotations state.
         """
+        position = self._position(index)
+        if self._kept is not None and position in self._kept:
+            return self._kept[position]
         image = read_image(self.path(index))
-        (height, width), stated = image.shape[1:], self._sizes[self._position(index)].tolist()
+        (height, width), stated = image.shape[1:], self._sizes[position].tolist()
         if [height, width] == stated:
+            if self._kept is not None:
+                self._kept[position] = image
             return image
         remedy = "put back the file that was annotated, or export the annotations again"
         if [width, height] == stated:

@@ -161,7 +161,7 @@ def _rank(rank: int, world_size: int, ports: list[int], folder: Path, data: Path
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}  # fmt: skip
-    with session("cpu", timeout_s=60) as dist:
+    with session("cpu", timeout_s=300) as dist:
         result = measure(dist)
     os.environ["MASTER_PORT"] = str(ports[1])
     result["lines"] = training_lines(data, folder / "run", accumulate=1)
