@@ -33,7 +33,9 @@ def overfit(steps: int, log_every: int = 100) -> list[dict[str, float]]:
     curve = []
     with session("cpu") as dist:
         torch.manual_seed(config.seed)
-        model = build(config.model, len(dataset.class_names), **config.model_kwargs())
+        model = build(config.model, len(dataset.class_names), **config.model_kwargs()).to(
+            memory_format=torch.channels_last
+        )
         criterion = SetCriterion.for_model(model)
         optimizer = build_optimizer(model, config.lr, config.lr, config.weight_decay)
         replica = replicate(model, dist)

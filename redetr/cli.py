@@ -58,7 +58,8 @@ class Evaluate:
             task = progress.add_task("evaluating", total=len(dataset))
             result = evaluate(
                 detector.model, dataset, dist, image_size=detector.image_size, batch_size=self.batch_size,
-                dtype=detector.dtype, on_batch=lambda images: progress.advance(task, images * dist.world_size),
+                dtype=detector.dtype, classes=detector.classes,
+                on_batch=lambda images: progress.advance(task, images * dist.world_size),
             )  # fmt: skip
             dist.main_only(_print_json if self.json else print_result)(result.to_dict())
 

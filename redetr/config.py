@@ -95,6 +95,10 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+        """The settings that `to_dict` wrote. Raises InputError for one that this version does not know."""
+        unknown = values.keys() - cls.__dataclass_fields__.keys()
+        if unknown:
+            raise InputError(f"setting {min(unknown)!r} is not known to this version of redetr: a newer one wrote it")
         return cls(**{**values, "model_options": tuple(values.get("model_options", ()))})
 
     def with_queries_for(self, data: DetectionDataset) -> "TrainConfig":

@@ -1,6 +1,6 @@
 """COCO numbers of a model on a data set, the same for any number of ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -92,16 +92,30 @@ def _no_detections() -> dict[str, np.ndarray]:
 
 
 def evaluate(
-    model: DetectionModel, dataset: DetectionDataset, dist: Dist | None = None, *, image_size: int, **options: Any
+    model: DetectionModel,
+    dataset: DetectionDataset,
+    dist: Dist | None = None,
+    *,
+    image_size: int,
+    classes: Sequence[tuple[int, str]] | None = None,
+    **options: Any,
 ) -> CocoResult:
     """The twelve COCO numbers and per-class AP of `model` on `dataset`; options as in `detect`. Communicates.
 
-    Raises InputError if the model was made for another number of classes.
+    `classes` are the (category id, name) of the model's labels, by default those of the data set; classes that the data
+    set does not have are left out (official checkpoints have 91 outputs for COCO's 80 categories). Raises InputError if
+    the model does not know all classes of the data set.
     """
-    if len(dataset.class_names) != model.num_classes:
+    wanted = list(zip(dataset.category_ids, dataset.class_names, strict=True))
+    classes = wanted if classes is None else list(classes)
+    unknown = [name for name in wanted if name not in classes]
+    if unknown or len(classes) != model.num_classes:
         raise InputError(
-            f"the model knows {model.num_classes} classes, {dataset.name} has {len(dataset.class_names)}: "
-            "evaluate on data with the classes it was trained on"
+            f"the model knows {model.num_classes} classes, {dataset.name} has {len(wanted)}, such as "
+            f"{(unknown or wanted)[0]}: evaluate on data with the categories it was trained on"
         )
     found = detect(model, dataset, dist, image_size=image_size, **options)
-    return coco_metrics(GroundTruth.from_dataset(dataset), **found)
+    label_of = np.array([wanted.index(name) if name in wanted else -1 for name in classes])
+    found["labels"] = label_of[found["labels"]]
+    known = found["labels"] >= 0
+    return coco_metrics(GroundTruth.from_dataset(dataset), **{name: array[known] for name, array in found.items()})

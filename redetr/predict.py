@@ -41,6 +41,11 @@ class Detector:
         self.dtype = pick_precision(precision, self.device)
         self.trained_on = trained_on
 
+    @property
+    def classes(self) -> list[tuple[int, str]]:
+        """Category id and name of each label."""
+        return list(zip(self.category_ids, self.class_names, strict=True))
+
     @torch.inference_mode()
     def predict(self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.5) -> Any:
         """`Detections` of one image, or a list of them for a list of images.
@@ -131,7 +136,11 @@ def load(
         weights, metadata = read_safetensors(path)
         if "redetr" not in metadata:
             raise InputError(f"{path}: no redetr metadata in it; give the folder with its config.json instead")
-        return _from_redetr(json.loads(metadata["redetr"]), weights, path, device, precision)
+        try:
+            about = json.loads(metadata["redetr"])
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: its redetr metadata is damaged ({error})") from error
+        return _from_redetr(about, weights, path, device, precision)
     content = read_torch(path)
     if isinstance(content, dict) and all(key in content for key in REQUIRED):
         return _from_redetr(content, content.get("ema") or content["model"], path, device, precision)
@@ -175,6 +184,9 @@ def _from_transformers(folder: Path, name: str | None, device: str, precision: s
         raise InputError(f"{folder / 'config.json'}: cannot be read ({error})") from error
     if config.get("model_type") != "detr":
         raise InputError(f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not 'detr'")
+    backbone = config.get("backbone_config") or {}
+    if config.get("activation_function", "relu") != "relu" or backbone.get("downsample_in_bottleneck"):
+        raise InputError(f"{folder / 'config.json'}: not the function of the original DETR: only ReLU and ResNet v1.5")
     if (folder / "model.safetensors").exists():
         weights, _ = read_safetensors(folder / "model.safetensors")
     else:
@@ -184,7 +196,7 @@ def _from_transformers(folder: Path, name: str | None, device: str, precision: s
     num_classes = weights["class_embed.weight"].shape[0] - 1 if "class_embed.weight" in weights else 0
     names = [labels.get(str(i), f"class {i}") for i in range(num_classes)]
     options: dict[str, Any] = {"nheads": config.get("encoder_attention_heads", 8)}
-    if config.get("dilation") or (config.get("backbone_config") or {}).get("output_stride") == 16:
+    if config.get("dilation") or backbone.get("output_stride") == 16:
         options["dilation"] = True
     return _from_official(weights, name, folder, device, precision, names, **options)
 

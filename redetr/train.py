@@ -2,10 +2,11 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from redetr.models import build
 from redetr.monitor import Monitor
 from redetr.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from redetr.structures import Batch, DetectionModel
+
+# A resumed run may say these anew; all else decides what is computed.
+_MAY_CHANGE = {"output", "data", "resume", "device", "accumulate", "num_workers", "log_every", "eval_every"}
 
 
 @dataclass
@@ -59,6 +63,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.step * self.config.batch_size // self.num_images,
             "train_time_s": self.train_time_s,
+            "num_images": self.num_images,
             **self.about(),
         }
 
@@ -66,12 +71,14 @@ class State:
         """Continues from a checkpoint. Raises InputError if it is of another run."""
         saved = read_checkpoint(path)
         before, now = TrainConfig.from_dict(saved["config"]), self.config
-        for name in ("model", "model_options", "data", "batch_size", "seed", "steps", "image_size", "lr"):
+        for name in sorted(asdict(now).keys() - _MAY_CHANGE):
             if getattr(before, name) != getattr(now, name):
                 raise InputError(
                     f"{path}: saved with {name}={getattr(before, name)}, resumed with {getattr(now, name)}: "
                     "give the same flags, or another --output"
                 )
+        if saved["category_ids"] != list(self.category_ids) or saved["num_images"] != self.num_images:
+            raise InputError(f"{path}: saved with other data ({saved['num_images']} images): give another --output")
         self.model.load_state_dict(saved["model"])
         self.ema.model.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -141,9 +148,10 @@ def _start_folder(folder: Path, state: State, dist: Dist) -> list[str]:
 def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
     config, queries = state.config, state.model.num_queries
     parameters = sum(p.numel() for p in state.model.parameters())
+    precision = str(pick_precision(config.precision, dist.device)).removeprefix("torch.")
     notes = [
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images, {config.steps} steps of "
-        f"{config.batch_size}, {dist.world_size} x {dist.device.type}, {pick_precision(config.precision, dist.device)}"
+        f"{config.batch_size}, {dist.world_size} x {dist.device.type}, {precision}"
     ]
     if data.max_objects() > queries:
         notes.append(
@@ -339,6 +347,9 @@ def _stop_signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
+    if threading.current_thread() is not threading.main_thread():  # signals cannot be caught there
+        yield received
+        return
     previous = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received

@@ -1,0 +1,99 @@
+"""Checkpoints of other data, other versions and other programs."""
+
+import json
+import threading
+
+import pytest
+import safetensors.torch
+import torch
+
+import redetr
+from redetr.boxes import box_xyxy_to_cxcywh
+from redetr.data.digits import DigitsDataset
+from redetr.demo import demo_config
+from redetr.evaluate import evaluate
+from redetr.models import build
+from redetr.models.convert import coco_class_names
+from redetr.postprocess import Detections
+from redetr.structures import Outputs
+
+
+class Oracle(torch.nn.Module):
+    """Answers with the truth of a data set, under 91 labels of which label `k` stands for category id `k`."""
+
+    num_classes, num_queries, resize, image_size, max_size = 91, 10, "square", 128, None
+    loss_config = redetr.LossConfig(scores="softmax")
+
+    def __init__(self, dataset):
+        super().__init__()
+        self.dataset, self.index, self.anchor = dataset, 0, torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, images, mask=None):
+        logits, boxes = torch.zeros(len(images), 10, 92), torch.full((len(images), 10, 4), 0.5)
+        logits[..., 91] = 20.0
+        for i in range(len(images)):
+            target = self.dataset.target(self.index)
+            height, width = target["orig_size"]
+            for q, (label, box) in enumerate(zip(target["labels"], target["boxes"], strict=True)):
+                logits[i, q, self.dataset.category_ids[label]] = 40.0
+                boxes[i, q] = box_xyxy_to_cxcywh(box) / torch.tensor([width, height, width, height])
+            self.index += 1
+        return Outputs(pred_logits=logits, pred_boxes=boxes)
+
+
+def test_classes_are_matched_by_id_and_name():
+    """The 91 labels of official checkpoints are evaluated on the categories that the data has."""
+    dataset = DigitsDataset("val", size=6)
+    dataset.category_ids = tuple(range(5, 15))
+    classes = [(k, dataset.class_names[k - 5] if 5 <= k < 15 else "unused") for k in range(91)]
+    assert evaluate(Oracle(dataset), dataset, image_size=128, classes=classes).ap == pytest.approx(1.0)
+    classes[7] = (7, "another thing")
+    with pytest.raises(redetr.InputError, match=r"such as .7, '2'"):
+        evaluate(Oracle(dataset), dataset, image_size=128, classes=classes)
+
+
+def test_coco_names_have_80_categories():
+    names = coco_class_names()
+    assert len(names) == 91 and names.count("unused") == 11
+    assert (names[1], names[17], names[44], names[90]) == ("person", "cat", "bottle", "toothbrush")
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    """`best.safetensors` of a run, with its metadata open to changes."""
+
+    def write(**changes):
+        config = demo_config("digits", tmp_path, 1).to_dict() | {"num_queries": 5, "image_size": 128}
+        about = {"config": config | changes, "class_names": ["a"], "category_ids": [3]}
+        model = build("redetr_n", 1, num_queries=5)
+        path = tmp_path / "best.safetensors"
+        safetensors.torch.save_file(model.state_dict(), path, {"redetr": json.dumps(about)})
+        return path
+
+    return write
+
+
+def test_safetensors_load_with_their_classes(weights_file):
+    detector = redetr.load(weights_file(), device="cpu")
+    assert detector.classes == [(3, "a")]
+    assert isinstance(detector.predict(torch.zeros(3, 50, 70, dtype=torch.uint8), threshold=0.0), Detections)
+
+
+def test_a_newer_version_is_told(weights_file):
+    with pytest.raises(redetr.InputError, match="'new_setting' is not known"):
+        redetr.load(weights_file(new_setting=1), device="cpu")
+
+
+def test_damaged_metadata_is_told(tmp_path):
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", {"redetr": "{"})
+    with pytest.raises(redetr.InputError, match="metadata is damaged"):
+        redetr.load(tmp_path / "w.safetensors")
+
+
+def test_training_in_a_thread(tmp_path):
+    """A notebook or a server may train outside of the main thread, where signals cannot be caught."""
+    config, results = demo_config("crowns", tmp_path / "run", 1), []
+    thread = threading.Thread(target=lambda: results.append(redetr.train(config)))
+    thread.start()
+    thread.join()
+    assert results[0]["step"] == 1
