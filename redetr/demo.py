@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -48,12 +49,22 @@ def demo_config(data: str, folder: Path, steps: int) -> TrainConfig:
     return replace(redetr_n(), data=data, output=str(folder), steps=length, epochs=0.0)
 
 
-def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int, threshold: float = 0.4) -> Image.Image:
-    """Truth beside predictions for `count` images spread over the data set."""
+def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -> Image.Image:
+    """Truth beside predictions for `count` images spread over the data set.
+
+    As many predictions are shown as there are objects, the best-scored of all these images together: scores that are
+    trained towards the IoU are low while boxes are rough, so no fixed threshold suits every stage of training.
+    """
+    samples = [dataset.sample(k * len(dataset) // count) for k in range(count)]
+    found = [detector.predict(image, threshold=0.0) for image, _ in samples]
+    objects = sum(int((~target["iscrowd"]).sum()) for _, target in samples)
+    scores = torch.cat([detections.scores for detections in found]).sort(descending=True).values
+    threshold = float(scores[min(objects, len(scores) - 1)]) if len(scores) else 0.0
     scenes = []
-    for k in range(count):
-        image, target = dataset.sample(k * len(dataset) // count)
-        names = [dataset.class_names[label] for label in target["labels"].tolist()]
-        truth = draw_boxes(image, target["boxes"], names, None, target["labels"].tolist())
-        scenes.append((truth, detector.predict(image, threshold).draw(image)))
-    return comparison_grid(scenes)
+    for (image, target), detections in zip(samples, found, strict=True):
+        kept = ~target["iscrowd"]
+        labels = target["labels"][kept].tolist()
+        names = [dataset.class_names[label] for label in labels]
+        truth = draw_boxes(image, target["boxes"][kept], names, None, labels)
+        scenes.append((truth, detections.above(threshold).draw(image)))
+    return comparison_grid(scenes, f"found, score {threshold:.2f} and more")
