@@ -14,7 +14,7 @@ from record import record
 from redetr.data.digits import DigitsDataset
 from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation
-from redetr.distributed import replicate, session
+from redetr.distributed import process_group, replicate
 from redetr.evaluate import evaluate
 from redetr.losses import SetCriterion
 from redetr.models import build
@@ -31,7 +31,7 @@ def overfit(steps: int, log_every: int = 100) -> list[dict[str, float]]:
     dataset = DigitsDataset("train", size=SCENES)
     samples = Samples(dataset, augmentation("plain", "aspect", 128, None), config.seed)
     curve = []
-    with session("cpu") as dist:
+    with process_group("cpu") as dist:
         torch.manual_seed(config.seed)
         model = build(config.model, len(dataset.class_names), **config.model_kwargs()).to(
             memory_format=torch.channels_last

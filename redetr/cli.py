@@ -15,7 +15,7 @@ from rich.table import Table
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.demo import demo
-from redetr.distributed import main_process_only, session
+from redetr.distributed import main_process_only, process_group
 from redetr.errors import InputError, RedetrError
 from redetr.evaluate import evaluate
 from redetr.files import write_json
@@ -54,7 +54,7 @@ class Evaluate:
         if source is None:
             raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
         dataset = open_dataset(source, "val")
-        with session(self.device) as dist, Progress(console=ERRORS, disable=self.json) as progress:
+        with process_group(self.device) as dist, Progress(console=ERRORS, disable=self.json) as progress:
             task = progress.add_task("evaluating", total=len(dataset))
             result = evaluate(
                 detector.model, dataset, dist, image_size=detector.image_size, batch_size=self.batch_size,

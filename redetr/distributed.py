@@ -62,12 +62,12 @@ class Dist:
 
 
 def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:
-    """As `Dist.main_only`, outside of a session: for what is said after the run."""
+    """As `Dist.main_only`, outside of a process group: for what is said after the run."""
     return function if os.environ.get("RANK", "0") == "0" else lambda *args, **kwargs: None
 
 
 @contextmanager
-def session(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Dist]:
+def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Dist]:
     """The process group for the time of a run: torchrun's if it started this process, else a world of one.
 
     `device` is "auto", "cpu" or "cuda". Raises InputError for a device that is not there.

@@ -21,7 +21,7 @@ from redetr.data import DetectionDataset, open_dataset, require_same_classes
 from redetr.data.loader import Sample, Samples, canvas_of, load_batches, to_batch
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import augmentation, drawn_from
-from redetr.distributed import Dist, accumulating, replicate, session
+from redetr.distributed import Dist, accumulating, process_group, replicate
 from redetr.ema import ModelEma
 from redetr.errors import DivergedError, InputError, StoppedError
 from redetr.evaluate import autocast, evaluate, pick_precision
@@ -92,7 +92,7 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     for settings or data that cannot work, before anything is written; DivergedError for a loss that is not finite;
     StoppedError after a signal, when the state is saved.
     """
-    with session(config.device) as dist, _stop_signals() as stop:
+    with process_group(config.device) as dist, _stop_signals() as stop:
         config.check(dist.world_size)
         data, val = open_dataset(config.data, "train"), open_dataset(config.data, "val")
         require_same_classes(data, val)

@@ -20,7 +20,7 @@ from torch import Tensor
 import redetr
 from redetr.data import DetectionDataset
 from redetr.data.loader import Sample
-from redetr.distributed import Dist, replicate, session
+from redetr.distributed import Dist, process_group, replicate
 from redetr.evaluate import detect, evaluate
 from redetr.structures import DetectionModel
 from redetr.train import exchange, train_step
@@ -161,7 +161,7 @@ def _rank(rank: int, world_size: int, ports: list[int], folder: Path, data: Path
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0])}  # fmt: skip
-    with session("cpu", timeout_s=300) as dist:
+    with process_group("cpu", timeout_s=300) as dist:
         result = measure(dist)
     os.environ["MASTER_PORT"] = str(ports[1])
     result["lines"] = training_lines(data, folder / "run", accumulate=1)
@@ -181,7 +181,7 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, shared_coco) -> dict[str, Any]:
     """One process, started by nobody: the reference."""
-    with session("cpu") as dist:
+    with process_group("cpu") as dist:
         result = measure(dist)
     return result | {"lines": training_lines(shared_coco, tmp_path_factory.mktemp("alone"), accumulate=2)}
 
