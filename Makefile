@@ -19,7 +19,9 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 
 bench: .venv/installed-dev
-	$(BIN)/python benchmarks/learning.py
+	$(BIN)/python benchmarks/learning.py digits
+	$(BIN)/python benchmarks/learning.py crowns
+	$(BIN)/python benchmarks/overfit.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("redetr needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else 0'

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from rich import box
 from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
@@ -193,7 +194,7 @@ def parse_command(arguments: list[str]) -> Any:
 
 def print_result(result: dict[str, Any]) -> None:
     """The COCO numbers as a table, in percent."""
-    table = Table(*METRIC_NAMES)
+    table = Table(*METRIC_NAMES, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_row(*(_percent(result[name]) for name in METRIC_NAMES))
     OUT.print(table)
     classes = Table("class", "AP")
