@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
-from redetr.models.backbone import Backbone, SmallResNet, conv_norm, resize_mask
+from redetr.models.backbone import Backbone, SmallResNet, conv_norm, padding_at
 from redetr.models.detr import DETR
 from redetr.models.fast import DeformableAttention
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
@@ -175,8 +175,8 @@ def test_learned_positions_have_an_end():
 def test_mask_at_the_size_of_a_feature_map():
     mask = torch.ones(1, 8, 8, dtype=torch.bool)
     mask[:, :4, :6] = False
-    assert (~resize_mask(mask, (2, 2))[0]).tolist() == [[True, True], [False, False]]
-    assert (~resize_mask(mask, (4, 4))[0]).sum() == 2 * 3
+    assert (~padding_at(torch.zeros(1, 1, 2, 2), mask)[0]).tolist() == [[True, True], [False, False]]
+    assert (~padding_at(torch.zeros(1, 1, 4, 4), mask)[0]).sum() == 2 * 3
 
 
 @pytest.mark.parametrize("name", SMALL)

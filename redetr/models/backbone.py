@@ -157,6 +157,12 @@ class SmallResNet(nn.Module):
         return features[1:]
 
 
-def resize_mask(mask: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """A padding mask `[B, H, W]` at a feature map's `size` (h, w), nearest pixel, as the original DETR does it."""
-    return F.interpolate(mask[:, None].float(), size=tuple(size))[:, 0].bool()
+def padding_at(features: Tensor, mask: Tensor | None) -> Tensor:
+    """The padding `[B, h, w]` of a feature map `[B, C, h, w]`; `mask` `[B, H, W]` is the images', None = no padding.
+
+    Nearest pixel, as the original DETR does it.
+    """
+    batch, _, height, width = features.shape
+    if mask is None:
+        return torch.zeros(batch, height, width, dtype=torch.bool, device=features.device)
+    return F.interpolate(mask[:, None].float(), size=(height, width))[:, 0].bool()

@@ -5,12 +5,11 @@ Parameter names and shapes are those of the official checkpoints, which load str
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.errors import InputError
-from redetr.models.backbone import Backbone, SmallResNet, resize_mask
+from redetr.models.backbone import Backbone, SmallResNet, padding_at
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
 from redetr.models.transformer import MLP, Transformer
 from redetr.structures import DetectionModel, LossConfig, Outputs
@@ -45,13 +44,9 @@ class DETR(DetectionModel):
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
         """Classes and boxes of normalised `images` `[B, 3, H, W]`; `mask` `[B, H, W]` True = padding."""
         features = self.backbone[0](images)[-1]
-        batch, _, height, width = features.shape
-        if mask is None:
-            padding = torch.zeros(batch, height, width, dtype=torch.bool, device=images.device)
-        else:
-            padding = resize_mask(mask, (height, width))
+        padding = padding_at(features, mask)
         pos = self.backbone[1](padding).flatten(1, 2).to(features.dtype)
-        queries = self.query_embed.weight.to(features.dtype).expand(batch, -1, -1)
+        queries = self.query_embed.weight.to(features.dtype).expand(len(images), -1, -1)
         valid = None if mask is None else ~padding.flatten(1)
         states = self.transformer(self.input_proj(features).flatten(2).mT, pos, queries, valid)
         if not self.aux_loss:

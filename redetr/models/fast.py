@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.errors import InputError
-from redetr.models.backbone import Backbone, SmallResNet, resize_mask
+from redetr.models.backbone import Backbone, SmallResNet, padding_at
 from redetr.models.position import PositionEmbeddingSine, sine_features
 from redetr.models.transformer import MLP, MultiheadAttention, TransformerEncoderLayer
 from redetr.structures import DetectionModel, LossConfig, Outputs
@@ -122,14 +122,10 @@ class Neck(nn.Module):
 
     def forward(self, features: list[Tensor], mask: Tensor | None) -> list[Tensor]:
         at8, at16 = self.lateral8(features[0]), self.lateral16(features[1])
-        batch, _, height, width = at16.shape
-        if mask is None:
-            padding = torch.zeros(batch, height, width, dtype=torch.bool, device=at16.device)
-        else:
-            padding = resize_mask(mask, (height, width))
+        padding = padding_at(at16, mask)
         pos = self.position(padding).flatten(1, 2).to(at16.dtype)
         encoded = self.encoder(at16.flatten(2).mT, pos, None if mask is None else ~padding.flatten(1))
-        at16 = encoded.mT.unflatten(-1, (height, width))
+        at16 = encoded.mT.unflatten(-1, at16.shape[-2:])
         upsampled = F.interpolate(at16, size=at8.shape[-2:], mode="nearest")
         return [self.fuse8(at8 + upsampled), at16, self.down32(at16)]
 
@@ -216,8 +212,9 @@ def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, valid_ratio:
         x = (torch.arange(width, device=valid_ratio.device, dtype=valid_ratio.dtype) + 0.5) / width
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
         side = _ANCHOR_STRIDES * stride
-        size = grid.new_tensor([side / image_size[1], side / image_size[0]]).expand_as(grid)
-        per_level.append(torch.cat([grid, size], -1))
+        # Filled, not copied from the host: a copy would wait for the device.
+        sizes = [torch.full_like(grid[:, :1], side / length) for length in reversed(image_size)]
+        per_level.append(torch.cat([grid, *sizes], -1))
     return torch.cat(per_level) / valid_ratio.repeat(1, 2)[:, None]
 
 
