@@ -20,7 +20,7 @@ from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.optim import build_optimizer, set_lr
 from redetr.recipes import detr_tiny
-from redetr.train import exchange, train_step
+from redetr.train import announce, receive, train_step
 
 SCENES = 8
 
@@ -42,7 +42,8 @@ def overfit(steps: int, log_every: int = 100) -> list[dict[str, float]]:
         started = time.perf_counter()
         for step in range(1, steps + 1):
             set_lr(optimizer, min(1.0, step / 50) * (1.0 if step < 0.7 * steps else 0.2))
-            batches, divisors, _ = exchange([[samples[(step, i)] for i in range(SCENES)]], criterion, dist)
+            window = announce([[samples[(step, i)] for i in range(SCENES)]], criterion, dist)
+            batches, divisors, _ = receive(window, criterion, dist)
             losses, _ = train_step(replica, criterion, batches, divisors, optimizer, torch.float32, config.clip_norm)
             if step % log_every == 0:
                 result = evaluate(model, dataset, dist, image_size=128)

@@ -1,7 +1,7 @@
 """DETR one can read in an afternoon and trust on any number of GPUs."""
 
 from redetr.config import TrainConfig
-from redetr.errors import DivergedError, InputError, RedetrError, StoppedError
+from redetr.errors import DivergedError, InputError, LostError, RedetrError, StoppedError
 from redetr.evaluate import evaluate
 from redetr.losses import SetCriterion
 from redetr.models import MODELS, build
@@ -10,6 +10,7 @@ from redetr.predict import Detector, load
 from redetr.recipes import RECIPES, get_recipe
 from redetr.structures import Batch, LossConfig, Outputs, Target, collate
 from redetr.train import train
+from redetr.verify import verify
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "DivergedError",
     "InputError",
     "LossConfig",
+    "LostError",
     "Outputs",
     "RedetrError",
     "SetCriterion",
@@ -34,4 +36,5 @@ __all__ = [
     "get_recipe",
     "load",
     "train",
+    "verify",
 ]

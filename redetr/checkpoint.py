@@ -1,6 +1,8 @@
 """Files of a run: written whole or not at all, read without running code."""
 
 import json
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,42 @@ from redetr.files import write_whole
 REQUIRED = ("model", "optimizer", "step", "config", "class_names", "category_ids")
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """`state` (tensors and plain values) as a file that `torch.load(..., weights_only=True)` reads."""
-    write_whole(path, lambda temporary: torch.save(state, temporary))
+def save_checkpoint(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+    """`state` (tensors and plain values) as a file that `torch.load(..., weights_only=True)` reads.
+
+    The file that was there is kept as `previous`. Raises InputError if it cannot be written, as on a full disk; what
+    was there stays.
+    """
+
+    def write(temporary: Path) -> None:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # PyTorch's writer says neither which file nor why
+            free = shutil.disk_usage(path.parent).free / 1e6
+            raise InputError(
+                f"{path}: cannot be written ({free:.0f} MB are free there); the checkpoint before it is kept"
+            ) from error
+
+    write_whole(path, write, previous)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The newest whole checkpoint of a run folder, its content, and a warning for each damaged one; None if the
+    folder has no checkpoint. Raises InputError if all are damaged.
+    """
+    warnings: list[str] = []
+    for path in (folder / "last.pt", folder / "previous.pt"):
+        if not path.exists():
+            continue
+        try:
+            return path, read_checkpoint(path), warnings
+        except InputError as error:
+            warnings.append(f"warning: {error}")
+    if warnings:
+        raise InputError(
+            f"{folder}: no whole checkpoint to resume from: {'; '.join(warnings)}".replace("warning: ", "")
+        )
+    return None
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
@@ -28,6 +63,11 @@ def save_weights(path: Path, weights: dict[str, torch.Tensor], about: dict[str, 
 def read_torch(path: Path, map_location: str = "cpu") -> Any:
     """The content of a `.pt` or `.pth` file, tensors and plain values only. Raises InputError naming the file."""
     try:
+        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums that it wrote
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise ValueError(f"the checksum of {damaged} is wrong")
         return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None

@@ -1,8 +1,8 @@
-"""The command line: `redetr demo | train | evaluate | predict | models`."""
+"""The command line: `redetr demo | train | evaluate | predict | models | verify`."""
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +25,12 @@ from redetr.models import MODELS
 from redetr.predict import as_image, find_images, load
 from redetr.recipes import RECIPES, get_recipe
 from redetr.train import train
+from redetr.verify import verify
 from redetr.visualize import save_image
 
 ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
 OUT = Console(highlight=False)
+_HELP = ("-h", "--help")
 
 
 @dataclass(frozen=True)
@@ -166,29 +168,59 @@ class Train:
         main_process_only(OUT.print)(f"{self.config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl")
 
 
-def parse_train(arguments: list[str]) -> Train:
-    """`RECIPE [flags]`: the recipe's settings are the defaults of the flags. Without a recipe, lists them and exits."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        table = Table("recipe", "what it is", title="redetr train RECIPE [flags], flags: redetr train RECIPE --help")
+@dataclass(frozen=True)
+class Verify:
+    """Proves that the gradients of this layout of ranks and micro-batches are those of one process."""
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> None:
+        result = verify(self.config)
+        main_process_only(_print_json if self.json else _print_verification)(
+            {**asdict(result), "failed": result.failed}
+        )
+        if result.failed:
+            raise RedetrError(
+                f"the gradient of this layout is not that of one process: {len(result.failed)} figures above are over "
+                f"the tolerance, such as {result.failed[-1]}"
+            )
+
+
+def parse_run(command: str, arguments: list[str]) -> Any:
+    """`RECIPE [flags]` of train and verify: the recipe's settings are the defaults of the flags.
+
+    Without a recipe, lists them and exits; verify takes redetr_n.
+    """
+    if command == "verify" and (not arguments or (arguments[0].startswith("-") and arguments[0] not in _HELP)):
+        arguments = ["redetr_n", *arguments]
+    if not arguments or arguments[0] in _HELP:
+        title = f"redetr {command} RECIPE [flags], flags: redetr {command} RECIPE --help"
+        table = Table("recipe", "what it is", title=title)
         for name, function in RECIPES.items():
             table.add_row(name, (function.__doc__ or "").splitlines()[0])
         OUT.print(table)
         raise SystemExit(0 if arguments else 2)
     recipe_name, *flags = arguments
-    recipe = get_recipe(recipe_name)
+    recipe, program = get_recipe(recipe_name), f"redetr {command} {recipe_name}"
     if any(flag.partition("=")[0] == "--steps" for flag in flags):
         recipe = replace(recipe, epochs=0.0)  # either flag replaces the recipe's length
-    return Train(tyro.cli(TrainConfig, args=flags, default=recipe, prog=f"redetr train {recipe_name}"))
+    if command == "train":
+        return Train(tyro.cli(TrainConfig, args=flags, default=recipe, prog=program))
+    # What proves something without data and downloads; the flags of a training command change it to that run.
+    default = Verify(replace(recipe, data="random", batch_size=0, weights=None))
+    return tyro.cli(Verify, args=flags, default=default, prog=program)
 
 
 def parse_command(arguments: list[str]) -> Any:
     """The command with its settings, ready to `run()`. Exits with 2 for what cannot be understood."""
     command, *rest = arguments
-    if command == "train":
-        return parse_train(rest)
+    if command in ("train", "verify"):
+        return parse_run(command, rest)
     if command in COMMANDS:
         return tyro.cli(COMMANDS[command], args=rest, prog=f"redetr {command}")
-    ERRORS.print(f"redetr: unknown command {command!r}: choose train, {', '.join(COMMANDS)}", markup=False)
+    ERRORS.print(f"redetr: unknown command {command!r}: choose train, verify, {', '.join(COMMANDS)}", markup=False)
     raise SystemExit(2)
 
 
@@ -201,6 +233,19 @@ def print_result(result: dict[str, Any]) -> None:
     for name, value in sorted(result["per_class"].items(), key=lambda item: -(item[1] or 0)):
         classes.add_row(name, _percent(value))
     OUT.print(classes)
+
+
+def _print_verification(result: dict[str, Any]) -> None:
+    OUT.print(f"relative error of the gradient of {result['batch_size']} images: {result['world_size']} x "
+              f"{result['device']} with {result['accumulate']} micro-batches each, against one process")  # fmt: skip
+    table = Table("part", "parameters", *result["errors"], box=box.SIMPLE, pad_edge=False)
+    for part, size in result["parameters"].items():
+        table.add_row(part, f"{size:,}", *(f"{errors[part]:.1e}" for errors in result["errors"].values()))
+    OUT.print(table)
+    if not result["failed"]:
+        OUT.print("exact: equal up to the order of floating-point sums")
+    if result["world_size"] * result["accumulate"] == 1:
+        OUT.print("nothing was split: start this under torchrun, or give --accumulate 2")
 
 
 def _percent(fraction: float | None) -> str:
@@ -237,6 +282,7 @@ USAGE = """redetr: DETR one can read in an afternoon and trust on any number of 
   redetr evaluate CHECKPOINT [--data PATH]      the twelve COCO numbers, AP per class
   redetr predict CHECKPOINT SOURCE...           boxes on images and folders: PNG and JSON
   redetr models                                 what can be built
+  redetr verify [RECIPE] [flags of train]       proves that many GPUs give the gradients of one
 
 redetr COMMAND --help tells the flags. Several GPUs: torchrun --nproc-per-node 8 -m redetr train RECIPE ...
 """
@@ -245,7 +291,7 @@ redetr COMMAND --help tells the flags. Several GPUs: torchrun --nproc-per-node 8
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; ends the process with the exit code of the error, if there is one."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in _HELP:
         print(USAGE, end="")
         raise SystemExit(0 if arguments else 2)
     try:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from redetr.data import DetectionDataset, Hints
 from redetr.data.transforms import Augment
+from redetr.distributed import Compression
 from redetr.errors import InputError
 from redetr.losses import ClassNormalization
 from redetr.optim import Schedule
@@ -58,8 +59,8 @@ class TrainConfig:
     """Most objects the model can find in an image; default of the fast forms: twice the most in a training image."""
     model_options: tuple[str, ...] = ()
     """Options of the model as name=value, such as num_queries=300."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast; auto = bf16 where the hardware multiplies it fast."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
     device: str = "auto"
     """auto, cpu or cuda."""
     seed: int = 0
@@ -70,8 +71,14 @@ class TrainConfig:
     """Steps between lines in metrics.jsonl."""
     eval_every: int = 0
     """Steps between evaluations; default: once an epoch, but 5 to 20 times a run."""
+    save_every: int = 0
+    """Steps between checkpoints; default: as eval_every. A run that is killed loses at most so much."""
     resume: bool = False
-    """Continue from the output folder's last.pt if there is one."""
+    """Continue from the output folder's newest whole checkpoint if there is one."""
+    timeout_s: float = 600.0
+    """Seconds after which a rank that does not answer is given up, and with it the run."""
+    gradient_compression: Compression = "none"
+    """bf16 halves what travels between ranks; gradients are then no longer exact."""
 
     def model_kwargs(self) -> dict[str, Any]:
         """`model_options` and `weights` as arguments of `models.build`. Raises InputError for a malformed option."""
@@ -113,6 +120,7 @@ class TrainConfig:
             raise InputError("give the length of the run as --epochs or as --steps, one of them")
         steps = self.steps or -(-int(self.epochs * num_images) // self.batch_size)
         per_epoch = max(1, num_images // self.batch_size)
+        eval_every = self.eval_every or min(max(per_epoch, -(-steps // 20)), -(-steps // 5))
         default_augment: Augment = "detr" if model.resize == "aspect" else "photo"
         return replace(
             self,
@@ -121,23 +129,26 @@ class TrainConfig:
             image_size=self.image_size or hints.image_size or model.image_size,
             augment=self.augment or hints.augment or default_augment,
             lr_backbone=self.lr if self.lr_backbone is None else self.lr_backbone,
-            eval_every=self.eval_every or min(max(per_epoch, -(-steps // 20)), -(-steps // 5)),
+            eval_every=eval_every,
+            save_every=self.save_every or eval_every,
         )
 
     def check(self, world_size: int) -> None:
         """Raises InputError for settings that cannot work, naming the flag."""
         parts = world_size * self.accumulate
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % parts:
+        if self.accumulate < 1 or self.batch_size < parts:
             raise InputError(
                 f"--batch-size {self.batch_size} cannot be divided over {world_size} ranks x {self.accumulate} "
-                f"accumulated micro-batches: choose a multiple of {max(parts, 1)}"
+                f"accumulated micro-batches: choose at least {max(parts, 1)}"
             )
         if self.log_every < 1:
             raise InputError("--log-every must be at least 1")
         if not self.lr > 0:
             raise InputError(f"--lr {self.lr} must be above 0")
+        if not self.timeout_s > 0:
+            raise InputError(f"--timeout-s {self.timeout_s} must be above 0")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"--ema-decay {self.ema_decay} must be at least 0 and below 1")
-        for name in ("image_size", "num_workers", "num_queries", "eval_every", "clip_norm"):
+        for name in ("image_size", "num_workers", "num_queries", "eval_every", "save_every", "clip_norm"):
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be below 0")

@@ -10,17 +10,25 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from redetr.errors import InputError
+from redetr.errors import InputError, LostError
 
 P = ParamSpec("P")
+T = TypeVar("T")
+
+Compression = Literal["none", "bf16"]
+
+# gloo has no error class of its own.
+_SIGNS_OF_A_LOST_RANK = ("gloo", "nccl", "pair closure", "closed by peer", "connection reset", "broken pipe")
 
 
 @dataclass(frozen=True)
@@ -36,19 +44,31 @@ class Dist:
         """`function` on rank 0; on the other ranks something that does nothing and returns None."""
         return function if self.rank == 0 else lambda *args, **kwargs: None
 
-    def gather_rows(self, row: list[float]) -> Tensor:
-        """A row of numbers from every rank, `[world_size, len(row)]` float64 on the host. Communicates (host only)."""
+    def gather_rows(self, row: list[float]) -> Callable[[], Tensor]:
+        """Sends a row of numbers to every rank, without waiting; the result waits for all of them and returns
+        `[world_size, len(row)]` float64 on the host. Communicates (host only).
+        """
         mine = torch.tensor(row, dtype=torch.float64)
         rows = mine.new_empty(self.world_size, len(row))
-        torch_dist.all_gather_into_tensor(rows, mine[None])
-        return rows
+        work = torch_dist.all_gather_into_tensor(rows, mine[None], async_op=True)
+
+        def wait() -> Tensor:
+            work.wait()  # type: ignore[union-attr]
+            return rows
+
+        return wait
+
+    def gather(self, items: list[T]) -> list[T]:
+        """The lists of all ranks joined, rank 0 first. Communicates (host only)."""
+        if self.world_size == 1:
+            return items
+        everyone: list[Any] = [None] * self.world_size
+        torch_dist.all_gather_object(everyone, items)
+        return [item for each in everyone for item in each]
 
     def gather_arrays(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays joined along their first axis over all ranks, rank 0 first; lengths may differ. Communicates."""
-        if self.world_size == 1:
-            return arrays
-        everyone: list[Any] = [None] * self.world_size
-        torch_dist.all_gather_object(everyone, arrays)
+        everyone = self.gather([arrays])
         return {name: np.concatenate([part[name] for part in everyone]) for name in arrays}
 
     def mean_(self, tensor: Tensor) -> Tensor:
@@ -58,7 +78,7 @@ class Dist:
 
     def barrier(self) -> None:
         """Waits until every rank is here. Communicates (host only)."""
-        self.gather_rows([0.0])
+        self.gather_rows([0.0])()
 
 
 def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:
@@ -70,7 +90,8 @@ def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:
 def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Dist]:
     """The process group for the time of a run: torchrun's if it started this process, else a world of one.
 
-    `device` is "auto", "cpu" or "cuda". Raises InputError for a device that is not there.
+    `device` is "auto", "cpu" or "cuda". Raises InputError for a device that is not there, LostError if another rank
+    dies or does not answer within `timeout_s`.
     """
     rank, world_size, local_rank = (int(os.environ.get(n, d)) for n, d in
                                     (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # fmt: skip
@@ -79,11 +100,28 @@ def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Di
     options: dict[str, Any] = {"backend": backend, "timeout": timedelta(seconds=timeout_s)}
     if "WORLD_SIZE" not in os.environ:
         options |= {"store": torch_dist.HashStore(), "rank": 0, "world_size": 1}
-    torch_dist.init_process_group(**options)
     try:
+        torch_dist.init_process_group(**options)
         yield Dist(rank, world_size, local_rank, where)
+    except RuntimeError as error:
+        if isinstance(error, torch_dist.DistError) or any(sign in str(error).lower() for sign in _SIGNS_OF_A_LOST_RANK):
+            raise LostError(
+                f"rank {rank} lost another rank: it died, or did not answer within {timeout_s:g} s; the cause stands "
+                f"in that rank's output ({str(error).splitlines()[0][-160:]})"
+            ) from error
+        raise
     finally:
-        torch_dist.destroy_process_group()
+        if torch_dist.is_initialized():
+            torch_dist.destroy_process_group()
+
+
+def restart_notes() -> list[str]:
+    """What to tell the user about the way torchrun restarts ranks."""
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        return ["warning: restarted ranks may find the addresses of dead ones: export "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"]  # fmt: skip
+    return []
 
 
 def pick_device(device: str) -> torch.device:
@@ -104,18 +142,47 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def replicate(model: nn.Module, dist: Dist) -> DistributedDataParallel:
+def check_norms(model: nn.Module, dist: Dist, accumulate: int) -> list[str]:
+    """What to tell the user about BatchNorm layers that are trained: their statistics depend on the batch.
+
+    Raises InputError where a run would not be what it seems: ranks or micro-batches each with statistics of their
+    own, or synchronised BatchNorm on a CPU, where PyTorch has none.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    synchronised = [m for m in norms if isinstance(m, nn.SyncBatchNorm)]
+    if len(synchronised) < len(norms) and dist.world_size * accumulate > 1:
+        raise InputError(
+            "the model trains BatchNorm, whose statistics would differ between ranks and micro-batches: take "
+            "norm=group or norm=frozen_batch, norm=sync_batch on GPUs, or one rank without --accumulate"
+        )
+    if synchronised and dist.device.type == "cpu":
+        raise InputError("norm=sync_batch runs on GPUs only: take norm=group or norm=frozen_batch")
+    if synchronised and accumulate > 1:
+        return ["warning: synchronised BatchNorm is exact over ranks, not over accumulated micro-batches"]
+    return []
+
+
+def replicate(
+    model: nn.Module, dist: Dist, accumulate: int = 1, compression: Compression = "none"
+) -> DistributedDataParallel:
     """`model` with gradients averaged over ranks after each backward pass. Communicates: rank 0's weights win.
 
-    Every parameter takes part in every loss by construction, so unused ones are not searched for. Buffers are
-    constants (frozen BatchNorm), so they are not broadcast in each step.
+    Every parameter takes part in every loss by construction, so unused ones are not searched for, and the graph is
+    the same in each step: declared as static, except with accumulation, where PyTorch cannot combine that with
+    `no_sync`. Buffers are constants (frozen BatchNorm) or equal on all ranks (synchronised), so they are not broadcast
+    in each step. `compression="bf16"` halves what travels, at a relative error of about 2e-3: no longer exact.
     """
     known = inspect.signature(DistributedDataParallel).parameters
     no_broadcast: dict[str, Any] = {
         "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
     }
     device_ids = [dist.device.index] if dist.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, **no_broadcast)
+    replica = DistributedDataParallel(
+        model, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=accumulate == 1, **no_broadcast
+    )
+    if compression == "bf16":
+        replica.register_comm_hook(None, bf16_compress_hook)
+    return replica
 
 
 def accumulating(model: DistributedDataParallel, last: bool) -> AbstractContextManager:

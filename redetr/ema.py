@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from redetr.structures import DetectionModel
 
@@ -17,12 +18,22 @@ class ModelEma:
     def __init__(self, model: DetectionModel, decay: float):
         self.decay = decay
         self.model: DetectionModel = copy.deepcopy(model).eval().requires_grad_(False)
-        # The trained parameters; frozen ones and buffers never change.
+        # The trained parameters; frozen ones never change.
         pairs = zip(self.model.parameters(), model.parameters(), strict=True)
         self._pairs = [(ema, trained) for ema, trained in pairs if trained.requires_grad]
+        # Statistics of trained BatchNorm are averages already.
+        norms = zip(self.model.modules(), model.modules(), strict=True)
+        self._statistics = [
+            pair
+            for ema, trained in norms
+            if isinstance(trained, _BatchNorm)
+            for pair in zip(ema.buffers(), trained.buffers(), strict=True)
+        ]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Moves the average towards the weights after optimizer step `step` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.decay else 0.0
         torch._foreach_lerp_([e for e, _ in self._pairs], [t for _, t in self._pairs], 1 - decay)
+        for ema, trained in self._statistics:
+            ema.copy_(trained)

@@ -11,6 +11,10 @@ class InputError(RedetrError):
     """What the user gave is wrong: the message names what, where (file, annotation id) and what to do."""
 
 
+class LostError(RedetrError):
+    """A process that this one needs is gone: another rank, or a loader process. The message names it."""
+
+
 class DivergedError(RedetrError):
     """A loss or gradient is not finite: the message names the step, the loss terms and the images."""
 

@@ -1,7 +1,9 @@
 """COCO numbers of a model on a data set, the same for any number of ranks."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,30 +15,39 @@ from redetr.data.sampler import EvalSampler
 from redetr.data.transforms import resizer
 from redetr.distributed import Dist
 from redetr.errors import InputError
+from redetr.losses import SetCriterion
 from redetr.metrics import CocoResult, GroundTruth, coco_metrics
 from redetr.postprocess import decode
-from redetr.structures import DetectionModel
+from redetr.structures import DetectionModel, Outputs, Target
+
+PRECISIONS = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 def pick_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast: "auto" is bf16 where the hardware multiplies it fast, else fp32.
+    """The dtype to compute in: "auto" is bf16 where the hardware multiplies it fast, else fp32.
 
-    A CPU without bf16 units runs bf16 several times slower than fp32.
+    A CPU without bf16 units runs bf16 several times slower than fp32. "fp64" is for proofs: rounding does not grow to
+    anything visible over a run.
     """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise InputError(f"unknown precision {precision!r}: choose auto, fp32 or bf16")
+    if precision not in PRECISIONS:
+        raise InputError(f"unknown precision {precision!r}: choose {', '.join(PRECISIONS)}")
     if precision == "auto":
         capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(
             capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
         )  # fmt: skip
         return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    return PRECISIONS[precision]
+
+
+def weights_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of weights and images when computing in `dtype`: bf16 is autocast's, its weights are fp32."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Autocast to `dtype`; fp32 means none."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+    """Autocast to bf16; other types mean none."""
+    return torch.autocast(device.type, dtype=dtype) if dtype == torch.bfloat16 else nullcontext()
 
 
 @torch.inference_mode()
@@ -49,12 +60,14 @@ def detect(
     batch_size: int = 16,
     dtype: torch.dtype = torch.float32,
     num_workers: int = 0,
+    criterion: SetCriterion | None = None,
     on_batch: Callable[[int], Any] = lambda images: None,
-) -> dict[str, np.ndarray]:
-    """All detections on `dataset`: `image_index`, `labels`, `scores` `[N]` and `boxes` `[N, 4]` xyxy pixels.
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """All detections on `dataset`: `image_index`, `labels`, `scores` `[N]` and `boxes` `[N, 4]` xyxy pixels; and the
+    losses of the whole data set if there is a `criterion`, by the names that it gives them.
 
-    Each image is looked at once, over all ranks. Communicates once, at the end. `on_batch` is told the number of
-    images after each batch.
+    Each image is looked at once, over all ranks. Communicates at the end. `on_batch` is told the number of images after
+    each batch.
     """
     dist = dist or Dist(0, 1, 0, next(model.parameters()).device)
     model.eval()
@@ -63,10 +76,12 @@ def detect(
     batches = load_batches(Samples(dataset, transform, seed=0), sampler, num_workers, dist.device.type == "cuda")
     parts = [_no_detections()]
     seen = [np.zeros(0, np.int64)]
+    sums = _LossSums(criterion)
     for keys, samples in zip(sampler, batches, strict=True):
-        batch = to_batch(samples, dist.device)
+        batch = to_batch(samples, dist.device, dtype=weights_dtype(dtype))
         with autocast(dist.device, dtype):
             outputs = model(batch.images, batch.padding)
+        sums.add(outputs, batch.targets)
         sizes = torch.tensor([target["orig_size"] for target in batch.targets])
         scores, labels, boxes = (x.cpu().numpy() for x in decode(outputs, sizes, model.loss_config.scores))
         seen.append(np.array([index for _, index in keys]))
@@ -83,7 +98,40 @@ def detect(
     counted = dist.gather_arrays({"seen": np.concatenate(seen)})["seen"]
     if sorted(counted.tolist()) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
-    return dist.gather_arrays({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    found = dist.gather_arrays({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    return found, sums.losses(dist)
+
+
+class _LossSums:
+    """Losses of a data set from the sums of its batches: divided once, by the counts of all of it.
+
+    Batches are dealt to ranks whole, and `fsum` does not depend on the order, so the result is the same to the last
+    digit for any number of ranks.
+    """
+
+    def __init__(self, criterion: SetCriterion | None):
+        self._criterion = criterion
+        self._batches: list[dict[str, float]] = []
+
+    def add(self, outputs: Outputs, targets: list[Target]) -> None:
+        if self._criterion:
+            losses = self._criterion(outputs, targets, torch.ones(2, dtype=torch.float64))
+            del losses["loss"]  # its parts have different counts
+            values = torch.stack(list(losses.values())).tolist()
+            boxes, classes = self._criterion.counts(targets).tolist()
+            self._batches.append({"boxes": boxes, "classes": classes, **dict(zip(losses, values, strict=True))})
+
+    def losses(self, dist: Dist) -> dict[str, float]:
+        batches = dist.gather(self._batches)
+        if not batches or not self._criterion:
+            return {}
+        sums = {name: math.fsum(batch[name] for batch in batches) for name in batches[0]}
+        counts = torch.tensor([sums.pop("boxes"), sums.pop("classes")], dtype=torch.float64)
+        for_boxes, for_classes = self._criterion.denominators(counts, counts).tolist()
+        losses = {n: value / (for_classes if n.startswith("loss_ce") else for_boxes) for n, value in sums.items()}
+        weights = asdict(self._criterion.config)
+        total = sum(weights["_".join(name.split("_")[:2])] * value for name, value in losses.items())
+        return {"loss": total, **losses}
 
 
 def _no_detections() -> dict[str, np.ndarray]:
@@ -100,7 +148,8 @@ def evaluate(
     classes: Sequence[tuple[int, str]] | None = None,
     **options: Any,
 ) -> CocoResult:
-    """The twelve COCO numbers and per-class AP of `model` on `dataset`; options as in `detect`. Communicates.
+    """The twelve COCO numbers, per-class AP and, with a `criterion`, losses of `model` on `dataset`; options as in
+    `detect`. Communicates.
 
     `classes` are the (category id, name) of the model's labels, by default those of the data set; classes that the data
     set does not have are left out (official checkpoints have 91 outputs for COCO's 80 categories). Raises InputError if
@@ -114,8 +163,9 @@ def evaluate(
             f"the model knows {model.num_classes} classes, {dataset.name} has {len(wanted)}, such as "
             f"{(unknown or wanted)[0]}: evaluate on data with the categories it was trained on"
         )
-    found = detect(model, dataset, dist, image_size=image_size, **options)
+    found, losses = detect(model, dataset, dist, image_size=image_size, **options)
     label_of = np.array([wanted.index(name) if name in wanted else -1 for name in classes])
     found["labels"] = label_of[found["labels"]]
     known = found["labels"] >= 0
-    return coco_metrics(GroundTruth.from_dataset(dataset), **{name: array[known] for name, array in found.items()})
+    result = coco_metrics(GroundTruth.from_dataset(dataset), **{name: array[known] for name, array in found.items()})
+    return replace(result, losses=losses)

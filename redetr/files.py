@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_UNFINISHED = ".unfinished-"
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+
+def write_whole(path: Path, write: Callable[[Path], Any], previous: Path | None = None) -> None:
     """Calls `write` with a temporary name beside `path` (same ending), flushes to disk, and renames.
 
-    Whatever happens in between, `path` is the old file or the new one, never half of it.
+    Whatever happens in between, `path` is the old file or the new one, never half of it. The old file is kept under
+    the name `previous`, if one is given: then, for an instant, it is there under that name alone.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_UNFINISHED}{path.stem}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -21,10 +24,18 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
+        if previous and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Deletes what `write_whole` left in `folder` when its process was killed."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        path.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -6,7 +6,7 @@ are fractions in [0, 1], or nan where there is no ground truth.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import hotcoco
@@ -63,6 +63,7 @@ class CocoResult:
 
     metrics: dict[str, float]  # the names of METRIC_NAMES
     per_class: dict[str, float]  # AP by class name; names that occur twice get " (label)" appended
+    losses: dict[str, float] = field(default_factory=dict)  # of the whole data set, where they were asked for
 
     @property
     def ap(self) -> float:
@@ -75,8 +76,9 @@ class CocoResult:
         return self.metrics["AP50"]
 
     def to_dict(self) -> dict[str, Any]:
-        """The twelve numbers and `per_class`, ready for JSON: None instead of nan."""
-        return {**_without_nan(self.metrics), "per_class": _without_nan(self.per_class)}
+        """The twelve numbers, losses with the prefix `val_`, and `per_class`, ready for JSON: None instead of nan."""
+        losses = {f"val_{name}": round(value, 6) for name, value in self.losses.items()}
+        return {**_without_nan(self.metrics), **losses, "per_class": _without_nan(self.per_class)}
 
 
 def coco_metrics(truth: GroundTruth, image_index: Array, scores: Array, labels: Array, boxes: Array) -> CocoResult:

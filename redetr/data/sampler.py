@@ -28,11 +28,18 @@ def global_batch(step: int, batch_size: int, num_images: int, seed: int) -> list
     return [(p // num_images, _permutation(num_images, seed, p // num_images)[p % num_images]) for p in positions]
 
 
+def slice_of(batch_size: int, micro: int, accumulate: int, rank: int, world_size: int) -> slice:
+    """Where micro-batch `micro` of `rank` lies in the global batch."""
+    part, parts = micro * world_size + rank, accumulate * world_size
+    return slice(part * batch_size // parts, (part + 1) * batch_size // parts)
+
+
 @dataclass
 class TrainSampler(Sampler[list[Key]]):
     """The micro-batches of one rank, `accumulate` per optimizer step, from `first_step` to `last_step`.
 
-    Micro-batch m of rank r is slice `m * world_size + r` of the global batch.
+    Micro-batch m of rank r is slice `m * world_size + r` of the global batch. Slices differ by at most one image, if
+    their number does not divide the batch: losses are sums over global counts, so equal sizes are not needed.
     """
 
     num_images: int
@@ -48,12 +55,10 @@ class TrainSampler(Sampler[list[Key]]):
         return (self.last_step - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        local = self.batch_size // (self.world_size * self.accumulate)
         for step in range(self.first_step, self.last_step):
             keys = global_batch(step, self.batch_size, self.num_images, self.seed)
             for micro in range(self.accumulate):
-                start = (micro * self.world_size + self.rank) * local
-                yield keys[start : start + local]
+                yield keys[slice_of(self.batch_size, micro, self.accumulate, self.rank, self.world_size)]
 
 
 @dataclass

@@ -15,6 +15,14 @@ from torchvision.ops import FrozenBatchNorm2d
 from redetr.errors import InputError
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+Norm = Literal["frozen_batch", "group", "sync_batch"]
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(8, channels)
+
+
+_NORMS = {"frozen_batch": FrozenBatchNorm2d, "group": _group_norm, "sync_batch": nn.SyncBatchNorm}
 
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
@@ -45,7 +53,8 @@ class Backbone(nn.Module):
 
     `weights="imagenet"` loads torchvision's weights; None leaves random ones. `dilation` replaces the stride of the
     last stage by dilation (DC5). `norm="group"` takes GroupNorm in place of frozen BatchNorm and trains all of it:
-    the choice for training from scratch.
+    the choice for training from scratch. `norm="sync_batch"` trains BatchNorm with statistics over all ranks: GPUs
+    only, exact over ranks but not over accumulated micro-batches.
     """
 
     def __init__(
@@ -54,7 +63,7 @@ class Backbone(nn.Module):
         weights: str | None = None,
         dilation: bool = False,
         strides: tuple[int, ...] = (32,),
-        norm: Literal["frozen_batch", "group"] = "frozen_batch",
+        norm: Norm = "frozen_batch",
     ):
         super().__init__()
         if name not in RESNETS:
@@ -63,15 +72,15 @@ class Backbone(nn.Module):
             raise InputError(f"unknown backbone weights {weights!r}: choose 'imagenet' or none")
         if dilation and name in ("resnet18", "resnet34"):
             raise InputError(f"{name} has no dilated form: choose resnet50 or resnet101")
-        if norm not in ("frozen_batch", "group"):
-            raise InputError(f"unknown norm {norm!r} of a backbone: choose frozen_batch or group")
+        if norm not in _NORMS:
+            raise InputError(f"unknown norm {norm!r} of a backbone: choose {', '.join(_NORMS)}")
         frozen = norm == "frozen_batch"
-        if weights and not frozen:
-            raise InputError("ImageNet weights were trained with BatchNorm: they need norm=frozen_batch")
+        if weights and norm == "group":
+            raise InputError("ImageNet weights were trained with BatchNorm: they need norm=frozen_batch or sync_batch")
         body = torchvision.models.get_model(
             name,
             replace_stride_with_dilation=[False, False, dilation],
-            norm_layer=FrozenBatchNorm2d if frozen else _group_norm,
+            norm_layer=_NORMS[norm],
         )
         if weights:
             body.load_state_dict(_imagenet_weights(name))
@@ -105,10 +114,6 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:  # no connection, or a file with another hash
         place = f"{torch.hub.get_dir()}/checkpoints/{url.rpartition('/')[2]}"
         raise InputError(f"cannot get ImageNet weights from {url} ({error}); put that file at {place}") from error
-
-
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(8, channels)
 
 
 class _SmallBlock(nn.Module):

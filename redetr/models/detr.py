@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.errors import InputError
-from redetr.models.backbone import Backbone, SmallResNet, padding_at
+from redetr.models.backbone import Backbone, Norm, SmallResNet, padding_at
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
 from redetr.models.transformer import MLP, Transformer
 from redetr.structures import DetectionModel, LossConfig, Outputs
@@ -63,7 +63,7 @@ def detr(
     backbone: str | tuple[int, int, int] = "resnet50",
     weights: str | None = None,
     dilation: bool = False,
-    norm: Literal["frozen_batch", "group"] = "frozen_batch",
+    norm: Norm = "frozen_batch",
     position: Literal["sine", "learned"] = "sine",
     hidden_dim: int = 256,
     nheads: int = 8,
@@ -77,8 +77,8 @@ def detr(
 ) -> DETR:
     """A DETR with random transformer weights; `weights="imagenet"` for the backbone only. The defaults are DETR-R50.
 
-    Not in the original, for training from scratch: `norm="group"`, and three widths of a `SmallResNet` (stride 16)
-    as `backbone`.
+    Not in the original, for training from scratch: `norm` "group" or "sync_batch" (see `Backbone`), and three widths of
+    a `SmallResNet` (stride 16) as `backbone`.
     """
     if isinstance(backbone, str):
         body: Backbone | SmallResNet = Backbone(backbone, weights, dilation, norm=norm)

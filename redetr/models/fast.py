@@ -10,7 +10,7 @@ are fractions of the unpadded image throughout, anchors are sized by the stride,
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.errors import InputError
-from redetr.models.backbone import Backbone, SmallResNet, padding_at
+from redetr.models.backbone import Backbone, Norm, SmallResNet, padding_at
 from redetr.models.position import PositionEmbeddingSine, sine_features
 from redetr.models.transformer import MLP, MultiheadAttention, TransformerEncoderLayer
 from redetr.structures import DetectionModel, LossConfig, Outputs
@@ -234,7 +234,7 @@ def fast(
     *,
     backbone: str | tuple[int, int, int] = (32, 64, 128),
     weights: str | None = None,
-    norm: Literal["frozen_batch", "group"] = "frozen_batch",
+    norm: Norm = "frozen_batch",
     hidden_dim: int = 128,
     nheads: int = 8,
     dec_layers: int = 3,

@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,34 +17,12 @@ from typing import Any
 import pytest
 import safetensors
 import torch
+from command_line import lines_of, run, start, train_arguments
 from PIL import Image
 
 import redetr
 from redetr.cli import main
-from redetr.train import exchange
-
-SMALL = ["backbone=[16,32,64]", "hidden_dim=32", "nheads=4", "dec_layers=2", "dim_feedforward=64"]
-
-
-def train_arguments(data: Path, output: Path, recipe: str = "redetr_n", options: list[str] = SMALL, **flags) -> list:
-    """Six steps of a small model."""
-    chosen = {"data": data, "output": output, "steps": 6, "batch_size": 4, "image_size": 64, "device": "cpu",
-              "precision": "fp32", "num_workers": 0, "log_every": 1, "eval_every": 3} | flags  # fmt: skip
-    spelled = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
-    return ["train", recipe, *spelled, "--model-options", *options]
-
-
-def start(arguments: list[str], **options: Any) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "redetr", *map(str, arguments)], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # fmt: skip
-
-
-def run(arguments: list[str]) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of `python -m redetr ...`."""
-    process = start(arguments)
-    output, errors = process.communicate(timeout=120)
-    return process.returncode, output, errors
+from redetr.train import announce
 
 
 def fails(capsys, arguments: list[str], code: int = 1) -> list[str]:
@@ -80,13 +57,9 @@ def trained(shared_coco, tmp_path_factory) -> Path:
     return folder
 
 
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_a_run_leaves_its_files(trained):
     files = {path.name for path in trained.iterdir()} - {"tensorboard"}
-    assert files == {"config.json", "metrics.jsonl", "last.pt", "best.pt", "best.safetensors"}
+    assert files == {"config.json", "metrics.jsonl", "last.pt", "previous.pt", "best.pt", "best.safetensors"}
     config = json.loads((trained / "config.json").read_text())
     assert (config["steps"], config["batch_size"], config["model"]) == (6, 4, "redetr_n")
     training = [line for line in lines_of(trained) if "loss" in line]
@@ -163,20 +136,20 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(shared_coco, tmp_path
 
     calls = []
 
-    def exchange_with_a_signal(*args, **kwargs):
+    def announce_with_a_signal(*args, **kwargs):
         calls.append(args)
-        if len(calls) == 1:
-            signal.raise_signal(signal.SIGTERM)  # arrives in step 1; all ranks are told with the counts of step 2
-        return exchange(*args, **kwargs)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)  # arrives before step 1; all ranks are told with the counts of step 3
+        return announce(*args, **kwargs)
 
-    monkeypatch.setattr(sys.modules["redetr.train"], "exchange", exchange_with_a_signal)
+    monkeypatch.setattr(sys.modules["redetr.train"], "announce", announce_with_a_signal)
     arguments = train_arguments(shared_coco, tmp_path / "parts", **settings)
     capsys.readouterr()
     lines = fails(capsys, arguments, code=75)
     assert lines[-1].startswith("redetr: stopped by a signal")
     assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["step"] == 2
     main([*arguments, "--resume"])
-    assert len(calls) == 6
+    assert len(calls) == 4 + 4  # windows 1 to 4, of which the last two were not computed, and 3 to 6
 
     whole, parts = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts"))
     for key in ("model", "ema", "optimizer"):
@@ -286,7 +259,7 @@ def test_an_image_of_another_size_is_named_when_it_is_read(tiny_coco, tmp_path, 
 
 
 BAD_SETTINGS = {
-    "batch and accumulation": ({"accumulate": 3}, "--batch-size 4", "multiple of 3"),
+    "batch and accumulation": ({"accumulate": 5}, "--batch-size 4", "at least 5"),
     "no batch": ({"batch_size": 0}, "--batch-size 0"),
     "no length": ({"steps": 0}, "--epochs", "--steps"),
     "two lengths": ({"epochs": 2}, "--epochs", "--steps"),
@@ -347,11 +320,43 @@ def test_damaged_and_foreign_checkpoints(trained, tmp_path, capsys):
     refused(capsys, ["evaluate", tmp_path / "half.pt"], "half.pt", "1 missing")
 
 
-def test_resuming_from_a_damaged_checkpoint(trained, shared_coco, tmp_path, capsys):
+def flip_a_byte(path: Path) -> None:
+    """As a bad disk does: the file keeps its size, and `torch.load` alone would take it."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize("damage_file", [flip_a_byte, cut_short, Path.unlink])
+def test_resuming_past_a_damaged_checkpoint(trained, shared_coco, tmp_path, capsys, damage_file):
+    """The checkpoint before it is taken, and the run ends as it would have."""
     folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "last.pt").write_bytes((trained / "last.pt").read_bytes()[:1000])
-    refused(capsys, [*train_arguments(shared_coco, folder), "--resume"], "last.pt")
+    shutil.copytree(trained, folder)
+    (folder / ".unfinished-last-x.pt").write_bytes(b"left by a killed process")
+    damage_file(folder / "last.pt")
+    damaged = (folder / "last.pt").exists()
+    main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert ("warning:" in said and "last.pt: not a checkpoint" in said) == damaged
+    assert "previous.pt at step 6" in said
+    states = [torch.load(path / "last.pt", weights_only=True) for path in (trained, folder)]
+    torch.testing.assert_close(states[0]["model"], states[1]["model"], rtol=0, atol=0)
+    assert states[0]["best"] == states[1]["best"]
+    assert not list(folder.glob(".unfinished*"))
+
+
+def test_no_whole_checkpoint(trained, shared_coco, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    for name in ("last.pt", "previous.pt"):
+        flip_a_byte(folder / name)
+    refused(
+        capsys, [*train_arguments(shared_coco, folder), "--resume"], "no whole checkpoint", "last.pt", "previous.pt"
+    )
 
 
 def test_a_checkpoint_of_other_classes_is_not_evaluated(trained, tiny_coco, capsys):

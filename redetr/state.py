@@ -1,0 +1,99 @@
+"""What a run is at one moment: weights, their average, optimizer, position; how it is saved and resumed."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from redetr.checkpoint import newest_checkpoint, save_checkpoint
+from redetr.config import TrainConfig
+from redetr.distributed import Dist
+from redetr.ema import ModelEma
+from redetr.errors import InputError
+from redetr.files import remove_unfinished, write_json
+from redetr.structures import DetectionModel
+
+# A resumed run may say these anew; all else decides what is computed.
+_MAY_CHANGE = {"output", "data", "resume", "device", "accumulate", "num_workers", "log_every", "eval_every",
+               "save_every", "timeout_s"}  # fmt: skip
+
+
+@dataclass
+class State:
+    """All that a checkpoint holds and a resumed run needs.
+
+    The data order, augmentation, dropout and the learning rate are functions of the config and `step`.
+    """
+
+    config: TrainConfig
+    model: DetectionModel
+    ema: ModelEma
+    optimizer: torch.optim.Optimizer
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    num_images: int
+    step: int = 0
+    train_time_s: float = 0.0  # without evaluation
+    best: dict[str, float] = field(default_factory=lambda: {"AP": -1.0, "step": 0})
+
+    def about(self) -> dict[str, Any]:
+        """What is needed to use the weights without the run."""
+        return {"config": self.config.to_dict(), "class_names": list(self.class_names),
+                "category_ids": list(self.category_ids), "step": self.step, "best": self.best}  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.step * self.config.batch_size // self.num_images,
+            "train_time_s": self.train_time_s,
+            "num_images": self.num_images,
+            **self.about(),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Writes `last.pt`; the one before it stays as `previous.pt`."""
+        save_checkpoint(folder / "last.pt", self.to_dict(), folder / "previous.pt")
+
+    def restore(self, path: Path, saved: dict[str, Any]) -> None:
+        """Continues from the checkpoint `saved` in `path`. Raises InputError if it is of another run."""
+        before, now = TrainConfig.from_dict(saved["config"]), self.config
+        for name in sorted(asdict(now).keys() - _MAY_CHANGE):
+            if getattr(before, name) != getattr(now, name):
+                raise InputError(
+                    f"{path}: saved with {name}={getattr(before, name)}, resumed with {getattr(now, name)}: "
+                    "give the same flags, or another --output"
+                )
+        if saved["category_ids"] != list(self.category_ids) or saved["num_images"] != self.num_images:
+            raise InputError(f"{path}: saved with other data ({saved['num_images']} images): give another --output")
+        self.model.load_state_dict(saved["model"])
+        self.ema.model.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.best, self.train_time_s = saved["step"], saved["best"], saved["train_time_s"]
+
+
+def start_folder(folder: Path, state: State, dist: Dist) -> list[str]:
+    """Creates the run folder, or restores `state` from it; returns what to tell the user. Communicates.
+
+    Raises InputError if a run is there already, if it cannot be resumed, or if ranks see different folders.
+    """
+    newest = newest_checkpoint(folder)
+    if newest and not state.config.resume:
+        raise InputError(f"{folder}: holds a run already: use --resume to continue it, or another --output")
+    if newest:
+        path, saved, notes = newest
+        state.restore(path, saved)
+        notes.append(f"resumed from {path} at step {state.step}")
+    else:
+        notes = [f"nothing to resume in {folder}, starting anew"] if state.config.resume else []
+    # Also a barrier: nobody creates the folder before everybody has looked into it.
+    steps = dist.gather_rows([state.step])()[:, 0].tolist()
+    if len(set(steps)) > 1:
+        raise InputError(f"{folder}: ranks found different checkpoints there, of steps {steps}: --output must be a "
+                         "folder that all hosts share")  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    dist.main_only(remove_unfinished)(folder)
+    dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
+    return notes

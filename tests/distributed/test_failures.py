@@ -1,0 +1,193 @@
+"""Runs that fail: they say why, end on every rank, and lose nothing that was saved.
+
+Ranks are real processes, started as torchrun starts them.
+"""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from command_line import SMALL, lines_of, run, start, train_arguments
+from torch import Tensor
+
+import redetr
+from redetr.losses import SetCriterion
+
+EXACT = {"precision": "fp64", "log_every": 1, "eval_every": 100}  # rounding does not grow over a run
+
+
+def start_ranks(world_size: int, arguments: list[Any]) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        start(arguments, {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1",
+                          "MASTER_PORT": port, "LOCAL_WORLD_SIZE": world_size})
+        for rank in range(world_size)
+    ]  # fmt: skip
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    """Until the run has logged `step`."""
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or len(lines_of(folder)) < step:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def told(process: subprocess.Popen) -> str:
+    """The one line that a failed process ends with."""
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert "Traceback" not in errors, errors
+    return errors.strip().splitlines()[-1]
+
+
+def weights(folder: Path) -> Tensor:
+    state = torch.load(folder / "last.pt", weights_only=True)
+    return torch.cat([tensor.flatten() for name in ("model", "ema") for tensor in state[name].values()])
+
+
+@pytest.fixture(scope="module")
+def whole(shared_coco, tmp_path_factory) -> Path:
+    """A run of twenty steps that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, _, errors = run(train_arguments(shared_coco, folder, steps=20, **EXACT))
+    assert code == 0, errors
+    return folder
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_lost_rank_ends_the_others_and_fewer_go_on(shared_coco, tmp_path, whole, how):
+    """The other rank says so; resumed by one process in the middle of an epoch, the run ends as if nothing had been."""
+    folder = tmp_path / "run"
+    arguments = [*train_arguments(shared_coco, folder, steps=20, save_every=1, timeout_s=8, **EXACT), "--resume"]
+    first, second = ranks = start_ranks(2, arguments)
+    try:
+        wait_for_step(folder, 3, first)
+        second.send_signal(how)
+        line = told(first)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert line.startswith("redetr: rank 0 lost another rank: it died, or did not answer within 8 s")
+    code, _, errors = run(arguments)
+    assert code == 0, errors
+    assert "resumed from" in errors
+    difference = weights(folder) - weights(whole)
+    assert difference.norm() < 1e-12 * weights(whole).norm()
+    assert [line["step"] for line in lines_of(folder)] == [line["step"] for line in lines_of(whole)]
+
+
+def diverging_rank(rank: int, port: int, folder: Path, data: Path) -> None:
+    """Rank 1 meets a loss that is not a number in its third step; each rank writes what it is told."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port)}  # fmt: skip
+    forward, calls = SetCriterion.forward, []
+
+    def poisoned(self: SetCriterion, outputs: Any, targets: Any, denominators: Any) -> dict[str, Tensor]:
+        calls.append([target["image_id"] for target in targets])
+        losses = forward(self, outputs, targets, denominators)
+        if rank == 1 and len(calls) == 3:
+            losses |= {"loss_giou": losses["loss_giou"] * torch.nan, "loss": losses["loss"] * torch.nan}
+        return losses
+
+    SetCriterion.forward = poisoned  # type: ignore[method-assign]
+    config = redetr.TrainConfig(model="redetr_n", data=str(data), output=str(folder / "run"), steps=9, batch_size=4,
+                                image_size=64, log_every=2, eval_every=9, save_every=2, model_options=tuple(SMALL),
+                                device="cpu", precision="fp32", num_workers=0)  # fmt: skip
+    try:
+        redetr.train(config)
+    except redetr.DivergedError as error:
+        (folder / f"{rank}.json").write_text(json.dumps({"said": str(error), "images": calls}))
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared_coco, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(diverging_rank, (port, tmp_path, shared_coco), nprocs=2)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert found[0]["said"] == found[1]["said"]
+    assert found[0]["said"].startswith(f"step 3: not finite: loss_giou, loss; images {found[1]['images'][2]};")
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2  # nothing broken was saved
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_loader_process_that_dies(shared_coco, tmp_path):
+    process = start(train_arguments(shared_coco, tmp_path / "run", steps=100_000, num_workers=1, **EXACT))
+    try:
+        wait_for_step(tmp_path / "run", 2, process)
+        workers = [child for child in children(process.pid) if "redetr" in Path(f"/proc/{child}/cmdline").read_text()]
+        os.kill(workers[0], signal.SIGKILL)
+        line = told(process)
+    finally:
+        process.kill()
+    assert line.startswith("redetr: a loader process died")
+    assert "--num-workers" in line
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(shared_coco, whole, tmp_path):
+    """A limit on the size of files stands for it: the checkpoint cannot be written, all else can."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.copy(folder / "last.pt", tmp_path / "before.pt")
+    limit = (folder / "last.pt").stat().st_size // 2
+    process = start([*train_arguments(shared_coco, folder, steps=20, **EXACT), "--resume"],
+                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))  # fmt: skip
+    line = told(process)
+    assert re.match(r"redetr: \S+/last.pt: cannot be written \(\d+ MB are free there\)", line), line
+    assert (folder / "last.pt").read_bytes() == (tmp_path / "before.pt").read_bytes()
+    assert not list(folder.glob(".unfinished*"))
+
+
+def test_a_run_killed_at_any_moment_ends_the_same_bit_for_bit(shared_coco, whole, tmp_path):
+    """Three times; `benchmarks/kill.py` does it twenty times, at moments spread over start, steps and saving."""
+    folder = tmp_path / "run"
+    arguments = [*train_arguments(shared_coco, folder, steps=20, save_every=1, **EXACT), "--resume"]
+    for step in (2, 7, 11):
+        process = start(arguments)
+        try:
+            wait_for_step(folder, step, process)
+        finally:
+            process.kill()
+            process.communicate()
+    code, _, errors = run(arguments)
+    assert code == 0, errors
+    assert torch.equal(weights(folder), weights(whole))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_hosts_that_do_not_share_the_output_folder(shared_coco, whole, tmp_path):
+    """Rank 1 finds no checkpoint where rank 0 does."""
+    shutil.copytree(whole, tmp_path / "host0" / "run")
+    (tmp_path / "host1").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [*train_arguments(shared_coco, Path("run"), steps=20, **EXACT), "--resume"]
+    ranks = [
+        start(arguments, {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1",
+                          "MASTER_PORT": port}, cwd=tmp_path / f"host{rank}")
+        for rank in range(2)
+    ]  # fmt: skip
+    for rank in ranks:
+        assert "of steps [20.0, 0.0]: --output must be a folder that all hosts share" in told(rank)

@@ -1,0 +1,45 @@
+"""The examples run anywhere and print what they claim, and the page about them shows what they print."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NUMBER = r"-?\d+\.\d{6}"
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory) -> str:
+    """What `examples/ddp_by_hand.py` prints, run from another folder."""
+    script, elsewhere = ROOT / "examples/ddp_by_hand.py", tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run([sys.executable, "-W", "error", script], cwd=elsewhere, capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert list(elsewhere.iterdir()) == []
+    return done.stdout
+
+
+def test_the_worked_example_comes_out_exactly(printed):
+    assert "0.55 / 2 = 0.275\n" in printed
+    assert "0.55 / 3 = 0.1833\n" in printed
+
+
+def test_three_ways_to_one_gradient(printed):
+    rows = [[float(value) for value in re.findall(NUMBER, line)] for line in printed.splitlines()]
+    by_hand, ddp, alone, own_counts = (row for row in rows if row)
+    assert len(by_hand) == 8
+    assert ddp == pytest.approx(by_hand, abs=1e-6)
+    assert alone == pytest.approx(by_hand, abs=1e-6)
+    assert max(abs(a - b) for a, b in zip(own_counts, alone, strict=True)) > 0.01
+
+
+def test_the_page_shows_what_the_example_prints(printed):
+    page = (ROOT / "docs/distributed.md").read_text()
+    _, found, rest = page.partition("```console\npython examples/ddp_by_hand.py\n```\n\n```text\n")
+    assert found
+    assert rest.partition("```")[0] == printed
