@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
 from redetr.config import TrainConfig
-from redetr.data.dataset import read_image
+from redetr.data.images import read_image
 from redetr.data.loader import to_batch
 from redetr.data.transforms import resizer
 from redetr.distributed import pick_device

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redetr.data.dataset import DetectionDataset, Hints, Split, find_files, path_inside, read_image, require_whole
+from redetr.data.dataset import DetectionDataset, Hints, Split, find_files, path_inside
+from redetr.data.images import read_image, require_whole
 from redetr.errors import InputError
 from redetr.structures import Target
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from redetr.data import open_dataset
 from redetr.data.coco import AnnotationError, CocoDataset
-from redetr.data.dataset import read_image, require_same_classes
+from redetr.data.dataset import require_same_classes
+from redetr.data.images import read_image
 from redetr.errors import InputError
 
 WIDTH, HEIGHT = 100, 80
