@@ -26,7 +26,7 @@ class TrainConfig:
     epochs: float = 0.0
     """Length of the run in passes over the data (or give --steps)."""
     steps: int = 0
-    """Length of the run in optimizer steps (or give --epochs)."""
+    """Length of the run in optimizer steps (or give --epochs; without either, the data's size decides)."""
     batch_size: int = 16
     """Images per optimizer step, over all ranks and accumulated micro-batches."""
     accumulate: int = 1
@@ -45,8 +45,8 @@ class TrainConfig:
     """Share of the steps in which the learning rate rises."""
     drop_at: float = 0.67
     """Share of the steps after which the "step" schedule drops to a tenth."""
-    ema_decay: float = 0.99
-    """Decay of the moving average of the weights; 0 = none."""
+    ema_decay: float | None = None
+    """Decay of the moving average of the weights; 0 = none; default: by the length of the run."""
     class_normalization: ClassNormalization = "global"
     """Class loss divided by the whole step's count, or by each rank's as in the original."""
     image_size: int = 0
@@ -71,6 +71,8 @@ class TrainConfig:
     """Steps between lines in metrics.jsonl."""
     eval_every: int = 0
     """Steps between evaluations; default: once an epoch, but 5 to 20 times a run."""
+    patience: int = 0
+    """Evaluations in a row without a better AP after which the run ends; 0 = never."""
     save_every: int = 0
     """Steps between checkpoints; default: as eval_every. A run that is killed loses at most so much."""
     resume: bool = False
@@ -116,9 +118,11 @@ class TrainConfig:
 
     def resolved(self, model: DetectionModel, hints: Hints, num_images: int) -> "TrainConfig":
         """The same run with every default that depends on the data or the model filled in."""
-        if (self.steps > 0) == (self.epochs > 0):
+        if self.steps > 0 and self.epochs > 0:
             raise InputError("give the length of the run as --epochs or as --steps, one of them")
-        steps = self.steps or -(-int(self.epochs * num_images) // self.batch_size)
+        epochs = self.epochs or _suitable_epochs(num_images)
+        steps = self.steps or -(-int(epochs * num_images) // self.batch_size)
+        ema_decay = min(0.9998, max(0.99, 1 - 8 / steps)) if self.ema_decay is None else self.ema_decay
         per_epoch = max(1, num_images // self.batch_size)
         eval_every = self.eval_every or min(max(per_epoch, -(-steps // 20)), -(-steps // 5))
         default_augment: Augment = "detr" if model.resize == "aspect" else "photo"
@@ -126,6 +130,7 @@ class TrainConfig:
             self,
             steps=steps,
             epochs=0.0,
+            ema_decay=ema_decay,
             image_size=self.image_size or hints.image_size or model.image_size,
             augment=self.augment or hints.augment or default_augment,
             lr_backbone=self.lr if self.lr_backbone is None else self.lr_backbone,
@@ -147,8 +152,15 @@ class TrainConfig:
             raise InputError(f"--lr {self.lr} must be above 0")
         if not self.timeout_s > 0:
             raise InputError(f"--timeout-s {self.timeout_s} must be above 0")
-        if not 0 <= self.ema_decay < 1:
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise InputError(f"--ema-decay {self.ema_decay} must be at least 0 and below 1")
-        for name in ("image_size", "num_workers", "num_queries", "eval_every", "save_every", "clip_norm"):
+        for name in ("image_size", "num_workers", "num_queries", "eval_every", "save_every", "patience", "clip_norm"):
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be below 0")
+
+
+def _suitable_epochs(num_images: int) -> float:
+    """Passes over a data set of this size: many over a small one, so that there are some 1,500 steps of 16 images at
+    least, and no more than the usual 36 over a large one.
+    """
+    return max(36.0, 24_000 / max(num_images, 1))

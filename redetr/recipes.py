@@ -47,19 +47,18 @@ def detr_tiny() -> TrainConfig:
 
 def redetr_n() -> TrainConfig:
     """Nano, from scratch: minutes on a CPU. Measured numbers are in the README."""
-    return TrainConfig(model="redetr_n", epochs=10)
+    return TrainConfig(model="redetr_n")
 
 
 def redetr_s() -> TrainConfig:
     """Small, from scratch."""
-    return TrainConfig(model="redetr_s", epochs=24, lr=1e-3)
+    return TrainConfig(model="redetr_s", lr=1e-3)
 
 
 def redetr_m() -> TrainConfig:
     """ResNet-50 with ImageNet weights: for a GPU."""
     return TrainConfig(
-        model="redetr_m", epochs=24, lr=2e-4, lr_backbone=2e-5, weight_decay=1e-4, clip_norm=0.1,
-        ema_decay=0.9998, weights="imagenet",
+        model="redetr_m", lr=2e-4, lr_backbone=2e-5, weight_decay=1e-4, clip_norm=0.1, weights="imagenet",
     )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     dtype = weights_dtype(pick_precision(config.precision, dist.device))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config.lr, config.lr_backbone or 0.0, config.weight_decay)
-    ema = ModelEma(model, config.ema_decay)
+    ema = ModelEma(model, config.ema_decay or 0.0)
     state = State(config, model, ema, optimizer, data.class_names, data.category_ids, len(data))
     return state, SetCriterion.for_model(model, config.class_normalization)
 
@@ -93,7 +93,26 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
             f"warning: an image holds {data.max_objects()} objects, the model has {queries} queries: the rest stays "
             "unmatched; raise --num-queries"
         )
-    return [*notes, *restart_notes(), *check_norms(state.model, dist, config.accumulate), *data.notes]
+    return [
+        *notes,
+        *_outlook(config, len(data)),
+        *restart_notes(),
+        *check_norms(state.model, dist, config.accumulate),
+        *data.notes,
+    ]
+
+
+def _outlook(config: TrainConfig, num_images: int) -> list[str]:
+    """A warning where a run cannot end well. The faithful form needs some 300,000 steps from a pretrained backbone."""
+    start = {None: "no pretrained weights", "imagenet": "a pretrained backbone only"}.get(config.weights)
+    if start is None:
+        return []
+    run = f"warning: {num_images:,} images, {config.steps:,} steps, {start}"
+    if config.model.startswith("detr_") and config.steps < 100_000:
+        return [f"{run}: expect an AP near 0 of {config.model}; take redetr_n, or --weights facebook/detr-resnet-50"]
+    if config.weights is None and num_images < 100:
+        return [f"{run}: expect little; more images help most, then pretrained weights (redetr models)"]
+    return []
 
 
 def _run(state: State, criterion: SetCriterion, dist: Dist, data: DetectionDataset, val: DetectionDataset,
@@ -108,7 +127,7 @@ def _run(state: State, criterion: SetCriterion, dist: Dist, data: DetectionDatas
     while True:
         if state.step and _due(state, config.eval_every):
             result = _evaluate(state, criterion, val, dist, dtype, folder, monitor)
-        if state.step == config.steps:
+        if state.step == config.steps or _without_progress(state):
             save(folder)
             return result
         started = time.perf_counter()
@@ -134,6 +153,12 @@ def _run(state: State, criterion: SetCriterion, dist: Dist, data: DetectionDatas
             save(folder)
         if stopped:
             raise StoppedError(f"stopped by a signal after step {state.step}; {folder}/last.pt is saved, use --resume")
+
+
+def _without_progress(state: State) -> bool:
+    """Whether the last `patience` evaluations were all no better than one before them."""
+    patience = state.config.patience * state.config.eval_every
+    return 0 < patience <= state.step - state.best["step"]
 
 
 def _due(state: State, every: int) -> bool:

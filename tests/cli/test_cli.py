@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from command_line import lines_of, run, start, train_arguments
+from command_line import SMALL, lines_of, run, start, train_arguments
 from PIL import Image
 
 import redetr
@@ -261,7 +261,6 @@ def test_an_image_of_another_size_is_named_when_it_is_read(tiny_coco, tmp_path, 
 BAD_SETTINGS = {
     "batch and accumulation": ({"accumulate": 5}, "--batch-size 4", "at least 5"),
     "no batch": ({"batch_size": 0}, "--batch-size 0"),
-    "no length": ({"steps": 0}, "--epochs", "--steps"),
     "two lengths": ({"epochs": 2}, "--epochs", "--steps"),
     "learning rate": ({"lr": 0}, "--lr 0"),
     "recipe": ({"recipe": "detr_r51"}, "unknown recipe 'detr_r51'", "detr_r50"),
@@ -403,3 +402,29 @@ def test_models_lists_what_can_be_built(capsys):
     assert 2e6 < rows["redetr_n"]["parameters"] < 3e6
     main(["models"])
     assert "detr_r50_dc5" in capsys.readouterr().out
+
+
+def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys):
+    """With a learning rate of next to nothing AP stays where it is: two more evaluations, and that is it."""
+    arguments = train_arguments(
+        shared_coco, tmp_path / "run", steps=100, eval_every=2, patience=2, lr=1e-30, ema_decay=0
+    )
+    main(arguments)
+    evaluations = [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line]
+    assert evaluations == [2, 4, 6]
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 6
+    main([*arguments, "--resume"])  # it stays ended
+    assert len([line for line in lines_of(tmp_path / "run") if "AP" in line]) == 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "said"),
+    [
+        ("detr_tiny", {}, "8 images, 1 steps, no pretrained weights: expect an AP near 0 of detr_r50"),
+        ("redetr_n", {}, "8 images, 1 steps, no pretrained weights: expect little"),
+    ],
+)
+def test_what_cannot_work_is_said(shared_coco, tmp_path, capsys, recipe, flags, said):
+    options = RUNS["faithful, with dropout"]["options"] if recipe == "detr_tiny" else SMALL
+    main(train_arguments(shared_coco, tmp_path / "run", recipe, options, steps=1, eval_every=1, **flags))
+    assert said in capsys.readouterr().err.replace("\n", " ")
