@@ -1,6 +1,6 @@
 """Does a run that is killed with `kill -9` at any moment, and resumed, end as if nothing had been?
 
-    python benchmarks/kill.py                 # twenty runs, each killed up to three times at random moments
+    python benchmarks/kill.py                 # twenty runs, each killed three times at random moments
 
 Each run trains twenty steps of a small model with a loader process, evaluates twice and saves after every step, so
 kills fall into start-up, steps, evaluation and writing. What it ends with is compared bit for bit with a run that was
@@ -37,6 +37,17 @@ def finish(process: subprocess.Popen) -> None:
         raise SystemExit(f"a resumed run failed with exit code {process.returncode}:\n{errors}")
 
 
+def wait_for_step(folder: Path, process: subprocess.Popen, step: int, delay_s: float) -> None:
+    """Until the run has logged `step`, and a moment longer, or has ended."""
+    log = folder / "metrics.jsonl"
+    while process.poll() is None:
+        lines = log.read_text().splitlines() if log.exists() else []
+        if step == 0 or (lines and lines[-1].startswith('{"step": ') and int(lines[-1][9:].split(",")[0]) >= step):
+            break
+        time.sleep(0.01)
+    time.sleep(delay_s if step else 8 * delay_s)  # the start takes seconds
+
+
 def steps_saved(folder: Path) -> int:
     """How far the folder's checkpoint is; 0 without one."""
     for name in ("last.pt", "previous.pt"):
@@ -64,21 +75,17 @@ def main() -> None:
     chance = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as temporary:
         alone = Path(temporary) / "alone"
-        started = time.perf_counter()
         finish(start(alone))
-        duration = time.perf_counter() - started
         rows = []
         for number in track(range(arguments.runs), "killing"):
             folder, saved_at_kill = Path(temporary) / str(number), []
             for _ in range(3):
+                first = steps_saved(folder)
                 process = start(folder)
-                try:
-                    process.wait(chance.uniform(0.2, 1.0) * duration)
-                    break  # it was faster than its killer
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.communicate()
-                    saved_at_kill.append(steps_saved(folder))
+                wait_for_step(folder, process, chance.randint(first, 19), chance.uniform(0, 0.5))
+                process.kill()
+                process.communicate()
+                saved_at_kill.append(steps_saved(folder))
             finish(start(folder))
             rows.append({"run": number, "saved_at_kill": saved_at_kill, "equal": same(alone, folder)})
         equal = sum(row["equal"] for row in rows)

@@ -1,4 +1,4 @@
-"""The command line: `redetr demo | train | evaluate | predict | models | verify`."""
+"""The command line: `redetr demo | train | evaluate | predict | check | convert | models | verify`."""
 
 import json
 import sys
@@ -13,8 +13,11 @@ from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
 
+from redetr.check import check, print_report
+from redetr.check_sheet import write_report
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
+from redetr.data.convert import convert
 from redetr.demo import demo
 from redetr.distributed import main_process_only, process_group
 from redetr.errors import InputError, RedetrError
@@ -41,6 +44,8 @@ class Evaluate:
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     data: str | None = None
     """digits, crowns, or a folder; default: what the checkpoint was trained on."""
+    val_fraction: float = 0.0
+    """Share of the images that training held out, if the data has no val split."""
     batch_size: int = 16
     """Images at once."""
     device: str = "auto"
@@ -56,7 +61,7 @@ class Evaluate:
         source = self.data or detector.trained_on
         if source is None:
             raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
-        dataset = open_dataset(source, "val")
+        dataset = open_dataset(source, "val", self.val_fraction)
         with process_group(self.device) as dist, Progress(console=ERRORS, disable=self.json) as progress:
             task = progress.add_task("evaluating", total=len(dataset))
             result = evaluate(
@@ -112,6 +117,40 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Looks for what would spoil training in a data set, before it does; exits with 1 if there is any."""
+
+    data: tyro.conf.Positional[str]
+    """digits, crowns, or a folder."""
+    model: str = "redetr_n"
+    """The recipe that the data set is meant for."""
+    queries: int | None = None
+    """Most objects that the model can find in an image; default: what training would take."""
+    thorough: bool = False
+    """Also decode all images, and look for pictures that are nearly the same."""
+    report: str | None = None
+    """Folder for a page with samples and histograms."""
+    augment: bool = False
+    """Also show samples as training sees them, in the folder of --report; not of a data set with errors."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+    def run(self) -> None:
+        if self.augment and not self.report:
+            raise InputError("--augment needs a folder to write to: give --report FOLDER as well")
+        report = check(self.data, self.model, self.queries, self.thorough)
+        if self.json:
+            _print_json(report.to_dict())
+        else:
+            print_report(report, OUT)
+        if self.report:
+            write_report(report, Path(self.report), self.augment and not report.errors)
+            ERRORS.print(f"{self.report}/index.html: samples, histograms, and all of this", markup=False)
+        if report.errors:
+            raise SystemExit(InputError.exit_code)
+
+
+@dataclass(frozen=True)
 class Models:
     """The models one can build, with their size."""
 
@@ -153,7 +192,32 @@ class Demo:
         demo(self.data, Path(self.output), self.steps, OUT)
 
 
-COMMANDS: dict[str, Any] = {"demo": Demo, "evaluate": Evaluate, "predict": Predict, "models": Models}
+@dataclass(frozen=True)
+class Convert:
+    """Writes a data set in another form, boxes only; what the form cannot say is told."""
+
+    source: tyro.conf.Positional[str]
+    """A folder in COCO, YOLO or Pascal VOC form, or crowns; it stays as it is."""
+    destination: tyro.conf.Positional[str]
+    """The folder to write, which must not be there yet."""
+    to: Literal["coco", "yolo", "voc"]
+    """The form to write."""
+    copy: bool = False
+    """Copy images; default: hard links, which take no space, where the disk allows them."""
+
+    def run(self) -> None:
+        for line in convert(self.source, Path(self.destination), self.to, self.copy):
+            OUT.print(line, markup=False, soft_wrap=True)
+
+
+COMMANDS: dict[str, Any] = {
+    "demo": Demo,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "check": Check,
+    "convert": Convert,
+    "models": Models,
+}
 
 
 @dataclass(frozen=True)
@@ -278,9 +342,11 @@ def _distinct_names(files: list[Path]) -> dict[Path, str]:
 USAGE = """redetr: DETR one can read in an afternoon and trust on any number of GPUs
 
   redetr demo                                   train on handwritten digits for minutes, show what it finds
-  redetr train RECIPE --data PATH --output DIR  train; PATH is digits, crowns or a folder in COCO layout
+  redetr train RECIPE --data PATH --output DIR  train; PATH is digits, crowns or a folder (COCO, YOLO, VOC)
   redetr evaluate CHECKPOINT [--data PATH]      the twelve COCO numbers, AP per class
   redetr predict CHECKPOINT SOURCE...           boxes on images and folders: PNG and JSON
+  redetr check PATH [--report DIR]              what in a data set would spoil training, before it does
+  redetr convert FOLDER NEW --to FORM           the same data set as coco, yolo or voc
   redetr models                                 what can be built
   redetr verify [RECIPE] [flags of train]       proves that many GPUs give the gradients of one
 

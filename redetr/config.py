@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from redetr.data import DetectionDataset, Hints
@@ -20,7 +21,9 @@ class TrainConfig:
     model: str = "redetr_n"
     """Name of the model, see `redetr models`."""
     data: str = "digits"
-    """digits, crowns, or a folder in COCO layout."""
+    """digits, crowns, a folder in COCO, YOLO or Pascal VOC form, or hf:NAME for what Hugging Face `datasets` reads."""
+    val_fraction: float = 0.0
+    """Share of the images to hold out for validation if the data has no val split; an image stays where it is."""
     output: str = "runs/last"
     """The run folder: checkpoints, metrics.jsonl, config.json."""
     epochs: float = 0.0
@@ -53,8 +56,13 @@ class TrainConfig:
     """Side (fast forms) or shorter side (faithful forms), px; default: the data set's, else the model's."""
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
+    mosaic_until: float = 0.0
+    """Share of the run, in whole epochs, in which samples may be mosaics of four images or two images mixed."""
+    group_by_size: bool = True
+    """Images of like size in a batch, so that less is padded, for the forms that keep the aspect ratio."""
     weights: str | None = None
-    """Start of the backbone: imagenet, or none."""
+    """Where to start: imagenet (the backbone alone), none, or a checkpoint, run folder, Transformers folder or hub name
+    (fine-tuning), or a file of a backbone's weights."""
     num_queries: int | None = None
     """Most objects the model can find in an image; default of the fast forms: twice the most in a training image."""
     model_options: tuple[str, ...] = ()
@@ -67,6 +75,10 @@ class TrainConfig:
     """Seed of weights, data order, augmentation and dropout."""
     num_workers: int | None = None
     """Loader processes per rank; default: cores per rank minus one, at most 8."""
+    cache_mb: int | None = None
+    """Decoded images kept in memory, MB per host; default: a quarter of what is free; 0 = none."""
+    cache_dir: str | None = None
+    """Folder of a local disk to keep them on instead, while the run lasts."""
     log_every: int = 20
     """Steps between lines in metrics.jsonl."""
     eval_every: int = 0
@@ -83,8 +95,8 @@ class TrainConfig:
     """bf16 halves what travels between ranks; gradients are then no longer exact."""
 
     def model_kwargs(self) -> dict[str, Any]:
-        """`model_options` and `weights` as arguments of `models.build`. Raises InputError for a malformed option."""
-        weights = None if self.weights == "none" else self.weights
+        """The arguments of `models.build`. Raises InputError for a malformed option."""
+        weights = self.weights if self.weights == "imagenet" else None  # others are loaded into what was built
         chosen = {"weights": weights, "num_queries": self.num_queries}
         kwargs: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
         for option in self.model_options:
@@ -146,6 +158,12 @@ class TrainConfig:
                 f"--batch-size {self.batch_size} cannot be divided over {world_size} ranks x {self.accumulate} "
                 f"accumulated micro-batches: choose at least {max(parts, 1)}"
             )
+        if not 0 <= self.val_fraction < 1:
+            raise InputError(f"--val-fraction {self.val_fraction} must be at least 0 and below 1")
+        if not 0 <= self.mosaic_until <= 1:
+            raise InputError(f"--mosaic-until {self.mosaic_until} must be from 0 to 1")
+        if self.cache_dir and not Path(self.cache_dir).is_dir():
+            raise InputError(f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out")
         if self.log_every < 1:
             raise InputError("--log-every must be at least 1")
         if not self.lr > 0:
@@ -154,7 +172,16 @@ class TrainConfig:
             raise InputError(f"--timeout-s {self.timeout_s} must be above 0")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise InputError(f"--ema-decay {self.ema_decay} must be at least 0 and below 1")
-        for name in ("image_size", "num_workers", "num_queries", "eval_every", "save_every", "patience", "clip_norm"):
+        for name in (
+            "image_size",
+            "num_workers",
+            "cache_mb",
+            "num_queries",
+            "eval_every",
+            "save_every",
+            "patience",
+            "clip_norm",
+        ):
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be below 0")
 

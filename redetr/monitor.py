@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from redetr.data.loader import padded_share
 from redetr.distributed import Dist
 from redetr.errors import DivergedError
 from redetr.files import write_whole
@@ -103,9 +104,10 @@ class StepLog:
         waited: float,
         took: float,
     ) -> None:
-        self.names = [*losses, "grad_norm"]
+        padding = norm.new_full((), padded_share(batches))  # a fill, not a copy: nothing waits
+        self.names = [*losses, "padding", "grad_norm"]
         self.steps.append(step)
-        self.rows.append(torch.stack([*losses.values(), norm]))
+        self.rows.append(torch.stack([*losses.values(), padding, norm]))
         self.images.append([target["image_id"] for batch in batches for target in batch.targets])
         self.waited += waited
         self.took += took

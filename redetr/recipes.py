@@ -55,6 +55,11 @@ def redetr_s() -> TrainConfig:
     return TrainConfig(model="redetr_s", lr=1e-3)
 
 
+def redetr_mobile() -> TrainConfig:
+    """MobileNetV2 with ImageNet weights: minutes on a CPU."""
+    return TrainConfig(model="redetr_mobile", lr=1e-3, lr_backbone=2e-4, weights="imagenet")
+
+
 def redetr_m() -> TrainConfig:
     """ResNet-50 with ImageNet weights: for a GPU."""
     return TrainConfig(
@@ -64,8 +69,9 @@ def redetr_m() -> TrainConfig:
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
-    for recipe in (detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_tiny, redetr_n, redetr_s, redetr_m)
-}
+    for recipe in (detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_tiny, redetr_n, redetr_s, redetr_mobile,
+                   redetr_m)
+}  # fmt: skip
 
 
 def get_recipe(name: str) -> TrainConfig:

@@ -15,8 +15,8 @@ from redetr.files import remove_unfinished, write_json
 from redetr.structures import DetectionModel
 
 # A resumed run may say these anew; all else decides what is computed.
-_MAY_CHANGE = {"output", "data", "resume", "device", "accumulate", "num_workers", "log_every", "eval_every",
-               "save_every", "timeout_s"}  # fmt: skip
+_MAY_CHANGE = {"output", "data", "resume", "device", "accumulate", "num_workers", "cache_mb", "cache_dir", "log_every",
+               "eval_every", "save_every", "timeout_s"}  # fmt: skip
 
 
 @dataclass
@@ -33,6 +33,7 @@ class State:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     num_images: int
+    notes: list[str] = field(default_factory=list)  # what the user is told about the start
     step: int = 0
     train_time_s: float = 0.0  # without evaluation
     best: dict[str, float] = field(default_factory=lambda: {"AP": -1.0, "step": 0})

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from redetr.check import essential_faults, keep_inventory
 from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset, open_dataset, require_same_classes
+from redetr.data.cache import ImageCache, host, spare_bytes
+from redetr.data.folder import AnnotatedDataset
 from redetr.data.loader import Sample, Samples, canvas_of, load_batches, to_batch, watching_workers
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import augmentation, drawn_from
@@ -31,6 +35,7 @@ from redetr.monitor import Monitor, StepLog
 from redetr.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from redetr.state import State, start_folder
 from redetr.structures import Batch
+from redetr.weights import starting_point
 
 
 def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
@@ -42,16 +47,16 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     """
     with process_group(config.device, config.timeout_s) as dist, _stop_signals() as stop, watching_workers():
         config.check(dist.world_size)
-        data, val = open_dataset(config.data, "train"), open_dataset(config.data, "val")
+        data, val = (open_dataset(config.data, split, config.val_fraction) for split in ("train", "val"))
         require_same_classes(data, val)
-        for split in (data, val):
-            split.require_whole_images()
+        faults = essential_faults(data, val)
         state, criterion = prepare(config, dist, data)
         folder = Path(config.output)
         resumed = start_folder(folder, state, dist)
+        dist.main_only(keep_inventory)(folder / "data.json", {"train": data, "val": val})
         monitor = dist.main_only(Monitor)(folder, state.config.steps, state.step, console) or _Silent()
         try:
-            for note in (*_notes(data, state, dist), *resumed):
+            for note in (*_notes(data, state, dist), *(f"{fault.severity}: {fault}" for fault in faults), *resumed):
                 monitor.say(note)
             return _run(state, criterion, dist, data, val, folder, monitor, stop)
         finally:
@@ -69,14 +74,19 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     """A new run: model and optimizer on the device, settings with all defaults filled in, the criterion."""
     torch.manual_seed(config.seed)
     config = config.with_queries_for(data)
-    model = build(config.model, len(data.class_names), **config.model_kwargs())
+    # A resumed run has its weights in its checkpoint; the file that it once started from may be gone.
+    saved = (Path(config.output) / name for name in ("last.pt", "previous.pt"))
+    fresh = not (config.resume and any(path.exists() for path in saved))
+    start = config if fresh else replace(config, weights=None)
+    model = build(config.model, len(data.class_names), **start.model_kwargs())
+    notes = starting_point(model, config, data.class_names) if fresh else []
     config = config.resolved(model, data.hints, len(data))
     check_norms(model, dist, config.accumulate)
     dtype = weights_dtype(pick_precision(config.precision, dist.device))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, config.lr, config.lr_backbone or 0.0, config.weight_decay)
     ema = ModelEma(model, config.ema_decay or 0.0)
-    state = State(config, model, ema, optimizer, data.class_names, data.category_ids, len(data))
+    state = State(config, model, ema, optimizer, data.class_names, data.category_ids, len(data), notes=notes)
     return state, SetCriterion.for_model(model, config.class_normalization)
 
 
@@ -88,13 +98,14 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images, {config.steps} steps of "
         f"{config.batch_size}, {dist.world_size} x {dist.device.type}, {precision}"
     ]
-    if data.max_objects() > queries:
+    if data.max_objects() > queries and not data.hints.num_queries:
         notes.append(
             f"warning: an image holds {data.max_objects()} objects, the model has {queries} queries: the rest stays "
             "unmatched; raise --num-queries"
         )
     return [
         *notes,
+        *state.notes,
         *_outlook(config, len(data)),
         *restart_notes(),
         *check_norms(state.model, dist, config.accumulate),
@@ -104,13 +115,14 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
 
 def _outlook(config: TrainConfig, num_images: int) -> list[str]:
     """A warning where a run cannot end well. The faithful form needs some 300,000 steps from a pretrained backbone."""
-    start = {None: "no pretrained weights", "imagenet": "a pretrained backbone only"}.get(config.weights)
+    weights = None if config.weights == "none" else config.weights
+    start = {None: "no pretrained weights", "imagenet": "a pretrained backbone only"}.get(weights)
     if start is None:
         return []
     run = f"warning: {num_images:,} images, {config.steps:,} steps, {start}"
     if config.model.startswith("detr_") and config.steps < 100_000:
         return [f"{run}: expect an AP near 0 of {config.model}; take redetr_n, or --weights facebook/detr-resnet-50"]
-    if config.weights is None and num_images < 100:
+    if weights is None and num_images < 100:
         return [f"{run}: expect little; more images help most, then pretrained weights (redetr models)"]
     return []
 
@@ -179,16 +191,31 @@ def _windows(state: State, dist: Dist, data: DetectionDataset) -> Iterator[list[
     """This rank's micro-batches of each optimizer step still to do."""
     config, model = state.config, state.model
     transform = augmentation(config.augment, model.resize, config.image_size, model.max_size)  # type: ignore[arg-type]
+    mosaic_epochs = int(config.mosaic_until * config.steps * config.batch_size / len(data))
+    samples = Samples(data, transform, config.seed, _image_cache(config, dist, data), mosaic_epochs)
+    size_of = samples.size if config.group_by_size and model.resize == "aspect" else None
     sampler = TrainSampler(len(data), config.batch_size, config.seed, state.step, config.steps, dist.rank,
-                           dist.world_size, config.accumulate)  # fmt: skip
-    workers = config.num_workers
-    if workers is None:
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = min(8, max(1, len(os.sched_getaffinity(0)) // local_ranks - 1))
-    samples = Samples(data, transform, config.seed)
-    batches = load_batches(samples, sampler, workers, dist.device.type == "cuda")
+                           dist.world_size, config.accumulate, size_of)  # fmt: skip
+    batches = load_batches(samples, sampler, _num_workers(config), dist.device.type == "cuda")
     while True:
         yield [next(batches) for _ in range(config.accumulate)]
+
+
+def _num_workers(config: TrainConfig) -> int:
+    if config.num_workers is not None:
+        return config.num_workers
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, max(1, len(os.sched_getaffinity(0)) // local_ranks - 1))
+
+
+def _image_cache(config: TrainConfig, dist: Dist, data: DetectionDataset) -> ImageCache | None:
+    """What keeps decoded images for all ranks of a host. Communicates."""
+    if config.cache_mb == 0 or sys.platform != "linux" or not isinstance(data, AnnotatedDataset):
+        return None
+    limit = spare_bytes(config.cache_dir) if config.cache_mb is None else config.cache_mb * 10**6
+    cache = ImageCache(len(data), limit, config.cache_dir)
+    cache.path = dict(reversed(dist.gather([(host(), cache.path)])))[host()]  # that of the first rank of this host
+    return cache
 
 
 @dataclass
@@ -259,7 +286,8 @@ def _evaluate(state: State, criterion: SetCriterion, val: DetectionDataset, dist
               folder: Path, monitor: Any) -> dict[str, Any]:  # fmt: skip
     """Evaluates the averaged weights, records the result, and keeps them if they are the best."""
     config = state.config
-    result = evaluate(state.ema.model, val, dist, image_size=config.image_size, dtype=dtype, criterion=criterion)
+    result = evaluate(state.ema.model, val, dist, image_size=config.image_size, dtype=dtype, criterion=criterion,
+                      num_workers=_num_workers(config))  # fmt: skip
     line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
     monitor.eval_line(line)
     if (line["AP"] or 0.0) > state.best["AP"]:

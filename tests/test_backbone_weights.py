@@ -1,16 +1,38 @@
-"""`weights="imagenet"`: torchvision's file from the cache, or from a server; a clear line when there is neither."""
+"""Weights of a backbone alone: ImageNet's from the cache or the net, and files of torchvision and timm."""
 
 import hashlib
 import http.server
+import sys
 import threading
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from torch import nn
 
+import redetr
+from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.models import backbone
 from redetr.models.backbone import Backbone
+from redetr.weights import starting_point
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+
+
+def published(name: str, folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A file as torchvision publishes it, named by its hash, with BatchNorm's counters and the classifier."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    torch.save(model.state_dict(), folder / "file")
+    digest = hashlib.sha256((folder / "file").read_bytes()).hexdigest()[:8]
+    return (folder / "file").rename(folder / f"{name}-{digest}.pth"), model.state_dict()
 
 
 @pytest.fixture
@@ -19,40 +41,6 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache/hub/checkpoints").mkdir(parents=True)
     return tmp_path / "cache/hub/checkpoints"
-
-
-@pytest.fixture
-def weights():
-    """A state dict as torchvision publishes it: with BatchNorm's counters and the classifier."""
-    torch.manual_seed(0)
-    model = torchvision.models.resnet18()
-    for name, tensor in model.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 1.5)
-    return model.state_dict()
-
-
-@pytest.fixture
-def server(tmp_path, weights):
-    """A local server with the weights in a file named by its hash, as on the original server; yields its URL."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    torch.save(weights, folder / "file")
-    digest = hashlib.sha256((folder / "file").read_bytes()).hexdigest()[:8]
-    name = f"resnet18-{digest}.pth"
-    (folder / "file").rename(folder / name)
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}/{name}"
-        running.shutdown()
 
 
 def point_at(url, monkeypatch):
@@ -64,24 +52,23 @@ def same(body, weights):
     return all(torch.equal(tensor, weights[name]) for name, tensor in body.state_dict().items())
 
 
-def test_file_in_the_cache(cache, weights):
-    torch.save(weights, cache / "resnet18-f37072fd.pth")
-    assert same(Backbone("resnet18", "imagenet").body, weights)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small"])
+def test_file_in_the_cache(name, cache, monkeypatch):
+    path, weights = published(name, cache)
+    point_at(f"http://127.0.0.1:9/{path.name}", monkeypatch)
+    for norm in ("frozen_batch", "sync_batch"):
+        assert same(Backbone(name, "imagenet", norm=norm).body, weights)
 
 
-def test_download(cache, server, weights, monkeypatch):
-    point_at(server, monkeypatch)
-    assert same(Backbone("resnet18", "imagenet").body, weights)
-    assert len(list(cache.iterdir())) == 1
-
-
-def test_wrong_hash_is_refused(cache, server, weights, tmp_path, monkeypatch):
-    (served,) = (tmp_path / "served").iterdir()
-    served.rename(served.with_name("resnet18-00000000.pth"))
-    point_at(server.rpartition("/")[0] + "/resnet18-00000000.pth", monkeypatch)
-    with pytest.raises(InputError, match="hash"):
-        Backbone("resnet18", "imagenet")
-    assert not list(cache.glob("*.pth"))
+def test_download(cache, tmp_path, monkeypatch):
+    path, weights = published("resnet18", tmp_path)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        point_at(f"http://127.0.0.1:{running.server_port}/{path.name}", monkeypatch)
+        assert same(Backbone("resnet18", "imagenet").body, weights)
+        running.shutdown()
+    assert (cache / path.name).exists()
 
 
 def test_offline_says_where_the_file_belongs(cache, monkeypatch):
@@ -93,3 +80,79 @@ def test_offline_says_where_the_file_belongs(cache, monkeypatch):
 def test_group_norm_takes_no_imagenet_weights():
     with pytest.raises(InputError, match="frozen_batch"):
         Backbone("resnet18", "imagenet", norm="group")
+
+
+def start(weights: Path, model: str = "redetr_mobile", *options: str) -> tuple[nn.Module, str]:
+    """A model of three classes that starts from a file, and what is said about it."""
+    config = TrainConfig(model=model, weights=str(weights), model_options=options)
+    built = redetr.build(model, 3, **config.model_kwargs())
+    (said,) = starting_point(built, config, ("a", "b", "c"))
+    return built, said
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "options"),
+    [
+        ("mobilenet_v2", "redetr_mobile", ()),
+        ("mobilenet_v3_large", "redetr_mobile", ("backbone=mobilenet_v3_large",)),
+        ("resnet18", "detr_r50", ("backbone=resnet18", "enc_layers=1", "dec_layers=1")),
+    ],
+)
+def test_a_file_of_torchvision(name, model, options, tmp_path):
+    path, weights = published(name, tmp_path)
+    built, said = start(path, model, *options)
+    body = built.backbone[0].body
+    count = len(body.state_dict())
+    assert same(body, weights)
+    assert said == f"loaded {count} of {count} tensors of the backbone {name} from {path}"
+
+
+def test_a_file_of_timm(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(1)
+    net = timm.create_model("efficientnet_lite0").eval()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 1.5)
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "mine.pth.tar")  # as timm's training script writes it
+    built, said = start(tmp_path / "mine.pth.tar", "redetr_mobile", "backbone=timm:efficientnet_lite0")
+    assert same(built.backbone[0].body, net.state_dict())
+    assert "tensors of the backbone timm:efficientnet_lite0 from" in said
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        features, expected = built.backbone[0](images), net.forward_intermediates(images, intermediates_only=True)
+    torch.testing.assert_close(features, [expected[2], expected[3]], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("redetr_mobile", ("backbone=mobilenet_v3_small",), "neither a DETR nor a mobilenet_v3_small: 144 of its 144 "),
+        ("redetr_mobile", ("norm=group",), "trained with BatchNorm: it needs norm=frozen_batch"),
+        ("redetr_n", (), "weights of a backbone, but that of redetr_n is trained from scratch"),
+    ],
+)
+def test_files_of_other_backbones_are_refused(model, options, message, tmp_path):
+    path, _ = published("mobilenet_v2", tmp_path)
+    with pytest.raises(InputError, match=message):
+        start(path, model, *options)
+
+
+def test_a_backbone_is_no_detector(tmp_path):
+    path, _ = published("mobilenet_v2", tmp_path)
+    with pytest.raises(InputError, match=r"mobilenet_v2-\w+\.pth: neither .* no DETR .* train with --weights"):
+        redetr.load(path)
+
+
+@pytest.mark.slow
+def test_features_of_the_genuine_weights_are_those_of_torchvision(tmp_path):
+    from imagenet_mobilenet import mobilenet_v2_weights
+
+    path = mobilenet_v2_weights(tmp_path)
+    built, _ = start(path)
+    theirs = torchvision.models.mobilenet_v2().eval()
+    theirs.load_state_dict(torch.load(path, weights_only=True))
+    images = torch.randn(2, 3, 96, 128)
+    with torch.no_grad():
+        for features, end in zip(built.backbone[0](images), (7, 14), strict=True):
+            torch.testing.assert_close(features, theirs.features[:end](images), rtol=1e-4, atol=1e-4)

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
-from redetr.models.backbone import Backbone, SmallResNet, conv_norm, padding_at
+from redetr.models.backbone import MOBILENETS, Backbone, SmallResNet, build_backbone, conv_norm, padding_at
 from redetr.models.detr import DETR
 from redetr.models.fast import DeformableAttention
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
@@ -19,7 +20,8 @@ SMALL_DETR = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "enc_laye
               "dim_feedforward": 64, "num_queries": 7, "dropout": 0.0}  # fmt: skip
 SMALL_FAST = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64,
               "num_queries": 7}  # fmt: skip
-SMALL = {"detr_r50": SMALL_DETR, "redetr_n": SMALL_FAST}
+SMALL = {"detr_r50": SMALL_DETR, "redetr_n": SMALL_FAST,
+         "redetr_mobile": SMALL_FAST | {"backbone": "mobilenet_v3_small"}}  # fmt: skip
 NUM_CLASSES = 3
 
 
@@ -39,7 +41,7 @@ def test_every_model_returns_what_it_promises(name):
         outputs = model(torch.zeros(2, 3, 160, 128), torch.zeros(2, 160, 128, dtype=torch.bool))
     columns = NUM_CLASSES + (model.loss_config.scores == "softmax")
     layers = [*outputs["aux_outputs"], outputs]
-    assert len(layers) == {"redetr_n": 3, "redetr_s": 3}.get(name, 6)
+    assert len(layers) == {"redetr_n": 3, "redetr_s": 3, "redetr_mobile": 3}.get(name, 6)
     for layer in layers:
         assert layer["pred_logits"].shape == (2, model.num_queries, columns)
         assert layer["pred_boxes"].shape == (2, model.num_queries, 4)
@@ -51,6 +53,7 @@ def test_sizes_are_those_of_the_documentation():
         size = {n: sum(p.numel() for p in redetr.build(n, 80).parameters()) for n in redetr.MODELS}
         original = redetr.build("detr_r50", 91)
     assert 2e6 < size["redetr_n"] < 3e6
+    assert 2e6 < size["redetr_mobile"] < 3e6
     assert size["redetr_n"] < size["redetr_s"] < size["redetr_m"] < size["detr_r50"] < size["detr_r101"]
     assert size["detr_r50_dc5"] == size["detr_r50"]  # dilation has no weights
     # published: 41 M and 60 M
@@ -66,6 +69,12 @@ def test_sizes_are_those_of_the_documentation():
         ("redetr_n", {"dropout": 0.1}, "unknown option 'dropout'"),
         ("detr_r50", {"backbone": "resnet7"}, "unknown backbone 'resnet7'.*resnet50"),
         ("detr_r50", {"backbone": "resnet18", "dilation": True}, "resnet18 has no dilated form"),
+        ("detr_r50", {"backbone": "timm:resnet18", "dilation": True}, "timm:resnet18 has no dilated form"),
+        ("redetr_n", {"backbone": "timm:resnet7"}, "timm:resnet7: timm cannot give it .Unknown model"),
+        ("redetr_n", {"backbone": "timm:resnet18", "weights": "imagenet"}, "timm cannot give it .*--weights FILE"),
+        ("redetr_n", {"backbone": "timm:resnet18", "norm": "group"}, "timm:resnet18 cannot change to norm=group"),
+        ("redetr_n", {"backbone": "timm:vit_tiny_patch16_224"}, "at strides 8, 16; this one has 16"),
+        ("redetr_n", {"backbone": "timm:swin_tiny_patch4_window7_224"}, "takes images of any size"),
         ("redetr_m", {"weights": "coco"}, "unknown backbone weights 'coco'"),
     ],
 )
@@ -79,28 +88,41 @@ def test_a_model_without_classes_is_refused():
         redetr.build("redetr_n", 0)
 
 
-@pytest.mark.parametrize("name", ["detr_r50", "redetr_m"])
-def test_stem_first_stage_and_norms_of_a_pretrained_backbone_are_frozen(name):
+@pytest.mark.parametrize(
+    ("name", "early", "count"),
+    [
+        ("detr_r50", ("conv1.", "layer1."), 1 + 10),  # the stem; three blocks of three convolutions, and a shortcut
+        ("redetr_m", ("conv1.", "layer1."), 1 + 10),
+        ("redetr_mobile", ("features.0.", "features.1.", "features.2.", "features.3."), 1 + 2 + 3 + 3),
+    ],
+)
+def test_norms_and_what_comes_before_stride_8_are_frozen_in_a_pretrained_backbone(name, early, count):
     with torch.device("meta"):
         model = redetr.build(name, NUM_CLASSES)
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-    expected = ("backbone.0.body.conv1.", "backbone.0.body.layer1.")
+    expected = tuple(f"backbone.0.body.{part}" for part in early)
     assert frozen == {n for n, _ in model.named_parameters() if n.startswith(expected)}
-    assert len(frozen) == 1 + 10  # the stem; three blocks of three convolutions, one of them with a shortcut
-    assert not any("bn" in n for n, _ in model.named_parameters())  # statistics and scales are buffers
+    assert len(frozen) == count
+    assert all(p.dim() > 1 for p in model.backbone.parameters())  # statistics, scales and shifts are buffers
 
 
-def test_a_backbone_with_group_norm_is_trained_as_a_whole():
-    assert all(p.requires_grad for p in Backbone("resnet18", norm="group").parameters())
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large"])
+def test_a_backbone_with_group_norm_is_trained_as_a_whole(name):
+    assert all(p.requires_grad for p in Backbone(name, norm="group").parameters())
 
 
 def randomize_norms(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FrozenBatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 2)
-            module.weight.uniform_(0.3, 0.7)
-            module.bias.normal_(0, 0.2)
+            randomize_norm(module)
+
+
+@torch.no_grad()
+def randomize_norm(norm: nn.Module) -> None:
+    norm.running_mean.normal_(0, 0.2)
+    norm.running_var.uniform_(0.5, 2)
+    norm.weight.uniform_(0.3, 0.7)
+    norm.bias.normal_(0, 0.2)
 
 
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 2, "dilation": 2, "groups": 2}])
@@ -139,6 +161,65 @@ def test_features_are_those_of_torchvision(name, dilation):
     assert [f.shape[1] for f in features] == ours.num_channels
     last = 16 if dilation else 32
     assert [64 // f.shape[2] for f in features] == [96 // f.shape[3] for f in features] == [8, 16, last]
+
+
+@pytest.mark.parametrize("name", MOBILENETS)
+def test_features_of_mobilenets_are_those_of_torchvision(name):
+    """The last map of each stride; of the last, the whole feature extractor's."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            randomize_norm(module)
+    images, expected = torch.randn(1, 3, 64, 96), {}
+    ours = Backbone(name, strides=(8, 16, 32)).eval()
+    missing, _ = ours.body.load_state_dict(theirs.state_dict(), strict=False)
+    assert not missing
+    with torch.no_grad():
+        x = images
+        for layer in theirs.features:
+            x = layer(x)
+            expected[64 // x.shape[2]] = x
+        features = ours(images)
+    torch.testing.assert_close(features, [expected[stride] for stride in (8, 16, 32)], rtol=1e-4, atol=1e-4)
+    assert [f.shape[1] for f in features] == ours.num_channels
+    assert ours.num_channels[-1] == theirs.classifier[0 if name != "mobilenet_v2" else 1].in_features
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "timm:efficientnet_lite0"])
+def test_a_backbone_ends_with_the_last_stride(name):
+    """What came later would be computed for nothing, and get no gradient."""
+    short, whole = (build_backbone(name, None, "frozen_batch", strides) for strides in ((8, 16), (8, 16, 32)))
+    assert short.num_channels == whole.num_channels[:2]
+    assert sum(p.numel() for p in short.parameters()) < sum(p.numel() for p in whole.parameters())
+    features = short(torch.randn(1, 3, 64, 64))
+    sum(f.square().sum() for f in features).backward()
+    assert all(p.grad is not None for p in short.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto"])
+def test_features_of_timm_for_images_normalised_as_imagenet(name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    ours = build_backbone(f"timm:{name}", None, "frozen_batch", (8, 32)).eval()
+    theirs = timm.create_model(name).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            randomize_norm(module)
+    missing, _ = ours.body.load_state_dict(theirs.state_dict(), strict=False)
+    assert not missing
+    pixels = torch.rand(2, 3, 64, 96)
+    imagenet, own = (
+        (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+        for mean, std in (((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+                          (theirs.pretrained_cfg["mean"], theirs.pretrained_cfg["std"]))
+    )  # fmt: skip
+    assert torch.equal(own, imagenet) == (name == "convnext_atto")
+    with torch.no_grad():
+        features, expected = ours.train()(imagenet), theirs.forward_intermediates(own, intermediates_only=True)
+    torch.testing.assert_close(features, [expected[-3], expected[-1]], rtol=1e-3, atol=1e-3)
+    assert [f.shape[1] for f in features] == ours.num_channels
+    assert not any(isinstance(m, _BatchNorm) for m in ours.modules())  # none whose statistics would follow the batch
 
 
 def test_small_backbone_does_not_see_the_batch():
@@ -243,6 +324,8 @@ def test_every_parameter_gets_a_gradient(name, counts):
     outputs = model(torch.randn(2, 3, 64, 96))
     redetr.SetCriterion.for_model(model)(outputs, targets(*counts))["loss"].backward()
     for parameter_name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
 

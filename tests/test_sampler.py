@@ -9,10 +9,21 @@ from redetr.data.sampler import EvalSampler, TrainSampler, global_batch
 sizes = st.integers(1, 40)
 
 
-@given(num_images=sizes, batch_size=sizes, seed=st.integers(0, 3))
-def test_every_image_comes_once_an_epoch(num_images, batch_size, seed):
+def size_of(key: tuple[int, int]) -> tuple[int, int]:
+    """Made-up sizes of samples, other ones in each epoch."""
+    epoch, index = key
+    return (48 + 7 * (index * 31 + epoch * 17) % 33, 48 + 5 * (index * 13 + epoch * 29) % 47)
+
+
+size_ofs = st.sampled_from([None, size_of])
+
+
+@given(num_images=sizes, batch_size=sizes, seed=st.integers(0, 3), size_of=size_ofs)
+def test_every_image_comes_once_an_epoch(num_images, batch_size, seed, size_of):
     steps = -(-3 * num_images // batch_size)
-    order = [key for step in range(steps) for key in global_batch(step, batch_size, num_images, seed)]
+    batches = [global_batch(step, batch_size, num_images, seed, size_of) for step in range(steps)]
+    assert all(len(batch) == batch_size for batch in batches)
+    order = [key for batch in batches for key in batch]
     assert [epoch for epoch, _ in order] == sorted(epoch for epoch, _ in order)
     for epoch in range(3):
         assert sorted(index for e, index in order if e == epoch) == list(range(num_images))
@@ -24,24 +35,49 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     assert global_batch(5, 4, 30, seed=1) == global_batch(5, 4, 30, seed=1)
 
 
+@pytest.mark.parametrize("size_of", [None, size_of])
 @pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (3, 1), (1, 4), (2, 2), (3, 4)])
-def test_ranks_and_micro_batches_share_the_global_batch(world_size, accumulate):
+def test_ranks_and_micro_batches_share_the_global_batch(world_size, accumulate, size_of):
     ranks = [
         list(TrainSampler(17, 12, 0, first_step=2, last_step=5, rank=rank, world_size=world_size,
-                          accumulate=accumulate))
+                          accumulate=accumulate, size_of=size_of))
         for rank in range(world_size)
     ]  # fmt: skip
     for i, step in enumerate(range(2, 5)):
         window = [rank[i * accumulate + micro] for micro in range(accumulate) for rank in ranks]
         assert [len(part) for part in window] == [12 // (world_size * accumulate)] * len(window)
-        assert [key for part in window for key in part] == global_batch(step, 12, 17, seed=0)
+        assert [key for part in window for key in part] == global_batch(step, 12, 17, 0, size_of)
 
 
-def test_a_resumed_run_sees_what_the_stopped_one_would_have_seen():
-    whole = list(TrainSampler(10, 4, 0, first_step=0, last_step=9, accumulate=2))
-    rest = TrainSampler(10, 4, 0, first_step=5, last_step=9, accumulate=2)
+@pytest.mark.parametrize("size_of", [None, size_of])
+def test_a_resumed_run_sees_what_the_stopped_one_would_have_seen(size_of):
+    whole = list(TrainSampler(10, 4, 0, first_step=0, last_step=9, accumulate=2, size_of=size_of))
+    rest = TrainSampler(10, 4, 0, first_step=5, last_step=9, accumulate=2, size_of=size_of)
     assert list(rest) == whole[10:]
     assert len(rest) == 8
+
+
+def padded_share(batches: list[list[tuple[int, int]]]) -> float:
+    """How much of the canvases of all batches is padding."""
+    sizes = [[size_of(key) for key in batch] for batch in batches]
+    canvases = [len(batch) * max(h for h, _ in batch) * max(w for _, w in batch) for batch in sizes]
+    return 1 - sum(h * w for batch in sizes for h, w in batch) / sum(canvases)
+
+
+@pytest.mark.parametrize("batch_size", [2, 8, 16])
+def test_images_of_like_size_come_together(batch_size):
+    steps = 3000 // batch_size
+    plain = [global_batch(step, batch_size, 1000, 0) for step in range(steps)]
+    grouped = [global_batch(step, batch_size, 1000, 0, size_of) for step in range(steps)]
+    assert padded_share(grouped) < padded_share(plain) / 2
+
+
+def test_batches_of_all_sizes_come_in_any_order():
+    """Neither small ones first, nor in each run of batches the same way."""
+    areas = [sum(h * w for h, w in map(size_of, global_batch(step, 4, 10_000, 0, size_of))) for step in range(128)]
+    halves = [sum(areas[i : i + 32]) / sum(areas) for i in range(0, 128, 32)]
+    assert max(halves) < 0.3
+    assert areas[:64] != areas[64:]
 
 
 @given(num_images=st.integers(0, 50), batch_size=st.integers(1, 9), world_size=st.integers(1, 5))

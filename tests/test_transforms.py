@@ -1,21 +1,19 @@
 """Augmentation: boxes stay on their objects, and every draw is a function of (seed, epoch, image id)."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms import v2
 
 from redetr.data.loader import Samples
-from redetr.data.transforms import (
-    AUGMENTS,
-    RandomNativeCrop,
-    RandomQuarterTurn,
-    RandomSizeCrop,
-    apply,
-    augmentation,
-    drawn_from,
-    resizer,
-)
+from redetr.data.transforms import AUGMENTS, Jitter, Transform, augmentation, drawn_from, draws_of, resizer, seen
+from redetr.data.views import Fit, MultiScale, NativeCrop, Stretch, View, Whole, Zoomed
 
 
 def scene(boxes: list[tuple[int, ...]], height: int = 60, width: int = 90) -> tuple[Tensor, dict]:
@@ -34,6 +32,12 @@ def scene(boxes: list[tuple[int, ...]], height: int = 60, width: int = 90) -> tu
     }
 
 
+def look(transform: Transform, image: Tensor, target: dict, seed: int = 0) -> tuple[Tensor, dict]:
+    """What the transform shows, with draws from `seed`."""
+    draws = draws_of(seed)
+    return transform.show(draws, transform.view(draws, target), image, target)
+
+
 def red_box(image: Tensor) -> list[float]:
     """The xyxy box around the red pixels."""
     red, blue = image[0].float(), image[2].float()
@@ -48,7 +52,7 @@ def in_pixels(target: dict) -> Tensor:
 
 
 def test_square_resize_by_hand():
-    image, target = apply(resizer("square", 30, None), *scene([(9, 6, 45, 36)]))
+    image, target = look(resizer("square", 30, None), *scene([(9, 6, 45, 36)]))
     assert image.shape == (3, 30, 30)
     assert image.dtype == torch.uint8
     assert target["boxes"][0].tolist() == pytest.approx([27 / 90, 21 / 60, 36 / 90, 30 / 60])
@@ -61,124 +65,287 @@ def test_square_resize_by_hand():
 )
 def test_aspect_resize_by_hand(size, expected):
     """The shorter side becomes 40 px, unless the longer one would exceed 120."""
-    image, target = apply(resizer("aspect", 40, 120), *scene([], *size))
+    image, target = look(resizer("aspect", 40, 120), *scene([], *size))
     assert target["size"] == tuple(image.shape[-2:]) == expected
+
+
+@given(height=st.integers(1, 300), width=st.integers(1, 300))
+def test_sizes_are_those_of_torchvision(height, width):
+    try:
+        expected = v2.Resize(80, max_size=133)(torch.zeros(1, height, width)).shape[-2:]
+    except RuntimeError:  # a side of less than a pixel
+        expected = (1, 133) if height < width else (133, 1)
+    assert Fit(80, 133)(height, width) == tuple(expected)
+
+
+def test_a_whole_image_is_resized_like_torchvision():
+    image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
+    assert torch.equal(resizer("aspect", 40, 120)(image), v2.Resize(40, max_size=120, antialias=True)(image))
 
 
 @pytest.mark.parametrize("resize", ["aspect", "square"])
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_boxes_stay_on_their_objects(augment, resize):
     transform = augmentation(augment, resize, 64, 200)
-    seen = 0
-    for seed in range(40):
-        image, target = apply(transform, *scene([(30, 15, 70, 45)]), seed)
+    shown = 0
+    for seed in range(60):
+        image, target = look(transform, *scene([(30, 15, 70, 45)]), seed)
         assert image.dtype == torch.uint8
         assert tuple(image.shape[-2:]) == target["size"]
         if len(target["boxes"]):
-            seen += 1
+            shown += 1
             assert in_pixels(target)[0].tolist() == pytest.approx(red_box(image), abs=2.0)
             assert (target["boxes"] >= 0).all()
             assert (target["boxes"] <= 1).all()
-    assert seen >= 30
+    assert shown >= 45
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_images_without_objects(augment):
-    image, target = apply(augmentation(augment, "square", 32, None), *scene([]), seed=1)
-    assert image.shape == (3, 32, 32)
-    assert target["boxes"].shape == (0, 4)
-    assert target["labels"].shape == target["area"].shape == (0,)
+    for seed in range(10):
+        image, target = look(augmentation(augment, "square", 32, None), *scene([]), seed)
+        assert image.shape == (3, 32, 32)
+        assert target["boxes"].shape == (0, 4)
+        assert target["labels"].shape == target["area"].shape == (0,)
 
 
 @pytest.mark.parametrize("augment", [name for name in AUGMENTS if name != "plain"])
 def test_draws_are_a_function_of_the_seed(augment):
     transform, sample = augmentation(augment, "aspect", 48, 150), scene([(30, 15, 70, 45)])
-    torch.manual_seed(0)
-    first, _ = apply(transform, *sample, seed=1)
-    after = torch.rand(1)
-    torch.manual_seed(0)
-    assert torch.rand(1) == after  # the random numbers of everybody else are left alone
-    again, _ = apply(transform, *sample, seed=1)
+    before = torch.get_rng_state(), random.getstate()
+    first, _ = look(transform, *sample, seed=1)
+    again, _ = look(transform, *sample, seed=1)
     assert torch.equal(first, again)
-    others = [apply(transform, *sample, seed=seed)[0] for seed in range(2, 12)]
+    assert torch.equal(before[0], torch.get_rng_state())  # the random numbers of everybody else are left alone
+    assert before[1] == random.getstate()
+    others = [look(transform, *sample, seed=seed)[0] for seed in range(2, 12)]
     assert any(other.shape != first.shape or not torch.equal(other, first) for other in others)
 
 
-def crop_to(top: int, left: int, height: int, width: int):
-    return lambda image, boxes: (F.crop(image, top, left, height, width), F.crop(boxes, top, left, height, width))
+windows = st.tuples(st.integers(-20, 40), st.integers(-20, 30), st.integers(50, 120), st.integers(40, 90))
+
+
+@given(window=windows, mirrored=st.booleans(), turns=st.integers(0, 3), height=st.integers(60, 90))
+def test_a_painted_rectangle_is_under_its_box(window, mirrored, turns, height):
+    """Whatever window of a 60 x 90 image, which holds (42, 32, 48, 38) and may reach beyond it."""
+    view = View(window, (height, 75), mirrored, turns)
+    image, _ = scene([(42, 32, 48, 38)])
+    box = view.boxes(np.array([[42, 32, 48, 38]], np.float32))[0]
+    cut = np.clip(box.reshape(2, 2), 0, [75, height]).ravel()
+    larger = max(75, height) / min(view.window_size)
+    assert red_box(view.pixels(image, (60, 90))) == pytest.approx(cut.tolist(), abs=1 + larger / 2)
+
+
+def test_views_by_hand():
+    """The right half of a 4 x 8 image, then mirrored, then turned counter-clockwise, then twice as large."""
+    box = np.array([[5, 0, 6, 2]], float)  # in the half: (1, 0, 2, 2)
+    right, square = (4, 0, 8, 4), (4, 4)
+    assert View(right, square).boxes(box).tolist() == [[1, 0, 2, 2]]
+    assert View(right, square, mirrored=True).boxes(box).tolist() == [[2, 0, 3, 2]]
+    assert View(right, square, quarter_turns=1).boxes(box).tolist() == [[0, 2, 2, 3]]
+    assert View(right, (8, 8), quarter_turns=1).boxes(box).tolist() == [[0, 4, 4, 6]]
+    image = torch.arange(32, dtype=torch.uint8).view(1, 4, 8).repeat(3, 1, 1)
+    half = image[:, :, 4:]
+    assert torch.equal(View(right, square).pixels(image, (4, 8)), half)
+    assert torch.equal(View(right, square, mirrored=True).pixels(image, (4, 8)), half.flip(2))
+    assert torch.equal(View(right, square, quarter_turns=1).pixels(image, (4, 8)), half.rot90(1, (1, 2)))
+
+
+def test_beyond_the_image_it_is_grey():
+    image = torch.full((3, 2, 2), 200, dtype=torch.uint8)
+    shown = View((-1, 0, 3, 2), (2, 4), mirrored=False).pixels(image, (2, 2))
+    assert shown[0].tolist() == [[127, 200, 200, 127]] * 2
+
+
+def test_an_image_decoded_at_half_its_size_is_seen_the_same():
+    image, _ = scene([(40, 20, 60, 40)], 80, 120)
+    view = View((20, 10, 100, 70), (30, 40), mirrored=True)
+    whole, half = view.pixels(image, (80, 120)), view.pixels(image[:, ::2, ::2], (80, 120))
+    assert red_box(half) == pytest.approx(red_box(whole), abs=1.0)
 
 
 def test_boxes_that_are_mostly_cut_off_are_dropped():
-    """A crop that starts at x = 40 leaves 100%, 50%, 40% and 30% of the boxes, and nothing of the last."""
+    """A view that starts at x = 40 leaves 100%, 50%, 40% and 30% of the boxes, and nothing of the last."""
     boxes = [(50, 10, 60, 20), (30, 0, 50, 20), (34, 0, 44, 10), (33, 0, 43, 10), (0, 0, 10, 10)]
-    _, target = apply(crop_to(0, 40, 60, 50), *scene(boxes))
+    target = seen(View((40, 0, 90, 60), (60, 50)), scene(boxes)[1], min_visible=0.4)
     assert target["labels"].tolist() == [0, 1, 2]
     assert target["area"].tolist() == [100, 101, 102]
     assert in_pixels(target).round().tolist() == [[10, 10, 20, 20], [0, 0, 10, 20], [0, 0, 4, 10]]
+    assert seen(View((40, 0, 90, 60), (60, 50)), scene(boxes)[1], 0.0)["labels"].tolist() == [0, 1, 2, 3]
 
 
 def test_boxes_of_less_than_a_pixel_are_dropped():
     """Sixty pixels become six: a box of 9 px is less than one."""
-    _, target = apply(resizer("square", 6, None), *scene([(0, 0, 45, 9), (0, 0, 45, 10)]))
+    _, target = look(resizer("square", 6, None), *scene([(0, 0, 45, 9), (0, 0, 45, 10)]))
     assert target["labels"].tolist() == [1]
 
 
 def test_crowds_are_dropped():
     image, target = scene([(0, 0, 20, 20), (30, 30, 50, 50), (60, 30, 80, 50)])
     target["iscrowd"][1] = True
-    _, seen = apply(resizer("square", 32, None), image, target)
-    assert seen["labels"].tolist() == [0, 2]
-    assert not seen["iscrowd"].any()
+    _, shown = look(resizer("square", 32, None), image, target)
+    assert shown["labels"].tolist() == [0, 2]
+    assert not shown["iscrowd"].any()
     assert len(target["labels"]) == 3  # the data set's own target is left alone
+
+
+def views(draw, height: int, width: int, boxes: list[tuple[int, ...]], count: int) -> list[View]:
+    return [draw(draws_of(seed), height, width, np.array(boxes, float).reshape(-1, 4)) for seed in range(count)]
 
 
 def test_multi_scale_of_the_original():
     """Shorter sides of 480 to 800 px in steps of 32, here a tenth; at most 133 px long."""
-    transform = augmentation("detr", "aspect", 80, 133)
-    sides = {apply(transform, *scene([], 60, 61), seed)[1]["size"] for seed in range(150)}
-    shorter, allowed = {min(side) for side in sides}, (48, 51, 54, 58, 61, 64, 67, 70, 74, 77, 80)
-    assert all(any(side in (size, size - 1) for size in allowed) for side in shorter)  # torchvision rounds down
-    assert len(shorter) > 6
-    long = {apply(transform, *scene([], 40, 200), seed)[1]["size"] for seed in range(30)}
-    assert max(max(side) for side in long) == 133
+    draw = augmentation("detr", "aspect", 80, 133).draw
+    shorter = {min(view.size) for view in views(draw, 60, 61, [], 300)}
+    assert shorter == {48, 51, 54, 58, 61, 64, 67, 70, 74, 77, 80}
+    assert max(max(view.size) for view in views(draw, 40, 200, [], 60)) == 133
+    assert sum(view.mirrored for view in views(draw, 60, 61, [], 300)) == pytest.approx(150, abs=40)
 
 
-def test_crop_sizes_of_the_original():
-    crop = RandomSizeCrop(20, 30)
-    sizes = {tuple(crop(torch.zeros(3, 60, 25, dtype=torch.uint8)).shape[-2:]) for _ in range(200)}
-    assert {height for height, _ in sizes} == set(range(20, 31))
-    assert {width for _, width in sizes} == set(range(20, 26))  # no wider than the image
-    assert crop(torch.zeros(3, 10, 12, dtype=torch.uint8)).shape == (3, 10, 12)  # smaller than the smallest crop
+def test_crops_of_the_original():
+    """Half of the views are crops of 384 to 600 px out of a shorter side of 400, 500 or 600, the rest is whole."""
+    draw = augmentation("detr", "aspect", 800, 1333).draw
+    drawn = views(draw, 480, 640, [], 400)
+    crops = [view for view in drawn if view.window != (0, 0, 640, 480)]
+    assert len(crops) == pytest.approx(200, abs=40)
+    for view in crops:
+        left, top, right, bottom = view.window
+        assert 0 <= left < right <= 640
+        assert 0 <= top < bottom <= 480
+        assert 384 * 0.8 - 1 <= view.window_size[0] <= 480  # 600 px to 480: at least 307 px are left
+        assert 384 * 0.8 - 1 <= view.window_size[1] <= 600 * 1.2 + 1
+        shape, window = view.size[1] / view.size[0], view.window_size[1] / view.window_size[0]
+        assert shape == pytest.approx(window, rel=0.01)  # hardly distorted by whole pixels
+    assert {view.window[0] == 0 for view in crops} == {True, False}
+
+
+def test_crops_of_small_images_stay_inside():
+    draw = MultiScale(Fit(80, 133), (48, 80), (40, 50, 60), (38, 60))
+    for view in views(draw, 3, 5, [], 100):
+        left, top, right, bottom = view.window
+        assert 0 <= left < right <= 5
+        assert 0 <= top < bottom <= 3
+
+
+def test_zoomed_out_by_hand():
+    """Up to twice the sides, the image anywhere on it."""
+    drawn = views(Zoomed(Stretch(64), out=1.0, largest=2), 60, 90, [], 200)
+    for view in drawn:
+        left, top, right, bottom = view.window
+        assert left <= 0 <= 60 <= bottom
+        assert top <= 0 <= 90 <= right
+        assert 90 <= right - left <= 180
+        assert (right - left) / (bottom - top) == pytest.approx(1.5, rel=0.02)
+    assert min(view.window[0] for view in drawn) < -60
+
+
+def test_zoomed_in_windows_hold_an_object():
+    boxes = [(10, 10, 20, 20), (60, 40, 80, 58)]
+    drawn = views(Zoomed(Stretch(64), out=0.0, largest=2, into=1.0), 60, 90, boxes, 300)
+    parts = [view.window for view in drawn if view.window != (0, 0, 90, 60)]
+    assert len(parts) > 100
+    for left, top, right, bottom in parts:
+        assert 0 <= left < right <= 90
+        assert 0 <= top < bottom <= 60
+        assert any(left < (a + c) / 2 < right and top < (b + d) / 2 < bottom for a, b, c, d in boxes)
 
 
 @pytest.mark.parametrize("size", [(200, 300), (20, 30), (64, 64)])
 def test_native_crops_have_one_size(size):
     image, target = scene([(2, 2, 18, 18)], *size)
     for seed in range(20):
-        seen, _ = apply(RandomNativeCrop(64, (0.7, 1.4)), image, target, seed)
-        assert seen.shape == (3, 64, 64)
+        shown, _ = look(Transform(NativeCrop(Stretch(64))), image, target, seed)
+        assert shown.shape == (3, 64, 64)
 
 
 def test_native_crops_hold_an_object_when_asked():
     image, target = scene([(150, 20, 166, 36)], 200, 300)
-    held = [len(apply(RandomNativeCrop(64, (1.0, 1.0), share), image, target, seed)[1]["boxes"])
+    held = [len(look(Transform(NativeCrop(Stretch(64), (1.0, 1.0), share)), image, target, seed)[1]["boxes"])
             for share in (0.0, 1.0) for seed in range(60)]  # fmt: skip
     assert sum(held[:60]) < 30 < 50 < sum(held[60:])
 
 
-def test_quarter_turns_by_hand():
-    """Counter-clockwise: what was at the right of a 60 x 90 image comes to the top of a 90 x 60 one."""
-    image, target = scene([(80, 10, 90, 30)])
-    found = set()
-    for seed in range(30):
-        _, seen = apply(RandomQuarterTurn(), image, target, seed)
-        found.add((seen["size"], *in_pixels(seen)[0].round().int().tolist()))
-    assert found == {
-        ((60, 90), 80, 10, 90, 30),
-        ((90, 60), 10, 0, 30, 10),
-        ((60, 90), 0, 30, 10, 50),
-        ((90, 60), 30, 80, 50, 90),
-    }
+def test_native_crops_are_mirrored_and_turned_in_all_ways():
+    drawn = views(NativeCrop(Stretch(64)), 200, 300, [], 100)
+    assert len({(view.mirrored, view.quarter_turns) for view in drawn}) == 8
+
+
+def test_colours_by_hand():
+    """Twice as bright; then half the contrast about the mean brightness of 0.299 * 40 + 0.587 * 80 + 0.114 * 120."""
+    mean = np.array([20.0, 40.0, 60.0])
+    fixed = FixedDraws([2.0, 0.5, 1.0, 0.0])
+    matrix = Jitter(1, 1, 1, 0.5).matrix(fixed, mean)
+    grey = 0.299 * 40 + 0.587 * 80 + 0.114 * 120
+    assert matrix @ [20, 40, 60, 1] == pytest.approx([20 + grey / 2, 40 + grey / 2, 60 + grey / 2], abs=0.5)
+    without = Jitter(1, 1, 1, 0.5).matrix(FixedDraws([1.0, 1.0, 0.0, 0.0]), mean)
+    assert without @ [100, 0, 0, 1] == pytest.approx([29.9] * 3, abs=0.5)  # no saturation: grey
+    turned = Jitter(1, 1, 1, 0.5).matrix(FixedDraws([1.0, 1.0, 1.0, 0.5]), mean)
+    assert turned @ [90, 90, 90, 1] == pytest.approx([90] * 3, abs=0.5)  # grey has no hue
+    assert (turned @ [200, 50, 50, 1]).argmin() == 0  # red becomes cyan
+
+
+class FixedDraws(random.Random):
+    def __init__(self, values: list[float]):
+        self.values = iter(values)
+
+    def uniform(self, low: float, high: float) -> float:
+        return next(self.values)
+
+
+def test_no_jitter_leaves_the_image_alone():
+    image = torch.randint(0, 256, (3, 8, 9), dtype=torch.uint8)
+    assert torch.equal(Jitter(0, 0, 0, 0)(draws_of(1), image), image)
+
+
+class Photographs:
+    """One JPEG file of 400 x 300 px with a red rectangle."""
+
+    def __init__(self, folder):
+        self.box = (80, 60, 240, 180)
+        image, self._target = scene([self.box], 300, 400)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / "a.jpg", quality=95)
+        self._file = folder / "a.jpg"
+
+    def __len__(self):
+        return 1
+
+    def path(self, index):
+        return self._file
+
+    def target(self, index):
+        return dict(self._target)
+
+    def sample(self, index):
+        raise AssertionError("decoded as a whole")
+
+
+def test_large_photographs_are_decoded_small(tmp_path):
+    """300 px to 64 allows a quarter."""
+    samples = Samples(Photographs(tmp_path), augmentation("photo", "square", 64, None), seed=0)
+    assert samples._stored(0)[0].shape == (3, 75, 100)
+    for epoch in range(10):
+        image, target = samples[epoch, 0]
+        assert image.shape == (3, 64, 64)
+        assert in_pixels(target)[0].tolist() == pytest.approx(red_box(image), abs=2.0)
+
+
+@pytest.mark.parametrize(
+    ("transform", "expected"),
+    [
+        (augmentation("photo", "square", 100, None), (150, 200)),
+        (augmentation("detr", "aspect", 80, 133), (150, 200)),  # crops look 1.56 times as close
+        (augmentation("strong", "square", 64, None), (300, 400)),
+    ],
+)
+def test_how_small_depends_on_the_closest_look(tmp_path, transform, expected):
+    dataset = Photographs(tmp_path)
+    dataset.sample = lambda index: (torch.zeros(3, 300, 400, dtype=torch.uint8), dataset.target(0))
+    assert Samples(dataset, transform, 0)._stored(0)[0].shape[1:] == expected
+
+
+def test_evaluation_decodes_whole_images():
+    assert resizer("aspect", 80, 133).closest is None
+    assert isinstance(resizer("square", 80, None).draw, Whole)
 
 
 class OneImage:
@@ -189,19 +356,29 @@ class OneImage:
         return 3
 
     def sample(self, index: int) -> tuple[Tensor, dict]:
-        image, target = scene([(30, 15, 70, 45)])
-        return image, target | {"image_id": self.image_id}
+        return scene([(30, 15, 70, 45)])[0], self.target(index)
+
+    def target(self, index: int) -> dict:
+        return scene([(30, 15, 70, 45)])[1] | {"image_id": self.image_id}
 
 
 def test_samples_differ_by_epoch_and_image_but_not_by_order():
     transform = augmentation("detr", "square", 32, None)
     samples = Samples(OneImage(7), transform, seed=3)
     first, second = samples[0, 0][0], samples[1, 0][0]
-    assert torch.equal(samples[0, 2][0], first)  # the id decides, not the place
+    assert torch.equal(Samples(OneImage(8), transform, 3)[0, 0][0], first)  # the place decides, whatever the id
     assert torch.equal(samples[0, 0][0], first)
-    others = [samples[epoch, 0][0] for epoch in range(1, 6)] + [Samples(OneImage(8), transform, 3)[0, 0][0]]
+    others = [samples[epoch, 0][0] for epoch in range(1, 6)] + [samples[0, 1][0]]
     assert not all(torch.equal(other, first) for other in others)
     assert torch.equal(samples[1, 0][0], second)
+
+
+@pytest.mark.parametrize("resize", ["aspect", "square"])
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_the_size_of_a_sample_is_known_beforehand(augment, resize):
+    samples = Samples(OneImage(7), augmentation(augment, resize, 64, 100), seed=3, mosaic_epochs=15)
+    for epoch in range(30):
+        assert samples.size((epoch, 0)) == tuple(samples[epoch, 0][0].shape[1:])
 
 
 def test_seeds_are_distinct_and_stay_the_same():

@@ -1,169 +1,77 @@
 """Data sets in COCO form: per split one JSON file of images, annotations and categories.
 
-A file is checked as a whole when it is opened, so that training meets no fault in it later. Only the decoding of
-images is left.
+Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True. Boxes that leave
+their image by up to 2 px or 1% of its side are clipped. Images without annotations are kept.
 """
 
 import json
-import os
+import math
 import reprlib
-from dataclasses import dataclass
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import ArrayLike
 
-from redetr.data.dataset import DetectionDataset, Hints, Split, find_files, path_inside
-from redetr.data.images import read_image, require_whole
+from redetr.data.annotations import SPLITS, Annotations, Fault, Images, Objects, Rows, Split, assemble
+from redetr.data.paths import find_files, path_inside, read_file
 from redetr.errors import InputError
-from redetr.structures import Target
 
-# People overshoot the border a little: up to this many pixels, or this share of the side, boxes are clipped.
-_OVERSHOOT_PX = 2.0
-_OVERSHOOT_SHARE = 0.01
-# COCO's own train2017 holds 2 boxes without height among 860,001: so few are left out, more are a fault.
-_FEW_EMPTY_BOXES = 1e-4
-# Data sets that fit in this much memory are decoded once in each process: decoding is the dearest part of a sample.
-_KEPT_BYTES = 256 * 2**20
-_ROBOFLOW_FILE = "_annotations.coco.json"
+ROBOFLOW_FILE = "_annotations.coco.json"
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid")}
-_PURPOSE = {"train": "a model learns from it", "val": "hold out 10-20% of the images to measure on"}
-_FIELDS = ("id", "file_name", "width", "height", "image_id", "category_id", "bbox", "name")
+_LARGEST = 2**63
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
 Row = dict[str, Any]
 
 
-class AnnotationError(InputError):
-    """A faulty annotation file: the message tells the first fault, and how many there are like it."""
+def coco_splits(root: Path) -> list[Split]:
+    """The splits of the folder that are in COCO form. Raises InputError if several files claim to be one."""
+    return [split for split in SPLITS if _locate(root, split)]
 
 
-@dataclass(frozen=True)
-class _Table:
-    """One of the three lists of a file."""
-
-    file: Path
-    kind: str  # what a row describes
-    rows: list[Row]
-
-    def column(self, key: str) -> list[Any]:
-        return [row.get(key) for row in self.rows]
-
-    def refuse(self, bad: np.ndarray, text: str, **known: Any) -> None:
-        """Raises AnnotationError if rows are bad (bool `[N]`): `text` says what is wrong with the first of them.
-
-        `{key}` in it stands for what that row says there, or for what is `known` besides.
-        """
-        if bad.any():
-            row = self.rows[bad.argmax()]
-            said = {key: _SHORT.repr(row.get(key)) for key in _FIELDS}
-            name = said["id"] if "id" in row else f"number {bad.argmax()} (without id)"
-            name += "".join(f" ({said[key]})" for key in ("file_name", "name") if key in row)
-            more = f" (and {bad.sum() - 1} more like it)" if bad.sum() > 1 else ""
-            raise AnnotationError(f"{self.file}: {self.kind} {name}: {text.format(**said, **known)}{more}")
-
-    def whole_numbers(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there it is 0)."""
-        values = self.column(key)
-        good = [_is_number(value) and value == int(value) for value in values]
-        whole = [int(value) if ok else 0 for ok, value in zip(good, values, strict=True)]
-        return np.array(whole, np.int64), ~np.array(good, bool)
-
-    def ids(self) -> np.ndarray:
-        """The ids of the rows, int64 `[N]`. Raises AnnotationError if one is no whole number or there twice."""
-        ids, bad = self.whole_numbers("id")
-        self.refuse(bad, "its id {id} is not a whole number; number all of them")
-        first = np.unique(ids, return_index=True)[1]
-        self.refuse(~np.isin(np.arange(len(ids)), first), "its id {id} is there twice; give each its own")
-        return ids
-
-    def positions(self, key: str, sorted_ids: np.ndarray) -> np.ndarray:
-        """Where each id that the rows name stands, int64 `[N]`; -1 where it does not, or is none."""
-        wanted, bad = self.whole_numbers(key)
-        places = np.searchsorted(sorted_ids, wanted).clip(max=len(sorted_ids) - 1)
-        return np.where((sorted_ids[places] == wanted) & ~bad, places, -1)
+def coco_sought(split: Split) -> str:
+    """Where the split is looked for, in words."""
+    return f"annotations/instances_{split}*.json or {_FOLDERS[split][-1]}/{ROBOFLOW_FILE}"
 
 
-class CocoDataset(DetectionDataset):
-    """One split in COCO form, in the order of image ids.
+def read_coco(root: Path, split: Split) -> Annotations:
+    """The split, which has to be there. Images are taken from the folder that has most of them.
 
-    Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True. Boxes that leave
-    their image by up to 2 px or 1% of its side are clipped. Images without annotations are kept. All that a worker
-    process is sent is a few arrays.
+    Raises InputError for a file that is not JSON of the three lists.
     """
-
-    def __init__(self, annotation_file: Path, image_folders: list[Path], name: str, hints: Hints = Hints()):
-        """Images are taken from the folder that has most of them. Raises InputError if the file is faulty."""
-        images, annotations, categories = _parse(annotation_file)
-        class_names = _read_categories(categories)
-        # Sorted by id: ids [N], height and width [N, 2], paths below the folder [N] (bytes).
-        self._ids, self._sizes, self._names, self._folder = _read_images(images, image_folders)
-        # Sorted by image, of which number i owns first[i]:first[i + 1] with first [N + 1]:
-        # boxes [A, 4] float32 (xyxy pixels), labels [A] int64, iscrowd [A] bool, area [A] float32.
-        self._first, self._objects, self.notes = _read_objects(annotations, self._ids, self._sizes, list(class_names))
-        self.name, self.hints = name, hints
-        self.category_ids, self.class_names = tuple(class_names), tuple(class_names.values())
-        self._annotation_file = annotation_file
-        small = 3 * int(self._sizes.prod(1).sum()) <= _KEPT_BYTES
-        self._kept: dict[int, Tensor] | None = {} if small else None
-
-    @classmethod
-    def open(cls, root: Path, split: Split, name: str = "", hints: Hints = Hints()) -> "CocoDataset":
-        """The split of the data set in `root`. Raises InputError if it is missing or its file is faulty."""
-        found = _locate(root, split)
-        if found is None:
-            looked_for = f"annotations/instances_{split}*.json or {_FOLDERS[split][-1]}/{_ROBOFLOW_FILE}"
-            raise InputError(f"{root}: no {split} split (looked for {looked_for}); add it: {_PURPOSE[split]}")
-        return cls(*found, name or root.resolve().name, hints)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def path(self, index: int) -> Path:
-        """The file of an image."""
-        return self._folder / os.fsdecode(self._names[self._position(index)])
-
-    def require_whole_images(self) -> None:
-        for index in range(len(self)):
-            require_whole(self.path(index))
-
-    def target(self, index: int) -> Target:
-        position = self._position(index)
-        own = slice(self._first[position], self._first[position + 1])
-        boxes, labels, iscrowd, area = (torch.from_numpy(array[own].copy()) for array in self._objects)
-        image_id, (height, width) = int(self._ids[position]), self._sizes[position].tolist()
-        size = (height, width)
-        return Target(
-            boxes=boxes, labels=labels, image_id=image_id, orig_size=size, size=size, iscrowd=iscrowd, area=area
-        )
-
-    def image(self, index: int) -> Tensor:
-        """The pixels as stored, uint8 `[3, H, W]`: boxes count these, so EXIF orientation is not applied.
-
-        Raises InputError if the file cannot be decoded or does not have the size that the annotations state.
-        """
-        position = self._position(index)
-        if self._kept is not None and position in self._kept:
-            return self._kept[position]
-        image = read_image(self.path(index))
-        (height, width), stated = image.shape[1:], self._sizes[position].tolist()
-        if [height, width] == stated:
-            if self._kept is not None:
-                self._kept[position] = image
-            return image
-        remedy = "put back the file that was annotated, or export the annotations again"
-        if [width, height] == stated:
-            remedy = "it was annotated as its EXIF tag turns it: save it turned that way, without the tag"
-        says = f"{self._annotation_file} says {stated[1]}x{stated[0]}"
-        raise InputError(f"{self.path(index)}: is {width}x{height} px, but {says}; {remedy}")
+    located = _locate(root, split)
+    if located is None:
+        raise InputError(f"{root}: no {split} split: looked for {coco_sought(split)}")
+    file, folders = located
+    return from_document(file, _parse(file), folders)
 
 
-def is_coco_folder(root: Path) -> bool:
-    """Whether the folder has a train or a val split in COCO form."""
-    return any(_locate(root, split) is not None for split in _FOLDERS)
+def from_document(source: Path, document: Any, folders: list[Path]) -> Annotations:
+    """The annotations of a document in COCO form. Without `folders`, it is left open whether image files are there.
+
+    Raises InputError if it does not hold the three lists.
+    """
+    faults: list[Fault] = []
+    images, annotations, categories = _tables(source, document, faults)
+    category_ids = categories.ids()
+    numbered = categories.good.copy()
+    classes = _read_categories(categories, category_ids)
+    image_ids = images.ids()
+    known = images.good.copy()
+    found = _read_images(images, image_ids, folders)
+    image = annotations.rows_of("image_id", image_ids, known)
+    annotations.tell("image-unknown", image < 0, "no image has its image_id {image_id}",
+                     "add it, or delete the annotation")  # fmt: skip
+    category = annotations.rows_of("category_id", category_ids, numbered)
+    annotations.tell("category-unknown", category < 0, "no category has its category_id {category_id}",
+                     "add it, or correct the id")  # fmt: skip
+    label_of = {id_: label for label, id_ in enumerate(classes)}
+    labels = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])[category]
+    return assemble(source, classes, found, _read_objects(annotations, image, labels), faults)
 
 
 def _locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
@@ -180,23 +88,88 @@ def _locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
         file = (exact or found)[0]
         names = (file.stem.removeprefix("instances_"), *_FOLDERS[split])
         return file, [*(parent / name for parent in (root, root / "images") for name in names), root / "images", root]
-    files = [root / name / _ROBOFLOW_FILE for name in _FOLDERS[split]]
+    files = [root / name / ROBOFLOW_FILE for name in _FOLDERS[split]]
     return next(((file, [file.parent]) for file in files if file.is_file()), None)
 
 
-def _parse(file: Path) -> list[_Table]:
-    """Images, annotations and categories, without the outlines of objects, which are most of a file."""
+class _Table(Rows):
+    """One of the three lists of a file."""
+
+    def __init__(self, file: Path, kind: str, rows: list[Row], faults: list[Fault]):
+        """`kind` is what a row describes."""
+        super().__init__(len(rows), faults, lambda i: (file, self._called(i)))
+        self.kind, self.rows = kind, rows
+
+    def _called(self, i: int) -> str:
+        row = self.rows[i]
+        name = self.said(i, "id") if "id" in row else f"number {i} (without id)"
+        return f"{self.kind} {name}" + "".join(f" ({self.said(i, key)})" for key in ("file_name", "name") if key in row)
+
+    def said(self, i: int, key: str) -> str:
+        """What row `i` says there, shortened to one line."""
+        return _SHORT.repr(self.rows[i].get(key))
+
+    def tell(self, code: str, bad: ArrayLike, text: str, remedy: str, **known: Any) -> None:
+        """A fault of the rows that are `bad`, bool `[N]`. `{key}` in the text stands for what the first of them says
+        there, or for what is `known` besides."""
+
+        def filled(i: int) -> str:
+            keys = [part.partition("}")[0] for part in text.split("{")[1:]]
+            return text.format(**{key: known.get(key) or self.said(i, key) for key in keys})
+
+        self.fault(code, bad, filled, remedy)
+
+    def column(self, key: str) -> list[Any]:
+        return [row.get(key) for row in self.rows]
+
+    def whole_numbers(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there it is 0)."""
+        values = self.column(key)
+        if set(map(type, values)) == {int}:  # nearly always, and then many times faster
+            with suppress(OverflowError):
+                return np.array(values, np.int64), np.zeros(len(values), bool)
+        good = [_is_number(value) and value == int(value) for value in values]
+        whole = [int(value) if ok else 0 for ok, value in zip(good, values, strict=True)]
+        return np.array(whole, np.int64), ~np.array(good, bool)
+
+    def ids(self) -> np.ndarray:
+        """The ids of the rows, int64 `[N]`; tells of those that are no whole number or there twice."""
+        ids, bad = self.whole_numbers("id")
+        self.tell("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
+        good, repeated = np.flatnonzero(self.good), np.ones(len(ids), bool)
+        repeated[good[np.unique(ids[good], return_index=True)[1]]] = False
+        self.tell("id-twice", repeated, "its id {id} is there twice", "give each its own")
+        return ids
+
+    def rows_of(self, key: str, ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """In which row of another table each id stands that these rows name, int64 `[N]`; -1 where in none.
+
+        `ids` are those of the other table, where they are `known`.
+        """
+        wanted, bad = self.whole_numbers(key)
+        rows = np.flatnonzero(known)
+        rows = rows[np.argsort(ids[rows])]
+        if not len(rows):
+            return np.full(len(wanted), -1)
+        found = rows[np.searchsorted(ids[rows], wanted).clip(max=len(rows) - 1)]
+        return np.where((ids[found] == wanted) & ~bad, found, -1)
+
+
+def _parse(file: Path) -> Any:
+    """What the file holds, without the outlines of objects, which are most of it."""
 
     def without_outline(row: Row) -> Row:
         row.pop("segmentation", None)
         return row
 
     try:
-        document = json.loads(file.read_bytes(), object_hook=without_outline)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}; copy the annotations again") from None
+        return json.loads(read_file(file), object_hook=without_outline)
     except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
         raise InputError(f"{file}: not JSON: {error}; export or copy the annotations again") from None
+
+
+def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
+    """Images, annotations and categories."""
     tables = []
     for key, kind in (("images", "image"), ("annotations", "annotation"), ("categories", "category")):
         rows = document.get(key) if isinstance(document, dict) else None
@@ -204,71 +177,69 @@ def _parse(file: Path) -> list[_Table]:
             raise InputError(f'{file}: "{key}" is missing or not a list of objects; export in COCO form again')
         if not rows and key != "annotations":
             raise InputError(f'{file}: "{key}" is empty; export the annotations again')
-        tables.append(_Table(file, kind, rows))
+        tables.append(_Table(file, kind, rows, faults))
     return tables
 
 
-def _read_categories(table: _Table) -> dict[int, str]:
+def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
     """Names by id, sorted by id."""
-    ids, names = table.ids(), table.column("name")
-    table.refuse(np.array([not isinstance(name, str) for name in names]), "its name {name} is no text; write one")
-    return {int(ids[i]): names[i] for i in np.argsort(ids)}
+    names = table.column("name")
+    table.tell("name-invalid", [not isinstance(name, str) for name in names], "its name {name} is no text", "write one")
+    return {int(ids[i]): names[i] for i in np.argsort(ids) if table.good[i]}
 
 
-def _read_images(table: _Table, folders: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray, Path]:
-    """Ids, sizes and names as `CocoDataset` keeps them, and the folder that has most of the files."""
-    ids, names = table.ids(), [path_inside(name) for name in table.column("file_name")]
-    outside = np.array([not name for name in names])
-    table.refuse(outside, "file_name {file_name} is no path inside the data folder; write one")
+def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
+    names = [path_inside(name) for name in table.column("file_name")]
+    table.tell(
+        "path-outside",
+        [not name for name in names],
+        "file_name {file_name} is no path inside the data folder",
+        "write one",
+    )
     (heights, bad_height), (widths, bad_width) = table.whole_numbers("height"), table.whole_numbers("width")
     bad = bad_height | bad_width | (heights <= 0) | (widths <= 0)
-    table.refuse(bad, "{width}x{height} is no size in pixels; write that of the file")
-    folder, missing = find_files(names, folders)
-    table.refuse(missing, "its file is not in {folder}; put it there, or delete the entry", folder=folder)
-    order = np.argsort(ids)
-    encoded = np.array([os.fsencode(name) for name in names])
-    return ids[order], np.stack([heights, widths], axis=1)[order], encoded[order], folder
+    table.tell("size-invalid", bad, "{width}x{height} is no size in pixels", "write that of the file")
+    folder, missing = find_files(names, folders) if folders else (Path(), np.zeros(len(names), bool))
+    table.tell("image-missing", missing, "its file is not in {folder}", "put it there, or delete the entry",
+               folder=folder)  # fmt: skip
+    sizes = np.stack([heights, widths], axis=1)
+    return Images(table, folder, names, ids, sizes, lambda i: str(ids[i]))
 
 
-def _read_objects(
-    table: _Table, image_ids: np.ndarray, sizes: np.ndarray, category_ids: list[int]
-) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[str, ...]]:
-    """Where the objects of each image begin, their arrays, and a note if some are left out."""
-    image = table.positions("image_id", image_ids)
-    table.refuse(image < 0, "no image has its image_id {image_id}; add it, or delete the annotation")
-    labels = table.positions("category_id", np.array(category_ids))
-    table.refuse(labels < 0, "no category has its category_id {category_id}; add it, or correct the id")
-    boxes, empty = _read_boxes(table, sizes[image, ::-1])
-    stated = np.array([area if _is_number(area) else -1 for area in table.column("area")], np.float32)
-    area = np.where(stated >= 0, stated, (boxes[:, 2:] - boxes[:, :2]).prod(1))
-    iscrowd = [row.get("iscrowd") in (1, "1") or row.get("ignore") in (1, "1") for row in table.rows]
-    order = np.argsort(image, kind="stable")
-    order = order[~empty[order]]
-    first = np.searchsorted(image[order], np.arange(len(image_ids) + 1))
-    notes = (f"{empty.sum()} of {len(empty)} boxes have no area and are left out",) if empty.any() else ()
-    return first, (boxes[order], labels[order], np.array(iscrowd, bool)[order], area[order]), notes
-
-
-def _read_boxes(table: _Table, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes clipped to images of these sizes (width, height), float32 xyxy `[A, 4]`, and the few without area."""
+def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objects:
+    ids, without = table.whole_numbers("id")
     values = table.column("bbox")
-    good = [isinstance(value, list) and len(value) == 4 and all(map(_is_number, value)) for value in values]
-    table.refuse(~np.array(good, bool), "bbox {bbox} is not 4 finite numbers [x, y, width, height]; correct it")
-    x, y, w, h = np.array(values, np.float64).reshape(-1, 4).T
-    corners = np.stack([x, y, x + w, y + h], axis=1)
-    slip = np.maximum(_OVERSHOOT_PX, _OVERSHOOT_SHARE * sizes)
-    leaves = (corners[:, :2] < -slip).any(1) | (corners[:, 2:] > sizes + slip).any(1)
-    outside = leaves & (w > 0) & (h > 0)
-    size = "{}x{}".format(*sizes[outside.argmax()]) if outside.any() else ""
-    remedy = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
-    table.refuse(outside, "bbox {bbox} leaves its image {image_id} of {size} px; " + remedy, size=size)
-    boxes = corners.clip(0, np.tile(sizes, 2)).astype(np.float32)
-    empty = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) <= 0
-    if empty.sum() > _FEW_EMPTY_BOXES * len(empty) or min(w.min(initial=0), h.min(initial=0)) < 0:
-        table.refuse(empty, "bbox {bbox} has zero or negative size; correct or delete it")
-    return boxes, empty
+    no_box = (math.nan,) * 4
+    four = chain.from_iterable(v if isinstance(v, list) and len(v) == 4 else no_box for v in values)
+    boxes = _numbers(list(four)).reshape(-1, 4)
+    invalid = np.isnan(boxes).any(1)
+    boxes[invalid] = (0, 0, 1, 1)
+    table.tell("box-invalid", invalid, "bbox {bbox} is not 4 finite numbers [x, y, width, height]",
+               "correct it")  # fmt: skip
+    area = _numbers(table.column("area"))
+    iscrowd = [row.get("iscrowd") in (1, "1") or row.get("ignore") in (1, "1") for row in table.rows]
+    return Objects(
+        rows=table,
+        image=image,
+        labels=labels,
+        corners=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+        iscrowd=np.array(iscrowd, bool),
+        area=np.where(area >= 0, area, -1).astype(np.float32),
+        ids=np.where(without, np.arange(len(ids)), ids),
+        said=lambda i: f"bbox {table.said(i, 'bbox')}",
+        remedy="is it xyxy given as xywh? write [x, y, width, height] in pixels",
+    )
+
+
+def _numbers(values: list[Any]) -> np.ndarray:
+    """The values as float64; NaN where one is no number."""
+    if set(map(type, values)) <= {int, float}:
+        with suppress(OverflowError):
+            numbers = np.array(values, np.float64)
+            return np.where(np.abs(numbers) < _LARGEST, numbers, np.nan)
+    return np.array([value if _is_number(value) else np.nan for value in values], np.float64)
 
 
 def _is_number(value: Any) -> bool:
     """Whether int64 holds it and float32 holds its square; NaN and infinity are no numbers here."""
-    return type(value) in (int, float) and abs(value) < 2**63
+    return type(value) in (int, float) and abs(value) < _LARGEST

@@ -1,25 +1,27 @@
 """What every data set looks like from inside: uint8 images, boxes in xyxy pixels, contiguous labels."""
 
-import os
-import posixpath
-import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from redetr.data.annotations import SPLITS, Annotations, Split
+from redetr.data.coco import coco_sought, coco_splits, read_coco
 from redetr.data.transforms import Augment
+from redetr.data.voc import read_voc, voc_sought, voc_splits
+from redetr.data.yolo import read_yolo, yolo_sought, yolo_splits
 from redetr.errors import InputError
 from redetr.structures import Target
 
-Split = Literal["train", "val"]
-
 _CROWNS = Path(__file__).parent / "crowns"
+_PURPOSE = {
+    "train": "a model learns from it",
+    "val": "hold out 10-20% of the images to measure on, or let --val-fraction 0.1 do it",
+}
 
 
 @dataclass(frozen=True)
@@ -75,34 +77,75 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, Target]]):
         return index % len(self)
 
 
-def open_dataset(source: str | Path, split: Split) -> DetectionDataset:
-    """The data set called `digits` or `crowns`, or that in a folder (`./digits` is a folder of that name).
+class _Layout(NamedTuple):
+    """A form of data set: the splits that are in a folder, where one is looked for (in words), how it is read."""
 
-    Folders are in COCO form: `annotations/instances_train*.json` and `instances_val*.json`, or
-    `train/_annotations.coco.json` and `valid/_annotations.coco.json`.
-    Raises InputError if there is no such folder, layout or split, or the annotations are faulty.
+    splits: Callable[[Path], list[Split]]
+    sought: Callable[[Split], str]
+    read: Callable[[Path, Split], Annotations]
+
+
+_LAYOUTS = {
+    "COCO": _Layout(coco_splits, coco_sought, read_coco),
+    "YOLO": _Layout(yolo_splits, yolo_sought, read_yolo),
+    "Pascal VOC": _Layout(voc_splits, voc_sought, read_voc),
+}
+
+
+def splits_of(root: Path) -> list[Split]:
+    """The splits of the data set in a folder. Raises InputError if there is none, or it cannot be told."""
+    return _layout_of(root)[1]
+
+
+def read_annotations(root: Path, split: Split) -> Annotations:
+    """One split of the data set in a folder, with all that is wrong with it.
+
+    Raises InputError if there is no such data set or split, or nothing of it can be read.
     """
-    from redetr.data.coco import CocoDataset, is_coco_folder
-    from redetr.data.digits import DigitsDataset
+    layout, splits = _layout_of(root)
+    if split not in splits:
+        raise InputError(f"{root}: no {split} split (looked for {layout.sought(split)}); add it: {_PURPOSE[split]}")
+    return layout.read(root, split)
 
-    if split not in ("train", "val"):
+
+def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
+    if not root.is_dir():
+        what = "is a file" if root.is_file() else "no such folder"
+        raise InputError(f"{root}: {what}; give the folder of a data set, or digits or crowns")
+    if not any(root.iterdir()):
+        raise InputError(f"{root}: the folder is empty; put a data set in {', '.join(_LAYOUTS)} form into it")
+    for layout in _LAYOUTS.values():
+        if splits := layout.splits(root):
+            return layout, splits
+    sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
+    raise InputError(f"{root}: no data set found; give the folder that holds one of these ({sought})")
+
+
+def folder_of(source: str | Path) -> Path:
+    """The folder of a data set that is given by its path, or called crowns."""
+    return _CROWNS if source == "crowns" else Path(source).expanduser()
+
+
+def open_dataset(source: str | Path, split: Split, val_fraction: float = 0.0) -> DetectionDataset:
+    """The data set called `digits` or `crowns`, that in a folder (`./digits` is a folder of that name), or that which
+    Hugging Face `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`.
+
+    Folders are in COCO, YOLO or Pascal VOC form: see `redetr.data.coco`, `yolo` and `voc`. Without a val split, a
+    `val_fraction` of the training images is held out as one. Raises InputError if there is no such folder, layout or
+    split, or the annotations are faulty.
+    """
+    from redetr.data.digits import DigitsDataset
+    from redetr.data.folder import open_folder
+    from redetr.data.hub import open_hub
+
+    if split not in SPLITS:
         raise ValueError(f"split is train or val, not {split!r}")
     if source == "digits":
         return DigitsDataset(split)
-    if source == "crowns":
-        return CocoDataset.open(_CROWNS, split, "crowns", Hints(image_size=128, augment="aerial", num_queries=25))
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        what = "is a file" if folder.is_file() else "no such folder"
-        raise InputError(f"{folder}: {what}; give the folder of a data set, or digits or crowns")
-    if not any(folder.iterdir()):
-        raise InputError(f"{folder}: the folder is empty; put a data set in COCO form into it")
-    if not is_coco_folder(folder):
-        raise InputError(
-            f"{folder}: no data set found: looked for COCO (annotations/instances_train*.json, or"
-            " train/_annotations.coco.json); give the folder that holds these, or export your data as COCO"
-        )
-    return CocoDataset.open(folder, split)
+    if str(source).startswith("hf:"):
+        return open_hub(str(source), split, val_fraction)
+    hints = Hints(image_size=128, augment="aerial", num_queries=25) if source == "crowns" else Hints()
+    return open_folder(folder_of(source), split, hints, val_fraction)
 
 
 def require_same_classes(train: DetectionDataset, val: DetectionDataset) -> None:
@@ -116,34 +159,3 @@ def require_same_classes(train: DetectionDataset, val: DetectionDataset) -> None
         f"{train.name}: train and val list different categories: {odd[0]} ({odd[1]!r}) is only in {where};"
         " write the same categories into both annotation files"
     )
-
-
-def path_inside(name: Any) -> str:
-    """The relative path with forward slashes and no detours; empty if it is none or leads elsewhere."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        return ""
-    path = posixpath.normpath(name.replace("\\", "/"))
-    leads_out = path in (".", "..") or path.startswith(("/", "../")) or re.match("[A-Za-z]:", path)
-    return "" if leads_out else path
-
-
-def find_files(names: list[str], folders: list[Path]) -> tuple[Path, np.ndarray]:
-    """The first of the folders that holds most of the files, and which files it lacks, bool `[N]`."""
-    candidates = [folder for folder in folders if folder.is_dir()] or folders[:1]
-    lacking = [_missing(folder, names) for folder in candidates]
-    best = min(range(len(candidates)), key=lambda i: lacking[i].sum())
-    return candidates[best], lacking[best]
-
-
-def _missing(folder: Path, names: list[str]) -> np.ndarray:
-    """Which files the folder lacks, bool `[N]`. Lists each folder once: asking file by file is slow."""
-
-    @cache
-    def files(parent: str) -> set[str]:
-        try:
-            return set(os.listdir(folder / parent))
-        except OSError:
-            return set()
-
-    parts = [name.rpartition("/") for name in names]
-    return np.array([file not in files(parent) for parent, _, file in parts])

@@ -1,7 +1,7 @@
 """Loading samples in worker processes, and putting them on the device as one padded batch."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,33 +10,56 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from redetr.data.cache import ImageCache
 from redetr.data.dataset import DetectionDataset
+from redetr.data.images import decode
+from redetr.data.mosaic import combined
 from redetr.data.sampler import Key
-from redetr.data.transforms import apply, drawn_from, normalize
+from redetr.data.transforms import Sample, Transform, draws_of, normalize
+from redetr.data.views import Size
 from redetr.errors import InputError, LostError
-from redetr.structures import Batch, Target, collate
-
-Sample = tuple[Tensor, Target]
+from redetr.structures import Batch
 
 _GRACE_S = 60  # how long a worker outlives a signal to end
 
 
 class Samples(Dataset[Sample]):
-    """A data set seen through a transform, addressed by (epoch, index)."""
+    """A data set seen through a transform, addressed by (epoch, index).
 
-    def __init__(self, dataset: DetectionDataset, transform: Callable, seed: int):
+    In the first `mosaic_epochs` epochs, some samples are mosaics and mixtures with other images.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        transform: Transform,
+        seed: int,
+        cache: ImageCache | None = None,
+        mosaic_epochs: int = 0,
+    ):
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
+        self.cache = cache
+        self.mosaic_epochs = mosaic_epochs
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> Sample:
-        """The uint8 image `[3, h, w]` and its target as the model sees it: a function of (seed, epoch, image id)."""
+        """The uint8 image `[3, h, w]` and its target as the model sees it: a function of (seed, epoch, index).
+
+        Not of the image's id, which differs between the forms of a data set.
+        """
         epoch, index = key
-        image, target = self.dataset.sample(index)
-        return apply(self.transform, image, target, drawn_from(self.seed, epoch, target["image_id"]))
+        image, target = self._stored(index)
+        random = draws_of(self.seed, epoch, index)
+        view = self.transform.view(random, target)
+        if epoch >= self.mosaic_epochs:
+            return self.transform.show(random, view, image, target)
+        return combined(
+            random, self.transform, view, (image, target), lambda: self._stored(random.randrange(len(self)))
+        )
 
     def __getitems__(self, keys: list[Key]) -> list[Sample] | InputError:
         """The samples of a batch, or what is wrong with one: `load_batches` raises it, workers would garble it."""
@@ -44,6 +67,31 @@ class Samples(Dataset[Sample]):
             return [self[key] for key in keys]
         except InputError as error:
             return error
+
+    def size(self, key: Key) -> Size:
+        """Height and width of the sample, without decoding an image; some 50 us."""
+        epoch, index = key
+        target = self.dataset.target(index)
+        return self.transform.view(draws_of(self.seed, epoch, index), target).size
+
+    def _stored(self, index: int) -> Sample:
+        """An image and its target as stored; the image may be decoded smaller, see `Transform.closest`."""
+        image = self.cache.get(index) if self.cache else None
+        if image is not None:
+            return image, self.dataset.target(index)
+        image, target = self._decoded(index)
+        if self.cache:
+            self.cache.put(index, image)
+        return image, target
+
+    def _decoded(self, index: int) -> Sample:
+        path, closest = getattr(self.dataset, "path", None), self.transform.closest
+        if path and closest:
+            target = self.dataset.target(index)
+            image, stored = decode(path(index), closest(*target["orig_size"]))
+            if stored == target["orig_size"]:
+                return image, target
+        return self.dataset.sample(index)  # or what is wrong with the file
 
 
 def _pack(samples: list[Sample] | InputError) -> Any:
@@ -114,12 +162,21 @@ def to_batch(
     canvas: tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Samples as a normalised, padded `Batch` on `device`; bytes travel, floats are made there.
+    """Samples as a normalised, padded `Batch` on `device`. Only their bytes travel; nothing waits if they are pinned.
 
     Padding is zero after normalisation, as in the original.
     """
-    batch = collate([image for image, _ in samples], canvas)
-    mask = batch.mask.to(device, non_blocking=True)
-    images = normalize(batch.images.to(device, non_blocking=True)).to(dtype)
-    images = images.masked_fill_(mask[:, None], 0).contiguous(memory_format=torch.channels_last)
+    height, width = canvas or canvas_of(samples)
+    images = torch.zeros(len(samples), height, width, 3, dtype=dtype, device=device).permute(0, 3, 1, 2)
+    mask = torch.ones(len(samples), height, width, dtype=torch.bool, device=device)
+    for i, (image, _) in enumerate(samples):
+        h, w = image.shape[-2:]
+        images[i, :, :h, :w] = normalize(image.to(device, non_blocking=True))
+        mask[i, :h, :w] = False
     return Batch(images, mask, [target for _, target in samples])
+
+
+def padded_share(batches: list[Batch]) -> float:
+    """How much of the canvases of all batches is padding, from 0 to 1; known on the host."""
+    canvases = sum(batch.mask.numel() for batch in batches)
+    return 1 - sum(h * w for batch in batches for h, w in (target["size"] for target in batch.targets)) / canvases

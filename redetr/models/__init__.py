@@ -6,7 +6,7 @@ from typing import Any
 
 from redetr.errors import InputError
 from redetr.models.detr import detr, detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5
-from redetr.models.fast import fast, redetr_m, redetr_n, redetr_s
+from redetr.models.fast import fast, redetr_m, redetr_mobile, redetr_n, redetr_s
 from redetr.structures import DetectionModel
 
 MODELS: dict[str, Callable[..., DetectionModel]] = {
@@ -16,6 +16,7 @@ MODELS: dict[str, Callable[..., DetectionModel]] = {
     "detr_r101_dc5": detr_r101_dc5,
     "redetr_n": redetr_n,
     "redetr_s": redetr_s,
+    "redetr_mobile": redetr_mobile,
     "redetr_m": redetr_m,
 }
 
@@ -27,7 +28,7 @@ def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
     """
     if name not in MODELS:
         raise InputError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
-    allowed = inspect.signature(detr if name.startswith("detr") else fast).parameters
+    allowed = options_of(name)
     for option in overrides:
         if option not in allowed:
             raise InputError(f"unknown option {option!r} of model {name}: choose from {', '.join(allowed)}")
@@ -38,3 +39,10 @@ def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AssertionError) as error:
         given = ", ".join(f"{option}={value}" for option, value in overrides.items())
         raise InputError(f"model {name} cannot be built with {given}: {error}") from error
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """All options of a model of `MODELS` with their defaults."""
+    functions = (detr if name.startswith("detr") else fast, MODELS[name])
+    parameters = [p for function in functions for p in inspect.signature(function).parameters.values()]
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

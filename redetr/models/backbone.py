@@ -1,20 +1,34 @@
-"""Backbones: image `[B, 3, H, W]` to feature maps by stride.
+"""Backbones: normalised images `[B, 3, H, W]` to feature maps by stride.
 
-`Backbone` is a torchvision ResNet, `SmallResNet` a small residual net to train from scratch.
+`Backbone` is a ResNet or MobileNet of torchvision, `TimmBackbone` a net of timm, `SmallResNet` a small residual net to
+train from scratch. All take images normalised by ImageNet's mean and deviation.
 """
 
-from typing import Literal
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import mobilenetv2, mobilenetv3
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
+from redetr.download import fetch
 from redetr.errors import InputError
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+# Which of `features` is the first at stride 2, 4, 8, 16, 32.
+MOBILENETS = {
+    "mobilenet_v2": (0, 2, 4, 7, 14),
+    "mobilenet_v3_small": (0, 1, 2, 4, 9),
+    "mobilenet_v3_large": (0, 2, 4, 7, 13),
+}
+_STRIDES = (2, 4, 8, 16, 32)
 Norm = Literal["frozen_batch", "group", "sync_batch"]
 
 
@@ -22,7 +36,7 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(8, channels)
 
 
-_NORMS = {"frozen_batch": FrozenBatchNorm2d, "group": _group_norm, "sync_batch": nn.SyncBatchNorm}
+_NORMS: dict[str, Any] = {"frozen_batch": FrozenBatchNorm2d, "group": _group_norm, "sync_batch": nn.SyncBatchNorm}
 
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
@@ -48,13 +62,34 @@ def _residual_block(x: Tensor, block: BasicBlock | Bottleneck) -> Tensor:
     return (out + identity).relu_()
 
 
+def _chain(x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
+    """torchvision's `layers` one after the other, each convolution together with the norm that follows it."""
+    layers = iter(layers)
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            x = conv_norm(x, layer, next(layers))
+        elif isinstance(layer, nn.Sequential):
+            x = _chain(x, layer)
+        elif isinstance(layer, (BasicBlock, Bottleneck)):
+            x = _residual_block(x, layer)
+        elif isinstance(layer, (mobilenetv2.InvertedResidual, mobilenetv3.InvertedResidual)):
+            out = _chain(x, layer.conv if isinstance(layer, mobilenetv2.InvertedResidual) else layer.block)
+            x = x + out if layer.use_res_connect else out
+        else:
+            x = layer(x)
+    return x
+
+
 class Backbone(nn.Module):
-    """A torchvision ResNet as `body`, with frozen BatchNorm; the stem and the first stage are not trained.
+    """A torchvision ResNet or MobileNet as `body`, without its classifier and what comes after the last of `strides`.
 
     `weights="imagenet"` loads torchvision's weights; None leaves random ones. `dilation` replaces the stride of the
-    last stage by dilation (DC5). `norm="group"` takes GroupNorm in place of frozen BatchNorm and trains all of it:
-    the choice for training from scratch. `norm="sync_batch"` trains BatchNorm with statistics over all ranks: GPUs
-    only, exact over ranks but not over accumulated micro-batches.
+    last stage by dilation (DC5).
+
+    With `norm="frozen_batch"`, nothing before stride 8 is trained, as in the original: filters that serve any picture,
+    few weights, and the largest feature maps, through which no gradient has to go. `norm="group"` takes GroupNorm in
+    place of frozen BatchNorm and trains all of it: the choice for training from scratch. `norm="sync_batch"` trains
+    BatchNorm with statistics over all ranks: GPUs only, exact over ranks but not over accumulated micro-batches.
     """
 
     def __init__(
@@ -66,54 +101,129 @@ class Backbone(nn.Module):
         norm: Norm = "frozen_batch",
     ):
         super().__init__()
-        if name not in RESNETS:
-            raise InputError(f"unknown backbone {name!r}: choose one of {', '.join(RESNETS)}")
-        if weights not in (None, "imagenet"):
-            raise InputError(f"unknown backbone weights {weights!r}: choose 'imagenet' or none")
-        if dilation and name in ("resnet18", "resnet34"):
+        known = (*RESNETS, *MOBILENETS)
+        if name not in known:
+            raise InputError(f"unknown backbone {name!r}: choose one of {', '.join(known)}, or timm:NAME")
+        if dilation and name not in ("resnet50", "resnet101"):
             raise InputError(f"{name} has no dilated form: choose resnet50 or resnet101")
-        if norm not in _NORMS:
-            raise InputError(f"unknown norm {norm!r} of a backbone: choose {', '.join(_NORMS)}")
-        frozen = norm == "frozen_batch"
-        if weights and norm == "group":
-            raise InputError("ImageNet weights were trained with BatchNorm: they need norm=frozen_batch or sync_batch")
-        body = torchvision.models.get_model(
-            name,
-            replace_stride_with_dilation=[False, False, dilation],
-            norm_layer=_NORMS[norm],
-        )
+        _check(weights, norm)
+        eps = {"eps": 1e-3} if name.startswith("mobilenet_v3") and norm != "group" else {}  # as V3 was trained
+        options = {"replace_stride_with_dilation": [False, False, True]} if dilation else {}
+        self.name = name
+        self.body = torchvision.models.get_model(name, norm_layer=partial(_NORMS[norm], **eps), **options)
         if weights:
-            body.load_state_dict(_imagenet_weights(name))
-        del body.fc, body.avgpool
-        self.body = body
+            self.body.load_state_dict(_imagenet_weights(name))
+        self._cut(_STRIDES.index(max(strides)))
         self.strides = strides
-        width = 512 * (4 if name in ("resnet50", "resnet101") else 1)
-        self.num_channels = [{8: width // 4, 16: width // 2, 32: width}[stride] for stride in strides]
-        if frozen:
-            for part in (body.conv1, body.bn1, body.layer1):
-                part.requires_grad_(False)
+        self.num_channels = [_out_channels(self._stages()[_STRIDES.index(stride)]) for stride in strides]
+        if norm == "frozen_batch":
+            for layer in (layer for stage in self._stages()[:2] for layer in stage):
+                layer.requires_grad_(False)
+
+    def _stages(self) -> list[list[nn.Module]]:
+        """The layers of each stride in `_STRIDES`."""
+        body = self.body
+        if self.name in MOBILENETS:
+            layers = list(body.features)
+            return [layers[begin:end] for begin, end in pairwise((*MOBILENETS[self.name], None))]
+        later = [[getattr(body, layer)] for layer in ("layer2", "layer3", "layer4") if hasattr(body, layer)]
+        return [[body.conv1, body.bn1, body.relu], [body.maxpool, body.layer1], *later]
+
+    def _cut(self, last: int) -> None:
+        """Removes what comes after stage `last`: it would be computed for nothing, and get no gradient."""
+        unused = {"fc", "avgpool", "classifier", *(f"layer{i}" for i in range(last + 1, 5))}
+        for part in unused & dict(self.body.named_children()).keys():
+            delattr(self.body, part)
+        if self.name in MOBILENETS:
+            self.body.features = self.body.features[: (*MOBILENETS[self.name], None)[last + 1]]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[B, num_channels[i], H / strides[i], W / strides[i]]` (DC5: stride 16 under the name 32)."""
-        body = self.body
-        x = conv_norm(images, body.conv1, body.bn1).relu_()
-        x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
-        features = {}
-        for stride, stage in zip((4, 8, 16, 32), (body.layer1, body.layer2, body.layer3, body.layer4), strict=True):
-            for block in stage:
-                x = _residual_block(x, block)
-            features[stride] = x
+        x, features = images, {}
+        for stride, stage in zip(_STRIDES, self._stages(), strict=False):
+            x = features[stride] = _chain(x, stage)
         return [features[stride] for stride in self.strides]
+
+
+def _out_channels(layers: list[nn.Module]) -> int:
+    return [conv.out_channels for layer in layers for conv in layer.modules() if isinstance(conv, nn.Conv2d)][-1]
+
+
+def _check(weights: str | None, norm: str) -> None:
+    if weights not in (None, "imagenet"):
+        raise InputError(f"unknown backbone weights {weights!r}: choose 'imagenet' or none")
+    if norm not in _NORMS:
+        raise InputError(f"unknown norm {norm!r} of a backbone: choose {', '.join(_NORMS)}")
+    if weights and norm == "group":
+        raise InputError("ImageNet weights were trained with BatchNorm: they need norm=frozen_batch or sync_batch")
 
 
 def _imagenet_weights(name: str) -> dict[str, Tensor]:
     """torchvision's weights from torch's cache, or from the net. Raises InputError with the place for the file."""
     url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+    path = fetch(url, Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2])
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class TimmBackbone(nn.Module):
+    """A convolutional net of timm as `body`, pruned after the last of `strides`; needs the extra `timm`.
+
+    Its BatchNorm is frozen, or synchronised with `norm="sync_batch"` (see `Backbone`); all else is trained.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, name: str, weights: str | None, strides: tuple[int, ...], norm: Norm = "frozen_batch"):
+        super().__init__()
+        try:
+            import timm
+        except ImportError:
+            raise InputError(f'timm:{name} needs timm: pip install "redetr[timm]"') from None
+        _check(weights, norm)
+        if norm == "group":
+            raise InputError(f"timm:{name} cannot change to norm=group: take norm=frozen_batch or sync_batch")
+        net = _timm_features(timm.create_model, name, bool(weights), strides)
+        freeze, synchronise = timm.layers.freeze_batch_norm_2d, timm.layers.convert_sync_batchnorm
+        self.body = (freeze if norm == "frozen_batch" else synchronise)(net.model)
+        self.strides = strides
+        self.num_channels = net.feature_info.channels()
+        self._indices = net.out_indices
+        # From ImageNet's mean and deviation to those that this net was trained with, which for some are others.
+        mean, std, own_mean, own_std = (
+            torch.tensor(values)[:, None, None]
+            for values in (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD,
+                           net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
+        )  # fmt: skip
+        self.register_buffer("scale", std / own_std, persistent=False)
+        self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Feature maps `[B, num_channels[i], H / strides[i], W / strides[i]]`."""
+        images = images * self.scale + self.shift
+        return self.body.forward_intermediates(images, indices=self._indices, intermediates_only=True)
+
+
+def _timm_features(create_model: Callable[..., Any], name: str, pretrained: bool, strides: tuple[int, ...]) -> Any:
+    """timm's extractor of the features at `strides`. Raises InputError for a net that has none or cannot be had."""
+    options: dict[str, Any] = {"features_only": True, "feature_cls": "getter"}
     try:
-        return torch.hub.load_state_dict_from_url(url, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # no connection, or a file with another hash
-        place = f"{torch.hub.get_dir()}/checkpoints/{url.rpartition('/')[2]}"
-        raise InputError(f"cannot get ImageNet weights from {url} ({error}); put that file at {place}") from error
+        found = create_model(name, **options).feature_info.reduction()
+        last = {stride: index for index, stride in enumerate(found)}
+        indices = [last[stride] for stride in strides if stride in last]
+        net = create_model(name, pretrained=pretrained, out_indices=indices, **options)
+    except Exception as error:  # unknown names, downloads that fail: timm and its hub client raise many kinds
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"timm:{name}: timm cannot give it ({reason[:160]}); `timm.list_models()` has the names; where there is no "
+            "net, get the file of its weights elsewhere and train with --weights FILE"
+        ) from error
+    if net.feature_info.reduction() != list(strides) or net.pretrained_cfg.get("fixed_input_size"):
+        raise InputError(
+            f"timm:{name} cannot be a backbone: that takes images of any size and has feature maps at strides "
+            f"{', '.join(map(str, strides))}; this one has {', '.join(map(str, last))}"
+        )
+    return net
 
 
 class _SmallBlock(nn.Module):
@@ -160,6 +270,28 @@ class SmallResNet(nn.Module):
             x = stage(x)
             features.append(x)
         return features[1:]
+
+
+AnyBackbone = Backbone | TimmBackbone | SmallResNet
+
+
+def build_backbone(
+    backbone: str | tuple[int, int, int],
+    weights: str | None,
+    norm: Norm,
+    strides: tuple[int, ...],
+    dilation: bool = False,
+) -> AnyBackbone:
+    """The backbone of that name: torchvision's, "timm:NAME", or a `SmallResNet` of three widths (strides 8, 16)."""
+    if isinstance(backbone, str) and not backbone.startswith("timm:"):
+        return Backbone(backbone, weights, dilation, strides, norm)
+    if dilation:
+        raise InputError(f"{backbone} has no dilated form: choose resnet50 or resnet101")
+    if isinstance(backbone, str):
+        return TimmBackbone(backbone.removeprefix("timm:"), weights, strides, norm)
+    if weights:
+        raise InputError(f"a backbone of widths {backbone} is trained from scratch: take no weights ({weights})")
+    return SmallResNet(backbone)
 
 
 def padding_at(features: Tensor, mask: Tensor | None) -> Tensor:

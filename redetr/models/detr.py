@@ -8,8 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
-from redetr.errors import InputError
-from redetr.models.backbone import Backbone, Norm, SmallResNet, padding_at
+from redetr.models.backbone import AnyBackbone, Norm, build_backbone, padding_at
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
 from redetr.models.transformer import MLP, Transformer
 from redetr.structures import DetectionModel, LossConfig, Outputs
@@ -26,7 +25,7 @@ class DETR(DetectionModel):
     image_size = 800
     max_size = 1333
 
-    def __init__(self, num_classes: int, backbone: Backbone | SmallResNet, transformer: Transformer, num_queries: int,
+    def __init__(self, num_classes: int, backbone: AnyBackbone, transformer: Transformer, num_queries: int,
                  hidden_dim: int, position: Literal["sine", "learned"], aux_loss: bool):  # fmt: skip
         super().__init__()
         self.num_classes = num_classes
@@ -77,34 +76,29 @@ def detr(
 ) -> DETR:
     """A DETR with random transformer weights; `weights="imagenet"` for the backbone only. The defaults are DETR-R50.
 
-    Not in the original, for training from scratch: `norm` "group" or "sync_batch" (see `Backbone`), and three widths of
-    a `SmallResNet` (stride 16) as `backbone`.
+    Not in the original: `norm` "group" or "sync_batch" (see `Backbone`) for training from scratch, and other backbones,
+    of which three widths make a `SmallResNet` (stride 16).
     """
-    if isinstance(backbone, str):
-        body: Backbone | SmallResNet = Backbone(backbone, weights, dilation, norm=norm)
-    elif weights:
-        raise InputError(f"a backbone of widths {backbone} is trained from scratch: take no weights ({weights})")
-    else:
-        body = SmallResNet(backbone)
+    body = build_backbone(backbone, weights, norm, (32,), dilation)
     transformer = Transformer(hidden_dim, nheads, enc_layers, dec_layers, dim_feedforward, dropout, pre_norm)
     return DETR(num_classes, body, transformer, num_queries, hidden_dim, position, aux_loss)
 
 
 def detr_r50(num_classes: int, **options: Any) -> DETR:
     """DETR with ResNet-50: 42.0 AP on COCO val 2017 with the official weights (published)."""
-    return detr(num_classes, **{"backbone": "resnet50", **options})
+    return detr(num_classes, **options)
 
 
-def detr_r50_dc5(num_classes: int, **options: Any) -> DETR:
+def detr_r50_dc5(num_classes: int, *, dilation: bool = True, **options: Any) -> DETR:
     """DETR with ResNet-50, the last stage dilated instead of strided: 43.3 AP (published)."""
-    return detr(num_classes, **{"backbone": "resnet50", "dilation": True, **options})
+    return detr(num_classes, dilation=dilation, **options)
 
 
-def detr_r101(num_classes: int, **options: Any) -> DETR:
+def detr_r101(num_classes: int, *, backbone: str = "resnet101", **options: Any) -> DETR:
     """DETR with ResNet-101: 43.5 AP (published)."""
-    return detr(num_classes, **{"backbone": "resnet101", **options})
+    return detr(num_classes, backbone=backbone, **options)
 
 
-def detr_r101_dc5(num_classes: int, **options: Any) -> DETR:
+def detr_r101_dc5(num_classes: int, *, backbone: str = "resnet101", dilation: bool = True, **options: Any) -> DETR:
     """DETR with ResNet-101, the last stage dilated instead of strided: 44.9 AP (published)."""
-    return detr(num_classes, **{"backbone": "resnet101", "dilation": True, **options})
+    return detr(num_classes, backbone=backbone, dilation=dilation, **options)

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
-from redetr.errors import InputError
-from redetr.models.backbone import Backbone, Norm, SmallResNet, padding_at
+from redetr.models.backbone import AnyBackbone, Norm, build_backbone, padding_at
 from redetr.models.position import PositionEmbeddingSine, sine_features
 from redetr.models.transformer import MLP, MultiheadAttention, TransformerEncoderLayer
 from redetr.structures import DetectionModel, LossConfig, Outputs
@@ -142,7 +141,7 @@ class FastDETR(DetectionModel):
     image_size = 640
     max_size = None
 
-    def __init__(self, num_classes: int, backbone: Backbone | SmallResNet, hidden_dim: int, nheads: int,
+    def __init__(self, num_classes: int, backbone: AnyBackbone, hidden_dim: int, nheads: int,
                  dec_layers: int, dim_feedforward: int, points: int, num_queries: int):  # fmt: skip
         super().__init__()
         self.num_classes = num_classes
@@ -242,14 +241,8 @@ def fast(
     points: int = 4,
     num_queries: int = 100,
 ) -> FastDETR:
-    """A fast form from parts. `backbone` is the name of a torchvision ResNet or the three widths of a `SmallResNet`."""
-    body: Backbone | SmallResNet
-    if isinstance(backbone, str):
-        body = Backbone(backbone, weights, strides=(8, 16), norm=norm)
-    elif weights:
-        raise InputError(f"a backbone of widths {backbone} is trained from scratch: take no weights ({weights})")
-    else:
-        body = SmallResNet(backbone)
+    """A fast form from parts. `backbone` is a name of torchvision or timm, or three widths: see `build_backbone`."""
+    body = build_backbone(backbone, weights, norm, (8, 16))
     return FastDETR(num_classes, body, hidden_dim, nheads, dec_layers, dim_feedforward, points, num_queries)
 
 
@@ -258,18 +251,35 @@ def redetr_n(num_classes: int, **options: Any) -> FastDETR:
     return fast(num_classes, **options)
 
 
-def redetr_s(num_classes: int, **options: Any) -> FastDETR:
+def redetr_s(
+    num_classes: int,
+    *,
+    backbone: str | tuple[int, int, int] = (64, 128, 256),
+    hidden_dim: int = 192,
+    dim_feedforward: int = 768,
+    **options: Any,
+) -> FastDETR:
     """Small: twice the width of nano, trained from scratch."""
-    return fast(num_classes, **{"backbone": (64, 128, 256), "hidden_dim": 192, "dim_feedforward": 768, **options})
+    return fast(num_classes, backbone=backbone, hidden_dim=hidden_dim, dim_feedforward=dim_feedforward, **options)
 
 
-def redetr_m(num_classes: int, **options: Any) -> FastDETR:
+def redetr_mobile(
+    num_classes: int, *, backbone: str | tuple[int, int, int] = "mobilenet_v2", **options: Any
+) -> FastDETR:
+    """Nano on MobileNetV2, meant to start from ImageNet weights (`weights="imagenet"`)."""
+    return fast(num_classes, backbone=backbone, **options)
+
+
+def redetr_m(
+    num_classes: int,
+    *,
+    backbone: str | tuple[int, int, int] = "resnet50",
+    hidden_dim: int = 256,
+    dec_layers: int = 6,
+    dim_feedforward: int = 1024,
+    num_queries: int = 300,
+    **options: Any,
+) -> FastDETR:
     """Medium: ResNet-50, meant to start from ImageNet weights (`weights="imagenet"`); six decoder layers."""
-    defaults = {
-        "backbone": "resnet50",
-        "hidden_dim": 256,
-        "dim_feedforward": 1024,
-        "dec_layers": 6,
-        "num_queries": 300,
-    }
-    return fast(num_classes, **{**defaults, **options})
+    return fast(num_classes, backbone=backbone, hidden_dim=hidden_dim, dec_layers=dec_layers,
+                dim_feedforward=dim_feedforward, num_queries=num_queries, **options)  # fmt: skip

@@ -3,6 +3,7 @@
 What a new process would not change runs in this one.
 """
 
+import hashlib
 import json
 import os
 import pickle
@@ -59,7 +60,15 @@ def trained(shared_coco, tmp_path_factory) -> Path:
 
 def test_a_run_leaves_its_files(trained):
     files = {path.name for path in trained.iterdir()} - {"tensorboard"}
-    assert files == {"config.json", "metrics.jsonl", "last.pt", "previous.pt", "best.pt", "best.safetensors"}
+    assert files == {
+        "config.json",
+        "metrics.jsonl",
+        "data.json",
+        "last.pt",
+        "previous.pt",
+        "best.pt",
+        "best.safetensors",
+    }
     config = json.loads((trained / "config.json").read_text())
     assert (config["steps"], config["batch_size"], config["model"]) == (6, 4, "redetr_n")
     training = [line for line in lines_of(trained) if "loss" in line]
@@ -250,12 +259,23 @@ def test_bad_data_is_refused_before_anything_is_written(case, tiny_coco, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_an_image_of_another_size_is_named_before_training(tiny_coco, tmp_path, capsys):
+    Image.new("RGB", (33, 44)).save(tiny_coco / "train" / "train-1.jpg")
+    refused(capsys, train_arguments(tiny_coco, tmp_path / "run"), "instances_train.json", "train-1.jpg", "is 33x44 px")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_image_of_another_size_is_named_when_it_is_read(tiny_coco, tmp_path, capsys, num_workers):
+def test_an_image_damaged_in_the_middle_is_named_when_it_is_read(tiny_coco, tmp_path, capsys, num_workers):
+    """Its header and its end are sound, so only decoding finds it."""
     image = tiny_coco / "train" / "train-1.jpg"
-    Image.new("RGB", (33, 44)).save(image)
+    with Image.open(image) as whole:
+        whole.save(tmp_path / "whole.png")
+    content = bytearray((tmp_path / "whole.png").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    image.write_bytes(content)
     lines = fails(capsys, train_arguments(tiny_coco, tmp_path / "run", num_workers=num_workers))
-    assert lines[-1].startswith(f"redetr: {image}: is 33x44 px, but")
+    assert lines[-1].startswith(f"redetr: {image}: cannot decode the image")
 
 
 BAD_SETTINGS = {
@@ -312,7 +332,7 @@ def test_damaged_and_foreign_checkpoints(trained, tmp_path, capsys):
         refused(capsys, ["evaluate", cut], str(cut))
     refused(capsys, ["evaluate", tmp_path / "nothing.pt"], "nothing.pt", "no such file")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.pt")
-    refused(capsys, ["evaluate", tmp_path / "foreign.pt"], "foreign.pt", "neither")
+    refused(capsys, ["evaluate", tmp_path / "foreign.pt"], "foreign.pt", "no DETR")
     half = torch.load(trained / "best.pt", weights_only=True)
     half["ema"].popitem()
     torch.save(half, tmp_path / "half.pt")
@@ -428,3 +448,15 @@ def test_what_cannot_work_is_said(shared_coco, tmp_path, capsys, recipe, flags, 
     options = RUNS["faithful, with dropout"]["options"] if recipe == "detr_tiny" else SMALL
     main(train_arguments(shared_coco, tmp_path / "run", recipe, options, steps=1, eval_every=1, **flags))
     assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_run_names_its_images_and_goes_on_with_no_others(trained, shared_coco, tiny_coco, tmp_path, capsys):
+    inventory = json.loads((trained / "data.json").read_text())
+    assert {split: part["count"] for split, part in inventory.items()} == {"train": 8, "val": 5}
+    file = shared_coco / "val" / "val-3.jpg"
+    assert inventory["val"]["images"]["val-3.jpg"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    with Image.open(tiny_coco / "train" / "train-2.jpg") as image:
+        image.rotate(180).save(tiny_coco / "train" / "train-2.jpg")
+    refused(capsys, [*train_arguments(tiny_coco, folder), "--resume"], "train-2.jpg of train is not what it was")

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from redetr.data import open_dataset
-from redetr.data.coco import AnnotationError, CocoDataset
-from redetr.data.dataset import require_same_classes
+from redetr.data.dataset import read_annotations, require_same_classes
+from redetr.data.folder import FolderDataset
 from redetr.data.images import read_image
 from redetr.errors import InputError
 
@@ -123,7 +123,7 @@ def test_no_annotations_at_all(tmp_path):
 def test_layouts(tmp_path, annotation, folder, split):
     write(tmp_path, DOCUMENT, annotation, folder)
     dataset = open_dataset(tmp_path, split)
-    assert isinstance(dataset, CocoDataset)
+    assert isinstance(dataset, FolderDataset)
     assert dataset.path(0) == tmp_path / folder / "a.png"
     assert dataset.image(0).shape == (3, HEIGHT, WIDTH)
 
@@ -180,6 +180,7 @@ FAULTS = {
     "missing folder": (lambda d: d["images"][2].update(file_name="no/b.png"), "image 20", "no/b.png"),
     "climbs out": (lambda d: d["images"][2].update(file_name="../b.png"), "image 20", "../b.png", "inside"),
     "hidden climb": (lambda d: d["images"][2].update(file_name="x/../../b.png"), "image 20", "inside"),
+    "half a surrogate pair": (lambda d: d["images"][2].update(file_name="\ud800.png"), "image 20", "no path inside"),
     "absolute": (lambda d: d["images"][2].update(file_name="/etc/hosts"), "image 20", "/etc/hosts", "inside"),
     "Windows drive": (lambda d: d["images"][2].update(file_name="C:\\b.png"), "image 20", "inside"),
     "no width": (lambda d: d["images"][2].pop("width"), "image 20", "b.png", "Nonex80"),
@@ -210,8 +211,37 @@ def test_fault_is_named(tmp_path, fault):
 def test_many_faults_are_counted(tmp_path):
     write(tmp_path, damaged(lambda d: [row.update(category_id=1, bbox=SWAPPED) for row in d["annotations"][1:]]))
     refused(tmp_path, "annotation 902: ", "category_id 1", "(and 2 more like it)")
-    with pytest.raises(AnnotationError):
-        CocoDataset.open(tmp_path, "train")
+
+
+def test_all_kinds_of_faults_are_collected(tmp_path):
+    def change(document):
+        first, second, third, fourth = document["annotations"]
+        first["category_id"], second["bbox"], third["image_id"] = 1, SWAPPED, 20
+        document["images"][2]["width"] = 0  # what is on this image is not told again
+        fourth["category_id"] = -4
+
+    write(tmp_path, damaged(change))
+    annotations = read_annotations(tmp_path, "train")
+    assert [(f.severity, f.code, f.where, f.count) for f in annotations.faults] == [
+        ("error", "size-invalid", "image 20 ('b.png')", 1),
+        ("error", "category-unknown", "annotation 901", 1),
+        ("error", "box-outside", "annotation 902", 1),
+    ]
+    assert (annotations.ids.tolist(), annotations.first.tolist()) == ([10, 30], [0, 0, 1])
+    assert annotations.object_ids.tolist() == [904]
+    refused(tmp_path, "image 20", "; 2 more kinds of faults: redetr check tells them")
+
+
+def test_images_are_in_the_order_of_their_names(tmp_path):
+    change = damaged(lambda d: [row.update(id=-row["id"]) for row in d["images"]])
+    write(tmp_path, change | {"annotations": []})
+    dataset = open_dataset(tmp_path, "train")
+    assert [dataset.target(i)["image_id"] for i in range(3)] == [-10, -20, -30]
+
+
+def test_categories_of_one_name_are_told(tmp_path):
+    write(tmp_path, damaged(lambda d: d["categories"][0].update(name="bee")))
+    assert any("2 classes are called 'bee'" in note for note in open_dataset(tmp_path, "train").notes)
 
 
 def test_braces_in_paths_and_values_are_only_text(tmp_path):
@@ -239,7 +269,8 @@ def test_a_few_boxes_without_height_are_left_out(tmp_path):
 
     write(tmp_path, damaged(change))
     dataset = open_dataset(tmp_path, "train")
-    assert dataset.notes == ("1 of 20000 boxes have no area and are left out",)
+    (note,) = dataset.notes
+    assert "annotation 5: bbox [9, 9, 1.03, 0.0] has no area and is left out, as one of 1 in 20000 boxes" in note
     assert sum(len(dataset.target(i)["boxes"]) for i in range(3)) == 19_999
 
 

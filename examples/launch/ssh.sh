@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# redetr on several hosts, over nothing but ssh. What stands after the file's name is redetr's own command line:
+#
+#   HOSTS="node1 user@node2" examples/launch/ssh.sh train detr_r50 --data /shared/coco --output /shared/runs/detr
+#
+# Every host needs this folder, the data and --output at the same path, and lets you in without a password. The first
+# host must last to the end; any other may be lost. Ctrl-C saves and stops the run. Ends with the first host's code.
+#
+#   PROCESSES  processes per host (default: one per GPU)
+#   TORCHRUN   torchrun on the hosts (default: .venv/bin/torchrun)
+#   PORT       where hosts find each other, on the first one (default: 29400)
+set -euo pipefail
+read -ra hosts <<<"${HOSTS:?names of the hosts, with spaces between}"
+
+environment=(
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1   # processes that are started anew meet in a new place
+    TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150     # s that torchrun leaves its processes to save; its default is 30
+)
+for name in NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME; do
+    [[ -z ${!name:-} ]] || environment+=("$name=${!name}")
+done
+
+# Runs on each host: a command that is ended with the connection. Else a lost ssh would leave it on the GPUs.
+# shellcheck disable=SC2016
+on_host='
+cd "$1" || exit
+shift
+exec 3<&0
+"$@" </dev/null 3<&- &
+job=$!
+{ while read -r; do :; done; kill -TERM $job; } <&3 >/dev/null 2>&1 &
+watch=$!
+wait $job
+code=$?
+kill $watch 2>/dev/null
+exit $code'
+
+# Words as every login shell reads them; what `printf %q` writes, some do not.
+quoted() {
+    local word apostrophe="'\\''"
+    for word in "$@"; do printf "'%s' " "${word//\'/$apostrophe}"; done
+}
+
+# As long as this script holds the pipe open for writing, the standard input of the connections does not end.
+pipe=$(mktemp --dry-run)
+mkfifo -m 600 "$pipe"
+exec {hold}<>"$pipe"
+exec {input}<"$pipe"
+rm "$pipe"
+stop() { { exec {hold}>&-; } 2>/dev/null || true; }
+trap stop INT TERM HUP
+
+first=${hosts[0]#*@}
+connections=()
+for host in "${hosts[@]}"; do
+    name=${host#*@}
+    is_first=$([[ $name == "$first" ]] && echo 1 || echo 0)
+    command=(env "${environment[@]}" "${TORCHRUN:-.venv/bin/torchrun}"
+        --nnodes "1:${#hosts[@]}" --nproc-per-node "${PROCESSES:-gpu}" --max-restarts 3 --local-addr "$name"
+        --rdzv-backend c10d --rdzv-id redetr --rdzv-endpoint "$first:${PORT:-29400}"
+        --rdzv-conf "is_host=$is_first" -m redetr "$@" --resume)
+    {
+        trap '' INT   # Ctrl-C is for this script; the connections bring what the hosts still have to say
+        ssh -o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3 "$host" \
+            "$(quoted bash -c "$on_host" bash "$PWD" "${command[@]}")" <&"$input" 2>&1 | sed -u "s/^/$name: /"
+    } {hold}>&- &
+    connections+=($!)
+done
+
+finish() {
+    local code
+    while true; do
+        code=0
+        wait "$1" || code=$?
+        kill -0 "$1" 2>/dev/null || return "$code"   # a signal ends `wait`, not the training
+    done
+}
+
+code=0
+finish "${connections[0]}" || code=$?
+[[ $code == 0 ]] || stop   # without the first host, the others have nobody to ask
+for connection in "${connections[@]:1}"; do
+    finish "$connection" || true
+done
+exit "$code"

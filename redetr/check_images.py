@@ -1,0 +1,227 @@
+"""What is wrong with the image files of a data set: cut short, turned, of another size, there twice, not used."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch.nn.functional import adaptive_avg_pool2d
+
+from redetr.data.annotations import Annotations, Fault, Severity, Split
+from redetr.data.images import decode, read_image, require_whole
+from redetr.data.paths import IMAGE_SUFFIXES
+from redetr.errors import InputError
+from redetr.files import write_whole
+
+_ORIENTATION = 0x0112  # the number of the EXIF tag
+_PER_TASK = 64  # images that a thread reads before it asks for more
+_CONTRAST = 4.0  # brightness, of 255: a thumbnail with less says nothing of copies
+_PLAIN = "plain"
+_THUMBNAIL = (192, 216)  # px, height and width
+_ALIKE_BITS, _BLOCK = 4, 1024  # copies of half the size or poor quality differ in 0 to 6 bits, others in 10 and more
+_ENTRY = (int, int, int, int, int, str, str, str)  # of the cache: time of change, bytes, then the Header
+
+
+class Header(NamedTuple):
+    """What is known of one image file. Pixels as stored; strings are empty where not asked for."""
+
+    width: int = 0
+    height: int = 0
+    orientation: int = 1  # how viewers turn the image; training does not
+    content: str = ""  # hash of the file
+    looks: str = ""  # hash of a thumbnail, "plain" for one without contrast
+    problem: str = ""  # why it cannot be read
+
+
+def read_headers(folder: Path, names: Sequence[str], content: bool = False, looks: bool = False) -> list[Header]:
+    """The headers of images below a folder, read on all cores; sound ones are remembered in the user's cache folder.
+
+    `looks` decodes every image, which finds damage in the middle as well. Threads, not processes: most of the time
+    goes into files, hashes and decoders, and a process that holds a GPU should not be forked.
+    """
+    file = cache_file(folder)
+    known = _read_cache(file)
+    read = partial(_read_some, folder, known, content, looks)
+    threads = max(2, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    with ThreadPoolExecutor(threads) as pool:
+        parts = pool.map(read, [names[i : i + _PER_TASK] for i in range(0, len(names), _PER_TASK)])
+        entries = {name: entry for part in parts for name, entry in part.items()}
+    headers = [Header(*entries[name][2:]) for name in names]
+    sound = {name: entries[name] for name, header in zip(names, headers, strict=True) if not header.problem}
+    if any(known.get(name) != entry for name, entry in sound.items()):
+        with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, lambda path: path.write_text(json.dumps(known | sound)))
+    return headers
+
+
+def read_header(path: Path, content: bool = False, looks: bool = False) -> Header:
+    """What one file says."""
+    try:
+        require_whole(path)
+        with Image.open(path) as image:
+            header = Header(*image.size, _orientation(image))
+            if looks or image.mode in ("I", "F"):  # pixels of 32 bits may be more than training takes
+                header = header._replace(looks=_looks(path))
+        with open(path, "rb") as file:
+            return header._replace(content=hashlib.file_digest(file, "sha256").hexdigest()) if content else header
+    except Exception:  # decoders raise nearly everything; reading the image says it in the words of training
+        return Header(problem=_problem(path))
+
+
+def cache_file(folder: Path) -> Path:
+    """Where the headers of the images in a folder are remembered."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "redetr" / f"images-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.json"
+
+
+def found(
+    bad: np.ndarray, severity: Severity, code: str, file: Path, tell: Callable[[int], tuple[str, str]], remedy: str
+) -> list[Fault]:
+    """One fault for all places where `bad` (bool `[N]`) is True; `tell` says where the first is and what is wrong."""
+    places = np.flatnonzero(bad)
+    return [Fault(severity, code, file, *tell(int(places[0])), remedy, len(places))] if len(places) else []
+
+
+def image_place(annotations: Annotations, index: int) -> str:
+    """Such as "image 12 ('a.jpg')"."""
+    return f"image {annotations.ids[index]} ({os.fsdecode(annotations.names[index])!r})"
+
+
+def image_faults(annotations: Annotations, headers: list[Header]) -> list[Fault]:
+    """Files that cannot be read, or are not what was annotated."""
+    actual, stated = np.array([header[:2] for header in headers]).reshape(-1, 2), annotations.sizes[:, ::-1]
+    damaged = np.array([header.problem != "" for header in headers], bool)
+    differs = (actual != stated).any(1) & ~damaged
+    turned = differs & (actual == stated[:, ::-1]).all(1)
+    tagged = np.array([header.orientation != 1 for header in headers], bool) & ~differs
+
+    def fault(bad: np.ndarray, severity: Severity, code: str, text: Callable[[int], str], remedy: str) -> list[Fault]:
+        return found(bad, severity, code, annotations.source, lambda i: (image_place(annotations, i), text(i)), remedy)
+
+    def size(i: int) -> str:
+        return "is {}x{} px, but annotated as {}x{}".format(*actual[i], *stated[i])
+
+    return [
+        *fault(damaged, "error", "image-unreadable", lambda i: headers[i].problem,
+               "replace the file, or take it out of the annotations"),
+        *fault(differs & ~turned, "error", "image-size", size,
+               "put back the file that was annotated, or export the annotations again"),
+        *fault(turned, "error", "image-turned", size,
+               "it was annotated as its EXIF tag turns it: save it turned that way, without the tag"),
+        *fault(tagged, "warning", "image-orientation", lambda i: f"has the EXIF orientation {headers[i].orientation}",
+               "it is trained on as stored: if its boxes are off on the sheet of --report, save it turned, without the"
+               " tag"),
+    ]  # fmt: skip
+
+
+def copies(splits: Mapping[Split, Annotations], headers: Mapping[Split, list[Header]]) -> list[Fault]:
+    """Images that are there twice, in one split or in two."""
+    files = [header for split in splits for header in headers[split]]
+    places = [image_place(annotations, i) for annotations in splits.values() for i in range(len(annotations))]
+    split_of = np.repeat(list(splits), [len(annotations) for annotations in splits.values()])
+    first: dict[str, int] = {}
+    same = np.array([first.setdefault(header.content or str(i), i) for i, header in enumerate(files)], int)
+    originals = np.where(same == np.arange(len(files)), _first_alike([header.looks for header in files]), same)
+    copied, leaked = originals != np.arange(len(files)), split_of[originals] != split_of
+
+    def tell(i: int) -> tuple[str, str]:
+        return places[i], f"is the same picture as {places[originals[i]]} of {split_of[originals[i]]}"
+
+    faults = []
+    for split, annotations in splits.items():
+        here = copied & (split_of == split)
+        faults += [
+            *found(here & ~leaked, "warning", "image-twice", annotations.source, tell, "keep one, with all boxes"),
+            *found(here & leaked, "warning", "image-leak", annotations.source, tell,
+                   "take it out of one split: AP will be better than on images never seen"),
+        ]  # fmt: skip
+    return faults
+
+
+def _first_alike(looks: list[str]) -> np.ndarray:
+    """Which image is the first that looks like each one: but for a few of 64 bits, int64 `[N]`."""
+    signs = np.zeros((len(looks), 64), np.float32)  # +1 and -1: the product of two is 64 - 2 * the bits that differ
+    for i, look in enumerate(looks):
+        if look not in ("", _PLAIN):
+            signs[i] = 2.0 * np.unpackbits(np.frombuffer(bytes.fromhex(look), np.uint8)) - 1
+    first = np.arange(len(looks))
+    for start in range(0, len(looks) if signs.any() else 0, _BLOCK):
+        rows = signs[start : start + _BLOCK]
+        near = rows @ signs[: start + len(rows)].T >= 64 - 2 * _ALIKE_BITS
+        own = first[start : start + _BLOCK]
+        own[:] = np.where(near.any(1), near.argmax(1), own)
+    return first
+
+
+def unused_files(splits: Iterable[Annotations]) -> list[Fault]:
+    """Image files beside those of the data set that no split names."""
+    used: dict[Path, set[str]] = {}
+    for annotations in splits:
+        for i in range(len(annotations)):
+            path = annotations.path(i)
+            used.setdefault(path.parent, set()).add(path.name)
+    return [fault for folder, names in used.items() for fault in _unused_in(folder, names)]
+
+
+def _unused_in(folder: Path, used: set[str]) -> list[Fault]:
+    files = sorted(file for file in os.listdir(folder) if file.lower().endswith(IMAGE_SUFFIXES))
+    unused = np.array([file not in used for file in files], bool)
+    return found(unused, "warning", "image-unused", folder, lambda i: (files[i], "no annotation names this image"),
+                 "annotate it, or take it out of the folder")  # fmt: skip
+
+
+def _read_some(folder: Path, known: dict, content: bool, looks: bool, names: Sequence[str]) -> dict[str, list]:
+    """Entries of the cache for these images, taken from there if the file is the same as then."""
+    entries = {}
+    for name in names:
+        path, then = folder / name, known.get(name, [])
+        stat = path.stat() if path.exists() else None
+        stamp = [stat.st_mtime_ns, stat.st_size] if stat else [0, 0]
+        header = Header(*then[2:])
+        if then[:2] != stamp or content > bool(header.content) or looks > bool(header.looks):
+            header = read_header(path, content, looks)
+        entries[name] = [*stamp, *header]
+    return entries
+
+
+def _read_cache(file: Path) -> dict[str, list]:
+    try:
+        known = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):  # there is none, or it is damaged: everything is read again
+        return {}
+    rows = known.items() if isinstance(known, dict) else ()
+    return {name: row for name, row in rows if isinstance(row, list) and tuple(map(type, row)) == _ENTRY}
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the EXIF tag turns the image, 1 to 8; 1 = not at all."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        return int(exif.get(_ORIENTATION, 1)) or 1
+    except Exception:  # a damaged tag turns nothing
+        return 1
+
+
+def _looks(path: Path) -> str:
+    """Which way the brightness changes over 8x8 parts: nearly equal for copies of another size or quality."""
+    grey = decode(path, _THUMBNAIL)[0].float().mean(0)  # all of the file is read, but a JPEG is not decoded in full
+    small = adaptive_avg_pool2d(grey[None], (8, 9))[0]
+    steps = small[:, 1:] - small[:, :-1]
+    return np.packbits((steps > 0).numpy()).tobytes().hex() if steps.abs().max() > _CONTRAST else _PLAIN
+
+
+def _problem(path: Path) -> str:
+    try:
+        read_image(path)
+    except InputError as error:
+        return str(error).removeprefix(f"{path}: ").rpartition("; ")[0]
+    return "cannot read the header of the image"

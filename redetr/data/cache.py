@@ -1,0 +1,105 @@
+"""Decoded images, kept once per host for all ranks and loader processes of a run.
+
+They are in a file without a name, in memory or on a disk: when the run ends, however it does, the file is gone, so
+nothing is left behind and nothing can be out of date. Linux only.
+"""
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_SHARE = 0.25  # of what is free, unless the user says how much
+_HEADER = 8  # bytes: up to where the file is taken
+_ROW = 24  # bytes per image: where its pixels begin (0 = not kept), height, width
+
+
+def host() -> str:
+    """Equal for processes that can open each other's files."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+
+
+def spare_bytes(folder: str | None = None) -> int:
+    """A share of the disk that `folder` has left, or of the memory that this host, or this container, has."""
+    if folder:
+        return int(_SHARE * shutil.disk_usage(folder).free)
+    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    left = int(available.split()[1]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        left = min(left, int(most) - int(limit.with_name("memory.current").read_text()))
+    return max(0, int(_SHARE * left))
+
+
+def _nameless_file(folder: str) -> int:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.dup(file.fileno())
+
+
+class ImageCache:
+    """Images `[3, H, W]` uint8 by number; once it holds `limit` bytes it takes no more.
+
+    The file lives as long as the object that made it. Others of this user on this `host()` share it by its `path`.
+    Two processes that decode an image at the same time both write it, which costs room and changes nothing.
+    """
+
+    def __init__(self, num_images: int, limit: int, folder: str | None = None):
+        """A new file, on the disk of `folder` or in memory."""
+        file = _nameless_file(folder) if folder else os.memfd_create("images")
+        weakref.finalize(self, os.close, file)
+        self.path, self.limit = f"/proc/{os.getpid()}/fd/{file}", limit
+        self._start = _HEADER + _ROW * num_images
+        self._process, self._file = 0, -1
+
+    def get(self, index: int) -> Tensor | None:
+        """The image, if it is kept."""
+        row = os.pread(self._opened(), _ROW, _HEADER + _ROW * index)
+        if not any(row):  # also beyond the end of the file
+            return None
+        start, height, width = np.frombuffer(row, np.int64).tolist()
+        pixels = np.empty((height, width, 3), np.uint8)
+        os.preadv(self._opened(), [pixels.data], start)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def put(self, index: int, image: Tensor) -> None:
+        """Keeps the image, if there is room."""
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        row = np.array([self._take(pixels.nbytes), *pixels.shape[:2]], np.int64)
+        with suppress(OSError):  # a full disk: the image will be decoded again, which costs time and nothing else
+            # The row last: who finds it finds all of the pixels.
+            if row[0] and os.pwrite(self._opened(), pixels.data, int(row[0])) == pixels.nbytes:
+                os.pwrite(self._opened(), row.data, _HEADER + _ROW * index)
+
+    def _take(self, count: int) -> int:
+        """The start of `count` bytes that nobody else will write; 0 if there are not so many."""
+        with self._locked() as file:
+            start = max(self._start, int.from_bytes(os.pread(file, _HEADER, 0), "little"))
+            if start + count > self._start + self.limit:
+                return 0
+            os.pwrite(file, (start + count).to_bytes(_HEADER, "little"), 0)
+            return start
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        import fcntl  # there is none on Windows, where the rest of the library runs
+
+        file = self._opened()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield file
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+    def _opened(self) -> int:
+        """The file, opened once in each process: a lock does not hold between those that share an opening."""
+        if self._process != os.getpid():
+            self._process, self._file = os.getpid(), os.open(self.path, os.O_RDWR)
+            weakref.finalize(self, os.close, self._file)
+        return self._file

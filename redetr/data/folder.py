@@ -1,0 +1,116 @@
+"""Data sets that are folders of images, whatever form their annotations have."""
+
+import hashlib
+from abc import abstractmethod
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redetr.data.annotations import Annotations, Split
+from redetr.data.dataset import DetectionDataset, Hints, read_annotations, splits_of
+from redetr.data.images import read_image, require_whole
+from redetr.errors import InputError
+from redetr.structures import Target
+
+# Data sets that fit in this much memory are decoded once in each process: decoding is the dearest part of a sample.
+_KEPT_BYTES = 256 * 2**20
+
+
+def open_folder(root: Path, split: Split, hints: Hints, val_fraction: float) -> "FolderDataset":
+    """The split of the data set in `root`. Without a val split, `val_fraction` of the images are held out as one.
+
+    Raises InputError if the split is missing or faulty.
+    """
+    name = root.resolve().name
+    if val_fraction and "val" not in splits_of(root):
+        annotations, note = hold_out(read_annotations(root, "train"), split, val_fraction)
+        return FolderDataset(annotations, name, hints, note)
+    note = f"{root}: has a val split of its own, --val-fraction is not used" if val_fraction else ""
+    return FolderDataset(read_annotations(root, split), name, hints, note)
+
+
+def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[Annotations, str]:
+    """A train or val split of the images of both, and a sentence about it.
+
+    An image is held out for validation by the hash of its name: adding others does not move it. Raises InputError if
+    one of the two would be empty.
+    """
+    draws = [hashlib.blake2b(name, digest_size=8).digest() for name in annotations.names.tolist()]
+    chosen = np.array([int.from_bytes(draw, "big") < fraction * 2**64 for draw in draws], bool)
+    share = f"{chosen.sum()} of {len(chosen)} images"
+    if chosen.all() or not chosen.any():
+        raise InputError(f"{annotations.source}: --val-fraction {fraction} holds out {share}; choose another one")
+    note = f"no val split: {share} are held out as one, chosen by a hash of their names"
+    everything = np.ones(len(annotations.boxes), bool)
+    return annotations.only(chosen if split == "val" else ~chosen, everything), note
+
+
+class AnnotatedDataset(DetectionDataset):
+    """Images with their annotations. All that a worker process is sent is a few arrays."""
+
+    def __init__(self, annotations: Annotations, name: str, hints: Hints = Hints(), note: str = ""):
+        """Raises InputError if the annotations have errors."""
+        annotations.require_sound()
+        self.name, self.hints = name, hints
+        self.notes = (*map(str, annotations.faults), *filter(None, [note]))
+        self.category_ids, self.class_names = annotations.category_ids, annotations.class_names
+        self._annotations = replace(annotations, faults=[])
+        small = 3 * annotations.sizes.prod(1, dtype=float).sum() <= _KEPT_BYTES
+        self._kept: dict[int, Tensor] | None = {} if small else None
+
+    @abstractmethod
+    def _read(self, position: int) -> Tensor:
+        """The decoded image. Raises InputError."""
+
+    def __len__(self) -> int:
+        return len(self._annotations)
+
+    def target(self, index: int) -> Target:
+        position, source = self._position(index), self._annotations
+        own = slice(source.first[position], source.first[position + 1])
+        boxes, labels, iscrowd, area = (
+            torch.from_numpy(array[own].copy()) for array in (source.boxes, source.labels, source.iscrowd, source.area)
+        )
+        image_id, (height, width) = int(source.ids[position]), source.sizes[position].tolist()
+        size = (height, width)
+        return Target(
+            boxes=boxes, labels=labels, image_id=image_id, orig_size=size, size=size, iscrowd=iscrowd, area=area
+        )
+
+    def image(self, index: int) -> Tensor:
+        """The pixels as stored, uint8 `[3, H, W]`: boxes count these, so EXIF orientation is not applied.
+
+        Raises InputError if the file cannot be decoded or does not have the size that the annotations state.
+        """
+        position = self._position(index)
+        if self._kept is not None and position in self._kept:
+            return self._kept[position]
+        image = self._read(position)
+        (height, width), stated = image.shape[1:], self._annotations.sizes[position].tolist()
+        if [height, width] == stated:
+            if self._kept is not None:
+                self._kept[position] = image
+            return image
+        remedy = "put back the file that was annotated, or export the annotations again"
+        if [width, height] == stated:
+            remedy = "it was annotated as its EXIF tag turns it: save it turned that way, without the tag"
+        says = f"{self._annotations.source} says {stated[1]}x{stated[0]}"
+        raise InputError(f"{self._annotations.path(position)}: is {width}x{height} px, but {says}; {remedy}")
+
+
+class FolderDataset(AnnotatedDataset):
+    """Images in files."""
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self._annotations.path(self._position(index))
+
+    def require_whole_images(self) -> None:
+        for index in range(len(self)):
+            require_whole(self.path(index))
+
+    def _read(self, position: int) -> Tensor:
+        return read_image(self.path(position))

@@ -1,0 +1,90 @@
+"""Files from the net into a cache: whole or not at all, checked by hash, resumed when broken off."""
+
+import hashlib
+import http.client
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+from redetr.errors import InputError
+
+TIMEOUT_S = 30.0  # for a connection, and for each piece that is read from it
+_PIECE = 1 << 18
+
+
+def fetch(url: str, path: Path) -> Path:
+    """`path`, downloaded from `url` unless it is there; progress is shown on standard error.
+
+    A name that ends in a hash, as `resnet50-0676ba61.pth` does, is held to it. Of several processes on a machine one
+    downloads and the others wait. What a broken connection leaves in `path.part` is continued, at once and by later
+    calls. Raises InputError with the place where the file can be put by hand.
+    """
+    if path.exists():  # first of all: a cache may be read-only
+        return require_hash(path, path.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            part = Path(f"{path}.part")
+            try:
+                _download(url, part)
+            except (OSError, http.client.HTTPException) as error:
+                raise InputError(f"cannot get {url} ({error}); put that file at {path}") from error
+            require_hash(part, path.name).replace(path)
+    return path
+
+
+def _download(url: str, part: Path) -> None:
+    """Fills `part`; starts again where it broke off, for as long as more arrives."""
+    while True:
+        before = _size(part)
+        try:
+            total = _receive(url, part, before)
+        except urllib.error.HTTPError as error:
+            if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not before:
+                raise
+            part.unlink()  # all of it, or more, was there: not of this file
+        except (OSError, http.client.HTTPException):
+            if _size(part) <= before:
+                raise
+        else:
+            if _size(part) == total:
+                return
+            if _size(part) <= before:
+                raise OSError(f"the connection broke off after {_size(part)} of {total} bytes")
+
+
+def _receive(url: str, part: Path, start: int) -> int:
+    """Appends what comes from byte `start` on, or all anew where the server cannot skip; returns the whole's size."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        start = start if answer.status == http.client.PARTIAL_CONTENT else 0
+        total = start + int(answer.headers["Content-Length"])
+        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+        with part.open("ab" if start else "wb") as file, Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(url.rpartition("/")[2], total=total, completed=start)
+            while piece := answer.read(_PIECE):
+                file.write(piece)
+                progress.advance(task, len(piece))
+    return total
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def require_hash(path: Path, name: str) -> Path:
+    """`path`, if its content has the hash that ends `name`. A wrong download is removed; raises InputError."""
+    expected = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected and not found.startswith(expected[1]):
+        if path.name != name:
+            path.unlink()
+            raise InputError(f"{name} arrived damaged, its hash is {found[:8]}: try again, or put it there by hand")
+        raise InputError(f"{path}: damaged, its hash is {found[:8]}: delete it, and it will be downloaded")
+    return path

@@ -1,0 +1,245 @@
+"""Weights from files: what they say about their detector, and how a training run starts from them."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
+from redetr.config import TrainConfig
+from redetr.errors import InputError
+from redetr.models import options_of
+from redetr.models.convert import coco_class_names, describe_detr, from_transformers
+from redetr.structures import DetectionModel
+
+# Options on which no tensor depends, or only one that is taken row by row.
+_FREE = ("weights", "num_queries", "dropout", "aux_loss", "dilation")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The detector that weights belong to."""
+
+    model: str  # a name in `MODELS`
+    options: dict[str, Any]  # of `build`
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_size: int = 0  # 0 = the model's
+    trained_on: str | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name; `origin` is None for those of a backbone alone, or of an unknown program."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    origin: Origin | None
+
+
+def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights:
+    """The weights in a file or folder, or under a hub name, of any kind that `load` and `--weights` take.
+
+    `model` names the form of official weights that do not tell it (DC5). Nothing is unpickled but tensors and plain
+    values. Raises InputError, naming the file, for everything that cannot be read.
+    """
+    path = _locate(source)
+    if path.is_dir():
+        return _from_transformers(path, model)
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(path)
+        if "redetr" not in metadata:
+            return _from_official(path, tensors, model)
+        try:
+            return Weights(path, tensors, _origin_of_run(json.loads(metadata["redetr"])))
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}: its redetr metadata is damaged ({error})") from error
+    content = read_torch(path)
+    if isinstance(content, dict) and all(key in content for key in REQUIRED):
+        return Weights(path, content.get("ema") or content["model"], _origin_of_run(content))
+    for key in ("model", "state_dict"):
+        content = content.get(key, content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path}: neither a redetr checkpoint nor tensors by name, alone or as 'model' of a dict")
+    return _from_official(path, content, model)
+
+
+def _locate(source: str | os.PathLike) -> Path:
+    """The file, or Transformers folder, that `source` stands for; a hub name is downloaded."""
+    path = Path(source)
+    if path.is_dir():
+        found = [path / name for name in ("best.pt", "last.pt") if (path / name).exists()]
+        if found or not (path / "config.json").is_file():
+            path = (found or [path / "best.pt"])[0]
+    if path.exists():
+        return path
+    if str(source).count("/") == 1 and path.suffix not in (".pt", ".pth", ".safetensors"):
+        return _download(str(source))
+    raise InputError(f"{path}: no such file; give a checkpoint, a run folder or a Transformers folder")
+
+
+def _origin_of_run(about: dict[str, Any]) -> Origin:
+    config = TrainConfig.from_dict(about["config"])
+    options = {name: value for name, value in config.model_kwargs().items() if name != "weights"}
+    classes = tuple(about["class_names"]), tuple(about["category_ids"])
+    return Origin(config.model, options, *classes, config.image_size, config.data)
+
+
+def _from_official(path: Path, tensors: dict[str, Tensor], model: str | None, class_names: Sequence[str] | None = None,
+                   **options: Any) -> Weights:  # fmt: skip
+    """Weights under the official names of DETR, or under any others."""
+    if not {"query_embed.weight", "class_embed.weight"} <= tensors.keys():
+        return Weights(path, tensors, None)
+    name, num_classes, described = describe_detr(tensors)
+    if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: nothing else tells it
+        name = f"{name}_dc5"
+    if class_names is None:
+        class_names = coco_class_names() if num_classes == 91 else [f"class {i}" for i in range(num_classes)]
+    options = {**described, **options}
+    return Weights(path, tensors, Origin(model or name, options, tuple(class_names), tuple(range(num_classes))))
+
+
+def _from_transformers(folder: Path, model: str | None) -> Weights:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder / 'config.json'}: cannot be read ({error})") from error
+    if config.get("model_type") != "detr":
+        raise InputError(f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not 'detr'")
+    backbone = config.get("backbone_config") or {}
+    if config.get("activation_function", "relu") != "relu" or backbone.get("downsample_in_bottleneck"):
+        raise InputError(f"{folder / 'config.json'}: not the function of the original DETR: only ReLU and ResNet v1.5")
+    if (folder / "model.safetensors").exists():
+        tensors, _ = read_safetensors(folder / "model.safetensors")
+    else:
+        tensors = read_torch(folder / "pytorch_model.bin")
+    labels = config.get("id2label") or {}
+    tensors = from_transformers(tensors)
+    num_classes = tensors["class_embed.weight"].shape[0] - 1 if "class_embed.weight" in tensors else 0
+    names = [labels.get(str(i), f"class {i}") for i in range(num_classes)]
+    options: dict[str, Any] = {"nheads": config.get("encoder_attention_heads", 8)}
+    if config.get("dilation") or backbone.get("output_stride") == 16:
+        options["dilation"] = True
+    return _from_official(folder, tensors, model, names, **options)
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InputError(f"{name}: no such file, and hub names need: pip install huggingface-hub") from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", "*.safetensors", "pytorch_model.bin"]))
+    except Exception as error:  # the hub client raises many kinds: offline, unknown name, no permission
+        reason = str(error).strip().splitlines()[0][:160]
+        raise InputError(
+            f"{name}: no such file, and the hub did not give it ({reason}); download the folder (config.json, "
+            "model.safetensors) elsewhere and pass its path"
+        ) from error
+
+
+def load_strictly(model: DetectionModel, weights: Weights) -> None:
+    """Fills all of `model`. Raises InputError if a tensor is missing, unknown, or of another shape."""
+    expected, given = model.state_dict(), weights.tensors
+    missing, surplus = expected.keys() - given.keys(), given.keys() - expected.keys()
+    wrong = [n for n in expected.keys() & given.keys() if expected[n].shape != given[n].shape]
+    if missing or surplus or wrong:
+        example = min([*missing, *surplus, *wrong])
+        raise InputError(
+            f"{weights.path}: the weights do not fit the model: {len(missing)} missing, {len(surplus)} unknown, "
+            f"{len(wrong)} of another shape, such as {example}"
+        )
+    model.load_state_dict(given)
+
+
+def starting_point(model: DetectionModel, config: TrainConfig, class_names: Sequence[str]) -> list[str]:
+    """Fills `model`, just built for a new run, as `config.weights` says; returns what to tell the user about it."""
+    if config.weights == "imagenet":
+        return ["backbone: ImageNet weights"]  # `build` has loaded them
+    if config.weights not in (None, "none"):
+        return [start_from(read_weights(config.weights), model, config, class_names)]
+    if any(type(module).__name__.startswith("FrozenBatchNorm") for module in model.modules()):
+        return ["warning: BatchNorm is frozen over random weights: give --weights, or --model-options norm=group"]
+    return []
+
+
+def start_from(weights: Weights, model: DetectionModel, config: TrainConfig, class_names: Sequence[str]) -> str:
+    """Fills `model`, built for the run `config`, with what serves it; returns a line that says what that was.
+
+    Weights of a detector must be of the same model and options. What belongs to a class is taken by the class's name,
+    and "no object" always; of the queries as many as both have. Weights of a backbone fill the backbone. Raises
+    InputError for weights that cannot serve this model.
+    """
+    if weights.origin is None:
+        return _start_backbone(weights, model, config)
+    _require_same_model(weights.path, weights.origin, config)
+    others, head = weights.origin.class_names, len(class_names)
+    classes = [(class_names.index(name), others.index(name)) for name in class_names if name in others]
+    background = [(head, len(others))] if model.loss_config.scores == "softmax" else []
+    queries = min(model.num_queries, len(weights.tensors.get("query_embed.weight", ())))
+    own, by_row = model.state_dict(), {
+        "class_embed.": [*classes, *background], "query_embed.": [(row, row) for row in range(queries)],
+    }  # fmt: skip
+    said = [f"loaded {_copy(weights, own, by_row)} of {len(own)} tensors from {weights.path}"]
+    if not classes:
+        said.append(f"class_embed re-initialised (classes: {len(others)} there, {head} others here)")
+    elif len(classes) < head:
+        said.append(f"class_embed: {len(classes)} of {head} classes taken by name, the rest re-initialised")
+    if queries < model.num_queries:
+        said.append(f"query_embed: {queries} of {model.num_queries} were there")
+    return "; ".join(said)
+
+
+def _copy(weights: Weights, own: dict[str, Tensor], by_row: dict[str, list[tuple[int, int]]]) -> int:
+    """Copies weights into `own` and returns how many tensors are filled; `by_row` has, by part of the name, the rows
+    (here, there) of tensors that are not taken whole.
+    """
+    given, filled, wrong = weights.tensors, 0, []
+    for name, tensor in own.items():
+        rows = next((rows for part, rows in by_row.items() if part in name), None)
+        first = 0 if rows is None else 1  # the dimension from which on shapes must be equal
+        if name not in given or given[name].shape[first:] != tensor.shape[first:]:
+            wrong.append(name)
+        elif rows is None:
+            tensor.copy_(given[name])
+        else:
+            for here, there in rows:
+                tensor[here] = given[name][there]
+        filled += rows is None or len(rows) == len(tensor)
+    if wrong:
+        raise InputError(f"{weights.path}: {len(wrong)} tensors of this model are missing there, such as {wrong[0]}")
+    return filled
+
+
+def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None:
+    here, there = options_of(config.model) | config.model_kwargs(), options_of(origin.model) | origin.options
+    if here.keys() != there.keys():
+        raise InputError(f"{path}: holds a {origin.model}, which is of another form than {config.model}")
+    different = [f"{name} is {there[name]} there and {here[name]} here" for name in here
+                 if name not in _FREE and there[name] != here[name]]  # fmt: skip
+    if different:
+        raise InputError(f"{path}: holds a {origin.model} that does not fit this {config.model}: "
+                         f"{', '.join(different)}; see --model-options")  # fmt: skip
+
+
+def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig) -> str:
+    options = options_of(config.model) | config.model_kwargs()
+    body = getattr(model.get_submodule("backbone.0"), "body", None)
+    if body is None:
+        raise InputError(f"{weights.path}: weights of a backbone, but that of {config.model} is trained from scratch")
+    given = weights.tensors
+    own = {name: tensor for name, tensor in body.state_dict().items() if not name.endswith("num_batches_tracked")}
+    wrong = [name for name, tensor in own.items() if name not in given or given[name].shape != tensor.shape]
+    if wrong:
+        raise InputError(
+            f"{weights.path}: neither a DETR nor a {options['backbone']}: {len(wrong)} of its {len(own)} tensors are "
+            f"missing there or of another shape, such as {wrong[0]}"
+        )
+    if options["norm"] == "group" and any(name.endswith("running_mean") for name in given):
+        raise InputError(f"{weights.path}: trained with BatchNorm: it needs norm=frozen_batch or sync_batch")
+    body.load_state_dict(own | {name: given[name] for name in own}, strict=False)
+    return f"loaded {len(own)} of {len(own)} tensors of the backbone {options['backbone']} from {weights.path}"

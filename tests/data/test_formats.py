@@ -1,0 +1,205 @@
+"""The same scenes in every form: the same targets, the same training; splits by hash; what `datasets` reads."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import lines_of, train_arguments
+from conftest import write_tiny_coco
+from PIL import Image
+from test_coco import refused
+
+from redetr.cli import main
+from redetr.data import open_dataset, require_same_classes
+from redetr.data.convert import convert
+from redetr.data.dataset import read_annotations
+from redetr.data.folder import hold_out
+from redetr.errors import InputError
+
+FORMS = ("coco", "yolo", "voc")
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory) -> dict[str, Path]:
+    """The tiny data set in each form, and as `datasets` saves it."""
+    root = tmp_path_factory.mktemp("forms")
+    folders = {"coco": write_tiny_coco(root / "coco")}
+    for form in ("yolo", "voc"):
+        folders[form] = root / form
+        convert(folders["coco"], folders[form], form)
+    return folders
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_targets_are_equal(forms, form, split):
+    first, second = (open_dataset(forms[name], split) for name in ("coco", form))
+    assert (len(first), first.class_names) == (len(second), second.class_names)
+    for index in range(len(first)):
+        (image, target), (other_image, other) = first[index], second[index]
+        assert torch.equal(image, other_image)
+        for name in ("boxes", "labels", "iscrowd", "area", "orig_size", "size"):
+            assert np.array_equal(target[name], other[name]), name
+    assert second.notes == ()
+
+
+def curve(data: Path, output: Path) -> list[dict]:
+    """What three steps of training write, without times."""
+    main(list(map(str, train_arguments(data, output, steps=3, eval_every=3, augment="photo"))))
+    times = ("time_s", "images_per_s", "data_wait")
+    return [{name: value for name, value in line.items() if name not in times} for line in lines_of(output)]
+
+
+def test_training_is_the_same_to_the_digit(forms, tmp_path):
+    curves = {form: curve(folder, tmp_path / form) for form, folder in forms.items()}
+    assert len(curves["coco"]) == 4
+    assert curves["coco"] == curves["yolo"] == curves["voc"]
+
+
+@pytest.fixture
+def unsplit(tmp_path) -> Path:
+    """300 images in COCO form without a val split."""
+    (tmp_path / "data/images").mkdir(parents=True)
+    rows = []
+    for number in range(300):
+        Image.new("L", (8, 8)).save(tmp_path / f"data/images/{number}.png")
+        rows.append({"id": number, "file_name": f"{number}.png", "width": 8, "height": 8})
+    annotations = [{"id": n, "image_id": n, "category_id": n % 2, "bbox": [0, 0, 4, 4]} for n in range(0, 300, 2)]
+    return rewrite(tmp_path / "data", rows, annotations)
+
+
+def rewrite(root: Path, images: list[dict], annotations: list[dict]) -> Path:
+    import json
+
+    (root / "annotations").mkdir(exist_ok=True)
+    document = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 0, "name": "a"}, {"id": 1, "name": "b"}],
+    }
+    (root / "annotations/instances_train.json").write_text(json.dumps(document))
+    return root
+
+
+def names(dataset) -> set[str]:
+    return {dataset.path(i).name for i in range(len(dataset))}
+
+
+def test_val_fraction_splits_by_name(unsplit):
+    with pytest.raises(InputError, match=r"no val split.*--val-fraction 0\.1"):
+        open_dataset(unsplit, "val")
+    train, val = (open_dataset(unsplit, split, 0.1) for split in ("train", "val"))
+    assert not names(train) & names(val)
+    assert len(train) + len(val) == 300
+    assert 15 < len(val) < 45
+    require_same_classes(train, val)
+    (note,) = train.notes
+    assert note == f"no val split: {len(val)} of 300 images are held out as one, chosen by a hash of their names"
+    for dataset in (train, val):
+        for index in range(len(dataset)):
+            target = dataset.target(index)
+            assert f"{target['image_id']}.png" == dataset.path(index).name
+            assert len(target["boxes"]) == (target["image_id"] + 1) % 2
+    assert names(val) < names(open_dataset(unsplit, "val", 0.3))  # of more images, the same and others
+
+
+def test_val_fraction_does_not_move_images_when_others_come_or_order_changes(unsplit):
+    before = names(open_dataset(unsplit, "val", 0.1))
+    rows = [{"id": 1000 - n, "file_name": f"{n}.png", "width": 8, "height": 8} for n in reversed(range(200))]
+    rewrite(unsplit, rows, [])
+    assert names(open_dataset(unsplit, "val", 0.1)) == {name for name in before if int(name[:-4]) < 200}
+
+
+def test_val_fraction_that_leaves_a_split_empty(unsplit):
+    for fraction, count in ((1e-9, 0), (1 - 1e-9, 300)):
+        with pytest.raises(InputError, match=rf"--val-fraction {fraction} holds out {count} of 300 images"):
+            open_dataset(unsplit, "val", fraction)
+
+
+def test_val_fraction_beside_a_val_split_is_told(forms):
+    dataset = open_dataset(forms["coco"], "val", 0.1)
+    assert (len(dataset), "--val-fraction is not used" in dataset.notes[0]) == (5, True)
+
+
+def test_val_fraction_in_training(forms, tmp_path, capsys):
+    shutil.copytree(forms["yolo"], tmp_path / "data")
+    text = (tmp_path / "data/data.yaml").read_text()
+    (tmp_path / "data/data.yaml").write_text(text.replace("val: images/val\n", ""))
+    flags = {"steps": 1, "eval_every": 1}
+    main(list(map(str, train_arguments(tmp_path / "data", tmp_path / "run", val_fraction=0.3, **flags))))
+    held_out, _ = hold_out(read_annotations(tmp_path / "data", "train"), "val", 0.3)
+    errors = capsys.readouterr().err
+    assert f"{len(held_out)} of 8 images are held out" in errors
+    assert f"{8 - len(held_out)} training images" in errors
+    main(["evaluate", str(tmp_path / "run"), "--val-fraction", "0.3"])
+    for fraction in (-0.1, 1):
+        with pytest.raises(SystemExit):
+            main(list(map(str, train_arguments(tmp_path / "data", tmp_path / "new", val_fraction=fraction))))
+        assert "--val-fraction" in capsys.readouterr().err
+
+
+def test_folder_of_no_known_form(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    refused(tmp_path, "no data set found", "COCO: annotations/instances_train*.json", "YOLO: train in data.yaml",
+            "Pascal VOC: ImageSets/Main/train.txt beside JPEGImages/")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def saved(forms, tmp_path_factory) -> Path:
+    """The tiny data set as `datasets` saves it."""
+    datasets = pytest.importorskip("datasets")
+    fields = {"bbox": datasets.List(datasets.Value("float32"), length=4), "area": datasets.Value("float32")}
+    fields |= {"category": datasets.ClassLabel(names=["cup", "plate", "spoon"]), "iscrowd": datasets.Value("bool")}
+    splits = {}
+    for split, name in (("train", "train"), ("val", "validation")):
+        lists = {key: datasets.List(value) for key, value in fields.items()}  # the older way, lists in a dict
+        things = datasets.List(fields) if split == "train" else lists
+        features = datasets.Features({"image": datasets.Image(), "objects": things})
+        a = read_annotations(forms["coco"], split)
+        xywh = np.concatenate([a.boxes[:, :2], a.boxes[:, 2:] - a.boxes[:, :2]], axis=1).tolist()
+        objects = [
+            [{"bbox": xywh[k], "area": a.area[k], "category": int(a.labels[k]), "iscrowd": k % 2 == 1}
+             for k in range(a.first[i], a.first[i + 1])]
+            for i in range(len(a))
+        ]  # fmt: skip
+        if split == "val":
+            objects = [{key: [thing[key] for thing in things] for key in fields} for things in objects]
+        rows = {"image": [str(a.path(i)) for i in range(len(a))], "objects": objects}
+        splits[name] = datasets.Dataset.from_dict(rows, features=features)
+    folder = tmp_path_factory.mktemp("hub") / "tiny"
+    datasets.DatasetDict(splits).save_to_disk(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_datasets_give_equal_targets(forms, saved, split):
+    first, second = open_dataset(forms["coco"], split), open_dataset(f"hf:{saved}", split)
+    assert (len(first), first.class_names) == (len(second), second.class_names)
+    crowds = []
+    for index in range(len(first)):
+        (image, target), (other_image, other) = first[index], second[index]
+        assert torch.equal(image, other_image)
+        for name in ("boxes", "labels", "area", "orig_size"):
+            assert np.array_equal(target[name], other[name]), name
+        crowds += other["iscrowd"].tolist()
+    assert crowds == [k % 2 == 1 for k in range(len(crowds))]
+
+
+def test_datasets_of_one_split_and_faults(saved, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    whole = datasets.load_from_disk(str(saved))["train"]
+    whole.save_to_disk(str(tmp_path / "one"))
+    parts = [open_dataset(f"hf:{tmp_path}/one", split, 0.3) for split in ("train", "val")]
+    assert sum(map(len, parts)) == 8
+    with pytest.raises(InputError, match=r"no val split, only train; --val-fraction"):
+        open_dataset(f"hf:{tmp_path}/one", "val")
+    whole.rename_column("objects", "things").save_to_disk(str(tmp_path / "odd"))
+    with pytest.raises(InputError, match=r"needs columns image and objects.*which are image, things"):
+        open_dataset(f"hf:{tmp_path}/odd", "train")
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "nowhere"):
+        with pytest.raises(InputError, match="cannot read it") as caught:
+            open_dataset(f"hf:{tmp_path}/{place}", "train")
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,150 @@
+"""Reading data sets in Pascal VOC form: layouts of folders, pixels from 1, and the message for each fault."""
+
+from pathlib import Path
+
+import pytest
+from test_coco import HEIGHT, WIDTH, refused, save_image
+
+from redetr.data import open_dataset
+from redetr.data.dataset import read_annotations, splits_of
+from redetr.errors import InputError
+
+
+def element(name: str, box: str, extra: str = "") -> str:
+    sides = zip(("xmin", "ymin", "xmax", "ymax"), box.split(), strict=True)
+    bndbox = "".join(f"<{side}>{value}</{side}>" for side, value in sides)
+    return f"<object><name>{name}</name>{extra}<bndbox>{bndbox}</bndbox></object>"
+
+
+def scene(*objects: str, size: str = f"<width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth>") -> str:
+    return f"<annotation><filename>other.jpg</filename><size>{size}</size>{''.join(objects)}</annotation>"
+
+
+PART = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
+SCENES = {
+    "a": scene(element("bee", "1 1 100 80", "<difficult>1</difficult>" + PART), element("tooth", "11 21 40 60")),
+    "b": scene(),
+    "c": scene(element("ant", "10.5 20.25 30 40", "<difficult>0</difficult>"), size=""),
+}
+
+
+def write(root: Path, lists: dict[str, str] | None = None) -> Path:
+    """Three images of 100 x 80 px in the devkit's folders."""
+    for seed, (stem, text) in enumerate(SCENES.items()):
+        save_image(root / "JPEGImages" / f"{stem}.{'jpg' if seed else 'PNG'}", seed)
+        (root / "Annotations").mkdir(exist_ok=True)
+        (root / "Annotations" / f"{stem}.xml").write_text(text)
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for name, content in ({"train": "c\nb\na\n"} if lists is None else lists).items():
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text(content)
+    return root
+
+
+def test_reads_boxes_labels_and_images(tmp_path):
+    dataset = open_dataset(write(tmp_path), "train")
+    assert (len(dataset), dataset.class_names, dataset.category_ids) == (3, ("ant", "bee", "tooth"), (1, 2, 3))
+    assert dataset.notes == ()
+    image, target = dataset[0]
+    assert image.shape == (3, HEIGHT, WIDTH)
+    assert target["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT], [10, 20, 40, 60]]
+    assert (target["labels"].tolist(), target["iscrowd"].tolist()) == ([1, 2], [True, False])
+    assert target["area"].tolist() == [8000, 1200]
+    assert dataset.target(1)["boxes"].shape == (0, 4)
+    assert dataset.target(2)["boxes"].tolist() == [[9.5, 19.25, 30, 40]]
+    assert [dataset.target(i)["image_id"] for i in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("lists", "train", "val"),
+    [
+        ({"train": "a\nb\n", "val": "c"}, "ab", "c"),
+        ({"trainval": "a\nc\n"}, "ac", ""),
+        ({"trainval": "a\nb\nc\n", "train": "b", "val": "a\n\n"}, "b", "a"),
+        ({"trainval": "a\nb\nc\n", "val": "a"}, "", "a"),
+        ({"test": "a"}, "abc", ""),
+        ({}, "abc", ""),
+    ],
+)
+def test_lists_of_images(tmp_path, lists, train, val):
+    write(tmp_path, lists)
+    expected = {split: stems for split, stems in (("train", train), ("val", val)) if stems}
+    assert splits_of(tmp_path) == list(expected)
+    for split, stems in expected.items():
+        dataset = open_dataset(tmp_path, split)
+        assert "".join(dataset.path(i).stem for i in range(len(dataset))) == stems
+        assert dataset.class_names == ("ant", "bee", "tooth")  # whatever the split holds
+
+
+def test_images_and_annotations_side_by_side(tmp_path):
+    for folder, stems in (("train", "ab"), ("valid", "c")):
+        for stem in stems:
+            save_image(tmp_path / folder / f"{stem}.jpg")
+            (tmp_path / folder / f"{stem}.xml").write_text(SCENES[stem])
+    train, val = (open_dataset(tmp_path, split) for split in ("train", "val"))
+    assert (len(train), len(val), train.class_names) == (2, 1, val.class_names)
+    assert val.image(0).shape == (3, HEIGHT, WIDTH)
+
+
+def test_pixels_counted_from_0_by_other_tools_are_clipped(tmp_path):
+    write(tmp_path)
+    (tmp_path / "Annotations/b.xml").write_text(scene(element("ant", "0 0 100 80")))
+    assert open_dataset(tmp_path, "train").target(1)["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT]]
+
+
+LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;&b;">]><annotation>&c;</annotation>'
+FAULTS = {
+    "not XML": ("<annotation>", "b.xml: not XML in UTF-8"),
+    "not UTF-8": (b"\xff\xfe<\x00", "b.xml: not XML in UTF-8"),
+    "another encoding": (SCENES["a"].replace("bee", "bête").encode("latin-1"), "not XML in UTF-8"),
+    "entities": (LAUGHS, "declares a document type"),
+    "empty": ("", "b.xml: not XML"),
+    "xyxy swapped": (scene(element("ant", "50 50 10 60")), "object 1 ('ant')", "zero or negative size"),
+    "outside": (scene(element("ant", "1 1 9 9"), element("bee", "5 5 300 9")), "object 2 ('bee')", "leaves its image"),
+    "text in the box": (scene(element("ant", "1 x 9 9")), "not 4 finite numbers xmin ymin xmax ymax"),
+    "NaN in the box": (scene(element("ant", "1 nan 9 9")), "not 4 finite numbers"),
+    "infinite box": (scene(element("ant", "1 1 9 inf")), "not 4 finite numbers"),
+    "no box": (scene("<object><name>ant</name></object>"), "not 4 finite numbers"),
+    "no name": (scene("<object></object>"), "object 1 ('')", "has no name"),
+    "blank name": (scene(element(" ", "1 1 9 9")), "has no name"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_named(tmp_path, fault):
+    text, *fragments = FAULTS[fault]
+    write(tmp_path)
+    (tmp_path / "Annotations/b.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = refused(tmp_path, f"{tmp_path}/Annotations/b.xml: ", *fragments)
+    assert "more" not in message
+
+
+def test_files_that_are_not_there(tmp_path):
+    write(tmp_path, {"train": "a\nlost\n"})
+    refused(tmp_path, "Annotations/lost.xml: cannot be read: No such file")
+    (tmp_path / "Annotations/lost.xml").write_text(scene())
+    refused(tmp_path, "Annotations/lost.xml: ", "JPEGImages has no such image")
+    (tmp_path / "JPEGImages/lost.jpg").write_bytes(b"damaged")
+    (tmp_path / "Annotations/lost.xml").write_text(scene(size=""))
+    refused(tmp_path, "Annotations/lost.xml: states no size, and its image cannot be read")
+
+
+def test_no_path_leads_out_of_the_folder(tmp_path):
+    write(tmp_path / "data", {"train": "a\n../../secret\n/etc/passwd\n"})
+    (tmp_path / "secret.xml").write_text(SCENES["a"])
+    refused(tmp_path / "data", "train.txt: line 2: '../../secret' is no path inside", "(and 1 more like it)")
+    assert len(read_annotations(tmp_path / "data", "train")) == 1
+
+
+def test_nothing_to_read(tmp_path):
+    write(tmp_path, {"train": "\n"})
+    refused(tmp_path, "train.txt: names no image")
+    (tmp_path / "ImageSets/Main/train.txt").write_text("b")
+    for stem in SCENES:
+        (tmp_path / "Annotations" / f"{stem}.xml").write_text(scene())
+    refused(tmp_path, "no XML file names an object")
+
+
+def test_missing_split_is_named(tmp_path):
+    write(tmp_path)
+    with pytest.raises(InputError, match=r"no val split \(looked for ImageSets/Main/val\.txt.*--val-fraction"):
+        open_dataset(tmp_path, "val")

@@ -1,0 +1,314 @@
+"""The data set doctor: figures, cache, statistics, page. What it finds in damaged data: tests/data/test_damaged.py."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from sound_data import CLASSES, write_coco
+
+from redetr.boxes import box_iou
+from redetr.check import check, essential_faults, print_report
+from redetr.check_boxes import Plan, box_faults, plan_faults
+from redetr.check_images import _first_alike, cache_file, read_header, read_headers
+from redetr.check_sheet import write_report
+from redetr.cli import main
+from redetr.data import Hints, open_dataset
+from redetr.data.annotations import Annotations
+from redetr.errors import InputError
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return write_coco(tmp_path / "sound")
+
+
+def annotations(boxes: list, sizes: list, labels: list | None = None, images: list | None = None) -> Annotations:
+    """Boxes xyxy, each on the image that `images` tells (by default the first) of these heights and widths."""
+    count = len(boxes)
+    image = np.array(images or [0] * count, int)
+    return Annotations(
+        Path("train.json"), Path("train"), np.array([b"%d.jpg" % i for i in range(len(sizes))]), np.arange(len(sizes)),
+        np.array(sizes), (1, 2), ("cup", "plate"), np.searchsorted(image, np.arange(len(sizes) + 1)),
+        np.array(boxes, np.float32).reshape(-1, 4), np.array(labels or [0] * count), np.zeros(count, bool),
+        np.ones(count, np.float32), np.arange(count),
+    )  # fmt: skip
+
+
+def codes(faults: list) -> list[str]:
+    return [fault.code for fault in faults]
+
+
+@pytest.mark.parametrize("source", ["digits", "crowns"])
+def test_embedded_data_is_sound(source, capsys):
+    report = check(source)
+    assert codes(report.faults) == (["drawn"] if source == "digits" else [])
+    assert essential_faults(open_dataset(source, "train"), open_dataset(source, "val")) == []
+    assert report.verdict == f"ready to train: redetr train redetr_n --data {source} --output runs/mine"
+
+
+def test_figures(root):
+    figures = check(str(root)).figures()
+    assert figures["val"] == {
+        "images": 10, "empty": 0, "objects": 30, "at most": 3, "classes": 3, "sizes": "64x48"
+    }  # fmt: skip
+    assert check(str(root)).classes() == {name: {"train": 14, "val": 10} for name in CLASSES.values()}
+
+
+def test_crowds_are_no_objects(root):
+    file = root / "annotations" / "instances_val.json"
+    document = json.loads(file.read_text())
+    document["annotations"][0]["iscrowd"] = 1
+    file.write_text(json.dumps(document))
+    report = check(str(root))
+    assert report.figures()["val"]["objects"] == 29
+    assert report.classes()["cup"]["val"] == 9
+    assert report.faults == []
+
+
+def test_printed_tables_name_everything(root):
+    (root / "train" / "train-03.jpg").write_bytes(b"")
+    shutil.copy(root / "train" / "train-01.jpg", root / "train" / "train-02.jpg")
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_report(check(str(root)), console)
+    text = console.export_text()
+    for words in ("image-unreadable", "image 103 ('train-03.jpg')", "not an image", "replace the file", "image-twice",
+                  "spoon", "64x48", "1 error: training would be spoiled. Fix them, run again."):  # fmt: skip
+        assert words in text
+    assert text.index("image-unreadable") < text.index("image-twice")
+
+
+def test_command_line(root, capsys):
+    main(["check", str(root)])
+    assert f"redetr train redetr_n --data {root}" in capsys.readouterr().out.replace("\n", "")
+    main(["check", str(root), "--queries", "2", "--model", "detr_tiny"])
+    assert "the model has 2 queries" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    for wrong, says in ((["--model", "yolo"], "unknown recipe 'yolo'"), (["--augment"], "--report")):
+        with pytest.raises(SystemExit) as end:
+            main(["check", str(root), *wrong])
+        assert end.value.code == 1 and says in capsys.readouterr().err
+
+
+def test_essential_faults_returns_warnings_and_raises_the_first_error(root):
+    file = root / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    document["annotations"].append({**document["annotations"][0], "id": 1})
+    file.write_text(json.dumps(document))
+    assert codes(essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))) == ["box-twice"]
+    (root / "train" / "train-03.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"image 103 \('train-03.jpg'\): not an image.*replace the file"):
+        essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_headers(tmp_path, ending):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new("RGB", (30, 20)).save(tmp_path / f"a.{ending}", exif=exif)
+    header = read_header(tmp_path / f"a.{ending}")
+    assert header[:3] == (30, 20, 8)
+    assert (header.content, header.looks, header.problem) == ("", "", "")
+    assert read_header(tmp_path / f"a.{ending}", content=True).content
+    assert read_header(tmp_path / "lost.jpg").problem == "the image file is missing"
+
+
+def test_headers_are_remembered(tmp_path):
+    names = ["a.png", "b.png"]
+    for name in names:
+        Image.new("RGB", (30, 20)).save(tmp_path / name)
+    first = read_headers(tmp_path, names)
+    stamp = (tmp_path / "a.png").stat()
+    larger = Image.new("RGB", (31, 20))
+    larger.save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes().ljust(stamp.st_size, b"\0")[: stamp.st_size])
+    os.utime(tmp_path / "a.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert read_headers(tmp_path, names) == first  # the same time and size: the file is not looked into
+    larger.save(tmp_path / "a.png")
+    assert [header.width for header in read_headers(tmp_path, names)] == [31, 30]
+    assert [bool(header.content) for header in read_headers(tmp_path, names, content=True)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b"\xff", b"[1]", b'"a"', b'{"a.png": 1}', b'{"a.png": [1, 2]}', b"[" * 100_000,
+     b'{"a.png": ["0", 0, 1, 1, 1, "", "", ""]}', b'{"a.png": [0, 0, 1, 1, 1, "", "", null]}'],
+    ids=range(10),
+)  # fmt: skip
+def test_a_damaged_cache_is_ignored(tmp_path, damage):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    expected = read_headers(tmp_path, ["a.png"])
+    cache_file(tmp_path).write_bytes(damage)
+    assert read_headers(tmp_path, ["a.png"]) == expected
+    assert json.loads(cache_file(tmp_path).read_text())["a.png"][2:5] == [30, 20, 1]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    assert read_headers(tmp_path, ["a.png"])[0].width == 30
+
+
+def test_problems_are_not_remembered(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    assert read_headers(tmp_path, ["a.png"])[0].problem
+    assert not cache_file(tmp_path).exists()
+
+
+def test_pictures_that_look_alike():
+    """Against comparing all pairs."""
+    random = np.random.default_rng(0)
+    bits = random.random((1500, 64)) < 0.5
+    for i, flips in ((1400, 4), (1401, 5), (700, 0)):
+        bits[i] = bits[3]
+        bits[i, :flips] ^= True
+    looks = [np.packbits(row).tobytes().hex() for row in bits]
+    looks[10] = looks[11] = "plain"
+    looks[12] = looks[13] = ""
+    expected = np.arange(1500)
+    expected[[700, 1400]] = 3
+    expected[1401] = 1400
+    assert _first_alike(looks).tolist() == expected.tolist()
+
+
+def test_same_boxes_are_found_as_by_comparing_all_pairs():
+    random = np.random.default_rng(1)
+    corners = random.uniform(0, 80, (400, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(5, 20, (400, 2))], axis=1)
+    again = random.integers(0, 400, 60)
+    boxes = np.concatenate([boxes, boxes[again] + random.uniform(-0.02, 0.02, (60, 4))]).astype(np.float32)
+    images = np.sort(random.integers(0, 3, 460))
+    labels = random.integers(0, 2, 460)
+    order = random.permutation(460)
+    a = annotations(boxes[order].tolist(), [(100, 100)] * 3, labels[order].tolist(), images.tolist())
+    iou = box_iou(torch.from_numpy(a.boxes), torch.from_numpy(a.boxes)).numpy()
+    same = (iou > 0.99) & (labels[order][:, None] == labels[order]) & (images[:, None] == images)
+    pairs = np.argwhere(np.triu(same, 1))
+    [fault] = [fault for fault in box_faults(a) if fault.code == "box-twice"]
+    assert fault.count == len(pairs) > 5  # no box is there three times
+
+
+def test_many_copies_of_a_box_are_all_found():
+    a = annotations([[10, 10, 30, 30]] * 50, [(100, 100)])
+    [fault] = box_faults(a)
+    assert (fault.code, fault.count) == ("box-twice", 49)
+
+
+def scattered(count: int, shift: float) -> Annotations:
+    """Boxes anywhere in images of 100 px, moved to the right and down by a share of their size, and cut."""
+    random = np.random.default_rng(2)
+    sides = random.uniform(10, 40, (count, 2))
+    corners = random.uniform(0, 1, (count, 2)) * (100 - sides) + shift * sides
+    boxes = np.concatenate([corners, corners + sides], axis=1).clip(0, 100)
+    return annotations(boxes.tolist(), [(100, 100)])
+
+
+@pytest.mark.parametrize(
+    ("shift", "found", "says"),
+    [(0, [], ""), (0.5, ["format-center"], "centre given"), (-0.5, ["format-center"], "corner given")],
+)
+def test_boxes_moved_by_half_their_size_are_told(shift, found, says):
+    faults = box_faults(scattered(150, shift))
+    assert codes(faults) == found
+    assert not faults or (says in faults[0].text and "1 in 1,048,576" in faults[0].text)
+
+
+def test_large_objects_in_the_middle_are_not_taken_for_xyxy():
+    assert box_faults(annotations([[5, 5 + i, 90, 95] for i in range(0, 30, 3)], [(100, 100)])) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hints", "size", "expected"),
+    [
+        ("redetr_n", Hints(image_size=320), 320, [5 * 3.2, 5 * 320 / 800]),  # stretched to a square
+        ("redetr_n", Hints(image_size=320), 640, [10 * 3.2, 10 * 320 / 800]),
+        ("redetr_n", Hints(image_size=128, augment="aerial"), 128, [5, 5]),  # crops at native scale
+        ("detr_r50", Hints(image_size=400), 400, [5 * 4, 5 * 666.5 / 800]),  # the longer side at most 1333 for 800
+    ],
+)
+def test_sizes_as_the_model_sees_them(recipe, hints, size, expected):
+    a = annotations([[0, 0, 5, 10], [0, 0, 10, 5]], [(100, 100), (800, 400)], images=[0, 1])
+    plan = Plan.of(recipe, hints, None)
+    if recipe == "detr_r50":
+        plan = replace(plan, max_size=667)
+        expected = [5 * 4, 5 * 667 / 800]
+    assert np.allclose(plan.shorter_sides(a, size), expected)
+
+
+def test_a_larger_image_size_is_proposed_where_it_helps():
+    plan = Plan.of("redetr_n", Hints(image_size=320), None)
+    for side, says in ((8, "--image-size 480 (then 0%)"), (1, "tiles, or take finer pictures")):
+        [fault] = plan_faults({"train": annotations([[0, 0, side, side]] * 4, [(480, 480)])}, plan)
+        assert (fault.code, fault.count) == ("object-small", 4)
+        assert says in fault.remedy
+
+
+@pytest.mark.parametrize(("recipe", "queries"), [("redetr_n", 300), ("detr_r50", 100), ("detr_tiny", 25)])
+def test_queries_that_training_would_take(recipe, queries):
+    assert Plan.of(recipe, Hints(), None).num_queries == queries
+    assert Plan.of(recipe, Hints(), 7).num_queries == 7
+
+
+def written(source: str, folder: Path) -> str:
+    write_report(check(source), folder, augmented=source == "crowns")
+    return (folder / "index.html").read_text()
+
+
+def test_the_page_needs_nothing_else(root, tmp_path):
+    document = json.loads((root / "annotations" / "instances_train.json").read_text())
+    document["categories"][0]["name"] = "<b>&'\"cup"
+    (root / "annotations" / "instances_train.json").write_text(json.dumps(document))
+    page = written(str(root), tmp_path / "page")
+    assert re.findall(r"(?:src|href)='(?!data:image/jpeg;base64,)", page) == []
+    assert "http" not in page and "<script" not in page
+    assert "<b>" not in page and "&lt;b&gt;&amp;" in page
+    assert "category-differs" in page and "1 error: training would be spoiled" in page
+    with Image.open(tmp_path / "page" / "sheet.png") as sheet:
+        assert sheet.width > 1000
+    assert not (tmp_path / "page" / "augmented.png").exists()
+
+
+def test_samples_as_training_sees_them(tmp_path):
+    main(["check", "crowns", "--report", str(tmp_path), "--augment"])
+    with Image.open(tmp_path / "augmented.png") as sheet:
+        assert sheet.width > 1000
+
+
+def test_a_page_of_data_that_cannot_be_read(root, tmp_path):
+    (root / "annotations" / "instances_train.json").write_text("{")
+    (root / "annotations" / "instances_val.json").write_text("[]")
+    page = written(str(root), tmp_path / "page")
+    assert "2 errors: training would be spoiled" in page
+    assert not (tmp_path / "page" / "sheet.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+def test_the_page_in_a_browser_without_network(tmp_path):
+    """All pictures are there, and the console stays empty."""
+    page = tmp_path / "index.html"
+    told = "document.title = [...document.images].map(i => i.complete && i.naturalWidth > 500)"
+    page.write_text(written("crowns", tmp_path) + f"<script>onload = () => {{ {told} }}</script>")
+    run = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
+         f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "<title>true,true,true</title>" in run.stdout
+    assert "CONSOLE" not in run.stderr

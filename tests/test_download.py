@@ -1,0 +1,151 @@
+"""Downloads from a local server: whole, broken off, damaged, refused, and of several at once."""
+
+import hashlib
+import http.server
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from redetr import download
+from redetr.download import fetch
+from redetr.errors import InputError
+
+CONTENT = np.random.default_rng(0).bytes(1_000_000)
+NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves CONTENT under every name; counts what it was asked for."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.ranges: list[str | None] = []
+        self.cut: int | None = None  # bytes after which every answer breaks off
+        self.resumes, self.stalls, self.status = True, False, 200
+
+    def url(self, name: str = NAME) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, wanted = self.server, self.headers["Range"]
+        server.ranges.append(wanted)
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.resumes else 0
+        status = server.status if not start else 206 if start < len(CONTENT) else 416
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(CONTENT[start:])))
+        self.end_headers()
+        if server.stalls:
+            time.sleep(0.5)
+        elif status < 400:
+            self.wfile.write(CONTENT[start:][: server.cut])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cache" / NAME
+
+
+def names_in(folder):
+    return {file.name for file in folder.iterdir()} - {f"{NAME}.lock"}
+
+
+def test_a_file_arrives_with_its_progress_shown(server, path, capsys):
+    assert fetch(server.url(), path) == path
+    assert path.read_bytes() == CONTENT
+    assert names_in(path.parent) == {NAME}
+    said = capsys.readouterr()
+    assert NAME in said.err
+    assert "100%" in said.err
+    assert said.out == ""
+
+
+def test_a_file_that_is_there_is_kept(path):
+    path.parent.mkdir()
+    path.write_bytes(CONTENT)
+    assert fetch("http://127.0.0.1:9/nobody", path) == path
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(InputError, match=f"{NAME}: damaged, its hash is .*delete it"):
+        fetch("http://127.0.0.1:9/nobody", path)
+
+
+def test_what_breaks_off_is_continued(server, path):
+    server.cut = 300_000
+    fetch(server.url(), path)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
+
+
+def test_a_later_call_continues_what_an_earlier_one_began(server, path):
+    path.parent.mkdir()
+    path.with_name(f"{NAME}.part").write_bytes(CONTENT[:123_456])
+    fetch(server.url(), path)
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == ["bytes=123456-"]
+
+
+def test_a_server_that_cannot_continue(server, path):
+    """It sends all from the start: what was there is replaced; if that never gets further, it is said."""
+    server.resumes = False
+    path.parent.mkdir()
+    path.with_name(f"{NAME}.part").write_bytes(b"other" * 1000)
+    fetch(server.url(), path)
+    assert path.read_bytes() == CONTENT
+    path.unlink()
+    server.cut = 300_000
+    with pytest.raises(InputError, match=f"broke off after 300000 of 1000000 bytes.*put that file at {path}"):
+        fetch(server.url(), path)
+    assert names_in(path.parent) == {f"{NAME}.part"}  # the next call may find a better server
+
+
+def test_a_beginning_that_is_longer_than_the_file(server, path):
+    path.parent.mkdir()
+    path.with_name(f"{NAME}.part").write_bytes(bytes(len(CONTENT) + 5))
+    fetch(server.url(), path)
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_wrong_hash_is_refused(server, path):
+    path = path.with_name("net-00000000.pth")
+    with pytest.raises(InputError, match=r"net-00000000\.pth arrived damaged, its hash is"):
+        fetch(server.url(path.name), path)
+    assert not {file for file in path.parent.iterdir() if file.suffix != ".lock"}
+
+
+def test_a_name_without_hash_is_not_checked(server, path):
+    path = path.with_name("net.pth")
+    assert fetch(server.url(path.name), path).read_bytes() == CONTENT
+
+
+def test_failures_say_where_the_file_belongs(server, path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.1)
+    server.status = 404
+    with pytest.raises(InputError, match=f"404.*put that file at {path}"):
+        fetch(server.url(), path)
+    server.status, server.stalls = 200, True
+    with pytest.raises(InputError, match=f"timed out.*put that file at {path}"):
+        fetch(server.url(), path)
+    with pytest.raises(InputError, match=f"put that file at {path}"):
+        fetch(f"http://127.0.0.1:9/{NAME}", path)  # nobody listens there
+
+
+def test_one_of_many_downloads(server, path):
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: fetch(server.url(), path), range(4))) == {path}
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None]

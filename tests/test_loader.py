@@ -1,0 +1,232 @@
+"""Samples on their way to the device: the same from any number of processes, with and without a cache."""
+
+import multiprocessing
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import lines_of
+
+from redetr.config import TrainConfig
+from redetr.data import open_dataset
+from redetr.data.cache import ImageCache, host, spare_bytes
+from redetr.data.images import decode, read_image
+from redetr.data.loader import Sample, Samples, load_batches, padded_share, to_batch
+from redetr.data.sampler import TrainSampler
+from redetr.data.transforms import augmentation, normalize
+from redetr.errors import InputError
+from redetr.structures import Batch, collate
+from redetr.train import train
+
+MEGABYTE = 2**20
+
+
+def samples_of(folder: Path, cache: ImageCache | None = None, mosaic_epochs: int = 2) -> Samples:
+    data = open_dataset(folder, "train")
+    return Samples(data, augmentation("detr", "aspect", 64, 100), seed=1, cache=cache, mosaic_epochs=mosaic_epochs)
+
+
+def loaded(samples: Samples, num_workers: int = 0, rank: int = 0, world_size: int = 1) -> list[Sample]:
+    """The samples of six steps of four images: three epochs."""
+    sampler = TrainSampler(8, 4, 0, 0, 6, rank, world_size, size_of=samples.size)
+    return [sample for batch in load_batches(samples, sampler, num_workers, False) for sample in batch]
+
+
+def assert_same(some: list[Sample], others: list[Sample]) -> None:
+    assert len(some) == len(others) > 0
+    for (image, target), (other, expected) in zip(some, others, strict=True):
+        assert torch.equal(image, other)
+        assert target.keys() == expected.keys()
+        for key, value in target.items():
+            assert torch.equal(value, expected[key]) if isinstance(value, torch.Tensor) else value == expected[key]
+
+
+def test_samples_do_not_depend_on_workers_and_ranks(shared_coco):
+    alone = loaded(samples_of(shared_coco))
+    assert_same(loaded(samples_of(shared_coco), num_workers=2), alone)
+    ranks = [loaded(samples_of(shared_coco), rank=rank, world_size=2) for rank in range(2)]
+    together = [sample for step in range(6) for rank in ranks for sample in rank[2 * step : 2 * step + 2]]
+    assert_same(together, alone)
+
+
+def test_a_damaged_image_is_told_by_any_worker(tiny_coco):
+    samples = samples_of(tiny_coco)
+    path = samples.dataset.path(3)
+    path.write_bytes(path.read_bytes()[:600])
+    for num_workers in (0, 2):
+        with pytest.raises(InputError, match=rf"{path}: cannot decode the image"):
+            loaded(samples, num_workers)
+
+
+def test_a_file_of_another_size_is_told_even_if_it_is_decoded_small(tiny_coco):
+    samples = samples_of(tiny_coco)
+    path = samples.dataset.path(0)
+    path.write_bytes(samples.dataset.path(1).read_bytes())
+    with pytest.raises(InputError, match=r"put back the file that was annotated|as its EXIF tag turns it"):
+        samples[0, 0]
+
+
+def test_a_smaller_decoding_leaves_what_is_needed(shared_coco):
+    path = open_dataset(shared_coco, "train").path(0)
+    whole = read_image(path)
+    assert decode(path)[1] == tuple(whole.shape[1:]) == (48, 64)
+    for needed, expected in (((48, 64), (48, 64)), ((25, 30), (48, 64)), ((24, 32), (24, 32)), ((1, 1), (6, 8))):
+        image, stored = decode(path, needed)
+        assert (tuple(image.shape[1:]), stored) == (expected, (48, 64))
+
+
+# The cache.
+
+
+@pytest.mark.parametrize("limit", [0, 20_000, MEGABYTE])  # nothing, a few, all of the 8 images
+@pytest.mark.parametrize("on_disk", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_samples_do_not_depend_on_the_cache(shared_coco, tmp_path, limit, on_disk, num_workers):
+    plain = loaded(samples_of(shared_coco))
+    cache = ImageCache(8, limit, str(tmp_path) if on_disk else None)
+    assert_same(loaded(samples_of(shared_coco, cache), num_workers), plain)
+    kept = sum(cache.get(i) is not None for i in range(8))
+    assert kept == 0 if limit == 0 else kept == 8 if limit == MEGABYTE else 0 < kept < 8
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+
+
+def test_a_kept_image_is_not_decoded_again(tiny_coco):
+    samples = samples_of(tiny_coco, ImageCache(8, MEGABYTE))
+    first = loaded(samples)
+    for index in range(8):
+        samples.dataset.path(index).write_bytes(b"gone")
+    assert_same(loaded(samples, num_workers=2), first)
+
+
+def test_processes_share_a_cache():
+    cache = ImageCache(4, MEGABYTE)
+    image = torch.arange(24, dtype=torch.uint8).view(3, 2, 4)
+    assert cache.get(2) is None
+    sent = pickle.loads(pickle.dumps(cache))  # as if processes were not forked
+    process = multiprocessing.get_context("fork").Process(target=sent.put, args=(2, image))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert torch.equal(cache.get(2), image)
+    assert cache.get(1) is cache.get(3) is None
+
+
+def _fill(cache: ImageCache, first: int) -> None:
+    for index in range(first, 400, 4):
+        cache.put(index, torch.full((3, 5, 7), index % 251, dtype=torch.uint8))
+
+
+def test_processes_that_write_at_the_same_time_do_not_mix_images():
+    cache = ImageCache(400, MEGABYTE)
+    workers = [multiprocessing.get_context("fork").Process(target=_fill, args=(cache, first)) for first in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for index in range(400):
+        assert torch.equal(cache.get(index), torch.full((3, 5, 7), index % 251, dtype=torch.uint8))
+
+
+def test_a_cache_ends_with_the_object_that_made_it():
+    cache = ImageCache(4, MEGABYTE)
+    path = cache.path
+    cache.put(0, torch.zeros(3, 2, 2, dtype=torch.uint8))
+    assert os.path.exists(path)
+    del cache
+    assert not os.path.exists(path)
+
+
+def test_a_full_disk_is_no_failure(monkeypatch):
+    def refuse(*_):
+        raise OSError("no space left")
+
+    cache = ImageCache(4, MEGABYTE)
+    cache.put(0, torch.zeros(3, 2, 2, dtype=torch.uint8))
+    monkeypatch.setattr(cache, "_take", lambda count: 10_000)
+    monkeypatch.setattr(os, "pwrite", refuse)
+    cache.put(1, torch.zeros(3, 2, 2, dtype=torch.uint8))
+    monkeypatch.setattr(os, "pwrite", lambda file, data, start: 3)  # cut short
+    cache.put(2, torch.zeros(3, 2, 2, dtype=torch.uint8))
+    assert [cache.get(i) is None for i in range(4)] == [False, True, True, True]
+
+
+def test_there_is_memory_to_spare(tmp_path):
+    assert 0 < spare_bytes() < 2**50
+    assert 0 < spare_bytes(str(tmp_path)) < 2**60
+    assert host() == host()
+
+
+# The batch.
+
+
+def test_batches_are_those_of_collate(shared_coco):
+    samples = loaded(samples_of(shared_coco))[:4]
+    batch = to_batch(samples, torch.device("cpu"), canvas=(120, 130))
+    plain = collate([image for image, _ in samples], (120, 130))
+    assert torch.equal(batch.mask, plain.mask)
+    expected = normalize(plain.images).masked_fill(plain.mask[:, None], 0)
+    assert torch.equal(batch.images, expected)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert to_batch(samples, torch.device("cpu"), dtype=torch.float64).images.dtype == torch.float64
+
+
+def test_the_padded_share_by_hand():
+    targets = [{"size": (2, 4)}, {"size": (3, 2)}]
+    batch = Batch(torch.zeros(2, 3, 3, 4), torch.zeros(2, 3, 4, dtype=torch.bool), targets)
+    assert padded_share([batch]) == pytest.approx(1 - 14 / 24)
+    assert padded_share([batch, batch]) == pytest.approx(1 - 14 / 24)
+
+
+# In training.
+
+
+@pytest.fixture(scope="module")
+def run_with(shared_coco, tmp_path_factory):
+    """Trains a small faithful form for six steps, three epochs; returns the lines of its losses."""
+    options = (
+        "backbone=[16, 32, 64]",
+        "hidden_dim=32",
+        "nheads=4",
+        "enc_layers=1",
+        "dec_layers=1",
+        "dim_feedforward=32",
+    )
+    config = TrainConfig(model="detr_r50", model_options=options, num_queries=10, data=str(shared_coco), steps=6,
+                         batch_size=4, image_size=96, mosaic_until=0.7, device="cpu", precision="fp32", log_every=1,
+                         eval_every=6, cache_mb=0, num_workers=0)  # fmt: skip
+
+    def lines(**changed):
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        train(replace(config, output=str(folder), **changed))
+        return [line for line in lines_of(folder) if "loss" in line]
+
+    return lines
+
+
+def test_a_run_does_not_depend_on_workers_and_cache(run_with, tmp_path):
+    timings = {"images_per_s", "data_wait", "time_s"}
+    first, *others = (
+        [{name: value for name, value in line.items() if name not in timings} for line in run_with(**changed)]
+        for changed in ({}, {"cache_mb": None, "num_workers": 2}, {"cache_mb": 1, "cache_dir": str(tmp_path)})
+    )
+    assert others == [first, first]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_say_how_much_is_padding(run_with):
+    grouped, plain = run_with(), run_with(group_by_size=False)
+    assert all(0 <= line["padding"] < 1 for line in grouped + plain)
+    assert sum(line["padding"] for line in grouped) < sum(line["padding"] for line in plain)
+
+
+@pytest.mark.parametrize(
+    ("flag", "changed"),
+    [("--mosaic-until 1.5", {"mosaic_until": 1.5}), ("--cache-mb -1", {"cache_mb": -1}),
+     ("--cache-dir nowhere: no such folder", {"cache_dir": "nowhere"})],
+)  # fmt: skip
+def test_wrong_settings_are_told(flag, changed):
+    with pytest.raises(InputError, match=flag):
+        replace(TrainConfig(), **changed).check(world_size=1)

@@ -1,0 +1,254 @@
+"""A new model from the weights of another: every kind of file, classes by name, and files that cannot serve."""
+
+import os
+import pickle
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import redetr
+from redetr.checkpoint import save_weights
+from redetr.config import TrainConfig
+from redetr.weights import Origin, Weights, read_weights, start_from, starting_point
+
+DETR = TrainConfig(model="detr_r50", num_queries=5, model_options=(
+    "backbone=[16, 32, 64]", "hidden_dim=64", "nheads=2", "enc_layers=1", "dec_layers=1", "dim_feedforward=32",
+))  # fmt: skip
+RESNET = replace(DETR, model_options=("backbone=resnet18", *DETR.model_options[1:]))  # other programs know only these
+FAST = TrainConfig(model="redetr_n", num_queries=5, model_options=(
+    "backbone=[16, 32, 64]", "hidden_dim=32", "nheads=4", "dec_layers=2", "dim_feedforward=64",
+))  # fmt: skip
+FORMS = pytest.mark.parametrize("config", [DETR, FAST], ids=["faithful", "fast"])
+CLASSES = ("cup", "plate", "spoon")
+
+
+def fresh(config: TrainConfig, num_classes: int = 3, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return redetr.build(config.model, num_classes, **config.model_kwargs())
+
+
+def write(kind: str, folder: Path, config: TrainConfig = DETR, classes: tuple[str, ...] = CLASSES) -> Path:
+    """Random weights in a file or folder of that kind; "trained" are the weights that a detector shows."""
+    trained = fresh(config, len(classes), seed=7).state_dict()
+    about = {"config": config.to_dict(), "class_names": list(classes), "category_ids": list(range(len(classes)))}
+    if kind == "official":
+        torch.save({"model": trained, "optimizer": {}, "epoch": 3}, folder / "detr.pth")
+        return folder / "detr.pth"
+    if kind == "best.safetensors":
+        save_weights(folder / kind, trained, about)
+        return folder / kind
+    raw = fresh(config, len(classes), seed=8).state_dict()
+    path = folder / ("best.pt" if kind == "run folder" else kind)
+    torch.save({"model": raw, "ema": trained, "optimizer": {"state": {}}, "step": 9, **about}, path)
+    return folder if kind == "run folder" else path
+
+
+def start(source: Any, config: TrainConfig = DETR, classes: tuple[str, ...] = CLASSES) -> tuple[nn.Module, str]:
+    """A new model for `classes` that starts from `source`, and the line that says how."""
+    model = fresh(config, len(classes))
+    (said,) = starting_point(model, replace(config, weights=str(source)), classes)
+    return model, said
+
+
+def same(found: nn.Module, expected: nn.Module) -> bool:
+    found, expected = found.state_dict(), expected.state_dict()
+    return found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in found)
+
+
+@FORMS
+@pytest.mark.parametrize("kind", ["last.pt", "best.safetensors", "run folder"])
+def test_files_of_a_run(kind, config, tmp_path):
+    model, said = start(write(kind, tmp_path, config), config)
+    assert same(model, fresh(config, seed=7))
+    count, path = len(model.state_dict()), tmp_path / ("best.pt" if kind == "run folder" else kind)
+    assert said == f"loaded {count} of {count} tensors from {path}"
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found, expected = model.eval()(images), redetr.load(path, device="cpu").model(images)
+    torch.testing.assert_close(found["pred_logits"], expected["pred_logits"])
+
+
+def test_an_official_file(tmp_path):
+    """It does not say what its classes are."""
+    model, said = start(write("official", tmp_path, RESNET), RESNET)
+    expected = fresh(RESNET, seed=7)
+    expected.class_embed = model.class_embed
+    assert same(model, expected)
+    count = len(model.state_dict())
+    assert said == (f"loaded {count - 2} of {count} tensors from {tmp_path / 'detr.pth'}; "
+                    "class_embed re-initialised (classes: 3 there, 3 others here)")  # fmt: skip
+
+
+def test_an_official_file_of_coco(tmp_path):
+    path = write("official", tmp_path, RESNET, classes=tuple("?" * 91))
+    model, said = start(path, RESNET, ("dog", "unicorn", "person"))
+    there, random = fresh(RESNET, 91, seed=7).class_embed.weight, fresh(RESNET).class_embed.weight
+    assert torch.equal(model.class_embed.weight, torch.stack([there[18], random[1], there[1], there[91]]))
+    assert said.endswith("; class_embed: 2 of 3 classes taken by name, the rest re-initialised")
+
+
+@pytest.fixture(scope="module")
+def transformers_folder(tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DetrConfig(
+        backbone="resnet18", use_pretrained_backbone=False, d_model=64, encoder_layers=1, decoder_layers=1,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2, num_queries=5,
+        id2label={0: "plate", 1: "fork"},
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("transformers")
+    transformers.DetrForObjectDetection(config).save_pretrained(folder)
+    return folder
+
+
+def check_start_from_transformers(source, folder):
+    model, said = start(source, RESNET)
+    theirs = redetr.load(folder, device="cpu").model
+    assert torch.equal(model.class_embed.weight[[1, 3]], theirs.class_embed.weight[[0, 2]])  # plate, no object
+    theirs.class_embed = model.class_embed
+    assert same(model, theirs)
+    assert "class_embed: 1 of 3 classes taken by name" in said
+
+
+def test_a_folder_of_transformers(transformers_folder):
+    check_start_from_transformers(transformers_folder, transformers_folder)
+
+
+def test_a_hub_name(transformers_folder, tmp_path, monkeypatch):
+    """From the hub's cache, where an earlier download left it."""
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--somebody--detr"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    os.symlink(transformers_folder, repository / "snapshots" / ("0" * 40))
+    check_start_from_transformers("somebody/detr", transformers_folder)
+    with pytest.raises(redetr.InputError, match=r"somebody/else: no such file, and the hub did not give it .*pass its"):
+        start("somebody/else")
+
+
+@FORMS
+def test_classes_are_taken_by_name(config, tmp_path):
+    model, said = start(write("last.pt", tmp_path, config), config, ("spoon", "fork", "cup", "knife"))
+    there, random = fresh(config, seed=7), fresh(config, 4)
+    heads = [name for name in there.state_dict() if "class_embed." in name]
+    assert len(heads) == (2 if config is DETR else 6)  # the fast form: two layers and the encoder
+    for name in heads:
+        found, given, new = (m.state_dict()[name] for m in (model, there, random))
+        expected = [given[2], new[1], given[0], new[3]] + ([given[3]] if config is DETR else [])  # "no object" is last
+        assert torch.equal(found, torch.stack(expected))
+    count = len(model.state_dict())
+    assert said == (f"loaded {count - len(heads)} of {count} tensors from {tmp_path / 'last.pt'}; "
+                    "class_embed: 2 of 4 classes taken by name, the rest re-initialised")  # fmt: skip
+
+
+@FORMS
+def test_the_same_classes_in_another_order(config, tmp_path):
+    model, said = start(write("last.pt", tmp_path, config), config, ("spoon", "cup", "plate"))
+    there = fresh(config, seed=7)
+    found, given = (
+        m.state_dict()[n] for m in (model, there) for n in m.state_dict() if n.endswith("class_embed.weight")
+    )
+    assert torch.equal(found[:3], given[[2, 0, 1]])
+    assert ";" not in said
+
+
+@FORMS
+def test_queries_are_taken_as_far_as_they_go(config, tmp_path):
+    path, there = write("last.pt", tmp_path, config), fresh(config, seed=7).query_embed.weight
+    fewer, said = start(path, replace(config, num_queries=3))
+    assert torch.equal(fewer.query_embed.weight, there[:3])
+    assert ";" not in said
+    more, said = start(path, replace(config, num_queries=8))
+    assert torch.equal(more.query_embed.weight[:5], there)
+    assert torch.equal(more.query_embed.weight[5:], fresh(replace(config, num_queries=8)).query_embed.weight[5:])
+    assert said.endswith("; query_embed: 5 of 8 were there")
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "message"),
+    [
+        (FAST, replace(FAST, model_options=()), "holds a redetr_n that does not fit this redetr_n: backbone is "
+         "(16, 32, 64) there and (32, 64, 128) here, hidden_dim is 32 there and 128 here"),
+        (FAST, replace(FAST, model="redetr_m"), "holds a redetr_n that does not fit this redetr_m: "
+         "dec_layers is 3 there and 6 here"),
+        (FAST, DETR, "holds a redetr_n, which is of another form than detr_r50"),
+        (DETR, replace(DETR, model_options=(*DETR.model_options, "nheads=4")), "nheads is 2 there and 4 here"),
+    ],
+)  # fmt: skip
+def test_another_model_is_refused(there, here, message, tmp_path):
+    if here.model == "redetr_m":  # the same widths, so that the depth is the difference
+        there, here = (replace(c, model_options=("backbone=[16, 32, 64]", "hidden_dim=32", "dim_feedforward=64"))
+                       for c in (there, here))  # fmt: skip
+    with pytest.raises(redetr.InputError, match=re.escape(message)):
+        start(write("last.pt", tmp_path, there), here)
+
+
+def test_dilation_and_dropout_may_differ():
+    """No tensor depends on them."""
+    with torch.device("meta"):
+        there = redetr.build("detr_r50", 3)
+        here = redetr.build("detr_r50_dc5", 3, dropout=0.3)
+    weights = Weights(Path("x.pt"), there.state_dict(), Origin("detr_r50", {}, CLASSES, (1, 2, 3)))
+    said = start_from(weights, here, TrainConfig(model="detr_r50_dc5", model_options=("dropout=0.3",)), CLASSES)
+    assert said == "loaded 458 of 458 tensors from x.pt"
+
+
+def test_a_file_in_which_something_is_missing(tmp_path):
+    path = write("last.pt", tmp_path)
+    content = torch.load(path, weights_only=True)
+    del content["ema"]["input_proj.bias"]
+    torch.save(content, path)
+    with pytest.raises(redetr.InputError, match=r"last\.pt: 1 tensors of this model .* such as input_proj\.bias"):
+        start(path)
+
+
+class Hostile:
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.pth", "x.bin"])
+def test_a_file_that_would_run_code_is_refused(name, tmp_path):
+    hostile = {"state_dict": Hostile(tmp_path / "executed")}
+    (tmp_path / "zip").mkdir()
+    torch.save(hostile, tmp_path / "zip" / name)
+    (tmp_path / name).write_bytes(pickle.dumps(hostile))
+    for path in (tmp_path / name, tmp_path / "zip" / name):
+        with pytest.raises(redetr.InputError, match=f"{name}: not a checkpoint that can be read safely"):
+            start(path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [([1, 2], "neither a redetr checkpoint nor tensors"), ({"model": {"a": 1}}, "neither a redetr checkpoint nor"),
+     ({"weight": torch.zeros(1)}, "weights of a backbone, but that of detr_r50 is trained from")],
+)  # fmt: skip
+def test_other_files_are_refused(content, message, tmp_path):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(redetr.InputError, match=f"x.pt: {message}"):
+        start(tmp_path / "x.pt")
+
+
+def test_no_such_file():
+    for name in ("imagenett", "runs/somewhere/best.pt", "mobilenet.pth"):
+        with pytest.raises(redetr.InputError, match=f"{name}: no such file"):
+            read_weights(name)
+
+
+def test_random_weights_under_frozen_norms_are_said_to_be_bad():
+    config = replace(FAST, weights="none")
+    assert starting_point(fresh(config), config, CLASSES) == []
+    config = replace(RESNET, weights="none")
+    (said,) = starting_point(fresh(config), config, CLASSES)
+    assert said.startswith("warning: BatchNorm is frozen over random weights")
