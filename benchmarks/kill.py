@@ -82,7 +82,7 @@ def main() -> None:
             for _ in range(3):
                 first = steps_saved(folder)
                 process = start(folder)
-                wait_for_step(folder, process, chance.randint(first, 19), chance.uniform(0, 0.5))
+                wait_for_step(folder, process, chance.randint(min(first, 19), 19), chance.uniform(0, 0.5))
                 process.kill()
                 process.communicate()
                 saved_at_kill.append(steps_saved(folder))

@@ -44,8 +44,8 @@ class Evaluate:
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     data: str | None = None
     """digits, crowns, or a folder; default: what the checkpoint was trained on."""
-    val_fraction: float = 0.0
-    """Share of the images that training held out, if the data has no val split."""
+    val_fraction: float | None = None
+    """Share held out of data without a val split; default: that of the training run."""
     batch_size: int = 16
     """Images at once."""
     device: str = "auto"
@@ -61,7 +61,8 @@ class Evaluate:
         source = self.data or detector.trained_on
         if source is None:
             raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
-        dataset = open_dataset(source, "val", self.val_fraction)
+        held_out = detector.val_fraction if self.val_fraction is None else self.val_fraction
+        dataset = open_dataset(source, "val", held_out)
         with process_group(self.device) as dist, Progress(console=ERRORS, disable=self.json) as progress:
             task = progress.add_task("evaluating", total=len(dataset))
             result = evaluate(

@@ -29,14 +29,15 @@ class Detector:
     """A model with its class names and its image size."""
 
     def __init__(self, model: DetectionModel, class_names: Sequence[str], category_ids: Sequence[int], image_size: int,
-                 device: str = "auto", precision: str = "fp32", trained_on: str | None = None):  # fmt: skip
+                 device: str = "auto", precision: str = "fp32", trained_on: str | None = None,
+                 val_fraction: float = 0.0):  # fmt: skip
         self.device = pick_device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
         self.image_size = image_size
         self.dtype = pick_precision(precision, self.device)
-        self.trained_on = trained_on
+        self.trained_on, self.val_fraction = trained_on, val_fraction
 
     @property
     def classes(self) -> list[tuple[int, str]]:
@@ -128,4 +129,4 @@ def load(
     net = build(origin.model, len(origin.class_names), **origin.options)
     load_strictly(net, weights)
     return Detector(net, origin.class_names, origin.category_ids, origin.image_size or net.image_size, device,
-                    precision, origin.trained_on)  # fmt: skip
+                    precision, origin.trained_on, origin.val_fraction)  # fmt: skip

@@ -88,7 +88,7 @@ def verify(config: TrainConfig) -> Verification:
         batch_size = config.batch_size or max(len(_OBJECTS), 2 * dist.world_size * config.accumulate)
         config = replace(config, batch_size=batch_size)
         config.check(dist.world_size)
-        data = Noise(batch_size) if config.data == "random" else open_dataset(config.data, "train")
+        data = Noise(batch_size) if config.data == "random" else open_dataset(config.data, "train", config.val_fraction)
         state, criterion = prepare(config, dist, data)
         samples = first_batch(data, state)
         dtype = pick_precision(config.precision, dist.device)

@@ -30,6 +30,7 @@ class Origin:
     category_ids: tuple[int, ...]
     image_size: int = 0  # 0 = the model's
     trained_on: str | None = None
+    val_fraction: float = 0.0  # held out of it
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _origin_of_run(about: dict[str, Any]) -> Origin:
     config = TrainConfig.from_dict(about["config"])
     options = {name: value for name, value in config.model_kwargs().items() if name != "weights"}
     classes = tuple(about["class_names"]), tuple(about["category_ids"])
-    return Origin(config.model, options, *classes, config.image_size, config.data)
+    return Origin(config.model, options, *classes, config.image_size, config.data, config.val_fraction)
 
 
 def _from_official(path: Path, tensors: dict[str, Tensor], model: str | None, class_names: Sequence[str] | None = None,

@@ -30,7 +30,7 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_commands_parse(command):
-    assert command[0] == "train" or command[0] in COMMANDS
+    assert command[0] in ("train", "verify", *COMMANDS)
     parse_command(command)
 
 

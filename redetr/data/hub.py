@@ -47,7 +47,7 @@ def _load(source: str) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise InputError(f"{source}: needs: pip install 'redetr[datasets]'") from None
+        raise InputError(f"{source}: needs: pip install 'redetr[hub]'") from None
     place = os.path.expanduser(source.removeprefix("hf:"))
     name, _, revision = place.partition("@")
     try:

@@ -1,6 +1,6 @@
 """From a sample in pixels to what the model sees: a view of the image, its colours, and the objects that are left.
 
-All draws come from a generator made of (seed, epoch, image id): a sample does not depend on the rank, the worker or
+All draws come from a generator made of (seed, epoch, image): a sample does not depend on the rank, the worker or
 the order of loading. Images stay uint8 on the host; `normalize` makes floats of them on the device.
 """
 
@@ -43,7 +43,7 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def drawn_from(*key: int) -> int:
-    """A seed that is a function of the whole numbers in `key`, such as (seed, epoch, image id)."""
+    """A seed that is a function of the whole numbers in `key`, such as (seed, epoch, image)."""
     return int(np.random.SeedSequence([abs(k) for k in key]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

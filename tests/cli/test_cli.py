@@ -460,3 +460,17 @@ def test_a_run_names_its_images_and_goes_on_with_no_others(trained, shared_coco,
     with Image.open(tiny_coco / "train" / "train-2.jpg") as image:
         image.rotate(180).save(tiny_coco / "train" / "train-2.jpg")
     refused(capsys, [*train_arguments(tiny_coco, folder), "--resume"], "train-2.jpg of train is not what it was")
+
+
+def test_what_was_held_out_is_what_is_evaluated(tiny_coco, tmp_path, capsys):
+    """A folder without a val split: the checkpoint knows which images its run did not learn from."""
+    (tiny_coco / "annotations" / "instances_val.json").unlink()
+    refused(capsys, train_arguments(tiny_coco, tmp_path / "run"), "--val-fraction")
+    main(train_arguments(tiny_coco, tmp_path / "run", val_fraction=0.4))
+    best = max((line for line in lines_of(tmp_path / "run") if "AP" in line), key=lambda line: line["AP"])
+    capsys.readouterr()
+    main(["evaluate", str(tmp_path / "run"), "--json", "--precision", "fp32", "--device", "cpu"])
+    assert json.loads(capsys.readouterr().out)["AR100"] == pytest.approx(best["AR100"], abs=1e-6)
+    inventory = json.loads((tmp_path / "run" / "data.json").read_text())
+    train, val = (set(inventory[split]["images"]) for split in ("train", "val"))
+    assert val and not train & val and len(train | val) == 8
