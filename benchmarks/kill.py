@@ -1,6 +1,6 @@
 """Does a run that is killed with `kill -9` at any moment, and resumed, end as if nothing had been?
 
-    python benchmarks/kill.py                 # twenty runs, each killed three times at random moments
+    python benchmarks/kill.py             # twenty runs, each killed once at a random moment; --kills 3 for more
 
 Each run trains twenty steps of a small model with a loader process, evaluates twice and saves after every step, so
 kills fall into start-up, steps, evaluation and writing. What it ends with is compared bit for bit with a run that was
@@ -70,6 +70,7 @@ def same(first: Path, second: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=1, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
@@ -79,7 +80,7 @@ def main() -> None:
         rows = []
         for number in track(range(arguments.runs), "killing"):
             folder, saved_at_kill = Path(temporary) / str(number), []
-            for _ in range(3):
+            for _ in range(arguments.kills):
                 first = steps_saved(folder)
                 process = start(folder)
                 wait_for_step(folder, process, chance.randint(min(first, 19), 19), chance.uniform(0, 0.5))
