@@ -74,15 +74,11 @@ def mixed(weight: float, first: Sample, second: Sample) -> Sample:
 
 def joined(named: Target, size: Size, targets: list[Target]) -> Target:
     """The objects of all targets, under the name of `named`."""
-
-    def all_of(key: str) -> Tensor:
-        return torch.cat([target[key] for target in targets])  # type: ignore[literal-required]
-
     return Target(
-        boxes=all_of("boxes"),
-        labels=all_of("labels"),
-        iscrowd=all_of("iscrowd"),
-        area=all_of("area"),
+        boxes=torch.cat([target["boxes"] for target in targets]),
+        labels=torch.cat([target["labels"] for target in targets]),
+        iscrowd=torch.cat([target["iscrowd"] for target in targets]),
+        area=torch.cat([target["area"] for target in targets]),
         image_id=named["image_id"],
         orig_size=named["orig_size"],
         size=size,
