@@ -17,6 +17,7 @@ LAYERS = [
     ("train", "predict"),
     ("verify",),
     ("demo",),
+    ("commands",),
     ("cli",),
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -20,7 +20,8 @@ import torch
 import yaml
 from torch.distributed import run as torchrun
 
-from redetr.cli import Train, parse_command
+from redetr.cli import parse_command
+from redetr.commands.train import Train
 from redetr.config import TrainConfig
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the scripts are for Linux, 127.0.0.2 is as well")

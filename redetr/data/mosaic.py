@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from redetr.data.transforms import MIN_VISIBLE, Sample, Transform
 from redetr.data.views import Random, Size, View

@@ -1,0 +1,49 @@
+"""`redetr check`"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+from redetr.check import check, print_report
+from redetr.check_sheet import write_report
+from redetr.commands.console import ERRORS, OUT, print_json
+from redetr.errors import InputError
+
+
+@dataclass(frozen=True)
+class Check:
+    """Looks for what would spoil training in a data set, before it does; exits with 1 if there is any."""
+
+    data: tyro.conf.Positional[str]
+    """digits, crowns, or a folder."""
+    model: str = "redetr_n"
+    """The recipe that the data set is meant for."""
+    queries: int | None = None
+    """Most objects that the model can find in an image; default: what training would take."""
+    thorough: bool = False
+    """Also decode all images, and look for pictures that are nearly the same."""
+    report: str | None = None
+    """Folder for a page with samples and histograms."""
+    augment: bool = False
+    """Also show samples as training sees them, in the folder of --report; not of a data set with errors."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+    def run(self) -> None:
+        if self.augment and not self.report:
+            raise InputError("--augment needs a folder to write to: give --report FOLDER as well")
+        report = check(self.data, self.model, self.queries, self.thorough)
+        if self.json:
+            print_json(report.to_dict())
+        else:
+            print_report(report, OUT)
+        if self.report:
+            write_report(report, Path(self.report), self.augment and not report.errors)
+            ERRORS.print(f"{self.report}/index.html: samples, histograms, and all of this", markup=False)
+        if report.errors:
+            raise SystemExit(InputError.exit_code)
+
+
+parse = partial(tyro.cli, Check, prog="redetr check")

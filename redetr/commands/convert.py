@@ -1,0 +1,32 @@
+"""`redetr convert`"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from redetr.commands.console import OUT
+from redetr.data.convert import convert
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Writes a data set in another form, boxes only; what the form cannot say is told."""
+
+    source: tyro.conf.Positional[str]
+    """A folder in COCO, YOLO or Pascal VOC form, or crowns; it stays as it is."""
+    destination: tyro.conf.Positional[str]
+    """The folder to write, which must not be there yet."""
+    to: Literal["coco", "yolo", "voc"]
+    """The form to write."""
+    copy: bool = False
+    """Copy images; default: hard links, which take no space, where the disk allows them."""
+
+    def run(self) -> None:
+        for line in convert(self.source, Path(self.destination), self.to, self.copy):
+            OUT.print(line, markup=False, soft_wrap=True)
+
+
+parse = partial(tyro.cli, Convert, prog="redetr convert")

@@ -1,0 +1,28 @@
+"""`redetr demo`"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+from redetr.commands.console import OUT
+from redetr.demo import demo
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Trains redetr_n for a few minutes, evaluates it and shows what it found."""
+
+    data: str = "digits"
+    """digits, or crowns for real aerial photographs."""
+    output: str = "runs/demo"
+    """The run folder; an earlier demo there is replaced."""
+    steps: int = 0
+    """Length of the run; default: about five minutes on two cores."""
+
+    def run(self) -> None:
+        demo(self.data, Path(self.output), self.steps, OUT)
+
+
+parse = partial(tyro.cli, Demo, prog="redetr demo")
