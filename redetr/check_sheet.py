@@ -1,8 +1,5 @@
 """What a data set looks like: sheets of samples with their boxes, histograms, and a page of all that a check found."""
 
-import base64
-import io
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +16,7 @@ from redetr.data import open_dataset
 from redetr.data.annotations import Split
 from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation
-from redetr.files import write_whole
+from redetr.page import drawn, picture, table, write_page
 from redetr.visualize import class_color, draw_boxes, grid, save_image, to_pil
 
 if TYPE_CHECKING:
@@ -43,8 +40,7 @@ def write_report(report: Report, folder: Path, augmented: bool = False) -> None:
         if sheet is not None:
             save_image(sheet, folder / f"{name}.png")
             pictures[title] = sheet
-    page = _page(report, pictures)
-    write_whole(folder / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
+    write_page(folder / "index.html", report.source, _parts(report, pictures))
 
 
 def sample_sheet(report: Report) -> Image.Image | None:
@@ -110,9 +106,7 @@ def _histograms(report: Report) -> Image.Image:
     most = max((count.max(initial=0) for count in counts.values()), default=0)
     _plot_shares(axes[2], counts, np.linspace(0, most + 1, min(most + 2, _BINS)) - 0.5, "Objects per image")
     _plot_classes(axes[3], report.classes())
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png")
-        return Image.open(file).convert("RGB")
+    return drawn(figure)
 
 
 def _octaves(values: dict[Split, np.ndarray]) -> np.ndarray:
@@ -153,42 +147,17 @@ def _title(axes: "Axes", title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #212529 }
-table { border-collapse: collapse; margin: 1em 0 }
-th, td { text-align: left; padding: .3em 1em .3em 0; border-bottom: 1px solid #ddd; vertical-align: top }
-td { overflow-wrap: anywhere } .error { color: #c92a2a } .warning { color: #a15c00 }
-img { max-width: 100%; border: 1px solid #ddd }
-"""
-
-
-def _page(report: Report, pictures: dict[str, Image.Image]) -> str:
-    """One HTML document that holds its style and pictures."""
+def _parts(report: Report, pictures: dict[str, Image.Image]) -> list[str]:
+    """What the page holds."""
     figures = report.figures()
     faults = [[f.severity, f.code, f"{f.file} {f.where}", f.text, f.remedy, f"{f.count:,}"] for f in report.faults]
-    parts = [
+    return [
         f"<h1>{escape(report.source)}</h1>",
         f"<p class='{'error' if report.errors else 'ready'}'>{escape(report.verdict)}</p>",
-        _table(["split", *next(iter(figures.values()), ())],
-               [[split, *map(str, row.values())] for split, row in figures.items()]),
+        table(["split", *next(iter(figures.values()), ())], [[split, *row.values()] for split, row in figures.items()]),
         "<h2>What is wrong, and what to do</h2>" if faults else "",
-        _table(["", "", "where", "what", "what to do", "times"], faults),
-        *(f"<h2>{title}</h2><img alt='{title}' src='{_embedded(image)}'>" for title, image in pictures.items()),
+        table(["", "", "where", "what", "what to do", "times"], faults),
+        *(f"<h2>{title}</h2>{picture(image, title)}" for title, image in pictures.items()),
         "<h2>Classes</h2>",
-        _table(["class", *report.splits], [[name, *map(str, n.values())] for name, n in report.classes().items()]),
-    ]  # fmt: skip
-    head = f"<meta charset='utf-8'><title>{escape(report.source)}</title><style>{_STYLE}</style>"
-    return f"<!DOCTYPE html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
-
-
-def _table(heads: Sequence[str], rows: list[list[str]]) -> str:
-    """A table; rows are of the class that their first cell names."""
-    lines = [f"<tr class='{escape(row[0])}'>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
-    return f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>{''.join(lines)}</table>" if rows else ""
-
-
-def _embedded(image: Image.Image) -> str:
-    """The picture as the address of an `<img>`."""
-    with io.BytesIO() as file:
-        image.save(file, "JPEG", quality=88)
-        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+        table(["class", *report.splits], [[name, *counts.values()] for name, counts in report.classes().items()]),
+    ]

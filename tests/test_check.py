@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +24,6 @@ from redetr.cli import main
 from redetr.data import Hints, open_dataset
 from redetr.data.annotations import Annotations
 from redetr.errors import InputError
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(autouse=True)
@@ -298,17 +295,10 @@ def test_a_page_of_data_that_cannot_be_read(root, tmp_path):
     assert not (tmp_path / "page" / "sheet.png").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
-def test_the_page_in_a_browser_without_network(tmp_path):
+def test_the_page_in_a_browser_without_network(tmp_path, browser):
     """All pictures are there, and the console stays empty."""
-    page = tmp_path / "index.html"
-    told = "document.title = [...document.images].map(i => i.complete && i.naturalWidth > 500)"
-    page.write_text(written("crowns", tmp_path) + f"<script>onload = () => {{ {told} }}</script>")
-    run = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
-         f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "<title>true,true,true</title>" in run.stdout
-    assert "CONSOLE" not in run.stderr
+    written("crowns", tmp_path)
+    browser.get((tmp_path / "index.html").as_uri())
+    shown = "return [...document.images].map(i => i.complete && i.naturalWidth > 500)"
+    assert browser.execute_script(shown) == [True, True, True]
+    assert browser.get_log("browser") == []
