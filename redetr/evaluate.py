@@ -139,17 +139,15 @@ def _no_detections() -> dict[str, np.ndarray]:
     return {"image_index": counts, "labels": counts, "scores": values, "boxes": values.reshape(0, 4)}
 
 
-def evaluate(
+def detect_classes(
     model: DetectionModel,
     dataset: DetectionDataset,
     dist: Dist | None = None,
     *,
-    image_size: int,
     classes: Sequence[tuple[int, str]] | None = None,
     **options: Any,
-) -> CocoResult:
-    """The twelve COCO numbers, per-class AP and, with a `criterion`, losses of `model` on `dataset`; options as in
-    `detect`. Communicates.
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """What `detect` returns, with the labels of the data set; options as there. Communicates.
 
     `classes` are the (category id, name) of the model's labels, by default those of the data set; classes that the data
     set does not have are left out (official checkpoints have 91 outputs for COCO's 80 categories). Raises InputError if
@@ -163,9 +161,15 @@ def evaluate(
             f"the model knows {model.num_classes} classes, {dataset.name} has {len(wanted)}, such as "
             f"{(unknown or wanted)[0]}: evaluate on data with the categories it was trained on"
         )
-    found, losses = detect(model, dataset, dist, image_size=image_size, **options)
+    found, losses = detect(model, dataset, dist, **options)
     label_of = np.array([wanted.index(name) if name in wanted else -1 for name in classes])
     found["labels"] = label_of[found["labels"]]
     known = found["labels"] >= 0
-    result = coco_metrics(GroundTruth.from_dataset(dataset), **{name: array[known] for name, array in found.items()})
-    return replace(result, losses=losses)
+    return {name: array[known] for name, array in found.items()}, losses
+
+
+def evaluate(model: DetectionModel, dataset: DetectionDataset, dist: Dist | None = None, **options: Any) -> CocoResult:
+    """The twelve COCO numbers, per-class AP and, with a `criterion`, losses of `model` on `dataset`; options and errors
+    as in `detect_classes`. Communicates."""
+    found, losses = detect_classes(model, dataset, dist, **options)
+    return replace(coco_metrics(GroundTruth.from_dataset(dataset), **found), losses=losses)

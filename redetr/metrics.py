@@ -7,6 +7,7 @@ are fractions in [0, 1], or nan where there is no ground truth.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import hotcoco
@@ -90,16 +91,7 @@ def coco_metrics(truth: GroundTruth, image_index: Array, scores: Array, labels: 
     Raises DivergedError for a score or box that is not finite, ValueError for an image or label that `truth` does not
     have and for shapes that do not fit.
     """
-    index, scores, labels, boxes = (_float64(values) for values in (image_index, scores, labels, boxes))
-    if boxes.shape != (len(scores), 4) or not index.shape == scores.shape == labels.shape == (len(scores),):
-        shapes = f"{index.shape}, {scores.shape}, {labels.shape}, {boxes.shape}"
-        raise ValueError(f"image_index, scores, labels and boxes do not fit together: {shapes}")
-    detections = np.column_stack([index, _xyxy_to_xywh(boxes), scores, labels])
-    _check_detections(truth, detections)
-    detections[:, 0] = truth.rank[detections[:, 0].astype(np.int64)]
-    evaluation = hotcoco.COCOeval(truth.annotations, truth.annotations.load_res(detections), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
+    evaluation = _evaluated(truth, image_index, scores, labels, boxes)
     evaluation.summary_lines()  # computes `stats` without printing
     stats = [float(value) if value >= 0 else math.nan for value in evaluation.stats]
     assert evaluation.eval is not None
@@ -109,6 +101,40 @@ def coco_metrics(truth: GroundTruth, image_index: Array, scores: Array, labels: 
     names = truth.class_names
     distinct = [name if names.count(name) == 1 else f"{name} ({label})" for label, name in enumerate(names)]
     return CocoResult(dict(zip(METRIC_NAMES, stats, strict=True)), dict(zip(distinct, per_class, strict=True)))
+
+
+def ap_by_area(
+    truth: GroundTruth, edges: Sequence[float], image_index: Array, scores: Array, labels: Array, boxes: Array
+) -> list[float]:
+    """AP of the objects between each two of `edges`, areas in square pixels; nan where there are none.
+
+    Arrays and errors as in `coco_metrics`. As in COCO, detections of another size that find nothing do not count.
+    """
+    evaluation = _evaluated(truth, image_index, scores, labels, boxes, list(pairwise(edges)))
+    assert evaluation.eval is not None
+    tables = np.moveaxis(evaluation.eval["precision"][..., -1], 3, 0)
+    return [float(np.mean(table[table >= 0])) if (table >= 0).any() else math.nan for table in tables]
+
+
+def _evaluated(
+    truth: GroundTruth, image_index: Array, scores: Array, labels: Array, boxes: Array,
+    areas: list[tuple[float, float]] | None = None,
+) -> hotcoco.COCOeval:  # fmt: skip
+    """hotcoco's evaluation of detections, checked first; `areas` replace COCO's four ranges of size."""
+    index, scores, labels, boxes = (_float64(values) for values in (image_index, scores, labels, boxes))
+    if boxes.shape != (len(scores), 4) or not index.shape == scores.shape == labels.shape == (len(scores),):
+        shapes = f"{index.shape}, {scores.shape}, {labels.shape}, {boxes.shape}"
+        raise ValueError(f"image_index, scores, labels and boxes do not fit together: {shapes}")
+    detections = np.column_stack([index, _xyxy_to_xywh(boxes), scores, labels])
+    _check_detections(truth, detections)
+    detections[:, 0] = truth.rank[detections[:, 0].astype(np.int64)]
+    evaluation = hotcoco.COCOeval(truth.annotations, truth.annotations.load_res(detections), "bbox")
+    if areas:
+        evaluation.params.area_rng = [list(area) for area in areas]
+        evaluation.params.area_rng_lbl = [f"{low:g} to {high:g}" for low, high in areas]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
 
 
 def _check_detections(truth: GroundTruth, rows: NDArray[np.float64]) -> None:

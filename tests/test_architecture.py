@@ -11,8 +11,8 @@ ROOT = Path(redetr.__file__).parent
 # Each layer may import from the same layer and the ones before it.
 LAYERS = [
     ("errors", "files", "download", "page", "boxes", "structures"),
-    ("models", "matcher", "losses", "visualize", "postprocess", "metrics", "data"),
-    ("optim", "ema", "checkpoint", "distributed", "config", "monitor", "state", "weights"),
+    ("models", "matcher", "losses", "visualize", "postprocess", "metrics", "error_analysis", "data"),
+    ("muon", "optim", "ema", "checkpoint", "distributed", "config", "monitor", "state", "weights"),
     ("evaluate", "recipes", "check", "check_boxes", "check_images", "check_sheet"),
     ("train", "predict"),
     ("verify",),
