@@ -10,7 +10,7 @@ from redetr.data.transforms import Augment
 from redetr.distributed import Compression
 from redetr.errors import InputError
 from redetr.losses import ClassNormalization
-from redetr.optim import Schedule
+from redetr.optim import OptimizerName, Schedule
 from redetr.structures import DetectionModel
 
 
@@ -34,12 +34,14 @@ class TrainConfig:
     """Images per optimizer step, over all ranks and accumulated micro-batches."""
     accumulate: int = 1
     """Micro-batches per optimizer step and rank."""
+    optimizer: OptimizerName = "muon"
+    """muon: AdamW with orthogonal steps for matrices; adamw: as the original."""
     lr: float = 2e-3
     """Learning rate."""
     lr_backbone: float | None = None
     """Learning rate of the backbone (default: lr)."""
     weight_decay: float = 1e-2
-    """AdamW's decay, not applied to norms, biases and embeddings."""
+    """Decoupled decay, not applied to norms, biases and embeddings."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 = no clipping."""
     schedule: Schedule = "cosine"

@@ -6,31 +6,40 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from redetr.muon import Muon, is_matrix
+
+OptimizerName = Literal["muon", "adamw"]
 Schedule = Literal["cosine", "step", "constant"]
 
 
-def param_groups(model: nn.Module, lr: float, lr_backbone: float, weight_decay: float) -> list[dict]:
-    """Trainable parameters by learning rate and weight decay; no decay on norms, biases and embeddings.
+def param_groups(
+    model: nn.Module, lr: float, lr_backbone: float, weight_decay: float, optimizer: OptimizerName = "adamw"
+) -> list[dict]:
+    """Trainable parameters by learning rate, weight decay and kind of step; no decay on norms, biases and embeddings.
 
     `base_lr` of a group is what the schedule multiplies.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decay = 0.0 if parameter.dim() < 2 or id(parameter) in embeddings else weight_decay
+        spared = parameter.dim() < 2 or id(parameter) in embeddings
         rate = lr_backbone if name.startswith("backbone.0.") else lr
-        groups.setdefault((rate, decay), []).append(parameter)
+        orthogonal = optimizer == "muon" and not spared and is_matrix(name, parameter)
+        groups.setdefault((rate, 0.0 if spared else weight_decay, orthogonal), []).append(parameter)
     return [
-        {"params": params, "lr": rate, "base_lr": rate, "weight_decay": decay}
-        for (rate, decay), params in groups.items()
+        {"params": params, "lr": rate, "base_lr": rate, "weight_decay": decay, "orthogonal": orthogonal}
+        for (rate, decay, orthogonal), params in groups.items()
     ]
 
 
-def build_optimizer(model: nn.Module, lr: float, lr_backbone: float, weight_decay: float) -> torch.optim.AdamW:
-    """Fused AdamW over `param_groups`."""
-    return torch.optim.AdamW(param_groups(model, lr, lr_backbone, weight_decay), fused=True)
+def build_optimizer(
+    model: nn.Module, lr: float, lr_backbone: float, weight_decay: float, optimizer: OptimizerName = "adamw"
+) -> torch.optim.Optimizer:
+    """Muon or fused AdamW over `param_groups`."""
+    groups = param_groups(model, lr, lr_backbone, weight_decay, optimizer)
+    return Muon(groups) if optimizer == "muon" else torch.optim.AdamW(groups, fused=True)
 
 
 def lr_factor(step: int, steps: int, schedule: Schedule, warmup_steps: int, drop_at: float) -> float:

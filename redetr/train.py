@@ -84,7 +84,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     check_norms(model, dist, config.accumulate)
     dtype = weights_dtype(pick_precision(config.precision, dist.device))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, config.lr, config.lr_backbone or 0.0, config.weight_decay)
+    optimizer = build_optimizer(model, config.lr, config.lr_backbone or 0.0, config.weight_decay, config.optimizer)
     ema = ModelEma(model, config.ema_decay or 0.0)
     state = State(config, model, ema, optimizer, data.class_names, data.category_ids, len(data), notes=notes)
     return state, SetCriterion.for_model(model, config.class_normalization)
