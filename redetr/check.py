@@ -118,7 +118,7 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
     What `open_dataset` found is not told again. Raises InputError with the first error.
     """
     datasets: dict[Split, DetectionDataset] = {"train": train, "val": val}
-    splits = {split: data._annotations for split, data in datasets.items() if isinstance(data, AnnotatedDataset)}
+    splits = {split: data.annotations for split, data in datasets.items() if isinstance(data, AnnotatedDataset)}
     files = {split for split, data in datasets.items() if isinstance(data, FolderDataset)}
     faults = _sorted(_faults(splits, {split: _headers(splits[split]) for split in files}))
     for annotations in splits.values():
@@ -145,7 +145,7 @@ def keep_inventory(file: Path, datasets: Mapping[str, DetectionDataset]) -> None
 def _inventory(data: DetectionDataset) -> dict[str, Any]:
     images: dict[str, str] = {}
     if isinstance(data, FolderDataset):
-        source = data._annotations
+        source = data.annotations
         names = [os.fsdecode(name) for name in source.names]
         images = dict(zip(names, (header.content for header in _headers(source, content=True)), strict=True))
     return {"name": data.name, "count": len(data), "classes": data.class_names, "images": images}
@@ -188,7 +188,7 @@ def _read(root: Path) -> tuple[dict[Split, Annotations], list[Fault]]:
 def _annotations_of(dataset: DetectionDataset) -> Annotations:
     """The annotations of a data set without files; of one that is drawn on demand, those of the first scenes."""
     if isinstance(dataset, AnnotatedDataset):
-        return dataset._annotations
+        return dataset.annotations
     targets = [dataset.target(i) for i in range(min(len(dataset), _SCENES))]
     boxes, labels, iscrowd, area = (
         torch.cat([target[key] for target in targets]).numpy() for key in ("boxes", "labels", "iscrowd", "area")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from redetr.check_images import found, image_place
-from redetr.config import TrainConfig
+from redetr.config import MOST_QUERIES, TrainConfig
 from redetr.data import Hints
 from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.models import build
@@ -19,7 +19,6 @@ _FEW_BOXES, _TIMES_RARER = 10, 100  # a class with fewer boxes, or so many fewer
 _FEW_IMAGES, _SMALL_SHARE = 10, 0.02  # of the val split
 _SMALL_PX = 8  # the finest stride of the fast forms: what is smaller falls between two positions
 _MANY_SMALL, _FEW_SMALL = 0.25, 0.1  # shares of the boxes
-_MOST_QUERIES = 300  # that training takes by itself
 _SAME_IOU = 0.99
 _SURE = 10  # boxes all on one side: by chance in one of 2**10 data sets
 
@@ -41,7 +40,7 @@ class Plan:
         with torch.device("meta"):
             model = build(config.model, 1, **config.model_kwargs())
         config = config.resolved(model, hints, 1)
-        picked = model.num_queries if config.model.startswith("detr_") else hints.num_queries or _MOST_QUERIES
+        picked = model.num_queries if config.model.startswith("detr_") else hints.num_queries or MOST_QUERIES
         return cls(recipe, config, model.resize, model.max_size, num_queries or picked)
 
     def shorter_sides(self, annotations: Annotations, image_size: int) -> np.ndarray:

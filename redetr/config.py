@@ -13,6 +13,8 @@ from redetr.losses import ClassNormalization
 from redetr.optim import OptimizerName, Schedule
 from redetr.structures import DetectionModel
 
+MOST_QUERIES = 300  # that a run takes without being told to
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -128,7 +130,7 @@ class TrainConfig:
         """The same run with `num_queries` chosen by the data, for the forms whose queries are picked from the image."""
         if self.num_queries or self.model.startswith("detr_"):
             return self
-        return replace(self, num_queries=data.hints.num_queries or min(300, max(25, 2 * data.max_objects())))
+        return replace(self, num_queries=data.hints.num_queries or min(MOST_QUERIES, max(25, 2 * data.max_objects())))
 
     def resolved(self, model: DetectionModel, hints: Hints, num_images: int) -> "TrainConfig":
         """The same run with every default that depends on the data or the model filled in."""

@@ -1,6 +1,7 @@
 """Named runs: each recipe is a function that returns a `TrainConfig`; flags override it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from redetr.config import TrainConfig
 from redetr.errors import InputError
@@ -8,8 +9,8 @@ from redetr.errors import InputError
 
 def _original(model: str) -> TrainConfig:
     return TrainConfig(
-        model=model, epochs=300, batch_size=16, optimizer="adamw", lr=1e-4, lr_backbone=1e-5, weight_decay=1e-4, clip_norm=0.1,
-        schedule="step", warmup=0.0, drop_at=2 / 3, ema_decay=0.0, weights="imagenet",
+        model=model, epochs=300, batch_size=16, optimizer="adamw", lr=1e-4, lr_backbone=1e-5, weight_decay=1e-4,
+        clip_norm=0.1, schedule="step", warmup=0.0, drop_at=2 / 3, ema_decay=0.0, weights="imagenet",
     )  # fmt: skip
 
 
@@ -45,6 +46,17 @@ def detr_tiny() -> TrainConfig:
     )  # fmt: skip
 
 
+def detr_r50_finetune() -> TrainConfig:
+    """DETR-R50 from its COCO weights (downloaded): for 100 to 5,000 images of your own.
+
+    The length follows the number of images; the run ends early after five evaluations without a better AP.
+    """
+    return replace(
+        _original("detr_r50"), weights="facebook/detr-resnet-50", epochs=0.0, lr=5e-5, lr_backbone=5e-6,
+        schedule="cosine", warmup=0.04, ema_decay=None, patience=5,
+    )  # fmt: skip
+
+
 def redetr_n() -> TrainConfig:
     """Nano, from scratch: minutes on a CPU. Measured numbers are in the README."""
     return TrainConfig(model="redetr_n")
@@ -57,7 +69,17 @@ def redetr_s() -> TrainConfig:
 
 def redetr_mobile() -> TrainConfig:
     """MobileNetV2 with ImageNet weights: minutes on a CPU."""
-    return TrainConfig(model="redetr_mobile", lr=1e-3, lr_backbone=2e-4, weights="imagenet")
+    return TrainConfig(model="redetr_mobile", lr=1e-3, lr_backbone=2e-4, weights="imagenet", patience=5)
+
+
+def redetr_n_finetune() -> TrainConfig:
+    """Nano from a run of your own on like pictures: give --weights RUN. A lower rate, ends without progress."""
+    return replace(redetr_n(), lr=5e-4, patience=5)
+
+
+def redetr_s_finetune() -> TrainConfig:
+    """Small from a run of your own on like pictures: give --weights RUN. A lower rate, ends without progress."""
+    return replace(redetr_s(), lr=3e-4, patience=5)
 
 
 def redetr_m() -> TrainConfig:
@@ -69,8 +91,8 @@ def redetr_m() -> TrainConfig:
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
-    for recipe in (detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_tiny, redetr_n, redetr_s, redetr_mobile,
-                   redetr_m)
+    for recipe in (detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_r50_finetune, detr_tiny, redetr_n, redetr_s,
+                   redetr_n_finetune, redetr_s_finetune, redetr_mobile, redetr_m)
 }  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def test_a_run_starts_from_the_weights_of_another(before, tmp_path):
     assert first_loss(tmp_path / "new") < 1.5 * last
     assert "loaded" in said and f"tensors from {before.output}/best.pt\n" in said
     begun = torch.load(tmp_path / "new/last.pt", weights_only=True)
-    assert {float(state["step"]) for state in begun["optimizer"]["state"].values()} == {2}  # not 42
+    assert {float(state["step"]) for state in begun["optimizer"]["state"].values() if "step" in state} == {2}  # not 42
     assert begun["config"]["weights"] == before.output
 
 

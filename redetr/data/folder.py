@@ -57,7 +57,7 @@ class AnnotatedDataset(DetectionDataset):
         self.name, self.hints = name, hints
         self.notes = (*map(str, annotations.faults), *filter(None, [note]))
         self.category_ids, self.class_names = annotations.category_ids, annotations.class_names
-        self._annotations = replace(annotations, faults=[])
+        self.annotations = replace(annotations, faults=[])
         small = 3 * annotations.sizes.prod(1, dtype=float).sum() <= _KEPT_BYTES
         self._kept: dict[int, Tensor] | None = {} if small else None
 
@@ -66,10 +66,10 @@ class AnnotatedDataset(DetectionDataset):
         """The decoded image. Raises InputError."""
 
     def __len__(self) -> int:
-        return len(self._annotations)
+        return len(self.annotations)
 
     def target(self, index: int) -> Target:
-        position, source = self._position(index), self._annotations
+        position, source = self._position(index), self.annotations
         own = slice(source.first[position], source.first[position + 1])
         boxes, labels, iscrowd, area = (
             torch.from_numpy(array[own].copy()) for array in (source.boxes, source.labels, source.iscrowd, source.area)
@@ -89,7 +89,7 @@ class AnnotatedDataset(DetectionDataset):
         if self._kept is not None and position in self._kept:
             return self._kept[position]
         image = self._read(position)
-        (height, width), stated = image.shape[1:], self._annotations.sizes[position].tolist()
+        (height, width), stated = image.shape[1:], self.annotations.sizes[position].tolist()
         if [height, width] == stated:
             if self._kept is not None:
                 self._kept[position] = image
@@ -97,8 +97,8 @@ class AnnotatedDataset(DetectionDataset):
         remedy = "put back the file that was annotated, or export the annotations again"
         if [width, height] == stated:
             remedy = "it was annotated as its EXIF tag turns it: save it turned that way, without the tag"
-        says = f"{self._annotations.source} says {stated[1]}x{stated[0]}"
-        raise InputError(f"{self._annotations.path(position)}: is {width}x{height} px, but {says}; {remedy}")
+        says = f"{self.annotations.source} says {stated[1]}x{stated[0]}"
+        raise InputError(f"{self.annotations.path(position)}: is {width}x{height} px, but {says}; {remedy}")
 
 
 class FolderDataset(AnnotatedDataset):
@@ -106,7 +106,7 @@ class FolderDataset(AnnotatedDataset):
 
     def path(self, index: int) -> Path:
         """The file of an image."""
-        return self._annotations.path(self._position(index))
+        return self.annotations.path(self._position(index))
 
     def require_whole_images(self) -> None:
         for index in range(len(self)):

@@ -121,8 +121,8 @@ class HubDataset(AnnotatedDataset):
 
     def _read(self, position: int) -> Tensor:
         try:
-            with Image.open(_file(self._rows[int(self._annotations.ids[position])])) as image:
+            with Image.open(_file(self._rows[int(self.annotations.ids[position])])) as image:
                 pixels = np.array(image.convert("RGB"))
         except Exception as error:  # decoders raise nearly everything on damaged files
-            raise InputError(f"{self._annotations.path(position)}: cannot decode the image ({error})") from None
+            raise InputError(f"{self.annotations.path(position)}: cannot decode the image ({error})") from None
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

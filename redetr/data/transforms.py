@@ -23,8 +23,8 @@ Resize = Literal["aspect", "square"]
 Sample = tuple[Tensor, Target]
 
 # ImageNet's statistics: what every pretrained backbone expects.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 _GREY = np.array([0.299, 0.587, 0.114])  # brightness of red, green and blue
 MIN_VISIBLE = 0.4  # a box of which less is seen is not an object any more
 
@@ -38,7 +38,7 @@ def normalize(images: Tensor) -> Tensor:
 @lru_cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation `[3, 1, 1]` of bytes. Kept: each copy to a GPU would wait for all that it has to do."""
-    mean, std = (torch.tensor(values).mul(255)[:, None, None].to(device) for values in (_MEAN, _STD))
+    mean, std = (torch.tensor(values).mul(255)[:, None, None].to(device) for values in (MEAN, STD))
     return mean, std
 
 

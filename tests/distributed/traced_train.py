@@ -43,7 +43,7 @@ def trace(file: Path, hold: list[str]) -> None:
         return load(samples, keys)
 
     def stepped(optimizer: Any, *_: Any) -> None:
-        step = int(max(state["step"] for state in optimizer.state.values()))
+        step = int(max(state["step"] for state in optimizer.state.values() if "step" in state))
         line = {"at": time.monotonic(), "step": step, "rank": RANK, "world": WORLD, "images": loaded.popleft()}
         with file.open("a") as out:
             out.write(json.dumps(line) + "\n")
