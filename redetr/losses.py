@@ -32,7 +32,8 @@ class Predictions(NamedTuple):
     repeats: int  # how often each object is offered
 
 
-def _decoder_predictions(outputs: Outputs) -> Predictions:
+def decoder_predictions(outputs: Outputs) -> Predictions:
+    """All decoder layers, first layer first."""
     layers = [*outputs.get("aux_outputs", []), outputs]
     names = [f"_{i}" for i in range(len(layers) - 1)] + [""]
     logits = torch.stack([layer["pred_logits"] for layer in layers])
@@ -99,7 +100,7 @@ class SetCriterion(nn.Module):
         if denominators is None:
             counts = self.counts(targets)
             denominators = self.denominators(counts, counts)
-        sets = [_decoder_predictions(outputs)]
+        sets = [decoder_predictions(outputs)]
         if self.config.encoder_repeats:
             enc = outputs["enc_outputs"]
             logits, boxes = (

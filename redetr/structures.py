@@ -62,6 +62,7 @@ class DetectionModel(nn.Module):
     num_classes: int
     num_queries: int
     loss_config: LossConfig
+    aux_loss: bool  # whether outputs hold what only the loss needs: earlier layers, all of the encoder's proposals
     resize: Literal["aspect", "square"]  # images keep their aspect ratio, or are stretched to a square
     image_size: int  # default of the shorter side ("aspect") or of the side ("square"), px
     max_size: int | None  # longer side at most ("aspect"), px

@@ -45,7 +45,7 @@ class DETR(DetectionModel):
         features = self.backbone[0](images)[-1]
         padding = padding_at(features, mask)
         pos = self.backbone[1](padding).flatten(1, 2).to(features.dtype)
-        queries = self.query_embed.weight.to(features.dtype).expand(len(images), -1, -1)
+        queries = self.query_embed.weight.to(features.dtype).expand(images.shape[0], -1, -1)
         valid = None if mask is None else ~padding.flatten(1)
         states = self.transformer(self.input_proj(features).flatten(2).mT, pos, queries, valid)
         if not self.aux_loss:

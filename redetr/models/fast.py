@@ -60,6 +60,16 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
+    def samples(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each query looks, `[B, Q, heads, levels, points, 2]` (x, y as fractions of the unpadded image, also
+        outside of it), and how much each point counts, `[B, Q, heads, levels * points]`.
+        """
+        split = (*query.shape[:2], self.nheads, len(STRIDES), self.points)
+        offsets = at_least_float32(self.offsets(query)).view(*split, 2)
+        weights = at_least_float32(self.weights(query)).view(*split[:3], -1).softmax(-1)
+        centers, sizes = boxes[:, :, None, None, None, :2], boxes[:, :, None, None, None, 2:]
+        return centers + offsets * sizes * (0.5 / self.points), weights
+
     def forward(
         self, query: Tensor, boxes: Tensor, memory: Tensor, shapes: list[tuple[int, int]], valid_ratio: Tensor
     ) -> Tensor:
@@ -69,11 +79,7 @@ class DeformableAttention(nn.Module):
         that is image.
         """
         batch, queries, _ = query.shape
-        levels = len(shapes)
-        offsets = at_least_float32(self.offsets(query)).view(batch, queries, self.nheads, levels, self.points, 2)
-        weights = at_least_float32(self.weights(query)).view(batch, queries, self.nheads, -1).softmax(-1)
-        centers, sizes = boxes[:, :, None, None, None, :2], boxes[:, :, None, None, None, 2:]
-        where = centers + offsets * sizes * (0.5 / self.points)
+        where, weights = self.samples(query, boxes)
         # grid_sample wants [-1, 1] over the canvas, one "image" per head.
         grid = (2 * where * valid_ratio[:, None, None, None, None] - 1).transpose(1, 2).flatten(0, 1)
         values = self.value_proj(memory).unflatten(-1, (self.nheads, -1)).permute(0, 2, 3, 1).flatten(0, 1)
@@ -147,6 +153,7 @@ class FastDETR(DetectionModel):
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.hidden_dim = hidden_dim
+        self.aux_loss = True
         self.loss_config = LossConfig(scores="sigmoid", cost_class=2.0, encoder_repeats=4)
         self.backbone = nn.ModuleList([backbone])
         self.neck = Neck(backbone.num_channels, hidden_dim, nheads, dim_feedforward)
@@ -176,11 +183,18 @@ class FastDETR(DetectionModel):
         if mask is not None:
             inside = (anchors[..., :2] < 1).all(-1, keepdim=True)
             enc_logits = torch.where(inside, enc_logits, _PADDING_SCORE)
-        enc_boxes = (inverse_sigmoid(anchors) + at_least_float32(self.enc_bbox_embed(memory))).sigmoid()
-        content, boxes = _best(enc_logits, memory, enc_boxes, self.num_queries)
-        layers = self._decode(content, boxes, (memory, shapes, valid_ratio))
+        best = _best(enc_logits, self.num_queries)
+        content = _take(memory, best)
+        if not self.aux_loss:
+            boxes = self._proposals(_take(anchors, best), content)
+            return Outputs(**self._decode(content, boxes, (memory, shapes, valid_ratio))[-1], aux_outputs=[])
+        enc_boxes = self._proposals(anchors, memory)
+        layers = self._decode(content, _take(enc_boxes.detach(), best), (memory, shapes, valid_ratio))
         enc_outputs = Outputs(pred_logits=enc_logits, pred_boxes=enc_boxes)
         return Outputs(**layers[-1], aux_outputs=layers[:-1], enc_outputs=enc_outputs)
+
+    def _proposals(self, anchors: Tensor, features: Tensor) -> Tensor:
+        return (inverse_sigmoid(anchors) + at_least_float32(self.enc_bbox_embed(features))).sigmoid()
 
     def _decode(self, content: Tensor, boxes: Tensor, image: tuple) -> list[Outputs]:
         x = self.query_embed.weight[: boxes.shape[1]] + content
@@ -189,7 +203,8 @@ class FastDETR(DetectionModel):
             box_sines = sine_features(boxes * (2 * math.pi), self.hidden_dim // 2).flatten(-2)
             x = layer(x, self.query_pos(box_sines), boxes, *image)
             refined = (inverse_sigmoid(boxes) + at_least_float32(bbox_embed(x))).sigmoid()
-            outputs.append(Outputs(pred_logits=at_least_float32(class_embed(x)), pred_boxes=refined))
+            if self.aux_loss or layer is self.decoder[-1]:
+                outputs.append(Outputs(pred_logits=at_least_float32(class_embed(x)), pred_boxes=refined))
             boxes = refined.detach()  # each layer learns its own correction
         return outputs
 
@@ -198,7 +213,7 @@ def _valid_ratio(images: Tensor, mask: Tensor | None) -> Tensor:
     """The share (x, y) of the canvas that is image, `[B, 2]`."""
     dtype = torch.promote_types(images.dtype, torch.float32)
     if mask is None:
-        return images.new_ones(len(images), 2, dtype=dtype)
+        return images.new_ones(images.shape[0], 2, dtype=dtype)
     columns, rows = (~mask[:, 0]).sum(1, dtype=dtype), (~mask[:, :, 0]).sum(1, dtype=dtype)
     return torch.stack([columns / mask.shape[2], rows / mask.shape[1]], -1)
 
@@ -217,15 +232,15 @@ def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, valid_ratio:
     return torch.cat(per_level) / valid_ratio.repeat(1, 2)[:, None]
 
 
-def _best(logits: Tensor, memory: Tensor, boxes: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The features `[B, count, D]` and boxes `[B, count, 4]` of the positions with the best class score.
-
-    Fewer if there are fewer positions. Boxes come without gradient.
-    """
+def _best(logits: Tensor, count: int) -> Tensor:
+    """The positions with the best class score, `[B, count]`; fewer if there are fewer positions."""
     scores = logits.detach().amax(-1)
-    top = scores.topk(min(count, scores.shape[1]), dim=1).indices[..., None]
-    content = memory.gather(1, top.expand(-1, -1, memory.shape[-1]))
-    return content, boxes.detach().gather(1, top.expand(-1, -1, 4))
+    return scores.topk(min(count, scores.shape[1]), dim=1).indices
+
+
+def _take(values: Tensor, positions: Tensor) -> Tensor:
+    """`[B, K, D]` of `values` `[B, S, D]` at `positions` `[B, K]`."""
+    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def fast(

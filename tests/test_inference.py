@@ -1,0 +1,64 @@
+"""Models made ready to answer give the same numbers, with less in them."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+import redetr
+from redetr.inference import for_inference
+
+SMALL = {"hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64}
+FORMS = {
+    "detr_r50": SMALL | {"enc_layers": 1},
+    "detr_r50_dc5": SMALL | {"enc_layers": 1},
+    "redetr_n": SMALL,
+    "redetr_mobile": SMALL,
+    "redetr_m": SMALL | {"backbone": "resnet18"},
+}
+
+
+def built(name: str) -> redetr.structures.DetectionModel:
+    """Random weights, random statistics in its norms."""
+    torch.manual_seed(0)
+    model = redetr.build(name, 3, **FORMS[name]).eval()
+    for norm in (module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)):
+        for buffer, (low, high) in ((norm.weight, (0.5, 1)), (norm.running_var, (0.5, 2)), (norm.bias, (-0.5, 0.5)),
+                                    (norm.running_mean, (-0.5, 0.5))):  # fmt: skip
+            buffer.uniform_(low, high)
+    return model
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_same_numbers(name, padded):
+    model = built(name)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images, mask = torch.randn(2, 3, 96, 64), torch.zeros(2, 96, 64, dtype=torch.bool)
+    mask[1, 70:], mask[1, :, 50:] = padded, padded
+    ready = for_inference(model)
+    with torch.no_grad():
+        expected, given = model(images, mask), ready(images, mask)
+    for key in ("pred_logits", "pred_boxes"):
+        torch.testing.assert_close(given[key], expected[key], rtol=1e-4, atol=1e-4)
+    assert expected["aux_outputs"] and not given["aux_outputs"] and "enc_outputs" not in given
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())  # it is a copy
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_no_frozen_norm_is_left_and_nothing_is_trained(name):
+    ready = for_inference(built(name))
+    assert not any(isinstance(module, FrozenBatchNorm2d) for module in ready.modules())
+    assert not any(p.requires_grad for p in ready.parameters()) and not ready.training
+
+
+def test_folding_by_hand():
+    """y = 3 (2 x - 1) / sqrt(4 - 1e-5 + 1e-5) + 5 = 3 x + 3.5."""
+    conv, norm = nn.Conv2d(1, 1, 1, bias=False), FrozenBatchNorm2d(1)
+    nn.init.constant_(conv.weight, 2.0)
+    for buffer, value in ((norm.weight, 3.0), (norm.bias, 5.0), (norm.running_mean, 1.0), (norm.running_var, 4 - 1e-5)):
+        buffer.fill_(value)
+    model = nn.Sequential(conv, norm)
+    folded = for_inference(model)  # type: ignore[arg-type]
+    assert folded[0].weight.item() == pytest.approx(3)
+    assert folded[0].bias.item() == pytest.approx(3.5)
