@@ -108,9 +108,11 @@ def ap_by_area(
 ) -> list[float]:
     """AP of the objects between each two of `edges`, areas in square pixels; nan where there are none.
 
-    Arrays and errors as in `coco_metrics`. As in COCO, detections of another size that find nothing do not count.
+    An object on an edge belongs below it, on the first one above. Arrays and errors as in `coco_metrics`. As in COCO,
+    detections of another size that find nothing do not count.
     """
-    evaluation = _evaluated(truth, image_index, scores, labels, boxes, list(pairwise(edges)))
+    areas = [(math.nextafter(low, math.inf) if i else low, high) for i, (low, high) in enumerate(pairwise(edges))]
+    evaluation = _evaluated(truth, image_index, scores, labels, boxes, areas)
     assert evaluation.eval is not None
     tables = np.moveaxis(evaluation.eval["precision"][..., -1], 3, 0)
     return [float(np.mean(table[table >= 0])) if (table >= 0).any() else math.nan for table in tables]
