@@ -1,0 +1,108 @@
+"""How fast is COCO evaluation, from detections as tensors to the twelve numbers? 5,000 images, 100 detections each.
+
+    python benchmarks/evaluation.py
+
+Against pycocotools, whose numbers must be equal. Both sides start from the same tensors and a ground truth that is
+loaded already, as in training, where it is evaluated against many times.
+"""
+
+import argparse
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from interleaved import measure, summary, times_faster
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from record import record
+from torch import Tensor
+
+from redetr.metrics import METRIC_NAMES, GroundTruth, coco_metrics
+from redetr.structures import Target
+
+CLASSES, OBJECTS, DETECTIONS = 80, 7, 100
+SIZE = 640
+
+
+def scenes(images: int) -> tuple[list[Target], dict[str, Tensor]]:
+    """Ground truth, and detections of which some are near an object."""
+    random = torch.Generator().manual_seed(0)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=random)
+
+    centers, sides = uniform(images, OBJECTS, 2) * SIZE, 8 + uniform(images, OBJECTS, 2) ** 2 * 300
+    truth = torch.cat([centers - sides / 2, centers + sides / 2], -1)
+    labels = torch.randint(CLASSES, (images, OBJECTS), generator=random)
+    which = torch.randint(OBJECTS, (images, DETECTIONS), generator=random)
+    noise = (uniform(images, DETECTIONS, 4) - 0.5) * 40 * uniform(images, DETECTIONS, 1) ** 2
+    found = truth.gather(1, which[..., None].expand(-1, -1, 4)) + noise
+    found = torch.cat([found[..., :2], torch.maximum(found[..., 2:], found[..., :2] + 1)], -1)
+    wrong = uniform(images, DETECTIONS) < 0.3
+    guessed = torch.where(wrong, torch.randint(CLASSES, which.shape, generator=random), labels.gather(1, which))
+    targets = [
+        Target(boxes=truth[i], labels=labels[i], image_id=i, orig_size=(SIZE, SIZE), size=(SIZE, SIZE),
+               iscrowd=torch.zeros(OBJECTS, dtype=torch.bool), area=(truth[i, :, 2:] - truth[i, :, :2]).prod(-1))
+        for i in range(images)
+    ]  # fmt: skip
+    return targets, {
+        "image_index": torch.arange(images).repeat_interleave(DETECTIONS),
+        "scores": uniform(images * DETECTIONS), "labels": guessed.flatten(), "boxes": found.flatten(0, 1),
+    }  # fmt: skip
+
+
+def as_coco(targets: list[Target]) -> COCO:
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": target["image_id"]} for target in targets],
+        "categories": [{"id": label} for label in range(CLASSES)],
+        "annotations": [
+            {"id": 1 + i * OBJECTS + j, "image_id": i, "category_id": label, "iscrowd": 0, "area": area,
+             "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            for i, target in enumerate(targets)
+            for j, (label, area, (x1, y1, x2, y2)) in enumerate(
+                zip(target["labels"].tolist(), target["area"].tolist(), target["boxes"].tolist(), strict=True))
+        ],
+    }  # fmt: skip
+    truth.createIndex()
+    return truth
+
+
+def pycocotools_numbers(truth: COCO, found: dict[str, Tensor]) -> list[float]:
+    boxes = found["boxes"].double().numpy().copy()
+    boxes[:, 2:] -= boxes[:, :2]
+    rows = np.column_stack([found["image_index"], boxes, found["scores"].double(), found["labels"]])
+    evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats.tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    targets, found = scenes(arguments.images)
+    ours = GroundTruth.from_targets(targets, [str(label) for label in range(CLASSES)])
+    numbers: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = as_coco(targets)
+        seconds = measure({
+            "redetr": lambda: numbers.update(redetr=coco_metrics(ours, **found).metrics),
+            "pycocotools": lambda: numbers.update(pycocotools=pycocotools_numbers(theirs, found)),
+        }, arguments.rounds, warm_up=0)  # fmt: skip
+    furthest = max(abs(numbers["redetr"][name] - other)
+                   for name, other in zip(METRIC_NAMES, numbers["pycocotools"], strict=True))  # fmt: skip
+    if furthest > 1e-9:
+        raise SystemExit(f"the numbers differ by {furthest}")
+    record("evaluation", {"images": arguments.images, "detections": DETECTIONS, "largest difference": furthest,
+                          "AP": numbers["redetr"]["AP"], "evaluation": summary(seconds),
+                          "times faster": times_faster(seconds, "redetr")})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Several ways to do one thing, measured in turn: what disturbs the machine disturbs all of them."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+
+Sides = dict[str, Callable[[], Any]]
+
+
+def measure(sides: Sides, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each side in each round, after `warm_up` rounds that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(warm_up + rounds):
+        for name, work in sides.items():
+            _wait()
+            started = time.perf_counter()
+            work()
+            _wait()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Median, n and spread of each side, in milliseconds."""
+    return {
+        name: {"ms": _ms(median(values)), "n": len(values), "spread": [_ms(min(values)), _ms(max(values))]}
+        for name, values in seconds.items()
+    }
+
+
+def times_faster(seconds: dict[str, list[float]], ours: str) -> dict[str, float]:
+    """How many times faster `ours` is than each other side: the median over rounds of the ratio within a round."""
+    return {
+        name: round(median(other / own for own, other in zip(seconds[ours], values, strict=True)), 2)
+        for name, values in seconds.items()
+        if name != ours
+    }
+
+
+def _ms(value: float) -> float:
+    return round(1000 * value, 2)

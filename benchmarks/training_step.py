@@ -1,0 +1,126 @@
+"""How fast is a training step? DETR-R50 on 2 images of 512x640, all losses, against the 2020 way and Transformers.
+
+    python benchmarks/training_step.py
+    python benchmarks/training_step.py --device cuda --height 800 --width 1066 --batch-size 8 --precision bf16
+
+The same work on all sides: the stem and the first stage are frozen, auxiliary losses are on, AdamW steps, the gradient
+is clipped. Sides take turns; medians. The others compute in fp32, as their users do unless told otherwise; on a GPU
+there is a side of Transformers in bf16, too. Peak memory of a step: on a GPU, as torch counts it. Writes
+results/DATE-training-step-DEVICE.json.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from interleaved import measure, summary, times_faster
+from plain_2020 import Plain, plain_criterion
+from record import record
+from torch import Tensor, nn
+
+import redetr
+from redetr.evaluate import autocast, pick_precision
+from redetr.optim import build_optimizer, clip_gradients
+
+NUM_CLASSES, OBJECTS = 91, 8
+
+
+def batch_of(arguments: argparse.Namespace) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    torch.manual_seed(0)
+    images = torch.randn(arguments.batch_size, 3, arguments.height, arguments.width, device=arguments.device)
+    targets = [{"labels": torch.randint(NUM_CLASSES, (OBJECTS,), device=arguments.device),
+                "boxes": torch.rand(OBJECTS, 4, device=arguments.device) * 0.3 + 0.2}
+               for _ in range(arguments.batch_size)]  # fmt: skip
+    return images, targets
+
+
+def step_of(model: nn.Module, losses: Callable[[], Tensor], dtype: torch.dtype, fused: bool) -> Callable[[], None]:
+    """One optimizer step; `losses` gives the total."""
+    device = next(model.parameters()).device
+    if fused:
+        optimizer = build_optimizer(model, 1e-4, 1e-5, 1e-4)
+    else:
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, weight_decay=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with autocast(device, dtype):
+            loss = losses()
+        loss.backward()
+        if fused:
+            clip_gradients(model, 0.1)
+        else:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+
+    return step
+
+
+def redetr_step(arguments: argparse.Namespace, dtype: torch.dtype, compiled: bool = False) -> Callable[[], None]:
+    images, targets = batch_of(arguments)
+    model = redetr.build("detr_r50", NUM_CLASSES).to(arguments.device).to(memory_format=torch.channels_last).train()
+    criterion = redetr.SetCriterion.for_model(model)
+    images = images.contiguous(memory_format=torch.channels_last)
+    called = torch.compile(model) if compiled else model
+    return step_of(model, lambda: criterion(called(images), targets)["loss"], dtype, fused=True)
+
+
+def plain_step(arguments: argparse.Namespace) -> Callable[[], None]:
+    images, targets = batch_of(arguments)
+    model = Plain(redetr.build("detr_r50", NUM_CLASSES).to(arguments.device)).train()
+    return step_of(model, lambda: plain_criterion(model(images), targets)["loss"], torch.float32, fused=False)
+
+
+def transformers_step(arguments: argparse.Namespace, dtype: torch.dtype = torch.float32) -> Callable[[], None]:
+    import transformers
+
+    images, targets = batch_of(arguments)
+    config = transformers.DetrConfig(backbone="resnet50", use_pretrained_backbone=False, num_labels=NUM_CLASSES,
+                                     auxiliary_loss=True)  # fmt: skip
+    model = transformers.DetrForObjectDetection(config).to(arguments.device).train()
+    for name, parameter in model.named_parameters():
+        if "backbone" in name and not any(f"layer{i}." in name or f"stages.{i - 1}." in name for i in (2, 3, 4)):
+            parameter.requires_grad_(False)
+    labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
+    return step_of(model, lambda: model(pixel_values=images, labels=labels).loss, dtype, fused=False)
+
+
+def peak_mb(step: Callable[[], None]) -> float:
+    """Memory that a step takes on the GPU at most, weights and the state of the optimizer included."""
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return round(torch.cuda.max_memory_allocated() / 1e6)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--height", type=int, default=512)
+    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="also compiled")
+    parser.add_argument("--without-transformers", action="store_true")
+    arguments = parser.parse_args()
+    gpu = arguments.device == "cuda"
+    dtype = pick_precision(arguments.precision, torch.device(arguments.device))
+    sides: dict[str, Callable[[], None]] = {"redetr": redetr_step(arguments, dtype)}
+    if arguments.compile:
+        sides["redetr, compiled"] = redetr_step(arguments, dtype, compiled=True)
+    sides["2020"] = plain_step(arguments)
+    if not arguments.without_transformers:
+        sides["transformers"] = transformers_step(arguments)
+        if gpu:
+            sides["transformers, bf16"] = transformers_step(arguments, torch.bfloat16)
+    seconds = measure(sides, arguments.rounds, warm_up=2)
+    content: dict[str, Any] = {"setting": vars(arguments), "precision": str(dtype), "steps": summary(seconds),
+                               "times faster": times_faster(seconds, "redetr")}  # fmt: skip
+    if gpu:
+        content["peak MB, all sides' weights included"] = {name: peak_mb(step) for name, step in sides.items()}
+    record(f"training-step-{arguments.device}", content)
+
+
+if __name__ == "__main__":
+    main()
