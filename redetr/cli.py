@@ -8,7 +8,7 @@ from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
 from redetr.errors import InputError, RedetrError
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "check", "convert", "models", "verify")
+COMMANDS = ("demo", "train", "evaluate", "predict", "explain", "check", "convert", "models", "verify")
 
 USAGE = """redetr: DETR one can read in an afternoon and trust on any number of GPUs
 
@@ -16,6 +16,7 @@ USAGE = """redetr: DETR one can read in an afternoon and trust on any number of 
   redetr train RECIPE --data PATH --output DIR  train; PATH is digits, crowns or a folder (COCO, YOLO, VOC)
   redetr evaluate CHECKPOINT [--data PATH]      the twelve COCO numbers, AP per class
   redetr predict CHECKPOINT SOURCE...           boxes on images and folders: PNG and JSON
+  redetr explain CHECKPOINT IMAGE               pages: where DETR looked, how boxes and loss came about
   redetr check PATH [--report DIR]              what in a data set would spoil training, before it does
   redetr convert FOLDER NEW --to FORM           the same data set as coco, yolo or voc
   redetr models                                 what can be built

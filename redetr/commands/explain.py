@@ -1,0 +1,102 @@
+"""`redetr explain`"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.progress import Progress
+
+from redetr.commands.console import ERRORS, OUT, print_json
+from redetr.data import DetectionDataset, open_dataset
+from redetr.errors import InputError
+from redetr.explain import Habits, explain, query_habits
+from redetr.explain_loss import explain_loss
+from redetr.explain_loss_page import write_loss_page
+from redetr.explain_page import write_image_page
+from redetr.predict import Detector, as_image, load
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Shows what DETR did with an image, as pages that open from disk.
+
+    index.html goes from the image to the boxes; loss.html, with --image-id, from the boxes to the loss."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
+    image: tyro.conf.Positional[str | None] = None
+    """An image file; or take one from a data set with --image-id."""
+    output: str = "explained"
+    """Folder for the pages."""
+    data: str | None = None
+    """digits, crowns, or a folder: also shows what each query looks for over its images."""
+    image_id: int | None = None
+    """An image of the data set, by its id; default data: what the checkpoint was trained on."""
+    world_size: int = 1
+    """GPUs that the batch is spread over, for the loss: the image on the first, the next images on the others."""
+    split: Literal["val", "train"] = "val"
+    """The part of the data set that is looked at."""
+    val_fraction: float | None = None
+    """Share held out of data without a val split; default: that of the training run."""
+    samples: int = 100
+    """Images of the data set on which queries are looked at; 0 = none."""
+    threshold: float = 0.5
+    """Smallest score shown at first."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    json: bool = False
+    """Also print the numbers."""
+
+    def run(self) -> None:
+        self._check()
+        detector = load(self.checkpoint, device=self.device)
+        dataset = self._dataset(detector)
+        loss = None
+        if self.image is not None:
+            name, image = Path(self.image).name, as_image(self.image)
+        else:
+            assert dataset is not None and self.image_id is not None
+            loss = explain_loss(detector, dataset, self.image_id, self.world_size)
+            name, image = f"image {self.image_id} of {dataset.name}", loss.image
+        explanation = explain(detector, image)
+        habits = self._habits(detector, dataset) if dataset is not None and self.samples else None
+        folder = Path(self.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        link = "<p>Next: <a href='loss.html'>from boxes to loss</a></p>" if loss else ""
+        write_image_page(folder / "index.html", explanation, name, self.threshold, habits, link)
+        if loss:
+            back = "<p>Before: <a href='index.html'>from image to boxes</a></p>"
+            write_loss_page(folder / "loss.html", loss, back)
+        if self.json:
+            print_json(explanation.to_dict() | ({"loss": loss.to_dict()} if loss else {}))
+        else:
+            OUT.print(f"{folder}/index.html: from image to boxes", markup=False, soft_wrap=True)
+            if loss:
+                OUT.print(f"{folder}/loss.html: from boxes to loss", markup=False, soft_wrap=True)
+
+    def _check(self) -> None:
+        if (self.image is None) == (self.image_id is None):
+            raise InputError("nothing to explain: give one image, as a file after the checkpoint or as --image-id")
+        if self.image_id is None and self.world_size != 1:
+            raise InputError("--world-size is about the loss: give --image-id as well")
+        if not 0 <= self.threshold <= 1:
+            raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
+        if self.samples < 0:
+            raise InputError(f"--samples {self.samples} must not be below 0")
+
+    def _dataset(self, detector: Detector) -> DetectionDataset | None:
+        source = self.data or (detector.trained_on if self.image_id is not None else None)
+        if source is None and self.image_id is not None:
+            raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
+        held_out = detector.val_fraction if self.val_fraction is None else self.val_fraction
+        return None if source is None else open_dataset(source, self.split, held_out)
+
+    def _habits(self, detector: Detector, dataset: DetectionDataset) -> Habits:
+        with Progress(console=ERRORS, disable=self.json) as progress:
+            task = progress.add_task("looking at the data set", total=min(self.samples, len(dataset)))
+            return query_habits(detector, dataset, self.samples, lambda: progress.advance(task))
+
+
+parse = partial(tyro.cli, Explain, prog="redetr explain")

@@ -1,0 +1,226 @@
+"""What `redetr explain` computes is what the model did."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from redetr.boxes import box_cxcywh_to_xyxy
+from redetr.checkpoint import save_weights
+from redetr.config import TrainConfig
+from redetr.data import open_dataset
+from redetr.errors import InputError
+from redetr.explain import Points, attention_weights, explain, query_habits
+from redetr.models import build
+from redetr.models.fast import STRIDES, DeformableAttention
+from redetr.models.transformer import MultiheadAttention
+from redetr.predict import Detector
+from redetr.structures import DetectionModel, Outputs
+from tests.command_line import run
+
+CLASSES = ("cup", "plate", "spoon")
+IDS = (7, 12, 90)
+OPTIONS = {
+    "detr_r50": {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "enc_layers": 2, "dec_layers": 3,
+                 "dim_feedforward": 64, "num_queries": 7},
+    "redetr_n": {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "dec_layers": 3, "dim_feedforward": 64,
+                 "num_queries": 9},
+}  # fmt: skip
+FORMS = tuple(OPTIONS)
+
+
+def small_detector(form: str, **options) -> Detector:
+    """Random weights, no layer without effect: heads that start at zero are given values."""
+    torch.manual_seed(0)
+    model = build(form, len(CLASSES), **(OPTIONS[form] | options))
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return Detector(model, CLASSES, IDS, 64, "cpu")
+
+
+def picture(height: int = 60, width: int = 90) -> Tensor:
+    return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def test_attention_weights_are_those_of_pytorch():
+    torch.manual_seed(0)
+    ours, reference = MultiheadAttention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
+    reference.load_state_dict(ours.state_dict())
+    query, key, valid = torch.randn(2, 3, 16), torch.randn(2, 5, 16), torch.rand(2, 5) > 0.3
+    _, expected = reference(query, key, key, key_padding_mask=~valid, average_attn_weights=False)
+    torch.testing.assert_close(attention_weights(ours, query, key, key, valid), expected)
+
+
+def test_sampling_points_by_hand():
+    """At first, head 0 of four looks to the right: point k lies k/2 of half the box's width beside its centre."""
+    module = DeformableAttention(8, nheads=4, points=2)
+    where, weights = module.samples(torch.zeros(1, 1, 8), torch.tensor([[[0.5, 0.5, 0.4, 0.2]]]))
+    expected = torch.tensor([[0.6, 0.5], [0.7, 0.5]])
+    torch.testing.assert_close(where[0, 0, 0], expected.expand(3, -1, -1))
+    torch.testing.assert_close(weights, torch.full((1, 1, 4, 6), 1 / 6))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_answers_are_those_of_predict(form):
+    """The best class and box of each query, best first, are the detections; of the fast form, the first."""
+    detector, image = small_detector(form), picture()
+    found = explain(detector, image)
+    predicted = detector.predict(image, threshold=0.0)
+    ranked = found.scores[-1].argsort(descending=True)
+    boxes = (found.boxes[-1, ranked] * torch.tensor([90, 60, 90, 60])).clamp(torch.zeros(4), torch.tensor([90, 60] * 2))
+    first = len(ranked) if form == "detr_r50" else 1
+    torch.testing.assert_close(predicted.scores[:first], found.scores[-1, ranked][:first])
+    assert predicted.labels[:first].tolist() == found.labels[-1, ranked][:first].tolist()
+    torch.testing.assert_close(predicted.boxes[:first], boxes[:first])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_attention_is_distributed_over_everything(form):
+    found = explain(small_detector(form), picture())
+    assert len(found.boxes) == len(found.scores) == len(found.self_attention) == 3
+    torch.testing.assert_close(found.self_attention.sum(-1), torch.ones(3, OPTIONS[form]["num_queries"]))
+    torch.testing.assert_close(found.encoder_attention.sum((-2, -1)), torch.ones(found.encoder_attention.shape[:2]))
+    cross = found.cross_attention
+    total = cross.weights.sum((-2, -1))
+    torch.testing.assert_close(total, torch.ones_like(total))
+    if isinstance(cross, Points):
+        assert found.encoder_attention.shape == (4, 4, 4, 4)  # 64 x 64 px, stride 16
+        assert cross.where.shape == (*cross.weights.shape, 2) == (3, 9, 4, 3, 4, 2)
+    else:
+        assert cross.weights.shape == (3, 7, 4, 4, 6)  # 64 x 96 px, stride 16
+
+
+@torch.no_grad()
+def test_maps_give_what_the_layers_returned():
+    """Weights shown, times the values, through the output projection, are the output of every layer."""
+    detector, image = small_detector("detr_r50"), picture()
+    calls: list[tuple] = []
+    for layer in detector.model.transformer.decoder.layers:
+        layer.multihead_attn.register_forward_hook(lambda module, args, out: calls.append((module, args[2], out)))
+    maps = explain(detector, image).cross_attention.weights.flatten(-2)  # [L, Q, heads, S]
+    assert len(calls) == 3
+    for weights, (module, value, out) in zip(maps, calls, strict=True):
+        projected = value @ module.in_proj_weight.chunk(3)[2].T + module.in_proj_bias.chunk(3)[2]
+        heads = projected[0].view(-1, 4, 8)
+        mixed = torch.einsum("qhs,shd->qhd", weights, heads).flatten(1)
+        torch.testing.assert_close(module.out_proj(mixed), out[0])
+
+
+def test_picks_are_the_proposals_that_became_queries():
+    detector, image = small_detector("redetr_n"), picture()
+    found, seen = explain(detector, image), []
+    detector.model.register_forward_hook(lambda module, args, outputs: seen.append(outputs))
+    detector.predict(image)
+    logits, boxes = (seen[0]["enc_outputs"][name][0] for name in ("pred_logits", "pred_boxes"))
+    sizes = [64 // stride for stride in STRIDES]
+    starts = [0, sizes[0] ** 2, sizes[0] ** 2 + sizes[1] ** 2]
+    scores = []
+    for level, (x, y), box in zip(found.picks.level, found.picks.centers, found.picks.boxes, strict=True):
+        column, row = x * sizes[level] - 0.5, y * sizes[level] - 0.5
+        place = starts[level] + int(row.round()) * sizes[level] + int(column.round())
+        torch.testing.assert_close(box, box_cxcywh_to_xyxy(boxes[place]))
+        scores.append(logits[place].max())
+    assert scores == sorted(scores, reverse=True)
+    assert min(scores) == logits.amax(-1).topk(9).values[-1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_models_are_left_as_they_are(form):
+    detector, image = small_detector(form), picture()
+    before = detector.predict(image, 0.0)
+    explain(detector, image)
+    assert not any(module._forward_pre_hooks for module in detector.model.modules())
+    assert torch.equal(detector.predict(image, 0.0).boxes, before.boxes)
+
+
+def test_a_model_without_auxiliary_outputs_shows_its_last_layer():
+    whole, last = (explain(small_detector("detr_r50", aux_loss=aux), picture()) for aux in (True, False))
+    assert len(last.boxes) == len(last.self_attention) == 1
+    torch.testing.assert_close(last.cross_attention.weights[0], whole.cross_attention.weights[-1])
+    torch.testing.assert_close(last.self_attention[0], whole.self_attention[-1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_habits_are_what_queries_do_on_each_image(form, shared_coco):
+    detector, dataset = small_detector(form), open_dataset(shared_coco, "val")
+    steps: list[int] = []
+    habits = query_habits(detector, dataset, 2, lambda: steps.append(1))
+    assert len(steps) == len(habits.boxes) == 2
+    for i, index in enumerate((0, 2)):  # 2 of 5, evenly
+        found = explain(detector, dataset.image(index))
+        torch.testing.assert_close(box_cxcywh_to_xyxy(habits.boxes[i]), found.boxes[-1])
+        torch.testing.assert_close(habits.scores[i], found.scores[-1])
+        if found.picks:
+            assert torch.equal(habits.level[i], found.picks.level)
+            assert torch.equal(habits.centers[i], found.picks.centers)
+        else:
+            assert habits.level is None
+
+
+def test_numbers_as_json():
+    found = explain(small_detector("detr_r50"), picture())
+    content = json.loads(json.dumps(found.to_dict()))
+    assert content["image_size"] == [60, 90]
+    best = content["queries"][0]
+    assert best["query"] == int(found.scores[-1].argmax())
+    assert len(best["layers"]) == 3
+    box = found.boxes[-1, best["query"]] * torch.tensor([90, 60, 90, 60])
+    assert best["layers"][-1]["box"] == pytest.approx(box.tolist(), abs=1e-3)
+
+
+class Unknown(DetectionModel):
+    num_classes, num_queries, resize, image_size, max_size = 3, 1, "aspect", 64, None
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
+        return Outputs(pred_logits=torch.zeros(1, 1, 4), pred_boxes=torch.zeros(1, 1, 4))
+
+
+def test_a_model_of_another_kind_is_refused():
+    with pytest.raises(InputError, match="Unknown: explain shows models with"):
+        explain(Detector(Unknown(), CLASSES, IDS, 64, "cpu"), picture())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Weights of a small fast form, as training leaves them."""
+    path = tmp_path_factory.mktemp("run") / "best.safetensors"
+    options = tuple(f"{name}={json.dumps(value)}" for name, value in OPTIONS["redetr_n"].items())
+    config = replace(TrainConfig(model="redetr_n"), image_size=64, model_options=options)
+    about = {"config": config.to_dict(), "class_names": CLASSES, "category_ids": IDS, "step": 0, "best": {}}
+    save_weights(path, small_detector("redetr_n").model.state_dict(), about)
+    return path
+
+
+def test_the_command(checkpoint, shared_coco, tmp_path):
+    """In a process of its own: both pages, and the numbers."""
+    arguments = ["explain", checkpoint, "--data", shared_coco, "--image-id", 101, "--world-size", 2, "--device", "cpu"]
+    code, output, errors = run([*arguments, "--output", tmp_path / "pages", "--json"])
+    assert (code, errors) == (0, "")
+    numbers = json.loads(output)
+    assert len(numbers["queries"]) == 9
+    assert [gpu["image_id"] for gpu in numbers["loss"]["gpus"]] == [101, 102]
+    assert {path.name for path in (tmp_path / "pages").iterdir()} == {"index.html", "loss.html"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "nothing to explain"),
+        (["IMAGE", "--image-id=1"], "nothing to explain"),
+        (["IMAGE", "--world-size=2"], "--world-size is about the loss"),
+        (["IMAGE", "--threshold=2"], "--threshold 2.0 is not between 0 and 1"),
+        (["IMAGE", "--samples=-1"], "--samples -1 must not be below 0"),
+        (["IMAGE"], "IMAGE: "),
+        (["--image-id=1", "--data=nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_what_the_command_refuses(flags, message, checkpoint, tmp_path, monkeypatch):
+    from redetr.cli import parse_command
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        parse_command(["explain", str(checkpoint), *flags]).run()
+    assert not (tmp_path / "explained").exists()

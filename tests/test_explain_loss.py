@@ -1,0 +1,205 @@
+"""The loss that `redetr explain` shows is the one that training computes, split and whole."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from redetr.boxes import box_cxcywh_to_xyxy
+from redetr.data import open_dataset
+from redetr.data.dataset import DetectionDataset
+from redetr.errors import InputError
+from redetr.explain_loss import LossExplanation, explain_loss
+from redetr.losses import SetCriterion
+from redetr.matcher import match
+from redetr.predict import Detector
+from redetr.structures import DetectionModel, LossConfig, Outputs, Target
+from tests.test_explain import CLASSES, FORMS, IDS, small_detector
+
+SIDE = 100
+# Query 17 is 0.25 from object A, and query 33 is 0.30 from object B.
+ANSWERS = {17: (0.5, 0.5, 0.5, 0.5), 33: (0.5, 0.5, 0.5, 0.5), 4: (0.25, 0.25, 0.2, 0.2), 42: (0.75, 0.25, 0.2, 0.2),
+           58: (0.25, 0.75, 0.2, 0.2), 91: (0.75, 0.75, 0.2, 0.2)}  # fmt: skip
+LABELS = {17: 0, 33: 1, 4: 2, 42: 3, 58: 4, 91: 5}
+OBJECTS = (
+    {0: (0.40, 0.45, 0.56, 0.46), 1: (0.60, 0.40, 0.45, 0.55)},  # by label
+    {2: (0.25, 0.25, 0.2, 0.3), 3: (0.75, 0.25, 0.3, 0.2), 4: (0.3, 0.75, 0.2, 0.25), 5: (0.7, 0.7, 0.2, 0.2)},
+)
+
+
+class Fixed(DetectionModel):
+    """Answers the same 100 boxes to every image, in two layers."""
+
+    num_classes, num_queries, resize, image_size, max_size = 6, 100, "aspect", SIDE, None
+
+    def __init__(self):
+        super().__init__()
+        self.loss_config = LossConfig()
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
+        logits, boxes = torch.zeros(1, 100, 7), torch.full((1, 100, 4), 0.01)
+        logits[..., 6] = 8.0
+        for query, box in ANSWERS.items():
+            boxes[0, query] = torch.tensor(box)
+            logits[0, query] = torch.tensor([8.0 * (label == LABELS[query]) for label in range(7)])
+        layer = Outputs(pred_logits=logits.repeat(len(images), 1, 1), pred_boxes=boxes.repeat(len(images), 1, 1))
+        return Outputs(**layer, aux_outputs=[layer])
+
+
+class TwoImages(DetectionDataset):
+    """One with 2 objects, one with 4."""
+
+    name, class_names, category_ids = "two images", tuple("ABCDEF"), tuple(range(6))
+
+    def __len__(self) -> int:
+        return 2
+
+    def image(self, index: int) -> Tensor:
+        return torch.full((3, SIDE, SIDE), 100, dtype=torch.uint8)
+
+    def target(self, index: int) -> Target:
+        index = self._position(index)
+        boxes = box_cxcywh_to_xyxy(torch.tensor(list(OBJECTS[index].values()))) * SIDE
+        count = len(boxes)
+        return Target(boxes=boxes, labels=torch.tensor(list(OBJECTS[index])), image_id=index + 1,
+                      orig_size=(SIDE, SIDE), size=(SIDE, SIDE), iscrowd=torch.zeros(count, dtype=torch.bool),
+                      area=torch.ones(count))  # fmt: skip
+
+
+def worked_example(world_size: int) -> LossExplanation:
+    detector = Detector(Fixed(), TwoImages.class_names, TwoImages.category_ids, SIDE, "cpu")
+    return explain_loss(detector, TwoImages(), 1, world_size)
+
+
+def test_the_worked_example_alone():
+    """100 queries, 2 objects at L1 distances that sum to 0.55: the loss is 0.55 / 2."""
+    found = worked_example(1)
+    assert found.queries.tolist() == [[17, 33], [17, 33]]
+    assert found.terms[-1, :, 1].tolist() == pytest.approx([0.25, 0.30])
+    (share,) = found.shares
+    assert share.sums["loss_bbox"] == pytest.approx(0.55)
+    assert share.losses["loss_bbox"] == pytest.approx(0.275)
+    assert share.divisors == share.own_divisors == pytest.approx((2, 11.8))  # 2 + 0.1 * 98
+
+
+def test_the_worked_example_on_two_gpus():
+    """The other GPU holds 4 objects: GPU 0's loss is 0.55 / 3, and the mean is that of one GPU with all six."""
+    found = worked_example(2)
+    first, second = found.shares
+    assert (first.objects, second.objects) == (2, 4)
+    assert first.losses["loss_bbox"] == pytest.approx(0.55 / 3)
+    assert first.own_losses["loss_bbox"] == pytest.approx(0.275)
+    assert first.divisors == pytest.approx((3, 12.7))  # (11.8 + 13.6) / 2
+    assert second.sums["loss_bbox"] == pytest.approx(0.1 + 0.1 + 0.1 + 0.1)
+    assert found.together["loss_bbox"] == pytest.approx((0.55 + 0.4) / 6)
+    mean = (first.losses["loss_bbox"] + second.losses["loss_bbox"]) / 2
+    assert mean == pytest.approx((0.55 + 0.4) / 6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_cost_parts_sum_to_what_is_matched(form, shared_coco):
+    """And their values, computed in another way."""
+    detector, dataset = small_detector(form), open_dataset(shared_coco, "val")
+    found = explain_loss(detector, dataset, 104)
+    labels, boxes = found.labels.tolist(), found.targets
+    for layer, costs in enumerate(found.costs):
+        assert torch.equal(found.queries[layer], match([costs.sum(0)[None, None]], [len(labels)], [1])[0][0, 0])
+        l1 = torch.cdist(found.predicted[layer], boxes, p=1)
+        torch.testing.assert_close(costs[1], 5 * l1)
+        assert (costs[2].abs() <= 2).all()
+    model = detector.model
+    seen: list[Outputs] = []
+    model.register_forward_hook(lambda module, args, outputs: seen.append(outputs))
+    again = explain_loss(detector, dataset, 104)
+    logits = seen[0]["pred_logits"][0]
+    if form == "detr_r50":
+        torch.testing.assert_close(again.costs[-1, 0], -logits.softmax(-1)[:, labels])
+    else:
+        p = logits.sigmoid()[:, labels]
+        focal = 0.25 * (1 - p) ** 2 * -p.log() - 0.75 * p**2 * -(1 - p).log()
+        torch.testing.assert_close(again.costs[-1, 0], 2 * focal)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("image_id", [101, 102, 104])  # 2, 0 and 2 objects
+def test_terms_of_pairs_sum_to_the_loss(form, image_id, shared_coco):
+    found = explain_loss(small_detector(form), open_dataset(shared_coco, "val"), image_id)
+    sums = found.shares[0].sums
+    for layer, suffix in enumerate(["_0", "_1", ""]):
+        ce, l1, giou = found.terms[layer].sum(0).tolist()
+        assert ce + found.unmatched[layer].item() == pytest.approx(sums[f"loss_ce{suffix}"], rel=1e-5)
+        assert l1 == pytest.approx(sums[f"loss_bbox{suffix}"], rel=1e-5)
+        assert giou == pytest.approx(sums[f"loss_giou{suffix}"], rel=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_the_mean_over_gpus_is_the_loss_of_all_images_together(form, world_size, shared_coco):
+    """Images of several sizes, one without objects; every term of every layer."""
+    found = explain_loss(small_detector(form), open_dataset(shared_coco, "val"), 103, world_size)
+    assert [share.image_id for share in found.shares] == [103, 104, 100, 101, 102][:world_size]
+    for name, whole in found.together.items():
+        mean = sum(share.losses[name] for share in found.shares) / world_size
+        assert mean == pytest.approx(whole, rel=1e-5), name
+
+
+def test_alone_is_what_the_criterion_says():
+    detector, dataset = small_detector("redetr_n"), Renamed()
+    found = explain_loss(detector, dataset, 1)
+    criterion = SetCriterion.for_model(detector.model)
+    seen: list[Outputs] = []
+    detector.model.register_forward_hook(lambda module, args, outputs: seen.append(outputs))
+    detector.predict(dataset.image(0))
+    target: Target = {**dataset.target(0), "boxes": found.targets, "labels": torch.tensor([2, 1])}
+    expected = criterion(seen[0], [target])
+    assert found.shares[0].losses == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-5)
+
+
+class Renamed(TwoImages):
+    """Two classes of the model's, in another order."""
+
+    name, class_names, category_ids = "renamed", ("spoon", "plate"), (90, 12)
+
+    def __len__(self) -> int:
+        return 1
+
+
+def test_labels_are_the_models():
+    found = explain_loss(small_detector("detr_r50"), Renamed(), 1)
+    assert [CLASSES[label] for label in found.labels.tolist()] == ["spoon", "plate"]
+
+
+def test_more_objects_than_queries():
+    found = explain_loss(small_detector("detr_r50", num_queries=1), Renamed(), 1)
+    assert sorted(found.queries[-1].tolist()) == [0, 1]  # 1 means none
+    without = found.queries[-1].tolist().index(1)
+    assert found.terms[-1, without].tolist() == [0, 0, 0]
+    assert found.to_dict()["objects"][without]["layers"][-1] == {"query": None, "cost": {}}
+
+
+def test_numbers_as_json():
+    content = json.loads(json.dumps(worked_example(2).to_dict()))
+    assert [thing["layers"][-1]["query"] for thing in content["objects"]] == [17, 33]
+    assert content["objects"][0]["layers"][-1]["loss_bbox"] == pytest.approx(0.25)
+    assert content["objects"][0]["layers"][-1]["cost"]["cost_bbox"] == pytest.approx(5 * 0.25)
+    assert content["gpus"][0]["losses"]["loss_bbox"] == pytest.approx(0.55 / 3)
+
+
+@pytest.mark.parametrize(
+    ("image_id", "world_size", "message"),
+    [
+        (9, 1, "two images: no image has the id 9: take another --image-id, such as 1, 2"),
+        (1, 3, "--world-size 3: give each GPU an image, two images has 2"),
+        (1, 0, "--world-size 0"),
+    ],
+)
+def test_what_cannot_be_shown(image_id, world_size, message):
+    detector = Detector(Fixed(), TwoImages.class_names, TwoImages.category_ids, SIDE, "cpu")
+    with pytest.raises(InputError, match=message):
+        explain_loss(detector, TwoImages(), image_id, world_size)
+
+
+def test_classes_that_the_model_does_not_know():
+    with pytest.raises(InputError, match="two images: the model does not know 'A'"):
+        explain_loss(Detector(Fixed(), CLASSES * 2, IDS * 2, SIDE, "cpu"), TwoImages(), 1)

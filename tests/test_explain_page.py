@@ -1,0 +1,255 @@
+"""The pages of `redetr explain` in a browser without network: pictures are drawn, clicks change them."""
+
+import pytest
+import torch
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from redetr.data import open_dataset
+from redetr.explain import Explanation, Maps, explain, query_habits
+from redetr.explain_loss import explain_loss
+from redetr.explain_loss_page import letters, write_loss_page
+from redetr.explain_page import write_image_page
+from tests.test_explain import CLASSES, FORMS, picture, small_detector
+from tests.test_explain_loss import Renamed, worked_example
+
+# How many different pixels each canvas shows: one that was never drawn on shows none.
+DRAWN = """return [...document.querySelectorAll("canvas")].map(c => new Set(new Uint32Array(
+    c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer)).size)"""
+
+
+class Page:
+    """A page that is open, and what it shows."""
+
+    def __init__(self, browser, path):
+        self.browser = browser
+        browser.get_log("browser")
+        browser.get(path.as_uri())
+        WebDriverWait(browser, 20).until(lambda _: self.part("stage", "objects").get_attribute("width") != "300")
+        WebDriverWait(browser, 20).until(lambda _: self.part("steps", "terms").text)
+
+    def part(self, *names):
+        return self.browser.find_element(By.CSS_SELECTOR, ",".join(f"[data-part={name}]" for name in names))
+
+    def drawing(self, name):
+        """A number for each canvas of a part that changes with its pixels."""
+        script = """const part = document.querySelector(`[data-part=${arguments[0]}]`);
+            const hash = (text) => { let h = 0; for (const c of text) h = (31 * h + c.charCodeAt(0)) | 0; return h; };
+            return [part, ...part.querySelectorAll("canvas")].filter(c => c.toDataURL).map(c => hash(c.toDataURL()))"""
+        return self.browser.execute_script(script, name)
+
+    def click(self, name, x, y):
+        """Clicks a canvas at fractions of its sides."""
+        canvas = self.part(name)
+        self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+        size = canvas.size
+        offset = round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"])
+        ActionChains(self.browser).move_to_element_with_offset(canvas, *offset).click().perform()
+
+    def press(self, name, text):
+        part = self.part(name)
+        button = next(b for b in part.find_elements(By.TAG_NAME, "button") if b.text == text)
+        self.browser.execute_script("arguments[0].click()", button)
+
+    def rows(self, name):
+        lines = self.part(name).find_elements(By.CSS_SELECTOR, "tbody tr")
+        return [[cell.text for cell in line.find_elements(By.TAG_NAME, "td")] for line in lines]
+
+    def errors(self):
+        return self.browser.get_log("browser")
+
+
+def apart(explanation: Explanation) -> Explanation:
+    """The same with two boxes that can be clicked: query 0 at the left, query 1 at the right, the others small."""
+    boxes = torch.full_like(explanation.boxes, 0.01)
+    boxes[..., 2:] = 0.02
+    boxes[:, 0], boxes[:, 1] = torch.tensor([0.1, 0.2, 0.4, 0.8]), torch.tensor([0.6, 0.2, 0.9, 0.8])
+    boxes[0, 0] = torch.tensor([0.2, 0.2, 0.5, 0.8])  # from there it moves
+    scores = torch.full_like(explanation.scores, 0.01)
+    scores[:, 0], scores[:, 1] = 0.9, 0.8
+    return Explanation(**{**vars(explanation), "boxes": boxes, "scores": scores})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_click_shows_what_that_query_did(form, tmp_path, browser):
+    explanation = apart(explain(small_detector(form), picture()))
+    write_image_page(tmp_path / "index.html", explanation, "a.png", threshold=0.5)
+    page = Page(browser, tmp_path / "index.html")
+    names = [explanation.class_names[label] for label in explanation.labels[-1, :2]]
+    assert page.part("chosen").text == f"query 0 (“{names[0]}”, score 0.90)"
+    assert page.part("shown").text.startswith("2 of ")
+    assert all(colors > 100 for colors in browser.execute_script(DRAWN))
+    parts = ("stage", "cross", "self", "path")
+    before = [page.drawing(part) for part in parts]
+    assert [len(drawings) for drawings in before] == [1, 3, 3, 1]  # of three layers
+
+    page.click("stage", 0.75, 0.5)
+    assert page.part("chosen").text == f"query 1 (“{names[1]}”, score 0.80)"
+    after = [page.drawing(part) for part in parts]
+    for part, old, new in zip(parts, before, after, strict=True):
+        assert all(a != b for a, b in zip(old, new, strict=True)), part
+
+    page.click("stage", 0.98, 0.95)  # nothing is there
+    assert page.part("chosen").text.startswith("query 1 ")
+    page.press("heads", "2")
+    assert all(a != b for a, b in zip(page.drawing("cross"), after[1], strict=True))
+    Select(page.part("list")).select_by_value("0")
+    page.press("heads", "all heads")
+    assert [page.drawing(part) for part in parts] == before
+    assert page.errors() == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_table_of_layers(form, tmp_path, browser):
+    explanation = apart(explain(small_detector(form), picture()))
+    write_image_page(tmp_path / "index.html", explanation, "a.png", threshold=0.5)
+    rows = Page(browser, tmp_path / "index.html").rows("steps")
+    assert [row[0] for row in rows] == [*["start"] * (form == "redetr_n"), "layer 1", "layer 2", "layer 3"]
+    assert rows[-3][2:] == ["0.900", "18, 12, 45, 48", "0.50"]  # half of the widths is shared: 0.2 / 0.4
+    assert rows[-1][2:] == ["0.900", "9, 12, 36, 48", "1.00"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_click_into_the_encoder(form, tmp_path, browser):
+    explanation = explain(small_detector(form), picture())
+    write_image_page(tmp_path / "index.html", explanation, "a.png", threshold=0.5)
+    page = Page(browser, tmp_path / "index.html")
+    page.click("encoder", 0.05, 0.05)
+    first = page.drawing("encoder")
+    height, width = explanation.encoder_attention.shape[:2]
+    times = explanation.encoder_attention[0, 0].max() * height * width
+    text = page.part("encoder-note").text
+    assert text.startswith(f"Row 1 of {height}, column 1 of {width}: ")
+    assert f", {times:.1f} times an even share" in text
+    page.click("encoder", 0.95, 0.95)
+    assert page.drawing("encoder") != first
+    assert page.part("encoder-note").text.startswith(f"Row {height} of {height}, column {width} of {width}: ")
+
+
+def test_the_light_is_where_the_weight_is(tmp_path, browser):
+    """A head that looks at one cell lights that cell."""
+    explanation = explain(small_detector("detr_r50"), torch.zeros(3, 60, 90, dtype=torch.uint8))
+    weights = torch.zeros(3, 7, 4, 4, 6)
+    weights[..., 1, 4] = 1
+    changed = Explanation(**{**vars(apart(explanation)), "cross_attention": Maps(weights)})
+    write_image_page(tmp_path / "index.html", changed, "a.png", threshold=0.5)
+    page = Page(browser, tmp_path / "index.html")
+    red = """const c = document.querySelector("[data-part=cross] canvas");
+        return arguments[0].map(([x, y]) => c.getContext("2d").getImageData(x * c.width, y * c.height, 1, 1).data[0])"""
+    lit, dark = page.browser.execute_script(red, [[4.5 / 6, 1.5 / 4], [1.5 / 6, 3.5 / 4]])
+    assert lit > 200
+    assert dark < 20
+    assert "the brightest cell has 100%, 24 times an even share" in page.part("cross").text
+
+
+def test_habits_of_learned_queries_can_be_clicked(tmp_path, browser, shared_coco):
+    detector, dataset = small_detector("detr_r50"), open_dataset(shared_coco, "val")
+    habits = query_habits(detector, dataset, 3)
+    write_image_page(tmp_path / "index.html", explain(detector, picture()), "a.png", 0.5, habits)
+    page = Page(browser, tmp_path / "index.html")
+    assert len(page.drawing("habits")) == 7
+    small = page.part("habits").find_elements(By.TAG_NAME, "canvas")
+    browser.execute_script("arguments[0].scrollIntoView()", small[4])
+    small[4].click()
+    assert page.part("chosen").text.startswith("query 4 ")
+    assert page.part("habit").text == "query 4 on 3 images"
+    assert page.errors() == []
+
+
+def test_habits_of_picked_queries_are_levels(tmp_path, browser, shared_coco):
+    detector, dataset = small_detector("redetr_n"), open_dataset(shared_coco, "val")
+    habits = query_habits(detector, dataset, 3)
+    write_image_page(tmp_path / "index.html", explain(detector, picture()), "a.png", 0.5, habits)
+    page = Page(browser, tmp_path / "index.html")
+    assert len(page.drawing("habits")) == 3
+    share = f"{100 * (habits.level == 0).float().mean():.0f}%"
+    assert f"8 px (blue) {share}" in browser.find_element(By.TAG_NAME, "body").text
+    assert page.errors() == []
+
+
+def test_names_cannot_end_the_script(tmp_path, browser):
+    names = ("</script><b id=bad>", "&amp;", "'\"")
+    explanation = explain(small_detector("detr_r50"), picture())
+    changed = Explanation(**{**vars(explanation), "class_names": names})
+    write_image_page(tmp_path / "index.html", changed, "<i id=bad>.png", 0.5)
+    page = Page(browser, tmp_path / "index.html")
+    assert names[explanation.labels[-1, explanation.scores[-1].argmax()]] in page.part("chosen").text
+    assert not browser.find_elements(By.ID, "bad")
+    assert page.errors() == []
+
+
+def test_a_large_page_has_a_few_megabytes(tmp_path):
+    """100 queries in 6 layers, 8 heads; weights at random, which compress worst; a map that is drawn coarser."""
+    random = torch.Generator().manual_seed(0)
+    cross = torch.rand(6, 100, 8, 50, 67, generator=random)
+    encoder = torch.rand(25, 34, 25, 34, generator=random)
+    explanation = Explanation(picture(480, 640), CLASSES, torch.rand(6, 100, 4), torch.rand(6, 100),
+                              torch.zeros(6, 100, dtype=torch.int64), Maps(cross / cross.sum((-2, -1), keepdim=True)),
+                              torch.rand(6, 100, 100), encoder / encoder.sum((-2, -1), keepdim=True), None)  # fmt: skip
+    write_image_page(tmp_path / "index.html", explanation, "a.png", 0.5)
+    assert (tmp_path / "index.html").stat().st_size < 7e6
+
+
+def test_the_worked_example_on_its_page(tmp_path, browser):
+    write_loss_page(tmp_path / "loss.html", worked_example(2))
+    page = Page(browser, tmp_path / "loss.html")
+    assert page.part("worked").text.splitlines() == [
+        "L1 distances: 0.25 + 0.3 = 0.55",
+        "one GPU alone: 0.55 / 2 = 0.275",
+        "boxes per GPU, on average: (2 + 4) / 2 = 3",
+        "GPU 0 of 2: 0.55 / 3 = 0.18333",
+    ]
+    text = browser.find_element(By.TAG_NAME, "body").text
+    assert (
+        "The mean of the losses is 0.15833: 0.95 / 6, what one GPU with all the images would compute (0.15833)." in text
+    )
+    assert "the mean would be 0.1875, 18.4% off" in text  # (0.275 + 0.1) / 2
+    assert "2 + 0.1 x 98 = 11.8" in text
+    rows = page.rows("terms")
+    assert rows[0][:4] == ["A: A", "17", "0.1000 + 0.0500 + 0.0600 + 0.0400", "0.2500"]
+    assert rows[-2][0] == "98 other queries"
+    assert rows[-1][3] == "0.5500"
+    assert page.errors() == []
+
+
+def test_matched_cells_and_parts_of_the_cost(tmp_path, browser):
+    found = explain_loss(small_detector("detr_r50"), Renamed(), 1)
+    write_loss_page(tmp_path / "loss.html", found)
+    page = Page(browser, tmp_path / "loss.html")
+    queries = found.queries[-1].tolist()
+    costs = [found.costs[-1, :, query, t] for t, query in enumerate(queries)]
+
+    def framed():
+        return sorted(cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td.matched"))
+
+    assert framed() == sorted(f"{cost.sum():.3f}" for cost in costs)
+    total = float(page.part("total").text.split("=")[1])
+    assert total == pytest.approx(sum(cost.sum().item() for cost in costs), abs=1e-3)
+    for part, name in enumerate(("class only", "L1 only", "GIoU only")):
+        page.press("costs", name)
+        assert framed() == sorted(f"{cost[part]:.3f}" for cost in costs)
+    assert len(page.rows("matrix")) <= 6
+    browser.execute_script("arguments[0].click()", page.part("every"))
+    assert len(page.rows("matrix")) == 7
+    before = page.drawing("objects"), page.rows("terms")
+    page.press("layers", "layer 1")
+    assert page.drawing("objects") != before[0]
+    ce, l1, giou = found.terms[0, 0].tolist()
+    assert page.rows("terms")[0][3:] == [f"{l1:.4f}", f"{giou:.4f}", f"{ce:.4f}"]
+    assert all(colors > 50 for colors in browser.execute_script(DRAWN))
+    assert page.errors() == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_without_objects(form, tmp_path, browser, shared_coco):
+    found = explain_loss(small_detector(form), open_dataset(shared_coco, "val"), 102, 2)
+    write_loss_page(tmp_path / "loss.html", found)
+    page = Page(browser, tmp_path / "loss.html")
+    assert len(page.rows("terms")) == 2  # the other queries, and the sum
+    assert page.errors() == []
+
+
+def test_letters_do_not_run_out():
+    assert letters(28)[24:] == ["Y", "Z", "A1", "B1"]
+    assert len(set(letters(100))) == 100
