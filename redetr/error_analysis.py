@@ -146,7 +146,8 @@ def mistakes(judged: Judgement) -> dict[str, dict[str, Any]]:
     """Of each of MISTAKES how many there are, and the AP50 (a fraction) that the model would win without them.
 
     A mistake of class or localization is fixed in the detection with the best score, if the object was not found;
-    others on that object, and all other mistakes, are taken away; missed objects are not counted.
+    others on that object, and all other mistakes, are taken away; missed objects are not counted (a class of which
+    none is left keeps an AP of 0).
     """
     objects = np.bincount(judged.objects.label, minlength=judged.num_classes)
     missing = np.bincount(judged.objects.label[judged.missed], minlength=judged.num_classes)

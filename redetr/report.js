@@ -15,7 +15,11 @@ function chart(name, x, y, lines, at = null) {
   if (!figure) return;
   const [left, top, width, height] = [48, 12, 500, 270];
   const put = ([a, b]) => [left + width * a / x.max, top + height * (1 - Math.min(1, b / y.max))];
-  const ticks = axis => Array.from({ length: 6 }, (_, i) => i * axis.max / 5);
+  const ticks = axis => {
+    const rough = axis.max / 6, power = 10 ** Math.floor(Math.log10(rough));
+    const step = power * [1, 2, 5, 10].find(factor => factor * power >= rough);
+    return Array.from({ length: 1 + Math.floor(axis.max / step + 1e-9) }, (_, i) => i * step);
+  };
   const text = (axis, value) => axis.percent ? (100 * value).toFixed(0) : +value.toPrecision(3);
   let svg = "";
   for (const value of ticks(y)) {

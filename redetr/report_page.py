@@ -139,7 +139,7 @@ def _mistakes(runs: list[dict[str, Any]]) -> str:
         counts = "".join(f"<td class='n'>{run['mistakes'][kind]['count']:,}</td>" for run in runs)
         won = [run["mistakes"][kind]["ap50"] for run in runs]
         rows.append([f"<th><i class='{kind}'></i>{kind}</th><td>{meaning}</td>", counts,
-                     *_compared(won, scale=200), f"<td>{remedy}</td>"])  # fmt: skip
+                     *_compared(won, scale=200, more_is="worse"), f"<td>{remedy}</td>"])  # fmt: skip
     heads = ["", "what it is", *_heads("how many", runs), *_compared_heads("AP50 to win", runs), "what to do"]
     return (
         "<p>How much AP50 would rise if all mistakes of one kind were gone, after "
@@ -280,15 +280,16 @@ def _compared_heads(text: str, runs: Sequence[Any]) -> list[str]:
     return _heads(text, runs) + ["B - A"] * (len(runs) > 1)
 
 
-def _compared(values: list[float | None], scale: float = 0) -> list[str]:
+def _compared(values: list[float | None], scale: float = 0, more_is: str = "better") -> list[str]:
     """Cells with the numbers of one or two checkpoints, and their difference; with a `scale` also as bars."""
+    less_is = "worse" if more_is == "better" else "better"
     bar = "class='n bar' style='--v:{:.1f}'" if scale else "class='n'"
     cells = [f"<td {bar.format(min(100, scale * (value or 0)))}>{_percent(value)}</td>" for value in values]
     if len(values) > 1:
         a, b = values
         change = None if a is None or b is None else b - a
         text = "-" if change is None else f"{100 * change:+.1f}"
-        cells.append(f"<td class='n {'' if not change else 'better' if change > 0 else 'worse'}'>{text}</td>")
+        cells.append(f"<td class='n {'' if not change else more_is if change > 0 else less_is}'>{text}</td>")
     return cells
 
 

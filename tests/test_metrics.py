@@ -74,8 +74,8 @@ def random_detections(rng, targets, per_image, decimals):
     )
 
 
-def reference(targets, image_index, scores, labels, boxes):
-    """The twelve numbers and AP per class as pycocotools computes them, nan for its -1."""
+def pycocotools_evaluation(targets, image_index, scores, labels, boxes, area_range=None):
+    """pycocotools' own evaluation, accumulated; `area_range` in the place of all sizes."""
 
     def xywh(box):
         x1, y1, x2, y2 = box.tolist()
@@ -106,9 +106,17 @@ def reference(targets, image_index, scores, labels, boxes):
         }
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(detections), "bbox")
+        if area_range:
+            evaluation.params.areaRng[0] = list(area_range)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
+    return evaluation
+
+
+def reference(targets, image_index, scores, labels, boxes):
+    """The twelve numbers and AP per class as pycocotools computes them, nan for its -1."""
+    evaluation = pycocotools_evaluation(targets, image_index, scores, labels, boxes)
     precision = evaluation.eval["precision"][:, :, :, 0, 2]
     per_class = [p[p > -1].mean() if (p > -1).any() else math.nan for p in np.moveaxis(precision, 2, 0)]
     return np.where(evaluation.stats < 0, math.nan, evaluation.stats), np.array(per_class)

@@ -1,0 +1,258 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from command_line import train_arguments
+from selenium.webdriver.common.by import By
+from test_metrics import NAMES, pycocotools_evaluation, random_detections, random_scene, target
+
+from redetr.cli import main
+from redetr.data import DetectionDataset
+from redetr.metrics import GroundTruth, coco_metrics
+from redetr.report import make_report
+from redetr.report_page import write_report
+
+
+class Scenes(DetectionDataset):
+    """Gray images with the boxes of `targets`."""
+
+    name = "scenes"
+
+    def __init__(self, targets, class_names=NAMES):
+        self.targets, self.class_names, self.category_ids = targets, class_names, tuple(range(len(class_names)))
+
+    def __len__(self):
+        return len(self.targets)
+
+    def target(self, index):
+        return self.targets[index]
+
+    def image(self, index):
+        return torch.full((3, *self.targets[index]["orig_size"]), 100, dtype=torch.uint8)
+
+
+def found_of(detections):
+    return dict(zip(("image_index", "scores", "labels", "boxes"), (x.numpy() for x in detections), strict=True))
+
+
+def scene_of_each_kind(class_names=("cat", "dog")):
+    """Two images: a cat found and a dog missed; a dog found, and something on background."""
+    targets = [target(3, [[0, 0, 50, 50], [60, 0, 90, 30]], [0, 1], size=(80, 100)),
+               target(8, [[0, 0, 40, 40]], [1], size=(80, 100))]  # fmt: skip
+    boxes = torch.tensor([[0, 0, 50, 50], [0, 0, 40, 40], [60, 60, 90, 70]], dtype=torch.float32)
+    detections = torch.tensor([0, 1, 1]), torch.tensor([0.9, 0.6, 0.8]), torch.tensor([0, 1, 0]), boxes
+    return Scenes(targets, class_names), found_of(detections)
+
+
+@pytest.fixture(scope="module")
+def random_report():
+    rng = np.random.default_rng(4)
+    targets = [random_scene(rng, image_id, 0.1) for image_id in rng.permutation(1000)[:30].tolist()]
+    detections = random_detections(rng, targets, 25, 6)
+    return targets, detections, make_report(Scenes(targets), [("a.pt", found_of(detections))])
+
+
+def test_the_numbers_are_coco_s(random_report):
+    targets, detections, report = random_report
+    expected = coco_metrics(GroundTruth.from_targets(targets, NAMES), *detections).to_dict()
+    run = report.numbers["checkpoints"][0]
+    assert run["metrics"] == {name: expected[name] for name in run["metrics"]} and len(run["metrics"]) == 12
+    assert {name: entry["AP"] for name, entry in run["per_class"].items()} == expected["per_class"]
+    assert run["all"]["AP50"] == pytest.approx(expected["AP50"], abs=1e-12)
+    evaluation = pycocotools_evaluation(targets, *detections)
+    for label, name in enumerate(NAMES[:4]):
+        curve = evaluation.eval["precision"][0, :, label, 0, 2]
+        np.testing.assert_allclose(run["per_class"][name]["curves"]["precision_at_recall"], curve, atol=5e-5)
+        assert run["per_class"][name]["AP50"] == pytest.approx(curve.mean())
+    assert run["per_class"]["never seen"]["AP"] is None
+    json.dumps(report.numbers, allow_nan=False)
+
+
+def test_groups_by_size_are_pycocotools_s(random_report):
+    targets, detections, report = random_report
+    groups = report.numbers["checkpoints"][0]["by_size"]
+    assert len(groups) == 4 and sum(group["objects"] for group in groups) == report.numbers["data"]["objects"]
+    for i, group in enumerate(groups):
+        low, high = group["from_px"] ** 2 + 1e-3 * (1 if i else -1), group["to_px"] ** 2 + 1e-3
+        precision = pycocotools_evaluation(targets, *detections, (low, high)).eval["precision"][..., 0, 2]
+        assert group["AP"] == pytest.approx(precision[precision > -1].mean(), abs=1e-12)
+
+
+def test_groups_by_number_of_objects_are_pycocotools_s(random_report):
+    targets, detections, report = random_report
+    counts = np.array([int((~scene["iscrowd"]).sum()) for scene in targets])
+    groups = report.numbers["checkpoints"][0]["by_objects_in_image"]
+    assert [(g["from"], g["to"]) for g in groups] == [(2, 3), (4, 7), (8, 9)]
+    assert sum(group["objects"] for group in groups) == counts.sum()
+    for group in groups:
+        images = np.flatnonzero((counts >= group["from"]) & (counts <= group["to"]))
+        own = torch.isin(detections[0], torch.tensor(images))
+        index, *rest = (values[own] for values in detections)
+        places = torch.from_numpy(np.searchsorted(images, index.numpy()))
+        stats = pycocotools_evaluation([targets[i] for i in images], places, *rest).stats
+        assert group["AP"] == pytest.approx(stats[0], abs=1e-12) and group["images"] == len(images)
+
+
+def test_working_threshold_and_images():
+    dataset, found = scene_of_each_kind()
+    numbers = make_report(dataset, [("a.pt", found)]).numbers
+    run = numbers["checkpoints"][0]
+    # F1 at 0.9: 2 / (1 + 3); at 0.8: 2 / (2 + 3); at 0.6: 4 / (3 + 3).
+    assert run["all"]["best"] == {"threshold": pytest.approx(0.6), "precision": pytest.approx(2 / 3),
+                                  "recall": pytest.approx(2 / 3), "f1": pytest.approx(2 / 3)}  # fmt: skip
+    assert run["threshold"] == 0.6 and run["confusion"] == [[1, 0, 0], [0, 1, 1], [1, 0, 0]]
+    assert numbers["images"] == [{"image_id": 3, "errors": [{"wrong": 0, "missed": 1}]},
+                                 {"image_id": 8, "errors": [{"wrong": 1, "missed": 0}]}]  # fmt: skip
+    assert run["training"] is None
+
+
+def test_two_checkpoints_show_where_they_differ():
+    dataset, found = scene_of_each_kind()
+    only_first = {name: values[:1] for name, values in found.items()}
+    report = make_report(dataset, [("a.pt", found), ("a.pt", only_first)])
+    assert [run["checkpoint"] for run in report.numbers["checkpoints"]] == ["a.pt", "a.pt"]
+    # Both miss the dog of image 3; in image 8 the first is wrong once, the second misses once: as many.
+    assert report.images == []
+    better = {name: values[:2] for name, values in found.items()}
+    report = make_report(dataset, [("a.pt", better), ("b.pt", only_first)])
+    assert report.numbers["images"] == [
+        {"image_id": 8, "errors": [{"wrong": 0, "missed": 0}, {"wrong": 0, "missed": 1}]}
+    ]
+
+
+def test_training_curves_of_the_run_folder(tmp_path):
+    dataset, found = scene_of_each_kind()
+    lines = [{"step": step, "loss": 9.0 - step / 100, "lr": 0.1} for step in range(900)]
+    lines.append({"step": 899, "time_s": 9.5, "AP": 0.2, "AP50": 0.4, "val_loss": 3.0, "per_class": {}})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for checkpoint in (tmp_path, tmp_path / "best.pt"):
+        training = make_report(dataset, [(str(checkpoint), found)]).numbers["checkpoints"][0]["training"]
+        assert training["steps"][:2] == [{"step": 0, "loss": 9.0}, {"step": 3, "loss": 8.97}]
+        assert len(training["steps"]) == 300
+        assert training["evaluations"] == [{"step": 899, "time_s": 9.5, "AP": 0.2, "AP50": 0.4, "val_loss": 3.0}]
+
+
+@pytest.mark.parametrize("objects", [0, 1])
+def test_nothing_found_nothing_there(tmp_path, objects):
+    dataset = Scenes([target(0, [[0, 0, 9, 9]] * objects, [0] * objects, size=(20, 20))], ("cat",))
+    nothing = found_of((torch.zeros(0).long(), torch.zeros(0), torch.zeros(0).long(), torch.zeros(0, 4)))
+    for _ in ("made", "written over"):
+        write_report(make_report(dataset, [("a.pt", nothing)]), tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "No detection is right" in page and "nan%" not in page and ">nan" not in page
+
+
+CONTENT = """
+return {
+  charts: [...document.querySelectorAll("figure[data-chart] svg")].length,
+  curve: document.querySelector("[data-chart=pr] path:last-of-type").getAttribute("d").length,
+  pictures: await Promise.all([...document.querySelectorAll("image")].map(image =>
+    new Promise(done => { const it = new Image(); it.onload = () => done(it.width); it.onerror = () => done(0);
+                          it.src = image.getAttribute("href"); }))),
+  outside: [...document.querySelectorAll("[src], link")].length,
+  captions: [...document.querySelectorAll(".panels figcaption")].map(x => x.textContent),
+  shown: document.querySelectorAll(".live .box:not(.hidden)").length,
+  live: [...document.querySelectorAll("td[data-what]")].map(x => x.textContent),
+  best: document.querySelector("#threshold output").value,
+}"""
+
+
+def look(browser):
+    script = f"const [done] = arguments; (async () => {{ {CONTENT} }})().then(done);"
+    return browser.execute_async_script(script)
+
+
+def slide(browser, value):
+    browser.execute_script(
+        "const it = document.querySelector('#threshold input'); it.value = arguments[0]; it.oninput();",
+        value,
+    )
+
+
+def test_the_page_in_a_browser_without_network(tmp_path, browser):
+    dataset, found = scene_of_each_kind(("<b>cat</b> & 'co'", "</script><script>throw 1</script>"))
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 0, "loss": 2.5}\n{"step": 0, "time_s": 1, "AP": 0.5, "AP50": 0.6}\n'
+    )
+    write_report(make_report(dataset, [(str(tmp_path), found)]), tmp_path)
+    browser.get((tmp_path / "index.html").as_uri())
+    page = look(browser)
+    assert (page["charts"], page["outside"], page["best"]) == (5, 0, "0.60") and page["curve"] > 100
+    assert page["pictures"] == [100, 100]
+    assert page["captions"] == [
+        "ground truth ",
+        "found (0 wrong, 1 missed)",
+        "ground truth ",
+        "found (1 wrong, 0 missed)",
+    ]
+    # cat: one right, one wrong, one there; dog: one right, two there.
+    assert page["live"] == ["50.0", "100.0", "66.7", "100.0", "50.0", "66.7"]
+
+    slide(browser, 0.85)
+    page = look(browser)
+    assert page["live"] == ["100.0", "100.0", "100.0", "-", "0.0", "-"]
+    assert page["captions"][3] == "found (0 wrong, 1 missed)" and page["shown"] == 3
+
+    browser.find_element(By.CSS_SELECTOR, "[data-mode=each]").click()
+    assert look(browser)["live"] == ["100.0", "100.0", "100.0", "100.0", "50.0", "66.7"]
+    head = browser.find_element(By.CSS_SELECTOR, ".sortable th:nth-child(2)")
+    for order in (["2", "1"], ["1", "2"]):  # objects: most first, then fewest first
+        head.click()
+        rows = browser.find_elements(By.CSS_SELECTOR, ".sortable tbody tr td:nth-child(2)")
+        assert [row.text for row in rows] == order
+    browser.execute_script("const c = document.getElementById('class'); c.selectedIndex = 1; c.onchange()")
+    assert "<b>cat</b> & 'co'" in browser.find_element(By.CSS_SELECTOR, "[data-chart=pr] figcaption").text
+    assert browser.get_log("browser") == []
+
+
+def test_the_page_of_two_checkpoints(tmp_path, browser):
+    dataset, found = scene_of_each_kind()
+    fewer = {name: values[:1] for name, values in found.items()}
+    fewer["scores"] = fewer["scores"] / 2
+    write_report(make_report(dataset, [("a.pt", found), ("b.pt", fewer)]), tmp_path)
+    browser.get((tmp_path / "index.html").as_uri())
+    row = browser.find_element(By.CSS_SELECTOR, "#metrics tbody tr").text.split()
+    a, b = (coco_metrics(GroundTruth.from_dataset(dataset), **each).ap * 100 for each in (found, fewer))
+    assert [float(value) for value in row[1:4]] == pytest.approx([a, b, b - a], abs=0.051)
+    assert (
+        browser.execute_script("return document.querySelectorAll('[data-chart=pr] path[stroke-width=\"2\"]').length")
+        == 2
+    )
+    assert look(browser)["captions"] == []
+    assert browser.get_log("browser") == []
+
+
+@pytest.fixture(scope="module")
+def run_folder(shared_coco, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    main([str(part) for part in train_arguments(shared_coco, folder, steps=2, eval_every=1)])
+    return folder
+
+
+def test_evaluate_writes_a_report(run_folder, tmp_path, capsys):
+    flags = ["--compare", f"{run_folder}/last.pt", "--device=cpu", "--json", "--report", f"{tmp_path}/report"]
+    main(["evaluate", f"{run_folder}/best.pt", *flags])
+    told = capsys.readouterr()
+    numbers = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert f"{tmp_path}/report/index.html" in told.err
+    first, second = numbers["checkpoints"]
+    assert (first["checkpoint"], second["checkpoint"]) == (f"{run_folder}/best.pt", f"{run_folder}/last.pt")
+    assert json.loads(told.out).items() >= first["metrics"].items() and len(first["training"]["steps"]) == 2
+
+
+def test_several_processes_write_one_report(run_folder, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "redetr"]
+    flags = ["evaluate", f"{run_folder}/best.pt", "--device=cpu", "--batch-size=2", "--report"]
+    subprocess.run([*launcher, *flags, f"{tmp_path}/two"], check=True, capture_output=True, timeout=300)
+    main([*flags, f"{tmp_path}/one"])
+    one, two = ((tmp_path / name / "report.json").read_text() for name in ("one", "two"))
+    assert one == two
+
+
+def test_compare_needs_a_report(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "a.pt", "--compare", "b.pt"])
+    assert end.value.code == 1 and "give --report FOLDER" in capsys.readouterr().err
