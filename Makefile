@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo test slow lint bench docs clean
 
 demo: .venv/installed
 	$(BIN)/redetr demo
@@ -22,6 +22,9 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/learning.py digits
 	$(BIN)/python benchmarks/learning.py crowns
 	$(BIN)/python benchmarks/overfit.py
+
+docs: .venv/installed-dev
+	$(BIN)/mkdocs build
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("redetr needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else 0'
