@@ -176,8 +176,8 @@ async function explainImage(root, packed) {
   const name = (q, layer = last) => names[labels.row(layer)[q]];
   const color = (q) => colors[labels.row(last)[q]];
   const ranked = range(queries).sort((a, b) => score(b) - score(a));
-  let threshold = Math.min(data.threshold, score(ranked[Math.min(4, queries - 1)]));
-  if (score(ranked[0]) >= data.threshold) threshold = data.threshold;
+  const few = ranked[Math.min(4, queries - 1)]; // where no score is high enough, the best five are shown
+  let threshold = score(ranked[0]) >= data.threshold ? data.threshold : score(few);
   let chosen = ranked[0], head = 0; // 0: all heads, then 1, 2, ...
 
   const stage = new Panel(part("stage"), picture, 640);

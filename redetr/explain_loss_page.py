@@ -116,7 +116,6 @@ def _division_part(explanation: LossExplanation) -> str:
     ]
     whole = _number(explanation.together["loss_bbox"])
     more = _SPREAD.format(
-        others=f"image {shares[1].image_id}" if world == 2 else f"the {world - 1} images that follow",
         canvas="{1} x {0}".format(*explanation.canvas),
         table=_wide(heads, rows),
         mean=_number(mean),
@@ -228,10 +227,11 @@ divided by a number of objects. Take L1 of the last layer:</p>
 <p class=worked data-part=worked>{worked}</p>{more}"""
 _ALONE = "<p>Here the image is the whole batch. <code>--world-size 2</code> shows a batch spread over two GPUs.</p>"
 _SPREAD = """<p>Now the batch is spread over several GPUs (data parallel training): each holds a copy of the model and
-sees images of its own. Here GPU 0 has this image, and {others} in the data set, one on each, are on the others. All
-images are padded to one size, {canvas} px, as in training. Each GPU computes its own loss and gradient, then the
-gradients are averaged. That average divides by the number of GPUs already. So each GPU divides by the <b>average
-number of objects per GPU</b>:</p> {table}
+sees images of its own. Here GPU 0 has this image, and every other GPU has one of the images that follow it in the
+data set. All are padded to one size, {canvas} px, as in training. Each GPU computes its own loss and gradient, then
+the gradients are averaged. That average divides by the number of GPUs already. So each GPU divides by the <b>average
+number of objects per GPU</b>:</p>
+{table}
 <p>The mean of the losses is {mean}: {sums} / {total}, what one GPU with all the images would compute ({whole}). Each
 of the {total} objects weighs {weight}. If each GPU divided by its own count, the mean would be {naive}, {off}: what
 an object weighs would depend on which others share its GPU (last column).</p>"""

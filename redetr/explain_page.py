@@ -128,7 +128,9 @@ def image_parts(explanation: Explanation, habits: Habits | None = None) -> list[
     answer = "a box and a score for every class" if fast else "one answer: a class and a box, or “no object”"
     sections = [
         _ENCODER_FAST if fast else _ENCODER.format(*explanation.encoder_attention.shape),
-        _PICKED.format(queries=queries) if fast else _LEARNED.format(queries=queries),
+        _PICKED.format(queries=queries)
+        if fast
+        else _LEARNED.format(queries=queries, where=_WITHOUT_DATA if habits is None else _WITH_DATA),
         (_LOOKS_FAST if fast else _LOOKS) + _HEADS,
         _MOVES_FAST if fast else _MOVES,
         _TALKS.format(first="" if fast else _FIRST),
@@ -185,7 +187,9 @@ objects, and a coarse one is made from it, with one cell for every 32 pixels, wh
 _LEARNED = """<h2>The queries are learned</h2>
 <p>The {queries} queries are the same for every image: vectors found in training. Each has come to look for objects of
 certain places and sizes. They know nothing of this image until they look at its features. Most end as “no object”:
-there are more queries than objects, so that every object finds one.</p>"""
+there are more queries than objects, so that every object finds one. {where}</p>"""
+_WITH_DATA = "What each looks for is shown at the end."
+_WITHOUT_DATA = "With <code>--data</code>, this page also shows what each looks for."
 _PICKED = """<h2>The queries start at the best places</h2>
 <p>Each cell of the three grids first gets a score, how likely an object is there, and a rough box. The {queries}
 cells with the best scores become the queries. Dots are the cells, boxes their first guess; the colour tells the grid:

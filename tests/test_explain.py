@@ -1,7 +1,10 @@
 """What `redetr explain` computes is what the model did."""
 
 import json
+import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.checkpoint import save_weights
+from redetr.cli import parse_command
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.errors import InputError
@@ -218,9 +222,22 @@ def test_the_command(checkpoint, shared_coco, tmp_path):
     ],
 )
 def test_what_the_command_refuses(flags, message, checkpoint, tmp_path, monkeypatch):
-    from redetr.cli import parse_command
-
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         parse_command(["explain", str(checkpoint), *flags]).run()
     assert not (tmp_path / "explained").exists()
+
+
+def test_the_page_in_the_docs(checkpoint, tmp_path, monkeypatch):
+    """Its commands are understood, its Python runs."""
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / "explain.md").read_text()
+    commands = re.findall(r"^redetr (explain .*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        parse_command(shlex.split(command))
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code = code.replace("runs/demo/best.pt", str(checkpoint)).replace("examples/", f"{root}/examples/")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert (tmp_path / "page.html").exists()
