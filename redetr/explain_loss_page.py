@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from redetr.boxes import box_cxcywh_to_xyxy
-from redetr.explain_loss import LossExplanation, Share
+from redetr.explain_loss import LossExplanation
 from redetr.explain_page import packed, picture_data, write_script_page
 from redetr.page import table
 
@@ -16,11 +16,11 @@ def write_loss_page(path: Path, explanation: LossExplanation, link: str = "") ->
     """Writes the page, which needs no other file; `link` is HTML that leads to another page."""
     name = f"image {explanation.shares[0].image_id}"
     parts = [f"<h1>From boxes to loss: {name}</h1>{link}", *loss_parts(explanation)]
-    write_script_page(path, f"loss of {name}", parts, "explainLoss", loss_data(explanation))
+    write_script_page(path, f"loss of {name}", parts, "loss", loss_data(explanation))
 
 
 def loss_data(explanation: LossExplanation) -> dict[str, Any]:
-    """What `explainLoss` of `explain.js` takes, JSON-ready."""
+    """What `explainLoss` takes, JSON-ready."""
     num_queries = explanation.predicted.shape[1]
     queries = explanation.queries.clamp(max=num_queries - 1)[..., None].expand(-1, -1, 4)
     distances = (explanation.predicted.gather(1, queries) - explanation.targets).abs()
@@ -91,46 +91,40 @@ def _division_part(explanation: LossExplanation) -> str:
         f"L1 distances: {' + '.join(map(_number, l1))} = {raw}" if len(l1) > 1 else f"L1 distance: {raw}",
         f"one GPU alone: {raw} / {_number(first.own_divisors[0])} = {_number(first.own_losses['loss_bbox'])}",
     ]
-    if world == 1:
-        return _DIVISION.format(worked="<br>".join(lines), more=_ALONE)
-    counts = " + ".join(str(share.objects) for share in shares)
-    divisor = _number(first.divisors[0])
-    lines += [
-        f"boxes per GPU, on average: ({counts}) / {world} = {_number(total / world)}",
-        f"GPU 0 of {world}: {raw} / {divisor} = {_number(first.losses['loss_bbox'])}",
-    ]
-    if divisor != _number(total / world):
-        lines.append("(no object in the whole batch: it counts as one)")
-    mean = sum(share.losses["loss_bbox"] for share in shares) / world
-    naive = sum(share.own_losses["loss_bbox"] for share in shares) / world
-    rows = [[f"GPU {i}", share.image_id, share.objects, _number(share.sums["loss_bbox"]), divisor,
-             _number(share.losses["loss_bbox"]), _weight(share, world)] for i, share in enumerate(shares)]  # fmt: skip
-    heads = [
-        "",
-        "image",
-        "objects",
-        "L1 sum",
-        "divided by",
-        "its loss",
-        "weight of an object, if each GPU took its own count",
-    ]
-    whole = _number(explanation.together["loss_bbox"])
-    more = _SPREAD.format(
-        canvas="{1} x {0}".format(*explanation.canvas),
-        table=_wide(heads, rows),
-        mean=_number(mean),
-        sums=_number(sum(share.sums["loss_bbox"] for share in shares)),
-        total=total,
-        whole=whole,
-        weight=f"1/{total}" if total else "none",
-        naive=_number(naive),
-        off=f"{100 * abs(naive - mean) / mean:.1f}% off" if mean else "the same",
-    )
+    if world > 1:
+        counts = " + ".join(str(share.objects) for share in shares)
+        lines += [
+            f"boxes per GPU, on average: ({counts}) / {world} = {_number(total / world)}",
+            f"GPU 0 of {world}: {raw} / {_number(first.divisors[0])} = {_number(first.losses['loss_bbox'])}",
+        ]
+    if world > 1 and not total:
+        lines.append("(no object in the whole batch: it is divided as if there was one)")
+    more = _ALONE if world == 1 else _spread(explanation) if total else ""
     return _DIVISION.format(worked="<br>".join(lines), more=more)
 
 
-def _weight(share: Share, world: int) -> str:
-    return f"1/{share.objects * world}" if share.objects else "-"
+def _spread(explanation: LossExplanation) -> str:
+    """The L1 loss of every GPU, their mean, and what it would be with own counts."""
+    shares = explanation.shares
+    world, total = len(shares), sum(share.objects for share in shares)
+    mean = sum(share.losses["loss_bbox"] for share in shares) / world
+    naive = sum(share.own_losses["loss_bbox"] for share in shares) / world
+    rows = [
+        [f"GPU {i}", share.image_id, share.objects, _number(share.sums["loss_bbox"]), _number(share.divisors[0]),
+         _number(share.losses["loss_bbox"]), f"1/{share.objects * world}" if share.objects else "-"]
+        for i, share in enumerate(shares)
+    ]  # fmt: skip
+    own = "weight of an object, if each GPU took its own count"
+    return _SPREAD.format(
+        canvas="{1} x {0}".format(*explanation.canvas),
+        table=_wide(["", "image", "objects", "L1 sum", "divided by", "its loss", own], rows),
+        mean=_number(mean),
+        sums=_number(sum(share.sums["loss_bbox"] for share in shares)),
+        total=total,
+        whole=_number(explanation.together["loss_bbox"]),
+        naive=_number(naive),
+        off=f"{100 * abs(naive - mean) / mean:.1f}% off" if mean else "the same",
+    )
 
 
 def _class_part(explanation: LossExplanation) -> str:
@@ -165,7 +159,8 @@ def _total_part(explanation: LossExplanation) -> str:
     heads = ["", "class", "L1", "1 − GIoU", "weighted sum"]
     ce, l1, giou = map(_number, weights)
     total = _number(first.losses["loss"])
-    return _TOTAL.format(ce=ce, l1=l1, giou=giou, table=_wide(heads, [*rows, ["total", "", "", "", total]]))
+    where = "" if len(explanation.shares) == 1 else ", divided as in this batch"
+    return _TOTAL.format(where=where, ce=ce, l1=l1, giou=giou, table=_wide(heads, [*rows, ["total", "", "", "", total]]))
 
 
 def _wide(heads: list[str], rows: Sequence[Sequence[object]]) -> str:
@@ -232,12 +227,12 @@ data set. All are padded to one size, {canvas} px, as in training. Each GPU comp
 the gradients are averaged. That average divides by the number of GPUs already. So each GPU divides by the <b>average
 number of objects per GPU</b>:</p>
 {table}
-<p>The mean of the losses is {mean}: {sums} / {total}, what one GPU with all the images would compute ({whole}). Each
-of the {total} objects weighs {weight}. If each GPU divided by its own count, the mean would be {naive}, {off}: what
-an object weighs would depend on which others share its GPU (last column).</p>"""
+<p>The mean of the losses is {mean}: {sums} / {total}, what one GPU with all the images would compute ({whole}). Each of
+the {total} objects weighs 1/{total}. If each GPU divided by its own count, the mean would be {naive}, {off}: what an
+object weighs would depend on which others share its GPU (last column).</p>"""
 _CLASS = """<p>The class term counts all queries, with weight 1 where matched and {eos} elsewhere. Alone, it is
 divided by the sum of these weights, {matched} + {eos} x {rest} = {own}; in a batch over several GPUs, by the average
 of that sum per GPU, for the same reason as above.</p>"""
 _CLASS_FAST = "<p>In this form, the class term is divided by the number of objects as well, in the same way.</p>"
 _TOTAL = """<h2>6. The loss of this image</h2>
-<p>The terms of all layers are added up: {ce} x class + {l1} x L1 + {giou} x (1 − GIoU).</p>{table}"""
+<p>The terms of all layers are added up{where}: {ce} x class + {l1} x L1 + {giou} x (1 − GIoU).</p>{table}"""

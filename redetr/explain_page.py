@@ -1,4 +1,4 @@
-"""The page from image to boxes: what `explain` computed, as HTML that `explain.js` brings to life.
+"""The page from image to boxes: what `explain` computed, as HTML that `explain_image.js` brings to life.
 
 Numbers travel as compressed arrays of bytes, so a page with 100 queries in 6 layers has a few MB.
 """
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from redetr.explain import Explanation, Habits, Points
 from redetr.models.fast import STRIDES
 from redetr.page import data_uri, table, write_page
 from redetr.visualize import class_color, to_pil
+
+Kind = Literal["image", "loss"]
 
 _HERE = Path(__file__).parent
 _PICTURE_PX = 960
@@ -33,18 +35,20 @@ def write_image_page(
 ) -> None:
     """Writes the page, which needs no other file. `name` is the image's, `link` HTML that leads to another page."""
     parts = [f"<h1>From image to boxes: {escape(name)}</h1>{link}", *image_parts(explanation, habits)]
-    write_script_page(path, name, parts, "explainImage", image_data(explanation, threshold, habits))
+    write_script_page(path, name, parts, "image", image_data(explanation, threshold, habits))
 
 
-def write_script_page(path: Path, title: str, parts: Iterable[str], function: str, data: dict[str, Any]) -> None:
-    """Writes a page on which a function of `explain.js` is called with the data."""
-    script, style = ((_HERE / f"explain.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-    call = f"{function}(document.body, {json.dumps(data)});".replace("</", "<\\/")  # no name of a class ends the script
-    write_page(path, title, parts, script + call, style)
+def write_script_page(path: Path, title: str, parts: Iterable[str], kind: Kind, data: dict[str, Any]) -> None:
+    """Writes a page on which `explainImage` or `explainLoss` is called with the data."""
+    files = ("explain_canvas.js", f"explain_{kind}.js", "explain.css")
+    *scripts, style = ((_HERE / file).read_text(encoding="utf-8") for file in files)
+    values = json.dumps(data).replace("</", "<\\/")  # no name of a class ends the script
+    call = f"explain{kind.capitalize()}(document.body, {values});"
+    write_page(path, title, parts, "".join(scripts) + call, style)
 
 
 def image_data(explanation: Explanation, threshold: float, habits: Habits | None = None) -> dict[str, Any]:
-    """What `explainImage` of `explain.js` takes, JSON-ready."""
+    """What `explainImage` takes, JSON-ready."""
     boxes, picks = explanation.boxes, explanation.picks
     starts = boxes[:0] if picks is None else picks.boxes[None]
     own_peaks = explanation.self_attention.amax(-1)

@@ -11,8 +11,8 @@ from redetr.explain import Explanation, Maps, explain, query_habits
 from redetr.explain_loss import explain_loss
 from redetr.explain_loss_page import letters, write_loss_page
 from redetr.explain_page import write_image_page
-from tests.test_explain import CLASSES, FORMS, picture, small_detector
-from tests.test_explain_loss import Renamed, worked_example
+from tests.test_explain import CLASSES, FORMS, IDS, picture, small_detector
+from tests.test_explain_loss import Renamed, TwoImages, worked_example
 
 # How many different pixels each canvas shows: one that was never drawn on shows none.
 DRAWN = """return [...document.querySelectorAll("canvas")].map(c => new Set(new Uint32Array(
@@ -248,6 +248,25 @@ def test_an_image_without_objects(form, tmp_path, browser, shared_coco):
     page = Page(browser, tmp_path / "loss.html")
     assert len(page.rows("terms")) == 2  # the other queries, and the sum
     assert page.errors() == []
+
+
+def test_a_batch_without_objects(tmp_path, browser):
+    found = explain_loss(small_detector("detr_r50"), Empty(), 1, 2)
+    write_loss_page(tmp_path / "loss.html", found)
+    page = Page(browser, tmp_path / "loss.html")
+    lines = page.part("worked").text.splitlines()
+    assert lines[0] == "L1 distance: 0"
+    assert lines[-1] == "(no object in the whole batch: it is divided as if there was one)"
+    assert page.errors() == []
+
+
+class Empty(TwoImages):
+    class_names, category_ids = CLASSES, IDS
+
+    def target(self, index):
+        target = super().target(index)
+        none = {name: target[name][:0] for name in ("boxes", "labels", "iscrowd", "area")}
+        return {**target, **none}
 
 
 def test_letters_do_not_run_out():
