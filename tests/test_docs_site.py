@@ -45,3 +45,13 @@ def test_every_fault_of_the_check_is_explained():
 @pytest.mark.parametrize("message", re.findall(r"^\| `([^`]+)`", TROUBLES.split("## What `redetr check`")[0], re.M))
 def test_every_message_explained_is_one_that_is_said(message):
     assert message in re.sub(r'"\s*\n\s*f?"', "", SOURCE)  # as one string, however it is broken into lines
+
+
+def test_the_plan_for_many_gpus_is_what_the_cost_model_gives(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import scaling
+
+    page = (ROOT / "docs/scaling.md").read_text()
+    for row in scaling.planned():
+        shown = f"{row['gpus']} | {row['all_reduce_ms']:.1f} | {100 * row['efficiency']:.0f}% |"
+        assert f"| `{row['model']}` | {row['network']} | {shown}\n" in page
