@@ -217,8 +217,8 @@ of the object's class should be the IoU of the two boxes, to the power 1.5; ever
 higher it is, the more it counts.</p>
 <div class=wide><table data-part=terms></table></div>"""
 _DIVISION = """<h2>4. What the sums are divided by</h2>
-<p>An image with many objects should not count more than one with few because it has more terms. So box terms are
-divided by a number of objects. Take L1 of the last layer:</p>
+<p>A batch with many objects should not give a larger loss than one with few only because it has more terms. So the
+box terms are divided by a number of objects. Take L1 of the last layer:</p>
 <p class=worked data-part=worked>{worked}</p>{more}"""
 _ALONE = "<p>Here the image is the whole batch. <code>--world-size 2</code> shows a batch spread over two GPUs.</p>"
 _SPREAD = """<p>Now the batch is spread over several GPUs (data parallel training): each holds a copy of the model and
