@@ -97,20 +97,43 @@ def test_attention_is_distributed_over_everything(form):
         assert cross.weights.shape == (3, 7, 4, 4, 6)  # 64 x 96 px, stride 16
 
 
+@pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
-def test_maps_give_what_the_layers_returned():
-    """Weights shown, times the values, through the output projection, are the output of every layer."""
-    detector, image = small_detector("detr_r50"), picture()
-    calls: list[tuple] = []
-    for layer in detector.model.transformer.decoder.layers:
-        layer.multihead_attn.register_forward_hook(lambda module, args, out: calls.append((module, args[2], out)))
-    maps = explain(detector, image).cross_attention.weights.flatten(-2)  # [L, Q, heads, S]
-    assert len(calls) == 3
-    for weights, (module, value, out) in zip(maps, calls, strict=True):
+def test_weights_give_what_the_layers_returned(form):
+    """With one head: weights shown, times the values, through the output projection, are the output of the layer."""
+    detector, image = small_detector(form, nheads=1), picture()
+    model, calls = detector.model, {}
+    for module in model.modules():
+        if isinstance(module, MultiheadAttention):
+            module.register_forward_hook(lambda module, args, out: calls.__setitem__(module, (args[2][0], out[0])))
+    found = explain(detector, image)
+    layers = model.transformer.decoder.layers if form == "detr_r50" else model.decoder
+    encoder = model.transformer.encoder.layers[-1] if form == "detr_r50" else model.neck.encoder
+    shown = {encoder.self_attn: found.encoder_attention.flatten(2).flatten(0, 1)}
+    shown |= {layer.self_attn: weights for layer, weights in zip(layers, found.self_attention, strict=True)}
+    if form == "detr_r50":
+        maps = found.cross_attention.weights[:, :, 0].flatten(-2)
+        shown |= {layer.multihead_attn: weights for layer, weights in zip(layers, maps, strict=True)}
+    assert len(shown) == (7 if form == "detr_r50" else 4)
+    for module, weights in shown.items():
+        value, out = calls[module]
         projected = value @ module.in_proj_weight.chunk(3)[2].T + module.in_proj_bias.chunk(3)[2]
-        heads = projected[0].view(-1, 4, 8)
-        mixed = torch.einsum("qhs,shd->qhd", weights, heads).flatten(1)
-        torch.testing.assert_close(module.out_proj(mixed), out[0])
+        torch.testing.assert_close(module.out_proj(weights @ projected), out)
+
+
+@torch.no_grad()
+def test_points_are_those_of_each_layer():
+    detector, image = small_detector("redetr_n"), picture()
+    cross = explain(detector, image).cross_attention
+    calls: list[tuple] = []
+    for layer in detector.model.decoder:
+        layer.cross_attn.register_forward_pre_hook(lambda module, args: calls.append((module, *args[:2])))
+    detector.predict(image)
+    for where, weights, (module, query, boxes) in zip(cross.where, cross.weights, calls, strict=True):
+        offsets = module.offsets(query).view(9, 4, 3, 4, 2)
+        centers, sizes = boxes[0, :, None, None, None, :2], boxes[0, :, None, None, None, 2:]
+        torch.testing.assert_close(where, centers + offsets * sizes / 8)  # 4 points reach half of the box
+        torch.testing.assert_close(weights.flatten(-2), module.weights(query).view(9, 4, 12).softmax(-1))
 
 
 def test_picks_are_the_proposals_that_became_queries():
