@@ -8,21 +8,36 @@ from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
 from redetr.errors import InputError, RedetrError
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "explain", "check", "convert", "models", "verify")
+COMMANDS = (
+    "demo",
+    "train",
+    "evaluate",
+    "predict",
+    "explain",
+    "check",
+    "convert",
+    "export",
+    "models",
+    "verify",
+    "completion",
+)
 
 USAGE = """redetr: DETR one can read in an afternoon and trust on any number of GPUs
 
   redetr demo                                   train on handwritten digits for minutes, show what it finds
   redetr train RECIPE --data PATH --output DIR  train; PATH is digits, crowns or a folder (COCO, YOLO, VOC)
-  redetr evaluate CHECKPOINT [--data PATH]      the twelve COCO numbers, AP per class
-  redetr predict CHECKPOINT SOURCE...           boxes on images and folders: PNG and JSON
+  redetr evaluate CHECKPOINT [--report DIR]     the twelve COCO numbers, AP per class; a page on what goes wrong
+  redetr predict CHECKPOINT SOURCE...           boxes on images, folders, videos, web addresses
   redetr explain CHECKPOINT IMAGE               pages: where DETR looked, how boxes and loss came about
   redetr check PATH [--report DIR]              what in a data set would spoil training, before it does
   redetr convert FOLDER NEW --to FORM           the same data set as coco, yolo or voc
-  redetr models                                 what can be built
+  redetr export CHECKPOINT --format FORMAT      ONNX, OpenVINO or torch.export, compared with PyTorch
+  redetr models                                 what can be built: size, cost, measured results
   redetr verify [RECIPE] [flags of train]       proves that many GPUs give the gradients of one
+  redetr completion SHELL                       what makes the Tab key complete all this (bash, zsh, fish)
 
-redetr COMMAND --help tells the flags. Several GPUs: torchrun --nproc-per-node 8 -m redetr train RECIPE ...
+redetr COMMAND --help tells the flags, redetr train the recipes; --json prints for machines, where it is a flag.
+Several GPUs: torchrun --nproc-per-node 8 -m redetr train RECIPE ...
 """
 
 

@@ -1,42 +1,83 @@
 """`redetr models`"""
 
+import json
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
+from rich import box
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
-from redetr.commands.console import OUT, print_json
+import redetr.models
+from redetr.commands.console import OUT, percent, print_json
 from redetr.models import MODELS
+from redetr.models.detr import DETR
+
+# `gflops`: by `gflops` below, because counting takes seconds; `results`: from benchmarks/results. Nothing is a guess.
+_MEASURED = Path(redetr.models.__file__).with_name("measured.json")
 
 
 @dataclass(frozen=True)
 class Models:
-    """The models one can build, with their size."""
+    """The models one can build: their form, size and cost, and what was measured with them."""
 
     json: bool = False
-    """Print JSON instead of a table."""
+    """Print JSON instead of tables."""
 
     def run(self) -> None:
-        rows: list[dict[str, Any]] = []
-        with torch.device("meta"):
-            for name, function in MODELS.items():
-                model = function(80)
-                rows.append({
-                    "model": name, "parameters": sum(p.numel() for p in model.parameters()),
-                    "queries": model.num_queries, "image_size": model.image_size,
-                    "about": (function.__doc__ or "").splitlines()[0],
-                })  # fmt: skip
+        measured = json.loads(_MEASURED.read_text(encoding="utf-8"))
+        rows = [_row(name, measured) for name in MODELS]
         if self.json:
             print_json(rows)
-            return
-        table = Table("model", "parameters", "queries", "image size", "about")
-        for row in rows:
-            size = f"{row['parameters'] / 1e6:.1f} M"
-            table.add_row(row["model"], size, str(row["queries"]), str(row["image_size"]), row["about"])
-        OUT.print(table)
+        else:
+            _print_models(rows)
+
+
+def gflops(name: str) -> float:
+    """1e9 operations of a model for one square image of its default size; a multiplication with its addition is two.
+
+    Convolutions, products of matrices and attention count, as is usual. Nothing is computed: all is on the meta device.
+    """
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = MODELS[name](80).eval().requires_grad_(False)
+        model(torch.empty(1, 3, model.image_size, model.image_size))
+    return round(counter.get_total_flops() / 1e9, 1)
+
+
+def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
+    function = MODELS[name]
+    with torch.device("meta"):
+        model = function(80)
+    return {
+        "model": name, "form": "faithful" if isinstance(model, DETR) else "fast",
+        "parameters": sum(p.numel() for p in model.parameters()), "gflops": measured["gflops"].get(name),
+        "image_size": model.image_size, "queries": model.num_queries,
+        "about": (function.__doc__ or "").splitlines()[0],
+        "measured": [result for result in measured["results"] if result["model"] == name],
+    }  # fmt: skip
+
+
+def _print_models(rows: list[dict[str, Any]]) -> None:
+    table = Table("model", "form", "size", "GFLOPs", "px", "queries", "about", box=box.SIMPLE_HEAD, pad_edge=False)
+    results = Table("measured", "AP", "AP50", "trained", "images/s", "on", box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        numbers = f"{row['parameters'] / 1e6:.1f} M", row["gflops"] or "-", row["image_size"], row["queries"]
+        table.add_row(row["model"], row["form"], *map(str, numbers), row["about"])
+        for result in row["measured"]:
+            trained = f"{result['steps']} steps, {result['train_minutes']} min"
+            results.add_row(f"{row['model']}, {result['data']}",
+                            percent(result["AP"]), percent(result["AP50"]), trained,
+                            str(result["images_per_s"] or "-"), f"{result['hardware']}, {result['date']}")  # fmt: skip
+    table.columns[0].no_wrap = results.columns[0].no_wrap = True
+    OUT.print(table)
+    OUT.print(
+        "size: parameters with 80 classes; GFLOPs: for one image of px x px, a multiplication and its addition are 2\n"
+    )
+    OUT.print(results)
 
 
 parse = partial(tyro.cli, Models, prog="redetr models")
