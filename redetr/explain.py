@@ -147,7 +147,7 @@ def attention_weights(module: MultiheadAttention, query: Tensor, key: Tensor, va
     (wq, wk, _), (bq, bk, _) = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
     q, k = (x.unflatten(-1, (module.nheads, -1)).transpose(1, 2).float()
             for x in (F.linear(query, wq, bq), F.linear(key, wk, bk)))  # fmt: skip
-    scores = q @ k.mT * q.shape[-1] ** -0.5
+    scores = q * q.shape[-1] ** -0.5 @ k.mT
     if valid is not None:
         scores = scores.masked_fill(~valid[:, None, None, :], float("-inf"))
     return scores.softmax(-1)

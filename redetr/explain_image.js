@@ -62,7 +62,7 @@ async function explainImage(root, packed) {
       shares[s] += weight / used.length;
       panel.dot(x / data.unit, y / data.unit, 1 + 9 * Math.sqrt(weight), LEVELS[s], 0.85);
     }
-    const told = shares.map((share, s) => `${percent(share)} from stride ${data.strides[s]}`);
+    const told = shares.map((share, s) => `${percent(share)} on ${data.strides[s]} px`);
     panel.caption.textContent = `layer ${layer + 1}: ${told.join(", ")}`;
   }
 
@@ -168,17 +168,20 @@ function explainHabits(part, { habits, habit_levels, strides }, chosen, choose) 
   blank.getContext("2d").fillRect(0, 0, 200, 200);
   const [images, queries] = habits.shape;
   if (habit_levels) { // start points, one panel for each level
+    const picked = strides.map(() => new Map()); // how often each place, per level
+    habit_levels.values.forEach((level, i) => {
+      const place = habits.values.subarray(2 * i, 2 * i + 2).join();
+      picked[level].set(place, (picked[level].get(place) ?? 0) + 1);
+    });
+    const most = Math.max(...picked.flatMap((places) => [...places.values()]));
+    const columns = new Set(habits.values.filter((_, i) => i % 2 === 0)).size, largest = Math.min(9, 250 / columns);
     strides.forEach((stride, s) => {
       const panel = new Panel(part("habits"), blank, 300, `one cell for ${stride} px`);
-      const picked = new Map(); // how often each place
-      habit_levels.values.forEach((level, i) => {
-        const place = habits.values.subarray(2 * i, 2 * i + 2).join();
-        if (level === s) picked.set(place, (picked.get(place) ?? 0) + 1);
-      });
-      const places = [...picked].map(([place, times]) => [...place.split(",").map((v) => v / 255), times]);
-      const cells = new Set(places.map(([x]) => x)).size, most = Math.max(...picked.values());
       panel.clear();
-      places.forEach(([x, y, times]) => panel.dot(x, y, 0.5 + (150 / cells) * Math.sqrt(times / most), LEVELS[s]));
+      for (const [place, times] of picked[s]) {
+        const [x, y] = place.split(",").map((v) => v / 255);
+        panel.dot(x, y, 1 + largest * Math.sqrt(times / most), LEVELS[s], 0.8);
+      }
     });
     return null;
   }

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redetr.explain import Explanation, Habits, Points
+from redetr.files import write_whole
 from redetr.models.fast import STRIDES
-from redetr.page import data_uri, table, write_page
+from redetr.page import data_uri, document, table
 from redetr.visualize import class_color, to_pil
 
 Kind = Literal["image", "loss"]
@@ -39,12 +40,18 @@ def write_image_page(
 
 
 def write_script_page(path: Path, title: str, parts: Iterable[str], kind: Kind, data: dict[str, Any]) -> None:
-    """Writes a page on which `explainImage` or `explainLoss` is called with the data."""
+    """Writes the page, whole or not at all."""
+    page = script_page(title, parts, kind, data)
+    write_whole(path, lambda place: place.write_text(page, encoding="utf-8"))
+
+
+def script_page(title: str, parts: Iterable[str], kind: Kind, data: dict[str, Any]) -> str:
+    """A page on which `explainImage` or `explainLoss` is called with the data."""
     files = ("explain_canvas.js", f"explain_{kind}.js", "explain.css")
     *scripts, style = ((_HERE / file).read_text(encoding="utf-8") for file in files)
     values = json.dumps(data).replace("</", "<\\/")  # no name of a class ends the script
     call = f"explain{kind.capitalize()}(document.body, {values});"
-    write_page(path, title, parts, "".join(scripts) + call, style)
+    return document(title, parts, "".join(scripts) + call, style)
 
 
 def image_data(explanation: Explanation, threshold: float, habits: Habits | None = None) -> dict[str, Any]:
@@ -163,7 +170,12 @@ def _habit_part(habits: Habits) -> str:
         rows.append(
             [f"{stride} px ({color})", f"{100 * here.float().mean():.0f}%", f"{100 * best.float().mean():.0f}%", size]
         )
-    heads = ["one cell per", "of all queries", "of the best-scored tenth", "median size of the final box"]
+    heads = [
+        "one cell per",
+        "of all queries",
+        "of the best-scored tenth",
+        "median side of the final box, of the image's",
+    ]
     return _HABITS_FAST.format(images=images, table=table(heads, rows))
 
 
