@@ -139,6 +139,23 @@ def _no_detections() -> dict[str, np.ndarray]:
     return {"image_index": counts, "labels": counts, "scores": values, "boxes": values.reshape(0, 4)}
 
 
+def labels_in(
+    dataset: DetectionDataset, num_classes: int, classes: Sequence[tuple[int, str]] | None = None
+) -> np.ndarray:
+    """The label in `dataset` of each of a model's `[num_classes]`, -1 where it has none; `classes` and errors as in
+    `detect_classes`.
+    """
+    wanted = list(zip(dataset.category_ids, dataset.class_names, strict=True))
+    classes = wanted if classes is None else list(classes)
+    unknown = [name for name in wanted if name not in classes]
+    if unknown or len(classes) != num_classes:
+        raise InputError(
+            f"the model knows {num_classes} classes, {dataset.name} has {len(wanted)}, such as "
+            f"{(unknown or wanted)[0]}: evaluate on data with the categories it was trained on"
+        )
+    return np.array([wanted.index(name) if name in wanted else -1 for name in classes])
+
+
 def detect_classes(
     model: DetectionModel,
     dataset: DetectionDataset,
@@ -153,16 +170,8 @@ def detect_classes(
     set does not have are left out (official checkpoints have 91 outputs for COCO's 80 categories). Raises InputError if
     the model does not know all classes of the data set.
     """
-    wanted = list(zip(dataset.category_ids, dataset.class_names, strict=True))
-    classes = wanted if classes is None else list(classes)
-    unknown = [name for name in wanted if name not in classes]
-    if unknown or len(classes) != model.num_classes:
-        raise InputError(
-            f"the model knows {model.num_classes} classes, {dataset.name} has {len(wanted)}, such as "
-            f"{(unknown or wanted)[0]}: evaluate on data with the categories it was trained on"
-        )
+    label_of = labels_in(dataset, model.num_classes, classes)
     found, losses = detect(model, dataset, dist, **options)
-    label_of = np.array([wanted.index(name) if name in wanted else -1 for name in classes])
     found["labels"] = label_of[found["labels"]]
     known = found["labels"] >= 0
     return {name: array[known] for name, array in found.items()}, losses

@@ -12,6 +12,7 @@ ROOT = Path(redetr.__file__).parent
 LAYERS = [
     ("errors", "files", "download", "page", "boxes", "structures"),
     ("models", "matcher", "losses", "visualize", "postprocess", "metrics", "error_analysis", "data"),
+    ("tiles", "video", "sources", "predictions"),
     ("muon", "optim", "ema", "inference", "checkpoint", "distributed", "config", "monitor", "state", "weights"),
     (
         "evaluate",
@@ -25,8 +26,17 @@ LAYERS = [
         "report_page",
     ),
     ("train", "predict"),
-    ("verify", "explain", "explain_loss", "explain_page", "explain_loss_page"),
-    ("demo",),
+    (
+        "verify",
+        "export",
+        "export_files",
+        "export_graph",
+        "explain",
+        "explain_loss",
+        "explain_page",
+        "explain_loss_page",
+    ),
+    ("demo", "app", "app_api"),
     ("commands",),
     ("cli",),
 ]

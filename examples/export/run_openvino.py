@@ -1,0 +1,29 @@
+"""Detections of an exported OpenVINO file on an image, with OpenVINO, NumPy and Pillow alone.
+
+redetr export runs/mine/best.pt --format openvino --with-processing --output detector.xml
+python examples/export/run_openvino.py detector.xml IMAGE [THRESHOLD]
+"""
+# ruff: noqa: T201 - this file prints
+
+import json
+import sys
+
+import numpy as np
+import openvino
+from PIL import Image
+
+
+def main(file: str, image: str, threshold: float | None = None) -> None:
+    # f32: CPUs with bf16 units would otherwise compute in bf16, faster and a little less exact.
+    model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    about = json.loads(model.get_runtime_model().get_rt_info("redetr").value)
+    pixels = np.asarray(Image.open(image).convert("RGB")).transpose(2, 0, 1)  # uint8 [3, H, W]
+    scores, labels, boxes = model([pixels[None]]).values()
+    threshold = about["threshold"] if threshold is None else threshold
+    for score, label, box in zip(scores[0], labels[0], boxes[0], strict=True):
+        if score >= threshold:
+            print(about["class_names"][label], f"{score:.2f}", [round(float(side)) for side in box])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3], *map(float, sys.argv[3:]))

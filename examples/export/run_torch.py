@@ -1,0 +1,30 @@
+"""Detections of an exported torch.export program on an image, with PyTorch, NumPy and Pillow alone.
+
+redetr export runs/mine/best.pt --format torch --with-processing --output detector.pt2
+python examples/export/run_torch.py detector.pt2 IMAGE [THRESHOLD]
+"""
+# ruff: noqa: T201 - this file prints
+
+import json
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def main(file: str, image: str, threshold: float | None = None) -> None:
+    extra = {"redetr.json": ""}
+    model = torch.export.load(file, extra_files=extra).module()
+    about = json.loads(extra["redetr.json"])
+    pixels = torch.from_numpy(np.array(Image.open(image).convert("RGB"))).permute(2, 0, 1)  # uint8 [3, H, W]
+    with torch.no_grad():
+        scores, labels, boxes = (output[0].tolist() for output in model(pixels[None]))
+    threshold = about["threshold"] if threshold is None else threshold
+    for score, label, box in zip(scores, labels, boxes, strict=True):
+        if score >= threshold:
+            print(about["class_names"][label], f"{score:.2f}", [round(side) for side in box])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3], *map(float, sys.argv[3:]))

@@ -1,0 +1,105 @@
+"""`redetr export`"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+from rich import box
+from rich.table import Table
+
+from redetr.commands.arguments import FLAGS, Checkpoint
+from redetr.commands.console import ERRORS, OUT, require_images
+from redetr.data import DetectionDataset, open_dataset
+from redetr.data.annotations import Split
+from redetr.errors import InputError
+from redetr.export import Comparison, ExportConfig, export
+from redetr.export_files import SUFFIXES, Format, Precision
+from redetr.predict import Detector, load
+
+# How far AP may move, in points: by rounding and ties alone; by weights of 16 bits; by weights and values of 8.
+_MAX_AP_DROP: dict[Precision, float] = {"fp32": 0.1, "fp16": 0.3, "int8": 1.0}
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that runs without redetr, compared with PyTorch on held-out images."""
+
+    checkpoint: Checkpoint
+    """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
+    format: Format = "onnx"
+    """onnx, openvino (.xml and .bin) or torch (a torch.export program, .pt2)."""
+    output: str | None = None
+    """The file; default: the checkpoint's name with .onnx, .xml or .pt2, in this folder."""
+    precision: Precision = "fp32"
+    """fp16 (openvino) halves the file; int8 (onnx, openvino) learns the ranges of values on training images."""
+    with_processing: bool = False
+    """The file takes uint8 images of any size and gives scores, labels and boxes in their pixels."""
+    mask: bool = False
+    """The file takes the padding of a batch as a second input."""
+    data: str | None = None
+    """digits, crowns, or a folder to compare on; default: what the checkpoint was trained on."""
+    val_fraction: float | None = None
+    """Share held out of data without a val split; default: that of the training run."""
+    images: int = 200
+    """At most so many held-out images are compared, and so many training images looked at for int8."""
+    batch_size: int = 1
+    """Images at once in the comparison."""
+    max_ap_drop: float | None = None
+    """Points of AP by which the file may differ from PyTorch; default: 0.1, with fp16 0.3, with int8 1.0."""
+    check: bool = True
+    """--no-check: write the file even if there is no data to compare on."""
+
+    def run(self) -> None:
+        require_images(self.batch_size)
+        if self.images < 1:
+            raise InputError(f"--images {self.images} must be at least 1")
+        config = ExportConfig(self.format, self.precision, self.with_processing, self.mask)
+        config.check()
+        path = Path(self.output or Path(self.checkpoint).with_suffix(SUFFIXES[self.format]).name)
+        if path.suffix != SUFFIXES[self.format]:
+            raise InputError(f"--output {path}: a file for --format {self.format} must end in {SUFFIXES[self.format]}")
+        if not path.parent.is_dir():
+            raise InputError(f"--output {path}: there is no folder {path.parent}; create it")
+        detector = load(self.checkpoint, device="cpu")
+        held_out = self._images_of(detector, "val")
+        train = self._images_of(detector, "train") if self.precision == "int8" else None
+        limit = _MAX_AP_DROP[self.precision] if self.max_ap_drop is None else self.max_ap_drop
+        comparison = export(detector, path, config, held_out, train, images=self.images, batch_size=self.batch_size,
+                            max_ap_drop=limit)  # fmt: skip
+        if comparison:
+            _print(comparison)
+        else:
+            ERRORS.print(f"warning: {path} was not compared with PyTorch: there is no data")
+        OUT.print(f"{path} ({_megabytes(path):.1f} MB)", soft_wrap=True)
+
+    def _images_of(self, detector: Detector, split: Split) -> DetectionDataset | None:
+        """The images of the flags, or of the training run; None if there are none, which must have been allowed."""
+        source = self.data or detector.trained_on
+        held_out = detector.val_fraction if self.val_fraction is None else self.val_fraction
+        try:
+            if source is None:
+                raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
+            return open_dataset(source, split, held_out)
+        except InputError as error:
+            if self.check or self.data or split == "train":
+                way_out = "" if self.data or split == "train" else ", or --no-check to export without a comparison"
+                raise InputError(f"{error}{way_out}") from error
+            return None
+
+
+def _print(comparison: Comparison) -> None:
+    """How far the file's numbers are from PyTorch's, and AP of both."""
+    table = Table(f"{comparison.images} images", "largest difference", "usual", box=box.SIMPLE)
+    for name, (largest, usual) in comparison.differences.items():
+        table.add_row(name, f"{largest:.1e}", f"{usual:.1e}")
+    OUT.print(table)
+    OUT.print("AP {:.2f} with PyTorch, {:.2f} with the file".format(*comparison.ap))
+
+
+def _megabytes(path: Path) -> float:
+    parts = (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
+    return sum(part.stat().st_size for part in parts) / 1e6
+
+
+parse = partial(tyro.cli, Export, prog="redetr export", config=FLAGS)

@@ -1,0 +1,402 @@
+"""Exported files compute what PyTorch computes, for every batch and image size, and run without this library."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+import torch
+from command_line import run, train_arguments
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from redetr import Detector, InputError, build
+from redetr.cli import parse_command
+from redetr.commands import export as command
+from redetr.data import open_dataset
+from redetr.data.views import Fit
+from redetr.export import ExportConfig, Trial, describe, export
+from redetr.export_files import SUFFIXES, open_file, write_file
+from redetr.export_graph import Plain, Processed, trace
+from redetr.structures import DetectionModel, LossConfig, Outputs
+
+ROOT = Path(__file__).parent.parent
+FAST = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "dec_layers": 1, "dim_feedforward": 64}
+SHAPES = ((1, 96, 128), (4, 64, 64), (3, 136, 72))  # batch, height, width
+CLASSES = ("cup", "plate", "spoon"), (7, 12, 90)
+
+
+def detector(name: str, num_classes: int = 3, **options) -> Detector:
+    """Random weights, larger in the heads than training starts with, so that scores and boxes spread."""
+    torch.manual_seed(3)
+    model = build(name, num_classes, **options)
+    for part, module in model.named_modules():
+        if isinstance(module, nn.Linear) and "_embed" in part:
+            nn.init.normal_(module.weight, std=0.2)
+    names = [f"class {label}" for label in range(num_classes)]
+    return Detector(model, names, range(num_classes), 96, device="cpu")
+
+
+def write_all(of: Detector, folder: Path, forms=tuple(SUFFIXES), **settings) -> dict[str, Path]:
+    """One program in several formats, with a threshold of 0.25."""
+    module = Processed(of.model, of.image_size) if settings.get("processing") else Plain(of.model)
+    program, paths = trace(module, settings.get("mask", False)), {}
+    for form in forms:
+        config = ExportConfig(form, **settings)
+        paths[form] = folder / f"detector{SUFFIXES[form]}"
+        write_file(program, paths[form], json.dumps(describe(of, config, 0.25)), config.inputs, config.outputs, form)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def fast() -> Detector:
+    return detector("redetr_n", **FAST, num_queries=50)
+
+
+@pytest.fixture(scope="module")
+def plain(fast, tmp_path_factory) -> dict[str, Path]:
+    return write_all(fast, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def processed(fast, tmp_path_factory) -> dict[str, Path]:
+    return write_all(fast, tmp_path_factory.mktemp("processed"), processing=True)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def assert_same(of: Detector, path: Path, *arrays: np.ndarray) -> None:
+    """The file's logits and boxes are PyTorch's, up to 1e-4."""
+    with torch.no_grad():
+        expected = Plain(of.model)(*map(torch.from_numpy, arrays))
+    for output, wanted in zip(open_file(path)(list(arrays)), expected, strict=True):
+        np.testing.assert_allclose(output, wanted.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", SUFFIXES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_fast_form_at_any_batch_and_size(form, shape, fast, plain):
+    batch, height, width = shape
+    assert_same(fast, plain[form], noise(batch, 3, height, width))
+
+
+@pytest.mark.parametrize("form", SUFFIXES)
+def test_fewer_positions_than_queries(form, fast, plain):
+    logits, _ = open_file(plain[form])([noise(1, 3, 40, 40)])
+    assert logits.shape == (1, 5 * 5 + 3 * 3 + 2 * 2, 3)
+    assert_same(fast, plain[form], noise(1, 3, 40, 40))
+
+
+def test_the_faithful_form_and_padding(tmp_path):
+    faithful = detector("detr_r50", **FAST, enc_layers=1, num_queries=10)
+    paths = write_all(faithful, tmp_path, forms=("onnx", "openvino"), mask=True)
+    for batch, height, width in SHAPES:
+        mask = np.zeros((batch, height, width), bool)
+        mask[-1, height // 2 :] = True
+        mask[-1, :, -20:] = True
+        for path in paths.values():
+            assert_same(faithful, path, noise(batch, 3, height, width), mask)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("detr_r50", {"num_classes": 91}),
+        ("detr_r50", FAST | {"backbone": "resnet18", "position": "learned", "pre_norm": True, "enc_layers": 1}),
+        ("redetr_mobile", {}),
+        ("redetr_m", {"dec_layers": 2}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
+)
+def test_other_models(name, options, tmp_path):
+    of = detector(name, **options)
+    (path,) = write_all(of, tmp_path, forms=("onnx",)).values()
+    for batch, height, width in SHAPES:
+        assert_same(of, path, noise(batch, 3, height, width))
+
+
+@pytest.mark.slow
+def test_a_faithful_form_with_processing(tmp_path):
+    faithful = detector("detr_r50", **FAST, enc_layers=1, num_queries=10)
+    faithful.model.max_size = 110
+    for path in write_all(faithful, tmp_path, processing=True).values():
+        assert_detects(faithful, path)
+
+
+def test_onnx_holds_standard_operators_and_names_its_axes(plain):
+    model = onnx.load(plain["onnx"])
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert [(each.domain, each.version >= 17) for each in model.opset_import] == [("", True)]
+    session = onnxruntime.InferenceSession(plain["onnx"])
+    assert [(each.name, each.shape) for each in session.get_inputs()] == [("images", ["batch", 3, "height", "width"])]
+    assert [(each.name, each.shape) for each in session.get_outputs()] == [
+        ("logits", ["batch", "found", 3]), ("boxes", ["batch", "found", 4]),
+    ]  # fmt: skip
+
+
+def metadata(path: Path) -> dict:
+    if path.suffix == ".onnx":
+        return json.loads(onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["redetr"])
+    if path.suffix == ".xml":
+        return json.loads(openvino.Core().read_model(path).get_rt_info("redetr").value)
+    extra = {"redetr.json": ""}
+    torch.export.load(path, extra_files=extra)
+    return json.loads(extra["redetr.json"])
+
+
+@pytest.mark.parametrize("form", SUFFIXES)
+def test_metadata(form, plain):
+    about = metadata(plain[form])
+    assert about.pop("redetr")
+    assert about == {
+        "form": "FastDETR", "scores": "sigmoid", "precision": "fp32", "inputs": ["images"],
+        "outputs": ["logits", "boxes"], "class_names": ["class 0", "class 1", "class 2"], "category_ids": [0, 1, 2],
+        "threshold": 0.25, "resize": "square", "image_size": 96, "max_size": None,
+        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+    }  # fmt: skip
+
+
+def picture(height: int, width: int) -> Tensor:
+    """A photograph, as far as resizing cares: smooth, with a few edges. uint8 `[3, H, W]`."""
+    image = Image.open(ROOT / "examples/digits.png").convert("RGB").resize((width, height))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def assert_detects(of: Detector, path: Path) -> None:
+    """A file with processing gives what `predict` does; resized pixels may differ by one step of 256."""
+    for batch, height, width in ((1, 150, 200), (4, 64, 80), (1, 300, 96)):
+        images = picture(height, width).expand(batch, -1, -1, -1)
+        scores, labels, boxes = open_file(path)([images.numpy()])
+        expected = of.predict(list(images), threshold=0.0)
+        for found, *values in zip(expected, scores, labels, boxes, strict=True):
+            np.testing.assert_allclose(values[0], found.scores, atol=5e-3)
+            assert np.all(np.diff(values[0]) <= 0)
+            clear = found.scores.diff().abs().min() > 0.01  # then the order cannot differ
+            best = slice(None) if clear else slice(1)
+            assert values[1].tolist()[best] == found.labels.tolist()[best]
+            np.testing.assert_allclose(values[2][best], found.boxes[best], atol=1.5)
+
+
+@pytest.mark.parametrize("form", SUFFIXES)
+def test_processing_gives_what_predict_does(form, fast, processed):
+    assert_detects(fast, processed[form])
+
+
+@pytest.mark.parametrize("form", SUFFIXES)
+def test_examples_run_without_redetr(form, fast, processed, tmp_path):
+    picture(128, 128)
+    blocked = ["redetr"] if form == "torch" else ["redetr", "torch"]
+    start = f"import runpy, sys; sys.modules.update(dict.fromkeys({blocked})); del sys.argv[0]; "
+    script, image = ROOT / f"examples/export/run_{form}.py", ROOT / "examples/digits.png"
+    arguments = [script, processed[form], image, "0.0"]
+    done = subprocess.run([sys.executable, "-W", "error", "-c", f"{start}runpy.run_path(sys.argv[0], None, '__main__')",
+                           *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = fast.predict(image, threshold=0.0)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(found)
+    name, score, box = re.fullmatch(r"(class \d) (\d\.\d\d) (\[.*\])", lines[0]).groups()
+    assert name == found.names[0]
+    assert float(score) == pytest.approx(float(found.scores[0]), abs=0.02)
+    assert json.loads(box) == pytest.approx(found.boxes[0].tolist(), abs=2)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1500), st.integers(0, 2000))
+def test_sizes_are_those_of_training(height, width, shorter, more):
+    model = Averages(resize="aspect", max_size=shorter + more)
+    assert Processed(model, shorter)._size(height, width) == Fit(shorter, shorter + more)(height, width)
+    model.max_size = None
+    assert Processed(model, shorter)._size(height, width) == Fit(shorter)(height, width)
+
+
+class Averages(DetectionModel):
+    """Sees colours and edges of the whole image: as quick to export as a model can be. Starts with one box for all."""
+
+    loss_config = LossConfig(scores="sigmoid")
+    image_size = 64
+
+    def __init__(self, resize="square", max_size=None):
+        super().__init__()
+        self.num_classes, self.num_queries = 3, 1
+        self.resize, self.max_size = resize, max_size
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.class_embed, self.bbox_embed = nn.Linear(8, 3), nn.Linear(8, 4)
+        with torch.no_grad():
+            for head in (self.class_embed, self.bbox_embed):
+                nn.init.zeros_(head.weight)
+            self.class_embed.bias.copy_(torch.tensor([2.0, -2.0, -2.0]))
+            self.bbox_embed.bias.zero_()  # the middle half of the image
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
+        features = self.conv(images).relu().mean((2, 3))[:, None]
+        return Outputs(pred_logits=self.class_embed(features), pred_boxes=self.bbox_embed(features).sigmoid())
+
+
+@pytest.fixture
+def middle(tmp_path) -> Path:
+    """A data set of images with a cup in the middle, which `Averages` finds always."""
+    root = tmp_path / "middle"
+    for split, count in (("train", 4), ("val", 5)):
+        (root / split).mkdir(parents=True)
+        images, annotations = [], []
+        for number in range(count):
+            width, height = (64, 48) if number % 2 else (80, 64)
+            Image.fromarray(np.random.default_rng(number).integers(0, 255, (height, width, 3), np.uint8)).save(
+                root / split / f"{number}.png"
+            )
+            images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+            box = [width / 4, height / 4, width / 2, height / 2]
+            annotations.append({"id": number, "image_id": number, "category_id": 7, "bbox": box})
+        (root / "annotations").mkdir(exist_ok=True)
+        categories = [{"id": id_, "name": name} for name, id_ in zip(*CLASSES, strict=True)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def averages(data: Path | None = None, **options) -> Detector:
+    trained_on = str(data) if data else None
+    return Detector(Averages(**options), *CLASSES, 64, device="cpu", trained_on=trained_on)
+
+
+@pytest.mark.parametrize("form", SUFFIXES)
+def test_aspect_keeping_processing(form, middle, tmp_path):
+    """Images of two sizes, sharp as noise, resized by other rules in each program."""
+    of = averages(resize="aspect", max_size=70)
+    torch.manual_seed(0)
+    nn.init.normal_(of.model.bbox_embed.weight)
+    comparison = export(of, tmp_path / f"d{SUFFIXES[form]}", ExportConfig(form, processing=True),
+                        open_dataset(middle, "val"), batch_size=2, max_ap_drop=100.0)  # fmt: skip
+    assert comparison.images == 5
+    assert comparison.differences["boxes"][0] < 0.2  # pixels
+
+
+def test_comparison_and_threshold(middle):
+    """A file that is off by a tenth of the image, and one that is not."""
+    of = averages()
+    trial = Trial(of, ExportConfig(), open_dataset(middle, "val"), images=3, batch_size=2)
+
+    def same(arrays):
+        return [output.numpy() for output in Plain(of.model.requires_grad_(False))(torch.from_numpy(arrays[0]))]
+
+    def off(arrays):
+        logits, boxes = same(arrays)
+        return [logits + 0.5, boxes + np.float32(0.1)]
+
+    assert trial.threshold() == 0.88  # the sigmoid of 2 is 0.8808
+    comparison = trial.compare(same)
+    assert (comparison.images, comparison.ap) == (3, (pytest.approx(100), pytest.approx(100)))
+    assert comparison.differences == {"logits": (0.0, 0.0), "boxes": (0.0, 0.0)}
+    comparison = trial.compare(off)
+    assert comparison.differences["logits"] == (pytest.approx(0.5), pytest.approx(0.5))
+    assert comparison.differences["boxes"] == (pytest.approx(0.1), pytest.approx(0.1))
+    assert comparison.ap[1] < 10
+
+
+def exported(monkeypatch, of: Detector, *arguments: str | Path) -> None:
+    monkeypatch.setattr(command, "load", lambda checkpoint, device: of)
+    parse_command(["export", *map(str, arguments)]).run()
+
+
+def test_a_file_that_moves_ap_is_not_written(middle, tmp_path, monkeypatch):
+    def turned(path):
+        return lambda arrays, run=open_file(path): [run(arrays)[0], run(arrays)[1] * np.float32(0.5)]
+
+    monkeypatch.setattr("redetr.export.open_file", turned)
+    with pytest.raises(InputError, match=r"AP is 0\.00, with PyTorch 100\.00.*--max-ap-drop 0\.1 apart"):
+        exported(monkeypatch, averages(middle), "best.pt", "--output", tmp_path / "d.onnx")
+    assert not (tmp_path / "d.onnx").exists()
+    exported(monkeypatch, averages(middle), "best.pt", "--output", tmp_path / "d.onnx", "--max-ap-drop", "100")
+    assert (tmp_path / "d.onnx").exists()
+
+
+def test_int8_and_fp16(middle, tmp_path, monkeypatch, capsys):
+    sizes = {}
+    for form, precision in (("onnx", "int8"), ("openvino", "int8"), ("openvino", "fp16"), ("openvino", "fp32")):
+        path = tmp_path / f"{precision}{SUFFIXES[form]}"
+        exported(monkeypatch, averages(middle), "c", "--format", form, "--precision", precision, "--output", path)
+        assert "AP 100.00 with PyTorch, 100.00 with the file" in capsys.readouterr().out
+        assert metadata(path)["precision"] == precision
+        if form == "openvino":
+            sizes[precision] = path.with_suffix(".bin").stat().st_size
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]
+
+
+def test_without_data(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "d.pt2"
+    arguments = ("best.pt", "--format", "torch", "--output", path)
+    with pytest.raises(InputError, match="what it was trained on: give --data, or --no-check"):
+        exported(monkeypatch, averages(), *arguments)
+    exported(monkeypatch, averages(), *arguments, "--no-check")
+    assert "was not compared" in capsys.readouterr().err
+    assert path.exists()
+
+
+def test_no_check_checks_where_there_is_data(middle, tmp_path, monkeypatch, capsys):
+    exported(monkeypatch, averages(middle), "b", "--format", "torch", "--output", tmp_path / "d.pt2", "--no-check")
+    assert "AP 100.00 with PyTorch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--precision", "fp16"), "fp16 goes with --format openvino"),
+        (("--precision", "int8", "--format", "torch"), "int8 goes with --format onnx or openvino"),
+        (("--mask", "--with-processing"), "leave out --mask"),
+        (("--output", "detector.xml"), "must end in .onnx"),
+        (("--output", "nowhere/detector.onnx"), "no folder nowhere"),
+        (("--images", "0"), "--images 0 must be at least 1"),
+        (("--batch-size", "0"), "--batch-size 0 must be at least 1"),
+        (("--data", "nowhere"), "nowhere: no such folder"),
+    ],
+)
+def test_refused(arguments, message, monkeypatch):
+    with pytest.raises(InputError, match=message):
+        exported(monkeypatch, averages(), "best.pt", *arguments)
+
+
+def test_missing_packages(monkeypatch):
+    monkeypatch.setattr("redetr.export.find_spec", lambda name: None if name == "openvino" else name)
+    with pytest.raises(InputError, match=r'--format openvino needs openvino: pip install "redetr\[export\]"'):
+        ExportConfig("openvino").check()
+    ExportConfig("onnx").check()
+
+
+def test_from_training_to_a_file(shared_coco, tmp_path):
+    """The real command, on what training leaves."""
+    parse_command([str(each) for each in train_arguments(shared_coco, tmp_path / "run", steps=2, eval_every=2)]).run()
+    code, output, errors = run(["export", tmp_path / "run", "--format", "torch", "--output", tmp_path / "tiny.pt2",
+                                "--batch-size", 2])  # fmt: skip
+    assert (code, errors) == (0, "")
+    assert "5 images" in output
+    assert "with PyTorch" in output
+    assert metadata(tmp_path / "tiny.pt2")["class_names"] == list(CLASSES[0])
+
+
+def test_commands_of_the_page(middle, tmp_path, monkeypatch, capsys):
+    """Each `redetr export` of docs/export.md runs, here with the quickest of models."""
+    page = (ROOT / "docs/export.md").read_text()
+    blocks = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("redetr ")]
+    assert len(lines) >= 5
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        _, _, *arguments = shlex.split(line)
+        exported(monkeypatch, averages(middle), *arguments)
+    assert capsys.readouterr().out.count("with PyTorch") == len(lines)
