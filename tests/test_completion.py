@@ -52,6 +52,7 @@ def test_recipes_and_choices(scripts):
 
 def test_flags(scripts):
     assert tab(scripts, "redetr evaluate best.pt --re") == ["--report"]
+    assert tab(scripts, "redetr train redetr_n --no-g") == ["--no-group-by-size"]
     assert tab(scripts, "redetr train redetr_n --lr") == ["--lr", "--lr-backbone"]
     assert tab(scripts, "redetr verify --acc") == ["--accumulate"]
     assert "--config" not in tab(scripts, "redetr verify --")

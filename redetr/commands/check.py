@@ -8,6 +8,7 @@ import tyro
 
 from redetr.check import check, print_report
 from redetr.check_sheet import write_report
+from redetr.commands.arguments import FLAGS, DataPath
 from redetr.commands.console import ERRORS, OUT, print_json
 from redetr.errors import InputError
 
@@ -16,7 +17,7 @@ from redetr.errors import InputError
 class Check:
     """Looks for what would spoil training in a data set, before it does; exits with 1 if there is any."""
 
-    data: tyro.conf.Positional[str]
+    data: DataPath
     """digits, crowns, or a folder."""
     model: str = "redetr_n"
     """The recipe that the data set is meant for."""
@@ -46,4 +47,4 @@ class Check:
             raise SystemExit(InputError.exit_code)
 
 
-parse = partial(tyro.cli, Check, prog="redetr check")
+parse = partial(tyro.cli, Check, prog="redetr check", config=FLAGS)

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from redetr import commands
+from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT
 from redetr.recipes import RECIPES
 
@@ -58,14 +59,13 @@ def _words() -> dict[str, dict[str, list[str]]]:
         module = import_module(f"{commands.__name__}.{info.name}")
         if hasattr(module, "parse"):
             flags = dict(_flags(getattr(module, info.name.capitalize())))
-            words = {f"--{name.replace('_', '-')}" if flag else info.name: choices
-                     for name, (flag, choices) in flags.items() if flag or choices}  # fmt: skip
+            words = {flag or info.name: choices for flag, choices in flags.values() if flag or choices}
             found[info.name] = words | ({info.name: list(RECIPES)} if "model_options" in flags else {})
     return found
 
 
-def _flags(settings: type) -> Iterator[tuple[str, tuple[bool, list[str]]]]:
-    """Name of each setting, whether it is a flag, and its choices; settings inside settings are flags as well."""
+def _flags(settings: type) -> Iterator[tuple[str, tuple[str, list[str]]]]:
+    """Name of each setting, its flag ("" for none), and its choices; settings inside settings are flags as well."""
     hints = get_type_hints(settings, include_extras=True)
     for field in fields(settings):
         kind = hints[field.name]
@@ -74,7 +74,9 @@ def _flags(settings: type) -> Iterator[tuple[str, tuple[bool, list[str]]]]:
             yield from _flags(inner)
         else:
             choices = [str(value) for part in _parts(kind) if get_origin(part) is Literal for value in get_args(part)]
-            yield field.name, (tyro.conf.Positional not in getattr(kind, "__metadata__", ()), choices)
+            positional = tyro.conf.Positional in getattr(kind, "__metadata__", ())
+            flag = f"--{'no-' * (field.default is True)}{field.name.replace('_', '-')}"
+            yield field.name, ("" if positional else flag, choices)
 
 
 def _parts(kind: Any) -> list[Any]:
@@ -103,4 +105,4 @@ def _fish() -> str:
     return "\n".join(lines) + "\n"
 
 
-parse = partial(tyro.cli, Completion, prog="redetr completion")
+parse = partial(tyro.cli, Completion, prog="redetr completion", config=FLAGS)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import tyro
 
+from redetr.commands.arguments import FLAGS, DataPath, NewFolder
 from redetr.commands.console import OUT
 from redetr.data.convert import convert
 
@@ -15,9 +16,9 @@ from redetr.data.convert import convert
 class Convert:
     """Writes a data set in another form, boxes only; what the form cannot say is told."""
 
-    source: tyro.conf.Positional[str]
+    source: DataPath
     """A folder in COCO, YOLO or Pascal VOC form, or crowns; it stays as it is."""
-    destination: tyro.conf.Positional[str]
+    destination: NewFolder
     """The folder to write, which must not be there yet."""
     to: Literal["coco", "yolo", "voc"]
     """The form to write."""
@@ -29,4 +30,4 @@ class Convert:
             OUT.print(line, markup=False, soft_wrap=True)
 
 
-parse = partial(tyro.cli, Convert, prog="redetr convert")
+parse = partial(tyro.cli, Convert, prog="redetr convert", config=FLAGS)

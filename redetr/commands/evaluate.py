@@ -8,6 +8,7 @@ from typing import Literal
 import tyro
 from rich.progress import Progress
 
+from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, print_json, print_result, require_images
 from redetr.data import DetectionDataset, open_dataset
 from redetr.distributed import Dist, process_group
@@ -23,7 +24,7 @@ from redetr.report_page import write_report
 class Evaluate:
     """Measures a checkpoint: the twelve COCO numbers, AP per class, and with --report a page on its mistakes."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     data: str | None = None
     """digits, crowns, or a folder; default: what the checkpoint was trained on."""
@@ -79,4 +80,4 @@ class Evaluate:
             ERRORS.print(f"{self.report}/index.html: the report; report.json holds its numbers", markup=False)
 
 
-parse = partial(tyro.cli, Evaluate, prog="redetr evaluate")
+parse = partial(tyro.cli, Evaluate, prog="redetr evaluate", config=FLAGS)

@@ -8,6 +8,7 @@ from typing import Literal
 import tyro
 from rich.progress import Progress
 
+from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_json
 from redetr.data import DetectionDataset, open_dataset
 from redetr.errors import InputError
@@ -24,7 +25,7 @@ class Explain:
 
     index.html goes from the image to the boxes; loss.html, with --image-id, from the boxes to the loss."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     image: tyro.conf.Positional[str | None] = None
     """An image file; or take one from a data set with --image-id."""
@@ -99,4 +100,4 @@ class Explain:
             return query_habits(detector, dataset, self.samples, lambda: progress.advance(task))
 
 
-parse = partial(tyro.cli, Explain, prog="redetr explain")
+parse = partial(tyro.cli, Explain, prog="redetr explain", config=FLAGS)

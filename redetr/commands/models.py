@@ -13,6 +13,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 import redetr.models
+from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT, percent, print_json
 from redetr.models import MODELS
 from redetr.models.detr import DETR
@@ -80,4 +81,4 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
     OUT.print(results)
 
 
-parse = partial(tyro.cli, Models, prog="redetr models")
+parse = partial(tyro.cli, Models, prog="redetr models", config=FLAGS)

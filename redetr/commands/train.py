@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from redetr.commands.arguments import FLAGS
 from redetr.commands.console import ERRORS, OUT, print_result
 from redetr.commands.recipe import split_recipe
 from redetr.config import TrainConfig
@@ -25,4 +26,5 @@ class Train:
 
 def parse(args: list[str]) -> Train:
     recipe, flags, program = split_recipe("train", args)
-    return Train(tyro.cli(TrainConfig, args=flags, default=recipe, prog=program))
+    about = "Trains a model as the recipe says. A flag replaces a setting; the defaults below are the recipe's."
+    return Train(tyro.cli(TrainConfig, args=flags, default=recipe, prog=program, config=FLAGS, description=about))

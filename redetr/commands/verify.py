@@ -7,6 +7,7 @@ import tyro
 from rich import box
 from rich.table import Table
 
+from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT, print_json
 from redetr.commands.recipe import HELP, split_recipe
 from redetr.config import TrainConfig
@@ -52,4 +53,4 @@ def parse(args: list[str]) -> Verify:
     recipe, flags, program = split_recipe("verify", args)
     # What proves something without data and downloads; the flags of a training command change it to that run.
     default = Verify(replace(recipe, data="random", batch_size=0, weights=None))
-    return tyro.cli(Verify, args=flags, default=default, prog=program)
+    return tyro.cli(Verify, args=flags, default=default, prog=program, config=FLAGS)
