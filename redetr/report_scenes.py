@@ -70,7 +70,7 @@ class _Scene:
             for i in np.flatnonzero(judged.objects.image == self.place).tolist()
         ]
         return "".join(missed) + "".join(
-            self._box(judged.detections, i, KINDS[judged.kind[i]], f"{100 * judged.scores[i]:.0f}",
+            self._box(judged.detections, i, KINDS[judged.kind[i]], f"{100 * judged.scores[i]:.0f}%",
                       f"data-score='{judged.scores[i]:.4f}'") for i in np.flatnonzero(shown)[::-1].tolist()
         )  # fmt: skip
 

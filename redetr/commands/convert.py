@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from redetr.commands.arguments import FLAGS, DataPath, NewFolder
-from redetr.commands.console import OUT
+from redetr.commands.console import OUT, print_json
 from redetr.data.convert import convert
 
 
@@ -25,9 +25,16 @@ class Convert:
     copy: bool = False
     """Copy images; default: hard links, which take no space, where the disk allows them."""
 
+    json: bool = False
+    """Print JSON instead of sentences."""
+
     def run(self) -> None:
-        for line in convert(self.source, Path(self.destination), self.to, self.copy):
-            OUT.print(line, markup=False, soft_wrap=True)
+        told = convert(self.source, Path(self.destination), self.to, self.copy)
+        if self.json:
+            print_json({"destination": self.destination, "told": list(told)})
+        else:
+            for line in told:
+                OUT.print(line, markup=False, soft_wrap=True)
 
 
 parse = partial(tyro.cli, Convert, prog="redetr convert", config=FLAGS)

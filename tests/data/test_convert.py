@@ -214,3 +214,11 @@ def test_command(tmp_path, capsys):
         main(["convert", str(tmp_path / "crowns"), str(tmp_path / "crowns"), "--to", "coco"])
     assert ended.value.code == 1
     assert "is there already; choose another place" in capsys.readouterr().err
+
+
+def test_json_for_machines(tmp_path, capsys):
+    write(tmp_path / "source", DOCUMENT)
+    main(["convert", str(tmp_path / "source"), str(tmp_path / "new"), "--to", "coco", "--json"])
+    assert json.loads(capsys.readouterr().out) == {
+        "destination": f"{tmp_path}/new", "told": [f"{tmp_path}/new: train has 3 images, 4 objects"]
+    }  # fmt: skip
