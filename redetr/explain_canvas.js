@@ -139,6 +139,16 @@ function iou(a, b) {
   return both / Math.max(area(a) + area(b) - both, 1e-12);
 }
 
+/** The part of the image around these boxes, the same share of both sides. */
+function closeUp(boxes) {
+  const [left, top] = [0, 1].map((i) => Math.min(...boxes.map((b) => b[i])));
+  const [right, bottom] = [2, 3].map((i) => Math.max(...boxes.map((b) => b[i])));
+  const half = Math.min(0.5, 0.7 * Math.max(right - left, bottom - top, 0.08));
+  const start = (low, high) => Math.max(0, Math.min(1 - 2 * half, (low + high) / 2 - half));
+  const [x, y] = [start(left, right), start(top, bottom)];
+  return [x, y, x + 2 * half, y + 2 * half];
+}
+
 /** Buttons of which one is pressed; `act(i)` when another is. */
 function buttons(parent, names, act, start = 0) {
   const all = names.map((name, i) => {

@@ -10,6 +10,7 @@ async function explainImage(root, packed) {
   const [layers, queries] = scores.shape, last = layers - 1;
   const before = boxes.shape[0] - layers; // 1 if the boxes that the queries start from are known
   const picture = await loaded(data.picture);
+  const steps = range(boxes.shape[0]).map((i) => i - before);
   const box = (q, layer = last) => boxes.row(layer + before, q); // layer -1: where the query starts
   const score = (q, layer = last) => scores.row(layer)[q];
   const name = (q, layer = last) => names[labels.row(layer)[q]];
@@ -53,6 +54,7 @@ async function explainImage(root, packed) {
     const [, , heads, levels, points] = data.where.shape;
     const used = head ? [head - 1] : range(heads);
     const shares = range(levels).map(() => 0);
+    panel.window = nearby();
     panel.clear(0.35);
     panel.box(box(chosen, layer - 1), START, { width: 1.5, dash: [5, 4] });
     panel.box(box(chosen, layer), CHOSEN);
@@ -64,6 +66,19 @@ async function explainImage(root, packed) {
     }
     const told = shares.map((share, s) => `${percent(share)} on ${data.strides[s]} px`);
     panel.caption.textContent = `layer ${layer + 1}: ${told.join(", ")}`;
+  }
+
+  /** The part of the image in which the query reads in any layer. */
+  function nearby() {
+    const all = steps.map((layer) => box(chosen, layer));
+    for (const layer of range(layers)) {
+      const weights = data.weights.row(layer, chosen), where = data.where.row(layer, chosen);
+      weights.forEach((weight, i) => {
+        const [x, y] = [where[2 * i], where[2 * i + 1]].map((v) => Math.max(0, Math.min(1, v / data.unit)));
+        if (weight > 5) all.push([x, y, x, y]); // 2% of a head's
+      });
+    }
+    return closeUp(all);
   }
 
   function drawSelf(panel, layer) {
@@ -79,14 +94,8 @@ async function explainImage(root, packed) {
   }
 
   function drawPath() {
-    const steps = range(boxes.shape[0]).map((i) => i - before);
     const all = steps.map((layer) => [...box(chosen, layer)]);
-    const [left, top] = [0, 1].map((i) => Math.min(...all.map((b) => b[i])));
-    const [right, bottom] = [2, 3].map((i) => Math.max(...all.map((b) => b[i])));
-    const half = Math.min(0.5, 0.7 * Math.max(right - left, bottom - top, 0.08)); // the same share of both sides
-    const place = (low, high) => Math.max(0, Math.min(1 - 2 * half, (low + high) / 2 - half));
-    const [x, y] = [place(left, right), place(top, bottom)];
-    path.window = [x, y, x + 2 * half, y + 2 * half];
+    path.window = closeUp(all);
     path.clear(0.25);
     all.forEach((b, i) => {
       const end = i === all.length - 1, start = before && i === 0;

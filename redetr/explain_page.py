@@ -220,7 +220,7 @@ _LOOKS_FAST = """<h2>Where <span data-part=chosen></span> looks</h2>
 <p>In each decoder layer, the query reads the features at a few points around its box and takes over their weighted
 mean: <span class=key>deformable attention</span>. The points and weights are computed from the query. Each dot is a
 point: large where the weight is, blue on the grid of 8 px, orange of 16 px, pink of 32 px. Dashed: the box before the
-layer; yellow: the box after it. Beyond the border there is nothing to read.</p>"""
+layer; yellow: the box after it. Only the part of the image around the box is shown.</p>"""
 _HEADS = """<p>A <span class=key>head</span> is one of several attentions that run side by side, each with weights of
 its own: <span data-part=heads></span></p><div class=panels data-part=cross></div>"""
 _IOU = """<span class=key>IoU</span> (intersection over union) says how well two boxes agree: the area that they
@@ -247,4 +247,5 @@ large high ones. A trained query keeps to some places and sizes. Click one to ch
 _HABITS_FAST = """<h2>Which places become queries</h2>
 <p>The queries of this form have no place of their own: query 0 is whatever cell scored best in an image, query 1 the
 next. Over a data set, a single query therefore says little. What can be said is which cells get picked. Dots:
-the cells picked on {images} images, larger for more often.</p><div class=panels data-part=habits></div>{table}"""
+the cells picked on {images} images, larger for more often.</p>
+<div class=panels data-part=habits></div><div class=wide>{table}</div>"""
