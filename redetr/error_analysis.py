@@ -71,6 +71,7 @@ class Judgement:
     objects: Boxes  # T
     found_by: Ints  # [T] the detection that found it, -1 for none
     pairs: Pairs  # of an IoU of 0.5 or more, whatever the classes
+    crowds: Boxes  # detections in them are left out
     num_classes: int
 
     @cached_property
@@ -123,7 +124,8 @@ def judge(
     found_by = np.full(len(objects), -1)
     found_by[partner[partner >= 0]] = np.flatnonzero(partner >= 0)
     near = pairs.take(pairs.iou >= _FOUND_IOU)
-    return Judgement(found, scores[order][kept].astype(np.float64), kind, wanted, objects, found_by, near, num_classes)
+    scores = scores[order][kept].astype(np.float64)
+    return Judgement(found, scores, kind, wanted, objects, found_by, near, crowds, num_classes)
 
 
 def precision_at_recall(labels: Ints, correct: Bools, objects: Ints) -> Floats:

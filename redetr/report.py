@@ -64,7 +64,8 @@ def make_report(dataset: DetectionDataset, checkpoints: Sequence[tuple[str, Foun
         described.append({"checkpoint": name, "threshold": threshold, **_numbers(one, result, threshold),
                           **_groups(targets, truth, found), "training": _training(Path(name))})  # fmt: skip
     images = _telling(errors)
-    about = {"name": dataset.name, "images": len(dataset), "objects": len(judged[0].objects),
+    one = judged[0]
+    about = {"name": dataset.name, "images": len(dataset), "objects": len(one.objects), "crowds": len(one.crowds),
              "classes": list(described[0]["per_class"])}  # fmt: skip
     shown = [
         {"image_id": targets[i]["image_id"],

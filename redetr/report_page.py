@@ -88,6 +88,8 @@ def _head(numbers: dict[str, Any]) -> str:
     data, runs = numbers["data"], numbers["checkpoints"]
     classes = "one class" if len(data["classes"]) == 1 else f"{len(data['classes']):,} classes"
     size = f"{data['images']:,} images, {data['objects']:,} objects, {classes}"
+    if data["crowds"]:
+        size += f". {data['crowds']:,} crowds are no objects: what is found in them counts neither for nor against"
     names = "".join(f"<li>{_who(k, runs)} {escape(run['checkpoint'])}</li>" for k, run in enumerate(runs))
     cards = "".join(
         f"<div class='card'><span>{name}</span>{_values(runs, lambda run, name=name: run['metrics'][name])}</div>"

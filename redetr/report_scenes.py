@@ -13,12 +13,12 @@ from redetr.visualize import to_pil
 _PICTURE_PX = 720  # longer side of the embedded picture
 _LEAST_SCORE = 0.05  # of detections that can be shown
 _LETTERS = 1 / 26  # height of letters, as a share of the longer side
-_LEGEND = ("correct", "class", "localization", "both", "duplicate", "background", "missed")
 
 
 def scenes(report: Report) -> str:
     """The images of the report, ground truth beside the detections of each checkpoint."""
-    legend = "".join(f"<span><i class='{kind}'></i>{kind}</span>" for kind in _LEGEND)
+    kinds = (*KINDS, "missed", *["crowd"] * (report.numbers["data"]["crowds"] > 0))
+    legend = "".join(f"<span><i class='{kind}'></i>{kind}</span>" for kind in kinds)
     cards = "".join(_card(report, number, place) for number, place in enumerate(report.images))
     return (
         f"<p class='legend'>{legend}</p><p>What scores at least the threshold at the top of the window; point at a box "
@@ -58,8 +58,11 @@ class _Scene:
         )
 
     def truth(self, judged: Judgement) -> str:
-        own = np.flatnonzero(judged.objects.image == self.place).tolist()
-        return "".join(self._box(judged.objects, i, "truth") for i in own)
+        return "".join(
+            self._box(boxes, i, kind)
+            for boxes, kind in ((judged.crowds, "crowd"), (judged.objects, "truth"))
+            for i in np.flatnonzero(boxes.image == self.place).tolist()
+        )
 
     def found(self, judged: Judgement) -> str:
         """Detections, best on top, and every object, to be shown as missed where nothing that is shown found it."""

@@ -98,7 +98,7 @@ def test_detections_in_a_crowd_are_no_mistakes():
     crowd = target(0, [[0, 0, 400, 400], [500, 0, 600, 100]], [0, 0], [True, False])
     inside, beside = (0, 0, 0.9, [10, 10, 50, 50]), (0, 1, 0.8, [10, 10, 50, 50])
     found = judged([crowd], [inside, beside])
-    assert kinds_of(found) == ["background"] and len(found.objects) == 1
+    assert kinds_of(found) == ["background"] and (len(found.objects), len(found.crowds)) == (1, 1)
     assert confusion(found, 0.0).tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0]]
 
 
