@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,14 @@ def read_torch(path: Path, map_location: str = "cpu") -> Any:
     try:
         if zipfile.is_zipfile(path):  # torch.load does not look at the checksums that it wrote
             with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("it is packed, which torch.save does not do, and may be far larger than it seems")
                 damaged = archive.testzip()
             if damaged:
                 raise ValueError(f"the checksum of {damaged} is wrong")
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():  # about foreign pickles, of which the error says enough
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # torch raises many kinds for a damaged or foreign file

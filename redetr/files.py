@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_UNFINISHED = ".unfinished-"
+UNFINISHED = ".unfinished-"
 
 
 def write_whole(path: Path, write: Callable[[Path], Any], previous: Path | None = None) -> None:
@@ -16,7 +16,7 @@ def write_whole(path: Path, write: Callable[[Path], Any], previous: Path | None 
     Whatever happens in between, `path` is the old file or the new one, never half of it. The old file is kept under
     the name `previous`, if one is given: then, for an instant, it is there under that name alone.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_UNFINISHED}{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -34,7 +34,7 @@ def write_whole(path: Path, write: Callable[[Path], Any], previous: Path | None 
 
 def remove_unfinished(folder: Path) -> None:
     """Deletes what `write_whole` left in `folder` when its process was killed."""
-    for path in folder.glob(f"{_UNFINISHED}*"):
+    for path in folder.glob(f"{UNFINISHED}*"):
         path.unlink()
 
 

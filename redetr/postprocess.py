@@ -3,7 +3,8 @@
 Shapes: B images, Q queries, C classes, K detections of an image, N detections that remain.
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import supervision
 
 Kind = Literal["softmax", "sigmoid"]
+_SHOWN_PX = 1024  # at most, in a notebook
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +35,7 @@ class Detections:
     class_names: tuple[str, ...]  # C names
     category_ids: tuple[int, ...]  # C ids, as the annotation files number the classes
     image_size: tuple[int, int]  # height, width of the original image
+    image: Tensor | None = None  # uint8 [3, H, W], of a single `predict`: a notebook then shows the picture
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -44,6 +47,16 @@ class Detections:
         more = [f"  and {len(rows) - 5} more"] if len(rows) > 5 else []
         return "\n".join([f"Detections: {len(rows)} in an image of {width}x{height} px", *lines, *more])
 
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the picture, if the image is known, else it takes the text."""
+        if self.image is None:
+            return None
+        picture = self.draw()
+        picture.thumbnail((_SHOWN_PX, _SHOWN_PX))
+        with io.BytesIO() as file:
+            picture.save(file, "PNG")
+            return file.getvalue()
+
     @property
     def names(self) -> list[str]:
         """The class name of each detection."""
@@ -51,15 +64,24 @@ class Detections:
 
     def above(self, threshold: float) -> "Detections":
         """Only the detections whose score is `threshold` or more."""
-        keep = self.scores >= threshold
+        return self._only(self.scores >= threshold)
+
+    def of_classes(self, names: Collection[str]) -> "Detections":
+        """Only the detections of these classes."""
+        return self._only(torch.tensor([name in names for name in self.names], dtype=torch.bool))
+
+    def _only(self, keep: Tensor) -> "Detections":
         return replace(self, scores=self.scores[keep], labels=self.labels[keep], boxes=self.boxes[keep])
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: `image_size` (height, width), and `label` (name), `score`, `box` of each detection."""
+        """JSON-ready: `image_size` (height, width), and `label` (name), `category_id`, `score`, `box` of each
+        detection."""
+        columns = zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
         rows = [
-            {"label": name, "score": round(score, 6), "box": [round(value, 3) for value in box]}
-            for name, score, box in zip(self.names, self.scores.tolist(), self.boxes.tolist(), strict=True)
-        ]
+            {"label": self.class_names[label], "category_id": self.category_ids[label], "score": round(score, 6),
+             "box": [round(value, 3) for value in box]}
+            for label, score, box in columns
+        ]  # fmt: skip
         return {"image_size": list(self.image_size), "detections": rows}
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
@@ -89,11 +111,16 @@ class Detections:
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
-    def draw(self, image: Image.Image | Tensor, scale: int | None = None) -> Image.Image:
-        """The original image (PIL, or uint8 `[3, H, W]`) with labelled boxes, small images enlarged.
+    def draw(self, image: Image.Image | Tensor | None = None, scale: int | None = None) -> Image.Image:
+        """The original image (PIL, or uint8 `[3, H, W]`; by default the one these know) with labelled boxes, small
+        images enlarged.
 
-        `scale` is described at `visualize.draw_boxes`. Raises InputError for an image of another size.
+        `scale` is described at `visualize.draw_boxes`. Raises InputError for an image of another size, or if none is
+        known.
         """
+        image = self.image if image is None else image
+        if image is None:
+            raise InputError("the detections of a list of images do not keep them: give draw the image")
         width, height = image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
         if (height, width) != self.image_size:
             known = "{1}x{0}".format(*self.image_size)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from redetr.data.images import read_image
+from redetr.data.images import upright
 from redetr.data.loader import to_batch
 from redetr.data.transforms import resizer
 from redetr.distributed import pick_device
@@ -18,11 +18,13 @@ from redetr.errors import InputError
 from redetr.evaluate import autocast, pick_precision
 from redetr.models import build
 from redetr.postprocess import Detections, detect
+from redetr.sources import read_source
 from redetr.structures import DetectionModel, Target
-from redetr.weights import load_strictly, read_weights
+from redetr.tiles import merge_tiles, tile_windows
+from redetr.weights import load_strictly, read_weights, require_fitting
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_TILES_AT_ONCE = 8
 
 
 class Detector:
@@ -45,15 +47,36 @@ class Detector:
         return list(zip(self.category_ids, self.class_names, strict=True))
 
     @torch.inference_mode()
-    def predict(self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.5) -> Any:
+    def predict(self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.5, tile: int | None = None,
+                overlap: float = 0.2) -> Any:  # fmt: skip
         """`Detections` of one image, or a list of them for a list of images.
 
-        An image is a path, a PIL image, a uint8 array `[H, W, 3]` (RGB) or a uint8 tensor `[3, H, W]`. Lists are one
-        batch. Raises InputError for something else or a file that cannot be read.
+        An image is a path, an address (http, https), a PIL image, a uint8 array `[H, W, 3]` (RGB) or a uint8 tensor
+        `[3, H, W]`. Files and PIL images are turned as their EXIF tag says. Lists are one batch. The detections of one
+        image keep it, to show themselves; those of a list do not: all would have to stay in memory.
+
+        Large images can be looked at in tiles of `tile` px that `overlap` by this share of their side: see `tiles`.
+        Raises InputError for something that is no image or a file that cannot be read.
         """
-        if isinstance(images, (list, tuple)):
-            return self._predict([as_image(image) for image in images], threshold) if images else []
-        return self._predict([as_image(images)], threshold)[0]  # type: ignore[arg-type]
+        if not isinstance(images, (list, tuple)):
+            image = as_image(images)  # type: ignore[arg-type]
+            return replace(self._look([image], threshold, tile, overlap)[0], image=image)
+        return self._look([as_image(image) for image in images], threshold, tile, overlap)
+
+    def _look(self, images: list[Tensor], threshold: float, tile: int | None, overlap: float) -> list[Detections]:
+        if tile is None:
+            return self._predict(images, threshold) if images else []
+        return [self._predict_tiled(image, threshold, tile, overlap) for image in images]
+
+    def _predict_tiled(self, image: Tensor, threshold: float, tile: int, overlap: float) -> Detections:
+        height, width = image.shape[1:]
+        windows = tile_windows(height, width, tile, overlap)
+        found: list[Detections] = []
+        for start in range(0, len(windows), _TILES_AT_ONCE):
+            some = windows[start : start + _TILES_AT_ONCE]
+            parts = [image[:, top:bottom, left:right] for left, top, right, bottom in some]
+            found += self._predict(parts, threshold)
+        return merge_tiles(found, windows, (height, width))
 
     def _predict(self, images: list[Tensor], threshold: float) -> list[Detections]:
         resize = resizer(self.model.resize, self.image_size, self.model.max_size)
@@ -79,9 +102,9 @@ def _no_target(image: Tensor) -> Target:
 def as_image(image: ImageLike) -> Tensor:
     """Anything that is an image as uint8 `[3, H, W]`. Raises InputError."""
     if isinstance(image, (str, os.PathLike)):
-        return read_image(Path(image))
+        return read_source(os.fspath(image))
     if isinstance(image, Image.Image):
-        image = np.array(image.convert("RGB"))
+        return upright(image)
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"an image array must be [H, W, 3], this one is {list(image.shape)}")
@@ -90,23 +113,7 @@ def as_image(image: ImageLike) -> Tensor:
         raise InputError(f"cannot take a {type(image).__name__} for an image: give a path, PIL image, array or tensor")
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise InputError(f"an image tensor must be uint8 [3, H, W], this one is {image.dtype} {list(image.shape)}")
-    return image
-
-
-def find_images(sources: Sequence[str]) -> list[Path]:
-    """The image files named by `sources`; folders are searched at all depths. Raises InputError if there are none."""
-    found: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise InputError(f"{source}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
-            found += inside
-        elif source.is_file():
-            found.append(source)
-        else:
-            raise InputError(f"{source}: no such file or folder")
-    return found
+    return image.cpu()
 
 
 def load(
@@ -126,6 +133,11 @@ def load(
     if origin is None:
         raise InputError(f"{weights.path}: neither a redetr checkpoint nor an official one, there is no DETR in it; "
                          "if it is a backbone, train with --weights")  # fmt: skip
+    layers = [value for name, value in origin.options.items() if name.endswith("_layers")]
+    if any(isinstance(count, int) and count > len(weights.tensors) for count in layers):
+        raise InputError(f"{weights.path}: the weights do not fit the model: {max(layers)} layers in a small file")
+    with torch.device("meta"):  # first without memory: a file may say of itself what is not true
+        require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
     net = build(origin.model, len(origin.class_names), **origin.options)
     load_strictly(net, weights)
     return Detector(net, origin.class_names, origin.category_ids, origin.image_size or net.image_size, device,

@@ -16,6 +16,7 @@ from redetr.models import options_of
 from redetr.models.convert import coco_class_names, describe_detr, from_transformers
 from redetr.structures import DetectionModel
 
+_LARGEST_PX = 1 << 14  # of an image that a model is said to take
 # Options on which no tensor depends, or only one that is taken row by row.
 _FREE = ("weights", "num_queries", "dropout", "aux_loss", "dilation")
 
@@ -49,16 +50,31 @@ def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights
     values. Raises InputError, naming the file, for everything that cannot be read.
     """
     path = _locate(source)
+    try:
+        weights = _read(path, model)
+        odd = [name for name, tensor in weights.tensors.items() if not _is_whole(tensor)]
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        raise InputError(f"{path}: its metadata is damaged ({reason})") from error
+    if odd:
+        raise InputError(f"{path}: damaged, {odd[0]} is no tensor with all of its values")
+    return weights
+
+
+def _is_whole(tensor: Any) -> bool:
+    """Whether it is a tensor in memory whose shape is no larger than what is stored."""
+    return (isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.numel() > 0
+            and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes())  # fmt: skip
+
+
+def _read(path: Path, model: str | None) -> Weights:
     if path.is_dir():
         return _from_transformers(path, model)
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         if "redetr" not in metadata:
             return _from_official(path, tensors, model)
-        try:
-            return Weights(path, tensors, _origin_of_run(json.loads(metadata["redetr"])))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: its redetr metadata is damaged ({error})") from error
+        return Weights(path, tensors, _origin_of_run(json.loads(metadata["redetr"])))
     content = read_torch(path)
     if isinstance(content, dict) and all(key in content for key in REQUIRED):
         return Weights(path, content.get("ema") or content["model"], _origin_of_run(content))
@@ -86,7 +102,11 @@ def _locate(source: str | os.PathLike) -> Path:
 def _origin_of_run(about: dict[str, Any]) -> Origin:
     config = TrainConfig.from_dict(about["config"])
     options = {name: value for name, value in config.model_kwargs().items() if name != "weights"}
-    classes = tuple(about["class_names"]), tuple(about["category_ids"])
+    classes = tuple(map(str, about["class_names"])), tuple(map(int, about["category_ids"]))
+    if len(classes[0]) != len(classes[1]):
+        raise ValueError(f"{len(classes[0])} class names and {len(classes[1])} category ids")
+    if not isinstance(config.model, str) or config.image_size not in range(_LARGEST_PX):
+        raise ValueError(f"a model {config.model!r} for images of {config.image_size!r} px")
     return Origin(config.model, options, *classes, config.image_size, config.data, config.val_fraction)
 
 
@@ -95,6 +115,8 @@ def _from_official(path: Path, tensors: dict[str, Tensor], model: str | None, cl
     """Weights under the official names of DETR, or under any others."""
     if not {"query_embed.weight", "class_embed.weight"} <= tensors.keys():
         return Weights(path, tensors, None)
+    if not _is_whole(tensors["class_embed.weight"]):  # or names are made for classes by the billion
+        raise ValueError("class_embed.weight has not all of its values")
     name, num_classes, described = describe_detr(tensors)
     if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: nothing else tells it
         name = f"{name}_dc5"
@@ -144,7 +166,16 @@ def _download(name: str) -> Path:
 
 
 def load_strictly(model: DetectionModel, weights: Weights) -> None:
-    """Fills all of `model`. Raises InputError if a tensor is missing, unknown, or of another shape."""
+    """Fills all of `model`. Raises InputError if a tensor is missing, unknown, of another shape, or not finite."""
+    require_fitting(model, weights)
+    for name, tensor in weights.tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{weights.path}: {name} has values that are not finite: the run has diverged")
+    model.load_state_dict(weights.tensors)
+
+
+def require_fitting(model: DetectionModel, weights: Weights) -> None:
+    """Raises InputError if a tensor of `model` is missing, unknown, or of another shape; `model` may be on "meta"."""
     expected, given = model.state_dict(), weights.tensors
     missing, surplus = expected.keys() - given.keys(), given.keys() - expected.keys()
     wrong = [n for n in expected.keys() & given.keys() if expected[n].shape != given[n].shape]
@@ -154,7 +185,6 @@ def load_strictly(model: DetectionModel, weights: Weights) -> None:
             f"{weights.path}: the weights do not fit the model: {len(missing)} missing, {len(surplus)} unknown, "
             f"{len(wrong)} of another shape, such as {example}"
         )
-    model.load_state_dict(given)
 
 
 def starting_point(model: DetectionModel, config: TrainConfig, class_names: Sequence[str]) -> list[str]:

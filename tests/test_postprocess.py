@@ -1,6 +1,8 @@
+import io
 import json
 import math
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,8 +134,8 @@ def test_to_dict_is_json():
     expected = {
         "image_size": [100, 200],
         "detections": [
-            {"label": "dog", "score": 0.875, "box": [1.0, 2.5, 11.0, 40.0]},
-            {"label": "cat", "score": 0.25, "box": [0.0, 2.0, 200.0, 9.0]},
+            {"label": "dog", "category_id": 18, "score": 0.875, "box": [1.0, 2.5, 11.0, 40.0]},
+            {"label": "cat", "category_id": 3, "score": 0.25, "box": [0.0, 2.0, 200.0, 9.0]},
         ],
     }
     assert json.loads(json.dumps(two_detections().to_dict())) == expected
@@ -183,6 +185,26 @@ def test_draw_enlarges_and_marks_the_boxes():
     assert drawn.size == (400, 200)
     assert np.asarray(drawn).max() > 0
     assert two_detections().draw(Image.new("L", (200, 100))).mode == "RGB"
+
+
+def test_only_some_classes():
+    found = two_detections()
+    assert found.of_classes(["cat", "cow"]).names == ["cat"]
+    assert found.of_classes(["cat"]).scores.tolist() == [0.25]
+    assert len(found.of_classes([])) == len(no_detections().of_classes(["cat"])) == 0
+
+
+def test_a_notebook_shows_the_picture_if_the_image_is_known():
+    assert two_detections()._repr_png_() is None  # it then takes the text
+    found = replace(two_detections((1500, 3000)), image=torch.zeros(3, 1500, 3000, dtype=torch.uint8))
+    with Image.open(io.BytesIO(found._repr_png_())) as shown:
+        assert shown.format == "PNG" and shown.size == (1024, 512)
+        assert np.asarray(shown).max() > 0
+    assert found.above(0.5).image is found.image
+    assert "tensor" not in repr(found)
+    assert found.draw().size == (3000, 1500)
+    with pytest.raises(InputError, match="give draw the image"):
+        two_detections().draw()
 
 
 def test_draw_refuses_an_image_of_another_size():

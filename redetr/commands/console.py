@@ -1,6 +1,7 @@
 """Where commands print, and how results look there."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -36,3 +37,10 @@ def require_images(batch_size: int) -> None:
 
 def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
+
+
+def print_file(path: Path) -> None:
+    """A text file line by line, however large."""
+    with open(path, encoding="utf-8") as text:
+        for line in text:
+            print(line, end="")

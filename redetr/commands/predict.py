@@ -1,32 +1,61 @@
 """`redetr predict`"""
 
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal
+from urllib.parse import urlsplit
 
 import tyro
-from rich.progress import track
+from PIL import Image
+from rich.progress import Progress
 
-from redetr.commands.console import ERRORS, OUT, print_json, require_images
-from redetr.errors import InputError
-from redetr.files import write_json
-from redetr.predict import as_image, find_images, load
+from redetr.commands.arguments import FLAGS, Checkpoint
+from redetr.commands.console import ERRORS, OUT, print_file, require_images
+from redetr.distributed import Dist, process_group
+from redetr.errors import InputError, StoppedError
+from redetr.postprocess import Detections
+from redetr.predict import Detector, load
+from redetr.predictions import RECORD, Record, begin, finished, join, write_forms
+from redetr.sources import Frame, find_sources, frames, is_address, is_camera, is_video, read_ahead
+from redetr.video import VideoWriter
 from redetr.visualize import save_image
+
+Form = Literal["png", "jpg", "json", "coco", "csv"]
+
+_LONGEST_WAIT_S = 7 * 86400.0  # for other ranks: one may have a long video left
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Finds objects in images and folders of images; writes annotated PNGs and predictions.json."""
+    """Finds objects in images, folders, patterns, addresses, videos and cameras; writes annotated pictures and what was
+    found. Under torchrun, the images are divided among the processes."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     source: tyro.conf.Positional[tuple[str, ...]]
-    """Images, and folders of images."""
+    """Images, folders, patterns such as 'a/**/*.jpg', http(s) addresses, videos; 0 is the first camera."""
     output: str = "predictions"
-    """Folder for the pictures and predictions.json."""
+    """Folder for predictions.jsonl (a line for each image as it is done) and what --save asks for."""
     threshold: float = 0.5
     """Smallest score shown."""
+    classes: tuple[str, ...] = ()
+    """Only these classes, by name; default: all."""
+    tile: int | None = None
+    """Look at large images in tiles of so many px; about what the model saw in training is best."""
+    overlap: float = 0.2
+    """Share of a tile's side that neighbours have in common: objects up to this size are seen whole."""
+    save: tuple[Form, ...] = ("png", "json")
+    """What to write besides: annotated pictures (png or jpg; videos as mp4), predictions.json, predictions.coco.json,
+    predictions.csv."""
+    resume: bool = False
+    """Go on in --output: what is in its predictions.jsonl is not looked at again."""
     batch_size: int = 4
     """Images at once."""
     device: str = "auto"
@@ -35,42 +64,126 @@ class Predict:
     """Also print predictions.json."""
 
     def run(self) -> None:
+        self._check()
+        sources = find_sources(self.source)
+        detector = load(self.checkpoint, device=self.device)
+        unknown = [name for name in self.classes if name not in detector.class_names]
+        if unknown:
+            raise InputError(f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}")
+        # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
+        warnings.filterwarnings("ignore", module="PIL")
+        folder = Path(self.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        with process_group(self.device, _LONGEST_WAIT_S) as dist:
+            dist.main_only(begin)(folder, self.resume)
+            dist.barrier()
+            done = set(finished(folder)).intersection(sources)
+            dist.barrier()
+            own = [source for source in sources if source not in done][dist.rank :: dist.world_size]
+            errors = dist.gather(self._look_at(own, self._file_names(sources), detector, dist))
+            dist.main_only(self._finish)(sources, len(done), errors)
+
+    def _check(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
+        if self.tile is not None and self.tile < 1:
+            raise InputError(f"--tile {self.tile} must be at least 1")
+        if not 0 <= self.overlap < 1:
+            raise InputError(f"--overlap {self.overlap} must be at least 0 and below 1")
         require_images(self.batch_size)
         if not self.source:
             raise InputError("nothing to look at: name images or folders after the checkpoint")
-        files = find_images(self.source)
-        detector = load(self.checkpoint, device=self.device)
-        folder, names = Path(self.output), _distinct_names(files)
-        folder.mkdir(parents=True, exist_ok=True)
-        found: dict[str, Any] = {}
-        for start in track(range(0, len(files), self.batch_size), "predicting", console=ERRORS, disable=self.json):
-            paths = files[start : start + self.batch_size]
-            images = [as_image(path) for path in paths]
-            for path, image, detections in zip(paths, images, detector.predict(images, self.threshold), strict=True):
-                save_image(detections.draw(image), folder / names[path])
-                found[str(path)] = detections.to_dict()
-        write_json(folder / "predictions.json", found)
+
+    def _look_at(self, sources: list[str], file_names: dict[str, Path], detector: Detector, dist: Dist) -> list[str]:
+        """Looks at the sources, and returns what is wrong with those that cannot be read. Pictures are read and drawn
+        by other threads than that of the model."""
+        errors: list[str] = []
+        frame = Frame("")
+        ahead = 1 if self.tile else self.batch_size
+        looked_at = self._detections(detector, frames(sources, ahead), ahead)
+        painted = read_ahead((partial(self._painted, file_names, *each) for each in looked_at), ahead)
+        silent = self.json or dist.rank > 0
+        with (closing(Record(Path(self.output), dist.rank, dist.world_size)) as record, closing(VideoWriter()) as movie,
+              Progress(console=ERRORS, disable=silent) as progress):  # fmt: skip
+            bar = progress.add_task("predicting", total=len(sources))
+            try:
+                for frame, found, picture in painted:
+                    if picture:
+                        movie.add(picture, file_names[frame.source], frame.rate)
+                    if found is not None:
+                        record.add({"image": frame.source, **frame.place, **found.to_dict()})
+                    if frame.error:
+                        errors.append(frame.error)
+                        record.add({"image": frame.source, "error": frame.error})
+                    if frame.is_end:
+                        record.add({"image": frame.source, "frames": frame.number})
+                    if frame.number is None or found is None:
+                        movie.close()
+                        progress.advance(bar)
+            except KeyboardInterrupt:
+                if not is_camera(frame.source):
+                    raise StoppedError("stopped; the same command with --resume goes on") from None
+        return errors
+
+    def _detections(
+        self, detector: Detector, read: Iterator[Frame], at_once: int
+    ) -> Iterator[tuple[Frame, Detections | None]]:
+        while some := list(islice(read, at_once)):
+            images = [frame.image for frame in some if frame.image is not None]
+            found = iter(detector.predict(images, self.threshold, self.tile, self.overlap))
+            for frame in some:
+                yield frame, None if frame.image is None else next(found)
+
+    def _painted(
+        self, file_names: dict[str, Path], frame: Frame, found: Detections | None
+    ) -> tuple[Frame, Detections | None, Image.Image | None]:
+        """What was found and is asked for. Its picture is saved, or returned if it is one of a video."""
+        if found is None or frame.image is None:
+            return frame, None, None
+        found = found.of_classes(self.classes) if self.classes else found
+        if not {"png", "jpg"} & set(self.save):
+            return frame, found, None
+        if frame.number is not None:
+            return frame, found, found.draw(frame.image, scale=1)
+        save_image(found.draw(frame.image), file_names[frame.source])
+        return frame, found, None
+
+    def _file_names(self, sources: Sequence[str]) -> dict[str, Path]:
+        """Where the annotated picture or video of each source goes; equal names from several folders get a number."""
+        names: dict[str, Path] = {}
+        taken: set[str] = set()
+        count: Counter[str] = Counter()
+        for source in sources:
+            path = urlsplit(source).path if is_address(source) else source
+            stem = (
+                f"camera-{source}"
+                if is_camera(source)
+                else re.sub(r"[^\w.-]", "_", Path(path).stem).strip(".") or "image"
+            )
+            ending = "mp4" if is_video(source) else "jpg" if "jpg" in self.save else "png"
+            name = f"{stem}.{ending}"
+            while name in taken:
+                count[stem] += 1
+                name = f"{stem}-{count[stem] + 1}.{ending}"
+            taken.add(name)
+            names[source] = Path(self.output) / name
+        return names
+
+    def _finish(self, sources: Sequence[str], resumed: int, errors: list[str]) -> None:
+        folder = Path(self.output)
+        join(folder, sources)
+        write_forms(folder, [form for form in self.save if form not in ("png", "jpg")])
         if self.json:
-            print_json(found)
+            write_forms(folder, ["json"])
+            print_file(folder / "predictions.json")
         else:
-            objects = sum(len(entry["detections"]) for entry in found.values())
-            OUT.print(f"{objects} objects in {len(files)} images: {folder}/predictions.json, pictures beside it")
+            known = f", {resumed} of them earlier" if resumed else ""
+            OUT.print(f"looked at {len(sources) - len(errors)} of {len(sources)} sources{known}: {folder}/{RECORD}",
+                      markup=False, soft_wrap=True)  # fmt: skip
+        if len(errors) == 1:
+            raise InputError(errors[0])
+        if errors:
+            raise InputError(f"{len(errors)} sources cannot be read, see their lines in {folder / RECORD}: {errors[0]}")
 
 
-def _distinct_names(files: list[Path]) -> dict[Path, str]:
-    """A PNG name for each file; equal stems from several folders get a number."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for file in files:
-        name, number = f"{file.stem}.png", 1
-        while name in taken:
-            number += 1
-            name = f"{file.stem}-{number}.png"
-        taken.add(name)
-        names[file] = name
-    return names
-
-
-parse = partial(tyro.cli, Predict, prog="redetr predict")
+parse = partial(tyro.cli, Predict, prog="redetr predict", config=FLAGS)

@@ -84,12 +84,12 @@ def missing_files(folder: Path, names: list[str]) -> np.ndarray:
     return np.array([name not in there for name in names], bool)
 
 
-def find_images(folder: Path) -> list[str]:
+def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
     """The paths of all images below the folder, at any depth, in order."""
     found = []
     for parent, _, files in os.walk(folder):
         below = Path(parent).relative_to(folder).as_posix()
-        images = [f for f in files if f.lower().endswith(IMAGE_SUFFIXES) and not f.startswith(".")]
+        images = [f for f in files if f.lower().endswith(suffixes) and not f.startswith(".")]
         found += [posixpath.normpath(f"{below}/{file}") for file in images]
     return sorted(found, key=os.fsencode)
 

@@ -36,7 +36,7 @@ def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
         raise InputError(f"num_classes is {num_classes}: a detector needs at least one class")
     try:
         return MODELS[name](num_classes, **overrides)
-    except (TypeError, ValueError, KeyError, IndexError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, AssertionError) as error:
         given = ", ".join(f"{option}={value}" for option, value in overrides.items())
         raise InputError(f"model {name} cannot be built with {given}: {error}") from error
 

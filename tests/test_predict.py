@@ -1,0 +1,396 @@
+"""Predicting on anything: sources, forms of output, tiles, several processes, resuming."""
+
+import csv
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import start
+from conftest import write_tiny_coco
+from PIL import Image
+
+import redetr
+from redetr import predictions, sources
+from redetr.checkpoint import save_checkpoint
+from redetr.cli import main
+from redetr.config import TrainConfig
+from redetr.errors import InputError
+from redetr.models import build
+from redetr.predict import as_image
+from redetr.sources import find_sources, frames, read_ahead
+from redetr.video import VideoWriter, video_frames
+
+OPTIONS = ("backbone=[8,16,32]", "hidden_dim=16", "nheads=2", "dec_layers=1", "dim_feedforward=16", "num_queries=10")
+SMALL = TrainConfig(model="redetr_n", image_size=64, model_options=OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    """A tiny model with random weights, whose scores are far from each other."""
+    torch.manual_seed(0)
+    model = build("redetr_n", 3, **SMALL.model_kwargs())
+    path = tmp_path_factory.mktemp("model") / "best.pt"
+    about = {"config": SMALL.to_dict(), "class_names": ["cup", "plate", "spoon"], "category_ids": [7, 12, 90]}
+    save_checkpoint(path, {"model": model.state_dict(), "ema": None, "optimizer": {}, "step": 1, **about})
+    return path
+
+
+@pytest.fixture(scope="module")
+def detector(checkpoint):
+    return redetr.load(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Five images: val-0.jpg to val-4.jpg."""
+    return write_tiny_coco(tmp_path_factory.mktemp("images") / "tiny") / "val"
+
+
+def predict(*arguments, threshold: float = 0.0) -> None:
+    main(["predict", *map(str, arguments), "--device", "cpu", f"--threshold={threshold}"])
+
+
+def lines_in(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def refused(capsys, *arguments, **options) -> str:
+    with pytest.raises(SystemExit) as ended:
+        predict(*arguments, **options)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 1
+    assert said[-1].startswith("redetr: ")
+    assert not any("Traceback" in line for line in said)
+    return said[-1]
+
+
+def test_sources_are_found_once_and_in_order(tmp_path, monkeypatch):
+    for name in ("b/2.JPG", "b/1.png", "a/x.webp", "b/deep/clip.mp4", "b/text.txt", "b/.hidden.jpg", "odd[1].jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b/folder.jpg").mkdir()
+    (tmp_path / "b/loop").symlink_to(tmp_path / "b", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    in_b = ["b/1.png", "b/2.JPG", "b/deep/clip.mp4"]
+    assert find_sources(["b"]) == in_b
+    assert find_sources(["a/x.webp", "b", "b/1.png"]) == ["a/x.webp", *in_b]
+    assert find_sources(["**/*.png", "odd[1].jpg"]) == ["b/1.png", "odd[1].jpg"]
+    assert find_sources(["0", "http://a.b/c.jpg", "HTTPS://a.b/c"]) == ["0", "http://a.b/c.jpg", "HTTPS://a.b/c"]
+    (tmp_path / "0").touch()
+    assert find_sources(["0"]) == ["0"]
+    for wrong, message in (("nothing.jpg", "no such file"), ("*.tif", "no such file"), ("b/folder.jpg", "no images")):
+        with pytest.raises(InputError, match=message):
+            find_sources([wrong])
+
+
+def test_few_images_are_in_memory_however_many_there_are():
+    started = count()
+    results = read_ahead((lambda: next(started) for _ in range(100_000)), ahead=5)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    results.close()
+    assert next(started) <= 3 + 5 + 1
+
+
+def test_images_are_read_while_the_model_works():
+    """The reader is ahead of the one who asks, and in order."""
+    entered = threading.Semaphore(0)
+    results = read_ahead((lambda i=i: (entered.release(), i)[1] for i in range(9)), ahead=3, threads=2)
+    assert next(results) == 0
+    for _ in range(4):
+        assert entered.acquire(timeout=10)
+    assert list(results) == list(range(1, 9))
+
+
+def test_all_forms_say_the_same(checkpoint, detector, folder, tmp_path, capsys):
+    predict(checkpoint, folder, "--output", tmp_path, "--save", "jpg", "json", "coco", "csv", "--json")
+    said = json.loads(capsys.readouterr().out)
+    assert said == json.loads((tmp_path / "predictions.json").read_text())
+    lines = lines_in(tmp_path)
+    assert [Path(line["image"]).name for line in lines] == [f"val-{i}.jpg" for i in range(5)]
+    assert {line.pop("image"): line for line in (dict(line) for line in lines)} == said
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    entries = json.loads((tmp_path / "predictions.coco.json").read_text())
+    flat = [(line, found) for line in lines for found in line["detections"]]
+    assert len(rows) == len(entries) == len(flat) > 20
+    for row, entry, (line, found) in zip(rows, entries, flat, strict=True):
+        assert (row["image"], row["frame"], row["label"]) == (line["image"], "", found["label"])
+        assert [float(row[side]) for side in ("x1", "y1", "x2", "y2")] == found["box"]
+        assert entry["image_id"] == 1 + lines.index(line) and entry["file_name"] == line["image"]
+        assert {7: "cup", 12: "plate", 90: "spoon"}[entry["category_id"]] == found["label"]
+        x, y, w, h = entry["bbox"]
+        assert [x, y, x + w, y + h] == pytest.approx(found["box"], abs=2e-3)
+    assert sorted(path.name for path in tmp_path.glob("*.jpg")) == [f"val-{i}.jpg" for i in range(5)]
+    alone = detector.predict(folder / "val-2.jpg", threshold=0.0)
+    assert alone.to_dict()["detections"][0]["box"] == pytest.approx(lines[2]["detections"][0]["box"], abs=0.01)
+
+
+def test_images_called_by_numbers_have_these_as_ids(checkpoint, folder, tmp_path):
+    for number in (42, 139):
+        (tmp_path / f"{number:012}.jpg").write_bytes((folder / "val-0.jpg").read_bytes())
+    predict(checkpoint, tmp_path, "--output", tmp_path / "out", "--save", "coco")
+    entries = json.loads((tmp_path / "out/predictions.coco.json").read_text())
+    assert {entry["image_id"] for entry in entries} == {42, 139}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.coco.json", "predictions.jsonl"]
+
+
+def test_equal_names_and_only_some_classes(checkpoint, folder, tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same.jpg").write_bytes((folder / "val-0.jpg").read_bytes())
+    predict(checkpoint, tmp_path / "a", tmp_path / "b", "--output", tmp_path / "out", "--classes", "cup", "spoon")
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"same.png", "same-2.png"}
+    labels = {found["label"] for line in lines_in(tmp_path / "out") for found in line["detections"]}
+    assert labels and labels <= {"cup", "spoon"}
+    assert "knows cup, plate, spoon" in refused(capsys, checkpoint, folder, "--classes", "cow", "--output", tmp_path)
+
+
+def test_what_cannot_be_read_does_not_stop_the_rest(checkpoint, folder, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        (tmp_path / f"in/{i}.jpg").write_bytes((folder / "val-0.jpg").read_bytes())
+    (tmp_path / "in/1.jpg").write_text("no image")
+    said = refused(capsys, checkpoint, tmp_path / "in", "--output", tmp_path / "out")
+    assert said.startswith(f"redetr: {tmp_path}/in/1.jpg: not an image")
+    assert ["error" in line for line in lines_in(tmp_path / "out")] == [False, True, False]
+    assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == 2
+    (tmp_path / "in/1.jpg").write_bytes((folder / "val-0.jpg").read_bytes())
+    predict(checkpoint, tmp_path / "in", "--output", tmp_path / "out", "--resume")  # what failed is tried again
+    assert "2 of them earlier" in capsys.readouterr().out
+    assert ["error" in line for line in lines_in(tmp_path / "out")] == [False] * 3
+
+
+def test_resuming_looks_at_the_rest_only(checkpoint, folder, tmp_path, capsys):
+    predict(checkpoint, folder, "--output", tmp_path)
+    whole = (tmp_path / "predictions.jsonl").read_text()
+    rows = whole.splitlines(keepends=True)
+    known = json.loads(rows[1]) | {"detections": []}  # so that it shows whether it is looked at again
+    (tmp_path / "predictions.jsonl").write_text(rows[0] + json.dumps(known) + "\n" + rows[2][:40])  # killed there
+    (tmp_path / "val-0.png").unlink()
+    predict(checkpoint, folder, "--output", tmp_path, "--resume", "--batch-size", 1)
+    after = lines_in(tmp_path)
+    assert [line["image"] for line in after] == [json.loads(row)["image"] for row in rows]
+    assert after[1]["detections"] == [] and after[2]["detections"]
+    assert not (tmp_path / "val-0.png").exists() and (tmp_path / "val-3.png").exists()
+    predict(checkpoint, folder, "--output", tmp_path)  # without the flag, from the start
+    assert (tmp_path / "predictions.jsonl").read_text() == whole
+
+
+def test_parts_of_killed_processes_are_taken_over(tmp_path):
+    def line(name, **more):
+        return json.dumps({"image": name, **(more or {"image_size": [1, 1], "detections": []})}) + "\n"
+
+    (tmp_path / "predictions.jsonl").write_text(line("a") + line("b", error="gone"))
+    (tmp_path / "predictions.part-0.jsonl").write_text(line("c") + line("a"))
+    frame = {"detections": [], "frame": 0}
+    (tmp_path / "predictions.part-1.jsonl").write_text(
+        line("v", **frame) + line("v", frames=1) + line("w", **frame) + '{"image": "d", "det'
+    )
+    assert set(predictions.finished(tmp_path)) == {"a", "c", "v"}
+    predictions.begin(tmp_path, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
+    assert [line["image"] for line in lines_in(tmp_path)] == ["a", "c", "v", "v"]
+    predictions.begin(tmp_path, resume=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_write_what_one_does(checkpoint, folder, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no image")
+    arguments = ["predict", checkpoint, folder, bad, "--threshold=0", "--device=cpu", "--batch-size=1"]
+    alone = start([*arguments, "--output", tmp_path / "one"])
+    together = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "redetr",
+         *map(str, arguments), "--output", str(tmp_path / "two")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    alone.communicate(timeout=120)
+    assert alone.returncode == 1 and together.returncode != 0  # one file is no image
+    assert together.stderr.count(f"redetr: {bad}: not an image") == 1
+    assert together.stdout.count("looked at 5 of 6") == 1
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for name in ("predictions.jsonl", "predictions.json"):
+        assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """/image is one; others are wrong in one way each."""
+
+    content = b""
+
+    def do_GET(self):
+        if self.path == "/away":
+            return self.answer(302, Location="file:///etc/passwd")
+        if self.path.startswith("/moved"):
+            return self.answer(302, Location="/image")
+        if self.path == "/gone":
+            return self.answer(404)
+        if self.path == "/page":
+            return self.answer(200, b"<html>", **{"Content-Type": "text/html"})
+        if self.path == "/slow":
+            time.sleep(0.6)
+        body = self.content * (50 if self.path == "/large" else 1)
+        if self.path == "/cut":
+            body = body[: len(body) // 2]
+        return self.answer(200, body, **{"Content-Type": "image/jpeg"})
+
+    def answer(self, code, body=b"", **headers):
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    Server.content = (folder / "val-0.jpg").read_bytes()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_images_from_the_net(checkpoint, detector, address, folder, tmp_path):
+    assert torch.equal(as_image(f"{address}/image"), as_image(folder / "val-0.jpg"))
+    predict(checkpoint, f"{address}/moved?a=1", f"{address}/..%2Fimage", "--output", tmp_path)
+    assert [line["image"] for line in lines_in(tmp_path)] == [f"{address}/moved?a=1", f"{address}/..%2Fimage"]
+    assert {path.name for path in tmp_path.glob("*.png")} == {"moved.png", "image.png"}
+
+
+@pytest.mark.parametrize(("path", "says"), [
+    ("/gone", "404"), ("/away", "cannot be read"), ("/page", "its type is text/html"), ("/large", "larger than"),
+    ("/slow", "timed out"), ("/cut", "cannot decode"), (":99999/a", "cannot be read"), ("/no such", "cannot be read"),
+])  # fmt: skip
+def test_what_the_net_may_send(address, path, says, monkeypatch):
+    monkeypatch.setattr(sources, "TIMEOUT_S", 0.2 if path == "/slow" else 5.0)
+    monkeypatch.setattr(sources, "LARGEST_BYTES", 10 * len(Server.content))
+    url = f"http://127.0.0.1{path}" if path[0] == ":" else address + path
+    with pytest.raises(InputError, match=says) as told:
+        as_image(url)
+    assert str(told.value).startswith(url) and "\n" not in str(told.value)
+
+
+def clip(path: Path, pictures: int = 6, size: tuple[int, int] = (64, 48)) -> Path:
+    writer = VideoWriter()
+    for i in range(pictures):
+        writer.add(Image.new("RGB", size, (40 * i, 100, 200 - 30 * i)), path, 10.0)
+    writer.close()
+    return path
+
+
+def test_videos_are_read_and_written(checkpoint, tmp_path):
+    predict(checkpoint, clip(tmp_path / "clip.mp4", size=(65, 49)), "--output", tmp_path / "out")
+    *lines, end = lines_in(tmp_path / "out")
+    assert [(line["frame"], line["time_s"]) for line in lines] == [(i, i / 10) for i in range(6)]
+    assert end == {"image": str(tmp_path / "clip.mp4"), "frames": 6}
+    assert list(json.loads((tmp_path / "out/predictions.json").read_text()))[3] == f"{tmp_path}/clip.mp4#3"
+    annotated = list(video_frames(tmp_path / "out/clip.mp4"))
+    assert len(annotated) == 6 and annotated[0][0].shape == (3, 48, 64) and annotated[0][1] == 10.0
+    plain = [image.float() for image, _ in video_frames(tmp_path / "clip.mp4")]
+    assert all((image.float() - other).abs().max() > 50 for (image, _), other in zip(annotated, plain, strict=True))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"clip.mp4", "predictions.json", "predictions.jsonl"}
+
+
+def test_damaged_videos_and_playlists_in_disguise(tmp_path, address):
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(clip(tmp_path / "clip.mp4").read_bytes()[:-200])
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{address}/image\n")
+    for name in ("cut.mp4", "text.mp4", "list.mp4", "gone.mp4"):
+        (frame,) = frames([str(tmp_path / name)], ahead=2)
+        assert frame.error.startswith(f"{tmp_path / name}: ") and "\n" not in frame.error
+
+
+def test_a_camera_is_a_video_that_ends_when_it_is_stopped(checkpoint, tmp_path, monkeypatch):
+    class Camera:
+        def __init__(self, number):
+            self.taken = 0
+
+        def get(self, _):
+            return 0.0
+
+        def read(self):
+            self.taken += 1
+            if self.taken == 20:  # the user presses Ctrl+C
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.2)
+            return True, np.full((48, 64, 3), self.taken, np.uint8)
+
+        def release(self):
+            pass
+
+    fake = type(sys)("cv2")
+    fake.VideoCapture, fake.CAP_PROP_FPS = Camera, 5
+    monkeypatch.setitem(sys.modules, "cv2", fake)
+    predict(checkpoint, "3", "--output", tmp_path)
+    lines = lines_in(tmp_path)
+    assert len(lines) > 5 and lines[-1]["image"] == "3"
+    assert len(list(video_frames(tmp_path / "camera-3.mp4"))) == len(lines)
+
+
+@pytest.mark.parametrize(("module", "source", "says"), [("cv2", "0", "camera"), ("av", "clip.mp4", "video")])
+def test_missing_packages_say_what_to_install(module, source, says, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.chdir(tmp_path)
+    (frame,) = frames([source], ahead=1)
+    assert f"pip install redetr[{says}]" in frame.error
+
+
+def test_tiles_of_a_large_image(checkpoint, detector, folder, tmp_path, capsys):
+    image = torch.cat([as_image(folder / "val-0.jpg")] * 3, dim=2)  # 48 x 192
+    found = detector.predict(image, threshold=0.0, tile=64, overlap=0.25)
+    assert found.image_size == (48, 192)
+    assert (found.boxes[:, 2] > 150).any() and (found.boxes[:, 0] < 40).any()
+    assert (found.scores.diff() <= 0).all()
+    small = detector.predict(image, threshold=0.0, tile=500)  # all of it in one tile
+    assert torch.equal(small.boxes, detector.predict(image, threshold=0.0).boxes)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "long.png")
+    predict(checkpoint, tmp_path / "long.png", "--tile", 64, "--overlap", 0.25, "--output", tmp_path / "out")
+    (line,) = lines_in(tmp_path / "out")
+    expected = replace(found, image=None).to_dict()
+    assert {key: line[key] for key in expected} == expected
+    assert "--tile 0" in refused(capsys, checkpoint, folder, "--tile", 0, "--output", tmp_path)
+    assert "--overlap 1.0" in refused(capsys, checkpoint, folder, "--overlap", 1, "--output", tmp_path)
+
+
+def test_a_single_prediction_knows_its_image(detector, folder):
+    found = detector.predict(folder / "val-0.jpg")
+    assert torch.equal(found.image, as_image(folder / "val-0.jpg"))
+    assert found._repr_png_().startswith(b"\x89PNG")
+    assert [each.image for each in detector.predict([folder / "val-0.jpg"] * 2)] == [None, None]
+    assert detector.predict([]) == []
+
+
+def test_a_photograph_is_seen_upright(detector, tmp_path):
+    """Whether it comes as a file or from PIL."""
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, :20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    image = as_image(tmp_path / "a.png")
+    assert image.shape == (3, 80, 40) and (image[:, :20] == 255).all() and (image[:, 20:] == 0).all()
+    with Image.open(tmp_path / "a.png") as opened:
+        assert torch.equal(as_image(opened), image)
+    assert detector.predict(tmp_path / "a.png").image_size == (80, 40)
+
+
+@pytest.mark.parametrize("wrong", [3, None, np.zeros((4, 4)), torch.zeros(3, 4, 4), torch.zeros(3, 0, 4).byte()])
+def test_what_is_no_image(detector, wrong):
+    with pytest.raises(InputError, match="image"):
+        detector.predict(wrong)

@@ -1,0 +1,131 @@
+"""Tiles cover an image, and each object in it is found once, wherever the seams are."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from redetr.errors import InputError
+from redetr.postprocess import Detections
+from redetr.tiles import merge_tiles, tile_windows
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 900), st.integers(1, 900), st.integers(1, 300), st.floats(0, 0.9))
+def test_windows_cover_the_image_with_enough_overlap(height, width, tile, overlap):
+    windows = tile_windows(height, width, tile, overlap)
+    seen = torch.zeros(height, width, dtype=torch.bool)
+    for left, top, right, bottom in windows[:500]:
+        assert min(left, top) >= 0 and right <= width and bottom <= height
+        assert (right - left, bottom - top) == (min(tile, width), min(tile, height))
+        seen[top:bottom, left:right] = True
+    if len(windows) <= 500:
+        assert seen.all()
+    assert len(set(windows)) == len(windows)
+    columns = sorted({window[0] for window in windows})
+    side = min(tile, width)
+    assert all(b - a <= max(1, round(side * (1 - overlap))) + 1 for a, b in pairwise(columns))
+
+
+def test_windows_by_hand():
+    assert tile_windows(100, 100, 128, 0.2) == [(0, 0, 100, 100)]
+    assert tile_windows(100, 180, 100, 0.2) == [(0, 0, 100, 100), (80, 0, 180, 100)]
+    # Three are needed for 200: they share more than they must, and all as much.
+    assert tile_windows(50, 200, 100, 0.2) == [(0, 0, 100, 50), (50, 0, 150, 50), (100, 0, 200, 50)]
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(0, 0.2), (-3, 0.2), (10, 1.0), (10, -0.1), (10, float("nan"))])
+def test_tiles_that_cannot_be(tile, overlap):
+    with pytest.raises(InputError, match="tiles of"):
+        tile_windows(50, 50, tile, overlap)
+
+
+SIZE = (100, 180)  # height, width; two tiles, which share x from 80 to 100
+WINDOWS = tile_windows(*SIZE, 100, 0.2)
+
+
+def in_tile(rows: list[tuple[float, int, list[float]]]) -> Detections:
+    """Of (score, label, box in pixels of the tile)."""
+    scores, labels, boxes = zip(*rows, strict=True) if rows else ((), (), ())
+    return Detections(torch.tensor(scores), torch.tensor(labels).long(), torch.tensor(boxes).reshape(-1, 4),
+                      ("cat", "dog"), (1, 2), (100, 100))  # fmt: skip
+
+
+def merged(left, right):
+    found = merge_tiles([in_tile(left), in_tile(right)], WINDOWS, SIZE)
+    assert found.image_size == SIZE
+    return [(round(score, 2), label, box) for score, label, box in
+            zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(), strict=True)]  # fmt: skip
+
+
+def test_boxes_far_from_the_seam_are_moved_and_sorted():
+    rows = merged([(0.5, 0, [5, 5, 20, 20])], [(0.9, 1, [50, 60, 70, 80])])
+    assert rows == [(0.9, 1, [130, 60, 150, 80]), (0.5, 0, [5, 5, 20, 20])]
+    assert merged([], []) == []
+
+
+def test_an_object_that_both_tiles_see_whole_is_found_once():
+    """It is at x from 84 to 94 of the image."""
+    assert merged([(0.6, 0, [84, 10, 94, 30])], [(0.8, 0, [4, 10, 14, 31])]) == [(0.8, 0, [84, 10, 94, 31])]
+
+
+def test_a_cut_box_gives_way_to_the_neighbour_that_sees_more():
+    """The object is at x from 85 to 130: the left tile sees 15 px of it, and is surer."""
+    assert merged([(0.9, 0, [85, 10, 100, 30])], [(0.6, 0, [5, 10, 50, 30])]) == [(0.9, 0, [85, 10, 130, 30])]
+    assert merged([(0.5, 0, [85, 10, 99, 30])], [(0.6, 0, [5, 10, 50, 30])]) == [(0.6, 0, [85, 10, 130, 30])]
+
+
+def test_an_object_larger_than_the_overlap_is_put_together():
+    """It is at x from 40 to 160: both tiles cut it."""
+    assert merged([(0.7, 0, [40, 10, 100, 30])], [(0.9, 0, [0, 11, 80, 30])]) == [(0.9, 0, [40, 10, 160, 30])]
+
+
+def test_an_object_over_four_tiles():
+    windows = tile_windows(180, 180, 100, 0.2)
+    parts = [[40, 40, 100, 100], [0, 40, 70, 100], [40, 0, 100, 60], [0, 0, 70, 60]]
+    found = merge_tiles([in_tile([(0.5, 0, box)]) for box in parts], windows, (180, 180))
+    assert found.boxes.tolist() == [[40, 40, 150, 140]]
+
+
+def test_what_is_not_merged():
+    other_class = [(0.9, 0, [84, 10, 94, 30])], [(0.8, 1, [4, 10, 14, 30])]
+    neighbours = [(0.9, 0, [80, 10, 89, 30])], [(0.8, 0, [11, 10, 20, 30])]
+    one_tile = [(0.9, 0, [10, 10, 30, 30]), (0.8, 0, [10, 10, 30, 31])], []
+    whole_in_whole = [(0.9, 0, [30, 10, 95, 60])], [(0.8, 0, [3, 20, 13, 30])]
+    for left, right in (other_class, neighbours, one_tile, whole_in_whole):
+        assert len(merged(left, right)) == 2
+
+
+def test_boxes_at_the_border_of_the_image_are_not_cut():
+    """The one on the left touches the image's own edge; the other tile's smaller box does not become a part of it."""
+    windows = tile_windows(100, 180, 100, 0.8)
+    found = [in_tile([(0.6, 0, [0, 10, 60, 50])] if window[0] == 0 else
+                     [(0.9, 0, [5, 20, 25, 40])] if window[0] == 20 else []) for window in windows]  # fmt: skip
+    assert len(merge_tiles(found, windows, SIZE)) == 2
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.35, 0.5]))
+def test_a_perfect_detector_finds_each_object_once(seed, overlap):
+    """Objects smaller than the overlap and apart from each other, and what each tile sees of them."""
+    random = torch.Generator().manual_seed(seed)
+    height, width, tile = 230, 310, 100
+    cells = [(x, y) for x in range(0, width - 30, 30) for y in range(0, height - 30, 30)]
+    chosen = [cell for cell in cells if torch.rand((), generator=random) < 0.5]
+    truth = []
+    for x, y in chosen:
+        w, h = torch.randint(8, 19, (2,), generator=random).tolist()
+        truth.append([x + 2, y + 2, x + 2 + w, y + 2 + h])
+    windows = tile_windows(height, width, tile, overlap)
+    found = []
+    for left, top, right, bottom in windows:
+        rows = []
+        for x1, y1, x2, y2 in truth:
+            seen = [max(x1, left) - left, max(y1, top) - top, min(x2, right) - left, min(y2, bottom) - top]
+            if seen[2] - seen[0] >= 3 and seen[3] - seen[1] >= 3:
+                rows.append((float(torch.rand((), generator=random)), 0, seen))
+        found.append(in_tile(rows))
+    boxes = merge_tiles(found, windows, (height, width)).boxes.tolist()
+    assert sorted(boxes) == sorted([float(side) for side in box] for box in truth)
