@@ -106,7 +106,7 @@ def _batch(detector: Detector, dataset: DetectionDataset, image_id: int, world_s
     """The image's place in the data set; the image and those behind it as the model sees them, in its own labels."""
     if not 1 <= world_size <= len(dataset):
         raise InputError(f"--world-size {world_size}: give each GPU an image, {dataset.name} has {len(dataset)}")
-    ids = [dataset.target(i)["image_id"] for i in range(len(dataset))]
+    ids = [dataset.image_id(i) for i in range(len(dataset))]
     if image_id not in ids:
         known = ", ".join(map(str, ids[:5]))
         raise InputError(f"{dataset.name}: no image has the id {image_id}: take another --image-id, such as {known}")

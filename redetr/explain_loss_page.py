@@ -160,7 +160,9 @@ def _total_part(explanation: LossExplanation) -> str:
     ce, l1, giou = map(_number, weights)
     total = _number(first.losses["loss"])
     where = "" if len(explanation.shares) == 1 else ", divided as in this batch"
-    return _TOTAL.format(where=where, ce=ce, l1=l1, giou=giou, table=_wide(heads, [*rows, ["total", "", "", "", total]]))
+    return _TOTAL.format(
+        where=where, ce=ce, l1=l1, giou=giou, table=_wide(heads, [*rows, ["total", "", "", "", total]])
+    )
 
 
 def _wide(heads: list[str], rows: Sequence[Sequence[object]]) -> str:

@@ -24,11 +24,16 @@ img { max-width: 100%; border: 1px solid #ddd }
 
 
 def write_page(path: Path, title: str, parts: Iterable[str], script: str = "", style: str = "") -> None:
-    """Writes an HTML document, whole or not at all. `parts` are HTML, `title` is text; `script` runs at the end."""
+    """Writes the document, whole or not at all."""
+    page = document(title, parts, script, style)
+    write_whole(path, lambda place: place.write_text(page, encoding="utf-8"))
+
+
+def document(title: str, parts: Iterable[str], script: str = "", style: str = "") -> str:
+    """An HTML document. `parts` are HTML, `title` is text; `script` runs at the end."""
     head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}{style}</style>"
     tail = f"<script>{script}</script>" if script else ""
-    page = f"<!DOCTYPE html>\n<html lang='en'><head>{head}</head><body>{''.join(parts)}{tail}</body></html>\n"
-    write_whole(path, lambda place: place.write_text(page, encoding="utf-8"))
+    return f"<!DOCTYPE html>\n<html lang='en'><head>{head}</head><body>{''.join(parts)}{tail}</body></html>\n"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -52,6 +52,10 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, Target]]):
     def target(self, index: int) -> Target:
         """The objects of one image, boxes xyxy in pixels of the stored image, which is not decoded for it."""
 
+    def image_id(self, index: int) -> int:
+        """The id of one image; cheaper than its target where that is computed."""
+        return self.target(index)["image_id"]
+
     @abstractmethod
     def image(self, index: int) -> Tensor:
         """The image, uint8 `[3, H, W]` RGB. Raises InputError if its file cannot be decoded."""
