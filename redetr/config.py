@@ -73,6 +73,8 @@ class TrainConfig:
     """Options of the model as name=value, such as num_queries=300."""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
+    compile: bool = False
+    """Compile the model with torch.compile: minutes at the start, faster steps from then on."""
     device: str = "auto"
     """auto, cpu or cuda."""
     seed: int = 0

@@ -52,8 +52,8 @@ class DETR(DetectionModel):
             states = states[-1:]
         logits = at_least_float32(self.class_embed(states))
         boxes = at_least_float32(self.bbox_embed(states)).sigmoid()
-        layers = [Outputs(pred_logits=c, pred_boxes=b) for c, b in zip(logits, boxes, strict=True)]
-        return Outputs(**layers[-1], aux_outputs=layers[:-1])
+        layers: list[Outputs] = [{"pred_logits": c, "pred_boxes": b} for c, b in zip(logits, boxes, strict=True)]
+        return {**layers[-1], "aux_outputs": layers[:-1]}
 
 
 def detr(

@@ -187,24 +187,24 @@ class FastDETR(DetectionModel):
         content = _take(memory, best)
         if not self.aux_loss:
             boxes = self._proposals(_take(anchors, best), content)
-            return Outputs(**self._decode(content, boxes, (memory, shapes, valid_ratio))[-1], aux_outputs=[])
+            return {**self._decode(content, boxes, (memory, shapes, valid_ratio))[-1], "aux_outputs": []}
         enc_boxes = self._proposals(anchors, memory)
         layers = self._decode(content, _take(enc_boxes.detach(), best), (memory, shapes, valid_ratio))
-        enc_outputs = Outputs(pred_logits=enc_logits, pred_boxes=enc_boxes)
-        return Outputs(**layers[-1], aux_outputs=layers[:-1], enc_outputs=enc_outputs)
+        enc_outputs: Outputs = {"pred_logits": enc_logits, "pred_boxes": enc_boxes}
+        return {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": enc_outputs}
 
     def _proposals(self, anchors: Tensor, features: Tensor) -> Tensor:
         return (inverse_sigmoid(anchors) + at_least_float32(self.enc_bbox_embed(features))).sigmoid()
 
     def _decode(self, content: Tensor, boxes: Tensor, image: tuple) -> list[Outputs]:
         x = self.query_embed.weight[: boxes.shape[1]] + content
-        outputs = []
+        outputs: list[Outputs] = []
         for layer, class_embed, bbox_embed in zip(self.decoder, self.class_embed, self.bbox_embed, strict=True):
             box_sines = sine_features(boxes * (2 * math.pi), self.hidden_dim // 2).flatten(-2)
             x = layer(x, self.query_pos(box_sines), boxes, *image)
             refined = (inverse_sigmoid(boxes) + at_least_float32(bbox_embed(x))).sigmoid()
             if self.aux_loss or layer is self.decoder[-1]:
-                outputs.append(Outputs(pred_logits=at_least_float32(class_embed(x)), pred_boxes=refined))
+                outputs.append({"pred_logits": at_least_float32(class_embed(x)), "pred_boxes": refined})
             boxes = refined.detach()  # each layer learns its own correction
         return outputs
 
