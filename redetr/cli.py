@@ -14,6 +14,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "explain",
+    "app",
     "check",
     "convert",
     "export",
@@ -29,6 +30,7 @@ USAGE = """redetr: DETR one can read in an afternoon and trust on any number of 
   redetr evaluate CHECKPOINT [--report DIR]     the twelve COCO numbers, AP per class; a page on what goes wrong
   redetr predict CHECKPOINT SOURCE...           boxes on images, folders, videos, web addresses
   redetr explain CHECKPOINT IMAGE               pages: where DETR looked, how boxes and loss came about
+  redetr app CHECKPOINT                         a page in the browser: drop an image, click a box; HTTP
   redetr check PATH [--report DIR]              what in a data set would spoil training, before it does
   redetr convert FOLDER NEW --to FORM           the same data set as coco, yolo or voc
   redetr export CHECKPOINT --format FORMAT      ONNX, OpenVINO or torch.export, compared with PyTorch

@@ -77,6 +77,9 @@ class DigitsDataset(DetectionDataset):
     def target(self, index: int) -> Target:
         return _target(_arranged(self._random(index), self.split), self._position(index))
 
+    def image_id(self, index: int) -> int:
+        return self._position(index)
+
     def image(self, index: int) -> Tensor:
         return self.sample(index)[0]
 

@@ -1,0 +1,77 @@
+"""`redetr app`"""
+
+import os
+import signal
+import socket
+import tempfile
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import tyro
+from PIL import Image
+
+from redetr.commands.console import OUT
+from redetr.errors import InputError
+from redetr.predict import load
+
+_GOODBYE_S = 2  # for answers that are under way when the server is stopped
+
+
+@dataclass(frozen=True)
+class App:
+    """A page in the browser: drop an image, see what is found, where the model looked, and how training would judge it;
+    and the same over HTTP. Uploads stay on this machine and are deleted at the end."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets in whoever can reach this machine, and asks for no password."""
+    port: int = 7860
+    """0 = any free one."""
+    data: str | None = None
+    """digits, crowns, or a folder, for matching and loss; default: what the checkpoint was trained on."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    def run(self) -> None:
+        if not find_spec("gradio"):
+            raise InputError("gradio is not installed; it comes with: pip install redetr[app]")
+        detector = load(self.checkpoint, device=self.device)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page has its own limit
+        with tempfile.TemporaryDirectory(prefix="redetr-app-") as uploads, self._socket() as listening:
+            quiet = {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+            os.environ.update(quiet)  # Gradio reads it when it is imported
+            import uvicorn
+
+            from redetr.app import Page, web_app
+            from redetr.app_api import Turns
+
+            page = Page(detector, self.data, Turns())
+            if self.data:
+                _ = page.dataset  # what is wrong with it is told now
+            app = web_app(page, Path(self.checkpoint).name, self.host, Path(uploads))
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GOODBYE_S)
+            OUT.print(f"open http://{self._address(listening)}/ in a browser; Ctrl-C ends it", soft_wrap=True)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are deleted then, too
+            with suppress(KeyboardInterrupt):
+                uvicorn.Server(config).run([listening])
+
+    def _socket(self) -> socket.socket:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            return socket.create_server((self.host, self.port), family=family)
+        except (OSError, OverflowError) as error:
+            raise InputError(
+                f"cannot listen at {self.host}, port {self.port} ({error}): give another --host or --port"
+            ) from None
+
+    def _address(self, listening: socket.socket) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{listening.getsockname()[1]}"
+
+
+parse = partial(tyro.cli, App, prog="redetr app")
