@@ -100,6 +100,8 @@ def export(
     if AP moves by more than `max_ap_drop` points; then nothing is written.
     """
     config.check()
+    if config.precision == "int8" and not train:
+        raise InputError("--precision int8 learns the ranges of values on training images: give --data")
     trial = Trial(detector, config, held_out, images, batch_size) if held_out else None
     described = json.dumps(describe(detector, config, trial.threshold() if trial else 0.5))
     module = Processed(detector.model, detector.image_size) if config.processing else Plain(detector.model)

@@ -1,5 +1,6 @@
 """A traced program as a file: written as ONNX, OpenVINO or `torch.export`, and opened again to be run."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -35,13 +36,13 @@ def write_file(
     if format == "torch":
         torch.export.save(program, path, extra_files={f"{ABOUT}.json": about})
         return
-    onnx_path = path.with_suffix(".onnx")
-    _write_onnx(program, onnx_path, about, inputs, outputs)
-    if precision == "int8":
-        _quantize(onnx_path, inputs, calibration)
-    if format == "openvino":
-        _write_openvino(onnx_path, path, about, precision)
-        onnx_path.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_path = path if format == "onnx" else Path(folder) / "model.onnx"
+        _write_onnx(program, onnx_path, about, inputs, outputs)
+        if precision == "int8":
+            _quantize(onnx_path, inputs, calibration)
+        if format == "openvino":
+            _write_openvino(onnx_path, path, about, precision)
 
 
 def _write_onnx(
