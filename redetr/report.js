@@ -7,10 +7,11 @@ const percent = value => value === null || value === undefined || isNaN(value) ?
 const f1 = (p, r) => p === null || r === null ? null : p + r > 0 ? 2 * p * r / (p + r) : 0;
 const plain = text => text.replace(/[&<>]/g, sign => `&#${sign.charCodeAt(0)};`);
 const mark = k => runs.length > 1 ? "AB"[k] + " " : "";
-let each = false; // whether every class has the threshold that is best for it
+let mode = "all"; // the best threshold of each checkpoint for "all" classes, for "each" class, or that of the "slider"
+const thresholdOf = run => mode === "slider" ? +slider.value : run.threshold;
 
 // A chart in its figure: lines are {name, color, points: [[x, y]], dash, faint, sizes}, y null where there is nothing.
-function chart(name, x, y, lines, at = null) {
+function chart(name, x, y, lines, marks = []) {
   const figure = document.querySelector(`[data-chart=${name}]`);
   if (!figure) return;
   const [left, top, width, height] = [48, 12, 500, 270];
@@ -32,11 +33,11 @@ function chart(name, x, y, lines, at = null) {
   }
   svg += `<text x="${left + width}" y="${top + height + 32}" text-anchor="end">${x.label}</text>`;
   if (x.diagonal) svg += `<path class="mark" d="M${put([0, 0])}L${put([1, 1])}"/>`;
-  if (at !== null) svg += `<path class="mark" d="M${put([at, 0])}V${top}"/>`;
+  for (const at of marks) svg += `<path class="mark" d="M${put([at, 0])}V${top}"/>`;
   for (const { points, color, dash, faint, sizes } of lines) {
     const shown = points.filter(([, b]) => b !== null && b !== undefined);
     svg += `<path stroke="${color}" stroke-width="${faint ? 1 : 2}" opacity="${faint ? 0.35 : 1}" stroke-dasharray="${dash || ""}" d="${shown.map((p, i) => (i ? "L" : "M") + put(p).map(v => v.toFixed(1))).join("")}"/>`;
-    (sizes || []).forEach((size, i) => { const [u, v] = put(points[i]); svg += `<circle cx="${u}" cy="${v}" r="${size}" fill="${color}" opacity=".7"/>`; });
+    shown.forEach((point, i) => { const size = sizes ? sizes[i] : shown.length < 30 ? 2.5 : 0, [u, v] = put(point); svg += `<circle cx="${u}" cy="${v}" r="${size}" fill="${color}" opacity=".7"/>`; });
   }
   figure.innerHTML = `<svg class="plot" role="img" aria-label="${y.label} over ${x.label}" viewBox="0 0 560 320">${svg}</svg><figcaption></figcaption>`;
   const plot = figure.firstChild, named = lines.filter(line => line.name);
@@ -70,7 +71,7 @@ function drawCurves() {
       { name: mark(k) + "F1", color: shades[2], points: over(curves.precision.map((p, i) => f1(p, curves.recall[i]))) });
   });
   chart("pr", share("recall"), share("precision"), lines);
-  chart("confidence", { label: "threshold", max: 1 }, share("%"), triples, +slider.value);
+  chart("confidence", { label: "threshold", max: 1 }, share("%"), triples, runs.map(thresholdOf));
 }
 
 function drawOnce() {
@@ -94,26 +95,27 @@ function drawOnce() {
 }
 
 // What entry gives at the threshold: {precision, recall, f1}.
-function at(entry, own) {
-  if (own) return entry.best || { precision: null, recall: null, f1: null };
-  const i = Math.round(100 * slider.value), [precision, recall] = [entry.curves.precision[i], entry.curves.recall[i]];
+function at(entry, run) {
+  if (mode === "each" && entry !== run.all) return entry.best || { precision: null, recall: null, f1: null };
+  const i = Math.round(100 * thresholdOf(run)), [precision, recall] = [entry.curves.precision[i], entry.curves.recall[i]];
   return { precision, recall, f1: f1(precision, recall) };
 }
 
 function follow() {
-  const threshold = +slider.value;
-  document.querySelector("#threshold output").value = each ? "each" : threshold.toFixed(2);
+  const thresholds = runs.map(run => thresholdOf(run).toFixed(2));
+  document.querySelector("#threshold output").value = [...new Set(thresholds)].join(" / ");
   document.querySelector("#threshold span").innerHTML = runs.map((run, k) => {
-    const { precision, recall, f1 } = at(run.all, false);
-    return each ? "" : `${runs.length > 1 ? `<b class="who who${k}">${"AB"[k]}</b>` : ""}precision ${percent(precision)} &nbsp; recall ${percent(recall)} &nbsp; F1 ${percent(f1)}`;
+    const { precision, recall, f1 } = at(run.all, run);
+    return `${runs.length > 1 ? `<b class="who who${k}">${"AB"[k]}</b>` : ""}precision ${percent(precision)} &nbsp; recall ${percent(recall)} &nbsp; F1 ${percent(f1)}`;
   }).join(" &nbsp; ");
-  document.querySelectorAll("#threshold button").forEach(button => button.classList.toggle("on", (button.dataset.mode === "each") === each && (each || threshold === runs[0].threshold)));
+  document.querySelectorAll("#threshold button").forEach(button => button.classList.toggle("on", button.dataset.mode === mode));
   document.querySelectorAll("td[data-what]").forEach(cell => {
     const { class: name, run, what } = cell.dataset;
-    cell.textContent = percent(at(runs[run].per_class[name], each)[what]);
+    cell.textContent = percent(at(runs[run].per_class[name], runs[run])[what]);
   });
   document.querySelectorAll(".scene.live").forEach(scene => {
     let wrong = 0, missed = 0, shown = 0;
+    const threshold = thresholdOf(runs[scene.dataset.run]);
     scene.querySelectorAll(".box").forEach(box => {
       const visible = "score" in box.dataset ? +box.dataset.score >= threshold : +box.dataset.found < threshold;
       box.classList.toggle("hidden", !visible);
@@ -142,9 +144,9 @@ function sortBy(table, column, head) {
 
 select.append(new Option("all classes", ""), ...data.classes.map(name => new Option(name, name)));
 select.onchange = drawCurves;
-slider.oninput = () => { each = false; follow(); };
+slider.oninput = () => { mode = "slider"; follow(); };
 document.querySelectorAll("#threshold button").forEach(button => button.onclick = () => {
-  each = button.dataset.mode === "each";
+  mode = button.dataset.mode;
   slider.value = runs[0].threshold;
   follow();
 });

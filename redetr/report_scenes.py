@@ -34,9 +34,10 @@ def _card(report: Report, number: int, place: int) -> str:
     image.thumbnail((_PICTURE_PX, _PICTURE_PX))
     picture = f"<image id='picture{number}' href='{data_uri(image)}' width='{width}' height='{height}'/>"
     titles = ["found"] if len(report.judged) == 1 else ["A", "B"]
-    panels = [scene.panel("ground truth", "", picture + scene.truth(report.judged[0]))]
-    panels += [scene.panel(title, "live", f"<use href='#picture{number}'/>{scene.found(judged)}")
-               for title, judged in zip(titles, report.judged, strict=True)]  # fmt: skip
+    panels = [scene.panel("ground truth", "class='scene'", picture + scene.truth(report.judged[0]))]
+    for k, (title, judged) in enumerate(zip(titles, report.judged, strict=True)):
+        drawing = f"<use href='#picture{number}'/>{scene.found(judged)}"
+        panels.append(scene.panel(title, f"class='scene live' data-run='{k}'", drawing))
     image_id = report.numbers["images"][number]["image_id"]
     return f"<article><h3>image {image_id}</h3><div class='panels'>{''.join(panels)}</div></article>"
 
@@ -49,10 +50,10 @@ class _Scene:
     size: tuple[int, int]  # width, height
     class_names: tuple[str, ...]
 
-    def panel(self, title: str, kind: str, content: str) -> str:
+    def panel(self, title: str, attributes: str, content: str) -> str:
         width, height = self.size
         return (
-            f"<figure><figcaption>{title} <span></span></figcaption><svg class='scene {kind}' role='img' "
+            f"<figure><figcaption>{title} <span></span></figcaption><svg {attributes} role='img' "
             f"aria-label='{title}' viewBox='0 0 {width} {height}' style='font-size:{_LETTERS * max(self.size):.2f}px'>"
             f"{content}</svg></figure>"
         )
