@@ -16,6 +16,7 @@ from redetr.data.transforms import resizer
 from redetr.distributed import pick_device
 from redetr.errors import InputError
 from redetr.evaluate import autocast, pick_precision
+from redetr.inference import for_inference
 from redetr.models import build
 from redetr.postprocess import Detections, detect
 from redetr.sources import read_source
@@ -45,6 +46,19 @@ class Detector:
     def classes(self) -> list[tuple[int, str]]:
         """Category id and name of each label."""
         return list(zip(self.category_ids, self.class_names, strict=True))
+
+    def optimize(self, compile: bool = False) -> "Detector":
+        """This detector with a model made ready to answer: see `for_inference`; also in bf16 where the hardware
+        multiplies it fast, and compiled if asked for, which takes a minute at the first image.
+
+        Scores and boxes change by rounding: up to some 1e-5 in fp32; in bf16, AP by less than 0.2. The model gives no
+        `aux_outputs` any more.
+        """
+        self.model = for_inference(self.model)
+        self.dtype = pick_precision("auto", self.device)
+        if compile:
+            self.model.compile(dynamic=True)
+        return self
 
     @torch.inference_mode()
     def predict(self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.5, tile: int | None = None,

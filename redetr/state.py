@@ -15,8 +15,8 @@ from redetr.files import remove_unfinished, write_json
 from redetr.structures import DetectionModel
 
 # A resumed run may say these anew; all else decides what is computed.
-_MAY_CHANGE = {"output", "data", "resume", "device", "compile", "accumulate", "num_workers", "cache_mb", "cache_dir", "log_every",
-               "eval_every", "save_every", "timeout_s"}  # fmt: skip
+_MAY_CHANGE = {"output", "data", "resume", "device", "compile", "accumulate", "num_workers", "cache_mb", "cache_dir",
+               "log_every", "eval_every", "save_every", "timeout_s"}  # fmt: skip
 
 
 @dataclass

@@ -62,3 +62,15 @@ def test_folding_by_hand():
     folded = for_inference(model)  # type: ignore[arg-type]
     assert folded[0].weight.item() == pytest.approx(3)
     assert folded[0].bias.item() == pytest.approx(3.5)
+
+
+def test_an_optimized_detector_finds_the_same(shared_coco):
+    def detector() -> redetr.Detector:
+        return redetr.Detector(built("detr_r50"), ("a", "b", "c"), (1, 2, 3), image_size=96, device="cpu")
+
+    images = sorted((shared_coco / "val").glob("*.jpg"))
+    plain, ready = detector(), detector().optimize()
+    assert plain.model.aux_loss and not ready.model.aux_loss
+    for expected, given in zip(plain.predict(images, 0.0), ready.predict(images, 0.0), strict=True):
+        torch.testing.assert_close(given.scores, expected.scores, rtol=1e-4, atol=1e-4)
+        assert (given.boxes - expected.boxes).abs().max() < 0.1  # of 64 px

@@ -66,7 +66,7 @@ class Predict:
     def run(self) -> None:
         self._check()
         sources = find_sources(self.source)
-        detector = load(self.checkpoint, device=self.device)
+        detector = load(self.checkpoint, device=self.device).optimize()
         unknown = [name for name in self.classes if name not in detector.class_names]
         if unknown:
             raise InputError(f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}")
