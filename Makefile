@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint bench docs clean
+.PHONY: demo test slow lint bench bench-gpu docs clean
 
 demo: .venv/installed
 	$(BIN)/redetr demo
@@ -18,10 +18,21 @@ lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Every question that a CPU can answer; results in benchmarks/results. Hours of learning: benchmarks/convergence.py.
 bench: .venv/installed-dev
+	for script in criterion evaluation training_step inference loader check scaling; do \
+		$(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/learning.py digits
 	$(BIN)/python benchmarks/learning.py crowns
 	$(BIN)/python benchmarks/overfit.py
+
+# With a GPU, in the Python that is there: torch, torchvision, numpy, scipy and what redetr imports are enough.
+bench-gpu:
+	for precision in fp32 bf16; do \
+		$(PYTHON) benchmarks/training_step.py --device cuda --precision $$precision --height 800 --width 1066 \
+			--batch-size 8 --rounds 10 --without-transformers || exit 1; done
+	$(PYTHON) benchmarks/inference.py --device cuda --precision bf16 --rounds 20 --compile --without-transformers
+	$(PYTHON) benchmarks/criterion.py --device cuda --without-transformers
 
 docs: .venv/installed-dev
 	$(BIN)/mkdocs build

@@ -6,7 +6,7 @@
 The same work on all sides: the stem and the first stage are frozen, auxiliary losses are on, AdamW steps, the gradient
 is clipped. Sides take turns; medians. The others compute in fp32, as their users do unless told otherwise; on a GPU
 there is a side of Transformers in bf16, too. Peak memory of a step: on a GPU, as torch counts it. Writes
-results/DATE-training-step-DEVICE.json.
+results/DATE-training-step-DEVICE-PRECISION.json.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def main() -> None:
                                "times faster": times_faster(seconds, "redetr")}  # fmt: skip
     if gpu:
         content["peak MB, all sides' weights included"] = {name: peak_mb(step) for name, step in sides.items()}
-    record(f"training-step-{arguments.device}", content)
+    record(f"training-step-{arguments.device}-{str(dtype).removeprefix('torch.')}", content)
 
 
 if __name__ == "__main__":
