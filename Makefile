@@ -22,7 +22,7 @@ lint: .venv/installed-dev
 bench: .venv/installed-dev
 	for script in criterion evaluation training_step inference loader check scaling; do \
 		$(BIN)/python benchmarks/$$script.py || exit 1; done
-	$(BIN)/python benchmarks/learning.py digits
+	$(BIN)/python benchmarks/learning.py digits --plain --seeds 0 1 2
 	$(BIN)/python benchmarks/learning.py crowns
 	$(BIN)/python benchmarks/overfit.py
 

@@ -1,7 +1,8 @@
 """What does a detector learn in five minutes on two cores, from scratch? The fast form against plain DETR.
 
-    python benchmarks/learning.py digits      # redetr_n, then plain DETR for the same training time
-    python benchmarks/learning.py crowns      # redetr_n on aerial photographs
+    python benchmarks/learning.py digits --plain      # redetr_n, then plain DETR for the same training time
+    python benchmarks/learning.py digits --seeds 0 1 2
+    python benchmarks/learning.py crowns              # redetr_n on aerial photographs
 
 Steps are fixed, not minutes: schedules on a wall clock are fragile on a shared machine. The training time that is
 reported excludes evaluation. Writes results/DATE-learning-DATA.json and a plot (and a picture of predictions) beside
@@ -48,23 +49,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=("digits", "crowns"))
     parser.add_argument("--steps", type=int, default=0, help="of redetr_n; default: the demo's")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--plain", action="store_true", help="plain DETR as well, on digits")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        config = replace(demo_config(arguments.data, folder / "fast", arguments.steps), seed=arguments.seed)
-        evaluations = {"redetr_n": run(config)}
-        runs, names = [folder / "fast"], ["redetr_n"]
-        if arguments.data == "digits":
-            evaluations["detr_tiny"] = run(plain_config(folder, evaluations["redetr_n"][-1]["time_s"]))
-            runs, names = [*runs, folder / "plain"], [*names, "plain DETR, scaled down"]
+        runs = {f"redetr_n, seed {seed}": folder / str(seed) for seed in arguments.seeds}
+        configs = [demo_config(arguments.data, run, arguments.steps) for run in runs.values()]
+        evaluations = {name: run(replace(config, seed=seed))
+                       for name, config, seed in zip(runs, configs, arguments.seeds, strict=True)}  # fmt: skip
+        last = [lines[-1] for lines in evaluations.values()]
+        if arguments.plain:
+            evaluations["detr_tiny"] = run(plain_config(folder, last[0]["time_s"]))
+            runs["plain DETR, scaled down"] = folder / "plain"
         stem = f"{datetime.date.today().isoformat()}-learning-{arguments.data}"
         RESULTS.mkdir(exist_ok=True)
-        plot_curves(runs, RESULTS / f"{stem}.png", names)
-        detector = load(folder / "fast")
+        plot_curves(list(runs.values()), RESULTS / f"{stem}.png", list(runs))
+        detector = load(folder / str(arguments.seeds[0]))
         picture = prediction_grid(detector, open_dataset(arguments.data, "val"), count=6)
         save_image(picture, RESULTS / f"{stem}-predictions.jpg")
-        record(f"learning-{arguments.data}", {"n": 1, "seed": arguments.seed, "evaluations": evaluations})
+        means = {key: sum(line[key] for line in last) / len(last) for key in ("AP", "AP50", "time_s")}
+        record(f"learning-{arguments.data}", {"n": len(last), "seeds": arguments.seeds, "mean at the end": means,
+                                              "evaluations": evaluations})  # fmt: skip
 
 
 if __name__ == "__main__":
