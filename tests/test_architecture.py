@@ -79,8 +79,27 @@ def test_the_package_stays_small():
 
 def test_the_core_can_be_read_in_an_afternoon():
     """From a batch to the next set of weights, and to the numbers of an evaluation."""
-    core = ("structures", "boxes", "matcher", "losses", "muon", "optim", "ema", "config", "recipes", "state", "checkpoint",
-            "distributed", "train", "monitor", "evaluate", "metrics", "postprocess", "inference", "weights")  # fmt: skip
+    core = (
+        "structures",
+        "boxes",
+        "matcher",
+        "losses",
+        "muon",
+        "optim",
+        "ema",
+        "config",
+        "recipes",
+        "state",
+        "checkpoint",
+        "distributed",
+        "train",
+        "monitor",
+        "evaluate",
+        "metrics",
+        "postprocess",
+        "inference",
+        "weights",
+    )
     assert lines_that_are_not_blank([*(ROOT / f"{name}.py" for name in core), *ROOT.glob("models/*.py")]) <= 3_500
 
 
