@@ -31,6 +31,7 @@ from redetr.metrics import GroundTruth, coco_metrics
 from redetr.postprocess import Detections
 from redetr.predict import load
 from redetr.tiles import merge_tiles, tile_windows
+from redetr.visualize import draw_boxes
 
 OVERLAPS = (0.2, 0.35)
 SHOWN = 0.35  # the overlap of the picture
@@ -66,7 +67,7 @@ def main() -> None:
             shown = found
     # As many as there are crowns, the surest ones: see `demo.prediction_grid`.
     sure = shown.above(float(shown.scores[min(int((~ignored).sum()), len(shown)) - 1]))
-    picture = sure.draw(image, scale=1)
+    picture = draw_boxes(image, sure.boxes, [""] * len(sure), None, sure.labels.tolist(), scale=1)
     picture.save(RESULTS / f"{datetime.date.today().isoformat()}-tiles-crowns.jpg", quality=80)
     about = {"pixels": [width - left, height], "objects": int((~ignored).sum()), "tile": VAL_PX, "n": 1}
     record("tiles", {**about, "rows": rows, "shown": {"overlap": SHOWN, "score": float(sure.scores.min())}})

@@ -33,6 +33,7 @@ _READABLE_PX = 480
 _INK: Color = (33, 37, 41)
 _PAPER: Color = (255, 255, 255)
 _GAP_PX = 12
+_MANY = 30  # boxes in one picture
 
 
 def class_color(label: int) -> Color:
@@ -73,8 +74,8 @@ def draw_boxes(
     if scores is not None:
         labels = [f"{label} {100 * score:.0f}%" for label, score in zip(labels, scores, strict=True)]
     drawing = ImageDraw.Draw(picture)
-    line_px = max(2, round(max(picture.size) / 250))
     edges = boxes * scale
+    line_px = max(2, round(_drawn_for(picture, edges.tolist()) / 250))
     # The edge at x = 10 ends the pixel 9; PIL refuses boxes that are inside out.
     edges[:, 2:] = torch.maximum(edges[:, :2], edges[:, 2:] - 1)
     enlarged = edges.tolist()
@@ -170,7 +171,7 @@ def read_metrics(run: PathLike) -> Metrics:
 def _draw_tags(picture: Image.Image, boxes: list[list[float]], texts: Sequence[str], classes: Sequence[int]) -> None:
     """Writes the texts at their boxes on the color of the class, each where it hides least of the earlier ones."""
     drawing = ImageDraw.Draw(picture)
-    font: Any = ImageFont.load_default(max(15, round(max(picture.size) / 42)))
+    font: Any = ImageFont.load_default(max(15, round(_drawn_for(picture, boxes) / 42)))
     height = font.size * 1.25
     taken = torch.zeros(0, 4)
     for (left, top, _, bottom), text, label in zip(boxes, texts, classes, strict=True):
@@ -186,6 +187,12 @@ def _draw_tags(picture: Image.Image, boxes: list[list[float]], texts: Sequence[s
         drawing.rectangle(place.tolist(), fill=color)
         ink = _INK if np.dot(color, (0.299, 0.587, 0.114)) > 140 else _PAPER  # whichever contrasts more
         drawing.text((x + 4, float(place[1]) + height / 2), text, ink, font, anchor="lm")
+
+
+def _drawn_for(picture: Image.Image, boxes: list[list[float]]) -> float:
+    """The side that lines and tags are made for, px: that of the picture, or less if it is full of small boxes."""
+    sides = sorted(max(right - left, bottom - top) for left, top, right, bottom in boxes)
+    return min(max(picture.size), 12 * sides[len(sides) // 2]) if len(boxes) > _MANY else max(picture.size)
 
 
 def _edges(sizes: Sequence[int]) -> list[int]:
