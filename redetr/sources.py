@@ -162,7 +162,7 @@ def download(address: str) -> bytes:
                     urllib.request.HTTPRedirectHandler, urllib.request.HTTPDefaultErrorHandler,
                     urllib.request.HTTPErrorProcessor, urllib.request.UnknownHandler):  # fmt: skip
         opener.add_handler(handler())
-    request = urllib.request.Request(address, headers={"User-Agent": "redetr", "Accept": "image/*"})
+    request = urllib.request.Request(address, headers={"Accept": "image/*"})
     deadline = time.monotonic() + _LONGEST_S
     try:
         with opener.open(request, timeout=TIMEOUT_S) as answer:
