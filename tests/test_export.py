@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from redetr.export_files import SUFFIXES, open_file, write_file
 from redetr.export_graph import Plain, Processed, trace
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
+opened = cache(open_file)
 ROOT = Path(__file__).parent.parent
 FAST = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "dec_layers": 1, "dim_feedforward": 64}
 SHAPES = ((1, 96, 128), (4, 64, 64), (3, 136, 72))  # batch, height, width
@@ -81,7 +83,7 @@ def assert_same(of: Detector, path: Path, *arrays: np.ndarray) -> None:
     """The file's logits and boxes are PyTorch's, up to 1e-4."""
     with torch.no_grad():
         expected = Plain(of.model)(*map(torch.from_numpy, arrays))
-    for output, wanted in zip(open_file(path)(list(arrays)), expected, strict=True):
+    for output, wanted in zip(opened(path)(list(arrays)), expected, strict=True):
         np.testing.assert_allclose(output, wanted.numpy(), rtol=1e-4, atol=1e-4)
 
 
@@ -94,7 +96,7 @@ def test_the_fast_form_at_any_batch_and_size(form, shape, fast, plain):
 
 @pytest.mark.parametrize("form", SUFFIXES)
 def test_fewer_positions_than_queries(form, fast, plain):
-    logits, _ = open_file(plain[form])([noise(1, 3, 40, 40)])
+    logits, _ = opened(plain[form])([noise(1, 3, 40, 40)])
     assert logits.shape == (1, 5 * 5 + 3 * 3 + 2 * 2, 3)
     assert_same(fast, plain[form], noise(1, 3, 40, 40))
 
@@ -172,7 +174,7 @@ def assert_detects(of: Detector, path: Path) -> None:
     """A file with processing gives what `predict` does; resized pixels may differ by one step of 256."""
     for batch, height, width in ((1, 150, 200), (4, 64, 80), (1, 300, 96)):
         images = picture(height, width).expand(batch, -1, -1, -1)
-        scores, labels, boxes = open_file(path)([images.numpy()])
+        scores, labels, boxes = opened(path)([images.numpy()])
         expected = of.predict(list(images), threshold=0.0)
         for found, *values in zip(expected, scores, labels, boxes, strict=True):
             np.testing.assert_allclose(values[0], found.scores, atol=5e-3)
@@ -279,7 +281,7 @@ def averages(data: Path | None = None, **options) -> Detector:
 def test_a_trial_of_a_file_with_processing(middle, processed):
     """Images of two sizes go in by size, and come out in their places."""
     of, dataset = averages(resize="aspect", max_size=70), open_dataset(middle, "val")
-    comparison = Trial(of, ExportConfig(processing=True), dataset, 100, 2).compare(open_file(processed["onnx"]))
+    comparison = Trial(of, ExportConfig(processing=True), dataset, 100, 2).compare(opened(processed["onnx"]))
     assert comparison.images == 5
     assert comparison.differences["boxes"][0] < 0.2  # pixels
     assert comparison.ap[1] == pytest.approx(comparison.ap[0])

@@ -14,11 +14,13 @@ from PIL import Image
 
 
 def main(file: str, image: str, threshold: float | None = None) -> None:
+    core = openvino.Core()
+    model = core.read_model(file)
+    about = json.loads(model.get_rt_info("redetr").value)
     # f32: CPUs with bf16 units would otherwise compute in bf16, faster and a little less exact.
-    model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    about = json.loads(model.get_runtime_model().get_rt_info("redetr").value)
+    detect = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     pixels = np.asarray(Image.open(image).convert("RGB")).transpose(2, 0, 1)  # uint8 [3, H, W]
-    scores, labels, boxes = model([pixels[None]]).values()
+    scores, labels, boxes = detect([pixels[None]]).values()
     threshold = about["threshold"] if threshold is None else threshold
     for score, label, box in zip(scores[0], labels[0], boxes[0], strict=True):
         if score >= threshold:
