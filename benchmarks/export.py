@@ -42,21 +42,20 @@ def compare(checkpoint: str, images: int, folder: Path) -> list[dict]:
                    config.outputs, form, precision, some if precision == "int8" else ())  # fmt: skip
         runs.append((config, open_file(path)))
     rows = []
-    for size in (own * 3 // 4, own, own * 5 // 4):
+    for size, batch_size in ((size, batch) for size in (own * 3 // 4, own, own * 5 // 4) for batch in (1, 4)):
         detector.image_size = size
-        for batch_size in (1, 4):
-            for config, run in runs:
-                if config.processing and size != own:
-                    continue  # its size is in the file
-                if config.precision != "fp32" and (size, batch_size) != (own, 1):
-                    continue
-                result = Trial(detector, config, val, images, batch_size).compare(run)
-                rows.append({
-                    "format": config.format, "precision": config.precision, "processing": config.processing,
-                    "image_size": size, "batch_size": batch_size, "images": result.images,
-                    "AP": result.ap[1], "AP_pytorch": result.ap[0], "differences": result.differences,
-                })  # fmt: skip
-                print(rows[-1], flush=True)
+        trials = {processing: Trial(detector, ExportConfig(processing=processing), val, images, batch_size)
+                  for processing in ((False, True) if size == own else (False,))}  # fmt: skip
+        for config, run in runs:
+            if config.processing not in trials or (config.precision != "fp32" and (size, batch_size) != (own, 1)):
+                continue  # the size of files with processing is fixed
+            result = trials[config.processing].compare(run)
+            rows.append({
+                "format": config.format, "precision": config.precision, "processing": config.processing,
+                "image_size": size, "batch_size": batch_size, "images": result.images,
+                "AP": result.ap[1], "AP_pytorch": result.ap[0], "differences": result.differences,
+            })  # fmt: skip
+            print(rows[-1], flush=True)
     return rows
 
 
