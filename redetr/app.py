@@ -35,16 +35,19 @@ _LATEST: dict[str, Any] = {"trigger_mode": "always_last", "api_visibility": "pri
 class Page:
     """What the controls call. All methods that look at an image take turns."""
 
-    def __init__(self, detector: Detector, data: str | None, turns: Turns):
+    def __init__(self, detector: Detector, dataset: DetectionDataset | None, turns: Turns):
+        """`dataset` is by default what the detector was trained on, opened when it is needed."""
         self.detector, self.turns = detector, turns
-        self._data = data or detector.trained_on
+        self._dataset = dataset
 
     @cached_property
     def dataset(self) -> DetectionDataset:
-        """The images that are trained on. Raises InputError."""
-        if self._data is None:
+        """Images that are trained on. Raises InputError."""
+        if self._dataset:
+            return self._dataset
+        if self.detector.trained_on is None:
             raise InputError("the checkpoint does not say what it was trained on: start redetr app with --data")
-        return open_dataset(self._data, "train", self.detector.val_fraction)
+        return open_dataset(self.detector.trained_on, "train", self.detector.val_fraction)
 
     @cached_property
     def image_ids(self) -> list[str]:

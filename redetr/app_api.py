@@ -36,12 +36,17 @@ class Turns:
 
     def __init__(self) -> None:
         self._one = CapacityLimiter(1)
+        self._clients = 0  # one at work, the others waiting
 
     async def take(self, work: Callable[..., T], *arguments: Any) -> T:
         """What `work` returns, which runs in a thread. Raises HTTPException (503) if too many are waiting."""
-        if self._one.statistics().tasks_waiting >= _MOST_WAITING:
+        if self._clients > _MOST_WAITING:
             raise HTTPException(503, "too many images are waiting: try again in a moment")
-        return await to_thread.run_sync(work, *arguments, limiter=self._one)
+        self._clients += 1
+        try:
+            return await to_thread.run_sync(work, *arguments, limiter=self._one)
+        finally:
+            self._clients -= 1
 
 
 def read_upload(file: BinaryIO) -> Tensor:

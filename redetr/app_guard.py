@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,13 +43,14 @@ class Guard:
             await send(message)
 
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
+            return
         try:
-            receive = await self._checked(Request(scope, receive))
-        except HTTPException as error:
-            answer = JSONResponse({"error": error.detail}, error.status_code)
-            return await answer(scope, receive, send_guarded)
-        return await self._app(scope, receive, send_guarded)
+            await self._app(scope, await self._checked(Request(scope, receive)), send_guarded)
+        except HTTPException as error:  # of `_checked`: the application answers its own
+            await JSONResponse({"error": error.detail}, error.status_code)(scope, receive, send_guarded)
+        except ClientDisconnect:
+            pass  # nobody waits for an answer
 
     async def _checked(self, request: Request) -> Receive:
         """What the application receives the request by. Raises HTTPException if it is not let through."""

@@ -1,5 +1,6 @@
 """`redetr app`"""
 
+import logging
 import os
 import signal
 import socket
@@ -12,13 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import tyro
-from PIL import Image
 
+from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import OUT
+from redetr.data import open_dataset
 from redetr.errors import InputError
 from redetr.predict import load
 
-_GOODBYE_S = 2  # for answers that are under way when the server is stopped
+_GOODBYE_S = 1  # for answers that are under way when the server is stopped
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class App:
     """A page in the browser: drop an image, see what is found, where the model looked, and how training would judge it;
     and the same over HTTP. Uploads stay on this machine and are deleted at the end."""
 
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets in whoever can reach this machine, and asks for no password."""
@@ -38,10 +40,13 @@ class App:
     """auto, cpu or cuda."""
 
     def run(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise InputError(f"--port {self.port} is not between 0 and 65535")
         if not find_spec("gradio"):
             raise InputError("gradio is not installed; it comes with: pip install redetr[app]")
         detector = load(self.checkpoint, device=self.device)
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the page has its own limit
+        dataset = open_dataset(self.data, "train", detector.val_fraction) if self.data else None
+        warnings.filterwarnings("ignore", module="PIL")  # about damaged or large files, which are told to the client
         with tempfile.TemporaryDirectory(prefix="redetr-app-") as uploads, self._socket() as listening:
             quiet = {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
             os.environ.update(quiet)  # Gradio reads it when it is imported
@@ -50,21 +55,20 @@ class App:
             from redetr.app import Page, web_app
             from redetr.app_api import Turns
 
-            page = Page(detector, self.data, Turns())
-            if self.data:
-                _ = page.dataset  # what is wrong with it is told now
-            app = web_app(page, Path(self.checkpoint).name, self.host, Path(uploads))
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GOODBYE_S)
+            app = web_app(Page(detector, dataset, Turns()), Path(self.checkpoint).name, self.host, Path(uploads))
+            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GOODBYE_S))
+            # Pages that are still open are cut off at the end, which needs no traceback.
+            logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
             OUT.print(f"open http://{self._address(listening)}/ in a browser; Ctrl-C ends it", soft_wrap=True)
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are deleted then, too
             with suppress(KeyboardInterrupt):
-                uvicorn.Server(config).run([listening])
+                server.run([listening])
 
     def _socket(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
             return socket.create_server((self.host, self.port), family=family)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise InputError(
                 f"cannot listen at {self.host}, port {self.port} ({error}): give another --host or --port"
             ) from None
@@ -74,4 +78,4 @@ class App:
         return f"{host}:{listening.getsockname()[1]}"
 
 
-parse = partial(tyro.cli, App, prog="redetr app")
+parse = partial(tyro.cli, App, prog="redetr app", config=FLAGS)

@@ -1,0 +1,105 @@
+"""`redetr app` in a process of its own, with a small model that finds something."""
+
+import json
+import os
+import re
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from http.client import HTTPConnection
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import torch
+
+from redetr.checkpoint import save_weights
+from redetr.config import TrainConfig
+from tests.command_line import start
+from tests.test_explain import CLASSES, IDS, OPTIONS, small_detector
+
+
+def write_checkpoint(path: Path, trained_on: Path) -> Path:
+    """Random weights of a small fast form; scores of the last layer are spread from about 0.2 to 0.8."""
+    model = small_detector("redetr_n").model
+    last = model.class_embed[-1]
+    with torch.no_grad():
+        last.bias.zero_()
+        last.weight.mul_(2)
+    options = tuple(f"{name}={json.dumps(value)}" for name, value in OPTIONS["redetr_n"].items())
+    config = replace(TrainConfig(model="redetr_n"), image_size=64, model_options=options, data=str(trained_on))
+    about = {"config": config.to_dict(), "class_names": CLASSES, "category_ids": IDS, "step": 0, "best": {}}
+    save_weights(path, model.state_dict(), about)
+    return path
+
+
+_TOLD = ("WARNING:  Invalid HTTP request received.", "Expected boundary character")  # of attacks, a line each
+
+
+@dataclass
+class Server:
+    process: Popen
+    port: int
+    checkpoint: Path
+    folder: Path  # all that it writes
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> tuple[int, str]:
+        """Status and text of the answer."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    def predict(self, content: bytes, threshold: Any = 0.0) -> tuple[int, Any]:
+        """Status and JSON of the endpoint's answer."""
+        status, text = self.ask("POST", f"/api/predict?threshold={threshold}", content)
+        return status, json.loads(text)
+
+
+@contextmanager
+def serving(checkpoint: Path, *flags: Any) -> Iterator[Server]:
+    """The server on a free port. In the end, Ctrl-C must stop it: without a word, and with all uploads deleted."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ["app", checkpoint, "--port", 0, "--device", "cpu", *flags]
+        process = start(arguments, {"TMPDIR": folder, "PYTHONUNBUFFERED": 1, "HOME": folder})
+        limit = threading.Timer(120, process.kill)
+        limit.start()
+        try:
+            assert process.stdout
+            (port,) = re.findall(r"^open http://127.0.0.1:(\d+)/ in a browser", process.stdout.readline()) or [0]
+            assert port, process.communicate()[1]
+            yield Server(process, int(port), checkpoint, Path(folder))
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+            told = [line for line in errors.splitlines() if not line.startswith(_TOLD)]
+            assert not told, "\n".join(told)
+            assert process.returncode == 0
+            assert not list(Path(folder).glob("redetr-app-*"))
+        finally:
+            limit.cancel()
+            process.kill()
+            process.communicate()
+
+
+def peak_memory(server: Server) -> int:
+    """The most bytes that the server has had in memory so far."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    (kb,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+    return 1024 * int(kb)
+
+
+def artefacts(own: Path) -> Path:
+    """Where screenshots go."""
+    folder = Path(os.environ.get("REDETR_ARTEFACTS") or own)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,394 @@
+"""Uploads and calls that are damaged, lie or attack: each is refused in one line, and the server goes on."""
+
+import io
+import json
+import pickle
+import random
+import struct
+import subprocess
+import threading
+import zipfile
+import zlib
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from socket import SHUT_WR, create_connection
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import redetr
+from redetr.app_api import MAX_BYTES, MAX_PIXELS
+from tests.app_server import peak_memory, serving, write_checkpoint
+
+MOST_MEMORY = 300 * 2**20  # more than before the attacks
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, shared_coco):
+    """All tests ask it; at the end it must answer what it answered at first."""
+    checkpoint = write_checkpoint(tmp_path_factory.mktemp("run") / "best.safetensors", shared_coco)
+    with serving(checkpoint, "--data", shared_coco) as running:
+        expected = redetr.load(checkpoint, device="cpu").predict(picture(), 0.3).to_dict()
+        answer = 200, {"image": None, **expected}
+        assert running.predict(encoded("PNG"), 0.3) == answer
+        before = peak_memory(running)
+        yield running
+        assert running.predict(encoded("PNG"), 0.3) == answer
+        assert peak_memory(running) - before < MOST_MEMORY
+
+
+def picture(width=60, height=40):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(form, image=None, **options):
+    with io.BytesIO() as file:
+        (image or picture()).save(file, form, **options)
+        return file.getvalue()
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width, height, content=b"", before=b""):
+    """A PNG that claims a size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+def zipped(count):
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("zeros", bytes(count))
+        return file.getvalue()
+
+
+def changed(content, place, value):
+    return content[:place] + value + content[place + len(value) :]
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+NOISE = random.Random(0).randbytes
+PNG, JPEG, GIF, TIFF, WEBP, BMP = (encoded(form) for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"))
+TEXT_BOMB = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**24)))
+PROFILE_BOMB = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(2**26)))
+FILES = {
+    "empty": b"",
+    "one byte": b"\0",
+    "zeros": bytes(5000),
+    "noise": NOISE(5000),
+    "text": b"Dear model, what is this?",
+    "html": b"<html><script>alert(1)</script></html>",
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>",
+    "svg with an entity": b"<!DOCTYPE s [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><svg><text>&x;</text></svg>",
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/tmp/ps) (w) file\n",
+    "pdf": b"%PDF-1.4\n1 0 obj << /Type /Catalog >> endobj\ntrailer << /Root 1 0 R >>",
+    "pickle": pickle.dumps(Touch("touched")),
+    "pickle like a checkpoint": zipped(10) + pickle.dumps(Touch("touched")),
+    "numpy": b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}" + bytes(64),
+    "zip bomb": zipped(2**26),
+    "gzip": b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + NOISE(100),
+    "program": b"\x7fELF" + NOISE(500),
+    "wave": b"RIFF\x24\0\0\0WAVEfmt " + bytes(50),
+    "video": b"\0\0\0\x18ftypmp42" + NOISE(500),
+    "icon": b"\0\0\x01\0\x01\0" + NOISE(500),
+    "photoshop": b"8BPS\0\x01" + bytes(500),
+    "fits": b"SIMPLE  =                    T".ljust(2880),
+    "hdf5": b"\x89HDF\r\n\x1a\n" + bytes(500),
+    "png signature": PNG[:8],
+    "png cut in the header": PNG[:20],
+    "png cut in the middle": PNG[: len(PNG) // 2],
+    "png with a wrong checksum": changed(PNG, 29, b"\0\0\0\0"),
+    "png without pixels": png(60, 40),
+    "png of no size": png(0, 0),
+    "png bomb": png(50_000, 50_000, zlib.compress(bytes(2**24))),
+    "png just too large": png(MAX_PIXELS // 1000, 1001, zlib.compress(bytes(100))),
+    "png of the largest size": png(2**31 - 1, 2**31 - 1),
+    "png with a text bomb": png(60, 40, b"", TEXT_BOMB * 9),
+    "png with a profile bomb": png(60, 40, b"", PROFILE_BOMB),
+    "png with noise for pixels": png(60, 40, NOISE(500)),
+    "jpeg signature": b"\xff\xd8\xff",
+    "jpeg cut in the header": JPEG[:100],
+    "jpeg cut in the middle": JPEG[: len(JPEG) // 2],
+    "jpeg that claims to be large": changed(JPEG, JPEG.index(b"\xff\xc0") + 5, b"\xff\xff\xff\xff"),
+    "jpeg of no size": changed(JPEG, JPEG.index(b"\xff\xc0") + 5, b"\0\0\0\0"),
+    "gif cut": GIF[:40],
+    "gif that claims to be large": changed(GIF, 6, b"\xff\xff\xff\xff"),
+    "tiff cut": TIFF[:60],
+    "tiff whose directory is itself": b"II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, 256, 4, 1, 9, 8),
+    "tiff with a far directory": b"II*\0" + struct.pack("<I", 2**32 - 1),
+    "tiff of 2^31 entries": b"II*\0\x08\0\0\0\xff\xff" + bytes(60),
+    "webp cut": WEBP[:30],
+    "bmp that claims to be large": changed(BMP, 18, struct.pack("<ii", 2**30, 2**30)),
+    "bmp of negative size": changed(BMP, 18, struct.pack("<ii", -60, -40)),
+    "ppm that claims to be large": b"P6 99999 99999 255\n",
+    "ppm with a long number": b"P6 " + b"9" * 5000 + b" 1 255\n",
+    "jpeg 2000 cut": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40),
+    "float pixels": encoded("TIFF", Image.fromarray(np.full((4, 4), np.nan, np.float32))),
+    "too many bytes": bytes(MAX_BYTES + 2**17),
+}  # fmt: skip
+
+
+def refused(status, text):
+    """Whether it is a 4xx and one plain line."""
+    error = json.loads(text)["error"]
+    return 400 <= status < 500 and len(error.splitlines()) == 1 and 10 < len(error) < 300 and "Traceback" not in text
+
+
+def form(content, name="image", file='filename="a.png"', more=b""):
+    head = f'--limit\r\nContent-Disposition: form-data; name="{name}"; {file}\r\n\r\n'
+    return head.encode() + content + b"\r\n" + more + b"--limit--\r\n"
+
+
+def field(name, value):
+    return f'--limit\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + value + b"\r\n"
+
+
+KIND = "multipart/form-data; boundary=limit"
+FORM = {"Content-Type": KIND}
+
+
+def test_there_are_enough():
+    assert len(FILES) >= 50
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_hostile_file(name, server):
+    for status, text in (
+        server.ask("POST", "/api/predict", FILES[name]),
+        server.ask("POST", "/api/predict", form(FILES[name]), FORM),
+    ):
+        assert refused(status, text), (status, text)
+        assert (status == 413) == (name == "too many bytes")
+    assert not list(server.folder.rglob("touched"))
+    assert not Path("touched").exists()
+
+
+def test_pixels_are_counted_before_they_are_decoded(server):
+    _, answer = server.predict(FILES["png just too large"])
+    assert answer == {"error": "the image has more than 50 million pixels: give a smaller one"}
+
+
+@pytest.mark.parametrize(
+    "file",
+    ['filename="../../../etc/passwd"', 'filename="/etc/shadow"', "filename*=UTF-8''..%2f..%2fx", 'filename=""',
+     'filename="a\\nb.png"', 'filename="' + "x" * 3000 + '"', 'filename="<script>.png"', 'filename="a.svg"',
+     'filename="CON"', 'filename="a.png%00.exe"'],
+)  # fmt: skip
+def test_names_of_files_are_never_used(file, server):
+    """The picture is looked at, whatever its name; no file has it."""
+    before = {path for path in server.folder.rglob("*") if path.is_file()}
+    status, text = server.ask("POST", "/api/predict", form(PNG, file=file), FORM)
+    assert status == 200 or refused(status, text)
+    assert {path for path in server.folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", KIND),
+        (b"nonsense", KIND),
+        (form(PNG), "multipart/form-data"),
+        (form(PNG), "multipart/form-data; boundary=" + "x" * 2000),
+        (form(PNG)[:100], KIND),
+        (form(PNG, name="picture"), KIND),
+        (form(b"text", file="x=1"), KIND),
+        (form(PNG, more=form(PNG)[:-11]), KIND),
+        (form(PNG, more=field("threshold", b"half")), KIND),
+        (form(PNG, more=field("threshold", b"1" * 2**21)), KIND),
+        (form(PNG, more=field("x", b"1") * 1000), KIND),
+        (b"--limit\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", KIND),
+    ],
+    ids=range(12),
+)
+def test_a_form_that_is_wrong(body, kind, server):
+    status, text = server.ask("POST", "/api/predict", body, {"Content-Type": kind})
+    assert refused(status, text), (status, text)
+
+
+@pytest.mark.parametrize("threshold", ["", "half", "nan", "inf", "-1", "1.01", "1e400", "0x1", "[]", "%00", "9" * 5000])
+def test_a_threshold_that_is_none(threshold, server):
+    assert server.predict(PNG, threshold) == (400, {"error": "threshold is not a number between 0 and 1"})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/api/predict", 405), ("DELETE", "/api/predict", 405), ("GET", "/api/", 404), ("GET", "/api/x/../y", 404),
+     ("POST", "/api/health", 405), ("POST", "/", 404), ("PUT", "/config", 404)],
+)  # fmt: skip
+def test_another_address(method, path, status, server):
+    found, text = server.ask(method, path)
+    assert (found, list(json.loads(text))) == (status, ["error"])
+
+
+def raw(server, request):
+    """What is answered to bytes that may be no HTTP."""
+    with create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(request)
+        with suppress(OSError):  # it may be closed already
+            connection.shutdown(SHUT_WR)
+        parts = []
+        while part := connection.recv(2**16):
+            parts.append(part)
+        return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 2**18 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+        b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"GET\r\n\r\n",
+    ],
+    ids=["a huge header", "TLS", "a negative length", "no HTTP"],
+)
+def test_what_is_no_http(request_, server):
+    try:
+        answer = raw(server, request_)
+    except ConnectionError:  # it need not read all of it
+        return
+    assert answer.startswith(b"HTTP/1.1 4")
+    assert b"Traceback" not in answer
+
+
+def test_a_client_that_leaves(server):
+    """It promises more than it sends."""
+    head = b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+    with create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(head + PNG[:500])
+    assert server.ask("GET", "/api/health")[0] == 200
+
+
+def test_a_body_without_end_is_not_kept(server):
+    """Refused while it is being sent; what still comes is dropped, as the fixture sees by the memory."""
+    head = b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    piece = b"100000\r\n" + bytes(2**20) + b"\r\n"
+    with create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(head)
+        for _ in range(MAX_BYTES // 2**20 + 1):
+            connection.sendall(piece)
+        assert connection.recv(15).startswith(b"HTTP/1.1 413 ")
+        for _ in range(300):
+            connection.sendall(piece)
+
+
+def test_many_at_once(server):
+    """All are answered; memory is looked at by the fixture."""
+    image = encoded("JPEG", picture(2000, 1500), quality=50)
+    answers = []
+
+    def ask():
+        answers.append(server.ask("POST", "/api/predict", image)[0])
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 12
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80"])
+def test_another_name_of_this_machine(host, server):
+    status, text = server.ask("GET", "/api/health", headers={"Host": host})
+    assert (status, json.loads(text)) == (
+        400, {"error": "this server is called 127.0.0.1 or localhost or ::1: use that name"})  # fmt: skip
+
+
+def join(server, value, index=0):
+    body = {"data": [value, 0.5], "fn_index": index, "session_hash": "x"}
+    content = json.dumps(body).encode()
+    return server.ask("POST", "/gradio_api/queue/join", content, {"Content-Type": "application/json"})
+
+
+@pytest.fixture(scope="module")
+def elsewhere():
+    """The address of a server that nothing may ask."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{other.server_port}/a.png"
+        other.shutdown()
+    assert asked == []
+
+
+def test_calls_that_name_files_are_refused(server, elsewhere):
+    """Neither copied into the folder that is served, nor fetched."""
+    secret = server.folder / "secret.txt"
+    secret.write_text("secret")
+    marked = {"_type": "gradio.FileData"}
+    for path in ("/etc/passwd", str(secret), "../../etc/passwd", elsewhere, "file:///etc/passwd", 3, None, "a\0b"):
+        for value in ({"path": path, "meta": marked}, {"x": [{"path": path, "meta": marked}]}):
+            for index in (0, 1):
+                assert join(server, value, index) == (400, '{"error":"the call names a file that was not uploaded"}')
+    assert server.ask("POST", "/gradio_api/queue/join", b"[" * 10**5 + b"]" * 10**5)[0] == 400
+    assert server.ask("POST", "/gradio_api/queue/join", b"\xff")[0] == 400
+    assert server.ask("POST", "/gradio_api/queue/join", b" " * 2**21)[0] == 413
+    assert not [path for path in server.folder.rglob("*") if path.name in ("passwd", "secret.txt") and path != secret]
+
+
+def test_files_are_not_served(server, elsewhere):
+    secret = server.folder / "secret.txt"
+    secret.write_text("secret")
+    (uploads,) = server.folder.glob("redetr-app-*")
+    for path in ("/etc/passwd", "../../etc/passwd", str(server.checkpoint), str(secret), f"{uploads}/../secret.txt",
+                 f"{uploads}/%2e%2e/secret.txt", elsewhere):  # fmt: skip
+        for way in ("file=", "file/", "proxy=", "stream/"):
+            assert server.ask("GET", f"/gradio_api/{way}{path}")[0] == 404, (way, path)
+    for path in ("/static/../../../etc/passwd", "/assets/%2e%2e/%2e%2e/app.py", "/svelte/../../x", "/docs", "/redoc",
+                 "/openapi.json", "/gradio_api/info", "/gradio_api/runs", "/gradio_api/mcp"):  # fmt: skip
+        assert server.ask("GET", path)[0] in (400, 403, 404), path
+    for path in ("run/predict", "api/look", "call/look", "component_server", "reset", "cancel", "run-history/connect"):
+        assert server.ask("POST", f"/gradio_api/{path}", b"{}")[0] == 404, path
+
+
+def upload(server, name, content):
+    head = f'--limit\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    return server.ask("POST", "/gradio_api/upload", head.encode() + content + b"\r\n--limit--\r\n", FORM)
+
+
+def test_uploads_stay_in_their_folder(server):
+    (uploads,) = server.folder.glob("redetr-app-*")
+    before = {path for path in server.folder.rglob("*") if path.is_file()}
+    for name in ("../../x.png", "/tmp/x.png", "a/b.png", "...", "x" * 400 + ".png"):
+        status, text = upload(server, name, PNG)
+        assert status < 500, (name, text)
+    written = {path for path in server.folder.rglob("*") if path.is_file()} - before
+    assert written
+    assert all(path.is_relative_to(uploads) for path in written)
+    assert upload(server, "large.png", bytes(MAX_BYTES + 2**17))[0] == 413
+
+
+def test_an_uploaded_page_is_not_run(server):
+    """A browser that opens it saves it instead."""
+    for name in ("page.html", "picture.svg"):
+        status, text = upload(server, name, FILES["svg"])
+        (path,) = json.loads(text)
+        done = subprocess.run(["curl", "-s", "-i", f"{server.url}gradio_api/file={path}"], capture_output=True,
+                              text=True, check=True, timeout=20)  # fmt: skip
+        assert status == 200
+        assert "content-disposition: attachment" in done.stdout.lower()
+        assert "x-content-type-options: nosniff" in done.stdout.lower()
