@@ -36,7 +36,7 @@ def compare(checkpoint: str, images: int, folder: Path) -> list[dict]:
     runs = []
     for form, precision, processing in FILES:
         config = ExportConfig(form, precision, processing)
-        path = folder / f"detector{SUFFIXES[form]}"
+        path = folder / f"{form}-{precision}-{processing}{SUFFIXES[form]}"  # OpenVINO keeps its file mapped
         some = (inputs_of(detector, config, [train.image(index)]) for index in range(min(100, len(train))))
         write_file(programs[processing], path, json.dumps(describe(detector, config, 0.5)), config.inputs,
                    config.outputs, form, precision, some if precision == "int8" else ())  # fmt: skip
