@@ -60,7 +60,7 @@ class Page:
         try:
             found, frame = await self.turns.take(self._look, path, threshold)
         except InputError as error:
-            return _told(error), "", None
+            return _told(error), _WELCOME, None
         guesses = "" if len(found[1].above(threshold)) else _GUESSES
         return listed(found, threshold) + guesses, frame, found
 
@@ -94,7 +94,7 @@ class Page:
 
 
 def listed(found: tuple[str, Detections] | None, threshold: float) -> str:
-    """HTML: the objects with a score of `threshold` or more as a table, and a link that saves them as JSON."""
+    """HTML: the detections with a score of `threshold` or more as a table, and a link that saves them as JSON."""
     if found is None:
         return ""
     name, detections = found[0], found[1].above(threshold)
@@ -104,9 +104,9 @@ def listed(found: tuple[str, Detections] | None, threshold: float) -> str:
         [row["label"], f"{row['score']:.2f}", ", ".join(f"{x:.0f}" for x in row["box"])]
         for row in content["detections"]
     ]
-    count = "1 object" if len(rows) == 1 else f"{len(rows) or 'No'} objects"
+    count = "1 detection" if len(rows) == 1 else f"{len(rows) or 'No'} detections"
     save = f"<a download='{escape(Path(name).stem)}.json' href='data:application/json;base64,{code}'>Save as JSON</a>"
-    boxes = table(["class", "score", "left, top, right, bottom in px"], rows)
+    boxes = table(["class", "score", "box, px"], rows)
     return f"<p><b>{count}</b> with a score of {threshold:.2f} or more. {save}</p><div class=found>{boxes}</div>"
 
 
@@ -195,15 +195,16 @@ _FOLLOWS = """<style>label:has([data-part=threshold]) { display: none } body { m
 _WELCOME = """<p class=welcome>Drop an image at the left, or take one with the camera.</p><p class=welcome>Here you
 will see what the model finds in it. A click on a box shows where the model looked, and how it came to that box.</p>"""
 _GUESSES = "<p>The picture shows the best guesses below that.</p>"
-_ABOUT_LOSS = """How training judges an image of its data set: which query is responsible for which object, and what its
-answer costs.
-
-With several GPUs, each has an image: the first one this, the others those that follow it."""
+_ABOUT_LOSS = """How training judges what the model answers to one of its images. With several GPUs, each has an image:
+the first has this one, the others those that follow it."""
 _CSS = """
 .gradio-container { max-width: 1500px; width: 100%; margin: auto }
 iframe { width: 100%; height: calc(100vh - 190px); min-height: 480px; border: 1px solid #ddd; border-radius: 6px;
   background: #fff }
 .error { color: #c92a2a; font-weight: 600 }
 .welcome { max-width: 32em; margin: 1em; color: #6c757d }
-.found { overflow-x: auto } .found table { width: 100%; white-space: nowrap; font-size: 13px }
+.found { overflow: auto; max-height: max(160px, 100vh - 640px) }
+.found table { width: 100%; white-space: nowrap; font-size: 13px; border: 0 !important }
+.found :is(tr, th, td) { padding: 2px 8px 2px 0 !important; border: 0 solid #ddd !important }
+.found :is(th, td) { border-width: 0 0 1px !important }
 """

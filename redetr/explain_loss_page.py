@@ -222,7 +222,7 @@ _DIVISION = """<h2>4. What the sums are divided by</h2>
 <p>A batch with many objects should not give a larger loss than one with few only because it has more terms. So the
 box terms are divided by a number of objects. Take L1 of the last layer:</p>
 <p class=worked data-part=worked>{worked}</p>{more}"""
-_ALONE = "<p>Here the image is the whole batch. <code>--world-size 2</code> shows a batch spread over two GPUs.</p>"
+_ALONE = "<p>Here the image is the whole batch. A world size of 2 shows a batch spread over two GPUs.</p>"
 _SPREAD = """<p>Now the batch is spread over several GPUs (data parallel training): each holds a copy of the model and
 sees images of its own. Here GPU 0 has this image, and every other GPU has one of the images that follow it in the
 data set. All are padded to one size, {canvas} px, as in training. Each GPU computes its own loss and gradient, then

@@ -205,7 +205,7 @@ _LEARNED = """<h2>The queries are learned</h2>
 certain places and sizes. They know nothing of this image until they look at its features. Most end as “no object”:
 there are more queries than objects, so that every object finds one. {where}</p>"""
 _WITH_DATA = "What each looks for is shown at the end."
-_WITHOUT_DATA = "With <code>--data</code>, this page also shows what each looks for."
+_WITHOUT_DATA = "<code>redetr explain --data</code> also shows what each looks for."
 _PICKED = """<h2>The queries start at the best places</h2>
 <p>Each cell of the three grids first gets a score, how likely an object is there, and a rough box. The {queries}
 cells with the best scores become the queries. Dots are the cells, boxes their first guess; the colour tells the grid:

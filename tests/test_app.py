@@ -122,7 +122,9 @@ def saved(page):
 def test_upload_threshold_and_click(page, image, detector, tmp_path):
     explanation = explain(detector, as_image(image))
     scores = explanation.scores[-1]
-    assert upload(page, image).startswith(f"{len(detector.predict(image, 0.5))} objects with a score of 0.50 or more.")
+    assert upload(page, image).startswith(
+        f"{len(detector.predict(image, 0.5))} detections with a score of 0.50 or more."
+    )
     for threshold in (0.4, 0.6):
         set_threshold(page, threshold)
         found = detector.predict(image, threshold).to_dict()
@@ -157,7 +159,7 @@ def overlap(a, b):
 def test_nothing_found_and_taken_away_again(page, image):
     upload(page, image)
     set_threshold(page, 1)
-    assert told(page).startswith("No objects with a score of 1.00 or more.")
+    assert told(page).startswith("No detections with a score of 1.00 or more.")
     assert not page.find_elements(By.CSS_SELECTOR, "#found table")
     one(page, "#image button[aria-label='Remove Image']").click()
     wait(page, lambda: not page.find_elements(By.CSS_SELECTOR, "#explained iframe"))
@@ -174,7 +176,7 @@ def test_a_bad_file_is_told(page, image, tmp_path):
     page.save_screenshot(str(artefacts(tmp_path) / "app-bad-file.png"))
     one(page, "#image button[aria-label='Remove Image']").click()
     wait(page, lambda: not told(page))
-    assert "objects with a score" in upload(page, image)
+    assert "detections with a score" in upload(page, image)
 
 
 def test_the_camera(page, detector):
