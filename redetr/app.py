@@ -43,7 +43,7 @@ class Page:
     @cached_property
     def dataset(self) -> DetectionDataset:
         """Images that are trained on. Raises InputError."""
-        if self._dataset:
+        if self._dataset is not None:
             return self._dataset
         if self.detector.trained_on is None:
             raise InputError("the checkpoint does not say what it was trained on: start redetr app with --data")
@@ -125,7 +125,8 @@ def _blocks(page: Page, title: str) -> gr.Blocks:
     with gr.Blocks(
         title=f"redetr: {title}", fill_width=True, analytics_enabled=False, delete_cache=(_KEPT_S, _KEPT_S)
     ) as blocks:
-        gr.Markdown(f"# What does DETR see?\n`{title}` knows {_knows(page.detector.class_names)}.")
+        known = _knows(page.detector.class_names)
+        gr.HTML(f"<h1>What does DETR see?</h1><p><code>{escape(title)}</code> knows {known}.</p>")
         with gr.Tab("Find objects"):
             _look_tab(page)
         with gr.Tab("Matching and loss") as tab:
@@ -199,7 +200,7 @@ _ABOUT_LOSS = """How training judges what the model answers to one of its images
 the first has this one, the others those that follow it."""
 _CSS = """
 .gradio-container { max-width: 1500px; width: 100%; margin: auto }
-iframe { width: 100%; height: calc(100vh - 190px); min-height: 480px; border: 1px solid #ddd; border-radius: 6px;
+iframe { width: 100%; height: calc(100vh - 205px); min-height: 480px; border: 1px solid #ddd; border-radius: 6px;
   background: #fff }
 .error { color: #c92a2a; font-weight: 600 }
 .welcome { max-width: 32em; margin: 1em; color: #6c757d }

@@ -31,6 +31,10 @@ _MOST_WAITING = 32  # clients; one more is sent away
 T = TypeVar("T")
 
 
+class BusyError(InputError):
+    """Too many clients are waiting."""
+
+
 class Turns:
     """Lets work be done one piece at a time, in the order in which it came: memory holds one image and one model."""
 
@@ -39,9 +43,9 @@ class Turns:
         self._clients = 0  # one at work, the others waiting
 
     async def take(self, work: Callable[..., T], *arguments: Any) -> T:
-        """What `work` returns, which runs in a thread. Raises HTTPException (503) if too many are waiting."""
+        """What `work` returns, which runs in a thread. Raises BusyError."""
         if self._clients > _MOST_WAITING:
-            raise HTTPException(503, "too many images are waiting: try again in a moment")
+            raise BusyError("too many images are waiting: try again in a moment")
         self._clients += 1
         try:
             return await to_thread.run_sync(work, *arguments, limiter=self._one)
@@ -89,7 +93,7 @@ def endpoint(detector: Detector, turns: Turns) -> Starlette:
 
 def _refused(request: Request, error: HTTPException | InputError) -> JSONResponse:
     if isinstance(error, InputError):
-        return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse({"error": str(error)}, 503 if isinstance(error, BusyError) else 400)
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
