@@ -4,8 +4,8 @@
     python benchmarks/inference.py --compile --precision bf16
     python benchmarks/inference.py --device cuda --precision bf16
 
-Random weights: they do not change the time. The model alone, without resizing. Where ONNX Runtime and OpenVINO are
-installed, they run the file that `redetr export` writes of the same model. Writes results/DATE-inference-DEVICE.json.
+Random weights: they do not change the time. The model alone, without resizing. Writes
+results/DATE-inference-DEVICE.json.
 """
 
 import argparse

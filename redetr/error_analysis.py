@@ -9,6 +9,7 @@ towards COCO's own evaluation: 100 detections of a class and image count, not 10
 are no mistakes; only classes with objects enter the mean.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -193,6 +194,12 @@ def best_threshold(scores: Floats, correct: Bools, objects: int) -> float | None
     f1 = 2 * np.cumsum(correct) / (np.arange(1, len(scores) + 1) + objects)
     f1[np.flatnonzero(scores[1:] == scores[:-1])] = 0.0  # equal scores come together
     return float(scores[f1.argmax()]) if correct.any() else None
+
+
+def working_threshold(judged: Judgement) -> float:
+    """The best single threshold for all classes, cut to two digits; 0.5 where nothing is found."""
+    best = best_threshold(judged.scores, judged.correct, len(judged.objects))
+    return 0.5 if best is None else math.floor(100 * best) / 100
 
 
 def confusion(judged: Judgement, threshold: float) -> Ints:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from redetr.data import DetectionDataset
 from redetr.data.transforms import MEAN, STD, normalize, resizer
-from redetr.error_analysis import best_threshold, judge
+from redetr.error_analysis import judge, working_threshold
 from redetr.errors import InputError
 from redetr.evaluate import labels_in
 from redetr.export_files import SUFFIXES, Arrays, Format, Precision, open_file, write_file
@@ -170,10 +170,9 @@ class Trial:
         self._pytorch = self._look(self._run_pytorch, replace(config, processing=False))
 
     def threshold(self) -> float:
-        """The score from which on PyTorch's detections have the best F1, cut to two digits; 0.5 if it finds nothing."""
+        """The score from which on PyTorch's detections have the best F1."""
         judged = judge(self._targets, len(self._dataset.class_names), **self._detections(self._pytorch))
-        best = best_threshold(judged.scores, judged.correct, len(judged.objects))
-        return 0.5 if best is None else int(100 * best) / 100
+        return working_threshold(judged)
 
     def compare(self, run: Run) -> Comparison:
         """PyTorch and a file that `open_file` opened."""

@@ -7,7 +7,7 @@ convolutions nor anything but matrices, one by one and in bf16; here matrices of
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -41,8 +41,8 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"orthogonal": False, "momentum": momentum, "betas": betas})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step by the gradients that are there; `closure` is not supported."""
+    def step(self) -> None:  # type: ignore[override]
+        """One step by the gradients that are there."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             grads = [p.grad for p in params]

@@ -51,7 +51,7 @@ class Detector:
         """This detector with a model made ready to answer: see `for_inference`; also in bf16 where the hardware
         multiplies it fast, and compiled if asked for, which takes a minute at the first image.
 
-        Scores and boxes change by rounding: up to some 1e-5 in fp32; in bf16, AP by less than 0.2. The model gives no
+        Scores and boxes change by rounding: by less than 1e-4 in fp32, by more in bf16. Its model gives no
         `aux_outputs` any more.
         """
         self.model = for_inference(self.model)

@@ -25,6 +25,7 @@ from redetr.error_analysis import (
     mistakes,
     precision_at_recall,
     threshold_curve,
+    working_threshold,
 )
 from redetr.metrics import METRIC_NAMES, CocoResult, GroundTruth, ap_by_area, coco_metrics
 from redetr.structures import Target
@@ -58,7 +59,7 @@ def make_report(dataset: DetectionDataset, checkpoints: Sequence[tuple[str, Foun
     for name, found in checkpoints:
         one = judge(targets, len(dataset.class_names), **found)
         result = coco_metrics(truth, **found)
-        threshold = _working_threshold(one)
+        threshold = working_threshold(one)
         errors.append(np.stack(image_errors(one, threshold, len(dataset))))
         judged.append(one)
         described.append({"checkpoint": name, "threshold": threshold, **_numbers(one, result, threshold),
@@ -108,12 +109,6 @@ def _curves(scores: Floats, correct: Bools, objects: int, precision_at_recall: F
     curves = {"precision_at_recall": precision_at_recall, "precision": precision, "recall": recall}
     return {"AP50": precision_at_recall.mean(), "best": chosen,
             "curves": {name: curve.round(4).tolist() for name, curve in curves.items()}}  # fmt: skip
-
-
-def _working_threshold(judged: Judgement) -> float:
-    """The best single threshold for all classes, cut to two digits; 0.5 where nothing is found."""
-    best = best_threshold(judged.scores, judged.correct, len(judged.objects))
-    return 0.5 if best is None else math.floor(100 * best) / 100
 
 
 def _groups(targets: Sequence[Target], truth: GroundTruth, found: Found) -> dict[str, Any]:

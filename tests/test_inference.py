@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
-from redetr.inference import for_inference
+from redetr.inference import _folded, for_inference
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64}
 FORMS = {
@@ -58,10 +58,23 @@ def test_folding_by_hand():
     nn.init.constant_(conv.weight, 2.0)
     for buffer, value in ((norm.weight, 3.0), (norm.bias, 5.0), (norm.running_mean, 1.0), (norm.running_var, 4 - 1e-5)):
         buffer.fill_(value)
-    model = nn.Sequential(conv, norm)
-    folded = for_inference(model)  # type: ignore[arg-type]
-    assert folded[0].weight.item() == pytest.approx(3)
-    assert folded[0].bias.item() == pytest.approx(3.5)
+    folded = _folded(conv, norm)
+    assert folded.weight.item() == pytest.approx(3)
+    assert folded.bias.item() == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize("net", ["resnet18", "resnetv2_18"])
+def test_nets_of_timm_give_the_same_numbers(net):
+    torch.manual_seed(0)
+    model = redetr.build("redetr_m", 3, **SMALL, backbone=f"timm:{net}").eval()
+    for name, buffer in model.named_buffers():
+        if "running_" in name:
+            buffer.uniform_(0.5, 1.5)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, given = model(images), for_inference(model)(images)
+    torch.testing.assert_close(given["pred_logits"], expected["pred_logits"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(given["pred_boxes"], expected["pred_boxes"], rtol=1e-4, atol=1e-4)
 
 
 def test_an_optimized_detector_finds_the_same(shared_coco):
