@@ -35,14 +35,17 @@ def test_no_graph_breaks_and_one_graph_for_all_sizes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["redetr_n", "detr_r50"])
-def test_compiled_training_takes_the_same_steps(model, shared_coco, tmp_path):
-    options = {"redetr_n": SMALL, "detr_r50": [*SMALL, "enc_layers=1", "dropout=0.0"]}[model]
-    config = TrainConfig(model=model, model_options=tuple(options), data=str(shared_coco), steps=4, eval_every=4,
-                         batch_size=4, accumulate=2, image_size=64, augment="plain", device="cpu", precision="fp32",
-                         num_workers=0, log_every=1, num_queries=10, output=str(tmp_path / "plain"))  # fmt: skip
+def test_compiled_training_takes_the_same_steps(shared_coco, tmp_path):
+    config = TrainConfig(model_options=tuple(SMALL), data=str(shared_coco), steps=4, eval_every=4, batch_size=4,
+                         accumulate=2, image_size=64, augment="plain", device="cpu", precision="fp32", num_workers=0,
+                         log_every=1, num_queries=10, output=str(tmp_path / "plain"))  # fmt: skip
     train(config)
     train(replace(config, compile=True, output=str(tmp_path / "compiled")))
     plain, compiled = ([line["loss"] for line in lines_of(tmp_path / name) if "loss" in line]
                        for name in ("plain", "compiled"))  # fmt: skip
     assert compiled == pytest.approx(plain, rel=1e-3)
+
+
+def test_the_faithful_form_is_not_compiled_for_training(shared_coco):
+    with pytest.raises(redetr.InputError, match="leave the flag out"):
+        TrainConfig(model="detr_r50", data=str(shared_coco), compile=True).check(1)
