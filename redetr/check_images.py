@@ -117,8 +117,8 @@ def image_faults(annotations: Annotations, headers: list[Header]) -> list[Fault]
         *fault(turned, "error", "image-turned", size,
                "it was annotated as its EXIF tag turns it: save it turned that way, without the tag"),
         *fault(tagged, "warning", "image-orientation", lambda i: f"has the EXIF orientation {headers[i].orientation}",
-               "it is trained on as stored: if its boxes are off on the sheet of --report, save it turned, without the"
-               " tag"),
+               "training and evaluation take it as stored, predict turns it: save it turned, without the tag, with"
+               " boxes that fit (see the sheet of --report)"),
     ]  # fmt: skip
 
 

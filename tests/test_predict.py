@@ -4,6 +4,7 @@ import csv
 import http.server
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from PIL import Image
 
 import redetr
 from redetr import predictions, sources
+from redetr.check import essential_faults
 from redetr.checkpoint import save_checkpoint
 from redetr.cli import main
 from redetr.config import TrainConfig
+from redetr.data import open_dataset
 from redetr.errors import InputError
 from redetr.models import build
 from redetr.predict import as_image
@@ -388,6 +391,34 @@ def test_a_photograph_is_seen_upright(detector, tmp_path):
     with Image.open(tmp_path / "a.png") as opened:
         assert torch.equal(as_image(opened), image)
     assert detector.predict(tmp_path / "a.png").image_size == (80, 40)
+
+
+@pytest.mark.parametrize("annotated", ["as stored", "as shown"])
+def test_a_turned_photograph_is_told_until_it_is_one_picture_for_training_and_predict(tmp_path, annotated):
+    path = write_tiny_coco(tmp_path) / "train" / "train-0.jpg"
+    with Image.open(path) as image:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.rotate(0 if annotated == "as stored" else 90, expand=True).save(path, exif=exif)
+    train, val = (open_dataset(tmp_path, split) for split in ("train", "val"))
+
+    def faults():
+        return [fault for fault in essential_faults(train, val) if fault.code in ("image-orientation", "image-turned")]
+
+    if annotated == "as stored":
+        (fault,) = faults()
+        assert (fault.severity, fault.code) == ("warning", "image-orientation")
+        assert "training and evaluation take it as stored, predict turns it" in str(fault)
+        assert train.image(0).shape == as_image(path).mT.shape
+        return
+    for look in (faults, lambda: train.image(0)):
+        with pytest.raises(InputError, match="annotated as its EXIF tag turns it: save it turned that way"):
+            look()
+    page = (Path(__file__).parent.parent / "docs/your-data.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?exif.*?)```", page, re.DOTALL)
+    exec(script.replace("FOLDER", str(tmp_path)))
+    assert faults() == []
+    assert torch.equal(train.image(0), as_image(path))
 
 
 @pytest.mark.parametrize("wrong", [3, None, np.zeros((4, 4)), torch.zeros(3, 4, 4), torch.zeros(3, 0, 4).byte()])
