@@ -1,7 +1,9 @@
 """Predicting on anything: sources, forms of output, tiles, several processes, resuming."""
 
+import base64
 import csv
 import http.server
+import io
 import json
 import os
 import re
@@ -391,6 +393,28 @@ def test_a_photograph_is_seen_upright(detector, tmp_path):
     with Image.open(tmp_path / "a.png") as opened:
         assert torch.equal(as_image(opened), image)
     assert detector.predict(tmp_path / "a.png").image_size == (80, 40)
+
+
+@pytest.mark.slow
+def test_a_notebook_shows_the_picture(checkpoint, folder, tmp_path):
+    """Run as Jupyter runs it: of a single image, the picture with its boxes; of a list, the text."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    cells = [f"import redetr\ndetector = redetr.load({str(checkpoint)!r}, device='cpu')",
+             f"found = detector.predict({str(folder / 'val-0.jpg')!r}, threshold=0.0)\nfound",
+             f"detector.predict([{str(folder / 'val-0.jpg')!r}])[0]"]  # fmt: skip
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    single, of_a_list = (cell.outputs[0].data for cell in notebook.cells[1:])
+    with (
+        Image.open(io.BytesIO(base64.b64decode(single["image/png"]))) as shown,
+        Image.open(folder / "val-0.jpg") as image,
+    ):
+        assert shown.width / shown.height == pytest.approx(image.width / image.height, rel=0.02)
+        assert shown.tobytes() != image.resize(shown.size).tobytes()
+    assert list(of_a_list) == ["text/plain"]
+    assert of_a_list["text/plain"].startswith("Detections: ") and single["text/plain"].startswith("Detections: 30 in")
 
 
 @pytest.mark.parametrize("annotated", ["as stored", "as shown"])
