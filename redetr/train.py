@@ -131,8 +131,8 @@ def _run(state: State, criterion: SetCriterion, dist: Dist, data: DetectionDatas
          folder: Path, monitor: Any, stop: list[int]) -> dict[str, Any]:  # fmt: skip
     """The loop. Evaluation comes after saving, so a run stopped or killed in it begins with it when resumed."""
     config, dtype = state.config, pick_precision(state.config.precision, dist.device)
-    if config.compile:  # in place
-        state.model.compile(fullgraph=True)
+    if config.compile:  # in place; one graph for all sizes of images, where these differ
+        state.model.compile(fullgraph=True, dynamic=state.model.resize == "aspect")
     model = replicate(state.model, dist, config.accumulate, config.gradient_compression)
     save = dist.main_only(state.save)
     log = StepLog(config.batch_size)

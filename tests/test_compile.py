@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from command_line import SMALL, lines_of
+from command_line import lines_of
 from torch._dynamo.testing import CompileCounter
 
 import redetr
@@ -35,17 +35,16 @@ def test_no_graph_breaks_and_one_graph_for_all_sizes(name):
 
 
 @pytest.mark.slow
-def test_compiled_training_takes_the_same_steps(shared_coco, tmp_path):
-    config = TrainConfig(model_options=tuple(SMALL), data=str(shared_coco), steps=4, eval_every=4, batch_size=4,
-                         accumulate=2, image_size=64, augment="plain", device="cpu", precision="fp32", num_workers=0,
-                         log_every=1, num_queries=10, output=str(tmp_path / "plain"))  # fmt: skip
+@pytest.mark.parametrize("name", FORMS)
+def test_compiled_training_takes_the_same_steps(name, shared_coco, tmp_path):
+    """Without dropout, whose random numbers a compiled graph draws in its own order."""
+    options = tuple(f"{key}={value}" for key, value in FORMS[name].items())
+    config = TrainConfig(model=name, model_options=options + (("dropout=0",) if name == "detr_r50" else ()),
+                         data=str(shared_coco), steps=4, eval_every=4, batch_size=4, accumulate=2, image_size=64,
+                         augment="plain", device="cpu", precision="fp32", num_workers=0, log_every=1, num_queries=10,
+                         output=str(tmp_path / "plain"))  # fmt: skip
     train(config)
     train(replace(config, compile=True, output=str(tmp_path / "compiled")))
     plain, compiled = ([line["loss"] for line in lines_of(tmp_path / name) if "loss" in line]
                        for name in ("plain", "compiled"))  # fmt: skip
     assert compiled == pytest.approx(plain, rel=1e-3)
-
-
-def test_the_faithful_form_is_not_compiled_for_training(shared_coco):
-    with pytest.raises(redetr.InputError, match="leave the flag out"):
-        TrainConfig(model="detr_r50", data=str(shared_coco), compile=True).check(1)
