@@ -12,21 +12,22 @@ import argparse
 import datetime
 import json
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from record import RESULTS, commit
 from rich.console import Console
 
 import redetr.muon
 from redetr.config import TrainConfig
 from redetr.demo import demo_config
-from redetr.models import fast
-from redetr.structures import LossConfig
+from redetr.losses import Predictions, SetCriterion
+from redetr.models.fast import FastDETR
 from redetr.train import train
 
 LOG = RESULTS / "convergence.jsonl"
@@ -34,12 +35,58 @@ LOG = RESULTS / "convergence.jsonl"
 
 def repeats(count: int) -> Callable[[], AbstractContextManager]:
     """Every object offered `count` times to the encoder's proposals."""
-    return lambda: patch.object(fast, "LossConfig", lambda **given: LossConfig(**{**given, "encoder_repeats": count}))
+    original = SetCriterion.__init__
+
+    def init(self, config, *rest, **named):
+        original(self, replace(config, encoder_repeats=count), *rest, **named)
+
+    return lambda: patch.object(SetCriterion, "__init__", init)
 
 
 def iterations(count: int) -> Callable[[], AbstractContextManager]:
     """Newton-Schulz iterations of Muon."""
     return lambda: patch.object(redetr.muon, "_ITERATIONS", count)
+
+
+def early_repeats(count: int) -> Callable[[], AbstractContextManager]:
+    """Every object offered `count` times to the decoder's layers but the last."""
+    original = SetCriterion._losses
+
+    def losses(self, sets, targets, denominators):
+        (names, logits, boxes, _), *others = sets
+        early = Predictions(names[:-1], logits[:-1], boxes[:-1], count)
+        return original(self, [Predictions(names[-1:], logits[-1:], boxes[-1:], 1), early, *others], targets,
+                        denominators)  # fmt: skip
+
+    return lambda: patch.object(SetCriterion, "_losses", losses)
+
+
+@contextmanager
+def groups(count: int, noise: float) -> Iterator[None]:
+    """`count` sets of queries in training, with shared weights: the same content, proposals moved by `noise` of their
+    size (none for the first), each set matched on its own."""
+    decode, losses = FastDETR._decode, SetCriterion._losses
+
+    def grouped(self, content, boxes, image):
+        if not self.training:
+            return decode(self, content, boxes, image)
+        memory, shapes, valid_ratio = image
+        moved = [boxes]
+        for _ in range(count - 1):
+            x, y, w, h = (boxes + noise * torch.randn_like(boxes) * boxes[..., 2:].repeat(1, 1, 2)).unbind(-1)
+            sizes = [size.clamp(min=1e-3, max=1) for size in (w, h)]
+            moved.append(torch.stack([x.clamp(0, 1), y.clamp(0, 1), *sizes], -1))
+        image = (memory.repeat(count, 1, 1), shapes, valid_ratio.repeat(count, 1))
+        return decode(self, content.repeat(count, 1, 1), torch.cat(moved), image)
+
+    def apart(self, sets, targets, denominators):
+        copies = sets[0].boxes.shape[1] // len(targets)
+        first = losses(self, sets[:1], targets * copies, denominators * copies)
+        rest = losses(self, sets[1:], targets, denominators)
+        return first | rest | {"loss": first["loss"] + rest["loss"]}
+
+    with patch.object(FastDETR, "_decode", grouped), patch.object(SetCriterion, "_losses", apart):
+        yield
 
 
 # What a variant changes: settings, options of the model, or a part of the code.
@@ -57,6 +104,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "wider": {"options": ("hidden_dim=192", "dim_feedforward=768")},
     "encoder targets once": {"code": repeats(1)},
     "encoder targets 8 times": {"code": repeats(8)},
+    "early layers twice": {"code": early_repeats(2)},
+    "2 groups": {"code": lambda: groups(2, 0.0)},
+    "2 groups, one moved": {"code": lambda: groups(2, 0.2)},
+    "3 groups, two moved": {"code": lambda: groups(3, 0.2)},
+    "backbone wider": {"options": ("backbone=[48, 96, 192]",)},
     "5 iterations": {"code": iterations(5)},
     "2 iterations": {"code": iterations(2)},
 }
