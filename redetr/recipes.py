@@ -69,7 +69,7 @@ def redetr_s() -> TrainConfig:
 
 def redetr_mobile() -> TrainConfig:
     """MobileNetV2 with ImageNet weights: minutes on a CPU."""
-    return TrainConfig(model="redetr_mobile", lr=1e-3, lr_backbone=2e-4, weights="imagenet", patience=5)
+    return TrainConfig(model="redetr_mobile", weights="imagenet", patience=5)
 
 
 def redetr_n_finetune() -> TrainConfig:
