@@ -22,8 +22,8 @@ from torch import Tensor
 from redetr.check_boxes import Plan, box_faults, class_counts, class_faults, is_sound, object_counts, plan_faults
 from redetr.check_images import Header, copies, image_faults, read_headers, unused_files
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
-from redetr.data.dataset import DetectionDataset, Hints, folder_of, open_dataset, read_annotations
-from redetr.data.folder import AnnotatedDataset, FolderDataset
+from redetr.data.dataset import DetectionDataset, Hints, folder_of, open_dataset
+from redetr.data.folder import AnnotatedDataset, FolderDataset, read_split
 from redetr.data.images import read_image
 from redetr.errors import InputError
 from redetr.files import write_json
@@ -43,6 +43,7 @@ class Report:
     pixels: Callable[[Split, int], Tensor]  # image `i` of a split, uint8 [3, H, W]
     faults: list[Fault]  # errors first
     plan: Plan
+    val_fraction: float = 0.0
 
     @property
     def errors(self) -> int:
@@ -54,7 +55,8 @@ class Report:
         """What to do, in plain words."""
         if self.errors:
             return f"{self.errors} error{'s' * (self.errors > 1)}: training would be spoiled. Fix them, run again."
-        return f"ready to train: redetr train {self.plan.recipe} --data {self.source} --output runs/mine"
+        held_out = f"--val-fraction {self.val_fraction} " * bool(self.val_fraction)
+        return f"ready to train: redetr train {self.plan.recipe} --data {self.source} {held_out}--output runs/mine"
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """What each split holds; "at most" is of the objects in an image, sizes are width x height in pixels."""
@@ -86,14 +88,21 @@ def _figures(annotations: Annotations) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def check(source: str, recipe: str = "redetr_n", num_queries: int | None = None, thorough: bool = False) -> Report:
+def check(
+    source: str,
+    recipe: str = "redetr_n",
+    num_queries: int | None = None,
+    thorough: bool = False,
+    val_fraction: float = 0.0,
+) -> Report:
     """Looks at every annotation and every image file of a data set: `digits`, `crowns`, or a folder.
 
     `num_queries` default to what training with the recipe would take. `thorough` decodes all images, which finds
-    damage in the middle of files, and pictures that are nearly the same. Raises InputError if there is no data set.
+    damage in the middle of files, and pictures that are nearly the same. `val_fraction` is as in `open_dataset`. Raises
+    InputError if there is no data set.
     """
     if source == "digits" or source.startswith("hf:"):  # no files of images
-        datasets = {split: open_dataset(source, split) for split in SPLITS}
+        datasets = {split: open_dataset(source, split, val_fraction) for split in SPLITS}
         splits = {split: _annotations_of(dataset) for split, dataset in datasets.items()}
         plan = Plan.of(recipe, datasets["train"].hints, num_queries)
         faults = [*_faults(splits, {}), *plan_faults(splits, plan)]
@@ -101,15 +110,19 @@ def check(source: str, recipe: str = "redetr_n", num_queries: int | None = None,
             if len(splits[split]) < len(data):
                 text = f"{len(data):,} scenes, drawn on demand: these are the figures of the first {_SCENES}"
                 faults.append(Fault("note", "drawn", Path(source), split, text, "nothing to do"))
-        return Report(source, splits, {}, lambda split, i: datasets[split].image(i), _sorted(faults), plan)
-    splits, faults = _read(folder_of(source))
+        return Report(
+            source, splits, {}, lambda split, i: datasets[split].image(i), _sorted(faults), plan, val_fraction
+        )
+    splits, faults = _read(folder_of(source), val_fraction)
     plan = Plan.of(recipe, open_dataset(source, "train").hints if source == "crowns" else Hints(), num_queries)
     headers = {split: _headers(annotations, True, thorough) for split, annotations in splits.items()}
     faults += [*_faults(splits, headers), *plan_faults(splits, plan)]
     faults += copies(splits, headers)
     if len(splits) == len(SPLITS) and all(map(is_sound, splits.values())):  # nothing was left out
         faults += unused_files(splits.values())
-    return Report(source, splits, headers, lambda split, i: read_image(splits[split].path(i)), _sorted(faults), plan)
+    return Report(
+        source, splits, headers, lambda split, i: read_image(splits[split].path(i)), _sorted(faults), plan, val_fraction
+    )
 
 
 def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fault]:
@@ -167,13 +180,13 @@ def _sorted(faults: list[Fault]) -> list[Fault]:
     return sorted(faults, key=lambda fault: list(COLORS).index(fault.severity))
 
 
-def _read(root: Path) -> tuple[dict[Split, Annotations], list[Fault]]:
+def _read(root: Path, val_fraction: float) -> tuple[dict[Split, Annotations], list[Fault]]:
     """The splits that can be read, and why others cannot. Raises InputError if none can, for one reason."""
     splits: dict[Split, Annotations] = {}
     messages = []
     for split in SPLITS:
         try:
-            splits[split] = read_annotations(root, split)
+            splits[split], _ = read_split(root, split, val_fraction)
         except InputError as error:
             messages.append(str(error))
     if len(messages) == 2 and len(set(messages)) == 1:

@@ -60,7 +60,7 @@ def sample_sheet(report: Report) -> Image.Image | None:
 
 def augmented_sheet(report: Report) -> Image.Image:
     """Training images in successive epochs, as the recipe shows them to the model."""
-    plan, dataset = report.plan, open_dataset(report.source, "train")
+    plan, dataset = report.plan, open_dataset(report.source, "train", report.val_fraction)
     config = plan.config
     transform = augmentation(config.augment or "plain", plan.resize, config.image_size, plan.max_size)
     samples = Samples(dataset, transform, config.seed)

@@ -95,8 +95,8 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
     parameters = sum(p.numel() for p in state.model.parameters())
     precision = str(pick_precision(config.precision, dist.device)).removeprefix("torch.")
     notes = [
-        f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images, {config.steps} steps of "
-        f"{config.batch_size}, {dist.world_size} x {dist.device.type}, {precision}"
+        f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images at {config.image_size} px, "
+        f"{config.steps} steps of {config.batch_size}, {dist.world_size} x {dist.device.type}, {precision}"
     ]
     if data.max_objects() > queries and not data.hints.num_queries:
         notes.append(

@@ -52,6 +52,22 @@ def codes(faults: list) -> list[str]:
     return [fault.code for fault in faults]
 
 
+def test_a_val_split_that_is_held_out(tmp_path, capsys):
+    root = write_coco(tmp_path / "single")
+    (root / "annotations" / "instances_val.json").unlink()
+    report = check(str(root))
+    assert "split-unreadable" in codes(report.faults)
+    report = check(str(root), val_fraction=0.5)
+    assert not report.errors
+    assert set(report.splits) == {"train", "val"}
+    assert sum(map(len, report.splits.values())) == len(open_dataset(root, "train"))
+    assert (
+        report.verdict == f"ready to train: redetr train redetr_n --data {root} --val-fraction 0.5 --output runs/mine"
+    )
+    main(["check", str(root), "--val-fraction", "0.5"])
+    assert report.verdict in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("source", ["digits", "crowns"])
 def test_embedded_data_is_sound(source, capsys):
     report = check(source)

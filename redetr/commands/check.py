@@ -23,6 +23,8 @@ class Check:
     """The recipe that the data set is meant for."""
     queries: int | None = None
     """Most objects that the model can find in an image; default: what training would take."""
+    val_fraction: float = 0.0
+    """Share of the images to hold out for validation, as training will, if the data has no val split."""
     thorough: bool = False
     """Also decode all images, and look for pictures that are nearly the same."""
     report: str | None = None
@@ -35,7 +37,7 @@ class Check:
     def run(self) -> None:
         if self.augment and not self.report:
             raise InputError("--augment needs a folder to write to: give --report FOLDER as well")
-        report = check(self.data, self.model, self.queries, self.thorough)
+        report = check(self.data, self.model, self.queries, self.thorough, self.val_fraction)
         if self.json:
             print_json(report.to_dict())
         else:

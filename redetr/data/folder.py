@@ -24,12 +24,16 @@ def open_folder(root: Path, split: Split, hints: Hints, val_fraction: float) -> 
 
     Raises InputError if the split is missing or faulty.
     """
-    name = root.resolve().name
+    annotations, note = read_split(root, split, val_fraction)
+    return FolderDataset(annotations, root.resolve().name, hints, note)
+
+
+def read_split(root: Path, split: Split, val_fraction: float) -> tuple[Annotations, str]:
+    """What `open_folder` takes, faults not yet judged, and a sentence on `val_fraction`. Raises InputError."""
     if val_fraction and "val" not in splits_of(root):
-        annotations, note = hold_out(read_annotations(root, "train"), split, val_fraction)
-        return FolderDataset(annotations, name, hints, note)
+        return hold_out(read_annotations(root, "train"), split, val_fraction)
     note = f"{root}: has a val split of its own, --val-fraction is not used" if val_fraction else ""
-    return FolderDataset(read_annotations(root, split), name, hints, note)
+    return read_annotations(root, split), note
 
 
 def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[Annotations, str]:
