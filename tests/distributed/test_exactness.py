@@ -5,6 +5,7 @@ have several sizes and 0 to 15 objects, half of them none, so that every split h
 """
 
 import json
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -209,7 +210,9 @@ def alone(tmp_path_factory, shared_coco) -> dict[str, Any]:
 def ranks(request, tmp_path_factory, shared_coco) -> list[dict[str, Any]]:
     """What each process of a world measured."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    mp.spawn(_rank, (request.param, free_ports(2), folder, shared_coco), nprocs=request.param)
+    multiprocessing.set_forkserver_preload(["redetr.train"])  # imported once, not by each rank
+    arguments = (request.param, free_ports(2), folder, shared_coco)
+    mp.start_processes(_rank, arguments, nprocs=request.param, start_method="forkserver")
     results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]
     return [result | {"run": training_result(folder / "run")} for result in results]
 
