@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint bench bench-gpu docs clean
+.PHONY: demo test slow lint bench bench-gpu docs docs-pictures clean
 
 demo: .venv/installed
 	$(BIN)/redetr demo
@@ -36,6 +36,9 @@ bench-gpu:
 
 docs: .venv/installed-dev
 	$(BIN)/mkdocs build
+
+docs-pictures: .venv/installed-dev
+	$(BIN)/python docs/pictures.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("redetr needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else 0'

@@ -38,7 +38,7 @@ def demo(data: str, folder: Path, steps: int, console: Console) -> None:
         f"{result['time_s'] / 60:.1f} minutes of training. Next:\n"
         f"  look at    {folder}/predictions.png (left: the truth, right: found) and {folder}/curves.png\n"
         f"  predict    redetr predict {folder}/best.pt IMAGE_OR_FOLDER\n"
-        "  your data  redetr train redetr_n --data FOLDER --output runs/mine   (COCO layout)",
+        "  your data  redetr train redetr_n --data FOLDER --output runs/mine   (COCO, YOLO or VOC form)",
         soft_wrap=True,
     )
 

@@ -107,3 +107,17 @@ def test_links_and_named_files_exist(page):
             assert (page.parent / link).exists(), link
     for path in re.findall(r"`((?:tests|benchmarks|examples|docs)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
+
+
+def test_pictures_come_from_commands(monkeypatch):
+    """Those of docs/images are the ones that docs/pictures.py makes; each is small, and stands in a page."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import pictures
+
+    for command in (*pictures.COMMANDS, pictures.APP):
+        parse_command(shlex.split(command))
+    files = set((ROOT / "docs/images").iterdir())
+    assert {path.name for path in files} == {f"{name}.jpg" for name in (*pictures.WRITTEN, *pictures.PHOTOGRAPHED)}
+    assert all(path.stat().st_size < 300_000 for path in files)
+    shown = {(p.parent / link).resolve() for p in PAGES for link in re.findall(r"!\[[^]]+\]\((\S+)\)", p.read_text())}
+    assert files <= shown
