@@ -10,6 +10,7 @@ what was learned from them. One seed differs from another by 3 AP or so: smaller
 
 import argparse
 import datetime
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from record import RESULTS, commit
 from rich.console import Console
 
@@ -89,6 +91,18 @@ def groups(count: int, noise: float) -> Iterator[None]:
         yield
 
 
+def small_first(share: float, side: int, of_steps: int) -> Callable[[], AbstractContextManager]:
+    """Images scaled to `side` in the first `share` of the steps."""
+    original, seen = FastDETR.forward, itertools.count()
+
+    def forward(self, images, mask=None):
+        if self.training and next(seen) < share * of_steps:
+            images = F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+        return original(self, images, mask)
+
+    return lambda: patch.object(FastDETR, "forward", forward)
+
+
 # What a variant changes: settings, options of the model, or a part of the code.
 VARIANTS: dict[str, dict[str, Any]] = {
     "muon": {},
@@ -109,6 +123,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "2 groups, one moved": {"code": lambda: groups(2, 0.2)},
     "3 groups, two moved": {"code": lambda: groups(3, 0.2)},
     "backbone wider": {"options": ("backbone=[48, 96, 192]",)},
+    "96 px for 60% of 500 steps": {"code": small_first(0.6, 96, 500)},
     "5 iterations": {"code": iterations(5)},
     "2 iterations": {"code": iterations(2)},
 }
