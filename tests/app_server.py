@@ -15,25 +15,44 @@ from subprocess import Popen
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from redetr.checkpoint import save_weights
 from redetr.config import TrainConfig
 from tests.command_line import start
-from tests.test_explain import CLASSES, IDS, OPTIONS, small_detector
+from tests.test_explain import CLASSES, IDS, OPTIONS, picture, small_detector
 
 
-def write_checkpoint(path: Path, trained_on: Path) -> Path:
-    """Random weights of a small fast form; scores of the last layer are spread from about 0.2 to 0.8."""
-    model = small_detector("redetr_n").model
-    last = model.class_embed[-1]
-    with torch.no_grad():
-        last.bias.zero_()
-        last.weight.mul_(2)
-    options = tuple(f"{name}={json.dumps(value)}" for name, value in OPTIONS["redetr_n"].items())
-    config = replace(TrainConfig(model="redetr_n"), image_size=64, model_options=options, data=str(trained_on))
+def write_checkpoint(path: Path, trained_on: Path, form: str = "redetr_n") -> Path:
+    """Random weights of a small model, whose answers differ: scores of the last layer of the fast form are spread from
+    about 0.2 to 0.8; of the faithful form, classes and boxes that its queries find in `picture()`."""
+    detector = small_detector(form)
+    model = detector.model
+    if form == "detr_r50":
+        heads = (model.class_embed, model.bbox_embed.layers[-1])
+        hooks = [head.register_forward_hook(_spread) for head in heads]
+        detector.predict(picture())
+        for hook in hooks:
+            hook.remove()
+    else:
+        last = model.class_embed[-1]
+        with torch.no_grad():
+            last.bias.zero_()
+            last.weight.mul_(2)
+    options = tuple(f"{name}={json.dumps(value)}" for name, value in OPTIONS[form].items())
+    config = replace(TrainConfig(model=form), image_size=64, model_options=options, data=str(trained_on))
     about = {"config": config.to_dict(), "class_names": CLASSES, "category_ids": IDS, "step": 0, "best": {}}
     save_weights(path, model.state_dict(), about)
     return path
+
+
+@torch.no_grad()
+def _spread(head: nn.Linear, inputs: tuple[Tensor], outputs: Tensor) -> None:
+    """Changes the head so that what it says of the queries in the last layer has a mean of 0 and a deviation of 1."""
+    last = outputs[-1]
+    deviation, mean = torch.std_mean(last.flatten(0, -2), 0)
+    head.weight /= deviation[:, None]
+    head.bias.copy_((head.bias - mean) / deviation)
 
 
 _TOLD = ("WARNING:  Invalid HTTP request received.", "Expected boundary character")  # of attacks, a line each

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -27,7 +28,9 @@ from redetr.errors import InputError
 from redetr.explain import explain
 from redetr.explain_loss import explain_loss
 from redetr.predict import as_image
+from redetr.visualize import to_pil
 from tests.app_server import artefacts, serving, write_checkpoint
+from tests.test_explain import picture
 from tests.test_explain_page import Page
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +84,12 @@ def one(browser, selector):
 
 @pytest.fixture
 def page(server, browser):
+    with opened(server, browser) as page:
+        yield page
+
+
+@contextmanager
+def opened(server, browser):
     """The app, just opened; without complaints of the browser at the end."""
     browser.get_log("browser")
     browser.get(server.url)
@@ -135,10 +144,30 @@ def test_upload_threshold_and_click(page, image, detector, tmp_path):
             wait(page, lambda f=frame, s=shown: f.part("shown").text == s)
     page.save_screenshot(str(artefacts(tmp_path) / "app-found.png"))
 
-    first, *others = scores.argsort(descending=True).tolist()
+    click_another(page, explanation, shown=(scores >= 0.6).nonzero().flatten().tolist())
+    page.save_screenshot(str(artefacts(tmp_path) / "app-clicked.png"))
+
+
+def test_a_click_in_the_faithful_form(browser, shared_coco, tmp_path):
+    """Its attention is shown as maps over the image, not as points."""
+    checkpoint = write_checkpoint(tmp_path / "best.safetensors", shared_coco, "detr_r50")
+    to_pil(picture()).save(tmp_path / "picture.png")
+    explanation = explain(redetr.load(checkpoint, device="cpu"), picture())
+    shown = (explanation.scores[-1] >= 0.5).nonzero().flatten().tolist()
+    with serving(checkpoint) as server, opened(server, browser) as page:
+        upload(page, tmp_path / "picture.png")
+        click_another(page, explanation, shown)
+        with Frame(page, "explained") as frame:
+            assert "the brightest cell has" in frame.part("cross").text
+        page.save_screenshot(str(artefacts(tmp_path) / "app-faithful.png"))
+
+
+def click_another(page, explanation, shown):
+    """Clicks one of the queries whose boxes are shown; attention, path and steps become its own."""
+    first = int(explanation.scores[-1].argmax())
     boxes = explanation.boxes[-1].clamp(0, 1)
     sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    other = min((q for q in others if scores[q] >= 0.6), key=lambda q: sizes[q])  # a click takes the smallest
+    other = min((q for q in shown if q != first), key=lambda q: sizes[q])  # a click takes the smallest
     assert sizes[other] < sizes[first] or not overlap(boxes[other], boxes[first])
     with Frame(page, "explained") as frame:
         assert frame.part("chosen").text.startswith(f"query {first} ")
@@ -149,7 +178,6 @@ def test_upload_threshold_and_click(page, image, detector, tmp_path):
         for old, new in zip(before, after, strict=True):
             assert all(a != b for a, b in zip(old, new, strict=True))
         assert page.execute_script("return origin") == "null"  # it reaches nothing of the page around it
-    page.save_screenshot(str(artefacts(tmp_path) / "app-clicked.png"))
 
 
 def overlap(a, b):
