@@ -68,7 +68,7 @@ class Panel {
   x(fraction) { return ((fraction - this.window[0]) / (this.window[2] - this.window[0])) * this.canvas.width; }
   y(fraction) { return ((fraction - this.window[1]) / (this.window[3] - this.window[1])) * this.canvas.height; }
 
-  box([left, top, right, bottom], color, { width = 2, dash = [], alpha = 1, tag = "", below = false } = {}) {
+  box([left, top, right, bottom], color, { width = 2, dash = [], alpha = 1, tag = "", beside = false } = {}) {
     const { context } = this;
     const [x, y, x2, y2] = [this.x(left), this.y(top), this.x(right), this.y(bottom)];
     context.save();
@@ -80,8 +80,9 @@ class Panel {
     if (tag) {
       context.font = "600 13px system-ui, sans-serif";
       const wide = context.measureText(tag).width + 8;
-      const over = y >= 18 && !below;
-      const at = [Math.max(0, Math.min(x, this.canvas.width - wide)), over ? y - 18 : Math.min(y2, this.canvas.height - 18)];
+      const lowest = this.canvas.height - 18;
+      const over = beside ? y2 - 18 : y >= 18 ? y - 18 : y2;
+      const at = [Math.max(0, Math.min(beside ? x2 : x, this.canvas.width - wide)), Math.max(0, Math.min(over, lowest))];
       context.fillStyle = color;
       context.fillRect(...at, wide, 18);
       context.fillStyle = "#212529";

@@ -17,7 +17,7 @@ async function explainLoss(root, packed) {
 
   function drawObjects() {
     panel.clear(0.2);
-    range(count).forEach((t) => panel.box(objects[t], TRUTH, { dash: [6, 4], tag: letters[t], below: true }));
+    range(count).forEach((t) => panel.box(objects[t], TRUTH, { dash: [6, 4], tag: letters[t], beside: true }));
     matched().forEach((t) => {
       const q = queries[layer][t];
       panel.box(boxes.row(layer, q), CHOSEN, { tag: `query ${q}` });

@@ -272,3 +272,18 @@ class Empty(TwoImages):
 def test_letters_do_not_run_out():
     assert letters(28)[24:] == ["Y", "Z", "A1", "B1"]
     assert len(set(letters(100))) == 100
+
+
+def test_the_letter_of_an_object_is_seen_beside_its_query(tmp_path, browser):
+    """At the upper edge, where the name of the query stands below the box."""
+    write_image_page(tmp_path / "index.html", explain(small_detector("detr_r50"), picture()), "a.png", threshold=0.5)
+    browser.get((tmp_path / "index.html").as_uri())
+    letter = browser.execute_script("""
+        const canvas = Object.assign(document.createElement("canvas"), {width: 400, height: 400});
+        const context = canvas.getContext("2d"), window = [0, 0, 1, 1];
+        const panel = Object.assign(Object.create(Panel.prototype), {canvas, context, window});
+        panel.box([0.1, 0.01, 0.2, 0.3], TRUTH, {tag: "A", beside: true});
+        panel.box([0.1, 0.01, 0.2, 0.3], CHOSEN, {tag: "query 0"});
+        const pixels = new Uint32Array(context.getImageData(0, 0, 400, 400).data.buffer);
+        return pixels.filter((pixel) => pixel === 0xff66cf51).length""")  # the green of objects, as ABGR
+    assert letter > 100
