@@ -3,24 +3,30 @@
     pip download --no-deps deepforest==2.1.0
     python benchmarks/tiles.py runs/crowns deepforest-2.1.0-py3-none-any.whl
 
-The photograph is the right quarter of the large one that `make_crowns.py` cuts: the model has not seen a pixel of it.
-Once AP on all of it, with as many detections as there are (COCO's limit of 100 is for small images); and once its
-detections cut into the 128 px tiles of the validation split and compared with the annotations of these, which gives the
-same measure as `redetr evaluate` does for the tiles one by one. Writes results/DATE-tiles.json and a picture.
+`redetr predict --tile` looks at the whole of the large photograph that `make_crowns.py` cuts. The model has not seen a
+pixel of its right quarter: there AP is measured, for the tiles of the validation split one by one, and for what was
+found in the whole photograph. Once by the measure of `redetr evaluate`, boxes cut into those tiles and compared with
+their annotations; and once as one image, with as many detections as there are (COCO's limit of 100 is for small
+images). Writes results/DATE-tiles.json and a picture of the whole photograph.
 """
 
 import argparse
 import contextlib
 import datetime
 import io
-from dataclasses import replace
+import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 from zipfile import ZipFile
 
 import numpy as np
 import torch
-from make_crowns import LARGE, MIN_VISIBLE, TRAIN_SHARE, VAL_PX, area, read
+from make_crowns import LARGE, MIN_VISIBLE, TRAIN_SHARE, VAL_PX, Photograph, area, read
+from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from record import RESULTS, record
@@ -30,11 +36,16 @@ from redetr.evaluate import evaluate
 from redetr.metrics import GroundTruth, coco_metrics
 from redetr.postprocess import Detections
 from redetr.predict import load
-from redetr.tiles import merge_tiles, tile_windows
+from redetr.tiles import tile_windows
 from redetr.visualize import draw_boxes
 
-OVERLAPS = (0.2, 0.35)
-SHOWN = 0.35  # the overlap of the picture
+OVERLAPS = (0.2, 0.35)  # the first is the command's own
+SHOWN_PX = 1600  # the picture's longer side
+
+
+class Found(NamedTuple):
+    boxes: np.ndarray  # [N, 4] xyxy pixels of the photograph
+    scores: np.ndarray  # [N], best first
 
 
 def main() -> None:
@@ -44,78 +55,126 @@ def main() -> None:
     arguments = parser.parse_args()
     with ZipFile(arguments.wheel) as wheel:
         large = read(wheel, LARGE)
-    left, (width, height) = int(TRAIN_SHARE * large.image.width), large.image.size
-    image = torch.from_numpy(np.array(large.image.crop((left, 0, width, height)))).permute(2, 0, 1)
-    clipped = large.boxes.clip((left, 0, left, 0), (width, height, width, height))
-    visible = area(clipped) / area(large.boxes)
-    boxes, ignored = clipped[visible > 0] - (left, 0, left, 0), visible[visible > 0] < MIN_VISIBLE
-
+    width, height = large.image.size
+    frame = (int(TRAIN_SHARE * width), 0, width, height)
     detector, tiles = load(arguments.checkpoint), open_dataset("crowns", "val")
-    alone = evaluate(detector.model, tiles, image_size=detector.image_size, classes=detector.classes).to_dict()
-    rows = {"tiles one by one, as in training": {"tiles_AP": alone["AP"], "tiles_AP50": alone["AP50"]}}
-    rows["whole, at once"] = measured(detector.predict(image, threshold=0.0), boxes, ignored, tiles, left)
+
+    corners = [corner(tiles, index) for index in range(len(tiles))]
+    alone = joined([detector.predict(tiles.image(i), threshold=0.0) for i in range(len(tiles))], corners)
+    whole = torch.from_numpy(np.array(large.image)).permute(2, 0, 1)
+    windows = tile_windows(height, width, VAL_PX, OVERLAPS[0])
+    parts = detector.predict([whole[:, y1:y2, x1:x2] for x1, y1, x2, y2 in windows], threshold=0.0)
+    found = {
+        "tiles one by one": alone,
+        "all at once": joined([detector.predict(whole, threshold=0.0)], [(0, 0)]),
+        f"overlap {OVERLAPS[0]}, not merged": joined(parts, [window[:2] for window in windows]),
+    }
+    seconds = {}
     for overlap in OVERLAPS:
-        windows = tile_windows(*image.shape[1:], VAL_PX, overlap)
         start = perf_counter()
-        parts = detector.predict([image[:, y1:y2, x1:x2] for x1, y1, x2, y2 in windows], threshold=0.0)
-        middle = perf_counter()
-        found = merge_tiles(parts, windows, (image.shape[1], image.shape[2]))
-        times = {"tiles": len(windows), "model_s": middle - start, "merge_s": perf_counter() - middle}
-        not_merged = measured(joined(parts, windows, found), boxes, ignored, tiles, left)
-        rows[f"overlap {overlap}"] = times | measured(found, boxes, ignored, tiles, left) | {"not_merged": not_merged}
-        if overlap == SHOWN:
-            shown = found
-    # As many as there are crowns, the surest ones: see `demo.prediction_grid`.
-    sure = shown.above(float(shown.scores[min(int((~ignored).sum()), len(shown)) - 1]))
-    picture = draw_boxes(image, sure.boxes, [""] * len(sure), None, sure.labels.tolist(), scale=1)
-    picture.save(RESULTS / f"{datetime.date.today().isoformat()}-tiles-crowns.jpg", quality=80)
-    about = {"pixels": [width - left, height], "objects": int((~ignored).sum()), "tile": VAL_PX, "n": 1}
-    record("tiles", {**about, "rows": rows, "shown": {"overlap": SHOWN, "score": float(sure.scores.min())}})
+        found[f"overlap {overlap}"] = predicted(arguments.checkpoint, large.image, overlap)
+        seconds[f"overlap {overlap}"] = perf_counter() - start
+    rows = {
+        name: {"boxes": len(each.scores), **on_tiles(each, tiles), **on_the_whole(each, large, frame)}
+        for name, each in found.items()
+    }
+    # The same boxes, cut at edges where they end already: evaluation and this script agree.
+    as_trained = evaluate(detector.model, tiles, image_size=detector.image_size, classes=detector.classes).ap
+    assert abs(as_trained - rows["tiles one by one"]["tiles_AP"]) < 0.005, (as_trained, rows)
+    score = draw(found[f"overlap {OVERLAPS[0]}"], large, frame[0])
+    about = {"pixels": [width, height], "held_out_from_x": frame[0], "objects": len(large.boxes), "tile": VAL_PX}
+    record("tiles", {**about, "rows": rows, "seconds": seconds, "shown_from_score": score, "n": 1})
 
 
-def joined(parts: list[Detections], windows: list, merged: Detections) -> Detections:
+def predicted(checkpoint: str, image: Image.Image, overlap: float) -> Found:
+    """What the command finds in the photograph."""
+    with tempfile.TemporaryDirectory() as folder:
+        image.save(f"{folder}/large.png")
+        command = ["predict", checkpoint, f"{folder}/large.png", "--output", folder, "--save", "json"]
+        settings = ["--threshold", "0", "--tile", str(VAL_PX), "--overlap", str(overlap)]
+        subprocess.run([sys.executable, "-m", "redetr", *command, *settings], check=True)
+        rows = json.loads(Path(folder, "predictions.jsonl").read_text())["detections"]
+    return Found(np.array([row["box"] for row in rows]), np.array([row["score"] for row in rows]))
+
+
+def joined(parts: list[Detections], corners: list[tuple[int, int]]) -> Found:
     """All boxes of all tiles, where they are in the photograph."""
-    boxes = torch.cat([part.boxes + torch.tensor(window[:2] * 2) for part, window in zip(parts, windows, strict=True)])
-    scores, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("scores", "labels"))
-    return replace(merged, boxes=boxes, scores=scores, labels=labels)
+    boxes = np.concatenate([part.boxes.numpy() + np.array(at * 2) for part, at in zip(parts, corners, strict=True)])
+    scores = np.concatenate([part.scores.numpy() for part in parts])
+    order = np.argsort(-scores, kind="stable")
+    return Found(boxes[order], scores[order])
 
 
-def measured(found: Detections, boxes: np.ndarray, ignored: np.ndarray, tiles, left: int) -> dict[str, float]:
-    return {"boxes": len(found), **on_the_whole(found, boxes, ignored), **on_tiles(found, tiles, left)}
+def corner(tiles, index: int) -> tuple[int, int]:
+    """Where the tile is in the photograph: left, top."""
+    left, top = (int(part[1:]) for part in tiles.path(index).stem.split("_")[-2:])
+    return left, top
 
 
-def on_the_whole(found: Detections, boxes: np.ndarray, ignored: np.ndarray) -> dict[str, float]:
-    """AP on the photograph as one image."""
+def inside(boxes: np.ndarray, frame: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The boxes cut at the frame, and the share of each that is in it."""
+    cut = boxes.clip(frame[:2] * 2, frame[2:] * 2)
+    return cut, area(cut) / np.maximum(area(boxes), 1e-6)
+
+
+def on_tiles(found: Found, tiles) -> dict[str, float]:
+    """AP of the detections cut into the tiles of the validation split, as its annotations were."""
+    parts = []
+    for index in range(len(tiles)):
+        left, top = corner(tiles, index)
+        cut, share = inside(found.boxes, (left, top, left + VAL_PX, top + VAL_PX))
+        kept = share >= MIN_VISIBLE
+        parts.append((np.full(kept.sum(), index), found.scores[kept], cut[kept] - (left, top, left, top)))
+    index, scores, boxes = (np.concatenate(each) for each in zip(*parts, strict=True))
+    result = coco_metrics(GroundTruth.from_dataset(tiles), image_index=index, labels=np.zeros(len(index), np.int64),
+                          scores=scores, boxes=boxes).to_dict()  # fmt: skip
+    return {"tiles_AP": result["AP"], "tiles_AP50": result["AP50"]}
+
+
+def on_the_whole(found: Found, large: Photograph, frame: tuple[int, int, int, int]) -> dict[str, float]:
+    """AP on the frame of the photograph as one image."""
+    boxes, share = inside(large.boxes, frame)
     annotations = [
-        {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": int(ignored[i]),
-         "area": (x2 - x1) * (y2 - y1)} for i, (x1, y1, x2, y2) in enumerate(boxes.tolist())
+        {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": xywh(box), "iscrowd": int(share[i] < MIN_VISIBLE),
+         "area": float(area(box[None])[0])} for i, box in enumerate(boxes) if share[i] > 0
     ]  # fmt: skip
+    cut, share = inside(found.boxes, frame)
+    results = [
+        {"image_id": 1, "category_id": 1, "bbox": xywh(box), "score": float(score)}
+        for box, score in zip(cut[share >= MIN_VISIBLE], found.scores[share >= MIN_VISIBLE], strict=True)
+    ]
+    if not results:
+        return {"AP": 0.0, "AP50": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": annotations}
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(found.to_coco(1)), "bbox")
-        evaluation.params.maxDets = [1, 100, len(found)]
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.params.maxDets = [1, 100, len(results)]
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][:, :, 0, 0, -1]
     return {"AP": float(precision.mean()), "AP50": float(precision[0].mean())}
 
 
-def on_tiles(found: Detections, tiles, left: int) -> dict[str, float]:
-    """AP of the same detections cut into the tiles of the validation split, as its annotations were."""
-    parts = []
-    whole = found.boxes.numpy()
-    for index in range(len(tiles)):
-        x, y = (int(part[1:]) for part in tiles.path(index).stem.split("_")[-2:])
-        cut = whole.clip(*(np.array([x - left, y] * 2) + side for side in (0, VAL_PX)))
-        kept = area(cut) >= MIN_VISIBLE * np.maximum(area(whole), 1e-6)
-        shifted = torch.from_numpy(cut[kept] - np.array([x - left, y] * 2)).float()
-        parts.append((np.full(kept.sum(), index), found.labels[kept], found.scores[kept], shifted))
-    index, labels, scores, boxes = zip(*parts, strict=True)
-    result = coco_metrics(GroundTruth.from_dataset(tiles), image_index=np.concatenate(index), labels=torch.cat(labels),
-                          scores=torch.cat(scores), boxes=torch.cat(boxes)).to_dict()  # fmt: skip
-    return {"tiles_AP": result["AP"], "tiles_AP50": result["AP50"]}
+def xywh(box: np.ndarray) -> list[float]:
+    return [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()]
+
+
+def draw(found: Found, large: Photograph, border: int) -> float:
+    """As many boxes as there are crowns, the surest ones (see `demo.prediction_grid`); returns the least score."""
+    count = min(len(large.boxes), len(found.scores))
+    scale = SHOWN_PX / max(large.image.size)
+    picture = large.image.resize([round(scale * side) for side in large.image.size])
+    boxes = torch.from_numpy(found.boxes[:count] * scale)
+    picture = draw_boxes(picture, boxes, [""] * count, None, [0] * count, scale=1)
+    drawing = ImageDraw.Draw(picture)
+    x = round(border * scale)
+    drawing.line([(x, 0), (x, picture.height)], "white", 3)
+    for text, place, anchor in (("pixels of training", x - 12, "ra"), ("held out", x + 12, "la")):
+        drawing.text((place, 12), text, "white", anchor=anchor, font_size=30, stroke_width=3, stroke_fill="black")
+    picture.save(RESULTS / f"{datetime.date.today().isoformat()}-tiles-crowns.jpg", quality=75, optimize=True)
+    return float(found.scores[count - 1])
 
 
 if __name__ == "__main__":

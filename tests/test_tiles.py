@@ -1,6 +1,8 @@
 """Tiles cover an image, and each object in it is found once, wherever the seams are."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,3 +131,16 @@ def test_a_perfect_detector_finds_each_object_once(seed, overlap):
         found.append(in_tile(rows))
     boxes = merge_tiles(found, windows, (height, width)).boxes.tolist()
     assert sorted(boxes) == sorted([float(side) for side in box] for box in truth)
+
+
+def test_measured_ap_of_a_whole_photograph_is_not_below_that_of_its_tiles():
+    """In the last run of benchmarks/tiles.py, as docs/predict.md says it."""
+    root = Path(__file__).parent.parent
+    rows = json.loads(max((root / "benchmarks/results").glob("*-tiles.json")).read_text())["rows"]
+    merged, alone, doubled = (rows[name] for name in ("overlap 0.2", "tiles one by one", "overlap 0.2, not merged"))
+    assert merged["AP"] >= alone["AP"] and merged["AP50"] >= alone["AP50"]
+    assert merged["AP"] > doubled["AP"] and merged["tiles_AP"] > doubled["tiles_AP"]
+    page = (root / "docs/predict.md").read_text()
+    for row in rows.values():
+        numbers = " | ".join(f"{100 * row[name]:.1f}" for name in ("AP", "AP50", "tiles_AP", "tiles_AP50"))
+        assert f" | {numbers} |" in page
