@@ -46,6 +46,19 @@ def kept_from_running(command: str) -> list[str]:
     return [pattern for pattern in PARSED_ONLY if fnmatch(command, pattern)]
 
 
+def test_every_flag_named_in_a_page_exists(capsys):
+    """In sentences and tables too; those of other programs have theirs."""
+    others = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts",
+              "--standalone", "--local-addr", "--nodes", "--data-binary"}  # fmt: skip
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            parse_command([command, *["redetr_n"] * (command in ("train", "verify")), "--help"])
+    known = others | set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
+    for page in PAGES:
+        if page.stem != "coming-from":  # it compares
+            assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())) <= known, page
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
     """What the pages speak of: a data set FOLDER, photographs, runs (of a small model, after two steps)."""
