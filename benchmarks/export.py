@@ -2,7 +2,8 @@
 
     python benchmarks/export.py digits=runs/digits/best.pt crowns=runs/crowns/best.pt
 
-Each file is written once and run on held-out images at three sizes of the model's input, one image and four at a time.
+Each file is written once and run on held-out images of three shapes, wide, square and high, one image and four at a
+time. Without processing, the shape is that of the model's input; with it, that of the images that go into the file.
 Writes results/DATE-export.json.
 """
 
@@ -10,15 +11,20 @@ import argparse
 import json
 import tempfile
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
+import torch
 from record import record
+from torch import Tensor
 
-from redetr.data import open_dataset
+from redetr.data import DetectionDataset, open_dataset
+from redetr.data.views import Size, View
 from redetr.export import ExportConfig, Trial, describe, inputs_of
 from redetr.export_files import SUFFIXES, Format, Precision, open_file, write_file
 from redetr.export_graph import Plain, Processed, trace
 from redetr.predict import load
+from redetr.structures import Target
 
 FILES: tuple[tuple[Format, Precision, bool], ...] = (
     ("onnx", "fp32", False), ("openvino", "fp32", False), ("onnx", "fp32", True), ("openvino", "fp32", True),
@@ -26,10 +32,34 @@ FILES: tuple[tuple[Format, Precision, bool], ...] = (
 )  # fmt: skip
 
 
+class Stretched(DetectionDataset):
+    """A data set with all of its images stretched to one size."""
+
+    def __init__(self, dataset: DetectionDataset, size: Size):
+        self.dataset, self.size, self.name = dataset, size, dataset.name
+        self.class_names, self.category_ids = dataset.class_names, dataset.category_ids
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def target(self, index: int) -> Target:
+        target = self.dataset.target(index)
+        boxes = torch.from_numpy(self._view(target["orig_size"]).boxes(target["boxes"].numpy()))
+        return Target(**(target | {"boxes": boxes, "orig_size": self.size, "size": self.size}))
+
+    def image(self, index: int) -> Tensor:
+        image = self.dataset.image(index)
+        height, width = image.shape[1:]
+        return self._view((height, width)).pixels(image, (height, width))
+
+    def _view(self, stored: Size) -> View:
+        return View((0, 0, stored[1], stored[0]), self.size)
+
+
 def compare(checkpoint: str, images: int, folder: Path) -> list[dict]:
-    """Differences and AP of every file at every size and batch."""
+    """Differences and AP of every file at every shape and batch."""
     detector = load(checkpoint, device="cpu")
-    assert detector.trained_on
+    assert detector.trained_on and detector.model.resize == "square"
     own = detector.image_size
     val, train = (open_dataset(detector.trained_on, split, detector.val_fraction) for split in ("val", "train"))
     programs = {False: trace(Plain(detector.model)), True: trace(Processed(detector.model, own))}
@@ -42,17 +72,18 @@ def compare(checkpoint: str, images: int, folder: Path) -> list[dict]:
                    config.outputs, form, precision, some if precision == "int8" else ())  # fmt: skip
         runs.append((config, open_file(path)))
     rows = []
-    for size, batch_size in ((size, batch) for size in (own * 3 // 4, own, own * 5 // 4) for batch in (1, 4)):
-        detector.image_size = size
-        trials = {processing: Trial(detector, ExportConfig(processing=processing), val, images, batch_size)
-                  for processing in ((False, True) if size == own else (False,))}  # fmt: skip
+    shapes = ((own * 3 // 4, own), (own, own), (own * 5 // 4, own * 15 // 16))
+    for shape, batch_size, processing in product(shapes, (1, 4), (False, True)):
+        # Images that are of the shape already are left as they are by "aspect".
+        detector.model.resize, detector.image_size = ("square", own) if processing else ("aspect", min(shape))
+        trial = Trial(detector, ExportConfig(processing=processing), Stretched(val, shape), images, batch_size)
         for config, run in runs:
-            if config.processing not in trials or (config.precision != "fp32" and (size, batch_size) != (own, 1)):
-                continue  # the size of files with processing is fixed
-            result = trials[config.processing].compare(run)
+            if config.processing != processing or (config.precision != "fp32" and (shape[0], batch_size) != (own, 1)):
+                continue
+            result = trial.compare(run)
             rows.append({
                 "format": config.format, "precision": config.precision, "processing": config.processing,
-                "image_size": size, "batch_size": batch_size, "images": result.images,
+                "shape": shape, "batch_size": batch_size, "images": result.images,
                 "AP": result.ap[1], "AP_pytorch": result.ap[0], "differences": result.differences,
             })  # fmt: skip
             print(rows[-1], flush=True)

@@ -42,7 +42,7 @@ def write_file(
         if precision == "int8":
             _quantize(onnx_path, inputs, calibration)
         if format == "openvino":
-            _write_openvino(onnx_path, path, about, precision)
+            write_openvino(onnx_path, path, about, precision)
 
 
 def _write_onnx(
@@ -82,7 +82,8 @@ def _quantize(path: Path, inputs: Sequence[str], calibration: Iterable[Arrays]) 
         quantize_static(path, path, Reader(), QuantFormat.QDQ, ["Conv", "MatMul", "Gemm"], per_channel=True)
 
 
-def _write_openvino(source: Path, path: Path, about: str, precision: Precision) -> None:
+def write_openvino(source: Path, path: Path, about: str, precision: Precision = "fp32") -> None:
+    """Writes an ONNX file as OpenVINO reads it."""
     import openvino
     from openvino import opset11
 
