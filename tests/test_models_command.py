@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from redetr.cli import main
-from redetr.commands.models import gflops
+from redetr.commands.models import MEASURED, gflops
 from redetr.models import MODELS
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +27,14 @@ def test_every_model_has_form_size_and_cost(rows):
     assert all(row["gflops"] > 0 for row in rows.values())
 
 
+def test_tables_fit_a_terminal(rows, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["models"])
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert all(f" {name} " in printed and f" {row['images_per_s']} " in printed for name, row in rows.items())
+
+
 def test_the_cost_is_what_is_counted(rows):
     assert rows["redetr_n"]["gflops"] == gflops("redetr_n")
 
@@ -35,6 +43,14 @@ def test_the_cost_is_what_is_counted(rows):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_cost_of_all_models(rows, name):
     assert rows[name]["gflops"] == gflops(name)
+
+
+def test_the_speed_of_every_model_stands_in_the_results(rows):
+    speed = json.loads(MEASURED.read_text())["speed"]
+    source = json.loads((ROOT / speed["source"]).read_text())
+    assert source["images_per_s"] == {name: row["images_per_s"] for name, row in rows.items()}
+    assert all(row["images_per_s_on"] == f"one core of {source['machine']['cpu']}" for row in rows.values())
+    assert speed["date"] in speed["source"]
 
 
 def test_what_was_measured_stands_in_the_results(rows):

@@ -18,8 +18,9 @@ from redetr.commands.console import OUT, percent, print_json
 from redetr.models import MODELS
 from redetr.models.detr import DETR
 
-# `gflops`: by `gflops` below, because counting takes seconds; `results`: from benchmarks/results. Nothing is a guess.
-_MEASURED = Path(redetr.models.__file__).with_name("measured.json")
+# `gflops`: by `gflops` below, because counting takes seconds; `speed`: by benchmarks/speed.py; `results`: from
+# benchmarks/results. Nothing is a guess.
+MEASURED = Path(redetr.models.__file__).with_name("measured.json")
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Models:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
-        measured = json.loads(_MEASURED.read_text(encoding="utf-8"))
+        measured = json.loads(MEASURED.read_text(encoding="utf-8"))
         rows = [_row(name, measured) for name in MODELS]
         if self.json:
             print_json(rows)
         else:
-            _print_models(rows)
+            _print_models(rows, measured["speed"])
 
 
 def gflops(name: str) -> float:
@@ -56,29 +57,34 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": name, "form": "faithful" if isinstance(model, DETR) else "fast",
         "parameters": sum(p.numel() for p in model.parameters()), "gflops": measured["gflops"].get(name),
+        "images_per_s": measured["speed"]["images_per_s"].get(name), "images_per_s_on": measured["speed"]["hardware"],
         "image_size": model.image_size, "queries": model.num_queries,
         "about": (function.__doc__ or "").splitlines()[0],
         "measured": [result for result in measured["results"] if result["model"] == name],
     }  # fmt: skip
 
 
-def _print_models(rows: list[dict[str, Any]]) -> None:
-    table = Table("model", "form", "size", "GFLOPs", "px", "queries", "about", box=box.SIMPLE_HEAD, pad_edge=False)
-    results = Table("measured", "AP", "AP50", "trained", "images/s", "on", box=box.SIMPLE_HEAD, pad_edge=False)
+def _print_models(rows: list[dict[str, Any]], speed: dict[str, Any]) -> None:
+    columns = ("model", "form", "size", "GFLOPs", "images/s", "px", "queries")
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    about = Table("model", "about", box=box.SIMPLE_HEAD, pad_edge=False)
+    results = Table("measured", "AP", "AP50", "trained", "on", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        numbers = f"{row['parameters'] / 1e6:.1f} M", row["gflops"] or "-", row["image_size"], row["queries"]
-        table.add_row(row["model"], row["form"], *map(str, numbers), row["about"])
+        numbers = (row[name] or "-" for name in ("gflops", "images_per_s", "image_size", "queries"))
+        table.add_row(row["model"], row["form"], f"{row['parameters'] / 1e6:.1f} M", *map(str, numbers))
+        about.add_row(row["model"], row["about"])
         for result in row["measured"]:
             trained = f"{result['steps']} steps, {result['train_minutes']} min"
             results.add_row(f"{row['model']}, {result['data']}",
                             percent(result["AP"]), percent(result["AP50"]), trained,
-                            str(result["images_per_s"] or "-"), f"{result['hardware']}, {result['date']}")  # fmt: skip
-    table.columns[0].no_wrap = results.columns[0].no_wrap = True
+                            f"{result['hardware']}, {result['date']}")  # fmt: skip
+    about.columns[0].no_wrap = results.columns[0].no_wrap = True
     OUT.print(table)
     OUT.print(
-        "size: parameters with 80 classes; GFLOPs: for one image of px x px, a multiplication and its addition are 2\n"
+        "size: parameters with 80 classes; GFLOPs: for one image of px x px, a multiplication and its addition are 2;\n"
+        f"images/s: the model alone, one such image at a time, fp32, on {speed['hardware']}, {speed['date']}\n"
     )
-    OUT.print(results)
+    OUT.print(about, results)
 
 
 parse = partial(tyro.cli, Models, prog="redetr models", config=FLAGS)
