@@ -114,7 +114,8 @@ def check(
             source, splits, {}, lambda split, i: datasets[split].image(i), _sorted(faults), plan, val_fraction
         )
     splits, faults = _read(folder_of(source), val_fraction)
-    plan = Plan.of(recipe, open_dataset(source, "train").hints if source == "crowns" else Hints(), num_queries)
+    seen = Hints(native_size=splits["train"].native_size()) if "train" in splits else Hints()
+    plan = Plan.of(recipe, open_dataset(source, "train").hints if source == "crowns" else seen, num_queries)
     headers = {split: _headers(annotations, True, thorough) for split, annotations in splits.items()}
     faults += [*_faults(splits, headers), *plan_faults(splits, plan)]
     faults += copies(splits, headers)

@@ -14,6 +14,7 @@ from redetr.optim import OptimizerName, Schedule
 from redetr.structures import DetectionModel
 
 MOST_QUERIES = 300  # that a run takes without being told to
+_STRIDE = 32  # of the coarsest feature map: sizes are multiples of it
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class TrainConfig:
     class_normalization: ClassNormalization = "global"
     """Class loss divided by the whole step's count, or by each rank's as in the original."""
     image_size: int = 0
-    """Side (fast forms) or shorter side (faithful forms), px; default: the data set's, else the model's."""
+    """Side (fast forms) or shorter side (faithful forms), px; default: the data set's, else the model's; for the fast
+    forms no more than the images have."""
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
     mosaic_until: float = 0.0
@@ -149,7 +151,7 @@ class TrainConfig:
             steps=steps,
             epochs=0.0,
             ema_decay=ema_decay,
-            image_size=self.image_size or hints.image_size or model.image_size,
+            image_size=self.image_size or hints.image_size or _suitable_size(model, hints.native_size),
             augment=self.augment or hints.augment or default_augment,
             lr_backbone=self.lr if self.lr_backbone is None else self.lr_backbone,
             eval_every=eval_every,
@@ -190,6 +192,13 @@ class TrainConfig:
         ):
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be below 0")
+
+
+def _suitable_size(model: DetectionModel, native_size: int | None) -> int:
+    """The model's own size; a "square" form does not enlarge small images: time goes with the square of the size."""
+    if model.resize == "aspect" or native_size is None:
+        return model.image_size
+    return min(model.image_size, -(-native_size // _STRIDE) * _STRIDE)
 
 
 def _suitable_epochs(num_images: int) -> float:

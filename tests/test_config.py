@@ -34,6 +34,18 @@ def test_what_the_user_says_wins():
         resolved(5_000, steps=10, epochs=1.0)
 
 
+@pytest.mark.parametrize(
+    ("model", "native_size", "image_size"),
+    [("redetr_n", 320, 320), ("redetr_n", 301, 320), ("redetr_n", 4000, 640), ("redetr_n", None, 640),
+     ("detr_r50", 320, 800)],
+)  # fmt: skip
+def test_small_images_are_not_enlarged_for_the_fast_forms(model, native_size, image_size):
+    built = build(model, 1, backbone=(32, 64, 128))
+    hints = Hints(native_size=native_size)
+    assert replace(get_recipe(model), weights=None).resolved(built, hints, 100).image_size == image_size
+    assert replace(get_recipe(model), image_size=96).resolved(built, hints, 100).image_size == 96
+
+
 def test_evaluations_are_spread_over_the_run():
     for steps in (10, 1_000, 100_000):
         assert 5 <= steps / resolved(2_000, steps=steps).eval_every <= 20

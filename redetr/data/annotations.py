@@ -82,6 +82,10 @@ class Annotations:
         columns |= {name: getattr(self, name)[kept] for name in ("boxes", "labels", "iscrowd", "area", "object_ids")}
         return replace(self, first=np.append(0, np.cumsum(counts)), **columns)
 
+    def native_size(self) -> int | None:
+        """The longer side of the images in pixels, the median of all; None without images."""
+        return int(np.median(self.sizes.max(1))) if len(self) else None
+
     def require_sound(self) -> None:
         """Raises InputError with the first error, and how many other kinds there are."""
         errors = [fault for fault in self.faults if fault.severity == "error"]

@@ -29,6 +29,7 @@ class Hints:
     """What suits a data set when the user says nothing; None leaves the choice to the recipe."""
 
     image_size: int | None = None  # longer side in pixels
+    native_size: int | None = None  # longer side of the stored images: the fast forms do not enlarge them by default
     augment: Augment | None = None
     num_queries: int | None = None  # enough for the most objects in what the model sees of an image
 

@@ -58,7 +58,7 @@ class AnnotatedDataset(DetectionDataset):
     def __init__(self, annotations: Annotations, name: str, hints: Hints = Hints(), note: str = ""):
         """Raises InputError if the annotations have errors."""
         annotations.require_sound()
-        self.name, self.hints = name, hints
+        self.name, self.hints = name, replace(hints, native_size=annotations.native_size())
         self.notes = (*map(str, annotations.faults), *filter(None, [note]))
         self.category_ids, self.class_names = annotations.category_ids, annotations.class_names
         self.annotations = replace(annotations, faults=[])
