@@ -142,6 +142,8 @@ def _run(state: State, criterion: SetCriterion, dist: Dist, data: DetectionDatas
         if state.step and _due(state, config.eval_every):
             result = _evaluate(state, criterion, val, dist, dtype, folder, monitor)
         if state.step == config.steps or _without_progress(state):
+            if state.best["step"] < state.step:
+                monitor.say(f"best.pt is of step {state.best['step']}: AP {100 * state.best['AP']:.1f}")
             save(folder)
             return result
         started = time.perf_counter()
