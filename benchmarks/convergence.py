@@ -109,6 +109,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw"},
     "lr x0.5": {"lr": 1e-3},
     "lr x2": {"lr": 4e-3},
+    "lr x4": {"lr": 8e-3},
     "batch 8, twice the steps": {"batch_size": 8, "lr": 1.4e-3},
     "batch 32, half the steps": {"batch_size": 32, "lr": 2.8e-3},
     "no moving average": {"ema_decay": 0.0},
