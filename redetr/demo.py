@@ -17,7 +17,7 @@ from redetr.train import train
 from redetr.visualize import comparison_grid, draw_boxes, plot_curves, save_image
 
 # About five minutes on two cores.
-_STEPS = {"digits": 800, "crowns": 600}
+_STEPS = {"digits": 720, "crowns": 600}
 
 
 def demo(data: str, folder: Path, steps: int, console: Console) -> None:
@@ -45,7 +45,7 @@ def demo(data: str, folder: Path, steps: int, console: Console) -> None:
 
 def demo_config(data: str, folder: Path, steps: int) -> TrainConfig:
     """The recipe `redetr_n` for a demo's length."""
-    length = steps or _STEPS.get(data, 800)
+    length = steps or _STEPS.get(data, 720)
     return replace(redetr_n(), data=data, output=str(folder), steps=length, epochs=0.0)
 
 

@@ -68,8 +68,8 @@ def redetr_s() -> TrainConfig:
 
 
 def redetr_mobile() -> TrainConfig:
-    """MobileNetV2 with ImageNet weights: minutes on a CPU."""
-    return TrainConfig(model="redetr_mobile", weights="imagenet", patience=5)
+    """MobileNetV2 with ImageNet weights: minutes on a CPU. Half the rate of what starts from nothing."""
+    return TrainConfig(model="redetr_mobile", lr=2e-3, weights="imagenet", patience=5)
 
 
 def redetr_n_finetune() -> TrainConfig:
