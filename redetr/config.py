@@ -38,7 +38,7 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches per optimizer step and rank."""
     optimizer: OptimizerName = "muon"
-    """muon: AdamW with orthogonal steps for matrices; adamw: as the original."""
+    """muon: AdamW with orthogonal steps for matrices; adamw: as the original, at half the rate or less."""
     lr: float = 4e-3
     """Learning rate."""
     lr_backbone: float | None = None

@@ -367,7 +367,7 @@ DAMAGED = {
         "image-crowded", lambda root: None, *TRAIN, "image 100", "3 objects", "2 queries", options=("--queries", "2")
     ),
     "small objects": warning(
-        "object-small", boxes(lambda b: [b[0], b[1], 0.5, 0.5]), *TRAIN, "100% of the boxes", "--image-size"
+        "object-small", boxes(lambda b: [b[0], b[1], 3, 3]), *TRAIN, "100% of the boxes", "--image-size"
     ),
     "small val split": warning("val-small", thinned(4, "val"), "val has 4 images"),
     # YOLO
