@@ -138,8 +138,10 @@ def test_measured_ap_of_a_whole_photograph_is_not_below_that_of_its_tiles():
     root = Path(__file__).parent.parent
     rows = json.loads(max((root / "benchmarks/results").glob("*-tiles.json")).read_text())["rows"]
     merged, alone, doubled = (rows[name] for name in ("overlap 0.2", "tiles one by one", "overlap 0.2, not merged"))
-    assert merged["AP"] >= alone["AP"] and merged["AP50"] >= alone["AP50"]
-    assert merged["AP"] > doubled["AP"] and merged["tiles_AP"] > doubled["tiles_AP"]
+    for name in ("AP", "AP50", "tiles_AP", "tiles_AP50"):
+        assert rows["overlap 0.5"][name] > alone[name]  # as large as most objects
+        assert merged[name] > doubled[name]
+    assert merged["AP"] > alone["AP"]
     page = (root / "docs/predict.md").read_text()
     for row in rows.values():
         numbers = " | ".join(f"{100 * row[name]:.1f}" for name in ("AP", "AP50", "tiles_AP", "tiles_AP50"))
