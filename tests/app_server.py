@@ -91,15 +91,16 @@ def serving(checkpoint: Path, *flags: Any) -> Iterator[Server]:
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["app", checkpoint, "--port", 0, "--device", "cpu", *flags]
         process = start(arguments, {"TMPDIR": folder, "PYTHONUNBUFFERED": 1, "HOME": folder})
-        limit = threading.Timer(120, process.kill)
+        limit = threading.Timer(300, process.kill)  # of the start only: the tests that share a server may take longer
         limit.start()
         try:
             assert process.stdout
             (port,) = re.findall(r"^open http://127.0.0.1:(\d+)/ in a browser", process.stdout.readline()) or [0]
+            limit.cancel()
             assert port, process.communicate()[1]
             yield Server(process, int(port), checkpoint, Path(folder))
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=120)
             told = [line for line in errors.splitlines() if not line.startswith(_TOLD)]
             assert not told, "\n".join(told)
             assert process.returncode == 0

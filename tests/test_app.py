@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -75,7 +76,7 @@ class Frame(Page):
 
 
 def wait(browser, until):
-    return WebDriverWait(browser, 20, 0.1).until(lambda _: until())
+    return WebDriverWait(browser, 60, 0.1).until(lambda _: until())
 
 
 def one(browser, selector):
@@ -344,8 +345,10 @@ def test_without_gradio(monkeypatch):
 
 def test_a_port_that_is_taken(server):
     arguments = ["app", str(server.checkpoint), "--device", "cpu", "--port"]
-    with pytest.raises(InputError, match=f"cannot listen at 127.0.0.1, port {server.port} .*: give another"):
-        parse_command([*arguments, str(server.port)]).run()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=f"cannot listen at 127.0.0.1, port {port} .*: give another"):
+            parse_command([*arguments, str(port)]).run()
     with pytest.raises(InputError, match="--port 99999 is not between 0 and 65535"):
         parse_command([*arguments, "99999"]).run()
     with pytest.raises(InputError, match="nowhere: no such folder"):

@@ -26,8 +26,8 @@ class Page:
         self.browser = browser
         browser.get_log("browser")
         browser.get(path.as_uri())
-        WebDriverWait(browser, 20).until(lambda _: self.part("stage", "objects").get_attribute("width") != "300")
-        WebDriverWait(browser, 20).until(lambda _: self.part("steps", "terms").text)
+        WebDriverWait(browser, 60).until(lambda _: self.part("stage", "objects").get_attribute("width") != "300")
+        WebDriverWait(browser, 60).until(lambda _: self.part("steps", "terms").text)
 
     def part(self, *names):
         return self.browser.find_element(By.CSS_SELECTOR, ",".join(f"[data-part={name}]" for name in names))
