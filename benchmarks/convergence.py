@@ -11,6 +11,7 @@ what was learned from them. One seed differs from another by 3 AP or so: smaller
 import argparse
 import datetime
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,12 +23,14 @@ from unittest.mock import patch
 import torch
 from record import RESULTS, commit
 from rich.console import Console
+from torch import Tensor, nn
 
 import redetr.muon
 from redetr.config import TrainConfig
 from redetr.demo import demo_config
 from redetr.losses import Predictions, SetCriterion
-from redetr.models.fast import FastDETR
+from redetr.models.fast import FastDETR, Neck
+from redetr.models.transformer import TransformerEncoderLayer
 from redetr.train import train
 
 LOG = RESULTS / "convergence.jsonl"
@@ -89,6 +92,82 @@ def groups(count: int, noise: float) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def denoising(repeats: int, box_noise: float, label_noise: float) -> Iterator[None]:
+    """A second set of queries in training, after DN-DETR (Li et al. 2022): each object `repeats` times, its box moved
+    by up to `box_noise` of its size and its label wrong in a share of `label_noise`; the rest of them are free. The
+    content of such a query is a learned vector of its label; the two sets do not see each other."""
+    training, targets_now = sys.modules["redetr.train"], []
+    build, decode, losses, receive = FastDETR.__init__, FastDETR._decode, SetCriterion._losses, training.receive
+
+    def with_labels(self, num_classes, *rest, **named):
+        build(self, num_classes, *rest, **named)
+        self.label_embed = nn.Embedding(num_classes + 1, self.hidden_dim)  # the last one: of a free query
+
+    def listening(*arguments):
+        batches, denominators, stopped = receive(*arguments)
+        targets_now[:] = batches[0].targets
+        return batches, denominators, stopped
+
+    def with_noised(self, content, boxes, image):
+        if not self.training:
+            return decode(self, content, boxes, image)
+        noised, labels = torch.rand_like(boxes), torch.full_like(boxes[..., 0], self.num_classes, dtype=torch.long)
+        for i, target in enumerate(targets_now):
+            wanted = target["boxes"].repeat(repeats, 1)[: boxes.shape[1]].to(boxes)
+            moved = wanted + box_noise * (2 * torch.rand_like(wanted) - 1) * wanted[:, 2:].repeat(1, 2) / 2
+            noised[i, : len(wanted)] = moved.clamp(1e-3, 1)
+            wrong = torch.rand(len(wanted)) < label_noise
+            told = target["labels"].repeat(repeats)[: boxes.shape[1]]
+            labels[i, : len(wanted)] = torch.where(wrong, torch.randint_like(told, self.num_classes), told)
+        memory, shapes, valid_ratio = image
+        image = (memory.repeat(2, 1, 1), shapes, valid_ratio.repeat(2, 1))
+        content = torch.cat([content, self.label_embed(labels) - self.query_embed.weight[: boxes.shape[1]]])
+        return decode(self, content, torch.cat([boxes, noised]), image)
+
+    def apart(self, sets, targets, denominators):
+        if sets[0].logits.shape[1] == len(targets):
+            return losses(self, sets, targets, denominators)
+        names, logits, boxes, _ = sets[0]
+        halves = zip((1, repeats), logits.chunk(2, 1), boxes.chunk(2, 1), strict=True)
+        asked, told = (Predictions(names, *half, times) for times, *half in halves)
+        found = losses(self, [asked, *sets[1:]], targets, denominators)
+        return found | {"loss": found["loss"] + losses(self, [told], targets, denominators)["loss"]}
+
+    with (patch.object(FastDETR, "__init__", with_labels), patch.object(FastDETR, "_decode", with_noised),
+          patch.object(SetCriterion, "_losses", apart), patch.object(training, "receive", listening)):  # fmt: skip
+        yield
+
+
+@contextmanager
+def encoder_layers(count: int) -> Iterator[None]:
+    """Encoder layers at stride 16."""
+    build = Neck.__init__
+
+    def init(self, channels, hidden_dim, nheads, dim_feedforward):
+        build(self, channels, hidden_dim, nheads, dim_feedforward)
+        layer = (hidden_dim, nheads, dim_feedforward)
+        self.encoder = Several(TransformerEncoderLayer(*layer, dropout=0.0, pre_norm=False) for _ in range(count))
+
+    with patch.object(Neck, "__init__", init):
+        yield
+
+
+class Several(nn.ModuleList):
+    def forward(self, x: Tensor, *rest: Any) -> Tensor:
+        for layer in self:
+            x = layer(x, *rest)
+        return x
+
+
+@contextmanager
+def learned_content() -> Iterator[None]:
+    """Queries know where they start, but not what the encoder saw there: the content is learned alone."""
+    decode = FastDETR._decode
+    with patch.object(FastDETR, "_decode", lambda self, content, *rest: decode(self, 0 * content, *rest)):
+        yield
+
+
 # What a variant changes: settings, options of the model, or a part of the code.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -109,6 +188,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "2 groups": {"code": lambda: groups(2, 0.0)},
     "2 groups, one moved": {"code": lambda: groups(2, 0.2)},
     "3 groups, two moved": {"code": lambda: groups(3, 0.2)},
+    "denoising": {"code": lambda: denoising(3, 0.4, 0.2)},
+    "no encoder layer": {"code": lambda: encoder_layers(0)},
+    "2 encoder layers": {"code": lambda: encoder_layers(2)},
+    "content learned alone": {"code": learned_content},
     "backbone wider": {"options": ("backbone=[48, 96, 192]",)},
     "5 iterations": {"code": iterations(5)},
     "2 iterations": {"code": iterations(2)},

@@ -15,16 +15,16 @@ def measure(sides: Sides, rounds: int, warm_up: int = 1) -> dict[str, list[float
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(warm_up + rounds):
         for name, work in sides.items():
-            _wait()
+            wait()
             started = time.perf_counter()
             work()
-            _wait()
+            wait()
             if number >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
-def _wait() -> None:
+def wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -43,7 +43,8 @@ class Plain(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
         mask = torch.zeros_like(images[:, 0], dtype=torch.bool) if mask is None else mask  # there always was one
-        with patch.object(backbone, "conv_norm", _conv_norm), patch.object(transformer, "attention", _attention):
+        with (patch.object(backbone, "conv_norm", _conv_norm), patch.object(transformer, "attention", _attention),
+              patch.object(transformer, "dropout", F.dropout)):  # fmt: skip
             return self.model(images.contiguous(), mask)
 
 

@@ -5,16 +5,19 @@
 
 The same work on all sides: the stem and the first stage are frozen, auxiliary losses are on, AdamW steps, the gradient
 is clipped. Sides take turns; medians. The others compute in fp32, as their users do unless told otherwise; on a GPU
-there is a side of Transformers in bf16, too. Peak memory of a step: on a GPU, as torch counts it. Writes
-results/DATE-training-step-DEVICE-PRECISION.json.
+there is a side of Transformers in bf16, too. Also what a step takes at most in memory (weights, gradients and the state
+of the optimizer included), its operations, and the time that these need at the rate of a large matrix product: no step
+that does the same sums can be faster. Writes results/DATE-training-step-DEVICE-PRECISION.json.
 """
 
 import argparse
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
 from interleaved import measure, summary, times_faster
+from limits import matrix_rate, operations, peak_mb
 from plain_2020 import Plain, plain_criterion
 from record import record
 from torch import Tensor, nn
@@ -86,13 +89,6 @@ def transformers_step(arguments: argparse.Namespace, dtype: torch.dtype = torch.
     return step_of(model, lambda: model(pixel_values=images, labels=labels).loss, dtype, fused=False)
 
 
-def peak_mb(step: Callable[[], None]) -> float:
-    """Memory that a step takes on the GPU at most, weights and the state of the optimizer included."""
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    return round(torch.cuda.max_memory_allocated() / 1e6)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -106,19 +102,28 @@ def main() -> None:
     arguments = parser.parse_args()
     gpu = arguments.device == "cuda"
     dtype = pick_precision(arguments.precision, torch.device(arguments.device))
-    sides: dict[str, Callable[[], None]] = {"redetr": redetr_step(arguments, dtype)}
+    builders: dict[str, tuple[Any, ...]] = {"redetr": (redetr_step, arguments, dtype)}
     if arguments.compile:
-        sides["redetr, compiled"] = redetr_step(arguments, dtype, compiled=True)
-    sides["2020"] = plain_step(arguments)
+        builders["redetr, compiled"] = (redetr_step, arguments, dtype, True)
+    builders["2020"] = (plain_step, arguments)
     if not arguments.without_transformers:
-        sides["transformers"] = transformers_step(arguments)
+        builders["transformers"] = (transformers_step, arguments)
         if gpu:
-            sides["transformers, bf16"] = transformers_step(arguments, torch.bfloat16)
+            builders["transformers, bf16"] = (transformers_step, arguments, torch.bfloat16)
+    memory = {name: peak_mb(arguments.device, *builder) for name, builder in builders.items()}
+    sides = {name: build(*rest) for name, (build, *rest) in builders.items()}
     seconds = measure(sides, arguments.rounds, warm_up=2)
-    content: dict[str, Any] = {"setting": vars(arguments), "precision": str(dtype), "steps": summary(seconds),
-                               "times faster": times_faster(seconds, "redetr")}  # fmt: skip
-    if gpu:
-        content["peak MB, all sides' weights included"] = {name: peak_mb(step) for name, step in sides.items()}
+    rate = matrix_rate(arguments.device, dtype)
+    least = operations(sides["redetr"]) / rate
+    content: dict[str, Any] = {
+        "setting": vars(arguments), "precision": str(dtype), "steps": summary(seconds),
+        "times faster": times_faster(seconds, "redetr"), "peak MB": memory,
+        "limit": {"GFLOP": {name: round(operations(side) / 1e9, 1) for name, side in sides.items()},
+                  "GFLOP/s of a matrix product": round(rate / 1e9, 1), "ms at that rate": round(1000 * least, 1),
+                  "share reached": round(least / median(seconds["redetr"]), 3),
+                  "times faster at that rate": {name: round(median(values) / least, 2)
+                                                for name, values in seconds.items() if name != "redetr"}},
+    }  # fmt: skip
     record(f"training-step-{arguments.device}-{str(dtype).removeprefix('torch.')}", content)
 
 

@@ -14,7 +14,7 @@ from redetr.models.backbone import MOBILENETS, Backbone, SmallResNet, build_back
 from redetr.models.detr import DETR
 from redetr.models.fast import DeformableAttention
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
-from redetr.models.transformer import Transformer
+from redetr.models.transformer import Transformer, attention, dropout
 
 SMALL_DETR = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2,
               "dim_feedforward": 64, "num_queries": 7, "dropout": 0.0}  # fmt: skip
@@ -418,3 +418,34 @@ def test_bf16_autocast_is_close_to_fp32(name):
 def test_weights_are_a_function_of_the_seed():
     first, second = small("redetr_n").state_dict(), small("redetr_n").state_dict()
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(7, 11), (2, 8, 60, 61), ()])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_is_that_of_pytorch(shape, p):
+    """The same share of entries, the same factor for the others, a gradient through these alone; each seed its own."""
+    torch.manual_seed(0)
+    x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
+    out = dropout(x, p)
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(gradient, out.detach())
+    assert set(out.flatten().tolist()) <= {0.0, 1 / (1 - p)}
+    deviation = (p * (1 - p) / max(1, x.numel())) ** 0.5
+    assert abs((out == 0).double().mean() - p) <= 4 * deviation
+    # Entries that share a draw are independent: of neighbours, both are dropped with p * p.
+    both = (out.flatten()[1:] == 0) & (out.flatten()[:-1] == 0)
+    assert x.numel() < 1000 or abs(both.double().mean() - p * p) <= 8 * deviation
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, p), out)
+    assert x.numel() < 50 or not torch.equal(dropout(x, p), out)
+    assert torch.equal(dropout(x, 0.0), x)
+
+
+def test_attention_with_dropout_is_in_the_mean_that_without():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 20, 8)
+    mask = torch.rand(1, 1, 1, 20) > 0.3
+    many = [part.expand(3000, -1, -1, -1) for part in (q, k, v)]
+    mean = attention(*many, mask, p=0.2).mean(0)
+    torch.testing.assert_close(mean, attention(q, k, v, mask)[0], rtol=0, atol=0.05)
+    assert (attention(q, k, v, mask, p=0.2) - attention(q, k, v, mask)).abs().max() > 0.1
