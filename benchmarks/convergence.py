@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,17 @@ def learned_content() -> Iterator[None]:
         yield
 
 
+def both(*changes: Callable[[], AbstractContextManager]) -> Callable[[], AbstractContextManager]:
+    @contextmanager
+    def together() -> Iterator[None]:
+        with ExitStack() as stack:
+            for change in changes:
+                stack.enter_context(change())
+            yield
+
+    return together
+
+
 # What a variant changes: settings, options of the model, or a part of the code.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -183,11 +194,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "4 decoder layers": {"options": ("dec_layers=4",)},
     "wider": {"options": ("hidden_dim=192", "dim_feedforward=768")},
     "encoder targets once": {"code": repeats(1)},
+    "encoder targets twice": {"code": repeats(2)},
     "encoder targets 8 times": {"code": repeats(8)},
     "early layers twice": {"code": early_repeats(2)},
     "2 groups": {"code": lambda: groups(2, 0.0)},
     "2 groups, one moved": {"code": lambda: groups(2, 0.2)},
     "3 groups, two moved": {"code": lambda: groups(3, 0.2)},
+    "encoder targets once, 2 groups, one moved": {"code": both(repeats(1), lambda: groups(2, 0.2))},
     "denoising": {"code": lambda: denoising(3, 0.4, 0.2)},
     "no encoder layer": {"code": lambda: encoder_layers(0)},
     "2 encoder layers": {"code": lambda: encoder_layers(2)},

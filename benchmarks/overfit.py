@@ -37,7 +37,7 @@ def overfit(steps: int, log_every: int = 100) -> list[dict[str, float]]:
             memory_format=torch.channels_last
         )
         criterion = SetCriterion.for_model(model)
-        optimizer = build_optimizer(model, config.lr, config.lr, config.weight_decay)
+        optimizer = build_optimizer(model, config.lr, config.lr, config.weight_decay, config.optimizer)
         replica = replicate(model, dist)
         started = time.perf_counter()
         for step in range(1, steps + 1):

@@ -40,7 +40,7 @@ def detr_r101_dc5() -> TrainConfig:
 def detr_tiny() -> TrainConfig:
     """The faithful form scaled down (2 M parameters, stride 16), from scratch: it trains, and how slowly."""
     return TrainConfig(
-        model="detr_r50", epochs=10, num_queries=25, optimizer="adamw", lr=5e-4, weight_decay=1e-4, clip_norm=0.1,
+        model="detr_r50", epochs=10, num_queries=25, lr=1e-3, weight_decay=1e-4, clip_norm=0.1,
         model_options=("backbone=[32, 64, 128]", "hidden_dim=128", "enc_layers=2", "dec_layers=3",
                        "dim_feedforward=512", "dropout=0.0"),
     )  # fmt: skip
