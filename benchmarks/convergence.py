@@ -2,6 +2,7 @@
 
     python benchmarks/convergence.py default adamw --seeds 0 1 2 --steps 400
     python benchmarks/convergence.py                        # lists the variants
+    python benchmarks/convergence.py --cost                 # what a step of each takes
 
 Every run counts steps, not minutes; what a step costs is measured apart. The schedule runs to its end in each run, so
 a short run says what a short recipe gives. Adds a line for each run to results/convergence.jsonl; convergence.md says
@@ -17,22 +18,28 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from record import RESULTS, commit
+from interleaved import measure
+from record import RESULTS, commit, record
 from rich.console import Console
 from torch import Tensor, nn
 
 import redetr.muon
 from redetr.config import TrainConfig
+from redetr.data import open_dataset
 from redetr.demo import demo_config
+from redetr.distributed import Dist, process_group, replicate
 from redetr.losses import Predictions, SetCriterion
 from redetr.models.fast import FastDETR, Neck
 from redetr.models.transformer import TransformerEncoderLayer
+from redetr.structures import Target
 from redetr.train import train
 
+training = sys.modules["redetr.train"]
 LOG = RESULTS / "convergence.jsonl"
 
 
@@ -97,7 +104,7 @@ def denoising(repeats: int, box_noise: float, label_noise: float) -> Iterator[No
     """A second set of queries in training, after DN-DETR (Li et al. 2022): each object `repeats` times, its box moved
     by up to `box_noise` of its size and its label wrong in a share of `label_noise`; the rest of them are free. The
     content of such a query is a learned vector of its label; the two sets do not see each other."""
-    training, targets_now = sys.modules["redetr.train"], []
+    targets_now: list[Target] = []
     build, decode, losses, receive = FastDETR.__init__, FastDETR._decode, SetCriterion._losses, training.receive
 
     def with_labels(self, num_classes, *rest, **named):
@@ -230,12 +237,43 @@ def run(variant: str, steps: int, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def step_of(variant: str, folder: Path, dist: Dist) -> Callable[[], None]:
+    """A training step of a variant; the same images each time."""
+    code = VARIANTS[variant].get("code", nullcontext)
+    config = config_of(variant, 100, 0, folder)
+    data = open_dataset(config.data, "train")
+    with code():
+        state, criterion = training.prepare(config, dist, data)
+        model = replicate(state.model, dist)
+        window = training.announce([[data.sample(i) for i in range(state.config.batch_size)]], criterion, dist)
+
+    def step() -> None:
+        with code():
+            batches, denominators, _ = training.receive(window, criterion, dist)
+            training.train_step(model, criterion, batches, denominators, state.optimizer, torch.float32, 0.1)
+
+    return step
+
+
+def cost(variants: list[str]) -> dict[str, float]:
+    """Milliseconds of a training step for 16 images, the median of steps taken in turn."""
+    with tempfile.TemporaryDirectory() as folder, process_group("cpu") as dist:
+        sides = {variant: step_of(variant, Path(folder), dist) for variant in variants}
+        seconds = measure(sides, rounds=15, warm_up=2)
+    images = {variant: VARIANTS[variant].get("batch_size", 16) for variant in variants}
+    return {variant: round(1000 * median(values) * 16 / images[variant]) for variant, values in seconds.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", choices=[[], *VARIANTS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=400, help="of 16 images; other batches take as many images")
+    parser.add_argument("--cost", action="store_true", help="measure what a step of each takes, and train nothing")
     arguments = parser.parse_args()
+    if arguments.cost:
+        record("convergence-cost", {"ms of a step": cost(arguments.variants or list(VARIANTS))})
+        return
     for name, changes in VARIANTS.items() if not arguments.variants else ():
         print(f"{name:28} {changes}")
     for seed in arguments.seeds:

@@ -3,11 +3,12 @@
     python benchmarks/training_step.py
     python benchmarks/training_step.py --device cuda --height 800 --width 1066 --batch-size 8 --precision bf16
 
-The same work on all sides: the stem and the first stage are frozen, auxiliary losses are on, AdamW steps, the gradient
-is clipped. Sides take turns; medians. The others compute in fp32, as their users do unless told otherwise; on a GPU
-there is a side of Transformers in bf16, too. Also what a step takes at most in memory (weights, gradients and the state
-of the optimizer included), its operations, and the time that these need at the rate of a large matrix product: no step
-that does the same sums can be faster. Writes results/DATE-training-step-DEVICE-PRECISION.json.
+The same work on all sides: the stem and the first stage are frozen, auxiliary losses are on, dropout is where the
+original has it (Transformers leaves out two of three unless told), AdamW steps, the gradient is clipped. Sides take
+turns; medians. The others compute in fp32, as their users do unless told otherwise; on a GPU there is a side of
+Transformers in bf16, too. Also what a step takes at most in memory (weights, gradients and the state of the optimizer
+included), its operations, and the time that these need at the rate of a large matrix product: no step that does the
+same sums can be faster. Writes results/DATE-training-step-DEVICE-PRECISION.json.
 """
 
 import argparse
@@ -80,7 +81,7 @@ def transformers_step(arguments: argparse.Namespace, dtype: torch.dtype = torch.
 
     images, targets = batch_of(arguments)
     config = transformers.DetrConfig(backbone="resnet50", use_pretrained_backbone=False, num_labels=NUM_CLASSES,
-                                     auxiliary_loss=True)  # fmt: skip
+                                     auxiliary_loss=True, attention_dropout=0.1, activation_dropout=0.1)  # fmt: skip
     model = transformers.DetrForObjectDetection(config).to(arguments.device).train()
     for name, parameter in model.named_parameters():
         if "backbone" in name and not any(f"layer{i}." in name or f"stages.{i - 1}." in name for i in (2, 3, 4)):

@@ -75,6 +75,8 @@ class TrainConfig:
     """Options of the model as name=value, such as num_queries=300."""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
+    recompute: bool = False
+    """Less memory for large images: blocks of the backbone and the encoder are computed twice, a third more time."""
     compile: bool = False
     """Compile the model with torch.compile: minutes at first, then faster steps; dropout draws otherwise."""
     device: str = "auto"

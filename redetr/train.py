@@ -31,6 +31,7 @@ from redetr.errors import StoppedError
 from redetr.evaluate import autocast, evaluate, pick_precision, weights_dtype
 from redetr.losses import SetCriterion
 from redetr.models import build
+from redetr.models.recompute import recompute_blocks
 from redetr.monitor import Monitor, StepLog
 from redetr.optim import build_optimizer, clip_gradients, lr_factor, set_lr
 from redetr.state import State, start_folder
@@ -84,6 +85,8 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     check_norms(model, dist, config.accumulate)
     dtype = weights_dtype(pick_precision(config.precision, dist.device))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
+    if config.recompute:
+        recompute_blocks(model)
     optimizer = build_optimizer(model, config.lr, config.lr_backbone or 0.0, config.weight_decay, config.optimizer)
     ema = ModelEma(model, config.ema_decay or 0.0)
     state = State(config, model, ema, optimizer, data.class_names, data.category_ids, len(data), notes=notes)

@@ -216,6 +216,11 @@ def test_a_run_does_not_depend_on_workers_and_cache(run_with, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_blocks_computed_twice_change_nothing(run_with):
+    first, second = ([line["loss"] for line in run_with(recompute=again) if "loss" in line] for again in (False, True))
+    assert first == second
+
+
 def test_runs_say_how_much_is_padding(run_with):
     grouped, plain = run_with(), run_with(group_by_size=False)
     assert all(0 <= line["padding"] < 1 for line in grouped + plain)

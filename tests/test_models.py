@@ -14,6 +14,7 @@ from redetr.models.backbone import MOBILENETS, Backbone, SmallResNet, build_back
 from redetr.models.detr import DETR
 from redetr.models.fast import DeformableAttention
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
+from redetr.models.recompute import recompute_blocks
 from redetr.models.transformer import Transformer, attention, dropout
 
 SMALL_DETR = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2,
@@ -449,3 +450,38 @@ def test_attention_with_dropout_is_in_the_mean_that_without():
     mean = attention(*many, mask, p=0.2).mean(0)
     torch.testing.assert_close(mean, attention(q, k, v, mask)[0], rtol=0, atol=0.05)
     assert (attention(q, k, v, mask, p=0.2) - attention(q, k, v, mask)).abs().max() > 0.1
+
+
+def kept_bytes(model: nn.Module, images: Tensor) -> tuple[int, list[Tensor]]:
+    """How much is kept for the gradients of a step, weights included, and these gradients."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    torch.manual_seed(0)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = model(images)
+        loss = outputs["pred_boxes"].square().sum() + outputs["pred_logits"].square().sum()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return sum(kept.values()), list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "share"),
+    [
+        ("detr_r50", {"backbone": "resnet18", "enc_layers": 3, "dropout": 0.1}, 0.6),
+        ("detr_r50", {"dropout": 0.1}, 0.7),
+        ("redetr_n", {}, 0.8),
+        ("redetr_mobile", {"backbone": "mobilenet_v2"}, 0.6),
+        ("redetr_n", {"backbone": "timm:resnet10t", "norm": "frozen_batch"}, 0.8),
+    ],
+)
+def test_blocks_computed_twice_give_the_same_gradient_from_less_memory(name, options, share):
+    model, images = small(name, **options).train(), torch.randn(2, 3, 160, 160)
+    kept, expected = kept_bytes(model, images)
+    recompute_blocks(model)
+    less, gradients = kept_bytes(model, images)
+    assert less < share * kept
+    assert all(map(torch.equal, gradients, expected))

@@ -20,6 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from redetr.download import fetch
 from redetr.errors import InputError
+from redetr.models.recompute import runner
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 # Which of `features` is the first at stride 2, 4, 8, 16, 32.
@@ -59,21 +60,21 @@ def _residual_block(x: Tensor, block: BasicBlock | Bottleneck) -> Tensor:
     out = conv_norm(out, block.conv2, block.bn2)
     if isinstance(block, Bottleneck):
         out = conv_norm(out.relu_(), block.conv3, block.bn3)
-    return (out + identity).relu_()
+    return out.add_(identity).relu_()
 
 
-def _chain(x: Tensor, layers: Iterable[nn.Module]) -> Tensor:
+def _chain(x: Tensor, layers: Iterable[nn.Module], recompute: bool = False) -> Tensor:
     """torchvision's `layers` one after the other, each convolution together with the norm that follows it."""
-    layers = iter(layers)
+    run, layers = runner(recompute), iter(layers)
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             x = conv_norm(x, layer, next(layers))
         elif isinstance(layer, nn.Sequential):
-            x = _chain(x, layer)
+            x = _chain(x, layer, recompute)
         elif isinstance(layer, (BasicBlock, Bottleneck)):
-            x = _residual_block(x, layer)
+            x = run(_residual_block, x, layer)
         elif isinstance(layer, (mobilenetv2.InvertedResidual, mobilenetv3.InvertedResidual)):
-            out = _chain(x, layer.conv if isinstance(layer, mobilenetv2.InvertedResidual) else layer.block)
+            out = run(_chain, x, layer.conv if isinstance(layer, mobilenetv2.InvertedResidual) else layer.block)
             x = x + out if layer.use_res_connect else out
         else:
             x = layer(x)
@@ -91,6 +92,8 @@ class Backbone(nn.Module):
     place of frozen BatchNorm and trains all of it: the choice for training from scratch. `norm="sync_batch"` trains
     BatchNorm with statistics over all ranks: GPUs only, exact over ranks but not over accumulated micro-batches.
     """
+
+    recompute = False
 
     def __init__(
         self,
@@ -141,7 +144,7 @@ class Backbone(nn.Module):
         """Feature maps `[B, num_channels[i], H / strides[i], W / strides[i]]` (DC5: stride 16 under the name 32)."""
         x, features = images, {}
         for stride, stage in zip(_STRIDES, self._stages(), strict=False):
-            x = features[stride] = _chain(x, stage)
+            x = features[stride] = _chain(x, stage, self.recompute)
         return [features[stride] for stride in self.strides]
 
 
@@ -173,6 +176,7 @@ class TimmBackbone(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    recompute = False
 
     def __init__(self, name: str, weights: str | None, strides: tuple[int, ...], norm: Norm = "frozen_batch"):
         super().__init__()
@@ -201,6 +205,7 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[B, num_channels[i], H / strides[i], W / strides[i]]`."""
         images = images * self.scale + self.shift
+        self.body.set_grad_checkpointing(self.recompute)
         return self.body.forward_intermediates(images, indices=self._indices, intermediates_only=True)
 
 
@@ -240,11 +245,13 @@ class _SmallBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu_()))
-        return (out + self.shortcut(x)).relu_()
+        return out.add_(self.shortcut(x)).relu_()
 
 
 class SmallResNet(nn.Module):
     """Residual stages at strides 4, 8, 16 with GroupNorm, whose result does not depend on the batch."""
+
+    recompute = False
 
     def __init__(self, widths: tuple[int, int, int]):
         super().__init__()
@@ -265,9 +272,10 @@ class SmallResNet(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps at strides 8 and 16."""
-        x, features = self.stem(images), []
+        x, features, run = self.stem(images), [], runner(self.recompute)
         for stage in self.stages:
-            x = stage(x)
+            for block in stage.children():
+                x = run(block, x)
             features.append(x)
         return features[1:]
 

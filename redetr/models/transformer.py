@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
+from redetr.models.recompute import runner
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -138,6 +139,8 @@ class TransformerDecoderLayer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
+    recompute = False
+
     def __init__(
         self,
         num_layers: int,
@@ -154,8 +157,9 @@ class TransformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(hidden_dim) if pre_norm else nn.Identity()
 
     def forward(self, x: Tensor, pos: Tensor, valid: Tensor | None = None) -> Tensor:
+        run = runner(self.recompute)
         for layer in self.layers:
-            x = layer(x, pos, valid)
+            x = run(layer, x, pos, valid)
         return self.norm(x)
 
 

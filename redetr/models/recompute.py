@@ -1,0 +1,28 @@
+"""Training large images with less memory: what is inside a block is not kept, but computed again for its gradient.
+
+The blocks are those of the backbone and the layers of the faithful form's encoder, whose maps grow with the image. The
+gradient is the same to the last digit on a CPU; a step takes about a third longer.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """From now on, `model` keeps only what enters its blocks."""
+    for module in model.modules():
+        if hasattr(module, "recompute"):
+            module.recompute = True  # type: ignore[assignment]
+
+
+def runner(recompute: bool) -> Callable[..., Any]:
+    """What calls a block with its inputs."""
+    return partial(checkpoint, use_reentrant=False) if recompute else _call
+
+
+def _call(block: Callable[..., Any], *inputs: Any) -> Any:
+    return block(*inputs)
