@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint bench bench-gpu docs docs-pictures clean
+.PHONY: demo test slow gpu lint bench bench-gpu docs docs-pictures clean
 
 demo: .venv/installed
 	$(BIN)/redetr demo
@@ -13,15 +13,21 @@ test: .venv/installed-dev lint
 slow: .venv/installed-dev
 	$(BIN)/pytest -q -m slow
 
+# On a machine with a GPU.
+gpu: .venv/installed-dev
+	$(BIN)/pytest -q -m gpu
+
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Every question that a CPU can answer; results in benchmarks/results. Hours of learning: benchmarks/convergence.py.
+# Every question that a CPU can answer; results in benchmarks/results. Hours of learning: benchmarks/convergence.py and
+# plain_hour.py; yolo.py needs a package that it does not install.
 bench: .venv/installed-dev
-	for script in criterion evaluation training_step inference loader check scaling; do \
+	for script in criterion evaluation training_step loader check scaling; do \
 		$(BIN)/python benchmarks/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/inference.py --exported
 	$(BIN)/python benchmarks/learning.py digits --plain --seeds 0 1 2
 	$(BIN)/python benchmarks/learning.py crowns
 	$(BIN)/python benchmarks/overfit.py

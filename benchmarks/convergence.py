@@ -201,6 +201,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "4 decoder layers": {"options": ("dec_layers=4",)},
     "wider": {"options": ("hidden_dim=192", "dim_feedforward=768")},
     "encoder targets once": {"code": repeats(1)},
+    "encoder targets once, lr 8e-3": {"code": repeats(1), "lr": 8e-3},
+    "encoder targets once, 2 decoder layers": {"code": repeats(1), "options": ("dec_layers=2",)},
     "encoder targets twice": {"code": repeats(2)},
     "encoder targets 8 times": {"code": repeats(8)},
     "early layers twice": {"code": early_repeats(2)},

@@ -140,7 +140,7 @@ def _matching(criterion: SetCriterion, outputs: Outputs, target: Target) -> dict
     wanted = target["labels"][None].to(boxes.device), target["boxes"][None].to(boxes.device)
     parts = [cost_matrix(logits, boxes, *wanted, _only(name, config)) for name in _COSTS]
     whole = cost_matrix(logits, boxes, *wanted, config)
-    queries = match([whole], [len(target["labels"])], [1])[0][:, 0].cpu()
+    queries = match([whole], [len(target["labels"])])[0][:, 0].cpu()
     terms = torch.zeros(*queries.shape, 3)
     unmatched = torch.zeros(len(queries))
     for layer, of_objects in enumerate(queries.tolist()):
@@ -157,7 +157,7 @@ def _matching(criterion: SetCriterion, outputs: Outputs, target: Target) -> dict
 def _pair_losses(criterion: SetCriterion, logits: Tensor, boxes: Tensor, target: Target, objects: list[int]) -> Tensor:
     """The undivided losses `[3]` of some queries `[1, q, ...]` if the image held only these objects: with one query and
     one object, matching has no choice."""
-    alone = SetCriterion(replace(criterion.config, encoder_repeats=0), criterion.num_classes, boxes.shape[1])
+    alone = SetCriterion(replace(criterion.config, proposals=False), criterion.num_classes, boxes.shape[1])
     some: Target = {**target, "labels": target["labels"][objects], "boxes": target["boxes"][objects]}
     losses = alone(Outputs(pred_logits=logits, pred_boxes=boxes), [some], torch.ones(2))
     return torch.stack([losses[term] for term in _TERMS]).cpu()

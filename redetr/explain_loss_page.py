@@ -73,7 +73,7 @@ def _assignment_part(explanation: LossExplanation) -> str:
     ):
         got = [f"query {q}" if q < num_queries else "none" for q in explanation.queries[:, t].tolist()]
         rows.append([f"{letter}: {explanation.class_names[label]}", *got])
-    extra = _PROPOSALS.format(repeats=explanation.config.encoder_repeats) if explanation.config.encoder_repeats else ""
+    extra = _PROPOSALS if explanation.config.proposals else ""
     return _ASSIGNMENT.format(table=_wide(heads, rows), extra=extra)
 
 
@@ -148,7 +148,7 @@ def _class_part(explanation: LossExplanation) -> str:
 def _total_part(explanation: LossExplanation) -> str:
     first, config = explanation.shares[0], explanation.config
     layers = explanation.predicted.shape[0]
-    names = [*(f"_{i}" for i in range(layers - 1)), "", *(["_enc"] if config.encoder_repeats else [])]
+    names = [*(f"_{i}" for i in range(layers - 1)), "", *(["_enc"] if config.proposals else [])]
     titles = [*(f"layer {i + 1}" for i in range(layers)), "proposals of the encoder"]
     weights = config.loss_ce, config.loss_bbox, config.loss_giou
     rows = []
@@ -206,7 +206,7 @@ algorithm finds it): <b data-part=total></b>. These are the framed cells. The be
 one framed: another object may need that query more.</p>"""
 _ASSIGNMENT = """<h2>2. Who got which object, layer by layer</h2>{table}<p>{extra}</p>"""
 _PROPOSALS = """This form picks its queries among the encoder's proposals, one for each cell of its grids. They are
-matched and judged as well; each object is offered to them {repeats} times, so that it gets {repeats} proposals."""
+matched and judged as well."""
 _TERMS = """<h2>3. What each pair costs in the loss</h2>
 <p>Matched queries are judged by class and box, the other queries by class only: they should say “no object”. The box
 terms are the L1 distance and 1 − GIoU (0 for the same box). The class term is −log p, where p is the probability of

@@ -29,7 +29,6 @@ class Predictions(NamedTuple):
     names: list[str]  # suffix of the loss names, per layer
     logits: Tensor  # [L, B, Q, K]
     boxes: Tensor  # [L, B, Q, 4] cxcywh
-    repeats: int  # how often each object is offered
 
 
 def decoder_predictions(outputs: Outputs) -> Predictions:
@@ -38,7 +37,7 @@ def decoder_predictions(outputs: Outputs) -> Predictions:
     names = [f"_{i}" for i in range(len(layers) - 1)] + [""]
     logits = torch.stack([layer["pred_logits"] for layer in layers])
     boxes = torch.stack([layer["pred_boxes"] for layer in layers])
-    return Predictions(names, at_least_float32(logits), at_least_float32(boxes), repeats=1)
+    return Predictions(names, at_least_float32(logits), at_least_float32(boxes))
 
 
 class SetCriterion(nn.Module):
@@ -101,13 +100,8 @@ class SetCriterion(nn.Module):
             counts = self.counts(targets)
             denominators = self.denominators(counts, counts)
         sets = [decoder_predictions(outputs)]
-        if self.config.encoder_repeats:
-            enc = outputs["enc_outputs"]
-            logits, boxes = (
-                at_least_float32(enc["pred_logits"])[None],
-                at_least_float32(enc["pred_boxes"])[None],
-            )
-            sets.append(Predictions(["_enc"], logits, boxes, self.config.encoder_repeats))
+        if self.config.proposals:
+            sets.append(decoder_predictions(outputs["enc_outputs"])._replace(names=["_enc"]))
         with torch.autocast(device.type, enabled=False):
             return self._losses(sets, targets, denominators.to(device, sets[0].logits.dtype, non_blocking=True))
 
@@ -117,13 +111,12 @@ class SetCriterion(nn.Module):
         boxes = pad_sequence([t["boxes"] for t in targets], batch_first=True).to(device, dtype, non_blocking=True)
         with torch.no_grad():
             costs = [cost_matrix(s.logits, s.boxes, labels, boxes, self.config) for s in sets]
-        chosen = match(costs, [len(t["labels"]) for t in targets], [s.repeats for s in sets])
+        chosen = match(costs, [len(t["labels"]) for t in targets])
         losses: dict[str, Tensor] = {}
         total = denominators.new_zeros(())
         for predictions, queries in zip(sets, chosen, strict=True):
-            offered = (labels.repeat(1, predictions.repeats), boxes.repeat(1, predictions.repeats, 1))
-            sums = self._sums(predictions, queries, *offered)
-            box_count, class_count = denominators * predictions.repeats
+            sums = self._sums(predictions, queries, labels, boxes)
+            box_count, class_count = denominators
             terms = {
                 "loss_ce": sums[0] / class_count,
                 "loss_bbox": sums[1] / box_count,

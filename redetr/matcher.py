@@ -38,25 +38,24 @@ def cost_matrix(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Ten
     return cost.nan_to_num(_WORST_COST, _WORST_COST, -_WORST_COST)
 
 
-def assign(cost: np.ndarray, num_objects: list[int], repeats: int = 1) -> np.ndarray:
-    """The query of every object, `[L, B, repeats * T]` int64, from costs `[L, B, Q, T]`; Q means "no query".
+def assign(cost: np.ndarray, num_objects: list[int]) -> np.ndarray:
+    """The query of every object, `[L, B, T]` int64, from costs `[L, B, Q, T]`; Q means "no query".
 
-    Minimal total cost per layer and image, with each object offered `repeats` times. Slot `r * T + t` is offer `r`
-    of object `t`. With more offers than queries, `Q` of them are matched.
+    Minimal total cost per layer and image. With more objects than queries, `Q` of them are matched.
     """
     layers, batch, queries, largest = cost.shape
-    chosen = np.full((layers, batch, repeats, largest), queries, dtype=np.int64)
+    chosen = np.full((layers, batch, largest), queries, dtype=np.int64)
     for image, count in enumerate(num_objects):
         if count == 0:
             continue
         for layer in range(layers):
-            rows, columns = linear_sum_assignment(np.tile(cost[layer, image, :, :count], (1, repeats)))
-            chosen[layer, image, columns // count, columns % count] = rows
-    return chosen.reshape(layers, batch, repeats * largest)
+            rows, columns = linear_sum_assignment(cost[layer, image, :, :count])
+            chosen[layer, image, columns] = rows
+    return chosen
 
 
 @torch.no_grad()
-def match(costs: list[Tensor], num_objects: list[int], repeats: list[int]) -> list[Tensor]:
+def match(costs: list[Tensor], num_objects: list[int]) -> list[Tensor]:
     """`assign` for several cost tensors `[L_i, B, Q_i, T]` on the device, result on the device.
 
     The one synchronisation of a training step: a single copy to the host, a single copy back.
@@ -65,9 +64,7 @@ def match(costs: list[Tensor], num_objects: list[int], repeats: list[int]) -> li
     on_host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
     sizes = [cost.numel() for cost in costs]
     parts = np.split(on_host, np.cumsum(sizes)[:-1])
-    chosen = [
-        assign(part.reshape(cost.shape), num_objects, r) for part, cost, r in zip(parts, costs, repeats, strict=True)
-    ]
+    chosen = [assign(part.reshape(cost.shape), num_objects) for part, cost in zip(parts, costs, strict=True)]
     packed = torch.from_numpy(np.concatenate([c.ravel() for c in chosen]))
     if device.type == "cuda":
         packed = packed.pin_memory().to(device, non_blocking=True)

@@ -41,8 +41,7 @@ class LossConfig:
     """The costs and loss weights that belong to a form of the model. The defaults are the original DETR's.
 
     `scores="softmax"`: cross-entropy with a "no object" class of weight `eos_coef`. `scores="sigmoid"`: binary
-    cross-entropy towards the IoU of the matched box. `encoder_repeats`: how often each object is offered to the
-    encoder's proposals (one-to-many), 0 for forms without proposals.
+    cross-entropy towards the IoU of the matched box. `proposals`: the encoder's are matched and judged as well.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -53,7 +52,7 @@ class LossConfig:
     loss_bbox: float = 5.0
     loss_giou: float = 2.0
     eos_coef: float = 0.1
-    encoder_repeats: int = 0
+    proposals: bool = False
 
 
 class DetectionModel(nn.Module):

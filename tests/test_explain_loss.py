@@ -104,7 +104,7 @@ def test_cost_parts_sum_to_what_is_matched(form, shared_coco):
     found = explain_loss(detector, dataset, 104)
     labels, boxes = found.labels.tolist(), found.targets
     for layer, costs in enumerate(found.costs):
-        assert torch.equal(found.queries[layer], match([costs.sum(0)[None, None]], [len(labels)], [1])[0][0, 0])
+        assert torch.equal(found.queries[layer], match([costs.sum(0)[None, None]], [len(labels)])[0][0, 0])
         l1 = torch.cdist(found.predicted[layer], boxes, p=1)
         torch.testing.assert_close(costs[1], 5 * l1)
         assert (costs[2].abs() <= 2).all()

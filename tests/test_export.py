@@ -429,6 +429,7 @@ def test_missing_packages(monkeypatch):
     ExportConfig("onnx").check()
 
 
+@pytest.mark.slow
 def test_from_training_to_a_file(shared_coco, tmp_path, capsys):
     """The real commands, one after the other."""
     options = ["backbone=[8,16,32]", "hidden_dim=16", "nheads=2", "dec_layers=1", "dim_feedforward=16"]

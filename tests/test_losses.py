@@ -136,25 +136,25 @@ def test_the_goal_of_the_sigmoid_loss_is_no_reason_to_move_boxes():
     assert outputs["pred_boxes"].grad is None or not outputs["pred_boxes"].grad.any()
 
 
-def test_encoder_proposals_are_offered_each_object_several_times():
-    """Four identical proposals around one object, offered 3 times: three of them answer for it."""
-    config = LossConfig(scores="sigmoid", encoder_repeats=3, loss_ce=0.0)
+def test_encoder_proposals_are_matched_as_well():
+    """Of four identical proposals around one object, one answers for it."""
+    config = LossConfig(scores="sigmoid", proposals=True, loss_ce=0.0)
     proposals = {"pred_logits": torch.zeros(1, 4, 2), "pred_boxes": torch.full((1, 4, 4), 0.5).requires_grad_()}
     outputs = {**random_outputs(1, 2, 2), "enc_outputs": proposals}
     losses = criterion_of(config, 2, num_queries=2)(outputs, [target([0], [(0.5, 0.5, 0.5, 0.4)])])
-    assert losses["loss_bbox_enc"].item() == pytest.approx(0.1)  # 3 x 0.1, divided by 3 offers
+    assert losses["loss_bbox_enc"].item() == pytest.approx(0.1)
     losses["loss_bbox_enc"].backward()
-    assert (proposals["pred_boxes"].grad[0].abs().sum(-1) > 0).sum() == 3
+    assert (proposals["pred_boxes"].grad[0].abs().sum(-1) > 0).sum() == 1
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("repeats", [0, 2])
-def test_names_and_total(layers, repeats):
-    config = LossConfig(scores="sigmoid", encoder_repeats=repeats, loss_ce=1.5, loss_bbox=3.0, loss_giou=0.5)
+@pytest.mark.parametrize("proposals", [False, True])
+def test_names_and_total(layers, proposals):
+    config = LossConfig(scores="sigmoid", proposals=proposals, loss_ce=1.5, loss_bbox=3.0, loss_giou=0.5)
     outputs = random_outputs(2, 4, 3, layers)
     outputs["enc_outputs"] = random_outputs(2, 9, 3)
     losses = criterion_of(config)(outputs, random_targets([2, 1]))
-    suffixes = ["", *(f"_{i}" for i in range(layers - 1))] + ["_enc"] * (repeats > 0)
+    suffixes = ["", *(f"_{i}" for i in range(layers - 1))] + ["_enc"] * proposals
     weights = {"loss_ce": 1.5, "loss_bbox": 3.0, "loss_giou": 0.5}
     assert losses.keys() == {"loss", *(term + suffix for term in weights for suffix in suffixes)}
     total = sum(weight * losses[term + suffix] for term, weight in weights.items() for suffix in suffixes)
@@ -221,7 +221,7 @@ def test_clamped_after_the_sum_over_ranks(config):
 COUNTS = [0, 3, 1, 0, 6, 2]
 
 
-@pytest.mark.parametrize("config", [SOFTMAX, SIGMOID, LossConfig(scores="sigmoid", encoder_repeats=2)])
+@pytest.mark.parametrize("config", [SOFTMAX, SIGMOID, LossConfig(scores="sigmoid", proposals=True)])
 @pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (3, 1), (1, 3), (3, 2)])
 def test_losses_of_the_parts_add_up_to_that_of_the_whole(config, world_size, accumulate):
     """The mean over ranks of the sum over micro-batches, for every term."""

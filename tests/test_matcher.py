@@ -56,30 +56,21 @@ def test_more_objects_than_queries_matches_the_cheapest_ones():
     assert assign(cost, [3]).tolist() == [[[2, 0, 1]]]  # 2 stands for "no query"
 
 
-def test_repeats_offer_each_object_several_times():
-    cost = np.array([[[[0.0, 9.0], [1.0, 9.0], [9.0, 0.0], [9.0, 1.0], [5.0, 5.0]]]])
-    first, second = assign(cost, [2], repeats=2).reshape(2, 2)
-    assert {first[0], second[0]} == {0, 1}  # both offers of object 0
-    assert {first[1], second[1]} == {2, 3}
-    every = assign(cost, [2], repeats=3)[0, 0]
-    assert sorted(every.tolist()) == [0, 1, 2, 3, 4, 5]  # 6 offers, 5 queries: one gets none
-
-
 def test_images_without_objects():
     cost = torch.rand(2, 3, 4, 2)
-    (chosen,) = match([cost], [0, 2, 0], [1])
+    (chosen,) = match([cost], [0, 2, 0])
     assert (chosen[:, [0, 2]] == 4).all()
     assert (chosen[:, 1] < 4).all()
-    (nothing,) = match([torch.rand(2, 3, 4, 0)], [0, 0, 0], [1])
+    (nothing,) = match([torch.rand(2, 3, 4, 0)], [0, 0, 0])
     assert nothing.shape == (2, 3, 0)
 
 
 def test_several_sets_of_predictions_are_matched_together():
     costs = [torch.rand(3, 2, 5, 4), torch.rand(1, 2, 9, 4)]
-    together = match(costs, [4, 2], [1, 2])
-    apart = [match([cost], [4, 2], [repeats])[0] for cost, repeats in zip(costs, [1, 2], strict=True)]
+    together = match(costs, [4, 2])
+    apart = [match([cost], [4, 2])[0] for cost in costs]
     assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
-    assert [chosen.shape for chosen in together] == [(3, 2, 4), (1, 2, 8)]
+    assert [chosen.shape for chosen in together] == [(3, 2, 4), (1, 2, 4)]
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
@@ -90,7 +81,7 @@ def test_predictions_that_are_not_finite_do_not_stop_the_matcher(broken, scores)
     logits[0, 0, 0], boxes[0, 0, 1] = broken, broken
     cost = cost_matrix(logits, boxes, torch.zeros(1, 2, dtype=torch.long), torch.full((1, 2, 4), 0.5), config)
     assert cost.isfinite().all()
-    (chosen,) = match([cost], [2], [1])
+    (chosen,) = match([cost], [2])
     assert len(set(chosen.flatten().tolist())) == 2
 
 
@@ -128,7 +119,7 @@ def test_a_step_reads_the_device_once(monkeypatch, scores):
     copies = []
     to_host = Tensor.cpu
     monkeypatch.setattr(Tensor, "cpu", lambda self: copies.append(self.shape) or to_host(self))
-    config = LossConfig(scores=scores, encoder_repeats=0 if scores == "softmax" else 4)
+    config = LossConfig(scores=scores, proposals=scores == "sigmoid")
     layers = [
         {"pred_logits": torch.randn(2, 6, 4, requires_grad=True), "pred_boxes": torch.rand(2, 6, 4)} for _ in range(4)
     ]

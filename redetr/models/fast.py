@@ -2,7 +2,7 @@
 
 It learns in minutes where the faithful form needs days: queries start at the best-scored positions of the feature
 maps, look only at a few points around their box (`grid_sample`, no custom kernel), and correct that box layer by
-layer; the encoder's positions are supervised one-to-many.
+layer; the encoder's positions are matched to the objects as well.
 
 Sources: Deformable DETR (Zhu et al. 2021) for the sampling, box refinement and two-stage selection; DINO (Zhang et
 al. 2023) for learned query content; RT-DETR (Zhao et al. 2024) for the single encoder layer. Deviations: coordinates
@@ -154,7 +154,7 @@ class FastDETR(DetectionModel):
         self.num_queries = num_queries
         self.hidden_dim = hidden_dim
         self.aux_loss = True
-        self.loss_config = LossConfig(scores="sigmoid", cost_class=2.0, encoder_repeats=4)
+        self.loss_config = LossConfig(scores="sigmoid", cost_class=2.0, proposals=True)
         self.backbone = nn.ModuleList([backbone])
         self.neck = Neck(backbone.num_channels, hidden_dim, nheads, dim_feedforward)
         self.memory_norm = nn.LayerNorm(hidden_dim)

@@ -117,7 +117,7 @@ def peer_loss(peer: Any, logits: Tensor, boxes: Tensor, targets: list[dict[str, 
     return total, {name: loss for name, loss in losses.items() if "cardinality" not in name}
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", "resnet101"])
+@pytest.mark.parametrize("backbone", ["resnet50", pytest.param("resnet101", marks=pytest.mark.slow)])
 def test_same_losses_and_gradients(double_by_default, backbone):
     peer = random_peer(backbone=backbone, encoder_layers=2, decoder_layers=3).double()
     ours, batch, targets = ours_from(peer).double(), padded_batch(torch.float64), random_targets(torch.float64)

@@ -1,0 +1,54 @@
+"""What only a GPU can show: `pytest -m gpu`."""
+
+import sys
+
+import pytest
+import torch
+
+import redetr
+from redetr.config import TrainConfig
+from redetr.data.loader import to_batch
+from redetr.distributed import process_group
+from redetr.optim import build_optimizer
+from tests.distributed.test_exactness import FORMS, NUM_CLASSES, global_samples
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+training, losses = sys.modules["redetr.train"], sys.modules["redetr.losses"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_waits_for_the_device_in_the_matcher_alone(form, optimizer, dtype, monkeypatch):
+    """Any other synchronisation raises."""
+    match, waits = losses.match, []
+
+    def allowed(*arguments):
+        waits.append(1)
+        torch.cuda.set_sync_debug_mode("default")
+        chosen = match(*arguments)
+        torch.cuda.set_sync_debug_mode("error")
+        return chosen
+
+    monkeypatch.setattr(losses, "match", allowed)
+    with process_group("cuda") as dist:
+        model = redetr.build(form, NUM_CLASSES, **FORMS[form]).to(dist.device).to(memory_format=torch.channels_last)
+        criterion = redetr.SetCriterion.for_model(model)
+        steps = build_optimizer(model, 1e-4, 1e-5, 1e-4, optimizer)
+        replica = training.replicate(model, dist)
+        batch = to_batch(global_samples(), dist.device, (96, 96))
+        counts = criterion.counts(batch.targets)
+        divisors = criterion.denominators(counts, counts)
+        for mode in ("default", "error"):  # the first step allocates and chooses kernels
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                training.train_step(replica, criterion, [batch], [divisors], steps, dtype, clip_norm=0.1)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 2
+
+
+def test_training_compiled_in_bf16_ends(shared_coco, tmp_path):
+    config = TrainConfig(model="redetr_n", data=str(shared_coco), steps=2, batch_size=4, image_size=96, device="cuda",
+                         precision="bf16", compile=True, recompute=True, output=str(tmp_path / "run"))  # fmt: skip
+    assert training.train(config)["step"] == 2
