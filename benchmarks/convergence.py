@@ -15,7 +15,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,6 @@ from record import RESULTS, commit, record
 from rich.console import Console
 from torch import Tensor, nn
 
-import redetr.muon
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.demo import demo_config
@@ -41,62 +40,6 @@ from redetr.train import train
 
 training = sys.modules["redetr.train"]
 LOG = RESULTS / "convergence.jsonl"
-
-
-def repeats(count: int) -> Callable[[], AbstractContextManager]:
-    """Every object offered `count` times to the encoder's proposals."""
-    original = SetCriterion.__init__
-
-    def init(self, config, *rest, **named):
-        original(self, replace(config, encoder_repeats=count), *rest, **named)
-
-    return lambda: patch.object(SetCriterion, "__init__", init)
-
-
-def iterations(count: int) -> Callable[[], AbstractContextManager]:
-    """Newton-Schulz iterations of Muon."""
-    return lambda: patch.object(redetr.muon, "_ITERATIONS", count)
-
-
-def early_repeats(count: int) -> Callable[[], AbstractContextManager]:
-    """Every object offered `count` times to the decoder's layers but the last."""
-    original = SetCriterion._losses
-
-    def losses(self, sets, targets, denominators):
-        (names, logits, boxes, _), *others = sets
-        early = Predictions(names[:-1], logits[:-1], boxes[:-1], count)
-        return original(self, [Predictions(names[-1:], logits[-1:], boxes[-1:], 1), early, *others], targets,
-                        denominators)  # fmt: skip
-
-    return lambda: patch.object(SetCriterion, "_losses", losses)
-
-
-@contextmanager
-def groups(count: int, noise: float) -> Iterator[None]:
-    """`count` sets of queries in training, with shared weights: the same content, proposals moved by `noise` of their
-    size (none for the first), each set matched on its own."""
-    decode, losses = FastDETR._decode, SetCriterion._losses
-
-    def grouped(self, content, boxes, image):
-        if not self.training:
-            return decode(self, content, boxes, image)
-        memory, shapes, valid_ratio = image
-        moved = [boxes]
-        for _ in range(count - 1):
-            x, y, w, h = (boxes + noise * torch.randn_like(boxes) * boxes[..., 2:].repeat(1, 1, 2)).unbind(-1)
-            sizes = [size.clamp(min=1e-3, max=1) for size in (w, h)]
-            moved.append(torch.stack([x.clamp(0, 1), y.clamp(0, 1), *sizes], -1))
-        image = (memory.repeat(count, 1, 1), shapes, valid_ratio.repeat(count, 1))
-        return decode(self, content.repeat(count, 1, 1), torch.cat(moved), image)
-
-    def apart(self, sets, targets, denominators):
-        copies = sets[0].boxes.shape[1] // len(targets)
-        first = losses(self, sets[:1], targets * copies, denominators * copies)
-        rest = losses(self, sets[1:], targets, denominators)
-        return first | rest | {"loss": first["loss"] + rest["loss"]}
-
-    with patch.object(FastDETR, "_decode", grouped), patch.object(SetCriterion, "_losses", apart):
-        yield
 
 
 @contextmanager
@@ -135,11 +78,13 @@ def denoising(repeats: int, box_noise: float, label_noise: float) -> Iterator[No
     def apart(self, sets, targets, denominators):
         if sets[0].logits.shape[1] == len(targets):
             return losses(self, sets, targets, denominators)
-        names, logits, boxes, _ = sets[0]
-        halves = zip((1, repeats), logits.chunk(2, 1), boxes.chunk(2, 1), strict=True)
-        asked, told = (Predictions(names, *half, times) for times, *half in halves)
+        names, logits, boxes = sets[0]
+        halves = zip(logits.chunk(2, 1), boxes.chunk(2, 1), strict=True)
+        asked, told = (Predictions(names, *half) for half in halves)
         found = losses(self, [asked, *sets[1:]], targets, denominators)
-        return found | {"loss": found["loss"] + losses(self, [told], targets, denominators)["loss"]}
+        wanted = [{**target, "labels": target["labels"].repeat(repeats), "boxes": target["boxes"].repeat(repeats, 1)}
+                  for target in targets]  # fmt: skip
+        return found | {"loss": found["loss"] + losses(self, [told], wanted, denominators * repeats)["loss"]}
 
     with (patch.object(FastDETR, "__init__", with_labels), patch.object(FastDETR, "_decode", with_noised),
           patch.object(SetCriterion, "_losses", apart), patch.object(training, "receive", listening)):  # fmt: skip
@@ -175,17 +120,6 @@ def learned_content() -> Iterator[None]:
         yield
 
 
-def both(*changes: Callable[[], AbstractContextManager]) -> Callable[[], AbstractContextManager]:
-    @contextmanager
-    def together() -> Iterator[None]:
-        with ExitStack() as stack:
-            for change in changes:
-                stack.enter_context(change())
-            yield
-
-    return together
-
-
 # What a variant changes: settings, options of the model, or a part of the code.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -200,23 +134,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "2 decoder layers": {"options": ("dec_layers=2",)},
     "4 decoder layers": {"options": ("dec_layers=4",)},
     "wider": {"options": ("hidden_dim=192", "dim_feedforward=768")},
-    "encoder targets once": {"code": repeats(1)},
-    "encoder targets once, lr 8e-3": {"code": repeats(1), "lr": 8e-3},
-    "encoder targets once, 2 decoder layers": {"code": repeats(1), "options": ("dec_layers=2",)},
-    "encoder targets twice": {"code": repeats(2)},
-    "encoder targets 8 times": {"code": repeats(8)},
-    "early layers twice": {"code": early_repeats(2)},
-    "2 groups": {"code": lambda: groups(2, 0.0)},
-    "2 groups, one moved": {"code": lambda: groups(2, 0.2)},
-    "3 groups, two moved": {"code": lambda: groups(3, 0.2)},
-    "encoder targets once, 2 groups, one moved": {"code": both(repeats(1), lambda: groups(2, 0.2))},
     "denoising": {"code": lambda: denoising(3, 0.4, 0.2)},
     "no encoder layer": {"code": lambda: encoder_layers(0)},
     "2 encoder layers": {"code": lambda: encoder_layers(2)},
     "content learned alone": {"code": learned_content},
     "backbone wider": {"options": ("backbone=[48, 96, 192]",)},
-    "5 iterations": {"code": iterations(5)},
-    "2 iterations": {"code": iterations(2)},
 }
 
 
