@@ -11,6 +11,7 @@ results/DATE-inference-DEVICE.json.
 """
 
 import argparse
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,9 @@ def main() -> None:
     parser.add_argument("--exported", action="store_true", help="also in ONNX Runtime and OpenVINO")
     parser.add_argument("--without-transformers", action="store_true")
     arguments = parser.parse_args()
+    if arguments.exported and arguments.device != "cpu":
+        parser.error("--exported measures on the CPU")
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     dtype = pick_precision(arguments.precision, torch.device(arguments.device))
     rate = matrix_rate(arguments.device, dtype)
     found: dict[str, Any] = {}
@@ -123,8 +127,10 @@ def main() -> None:
         limit = {"GFLOP": round(needed / 1e9, 1), "ms at that rate": round(1000 * needed / rate, 1),
                  "share reached": round(needed / rate / median(seconds["redetr"]), 3)}  # fmt: skip
         found[f"batch of {batch_size}"] = {"forward": summary(seconds), "times faster": ratios, "limit": limit}
-    record(f"inference-{arguments.device}", {"setting": vars(arguments), "precision": str(dtype),
-                                             "GFLOP/s of a matrix product": round(rate / 1e9, 1), **found})  # fmt: skip
+    allocator = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+    content = {"setting": vars(arguments), "allocator": allocator, "precision": str(dtype),
+               "GFLOP/s of a matrix product": round(rate / 1e9, 1), **found}  # fmt: skip
+    record(f"inference-{arguments.device}", content)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ The same work on all sides: the stem and the first stage are frozen, auxiliary l
 original has it (Transformers leaves out two of three unless told), AdamW steps, the gradient is clipped. Sides take
 turns; medians. The others compute in fp32, as their users do unless told otherwise; on a GPU there is a side of
 Transformers in bf16, too. Also what a step takes at most in memory (weights, gradients and the state of the optimizer
-included), its operations, and the time that these need at the rate of a large matrix product: no step that does the
-same sums can be faster. Writes results/DATE-training-step-DEVICE-PRECISION.json.
+included), its operations, and the time that these would need at the rate of a large matrix product. On a GPU, fp32
+means fp32: no side may round to TF32. Writes results/DATE-training-step-DEVICE-PRECISION.json.
 """
 
 import argparse
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--without-transformers", action="store_true")
     arguments = parser.parse_args()
     gpu = arguments.device == "cuda"
+    torch.backends.cudnn.allow_tf32 = False
     dtype = pick_precision(arguments.precision, torch.device(arguments.device))
     builders: dict[str, tuple[Any, ...]] = {"redetr": (redetr_step, arguments, dtype)}
     if arguments.compile:

@@ -76,7 +76,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
     recompute: bool = False
-    """Less memory for large images: blocks of the backbone and the encoder are computed twice, a third more time."""
+    """Less memory for large images: blocks of the backbone and the encoder are computed twice."""
     compile: bool = False
     """Compile the model with torch.compile: minutes at first, then faster steps; dropout draws otherwise."""
     device: str = "auto"

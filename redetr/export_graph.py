@@ -79,6 +79,7 @@ def trace(module: Plain | Processed, mask: bool = False) -> ExportedProgram:
         inputs.append(torch.zeros(2, *sides, dtype=torch.bool))
         shapes.append({0: batch, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC})
     module = deepcopy(module).to(memory_format=torch.contiguous_format).eval()  # other layouts are saved with a warning
+    module.model.aux_loss = False  # boxes of all positions are there for the loss alone
     with torch.no_grad(), quiet():
         return torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(shapes))
 

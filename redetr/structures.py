@@ -41,7 +41,8 @@ class LossConfig:
     """The costs and loss weights that belong to a form of the model. The defaults are the original DETR's.
 
     `scores="softmax"`: cross-entropy with a "no object" class of weight `eos_coef`. `scores="sigmoid"`: binary
-    cross-entropy towards the IoU of the matched box. `proposals`: the encoder's are matched and judged as well.
+    cross-entropy towards the IoU of the matched box. `proposals`: whether the outputs hold those of the encoder
+    (`enc_outputs`), which are matched and judged like a layer of the decoder.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"

@@ -27,7 +27,7 @@ from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import augmentation, drawn_from
 from redetr.distributed import Dist, accumulating, check_norms, process_group, replicate, restart_notes
 from redetr.ema import ModelEma
-from redetr.errors import StoppedError
+from redetr.errors import InputError, StoppedError
 from redetr.evaluate import autocast, evaluate, pick_precision, weights_dtype
 from redetr.losses import SetCriterion
 from redetr.models import build
@@ -43,8 +43,9 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and "time_s".
 
     Under torchrun, every process calls this. Progress is shown on `console`, by default nowhere. Raises InputError
-    for settings or data that cannot work, before anything is written; DivergedError for a loss that is not finite;
-    LostError for a rank or loader process that died; StoppedError after a signal, when the state is saved.
+    for settings or data that cannot work, before anything is written, and when a GPU's memory is full; DivergedError
+    for a loss that is not finite; LostError for a rank or loader process that died; StoppedError after a signal, when
+    the state is saved.
     """
     with process_group(config.device, config.timeout_s) as dist, _stop_signals() as stop, watching_workers():
         config.check(dist.world_size)
@@ -60,6 +61,11 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             for note in (*_notes(data, state, dist), *(f"{fault.severity}: {fault}" for fault in faults), *resumed):
                 monitor.say(note)
             return _run(state, criterion, dist, data, val, folder, monitor, stop)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "the GPU's memory does not hold a step: raise --accumulate (the gradient stays the same); if one image "
+                "is too large, take --recompute or a smaller --image-size"
+            ) from error
         finally:
             monitor.close()
 

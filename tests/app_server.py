@@ -96,8 +96,8 @@ def serving(checkpoint: Path, *flags: Any) -> Iterator[Server]:
         try:
             assert process.stdout
             (port,) = re.findall(r"^open http://127.0.0.1:(\d+)/ in a browser", process.stdout.readline()) or [0]
-            limit.cancel()
             assert port, process.communicate()[1]
+            limit.cancel()
             yield Server(process, int(port), checkpoint, Path(folder))
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=120)

@@ -9,7 +9,7 @@ from redetr.demo import demo_config
 from redetr.train import train
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 
 def test_the_fast_form_learns_digits(tmp_path):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -214,6 +215,15 @@ def test_a_run_does_not_depend_on_workers_and_cache(run_with, tmp_path):
     )
     assert others == [first, first]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_gpu_is_told(run_with, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(sys.modules["redetr.train"], "train_step", full)
+    with pytest.raises(InputError, match=r"^the GPU's memory does not hold a step: raise --accumulate "):
+        run_with()
 
 
 def test_blocks_computed_twice_change_nothing(run_with):

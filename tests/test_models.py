@@ -440,6 +440,7 @@ def test_dropout_is_that_of_pytorch(shape, p):
     assert torch.equal(dropout(x, p), out)
     assert x.numel() < 50 or not torch.equal(dropout(x, p), out)
     assert torch.equal(dropout(x, 0.0), x)
+    assert not dropout(x, 1.0).any()
 
 
 def test_attention_with_dropout_is_in_the_mean_that_without():
@@ -485,3 +486,12 @@ def test_blocks_computed_twice_give_the_same_gradient_from_less_memory(name, opt
     less, gradients = kept_bytes(model, images)
     assert less < share * kept
     assert all(map(torch.equal, gradients, expected))
+
+
+def test_what_cannot_be_computed_twice_is_told():
+    with pytest.raises(
+        redetr.InputError, match="statistics of a trained BatchNorm twice: take norm=group or norm=frozen_batch"
+    ):
+        recompute_blocks(small("redetr_n", backbone="resnet18", norm="sync_batch"))
+    with pytest.raises(redetr.InputError, match="this backbone of timm cannot do that"):
+        recompute_blocks(small("redetr_n", backbone="timm:vgg11_bn"))

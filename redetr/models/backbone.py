@@ -176,7 +176,6 @@ class TimmBackbone(nn.Module):
 
     scale: Tensor
     shift: Tensor
-    recompute = False
 
     def __init__(self, name: str, weights: str | None, strides: tuple[int, ...], norm: Norm = "frozen_batch"):
         super().__init__()
@@ -201,11 +200,23 @@ class TimmBackbone(nn.Module):
         )  # fmt: skip
         self.register_buffer("scale", std / own_std, persistent=False)
         self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
+        self._recompute = False
+
+    @property
+    def recompute(self) -> bool:
+        return self._recompute
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        try:
+            self.body.set_grad_checkpointing(value)
+        except AssertionError:  # timm's word for a net that has no blocks to compute twice
+            raise InputError("--recompute: this backbone of timm cannot do that; leave the flag out") from None
+        self._recompute = value
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[B, num_channels[i], H / strides[i], W / strides[i]]`."""
         images = images * self.scale + self.shift
-        self.body.set_grad_checkpointing(self.recompute)
         return self.body.forward_intermediates(images, indices=self._indices, intermediates_only=True)
 
 

@@ -17,8 +17,8 @@ from redetr.structures import DetectionModel, LossConfig, Outputs
 class DETR(DetectionModel):
     """CNN backbone, transformer encoder and decoder, object queries; a class and a box from every query.
 
-    Deviations from the original: frozen BatchNorm is folded into the convolutions, attention runs on a fused kernel,
-    tensors are batch first. None changes the function computed.
+    Deviations from the original: frozen BatchNorm is folded into the convolutions, attention runs on a fused kernel
+    where that is fast, tensors are batch first. None changes the function computed.
     """
 
     resize = "aspect"
