@@ -114,14 +114,11 @@ class SetCriterion(nn.Module):
         chosen = match(costs, [len(t["labels"]) for t in targets])
         losses: dict[str, Tensor] = {}
         total = denominators.new_zeros(())
+        box_count, class_count = denominators
         for predictions, queries in zip(sets, chosen, strict=True):
-            sums = self._sums(predictions, queries, labels, boxes)
-            box_count, class_count = denominators
-            terms = {
-                "loss_ce": sums[0] / class_count,
-                "loss_bbox": sums[1] / box_count,
-                "loss_giou": sums[2] / box_count,
-            }
+            loss_ce, loss_bbox, loss_giou = self._sums(predictions, queries, labels, boxes)
+            terms = {"loss_ce": loss_ce / class_count, "loss_bbox": loss_bbox / box_count,
+                     "loss_giou": loss_giou / box_count}  # fmt: skip
             for term, per_layer in terms.items():
                 total = total + getattr(self.config, term) * per_layer.sum()
                 names = [term + name for name in predictions.names]
