@@ -1,4 +1,4 @@
-"""Which choices of the fast recipe pay? Short runs on digits from scratch, several seeds each.
+"""Which choices of the fast recipe pay? Short runs from scratch, several seeds each.
 
     python benchmarks/convergence.py default adamw --seeds 0 1 2 --steps 400
     python benchmarks/convergence.py                        # lists the variants
@@ -125,6 +125,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "adamw": {"optimizer": "adamw", "lr": 2e-3},
     "lr 2e-3": {"lr": 2e-3},
+    "lr 6e-3": {"lr": 6e-3},
     "lr 8e-3": {"lr": 8e-3},
     "lr 16e-3": {"lr": 16e-3},
     "batch 8, twice the steps": {"batch_size": 8, "lr": 2.8e-3},
@@ -142,20 +143,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(variant: str, steps: int, seed: int, folder: Path) -> TrainConfig:
+def config_of(variant: str, data: str, steps: int, seed: int, folder: Path) -> TrainConfig:
     changes = {name: value for name, value in VARIANTS[variant].items() if name not in ("code", "options")}
-    config = demo_config("digits", folder, steps)
+    config = demo_config(data, folder, steps)
     steps = steps * config.batch_size // changes.get("batch_size", config.batch_size)  # as many images
     options = VARIANTS[variant].get("options", ())
     return replace(config, steps=steps, seed=seed, eval_every=steps, model_options=options, **changes)
 
 
-def run(variant: str, steps: int, seed: int) -> dict[str, Any]:
+def run(variant: str, data: str, steps: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, VARIANTS[variant].get("code", nullcontext)():
-        config = config_of(variant, steps, seed, Path(folder))
+        config = config_of(variant, data, steps, seed, Path(folder))
         result = train(config, Console(stderr=True))
     return {
-        "date": datetime.date.today().isoformat(), "commit": commit(), "variant": variant, "seed": seed,
+        "date": datetime.date.today().isoformat(), "commit": commit(), "data": data, "variant": variant, "seed": seed,
         "steps": config.steps, "batch_size": config.batch_size, "minutes": round(result["time_s"] / 60, 2),
         "AP": round(100 * result["AP"], 2), "AP50": round(100 * result["AP50"], 2),
     }  # fmt: skip
@@ -164,7 +165,7 @@ def run(variant: str, steps: int, seed: int) -> dict[str, Any]:
 def step_of(variant: str, folder: Path, dist: Dist) -> Callable[[], None]:
     """A training step of a variant; the same images each time."""
     code = VARIANTS[variant].get("code", nullcontext)
-    config = config_of(variant, 100, 0, folder)
+    config = config_of(variant, "digits", 100, 0, folder)
     data = open_dataset(config.data, "train")
     with code():
         state, criterion = training.prepare(config, dist, data)
@@ -191,6 +192,7 @@ def cost(variants: list[str]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", choices=[[], *VARIANTS])
+    parser.add_argument("--data", choices=("digits", "crowns"), default="digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=400, help="of 16 images; other batches take as many images")
     parser.add_argument("--cost", action="store_true", help="measure what a step of each takes, and train nothing")
@@ -202,7 +204,7 @@ def main() -> None:
         print(f"{name:28} {changes}")
     for seed in arguments.seeds:
         for variant in arguments.variants:
-            line = run(variant, arguments.steps, seed)
+            line = run(variant, arguments.data, arguments.steps, seed)
             with LOG.open("a") as file:
                 file.write(json.dumps(line) + "\n")
             print(line)

@@ -5,13 +5,13 @@
     python benchmarks/inference.py --compile --precision bf16
     python benchmarks/inference.py --device cuda --precision bf16
 
-Random weights: they do not change the time. The model alone, without resizing. OpenVINO computes in the precision that
-it takes by default. Also the operations, and the time that they need at the rate of a large matrix product. Writes
-results/DATE-inference-DEVICE.json.
+Random weights: they do not change the time. The model alone, without resizing. Each side is a process; sides take
+turns; medians. On a CPU, each also with `keep_memory`, as the command line runs ours. OpenVINO computes in
+the precision that it takes by default. Also the operations, and the time that they need at the rate of a large matrix
+product. Writes results/DATE-inference-DEVICE.json.
 """
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +19,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from interleaved import Sides, measure, summary, times_faster
-from limits import matrix_rate, operations
+from apart import Apart
+from interleaved import measure, summary, times_faster
+from limits import matrix_rate
 from plain_2020 import Plain as Plain2020
 from record import record
 from torch import Tensor, nn
@@ -30,16 +31,49 @@ from redetr.evaluate import autocast, pick_precision
 from redetr.export_files import write_file
 from redetr.export_graph import Plain, trace
 from redetr.inference import for_inference
+from redetr.memory import keep_memory
+from redetr.structures import DetectionModel
 
 NUM_CLASSES = 91
 
 
-def answering(model: nn.Module, images: Tensor, dtype: torch.dtype) -> Callable[[], Any]:
+def images_of(arguments: argparse.Namespace, batch_size: int) -> Tensor:
+    return torch.randn(batch_size, 3, arguments.height, arguments.width, device=arguments.device)
+
+
+def answering(model: nn.Module, images: Tensor, dtype: torch.dtype, kept: bool) -> Callable[[], Any]:
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+    if kept:
+        keep_memory()
+
     def answer() -> Any:
         with torch.inference_mode(), autocast(images.device, dtype):
             return model(images)
 
     return answer
+
+
+def redetr_model() -> DetectionModel:
+    torch.manual_seed(0)
+    return redetr.build("detr_r50", NUM_CLASSES).eval()
+
+
+def redetr_side(
+    arguments: argparse.Namespace, batch_size: int, kept: bool, dtype: torch.dtype, compiled: bool = False
+) -> Callable[[], Any]:
+    model = for_inference(redetr_model().to(arguments.device))
+    images = images_of(arguments, batch_size).contiguous(memory_format=torch.channels_last)
+    return answering(torch.compile(model) if compiled else model, images, dtype, kept)
+
+
+def peer_side(
+    arguments: argparse.Namespace, batch_size: int, kept: bool, model: Callable[[], nn.Module]
+) -> Callable[[], Any]:
+    return answering(model().to(arguments.device), images_of(arguments, batch_size), torch.float32, kept)
+
+
+def plain_model() -> nn.Module:
+    return Plain2020(redetr_model())
 
 
 def transformers_model() -> nn.Module:
@@ -61,42 +95,48 @@ class Answers(nn.Module):
         return outputs.logits, outputs.pred_boxes
 
 
-def exported_sides(model: nn.Module, images: Tensor, arguments: argparse.Namespace, folder: Path) -> Sides:
-    """Files of both models: ours as `redetr export` writes it, theirs as PyTorch does, for one shape."""
+def write_models(images: Tensor, folder: Path) -> dict[str, Path]:
+    """Both models as files: ours as `redetr export` writes it, theirs as PyTorch does, for one shape."""
+    files = {name: folder / f"{name}.onnx" for name in ("redetr", "transformers")}
+    write_file(trace(Plain(redetr_model())), files["redetr"], "{}", ["images"], ["logits", "boxes"], "onnx")
+    torch.onnx.export(
+        Answers(transformers_model()).eval(), (images,), files["transformers"], dynamo=True, verbose=False
+    )
+    return files
+
+
+def onnxruntime_side(path: Path, images: Tensor) -> Callable[[], Any]:
     import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: images.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def openvino_side(path: Path, images: Tensor) -> Callable[[], Any]:
     import openvino
 
-    files = {"redetr": folder / "redetr.onnx"}
-    write_file(trace(Plain(model)), files["redetr"], "{}", ["images"], ["logits", "boxes"], "onnx")
-    if not arguments.without_transformers:
-        files["transformers"] = folder / "transformers.onnx"
-        torch.onnx.export(
-            Answers(transformers_model()).eval(), (images,), files["transformers"], dynamo=True, verbose=False
-        )
-    sides: Sides = {}
-    for name, path in files.items():
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        compiled = openvino.Core().compile_model(path, "CPU")
-        feed = session.get_inputs()[0].name
-        sides[f"{name}, ONNX Runtime"] = lambda s=session, feed=feed: s.run(None, {feed: images.numpy()})
-        sides[f"{name}, OpenVINO"] = lambda c=compiled: c([images.numpy()])
-    return sides
+    compiled = openvino.Core().compile_model(path, "CPU")
+    return lambda: compiled([images.numpy()])
 
 
-def sides_of(images: Tensor, dtype: torch.dtype, arguments: argparse.Namespace) -> Sides:
-    torch.manual_seed(0)
-    model = redetr.build("detr_r50", NUM_CLASSES).to(images.device).eval()
-    ready = for_inference(model)
-    pixels = images.contiguous(memory_format=torch.channels_last)
-    sides: Sides = {"redetr": answering(ready, pixels, dtype)}
-    if arguments.compile:
-        sides["redetr, compiled"] = answering(torch.compile(ready), pixels, dtype)
-    sides["2020"] = answering(Plain2020(model), images, torch.float32)
-    if not arguments.without_transformers:
-        sides["transformers"] = answering(transformers_model().to(images.device), images, torch.float32)
+def sides_of(arguments: argparse.Namespace, batch_size: int, dtype: torch.dtype) -> dict[str, Apart]:
+    sides: dict[str, Apart] = {}
+    work = (arguments, batch_size)
+    for kept in (False, True) if arguments.device == "cpu" else (False,):
+        how = ", memory kept" if kept else ""
+        sides[f"redetr{how}"] = Apart(redetr_side, *work, kept, dtype)
+        if arguments.compile:
+            sides[f"redetr, compiled{how}"] = Apart(redetr_side, *work, kept, dtype, True)
+        sides[f"2020{how}"] = Apart(peer_side, *work, kept, plain_model)
+        if not arguments.without_transformers:
+            sides[f"transformers{how}"] = Apart(peer_side, *work, kept, transformers_model)
     if arguments.exported:
+        images = images_of(*work)
         with tempfile.TemporaryDirectory() as folder:
-            sides |= exported_sides(model, images, arguments, Path(folder))
+            for name, path in write_models(images, Path(folder)).items():
+                sides[f"{name}, ONNX Runtime"] = Apart(onnxruntime_side, path, images)
+                sides[f"{name}, OpenVINO"] = Apart(openvino_side, path, images)
     return sides
 
 
@@ -114,21 +154,19 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.exported and arguments.device != "cpu":
         parser.error("--exported measures on the CPU")
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     dtype = pick_precision(arguments.precision, torch.device(arguments.device))
     rate = matrix_rate(arguments.device, dtype)
     found: dict[str, Any] = {}
     for batch_size in arguments.batch_sizes:
-        images = torch.randn(batch_size, 3, arguments.height, arguments.width, device=arguments.device)
-        sides = sides_of(images, dtype, arguments)
+        sides = sides_of(arguments, batch_size, dtype)
         seconds = measure(sides, arguments.rounds)
         ratios = {ours: times_faster(seconds, ours) for ours in seconds if ours.startswith("redetr")}
-        needed = operations(sides["redetr"])
-        limit = {"GFLOP": round(needed / 1e9, 1), "ms at that rate": round(1000 * needed / rate, 1),
-                 "share reached": round(needed / rate / median(seconds["redetr"]), 3)}  # fmt: skip
+        least = sides["redetr"].operations() / rate
+        shares = {ours: round(least / median(seconds[ours]), 3) for ours in ratios}
+        limit = {"GFLOP": round(least * rate / 1e9, 1), "ms at that rate": round(1000 * least, 1),
+                 "share reached": shares}  # fmt: skip
         found[f"batch of {batch_size}"] = {"forward": summary(seconds), "times faster": ratios, "limit": limit}
-    allocator = {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
-    content = {"setting": vars(arguments), "allocator": allocator, "precision": str(dtype),
+    content = {"setting": vars(arguments), "precision": str(dtype),
                "GFLOP/s of a matrix product": round(rate / 1e9, 1), **found}  # fmt: skip
     record(f"inference-{arguments.device}", content)
 

@@ -1,10 +1,7 @@
-"""What the machine could do at best, and what a side takes of it: operations, rate of products, memory."""
+"""What the machine could do at best, and what a side asks of it: the rate of products, operations."""
 
-import resource
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
-from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
@@ -35,28 +32,3 @@ def matrix_rate(device: str, dtype: torch.dtype, tries: int = 15) -> float:
         wait()
         seconds.append(time.perf_counter() - started)
     return 2 * side**3 / median(seconds[2:])
-
-
-def peak_mb(device: str, build: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
-    """The memory that `build(*arguments)` and three times the work it returns take at most, in a process of its own.
-
-    On a GPU, what torch counts; on a CPU, what the process grew by since its imports. On Linux that counts from the
-    size of the process that started this one, so measure before anything large is built there.
-    """
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_mb, (device, build, *arguments))
-
-
-def _peak_mb(device: str, build: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
-    if find_spec("transformers"):
-        import transformers.models.detr.modeling_detr  # noqa: F401 (a package is no part of what a step takes)
-    before = _resident()
-    work = build(*arguments)
-    for _ in range(3):
-        work()
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident() - before
-    return round(peak / 1e6)
-
-
-def _resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

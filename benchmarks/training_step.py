@@ -4,11 +4,12 @@
     python benchmarks/training_step.py --device cuda --height 800 --width 1066 --batch-size 8 --precision bf16
 
 The same work on all sides: the stem and the first stage are frozen, auxiliary losses are on, dropout is where the
-original has it (Transformers leaves out two of three unless told), AdamW steps, the gradient is clipped. Sides take
-turns; medians. The others compute in fp32, as their users do unless told otherwise; on a GPU there is a side of
-Transformers in bf16, too. Also what a step takes at most in memory (weights, gradients and the state of the optimizer
-included), its operations, and the time that these would need at the rate of a large matrix product. On a GPU, fp32
-means fp32: no side may round to TF32. Writes results/DATE-training-step-DEVICE-PRECISION.json.
+original has it (Transformers leaves out two of three unless told), AdamW steps, the gradient is clipped. Each side is
+a process, ours with `keep_memory`, as the command line runs it; sides take turns; medians. The others compute in fp32,
+as their users do unless told otherwise; on a GPU there is a side of Transformers in bf16, too. Also what a step takes
+at most in memory (weights, gradients and the state of the optimizer included), its operations, and the time that these
+would need at the rate of a large matrix product. On a GPU, fp32 means fp32: no side may round to TF32.
+Writes results/DATE-training-step-DEVICE-PRECISION.json.
 """
 
 import argparse
@@ -17,14 +18,16 @@ from statistics import median
 from typing import Any
 
 import torch
+from apart import Apart
 from interleaved import measure, summary, times_faster
-from limits import matrix_rate, operations, peak_mb
+from limits import matrix_rate
 from plain_2020 import Plain, plain_criterion
 from record import record
 from torch import Tensor, nn
 
 import redetr
 from redetr.evaluate import autocast, pick_precision
+from redetr.memory import keep_memory
 from redetr.optim import build_optimizer, clip_gradients
 
 NUM_CLASSES, OBJECTS = 91, 8
@@ -41,6 +44,7 @@ def batch_of(arguments: argparse.Namespace) -> tuple[Tensor, list[dict[str, Tens
 
 def step_of(model: nn.Module, losses: Callable[[], Tensor], dtype: torch.dtype, fused: bool) -> Callable[[], None]:
     """One optimizer step; `losses` gives the total."""
+    torch.backends.cudnn.allow_tf32 = False
     device = next(model.parameters()).device
     if fused:
         optimizer = build_optimizer(model, 1e-4, 1e-5, 1e-4)
@@ -62,6 +66,7 @@ def step_of(model: nn.Module, losses: Callable[[], Tensor], dtype: torch.dtype, 
 
 
 def redetr_step(arguments: argparse.Namespace, dtype: torch.dtype, compiled: bool = False) -> Callable[[], None]:
+    keep_memory()
     images, targets = batch_of(arguments)
     model = redetr.build("detr_r50", NUM_CLASSES).to(arguments.device).to(memory_format=torch.channels_last).train()
     criterion = redetr.SetCriterion.for_model(model)
@@ -102,7 +107,6 @@ def main() -> None:
     parser.add_argument("--without-transformers", action="store_true")
     arguments = parser.parse_args()
     gpu = arguments.device == "cuda"
-    torch.backends.cudnn.allow_tf32 = False
     dtype = pick_precision(arguments.precision, torch.device(arguments.device))
     builders: dict[str, tuple[Any, ...]] = {"redetr": (redetr_step, arguments, dtype)}
     if arguments.compile:
@@ -112,15 +116,16 @@ def main() -> None:
         builders["transformers"] = (transformers_step, arguments)
         if gpu:
             builders["transformers, bf16"] = (transformers_step, arguments, torch.bfloat16)
-    memory = {name: peak_mb(arguments.device, *builder) for name, builder in builders.items()}
-    sides = {name: build(*rest) for name, (build, *rest) in builders.items()}
+    sides = {name: Apart(*builder) for name, builder in builders.items()}
     seconds = measure(sides, arguments.rounds, warm_up=2)
+    memory = {name: side.peak_mb() for name, side in sides.items()}
+    operations = {name: side.operations() for name, side in sides.items()}
     rate = matrix_rate(arguments.device, dtype)
-    least = operations(sides["redetr"]) / rate
+    least = operations["redetr"] / rate
     content: dict[str, Any] = {
         "setting": vars(arguments), "precision": str(dtype), "steps": summary(seconds),
         "times faster": times_faster(seconds, "redetr"), "peak MB": memory,
-        "limit": {"GFLOP": {name: round(operations(side) / 1e9, 1) for name, side in sides.items()},
+        "limit": {"GFLOP": {name: round(count / 1e9, 1) for name, count in operations.items()},
                   "GFLOP/s of a matrix product": round(rate / 1e9, 1), "ms at that rate": round(1000 * least, 1),
                   "share reached": round(least / median(seconds["redetr"]), 3),
                   "times faster at that rate": {name: round(median(values) / least, 2)

@@ -7,6 +7,7 @@ from typing import Any
 from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
 from redetr.errors import InputError, RedetrError
+from redetr.memory import keep_memory
 
 COMMANDS = (
     "demo",
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in HELP:
         print(USAGE, end="")
         raise SystemExit(0 if arguments else 2)
+    keep_memory()
     try:
         parse_command(arguments).run()
     except RedetrError as error:

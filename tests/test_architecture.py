@@ -10,7 +10,7 @@ import redetr
 ROOT = Path(redetr.__file__).parent
 # Each layer may import from the same layer and the ones before it.
 LAYERS = [
-    ("errors", "files", "download", "page", "boxes", "structures"),
+    ("errors", "files", "download", "page", "memory", "boxes", "structures"),
     ("models", "matcher", "losses", "visualize", "postprocess", "metrics", "error_analysis", "data"),
     ("tiles", "video", "sources", "predictions"),
     ("muon", "optim", "ema", "inference", "checkpoint", "distributed", "config", "monitor", "state", "weights"),

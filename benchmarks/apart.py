@@ -1,0 +1,62 @@
+"""Each side in a process of its own, as each user's program is one: no side lives with the memory of another."""
+
+import resource
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from interleaved import wait
+from limits import operations
+
+
+class Apart:
+    """`build(*arguments)` makes the work there; a call of this does it once and waits."""
+
+    def __init__(self, build: Callable[..., Callable[[], Any]], *arguments: Any):
+        self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._ask(_begin, build, arguments)
+
+    def __call__(self) -> None:
+        self._ask(_work)
+
+    def operations(self) -> int:
+        return self._ask(_operations)
+
+    def peak_mb(self) -> int:
+        """What the work took at most until now: on a GPU what torch counts, on a CPU what the process grew by since its
+        imports. On Linux that counts from the size of the process that started this one, which so has to be small."""
+        return self._ask(_peak_mb)
+
+    def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        return self._process.submit(question, *arguments).result()
+
+
+_side: dict[str, Any] = {}
+
+
+def _begin(build: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
+    if find_spec("transformers"):
+        import transformers.models.detr.modeling_detr  # noqa: F401 (a package is no part of what a step takes)
+    _side["before"] = _resident()
+    _side["work"] = build(*arguments)
+
+
+def _work() -> None:
+    _side["work"]()
+    wait()
+
+
+def _operations() -> int:
+    return operations(_side["work"])
+
+
+def _peak_mb() -> int:
+    cuda = torch.cuda.is_initialized()
+    return round((torch.cuda.max_memory_allocated() if cuda else _resident() - _side["before"]) / 1e6)
+
+
+def _resident() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,39 @@
+"""What the process frees stays with it. In processes of their own: this lasts as long as the process."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Pages that twenty large arrays, one after the other, have to ask the system for; each has 16,384 pages of 4 kB.
+FAULTS = """
+import resource, sys
+import torch
+from redetr import cli, memory
+if sys.argv[1] == "kept":
+    memory.keep_memory()
+elif sys.argv[1] == "command line":
+    cli.parse_command = lambda arguments: type("Nothing", (), {"run": lambda self: None})()
+    cli.main(["models"])
+torch.zeros(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.zeros(1 << 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(how: str) -> int:
+    done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, timeout=120)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no mallopt")
+@pytest.mark.parametrize("how", ["kept", "command line"])
+def test_freed_memory_is_used_again(how):
+    assert faults(how) < 3 * 16384
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no mallopt")
+def test_importing_changes_nothing_for_a_program_that_does_not_ask():
+    assert faults("given back") > 19 * 16384
