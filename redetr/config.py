@@ -143,7 +143,7 @@ class TrainConfig:
         if self.steps > 0 and self.epochs > 0:
             raise InputError("give the length of the run as --epochs or as --steps, one of them")
         epochs = self.epochs or _suitable_epochs(num_images)
-        steps = self.steps or -(-int(epochs * num_images) // self.batch_size)
+        steps = self.steps or max(1, -(-int(epochs * num_images) // self.batch_size))
         ema_decay = min(0.9998, max(0.99, 1 - 8 / steps)) if self.ema_decay is None else self.ema_decay
         per_epoch = max(1, num_images // self.batch_size)
         eval_every = self.eval_every or min(max(per_epoch, -(-steps // 20)), -(-steps // 5))
@@ -170,8 +170,9 @@ class TrainConfig:
             )
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction {self.val_fraction} must be at least 0 and below 1")
-        if not 0 <= self.mosaic_until <= 1:
-            raise InputError(f"--mosaic-until {self.mosaic_until} must be from 0 to 1")
+        for name in ("mosaic_until", "warmup", "drop_at"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must be from 0 to 1")
         if self.cache_dir and not Path(self.cache_dir).is_dir():
             raise InputError(f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out")
         if self.log_every < 1:
@@ -191,6 +192,10 @@ class TrainConfig:
             "save_every",
             "patience",
             "clip_norm",
+            "steps",
+            "epochs",
+            "seed",
+            "weight_decay",
         ):
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be below 0")

@@ -33,7 +33,7 @@ def pick_precision(precision: str, device: torch.device) -> torch.dtype:
         raise InputError(f"unknown precision {precision!r}: choose {', '.join(PRECISIONS)}")
     if precision == "auto":
         capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bool(
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else bool(
             capabilities.get("amx_bf16") or capabilities.get("avx512_bf16")
         )  # fmt: skip
         return torch.bfloat16 if fast else torch.float32

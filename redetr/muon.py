@@ -38,7 +38,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, groups: Iterable[dict[str, Any]], momentum: float = 0.95, betas: tuple[float, float] = (0.9, 0.999)
     ):
-        super().__init__(groups, {"orthogonal": False, "momentum": momentum, "betas": betas})
+        # "fused": `load_state_dict` then takes the count of steps to the device, too, where the fused AdamW wants it.
+        super().__init__(groups, {"orthogonal": False, "momentum": momentum, "betas": betas, "fused": True})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]

@@ -16,7 +16,7 @@ from redetr.structures import DetectionModel
 
 # A resumed run may say these anew; all else decides what is computed.
 _MAY_CHANGE = {"output", "data", "resume", "device", "compile", "accumulate", "num_workers", "cache_mb", "cache_dir",
-               "log_every", "eval_every", "save_every", "timeout_s"}  # fmt: skip
+               "log_every", "eval_every", "save_every", "timeout_s", "patience", "recompute"}  # fmt: skip
 
 
 @dataclass
@@ -37,6 +37,7 @@ class State:
     step: int = 0
     train_time_s: float = 0.0  # without evaluation
     best: dict[str, float] = field(default_factory=lambda: {"AP": -1.0, "step": 0})
+    since_best: int = 0  # evaluations
 
     def about(self) -> dict[str, Any]:
         """What is needed to use the weights without the run."""
@@ -50,6 +51,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.step * self.config.batch_size // self.num_images,
             "train_time_s": self.train_time_s,
+            "since_best": self.since_best,
             "num_images": self.num_images,
             **self.about(),
         }
@@ -73,6 +75,7 @@ class State:
         self.ema.model.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.best, self.train_time_s = saved["step"], saved["best"], saved["train_time_s"]
+        self.since_best = saved["since_best"]
 
 
 def start_folder(folder: Path, state: State, dist: Dist) -> list[str]:

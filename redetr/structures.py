@@ -81,9 +81,10 @@ class Batch:
 
     @property
     def padding(self) -> Tensor | None:
-        """The mask, or None if no image is smaller than the canvas: known without asking the device."""
+        """The mask, or None if the targets tell that no image is smaller: known without asking the device."""
         canvas = tuple(self.images.shape[-2:])
-        return None if all(target["size"] == canvas for target in self.targets) else self.mask
+        full = self.targets and all(target["size"] == canvas for target in self.targets)
+        return None if full else self.mask
 
 
 def collate(images: list[Tensor], canvas: tuple[int, int] | None = None) -> Batch:

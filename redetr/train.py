@@ -150,11 +150,11 @@ def _run(state: State, criterion: SetCriterion, dist: Dist, data: DetectionDatas
     while True:
         if state.step and _due(state, config.eval_every):
             result = _evaluate(state, criterion, val, dist, dtype, folder, monitor)
-        if state.step == config.steps or _without_progress(state):
-            if state.best["step"] < state.step:
-                monitor.say(f"best.pt is of step {state.best['step']}: AP {100 * state.best['AP']:.1f}")
-            save(folder)
-            return result
+            if state.step == config.steps or 0 < config.patience <= state.since_best:
+                if state.best["step"] < state.step:
+                    monitor.say(f"best.pt is of step {state.best['step']}: AP {100 * state.best['AP']:.1f}")
+                save(folder)
+                return result
         started = time.perf_counter()
         window = ahead or announce(next(windows), criterion, dist, bool(stop))
         # What ranks tell each other about the next window travels while this one is computed.
@@ -178,12 +178,6 @@ def _run(state: State, criterion: SetCriterion, dist: Dist, data: DetectionDatas
             save(folder)
         if stopped:
             raise StoppedError(f"stopped by a signal after step {state.step}; {folder}/last.pt is saved, use --resume")
-
-
-def _without_progress(state: State) -> bool:
-    """Whether the last `patience` evaluations were all no better than one before them."""
-    patience = state.config.patience * state.config.eval_every
-    return 0 < patience <= state.step - state.best["step"]
 
 
 def _due(state: State, every: int) -> bool:
@@ -303,7 +297,9 @@ def _evaluate(state: State, criterion: SetCriterion, val: DetectionDataset, dist
                       num_workers=_num_workers(config))  # fmt: skip
     line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
     monitor.eval_line(line)
+    state.since_best += 1
     if (line["AP"] or 0.0) > state.best["AP"]:
+        state.since_best = 0
         state.best = {"AP": line["AP"] or 0.0, "step": state.step}
         dist.main_only(save_checkpoint)(folder / "best.pt", state.to_dict())
         dist.main_only(save_weights)(folder / "best.safetensors", state.ema.model.state_dict(), state.about())

@@ -27,6 +27,7 @@ def test_the_length_of_a_run_follows_the_data(num_images, steps, decay):
 
 def test_what_the_user_says_wins():
     assert resolved(5_000, steps=77).steps == 77
+    assert resolved(100, epochs=0.001).steps == 1
     assert resolved(1_000, epochs=3.0).steps == 188
     assert resolved(5_000, ema_decay=0.5).ema_decay == 0.5
     assert resolved(5_000, steps=200).ema_decay == 0.99  # never shorter than a hundred steps

@@ -6,6 +6,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
+from redetr.evaluate import pick_precision
 from redetr.inference import _folded, for_inference
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64}
@@ -87,3 +88,24 @@ def test_an_optimized_detector_finds_the_same(shared_coco):
     for expected, given in zip(plain.predict(images, 0.0), ready.predict(images, 0.0), strict=True):
         torch.testing.assert_close(given.scores, expected.scores, rtol=1e-4, atol=1e-4)
         assert (given.boxes - expected.boxes).abs().max() < 0.1  # of 64 px
+
+
+def test_more_than_100_are_found_by_a_model_with_more_queries():
+    model = redetr.build("redetr_n", 2, num_queries=150, **SMALL)
+    detector = redetr.Detector(model, ["a", "b"], [1, 2], 192, device="cpu")
+    assert len(detector.predict(torch.zeros(3, 192, 192, dtype=torch.uint8), threshold=0.0)) == 150
+
+
+def test_a_detector_computes_in_the_precision_it_was_given():
+    model = redetr.build("redetr_n", 2, **SMALL)
+    detector = redetr.Detector(model, ["a", "b"], [1, 2], 64, device="cpu", precision="fp64")
+    assert {p.dtype for p in detector.model.parameters()} == {torch.float64}
+    detector.predict(torch.zeros(3, 64, 64, dtype=torch.uint8))
+    bf16 = redetr.Detector(model, ["a", "b"], [1, 2], 64, device="cpu", precision="bf16").optimize()
+    assert bf16.dtype == torch.bfloat16
+
+
+def test_emulated_bf16_is_not_taken_for_fast(monkeypatch):
+    """As a T4 says of itself."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert pick_precision("auto", torch.device("cuda")) == torch.float32

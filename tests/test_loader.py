@@ -240,7 +240,9 @@ def test_runs_say_how_much_is_padding(run_with):
 @pytest.mark.parametrize(
     ("flag", "changed"),
     [("--mosaic-until 1.5", {"mosaic_until": 1.5}), ("--cache-mb -1", {"cache_mb": -1}),
-     ("--cache-dir nowhere: no such folder", {"cache_dir": "nowhere"})],
+     ("--cache-dir nowhere: no such folder", {"cache_dir": "nowhere"}), ("--steps -5", {"steps": -5}),
+     ("--epochs -1", {"epochs": -1.0}), ("--warmup 2", {"warmup": 2.0}), ("--drop-at -1", {"drop_at": -1.0}),
+     ("--weight-decay -1", {"weight_decay": -1.0}), ("--seed -1", {"seed": -1})],
 )  # fmt: skip
 def test_wrong_settings_are_told(flag, changed):
     with pytest.raises(InputError, match=flag):

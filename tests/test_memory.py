@@ -1,9 +1,13 @@
 """What the process frees stays with it. In processes of their own: this lasts as long as the process."""
 
+import ctypes
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from redetr.memory import keep_memory
 
 # Pages that twenty large arrays, one after the other, have to ask the system for; each has 16,384 pages of 4 kB.
 FAULTS = """
@@ -37,3 +41,20 @@ def test_freed_memory_is_used_again(how):
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no mallopt")
 def test_importing_changes_nothing_for_a_program_that_does_not_ask():
     assert faults("given back") > 19 * 16384
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no mallopt")
+@pytest.mark.parametrize(("most", "kept"), [(2**40, (2**31 - 1, 2**31 - 1)), (2**25, (2**25, 2**31 - 1)), (0, ())])
+def test_an_older_glibc_takes_32_mb(most, kept, monkeypatch):
+    """Which says no to more. Without the threshold for mmap (-3), the one for giving back (-1) would do harm."""
+    taken = {}
+
+    def mallopt(parameter: int, value: int) -> int:
+        if parameter == -3 and value > most:
+            return 0
+        taken[parameter] = value
+        return 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_memory()
+    assert taken == dict(zip((-3, -1), kept, strict=False))

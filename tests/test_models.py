@@ -77,6 +77,9 @@ def test_sizes_are_those_of_the_documentation():
         ("redetr_n", {"backbone": "timm:vit_tiny_patch16_224"}, "at strides 8, 16; this one has 16"),
         ("redetr_n", {"backbone": "timm:swin_tiny_patch4_window7_224"}, "takes images of any size"),
         ("redetr_m", {"weights": "coco"}, "unknown backbone weights 'coco'"),
+        ("redetr_n", {"nheads": 7}, "with nheads=7: hidden_dim must be a multiple of 4 and of nheads"),
+        ("detr_r50", {"hidden_dim": 90, "nheads": 9}, "hidden_dim must be a multiple of 4"),
+        ("redetr_n", {"dec_layers": 0}, "dec_layers must be at least 1"),
     ],
 )
 def test_unknown_names_and_options(name, options, message):

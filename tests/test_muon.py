@@ -92,6 +92,18 @@ def test_a_saved_optimizer_goes_on_bit_for_bit(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
 
 
+def test_a_loaded_count_of_steps_goes_to_the_device_of_the_weights():
+    """Checkpoints are read to the host; the fused AdamW of a GPU wants the count on the GPU."""
+    p = nn.Parameter(torch.zeros(3))
+    p.grad = torch.ones(3)
+    before = Muon([{"params": [p], "lr": 0.1, "weight_decay": 0.0}])
+    before.step()
+    on_device = nn.Parameter(torch.zeros(3, device="meta"))
+    after = Muon([{"params": [on_device], "lr": 0.1, "weight_decay": 0.0}])
+    after.load_state_dict(before.state_dict())
+    assert {value.device.type for value in after.state[on_device].values()} == {"meta"}
+
+
 def test_which_parameters_are_matrices():
     with torch.device("meta"):
         model = redetr.build("redetr_mobile", 40)

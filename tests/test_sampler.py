@@ -1,5 +1,8 @@
 """Which image is in which batch: the same for any number of ranks, micro-batches and stops."""
 
+import gc
+import weakref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +30,20 @@ def test_every_image_comes_once_an_epoch(num_images, batch_size, seed, size_of):
     assert [epoch for epoch, _ in order] == sorted(epoch for epoch, _ in order)
     for epoch in range(3):
         assert sorted(index for e, index in order if e == epoch) == list(range(num_images))
+
+
+def test_the_data_set_may_go_when_the_run_is_over():
+    class Sizes:
+        def of(self, key):
+            return (1 + key[1] % 3, 2)
+
+    sizes = Sizes()
+    gone = weakref.ref(sizes)
+    steps = iter(TrainSampler(20, 4, seed=0, first_step=0, last_step=5, size_of=sizes.of))
+    assert len(list(steps)) == 5
+    del sizes, steps
+    gc.collect()
+    assert gone() is None
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():

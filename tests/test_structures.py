@@ -31,6 +31,13 @@ def test_a_canvas_may_be_larger_but_not_smaller():
             redetr.collate([torch.zeros(3, 2, 4)], canvas=canvas)
 
 
+def test_padding_is_the_mask_unless_the_targets_tell_that_there_is_none():
+    batch = redetr.collate([torch.zeros(3, 2, 4), torch.zeros(3, 3, 1)])
+    assert batch.padding is batch.mask
+    full = redetr.Batch(torch.zeros(1, 3, 2, 4), torch.zeros(1, 2, 4, dtype=torch.bool), [{"size": (2, 4)}])
+    assert full.padding is None
+
+
 def test_nothing_to_collate():
     with pytest.raises(ValueError, match="at least one image"):
         redetr.collate([])

@@ -99,10 +99,13 @@ class TrainSampler(Sampler[list[Key]]):
         return (self.last_step - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for step in range(self.first_step, self.last_step):
-            keys = global_batch(step, self.batch_size, self.num_images, self.seed, self.size_of)
-            for micro in range(self.accumulate):
-                yield keys[slice_of(self.batch_size, micro, self.accumulate, self.rank, self.world_size)]
+        try:
+            for step in range(self.first_step, self.last_step):
+                keys = global_batch(step, self.batch_size, self.num_images, self.seed, self.size_of)
+                for micro in range(self.accumulate):
+                    yield keys[slice_of(self.batch_size, micro, self.accumulate, self.rank, self.world_size)]
+        finally:
+            _pool.cache_clear()  # `size_of` belongs to the data set: it and its cached images would stay
 
 
 @dataclass

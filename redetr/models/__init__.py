@@ -1,6 +1,7 @@
 """Models by name: plain functions `name(num_classes, **options) -> DetectionModel`."""
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,12 @@ def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
             raise InputError(f"unknown option {option!r} of model {name}: choose from {', '.join(allowed)}")
     if num_classes < 1:
         raise InputError(f"num_classes is {num_classes}: a detector needs at least one class")
+    sizes = allowed | overrides
     try:
+        if sizes["hidden_dim"] % math.lcm(4, sizes["nheads"]):  # 4: sines and cosines of x and y
+            raise ValueError("hidden_dim must be a multiple of 4 and of nheads")
+        if sizes["dec_layers"] < 1:
+            raise ValueError("dec_layers must be at least 1")
         return MODELS[name](num_classes, **overrides)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, AssertionError) as error:
         given = ", ".join(f"{option}={value}" for option, value in overrides.items())

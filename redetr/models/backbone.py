@@ -260,7 +260,7 @@ class _SmallBlock(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Residual stages at strides 4, 8, 16 with GroupNorm, whose result does not depend on the batch."""
+    """Residual stages at strides 4, 8, 16 with GroupNorm: each image is normalised by itself, with its padding."""
 
     recompute = False
 

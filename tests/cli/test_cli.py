@@ -439,6 +439,15 @@ def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys):
     assert len([line for line in lines_of(tmp_path / "run") if "AP" in line]) == 3
 
 
+def test_patience_counts_evaluations_also_when_they_come_at_other_steps(shared_coco, tmp_path):
+    """May change when a run goes on: when it is evaluated, how many of them are waited for, what backward keeps."""
+    flags = {"steps": 100, "lr": 1e-30, "ema_decay": 0}
+    main(train_arguments(shared_coco, tmp_path / "run", eval_every=4, patience=1, **flags))
+    resumed = train_arguments(shared_coco, tmp_path / "run", eval_every=3, patience=3, **flags)
+    main([*resumed, "--resume", "--recompute"])
+    assert [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line] == [4, 9, 12]
+
+
 @pytest.mark.parametrize(
     ("recipe", "flags", "said"),
     [
