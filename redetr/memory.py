@@ -17,8 +17,7 @@ def keep_memory() -> None:
     """
     if sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt:
-        # Before 2.35, 32 MB is the most that is taken. The trim threshold alone would fix the other one at 128 kB.
-        if mallopt(_MMAP_THRESHOLD, _LARGEST) or mallopt(_MMAP_THRESHOLD, 32 << 20):
-            mallopt(_TRIM_THRESHOLD, _LARGEST)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda name, value: 0)  # musl has none
+    # Before 2.35, 32 MB is the most that is taken. The trim threshold alone would fix the other one at 128 kB.
+    if mallopt(_MMAP_THRESHOLD, _LARGEST) or mallopt(_MMAP_THRESHOLD, 32 << 20):
+        mallopt(_TRIM_THRESHOLD, _LARGEST)
