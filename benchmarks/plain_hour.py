@@ -1,6 +1,6 @@
 """What does plain DETR learn in an hour? The faithful form scaled down (`detr_tiny`), on digits from scratch.
 
-    OMP_NUM_THREADS=1 python benchmarks/plain_hour.py --steps 5000
+    OMP_NUM_THREADS=1 python benchmarks/plain_hour.py
 
 Steps are counted, not minutes, as in learning.py, which shows the fast form on the same images. Writes
 results/DATE-plain-hour.json and a plot of the curve.
@@ -21,7 +21,7 @@ from redetr.visualize import plot_curves, read_metrics
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=8500)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -39,7 +39,7 @@ class TrainConfig:
     """Micro-batches per optimizer step and rank."""
     optimizer: OptimizerName = "muon"
     """muon: AdamW with orthogonal steps for matrices; adamw: as the original, at half the rate or less."""
-    lr: float = 6e-3
+    lr: float = 4e-3
     """Learning rate."""
     lr_backbone: float | None = None
     """Learning rate of the backbone (default: lr)."""

@@ -130,7 +130,7 @@ def _outlook(config: TrainConfig, num_images: int) -> list[str]:
         return []
     run = f"warning: {num_images:,} images, {config.steps:,} steps, {start}"
     if config.model.startswith("detr_") and config.steps < 100_000:
-        return [f"{run}: expect an AP near 0 of {config.model}; take redetr_n, or --weights facebook/detr-resnet-50"]
+        return [f"{run}: expect little of {config.model}; take redetr_n, or --weights facebook/detr-resnet-50"]
     if weights is None and num_images < 100:
         return [f"{run}: expect little; more images help most, then pretrained weights (redetr models)"]
     return []
