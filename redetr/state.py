@@ -75,7 +75,7 @@ class State:
         self.ema.model.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.best, self.train_time_s = saved["step"], saved["best"], saved["train_time_s"]
-        self.since_best = saved["since_best"]
+        self.since_best = saved.get("since_best", 0)  # older checkpoints have none
 
 
 def start_folder(folder: Path, state: State, dist: Dist) -> list[str]:
