@@ -51,7 +51,7 @@ class Processed(nn.Module):
         # Rounded, as the resized images are that the model learned from.
         outputs = self.model((resized.round() - self.mean) / self.std)
         sides = torch.stack([torch.full((images.shape[0],), side, dtype=torch.float32) for side in (height, width)], -1)
-        scores, labels, boxes = decode(outputs, sides, self.model.loss_config.scores, max(100, self.model.num_queries))
+        scores, labels, boxes = decode(outputs, sides, self.model.loss_config.scores, self.model.most_detections)
         scores, order = scores.sort(descending=True)
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
         inside = torch.minimum(boxes.clamp(min=0), sides.flip(-1).repeat(1, 2)[:, None])

@@ -18,6 +18,6 @@ def keep_memory() -> None:
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda name, value: 0)  # musl has none
-    # Before 2.35, 32 MB is the most that is taken. The trim threshold alone would fix the other one at 128 kB.
+    # Older versions take 32 MB at the most. The trim threshold alone would fix the other one at 128 kB.
     if mallopt(_MMAP_THRESHOLD, _LARGEST) or mallopt(_MMAP_THRESHOLD, 32 << 20):
         mallopt(_TRIM_THRESHOLD, _LARGEST)

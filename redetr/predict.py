@@ -104,7 +104,7 @@ class Detector:
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         return detect(
             outputs, sizes, self.model.loss_config.scores, self.class_names, self.category_ids,
-            top_k=max(100, self.model.num_queries), threshold=threshold,
+            top_k=self.model.most_detections, threshold=threshold,
         )  # fmt: skip
 
 

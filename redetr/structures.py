@@ -67,6 +67,11 @@ class DetectionModel(nn.Module):
     image_size: int  # default of the shorter side ("aspect") or of the side ("square"), px
     max_size: int | None  # longer side at most ("aspect"), px
 
+    @property
+    def most_detections(self) -> int:
+        """How many are kept of an image: COCO's 100, or as many as there are queries."""
+        return max(100, self.num_queries)
+
 
 @dataclass
 class Batch:
