@@ -32,13 +32,14 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/learning.py crowns
 	$(BIN)/python benchmarks/overfit.py
 
-# With a GPU, in the Python that is there: torch, torchvision, numpy, scipy and what redetr imports are enough.
+# With a GPU, in the Python that is there: torch, torchvision, numpy and scipy are enough; Transformers, with timm, is
+# measured where it is installed.
 bench-gpu:
 	for precision in fp32 bf16; do \
 		$(PYTHON) benchmarks/training_step.py --device cuda --precision $$precision --height 800 --width 1066 \
-			--batch-size 8 --rounds 10 --without-transformers || exit 1; done
-	$(PYTHON) benchmarks/inference.py --device cuda --precision bf16 --rounds 20 --compile --without-transformers
-	$(PYTHON) benchmarks/criterion.py --device cuda --without-transformers
+			--batch-size 8 --rounds 10 || exit 1; done
+	$(PYTHON) benchmarks/inference.py --device cuda --precision bf16 --rounds 20 --compile
+	$(PYTHON) benchmarks/criterion.py --device cuda
 
 docs: .venv/installed-dev
 	$(BIN)/mkdocs build

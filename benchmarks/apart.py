@@ -3,12 +3,11 @@
 import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from importlib.util import find_spec
 from multiprocessing import get_context
 from typing import Any
 
 import torch
-from interleaved import wait
+from interleaved import TRANSFORMERS, wait
 from limits import operations
 
 
@@ -38,7 +37,7 @@ _side: dict[str, Any] = {}
 
 
 def _begin(build: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
-    if find_spec("transformers"):
+    if TRANSFORMERS:
         import transformers.models.detr.modeling_detr  # noqa: F401 (a package is no part of what a step takes)
     _side["before"] = _resident()
     _side["work"] = build(*arguments)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from interleaved import measure, summary, times_faster
+from interleaved import TRANSFORMERS, measure, summary, times_faster
 from plain_2020 import plain_criterion
 from record import record
 from torch import Tensor
@@ -50,17 +50,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--without-transformers", action="store_true")
     arguments = parser.parse_args()
     logits, boxes, targets = scene(arguments.device)
     criterion = SetCriterion(LossConfig(), CLASSES, QUERIES)
     losses: dict[str, Callable[[], Tensor]] = {
         "redetr": lambda: criterion(outputs_of(logits, boxes), targets)["loss"],
         "2020": lambda: plain_criterion(outputs_of(logits, boxes), targets)["loss"],
-        "transformers": lambda: transformers_loss(logits, boxes, targets),
     }
-    if arguments.without_transformers:
-        del losses["transformers"]
+    if TRANSFORMERS:
+        losses["transformers"] = lambda: transformers_loss(logits, boxes, targets)
     values = {name: loss().item() for name, loss in losses.items()}
     if max(values.values()) - min(values.values()) > 1e-4 * values["redetr"]:
         raise SystemExit(f"not the same loss: {values}")

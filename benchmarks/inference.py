@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from apart import Apart
-from interleaved import measure, summary, times_faster
+from interleaved import TRANSFORMERS, measure, summary, times_faster
 from limits import matrix_rate
 from plain_2020 import Plain as Plain2020
 from record import record
@@ -129,7 +129,7 @@ def sides_of(arguments: argparse.Namespace, batch_size: int, dtype: torch.dtype)
         if arguments.compile:
             sides[f"redetr, compiled{how}"] = Apart(redetr_side, *work, kept, dtype, True)
         sides[f"2020{how}"] = Apart(peer_side, *work, kept, plain_model)
-        if not arguments.without_transformers:
+        if TRANSFORMERS:
             sides[f"transformers{how}"] = Apart(peer_side, *work, kept, transformers_model)
     if arguments.exported:
         images = images_of(*work)
@@ -150,7 +150,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also compiled")
     parser.add_argument("--exported", action="store_true", help="also in ONNX Runtime and OpenVINO")
-    parser.add_argument("--without-transformers", action="store_true")
     arguments = parser.parse_args()
     if arguments.exported and arguments.device != "cpu":
         parser.error("--exported measures on the CPU")

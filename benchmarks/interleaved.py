@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
+import stand_ins  # noqa: F401 (before anything of redetr)
 import torch
 
 Sides = dict[str, Callable[[], Any]]
+TRANSFORMERS = bool(find_spec("transformers") and find_spec("timm"))  # a side only where it is installed
 
 
 def measure(sides: Sides, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:

@@ -34,8 +34,9 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    names = ("torch", "torchvision", "numpy", "scipy", "hotcoco")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+    names = ("torch", "torchvision", "numpy", "scipy", "hotcoco", "transformers")
+    installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
+    return {"python": platform.python_version(), **{name: installed[name] for name in names if name in installed}}
 
 
 def commit() -> str:

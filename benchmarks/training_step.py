@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from apart import Apart
-from interleaved import measure, summary, times_faster
+from interleaved import TRANSFORMERS, measure, summary, times_faster
 from limits import matrix_rate
 from plain_2020 import Plain, plain_criterion
 from record import record
@@ -104,7 +104,6 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="also compiled")
-    parser.add_argument("--without-transformers", action="store_true")
     arguments = parser.parse_args()
     gpu = arguments.device == "cuda"
     dtype = pick_precision(arguments.precision, torch.device(arguments.device))
@@ -112,7 +111,7 @@ def main() -> None:
     if arguments.compile:
         builders["redetr, compiled"] = (redetr_step, arguments, dtype, True)
     builders["2020"] = (plain_step, arguments)
-    if not arguments.without_transformers:
+    if TRANSFORMERS:
         builders["transformers"] = (transformers_step, arguments)
         if gpu:
             builders["transformers, bf16"] = (transformers_step, arguments, torch.bfloat16)
