@@ -63,7 +63,8 @@ class TrainConfig:
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
     mosaic_until: float = 0.0
-    """Share of the run, in whole epochs, in which samples may be mosaics of four images or two images mixed."""
+    """Share of the run, in whole epochs, in which samples may be mosaics of four images or two images mixed; costs AP
+    in short runs."""
     group_by_size: bool = True
     """Images of like size in a batch, so that less is padded, for the forms that keep the aspect ratio."""
     weights: str | None = None
