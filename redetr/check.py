@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 from torch import Tensor
 
-from redetr.check_boxes import Plan, box_faults, class_counts, class_faults, is_sound, object_counts, plan_faults
+from redetr.check_boxes import Plan, box_faults, class_counts, class_faults, is_sound, plan_faults
 from redetr.check_images import Header, copies, image_faults, read_headers, unused_files
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset, Hints, folder_of, open_dataset
 from redetr.data.folder import AnnotatedDataset, FolderDataset, read_split
 from redetr.data.images import read_image
+from redetr.distributed import Dist
 from redetr.errors import InputError
-from redetr.files import write_json
 
 _MOST_CLASSES = 30  # in a printed table
 _SCENES = 300  # of a split that is drawn on demand
@@ -79,7 +79,7 @@ class Report:
 
 
 def _figures(annotations: Annotations) -> dict[str, Any]:
-    counts, sizes = object_counts(annotations), annotations.sizes[:, ::-1]
+    counts, sizes = annotations.object_counts(), annotations.sizes[:, ::-1]
     by_area = sizes[np.argsort(sizes.prod(1), kind="stable")]
     range_ = dict.fromkeys("{}x{}".format(*by_area[i]) for i in (0, -1) if len(by_area))
     return {
@@ -140,29 +140,26 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
     return faults
 
 
-def keep_inventory(file: Path, datasets: Mapping[str, DetectionDataset]) -> None:
-    """Writes which images a run uses, with the hash of each, so that it can be repeated.
-
-    Raises InputError if `file` is there from before and the data has changed since.
-    """
-    content = json.loads(json.dumps({split: _inventory(data) for split, data in datasets.items()}))
-    if file.exists():
-        before = json.loads(file.read_text())
-        for split in content:
-            odd = set(before[split]["images"].items()) ^ set(content[split]["images"].items())
-            if odd:
-                raise InputError(f"{file}: {min(odd)[0]} of {split} is not what it was when the run began; put the "
-                                 "data back, or give another --output")  # fmt: skip
-    write_json(file, content)
-
-
-def _inventory(data: DetectionDataset) -> dict[str, Any]:
-    images: dict[str, str] = {}
+def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
+    """Which images a data set has, with the hash of each, so that a run can be repeated. Communicates: each rank reads
+    its share of the files, so none waits for another longer than for a share."""
+    images: list[tuple[str, str]] = []
     if isinstance(data, FolderDataset):
-        source = data.annotations
-        names = [os.fsdecode(name) for name in source.names]
-        images = dict(zip(names, (header.content for header in _headers(source, content=True)), strict=True))
-    return {"name": data.name, "count": len(data), "classes": data.class_names, "images": images}
+        names = [os.fsdecode(name) for name in data.annotations.names][dist.rank :: dist.world_size]
+        headers = read_headers(data.annotations.folder, names, content=True)
+        images = [(name, header.content) for name, header in zip(names, headers, strict=True)]
+    return {"name": data.name, "count": len(data), "classes": list(data.class_names),
+            "images": dict(sorted(dist.gather(images)))}  # fmt: skip
+
+
+def require_unchanged(file: Path, inventories: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises InputError if `file`, the inventories of a run that goes on, has other images or other content of one."""
+    before = json.loads(file.read_text()) if file.exists() else inventories
+    for split in inventories:
+        odd = set(before[split]["images"].items()) ^ set(inventories[split]["images"].items())
+        if odd:
+            raise InputError(f"{file}: {min(odd)[0]} of {split} is not what it was when the run began; put the "
+                             "data back, or give another --output")  # fmt: skip
 
 
 def _faults(splits: Mapping[Split, Annotations], headers: Mapping[Split, list[Header]]) -> list[Fault]:
@@ -224,13 +221,13 @@ def print_report(report: Report, console: Console) -> None:
     classes = Table("class", *report.splits, box=SIMPLE)
     common = sorted(report.classes().items(), key=lambda item: -sum(item[1].values()))
     for name, count in common[:_MOST_CLASSES]:
-        classes.add_row(escape(name), *(f"{number:,}" for number in count.values()))
+        classes.add_row(Text(name), *(f"{number:,}" for number in count.values()))
     if len(common) > _MOST_CLASSES:
         classes.add_row(f"and {len(common) - _MOST_CLASSES} more, rarer ones")
     faults = Table("", Column("what is wrong, and what to do", overflow="fold"), "times", box=SIMPLE, show_lines=True)
     for fault in report.faults:
-        kind = f"[{COLORS[fault.severity]}]{fault.severity}[/]\n{fault.code}"
-        faults.add_row(kind, escape(f"{fault}"), f"{fault.count:,}")
+        kind = Text.assemble((fault.severity, COLORS[fault.severity]), f"\n{fault.code}")
+        faults.add_row(kind, Text(f"{fault}"), f"{fault.count:,}")
     for table in (splits, classes, faults):
         if table.rows:
             console.print(table)

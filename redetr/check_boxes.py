@@ -45,7 +45,7 @@ class Plan:
 
     def shorter_sides(self, annotations: Annotations, image_size: int) -> np.ndarray:
         """The shorter side of each box in pixels of what a model sees that is trained at this size, float `[A]`."""
-        boxes, sizes = annotations.boxes, annotations.sizes[image_of(annotations), ::-1]
+        boxes, sizes = annotations.boxes, annotations.sizes[annotations.image_of(), ::-1]
         if self.config.augment == "aerial":  # crops at native scale, whatever their size
             scale = np.ones((1, 2))
         elif self.resize == "square":
@@ -56,19 +56,9 @@ class Plan:
         return ((boxes[:, 2:] - boxes[:, :2]) * scale).min(1)
 
 
-def image_of(annotations: Annotations) -> np.ndarray:
-    """The image of each object, int64 `[A]`."""
-    return np.repeat(np.arange(len(annotations)), np.diff(annotations.first))
-
-
 def is_sound(annotations: Annotations) -> bool:
     """Whether the reader had nothing to leave out."""
     return not any(fault.severity == "error" for fault in annotations.faults)
-
-
-def object_counts(annotations: Annotations) -> np.ndarray:
-    """Objects of each image, crowds not counted, int64 `[N]`."""
-    return np.bincount(image_of(annotations)[~annotations.iscrowd], minlength=len(annotations))
 
 
 def class_counts(annotations: Annotations) -> np.ndarray:
@@ -96,7 +86,7 @@ def _formats(a: Annotations) -> list[Fault]:
     if not len(a.boxes):
         return []
     faults = []
-    (x1, y1, x2, y2), sizes = a.boxes.T, a.sizes[image_of(a), ::-1]
+    (x1, y1, x2, y2), sizes = a.boxes.T, a.sizes[a.image_of(), ::-1]
     fractions = (a.boxes.max(1) <= 1.5) & (sizes.min(1) > 15)
     if fractions.mean() > 0.9:
         text = f"{fractions.sum()} of {len(fractions)} boxes lie in the first pixel: fractions given as pixels"
@@ -134,7 +124,7 @@ def _boxes_twice(a: Annotations) -> list[Fault]:
     Sorted by image, class and left edge, the same boxes stand near each other: each is compared with the next, the
     next but one and so on for as long as the left edges could still be the same.
     """
-    image, (x1, y1, x2, y2) = image_of(a), a.boxes.T
+    image, (x1, y1, x2, y2) = a.image_of(), a.boxes.T
     order = np.lexsort((x1, a.labels, image))
     order = order[~a.iscrowd[order]]
     original = np.full(len(a.boxes), -1)
@@ -157,7 +147,7 @@ def _boxes_twice(a: Annotations) -> list[Fault]:
 
 
 def _object_place(a: Annotations, index: int) -> str:
-    return f"annotation {a.object_ids[index]} in {image_place(a, int(image_of(a)[index]))}"
+    return f"annotation {a.object_ids[index]} in {image_place(a, int(a.image_of()[index]))}"
 
 
 def class_faults(splits: Mapping[Split, Annotations]) -> list[Fault]:
@@ -166,7 +156,7 @@ def class_faults(splits: Mapping[Split, Annotations]) -> list[Fault]:
     if train is None or val is None:
         return []
     if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
-        return [_different_classes(train, val)]  # in the words of `require_same_classes`
+        return [_different_classes(train, val)]
     names, learned, measured = train.class_names, class_counts(train), class_counts(val)
     folded = [" ".join(name.replace("_", " ").split()).casefold() for name in names]
     twin = [names[folded.index(name)] for name in folded]  # the first class that is called nearly so
@@ -225,7 +215,7 @@ def plan_faults(splits: Mapping[Split, Annotations], plan: Plan) -> list[Fault]:
 
 
 def _crowded(a: Annotations, num_queries: int) -> list[Fault]:
-    counts = object_counts(a)
+    counts = a.object_counts()
     remedy = f"take --num-queries {counts.max(initial=0)}, or cut the images into tiles"
     return found(counts > num_queries, "warning", "image-crowded", a.source,
                  lambda i: (image_place(a, i), f"holds {counts[i]} objects, the model has {num_queries} queries"),

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 
 from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.data.images import decode, read_image, require_whole
 from redetr.data.paths import IMAGE_SUFFIXES
+from redetr.distributed import rank_cores
 from redetr.errors import InputError
 from redetr.files import write_whole
 
@@ -49,8 +51,7 @@ def read_headers(folder: Path, names: Sequence[str], content: bool = False, look
     file = cache_file(folder)
     known = _read_cache(file)
     read = partial(_read_some, folder, known, content, looks)
-    threads = max(2, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(max(2, rank_cores())) as pool:
         parts = pool.map(read, [names[i : i + _PER_TASK] for i in range(0, len(names), _PER_TASK)])
         entries = {name: entry for part in parts for name, entry in part.items()}
     headers = [Header(*entries[name][2:]) for name in names]
@@ -58,7 +59,9 @@ def read_headers(folder: Path, names: Sequence[str], content: bool = False, look
     if any(known.get(name) != entry for name, entry in sound.items()):
         with suppress(OSError):  # a cache that cannot be written costs time, nothing else
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, lambda path: path.write_text(json.dumps(known | sound)))
+            with FileLock(f"{file}.lock", timeout=60):  # other ranks have read other files meanwhile
+                everything = _read_cache(file) | sound
+                write_whole(file, lambda path: path.write_text(json.dumps(everything)))
     return headers
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.check import Report
-from redetr.check_boxes import object_counts
 from redetr.data import open_dataset
 from redetr.data.annotations import Split
 from redetr.data.loader import Samples
@@ -47,7 +46,7 @@ def sample_sheet(report: Report) -> Image.Image | None:
     """Images of each split with their boxes, spread over those that can be read and show objects; None for none."""
     panels = []
     for split, annotations in report.splits.items():
-        usable = object_counts(annotations) > 0
+        usable = annotations.object_counts() > 0
         for i, header in enumerate(report.headers.get(split, [])):
             usable[i] &= not header.problem
         for i in _spread(np.flatnonzero(usable), _SAMPLES[split]):
@@ -98,7 +97,7 @@ def _histograms(report: Report) -> Image.Image:
     sides = {s: (a.boxes[:, 2:] - a.boxes[:, :2])[~a.iscrowd] for s, a in report.splits.items()}
     areas = {split: np.sqrt(side.prod(1)) for split, side in sides.items()}
     shapes = {split: side[:, 0] / side[:, 1] for split, side in sides.items()}
-    counts = {split: object_counts(annotations) for split, annotations in report.splits.items()}
+    counts = {split: annotations.object_counts() for split, annotations in report.splits.items()}
     _plot_shares(axes[0], areas, _octaves(areas), "Size of objects: root of the area, px")
     axes[0].set_xscale("log")
     _plot_shares(axes[1], shapes, _octaves(shapes), "Shape of objects: width / height")

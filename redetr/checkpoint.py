@@ -4,6 +4,8 @@ import json
 import shutil
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,8 @@ def save_checkpoint(path: Path, state: dict[str, Any], previous: Path | None = N
     The file that was there is kept as `previous`. Raises InputError if it cannot be written, as on a full disk; what
     was there stays.
     """
-
-    def write(temporary: Path) -> None:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # PyTorch's writer says neither which file nor why
-            free = shutil.disk_usage(path.parent).free / 1e6
-            raise InputError(
-                f"{path}: cannot be written ({free:.0f} MB are free there); the checkpoint before it is kept"
-            ) from error
-
-    write_whole(path, write, previous)
+    with _full_disk_told(path):
+        write_whole(path, lambda temporary: torch.save(state, temporary), previous)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
@@ -55,13 +48,25 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | 
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
-    """`weights` as safetensors, with `about` as JSON in its metadata."""
+    """`weights` as safetensors, with `about` as JSON in its metadata. Raises InputError if it cannot be written."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     metadata = {"redetr": json.dumps(about)}
-    write_whole(path, lambda temporary: safetensors.torch.save_file(weights, temporary, metadata))
+    with _full_disk_told(path):
+        write_whole(path, lambda temporary: safetensors.torch.save_file(weights, temporary, metadata))
 
 
-def read_torch(path: Path, map_location: str = "cpu") -> Any:
+@contextmanager
+def _full_disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, safetensors.SafetensorError) as error:  # these writers say neither which file nor why
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise InputError(
+            f"{path}: cannot be written ({free:.0f} MB are free there); what was there before is kept"
+        ) from error
+
+
+def read_torch(path: Path) -> Any:
     """The content of a `.pt` or `.pth` file, tensors and plain values only. Raises InputError naming the file."""
     try:
         if zipfile.is_zipfile(path):  # torch.load does not look at the checksums that it wrote
@@ -73,7 +78,7 @@ def read_torch(path: Path, map_location: str = "cpu") -> Any:
                 raise ValueError(f"the checksum of {damaged} is wrong")
         with warnings.catch_warnings():  # about foreign pickles, of which the error says enough
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # torch raises many kinds for a damaged or foreign file

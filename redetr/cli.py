@@ -48,7 +48,7 @@ def parse_command(arguments: list[str]) -> Any:
     """The command with its settings, ready to `run()`. Exits with 2 for what cannot be understood."""
     command, *rest = arguments
     if command not in COMMANDS:
-        ERRORS.print(f"redetr: unknown command {command!r}: choose {', '.join(COMMANDS)}", markup=False)
+        ERRORS.print(f"redetr: unknown command {command!r}: choose {', '.join(COMMANDS)}")
         raise SystemExit(2)
     return import_module(f"redetr.commands.{command}").parse(args=rest)
 
@@ -63,8 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         parse_command(arguments).run()
     except RedetrError as error:
-        ERRORS.print(f"redetr: {error}", markup=False)
+        ERRORS.print(f"redetr: {error}")
         raise SystemExit(error.exit_code) from None
     except OSError as error:  # a place that cannot be written, a full disk
-        ERRORS.print(f"redetr: {error.filename or 'cannot read or write'}: {error.strerror or error}", markup=False)
+        ERRORS.print(f"redetr: {error.filename or 'cannot read or write'}: {error.strerror or error}")
         raise SystemExit(InputError.exit_code) from None

@@ -94,6 +94,8 @@ class TrainConfig:
     """Steps between lines in metrics.jsonl."""
     eval_every: int = 0
     """Steps between evaluations; default: once an epoch, but 5 to 20 times a run."""
+    eval_batch_size: int = 16
+    """Images that each rank looks at together in an evaluation."""
     patience: int = 0
     """Evaluations in a row without a better AP after which the run ends; 0 = never."""
     save_every: int = 0
@@ -176,8 +178,9 @@ class TrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must be from 0 to 1")
         if self.cache_dir and not Path(self.cache_dir).is_dir():
             raise InputError(f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out")
-        if self.log_every < 1:
-            raise InputError("--log-every must be at least 1")
+        for name in ("log_every", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
         if not self.lr > 0:
             raise InputError(f"--lr {self.lr} must be above 0")
         if not self.timeout_s > 0:

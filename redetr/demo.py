@@ -23,16 +23,18 @@ _STEPS = {"digits": 720, "crowns": 600}
 def demo(data: str, folder: Path, steps: int, console: Console) -> None:
     """Trains `redetr_n` on `data` into `folder` (an earlier demo there is replaced), draws curves and predictions, and
     says on `console` what to do next."""
-    if folder.exists():
-        if not (folder / "demo").exists():
-            raise InputError(f"{folder}: exists and is no earlier demo: give another --output")
-        shutil.rmtree(folder)
+    if folder.exists() and not (folder / "demo").exists():
+        raise InputError(f"{folder}: exists and is no earlier demo: give another --output")
     config = demo_config(data, folder, steps)
-    open_dataset(data, "val")  # says what is wrong before a folder is made
-    result = train(config, console)
+    config.check(world_size=1)  # what is wrong is said before an earlier demo goes
+    val = open_dataset(data, "val")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     (folder / "demo").touch()
+    result = train(config, console)
     plot_curves([folder], folder / "curves.png")
-    save_image(prediction_grid(load(folder), open_dataset(data, "val"), count=8), folder / "predictions.png")
+    save_image(prediction_grid(load(folder), val, count=8), folder / "predictions.png")
     console.print(
         f"\nAP {100 * (result['AP'] or 0):.1f}, AP50 {100 * (result['AP50'] or 0):.1f} after "
         f"{result['time_s'] / 60:.1f} minutes of training. Next:\n"
@@ -40,6 +42,7 @@ def demo(data: str, folder: Path, steps: int, console: Console) -> None:
         f"  predict    redetr predict {folder}/best.pt IMAGE_OR_FOLDER\n"
         "  your data  redetr train redetr_n --data FOLDER --output runs/mine   (COCO, YOLO or VOC form)",
         soft_wrap=True,
+        markup=False,
     )
 
 

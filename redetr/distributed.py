@@ -37,7 +37,6 @@ class Dist:
 
     rank: int
     world_size: int
-    local_rank: int
     device: torch.device
 
     def main_only(self, function: Callable[P, Any]) -> Callable[P, Any]:
@@ -93,8 +92,7 @@ def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Di
     `device` is "auto", "cpu" or "cuda". Raises InputError for a device that is not there, LostError if another rank
     dies or does not answer within `timeout_s`.
     """
-    rank, world_size, local_rank = (int(os.environ.get(n, d)) for n, d in
-                                    (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")))  # fmt: skip
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     where = pick_device(device)
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
     options: dict[str, Any] = {"backend": backend, "timeout": timedelta(seconds=timeout_s)}
@@ -102,7 +100,7 @@ def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Di
         options |= {"store": torch_dist.HashStore(), "rank": 0, "world_size": 1}
     try:
         torch_dist.init_process_group(**options)
-        yield Dist(rank, world_size, local_rank, where)
+        yield Dist(rank, world_size, where)
     except RuntimeError as error:
         if isinstance(error, torch_dist.DistError) or any(sign in str(error).lower() for sign in _SIGNS_OF_A_LOST_RANK):
             raise LostError(
@@ -113,6 +111,12 @@ def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Di
     finally:
         if torch_dist.is_initialized():
             torch_dist.destroy_process_group()
+
+
+def rank_cores() -> int:
+    """How many processor cores this process may use, shared among the ranks of its host."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
+    return usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def restart_notes() -> list[str]:

@@ -63,6 +63,8 @@ def _receive(url: str, part: Path, start: int) -> int:
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
         start = start if answer.status == http.client.PARTIAL_CONTENT else 0
+        if "Content-Length" not in answer.headers:
+            raise OSError("the answer does not say how long it is")
         total = start + int(answer.headers["Content-Length"])
         columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
         with part.open("ab" if start else "wb") as file, Progress(*columns, console=Console(stderr=True)) as progress:

@@ -69,7 +69,7 @@ def detect(
     Each image is looked at once, over all ranks. Communicates at the end. `on_batch` is told the number of images after
     each batch.
     """
-    dist = dist or Dist(0, 1, 0, next(model.parameters()).device)
+    dist = dist or Dist(0, 1, next(model.parameters()).device)
     model.eval()
     transform = resizer(model.resize, image_size, model.max_size)
     sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
@@ -83,7 +83,8 @@ def detect(
             outputs = model(batch.images, batch.padding)
         sums.add(outputs, batch.targets)
         sizes = torch.tensor([target["orig_size"] for target in batch.targets])
-        scores, labels, boxes = (x.cpu().numpy() for x in decode(outputs, sizes, model.loss_config.scores))
+        best = decode(outputs, sizes, model.loss_config.scores, model.most_detections)
+        scores, labels, boxes = (x.cpu().numpy() for x in best)
         seen.append(np.array([index for _, index in keys]))
         index = np.repeat(seen[-1], scores.shape[1])
         parts.append(

@@ -6,6 +6,7 @@ Shapes: L decoder layers, Q queries, S strides (levels), h w the feature map; bo
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from redetr.models.detr import DETR
 from redetr.models.fast import STRIDES, FastDETR
 from redetr.models.transformer import MultiheadAttention
 from redetr.predict import Detector
-from redetr.structures import LossConfig, Outputs
+from redetr.structures import DetectionModel, LossConfig, Outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +91,12 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
     encoder, among, across = _attention_layers(model)
     features = [model.input_proj] if isinstance(model, DETR) else []
     with _inputs_of([encoder, *features]) as seen, _inputs_of(among) as told, _inputs_of(across) as looked:
-        outputs = model(_seen(detector, image))
-    layers = [*outputs.get("aux_outputs", []), outputs]
-    shown = slice(-len(layers), None)  # every decoder layer, or the last one (`aux_loss=False`)
+        outputs = with_all_layers(model)(_seen(detector, image))
+    layers = [*outputs["aux_outputs"], outputs]
     height, width = seen[1][0].shape[-2:] if features else looked[0][3][STRIDES.index(16)]
     best = [best_class(layer["pred_logits"][0], model.loss_config) for layer in layers]
-    cross = [_cross(module, call) for module, call in zip(across[shown], looked[shown], strict=True)]
-    own = [attention_weights(module, *call) for module, call in zip(among[shown], told[shown], strict=True)]
+    cross = [_cross(module, call) for module, call in zip(across, looked, strict=True)]
+    own = [attention_weights(module, *call) for module, call in zip(among, told, strict=True)]
     return Explanation(
         image=image,
         class_names=detector.class_names,
@@ -119,7 +119,7 @@ def query_habits(
     first = _attention_layers(model)[2][:1] if isinstance(model, FastDETR) else []
     for i in _spread(len(dataset), count):
         with _inputs_of(first) as calls:
-            outputs = model(_seen(detector, dataset.image(i)))
+            outputs = with_all_layers(model)(_seen(detector, dataset.image(i)))
         scores, _ = best_class(outputs["pred_logits"][0], model.loss_config)
         picks = _picks(outputs, calls[0]) if first else None
         found.append((outputs["pred_boxes"][0].cpu(), scores.cpu(), picks))
@@ -131,6 +131,13 @@ def query_habits(
         centers=torch.stack([picks.centers for picks in all_picks]) if first else None,
         level=torch.stack([picks.level for picks in all_picks]) if first else None,
     )
+
+
+def with_all_layers(model: DetectionModel) -> Callable[..., Outputs]:
+    """`model.forward`, with the outputs of earlier layers and the encoder also where answers go without them."""
+    whole = copy(model)
+    whole.aux_loss = True
+    return whole.forward
 
 
 def best_class(logits: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from redetr.data import DetectionDataset
 from redetr.data.loader import Sample, Samples, canvas_of, to_batch
 from redetr.data.transforms import resizer
 from redetr.errors import InputError
+from redetr.explain import with_all_layers
 from redetr.losses import SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
 from redetr.predict import Detector
@@ -85,7 +86,7 @@ def explain_loss(detector: Detector, dataset: DetectionDataset, image_id: int, w
     index, samples = _batch(detector, dataset, image_id, world_size)
     canvas = canvas_of(samples)
     batches = [to_batch([sample], detector.device, canvas) for sample in samples]
-    outputs = [model(batch.images, batch.padding) for batch in batches]
+    outputs = [with_all_layers(model)(batch.images, batch.padding) for batch in batches]
     targets = [target for _, target in samples]
     total = criterion.counts(targets)
     shares = [_share(criterion, out, target, total, world_size) for out, target in zip(outputs, targets, strict=True)]

@@ -215,10 +215,10 @@ class Trial:
     def _decode(self, arrays: Arrays, sizes: Sequence[tuple[int, int]]) -> list[dict[str, np.ndarray]]:
         outputs = Outputs(pred_logits=torch.from_numpy(arrays[0]), pred_boxes=torch.from_numpy(arrays[1]))
         detector = self._detector
-        kind = detector.model.loss_config.scores
+        kind, top_k = detector.model.loss_config.scores, detector.model.most_detections
         return [
             {"scores": each.scores.numpy(), "labels": each.labels.numpy(), "boxes": each.boxes.numpy()}
-            for each in detect(outputs, sizes, kind, detector.class_names, detector.category_ids)
+            for each in detect(outputs, sizes, kind, detector.class_names, detector.category_ids, top_k)
         ]
 
     def _detections(self, seen: list[_Seen]) -> dict[str, np.ndarray]:

@@ -65,7 +65,7 @@ class Monitor:
     def say(self, text: str) -> None:
         """Shows a sentence above the progress bar."""
         if self._console:
-            self._progress.console.print(text, highlight=False)
+            self._progress.console.print(text, highlight=False, markup=False)
 
     def _record(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")

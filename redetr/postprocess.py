@@ -128,7 +128,7 @@ class Detections:
         return draw_boxes(image, self.boxes, self.names, self.scores.tolist(), self.labels.tolist(), scale)
 
 
-def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int = 100) -> tuple[Tensor, Tensor, Tensor]:
+def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels, unclipped) on the model's device.
 
     `orig_sizes` is `[B, 2]`: height and width of the original images, best on that device. "softmax" gives
@@ -162,7 +162,7 @@ def detect(
     kind: Kind,
     class_names: Sequence[str],
     category_ids: Sequence[int],
-    top_k: int = 100,
+    top_k: int,
     threshold: float = 0.0,
 ) -> list[Detections]:
     """The `Detections` of each image with a score of `threshold` or more; one device-to-host copy.

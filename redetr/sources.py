@@ -76,7 +76,10 @@ def find_sources(sources: Sequence[str]) -> list[str]:
             found[str(path)] = None
         elif matches := sorted(glob.glob(str(path), recursive=True)):
             once = {os.path.realpath(match): match for match in reversed(matches)}  # links may lead round in circles
-            found |= dict.fromkeys(sorted(match for match in once.values() if not os.path.isdir(match)))
+            files = sorted(match for match in once.values() if not os.path.isdir(match))
+            if not files:
+                raise InputError(f"{source}: only folders are called so; add /* to the pattern")
+            found |= dict.fromkeys(files)
         else:
             raise InputError(f"{source}: no such file or folder")
     return list(found)

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from redetr.check import inventory, require_unchanged
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
 from redetr.config import TrainConfig
+from redetr.data import DetectionDataset
 from redetr.distributed import Dist
 from redetr.ema import ModelEma
 from redetr.errors import InputError
@@ -16,7 +18,8 @@ from redetr.structures import DetectionModel
 
 # A resumed run may say these anew; all else decides what is computed.
 _MAY_CHANGE = {"output", "data", "resume", "device", "compile", "accumulate", "num_workers", "cache_mb", "cache_dir",
-               "log_every", "eval_every", "save_every", "timeout_s", "patience", "recompute"}  # fmt: skip
+               "log_every", "eval_every", "save_every", "timeout_s", "patience", "recompute",
+               "eval_batch_size"}  # fmt: skip
 
 
 @dataclass
@@ -78,10 +81,11 @@ class State:
         self.since_best = saved.get("since_best", 0)  # older checkpoints have none
 
 
-def start_folder(folder: Path, state: State, dist: Dist) -> list[str]:
+def start_folder(folder: Path, state: State, datasets: dict[str, DetectionDataset], dist: Dist) -> list[str]:
     """Creates the run folder, or restores `state` from it; returns what to tell the user. Communicates.
 
-    Raises InputError if a run is there already, if it cannot be resumed, or if ranks see different folders.
+    Raises InputError if a run is there already, if it cannot be resumed, if its `datasets` have changed, or if ranks
+    see different folders. Nothing is written then.
     """
     newest = newest_checkpoint(folder)
     if newest and not state.config.resume:
@@ -97,7 +101,11 @@ def start_folder(folder: Path, state: State, dist: Dist) -> list[str]:
     if len(set(steps)) > 1:
         raise InputError(f"{folder}: ranks found different checkpoints there, of steps {steps}: --output must be a "
                          "folder that all hosts share")  # fmt: skip
+    inventories = {split: inventory(data, dist) for split, data in datasets.items()}
+    if newest:
+        require_unchanged(folder / "data.json", inventories)
     folder.mkdir(parents=True, exist_ok=True)
     dist.main_only(remove_unfinished)(folder)
     dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
+    dist.main_only(write_json)(folder / "data.json", inventories)
     return notes

@@ -1,6 +1,5 @@
 """Training: set-up, the loop, one step. The same code for one process and for many."""
 
-import os
 import signal
 import sys
 import threading
@@ -16,16 +15,24 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from redetr.check import essential_faults, keep_inventory
+from redetr.check import essential_faults
 from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.config import TrainConfig
-from redetr.data import DetectionDataset, open_dataset, require_same_classes
+from redetr.data import DetectionDataset, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.folder import AnnotatedDataset
 from redetr.data.loader import Sample, Samples, canvas_of, load_batches, to_batch, watching_workers
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import augmentation, drawn_from
-from redetr.distributed import Dist, accumulating, check_norms, process_group, replicate, restart_notes
+from redetr.distributed import (
+    Dist,
+    accumulating,
+    check_norms,
+    process_group,
+    rank_cores,
+    replicate,
+    restart_notes,
+)
 from redetr.ema import ModelEma
 from redetr.errors import InputError, StoppedError
 from redetr.evaluate import autocast, evaluate, pick_precision, weights_dtype
@@ -50,12 +57,10 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
     with process_group(config.device, config.timeout_s) as dist, _stop_signals() as stop, watching_workers():
         config.check(dist.world_size)
         data, val = (open_dataset(config.data, split, config.val_fraction) for split in ("train", "val"))
-        require_same_classes(data, val)
         faults = essential_faults(data, val)
         state, criterion = prepare(config, dist, data)
         folder = Path(config.output)
-        resumed = start_folder(folder, state, dist)
-        dist.main_only(keep_inventory)(folder / "data.json", {"train": data, "val": val})
+        resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
         monitor = dist.main_only(Monitor)(folder, state.config.steps, state.step, console) or _Silent()
         try:
             for note in (*_notes(data, state, dist), *(f"{fault.severity}: {fault}" for fault in faults), *resumed):
@@ -63,8 +68,9 @@ def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]
             return _run(state, criterion, dist, data, val, folder, monitor, stop)
         except torch.OutOfMemoryError as error:
             raise InputError(
-                "the GPU's memory does not hold a step: raise --accumulate (the gradient stays the same); if one image "
-                "is too large, take --recompute or a smaller --image-size"
+                "the GPU's memory does not hold a step: raise --accumulate (the gradient stays the same), or lower "
+                "--eval-batch-size if it was an evaluation; if one image is too large, take --recompute or a smaller "
+                "--image-size"
             ) from error
         finally:
             monitor.close()
@@ -88,7 +94,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     model = build(config.model, len(data.class_names), **start.model_kwargs())
     notes = starting_point(model, config, data.class_names) if fresh else []
     config = config.resolved(model, data.hints, len(data))
-    check_norms(model, dist, config.accumulate)
+    notes += check_norms(model, dist, config.accumulate)
     dtype = weights_dtype(pick_precision(config.precision, dist.device))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
     if config.recompute:
@@ -107,9 +113,10 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images at {config.image_size} px, "
         f"{config.steps} steps of {config.batch_size}, {dist.world_size} x {dist.device.type}, {precision}"
     ]
-    if data.max_objects() > queries and not data.hints.num_queries:
+    most = data.max_objects()
+    if most > queries and not data.hints.num_queries:
         notes.append(
-            f"warning: an image holds {data.max_objects()} objects, the model has {queries} queries: the rest stays "
+            f"warning: an image holds {most} objects, the model has {queries} queries: the rest stays "
             "unmatched; raise --num-queries"
         )
     return [
@@ -117,7 +124,6 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
         *state.notes,
         *_outlook(config, len(data)),
         *restart_notes(),
-        *check_norms(state.model, dist, config.accumulate),
         *data.notes,
     ]
 
@@ -211,8 +217,7 @@ def _windows(state: State, dist: Dist, data: DetectionDataset) -> Iterator[list[
 def _num_workers(config: TrainConfig) -> int:
     if config.num_workers is not None:
         return config.num_workers
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(8, max(1, len(os.sched_getaffinity(0)) // local_ranks - 1))
+    return min(8, max(1, rank_cores() - 1))
 
 
 def _image_cache(config: TrainConfig, dist: Dist, data: DetectionDataset) -> ImageCache | None:
@@ -294,7 +299,7 @@ def _evaluate(state: State, criterion: SetCriterion, val: DetectionDataset, dist
     """Evaluates the averaged weights, records the result, and keeps them if they are the best."""
     config = state.config
     result = evaluate(state.ema.model, val, dist, image_size=config.image_size, dtype=dtype, criterion=criterion,
-                      num_workers=_num_workers(config))  # fmt: skip
+                      batch_size=config.eval_batch_size, num_workers=_num_workers(config))  # fmt: skip
     line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
     monitor.eval_line(line)
     state.since_best += 1

@@ -111,15 +111,13 @@ def grid(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image
     return canvas
 
 
-def comparison_grid(
-    scenes: Sequence[tuple[Image.Image, Image.Image]], caption: str = "predictions", scenes_per_row: int = 2
-) -> Image.Image:
-    """A grid of scenes, each given as (drawn ground truth, drawn predictions) and shown in this order.
+def comparison_grid(scenes: Sequence[tuple[Image.Image, Image.Image]], caption: str = "predictions") -> Image.Image:
+    """A grid of scenes, two in a row, each given as (drawn ground truth, drawn predictions) and shown in this order.
 
     `caption` stands above the predictions. Raises ValueError for no scenes.
     """
     captions = ("ground truth", caption)
-    return grid([panel for scene in scenes for panel in zip(scene, captions, strict=True)], 2 * scenes_per_row)
+    return grid([panel for scene in scenes for panel in zip(scene, captions, strict=True)], columns=4)
 
 
 def save_image(image: Image.Image, path: PathLike) -> None:

@@ -13,7 +13,7 @@ LAYERS = [
     ("errors", "files", "download", "page", "memory", "boxes", "structures"),
     ("models", "matcher", "losses", "visualize", "postprocess", "metrics", "error_analysis", "data"),
     ("tiles", "video", "sources", "predictions"),
-    ("muon", "optim", "ema", "inference", "checkpoint", "distributed", "config", "monitor", "state", "weights"),
+    ("muon", "optim", "ema", "inference", "checkpoint", "distributed", "config", "monitor", "weights"),
     (
         "evaluate",
         "recipes",
@@ -25,7 +25,7 @@ LAYERS = [
         "report_scenes",
         "report_page",
     ),
-    ("train", "predict"),
+    ("state", "train", "predict"),
     (
         "verify",
         "export",

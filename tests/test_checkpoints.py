@@ -15,10 +15,10 @@ from redetr.evaluate import evaluate
 from redetr.models import build
 from redetr.models.convert import coco_class_names
 from redetr.postprocess import Detections
-from redetr.structures import Outputs
+from redetr.structures import DetectionModel, Outputs
 
 
-class Oracle(torch.nn.Module):
+class Oracle(DetectionModel):
     """Answers with the truth of a data set, under 91 labels of which label `k` stands for category id `k`."""
 
     num_classes, num_queries, resize, image_size, max_size = 91, 10, "square", 128, None

@@ -253,7 +253,7 @@ def test_positions_of_an_image_do_not_depend_on_the_canvas(embedding):
 
 
 def test_learned_positions_have_an_end():
-    with pytest.raises(ValueError, match="50 x 50"):
+    with pytest.raises(redetr.InputError, match="50 x 50"):
         PositionEmbeddingLearned(4)(torch.zeros(1, 51, 3, dtype=torch.bool))
 
 

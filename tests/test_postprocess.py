@@ -38,7 +38,7 @@ def no_detections():
 def test_softmax_by_hand():
     # e^logits of the queries: (1, 2, 1) and (1, 1, 2); the last column is "no object".
     out = outputs([[[0.0, LN2, 0.0], [0.0, 0.0, LN2]]], [[[0.5, 0.5, 0.2, 0.4], [0.1, 0.9, 0.4, 0.4]]])
-    scores, labels, boxes = (field[0] for field in decode(out, torch.tensor([[100, 200]]), "softmax"))
+    scores, labels, boxes = (field[0] for field in decode(out, torch.tensor([[100, 200]]), "softmax", 100))
     torch.testing.assert_close(scores, torch.tensor([0.5, 0.25]))
     assert labels.tolist() == [1, 0] and labels.dtype == torch.int64
     # 200 wide and 100 high; the second box reaches beyond the image and stays so.
@@ -87,23 +87,23 @@ def test_sigmoid_equals_a_sort_of_all_pairs():
 
 def test_saturated_scores_keep_the_order_of_their_logits():
     out = outputs([[[30.0], [90.0], [60.0]]], [[[0.1] * 4, [0.2] * 4, [0.3] * 4]])
-    scores, _, boxes = (field[0] for field in decode(out, torch.tensor([[10, 10]]), "sigmoid"))
+    scores, _, boxes = (field[0] for field in decode(out, torch.tensor([[10, 10]]), "sigmoid", 100))
     assert scores.tolist() == [1.0, 1.0, 1.0]
     torch.testing.assert_close(boxes[:, 2], torch.tensor([3.0, 4.5, 1.5]))
 
 
 def test_fewer_pairs_than_top_k_and_no_images():
-    assert decode(random_outputs(classes=2), torch.ones(3, 2), "sigmoid")[0].shape == (3, 14)
+    assert decode(random_outputs(classes=2), torch.ones(3, 2), "sigmoid", 100)[0].shape == (3, 14)
     for kind in ("sigmoid", "softmax"):
-        assert detect(random_outputs(classes=2, images=0), [], kind, ["cat"], [1]) == []
+        assert detect(random_outputs(classes=2, images=0), [], kind, ["cat"], [1], 100) == []
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_half_precision_is_decoded_in_fp32(kind):
     out = {name: tensor.bfloat16() for name, tensor in random_outputs(classes=3).items()}
     sizes = torch.tensor([[480, 640]] * 3)
-    half = decode(out, sizes, kind)
-    full = decode({name: tensor.float() for name, tensor in out.items()}, sizes, kind)
+    half = decode(out, sizes, kind, 100)
+    full = decode({name: tensor.float() for name, tensor in out.items()}, sizes, kind, 100)
     assert half[0].dtype == half[2].dtype == torch.float32
     for a, b in zip(half, full, strict=True):
         assert torch.equal(a, b)
@@ -111,13 +111,13 @@ def test_half_precision_is_decoded_in_fp32(kind):
 
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="softmax or sigmoid, not 'argmax'"):
-        decode(random_outputs(classes=3), torch.ones(3, 2), "argmax")
+        decode(random_outputs(classes=3), torch.ones(3, 2), "argmax", 100)
 
 
 def test_detect_sorts_clips_and_filters():
     boxes = [[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.1, 0.1]]
     out = outputs([[[0.0, LN2, LN2], [0.0, 2 * LN3, 0.0], [0.0, 0.0, 9.0]]], [boxes])
-    (found,) = detect(out, [(100, 200)], "softmax", ["cat", "dog"], [3, 18], threshold=0.1)
+    (found,) = detect(out, [(100, 200)], "softmax", ["cat", "dog"], [3, 18], 100, threshold=0.1)
     torch.testing.assert_close(found.scores, torch.tensor([9 / 11, 0.4]))
     assert found.names == ["dog", "dog"] and found.labels.dtype == torch.int64
     assert found.boxes.tolist() == [[100, 50, 200, 100], [0, 0, 100, 50]]

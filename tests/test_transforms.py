@@ -1,6 +1,7 @@
 """Augmentation: boxes stay on their objects, and every draw is a function of (seed, epoch, image id)."""
 
 import random
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from redetr.data.loader import Samples
-from redetr.data.transforms import AUGMENTS, Jitter, Transform, augmentation, drawn_from, draws_of, resizer, seen
+from redetr.data.transforms import Augment, Jitter, Transform, augmentation, drawn_from, draws_of, resizer, seen
 from redetr.data.views import Fit, MultiScale, NativeCrop, Stretch, View, Whole, Zoomed
+
+AUGMENTS = get_args(Augment)
 
 
 def scene(boxes: list[tuple[int, ...]], height: int = 60, width: int = 90) -> tuple[Tensor, dict]:

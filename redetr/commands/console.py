@@ -11,8 +11,9 @@ from rich.table import Table
 from redetr.errors import InputError
 from redetr.metrics import METRIC_NAMES
 
-ERRORS = Console(stderr=True, highlight=False, soft_wrap=True)
-OUT = Console(highlight=False)
+# Names of classes and paths may have brackets, which are no markup.
+ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+OUT = Console(highlight=False, markup=False)
 
 
 def print_result(result: dict[str, Any]) -> None:

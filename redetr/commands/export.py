@@ -56,7 +56,7 @@ class Export:
             raise InputError(f"--images {self.images} must be at least 1")
         config = ExportConfig(self.format, self.precision, self.with_processing, self.mask)
         config.check()
-        path = Path(self.output or Path(self.checkpoint).with_suffix(SUFFIXES[self.format]).name)
+        path = Path(self.output or f"{_name(Path(self.checkpoint))}{SUFFIXES[self.format]}")
         if path.suffix != SUFFIXES[self.format]:
             raise InputError(f"--output {path}: a file for --format {self.format} must end in {SUFFIXES[self.format]}")
         if not path.parent.is_dir():
@@ -95,6 +95,10 @@ def _print(comparison: Comparison) -> None:
         table.add_row(name, f"{largest:.1e}", f"{usual:.1e}")
     OUT.print(table)
     OUT.print("AP {:.2f} with PyTorch, {:.2f} with the file".format(*comparison.ap))
+
+
+def _name(checkpoint: Path) -> str:
+    return checkpoint.resolve().name if checkpoint.is_dir() else checkpoint.stem
 
 
 def _megabytes(path: Path) -> float:

@@ -82,6 +82,14 @@ class Annotations:
         columns |= {name: getattr(self, name)[kept] for name in ("boxes", "labels", "iscrowd", "area", "object_ids")}
         return replace(self, first=np.append(0, np.cumsum(counts)), **columns)
 
+    def image_of(self) -> np.ndarray:
+        """The image of each object, int64 `[A]`."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first))
+
+    def object_counts(self) -> np.ndarray:
+        """Objects of each image, crowds not counted, int64 `[N]`."""
+        return np.bincount(self.image_of()[~self.iscrowd], minlength=len(self))
+
     def native_size(self) -> int | None:
         """The longer side of the images in pixels, the median of all; None without images."""
         return int(np.median(self.sizes.max(1))) if len(self) else None

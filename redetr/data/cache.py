@@ -71,8 +71,8 @@ class ImageCache:
     def put(self, index: int, image: Tensor) -> None:
         """Keeps the image, if there is room."""
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        row = np.array([self._take(pixels.nbytes), *pixels.shape[:2]], np.int64)
         with suppress(OSError):  # a full disk: the image will be decoded again, which costs time and nothing else
+            row = np.array([self._take(pixels.nbytes), *pixels.shape[:2]], np.int64)
             # The row last: who finds it finds all of the pixels.
             if row[0] and os.pwrite(self._opened(), pixels.data, int(row[0])) == pixels.nbytes:
                 os.pwrite(self._opened(), row.data, _HEADER + _ROW * index)

@@ -151,16 +151,3 @@ def open_dataset(source: str | Path, split: Split, val_fraction: float = 0.0) ->
         return open_hub(str(source), split, val_fraction)
     hints = Hints(image_size=128, augment="aerial", num_queries=25) if source == "crowns" else Hints()
     return open_folder(folder_of(source), split, hints, val_fraction)
-
-
-def require_same_classes(train: DetectionDataset, val: DetectionDataset) -> None:
-    """Raises InputError if the two number their classes differently: a label would mean two things."""
-    if train.category_ids == val.category_ids and train.class_names == val.class_names:
-        return
-    classes = [set(zip(split.category_ids, split.class_names, strict=True)) for split in (train, val)]
-    odd = min(classes[0] ^ classes[1])
-    where = "train" if odd in classes[0] else "val"
-    raise InputError(
-        f"{train.name}: train and val list different categories: {odd[0]} ({odd[1]!r}) is only in {where};"
-        " write the same categories into both annotation files"
-    )

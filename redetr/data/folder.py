@@ -15,9 +15,6 @@ from redetr.data.images import read_image, require_whole
 from redetr.errors import InputError
 from redetr.structures import Target
 
-# Data sets that fit in this much memory are decoded once in each process: decoding is the dearest part of a sample.
-_KEPT_BYTES = 256 * 2**20
-
 
 def open_folder(root: Path, split: Split, hints: Hints, val_fraction: float) -> "FolderDataset":
     """The split of the data set in `root`. Without a val split, `val_fraction` of the images are held out as one.
@@ -62,8 +59,6 @@ class AnnotatedDataset(DetectionDataset):
         self.notes = (*map(str, annotations.faults), *filter(None, [note]))
         self.category_ids, self.class_names = annotations.category_ids, annotations.class_names
         self.annotations = replace(annotations, faults=[])
-        small = 3 * annotations.sizes.prod(1, dtype=float).sum() <= _KEPT_BYTES
-        self._kept: dict[int, Tensor] | None = {} if small else None
 
     @abstractmethod
     def _read(self, position: int) -> Tensor:
@@ -71,6 +66,12 @@ class AnnotatedDataset(DetectionDataset):
 
     def __len__(self) -> int:
         return len(self.annotations)
+
+    def image_id(self, index: int) -> int:
+        return int(self.annotations.ids[self._position(index)])
+
+    def max_objects(self) -> int:
+        return int(self.annotations.object_counts().max(initial=0))
 
     def target(self, index: int) -> Target:
         position, source = self._position(index), self.annotations
@@ -90,13 +91,9 @@ class AnnotatedDataset(DetectionDataset):
         Raises InputError if the file cannot be decoded or does not have the size that the annotations state.
         """
         position = self._position(index)
-        if self._kept is not None and position in self._kept:
-            return self._kept[position]
         image = self._read(position)
         (height, width), stated = image.shape[1:], self.annotations.sizes[position].tolist()
         if [height, width] == stated:
-            if self._kept is not None:
-                self._kept[position] = image
             return image
         remedy = "put back the file that was annotated, or export the annotations again"
         if [width, height] == stated:

@@ -11,14 +11,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split
 from redetr.data.coco import from_document
 from redetr.data.folder import AnnotatedDataset, hold_out
+from redetr.data.images import FORMATS, decode
 from redetr.errors import InputError
 
 _SPLITS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "valid")}
@@ -93,7 +92,7 @@ def _encoded(rows: Any) -> Any:
 def _size(row: dict[str, Any]) -> tuple[int, int]:
     """Width and height of the image, (0, 0) if it cannot be read."""
     try:
-        with Image.open(_file(row)) as image:
+        with Image.open(_file(row), formats=FORMATS) as image:
             return image.size
     except Exception:  # decoders raise nearly everything on damaged files
         return 0, 0
@@ -120,9 +119,5 @@ class HubDataset(AnnotatedDataset):
         self._rows = _encoded(rows)
 
     def _read(self, position: int) -> Tensor:
-        try:
-            with Image.open(_file(self._rows[int(self.annotations.ids[position])])) as image:
-                pixels = np.array(image.convert("RGB"))
-        except Exception as error:  # decoders raise nearly everything on damaged files
-            raise InputError(f"{self.annotations.path(position)}: cannot decode the image ({error})") from None
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        row = self._rows[int(self.annotations.ids[position])]
+        return decode(_file(row), name=str(self.annotations.path(position)))[0]

@@ -46,8 +46,10 @@ def _upright(image: Image.Image) -> Tensor:
     return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
 
 
-def decode(path: Path, needed: tuple[int, int] | None = None) -> tuple[Tensor, tuple[int, int]]:
-    """The image in a file as `read_image` gives it, and its stored size.
+def decode(
+    file: Path | BinaryIO, needed: tuple[int, int] | None = None, name: str = ""
+) -> tuple[Tensor, tuple[int, int]]:
+    """The image in a file as `read_image` gives it, and its stored size; errors call it `name`, by default its path.
 
     A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if that leaves the size `needed`: its decoder then skips most
     of the work.
@@ -55,7 +57,7 @@ def decode(path: Path, needed: tuple[int, int] | None = None) -> tuple[Tensor, t
     # Not torchvision's decoders: they are deprecated, and that of PNG crashes on some damaged files. simplejpeg and
     # OpenCV take a fifth less time, a tenth of a whole sample's: too little for another dependency.
     remedy = "replace the file, or take it out of the annotations"
-    with _problems_told(str(path), remedy), Image.open(path, formats=FORMATS) as image:
+    with _problems_told(name or str(file), remedy), Image.open(file, formats=FORMATS) as image:
         stored = (image.height, image.width)
         if needed:
             image.draft("RGB", (needed[1], needed[0]))

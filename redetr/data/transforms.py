@@ -17,7 +17,6 @@ from torch import Tensor
 from redetr.data.views import Final, Fit, MultiScale, NativeCrop, Random, Stretch, View, Whole, Zoomed
 from redetr.structures import Target
 
-AUGMENTS = ("plain", "detr", "photo", "strong", "aerial")
 Augment = Literal["plain", "detr", "photo", "strong", "aerial"]
 Resize = Literal["aspect", "square"]
 Sample = tuple[Tensor, Target]

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from redetr.errors import InputError
+
 
 def sine_features(positions: Tensor, num_feats: int, temperature: float = 10000.0) -> Tensor:
     """Sine and cosine features `[..., num_feats]` of `positions` `[...]` (radians): sin, cos, sin, cos, ...
@@ -48,11 +50,14 @@ class PositionEmbeddingLearned(nn.Module):
     def forward(self, mask: Tensor) -> Tensor:
         """Encodings `[B, H, W, 2 * num_pos_feats]` for a `mask` `[B, H, W]`, whose values do not matter.
 
-        Raises ValueError for a feature map of more than 50 rows or columns.
+        Raises InputError for a feature map of more than 50 rows or columns.
         """
         batch, height, width = mask.shape
         if max(height, width) > 50:
-            raise ValueError(f"learned positions reach 50 x 50 features, this map has {height} x {width}")
+            raise InputError(
+                f"learned positions reach 50 x 50 features, this map has {height} x {width}: take smaller images, or "
+                "position=sine"
+            )
         rows = self.row_embed.weight[:height, None].expand(-1, width, -1)
         columns = self.col_embed.weight[None, :width].expand(height, -1, -1)
         return torch.cat([columns, rows], dim=-1).expand(batch, -1, -1, -1)

@@ -18,20 +18,20 @@ def with_norm(norm: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (1, 2)])
 def test_batch_norm_of_parts_of_the_batch_is_refused(world_size, accumulate):
     with pytest.raises(redetr.InputError, match=r"trains BatchNorm.*norm=group"):
-        check_norms(with_norm(nn.BatchNorm2d(8)), Dist(0, world_size, 0, CUDA), accumulate)
+        check_norms(with_norm(nn.BatchNorm2d(8)), Dist(0, world_size, CUDA), accumulate)
 
 
 def test_batch_norm_of_the_whole_batch_is_allowed():
-    assert check_norms(with_norm(nn.BatchNorm2d(8)), Dist(0, 1, 0, CPU), accumulate=1) == []
-    assert check_norms(with_norm(nn.GroupNorm(2, 8)), Dist(0, 8, 0, CPU), accumulate=4) == []
+    assert check_norms(with_norm(nn.BatchNorm2d(8)), Dist(0, 1, CPU), accumulate=1) == []
+    assert check_norms(with_norm(nn.GroupNorm(2, 8)), Dist(0, 8, CPU), accumulate=4) == []
 
 
 def test_synchronised_batch_norm_is_for_gpus_and_not_exact_over_accumulation():
     model = with_norm(nn.SyncBatchNorm(8))
-    assert check_norms(model, Dist(0, 8, 0, CUDA), accumulate=1) == []
-    assert "not over accumulated" in check_norms(model, Dist(0, 8, 0, CUDA), accumulate=2)[0]
+    assert check_norms(model, Dist(0, 8, CUDA), accumulate=1) == []
+    assert "not over accumulated" in check_norms(model, Dist(0, 8, CUDA), accumulate=2)[0]
     with pytest.raises(redetr.InputError, match="GPUs only"):
-        check_norms(model, Dist(0, 1, 0, CPU), accumulate=1)
+        check_norms(model, Dist(0, 1, CPU), accumulate=1)
 
 
 def test_models_can_be_built_with_it_and_a_cpu_refuses_to_train_them(shared_coco, tmp_path):
