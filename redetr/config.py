@@ -1,9 +1,10 @@
 """The settings of a training run: one frozen dataclass, filled by a recipe and overridden by flags."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from redetr.data import DetectionDataset, Hints
 from redetr.data.transforms import Augment
@@ -125,15 +126,20 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(json.dumps(asdict(self), default=os.fspath))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
-        """The settings that `to_dict` wrote. Raises InputError for one that this version does not know."""
-        unknown = values.keys() - cls.__dataclass_fields__.keys()
-        if unknown:
-            raise InputError(f"setting {min(unknown)!r} is not known to this version of redetr: a newer one wrote it")
-        return cls(**{**values, "model_options": tuple(values.get("model_options", ()))})
+        """The settings that `to_dict` wrote. Raises InputError for one that this version does not know, or of another
+        type."""
+        kinds = get_type_hints(cls)
+        values = {**values, "model_options": tuple(values.get("model_options", ()))}
+        for name, value in values.items():
+            if name not in kinds:
+                raise InputError(f"setting {name!r} is not known to this version of redetr: a newer one wrote it")
+            if not _is_a(value, kinds[name]):
+                raise InputError(f"setting {name!r} cannot be {value!r}")
+        return cls(**values)
 
     def with_queries_for(self, data: DetectionDataset) -> "TrainConfig":
         """The same run with `num_queries` chosen by the data, for the forms whose queries are picked from the image."""
@@ -217,3 +223,15 @@ def _suitable_epochs(num_images: int) -> float:
     least, and no more than the usual 36 over a large one.
     """
     return max(36.0, 24_000 / max(num_images, 1))
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of a setting."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(isinstance(item, get_args(kind)[0]) for item in value)
+    if get_args(kind):  # a union
+        return any(_is_a(value, each) for each in get_args(kind))
+    wanted = (int, float) if kind is float else kind
+    return isinstance(value, wanted) and (kind is bool or not isinstance(value, bool))

@@ -94,8 +94,11 @@ class SetCriterion(nn.Module):
         and `_enc` of the encoder's proposals. `targets` hold `labels` `[T]` and `boxes` `[T, 4]`, cxcywh as
         fractions of the image. `denominators` `[2]` as from the function of that name; by default the batch stands
         alone. Images without objects are fine: every loss stays connected to the graph. Computed in fp32 or fp64.
+        Raises ValueError if there are not as many targets as images.
         """
-        device = outputs["pred_logits"].device
+        device, images = outputs["pred_logits"].device, len(outputs["pred_logits"])
+        if len(targets) != images:
+            raise ValueError(f"outputs of {images} images, targets of {len(targets)}: give an empty one for no objects")
         if denominators is None:
             counts = self.counts(targets)
             denominators = self.denominators(counts, counts)

@@ -10,13 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from redetr.data import DetectionDataset, open_dataset
+from redetr.data.annotations import Split
 from redetr.data.images import upright
 from redetr.data.loader import to_batch
 from redetr.data.transforms import resizer
 from redetr.distributed import pick_device
 from redetr.errors import InputError
-from redetr.evaluate import autocast, pick_precision, weights_dtype
+from redetr.evaluate import autocast, evaluate, pick_precision, weights_dtype
 from redetr.inference import for_inference
+from redetr.metrics import CocoResult
 from redetr.models import build
 from redetr.postprocess import Detections, detect
 from redetr.sources import read_source
@@ -60,6 +63,20 @@ class Detector:
         if compile:
             self.model.compile(dynamic=True)
         return self
+
+    def evaluate(
+        self, data: str | os.PathLike | DetectionDataset | None = None, split: Split = "val", batch_size: int = 16
+    ) -> CocoResult:
+        """The twelve COCO numbers and the AP of each class on `data`: a data set, what `open_dataset` takes, or by
+        default what this was trained on. Raises InputError if there is no such data, or it has other classes.
+        """
+        source = self.trained_on if data is None else data
+        if source is None:
+            raise InputError("this detector does not know what it was trained on: give evaluate the data")
+        if not isinstance(source, DetectionDataset):
+            source = open_dataset(os.fspath(source), split, self.val_fraction)
+        return evaluate(self.model, source, classes=self.classes, image_size=self.image_size, dtype=self.dtype,
+                        batch_size=batch_size)  # fmt: skip
 
     @torch.inference_mode()
     def predict(self, images: ImageLike | Sequence[ImageLike], threshold: float = 0.5, tile: int | None = None,

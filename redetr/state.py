@@ -1,5 +1,6 @@
 """What a run is at one moment: weights, their average, optimizer, position; how it is saved and resumed."""
 
+import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class State:
             if getattr(before, name) != getattr(now, name):
                 raise InputError(
                     f"{path}: saved with {name}={getattr(before, name)}, resumed with {getattr(now, name)}: "
-                    "give the same flags, or another --output"
+                    f"redetr train {shlex.quote(str(path.parent))} --resume takes all settings from the run"
                 )
         if saved["category_ids"] != list(self.category_ids) or saved["num_images"] != self.num_images:
             raise InputError(f"{path}: saved with other data ({saved['num_images']} images): give another --output")

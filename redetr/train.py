@@ -46,17 +46,21 @@ from redetr.structures import Batch
 from redetr.weights import starting_point
 
 
-def train(config: TrainConfig, console: Console | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig,
+    console: Console | None = None,
+    datasets: tuple[DetectionDataset, DetectionDataset] | None = None,
+) -> dict[str, Any]:
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and "time_s".
 
-    Under torchrun, every process calls this. Progress is shown on `console`, by default nowhere. Raises InputError
-    for settings or data that cannot work, before anything is written, and when a GPU's memory is full; DivergedError
-    for a loss that is not finite; LostError for a rank or loader process that died; StoppedError after a signal, when
-    the state is saved.
+    `datasets` are (train, val) of one's own, in place of what `config.data` names. Under torchrun, every process calls
+    this. Progress is shown on `console`, by default nowhere. Raises InputError for settings or data that cannot work,
+    before anything is written, and when a GPU's memory is full; DivergedError for a loss that is not finite; LostError
+    for a rank or loader process that died; StoppedError after a signal, when the state is saved.
     """
     with process_group(config.device, config.timeout_s) as dist, _stop_signals() as stop, watching_workers():
         config.check(dist.world_size)
-        data, val = (open_dataset(config.data, split, config.val_fraction) for split in ("train", "val"))
+        data, val = datasets or (open_dataset(config.data, split, config.val_fraction) for split in ("train", "val"))
         faults = essential_faults(data, val)
         state, criterion = prepare(config, dist, data)
         folder = Path(config.output)

@@ -9,6 +9,7 @@ import torch
 
 import redetr
 from redetr.boxes import box_xyxy_to_cxcywh
+from redetr.checkpoint import save_weights
 from redetr.data.digits import DigitsDataset
 from redetr.demo import demo_config
 from redetr.evaluate import evaluate
@@ -97,3 +98,14 @@ def test_training_in_a_thread(tmp_path):
     thread.start()
     thread.join()
     assert results[0]["step"] == 1
+
+
+def test_weights_that_a_disk_cannot_take(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    (tmp_path / "best.safetensors").write_text("before")
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(redetr.InputError, match=r"best\.safetensors: cannot be written \(\d+ MB are free"):
+        save_weights(tmp_path / "best.safetensors", {"a": torch.zeros(2)}, {})
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("best.safetensors", "before")]

@@ -23,6 +23,27 @@ def test_demo_shows_what_it_learned(tmp_path):
     assert read_metrics(folder)[-1]["step"] == 2
 
 
+def test_what_fails_at_once_leaves_the_earlier_demo(tmp_path):
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / "demo").touch()
+    for data, steps in ((str(tmp_path / "nothing"), 2), ("digits", -1)):
+        with pytest.raises(InputError):
+            demo(data, folder, steps, Console(quiet=True))
+        assert (folder / "demo").exists()
+
+
+def test_an_interrupted_demo_is_replaced(tmp_path, monkeypatch):
+    def interrupted(config, console):
+        (tmp_path / "demo" / "last.pt").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("redetr.demo.train", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            demo("digits", tmp_path / "demo", 2, Console(quiet=True))
+
+
 def test_demo_does_not_delete_what_is_no_demo(tmp_path):
     (tmp_path / "precious").touch()
     with pytest.raises(InputError, match="no earlier demo"):

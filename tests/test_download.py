@@ -24,7 +24,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.ranges: list[str | None] = []
         self.cut: int | None = None  # bytes after which every answer breaks off
-        self.resumes, self.stalls, self.status = True, False, 200
+        self.resumes, self.stalls, self.tells_length, self.status = True, False, True, 200
 
     def url(self, name: str = NAME) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -37,7 +37,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.resumes else 0
         status = server.status if not start else 206 if start < len(CONTENT) else 416
         self.send_response(status)
-        self.send_header("Content-Length", str(len(CONTENT[start:])))
+        if server.tells_length:
+            self.send_header("Content-Length", str(len(CONTENT[start:])))
         self.end_headers()
         if server.stalls:
             time.sleep(0.5)
@@ -118,6 +119,13 @@ def test_a_beginning_that_is_longer_than_the_file(server, path):
     path.with_name(f"{NAME}.part").write_bytes(bytes(len(CONTENT) + 5))
     fetch(server.url(), path)
     assert path.read_bytes() == CONTENT
+
+
+def test_an_answer_of_unknown_length_is_refused(server, path):
+    """It could not be told from one that broke off."""
+    server.tells_length = False
+    with pytest.raises(InputError, match="does not say how long it is"):
+        fetch(server.url(), path)
 
 
 def test_a_wrong_hash_is_refused(server, path):

@@ -146,9 +146,10 @@ def test_a_full_disk_is_no_failure(monkeypatch):
 
     cache = ImageCache(4, MEGABYTE)
     cache.put(0, torch.zeros(3, 2, 2, dtype=torch.uint8))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        cache.put(1, torch.zeros(3, 2, 2, dtype=torch.uint8))
     monkeypatch.setattr(cache, "_take", lambda count: 10_000)
-    monkeypatch.setattr(os, "pwrite", refuse)
-    cache.put(1, torch.zeros(3, 2, 2, dtype=torch.uint8))
     monkeypatch.setattr(os, "pwrite", lambda file, data, start: 3)  # cut short
     cache.put(2, torch.zeros(3, 2, 2, dtype=torch.uint8))
     assert [cache.get(i) is None for i in range(4)] == [False, True, True, True]

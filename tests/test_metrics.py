@@ -6,11 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from redetr.data import open_dataset
 from redetr.errors import DivergedError
+from redetr.evaluate import evaluate
 from redetr.metrics import METRIC_NAMES, CocoResult, GroundTruth, coco_metrics
+from redetr.structures import DetectionModel, LossConfig
 
 NAMES = ("cat", "dog", "bird", "fish", "never seen")
 
@@ -259,3 +263,39 @@ def test_wrong_arrays_are_refused():
         coco_metrics(truth, *detect([[0, 0, 9, 9]], [0.9], [5]))
     with pytest.raises(ValueError, match="do not fit"):
         coco_metrics(truth, torch.zeros(2).long(), torch.zeros(3), torch.zeros(3).long(), torch.zeros(3, 4))
+
+
+def test_more_objects_than_100_are_measured(tmp_path):
+    """A model of 150 queries that knows all 150 objects of an image: COCO keeps 100 of each class, not of all."""
+    size, count = 96, 150
+    columns, rows = np.divmod(np.arange(count), 15)
+    boxes = np.stack([6 * rows, 9 * columns, np.full(count, 5), np.full(count, 8)], 1)
+    Image.new("RGB", (size, size)).save(tmp_path / "a.png")
+    things = [{"id": i, "image_id": 1, "category_id": i % 3, "bbox": box.tolist(), "area": 40, "iscrowd": 0}
+              for i, box in enumerate(boxes)]  # fmt: skip
+    content = {"images": [{"id": 1, "file_name": "a.png", "width": size, "height": size}], "annotations": things,
+               "categories": [{"id": i, "name": str(i)} for i in range(3)]}  # fmt: skip
+    (tmp_path / "train").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "train" / "a.png")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    dataset = open_dataset(tmp_path, "train")
+
+    class Knowing(DetectionModel):
+        num_classes, num_queries, resize, image_size, max_size = 3, count, "square", size, None
+        loss_config = LossConfig(scores="sigmoid")
+
+        def __init__(self):
+            super().__init__()
+            self.anchor = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, images, mask=None):
+            logits = torch.full((1, count, 3), -9.0)
+            logits[0, torch.arange(count), torch.arange(count) % 3] = 9.0
+            known = torch.from_numpy(boxes).float() / size
+            return {
+                "pred_logits": logits,
+                "pred_boxes": torch.cat([known[:, :2] + known[:, 2:] / 2, known[:, 2:]], 1)[None],
+            }
+
+    assert evaluate(Knowing(), dataset, image_size=size).ap == pytest.approx(1.0)

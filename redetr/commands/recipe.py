@@ -1,11 +1,14 @@
-"""`RECIPE [flags]`, as train and verify take it."""
+"""`RECIPE [flags]` or `RUN [flags]`, as train and verify take it."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 from rich.table import Table
 
 from redetr.commands.console import OUT
 from redetr.config import TrainConfig
+from redetr.errors import InputError
 from redetr.recipes import RECIPES, get_recipe
 
 HELP = ("-h", "--help")
@@ -24,7 +27,22 @@ def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
         OUT.print(table)
         raise SystemExit(0 if arguments else 2)
     recipe_name, *flags = arguments
-    recipe = get_recipe(recipe_name)
-    if any(flag.partition("=")[0] == "--steps" for flag in flags):
-        recipe = replace(recipe, epochs=0.0)  # either flag replaces the recipe's length
+    path = Path(recipe_name)
+    known = recipe_name in RECIPES or not path.exists()
+    recipe = get_recipe(recipe_name) if known else _settings_of(path)
+    given = {flag.partition("=")[0] for flag in flags}
+    if given & {"--steps", "--epochs"}:  # either one replaces the recipe's length
+        recipe = replace(recipe, steps=0, epochs=0.0)
     return recipe, flags, f"redetr {command} {recipe_name}"
+
+
+def _settings_of(path: Path) -> TrainConfig:
+    """What the folder of a run, or its config.json, says. Raises InputError if that cannot be read."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config = TrainConfig.from_dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{file}: not the settings of a run ({error}); give a recipe's name or the folder of a run"
+        ) from None
+    return replace(config, output=str(file.parent), resume=False)

@@ -485,3 +485,64 @@ def test_what_was_held_out_is_what_is_evaluated(tiny_coco, tmp_path, capsys):
     inventory = json.loads((tmp_path / "run" / "data.json").read_text())
     train, val = (set(inventory[split]["images"]) for split in ("train", "val"))
     assert val and not train & val and len(train | val) == 8
+
+
+def test_a_run_that_left_no_checkpoint_is_begun_anew(shared_coco, tmp_path, capsys):
+    """What it wrote of itself does not hold up another run there, with other data; a refused one changes nothing."""
+    folder = tmp_path / "run"
+    main(train_arguments(shared_coco, folder, steps=1, eval_every=1))
+    before = {name: (folder / name).read_bytes() for name in ("config.json", "data.json")}
+    capsys.readouterr()
+    refused(capsys, train_arguments(shared_coco, folder, seed=5), "holds a run already")
+    assert before == {name: (folder / name).read_bytes() for name in before}
+    for file in folder.glob("*.pt"):
+        file.unlink()
+    data = tmp_path / "data"
+    shutil.copytree(shared_coco, data)
+    with Image.open(data / "train" / "train-2.jpg") as image:
+        image.rotate(180).save(data / "train" / "train-2.jpg")
+    main(train_arguments(data, folder, steps=1, eval_every=1))
+    assert (folder / "data.json").read_bytes() != before["data.json"]
+
+
+def test_classes_may_have_brackets_in_their_names(tiny_coco, tmp_path, capsys):
+    for file in (tiny_coco / "annotations").iterdir():
+        file.write_text(file.read_text().replace('"cup"', '"[ignore] cup [/old]"'))
+    main(train_arguments(tiny_coco, tmp_path / "run", steps=1, eval_every=1))
+    main(["check", str(tiny_coco)])
+    assert capsys.readouterr().out.count("[ignore] cup [/old]") >= 2
+
+
+def test_the_folder_of_a_run_stands_for_its_settings(shared_coco, tmp_path, capsys, monkeypatch):
+    """It goes on by itself, from any place that its data can be found; or again with some other settings."""
+    whole, folder = tmp_path / "whole", tmp_path / "a run"
+    main(train_arguments(shared_coco, whole, seed=3))
+    with monkeypatch.context() as patch:
+        calls: list[int] = []
+        stop_at_3 = lambda *rest: calls.append(1) or announce(*rest[:3], stopping=len(calls) == 3)  # noqa: E731
+        patch.setattr(sys.modules["redetr.train"], "announce", stop_at_3)
+        fails(capsys, train_arguments(shared_coco, folder, seed=3), code=75)
+    again = train_arguments(shared_coco, folder, seed=4)
+    refused(capsys, [*again, "--resume"], "seed=3", f"redetr train '{folder}' --resume takes")
+    main(["train", str(folder), "--resume"])
+    saved = [torch.load(run / "last.pt", weights_only=True) for run in (whole, folder)]
+    assert all(torch.equal(value, saved[1]["model"][name]) for name, value in saved[0]["model"].items())
+    capsys.readouterr()
+    refused(capsys, ["train", str(folder)], "holds a run already")
+    main(["train", str(folder / "config.json"), "--steps=2", f"--output={tmp_path / 'again'}"])
+    configs = [json.loads((run / "config.json").read_text()) for run in (folder, tmp_path / "again")]
+    assert {name for name in configs[0] if configs[0][name] != configs[1][name]} == {"steps", "output", "resume"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("no JSON", "not the settings of a run"),
+        ("[1]", "not the settings of a run"),
+        ('{"model": "redetr_n", "color": 3}', "setting 'color' is not known to this version"),
+        ('{"model": "redetr_n", "steps": "many"}', "steps"),
+    ],
+)
+def test_settings_that_cannot_be_read(tmp_path, capsys, content, said):
+    (tmp_path / "config.json").write_text(content)
+    refused(capsys, ["train", str(tmp_path)], said)

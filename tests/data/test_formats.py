@@ -16,6 +16,7 @@ from redetr.data import open_dataset
 from redetr.data.convert import convert
 from redetr.data.dataset import read_annotations
 from redetr.data.folder import hold_out
+from redetr.data.images import read_image
 from redetr.errors import InputError
 
 FORMS = ("coco", "yolo", "voc")
@@ -203,3 +204,20 @@ def test_datasets_of_one_split_and_faults(saved, tmp_path):
         with pytest.raises(InputError, match="cannot read it") as caught:
             open_dataset(f"hf:{tmp_path}/{place}", "train")
         assert "\n" not in str(caught.value)
+
+
+def test_datasets_decode_images_as_files_are(saved, tmp_path):
+    """16-bit grey is scaled, and formats whose decoder runs a program are refused."""
+    datasets = pytest.importorskip("datasets")
+    grey = Image.fromarray(np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16))
+    grey.save(tmp_path / "grey.png")
+    (tmp_path / "drawn.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\n%%EOF\n")
+    one = datasets.load_from_disk(str(saved))["train"].select([0])
+    for name in ("grey.png", "drawn.eps"):
+        rows = {"image": [str(tmp_path / name)], "objects": [[]]}
+        datasets.Dataset.from_dict(rows, features=one.features).save_to_disk(str(tmp_path / f"of {name}"))
+    pixels = open_dataset(f"hf:{tmp_path}/of grey.png", "train").image(0)
+    assert torch.equal(pixels, read_image(tmp_path / "grey.png"))
+    assert pixels.unique().numel() == 256
+    with pytest.raises(InputError, match="0x0 is no size in pixels"):
+        open_dataset(f"hf:{tmp_path}/of drawn.eps", "train").image(0)
