@@ -133,11 +133,12 @@ def query_habits(
     )
 
 
-def with_all_layers(model: DetectionModel) -> Callable[..., Outputs]:
-    """`model.forward`, with the outputs of earlier layers and the encoder also where answers go without them."""
+def with_all_layers(model: DetectionModel) -> DetectionModel:
+    """The same model, not compiled, with the outputs of earlier layers and the encoder also where it answers without
+    them."""
     whole = copy(model)
-    whole.aux_loss = True
-    return whole.forward
+    whole.aux_loss, whole._compiled_call_impl = True, None
+    return whole
 
 
 def best_class(logits: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from redetr.data.loader import Sample, Samples, load_batches, padded_share, to_b
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import augmentation, normalize
 from redetr.errors import InputError
+from redetr.models.detr import DETR
 from redetr.structures import Batch, collate
 from redetr.train import train
 
@@ -227,6 +228,19 @@ def test_a_full_gpu_is_told(run_with, monkeypatch):
         run_with()
 
 
+def test_an_evaluation_takes_as_many_images_at_once_as_is_said(run_with, monkeypatch):
+    sizes = []
+    forward = DETR.forward
+
+    def watched(self, images, *rest):
+        sizes.append(len(images))
+        return forward(self, images, *rest)
+
+    monkeypatch.setattr(DETR, "forward", watched)
+    run_with(steps=1, eval_every=1, eval_batch_size=2)
+    assert sizes == [4, 2, 2, 1]
+
+
 def test_blocks_computed_twice_change_nothing(run_with):
     first, second = ([line["loss"] for line in run_with(recompute=again) if "loss" in line] for again in (False, True))
     assert first == second
@@ -243,7 +257,8 @@ def test_runs_say_how_much_is_padding(run_with):
     [("--mosaic-until 1.5", {"mosaic_until": 1.5}), ("--cache-mb -1", {"cache_mb": -1}),
      ("--cache-dir nowhere: no such folder", {"cache_dir": "nowhere"}), ("--steps -5", {"steps": -5}),
      ("--epochs -1", {"epochs": -1.0}), ("--warmup 2", {"warmup": 2.0}), ("--drop-at -1", {"drop_at": -1.0}),
-     ("--weight-decay -1", {"weight_decay": -1.0}), ("--seed -1", {"seed": -1})],
+     ("--weight-decay -1", {"weight_decay": -1.0}), ("--seed -1", {"seed": -1}),
+     ("--eval-batch-size 0", {"eval_batch_size": 0}), ("--log-every 0", {"log_every": 0})],
 )  # fmt: skip
 def test_wrong_settings_are_told(flag, changed):
     with pytest.raises(InputError, match=flag):

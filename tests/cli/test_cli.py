@@ -397,6 +397,7 @@ def test_bad_sources_for_predict(trained, shared_coco, tmp_path, capsys):
     text.write_text("no image")
     refused(capsys, ["predict", trained, tmp_path / "nothing.jpg", *output], "nothing.jpg", "no such file")
     refused(capsys, ["predict", trained, tmp_path / "empty", *output], "empty", "no images")
+    refused(capsys, ["predict", trained, tmp_path / "emp*", *output], "emp*: only folders are called so")
     refused(capsys, ["predict", trained, shared_coco / "val", "--threshold", "1.5", *output], "--threshold 1.5")
     refused(capsys, ["predict", trained, shared_coco / "val", "--batch-size", "0", *output], "--batch-size")
     refused(capsys, ["predict", trained, shared_coco / "val", "--output", text / "found"], "text.jpg")

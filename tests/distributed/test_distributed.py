@@ -1,11 +1,13 @@
 """What `distributed.py` refuses, warns of and switches on."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
 import redetr
-from redetr.distributed import Dist, check_norms, process_group, replicate, restart_notes
+from redetr.distributed import Dist, check_norms, process_group, rank_cores, replicate, restart_notes
 from redetr.ema import ModelEma
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -76,3 +78,13 @@ def test_a_restart_that_may_meet_dead_ranks_is_warned_of(monkeypatch):
         monkeypatch.setenv(name, value)
         assert restart_notes() == []
         monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+
+
+def test_ranks_of_a_host_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    assert rank_cores() == 12
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert rank_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS and Windows
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert rank_cores() == 2
