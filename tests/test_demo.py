@@ -11,8 +11,7 @@ from redetr.visualize import read_metrics
 
 def test_demo_shows_what_it_learned(tmp_path):
     folder, console = tmp_path / "demo", Console(record=True, width=120)
-    for _ in range(2):  # the second one replaces the first
-        demo("crowns", folder, 2, console)
+    demo("crowns", folder, 2, console)
     for name in ("best.pt", "best.safetensors", "last.pt", "config.json", "metrics.jsonl"):
         assert (folder / name).stat().st_size > 0
     for name in ("curves.png", "predictions.png"):
