@@ -7,10 +7,11 @@ more than the names of all images in memory.
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from heapq import merge
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from redetr.files import remove_unfinished, write_whole
 
@@ -66,6 +67,24 @@ def join(folder: Path, order: Sequence[str]) -> None:
         _write(folder / RECORD, (line for some in (_distinct(earlier), added) for line in some))
         for part in parts:
             part.unlink()
+
+
+class Summary(NamedTuple):
+    """What was found in all images of a record; frames of videos count as images."""
+
+    images: int
+    without: int  # images in which nothing was found
+    classes: Counter[str]  # objects by the name of their class
+
+
+def summary(folder: Path) -> Summary:
+    """Of the record in a folder, that of earlier runs that were resumed included."""
+    images, without, classes = 0, 0, Counter[str]()
+    for line in _found(folder / RECORD):
+        images += 1
+        without += not line["detections"]
+        classes.update(found["label"] for found in line["detections"])
+    return Summary(images, without, classes)
 
 
 def _files(folder: Path) -> list[Path]:

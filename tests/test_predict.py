@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -28,6 +29,7 @@ from redetr import predictions, sources
 from redetr.check import essential_faults
 from redetr.checkpoint import save_checkpoint
 from redetr.cli import main
+from redetr.commands.predict import Predict
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.errors import InputError
@@ -175,6 +177,31 @@ def test_what_cannot_be_read_does_not_stop_the_rest(checkpoint, folder, tmp_path
     assert ["error" in line for line in lines_in(tmp_path / "out")] == [False] * 3
 
 
+def test_the_command_says_what_was_found(checkpoint, folder, tmp_path, capsys):
+    predict(checkpoint, folder, "--output", tmp_path / "all")
+    found = [[each["label"] for each in line["detections"]] for line in lines_in(tmp_path / "all")]
+    counted = Counter(label for labels in found for label in labels)
+    most = ", ".join(f"{count} {name}" for name, count in counted.most_common())
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"objects found: {counted.total()} in 5 of 5 images: {most}; ")
+    assert re.search(r"; \d+\.\d images/s$", said[0])
+    assert said[1:] == [f"looked at 5 of 5 sources: {tmp_path}/all/predictions.jsonl"]
+    predict(checkpoint, folder, "--output", tmp_path / "all", "--resume")  # nothing is left: there is no speed
+    assert capsys.readouterr().out.splitlines()[0] == said[0].rpartition(";")[0]
+    predict(checkpoint, folder, "--output", tmp_path / "none", threshold=1.0)
+    said = capsys.readouterr().out
+    assert said.startswith("nothing found in 5 images with a score of 1.0 or more: lower --threshold; ")
+
+
+def test_many_classes_are_not_all_told(tmp_path, capsys):
+    labels = [[], *([f"class {n}"] * (9 - n) for n in range(7))]
+    lines = [{"image": str(i), "detections": [{"label": name} for name in some]} for i, some in enumerate(labels)]
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Predict("best.pt", ("a.jpg",))._print_found(predictions.summary(tmp_path), rate=0.0)
+    most = ", ".join(f"{9 - n} class {n}" for n in range(5))
+    assert capsys.readouterr().out == f"objects found: 42 in 7 of 8 images (none in 1): {most} and 2 more classes\n"
+
+
 def test_resuming_looks_at_the_rest_only(checkpoint, folder, tmp_path, capsys):
     predict(checkpoint, folder, "--output", tmp_path)
     whole = (tmp_path / "predictions.jsonl").read_text()
@@ -219,10 +246,14 @@ def test_two_processes_write_what_one_does(checkpoint, folder, tmp_path):
          *map(str, arguments), "--output", str(tmp_path / "two")],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    alone.communicate(timeout=120)
+    said_alone, _ = alone.communicate(timeout=120)
     assert alone.returncode == 1 and together.returncode != 0  # one file is no image
     assert together.stderr.count(f"redetr: {bad}: not an image") == 1
     assert together.stdout.count("looked at 5 of 6") == 1
+    counts = [
+        re.search(r"objects found: \d+ in 5 of 5 images.*(?=;)", said).group() for said in (together.stdout, said_alone)
+    ]
+    assert counts[0] == counts[1]
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
     for name in ("predictions.jsonl", "predictions.json"):

@@ -1,11 +1,12 @@
 """`redetr predict`"""
 
 import re
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from redetr.distributed import Dist, process_group
 from redetr.errors import InputError, StoppedError
 from redetr.postprocess import Detections
 from redetr.predict import Detector, load
-from redetr.predictions import RECORD, Record, begin, finished, join, write_forms
+from redetr.predictions import RECORD, Record, Summary, begin, finished, join, summary, write_forms
 from redetr.sources import Frame, find_sources, frames, is_address, is_camera, is_video, read_ahead
 from redetr.video import VideoWriter
 from redetr.visualize import save_image
@@ -30,6 +31,7 @@ from redetr.visualize import save_image
 Form = Literal["png", "jpg", "json", "coco", "csv"]
 
 _LONGEST_WAIT_S = 7 * 86400.0  # for other ranks: one may have a long video left
+_CLASSES_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,11 @@ class Predict:
             done = set(finished(folder)).intersection(sources)
             dist.barrier()
             own = [source for source in sources if source not in done][dist.rank :: dist.world_size]
-            errors = dist.gather(self._look_at(own, self._file_names(sources), detector, dist))
-            dist.main_only(self._finish)(sources, len(done), errors)
+            start = time.perf_counter()
+            looks = dist.gather([self._look_at(own, self._file_names(sources), detector, dist)])
+            seconds = time.perf_counter() - start
+            errors = [error for look in looks for error in look.errors]
+            dist.main_only(self._finish)(sources, len(done), errors, sum(look.images for look in looks) / seconds)
 
     def _check(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -94,10 +99,9 @@ class Predict:
         if not self.source:
             raise InputError("nothing to look at: name images or folders after the checkpoint")
 
-    def _look_at(self, sources: list[str], file_names: dict[str, Path], detector: Detector, dist: Dist) -> list[str]:
-        """Looks at the sources, and returns what is wrong with those that cannot be read. Pictures are read and drawn
-        by other threads than that of the model."""
-        errors: list[str] = []
+    def _look_at(self, sources: list[str], file_names: dict[str, Path], detector: Detector, dist: Dist) -> "_Look":
+        """Looks at the sources. Pictures are read and drawn by other threads than that of the model."""
+        look = _Look()
         frame = Frame("")
         ahead = 1 if self.tile else self.batch_size
         looked_at = self._detections(detector, frames(sources, ahead), ahead)
@@ -111,9 +115,10 @@ class Predict:
                     if picture:
                         movie.add(picture, file_names[frame.source], frame.rate)
                     if found is not None:
+                        look.images += 1
                         record.add({"image": frame.source, **frame.place, **found.to_dict()})
                     if frame.error:
-                        errors.append(frame.error)
+                        look.errors.append(frame.error)
                         record.add({"image": frame.source, "error": frame.error})
                     if frame.is_end:
                         record.add({"image": frame.source, "frames": frame.number})
@@ -123,7 +128,7 @@ class Predict:
             except KeyboardInterrupt:
                 if not is_camera(frame.source):
                     raise StoppedError("stopped; the same command with --resume goes on") from None
-        return errors
+        return look
 
     def _detections(
         self, detector: Detector, read: Iterator[Frame], at_once: int
@@ -169,7 +174,7 @@ class Predict:
             names[source] = Path(self.output) / name
         return names
 
-    def _finish(self, sources: Sequence[str], resumed: int, errors: list[str]) -> None:
+    def _finish(self, sources: Sequence[str], resumed: int, errors: list[str], rate: float) -> None:
         folder = Path(self.output)
         join(folder, sources)
         write_forms(folder, [form for form in self.save if form not in ("png", "jpg")])
@@ -177,6 +182,7 @@ class Predict:
             write_forms(folder, ["json"])
             print_file(folder / "predictions.json")
         else:
+            self._print_found(summary(folder), rate)
             known = f", {resumed} of them earlier" if resumed else ""
             OUT.print(f"looked at {len(sources) - len(errors)} of {len(sources)} sources{known}: {folder}/{RECORD}",
                       markup=False, soft_wrap=True)  # fmt: skip
@@ -184,6 +190,27 @@ class Predict:
             raise InputError(errors[0])
         if errors:
             raise InputError(f"{len(errors)} sources cannot be read, see their lines in {folder / RECORD}: {errors[0]}")
+
+    def _print_found(self, found: Summary, rate: float) -> None:
+        if not found.images:
+            return
+        said = f"nothing found in {found.images} images with a score of {self.threshold} or more: lower --threshold"
+        if found.classes:
+            most = ", ".join(f"{count} {name}" for name, count in found.classes.most_common(_CLASSES_TOLD))
+            rest = len(found.classes) - _CLASSES_TOLD
+            none = f" (none in {found.without})" if found.without else ""
+            more = f" and {rest} more classes" if rest > 0 else ""
+            found_in = f"in {found.images - found.without} of {found.images} images{none}"
+            said = f"objects found: {found.classes.total()} {found_in}: {most}{more}"
+        OUT.print(f"{said}; {rate:.1f} images/s" if rate else said, soft_wrap=True)
+
+
+@dataclass
+class _Look:
+    """What one process has looked at."""
+
+    images: int = 0  # and frames of videos
+    errors: list[str] = field(default_factory=list)  # what is wrong with sources that cannot be read
 
 
 parse = partial(tyro.cli, Predict, prog="redetr predict", config=FLAGS)
