@@ -1,8 +1,9 @@
 """What was found in many images: predictions.jsonl, written as it goes, and the other forms, made of it at the end.
 
-A line is an image, or a frame of a video: `image` (its name), `image_size`, `detections`, of a frame also `frame` and
-`time_s`. A video ends with a line of its `frames`, and what cannot be read has an `error` instead. Nothing here holds
-more than the names of all images in memory.
+A line is an image, or a frame of a video: `image` (its name), `picture` (the name of the annotated one, or video, if
+there is one), `image_size`, `detections`, of a frame also `frame` and `time_s`. A video ends with a line of its
+`frames`, and what cannot be read has an `error` instead. Nothing here holds more than the names of all images and
+pictures in memory.
 """
 
 import csv
@@ -41,7 +42,7 @@ def begin(folder: Path, resume: bool) -> None:
     errors and videos that were not looked at to their end; otherwise they are deleted."""
     files = _files(folder)
     if resume and files:
-        whole = set(finished(folder))
+        whole = finished(folder)
         lines = (line for line in _distinct(files) if line["image"] in whole and "error" not in line)
         _write(folder / RECORD, lines)
         files = files[1:] if files[0].name == RECORD else files
@@ -50,11 +51,13 @@ def begin(folder: Path, resume: bool) -> None:
     remove_unfinished(folder)
 
 
-def finished(folder: Path) -> Iterator[str]:
-    """The names of all images and videos that were looked at to their end."""
-    for line in _distinct(_files(folder)):
-        if "frames" in line or ("detections" in line and "frame" not in line):
-            yield line["image"]
+def finished(folder: Path) -> dict[str, str | None]:
+    """All images and videos that were looked at to their end, by name, and the name of the picture of each."""
+    return {
+        line["image"]: line.get("picture")
+        for line in _distinct(_files(folder))
+        if "frames" in line or ("detections" in line and "frame" not in line)
+    }
 
 
 def join(folder: Path, order: Sequence[str]) -> None:
@@ -171,11 +174,11 @@ def _write_coco(text: TextIO, record: Path) -> None:
 
 def _write_csv(text: TextIO, record: Path) -> None:
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("image", "frame", "label", "category_id", "score", "x1", "y1", "x2", "y2"))
+    rows.writerow(("image", "frame", "label", "category_id", "score", "x1", "y1", "x2", "y2", "picture"))
     for line in _found(record):
         for found in line["detections"]:
             about = (line["image"], line.get("frame", ""), found["label"], found["category_id"])
-            rows.writerow((*about, found["score"], *found["box"]))
+            rows.writerow((*about, found["score"], *found["box"], line.get("picture", "")))
 
 
 _FORMS = {

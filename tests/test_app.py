@@ -278,6 +278,7 @@ def test_the_endpoint_answers_like_predict(server, image, tmp_path):
     status, answer = server.predict(image.read_bytes(), 0.4)
     assert status == 200
     assert len(answer["detections"]) > 1
+    assert expected.pop("picture") == "a_picture.png"
     assert answer == {**expected, "image": None}
 
 

@@ -132,6 +132,7 @@ def test_all_forms_say_the_same(checkpoint, detector, folder, tmp_path, capsys):
     assert len(rows) == len(entries) == len(flat) > 20
     for row, entry, (line, found) in zip(rows, entries, flat, strict=True):
         assert (row["image"], row["frame"], row["label"]) == (line["image"], "", found["label"])
+        assert row["picture"] == line["picture"] == f"{Path(line['image']).stem}.jpg"
         assert [float(row[side]) for side in ("x1", "y1", "x2", "y2")] == found["box"]
         assert entry["image_id"] == 1 + lines.index(line) and entry["file_name"] == line["image"]
         assert {7: "cup", 12: "plate", 90: "spoon"}[entry["category_id"]] == found["label"]
@@ -149,6 +150,7 @@ def test_images_called_by_numbers_have_these_as_ids(checkpoint, folder, tmp_path
     entries = json.loads((tmp_path / "out/predictions.coco.json").read_text())
     assert {entry["image_id"] for entry in entries} == {42, 139}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.coco.json", "predictions.jsonl"]
+    assert all("picture" not in line for line in lines_in(tmp_path / "out"))
 
 
 def test_equal_names_and_only_some_classes(checkpoint, folder, tmp_path, capsys):
@@ -157,9 +159,24 @@ def test_equal_names_and_only_some_classes(checkpoint, folder, tmp_path, capsys)
         (tmp_path / name / "same.jpg").write_bytes((folder / "val-0.jpg").read_bytes())
     predict(checkpoint, tmp_path / "a", tmp_path / "b", "--output", tmp_path / "out", "--classes", "cup", "spoon")
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"same.png", "same-2.png"}
+    assert [line["picture"] for line in lines_in(tmp_path / "out")] == ["same.png", "same-2.png"]
     labels = {found["label"] for line in lines_in(tmp_path / "out") for found in line["detections"]}
     assert labels and labels <= {"cup", "spoon"}
     assert "knows cup, plate, spoon" in refused(capsys, checkpoint, folder, "--classes", "cow", "--output", tmp_path)
+
+
+def test_a_picture_takes_no_name_of_a_source_or_of_an_earlier_run(checkpoint, folder, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        with Image.open(folder / "val-0.jpg") as image:
+            image.save(tmp_path / name / "same.png")
+    before = (tmp_path / "a/same.png").read_bytes()
+    predict(checkpoint, tmp_path / "a/same.png", "--output", tmp_path / "a")
+    predict(checkpoint, tmp_path / "b", tmp_path / "a/same.png", "--output", tmp_path / "a", "--resume")
+    assert {Path(line["image"]).parent.name: line["picture"] for line in lines_in(tmp_path / "a")} == {
+        "a": "same-2.png", "b": "same-3.png",
+    }  # fmt: skip
+    assert (tmp_path / "a/same.png").read_bytes() == before
 
 
 def test_what_cannot_be_read_does_not_stop_the_rest(checkpoint, folder, tmp_path, capsys):
@@ -333,7 +350,8 @@ def test_videos_are_read_and_written(checkpoint, tmp_path):
     predict(checkpoint, clip(tmp_path / "clip.mp4", size=(65, 49)), "--output", tmp_path / "out")
     *lines, end = lines_in(tmp_path / "out")
     assert [(line["frame"], line["time_s"]) for line in lines] == [(i, i / 10) for i in range(6)]
-    assert end == {"image": str(tmp_path / "clip.mp4"), "frames": 6}
+    assert end == {"image": str(tmp_path / "clip.mp4"), "picture": "clip.mp4", "frames": 6}
+    assert {line["picture"] for line in lines} == {"clip.mp4"}
     assert list(json.loads((tmp_path / "out/predictions.json").read_text()))[3] == f"{tmp_path}/clip.mp4#3"
     annotated = list(video_frames(tmp_path / "out/clip.mp4"))
     assert len(annotated) == 6 and annotated[0][0].shape == (3, 48, 64) and annotated[0][1] == 10.0

@@ -1,10 +1,11 @@
 """`redetr predict`"""
 
+import os
 import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -79,11 +80,13 @@ class Predict:
         with process_group(self.device, _LONGEST_WAIT_S) as dist:
             dist.main_only(begin)(folder, self.resume)
             dist.barrier()
-            done = set(finished(folder)).intersection(sources)
+            earlier = finished(folder)
             dist.barrier()
+            file_names = self._file_names(sources, earlier)
+            done = earlier.keys() & set(sources)
             own = [source for source in sources if source not in done][dist.rank :: dist.world_size]
             start = time.perf_counter()
-            looks = dist.gather([self._look_at(own, self._file_names(sources), detector, dist)])
+            looks = dist.gather([self._look_at(own, file_names, detector, dist)])
             seconds = time.perf_counter() - start
             errors = [error for look in looks for error in look.errors]
             dist.main_only(self._finish)(sources, len(done), errors, sum(look.images for look in looks) / seconds)
@@ -112,16 +115,19 @@ class Predict:
             bar = progress.add_task("predicting", total=len(sources))
             try:
                 for frame, found, picture in painted:
+                    about = {"image": frame.source}
+                    if self._draws and (found is not None or frame.number):
+                        about["picture"] = file_names[frame.source].name
                     if picture:
                         movie.add(picture, file_names[frame.source], frame.rate)
                     if found is not None:
                         look.images += 1
-                        record.add({"image": frame.source, **frame.place, **found.to_dict()})
+                        record.add({**about, **frame.place, **found.to_dict()})
                     if frame.error:
                         look.errors.append(frame.error)
-                        record.add({"image": frame.source, "error": frame.error})
+                        record.add({**about, "error": frame.error})
                     if frame.is_end:
-                        record.add({"image": frame.source, "frames": frame.number})
+                        record.add({**about, "frames": frame.number})
                     if frame.number is None or found is None:
                         movie.close()
                         progress.advance(bar)
@@ -146,17 +152,24 @@ class Predict:
         if found is None or frame.image is None:
             return frame, None, None
         found = found.of_classes(self.classes) if self.classes else found
-        if not {"png", "jpg"} & set(self.save):
+        if not self._draws:
             return frame, found, None
         if frame.number is not None:
             return frame, found, found.draw(frame.image, scale=1)
         save_image(found.draw(frame.image), file_names[frame.source])
         return frame, found, None
 
-    def _file_names(self, sources: Sequence[str]) -> dict[str, Path]:
-        """Where the annotated picture or video of each source goes; equal names from several folders get a number."""
+    @property
+    def _draws(self) -> bool:
+        return not {"png", "jpg"}.isdisjoint(self.save)
+
+    def _file_names(self, sources: Sequence[str], earlier: Mapping[str, str | None]) -> dict[str, Path]:
+        """Where the annotated picture or video of each source goes. Equal names get a number: those from several
+        folders, those of `earlier` runs, and those of sources in the folder itself, which stay as they are."""
         names: dict[str, Path] = {}
-        taken: set[str] = set()
+        folder = os.path.abspath(self.output)
+        taken = {os.path.basename(source) for source in sources if os.path.dirname(os.path.abspath(source)) == folder}
+        taken.update(name for name in earlier.values() if name)
         count: Counter[str] = Counter()
         for source in sources:
             path = urlsplit(source).path if is_address(source) else source
