@@ -26,7 +26,7 @@ IMAGES = ROOT / "docs" / "images"
 RUN = "runs/demo"
 COMMANDS = (
     "check crowns --report runs/pictures/check --augment",
-    f"predict {RUN}/best.pt examples/digits.png --threshold 0.4 --output runs/pictures/predictions",
+    f"predict {RUN}/best.pt examples/digits.png --threshold 0.4 --output runs/pictures/predictions --overwrite",
     f"evaluate {RUN}/best.pt --report runs/pictures/report",
     f"explain {RUN}/best.pt --data digits --image-id 150 --world-size 2 --output runs/pictures/loss",
     f"explain {RUN}/best.pt examples/digits.png --output runs/pictures/explained",

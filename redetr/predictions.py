@@ -14,9 +14,11 @@ from heapq import merge
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_whole
 
 RECORD = "predictions.jsonl"
+_PICTURES = (".png", ".jpg", ".mp4")
 
 Line = dict[str, Any]
 
@@ -37,10 +39,24 @@ class Record:
         self._file.close()
 
 
+def require_no_predictions(folder: Path) -> None:
+    """Raises InputError if the folder holds what an earlier run wrote."""
+    if _files(folder) or _forms(folder):
+        raise InputError(f"{folder}: holds predictions already: give another --output, --resume to go on with them, "
+                         "or --overwrite to delete them")  # fmt: skip
+
+
 def begin(folder: Path, resume: bool) -> None:
     """Makes the folder ready: with `resume`, all whole lines of an earlier run are brought into one file, without
-    errors and videos that were not looked at to their end; otherwise they are deleted."""
+    errors and videos that were not looked at to their end; otherwise all that it wrote is deleted, the pictures that
+    its lines name included."""
     files = _files(folder)
+    if not resume:
+        for picture in (line.get("picture") for file in files for line in _lines(file)):
+            # A record from elsewhere may name anything: only a picture in this very folder is deleted.
+            if isinstance(picture, str) and Path(picture).name == picture and picture.endswith(_PICTURES):
+                (folder / picture).unlink(missing_ok=True)
+        files += _forms(folder)
     if resume and files:
         whole = finished(folder)
         lines = (line for line in _distinct(files) if line["image"] in whole and "error" not in line)
@@ -92,6 +108,10 @@ def summary(folder: Path) -> Summary:
 
 def _files(folder: Path) -> list[Path]:
     return [file for file in (folder / RECORD, *sorted(folder.glob("predictions.part-*.jsonl"))) if file.exists()]
+
+
+def _forms(folder: Path) -> list[Path]:
+    return [folder / name for name, _ in _FORMS.values() if (folder / name).exists()]
 
 
 def _lines(file: Path) -> Iterator[Line]:

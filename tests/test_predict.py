@@ -231,8 +231,28 @@ def test_resuming_looks_at_the_rest_only(checkpoint, folder, tmp_path, capsys):
     assert [line["image"] for line in after] == [json.loads(row)["image"] for row in rows]
     assert after[1]["detections"] == [] and after[2]["detections"]
     assert not (tmp_path / "val-0.png").exists() and (tmp_path / "val-3.png").exists()
-    predict(checkpoint, folder, "--output", tmp_path)  # without the flag, from the start
+    predict(checkpoint, folder, "--output", tmp_path, "--overwrite")  # from the start
     assert (tmp_path / "predictions.jsonl").read_text() == whole
+
+
+def test_earlier_predictions_are_deleted_on_demand_only(checkpoint, folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = (checkpoint, folder, "--output", out)
+    predict(*arguments, "--save", "jpg", "json", "coco", "csv")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    said = refused(capsys, *arguments)
+    assert said.startswith(f"redetr: {out}: holds predictions already: give another --output, --resume")
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert "give one of them" in refused(capsys, *arguments, "--resume", "--overwrite")
+    for name in ("mine.jpg", "notes.txt"):
+        (out / name).touch()
+    with open(out / "predictions.jsonl", "a") as record:  # as one from elsewhere might say
+        for name in ("../secret.jpg", str(tmp_path / "secret.jpg"), "notes.txt", "..", 7, ["mine.jpg"]):
+            record.write(json.dumps({"image": "x", "picture": name}) + "\n")
+    (tmp_path / "secret.jpg").touch()
+    predict(checkpoint, folder / "val-1.jpg", "--output", out, "--save", "png", "--overwrite")
+    assert {path.name for path in out.iterdir()} == {"mine.jpg", "notes.txt", "predictions.jsonl", "val-1.png"}
+    assert (tmp_path / "secret.jpg").exists()
 
 
 def test_parts_of_killed_processes_are_taken_over(tmp_path):

@@ -24,7 +24,17 @@ from redetr.distributed import Dist, process_group
 from redetr.errors import InputError, StoppedError
 from redetr.postprocess import Detections
 from redetr.predict import Detector, load
-from redetr.predictions import RECORD, Record, Summary, begin, finished, join, summary, write_forms
+from redetr.predictions import (
+    RECORD,
+    Record,
+    Summary,
+    begin,
+    finished,
+    join,
+    require_no_predictions,
+    summary,
+    write_forms,
+)
 from redetr.sources import Frame, find_sources, frames, is_address, is_camera, is_video, read_ahead
 from redetr.video import VideoWriter
 from redetr.visualize import save_image
@@ -59,6 +69,8 @@ class Predict:
     predictions.csv."""
     resume: bool = False
     """Go on in --output: what is in its predictions.jsonl is not looked at again."""
+    overwrite: bool = False
+    """Delete what an earlier predict wrote into --output, and begin anew; other files there stay."""
     batch_size: int = 4
     """Images at once."""
     device: str = "auto"
@@ -68,6 +80,9 @@ class Predict:
 
     def run(self) -> None:
         self._check()
+        folder = Path(self.output)
+        if not (self.resume or self.overwrite):
+            require_no_predictions(folder)
         sources = find_sources(self.source)
         detector = load(self.checkpoint, device=self.device).optimize()
         unknown = [name for name in self.classes if name not in detector.class_names]
@@ -75,7 +90,6 @@ class Predict:
             raise InputError(f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}")
         # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
         warnings.filterwarnings("ignore", module="PIL")
-        folder = Path(self.output)
         folder.mkdir(parents=True, exist_ok=True)
         with process_group(self.device, _LONGEST_WAIT_S) as dist:
             dist.main_only(begin)(folder, self.resume)
@@ -94,6 +108,8 @@ class Predict:
     def _check(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
+        if self.resume and self.overwrite:
+            raise InputError("--resume goes on, --overwrite begins anew: give one of them")
         if self.tile is not None and self.tile < 1:
             raise InputError(f"--tile {self.tile} must be at least 1")
         if not 0 <= self.overlap < 1:
