@@ -83,13 +83,17 @@ class Detector:
                 overlap: float = 0.2) -> Any:  # fmt: skip
         """`Detections` of one image, or a list of them for a list of images.
 
-        An image is a path, an address (http, https), a PIL image, a uint8 array `[H, W, 3]` (RGB) or a uint8 tensor
-        `[3, H, W]`. Files and PIL images are turned as their EXIF tag says. Lists are one batch. The detections of one
-        image keep it, to show themselves; those of a list do not: all would have to stay in memory.
+        An image is a path, an address (http, https), a PIL image, a uint8 array `[H, W, 3]` (RGB), `[H, W]` (gray) or
+        `[H, W, 4]` (RGBA), or a uint8 tensor `[3, H, W]`. Files and PIL images are turned as their EXIF tag says. Lists
+        are one batch. The detections of one image keep it, to show themselves; those of a list do not: all would have
+        to stay in memory.
 
         Large images can be looked at in tiles of `tile` px that `overlap` by this share of their side: see `tiles`.
-        Raises InputError for something that is no image or a file that cannot be read.
+        Raises InputError for something that is no image, a file that cannot be read, or a threshold that is not
+        between 0 and 1.
         """
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
             image = as_image(images)  # type: ignore[arg-type]
             return replace(self._look([image], threshold, tile, overlap)[0], image=image)
@@ -139,9 +143,11 @@ def as_image(image: ImageLike) -> Tensor:
     if isinstance(image, Image.Image):
         return upright(image)
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise InputError(f"an image array must be [H, W, 3], this one is {list(image.shape)}")
-        image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        channels = image.shape[2:]
+        if image.dtype != np.uint8 or not image.size or image.ndim < 2 or channels not in ((), (3,), (4,)):
+            raise InputError("an image array must be uint8 [H, W, 3] (RGB), [H, W] (gray) or [H, W, 4] (RGBA), "
+                             f"this one is {image.dtype} {list(image.shape)}")  # fmt: skip
+        return upright(Image.fromarray(image))
     if not isinstance(image, Tensor):
         raise InputError(f"cannot take a {type(image).__name__} for an image: give a path, PIL image, array or tensor")
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:

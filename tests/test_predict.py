@@ -514,7 +514,26 @@ def test_a_turned_photograph_is_told_until_it_is_one_picture_for_training_and_pr
     assert torch.equal(train.image(0), as_image(path))
 
 
-@pytest.mark.parametrize("wrong", [3, None, np.zeros((4, 4)), torch.zeros(3, 4, 4), torch.zeros(3, 0, 4).byte()])
+def test_arrays_are_taken_as_the_same_pil_images_are(detector):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 4), np.uint8)
+    for array, mode in ((pixels[..., 0], "L"), (pixels[..., :3], "RGB"), (pixels, "RGBA"), (pixels[:, ::-1], "RGBA")):
+        image = Image.fromarray(array)
+        assert image.mode == mode
+        assert torch.equal(as_image(array), as_image(image))
+    assert detector.predict(pixels[..., 0]).image_size == (40, 60)
+
+
+@pytest.mark.parametrize("threshold", [3, -0.1, float("nan")])
+def test_thresholds_that_are_none(detector, threshold):
+    with pytest.raises(InputError, match=f"threshold={threshold} is not between 0 and 1"):
+        detector.predict([], threshold=threshold)
+
+
+NO_IMAGES = [3, None, np.zeros((4, 4)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8),
+             np.zeros((0, 4), np.uint8), torch.zeros(3, 4, 4), torch.zeros(3, 0, 4).byte()]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", NO_IMAGES)
 def test_what_is_no_image(detector, wrong):
     with pytest.raises(InputError, match="image"):
         detector.predict(wrong)
