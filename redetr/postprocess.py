@@ -4,9 +4,9 @@ Shapes: B images, Q queries, C classes, K detections of an image, N detections t
 """
 
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,22 @@ Kind = Literal["softmax", "sigmoid"]
 _SHOWN_PX = 1024  # at most, in a notebook
 
 
+class Detection(NamedTuple):
+    """One object, in plain values."""
+
+    name: str  # of its class
+    score: float
+    box: tuple[float, float, float, float]  # left, top, right, bottom in pixels of the original image
+    label: int  # in [0, C)
+
+
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """The objects found in one image, best score first. All tensors are on the host."""
+    """The objects found in one image, best score first. All tensors are on the host.
+
+    Iterated, they give a `Detection` each; indexed by a number, a slice, numbers or a bool mask `[N]`, the `Detections`
+    that this selects.
+    """
 
     scores: Tensor  # [N] float32
     labels: Tensor  # [N] int64 in [0, C)
@@ -39,6 +52,18 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        for name, score, box, label in zip(
+            self.names, self.scores.tolist(), self.boxes.tolist(), self.labels.tolist(), strict=True
+        ):
+            yield Detection(name, score, tuple(box), label)
+
+    def __getitem__(self, which: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor) -> "Detections":
+        """Raises IndexError for what is not there."""
+        # NumPy takes all of these, slices backwards too.
+        keep = torch.tensor(np.atleast_1d(np.arange(len(self))[which]))
+        return replace(self, scores=self.scores[keep], labels=self.labels[keep], boxes=self.boxes[keep])
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -64,31 +89,26 @@ class Detections:
 
     def above(self, threshold: float) -> "Detections":
         """Only the detections whose score is `threshold` or more."""
-        return self._only(self.scores >= threshold)
+        return self[self.scores >= threshold]
 
     def of_classes(self, names: Collection[str]) -> "Detections":
         """Only the detections of these classes."""
-        return self._only(torch.tensor([name in names for name in self.names], dtype=torch.bool))
-
-    def _only(self, keep: Tensor) -> "Detections":
-        return replace(self, scores=self.scores[keep], labels=self.labels[keep], boxes=self.boxes[keep])
+        return self[[name in names for name in self.names]]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: `image_size` (height, width), and `label` (name), `category_id`, `score`, `box` of each
         detection."""
-        columns = zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
         rows = [
-            {"label": self.class_names[label], "category_id": self.category_ids[label], "score": round(score, 6),
-             "box": [round(value, 3) for value in box]}
-            for label, score, box in columns
+            {"label": found.name, "category_id": self.category_ids[found.label], "score": round(found.score, 6),
+             "box": [round(value, 3) for value in found.box]}
+            for found in self
         ]  # fmt: skip
         return {"image_size": list(self.image_size), "detections": rows}
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` xywh in pixels."""
         entries = []
-        for label, score, box in zip(self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True):
-            x1, y1, x2, y2 = box
+        for _, score, (x1, y1, x2, y2), label in self:
             bbox = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
             category_id = self.category_ids[label]
             entries.append({"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": round(score, 6)})

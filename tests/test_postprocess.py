@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from redetr.errors import InputError
-from redetr.postprocess import Detections, decode, detect
+from redetr.postprocess import Detection, Detections, decode, detect
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -128,6 +128,31 @@ def test_above_and_length():
     found = two_detections()
     assert (len(found), len(found.above(0.5)), len(found.above(0.875)), len(found.above(0.9))) == (2, 1, 1, 0)
     assert found.above(0.5).names == ["dog"]
+
+
+def test_iterated_they_are_plain_values():
+    first, second = two_detections()
+    assert first == Detection("dog", 0.875, (1.0, 2.5, 11.0, 40.0), 1)
+    assert (second.name, second.score, second.box, second.label) == ("cat", 0.25, (0.0, 2.0, 200.0, 9.0), 0)
+    assert list(no_detections()) == []
+
+
+@pytest.mark.parametrize(("which", "names"), [
+    (0, ["dog"]), (-1, ["cat"]), (np.int64(1), ["cat"]), (slice(1), ["dog"]), (slice(None, None, -1), ["cat", "dog"]),
+    ([1, 0], ["cat", "dog"]), ([], []), ([False, True], ["cat"]), (np.array([True, False]), ["dog"]),
+    (torch.tensor([False, False]), []), (torch.tensor([1]), ["cat"]), (torch.tensor(0), ["dog"]),
+])  # fmt: skip
+def test_indexed_they_are_detections(which, names):
+    found = two_detections()[which]
+    assert isinstance(found, Detections) and found.names == names
+    assert found.scores.shape == (len(names),) and found.boxes.shape == (len(names), 4)
+    assert found.image_size == (100, 200)
+
+
+@pytest.mark.parametrize("which", [2, -3, [True], torch.ones(3, dtype=torch.bool)])
+def test_what_is_not_there_is_an_index_error(which):
+    with pytest.raises(IndexError):
+        two_detections()[which]
 
 
 def test_to_dict_is_json():
