@@ -1,7 +1,8 @@
 """Data sets in COCO form: per split one JSON file of images, annotations and categories.
 
 Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True. Boxes that leave
-their image by up to 2 px or 1% of its side are clipped. Images without annotations are kept.
+their image by up to 2 px or 1% of its side are clipped. Images without annotations are kept. Where there is no `bbox`,
+the extent of the `segmentation` (polygons or RLE) is the box.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hotcoco import mask
 from numpy.typing import ArrayLike
 
 from redetr.data.annotations import SPLITS, Annotations, Fault, Images, Objects, Rows, Split, assemble
@@ -156,10 +158,11 @@ class _Table(Rows):
 
 
 def _parse(file: Path) -> Any:
-    """What the file holds, without the outlines of objects, which are most of it."""
+    """What the file holds, without the outlines of objects that have a bbox, which are most of it."""
 
     def without_outline(row: Row) -> Row:
-        row.pop("segmentation", None)
+        if row.get("bbox"):
+            row.pop("segmentation", None)
         return row
 
     try:
@@ -208,6 +211,7 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
 
 def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objects:
     ids, without = table.whole_numbers("id")
+    _take_boxes_from_outlines(table)
     values = table.column("bbox")
     no_box = (math.nan,) * 4
     four = chain.from_iterable(v if isinstance(v, list) and len(v) == 4 else no_box for v in values)
@@ -229,6 +233,37 @@ def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objec
         said=lambda i: f"bbox {table.said(i, 'bbox')}",
         remedy="is it xyxy given as xywh? write [x, y, width, height] in pixels",
     )
+
+
+def _take_boxes_from_outlines(table: _Table) -> None:
+    """Writes a bbox into the rows that have a segmentation only."""
+    outlined = np.array([not row.get("bbox") and bool(row.get("segmentation")) for row in table.rows], bool)
+    invalid = np.zeros(len(outlined), bool)
+    for i in np.flatnonzero(outlined):
+        table.rows[i]["bbox"] = extent = _extent(table.rows[i]["segmentation"])
+        invalid[i] = extent is None
+    table.tell(
+        "box-invalid",
+        invalid,
+        "it has no bbox, and its segmentation {segmentation} is neither polygons [[x, y, x, y, x, y, ...]] nor RLE",
+        "correct it, or write a bbox",
+    )
+    table.fault("outline", outlined, lambda i: "has a segmentation and no bbox", "its bounding box is taken", "note")
+
+
+def _extent(outline: Any) -> list[float] | None:
+    """x, y, width, height of polygons or an RLE mask in COCO's form; None if it is neither."""
+    if isinstance(outline, dict):
+        try:
+            return mask.to_bbox(outline).tolist()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    polygons = outline if isinstance(outline, list) else [outline]
+    if not all(isinstance(polygon, list) and len(polygon) > 5 and len(polygon) % 2 == 0 for polygon in polygons):
+        return None
+    points = _numbers(list(chain.from_iterable(polygons))).reshape(-1, 2)
+    low, high = points.min(0), points.max(0)
+    return None if np.isnan(low).any() else [*low.tolist(), *(high - low).tolist()]
 
 
 def _numbers(values: list[Any]) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools.mask import encode
 
 from redetr.check import essential_faults
 from redetr.data import open_dataset
@@ -140,6 +141,35 @@ def test_small_overshoot_is_clipped(tmp_path):
     assert open_dataset(tmp_path, "train").target(0)["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT]]
 
 
+MASK = np.zeros((HEIGHT, WIDTH), np.uint8)
+MASK[20:60, 10:40] = 1
+RUNS = [10 * HEIGHT + 20, *[40, HEIGHT - 40] * 29, 40, 60 * HEIGHT + 20]  # down the columns, as RLE counts
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        [[10, 20, 40, 20.0, 40, 60, 12.5, 60]],
+        [[10, 20, 30, 20, 30, 30], [40, 60, 20, 60, 20, 40, 25, 40]],  # in two parts
+        {"size": [HEIGHT, WIDTH], "counts": RUNS},
+        {"size": [HEIGHT, WIDTH], "counts": encode(np.asfortranarray(MASK))["counts"].decode()},
+    ],
+    ids=["polygon", "polygons", "runs", "compressed runs"],
+)
+@pytest.mark.parametrize("empty", [{}, {"bbox": None}, {"bbox": []}], ids=str)
+def test_an_outline_stands_for_a_missing_box(tmp_path, outline, empty):
+    write(tmp_path, damaged(lambda d: outlined(d, outline)))
+    document = json.loads((tmp_path / "annotations" / "instances_train.json").read_text())
+    document["annotations"][0].update(empty)
+    document["annotations"].append({**document["annotations"][0], "id": 905})
+    file = write(tmp_path, document)
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.target(2)["boxes"][[0, -1]].tolist() == [[10, 20, 40, 60]] * 2
+    assert dataset.notes == (
+        f"{file}: annotation 901: has a segmentation and no bbox; its bounding box is taken (and 1 more like it)",
+    )
+
+
 def test_survives_the_way_to_a_worker_in_few_bytes(tmp_path):
     write(tmp_path, DOCUMENT)
     dataset = open_dataset(tmp_path, "train")
@@ -158,12 +188,38 @@ def test_targets_do_not_share_memory_with_the_data_set(tmp_path):
     assert dataset.target(2)["boxes"].sum() > 0
 
 
+def outlined(document: dict[str, Any], segmentation: Any) -> None:
+    """The first object has an outline in place of its box."""
+    del document["annotations"][0]["bbox"]
+    document["annotations"][0]["segmentation"] = segmentation
+
+
 SWAPPED = [10, 20, 95, 75]  # xyxy
 FAULTS = {
     "unknown image": (lambda d: d["annotations"][1].update(image_id=77), "902", "image_id 77"),
     "image id of another type": (lambda d: d["annotations"][1].update(image_id="10"), "902", "image_id '10'"),
     "unknown category": (lambda d: d["annotations"][2].update(category_id=8), "903", "category_id 8"),
     "no bbox": (lambda d: d["annotations"][0].pop("bbox"), "901", "bbox None", "4 finite numbers"),
+    "no bbox, short polygon": (lambda d: outlined(d, [[1, 2, 3, 4]]), "901", "no bbox", "[[1, 2, 3, 4]]", "neither"),
+    "no bbox, odd polygon": (lambda d: outlined(d, [[1, 2, 3, 4, 5, 6, 7]]), "901", "neither polygons"),
+    "no bbox, flat polygon": (lambda d: outlined(d, [1, 2, 3, 4, 5, 6]), "901", "neither polygons"),
+    "no bbox, text in polygon": (lambda d: outlined(d, [[1, 2, 3, 4, 5, "6"]]), "901", "neither polygons"),
+    "no bbox, NaN in polygon": (lambda d: outlined(d, [[1, 2, float("nan"), 4, 5, 6]]), "901", "neither polygons"),
+    "no bbox, outline is text": (lambda d: outlined(d, "x"), "901", "neither polygons", "write a bbox"),
+    "no bbox, RLE without size": (lambda d: outlined(d, {"counts": [5]}), "901", "nor RLE"),
+    "no bbox, damaged RLE": (lambda d: outlined(d, {"size": [80, 100], "counts": "@@@"}), "901", "nor RLE"),
+    "no bbox, RLE too long": (lambda d: outlined(d, {"size": [80, 100], "counts": [1, 9000]}), "901", "nor RLE"),
+    "no bbox, RLE of nothing": (
+        lambda d: outlined(d, {"size": [80, 100], "counts": [8000]}),
+        "901",
+        "zero or negative",
+    ),
+    "no bbox, empty outline": (lambda d: outlined(d, []), "901", "bbox None", "4 finite numbers"),
+    "no bbox, outside": (
+        lambda d: outlined(d, [[90, 9, 190, 9, 190, 20]]),
+        "901",
+        "[90.0, 9.0, 100.0, 11.0] leaves its image",
+    ),
     "short bbox": (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "901", "[1, 2, 3]", "4 finite numbers"),
     "text in bbox": (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, "4"]), "901", "4 finite numbers"),
     "NaN in bbox": (lambda d: d["annotations"][0].update(bbox=[1, 2, float("nan"), 4]), "901", "4 finite numbers"),
