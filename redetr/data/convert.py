@@ -23,19 +23,21 @@ Put = Callable[[Path, Path], object]  # makes an image (first) appear in another
 
 
 def convert(source: str | Path, destination: Path, form: str, copy: bool = False) -> list[str]:
-    """Writes the data set in the folder `source` (or crowns) to `destination`; `form` is coco, yolo or voc.
+    """Writes the data set in the folder or YAML file `source` (or crowns) to `destination`; `form` is coco, yolo or
+    voc.
 
     All splits are written, or nothing. Images are hard links to those of `source` where the disk allows it, unless
     they shall be a `copy`. Returns sentences on what was written and what the form cannot say. Raises InputError for a
     faulty data set, for one that the form cannot hold, and if `destination` is there already.
     """
     root = folder_of(source)
-    if not root.is_dir():
+    if not root.exists():
         raise InputError(f"{source}: no such folder; give that of a data set, or crowns")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise InputError(f"{destination}: is there already; choose another place")
-    if destination.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{destination}: is inside of {root}, which stays as it is; choose another place")
+    folder = root.parent if root.is_file() else root
+    if destination.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{destination}: is inside of {folder}, which stays as it is; choose another place")
     splits: Splits = {split: read_annotations(root, split) for split in splits_of(root)}
     for annotations in splits.values():
         annotations.require_sound()

@@ -98,12 +98,13 @@ _LAYOUTS = {
 
 
 def splits_of(root: Path) -> list[Split]:
-    """The splits of the data set in a folder. Raises InputError if there is none, or it cannot be told."""
+    """The splits of the data set in a folder, or of a YAML file. Raises InputError if it has none, or they cannot be
+    told."""
     return _layout_of(root)[1]
 
 
 def read_annotations(root: Path, split: Split) -> Annotations:
-    """One split of the data set in a folder, with all that is wrong with it.
+    """One split of the data set in a folder, or of a YAML file, with all that is wrong with it.
 
     Raises InputError if there is no such data set or split, or nothing of it can be read.
     """
@@ -114,9 +115,13 @@ def read_annotations(root: Path, split: Split) -> Annotations:
 
 
 def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
+    if root.suffix in (".yaml", ".yml") and root.is_file():
+        if not (splits := yolo_splits(root)):
+            raise InputError(f"{root}: names no images; write train and val into it")
+        return _LAYOUTS["YOLO"]._replace(sought=lambda split: yolo_sought(split, root.name)), splits
     if not root.is_dir():
         what = "is a file" if root.is_file() else "no such folder"
-        raise InputError(f"{root}: {what}; give the folder of a data set, or digits or crowns")
+        raise InputError(f"{root}: {what}; give the folder of a data set, its data.yaml, or digits or crowns")
     if not any(root.iterdir()):
         raise InputError(f"{root}: the folder is empty; put a data set in {', '.join(_LAYOUTS)} form into it")
     for layout in _LAYOUTS.values():
@@ -127,7 +132,7 @@ def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
 
 
 def folder_of(source: str | Path) -> Path:
-    """The folder of a data set that is given by its path, or called crowns."""
+    """The folder (or the YAML file of YOLO form) of a data set that is given by its path, or called crowns."""
     return _CROWNS if source == "crowns" else Path(source).expanduser()
 
 
@@ -135,9 +140,10 @@ def open_dataset(source: str | Path, split: Split, val_fraction: float = 0.0) ->
     """The data set called `digits` or `crowns`, that in a folder (`./digits` is a folder of that name), or that which
     Hugging Face `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`.
 
-    Folders are in COCO, YOLO or Pascal VOC form: see `redetr.data.coco`, `yolo` and `voc`. Without a val split, a
-    `val_fraction` of the training images is held out as one. Raises InputError if there is no such folder, layout or
-    split, or the annotations are faulty.
+    Folders are in COCO, YOLO or Pascal VOC form: see `redetr.data.coco`, `yolo` and `voc`. The path of a YAML file in
+    YOLO form stands for the folder it is in, which is read as this file says. Without a val split, a `val_fraction` of
+    the training images is held out as one. Raises InputError if there is no such folder, layout or split, or the
+    annotations are faulty.
     """
     from redetr.data.digits import DigitsDataset
     from redetr.data.folder import open_folder

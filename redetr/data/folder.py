@@ -17,12 +17,14 @@ from redetr.structures import Target
 
 
 def open_folder(root: Path, split: Split, hints: Hints, val_fraction: float) -> "FolderDataset":
-    """The split of the data set in `root`. Without a val split, `val_fraction` of the images are held out as one.
+    """The split of the data set in `root`, a folder or a YAML file. Without a val split, `val_fraction` of the
+    images are held out as one.
 
     Raises InputError if the split is missing or faulty.
     """
     annotations, note = read_split(root, split, val_fraction)
-    return FolderDataset(annotations, root.resolve().name, hints, note)
+    folder = root.parent if root.is_file() else root
+    return FolderDataset(annotations, folder.resolve().name, hints, note)
 
 
 def read_split(root: Path, split: Split, val_fraction: float) -> tuple[Annotations, str]:

@@ -28,31 +28,37 @@ _LARGEST = 1e6  # as a fraction of an image
 
 
 def yolo_splits(root: Path) -> list[Split]:
-    """The splits that the `data.yaml` of the folder names. Raises InputError if it cannot be read."""
+    """The splits that the `data.yaml` of the folder (or `root`, if it is a file) names.
+
+    Raises InputError if it cannot be read.
+    """
     file = _locate(root)
     return [split for split in SPLITS if _entries(file, _parse_config(file), split)] if file else []
 
 
-def yolo_sought(split: Split) -> str:
+def yolo_sought(split: Split, file: str = _FILES[0]) -> str:
     """Where the split is looked for, in words."""
-    return f"{' or '.join(_KEYS[split])} in data.yaml"
+    return f"{' or '.join(_KEYS[split])} in {file}"
 
 
 def read_yolo(root: Path, split: Split) -> Annotations:
-    """The split, which has to be there. Raises InputError for a `data.yaml` that does not tell classes and images."""
+    """The split of a folder, or of the file `root`, which has to be there.
+
+    Raises InputError for a `data.yaml` that does not tell classes and images.
+    """
     file = _locate(root)
     if file is None:
         raise InputError(f"{root}: no {split} split: looked for {yolo_sought(split)}")
     config, faults = _parse_config(file), list[Fault]()
     classes = _classes(file, config)
     below, names = _find_images(file, config, split, faults)
-    folder = root / below
+    folder = file.parent / below
     rows = Rows(len(names), faults, lambda i: (folder / names[i], ""))
     sizes = read_sizes(folder, names)
     rows.fault("image-unreadable", sizes[:, 0] == 0, lambda i: "not an image, or a damaged one",
                "replace the file, or delete it with its labels")  # fmt: skip
     images = Images(rows, folder, names, np.arange(len(names)), sizes, lambda i: names[i])
-    lines = _Lines([f"{root}/{label_name(posixpath.join(below, name))}" for name in names])
+    lines = _Lines([f"{file.parent}/{label_name(posixpath.join(below, name))}" for name in names])
     if not lines.found:
         text, remedy = f"no image of {split} has a label file", "put them there, or all images count as empty"
         faults.append(Fault("warning", "labels-missing", Path(lines.files[0]), "", text, remedy))
@@ -66,6 +72,8 @@ def label_name(image: str) -> str:
 
 
 def _locate(root: Path) -> Path | None:
+    if root.is_file():
+        return root
     return next((root / name for name in _FILES if (root / name).is_file()), None)
 
 

@@ -8,7 +8,9 @@ import yaml
 from PIL import Image
 from test_coco import HEIGHT, WIDTH, refused, save_image
 
+from redetr.check import check
 from redetr.data import open_dataset
+from redetr.data.convert import convert
 from redetr.data.dataset import read_annotations, splits_of
 from redetr.errors import InputError
 
@@ -214,3 +216,32 @@ def test_missing_split_is_named(tmp_path):
     assert splits_of(tmp_path) == ["train"]
     with pytest.raises(InputError, match=r"no val split \(looked for val or valid in data\.yaml\).*--val-fraction"):
         open_dataset(tmp_path, "val")
+
+
+@pytest.mark.parametrize("name", ["data.yaml", "mine.yml"])
+def test_the_yaml_file_stands_for_its_folder(tmp_path, name):
+    root = write(tmp_path / "mine", CONFIG | {"names": ["what", "another", "file says"]})
+    (root / name).write_text(yaml.safe_dump(CONFIG | {"val": "images/train"}))
+    given, expected = open_dataset(root / name, "train"), open_dataset(write(tmp_path / "expected"), "train")
+    assert (given.name, given.class_names, len(given)) == ("mine", expected.class_names, 3)
+    assert given.notes == (f"{root}/labels/train/a.txt: line 1: is an outline; its bounding box is taken",)
+    assert given.target(2)["boxes"].tolist() == expected.target(2)["boxes"].tolist()
+    assert given.image(2).equal(expected.image(2))
+    assert convert(root / name, tmp_path / "new", "coco")[0] == (
+        f"{tmp_path}/new: train has 3 images, 3 objects, val has 3 images, 3 objects"
+    )
+    with pytest.raises(InputError, match="is inside of"):
+        convert(root / name, root / "new", "coco")
+    assert not [fault for fault in check(str(root / name)).faults if fault.code == "split-unreadable"]
+
+
+def test_the_yaml_file_is_named_in_messages(tmp_path):
+    file = write(tmp_path) / "other.yaml"
+    refused(file, "other.yaml: no such folder", "its data.yaml")
+    file.write_text("names: [ant]")
+    refused(file, "other.yaml: names no images; write train and val into it")
+    file.write_text("train: ../../outside\nnames: [ant]")
+    refused(file, "other.yaml: train: '../../outside' is not in")
+    with pytest.raises(InputError, match=r"other\.yaml: no val split \(looked for val or valid in other\.yaml\)"):
+        open_dataset(file, "val")
+    refused(tmp_path / "images/train/a.png", "is a file", "its data.yaml")
