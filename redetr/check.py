@@ -6,6 +6,7 @@ longer, and the figures that `redetr check` shows.
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,7 +57,8 @@ class Report:
         if self.errors:
             return f"{self.errors} error{'s' * (self.errors > 1)}: training would be spoiled. Fix them, run again."
         held_out = f"--val-fraction {self.val_fraction} " * bool(self.val_fraction)
-        return f"ready to train: redetr train {self.plan.recipe} --data {self.source} {held_out}--output runs/mine"
+        data = shlex.quote(self.source)
+        return f"ready to train: redetr train {self.plan.recipe} --data {data} {held_out}--output runs/mine"
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """What each split holds; "at most" is of the objects in an image, sizes are width x height in pixels."""

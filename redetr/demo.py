@@ -1,5 +1,6 @@
 """The demo: train for minutes, then show what was learned."""
 
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def demo(data: str, folder: Path, steps: int, console: Console) -> None:
         f"\nAP {100 * (result['AP'] or 0):.1f}, AP50 {100 * (result['AP50'] or 0):.1f} after "
         f"{result['time_s'] / 60:.1f} minutes of training. Next:\n"
         f"  look at    {folder}/predictions.png (left: the truth, right: found) and {folder}/curves.png\n"
-        f"  predict    redetr predict {folder}/best.pt IMAGE_OR_FOLDER\n"
+        f"  predict    redetr predict {shlex.quote(str(folder / 'best.pt'))} IMAGE_OR_FOLDER\n"
         "  your data  redetr train redetr_n --data FOLDER --output runs/mine   (COCO, YOLO or VOC form)",
         soft_wrap=True,
         markup=False,

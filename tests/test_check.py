@@ -68,6 +68,11 @@ def test_a_val_split_that_is_held_out(tmp_path, capsys):
     assert report.verdict in capsys.readouterr().out
 
 
+def test_the_command_to_paste_quotes_the_path(tmp_path):
+    root = write_coco(tmp_path / "a $b")
+    assert check(str(root)).verdict == f"ready to train: redetr train redetr_n --data '{root}' --output runs/mine"
+
+
 @pytest.mark.parametrize("source", ["digits", "crowns"])
 def test_embedded_data_is_sound(source, capsys):
     report = check(source)

@@ -10,7 +10,7 @@ from redetr.visualize import read_metrics
 
 
 def test_demo_shows_what_it_learned(tmp_path):
-    folder, console = tmp_path / "demo", Console(record=True, width=120)
+    folder, console = tmp_path / "my demo", Console(record=True, width=120)
     demo("crowns", folder, 2, console)
     for name in ("best.pt", "best.safetensors", "last.pt", "config.json", "metrics.jsonl"):
         assert (folder / name).stat().st_size > 0
@@ -18,7 +18,7 @@ def test_demo_shows_what_it_learned(tmp_path):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300
     said = console.export_text()
-    assert "AP50" in said and f"redetr predict {folder}/best.pt" in said
+    assert "AP50" in said and f"redetr predict '{folder}/best.pt' IMAGE" in said  # to paste into a shell
     assert read_metrics(folder)[-1]["step"] == 2
 
 
