@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,7 @@ def grid(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image
     if not panels or columns < 1:
         raise ValueError("a grid needs at least one panel and one column")
     columns = min(columns, len(panels))
-    font: Any = ImageFont.load_default(18)
+    font = _font(18)
     caption_px = 28 if any(caption for _, caption in panels) else 0
     widths = [max(image.width, round(font.getlength(caption) + 1)) for image, caption in panels]
     heights = [image.height + caption_px for image, _ in panels]
@@ -169,7 +170,7 @@ def read_metrics(run: PathLike) -> Metrics:
 def _draw_tags(picture: Image.Image, boxes: list[list[float]], texts: Sequence[str], classes: Sequence[int]) -> None:
     """Writes the texts at their boxes on the color of the class, each where it hides least of the earlier ones."""
     drawing = ImageDraw.Draw(picture)
-    font: Any = ImageFont.load_default(max(15, round(_drawn_for(picture, boxes) / 42)))
+    font = _font(max(15, round(_drawn_for(picture, boxes) / 42)))
     height = font.size * 1.25
     taken = torch.zeros(0, 4)
     for (left, top, _, bottom), text, label in zip(boxes, texts, classes, strict=True):
@@ -185,6 +186,14 @@ def _draw_tags(picture: Image.Image, boxes: list[list[float]], texts: Sequence[s
         drawing.rectangle(place.tolist(), fill=color)
         ink = _INK if np.dot(color, (0.299, 0.587, 0.114)) > 140 else _PAPER  # whichever contrasts more
         drawing.text((x + 4, float(place[1]) + height / 2), text, ink, font, anchor="lm")
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """A font with Latin, Greek and Cyrillic letters, which Pillow's own does not have; `size` in pixels."""
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _drawn_for(picture: Image.Image, boxes: list[list[float]]) -> float:

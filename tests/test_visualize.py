@@ -103,6 +103,12 @@ def test_tags_stay_in_the_picture_and_apart():
     assert min(mask.sum() for mask in same) > 300
 
 
+@pytest.mark.parametrize("words", ["äßéñø", "αβγδε", "бгджй"])
+def test_letters_are_drawn_and_not_boxes_for_what_is_missing(words):
+    captions = [np.asarray(grid([(Image.new("RGB", (90, 1)), letter)], columns=1)) for letter in words]
+    assert len({caption.tobytes() for caption in captions}) == len(words)
+
+
 def test_degenerate_boxes_are_drawn():
     draw(gray(64, 64), [[10, 10, 10, 10], [30, 30, 20, 20], [90, 90, 99, 99]], [0.1, 0.2, 0.3])
 
