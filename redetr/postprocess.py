@@ -62,7 +62,7 @@ class Detections:
     def __getitem__(self, which: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor) -> "Detections":
         """Raises IndexError for what is not there."""
         # NumPy takes all of these, slices backwards too.
-        keep = torch.tensor(np.atleast_1d(np.arange(len(self))[which]))
+        keep = torch.from_numpy(np.ascontiguousarray(np.arange(len(self))[which]))
         return replace(self, scores=self.scores[keep], labels=self.labels[keep], boxes=self.boxes[keep])
 
     def __repr__(self) -> str:

@@ -75,7 +75,8 @@ def workplace(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("command", ALL)
-def test_commands_parse(command):
+def test_commands_parse(command, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
     assert command.split()[0] in COMMANDS
     try:
         parse_command(shlex.split(command))
