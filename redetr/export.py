@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from redetr.data import DetectionDataset
@@ -79,8 +80,8 @@ class Comparison:
     ap: tuple[float, float]  # PyTorch's and the file's, in percent
 
     @property
-    def ap_moved(self) -> float:
-        return self.ap[1] - self.ap[0]
+    def ap_drop(self) -> float:
+        return self.ap[0] - self.ap[1]
 
 
 def export(
@@ -97,7 +98,7 @@ def export(
     """Writes `detector`, which is on the host, to `path`; None if there are no `held_out` images to compare on.
 
     The first `images` of them are looked at; int8 finds the ranges of values on as many of `train`. Raises InputError
-    if AP moves by more than `max_ap_drop` points; then nothing is written.
+    if AP drops by more than `max_ap_drop` points; then nothing is written.
     """
     config.check()
     if config.precision == "int8" and not train:
@@ -113,10 +114,10 @@ def export(
             program, built, described, config.inputs, config.outputs, config.format, config.precision, calibration
         )
         comparison = trial.compare(open_file(built)) if trial else None
-        if comparison and abs(comparison.ap_moved) > max_ap_drop:
+        if comparison and comparison.ap_drop > max_ap_drop:
             raise InputError(
-                f"{path}: AP is {comparison.ap[1]:.2f}, with PyTorch {comparison.ap[0]:.2f}: that is more than "
-                f"--max-ap-drop {max_ap_drop:g} apart, so no file was written"
+                f"{path}: AP is {comparison.ap[1]:.2f}, with PyTorch {comparison.ap[0]:.2f}: it drops by more than "
+                f"--max-ap-drop {max_ap_drop:g}, so no file was written"
             )
         for part in sorted(Path(folder).iterdir()):  # of OpenVINO's two, the weights first
             target = path if part == built else path.with_suffix(part.suffix)
@@ -155,6 +156,18 @@ class _Seen(NamedTuple):
     found: dict[str, np.ndarray]
 
 
+def _aligned(pytorch: dict[str, np.ndarray], file: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The file's detections of an image in the order of those of PyTorch that they are: both are sorted by score, and
+    where scores are equal but for rounding, two may have swapped places."""
+    boxes = np.abs(pytorch["boxes"][:, None] - file["boxes"]).max(-1, initial=0)
+    apart = np.abs(pytorch["scores"][:, None] - file["scores"]) + boxes / max(
+        1, np.abs(pytorch["boxes"]).max(initial=0)
+    )
+    apart += pytorch["labels"][:, None] != file["labels"]
+    order = linear_sum_assignment(np.nan_to_num(apart, nan=9.0))[1]
+    return {name: rows[order] for name, rows in file.items()}
+
+
 class Trial:
     """What PyTorch finds in the first images of a data set, for comparison with what a file finds.
 
@@ -177,17 +190,15 @@ class Trial:
     def compare(self, run: Run) -> Comparison:
         """PyTorch and a file that `open_file` opened."""
         seen, differences = self._look(run, self._config), {}
+        pairs = [
+            (a.found, _aligned(a.found, b.found)) if self._config.processing else (a.outputs, b.outputs)
+            for a, b in zip(self._pytorch, seen, strict=True)
+        ]
         for name in self._config.outputs:
             if name != "labels":
-                values = (
-                    (self._compared(a)[name], self._compared(b)[name]) for a, b in zip(self._pytorch, seen, strict=True)
-                )
-                each = [float(np.abs(a - b).max(initial=0)) for a, b in values]
+                each = [float(np.abs(a[name] - b[name]).max(initial=0)) for a, b in pairs]
                 differences[name] = (max(each), median(each))
         return Comparison(len(seen), differences, (self._ap(self._pytorch), self._ap(seen)))
-
-    def _compared(self, seen: _Seen) -> dict[str, np.ndarray]:
-        return seen.found if self._config.processing else seen.outputs
 
     def _batches_of(self, batch_size: int) -> list[list[int]]:
         """Places of the images that go in at once: those of one size, unless a mask tells their padding."""

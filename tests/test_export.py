@@ -344,6 +344,31 @@ def test_comparison_and_threshold(middle):
     assert comparison.ap[1] < 10
 
 
+def test_equal_scores_in_another_order_are_no_difference(fast, middle):
+    of = Detector(fast.model, *CLASSES, 96, device="cpu")
+    trial = Trial(of, ExportConfig(processing=True), open_dataset(middle, "val"), images=2, batch_size=1)
+    gaps = []
+
+    def swapped(arrays):
+        (found,) = of.predict([torch.from_numpy(arrays[0][0])], threshold=0.0)
+        order = list(range(len(found)))
+        place = int(found.scores.diff().abs().argmin())
+        order[place : place + 2] = place + 1, place
+        gaps.append(float(found.scores[place] - found.scores[place + 1]))
+        assert (found.boxes[place] - found.boxes[place + 1]).abs().max() > 1
+        return [each.numpy()[None] for each in (found.scores, found.labels[order], found.boxes[order])]
+
+    differences = trial.compare(swapped).differences
+    assert differences["boxes"][0] < 1e-3
+    assert differences["scores"][0] == pytest.approx(max(gaps), abs=1e-5)
+
+    def off(arrays):
+        scores, labels, boxes = swapped(arrays)
+        return [scores, labels, boxes + np.float32(3)]
+
+    assert trial.compare(off).differences["boxes"] == (pytest.approx(3, abs=1e-3), pytest.approx(3, abs=1e-3))
+
+
 def exported(monkeypatch, of: Detector, *arguments: str | Path) -> None:
     monkeypatch.setattr(command, "load", lambda checkpoint, device: of)
     parse_command(["export", *map(str, arguments)]).run()
@@ -355,7 +380,7 @@ def test_a_file_that_moves_ap_is_not_written(middle, tmp_path, monkeypatch):
 
     monkeypatch.setattr("redetr.export.open_file", turned)
     arguments = ("best.pt", "--format", "torch", "--output", tmp_path / "d.pt2")
-    with pytest.raises(InputError, match=r"AP is 0\.00, with PyTorch 100\.00.*--max-ap-drop 0\.1 apart"):
+    with pytest.raises(InputError, match=r"AP is 0\.00, with PyTorch 100\.00.*drops by more than --max-ap-drop 0\.1"):
         exported(monkeypatch, averages(middle, blind=True), *arguments)
     assert not (tmp_path / "d.pt2").exists()
     exported(monkeypatch, averages(middle, blind=True), *arguments, "--max-ap-drop", "100")
@@ -389,18 +414,24 @@ def test_without_data(tmp_path, monkeypatch, capsys):
     assert path.exists()
 
 
-def test_no_check_checks_where_there_is_data(middle, tmp_path, monkeypatch, capsys):
-    exported(
-        monkeypatch,
-        averages(middle, blind=True),
-        "b",
-        "--format",
-        "torch",
-        "--output",
-        tmp_path / "d.pt2",
-        "--no-check",
-    )
-    assert "AP 100.00 with PyTorch" in capsys.readouterr().out
+def test_no_check_compares_nothing_where_there_is_data(middle, tmp_path, monkeypatch, capsys):
+    arguments = ("b", "--format", "torch", "--output", tmp_path / "d.pt2", "--no-check")
+    exported(monkeypatch, averages(middle, blind=True), *arguments)
+    output, errors = capsys.readouterr()
+    assert "was not compared" in errors and "AP" not in output
+    assert metadata(tmp_path / "d.pt2")["threshold"] == 0.5
+
+
+def test_a_file_that_is_better_is_written(middle, tmp_path, monkeypatch):
+    def mended(path):
+        return lambda arrays, run=open_file(path): [run(arrays)[0], np.full_like(run(arrays)[1], 0.5)]
+
+    of = averages(middle, blind=True)
+    with torch.no_grad():
+        of.model.bbox_embed.bias.fill_(2.0)  # not the middle half
+    monkeypatch.setattr("redetr.export.open_file", mended)
+    exported(monkeypatch, of, "best.pt", "--format", "torch", "--output", tmp_path / "d.pt2")
+    assert (tmp_path / "d.pt2").exists()
 
 
 @pytest.mark.parametrize(

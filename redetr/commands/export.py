@@ -17,7 +17,7 @@ from redetr.export import Comparison, ExportConfig, export
 from redetr.export_files import SUFFIXES, Format, Precision
 from redetr.predict import Detector, load
 
-# How far AP may move, in points: by rounding and ties alone; by weights of 16 bits; by weights and values of 8.
+# How far AP may drop, in points: by rounding and ties alone; by weights of 16 bits; by weights and values of 8.
 _MAX_AP_DROP: dict[Precision, float] = {"fp32": 0.1, "fp16": 0.3, "int8": 1.0}
 
 
@@ -46,9 +46,9 @@ class Export:
     batch_size: int = 1
     """Images at once in the comparison."""
     max_ap_drop: float | None = None
-    """Points of AP by which the file may differ from PyTorch; default: 0.1, with fp16 0.3, with int8 1.0."""
+    """Points of AP that the file may lose against PyTorch; default: 0.1, with fp16 0.3, with int8 1.0."""
     check: bool = True
-    """--no-check: write the file even if there is no data to compare on."""
+    """--no-check: write the file without a comparison, and with a threshold of 0.5 in its metadata."""
 
     def run(self) -> None:
         require_images(self.batch_size)
@@ -62,7 +62,7 @@ class Export:
         if not path.parent.is_dir():
             raise InputError(f"--output {path}: there is no folder {path.parent}; create it")
         detector = load(self.checkpoint, device="cpu")
-        held_out = self._images_of(detector, "val")
+        held_out = self._images_of(detector, "val") if self.check else None
         train = self._images_of(detector, "train") if self.precision == "int8" else None
         limit = _MAX_AP_DROP[self.precision] if self.max_ap_drop is None else self.max_ap_drop
         comparison = export(detector, path, config, held_out, train, images=self.images, batch_size=self.batch_size,
@@ -70,11 +70,11 @@ class Export:
         if comparison:
             _print(comparison)
         else:
-            ERRORS.print(f"warning: {path} was not compared with PyTorch: there is no data")
+            ERRORS.print(f"warning: {path} was not compared with PyTorch")
         OUT.print(f"{path} ({_megabytes(path):.1f} MB)", soft_wrap=True)
 
-    def _images_of(self, detector: Detector, split: Split) -> DetectionDataset | None:
-        """The images of the flags, or of the training run; None if there are none, which must have been allowed."""
+    def _images_of(self, detector: Detector, split: Split) -> DetectionDataset:
+        """The images of the flags, or of the training run. Raises InputError if there are none."""
         source = self.data or detector.trained_on
         held_out = detector.val_fraction if self.val_fraction is None else self.val_fraction
         try:
@@ -82,10 +82,8 @@ class Export:
                 raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
             return open_dataset(source, split, held_out)
         except InputError as error:
-            if self.check or self.data or split == "train":
-                way_out = "" if self.data or split == "train" else ", or --no-check to export without a comparison"
-                raise InputError(f"{error}{way_out}") from error
-            return None
+            way_out = "" if self.data or split == "train" else ", or --no-check to export without a comparison"
+            raise InputError(f"{error}{way_out}") from error
 
 
 def _print(comparison: Comparison) -> None:
