@@ -1,6 +1,7 @@
 """Files of a run: written whole or not at all, read without running code."""
 
 import json
+import pickle
 import shutil
 import warnings
 import zipfile
@@ -16,6 +17,8 @@ from redetr.errors import InputError
 from redetr.files import write_whole
 
 REQUIRED = ("model", "optimizer", "step", "config", "class_names", "category_ids")
+_EXPORTED = (".onnx", ".xml", ".pt2")
+_WANTED = "give best.pt, best.safetensors or the run folder"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
@@ -82,8 +85,14 @@ def read_torch(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: not a checkpoint that can be read safely ({reason[:160]})") from error
+        if path.suffix in _EXPORTED:
+            what = "an exported file, which the scripts in examples/export run"
+            raise InputError(f"{path}: {what}; {_WANTED}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's advice here is to load it unsafely
+            reason = "torch.save has not written it, or it holds more than tensors and plain values"
+        remedy = f"; {_WANTED}" if isinstance(error, pickle.UnpicklingError) else ""
+        raise InputError(f"{path}: not a checkpoint that can be read safely ({reason[:160]}){remedy}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

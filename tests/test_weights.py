@@ -229,6 +229,27 @@ def test_a_file_that_would_run_code_is_refused(name, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("name", ["x.onnx", "x.xml", "x.pt2", "config.json"])
+def test_what_is_no_checkpoint_says_what_to_give(name, tmp_path):
+    (tmp_path / name).write_text('{"model": "redetr_n"}')
+    with pytest.raises(redetr.InputError) as told:
+        redetr.load(tmp_path / name)
+    what = "an exported file, which the scripts in examples/export run"
+    if name == "config.json":
+        reason = "torch.save has not written it, or it holds more than tensors and plain values"
+        what = f"not a checkpoint that can be read safely ({reason})"
+    assert str(told.value) == f"{tmp_path / name}: {what}; give best.pt, best.safetensors or the run folder"
+
+
+def test_a_damaged_checkpoint_says_what_is_wrong(tmp_path):
+    torch.save({"weight": torch.arange(30000)}, tmp_path / "best.pt")
+    content = bytearray((tmp_path / "best.pt").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / "best.pt").write_bytes(content)
+    with pytest.raises(redetr.InputError, match=r"read safely \(the checksum of best/data/0 is wrong\)$"):
+        redetr.load(tmp_path / "best.pt")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [([1, 2], "neither a redetr checkpoint nor tensors"), ({"model": {"a": 1}}, "neither a redetr checkpoint nor"),
