@@ -17,16 +17,19 @@ HELP = ("-h", "--help")
 def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[str], str]:
     """The recipe's settings, which are the defaults of the flags, the flags, and the program's name for its help.
 
-    Without a recipe, lists them and exits.
+    Without a recipe, lists them and exits. Raises InputError if there is none by that name, or a flag in its place.
     """
     if not arguments or arguments[0] in HELP:
-        title = f"redetr {command} RECIPE FLAGS; all flags: redetr {command} RECIPE --help"
+        title = f"redetr {command} RECIPE FLAGS, or the folder of a run; all flags: redetr {command} RECIPE --help"
         table = Table("recipe", "what it is", title=title)
         for name, function in RECIPES.items():
             table.add_row(name, (function.__doc__ or "").splitlines()[0])
         OUT.print(table)
         raise SystemExit(0 if arguments else 2)
     recipe_name, *flags = arguments
+    if recipe_name.startswith("-"):
+        raise InputError(f"the name of a recipe, or the folder of a run, comes first, as in redetr {command} redetr_n "
+                         f"{recipe_name}: choose one of {', '.join(RECIPES)}")  # fmt: skip
     path = Path(recipe_name)
     known = recipe_name in RECIPES or not path.exists()
     recipe = get_recipe(recipe_name) if known else _settings_of(path)

@@ -308,6 +308,11 @@ def test_bad_settings_are_refused_before_anything_is_written(case, shared_coco, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_flag_in_place_of_the_recipe(capsys):
+    said = "or the folder of a run, comes first, as in redetr train redetr_n --data: choose one of", "detr_r50", "redetr_m"
+    refused(capsys, ["train", "--data", "digits"], *said)
+
+
 class Payload:
     def __init__(self, marker: Path):
         self.marker = marker
