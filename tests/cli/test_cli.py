@@ -309,8 +309,8 @@ def test_bad_settings_are_refused_before_anything_is_written(case, shared_coco, 
 
 
 def test_a_flag_in_place_of_the_recipe(capsys):
-    said = "or the folder of a run, comes first, as in redetr train redetr_n --data: choose one of", "detr_r50", "redetr_m"
-    refused(capsys, ["train", "--data", "digits"], *said)
+    said = "or the folder of a run, comes first, as in redetr train redetr_n --data: choose one of"
+    refused(capsys, ["train", "--data", "digits"], said, "detr_r50", "redetr_m")
 
 
 class Payload:
