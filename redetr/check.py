@@ -23,8 +23,9 @@ from torch import Tensor
 from redetr.check_boxes import Plan, box_faults, class_counts, class_faults, is_sound, plan_faults
 from redetr.check_images import Header, copies, image_faults, read_headers, unused_files
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
-from redetr.data.dataset import DetectionDataset, Hints, folder_of, open_dataset
+from redetr.data.dataset import DetectionDataset, Hints, folder_of, open_dataset, splits_of
 from redetr.data.folder import AnnotatedDataset, FolderDataset, read_split
+from redetr.data.hub import hub_splits
 from redetr.data.images import read_image
 from redetr.distributed import Dist
 from redetr.errors import InputError
@@ -104,10 +105,10 @@ def check(
     InputError if there is no data set.
     """
     if source == "digits" or source.startswith("hf:"):  # no files of images
-        datasets = {split: open_dataset(source, split, val_fraction) for split in SPLITS}
+        datasets, faults = _open(source, val_fraction)
         splits = {split: _annotations_of(dataset) for split, dataset in datasets.items()}
         plan = Plan.of(recipe, datasets["train"].hints, num_queries)
-        faults = [*_faults(splits, {}), *plan_faults(splits, plan)]
+        faults += [*_faults(splits, {}), *plan_faults(splits, plan)]
         for split, data in datasets.items():
             if len(splits[split]) < len(data):
                 text = f"{len(data):,} scenes, drawn on demand: these are the figures of the first {_SCENES}"
@@ -116,12 +117,13 @@ def check(
             source, splits, {}, lambda split, i: datasets[split].image(i), _sorted(faults), plan, val_fraction
         )
     splits, faults = _read(folder_of(source), val_fraction)
+    complete = not faults
     seen = Hints(native_size=splits["train"].native_size()) if "train" in splits else Hints()
     plan = Plan.of(recipe, open_dataset(source, "train").hints if source == "crowns" else seen, num_queries)
     headers = {split: _headers(annotations, True, thorough) for split, annotations in splits.items()}
     faults += [*_faults(splits, headers), *plan_faults(splits, plan)]
     faults += copies(splits, headers)
-    if len(splits) == len(SPLITS) and all(map(is_sound, splits.values())):  # nothing was left out
+    if complete and all(map(is_sound, splits.values())):  # nothing was left out
         faults += unused_files(splits.values())
     return Report(
         source, splits, headers, lambda split, i: read_image(splits[split].path(i)), _sorted(faults), plan, val_fraction
@@ -166,9 +168,12 @@ def require_unchanged(file: Path, inventories: Mapping[str, Mapping[str, Any]]) 
 
 def _faults(splits: Mapping[Split, Annotations], headers: Mapping[Split, list[Header]]) -> list[Fault]:
     """Of annotations and image headers."""
-    faults = [fault for annotations in splits.values() for fault in (*annotations.faults, *box_faults(annotations))]
-    for split, read in headers.items():
-        faults += image_faults(splits[split], read)
+    faults = []
+    for split, annotations in splits.items():
+        own = [*annotations.faults, *box_faults(annotations)]
+        if split in headers:
+            own += image_faults(annotations, headers[split])
+        faults += [fault.in_split(split) for fault in own]
     return faults + class_faults(splits)
 
 
@@ -183,19 +188,37 @@ def _sorted(faults: list[Fault]) -> list[Fault]:
 def _read(root: Path, val_fraction: float) -> tuple[dict[Split, Annotations], list[Fault]]:
     """The splits that can be read, and why others cannot. Raises InputError if none can, for one reason."""
     splits: dict[Split, Annotations] = {}
-    messages = []
+    messages: dict[Split, str] = {}
     for split in SPLITS:
         try:
-            splits[split], _ = read_split(root, split, val_fraction)
+            if split != "test" or split in splits_of(root):
+                splits[split], _ = read_split(root, split, val_fraction)
         except InputError as error:
-            messages.append(str(error))
-    if len(messages) == 2 and len(set(messages)) == 1:
-        raise InputError(messages[0])
-    faults = []
-    for file, _, message in (message.partition(": ") for message in messages):
-        text, _, remedy = message.partition("; ")
-        faults.append(Fault("error", "split-unreadable", Path(file), "", text, remedy))
-    return splits, faults
+            messages[split] = str(error)
+    if not splits and len(set(messages.values())) == 1:
+        raise InputError(messages["train"])
+    return splits, [_unreadable(split, message) for split, message in messages.items()]
+
+
+def _open(source: str, val_fraction: float) -> tuple[dict[Split, DetectionDataset], list[Fault]]:
+    """The splits of a data set without files, and why its test split, if there is one, cannot be read.
+
+    Raises InputError if train or val cannot be read.
+    """
+    datasets: dict[Split, DetectionDataset] = {}
+    datasets["train"], datasets["val"] = (open_dataset(source, split, val_fraction) for split in ("train", "val"))
+    try:
+        if source != "digits" and "test" in hub_splits(source):
+            datasets["test"] = open_dataset(source, "test")
+    except InputError as error:
+        return datasets, [_unreadable("test", str(error))]
+    return datasets, []
+
+
+def _unreadable(split: Split, error: str) -> Fault:
+    file, _, message = error.partition(": ")
+    text, _, remedy = message.partition("; ")
+    return Fault("error", "split-unreadable", Path(file), "", text, remedy).in_split(split)
 
 
 def _annotations_of(dataset: DetectionDataset) -> Annotations:

@@ -153,10 +153,13 @@ def _object_place(a: Annotations, index: int) -> str:
 def class_faults(splits: Mapping[Split, Annotations]) -> list[Fault]:
     """Classes that the splits list differently, or that are hard to learn or to measure."""
     train, val = splits.get("train"), splits.get("val")
-    if train is None or val is None:
+    if train is None:
         return []
-    if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
-        return [_different_classes(train, val)]
+    listed = (train.category_ids, train.class_names)
+    odd = [split for split, other in splits.items() if (other.category_ids, other.class_names) != listed]
+    faults = [_different_classes(train, splits[split], split) for split in odd]
+    if val is None or "val" in odd:
+        return faults
     names, learned, measured = train.class_names, class_counts(train), class_counts(val)
     folded = [" ".join(name.replace("_", " ").split()).casefold() for name in names]
     twin = [names[folded.index(name)] for name in folded]  # the first class that is called nearly so
@@ -183,27 +186,25 @@ def class_faults(splits: Mapping[Split, Annotations]) -> list[Fault]:
     def told(text: Callable[[int], str], i: int) -> tuple[str, str]:
         return f"category {train.category_ids[i]} ({names[i]!r})", text(i)
 
-    return [
-        fault
-        for bad, severity, code, text, remedy in checks
-        for fault in found(bad, severity, code, train.source, partial(told, text), remedy)
-    ]
+    for bad, severity, code, text, remedy in checks:
+        faults += found(bad, severity, code, train.source, partial(told, text), remedy)
+    return faults
 
 
-def _different_classes(train: Annotations, val: Annotations) -> Fault:
-    classes = [set(zip(split.category_ids, split.class_names, strict=True)) for split in (train, val)]
+def _different_classes(train: Annotations, other: Annotations, split: Split) -> Fault:
+    classes = [set(zip(listing.category_ids, listing.class_names, strict=True)) for listing in (train, other)]
     odd = classes[0] ^ classes[1]
-    where, (id_, name) = "train" if min(odd) in classes[0] else "val", min(odd)
-    text = f"train and val list different categories: {id_} ({name!r}) is only in {where}"
+    where, (id_, name) = "train" if min(odd) in classes[0] else split, min(odd)
+    text = f"train and {split} list different categories: {id_} ({name!r}) is only in {where}"
     remedy = "write the same categories into both annotation files"
-    return Fault("error", "category-differs", val.source, "", text, remedy, len(odd))
+    return Fault("error", "category-differs", other.source, "", text, remedy, len(odd)).in_split(split)
 
 
 def plan_faults(splits: Mapping[Split, Annotations], plan: Plan) -> list[Fault]:
     """What does not suit the model and its image size, and a val split that measures little."""
     faults = []
     for split, annotations in splits.items():
-        if split == "val" or plan.config.augment != "aerial":  # which trains on a part of each image
+        if split != "train" or plan.config.augment != "aerial":  # which trains on a part of each image
             faults += _crowded(annotations, plan.num_queries)
     train, val = splits.get("train"), splits.get("val")
     if train is not None:

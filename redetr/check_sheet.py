@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PANEL_PX, _COLUMNS = 400, 4
-_SAMPLES: dict[Split, int] = {"train": 8, "val": 4}
+_SAMPLES: dict[Split, int] = {"train": 8, "val": 4, "test": 4}
 _MOST_TAGS = 12  # of a picture with more boxes, classes are told by color alone
 _BINS = 31
 _MOST_CLASSES = 30  # in the histogram, the most common ones

@@ -28,6 +28,8 @@ class Evaluate:
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     data: str | None = None
     """digits, crowns, or a folder; default: what the checkpoint was trained on."""
+    split: Literal["val", "test", "train"] = "val"
+    """The part of the data set that is measured on."""
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     batch_size: int = 16
@@ -52,7 +54,7 @@ class Evaluate:
         if source is None:
             raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
         held_out = detectors[0].val_fraction if self.val_fraction is None else self.val_fraction
-        dataset = open_dataset(source, "val", held_out)
+        dataset = open_dataset(source, self.split, held_out)
         with process_group(self.device) as dist:
             found = [self._detect(detector, dataset, dist) for detector in detectors]
             dist.main_only(self._tell)(dataset, found)

@@ -22,7 +22,7 @@ from redetr.data.paths import find_files, path_inside, read_file
 from redetr.errors import InputError
 
 ROBOFLOW_FILE = "_annotations.coco.json"
-_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid")}
+_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 _LARGEST = 2**63
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
@@ -31,8 +31,8 @@ Row = dict[str, Any]
 
 
 def coco_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are in COCO form. Raises InputError if several files claim to be one."""
-    return [split for split in SPLITS if _locate(root, split)]
+    """The splits of the folder that are in COCO form."""
+    return [split for split in SPLITS if _files(root, split)]
 
 
 def coco_sought(split: Split) -> str:
@@ -43,7 +43,7 @@ def coco_sought(split: Split) -> str:
 def read_coco(root: Path, split: Split) -> Annotations:
     """The split, which has to be there. Images are taken from the folder that has most of them.
 
-    Raises InputError for a file that is not JSON of the three lists.
+    Raises InputError for a file that is not JSON of the three lists, and if several files claim to be the split.
     """
     located = _locate(root, split)
     if located is None:
@@ -76,22 +76,28 @@ def from_document(source: Path, document: Any, folders: list[Path]) -> Annotatio
     return assemble(source, classes, found, _read_objects(annotations, image, labels), faults)
 
 
+def _files(root: Path, split: Split) -> list[Path]:
+    """The annotation files that claim to be the split."""
+    found = sorted((root / "annotations").glob(f"instances_{split}*.json"))
+    exact = [file for file in found if file.stem == f"instances_{split}"]
+    exported = [root / name / ROBOFLOW_FILE for name in _FOLDERS[split]]
+    return exact or found or [file for file in exported if file.is_file()][:1]
+
+
 def _locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
     """The annotation file of the split and the folders where its images may be; None if there is none.
 
     Raises InputError if several files claim to be the split.
     """
-    found = sorted((root / "annotations").glob(f"instances_{split}*.json"))
-    exact = [file for file in found if file.stem == f"instances_{split}"]
-    if len(found) > 1 and not exact:
-        listed = ", ".join(file.name for file in found)
+    files = _files(root, split)
+    if len(files) > 1:
+        listed = ", ".join(file.name for file in files)
         raise InputError(f"{root}: several files for the {split} split ({listed}); keep one in annotations/")
-    if found:
-        file = (exact or found)[0]
-        names = (file.stem.removeprefix("instances_"), *_FOLDERS[split])
-        return file, [*(parent / name for parent in (root, root / "images") for name in names), root / "images", root]
-    files = [root / name / ROBOFLOW_FILE for name in _FOLDERS[split]]
-    return next(((file, [file.parent]) for file in files if file.is_file()), None)
+    if not files or files[0].name == ROBOFLOW_FILE:
+        return (files[0], [files[0].parent]) if files else None
+    names = (files[0].stem.removeprefix("instances_"), *_FOLDERS[split])
+    folders = [parent / name for parent in (root, root / "images") for name in names]
+    return files[0], [*folders, root / "images", root]
 
 
 class _Table(Rows):

@@ -74,8 +74,11 @@ def _sayable(splits: Splits, form: str) -> tuple[Splits, list[str]]:
         if unused:
             notes.append(f"voc lists no classes: {len(unused)} without objects, such as {min(unused)!r}, are left out")
         return splits, notes
-    if len({a.class_names for a in splits.values()}) > 1:
-        raise InputError(f"{splits['train'].source}: val lists other classes, yolo has one list for both; equal them")
+    first, *others = splits
+    odd = [split for split in others if splits[split].class_names != splits[first].class_names]
+    if odd:
+        lists = f"{odd[0]} lists other classes than {first}"
+        raise InputError(f"{splits[odd[0]].source}: {lists}, yolo has one list for all; equal them")
     crowds = sum(int(a.iscrowd.sum()) for a in splits.values())
     if crowds:
         notes.append(f"yolo has no crowds and no objects to ignore: {crowds} are left out")

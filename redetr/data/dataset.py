@@ -18,9 +18,10 @@ from redetr.errors import InputError
 from redetr.structures import Target
 
 _CROWNS = Path(__file__).parent / "crowns"
-_PURPOSE = {
-    "train": "a model learns from it",
-    "val": "hold out 10-20% of the images to measure on, or let --val-fraction 0.1 do it",
+_REMEDIES = {
+    "train": "add it: a model learns from it",
+    "val": "add it: hold out 10-20% of the images to measure on, or let --val-fraction 0.1 do it",
+    "test": "add it, or measure on val",
 }
 
 
@@ -110,7 +111,7 @@ def read_annotations(root: Path, split: Split) -> Annotations:
     """
     layout, splits = _layout_of(root)
     if split not in splits:
-        raise InputError(f"{root}: no {split} split (looked for {layout.sought(split)}); add it: {_PURPOSE[split]}")
+        raise InputError(f"{root}: no {split} split (looked for {layout.sought(split)}); {_REMEDIES[split]}")
     return layout.read(root, split)
 
 
@@ -150,7 +151,9 @@ def open_dataset(source: str | Path, split: Split, val_fraction: float = 0.0) ->
     from redetr.data.hub import open_hub
 
     if split not in SPLITS:
-        raise ValueError(f"split is train or val, not {split!r}")
+        raise ValueError(f"split is train, val or test, not {split!r}")
+    if split == "test" and source in ("digits", "crowns"):
+        raise InputError(f"{source}: has no test split; measure on val")
     if source == "digits":
         return DigitsDataset(split)
     if str(source).startswith("hf:"):

@@ -29,10 +29,11 @@ def open_folder(root: Path, split: Split, hints: Hints, val_fraction: float) -> 
 
 def read_split(root: Path, split: Split, val_fraction: float) -> tuple[Annotations, str]:
     """What `open_folder` takes, faults not yet judged, and a sentence on `val_fraction`. Raises InputError."""
-    if val_fraction and "val" not in splits_of(root):
+    if not val_fraction or split == "test":
+        return read_annotations(root, split), ""
+    if "val" not in splits_of(root):
         return hold_out(read_annotations(root, "train"), split, val_fraction)
-    note = f"{root}: has a val split of its own, --val-fraction is not used" if val_fraction else ""
-    return read_annotations(root, split), note
+    return read_annotations(root, split), f"{root}: has a val split of its own, --val-fraction is not used"
 
 
 def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[Annotations, str]:

@@ -20,8 +20,13 @@ from redetr.data.folder import AnnotatedDataset, hold_out
 from redetr.data.images import FORMATS, decode
 from redetr.errors import InputError
 
-_SPLITS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "valid")}
+_SPLITS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
 _FIELDS = {"bbox": "bbox", "category": "category_id", "area": "area", "iscrowd": "iscrowd"}
+
+
+def hub_splits(source: str) -> list[Split]:
+    """The splits that are there. Raises InputError if `datasets` is not installed or cannot read it."""
+    return [split for split, name in _called(_load(source)).items() if name]
 
 
 def open_hub(source: str, split: Split, val_fraction: float) -> "HubDataset":
@@ -30,15 +35,21 @@ def open_hub(source: str, split: Split, val_fraction: float) -> "HubDataset":
     Raises InputError if `datasets` is not installed or cannot read it, or if it does not hold boxes.
     """
     splits = _load(source)
-    found = {name: next((alias for alias in aliases if alias in splits), "") for name, aliases in _SPLITS.items()}
-    held_out = bool(val_fraction) and not found["val"]
+    found = _called(splits)
+    held_out = bool(val_fraction) and not found["val"] and split != "test"
     rows = splits.get(found["train" if held_out else split])
     if rows is None:
-        raise InputError(f"{source}: no {split} split, only {', '.join(splits)}; --val-fraction 0.1 makes one for val")
+        remedy = "measure on val" if split == "test" else "--val-fraction 0.1 makes one for val"
+        raise InputError(f"{source}: no {split} split, only {', '.join(splits)}; {remedy}")
     annotations, note = _annotations(source, rows), ""
     if held_out:
         annotations, note = hold_out(annotations, split, val_fraction)
     return HubDataset(annotations, rows, note)
+
+
+def _called(splits: dict[str, Any]) -> dict[Split, str]:
+    """The name of each split there, empty if there is none."""
+    return {split: next((alias for alias in aliases if alias in splits), "") for split, aliases in _SPLITS.items()}
 
 
 def _load(source: str) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Data sets in Pascal VOC form: an XML file per image.
 
-Either JPEGImages/, Annotations/ and ImageSets/Main/{train,val,trainval}.txt, or images and XML files side by side in
-train/ and val/ (or valid/). Pixels count from 1 and `xmax, ymax` are the last ones inside, as in the devkit: a box of
-the whole image is `1 1 width height`. Boxes are shifted to `xmin - 1, ymin - 1, xmax, ymax`. Objects marked
-`difficult` are ignored in evaluation, as the protocol of VOC does: `iscrowd` is True. Classes are all that any XML
-file of the folder names, sorted, with ids from 1; image ids count the sorted names.
+Either JPEGImages/, Annotations/ and ImageSets/Main/{train,val,trainval,test}.txt, or images and XML files side by
+side in train/, val/ (or valid/) and test/. Pixels count from 1 and `xmax, ymax` are the last ones inside, as in the
+devkit: a box of the whole image is `1 1 width height`. Boxes are shifted to `xmin - 1, ymin - 1, xmax, ymax`. Objects
+marked `difficult` are ignored in evaluation, as the protocol of VOC does: `iscrowd` is True. Classes are all that any
+XML file of the folder names, sorted, with ids from 1; image ids count the sorted names.
 """
 
 import math
@@ -21,7 +21,7 @@ from redetr.data.annotations import SPLITS, Annotations, Fault, Images, Objects,
 from redetr.data.paths import IMAGE_SUFFIXES, Listing, path_inside, read_file, read_sizes
 from redetr.errors import InputError
 
-_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid")}
+_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _LARGEST = 1e9  # px
 
@@ -78,10 +78,10 @@ def _locate(root: Path, split: Split) -> _Place | None:
     if not images.is_dir() or not annotations.is_dir():
         folders = [root / name for name in _FOLDERS[split]]
         return next((_Place(folder, folder) for folder in folders if any(folder.glob("*.xml"))), None)
-    there = [name for name in ("train", "val", "trainval") if (lists / f"{name}.txt").is_file()]
-    if split in there:
+    if (lists / f"{split}.txt").is_file():
         return _Place(images, annotations, lists / f"{split}.txt")
-    if split == "val" or "val" in there:
+    there = [name for name in ("train", "val", "trainval") if (lists / f"{name}.txt").is_file()]
+    if split != "train" or "val" in there:
         return None
     return _Place(images, annotations, lists / "trainval.txt" if there else None)
 
@@ -159,7 +159,7 @@ def _number(element: ElementTree.Element, path: str) -> float:
 
 
 def _classes(root: Path, read: set[Path], scenes: list[_Scene]) -> list[str]:
-    """The names of all classes in both splits, sorted."""
+    """The names of all classes in all splits, sorted."""
     places = [place for split in SPLITS if (place := _locate(root, split))]
     others = {file for place in places for file in place.annotations.rglob("*.xml")} - read
     names = {name for scene in (*scenes, *map(_read_scene, others)) for name in scene.names if name}

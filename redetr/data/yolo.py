@@ -22,18 +22,22 @@ from redetr.data.paths import Listing, find_below, find_images, read_file, read_
 from redetr.errors import InputError
 
 _FILES = ("data.yaml", "data.yml")
-_KEYS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid")}
+_KEYS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 _BOX, _OUTLINE, _BAD = range(3)
 _LARGEST = 1e6  # as a fraction of an image
 
 
 def yolo_splits(root: Path) -> list[Split]:
-    """The splits that the `data.yaml` of the folder (or `root`, if it is a file) names.
+    """The splits that the `data.yaml` of the folder (or `root`, if it is a file) names; test only if it is there, since
+    tools write its name in any case.
 
-    Raises InputError if it cannot be read.
+    Raises InputError if the file cannot be read.
     """
     file = _locate(root)
-    return [split for split in SPLITS if _entries(file, _parse_config(file), split)] if file else []
+    if file is None:
+        return []
+    config = _parse_config(file)
+    return [s for s in SPLITS if (any(_places(file, config, s)) if s == "test" else _entries(file, config, s))]
 
 
 def yolo_sought(split: Split, file: str = _FILES[0]) -> str:
@@ -114,9 +118,7 @@ def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
 def _find_images(file: Path, config: dict[str, Any], split: Split, faults: list[Fault]) -> tuple[str, list[str]]:
     """The folder of the images of a split, relative to the data folder, and their sorted paths below it."""
     root, there = file.parent, Listing(file.parent)
-    entries, base = _entries(file, config, split), config.get("path")
-    base = find_below(there, base) if isinstance(base, str) else ""
-    places = [find_below(there, entry, (base, "")) for entry in entries]
+    entries, places = _entries(file, config, split), _places(file, config, split)
     if "" in places:
         lost = reprlib.repr(entries[places.index("")])
         raise InputError(
@@ -126,13 +128,25 @@ def _find_images(file: Path, config: dict[str, Any], split: Split, faults: list[
     found: list[str] = []
     for place in places:
         if (root / place).is_file():
-            found += _listed(there, place, base, faults)
+            found += _listed(there, place, _base(there, config), faults)
         else:
             below = posixpath.relpath(place, folder)
             found += [posixpath.normpath(f"{below}/{name}") for name in find_images(root / place)]
     if not found:
         raise InputError(f"{file}: {split} holds no images ({reprlib.repr(entries)}); put them there")
     return folder, sorted(set(found), key=os.fsencode)
+
+
+def _base(there: Listing, config: dict[str, Any]) -> str:
+    """The folder that entries are relative to, below the data folder; empty if the file does not say one."""
+    base = config.get("path")
+    return find_below(there, base) if isinstance(base, str) else ""
+
+
+def _places(file: Path, config: dict[str, Any], split: Split) -> list[str]:
+    """Where the entries of a split are below the data folder; empty if they are not there."""
+    there = Listing(file.parent)
+    return [find_below(there, entry, (_base(there, config), "")) for entry in _entries(file, config, split)]
 
 
 def _listed(there: Listing, place: str, base: str, faults: list[Fault]) -> list[str]:

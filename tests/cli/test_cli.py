@@ -321,6 +321,21 @@ class Payload:
         return Path.touch, (self.marker,)
 
 
+def test_evaluate_measures_on_the_split_that_is_asked_for(trained, tiny_coco, tmp_path, capsys):
+    def measured(*options):
+        main(["evaluate", str(trained), "--data", str(root), "--json", *options])
+        return json.loads(capsys.readouterr().out)
+
+    root = Path(shutil.copytree(tiny_coco, tmp_path / "data"))
+    refused(capsys, ["evaluate", trained, "--data", root, "--split", "test"], "no test split")
+    refused(capsys, ["evaluate", trained, "--data", "digits", "--split", "test"], "digits: has no test split")
+    (root / "val").rename(root / "test")
+    (root / "annotations/instances_val.json").rename(root / "annotations/instances_test.json")
+    shutil.copytree(root / "train", root / "val")
+    shutil.copy(root / "annotations/instances_train.json", root / "annotations/instances_val.json")
+    assert measured() == measured("--split", "train") != measured("--split", "test")
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_a_pickle_with_code_is_not_executed(command, tmp_path, shared_coco, capsys):
     marker, file = tmp_path / "executed", tmp_path / "best.pt"

@@ -351,8 +351,8 @@ def test_folder_is_missing_empty_or_of_no_known_layout(tmp_path):
     save_image(tmp_path / "images" / "a.png")
     refused(tmp_path, "annotations/instances_train*.json", "_annotations.coco.json")
     refused(tmp_path / "images" / "a.png", "is a file")
-    with pytest.raises(ValueError, match="train or val"):
-        open_dataset("digits", "test")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="train, val or test"):
+        open_dataset("digits", "tset")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "bmp", "gif", "tif"])

@@ -11,6 +11,7 @@ from conftest import write_tiny_coco
 from PIL import Image
 from test_coco import refused
 
+from redetr.check import check
 from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.data.convert import convert
@@ -190,12 +191,24 @@ def test_datasets_give_equal_targets(forms, saved, split):
 
 def test_datasets_of_one_split_and_faults(saved, tmp_path):
     datasets = pytest.importorskip("datasets")
-    whole = datasets.load_from_disk(str(saved))["train"]
+    splits = datasets.load_from_disk(str(saved))
+    whole = splits["train"]
     whole.save_to_disk(str(tmp_path / "one"))
     parts = [open_dataset(f"hf:{tmp_path}/one", split, 0.3) for split in ("train", "val")]
     assert sum(map(len, parts)) == 8
     with pytest.raises(InputError, match=r"no val split, only train; --val-fraction"):
         open_dataset(f"hf:{tmp_path}/one", "val")
+    with pytest.raises(InputError, match=r"no test split, only train; measure on val"):
+        open_dataset(f"hf:{tmp_path}/one", "test", 0.3)
+    tested = datasets.DatasetDict({**splits, "test": splits["validation"]})
+    tested.save_to_disk(str(tmp_path / "tested"))
+    assert len(open_dataset(f"hf:{tmp_path}/tested", "test", 0.3)) == len(splits["validation"])
+    assert set(check(f"hf:{tmp_path}/tested").splits) == {"train", "val", "test"}
+    tested["test"] = tested["test"].remove_columns("objects")
+    tested.save_to_disk(str(tmp_path / "unlabelled"))
+    report = check(f"hf:{tmp_path}/unlabelled")
+    assert set(report.splits) == {"train", "val"} and not report.errors
+    assert "split-unreadable" in {fault.code for fault in report.faults}
     whole.rename_column("objects", "things").save_to_disk(str(tmp_path / "odd"))
     with pytest.raises(InputError, match=r"needs columns image and objects.*which are image, things"):
         open_dataset(f"hf:{tmp_path}/odd", "train")

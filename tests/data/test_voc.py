@@ -61,13 +61,15 @@ def test_reads_boxes_labels_and_images(tmp_path):
         ({"trainval": "a\nc\n"}, "ac", ""),
         ({"trainval": "a\nb\nc\n", "train": "b", "val": "a\n\n"}, "b", "a"),
         ({"trainval": "a\nb\nc\n", "val": "a"}, "", "a"),
-        ({"test": "a"}, "abc", ""),
+        ({"test": "a"}, "abc", ""),  # the doctor finds that training sees it
+        ({"trainval": "b\nc\n", "test": "a"}, "bc", ""),
         ({}, "abc", ""),
     ],
 )
 def test_lists_of_images(tmp_path, lists, train, val):
     write(tmp_path, lists)
     expected = {split: stems for split, stems in (("train", train), ("val", val)) if stems}
+    expected |= {"test": "a"} if "test" in lists else {}
     assert splits_of(tmp_path) == list(expected)
     for split, stems in expected.items():
         dataset = open_dataset(tmp_path, split)
