@@ -41,6 +41,7 @@ class State:
     train_time_s: float = 0.0  # without evaluation
     best: dict[str, float] = field(default_factory=lambda: {"AP": -1.0, "step": 0})
     since_best: int = 0  # evaluations
+    evaluated: int = 0  # the step of the last one
 
     def about(self) -> dict[str, Any]:
         """What is needed to use the weights without the run."""
@@ -55,9 +56,29 @@ class State:
             "epoch": self.step * self.config.batch_size // self.num_images,
             "train_time_s": self.train_time_s,
             "since_best": self.since_best,
+            "evaluated": self.evaluated,
             "num_images": self.num_images,
             **self.about(),
         }
+
+    def record(self, ap: float | None) -> bool:
+        """Notes the AP of an evaluation, counted once if it is repeated; whether it is the best."""
+        self.since_best += self.step > self.evaluated
+        self.evaluated = self.step
+        better = (ap or 0.0) > self.best["AP"]
+        if better:
+            self.since_best, self.best = 0, {"AP": ap or 0.0, "step": self.step}
+        return better
+
+    def ending(self) -> str:
+        """Why the run goes no further; empty if it does."""
+        steps, patience = self.config.steps, self.config.patience
+        if self.step == steps:
+            return f"all {steps} steps are done"
+        if 0 < patience <= self.since_best:
+            without = f"{self.since_best} evaluations in a row without a better AP (--patience {patience})"
+            return f"ended early at step {self.step} of {steps}, after {without}"
+        return ""
 
     def save(self, folder: Path) -> None:
         """Writes `last.pt`; the one before it stays as `previous.pt`."""
@@ -78,7 +99,7 @@ class State:
         self.ema.model.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.best, self.train_time_s = saved["step"], saved["best"], saved["train_time_s"]
-        self.since_best = saved.get("since_best", 0)  # older checkpoints have none
+        self.since_best, self.evaluated = saved.get("since_best", 0), saved.get("evaluated", 0)  # older ones have none
 
 
 def start_folder(folder: Path, state: State, datasets: dict[str, DetectionDataset], dist: Dist) -> list[str]:

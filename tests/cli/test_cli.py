@@ -199,7 +199,8 @@ def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, shared_coco,
     refused(capsys, train_arguments(shared_coco, folder), "holds a run already", "--resume")
     refused(capsys, [*train_arguments(shared_coco, folder, lr=0.5), "--resume"], "lr=0.004", "0.5")
     main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
-    assert "AP50" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "AP50" in told.out and "nothing to train: all 6 steps are done; " in told.err
     before, after = (torch.load(path / "last.pt", weights_only=True) for path in (trained, folder))
     torch.testing.assert_close(after["model"], before["model"], rtol=0, atol=0)
 
@@ -434,9 +435,13 @@ def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys):
     evaluations = [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line]
     assert evaluations == [2, 4, 6]
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 6
-    assert "best.pt is of step 2: AP 0." in capsys.readouterr().err
-    main([*arguments, "--resume"])  # it stays ended
-    assert len([line for line in lines_of(tmp_path / "run") if "AP" in line]) == 3
+    ended = "ended early at step 6 of 100, after 2 evaluations in a row without a better AP (--patience 2)"
+    assert f"\n{ended}; best.pt is of step 2: AP 0." in capsys.readouterr().err
+    main([*arguments, "--resume", "--eval-every=4"])  # it stays ended, and counts no evaluation twice
+    told = capsys.readouterr().err
+    assert f"nothing to train: {ended}; " in told and "give a larger --patience" in told
+    assert f"\n{ended}; best.pt is of step 2: AP 0." in told
+    assert [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line] == [2, 4, 6]
 
 
 def test_patience_counts_evaluations_also_when_they_come_at_other_steps(shared_coco, tmp_path):
