@@ -98,8 +98,31 @@ def test_evaluate_repeats_the_best_evaluation(trained, capsys, name):
     main(["evaluate", str(trained / name), "--json", "--precision", "fp32", "--device", "cpu", "--batch-size", "16"])
     found = json.loads(capsys.readouterr().out)
     best = max((line for line in lines_of(trained) if "AP" in line), key=lambda line: line["AP"])
-    for metric, value in found.items():
-        assert value == pytest.approx(best[metric], abs=1e-6), metric
+    assert (found["images"], found["image_size"], found["split"]) == (5, 64, "val")
+    for metric in best.keys() & found.keys():
+        assert found[metric] == pytest.approx(best[metric], abs=1e-6), metric
+    assert {"AP", "ARl", "per_class", "per_class_AP50", "objects"} <= best.keys() & found.keys()
+
+
+def test_what_was_measured_stands_above_the_numbers(trained, shared_coco, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "best.pt").unlink()
+    objects = json.loads((shared_coco / "annotations" / "instances_val.json").read_text())["annotations"]
+    for folder, taken in ((trained, "best.pt"), (tmp_path / "run", "last.pt (there is no best.pt)")):
+        main(["evaluate", str(folder), "--device", "cpu"])
+        first, *tables = capsys.readouterr().out.splitlines()
+        assert first == f"{folder}/{taken}: val split of {shared_coco}, 5 images, at 64 px"
+        (header,) = [line.split() for line in tables if "objects" in line]
+        assert [word for word in header if word.isalnum()] == ["class", "objects", "AP", "AP50"]
+        (cup,) = [line for line in tables if " cup " in line]
+        assert int(cup.split("│")[2]) == sum(thing["category_id"] == 7 for thing in objects)
+
+
+def test_the_numbers_after_training_say_of_which_step_they_are(shared_coco, tmp_path, capsys):
+    main(train_arguments(shared_coco, tmp_path / "run", lr=1e-30, ema_decay=0))
+    best = next(line for line in lines_of(tmp_path / "run") if "AP" in line)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"evaluation of step 6, the last; best.pt is of step 3, with AP {100 * best['AP']:.1f}"
 
 
 def test_predict_writes_pictures_and_numbers(trained, shared_coco, tmp_path):
