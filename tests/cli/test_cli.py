@@ -410,8 +410,33 @@ def test_a_checkpoint_of_other_classes_is_not_evaluated(trained, tiny_coco, caps
         document["categories"].append({"id": 91, "name": "fork"})
         file.write_text(json.dumps(document))
     lines = fails(capsys, ["evaluate", trained, "--data", tiny_coco, "--json"])
-    assert lines[-1].startswith("redetr: the model knows 3 classes")
-    assert "has 4" in lines[-1]
+    assert lines[-1].startswith(
+        "redetr: the model knows 3 classes, such as cup (7), plate (12), spoon (90); tiny has 4, "
+    )
+    assert "of which it does not know fork (91): " in lines[-1]
+
+
+def measured(capsys, checkpoint: Path, data: Path) -> dict[str, Any]:
+    capsys.readouterr()
+    main(["evaluate", str(checkpoint), "--data", str(data), "--json", "--device", "cpu"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_converted_data_gives_the_same_numbers(trained, shared_coco, tmp_path, capsys):
+    """Conversion numbers the classes 7, 12 and 90 from 0 on: their names tell which is which."""
+    main(["convert", str(shared_coco), str(tmp_path / "yolo"), "--to", "yolo"])
+    before, after = (measured(capsys, trained, data) for data in (shared_coco, tmp_path / "yolo"))
+    assert after["per_class"] == pytest.approx(before["per_class"], abs=1e-3)
+    assert after["objects"] == before["objects"]
+
+
+def test_names_that_do_not_tell_classes_apart_are_refused(trained, tiny_coco, capsys):
+    for split in ("train", "val"):
+        renumbered = {"categories": [{"id": i, "name": name} for i, name in enumerate(("cup", "plate", "plate"))]}
+        file = tiny_coco / "annotations" / f"instances_{split}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | renumbered | {"annotations": []}))
+    lines = fails(capsys, ["evaluate", trained, "--data", tiny_coco, "--json"])
+    assert "does not know cup (0), plate (1), plate (2): " in lines[-1]
 
 
 def test_bad_sources_for_predict(trained, shared_coco, tmp_path, capsys):
