@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from redetr.data import DetectionDataset, open_dataset
+from redetr.data.annotations import Split
 from redetr.data.images import upright
 from redetr.data.loader import to_batch
 from redetr.data.transforms import resizer
@@ -46,6 +48,18 @@ class Detector:
     def classes(self) -> list[tuple[int, str]]:
         """Category id and name of each label."""
         return list(zip(self.category_ids, self.class_names, strict=True))
+
+    def open_data(self, split: Split, source: str | None = None, val_fraction: float | None = None) -> DetectionDataset:
+        """`open_dataset` of what the model was trained on, unless told otherwise. Raises InputError."""
+        held_out = self.val_fraction if val_fraction is None else val_fraction
+        if source is not None:
+            return open_dataset(source, split, held_out)
+        if self.trained_on is None:
+            raise InputError("the checkpoint does not say what it was trained on: give --data")
+        try:
+            return open_dataset(self.trained_on, split, held_out)
+        except InputError as error:
+            raise InputError(f"{error}; the checkpoint stores this path of its training data: give --data") from error
 
     def optimize(self, compile: bool = False) -> "Detector":
         """This detector with a model made ready to answer: see `for_inference`; in bf16 in place of fp32 where the

@@ -10,6 +10,7 @@ from redetr.check import inventory, require_unchanged
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset
+from redetr.data.dataset import absolute_source
 from redetr.distributed import Dist
 from redetr.ema import ModelEma
 from redetr.errors import InputError
@@ -44,9 +45,10 @@ class State:
     evaluated: int = 0  # the step of the last one
 
     def about(self) -> dict[str, Any]:
-        """What is needed to use the weights without the run."""
+        """What is needed to use the weights without the run, from any directory."""
         return {"config": self.config.to_dict(), "class_names": list(self.class_names),
-                "category_ids": list(self.category_ids), "step": self.step, "best": self.best}  # fmt: skip
+                "category_ids": list(self.category_ids), "step": self.step, "best": self.best,
+                "data": absolute_source(self.config.data)}  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -109,7 +109,8 @@ def _origin_of_run(about: dict[str, Any]) -> Origin:
         raise ValueError(f"{len(classes[0])} class names and {len(classes[1])} category ids")
     if not isinstance(config.model, str) or config.image_size not in range(_LARGEST_PX):
         raise ValueError(f"a model {config.model!r} for images of {config.image_size!r} px")
-    return Origin(config.model, options, *classes, config.image_size, config.data, config.val_fraction)
+    data = str(about.get("data", config.data))  # older checkpoints have the path as it was given
+    return Origin(config.model, options, *classes, config.image_size, data, config.val_fraction)
 
 
 def _from_official(path: Path, tensors: dict[str, Tensor], model: str | None, class_names: Sequence[str] | None = None,

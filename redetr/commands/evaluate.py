@@ -10,9 +10,8 @@ from rich.progress import Progress
 
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_json, print_results, require_images
-from redetr.data import DetectionDataset, open_dataset
+from redetr.data import DetectionDataset
 from redetr.distributed import Dist, process_group
-from redetr.errors import InputError
 from redetr.evaluate import detect_classes
 from redetr.metrics import GroundTruth, coco_metrics
 from redetr.predict import Detector, load
@@ -48,11 +47,8 @@ class Evaluate:
         require_images(self.batch_size)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
         detectors = [load(path, device=self.device, precision=self.precision) for path in paths]
+        dataset = detectors[0].open_data("val", self.data, self.val_fraction)
         source = self.data or detectors[0].trained_on
-        if source is None:
-            raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
-        held_out = detectors[0].val_fraction if self.val_fraction is None else self.val_fraction
-        dataset = open_dataset(source, "val", held_out)
         about = [
             {
                 "checkpoint": str(path),

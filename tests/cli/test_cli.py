@@ -538,3 +538,27 @@ def test_what_was_held_out_is_what_is_evaluated(tiny_coco, tmp_path, capsys):
     inventory = json.loads((tmp_path / "run" / "data.json").read_text())
     train, val = (set(inventory[split]["images"]) for split in ("train", "val"))
     assert val and not train & val and len(train | val) == 8
+
+
+def test_a_checkpoint_finds_its_data_from_another_directory(tiny_coco, tmp_path, capsys, monkeypatch):
+    """And says where it looked when the data is gone. The run itself goes on with the path that it is given."""
+    monkeypatch.chdir(tiny_coco.parent)
+    arguments = train_arguments(Path("tiny"), tmp_path / "run", steps=2, eval_every=1)
+    main(arguments)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == "tiny"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("best.pt", "best.safetensors"):
+        capsys.readouterr()
+        main(["evaluate", f"../run/{name}", "--json", "--device=cpu"])
+        assert json.loads(capsys.readouterr().out)["data"] == str(tiny_coco)
+    main(["export", "../run", "--format=torch", "--output=model.pt2"])
+    tiny_coco.rename(tmp_path / "elsewhere" / "moved")
+    stored = f"{tiny_coco}: no such folder; give the folder of a data set, or digits or crowns; the checkpoint stores"
+    for command in ("evaluate", "export"):
+        refused(capsys, [command, "../run"], stored, "give --data")
+    refused(capsys, ["explain", "../run", "--image-id=100"], stored, "give --data")
+    refused(capsys, ["evaluate", "../run", "--data=nowhere"], "redetr: nowhere: no such folder")
+    main([*train_arguments(Path("moved"), tmp_path / "run", steps=2, eval_every=1), "--resume"])
+    main(["evaluate", "../run/last.pt", "--device=cpu"])
+    assert f"split of {tmp_path}/elsewhere/moved, " in capsys.readouterr().out

@@ -14,7 +14,7 @@ from test_coco import refused
 from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.data.convert import convert
-from redetr.data.dataset import read_annotations
+from redetr.data.dataset import absolute_source, read_annotations
 from redetr.data.folder import hold_out
 from redetr.errors import InputError
 
@@ -203,3 +203,13 @@ def test_datasets_of_one_split_and_faults(saved, tmp_path):
         with pytest.raises(InputError, match="cannot read it") as caught:
             open_dataset(f"hf:{tmp_path}/{place}", "train")
         assert "\n" not in str(caught.value)
+
+
+def test_a_source_is_named_for_every_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    for name in ("digits", "crowns", "hf:owner/name", "hf:name@1.0", str(tmp_path)):
+        assert absolute_source(name) == name
+    assert absolute_source("./digits") == f"{tmp_path}/digits"  # a folder of that name
+    assert absolute_source("~/x") == str(Path.home() / "x")
+    assert absolute_source("hf:saved") == f"hf:{tmp_path}/saved"
