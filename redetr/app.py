@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from redetr.app_api import MAX_BYTES, THRESHOLD, Turns, endpoint, read_upload
 from redetr.app_guard import Guard
-from redetr.data import DetectionDataset, open_dataset
+from redetr.data import DetectionDataset
 from redetr.errors import InputError
 from redetr.explain import explain
 from redetr.explain_loss import explain_loss
@@ -43,11 +43,7 @@ class Page:
     @cached_property
     def dataset(self) -> DetectionDataset:
         """Images that are trained on. Raises InputError."""
-        if self._dataset is not None:
-            return self._dataset
-        if self.detector.trained_on is None:
-            raise InputError("the checkpoint does not say what it was trained on: start redetr app with --data")
-        return open_dataset(self.detector.trained_on, "train", self.detector.val_fraction)
+        return self.detector.open_data("train") if self._dataset is None else self._dataset
 
     @cached_property
     def image_ids(self) -> list[str]:

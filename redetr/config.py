@@ -92,7 +92,7 @@ class TrainConfig:
     cache_dir: str | None = None
     """Folder of a local disk to keep them on instead, while the run lasts."""
     log_every: int = 20
-    """Steps between lines in metrics.jsonl."""
+    """Steps between lines in metrics.jsonl, and on the screen where that is no terminal."""
     eval_every: int = 0
     """Steps between evaluations; default: once an epoch, but 5 to 20 times a run."""
     eval_batch_size: int = 16

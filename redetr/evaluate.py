@@ -1,6 +1,7 @@
 """COCO numbers of a model on a data set, the same for any number of ranks."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -146,15 +147,29 @@ def labels_in(
     """The label in `dataset` of each of a model's `[num_classes]`, -1 where it has none; `classes` and errors as in
     `detect_classes`.
     """
-    wanted = list(zip(dataset.category_ids, dataset.class_names, strict=True))
-    classes = wanted if classes is None else list(classes)
-    unknown = [name for name in wanted if name not in classes]
-    if unknown or len(classes) != num_classes:
+    wanted: list[Any] = list(zip(dataset.category_ids, dataset.class_names, strict=True))
+    known: list[Any] = wanted if classes is None else list(classes)
+    unknown = [one for one in wanted if one not in known]
+    if len(known) != num_classes or (unknown and not _names_suffice(dataset.class_names, known)):
+        theirs = f"of which it does not know {_some(unknown)}" if unknown else f"such as {_some(wanted)}"
         raise InputError(
-            f"the model knows {num_classes} classes, {dataset.name} has {len(wanted)}, such as "
-            f"{(unknown or wanted)[0]}: evaluate on data with the categories it was trained on"
+            f"the model knows {num_classes} classes{', such as ' * bool(classes)}{_some(classes or [])}; "
+            f"{dataset.name} has {len(wanted)}, {theirs}: give data with the categories it was trained on"
         )
-    return np.array([wanted.index(name) if name in wanted else -1 for name in classes])
+    if unknown:
+        wanted, known = list(dataset.class_names), [name for _, name in known]
+    return np.array([wanted.index(one) if one in wanted else -1 for one in known])
+
+
+def _names_suffice(names: Sequence[str], known: list[tuple[int, str]]) -> bool:
+    """Whether each name is one class of the data and one that the model knows, whatever the ids."""
+    counts = Counter(name for _, name in known)
+    return len(set(names)) == len(names) and all(counts[name] == 1 for name in names)
+
+
+def _some(classes: Sequence[tuple[int, str]]) -> str:
+    """The first classes, in words."""
+    return ", ".join(f"{name} ({id_})" for id_, name in classes[:3]) + ", ..." * (len(classes) > 3)
 
 
 def detect_classes(
@@ -168,8 +183,9 @@ def detect_classes(
     """What `detect` returns, with the labels of the data set; options as there. Communicates.
 
     `classes` are the (category id, name) of the model's labels, by default those of the data set; classes that the data
-    set does not have are left out (official checkpoints have 91 outputs for COCO's 80 categories). Raises InputError if
-    the model does not know all classes of the data set.
+    set does not have are left out (official checkpoints have 91 outputs for COCO's 80 categories). Where the model
+    lacks an id with its name, all are matched by distinct names alone: conversion of data changes ids. Raises
+    InputError if the model does not know all classes of the data set.
     """
     label_of = labels_in(dataset, model.num_classes, classes)
     found, losses = detect(model, dataset, dist, **options)

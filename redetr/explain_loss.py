@@ -15,6 +15,7 @@ from redetr.data import DetectionDataset
 from redetr.data.loader import Sample, Samples, canvas_of, to_batch
 from redetr.data.transforms import resizer
 from redetr.errors import InputError
+from redetr.evaluate import labels_in
 from redetr.explain import with_all_layers
 from redetr.losses import SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
@@ -111,12 +112,8 @@ def _batch(detector: Detector, dataset: DetectionDataset, image_id: int, world_s
     if image_id not in ids:
         known = ", ".join(map(str, ids[:5]))
         raise InputError(f"{dataset.name}: no image has the id {image_id}: take another --image-id, such as {known}")
-    classes = zip(dataset.category_ids, dataset.class_names, strict=True)
-    place = {known: label for label, known in enumerate(detector.classes)}
-    labels = torch.tensor([place.get(wanted, -1) for wanted in classes])
-    if (labels < 0).any():
-        unknown = dataset.class_names[int((labels < 0).int().argmax())]
-        raise InputError(f"{dataset.name}: the model does not know {unknown!r}: give data with the classes it learned")
+    label_of = labels_in(dataset, detector.model.num_classes, detector.classes).tolist()
+    labels = torch.tensor([label_of.index(label) for label in range(len(dataset.class_names))])
     transform = resizer(detector.model.resize, detector.image_size, detector.model.max_size)
     seen, index = Samples(dataset, transform, seed=0), ids.index(image_id)
     samples = [seen[(0, (index + i) % len(dataset))] for i in range(world_size)]

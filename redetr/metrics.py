@@ -33,6 +33,7 @@ class GroundTruth:
     image_ids: NDArray[np.int64]  # [N], in the order of the data set
     rank: NDArray[np.int64]  # [N], the place of each id in ascending order, which settles ties in score as COCO does
     class_names: tuple[str, ...]  # C names
+    objects: NDArray[np.int64]  # [C], of each class, crowds not counted
     annotations: hotcoco.COCO  # of images numbered by rank, of categories numbered by label
 
     @classmethod
@@ -46,16 +47,19 @@ class GroundTruth:
         ids = np.array([target["image_id"] for target in targets], np.int64)
         rank = np.empty_like(ids)
         rank[ids.argsort(kind="stable")] = np.arange(len(ids))
+        labels = _joined([target["labels"] for target in targets]).astype(np.int64)
+        crowds = _joined([target["iscrowd"] for target in targets]).astype(bool)
         annotations = hotcoco.COCO.from_arrays(
             [{"id": place} for place in range(len(ids))],
             [{"id": label, "name": name} for label, name in enumerate(class_names)],
             rank.repeat([len(target["labels"]) for target in targets]),
-            _joined([target["labels"] for target in targets]).astype(np.int64),
+            labels,
             _xyxy_to_xywh(_joined([target["boxes"] for target in targets])),
             area=_joined([target["area"] for target in targets]),
-            iscrowd=_joined([target["iscrowd"] for target in targets]).astype(bool),
+            iscrowd=crowds,
         )
-        return cls(ids, rank, tuple(class_names), annotations)
+        objects = np.bincount(labels[~crowds], minlength=len(class_names))
+        return cls(ids, rank, tuple(class_names), objects, annotations)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class CocoResult:
 
     metrics: dict[str, float]  # the names of METRIC_NAMES
     per_class: dict[str, float]  # AP by class name; names that occur twice get " (label)" appended
+    per_class_ap50: dict[str, float] = field(default_factory=dict)
+    objects: dict[str, int] = field(default_factory=dict)  # of each class, crowds not counted
     losses: dict[str, float] = field(default_factory=dict)  # of the whole data set, where they were asked for
 
     @property
@@ -77,9 +83,11 @@ class CocoResult:
         return self.metrics["AP50"]
 
     def to_dict(self) -> dict[str, Any]:
-        """The twelve numbers, losses with the prefix `val_`, and `per_class`, ready for JSON: None instead of nan."""
+        """The twelve numbers, losses with the prefix `val_`, and of each class `per_class` (AP), `per_class_AP50` and
+        `objects`, ready for JSON: None instead of nan."""
         losses = {f"val_{name}": round(value, 6) for name, value in self.losses.items()}
-        return {**_without_nan(self.metrics), **losses, "per_class": _without_nan(self.per_class)}
+        classes = {"per_class": _without_nan(self.per_class), "per_class_AP50": _without_nan(self.per_class_ap50)}
+        return {**_without_nan(self.metrics), **losses, **classes, "objects": self.objects}
 
 
 def coco_metrics(truth: GroundTruth, image_index: Array, scores: Array, labels: Array, boxes: Array) -> CocoResult:
@@ -97,10 +105,13 @@ def coco_metrics(truth: GroundTruth, image_index: Array, scores: Array, labels: 
     assert evaluation.eval is not None
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU thresholds, recall levels, C; all sizes, best 100
     # Without ground truth COCO leaves a class at -1 everywhere.
-    per_class = np.where(precision[0, 0] < 0, math.nan, precision.mean((0, 1))).tolist()
+    per_class, ap50 = (
+        np.where(precision[0, 0] < 0, math.nan, part.mean((0, 1))).tolist() for part in (precision, precision[:1])
+    )
     names = truth.class_names
     distinct = [name if names.count(name) == 1 else f"{name} ({label})" for label, name in enumerate(names)]
-    return CocoResult(dict(zip(METRIC_NAMES, stats, strict=True)), dict(zip(distinct, per_class, strict=True)))
+    by_name = (dict(zip(distinct, values, strict=True)) for values in (per_class, ap50, truth.objects.tolist()))
+    return CocoResult(dict(zip(METRIC_NAMES, stats, strict=True)), *by_name)
 
 
 def ap_by_area(

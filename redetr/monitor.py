@@ -1,4 +1,4 @@
-"""What a run says while it goes: losses read together, a progress bar, metrics.jsonl, TensorBoard events."""
+"""What a run says while it goes: losses read together, a progress bar or lines, metrics.jsonl, TensorBoard events."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,10 +12,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 from torch import Tensor
 
 from redetr.data.loader import padded_share
@@ -38,10 +42,13 @@ class Monitor:
         self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard = _tensorboard(folder, step)
         self._console = console
+        self._live = console is not None and console.is_interactive  # else lines, as in a file
+        self._left = TimeRemainingColumn(elapsed_when_finished=False, table_column=Column(no_wrap=True))
+        # In a narrow terminal, columns that may wrap give way, the widest first: the numbers, then the bar.
         self._progress = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False), TextColumn("{task.fields[numbers]}"),
-            console=console, disable=console is None, refresh_per_second=4,
+            TextColumn("step"), MofNCompleteColumn(table_column=Column(no_wrap=True)), BarColumn(12),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)), TextColumn("left"), self._left, _Numbers(),
+            console=console, disable=not self._live, refresh_per_second=4, speed_estimate_period=600,
         )  # fmt: skip
         self._task = self._progress.add_task("train", total=steps, completed=step, numbers="")
         self._progress.start()
@@ -51,10 +58,13 @@ class Monitor:
         self._progress.update(self._task, completed=step)
 
     def train_line(self, line: dict[str, Any]) -> None:
-        """Records a line of training numbers and shows the most telling ones."""
+        """Records a line of training numbers and shows the most telling ones: beside the bar, or as a line."""
         shown = "  ".join(f"{name} {line[name]:.3f}" for name in ("loss", "loss_ce", "loss_bbox", "loss_giou"))
         speed = f"{line['images_per_s']:.1f} images/s  waiting for data {100 * line['data_wait']:.0f}%"
         self._progress.update(self._task, numbers=f"{shown}  {speed}")
+        if not self._live:
+            task = self._progress.tasks[0]
+            self.say(f"step {line['step']}/{task.total:.0f}  left {self._left.render(task)}  {shown}  {speed}")
         self._record(line)
 
     def eval_line(self, line: dict[str, Any]) -> None:
@@ -63,9 +73,9 @@ class Monitor:
         self._record(line)
 
     def say(self, text: str) -> None:
-        """Shows a sentence above the progress bar."""
+        """Shows a sentence above the progress bar, or as a line."""
         if self._console:
-            self._progress.console.print(text, highlight=False, markup=False)
+            self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _record(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
@@ -81,6 +91,13 @@ class Monitor:
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
+
+
+class _Numbers(ProgressColumn):
+    """The numbers of the last line, cut off where the terminal ends."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["numbers"], no_wrap=True, overflow="ellipsis")
 
 
 @dataclass

@@ -50,6 +50,18 @@ class Detector:
         """Category id and name of each label."""
         return list(zip(self.category_ids, self.class_names, strict=True))
 
+    def open_data(self, split: Split, source: str | None = None, val_fraction: float | None = None) -> DetectionDataset:
+        """`open_dataset` of what the model was trained on, unless told otherwise. Raises InputError."""
+        held_out = self.val_fraction if val_fraction is None else val_fraction
+        if source is not None:
+            return open_dataset(source, split, held_out)
+        if self.trained_on is None:
+            raise InputError("the checkpoint does not say what it was trained on: give --data")
+        try:
+            return open_dataset(self.trained_on, split, held_out)
+        except InputError as error:
+            raise InputError(f"{error}; the checkpoint stores this path of its training data: give --data") from error
+
     def optimize(self, compile: bool = False) -> "Detector":
         """This detector with a model made ready to answer: see `for_inference`; in bf16 in place of fp32 where the
         hardware multiplies it fast; compiled if asked for, which takes a minute at the first image.
@@ -70,12 +82,9 @@ class Detector:
         """The twelve COCO numbers and the AP of each class on `data`: a data set, what `open_dataset` takes, or by
         default what this was trained on. Raises InputError if there is no such data, or it has other classes.
         """
-        source = self.trained_on if data is None else data
-        if source is None:
-            raise InputError("this detector does not know what it was trained on: give evaluate the data")
-        if not isinstance(source, DetectionDataset):
-            source = open_dataset(os.fspath(source), split, self.val_fraction)
-        return evaluate(self.model, source, classes=self.classes, image_size=self.image_size, dtype=self.dtype,
+        if not isinstance(data, DetectionDataset):
+            data = self.open_data(split, None if data is None else os.fspath(data))
+        return evaluate(self.model, data, classes=self.classes, image_size=self.image_size, dtype=self.dtype,
                         batch_size=batch_size)  # fmt: skip
 
     @torch.inference_mode()

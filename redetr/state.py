@@ -11,6 +11,7 @@ from redetr.check import inventory, require_unchanged
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset
+from redetr.data.dataset import absolute_source
 from redetr.distributed import Dist
 from redetr.ema import ModelEma
 from redetr.errors import InputError
@@ -42,11 +43,13 @@ class State:
     train_time_s: float = 0.0  # without evaluation
     best: dict[str, float] = field(default_factory=lambda: {"AP": -1.0, "step": 0})
     since_best: int = 0  # evaluations
+    evaluated: int = 0  # the step of the last one
 
     def about(self) -> dict[str, Any]:
-        """What is needed to use the weights without the run."""
+        """What is needed to use the weights without the run, from any directory."""
         return {"config": self.config.to_dict(), "class_names": list(self.class_names),
-                "category_ids": list(self.category_ids), "step": self.step, "best": self.best}  # fmt: skip
+                "category_ids": list(self.category_ids), "step": self.step, "best": self.best,
+                "data": absolute_source(self.config.data)}  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -56,9 +59,29 @@ class State:
             "epoch": self.step * self.config.batch_size // self.num_images,
             "train_time_s": self.train_time_s,
             "since_best": self.since_best,
+            "evaluated": self.evaluated,
             "num_images": self.num_images,
             **self.about(),
         }
+
+    def record(self, ap: float | None) -> bool:
+        """Notes the AP of an evaluation, counted once if it is repeated; whether it is the best."""
+        self.since_best += self.step > self.evaluated
+        self.evaluated = self.step
+        better = (ap or 0.0) > self.best["AP"]
+        if better:
+            self.since_best, self.best = 0, {"AP": ap or 0.0, "step": self.step}
+        return better
+
+    def ending(self) -> str:
+        """Why the run goes no further; empty if it does."""
+        steps, patience = self.config.steps, self.config.patience
+        if self.step == steps:
+            return f"all {steps} steps are done"
+        if 0 < patience <= self.since_best:
+            without = f"{self.since_best} evaluations in a row without a better AP (--patience {patience})"
+            return f"ended early at step {self.step} of {steps}, after {without}"
+        return ""
 
     def save(self, folder: Path) -> None:
         """Writes `last.pt`; the one before it stays as `previous.pt`."""
@@ -79,7 +102,7 @@ class State:
         self.ema.model.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.best, self.train_time_s = saved["step"], saved["best"], saved["train_time_s"]
-        self.since_best = saved.get("since_best", 0)  # older checkpoints have none
+        self.since_best, self.evaluated = saved.get("since_best", 0), saved.get("evaluated", 0)  # older ones have none
 
 
 def start_folder(folder: Path, state: State, datasets: dict[str, DetectionDataset], dist: Dist) -> list[str]:

@@ -51,7 +51,8 @@ def train(
     console: Console | None = None,
     datasets: tuple[DetectionDataset, DetectionDataset] | None = None,
 ) -> dict[str, Any]:
-    """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and "time_s".
+    """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and "time_s"; and of the "best"
+    one its "AP" and "step".
 
     `datasets` are (train, val) of one's own, in place of what `config.data` names. Under torchrun, every process calls
     this. Progress is shown on `console`, by default nowhere. Raises InputError for settings or data that cannot work,
@@ -157,14 +158,17 @@ def _run(state: State, criterion: SetCriterion, dist: Dist, data: DetectionDatas
     log = StepLog(config.batch_size)
     windows = _windows(state, dist, data)
     ahead: Window | None = None
+    if reason := state.ending():
+        further = ("begin another --output with --weights" if state.step == config.steps else
+                   "give a larger --patience, or 0")  # fmt: skip
+        monitor.say(f"nothing to train: {reason}; what follows is its last evaluation; to train on, {further}")
     while True:
-        if state.step and _due(state, config.eval_every):
+        if state.step and (state.ending() or _due(state, config.eval_every)):
             result = _evaluate(state, criterion, val, dist, dtype, folder, monitor)
-            if state.step == config.steps or 0 < config.patience <= state.since_best:
-                if state.best["step"] < state.step:
-                    monitor.say(f"best.pt is of step {state.best['step']}: AP {100 * state.best['AP']:.1f}")
+            if reason := state.ending():
+                monitor.say(f"{reason}; best.pt is of step {state.best['step']}: AP {100 * state.best['AP']:.1f}")
                 save(folder)
-                return result
+                return result | {"best": state.best}
         started = time.perf_counter()
         window = ahead or announce(next(windows), criterion, dist, bool(stop))
         # What ranks tell each other about the next window travels while this one is computed.
@@ -306,10 +310,7 @@ def _evaluate(state: State, criterion: SetCriterion, val: DetectionDataset, dist
                       batch_size=config.eval_batch_size, num_workers=_num_workers(config))  # fmt: skip
     line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
     monitor.eval_line(line)
-    state.since_best += 1
-    if (line["AP"] or 0.0) > state.best["AP"]:
-        state.since_best = 0
-        state.best = {"AP": line["AP"] or 0.0, "step": state.step}
+    if state.record(line["AP"]):
         dist.main_only(save_checkpoint)(folder / "best.pt", state.to_dict())
         dist.main_only(save_weights)(folder / "best.safetensors", state.ema.model.state_dict(), state.about())
     return line

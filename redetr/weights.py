@@ -49,7 +49,7 @@ def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights
     `model` names the form of official weights that do not tell it (DC5). Nothing is unpickled but tensors and plain
     values. Raises InputError, naming the file, for everything that cannot be read.
     """
-    path = _locate(source)
+    path = locate(source)
     try:
         weights = _read(path, model)
         odd = [name for name, tensor in weights.tensors.items() if not _is_whole(tensor)]
@@ -85,8 +85,10 @@ def _read(path: Path, model: str | None) -> Weights:
     return _from_official(path, content, model)
 
 
-def _locate(source: str | os.PathLike) -> Path:
-    """The file, or Transformers folder, that `source` stands for; a hub name is downloaded."""
+def locate(source: str | os.PathLike) -> Path:
+    """The file, or Transformers folder, that `source` stands for: of a run folder `best.pt`, or else `last.pt`; a hub
+    name is downloaded. Raises InputError if there is nothing.
+    """
     path = Path(source)
     if path.is_dir():
         found = [path / name for name in ("best.pt", "last.pt") if (path / name).exists()]
@@ -107,7 +109,8 @@ def _origin_of_run(about: dict[str, Any]) -> Origin:
         raise ValueError(f"{len(classes[0])} class names and {len(classes[1])} category ids")
     if not isinstance(config.model, str) or config.image_size not in range(_LARGEST_PX):
         raise ValueError(f"a model {config.model!r} for images of {config.image_size!r} px")
-    return Origin(config.model, options, *classes, config.image_size, config.data, config.val_fraction)
+    data = str(about.get("data", config.data))  # older checkpoints have the path as it was given
+    return Origin(config.model, options, *classes, config.image_size, data, config.val_fraction)
 
 
 def _from_official(path: Path, tensors: dict[str, Tensor], model: str | None, class_names: Sequence[str] | None = None,

@@ -12,7 +12,7 @@ from redetr.boxes import box_xyxy_to_cxcywh
 from redetr.checkpoint import save_weights
 from redetr.data.digits import DigitsDataset
 from redetr.demo import demo_config
-from redetr.evaluate import evaluate
+from redetr.evaluate import evaluate, labels_in
 from redetr.models import build
 from redetr.models.convert import coco_class_names
 from redetr.postprocess import Detections
@@ -49,8 +49,18 @@ def test_classes_are_matched_by_id_and_name():
     classes = [(k, dataset.class_names[k - 5] if 5 <= k < 15 else "unused") for k in range(91)]
     assert evaluate(Oracle(dataset), dataset, image_size=128, classes=classes).ap == pytest.approx(1.0)
     classes[7] = (7, "another thing")
-    with pytest.raises(redetr.InputError, match=r"such as .7, '2'"):
+    with pytest.raises(redetr.InputError, match=r"digits has 10, of which it does not know 2 \(7\): "):
         evaluate(Oracle(dataset), dataset, image_size=128, classes=classes)
+
+
+def test_classes_with_other_ids_are_matched_by_names_that_tell_them_apart():
+    """Names that occur twice do not matter among those that the data does not have."""
+    dataset = DigitsDataset("val", size=6)  # ids 0 to 9
+    classes = [(k, dataset.class_names[k - 5] if 5 <= k < 15 else "unused") for k in range(91)]
+    labels = labels_in(dataset, 91, classes)
+    assert labels[5:15].tolist() == list(range(10)) and set(labels[:5]) == set(labels[15:]) == {-1}
+    with pytest.raises(redetr.InputError, match=r"the model knows 91 classes, such as unused \(0\), "):
+        labels_in(dataset, 91, [*classes[:90], (90, "3")])
 
 
 def test_coco_names_have_80_categories():

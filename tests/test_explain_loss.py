@@ -165,8 +165,11 @@ class Renamed(TwoImages):
         return 1
 
 
-def test_labels_are_the_models():
-    found = explain_loss(small_detector("detr_r50"), Renamed(), 1)
+@pytest.mark.parametrize("ids", [(90, 12), (0, 1)], ids=["their ids", "ids of converted data"])
+def test_labels_are_the_models(ids):
+    dataset = Renamed()
+    dataset.category_ids = ids
+    found = explain_loss(small_detector("detr_r50"), dataset, 1)
     assert [CLASSES[label] for label in found.labels.tolist()] == ["spoon", "plate"]
 
 
@@ -201,5 +204,5 @@ def test_what_cannot_be_shown(image_id, world_size, message):
 
 
 def test_classes_that_the_model_does_not_know():
-    with pytest.raises(InputError, match="two images: the model does not know 'A'"):
+    with pytest.raises(InputError, match="two images has 6, of which it does not know A"):
         explain_loss(Detector(Fixed(), CLASSES * 2, IDS * 2, SIDE, "cpu"), TwoImages(), 1)

@@ -235,7 +235,17 @@ def test_to_dict_is_json_without_nan():
     loaded = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert loaded["AP"] == pytest.approx(1.0) and loaded["APs"] is None
     assert loaded["per_class"]["cat"] is None and loaded["per_class"]["dog"] == pytest.approx(1.0)
-    assert CocoResult({"AP": math.nan}, {}).to_dict() == {"AP": None, "per_class": {}}
+    assert loaded["per_class_AP50"] == loaded["per_class"] and loaded["objects"]["dog"] == 1
+    nothing = CocoResult({"AP": math.nan}, {}).to_dict()
+    assert nothing == {"AP": None, "per_class": {}, "per_class_AP50": {}, "objects": {}}
+
+
+def test_numbers_of_each_class():
+    """A box that is half as wide is right at an IoU of 0.5 and at no other; crowds are no objects."""
+    targets = [target(0, [[0, 0, 100, 100], [0, 0, 90, 90]], [1, 1], [False, True])]
+    result = coco_metrics(GroundTruth.from_targets(targets, ("cat", "dog")), *detect([[0, 0, 51, 100]], [0.5], [1]))
+    assert result.objects == {"cat": 0, "dog": 1}
+    assert result.per_class["dog"] == pytest.approx(0.1) and result.per_class_ap50["dog"] == pytest.approx(1.0)
 
 
 def test_classes_that_share_a_name_stay_apart():

@@ -1,11 +1,12 @@
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from command_line import train_arguments
+from command_line import lines_of, train_arguments
 from selenium.webdriver.common.by import By
 from test_metrics import NAMES, pycocotools_evaluation, random_detections, random_scene, target
 
@@ -257,7 +258,20 @@ def test_several_processes_write_one_report(run_folder, tmp_path):
     assert one == two
 
 
-def test_compare_needs_a_report(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["evaluate", "a.pt", "--compare", "b.pt"])
-    assert end.value.code == 1 and "give --report FOLDER" in capsys.readouterr().err
+def test_two_checkpoints_are_compared_without_a_page(run_folder, capsys):
+    """A run of two evaluations: best.pt is of one of them, last.pt of the second."""
+    paths = [f"{run_folder}/{name}.pt" for name in ("best", "last")]
+    command, lines = ["evaluate", paths[0], "--compare", paths[1], "--device=cpu"], lines_of(run_folder)
+    main(command)
+    told = capsys.readouterr().out
+    evaluations = sorted((line for line in lines if "AP" in line), key=lambda line: -line["AP"])
+    wanted = [evaluations[0], next(line for line in evaluations if line["step"] == 2)]
+    for number, (path, line) in enumerate(zip(paths, wanted, strict=True), 1):
+        assert f"{number}  {path}: val split of " in told
+        assert re.search(rf"^ *{number} +{100 * line['AP']:.1f} +{100 * line['AP50']:.1f} ", told, re.MULTILINE), told
+    assert all(column in told for column in ("AP 1", "AP50 1", "AP 2", "AP50 2"))
+    main([*command, "--json"])
+    first = json.loads(capsys.readouterr().out)
+    second = first.pop("compared")
+    assert first.keys() == second.keys() and [first["checkpoint"], second["checkpoint"]] == paths
+    assert [first["AP"], second["AP"]] == pytest.approx([line["AP"] for line in wanted], abs=1e-6)

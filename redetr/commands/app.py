@@ -16,7 +16,6 @@ import tyro
 
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import OUT
-from redetr.data import open_dataset
 from redetr.errors import InputError
 from redetr.predict import load
 
@@ -45,7 +44,7 @@ class App:
         if not find_spec("gradio"):
             raise InputError("gradio is not installed; it comes with: pip install redetr[app]")
         detector = load(self.checkpoint, device=self.device)
-        dataset = open_dataset(self.data, "train", detector.val_fraction) if self.data else None
+        dataset = detector.open_data("train", self.data) if self.data else None
         warnings.filterwarnings("ignore", module="PIL")  # about damaged or large files, which are told to the client
         with tempfile.TemporaryDirectory(prefix="redetr-app-") as uploads, self._socket() as listening:
             quiet = {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from redetr.errors import InputError
 from redetr.metrics import METRIC_NAMES
@@ -16,14 +16,18 @@ ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 OUT = Console(highlight=False, markup=False)
 
 
-def print_result(result: dict[str, Any]) -> None:
-    """The COCO numbers as a table, in percent."""
-    table = Table(*METRIC_NAMES, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_row(*(percent(result[name]) for name in METRIC_NAMES))
+def print_results(results: list[dict[str, Any]]) -> None:
+    """The COCO numbers as a table, in percent, and those of each class; of several results, each has its number."""
+    numbers = [str(i + 1) for i in range(len(results))] if len(results) > 1 else [""]
+    table = Table("", *METRIC_NAMES, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for number, result in zip(numbers, results, strict=True):
+        table.add_row(number, *(percent(result[name]) for name in METRIC_NAMES))
     OUT.print(table)
-    classes = Table("class", "AP")
-    for name, value in sorted(result["per_class"].items(), key=lambda item: -(item[1] or 0)):
-        classes.add_row(name, percent(value))
+    columns = [f"{name} {number}".strip() for number in numbers for name in ("AP", "AP50")]
+    classes = Table("class", *(Column(name, justify="right") for name in ("objects", *columns)))
+    for name, _ in sorted(results[0]["per_class"].items(), key=lambda item: -(item[1] or 0)):
+        values = [percent(result[key][name]) for result in results for key in ("per_class", "per_class_AP50")]
+        classes.add_row(name, str(results[0]["objects"][name]), *values)
     OUT.print(classes)
 
 

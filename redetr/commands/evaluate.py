@@ -3,21 +3,21 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from rich.progress import Progress
 
 from redetr.commands.arguments import FLAGS, Checkpoint
-from redetr.commands.console import ERRORS, print_json, print_result, require_images
-from redetr.data import DetectionDataset, open_dataset
+from redetr.commands.console import ERRORS, OUT, print_json, print_results, require_images
+from redetr.data import DetectionDataset
 from redetr.distributed import Dist, process_group
-from redetr.errors import InputError
 from redetr.evaluate import detect_classes
 from redetr.metrics import GroundTruth, coco_metrics
 from redetr.predict import Detector, load
 from redetr.report import Found, make_report
 from redetr.report_page import write_report
+from redetr.weights import locate
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,29 @@ class Evaluate:
     report: str | None = None
     """Folder for a page on what goes wrong, where, and what to do (index.html), with its numbers (report.json)."""
     compare: str | None = None
-    """A second checkpoint, shown beside the first in the page of --report."""
+    """A second checkpoint, whose numbers stand beside those of the first, in the page of --report as well."""
     json: bool = False
-    """Print JSON instead of a table."""
+    """Print JSON instead of tables."""
 
     def run(self) -> None:
         require_images(self.batch_size)
-        if self.compare and not self.report:
-            raise InputError("--compare needs a folder for the page that compares: give --report FOLDER as well")
-        detectors = [load(path, device=self.device, precision=self.precision) for path in self._checkpoints]
+        paths = [locate(checkpoint) for checkpoint in self._checkpoints]
+        detectors = [load(path, device=self.device, precision=self.precision) for path in paths]
+        dataset = detectors[0].open_data(self.split, self.data, self.val_fraction)
         source = self.data or detectors[0].trained_on
-        if source is None:
-            raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
-        held_out = detectors[0].val_fraction if self.val_fraction is None else self.val_fraction
-        dataset = open_dataset(source, self.split, held_out)
+        about = [
+            {
+                "checkpoint": str(path),
+                "data": source,
+                "split": self.split,
+                "images": len(dataset),
+                "image_size": detector.image_size,
+            }
+            for path, detector in zip(paths, detectors, strict=True)
+        ]
         with process_group(self.device) as dist:
             found = [self._detect(detector, dataset, dist) for detector in detectors]
-            dist.main_only(self._tell)(dataset, found)
+            dist.main_only(self._tell)(dataset, about, found)
 
     @property
     def _checkpoints(self) -> list[str]:
@@ -73,13 +79,28 @@ class Evaluate:
             )  # fmt: skip
             return found
 
-    def _tell(self, dataset: DetectionDataset, found: list[Found]) -> None:
-        result = coco_metrics(GroundTruth.from_dataset(dataset), **found[0])
-        (print_json if self.json else print_result)(result.to_dict())
+    def _tell(self, dataset: DetectionDataset, about: list[dict[str, Any]], found: list[Found]) -> None:
+        truth = GroundTruth.from_dataset(dataset)
+        results = [one | coco_metrics(truth, **each).to_dict() for one, each in zip(about, found, strict=True)]
+        if self.json:
+            print_json(results[0] | ({"compared": results[1]} if self.compare else {}))
+        else:
+            for number, (checkpoint, result) in enumerate(zip(self._checkpoints, results, strict=True), 1):
+                OUT.print(f"{number}  " * bool(self.compare) + _measured(checkpoint, result), soft_wrap=True)
+            print_results(results)
         if self.report:
             report = make_report(dataset, list(zip(self._checkpoints, found, strict=True)))
             write_report(report, Path(self.report))
             ERRORS.print(f"{self.report}/index.html: the report; report.json holds its numbers", markup=False)
+
+
+def _measured(checkpoint: str, result: dict[str, Any]) -> str:
+    """What was measured, and on what."""
+    last = Path(checkpoint).is_dir() and Path(result["checkpoint"]).name == "last.pt"
+    path = f"{result['checkpoint']}{' (there is no best.pt)' * last}"
+    return (
+        f"{path}: {result['split']} split of {result['data']}, {result['images']} images, at {result['image_size']} px"
+    )
 
 
 parse = partial(tyro.cli, Evaluate, prog="redetr evaluate", config=FLAGS)

@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_json
-from redetr.data import DetectionDataset, open_dataset
+from redetr.data import DetectionDataset
 from redetr.errors import InputError
 from redetr.explain import Habits, explain, query_habits
 from redetr.explain_loss import explain_loss
@@ -88,11 +88,9 @@ class Explain:
             raise InputError(f"--samples {self.samples} must not be below 0")
 
     def _dataset(self, detector: Detector) -> DetectionDataset | None:
-        source = self.data or (detector.trained_on if self.image_id is not None else None)
-        if source is None and self.image_id is not None:
-            raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
-        held_out = detector.val_fraction if self.val_fraction is None else self.val_fraction
-        return None if source is None else open_dataset(source, self.split, held_out)
+        if self.data is None and self.image_id is None:
+            return None
+        return detector.open_data(self.split, self.data, self.val_fraction)
 
     def _habits(self, detector: Detector, dataset: DetectionDataset) -> Habits:
         with Progress(console=ERRORS, disable=self.json) as progress:

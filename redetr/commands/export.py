@@ -10,7 +10,7 @@ from rich.table import Table
 
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, require_images
-from redetr.data import DetectionDataset, open_dataset
+from redetr.data import DetectionDataset
 from redetr.data.annotations import Split
 from redetr.errors import InputError
 from redetr.export import Comparison, ExportConfig, export
@@ -75,12 +75,8 @@ class Export:
 
     def _images_of(self, detector: Detector, split: Split) -> DetectionDataset:
         """The images of the flags, or of the training run. Raises InputError if there are none."""
-        source = self.data or detector.trained_on
-        held_out = detector.val_fraction if self.val_fraction is None else self.val_fraction
         try:
-            if source is None:
-                raise InputError(f"{self.checkpoint} does not say what it was trained on: give --data")
-            return open_dataset(source, split, held_out)
+            return detector.open_data(split, self.data, self.val_fraction)
         except InputError as error:
             way_out = "" if self.data or split == "train" else ", or --no-check to export without a comparison"
             raise InputError(f"{error}{way_out}") from error

@@ -1,11 +1,12 @@
 """`redetr train`"""
 
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 
 from redetr.commands.arguments import FLAGS
-from redetr.commands.console import ERRORS, OUT, print_result
+from redetr.commands.console import ERRORS, OUT, percent, print_results
 from redetr.commands.recipe import split_recipe
 from redetr.config import TrainConfig
 from redetr.distributed import main_process_only
@@ -20,8 +21,14 @@ class Train:
 
     def run(self) -> None:
         result = train(self.config, ERRORS)
-        main_process_only(print_result)(result)
-        main_process_only(OUT.print)(f"{self.config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl")
+        main_process_only(self._tell)(result)
+
+    def _tell(self, result: dict[str, Any]) -> None:
+        step, best = result["step"], result["best"]
+        earlier = "" if step == best["step"] else f"; best.pt is of step {best['step']}, with AP {percent(best['AP'])}"
+        OUT.print(f"evaluation of step {step}, the last{earlier}", soft_wrap=True)
+        print_results([result])
+        OUT.print(f"{self.config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl", soft_wrap=True)
 
 
 def parse(args: list[str]) -> Train:

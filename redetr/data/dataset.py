@@ -137,6 +137,14 @@ def folder_of(source: str | Path) -> Path:
     return _CROWNS if source == "crowns" else Path(source).expanduser()
 
 
+def absolute_source(source: str) -> str:
+    """The same data set for `open_dataset` from any working directory."""
+    scheme, place = ("hf:", source[3:]) if source.startswith("hf:") else ("", source)
+    if source in ("digits", "crowns") or (scheme and not Path(place).expanduser().is_dir()):
+        return source
+    return f"{scheme}{Path(place).expanduser().absolute()}"
+
+
 def open_dataset(source: str | Path, split: Split, val_fraction: float = 0.0) -> DetectionDataset:
     """The data set called `digits` or `crowns`, that in a folder (`./digits` is a folder of that name), or that which
     Hugging Face `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`.

@@ -98,8 +98,31 @@ def test_evaluate_repeats_the_best_evaluation(trained, capsys, name):
     main(["evaluate", str(trained / name), "--json", "--precision", "fp32", "--device", "cpu", "--batch-size", "16"])
     found = json.loads(capsys.readouterr().out)
     best = max((line for line in lines_of(trained) if "AP" in line), key=lambda line: line["AP"])
-    for metric, value in found.items():
-        assert value == pytest.approx(best[metric], abs=1e-6), metric
+    assert (found["images"], found["image_size"], found["split"]) == (5, 64, "val")
+    for metric in best.keys() & found.keys():
+        assert found[metric] == pytest.approx(best[metric], abs=1e-6), metric
+    assert {"AP", "ARl", "per_class", "per_class_AP50", "objects"} <= best.keys() & found.keys()
+
+
+def test_what_was_measured_stands_above_the_numbers(trained, shared_coco, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "best.pt").unlink()
+    objects = json.loads((shared_coco / "annotations" / "instances_val.json").read_text())["annotations"]
+    for folder, taken in ((trained, "best.pt"), (tmp_path / "run", "last.pt (there is no best.pt)")):
+        main(["evaluate", str(folder), "--device", "cpu"])
+        first, *tables = capsys.readouterr().out.splitlines()
+        assert first == f"{folder}/{taken}: val split of {shared_coco}, 5 images, at 64 px"
+        (header,) = [line.split() for line in tables if "objects" in line]
+        assert [word for word in header if word.isalnum()] == ["class", "objects", "AP", "AP50"]
+        (cup,) = [line for line in tables if " cup " in line]
+        assert int(cup.split("│")[2]) == sum(thing["category_id"] == 7 for thing in objects)
+
+
+def test_the_numbers_after_training_say_of_which_step_they_are(shared_coco, tmp_path, capsys):
+    main(train_arguments(shared_coco, tmp_path / "run", lr=1e-30, ema_decay=0))
+    best = next(line for line in lines_of(tmp_path / "run") if "AP" in line)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"evaluation of step 6, the last; best.pt is of step 3, with AP {100 * best['AP']:.1f}"
 
 
 def test_predict_writes_pictures_and_numbers(trained, shared_coco, tmp_path):
@@ -199,7 +222,8 @@ def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, shared_coco,
     refused(capsys, train_arguments(shared_coco, folder), "holds a run already", "--resume")
     refused(capsys, [*train_arguments(shared_coco, folder, lr=0.5), "--resume"], "lr=0.004", "0.5")
     main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
-    assert "AP50" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "AP50" in told.out and "nothing to train: all 6 steps are done; " in told.err
     before, after = (torch.load(path / "last.pt", weights_only=True) for path in (trained, folder))
     torch.testing.assert_close(after["model"], before["model"], rtol=0, atol=0)
 
@@ -406,8 +430,33 @@ def test_a_checkpoint_of_other_classes_is_not_evaluated(trained, tiny_coco, caps
         document["categories"].append({"id": 91, "name": "fork"})
         file.write_text(json.dumps(document))
     lines = fails(capsys, ["evaluate", trained, "--data", tiny_coco, "--json"])
-    assert lines[-1].startswith("redetr: the model knows 3 classes")
-    assert "has 4" in lines[-1]
+    assert lines[-1].startswith(
+        "redetr: the model knows 3 classes, such as cup (7), plate (12), spoon (90); tiny has 4, "
+    )
+    assert "of which it does not know fork (91): " in lines[-1]
+
+
+def measured(capsys, checkpoint: Path, data: Path) -> dict[str, Any]:
+    capsys.readouterr()
+    main(["evaluate", str(checkpoint), "--data", str(data), "--json", "--device", "cpu"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_converted_data_gives_the_same_numbers(trained, shared_coco, tmp_path, capsys):
+    """Conversion numbers the classes 7, 12 and 90 from 0 on: their names tell which is which."""
+    main(["convert", str(shared_coco), str(tmp_path / "yolo"), "--to", "yolo"])
+    before, after = (measured(capsys, trained, data) for data in (shared_coco, tmp_path / "yolo"))
+    assert after["per_class"] == pytest.approx(before["per_class"], abs=1e-3)
+    assert after["objects"] == before["objects"]
+
+
+def test_names_that_do_not_tell_classes_apart_are_refused(trained, tiny_coco, capsys):
+    for split in ("train", "val"):
+        renumbered = {"categories": [{"id": i, "name": name} for i, name in enumerate(("cup", "plate", "plate"))]}
+        file = tiny_coco / "annotations" / f"instances_{split}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | renumbered | {"annotations": []}))
+    lines = fails(capsys, ["evaluate", trained, "--data", tiny_coco, "--json"])
+    assert "does not know cup (0), plate (1), plate (2): " in lines[-1]
 
 
 def test_bad_sources_for_predict(trained, shared_coco, tmp_path, capsys):
@@ -455,9 +504,13 @@ def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys):
     evaluations = [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line]
     assert evaluations == [2, 4, 6]
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 6
-    assert "best.pt is of step 2: AP 0." in capsys.readouterr().err
-    main([*arguments, "--resume"])  # it stays ended
-    assert len([line for line in lines_of(tmp_path / "run") if "AP" in line]) == 3
+    ended = "ended early at step 6 of 100, after 2 evaluations in a row without a better AP (--patience 2)"
+    assert f"\n{ended}; best.pt is of step 2: AP 0." in capsys.readouterr().err
+    main([*arguments, "--resume", "--eval-every=4"])  # it stays ended, and counts no evaluation twice
+    told = capsys.readouterr().err
+    assert f"nothing to train: {ended}; " in told and "give a larger --patience" in told
+    assert f"\n{ended}; best.pt is of step 2: AP 0." in told
+    assert [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line] == [2, 4, 6]
 
 
 def test_patience_counts_evaluations_also_when_they_come_at_other_steps(shared_coco, tmp_path):
@@ -567,3 +620,27 @@ def test_the_folder_of_a_run_stands_for_its_settings(shared_coco, tmp_path, caps
 def test_settings_that_cannot_be_read(tmp_path, capsys, content, said):
     (tmp_path / "config.json").write_text(content)
     refused(capsys, ["train", str(tmp_path)], said)
+
+
+def test_a_checkpoint_finds_its_data_from_another_directory(tiny_coco, tmp_path, capsys, monkeypatch):
+    """And says where it looked when the data is gone. The run itself goes on with the path that it is given."""
+    monkeypatch.chdir(tiny_coco.parent)
+    arguments = train_arguments(Path("tiny"), tmp_path / "run", steps=2, eval_every=1)
+    main(arguments)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == "tiny"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("best.pt", "best.safetensors"):
+        capsys.readouterr()
+        main(["evaluate", f"../run/{name}", "--json", "--device=cpu"])
+        assert json.loads(capsys.readouterr().out)["data"] == str(tiny_coco)
+    main(["export", "../run", "--format=torch", "--output=model.pt2"])
+    tiny_coco.rename(tmp_path / "elsewhere" / "moved")
+    stored = f"{tiny_coco}: no such folder; give the folder of a data set, or digits or crowns; the checkpoint stores"
+    for command in ("evaluate", "export"):
+        refused(capsys, [command, "../run"], stored, "give --data")
+    refused(capsys, ["explain", "../run", "--image-id=100"], stored, "give --data")
+    refused(capsys, ["evaluate", "../run", "--data=nowhere"], "redetr: nowhere: no such folder")
+    main([*train_arguments(Path("moved"), tmp_path / "run", steps=2, eval_every=1), "--resume"])
+    main(["evaluate", "../run/last.pt", "--device=cpu"])
+    assert f"split of {tmp_path}/elsewhere/moved, " in capsys.readouterr().out

@@ -15,7 +15,7 @@ from redetr.check import check
 from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.data.convert import convert
-from redetr.data.dataset import read_annotations
+from redetr.data.dataset import absolute_source, read_annotations
 from redetr.data.folder import hold_out
 from redetr.data.images import read_image
 from redetr.errors import InputError
@@ -234,3 +234,13 @@ def test_datasets_decode_images_as_files_are(saved, tmp_path):
     assert pixels.unique().numel() == 256
     with pytest.raises(InputError, match="0x0 is no size in pixels"):
         open_dataset(f"hf:{tmp_path}/of drawn.eps", "train").image(0)
+
+
+def test_a_source_is_named_for_every_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    for name in ("digits", "crowns", "hf:owner/name", "hf:name@1.0", str(tmp_path)):
+        assert absolute_source(name) == name
+    assert absolute_source("./digits") == f"{tmp_path}/digits"  # a folder of that name
+    assert absolute_source("~/x") == str(Path.home() / "x")
+    assert absolute_source("hf:saved") == f"hf:{tmp_path}/saved"

@@ -1,0 +1,73 @@
+"""What a run shows while it goes: a bar in a terminal, lines elsewhere."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from io import StringIO
+
+import pytest
+from command_line import run, train_arguments
+from rich.console import Console
+from rich.text import Text
+
+from redetr.monitor import Monitor
+
+LINE = {"loss": 8.1234, "loss_ce": 1.2, "loss_bbox": 3.2, "loss_giou": 1.1, "images_per_s": 12.3, "data_wait": 0.03}
+NUMBERS = "loss 8.123  loss_ce 1.200  loss_bbox 3.200  loss_giou 1.100  12.3 images/s  waiting for data 3%"
+
+
+def bars(output: str) -> list[str]:
+    """Each state of the bar that a terminal was sent, without colours."""
+    return [Text.from_ansi(part).plain for part in re.split(r"[\r\n]", output) if " left " in part]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_only_the_numbers_are_cut_off_in_a_narrow_terminal(tmp_path, width):
+    shown = StringIO()
+    console = Console(file=shown, force_terminal=True, force_interactive=True, width=width)
+    monitor = Monitor(tmp_path, 300_000, 123_455, console)
+    for step in (123_456, 123_457):
+        monitor.advance(step)
+    monitor.train_line({"step": 123_457, **LINE})
+    monitor.close()
+    last = bars(shown.getvalue())[-1]
+    assert len(last) <= width
+    assert re.match(r"step 123457/300000 +[━╸╺]* *0:00:\d\d left \d+:\d\d:\d\d ", last), last
+    numbers = last.split(":")[-1][3:].strip()
+    assert NUMBERS.startswith(numbers.removesuffix("…")) and (width < 60 or numbers)
+    assert (numbers == NUMBERS) == (width == 200)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for a terminal as Linux does")
+def test_a_run_in_a_terminal(shared_coco, tmp_path):
+    mine, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "redetr", *map(str, train_arguments(shared_coco, tmp_path / "run"))]
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+        os.close(theirs)
+        output = b""
+        try:
+            while part := os.read(mine, 4096):
+                output += part
+        except OSError:  # how Linux says that nobody writes any more
+            pass
+    os.close(mine)
+    assert process.returncode == 0
+    last = bars(output.decode())[-1]
+    assert re.match(r"step 6/6 +━+ 0:00:\d\d left 0:00:00 loss \d", last) and len(last) <= 80, last
+
+
+def test_a_run_without_a_terminal_says_lines(shared_coco, tmp_path):
+    code, _, errors = run(train_arguments(shared_coco, tmp_path / "run", log_every=2))
+    assert code == 0 and errors.isascii() and not re.search(r"[\x00-\x09\x0b-\x1f]", errors), errors
+    losses = "  ".join(rf"{name} \d+\.\d{{3}}" for name in ("loss", "loss_ce", "loss_bbox", "loss_giou"))
+    lines = re.findall(rf"^step (\d)/6  left ([-\d:]+)  {losses}  [\d.]+ images/s  .*%$", errors, re.MULTILINE)
+    assert [step for step, _ in lines] == ["2", "3", "4", "6"]  # 3 as well: it is evaluated
+    assert lines[-1][1] == "0:00:00"
+    assert re.findall(r"^step (\d): AP ", errors, re.MULTILINE) == ["3", "6"]
