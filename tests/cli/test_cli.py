@@ -348,7 +348,7 @@ class Payload:
 def test_evaluate_measures_on_the_split_that_is_asked_for(trained, tiny_coco, tmp_path, capsys):
     def measured(*options):
         main(["evaluate", str(trained), "--data", str(root), "--json", *options])
-        return json.loads(capsys.readouterr().out)
+        return json.loads(capsys.readouterr().out)["AR100"]
 
     root = Path(shutil.copytree(tiny_coco, tmp_path / "data"))
     refused(capsys, ["evaluate", trained, "--data", root, "--split", "test"], "no test split")
@@ -634,12 +634,11 @@ def test_a_checkpoint_finds_its_data_from_another_directory(tiny_coco, tmp_path,
         capsys.readouterr()
         main(["evaluate", f"../run/{name}", "--json", "--device=cpu"])
         assert json.loads(capsys.readouterr().out)["data"] == str(tiny_coco)
-    main(["export", "../run", "--format=torch", "--output=model.pt2"])
     tiny_coco.rename(tmp_path / "elsewhere" / "moved")
-    stored = f"{tiny_coco}: no such folder; give the folder of a data set, or digits or crowns; the checkpoint stores"
+    stored = f"{tiny_coco}: no such folder;"
     for command in ("evaluate", "export"):
-        refused(capsys, [command, "../run"], stored, "give --data")
-    refused(capsys, ["explain", "../run", "--image-id=100"], stored, "give --data")
+        refused(capsys, [command, "../run"], stored, "the checkpoint stores this path", "give --data")
+    refused(capsys, ["explain", "../run", "--image-id=100"], stored, "the checkpoint stores", "give --data")
     refused(capsys, ["evaluate", "../run", "--data=nowhere"], "redetr: nowhere: no such folder")
     main([*train_arguments(Path("moved"), tmp_path / "run", steps=2, eval_every=1), "--resume"])
     main(["evaluate", "../run/last.pt", "--device=cpu"])

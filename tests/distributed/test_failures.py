@@ -70,7 +70,8 @@ def whole(shared_coco, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, id="dies"),
+                                 pytest.param(signal.SIGSTOP, id="hangs", marks=pytest.mark.slow)])  # fmt: skip
 def test_a_lost_rank_ends_the_others_and_fewer_go_on(shared_coco, tmp_path, whole, how):
     """The other rank says so; resumed by one process in the middle of an epoch, the run ends as if nothing had been."""
     folder = tmp_path / "run"
