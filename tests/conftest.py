@@ -39,6 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_CACHE_HOME"] = cache.name
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, as some tests wait most of their time."""
+    return (os.cpu_count() or 1) + 1
+
+
 _LONG = ("test_hosts", "test_failures", "test_launch", "test_exactness", "test_export", "test_app", "test_cli")
 
 
