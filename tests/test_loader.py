@@ -15,10 +15,10 @@ from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.images import decode, read_image
-from redetr.data.loader import Sample, Samples, load_batches, padded_share, to_batch
+from redetr.data.loader import Sample, Samples, load_batches, padded_share, to_batch, watching_workers
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import augmentation, normalize
-from redetr.errors import InputError
+from redetr.errors import InputError, LostError
 from redetr.models.detr import DETR
 from redetr.structures import Batch, collate
 from redetr.train import train
@@ -217,6 +217,17 @@ def test_a_run_does_not_depend_on_workers_and_cache(run_with, tmp_path):
     )
     assert others == [first, first]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loader_process_that_dies_while_it_gives_a_sample_is_told():
+    """Killed for real, with what else it may do at that moment, in tests/distributed/test_failures.py."""
+    with (
+        pytest.raises(LostError, match=r"^a loader process died.*lower --num-workers \(\[Errno 104\]"),
+        watching_workers(),
+    ):
+        raise ConnectionResetError(104, "Connection reset by peer")
+    with pytest.raises(RuntimeError, match="of another kind"), watching_workers():
+        raise RuntimeError("of another kind")
 
 
 def test_a_full_gpu_is_told(run_with, monkeypatch):

@@ -139,11 +139,12 @@ def load_batches(
 
 @contextmanager
 def watching_workers() -> Iterator[None]:
-    """Tells of a loader process that died in one line. PyTorch raises wherever the main process happens to be."""
+    """Tells of a loader process that died in one line. PyTorch raises wherever the main process happens to be; while
+    that takes a sample from the dead one, the connection breaks before PyTorch has noticed."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise LostError(
             f"a loader process died, most often for want of memory: lower --num-workers ({str(error).strip()[:160]})"
