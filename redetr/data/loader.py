@@ -143,7 +143,7 @@ def watching_workers() -> Iterator[None]:
     that takes a sample from the dead one, the connection breaks before PyTorch has noticed."""
     try:
         yield
-    except (RuntimeError, ConnectionError) as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise LostError(
