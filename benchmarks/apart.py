@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
+import stand_ins  # noqa: F401 (before anything of redetr)
 import torch
 from interleaved import TRANSFORMERS, wait
 from limits import operations

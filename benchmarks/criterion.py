@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import stand_ins  # noqa: F401 (before anything of redetr)
 import torch
 from interleaved import TRANSFORMERS, measure, summary, times_faster
 from plain_2020 import plain_criterion

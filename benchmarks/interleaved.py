@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
-import stand_ins  # noqa: F401 (before anything of redetr)
 import torch
 
 Sides = dict[str, Callable[[], Any]]

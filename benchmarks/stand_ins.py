@@ -1,4 +1,4 @@
-"""Imported first: what redetr imports and these benchmarks never call may be missing, and a mock stands in for it.
+"""Imported first by the benchmarks of a GPU: what redetr imports and they never call may be missing; a mock stands in.
 
 A GPU machine without a network often has PyTorch, torchvision, numpy, scipy and a copy of this checkout, and no more.
 """

@@ -44,7 +44,7 @@ class Check:
             print_report(report, OUT)
         if self.report:
             write_report(report, Path(self.report), self.augment and not report.errors)
-            ERRORS.print(f"{self.report}/index.html: samples, histograms, and all of this", markup=False)
+            ERRORS.print(f"{self.report}/index.html: samples, histograms, and all of this")
         if report.errors:
             raise SystemExit(InputError.exit_code)
 

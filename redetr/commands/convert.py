@@ -34,7 +34,7 @@ class Convert:
             print_json({"destination": self.destination, "told": list(told)})
         else:
             for line in told:
-                OUT.print(line, markup=False, soft_wrap=True)
+                OUT.print(line, soft_wrap=True)
 
 
 parse = partial(tyro.cli, Convert, prog="redetr convert", config=FLAGS)

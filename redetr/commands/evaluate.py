@@ -91,7 +91,7 @@ class Evaluate:
         if self.report:
             report = make_report(dataset, list(zip(self._checkpoints, found, strict=True)))
             write_report(report, Path(self.report))
-            ERRORS.print(f"{self.report}/index.html: the report; report.json holds its numbers", markup=False)
+            ERRORS.print(f"{self.report}/index.html: the report; report.json holds its numbers")
 
 
 def _measured(checkpoint: str, result: dict[str, Any]) -> str:

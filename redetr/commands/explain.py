@@ -73,9 +73,9 @@ class Explain:
         if self.json:
             print_json(explanation.to_dict() | ({"loss": loss.to_dict()} if loss else {}))
         else:
-            OUT.print(f"{folder}/index.html: from image to boxes", markup=False, soft_wrap=True)
+            OUT.print(f"{folder}/index.html: from image to boxes", soft_wrap=True)
             if loss:
-                OUT.print(f"{folder}/loss.html: from boxes to loss", markup=False, soft_wrap=True)
+                OUT.print(f"{folder}/loss.html: from boxes to loss", soft_wrap=True)
 
     def _check(self) -> None:
         if (self.image is None) == (self.image_id is None):

@@ -214,7 +214,7 @@ class Predict:
             self._print_found(summary(folder), rate)
             known = f", {resumed} of them earlier" if resumed else ""
             OUT.print(f"looked at {len(sources) - len(errors)} of {len(sources)} sources{known}: {folder}/{RECORD}",
-                      markup=False, soft_wrap=True)  # fmt: skip
+                      soft_wrap=True)  # fmt: skip
         if len(errors) == 1:
             raise InputError(errors[0])
         if errors:
