@@ -400,6 +400,26 @@ def test_int8_and_fp16(of_the_page, middle, tmp_path, monkeypatch, capsys):
         assert dtype in {op.output(0).get_element_type().get_type_name() for op in constants}
 
 
+def test_all_detections_of_a_model_with_many_queries_are_compared(middle):
+    """As many as the file gives, which may be more than 100."""
+
+    class Many(Averages):
+        def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
+            return {name: values.repeat(1, 150, 1) for name, values in super().forward(images, mask).items()}
+
+    model = Many()
+    model.num_queries = 150
+    trial = Trial(Detector(model, *CLASSES, 64, device="cpu"), ExportConfig(), open_dataset(middle, "val"), 2, 1)
+    assert [len(seen.found["scores"]) for seen in trial._pytorch] == [150, 150]
+
+
+def test_a_run_folder_gives_its_whole_name(middle, tmp_path, monkeypatch):
+    (tmp_path / "v1.5").mkdir()
+    monkeypatch.chdir(tmp_path / "v1.5")
+    exported(monkeypatch, averages(middle), ".", "--format", "torch", "--no-check")
+    assert Path("v1.5.pt2").exists()
+
+
 def test_a_file_is_called_as_its_checkpoint_by_default(of_the_page):
     assert metadata(of_the_page / "best.onnx")["outputs"] == ["logits", "boxes"]
 
