@@ -48,12 +48,13 @@ class Dist:
         `[world_size, len(row)]` float64 on the host. Communicates (host only).
         """
         mine = torch.tensor(row, dtype=torch.float64)
-        rows = mine.new_empty(self.world_size, len(row))
-        work = torch_dist.all_gather_into_tensor(rows, mine[None], async_op=True)
+        rows = [torch.empty_like(mine) for _ in range(self.world_size)]
+        # Not all_gather_into_tensor: torch 2.14 deprecates it, and what replaces it is not in 2.11.
+        work = torch_dist.all_gather(rows, mine, async_op=True)
 
         def wait() -> Tensor:
             work.wait()  # type: ignore[union-attr]
-            return rows
+            return torch.stack(rows)
 
         return wait
 
@@ -82,7 +83,56 @@ class Dist:
 
 def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:
     """As `Dist.main_only`, outside of a process group: for what is said after the run."""
-    return function if os.environ.get("RANK", "0") == "0" else lambda *args, **kwargs: None
+    return function if read_launch().rank == 0 else lambda *args, **kwargs: None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher says of this process. Without a launcher: one process, alone."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0  # among the ranks of this host
+    local_world_size: int = 1
+
+
+def read_launch() -> Launch:
+    """What torchrun's variables in the environment say; what an earlier job left of them does no harm.
+
+    A world of one needs nobody's address, so it starts whatever else is set. Raises InputError for values that are
+    no numbers or contradict each other, and for a larger world whose processes have no way to meet.
+    """
+    world_size = _number_in_environment("WORLD_SIZE", default=1, least=1)
+    if world_size == 1:
+        return Launch()
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"the environment says WORLD_SIZE={world_size}, but lacks {', '.join(missing)}: start with torchrun, "
+            "or unset WORLD_SIZE to run one process"
+        )
+    _number_in_environment("MASTER_PORT", default=0, least=1)  # PyTorch's own error would be a traceback
+    rank = _number_in_environment("RANK", default=0, least=0)
+    if rank >= world_size:
+        raise InputError(
+            f"the environment says RANK={rank}, but WORLD_SIZE={world_size}: start with torchrun, "
+            "or unset both to run one process"
+        )
+    local_rank = _number_in_environment("LOCAL_RANK", default=0, least=0)
+    local_world_size = _number_in_environment("LOCAL_WORLD_SIZE", default=1, least=1)
+    return Launch(rank, world_size, local_rank, local_world_size)
+
+
+def _number_in_environment(name: str, default: int, least: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise InputError(
+            f"the environment says {name}={text}, which is not a number from {least}: start with torchrun, "
+            f"or unset {name}"
+        )
+    return int(text)
 
 
 @contextmanager
@@ -92,20 +142,20 @@ def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Di
     `device` is "auto", "cpu" or "cuda". Raises InputError for a device that is not there, LostError if another rank
     dies or does not answer within `timeout_s`.
     """
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    launch = read_launch()
     where = pick_device(device)
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
     options: dict[str, Any] = {"backend": backend, "timeout": timedelta(seconds=timeout_s)}
-    if "WORLD_SIZE" not in os.environ:
+    if launch.world_size == 1:
         options |= {"store": torch_dist.HashStore(), "rank": 0, "world_size": 1}
     try:
-        torch_dist.init_process_group(**options)
-        yield Dist(rank, world_size, where)
+        _meet_other_ranks(launch, options)
+        yield Dist(launch.rank, launch.world_size, where)
     except RuntimeError as error:
         if isinstance(error, torch_dist.DistError) or any(sign in str(error).lower() for sign in _SIGNS_OF_A_LOST_RANK):
             raise LostError(
-                f"rank {rank} lost another rank: it died, or did not answer within {timeout_s:g} s; the cause stands "
-                f"in that rank's output ({str(error).splitlines()[0][-160:]})"
+                f"rank {launch.rank} lost another rank: it died, or did not answer within {timeout_s:g} s; the cause stands "
+                f"in that rank's output ({_first_line(error)})"
             ) from error
         raise
     finally:
@@ -113,10 +163,30 @@ def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Di
             torch_dist.destroy_process_group()
 
 
+def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> None:
+    """Starts the process group. Raises LostError if the others do not come, InputError for an impossible address."""
+    address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        torch_dist.init_process_group(**options)
+    except ValueError as error:
+        raise InputError(f"the environment's address {address} cannot work: {error}") from error
+    except torch_dist.DistError as error:
+        timeout_s = options["timeout"].total_seconds()
+        raise LostError(
+            f"rank {launch.rank} of {launch.world_size} did not meet the other ranks at {address} within "
+            f"{timeout_s:g} s: one of them died, or MASTER_ADDR and MASTER_PORT are wrong; to run one process, unset "
+            f"WORLD_SIZE ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][-160:]
+
+
 def rank_cores() -> int:
     """How many processor cores this process may use, shared among the ranks of its host."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
-    return usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return usable // read_launch().local_world_size
 
 
 def restart_notes() -> list[str]:
@@ -130,7 +200,7 @@ def restart_notes() -> list[str]:
 
 def pick_device(device: str) -> torch.device:
     """The device of this process; "auto" is CUDA where there is one. Raises InputError if it is not there."""
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = read_launch().local_rank
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device {device!r}: choose auto, cpu or cuda")
     has_cuda = torch.cuda.is_available()

@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 import redetr
-from redetr.distributed import Dist, check_norms, process_group, rank_cores, replicate, restart_notes
+from redetr.distributed import (
+    Dist,
+    Launch,
+    check_norms,
+    process_group,
+    rank_cores,
+    read_launch,
+    replicate,
+    restart_notes,
+)
 from redetr.ema import ModelEma
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -83,8 +92,70 @@ def test_a_restart_that_may_meet_dead_ranks_is_warned_of(monkeypatch):
 def test_ranks_of_a_host_share_its_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
     assert rank_cores() == 12
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    launched(monkeypatch, RANK=0, WORLD_SIZE=4, LOCAL_WORLD_SIZE=4)
     assert rank_cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS and Windows
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert rank_cores() == 2
+
+
+ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+def launched(monkeypatch, **variables) -> None:
+    """The environment of a process that torchrun started, or that an earlier job left behind."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (ADDRESS | variables).items():
+        if value is not None:
+            monkeypatch.setenv(name, str(value))
+
+
+def test_torchrun_says_which_process_this_is(monkeypatch):
+    launched(monkeypatch, RANK=5, WORLD_SIZE=8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4)
+    assert read_launch() == Launch(rank=5, world_size=8, local_rank=1, local_world_size=4)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"WORLD_SIZE": 1},
+        {"WORLD_SIZE": ""},
+        {"WORLD_SIZE": 1, "RANK": 0},
+        {"WORLD_SIZE": 1, "RANK": 3, "LOCAL_RANK": 3},
+        {"RANK": 1},
+        {"LOCAL_RANK": 2, "LOCAL_WORLD_SIZE": 0},
+        {"MASTER_PORT": "none"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("address", [{}, {"MASTER_ADDR": None, "MASTER_PORT": None}], ids=["address", "no-address"])
+def test_leftovers_of_a_launcher_do_not_stop_a_single_process(variables, address, monkeypatch):
+    launched(monkeypatch, **address, **{k: v for k, v in variables.items() if k not in address})
+    assert read_launch() == Launch()
+    with process_group("cpu") as dist:
+        assert (dist.rank, dist.world_size) == (0, 1)
+        assert dist.gather_rows([1.0, 2.0])().tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": 2}, "WORLD_SIZE=2, but lacks RANK:"),
+        ({"WORLD_SIZE": 2, "MASTER_ADDR": None, "MASTER_PORT": ""}, "lacks RANK, MASTER_ADDR, MASTER_PORT:"),
+        ({"WORLD_SIZE": 2, "RANK": 2}, "RANK=2, but WORLD_SIZE=2"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is not a number from 1"),
+        ({"WORLD_SIZE": 0}, "WORLD_SIZE=0, which is not a number from 1"),
+        ({"WORLD_SIZE": 2, "RANK": -1}, "RANK=-1, which is not a number from 0"),
+        ({"WORLD_SIZE": 2, "RANK": 0, "LOCAL_WORLD_SIZE": 0}, "LOCAL_WORLD_SIZE=0, which is not a number from 1"),
+        ({"WORLD_SIZE": 2, "RANK": 0, "MASTER_PORT": "http"}, "MASTER_PORT=http, which is not a number from 1"),
+    ],
+    ids=str,
+)
+def test_an_environment_that_cannot_work_is_refused(variables, message, monkeypatch):
+    launched(monkeypatch, **variables)
+    with pytest.raises(redetr.InputError, match=message):
+        read_launch()
+    with pytest.raises(redetr.InputError, match="or unset"), process_group("cpu"):
+        pass
