@@ -154,8 +154,8 @@ def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Di
     except RuntimeError as error:
         if isinstance(error, torch_dist.DistError) or any(sign in str(error).lower() for sign in _SIGNS_OF_A_LOST_RANK):
             raise LostError(
-                f"rank {launch.rank} lost another rank: it died, or did not answer within {timeout_s:g} s; the cause stands "
-                f"in that rank's output ({_first_line(error)})"
+                f"rank {launch.rank} lost another rank: it died, or did not answer within {timeout_s:g} s; the cause "
+                f"stands in that rank's output ({_first_line(error)})"
             ) from error
         raise
     finally:
