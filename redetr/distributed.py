@@ -53,7 +53,7 @@ class Dist:
         work = torch_dist.all_gather(rows, mine, async_op=True)
 
         def wait() -> Tensor:
-            work.wait()  # type: ignore[union-attr]
+            work.wait()
             return torch.stack(rows)
 
         return wait

@@ -62,16 +62,16 @@ class Detector:
         except InputError as error:
             raise InputError(f"{error}; the checkpoint stores this path of its training data: give --data") from error
 
-    def optimize(self, compile: bool = False) -> "Detector":
-        """This detector with a model made ready to answer: see `for_inference`; in bf16 in place of fp32 where the
-        hardware multiplies it fast; compiled if asked for, which takes a minute at the first image.
+    def optimize(self, compile: bool = False, precision: str = "auto") -> "Detector":
+        """Makes this detector's model ready to answer (see `for_inference`) and returns the detector.
 
-        Scores and boxes change by rounding: by less than 1e-4 in fp32, by more in bf16. Its model gives no
-        `aux_outputs` any more.
+        A detector in fp32 changes to `precision`: "auto" is bf16 where the hardware multiplies it fast, "fp32" keeps
+        it as it is. With `compile`, the model is compiled, which takes a minute at the first image. Scores and boxes
+        change by rounding: by less than 1e-4 in fp32, by more in bf16. The model no longer gives `aux_outputs`.
         """
         self.model = for_inference(self.model)
         if self.dtype == torch.float32:
-            self.dtype = pick_precision("auto", self.device)
+            self.dtype = pick_precision(precision, self.device)
         if compile:
             self.model.compile(dynamic=True)
         return self

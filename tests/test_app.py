@@ -273,7 +273,7 @@ def test_nothing_comes_from_elsewhere(page, server, image):
 
 def test_the_endpoint_answers_like_predict(server, image, tmp_path):
     arguments = ["predict", server.checkpoint, image, "--output", tmp_path / "out", "--threshold", 0.4]
-    parse_command([*map(str, arguments), "--device", "cpu"]).run()
+    parse_command([*map(str, arguments), "--device", "cpu", "--precision", "fp32"]).run()
     expected = json.loads((tmp_path / "out" / "predictions.jsonl").read_text())
     status, answer = server.predict(image.read_bytes(), 0.4)
     assert status == 200

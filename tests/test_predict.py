@@ -65,7 +65,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def predict(*arguments, threshold: float = 0.0) -> None:
-    main(["predict", *map(str, arguments), "--device", "cpu", f"--threshold={threshold}"])
+    """In fp32, whatever the processor is fast at: the expected detections are those of a detector in fp32."""
+    flags = ["--device", "cpu", "--precision", "fp32", f"--threshold={threshold}"]
+    main(["predict", *map(str, arguments), *flags])
 
 
 def lines_in(folder: Path) -> list[dict]:
@@ -440,6 +442,21 @@ def test_tiles_of_a_large_image(checkpoint, detector, folder, tmp_path, capsys):
     assert {key: line[key] for key in expected} == expected
     assert "--tile 0" in refused(capsys, checkpoint, folder, "--tile", 0, "--output", tmp_path)
     assert "--overlap 1.0" in refused(capsys, checkpoint, folder, "--overlap", 1, "--output", tmp_path)
+
+
+def test_bf16_finds_nearly_the_same(checkpoint, detector, folder, tmp_path):
+    """On any processor: one without bf16 units emulates them."""
+    flags = ["--device", "cpu", "--precision", "bf16", "--threshold=0", "--save", "json"]
+    main(["predict", str(checkpoint), str(folder), *flags, "--output", str(tmp_path)])
+    lines = lines_in(tmp_path)
+    assert len(lines) == 5
+    differences = []
+    for line in lines:
+        expected = detector.predict(folder / Path(line["image"]).name, threshold=0.0)
+        scores = torch.tensor([detection["score"] for detection in line["detections"]])
+        differences.append((scores - expected.scores).abs().mean().item())
+    assert max(differences) < 0.01  # of scores from 0.02 to 0.06
+    assert max(differences) > 1e-5, "it was computed in fp32"
 
 
 def test_a_single_prediction_knows_its_image(detector, folder):

@@ -75,6 +75,8 @@ class Predict:
     """Images at once."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto = bf16 where the hardware multiplies it fast."""
     json: bool = False
     """Also print predictions.json."""
 
@@ -84,7 +86,7 @@ class Predict:
         if not (self.resume or self.overwrite):
             require_no_predictions(folder)
         sources = find_sources(self.source)
-        detector = load(self.checkpoint, device=self.device).optimize()
+        detector = load(self.checkpoint, device=self.device).optimize(precision=self.precision)
         unknown = [name for name in self.classes if name not in detector.class_names]
         if unknown:
             raise InputError(f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}")
