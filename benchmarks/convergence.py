@@ -13,7 +13,6 @@ differs from another by 3 AP or so: smaller differences are no evidence.
 import argparse
 import datetime
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,13 +25,13 @@ from interleaved import measure
 from record import RESULTS, commit, record
 from rich.console import Console
 
+from redetr import training
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.demo import demo_config
 from redetr.distributed import Dist, process_group, replicate
-from redetr.train import train
+from redetr.training import train
 
-training = sys.modules["redetr.train"]
 LOG = RESULTS / "convergence.jsonl"
 
 

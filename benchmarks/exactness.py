@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import redetr
 from redetr.distributed import process_group
-from redetr.verify import split_gradient, whole_gradient
+from redetr.verification import split_gradient, whole_gradient
 
 OBJECTS, SIZE, CLASSES = (1, 1, 7, 15), (128, 160), 5
 GRID = ((1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 4), (2, 2))  # ranks, micro-batches

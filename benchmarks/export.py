@@ -18,15 +18,16 @@ import torch
 from record import record
 from torch import Tensor
 
+from redetr.choices import ExportFormat, ExportPrecision
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.views import Size, View
 from redetr.export import ExportConfig, Trial, describe, inputs_of
-from redetr.export_files import SUFFIXES, Format, Precision, open_file, write_file
+from redetr.export_files import SUFFIXES, open_file, write_file
 from redetr.export_graph import Plain, Processed, trace
 from redetr.predict import load
 from redetr.structures import Target
 
-FILES: tuple[tuple[Format, Precision, bool], ...] = (
+FILES: tuple[tuple[ExportFormat, ExportPrecision, bool], ...] = (
     ("onnx", "fp32", False), ("openvino", "fp32", False), ("onnx", "fp32", True), ("openvino", "fp32", True),
     ("openvino", "fp16", False), ("onnx", "int8", False), ("openvino", "int8", False),
 )  # fmt: skip

@@ -27,7 +27,7 @@ from record import record
 from torch import Tensor, nn
 
 import redetr
-from redetr.evaluate import autocast, pick_precision
+from redetr.evaluation import autocast, pick_precision
 from redetr.export_files import write_file
 from redetr.export_graph import Plain, trace
 from redetr.inference import for_inference

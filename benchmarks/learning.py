@@ -22,7 +22,7 @@ from redetr.data import open_dataset
 from redetr.demo import demo_config, prediction_grid
 from redetr.predict import load
 from redetr.recipes import detr_tiny
-from redetr.train import train
+from redetr.training import train
 from redetr.visualize import plot_curves, read_metrics, save_image
 
 EVALUATIONS = 5

@@ -16,12 +16,12 @@ from redetr.data.digits import DigitsDataset
 from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation
 from redetr.distributed import process_group, replicate
-from redetr.evaluate import evaluate
+from redetr.evaluation import evaluate
 from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.optim import build_optimizer, set_lr
 from redetr.recipes import detr_tiny
-from redetr.train import announce, receive, train_step
+from redetr.training import announce, receive, train_step
 
 SCENES = 8
 

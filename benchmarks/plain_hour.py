@@ -15,7 +15,7 @@ from record import RESULTS, record
 from rich.console import Console
 
 from redetr.recipes import detr_tiny
-from redetr.train import train
+from redetr.training import train
 from redetr.visualize import plot_curves, read_metrics
 
 

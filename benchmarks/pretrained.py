@@ -20,7 +20,7 @@ from record import RESULTS, record
 from rich.console import Console
 
 from redetr.recipes import redetr_mobile
-from redetr.train import train
+from redetr.training import train
 from redetr.visualize import read_metrics
 
 EVALUATIONS = 5

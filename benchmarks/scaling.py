@@ -25,8 +25,8 @@ from record import record
 import redetr
 from redetr.distributed import Dist, process_group, replicate
 from redetr.optim import build_optimizer
-from redetr.train import announce, receive, train_step
-from redetr.verify import Noise
+from redetr.training import announce, receive, train_step
+from redetr.verification import Noise
 
 ROUNDS, STEPS, LOCAL_BATCH = 7, 4, 8
 # Gradients in bytes: parameters that are trained, in fp32. One-way bandwidth of the narrowest place in the ring, where

@@ -32,7 +32,7 @@ from pycocotools.cocoeval import COCOeval
 from record import RESULTS, record
 
 from redetr.data import open_dataset
-from redetr.evaluate import evaluate
+from redetr.evaluation import evaluate
 from redetr.metrics import GroundTruth, coco_metrics
 from redetr.postprocess import Detections
 from redetr.predict import load

@@ -26,7 +26,7 @@ from record import record
 from torch import Tensor, nn
 
 import redetr
-from redetr.evaluate import autocast, pick_precision
+from redetr.evaluation import autocast, pick_precision
 from redetr.memory import keep_memory
 from redetr.optim import build_optimizer, clip_gradients
 

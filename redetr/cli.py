@@ -4,25 +4,12 @@ import sys
 from importlib import import_module
 from typing import Any
 
+import redetr
+from redetr.commands import COMMANDS
 from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
 from redetr.errors import InputError, RedetrError
 from redetr.memory import keep_memory
-
-COMMANDS = (
-    "demo",
-    "train",
-    "evaluate",
-    "predict",
-    "explain",
-    "app",
-    "check",
-    "convert",
-    "export",
-    "models",
-    "verify",
-    "completion",
-)
 
 USAGE = """redetr: DETR one can read in an afternoon and trust on any number of GPUs
 
@@ -40,6 +27,7 @@ USAGE = """redetr: DETR one can read in an afternoon and trust on any number of 
   redetr completion SHELL                       what makes the Tab key complete all this (bash, zsh, fish)
 
 redetr COMMAND --help tells the flags, redetr train the recipes; --json prints for machines, where it is a flag.
+redetr --version prints the version.
 Several GPUs: torchrun --nproc-per-node 8 -m redetr train RECIPE ...
 """
 
@@ -59,9 +47,13 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in HELP:
         print(USAGE, end="")
         raise SystemExit(0 if arguments else 2)
-    keep_memory()
+    if arguments[0] == "--version":
+        print(f"redetr {redetr.__version__}")
+        raise SystemExit(0)
     try:
-        parse_command(arguments).run()
+        command = parse_command(arguments)
+        keep_memory()
+        command.run()
     except RedetrError as error:
         ERRORS.print(f"redetr: {error}")
         raise SystemExit(error.exit_code) from None

@@ -4,15 +4,14 @@ import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from redetr.data import DetectionDataset, Hints
-from redetr.data.transforms import Augment
-from redetr.distributed import Compression
+from redetr.choices import Augment, ClassNormalization, Compression, OptimizerName, Precision, Schedule
 from redetr.errors import InputError
-from redetr.losses import ClassNormalization
-from redetr.optim import OptimizerName, Schedule
-from redetr.structures import DetectionModel
+
+if TYPE_CHECKING:  # these import PyTorch
+    from redetr.data import DetectionDataset, Hints
+    from redetr.structures import DetectionModel
 
 MOST_QUERIES = 300  # that a run takes without being told to
 _STRIDE = 32  # of the coarsest feature map: sizes are multiples of it
@@ -75,7 +74,7 @@ class TrainConfig:
     """Most objects the model can find in an image; default of the fast forms: twice the most in a training image."""
     model_options: tuple[str, ...] = ()
     """Options of the model as name=value, such as num_queries=300."""
-    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    precision: Precision = "auto"
     """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
     recompute: bool = False
     """Less memory for large images: blocks of the backbone and the encoder are computed twice."""
@@ -141,13 +140,13 @@ class TrainConfig:
                 raise InputError(f"setting {name!r} cannot be {value!r}")
         return cls(**values)
 
-    def with_queries_for(self, data: DetectionDataset) -> "TrainConfig":
+    def with_queries_for(self, data: "DetectionDataset") -> "TrainConfig":
         """The same run with `num_queries` chosen by the data, for the forms whose queries are picked from the image."""
         if self.num_queries or self.model.startswith("detr_"):
             return self
         return replace(self, num_queries=data.hints.num_queries or min(MOST_QUERIES, max(25, 2 * data.max_objects())))
 
-    def resolved(self, model: DetectionModel, hints: Hints, num_images: int) -> "TrainConfig":
+    def resolved(self, model: "DetectionModel", hints: "Hints", num_images: int) -> "TrainConfig":
         """The same run with every default that depends on the data or the model filled in."""
         if self.steps > 0 and self.epochs > 0:
             raise InputError("give the length of the run as --epochs or as --steps, one of them")
@@ -211,7 +210,7 @@ class TrainConfig:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} must not be below 0")
 
 
-def _suitable_size(model: DetectionModel, native_size: int | None) -> int:
+def _suitable_size(model: "DetectionModel", native_size: int | None) -> int:
     """The model's own size; a "square" form does not enlarge small images: time goes with the square of the size."""
     if model.resize == "aspect" or native_size is None:
         return model.image_size

@@ -14,7 +14,7 @@ from redetr.data import DetectionDataset, open_dataset
 from redetr.errors import InputError
 from redetr.predict import Detector, load
 from redetr.recipes import redetr_n
-from redetr.train import train
+from redetr.training import train
 from redetr.visualize import comparison_grid, draw_boxes, plot_curves, save_image
 
 # About five minutes on two cores.

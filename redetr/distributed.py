@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +20,11 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from redetr.choices import Compression
 from redetr.errors import InputError, LostError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-Compression = Literal["none", "bf16"]
 
 # gloo has no error class of its own.
 _SIGNS_OF_A_LOST_RANK = ("gloo", "nccl", "pair closure", "closed by peer", "connection reset", "broken pipe")

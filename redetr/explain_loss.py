@@ -15,7 +15,7 @@ from redetr.data import DetectionDataset
 from redetr.data.loader import Sample, Samples, canvas_of, to_batch
 from redetr.data.transforms import resizer
 from redetr.errors import InputError
-from redetr.evaluate import labels_in
+from redetr.evaluation import labels_in
 from redetr.explain import with_all_layers
 from redetr.losses import SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match

@@ -20,12 +20,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from redetr.choices import ExportFormat, ExportPrecision
 from redetr.data import DetectionDataset
 from redetr.data.transforms import MEAN, STD, normalize, resizer
 from redetr.error_analysis import judge, working_threshold
 from redetr.errors import InputError
-from redetr.evaluate import labels_in
-from redetr.export_files import SUFFIXES, Arrays, Format, Precision, open_file, write_file
+from redetr.evaluation import labels_in
+from redetr.export_files import SUFFIXES, Arrays, open_file, write_file
 from redetr.export_graph import Plain, Processed, trace
 from redetr.files import write_whole
 from redetr.metrics import GroundTruth, coco_metrics
@@ -33,7 +34,7 @@ from redetr.postprocess import detect
 from redetr.predict import Detector
 from redetr.structures import Outputs, collate
 
-_NEEDED: dict[Format, tuple[str, ...]] = {
+_NEEDED: dict[ExportFormat, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "torch": (),
@@ -45,8 +46,8 @@ Run = Callable[[Arrays], Arrays]
 class ExportConfig:
     """What kind of file it is to be."""
 
-    format: Format = "onnx"
-    precision: Precision = "fp32"
+    format: ExportFormat = "onnx"
+    precision: ExportPrecision = "fp32"
     processing: bool = False  # images as stored go in, detections come out
     mask: bool = False  # a second input says what is padding
 

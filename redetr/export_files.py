@@ -3,18 +3,17 @@
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from redetr.choices import ExportFormat, ExportPrecision
 from redetr.export_graph import quiet
 
-Format = Literal["onnx", "openvino", "torch"]
-Precision = Literal["fp32", "fp16", "int8"]
 Arrays = list[np.ndarray]
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 ABOUT = "redetr"  # the name of the metadata in a file
 _OPSET = 20
 
@@ -25,8 +24,8 @@ def write_file(
     about: str,
     inputs: Sequence[str],
     outputs: Sequence[str],
-    format: Format,
-    precision: Precision = "fp32",
+    format: ExportFormat,
+    precision: ExportPrecision = "fp32",
     calibration: Iterable[Arrays] = (),
 ) -> None:
     """Writes `program` to `path` (OpenVINO: and a `.bin` beside it) with the metadata `about`.
@@ -82,7 +81,7 @@ def _quantize(path: Path, inputs: Sequence[str], calibration: Iterable[Arrays]) 
         quantize_static(path, path, Reader(), QuantFormat.QDQ, ["Conv", "MatMul", "Gemm"], per_channel=True)
 
 
-def write_openvino(source: Path, path: Path, about: str, precision: Precision = "fp32") -> None:
+def write_openvino(source: Path, path: Path, about: str, precision: ExportPrecision = "fp32") -> None:
     """Writes an ONNX file as OpenVINO reads it."""
     import openvino
     from openvino import opset11

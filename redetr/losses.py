@@ -4,7 +4,7 @@ The criterion never communicates. For training that is exact over ranks and accu
 `counts` of the whole window over all ranks and passes `denominators`; without them the batch stands alone.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from redetr.boxes import at_least_float32, box_cxcywh_to_xyxy, iou_and_giou
+from redetr.choices import ClassNormalization
 from redetr.matcher import cost_matrix, match
 from redetr.structures import LossConfig, Outputs, Target
-
-ClassNormalization = Literal["global", "per_rank"]
 
 # Exponent of the IoU target and of the weight of unmatched scores (Huang et al., DEIM, CVPR 2025, "MAL").
 _IOU_GAMMA = 1.5

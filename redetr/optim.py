@@ -1,15 +1,12 @@
 """Optimizer, schedule and gradient clipping."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from redetr.choices import OptimizerName, Schedule
 from redetr.muon import Muon, is_matrix
-
-OptimizerName = Literal["muon", "adamw"]
-Schedule = Literal["cosine", "step", "constant"]
 
 
 def param_groups(

@@ -17,7 +17,7 @@ from redetr.data.loader import to_batch
 from redetr.data.transforms import resizer
 from redetr.distributed import pick_device
 from redetr.errors import InputError
-from redetr.evaluate import autocast, evaluate, pick_precision, weights_dtype
+from redetr.evaluation import autocast, evaluate, pick_precision, weights_dtype
 from redetr.inference import for_inference
 from redetr.metrics import CocoResult
 from redetr.models import build

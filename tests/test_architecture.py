@@ -10,12 +10,12 @@ import redetr
 ROOT = Path(redetr.__file__).parent
 # Each layer may import from the same layer and the ones before it.
 LAYERS = [
-    ("errors", "files", "download", "page", "memory", "boxes", "structures"),
+    ("errors", "choices", "files", "download", "page", "memory", "boxes", "structures"),
     ("models", "matcher", "losses", "visualize", "postprocess", "metrics", "error_analysis", "data"),
     ("tiles", "video", "sources", "predictions"),
     ("muon", "optim", "ema", "inference", "checkpoint", "distributed", "config", "monitor", "weights"),
     (
-        "evaluate",
+        "evaluation",
         "recipes",
         "check",
         "check_boxes",
@@ -25,9 +25,9 @@ LAYERS = [
         "report_scenes",
         "report_page",
     ),
-    ("state", "train", "predict"),
+    ("state", "training", "predict"),
     (
-        "verify",
+        "verification",
         "export",
         "export_files",
         "export_graph",
@@ -80,7 +80,7 @@ def test_the_package_stays_small():
 def test_the_core_can_be_read_in_an_afternoon():
     """From a batch to the next set of weights, and to the numbers of an evaluation."""
     core = ("structures", "boxes", "matcher", "losses", "muon", "optim", "ema", "config", "recipes", "state",
-            "weights", "checkpoint", "distributed", "train", "monitor", "evaluate", "metrics", "postprocess",
+            "weights", "checkpoint", "distributed", "training", "monitor", "evaluation", "metrics", "postprocess",
             "inference")  # fmt: skip
     assert lines_that_are_not_blank([*(ROOT / f"{name}.py" for name in core), *ROOT.glob("models/*.py")]) <= 3_500
 
@@ -101,12 +101,8 @@ def test_a_step_waits_for_the_device_in_the_matcher_only():
     for path in step:
         assert not calls(ast.parse(path.read_text())) & waiting, path.name
     functions = {
-        n.name: n for n in ast.walk(ast.parse((ROOT / "train.py").read_text())) if isinstance(n, ast.FunctionDef)
+        n.name: n for n in ast.walk(ast.parse((ROOT / "training.py").read_text())) if isinstance(n, ast.FunctionDef)
     }
     assert not calls(functions["train_step"]) & waiting
     matcher = ast.walk(ast.parse((ROOT / "matcher.py").read_text()))
     assert sorted(n.attr for n in matcher if isinstance(n, ast.Attribute) and n.attr in waiting) == ["cpu", "numpy"]
-
-
-def test_public_names():
-    assert all(hasattr(redetr, name) for name in redetr.__all__)

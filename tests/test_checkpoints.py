@@ -12,7 +12,7 @@ from redetr.boxes import box_xyxy_to_cxcywh
 from redetr.checkpoint import save_weights
 from redetr.data.digits import DigitsDataset
 from redetr.demo import demo_config
-from redetr.evaluate import evaluate, labels_in
+from redetr.evaluation import evaluate, labels_in
 from redetr.models import build
 from redetr.models.convert import coco_class_names
 from redetr.postprocess import Detections

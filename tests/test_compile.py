@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 import redetr
 from redetr.config import TrainConfig
-from redetr.train import train
+from redetr.training import train
 
 FORMS = {
     "detr_r50": {"backbone": "resnet18", "hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2},

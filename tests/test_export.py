@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from redetr import Detector, InputError, build
 from redetr.cli import main, parse_command
-from redetr.commands import export as command
 from redetr.data import open_dataset
 from redetr.data.views import Fit
 from redetr.export import ExportConfig, Trial, describe
@@ -370,7 +369,7 @@ def test_equal_scores_in_another_order_are_no_difference(fast, middle):
 
 
 def exported(monkeypatch, of: Detector, *arguments: str | Path) -> None:
-    monkeypatch.setattr(command, "load", lambda checkpoint, device: of)
+    monkeypatch.setattr("redetr.predict.load", lambda checkpoint, device: of)
     parse_command(["export", *map(str, arguments)]).run()
 
 

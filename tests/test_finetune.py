@@ -13,8 +13,8 @@ from rich.console import Console
 import redetr
 from redetr.config import TrainConfig
 from redetr.distributed import check_norms, process_group
-from redetr.train import train
-from redetr.verify import verify
+from redetr.training import train
+from redetr.verification import verify
 
 QUICK = TrainConfig(model_options=tuple(SMALL), batch_size=4, image_size=64, augment="plain", device="cpu",
                     precision="fp32", num_workers=0, log_every=1, lr=3e-3, ema_decay=0.0)  # fmt: skip

@@ -1,11 +1,10 @@
 """What only a GPU can show: `pytest -m gpu`."""
 
-import sys
-
 import pytest
 import torch
 
 import redetr
+from redetr import losses, training
 from redetr.config import TrainConfig
 from redetr.data.loader import to_batch
 from redetr.distributed import process_group
@@ -18,7 +17,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode", "ignore:Grad strides do not match"),
 ]
-training, losses = sys.modules["redetr.train"], sys.modules["redetr.losses"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
-from redetr.evaluate import pick_precision
+from redetr.evaluation import pick_precision
 from redetr.inference import _folded, for_inference
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64}

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import pickle
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from redetr.data.transforms import augmentation, normalize
 from redetr.errors import InputError, LostError
 from redetr.models.detr import DETR
 from redetr.structures import Batch, collate
-from redetr.train import train
+from redetr.training import train
 
 MEGABYTE = 2**20
 
@@ -234,7 +233,7 @@ def test_a_full_gpu_is_told(run_with, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(sys.modules["redetr.train"], "train_step", full)
+    monkeypatch.setattr("redetr.training.train_step", full)
     with pytest.raises(InputError, match=r"^the GPU's memory does not hold a step: raise --accumulate "):
         run_with()
 

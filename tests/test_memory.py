@@ -12,11 +12,15 @@ from redetr.memory import keep_memory
 # Pages that twenty large arrays, one after the other, have to ask the system for; each has 16,384 pages of 4 kB.
 FAULTS = """
 import resource, sys
-import torch
 from redetr import cli
+class Command:
+    def run(self):
+        import redetr.predict
 if sys.argv[1] == "command line":
-    cli.parse_command = lambda arguments: type("Nothing", (), {"run": lambda self: None})()
-    cli.main(["models"])
+    cli.parse_command = lambda arguments: Command()
+    cli.main(["predict"])
+import redetr.predict
+import torch
 torch.zeros(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):

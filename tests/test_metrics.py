@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from redetr.data import open_dataset
 from redetr.errors import DivergedError
-from redetr.evaluate import evaluate
+from redetr.evaluation import evaluate
 from redetr.metrics import METRIC_NAMES, CocoResult, GroundTruth, coco_metrics
 from redetr.structures import DetectionModel, LossConfig
 

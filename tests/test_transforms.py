@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from redetr.choices import Augment
 from redetr.data.loader import Samples
-from redetr.data.transforms import Augment, Jitter, Transform, augmentation, drawn_from, draws_of, resizer, seen
+from redetr.data.transforms import Jitter, Transform, augmentation, drawn_from, draws_of, resizer, seen
 from redetr.data.views import Fit, MultiScale, NativeCrop, Stretch, View, Whole, Zoomed
 
 AUGMENTS = get_args(Augment)

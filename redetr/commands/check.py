@@ -6,8 +6,6 @@ from pathlib import Path
 
 import tyro
 
-from redetr.check import check, print_report
-from redetr.check_sheet import write_report
 from redetr.commands.arguments import FLAGS, DataPath
 from redetr.commands.console import ERRORS, OUT, print_json
 from redetr.errors import InputError
@@ -35,6 +33,9 @@ class Check:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
+        from redetr.check import check, print_report
+        from redetr.check_sheet import write_report
+
         if self.augment and not self.report:
             raise InputError("--augment needs a folder to write to: give --report FOLDER as well")
         report = check(self.data, self.model, self.queries, self.thorough, self.val_fraction)

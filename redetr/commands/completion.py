@@ -1,6 +1,5 @@
 """`redetr completion`"""
 
-import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -9,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from redetr import commands
+from redetr.commands import COMMANDS
 from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT
 from redetr.recipes import RECIPES
@@ -55,12 +54,11 @@ class Completion:
 def _words() -> dict[str, dict[str, list[str]]]:
     """Of each command its flags with their choices; the choices of what has no flag stand under the command itself."""
     found = {}
-    for info in pkgutil.iter_modules(commands.__path__):
-        module = import_module(f"{commands.__name__}.{info.name}")
-        if hasattr(module, "parse"):
-            flags = dict(_flags(getattr(module, info.name.capitalize())))
-            words = {flag or info.name: choices for flag, choices in flags.values() if flag or choices}
-            found[info.name] = words | ({info.name: list(RECIPES)} if "model_options" in flags else {})
+    for command in sorted(COMMANDS):
+        module = import_module(f"redetr.commands.{command}")
+        flags = dict(_flags(getattr(module, command.capitalize())))
+        words = {flag or command: choices for flag, choices in flags.values() if flag or choices}
+        found[command] = words | ({command: list(RECIPES)} if "model_options" in flags else {})
     return found
 
 

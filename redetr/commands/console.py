@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from redetr.errors import InputError
-from redetr.metrics import METRIC_NAMES
 
 # Names of classes and paths may have brackets, which are no markup.
 ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -18,6 +17,8 @@ OUT = Console(highlight=False, markup=False)
 
 def print_results(results: list[dict[str, Any]]) -> None:
     """The COCO numbers as a table, in percent, and those of each class; of several results, each has its number."""
+    from redetr.metrics import METRIC_NAMES
+
     numbers = [str(i + 1) for i in range(len(results))] if len(results) > 1 else [""]
     table = Table("", *METRIC_NAMES, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for number, result in zip(numbers, results, strict=True):

@@ -3,21 +3,19 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.progress import Progress
 
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_json, print_results, require_images
-from redetr.data import DetectionDataset
-from redetr.distributed import Dist, process_group
-from redetr.evaluate import detect_classes
-from redetr.metrics import GroundTruth, coco_metrics
-from redetr.predict import Detector, load
-from redetr.report import Found, make_report
-from redetr.report_page import write_report
-from redetr.weights import locate
+
+if TYPE_CHECKING:
+    from redetr.data import DetectionDataset
+    from redetr.distributed import Dist
+    from redetr.predict import Detector
+    from redetr.report import Found
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,10 @@ class Evaluate:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
+        from redetr.distributed import process_group
+        from redetr.predict import load
+        from redetr.weights import locate
+
         require_images(self.batch_size)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
         detectors = [load(path, device=self.device, precision=self.precision) for path in paths]
@@ -69,7 +71,9 @@ class Evaluate:
     def _checkpoints(self) -> list[str]:
         return [self.checkpoint, self.compare] if self.compare else [self.checkpoint]
 
-    def _detect(self, detector: Detector, dataset: DetectionDataset, dist: Dist) -> Found:
+    def _detect(self, detector: "Detector", dataset: "DetectionDataset", dist: "Dist") -> "Found":
+        from redetr.evaluation import detect_classes
+
         with Progress(console=ERRORS, disable=self.json or dist.rank > 0) as progress:
             task = progress.add_task("evaluating", total=len(dataset))
             found, _ = detect_classes(
@@ -79,7 +83,11 @@ class Evaluate:
             )  # fmt: skip
             return found
 
-    def _tell(self, dataset: DetectionDataset, about: list[dict[str, Any]], found: list[Found]) -> None:
+    def _tell(self, dataset: "DetectionDataset", about: list[dict[str, Any]], found: list["Found"]) -> None:
+        from redetr.metrics import GroundTruth, coco_metrics
+        from redetr.report import make_report
+        from redetr.report_page import write_report
+
         truth = GroundTruth.from_dataset(dataset)
         results = [one | coco_metrics(truth, **each).to_dict() for one, each in zip(about, found, strict=True)]
         if self.json:

@@ -3,20 +3,19 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.progress import Progress
 
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_json
-from redetr.data import DetectionDataset
 from redetr.errors import InputError
-from redetr.explain import Habits, explain, query_habits
-from redetr.explain_loss import explain_loss
-from redetr.explain_loss_page import write_loss_page
-from redetr.explain_page import write_image_page
-from redetr.predict import Detector, as_image, load
+
+if TYPE_CHECKING:
+    from redetr.data import DetectionDataset
+    from redetr.explain import Habits
+    from redetr.predict import Detector
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,12 @@ class Explain:
     """Also print the numbers."""
 
     def run(self) -> None:
+        from redetr.explain import explain
+        from redetr.explain_loss import explain_loss
+        from redetr.explain_loss_page import write_loss_page
+        from redetr.explain_page import write_image_page
+        from redetr.predict import as_image, load
+
         self._check()
         detector = load(self.checkpoint, device=self.device)
         dataset = self._dataset(detector)
@@ -87,12 +92,14 @@ class Explain:
         if self.samples < 0:
             raise InputError(f"--samples {self.samples} must not be below 0")
 
-    def _dataset(self, detector: Detector) -> DetectionDataset | None:
+    def _dataset(self, detector: "Detector") -> "DetectionDataset | None":
         if self.data is None and self.image_id is None:
             return None
         return detector.open_data(self.split, self.data, self.val_fraction)
 
-    def _habits(self, detector: Detector, dataset: DetectionDataset) -> Habits:
+    def _habits(self, detector: "Detector", dataset: "DetectionDataset") -> "Habits":
+        from redetr.explain import query_habits
+
         with Progress(console=ERRORS, disable=self.json) as progress:
             task = progress.add_task("looking at the data set", total=min(self.samples, len(dataset)))
             return query_habits(detector, dataset, self.samples, lambda: progress.advance(task))

@@ -3,22 +3,25 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 from rich import box
 from rich.table import Table
 
+from redetr.choices import ExportFormat, ExportPrecision
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, require_images
-from redetr.data import DetectionDataset
-from redetr.data.annotations import Split
 from redetr.errors import InputError
-from redetr.export import Comparison, ExportConfig, export
-from redetr.export_files import SUFFIXES, Format, Precision
-from redetr.predict import Detector, load
+
+if TYPE_CHECKING:
+    from redetr.data import DetectionDataset
+    from redetr.data.annotations import Split
+    from redetr.export import Comparison
+    from redetr.predict import Detector
 
 # How far AP may drop, in points: by rounding and ties alone; by weights of 16 bits; by weights and values of 8.
-_MAX_AP_DROP: dict[Precision, float] = {"fp32": 0.1, "fp16": 0.3, "int8": 1.0}
+_MAX_AP_DROP: dict[ExportPrecision, float] = {"fp32": 0.1, "fp16": 0.3, "int8": 1.0}
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,11 @@ class Export:
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
-    format: Format = "onnx"
+    format: ExportFormat = "onnx"
     """onnx, openvino (.xml and .bin) or torch (a torch.export program, .pt2)."""
     output: str | None = None
     """The file; default: the checkpoint's name with .onnx, .xml or .pt2, in this folder."""
-    precision: Precision = "fp32"
+    precision: ExportPrecision = "fp32"
     """fp16 (openvino) halves the file; int8 (onnx, openvino) learns the ranges of values on training images."""
     with_processing: bool = False
     """The file takes uint8 images of any size and gives scores, labels and boxes in their pixels."""
@@ -51,6 +54,10 @@ class Export:
     """--no-check: write the file without a comparison, and with a threshold of 0.5 in its metadata."""
 
     def run(self) -> None:
+        from redetr.export import ExportConfig, export
+        from redetr.export_files import SUFFIXES
+        from redetr.predict import load
+
         require_images(self.batch_size)
         if self.images < 1:
             raise InputError(f"--images {self.images} must be at least 1")
@@ -73,7 +80,7 @@ class Export:
             ERRORS.print(f"warning: {path} was not compared with PyTorch")
         OUT.print(f"{path} ({_megabytes(path):.1f} MB)", soft_wrap=True)
 
-    def _images_of(self, detector: Detector, split: Split) -> DetectionDataset:
+    def _images_of(self, detector: "Detector", split: "Split") -> "DetectionDataset":
         """The images of the flags, or of the training run. Raises InputError if there are none."""
         try:
             return detector.open_data(split, self.data, self.val_fraction)
@@ -82,7 +89,7 @@ class Export:
             raise InputError(f"{error}{way_out}") from error
 
 
-def _print(comparison: Comparison) -> None:
+def _print(comparison: "Comparison") -> None:
     """How far the file's numbers are from PyTorch's, and AP of both."""
     table = Table(f"{comparison.images} images", "largest difference", "usual", box=box.SIMPLE)
     for name, (largest, usual) in comparison.differences.items():

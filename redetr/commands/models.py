@@ -6,21 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from rich import box
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
-import redetr.models
+import redetr
 from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT, percent, print_json
-from redetr.models import MODELS
-from redetr.models.detr import DETR
 
 # `gflops`: by `gflops` below, because counting takes seconds; `speed`: by benchmarks/speed.py; `results`: from
 # benchmarks/results. Nothing is a guess.
-MEASURED = Path(redetr.models.__file__).with_name("measured.json")
+MEASURED = Path(redetr.__file__).parent / "models" / "measured.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,8 @@ class Models:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
+        from redetr.models import MODELS
+
         measured = json.loads(MEASURED.read_text(encoding="utf-8"))
         rows = [_row(name, measured) for name in MODELS]
         if self.json:
@@ -44,6 +42,11 @@ def gflops(name: str) -> float:
 
     Convolutions, products of matrices and attention count, as is usual. Nothing is computed: all is on the meta device.
     """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from redetr.models import MODELS
+
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = MODELS[name](80).eval().requires_grad_(False)
         model(torch.empty(1, 3, model.image_size, model.image_size))
@@ -51,6 +54,11 @@ def gflops(name: str) -> float:
 
 
 def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from redetr.models import MODELS
+    from redetr.models.detr import DETR
+
     function = MODELS[name]
     with torch.device("meta"):
         model = function(80)

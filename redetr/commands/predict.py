@@ -11,19 +11,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import tyro
-from PIL import Image
 from rich.progress import Progress
 
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_file, require_images
-from redetr.distributed import Dist, process_group
 from redetr.errors import InputError, StoppedError
-from redetr.postprocess import Detections
-from redetr.predict import Detector, load
 from redetr.predictions import (
     RECORD,
     Record,
@@ -35,9 +31,14 @@ from redetr.predictions import (
     summary,
     write_forms,
 )
-from redetr.sources import Frame, find_sources, frames, is_address, is_camera, is_video, read_ahead
-from redetr.video import VideoWriter
-from redetr.visualize import save_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from redetr.distributed import Dist
+    from redetr.postprocess import Detections
+    from redetr.predict import Detector
+    from redetr.sources import Frame
 
 Form = Literal["png", "jpg", "json", "coco", "csv"]
 
@@ -81,6 +82,10 @@ class Predict:
     """Also print predictions.json."""
 
     def run(self) -> None:
+        from redetr.distributed import process_group
+        from redetr.predict import load
+        from redetr.sources import find_sources
+
         self._check()
         folder = Path(self.output)
         if not (self.resume or self.overwrite):
@@ -120,8 +125,11 @@ class Predict:
         if not self.source:
             raise InputError("nothing to look at: name images or folders after the checkpoint")
 
-    def _look_at(self, sources: list[str], file_names: dict[str, Path], detector: Detector, dist: Dist) -> "_Look":
+    def _look_at(self, sources: list[str], file_names: dict[str, Path], detector: "Detector", dist: "Dist") -> "_Look":
         """Looks at the sources. Pictures are read and drawn by other threads than that of the model."""
+        from redetr.sources import Frame, frames, is_camera, read_ahead
+        from redetr.video import VideoWriter
+
         look = _Look()
         frame = Frame("")
         ahead = 1 if self.tile else self.batch_size
@@ -155,8 +163,8 @@ class Predict:
         return look
 
     def _detections(
-        self, detector: Detector, read: Iterator[Frame], at_once: int
-    ) -> Iterator[tuple[Frame, Detections | None]]:
+        self, detector: "Detector", read: Iterator["Frame"], at_once: int
+    ) -> Iterator[tuple["Frame", "Detections | None"]]:
         while some := list(islice(read, at_once)):
             images = [frame.image for frame in some if frame.image is not None]
             found = iter(detector.predict(images, self.threshold, self.tile, self.overlap))
@@ -164,9 +172,11 @@ class Predict:
                 yield frame, None if frame.image is None else next(found)
 
     def _painted(
-        self, file_names: dict[str, Path], frame: Frame, found: Detections | None
-    ) -> tuple[Frame, Detections | None, Image.Image | None]:
+        self, file_names: dict[str, Path], frame: "Frame", found: "Detections | None"
+    ) -> tuple["Frame", "Detections | None", "Image.Image | None"]:
         """What was found and is asked for. Its picture is saved, or returned if it is one of a video."""
+        from redetr.visualize import save_image
+
         if found is None or frame.image is None:
             return frame, None, None
         found = found.of_classes(self.classes) if self.classes else found
@@ -184,6 +194,8 @@ class Predict:
     def _file_names(self, sources: Sequence[str], earlier: Mapping[str, str | None]) -> dict[str, Path]:
         """Where the annotated picture or video of each source goes. Equal names get a number: those from several
         folders, those of `earlier` runs, and those of sources in the folder itself, which stay as they are."""
+        from redetr.sources import is_address, is_camera, is_video
+
         names: dict[str, Path] = {}
         folder = os.path.abspath(self.output)
         taken = {os.path.basename(source) for source in sources if os.path.dirname(os.path.abspath(source)) == folder}

@@ -9,8 +9,6 @@ from redetr.commands.arguments import FLAGS
 from redetr.commands.console import ERRORS, OUT, percent, print_results
 from redetr.commands.recipe import split_recipe
 from redetr.config import TrainConfig
-from redetr.distributed import main_process_only
-from redetr.train import train
 
 
 @dataclass(frozen=True)
@@ -20,6 +18,9 @@ class Train:
     config: TrainConfig
 
     def run(self) -> None:
+        from redetr.distributed import main_process_only
+        from redetr.training import train
+
         result = train(self.config, ERRORS)
         main_process_only(self._tell)(result)
 

@@ -11,9 +11,7 @@ from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT, print_json
 from redetr.commands.recipe import HELP, split_recipe
 from redetr.config import TrainConfig
-from redetr.distributed import main_process_only
 from redetr.errors import RedetrError
-from redetr.verify import verify
 
 
 @dataclass(frozen=True)
@@ -25,6 +23,9 @@ class Verify:
     """Print JSON instead of a table."""
 
     def run(self) -> None:
+        from redetr.distributed import main_process_only
+        from redetr.verification import verify
+
         result = verify(self.config)
         main_process_only(print_json if self.json else _print_verification)({**asdict(result), "failed": result.failed})
         if result.failed:

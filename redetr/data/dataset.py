@@ -9,9 +9,9 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from redetr.choices import Augment
 from redetr.data.annotations import SPLITS, Annotations, Split
 from redetr.data.coco import coco_sought, coco_splits, read_coco
-from redetr.data.transforms import Augment
 from redetr.data.voc import read_voc, voc_sought, voc_splits
 from redetr.data.yolo import read_yolo, yolo_sought, yolo_splits
 from redetr.errors import InputError

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from redetr.choices import Augment
 from redetr.data.views import Final, Fit, MultiScale, NativeCrop, Random, Stretch, View, Whole, Zoomed
 from redetr.structures import Target
 
-Augment = Literal["plain", "detr", "photo", "strong", "aerial"]
 Resize = Literal["aspect", "square"]
 Sample = tuple[Tensor, Target]
 

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from redetr.errors import InputError
-from redetr.models.detr import detr, detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5
-from redetr.models.fast import fast, redetr_m, redetr_mobile, redetr_n, redetr_s
+from redetr.models import detr, fast
+from redetr.models.detr import detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5
+from redetr.models.fast import redetr_m, redetr_mobile, redetr_n, redetr_s
 from redetr.structures import DetectionModel
 
 MODELS: dict[str, Callable[..., DetectionModel]] = {
@@ -49,6 +50,6 @@ def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
 
 def options_of(name: str) -> dict[str, Any]:
     """All options of a model of `MODELS` with their defaults."""
-    functions = (detr if name.startswith("detr") else fast, MODELS[name])
+    functions = (detr.detr if name.startswith("detr") else fast.fast, MODELS[name])
     parameters = [p for function in functions for p in inspect.signature(function).parameters.values()]
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -17,7 +17,7 @@ from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.errors import InputError
 from redetr.recipes import redetr_n
-from redetr.train import train
+from redetr.training import train
 
 Change = Callable[[Any], Any]
 

@@ -22,9 +22,9 @@ import redetr
 from redetr.data import DetectionDataset
 from redetr.data.loader import Sample
 from redetr.distributed import Dist, process_group
-from redetr.evaluate import detect, evaluate
+from redetr.evaluation import detect, evaluate
 from redetr.structures import DetectionModel
-from redetr.verify import split_gradient, whole_gradient
+from redetr.verification import split_gradient, whole_gradient
 
 ACCUMULATE = {1: (1, 2, 4), 2: (1, 2), 3: (1,), 4: (1,)}  # by number of ranks
 UNEVEN = {1: (5,), 2: (4,), 3: (3,), 4: (2,)}  # do not divide the batch: in fp64 only, fp32 rounds more (2e-6)
@@ -214,7 +214,7 @@ def alone(tmp_path_factory, shared_coco) -> dict[str, Any]:
 def ranks(request, tmp_path_factory, shared_coco) -> list[dict[str, Any]]:
     """What each process of a world measured."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
-    multiprocessing.set_forkserver_preload(["redetr.train"])  # imported once, not by each rank
+    multiprocessing.set_forkserver_preload(["redetr.training"])  # imported once, not by each rank
     arguments = (request.param, free_ports(2), folder, shared_coco)
     mp.start_processes(_rank, arguments, nprocs=request.param, start_method="forkserver")
     results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(request.param)]

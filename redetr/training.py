@@ -35,7 +35,7 @@ from redetr.distributed import (
 )
 from redetr.ema import ModelEma
 from redetr.errors import InputError, StoppedError
-from redetr.evaluate import autocast, evaluate, pick_precision, weights_dtype
+from redetr.evaluation import autocast, evaluate, pick_precision, weights_dtype
 from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.models.recompute import recompute_blocks
