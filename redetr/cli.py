@@ -1,6 +1,8 @@
 """The command line: finds the command, runs it, and turns errors into one line and an exit code."""
 
+import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -41,6 +43,17 @@ def parse_command(arguments: list[str]) -> Any:
     return import_module(f"redetr.commands.{command}").parse(args=rest)
 
 
+def quiet_dependencies() -> None:
+    """Keeps what is meant for developers off the terminal of users: what dependencies deprecate, and the C++ log of
+    PyTorch, whose stack traces would bury the one line that says what is wrong.
+
+    Call it before PyTorch is imported. TORCH_CPP_LOG_LEVEL in the environment wins.
+    """
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; ends the process with the exit code of the error, if there is one."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -50,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     if arguments[0] == "--version":
         print(f"redetr {redetr.__version__}")
         raise SystemExit(0)
+    quiet_dependencies()
     try:
         command = parse_command(arguments)
         keep_memory()

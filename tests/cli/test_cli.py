@@ -24,6 +24,8 @@ import redetr
 from redetr.cli import main
 from redetr.training import announce
 
+ROOT = Path(__file__).parents[2]
+
 
 def fails(capsys, arguments: list[str], code: int = 1) -> list[str]:
     """The lines on standard error of a command that ends with `code` and without a traceback."""
@@ -642,3 +644,45 @@ def test_a_checkpoint_finds_its_data_from_another_directory(tiny_coco, tmp_path,
     main([*train_arguments(Path("moved"), tmp_path / "run", steps=2, eval_every=1), "--resume"])
     main(["evaluate", "../run/last.pt", "--device=cpu"])
     assert f"split of {tmp_path}/elsewhere/moved, " in capsys.readouterr().out
+
+
+def test_nothing_of_a_dependency_reaches_the_terminal(trained, tmp_path):
+    """Not even where every warning is an error."""
+    command = ["predict", trained / "best.pt", ROOT / "examples" / "digits.png", "--device=cpu", "--output", tmp_path]
+    strict = [sys.executable, "-W", "error", "-m", "redetr", *map(str, command)]
+    ended = subprocess.run(strict, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "Warning" not in ended.stderr
+    assert "predictions.jsonl" in ended.stdout
+
+
+@pytest.mark.parametrize("category", ["DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"])
+def test_what_a_dependency_deprecates_is_not_shown(category):
+    program = f"""
+import warnings
+from redetr.cli import quiet_dependencies
+quiet_dependencies()
+warnings.warn("gone", {category})
+"""
+    ended = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("variables", [{"WORLD_SIZE": 1}, {"RANK": 1}, {"WORLD_SIZE": 1, "RANK": 0}], ids=str)
+def test_leftovers_of_a_launcher_do_not_swallow_the_result(trained, variables):
+    process = start(["evaluate", trained / "best.pt", "--device=cpu"], variables)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "AP50" in output
+
+
+def test_ranks_that_do_not_meet_end_in_one_line(trained):
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
+        leftovers = {"WORLD_SIZE": 2, "RANK": 1} | address
+        process = start([*train_arguments(trained, trained / "other"), "--timeout-s=3"], leftovers)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    (line,) = errors.strip().splitlines()
+    assert "rank 1 of 2 did not meet the other ranks at 127.0.0.1" in line and "unset WORLD_SIZE" in line
