@@ -9,6 +9,9 @@ import os
 import pickle
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
