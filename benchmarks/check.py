@@ -15,10 +15,10 @@ from pathlib import Path
 
 from record import record
 
-from redetr.check_images import cache_file, read_headers
 from redetr.data import open_dataset
+from redetr.data.headers import cache_file, read_headers
 from redetr.data.images import read_image
-from redetr.visualize import to_pil
+from redetr.pages.drawing import to_pil
 
 IMAGES, ROUNDS = 2000, 5
 SIZE = (640, 480)

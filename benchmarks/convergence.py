@@ -26,9 +26,9 @@ from record import RESULTS, commit, record
 from rich.console import Console
 
 from redetr import training
+from redetr.commands.demonstration import demo_config
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
-from redetr.demo import demo_config
 from redetr.distributed import Dist, process_group, replicate
 from redetr.training import train
 

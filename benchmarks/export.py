@@ -21,10 +21,10 @@ from torch import Tensor
 from redetr.choices import ExportFormat, ExportPrecision
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.views import Size, View
-from redetr.export import ExportConfig, Trial, describe, inputs_of
-from redetr.export_files import SUFFIXES, open_file, write_file
-from redetr.export_graph import Plain, Processed, trace
-from redetr.predict import load
+from redetr.detector.detector import load
+from redetr.export.export import ExportConfig, Trial, describe, inputs_of
+from redetr.export.files import SUFFIXES, open_file, write_file
+from redetr.export.graph import Plain, Processed, trace
 from redetr.structures import Target
 
 FILES: tuple[tuple[ExportFormat, ExportPrecision, bool], ...] = (

@@ -27,11 +27,11 @@ from record import record
 from torch import Tensor, nn
 
 import redetr
-from redetr.evaluation import autocast, pick_precision
-from redetr.export_files import write_file
-from redetr.export_graph import Plain, trace
-from redetr.inference import for_inference
-from redetr.memory import keep_memory
+from redetr.detector.inference import for_inference
+from redetr.detector.memory import keep_memory
+from redetr.export.files import write_file
+from redetr.export.graph import Plain, trace
+from redetr.precision import autocast, pick_precision
 from redetr.structures import DetectionModel
 
 NUM_CLASSES = 91

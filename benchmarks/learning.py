@@ -18,12 +18,13 @@ from pathlib import Path
 from record import RESULTS, record
 from rich.console import Console
 
+from redetr.commands.demonstration import demo_config, prediction_grid
 from redetr.data import open_dataset
-from redetr.demo import demo_config, prediction_grid
-from redetr.predict import load
+from redetr.detector.detector import load
+from redetr.pages.curves import plot_curves, read_metrics
+from redetr.pages.drawing import save_image
 from redetr.recipes import detr_tiny
 from redetr.training import train
-from redetr.visualize import plot_curves, read_metrics, save_image
 
 EVALUATIONS = 5
 PROBE_STEPS = 25

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from record import record
 
-from redetr.data.digits import DigitsDataset
+from redetr.data.forms.digits import DigitsDataset
 from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation
 from redetr.distributed import process_group, replicate
@@ -21,7 +21,7 @@ from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.optim import build_optimizer, set_lr
 from redetr.recipes import detr_tiny
-from redetr.training import announce, receive, train_step
+from redetr.step import announce, receive, train_step
 
 SCENES = 8
 

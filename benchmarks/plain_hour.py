@@ -14,9 +14,9 @@ from dataclasses import replace
 from record import RESULTS, record
 from rich.console import Console
 
+from redetr.pages.curves import plot_curves, read_metrics
 from redetr.recipes import detr_tiny
 from redetr.training import train
-from redetr.visualize import plot_curves, read_metrics
 
 
 def main() -> None:

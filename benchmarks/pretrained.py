@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from record import RESULTS, record
 from rich.console import Console
 
+from redetr.pages.curves import read_metrics
 from redetr.recipes import redetr_mobile
 from redetr.training import train
-from redetr.visualize import read_metrics
 
 EVALUATIONS = 5
 

@@ -25,7 +25,7 @@ from record import record
 import redetr
 from redetr.distributed import Dist, process_group, replicate
 from redetr.optim import build_optimizer
-from redetr.training import announce, receive, train_step
+from redetr.step import announce, receive, train_step
 from redetr.verification import Noise
 
 ROUNDS, STEPS, LOCAL_BATCH = 7, 4, 8

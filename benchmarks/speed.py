@@ -16,8 +16,8 @@ import torch
 from record import machine, record
 
 from redetr.commands.models import MEASURED
+from redetr.detector.inference import for_inference
 from redetr.files import write_json
-from redetr.inference import for_inference
 from redetr.models import MODELS, build
 
 

@@ -32,12 +32,12 @@ from pycocotools.cocoeval import COCOeval
 from record import RESULTS, record
 
 from redetr.data import open_dataset
+from redetr.detector.detections import Detections
+from redetr.detector.detector import load
+from redetr.detector.tiles import tile_windows
 from redetr.evaluation import evaluate
 from redetr.metrics import GroundTruth, coco_metrics
-from redetr.postprocess import Detections
-from redetr.predict import load
-from redetr.tiles import tile_windows
-from redetr.visualize import draw_boxes
+from redetr.pages.drawing import draw_boxes
 
 OVERLAPS = (0.2, 0.35, 0.5)
 SHOWN_PX = 1600  # the picture's longer side

@@ -26,9 +26,9 @@ from record import record
 from torch import Tensor, nn
 
 import redetr
-from redetr.evaluation import autocast, pick_precision
-from redetr.memory import keep_memory
+from redetr.detector.memory import keep_memory
 from redetr.optim import build_optimizer, clip_gradients
+from redetr.precision import autocast, pick_precision
 
 NUM_CLASSES, OBJECTS = 91, 8
 

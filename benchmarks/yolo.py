@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from record import record
 
-from redetr.data.digits import DigitsDataset
+from redetr.data.forms.digits import DigitsDataset
 from redetr.metrics import GroundTruth, coco_metrics
 
 SCENES = {"train": 8000, "val": 300}

@@ -33,12 +33,12 @@ __all__ = [
 
 if TYPE_CHECKING:
     from redetr.config import TrainConfig
+    from redetr.detector.detections import Detections
+    from redetr.detector.detector import Detector, load
     from redetr.errors import DivergedError, InputError, LostError, RedetrError, StoppedError
     from redetr.evaluation import evaluate
     from redetr.losses import SetCriterion
     from redetr.models import MODELS, build
-    from redetr.postprocess import Detections
-    from redetr.predict import Detector, load
     from redetr.recipes import RECIPES, get_recipe
     from redetr.structures import Batch, LossConfig, Outputs, Target, collate
     from redetr.training import train
@@ -49,8 +49,8 @@ _MODULES = {
     "MODELS": "models",
     "RECIPES": "recipes",
     "Batch": "structures",
-    "Detections": "postprocess",
-    "Detector": "predict",
+    "Detections": "detector.detections",
+    "Detector": "detector.detector",
     "DivergedError": "errors",
     "InputError": "errors",
     "LossConfig": "structures",
@@ -65,7 +65,7 @@ _MODULES = {
     "collate": "structures",
     "evaluate": "evaluation",
     "get_recipe": "recipes",
-    "load": "predict",
+    "load": "detector.detector",
     "train": "training",
     "verify": "verification",
 }

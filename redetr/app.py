@@ -16,14 +16,14 @@ from fastapi import FastAPI
 from redetr.app_api import MAX_BYTES, THRESHOLD, Turns, endpoint, read_upload
 from redetr.app_guard import Guard
 from redetr.data import DetectionDataset
+from redetr.detector.detections import Detections
+from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.explain import explain
 from redetr.explain_loss import explain_loss
 from redetr.explain_loss_page import loss_data, loss_parts
 from redetr.explain_page import image_data, image_parts, script_page
 from redetr.page import table
-from redetr.postprocess import Detections
-from redetr.predict import Detector
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MOST_GPUS = 8

@@ -18,8 +18,8 @@ from starlette.routing import Route
 from torch import Tensor
 
 from redetr.data.images import FORMATS, upright
+from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.predict import Detector
 
 MAX_BYTES = 32 * 2**20  # of an uploaded file
 MAX_PIXELS = 50_000_000  # of its image; decoded, it may take ten bytes for each

@@ -10,8 +10,8 @@ import redetr
 from redetr.commands import COMMANDS
 from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
+from redetr.detector.memory import keep_memory
 from redetr.errors import InputError, RedetrError
-from redetr.memory import keep_memory
 
 USAGE = """redetr: DETR one can read in an afternoon and trust on any number of GPUs
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.data import DetectionDataset
 from redetr.data.transforms import normalize, resizer
+from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.models.detr import DETR
 from redetr.models.fast import STRIDES, FastDETR
 from redetr.models.transformer import MultiheadAttention
-from redetr.predict import Detector
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from redetr.data import DetectionDataset
 from redetr.data.loader import Sample, Samples, canvas_of, to_batch
 from redetr.data.transforms import resizer
+from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.evaluation import labels_in
 from redetr.explain import with_all_layers
 from redetr.losses import SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
-from redetr.predict import Detector
 from redetr.structures import LossConfig, Outputs, Target
 
 Losses = dict[str, float]  # by the names of `SetCriterion`

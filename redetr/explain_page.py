@@ -19,7 +19,7 @@ from redetr.explain import Explanation, Habits, Points
 from redetr.files import write_whole
 from redetr.models.fast import STRIDES
 from redetr.page import data_uri, document, table
-from redetr.visualize import class_color, to_pil
+from redetr.pages.drawing import class_color, to_pil
 
 Kind = Literal["image", "loss"]
 

@@ -28,8 +28,8 @@ from redetr.error_analysis import (
     working_threshold,
 )
 from redetr.metrics import METRIC_NAMES, CocoResult, GroundTruth, ap_by_area, coco_metrics
+from redetr.pages.curves import Metrics, read_metrics
 from redetr.structures import Target
-from redetr.visualize import Metrics, read_metrics
 
 THRESHOLDS = np.linspace(0, 1, 101)  # of the curves
 IMAGES = 12  # shown in pictures

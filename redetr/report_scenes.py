@@ -7,8 +7,8 @@ import numpy as np
 
 from redetr.error_analysis import KINDS, Boxes, Judgement
 from redetr.page import data_uri
+from redetr.pages.drawing import to_pil
 from redetr.report import Report
-from redetr.visualize import to_pil
 
 _PICTURE_PX = 720  # longer side of the embedded picture
 _LEAST_SCORE = 0.05  # of detections that can be shown

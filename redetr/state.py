@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from redetr.check import inventory, require_unchanged
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset
-from redetr.data.dataset import absolute_source
+from redetr.data.inventory import inventory, require_unchanged
+from redetr.data.open import absolute_source
 from redetr.distributed import Dist
 from redetr.ema import ModelEma
 from redetr.errors import InputError

@@ -1,49 +1,40 @@
-"""Training: set-up, the loop, one step. The same code for one process and for many."""
+"""Training: set-up and the loop around `step.py`. The same code for one process and for many."""
 
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from redetr.check import essential_faults
 from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
-from redetr.data.folder import AnnotatedDataset
-from redetr.data.loader import Sample, Samples, canvas_of, load_batches, to_batch, watching_workers
+from redetr.data.forms.folder import AnnotatedDataset
+from redetr.data.loader import Sample, Samples, load_batches, watching_workers
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import augmentation, drawn_from
-from redetr.distributed import (
-    Dist,
-    accumulating,
-    check_norms,
-    process_group,
-    rank_cores,
-    replicate,
-    restart_notes,
-)
+from redetr.distributed import Dist, check_norms, process_group, rank_cores, replicate, restart_notes
+from redetr.doctor.check import essential_faults
 from redetr.ema import ModelEma
 from redetr.errors import InputError, StoppedError
-from redetr.evaluation import autocast, evaluate, pick_precision, weights_dtype
+from redetr.evaluation import evaluate
 from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.models.recompute import recompute_blocks
 from redetr.monitor import Monitor, StepLog
-from redetr.optim import build_optimizer, clip_gradients, lr_factor, set_lr
+from redetr.optim import build_optimizer, lr_factor, set_lr
+from redetr.precision import pick_precision, weights_dtype
 from redetr.state import State, start_folder
-from redetr.structures import Batch
-from redetr.weights import starting_point
+from redetr.step import Window, announce, receive, train_step
+from redetr.weights.starting import starting_point
 
 
 def train(
@@ -236,70 +227,6 @@ def _image_cache(config: TrainConfig, dist: Dist, data: DetectionDataset) -> Ima
     cache = ImageCache(len(data), limit, config.cache_dir)
     cache.path = dict(reversed(dist.gather([(host(), cache.path)])))[host()]  # that of the first rank of this host
     return cache
-
-
-@dataclass
-class Window:
-    """This rank's micro-batches of one optimizer step, and what all ranks tell each other about theirs."""
-
-    samples: list[list[Sample]]
-    counts: list[Tensor]  # `SetCriterion.counts` of each micro-batch
-    everyone: Callable[[], Tensor]  # waits for the row of each rank: counts, canvas, wish to stop
-
-
-def announce(samples: list[list[Sample]], criterion: SetCriterion, dist: Dist, stopping: bool = False) -> Window:
-    """Tells all ranks what this one has for an optimizer step, without waiting for them.
-
-    One small message per step, on the host, where all of it is known before the forward pass: counts, the canvas that
-    images are padded to, and whether a signal came. Nothing of it costs a synchronisation with the device.
-    """
-    counts = [criterion.counts([target for _, target in micro]) for micro in samples]
-    height, width = canvas_of([sample for micro in samples for sample in micro])
-    row = [*torch.stack(counts).sum(0).tolist(), height, width, stopping]
-    return Window(samples, counts, dist.gather_rows(row))
-
-
-def receive(
-    window: Window, criterion: SetCriterion, dist: Dist, dtype: torch.dtype = torch.float32
-) -> tuple[list[Batch], list[Tensor], bool]:
-    """The batches of this rank, what each one's loss sums are divided by, and whether any rank wants to stop.
-
-    Counts and canvas are functions of the global batch, so the gradient does not depend on how the batch is split.
-    """
-    everyone = window.everyone()
-    total, (height, width) = everyone[:, :2].sum(0), everyone[:, 2:4].amax(0).int().tolist()
-    batches = [to_batch(micro, dist.device, (height, width), dtype) for micro in window.samples]
-    divisors = [criterion.denominators(c, total, dist.world_size, len(window.counts)) for c in window.counts]
-    return batches, divisors, bool(everyone[:, 4].any())
-
-
-def train_step(
-    model: DistributedDataParallel,
-    criterion: SetCriterion,
-    batches: list[Batch],
-    denominators: list[Tensor],
-    optimizer: torch.optim.Optimizer,
-    dtype: torch.dtype,
-    clip_norm: float,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimizer step over a window of micro-batches; returns this rank's losses and the norm of the gradient.
-
-    The only synchronisation with the device is the matcher's copy of the costs.
-    """
-    model.train()
-    optimizer.zero_grad(set_to_none=True)
-    total: dict[str, Tensor] = {}
-    for i, (batch, divisors) in enumerate(zip(batches, denominators, strict=True)):
-        with accumulating(model, last=i == len(batches) - 1):
-            with autocast(batch.images.device, dtype):
-                outputs = model(batch.images, batch.padding)
-            losses = criterion(outputs, batch.targets, divisors)
-            losses["loss"].backward()
-        for name, value in losses.items():
-            total[name] = total.get(name, 0) + value.detach()
-    norm = clip_gradients(model, clip_norm)
-    optimizer.step()
-    return total, norm
 
 
 def _evaluate(state: State, criterion: SetCriterion, val: DetectionDataset, dist: Dist, dtype: torch.dtype,

@@ -19,12 +19,13 @@ from redetr.data.loader import Sample, Samples, to_batch
 from redetr.data.sampler import global_batch, slice_of
 from redetr.data.transforms import augmentation
 from redetr.distributed import Dist, process_group, replicate
-from redetr.evaluation import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
+from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.state import State
+from redetr.step import announce, receive, train_step
 from redetr.structures import DetectionModel, Target
-from redetr.training import announce, prepare, receive, train_step
+from redetr.training import prepare
 
 # Largest relative error of the whole gradient. In bf16 another split means another rounding of each product.
 TOLERANCE = {"fp64": 1e-12, "fp32": 1e-6, "bf16": 0.02}

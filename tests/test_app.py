@@ -25,11 +25,11 @@ from redetr import app_api
 from redetr.cli import parse_command
 from redetr.commands import app as command
 from redetr.data import open_dataset
+from redetr.detector.detector import as_image
 from redetr.errors import InputError
 from redetr.explain import explain
 from redetr.explain_loss import explain_loss
-from redetr.predict import as_image
-from redetr.visualize import to_pil
+from redetr.pages.drawing import to_pil
 from tests.app_server import artefacts, serving, write_checkpoint
 from tests.test_explain import picture
 from tests.test_explain_page import Page

@@ -17,7 +17,7 @@ from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.models import backbone
 from redetr.models.backbone import Backbone
-from redetr.weights import starting_point
+from redetr.weights.starting import starting_point
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 

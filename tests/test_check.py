@@ -16,13 +16,14 @@ from rich.console import Console
 from sound_data import CLASSES, write_coco
 
 from redetr.boxes import box_iou
-from redetr.check import check, essential_faults, print_report
-from redetr.check_boxes import Plan, box_faults, plan_faults
-from redetr.check_images import _first_alike, cache_file, read_header, read_headers
-from redetr.check_sheet import write_report
 from redetr.cli import main
 from redetr.data import Hints, open_dataset
 from redetr.data.annotations import Annotations
+from redetr.data.headers import cache_file, read_header, read_headers
+from redetr.doctor.boxes import Plan, box_faults, plan_faults
+from redetr.doctor.check import check, essential_faults, print_report
+from redetr.doctor.images import _first_alike
+from redetr.doctor.sheet import write_report
 from redetr.errors import InputError
 
 

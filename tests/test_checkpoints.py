@@ -10,13 +10,13 @@ import torch
 import redetr
 from redetr.boxes import box_xyxy_to_cxcywh
 from redetr.checkpoint import save_weights
-from redetr.data.digits import DigitsDataset
-from redetr.demo import demo_config
+from redetr.commands.demonstration import demo_config
+from redetr.data.forms.digits import DigitsDataset
+from redetr.detector.detections import Detections
 from redetr.evaluation import evaluate, labels_in
 from redetr.models import build
-from redetr.models.convert import coco_class_names
-from redetr.postprocess import Detections
 from redetr.structures import DetectionModel, Outputs
+from redetr.weights.official import coco_class_names
 
 
 class Oracle(DetectionModel):

@@ -15,12 +15,12 @@ from redetr.checkpoint import save_weights
 from redetr.cli import parse_command
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
+from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.explain import Points, attention_weights, explain, query_habits
 from redetr.models import build
 from redetr.models.fast import STRIDES, DeformableAttention
 from redetr.models.transformer import MultiheadAttention
-from redetr.predict import Detector
 from redetr.structures import DetectionModel, Outputs
 from tests.command_line import run
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.data import open_dataset
 from redetr.data.dataset import DetectionDataset
+from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.explain_loss import LossExplanation, explain_loss
 from redetr.losses import SetCriterion
 from redetr.matcher import match
-from redetr.predict import Detector
 from redetr.structures import DetectionModel, LossConfig, Outputs, Target
 from tests.test_explain import CLASSES, FORMS, IDS, small_detector
 

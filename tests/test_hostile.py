@@ -26,8 +26,8 @@ from redetr.checkpoint import save_checkpoint
 from redetr.cli import main
 from redetr.config import TrainConfig
 from redetr.data.images import read_image
+from redetr.detector.detector import as_image
 from redetr.models import build
-from redetr.predict import as_image
 
 OPTIONS = ("backbone=[8,16,32]", "hidden_dim=16", "nheads=2", "dec_layers=1", "dim_feedforward=16", "num_queries=5")
 SMALL = TrainConfig(model="redetr_n", image_size=32, model_options=OPTIONS)

@@ -6,8 +6,8 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
-from redetr.evaluation import pick_precision
-from redetr.inference import _folded, for_inference
+from redetr.detector.inference import _folded, for_inference
+from redetr.precision import pick_precision
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64}
 FORMS = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from redetr.demo import demo_config
+from redetr.commands.demonstration import demo_config
 from redetr.training import train
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))

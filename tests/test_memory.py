@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from redetr.memory import keep_memory
+from redetr.detector.memory import keep_memory
 
 # Pages that twenty large arrays, one after the other, have to ask the system for; each has 16,384 pages of 4 kB.
 FAULTS = """

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from redetr.detector.detections import Detection, Detections, detect
 from redetr.errors import InputError
-from redetr.postprocess import Detection, Detections, decode, detect
+from redetr.postprocess import decode
 
 LN2, LN3 = math.log(2), math.log(3)
 

@@ -25,18 +25,19 @@ from conftest import write_tiny_coco
 from PIL import Image
 
 import redetr
-from redetr import predictions, sources
-from redetr.check import essential_faults
 from redetr.checkpoint import save_checkpoint
 from redetr.cli import main
 from redetr.commands.predict import Predict
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
+from redetr.detector import records as predictions
+from redetr.detector import sources
+from redetr.detector.detector import as_image
+from redetr.detector.sources import find_sources, frames, read_ahead
+from redetr.detector.video import VideoWriter, video_frames
+from redetr.doctor.check import essential_faults
 from redetr.errors import InputError
 from redetr.models import build
-from redetr.predict import as_image
-from redetr.sources import find_sources, frames, read_ahead
-from redetr.video import VideoWriter, video_frames
 
 OPTIONS = ("backbone=[8,16,32]", "hidden_dim=16", "nheads=2", "dec_layers=1", "dim_feedforward=16", "num_queries=10")
 SMALL = TrainConfig(model="redetr_n", image_size=64, model_options=OPTIONS)

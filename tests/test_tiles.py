@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from redetr.detector.detections import Detections
+from redetr.detector.tiles import merge_tiles, tile_windows
 from redetr.errors import InputError
-from redetr.postprocess import Detections
-from redetr.tiles import merge_tiles, tile_windows
 
 
 @settings(max_examples=40)

@@ -8,17 +8,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from redetr.errors import InputError
-from redetr.visualize import (
-    _plot_loss,
-    class_color,
-    comparison_grid,
-    draw_boxes,
-    grid,
-    plot_curves,
-    read_metrics,
-    save_image,
-    to_pil,
-)
+from redetr.pages.curves import _plot_loss, plot_curves, read_metrics
+from redetr.pages.drawing import class_color, comparison_grid, draw_boxes, grid, save_image, to_pil
 
 
 def gray(height, width):

@@ -14,7 +14,8 @@ from torch import nn
 import redetr
 from redetr.checkpoint import save_weights
 from redetr.config import TrainConfig
-from redetr.weights import Origin, Weights, read_weights, start_from, starting_point
+from redetr.weights.reading import Origin, Weights, read_weights
+from redetr.weights.starting import start_from, starting_point
 
 DETR = TrainConfig(model="detr_r50", num_queries=5, model_options=(
     "backbone=[16, 32, 64]", "hidden_dim=64", "nheads=2", "enc_layers=1", "dec_layers=1", "dim_feedforward=32",

@@ -38,7 +38,7 @@ class App:
     """auto, cpu or cuda."""
 
     def run(self) -> None:
-        from redetr.predict import load
+        from redetr.detector.detector import load
 
         if not 0 <= self.port < 2**16:
             raise InputError(f"--port {self.port} is not between 0 and 65535")

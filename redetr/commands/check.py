@@ -33,8 +33,8 @@ class Check:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
-        from redetr.check import check, print_report
-        from redetr.check_sheet import write_report
+        from redetr.doctor.check import check, print_report
+        from redetr.doctor.sheet import write_report
 
         if self.augment and not self.report:
             raise InputError("--augment needs a folder to write to: give --report FOLDER as well")

@@ -28,7 +28,7 @@ class Convert:
     """Print JSON instead of sentences."""
 
     def run(self) -> None:
-        from redetr.data.convert import convert
+        from redetr.data.forms.writing import convert
 
         told = convert(self.source, Path(self.destination), self.to, self.copy)
         if self.json:

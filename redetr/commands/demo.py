@@ -21,7 +21,7 @@ class Demo:
     """Length of the run; default: about five minutes on two cores."""
 
     def run(self) -> None:
-        from redetr.demo import demo
+        from redetr.commands.demonstration import demo
 
         demo(self.data, Path(self.output), self.steps, OUT)
 

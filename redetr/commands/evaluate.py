@@ -13,8 +13,8 @@ from redetr.commands.console import ERRORS, OUT, print_json, print_results, requ
 
 if TYPE_CHECKING:
     from redetr.data import DetectionDataset
+    from redetr.detector.detector import Detector
     from redetr.distributed import Dist
-    from redetr.predict import Detector
     from redetr.report import Found
 
 
@@ -44,9 +44,9 @@ class Evaluate:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
+        from redetr.detector.detector import load
         from redetr.distributed import process_group
-        from redetr.predict import load
-        from redetr.weights import locate
+        from redetr.weights.reading import locate
 
         require_images(self.batch_size)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]

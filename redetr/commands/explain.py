@@ -14,8 +14,8 @@ from redetr.errors import InputError
 
 if TYPE_CHECKING:
     from redetr.data import DetectionDataset
+    from redetr.detector.detector import Detector
     from redetr.explain import Habits
-    from redetr.predict import Detector
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Explain:
     """Also print the numbers."""
 
     def run(self) -> None:
+        from redetr.detector.detector import as_image, load
         from redetr.explain import explain
         from redetr.explain_loss import explain_loss
         from redetr.explain_loss_page import write_loss_page
         from redetr.explain_page import write_image_page
-        from redetr.predict import as_image, load
 
         self._check()
         detector = load(self.checkpoint, device=self.device)

@@ -17,8 +17,8 @@ from redetr.errors import InputError
 if TYPE_CHECKING:
     from redetr.data import DetectionDataset
     from redetr.data.annotations import Split
-    from redetr.export import Comparison
-    from redetr.predict import Detector
+    from redetr.detector.detector import Detector
+    from redetr.export.export import Comparison
 
 # How far AP may drop, in points: by rounding and ties alone; by weights of 16 bits; by weights and values of 8.
 _MAX_AP_DROP: dict[ExportPrecision, float] = {"fp32": 0.1, "fp16": 0.3, "int8": 1.0}
@@ -54,9 +54,9 @@ class Export:
     """--no-check: write the file without a comparison, and with a threshold of 0.5 in its metadata."""
 
     def run(self) -> None:
-        from redetr.export import ExportConfig, export
-        from redetr.export_files import SUFFIXES
-        from redetr.predict import load
+        from redetr.detector.detector import load
+        from redetr.export.export import ExportConfig, export
+        from redetr.export.files import SUFFIXES
 
         require_images(self.batch_size)
         if self.images < 1:

@@ -19,8 +19,7 @@ from rich.progress import Progress
 
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_file, require_images
-from redetr.errors import InputError, StoppedError
-from redetr.predictions import (
+from redetr.detector.records import (
     RECORD,
     Record,
     Summary,
@@ -31,14 +30,15 @@ from redetr.predictions import (
     summary,
     write_forms,
 )
+from redetr.errors import InputError, StoppedError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from redetr.detector.detections import Detections
+    from redetr.detector.detector import Detector
+    from redetr.detector.sources import Frame
     from redetr.distributed import Dist
-    from redetr.postprocess import Detections
-    from redetr.predict import Detector
-    from redetr.sources import Frame
 
 Form = Literal["png", "jpg", "json", "coco", "csv"]
 
@@ -82,9 +82,9 @@ class Predict:
     """Also print predictions.json."""
 
     def run(self) -> None:
+        from redetr.detector.detector import load
+        from redetr.detector.sources import find_sources
         from redetr.distributed import process_group
-        from redetr.predict import load
-        from redetr.sources import find_sources
 
         self._check()
         folder = Path(self.output)
@@ -127,8 +127,8 @@ class Predict:
 
     def _look_at(self, sources: list[str], file_names: dict[str, Path], detector: "Detector", dist: "Dist") -> "_Look":
         """Looks at the sources. Pictures are read and drawn by other threads than that of the model."""
-        from redetr.sources import Frame, frames, is_camera, read_ahead
-        from redetr.video import VideoWriter
+        from redetr.detector.sources import Frame, frames, is_camera, read_ahead
+        from redetr.detector.video import VideoWriter
 
         look = _Look()
         frame = Frame("")
@@ -175,7 +175,7 @@ class Predict:
         self, file_names: dict[str, Path], frame: "Frame", found: "Detections | None"
     ) -> tuple["Frame", "Detections | None", "Image.Image | None"]:
         """What was found and is asked for. Its picture is saved, or returned if it is one of a video."""
-        from redetr.visualize import save_image
+        from redetr.pages.drawing import save_image
 
         if found is None or frame.image is None:
             return frame, None, None
@@ -194,7 +194,7 @@ class Predict:
     def _file_names(self, sources: Sequence[str], earlier: Mapping[str, str | None]) -> dict[str, Path]:
         """Where the annotated picture or video of each source goes. Equal names get a number: those from several
         folders, those of `earlier` runs, and those of sources in the folder itself, which stay as they are."""
-        from redetr.sources import is_address, is_camera, is_video
+        from redetr.detector.sources import is_address, is_camera, is_video
 
         names: dict[str, Path] = {}
         folder = os.path.abspath(self.output)

@@ -25,7 +25,7 @@ from PIL import Image
 
 import redetr
 from redetr.cli import main
-from redetr.training import announce
+from redetr.step import announce
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,7 +179,7 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(shared_coco, tmp_path
             signal.raise_signal(signal.SIGTERM)  # arrives before step 1; all ranks are told with the counts of step 3
         return announce(*args, **kwargs)
 
-    monkeypatch.setattr("redetr.training.announce", announce_with_a_signal)
+    monkeypatch.setattr("redetr.step.announce", announce_with_a_signal)
     arguments = train_arguments(shared_coco, tmp_path / "parts", **settings)
     capsys.readouterr()
     lines = fails(capsys, arguments, code=75)
@@ -598,7 +598,7 @@ def test_the_folder_of_a_run_stands_for_its_settings(shared_coco, tmp_path, caps
     with monkeypatch.context() as patch:
         calls: list[int] = []
         stop_at_3 = lambda *rest: calls.append(1) or announce(*rest[:3], stopping=len(calls) == 3)  # noqa: E731
-        patch.setattr("redetr.training.announce", stop_at_3)
+        patch.setattr("redetr.step.announce", stop_at_3)
         fails(capsys, train_arguments(shared_coco, folder, seed=3), code=75)
     again = train_arguments(shared_coco, folder, seed=4)
     refused(capsys, [*again, "--resume"], "seed=3", f"redetr train '{folder}' --resume takes")

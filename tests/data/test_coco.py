@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from pycocotools.mask import encode
 
-from redetr.check import essential_faults
 from redetr.data import open_dataset
-from redetr.data.dataset import read_annotations
-from redetr.data.folder import FolderDataset
+from redetr.data.forms.folder import FolderDataset
+from redetr.data.forms.layouts import read_annotations
 from redetr.data.images import read_image
+from redetr.doctor.check import essential_faults
 from redetr.errors import InputError
 
 WIDTH, HEIGHT = 100, 80

@@ -13,11 +13,11 @@ from test_coco import DOCUMENT, damaged, save_image, write
 from test_yolo import write as write_yolo
 
 from redetr.cli import main
-from redetr.data import convert as module
 from redetr.data import open_dataset
 from redetr.data.annotations import Annotations
-from redetr.data.convert import convert
-from redetr.data.dataset import read_annotations, splits_of
+from redetr.data.forms import writing as module
+from redetr.data.forms.layouts import read_annotations, splits_of
+from redetr.data.forms.writing import convert
 from redetr.errors import InputError
 
 FORMS = ("coco", "yolo", "voc")

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from sound_data import HEIGHT, IMAGES, WIDTH, WRITERS
 
-from redetr.check import essential_faults
 from redetr.cli import main
 from redetr.data import open_dataset
+from redetr.doctor.check import essential_faults
 from redetr.errors import InputError
 from redetr.recipes import redetr_n
 from redetr.training import train

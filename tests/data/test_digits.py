@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from redetr.data import Hints, open_dataset
-from redetr.data.digits import _INKED, DigitsDataset, _arranged, _scans, in_validation
+from redetr.data.forms.digits import _INKED, DigitsDataset, _arranged, _scans, in_validation
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

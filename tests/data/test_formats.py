@@ -11,13 +11,14 @@ from conftest import write_tiny_coco
 from PIL import Image
 from test_coco import refused
 
-from redetr.check import check
 from redetr.cli import main
 from redetr.data import open_dataset
-from redetr.data.convert import convert
-from redetr.data.dataset import absolute_source, read_annotations
-from redetr.data.folder import hold_out
+from redetr.data.forms.folder import hold_out
+from redetr.data.forms.layouts import read_annotations
+from redetr.data.forms.writing import convert
 from redetr.data.images import read_image
+from redetr.data.open import absolute_source
+from redetr.doctor.check import check
 from redetr.errors import InputError
 
 FORMS = ("coco", "yolo", "voc")

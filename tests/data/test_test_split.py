@@ -9,11 +9,11 @@ import pytest
 import sound_data
 from sound_data import WRITERS
 
-from redetr.check import Report, check
-from redetr.check_sheet import write_report
 from redetr.data import open_dataset
-from redetr.data.convert import convert
-from redetr.data.dataset import read_annotations, splits_of
+from redetr.data.forms.layouts import read_annotations, splits_of
+from redetr.data.forms.writing import convert
+from redetr.doctor.check import Report, check
+from redetr.doctor.sheet import write_report
 from redetr.errors import InputError
 
 FORMS = ("coco", "yolo", "voc")

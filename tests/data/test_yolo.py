@@ -8,10 +8,10 @@ import yaml
 from PIL import Image
 from test_coco import HEIGHT, WIDTH, refused, save_image
 
-from redetr.check import check
 from redetr.data import open_dataset
-from redetr.data.convert import convert
-from redetr.data.dataset import read_annotations, splits_of
+from redetr.data.forms.layouts import read_annotations, splits_of
+from redetr.data.forms.writing import convert
+from redetr.doctor.check import check
 from redetr.errors import InputError
 
 CONFIG = {"train": "images/train", "val": "images/val", "names": ["ant", "bee", "tooth"]}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import redetr
-from redetr.models.convert import from_transformers
+from redetr.weights.official import from_transformers
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redetr.data.dataset import DetectionDataset, Hints, Split
+from redetr.data.annotations import Split
+from redetr.data.dataset import DetectionDataset, Hints
 from redetr.structures import Target
 
 _SIDE = 128  # px of a scene

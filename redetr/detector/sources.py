@@ -22,10 +22,10 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from redetr.data.forms.paths import IMAGE_SUFFIXES, find_images
 from redetr.data.images import read_upright
-from redetr.data.paths import IMAGE_SUFFIXES, find_images
+from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
 from redetr.errors import InputError
-from redetr.video import VIDEO_SUFFIXES, camera_frames, video_frames
 
 T = TypeVar("T")
 

@@ -4,7 +4,6 @@
 longer, and the figures that `redetr check` shows.
 """
 
-import json
 import os
 import shlex
 from collections.abc import Callable, Mapping
@@ -20,14 +19,16 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor
 
-from redetr.check_boxes import Plan, box_faults, class_counts, class_faults, is_sound, plan_faults
-from redetr.check_images import Header, copies, image_faults, read_headers, unused_files
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
-from redetr.data.dataset import DetectionDataset, Hints, folder_of, open_dataset, splits_of
-from redetr.data.folder import AnnotatedDataset, FolderDataset, read_split
-from redetr.data.hub import hub_splits
+from redetr.data.dataset import DetectionDataset, Hints
+from redetr.data.forms.folder import AnnotatedDataset, FolderDataset, read_split
+from redetr.data.forms.hub import hub_splits
+from redetr.data.forms.layouts import splits_of
+from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
-from redetr.distributed import Dist
+from redetr.data.open import folder_of, open_dataset
+from redetr.doctor.boxes import Plan, box_faults, class_counts, class_faults, is_sound, plan_faults
+from redetr.doctor.images import copies, image_faults, unused_files
 from redetr.errors import InputError
 
 _MOST_CLASSES = 30  # in a printed table
@@ -142,28 +143,6 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
     for annotations in splits.values():
         replace(annotations, faults=faults).require_sound()
     return faults
-
-
-def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
-    """Which images a data set has, with the hash of each, so that a run can be repeated. Communicates: each rank reads
-    its share of the files, so none waits for another longer than for a share."""
-    images: list[tuple[str, str]] = []
-    if isinstance(data, FolderDataset):
-        names = [os.fsdecode(name) for name in data.annotations.names][dist.rank :: dist.world_size]
-        headers = read_headers(data.annotations.folder, names, content=True)
-        images = [(name, header.content) for name, header in zip(names, headers, strict=True)]
-    return {"name": data.name, "count": len(data), "classes": list(data.class_names),
-            "images": dict(sorted(dist.gather(images)))}  # fmt: skip
-
-
-def require_unchanged(file: Path, inventories: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises InputError if `file`, the inventories of a run that goes on, has other images or other content of one."""
-    before = json.loads(file.read_text()) if file.exists() else inventories
-    for split in inventories:
-        odd = set(before[split]["images"].items()) ^ set(inventories[split]["images"].items())
-        if odd:
-            raise InputError(f"{file}: {min(odd)[0]} of {split} is not what it was when the run began; put the "
-                             "data back, or give another --output")  # fmt: skip
 
 
 def _faults(splits: Mapping[Split, Annotations], headers: Mapping[Split, list[Header]]) -> list[Fault]:

@@ -11,11 +11,12 @@ from rich.console import Console
 
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset, open_dataset
+from redetr.detector.detector import Detector, load
 from redetr.errors import InputError
-from redetr.predict import Detector, load
+from redetr.pages.curves import plot_curves
+from redetr.pages.drawing import comparison_grid, draw_boxes, save_image
 from redetr.recipes import redetr_n
 from redetr.training import train
-from redetr.visualize import comparison_grid, draw_boxes, plot_curves, save_image
 
 # About five minutes on two cores.
 _STEPS = {"digits": 720, "crowns": 600}

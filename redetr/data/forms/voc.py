@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from redetr.data.annotations import SPLITS, Annotations, Fault, Images, Objects, Rows, Split, assemble
-from redetr.data.paths import IMAGE_SUFFIXES, Listing, path_inside, read_file, read_sizes
+from redetr.data.forms.paths import IMAGE_SUFFIXES, Listing, path_inside, read_file, read_sizes
 from redetr.errors import InputError
 
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}

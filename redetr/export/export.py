@@ -23,15 +23,15 @@ from torch import Tensor
 from redetr.choices import ExportFormat, ExportPrecision
 from redetr.data import DetectionDataset
 from redetr.data.transforms import MEAN, STD, normalize, resizer
+from redetr.detector.detections import detect
+from redetr.detector.detector import Detector
 from redetr.error_analysis import judge, working_threshold
 from redetr.errors import InputError
 from redetr.evaluation import labels_in
-from redetr.export_files import SUFFIXES, Arrays, open_file, write_file
-from redetr.export_graph import Plain, Processed, trace
+from redetr.export.files import SUFFIXES, Arrays, open_file, write_file
+from redetr.export.graph import Plain, Processed, trace
 from redetr.files import write_whole
 from redetr.metrics import GroundTruth, coco_metrics
-from redetr.postprocess import detect
-from redetr.predict import Detector
 from redetr.structures import Outputs, collate
 
 _NEEDED: dict[ExportFormat, tuple[str, ...]] = {

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.dataset import DetectionDataset, Hints, read_annotations, splits_of
+from redetr.data.dataset import DetectionDataset, Hints
+from redetr.data.forms.layouts import read_annotations, splits_of
 from redetr.data.images import read_image, require_whole
 from redetr.errors import InputError
 from redetr.structures import Target

@@ -18,7 +18,7 @@ from hotcoco import mask
 from numpy.typing import ArrayLike
 
 from redetr.data.annotations import SPLITS, Annotations, Fault, Images, Objects, Rows, Split, assemble
-from redetr.data.paths import find_files, path_inside, read_file
+from redetr.data.forms.paths import find_files, path_inside, read_file
 from redetr.errors import InputError
 
 ROBOFLOW_FILE = "_annotations.coco.json"

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from redetr.check_images import found, image_place
 from redetr.config import MOST_QUERIES, TrainConfig
 from redetr.data import Hints
 from redetr.data.annotations import Annotations, Fault, Severity, Split
+from redetr.doctor.images import found, image_place
 from redetr.models import build
 from redetr.recipes import get_recipe
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from redetr.boxes import box_area, box_iou
+from redetr.detector.detections import Detections
 from redetr.errors import InputError
-from redetr.postprocess import Detections
 
 Window = tuple[int, int, int, int]
 

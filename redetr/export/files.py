@@ -10,7 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from redetr.choices import ExportFormat, ExportPrecision
-from redetr.export_graph import quiet
+from redetr.export.graph import quiet
 
 Arrays = list[np.ndarray]
 SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}

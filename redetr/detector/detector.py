@@ -15,17 +15,18 @@ from redetr.data.annotations import Split
 from redetr.data.images import upright
 from redetr.data.loader import to_batch
 from redetr.data.transforms import resizer
+from redetr.detector.detections import Detections, detect
+from redetr.detector.inference import for_inference
+from redetr.detector.sources import read_source
+from redetr.detector.tiles import merge_tiles, tile_windows
 from redetr.distributed import pick_device
 from redetr.errors import InputError
-from redetr.evaluation import autocast, evaluate, pick_precision, weights_dtype
-from redetr.inference import for_inference
+from redetr.evaluation import evaluate
 from redetr.metrics import CocoResult
 from redetr.models import build
-from redetr.postprocess import Detections, detect
-from redetr.sources import read_source
+from redetr.precision import autocast, pick_precision, weights_dtype
 from redetr.structures import DetectionModel, Target
-from redetr.tiles import merge_tiles, tile_windows
-from redetr.weights import load_strictly, read_weights, require_fitting
+from redetr.weights.reading import load_strictly, read_weights, require_fitting
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 _TILES_AT_ONCE = 8

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.coco import from_document
-from redetr.data.folder import AnnotatedDataset, hold_out
+from redetr.data.forms.coco import from_document
+from redetr.data.forms.folder import AnnotatedDataset, hold_out
 from redetr.data.images import FORMATS, decode
 from redetr.errors import InputError
 

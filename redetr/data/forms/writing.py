@@ -14,8 +14,9 @@ import numpy as np
 import yaml
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.dataset import folder_of, read_annotations, splits_of
-from redetr.data.yolo import label_name
+from redetr.data.forms.layouts import read_annotations, splits_of
+from redetr.data.forms.yolo import label_name
+from redetr.data.open import folder_of
 from redetr.errors import InputError
 
 Splits = dict[Split, Annotations]

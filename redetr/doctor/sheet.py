@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from redetr.boxes import box_cxcywh_to_xyxy
-from redetr.check import Report
 from redetr.data import open_dataset
 from redetr.data.annotations import Split
 from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation
+from redetr.doctor.check import Report
 from redetr.page import drawn, picture, table, write_page
-from redetr.visualize import class_color, draw_boxes, grid, save_image, to_pil
+from redetr.pages.drawing import class_color, draw_boxes, grid, save_image, to_pil
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

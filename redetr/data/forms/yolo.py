@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from redetr.data.annotations import SPLITS, Annotations, Fault, Images, Objects, Rows, Split, assemble
-from redetr.data.paths import Listing, find_below, find_images, read_file, read_sizes
+from redetr.data.forms.paths import Listing, find_below, find_images, read_file, read_sizes
 from redetr.errors import InputError
 
 _FILES = ("data.yaml", "data.yml")

@@ -1,0 +1,1 @@
+"""A trained model as something to ask: load it, and predict on images, folders, videos and addresses."""
