@@ -1,4 +1,4 @@
-"""DETR one can read in an afternoon and trust on any number of GPUs."""
+"""DETR you can read in an afternoon and trust on any number of GPUs."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from redetr.training import train
     from redetr.verification import verify
 
-# The module of each public name. PyTorch takes seconds to import, so a module is imported when a name of it is used.
+# The module of each public name. PyTorch takes seconds to import, so a module is imported when a
+# name of it is used.
 _MODULES = {
     "MODELS": "models",
     "RECIPES": "recipes",
@@ -78,7 +79,8 @@ def __dir__() -> list[str]:
 if not TYPE_CHECKING:  # to a type checker, every name would exist
 
     def __getattr__(name: str) -> Any:
-        """A public name, or a module of the package, such as `redetr.data`, which need not be imported by itself."""
+        """A public name, or a module of the package, such as `redetr.data`, which need not be
+        imported by itself."""
         if name in _MODULES:
             value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
             globals()[name] = value  # the next use does not come here

@@ -1,4 +1,5 @@
-"""What settings and flags choose from, apart from the code they steer: help and completion need no PyTorch."""
+"""What settings and flags choose from, apart from the code they steer: help and completion need no
+PyTorch."""
 
 from typing import Literal
 

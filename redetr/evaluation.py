@@ -35,17 +35,20 @@ def detect(
     criterion: SetCriterion | None = None,
     on_batch: Callable[[int], Any] = lambda images: None,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """All detections on `dataset`: `image_index`, `labels`, `scores` `[N]` and `boxes` `[N, 4]` xyxy pixels; and the
-    losses of the whole data set if there is a `criterion`, by the names that it gives them.
+    """All detections on `dataset`: `image_index`, `labels`, `scores` `[N]` and `boxes` `[N, 4]`
+    xyxy pixels; and the losses of the whole data set if there is a `criterion`, by the names that
+    it gives them.
 
-    Each image is looked at once, over all ranks. Communicates at the end. `on_batch` is told the number of images after
-    each batch.
+    Each image is looked at once, over all ranks. Communicates at the end. `on_batch` is told the
+    number of images after each batch.
     """
     dist = dist or Dist(0, 1, next(model.parameters()).device)
     model.eval()
     transform = resizer(model.resize, image_size, model.max_size)
     sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
-    batches = load_batches(Samples(dataset, transform, seed=0), sampler, num_workers, dist.device.type == "cuda")
+    batches = load_batches(
+        Samples(dataset, transform, seed=0), sampler, num_workers, dist.device.type == "cuda"
+    )
     parts = [_no_detections()]
     seen = [np.zeros(0, np.int64)]
     sums = _LossSums(criterion)
@@ -71,15 +74,17 @@ def detect(
     counted = dist.gather_arrays({"seen": np.concatenate(seen)})["seen"]
     if sorted(counted.tolist()) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
-    found = dist.gather_arrays({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    found = dist.gather_arrays(
+        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    )
     return found, sums.losses(dist)
 
 
 class _LossSums:
     """Losses of a data set from the sums of its batches: divided once, by the counts of all of it.
 
-    Batches are dealt to ranks whole, and `fsum` does not depend on the order, so the result is the same to the last
-    digit for any number of ranks.
+    Batches are dealt to ranks whole, and `fsum` does not depend on the order, so the result is the
+    same to the last digit for any number of ranks.
     """
 
     def __init__(self, criterion: SetCriterion | None):
@@ -92,7 +97,9 @@ class _LossSums:
             del losses["loss"]  # its parts have different counts
             values = torch.stack(list(losses.values())).tolist()
             boxes, classes = self._criterion.counts(targets).tolist()
-            self._batches.append({"boxes": boxes, "classes": classes, **dict(zip(losses, values, strict=True))})
+            self._batches.append(
+                {"boxes": boxes, "classes": classes, **dict(zip(losses, values, strict=True))}
+            )
 
     def losses(self, dist: Dist) -> dict[str, float]:
         batches = dist.gather(self._batches)
@@ -101,31 +108,45 @@ class _LossSums:
         sums = {name: math.fsum(batch[name] for batch in batches) for name in batches[0]}
         counts = torch.tensor([sums.pop("boxes"), sums.pop("classes")], dtype=torch.float64)
         for_boxes, for_classes = self._criterion.denominators(counts, counts).tolist()
-        losses = {n: value / (for_classes if n.startswith("loss_ce") else for_boxes) for n, value in sums.items()}
+        losses = {
+            n: value / (for_classes if n.startswith("loss_ce") else for_boxes)
+            for n, value in sums.items()
+        }
         weights = asdict(self._criterion.config)
-        total = sum(weights["_".join(name.split("_")[:2])] * value for name, value in losses.items())
+        total = sum(
+            weights["_".join(name.split("_")[:2])] * value for name, value in losses.items()
+        )
         return {"loss": total, **losses}
 
 
 def _no_detections() -> dict[str, np.ndarray]:
     counts, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return {"image_index": counts, "labels": counts, "scores": values, "boxes": values.reshape(0, 4)}
+    return {
+        "image_index": counts,
+        "labels": counts,
+        "scores": values,
+        "boxes": values.reshape(0, 4),
+    }
 
 
 def labels_in(
     dataset: DetectionDataset, num_classes: int, classes: Sequence[tuple[int, str]] | None = None
 ) -> np.ndarray:
-    """The label in `dataset` of each of a model's `[num_classes]`, -1 where it has none; `classes` and errors as in
-    `detect_classes`.
+    """The label in `dataset` of each of a model's `[num_classes]`, -1 where it has none; `classes`
+    and errors as in `detect_classes`.
     """
     wanted: list[Any] = list(zip(dataset.category_ids, dataset.class_names, strict=True))
     known: list[Any] = wanted if classes is None else list(classes)
     unknown = [one for one in wanted if one not in known]
     if len(known) != num_classes or (unknown and not _names_suffice(dataset.class_names, known)):
-        theirs = f"of which it does not know {_some(unknown)}" if unknown else f"such as {_some(wanted)}"
+        theirs = (
+            f"of which it does not know {_some(unknown)}" if unknown else f"such as {_some(wanted)}"
+        )
         raise InputError(
-            f"the model knows {num_classes} classes{', such as ' * bool(classes)}{_some(classes or [])}; "
-            f"{dataset.name} has {len(wanted)}, {theirs}: give data with the categories it was trained on"
+            f"the model knows {num_classes} "
+            f"classes{', such as ' * bool(classes)}{_some(classes or [])}; "
+            f"{dataset.name} has {len(wanted)}, {theirs}: give data with the categories it was "
+            "trained on"
         )
     if unknown:
         wanted, known = list(dataset.class_names), [name for _, name in known]
@@ -153,10 +174,11 @@ def detect_classes(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """What `detect` returns, with the labels of the data set; options as there. Communicates.
 
-    `classes` are the (category id, name) of the model's labels, by default those of the data set; classes that the data
-    set does not have are left out (official checkpoints have 91 outputs for COCO's 80 categories). Where the model
-    lacks an id with its name, all are matched by distinct names alone: conversion of data changes ids. Raises
-    InputError if the model does not know all classes of the data set.
+    `classes` are the (category id, name) of the model's labels, by default those of the data set;
+    classes that the data set does not have are left out (official checkpoints have 91 outputs for
+    COCO's 80 categories). Where the model lacks an id with its name, all are matched by distinct
+    names alone: conversion of data changes ids. Raises InputError if the model does not know all
+    classes of the data set.
     """
     label_of = labels_in(dataset, model.num_classes, classes)
     found, losses = detect(model, dataset, dist, **options)
@@ -165,8 +187,10 @@ def detect_classes(
     return {name: array[known] for name, array in found.items()}, losses
 
 
-def evaluate(model: DetectionModel, dataset: DetectionDataset, dist: Dist | None = None, **options: Any) -> CocoResult:
-    """The twelve COCO numbers, per-class AP and, with a `criterion`, losses of `model` on `dataset`; options and errors
-    as in `detect_classes`. Communicates."""
+def evaluate(
+    model: DetectionModel, dataset: DetectionDataset, dist: Dist | None = None, **options: Any
+) -> CocoResult:
+    """The twelve COCO numbers, per-class AP and, with a `criterion`, losses of `model` on
+    `dataset`; options and errors as in `detect_classes`. Communicates."""
     found, losses = detect_classes(model, dataset, dist, **options)
     return replace(coco_metrics(GroundTruth.from_dataset(dataset), **found), losses=losses)

@@ -23,7 +23,9 @@ img { max-width: 100%; border: 1px solid #ddd }
 """
 
 
-def write_page(path: Path, title: str, parts: Iterable[str], script: str = "", style: str = "") -> None:
+def write_page(
+    path: Path, title: str, parts: Iterable[str], script: str = "", style: str = ""
+) -> None:
     """Writes the document, whole or not at all."""
     page = document(title, parts, script, style)
     write_whole(path, lambda place: place.write_text(page, encoding="utf-8"))
@@ -33,17 +35,22 @@ def document(title: str, parts: Iterable[str], script: str = "", style: str = ""
     """An HTML document. `parts` are HTML, `title` is text; `script` runs at the end."""
     head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}{style}</style>"
     tail = f"<script>{script}</script>" if script else ""
-    return f"<!DOCTYPE html>\n<html lang='en'><head>{head}</head><body>{''.join(parts)}{tail}</body></html>\n"
+    return (
+        "<!DOCTYPE html>\n<html "
+        f"lang='en'><head>{head}</head><body>{''.join(parts)}{tail}</body></html>\n"
+    )
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """An HTML table of texts; rows are of the class that their first cell names. Nothing if there are no rows."""
+    """An HTML table of texts; rows are of the class that their first cell names. Nothing if there
+    are no rows."""
     lines = [
         f"<tr class='{escape(str(row[0]))}'>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>"
         for row in rows
     ]
-    return f"<table><tr>{''.join(f'<th>{escape(head)}</th>' for head in heads)}</tr>{''.join(lines)}</table>" * any(
-        lines
+    return (
+        f"<table><tr>{''.join(f'<th>{escape(head)}</th>' for head in heads)}</tr>{''.join(lines)}</table>"
+        * any(lines)
     )
 
 

@@ -16,17 +16,21 @@ if TYPE_CHECKING:
 Kind = Literal["softmax", "sigmoid"]
 
 
-def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels, unclipped) on the model's device.
+def decode(
+    outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels, unclipped) on the
+    model's device.
 
-    `orig_sizes` is `[B, 2]`: height and width of the original images, best on that device. "softmax" gives
-    each query its best class but "no object": K = Q, in the order of the queries, whatever `top_k` is.
-    "sigmoid" gives the `top_k` best pairs of query and class, best first: K = min(top_k, Q * C). Computed in
-    fp32; nothing is copied to the host. Raises ValueError for another `kind`.
+    `orig_sizes` is `[B, 2]`: height and width of the original images, best on that device.
+    "softmax" gives each query its best class but "no object": K = Q, in the order of the queries,
+    whatever `top_k` is. "sigmoid" gives the `top_k` best pairs of query and class, best first: K =
+    min(top_k, Q * C). Computed in fp32; nothing is copied to the host. Raises ValueError for
+    another `kind`.
 
-    Source: Carion et al., "End-to-End Object Detection with Transformers", 2020 (softmax); Zhu et al.,
-    "Deformable DETR", 2021 (sigmoid). Deviation: pairs are ranked by logit and not by score, so that scores
-    which round to the same fp32 number keep their order.
+    Source: Carion et al., "End-to-End Object Detection with Transformers", 2020 (softmax); Zhu et
+    al., "Deformable DETR", 2021 (sigmoid). Deviation: pairs are ranked by logit and not by score,
+    so that scores which round to the same fp32 number keep their order.
     """
     logits = outputs["pred_logits"].float()
     boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"].float())

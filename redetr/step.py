@@ -17,18 +17,22 @@ from redetr.structures import Batch
 
 @dataclass
 class Window:
-    """This rank's micro-batches of one optimizer step, and what all ranks tell each other about theirs."""
+    """This rank's micro-batches of one optimizer step, and what all ranks tell each other about
+    theirs."""
 
     samples: list[list[Sample]]
     counts: list[Tensor]  # `SetCriterion.counts` of each micro-batch
     everyone: Callable[[], Tensor]  # waits for the row of each rank: counts, canvas, wish to stop
 
 
-def announce(samples: list[list[Sample]], criterion: SetCriterion, dist: Dist, stopping: bool = False) -> Window:
+def announce(
+    samples: list[list[Sample]], criterion: SetCriterion, dist: Dist, stopping: bool = False
+) -> Window:
     """Tells all ranks what this one has for an optimizer step, without waiting for them.
 
-    One small message per step, on the host, where all of it is known before the forward pass: counts, the canvas that
-    images are padded to, and whether a signal came. Nothing of it costs a synchronisation with the device.
+    One small message per step, on the host, where all of it is known before the forward pass:
+    counts, the canvas that images are padded to, and whether a signal came. Nothing of it costs a
+    synchronisation with the device.
     """
     counts = [criterion.counts([target for _, target in micro]) for micro in samples]
     height, width = canvas_of([sample for micro in samples for sample in micro])
@@ -39,14 +43,18 @@ def announce(samples: list[list[Sample]], criterion: SetCriterion, dist: Dist, s
 def receive(
     window: Window, criterion: SetCriterion, dist: Dist, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Batch], list[Tensor], bool]:
-    """The batches of this rank, what each one's loss sums are divided by, and whether any rank wants to stop.
+    """The batches of this rank, what each one's loss sums are divided by, and whether any rank
+    wants to stop.
 
-    Counts and canvas are functions of the global batch, so the gradient does not depend on how the batch is split.
+    Counts and canvas are functions of the global batch, so the gradient does not depend on how the
+    batch is split.
     """
     everyone = window.everyone()
     total, (height, width) = everyone[:, :2].sum(0), everyone[:, 2:4].amax(0).int().tolist()
     batches = [to_batch(micro, dist.device, (height, width), dtype) for micro in window.samples]
-    divisors = [criterion.denominators(c, total, dist.world_size, len(window.counts)) for c in window.counts]
+    divisors = [
+        criterion.denominators(c, total, dist.world_size, len(window.counts)) for c in window.counts
+    ]
     return batches, divisors, bool(everyone[:, 4].any())
 
 
@@ -59,7 +67,8 @@ def train_step(
     dtype: torch.dtype,
     clip_norm: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimizer step over a window of micro-batches; returns this rank's losses and the norm of the gradient.
+    """One optimizer step over a window of micro-batches; returns this rank's losses and the norm of
+    the gradient.
 
     The only synchronisation with the device is the matcher's copy of the costs.
     """

@@ -1,7 +1,8 @@
-"""Proof on one's own machines: the gradient of this layout of ranks and micro-batches against that of one process.
+"""Proof on one's own machines: the gradient of this layout of ranks and micro-batches against that
+of one process.
 
-What is proved is the code that trains: `announce`, `receive` and `train_step`. The reference is what one would write by
-hand: the whole batch, one forward pass, the set loss, one backward pass.
+What is proved is the code that trains: `announce`, `receive` and `train_step`. The reference is
+what one would write by hand: the whole batch, one forward pass, the set loss, one backward pass.
 """
 
 import copy
@@ -27,14 +28,29 @@ from redetr.step import announce, receive, train_step
 from redetr.structures import DetectionModel, Target
 from redetr.training import prepare
 
-# Largest relative error of the whole gradient. In bf16 another split means another rounding of each product.
+# Largest relative error of the whole gradient. In bf16 another split means another rounding of each
+# product.
 TOLERANCE = {"fp64": 1e-12, "fp32": 1e-6, "bf16": 0.02}
-_OBJECTS = (0, 0, 0, 0, 0, 0, 15, 1, 7, 2, 3, 4)  # half of the images none: with two ranks, one has no object at all
+_OBJECTS = (
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    15,
+    1,
+    7,
+    2,
+    3,
+    4,
+)  # half of the images none: with two ranks, one has no object at all
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Relative errors of the gradient, by part of the model and precision; "all" is the whole gradient."""
+    """Relative errors of the gradient, by part of the model and precision; "all" is the whole
+    gradient."""
 
     world_size: int
     accumulate: int
@@ -45,7 +61,8 @@ class Verification:
 
     @property
     def failed(self) -> list[str]:
-        """What is over the tolerance, in words; a small part may be ten times as far off as the whole."""
+        """What is over the tolerance, in words; a small part may be ten times as far off as the
+        whole."""
         return [
             f"{part} in {precision} by {error:.1e}"
             for precision, errors in self.errors.items()
@@ -71,25 +88,40 @@ class Noise(DetectionDataset):
         height, width = random.integers(60, 160, 2).tolist()
         corners = random.uniform(0, [width, height], (objects, 2, 2))
         boxes = np.concatenate([corners.min(1), corners.max(1) + 1], 1).clip(0, [width, height] * 2)
-        return Target(boxes=torch.from_numpy(boxes).float(), labels=torch.from_numpy(random.integers(0, 3, objects)),
-                      image_id=index, orig_size=(height, width), size=(height, width),
-                      iscrowd=torch.zeros(objects, dtype=torch.bool), area=torch.ones(objects))  # fmt: skip
+        return Target(
+            boxes=torch.from_numpy(boxes).float(),
+            labels=torch.from_numpy(random.integers(0, 3, objects)),
+            image_id=index,
+            orig_size=(height, width),
+            size=(height, width),
+            iscrowd=torch.zeros(objects, dtype=torch.bool),
+            area=torch.ones(objects),
+        )
 
     def image(self, index: int) -> Tensor:
-        pixels = np.random.default_rng(index).integers(0, 256, (3, *self.target(index)["orig_size"]), np.uint8)
+        pixels = np.random.default_rng(index).integers(
+            0, 256, (3, *self.target(index)["orig_size"]), np.uint8
+        )
         return torch.from_numpy(pixels)
 
 
 def verify(config: TrainConfig) -> Verification:
-    """Compares the gradients of one optimizer step of the run `config`, in fp64 and in its precision, with those of one
-    process. Under torchrun, every process calls this. `data="random"` needs no data; a `batch_size` of 0 takes two
-    images per rank and micro-batch, at least 12. Raises InputError as `train` does.
+    """Compares the gradients of one optimizer step of the run `config`, in fp64 and in its
+    precision, with those of one process. Under torchrun, every process calls this. `data="random"`
+    needs no data; a `batch_size` of 0 takes two images per rank and micro-batch, at least 12.
+    Raises InputError as `train` does.
     """
     with process_group(config.device, config.timeout_s) as dist:
-        batch_size = config.batch_size or max(len(_OBJECTS), 2 * dist.world_size * config.accumulate)
+        batch_size = config.batch_size or max(
+            len(_OBJECTS), 2 * dist.world_size * config.accumulate
+        )
         config = replace(config, batch_size=batch_size)
         config.check(dist.world_size)
-        data = Noise(batch_size) if config.data == "random" else open_dataset(config.data, "train", config.val_fraction)
+        data = (
+            Noise(batch_size)
+            if config.data == "random"
+            else open_dataset(config.data, "train", config.val_fraction)
+        )
         state, criterion = prepare(config, dist, data)
         samples = first_batch(data, state)
         dtype = pick_precision(config.precision, dist.device)
@@ -98,7 +130,8 @@ def verify(config: TrainConfig) -> Verification:
 
 
 def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
-    """The first global batch as training sees it; noise comes in order, so that the first half has no objects."""
+    """The first global batch as training sees it; noise comes in order, so that the first half has
+    no objects."""
     config, model = state.config, state.model
     transform = augmentation(config.augment, model.resize, config.image_size, model.max_size)  # type: ignore[arg-type]
     keys = [(0, i) for i in range(config.batch_size)]
@@ -109,11 +142,16 @@ def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
 
 
 def compare(
-    model: DetectionModel, criterion: SetCriterion, samples: list[Sample], dist: Dist, accumulate: int, precision: str
+    model: DetectionModel,
+    criterion: SetCriterion,
+    samples: list[Sample],
+    dist: Dist,
+    accumulate: int,
+    precision: str,
 ) -> Verification:
-    """The gradients of one optimizer step on the global batch `samples`, in fp64 and in `precision` ("fp32" or "bf16"),
-    split and whole. Communicates. The weights of `model` stay as they are; dropout is switched off, because its masks
-    differ between ranks by nature.
+    """The gradients of one optimizer step on the global batch `samples`, in fp64 and in `precision`
+    ("fp32" or "bf16"), split and whole. Communicates. The weights of `model` stay as they are;
+    dropout is switched off, because its masks differ between ranks by nature.
     """
     _without_dropout(model)
     errors: dict[str, dict[str, float]] = {}
@@ -136,9 +174,13 @@ def split_gradient(
     accumulate: int,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The gradient by parameter, as training computes it: every rank its slices of the batch. Communicates."""
+    """The gradient by parameter, as training computes it: every rank its slices of the batch.
+    Communicates."""
     model = copy.deepcopy(model).to(weights_dtype(dtype))
-    slices = [slice_of(len(samples), micro, accumulate, dist.rank, dist.world_size) for micro in range(accumulate)]
+    slices = [
+        slice_of(len(samples), micro, accumulate, dist.rank, dist.world_size)
+        for micro in range(accumulate)
+    ]
     window = announce([samples[part] for part in slices], criterion, dist)
     batches, denominators, _ = receive(window, criterion, dist, weights_dtype(dtype))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -148,7 +190,11 @@ def split_gradient(
 
 
 def whole_gradient(
-    model: DetectionModel, criterion: SetCriterion, samples: list[Sample], device: torch.device, dtype: torch.dtype
+    model: DetectionModel,
+    criterion: SetCriterion,
+    samples: list[Sample],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     """The gradient by parameter of the whole batch in this process alone."""
     model = copy.deepcopy(model).to(weights_dtype(dtype)).train()
@@ -188,11 +234,15 @@ def _parts(model: DetectionModel) -> dict[str, list[str]]:
     parts: dict[str, list[str]] = {}
     for name in trained:
         words = name.split(".")
-        parts.setdefault(".".join(words[:2]) if words[0] == "transformer" else words[0], []).append(name)
+        parts.setdefault(".".join(words[:2]) if words[0] == "transformer" else words[0], []).append(
+            name
+        )
     return {**parts, "all": trained}
 
 
-def _relative_error(found: dict[str, Tensor], expected: dict[str, Tensor], names: list[str]) -> float:
+def _relative_error(
+    found: dict[str, Tensor], expected: dict[str, Tensor], names: list[str]
+) -> float:
     difference = torch.cat([(found[name] - expected[name]).flatten() for name in names]).norm()
     norm = torch.cat([expected[name].flatten() for name in names]).norm()
     return (difference / norm).item() if norm > 0 else difference.item()

@@ -23,17 +23,20 @@ _GOODBYE_S = 1  # for answers that are under way when the server is stopped
 
 @dataclass(frozen=True)
 class App:
-    """A page in the browser: drop an image, see what is found, where the model looked, and how training would judge it;
-    and the same over HTTP. Uploads stay on this machine and are deleted at the end."""
+    """A page in the browser: drop an image, see what is found, where the model looked, and how
+    training would judge it; and the same over HTTP. Uploads stay on this machine and are deleted at
+    the end."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 lets in whoever can reach this machine, and asks for no password."""
+    """Address to listen at; 0.0.0.0 lets in whoever can reach this machine, and asks for no
+    password."""
     port: int = 7860
     """0 = any free one."""
     data: str | None = None
-    """digits, crowns, or a folder, for matching and loss; default: what the checkpoint was trained on."""
+    """digits, crowns, or a folder, for matching and loss; default: what the checkpoint was trained
+    on."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
@@ -46,21 +49,42 @@ class App:
             raise InputError("gradio is not installed; it comes with: pip install redetr[app]")
         detector = load(self.checkpoint, device=self.device)
         dataset = detector.open_data("train", self.data) if self.data else None
-        warnings.filterwarnings("ignore", module="PIL")  # about damaged or large files, which are told to the client
-        with tempfile.TemporaryDirectory(prefix="redetr-app-") as uploads, self._socket() as listening:
-            quiet = {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+        warnings.filterwarnings(
+            "ignore", module="PIL"
+        )  # about damaged or large files, which are told to the client
+        with (
+            tempfile.TemporaryDirectory(prefix="redetr-app-") as uploads,
+            self._socket() as listening,
+        ):
+            quiet = {
+                "GRADIO_TEMP_DIR": uploads,
+                "GRADIO_ANALYTICS_ENABLED": "False",
+                "HF_HUB_OFFLINE": "1",
+            }
             os.environ.update(quiet)  # Gradio reads it when it is imported
             import uvicorn
 
             from redetr.app import Page, web_app
             from redetr.app_api import Turns
 
-            app = web_app(Page(detector, dataset, Turns()), Path(self.checkpoint).name, self.host, Path(uploads))
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GOODBYE_S))
+            app = web_app(
+                Page(detector, dataset, Turns()),
+                Path(self.checkpoint).name,
+                self.host,
+                Path(uploads),
+            )
+            server = uvicorn.Server(
+                uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GOODBYE_S)
+            )
             # Pages that are still open are cut off at the end, which needs no traceback.
             logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
-            OUT.print(f"open http://{self._address(listening)}/ in a browser; Ctrl-C ends it", soft_wrap=True)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are deleted then, too
+            OUT.print(
+                f"open http://{self._address(listening)}/ in a browser; Ctrl-C ends it",
+                soft_wrap=True,
+            )
+            signal.signal(
+                signal.SIGTERM, signal.default_int_handler
+            )  # uploads are deleted then, too
             with suppress(KeyboardInterrupt):
                 server.run([listening])
 
@@ -70,7 +94,8 @@ class App:
             return socket.create_server((self.host, self.port), family=family)
         except OSError as error:
             raise InputError(
-                f"cannot listen at {self.host}, port {self.port} ({error}): give another --host or --port"
+                f"cannot listen at {self.host}, port {self.port} ({error}): give another --host or "
+                "--port"
             ) from None
 
     def _address(self, listening: socket.socket) -> str:

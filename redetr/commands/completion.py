@@ -35,7 +35,8 @@ _ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"
 
 @dataclass(frozen=True)
 class Completion:
-    """Prints a script with which the shell completes commands, recipes, flags and their choices at the Tab key.
+    """Prints a script with which the shell completes commands, recipes, flags and their choices at
+    the Tab key.
 
     bash: redetr completion bash > ~/.local/share/bash-completion/completions/redetr
 
@@ -52,7 +53,8 @@ class Completion:
 
 
 def _words() -> dict[str, dict[str, list[str]]]:
-    """Of each command its flags with their choices; the choices of what has no flag stand under the command itself."""
+    """Of each command its flags with their choices; the choices of what has no flag stand under the
+    command itself."""
     found = {}
     for command in sorted(COMMANDS):
         module = import_module(f"redetr.commands.{command}")
@@ -63,15 +65,23 @@ def _words() -> dict[str, dict[str, list[str]]]:
 
 
 def _flags(settings: type) -> Iterator[tuple[str, tuple[str, list[str]]]]:
-    """Name of each setting, its flag ("" for none), and its choices; settings inside settings are flags as well."""
+    """Name of each setting, its flag ("" for none), and its choices; settings inside settings are
+    flags as well."""
     hints = get_type_hints(settings, include_extras=True)
     for field in fields(settings):
         kind = hints[field.name]
-        inner = next((part for part in _parts(kind) if isinstance(part, type) and is_dataclass(part)), None)
+        inner = next(
+            (part for part in _parts(kind) if isinstance(part, type) and is_dataclass(part)), None
+        )
         if inner:
             yield from _flags(inner)
         else:
-            choices = [str(value) for part in _parts(kind) if get_origin(part) is Literal for value in get_args(part)]
+            choices = [
+                str(value)
+                for part in _parts(kind)
+                if get_origin(part) is Literal
+                for value in get_args(part)
+            ]
             positional = tyro.conf.Positional in getattr(kind, "__metadata__", ())
             flag = f"--{'no-' * (field.default is True)}{field.name.replace('_', '-')}"
             yield field.name, ("" if positional else flag, choices)
@@ -85,11 +95,19 @@ def _parts(kind: Any) -> list[Any]:
 
 def _bash() -> str:
     found = _words()
-    flags = [f"      {command}) words=\"{' '.join(word for word in words if word[0] == '-')}\" ;;"
-             for command, words in found.items()]  # fmt: skip
-    choices = [f"      '{command} {word}') words=\"{' '.join(chosen)}\" ;;"
-               for command, words in found.items() for word, chosen in words.items() if chosen]  # fmt: skip
-    return _BASH.format(commands=" ".join(found), flags="\n".join(flags), choices="\n".join(choices))
+    flags = [
+        f'      {command}) words="{" ".join(word for word in words if word[0] == "-")}" ;;'
+        for command, words in found.items()
+    ]
+    choices = [
+        f"      '{command} {word}') words=\"{' '.join(chosen)}\" ;;"
+        for command, words in found.items()
+        for word, chosen in words.items()
+        if chosen
+    ]
+    return _BASH.format(
+        commands=" ".join(found), flags="\n".join(flags), choices="\n".join(choices)
+    )
 
 
 def _fish() -> str:

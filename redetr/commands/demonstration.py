@@ -23,8 +23,8 @@ _STEPS = {"digits": 720, "crowns": 600}
 
 
 def demo(data: str, folder: Path, steps: int, console: Console) -> None:
-    """Trains `redetr_n` on `data` into `folder` (an earlier demo there is replaced), draws curves and predictions, and
-    says on `console` what to do next."""
+    """Trains `redetr_n` on `data` into `folder` (an earlier demo there is replaced), draws curves
+    and predictions, and says on `console` what to do next."""
     if folder.exists() and not (folder / "demo").exists():
         raise InputError(f"{folder}: exists and is no earlier demo: give another --output")
     config = demo_config(data, folder, steps)
@@ -40,9 +40,11 @@ def demo(data: str, folder: Path, steps: int, console: Console) -> None:
     console.print(
         f"\nAP {100 * (result['AP'] or 0):.1f}, AP50 {100 * (result['AP50'] or 0):.1f} after "
         f"{result['time_s'] / 60:.1f} minutes of training. Next:\n"
-        f"  look at    {folder}/predictions.png (left: the truth, right: found) and {folder}/curves.png\n"
+        f"  look at    {folder}/predictions.png (left: the truth, right: found) and "
+        f"{folder}/curves.png\n"
         f"  predict    redetr predict {shlex.quote(str(folder / 'best.pt'))} IMAGE_OR_FOLDER\n"
-        "  your data  redetr train redetr_n --data FOLDER --output runs/mine   (COCO, YOLO or VOC form)",
+        "  your data  redetr train redetr_n --data FOLDER --output runs/mine   (COCO, YOLO or VOC "
+        "form)",
         soft_wrap=True,
         markup=False,
     )
@@ -57,8 +59,9 @@ def demo_config(data: str, folder: Path, steps: int) -> TrainConfig:
 def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -> Image.Image:
     """Truth beside predictions for `count` images spread over the data set.
 
-    As many predictions are shown as there are objects, the best-scored of all these images together: scores that are
-    trained towards the IoU are low while boxes are rough, so no fixed threshold suits every stage of training.
+    As many predictions are shown as there are objects, the best-scored of all these images
+    together: scores that are trained towards the IoU are low while boxes are rough, so no fixed
+    threshold suits every stage of training.
     """
     samples = [dataset.sample(k * len(dataset) // count) for k in range(count)]
     found = [detector.predict(image, threshold=0.0) for image, _ in samples]

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measures a checkpoint: the twelve COCO numbers, AP per class, and with --report a page on its mistakes."""
+    """Measures a checkpoint: the twelve COCO numbers, AP per class, and with --report a page on its
+    mistakes."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
@@ -37,9 +38,11 @@ class Evaluate:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = bf16 where the hardware multiplies it fast."""
     report: str | None = None
-    """Folder for a page on what goes wrong, where, and what to do (index.html), with its numbers (report.json)."""
+    """Folder for a page on what goes wrong, where, and what to do (index.html), with its numbers
+    (report.json)."""
     compare: str | None = None
-    """A second checkpoint, whose numbers stand beside those of the first, in the page of --report as well."""
+    """A second checkpoint, whose numbers stand beside those of the first, in the page of --report
+    as well."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -77,24 +80,39 @@ class Evaluate:
         with Progress(console=ERRORS, disable=self.json or dist.rank > 0) as progress:
             task = progress.add_task("evaluating", total=len(dataset))
             found, _ = detect_classes(
-                detector.model, dataset, dist, image_size=detector.image_size, batch_size=self.batch_size,
-                dtype=detector.dtype, classes=detector.classes,
+                detector.model,
+                dataset,
+                dist,
+                image_size=detector.image_size,
+                batch_size=self.batch_size,
+                dtype=detector.dtype,
+                classes=detector.classes,
                 on_batch=lambda images: progress.advance(task, images * dist.world_size),
-            )  # fmt: skip
+            )
             return found
 
-    def _tell(self, dataset: "DetectionDataset", about: list[dict[str, Any]], found: list["Found"]) -> None:
+    def _tell(
+        self, dataset: "DetectionDataset", about: list[dict[str, Any]], found: list["Found"]
+    ) -> None:
         from redetr.metrics import GroundTruth, coco_metrics
         from redetr.report import make_report
         from redetr.report_page import write_report
 
         truth = GroundTruth.from_dataset(dataset)
-        results = [one | coco_metrics(truth, **each).to_dict() for one, each in zip(about, found, strict=True)]
+        results = [
+            one | coco_metrics(truth, **each).to_dict()
+            for one, each in zip(about, found, strict=True)
+        ]
         if self.json:
             print_json(results[0] | ({"compared": results[1]} if self.compare else {}))
         else:
-            for number, (checkpoint, result) in enumerate(zip(self._checkpoints, results, strict=True), 1):
-                OUT.print(f"{number}  " * bool(self.compare) + _measured(checkpoint, result), soft_wrap=True)
+            for number, (checkpoint, result) in enumerate(
+                zip(self._checkpoints, results, strict=True), 1
+            ):
+                OUT.print(
+                    f"{number}  " * bool(self.compare) + _measured(checkpoint, result),
+                    soft_wrap=True,
+                )
             print_results(results)
         if self.report:
             report = make_report(dataset, list(zip(self._checkpoints, found, strict=True)))
@@ -107,7 +125,8 @@ def _measured(checkpoint: str, result: dict[str, Any]) -> str:
     last = Path(checkpoint).is_dir() and Path(result["checkpoint"]).name == "last.pt"
     path = f"{result['checkpoint']}{' (there is no best.pt)' * last}"
     return (
-        f"{path}: {result['split']} split of {result['data']}, {result['images']} images, at {result['image_size']} px"
+        f"{path}: {result['split']} split of {result['data']}, {result['images']} images, at "
+        f"{result['image_size']} px"
     )
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Explain:
     """Shows what DETR did with an image, as pages that open from disk.
 
-    index.html goes from the image to the boxes; loss.html, with --image-id, from the boxes to the loss."""
+    index.html goes from the image to the boxes; loss.html, with --image-id, from the boxes to the
+    loss."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
@@ -35,7 +36,8 @@ class Explain:
     image_id: int | None = None
     """An image of the data set, by its id; default data: what the checkpoint was trained on."""
     world_size: int = 1
-    """GPUs that the batch is spread over, for the loss: the image on the first, the next images on the others."""
+    """GPUs that the batch is spread over, for the loss: the image on the first, the next images on
+    the others."""
     split: Literal["val", "train"] = "val"
     """The part of the data set that is looked at."""
     val_fraction: float | None = None
@@ -84,7 +86,10 @@ class Explain:
 
     def _check(self) -> None:
         if (self.image is None) == (self.image_id is None):
-            raise InputError("nothing to explain: give one image, as a file after the checkpoint or as --image-id")
+            raise InputError(
+                "nothing to explain: give one image, as a file after the checkpoint or as "
+                "--image-id"
+            )
         if self.image_id is None and self.world_size != 1:
             raise InputError("--world-size is about the loss: give --image-id as well")
         if not 0 <= self.threshold <= 1:
@@ -101,7 +106,9 @@ class Explain:
         from redetr.explain import query_habits
 
         with Progress(console=ERRORS, disable=self.json) as progress:
-            task = progress.add_task("looking at the data set", total=min(self.samples, len(dataset)))
+            task = progress.add_task(
+                "looking at the data set", total=min(self.samples, len(dataset))
+            )
             return query_habits(detector, dataset, self.samples, lambda: progress.advance(task))
 
 

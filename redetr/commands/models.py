@@ -14,8 +14,8 @@ import redetr
 from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT, percent, print_json
 
-# `gflops`: by `gflops` below, because counting takes seconds; `speed`: by benchmarks/speed.py; `results`: from
-# benchmarks/results. Nothing is a guess.
+# `gflops`: by `gflops` below, because counting takes seconds; `speed`: by benchmarks/speed.py;
+# `results`: from benchmarks/results. Nothing is a guess.
 MEASURED = Path(redetr.__file__).parent / "models" / "measured.json"
 
 
@@ -38,9 +38,11 @@ class Models:
 
 
 def gflops(name: str) -> float:
-    """1e9 operations of a model for one square image of its default size; a multiplication with its addition is two.
+    """1e9 operations of a model for one square image of its default size; a multiplication with its
+    addition is two.
 
-    Convolutions, products of matrices and attention count, as is usual. Nothing is computed: all is on the meta device.
+    Convolutions, products of matrices and attention count, as is usual. Nothing is computed: all is
+    on the meta device.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -63,13 +65,17 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
     with torch.device("meta"):
         model = function(80)
     return {
-        "model": name, "form": "faithful" if isinstance(model, DETR) else "fast",
-        "parameters": sum(p.numel() for p in model.parameters()), "gflops": measured["gflops"].get(name),
-        "images_per_s": measured["speed"]["images_per_s"].get(name), "images_per_s_on": measured["speed"]["hardware"],
-        "image_size": model.image_size, "queries": model.num_queries,
+        "model": name,
+        "form": "faithful" if isinstance(model, DETR) else "fast",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gflops": measured["gflops"].get(name),
+        "images_per_s": measured["speed"]["images_per_s"].get(name),
+        "images_per_s_on": measured["speed"]["hardware"],
+        "image_size": model.image_size,
+        "queries": model.num_queries,
         "about": (function.__doc__ or "").splitlines()[0],
         "measured": [result for result in measured["results"] if result["model"] == name],
-    }  # fmt: skip
+    }
 
 
 def _print_models(rows: list[dict[str, Any]], speed: dict[str, Any]) -> None:
@@ -79,18 +85,26 @@ def _print_models(rows: list[dict[str, Any]], speed: dict[str, Any]) -> None:
     results = Table("measured", "AP", "AP50", "trained", "on", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         numbers = (row[name] or "-" for name in ("gflops", "images_per_s", "image_size", "queries"))
-        table.add_row(row["model"], row["form"], f"{row['parameters'] / 1e6:.1f} M", *map(str, numbers))
+        table.add_row(
+            row["model"], row["form"], f"{row['parameters'] / 1e6:.1f} M", *map(str, numbers)
+        )
         about.add_row(row["model"], row["about"])
         for result in row["measured"]:
             trained = f"{result['steps']} steps, {result['train_minutes']} min"
-            results.add_row(f"{row['model']}, {result['data']}",
-                            percent(result["AP"]), percent(result["AP50"]), trained,
-                            f"{result['hardware']}, {result['date']}")  # fmt: skip
+            results.add_row(
+                f"{row['model']}, {result['data']}",
+                percent(result["AP"]),
+                percent(result["AP50"]),
+                trained,
+                f"{result['hardware']}, {result['date']}",
+            )
     about.columns[0].no_wrap = results.columns[0].no_wrap = True
     OUT.print(table)
     OUT.print(
-        "size: parameters with 80 classes; GFLOPs: for one image of px x px, a multiplication and its addition are 2;\n"
-        f"images/s: the model alone, one such image at a time, fp32, on {speed['hardware']}, {speed['date']}\n"
+        "size: parameters with 80 classes; GFLOPs: for one image of px x px, a multiplication and "
+        "its addition are 2;\n"
+        f"images/s: the model alone, one such image at a time, fp32, on {speed['hardware']}, "
+        f"{speed['date']}\n"
     )
     OUT.print(about, results)
 

@@ -1,4 +1,5 @@
-"""What every data set looks like from inside: uint8 images, boxes in xyxy pixels, contiguous labels."""
+"""What every data set looks like from inside: uint8 images, boxes in xyxy pixels, contiguous
+labels."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,13 +16,16 @@ class Hints:
     """What suits a data set when the user says nothing; None leaves the choice to the recipe."""
 
     image_size: int | None = None  # longer side in pixels
-    native_size: int | None = None  # longer side of the stored images: the fast forms do not enlarge them by default
+    native_size: int | None = (
+        None  # longer side of the stored images: the fast forms do not enlarge them by default
+    )
     augment: Augment | None = None
     num_queries: int | None = None  # enough for the most objects in what the model sees of an image
 
 
 class DetectionDataset(ABC, Dataset[tuple[Tensor, Target]]):
-    """Images with boxes. Label `i` is called `class_names[i]` and has the id `category_ids[i]` in the source.
+    """Images with boxes. Label `i` is called `class_names[i]` and has the id `category_ids[i]` in
+    the source.
 
     `notes` are sentences that a user should read once, such as how many boxes were left out.
     """
@@ -37,7 +41,8 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, Target]]):
 
     @abstractmethod
     def target(self, index: int) -> Target:
-        """The objects of one image, boxes xyxy in pixels of the stored image, which is not decoded for it."""
+        """The objects of one image, boxes xyxy in pixels of the stored image, which is not decoded
+        for it."""
 
     def image_id(self, index: int) -> int:
         """The id of one image; cheaper than its target where that is computed."""
@@ -48,11 +53,13 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, Target]]):
         """The image, uint8 `[3, H, W]` RGB. Raises InputError if its file cannot be decoded."""
 
     def sample(self, index: int) -> tuple[Tensor, Target]:
-        """Image and target together; cheaper than asking for each where both come from one computation."""
+        """Image and target together; cheaper than asking for each where both come from one
+        computation."""
         return self.image(index), self.target(index)
 
     def require_whole_images(self) -> None:
-        """Raises InputError for an image file that is cut short, so that it is not met in the middle of a night."""
+        """Raises InputError for an image file that is cut short, so that it is not met in the
+        middle of a night."""
 
     def max_objects(self) -> int:
         """The most objects in one image, crowds not counted."""

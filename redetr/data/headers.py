@@ -35,7 +35,16 @@ PLAIN = "plain"
 _THUMBNAIL = (192, 216)  # px, height and width
 
 
-_ENTRY = (int, int, int, int, int, str, str, str)  # of the cache: time of change, bytes, then the Header
+_ENTRY = (
+    int,
+    int,
+    int,
+    int,
+    int,
+    str,
+    str,
+    str,
+)  # of the cache: time of change, bytes, then the Header
 
 
 class Header(NamedTuple):
@@ -49,11 +58,15 @@ class Header(NamedTuple):
     problem: str = ""  # why it cannot be read
 
 
-def read_headers(folder: Path, names: Sequence[str], content: bool = False, looks: bool = False) -> list[Header]:
-    """The headers of images below a folder, read on all cores; sound ones are remembered in the user's cache folder.
+def read_headers(
+    folder: Path, names: Sequence[str], content: bool = False, looks: bool = False
+) -> list[Header]:
+    """The headers of images below a folder, read on all cores; sound ones are remembered in the
+    user's cache folder.
 
-    `looks` decodes every image, which finds damage in the middle as well. Threads, not processes: most of the time
-    goes into files, hashes and decoders, and a process that holds a GPU should not be forked.
+    `looks` decodes every image, which finds damage in the middle as well. Threads, not processes:
+    most of the time goes into files, hashes and decoders, and a process that holds a GPU should not
+    be forked.
     """
     file = cache_file(folder)
     known = _read_cache(file)
@@ -62,11 +75,17 @@ def read_headers(folder: Path, names: Sequence[str], content: bool = False, look
         parts = pool.map(read, [names[i : i + _PER_TASK] for i in range(0, len(names), _PER_TASK)])
         entries = {name: entry for part in parts for name, entry in part.items()}
     headers = [Header(*entries[name][2:]) for name in names]
-    sound = {name: entries[name] for name, header in zip(names, headers, strict=True) if not header.problem}
+    sound = {
+        name: entries[name]
+        for name, header in zip(names, headers, strict=True)
+        if not header.problem
+    }
     if any(known.get(name) != entry for name, entry in sound.items()):
         with suppress(OSError):  # a cache that cannot be written costs time, nothing else
             file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{file}.lock", timeout=60):  # other ranks have read other files meanwhile
+            with FileLock(
+                f"{file}.lock", timeout=60
+            ):  # other ranks have read other files meanwhile
                 everything = _read_cache(file) | sound
                 write_whole(file, lambda path: path.write_text(json.dumps(everything)))
     return headers
@@ -78,21 +97,36 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
         require_whole(path)
         with Image.open(path) as image:
             header = Header(*image.size, _orientation(image))
-            if looks or image.mode in ("I", "F"):  # pixels of 32 bits may be more than training takes
+            if looks or image.mode in (
+                "I",
+                "F",
+            ):  # pixels of 32 bits may be more than training takes
                 header = header._replace(looks=_looks(path))
         with open(path, "rb") as file:
-            return header._replace(content=hashlib.file_digest(file, "sha256").hexdigest()) if content else header
-    except Exception:  # decoders raise nearly everything; reading the image says it in the words of training
+            return (
+                header._replace(content=hashlib.file_digest(file, "sha256").hexdigest())
+                if content
+                else header
+            )
+    except (
+        Exception
+    ):  # decoders raise nearly everything; reading the image says it in the words of training
         return Header(problem=_problem(path))
 
 
 def cache_file(folder: Path) -> Path:
     """Where the headers of the images in a folder are remembered."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "redetr" / f"images-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.json"
+    return (
+        caches
+        / "redetr"
+        / f"images-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.json"
+    )
 
 
-def _read_some(folder: Path, known: dict, content: bool, looks: bool, names: Sequence[str]) -> dict[str, list]:
+def _read_some(
+    folder: Path, known: dict, content: bool, looks: bool, names: Sequence[str]
+) -> dict[str, list]:
     """Entries of the cache for these images, taken from there if the file is the same as then."""
     entries = {}
     for name in names:
@@ -109,10 +143,16 @@ def _read_some(folder: Path, known: dict, content: bool, looks: bool, names: Seq
 def _read_cache(file: Path) -> dict[str, list]:
     try:
         known = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):  # there is none, or it is damaged: everything is read again
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ):  # there is none, or it is damaged: everything is read again
         return {}
     rows = known.items() if isinstance(known, dict) else ()
-    return {name: row for name, row in rows if isinstance(row, list) and tuple(map(type, row)) == _ENTRY}
+    return {
+        name: row for name, row in rows if isinstance(row, list) and tuple(map(type, row)) == _ENTRY
+    }
 
 
 def _orientation(image: Image.Image) -> int:
@@ -126,11 +166,16 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _looks(path: Path) -> str:
-    """Which way the brightness changes over 8x8 parts: nearly equal for copies of another size or quality."""
-    grey = decode(path, _THUMBNAIL)[0].float().mean(0)  # all of the file is read, but a JPEG is not decoded in full
+    """Which way the brightness changes over 8x8 parts: nearly equal for copies of another size or
+    quality."""
+    grey = (
+        decode(path, _THUMBNAIL)[0].float().mean(0)
+    )  # all of the file is read, but a JPEG is not decoded in full
     small = adaptive_avg_pool2d(grey[None], (8, 9))[0]
     steps = small[:, 1:] - small[:, :-1]
-    return np.packbits((steps > 0).numpy()).tobytes().hex() if steps.abs().max() > _CONTRAST else PLAIN
+    return (
+        np.packbits((steps > 0).numpy()).tobytes().hex() if steps.abs().max() > _CONTRAST else PLAIN
+    )
 
 
 def _problem(path: Path) -> str:

@@ -27,7 +27,9 @@ class Detection(NamedTuple):
 
     name: str  # of its class
     score: float
-    box: tuple[float, float, float, float]  # left, top, right, bottom in pixels of the original image
+    box: tuple[
+        float, float, float, float
+    ]  # left, top, right, bottom in pixels of the original image
     label: int  # in [0, C)
 
 
@@ -35,8 +37,8 @@ class Detection(NamedTuple):
 class Detections:
     """The objects found in one image, best score first. All tensors are on the host.
 
-    Iterated, they give a `Detection` each; indexed by a number, a slice, numbers or a bool mask `[N]`, the `Detections`
-    that this selects.
+    Iterated, they give a `Detection` each; indexed by a number, a slice, numbers or a bool mask
+    `[N]`, the `Detections` that this selects.
     """
 
     scores: Tensor  # [N] float32
@@ -45,7 +47,9 @@ class Detections:
     class_names: tuple[str, ...]  # C names
     category_ids: tuple[int, ...]  # C ids, as the annotation files number the classes
     image_size: tuple[int, int]  # height, width of the original image
-    image: Tensor | None = None  # uint8 [3, H, W], of a single `predict`: a notebook then shows the picture
+    image: Tensor | None = (
+        None  # uint8 [3, H, W], of a single `predict`: a notebook then shows the picture
+    )
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -56,18 +60,27 @@ class Detections:
         ):
             yield Detection(name, score, tuple(box), label)
 
-    def __getitem__(self, which: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor) -> "Detections":
+    def __getitem__(
+        self, which: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor
+    ) -> "Detections":
         """Raises IndexError for what is not there."""
         # NumPy takes all of these, slices backwards too.
         keep = torch.from_numpy(np.ascontiguousarray(np.arange(len(self))[which]))
-        return replace(self, scores=self.scores[keep], labels=self.labels[keep], boxes=self.boxes[keep])
+        return replace(
+            self, scores=self.scores[keep], labels=self.labels[keep], boxes=self.boxes[keep]
+        )
 
     def __repr__(self) -> str:
         height, width = self.image_size
         rows = self.to_dict()["detections"]
-        lines = [f"  {row['label']} {row['score']:.2f} {[round(x) for x in row['box']]}" for row in rows[:5]]
+        lines = [
+            f"  {row['label']} {row['score']:.2f} {[round(x) for x in row['box']]}"
+            for row in rows[:5]
+        ]
         more = [f"  and {len(rows) - 5} more"] if len(rows) > 5 else []
-        return "\n".join([f"Detections: {len(rows)} in an image of {width}x{height} px", *lines, *more])
+        return "\n".join(
+            [f"Detections: {len(rows)} in an image of {width}x{height} px", *lines, *more]
+        )
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the picture, if the image is known, else it takes the text."""
@@ -93,22 +106,34 @@ class Detections:
         return self[[name in names for name in self.names]]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: `image_size` (height, width), and `label` (name), `category_id`, `score`, `box` of each
-        detection."""
+        """JSON-ready: `image_size` (height, width), and `label` (name), `category_id`, `score`,
+        `box` of each detection."""
         rows = [
-            {"label": found.name, "category_id": self.category_ids[found.label], "score": round(found.score, 6),
-             "box": [round(value, 3) for value in found.box]}
+            {
+                "label": found.name,
+                "category_id": self.category_ids[found.label],
+                "score": round(found.score, 6),
+                "box": [round(value, 3) for value in found.box],
+            }
             for found in self
-        ]  # fmt: skip
+        ]
         return {"image_size": list(self.image_size), "detections": rows}
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` xywh in pixels."""
+        """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` xywh in
+        pixels."""
         entries = []
         for _, score, (x1, y1, x2, y2), label in self:
             bbox = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
             category_id = self.category_ids[label]
-            entries.append({"image_id": image_id, "category_id": category_id, "bbox": bbox, "score": round(score, 6)})
+            entries.append(
+                {
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "bbox": bbox,
+                    "score": round(score, 6),
+                }
+            )
         return entries
 
     def to_supervision(self) -> "supervision.Detections":
@@ -128,21 +153,32 @@ class Detections:
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
-    def draw(self, image: Image.Image | Tensor | None = None, scale: int | None = None) -> Image.Image:
-        """The original image (PIL, or uint8 `[3, H, W]`; by default the one these know) with labelled boxes, small
-        images enlarged.
+    def draw(
+        self, image: Image.Image | Tensor | None = None, scale: int | None = None
+    ) -> Image.Image:
+        """The original image (PIL, or uint8 `[3, H, W]`; by default the one these know) with
+        labelled boxes, small images enlarged.
 
-        `scale` is described at `visualize.draw_boxes`. Raises InputError for an image of another size, or if none is
-        known.
+        `scale` is described at `visualize.draw_boxes`. Raises InputError for an image of another
+        size, or if none is known.
         """
         image = self.image if image is None else image
         if image is None:
-            raise InputError("the detections of a list of images do not keep them: give draw the image")
-        width, height = image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
+            raise InputError(
+                "the detections of a list of images do not keep them: give draw the image"
+            )
+        width, height = (
+            image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
+        )
         if (height, width) != self.image_size:
             known = "{1}x{0}".format(*self.image_size)
-            raise InputError(f"detections of an image of {known} px cannot be drawn on one of {width}x{height} px")
-        return draw_boxes(image, self.boxes, self.names, self.scores.tolist(), self.labels.tolist(), scale)
+            raise InputError(
+                f"detections of an image of {known} px cannot be drawn on one of {width}x{height} "
+                "px"
+            )
+        return draw_boxes(
+            image, self.boxes, self.names, self.scores.tolist(), self.labels.tolist(), scale
+        )
 
 
 def detect(

@@ -12,10 +12,12 @@ from redetr.structures import DetectionModel
 
 
 def for_inference(model: DetectionModel) -> DetectionModel:
-    """A copy of `model` in evaluation mode that computes nothing which only the loss needs (`aux_loss`).
+    """A copy of `model` in evaluation mode that computes nothing which only the loss needs
+    (`aux_loss`).
 
-    In torchvision's nets, frozen BatchNorm becomes part of the weights of the convolution before it; those of timm may
-    have it elsewhere and stay as they are. Numbers change by rounding: by less than 1e-4 in the tests.
+    In torchvision's nets, frozen BatchNorm becomes part of the weights of the convolution before
+    it; those of timm may have it elsewhere and stay as they are. Numbers change by rounding: by
+    less than 1e-4 in the tests.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     model.aux_loss = False
@@ -31,6 +33,8 @@ def for_inference(model: DetectionModel) -> DetectionModel:
 def _folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> nn.Conv2d:
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
-    conv.bias = nn.Parameter(shift if conv.bias is None else shift + scale * conv.bias, requires_grad=False)
+    conv.bias = nn.Parameter(
+        shift if conv.bias is None else shift + scale * conv.bias, requires_grad=False
+    )
     conv.weight = nn.Parameter(conv.weight * scale[:, None, None, None], requires_grad=False)
     return conv

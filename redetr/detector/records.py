@@ -1,9 +1,10 @@
-"""What was found in many images: predictions.jsonl, written as it goes, and the other forms, made of it at the end.
+"""What was found in many images: predictions.jsonl, written as it goes, and the other forms, made
+of it at the end.
 
-A line is an image, or a frame of a video: `image` (its name), `picture` (the name of the annotated one, or video, if
-there is one), `image_size`, `detections`, of a frame also `frame` and `time_s`. A video ends with a line of its
-`frames`, and what cannot be read has an `error` instead. Nothing here holds more than the names of all images and
-pictures in memory.
+A line is an image, or a frame of a video: `image` (its name), `picture` (the name of the annotated
+one, or video, if there is one), `image_size`, `detections`, of a frame also `frame` and `time_s`. A
+video ends with a line of its `frames`, and what cannot be read has an `error` instead. Nothing here
+holds more than the names of all images and pictures in memory.
 """
 
 import csv
@@ -24,7 +25,8 @@ Line = dict[str, Any]
 
 
 class Record:
-    """The lines of one process. Of several processes, each writes a file of its own until `join`."""
+    """The lines of one process. Of several processes, each writes a file of its own until
+    `join`."""
 
     def __init__(self, folder: Path, rank: int = 0, world_size: int = 1):
         path = folder / (RECORD if world_size == 1 else f"predictions.part-{rank}.jsonl")
@@ -42,24 +44,34 @@ class Record:
 def require_no_predictions(folder: Path) -> None:
     """Raises InputError if the folder holds what an earlier run wrote."""
     if _files(folder) or _forms(folder):
-        raise InputError(f"{folder}: holds predictions already: give another --output, --resume to go on with them, "
-                         "or --overwrite to delete them")  # fmt: skip
+        raise InputError(
+            f"{folder}: holds predictions already: give another --output, --resume to go on with "
+            "them, "
+            "or --overwrite to delete them"
+        )
 
 
 def begin(folder: Path, resume: bool) -> None:
-    """Makes the folder ready: with `resume`, all whole lines of an earlier run are brought into one file, without
-    errors and videos that were not looked at to their end; otherwise all that it wrote is deleted, the pictures that
-    its lines name included."""
+    """Makes the folder ready: with `resume`, all whole lines of an earlier run are brought into one
+    file, without errors and videos that were not looked at to their end; otherwise all that it
+    wrote is deleted, the pictures that its lines name included."""
     files = _files(folder)
     if not resume:
         for picture in (line.get("picture") for file in files for line in _lines(file)):
-            # A record from elsewhere may name anything: only a picture in this very folder is deleted.
-            if isinstance(picture, str) and Path(picture).name == picture and picture.endswith(_PICTURES):
+            # A record from elsewhere may name anything: only a picture in this very folder is
+            # deleted.
+            if (
+                isinstance(picture, str)
+                and Path(picture).name == picture
+                and picture.endswith(_PICTURES)
+            ):
                 (folder / picture).unlink(missing_ok=True)
         files += _forms(folder)
     if resume and files:
         whole = finished(folder)
-        lines = (line for line in _distinct(files) if line["image"] in whole and "error" not in line)
+        lines = (
+            line for line in _distinct(files) if line["image"] in whole and "error" not in line
+        )
         _write(folder / RECORD, lines)
         files = files[1:] if files[0].name == RECORD else files
     for file in files:
@@ -68,7 +80,8 @@ def begin(folder: Path, resume: bool) -> None:
 
 
 def finished(folder: Path) -> dict[str, str | None]:
-    """All images and videos that were looked at to their end, by name, and the name of the picture of each."""
+    """All images and videos that were looked at to their end, by name, and the name of the picture
+    of each."""
     return {
         line["image"]: line.get("picture")
         for line in _distinct(_files(folder))
@@ -107,7 +120,11 @@ def summary(folder: Path) -> Summary:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [file for file in (folder / RECORD, *sorted(folder.glob("predictions.part-*.jsonl"))) if file.exists()]
+    return [
+        file
+        for file in (folder / RECORD, *sorted(folder.glob("predictions.part-*.jsonl")))
+        if file.exists()
+    ]
 
 
 def _forms(folder: Path) -> list[Path]:
@@ -145,7 +162,8 @@ def _write(path: Path, lines: Iterator[Line]) -> None:
 
 
 def write_forms(folder: Path, forms: Sequence[str]) -> None:
-    """Makes predictions.json, predictions.coco.json and predictions.csv ("json", "coco", "csv") of the record."""
+    """Makes predictions.json, predictions.coco.json and predictions.csv ("json", "coco", "csv") of
+    the record."""
     for form in forms:
         name, write = _FORMS[form]
 
@@ -175,8 +193,8 @@ def _write_json(text: TextIO, record: Path) -> None:
 
 
 def _write_coco(text: TextIO, record: Path) -> None:
-    """The entries of a COCO results file. Images called by whole numbers, as COCO's, have these as their ids; else
-    they are counted from 1. Each entry names its file as well."""
+    """The entries of a COCO results file. Images called by whole numbers, as COCO's, have these as
+    their ids; else they are counted from 1. Each entry names its file as well."""
     stems = [Path(_key(line)).stem for line in _found(record)]
     numbered = all(stem.isdecimal() for stem in stems) and len(set(map(int, stems))) == len(stems)
     separator = "[\n"
@@ -185,8 +203,13 @@ def _write_coco(text: TextIO, record: Path) -> None:
         for found in line["detections"]:
             x1, y1, x2, y2 = found["box"]
             box = [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)]
-            entry = {"image_id": image_id, "category_id": found["category_id"], "bbox": box, "score": found["score"],
-                     "file_name": _key(line)}  # fmt: skip
+            entry = {
+                "image_id": image_id,
+                "category_id": found["category_id"],
+                "bbox": box,
+                "score": found["score"],
+                "file_name": _key(line),
+            }
             text.write(f"{separator}  {json.dumps(entry)}")
             separator = ",\n"
     text.write("\n]\n" if separator != "[\n" else "[]\n")
@@ -194,7 +217,9 @@ def _write_coco(text: TextIO, record: Path) -> None:
 
 def _write_csv(text: TextIO, record: Path) -> None:
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("image", "frame", "label", "category_id", "score", "x1", "y1", "x2", "y2", "picture"))
+    rows.writerow(
+        ("image", "frame", "label", "category_id", "score", "x1", "y1", "x2", "y2", "picture")
+    )
     for line in _found(record):
         for found in line["detections"]:
             about = (line["image"], line.get("frame", ""), found["label"], found["category_id"])

@@ -1,4 +1,5 @@
-"""What to look at: images, folders, patterns, addresses, videos and cameras, as frames that are read ahead.
+"""What to look at: images, folders, patterns, addresses, videos and cameras, as frames that are
+read ahead.
 
 Memory holds the names of all images, and a few decoded ones.
 """
@@ -53,14 +54,20 @@ class Frame:
     @property
     def place(self) -> dict[str, int | float]:
         """Where in its video it is; nothing for an image."""
-        return {} if self.number is None else {"frame": self.number, "time_s": round(self.number / self.rate, 3)}
+        return (
+            {}
+            if self.number is None
+            else {"frame": self.number, "time_s": round(self.number / self.rate, 3)}
+        )
 
 
 def find_sources(sources: Sequence[str]) -> list[str]:
-    """The single images, addresses, videos and cameras that `sources` stand for, each once, in their order.
+    """The single images, addresses, videos and cameras that `sources` stand for, each once, in
+    their order.
 
-    Folders are searched at all depths for images and videos, without following links to folders; patterns such as
-    `photos/**/*.jpg` are filled in; a whole number is a camera. Raises InputError for a source that is not there.
+    Folders are searched at all depths for images and videos, without following links to folders;
+    patterns such as `photos/**/*.jpg` are filled in; a whole number is a camera. Raises InputError
+    for a source that is not there.
     """
     found: dict[str, None] = {}
     for source in sources:
@@ -70,12 +77,16 @@ def find_sources(sources: Sequence[str]) -> list[str]:
         elif path.is_dir():
             inside = find_images(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
             if not inside:
-                raise InputError(f"{source}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)})")
+                raise InputError(
+                    f"{source}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)})"
+                )
             found |= dict.fromkeys(str(path / name) for name in inside)
         elif os.path.lexists(path):
             found[str(path)] = None
         elif matches := sorted(glob.glob(str(path), recursive=True)):
-            once = {os.path.realpath(match): match for match in reversed(matches)}  # links may lead round in circles
+            once = {
+                os.path.realpath(match): match for match in reversed(matches)
+            }  # links may lead round in circles
             files = sorted(match for match in once.values() if not os.path.isdir(match))
             if not files:
                 raise InputError(f"{source}: only folders are called so; add /* to the pattern")
@@ -99,7 +110,8 @@ def is_video(source: str) -> bool:
 
 
 def frames(sources: Iterable[str], ahead: int) -> Iterator[Frame]:
-    """The frames of all sources in order; `ahead` of them are read by other threads before they are asked for.
+    """The frames of all sources in order; `ahead` of them are read by other threads before they are
+    asked for.
 
     A source that cannot be read gives a frame with an `error`; a video breaks off there.
     """
@@ -114,8 +126,11 @@ def frames(sources: Iterable[str], ahead: int) -> Iterator[Frame]:
                 yield from iter(partial(next, parts), None)
 
 
-def read_ahead(jobs: Iterable[Callable[[], T]], ahead: int, threads: int = _THREADS) -> Generator[T]:
-    """What the jobs return, in order. `ahead` of them run or wait for the caller, in so many threads."""
+def read_ahead(
+    jobs: Iterable[Callable[[], T]], ahead: int, threads: int = _THREADS
+) -> Generator[T]:
+    """What the jobs return, in order. `ahead` of them run or wait for the caller, in so many
+    threads."""
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
@@ -158,12 +173,19 @@ def read_source(source: str) -> Tensor:
 
 
 def download(address: str) -> bytes:
-    """The image at an address of http or https: of a limited size, in a limited time. Raises InputError."""
+    """The image at an address of http or https: of a limited size, in a limited time. Raises
+    InputError."""
     # No other schemes, not even where the server sends one on: no local files, no ftp.
     opener = urllib.request.OpenerDirector()
-    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler,
-                    urllib.request.HTTPRedirectHandler, urllib.request.HTTPDefaultErrorHandler,
-                    urllib.request.HTTPErrorProcessor, urllib.request.UnknownHandler):  # fmt: skip
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
         opener.add_handler(handler())
     request = urllib.request.Request(address, headers={"Accept": "image/*"})
     deadline = time.monotonic() + _LONGEST_S
@@ -176,11 +198,23 @@ def download(address: str) -> bytes:
             while piece := answer.read1(_PIECE):
                 content += piece
                 if len(content) > LARGEST_BYTES:
-                    raise InputError(f"{address}: larger than {LARGEST_BYTES >> 20} MB; download it and give the file")
+                    raise InputError(
+                        f"{address}: larger than {LARGEST_BYTES >> 20} MB; download it and give "
+                        "the file"
+                    )
                 if time.monotonic() > deadline:
-                    raise InputError(f"{address}: not here after {_LONGEST_S:.0f} s; download it and give the file")
+                    raise InputError(
+                        f"{address}: not here after {_LONGEST_S:.0f} s; download it and give the "
+                        "file"
+                    )
             return bytes(content)
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no such port, a space in it
+    except (
+        OSError,
+        http.client.HTTPException,
+        ValueError,
+    ) as error:  # ValueError: no such port, a space in it
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise InputError(f"{address}: cannot be read ({error}); check the address and the connection") from None
+        raise InputError(
+            f"{address}: cannot be read ({error}); check the address and the connection"
+        ) from None

@@ -1,6 +1,8 @@
-"""Large images in overlapping tiles: where the tiles are, and one set of boxes out of those of all tiles.
+"""Large images in overlapping tiles: where the tiles are, and one set of boxes out of those of all
+tiles.
 
-Windows are (left, top, right, bottom) in pixels of the whole image, boxes are xyxy. Shapes: W windows, N boxes.
+Windows are (left, top, right, bottom) in pixels of the whole image, boxes are xyxy. Shapes: W
+windows, N boxes.
 """
 
 import math
@@ -22,13 +24,17 @@ _EDGE_SHARE = 0.02  # of a tile's side: a box that ends so near to its edge was 
 
 
 def tile_windows(height: int, width: int, tile: int, overlap: float) -> list[Window]:
-    """Windows of one size that cover an image, `tile` px wide and high, or as the image if that is smaller.
+    """Windows of one size that cover an image, `tile` px wide and high, or as the image if that is
+    smaller.
 
-    Neighbours share at least `overlap` of their side, all about the same. Raises InputError for a tile or overlap that
-    cannot be.
+    Neighbours share at least `overlap` of their side, all about the same. Raises InputError for a
+    tile or overlap that cannot be.
     """
     if tile < 1 or not 0 <= overlap < 1:
-        raise InputError(f"tiles of {tile} px that overlap by {overlap}: give at least 1 px, and 0 <= overlap < 1")
+        raise InputError(
+            f"tiles of {tile} px that overlap by {overlap}: give at least 1 px, and 0 <= overlap < "
+            "1"
+        )
     rows, columns = (_spans(length, tile, overlap) for length in (height, width))
     return [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
 
@@ -40,18 +46,25 @@ def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int]]:
     return [(start, start + side) for start in starts]
 
 
-def merge_tiles(found: Sequence[Detections], windows: Sequence[Window], image_size: tuple[int, int]) -> Detections:
+def merge_tiles(
+    found: Sequence[Detections], windows: Sequence[Window], image_size: tuple[int, int]
+) -> Detections:
     """The detections of the whole image (height, width) from those of its tiles, each object once.
 
-    A box that ends at an inner edge of its tile is cut. Boxes of one class from two tiles are one object if they
-    overlap by half (IoU), if one is cut and lies in the other, or if both are cut and agree in the part of the image
-    that both tiles see. Kept is the box with the best score that is not cut; if all are, the object is larger than the
-    overlap, and the hull of its parts is kept. Boxes of one tile are never merged: the model has told them apart.
+    A box that ends at an inner edge of its tile is cut. Boxes of one class from two tiles are one
+    object if they overlap by half (IoU), if one is cut and lies in the other, or if both are cut
+    and agree in the part of the image that both tiles see. Kept is the box with the best score that
+    is not cut; if all are, the object is larger than the overlap, and the hull of its parts is
+    kept. Boxes of one tile are never merged: the model has told them apart.
     """
     offsets = torch.tensor([window[:2] * 2 for window in windows], dtype=torch.float32)
     boxes = torch.cat([each.boxes + offset for each, offset in zip(found, offsets, strict=True)])
-    labels, scores = (torch.cat([getattr(each, name) for each in found]) for name in ("labels", "scores"))
-    owner = torch.arange(len(windows)).repeat_interleave(torch.tensor([len(each) for each in found]))
+    labels, scores = (
+        torch.cat([getattr(each, name) for each in found]) for name in ("labels", "scores")
+    )
+    owner = torch.arange(len(windows)).repeat_interleave(
+        torch.tensor([len(each) for each in found])
+    )
     frames = torch.tensor(windows, dtype=torch.float32)
     cut = _is_cut(boxes, frames[owner], image_size)
     same = _same_objects(boxes, labels, cut, owner, frames)
@@ -62,9 +75,13 @@ def merge_tiles(found: Sequence[Detections], windows: Sequence[Window], image_si
         if i in left:
             members = [i, *(j for j in same[i] if j in left)]
             whole = min((j for j in members if not is_cut[j]), key=rank.__getitem__, default=None)
-            if whole is None:  # the object is larger than the overlap: its parts are followed from tile to tile
+            if (
+                whole is None
+            ):  # the object is larger than the overlap: its parts are followed from tile to tile
                 for part in members:
-                    members += [j for j in same[part] if j in left and is_cut[j] and j not in members]
+                    members += [
+                        j for j in same[part] if j in left and is_cut[j] and j not in members
+                    ]
             elif whole != i:
                 members += same[whole]
             parts = boxes[members if whole is None else [whole]]
@@ -76,7 +93,8 @@ def merge_tiles(found: Sequence[Detections], windows: Sequence[Window], image_si
 
 
 def _is_cut(boxes: Tensor, frames: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Which boxes `[N, 4]` end at an edge of their window `[N, 4]` that is inside of the image, bool `[N]`."""
+    """Which boxes `[N, 4]` end at an edge of their window `[N, 4]` that is inside of the image,
+    bool `[N]`."""
     height, width = image_size
     slack = (frames[:, 2:] - frames[:, :2]) * _EDGE_SHARE
     low = (boxes[:, :2] - frames[:, :2] <= slack) & (frames[:, :2] > 0)
@@ -84,7 +102,9 @@ def _is_cut(boxes: Tensor, frames: Tensor, image_size: tuple[int, int]) -> Tenso
     return (low | high).any(1)
 
 
-def _same_objects(boxes: Tensor, labels: Tensor, cut: Tensor, owner: Tensor, frames: Tensor) -> list[list[int]]:
+def _same_objects(
+    boxes: Tensor, labels: Tensor, cut: Tensor, owner: Tensor, frames: Tensor
+) -> list[list[int]]:
     """For each box those of other tiles that show the same object."""
     same: list[list[int]] = [[] for _ in boxes]
     rows = torch.arange(len(boxes)).split(owner.bincount(minlength=len(frames)).tolist())
@@ -92,15 +112,21 @@ def _same_objects(boxes: Tensor, labels: Tensor, cut: Tensor, owner: Tensor, fra
         i, j = rows[a], rows[b]
         if not len(i) or not len(j):
             continue
-        seen_twice = torch.cat([torch.maximum(frames[a], frames[b])[:2], torch.minimum(frames[a], frames[b])[2:]])
-        alike = _alike(boxes[i], boxes[j], cut[i], cut[j], seen_twice) & (labels[i][:, None] == labels[j])
+        seen_twice = torch.cat(
+            [torch.maximum(frames[a], frames[b])[:2], torch.minimum(frames[a], frames[b])[2:]]
+        )
+        alike = _alike(boxes[i], boxes[j], cut[i], cut[j], seen_twice) & (
+            labels[i][:, None] == labels[j]
+        )
         for one, other in (torch.nonzero(alike) + torch.stack([i[:1], j[:1]], 1)).tolist():
             same[one].append(other)
             same[other].append(one)
     return same
 
 
-def _alike(boxes1: Tensor, boxes2: Tensor, cut1: Tensor, cut2: Tensor, seen_twice: Tensor) -> Tensor:
+def _alike(
+    boxes1: Tensor, boxes2: Tensor, cut1: Tensor, cut2: Tensor, seen_twice: Tensor
+) -> Tensor:
     """Which pairs of boxes `[N, 4]`, `[M, 4]` of two tiles are of one object, bool `[N, M]`."""
     iou = box_iou(boxes1, boxes2)
     area1, area2 = box_area(boxes1)[:, None], box_area(boxes2)
@@ -111,4 +137,6 @@ def _alike(boxes1: Tensor, boxes2: Tensor, cut1: Tensor, cut2: Tensor, seen_twic
 
 
 def _clipped(boxes: Tensor, frame: Tensor) -> Tensor:
-    return torch.cat([torch.maximum(boxes[:, :2], frame[:2]), torch.minimum(boxes[:, 2:], frame[2:])], 1)
+    return torch.cat(
+        [torch.maximum(boxes[:, :2], frame[:2]), torch.minimum(boxes[:, 2:], frame[2:])], 1
+    )

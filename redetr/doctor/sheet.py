@@ -1,4 +1,5 @@
-"""What a data set looks like: sheets of samples with their boxes, histograms, and a page of all that a check found."""
+"""What a data set looks like: sheets of samples with their boxes, histograms, and a page of all
+that a check found."""
 
 from html import escape
 from pathlib import Path
@@ -29,12 +30,19 @@ _MOST_CLASSES = 30  # in the histogram, the most common ones
 
 
 def write_report(report: Report, folder: Path, augmented: bool = False) -> None:
-    """Writes `index.html`, which needs no other file, and `sheet.png` into the folder, with `augmented` also
-    `augmented.png`. Raises InputError if training samples are wanted of a data set that has errors."""
+    """Writes `index.html`, which needs no other file, and `sheet.png` into the folder, with
+    `augmented` also `augmented.png`. Raises InputError if training samples are wanted of a data set
+    that has errors."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {"Histograms": _histograms(report)}
-    sheets = {"sheet": sample_sheet(report), "augmented": augmented_sheet(report) if augmented else None}
-    for name, title in (("sheet", "Samples with their boxes"), ("augmented", "Samples as training sees them")):
+    sheets = {
+        "sheet": sample_sheet(report),
+        "augmented": augmented_sheet(report) if augmented else None,
+    }
+    for name, title in (
+        ("sheet", "Samples with their boxes"),
+        ("augmented", "Samples as training sees them"),
+    ):
         sheet = sheets[name]
         if sheet is not None:
             save_image(sheet, folder / f"{name}.png")
@@ -43,7 +51,8 @@ def write_report(report: Report, folder: Path, augmented: bool = False) -> None:
 
 
 def sample_sheet(report: Report) -> Image.Image | None:
-    """Images of each split with their boxes, spread over those that can be read and show objects; None for none."""
+    """Images of each split with their boxes, spread over those that can be read and show objects;
+    None for none."""
     panels = []
     for split, annotations in report.splits.items():
         usable = annotations.object_counts() > 0
@@ -51,7 +60,10 @@ def sample_sheet(report: Report) -> Image.Image | None:
             usable[i] &= not header.problem
         for i in _spread(np.flatnonzero(usable), _SAMPLES[split]):
             own = slice(annotations.first[i], annotations.first[i + 1])
-            boxes, labels = torch.from_numpy(annotations.boxes[own]), annotations.labels[own].tolist()
+            boxes, labels = (
+                torch.from_numpy(annotations.boxes[own]),
+                annotations.labels[own].tolist(),
+            )
             panel = _panel(report.pixels(split, i), boxes, labels, annotations.class_names)
             panels.append((panel, f"{split}: {annotations.path(i).name}"))
     return grid(panels, _COLUMNS) if panels else None
@@ -61,26 +73,39 @@ def augmented_sheet(report: Report) -> Image.Image:
     """Training images in successive epochs, as the recipe shows them to the model."""
     plan, dataset = report.plan, open_dataset(report.source, "train", report.val_fraction)
     config = plan.config
-    transform = augmentation(config.augment or "plain", plan.resize, config.image_size, plan.max_size)
+    transform = augmentation(
+        config.augment or "plain", plan.resize, config.image_size, plan.max_size
+    )
     samples = Samples(dataset, transform, config.seed)
     panels = []
     for i in _spread(np.arange(len(dataset)), 3):
         for epoch in range(_COLUMNS):
             image, target = samples[(epoch, i)]
             height, width = image.shape[1:]
-            boxes = box_cxcywh_to_xyxy(target["boxes"]) * torch.tensor([width, height, width, height])
+            boxes = box_cxcywh_to_xyxy(target["boxes"]) * torch.tensor(
+                [width, height, width, height]
+            )
             panel = _panel(image, boxes, target["labels"].tolist(), dataset.class_names)
-            panels.append((panel, f"image {target['image_id']}, epoch {epoch}: {width}x{height} px"))
+            panels.append(
+                (panel, f"image {target['image_id']}, epoch {epoch}: {width}x{height} px")
+            )
     return grid(panels, _COLUMNS)
 
 
 def _spread(places: np.ndarray, count: int) -> list[int]:
     """At most `count` of them, evenly."""
-    return [int(places[k * len(places) // count]) for k in range(count)] if len(places) > count else places.tolist()
+    return (
+        [int(places[k * len(places) // count]) for k in range(count)]
+        if len(places) > count
+        else places.tolist()
+    )
 
 
-def _panel(image: Tensor, boxes: Tensor, labels: list[int], class_names: tuple[str, ...]) -> Image.Image:
-    """The image with its boxes (xyxy pixels), at most `_PANEL_PX` large unless it has to be enlarged to be seen."""
+def _panel(
+    image: Tensor, boxes: Tensor, labels: list[int], class_names: tuple[str, ...]
+) -> Image.Image:
+    """The image with its boxes (xyxy pixels), at most `_PANEL_PX` large unless it has to be
+    enlarged to be seen."""
     picture = to_pil(image)
     scale = min(1.0, _PANEL_PX / max(picture.size))
     picture.thumbnail((_PANEL_PX, _PANEL_PX))
@@ -103,7 +128,9 @@ def _histograms(report: Report) -> Image.Image:
     _plot_shares(axes[1], shapes, _octaves(shapes), "Shape of objects: width / height")
     axes[1].set_xscale("log")
     most = max((count.max(initial=0) for count in counts.values()), default=0)
-    _plot_shares(axes[2], counts, np.linspace(0, most + 1, min(most + 2, _BINS)) - 0.5, "Objects per image")
+    _plot_shares(
+        axes[2], counts, np.linspace(0, most + 1, min(most + 2, _BINS)) - 0.5, "Objects per image"
+    )
     _plot_classes(axes[3], report.classes())
     return drawn(figure)
 
@@ -114,7 +141,9 @@ def _octaves(values: dict[Split, np.ndarray]) -> np.ndarray:
     return np.geomspace(everything.min(), everything.max() * 1.01, _BINS)
 
 
-def _plot_shares(axes: "Axes", values: dict[Split, np.ndarray], bins: np.ndarray, title: str) -> None:
+def _plot_shares(
+    axes: "Axes", values: dict[Split, np.ndarray], bins: np.ndarray, title: str
+) -> None:
     """A histogram of each split, in percent."""
     for i, (split, found) in enumerate(values.items()):
         weights = np.full(len(found), 100 / max(1, len(found)))
@@ -133,8 +162,13 @@ def _plot_classes(axes: "Axes", classes: dict[str, dict[str, int]]) -> None:
         counts = np.array([count[split] for _, count in common])
         axes.bar(range(len(common)), counts, bottom=start, alpha=0.5, color=_color(i), label=split)
         start += counts
-    axes.set_xticks(range(len(common)), [name[:20] for name, _ in common], rotation=90 if len(common) > 8 else 0)
-    _title(axes, "Objects per class" + f", the {_MOST_CLASSES} most common" * (len(classes) > _MOST_CLASSES))
+    axes.set_xticks(
+        range(len(common)), [name[:20] for name, _ in common], rotation=90 if len(common) > 8 else 0
+    )
+    _title(
+        axes,
+        "Objects per class" + f", the {_MOST_CLASSES} most common" * (len(classes) > _MOST_CLASSES),
+    )
 
 
 def _color(number: int) -> str:
@@ -149,14 +183,23 @@ def _title(axes: "Axes", title: str) -> None:
 def _parts(report: Report, pictures: dict[str, Image.Image]) -> list[str]:
     """What the page holds."""
     figures = report.figures()
-    faults = [[f.severity, f.code, f"{f.file} {f.where}", f.text, f.remedy, f"{f.count:,}"] for f in report.faults]
+    faults = [
+        [f.severity, f.code, f"{f.file} {f.where}", f.text, f.remedy, f"{f.count:,}"]
+        for f in report.faults
+    ]
     return [
         f"<h1>{escape(report.source)}</h1>",
         f"<p class='{'error' if report.errors else 'ready'}'>{escape(report.verdict)}</p>",
-        table(["split", *next(iter(figures.values()), ())], [[split, *row.values()] for split, row in figures.items()]),
+        table(
+            ["split", *next(iter(figures.values()), ())],
+            [[split, *row.values()] for split, row in figures.items()],
+        ),
         "<h2>What is wrong, and what to do</h2>" if faults else "",
         table(["", "", "where", "what", "what to do", "times"], faults),
         *(f"<h2>{title}</h2>{picture(image, title)}" for title, image in pictures.items()),
         "<h2>Classes</h2>",
-        table(["class", *report.splits], [[name, *counts.values()] for name, counts in report.classes().items()]),
+        table(
+            ["class", *report.splits],
+            [[name, *counts.values()] for name, counts in report.classes().items()],
+        ),
     ]

@@ -1,4 +1,5 @@
-"""A traced program as a file: written as ONNX, OpenVINO or `torch.export`, and opened again to be run."""
+"""A traced program as a file: written as ONNX, OpenVINO or `torch.export`, and opened again to be
+run."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -51,11 +52,17 @@ def _write_onnx(
 
     with quiet():
         exported = torch.onnx.export(
-            program, input_names=list(inputs), output_names=list(outputs), opset_version=_OPSET, verbose=False
+            program,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=_OPSET,
+            verbose=False,
         )
     assert exported is not None
     model = exported.model_proto
-    del model.graph.value_info[:]  # sizes in between, as formulas of the tracer's names for the free ones
+    del model.graph.value_info[
+        :
+    ]  # sizes in between, as formulas of the tracer's names for the free ones
     axes = {"images": ("batch", "", "height", "width"), "mask": ("batch", "height", "width")}
     for value in (*model.graph.input, *model.graph.output):
         names = axes.get(value.name, ("batch", "found", ""))
@@ -67,7 +74,8 @@ def _write_onnx(
 
 
 def _quantize(path: Path, inputs: Sequence[str], calibration: Iterable[Arrays]) -> None:
-    """Convolutions and matrix products of the ONNX file in int8: QDQ form, a scale for each output channel."""
+    """Convolutions and matrix products of the ONNX file in int8: QDQ form, a scale for each output
+    channel."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -78,10 +86,14 @@ def _quantize(path: Path, inputs: Sequence[str], calibration: Iterable[Arrays]) 
             return next(self.feeds, None)
 
     with quiet():
-        quantize_static(path, path, Reader(), QuantFormat.QDQ, ["Conv", "MatMul", "Gemm"], per_channel=True)
+        quantize_static(
+            path, path, Reader(), QuantFormat.QDQ, ["Conv", "MatMul", "Gemm"], per_channel=True
+        )
 
 
-def write_openvino(source: Path, path: Path, about: str, precision: ExportPrecision = "fp32") -> None:
+def write_openvino(
+    source: Path, path: Path, about: str, precision: ExportPrecision = "fp32"
+) -> None:
     """Writes an ONNX file as OpenVINO reads it."""
     import openvino
     from openvino import opset11
@@ -89,9 +101,15 @@ def write_openvino(source: Path, path: Path, about: str, precision: ExportPrecis
     model = openvino.Core().read_model(source)
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Interpolate" and node.get_attributes()["antialias"]:
-            # The reader takes a mode that ignores `antialias`; this one does what PyTorch and Pillow do.
+            # The reader takes a mode that ignores `antialias`; this one does what PyTorch and
+            # Pillow do.
             resized = opset11.interpolate(
-                node.input_value(0), node.input_value(1), "bilinear_pillow", "sizes", axes=np.arange(4), antialias=True
+                node.input_value(0),
+                node.input_value(1),
+                "bilinear_pillow",
+                "sizes",
+                axes=np.arange(4),
+                antialias=True,
             )
             node.output(0).replace(resized.output(0))
     model.set_rt_info(about, ABOUT)
@@ -99,7 +117,8 @@ def write_openvino(source: Path, path: Path, about: str, precision: ExportPrecis
 
 
 def open_file(path: Path) -> Callable[[Arrays], Arrays]:
-    """What a written file computes on the CPU, in fp32 where it is not quantised; arrays in, arrays out."""
+    """What a written file computes on the CPU, in fp32 where it is not quantised; arrays in, arrays
+    out."""
     return {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_torch}[path.suffix](path)
 
 
@@ -120,7 +139,8 @@ def _open_openvino(path: Path) -> Callable[[Arrays], Arrays]:
 
 
 def _open_torch(path: Path) -> Callable[[Arrays], Arrays]:
-    # Unguarded: the tracer leaves a guard against single images in faithful forms, which they compute as well.
+    # Unguarded: the tracer leaves a guard against single images in faithful forms, which they
+    # compute as well.
     module: Any = torch.export.load(path).module(check_guards=False)
 
     def run(arrays: Arrays) -> Arrays:

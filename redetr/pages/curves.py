@@ -19,11 +19,15 @@ if TYPE_CHECKING:
 Metrics = list[dict[str, Any]]  # the lines of a metrics.jsonl
 
 
-def plot_curves(runs: Sequence[PathLike | Metrics], path: PathLike, names: Sequence[str] = ()) -> None:
-    """Writes a PNG: the loss over steps, AP (solid) and AP50 (dashed) over minutes, one color for each run.
+def plot_curves(
+    runs: Sequence[PathLike | Metrics], path: PathLike, names: Sequence[str] = ()
+) -> None:
+    """Writes a PNG: the loss over steps, AP (solid) and AP50 (dashed) over minutes, one color for
+    each run.
 
-    A run is a run folder, a `metrics.jsonl`, or its lines as dicts. `names` default to the folders' names. Raises
-    InputError for a file that is missing or not JSON lines, ValueError for no runs or too few names.
+    A run is a run folder, a `metrics.jsonl`, or its lines as dicts. `names` default to the folders'
+    names. Raises InputError for a file that is missing or not JSON lines, ValueError for no runs or
+    too few names.
     """
     from matplotlib.figure import Figure
 
@@ -36,8 +40,15 @@ def plot_curves(runs: Sequence[PathLike | Metrics], path: PathLike, names: Seque
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
         metrics = run if isinstance(run, list) else read_metrics(run)
         color = "#{:02x}{:02x}{:02x}".format(*class_color(i if several else 1))
-        _plot_loss(loss_axes, [line for line in metrics if line.get("loss") is not None], color, name)
-        _plot_ap(ap_axes, [line for line in metrics if line.get("AP") is not None], color, name if several else "")
+        _plot_loss(
+            loss_axes, [line for line in metrics if line.get("loss") is not None], color, name
+        )
+        _plot_ap(
+            ap_axes,
+            [line for line in metrics if line.get("AP") is not None],
+            color,
+            name if several else "",
+        )
     _label_axes(loss_axes, "Training loss", "step", legend=several)
     _label_axes(ap_axes, "Average precision (validation), %", "minutes", legend=True)
     write_whole(Path(path), figure.savefig)
@@ -46,8 +57,8 @@ def plot_curves(runs: Sequence[PathLike | Metrics], path: PathLike, names: Seque
 def read_metrics(run: PathLike) -> Metrics:
     """The lines of a run folder's `metrics.jsonl` (or of the file itself) as dicts.
 
-    A last line without its end is left out: the run is writing it or was killed at it. Raises InputError for a file
-    that is missing or not JSON lines.
+    A last line without its end is left out: the run is writing it or was killed at it. Raises
+    InputError for a file that is missing or not JSON lines.
     """
     path = Path(run)
     path = path / "metrics.jsonl" if path.is_dir() else path
@@ -68,7 +79,8 @@ def _run_name(run: PathLike | Metrics, position: int) -> str:
 
 
 def _plot_loss(axes: "Axes", lines: Metrics, color: str, name: str) -> None:
-    """The loss of each logged step, faint, and its mean over the twentieth of all steps around it."""
+    """The loss of each logged step, faint, and its mean over the twentieth of all steps around
+    it."""
     steps, losses = [line["step"] for line in lines], np.array([line["loss"] for line in lines])
     reach = len(lines) // 40
     smooth = [losses[max(0, i - reach) : i + reach + 1].mean() for i in range(len(lines))]
@@ -81,7 +93,15 @@ def _plot_ap(axes: "Axes", lines: Metrics, color: str, name: str) -> None:
     minutes = [line["time_s"] / 60 for line in lines]
     for key, style in (("AP", "-"), ("AP50", "--")):
         percent = [100 * line.get(key, math.nan) for line in lines]
-        axes.plot(minutes, percent, style, color=color, marker="o", markersize=3, label=f"{name} {key}".strip())
+        axes.plot(
+            minutes,
+            percent,
+            style,
+            color=color,
+            marker="o",
+            markersize=3,
+            label=f"{name} {key}".strip(),
+        )
 
 
 def _label_axes(axes: "Axes", title: str, x_label: str, legend: bool) -> None:

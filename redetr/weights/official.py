@@ -1,7 +1,9 @@
-"""Weights of other DETRs: the official checkpoints and Transformers folders, as models of this library.
+"""Weights of other DETRs: the official checkpoints and Transformers folders, as models of this
+library.
 
-Official names are our names. Transformers splits the in-projection of attention in three and renames the rest; the
-table below holds for folders written by any version of it (`out_proj` and `fc1` on disk).
+Official names are our names. Transformers splits the in-projection of attention in three and
+renames the rest; the table below holds for folders written by any version of it (`out_proj` and
+`fc1` on disk).
 """
 
 import re
@@ -15,7 +17,10 @@ from redetr.errors import InputError
 # In order: the first matching rule of each list entry is applied, then the next entry.
 _FROM_TRANSFORMERS: list[tuple[str, Any]] = [
     (r"^model\.backbone\.(conv_encoder\.)?model\.", "backbone.0.body."),
-    (r"^model\.backbone\.(conv_encoder\.)?position_embedding\.|^model\.position_embedding\.", "backbone.1."),
+    (
+        r"^model\.backbone\.(conv_encoder\.)?position_embedding\.|^model\.position_embedding\.",
+        "backbone.1.",
+    ),
     (r"row_embeddings\.", "row_embed."),
     (r"column_embeddings\.", "col_embed."),
     (r"^model\.(encoder|decoder)\.", r"transformer.\1."),
@@ -58,7 +63,9 @@ def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _join_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    joined = {name: tensor for name, tensor in weights.items() if not re.search(r"\.[qkv]_proj\.", name)}
+    joined = {
+        name: tensor for name, tensor in weights.items() if not re.search(r"\.[qkv]_proj\.", name)
+    }
     for name in weights:
         if ".q_proj." in name:
             parts = [weights[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"]
@@ -69,8 +76,8 @@ def _join_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]:
     """Model name, number of classes and options of a state dict with official names.
 
-    Dilation (DC5) leaves no trace in the weights: it must be said by the caller. Heads are 32 wide, as in every
-    published DETR. Raises InputError if this is no DETR.
+    Dilation (DC5) leaves no trace in the weights: it must be said by the caller. Heads are 32 wide,
+    as in every published DETR. Raises InputError if this is no DETR.
     """
     for needed in ("query_embed.weight", "class_embed.weight", "backbone.0.body.conv1.weight"):
         if needed not in weights:
@@ -95,7 +102,10 @@ def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]
         "position": "learned" if "backbone.1.row_embed.weight" in weights else "sine",
     }
     if options["backbone"] is None:
-        raise InputError(f"these weights have a backbone with stages {stages}: only ResNet-18, 34, 50, 101 are known")
+        raise InputError(
+            f"these weights have a backbone with stages {stages}: only ResNet-18, 34, 50, 101 are "
+            "known"
+        )
     name = "detr_r101" if options["backbone"] == "resnet101" else "detr_r50"
     return name, weights["class_embed.weight"].shape[0] - 1, options
 
@@ -104,14 +114,17 @@ def _count(weights: dict[str, Tensor], pattern: str) -> int:
     return 1 + max((int(m[1]) for name in weights if (m := re.match(pattern, name))), default=-1)
 
 
-# Category ids of COCO have gaps; official checkpoints have 91 outputs, one per id, and the gaps never fire.
+# Category ids of COCO have gaps; official checkpoints have 91 outputs, one per id, and the gaps
+# never fire.
 _COCO_NAMES = """
 1 person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant
 13 stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe
 27 backpack,umbrella
-31 handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard
+31 handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove
+41 skateboard,surfboard
 43 tennis racket,bottle
-46 wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake
+46 wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot
+58 hot dog,pizza,donut,cake
 62 chair,couch,potted plant,bed
 67 dining table
 70 toilet

@@ -41,16 +41,25 @@ class Weights:
 
 
 def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights:
-    """The weights in a file or folder, or under a hub name, of any kind that `load` and `--weights` take.
+    """The weights in a file or folder, or under a hub name, of any kind that `load` and `--weights`
+    take.
 
-    `model` names the form of official weights that do not tell it (DC5). Nothing is unpickled but tensors and plain
-    values. Raises InputError, naming the file, for everything that cannot be read.
+    `model` names the form of official weights that do not tell it (DC5). Nothing is unpickled but
+    tensors and plain values. Raises InputError, naming the file, for everything that cannot be
+    read.
     """
     path = locate(source)
     try:
         weights = _read(path, model)
         odd = [name for name, tensor in weights.tensors.items() if not _is_whole(tensor)]
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise InputError(f"{path}: its metadata is damaged ({reason})") from error
     if odd:
@@ -60,8 +69,12 @@ def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights
 
 def _is_whole(tensor: Any) -> bool:
     """Whether it is a tensor in memory whose shape is no larger than what is stored."""
-    return (isinstance(tensor, Tensor) and tensor.device.type == "cpu" and tensor.numel() > 0
-            and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes())  # fmt: skip
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.device.type == "cpu"
+        and tensor.numel() > 0
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _read(path: Path, model: str | None) -> Weights:
@@ -77,14 +90,19 @@ def _read(path: Path, model: str | None) -> Weights:
         return Weights(path, content.get("ema") or content["model"], _origin_of_run(content))
     for key in ("model", "state_dict"):
         content = content.get(key, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(f"{path}: neither a redetr checkpoint nor tensors by name, alone or as 'model' of a dict")
+    if not isinstance(content, dict) or not any(
+        isinstance(value, Tensor) for value in content.values()
+    ):
+        raise InputError(
+            f"{path}: neither a redetr checkpoint nor tensors by name, alone or as 'model' of a "
+            "dict"
+        )
     return _from_official(path, content, model)
 
 
 def locate(source: str | os.PathLike) -> Path:
-    """The file, or Transformers folder, that `source` stands for: of a run folder `best.pt`, or else `last.pt`; a hub
-    name is downloaded. Raises InputError if there is nothing.
+    """The file, or Transformers folder, that `source` stands for: of a run folder `best.pt`, or
+    else `last.pt`; a hub name is downloaded. Raises InputError if there is nothing.
     """
     path = Path(source)
     if path.is_dir():
@@ -95,7 +113,9 @@ def locate(source: str | os.PathLike) -> Path:
         return path
     if str(source).count("/") == 1 and path.suffix not in (".pt", ".pth", ".safetensors"):
         return _download(str(source))
-    raise InputError(f"{path}: no such file; give a checkpoint, a run folder or a Transformers folder")
+    raise InputError(
+        f"{path}: no such file; give a checkpoint, a run folder or a Transformers folder"
+    )
 
 
 def _origin_of_run(about: dict[str, Any]) -> Origin:
@@ -110,8 +130,13 @@ def _origin_of_run(about: dict[str, Any]) -> Origin:
     return Origin(config.model, options, *classes, config.image_size, data, config.val_fraction)
 
 
-def _from_official(path: Path, tensors: dict[str, Tensor], model: str | None, class_names: Sequence[str] | None = None,
-                   **options: Any) -> Weights:  # fmt: skip
+def _from_official(
+    path: Path,
+    tensors: dict[str, Tensor],
+    model: str | None,
+    class_names: Sequence[str] | None = None,
+    **options: Any,
+) -> Weights:
     """Weights under the official names of DETR, or under any others."""
     if not {"query_embed.weight", "class_embed.weight"} <= tensors.keys():
         return Weights(path, tensors, None)
@@ -121,9 +146,13 @@ def _from_official(path: Path, tensors: dict[str, Tensor], model: str | None, cl
     if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: nothing else tells it
         name = f"{name}_dc5"
     if class_names is None:
-        class_names = coco_class_names() if num_classes == 91 else [f"class {i}" for i in range(num_classes)]
+        class_names = (
+            coco_class_names() if num_classes == 91 else [f"class {i}" for i in range(num_classes)]
+        )
     options = {**described, **options}
-    return Weights(path, tensors, Origin(model or name, options, tuple(class_names), tuple(range(num_classes))))
+    return Weights(
+        path, tensors, Origin(model or name, options, tuple(class_names), tuple(range(num_classes)))
+    )
 
 
 def _from_transformers(folder: Path, model: str | None) -> Weights:
@@ -132,17 +161,26 @@ def _from_transformers(folder: Path, model: str | None) -> Weights:
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{folder / 'config.json'}: cannot be read ({error})") from error
     if config.get("model_type") != "detr":
-        raise InputError(f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not 'detr'")
+        raise InputError(
+            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not 'detr'"
+        )
     backbone = config.get("backbone_config") or {}
-    if config.get("activation_function", "relu") != "relu" or backbone.get("downsample_in_bottleneck"):
-        raise InputError(f"{folder / 'config.json'}: not the function of the original DETR: only ReLU and ResNet v1.5")
+    if config.get("activation_function", "relu") != "relu" or backbone.get(
+        "downsample_in_bottleneck"
+    ):
+        raise InputError(
+            f"{folder / 'config.json'}: not the function of the original DETR: only ReLU and "
+            "ResNet v1.5"
+        )
     if (folder / "model.safetensors").exists():
         tensors, _ = read_safetensors(folder / "model.safetensors")
     else:
         tensors = read_torch(folder / "pytorch_model.bin")
     labels = config.get("id2label") or {}
     tensors = from_transformers(tensors)
-    num_classes = tensors["class_embed.weight"].shape[0] - 1 if "class_embed.weight" in tensors else 0
+    num_classes = (
+        tensors["class_embed.weight"].shape[0] - 1 if "class_embed.weight" in tensors else 0
+    )
     names = [labels.get(str(i), f"class {i}") for i in range(num_classes)]
     options: dict[str, Any] = {"nheads": config.get("encoder_attention_heads", 8)}
     if config.get("dilation") or backbone.get("output_stride") == 16:
@@ -154,34 +192,48 @@ def _download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise InputError(f"{name}: no such file, and hub names need: pip install huggingface-hub") from None
+        raise InputError(
+            f"{name}: no such file, and hub names need: pip install huggingface-hub"
+        ) from None
     try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", "*.safetensors", "pytorch_model.bin"]))
-    except Exception as error:  # the hub client raises many kinds: offline, unknown name, no permission
+        return Path(
+            snapshot_download(
+                name, allow_patterns=["config.json", "*.safetensors", "pytorch_model.bin"]
+            )
+        )
+    except (
+        Exception
+    ) as error:  # the hub client raises many kinds: offline, unknown name, no permission
         reason = str(error).strip().splitlines()[0][:160]
         raise InputError(
-            f"{name}: no such file, and the hub did not give it ({reason}); download the folder (config.json, "
+            f"{name}: no such file, and the hub did not give it ({reason}); download the folder "
+            "(config.json, "
             "model.safetensors) elsewhere and pass its path"
         ) from error
 
 
 def load_strictly(model: DetectionModel, weights: Weights) -> None:
-    """Fills all of `model`. Raises InputError if a tensor is missing, unknown, of another shape, or not finite."""
+    """Fills all of `model`. Raises InputError if a tensor is missing, unknown, of another shape, or
+    not finite."""
     require_fitting(model, weights)
     for name, tensor in weights.tensors.items():
         if not tensor.isfinite().all():
-            raise InputError(f"{weights.path}: {name} has values that are not finite: the run has diverged")
+            raise InputError(
+                f"{weights.path}: {name} has values that are not finite: the run has diverged"
+            )
     model.load_state_dict(weights.tensors)
 
 
 def require_fitting(model: DetectionModel, weights: Weights) -> None:
-    """Raises InputError if a tensor of `model` is missing, unknown, or of another shape; `model` may be on "meta"."""
+    """Raises InputError if a tensor of `model` is missing, unknown, or of another shape; `model`
+    may be on "meta"."""
     expected, given = model.state_dict(), weights.tensors
     missing, surplus = expected.keys() - given.keys(), given.keys() - expected.keys()
     wrong = [n for n in expected.keys() & given.keys() if expected[n].shape != given[n].shape]
     if missing or surplus or wrong:
         example = min([*missing, *surplus, *wrong])
         raise InputError(
-            f"{weights.path}: the weights do not fit the model: {len(missing)} missing, {len(surplus)} unknown, "
+            f"{weights.path}: the weights do not fit the model: {len(missing)} missing, "
+            f"{len(surplus)} unknown, "
             f"{len(wrong)} of another shape, such as {example}"
         )

@@ -1,8 +1,8 @@
 """Scenes of handwritten digits, drawn on demand: a data set that is always there.
 
-A scene is a textured background, a few strokes that are no digits, 1 to 8 digits and noise. The digits are
-scans of handwriting (the 1,797 of scikit-learn, 8x8 px), each turned, slanted, stretched and inked anew. Scans
-that appear in validation never appear in training.
+A scene is a textured background, a few strokes that are no digits, 1 to 8 digits and noise. The
+digits are scans of handwriting (the 1,797 of scikit-learn, 8x8 px), each turned, slanted, stretched
+and inked anew. Scans that appear in validation never appear in training.
 """
 
 import math
@@ -56,7 +56,8 @@ class _Glyph:
 
 
 class DigitsDataset(DetectionDataset):
-    """Scenes of 128x128 px; scene `i` depends on (seed, split, i) only. A box is tight around a digit's ink."""
+    """Scenes of 128x128 px; scene `i` depends on (seed, split, i) only. A box is tight around a
+    digit's ink."""
 
     name = "digits"
     class_names = tuple("0123456789")
@@ -108,7 +109,8 @@ def _target(glyphs: list[_Glyph], image_id: int) -> Target:
 
 
 def _arranged(random: np.random.Generator, split: Split) -> list[_Glyph]:
-    """The digits of a scene from the lowest to the topmost, none hidden by more than `_MOST_HIDDEN`."""
+    """The digits of a scene from the lowest to the topmost, none hidden by more than
+    `_MOST_HIDDEN`."""
     bank, labels = _scans(split)
     owner = np.zeros((_SIDE, _SIDE), np.int8)  # number of the glyph whose ink is on top, from 1
     spare_px = np.zeros(_MOST_DIGITS + 1)  # how much more of each glyph may be covered
@@ -134,7 +136,8 @@ def _arranged(random: np.random.Generator, split: Split) -> list[_Glyph]:
 
 
 def _warped(random: np.random.Generator, scan: np.ndarray) -> np.ndarray:
-    """The scan `[_BANK_SIDE, _BANK_SIDE]` at a random size, stretch, slant and angle: `[h, w]`, cut tight."""
+    """The scan `[_BANK_SIDE, _BANK_SIDE]` at a random size, stretch, slant and angle: `[h, w]`, cut
+    tight."""
     u = random.random(4).tolist()
     low, high = _GLYPH_HEIGHT_PX
     height = low * (high / low) ** u[0] / _SCAN_SIDE
@@ -153,7 +156,8 @@ def _warped(random: np.random.Generator, scan: np.ndarray) -> np.ndarray:
 
 
 def _bank_place(from_center: np.ndarray) -> np.ndarray:
-    """The nearest row or column of the bank, intp; whatever is outside falls on the border, which has no ink."""
+    """The nearest row or column of the bank, intp; whatever is outside falls on the border, which
+    has no ink."""
     half = (_BANK_SIDE - 1) / 2
     np.maximum(from_center, -half, out=from_center)
     np.minimum(from_center, half, out=from_center)
@@ -183,7 +187,13 @@ def _painted(random: np.random.Generator, glyphs: list[_Glyph]) -> np.ndarray:
     for glyph in glyphs:
         below = [brightness[i] for i in glyph.over]
         brightness.append(_brightness(random, ground, below))
-        _paint(scene, glyph.ink * np.float32(1 / 255), glyph.left, glyph.top, _color(random, brightness[-1]))
+        _paint(
+            scene,
+            glyph.ink * np.float32(1 / 255),
+            glyph.left,
+            glyph.top,
+            _color(random, brightness[-1]),
+        )
     y, x = _corner(random)
     grain = _noise()[:, y : y + _SIDE, x : x + _SIDE]
     scene += grain * np.float32(2 + 8 * random.random())
@@ -191,7 +201,8 @@ def _painted(random: np.random.Generator, glyphs: list[_Glyph]) -> np.ndarray:
 
 
 def _brightness(random: np.random.Generator, ground: float, below: list[float]) -> float:
-    """A brightness in 0..255 that stands out from the ground and the digits below, if a few draws find one."""
+    """A brightness in 0..255 that stands out from the ground and the digits below, if a few draws
+    find one."""
     for value in (255 * random.random(_SHADES_TRIED)).tolist():
         apart = abs(value - ground) >= _CONTRAST
         if apart and all(abs(value - other) >= _CONTRAST_BETWEEN for other in below):
@@ -237,7 +248,8 @@ def _corner(random: np.random.Generator) -> list[int]:
 
 @lru_cache
 def _scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """The scans of a split, enlarged and inked, uint8 `[N, _BANK_SIDE, _BANK_SIDE]`, and their digits `[N]`."""
+    """The scans of a split, enlarged and inked, uint8 `[N, _BANK_SIDE, _BANK_SIDE]`, and their
+    digits `[N]`."""
     from sklearn.datasets import load_digits  # slow to import
 
     data = load_digits()
@@ -249,7 +261,8 @@ def _scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_validation(digits: np.ndarray) -> np.ndarray:
-    """Which of scikit-learn's scans are kept for validation, bool `[N]`: a fixed fifth of each digit `[N]`."""
+    """Which of scikit-learn's scans are kept for validation, bool `[N]`: a fixed fifth of each
+    digit `[N]`."""
     random = np.random.default_rng(0)
     held_out = np.zeros(len(digits), bool)
     for digit in range(10):
@@ -259,7 +272,8 @@ def in_validation(digits: np.ndarray) -> np.ndarray:
 
 
 def _cubic_weights() -> np.ndarray:
-    """The matrix `[_BANK_SIDE, 8]` that enlarges 8 samples by cubic convolution (Keys 1981, a = -0.5)."""
+    """The matrix `[_BANK_SIDE, 8]` that enlarges 8 samples by cubic convolution (Keys 1981, a =
+    -0.5)."""
     places = (np.arange(_BANK_SIDE) - _BORDER + 0.5) / _CELL - 0.5
     t = np.abs(places[:, None] - np.arange(8))
     near = 1.5 * t**3 - 2.5 * t**2 + 1
@@ -269,9 +283,12 @@ def _cubic_weights() -> np.ndarray:
 
 @lru_cache
 def _textures() -> np.ndarray:
-    """Grounds, float32 `[16, 192, 192]` of mean 0 and deviation 1: clouds, grain, and stripes bent by them."""
+    """Grounds, float32 `[16, 192, 192]` of mean 0 and deviation 1: clouds, grain, and stripes bent
+    by them."""
     random = np.random.default_rng(1)
-    frequency = np.hypot(np.fft.fftfreq(_TEXTURE_SIDE)[:, None], np.fft.rfftfreq(_TEXTURE_SIDE)[None, :])
+    frequency = np.hypot(
+        np.fft.fftfreq(_TEXTURE_SIDE)[:, None], np.fft.rfftfreq(_TEXTURE_SIDE)[None, :]
+    )
     frequency[0, 0] = np.inf
     y, x = np.mgrid[:_TEXTURE_SIDE, :_TEXTURE_SIDE] / _TEXTURE_SIDE
     textures = []
@@ -300,7 +317,8 @@ def _noise() -> np.ndarray:
 
 @lru_cache
 def _strokes() -> list[np.ndarray]:
-    """Bows float32 `[h, w]` that nobody takes for a digit: thin and long, or shorter than any digit."""
+    """Bows float32 `[h, w]` that nobody takes for a digit: thin and long, or shorter than any
+    digit."""
     random = np.random.default_rng(3)
     lengths = np.where(np.arange(96) % 3, random.uniform(60, 110, 96), random.uniform(3, 9, 96))
     return [_bow(random, length) for length in lengths]

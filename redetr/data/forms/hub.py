@@ -1,8 +1,9 @@
-"""Data sets that Hugging Face `datasets` reads: from the hub, or from a folder that `save_to_disk` wrote.
+"""Data sets that Hugging Face `datasets` reads: from the hub, or from a folder that `save_to_disk`
+wrote.
 
-A row holds `image` and `objects`: lists of `bbox` (x, y, width, height in pixels) and `category` (a ClassLabel), and if
-there are any, of `area` and `iscrowd`. Image ids count the rows. No code of a data set is run: `datasets` from
-version 4 on refuses it.
+A row holds `image` and `objects`: lists of `bbox` (x, y, width, height in pixels) and `category` (a
+ClassLabel), and if there are any, of `area` and `iscrowd`. Image ids count the rows. No code of a
+data set is run: `datasets` from version 4 on refuses it.
 """
 
 import io
@@ -20,19 +21,26 @@ from redetr.data.forms.folder import AnnotatedDataset, hold_out
 from redetr.data.images import FORMATS, decode
 from redetr.errors import InputError
 
-_SPLITS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("validation", "val", "valid"), "test": ("test",)}
+_SPLITS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("validation", "val", "valid"),
+    "test": ("test",),
+}
 _FIELDS = {"bbox": "bbox", "category": "category_id", "area": "area", "iscrowd": "iscrowd"}
 
 
 def hub_splits(source: str) -> list[Split]:
-    """The splits that are there. Raises InputError if `datasets` is not installed or cannot read it."""
+    """The splits that are there. Raises InputError if `datasets` is not installed or cannot read
+    it."""
     return [split for split, name in _called(_load(source)).items() if name]
 
 
 def open_hub(source: str, split: Split, val_fraction: float) -> "HubDataset":
-    """The split of `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`; without a val split, `val_fraction` is held out.
+    """The split of `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`; without a val split,
+    `val_fraction` is held out.
 
-    Raises InputError if `datasets` is not installed or cannot read it, or if it does not hold boxes.
+    Raises InputError if `datasets` is not installed or cannot read it, or if it does not hold
+    boxes.
     """
     splits = _load(source)
     found = _called(splits)
@@ -49,7 +57,10 @@ def open_hub(source: str, split: Split, val_fraction: float) -> "HubDataset":
 
 def _called(splits: dict[str, Any]) -> dict[Split, str]:
     """The name of each split there, empty if there is none."""
-    return {split: next((alias for alias in aliases if alias in splits), "") for split, aliases in _SPLITS.items()}
+    return {
+        split: next((alias for alias in aliases if alias in splits), "")
+        for split, aliases in _SPLITS.items()
+    }
 
 
 def _load(source: str) -> dict[str, Any]:
@@ -67,7 +78,9 @@ def _load(source: str) -> dict[str, Any]:
             found = datasets.load_dataset(name, revision=revision or None)
     except Exception as error:  # offline, unknown name, no permission, damaged files
         reason = " ".join(str(error).split())[:160]
-        raise InputError(f"{source}: `datasets` cannot read it ({reason}); check the name, or give a folder") from None
+        raise InputError(
+            f"{source}: `datasets` cannot read it ({reason}); check the name, or give a folder"
+        ) from None
     return found if isinstance(found, dict) else {"train": found}
 
 
@@ -78,12 +91,17 @@ def _annotations(source: str, rows: Any) -> Annotations:
     category = fields.get("category") if isinstance(fields, dict) else None
     names = getattr(getattr(category, "feature", category), "names", None)
     if "image" not in rows.features or names is None or "bbox" not in fields:
-        raise InputError(f"{source}: needs columns image and objects, with bbox and category (a ClassLabel) in it; "
-                         "rename or cast its columns, which are " + ", ".join(rows.features))  # fmt: skip
+        raise InputError(
+            f"{source}: needs columns image and objects, with bbox and category (a ClassLabel) in "
+            "it; "
+            "rename or cast its columns, which are " + ", ".join(rows.features)
+        )
     images, annotations = [], []
     for number, row in enumerate(_encoded(rows)):
         width, height = _size(row)
-        images.append({"id": number, "file_name": f"{number:09d}", "width": width, "height": height})
+        images.append(
+            {"id": number, "file_name": f"{number:09d}", "width": width, "height": height}
+        )
         annotations += [{"image_id": number, **thing} for thing in _objects(row["objects"])]
     document = {
         "images": images,
@@ -119,7 +137,10 @@ def _objects(objects: Any) -> list[dict[str, Any]]:
     if isinstance(objects, dict):
         lists = {key: value or [] for key, value in objects.items()}
         objects = [dict(zip(lists, values, strict=True)) for values in zip_longest(*lists.values())]
-    return [{_FIELDS[key]: value for key, value in thing.items() if key in _FIELDS} for thing in objects or []]
+    return [
+        {_FIELDS[key]: value for key, value in thing.items() if key in _FIELDS}
+        for thing in objects or []
+    ]
 
 
 class HubDataset(AnnotatedDataset):

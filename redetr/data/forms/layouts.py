@@ -18,7 +18,8 @@ _REMEDIES = {
 
 
 class _Layout(NamedTuple):
-    """A form of data set: the splits that are in a folder, where one is looked for (in words), how it is read."""
+    """A form of data set: the splits that are in a folder, where one is looked for (in words), how
+    it is read."""
 
     splits: Callable[[Path], list[Split]]
     sought: Callable[[Split], str]
@@ -33,8 +34,8 @@ _LAYOUTS = {
 
 
 def splits_of(root: Path) -> list[Split]:
-    """The splits of the data set in a folder, or of a YAML file. Raises InputError if it has none, or they cannot be
-    told."""
+    """The splits of the data set in a folder, or of a YAML file. Raises InputError if it has none,
+    or they cannot be told."""
     return _layout_of(root)[1]
 
 
@@ -45,7 +46,9 @@ def read_annotations(root: Path, split: Split) -> Annotations:
     """
     layout, splits = _layout_of(root)
     if split not in splits:
-        raise InputError(f"{root}: no {split} split (looked for {layout.sought(split)}); {_REMEDIES[split]}")
+        raise InputError(
+            f"{root}: no {split} split (looked for {layout.sought(split)}); {_REMEDIES[split]}"
+        )
     return layout.read(root, split)
 
 
@@ -56,11 +59,17 @@ def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
         return _LAYOUTS["YOLO"]._replace(sought=lambda split: yolo_sought(split, root.name)), splits
     if not root.is_dir():
         what = "is a file" if root.is_file() else "no such folder"
-        raise InputError(f"{root}: {what}; give the folder of a data set, its data.yaml, or digits or crowns")
+        raise InputError(
+            f"{root}: {what}; give the folder of a data set, its data.yaml, or digits or crowns"
+        )
     if not any(root.iterdir()):
-        raise InputError(f"{root}: the folder is empty; put a data set in {', '.join(_LAYOUTS)} form into it")
+        raise InputError(
+            f"{root}: the folder is empty; put a data set in {', '.join(_LAYOUTS)} form into it"
+        )
     for layout in _LAYOUTS.values():
         if splits := layout.splits(root):
             return layout, splits
     sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
-    raise InputError(f"{root}: no data set found; give the folder that holds one of these ({sought})")
+    raise InputError(
+        f"{root}: no data set found; give the folder that holds one of these ({sought})"
+    )

@@ -1,4 +1,5 @@
-"""Files that annotations name: inside the data folder, or refused; there or missing; how large their images are."""
+"""Files that annotations name: inside the data folder, or refused; there or missing; how large
+their images are."""
 
 import os
 import posixpath
@@ -18,7 +19,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def path_inside(name: Any) -> str:
-    """The relative path with forward slashes and no detours; empty if it is none or leads elsewhere."""
+    """The relative path with forward slashes and no detours; empty if it is none or leads
+    elsewhere."""
     if not isinstance(name, str) or not name or "\0" in name:
         return ""
     path = posixpath.normpath(name.replace("\\", "/"))
@@ -52,10 +54,11 @@ class Listing:
 
 
 def find_below(there: Listing, text: str, bases: Iterable[str] = ("",)) -> str:
-    """The path below the folder that `text` means, relative to one of the `bases`; empty if none is there.
+    """The path below the folder that `text` means, relative to one of the `bases`; empty if none is
+    there.
 
-    Never a path outside: of `../train/images`, which Roboflow writes one level too high, the rest is taken; of an
-    absolute path, most often of another machine, the longest end that is there.
+    Never a path outside: of `../train/images`, which Roboflow writes one level too high, the rest
+    is taken; of an absolute path, most often of another machine, the longest end that is there.
     """
     path = posixpath.normpath(text.replace("\\", "/"))
     while path == ".." or path.startswith("../"):
@@ -71,7 +74,8 @@ def find_below(there: Listing, text: str, bases: Iterable[str] = ("",)) -> str:
 
 
 def find_files(names: list[str], folders: list[Path]) -> tuple[Path, np.ndarray]:
-    """The first of the folders that holds most of the files, and which files it lacks, bool `[N]`."""
+    """The first of the folders that holds most of the files, and which files it lacks, bool
+    `[N]`."""
     candidates = [folder for folder in folders if folder.is_dir()] or folders[:1]
     lacking = [missing_files(folder, names) for folder in candidates]
     best = min(range(len(candidates)), key=lambda i: lacking[i].sum())
@@ -99,11 +103,14 @@ def read_file(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise InputError(f"{file}: cannot be read: {error.strerror}; copy the annotations again") from None
+        raise InputError(
+            f"{file}: cannot be read: {error.strerror}; copy the annotations again"
+        ) from None
 
 
 def read_sizes(folder: Path, names: list[str]) -> np.ndarray:
-    """Height and width of each image as stored, int64 `[N, 2]`, from the first bytes of its file; 0 if it has none."""
+    """Height and width of each image as stored, int64 `[N, 2]`, from the first bytes of its file; 0
+    if it has none."""
 
     def size(name: str) -> tuple[int, int]:
         try:
@@ -113,5 +120,7 @@ def read_sizes(folder: Path, names: list[str]) -> np.ndarray:
             return 0, 0
 
     with ThreadPoolExecutor(8) as pool:  # on a cold disk, most of the time is waiting for it
-        parts = pool.map(lambda start: list(map(size, names[start : start + 256])), range(0, len(names), 256))
+        parts = pool.map(
+            lambda start: list(map(size, names[start : start + 256])), range(0, len(names), 256)
+        )
         return np.array(list(chain.from_iterable(parts)), np.int64).reshape(-1, 2)

@@ -1,4 +1,5 @@
-"""The same data set in another form. Boxes only: outlines and whatever else annotations hold stay behind."""
+"""The same data set in another form. Boxes only: outlines and whatever else annotations hold stay
+behind."""
 
 import json
 import os
@@ -24,12 +25,13 @@ Put = Callable[[Path, Path], object]  # makes an image (first) appear in another
 
 
 def convert(source: str | Path, destination: Path, form: str, copy: bool = False) -> list[str]:
-    """Writes the data set in the folder or YAML file `source` (or crowns) to `destination`; `form` is coco, yolo or
-    voc.
+    """Writes the data set in the folder or YAML file `source` (or crowns) to `destination`; `form`
+    is coco, yolo or voc.
 
-    All splits are written, or nothing. Images are hard links to those of `source` where the disk allows it, unless
-    they shall be a `copy`. Returns sentences on what was written and what the form cannot say. Raises InputError for a
-    faulty data set, for one that the form cannot hold, and if `destination` is there already.
+    All splits are written, or nothing. Images are hard links to those of `source` where the disk
+    allows it, unless they shall be a `copy`. Returns sentences on what was written and what the
+    form cannot say. Raises InputError for a faulty data set, for one that the form cannot hold, and
+    if `destination` is there already.
     """
     root = folder_of(source)
     if not root.exists():
@@ -38,7 +40,9 @@ def convert(source: str | Path, destination: Path, form: str, copy: bool = False
         raise InputError(f"{destination}: is there already; choose another place")
     folder = root.parent if root.is_file() else root
     if destination.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{destination}: is inside of {folder}, which stays as it is; choose another place")
+        raise InputError(
+            f"{destination}: is inside of {folder}, which stays as it is; choose another place"
+        )
     splits: Splits = {split: read_annotations(root, split) for split in splits_of(root)}
     for annotations in splits.values():
         annotations.require_sound()
@@ -54,26 +58,40 @@ def convert(source: str | Path, destination: Path, form: str, copy: bool = False
     except BaseException:
         shutil.rmtree(unfinished)
         raise
-    counts = ", ".join(f"{split} has {len(a)} images, {len(a.boxes)} objects" for split, a in splits.items())
+    counts = ", ".join(
+        f"{split} has {len(a)} images, {len(a.boxes)} objects" for split, a in splits.items()
+    )
     return [f"{destination}: {counts}", *notes]
 
 
 def _sayable(splits: Splits, form: str) -> tuple[Splits, list[str]]:
-    """What the form can say of the splits, and sentences on the rest. Raises InputError if names would be lost."""
+    """What the form can say of the splits, and sentences on the rest. Raises InputError if names
+    would be lost."""
     notes: list[str] = []
     if form == "coco":
         return splits, notes
     outlines = [not np.allclose(a.area, _box_areas(a), rtol=0.01) for a in splits.values()]
     if any(outlines):
-        notes.append(f"{form} has no areas: objects count as small, medium and large by their boxes")
-    groups = [splits] if form == "voc" else [{split: a} for split, a in splits.items()]  # one folder for all in VOC
+        notes.append(
+            f"{form} has no areas: objects count as small, medium and large by their boxes"
+        )
+    groups = (
+        [splits] if form == "voc" else [{split: a} for split, a in splits.items()]
+    )  # one folder for all in VOC
     for group in groups:
         _require_own_labels([(a.source, name) for a in group.values() for name in _names(a)])
     if form == "voc":
-        used = {name for a in splits.values() for name in np.array(a.class_names)[np.unique(a.labels)].tolist()}
+        used = {
+            name
+            for a in splits.values()
+            for name in np.array(a.class_names)[np.unique(a.labels)].tolist()
+        }
         unused = {name for a in splits.values() for name in a.class_names} - used
         if unused:
-            notes.append(f"voc lists no classes: {len(unused)} without objects, such as {min(unused)!r}, are left out")
+            notes.append(
+                f"voc lists no classes: {len(unused)} without objects, such as {min(unused)!r}, "
+                "are left out"
+            )
         return splits, notes
     first, *others = splits
     odd = [split for split in others if splits[split].class_names != splits[first].class_names]
@@ -96,7 +114,10 @@ def _require_own_labels(images: list[tuple[Path, str]]) -> None:
     for source, name in images:
         stem = posixpath.splitext(name)[0]
         if stem in taken:
-            raise InputError(f"{source}: {taken[stem]!r} and {name!r} would share one label file; rename one of them")
+            raise InputError(
+                f"{source}: {taken[stem]!r} and {name!r} would share one label file; rename one of "
+                "them"
+            )
         taken[stem] = name
 
 
@@ -108,7 +129,8 @@ def _require_same(meant: Annotations, written: Annotations, form: str) -> None:
     same = same and _classes(meant) == _classes(written)
     if not same:
         raise InputError(
-            f"{meant.source}: {form} cannot hold it; are there odd characters in the names of its classes?"
+            f"{meant.source}: {form} cannot hold it; are there odd characters in the names of its "
+            "classes?"
         )
 
 
@@ -140,14 +162,19 @@ def _put_images(annotations: Annotations, folder: Path, put: Put) -> None:
 
 
 def _decimals(values: np.ndarray) -> np.ndarray:
-    """float32 as float64 with the fewest digits that mean the same float32: 0.1 instead of 0.10000000149."""
+    """float32 as float64 with the fewest digits that mean the same float32: 0.1 instead of
+    0.10000000149."""
     return values.astype("S16").astype(np.float64)
 
 
 def _scenes(annotations: Annotations) -> Iterator[tuple[str, int, int, slice]]:
     """Path, height and width of each image, and where its objects are."""
     for i, name in enumerate(_names(annotations)):
-        yield name, *annotations.sizes[i].tolist(), slice(annotations.first[i], annotations.first[i + 1])
+        yield (
+            name,
+            *annotations.sizes[i].tolist(),
+            slice(annotations.first[i], annotations.first[i + 1]),
+        )
 
 
 def _write_coco(splits: Splits, root: Path, put: Put) -> None:
@@ -156,7 +183,9 @@ def _write_coco(splits: Splits, root: Path, put: Put) -> None:
     for split, a in splits.items():
         _put_images(a, root / split, put)
         corners, area = _decimals(a.boxes), _decimals(a.area)
-        boxes = np.concatenate([corners[:, :2], (corners[:, 2:] - corners[:, :2]).round(9)], axis=1).tolist()
+        boxes = np.concatenate(
+            [corners[:, :2], (corners[:, 2:] - corners[:, :2]).round(9)], axis=1
+        ).tolist()
         unique = len(np.unique(a.object_ids)) == len(a.object_ids)
         ids = (a.object_ids if unique else np.arange(1, len(boxes) + 1)).tolist()
         images, annotations = [], []
@@ -164,29 +193,47 @@ def _write_coco(splits: Splits, root: Path, put: Put) -> None:
             images.append({"id": image_id, "file_name": name, "width": width, "height": height})
             for i in range(own.start, own.stop):
                 category_id, iscrowd = a.category_ids[a.labels[i]], int(a.iscrowd[i])
-                annotations.append({"id": ids[i], "image_id": image_id, "category_id": category_id,
-                                    "bbox": boxes[i], "area": float(area[i]), "iscrowd": iscrowd})  # fmt: skip
-        categories = [{"id": id_, "name": name} for id_, name in zip(a.category_ids, a.class_names, strict=True)]
+                annotations.append(
+                    {
+                        "id": ids[i],
+                        "image_id": image_id,
+                        "category_id": category_id,
+                        "bbox": boxes[i],
+                        "area": float(area[i]),
+                        "iscrowd": iscrowd,
+                    }
+                )
+        categories = [
+            {"id": id_, "name": name}
+            for id_, name in zip(a.category_ids, a.class_names, strict=True)
+        ]
         document = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
 
 
 def _write_yolo(splits: Splits, root: Path, put: Put) -> None:
-    """data.yaml, images in images/{split}/, labels in labels/{split}/; classes are numbered from 0."""
+    """data.yaml, images in images/{split}/, labels in labels/{split}/; classes are numbered from
+    0."""
     for split, a in splits.items():
         _put_images(a, root / "images" / split, put)
         for name, height, width, own in _scenes(a):
             file = root / label_name(f"images/{split}/{name}")
             file.parent.mkdir(parents=True, exist_ok=True)
             corners = a.boxes[own].astype(np.float64) / [width, height, width, height]
-            boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+            boxes = np.concatenate(
+                [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1
+            )
             rows = zip(a.labels[own].tolist(), boxes.tolist(), strict=True)
-            lines = [f"{label} {' '.join(f'{value:.14g}' for value in box)}\n" for label, box in rows]
+            lines = [
+                f"{label} {' '.join(f'{value:.14g}' for value in box)}\n" for label, box in rows
+            ]
             if lines:
                 file.write_text("".join(lines))
     config: dict[str, Any] = {split: f"images/{split}" for split in splits}
     config["names"] = dict(enumerate(next(iter(splits.values())).class_names))
-    (root / "data.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (root / "data.yaml").write_text(
+        yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def _write_voc(splits: Splits, root: Path, put: Put) -> None:
@@ -206,7 +253,10 @@ def _write_voc(splits: Splits, root: Path, put: Put) -> None:
                 element = ElementTree.SubElement(scene, "object")
                 _add(element, name=a.class_names[a.labels[i]], difficult=int(a.iscrowd[i]))
                 sides = dict(zip(("xmin", "ymin", "xmax", "ymax"), boxes[i].tolist(), strict=True))
-                _add(ElementTree.SubElement(element, "bndbox"), **{side: f"{v:.12g}" for side, v in sides.items()})
+                _add(
+                    ElementTree.SubElement(element, "bndbox"),
+                    **{side: f"{v:.12g}" for side, v in sides.items()},
+                )
             ElementTree.indent(scene)
             file = root / "Annotations" / f"{stem}.xml"
             file.parent.mkdir(parents=True, exist_ok=True)
