@@ -17,7 +17,7 @@ USAGE = """redetr: DETR you can read in an afternoon and trust on any number of 
 
   redetr demo                                   train on handwritten digits for a few minutes
   redetr train RECIPE --data PATH --output DIR  train on digits, crowns or your own folder of images
-  redetr evaluate CHECKPOINT [--report DIR]     COCO numbers, AP per class; a page on what goes wrong
+  redetr evaluate CHECKPOINT [--report DIR]     COCO numbers, AP per class; a page of errors
   redetr predict CHECKPOINT SOURCE...           detect in images, folders, videos, URLs
   redetr explain CHECKPOINT IMAGE               pages that show where the model looked, and its loss
   redetr app CHECKPOINT                         a page to drop images on, and an HTTP endpoint

@@ -83,12 +83,12 @@ for command in ("train", "evaluate", "verify"):
 assert all(public()[name] is value for name, value in before.items())
 """
 MODULES_THEN_NAMES = """
-import redetr.verification, redetr.training, redetr.evaluation, redetr.predict
+import redetr.verification, redetr.training, redetr.evaluation, redetr.detector.detector
 import redetr
 assert redetr.train is redetr.training.train
 assert redetr.verify is redetr.verification.verify
 assert redetr.evaluate is redetr.evaluation.evaluate
-assert redetr.load is redetr.predict.load
+assert redetr.load is redetr.detector.detector.load
 """
 
 
