@@ -29,13 +29,18 @@ PYTEST_FLAGS_oldest := $(REPORT_DEPRECATIONS)
 PYTEST := $(BIN)/pytest -q $(PYTEST_FLAGS_$(DEPS))
 
 .DELETE_ON_ERROR:
-.PHONY: demo test slow gpu lint bench bench-gpu docs docs-pictures clean system-packages always
+.PHONY: demo test slow gpu lint no-lint bench bench-gpu docs docs-pictures clean system-packages always
 
 demo: $(VENV)/installed
 	$(BIN)/redetr demo
 
+# A linter's verdict depends on its own version, and that of types on every package's: the tested ones decide.
+LINT_tested := lint
+LINT_newest := no-lint
+LINT_oldest := no-lint
+
 # PYTEST_FLAGS=--strict-skips, of continuous integration, takes a skipped test for a failure.
-test: $(VENV)/installed-dev system-packages lint
+test: $(VENV)/installed-dev system-packages $(LINT_$(DEPS))
 	$(BIN)/python -m pip check
 	$(BIN)/python tests/versions.py
 	$(PYTEST) -n auto --dist loadfile $(PYTEST_FLAGS)
@@ -51,6 +56,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+no-lint:
+	@echo "DEPS=$(DEPS): format, lint and types are checked with the tested versions only"
 
 # Every question that a CPU can answer; results in benchmarks/results. Hours of learning: benchmarks/convergence.py and
 # plain_hour.py; yolo.py needs a package that it does not install.

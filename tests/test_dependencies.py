@@ -172,6 +172,15 @@ def test_each_choice_of_versions_has_its_environment(deps, clone):
     assert {program.partition("/")[0] for program in programs} == {venv}
 
 
+@pytest.mark.parametrize("deps", INSTALLATIONS)
+def test_only_the_tested_linters_judge(deps, clone):
+    """The others say that they do not."""
+    lines = steps(clone, "test", f"DEPS={deps}")
+    remark = f'echo "DEPS={deps}: format, lint and types are checked with the tested versions only"'
+    assert (".venv/bin/mypy" in lines) == (deps == "tested")
+    assert (remark in lines) == (deps != "tested")
+
+
 def test_tested_versions_unless_another_choice_is_made(clone):
     assert steps(clone, "test") == steps(clone, "test", "DEPS=tested")
     assert ".venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ." in steps(clone, "demo")
