@@ -15,6 +15,8 @@ from hypothesis import settings
 from PIL import Image
 from selenium import webdriver
 
+from tests.skips import SkipReport, pytest_addoption  # noqa: F401 - pytest looks for that hook here
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
@@ -37,6 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = tempfile.TemporaryDirectory(prefix="redetr-cache-")
     config.add_cleanup(cache.cleanup)
     os.environ["XDG_CACHE_HOME"] = cache.name
+    if not hasattr(config, "workerinput"):  # of xdist: this process reports
+        config.pluginmanager.register(SkipReport(config))
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -24,7 +24,7 @@ from redetr.cli import parse_command
 from redetr.commands.train import Train
 from redetr.config import TrainConfig
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the scripts are for Linux, 127.0.0.2 is as well")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the scripts are for it, and 127.0.0.2")
 
 LAUNCH = Path(__file__).parent.parent / "examples" / "launch"
 SLURM, SSH = LAUNCH / "slurm.sbatch", LAUNCH / "ssh.sh"

@@ -34,17 +34,17 @@ def faults(how: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no mallopt")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: other systems have no mallopt")
 def test_the_command_line_uses_freed_memory_again():
     assert faults("command line") < 3 * 16384
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no mallopt")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: other systems have no mallopt")
 def test_importing_changes_nothing_for_a_program_that_does_not_ask():
     assert faults("given back") > 19 * 16384
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no mallopt")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: other systems have no mallopt")
 @pytest.mark.parametrize(("most", "kept"), [(2**40, (2**31 - 1, 2**31 - 1)), (2**25, (2**25, 2**31 - 1)), (0, ())])
 def test_an_older_glibc_takes_32_mb(most, kept, monkeypatch):
     """Which says no to more. Without the threshold for mmap (-3), the one for giving back (-1) would do harm."""

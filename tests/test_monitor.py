@@ -43,7 +43,7 @@ def test_only_the_numbers_are_cut_off_in_a_narrow_terminal(tmp_path, width):
     assert (numbers == NUMBERS) == (width == 200)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for a terminal as Linux does")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: asks the kernel for a terminal as it does")
 def test_a_run_in_a_terminal(shared_coco, tmp_path):
     mine, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))

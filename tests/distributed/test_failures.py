@@ -176,7 +176,7 @@ def test_a_run_killed_at_any_moment_ends_the_same_bit_for_bit(shared_coco, whole
     assert torch.equal(weights(folder), weights(whole))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_hosts_that_do_not_share_the_output_folder(shared_coco, whole, tmp_path):
     """Rank 1 finds no checkpoint where rank 0 does."""
     shutil.copytree(whole, tmp_path / "host0" / "run")
