@@ -128,8 +128,9 @@ def sides_of(arguments: argparse.Namespace, batch_size: int, dtype: torch.dtype)
         sides[f"redetr{how}"] = Apart(redetr_side, *work, kept, dtype)
         if arguments.compile:
             sides[f"redetr, compiled{how}"] = Apart(redetr_side, *work, kept, dtype, True)
-        sides[f"2020{how}"] = Apart(peer_side, *work, kept, plain_model)
-        if TRANSFORMERS:
+        if not arguments.alone:
+            sides[f"2020{how}"] = Apart(peer_side, *work, kept, plain_model)
+        if TRANSFORMERS and not arguments.alone:
             sides[f"transformers{how}"] = Apart(peer_side, *work, kept, transformers_model)
     if arguments.exported:
         images = images_of(*work)
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also compiled")
+    parser.add_argument("--alone", action="store_true", help="without the others")
     parser.add_argument("--exported", action="store_true", help="also in ONNX Runtime and OpenVINO")
     arguments = parser.parse_args()
     if arguments.exported and arguments.device != "cpu":

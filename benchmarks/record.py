@@ -13,13 +13,13 @@ import torch
 
 from redetr.files import write_json
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("REDETR_RESULTS") or Path(__file__).parent / "results")
 
 
 def record(name: str, content: dict[str, Any]) -> Path:
     """Writes `content` with its circumstances to `results/DATE-NAME.json` and prints the path."""
     path = RESULTS / f"{datetime.date.today().isoformat()}-{name}.json"
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(path, {"name": name, "machine": machine(), "versions": versions(), "commit": commit(), **content})
     print(json.dumps(content, indent=2))
     print(path)
@@ -36,10 +36,17 @@ def machine() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     names = ("torch", "torchvision", "numpy", "scipy", "hotcoco", "transformers")
     installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
-    return {"python": platform.python_version(), **{name: installed[name] for name in names if name in installed}}
+    cuda = {"cuda": torch.version.cuda} if torch.cuda.is_available() else {}
+    return {
+        "python": platform.python_version(),
+        **cuda,
+        **{name: installed[name] for name in names if name in installed},
+    }
 
 
 def commit() -> str:
-    """The commit of the checkout, with "+" if files differ from it."""
+    """The commit of the checkout, with "+" if files differ from it; a copy without git is told it in REDETR_COMMIT."""
+    if named := os.environ.get("REDETR_COMMIT"):
+        return named
     run = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
     return run.stdout.strip() or "unknown"

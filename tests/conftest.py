@@ -7,13 +7,16 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
-from selenium import webdriver
+
+if TYPE_CHECKING:
+    from selenium import webdriver
 
 from tests.skips import SkipReport, pytest_addoption  # noqa: F401 - pytest looks for that hook here
 
@@ -57,8 +60,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[webdriver.Chrome]":
     """A headless Chromium that reaches nothing but this machine; `get_log("browser")` is its console."""
+    from selenium import webdriver  # a machine with a GPU runs its tests without it
+
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
         pytest.skip("no Chromium with its driver here (Debian: chromium, chromium-driver)")

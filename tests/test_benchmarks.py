@@ -3,9 +3,11 @@
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,34 @@ def test_the_criterion_is_measured_and_the_others_start(bare: Path) -> None:
 def test_models_are_measured(bare: Path, command: str, sides: list[str]) -> None:
     small = "--height 64 --width 96 --rounds 1 --precision fp32"
     assert timed(run(bare, *command.split(), *small.split())) == sides
+
+
+def test_a_stage_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
+    begin = """
+import json
+from pathlib import Path
+import gpu
+session = gpu.Session(Path(FOLDER), 60)
+fails = gpu.Stage("fails", "-c exit(3)", 60)
+hangs = gpu.Stage("hangs", "-c 'import signal; signal.pause()'", 2)
+session.run([fails, hangs])
+session.run([gpu.Stage("writes", "-c print(5)", 60)])
+session.end = 0
+session.run([gpu.Stage("late", "-c print(6)", 60)])
+""".replace("FOLDER", repr(str(tmp_path / "run")))
+    subprocess.run([sys.executable, "-c", begin], cwd=ROOT / "benchmarks", check=True)
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())
+    ended = {row["stage"]: row["ended"] for row in rows}
+    assert ended == {"fails": "failed", "hangs": "out of time", "writes": "ok", "late": "skipped"}
+    with tarfile.open(tmp_path / "run.tar.gz") as packed:
+        log = packed.extractfile("run/logs/writes.txt")
+        assert log and log.read().splitlines()[-1] == b"5"
+
+
+@pytest.mark.parametrize("flags", [[], ["--quick"]])
+def test_every_stage_of_the_gpu_has_its_script(flags: list[str]) -> None:
+    listed = subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu.py", "--list", *flags], text=True,
+                            capture_output=True, check=True).stdout  # fmt: skip
+    scripts = set(re.findall(r"(?:benchmarks|tests)/[a-z_]+\.py", listed))
+    assert len(scripts) > 5
+    assert [script for script in scripts if not (ROOT / script).exists()] == []

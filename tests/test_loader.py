@@ -14,7 +14,14 @@ from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.images import decode, read_image
-from redetr.data.loader import Sample, Samples, load_batches, padded_share, to_batch, watching_workers
+from redetr.data.loader import (
+    Sample,
+    Samples,
+    load_batches,
+    padded_share,
+    to_batch,
+    watching_workers,
+)
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import augmentation, normalize
 from redetr.errors import InputError, LostError

@@ -15,11 +15,11 @@ import resource, sys
 from redetr import cli
 class Command:
     def run(self):
-        import redetr.predict
+        import redetr.detector.detector
 if sys.argv[1] == "command line":
     cli.parse_command = lambda arguments: Command()
     cli.main(["predict"])
-import redetr.predict
+import redetr.detector.detector
 import torch
 torch.zeros(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,7 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
-from redetr.models.backbone import MOBILENETS, Backbone, SmallResNet, build_backbone, conv_norm, padding_at
+from redetr.models.backbone import (
+    MOBILENETS,
+    Backbone,
+    SmallResNet,
+    build_backbone,
+    conv_norm,
+    padding_at,
+)
 from redetr.models.detr import DETR
 from redetr.models.fast import DeformableAttention
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine

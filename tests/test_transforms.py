@@ -14,7 +14,15 @@ from torchvision.transforms import v2
 
 from redetr.choices import Augment
 from redetr.data.loader import Samples
-from redetr.data.transforms import Jitter, Transform, augmentation, drawn_from, draws_of, resizer, seen
+from redetr.data.transforms import (
+    Jitter,
+    Transform,
+    augmentation,
+    drawn_from,
+    draws_of,
+    resizer,
+    seen,
+)
 from redetr.data.views import Fit, MultiScale, NativeCrop, Stretch, View, Whole, Zoomed
 
 AUGMENTS = get_args(Augment)

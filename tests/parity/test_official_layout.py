@@ -8,7 +8,12 @@ import torchvision
 from torch import Tensor, nn
 
 import redetr
-from redetr.models.transformer import MultiheadAttention, Transformer, TransformerDecoderLayer, TransformerEncoderLayer
+from redetr.models.transformer import (
+    MultiheadAttention,
+    Transformer,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+)
 
 pytestmark = pytest.mark.parity
 
