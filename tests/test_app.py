@@ -26,8 +26,7 @@ from redetr.cli import parse_command
 from redetr.commands import app as command
 from redetr.data import open_dataset
 from redetr.errors import InputError
-from redetr.explain import explain
-from redetr.explain_loss import explain_loss
+from redetr.explain import explain, explain_loss
 from redetr.predict import as_image
 from redetr.visualize import to_pil
 from tests.app_server import artefacts, serving, write_checkpoint

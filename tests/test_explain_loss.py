@@ -10,7 +10,7 @@ from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.data import open_dataset
 from redetr.data.dataset import DetectionDataset
 from redetr.errors import InputError
-from redetr.explain_loss import LossExplanation, explain_loss
+from redetr.explain import LossExplanation, explain_loss
 from redetr.losses import SetCriterion
 from redetr.matcher import match
 from redetr.predict import Detector

@@ -12,10 +12,7 @@ from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_json
 from redetr.data import DetectionDataset
 from redetr.errors import InputError
-from redetr.explain import Habits, explain, query_habits
-from redetr.explain_loss import explain_loss
-from redetr.explain_loss_page import write_loss_page
-from redetr.explain_page import write_image_page
+from redetr.explain import Habits, explain, explain_loss, query_habits, write_image_page, write_loss_page
 from redetr.predict import Detector, as_image, load
 
 
@@ -65,11 +62,10 @@ class Explain:
         habits = self._habits(detector, dataset) if dataset is not None and self.samples else None
         folder = Path(self.output)
         folder.mkdir(parents=True, exist_ok=True)
-        link = "<p>Next: <a href='loss.html'>from boxes to loss</a></p>" if loss else ""
-        write_image_page(folder / "index.html", explanation, name, self.threshold, habits, link)
+        loss_link = "loss.html" if loss else ""
+        write_image_page(folder / "index.html", explanation, name, self.threshold, habits, loss_link)
         if loss:
-            back = "<p>Before: <a href='index.html'>from image to boxes</a></p>"
-            write_loss_page(folder / "loss.html", loss, back)
+            write_loss_page(folder / "loss.html", loss, image_link="index.html")
         if self.json:
             print_json(explanation.to_dict() | ({"loss": loss.to_dict()} if loss else {}))
         else:

@@ -1,0 +1,1 @@
+"""What the pages of all tools share. A page needs no other file and no network."""
