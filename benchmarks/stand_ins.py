@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
 
-PACKAGES = ("hotcoco", "rich", "safetensors", "matplotlib", "yaml", "filelock", "sklearn", "tyro")
+PACKAGES = ("hotcoco", "rich", "safetensors", "matplotlib", "yaml", "filelock", "tyro")
 
 
 class _StandIns(MetaPathFinder, Loader):

@@ -19,10 +19,7 @@ from redetr.data import DetectionDataset
 from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.explain import explain
-from redetr.explain_loss import explain_loss
-from redetr.explain_loss_page import loss_data, loss_parts
-from redetr.explain_page import image_data, image_parts, script_page
+from redetr.explain import explain, explain_loss, image_page, loss_page
 from redetr.page import table
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -65,8 +62,8 @@ class Page:
             image = read_upload(file)
         (found,) = self.detector.predict([image], threshold=0.0)
         explanation = explain(self.detector, image)
-        data = image_data(explanation, threshold)
-        page = script_page("what DETR did", [_FOLLOWS, *image_parts(explanation)], "image", data)
+        page = image_page(explanation, threshold, title="what DETR did")
+        page = page.replace("<body>", f"<body>{_FOLLOWS}", 1)
         return (Path(path).name, found), _framed(page, "Where DETR looked")
 
     async def judge(self, image_id: str, world_size: float, step: int = 0) -> tuple[str, str]:
@@ -85,7 +82,7 @@ class Page:
             )
         chosen = ids[(ids.index(image_id or ids[0]) + step) % len(ids)]
         explanation = explain_loss(self.detector, self.dataset, int(chosen), world_size)
-        page = script_page("loss", loss_parts(explanation), "loss", loss_data(explanation))
+        page = loss_page(explanation, title="loss")
         return chosen, _framed(page, "From boxes to loss")
 
 

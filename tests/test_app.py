@@ -27,8 +27,7 @@ from redetr.commands import app as command
 from redetr.data import open_dataset
 from redetr.detector.detector import as_image
 from redetr.errors import InputError
-from redetr.explain import explain
-from redetr.explain_loss import explain_loss
+from redetr.explain import explain, explain_loss
 from redetr.pages.drawing import to_pil
 from tests.app_server import artefacts, serving, write_checkpoint
 from tests.test_explain import picture

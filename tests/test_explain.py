@@ -17,7 +17,8 @@ from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.explain import Points, attention_weights, explain, query_habits
+from redetr.explain import Points, explain, query_habits
+from redetr.explain.attention import attention_weights
 from redetr.models import build
 from redetr.models.fast import STRIDES, DeformableAttention
 from redetr.models.transformer import MultiheadAttention

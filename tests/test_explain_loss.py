@@ -11,7 +11,7 @@ from redetr.data import open_dataset
 from redetr.data.dataset import DetectionDataset
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.explain_loss import LossExplanation, explain_loss
+from redetr.explain import LossExplanation, explain_loss
 from redetr.losses import SetCriterion
 from redetr.matcher import match
 from redetr.structures import DetectionModel, LossConfig, Outputs, Target

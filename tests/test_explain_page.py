@@ -7,10 +7,16 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from redetr.data import open_dataset
-from redetr.explain import Explanation, Maps, explain, query_habits
-from redetr.explain_loss import explain_loss
-from redetr.explain_loss_page import letters, write_loss_page
-from redetr.explain_page import write_image_page
+from redetr.explain import (
+    Explanation,
+    Maps,
+    explain,
+    explain_loss,
+    query_habits,
+    write_image_page,
+    write_loss_page,
+)
+from redetr.explain.loss_page import letters
 from tests.test_explain import CLASSES, FORMS, IDS, picture, small_detector
 from tests.test_explain_loss import Renamed, TwoImages, worked_example
 
@@ -256,7 +262,7 @@ def test_a_batch_without_objects(tmp_path, browser):
     page = Page(browser, tmp_path / "loss.html")
     lines = page.part("worked").text.splitlines()
     assert lines[0] == "L1 distance: 0"
-    assert lines[-1] == "(no object in the whole batch: it is divided as if there was one)"
+    assert lines[-1] == "(no object in the whole batch: it is divided as if there were one)"
     assert page.errors() == []
 
 

@@ -53,10 +53,7 @@ class Explain:
 
     def run(self) -> None:
         from redetr.detector.detector import as_image, load
-        from redetr.explain import explain
-        from redetr.explain_loss import explain_loss
-        from redetr.explain_loss_page import write_loss_page
-        from redetr.explain_page import write_image_page
+        from redetr.explain import explain, explain_loss, write_image_page, write_loss_page
 
         self._check()
         detector = load(self.checkpoint, device=self.device)
@@ -72,11 +69,12 @@ class Explain:
         habits = self._habits(detector, dataset) if dataset is not None and self.samples else None
         folder = Path(self.output)
         folder.mkdir(parents=True, exist_ok=True)
-        link = "<p>Next: <a href='loss.html'>from boxes to loss</a></p>" if loss else ""
-        write_image_page(folder / "index.html", explanation, name, self.threshold, habits, link)
+        loss_link = "loss.html" if loss else ""
+        write_image_page(
+            folder / "index.html", explanation, name, self.threshold, habits, loss_link
+        )
         if loss:
-            back = "<p>Before: <a href='index.html'>from image to boxes</a></p>"
-            write_loss_page(folder / "loss.html", loss, back)
+            write_loss_page(folder / "loss.html", loss, image_link="index.html")
         if self.json:
             print_json(explanation.to_dict() | ({"loss": loss.to_dict()} if loss else {}))
         else:

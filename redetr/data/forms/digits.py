@@ -1,13 +1,14 @@
 """Scenes of handwritten digits, drawn on demand: a data set that is always there.
 
 A scene is a textured background, a few strokes that are no digits, 1 to 8 digits and noise. The
-digits are scans of handwriting (the 1,797 of scikit-learn, 8x8 px), each turned, slanted, stretched
-and inked anew. Scans that appear in validation never appear in training.
+digits are scans of handwriting (1,797 of 8x8 px, see `scans/ATTRIBUTION.md`), each turned, slanted,
+stretched and inked anew. Scans that appear in validation never appear in training.
 """
 
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from redetr.data.annotations import Split
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.structures import Target
 
+_SCANS_FILE = Path(__file__).parent / "scans" / "digits.npz"
 _SIDE = 128  # px of a scene
 _MOST_DIGITS = 8
 _GLYPH_HEIGHT_PX = (16, 44)
@@ -250,19 +252,22 @@ def _corner(random: np.random.Generator) -> list[int]:
 def _scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """The scans of a split, enlarged and inked, uint8 `[N, _BANK_SIDE, _BANK_SIDE]`, and their
     digits `[N]`."""
-    from sklearn.datasets import load_digits  # slow to import
-
-    data = load_digits()
-    mine = in_validation(data.target) == (split == "val")
+    scans, digits = read_scans()
+    of_split = in_validation(digits) == (split == "val")
     enlarge = _cubic_weights()
-    smooth = enlarge @ data.images[mine].astype(np.float32) @ enlarge.T / 16
+    smooth = enlarge @ scans[of_split].astype(np.float32) @ enlarge.T / 16
     ink = np.clip((smooth - 0.2) / 0.5, 0, 1)
-    return (255 * ink).astype(np.uint8), data.target[mine]
+    return (255 * ink).astype(np.uint8), digits[of_split]
+
+
+def read_scans() -> tuple[np.ndarray, np.ndarray]:
+    """All scans, uint8 `[N, 8, 8]` with ink from 0 to 16, and their digits, uint8 `[N]`."""
+    with np.load(_SCANS_FILE, allow_pickle=False) as file:
+        return file["images"], file["labels"]
 
 
 def in_validation(digits: np.ndarray) -> np.ndarray:
-    """Which of scikit-learn's scans are kept for validation, bool `[N]`: a fixed fifth of each
-    digit `[N]`."""
+    """Which scans are kept for validation, bool `[N]`: a fixed fifth of each digit `[N]`."""
     random = np.random.default_rng(0)
     held_out = np.zeros(len(digits), bool)
     for digit in range(10):

@@ -1,6 +1,6 @@
 "use strict";
 // From boxes to loss: `explainLoss(root, data)` fills the elements of `root` that carry data-part; `data` is what
-// `explain_loss_page.loss_data` packs. Needs explain_canvas.js.
+// `loss_page.loss_data` packs. Needs canvas.js.
 
 async function explainLoss(root, packed) {
   const part = (name) => root.querySelector(`[data-part="${name}"]`);

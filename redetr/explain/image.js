@@ -1,6 +1,6 @@
 "use strict";
 // From image to boxes: `explainImage(root, data)` fills the elements of `root` that carry data-part; `data` is what
-// `explain_page.image_data` packs. Needs explain_canvas.js. Layer -1 is where a query starts.
+// `image_page.image_data` packs. Needs canvas.js. Layer -1 is where a query starts.
 
 /** Returns what chooses a query by its number. */
 async function explainImage(root, packed) {
