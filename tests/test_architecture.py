@@ -36,7 +36,7 @@ LAYERS = [
         "explain_page",
         "explain_loss_page",
     ),
-    ("demo", "app", "app_api", "app_guard"),
+    ("demo", "app"),
     ("commands",),
     ("cli",),
 ]
