@@ -93,20 +93,16 @@ def explain(browser: webdriver.Chrome) -> Image.Image:
 
 
 def app(browser: webdriver.Chrome) -> Image.Image:
-    """The page of `redetr app` with an image that was dropped on it, and a digit that was clicked."""
+    """The page of `redetr app` with an image, and a digit that was chosen in the list."""
     with subprocess.Popen(_words(APP), cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         (address,) = re.findall(r"http://\S+", server.stdout.readline())
         try:
-            _size(browser, height=860)
+            _size(browser, height=800)
             browser.get(address)
-            field = "#image input[type=file]"
-            _wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, field))
-            _one(browser, field).send_keys(str(ROOT / "examples/digits.png"))
-            _wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#found table"))
-            browser.switch_to.frame(_one(browser, "#explained iframe"))
-            _click_digit(browser)
-            browser.switch_to.default_content()
+            _one(browser, "#file").send_keys(str(ROOT / "examples/digits.png"))
+            _wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#rows tr"))
+            _one(browser, "#rows button").click()
             return _seen(browser)
         finally:
             server.terminate()

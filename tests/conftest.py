@@ -72,6 +72,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[webdriver.Chr
     profile = tmp_path_factory.mktemp("chromium")
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
                      "--window-size=1300,1000", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+                     "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",  # a camera
                      f"--user-data-dir={profile}"):  # fmt: skip
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

@@ -377,7 +377,7 @@ def test_a_file_that_moves_ap_is_not_written(middle, tmp_path, monkeypatch):
     def turned(path):
         return lambda arrays, run=open_file(path): [run(arrays)[0], run(arrays)[1] * np.float32(0.5)]
 
-    monkeypatch.setattr("redetr.export.export.export.open_file", turned)
+    monkeypatch.setattr("redetr.export.export.export.export.open_file", turned)
     arguments = ("best.pt", "--format", "torch", "--output", tmp_path / "d.pt2")
     with pytest.raises(InputError, match=r"AP is 0\.00, with PyTorch 100\.00.*drops by more than --max-ap-drop 0\.1"):
         exported(monkeypatch, averages(middle, blind=True), *arguments)
@@ -448,7 +448,7 @@ def test_a_file_that_is_better_is_written(middle, tmp_path, monkeypatch):
     of = averages(middle, blind=True)
     with torch.no_grad():
         of.model.bbox_embed.bias.fill_(2.0)  # not the middle half
-    monkeypatch.setattr("redetr.export.export.export.open_file", mended)
+    monkeypatch.setattr("redetr.export.export.export.export.open_file", mended)
     exported(monkeypatch, of, "best.pt", "--format", "torch", "--output", tmp_path / "d.pt2")
     assert (tmp_path / "d.pt2").exists()
 
@@ -473,7 +473,7 @@ def test_refused(arguments, message, monkeypatch):
 
 
 def test_missing_packages(monkeypatch):
-    monkeypatch.setattr("redetr.export.export.export.find_spec", lambda name: None if name == "openvino" else name)
+    monkeypatch.setattr("redetr.export.export.export.export.find_spec", lambda name: None if name == "openvino" else name)
     with pytest.raises(InputError, match=r'--format openvino needs openvino: pip install "redetr\[export\]"'):
         ExportConfig("openvino").check()
     ExportConfig("onnx").check()
