@@ -8,7 +8,7 @@ Each stage is a process with a time limit and a log of its own; one that fails d
 side by side, those whose times do not matter: tests, proofs, and compilations, which are kept for later. Then come
 those that measure time, one after the other, the most telling first. A stage that does not fit into --budget-s is
 skipped. Writes FOLDER/logs, FOLDER/results (as benchmarks/results), FOLDER/summary.json, and after each stage all of it
-to FOLDER.tar.gz.
+to --archive, by default FOLDER.tar.gz.
 """
 
 import argparse
@@ -119,8 +119,9 @@ class Running:
 class Session:
     """Runs stages within a budget of seconds and keeps the summary."""
 
-    def __init__(self, folder: Path, budget_s: float):
+    def __init__(self, folder: Path, budget_s: float, archive: Path | None = None):
         self.folder = folder
+        self.archive = archive or folder.with_name(folder.name + ".tar.gz")
         self.end = time.monotonic() + budget_s
         self.rows: list[dict[str, Any]] = []
         (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -165,8 +166,7 @@ class Session:
         if ended in ("failed", "out of time"):
             print("\n".join(f"    {line[:200]}" for line in lines[-12:]), flush=True)
         (self.folder / "summary.json").write_text(json.dumps(self.rows, indent=2))
-        archive = self.folder.with_name(self.folder.name + ".tar.gz")
-        with tarfile.open(archive, "w:gz") as packed:
+        with tarfile.open(self.archive, "w:gz") as packed:
             packed.add(self.folder, arcname=self.folder.name)
 
 
@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "gpu", metavar="FOLDER")
+    parser.add_argument("--archive", type=Path, metavar="FILE", help="where all of it is packed")
     parser.add_argument("--budget-s", type=float, default=540)
     parser.add_argument("--stages", nargs="+", metavar="NAME", help="these alone, in the usual order")
     parser.add_argument("--list", action="store_true", help="print the stages and end")
@@ -188,7 +189,7 @@ def main() -> None:
         for stage in stages:
             print(f"{stage.name:20} {stage.limit_s:4} s  python {stage.command}")
         return
-    session = Session(arguments.output, arguments.budget_s)
+    session = Session(arguments.output, arguments.budget_s, arguments.archive)
     session.run([stage for stage in stages if not stage.timed])
     for stage in stages:
         if stage.timed:
