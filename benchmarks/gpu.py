@@ -1,14 +1,15 @@
 """Everything that only a GPU can show, in one call: tests, proofs, resuming, speed and memory.
 
-    python benchmarks/gpu.py                            # what `make bench-gpu` runs; nine minutes at most
-    python benchmarks/gpu.py --device cpu --quick       # tiny sizes, to see that it runs
+    python benchmarks/gpu.py                            # what `make bench-gpu` runs; nine minutes
+    at most python benchmarks/gpu.py --device cpu --quick       # tiny sizes, to see that it runs
     python benchmarks/gpu.py --stages resume rates      # these alone
 
-Each stage is a process with a time limit and a log of its own; one that fails does not stop the others. First come,
-side by side, those whose times do not matter: tests, proofs, and compilations, which are kept for later. Then come
-those that measure time, one after the other, the most telling first. A stage that does not fit into --budget-s is
-skipped. Writes FOLDER/logs, FOLDER/results (as benchmarks/results), FOLDER/summary.json, and after each stage all of it
-to --archive, by default FOLDER.tar.gz.
+Each stage is a process with a time limit and a log of its own; one that fails does not stop the
+others. First come, side by side, those whose times do not matter: tests, proofs, and compilations,
+which are kept for later. Then come those that measure time, one after the other, the most telling
+first. A stage that does not fit into --budget-s is skipped. Writes FOLDER/logs, FOLDER/results (as
+benchmarks/results), FOLDER/summary.json, and after each stage all of it to --archive, by default
+FOLDER.tar.gz.
 """
 
 import argparse
@@ -53,7 +54,12 @@ def _full_stages(device: str) -> list[Stage]:
     throughput = f"benchmarks/throughput.py {on}"
     compiled = "--precision bf16 --compile --alone"
     return [
-        Stage("tests", "-m pytest -m gpu -rA -W default -p no:cacheprovider tests/test_gpu.py", 170, False),
+        Stage(
+            "tests",
+            "-m pytest -m gpu -rA -W default -p no:cacheprovider tests/test_gpu.py",
+            170,
+            False,
+        ),
         Stage("verify-fp32", f"{verify_n} --precision fp32", 90, False),
         Stage("verify-split-fp32", f"{verify_n} --precision fp32 --accumulate 2", 90, False),
         Stage("verify-split-bf16", f"{verify_n} --precision bf16 --accumulate 2", 90, False),
@@ -76,14 +82,29 @@ def _full_stages(device: str) -> list[Stage]:
 def _quick_stages(device: str) -> list[Stage]:
     on = f"--device {device}"
     small = "--height 64 --width 96 --rounds 1 --precision fp32 --alone"
-    verify = f"{on} --json --precision fp32 --image-size 64 --model-options hidden_dim=32 nheads=4 dec_layers=1"
+    verify = (
+        f"{on} --json --precision fp32 --image-size 64 --model-options hidden_dim=32 "
+        "nheads=4 dec_layers=1"
+    )
     return [
-        Stage("tests", "-m pytest -m gpu -rA -W default -p no:cacheprovider tests/test_gpu.py", 120, False),
+        Stage(
+            "tests",
+            "-m pytest -m gpu -rA -W default -p no:cacheprovider tests/test_gpu.py",
+            120,
+            False,
+        ),
         Stage("verify-split", f"-m redetr verify redetr_n --accumulate 2 {verify}", 120, False),
-        Stage("resume", f"benchmarks/resume.py {on} --steps 4 --image-size 64 --cases 1 --processes 2", 240, False),
+        Stage(
+            "resume",
+            f"benchmarks/resume.py {on} --steps 4 --image-size 64 --cases 1 --processes 2",
+            240,
+            False,
+        ),
         Stage("rates", f"benchmarks/rates.py {on} --tries 1", 120),
         Stage(
-            "throughput", f"benchmarks/throughput.py {on} --modes fp32 --steps 10 --batch-size 4 --image-size 64", 120
+            "throughput",
+            f"benchmarks/throughput.py {on} --modes fp32 --steps 10 --batch-size 4 --image-size 64",
+            120,
         ),
         Stage("step", f"benchmarks/training_step.py {on} --batch-size 1 {small}", 120),
         Stage("inference", f"benchmarks/inference.py {on} --batch-sizes 1 {small}", 120),
@@ -105,7 +126,8 @@ class Running:
     seconds: float = 0.0
 
     def poll(self) -> bool:
-        """Whether it has ended; ends it, with all processes that it started, when its time is over."""
+        """Whether it has ended; ends it, with all processes that it started, when its time is
+        over."""
         self.seconds = round(time.monotonic() - self.started, 1)
         if self.process.poll() is not None:
             self.ended = "ok" if self.process.returncode == 0 else "failed"
@@ -143,10 +165,13 @@ class Session:
         log = self.folder / "logs" / f"{stage.name}.txt"
         results = self.folder / ("results" if stage.timed or stage.name == "resume" else "untimed")
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(
+                os.pathsep
+            ),
             "PYTHONUNBUFFERED": "1",
             "REDETR_RESULTS": str(results.resolve()),
-            # One process trains: no address of another machine is looked for, which takes a network to find.
+            # One process trains: no address of another machine is looked for, which takes a network
+            # to find.
             "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
             "NCCL_SOCKET_IFNAME": os.environ.get("NCCL_SOCKET_IFNAME", "lo"),
         }
@@ -155,7 +180,12 @@ class Session:
             file.flush()
             command = [sys.executable, *shlex.split(stage.command)]
             process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         return Running(stage, min(stage.limit_s, remaining_s), log, process)
 
@@ -171,19 +201,25 @@ class Session:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "gpu", metavar="FOLDER")
     parser.add_argument("--archive", type=Path, metavar="FILE", help="where all of it is packed")
     parser.add_argument("--budget-s", type=float, default=540)
-    parser.add_argument("--stages", nargs="+", metavar="NAME", help="these alone, in the usual order")
+    parser.add_argument(
+        "--stages", nargs="+", metavar="NAME", help="these alone, in the usual order"
+    )
     parser.add_argument("--list", action="store_true", help="print the stages and end")
     arguments = parser.parse_args()
     stages = stages_of(arguments.device, arguments.quick)
     unknown = set(arguments.stages or ()) - {stage.name for stage in stages}
     if unknown:
-        parser.error(f"unknown stages {', '.join(sorted(unknown))}: --list shows those that there are")
+        parser.error(
+            f"unknown stages {', '.join(sorted(unknown))}: --list shows those that there are"
+        )
     stages = [stage for stage in stages if not arguments.stages or stage.name in arguments.stages]
     if arguments.list:
         for stage in stages:

@@ -2,8 +2,8 @@
 
     python benchmarks/overfit.py
 
-The small configuration is the recipe `detr_tiny`, with AdamW as the original; the learning rate is constant. Writes
-results/DATE-overfit.json.
+The small configuration is the recipe `detr_tiny`, with AdamW as the original; the learning rate is
+constant. Writes results/DATE-overfit.json.
 """
 
 import time
@@ -38,20 +38,33 @@ def overfit(steps: int, log_every: int = 100) -> list[dict[str, float]]:
             memory_format=torch.channels_last
         )
         criterion = SetCriterion.for_model(model)
-        optimizer = build_optimizer(model, config.lr, config.lr, config.weight_decay, config.optimizer)
+        optimizer = build_optimizer(
+            model, config.lr, config.lr, config.weight_decay, config.optimizer
+        )
         replica = replicate(model, dist)
         started = time.perf_counter()
         for step in range(1, steps + 1):
             set_lr(optimizer, min(1.0, step / 50) * (1.0 if step < 0.7 * steps else 0.2))
             window = announce([[samples[(step, i)] for i in range(SCENES)]], criterion, dist)
             batches, divisors, _ = receive(window, criterion, dist)
-            losses, _ = train_step(replica, criterion, batches, divisors, optimizer, torch.float32, config.clip_norm)
+            losses, _ = train_step(
+                replica, criterion, batches, divisors, optimizer, torch.float32, config.clip_norm
+            )
             if step % log_every == 0:
                 result = evaluate(model, dataset, dist, image_size=128)
                 seconds = round(time.perf_counter() - started, 1)
-                curve.append({"step": step, "time_s": seconds, "loss": losses["loss"].item(), **result.metrics})
+                curve.append(
+                    {
+                        "step": step,
+                        "time_s": seconds,
+                        "loss": losses["loss"].item(),
+                        **result.metrics,
+                    }
+                )
                 print(
-                    f"step {step}  loss {losses['loss'].item():.3f}  AP {100 * result.ap:.1f}  {seconds} s", flush=True
+                    f"step {step}  loss {losses['loss'].item():.3f}  AP {100 * result.ap:.1f}  "
+                    f"{seconds} s",
+                    flush=True,
                 )
     return curve
 

@@ -1,8 +1,10 @@
-"""How fast does this machine multiply? Products of large matrices in fp32, TF32 and bf16, and a copy within memory.
+"""How fast does this machine multiply? Products of large matrices in fp32, TF32 and bf16, and a
+copy within memory.
 
     python benchmarks/rates.py --device cuda
 
-These are the ceilings that "share reached" in the other results refers to. Writes results/DATE-rates-DEVICE.json.
+These are the ceilings that "share reached" in the other results refers to. Writes
+results/DATE-rates-DEVICE.json.
 """
 
 import argparse
@@ -50,13 +52,19 @@ def card() -> str:
     if not shutil.which("nvidia-smi"):
         return ""
     fields = "name,memory.total,driver_version,power.limit,clocks.max.sm"
-    run = subprocess.run(["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
-                         capture_output=True, text=True, check=False)  # fmt: skip
+    run = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return run.stdout.strip()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tries", type=int, default=15)
     arguments = parser.parse_args()
@@ -64,8 +72,12 @@ def main() -> None:
     content = {
         "card": card(),
         "n": arguments.tries,
-        "TFLOP/s of a matrix product": {name: round(rate / 1e12, 3) for name, rate in products.items()},
-        "GB/s of a copy, read and written": round(copy_rate(arguments.device, arguments.tries) / 1e9, 1),
+        "TFLOP/s of a matrix product": {
+            name: round(rate / 1e12, 3) for name, rate in products.items()
+        },
+        "GB/s of a copy, read and written": round(
+            copy_rate(arguments.device, arguments.tries) / 1e9, 1
+        ),
     }
     record(f"rates-{arguments.device}", content)
 

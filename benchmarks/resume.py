@@ -1,12 +1,14 @@
-"""Does a run that was stopped by a signal and resumed end like one that was left alone, on this device?
+"""Does a run that was stopped by a signal and resumed end like one that was left alone, on this
+device?
 
     python benchmarks/resume.py --device cuda
 
-Each case trains three times: straight, straight again, and stopped half-way and resumed, each part in a process of its
-own. Where kernels repeat themselves, all three end with the same bits. Some CUDA kernels add with atomics, among them
-the gradient of `grid_sample` in the fast form: then two straight runs differ, too, and a resumed run may differ from
-them by no more than that. The "repeatable" cases ask PyTorch for deterministic kernels and record where it has none.
-Writes results/DATE-resume-DEVICE.json.
+Each case trains three times: straight, straight again, and stopped half-way and resumed, each part
+in a process of its own. Where kernels repeat themselves, all three end with the same bits. Some
+CUDA kernels add with atomics, among them the gradient of `grid_sample` in the fast form: then two
+straight runs differ, too, and a resumed run may differ from them by no more than that. The
+"repeatable" cases ask PyTorch for deterministic kernels and record where it has none. Writes
+results/DATE-resume-DEVICE.json.
 """
 
 import argparse
@@ -57,7 +59,9 @@ def repeat_kernels() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def train(case: tuple[str, str, bool], arguments: argparse.Namespace, folder: Path, part: str) -> list[str]:
+def train(
+    case: tuple[str, str, bool], arguments: argparse.Namespace, folder: Path, part: str
+) -> list[str]:
     """Trains a part of a run ("whole", "first" or "rest"); returns the warnings about kernels."""
     recipe, optimizer, repeatable = case
     if repeatable:
@@ -99,10 +103,17 @@ def losses(folder: Path) -> list[dict[str, float]]:
 
 
 def difference(first: Path, second: Path) -> dict[str, Any]:
-    """Whether two runs ended with the same bits, how far apart the weights are, the first step whose numbers differ."""
+    """Whether two runs ended with the same bits, how far apart the weights are, the first step
+    whose numbers differ."""
     saved, other = (torch.load(folder / "last.pt", weights_only=True) for folder in (first, second))
-    weights, other_weights = (torch.cat([w.double().flatten() for w in s["model"].values()]) for s in (saved, other))
-    steps = [line["step"] for line, other_line in zip(losses(first), losses(second), strict=True) if line != other_line]
+    weights, other_weights = (
+        torch.cat([w.double().flatten() for w in s["model"].values()]) for s in (saved, other)
+    )
+    steps = [
+        line["step"]
+        for line, other_line in zip(losses(first), losses(second), strict=True)
+        if line != other_line
+    ]
     return {
         "same bits": all(same(saved[part], other[part]) for part in ("model", "ema", "optimizer")),
         "weights differ by": ((weights - other_weights).norm() / weights.norm()).item(),
@@ -119,7 +130,9 @@ def same(saved: Any, other: Any) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--steps", type=int, default=20)
@@ -132,7 +145,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folders = {case: Path(temporary) / f"{case[0]}-{case[1]}-{case[2]}" for case in cases}
         context = get_context("spawn")
-        with ProcessPoolExecutor(arguments.processes, mp_context=context, max_tasks_per_child=1) as processes:
+        with ProcessPoolExecutor(
+            arguments.processes, mp_context=context, max_tasks_per_child=1
+        ) as processes:
 
             def start(case: tuple[str, str, bool], run: str, part: str) -> Any:
                 return processes.submit(train, case, arguments, folders[case] / run, part)

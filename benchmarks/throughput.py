@@ -3,11 +3,12 @@
     python benchmarks/throughput.py --device cuda
     python benchmarks/throughput.py --device cuda --modes bf16 bf16-compiled
 
-100 steps of redetr_n on handwritten digits, everything included: loading, matching, the optimizer, the log. Each mode
-is a process of its own. The first fifth of the steps warms up and is not counted; how long it took is said apart: that
-is where compiling happens. "fp32" rounds nothing to TF32; "tf32" lets products and convolutions do so; "default" is
-`--precision fp32` in PyTorch's default, where convolutions round to TF32 and products do not. On a CPU these three are
-the same. Writes results/DATE-throughput-DEVICE.json.
+100 steps of redetr_n on handwritten digits, everything included: loading, matching, the optimizer,
+the log. Each mode is a process of its own. The first fifth of the steps warms up and is not
+counted; how long it took is said apart: that is where compiling happens. "fp32" rounds nothing to
+TF32; "tf32" lets products and convolutions do so; "default" is `--precision fp32` in PyTorch's
+default, where convolutions round to TF32 and products do not. On a CPU these three are the same.
+Writes results/DATE-throughput-DEVICE.json.
 """
 
 import argparse
@@ -55,7 +56,9 @@ def train(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
             output=folder,
         )
         redetr.train(config)
-        lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()
+        ]
     training = [line for line in lines if "images_per_s" in line]
     counted = training[1:]
     speeds = [line["images_per_s"] for line in counted]
@@ -72,7 +75,9 @@ def train(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", default="redetr_n", help="a recipe")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))

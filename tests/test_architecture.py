@@ -1,4 +1,5 @@
-"""The shape of the package: a core that can be read on its own, and rooms for the tools around it."""
+"""The shape of the package: a core that can be read on its own, and rooms for the tools around
+it."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -11,7 +12,8 @@ import redetr
 ROOT = Path(redetr.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__main__.py")
 
-# What is not in a room below is the core: the modules that lie flat in the package, `models`, `data` and `weights`.
+# What is not in a room below is the core: the modules that lie flat in the package, `models`,
+# `data` and `weights`.
 CORE = {"models", "data", "weights"}
 # Each room of tools, with the rooms that it may use beside the core.
 TOOLS = {
@@ -50,7 +52,8 @@ def room_of(module: str) -> str:
 
 
 def imports_of(path: Path, at_start_only: bool = False) -> set[str]:
-    """The modules of the package that a module imports: anywhere, or only those that its own import needs."""
+    """The modules of the package that a module imports: anywhere, or only those that its own import
+    needs."""
     tree = ast.parse(path.read_text())
     nodes = list(ast.walk(tree))
     if at_start_only:
@@ -67,7 +70,8 @@ def imports_of(path: Path, at_start_only: bool = False) -> set[str]:
 
 
 def needed_at_once(statement: ast.stmt) -> list[ast.AST]:
-    """A statement and what is in it, but for types that only a type checker imports, and bodies of functions."""
+    """A statement and what is in it, but for types that only a type checker imports, and bodies of
+    functions."""
     if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test):
         return []
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -103,7 +107,11 @@ def test_no_import_goes_in_a_circle():
 
 def test_a_data_set_is_defined_without_its_formats():
     for name in ("dataset", "annotations", "transforms", "views", "sampler", "loader"):
-        formats = {used for used in imports_of(ROOT / "data" / f"{name}.py") if used.startswith("redetr.data.forms")}
+        formats = {
+            used
+            for used in imports_of(ROOT / "data" / f"{name}.py")
+            if used.startswith("redetr.data.forms")
+        }
         assert not formats, name
 
 
@@ -114,14 +122,19 @@ def test_what_is_long_has_a_reason():
         f"{name_of(path)}.{node.name}"
         for path in MODULES
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 50
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno >= 50
     }
     assert functions == LONG_FUNCTIONS.keys()
 
 
 def calls(function: ast.AST) -> set[str]:
     """Names of the methods that are called inside."""
-    return {n.func.attr for n in ast.walk(function) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)}
+    return {
+        n.func.attr
+        for n in ast.walk(function)
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
+    }
 
 
 def test_a_step_waits_for_the_device_in_the_matcher_only():
@@ -137,4 +150,6 @@ def test_a_step_waits_for_the_device_in_the_matcher_only():
     }
     assert not calls(functions["train_step"]) & waiting
     matcher = ast.walk(ast.parse((ROOT / "matcher.py").read_text()))
-    assert sorted(n.attr for n in matcher if isinstance(n, ast.Attribute) and n.attr in waiting) == ["cpu", "numpy"]
+    assert sorted(
+        n.attr for n in matcher if isinstance(n, ast.Attribute) and n.attr in waiting
+    ) == ["cpu", "numpy"]

@@ -1,4 +1,5 @@
-"""The benchmarks of a GPU run where nothing is installed but PyTorch, torchvision, numpy and scipy."""
+"""The benchmarks of a GPU run where nothing is installed but PyTorch, torchvision, numpy and
+scipy."""
 
 import importlib.metadata
 import json
@@ -19,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages that has those four and what they need, and a copy of the checkout's code."""
+    """A folder of packages that has those four and what they need, and a copy of the checkout's
+    code."""
     folder = tmp_path_factory.mktemp("bare")
     wanted, found = ["torch", "torchvision", "numpy", "scipy"], set()
     while wanted:
@@ -29,20 +31,32 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
         found.add(name)
         distribution = importlib.metadata.distribution(name)
         requirements = map(Requirement, distribution.requires or [])
-        wanted += [each.name for each in requirements if not each.marker or each.marker.evaluate({"extra": ""})]
+        wanted += [
+            each.name
+            for each in requirements
+            if not each.marker or each.marker.evaluate({"extra": ""})
+        ]
         for top in {file.parts[0] for file in distribution.files or () if file.parts[0] != ".."}:
             if not (folder / top).is_symlink():
                 (folder / top).symlink_to(Path(str(distribution.locate_file(top))))
     (folder / "redetr").symlink_to(ROOT / "redetr")
-    shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("results"))
+    shutil.copytree(
+        ROOT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("results")
+    )
     return folder
 
 
 def run(bare: Path, *arguments: str) -> str:
     """What Python prints, in the folder of benchmarks and with those packages alone."""
     environment = os.environ | {"PYTHONPATH": str(bare), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-S", *arguments], env=environment, cwd=bare / "benchmarks",
-                         capture_output=True, text=True, check=False)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-S", *arguments],
+        env=environment,
+        cwd=bare / "benchmarks",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -51,7 +65,9 @@ def timed(output: str) -> list[str]:
     """The sides that were measured, by the result file that the last line names."""
     result = json.loads(Path(output.splitlines()[-1]).read_text())
     assert "hotcoco" not in result["versions"]
-    return list(result.get("steps") or result.get("forward and backward") or result["batch of 1"]["forward"])
+    return list(
+        result.get("steps") or result.get("forward and backward") or result["batch of 1"]["forward"]
+    )
 
 
 def test_the_criterion_is_measured_and_the_others_start(bare: Path) -> None:
@@ -63,7 +79,8 @@ def test_the_criterion_is_measured_and_the_others_start(bare: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "sides"),
     [("training_step.py", ["redetr", "2020"]),
-     ("inference.py --batch-sizes 1", ["redetr", "2020", "redetr, memory kept", "2020, memory kept"])],
+     ("inference.py --batch-sizes 1", ["redetr", "2020", "redetr, memory "
+                                                         "kept", "2020, memory kept"])],
 )  # fmt: skip
 def test_models_are_measured(bare: Path, command: str, sides: list[str]) -> None:
     small = "--height 64 --width 96 --rounds 1 --precision fp32"
@@ -94,8 +111,12 @@ session.run([gpu.Stage("late", "-c print(6)", 60)])
 
 @pytest.mark.parametrize("flags", [[], ["--quick"]])
 def test_every_stage_of_the_gpu_has_its_script(flags: list[str]) -> None:
-    listed = subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu.py", "--list", *flags], text=True,
-                            capture_output=True, check=True).stdout  # fmt: skip
+    listed = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "gpu.py", "--list", *flags],
+        text=True,
+        capture_output=True,
+        check=True,
+    ).stdout
     scripts = set(re.findall(r"(?:benchmarks|tests)/[a-z_]+\.py", listed))
     assert len(scripts) > 5
     assert [script for script in scripts if not (ROOT / script).exists()] == []

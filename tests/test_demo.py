@@ -18,7 +18,9 @@ def test_demo_shows_what_it_learned(tmp_path):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300
     said = console.export_text()
-    assert "AP50" in said and f"redetr predict '{folder}/best.pt' IMAGE" in said  # to paste into a shell
+    assert (
+        "AP50" in said and f"redetr predict '{folder}/best.pt' IMAGE" in said
+    )  # to paste into a shell
     assert read_metrics(folder)[-1]["step"] == 2
 
 

@@ -20,7 +20,9 @@ from tests.distributed.test_exactness import FORMS, NUM_CLASSES, global_samples
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode", "ignore:Grad strides do not match"),
+    pytest.mark.filterwarnings(
+        "ignore:Synchronization debug mode", "ignore:Grad strides do not match"
+    ),
 ]
 
 
@@ -28,9 +30,14 @@ pytestmark = [
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize(
     ("form", "options", "recompute"),
-    [*((form, {}, False) for form in FORMS), ("detr_r50", {"backbone": "resnet18", "dropout": 0.1}, True)],
+    [
+        *((form, {}, False) for form in FORMS),
+        ("detr_r50", {"backbone": "resnet18", "dropout": 0.1}, True),
+    ],
 )
-def test_a_step_waits_for_the_device_in_the_matcher_alone(form, options, recompute, optimizer, dtype, monkeypatch):
+def test_a_step_waits_for_the_device_in_the_matcher_alone(
+    form, options, recompute, optimizer, dtype, monkeypatch
+):
     """Any other synchronisation raises."""
     match, waits = losses.match, []
 
@@ -53,11 +60,14 @@ def test_a_step_waits_for_the_device_in_the_matcher_alone(form, options, recompu
         batch = to_batch(global_samples(), dist.device, (96, 96))
         counts = criterion.counts(batch.targets)
         divisors = criterion.denominators(counts, counts)
-        # The first steps allocate, choose kernels, and let DDP order its buckets by the order of the gradients.
+        # The first steps allocate, choose kernels, and let DDP order its buckets by the order of
+        # the gradients.
         for mode in ("default", "default", "default", "error"):
             torch.cuda.set_sync_debug_mode(mode)
             try:
-                training.train_step(replica, criterion, [batch], [divisors], steps, dtype, clip_norm=0.1)
+                training.train_step(
+                    replica, criterion, [batch], [divisors], steps, dtype, clip_norm=0.1
+                )
             finally:
                 torch.cuda.set_sync_debug_mode("default")
     assert len(waits) == 4
@@ -73,7 +83,10 @@ def test_the_losses_of_a_batch_are_those_of_the_cpu(form):
     with torch.no_grad():
         outputs = model(batch.images, batch.mask)
     on_device = torch.utils._pytree.tree_map(lambda tensor: tensor.cuda(), outputs)
-    empty = [target | {"labels": target["labels"][:0], "boxes": target["boxes"][:0]} for target in batch.targets]
+    empty = [
+        target | {"labels": target["labels"][:0], "boxes": target["boxes"][:0]}
+        for target in batch.targets
+    ]
     for targets in (batch.targets, empty):
         expected, given = criterion(outputs, targets), criterion(on_device, targets)
         assert given["loss"].device.type == "cuda"
@@ -84,9 +97,19 @@ def test_the_losses_of_a_batch_are_those_of_the_cpu(form):
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_stopped_run_resumes(optimizer, shared_coco, tmp_path, monkeypatch):
     """The state of the optimizer is read on the host; its steps need it on the device."""
-    config = TrainConfig(model="redetr_n", data=str(shared_coco), steps=6, save_every=2, eval_every=6, batch_size=4,
-                         image_size=96, optimizer=optimizer, device="cuda", num_workers=1,
-                         output=str(tmp_path / "run"))  # fmt: skip
+    config = TrainConfig(
+        model="redetr_n",
+        data=str(shared_coco),
+        steps=6,
+        save_every=2,
+        eval_every=6,
+        batch_size=4,
+        image_size=96,
+        optimizer=optimizer,
+        device="cuda",
+        num_workers=1,
+        output=str(tmp_path / "run"),
+    )
     save = State.save
 
     def saving(state, folder):
@@ -102,6 +125,16 @@ def test_a_stopped_run_resumes(optimizer, shared_coco, tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("default")  # the compiler gives advice
 def test_training_compiled_in_bf16_ends(shared_coco, tmp_path):
-    config = TrainConfig(model="redetr_n", data=str(shared_coco), steps=2, batch_size=4, image_size=96, device="cuda",
-                         precision="bf16", compile=True, recompute=True, output=str(tmp_path / "run"))  # fmt: skip
+    config = TrainConfig(
+        model="redetr_n",
+        data=str(shared_coco),
+        steps=2,
+        batch_size=4,
+        image_size=96,
+        device="cuda",
+        precision="bf16",
+        compile=True,
+        recompute=True,
+        output=str(tmp_path / "run"),
+    )
     assert training.train(config)["step"] == 2

@@ -1,4 +1,5 @@
-"""What is imported when: help and usage errors need no PyTorch, and public names are there in any order of imports."""
+"""What is imported when: help and usage errors need no PyTorch, and public names are there in any
+order of imports."""
 
 import ast
 import subprocess
@@ -11,7 +12,18 @@ import pytest
 import redetr
 from redetr.cli import COMMANDS
 
-HEAVY = {"torch", "torchvision", "scipy", "hotcoco", "matplotlib", "numpy", "PIL", "safetensors", "sklearn", "yaml"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "scipy",
+    "hotcoco",
+    "matplotlib",
+    "numpy",
+    "PIL",
+    "safetensors",
+    "sklearn",
+    "yaml",
+}
 SUBMODULES = {path.stem for path in Path(redetr.__file__).parent.iterdir()}
 
 WITH_A_RECIPE = ("train", "verify")
@@ -59,7 +71,9 @@ def test_version():
 
 
 def test_settings_and_recipes_need_no_pytorch():
-    code, _, packages = python("-c", "import redetr; redetr.TrainConfig(), redetr.get_recipe('redetr_n'), dir(redetr)")
+    code, _, packages = python(
+        "-c", "import redetr; redetr.TrainConfig(), redetr.get_recipe('redetr_n'), dir(redetr)"
+    )
     assert code == 0
     assert not packages & HEAVY
 
@@ -94,7 +108,9 @@ assert redetr.load is redetr.detector.detector.load
 
 @pytest.mark.parametrize("program", [NAMES_THEN_MODULES, MODULES_THEN_NAMES])
 def test_public_names_are_the_same_in_any_order_of_imports(program):
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -106,7 +122,9 @@ def test_no_public_name_is_a_module_as_well():
 def test_public_names_are_listed_alike_in_all_lists():
     tree = ast.parse(Path(redetr.__file__).read_text())
     [for_type_checkers] = [
-        node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        node
+        for node in tree.body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     ]
     listed = {alias.name: node.module for node in for_type_checkers.body for alias in node.names}
     assert sorted(listed) == sorted(redetr.__all__)

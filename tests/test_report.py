@@ -10,11 +10,11 @@ from command_line import lines_of, train_arguments
 from selenium.webdriver.common.by import By
 from test_metrics import NAMES, pycocotools_evaluation, random_detections, random_scene, target
 
-from redetr.cli import main
-from redetr.data import DetectionDataset
-from redetr.metrics import GroundTruth, coco_metrics
-from redetr.report import make_report
-from redetr.report_page import write_report
+from redetr.cli import (main)
+from redetr.data import (DetectionDataset)
+from redetr.metrics import (GroundTruth, coco_metrics)
+from redetr.report import (make_report)
+from redetr.report_page import (write_report)
 
 
 class Scenes(DetectionDataset):
