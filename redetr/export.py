@@ -22,15 +22,15 @@ from torch import Tensor
 
 from redetr.data import DetectionDataset
 from redetr.data.transforms import MEAN, STD, normalize, resizer
-from redetr.error_analysis import judge, working_threshold
 from redetr.errors import InputError
 from redetr.evaluate import labels_in
 from redetr.export_files import SUFFIXES, Arrays, Format, Precision, open_file, write_file
 from redetr.export_graph import Plain, Processed, trace
 from redetr.files import write_whole
-from redetr.metrics import GroundTruth, coco_metrics
+from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics
 from redetr.postprocess import detect
 from redetr.predict import Detector
+from redetr.report.analysis import judge, working_threshold
 from redetr.structures import Outputs, collate
 
 _NEEDED: dict[Format, tuple[str, ...]] = {
@@ -184,8 +184,10 @@ class Trial:
 
     def threshold(self) -> float:
         """The score from which on PyTorch's detections have the best F1."""
-        judged = judge(self._targets, len(self._dataset.class_names), **self._detections(self._pytorch))
-        return working_threshold(judged)
+        truth = GroundTruth.from_targets(self._targets, self._dataset.class_names)
+        detections = self._detections(self._pytorch)
+        evaluation = coco_evaluation(truth, **detections)
+        return working_threshold(judge(self._targets, evaluation, **detections))
 
     def compare(self, run: Run) -> Comparison:
         """PyTorch and a file that `open_file` opened."""

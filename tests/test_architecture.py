@@ -11,7 +11,7 @@ ROOT = Path(redetr.__file__).parent
 # Each layer may import from the same layer and the ones before it.
 LAYERS = [
     ("errors", "files", "download", "page", "memory", "boxes", "structures"),
-    ("models", "matcher", "losses", "visualize", "postprocess", "metrics", "error_analysis", "data"),
+    ("models", "matcher", "losses", "visualize", "postprocess", "metrics", "data"),
     ("tiles", "video", "sources", "predictions"),
     ("muon", "optim", "ema", "inference", "checkpoint", "distributed", "config", "monitor", "weights"),
     (
@@ -22,8 +22,6 @@ LAYERS = [
         "check_images",
         "check_sheet",
         "report",
-        "report_scenes",
-        "report_page",
     ),
     ("state", "train", "predict"),
     (
