@@ -40,8 +40,8 @@ class Models:
 def gflops(name: str) -> float:
     """The cost of a model in 1e9 operations, for one square image of its default size.
 
-    A multiplication with its addition is two operations. As usual, convolutions, matrix products and
-    attention count. Nothing is computed: the model is on the meta device.
+    A multiplication with its addition is two operations. As usual, convolutions, matrix products
+    and attention count. Nothing is computed: the model is on the meta device.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
