@@ -48,9 +48,10 @@ test: $(VENV)/installed-dev system-packages $(LINT_$(DEPS))
 slow: $(VENV)/installed-dev
 	$(PYTEST) -m slow
 
-# On a machine with a GPU.
-gpu: $(VENV)/installed-dev
-	$(PYTEST) -m gpu
+# With a GPU, in the Python that is there: a virtual environment would take another PyTorch. `make gpu
+# PYTHON=.venv/bin/python` for one's own.
+gpu:
+	$(PYTHON) -m pytest -q -m gpu tests/test_gpu.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
@@ -70,14 +71,10 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/learning.py crowns
 	$(BIN)/python benchmarks/overfit.py
 
-# With a GPU, in the Python that is there: torch, torchvision, numpy and scipy are enough; Transformers, with timm, is
-# measured where it is installed.
+# Tests, proofs, speed and memory on a GPU, in the Python that is there: for the speed, torch, torchvision, numpy and
+# scipy are enough; Transformers, with timm, is measured where it is installed. Results in runs/gpu.
 bench-gpu:
-	for precision in fp32 bf16; do \
-		$(PYTHON) benchmarks/training_step.py --device cuda --precision $$precision --height 800 --width 1066 \
-			--batch-size 8 --rounds 10 || exit 1; done
-	$(PYTHON) benchmarks/inference.py --device cuda --precision bf16 --rounds 20 --compile
-	$(PYTHON) benchmarks/criterion.py --device cuda
+	$(PYTHON) benchmarks/gpu.py
 
 docs: $(VENV)/installed-dev
 	$(BIN)/mkdocs build

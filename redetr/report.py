@@ -28,8 +28,8 @@ from redetr.error_analysis import (
     working_threshold,
 )
 from redetr.metrics import METRIC_NAMES, CocoResult, GroundTruth, ap_by_area, coco_metrics
+from redetr.pages.curves import Metrics, read_metrics
 from redetr.structures import Target
-from redetr.visualize import Metrics, read_metrics
 
 THRESHOLDS = np.linspace(0, 1, 101)  # of the curves
 IMAGES = 12  # shown in pictures
@@ -73,7 +73,9 @@ def make_report(dataset: DetectionDataset, checkpoints: Sequence[tuple[str, Foun
          "errors": [{"wrong": int(wrong[i]), "missed": int(missed[i])} for wrong, missed in errors]}
         for i in images
     ]  # fmt: skip
-    return Report(_plain({"data": about, "checkpoints": described, "images": shown}), dataset, judged, images)
+    return Report(
+        _plain({"data": about, "checkpoints": described, "images": shown}), dataset, judged, images
+    )
 
 
 def _numbers(judged: Judgement, result: CocoResult, threshold: float) -> dict[str, Any]:
@@ -90,7 +92,11 @@ def _numbers(judged: Judgement, result: CocoResult, threshold: float) -> dict[st
     mean = there.mean(0) if len(there) else np.full(len(RECALL_LEVELS), np.nan)
     return {
         "metrics": {name: result.metrics[name] for name in METRIC_NAMES},
-        "all": {"objects": len(judged.objects), "AP": result.ap, **_curves(scores, correct, objects.sum(), mean)},
+        "all": {
+            "objects": len(judged.objects),
+            "AP": result.ap,
+            **_curves(scores, correct, objects.sum(), mean),
+        },
         "per_class": per_class,
         "mistakes": mistakes(judged),
         "confusion": confusion(judged, threshold).tolist(),
@@ -98,12 +104,16 @@ def _numbers(judged: Judgement, result: CocoResult, threshold: float) -> dict[st
     }
 
 
-def _curves(scores: Floats, correct: Bools, objects: int, precision_at_recall: Floats) -> dict[str, Any]:
+def _curves(
+    scores: Floats, correct: Bools, objects: int, precision_at_recall: Floats
+) -> dict[str, Any]:
     """AP50, the best threshold with what it gives, and three curves over RECALL_LEVELS and THRESHOLDS."""
     best = best_threshold(scores, correct, objects)
     chosen = None
     if best is not None:
-        p, r = (float(value[0]) for value in threshold_curve(scores, correct, objects, np.array([best])))
+        p, r = (
+            float(value[0]) for value in threshold_curve(scores, correct, objects, np.array([best]))
+        )
         chosen = {"threshold": best, "precision": p, "recall": r, "f1": 2 * p * r / (p + r)}
     precision, recall = threshold_curve(scores, correct, objects, THRESHOLDS)
     curves = {"precision_at_recall": precision_at_recall, "precision": precision, "recall": recall}
@@ -114,7 +124,9 @@ def _curves(scores: Floats, correct: Bools, objects: int, precision_at_recall: F
 def _groups(targets: Sequence[Target], truth: GroundTruth, found: Found) -> dict[str, Any]:
     """AP of objects by their size, and of images by how many objects they show; crowds do not count."""
     areas = np.concatenate([[], *(target["area"][~target["iscrowd"]] for target in targets)])
-    edges = np.unique(np.quantile(areas, np.linspace(0, 1, _SIZES + 1))) if len(areas) else np.zeros(0)
+    edges = (
+        np.unique(np.quantile(areas, np.linspace(0, 1, _SIZES + 1))) if len(areas) else np.zeros(0)
+    )
     group = np.searchsorted(edges[1:], areas)
     sizes = [
         {"from_px": low**0.5, "to_px": high**0.5, "objects": (group == i).sum(), "AP": ap}
@@ -148,7 +160,11 @@ def _training(checkpoint: Path) -> dict[str, Metrics] | None:
     if not (folder / "metrics.jsonl").is_file():
         return None
     lines = read_metrics(folder)
-    steps = [{key: line[key] for key in ("step", "loss")} for line in lines if line.get("loss") is not None]
+    steps = [
+        {key: line[key] for key in ("step", "loss")}
+        for line in lines
+        if line.get("loss") is not None
+    ]
     tests = [{key: line.get(key) for key in ("step", "time_s", "AP", "AP50", "val_loss")} for line in lines
              if line.get("AP") is not None]  # fmt: skip
     return {"steps": steps[:: max(1, math.ceil(len(steps) / _MOST_POINTS))], "evaluations": tests}

@@ -32,7 +32,10 @@ _MISTAKES = {
         "right class, but an IoU of only 0.1 to 0.5",
         "Check that boxes are drawn tightly and alike; train longer, or with a larger --image-size.",
     ),
-    "both": ("wrong class, and an IoU of only 0.1 to 0.5", "Mostly an early stage of training: train longer."),
+    "both": (
+        "wrong class, and an IoU of only 0.1 to 0.5",
+        "Mostly an early stage of training: train longer.",
+    ),
     "duplicate": (
         "the object was found already, with a higher score",
         "DETR unlearns these late: train longer. Two annotations on one object teach them: redetr check finds those.",
@@ -55,8 +58,17 @@ def write_report(report: Report, folder: Path) -> None:
     """Writes `index.html`, which needs no other file, and `report.json` into the folder, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report.numbers)
-    script, style = (Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
-    page.write_page(folder / "index.html", f"Report on {report.numbers['data']['name']}", _parts(report), script, style)
+    script, style = (
+        Path(__file__).with_name(f"report.{kind}").read_text(encoding="utf-8")
+        for kind in ("js", "css")
+    )
+    page.write_page(
+        folder / "index.html",
+        f"Report on {report.numbers['data']['name']}",
+        _parts(report),
+        script,
+        style,
+    )
 
 
 def _parts(report: Report) -> list[str]:
@@ -90,7 +102,9 @@ def _head(numbers: dict[str, Any]) -> str:
     size = f"{data['images']:,} images, {data['objects']:,} objects, {classes}"
     if data["crowds"]:
         size += f". {data['crowds']:,} crowds are no objects: what is found in them counts neither for nor against"
-    names = "".join(f"<li>{_who(k, runs)} {escape(run['checkpoint'])}</li>" for k, run in enumerate(runs))
+    names = "".join(
+        f"<li>{_who(k, runs)} {escape(run['checkpoint'])}</li>" for k, run in enumerate(runs)
+    )
     cards = "".join(
         f"<div class='card'><span>{name}</span>{_values(runs, lambda run, name=name: run['metrics'][name])}</div>"
         for name in ("AP", "AP50", "AP75", "AR100")
@@ -110,26 +124,38 @@ def _short(runs: list[dict[str, Any]]) -> str:
     lines = []
     for k, run in enumerate(runs):
         if run["all"]["best"] is None:
-            lines.append(f"{_who(k, runs)} No detection is right: train longer, and look at the data (redetr check).")
+            lines.append(
+                f"{_who(k, runs)} No detection is right: train longer, and look at the data (redetr check)."
+            )
             continue
         worst = max(run["mistakes"], key=lambda kind: run["mistakes"][kind]["ap50"])
-        weak = sorted((c["AP"], name) for name, c in run["per_class"].items() if c["AP"] is not None)[:3]
+        weak = sorted(
+            (c["AP"], name) for name, c in run["per_class"].items() if c["AP"] is not None
+        )[:3]
         precision, recall = (
-            run["all"]["curves"][name][round(100 * run["threshold"])] for name in ("precision", "recall")
+            run["all"]["curves"][name][round(100 * run["threshold"])]
+            for name in ("precision", "recall")
         )
         lines.append(
             f"{_who(k, runs)} With <code>--threshold {run['threshold']}</code>, {_percent(precision)}% of the "
             f"detections are right and {_percent(recall)}% of the objects are found. Most is lost to "
             f"<b>{worst}</b> ({_MISTAKES[worst][0]}): {_percent(run['mistakes'][worst]['ap50'])} points of AP50. "
             f"{_MISTAKES[worst][1]}"
-            + (f" Weakest classes: {', '.join(f'{escape(n)} ({_percent(ap)})' for ap, n in weak)}." * (len(weak) > 2))
+            + (
+                f" Weakest classes: {', '.join(f'{escape(n)} ({_percent(ap)})' for ap, n in weak)}."
+                * (len(weak) > 2)
+            )
         )
     return "".join(f"<li>{line}</li>" for line in lines)
 
 
 def _metrics(runs: list[dict[str, Any]]) -> str:
     rows = [
-        [f"<th>{name}</th>", *_compared([run["metrics"][name] for run in runs]), f"<td>{meaning}</td>"]
+        [
+            f"<th>{name}</th>",
+            *_compared([run["metrics"][name] for run in runs]),
+            f"<td>{meaning}</td>",
+        ]
         for name, meaning in _MEANINGS.items()
     ]
     return _grid(["", *_compared_heads("", runs), "what it says"], rows)
@@ -142,11 +168,18 @@ def _mistakes(runs: list[dict[str, Any]]) -> str:
         won = [run["mistakes"][kind]["ap50"] for run in runs]
         rows.append([f"<th><i class='{kind}'></i>{kind}</th><td>{meaning}</td>", counts,
                      *_compared(won, scale=200, more_is="worse"), f"<td>{remedy}</td>"])  # fmt: skip
-    heads = ["", "what it is", *_heads("how many", runs), *_compared_heads("AP50 to win", runs), "what to do"]
+    heads = [
+        "",
+        "what it is",
+        *_heads("how many", runs),
+        *_compared_heads("AP50 to win", runs),
+        "what to do",
+    ]
     return (
         "<p>How much AP50 would rise if all mistakes of one kind were gone, after "
         "<a href='https://arxiv.org/abs/2008.08115'>TIDE</a>. The gains do not add up. All detections are counted, "
-        "also those with low scores: their number matters less than the AP50.</p>" + _grid(heads, rows)
+        "also those with low scores: their number matters less than the AP50.</p>"
+        + _grid(heads, rows)
     )
 
 
@@ -207,7 +240,9 @@ def _matrix(counts: np.ndarray, classes: Sequence[str]) -> str:
         cells = "".join(
             f"<td style='--v:{share:.3f}' class='{'hit' if i == j else ''}{' dark' if share > 0.55 else ''}' "
             f"title='{escape(name)} taken for {escape(classes[j])}: {count}'>{count or ''}</td>"
-            for j, (count, share) in enumerate(zip(counts[i].tolist(), shares[i].tolist(), strict=True))
+            for j, (count, share) in enumerate(
+                zip(counts[i].tolist(), shares[i].tolist(), strict=True)
+            )
         )
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     heads = "".join(f"<th><span>{escape(name)}</span></th>" for name in classes)
@@ -217,9 +252,17 @@ def _matrix(counts: np.ndarray, classes: Sequence[str]) -> str:
 def _most_confused(counts: np.ndarray, classes: Sequence[str]) -> str:
     wrong = counts[:-1, :-1] * (1 - np.eye(len(classes) - 1, dtype=int))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSIONS]
-    pairs = [(*divmod(place, len(wrong)), int(wrong.flat[place])) for place in order.tolist() if wrong.flat[place]]
+    pairs = [
+        (*divmod(place, len(wrong)), int(wrong.flat[place]))
+        for place in order.tolist()
+        if wrong.flat[place]
+    ]
     texts = [f"{escape(classes[i])} taken for {escape(classes[j])}: {n}" for i, j, n in pairs]
-    return f"<p>Most often {'; '.join(texts)}.</p>" if texts else "<p>No class is taken for another.</p>"
+    return (
+        f"<p>Most often {'; '.join(texts)}.</p>"
+        if texts
+        else "<p>No class is taken for another.</p>"
+    )
 
 
 def _groups(runs: list[dict[str, Any]]) -> str:
@@ -271,7 +314,9 @@ def _who(run: int, runs: Sequence[Any]) -> str:
 
 
 def _values(runs: list[dict[str, Any]], number: Any) -> str:
-    return "".join(f"<strong>{_who(k, runs)}{_percent(number(run))}</strong>" for k, run in enumerate(runs))
+    return "".join(
+        f"<strong>{_who(k, runs)}{_percent(number(run))}</strong>" for k, run in enumerate(runs)
+    )
 
 
 def _heads(text: str, runs: Sequence[Any]) -> list[str]:
@@ -286,12 +331,17 @@ def _compared(values: list[float | None], scale: float = 0, more_is: str = "bett
     """Cells with the numbers of one or two checkpoints, and their difference; with a `scale` also as bars."""
     less_is = "worse" if more_is == "better" else "better"
     bar = "class='n bar' style='--v:{:.1f}'" if scale else "class='n'"
-    cells = [f"<td {bar.format(min(100, scale * (value or 0)))}>{_percent(value)}</td>" for value in values]
+    cells = [
+        f"<td {bar.format(min(100, scale * (value or 0)))}>{_percent(value)}</td>"
+        for value in values
+    ]
     if len(values) > 1:
         a, b = values
         change = None if a is None or b is None else b - a
         text = "-" if change is None else f"{100 * change:+.1f}"
-        cells.append(f"<td class='n {'' if not change else more_is if change > 0 else less_is}'>{text}</td>")
+        cells.append(
+            f"<td class='n {'' if not change else more_is if change > 0 else less_is}'>{text}</td>"
+        )
     return cells
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from redetr.error_analysis import KINDS, Boxes, Judgement
 from redetr.page import data_uri
+from redetr.pages.drawing import to_pil
 from redetr.report import Report
-from redetr.visualize import to_pil
 
 _PICTURE_PX = 720  # longer side of the embedded picture
 _LEAST_SCORE = 0.05  # of detections that can be shown
@@ -32,14 +32,18 @@ def _card(report: Report, number: int, place: int) -> str:
     scene = _Scene(place, image.size, report.dataset.class_names)
     width, height = image.size
     image.thumbnail((_PICTURE_PX, _PICTURE_PX))
-    picture = f"<image id='picture{number}' href='{data_uri(image)}' width='{width}' height='{height}'/>"
+    picture = (
+        f"<image id='picture{number}' href='{data_uri(image)}' width='{width}' height='{height}'/>"
+    )
     titles = ["found"] if len(report.judged) == 1 else ["A", "B"]
     panels = [scene.panel("ground truth", "class='scene'", picture + scene.truth(report.judged[0]))]
     for k, (title, judged) in enumerate(zip(titles, report.judged, strict=True)):
         drawing = f"<use href='#picture{number}'/>{scene.found(judged)}"
         panels.append(scene.panel(title, f"class='scene live' data-run='{k}'", drawing))
     image_id = report.numbers["images"][number]["image_id"]
-    return f"<article><h3>image {image_id}</h3><div class='panels'>{''.join(panels)}</div></article>"
+    return (
+        f"<article><h3>image {image_id}</h3><div class='panels'>{''.join(panels)}</div></article>"
+    )
 
 
 @dataclass(frozen=True)

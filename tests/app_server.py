@@ -14,7 +14,9 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
+import anyio
 import torch
+from starlette.types import ASGIApp, Receive
 from torch import Tensor, nn
 
 from redetr.checkpoint import save_weights
@@ -24,8 +26,9 @@ from tests.test_explain import CLASSES, IDS, OPTIONS, picture, small_detector
 
 
 def write_checkpoint(path: Path, trained_on: Path, form: str = "redetr_n") -> Path:
-    """Random weights of a small model, whose answers differ: scores of the last layer of the fast form are spread from
-    about 0.2 to 0.8; of the faithful form, classes and boxes that its queries find in `picture()`."""
+    """Random weights of a small model, whose answers differ: scores of the last layer of the fast
+    form are spread from about 0.2 to 0.8; of the faithful form, classes and boxes that its queries
+    find in `picture()`."""
     detector = small_detector(form)
     model = detector.model
     if form == "detr_r50":
@@ -40,22 +43,34 @@ def write_checkpoint(path: Path, trained_on: Path, form: str = "redetr_n") -> Pa
             last.bias.zero_()
             last.weight.mul_(2)
     options = tuple(f"{name}={json.dumps(value)}" for name, value in OPTIONS[form].items())
-    config = replace(TrainConfig(model=form), image_size=64, model_options=options, data=str(trained_on))
-    about = {"config": config.to_dict(), "class_names": CLASSES, "category_ids": IDS, "step": 0, "best": {}}
+    config = replace(
+        TrainConfig(model=form), image_size=64, model_options=options, data=str(trained_on)
+    )
+    about = {
+        "config": config.to_dict(),
+        "class_names": CLASSES,
+        "category_ids": IDS,
+        "step": 0,
+        "best": {},
+    }
     save_weights(path, model.state_dict(), about)
     return path
 
 
 @torch.no_grad()
 def _spread(head: nn.Linear, inputs: tuple[Tensor], outputs: Tensor) -> None:
-    """Changes the head so that what it says of the queries in the last layer has a mean of 0 and a deviation of 1."""
+    """Changes the head so that what it says of the queries in the last layer has a mean of 0 and a
+    deviation of 1."""
     last = outputs[-1]
     deviation, mean = torch.std_mean(last.flatten(0, -2), 0)
     head.weight /= deviation[:, None]
     head.bias.copy_((head.bias - mean) / deviation)
 
 
-_TOLD = ("WARNING:  Invalid HTTP request received.", "Expected boundary character")  # of attacks, a line each
+_TOLD = (
+    "WARNING:  Invalid HTTP request received.",
+    "Expected boundary character",
+)  # of attacks, a line each
 
 
 @dataclass
@@ -69,7 +84,9 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
-    def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> tuple[int, str]:
+    def ask(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, str]:
         """Status and text of the answer."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
@@ -87,15 +104,20 @@ class Server:
 
 @contextmanager
 def serving(checkpoint: Path, *flags: Any) -> Iterator[Server]:
-    """The server on a free port. In the end, Ctrl-C must stop it: without a word, and with all uploads deleted."""
+    """The server on a free port. In the end, Ctrl-C must stop it without a word, and no upload may
+    be left on disk."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["app", checkpoint, "--port", 0, "--device", "cpu", *flags]
         process = start(arguments, {"TMPDIR": folder, "PYTHONUNBUFFERED": 1, "HOME": folder})
-        limit = threading.Timer(300, process.kill)  # of the start only: the tests that share a server may take longer
+        limit = threading.Timer(
+            300, process.kill
+        )  # of the start only: the tests that share a server may take longer
         limit.start()
         try:
             assert process.stdout
-            (port,) = re.findall(r"^open http://127.0.0.1:(\d+)/ in a browser", process.stdout.readline()) or [0]
+            (port,) = re.findall(
+                r"^open http://127.0.0.1:(\d+)/ in a browser", process.stdout.readline()
+            ) or [0]
             assert port, process.communicate()[1]
             limit.cancel()
             yield Server(process, int(port), checkpoint, Path(folder))
@@ -104,11 +126,40 @@ def serving(checkpoint: Path, *flags: Any) -> Iterator[Server]:
             told = [line for line in errors.splitlines() if not line.startswith(_TOLD)]
             assert not told, "\n".join(told)
             assert process.returncode == 0
-            assert not list(Path(folder).glob("redetr-app-*"))
+            assert not [path for path in Path(folder).iterdir() if path.is_file()]
         finally:
             limit.cancel()
             process.kill()
             process.communicate()
+
+
+def ask_within(app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None,
+               receive: Receive | None = None) -> tuple[int, str]:  # fmt: skip
+    """Status and text of the answer of an application in this process, to what `receive` gives."""
+    raw = {"host": "localhost"} | (headers or {})
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "query_string": b"",
+        "scheme": "http",
+        "headers": [(name.encode(), value.encode()) for name, value in raw.items()],
+        "server": ("localhost", 80),
+    }
+    sent: list[Any] = []
+
+    async def nothing() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        await app(scope, receive or nothing, send)
+
+    anyio.run(main)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]).decode()
 
 
 def peak_memory(server: Server) -> int:

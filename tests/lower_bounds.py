@@ -1,4 +1,5 @@
-"""Prints the lower bounds of `pyproject.toml` as constraints for pip: `numpy>=1.26` becomes `numpy==1.26`.
+"""Prints the lower bounds of `pyproject.toml` as constraints for pip: `numpy>=1.26` becomes
+`numpy==1.26`.
 
     python tests/lower_bounds.py pyproject.toml
 
@@ -15,8 +16,8 @@ LOWEST = re.compile(r"(>=|==|~=) *(?P<version>[\w.]+)")
 
 
 def lower_bounds(pyproject: str) -> list[str]:
-    """`name==version` for each package that the dependencies or an extra require. Raises ValueError where one has no
-    lower bound, or two that differ.
+    """`name==version` for each package that the dependencies or an extra require. Raises ValueError
+    where one has no lower bound, or two that differ.
     """
     project = tomllib.loads(pyproject)["project"]
     requirements = list(project["dependencies"])

@@ -1,5 +1,5 @@
-"""Reports skipped tests in the last lines of a run: how many, and why. With `--strict-skips` they fail the run, unless
-their reason is one that a sound machine can have.
+"""Reports skipped tests in the last lines of a run: how many, and why. With `--strict-skips` they
+fail the run, unless their reason is one that a sound machine can have.
 """
 
 import re
@@ -17,11 +17,14 @@ ALLOWED = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     allowed = ", ".join(ALLOWED)
-    parser.addoption("--strict-skips", action="store_true", help=f"fail if a test is skipped, except: {allowed}")
+    parser.addoption(
+        "--strict-skips", action="store_true", help=f"fail if a test is skipped, except: {allowed}"
+    )
 
 
 class SkipReport:
-    """A plugin of pytest. Under xdist the workers' reports reach the controller, where alone this is registered."""
+    """A plugin of pytest. Under xdist the workers' reports reach the controller, where alone this
+    is registered."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -41,7 +44,10 @@ class SkipReport:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.finished = not self.config.option.collectonly
-        if self._refused() and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        if self._refused() and session.exitstatus in (
+            pytest.ExitCode.OK,
+            pytest.ExitCode.NO_TESTS_COLLECTED,
+        ):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_unconfigure(self) -> None:

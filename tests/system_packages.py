@@ -1,6 +1,7 @@
 """Installs the programs that some tests drive, where that is possible: as root, with apt-get.
 
-Elsewhere it says in one line what is missing. The tests run all the same, without those that need such a program.
+Elsewhere it says in one line what is missing. The tests run all the same, without those that need
+such a program.
 """
 
 import os
@@ -28,8 +29,14 @@ def install(packages: list[str]) -> str:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
         try:
-            done = subprocess.run([*APT_GET, *command], env=environment, stdin=subprocess.DEVNULL, timeout=LIMIT_S,
-                                  capture_output=True, text=True)  # fmt: skip
+            done = subprocess.run(
+                [*APT_GET, *command],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                timeout=LIMIT_S,
+                capture_output=True,
+                text=True,
+            )
         except subprocess.TimeoutExpired:
             return f"apt-get {command[0]} took more than {LIMIT_S} s"
         if done.returncode:
@@ -53,7 +60,9 @@ def main() -> None:
         command = f"apt-get install --no-install-recommends {' '.join(packages)}"
         why = f" ({reason})" if reason else ""
         print(
-            f"Tests that need {', '.join(packages)} will be skipped{why}; to run them, as root: {command}", flush=True
+            f"Tests that need {', '.join(packages)} will be skipped{why}; to run them, as root: "
+            f"{command}",
+            flush=True,
         )
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import shlex
 import shutil
@@ -16,20 +17,22 @@ import anyio
 import numpy as np
 import pytest
 from PIL import Image
+from redetr.explain_loss import explain_loss
+from selenium.common.exceptions import JavascriptException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import redetr
-from redetr import app_api
+from redetr.app.uploads import MAX_BYTES, BusyError, Turns
 from redetr.cli import parse_command
 from redetr.commands import app as command
 from redetr.data import open_dataset
+from redetr.detector.detector import as_image
 from redetr.errors import InputError
 from redetr.explain import explain
-from redetr.explain_loss import explain_loss
-from redetr.predict import as_image
-from redetr.visualize import to_pil
+from redetr.pages.drawing import class_color, to_pil
 from tests.app_server import artefacts, serving, write_checkpoint
 from tests.test_explain import picture
 from tests.test_explain_page import Page
@@ -62,9 +65,9 @@ def image(tmp_path):
 class Frame(Page):
     """The page of `explain` inside that of the app; leaves it at the end."""
 
-    def __init__(self, browser, place):
+    def __init__(self, browser, holder):
         self.browser = browser
-        self._frame = f"#{place} iframe"
+        self._frame = f"#{holder} iframe"
 
     def __enter__(self):
         self.browser.switch_to.frame(self.browser.find_element(By.CSS_SELECTOR, self._frame))
@@ -90,60 +93,104 @@ def page(server, browser):
 
 
 @contextmanager
-def opened(server, browser):
+def opened(server, browser, width=1280, height=800):
     """The app, just opened; without complaints of the browser at the end."""
+    view = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
     browser.get_log("browser")
     browser.get(server.url)
-    wait(browser, lambda: browser.find_elements(By.CSS_SELECTOR, "#image input[type=file]"))
-    yield browser
-    browser.switch_to.default_content()
+    try:
+        yield browser
+    finally:
+        browser.switch_to.default_content()
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     log = browser.get_log("browser")
     assert not [entry for entry in log if entry["level"] == "SEVERE"], log
 
 
 def upload(page, path):
-    one(page, "#image input[type=file]").send_keys(str(path))
-    return wait(page, lambda: told(page))
+    """What is said of an image, once it was computed."""
+    one(page, "#file").send_keys(str(path))
+    wait(page, lambda: told(page) not in ("", "Computing…"))
+    return told(page)
+
+
+def wait_for_detections(page):
+    wait(page, lambda: "with a score of" in told(page))
 
 
 def told(page):
-    """What stands below the slider; nothing while it is exchanged."""
-    return page.execute_script("return [...document.querySelectorAll('#found p')].map(p => p.innerText).join(' ')")
+    return f"{one(page, '#find-status').text}{one(page, '#find-error').text}"
 
 
 def set_threshold(page, value):
-    field = one(page, "#threshold input[type=number]")
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys(str(value), Keys.TAB)
-    wait(page, lambda: f"score of {value:.2f} or more" in told(page))
+    """By keys, in steps of 0.01."""
+    one(page, "#threshold").send_keys(Keys.HOME, Keys.ARROW_RIGHT * round(100 * value))
+    assert f"score of {value:.2f} or more" in told(page)
+
+
+def open_explanation(page):
+    one(page, "#explain").click()
+    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#explained iframe"))
 
 
 def open_loss(page):
-    next(tab for tab in page.find_elements(By.CSS_SELECTOR, "[role=tab]") if tab.text == "Matching and loss").click()
-    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#judged iframe"))
+    one(page, "#loss-tab").click()
+    wait_for_loss(page)
 
 
-def saved(page):
-    """What the link saves."""
-    link = one(page, "#found a[download]")
-    return link.get_attribute("download"), json.loads(base64.b64decode(link.get_attribute("href").partition(",")[2]))
+def wait_for_loss(page):
+    wait(page, lambda: one(page, "#loss-status").text.startswith("Image "))
+
+
+def saved(page, button, folder):
+    """The file that a button saves."""
+    folder.mkdir(exist_ok=True)
+    before = set(folder.iterdir())
+    allowed = {"behavior": "allow", "downloadPath": str(folder)}
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", allowed)
+    one(page, button).click()
+
+    def new_file():
+        new = set(folder.iterdir()) - before
+        return new if new and not [path for path in new if path.suffix == ".crdownload"] else None
+
+    (path,) = wait(page, new_file)
+    return path
+
+
+def saved_json(page, folder):
+    path = saved(page, "#save-json", folder)
+    content = json.loads(path.read_text())
+    path.unlink()
+    return path.name, content
+
+
+def rows(page):
+    return page.find_elements(By.CSS_SELECTOR, "#rows tr")
 
 
 def test_upload_threshold_and_click(page, image, detector, tmp_path):
     explanation = explain(detector, as_image(image))
     scores = explanation.scores[-1]
-    assert upload(page, image).startswith(
-        f"{len(detector.predict(image, 0.5))} detections with a score of 0.50 or more."
-    )
+    expected = f"{len(detector.predict(image, 0.5))} detections with a score of 0.50 or more."
+    assert upload(page, image) == expected
     for threshold in (0.4, 0.6):
         set_threshold(page, threshold)
         found = detector.predict(image, threshold).to_dict()
-        assert len(page.find_elements(By.CSS_SELECTOR, "#found tr")) == 1 + len(found["detections"])
-        assert saved(page) == ("a picture.json", {"image": image.name, **found})
+        assert len(rows(page)) == len(found["detections"])
+        assert saved_json(page, tmp_path / "saved") == (
+            "a picture.json",
+            {"image": image.name, **found},
+        )
+        open_explanation(page)
         with Frame(page, "explained") as frame:
-            shown = f"{(scores >= threshold).sum()} of 9 queries have a score of {threshold:.2f} or more"
+            shown = (
+                f"{(scores >= threshold).sum()} of 9 queries have a score of {threshold:.2f} "
+                "or more"
+            )
             wait(page, lambda f=frame, s=shown: f.part("shown").text == s)
-    page.save_screenshot(str(artefacts(tmp_path) / "app-found.png"))
+    page.save_screenshot(str(artefacts(tmp_path) / "app-explained.png"))
 
     click_another(page, explanation, shown=(scores >= 0.6).nonzero().flatten().tolist())
     page.save_screenshot(str(artefacts(tmp_path) / "app-clicked.png"))
@@ -157,6 +204,7 @@ def test_a_click_in_the_faithful_form(browser, shared_coco, tmp_path):
     shown = (explanation.scores[-1] >= 0.5).nonzero().flatten().tolist()
     with serving(checkpoint) as server, opened(server, browser) as page:
         upload(page, tmp_path / "picture.png")
+        open_explanation(page)
         click_another(page, explanation, shown)
         with Frame(page, "explained") as frame:
             assert "the brightest cell has" in frame.part("cross").text
@@ -168,7 +216,9 @@ def click_another(page, explanation, shown):
     first = int(explanation.scores[-1].argmax())
     boxes = explanation.boxes[-1].clamp(0, 1)
     sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    other = min((q for q in shown if q != first), key=lambda q: sizes[q])  # a click takes the smallest
+    other = min(
+        (q for q in shown if q != first), key=lambda q: sizes[q]
+    )  # a click takes the smallest
     assert sizes[other] < sizes[first] or not overlap(boxes[other], boxes[first])
     with Frame(page, "explained") as frame:
         assert frame.part("chosen").text.startswith(f"query {first} ")
@@ -178,102 +228,373 @@ def click_another(page, explanation, shown):
         after = [frame.drawing(name) for name in ("cross", "self", "path")]
         for old, new in zip(before, after, strict=True):
             assert all(a != b for a, b in zip(old, new, strict=True))
-        assert page.execute_script("return origin") == "null"  # it reaches nothing of the page around it
+        assert (
+            page.execute_script("return origin") == "null"
+        )  # it reaches nothing of the page around it
 
 
 def overlap(a, b):
     return bool((a[:2] < b[2:]).all() and (b[:2] < a[2:]).all())
 
 
-def test_nothing_found_and_taken_away_again(page, image):
+def test_one_class_and_the_picture_that_is_saved(page, image, detector, tmp_path):
+    """The class filter, and a threshold below which one box is left: its color frames that box in
+    the saved file."""
+    label = "plate"
+    detections = detector.predict(image, 0.0).of_classes([label])
+    threshold = math.floor(100 * detections.scores[0].item()) / 100
+    expected = detections.above(threshold)
+    assert len(expected) == 1
     upload(page, image)
+    set_threshold(page, threshold)
+    Select(one(page, "#class")).select_by_visible_text(label)
+    assert told(page) == f"1 detection of {label} with a score of {threshold:.2f} or more."
+    _, content = saved_json(page, tmp_path / "saved")
+    assert content["detections"] == expected.to_dict()["detections"]
+    assert [row.text.split()[0] for row in rows(page)] == [label]
+
+    path = saved(page, "#save-picture", tmp_path / "saved")
+    assert path.name == "a picture-detections.png"
+    with Image.open(path) as saved_picture:
+        factor = saved_picture.width / 90
+        assert saved_picture.size == (90 * factor, 60 * factor)
+        assert saved_picture.width >= 1200
+        left, _, right, bottom = (factor * value for value in expected.boxes[0].tolist())
+        below = (left + right) / 2, min(bottom, saved_picture.height - 1)
+        assert saved_picture.convert("RGB").getpixel(below) == class_color(
+            expected.labels[0].item()
+        )
+
+
+def test_a_detection_is_chosen_in_the_list_and_in_the_picture(page, image, detector, tmp_path):
+    upload(page, image)
+    drawings = [drawing(page)]
+    button = one(page, "#rows tr:nth-child(2) button")
+    for pressed in ("true", "false"):
+        button.send_keys(Keys.ENTER)
+        assert button.get_attribute("aria-pressed") == pressed
+        drawings.append(drawing(page))
+    assert drawings[0] == drawings[2] != drawings[1]
+
+    boxes = detector.predict(image, 0.5).boxes
+    sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    smallest = int(sizes.argmin())
+    center = (boxes[smallest, :2] + boxes[smallest, 2:]) / 2
+    x, y = (center / boxes.new_tensor([90, 60]) - 0.5).tolist()
+    canvas = one(page, "#picture")
+    offset = round(x * canvas.size["width"]), round(y * canvas.size["height"])
+    ActionChains(page).move_to_element_with_offset(canvas, *offset).click().perform()
+    pressed = [
+        row.find_element(By.TAG_NAME, "button").get_attribute("aria-pressed") for row in rows(page)
+    ]
+    assert [index for index, value in enumerate(pressed) if value == "true"] == [smallest]
+    page.save_screenshot(str(artefacts(tmp_path) / "app-found.png"))
+
+
+def drawing(page):
+    return page.execute_script("return document.querySelector('#picture').toDataURL()")
+
+
+def test_nothing_found_and_taken_away_again(page, image, detector):
+    upload(page, image)
+    open_explanation(page)
     set_threshold(page, 1)
-    assert told(page).startswith("No detections with a score of 1.00 or more.")
-    assert not page.find_elements(By.CSS_SELECTOR, "#found table")
-    one(page, "#image button[aria-label='Remove Image']").click()
-    wait(page, lambda: not page.find_elements(By.CSS_SELECTOR, "#explained iframe"))
+    best = detector.predict(image, 0.0).scores[0].item()
+    assert told(page) == f"No detections with a score of 1.00 or more. The best has {best:.2f}."
+    assert not rows(page)
+    one(page, "#remove").click()
     assert told(page) == ""
-    assert "Drop an image" in one(page, "#explained").text
+    assert not page.find_elements(By.CSS_SELECTOR, "#explained iframe")
+    assert not one(page, "#controls").is_displayed()
+    assert "Choose an image" in one(page, "#welcome").text
 
 
-def test_a_bad_file_is_told(page, image, tmp_path):
+def test_a_bad_file_is_told(page, server, image, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(image.read_bytes()[:300])
     text = upload(page, bad)
     assert text.startswith("this image: cannot decode the image")
     assert len(text.splitlines()) == 1
     page.save_screenshot(str(artefacts(tmp_path) / "app-bad-file.png"))
-    one(page, "#image button[aria-label='Remove Image']").click()
-    wait(page, lambda: not told(page))
+    bad.write_bytes(bytes(MAX_BYTES + 1))
+    assert upload(page, bad) == "The file has more than 32 MB: give a smaller one."
     assert "detections with a score" in upload(page, image)
+    log = page.get_log("browser")  # Chromium notes the answer 400 itself
+    assert [entry["message"].split(" - ")[0] for entry in log] == [f"{server.url}look"]
 
 
-def test_the_camera(page, detector):
-    """A stand-in for a camera; its picture is looked at like a file."""
+def test_a_picture_that_browsers_cannot_show(page, image, tmp_path):
+    """TIFF, and turned by its EXIF tag: both as the model is given it."""
+    turned = tmp_path / "turned.tif"
+    with Image.open(image) as upright:
+        exif = upright.getexif()
+        exif[0x0112] = 6
+        upright.save(turned, exif=exif)
+    upload(page, turned)
+    assert saved_json(page, tmp_path / "saved")[1]["image_size"] == [90, 60]
+    shape = page.execute_script(
+        "const c = document.querySelector('#picture'); return [c.width, c.height]"
+    )
+    assert shape[0] * 3 == shape[1] * 2
+
+
+def test_the_camera(page, detector, tmp_path):
+    """Chromium's stand-in for a camera; its picture is looked at like a file."""
+    one(page, "#camera").click()
+    wait(
+        page,
+        lambda: page.execute_script("return document.querySelector('video').videoWidth") == 640,
+    )
+    wait(page, lambda: one(page, "#capture").is_displayed())
+    page.save_screenshot(str(artefacts(tmp_path) / "app-camera.png"))
+    one(page, "#close-camera").click()
+    assert not one(page, "#video").is_displayed()
+    assert one(page, "#welcome").is_displayed()
+
+    one(page, "#camera").click()
+    wait(
+        page,
+        lambda: page.execute_script("return document.querySelector('video').videoWidth") == 640,
+    )
+    one(page, "#capture").click()
+    wait_for_detections(page)
+    name, content = saved_json(page, tmp_path / "saved")
+    assert (name, content["image_size"]) == ("camera.json", [480, 640])
+    assert page.execute_script("return document.querySelector('video').srcObject") is None
+    colors = page.execute_script("""
+        const canvas = document.querySelector("#picture"), { width, height } = canvas;
+        const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+        const green = data.filter((_, i) => i % 4 === 1 && data[i] > data[i - 1] + 50 && data[i] > data[i + 1] + 50);
+        return green.length / (width * height)""")
+    assert colors > 0.5  # the stand-in films green
+
+
+def test_a_camera_that_is_refused(page):
     page.execute_script("""
-        const canvas = Object.assign(document.createElement("canvas"), {width: 80, height: 60});
-        setInterval(() => { const c = canvas.getContext("2d"); c.fillStyle = "teal"; c.fillRect(0, 0, 80, 60); }, 30);
-        navigator.mediaDevices.getUserMedia = async () => canvas.captureStream(30);
-        navigator.mediaDevices.enumerateDevices = async () => [{kind: "videoinput", deviceId: "1", label: "stand-in"}];
-    """)
-    one(page, "#image button[aria-label='Capture from camera']").click()
-    access = "return [...document.querySelectorAll('#image button')].find(b => b.innerText.includes('Access Webcam'))"
-    wait(page, lambda: page.execute_script(access)).click()
-    wait(page, lambda: page.find_elements(By.CSS_SELECTOR, "#image button[aria-label='capture photo']"))
-    wait(page, lambda: page.execute_script("return document.querySelector('#image video').videoWidth") == 80)
-    one(page, "#image button[aria-label='capture photo']").click()
-    wait(page, lambda: told(page))
-    assert saved(page)[1]["image_size"] == [60, 80]
+        navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("Permission denied"); };""")
+    one(page, "#camera").click()
+    wait(page, lambda: told(page) == "The camera cannot be used: Permission denied")
+    assert one(page, "#welcome").is_displayed()
 
 
-def test_matching_and_loss_of_a_training_image(page, detector, shared_coco, tmp_path):
+def test_the_clipboard(page, server, image, detector, tmp_path):
+    """By the button and by Ctrl-V; without a picture in it, it says so."""
+    permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    page.execute_cdp_cmd(
+        "Browser.grantPermissions", {"origin": server.url, "permissions": permissions}
+    )
+    page.execute_async_script(
+        "const done = arguments[0]; navigator.clipboard.writeText('text').then(done)"
+    )
+    one(page, "#paste").click()
+    wait(page, lambda: told(page) == "There is no image in the clipboard.")
+    problem = page.execute_async_script(
+        """
+        const [code, done] = arguments;
+        const bytes = Uint8Array.from(atob(code), (c) => c.charCodeAt(0));
+        const item = new ClipboardItem({ "image/png": new Blob([bytes], { type: "image/png" }) });
+        navigator.clipboard.write([item]).then(() => done(""), (problem) => done(String(problem)));""",
+        base64.b64encode(image.read_bytes()).decode(),
+    )
+    assert problem == ""
+    expected = detector.predict(image, 0.5).to_dict()["detections"]
+
+    one(page, "#paste").click()
+    wait_for_detections(page)
+    name, content = saved_json(page, tmp_path / "saved")
+    assert (name, content["detections"]) == ("clipboard.json", expected)
+    one(page, "#remove").click()
+
+    ActionChains(page).key_down(Keys.CONTROL).send_keys("v").key_up(Keys.CONTROL).perform()
+    wait_for_detections(page)
+    assert saved_json(page, tmp_path / "saved")[1]["detections"] == expected
+
+
+def test_an_image_that_is_dropped(page, image, detector, tmp_path):
+    """Anywhere on the page, as a file manager drops it."""
+    data = {"items": [], "files": [str(image)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        page.execute_cdp_cmd(
+            "Input.dispatchDragEvent", {"type": kind, "x": 800, "y": 500, "data": data}
+        )
+    wait_for_detections(page)
+    expected = {"image": image.name, **detector.predict(image, 0.5).to_dict()}
+    assert saved_json(page, tmp_path / "saved") == ("a picture.json", expected)
+
+
+def test_matching_and_loss_of_a_training_image(page, server, detector, shared_coco, tmp_path):
     open_loss(page)
     dataset = open_dataset(shared_coco, "train")
-    assert one(page, "#image-id textarea, #image-id input").get_attribute("value") == "100"
+    image_id, world_size = one(page, "#image-id"), Select(one(page, "#world-size"))
+    assert image_id.get_attribute("value") == "100"
     with Frame(page, "judged") as frame:
         expected = explain_loss(detector, dataset, 100)
         assert len(frame.rows("terms")) == 1 + 2  # an object, the other queries, the sum
-        total = sum(expected.costs[-1, :, query, t].sum().item() for t, query in enumerate(expected.queries[-1]))
+        total = sum(
+            expected.costs[-1, :, query, t].sum().item()
+            for t, query in enumerate(expected.queries[-1])
+        )
         assert float(frame.part("total").text.split("=")[1]) == pytest.approx(total, abs=1e-3)
     page.save_screenshot(str(artefacts(tmp_path) / "app-loss.png"))
 
-    field = one(page, "#world-size input[type=number]")
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys("2", Keys.TAB)
-    one(page, "#show").click()
-    wait(page, lambda: "GPU 0 of 2" in judged(page))
-    assert "boxes per GPU, on average: (1 + 2) / 2 = 1.5" in judged(page)
+    world_size.select_by_visible_text("2")
+    wait_for_loss(page)
+    assert "GPU 0 of 2" in worked(page)
+    assert "boxes per GPU, on average: (1 + 2) / 2 = 1.5" in worked(page)
 
     one(page, "#next").click()
-    wait(page, lambda: "boxes per GPU, on average: (2 + 0) / 2 = 1" in judged(page))
-    assert one(page, "#image-id textarea, #image-id input").get_attribute("value") == "101"
+    wait(page, lambda: one(page, "#loss-status").text == "Image 101")
+    assert "boxes per GPU, on average: (2 + 0) / 2 = 1" in worked(page)
+    assert image_id.get_attribute("value") == "101"
 
-    field = one(page, "#image-id textarea, #image-id input")
-    field.send_keys(Keys.CONTROL, "a")
-    field.send_keys("7", Keys.ENTER)
-    wait(page, lambda: "has no image with this id: try another, such as 100, 101" in one(page, "#judged").text)
+    image_id.send_keys(Keys.CONTROL, "a")
+    image_id.send_keys("103", Keys.ENTER)
+    wait(page, lambda: one(page, "#loss-status").text == "Image 103")
+    worked(page)
+
+    image_id.send_keys(Keys.CONTROL, "a")
+    image_id.send_keys("7", Keys.ENTER)
+    wait(
+        page,
+        lambda: (
+            "has no image with this id: try another, such as 100, 101"
+            in one(page, "#loss-error").text
+        ),
+    )
+    assert not page.find_elements(By.CSS_SELECTOR, "#judged iframe")
+    log = page.get_log("browser")  # Chromium notes the answer 400 itself
+    assert [entry["message"].partition("?")[0] for entry in log] == [f"{server.url}judge"]
 
 
-def judged(page):
-    """The text of the frame; nothing while it is exchanged."""
-    frames = page.find_elements(By.CSS_SELECTOR, "#judged iframe")
-    return frames[0].get_attribute("srcdoc") if frames else ""
+def worked(page):
+    """What the frame says of divisors."""
+    with Frame(page, "judged") as frame:
+        return frame.part("worked").text
+
+
+def test_tabs_by_keyboard(page):
+    find, loss = (one(page, f"#{name}-tab") for name in ("find", "loss"))
+    find.send_keys(Keys.ARROW_RIGHT)
+    assert page.switch_to.active_element == loss
+    assert [tab.get_attribute("aria-selected") for tab in (find, loss)] == ["false", "true"]
+    assert [one(page, name).is_displayed() for name in ("#find", "#loss")] == [False, True]
+    wait_for_loss(page)
+    loss.send_keys(Keys.ARROW_RIGHT)  # around
+    assert page.switch_to.active_element == find
+    assert [one(page, name).is_displayed() for name in ("#find", "#loss")] == [True, False]
+
+
+CONTROLS = {"button", "textbox", "slider", "combobox", "tab", "Iframe", "img", "image", "canvas"}
+
+
+def nameless(page):
+    """The roles of the controls and pictures that a screen reader would have no name for; and how
+    many have one."""
+    nodes = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    named = [
+        (node["role"]["value"], bool(node.get("name", {}).get("value")))
+        for node in nodes
+        if not node["ignored"] and node["role"]["value"] in CONTROLS
+    ]
+    return [role for role, has_name in named if not has_name], len(named)
+
+
+# Texts whose color differs from what is behind them by less than WCAG asks for (AA).
+FAINT = """
+const channels = (color) => color.match(/[\\d.]+/g).map(Number);
+const light = (color) => {
+  const shares = channels(color).map((value) => value / 255);
+  const [r, g, b] = shares.map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (element) => {
+  const color = element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)";
+  return channels(color)[3] === 0 ? behind(element.parentElement) : color;
+};
+const texts = [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility() &&
+  [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim()));
+const contrasts = texts.map((element) => {
+  const [low, high] = [getComputedStyle(element).color, behind(element)].map(light).sort((a, b) => a - b);
+  return [element.innerText, (high + 0.05) / (low + 0.05)];
+});
+return [contrasts.filter(([, contrast]) => contrast < 4.5), contrasts.length];"""
+
+
+def assert_usable(page):
+    names, texts = nameless(page), page.execute_script(FAINT)
+    assert names[0] == []
+    assert names[1] > 4
+    assert texts[0] == []
+    assert texts[1] > 8
+    width = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert width[0] <= width[1]
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)], ids=["desk", "phone"])
+def test_controls_have_names_texts_contrast_and_all_fits(
+    width, height, server, browser, image, tmp_path
+):
+    folder = artefacts(tmp_path)
+    with opened(server, browser, width, height) as page:
+        page.save_screenshot(str(folder / f"app-{width}-start.png"))
+        assert_usable(page)
+        upload(page, image)
+        page.save_screenshot(str(folder / f"app-{width}-found.png"))
+        assert_usable(page)
+        canvas = one(page, "#picture").size
+        assert canvas["width"] > 0.6 * width  # the image is large
+        open_explanation(page)
+        with Frame(page, "explained"):
+            pass
+        assert_usable(page)
+        page.save_screenshot(str(folder / f"app-{width}-explained.png"))
+        page.execute_script("scrollTo(0, 0)")
+        open_loss(page)
+        with Frame(page, "judged"):
+            pass
+        assert_usable(page)
+        page.save_screenshot(str(folder / f"app-{width}-loss.png"))
 
 
 def test_nothing_comes_from_elsewhere(page, server, image):
     upload(page, image)
-    loaded = page.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert len(loaded) > 10
+    open_explanation(page)
+    reach = "return fetch(arguments[0]).then(() => 'reached')"
+    with Frame(page, "explained"), pytest.raises(JavascriptException, match="Failed to fetch"):
+        page.execute_script(reach, f"{server.url}api/health")
+    loaded = page.execute_script(
+        "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    )
+    own = {address.removeprefix(server.url) for address in loaded if address.startswith(server.url)}
+    assert own == {"app.css", "app.js", "look", "explain", "frame"}
     assert all(address.startswith((server.url, "data:", "blob:")) for address in loaded), loaded
+    page.execute_script("""
+        const script = document.createElement("script");
+        script.textContent = "window.ran = true";
+        document.body.append(script);""")
+    assert page.execute_script("return window.ran") is None
+    refused = [entry["message"] for entry in page.get_log("browser")]
+    assert refused
+    assert all("Content Security Policy" in message for message in refused), refused
     _, text = server.ask("GET", "/")
-    assert not re.findall(r"""<(?:script|link|img|iframe)[^>]*(?:src|href)=["'](?:https?:)?//[^"']*""", text)
-    _, style = server.ask("GET", "/theme.css")
-    assert not re.findall(r"""url\(["']?(?:https?:)?//|@import""", style)
+    assert not re.findall(
+        r"""<(?:script|link|img|iframe)[^>]*(?:src|href)=["'](?:https?:)?//[^"']*""", text
+    )
+    _, style = server.ask("GET", "/app.css")
+    assert not re.findall(r"url\(|@import", style)
 
 
 def test_the_endpoint_answers_like_predict(server, image, tmp_path):
-    arguments = ["predict", server.checkpoint, image, "--output", tmp_path / "out", "--threshold", 0.4]
-    parse_command([*map(str, arguments), "--device", "cpu"]).run()
+    arguments = [
+        "predict",
+        server.checkpoint,
+        image,
+        "--output",
+        tmp_path / "out",
+        "--threshold",
+        0.4,
+    ]
+    parse_command([*map(str, arguments), "--device", "cpu", "--precision", "fp32"]).run()
     expected = json.loads((tmp_path / "out" / "predictions.jsonl").read_text())
     status, answer = server.predict(image.read_bytes(), 0.4)
     assert status == 200
@@ -283,7 +604,8 @@ def test_the_endpoint_answers_like_predict(server, image, tmp_path):
 
 
 def test_the_docs_hold_by_curl(server, detector, tmp_path, monkeypatch):
-    """Each curl command in the page answers what stands below it: the same keys, values of the same types."""
+    """Each curl command in the page answers what stands below it: the same keys, values of the same
+    types."""
     shutil.copy(ROOT / "examples" / "digits.png", tmp_path)
     (tmp_path / "notes.txt").write_text("no image")
     monkeypatch.chdir(tmp_path)
@@ -291,7 +613,9 @@ def test_the_docs_hold_by_curl(server, detector, tmp_path, monkeypatch):
     assert len(examples) == 4
     for line, shown in examples:
         words = [word.replace("http://127.0.0.1:7860/", server.url) for word in shlex.split(line)]
-        answer = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+        answer = subprocess.run(
+            words, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
         assert form_of(json.loads(answer)) == form_of(json.loads(shown)), line
     expected = detector.predict("digits.png", 0.4).to_dict()
     words = shlex.split(examples[0][0].replace("http://127.0.0.1:7860/", server.url))
@@ -319,14 +643,14 @@ def test_work_is_done_one_at_a_time():
             running -= 1
 
     async def main():
-        turns = app_api.Turns()
+        turns = Turns()
         refused = 0
 
         async def client():
             nonlocal refused
             try:
                 await turns.take(work)
-            except app_api.BusyError:
+            except BusyError:
                 refused += 1
 
         async with anyio.create_task_group() as group:
@@ -338,9 +662,12 @@ def test_work_is_done_one_at_a_time():
     assert most == 1
 
 
-def test_without_gradio(monkeypatch):
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"^gradio is not installed; it comes with: pip install redetr\[app\]$"):
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])
+def test_without_the_extra(package, monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda name: name != package or None)
+    with pytest.raises(
+        InputError, match=rf"^{package} is not installed; it comes with: pip install redetr\[app\]$"
+    ):
         parse_command(["app", "anything.pt"]).run()
 
 
@@ -348,7 +675,9 @@ def test_a_port_that_is_taken(server):
     arguments = ["app", str(server.checkpoint), "--device", "cpu", "--port"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"cannot listen at 127.0.0.1, port {port} .*: give another"):
+        with pytest.raises(
+            InputError, match=f"cannot listen at 127.0.0.1, port {port} .*: give another"
+        ):
             parse_command([*arguments, str(port)]).run()
     with pytest.raises(InputError, match="--port 99999 is not between 0 and 65535"):
         parse_command([*arguments, "99999"]).run()

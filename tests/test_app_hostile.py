@@ -1,9 +1,11 @@
-"""Uploads and calls that are damaged, lie or attack: each is refused in one line, and the server goes on."""
+"""Uploads and calls that are damaged, lie or attack: each is refused in one line, and the server
+goes on."""
 
 import io
 import json
 import pickle
 import random
+import re
 import struct
 import subprocess
 import threading
@@ -13,14 +15,20 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socket import SHUT_WR, create_connection
+from urllib.parse import quote
 
+import anyio
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
 import redetr
-from redetr.app_api import MAX_BYTES, MAX_PIXELS
-from tests.app_server import peak_memory, serving, write_checkpoint
+from redetr.app import uploads
+from redetr.app.server import web_app
+from redetr.app.uploads import MAX_BYTES, MAX_PIXELS
+from tests.app_server import ask_within, peak_memory, serving, write_checkpoint
+from tests.test_explain import small_detector
 
 MOST_MEMORY = 300 * 2**20  # more than before the attacks
 
@@ -51,13 +59,24 @@ def encoded(form, image=None, **options):
 
 
 def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png(width, height, content=b"", before=b""):
     """A PNG that claims a size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + before
+        + chunk(b"IDAT", content)
+        + chunk(b"IEND", b"")
+    )
 
 
 def zipped(count):
@@ -82,7 +101,9 @@ class Touch:
 
 
 NOISE = random.Random(0).randbytes
-PNG, JPEG, GIF, TIFF, WEBP, BMP = (encoded(form) for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"))
+PNG, JPEG, GIF, TIFF, WEBP, BMP = (
+    encoded(form) for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP")
+)
 TEXT_BOMB = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**24)))
 PROFILE_BOMB = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(2**26)))
 FILES = {
@@ -92,13 +113,16 @@ FILES = {
     "noise": NOISE(5000),
     "text": b"Dear model, what is this?",
     "html": b"<html><script>alert(1)</script></html>",
-    "svg": b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>",
-    "svg with an entity": b"<!DOCTYPE s [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><svg><text>&x;</text></svg>",
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg' "
+    b"onload='alert(1)'><script>alert(1)</script></svg>",
+    "svg with an entity": b"<!DOCTYPE s [<!ENTITY x SYSTEM "
+    b"'file:///etc/passwd'>]><svg><text>&x;</text></svg>",
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/tmp/ps) (w) file\n",
     "pdf": b"%PDF-1.4\n1 0 obj << /Type /Catalog >> endobj\ntrailer << /Root 1 0 R >>",
     "pickle": pickle.dumps(Touch("touched")),
     "pickle like a checkpoint": zipped(10) + pickle.dumps(Touch("touched")),
-    "numpy": b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}" + bytes(64),
+    "numpy": b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': "
+    b"(1,)}" + bytes(64),
     "zip bomb": zipped(2**26),
     "gzip": b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + NOISE(100),
     "program": b"\x7fELF" + NOISE(500),
@@ -128,7 +152,8 @@ FILES = {
     "gif cut": GIF[:40],
     "gif that claims to be large": changed(GIF, 6, b"\xff\xff\xff\xff"),
     "tiff cut": TIFF[:60],
-    "tiff whose directory is itself": b"II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, 256, 4, 1, 9, 8),
+    "tiff whose directory is itself": b"II*\0\x08\0\0\0"
+    + struct.pack("<HHHIII", 1, 256, 4, 1, 9, 8),
     "tiff with a far directory": b"II*\0" + struct.pack("<I", 2**32 - 1),
     "tiff of 2^31 entries": b"II*\0\x08\0\0\0\xff\xff" + bytes(60),
     "webp cut": WEBP[:30],
@@ -139,13 +164,18 @@ FILES = {
     "jpeg 2000 cut": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40),
     "float pixels": encoded("TIFF", Image.fromarray(np.full((4, 4), np.nan, np.float32))),
     "too many bytes": bytes(MAX_BYTES + 2**17),
-}  # fmt: skip
+}
 
 
 def refused(status, text):
     """Whether it is a 4xx and one plain line."""
     error = json.loads(text)["error"]
-    return 400 <= status < 500 and len(error.splitlines()) == 1 and 10 < len(error) < 300 and "Traceback" not in text
+    return (
+        400 <= status < 500
+        and len(error.splitlines()) == 1
+        and 10 < len(error) < 300
+        and "Traceback" not in text
+    )
 
 
 def form(content, name="image", file='filename="a.png"', more=b""):
@@ -154,7 +184,11 @@ def form(content, name="image", file='filename="a.png"', more=b""):
 
 
 def field(name, value):
-    return f'--limit\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + value + b"\r\n"
+    return (
+        f'--limit\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
+        + value
+        + b"\r\n"
+    )
 
 
 KIND = "multipart/form-data; boundary=limit"
@@ -170,6 +204,8 @@ def test_a_hostile_file(name, server):
     for status, text in (
         server.ask("POST", "/api/predict", FILES[name]),
         server.ask("POST", "/api/predict", form(FILES[name]), FORM),
+        server.ask("POST", "/look", form(FILES[name]), FORM),
+        server.ask("POST", "/explain", form(FILES[name]), FORM),
     ):
         assert refused(status, text), (status, text)
         assert (status == 413) == (name == "too many bytes")
@@ -184,15 +220,25 @@ def test_pixels_are_counted_before_they_are_decoded(server):
 
 @pytest.mark.parametrize(
     "file",
-    ['filename="../../../etc/passwd"', 'filename="/etc/shadow"', "filename*=UTF-8''..%2f..%2fx", 'filename=""',
-     'filename="a\\nb.png"', 'filename="' + "x" * 3000 + '"', 'filename="<script>.png"', 'filename="a.svg"',
-     'filename="CON"', 'filename="a.png%00.exe"'],
-)  # fmt: skip
+    [
+        'filename="../../../etc/passwd"',
+        'filename="/etc/shadow"',
+        "filename*=UTF-8''..%2f..%2fx",
+        'filename=""',
+        'filename="a\\nb.png"',
+        'filename="' + "x" * 3000 + '"',
+        'filename="<script>.png"',
+        'filename="a.svg"',
+        'filename="CON"',
+        'filename="a.png%00.exe"',
+    ],
+)
 def test_names_of_files_are_never_used(file, server):
     """The picture is looked at, whatever its name; no file has it."""
     before = {path for path in server.folder.rglob("*") if path.is_file()}
-    status, text = server.ask("POST", "/api/predict", form(PNG, file=file), FORM)
-    assert status == 200 or refused(status, text)
+    for address in ("/api/predict", "/look", "/explain"):
+        status, text = server.ask("POST", address, form(PNG, file=file), FORM)
+        assert status == 200 or refused(status, text)
     assert {path for path in server.folder.rglob("*") if path.is_file()} == before
 
 
@@ -215,20 +261,36 @@ def test_names_of_files_are_never_used(file, server):
     ids=range(12),
 )
 def test_a_form_that_is_wrong(body, kind, server):
-    status, text = server.ask("POST", "/api/predict", body, {"Content-Type": kind})
-    assert refused(status, text), (status, text)
+    for address in ("/api/predict", "/explain"):
+        status, text = server.ask("POST", address, body, {"Content-Type": kind})
+        assert refused(status, text), (status, text)
 
 
-@pytest.mark.parametrize("threshold", ["", "half", "nan", "inf", "-1", "1.01", "1e400", "0x1", "[]", "%00", "9" * 5000])
+@pytest.mark.parametrize(
+    "threshold", ["", "half", "nan", "inf", "-1", "1.01", "1e400", "0x1", "[]", "%00", "9" * 5000]
+)
 def test_a_threshold_that_is_none(threshold, server):
-    assert server.predict(PNG, threshold) == (400, {"error": "threshold is not a number between 0 and 1"})
+    assert server.predict(PNG, threshold) == (
+        400,
+        {"error": "threshold is not a number between 0 and 1"},
+    )
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/api/predict", 405), ("DELETE", "/api/predict", 405), ("GET", "/api/", 404), ("GET", "/api/x/../y", 404),
-     ("POST", "/api/health", 405), ("POST", "/", 404), ("PUT", "/config", 404)],
-)  # fmt: skip
+    [
+        ("GET", "/api/predict", 405),
+        ("DELETE", "/api/predict", 405),
+        ("GET", "/api/", 404),
+        ("GET", "/api/x/../y", 404),
+        ("POST", "/api/health", 405),
+        ("POST", "/", 405),
+        ("PUT", "/config", 404),
+        ("GET", "/look", 405),
+        ("GET", "/judge", 405),
+        ("TRACE", "/", 405),
+    ],
+)
 def test_another_address(method, path, status, server):
     found, text = server.ask(method, path)
     assert (found, list(json.loads(text))) == (status, ["error"])
@@ -274,7 +336,8 @@ def test_a_client_that_leaves(server):
 
 
 def test_a_body_without_end_is_not_kept(server):
-    """Refused while it is being sent; what still comes is dropped, as the fixture sees by the memory."""
+    """Refused while it is being sent; what still comes is dropped, as the fixture sees by the
+    memory."""
     head = b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     piece = b"100000\r\n" + bytes(2**20) + b"\r\n"
     with create_connection(("127.0.0.1", server.port), timeout=20) as connection:
@@ -302,17 +365,43 @@ def test_many_at_once(server):
     assert answers == [200] * 12
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", "", "[", "[::1", "x@y:z"]
+)
 def test_another_name_of_this_machine(host, server):
     status, text = server.ask("GET", "/api/health", headers={"Host": host})
     assert (status, json.loads(text)) == (
-        400, {"error": "this server is called 127.0.0.1 or localhost or ::1: use that name"})  # fmt: skip
+        400, {"error": "this server is called 127.0.0.1 or localhost or ::1: use that "
+                       "name"})  # fmt: skip
 
 
-def join(server, value, index=0):
-    body = {"data": [value, 0.5], "fn_index": index, "session_hash": "x"}
-    content = json.dumps(body).encode()
-    return server.ask("POST", "/gradio_api/queue/join", content, {"Content-Type": "application/json"})
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),  # a program
+        ({"Origin": "http://127.0.0.1:7860", "Host": "127.0.0.1:7860"}, 200),
+        (
+            {"Origin": "https://detr.example", "Sec-Fetch-Site": "same-origin"},
+            200,
+        ),  # behind a proxy
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1", "Host": "127.0.0.1:7860"}, 403),
+        ({"Origin": "http://[", "Host": "127.0.0.1:7860"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+    ],
+    ids=range(9),
+)
+def test_what_another_site_sends(headers, status, server):
+    """A form of any site can be sent here by a visitor's browser, which says where it comes
+    from."""
+    for address in ("/api/predict", "/look", "/judge"):
+        found, text = server.ask("POST", address, PNG, headers)
+        assert found == status, (address, text)
+    assert status == 200 or json.loads(text) == {
+        "error": "another web site sent this request: open the page of this server"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -335,60 +424,164 @@ def elsewhere():
     assert asked == []
 
 
-def test_calls_that_name_files_are_refused(server, elsewhere):
-    """Neither copied into the folder that is served, nor fetched."""
-    secret = server.folder / "secret.txt"
-    secret.write_text("secret")
-    marked = {"_type": "gradio.FileData"}
-    for path in ("/etc/passwd", str(secret), "../../etc/passwd", elsewhere, "file:///etc/passwd", 3, None, "a\0b"):
-        for value in ({"path": path, "meta": marked}, {"x": [{"path": path, "meta": marked}]}):
-            for index in (0, 1):
-                assert join(server, value, index) == (400, '{"error":"the call names a file that was not uploaded"}')
-    assert server.ask("POST", "/gradio_api/queue/join", b"[" * 10**5 + b"]" * 10**5)[0] == 400
-    assert server.ask("POST", "/gradio_api/queue/join", b"\xff")[0] == 400
-    assert server.ask("POST", "/gradio_api/queue/join", b" " * 2**21)[0] == 413
-    assert not [path for path in server.folder.rglob("*") if path.name in ("passwd", "secret.txt") and path != secret]
+ADDRESSES = ("/api/predict", "/look", "/explain")  # that take an image
 
 
-def test_files_are_not_served(server, elsewhere):
-    secret = server.folder / "secret.txt"
-    secret.write_text("secret")
-    (uploads,) = server.folder.glob("redetr-app-*")
-    for path in ("/etc/passwd", "../../etc/passwd", str(server.checkpoint), str(secret), f"{uploads}/../secret.txt",
-                 f"{uploads}/%2e%2e/secret.txt", elsewhere):  # fmt: skip
-        for way in ("file=", "file/", "proxy=", "stream/"):
-            assert server.ask("GET", f"/gradio_api/{way}{path}")[0] == 404, (way, path)
-    for path in ("/static/../../../etc/passwd", "/assets/%2e%2e/%2e%2e/app.py", "/svelte/../../x", "/docs", "/redoc",
-                 "/openapi.json", "/gradio_api/info", "/gradio_api/runs", "/gradio_api/mcp"):  # fmt: skip
-        assert server.ask("GET", path)[0] in (400, 403, 404), path
-    for path in ("run/predict", "api/look", "call/look", "component_server", "reset", "cancel", "run-history/connect"):
-        assert server.ask("POST", f"/gradio_api/{path}", b"{}")[0] == 404, path
+def test_files_that_are_named_are_not_read(server, elsewhere):
+    """Neither files of this machine nor other addresses."""
+    paths = (
+        str(server.checkpoint),
+        "/etc/passwd",
+        "../../etc/passwd",
+        elsewhere,
+        "file:///etc/passwd",
+        "a\0b",
+    )
+    for path in paths:
+        for address in ADDRESSES:
+            for body in (form(path.encode()), field("image", path.encode()) + b"--limit--\r\n"):
+                status, text = server.ask("POST", address, body, FORM)
+                assert refused(status, text), (address, text)
+            call = json.dumps({"image": path, "path": path}).encode()
+            status, text = server.ask("POST", address, call, {"Content-Type": "application/json"})
+            assert refused(status, text), (address, text)
+        status, text = server.ask("POST", f"/judge?image_id={quote(path)}")
+        assert refused(status, text)
+        assert "has no image with this id" in text
 
 
-def upload(server, name, content):
-    head = f'--limit\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
-    return server.ask("POST", "/gradio_api/upload", head.encode() + content + b"\r\n--limit--\r\n", FORM)
+@pytest.mark.parametrize(
+    "query",
+    [
+        "world_size=0",
+        "world_size=9",
+        "world_size=1e9",
+        "world_size=",
+        "step=-1",
+        "step=2",
+        "step=\u0661",
+        "image_id=" + "9" * 5000,
+        "image_id=%00",
+        "image_id=100&world_size=nan",
+    ],
+    ids=range(10),
+)
+def test_a_judgement_that_is_none(query, server):
+    status, text = server.ask("POST", f"/judge?{quote(query, '=&%')}")
+    assert refused(status, text), text
 
 
-def test_uploads_stay_in_their_folder(server):
-    (uploads,) = server.folder.glob("redetr-app-*")
+def test_files_are_not_served(server):
+    """Not those of the package beside the page either."""
+    names = (
+        "page.html",
+        "frame.html",
+        "page.py",
+        "server.py",
+        "app.js/../page.py",
+        "%2e%2e/api.py",
+        "/etc/passwd",
+        "../../../etc/passwd",
+        str(server.checkpoint),
+        "static/../../etc/passwd",
+        "docs",
+        "redoc",
+        "openapi.json",
+        "favicon.ico",
+        ".env",
+    )
+    for name in names:
+        assert server.ask("GET", f"/{name}")[0] == 404, name
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_uploads_are_not_kept(address, server):
+    """Not even large ones, which wait on disk."""
     before = {path for path in server.folder.rglob("*") if path.is_file()}
-    for name in ("../../x.png", "/tmp/x.png", "a/b.png", "...", "x" * 400 + ".png"):
-        status, text = upload(server, name, PNG)
-        assert status < 500, (name, text)
-    written = {path for path in server.folder.rglob("*") if path.is_file()} - before
-    assert written
-    assert all(path.is_relative_to(uploads) for path in written)
-    assert upload(server, "large.png", bytes(MAX_BYTES + 2**17))[0] == 413
+    image = encoded("BMP", picture(800, 700))
+    assert len(image) > 1.5 * 2**20
+    assert server.ask("POST", address, form(image), FORM)[0] == 200
+    assert {path for path in server.folder.rglob("*") if path.is_file()} == before
 
 
-def test_an_uploaded_page_is_not_run(server):
-    """A browser that opens it saves it instead."""
-    for name in ("page.html", "picture.svg"):
-        status, text = upload(server, name, FILES["svg"])
-        (path,) = json.loads(text)
-        done = subprocess.run(["curl", "-s", "-i", f"{server.url}gradio_api/file={path}"], capture_output=True,
-                              text=True, check=True, timeout=20)  # fmt: skip
-        assert status == 200
-        assert "content-disposition: attachment" in done.stdout.lower()
-        assert "x-content-type-options: nosniff" in done.stdout.lower()
+def test_an_upload_is_never_run(server):
+    """What is answered to an image is data; nothing that is answered may be taken for a page with
+    rights."""
+    for arguments, policy in (
+        ([], "script-src 'self';"),
+        (["frame"], "sandbox allow-scripts"),
+        (["look", "-F", f"image=@{server.checkpoint}"], "script-src 'self';"),
+    ):
+        address, *more = arguments or [""]
+        done = subprocess.run(
+            ["curl", "-s", "-i", server.url + address, *more],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+        head = done.stdout.partition("\r\n\r\n")[0].lower()
+        (allowed,) = re.findall(r"content-security-policy: (.*)", head)
+        assert policy in allowed
+        assert "default-src 'none'" in allowed
+        assert ("unsafe-inline" in allowed) == (address == "frame")
+        assert "x-content-type-options: nosniff" in head
+        assert ("content-type: application/json" in head) == (address == "look")
+
+
+def test_names_with_markup_are_text():
+    detector = small_detector("redetr_n")
+    detector.class_names = ("<script>alert(1)</script>", "<b>", "&")
+    app = web_app(detector, None, title="<i>a</i>.pt", host="127.0.0.1")
+    status, text = ask_within(app, "GET", "/")
+    assert status == 200
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;, &lt;b&gt;, &amp;" in text
+    assert "<i>a" not in text
+    assert text.count("<script") == 1
+
+
+async def silence():
+    """What a client sends that sends nothing, and does not go away."""
+    await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("headers", [{}, FORM], ids=["body", "form"])
+def test_a_client_that_is_too_slow(headers, monkeypatch):
+    monkeypatch.setattr(uploads, "_UPLOAD_S", 0.05)
+    app = web_app(small_detector("redetr_n"), None, title="", host="127.0.0.1")
+    status, text = ask_within(app, "POST", "/api/predict", headers, silence)
+    assert status == 408
+    assert refused(status, text)
+
+
+def test_slow_clients_are_counted(monkeypatch):
+    """The one too many is sent away, and they make room when they are gone."""
+    monkeypatch.setattr(uploads, "_MOST_UPLOADS", 2)
+    desk = uploads.Uploads()
+
+    async def main():
+        errors = []
+
+        async def client():
+            try:
+                async with desk.receive(
+                    Request({"type": "http", "headers": [], "query_string": b""}, silence)
+                ):
+                    pass
+            except uploads.BusyError as error:
+                errors.append(str(error))
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(client)
+            await anyio.wait_all_tasks_blocked()
+            assert errors == ["too many images are being sent: try again in a moment"]
+            group.cancel_scope.cancel()
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(client)
+            await anyio.wait_all_tasks_blocked()
+            assert len(errors) == 1
+            group.cancel_scope.cancel()
+
+    anyio.run(main)

@@ -1,4 +1,5 @@
-"""Which versions are installed: constraints.txt, the lower bounds, and what `make` does with them."""
+"""Which versions are installed: constraints.txt, the lower bounds, and what `make` does with
+them."""
 
 import importlib.metadata
 import os
@@ -59,7 +60,8 @@ def is_tested_environment() -> bool:
 
 
 def installed_requirements() -> list[Requirement]:
-    """Each requirement that led to a package of this environment, from those of redetr's development down."""
+    """Each requirement that led to a package of this environment, from those of redetr's
+    development down."""
     pending, seen, requirements = [Requirement("redetr[dev]")], set(), []
     while pending:
         requirement = pending.pop()
@@ -70,13 +72,16 @@ def installed_requirements() -> list[Requirement]:
         extras = requirement.extras or {""}
         for line in importlib.metadata.requires(requirement.name) or ():
             child = Requirement(line)
-            if child.marker is None or any(child.marker.evaluate({"extra": extra}) for extra in extras):
+            if child.marker is None or any(
+                child.marker.evaluate({"extra": extra}) for extra in extras
+            ):
                 pending.append(child)
     return requirements
 
 
 def test_nothing_is_installed_in_a_version_that_is_left_open():
-    """constraints.txt fixes the version of each package, or a package that requires it does, as torch for CUDA."""
+    """constraints.txt fixes the version of each package, or a package that requires it does, as
+    torch for CUDA."""
     if not is_tested_environment():
         pytest.skip("other versions than those of constraints.txt are installed")
     requirements = installed_requirements()
@@ -117,14 +122,19 @@ def test_lower_bounds_by_hand():
     ('"numpy>=1.26", "numpy>=2"', "numpy: has two lower bounds, 1.26 and 2"),
 ])  # fmt: skip
 def test_requirements_without_a_lower_bound_are_refused(requirement, message):
-    pyproject = f"[project]\nname = 'redetr'\ndependencies = [{requirement}]\n[project.optional-dependencies]\n"
+    pyproject = (
+        "[project]\nname = 'redetr'\ndependencies = "
+        f"[{requirement}]\n[project.optional-dependencies]\n"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         lower_bounds(pyproject)
 
 
 def test_every_stated_requirement_has_a_lower_bound():
     bounds = dict(line.split("==") for line in lower_bounds(PYPROJECT))
-    assert set(bounds) == {canonicalize_name(requirement.name) for requirement in stated_requirements()}
+    assert set(bounds) == {
+        canonicalize_name(requirement.name) for requirement in stated_requirements()
+    }
     for requirement in stated_requirements():
         assert requirement.specifier.contains(bounds[canonicalize_name(requirement.name)])
 
@@ -143,8 +153,14 @@ def clone(tmp_path) -> Path:
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     # Under `make test DEPS=newest`, the environment says so to every make.
-    return subprocess.run(["make", "--dry-run", *arguments], cwd=folder, env={"PATH": os.environ["PATH"]},
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    return subprocess.run(
+        ["make", "--dry-run", *arguments],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def steps(folder: Path, *arguments: str) -> list[str]:
@@ -183,7 +199,10 @@ def test_only_the_tested_linters_judge(deps, clone):
 
 def test_tested_versions_unless_another_choice_is_made(clone):
     assert steps(clone, "test") == steps(clone, "test", "DEPS=tested")
-    assert ".venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ." in steps(clone, "demo")
+    assert (
+        ".venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ."
+        in steps(clone, "demo")
+    )
     for name in ("DEPS=latest", "DEPS="):
         done = make(clone, "test", name)
         assert done.returncode != 0
@@ -192,7 +211,10 @@ def test_tested_versions_unless_another_choice_is_made(clone):
 
 def test_the_lower_bounds_are_written_before_they_are_installed(clone):
     lines = steps(clone, "test", "DEPS=oldest")
-    write = ".venv-oldest/bin/python tests/lower_bounds.py pyproject.toml > .venv-oldest/constraints.txt"
+    write = (
+        ".venv-oldest/bin/python tests/lower_bounds.py pyproject.toml > "
+        ".venv-oldest/constraints.txt"
+    )
     (install,) = (line for line in lines if " pip install " in line)
     assert lines.index(write) < lines.index(install)
 
@@ -227,7 +249,9 @@ def test_continuous_integration_is_strict_about_skips(tmp_path):
     stub.write_text('#!/bin/sh\necho "$@"\n')
     stub.chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", ROOT / ".ci/run"], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", ROOT / ".ci/run"], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "test PYTEST_FLAGS=--strict-skips\n"
     assert steps(ROOT, *done.stdout.split())[-1].endswith(" --strict-skips")
@@ -283,7 +307,8 @@ def test_deprecations_fail_nothing_but_with_the_tested_versions(deps, tmp_path):
         return
     assert "1 failed, 3 passed, 3 warnings in" in done.stdout
     summary = done.stdout.partition("warnings summary")[2]
-    for line, name in ((5, "DeprecationWarning: the old way"), (8, "PendingDeprecationWarning: the way that"),
+    for line, name in ((5, "DeprecationWarning: the old "
+                           "way"), (8, "PendingDeprecationWarning: the way that"),
                        (11, "FutureWarning: the way of")):  # fmt: skip
         assert f"test_warners.py:{line}: {name}" in summary
 
@@ -317,7 +342,9 @@ def pytest_configure(config):
 def skipping(tmp_path) -> Path:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_skipped.py").write_text(SKIPPED)
-    (tmp_path / "test_module.py").write_text("import pytest\npytest.importorskip('no_such_package')\n")
+    (tmp_path / "test_module.py").write_text(
+        "import pytest\npytest.importorskip('no_such_package')\n"
+    )
     return tmp_path
 
 
@@ -376,14 +403,17 @@ esac
 
 @pytest.fixture
 def system(tmp_path, monkeypatch, capsys):
-    """Runs the script on a machine with `sh`, without a browser, and with an apt-get if there is to be one."""
+    """Runs the script on a machine with `sh`, without a browser, and with an apt-get if there is to
+    be one."""
     from tests import system_packages
 
     for program in ("sh", "touch", "chmod"):
         (tmp_path / program).symlink_to(shutil.which(program))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("FOLDER", str(tmp_path))
-    monkeypatch.setattr(system_packages, "PACKAGES", {"chromium": "chromium", "driver": "chromium-driver"})
+    monkeypatch.setattr(
+        system_packages, "PACKAGES", {"chromium": "chromium", "driver": "chromium-driver"}
+    )
 
     def run(user: int = 0, apt_get: bool = True) -> tuple[str, list[str]]:
         """What the script prints, and the calls of apt-get."""

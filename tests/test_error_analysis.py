@@ -2,18 +2,8 @@ import numpy as np
 import pytest
 from test_metrics import pycocotools_evaluation, random_detections, random_scene, target
 
-from redetr.error_analysis import (
-    KINDS,
-    best_threshold,
-    calibration,
-    confusion,
-    image_errors,
-    judge,
-    mistakes,
-    precision_at_recall,
-    threshold_curve,
-)
-from redetr.metrics import GroundTruth, _evaluated
+from redetr.error_analysis import (KINDS, best_threshold, calibration, confusion, image_errors, judge, mistakes, precision_at_recall, threshold_curve)
+from redetr.metrics import (GroundTruth, _evaluated)
 
 
 def judged(targets, detections, num_classes=2):

@@ -10,11 +10,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from redetr.data import open_dataset
-from redetr.errors import DivergedError
-from redetr.evaluate import evaluate
-from redetr.metrics import METRIC_NAMES, CocoResult, GroundTruth, coco_metrics
-from redetr.structures import DetectionModel, LossConfig
+from redetr.data import (open_dataset)
+from redetr.errors import (DivergedError)
+from redetr.evaluation import (evaluate)
+from redetr.metrics import (METRIC_NAMES, CocoResult, GroundTruth, coco_metrics)
+from redetr.structures import (DetectionModel, LossConfig)
 
 NAMES = ("cat", "dog", "bird", "fish", "never seen")
 

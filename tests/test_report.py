@@ -10,11 +10,11 @@ from command_line import lines_of, train_arguments
 from selenium.webdriver.common.by import By
 from test_metrics import NAMES, pycocotools_evaluation, random_detections, random_scene, target
 
-from redetr.cli import main
-from redetr.data import DetectionDataset
-from redetr.metrics import GroundTruth, coco_metrics
-from redetr.report import make_report
-from redetr.report_page import write_report
+from redetr.cli import (main)
+from redetr.data import (DetectionDataset)
+from redetr.metrics import (GroundTruth, coco_metrics)
+from redetr.report import (make_report)
+from redetr.report_page import (write_report)
 
 
 class Scenes(DetectionDataset):
@@ -261,7 +261,10 @@ def test_several_processes_write_one_report(run_folder, tmp_path):
 def test_two_checkpoints_are_compared_without_a_page(run_folder, capsys):
     """A run of two evaluations: best.pt is of one of them, last.pt of the second."""
     paths = [f"{run_folder}/{name}.pt" for name in ("best", "last")]
-    command, lines = ["evaluate", paths[0], "--compare", paths[1], "--device=cpu"], lines_of(run_folder)
+    command, lines = (
+        ["evaluate", paths[0], "--compare", paths[1], "--device=cpu", "--precision=fp32"],
+        lines_of(run_folder),
+    )
     main(command)
     told = capsys.readouterr().out
     evaluations = sorted((line for line in lines if "AP" in line), key=lambda line: -line["AP"])

@@ -1,10 +1,8 @@
 """`redetr app`"""
 
 import logging
-import os
 import signal
 import socket
-import tempfile
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,49 +15,65 @@ import tyro
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import OUT
 from redetr.errors import InputError
-from redetr.predict import load
 
+_NEEDED = ("starlette", "uvicorn", "python_multipart")
 _GOODBYE_S = 1  # for answers that are under way when the server is stopped
 
 
 @dataclass(frozen=True)
 class App:
-    """A page in the browser: drop an image, see what is found, where the model looked, and how training would judge it;
-    and the same over HTTP. Uploads stay on this machine and are deleted at the end."""
+    """A page in the browser: drop an image, see what is found, where the model looked, and how
+    training would judge it; and the same over HTTP. Uploads stay on this machine and are not
+    kept."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 lets in whoever can reach this machine, and asks for no password."""
+    """Address to listen at; 0.0.0.0 lets in whoever can reach this machine, and asks for no
+    password."""
     port: int = 7860
     """0 = any free one."""
     data: str | None = None
-    """digits, crowns, or a folder, for matching and loss; default: what the checkpoint was trained on."""
+    """digits, crowns, or a folder, for matching and loss; default: what the checkpoint was trained
+    on."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
     def run(self) -> None:
+        from redetr.detector.detector import load
+
         if not 0 <= self.port < 2**16:
             raise InputError(f"--port {self.port} is not between 0 and 65535")
-        if not find_spec("gradio"):
-            raise InputError("gradio is not installed; it comes with: pip install redetr[app]")
+        for package in _NEEDED:
+            if not find_spec(package):
+                raise InputError(
+                    f"{package} is not installed; it comes with: pip install redetr[app]"
+                )
         detector = load(self.checkpoint, device=self.device)
         dataset = detector.open_data("train", self.data) if self.data else None
-        warnings.filterwarnings("ignore", module="PIL")  # about damaged or large files, which are told to the client
-        with tempfile.TemporaryDirectory(prefix="redetr-app-") as uploads, self._socket() as listening:
-            quiet = {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-            os.environ.update(quiet)  # Gradio reads it when it is imported
-            import uvicorn
+        warnings.filterwarnings(
+            "ignore", module="PIL"
+        )  # damaged and large files are reported to the client
+        import uvicorn
 
-            from redetr.app import Page, web_app
-            from redetr.app_api import Turns
+        from redetr.app.server import web_app
 
-            app = web_app(Page(detector, dataset, Turns()), Path(self.checkpoint).name, self.host, Path(uploads))
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GOODBYE_S))
-            # Pages that are still open are cut off at the end, which needs no traceback.
-            logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
-            OUT.print(f"open http://{self._address(listening)}/ in a browser; Ctrl-C ends it", soft_wrap=True)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are deleted then, too
+        app = web_app(detector, dataset, title=Path(self.checkpoint).name, host=self.host)
+        config = uvicorn.Config(
+            app,
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=_GOODBYE_S,
+        )
+        server = uvicorn.Server(config)
+        # Answers that are under way are cut off at the end, which needs no traceback.
+        logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
+        with self._socket() as listening:
+            address = self._address(listening)
+            OUT.print(f"open http://{address}/ in a browser; Ctrl-C ends it", soft_wrap=True)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             with suppress(KeyboardInterrupt):
                 server.run([listening])
 
@@ -68,13 +82,15 @@ class App:
         try:
             return socket.create_server((self.host, self.port), family=family)
         except OSError as error:
+            where = f"{self.host}, port {self.port}"
             raise InputError(
-                f"cannot listen at {self.host}, port {self.port} ({error}): give another --host or --port"
+                f"cannot listen at {where} ({error}): give another --host or --port"
             ) from None
 
     def _address(self, listening: socket.socket) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{listening.getsockname()[1]}"
+        port = listening.getsockname()[1]
+        return f"{host}:{port}"
 
 
 parse = partial(tyro.cli, App, prog="redetr app", config=FLAGS)

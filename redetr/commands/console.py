@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from redetr.errors import InputError
-from redetr.metrics import METRIC_NAMES
 
 # Names of classes and paths may have brackets, which are no markup.
 ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -17,7 +16,10 @@ OUT = Console(highlight=False, markup=False)
 
 
 def print_results(results: list[dict[str, Any]]) -> None:
-    """The COCO numbers as a table, in percent, and those of each class; of several results, each has its number."""
+    """The COCO numbers as a table, in percent, and those of each class; of several results, each
+    has its number."""
+    from redetr.metrics import METRIC_NAMES
+
     numbers = [str(i + 1) for i in range(len(results))] if len(results) > 1 else [""]
     table = Table("", *METRIC_NAMES, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for number, result in zip(numbers, results, strict=True):
@@ -26,7 +28,11 @@ def print_results(results: list[dict[str, Any]]) -> None:
     columns = [f"{name} {number}".strip() for number in numbers for name in ("AP", "AP50")]
     classes = Table("class", *(Column(name, justify="right") for name in ("objects", *columns)))
     for name, _ in sorted(results[0]["per_class"].items(), key=lambda item: -(item[1] or 0)):
-        values = [percent(result[key][name]) for result in results for key in ("per_class", "per_class_AP50")]
+        values = [
+            percent(result[key][name])
+            for result in results
+            for key in ("per_class", "per_class_AP50")
+        ]
         classes.add_row(name, str(results[0]["objects"][name]), *values)
     OUT.print(classes)
 

@@ -6,21 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from rich import box
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
-import redetr.models
+import redetr
 from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT, percent, print_json
-from redetr.models import MODELS
-from redetr.models.detr import DETR
 
-# `gflops`: by `gflops` below, because counting takes seconds; `speed`: by benchmarks/speed.py; `results`: from
-# benchmarks/results. Nothing is a guess.
-MEASURED = Path(redetr.models.__file__).with_name("measured.json")
+# `gflops`: by `gflops` below, because counting takes seconds; `speed`: by benchmarks/speed.py;
+# `results`: from benchmarks/results. Nothing is a guess.
+MEASURED = Path(redetr.__file__).parent / "models" / "measured.json"
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,8 @@ class Models:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
+        from redetr.models import MODELS
+
         measured = json.loads(MEASURED.read_text(encoding="utf-8"))
         rows = [_row(name, measured) for name in MODELS]
         if self.json:
@@ -40,10 +38,17 @@ class Models:
 
 
 def gflops(name: str) -> float:
-    """1e9 operations of a model for one square image of its default size; a multiplication with its addition is two.
+    """1e9 operations of a model for one square image of its default size; a multiplication with its
+    addition is two.
 
-    Convolutions, products of matrices and attention count, as is usual. Nothing is computed: all is on the meta device.
+    Convolutions, products of matrices and attention count, as is usual. Nothing is computed: all is
+    on the meta device.
     """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from redetr.models import MODELS
+
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         model = MODELS[name](80).eval().requires_grad_(False)
         model(torch.empty(1, 3, model.image_size, model.image_size))
@@ -51,17 +56,26 @@ def gflops(name: str) -> float:
 
 
 def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from redetr.models import MODELS
+    from redetr.models.detr import DETR
+
     function = MODELS[name]
     with torch.device("meta"):
         model = function(80)
     return {
-        "model": name, "form": "faithful" if isinstance(model, DETR) else "fast",
-        "parameters": sum(p.numel() for p in model.parameters()), "gflops": measured["gflops"].get(name),
-        "images_per_s": measured["speed"]["images_per_s"].get(name), "images_per_s_on": measured["speed"]["hardware"],
-        "image_size": model.image_size, "queries": model.num_queries,
+        "model": name,
+        "form": "faithful" if isinstance(model, DETR) else "fast",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "gflops": measured["gflops"].get(name),
+        "images_per_s": measured["speed"]["images_per_s"].get(name),
+        "images_per_s_on": measured["speed"]["hardware"],
+        "image_size": model.image_size,
+        "queries": model.num_queries,
         "about": (function.__doc__ or "").splitlines()[0],
         "measured": [result for result in measured["results"] if result["model"] == name],
-    }  # fmt: skip
+    }
 
 
 def _print_models(rows: list[dict[str, Any]], speed: dict[str, Any]) -> None:
@@ -71,18 +85,26 @@ def _print_models(rows: list[dict[str, Any]], speed: dict[str, Any]) -> None:
     results = Table("measured", "AP", "AP50", "trained", "on", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         numbers = (row[name] or "-" for name in ("gflops", "images_per_s", "image_size", "queries"))
-        table.add_row(row["model"], row["form"], f"{row['parameters'] / 1e6:.1f} M", *map(str, numbers))
+        table.add_row(
+            row["model"], row["form"], f"{row['parameters'] / 1e6:.1f} M", *map(str, numbers)
+        )
         about.add_row(row["model"], row["about"])
         for result in row["measured"]:
             trained = f"{result['steps']} steps, {result['train_minutes']} min"
-            results.add_row(f"{row['model']}, {result['data']}",
-                            percent(result["AP"]), percent(result["AP50"]), trained,
-                            f"{result['hardware']}, {result['date']}")  # fmt: skip
+            results.add_row(
+                f"{row['model']}, {result['data']}",
+                percent(result["AP"]),
+                percent(result["AP50"]),
+                trained,
+                f"{result['hardware']}, {result['date']}",
+            )
     about.columns[0].no_wrap = results.columns[0].no_wrap = True
     OUT.print(table)
     OUT.print(
-        "size: parameters with 80 classes; GFLOPs: for one image of px x px, a multiplication and its addition are 2;\n"
-        f"images/s: the model alone, one such image at a time, fp32, on {speed['hardware']}, {speed['date']}\n"
+        "size: parameters with 80 classes; GFLOPs: for one image of px x px, a multiplication and "
+        "its addition are 2;\n"
+        f"images/s: the model alone, one such image at a time, fp32, on {speed['hardware']}, "
+        f"{speed['date']}\n"
     )
     OUT.print(about, results)
 

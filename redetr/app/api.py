@@ -1,0 +1,41 @@
+"""The endpoint for programs: `POST /api/predict` with an image, `GET /api/health`."""
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from redetr.app.uploads import Turns, Upload, Uploads, parse_threshold, read_image
+from redetr.detector.detections import Detections
+from redetr.detector.detector import Detector
+
+
+class Api:
+    """Answers programs, by the same detector that answers the page."""
+
+    def __init__(self, detector: Detector, uploads: Uploads, turns: Turns):
+        self.detector = detector
+        self.uploads = uploads
+        self.turns = turns
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/api/predict", self.predict, methods=["POST"]),
+            Route("/api/health", self.health),
+        ]
+
+    async def predict(self, request: Request) -> JSONResponse:
+        """A line of `predictions.jsonl`, without its `picture`."""
+        async with self.uploads.receive(request) as upload:
+            threshold = parse_threshold(upload.threshold)
+            detections = await self.turns.take(self._detect, upload, threshold)
+        return JSONResponse({"image": upload.name, **detections.to_dict()})
+
+    def _detect(self, upload: Upload, threshold: float) -> Detections:
+        image = read_image(upload.file)
+        return self.detector.predict(image, threshold)
+
+    async def health(self, request: Request) -> JSONResponse:
+        classes = []
+        for category_id, name in self.detector.classes:
+            classes.append({"label": name, "category_id": category_id})
+        return JSONResponse({"status": "ok", "classes": classes})

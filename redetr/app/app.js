@@ -1,0 +1,403 @@
+"use strict";
+// The page of `redetr app`. An image is sent once; threshold and class filter its detections here.
+
+const byId = (id) => document.getElementById(id);
+const SAVED_PX = 1000; // on a saved picture, text is as large as on a screen of this width
+const SMALL_PX = 1200; // smaller pictures are enlarged, so that text on them is sharp
+
+/** What is shown: the file, the server's answer to it, and the detection that was clicked. */
+const shown = { file: null, answer: null, picture: null, colors: {}, selected: null };
+
+// ---- The server
+
+const underway = {};
+
+/**
+ * Runs `work(signal)` and aborts what ran under the same name before.
+ * The elements `name`-status and `name`-error say how it is going.
+ */
+async function latest(name, work) {
+  abort(name);
+  const controller = new AbortController();
+  underway[name] = controller;
+  byId(`${name}-status`).textContent = "Computing…";
+  try {
+    await work(controller.signal);
+  } catch (problem) {
+    if (controller.signal.aborted) return;
+    byId(`${name}-status`).textContent = "";
+    byId(`${name}-error`).textContent = problem.message;
+  }
+}
+
+function abort(name) {
+  underway[name]?.abort();
+  byId(`${name}-status`).textContent = byId(`${name}-error`).textContent = "";
+}
+
+/** The server's answer to a POST. Throws an Error with its message. */
+async function ask(address, body, signal) {
+  const request = fetch(address, { method: "POST", body, signal });
+  const response = await request.catch((problem) => {
+    throw signal.aborted ? problem : new Error("The server does not answer: is it still running?");
+  });
+  const answer = await response.json();
+  signal.throwIfAborted();
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+/** The form that the server takes. Throws an Error for a file that the server would refuse. */
+function formOf(file, threshold) {
+  const most = Number(document.body.dataset.maxBytes);
+  if (file.size > most)
+    throw new Error(`The file has more than ${most / 2 ** 20} MB: give a smaller one.`);
+  const form = new FormData();
+  form.set("image", file);
+  form.set("threshold", threshold);
+  return form;
+}
+
+/** Shows a page of `explain` in a frame without rights. */
+function showPage(holder, title, html) {
+  const frame = document.createElement("iframe");
+  frame.title = title;
+  frame.sandbox = "allow-scripts";
+  frame.src = "frame";
+  frame.addEventListener("load", () => frame.contentWindow.postMessage(html, "*"), { once: true });
+  holder.replaceChildren(frame);
+}
+
+// ---- Detections
+
+function look(file) {
+  closeCamera();
+  clear();
+  latest("find", async (signal) => {
+    const content = await ask("look", formOf(file, 0), signal);
+    const picture = new Image();
+    picture.src = content.picture;
+    await picture.decode();
+    signal.throwIfAborted();
+    Object.assign(shown, { file, picture, answer: content.answer, colors: content.colors });
+    listClasses();
+    for (const id of ["picture", "controls", "remove"]) byId(id).hidden = false;
+    byId("welcome").hidden = true;
+    resizeCanvas();
+    refresh();
+  });
+}
+
+function clear() {
+  abort("find");
+  abort("explain");
+  Object.assign(shown, { file: null, answer: null, picture: null, selected: null });
+  for (const id of ["picture", "controls", "remove"]) byId(id).hidden = true;
+  byId("welcome").hidden = false;
+  byId("file").value = "";
+  byId("explained").replaceChildren();
+}
+
+const threshold = () => Number(byId("threshold").value);
+const ofClass = (detection) => ["", detection.label].includes(byId("class").value);
+const isChosen = (detection) => detection.score >= threshold() && ofClass(detection);
+const chosen = () => shown.answer.detections.filter(isChosen);
+
+function listClasses() {
+  const labels = [...new Set(shown.answer.detections.map((detection) => detection.label))].sort();
+  const options = labels.map((label) => new Option(label));
+  byId("class").replaceChildren(new Option("all classes", ""), ...options);
+}
+
+/** Draws and lists the detections that threshold and class choose. */
+function refresh() {
+  const smallest = threshold().toFixed(2);
+  byId("threshold-shown").textContent = smallest;
+  if (!shown.answer) return;
+  const detections = chosen();
+  if (!detections.includes(shown.selected)) shown.selected = null;
+  const number = detections.length || "No";
+  const noun = detections.length === 1 ? "detection" : "detections";
+  const label = byId("class").value;
+  const count = label ? `${number} ${noun} of ${label}` : `${number} ${noun}`;
+  const best = shown.answer.detections.find(ofClass);
+  const hint = !detections.length && best ? ` The best has ${best.score.toFixed(2)}.` : "";
+  byId("find-status").textContent = `${count} with a score of ${smallest} or more.${hint}`;
+  const first = detections.slice(0, 10).map(tagOf).join(", ");
+  byId("picture").setAttribute("aria-label", `The image with ${count}: ${first}`);
+  byId("found").hidden = !detections.length;
+  byId("rows").replaceChildren(...detections.map(rowOf));
+  draw();
+}
+
+const tagOf = ({ label, score }) => `${label} ${score.toFixed(2)}`;
+
+function rowOf(detection) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.setAttribute("aria-pressed", detection === shown.selected);
+  button.addEventListener("click", () => select(detection));
+  const color = document.createElement("span");
+  color.className = "color";
+  color.style.background = `rgb(${shown.colors[detection.label]})`;
+  button.append(color, detection.label);
+  const row = document.createElement("tr");
+  row.insertCell().append(button);
+  row.insertCell().textContent = detection.score.toFixed(2);
+  row.insertCell().textContent = detection.box.map(Math.round).join(", ");
+  return row;
+}
+
+/** Stresses a detection in picture and list; a second time, or null: none. */
+function select(detection) {
+  shown.selected = detection === shown.selected ? null : detection;
+  const index = chosen().indexOf(detection);
+  [...byId("rows").rows].forEach((row, i) => {
+    const isSelected = i === index && shown.selected !== null;
+    row.querySelector("button").setAttribute("aria-pressed", isSelected);
+    if (isSelected) row.scrollIntoView({ block: "nearest" });
+  });
+  draw();
+}
+
+// ---- The picture
+
+function resizeCanvas() {
+  const { naturalWidth, naturalHeight } = shown.picture;
+  const factor = Math.max(1, Math.ceil(SMALL_PX / Math.max(naturalWidth, naturalHeight)));
+  byId("picture").width = naturalWidth * factor;
+  byId("picture").height = naturalHeight * factor;
+}
+
+function draw() {
+  const canvas = byId("picture");
+  if (shown.picture) paint(canvas, canvas.width / (canvas.clientWidth || canvas.width));
+}
+
+/** Paints picture, boxes and tags; a pixel of the screen is `unit` pixels of the canvas. */
+function paint(canvas, unit) {
+  const context = canvas.getContext("2d");
+  context.drawImage(shown.picture, 0, 0, canvas.width, canvas.height);
+  const others = chosen().filter((detection) => detection !== shown.selected).reverse();
+  context.globalAlpha = shown.selected ? 0.4 : 1;
+  for (const paintPart of [paintBox, paintTag])
+    for (const detection of others) paintPart(context, unit, detection);
+  context.globalAlpha = 1;
+  if (!shown.selected) return;
+  paintBox(context, 1.5 * unit, shown.selected);
+  paintTag(context, 1.2 * unit, shown.selected);
+}
+
+/** Left, top, right and bottom of a detection on the canvas. */
+function cornersOn({ width, height }, { box }) {
+  const [imageHeight, imageWidth] = shown.answer.image_size;
+  const [left, top, right, bottom] = box;
+  const scaleX = width / imageWidth, scaleY = height / imageHeight;
+  return [left * scaleX, top * scaleY, right * scaleX, bottom * scaleY];
+}
+
+function paintBox(context, unit, detection) {
+  const [left, top, right, bottom] = cornersOn(context.canvas, detection);
+  context.lineWidth = 2.5 * unit;
+  context.strokeStyle = `rgb(${shown.colors[detection.label]})`;
+  context.strokeRect(left, top, right - left, bottom - top);
+}
+
+/** Name and score above the box, or in it where there is no room above. */
+function paintTag(context, unit, detection) {
+  const { width, height } = context.canvas;
+  const [left, top] = cornersOn(context.canvas, detection);
+  const text = tagOf(detection);
+  context.font = `600 ${14 * unit}px system-ui, sans-serif`;
+  const tagWidth = context.measureText(text).width + 8 * unit, tagHeight = 19 * unit;
+  const x = Math.max(0, Math.min(left - 1.25 * unit, width - tagWidth));
+  const y = top >= tagHeight ? top - tagHeight : Math.min(top, height - tagHeight);
+  const color = shown.colors[detection.label];
+  context.fillStyle = `rgb(${color})`;
+  context.fillRect(x, y, tagWidth, tagHeight);
+  context.fillStyle = luminance(color) > 0.179 ? "#000" : "#fff"; // the higher contrast
+  context.fillText(text, x + 4 * unit, y + 14.5 * unit);
+}
+
+/** How bright a color is, from 0 to 1, as WCAG defines it. */
+function luminance(color) {
+  const [red, green, blue] = color.map((value) => {
+    const share = value / 255;
+    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+  });
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+}
+
+/** A click takes the smallest box below it. */
+function click(event) {
+  const { left, top, width, height } = byId("picture").getBoundingClientRect();
+  const [imageHeight, imageWidth] = shown.answer.image_size;
+  const x = ((event.clientX - left) / width) * imageWidth;
+  const y = ((event.clientY - top) / height) * imageHeight;
+  const area = ({ box: [x1, y1, x2, y2] }) => (x2 - x1) * (y2 - y1);
+  const holds = ({ box: [x1, y1, x2, y2] }) => x1 <= x && x <= x2 && y1 <= y && y <= y2;
+  const below = chosen().filter(holds);
+  select(below.sort((one, other) => area(one) - area(other))[0] ?? null);
+}
+
+// ---- What can be saved
+
+const stem = () => shown.file.name.replace(/\.[^.]*$/, "");
+
+function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+}
+
+function savePicture() {
+  const canvas = document.createElement("canvas");
+  canvas.width = byId("picture").width;
+  canvas.height = byId("picture").height;
+  paint(canvas, Math.max(canvas.width, canvas.height) / SAVED_PX);
+  canvas.toBlob((blob) => save(blob, `${stem()}-detections.png`), "image/png");
+}
+
+function saveJson() {
+  const content = { ...shown.answer, detections: chosen() };
+  const text = JSON.stringify(content, null, 2);
+  save(new Blob([text], { type: "application/json" }), `${stem()}.json`);
+}
+
+function explain() {
+  const { file } = shown;
+  byId("explained").replaceChildren();
+  latest("explain", async (signal) => {
+    byId("explain-status").scrollIntoView({ block: "nearest" });
+    const { page } = await ask("explain", formOf(file, threshold()), signal);
+    byId("explain-status").textContent = "";
+    showPage(byId("explained"), "Where DETR looked", page);
+    byId("explained").scrollIntoView({ behavior: "smooth" });
+  });
+}
+
+// ---- Ways for an image to come in
+
+function fail(message) {
+  byId("find-error").textContent = message;
+}
+
+function lookAtFirst(files) {
+  if (files.length) look(files[0]);
+}
+
+async function paste() {
+  if (!navigator.clipboard?.read) return fail("This browser pastes with Ctrl-V only.");
+  let items;
+  try {
+    items = await navigator.clipboard.read();
+  } catch (problem) {
+    return fail(`The clipboard cannot be read: ${problem.message}`);
+  }
+  for (const item of items) {
+    const type = item.types.find((each) => each.startsWith("image/"));
+    if (type) return look(new File([await item.getType(type)], "clipboard.png", { type }));
+  }
+  return fail("There is no image in the clipboard.");
+}
+
+async function openCamera() {
+  fail("");
+  if (!navigator.mediaDevices)
+    return fail("Browsers allow cameras only on the server's own machine or over https.");
+  const wanted = { video: { facingMode: "environment" } };
+  try {
+    byId("video").srcObject = await navigator.mediaDevices.getUserMedia(wanted);
+  } catch (problem) {
+    return fail(`The camera cannot be used: ${problem.message}`);
+  }
+  clear();
+  byId("viewfinder").hidden = false;
+  byId("welcome").hidden = true;
+  await byId("video").play();
+  return byId("capture").focus();
+}
+
+function closeCamera() {
+  for (const track of byId("video").srcObject?.getTracks() ?? []) track.stop();
+  byId("video").srcObject = null;
+  byId("viewfinder").hidden = true;
+  byId("welcome").hidden = Boolean(shown.picture);
+}
+
+function capture() {
+  const video = byId("video"), canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  canvas.toBlob((blob) => look(new File([blob], "camera.jpg")), "image/jpeg", 0.95);
+}
+
+// ---- Matching and loss
+
+function judge(step) {
+  latest("loss", async (signal) => {
+    byId("judged").replaceChildren();
+    const image = byId("image-id").value, gpus = byId("world-size").value;
+    const query = new URLSearchParams({ image_id: image, world_size: gpus, step });
+    const { image_id, page } = await ask(`judge?${query}`, null, signal);
+    byId("loss-status").textContent = `Image ${image_id}`;
+    byId("image-id").value = image_id;
+    showPage(byId("judged"), "From boxes to loss", page);
+  });
+}
+
+// ---- Tabs
+
+const tabs = [...document.querySelectorAll("[role=tab]")];
+
+function open(tab) {
+  for (const each of tabs) {
+    each.setAttribute("aria-selected", each === tab);
+    each.tabIndex = each === tab ? 0 : -1;
+    byId(each.getAttribute("aria-controls")).hidden = each !== tab;
+  }
+  if (tab.id === "loss-tab" && !byId("judged").hasChildNodes()) judge(0);
+}
+
+tabs.forEach((tab, index) => {
+  tab.addEventListener("click", () => open(tab));
+  tab.addEventListener("keydown", ({ key }) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[key];
+    if (!step) return;
+    const next = tabs.at((index + step) % tabs.length);
+    next.focus();
+    open(next);
+  });
+});
+
+// ---- Events
+
+const on = (id, event, act) => byId(id).addEventListener(event, act);
+on("file", "change", () => lookAtFirst(byId("file").files));
+on("camera", "click", openCamera);
+on("capture", "click", capture);
+on("close-camera", "click", closeCamera);
+on("paste", "click", paste);
+on("remove", "click", clear);
+on("threshold", "input", refresh);
+on("class", "change", refresh);
+on("picture", "click", click);
+on("explain", "click", explain);
+on("save-picture", "click", savePicture);
+on("save-json", "click", saveJson);
+on("next", "click", () => judge(1));
+on("world-size", "change", () => judge(0));
+on("judge", "submit", (event) => { event.preventDefault(); judge(0); });
+addEventListener("pagehide", closeCamera);
+addEventListener("paste", ({ clipboardData }) => lookAtFirst(clipboardData.files));
+for (const event of ["dragover", "dragleave", "drop"]) {
+  addEventListener(event, (drag) => {
+    drag.preventDefault();
+    document.body.classList.toggle("dragging", event === "dragover");
+  });
+}
+addEventListener("drop", ({ dataTransfer }) => lookAtFirst(dataTransfer.files));
+new ResizeObserver(draw).observe(byId("picture"));
+refresh();

@@ -1,0 +1,86 @@
+"""What a request has to pass before it is answered, and what every answer forbids the browser."""
+
+from collections.abc import Collection, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+_READING = ("GET", "HEAD")
+# The page loads from this server only, and runs no script inside its HTML.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "media-src 'self' blob:; connect-src 'self'; frame-src 'self'; form-action 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+# An explanation holds its script, style and pictures, in a frame that reaches nothing around it.
+FRAME_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; form-action 'none'; base-uri 'none'; frame-ancestors 'self'; "
+    "sandbox allow-scripts"
+)
+_HEADERS = {
+    "content-security-policy": _PAGE_POLICY,
+    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",  # answers show uploads
+}
+
+
+class Guard:
+    """Around the whole application. Refuses what web sites send through the browser of a visitor.
+
+    If `hosts` is given, it answers under these names only. So another site cannot point a name of
+    its own at a server that listens to this machine alone.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None):
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_guarded(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope["method"], Headers(scope=scope))
+        answer = self._app if refusal is None else refusal
+        await answer(scope, receive, send_guarded)
+
+    def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
+        if self._hosts and _hostname(headers.get("host", "")) not in self._hosts:
+            names = " or ".join(self._hosts)
+            return JSONResponse({"error": f"this server is called {names}: use that name"}, 400)
+        if method not in _READING and _is_cross_site(headers):
+            return JSONResponse(
+                {"error": "another web site sent this request: open the page of this server"}, 403
+            )
+        return None
+
+
+def _hostname(host: str) -> str:
+    """The name in a Host header, without its port; empty if there is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # brackets that do not match
+        return ""
+
+
+def _is_cross_site(headers: Headers) -> bool:
+    """Whether a browser sent the request for a page of another site. Programs do not say."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:  # also right behind a proxy that changes the host
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")
+    if origin is None:
+        return False
+    return origin.partition("://")[2].lower() != headers.get("host", "").lower()

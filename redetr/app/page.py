@@ -1,0 +1,164 @@
+"""What the page asks for: detections, their explanation, and how training judges an image."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from redetr.app.guard import FRAME_POLICY
+from redetr.app.uploads import (
+    MAX_BYTES,
+    THRESHOLD,
+    Turns,
+    Upload,
+    Uploads,
+    parse_threshold,
+    read_image,
+)
+from redetr.data import DetectionDataset
+from redetr.detector.detector import Detector
+from redetr.errors import InputError
+from redetr.explain import explain, explain_loss, image_page, loss_page
+from redetr.pages.drawing import class_color, to_pil
+from redetr.pages.images import data_uri
+from redetr.pages.templates import render
+
+_FOLDER = Path(__file__).parent
+_MOST_GPUS = 8
+_PICTURE_PX = 2048  # longest side of the picture that the page shows and saves
+
+
+class Page:
+    """The page and its requests. Whatever looks at an image takes turns with all other work."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        dataset: DetectionDataset | None,
+        title: str,
+        uploads: Uploads,
+        turns: Turns,
+    ):
+        self.detector = detector
+        self.title = title
+        self.uploads = uploads
+        self.turns = turns
+        self._dataset = dataset
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/", self.show),
+            Route(
+                "/frame",
+                _file("frame.html", "text/html", {"content-security-policy": FRAME_POLICY}),
+            ),
+            Route("/app.js", _file("app.js", "text/javascript")),
+            Route("/app.css", _file("app.css", "text/css")),
+            Route("/look", self.look, methods=["POST"]),
+            Route("/explain", self.explain, methods=["POST"]),
+            Route("/judge", self.judge, methods=["POST"]),
+        ]
+
+    @cached_property
+    def dataset(self) -> DetectionDataset:
+        """Images that are trained on, opened when they are first needed. Raises InputError."""
+        if self._dataset is not None:
+            return self._dataset
+        return self.detector.open_data("train")
+
+    @cached_property
+    def image_ids(self) -> list[str]:
+        return [str(self.dataset.image_id(index)) for index in range(len(self.dataset))]
+
+    async def show(self, request: Request) -> HTMLResponse:
+        return HTMLResponse(self.html)
+
+    @cached_property
+    def html(self) -> str:
+        return render(
+            "app/page.html",
+            title=self.title,
+            class_names=self.detector.class_names,
+            threshold=THRESHOLD,
+            max_bytes=MAX_BYTES,
+            most_gpus=_MOST_GPUS,
+        )
+
+    async def look(self, request: Request) -> JSONResponse:
+        """All detections of an image, which the page filters, and what it draws them on."""
+        async with self.uploads.receive(request) as upload:
+            content = await self.turns.take(self._look, upload)
+        return JSONResponse(content)
+
+    def _look(self, upload: Upload) -> dict[str, Any]:
+        image = read_image(upload.file)
+        detections = self.detector.predict(image, threshold=0.0)
+        # Browsers lack some of the formats; this is what the model was given.
+        picture = to_pil(image)
+        picture.thumbnail((_PICTURE_PX, _PICTURE_PX))
+        colors = {}
+        for label, name in enumerate(self.detector.class_names):
+            colors[name] = class_color(label)
+        return {
+            "answer": {"image": upload.name, **detections.to_dict()},
+            "picture": data_uri(picture),
+            "colors": colors,
+        }
+
+    async def explain(self, request: Request) -> JSONResponse:
+        """The page on where the model looked in an image."""
+        async with self.uploads.receive(request) as upload:
+            threshold = parse_threshold(upload.threshold)
+            page = await self.turns.take(self._explain, upload, threshold)
+        return JSONResponse({"page": page})
+
+    def _explain(self, upload: Upload, threshold: float) -> str:
+        image = read_image(upload.file)
+        explanation = explain(self.detector, image)
+        return image_page(explanation, threshold, title="Where DETR looked")
+
+    async def judge(self, request: Request) -> JSONResponse:
+        """The page on the loss of an image that is trained on.
+
+        The query names it by its id (by default the first); `step` 1 takes the image after it.
+        """
+        image_id = request.query_params.get("image_id", "").strip()
+        step = _whole_number(request, "step", 0, 1)
+        world_size = _whole_number(request, "world_size", 1, _MOST_GPUS)
+        return JSONResponse(await self.turns.take(self._judge, image_id, step, world_size))
+
+    def _judge(self, image_id: str, step: int, world_size: int) -> dict[str, str]:
+        ids = self.image_ids
+        if image_id and image_id not in ids:
+            some = ", ".join(ids[:5])
+            raise InputError(
+                f"{self.dataset.name} has no image with this id: try another, such as {some}"
+            )
+        index = ids.index(image_id) if image_id else 0
+        chosen = ids[(index + step) % len(ids)]
+        explanation = explain_loss(self.detector, self.dataset, int(chosen), world_size)
+        page = loss_page(explanation, title="From boxes to loss")
+        return {"image_id": chosen, "page": page}
+
+
+def _file(name: str, media_type: str, headers: dict[str, str] | None = None) -> Any:
+    """What answers a request with a file of this folder."""
+    content = (_FOLDER / name).read_bytes()
+
+    async def answer(request: Request) -> Response:
+        return Response(content, media_type=media_type, headers=headers)
+
+    return answer
+
+
+def _whole_number(request: Request, name: str, least: int, most: int) -> int:
+    """A parameter of the query, by default `least`. Raises HTTPException if it is out of range."""
+    text = request.query_params.get(name, str(least))
+    allowed = [str(number) for number in range(least, most + 1)]
+    if text not in allowed:
+        raise HTTPException(400, f"{name} is not a whole number between {least} and {most}")
+    return int(text)

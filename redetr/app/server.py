@@ -1,0 +1,63 @@
+"""The application that uvicorn serves: the page at `/`, the endpoint below `/api`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from redetr.app.api import Api
+from redetr.app.guard import Guard
+from redetr.app.page import Page
+from redetr.app.uploads import BusyError, Turns, Uploads
+from redetr.data import DetectionDataset
+from redetr.detector.detector import Detector
+from redetr.errors import InputError
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def web_app(detector: Detector, dataset: DetectionDataset | None, title: str, host: str) -> Guard:
+    """The guarded application for a detector that is called `title`, served at the address `host`.
+
+    `dataset` holds the images that the page judges, by default those the detector was trained on.
+    """
+    uploads = Uploads()
+    turns = Turns()
+    page = Page(detector, dataset, title, uploads, turns)
+    api = Api(detector, uploads, turns)
+    app = Starlette(
+        routes=[*page.routes(), *api.routes()],
+        exception_handlers=_ERROR_ANSWERS,
+    )
+    return Guard(app, hosts=_LOOPBACK if host in _LOOPBACK else None)
+
+
+def _refused(request: Request, error: HTTPException) -> JSONResponse:
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+def _wrong_input(request: Request, error: InputError) -> JSONResponse:
+    status = 503 if isinstance(error, BusyError) else 400
+    return JSONResponse({"error": str(error)}, status)
+
+
+def _nobody_waits(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=400)
+
+
+def _failed(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse(
+        {"error": "this should not have happened: the server's log tells more"}, 500
+    )
+
+
+# Every answer to a wrong request is {"error": "..."}, one line.
+_ERROR_ANSWERS: dict[Any, Callable[..., Response]] = {
+    HTTPException: _refused,
+    InputError: _wrong_input,
+    ClientDisconnect: _nobody_waits,
+    Exception: _failed,
+}

@@ -1,0 +1,183 @@
+"""Images from strangers: limited as they arrive, checked before decoding, processed in turns."""
+
+import math
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeVar, cast
+
+from anyio import CapacityLimiter, fail_after, to_thread
+from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from torch import Tensor
+
+from redetr.data.images import FORMATS, upright
+from redetr.errors import InputError
+
+MAX_BYTES = 32 * 2**20  # of an uploaded file
+MAX_PIXELS = 50_000_000  # of its image; decoded, it may take ten bytes for each
+THRESHOLD = 0.5  # unless the client asks for another
+_FORM_BYTES = 2**16  # of a form, besides the file
+_IN_MEMORY = 2**20  # bytes of an upload; the rest waits on disk, in a file without a name
+_MOST_UPLOADS = 64  # that arrive at once: at most 2 GB on disk
+_MOST_WAITING = 32  # clients whose image is there, besides the one that is computed on
+_UPLOAD_S = 120.0  # for an upload to arrive, so that slow clients do not keep the others out
+
+T = TypeVar("T")
+
+
+class BusyError(InputError):
+    """Too many clients ask at once."""
+
+
+class _Gate:
+    """Admits a limited number of clients at once and refuses the others."""
+
+    def __init__(self, most: int, refusal: str):
+        self._most = most
+        self._refusal = refusal
+        self._inside = 0
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Counts a client while the context lasts. Raises BusyError if there are too many."""
+        if self._inside >= self._most:
+            raise BusyError(self._refusal)
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
+
+class Turns:
+    """Runs work one piece at a time, in the order of arrival, so that memory holds one image."""
+
+    def __init__(self) -> None:
+        self._model = CapacityLimiter(1)
+        self._gate = _Gate(1 + _MOST_WAITING, "too many images are waiting: try again in a moment")
+
+    async def take(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What `work` returns, run in a thread. Raises BusyError."""
+        with self._gate.admit():
+            return await to_thread.run_sync(work, *arguments, limiter=self._model)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a request sent. The name and the threshold are as the client wrote them."""
+
+    file: BinaryIO
+    name: str | None
+    threshold: str
+
+
+class Uploads:
+    """Receives images, at most `_MOST_UPLOADS` of them at once."""
+
+    def __init__(self) -> None:
+        self._gate = _Gate(_MOST_UPLOADS, "too many images are being sent: try again in a moment")
+
+    @asynccontextmanager
+    async def receive(self, request: Request) -> AsyncIterator[Upload]:
+        """The upload of a request: a form, or the body with the threshold in the query.
+
+        Its file is deleted at the end. Raises BusyError, and HTTPException if the form cannot be
+        read or the upload is too large or too slow.
+        """
+        with self._gate.admit():
+            upload = await _arrived(request)
+        with upload.file:
+            yield upload
+
+
+async def _arrived(request: Request) -> Upload:
+    content_type = request.headers.get("content-type", "").lower()
+    read = _read_form if content_type.startswith("multipart/form-data") else _read_body
+    try:
+        with fail_after(_UPLOAD_S):
+            return await read(request)
+    except TimeoutError:
+        raise HTTPException(
+            408, f"the upload took more than {_UPLOAD_S:.0f} seconds: give a smaller file"
+        ) from None
+
+
+async def _read_form(request: Request) -> Upload:
+    parser = MultiPartParser(request.headers, _limited(request), max_files=1, max_fields=4)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise HTTPException(400, f"the form cannot be read: {error.message}") from None
+    image = form.get("image")
+    if not isinstance(image, UploadFile):
+        await form.close()
+        raise HTTPException(
+            400, "the form has no file called image: send one, as curl -F image=@FILE does"
+        )
+    threshold = form.get("threshold", THRESHOLD)
+    return Upload(cast(BinaryIO, image.file), image.filename, str(threshold))
+
+
+async def _read_body(request: Request) -> Upload:
+    file = cast(BinaryIO, tempfile.SpooledTemporaryFile(_IN_MEMORY))  # noqa: SIM115
+    try:
+        async for piece in _limited(request):
+            await to_thread.run_sync(file.write, piece)
+        if not file.tell():
+            raise HTTPException(
+                400, "the request has no body: send an image, as curl --data-binary @FILE does"
+            )
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    threshold = request.query_params.get("threshold", THRESHOLD)
+    return Upload(file, None, str(threshold))
+
+
+async def _limited(request: Request) -> AsyncGenerator[bytes]:
+    """The body as it arrives. Raises HTTPException as soon as it is too large."""
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > MAX_BYTES + _FORM_BYTES:
+            raise HTTPException(
+                413, f"the file has more than {MAX_BYTES >> 20} MB: give a smaller one"
+            )
+        yield piece
+
+
+def read_image(file: BinaryIO) -> Tensor:
+    """The image in an uploaded file, upright, uint8 `[3, H, W]`.
+
+    Raises InputError if it is no image, damaged, or too large by its header, before it is decoded.
+    """
+    too_large = f"the image has more than {MAX_PIXELS // 10**6} million pixels: give a smaller one"
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(too_large) from None
+    except Exception:  # headers can be wrong in more ways than PIL knows
+        raise InputError(
+            "not an image (JPEG, PNG, WebP, BMP, GIF and TIFF are read): give another file"
+        ) from None
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(too_large)
+        return upright(image)
+
+
+def parse_threshold(text: str) -> float:
+    """The smallest score that a client asks for, 0 to 1. Raises InputError for anything else."""
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = math.nan
+    if not 0 <= threshold <= 1:
+        raise InputError("threshold is not a number between 0 and 1")
+    return threshold

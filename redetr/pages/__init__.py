@@ -1,0 +1,1 @@
+"""What is shown: drawings, curves, and the frame of HTML pages."""
