@@ -32,7 +32,11 @@ def box_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 def box_area(boxes: Tensor) -> Tensor:
     """Areas `[...]` of `xyxy` boxes; a box turned inside out has area 0."""
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    width = (x2 - x1).clamp(min=0)
+    height = (y2 - y1).clamp(min=0)
+    # Not `prod`: its backward pass looks for zeros, and waits for the GPU to count them.
+    return width * height
 
 
 def iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:

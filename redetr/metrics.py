@@ -126,7 +126,22 @@ def coco_metrics(
     Raises DivergedError for a score or box that is not finite, ValueError for an image or label
     that `truth` does not have and for shapes that do not fit.
     """
-    evaluation = _evaluated(truth, image_index, scores, labels, boxes)
+    return coco_result(truth, coco_evaluation(truth, image_index, scores, labels, boxes))
+
+
+def coco_evaluation(
+    truth: GroundTruth, image_index: Array, scores: Array, labels: Array, boxes: Array
+) -> hotcoco.COCOeval:
+    """hotcoco's evaluation of detections; arrays and errors as in `coco_metrics`.
+
+    The ids of its images are those in `truth.rank`, those of its categories are labels. Detections
+    and annotations have ids from 1, in the order in which they were given.
+    """
+    return _evaluated(truth, image_index, scores, labels, boxes)
+
+
+def coco_result(truth: GroundTruth, evaluation: hotcoco.COCOeval) -> CocoResult:
+    """The numbers of an evaluation by `coco_evaluation`."""
     evaluation.summary_lines()  # computes `stats` without printing
     stats = [float(value) if value >= 0 else math.nan for value in evaluation.stats]
     assert evaluation.eval is not None

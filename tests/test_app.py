@@ -17,7 +17,6 @@ import anyio
 import numpy as np
 import pytest
 from PIL import Image
-from redetr.explain_loss import explain_loss
 from selenium.common.exceptions import JavascriptException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -31,7 +30,7 @@ from redetr.commands import app as command
 from redetr.data import open_dataset
 from redetr.detector.detector import as_image
 from redetr.errors import InputError
-from redetr.explain import explain
+from redetr.explain import explain, explain_loss
 from redetr.pages.drawing import class_color, to_pil
 from tests.app_server import artefacts, serving, write_checkpoint
 from tests.test_explain import picture

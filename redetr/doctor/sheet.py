@@ -253,7 +253,7 @@ def _page(report: Report, images: dict[str, Image.Image]) -> str:
     for title, image in images.items():
         pictures[title] = data_uri(image)
     return render(
-        "check_sheet.html",
+        "doctor/sheet.html",
         source=report.source,
         errors=report.errors,
         verdict=report.verdict,

@@ -128,15 +128,7 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
         cross_attention = _points(attention.to_image, inputs)
         picks = picked_proposals(outputs, first_inputs)
 
-    boxes = []
-    scores = []
-    labels = []
-    for layer in [*outputs["aux_outputs"], outputs]:
-        boxes.append(box_cxcywh_to_xyxy(layer["pred_boxes"][0]))
-        layer_scores, layer_labels = best_class(layer["pred_logits"][0], model.loss_config)
-        scores.append(layer_scores)
-        labels.append(layer_labels)
-
+    boxes, scores, labels = _answers(outputs, model.loss_config)
     self_attention = []
     for module in attention.to_queries:
         self_attention.append(_mean_over_heads(module, inputs))
@@ -144,9 +136,9 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
     return Explanation(
         image=image,
         class_names=detector.class_names,
-        boxes=torch.stack(boxes).cpu(),
-        scores=torch.stack(scores).cpu(),
-        labels=torch.stack(labels).cpu(),
+        boxes=boxes,
+        scores=scores,
+        labels=labels,
         cross_attention=cross_attention,
         self_attention=torch.stack(self_attention).cpu(),
         encoder_attention=encoder_attention.view(height, width, height, width).cpu(),
@@ -265,6 +257,19 @@ def picked_proposals(outputs: Outputs, cross_inputs: tuple) -> Picks:
         centers=torch.cat(all_centers)[best],
         boxes=box_cxcywh_to_xyxy(boxes[0]).cpu(),
     )
+
+
+def _answers(outputs: Outputs, config: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes `[L, Q, 4]` xyxy, and scores and labels `[L, Q]` of the best classes, on the host."""
+    boxes = []
+    scores = []
+    labels = []
+    for layer in [*outputs["aux_outputs"], outputs]:
+        layer_scores, layer_labels = best_class(layer["pred_logits"][0], config)
+        boxes.append(box_cxcywh_to_xyxy(layer["pred_boxes"][0]))
+        scores.append(layer_scores)
+        labels.append(layer_labels)
+    return torch.stack(boxes).cpu(), torch.stack(scores).cpu(), torch.stack(labels).cpu()
 
 
 def _split_heads(projected: Tensor, nheads: int) -> Tensor:

@@ -26,13 +26,13 @@ from redetr.data import DetectionDataset
 from redetr.data.transforms import MEAN, STD, normalize, resizer
 from redetr.detector.detections import detect
 from redetr.detector.detector import Detector
-from redetr.error_analysis import judge, working_threshold
 from redetr.errors import InputError
 from redetr.evaluation import labels_in
 from redetr.export.files import SUFFIXES, Arrays, open_file, write_file
 from redetr.export.graph import Plain, Processed, trace
 from redetr.files import write_whole
-from redetr.metrics import GroundTruth, coco_metrics
+from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics
+from redetr.report.analysis import judge, working_threshold
 from redetr.structures import Outputs, collate
 
 _NEEDED: dict[ExportFormat, tuple[str, ...]] = {
@@ -232,10 +232,10 @@ class Trial:
 
     def threshold(self) -> float:
         """The score from which on PyTorch's detections have the best F1."""
-        judged = judge(
-            self._targets, len(self._dataset.class_names), **self._detections(self._pytorch)
-        )
-        return working_threshold(judged)
+        truth = GroundTruth.from_targets(self._targets, self._dataset.class_names)
+        detections = self._detections(self._pytorch)
+        evaluation = coco_evaluation(truth, **detections)
+        return working_threshold(judge(self._targets, evaluation, **detections))
 
     def compare(self, run: Run) -> Comparison:
         """PyTorch and a file that `open_file` opened."""
