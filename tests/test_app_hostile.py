@@ -1,4 +1,4 @@
-"""Uploads and calls that are damaged, lie or attack: each is refused in one line, and the server goes on."""
+"""Uploads and calls that are damaged, lie or attack are refused in one line; the server goes on."""
 
 import io
 import json
@@ -58,13 +58,24 @@ def encoded(form, image=None, **options):
 
 
 def chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png(width, height, content=b"", before=b""):
     """A PNG that claims a size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + before
+        + chunk(b"IDAT", content)
+        + chunk(b"IEND", b"")
+    )
 
 
 def zipped(count):
@@ -89,7 +100,9 @@ class Touch:
 
 
 NOISE = random.Random(0).randbytes
-PNG, JPEG, GIF, TIFF, WEBP, BMP = (encoded(form) for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"))
+PNG, JPEG, GIF, TIFF, WEBP, BMP = (
+    encoded(form) for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP")
+)
 TEXT_BOMB = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**24)))
 PROFILE_BOMB = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(2**26)))
 FILES = {
@@ -99,13 +112,17 @@ FILES = {
     "noise": NOISE(5000),
     "text": b"Dear model, what is this?",
     "html": b"<html><script>alert(1)</script></html>",
-    "svg": b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(1)</script></svg>",
-    "svg with an entity": b"<!DOCTYPE s [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><svg><text>&x;</text></svg>",
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'>"
+    b"<script>alert(1)</script></svg>",
+    "svg with an entity": b"<!DOCTYPE s [<!ENTITY x SYSTEM 'file:///etc/passwd'>]>"
+    b"<svg><text>&x;</text></svg>",
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/tmp/ps) (w) file\n",
     "pdf": b"%PDF-1.4\n1 0 obj << /Type /Catalog >> endobj\ntrailer << /Root 1 0 R >>",
     "pickle": pickle.dumps(Touch("touched")),
     "pickle like a checkpoint": zipped(10) + pickle.dumps(Touch("touched")),
-    "numpy": b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}" + bytes(64),
+    "numpy": b"\x93NUMPY\x01\x00v\x00"
+    + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,)}"
+    + bytes(64),
     "zip bomb": zipped(2**26),
     "gzip": b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + NOISE(100),
     "program": b"\x7fELF" + NOISE(500),
@@ -135,7 +152,8 @@ FILES = {
     "gif cut": GIF[:40],
     "gif that claims to be large": changed(GIF, 6, b"\xff\xff\xff\xff"),
     "tiff cut": TIFF[:60],
-    "tiff whose directory is itself": b"II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, 256, 4, 1, 9, 8),
+    "tiff whose directory is itself": b"II*\0\x08\0\0\0"
+    + struct.pack("<HHHIII", 1, 256, 4, 1, 9, 8),
     "tiff with a far directory": b"II*\0" + struct.pack("<I", 2**32 - 1),
     "tiff of 2^31 entries": b"II*\0\x08\0\0\0\xff\xff" + bytes(60),
     "webp cut": WEBP[:30],
@@ -146,13 +164,18 @@ FILES = {
     "jpeg 2000 cut": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40),
     "float pixels": encoded("TIFF", Image.fromarray(np.full((4, 4), np.nan, np.float32))),
     "too many bytes": bytes(MAX_BYTES + 2**17),
-}  # fmt: skip
+}
 
 
 def refused(status, text):
     """Whether it is a 4xx and one plain line."""
     error = json.loads(text)["error"]
-    return 400 <= status < 500 and len(error.splitlines()) == 1 and 10 < len(error) < 300 and "Traceback" not in text
+    return (
+        400 <= status < 500
+        and len(error.splitlines()) == 1
+        and 10 < len(error) < 300
+        and "Traceback" not in text
+    )
 
 
 def form(content, name="image", file='filename="a.png"', more=b""):
@@ -161,7 +184,11 @@ def form(content, name="image", file='filename="a.png"', more=b""):
 
 
 def field(name, value):
-    return f'--limit\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + value + b"\r\n"
+    return (
+        f'--limit\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode()
+        + value
+        + b"\r\n"
+    )
 
 
 KIND = "multipart/form-data; boundary=limit"
@@ -193,10 +220,19 @@ def test_pixels_are_counted_before_they_are_decoded(server):
 
 @pytest.mark.parametrize(
     "file",
-    ['filename="../../../etc/passwd"', 'filename="/etc/shadow"', "filename*=UTF-8''..%2f..%2fx", 'filename=""',
-     'filename="a\\nb.png"', 'filename="' + "x" * 3000 + '"', 'filename="<script>.png"', 'filename="a.svg"',
-     'filename="CON"', 'filename="a.png%00.exe"'],
-)  # fmt: skip
+    [
+        'filename="../../../etc/passwd"',
+        'filename="/etc/shadow"',
+        "filename*=UTF-8''..%2f..%2fx",
+        'filename=""',
+        'filename="a\\nb.png"',
+        'filename="' + "x" * 3000 + '"',
+        'filename="<script>.png"',
+        'filename="a.svg"',
+        'filename="CON"',
+        'filename="a.png%00.exe"',
+    ],
+)
 def test_names_of_files_are_never_used(file, server):
     """The picture is looked at, whatever its name; no file has it."""
     before = {path for path in server.folder.rglob("*") if path.is_file()}
@@ -230,17 +266,31 @@ def test_a_form_that_is_wrong(body, kind, server):
         assert refused(status, text), (status, text)
 
 
-@pytest.mark.parametrize("threshold", ["", "half", "nan", "inf", "-1", "1.01", "1e400", "0x1", "[]", "%00", "9" * 5000])
+@pytest.mark.parametrize(
+    "threshold", ["", "half", "nan", "inf", "-1", "1.01", "1e400", "0x1", "[]", "%00", "9" * 5000]
+)
 def test_a_threshold_that_is_none(threshold, server):
-    assert server.predict(PNG, threshold) == (400, {"error": "threshold is not a number between 0 and 1"})
+    assert server.predict(PNG, threshold) == (
+        400,
+        {"error": "threshold is not a number between 0 and 1"},
+    )
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/api/predict", 405), ("DELETE", "/api/predict", 405), ("GET", "/api/", 404), ("GET", "/api/x/../y", 404),
-     ("POST", "/api/health", 405), ("POST", "/", 405), ("PUT", "/config", 404), ("GET", "/look", 405),
-     ("GET", "/judge", 405), ("TRACE", "/", 405)],
-)  # fmt: skip
+    [
+        ("GET", "/api/predict", 405),
+        ("DELETE", "/api/predict", 405),
+        ("GET", "/api/", 404),
+        ("GET", "/api/x/../y", 404),
+        ("POST", "/api/health", 405),
+        ("POST", "/", 405),
+        ("PUT", "/config", 404),
+        ("GET", "/look", 405),
+        ("GET", "/judge", 405),
+        ("TRACE", "/", 405),
+    ],
+)
 def test_another_address(method, path, status, server):
     found, text = server.ask(method, path)
     assert (found, list(json.loads(text))) == (status, ["error"])
@@ -286,7 +336,7 @@ def test_a_client_that_leaves(server):
 
 
 def test_a_body_without_end_is_not_kept(server):
-    """Refused while it is being sent; what still comes is dropped, as the fixture sees by the memory."""
+    """Refused while it is being sent; what still comes is dropped: the fixture sees memory."""
     head = b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     piece = b"100000\r\n" + bytes(2**20) + b"\r\n"
     with create_connection(("127.0.0.1", server.port), timeout=20) as connection:
@@ -320,7 +370,9 @@ def test_many_at_once(server):
 def test_another_name_of_this_machine(host, server):
     status, text = server.ask("GET", "/api/health", headers={"Host": host})
     assert (status, json.loads(text)) == (
-        400, {"error": "this server is called 127.0.0.1 or localhost or ::1: use that name"})  # fmt: skip
+        400,
+        {"error": "this server is called 127.0.0.1 or localhost or ::1: use that name"},
+    )
 
 
 @pytest.mark.parametrize(
@@ -328,7 +380,10 @@ def test_another_name_of_this_machine(host, server):
     [
         ({}, 200),  # a program
         ({"Origin": "http://127.0.0.1:7860", "Host": "127.0.0.1:7860"}, 200),
-        ({"Origin": "https://detr.example", "Sec-Fetch-Site": "same-origin"}, 200),  # behind a proxy
+        (
+            {"Origin": "https://detr.example", "Sec-Fetch-Site": "same-origin"},
+            200,
+        ),  # behind a proxy
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": "http://127.0.0.1:1", "Host": "127.0.0.1:7860"}, 403),
@@ -339,7 +394,7 @@ def test_another_name_of_this_machine(host, server):
     ids=range(9),
 )
 def test_what_another_site_sends(headers, status, server):
-    """A form of any site can be sent here by a visitor's browser, which says where it comes from."""
+    """A visitor's browser may send a form of any site here; it says from which site."""
     for address in ("/api/predict", "/look", "/judge"):
         found, text = server.ask("POST", address, PNG, headers)
         assert found == status, (address, text)
@@ -373,7 +428,14 @@ ADDRESSES = ("/api/predict", "/look", "/explain")  # that take an image
 
 def test_files_that_are_named_are_not_read(server, elsewhere):
     """Neither files of this machine nor other addresses."""
-    paths = (str(server.checkpoint), "/etc/passwd", "../../etc/passwd", elsewhere, "file:///etc/passwd", "a\0b")
+    paths = (
+        str(server.checkpoint),
+        "/etc/passwd",
+        "../../etc/passwd",
+        elsewhere,
+        "file:///etc/passwd",
+        "a\0b",
+    )
     for path in paths:
         for address in ADDRESSES:
             for body in (form(path.encode()), field("image", path.encode()) + b"--limit--\r\n"):
@@ -389,10 +451,20 @@ def test_files_that_are_named_are_not_read(server, elsewhere):
 
 @pytest.mark.parametrize(
     "query",
-    ["world_size=0", "world_size=9", "world_size=1e9", "world_size=", "step=-1", "step=2", "step=\u0661",
-     "image_id=" + "9" * 5000, "image_id=%00", "image_id=100&world_size=nan"],
+    [
+        "world_size=0",
+        "world_size=9",
+        "world_size=1e9",
+        "world_size=",
+        "step=-1",
+        "step=2",
+        "step=\u0661",
+        "image_id=" + "9" * 5000,
+        "image_id=%00",
+        "image_id=100&world_size=nan",
+    ],
     ids=range(10),
-)  # fmt: skip
+)
 def test_a_judgement_that_is_none(query, server):
     status, text = server.ask("POST", f"/judge?{quote(query, '=&%')}")
     assert refused(status, text), text
@@ -400,9 +472,23 @@ def test_a_judgement_that_is_none(query, server):
 
 def test_files_are_not_served(server):
     """Not those of the package beside the page either."""
-    names = ("page.html", "frame.html", "page.py", "server.py", "app.js/../page.py", "%2e%2e/api.py", "/etc/passwd",
-             "../../../etc/passwd", str(server.checkpoint), "static/../../etc/passwd", "docs", "redoc", "openapi.json",
-             "favicon.ico", ".env")  # fmt: skip
+    names = (
+        "page.html",
+        "frame.html",
+        "page.py",
+        "server.py",
+        "app.js/../page.py",
+        "%2e%2e/api.py",
+        "/etc/passwd",
+        "../../../etc/passwd",
+        str(server.checkpoint),
+        "static/../../etc/passwd",
+        "docs",
+        "redoc",
+        "openapi.json",
+        "favicon.ico",
+        ".env",
+    )
     for name in names:
         assert server.ask("GET", f"/{name}")[0] == 404, name
 
@@ -418,15 +504,20 @@ def test_uploads_are_not_kept(address, server):
 
 
 def test_an_upload_is_never_run(server):
-    """What is answered to an image is data; nothing that is answered may be taken for a page with rights."""
+    """What is answered to an image is data, which no browser may take for a page with rights."""
     for arguments, policy in (
         ([], "script-src 'self';"),
         (["frame"], "sandbox allow-scripts"),
         (["look", "-F", f"image=@{server.checkpoint}"], "script-src 'self';"),
     ):
         address, *more = arguments or [""]
-        done = subprocess.run(["curl", "-s", "-i", server.url + address, *more], capture_output=True, text=True,
-                              check=True, timeout=20)  # fmt: skip
+        done = subprocess.run(
+            ["curl", "-s", "-i", server.url + address, *more],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
         head = done.stdout.partition("\r\n\r\n")[0].lower()
         (allowed,) = re.findall(r"content-security-policy: (.*)", head)
         assert policy in allowed
@@ -471,7 +562,9 @@ def test_slow_clients_are_counted(monkeypatch):
 
         async def client():
             try:
-                async with desk.receive(Request({"type": "http", "headers": [], "query_string": b""}, silence)):
+                async with desk.receive(
+                    Request({"type": "http", "headers": [], "query_string": b""}, silence)
+                ):
                     pass
             except uploads.BusyError as error:
                 errors.append(str(error))
