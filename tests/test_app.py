@@ -80,7 +80,8 @@ class Frame(Page):
 
 
 def wait(browser, until):
-    return WebDriverWait(browser, 60, 0.1).until(lambda _: until())
+    waiting = WebDriverWait(browser, timeout=60, poll_frequency=0.1)
+    return waiting.until(lambda _: until())
 
 
 def one(browser, selector):
@@ -121,7 +122,9 @@ def wait_for_detections(page):
 
 
 def told(page):
-    return f"{one(page, '#find-status').text}{one(page, '#find-error').text}"
+    status = one(page, "#find-status").text
+    error = one(page, "#find-error").text
+    return status + error
 
 
 def set_threshold(page, value):
@@ -180,10 +183,9 @@ def test_upload_threshold_and_click(page, image, detector, tmp_path):
         set_threshold(page, threshold)
         found = detector.predict(image, threshold).to_dict()
         assert len(rows(page)) == len(found["detections"])
-        assert saved_json(page, tmp_path / "saved") == (
-            "a picture.json",
-            {"image": image.name, **found},
-        )
+        name, content = saved_json(page, tmp_path / "saved")
+        assert name == "a picture.json"
+        assert content == {"image": image.name, **found}
         open_explanation(page)
         with Frame(page, "explained") as frame:
             count = (scores >= threshold).sum()
@@ -191,7 +193,8 @@ def test_upload_threshold_and_click(page, image, detector, tmp_path):
             wait(page, lambda f=frame, s=shown: f.part("shown").text == s)
     page.save_screenshot(str(artefacts(tmp_path) / "app-explained.png"))
 
-    click_another(page, explanation, shown=(scores >= 0.6).nonzero().flatten().tolist())
+    shown = queries_above(explanation, 0.6)
+    click_another(page, explanation, shown)
     page.save_screenshot(str(artefacts(tmp_path) / "app-clicked.png"))
 
 
@@ -199,8 +202,9 @@ def test_a_click_in_the_faithful_form(browser, shared_coco, tmp_path):
     """Its attention is shown as maps over the image, not as points."""
     checkpoint = write_checkpoint(tmp_path / "best.safetensors", shared_coco, "detr_r50")
     to_pil(picture()).save(tmp_path / "picture.png")
-    explanation = explain(redetr.load(checkpoint, device="cpu"), picture())
-    shown = (explanation.scores[-1] >= 0.5).nonzero().flatten().tolist()
+    detector = redetr.load(checkpoint, device="cpu")
+    explanation = explain(detector, picture())
+    shown = queries_above(explanation, 0.5)
     with serving(checkpoint) as server, opened(server, browser) as page:
         upload(page, tmp_path / "picture.png")
         open_explanation(page)
@@ -208,6 +212,12 @@ def test_a_click_in_the_faithful_form(browser, shared_coco, tmp_path):
         with Frame(page, "explained") as frame:
             assert "the brightest cell has" in frame.part("cross").text
         page.save_screenshot(str(artefacts(tmp_path) / "app-faithful.png"))
+
+
+def queries_above(explanation, threshold):
+    """Those with a final score of `threshold` or more."""
+    is_above = explanation.scores[-1] >= threshold
+    return is_above.nonzero().flatten().tolist()
 
 
 def click_another(page, explanation, shown):
@@ -634,15 +644,20 @@ def test_the_docs_hold_by_curl(server, detector, tmp_path, monkeypatch):
     examples = re.findall(r"```console\n(curl [^`]*)```\n+```json\n(.*?)```", DOCS, re.DOTALL)
     assert len(examples) == 4
     for line, shown in examples:
-        words = [word.replace("http://127.0.0.1:7860/", server.url) for word in shlex.split(line)]
-        answer = subprocess.run(
-            words, capture_output=True, text=True, check=True, timeout=60
-        ).stdout
-        assert form_of(json.loads(answer)) == form_of(json.loads(shown)), line
+        answer = answer_by_shell(server, line)
+        assert form_of(answer) == form_of(json.loads(shown)), line
+    first_line, _ = examples[0]
+    answer = answer_by_shell(server, first_line)
     expected = detector.predict("digits.png", 0.4).to_dict()
-    words = shlex.split(examples[0][0].replace("http://127.0.0.1:7860/", server.url))
-    answer = json.loads(subprocess.run(words, capture_output=True, check=True, timeout=60).stdout)
     assert answer == {"image": "digits.png", **expected}
+
+
+def answer_by_shell(server, line):
+    """What a command of the page prints, sent to the server of the tests."""
+    here = line.replace("http://127.0.0.1:7860/", server.url)
+    words = shlex.split(here)
+    done = subprocess.run(words, capture_output=True, check=True, timeout=60)
+    return json.loads(done.stdout)
 
 
 def form_of(value):
