@@ -1,30 +1,69 @@
 # `make demo` and `make test` set themselves up; nothing else is needed but Python >= 3.11, make and git.
 PYTHON ?= python3
-BIN := .venv/bin
 
-.PHONY: demo test slow gpu lint bench bench-gpu docs docs-pictures clean
+# Which versions are installed: `tested`, those of constraints.txt; `newest`, of everything; `oldest`, the lower bounds
+# of pyproject.toml. Each has a virtual environment of its own: make test DEPS=oldest
+DEPS ?= tested
+VENV_tested := .venv
+VENV_newest := .venv-newest
+VENV_oldest := .venv-oldest
+VENV := $(VENV_$(DEPS))
+BIN := $(VENV)/bin
+ifeq ($(VENV),)
+$(error DEPS=$(DEPS): choose tested, newest or oldest)
+endif
 
-demo: .venv/installed
+CONSTRAINTS_tested := constraints.txt
+CONSTRAINTS_oldest := $(VENV_oldest)/constraints.txt
+CONSTRAINTS := $(CONSTRAINTS_$(DEPS))
+
+PIP_FLAGS_tested := --constraint $(CONSTRAINTS_tested)
+PIP_FLAGS_newest := --upgrade --upgrade-strategy eager
+PIP_FLAGS_oldest := --constraint $(CONSTRAINTS_oldest)
+PIP_INSTALL := $(BIN)/python -m pip install --quiet $(PIP_FLAGS_$(DEPS))
+
+# Other versions deprecate what is used here: pytest lists that at the end, and nothing fails.
+REPORT_DEPRECATIONS := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
+PYTEST_FLAGS_newest := $(REPORT_DEPRECATIONS)
+PYTEST_FLAGS_oldest := $(REPORT_DEPRECATIONS)
+PYTEST := $(BIN)/pytest -q $(PYTEST_FLAGS_$(DEPS))
+
+.DELETE_ON_ERROR:
+.PHONY: demo test slow gpu lint no-lint bench bench-gpu docs docs-pictures clean system-packages always
+
+demo: $(VENV)/installed
 	$(BIN)/redetr demo
 
-test: .venv/installed-dev lint
-	$(BIN)/pytest -q -n auto --dist loadfile
+# A linter's verdict depends on its own version, and that of types on every package's: the tested ones decide.
+LINT_tested := lint
+LINT_newest := no-lint
+LINT_oldest := no-lint
 
-slow: .venv/installed-dev
-	$(BIN)/pytest -q -m slow
+# PYTEST_FLAGS=--strict-skips, of continuous integration, takes a skipped test for a failure.
+test: $(VENV)/installed-dev system-packages $(LINT_$(DEPS))
+	$(BIN)/python -m pip check
+	$(BIN)/python tests/versions.py
+	$(PYTEST) -n auto --dist loadfile $(PYTEST_FLAGS)
 
-# On a machine with a GPU.
-gpu: .venv/installed-dev
-	$(BIN)/pytest -q -m gpu
+slow: $(VENV)/installed-dev
+	$(PYTEST) -m slow
 
-lint: .venv/installed-dev
+# With a GPU, in the Python that is there: a virtual environment would take another PyTorch. `make gpu
+# PYTHON=.venv/bin/python` for one's own.
+gpu:
+	$(PYTHON) -m pytest -q -m gpu tests/test_gpu.py
+
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+no-lint:
+	@echo "DEPS=$(DEPS): format, lint and types are checked with the tested versions only"
+
 # Every question that a CPU can answer; results in benchmarks/results. Hours of learning: benchmarks/convergence.py and
 # plain_hour.py; yolo.py needs a package that it does not install.
-bench: .venv/installed-dev
+bench: $(VENV)/installed-dev
 	for script in criterion evaluation training_step loader check scaling; do \
 		$(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/inference.py --exported
@@ -32,33 +71,43 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/learning.py crowns
 	$(BIN)/python benchmarks/overfit.py
 
-# With a GPU, in the Python that is there: torch, torchvision, numpy and scipy are enough; Transformers, with timm, is
-# measured where it is installed.
+# Tests, proofs, speed and memory on a GPU, in the Python that is there: for the speed, torch, torchvision, numpy and
+# scipy are enough; Transformers, with timm, is measured where it is installed. Results in runs/gpu.
 bench-gpu:
-	for precision in fp32 bf16; do \
-		$(PYTHON) benchmarks/training_step.py --device cuda --precision $$precision --height 800 --width 1066 \
-			--batch-size 8 --rounds 10 || exit 1; done
-	$(PYTHON) benchmarks/inference.py --device cuda --precision bf16 --rounds 20 --compile
-	$(PYTHON) benchmarks/criterion.py --device cuda
+	$(PYTHON) benchmarks/gpu.py
 
-docs: .venv/installed-dev
+docs: $(VENV)/installed-dev
 	$(BIN)/mkdocs build
 
-docs-pictures: .venv/installed-dev
+docs-pictures: $(VENV)/installed-dev
 	$(BIN)/python docs/pictures.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("redetr needs Python 3.11 or newer: make PYTHON=python3.12") if sys.version_info < (3, 11) else 0'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
-# `installed` is newer than pyproject.toml if what it asks for is there, so a second call is quick.
-.venv/installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+# The lower bounds are read before anything is installed.
+$(CONSTRAINTS_oldest): pyproject.toml tests/lower_bounds.py | $(BIN)/python
+	$(BIN)/python tests/lower_bounds.py pyproject.toml > $@
+
+# `installed` is newer than the files that ask for what is there, so a second call is quick.
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP_INSTALL) --editable .
 	touch $@
 
-.venv/installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@ .venv/installed
+$(VENV)/installed-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@ $(VENV)/installed
+
+# A newer version is no change of a file here, so `newest` looks for one every time.
+ifeq ($(DEPS),newest)
+$(VENV)/installed $(VENV)/installed-dev: always
+endif
+
+# A browser for the tests that need one, and the like.
+system-packages: $(BIN)/python
+	$(BIN)/python tests/system_packages.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV_tested) $(VENV_newest) $(VENV_oldest) build dist *.egg-info \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis

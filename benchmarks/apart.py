@@ -1,4 +1,5 @@
-"""Each side in a process of its own, as each user's program is one: no side lives with the memory of another."""
+"""Each side in a process of its own, as each user's program is one: no side lives with the memory
+of another."""
 
 import resource
 from collections.abc import Callable
@@ -13,21 +14,27 @@ from limits import operations
 
 
 class Apart:
-    """`build(*arguments)` makes the work there; a call of this does it once and waits."""
+    """`build(*arguments)` makes the work there; a call of this does it once and waits.
+
+    Sides are made side by side: imports and the start of a GPU take seconds each. Before times
+    count, call each once.
+    """
 
     def __init__(self, build: Callable[..., Callable[[], Any]], *arguments: Any):
         self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        self._ask(_begin, build, arguments)
+        self._made = self._process.submit(_begin, build, arguments)
 
     def __call__(self) -> None:
+        self._made.result()
         self._ask(_work)
 
     def operations(self) -> int:
         return self._ask(_operations)
 
     def peak_mb(self) -> int:
-        """What the work took at most until now: on a GPU what torch counts, on a CPU what the process grew by since its
-        imports. On Linux that counts from the size of the process that started this one, which so has to be small."""
+        """What the work took at most until now: on a GPU what torch counts, on a CPU what the
+        process grew by since its imports. On Linux that counts from the size of the process that
+        started this one, which so has to be small."""
         return self._ask(_peak_mb)
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
@@ -55,7 +62,9 @@ def _operations() -> int:
 
 def _peak_mb() -> int:
     cuda = torch.cuda.is_initialized()
-    return round((torch.cuda.max_memory_allocated() if cuda else _resident() - _side["before"]) / 1e6)
+    return round(
+        (torch.cuda.max_memory_allocated() if cuda else _resident() - _side["before"]) / 1e6
+    )
 
 
 def _resident() -> int:

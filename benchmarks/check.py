@@ -3,8 +3,8 @@
     python benchmarks/check.py
 
 Photographs of 640x480 px as JPEG, in the page cache; each side `ROUNDS` times, in turns. Writes
-results/DATE-check.json with the images per second of the best round and of all, and the CPU time per image, which a
-busy machine changes less.
+results/DATE-check.json with the images per second of the best round and of all, and the CPU time
+per image, which a busy machine changes less.
 """
 
 import os
@@ -15,10 +15,10 @@ from pathlib import Path
 
 from record import record
 
-from redetr.check_images import cache_file, read_headers
 from redetr.data import open_dataset
+from redetr.data.headers import cache_file, read_headers
 from redetr.data.images import read_image
-from redetr.visualize import to_pil
+from redetr.pages.drawing import to_pil
 
 IMAGES, ROUNDS = 2000, 5
 SIZE = (640, 480)
@@ -46,7 +46,9 @@ def sides(folder: Path, names: list[str]) -> dict[str, Callable[[], object]]:
         "headers": afresh,
         "headers_and_content": lambda: afresh(content=True),
         "thorough": lambda: afresh(content=True, looks=True),
-        "remembered": lambda: read_headers(folder, names, content=True, looks=True),  # right after "thorough"
+        "remembered": lambda: read_headers(
+            folder, names, content=True, looks=True
+        ),  # right after "thorough"
         "decoded_one_by_one": lambda: [read_image(folder / name) for name in names],
     }
 
@@ -58,16 +60,24 @@ def measure(folder: Path) -> dict[str, object]:
         for side, run in sides(folder, names).items():
             wall, cpu = time.perf_counter(), time.process_time()
             run()
-            taken.setdefault(side, []).append((time.perf_counter() - wall, time.process_time() - cpu))
-    rates = {side: sorted(round(IMAGES / wall) for wall, _ in rounds) for side, rounds in taken.items()}
+            taken.setdefault(side, []).append(
+                (time.perf_counter() - wall, time.process_time() - cpu)
+            )
+    rates = {
+        side: sorted(round(IMAGES / wall) for wall, _ in rounds) for side, rounds in taken.items()
+    }
     return {
-        "n": ROUNDS, "images": IMAGES, "size": SIZE,
+        "n": ROUNDS,
+        "images": IMAGES,
+        "size": SIZE,
         "bytes_per_image": sum((folder / name).stat().st_size for name in names) // IMAGES,
         "images_per_s": {side: {"best": rate[-1], "all": rate} for side, rate in rates.items()},
-        "cpu_us_per_image": {s: round(min(cpu for _, cpu in rounds) / IMAGES * 1e6) for s, rounds in taken.items()},
+        "cpu_us_per_image": {
+            s: round(min(cpu for _, cpu in rounds) / IMAGES * 1e6) for s, rounds in taken.items()
+        },
         "headers_over_decoding": round(rates["headers"][-1] / rates["decoded_one_by_one"][-1], 1),
         "load_average": os.getloadavg()[0],
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -4,16 +4,16 @@
     python benchmarks/convergence.py                        # lists the variants
     python benchmarks/convergence.py --cost                 # what a step of each takes
 
-Every run counts steps, not minutes; what a step costs is measured apart. The schedule runs to its end in each run, so
-a short run says what a short recipe gives. Adds a line for each run to results/convergence.jsonl; convergence.md says
-what was learned from them, also of variants that were parts of the code and are gone with their question. One seed
-differs from another by 3 AP or so: smaller differences are no evidence.
+Every run counts steps, not minutes; what a step costs is measured apart. The schedule runs to its
+end in each run, so a short run says what a short recipe gives. Adds a line for each run to
+results/convergence.jsonl; convergence.md says what was learned from them, also of variants that
+were parts of the code and are gone with their question. One seed differs from another by 3 AP or
+so: smaller differences are no evidence.
 """
 
 import argparse
 import datetime
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,13 +26,13 @@ from interleaved import measure
 from record import RESULTS, commit, record
 from rich.console import Console
 
+from redetr import training
+from redetr.commands.demonstration import demo_config
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
-from redetr.demo import demo_config
 from redetr.distributed import Dist, process_group, replicate
-from redetr.train import train
+from redetr.training import train
 
-training = sys.modules["redetr.train"]
 LOG = RESULTS / "convergence.jsonl"
 
 
@@ -57,9 +57,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def config_of(variant: str, data: str, steps: int, seed: int, folder: Path) -> TrainConfig:
     changes = {name: value for name, value in VARIANTS[variant].items() if name != "options"}
     config = demo_config(data, folder, steps)
-    steps = steps * config.batch_size // changes.get("batch_size", config.batch_size)  # as many images
+    steps = (
+        steps * config.batch_size // changes.get("batch_size", config.batch_size)
+    )  # as many images
     options = VARIANTS[variant].get("options", ())
-    return replace(config, steps=steps, seed=seed, eval_every=steps, model_options=options, **changes)
+    return replace(
+        config, steps=steps, seed=seed, eval_every=steps, model_options=options, **changes
+    )
 
 
 def run(variant: str, data: str, steps: int, seed: int) -> dict[str, Any]:
@@ -67,10 +71,17 @@ def run(variant: str, data: str, steps: int, seed: int) -> dict[str, Any]:
         config = config_of(variant, data, steps, seed, Path(folder))
         result = train(config, Console(stderr=True))
     return {
-        "date": datetime.date.today().isoformat(), "commit": commit(), "data": data, "variant": variant, "seed": seed,
-        "steps": config.steps, "batch_size": config.batch_size, "minutes": round(result["time_s"] / 60, 2),
-        "AP": round(100 * result["AP"], 2), "AP50": round(100 * result["AP50"], 2),
-    }  # fmt: skip
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "data": data,
+        "variant": variant,
+        "seed": seed,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "minutes": round(result["time_s"] / 60, 2),
+        "AP": round(100 * result["AP"], 2),
+        "AP50": round(100 * result["AP50"], 2),
+    }
 
 
 def step_of(variant: str, folder: Path, dist: Dist) -> Callable[[], None]:
@@ -79,11 +90,15 @@ def step_of(variant: str, folder: Path, dist: Dist) -> Callable[[], None]:
     data = open_dataset(config.data, "train")
     state, criterion = training.prepare(config, dist, data)
     model = replicate(state.model, dist)
-    window = training.announce([[data.sample(i) for i in range(state.config.batch_size)]], criterion, dist)
+    window = training.announce(
+        [[data.sample(i) for i in range(state.config.batch_size)]], criterion, dist
+    )
 
     def step() -> None:
         batches, denominators, _ = training.receive(window, criterion, dist)
-        training.train_step(model, criterion, batches, denominators, state.optimizer, torch.float32, 0.1)
+        training.train_step(
+            model, criterion, batches, denominators, state.optimizer, torch.float32, 0.1
+        )
 
     return step
 
@@ -94,16 +109,25 @@ def cost(variants: list[str]) -> dict[str, float]:
         sides = {variant: step_of(variant, Path(folder), dist) for variant in variants}
         seconds = measure(sides, rounds=15, warm_up=2)
     images = {variant: VARIANTS[variant].get("batch_size", 16) for variant in variants}
-    return {variant: round(1000 * median(values) * 16 / images[variant]) for variant, values in seconds.items()}
+    return {
+        variant: round(1000 * median(values) * 16 / images[variant])
+        for variant, values in seconds.items()
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("variants", nargs="*", choices=[[], *VARIANTS])
     parser.add_argument("--data", choices=("digits", "crowns"), default="digits")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, default=400, help="of 16 images; other batches take as many images")
-    parser.add_argument("--cost", action="store_true", help="measure what a step of each takes, and train nothing")
+    parser.add_argument(
+        "--steps", type=int, default=400, help="of 16 images; other batches take as many images"
+    )
+    parser.add_argument(
+        "--cost", action="store_true", help="measure what a step of each takes, and train nothing"
+    )
     arguments = parser.parse_args()
     if arguments.cost:
         record("convergence-cost", {"ms of a step": cost(arguments.variants or list(VARIANTS))})

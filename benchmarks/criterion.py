@@ -1,8 +1,10 @@
-"""How fast are matching and loss? 6 decoder layers, 16 images, 20 objects each, 100 queries, forward and backward.
+"""How fast are matching and loss? 6 decoder layers, 16 images, 20 objects each, 100 queries,
+forward and backward.
 
     python benchmarks/criterion.py
 
-Against the 2020 way (layer by layer) and Transformers' loss. The values are checked to be equal first.
+Against the 2020 way (layer by layer) and Transformers' loss. The values are checked to be equal
+first.
 """
 
 import argparse
@@ -27,8 +29,13 @@ def scene(device: str) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
     torch.manual_seed(0)
     logits = torch.randn(LAYERS, IMAGES, QUERIES, CLASSES + 1, device=device, requires_grad=True)
     boxes = (torch.rand(LAYERS, IMAGES, QUERIES, 4, device=device) * 0.5 + 0.2).requires_grad_()
-    targets = [{"labels": torch.randint(CLASSES, (OBJECTS,), device=device),
-                "boxes": torch.rand(OBJECTS, 4, device=device) * 0.5 + 0.2} for _ in range(IMAGES)]  # fmt: skip
+    targets = [
+        {
+            "labels": torch.randint(CLASSES, (OBJECTS,), device=device),
+            "boxes": torch.rand(OBJECTS, 4, device=device) * 0.5 + 0.2,
+        }
+        for _ in range(IMAGES)
+    ]
     return logits, boxes, targets
 
 
@@ -41,14 +48,26 @@ def transformers_loss(logits: Tensor, boxes: Tensor, targets: list[dict[str, Ten
     from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 
     labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
-    config = SimpleNamespace(class_cost=1, bbox_cost=5, giou_cost=2, num_labels=CLASSES, eos_coefficient=0.1,
-                             auxiliary_loss=True, decoder_layers=LAYERS, bbox_loss_coefficient=5,
-                             giou_loss_coefficient=2)  # fmt: skip
-    return ForObjectDetectionLoss(logits[-1], labels, logits.device, boxes[-1], config, logits, boxes)[0]
+    config = SimpleNamespace(
+        class_cost=1,
+        bbox_cost=5,
+        giou_cost=2,
+        num_labels=CLASSES,
+        eos_coefficient=0.1,
+        auxiliary_loss=True,
+        decoder_layers=LAYERS,
+        bbox_loss_coefficient=5,
+        giou_loss_coefficient=2,
+    )
+    return ForObjectDetectionLoss(
+        logits[-1], labels, logits.device, boxes[-1], config, logits, boxes
+    )[0]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
@@ -63,9 +82,18 @@ def main() -> None:
     values = {name: loss().item() for name, loss in losses.items()}
     if max(values.values()) - min(values.values()) > 1e-4 * values["redetr"]:
         raise SystemExit(f"not the same loss: {values}")
-    seconds = measure({name: lambda loss=loss: loss().backward() for name, loss in losses.items()}, arguments.rounds)
-    record(f"criterion-{arguments.device}", {"losses": values, "forward and backward": summary(seconds),
-                                             "times faster": times_faster(seconds, "redetr")})  # fmt: skip
+    seconds = measure(
+        {name: lambda loss=loss: loss().backward() for name, loss in losses.items()},
+        arguments.rounds,
+    )
+    record(
+        f"criterion-{arguments.device}",
+        {
+            "losses": values,
+            "forward and backward": summary(seconds),
+            "times faster": times_faster(seconds, "redetr"),
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How fast is COCO evaluation, from detections as tensors to the twelve numbers? 5,000 images, 100 detections each.
+"""How fast is COCO evaluation, from detections as tensors to the twelve numbers? 5,000 images, 100
+detections each.
 
     python benchmarks/evaluation.py
 
-Against pycocotools, whose numbers must be equal. Both sides start from the same tensors and a ground truth that is
-loaded already, as in training, where it is evaluated against many times.
+Against pycocotools, whose numbers must be equal. Both sides start from the same tensors and a
+ground truth that is loaded already, as in training, where it is evaluated against many times.
 """
 
 import argparse
@@ -41,16 +42,27 @@ def scenes(images: int) -> tuple[list[Target], dict[str, Tensor]]:
     found = truth.gather(1, which[..., None].expand(-1, -1, 4)) + noise
     found = torch.cat([found[..., :2], torch.maximum(found[..., 2:], found[..., :2] + 1)], -1)
     wrong = uniform(images, DETECTIONS) < 0.3
-    guessed = torch.where(wrong, torch.randint(CLASSES, which.shape, generator=random), labels.gather(1, which))
+    guessed = torch.where(
+        wrong, torch.randint(CLASSES, which.shape, generator=random), labels.gather(1, which)
+    )
     targets = [
-        Target(boxes=truth[i], labels=labels[i], image_id=i, orig_size=(SIZE, SIZE), size=(SIZE, SIZE),
-               iscrowd=torch.zeros(OBJECTS, dtype=torch.bool), area=(truth[i, :, 2:] - truth[i, :, :2]).prod(-1))
+        Target(
+            boxes=truth[i],
+            labels=labels[i],
+            image_id=i,
+            orig_size=(SIZE, SIZE),
+            size=(SIZE, SIZE),
+            iscrowd=torch.zeros(OBJECTS, dtype=torch.bool),
+            area=(truth[i, :, 2:] - truth[i, :, :2]).prod(-1),
+        )
         for i in range(images)
-    ]  # fmt: skip
+    ]
     return targets, {
         "image_index": torch.arange(images).repeat_interleave(DETECTIONS),
-        "scores": uniform(images * DETECTIONS), "labels": guessed.flatten(), "boxes": found.flatten(0, 1),
-    }  # fmt: skip
+        "scores": uniform(images * DETECTIONS),
+        "labels": guessed.flatten(),
+        "boxes": found.flatten(0, 1),
+    }
 
 
 def as_coco(targets: list[Target]) -> COCO:
@@ -59,13 +71,25 @@ def as_coco(targets: list[Target]) -> COCO:
         "images": [{"id": target["image_id"]} for target in targets],
         "categories": [{"id": label} for label in range(CLASSES)],
         "annotations": [
-            {"id": 1 + i * OBJECTS + j, "image_id": i, "category_id": label, "iscrowd": 0, "area": area,
-             "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            {
+                "id": 1 + i * OBJECTS + j,
+                "image_id": i,
+                "category_id": label,
+                "iscrowd": 0,
+                "area": area,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+            }
             for i, target in enumerate(targets)
             for j, (label, area, (x1, y1, x2, y2)) in enumerate(
-                zip(target["labels"].tolist(), target["area"].tolist(), target["boxes"].tolist(), strict=True))
+                zip(
+                    target["labels"].tolist(),
+                    target["area"].tolist(),
+                    target["boxes"].tolist(),
+                    strict=True,
+                )
+            )
         ],
-    }  # fmt: skip
+    }
     truth.createIndex()
     return truth
 
@@ -82,7 +106,9 @@ def pycocotools_numbers(truth: COCO, found: dict[str, Tensor]) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -91,17 +117,33 @@ def main() -> None:
     numbers: dict[str, Any] = {}
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = as_coco(targets)
-        seconds = measure({
-            "redetr": lambda: numbers.update(redetr=coco_metrics(ours, **found).metrics),
-            "pycocotools": lambda: numbers.update(pycocotools=pycocotools_numbers(theirs, found)),
-        }, arguments.rounds, warm_up=0)  # fmt: skip
-    furthest = max(abs(numbers["redetr"][name] - other)
-                   for name, other in zip(METRIC_NAMES, numbers["pycocotools"], strict=True))  # fmt: skip
+        seconds = measure(
+            {
+                "redetr": lambda: numbers.update(redetr=coco_metrics(ours, **found).metrics),
+                "pycocotools": lambda: numbers.update(
+                    pycocotools=pycocotools_numbers(theirs, found)
+                ),
+            },
+            arguments.rounds,
+            warm_up=0,
+        )
+    furthest = max(
+        abs(numbers["redetr"][name] - other)
+        for name, other in zip(METRIC_NAMES, numbers["pycocotools"], strict=True)
+    )
     if furthest > 1e-9:
         raise SystemExit(f"the numbers differ by {furthest}")
-    record("evaluation", {"images": arguments.images, "detections": DETECTIONS, "largest difference": furthest,
-                          "AP": numbers["redetr"]["AP"], "evaluation": summary(seconds),
-                          "times faster": times_faster(seconds, "redetr")})  # fmt: skip
+    record(
+        "evaluation",
+        {
+            "images": arguments.images,
+            "detections": DETECTIONS,
+            "largest difference": furthest,
+            "AP": numbers["redetr"]["AP"],
+            "evaluation": summary(seconds),
+            "times faster": times_faster(seconds, "redetr"),
+        },
+    )
 
 
 if __name__ == "__main__":

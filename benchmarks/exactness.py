@@ -1,15 +1,19 @@
-"""How far is the gradient of two ranks, or of two accumulated micro-batches, from that of one process? Ours and peers'.
+"""How far is the gradient of two ranks, or of two accumulated micro-batches, from that of one
+process? Ours and peers'.
 
-    pip install transformers timm accelerate     # for the peer; accelerate is what its Trainer runs on
-    python benchmarks/exactness.py               # the comparison, then the whole grid for detr_r50 (about 15 minutes)
+    pip install transformers timm accelerate     # for the peer; accelerate is what its Trainer runs
+    on python benchmarks/exactness.py               # the comparison, then the whole grid for
+    detr_r50 (about 15 minutes)
 
-ResNet-50, 4 images of 128x160 with 1, 1, 7 and 15 objects, no dropout, auxiliary losses, fp32, CPU; ranks are
-processes over gloo. The reference of each implementation is its own gradient of the whole batch in one process.
+ResNet-50, 4 images of 128x160 with 1, 1, 7 and 15 objects, no dropout, auxiliary losses, fp32, CPU;
+ranks are processes over gloo. The reference of each implementation is its own gradient of the whole
+batch in one process.
 
-- "transformers": `DetrForObjectDetection` under DistributedDataParallel with accelerate's state set up, as its Trainer
-  does; for accumulation the loss of each micro-batch is divided by their number, as the Trainer does.
-- "original": the rules of the 2020 code on our model: box losses over the mean number of boxes per rank, the class loss
-  a weighted mean of the local batch, each micro-batch normalised on its own.
+- "transformers": `DetrForObjectDetection` under DistributedDataParallel with accelerate's state set
+  up, as its Trainer does; for accumulation the loss of each micro-batch is divided by their number,
+  as the Trainer does.
+- "original": the rules of the 2020 code on our model: box losses over the mean number of boxes per
+  rank, the class loss a weighted mean of the local batch, each micro-batch normalised on its own.
 
 The grid calls `redetr verify` under torchrun. Writes results/DATE-exactness.json.
 """
@@ -30,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import redetr
 from redetr.distributed import process_group
-from redetr.verify import split_gradient, whole_gradient
+from redetr.verification import split_gradient, whole_gradient
 
 OBJECTS, SIZE, CLASSES = (1, 1, 7, 15), (128, 160), 5
 GRID = ((1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 4), (2, 2))  # ranks, micro-batches
@@ -44,13 +48,26 @@ def scenes() -> list[tuple[Tensor, redetr.Target]]:
         boxes = torch.rand(count, 4, generator=generator) * 0.4 + 0.2
         labels = torch.randint(CLASSES, (count,), generator=generator)
         image = torch.randint(0, 256, (3, *SIZE), generator=generator, dtype=torch.uint8)
-        samples.append((image, redetr.Target(
-            boxes=boxes, labels=labels, image_id=i, orig_size=SIZE, size=SIZE,
-            iscrowd=torch.zeros(count, dtype=torch.bool), area=torch.ones(count))))  # fmt: skip
+        samples.append(
+            (
+                image,
+                redetr.Target(
+                    boxes=boxes,
+                    labels=labels,
+                    image_id=i,
+                    orig_size=SIZE,
+                    size=SIZE,
+                    iscrowd=torch.zeros(count, dtype=torch.bool),
+                    area=torch.ones(count),
+                ),
+            )
+        )
     return samples
 
 
-def ours(normalization: Any = "global") -> tuple[redetr.structures.DetectionModel, redetr.SetCriterion]:
+def ours(
+    normalization: Any = "global",
+) -> tuple[redetr.structures.DetectionModel, redetr.SetCriterion]:
     torch.manual_seed(0)
     model = redetr.build("detr_r50", CLASSES, dropout=0.0).to(memory_format=torch.channels_last)
     return model, redetr.SetCriterion.for_model(model, normalization)
@@ -61,9 +78,16 @@ def peer() -> nn.Module:
 
     torch.manual_seed(0)
     return DetrForObjectDetection(
-        DetrConfig(backbone="resnet50", use_pretrained_backbone=False, num_labels=CLASSES, dropout=0.0,
-                   attention_dropout=0.0, activation_dropout=0.0, auxiliary_loss=True)
-    ).train()  # fmt: skip
+        DetrConfig(
+            backbone="resnet50",
+            use_pretrained_backbone=False,
+            num_labels=CLASSES,
+            dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            auxiliary_loss=True,
+        )
+    ).train()
 
 
 def peer_loss(model: nn.Module, samples: list[tuple[Tensor, redetr.Target]]) -> Tensor:
@@ -77,26 +101,41 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Relative errors of the whole gradient and of the heads; and by which factor the box head's is too large."""
+    """Relative errors of the whole gradient and of the heads; and by which factor the box head's is
+    too large."""
 
     def flat(gradient: dict[str, Tensor], part: str) -> Tensor:
         return torch.cat([g.flatten() for name, g in gradient.items() if part in name])
 
     parts = {"all": "", "box_head": "bbox", "class_head": "class_"}
-    relative = {key: ((flat(found, part) - flat(expected, part)).norm() / flat(expected, part).norm()).item()
-                for key, part in parts.items()}  # fmt: skip
-    return {**relative, "box_head_factor": (flat(found, "bbox").norm() / flat(expected, "bbox").norm()).item()}
+    relative = {
+        key: (
+            (flat(found, part) - flat(expected, part)).norm() / flat(expected, part).norm()
+        ).item()
+        for key, part in parts.items()
+    }
+    return {
+        **relative,
+        "box_head_factor": (flat(found, "bbox").norm() / flat(expected, "bbox").norm()).item(),
+    }
 
 
 def rank_main(rank: int, folder: Path) -> None:
     import os
 
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": "29555"}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29555",
+    }
     with process_group("cpu") as dist:
-        found = {name: split_gradient(*ours(rule), scenes(), dist, 1, torch.float32)
-                 for name, rule in (("redetr", "global"), ("original", "per_rank"))}  # fmt: skip
+        found = {
+            name: split_gradient(*ours(rule), scenes(), dist, 1, torch.float32)
+            for name, rule in (("redetr", "global"), ("original", "per_rank"))
+        }
         from accelerate import PartialState
 
         PartialState(cpu=True)
@@ -112,7 +151,10 @@ def accumulated() -> dict[str, dict[str, Tensor]]:
     with process_group("cpu") as dist:
         found = {"redetr": split_gradient(*ours(), scenes(), dist, 2, torch.float32)}
     model, criterion = ours()
-    halves = [whole_gradient(model, criterion, scenes()[i : i + 2], torch.device("cpu"), torch.float32) for i in (0, 2)]
+    halves = [
+        whole_gradient(model, criterion, scenes()[i : i + 2], torch.device("cpu"), torch.float32)
+        for i in (0, 2)
+    ]
     found["original"] = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
     model = peer()
     for i in (0, 2):
@@ -129,29 +171,55 @@ def comparison() -> dict[str, Any]:
     peer_loss(model, scenes()).backward()
     expected = {"redetr": whole, "original": whole, "transformers": gradients(model)}
     table = {"2 ranks": ranks, "2 accumulation steps": accumulated()}
-    return {split: {name: errors(found[name], expected[name]) for name in found} for split, found in table.items()}
+    return {
+        split: {name: errors(found[name], expected[name]) for name in found}
+        for split, found in table.items()
+    }
 
 
 def grid(recipe: str) -> dict[str, dict[str, float]]:
     """The largest relative error of the whole gradient over ranks, by layout and precision."""
     rows = {}
     for ranks, micro_batches in GRID:
-        verify = ["-m", "redetr", "verify", recipe, "--json", "--device", "cpu", "--precision", "fp32"]
+        verify = [
+            "-m",
+            "redetr",
+            "verify",
+            recipe,
+            "--json",
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+        ]
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        run = subprocess.run([sys.executable, *launch, *verify, f"--accumulate={micro_batches}"], text=True,
-                             stdout=subprocess.PIPE, check=True)  # fmt: skip
-        rows[f"{ranks}x{micro_batches}"] = {p: e["all"] for p, e in json.loads(run.stdout)["errors"].items()}
+        run = subprocess.run(
+            [sys.executable, *launch, *verify, f"--accumulate={micro_batches}"],
+            text=True,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        rows[f"{ranks}x{micro_batches}"] = {
+            p: e["all"] for p, e in json.loads(run.stdout)["errors"].items()
+        }
         print(recipe, f"{ranks}x{micro_batches}", rows[f"{ranks}x{micro_batches}"], flush=True)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="*", default=["redetr_n", "detr_r50"], help="of the grid")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--recipes", nargs="*", default=["redetr_n", "detr_r50"], help="of the grid"
+    )
     arguments = parser.parse_args()
     found = comparison()
     print(json.dumps(found, indent=2), flush=True)
-    record("exactness", {"n": 1, "comparison": found, "grid": {name: grid(name) for name in arguments.recipes}})
+    record(
+        "exactness",
+        {"n": 1, "comparison": found, "grid": {name: grid(name) for name in arguments.recipes}},
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""How fast is an answer? DETR-R50 on images of 800x1066, batch 1 and 8, against the 2020 way and Transformers.
+"""How fast is an answer? DETR-R50 on images of 800x1066, batch 1 and 8, against the 2020 way and
+Transformers.
 
-    python benchmarks/inference.py
-    python benchmarks/inference.py --exported         # also both models in ONNX Runtime and OpenVINO
-    python benchmarks/inference.py --compile --precision bf16
+    python benchmarks/inference.py python benchmarks/inference.py --exported         # also both
+    models in ONNX Runtime and OpenVINO python benchmarks/inference.py --compile --precision bf16
     python benchmarks/inference.py --device cuda --precision bf16
 
-Random weights: they do not change the time. The model alone, without resizing. Each side is a process; sides take
-turns; medians. On a CPU, each also with `keep_memory`, as the command line runs ours. OpenVINO computes in
-the precision that it takes by default. Also the operations, and the time that they need at the rate of a large matrix
-product. Writes results/DATE-inference-DEVICE.json.
+Random weights: they do not change the time. The model alone, without resizing. Each side is a
+process; sides take turns; medians. On a CPU, each also with `keep_memory`, as the command line runs
+ours. OpenVINO computes in the precision that it takes by default. Also the operations, and the time
+that they need at the rate of a large matrix product. Writes results/DATE-inference-DEVICE.json.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from record import record
 from torch import Tensor, nn
 
 import redetr
-from redetr.evaluate import autocast, pick_precision
-from redetr.export_files import write_file
-from redetr.export_graph import Plain, trace
-from redetr.inference import for_inference
-from redetr.memory import keep_memory
+from redetr.detector.inference import for_inference
+from redetr.detector.memory import keep_memory
+from redetr.export.files import write_file
+from redetr.export.graph import Plain, trace
+from redetr.precision import autocast, pick_precision
 from redetr.structures import DetectionModel
 
 NUM_CLASSES = 91
@@ -41,7 +41,9 @@ def images_of(arguments: argparse.Namespace, batch_size: int) -> Tensor:
     return torch.randn(batch_size, 3, arguments.height, arguments.width, device=arguments.device)
 
 
-def answering(model: nn.Module, images: Tensor, dtype: torch.dtype, kept: bool) -> Callable[[], Any]:
+def answering(
+    model: nn.Module, images: Tensor, dtype: torch.dtype, kept: bool
+) -> Callable[[], Any]:
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     if kept:
         keep_memory()
@@ -59,7 +61,11 @@ def redetr_model() -> DetectionModel:
 
 
 def redetr_side(
-    arguments: argparse.Namespace, batch_size: int, kept: bool, dtype: torch.dtype, compiled: bool = False
+    arguments: argparse.Namespace,
+    batch_size: int,
+    kept: bool,
+    dtype: torch.dtype,
+    compiled: bool = False,
 ) -> Callable[[], Any]:
     model = for_inference(redetr_model().to(arguments.device))
     images = images_of(arguments, batch_size).contiguous(memory_format=torch.channels_last)
@@ -69,7 +75,9 @@ def redetr_side(
 def peer_side(
     arguments: argparse.Namespace, batch_size: int, kept: bool, model: Callable[[], nn.Module]
 ) -> Callable[[], Any]:
-    return answering(model().to(arguments.device), images_of(arguments, batch_size), torch.float32, kept)
+    return answering(
+        model().to(arguments.device), images_of(arguments, batch_size), torch.float32, kept
+    )
 
 
 def plain_model() -> nn.Module:
@@ -79,7 +87,9 @@ def plain_model() -> nn.Module:
 def transformers_model() -> nn.Module:
     import transformers
 
-    config = transformers.DetrConfig(backbone="resnet50", use_pretrained_backbone=False, num_labels=NUM_CLASSES)
+    config = transformers.DetrConfig(
+        backbone="resnet50", use_pretrained_backbone=False, num_labels=NUM_CLASSES
+    )
     return transformers.DetrForObjectDetection(config).eval()
 
 
@@ -96,11 +106,18 @@ class Answers(nn.Module):
 
 
 def write_models(images: Tensor, folder: Path) -> dict[str, Path]:
-    """Both models as files: ours as `redetr export` writes it, theirs as PyTorch does, for one shape."""
+    """Both models as files: ours as `redetr export` writes it, theirs as PyTorch does, for one
+    shape."""
     files = {name: folder / f"{name}.onnx" for name in ("redetr", "transformers")}
-    write_file(trace(Plain(redetr_model())), files["redetr"], "{}", ["images"], ["logits", "boxes"], "onnx")
+    write_file(
+        trace(Plain(redetr_model())), files["redetr"], "{}", ["images"], ["logits", "boxes"], "onnx"
+    )
     torch.onnx.export(
-        Answers(transformers_model()).eval(), (images,), files["transformers"], dynamo=True, verbose=False
+        Answers(transformers_model()).eval(),
+        (images,),
+        files["transformers"],
+        dynamo=True,
+        verbose=False,
     )
     return files
 
@@ -120,7 +137,9 @@ def openvino_side(path: Path, images: Tensor) -> Callable[[], Any]:
     return lambda: compiled([images.numpy()])
 
 
-def sides_of(arguments: argparse.Namespace, batch_size: int, dtype: torch.dtype) -> dict[str, Apart]:
+def sides_of(
+    arguments: argparse.Namespace, batch_size: int, dtype: torch.dtype
+) -> dict[str, Apart]:
     sides: dict[str, Apart] = {}
     work = (arguments, batch_size)
     for kept in (False, True) if arguments.device == "cpu" else (False,):
@@ -128,8 +147,9 @@ def sides_of(arguments: argparse.Namespace, batch_size: int, dtype: torch.dtype)
         sides[f"redetr{how}"] = Apart(redetr_side, *work, kept, dtype)
         if arguments.compile:
             sides[f"redetr, compiled{how}"] = Apart(redetr_side, *work, kept, dtype, True)
-        sides[f"2020{how}"] = Apart(peer_side, *work, kept, plain_model)
-        if TRANSFORMERS:
+        if not arguments.alone:
+            sides[f"2020{how}"] = Apart(peer_side, *work, kept, plain_model)
+        if TRANSFORMERS and not arguments.alone:
             sides[f"transformers{how}"] = Apart(peer_side, *work, kept, transformers_model)
     if arguments.exported:
         images = images_of(*work)
@@ -141,7 +161,9 @@ def sides_of(arguments: argparse.Namespace, batch_size: int, dtype: torch.dtype)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--height", type=int, default=800)
@@ -149,6 +171,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="also compiled")
+    parser.add_argument("--alone", action="store_true", help="without the others")
     parser.add_argument("--exported", action="store_true", help="also in ONNX Runtime and OpenVINO")
     arguments = parser.parse_args()
     if arguments.exported and arguments.device != "cpu":
@@ -159,14 +182,27 @@ def main() -> None:
     for batch_size in arguments.batch_sizes:
         sides = sides_of(arguments, batch_size, dtype)
         seconds = measure(sides, arguments.rounds)
-        ratios = {ours: times_faster(seconds, ours) for ours in seconds if ours.startswith("redetr")}
+        ratios = {
+            ours: times_faster(seconds, ours) for ours in seconds if ours.startswith("redetr")
+        }
         least = sides["redetr"].operations() / rate
         shares = {ours: round(least / median(seconds[ours]), 3) for ours in ratios}
-        limit = {"GFLOP": round(least * rate / 1e9, 1), "ms at that rate": round(1000 * least, 1),
-                 "share reached": shares}  # fmt: skip
-        found[f"batch of {batch_size}"] = {"forward": summary(seconds), "times faster": ratios, "limit": limit}
-    content = {"setting": vars(arguments), "precision": str(dtype),
-               "GFLOP/s of a matrix product": round(rate / 1e9, 1), **found}  # fmt: skip
+        limit = {
+            "GFLOP": round(least * rate / 1e9, 1),
+            "ms at that rate": round(1000 * least, 1),
+            "share reached": shares,
+        }
+        found[f"batch of {batch_size}"] = {
+            "forward": summary(seconds),
+            "times faster": ratios,
+            "limit": limit,
+        }
+    content = {
+        "setting": vars(arguments),
+        "precision": str(dtype),
+        "GFLOP/s of a matrix product": round(rate / 1e9, 1),
+        **found,
+    }
     record(f"inference-{arguments.device}", content)
 
 

@@ -1,4 +1,5 @@
-"""Several ways to do one thing, measured in turn: what disturbs the machine disturbs all of them."""
+"""Several ways to do one thing, measured in turn: what disturbs the machine disturbs all of
+them."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 
 Sides = dict[str, Callable[[], Any]]
-TRANSFORMERS = bool(find_spec("transformers") and find_spec("timm"))  # a side only where it is installed
+TRANSFORMERS = bool(
+    find_spec("transformers") and find_spec("timm")
+)  # a side only where it is installed
 
 
 def measure(sides: Sides, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
@@ -34,15 +37,22 @@ def wait() -> None:
 def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     """Median, n and spread of each side, in milliseconds."""
     return {
-        name: {"ms": _ms(median(values)), "n": len(values), "spread": [_ms(min(values)), _ms(max(values))]}
+        name: {
+            "ms": _ms(median(values)),
+            "n": len(values),
+            "spread": [_ms(min(values)), _ms(max(values))],
+        }
         for name, values in seconds.items()
     }
 
 
 def times_faster(seconds: dict[str, list[float]], ours: str) -> dict[str, float]:
-    """How many times faster `ours` is than each other side: the median over rounds of the ratio within a round."""
+    """How many times faster `ours` is than each other side: the median over rounds of the ratio
+    within a round."""
     return {
-        name: round(median(other / own for own, other in zip(seconds[ours], values, strict=True)), 2)
+        name: round(
+            median(other / own for own, other in zip(seconds[ours], values, strict=True)), 2
+        )
         for name, values in seconds.items()
         if name != ours
     }

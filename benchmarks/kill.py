@@ -1,10 +1,11 @@
 """Does a run that is killed with `kill -9` at any moment, and resumed, end as if nothing had been?
 
-    python benchmarks/kill.py             # twenty runs, each killed once at a random moment; --kills 3 for more
+    python benchmarks/kill.py             # twenty runs, each killed once at a random moment;
+    --kills 3 for more
 
-Each run trains twenty steps of a small model with a loader process, evaluates twice and saves after every step, so
-kills fall into start-up, steps, evaluation and writing. What it ends with is compared bit for bit with a run that was
-left alone. Writes results/DATE-kill.json.
+Each run trains twenty steps of a small model with a loader process, evaluates twice and saves after
+every step, so kills fall into start-up, steps, evaluation and writing. What it ends with is
+compared bit for bit with a run that was left alone. Writes results/DATE-kill.json.
 """
 
 import argparse
@@ -20,14 +21,24 @@ from record import record
 from rich.progress import track
 
 FLAGS = """
-    --data digits --steps 20 --batch-size 4 --save-every 1 --eval-every 10 --log-every 1 --device cpu --precision fp32
+    --data digits --steps 20 --batch-size 4 --save-every 1 --eval-every 10 --log-every 1
+    --device cpu --precision fp32
     --num-workers 1 --image-size 64 --num-queries 10 --resume
     --model-options backbone=[16,32,64] hidden_dim=32 nheads=4 dec_layers=2 dim_feedforward=64
 """
 
 
 def start(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "redetr", "train", "redetr_n", "--output", str(folder), *FLAGS.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "redetr",
+        "train",
+        "redetr_n",
+        "--output",
+        str(folder),
+        *FLAGS.split(),
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -42,7 +53,9 @@ def wait_for_step(folder: Path, process: subprocess.Popen, step: int, delay_s: f
     log = folder / "metrics.jsonl"
     while process.poll() is None:
         lines = log.read_text().splitlines() if log.exists() else []
-        if step == 0 or (lines and lines[-1].startswith('{"step": ') and int(lines[-1][9:].split(",")[0]) >= step):
+        if step == 0 or (
+            lines and lines[-1].startswith('{"step": ') and int(lines[-1][9:].split(",")[0]) >= step
+        ):
             break
         time.sleep(0.01)
     time.sleep(delay_s if step else 8 * delay_s)  # the start takes seconds
@@ -57,7 +70,8 @@ def steps_saved(folder: Path) -> int:
 
 
 def same(first: Path, second: Path) -> bool:
-    """Whether weights, their average and the optimizer's state are equal bit for bit, and the best result."""
+    """Whether weights, their average and the optimizer's state are equal bit for bit, and the best
+    result."""
     one, other = (torch.load(folder / "last.pt", weights_only=True) for folder in (first, second))
     try:
         for key in ("model", "ema", "optimizer"):
@@ -68,7 +82,9 @@ def same(first: Path, second: Path) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--kills", type=int, default=1, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
@@ -83,14 +99,27 @@ def main() -> None:
             for _ in range(arguments.kills):
                 first = steps_saved(folder)
                 process = start(folder)
-                wait_for_step(folder, process, chance.randint(min(first, 19), 19), chance.uniform(0, 0.5))
+                wait_for_step(
+                    folder, process, chance.randint(min(first, 19), 19), chance.uniform(0, 0.5)
+                )
                 process.kill()
                 process.communicate()
                 saved_at_kill.append(steps_saved(folder))
             finish(start(folder))
-            rows.append({"run": number, "saved_at_kill": saved_at_kill, "equal": same(alone, folder)})
+            rows.append(
+                {"run": number, "saved_at_kill": saved_at_kill, "equal": same(alone, folder)}
+            )
         equal = sum(row["equal"] for row in rows)
-        record("kill", {"n": arguments.runs, "equal": equal, "steps": 20, "seed": arguments.seed, "runs": rows})
+        record(
+            "kill",
+            {
+                "n": arguments.runs,
+                "equal": equal,
+                "steps": 20,
+                "seed": arguments.seed,
+                "runs": rows,
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""What does a detector learn in five minutes on two cores, from scratch? The fast form against plain DETR.
+"""What does a detector learn in five minutes on two cores, from scratch? The fast form against
+plain DETR.
 
-    python benchmarks/learning.py digits --plain      # redetr_n, then plain DETR for the same training time
-    python benchmarks/learning.py digits --seeds 0 1 2
-    python benchmarks/learning.py crowns              # redetr_n on aerial photographs
+    python benchmarks/learning.py digits --plain      # redetr_n, then plain DETR for the same
+    training time python benchmarks/learning.py digits --seeds 0 1 2 python benchmarks/learning.py
+    crowns              # redetr_n on aerial photographs
 
-Steps are fixed, not minutes: schedules on a wall clock are fragile on a shared machine. The training time that is
-reported excludes evaluation. Writes results/DATE-learning-DATA.json and a plot (and a picture of predictions) beside
-it. One seed; the spread over seeds was several AP in trials.
+Steps are fixed, not minutes: schedules on a wall clock are fragile on a shared machine. The
+training time that is reported excludes evaluation. Writes results/DATE-learning-DATA.json and a
+plot (and a picture of predictions) beside it. One seed; the spread over seeds was several AP in
+trials.
 """
 
 import argparse
@@ -18,12 +20,13 @@ from pathlib import Path
 from record import RESULTS, record
 from rich.console import Console
 
+from redetr.commands.demonstration import demo_config, prediction_grid
 from redetr.data import open_dataset
-from redetr.demo import demo_config, prediction_grid
-from redetr.predict import load
+from redetr.detector.detector import load
+from redetr.pages.curves import plot_curves, read_metrics
+from redetr.pages.drawing import save_image
 from redetr.recipes import detr_tiny
-from redetr.train import train
-from redetr.visualize import plot_curves, read_metrics, save_image
+from redetr.training import train
 
 EVALUATIONS = 5
 PROBE_STEPS = 25
@@ -46,7 +49,9 @@ def plain_config(folder: Path, seconds: float):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", choices=("digits", "crowns"))
     parser.add_argument("--steps", type=int, default=0, help="of redetr_n; default: the demo's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -56,8 +61,10 @@ def main() -> None:
         folder = Path(temporary)
         runs = {f"redetr_n, seed {seed}": folder / str(seed) for seed in arguments.seeds}
         configs = [demo_config(arguments.data, run, arguments.steps) for run in runs.values()]
-        evaluations = {name: run(replace(config, seed=seed))
-                       for name, config, seed in zip(runs, configs, arguments.seeds, strict=True)}  # fmt: skip
+        evaluations = {
+            name: run(replace(config, seed=seed))
+            for name, config, seed in zip(runs, configs, arguments.seeds, strict=True)
+        }
         last = [lines[-1] for lines in evaluations.values()]
         if arguments.plain:
             evaluations["detr_tiny"] = run(plain_config(folder, last[0]["time_s"]))
@@ -68,9 +75,18 @@ def main() -> None:
         detector = load(folder / str(arguments.seeds[0]))
         picture = prediction_grid(detector, open_dataset(arguments.data, "val"), count=6)
         save_image(picture, RESULTS / f"{stem}-predictions.jpg")
-        means = {key: sum(line[key] for line in last) / len(last) for key in ("AP", "AP50", "time_s")}
-        record(f"learning-{arguments.data}", {"n": len(last), "seeds": arguments.seeds, "mean at the end": means,
-                                              "evaluations": evaluations})  # fmt: skip
+        means = {
+            key: sum(line[key] for line in last) / len(last) for key in ("AP", "AP50", "time_s")
+        }
+        record(
+            f"learning-{arguments.data}",
+            {
+                "n": len(last),
+                "seeds": arguments.seeds,
+                "mean at the end": means,
+                "evaluations": evaluations,
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What the machine could do at best, and what a side asks of it: the rate of products, operations."""
+"""What the machine could do at best, and what a side asks of it: the rate of products,
+operations."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ _SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices: large enough that more i
 
 
 def operations(work: Callable[[], Any]) -> int:
-    """Floating-point operations of the matrix products and convolutions in `work`, forward and backward."""
+    """Floating-point operations of the matrix products and convolutions in `work`, forward and
+    backward."""
     counter = FlopCounterMode(display=False)
     with counter:
         work()

@@ -1,12 +1,14 @@
-"""How many images per second does one core prepare for training, from JPEG files to what is sent to the GPU?
+"""How many images per second does one core prepare for training, from JPEG files to what is sent to
+the GPU?
 
     python benchmarks/loader.py
 
-`redetr` against the original DETR's way (PIL, torchvision's first transforms, floats on the host) with its training
-augmentation, and against Transformers' image processors, which resize the whole image. 200 made-up photographs of
-640x480 with the spectrum of real ones, quality 90, 155 kB each, as large as COCO's. One thread; the sides take turns in
-runs of 20 images; images per second of processor time, since other work may run beside it. Then the same in one loader
-process, which adds the cost of handing batches of two over. And how much of a batch is padding, with and without
+`redetr` against the original DETR's way (PIL, torchvision's first transforms, floats on the host)
+with its training augmentation, and against Transformers' image processors, which resize the whole
+image. 200 made-up photographs of 640x480 with the spectrum of real ones, quality 90, 155 kB each,
+as large as COCO's. One thread; the sides take turns in runs of 20 images; images per second of
+processor time, since other work may run beside it. Then the same in one loader process, which adds
+the cost of handing batches of two over. And how much of a batch is padding, with and without
 grouping by size, for images of COCO's most common sizes. Writes results/DATE-loader.json.
 """
 
@@ -44,8 +46,19 @@ IMAGES, ROUNDS, RUN, BOXES = 200, 5, 20, 7
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 # (height, width) of COCO's most common images, and roughly how many of 100 have them.
-SIZES = {(480, 640): 26, (427, 640): 18, (640, 480): 10, (426, 640): 7, (640, 427): 6, (425, 640): 6, (375, 500): 9,
-         (500, 375): 4, (360, 640): 5, (640, 640): 4, (333, 500): 5}  # fmt: skip
+SIZES = {
+    (480, 640): 26,
+    (427, 640): 18,
+    (640, 480): 10,
+    (426, 640): 7,
+    (640, 427): 6,
+    (425, 640): 6,
+    (375, 500): 9,
+    (500, 375): 4,
+    (360, 640): 5,
+    (640, 640): 4,
+    (333, 500): 5,
+}
 
 Side = Callable[[int], object]
 
@@ -68,17 +81,30 @@ class Photographs(DetectionDataset):
         return read_image(self.files[index])
 
     def target(self, index: int) -> Target:
-        corners = np.random.default_rng(index).uniform(0, [640, 480], (BOXES, 2, 2)).astype(np.float32)
+        corners = (
+            np.random.default_rng(index).uniform(0, [640, 480], (BOXES, 2, 2)).astype(np.float32)
+        )
         boxes = torch.from_numpy(np.concatenate([corners.min(1), corners.max(1)], 1))
-        return Target(boxes=boxes, labels=torch.zeros(BOXES, dtype=torch.long), image_id=index, orig_size=(480, 640),
-                      size=(480, 640), iscrowd=torch.zeros(BOXES, dtype=torch.bool), area=boxes[:, 2])  # fmt: skip
+        return Target(
+            boxes=boxes,
+            labels=torch.zeros(BOXES, dtype=torch.long),
+            image_id=index,
+            orig_size=(480, 640),
+            size=(480, 640),
+            iscrowd=torch.zeros(BOXES, dtype=torch.bool),
+            area=boxes[:, 2],
+        )
 
 
 def photograph(seed: int, height: int = 480, width: int = 640) -> Image.Image:
     """Noise whose amplitude falls with frequency as in photographs, mostly grey."""
     draw = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(height, 1 / height)[:, None], np.fft.rfftfreq(width, 1 / width))
-    waves = np.exp(2j * np.pi * draw.random((4, *frequency.shape))) / np.maximum(1, frequency) ** 1.2
+    frequency = np.hypot(
+        np.fft.fftfreq(height, 1 / height)[:, None], np.fft.rfftfreq(width, 1 / width)
+    )
+    waves = (
+        np.exp(2j * np.pi * draw.random((4, *frequency.shape))) / np.maximum(1, frequency) ** 1.2
+    )
     fields = np.fft.irfft2(waves, s=(height, width))
     fields /= fields.std((1, 2), keepdims=True)
     pixels = 128 + 55 * (fields[0] + 0.35 * fields[1:])
@@ -86,7 +112,8 @@ def photograph(seed: int, height: int = 480, width: int = 640) -> Image.Image:
 
 
 def original_way(path: Path, draw: random.Random) -> Tensor:
-    """The augmentation of the original DETR on PIL images, to normalised floats. Boxes are left out, in its favour."""
+    """The augmentation of the original DETR on PIL images, to normalised floats. Boxes are left
+    out, in its favour."""
     image = Image.open(path).convert("RGB")
     if draw.random() < 0.5:
         image = F.hflip(image)
@@ -138,14 +165,20 @@ def in_this_process(data: Photographs) -> dict[str, list[float]]:
     kept = Samples(data, detr, 0, ImageCache(len(data), 10**9))
     fast, slow = DetrImageProcessor(), DetrImageProcessorPil()
     draw = random.Random(0)
-    return measure({
-        "redetr": lambda i: ours[0, i],
-        "redetr, decoded images kept": lambda i: kept[0, i],
-        "original": lambda i: original_way(data.path(i), draw),
-        "redetr, whole": lambda i: ours_whole[0, i],
-        "transformers (torchvision), whole": lambda i: fast(read_image(data.path(i)), return_tensors="pt"),
-        "transformers (PIL), whole": lambda i: slow(Image.open(data.path(i)), return_tensors="pt"),
-    })  # fmt: skip
+    return measure(
+        {
+            "redetr": lambda i: ours[0, i],
+            "redetr, decoded images kept": lambda i: kept[0, i],
+            "original": lambda i: original_way(data.path(i), draw),
+            "redetr, whole": lambda i: ours_whole[0, i],
+            "transformers (torchvision), whole": lambda i: fast(
+                read_image(data.path(i)), return_tensors="pt"
+            ),
+            "transformers (PIL), whole": lambda i: slow(
+                Image.open(data.path(i)), return_tensors="pt"
+            ),
+        }
+    )
 
 
 def in_a_loader_process(data: Photographs) -> dict[str, list[float]]:
@@ -186,20 +219,29 @@ def padding(batch_size: int, num_images: int = 20_000) -> dict[str, float]:
         for step in range(num_images // batch_size):
             sizes = [size_of(key) for key in global_batch(step, batch_size, num_images, 0, grouped)]
             seen += sum(height * width for height, width in sizes)
-            canvases += batch_size * max(height for height, _ in sizes) * max(width for _, width in sizes)
+            canvases += (
+                batch_size * max(height for height, _ in sizes) * max(width for _, width in sizes)
+            )
         shares[name] = round(1 - seen / canvases, 4)
     return shares
 
 
 def summary(rates: dict[str, list[float]]) -> dict[str, object]:
-    return {name: {"images_per_s": round(statistics.median(values), 1), "n": len(values),
-                   "spread": [round(min(values), 1), round(max(values), 1)]}
-            for name, values in rates.items()}  # fmt: skip
+    return {
+        name: {
+            "images_per_s": round(statistics.median(values), 1),
+            "n": len(values),
+            "spread": [round(min(values), 1), round(max(values), 1)],
+        }
+        for name, values in rates.items()
+    }
 
 
 def ratio(rates: dict[str, list[float]], ours: str, others: list[str]) -> float:
     """How many times as fast as the fastest of the others."""
-    return round(statistics.median(rates[ours]) / max(statistics.median(rates[other]) for other in others), 2)
+    return round(
+        statistics.median(rates[ours]) / max(statistics.median(rates[other]) for other in others), 2
+    )
 
 
 def main() -> None:
@@ -210,16 +252,25 @@ def main() -> None:
         data = Photographs(Path(folder))
         kilobytes = sum(file.stat().st_size for file in data.files) / len(data) / 1000
         here, apart = in_this_process(data), in_a_loader_process(data)
-    record("loader", {
-        "images": IMAGES, "kB": round(kilobytes), "rounds": ROUNDS, "unit": "images per second of processor time",
-        "in process": summary(here), "in a loader process": summary(apart),
-        "ratios": {
-            "to the original": ratio(here, "redetr", ["original"]),
-            "to the original, in a loader process": ratio(apart, "redetr", ["original"]),
-            "to transformers, whole images": ratio(here, "redetr, whole", [name for name in here if "transf" in name]),
+    record(
+        "loader",
+        {
+            "images": IMAGES,
+            "kB": round(kilobytes),
+            "rounds": ROUNDS,
+            "unit": "images per second of processor time",
+            "in process": summary(here),
+            "in a loader process": summary(apart),
+            "ratios": {
+                "to the original": ratio(here, "redetr", ["original"]),
+                "to the original, in a loader process": ratio(apart, "redetr", ["original"]),
+                "to transformers, whole images": ratio(
+                    here, "redetr, whole", [name for name in here if "transf" in name]
+                ),
+            },
+            "padding": {f"batches of {size}": padding(size) for size in (2, 16, 64)},
         },
-        "padding": {f"batches of {size}": padding(size) for size in (2, 16, 64)},
-    })  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Cuts the tiles of the `crowns` data set out of the two Yellowstone photographs in the `deepforest` 2.1.0 wheel.
+"""Cuts the tiles of the `crowns` data set out of the two Yellowstone photographs in the
+`deepforest` 2.1.0 wheel.
 
     pip download --no-deps deepforest==2.1.0
     python benchmarks/make_crowns.py deepforest-2.1.0-py3-none-any.whl
 
-Training: the left three quarters of the large photograph and the whole small one, in overlapping tiles. Validation:
-the right quarter of the large one, in tiles of 128 px that do not overlap. No pixel is in both.
+Training: the left three quarters of the large photograph and the whole small one, in overlapping
+tiles. Validation: the right quarter of the large one, in tiles of 128 px that do not overlap. No
+pixel is in both.
 """
 
 import argparse
@@ -44,14 +46,20 @@ class Tile:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("wheel", type=Path)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "redetr/data/crowns")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parents[1] / "redetr/data/crowns"
+    )
     arguments = parser.parse_args()
     with ZipFile(arguments.wheel) as wheel:
         large, small = (read(wheel, name) for name in (LARGE, SMALL))
     border = int(TRAIN_SHARE * large.image.width)
-    train = tiles(large, train_windows(border, large.image.height)) + tiles(small, train_windows(*small.image.size))
+    train = tiles(large, train_windows(border, large.image.height)) + tiles(
+        small, train_windows(*small.image.size)
+    )
     val = tiles(large, val_windows(border, *large.image.size))
     write(arguments.output, "train", train)
     write(arguments.output, "val", [tile for tile in val if not tile.ignored.all()])
@@ -116,7 +124,10 @@ def write(output: Path, split: str, chosen: list[Tile]) -> None:
     ignored = sum(int(tile.ignored.sum()) for tile in chosen)
     size_mb = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     total = len(document["annotations"])
-    print(f"{split}: {len(chosen)} tiles, {total - ignored} boxes, {ignored} ignored, {size_mb:.2f} MB")
+    print(
+        f"{split}: {len(chosen)} tiles, {total - ignored} boxes, {ignored} ignored, {size_mb:.2f} "
+        "MB"
+    )
 
 
 def coco(chosen: list[Tile]) -> dict[str, list[dict]]:
@@ -125,7 +136,9 @@ def coco(chosen: list[Tile]) -> dict[str, list[dict]]:
     for image_id, tile in enumerate(chosen, start=1):
         width, height = tile.image.size
         images.append({"id": image_id, "file_name": tile.name, "width": width, "height": height})
-        for (x1, y1, x2, y2), ignored in zip(tile.boxes.tolist(), tile.ignored.tolist(), strict=True):
+        for (x1, y1, x2, y2), ignored in zip(
+            tile.boxes.tolist(), tile.ignored.tolist(), strict=True
+        ):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -137,7 +150,11 @@ def coco(chosen: list[Tile]) -> dict[str, list[dict]]:
                     "ignore": int(ignored),
                 }
             )
-    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "tree crown"}]}
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "tree crown"}],
+    }
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/overfit.py
 
-The small configuration is the recipe `detr_tiny`, with AdamW as the original; the learning rate is constant. Writes
-results/DATE-overfit.json.
+The small configuration is the recipe `detr_tiny`, with AdamW as the original; the learning rate is
+constant. Writes results/DATE-overfit.json.
 """
 
 import time
@@ -12,16 +12,16 @@ from dataclasses import replace
 import torch
 from record import record
 
-from redetr.data.digits import DigitsDataset
+from redetr.data.forms.digits import DigitsDataset
 from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation
 from redetr.distributed import process_group, replicate
-from redetr.evaluate import evaluate
+from redetr.evaluation import evaluate
 from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.optim import build_optimizer, set_lr
 from redetr.recipes import detr_tiny
-from redetr.train import announce, receive, train_step
+from redetr.step import announce, receive, train_step
 
 SCENES = 8
 
@@ -38,20 +38,33 @@ def overfit(steps: int, log_every: int = 100) -> list[dict[str, float]]:
             memory_format=torch.channels_last
         )
         criterion = SetCriterion.for_model(model)
-        optimizer = build_optimizer(model, config.lr, config.lr, config.weight_decay, config.optimizer)
+        optimizer = build_optimizer(
+            model, config.lr, config.lr, config.weight_decay, config.optimizer
+        )
         replica = replicate(model, dist)
         started = time.perf_counter()
         for step in range(1, steps + 1):
             set_lr(optimizer, min(1.0, step / 50) * (1.0 if step < 0.7 * steps else 0.2))
             window = announce([[samples[(step, i)] for i in range(SCENES)]], criterion, dist)
             batches, divisors, _ = receive(window, criterion, dist)
-            losses, _ = train_step(replica, criterion, batches, divisors, optimizer, torch.float32, config.clip_norm)
+            losses, _ = train_step(
+                replica, criterion, batches, divisors, optimizer, torch.float32, config.clip_norm
+            )
             if step % log_every == 0:
                 result = evaluate(model, dataset, dist, image_size=128)
                 seconds = round(time.perf_counter() - started, 1)
-                curve.append({"step": step, "time_s": seconds, "loss": losses["loss"].item(), **result.metrics})
+                curve.append(
+                    {
+                        "step": step,
+                        "time_s": seconds,
+                        "loss": losses["loss"].item(),
+                        **result.metrics,
+                    }
+                )
                 print(
-                    f"step {step}  loss {losses['loss'].item():.3f}  AP {100 * result.ap:.1f}  {seconds} s", flush=True
+                    f"step {step}  loss {losses['loss'].item():.3f}  AP {100 * result.ap:.1f}  "
+                    f"{seconds} s",
+                    flush=True,
                 )
     return curve
 

@@ -1,8 +1,10 @@
-"""DETR as the code of 2020 computed it, on the same weights: what the speed of this library is compared with.
+"""DETR as the code of 2020 computed it, on the same weights: what the speed of this library is
+compared with.
 
-Own code, the same operations in the same order: frozen BatchNorm as a product and a sum over the feature map, images in
-contiguous layout, attention whose weights are computed and averaged though nobody reads them, matching and losses
-layer by layer, each with copies to the host of its own. It stands for the original, which no longer installs.
+Own code, the same operations in the same order: frozen BatchNorm as a product and a sum over the
+feature map, images in contiguous layout, attention whose weights are computed and averaged though
+nobody reads them, matching and losses layer by layer, each with copies to the host of its own. It
+stands for the original, which no longer installs.
 """
 
 from typing import Any
@@ -25,7 +27,9 @@ def _conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     return norm(conv(x))
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
@@ -42,9 +46,14 @@ class Plain(nn.Module):
         self.model = model.to(memory_format=torch.contiguous_format)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
-        mask = torch.zeros_like(images[:, 0], dtype=torch.bool) if mask is None else mask  # there always was one
-        with (patch.object(backbone, "conv_norm", _conv_norm), patch.object(transformer, "attention", _attention),
-              patch.object(transformer, "dropout", F.dropout)):  # fmt: skip
+        mask = (
+            torch.zeros_like(images[:, 0], dtype=torch.bool) if mask is None else mask
+        )  # there always was one
+        with (
+            patch.object(backbone, "conv_norm", _conv_norm),
+            patch.object(transformer, "attention", _attention),
+            patch.object(transformer, "dropout", F.dropout),
+        ):
             return self.model(images.contiguous(), mask)
 
 
@@ -58,16 +67,30 @@ def _match(outputs: Outputs, targets: list[Target]) -> list[tuple[Tensor, Tensor
         wanted = torch.cat([target["boxes"] for target in targets])
         giou = generalized_box_iou(box_cxcywh_to_xyxy(boxes), box_cxcywh_to_xyxy(wanted))
         cost = COST_BBOX * torch.cdist(boxes, wanted, p=1) - scores[:, labels] - COST_GIOU * giou
-        by_image = cost.view(batch, queries, -1).cpu().split([len(target["labels"]) for target in targets], -1)
+        by_image = (
+            cost.view(batch, queries, -1)
+            .cpu()
+            .split([len(target["labels"]) for target in targets], -1)
+        )
         pairs = [linear_sum_assignment(costs[i]) for i, costs in enumerate(by_image)]
-        return [(torch.as_tensor(q, dtype=torch.int64), torch.as_tensor(t, dtype=torch.int64)) for q, t in pairs]
+        return [
+            (torch.as_tensor(q, dtype=torch.int64), torch.as_tensor(t, dtype=torch.int64))
+            for q, t in pairs
+        ]
 
 
-def _layer_losses(outputs: Outputs, targets: list[Target], num_boxes: float, last: bool) -> dict[str, Tensor]:
+def _layer_losses(
+    outputs: Outputs, targets: list[Target], num_boxes: float, last: bool
+) -> dict[str, Tensor]:
     logits = outputs["pred_logits"]
     pairs = _match(outputs, targets)
-    index = torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(pairs)]), torch.cat([q for q, _ in pairs])
-    matched_labels = torch.cat([target["labels"][t] for target, (_, t) in zip(targets, pairs, strict=True)])
+    index = (
+        torch.cat([torch.full_like(q, i) for i, (q, _) in enumerate(pairs)]),
+        torch.cat([q for q, _ in pairs]),
+    )
+    matched_labels = torch.cat(
+        [target["labels"][t] for target, (_, t) in zip(targets, pairs, strict=True)]
+    )
     background = logits.shape[-1] - 1
     wanted = torch.full(logits.shape[:2], background, dtype=torch.int64, device=logits.device)
     wanted[index] = matched_labels
@@ -75,9 +98,13 @@ def _layer_losses(outputs: Outputs, targets: list[Target], num_boxes: float, las
     weight[-1] = EOS_COEF
     losses = {"loss_ce": F.cross_entropy(logits.transpose(1, 2), wanted, weight)}
     if last:
-        losses["class_error"] = 100 - 100 * (logits[index].argmax(-1) == matched_labels).float().mean()
+        losses["class_error"] = (
+            100 - 100 * (logits[index].argmax(-1) == matched_labels).float().mean()
+        )
     with torch.no_grad():
-        counts = torch.as_tensor([len(target["labels"]) for target in targets], device=logits.device)
+        counts = torch.as_tensor(
+            [len(target["labels"]) for target in targets], device=logits.device
+        )
         found = (logits.argmax(-1) != background).sum(1)
         losses["cardinality_error"] = F.l1_loss(found.float(), counts.float())
     boxes = outputs["pred_boxes"][index]
@@ -89,11 +116,17 @@ def _layer_losses(outputs: Outputs, targets: list[Target], num_boxes: float, las
 
 
 def plain_criterion(outputs: Outputs, targets: list[Target], *_: Any) -> dict[str, Tensor]:
-    """The losses of all layers and their weighted sum "loss", of a softmax form; the batch stands alone."""
+    """The losses of all layers and their weighted sum "loss", of a softmax form; the batch stands
+    alone."""
     device = outputs["pred_logits"].device
-    boxes = torch.as_tensor([sum(len(target["labels"]) for target in targets)], dtype=torch.float32, device=device)
+    boxes = torch.as_tensor(
+        [sum(len(target["labels"]) for target in targets)], dtype=torch.float32, device=device
+    )
     num_boxes = boxes.clamp(min=1).item()
     layers = [outputs, *outputs["aux_outputs"]]
     found = [_layer_losses(layer, targets, num_boxes, last=not i) for i, layer in enumerate(layers)]
-    total = sum(each["loss_ce"] + COST_BBOX * each["loss_bbox"] + COST_GIOU * each["loss_giou"] for each in found)
+    total = sum(
+        each["loss_ce"] + COST_BBOX * each["loss_bbox"] + COST_GIOU * each["loss_giou"]
+        for each in found
+    )
     return {**found[0], "loss": torch.as_tensor(total)}

@@ -1,10 +1,11 @@
-"""What are ImageNet weights worth on few images? Crowns with MobileNetV2: from them, and from scratch.
+"""What are ImageNet weights worth on few images? Crowns with MobileNetV2: from them, and from
+scratch.
 
     python benchmarks/pretrained.py --seeds 0 1 2
 
-The same model, steps, learning rates, data order and evaluations. From scratch it takes what suits that: GroupNorm in
-place of BatchNorm, which is frozen in a pretrained backbone. Writes results/DATE-pretrained-crowns.json and a plot
-beside it.
+The same model, steps, learning rates, data order and evaluations. From scratch it takes what suits
+that: GroupNorm in place of BatchNorm, which is frozen in a pretrained backbone. Writes
+results/DATE-pretrained-crowns.json and a plot beside it.
 """
 
 import argparse
@@ -19,23 +20,31 @@ from matplotlib.figure import Figure
 from record import RESULTS, record
 from rich.console import Console
 
+from redetr.pages.curves import read_metrics
 from redetr.recipes import redetr_mobile
-from redetr.train import train
-from redetr.visualize import read_metrics
+from redetr.training import train
 
 EVALUATIONS = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
     evaluations: dict[str, list] = {"ImageNet weights": [], "from scratch": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        config = replace(redetr_mobile(), data="crowns", epochs=0.0, steps=arguments.steps, patience=0,
-                         eval_every=-(-arguments.steps // EVALUATIONS))  # fmt: skip
+        config = replace(
+            redetr_mobile(),
+            data="crowns",
+            epochs=0.0,
+            steps=arguments.steps,
+            patience=0,
+            eval_every=-(-arguments.steps // EVALUATIONS),
+        )
         starts = (
             {"weights": str(mobilenet_v2_weights(folder))},
             {"weights": "none", "model_options": ("norm=group",)},
@@ -48,8 +57,16 @@ def main() -> None:
     means = {name: plotted(runs).mean(0).tolist() for name, runs in evaluations.items()}
     RESULTS.mkdir(exist_ok=True)
     plot(evaluations, RESULTS / f"{datetime.date.today().isoformat()}-pretrained-crowns.png")
-    record("pretrained-crowns", {"n": len(arguments.seeds), "seeds": arguments.seeds, "steps": arguments.steps,
-                                 "mean AP, %": means, "evaluations": evaluations})  # fmt: skip
+    record(
+        "pretrained-crowns",
+        {
+            "n": len(arguments.seeds),
+            "seeds": arguments.seeds,
+            "steps": arguments.steps,
+            "mean AP, %": means,
+            "evaluations": evaluations,
+        },
+    )
 
 
 def plotted(runs: list[list[dict]]) -> np.ndarray:
@@ -65,8 +82,12 @@ def plot(evaluations: dict[str, list], path: Path) -> None:
         steps, values = [line["step"] for line in runs[0]], plotted(runs)
         axes.plot(steps, values.mean(0), color=color, label=name)
         axes.plot(steps, values.T, "o", color=color, markersize=4, alpha=0.5)
-    axes.set(title=f"Crowns, MobileNetV2: mean of {len(runs)} seeds (dots: each)", xlabel="step",
-             ylabel="AP (validation), %", ylim=(0, None))  # fmt: skip
+    axes.set(
+        title=f"Crowns, MobileNetV2: mean of {len(runs)} seeds (dots: each)",
+        xlabel="step",
+        ylabel="AP (validation), %",
+        ylim=(0, None),
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path)

@@ -1,4 +1,5 @@
-"""Results of benchmarks as dated files: what was measured, on what, with which versions, at which commit."""
+"""Results of benchmarks as dated files: what was measured, on what, with which versions, at which
+commit."""
 
 import datetime
 import importlib.metadata
@@ -13,14 +14,17 @@ import torch
 
 from redetr.files import write_json
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("REDETR_RESULTS") or Path(__file__).parent / "results")
 
 
 def record(name: str, content: dict[str, Any]) -> Path:
     """Writes `content` with its circumstances to `results/DATE-NAME.json` and prints the path."""
     path = RESULTS / f"{datetime.date.today().isoformat()}-{name}.json"
-    RESULTS.mkdir(exist_ok=True)
-    write_json(path, {"name": name, "machine": machine(), "versions": versions(), "commit": commit(), **content})
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_json(
+        path,
+        {"name": name, "machine": machine(), "versions": versions(), "commit": commit(), **content},
+    )
     print(json.dumps(content, indent=2))
     print(path)
     return path
@@ -28,18 +32,34 @@ def record(name: str, content: dict[str, Any]) -> Path:
 
 def machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")), platform.machine())
+    model = next(
+        (line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name")),
+        platform.machine(),
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "gpu": gpu}
 
 
 def versions() -> dict[str, str]:
     names = ("torch", "torchvision", "numpy", "scipy", "hotcoco", "transformers")
-    installed = {distribution.name: distribution.version for distribution in importlib.metadata.distributions()}
-    return {"python": platform.python_version(), **{name: installed[name] for name in names if name in installed}}
+    installed = {
+        distribution.name: distribution.version
+        for distribution in importlib.metadata.distributions()
+    }
+    cuda = {"cuda": torch.version.cuda} if torch.cuda.is_available() else {}
+    return {
+        "python": platform.python_version(),
+        **cuda,
+        **{name: installed[name] for name in names if name in installed},
+    }
 
 
 def commit() -> str:
-    """The commit of the checkout, with "+" if files differ from it."""
-    run = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False)
+    """The commit of the checkout, with "+" if files differ from it; a copy without git is told it
+    in REDETR_COMMIT."""
+    if named := os.environ.get("REDETR_COMMIT"):
+        return named
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
+    )
     return run.stdout.strip() or "unknown"

@@ -1,11 +1,13 @@
-"""What do two processes cost and bring, and what follows for many GPUs? Measured on two cores, one thread each.
+"""What do two processes cost and bring, and what follows for many GPUs? Measured on two cores, one
+thread each.
 
     python benchmarks/scaling.py
 
-Interleaved in one pair of processes: rank 0 steps alone; both step without exchanging gradients; both step as training
-does; an all-reduce of as many bytes as the gradient has; the exchange of counts. Medians over rounds. From these the
-cost model of docs/scaling.md is checked: it predicts the full step from the parts. Then it is worked out for 8, 64 and
-512 GPUs. Writes results/DATE-scaling.json.
+Interleaved in one pair of processes: rank 0 steps alone; both step without exchanging gradients;
+both step as training does; an all-reduce of as many bytes as the gradient has; the exchange of
+counts. Medians over rounds. From these the cost model of docs/scaling.md is checked: it predicts
+the full step from the parts. Then it is worked out for 8, 64 and 512 GPUs. Writes
+results/DATE-scaling.json.
 """
 
 import os
@@ -25,12 +27,12 @@ from record import record
 import redetr
 from redetr.distributed import Dist, process_group, replicate
 from redetr.optim import build_optimizer
-from redetr.train import announce, receive, train_step
-from redetr.verify import Noise
+from redetr.step import announce, receive, train_step
+from redetr.verification import Noise
 
 ROUNDS, STEPS, LOCAL_BATCH = 7, 4, 8
-# Gradients in bytes: parameters that are trained, in fp32. One-way bandwidth of the narrowest place in the ring, where
-# one rank of each host sends to the next host, and latency of one message.
+# Gradients in bytes: parameters that are trained, in fp32. One-way bandwidth of the narrowest place
+# in the ring, where one rank of each host sends to the next host, and latency of one message.
 MODELS = {"redetr_n": 2_200_476 * 4, "detr_r50": 41_279_752 * 4}
 NETWORKS = {
     "NVLink": (300e9, 5e-6),
@@ -41,26 +43,35 @@ NETWORKS = {
 
 
 def all_reduce_s(gradient_bytes: float, ranks: int, bandwidth: float, latency_s: float) -> float:
-    """Seconds of a ring all-reduce: each rank sends 2 (W - 1) / W of the gradient in 2 (W - 1) messages."""
+    """Seconds of a ring all-reduce: each rank sends 2 (W - 1) / W of the gradient in 2 (W - 1)
+    messages."""
     return 2 * (ranks - 1) / ranks * gradient_bytes / bandwidth + 2 * (ranks - 1) * latency_s
 
 
 def step_s(compute_s: float, backward_s: float, all_reduce: float) -> float:
-    """Seconds of a step: what of the all-reduce the backward pass cannot hide comes on top. The last bucket, a
-    twentieth or so of the gradient, can never be hidden.
+    """Seconds of a step: what of the all-reduce the backward pass cannot hide comes on top. The
+    last bucket, a twentieth or so of the gradient, can never be hidden.
     """
     return compute_s + max(all_reduce - backward_s, all_reduce / 20)
 
 
 def planned() -> list[dict[str, Any]]:
-    """All-reduce times and the efficiency of a step that computes 250 ms, 150 of them in backward."""
+    """All-reduce times and the efficiency of a step that computes 250 ms, 150 of them in
+    backward."""
     rows = []
     for model, gradient_bytes in MODELS.items():
         for network, (bandwidth, latency_s) in NETWORKS.items():
             for ranks in (8,) if network == "NVLink" else (64, 512):  # hosts of 8
                 seconds = all_reduce_s(gradient_bytes, ranks, bandwidth, latency_s)
-                rows.append({"model": model, "network": network, "gpus": ranks, "all_reduce_ms": 1e3 * seconds,
-                             "efficiency": 0.25 / step_s(0.25, 0.15, seconds)})  # fmt: skip
+                rows.append(
+                    {
+                        "model": model,
+                        "network": network,
+                        "gpus": ranks,
+                        "all_reduce_ms": 1e3 * seconds,
+                        "efficiency": 0.25 / step_s(0.25, 0.15, seconds),
+                    }
+                )
     return rows
 
 
@@ -84,7 +95,9 @@ def measure(dist: Dist) -> dict[str, list[float]]:
         target = noise.target(i) | {"size": (128, 128)}
         target["boxes"] = torch.rand_like(target["boxes"]) * 0.4 + 0.2
         samples.append((image, target))
-    replica = replicate(model, dist, accumulate=2)  # no static graph: steps with and without exchange take turns
+    replica = replicate(
+        model, dist, accumulate=2
+    )  # no static graph: steps with and without exchange take turns
     gradient = torch.zeros(sum(p.numel() for p in model.parameters()))
 
     def exchange() -> Any:
@@ -94,14 +107,20 @@ def measure(dist: Dist) -> dict[str, list[float]]:
 
     def step(synchronise: bool) -> None:
         with nullcontext() if synchronise else replica.no_sync():
-            train_step(replica, criterion, batches, denominators, optimizer, torch.float32, clip_norm=1.0)
+            train_step(
+                replica, criterion, batches, denominators, optimizer, torch.float32, clip_norm=1.0
+            )
 
     def nothing() -> None:
         time.sleep(0)
 
-    found: dict[str, list[float]] = {name: [] for name in ("alone", "no_sync", "step", "all_reduce", "exchange")}
+    found: dict[str, list[float]] = {
+        name: [] for name in ("alone", "no_sync", "step", "all_reduce", "exchange")
+    }
     for _ in range(ROUNDS + 1):
-        found["alone"].append(seconds_of((lambda: step(False)) if dist.rank == 0 else nothing, STEPS))
+        found["alone"].append(
+            seconds_of((lambda: step(False)) if dist.rank == 0 else nothing, STEPS)
+        )
         found["no_sync"].append(seconds_of(lambda: step(False), STEPS))
         found["step"].append(seconds_of(lambda: step(True), STEPS))
         found["all_reduce"].append(seconds_of(lambda: torch_dist.all_reduce(gradient), 10))
@@ -111,8 +130,13 @@ def measure(dist: Dist) -> dict[str, list[float]]:
 
 def rank_main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": "29556"}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29556",
+    }
     with process_group("cpu") as dist:
         found = measure(dist)
         if rank == 0:
@@ -124,20 +148,27 @@ def main() -> None:
         mp.spawn(rank_main, (Path(folder),), nprocs=2)
         times = torch.load(Path(folder) / "found.pt")
     median = {name: statistics.median(values) for name, values in times.items()}
-    # Nothing is left to hide behind: on a CPU the all-reduce takes its time from the cores that compute.
+    # Nothing is left to hide behind: on a CPU the all-reduce takes its time from the cores that
+    # compute.
     predicted = median["no_sync"] + median["all_reduce"]
-    record("scaling", {
-        "n": ROUNDS, "local_batch_size": LOCAL_BATCH,
-        "median_ms": {name: 1e3 * value for name, value in median.items()},
-        "spread_ms": {name: [1e3 * min(values), 1e3 * max(values)] for name, values in times.items()},
-        "throughput_of_2_against_1": 2 * median["alone"] / median["step"],
-        "without_communication": 2 * median["alone"] / median["no_sync"],
-        "share_of_communication": 1 - median["no_sync"] / median["step"],
-        "all_reduce_bytes": MODELS["redetr_n"],
-        "all_reduce_GB_per_s": MODELS["redetr_n"] / median["all_reduce"] / 1e9,
-        "predicted_over_measured_step": predicted / median["step"],
-        "planned": planned(),
-    })  # fmt: skip
+    record(
+        "scaling",
+        {
+            "n": ROUNDS,
+            "local_batch_size": LOCAL_BATCH,
+            "median_ms": {name: 1e3 * value for name, value in median.items()},
+            "spread_ms": {
+                name: [1e3 * min(values), 1e3 * max(values)] for name, values in times.items()
+            },
+            "throughput_of_2_against_1": 2 * median["alone"] / median["step"],
+            "without_communication": 2 * median["alone"] / median["no_sync"],
+            "share_of_communication": 1 - median["no_sync"] / median["step"],
+            "all_reduce_bytes": MODELS["redetr_n"],
+            "all_reduce_GB_per_s": MODELS["redetr_n"] / median["all_reduce"] / 1e9,
+            "predicted_over_measured_step": predicted / median["step"],
+            "planned": planned(),
+        },
+    )
 
 
 if __name__ == "__main__":

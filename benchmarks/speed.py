@@ -1,10 +1,12 @@
-"""How many images a second each model answers, as `redetr models` shows it: one image of its default size at a time.
+"""How many images a second each model answers, as `redetr models` shows it: one image of its
+default size at a time.
 
     python benchmarks/speed.py
 
-On one core, in fp32, made ready by `for_inference`; random weights, which do not change the time; the model alone,
-without decoding and resizing. Counted is the time that the core spent on it, not what passed: other work on the machine
-hardly changes that. Writes results/DATE-speed.json, and from it `redetr/models/measured.json`.
+On one core, in fp32, made ready by `for_inference`; random weights, which do not change the time;
+the model alone, without decoding and resizing. Counted is the time that the core spent on it, not
+what passed: other work on the machine hardly changes that. Writes results/DATE-speed.json, and from
+it `redetr/models/measured.json`.
 """
 
 import argparse
@@ -16,15 +18,17 @@ import torch
 from record import machine, record
 
 from redetr.commands.models import MEASURED
+from redetr.detector.inference import for_inference
 from redetr.files import write_json
-from redetr.inference import for_inference
 from redetr.models import MODELS, build
 
 
 def seconds(name: str, rounds: int) -> list[float]:
     """Of each round but the first, which warms up."""
     model = for_inference(build(name, 80))
-    image = torch.randn(1, 3, model.image_size, model.image_size).contiguous(memory_format=torch.channels_last)
+    image = torch.randn(1, 3, model.image_size, model.image_size).contiguous(
+        memory_format=torch.channels_last
+    )
     found = []
     with torch.inference_mode():
         for _ in range(1 + rounds):
@@ -35,7 +39,9 @@ def seconds(name: str, rounds: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -44,9 +50,11 @@ def main() -> None:
     path = record("speed", {"seconds": times, "images_per_s": per_second})
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
     measured["speed"] = {
-        "images_per_s": per_second, "hardware": f"one core of {machine()['cpu']}", "date": path.name[:10],
+        "images_per_s": per_second,
+        "hardware": f"one core of {machine()['cpu']}",
+        "date": path.name[:10],
         "source": f"benchmarks/results/{path.name}",
-    }  # fmt: skip
+    }
     write_json(MEASURED, measured)
 
 

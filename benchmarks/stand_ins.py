@@ -1,6 +1,8 @@
-"""Imported first by the benchmarks of a GPU: what redetr imports and they never call may be missing; a mock stands in.
+"""Imported first by the benchmarks of a GPU: what redetr imports and they never call may be
+missing; a mock stands in.
 
-A GPU machine without a network often has PyTorch, torchvision, numpy, scipy and a copy of this checkout, and no more.
+A GPU machine without a network often has PyTorch, torchvision, numpy, scipy and a copy of this
+checkout, and no more.
 """
 
 import sys
@@ -11,13 +13,15 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
 
-PACKAGES = ("hotcoco", "rich", "safetensors", "matplotlib", "yaml", "filelock", "sklearn", "tyro")
+PACKAGES = ("hotcoco", "rich", "safetensors", "matplotlib", "yaml", "filelock", "tyro")
 
 
 class _StandIns(MetaPathFinder, Loader):
     """Asked after all other finders, so only for what is not installed."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         return ModuleSpec(name, self, is_package=True) if name.split(".")[0] in PACKAGES else None
 
     def create_module(self, spec: ModuleSpec) -> Any:

@@ -1,13 +1,15 @@
-"""Is a large photograph looked at in tiles as well as the tiles that the model is evaluated on? On `crowns`.
+"""Is a large photograph looked at in tiles as well as the tiles that the model is evaluated on? On
+`crowns`.
 
     pip download --no-deps deepforest==2.1.0
     python benchmarks/tiles.py runs/crowns deepforest-2.1.0-py3-none-any.whl
 
-`redetr predict --tile` looks at the whole of the large photograph that `make_crowns.py` cuts. The model has not seen a
-pixel of its right quarter: there AP is measured, for the tiles of the validation split one by one, and for what was
-found in the whole photograph. Once by the measure of `redetr evaluate`, boxes cut into those tiles and compared with
-their annotations; and once as one image, with as many detections as there are (COCO's limit of 100 is for small
-images). Writes results/DATE-tiles.json and a picture of the whole photograph.
+`redetr predict --tile` looks at the whole of the large photograph that `make_crowns.py` cuts. The
+model has not seen a pixel of its right quarter: there AP is measured, for the tiles of the
+validation split one by one, and for what was found in the whole photograph. Once by the measure of
+`redetr evaluate`, boxes cut into those tiles and compared with their annotations; and once as one
+image, with as many detections as there are (COCO's limit of 100 is for small images). Writes
+results/DATE-tiles.json and a picture of the whole photograph.
 """
 
 import argparse
@@ -32,12 +34,12 @@ from pycocotools.cocoeval import COCOeval
 from record import RESULTS, record
 
 from redetr.data import open_dataset
-from redetr.evaluate import evaluate
+from redetr.detector.detections import Detections
+from redetr.detector.detector import load
+from redetr.detector.tiles import tile_windows
+from redetr.evaluation import evaluate
 from redetr.metrics import GroundTruth, coco_metrics
-from redetr.postprocess import Detections
-from redetr.predict import load
-from redetr.tiles import tile_windows
-from redetr.visualize import draw_boxes
+from redetr.pages.drawing import draw_boxes
 
 OVERLAPS = (0.2, 0.35, 0.5)
 SHOWN_PX = 1600  # the picture's longer side
@@ -49,7 +51,9 @@ class Found(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint")
     parser.add_argument("wheel", type=Path)
     arguments = parser.parse_args()
@@ -60,7 +64,9 @@ def main() -> None:
     detector, tiles = load(arguments.checkpoint), open_dataset("crowns", "val")
 
     corners = [corner(tiles, index) for index in range(len(tiles))]
-    alone = joined([detector.predict(tiles.image(i), threshold=0.0) for i in range(len(tiles))], corners)
+    alone = joined(
+        [detector.predict(tiles.image(i), threshold=0.0) for i in range(len(tiles))], corners
+    )
     whole = torch.from_numpy(np.array(large.image)).permute(2, 0, 1)
     windows = tile_windows(height, width, VAL_PX, OVERLAPS[0])
     parts = detector.predict([whole[:, y1:y2, x1:x2] for x1, y1, x2, y2 in windows], threshold=0.0)
@@ -75,14 +81,25 @@ def main() -> None:
         found[f"overlap {overlap}"] = predicted(arguments.checkpoint, large.image, overlap)
         seconds[f"overlap {overlap}"] = perf_counter() - start
     rows = {
-        name: {"boxes": len(each.scores), **on_tiles(each, tiles), **on_the_whole(each, large, frame)}
+        name: {
+            "boxes": len(each.scores),
+            **on_tiles(each, tiles),
+            **on_the_whole(each, large, frame),
+        }
         for name, each in found.items()
     }
     # The same boxes, cut at edges where they end already: evaluation and this script agree.
-    as_trained = evaluate(detector.model, tiles, image_size=detector.image_size, classes=detector.classes).ap
+    as_trained = evaluate(
+        detector.model, tiles, image_size=detector.image_size, classes=detector.classes
+    ).ap
     assert abs(as_trained - rows["tiles one by one"]["tiles_AP"]) < 0.005, (as_trained, rows)
     score = draw(found[f"overlap {OVERLAPS[-1]}"], large, frame[0])
-    about = {"pixels": [width, height], "held_out_from_x": frame[0], "objects": len(large.boxes), "tile": VAL_PX}
+    about = {
+        "pixels": [width, height],
+        "held_out_from_x": frame[0],
+        "objects": len(large.boxes),
+        "tile": VAL_PX,
+    }
     record("tiles", {**about, "rows": rows, "seconds": seconds, "shown_from_score": score, "n": 1})
 
 
@@ -90,7 +107,15 @@ def predicted(checkpoint: str, image: Image.Image, overlap: float) -> Found:
     """What the command finds in the photograph."""
     with tempfile.TemporaryDirectory() as folder:
         image.save(f"{folder}/large.png")
-        command = ["predict", checkpoint, f"{folder}/large.png", "--output", folder, "--save", "json"]
+        command = [
+            "predict",
+            checkpoint,
+            f"{folder}/large.png",
+            "--output",
+            folder,
+            "--save",
+            "json",
+        ]
         settings = ["--threshold", "0", "--tile", str(VAL_PX), "--overlap", str(overlap)]
         subprocess.run([sys.executable, "-m", "redetr", *command, *settings], check=True)
         rows = json.loads(Path(folder, "predictions.jsonl").read_text())["detections"]
@@ -99,7 +124,9 @@ def predicted(checkpoint: str, image: Image.Image, overlap: float) -> Found:
 
 def joined(parts: list[Detections], corners: list[tuple[int, int]]) -> Found:
     """All boxes of all tiles, where they are in the photograph."""
-    boxes = np.concatenate([part.boxes.numpy() + np.array(at * 2) for part, at in zip(parts, corners, strict=True)])
+    boxes = np.concatenate(
+        [part.boxes.numpy() + np.array(at * 2) for part, at in zip(parts, corners, strict=True)]
+    )
     scores = np.concatenate([part.scores.numpy() for part in parts])
     order = np.argsort(-scores, kind="stable")
     return Found(boxes[order], scores[order])
@@ -124,30 +151,53 @@ def on_tiles(found: Found, tiles) -> dict[str, float]:
         left, top = corner(tiles, index)
         cut, share = inside(found.boxes, (left, top, left + VAL_PX, top + VAL_PX))
         kept = share >= MIN_VISIBLE
-        parts.append((np.full(kept.sum(), index), found.scores[kept], cut[kept] - (left, top, left, top)))
+        parts.append(
+            (np.full(kept.sum(), index), found.scores[kept], cut[kept] - (left, top, left, top))
+        )
     index, scores, boxes = (np.concatenate(each) for each in zip(*parts, strict=True))
-    result = coco_metrics(GroundTruth.from_dataset(tiles), image_index=index, labels=np.zeros(len(index), np.int64),
-                          scores=scores, boxes=boxes).to_dict()  # fmt: skip
+    result = coco_metrics(
+        GroundTruth.from_dataset(tiles),
+        image_index=index,
+        labels=np.zeros(len(index), np.int64),
+        scores=scores,
+        boxes=boxes,
+    ).to_dict()
     return {"tiles_AP": result["AP"], "tiles_AP50": result["AP50"]}
 
 
-def on_the_whole(found: Found, large: Photograph, frame: tuple[int, int, int, int]) -> dict[str, float]:
+def on_the_whole(
+    found: Found, large: Photograph, frame: tuple[int, int, int, int]
+) -> dict[str, float]:
     """AP on the frame of the photograph as one image."""
     boxes, share = inside(large.boxes, frame)
     annotations = [
-        {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": xywh(box), "iscrowd": int(share[i] < MIN_VISIBLE),
-         "area": float(area(box[None])[0])} for i, box in enumerate(boxes) if share[i] > 0
-    ]  # fmt: skip
+        {
+            "id": i + 1,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": xywh(box),
+            "iscrowd": int(share[i] < MIN_VISIBLE),
+            "area": float(area(box[None])[0]),
+        }
+        for i, box in enumerate(boxes)
+        if share[i] > 0
+    ]
     cut, share = inside(found.boxes, frame)
     results = [
         {"image_id": 1, "category_id": 1, "bbox": xywh(box), "score": float(score)}
-        for box, score in zip(cut[share >= MIN_VISIBLE], found.scores[share >= MIN_VISIBLE], strict=True)
+        for box, score in zip(
+            cut[share >= MIN_VISIBLE], found.scores[share >= MIN_VISIBLE], strict=True
+        )
     ]
     if not results:
         return {"AP": 0.0, "AP50": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": annotations}
+        truth.dataset = {
+            "images": [{"id": 1}],
+            "categories": [{"id": 1}],
+            "annotations": annotations,
+        }
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
         evaluation.params.maxDets = [1, 100, len(results)]
@@ -162,7 +212,8 @@ def xywh(box: np.ndarray) -> list[float]:
 
 
 def draw(found: Found, large: Photograph, border: int) -> float:
-    """As many boxes as there are crowns, the surest ones (see `demo.prediction_grid`); returns the least score."""
+    """As many boxes as there are crowns, the surest ones (see `demo.prediction_grid`); returns the
+    least score."""
     count = min(len(large.boxes), len(found.scores))
     scale = SHOWN_PX / max(large.image.size)
     picture = large.image.resize([round(scale * side) for side in large.image.size])
@@ -172,8 +223,18 @@ def draw(found: Found, large: Photograph, border: int) -> float:
     x = round(border * scale)
     drawing.line([(x, 0), (x, picture.height)], "white", 3)
     for text, place, anchor in (("pixels of training", x - 12, "ra"), ("held out", x + 12, "la")):
-        drawing.text((place, 12), text, "white", anchor=anchor, font_size=30, stroke_width=3, stroke_fill="black")
-    picture.save(RESULTS / f"{datetime.date.today().isoformat()}-tiles-crowns.jpg", quality=75, optimize=True)
+        drawing.text(
+            (place, 12),
+            text,
+            "white",
+            anchor=anchor,
+            font_size=30,
+            stroke_width=3,
+            stroke_fill="black",
+        )
+    picture.save(
+        RESULTS / f"{datetime.date.today().isoformat()}-tiles-crowns.jpg", quality=75, optimize=True
+    )
     return float(found.scores[count - 1])
 
 

@@ -1,4 +1,5 @@
-"""A hook of mkdocs: what pages link to outside of docs/ (examples, results, tests) becomes part of the site."""
+"""A hook of mkdocs: what pages link to outside of docs/ (examples, results, tests) becomes part of
+the site."""
 
 import re
 from pathlib import Path
@@ -12,7 +13,9 @@ _LINK = re.compile(r"\]\(\.\./([\w./-]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    linked = {path for page in files.documentation_pages() for path in _LINK.findall(page.content_string)}
+    linked = {
+        path for page in files.documentation_pages() for path in _LINK.findall(page.content_string)
+    }
     for path in sorted(linked):
         source = ROOT / path
         if not source.is_file():

@@ -1,7 +1,7 @@
 """Makes the pictures of the documentation by the commands that it describes: `make docs-pictures`.
 
-They show `runs/demo`, which is made first if it is not there (about five minutes on two cores). Pages are photographed
-in a headless Chromium (Debian: chromium, chromium-driver).
+They show `runs/demo`, which is made first if it is not there (about five minutes on two cores).
+Pages are photographed in a headless Chromium (Debian: chromium, chromium-driver).
 """
 
 import io
@@ -26,9 +26,11 @@ IMAGES = ROOT / "docs" / "images"
 RUN = "runs/demo"
 COMMANDS = (
     "check crowns --report runs/pictures/check --augment",
-    f"predict {RUN}/best.pt examples/digits.png --threshold 0.4 --output runs/pictures/predictions --overwrite",
+    f"predict {RUN}/best.pt examples/digits.png --threshold 0.4 --output runs/pictures/predictions "
+    "--overwrite",
     f"evaluate {RUN}/best.pt --report runs/pictures/report",
-    f"explain {RUN}/best.pt --data digits --image-id 150 --world-size 2 --output runs/pictures/loss",
+    f"explain {RUN}/best.pt --data digits --image-id 150 --world-size 2 --output "
+    "runs/pictures/loss",
     f"explain {RUN}/best.pt examples/digits.png --output runs/pictures/explained",
 )
 APP = f"app {RUN}/best.pt --port 0"
@@ -122,7 +124,9 @@ def chromium() -> Iterator[webdriver.Chrome]:
     options.binary_location = shutil.which("chromium") or ""
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(argument)
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))) as browser:
+    with webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+    ) as browser:
         yield browser
 
 
@@ -163,7 +167,10 @@ def _click_digit(browser: webdriver.Chrome) -> None:
     """In the page of `redetr explain`, which then shows where the query of that digit looks."""
     _wait(browser, lambda: _one(browser, "[data-part=steps]").text)
     stage = _one(browser, "[data-part=stage]")
-    offset = (round((place - 0.5) * stage.size[side]) for place, side in zip(_DIGIT, ("width", "height"), strict=True))
+    offset = (
+        round((place - 0.5) * stage.size[side])
+        for place, side in zip(_DIGIT, ("width", "height"), strict=True)
+    )
     ActionChains(browser).move_to_element_with_offset(stage, *offset).click().perform()
     _scroll(browser, "h2:has([data-part=chosen])", above=20)
 

@@ -1,16 +1,8 @@
-"""DETR one can read in an afternoon and trust on any number of GPUs."""
+"""DETR you can read in an afternoon and trust on any number of GPUs."""
 
-from redetr.config import TrainConfig
-from redetr.errors import DivergedError, InputError, LostError, RedetrError, StoppedError
-from redetr.evaluate import evaluate
-from redetr.losses import SetCriterion
-from redetr.models import MODELS, build
-from redetr.postprocess import Detections
-from redetr.predict import Detector, load
-from redetr.recipes import RECIPES, get_recipe
-from redetr.structures import Batch, LossConfig, Outputs, Target, collate
-from redetr.train import train
-from redetr.verify import verify
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -38,3 +30,61 @@ __all__ = [
     "train",
     "verify",
 ]
+
+if TYPE_CHECKING:
+    from redetr.config import TrainConfig
+    from redetr.detector.detections import Detections
+    from redetr.detector.detector import Detector, load
+    from redetr.errors import DivergedError, InputError, LostError, RedetrError, StoppedError
+    from redetr.evaluation import evaluate
+    from redetr.losses import SetCriterion
+    from redetr.models import MODELS, build
+    from redetr.recipes import RECIPES, get_recipe
+    from redetr.structures import Batch, LossConfig, Outputs, Target, collate
+    from redetr.training import train
+    from redetr.verification import verify
+
+# The module of each public name. PyTorch takes seconds to import, so a module is imported when a
+# name of it is used.
+_MODULES = {
+    "MODELS": "models",
+    "RECIPES": "recipes",
+    "Batch": "structures",
+    "Detections": "detector.detections",
+    "Detector": "detector.detector",
+    "DivergedError": "errors",
+    "InputError": "errors",
+    "LossConfig": "structures",
+    "LostError": "errors",
+    "Outputs": "structures",
+    "RedetrError": "errors",
+    "SetCriterion": "losses",
+    "StoppedError": "errors",
+    "Target": "structures",
+    "TrainConfig": "config",
+    "build": "models",
+    "collate": "structures",
+    "evaluate": "evaluation",
+    "get_recipe": "recipes",
+    "load": "detector.detector",
+    "train": "training",
+    "verify": "verification",
+}
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+if not TYPE_CHECKING:  # to a type checker, every name would exist
+
+    def __getattr__(name: str) -> Any:
+        """A public name, or a module of the package, such as `redetr.data`, which need not be
+        imported by itself."""
+        if name in _MODULES:
+            value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+            globals()[name] = value  # the next use does not come here
+            return value
+        if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+            return import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,56 +1,58 @@
 """The command line: finds the command, runs it, and turns errors into one line and an exit code."""
 
+import os
 import sys
+import warnings
 from importlib import import_module
 from typing import Any
 
+import redetr
+from redetr.commands import COMMANDS
 from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
+from redetr.detector.memory import keep_memory
 from redetr.errors import InputError, RedetrError
-from redetr.memory import keep_memory
 
-COMMANDS = (
-    "demo",
-    "train",
-    "evaluate",
-    "predict",
-    "explain",
-    "app",
-    "check",
-    "convert",
-    "export",
-    "models",
-    "verify",
-    "completion",
-)
+USAGE = """redetr: DETR you can read in an afternoon and trust on any number of GPUs
 
-USAGE = """redetr: DETR one can read in an afternoon and trust on any number of GPUs
+  redetr demo                                   train on handwritten digits for a few minutes
+  redetr train RECIPE --data PATH --output DIR  train on digits, crowns or your own folder of images
+  redetr evaluate CHECKPOINT [--report DIR]     COCO numbers, AP per class; a page of errors
+  redetr predict CHECKPOINT SOURCE...           detect in images, folders, videos, URLs
+  redetr explain CHECKPOINT IMAGE               pages that show where the model looked, and its loss
+  redetr app CHECKPOINT                         a page to drop images on, and an HTTP endpoint
+  redetr check PATH [--report DIR]              what would spoil training, before it does
+  redetr convert FOLDER NEW --to FORM           write the same data set as coco, yolo or voc
+  redetr export CHECKPOINT --format FORMAT      ONNX, OpenVINO, torch.export; compared with PyTorch
+  redetr models                                 list the models: size, cost, measured results
+  redetr verify [RECIPE] [flags of train]       prove that many GPUs give the gradients of one
+  redetr completion SHELL                       tab completion for bash, zsh and fish
 
-  redetr demo                                   train on handwritten digits for minutes, show what it finds
-  redetr train RECIPE --data PATH --output DIR  train; PATH is digits, crowns or a folder (COCO, YOLO, VOC)
-  redetr evaluate CHECKPOINT [--report DIR]     the twelve COCO numbers, AP per class; a page on what goes wrong
-  redetr predict CHECKPOINT SOURCE...           boxes on images, folders, videos, web addresses
-  redetr explain CHECKPOINT IMAGE               pages: where DETR looked, how boxes and loss came about
-  redetr app CHECKPOINT                         a page in the browser: drop an image, click a box; HTTP
-  redetr check PATH [--report DIR]              what in a data set would spoil training, before it does
-  redetr convert FOLDER NEW --to FORM           the same data set as coco, yolo or voc
-  redetr export CHECKPOINT --format FORMAT      ONNX, OpenVINO or torch.export, compared with PyTorch
-  redetr models                                 what can be built: size, cost, measured results
-  redetr verify [RECIPE] [flags of train]       proves that many GPUs give the gradients of one
-  redetr completion SHELL                       what makes the Tab key complete all this (bash, zsh, fish)
-
-redetr COMMAND --help tells the flags, redetr train the recipes; --json prints for machines, where it is a flag.
+redetr COMMAND --help lists the flags, redetr train the recipes; --json prints JSON where it is a
+flag; redetr --version prints the version.
 Several GPUs: torchrun --nproc-per-node 8 -m redetr train RECIPE ...
 """
 
 
 def parse_command(arguments: list[str]) -> Any:
-    """The command with its settings, ready to `run()`. Exits with 2 for what cannot be understood."""
+    """The command with its settings, ready to `run()`. Exits with 2 for what cannot be
+    understood."""
     command, *rest = arguments
     if command not in COMMANDS:
         ERRORS.print(f"redetr: unknown command {command!r}: choose {', '.join(COMMANDS)}")
         raise SystemExit(2)
     return import_module(f"redetr.commands.{command}").parse(args=rest)
+
+
+def quiet_dependencies() -> None:
+    """Keeps what is meant for developers off the terminal of users: what dependencies deprecate,
+    and the C++ log of PyTorch, whose stack traces would bury the one line that says what is wrong.
+
+    Call it before PyTorch is imported. TORCH_CPP_LOG_LEVEL in the environment wins.
+    """
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", category)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,12 +61,19 @@ def main(arguments: list[str] | None = None) -> None:
     if not arguments or arguments[0] in HELP:
         print(USAGE, end="")
         raise SystemExit(0 if arguments else 2)
-    keep_memory()
+    if arguments[0] == "--version":
+        print(f"redetr {redetr.__version__}")
+        raise SystemExit(0)
+    quiet_dependencies()
     try:
-        parse_command(arguments).run()
+        command = parse_command(arguments)
+        keep_memory()
+        command.run()
     except RedetrError as error:
         ERRORS.print(f"redetr: {error}")
         raise SystemExit(error.exit_code) from None
     except OSError as error:  # a place that cannot be written, a full disk
-        ERRORS.print(f"redetr: {error.filename or 'cannot read or write'}: {error.strerror or error}")
+        ERRORS.print(
+            f"redetr: {error.filename or 'cannot read or write'}: {error.strerror or error}"
+        )
         raise SystemExit(InputError.exit_code) from None

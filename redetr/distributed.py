@@ -1,7 +1,7 @@
 """Processes, and all communication between them. The only module that imports `torch.distributed`.
 
-One process is a world of size 1 and takes the same path. Tensors on the host travel over gloo, gradients on GPUs
-over NCCL; `torchrun` is the only launcher.
+One process is a world of size 1 and takes the same path. Tensors on the host travel over gloo,
+gradients on GPUs over NCCL; `torchrun` is the only launcher.
 """
 
 import inspect
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -20,15 +20,21 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from redetr.choices import Compression
 from redetr.errors import InputError, LostError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Compression = Literal["none", "bf16"]
-
 # gloo has no error class of its own.
-_SIGNS_OF_A_LOST_RANK = ("gloo", "nccl", "pair closure", "closed by peer", "connection reset", "broken pipe")
+_SIGNS_OF_A_LOST_RANK = (
+    "gloo",
+    "nccl",
+    "pair closure",
+    "closed by peer",
+    "connection reset",
+    "broken pipe",
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,8 @@ class Dist:
         return function if self.rank == 0 else lambda *args, **kwargs: None
 
     def gather_rows(self, row: list[float]) -> Callable[[], Tensor]:
-        """Sends a row of numbers to every rank, without waiting; the result waits for all of them and returns
-        `[world_size, len(row)]` float64 on the host. Communicates (host only).
+        """Sends a row of numbers to every rank, without waiting; the result waits for all of them
+        and returns `[world_size, len(row)]` float64 on the host. Communicates (host only).
         """
         mine = torch.tensor(row, dtype=torch.float64)
         rows = [torch.empty_like(mine) for _ in range(self.world_size)]
@@ -67,7 +73,8 @@ class Dist:
         return [item for each in everyone for item in each]
 
     def gather_arrays(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Arrays joined along their first axis over all ranks, rank 0 first; lengths may differ. Communicates."""
+        """Arrays joined along their first axis over all ranks, rank 0 first; lengths may differ.
+        Communicates."""
         everyone = self.gather([arrays])
         return {name: np.concatenate([part[name] for part in everyone]) for name in arrays}
 
@@ -97,10 +104,12 @@ class Launch:
 
 
 def read_launch() -> Launch:
-    """What torchrun's variables in the environment say; what an earlier job left of them does no harm.
+    """What torchrun's variables in the environment say; what an earlier job left of them does no
+    harm.
 
-    A world of one needs nobody's address, so it starts whatever else is set. Raises InputError for values that are
-    no numbers or contradict each other, and for a larger world whose processes have no way to meet.
+    A world of one needs nobody's address, so it starts whatever else is set. Raises InputError for
+    values that are no numbers or contradict each other, and for a larger world whose processes have
+    no way to meet.
     """
     world_size = _number_in_environment("WORLD_SIZE", default=1, least=1)
     if world_size == 1:
@@ -108,10 +117,13 @@ def read_launch() -> Launch:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise InputError(
-            f"the environment says WORLD_SIZE={world_size}, but lacks {', '.join(missing)}: start with torchrun, "
+            f"the environment says WORLD_SIZE={world_size}, but lacks {', '.join(missing)}: start "
+            "with torchrun, "
             "or unset WORLD_SIZE to run one process"
         )
-    _number_in_environment("MASTER_PORT", default=0, least=1)  # PyTorch's own error would be a traceback
+    _number_in_environment(
+        "MASTER_PORT", default=0, least=1
+    )  # PyTorch's own error would be a traceback
     rank = _number_in_environment("RANK", default=0, least=0)
     if rank >= world_size:
         raise InputError(
@@ -129,7 +141,8 @@ def _number_in_environment(name: str, default: int, least: int) -> int:
         return default
     if not text.isascii() or not text.isdigit() or int(text) < least:
         raise InputError(
-            f"the environment says {name}={text}, which is not a number from {least}: start with torchrun, "
+            f"the environment says {name}={text}, which is not a number from {least}: start with "
+            "torchrun, "
             f"or unset {name}"
         )
     return int(text)
@@ -137,10 +150,11 @@ def _number_in_environment(name: str, default: int, least: int) -> int:
 
 @contextmanager
 def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Dist]:
-    """The process group for the time of a run: torchrun's if it started this process, else a world of one.
+    """The process group for the time of a run: torchrun's if it started this process, else a world
+    of one.
 
-    `device` is "auto", "cpu" or "cuda". Raises InputError for a device that is not there, LostError if another rank
-    dies or does not answer within `timeout_s`.
+    `device` is "auto", "cpu" or "cuda". Raises InputError for a device that is not there, LostError
+    if another rank dies or does not answer within `timeout_s`.
     """
     launch = read_launch()
     where = pick_device(device)
@@ -152,9 +166,12 @@ def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Di
         _meet_other_ranks(launch, options)
         yield Dist(launch.rank, launch.world_size, where)
     except RuntimeError as error:
-        if isinstance(error, torch_dist.DistError) or any(sign in str(error).lower() for sign in _SIGNS_OF_A_LOST_RANK):
+        if isinstance(error, torch_dist.DistError) or any(
+            sign in str(error).lower() for sign in _SIGNS_OF_A_LOST_RANK
+        ):
             raise LostError(
-                f"rank {launch.rank} lost another rank: it died, or did not answer within {timeout_s:g} s; the cause "
+                f"rank {launch.rank} lost another rank: it died, or did not answer within "
+                f"{timeout_s:g} s; the cause "
                 f"stands in that rank's output ({_first_line(error)})"
             ) from error
         raise
@@ -164,7 +181,8 @@ def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Di
 
 
 def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> None:
-    """Starts the process group. Raises LostError if the others do not come, InputError for an impossible address."""
+    """Starts the process group. Raises LostError if the others do not come, InputError for an
+    impossible address."""
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
         torch_dist.init_process_group(**options)
@@ -173,8 +191,10 @@ def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> None:
     except torch_dist.DistError as error:
         timeout_s = options["timeout"].total_seconds()
         raise LostError(
-            f"rank {launch.rank} of {launch.world_size} did not meet the other ranks at {address} within "
-            f"{timeout_s:g} s: one of them died, or MASTER_ADDR and MASTER_PORT are wrong; to run one process, unset "
+            f"rank {launch.rank} of {launch.world_size} did not meet the other ranks at {address} "
+            "within "
+            f"{timeout_s:g} s: one of them died, or MASTER_ADDR and MASTER_PORT are wrong; to run "
+            "one process, unset "
             f"WORLD_SIZE ({_first_line(error)})"
         ) from error
 
@@ -185,7 +205,9 @@ def _first_line(error: Exception) -> str:
 
 def rank_cores() -> int:
     """How many processor cores this process may use, shared among the ranks of its host."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # not on macOS
+    usable = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )  # not on macOS
     return usable // read_launch().local_world_size
 
 
@@ -193,58 +215,72 @@ def restart_notes() -> list[str]:
     """What to tell the user about the way torchrun restarts ranks."""
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
-        return ["warning: restarted ranks may find the addresses of dead ones: export "
-                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"]  # fmt: skip
+        return [
+            "warning: restarted ranks may find the addresses of dead ones: export "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"
+        ]
     return []
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of this process; "auto" is CUDA where there is one. Raises InputError if it is not there."""
+    """The device of this process; "auto" is CUDA where there is one. Raises InputError if it is not
+    there."""
     local_rank = read_launch().local_rank
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"unknown device {device!r}: choose auto, cpu or cuda")
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
-        raise InputError("device 'cuda' was asked for, but no CUDA device is visible: use --device cpu")
+        raise InputError(
+            "device 'cuda' was asked for, but no CUDA device is visible: use --device cpu"
+        )
     if device == "cpu" or not has_cuda:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise InputError(
-            f"process {local_rank} has no GPU of its own: start at most {torch.cuda.device_count()} a node"
+            f"process {local_rank} has no GPU of its own: start at most "
+            f"{torch.cuda.device_count()} a node"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
 def check_norms(model: nn.Module, dist: Dist, accumulate: int) -> list[str]:
-    """What to tell the user about BatchNorm layers that are trained: their statistics depend on the batch.
+    """What to tell the user about BatchNorm layers that are trained: their statistics depend on the
+    batch.
 
-    Raises InputError where a run would not be what it seems: ranks or micro-batches each with statistics of their
-    own, or synchronised BatchNorm on a CPU, where PyTorch has none.
+    Raises InputError where a run would not be what it seems: ranks or micro-batches each with
+    statistics of their own, or synchronised BatchNorm on a CPU, where PyTorch has none.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     synchronised = [m for m in norms if isinstance(m, nn.SyncBatchNorm)]
     if len(synchronised) < len(norms) and dist.world_size * accumulate > 1:
         raise InputError(
-            "the model trains BatchNorm, whose statistics would differ between ranks and micro-batches: take "
-            "norm=group or norm=frozen_batch, norm=sync_batch on GPUs, or one rank without --accumulate"
+            "the model trains BatchNorm, whose statistics would differ between ranks and "
+            "micro-batches: take "
+            "norm=group or norm=frozen_batch, norm=sync_batch on GPUs, or one rank without "
+            "--accumulate"
         )
     if synchronised and dist.device.type == "cpu":
         raise InputError("norm=sync_batch runs on GPUs only: take norm=group or norm=frozen_batch")
     if synchronised and accumulate > 1:
-        return ["warning: synchronised BatchNorm is exact over ranks, not over accumulated micro-batches"]
+        return [
+            "warning: synchronised BatchNorm is exact over ranks, not over accumulated "
+            "micro-batches"
+        ]
     return []
 
 
 def replicate(
     model: nn.Module, dist: Dist, accumulate: int = 1, compression: Compression = "none"
 ) -> DistributedDataParallel:
-    """`model` with gradients averaged over ranks after each backward pass. Communicates: rank 0's weights win.
+    """`model` with gradients averaged over ranks after each backward pass. Communicates: rank 0's
+    weights win.
 
-    Every parameter takes part in every loss by construction, so unused ones are not searched for, and the graph is
-    the same in each step: declared as static, except with accumulation, where PyTorch cannot combine that with
-    `no_sync`. Buffers are constants (frozen BatchNorm) or equal on all ranks (synchronised), so they are not broadcast
-    in each step. `compression="bf16"` halves what travels, at a relative error of about 2e-3: no longer exact.
+    Every parameter takes part in every loss by construction, so unused ones are not searched for,
+    and the graph is the same in each step: declared as static, except with accumulation, where
+    PyTorch cannot combine that with `no_sync`. Buffers are constants (frozen BatchNorm) or equal on
+    all ranks (synchronised), so they are not broadcast in each step. `compression="bf16"` halves
+    what travels, at a relative error of about 2e-3: no longer exact.
     """
     known = inspect.signature(DistributedDataParallel).parameters
     no_broadcast: dict[str, Any] = {
@@ -252,7 +288,11 @@ def replicate(
     }
     device_ids = [dist.device.index] if dist.device.type == "cuda" else None
     replica = DistributedDataParallel(
-        model, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=accumulate == 1, **no_broadcast
+        model,
+        device_ids=device_ids,
+        gradient_as_bucket_view=True,
+        static_graph=accumulate == 1,
+        **no_broadcast,
     )
     if compression == "bf16":
         replica.register_comm_hook(None, bf16_compress_hook)
@@ -260,5 +300,6 @@ def replicate(
 
 
 def accumulating(model: DistributedDataParallel, last: bool) -> AbstractContextManager:
-    """Around forward and backward of a micro-batch: gradients travel with the last one of the window only."""
+    """Around forward and backward of a micro-batch: gradients travel with the last one of the
+    window only."""
     return nullcontext() if last else model.no_sync()

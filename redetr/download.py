@@ -1,4 +1,5 @@
-"""Files from the net into a cache: whole or not at all, checked by hash, resumed when broken off."""
+"""Files from the net into a cache: whole or not at all, checked by hash, resumed when broken
+off."""
 
 import hashlib
 import http.client
@@ -20,9 +21,10 @@ _PIECE = 1 << 18
 def fetch(url: str, path: Path) -> Path:
     """`path`, downloaded from `url` unless it is there; progress is shown on standard error.
 
-    A name that ends in a hash, as `resnet50-0676ba61.pth` does, is held to it. Of several processes on a machine one
-    downloads and the others wait. What a broken connection leaves in `path.part` is continued, at once and by later
-    calls. Raises InputError with the place where the file can be put by hand.
+    A name that ends in a hash, as `resnet50-0676ba61.pth` does, is held to it. Of several processes
+    on a machine one downloads and the others wait. What a broken connection leaves in `path.part`
+    is continued, at once and by later calls. Raises InputError with the place where the file can be
+    put by hand.
     """
     if path.exists():  # first of all: a cache may be read-only
         return require_hash(path, path.name)
@@ -59,7 +61,8 @@ def _download(url: str, part: Path) -> None:
 
 
 def _receive(url: str, part: Path, start: int) -> int:
-    """Appends what comes from byte `start` on, or all anew where the server cannot skip; returns the whole's size."""
+    """Appends what comes from byte `start` on, or all anew where the server cannot skip; returns
+    the whole's size."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
         start = start if answer.status == http.client.PARTIAL_CONTENT else 0
@@ -67,7 +70,10 @@ def _receive(url: str, part: Path, start: int) -> int:
             raise OSError("the answer does not say how long it is")
         total = start + int(answer.headers["Content-Length"])
         columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-        with part.open("ab" if start else "wb") as file, Progress(*columns, console=Console(stderr=True)) as progress:
+        with (
+            part.open("ab" if start else "wb") as file,
+            Progress(*columns, console=Console(stderr=True)) as progress,
+        ):
             task = progress.add_task(url.rpartition("/")[2], total=total, completed=start)
             while piece := answer.read(_PIECE):
                 file.write(piece)
@@ -80,13 +86,19 @@ def _size(path: Path) -> int:
 
 
 def require_hash(path: Path, name: str) -> Path:
-    """`path`, if its content has the hash that ends `name`. A wrong download is removed; raises InputError."""
+    """`path`, if its content has the hash that ends `name`. A wrong download is removed; raises
+    InputError."""
     expected = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if expected and not found.startswith(expected[1]):
         if path.name != name:
             path.unlink()
-            raise InputError(f"{name} arrived damaged, its hash is {found[:8]}: try again, or put it there by hand")
-        raise InputError(f"{path}: damaged, its hash is {found[:8]}: delete it, and it will be downloaded")
+            raise InputError(
+                f"{name} arrived damaged, its hash is {found[:8]}: try again, or put it there by "
+                "hand"
+            )
+        raise InputError(
+            f"{path}: damaged, its hash is {found[:8]}: delete it, and it will be downloaded"
+        )
     return path

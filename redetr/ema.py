@@ -11,8 +11,8 @@ from redetr.structures import DetectionModel
 class ModelEma:
     """A copy of the model whose weights follow the trained ones; `decay` 0 follows at once.
 
-    The decay grows from small values, min(decay, (1 + n) / (10 + n)) after n updates, so that the random start is
-    soon forgotten. One fused call for all weights.
+    The decay grows from small values, min(decay, (1 + n) / (10 + n)) after n updates, so that the
+    random start is soon forgotten. One fused call for all weights.
     """
 
     def __init__(self, model: DetectionModel, decay: float):

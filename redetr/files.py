@@ -11,12 +11,16 @@ UNFINISHED = ".unfinished-"
 
 
 def write_whole(path: Path, write: Callable[[Path], Any], previous: Path | None = None) -> None:
-    """Calls `write` with a temporary name beside `path` (same ending), flushes to disk, and renames.
+    """Calls `write` with a temporary name beside `path` (same ending), flushes to disk, and
+    renames.
 
-    Whatever happens in between, `path` is the old file or the new one, never half of it. The old file is kept under
-    the name `previous`, if one is given: then, for an instant, it is there under that name alone.
+    Whatever happens in between, `path` is the old file or the new one, never half of it. The old
+    file is kept under the name `previous`, if one is given: then, for an instant, it is there under
+    that name alone.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix
+    )
     os.close(handle)
     temporary = Path(name)
     try:

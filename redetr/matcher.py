@@ -11,17 +11,22 @@ from torch import Tensor
 from redetr.boxes import box_cxcywh_to_xyxy, iou_and_giou
 from redetr.structures import LossConfig
 
-# Stands for NaN and infinite costs: such a pair is chosen last. The loss itself stays NaN and is reported there.
+# Stands for NaN and infinite costs: such a pair is chosen last. The loss itself stays NaN and is
+# reported there.
 _WORST_COST = 1e6
 
 
-def cost_matrix(logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor, config: LossConfig) -> Tensor:
+def cost_matrix(
+    logits: Tensor, boxes: Tensor, labels: Tensor, target_boxes: Tensor, config: LossConfig
+) -> Tensor:
     """Matching costs `[L, B, Q, T]`, finite; a sum of class, L1 and GIoU cost.
 
-    `logits` `[L, B, Q, K]` and `boxes` `[L, B, Q, 4]` against `labels` `[B, T]` and `target_boxes` `[B, T, 4]`
-    (both cxcywh in the same frame). Class cost: `-p` for softmax scores, the focal cost for sigmoid scores.
+    `logits` `[L, B, Q, K]` and `boxes` `[L, B, Q, 4]` against `labels` `[B, T]` and `target_boxes`
+    `[B, T, 4]` (both cxcywh in the same frame). Class cost: `-p` for softmax scores, the focal cost
+    for sigmoid scores.
 
-    Source: Carion et al. 2020, equation 1 and appendix A.2; the focal cost as in Zhu et al., Deformable DETR.
+    Source: Carion et al. 2020, equation 1 and appendix A.2; the focal cost as in Zhu et al.,
+    Deformable DETR.
     """
     index = labels[None, :, None, :].expand(*logits.shape[:3], -1)
     if config.scores == "softmax":
@@ -64,7 +69,10 @@ def match(costs: list[Tensor], num_objects: list[int]) -> list[Tensor]:
     on_host = torch.cat([cost.flatten() for cost in costs]).cpu().numpy()
     sizes = [cost.numel() for cost in costs]
     parts = np.split(on_host, np.cumsum(sizes)[:-1])
-    chosen = [assign(part.reshape(cost.shape), num_objects) for part, cost in zip(parts, costs, strict=True)]
+    chosen = [
+        assign(part.reshape(cost.shape), num_objects)
+        for part, cost in zip(parts, costs, strict=True)
+    ]
     packed = torch.from_numpy(np.concatenate([c.ravel() for c in chosen]))
     if device.type == "cuda":
         packed = packed.pin_memory().to(device, non_blocking=True)

@@ -9,13 +9,25 @@ from redetr.errors import InputError
 
 def _original(model: str) -> TrainConfig:
     return TrainConfig(
-        model=model, epochs=300, batch_size=16, optimizer="adamw", lr=1e-4, lr_backbone=1e-5, weight_decay=1e-4,
-        clip_norm=0.1, schedule="step", warmup=0.0, drop_at=2 / 3, ema_decay=0.0, weights="imagenet",
-    )  # fmt: skip
+        model=model,
+        epochs=300,
+        batch_size=16,
+        optimizer="adamw",
+        lr=1e-4,
+        lr_backbone=1e-5,
+        weight_decay=1e-4,
+        clip_norm=0.1,
+        schedule="step",
+        warmup=0.0,
+        drop_at=2 / 3,
+        ema_decay=0.0,
+        weights="imagenet",
+    )
 
 
 def detr_r50() -> TrainConfig:
-    """The published recipe of DETR-R50: 300 epochs, drop after 200 (42.0 AP on COCO is with 500; 40.6 with 300).
+    """The published recipe of DETR-R50: 300 epochs, drop after 200 (42.0 AP on COCO is with 500;
+    40.6 with 300).
 
     redetr train detr_r50 --data COCO --class-normalization per_rank
     """
@@ -38,23 +50,43 @@ def detr_r101_dc5() -> TrainConfig:
 
 
 def detr_tiny() -> TrainConfig:
-    """The faithful form scaled down (2 M parameters, stride 16), from scratch: it trains, and how slowly."""
+    """The faithful form scaled down (2 M parameters, stride 16), from scratch: it trains, and how
+    slowly."""
     return TrainConfig(
-        model="detr_r50", epochs=10, num_queries=25, lr=1e-3, weight_decay=1e-4, clip_norm=0.1,
-        model_options=("backbone=[32, 64, 128]", "hidden_dim=128", "enc_layers=2", "dec_layers=3",
-                       "dim_feedforward=512", "dropout=0.0"),
-    )  # fmt: skip
+        model="detr_r50",
+        epochs=10,
+        num_queries=25,
+        lr=1e-3,
+        weight_decay=1e-4,
+        clip_norm=0.1,
+        model_options=(
+            "backbone=[32, 64, 128]",
+            "hidden_dim=128",
+            "enc_layers=2",
+            "dec_layers=3",
+            "dim_feedforward=512",
+            "dropout=0.0",
+        ),
+    )
 
 
 def detr_r50_finetune() -> TrainConfig:
     """DETR-R50 from its COCO weights (downloaded): for 100 to 5,000 images of your own.
 
-    The length follows the number of images; the run ends early after five evaluations without a better AP.
+    The length follows the number of images; the run ends early after five evaluations without a
+    better AP.
     """
     return replace(
-        _original("detr_r50"), weights="facebook/detr-resnet-50", epochs=0.0, lr=5e-5, lr_backbone=5e-6,
-        schedule="cosine", warmup=0.04, ema_decay=None, patience=5,
-    )  # fmt: skip
+        _original("detr_r50"),
+        weights="facebook/detr-resnet-50",
+        epochs=0.0,
+        lr=5e-5,
+        lr_backbone=5e-6,
+        schedule="cosine",
+        warmup=0.04,
+        ema_decay=None,
+        patience=5,
+    )
 
 
 def redetr_n() -> TrainConfig:
@@ -68,32 +100,52 @@ def redetr_s() -> TrainConfig:
 
 
 def redetr_mobile() -> TrainConfig:
-    """MobileNetV2 with ImageNet weights: minutes on a CPU. Half the rate of what starts from nothing."""
+    """MobileNetV2 with ImageNet weights: minutes on a CPU. Half the rate of what starts from
+    nothing."""
     return TrainConfig(model="redetr_mobile", lr=2e-3, weights="imagenet", patience=5)
 
 
 def redetr_n_finetune() -> TrainConfig:
-    """Nano from a run of your own on like pictures: give --weights RUN. A lower rate, ends without progress."""
+    """Nano from a run of your own on like pictures: give --weights RUN. A lower rate, ends without
+    progress."""
     return replace(redetr_n(), lr=5e-4, patience=5)
 
 
 def redetr_s_finetune() -> TrainConfig:
-    """Small from a run of your own on like pictures: give --weights RUN. A lower rate, ends without progress."""
+    """Small from a run of your own on like pictures: give --weights RUN. A lower rate, ends without
+    progress."""
     return replace(redetr_s(), lr=3e-4, patience=5)
 
 
 def redetr_m() -> TrainConfig:
     """ResNet-50 with ImageNet weights: for a GPU."""
     return TrainConfig(
-        model="redetr_m", lr=2e-4, lr_backbone=2e-5, weight_decay=1e-4, clip_norm=0.1, weights="imagenet",
-    )  # fmt: skip
+        model="redetr_m",
+        lr=2e-4,
+        lr_backbone=2e-5,
+        weight_decay=1e-4,
+        clip_norm=0.1,
+        weights="imagenet",
+    )
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__: recipe
-    for recipe in (detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_r50_finetune, detr_tiny, redetr_n, redetr_s,
-                   redetr_n_finetune, redetr_s_finetune, redetr_mobile, redetr_m)
-}  # fmt: skip
+    for recipe in (
+        detr_r50,
+        detr_r50_dc5,
+        detr_r101,
+        detr_r101_dc5,
+        detr_r50_finetune,
+        detr_tiny,
+        redetr_n,
+        redetr_s,
+        redetr_n_finetune,
+        redetr_s_finetune,
+        redetr_mobile,
+        redetr_m,
+    )
+}
 
 
 def get_recipe(name: str) -> TrainConfig:

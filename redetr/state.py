@@ -1,4 +1,5 @@
-"""What a run is at one moment: weights, their average, optimizer, position; how it is saved and resumed."""
+"""What a run is at one moment: weights, their average, optimizer, position; how it is saved and
+resumed."""
 
 import shlex
 from dataclasses import asdict, dataclass, field
@@ -7,11 +8,11 @@ from typing import Any
 
 import torch
 
-from redetr.check import inventory, require_unchanged
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset
-from redetr.data.dataset import absolute_source
+from redetr.data.inventory import inventory, require_unchanged
+from redetr.data.open import absolute_source
 from redetr.distributed import Dist
 from redetr.ema import ModelEma
 from redetr.errors import InputError
@@ -19,16 +20,32 @@ from redetr.files import remove_unfinished, write_json
 from redetr.structures import DetectionModel
 
 # A resumed run may say these anew; all else decides what is computed.
-_MAY_CHANGE = {"output", "data", "resume", "device", "compile", "accumulate", "num_workers", "cache_mb", "cache_dir",
-               "log_every", "eval_every", "save_every", "timeout_s", "patience", "recompute",
-               "eval_batch_size"}  # fmt: skip
+_MAY_CHANGE = {
+    "output",
+    "data",
+    "resume",
+    "device",
+    "compile",
+    "accumulate",
+    "num_workers",
+    "cache_mb",
+    "cache_dir",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "timeout_s",
+    "patience",
+    "recompute",
+    "eval_batch_size",
+}
 
 
 @dataclass
 class State:
     """All that a checkpoint holds and a resumed run needs.
 
-    The data order, augmentation, dropout and the learning rate are functions of the config and `step`.
+    The data order, augmentation, dropout and the learning rate are functions of the config and
+    `step`.
     """
 
     config: TrainConfig
@@ -47,9 +64,14 @@ class State:
 
     def about(self) -> dict[str, Any]:
         """What is needed to use the weights without the run, from any directory."""
-        return {"config": self.config.to_dict(), "class_names": list(self.class_names),
-                "category_ids": list(self.category_ids), "step": self.step, "best": self.best,
-                "data": absolute_source(self.config.data)}  # fmt: skip
+        return {
+            "config": self.config.to_dict(),
+            "class_names": list(self.class_names),
+            "category_ids": list(self.category_ids),
+            "step": self.step,
+            "best": self.best,
+            "data": absolute_source(self.config.data),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -79,7 +101,10 @@ class State:
         if self.step == steps:
             return f"all {steps} steps are done"
         if 0 < patience <= self.since_best:
-            without = f"{self.since_best} evaluations in a row without a better AP (--patience {patience})"
+            without = (
+                f"{self.since_best} evaluations in a row without a better AP (--patience "
+                f"{patience})"
+            )
             return f"ended early at step {self.step} of {steps}, after {without}"
         return ""
 
@@ -88,32 +113,53 @@ class State:
         save_checkpoint(folder / "last.pt", self.to_dict(), folder / "previous.pt")
 
     def restore(self, path: Path, saved: dict[str, Any]) -> None:
-        """Continues from the checkpoint `saved` in `path`. Raises InputError if it is of another run."""
+        """Continues from the checkpoint `saved` in `path`. Raises InputError if it is of another
+        run."""
         before, now = TrainConfig.from_dict(saved["config"]), self.config
         for name in sorted(asdict(now).keys() - _MAY_CHANGE):
             if getattr(before, name) != getattr(now, name):
                 raise InputError(
-                    f"{path}: saved with {name}={getattr(before, name)}, resumed with {getattr(now, name)}: "
-                    f"redetr train {shlex.quote(str(path.parent))} --resume takes all settings from the run"
+                    f"{path}: saved with {name}={getattr(before, name)}, resumed with "
+                    f"{getattr(now, name)}: "
+                    f"redetr train {shlex.quote(str(path.parent))} --resume takes all settings "
+                    "from the run"
                 )
-        if saved["category_ids"] != list(self.category_ids) or saved["num_images"] != self.num_images:
-            raise InputError(f"{path}: saved with other data ({saved['num_images']} images): give another --output")
+        if (
+            saved["category_ids"] != list(self.category_ids)
+            or saved["num_images"] != self.num_images
+        ):
+            raise InputError(
+                f"{path}: saved with other data ({saved['num_images']} images): give another "
+                "--output"
+            )
         self.model.load_state_dict(saved["model"])
         self.ema.model.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.best, self.train_time_s = saved["step"], saved["best"], saved["train_time_s"]
-        self.since_best, self.evaluated = saved.get("since_best", 0), saved.get("evaluated", 0)  # older ones have none
+        self.step, self.best, self.train_time_s = (
+            saved["step"],
+            saved["best"],
+            saved["train_time_s"],
+        )
+        self.since_best, self.evaluated = (
+            saved.get("since_best", 0),
+            saved.get("evaluated", 0),
+        )  # older ones have none
 
 
-def start_folder(folder: Path, state: State, datasets: dict[str, DetectionDataset], dist: Dist) -> list[str]:
-    """Creates the run folder, or restores `state` from it; returns what to tell the user. Communicates.
+def start_folder(
+    folder: Path, state: State, datasets: dict[str, DetectionDataset], dist: Dist
+) -> list[str]:
+    """Creates the run folder, or restores `state` from it; returns what to tell the user.
+    Communicates.
 
-    Raises InputError if a run is there already, if it cannot be resumed, if its `datasets` have changed, or if ranks
-    see different folders. Nothing is written then.
+    Raises InputError if a run is there already, if it cannot be resumed, if its `datasets` have
+    changed, or if ranks see different folders. Nothing is written then.
     """
     newest = newest_checkpoint(folder)
     if newest and not state.config.resume:
-        raise InputError(f"{folder}: holds a run already: use --resume to continue it, or another --output")
+        raise InputError(
+            f"{folder}: holds a run already: use --resume to continue it, or another --output"
+        )
     if newest:
         path, saved, notes = newest
         state.restore(path, saved)
@@ -123,8 +169,11 @@ def start_folder(folder: Path, state: State, datasets: dict[str, DetectionDatase
     # Also a barrier: nobody creates the folder before everybody has looked into it.
     steps = dist.gather_rows([state.step])()[:, 0].tolist()
     if len(set(steps)) > 1:
-        raise InputError(f"{folder}: ranks found different checkpoints there, of steps {steps}: --output must be a "
-                         "folder that all hosts share")  # fmt: skip
+        raise InputError(
+            f"{folder}: ranks found different checkpoints there, of steps {steps}: --output must "
+            "be a "
+            "folder that all hosts share"
+        )
     inventories = {split: inventory(data, dist) for split, data in datasets.items()}
     if newest:
         require_unchanged(folder / "data.json", inventories)

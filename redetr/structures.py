@@ -1,7 +1,7 @@
 """What travels between the parts: targets, batches, model outputs.
 
-Shape letters, used everywhere: B images, Q queries, C classes, L decoder layers, T boxes of an image,
-D width of the model, H W height and width, S flattened positions of all feature levels.
+Shape letters, used everywhere: B images, Q queries, C classes, L decoder layers, T boxes of an
+image, D width of the model, H W height and width, S flattened positions of all feature levels.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 class Target(TypedDict):
     """The objects of one image.
 
-    A data set yields `boxes` as xyxy in pixels of the original image; transforms turn them into cxcywh as fractions
-    of the (unpadded) image that the model sees, which is what criteria and matchers take.
+    A data set yields `boxes` as xyxy in pixels of the original image; transforms turn them into
+    cxcywh as fractions of the (unpadded) image that the model sees, which is what criteria and
+    matchers take.
     """
 
     boxes: Tensor  # [T, 4] float32
@@ -28,21 +29,28 @@ class Target(TypedDict):
 
 
 class Outputs(TypedDict):
-    """What `model(images, mask)` returns; the last decoder layer on top, the earlier ones in `aux_outputs`."""
+    """What `model(images, mask)` returns; the last decoder layer on top, the earlier ones in
+    `aux_outputs`."""
 
-    pred_logits: Tensor  # [B, Q, C] (sigmoid forms) or [B, Q, C + 1] (softmax forms, "no object" last)
+    pred_logits: (
+        Tensor  # [B, Q, C] (sigmoid forms) or [B, Q, C + 1] (softmax forms, "no object" last)
+    )
     pred_boxes: Tensor  # [B, Q, 4] cxcywh, fractions of the unpadded image
     aux_outputs: NotRequired[list["Outputs"]]  # L - 1 entries, first layer first
-    enc_outputs: NotRequired["Outputs"]  # two-stage forms: every position of the encoder as a proposal
+    enc_outputs: NotRequired[
+        "Outputs"
+    ]  # two-stage forms: every position of the encoder as a proposal
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The costs and loss weights that belong to a form of the model. The defaults are the original DETR's.
+    """The costs and loss weights that belong to a form of the model. The defaults are the original
+    DETR's.
 
-    `scores="softmax"`: cross-entropy with a "no object" class of weight `eos_coef`. `scores="sigmoid"`: binary
-    cross-entropy towards the IoU of the matched box. `proposals`: whether the outputs hold those of the encoder
-    (`enc_outputs`), which are matched and judged like a layer of the decoder.
+    `scores="softmax"`: cross-entropy with a "no object" class of weight `eos_coef`.
+    `scores="sigmoid"`: binary cross-entropy towards the IoU of the matched box. `proposals`:
+    whether the outputs hold those of the encoder (`enc_outputs`), which are matched and judged like
+    a layer of the decoder.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -57,13 +65,17 @@ class LossConfig:
 
 
 class DetectionModel(nn.Module):
-    """What the rest of the library asks of a model; `forward(images, mask=None)` returns `Outputs`."""
+    """What the rest of the library asks of a model; `forward(images, mask=None)` returns
+    `Outputs`."""
 
     num_classes: int
     num_queries: int
     loss_config: LossConfig
-    aux_loss: bool  # whether outputs hold what only the loss needs: earlier layers, all of the encoder's proposals
-    resize: Literal["aspect", "square"]  # images keep their aspect ratio, or are stretched to a square
+    # whether outputs hold what only the loss needs: earlier layers, all of the encoder's proposals
+    aux_loss: bool
+    resize: Literal[
+        "aspect", "square"
+    ]  # images keep their aspect ratio, or are stretched to a square
     image_size: int  # default of the shorter side ("aspect") or of the side ("square"), px
     max_size: int | None  # longer side at most ("aspect"), px
 
@@ -86,14 +98,16 @@ class Batch:
 
     @property
     def padding(self) -> Tensor | None:
-        """The mask, or None if the targets tell that no image is smaller: known without asking the device."""
+        """The mask, or None if the targets tell that no image is smaller: known without asking the
+        device."""
         canvas = tuple(self.images.shape[-2:])
         full = self.targets and all(target["size"] == canvas for target in self.targets)
         return None if full else self.mask
 
 
 def collate(images: list[Tensor], canvas: tuple[int, int] | None = None) -> Batch:
-    """A `Batch` of `[3, h, w]` tensors padded with zeros to the largest height and width, or to `canvas` (H, W).
+    """A `Batch` of `[3, h, w]` tensors padded with zeros to the largest height and width, or to
+    `canvas` (H, W).
 
     Raises ValueError for an empty list or an image larger than the canvas.
     """
@@ -103,7 +117,9 @@ def collate(images: list[Tensor], canvas: tuple[int, int] | None = None) -> Batc
     width = max(image.shape[-1] for image in images)
     if canvas is not None:
         if canvas[0] < height or canvas[1] < width:
-            raise ValueError(f"an image of {height}x{width} does not fit the canvas {canvas[0]}x{canvas[1]}")
+            raise ValueError(
+                f"an image of {height}x{width} does not fit the canvas {canvas[0]}x{canvas[1]}"
+            )
         height, width = canvas
     padded = images[0].new_zeros(len(images), images[0].shape[0], height, width)
     mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)

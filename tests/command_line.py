@@ -10,18 +10,40 @@ from typing import Any
 SMALL = ["backbone=[16,32,64]", "hidden_dim=32", "nheads=4", "dec_layers=2", "dim_feedforward=64"]
 
 
-def train_arguments(data: Path, output: Path, recipe: str = "redetr_n", options: list[str] = SMALL, **flags) -> list:
+def train_arguments(
+    data: Path, output: Path, recipe: str = "redetr_n", options: list[str] = SMALL, **flags
+) -> list:
     """Six steps of a small model."""
-    chosen = {"data": data, "output": output, "steps": 6, "batch_size": 4, "image_size": 64, "device": "cpu",
-              "precision": "fp32", "num_workers": 0, "log_every": 1, "eval_every": 3} | flags  # fmt: skip
+    chosen = {
+        "data": data,
+        "output": output,
+        "steps": 6,
+        "batch_size": 4,
+        "image_size": 64,
+        "device": "cpu",
+        "precision": "fp32",
+        "num_workers": 0,
+        "log_every": 1,
+        "eval_every": 3,
+    } | flags
     spelled = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
     return ["train", recipe, *spelled, "--model-options", *options]
 
 
-def start(arguments: list[Any], environment: dict[str, Any] | None = None, **options: Any) -> subprocess.Popen:
-    added = {name: str(value) for name, value in ({"OMP_NUM_THREADS": 1} | (environment or {})).items()}
-    return subprocess.Popen([sys.executable, "-m", "redetr", *map(str, arguments)], env=os.environ | added, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # fmt: skip
+def start(
+    arguments: list[Any], environment: dict[str, Any] | None = None, **options: Any
+) -> subprocess.Popen:
+    added = {
+        name: str(value) for name, value in ({"OMP_NUM_THREADS": 1} | (environment or {})).items()
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "redetr", *map(str, arguments)],
+        env=os.environ | added,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
 
 
 def run(arguments: list[Any]) -> tuple[int, str, str]:

@@ -7,13 +7,18 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
-from selenium import webdriver
+
+if TYPE_CHECKING:
+    from selenium import webdriver
+
+from tests.skips import SkipReport, pytest_addoption  # noqa: F401 - pytest looks for that hook here
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -27,7 +32,8 @@ SIZES = ((64, 48), (48, 64), (80, 56), (64, 64), (40, 72), (56, 80))  # width, h
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread: the tensors are small, and threads that fight for cores with another process are far slower.
+    """One thread: the tensors are small, and threads that fight for cores with another process are
+    far slower.
 
     What is remembered of image files goes where it is thrown away.
     """
@@ -37,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     cache = tempfile.TemporaryDirectory(prefix="redetr-cache-")
     config.add_cleanup(cache.cleanup)
     os.environ["XDG_CACHE_HOME"] = cache.name
+    if not hasattr(config, "workerinput"):  # of xdist: this process reports
+        config.pluginmanager.register(SkipReport(config))
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -44,17 +52,29 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
-_LONG = ("test_hosts", "test_failures", "test_launch", "test_exactness", "test_export", "test_app", "test_cli")
+_LONG = (
+    "test_hosts",
+    "test_failures",
+    "test_launch",
+    "test_exactness",
+    "test_export",
+    "test_app",
+    "test_cli",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first: at the end, one of them would keep a single core busy."""
+    """The files that take longest come first: at the end, one of them would keep a single core
+    busy."""
     items.sort(key=lambda item: item.path.stem not in _LONG)
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """A headless Chromium that reaches nothing but this machine; `get_log("browser")` is its console."""
+def browser(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[webdriver.Chrome]":
+    """A headless Chromium that reaches nothing but this machine; `get_log("browser")` is its
+    console."""
+    from selenium import webdriver  # a machine with a GPU runs its tests without it
+
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
         pytest.skip("no Chromium with its driver here (Debian: chromium, chromium-driver)")
@@ -62,8 +82,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     options.binary_location = chromium
     profile = tmp_path_factory.mktemp("chromium")
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                     "--window-size=1300,1000", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-                     "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",  # a camera
+                     "--window-size=1300,1000", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE "
+                                                "127.0.0.1",
+                     # a camera
+                     "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
                      f"--user-data-dir={profile}"):  # fmt: skip
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -73,7 +95,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 @pytest.fixture
 def tiny_coco(tmp_path: Path) -> Path:
-    """A folder in COCO form: 8 training and 5 validation images of several sizes, every third without objects."""
+    """A folder in COCO form: 8 training and 5 validation images of several sizes, every third
+    without objects."""
     return write_tiny_coco(tmp_path / "tiny")
 
 
@@ -93,11 +116,21 @@ def write_tiny_coco(root: Path) -> Path:
             width, height = SIZES[number % len(SIZES)]
             pixels = random.integers(90, 140, (height, width, 3), dtype=np.uint8)
             for _ in range(0 if number % 3 == 2 else 1 + number % 3):
-                box, category = _random_box(random, width, height), int(random.choice(list(CATEGORIES)))
+                box, category = (
+                    _random_box(random, width, height),
+                    int(random.choice(list(CATEGORIES))),
+                )
                 x, y, w, h = box
-                pixels[y : y + h, x : x + w] = [250 if category == other else 10 for other in CATEGORIES]
+                pixels[y : y + h, x : x + w] = [
+                    250 if category == other else 10 for other in CATEGORIES
+                ]
                 annotations.append(
-                    {"id": len(annotations), "image_id": 100 + number, "category_id": category, "bbox": box}
+                    {
+                        "id": len(annotations),
+                        "image_id": 100 + number,
+                        "category_id": category,
+                        "bbox": box,
+                    }
                 )
             name = f"{split}-{number}.jpg"
             Image.fromarray(pixels).save(root / split / name, quality=90)

@@ -39,16 +39,26 @@ def scenes(split: str) -> list[Scene]:
 
 
 def write_coco(root: Path) -> Path:
-    """`annotations/instances_SPLIT.json`, images in `SPLIT/`. Annotation ids begin at 1000, image ids at 100."""
+    """`annotations/instances_SPLIT.json`, images in `SPLIT/`. Annotation ids begin at 1000, image
+    ids at 100."""
     for split in IMAGES:
         (root / split).mkdir(parents=True)
         images, annotations = [], []
         for number, scene in enumerate(scenes(split)):
             Image.fromarray(scene.pixels).save(root / split / f"{scene.name}.jpg", quality=90)
-            images.append({"id": 100 + number, "file_name": f"{scene.name}.jpg", "width": WIDTH, "height": HEIGHT})
+            images.append(
+                {
+                    "id": 100 + number,
+                    "file_name": f"{scene.name}.jpg",
+                    "width": WIDTH,
+                    "height": HEIGHT,
+                }
+            )
             for category, box in zip(CLASSES, scene.boxes, strict=True):
                 id_ = 1000 + len(annotations)
-                annotations.append({"id": id_, "image_id": 100 + number, "category_id": category, "bbox": box})
+                annotations.append(
+                    {"id": id_, "image_id": 100 + number, "category_id": category, "bbox": box}
+                )
         categories = [{"id": id_, "name": name} for id_, name in CLASSES.items()]
         (root / "annotations").mkdir(exist_ok=True)
         document = {"images": images, "annotations": annotations, "categories": categories}
@@ -68,7 +78,9 @@ def write_yolo(root: Path) -> Path:
                 for label, (x, y, w, h) in enumerate(scene.boxes)
             ]
             (root / "labels" / split / f"{scene.name}.txt").write_text("".join(lines))
-    (root / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cup, plate, spoon]\n")
+    (root / "data.yaml").write_text(
+        "train: images/train\nval: images/val\nnames: [cup, plate, spoon]\n"
+    )
     return root
 
 
@@ -79,7 +91,9 @@ def write_voc(root: Path) -> Path:
     for split in IMAGES:
         names = []
         for scene in scenes(split):
-            Image.fromarray(scene.pixels).save(root / "JPEGImages" / f"{scene.name}.jpg", quality=90)
+            Image.fromarray(scene.pixels).save(
+                root / "JPEGImages" / f"{scene.name}.jpg", quality=90
+            )
             objects = "".join(
                 f"<object><name>{name}</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax>"
                 f"<ymax>{y + h}</ymax></bndbox></object>"

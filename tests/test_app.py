@@ -29,11 +29,10 @@ from redetr.app.uploads import MAX_BYTES, BusyError, Turns
 from redetr.cli import parse_command
 from redetr.commands import app as command
 from redetr.data import open_dataset
+from redetr.detector.detector import as_image
 from redetr.errors import InputError
-from redetr.explain import explain
-from redetr.explain_loss import explain_loss
-from redetr.predict import as_image
-from redetr.visualize import class_color, to_pil
+from redetr.explain import explain, explain_loss
+from redetr.pages.drawing import class_color, to_pil
 from tests.app_server import artefacts, serving, write_checkpoint
 from tests.test_explain import picture
 from tests.test_explain_page import Page

@@ -1,4 +1,5 @@
-"""Weights of a backbone alone: ImageNet's from the cache or the net, and files of torchvision and timm."""
+"""Weights of a backbone alone: ImageNet's from the cache or the net, and files of torchvision and
+timm."""
 
 import hashlib
 import http.server
@@ -17,13 +18,14 @@ from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.models import backbone
 from redetr.models.backbone import Backbone
-from redetr.weights import starting_point
+from redetr.weights.starting import starting_point
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 
 def published(name: str, folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A file as torchvision publishes it, named by its hash, with BatchNorm's counters and the classifier."""
+    """A file as torchvision publishes it, named by its hash, with BatchNorm's counters and the
+    classifier."""
     torch.manual_seed(0)
     model = torchvision.models.get_model(name)
     for module in model.modules():
@@ -45,7 +47,9 @@ def cache(tmp_path, monkeypatch):
 
 def point_at(url, monkeypatch):
     entry = type("Entry", (), {"url": url})
-    monkeypatch.setattr(backbone.torchvision.models, "get_model_weights", lambda name: {"IMAGENET1K_V1": entry})
+    monkeypatch.setattr(
+        backbone.torchvision.models, "get_model_weights", lambda name: {"IMAGENET1K_V1": entry}
+    )
 
 
 def same(body, weights):
@@ -114,20 +118,31 @@ def test_a_file_of_timm(tmp_path):
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_var.uniform_(0.5, 1.5)
-    torch.save({"state_dict": net.state_dict()}, tmp_path / "mine.pth.tar")  # as timm's training script writes it
-    built, said = start(tmp_path / "mine.pth.tar", "redetr_mobile", "backbone=timm:efficientnet_lite0")
+    torch.save(
+        {"state_dict": net.state_dict()}, tmp_path / "mine.pth.tar"
+    )  # as timm's training script writes it
+    built, said = start(
+        tmp_path / "mine.pth.tar", "redetr_mobile", "backbone=timm:efficientnet_lite0"
+    )
     assert same(built.backbone[0].body, net.state_dict())
     assert "tensors of the backbone timm:efficientnet_lite0 from" in said
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        features, expected = built.backbone[0](images), net.forward_intermediates(images, intermediates_only=True)
+        features, expected = (
+            built.backbone[0](images),
+            net.forward_intermediates(images, intermediates_only=True),
+        )
     torch.testing.assert_close(features, [expected[2], expected[3]], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("redetr_mobile", ("backbone=mobilenet_v3_small",), "neither a DETR nor a mobilenet_v3_small: 144 of its 144 "),
+        (
+            "redetr_mobile",
+            ("backbone=mobilenet_v3_small",),
+            "neither a DETR nor a mobilenet_v3_small: 144 of its 144 ",
+        ),
         ("redetr_mobile", ("norm=group",), "trained with BatchNorm: it needs norm=frozen_batch"),
         ("redetr_n", (), "weights of a backbone, but that of redetr_n is trained from scratch"),
     ],
@@ -140,7 +155,9 @@ def test_files_of_other_backbones_are_refused(model, options, message, tmp_path)
 
 def test_a_backbone_is_no_detector(tmp_path):
     path, _ = published("mobilenet_v2", tmp_path)
-    with pytest.raises(InputError, match=r"mobilenet_v2-\w+\.pth: neither .* no DETR .* train with --weights"):
+    with pytest.raises(
+        InputError, match=r"mobilenet_v2-\w+\.pth: neither .* no DETR .* train with --weights"
+    ):
         redetr.load(path)
 
 
@@ -155,4 +172,6 @@ def test_features_of_the_genuine_weights_are_those_of_torchvision(tmp_path):
     images = torch.randn(2, 3, 96, 128)
     with torch.no_grad():
         for features, end in zip(built.backbone[0](images), (7, 14), strict=True):
-            torch.testing.assert_close(features, theirs.features[:end](images), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                features, theirs.features[:end](images), rtol=1e-4, atol=1e-4
+            )

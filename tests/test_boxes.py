@@ -44,7 +44,9 @@ def test_formats_by_hand():
 
 
 def test_area_of_a_box_turned_inside_out_is_zero():
-    boxes = torch.tensor([[1.0, 2.0, 4.0, 6.0], [4.0, 2.0, 1.0, 6.0], [4.0, 6.0, 1.0, 2.0], [1.0, 2.0, 1.0, 6.0]])
+    boxes = torch.tensor(
+        [[1.0, 2.0, 4.0, 6.0], [4.0, 2.0, 1.0, 6.0], [4.0, 6.0, 1.0, 2.0], [1.0, 2.0, 1.0, 6.0]]
+    )
     assert box_area(boxes).tolist() == [12, 0, 0, 0]
 
 
@@ -81,14 +83,21 @@ def test_giou_tells_near_from_far_where_iou_cannot():
 
 @given(boxes_of(numbers))
 def test_formats_round_trip(boxes):
-    torch.testing.assert_close(box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(boxes)), boxes, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(box_xyxy_to_cxcywh(box_cxcywh_to_xyxy(boxes)), boxes, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(
+        box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(boxes)), boxes, rtol=1e-5, atol=1e-3
+    )
+    torch.testing.assert_close(
+        box_xyxy_to_cxcywh(box_cxcywh_to_xyxy(boxes)), boxes, rtol=1e-5, atol=1e-3
+    )
 
 
 @given(boxes_of(numbers), boxes_of(numbers))
 def test_as_torchvision_on_proper_boxes(boxes1, boxes2):
     boxes1, boxes2 = proper(boxes1), proper(boxes2)
-    iou, giou = torchvision.ops.box_iou(boxes1, boxes2), torchvision.ops.generalized_box_iou(boxes1, boxes2)
+    iou, giou = (
+        torchvision.ops.box_iou(boxes1, boxes2),
+        torchvision.ops.generalized_box_iou(boxes1, boxes2),
+    )
     torch.testing.assert_close(box_iou(boxes1, boxes2), iou, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(generalized_box_iou(boxes1, boxes2), giou, rtol=1e-5, atol=1e-6)
 
@@ -127,9 +136,17 @@ def test_a_step_along_the_gradient_brings_disjoint_boxes_closer():
 
 @pytest.mark.parametrize(
     "box",
-    [(0, 0, 0, 0), (5, 5, 5, 5), (3, 3, 1, 1), (-INF, -INF, INF, INF), (INF, INF, INF, INF), (0, 0, INF, 1),
-     (1e30, 1e30, 2e30, 2e30), (1e-30, 0, 2e-30, 1e-30)],
-)  # fmt: skip
+    [
+        (0, 0, 0, 0),
+        (5, 5, 5, 5),
+        (3, 3, 1, 1),
+        (-INF, -INF, INF, INF),
+        (INF, INF, INF, INF),
+        (0, 0, INF, 1),
+        (1e30, 1e30, 2e30, 2e30),
+        (1e-30, 0, 2e-30, 1e-30),
+    ],
+)
 def test_degenerate_inverted_and_infinite_boxes_stay_finite(box):
     boxes = torch.tensor([box, (0, 0, 1, 1)], dtype=torch.float32)
     giou = generalized_box_iou(boxes, boxes)
@@ -144,9 +161,13 @@ def test_nan_is_not_hidden():
 
 @pytest.mark.parametrize(
     ("given_dtype", "expected"),
-    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float32),
-     (torch.float64, torch.float64)],
-)  # fmt: skip
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
 def test_computed_in_at_least_fp32(given_dtype, expected):
     assert at_least_float32(torch.zeros(1, dtype=given_dtype)).dtype == expected
     # 300 x 300 = 90,000 is beyond the largest fp16 number, 65,504

@@ -1,4 +1,5 @@
-"""The data set doctor: figures, cache, statistics, page. What it finds in damaged data: tests/data/test_damaged.py."""
+"""The data set doctor: figures, cache, statistics, page. What it finds in damaged data:
+tests/data/test_damaged.py."""
 
 import io
 import json
@@ -16,13 +17,14 @@ from rich.console import Console
 from sound_data import CLASSES, write_coco
 
 from redetr.boxes import box_iou
-from redetr.check import check, essential_faults, print_report
-from redetr.check_boxes import Plan, box_faults, plan_faults
-from redetr.check_images import _first_alike, cache_file, read_header, read_headers
-from redetr.check_sheet import write_report
 from redetr.cli import main
 from redetr.data import Hints, open_dataset
 from redetr.data.annotations import Annotations
+from redetr.data.headers import cache_file, read_header, read_headers
+from redetr.doctor.boxes import Plan, box_faults, plan_faults
+from redetr.doctor.check import check, essential_faults, print_report
+from redetr.doctor.images import _first_alike
+from redetr.doctor.sheet import write_report
 from redetr.errors import InputError
 
 
@@ -36,16 +38,28 @@ def root(tmp_path) -> Path:
     return write_coco(tmp_path / "sound")
 
 
-def annotations(boxes: list, sizes: list, labels: list | None = None, images: list | None = None) -> Annotations:
-    """Boxes xyxy, each on the image that `images` tells (by default the first) of these heights and widths."""
+def annotations(
+    boxes: list, sizes: list, labels: list | None = None, images: list | None = None
+) -> Annotations:
+    """Boxes xyxy, each on the image that `images` tells (by default the first) of these heights and
+    widths."""
     count = len(boxes)
     image = np.array(images or [0] * count, int)
     return Annotations(
-        Path("train.json"), Path("train"), np.array([b"%d.jpg" % i for i in range(len(sizes))]), np.arange(len(sizes)),
-        np.array(sizes), (1, 2), ("cup", "plate"), np.searchsorted(image, np.arange(len(sizes) + 1)),
-        np.array(boxes, np.float32).reshape(-1, 4), np.array(labels or [0] * count), np.zeros(count, bool),
-        np.ones(count, np.float32), np.arange(count),
-    )  # fmt: skip
+        Path("train.json"),
+        Path("train"),
+        np.array([b"%d.jpg" % i for i in range(len(sizes))]),
+        np.arange(len(sizes)),
+        np.array(sizes),
+        (1, 2),
+        ("cup", "plate"),
+        np.searchsorted(image, np.arange(len(sizes) + 1)),
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(labels or [0] * count),
+        np.zeros(count, bool),
+        np.ones(count, np.float32),
+        np.arange(count),
+    )
 
 
 def codes(faults: list) -> list[str]:
@@ -62,7 +76,9 @@ def test_a_val_split_that_is_held_out(tmp_path, capsys):
     assert set(report.splits) == {"train", "val"}
     assert sum(map(len, report.splits.values())) == len(open_dataset(root, "train"))
     assert (
-        report.verdict == f"ready to train: redetr train redetr_n --data {root} --val-fraction 0.5 --output runs/mine"
+        report.verdict
+        == f"ready to train: redetr train redetr_n --data {root} --val-fraction 0.5 --output "
+        "runs/mine"
     )
     main(["check", str(root), "--val-fraction", "0.5"])
     assert report.verdict in capsys.readouterr().out
@@ -70,7 +86,10 @@ def test_a_val_split_that_is_held_out(tmp_path, capsys):
 
 def test_the_command_to_paste_quotes_the_path(tmp_path):
     root = write_coco(tmp_path / "a $b")
-    assert check(str(root)).verdict == f"ready to train: redetr train redetr_n --data '{root}' --output runs/mine"
+    assert (
+        check(str(root)).verdict
+        == f"ready to train: redetr train redetr_n --data '{root}' --output runs/mine"
+    )
 
 
 @pytest.mark.parametrize("source", ["digits", "crowns"])
@@ -78,7 +97,10 @@ def test_embedded_data_is_sound(source, capsys):
     report = check(source)
     assert codes(report.faults) == (["drawn"] if source == "digits" else [])
     assert essential_faults(open_dataset(source, "train"), open_dataset(source, "val")) == []
-    assert report.verdict == f"ready to train: redetr train redetr_n --data {source} --output runs/mine"
+    assert (
+        report.verdict
+        == f"ready to train: redetr train redetr_n --data {source} --output runs/mine"
+    )
 
 
 def test_figures(root):
@@ -86,7 +108,9 @@ def test_figures(root):
     assert figures["val"] == {
         "images": 10, "empty": 0, "objects": 30, "at most": 3, "classes": 3, "sizes": "64x48"
     }  # fmt: skip
-    assert check(str(root)).classes() == {name: {"train": 14, "val": 10} for name in CLASSES.values()}
+    assert check(str(root)).classes() == {
+        name: {"train": 14, "val": 10} for name in CLASSES.values()
+    }
 
 
 def test_crowds_are_no_objects(root):
@@ -106,8 +130,16 @@ def test_printed_tables_name_everything(root):
     console = Console(width=200, record=True, file=io.StringIO())
     print_report(check(str(root)), console)
     text = console.export_text()
-    for words in ("image-unreadable", "image 103 ('train-03.jpg')", "not an image", "replace the file", "image-twice",
-                  "spoon", "64x48", "1 error: training would be spoiled. Fix them, run again."):  # fmt: skip
+    for words in (
+        "image-unreadable",
+        "image 103 ('train-03.jpg')",
+        "not an image",
+        "replace the file",
+        "image-twice",
+        "spoon",
+        "64x48",
+        "1 error: training would be spoiled. Fix them, run again.",
+    ):
         assert words in text
     assert text.index("image-unreadable") < text.index("image-twice")
 
@@ -117,7 +149,10 @@ def test_command_line(root, capsys):
     assert f"redetr train redetr_n --data {root}" in capsys.readouterr().out.replace("\n", "")
     main(["check", str(root), "--queries", "2", "--model", "detr_tiny"])
     assert "the model has 2 queries" in re.sub(r"\s+", " ", capsys.readouterr().out)
-    for wrong, says in ((["--model", "yolo"], "unknown recipe 'yolo'"), (["--augment"], "--report")):
+    for wrong, says in (
+        (["--model", "yolo"], "unknown recipe 'yolo'"),
+        (["--augment"], "--report"),
+    ):
         with pytest.raises(SystemExit) as end:
             main(["check", str(root), *wrong])
         assert end.value.code == 1 and says in capsys.readouterr().err
@@ -128,9 +163,13 @@ def test_essential_faults_returns_warnings_and_raises_the_first_error(root):
     document = json.loads(file.read_text())
     document["annotations"].append({**document["annotations"][0], "id": 1})
     file.write_text(json.dumps(document))
-    assert codes(essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))) == ["box-twice"]
+    assert codes(essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))) == [
+        "box-twice"
+    ]
     (root / "train" / "train-03.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match=r"image 103 \('train-03.jpg'\): not an image.*replace the file"):
+    with pytest.raises(
+        InputError, match=r"image 103 \('train-03.jpg'\): not an image.*replace the file"
+    ):
         essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))
 
 
@@ -154,12 +193,19 @@ def test_headers_are_remembered(tmp_path):
     stamp = (tmp_path / "a.png").stat()
     larger = Image.new("RGB", (31, 20))
     larger.save(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes().ljust(stamp.st_size, b"\0")[: stamp.st_size])
+    (tmp_path / "a.png").write_bytes(
+        (tmp_path / "a.png").read_bytes().ljust(stamp.st_size, b"\0")[: stamp.st_size]
+    )
     os.utime(tmp_path / "a.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert read_headers(tmp_path, names) == first  # the same time and size: the file is not looked into
+    assert (
+        read_headers(tmp_path, names) == first
+    )  # the same time and size: the file is not looked into
     larger.save(tmp_path / "a.png")
     assert [header.width for header in read_headers(tmp_path, names)] == [31, 30]
-    assert [bool(header.content) for header in read_headers(tmp_path, names, content=True)] == [True, True]
+    assert [bool(header.content) for header in read_headers(tmp_path, names, content=True)] == [
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -210,11 +256,15 @@ def test_same_boxes_are_found_as_by_comparing_all_pairs():
     corners = random.uniform(0, 80, (400, 2))
     boxes = np.concatenate([corners, corners + random.uniform(5, 20, (400, 2))], axis=1)
     again = random.integers(0, 400, 60)
-    boxes = np.concatenate([boxes, boxes[again] + random.uniform(-0.02, 0.02, (60, 4))]).astype(np.float32)
+    boxes = np.concatenate([boxes, boxes[again] + random.uniform(-0.02, 0.02, (60, 4))]).astype(
+        np.float32
+    )
     images = np.sort(random.integers(0, 3, 460))
     labels = random.integers(0, 2, 460)
     order = random.permutation(460)
-    a = annotations(boxes[order].tolist(), [(100, 100)] * 3, labels[order].tolist(), images.tolist())
+    a = annotations(
+        boxes[order].tolist(), [(100, 100)] * 3, labels[order].tolist(), images.tolist()
+    )
     iou = box_iou(torch.from_numpy(a.boxes), torch.from_numpy(a.boxes)).numpy()
     same = (iou > 0.99) & (labels[order][:, None] == labels[order]) & (images[:, None] == images)
     pairs = np.argwhere(np.triu(same, 1))
@@ -229,7 +279,8 @@ def test_many_copies_of_a_box_are_all_found():
 
 
 def scattered(count: int, shift: float) -> Annotations:
-    """Boxes anywhere in images of 100 px, moved to the right and down by a share of their size, and cut."""
+    """Boxes anywhere in images of 100 px, moved to the right and down by a share of their size, and
+    cut."""
     random = np.random.default_rng(2)
     sides = random.uniform(10, 40, (count, 2))
     corners = random.uniform(0, 1, (count, 2)) * (100 - sides) + shift * sides
@@ -239,7 +290,11 @@ def scattered(count: int, shift: float) -> Annotations:
 
 @pytest.mark.parametrize(
     ("shift", "found", "says"),
-    [(0, [], ""), (0.5, ["format-center"], "centre given"), (-0.5, ["format-center"], "corner given")],
+    [
+        (0, [], ""),
+        (0.5, ["format-center"], "centre given"),
+        (-0.5, ["format-center"], "corner given"),
+    ],
 )
 def test_boxes_moved_by_half_their_size_are_told(shift, found, says):
     faults = box_faults(scattered(150, shift))
@@ -248,7 +303,9 @@ def test_boxes_moved_by_half_their_size_are_told(shift, found, says):
 
 
 def test_large_objects_in_the_middle_are_not_taken_for_xyxy():
-    assert box_faults(annotations([[5, 5 + i, 90, 95] for i in range(0, 30, 3)], [(100, 100)])) == []
+    assert (
+        box_faults(annotations([[5, 5 + i, 90, 95] for i in range(0, 30, 3)], [(100, 100)])) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,7 +314,12 @@ def test_large_objects_in_the_middle_are_not_taken_for_xyxy():
         ("redetr_n", Hints(image_size=320), 320, [5 * 3.2, 5 * 320 / 800]),  # stretched to a square
         ("redetr_n", Hints(image_size=320), 640, [10 * 3.2, 10 * 320 / 800]),
         ("redetr_n", Hints(image_size=128, augment="aerial"), 128, [5, 5]),  # crops at native scale
-        ("detr_r50", Hints(image_size=400), 400, [5 * 4, 5 * 666.5 / 800]),  # the longer side at most 1333 for 800
+        (
+            "detr_r50",
+            Hints(image_size=400),
+            400,
+            [5 * 4, 5 * 666.5 / 800],
+        ),  # the longer side at most 1333 for 800
     ],
 )
 def test_sizes_as_the_model_sees_them(recipe, hints, size, expected):
@@ -277,7 +339,9 @@ def test_a_larger_image_size_is_proposed_where_it_helps():
         assert says in fault.remedy
 
 
-@pytest.mark.parametrize(("recipe", "queries"), [("redetr_n", 300), ("detr_r50", 100), ("detr_tiny", 25)])
+@pytest.mark.parametrize(
+    ("recipe", "queries"), [("redetr_n", 300), ("detr_r50", 100), ("detr_tiny", 25)]
+)
 def test_queries_that_training_would_take(recipe, queries):
     assert Plan.of(recipe, Hints(), None).num_queries == queries
     assert Plan.of(recipe, Hints(), 7).num_queries == 7
@@ -293,8 +357,9 @@ def test_the_page_needs_nothing_else(root, tmp_path):
     document["categories"][0]["name"] = "<b>&'\"cup"
     (root / "annotations" / "instances_train.json").write_text(json.dumps(document))
     page = written(str(root), tmp_path / "page")
-    assert re.findall(r"(?:src|href)='(?!data:image/jpeg;base64,)", page) == []
+    assert re.findall(r"""(?:src|href)=["'](?!data:image/jpeg;base64,)""", page) == []
     assert "http" not in page and "<script" not in page
+    assert "src=" in page
     assert "<b>" not in page and "&lt;b&gt;&amp;" in page
     assert "category-differs" in page and "1 error: training would be spoiled" in page
     with Image.open(tmp_path / "page" / "sheet.png") as sheet:

@@ -10,17 +10,18 @@ import torch
 import redetr
 from redetr.boxes import box_xyxy_to_cxcywh
 from redetr.checkpoint import save_weights
-from redetr.data.digits import DigitsDataset
-from redetr.demo import demo_config
-from redetr.evaluate import evaluate, labels_in
+from redetr.commands.demonstration import demo_config
+from redetr.data.forms.digits import DigitsDataset
+from redetr.detector.detections import Detections
+from redetr.evaluation import evaluate, labels_in
 from redetr.models import build
-from redetr.models.convert import coco_class_names
-from redetr.postprocess import Detections
 from redetr.structures import DetectionModel, Outputs
+from redetr.weights.official import coco_class_names
 
 
 class Oracle(DetectionModel):
-    """Answers with the truth of a data set, under 91 labels of which label `k` stands for category id `k`."""
+    """Answers with the truth of a data set, under 91 labels of which label `k` stands for category
+    id `k`."""
 
     num_classes, num_queries, resize, image_size, max_size = 91, 10, "square", 128, None
     loss_config = redetr.LossConfig(scores="softmax")
@@ -47,9 +48,13 @@ def test_classes_are_matched_by_id_and_name():
     dataset = DigitsDataset("val", size=6)
     dataset.category_ids = tuple(range(5, 15))
     classes = [(k, dataset.class_names[k - 5] if 5 <= k < 15 else "unused") for k in range(91)]
-    assert evaluate(Oracle(dataset), dataset, image_size=128, classes=classes).ap == pytest.approx(1.0)
+    assert evaluate(Oracle(dataset), dataset, image_size=128, classes=classes).ap == pytest.approx(
+        1.0
+    )
     classes[7] = (7, "another thing")
-    with pytest.raises(redetr.InputError, match=r"digits has 10, of which it does not know 2 \(7\): "):
+    with pytest.raises(
+        redetr.InputError, match=r"digits has 10, of which it does not know 2 \(7\): "
+    ):
         evaluate(Oracle(dataset), dataset, image_size=128, classes=classes)
 
 
@@ -59,7 +64,9 @@ def test_classes_with_other_ids_are_matched_by_names_that_tell_them_apart():
     classes = [(k, dataset.class_names[k - 5] if 5 <= k < 15 else "unused") for k in range(91)]
     labels = labels_in(dataset, 91, classes)
     assert labels[5:15].tolist() == list(range(10)) and set(labels[:5]) == set(labels[15:]) == {-1}
-    with pytest.raises(redetr.InputError, match=r"the model knows 91 classes, such as unused \(0\), "):
+    with pytest.raises(
+        redetr.InputError, match=r"the model knows 91 classes, such as unused \(0\), "
+    ):
         labels_in(dataset, 91, [*classes[:90], (90, "3")])
 
 
@@ -74,7 +81,10 @@ def weights_file(tmp_path):
     """`best.safetensors` of a run, with its metadata open to changes."""
 
     def write(**changes):
-        config = demo_config("digits", tmp_path, 1).to_dict() | {"num_queries": 5, "image_size": 128}
+        config = demo_config("digits", tmp_path, 1).to_dict() | {
+            "num_queries": 5,
+            "image_size": 128,
+        }
         about = {"config": config | changes, "class_names": ["a"], "category_ids": [3]}
         model = build("redetr_n", 1, num_queries=5)
         path = tmp_path / "best.safetensors"
@@ -87,7 +97,9 @@ def weights_file(tmp_path):
 def test_safetensors_load_with_their_classes(weights_file):
     detector = redetr.load(weights_file(), device="cpu")
     assert detector.classes == [(3, "a")]
-    assert isinstance(detector.predict(torch.zeros(3, 50, 70, dtype=torch.uint8), threshold=0.0), Detections)
+    assert isinstance(
+        detector.predict(torch.zeros(3, 50, 70, dtype=torch.uint8), threshold=0.0), Detections
+    )
 
 
 def test_a_newer_version_is_told(weights_file):
@@ -102,7 +114,8 @@ def test_damaged_metadata_is_told(tmp_path):
 
 
 def test_training_in_a_thread(tmp_path):
-    """A notebook or a server may train outside of the main thread, where signals cannot be caught."""
+    """A notebook or a server may train outside of the main thread, where signals cannot be
+    caught."""
     config, results = demo_config("crowns", tmp_path / "run", 1), []
     thread = threading.Thread(target=lambda: results.append(redetr.train(config)))
     thread.start()
@@ -116,6 +129,10 @@ def test_weights_that_a_disk_cannot_take(tmp_path, monkeypatch):
 
     (tmp_path / "best.safetensors").write_text("before")
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(redetr.InputError, match=r"best\.safetensors: cannot be written \(\d+ MB are free"):
+    with pytest.raises(
+        redetr.InputError, match=r"best\.safetensors: cannot be written \(\d+ MB are free"
+    ):
         save_weights(tmp_path / "best.safetensors", {"a": torch.zeros(2)}, {})
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("best.safetensors", "before")]
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [
+        ("best.safetensors", "before")
+    ]

@@ -9,10 +9,16 @@ from torch._dynamo.testing import CompileCounter
 
 import redetr
 from redetr.config import TrainConfig
-from redetr.train import train
+from redetr.training import train
 
 FORMS = {
-    "detr_r50": {"backbone": "resnet18", "hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2},
+    "detr_r50": {
+        "backbone": "resnet18",
+        "hidden_dim": 32,
+        "nheads": 4,
+        "enc_layers": 1,
+        "dec_layers": 2,
+    },
     "redetr_n": {"hidden_dim": 32, "nheads": 4, "dec_layers": 2},
 }
 
@@ -25,7 +31,10 @@ def test_no_graph_breaks_and_one_graph_for_all_sizes(name):
     counted = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counted)
     for height, width in ((64, 96), (96, 64), (128, 160)):
-        images, mask = torch.randn(2, 3, height, width), torch.zeros(2, height, width, dtype=torch.bool)
+        images, mask = (
+            torch.randn(2, 3, height, width),
+            torch.zeros(2, height, width, dtype=torch.bool),
+        )
         mask[1, :, 50:] = True
         with torch.no_grad():
             expected, given = model(images, mask), compiled(images, mask)
@@ -39,12 +48,27 @@ def test_no_graph_breaks_and_one_graph_for_all_sizes(name):
 def test_compiled_training_takes_the_same_steps(name, shared_coco, tmp_path):
     """Without dropout, whose random numbers a compiled graph draws in its own order."""
     options = tuple(f"{key}={value}" for key, value in FORMS[name].items())
-    config = TrainConfig(model=name, model_options=options + (("dropout=0",) if name == "detr_r50" else ()),
-                         data=str(shared_coco), steps=4, eval_every=4, batch_size=4, accumulate=2, image_size=64,
-                         augment="plain", device="cpu", precision="fp32", num_workers=0, log_every=1, num_queries=10,
-                         output=str(tmp_path / "plain"))  # fmt: skip
+    config = TrainConfig(
+        model=name,
+        model_options=options + (("dropout=0",) if name == "detr_r50" else ()),
+        data=str(shared_coco),
+        steps=4,
+        eval_every=4,
+        batch_size=4,
+        accumulate=2,
+        image_size=64,
+        augment="plain",
+        device="cpu",
+        precision="fp32",
+        num_workers=0,
+        log_every=1,
+        num_queries=10,
+        output=str(tmp_path / "plain"),
+    )
     train(config)
     train(replace(config, compile=True, output=str(tmp_path / "compiled")))
-    plain, compiled = ([line["loss"] for line in lines_of(tmp_path / name) if "loss" in line]
-                       for name in ("plain", "compiled"))  # fmt: skip
+    plain, compiled = (
+        [line["loss"] for line in lines_of(tmp_path / name) if "loss" in line]
+        for name in ("plain", "compiled")
+    )
     assert compiled == pytest.approx(plain, rel=1e-3)

@@ -17,7 +17,10 @@ def scripts(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for shell in ("bash", "zsh", "fish"):
             written = []
-            patch.setattr("redetr.commands.console.OUT.out", lambda text, written=written, **_: written.append(text))
+            patch.setattr(
+                "redetr.commands.console.OUT.out",
+                lambda text, written=written, **_: written.append(text),
+            )
             main(["completion", shell])
             (folder / shell).write_text(written[0])
     return folder
@@ -34,8 +37,13 @@ def shell(name, *arguments):
 def tab(scripts, line):
     """What bash offers after `line`."""
     words = line.split(" ")
-    call = f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; _redetr; echo ${{COMPREPLY[@]}}"
-    return shell("bash", "--norc", "-c", f"source {scripts}/bash; complete -p redetr > /dev/null; {call}")
+    call = (
+        f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; _redetr; echo "
+        f"${{COMPREPLY[@]}}"
+    )
+    return shell(
+        "bash", "--norc", "-c", f"source {scripts}/bash; complete -p redetr > /dev/null; {call}"
+    )
 
 
 def test_commands(scripts):
@@ -61,10 +69,25 @@ def test_flags(scripts):
 
 
 def test_fish(scripts):
-    for line, expected in (("ev", ["evaluate"]), ("evaluate --rep", ["--report"]), ("completion z", ["zsh"])):
-        assert shell("fish", "--no-config", "-c", f"source {scripts}/fish; complete -C 'redetr {line}'") == expected
+    for line, expected in (
+        ("ev", ["evaluate"]),
+        ("evaluate --rep", ["--report"]),
+        ("completion z", ["zsh"]),
+    ):
+        assert (
+            shell(
+                "fish", "--no-config", "-c", f"source {scripts}/fish; complete -C 'redetr {line}'"
+            )
+            == expected
+        )
 
 
 def test_zsh_takes_the_script(scripts):
     compinit = "compinit() { : }; autoload() { : }; bashcompinit() { : }; complete() { echo $* }"
-    assert shell("zsh", "-f", "-c", f"{compinit}; source {scripts}/zsh") == ["-o", "default", "-F", "_redetr", "redetr"]
+    assert shell("zsh", "-f", "-c", f"{compinit}; source {scripts}/zsh") == [
+        "-o",
+        "default",
+        "-F",
+        "_redetr",
+        "redetr",
+    ]

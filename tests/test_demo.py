@@ -4,9 +4,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from redetr.demo import demo
+from redetr.commands.demonstration import demo
 from redetr.errors import InputError
-from redetr.visualize import read_metrics
+from redetr.pages.curves import read_metrics
 
 
 def test_demo_shows_what_it_learned(tmp_path):
@@ -18,7 +18,9 @@ def test_demo_shows_what_it_learned(tmp_path):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300
     said = console.export_text()
-    assert "AP50" in said and f"redetr predict '{folder}/best.pt' IMAGE" in said  # to paste into a shell
+    assert (
+        "AP50" in said and f"redetr predict '{folder}/best.pt' IMAGE" in said
+    )  # to paste into a shell
     assert read_metrics(folder)[-1]["step"] == 2
 
 
@@ -37,7 +39,7 @@ def test_an_interrupted_demo_is_replaced(tmp_path, monkeypatch):
         (tmp_path / "demo" / "last.pt").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("redetr.demo.train", interrupted)
+    monkeypatch.setattr("redetr.commands.demonstration.train", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             demo("digits", tmp_path / "demo", 2, Console(quiet=True))

@@ -1,4 +1,5 @@
-"""The README and the pages of docs/ are true: their commands and Python run, their links and pictures are there."""
+"""The README and the pages of docs/ are true: their commands and Python run, their links and
+pictures are there."""
 
 import re
 import shlex
@@ -14,7 +15,11 @@ from tests.command_line import train_arguments
 from tests.conftest import write_tiny_coco
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")), *sorted((ROOT / "examples").glob("**/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("**/*.md")),
+    *sorted((ROOT / "examples").glob("**/*.md")),
+]
 # Commands that are parsed here and run elsewhere, or nowhere, and why.
 PARSED_ONLY = {
     "train *": "takes minutes; tests/cli trains for seconds",
@@ -25,14 +30,21 @@ PARSED_ONLY = {
     "* facebook/*": "a download: tests/parity reads such folders",
     "* https://*": "a download: tests/test_predict.py has a server of its own",
 }
-PLACES = {"SOURCE...": "photo.jpg", "IMAGE": "photo.jpg", "IMAGE_OR_FOLDER": "FOLDER/val", "CHECKPOINT": "runs/demo"}
+PLACES = {
+    "SOURCE...": "photo.jpg",
+    "IMAGE": "photo.jpg",
+    "IMAGE_OR_FOLDER": "FOLDER/val",
+    "CHECKPOINT": "runs/demo",
+}
 
 
 def commands(page: Path) -> list[list[str]]:
     """The `redetr` commands in the blocks of a page, those under torchrun too."""
     blocks = re.findall(r"```(?:console|bash|sh)\n(.*?)```", page.read_text(), re.DOTALL)
     lines = [
-        line.split(" #")[0].removeprefix("$ ") for block in blocks for line in block.replace("\\\n", "").splitlines()
+        line.split(" #")[0].removeprefix("$ ")
+        for block in blocks
+        for line in block.replace("\\\n", "").splitlines()
     ]
     return [shlex.split(line)[1:] for line in lines if line.startswith("redetr ")] + [
         shlex.split(line.partition("-m redetr ")[2]) for line in lines if "-m redetr " in line
@@ -48,8 +60,18 @@ def kept_from_running(command: str) -> list[str]:
 
 def test_every_flag_named_in_a_page_exists(capsys):
     """In sentences and tables too; those of other programs have theirs."""
-    others = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--max-restarts",
-              "--standalone", "--local-addr", "--nodes", "--data-binary"}  # fmt: skip
+    others = {
+        "--nnodes",
+        "--nproc-per-node",
+        "--rdzv-backend",
+        "--rdzv-endpoint",
+        "--rdzv-id",
+        "--max-restarts",
+        "--standalone",
+        "--local-addr",
+        "--nodes",
+        "--data-binary",
+    }
     for command in COMMANDS:
         with pytest.raises(SystemExit):
             parse_command([command, *["redetr_n"] * (command in ("train", "verify")), "--help"])
@@ -61,14 +83,20 @@ def test_every_flag_named_in_a_page_exists(capsys):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
-    """What the pages speak of: a data set FOLDER, photographs, runs (of a small model, after two steps)."""
+    """What the pages speak of: a data set FOLDER, photographs, runs (of a small model, after two
+    steps)."""
     place = tmp_path_factory.mktemp("workplace")
     photo = write_tiny_coco(place / "FOLDER") / "val" / "val-0.jpg"
     for name in ("photo.jpg", "a.jpg", "b.jpg", "aerial.tif"):
         shutil.copy(photo, place / name)
     shutil.copytree(ROOT / "examples", place / "examples")
     for name, data in {"demo": "digits", "mine": place / "FOLDER"}.items():
-        main([str(word) for word in train_arguments(data, place / "runs" / name, steps=2, eval_every=2)])
+        main(
+            [
+                str(word)
+                for word in train_arguments(data, place / "runs" / name, steps=2, eval_every=2)
+            ]
+        )
     for copy, run in {"other": "demo", "crowns": "mine"}.items():
         shutil.copytree(place / "runs" / run, place / "runs" / copy)
     return place
@@ -104,7 +132,9 @@ def test_only_what_cannot_run_is_kept_from_it():
         assert all((ROOT / path).exists() for path in re.findall(r"tests/[\w/.]*\w", reason))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda p: p.stem
+)
 def test_python_runs(page, workplace, monkeypatch, capsys):
     """All blocks of a page, one after the other."""
     monkeypatch.chdir(workplace)
@@ -126,14 +156,21 @@ def test_links_and_named_files_exist(page):
 
 
 def test_pictures_come_from_commands(monkeypatch):
-    """Those of docs/images are the ones that docs/pictures.py makes; each is small, and stands in a page."""
+    """Those of docs/images are the ones that docs/pictures.py makes; each is small, and stands in a
+    page."""
     monkeypatch.syspath_prepend(ROOT / "docs")
     import pictures
 
     for command in (*pictures.COMMANDS, pictures.APP):
         parse_command(shlex.split(command))
     files = set((ROOT / "docs/images").iterdir())
-    assert {path.name for path in files} == {f"{name}.jpg" for name in (*pictures.WRITTEN, *pictures.PHOTOGRAPHED)}
+    assert {path.name for path in files} == {
+        f"{name}.jpg" for name in (*pictures.WRITTEN, *pictures.PHOTOGRAPHED)
+    }
     assert all(path.stat().st_size < 300_000 for path in files)
-    shown = {(p.parent / link).resolve() for p in PAGES for link in re.findall(r"!\[[^]]+\]\((\S+)\)", p.read_text())}
+    shown = {
+        (p.parent / link).resolve()
+        for p in PAGES
+        for link in re.findall(r"!\[[^]]+\]\((\S+)\)", p.read_text())
+    }
     assert files <= shown

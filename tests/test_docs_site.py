@@ -16,35 +16,62 @@ SOURCE = "\n".join(path.read_text() for path in Path(redetr.__file__).parent.rgl
 
 
 def test_the_site_builds_without_warnings_and_holds_every_page(tmp_path):
-    build = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    build = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--quiet",
+        "--strict",
+        "--site-dir",
+        str(tmp_path),
+    ]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # the theme's word on another program
-    run = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env=quiet)
+    run = subprocess.run(
+        build, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env=quiet
+    )
     assert run.returncode == 0, run.stderr
     assert "WARNING" not in run.stderr + run.stdout
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
     assert pages <= {path.stem for path in tmp_path.glob("*.html")}
-    for page in (path for path in tmp_path.glob("*.html") if path.stem != "404"):  # that one is for a server
-        for link in re.findall(r'(?:href|src)="(?!https?:|data:|mailto:)([^"#?]+)', page.read_text()):
+    for page in (
+        path for path in tmp_path.glob("*.html") if path.stem != "404"
+    ):  # that one is for a server
+        for link in re.findall(
+            r'(?:href|src)="(?!https?:|data:|mailto:)([^"#?]+)', page.read_text()
+        ):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
-        assert not re.findall(r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)', page.read_text()), page.name
+        assert not re.findall(
+            r'(?:src|href)="https?://[^"]*\.(?:js|css|woff2?)', page.read_text()
+        ), page.name
 
 
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text().split("nav:")[1]
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} == set(re.findall(r"[\w-]+\.md", navigation))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} == set(
+        re.findall(r"[\w-]+\.md", navigation)
+    )
 
 
 def test_every_fault_of_the_check_is_explained():
     codes = set(re.findall(r'"(?:error|warning|note)", "([a-z-]+)"|tell\(\s*"([a-z-]+)"', SOURCE))
     found = {code for pair in codes for code in pair if code and code != "warning"}
-    explained = set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", TROUBLES.split("## What `redetr check` finds")[1]))
+    explained = set(
+        re.findall(r"`([a-z]+(?:-[a-z]+)*)`", TROUBLES.split("## What `redetr check` finds")[1])
+    )
     assert found <= explained, found - explained
-    assert all(f'"{code}"' in SOURCE for code in explained), [c for c in explained if f'"{c}"' not in SOURCE]
+    assert all(f'"{code}"' in SOURCE for code in explained), [
+        c for c in explained if f'"{c}"' not in SOURCE
+    ]
 
 
-@pytest.mark.parametrize("message", re.findall(r"^\| `([^`]+)`", TROUBLES.split("## What `redetr check`")[0], re.M))
+@pytest.mark.parametrize(
+    "message", re.findall(r"^\| `([^`]+)`", TROUBLES.split("## What `redetr check`")[0], re.M)
+)
 def test_every_message_explained_is_one_that_is_said(message):
-    assert message in re.sub(r'"\s*\n\s*f?"', "", SOURCE)  # as one string, however it is broken into lines
+    assert message in re.sub(
+        r'"\s*\n\s*f?"', "", SOURCE
+    )  # as one string, however it is broken into lines
 
 
 def test_the_plan_for_many_gpus_is_what_the_cost_model_gives(monkeypatch):

@@ -34,7 +34,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server, wanted = self.server, self.headers["Range"]
         server.ranges.append(wanted)
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.resumes else 0
+        start = (
+            int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and server.resumes else 0
+        )
         status = server.status if not start else 206 if start < len(CONTENT) else 416
         self.send_response(status)
         if server.tells_length:
@@ -52,7 +54,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     with Server() as running:
-        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         yield running
         running.shutdown()
 
@@ -101,7 +105,8 @@ def test_a_later_call_continues_what_an_earlier_one_began(server, path):
 
 
 def test_a_server_that_cannot_continue(server, path):
-    """It sends all from the start: what was there is replaced; if that never gets further, it is said."""
+    """It sends all from the start: what was there is replaced; if that never gets further, it is
+    said."""
     server.resumes = False
     path.parent.mkdir()
     path.with_name(f"{NAME}.part").write_bytes(b"other" * 1000)
@@ -109,7 +114,9 @@ def test_a_server_that_cannot_continue(server, path):
     assert path.read_bytes() == CONTENT
     path.unlink()
     server.cut = 300_000
-    with pytest.raises(InputError, match=f"broke off after 300000 of 1000000 bytes.*put that file at {path}"):
+    with pytest.raises(
+        InputError, match=f"broke off after 300000 of 1000000 bytes.*put that file at {path}"
+    ):
         fetch(server.url(), path)
     assert names_in(path.parent) == {f"{NAME}.part"}  # the next call may find a better server
 

@@ -1,4 +1,5 @@
-"""The examples run anywhere and print what they claim, and the page about them shows what they print."""
+"""The examples run anywhere and print what they claim, and the page about them shows what they
+print."""
 
 import os
 import re
@@ -16,8 +17,14 @@ NUMBER = r"-?\d+\.\d{6}"
 def printed(tmp_path_factory) -> str:
     """What `examples/ddp_by_hand.py` prints, run from another folder."""
     script, elsewhere = ROOT / "examples/ddp_by_hand.py", tmp_path_factory.mktemp("elsewhere")
-    done = subprocess.run([sys.executable, "-W", "error", script], cwd=elsewhere, capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert list(elsewhere.iterdir()) == []

@@ -15,23 +15,37 @@ from redetr.checkpoint import save_weights
 from redetr.cli import parse_command
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
+from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.explain import Points, attention_weights, explain, query_habits
+from redetr.explain import Points, explain, query_habits
+from redetr.explain.attention import attention_weights
 from redetr.models import build
 from redetr.models.fast import STRIDES, DeformableAttention
 from redetr.models.transformer import MultiheadAttention
-from redetr.predict import Detector
 from redetr.structures import DetectionModel, Outputs
 from tests.command_line import run
 
 CLASSES = ("cup", "plate", "spoon")
 IDS = (7, 12, 90)
 OPTIONS = {
-    "detr_r50": {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "enc_layers": 2, "dec_layers": 3,
-                 "dim_feedforward": 64, "num_queries": 7},
-    "redetr_n": {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "dec_layers": 3, "dim_feedforward": 64,
-                 "num_queries": 9},
-}  # fmt: skip
+    "detr_r50": {
+        "backbone": (16, 32, 64),
+        "hidden_dim": 32,
+        "nheads": 4,
+        "enc_layers": 2,
+        "dec_layers": 3,
+        "dim_feedforward": 64,
+        "num_queries": 7,
+    },
+    "redetr_n": {
+        "backbone": (16, 32, 64),
+        "hidden_dim": 32,
+        "nheads": 4,
+        "dec_layers": 3,
+        "dim_feedforward": 64,
+        "num_queries": 9,
+    },
+}
 FORMS = tuple(OPTIONS)
 
 
@@ -46,7 +60,9 @@ def small_detector(form: str, **options) -> Detector:
 
 
 def picture(height: int = 60, width: int = 90) -> Tensor:
-    return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (3, height, width), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
+    )
 
 
 def test_attention_weights_are_those_of_pytorch():
@@ -59,7 +75,8 @@ def test_attention_weights_are_those_of_pytorch():
 
 
 def test_sampling_points_by_hand():
-    """At first, head 0 of four looks to the right: point k lies k/2 of half the box's width beside its centre."""
+    """At first, head 0 of four looks to the right: point k lies k/2 of half the box's width beside
+    its centre."""
     module = DeformableAttention(8, nheads=4, points=2)
     where, weights = module.samples(torch.zeros(1, 1, 8), torch.tensor([[[0.5, 0.5, 0.4, 0.2]]]))
     expected = torch.tensor([[0.6, 0.5], [0.7, 0.5]])
@@ -69,12 +86,15 @@ def test_sampling_points_by_hand():
 
 @pytest.mark.parametrize("form", FORMS)
 def test_answers_are_those_of_predict(form):
-    """The best class and box of each query, best first, are the detections; of the fast form, the first."""
+    """The best class and box of each query, best first, are the detections; of the fast form, the
+    first."""
     detector, image = small_detector(form), picture()
     found = explain(detector, image)
     predicted = detector.predict(image, threshold=0.0)
     ranked = found.scores[-1].argsort(descending=True)
-    boxes = (found.boxes[-1, ranked] * torch.tensor([90, 60, 90, 60])).clamp(torch.zeros(4), torch.tensor([90, 60] * 2))
+    boxes = (found.boxes[-1, ranked] * torch.tensor([90, 60, 90, 60])).clamp(
+        torch.zeros(4), torch.tensor([90, 60] * 2)
+    )
     first = len(ranked) if form == "detr_r50" else 1
     torch.testing.assert_close(predicted.scores[:first], found.scores[-1, ranked][:first])
     assert predicted.labels[:first].tolist() == found.labels[-1, ranked][:first].tolist()
@@ -85,8 +105,12 @@ def test_answers_are_those_of_predict(form):
 def test_attention_is_distributed_over_everything(form):
     found = explain(small_detector(form), picture())
     assert len(found.boxes) == len(found.scores) == len(found.self_attention) == 3
-    torch.testing.assert_close(found.self_attention.sum(-1), torch.ones(3, OPTIONS[form]["num_queries"]))
-    torch.testing.assert_close(found.encoder_attention.sum((-2, -1)), torch.ones(found.encoder_attention.shape[:2]))
+    torch.testing.assert_close(
+        found.self_attention.sum(-1), torch.ones(3, OPTIONS[form]["num_queries"])
+    )
+    torch.testing.assert_close(
+        found.encoder_attention.sum((-2, -1)), torch.ones(found.encoder_attention.shape[:2])
+    )
     cross = found.cross_attention
     total = cross.weights.sum((-2, -1))
     torch.testing.assert_close(total, torch.ones_like(total))
@@ -100,20 +124,28 @@ def test_attention_is_distributed_over_everything(form):
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_weights_give_what_the_layers_returned(form):
-    """With one head: weights shown, times the values, through the output projection, are the output of the layer."""
+    """With one head: weights shown, times the values, through the output projection, are the output
+    of the layer."""
     detector, image = small_detector(form, nheads=1), picture()
     model, calls = detector.model, {}
     for module in model.modules():
         if isinstance(module, MultiheadAttention):
-            module.register_forward_hook(lambda module, args, out: calls.__setitem__(module, (args[2][0], out[0])))
+            module.register_forward_hook(
+                lambda module, args, out: calls.__setitem__(module, (args[2][0], out[0]))
+            )
     found = explain(detector, image)
     layers = model.transformer.decoder.layers if form == "detr_r50" else model.decoder
     encoder = model.transformer.encoder.layers[-1] if form == "detr_r50" else model.neck.encoder
     shown = {encoder.self_attn: found.encoder_attention.flatten(2).flatten(0, 1)}
-    shown |= {layer.self_attn: weights for layer, weights in zip(layers, found.self_attention, strict=True)}
+    shown |= {
+        layer.self_attn: weights
+        for layer, weights in zip(layers, found.self_attention, strict=True)
+    }
     if form == "detr_r50":
         maps = found.cross_attention.weights[:, :, 0].flatten(-2)
-        shown |= {layer.multihead_attn: weights for layer, weights in zip(layers, maps, strict=True)}
+        shown |= {
+            layer.multihead_attn: weights for layer, weights in zip(layers, maps, strict=True)
+        }
     assert len(shown) == (7 if form == "detr_r50" else 4)
     for module, weights in shown.items():
         value, out = calls[module]
@@ -127,13 +159,21 @@ def test_points_are_those_of_each_layer():
     cross = explain(detector, image).cross_attention
     calls: list[tuple] = []
     for layer in detector.model.decoder:
-        layer.cross_attn.register_forward_pre_hook(lambda module, args: calls.append((module, *args[:2])))
+        layer.cross_attn.register_forward_pre_hook(
+            lambda module, args: calls.append((module, *args[:2]))
+        )
     detector.predict(image)
-    for where, weights, (module, query, boxes) in zip(cross.where, cross.weights, calls, strict=True):
+    for where, weights, (module, query, boxes) in zip(
+        cross.where, cross.weights, calls, strict=True
+    ):
         offsets = module.offsets(query).view(9, 4, 3, 4, 2)
         centers, sizes = boxes[0, :, None, None, None, :2], boxes[0, :, None, None, None, 2:]
-        torch.testing.assert_close(where, centers + offsets * sizes / 8)  # 4 points reach half of the box
-        torch.testing.assert_close(weights.flatten(-2), module.weights(query).view(9, 4, 12).softmax(-1))
+        torch.testing.assert_close(
+            where, centers + offsets * sizes / 8
+        )  # 4 points reach half of the box
+        torch.testing.assert_close(
+            weights.flatten(-2), module.weights(query).view(9, 4, 12).softmax(-1)
+        )
 
 
 def test_picks_are_the_proposals_that_became_queries():
@@ -145,7 +185,9 @@ def test_picks_are_the_proposals_that_became_queries():
     sizes = [64 // stride for stride in STRIDES]
     starts = [0, sizes[0] ** 2, sizes[0] ** 2 + sizes[1] ** 2]
     scores = []
-    for level, (x, y), box in zip(found.picks.level, found.picks.centers, found.picks.boxes, strict=True):
+    for level, (x, y), box in zip(
+        found.picks.level, found.picks.centers, found.picks.boxes, strict=True
+    ):
         column, row = x * sizes[level] - 0.5, y * sizes[level] - 0.5
         place = starts[level] + int(row.round()) * sizes[level] + int(column.round())
         torch.testing.assert_close(box, box_cxcywh_to_xyxy(boxes[place]))
@@ -218,14 +260,31 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "best.safetensors"
     options = tuple(f"{name}={json.dumps(value)}" for name, value in OPTIONS["redetr_n"].items())
     config = replace(TrainConfig(model="redetr_n"), image_size=64, model_options=options)
-    about = {"config": config.to_dict(), "class_names": CLASSES, "category_ids": IDS, "step": 0, "best": {}}
+    about = {
+        "config": config.to_dict(),
+        "class_names": CLASSES,
+        "category_ids": IDS,
+        "step": 0,
+        "best": {},
+    }
     save_weights(path, small_detector("redetr_n").model.state_dict(), about)
     return path
 
 
 def test_the_command(checkpoint, shared_coco, tmp_path):
     """In a process of its own: both pages, and the numbers."""
-    arguments = ["explain", checkpoint, "--data", shared_coco, "--image-id", 101, "--world-size", 2, "--device", "cpu"]
+    arguments = [
+        "explain",
+        checkpoint,
+        "--data",
+        shared_coco,
+        "--image-id",
+        101,
+        "--world-size",
+        2,
+        "--device",
+        "cpu",
+    ]
     code, output, errors = run([*arguments, "--output", tmp_path / "pages", "--json"])
     assert (code, errors) == (0, "")
     numbers = json.loads(output)
@@ -262,7 +321,9 @@ def test_the_page_in_the_docs(checkpoint, tmp_path, monkeypatch):
     for command in commands:
         parse_command(shlex.split(command))
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    code = code.replace("runs/demo/best.pt", str(checkpoint)).replace("examples/", f"{root}/examples/")
+    code = code.replace("runs/demo/best.pt", str(checkpoint)).replace(
+        "examples/", f"{root}/examples/"
+    )
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     assert (tmp_path / "page.html").exists()

@@ -9,22 +9,33 @@ from torch import Tensor
 from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.data import open_dataset
 from redetr.data.dataset import DetectionDataset
+from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.explain_loss import LossExplanation, explain_loss
+from redetr.explain import LossExplanation, explain_loss
 from redetr.losses import SetCriterion
 from redetr.matcher import match
-from redetr.predict import Detector
 from redetr.structures import DetectionModel, LossConfig, Outputs, Target
 from tests.test_explain import CLASSES, FORMS, IDS, small_detector
 
 SIDE = 100
 # Query 17 is 0.25 from object A, and query 33 is 0.30 from object B.
-ANSWERS = {17: (0.5, 0.5, 0.5, 0.5), 33: (0.5, 0.5, 0.5, 0.5), 4: (0.25, 0.25, 0.2, 0.2), 42: (0.75, 0.25, 0.2, 0.2),
-           58: (0.25, 0.75, 0.2, 0.2), 91: (0.75, 0.75, 0.2, 0.2)}  # fmt: skip
+ANSWERS = {
+    17: (0.5, 0.5, 0.5, 0.5),
+    33: (0.5, 0.5, 0.5, 0.5),
+    4: (0.25, 0.25, 0.2, 0.2),
+    42: (0.75, 0.25, 0.2, 0.2),
+    58: (0.25, 0.75, 0.2, 0.2),
+    91: (0.75, 0.75, 0.2, 0.2),
+}
 LABELS = {17: 0, 33: 1, 4: 2, 42: 3, 58: 4, 91: 5}
 OBJECTS = (
     {0: (0.40, 0.45, 0.56, 0.46), 1: (0.60, 0.40, 0.45, 0.55)},  # by label
-    {2: (0.25, 0.25, 0.2, 0.3), 3: (0.75, 0.25, 0.3, 0.2), 4: (0.3, 0.75, 0.2, 0.25), 5: (0.7, 0.7, 0.2, 0.2)},
+    {
+        2: (0.25, 0.25, 0.2, 0.3),
+        3: (0.75, 0.25, 0.3, 0.2),
+        4: (0.3, 0.75, 0.2, 0.25),
+        5: (0.7, 0.7, 0.2, 0.2),
+    },
 )
 
 
@@ -43,7 +54,9 @@ class Fixed(DetectionModel):
         for query, box in ANSWERS.items():
             boxes[0, query] = torch.tensor(box)
             logits[0, query] = torch.tensor([8.0 * (label == LABELS[query]) for label in range(7)])
-        layer = Outputs(pred_logits=logits.repeat(len(images), 1, 1), pred_boxes=boxes.repeat(len(images), 1, 1))
+        layer = Outputs(
+            pred_logits=logits.repeat(len(images), 1, 1), pred_boxes=boxes.repeat(len(images), 1, 1)
+        )
         return Outputs(**layer, aux_outputs=[layer])
 
 
@@ -62,9 +75,15 @@ class TwoImages(DetectionDataset):
         index = self._position(index)
         boxes = box_cxcywh_to_xyxy(torch.tensor(list(OBJECTS[index].values()))) * SIDE
         count = len(boxes)
-        return Target(boxes=boxes, labels=torch.tensor(list(OBJECTS[index])), image_id=index + 1,
-                      orig_size=(SIDE, SIDE), size=(SIDE, SIDE), iscrowd=torch.zeros(count, dtype=torch.bool),
-                      area=torch.ones(count))  # fmt: skip
+        return Target(
+            boxes=boxes,
+            labels=torch.tensor(list(OBJECTS[index])),
+            image_id=index + 1,
+            orig_size=(SIDE, SIDE),
+            size=(SIDE, SIDE),
+            iscrowd=torch.zeros(count, dtype=torch.bool),
+            area=torch.ones(count),
+        )
 
 
 def worked_example(world_size: int) -> LossExplanation:
@@ -84,7 +103,8 @@ def test_the_worked_example_alone():
 
 
 def test_the_worked_example_on_two_gpus():
-    """The other GPU holds 4 objects: GPU 0's loss is 0.55 / 3, and the mean is that of one GPU with all six."""
+    """The other GPU holds 4 objects: GPU 0's loss is 0.55 / 3, and the mean is that of one GPU with
+    all six."""
     found = worked_example(2)
     first, second = found.shares
     assert (first.objects, second.objects) == (2, 4)
@@ -104,7 +124,9 @@ def test_cost_parts_sum_to_what_is_matched(form, shared_coco):
     found = explain_loss(detector, dataset, 104)
     labels, boxes = found.labels.tolist(), found.targets
     for layer, costs in enumerate(found.costs):
-        assert torch.equal(found.queries[layer], match([costs.sum(0)[None, None]], [len(labels)])[0][0, 0])
+        assert torch.equal(
+            found.queries[layer], match([costs.sum(0)[None, None]], [len(labels)])[0][0, 0]
+        )
         l1 = torch.cdist(found.predicted[layer], boxes, p=1)
         torch.testing.assert_close(costs[1], 5 * l1)
         assert (costs[2].abs() <= 2).all()
@@ -128,7 +150,9 @@ def test_terms_of_pairs_sum_to_the_loss(form, image_id, shared_coco):
     sums = found.shares[0].sums
     for layer, suffix in enumerate(["_0", "_1", ""]):
         ce, l1, giou = found.terms[layer].sum(0).tolist()
-        assert ce + found.unmatched[layer].item() == pytest.approx(sums[f"loss_ce{suffix}"], rel=1e-5)
+        assert ce + found.unmatched[layer].item() == pytest.approx(
+            sums[f"loss_ce{suffix}"], rel=1e-5
+        )
         assert l1 == pytest.approx(sums[f"loss_bbox{suffix}"], rel=1e-5)
         assert giou == pytest.approx(sums[f"loss_giou{suffix}"], rel=1e-5)
 
@@ -153,7 +177,9 @@ def test_alone_is_what_the_criterion_says():
     detector.predict(dataset.image(0))
     target: Target = {**dataset.target(0), "boxes": found.targets, "labels": torch.tensor([2, 1])}
     expected = criterion(seen[0], [target])
-    assert found.shares[0].losses == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-5)
+    assert found.shares[0].losses == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-5
+    )
 
 
 class Renamed(TwoImages):

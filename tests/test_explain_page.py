@@ -1,4 +1,5 @@
-"""The pages of `redetr explain` in a browser without network: pictures are drawn, clicks change them."""
+"""The pages of `redetr explain` in a browser without network: pictures are drawn, clicks change
+them."""
 
 import pytest
 import torch
@@ -7,10 +8,16 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from redetr.data import open_dataset
-from redetr.explain import Explanation, Maps, explain, query_habits
-from redetr.explain_loss import explain_loss
-from redetr.explain_loss_page import letters, write_loss_page
-from redetr.explain_page import write_image_page
+from redetr.explain import (
+    Explanation,
+    Maps,
+    explain,
+    explain_loss,
+    query_habits,
+    write_image_page,
+    write_loss_page,
+)
+from redetr.explain.loss_page import letters
 from tests.test_explain import CLASSES, FORMS, IDS, picture, small_detector
 from tests.test_explain_loss import Renamed, TwoImages, worked_example
 
@@ -26,11 +33,15 @@ class Page:
         self.browser = browser
         browser.get_log("browser")
         browser.get(path.as_uri())
-        WebDriverWait(browser, 60).until(lambda _: self.part("stage", "objects").get_attribute("width") != "300")
+        WebDriverWait(browser, 60).until(
+            lambda _: self.part("stage", "objects").get_attribute("width") != "300"
+        )
         WebDriverWait(browser, 60).until(lambda _: self.part("steps", "terms").text)
 
     def part(self, *names):
-        return self.browser.find_element(By.CSS_SELECTOR, ",".join(f"[data-part={name}]" for name in names))
+        return self.browser.find_element(
+            By.CSS_SELECTOR, ",".join(f"[data-part={name}]" for name in names)
+        )
 
     def drawing(self, name):
         """A number for each canvas of a part that changes with its pixels."""
@@ -61,10 +72,14 @@ class Page:
 
 
 def apart(explanation: Explanation) -> Explanation:
-    """The same with two boxes that can be clicked: query 0 at the left, query 1 at the right, the others small."""
+    """The same with two boxes that can be clicked: query 0 at the left, query 1 at the right, the
+    others small."""
     boxes = torch.full_like(explanation.boxes, 0.01)
     boxes[..., 2:] = 0.02
-    boxes[:, 0], boxes[:, 1] = torch.tensor([0.1, 0.2, 0.4, 0.8]), torch.tensor([0.6, 0.2, 0.9, 0.8])
+    boxes[:, 0], boxes[:, 1] = (
+        torch.tensor([0.1, 0.2, 0.4, 0.8]),
+        torch.tensor([0.6, 0.2, 0.9, 0.8]),
+    )
     boxes[0, 0] = torch.tensor([0.2, 0.2, 0.5, 0.8])  # from there it moves
     scores = torch.full_like(explanation.scores, 0.01)
     scores[:, 0], scores[:, 1] = 0.9, 0.8
@@ -105,8 +120,17 @@ def test_the_table_of_layers(form, tmp_path, browser):
     explanation = apart(explain(small_detector(form), picture()))
     write_image_page(tmp_path / "index.html", explanation, "a.png", threshold=0.5)
     rows = Page(browser, tmp_path / "index.html").rows("steps")
-    assert [row[0] for row in rows] == [*["start"] * (form == "redetr_n"), "layer 1", "layer 2", "layer 3"]
-    assert rows[-3][2:] == ["0.900", "18, 12, 45, 48", "0.50"]  # half of the widths is shared: 0.2 / 0.4
+    assert [row[0] for row in rows] == [
+        *["start"] * (form == "redetr_n"),
+        "layer 1",
+        "layer 2",
+        "layer 3",
+    ]
+    assert rows[-3][2:] == [
+        "0.900",
+        "18, 12, 45, 48",
+        "0.50",
+    ]  # half of the widths is shared: 0.2 / 0.4
     assert rows[-1][2:] == ["0.900", "9, 12, 36, 48", "1.00"]
 
 
@@ -124,7 +148,9 @@ def test_a_click_into_the_encoder(form, tmp_path, browser):
     assert f", {times:.1f} times an even share" in text
     page.click("encoder", 0.95, 0.95)
     assert page.drawing("encoder") != first
-    assert page.part("encoder-note").text.startswith(f"Row {height} of {height}, column {width} of {width}: ")
+    assert page.part("encoder-note").text.startswith(
+        f"Row {height} of {height}, column {width} of {width}: "
+    )
 
 
 def test_the_light_is_where_the_weight_is(tmp_path, browser):
@@ -174,19 +200,30 @@ def test_names_cannot_end_the_script(tmp_path, browser):
     changed = Explanation(**{**vars(explanation), "class_names": names})
     write_image_page(tmp_path / "index.html", changed, "<i id=bad>.png", 0.5)
     page = Page(browser, tmp_path / "index.html")
-    assert names[explanation.labels[-1, explanation.scores[-1].argmax()]] in page.part("chosen").text
+    assert (
+        names[explanation.labels[-1, explanation.scores[-1].argmax()]] in page.part("chosen").text
+    )
     assert not browser.find_elements(By.ID, "bad")
     assert page.errors() == []
 
 
 def test_a_large_page_has_a_few_megabytes(tmp_path):
-    """100 queries in 6 layers, 8 heads; weights at random, which compress worst; a map that is drawn coarser."""
+    """100 queries in 6 layers, 8 heads; weights at random, which compress worst; a map that is
+    drawn coarser."""
     random = torch.Generator().manual_seed(0)
     cross = torch.rand(6, 100, 8, 50, 67, generator=random)
     encoder = torch.rand(25, 34, 25, 34, generator=random)
-    explanation = Explanation(picture(480, 640), CLASSES, torch.rand(6, 100, 4), torch.rand(6, 100),
-                              torch.zeros(6, 100, dtype=torch.int64), Maps(cross / cross.sum((-2, -1), keepdim=True)),
-                              torch.rand(6, 100, 100), encoder / encoder.sum((-2, -1), keepdim=True), None)  # fmt: skip
+    explanation = Explanation(
+        picture(480, 640),
+        CLASSES,
+        torch.rand(6, 100, 4),
+        torch.rand(6, 100),
+        torch.zeros(6, 100, dtype=torch.int64),
+        Maps(cross / cross.sum((-2, -1), keepdim=True)),
+        torch.rand(6, 100, 100),
+        encoder / encoder.sum((-2, -1), keepdim=True),
+        None,
+    )
     write_image_page(tmp_path / "index.html", explanation, "a.png", 0.5)
     assert (tmp_path / "index.html").stat().st_size < 7e6
 
@@ -202,7 +239,8 @@ def test_the_worked_example_on_its_page(tmp_path, browser):
     ]
     text = browser.find_element(By.TAG_NAME, "body").text
     assert (
-        "The mean of the losses is 0.15833: 0.95 / 6, what one GPU with all the images would compute (0.15833)." in text
+        "The mean of the losses is 0.15833: 0.95 / 6, what one GPU with all the images would "
+        "compute (0.15833)." in text
     )
     assert "the mean would be 0.1875, 18.4% off" in text  # (0.275 + 0.1) / 2
     assert "2 + 0.1 x 98 = 11.8" in text
@@ -256,7 +294,7 @@ def test_a_batch_without_objects(tmp_path, browser):
     page = Page(browser, tmp_path / "loss.html")
     lines = page.part("worked").text.splitlines()
     assert lines[0] == "L1 distance: 0"
-    assert lines[-1] == "(no object in the whole batch: it is divided as if there was one)"
+    assert lines[-1] == "(no object in the whole batch: it is divided as if there were one)"
     assert page.errors() == []
 
 
@@ -276,14 +314,21 @@ def test_letters_do_not_run_out():
 
 def test_the_letter_of_an_object_is_seen_beside_its_query(tmp_path, browser):
     """At the upper edge, where the name of the query stands below the box."""
-    write_image_page(tmp_path / "index.html", explain(small_detector("detr_r50"), picture()), "a.png", threshold=0.5)
+    write_image_page(
+        tmp_path / "index.html",
+        explain(small_detector("detr_r50"), picture()),
+        "a.png",
+        threshold=0.5,
+    )
     browser.get((tmp_path / "index.html").as_uri())
-    letter = browser.execute_script("""
+    letter = (
+        browser.execute_script("""
         const canvas = Object.assign(document.createElement("canvas"), {width: 400, height: 400});
         const context = canvas.getContext("2d"), window = [0, 0, 1, 1];
         const panel = Object.assign(Object.create(Panel.prototype), {canvas, context, window});
         panel.box([0.1, 0.01, 0.2, 0.3], TRUTH, {tag: "A", beside: true});
         panel.box([0.1, 0.01, 0.2, 0.3], CHOSEN, {tag: "query 0"});
         const pixels = new Uint32Array(context.getImageData(0, 0, 400, 400).data.buffer);
-        return pixels.filter((pixel) => pixel === 0xff66cf51).length""")  # the green of objects, as ABGR
+        return pixels.filter((pixel) => pixel === 0xff66cf51).length""")
+    )  # the green of objects, as ABGR
     assert letter > 100

@@ -1,4 +1,5 @@
-"""Exported files compute what PyTorch computes, for every batch and image size, and run without this library."""
+"""Exported files compute what PyTorch computes, for every batch and image size, and run without
+this library."""
 
 import json
 import os
@@ -24,23 +25,29 @@ from torch import Tensor, nn
 
 from redetr import Detector, InputError, build
 from redetr.cli import main, parse_command
-from redetr.commands import export as command
 from redetr.data import open_dataset
 from redetr.data.views import Fit
-from redetr.export import ExportConfig, Trial, describe
-from redetr.export_files import SUFFIXES, open_file, write_file, write_openvino
-from redetr.export_graph import Plain, Processed, trace
+from redetr.export.export import ExportConfig, Trial, describe
+from redetr.export.files import SUFFIXES, open_file, write_file, write_openvino
+from redetr.export.graph import Plain, Processed, trace
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 opened = cache(open_file)
 ROOT = Path(__file__).parent.parent
-FAST = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "dec_layers": 1, "dim_feedforward": 64}
+FAST = {
+    "backbone": (16, 32, 64),
+    "hidden_dim": 32,
+    "nheads": 4,
+    "dec_layers": 1,
+    "dim_feedforward": 64,
+}
 SHAPES = ((1, 96, 128), (4, 64, 64), (3, 136, 72))  # batch, height, width
 CLASSES = ("cup", "plate", "spoon"), (7, 12, 90)
 
 
 def detector(name: str, num_classes: int = 3, **options) -> Detector:
-    """Random weights, larger in the heads than training starts with, so that scores and boxes spread."""
+    """Random weights, larger in the heads than training starts with, so that scores and boxes
+    spread."""
     torch.manual_seed(3)
     model = build(name, num_classes, **options)
     for part, module in model.named_modules():
@@ -51,12 +58,16 @@ def detector(name: str, num_classes: int = 3, **options) -> Detector:
 
 
 def write_all(of: Detector, folder: Path, forms=tuple(SUFFIXES), **settings) -> dict[str, Path]:
-    """One program in several formats, with a threshold of 0.25; turned into ONNX once, which takes most of the time."""
+    """One program in several formats, with a threshold of 0.25; turned into ONNX once, which takes
+    most of the time."""
     module = Processed(of.model, of.image_size) if settings.get("processing") else Plain(of.model)
     program, paths = trace(module, settings.get("mask", False)), {}
     for form in forms:
         config = ExportConfig(form, **settings)
-        paths[form], about = folder / f"detector{SUFFIXES[form]}", json.dumps(describe(of, config, 0.25))
+        paths[form], about = (
+            folder / f"detector{SUFFIXES[form]}",
+            json.dumps(describe(of, config, 0.25)),
+        )
         if form == "openvino":
             write_openvino(paths["onnx"], paths[form], about)
         else:
@@ -134,7 +145,11 @@ def test_the_faithful_form_and_padding(tmp_path):
     "name, options",
     [
         ("detr_r50", {"num_classes": 91}),
-        ("detr_r50", FAST | {"backbone": "resnet18", "position": "learned", "pre_norm": True, "enc_layers": 1}),
+        (
+            "detr_r50",
+            FAST
+            | {"backbone": "resnet18", "position": "learned", "pre_norm": True, "enc_layers": 1},
+        ),
         ("redetr_mobile", {}),
         ("redetr_m", {"dec_layers": 2}),
     ],
@@ -153,7 +168,9 @@ def test_onnx_holds_standard_operators_and_names_its_axes(plain):
     assert {node.domain for node in model.graph.node} == {""}
     assert [(each.domain, each.version >= 17) for each in model.opset_import] == [("", True)]
     session = onnxruntime.InferenceSession(plain["onnx"])
-    assert [(each.name, each.shape) for each in session.get_inputs()] == [("images", ["batch", 3, "height", "width"])]
+    assert [(each.name, each.shape) for each in session.get_inputs()] == [
+        ("images", ["batch", 3, "height", "width"])
+    ]
     assert [(each.name, each.shape) for each in session.get_outputs()] == [
         ("logits", ["batch", "found", 3]), ("boxes", ["batch", "found", 4]),
     ]  # fmt: skip
@@ -161,10 +178,14 @@ def test_onnx_holds_standard_operators_and_names_its_axes(plain):
 
 def metadata(path: Path) -> dict:
     if path.suffix == ".onnx":
-        return json.loads(onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["redetr"])
+        return json.loads(
+            onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["redetr"]
+        )
     if path.suffix == ".xml":
         return json.loads(openvino.Core().read_model(path).get_rt_info("redetr").value)
-    with ZipFile(path) as archive:  # torch.export.load takes long; examples/export/run_torch.py asks it
+    with ZipFile(
+        path
+    ) as archive:  # torch.export.load takes long; examples/export/run_torch.py asks it
         (name,) = (name for name in archive.namelist() if name.endswith("/redetr.json"))
         return json.loads(archive.read(name))
 
@@ -174,11 +195,20 @@ def test_metadata(form, plain):
     about = metadata(plain[form])
     assert about.pop("redetr")
     assert about == {
-        "form": "FastDETR", "scores": "sigmoid", "precision": "fp32", "inputs": ["images"],
-        "outputs": ["logits", "boxes"], "class_names": ["class 0", "class 1", "class 2"], "category_ids": [0, 1, 2],
-        "threshold": 0.25, "resize": "square", "image_size": 96, "max_size": None,
-        "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
-    }  # fmt: skip
+        "form": "FastDETR",
+        "scores": "sigmoid",
+        "precision": "fp32",
+        "inputs": ["images"],
+        "outputs": ["logits", "boxes"],
+        "class_names": ["class 0", "class 1", "class 2"],
+        "category_ids": [0, 1, 2],
+        "threshold": 0.25,
+        "resize": "square",
+        "image_size": 96,
+        "max_size": None,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
 
 
 def picture(height: int, width: int) -> Tensor:
@@ -187,8 +217,11 @@ def picture(height: int, width: int) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def assert_detects(of: Detector, path: Path, shapes=((1, 150, 200), (4, 64, 80), (1, 300, 96))) -> None:
-    """A file with processing gives what `predict` does; resized pixels may differ by one step of 256."""
+def assert_detects(
+    of: Detector, path: Path, shapes=((1, 150, 200), (4, 64, 80), (1, 300, 96))
+) -> None:
+    """A file with processing gives what `predict` does; resized pixels may differ by one step of
+    256."""
     for batch, height, width in shapes:
         images = picture(height, width).expand(batch, -1, -1, -1)
         scores, labels, boxes = opened(path)([images.numpy()])
@@ -207,7 +240,8 @@ def assert_detects(of: Detector, path: Path, shapes=((1, 150, 200), (4, 64, 80),
 def test_processing_gives_what_predict_does(name, tmp_path):
     of = detector(name, **FAST | ({"enc_layers": 1} if name == "detr_r50" else {}), num_queries=10)
     of.model.max_size = 110 if name == "detr_r50" else None
-    # With random weights, a step of 256 may make the fast form choose other positions: there, nothing is resized.
+    # With random weights, a step of 256 may make the fast form choose other positions: there,
+    # nothing is resized.
     shapes = {"shapes": ((1, 96, 96), (4, 96, 96))} if name == "redetr_n" else {}
     for path in write_all(of, tmp_path, processing=True).values():
         assert_detects(of, path, **shapes)
@@ -225,9 +259,21 @@ def test_examples_run_without_redetr(form, processed, tmp_path):
     start = f"import runpy, sys; sys.modules.update(dict.fromkeys({blocked})); del sys.argv[0]; "
     script, image = ROOT / f"examples/export/run_{form}.py", ROOT / "examples/digits.png"
     arguments = [script, processed[form], image, "0.0"]
-    done = subprocess.run([sys.executable, "-W", "error", "-c", f"{start}runpy.run_path(sys.argv[0], None, '__main__')",
-                           *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            f"{start}runpy.run_path(sys.argv[0], None, '__main__')",
+            *arguments,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     found = averages(resize="aspect", max_size=70).predict(image, threshold=0.0)
     lines = done.stdout.splitlines()
@@ -241,13 +287,16 @@ def test_examples_run_without_redetr(form, processed, tmp_path):
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1500), st.integers(0, 2000))
 def test_sizes_are_those_of_training(height, width, shorter, more):
     model = Averages(resize="aspect", max_size=shorter + more)
-    assert Processed(model, shorter)._size(height, width) == Fit(shorter, shorter + more)(height, width)
+    assert Processed(model, shorter)._size(height, width) == Fit(shorter, shorter + more)(
+        height, width
+    )
     model.max_size = None
     assert Processed(model, shorter)._size(height, width) == Fit(shorter)(height, width)
 
 
 class Averages(DetectionModel):
-    """Sees colours and edges of the whole image; quick to export. Always a cup first, in the middle if `blind`."""
+    """Sees colours and edges of the whole image; quick to export. Always a cup first, in the middle
+    if `blind`."""
 
     loss_config = LossConfig(scores="sigmoid")
     image_size = 64
@@ -267,7 +316,9 @@ class Averages(DetectionModel):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
         features = self.conv(images).relu().mean((2, 3))[:, None]
-        return Outputs(pred_logits=self.class_embed(features), pred_boxes=self.bbox_embed(features).sigmoid())
+        return Outputs(
+            pred_logits=self.class_embed(features), pred_boxes=self.bbox_embed(features).sigmoid()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -279,10 +330,12 @@ def middle(tmp_path_factory) -> Path:
         images, annotations = [], []
         for number in range(count):
             width, height = (64, 48) if number % 2 else (80, 64)
-            Image.fromarray(np.random.default_rng(number).integers(0, 255, (height, width, 3), np.uint8)).save(
-                root / split / f"{number}.png"
+            Image.fromarray(
+                np.random.default_rng(number).integers(0, 255, (height, width, 3), np.uint8)
+            ).save(root / split / f"{number}.png")
+            images.append(
+                {"id": number, "file_name": f"{number}.png", "width": width, "height": height}
             )
-            images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
             box = [width / 4, height / 4, width / 2, height / 2]
             annotations.append({"id": number, "image_id": number, "category_id": 7, "bbox": box})
         (root / "annotations").mkdir(exist_ok=True)
@@ -299,12 +352,16 @@ def averages(data: Path | None = None, **options) -> Detector:
 
 def test_measured_ap_is_that_of_pytorch():
     """In the last run of benchmarks/export.py, as docs/export.md says it."""
-    measured = json.loads(max((ROOT / "benchmarks/results").glob("*-export.json")).read_text())["results"]
+    measured = json.loads(max((ROOT / "benchmarks/results").glob("*-export.json")).read_text())[
+        "results"
+    ]
     page = (ROOT / "docs/export.md").read_text()
     assert set(measured) == {"digits", "crowns"}
     for data, rows in measured.items():
         rows = [row for row in rows if row["precision"] == "fp32"]
-        ways = {(row["format"], row["processing"], *row["shape"], row["batch_size"]) for row in rows}
+        ways = {
+            (row["format"], row["processing"], *row["shape"], row["batch_size"]) for row in rows
+        }
         assert len(ways) == 2 * 2 * 3 * 2  # wide, square and high
         for row in rows:
             assert row["AP"] == pytest.approx(row["AP_pytorch"], abs=0.1)
@@ -316,7 +373,9 @@ def test_measured_ap_is_that_of_pytorch():
 def test_a_trial_of_a_file_with_processing(middle, processed):
     """Images of two sizes go in by size, and come out in their places."""
     of, dataset = averages(resize="aspect", max_size=70), open_dataset(middle, "val")
-    comparison = Trial(of, ExportConfig(processing=True), dataset, 100, 2).compare(opened(processed["onnx"]))
+    comparison = Trial(of, ExportConfig(processing=True), dataset, 100, 2).compare(
+        opened(processed["onnx"])
+    )
     assert comparison.images == 5
     assert comparison.differences["boxes"][0] < 0.2  # pixels
     assert comparison.ap[1] == pytest.approx(comparison.ap[0])
@@ -328,7 +387,10 @@ def test_comparison_and_threshold(middle):
     trial = Trial(of, ExportConfig(), open_dataset(middle, "val"), images=3, batch_size=2)
 
     def same(arrays):
-        return [output.numpy() for output in Plain(of.model.requires_grad_(False))(torch.from_numpy(arrays[0]))]
+        return [
+            output.numpy()
+            for output in Plain(of.model.requires_grad_(False))(torch.from_numpy(arrays[0]))
+        ]
 
     def off(arrays):
         logits, boxes = same(arrays)
@@ -346,7 +408,9 @@ def test_comparison_and_threshold(middle):
 
 def test_equal_scores_in_another_order_are_no_difference(fast, middle):
     of = Detector(fast.model, *CLASSES, 96, device="cpu")
-    trial = Trial(of, ExportConfig(processing=True), open_dataset(middle, "val"), images=2, batch_size=1)
+    trial = Trial(
+        of, ExportConfig(processing=True), open_dataset(middle, "val"), images=2, batch_size=1
+    )
     gaps = []
 
     def swapped(arrays):
@@ -356,7 +420,9 @@ def test_equal_scores_in_another_order_are_no_difference(fast, middle):
         order[place : place + 2] = place + 1, place
         gaps.append(float(found.scores[place] - found.scores[place + 1]))
         assert (found.boxes[place] - found.boxes[place + 1]).abs().max() > 1
-        return [each.numpy()[None] for each in (found.scores, found.labels[order], found.boxes[order])]
+        return [
+            each.numpy()[None] for each in (found.scores, found.labels[order], found.boxes[order])
+        ]
 
     differences = trial.compare(swapped).differences
     assert differences["boxes"][0] < 1e-3
@@ -366,21 +432,30 @@ def test_equal_scores_in_another_order_are_no_difference(fast, middle):
         scores, labels, boxes = swapped(arrays)
         return [scores, labels, boxes + np.float32(3)]
 
-    assert trial.compare(off).differences["boxes"] == (pytest.approx(3, abs=1e-3), pytest.approx(3, abs=1e-3))
+    assert trial.compare(off).differences["boxes"] == (
+        pytest.approx(3, abs=1e-3),
+        pytest.approx(3, abs=1e-3),
+    )
 
 
 def exported(monkeypatch, of: Detector, *arguments: str | Path) -> None:
-    monkeypatch.setattr(command, "load", lambda checkpoint, device: of)
+    monkeypatch.setattr("redetr.detector.detector.load", lambda checkpoint, device: of)
     parse_command(["export", *map(str, arguments)]).run()
 
 
 def test_a_file_that_moves_ap_is_not_written(middle, tmp_path, monkeypatch):
     def turned(path):
-        return lambda arrays, run=open_file(path): [run(arrays)[0], run(arrays)[1] * np.float32(0.5)]
+        return lambda arrays, run=open_file(path): [
+            run(arrays)[0],
+            run(arrays)[1] * np.float32(0.5),
+        ]
 
-    monkeypatch.setattr("redetr.export.open_file", turned)
+    monkeypatch.setattr("redetr.export.export.export.export.export.open_file", turned)
     arguments = ("best.pt", "--format", "torch", "--output", tmp_path / "d.pt2")
-    with pytest.raises(InputError, match=r"AP is 0\.00, with PyTorch 100\.00.*drops by more than --max-ap-drop 0\.1"):
+    with pytest.raises(
+        InputError,
+        match=r"AP is 0\.00, with PyTorch 100\.00.*drops by more than --max-ap-drop 0\.1",
+    ):
         exported(monkeypatch, averages(middle, blind=True), *arguments)
     assert not (tmp_path / "d.pt2").exists()
     exported(monkeypatch, averages(middle, blind=True), *arguments, "--max-ap-drop", "100")
@@ -388,9 +463,22 @@ def test_a_file_that_moves_ap_is_not_written(middle, tmp_path, monkeypatch):
 
 
 def test_int8_and_fp16(of_the_page, middle, tmp_path, monkeypatch, capsys):
-    files = {"int8": of_the_page / "int8.onnx", "fp16": of_the_page / "small.xml", "i8": tmp_path / "int8.xml"}
-    exported(monkeypatch, averages(middle, blind=True), "c", "--format", "openvino", "--precision", "int8",
-             "--output", files["i8"])  # fmt: skip
+    files = {
+        "int8": of_the_page / "int8.onnx",
+        "fp16": of_the_page / "small.xml",
+        "i8": tmp_path / "int8.xml",
+    }
+    exported(
+        monkeypatch,
+        averages(middle, blind=True),
+        "c",
+        "--format",
+        "openvino",
+        "--precision",
+        "int8",
+        "--output",
+        files["i8"],
+    )
     assert "AP 100.00 with PyTorch, 100.00 with the file" in capsys.readouterr().out
     assert [metadata(path)["precision"] for path in files.values()] == ["int8", "fp16", "int8"]
     assert "QuantizeLinear" in {node.op_type for node in onnx.load(files["int8"]).graph.node}
@@ -405,11 +493,20 @@ def test_all_detections_of_a_model_with_many_queries_are_compared(middle):
 
     class Many(Averages):
         def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
-            return {name: values.repeat(1, 150, 1) for name, values in super().forward(images, mask).items()}
+            return {
+                name: values.repeat(1, 150, 1)
+                for name, values in super().forward(images, mask).items()
+            }
 
     model = Many()
     model.num_queries = 150
-    trial = Trial(Detector(model, *CLASSES, 64, device="cpu"), ExportConfig(), open_dataset(middle, "val"), 2, 1)
+    trial = Trial(
+        Detector(model, *CLASSES, 64, device="cpu"),
+        ExportConfig(),
+        open_dataset(middle, "val"),
+        2,
+        1,
+    )
     assert [len(seen.found["scores"]) for seen in trial._pytorch] == [150, 150]
 
 
@@ -444,12 +541,15 @@ def test_no_check_compares_nothing_where_there_is_data(middle, tmp_path, monkeyp
 
 def test_a_file_that_is_better_is_written(middle, tmp_path, monkeypatch):
     def mended(path):
-        return lambda arrays, run=open_file(path): [run(arrays)[0], np.full_like(run(arrays)[1], 0.5)]
+        return lambda arrays, run=open_file(path): [
+            run(arrays)[0],
+            np.full_like(run(arrays)[1], 0.5),
+        ]
 
     of = averages(middle, blind=True)
     with torch.no_grad():
         of.model.bbox_embed.bias.fill_(2.0)  # not the middle half
-    monkeypatch.setattr("redetr.export.open_file", mended)
+    monkeypatch.setattr("redetr.export.export.export.export.export.open_file", mended)
     exported(monkeypatch, of, "best.pt", "--format", "torch", "--output", tmp_path / "d.pt2")
     assert (tmp_path / "d.pt2").exists()
 
@@ -474,8 +574,13 @@ def test_refused(arguments, message, monkeypatch):
 
 
 def test_missing_packages(monkeypatch):
-    monkeypatch.setattr("redetr.export.find_spec", lambda name: None if name == "openvino" else name)
-    with pytest.raises(InputError, match=r'--format openvino needs openvino: pip install "redetr\[export\]"'):
+    monkeypatch.setattr(
+        "redetr.export.export.export.export.export.find_spec",
+        lambda name: None if name == "openvino" else name,
+    )
+    with pytest.raises(
+        InputError, match=r'--format openvino needs openvino: pip install "redetr\[export\]"'
+    ):
         ExportConfig("openvino").check()
     ExportConfig("onnx").check()
 
@@ -483,11 +588,30 @@ def test_missing_packages(monkeypatch):
 @pytest.mark.slow
 def test_from_training_to_a_file(shared_coco, tmp_path, capsys):
     """The real commands, one after the other."""
-    options = ["backbone=[8,16,32]", "hidden_dim=16", "nheads=2", "dec_layers=1", "dim_feedforward=16"]
-    training = train_arguments(shared_coco, tmp_path / "run", options=options, steps=2, eval_every=2)
+    options = [
+        "backbone=[8,16,32]",
+        "hidden_dim=16",
+        "nheads=2",
+        "dec_layers=1",
+        "dim_feedforward=16",
+    ]
+    training = train_arguments(
+        shared_coco, tmp_path / "run", options=options, steps=2, eval_every=2
+    )
     main([str(each) for each in training])
     capsys.readouterr()
-    main(["export", f"{tmp_path}/run", "--format", "torch", "--output", f"{tmp_path}/tiny.pt2", "--batch-size", "2"])
+    main(
+        [
+            "export",
+            f"{tmp_path}/run",
+            "--format",
+            "torch",
+            "--output",
+            f"{tmp_path}/tiny.pt2",
+            "--batch-size",
+            "2",
+        ]
+    )
     output, errors = capsys.readouterr()
     assert errors == ""
     assert "5 images" in output and "with PyTorch" in output

@@ -1,4 +1,5 @@
-"""Training runs that start from weights: what is said, where they start, and that exactness is kept."""
+"""Training runs that start from weights: what is said, where they start, and that exactness is
+kept."""
 
 import io
 from dataclasses import replace
@@ -13,11 +14,21 @@ from rich.console import Console
 import redetr
 from redetr.config import TrainConfig
 from redetr.distributed import check_norms, process_group
-from redetr.train import train
-from redetr.verify import verify
+from redetr.training import train
+from redetr.verification import verify
 
-QUICK = TrainConfig(model_options=tuple(SMALL), batch_size=4, image_size=64, augment="plain", device="cpu",
-                    precision="fp32", num_workers=0, log_every=1, lr=3e-3, ema_decay=0.0)  # fmt: skip
+QUICK = TrainConfig(
+    model_options=tuple(SMALL),
+    batch_size=4,
+    image_size=64,
+    augment="plain",
+    device="cpu",
+    precision="fp32",
+    num_workers=0,
+    log_every=1,
+    lr=3e-3,
+    ema_decay=0.0,
+)
 
 
 def run(config: TrainConfig) -> str:
@@ -49,23 +60,31 @@ def test_a_run_starts_from_the_weights_of_another(before, tmp_path):
     assert first_loss(tmp_path / "new") < 1.5 * last
     assert "loaded" in said and f"tensors from {before.output}/best.pt\n" in said
     begun = torch.load(tmp_path / "new/last.pt", weights_only=True)
-    assert {float(state["step"]) for state in begun["optimizer"]["state"].values() if "step" in state} == {2}  # not 42
+    assert {
+        float(state["step"]) for state in begun["optimizer"]["state"].values() if "step" in state
+    } == {2}  # not 42
     assert begun["config"]["weights"] == before.output
 
 
 def test_a_resumed_run_needs_them_no_more(before, tmp_path):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes((Path(before.output) / "best.safetensors").read_bytes())
-    config = replace(before, steps=4, eval_every=2, output=str(tmp_path / "run"), weights=str(weights))
+    config = replace(
+        before, steps=4, eval_every=2, output=str(tmp_path / "run"), weights=str(weights)
+    )
     run(config)
     whole = torch.load(tmp_path / "run/last.pt", weights_only=True)
-    (tmp_path / "run/previous.pt").rename(tmp_path / "run/last.pt")  # as if it had been killed after step 2
+    (tmp_path / "run/previous.pt").rename(
+        tmp_path / "run/last.pt"
+    )  # as if it had been killed after step 2
     weights.unlink()
     said = run(replace(config, resume=True))
     assert "resumed from" in said
     assert "loaded" not in said
     resumed = torch.load(tmp_path / "run/last.pt", weights_only=True)
-    assert all(torch.equal(resumed["model"][name], tensor) for name, tensor in whole["model"].items())
+    assert all(
+        torch.equal(resumed["model"][name], tensor) for name, tensor in whole["model"].items()
+    )
 
 
 def test_weights_that_do_not_fit_leave_no_folder(before, tmp_path):
@@ -82,18 +101,35 @@ def mobilenet(tmp_path) -> Path:
 
 
 def test_the_mobile_recipe_trains_from_a_file(before, mobilenet, tmp_path):
-    config = replace(redetr.get_recipe("redetr_mobile"), data=before.data, output=str(tmp_path / "run"), steps=2,
-                     batch_size=4, image_size=64, num_workers=0, device="cpu", weights=str(mobilenet))  # fmt: skip
+    config = replace(
+        redetr.get_recipe("redetr_mobile"),
+        data=before.data,
+        output=str(tmp_path / "run"),
+        steps=2,
+        batch_size=4,
+        image_size=64,
+        num_workers=0,
+        device="cpu",
+        weights=str(mobilenet),
+    )
     said = run(config)
     assert f"tensors of the backbone mobilenet_v2 from {mobilenet}" in said
     given, saved = (torch.load(p, weights_only=True) for p in (mobilenet, tmp_path / "run/last.pt"))
-    trained = {name: tensor for name, tensor in saved["model"].items() if name.startswith("backbone.0.body.")}
+    trained = {
+        name: tensor
+        for name, tensor in saved["model"].items()
+        if name.startswith("backbone.0.body.")
+    }
     same = {
-        name for name, tensor in trained.items() if torch.equal(tensor, given[name.removeprefix("backbone.0.body.")])
+        name
+        for name, tensor in trained.items()
+        if torch.equal(tensor, given[name.removeprefix("backbone.0.body.")])
     }
     early = {name for name in trained if name.split(".")[4] in ("0", "1", "2", "3")}
     norms = {name for name in trained if trained[name].dim() == 1}
-    assert same == early | norms  # the norms and what comes before stride 8 stay; all else has moved
+    assert (
+        same == early | norms
+    )  # the norms and what comes before stride 8 stay; all else has moved
     redetr.load(tmp_path / "run", device="cpu")
 
 
@@ -101,7 +137,11 @@ def test_the_mobile_recipe_trains_from_a_file(before, mobilenet, tmp_path):
 def test_a_pretrained_backbone_keeps_training_exact(backbone):
     """As `redetr verify`: micro-batches against the whole batch."""
     config = replace(
-        QUICK, data="random", batch_size=0, accumulate=2, model_options=(f"backbone={backbone}", *SMALL[1:])
+        QUICK,
+        data="random",
+        batch_size=0,
+        accumulate=2,
+        model_options=(f"backbone={backbone}", *SMALL[1:]),
     )
     assert not verify(config).failed
     model = redetr.build("redetr_mobile", 3, backbone=backbone)

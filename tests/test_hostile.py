@@ -1,4 +1,5 @@
-"""Files that are damaged, lie or attack: one clear line each, nothing is run, and what is sound is read."""
+"""Files that are damaged, lie or attack: one clear line each, nothing is run, and what is sound is
+read."""
 
 import io
 import json
@@ -26,10 +27,17 @@ from redetr.checkpoint import save_checkpoint
 from redetr.cli import main
 from redetr.config import TrainConfig
 from redetr.data.images import read_image
+from redetr.detector.detector import as_image
 from redetr.models import build
-from redetr.predict import as_image
 
-OPTIONS = ("backbone=[8,16,32]", "hidden_dim=16", "nheads=2", "dec_layers=1", "dim_feedforward=16", "num_queries=5")
+OPTIONS = (
+    "backbone=[8,16,32]",
+    "hidden_dim=16",
+    "nheads=2",
+    "dec_layers=1",
+    "dim_feedforward=16",
+    "num_queries=5",
+)
 SMALL = TrainConfig(model="redetr_n", image_size=32, model_options=OPTIONS)
 NAMES = ["cup", "plate", "spoon"]
 
@@ -64,7 +72,12 @@ def encoded(form: str, image: Image.Image | None = None, **options: Any) -> byte
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png_of(width: int, height: int, rows: bytes = b"") -> bytes:
@@ -88,7 +101,9 @@ def tiff_of(side: int) -> bytes:
     for i in range(struct.unpack_from("<H", content, start)[0]):
         at = start + 2 + 12 * i
         if struct.unpack_from("<H", content, at)[0] in (256, 257):
-            struct.pack_into("<HHII", content, at, struct.unpack_from("<H", content, at)[0], 4, 1, side)
+            struct.pack_into(
+                "<HHII", content, at, struct.unpack_from("<H", content, at)[0], 4, 1, side
+            )
     return bytes(content)
 
 
@@ -108,7 +123,8 @@ BAD_IMAGES: dict[str, bytes] = {
     "SVG": b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><rect/></svg>',
     "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200),
     "PDF": b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n",
-    "EPS, which PIL gives to Ghostscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n",
+    "EPS, which PIL gives to Ghostscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 "
+                                           b"9\nshowpage\n",
     "zip": zlib.compress(b"x" * 100),
     "pickle": pickle.dumps({"image": [1, 2, 3]}),
     "program": b"\x7fELF" + bytes(100),
@@ -172,7 +188,9 @@ def with_orientation(tag: int) -> bytes:
 
 
 def animated(form: str) -> bytes:
-    return encoded(form, save_all=True, append_images=[Image.new("RGB", (40, 30), (1, 2, 3))], duration=100)
+    return encoded(
+        form, save_all=True, append_images=[Image.new("RGB", (40, 30), (1, 2, 3))], duration=100
+    )
 
 
 GOOD_IMAGES: dict[str, bytes] = {
@@ -181,7 +199,9 @@ GOOD_IMAGES: dict[str, bytes] = {
     "CMYK TIFF": encoded("TIFF", pixels("CMYK")),
     "progressive": encoded("JPEG", progressive=True, quality=98),
     "palette": encoded("PNG", pixels().quantize(32)),
-    "palette with transparency": encoded("PNG", pixels().quantize(32), transparency=b"\xff\x00" * 16),
+    "palette with transparency": encoded(
+        "PNG", pixels().quantize(32), transparency=b"\xff\x00" * 16
+    ),
     "transparent": encoded("PNG", pixels("RGBA")),
     "transparent WebP": encoded("WEBP", pixels("RGBA"), lossless=True),
     "lossless WebP": encoded("WEBP", lossless=True),
@@ -237,16 +257,21 @@ def test_folders_links_and_pipes_in_the_place_of_images(detector, tmp_path, caps
     (images / "broken.jpg").symlink_to("nothing")
     (images / "round").symlink_to(images, target_is_directory=True)
     os.mkfifo(images / "pipe.jpg")
-    said = fails(capsys, "predict", detector[0], images, "--output", tmp_path / "out", "--device=cpu")
+    said = fails(
+        capsys, "predict", detector[0], images, "--output", tmp_path / "out", "--device=cpu"
+    )
     assert said.startswith("redetr: 3 sources cannot be read")
-    lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()
+    ]
     errors = {Path(line["image"]).name: line.get("error", "") for line in lines}
     assert errors["inner.png"] == ""
     assert all(errors[name] for name in ("loop.jpg", "broken.jpg", "pipe.jpg")) and len(errors) == 4
 
 
 def test_predict_goes_through_all_of_it(detector, tmp_path, capsys):
-    """Sixty files in one run: those that are sound are looked at, each of the others has its line."""
+    """Sixty files in one run: those that are sound are looked at, each of the others has its
+    line."""
     for i, content in enumerate([*BAD_IMAGES.values(), *GOOD_IMAGES.values()]):
         (tmp_path / f"{i}.jpg").write_bytes(content)
     save = ["--save", "json", "--device=cpu", "--batch-size=8"]
@@ -324,7 +349,9 @@ def flipped(seed: int) -> Make:
 def lying_header(header: dict[str, Any] | bytes, size: int | None = None) -> Make:
     """A safetensors file with this header and 16 bytes of data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return lambda path, content: path.write_bytes(struct.pack("<Q", size or len(text)) + text + bytes(16))
+    return lambda path, content: path.write_bytes(
+        struct.pack("<Q", size or len(text)) + text + bytes(16)
+    )
 
 
 def about(change: Callable[[dict[str, Any]], Any]) -> Make:
@@ -345,8 +372,12 @@ BAD_WEIGHTS: dict[str, Make] = {
     "an image": lambda path, content: path.write_bytes(WHOLE["PNG"]),
     "a list": lambda path, content: torch.save([1, 2], path),
     "a tensor": lambda path, content: torch.save(torch.zeros(3), path),
-    "code in a zip": lambda path, content: torch.save({"model": Payload(path.parent / "executed")}, path),
-    "code in a pickle": lambda path, content: path.write_bytes(pickle.dumps(Payload(path.parent / "executed"))),
+    "code in a zip": lambda path, content: torch.save(
+        {"model": Payload(path.parent / "executed")}, path
+    ),
+    "code in a pickle": lambda path, content: path.write_bytes(
+        pickle.dumps(Payload(path.parent / "executed"))
+    ),
     "code as optimizer": saved(lambda content: content.update(optimizer=Payload(Path("executed")))),
     "old form, code": lambda path, content: torch.save(
         {"model": Payload(path.parent / "executed")}, path, _use_new_zipfile_serialization=False
@@ -394,24 +425,31 @@ BAD_WEIGHTS: dict[str, Make] = {
     "classes are a number": saved(lambda content: content.update(class_names=3)),
     "too many classes": saved(lambda content: content["class_names"].append("fork")),
     "category ids are text": saved(lambda content: content.update(category_ids=["a", "b", "c"])),
-    "official, of one tensor": official(query_embed__weight=torch.zeros(5, 16), class_embed__weight=torch.zeros(3, 16)),
+    "official, of one tensor": official(
+        query_embed__weight=torch.zeros(5, 16), class_embed__weight=torch.zeros(3, 16)
+    ),
     "official, classes by the billion": official(
         query_embed__weight=torch.zeros(5, 16), class_embed__weight=torch.zeros(1).expand(10**12)
     ),
     "official, wide": official(
-        query_embed__weight=torch.zeros(1, 10**6), class_embed__weight=torch.zeros(3, 4),
+        query_embed__weight=torch.zeros(1, 10**6),
+        class_embed__weight=torch.zeros(3, 4),
         backbone__0__body__conv1__weight=torch.zeros(1),
         transformer__decoder__layers__0__linear1__weight=torch.zeros(2),
     ),
     "official, a billion layers": official(
-        query_embed__weight=torch.zeros(1, 32), class_embed__weight=torch.zeros(3, 4),
+        query_embed__weight=torch.zeros(1, 32),
+        class_embed__weight=torch.zeros(3, 4),
         backbone__0__body__conv1__weight=torch.zeros(1),
         transformer__decoder__layers__0__linear1__weight=torch.zeros(2),
         transformer__encoder__layers__1000000000__x=torch.zeros(1),
-        **{f"backbone__0__body__layer{i}__{n - 1}__conv3__weight": torch.zeros(1)
-           for i, n in ((1, 3), (2, 4), (3, 6), (4, 3))}, backbone__0__body__layer1__0__conv3__weight=torch.zeros(1),
+        **{
+            f"backbone__0__body__layer{i}__{n - 1}__conv3__weight": torch.zeros(1)
+            for i, n in ((1, 3), (2, 4), (3, 6), (4, 3))
+        },
+        backbone__0__body__layer1__0__conv3__weight=torch.zeros(1),
     ),
-}  # fmt: skip
+}
 BAD_SAFETENSORS: dict[str, Make] = {
     "empty": lambda path, content: path.write_bytes(b""),
     "text": lambda path, content: path.write_bytes(b"no weights at all"),
@@ -419,20 +457,34 @@ BAD_SAFETENSORS: dict[str, Make] = {
     "header of exabytes": lying_header({}, 2**63),
     "header is no JSON": lying_header(b"{{{{"),
     "deep header": lying_header(b'{"a":' * 10**5),
-    "data beyond the end": lying_header({"x": {**F32, "shape": [10**9], "data_offsets": [0, 4 * 10**9]}}),
-    "data smaller than the shape": lying_header({"x": {**F32, "shape": [10**6], "data_offsets": [0, 16]}}),
+    "data beyond the end": lying_header(
+        {"x": {**F32, "shape": [10**9], "data_offsets": [0, 4 * 10**9]}}
+    ),
+    "data smaller than the shape": lying_header(
+        {"x": {**F32, "shape": [10**6], "data_offsets": [0, 16]}}
+    ),
     "negative shape": lying_header({"x": {**F32, "shape": [-4], "data_offsets": [0, 16]}}),
-    "shape that overflows": lying_header({"x": {**F32, "shape": [2**62, 8], "data_offsets": [0, 16]}}),
+    "shape that overflows": lying_header(
+        {"x": {**F32, "shape": [2**62, 8], "data_offsets": [0, 16]}}
+    ),
     "overlapping": lying_header({n: {**F32, "shape": [4], "data_offsets": [0, 16]} for n in "xy"}),
     "unknown type": lying_header({"x": {"dtype": "PYTHON", "shape": [4], "data_offsets": [0, 16]}}),
     "another's": lying_header({"x": {**F32, "shape": [4], "data_offsets": [0, 16]}}),
     "metadata are a list": about(lambda told: told.update(config=[1])),
     "metadata without classes": about(lambda told: told.pop("class_names")),
-    "metadata of billions": about(lambda told: told["config"].update(model_options=["dec_layers=1000000000"])),
+    "metadata of billions": about(
+        lambda told: told["config"].update(model_options=["dec_layers=1000000000"])
+    ),
     "cut": lambda path, content: [
-        safetensors.torch.save_file(content["model"], path), path.write_bytes(path.read_bytes()[:-9])],
-}  # fmt: skip
-CASES = [(kind, name) for kind, cases in ((".pt", BAD_WEIGHTS), (".safetensors", BAD_SAFETENSORS)) for name in cases]
+        safetensors.torch.save_file(content["model"], path),
+        path.write_bytes(path.read_bytes()[:-9]),
+    ],
+}
+CASES = [
+    (kind, name)
+    for kind, cases in ((".pt", BAD_WEIGHTS), (".safetensors", BAD_SAFETENSORS))
+    for name in cases
+]
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
@@ -449,8 +501,10 @@ def test_bad_weights_are_refused_in_one_line(kind, name, tmp_path, monkeypatch):
 
 CONFIGS = {
     "list": b"[]", "text": b'"detr"', "bytes": b"\xff\xfe", "deep": b"[" * 10**5, "empty": b"",
-    "labels": b'{"model_type": "detr", "id2label": [1]}', "backbone": b'{"model_type": "detr", "backbone_config": "x"}',
-    "heads": b'{"model_type": "detr", "encoder_attention_heads": "many"}', "no weights": b'{"model_type": "detr"}',
+    "labels": b'{"model_type": "detr", "id2label": [1]}', "backbone": b'{"model_type": "detr", '
+                                                                      b'"backbone_config": "x"}',
+    "heads": b'{"model_type": "detr", "encoder_attention_heads": '
+             b'"many"}', "no weights": b'{"model_type": "detr"}',
 }  # fmt: skip
 
 
@@ -486,12 +540,16 @@ def test_annotations_cannot_name_files_elsewhere(name, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["check", str(root), "--json"])
     assert ended.value.code == 1
-    assert "path-outside" in {fault["code"] for fault in json.loads(capsys.readouterr().out)["faults"]}
+    assert "path-outside" in {
+        fault["code"] for fault in json.loads(capsys.readouterr().out)["faults"]
+    }
     with pytest.raises(redetr.InputError, match=r"instances_train\.json: image 100"):
         redetr.data.open_dataset(root, "train")
 
 
-@pytest.mark.parametrize("name", ["huge PNG", "huge TIFF", "empty", "text", "JPEG cut at 60%", "HEIC"])
+@pytest.mark.parametrize(
+    "name", ["huge PNG", "huge TIFF", "empty", "text", "JPEG cut at 60%", "HEIC"]
+)
 def test_check_tells_of_hostile_images(name, tmp_path, capsys):
     root = write_tiny_coco(tmp_path / "data")
     (root / "train" / "train-1.jpg").write_bytes(BAD_IMAGES[name])
@@ -503,8 +561,14 @@ def test_check_tells_of_hostile_images(name, tmp_path, capsys):
 
 
 def run(*arguments: Any) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "redetr", *map(str, arguments)], capture_output=True, text=True,
-                          timeout=120, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "redetr", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_in_a_process_of_its_own(detector, tmp_path):
@@ -512,7 +576,13 @@ def test_in_a_process_of_its_own(detector, tmp_path):
     (tmp_path / "bomb.png").write_bytes(BAD_IMAGES["huge PNG"])
     ended = run("predict", detector[0], tmp_path / "bomb.png", "--output", tmp_path / "out")
     assert ended.returncode == 1 and "Warning" not in ended.stderr
-    assert [line for line in ended.stderr.splitlines() if "redetr: " in line][-1].endswith("; give another file")
+    assert [line for line in ended.stderr.splitlines() if "redetr: " in line][-1].endswith(
+        "; give another file"
+    )
     BAD_WEIGHTS["code in a pickle"](tmp_path / "best.pt", state())
     ended = run("predict", tmp_path / "best.pt", tmp_path / "bomb.png")
-    assert ended.returncode == 1 and ended.stderr.count("\n") == 1 and not (tmp_path / "executed").exists()
+    assert (
+        ended.returncode == 1
+        and ended.stderr.count("\n") == 1
+        and not (tmp_path / "executed").exists()
+    )

@@ -6,8 +6,8 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
-from redetr.evaluate import pick_precision
-from redetr.inference import _folded, for_inference
+from redetr.detector.inference import _folded, for_inference
+from redetr.precision import pick_precision
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64}
 FORMS = {
@@ -24,8 +24,12 @@ def built(name: str) -> redetr.structures.DetectionModel:
     torch.manual_seed(0)
     model = redetr.build(name, 3, **FORMS[name]).eval()
     for norm in (module for module in model.modules() if isinstance(module, FrozenBatchNorm2d)):
-        for buffer, (low, high) in ((norm.weight, (0.5, 1)), (norm.running_var, (0.5, 2)), (norm.bias, (-0.5, 0.5)),
-                                    (norm.running_mean, (-0.5, 0.5))):  # fmt: skip
+        for buffer, (low, high) in (
+            (norm.weight, (0.5, 1)),
+            (norm.running_var, (0.5, 2)),
+            (norm.bias, (-0.5, 0.5)),
+            (norm.running_mean, (-0.5, 0.5)),
+        ):
             buffer.uniform_(low, high)
     return model
 
@@ -36,7 +40,10 @@ def test_the_same_numbers(name, padded):
     """In fp64: in fp32, rounding alone may exchange two proposals of nearly the same score."""
     model = built(name).double()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    images, mask = torch.randn(2, 3, 96, 64, dtype=torch.float64), torch.zeros(2, 96, 64, dtype=torch.bool)
+    images, mask = (
+        torch.randn(2, 3, 96, 64, dtype=torch.float64),
+        torch.zeros(2, 96, 64, dtype=torch.bool),
+    )
     mask[1, 70:], mask[1, :, 50:] = padded, padded
     ready = for_inference(model)
     with torch.no_grad():
@@ -44,7 +51,9 @@ def test_the_same_numbers(name, padded):
     for key in ("pred_logits", "pred_boxes"):
         torch.testing.assert_close(given[key], expected[key], rtol=1e-9, atol=1e-9)
     assert expected["aux_outputs"] and not given["aux_outputs"] and "enc_outputs" not in given
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())  # it is a copy
+    assert all(
+        torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()
+    )  # it is a copy
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -58,7 +67,12 @@ def test_folding_by_hand():
     """y = 3 (2 x - 1) / sqrt(4 - 1e-5 + 1e-5) + 5 = 3 x + 3.5."""
     conv, norm = nn.Conv2d(1, 1, 1, bias=False), FrozenBatchNorm2d(1)
     nn.init.constant_(conv.weight, 2.0)
-    for buffer, value in ((norm.weight, 3.0), (norm.bias, 5.0), (norm.running_mean, 1.0), (norm.running_var, 4 - 1e-5)):
+    for buffer, value in (
+        (norm.weight, 3.0),
+        (norm.bias, 5.0),
+        (norm.running_mean, 1.0),
+        (norm.running_var, 4 - 1e-5),
+    ):
         buffer.fill_(value)
     folded = _folded(conv, norm)
     assert folded.weight.item() == pytest.approx(3)
@@ -81,7 +95,9 @@ def test_nets_of_timm_give_the_same_numbers(net):
 
 def test_an_optimized_detector_finds_the_same(shared_coco):
     def detector() -> redetr.Detector:
-        return redetr.Detector(built("detr_r50"), ("a", "b", "c"), (1, 2, 3), image_size=96, device="cpu")
+        return redetr.Detector(
+            built("detr_r50"), ("a", "b", "c"), (1, 2, 3), image_size=96, device="cpu"
+        )
 
     images = sorted((shared_coco / "val").glob("*.jpg"))
     plain, ready = detector(), detector().optimize(precision="fp32")
@@ -127,5 +143,7 @@ def test_auto_asks_the_processor(capabilities, expected, monkeypatch):
 
 def test_emulated_bf16_is_not_taken_for_fast(monkeypatch):
     """As a T4 says of itself."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
     assert pick_precision("auto", torch.device("cuda")) == torch.float32

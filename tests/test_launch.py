@@ -1,4 +1,5 @@
-"""The files under examples/launch do what they say: the scripts run, with stand-ins for Slurm and ssh."""
+"""The files under examples/launch do what they say: the scripts run, with stand-ins for Slurm and
+ssh."""
 
 import json
 import os
@@ -24,16 +25,28 @@ from redetr.cli import parse_command
 from redetr.commands.train import Train
 from redetr.config import TrainConfig
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the scripts are for Linux, 127.0.0.2 is as well")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs Linux: the scripts are for it, and 127.0.0.2"
+)
 
 LAUNCH = Path(__file__).parent.parent / "examples" / "launch"
 SLURM, SSH = LAUNCH / "slurm.sbatch", LAUNCH / "ssh.sh"
 BIN = Path(sys.executable).parent
 HOSTS = ("127.0.0.1", "127.0.0.2")  # two names of this machine
 JOB_ID = str(os.getpid())  # Slurm's; the port follows from it
-COMMAND = ["train", "detr_r50", "--data", "/shared/coco", "--output", "/shared/runs/detr", "--seed", "3"]
+COMMAND = [
+    "train",
+    "detr_r50",
+    "--data",
+    "/shared/coco",
+    "--output",
+    "/shared/runs/detr",
+    "--seed",
+    "3",
+]
 
-# srun starts the command once per node, and kills it for a TERM, as the real one does. scancel signals the steps only.
+# srun starts the command once per node, and kills it for a TERM, as the real one does. scancel
+# signals the steps only.
 SLURM_COMMANDS = {
     "scontrol": """
         if [[ $1 == show ]]; then tr , '\\n' <<<"$3"; else echo "$@" >>"$RECORD/scontrol"; fi""",
@@ -69,7 +82,8 @@ RECORDER = """
 
 
 def commands(folder: Path, scripts: dict[str, str]) -> dict[str, str]:
-    """An environment in which these bash scripts come first; `$RECORD` is a folder for their notes."""
+    """An environment in which these bash scripts come first; `$RECORD` is a folder for their
+    notes."""
     record, programs = folder / "record", folder / "bin"
     for made in (record, programs):
         made.mkdir(exist_ok=True)
@@ -77,33 +91,72 @@ def commands(folder: Path, scripts: dict[str, str]) -> dict[str, str]:
         (programs / name).write_text(f"#!/bin/bash\n{script}\n")
         (programs / name).chmod(0o755)
     path = f"{programs}:{BIN}:{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "RECORD": str(record), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return os.environ | {
+        "PATH": path,
+        "RECORD": str(record),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
 
 
 def slurm_job(folder: Path, nodes: int = 2, **more: str) -> dict[str, str]:
     """What Slurm tells the script."""
     return commands(folder, SLURM_COMMANDS | more) | {
-        "SLURM_JOB_ID": JOB_ID, "SLURM_JOB_NODELIST": ",".join(HOSTS[:nodes]), "SLURM_JOB_NUM_NODES": str(nodes),
-        "SLURM_GPUS_ON_NODE": "1", "SLURM_CPUS_PER_TASK": "1",
-    }  # fmt: skip
+        "SLURM_JOB_ID": JOB_ID,
+        "SLURM_JOB_NODELIST": ",".join(HOSTS[:nodes]),
+        "SLURM_JOB_NUM_NODES": str(nodes),
+        "SLURM_GPUS_ON_NODE": "1",
+        "SLURM_CPUS_PER_TASK": "1",
+    }
 
 
 def ssh_job(folder: Path, **more: str) -> dict[str, str]:
-    return commands(folder, SSH_COMMANDS | more) | {"HOSTS": f"{HOSTS[0]} me@{HOSTS[1]}", "PROCESSES": "1"}
+    return commands(folder, SSH_COMMANDS | more) | {
+        "HOSTS": f"{HOSTS[0]} me@{HOSTS[1]}",
+        "PROCESSES": "1",
+    }
 
 
 def small_training(data: Path, output: Path, steps: int) -> list[str]:
-    flags = {"data": data, "output": output, "steps": steps, "batch-size": 4, "image-size": 64, "device": "cpu",
-             "precision": "fp32", "num-workers": 0, "log-every": 1, "eval-every": steps}  # fmt: skip
-    model = ["backbone=[16,32,64]", "hidden_dim=32", "nheads=4", "dec_layers=2", "dim_feedforward=64"]
-    return ["train", "redetr_n", *(f"--{name}={value}" for name, value in flags.items()), "--model-options", *model]
+    flags = {
+        "data": data,
+        "output": output,
+        "steps": steps,
+        "batch-size": 4,
+        "image-size": 64,
+        "device": "cpu",
+        "precision": "fp32",
+        "num-workers": 0,
+        "log-every": 1,
+        "eval-every": steps,
+    }
+    model = [
+        "backbone=[16,32,64]",
+        "hidden_dim=32",
+        "nheads=4",
+        "dec_layers=2",
+        "dim_feedforward=64",
+    ]
+    return [
+        "train",
+        "redetr_n",
+        *(f"--{name}={value}" for name, value in flags.items()),
+        "--model-options",
+        *model,
+    ]
 
 
 @contextmanager
 def started(command: list[Any], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
     """A process in a group of its own, which is killed at the end if something of it is left."""
-    process = subprocess.Popen([str(word) for word in command], env=environment, text=True, start_new_session=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        env=environment,
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         yield process
     finally:
@@ -119,7 +172,9 @@ def run(command: list[Any], environment: dict[str, str], limit_s: float = 300) -
     return process.returncode, output
 
 
-def wait_for_steps(process: subprocess.Popen, folder: Path, count: int, limit_s: float = 300) -> None:
+def wait_for_steps(
+    process: subprocess.Popen, folder: Path, count: int, limit_s: float = 300
+) -> None:
     """Until `count` steps are logged."""
     deadline = time.monotonic() + limit_s
     while len(logged(folder)) < count:
@@ -170,7 +225,10 @@ def test_slurm_starts_a_torchrun_per_node(tmp_path):
     options, config = first
     assert vars(options) == vars(second[0])
     assert (options.nnodes, options.nproc_per_node, options.rdzv_backend) == ("2", "1", "c10d")
-    assert (options.rdzv_endpoint, options.rdzv_id) == (f"127.0.0.1:{20000 + int(JOB_ID) % 10000}", JOB_ID)
+    assert (options.rdzv_endpoint, options.rdzv_id) == (
+        f"127.0.0.1:{20000 + int(JOB_ID) % 10000}",
+        JOB_ID,
+    )
     assert (config.resume, config.seed, config.output) == (True, 3, "/shared/runs/detr")
 
 
@@ -184,18 +242,32 @@ def test_slurm_does_not_requeue_a_job_that_ends_by_itself(tmp_path, code):
 def test_slurm_leaves_time_to_save():
     directives = dict(line.split()[1].partition("=")[::2] for line in SLURM.read_text().splitlines()
                       if line.startswith("#SBATCH"))  # fmt: skip
-    assert directives.keys() == {"--job-name", "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task",
-                                 "--time", "--requeue", "--signal", "--output", "--open-mode"}  # fmt: skip
+    assert directives.keys() == {
+        "--job-name",
+        "--nodes",
+        "--ntasks-per-node",
+        "--gpus-per-node",
+        "--cpus-per-task",
+        "--time",
+        "--requeue",
+        "--signal",
+        "--output",
+        "--open-mode",
+    }
     (shutdown,) = [line for line in SLURM.read_text().splitlines() if "SHUTDOWN_TIMEOUT" in line]
     target, _, seconds = directives["--signal"].partition("@")
     assert target == "B:USR1"
     assert int(seconds) > int(shutdown.split("=")[1].split()[0]) > 60
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
-                         ids=lambda number: number.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
 def test_a_slurm_job_saves_before_its_time_is_over(shared_coco, tmp_path, number):
-    """SIGUSR1 is Slurm's warning: the job saves and queues itself. SIGTERM means scancel: it only saves."""
+    """SIGUSR1 is Slurm's warning: the job saves and queues itself. SIGTERM means scancel: it only
+    saves."""
     environment, folder = slurm_job(tmp_path), tmp_path / "run"
     with started([SLURM, *small_training(shared_coco, folder, 100_000)], environment) as job:
         wait_for_steps(job, folder, 3)
@@ -210,14 +282,21 @@ def test_a_slurm_job_saves_before_its_time_is_over(shared_coco, tmp_path, number
     assert job.returncode != 0
     assert_saved(folder)
     requests = tmp_path / "record" / "scontrol"
-    assert (requests.read_text() if requests.exists() else "") == f"requeue {JOB_ID}\n" * (number == signal.SIGUSR1)
+    assert (requests.read_text() if requests.exists() else "") == f"requeue {JOB_ID}\n" * (
+        number == signal.SIGUSR1
+    )
 
 
 def test_ssh_starts_a_torchrun_per_host(tmp_path):
     environment = ssh_job(tmp_path) | {"TORCHRUN": str(tmp_path / "bin" / "recorder"), "CODE": "5"}
     commands(tmp_path, {"recorder": RECORDER})
-    code, output = run([SSH, *COMMAND, "--model-options", "num_queries=30", "it's=a $(word)"], environment)
-    assert (code, output) == (0, "")  # the first host's; a host that was lost on the way does not matter
+    code, output = run(
+        [SSH, *COMMAND, "--model-options", "num_queries=30", "it's=a $(word)"], environment
+    )
+    assert (code, output) == (
+        0,
+        "",
+    )  # the first host's; a host that was lost on the way does not matter
     assert sorted((tmp_path / "record" / "ssh").read_text().split()) == [HOSTS[0], f"me@{HOSTS[1]}"]
     told = sorted(recorded(environment), key=lambda pair: pair[0].local_addr)
     assert [options.local_addr for options, _ in told] == list(HOSTS)
@@ -229,7 +308,10 @@ def test_ssh_starts_a_torchrun_per_host(tmp_path):
 
 
 def test_ssh_ends_with_the_code_of_the_first_host(tmp_path):
-    environment = ssh_job(tmp_path) | {"TORCHRUN": str(tmp_path / "bin" / "recorder"), "FIRST_CODE": "4"}
+    environment = ssh_job(tmp_path) | {
+        "TORCHRUN": str(tmp_path / "bin" / "recorder"),
+        "FIRST_CODE": "4",
+    }
     commands(tmp_path, {"recorder": RECORDER})
     assert run([SSH, *COMMAND], environment) == (4, "")
 
@@ -250,9 +332,12 @@ def ssh_training(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("killed", marks=pytest.mark.slow)])
 def test_ssh_leaves_no_host_running(shared_coco, tmp_path, how):
-    """A terminal sends Ctrl-C to the script and to every ssh. Killed, the script cannot tell anybody any more."""
+    """A terminal sends Ctrl-C to the script and to every ssh. Killed, the script cannot tell
+    anybody any more."""
     folder = tmp_path / "run"
-    with started([SSH, *small_training(shared_coco, folder, 100_000)], ssh_training(tmp_path)) as job:
+    with started(
+        [SSH, *small_training(shared_coco, folder, 100_000)], ssh_training(tmp_path)
+    ) as job:
         wait_for_steps(job, folder, 3)
         if how == "killed":
             job.kill()
@@ -293,7 +378,9 @@ VOLUME = {
 POD_PATCH = {
     "volumes": [VOLUME],
     # `env` of the container named node is refused here: it belongs to the trainer
-    "containers": [{"name": NAME, "volumeMounts": [{"name": NAME, "mountPath": NAME, "readOnly": bool}]}],
+    "containers": [
+        {"name": NAME, "volumeMounts": [{"name": NAME, "mountPath": NAME, "readOnly": bool}]}
+    ],
     "nodeSelector": dict,
 }
 # The types of trainer.kubeflow.org/v1alpha1 and of Kubernetes, as far as they are used here.
@@ -343,23 +430,38 @@ SCHEMAS: dict[str, Any] = {
 def mistakes(value: Any, schema: Any, path: str = "") -> list[str]:
     """Where a document does not follow its schema: unknown fields, wrong types, missing fields."""
     if isinstance(schema, dict) and isinstance(value, dict):
-        missing = [key for key, kind in schema.items() if isinstance(kind, Required) and key not in value]
+        missing = [
+            key for key, kind in schema.items() if isinstance(kind, Required) and key not in value
+        ]
         wrong = [f"{path}.{key} is unknown" for key in value.keys() - schema.keys()]
         wrong += [f"{path}.{key} is missing" for key in missing]
         for key in value.keys() & schema.keys():
             kind = schema[key]
-            wrong += mistakes(value[key], kind.kind if isinstance(kind, Required) else kind, f"{path}.{key}")
+            wrong += mistakes(
+                value[key], kind.kind if isinstance(kind, Required) else kind, f"{path}.{key}"
+            )
         return wrong
     if isinstance(schema, list) and isinstance(value, list):
-        return [wrong for i, item in enumerate(value) for wrong in mistakes(item, schema[0], f"{path}[{i}]")]
-    fits = isinstance(schema, type | tuple) and isinstance(value, schema) and not isinstance(value, bool)
+        return [
+            wrong
+            for i, item in enumerate(value)
+            for wrong in mistakes(item, schema[0], f"{path}[{i}]")
+        ]
+    fits = (
+        isinstance(schema, type | tuple)
+        and isinstance(value, schema)
+        and not isinstance(value, bool)
+    )
     return [] if fits or (schema is bool and isinstance(value, bool)) else [f"{path} is {value!r}"]
 
 
 @pytest.fixture(scope="module")
 def kubernetes() -> dict[str, dict[str, Any]]:
     """The documents of kubernetes.yaml by their kind."""
-    return {document["kind"]: document for document in yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())}
+    return {
+        document["kind"]: document
+        for document in yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+    }
 
 
 def test_kubernetes_documents_follow_their_types(kubernetes):
@@ -385,7 +487,10 @@ def test_kubernetes_parts_fit_together(kubernetes):
     (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = job["template"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    assert (job["name"], container["name"]) == ("node", "node")  # as in the runtime torch-distributed
+    assert (job["name"], container["name"]) == (
+        "node",
+        "node",
+    )  # as in the runtime torch-distributed
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert [mount["name"] for mount in container["volumeMounts"]] == list(volumes)
     assert volumes["shared"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
@@ -398,11 +503,17 @@ def test_kubernetes_command_is_understood(kubernetes):
     """Kubernetes fills in `$(NAME)` from the container's environment, which the runtime sets."""
     trainer = kubernetes["TrainJob"]["spec"]["trainer"]
     pet = {"PET_MASTER_ADDR": "redetr-node-0-0.redetr", "PET_MASTER_PORT": "29500"}
-    program, *arguments = [re.sub(r"\$\((\w+)\)", lambda name: pet[name[1]], word) for word in trainer["command"]]
+    program, *arguments = [
+        re.sub(r"\$\((\w+)\)", lambda name: pet[name[1]], word) for word in trainer["command"]
+    ]
     assert program == "torchrun"
     options, config = understood(arguments)
     assert (options.rdzv_backend, options.rdzv_endpoint) == ("c10d", "redetr-node-0-0.redetr:29500")
-    (mount,) = {word.split("=")[1].split("/")[1] for word in arguments if word.startswith(("--data", "--output"))}
+    (mount,) = {
+        word.split("=")[1].split("/")[1]
+        for word in arguments
+        if word.startswith(("--data", "--output"))
+    }
     assert mount == "shared"
     assert config.resume
     config.check(trainer["numNodes"] * trainer["numProcPerNode"])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from redetr.demo import demo_config
-from redetr.train import train
+from redetr.commands.demonstration import demo_config
+from redetr.training import train
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]

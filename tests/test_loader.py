@@ -1,9 +1,9 @@
-"""Samples on their way to the device: the same from any number of processes, with and without a cache."""
+"""Samples on their way to the device: the same from any number of processes, with and without a
+cache."""
 
 import multiprocessing
 import os
 import pickle
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,26 +15,43 @@ from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.images import decode, read_image
-from redetr.data.loader import Sample, Samples, load_batches, padded_share, to_batch, watching_workers
+from redetr.data.loader import (
+    Sample,
+    Samples,
+    load_batches,
+    padded_share,
+    to_batch,
+    watching_workers,
+)
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import augmentation, normalize
 from redetr.errors import InputError, LostError
 from redetr.models.detr import DETR
 from redetr.structures import Batch, collate
-from redetr.train import train
+from redetr.training import train
 
 MEGABYTE = 2**20
 
 
 def samples_of(folder: Path, cache: ImageCache | None = None, mosaic_epochs: int = 2) -> Samples:
     data = open_dataset(folder, "train")
-    return Samples(data, augmentation("detr", "aspect", 64, 100), seed=1, cache=cache, mosaic_epochs=mosaic_epochs)
+    return Samples(
+        data,
+        augmentation("detr", "aspect", 64, 100),
+        seed=1,
+        cache=cache,
+        mosaic_epochs=mosaic_epochs,
+    )
 
 
-def loaded(samples: Samples, num_workers: int = 0, rank: int = 0, world_size: int = 1) -> list[Sample]:
+def loaded(
+    samples: Samples, num_workers: int = 0, rank: int = 0, world_size: int = 1
+) -> list[Sample]:
     """The samples of six steps of four images: three epochs."""
     sampler = TrainSampler(8, 4, 0, 0, 6, rank, world_size, size_of=samples.size)
-    return [sample for batch in load_batches(samples, sampler, num_workers, False) for sample in batch]
+    return [
+        sample for batch in load_batches(samples, sampler, num_workers, False) for sample in batch
+    ]
 
 
 def assert_same(some: list[Sample], others: list[Sample]) -> None:
@@ -43,14 +60,20 @@ def assert_same(some: list[Sample], others: list[Sample]) -> None:
         assert torch.equal(image, other)
         assert target.keys() == expected.keys()
         for key, value in target.items():
-            assert torch.equal(value, expected[key]) if isinstance(value, torch.Tensor) else value == expected[key]
+            assert (
+                torch.equal(value, expected[key])
+                if isinstance(value, torch.Tensor)
+                else value == expected[key]
+            )
 
 
 def test_samples_do_not_depend_on_workers_and_ranks(shared_coco):
     alone = loaded(samples_of(shared_coco))
     assert_same(loaded(samples_of(shared_coco), num_workers=2), alone)
     ranks = [loaded(samples_of(shared_coco), rank=rank, world_size=2) for rank in range(2)]
-    together = [sample for step in range(6) for rank in ranks for sample in rank[2 * step : 2 * step + 2]]
+    together = [
+        sample for step in range(6) for rank in ranks for sample in rank[2 * step : 2 * step + 2]
+    ]
     assert_same(together, alone)
 
 
@@ -67,7 +90,9 @@ def test_a_file_of_another_size_is_told_even_if_it_is_decoded_small(tiny_coco):
     samples = samples_of(tiny_coco)
     path = samples.dataset.path(0)
     path.write_bytes(samples.dataset.path(1).read_bytes())
-    with pytest.raises(InputError, match=r"put back the file that was annotated|as its EXIF tag turns it"):
+    with pytest.raises(
+        InputError, match=r"put back the file that was annotated|as its EXIF tag turns it"
+    ):
         samples[0, 0]
 
 
@@ -75,7 +100,12 @@ def test_a_smaller_decoding_leaves_what_is_needed(shared_coco):
     path = open_dataset(shared_coco, "train").path(0)
     whole = read_image(path)
     assert decode(path)[1] == tuple(whole.shape[1:]) == (48, 64)
-    for needed, expected in (((48, 64), (48, 64)), ((25, 30), (48, 64)), ((24, 32), (24, 32)), ((1, 1), (6, 8))):
+    for needed, expected in (
+        ((48, 64), (48, 64)),
+        ((25, 30), (48, 64)),
+        ((24, 32), (24, 32)),
+        ((1, 1), (6, 8)),
+    ):
         image, stored = decode(path, needed)
         assert (tuple(image.shape[1:]), stored) == (expected, (48, 64))
 
@@ -123,7 +153,10 @@ def _fill(cache: ImageCache, first: int) -> None:
 
 def test_processes_that_write_at_the_same_time_do_not_mix_images():
     cache = ImageCache(400, MEGABYTE)
-    workers = [multiprocessing.get_context("fork").Process(target=_fill, args=(cache, first)) for first in range(4)]
+    workers = [
+        multiprocessing.get_context("fork").Process(target=_fill, args=(cache, first))
+        for first in range(4)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -197,9 +230,22 @@ def run_with(shared_coco, tmp_path_factory):
         "dec_layers=1",
         "dim_feedforward=32",
     )
-    config = TrainConfig(model="detr_r50", model_options=options, num_queries=10, data=str(shared_coco), steps=6,
-                         batch_size=4, image_size=96, mosaic_until=0.7, device="cpu", precision="fp32", log_every=1,
-                         eval_every=6, cache_mb=0, num_workers=0)  # fmt: skip
+    config = TrainConfig(
+        model="detr_r50",
+        model_options=options,
+        num_queries=10,
+        data=str(shared_coco),
+        steps=6,
+        batch_size=4,
+        image_size=96,
+        mosaic_until=0.7,
+        device="cpu",
+        precision="fp32",
+        log_every=1,
+        eval_every=6,
+        cache_mb=0,
+        num_workers=0,
+    )
 
     def lines(**changed):
         folder = tmp_path_factory.mktemp("runs") / "run"
@@ -212,17 +258,27 @@ def run_with(shared_coco, tmp_path_factory):
 def test_a_run_does_not_depend_on_workers_and_cache(run_with, tmp_path):
     timings = {"images_per_s", "data_wait", "time_s"}
     first, *others = (
-        [{name: value for name, value in line.items() if name not in timings} for line in run_with(**changed)]
-        for changed in ({}, {"cache_mb": None, "num_workers": 2}, {"cache_mb": 1, "cache_dir": str(tmp_path)})
+        [
+            {name: value for name, value in line.items() if name not in timings}
+            for line in run_with(**changed)
+        ]
+        for changed in (
+            {},
+            {"cache_mb": None, "num_workers": 2},
+            {"cache_mb": 1, "cache_dir": str(tmp_path)},
+        )
     )
     assert others == [first, first]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loader_process_that_dies_while_it_gives_a_sample_is_told():
-    """Killed for real, with what else it may do at that moment, in tests/distributed/test_failures.py."""
+    """Killed for real, with what else it may do at that moment, in
+    tests/distributed/test_failures.py."""
     with (
-        pytest.raises(LostError, match=r"^a loader process died.*lower --num-workers \(\[Errno 104\]"),
+        pytest.raises(
+            LostError, match=r"^a loader process died.*lower --num-workers \(\[Errno 104\]"
+        ),
         watching_workers(),
     ):
         raise ConnectionResetError(104, "Connection reset by peer")
@@ -234,8 +290,10 @@ def test_a_full_gpu_is_told(run_with, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(sys.modules["redetr.train"], "train_step", full)
-    with pytest.raises(InputError, match=r"^the GPU's memory does not hold a step: raise --accumulate "):
+    monkeypatch.setattr("redetr.step.train_step", full)
+    with pytest.raises(
+        InputError, match=r"^the GPU's memory does not hold a step: raise --accumulate "
+    ):
         run_with()
 
 
@@ -253,7 +311,10 @@ def test_an_evaluation_takes_as_many_images_at_once_as_is_said(run_with, monkeyp
 
 
 def test_blocks_computed_twice_change_nothing(run_with):
-    first, second = ([line["loss"] for line in run_with(recompute=again) if "loss" in line] for again in (False, True))
+    first, second = (
+        [line["loss"] for line in run_with(recompute=again) if "loss" in line]
+        for again in (False, True)
+    )
     assert first == second
 
 
@@ -265,12 +326,20 @@ def test_runs_say_how_much_is_padding(run_with):
 
 @pytest.mark.parametrize(
     ("flag", "changed"),
-    [("--mosaic-until 1.5", {"mosaic_until": 1.5}), ("--cache-mb -1", {"cache_mb": -1}),
-     ("--cache-dir nowhere: no such folder", {"cache_dir": "nowhere"}), ("--steps -5", {"steps": -5}),
-     ("--epochs -1", {"epochs": -1.0}), ("--warmup 2", {"warmup": 2.0}), ("--drop-at -1", {"drop_at": -1.0}),
-     ("--weight-decay -1", {"weight_decay": -1.0}), ("--seed -1", {"seed": -1}),
-     ("--eval-batch-size 0", {"eval_batch_size": 0}), ("--log-every 0", {"log_every": 0})],
-)  # fmt: skip
+    [
+        ("--mosaic-until 1.5", {"mosaic_until": 1.5}),
+        ("--cache-mb -1", {"cache_mb": -1}),
+        ("--cache-dir nowhere: no such folder", {"cache_dir": "nowhere"}),
+        ("--steps -5", {"steps": -5}),
+        ("--epochs -1", {"epochs": -1.0}),
+        ("--warmup 2", {"warmup": 2.0}),
+        ("--drop-at -1", {"drop_at": -1.0}),
+        ("--weight-decay -1", {"weight_decay": -1.0}),
+        ("--seed -1", {"seed": -1}),
+        ("--eval-batch-size 0", {"eval_batch_size": 0}),
+        ("--log-every 0", {"log_every": 0}),
+    ],
+)
 def test_wrong_settings_are_told(flag, changed):
     with pytest.raises(InputError, match=flag):
         replace(TrainConfig(), **changed).check(world_size=1)

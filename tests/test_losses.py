@@ -15,16 +15,25 @@ from redetr.structures import LossConfig
 SOFTMAX, SIGMOID = LossConfig(), LossConfig(scores="sigmoid", cost_class=2.0)
 
 
-def criterion_of(config: LossConfig = SOFTMAX, num_classes: int = 3, num_queries: int = 4, **options) -> SetCriterion:
+def criterion_of(
+    config: LossConfig = SOFTMAX, num_classes: int = 3, num_queries: int = 4, **options
+) -> SetCriterion:
     return SetCriterion(config, num_classes, num_queries, **options)
 
 
-def target(labels: list[int], boxes: list[tuple[float, ...]] | None = None, dtype=torch.float32) -> dict[str, Tensor]:
+def target(
+    labels: list[int], boxes: list[tuple[float, ...]] | None = None, dtype=torch.float32
+) -> dict[str, Tensor]:
     boxes = [(0.5, 0.5, 0.2, 0.2)] * len(labels) if boxes is None else boxes
-    return {"labels": torch.tensor(labels, dtype=torch.long), "boxes": torch.tensor(boxes, dtype=dtype).view(-1, 4)}
+    return {
+        "labels": torch.tensor(labels, dtype=torch.long),
+        "boxes": torch.tensor(boxes, dtype=dtype).view(-1, 4),
+    }
 
 
-def random_outputs(batch: int, queries: int, columns: int, layers: int = 1, dtype=torch.float32) -> dict:
+def random_outputs(
+    batch: int, queries: int, columns: int, layers: int = 1, dtype=torch.float32
+) -> dict:
     """Outputs of a model whose logits and boxes are leaves."""
     generator = torch.Generator().manual_seed(0)
 
@@ -92,7 +101,9 @@ def test_class_loss_by_hand():
     """Every query counts; unmatched ones as 0.1. Query 1 is at the object, of class 2 of 3."""
     logits = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 2.0]]])
     boxes = torch.tensor([[[0.1, 0.1, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1]]])
-    losses = criterion_of(num_queries=3)({"pred_logits": logits, "pred_boxes": boxes}, [target([2])])
+    losses = criterion_of(num_queries=3)(
+        {"pred_logits": logits, "pred_boxes": boxes}, [target([2])]
+    )
     matched = math.log(3 + math.e) - 1
     unmatched = math.log(4) + math.log(3 + math.e**2) - 2
     assert losses["loss_ce"].item() == pytest.approx((matched + 0.1 * unmatched) / (1 + 0.2))
@@ -102,7 +113,10 @@ def test_class_loss_by_hand():
 
 def test_box_losses_and_total_by_hand():
     """Boxes (0, 0, 0.2, 0.2) and (0.4, 0, 0.6, 0.2): L1 0.4; union 0.08, hull 0.12, GIoU -1/3."""
-    outputs = {"pred_logits": torch.zeros(1, 1, 4), "pred_boxes": torch.tensor([[[0.1, 0.1, 0.2, 0.2]]])}
+    outputs = {
+        "pred_logits": torch.zeros(1, 1, 4),
+        "pred_boxes": torch.tensor([[[0.1, 0.1, 0.2, 0.2]]]),
+    }
     losses = criterion_of(num_queries=1)(outputs, [target([0], [(0.5, 0.1, 0.2, 0.2)])])
     assert losses["loss_bbox"].item() == pytest.approx(0.4)
     assert losses["loss_giou"].item() == pytest.approx(1 + 1 / 3)
@@ -110,7 +124,8 @@ def test_box_losses_and_total_by_hand():
 
 
 def test_sigmoid_loss_by_hand():
-    """Towards IoU^1.5 at the matched score; the rest towards 0, weighted by p^1.5; divided by the boxes."""
+    """Towards IoU^1.5 at the matched score; the rest towards 0, weighted by p^1.5; divided by the
+    boxes."""
     logits = torch.tensor([[[1.0, -1.0], [0.5, -3.0]]])
     # overlap 0.1 x 0.2, union 0.08 - 0.02: IoU 1/3
     boxes = torch.tensor([[[0.4, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1]]])
@@ -139,7 +154,10 @@ def test_the_goal_of_the_sigmoid_loss_is_no_reason_to_move_boxes():
 def test_encoder_proposals_are_matched_as_well():
     """Of four identical proposals around one object, one answers for it."""
     config = LossConfig(scores="sigmoid", proposals=True, loss_ce=0.0)
-    proposals = {"pred_logits": torch.zeros(1, 4, 2), "pred_boxes": torch.full((1, 4, 4), 0.5).requires_grad_()}
+    proposals = {
+        "pred_logits": torch.zeros(1, 4, 2),
+        "pred_boxes": torch.full((1, 4, 4), 0.5).requires_grad_(),
+    }
     outputs = {**random_outputs(1, 2, 2), "enc_outputs": proposals}
     losses = criterion_of(config, 2, num_queries=2)(outputs, [target([0], [(0.5, 0.5, 0.5, 0.4)])])
     assert losses["loss_bbox_enc"].item() == pytest.approx(0.1)
@@ -150,14 +168,18 @@ def test_encoder_proposals_are_matched_as_well():
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("proposals", [False, True])
 def test_names_and_total(layers, proposals):
-    config = LossConfig(scores="sigmoid", proposals=proposals, loss_ce=1.5, loss_bbox=3.0, loss_giou=0.5)
+    config = LossConfig(
+        scores="sigmoid", proposals=proposals, loss_ce=1.5, loss_bbox=3.0, loss_giou=0.5
+    )
     outputs = random_outputs(2, 4, 3, layers)
     outputs["enc_outputs"] = random_outputs(2, 9, 3)
     losses = criterion_of(config)(outputs, random_targets([2, 1]))
     suffixes = ["", *(f"_{i}" for i in range(layers - 1))] + ["_enc"] * proposals
     weights = {"loss_ce": 1.5, "loss_bbox": 3.0, "loss_giou": 0.5}
     assert losses.keys() == {"loss", *(term + suffix for term in weights for suffix in suffixes)}
-    total = sum(weight * losses[term + suffix] for term, weight in weights.items() for suffix in suffixes)
+    total = sum(
+        weight * losses[term + suffix] for term, weight in weights.items() for suffix in suffixes
+    )
     torch.testing.assert_close(losses["loss"], total)
 
 
@@ -165,13 +187,19 @@ def test_each_layer_is_matched_and_measured_on_its_own():
     outputs, targets = random_outputs(2, 4, 4, layers=3), random_targets([3, 2])
     together = criterion_of()(outputs, targets)
     for i, layer in enumerate([*outputs["aux_outputs"], outputs]):
-        alone = criterion_of()({name: layer[name] for name in ("pred_logits", "pred_boxes")}, targets)
+        alone = criterion_of()(
+            {name: layer[name] for name in ("pred_logits", "pred_boxes")}, targets
+        )
         for term in ("loss_ce", "loss_bbox", "loss_giou"):
             torch.testing.assert_close(together[term + (f"_{i}" if i < 2 else "")], alone[term])
 
 
-@pytest.mark.parametrize("config", [SOFTMAX, SIGMOID, LossConfig(eos_coef=0.0)], ids=["softmax", "sigmoid", "no eos"])
-@pytest.mark.parametrize("counts", [[0, 0], [0, 2], [9, 0]], ids=["no objects", "one empty image", "too many objects"])
+@pytest.mark.parametrize(
+    "config", [SOFTMAX, SIGMOID, LossConfig(eos_coef=0.0)], ids=["softmax", "sigmoid", "no eos"]
+)
+@pytest.mark.parametrize(
+    "counts", [[0, 0], [0, 2], [9, 0]], ids=["no objects", "one empty image", "too many objects"]
+)
 def test_finite_and_connected_whatever_the_objects(config, counts):
     outputs = random_outputs(2, 4, 4 if config.scores == "softmax" else 3, layers=2)
     losses = criterion_of(config)(outputs, random_targets(counts))
@@ -185,22 +213,32 @@ def test_finite_and_connected_whatever_the_objects(config, counts):
 
 
 def test_more_objects_than_queries_are_all_counted():
-    """Six objects at the same place, four queries 0.1 beside it: four L1 distances, divided by six boxes."""
-    outputs = {"pred_logits": torch.zeros(1, 4, 4), "pred_boxes": torch.tensor([0.6, 0.5, 0.2, 0.2]).repeat(1, 4, 1)}
+    """Six objects at the same place, four queries 0.1 beside it: four L1 distances, divided by six
+    boxes."""
+    outputs = {
+        "pred_logits": torch.zeros(1, 4, 4),
+        "pred_boxes": torch.tensor([0.6, 0.5, 0.2, 0.2]).repeat(1, 4, 1),
+    }
     losses = criterion_of()(outputs, [target([0] * 6)])
     assert losses["loss_bbox"].item() == pytest.approx(4 * 0.1 / 6)
-    assert losses["loss_ce"].item() == pytest.approx(math.log(4))  # all four queries matched, weights 1
+    assert losses["loss_ce"].item() == pytest.approx(
+        math.log(4)
+    )  # all four queries matched, weights 1
 
 
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=4))
 def test_counts_are_known_before_the_forward_pass(counts):
-    """Uniform scores cost ln(C + 1) each, so the weighted mean is that exactly if the weights add up to the count."""
+    """Uniform scores cost ln(C + 1) each, so the weighted mean is that exactly if the weights add
+    up to the count."""
     criterion, targets = criterion_of(num_queries=4), random_targets(counts)
     matched = sum(min(4, n) for n in counts)
     assert criterion.counts(targets).tolist() == pytest.approx(
         [sum(counts), matched + 0.1 * (4 * len(counts) - matched)]
     )
-    outputs = {"pred_logits": torch.zeros(len(counts), 4, 4), "pred_boxes": torch.rand(len(counts), 4, 4)}
+    outputs = {
+        "pred_logits": torch.zeros(len(counts), 4, 4),
+        "pred_boxes": torch.rand(len(counts), 4, 4),
+    }
     assert criterion(outputs, targets)["loss_ce"].item() == pytest.approx(math.log(4), rel=1e-5)
 
 
@@ -240,15 +278,22 @@ def test_losses_of_the_parts_add_up_to_that_of_the_whole(config, world_size, acc
         divisors = criterion.denominators(
             criterion.counts(targets[part]), criterion.counts(targets), world_size, accumulate
         )
-        part_of = [{name: made[name][part] for name in ("pred_logits", "pred_boxes")} for made in (outputs, proposals)]
+        part_of = [
+            {name: made[name][part] for name in ("pred_logits", "pred_boxes")}
+            for made in (outputs, proposals)
+        ]
         losses = criterion({**part_of[0], "enc_outputs": part_of[1]}, targets[part], divisors)
         sums = {name: sums[name] + loss / world_size for name, loss in losses.items()}
     torch.testing.assert_close(sums, whole, rtol=1e-12, atol=0)
 
 
 def test_per_rank_normalisation_is_the_original_mean_of_weighted_means():
-    """Two ranks with two micro-batches each: the class loss is the mean of four local weighted means."""
-    targets, outputs = [random_targets([n]) for n in (0, 3, 1, 6)], [random_outputs(1, 4, 4) for _ in range(4)]
+    """Two ranks with two micro-batches each: the class loss is the mean of four local weighted
+    means."""
+    targets, outputs = (
+        [random_targets([n]) for n in (0, 3, 1, 6)],
+        [random_outputs(1, 4, 4) for _ in range(4)],
+    )
     criterion = criterion_of(class_normalization="per_rank")
     counts = [criterion.counts(t) for t in targets]
     losses = [
@@ -256,7 +301,9 @@ def test_per_rank_normalisation_is_the_original_mean_of_weighted_means():
         for o, t, c in zip(outputs, targets, counts, strict=True)
     ]
     alone = [criterion_of()(o, t) for o, t in zip(outputs, targets, strict=True)]
-    torch.testing.assert_close(sum(x["loss_ce"] for x in losses) / 2, sum(x["loss_ce"] for x in alone) / 4)
+    torch.testing.assert_close(
+        sum(x["loss_ce"] for x in losses) / 2, sum(x["loss_ce"] for x in alone) / 4
+    )
     # the box losses are global all the same: 10 boxes
     raw = [x["loss_bbox"] * max(1, c[0].item()) for x, c in zip(alone, counts, strict=True)]
     torch.testing.assert_close(sum(x["loss_bbox"] for x in losses) / 2, sum(raw) / 10)
@@ -265,7 +312,10 @@ def test_per_rank_normalisation_is_the_original_mean_of_weighted_means():
 def test_per_rank_sigmoid_scores_are_divided_by_the_boxes_of_the_rank():
     criterion = criterion_of(SIGMOID, class_normalization="per_rank")
     counts, window = criterion.counts(random_targets([2])), criterion.counts(random_targets([2, 6]))
-    assert criterion.denominators(counts, window, world_size=2, accumulate=3).tolist() == [8 / 2, 2 * 3]
+    assert criterion.denominators(counts, window, world_size=2, accumulate=3).tolist() == [
+        8 / 2,
+        2 * 3,
+    ]
 
 
 def test_fp64_stays_fp64():
@@ -279,9 +329,14 @@ def test_fp64_stays_fp64():
 
 
 def test_half_precision_is_computed_in_fp32():
-    outputs = {"pred_logits": torch.randn(2, 4, 4).bfloat16(), "pred_boxes": torch.rand(2, 4, 4).bfloat16()}
+    outputs = {
+        "pred_logits": torch.randn(2, 4, 4).bfloat16(),
+        "pred_boxes": torch.rand(2, 4, 4).bfloat16(),
+    }
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = criterion_of()(outputs, random_targets([2, 1]))
     assert all(loss.dtype == torch.float32 for loss in losses.values())
-    upcast = criterion_of()({name: value.float() for name, value in outputs.items()}, random_targets([2, 1]))
+    upcast = criterion_of()(
+        {name: value.float() for name, value in outputs.items()}, random_targets([2, 1])
+    )
     torch.testing.assert_close(losses, upcast)

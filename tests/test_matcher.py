@@ -14,7 +14,8 @@ from redetr.structures import LossConfig
 
 
 def cheapest(cost: np.ndarray) -> float:
-    """The least sum over all ways to give each column (or as many as there are rows) a row of its own, `[Q, T]`."""
+    """The least sum over all ways to give each column (or as many as there are rows) a row of its
+    own, `[Q, T]`."""
     queries, objects = cost.shape
     if queries < objects:
         return cheapest(cost.T)
@@ -47,7 +48,12 @@ def test_by_hand():
 
 def test_padded_objects_are_not_matched():
     cost = np.zeros((1, 2, 4, 3))
-    cost[0, 0, :, 0] = [3, 1, 2, 3]  # the first image has one object; its other two columns are padding of cost 0
+    cost[0, 0, :, 0] = [
+        3,
+        1,
+        2,
+        3,
+    ]  # the first image has one object; its other two columns are padding of cost 0
     assert assign(cost, [1, 3])[0, 0].tolist() == [1, 4, 4]
 
 
@@ -79,14 +85,17 @@ def test_predictions_that_are_not_finite_do_not_stop_the_matcher(broken, scores)
     config = LossConfig(scores=scores)
     logits, boxes = torch.zeros(1, 1, 3, 4), torch.full((1, 1, 3, 4), 0.5)
     logits[0, 0, 0], boxes[0, 0, 1] = broken, broken
-    cost = cost_matrix(logits, boxes, torch.zeros(1, 2, dtype=torch.long), torch.full((1, 2, 4), 0.5), config)
+    cost = cost_matrix(
+        logits, boxes, torch.zeros(1, 2, dtype=torch.long), torch.full((1, 2, 4), 0.5), config
+    )
     assert cost.isfinite().all()
     (chosen,) = match([cost], [2])
     assert len(set(chosen.flatten().tolist())) == 2
 
 
 def test_costs_by_hand():
-    # Probabilities (0.25, 0.75) for (class 0, no object); the boxes are those of the GIoU example "apart".
+    # Probabilities (0.25, 0.75) for (class 0, no object); the boxes are those of the GIoU example
+    # "apart".
     logits = torch.tensor([0.0, np.log(3.0)]).expand(1, 1, 1, 2)
     predicted, wanted = torch.tensor([1.0, 1.0, 2.0, 2.0]), torch.tensor([5.0, 1.0, 2.0, 2.0])
     args = (torch.zeros(1, 1, dtype=torch.long), wanted.expand(1, 1, 4))
@@ -100,7 +109,8 @@ def test_costs_by_hand():
 
 
 class HostReads(TorchDispatchMode):
-    """Collects the operations that wait for an accelerator, other than copies: values read out of tensors."""
+    """Collects the operations that wait for an accelerator, other than copies: values read out of
+    tensors."""
 
     def __init__(self):
         super().__init__()
@@ -108,20 +118,27 @@ class HostReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         aten = torch.ops.aten
-        if func.overloadpacket in (aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_nonzero):
+        if func.overloadpacket in (
+            aten._local_scalar_dense,
+            aten.nonzero,
+            aten.masked_select,
+            aten.is_nonzero,
+        ):
             self.names.append(str(func))
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
 def test_a_step_reads_the_device_once(monkeypatch, scores):
-    """One `.cpu()` for all layers and images, and nothing else that would wait for an accelerator."""
+    """One `.cpu()` for all layers and images, and nothing else that would wait for an
+    accelerator."""
     copies = []
     to_host = Tensor.cpu
     monkeypatch.setattr(Tensor, "cpu", lambda self: copies.append(self.shape) or to_host(self))
     config = LossConfig(scores=scores, proposals=scores == "sigmoid")
     layers = [
-        {"pred_logits": torch.randn(2, 6, 4, requires_grad=True), "pred_boxes": torch.rand(2, 6, 4)} for _ in range(4)
+        {"pred_logits": torch.randn(2, 6, 4, requires_grad=True), "pred_boxes": torch.rand(2, 6, 4)}
+        for _ in range(4)
     ]
     outputs = {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": layers[0]}
     targets = [{"labels": torch.tensor([0, 2]), "boxes": torch.rand(2, 4)},

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from redetr.data import open_dataset
 from redetr.errors import DivergedError
-from redetr.evaluate import evaluate
+from redetr.evaluation import evaluate
 from redetr.metrics import METRIC_NAMES, CocoResult, GroundTruth, coco_metrics
 from redetr.structures import DetectionModel, LossConfig
 
@@ -27,7 +27,9 @@ def target(image_id, boxes, labels, iscrowd=None, size=(480, 640)):
         "image_id": image_id,
         "orig_size": size,
         "size": size,
-        "iscrowd": torch.tensor([False] * len(boxes) if iscrowd is None else iscrowd, dtype=torch.bool),
+        "iscrowd": torch.tensor(
+            [False] * len(boxes) if iscrowd is None else iscrowd, dtype=torch.bool
+        ),
         "area": (boxes[:, 2:] - boxes[:, :2]).prod(-1),
     }
 
@@ -48,13 +50,18 @@ def random_scene(rng, image_id, crowd_share):
     count = int(rng.integers(0, 10))
     corner = rng.uniform(0, 400, (count, 2))
     boxes = np.concatenate(
-        [corner, corner + rng.choice([12, 60, 180], (count, 1)) * rng.uniform(0.5, 1.5, (count, 2))], 1
+        [
+            corner,
+            corner + rng.choice([12, 60, 180], (count, 1)) * rng.uniform(0.5, 1.5, (count, 2)),
+        ],
+        1,
     )
     return target(image_id, boxes, rng.integers(0, 4, count), rng.random(count) < crowd_share)
 
 
 def random_detections(rng, targets, per_image, decimals):
-    """Flat detections near the ground truth and anywhere, with tied scores; every fourth image has none."""
+    """Flat detections near the ground truth and anywhere, with tied scores; every fourth image has
+    none."""
     fields = []
     for index, scene in enumerate(targets):
         if index % 4 == 3:
@@ -66,7 +73,10 @@ def random_detections(rng, targets, per_image, decimals):
                 box, label = boxes[pick] + rng.normal(0, 5, 4), labels[pick]
             else:
                 corner = rng.uniform(0, 400, 2)
-                box, label = np.concatenate([corner, corner + rng.uniform(1, 200, 2)]), rng.integers(0, 5)
+                box, label = (
+                    np.concatenate([corner, corner + rng.uniform(1, 200, 2)]),
+                    rng.integers(0, 5),
+                )
             box[2:] = np.maximum(box[2:], box[:2])
             fields.append((index, round(rng.random(), decimals), label, box))
     image_index, scores, labels, boxes = zip(*fields, strict=True)
@@ -87,7 +97,9 @@ def pycocotools_evaluation(targets, image_index, scores, labels, boxes, area_ran
 
     annotations, detections = [], []
     for scene in targets:
-        for box, label, crowd, area in zip(*(scene[k] for k in ("boxes", "labels", "iscrowd", "area")), strict=True):
+        for box, label, crowd, area in zip(
+            *(scene[k] for k in ("boxes", "labels", "iscrowd", "area")), strict=True
+        ):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -98,9 +110,13 @@ def pycocotools_evaluation(targets, image_index, scores, labels, boxes, area_ran
                     "area": float(area),
                 }
             )
-    for index, score, label, box in zip(image_index.tolist(), scores.tolist(), labels.tolist(), boxes, strict=True):
+    for index, score, label, box in zip(
+        image_index.tolist(), scores.tolist(), labels.tolist(), boxes, strict=True
+    ):
         image_id = targets[index]["image_id"]
-        detections.append({"image_id": image_id, "category_id": label + 1, "bbox": xywh(box), "score": score})
+        detections.append(
+            {"image_id": image_id, "category_id": label + 1, "bbox": xywh(box), "score": score}
+        )
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = {
@@ -122,7 +138,9 @@ def reference(targets, image_index, scores, labels, boxes):
     """The twelve numbers and AP per class as pycocotools computes them, nan for its -1."""
     evaluation = pycocotools_evaluation(targets, image_index, scores, labels, boxes)
     precision = evaluation.eval["precision"][:, :, :, 0, 2]
-    per_class = [p[p > -1].mean() if (p > -1).any() else math.nan for p in np.moveaxis(precision, 2, 0)]
+    per_class = [
+        p[p > -1].mean() if (p > -1).any() else math.nan for p in np.moveaxis(precision, 2, 0)
+    ]
     return np.where(evaluation.stats < 0, math.nan, evaluation.stats), np.array(per_class)
 
 
@@ -148,7 +166,9 @@ def test_equal_to_pycocotools(seed, crowd_share, per_image, decimals, capfd):
     assert capfd.readouterr() == ("", "")
     expected, expected_per_class = reference(targets, *detections)
     np.testing.assert_allclose(list(result.metrics.values()), expected, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(list(result.per_class.values()), expected_per_class, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        list(result.per_class.values()), expected_per_class, rtol=0, atol=1e-12
+    )
     assert math.isnan(result.per_class["never seen"])
     assert math.isnan(result.ap) == (crowd_share == 1.0)
 
@@ -184,8 +204,12 @@ def test_values_worked_by_hand():
 
 def test_a_better_scored_miss_halves_precision():
     boxes = [[300, 300, 400, 400], [0, 0, 100, 100]]
-    assert coco_metrics(one_box_truth(), *detect(boxes, [0.9, 0.8], [1, 1])).ap == pytest.approx(0.5)
-    assert coco_metrics(one_box_truth(), *detect(boxes, [0.8, 0.9], [1, 1])).ap == pytest.approx(1.0)
+    assert coco_metrics(one_box_truth(), *detect(boxes, [0.9, 0.8], [1, 1])).ap == pytest.approx(
+        0.5
+    )
+    assert coco_metrics(one_box_truth(), *detect(boxes, [0.8, 0.9], [1, 1])).ap == pytest.approx(
+        1.0
+    )
 
 
 def test_detections_inside_a_crowd_are_ignored():
@@ -207,7 +231,9 @@ def test_tensors_equal_arrays_and_the_truth_serves_again():
 
 def test_half_precision_is_taken():
     index, scores, labels, boxes = detect([[0, 0, 80, 100]], [0.5], [1])
-    assert coco_metrics(one_box_truth(), index, scores.bfloat16(), labels, boxes.half()).ap == pytest.approx(0.7)
+    assert coco_metrics(
+        one_box_truth(), index, scores.bfloat16(), labels, boxes.half()
+    ).ap == pytest.approx(0.7)
 
 
 def test_no_detections_is_zero_where_there_is_ground_truth(capfd):
@@ -221,7 +247,9 @@ def test_no_ground_truth_is_nan(images, capfd):
     truth = GroundTruth.from_targets([target(i, [], []) for i in range(images)], NAMES)
     found = detect([[0, 0, 9, 9]], [0.9], [2]) if images else detect([], [], [])
     result = coco_metrics(truth, *found)
-    assert all(math.isnan(value) for value in [*result.metrics.values(), *result.per_class.values()])
+    assert all(
+        math.isnan(value) for value in [*result.metrics.values(), *result.per_class.values()]
+    )
     assert capfd.readouterr() == ("", "")
 
 
@@ -241,11 +269,16 @@ def test_to_dict_is_json_without_nan():
 
 
 def test_numbers_of_each_class():
-    """A box that is half as wide is right at an IoU of 0.5 and at no other; crowds are no objects."""
+    """A box that is half as wide is right at an IoU of 0.5 and at no other; crowds are no
+    objects."""
     targets = [target(0, [[0, 0, 100, 100], [0, 0, 90, 90]], [1, 1], [False, True])]
-    result = coco_metrics(GroundTruth.from_targets(targets, ("cat", "dog")), *detect([[0, 0, 51, 100]], [0.5], [1]))
+    result = coco_metrics(
+        GroundTruth.from_targets(targets, ("cat", "dog")), *detect([[0, 0, 51, 100]], [0.5], [1])
+    )
     assert result.objects == {"cat": 0, "dog": 1}
-    assert result.per_class["dog"] == pytest.approx(0.1) and result.per_class_ap50["dog"] == pytest.approx(1.0)
+    assert result.per_class["dog"] == pytest.approx(0.1) and result.per_class_ap50[
+        "dog"
+    ] == pytest.approx(1.0)
 
 
 def test_classes_that_share_a_name_stay_apart():
@@ -258,7 +291,9 @@ def test_classes_that_share_a_name_stay_apart():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_diverged_model_is_told(value):
     with pytest.raises(DivergedError, match=r"1 of 2 detections .* image 8"):
-        coco_metrics(one_box_truth(), *detect([[0, 0, 9, 9], [0, 0, value, 9]], [0.9, 0.9], [1, 1], [0, 1]))
+        coco_metrics(
+            one_box_truth(), *detect([[0, 0, 9, 9], [0, 0, value, 9]], [0.9, 0.9], [1, 1], [0, 1])
+        )
     with pytest.raises(DivergedError):
         coco_metrics(one_box_truth(), *detect([[0, 0, 9, 9]], [value], [1]))
 
@@ -272,11 +307,14 @@ def test_wrong_arrays_are_refused():
     with pytest.raises(ValueError, match="label outside of 0 to 4"):
         coco_metrics(truth, *detect([[0, 0, 9, 9]], [0.9], [5]))
     with pytest.raises(ValueError, match="do not fit"):
-        coco_metrics(truth, torch.zeros(2).long(), torch.zeros(3), torch.zeros(3).long(), torch.zeros(3, 4))
+        coco_metrics(
+            truth, torch.zeros(2).long(), torch.zeros(3), torch.zeros(3).long(), torch.zeros(3, 4)
+        )
 
 
 def test_more_objects_than_100_are_measured(tmp_path):
-    """A model of 150 queries that knows all 150 objects of an image: COCO keeps 100 of each class, not of all."""
+    """A model of 150 queries that knows all 150 objects of an image: COCO keeps 100 of each class,
+    not of all."""
     size, count = 96, 150
     columns, rows = np.divmod(np.arange(count), 15)
     boxes = np.stack([6 * rows, 9 * columns, np.full(count, 5), np.full(count, 8)], 1)

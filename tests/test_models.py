@@ -10,17 +10,38 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
-from redetr.models.backbone import MOBILENETS, Backbone, SmallResNet, build_backbone, conv_norm, padding_at
+from redetr.models.backbone import (
+    MOBILENETS,
+    Backbone,
+    SmallResNet,
+    build_backbone,
+    conv_norm,
+    padding_at,
+)
 from redetr.models.detr import DETR
 from redetr.models.fast import DeformableAttention
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
 from redetr.models.recompute import recompute_blocks
 from redetr.models.transformer import Transformer, attention, dropout
 
-SMALL_DETR = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2,
-              "dim_feedforward": 64, "num_queries": 7, "dropout": 0.0}  # fmt: skip
-SMALL_FAST = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64,
-              "num_queries": 7}  # fmt: skip
+SMALL_DETR = {
+    "backbone": (16, 32, 64),
+    "hidden_dim": 32,
+    "nheads": 4,
+    "enc_layers": 1,
+    "dec_layers": 2,
+    "dim_feedforward": 64,
+    "num_queries": 7,
+    "dropout": 0.0,
+}
+SMALL_FAST = {
+    "backbone": (16, 32, 64),
+    "hidden_dim": 32,
+    "nheads": 4,
+    "dec_layers": 2,
+    "dim_feedforward": 64,
+    "num_queries": 7,
+}
 SMALL = {"detr_r50": SMALL_DETR, "redetr_n": SMALL_FAST,
          "redetr_mobile": SMALL_FAST | {"backbone": "mobilenet_v3_small"}}  # fmt: skip
 NUM_CLASSES = 3
@@ -32,7 +53,10 @@ def small(name: str, **options) -> nn.Module:
 
 
 def targets(*counts: int) -> list[dict[str, Tensor]]:
-    return [{"labels": torch.randint(NUM_CLASSES, (n,)), "boxes": 0.3 + 0.4 * torch.rand(n, 4)} for n in counts]
+    return [
+        {"labels": torch.randint(NUM_CLASSES, (n,)), "boxes": 0.3 + 0.4 * torch.rand(n, 4)}
+        for n in counts
+    ]
 
 
 @pytest.mark.parametrize("name", redetr.MODELS)
@@ -55,7 +79,13 @@ def test_sizes_are_those_of_the_documentation():
         original = redetr.build("detr_r50", 91)
     assert 2e6 < size["redetr_n"] < 3e6
     assert 2e6 < size["redetr_mobile"] < 3e6
-    assert size["redetr_n"] < size["redetr_s"] < size["redetr_m"] < size["detr_r50"] < size["detr_r101"]
+    assert (
+        size["redetr_n"]
+        < size["redetr_s"]
+        < size["redetr_m"]
+        < size["detr_r50"]
+        < size["detr_r101"]
+    )
     assert size["detr_r50_dc5"] == size["detr_r50"]  # dilation has no weights
     # published: 41 M and 60 M
     assert 41e6 < sum(p.numel() for p in original.parameters()) < 42e6
@@ -70,14 +100,38 @@ def test_sizes_are_those_of_the_documentation():
         ("redetr_n", {"dropout": 0.1}, "unknown option 'dropout'"),
         ("detr_r50", {"backbone": "resnet7"}, "unknown backbone 'resnet7'.*resnet50"),
         ("detr_r50", {"backbone": "resnet18", "dilation": True}, "resnet18 has no dilated form"),
-        ("detr_r50", {"backbone": "timm:resnet18", "dilation": True}, "timm:resnet18 has no dilated form"),
-        ("redetr_n", {"backbone": "timm:resnet7"}, "timm:resnet7: timm cannot give it .Unknown model"),
-        ("redetr_n", {"backbone": "timm:resnet18", "weights": "imagenet"}, "timm cannot give it .*--weights FILE"),
-        ("redetr_n", {"backbone": "timm:resnet18", "norm": "group"}, "timm:resnet18 cannot change to norm=group"),
-        ("redetr_n", {"backbone": "timm:vit_tiny_patch16_224"}, "at strides 8, 16; this one has 16"),
+        (
+            "detr_r50",
+            {"backbone": "timm:resnet18", "dilation": True},
+            "timm:resnet18 has no dilated form",
+        ),
+        (
+            "redetr_n",
+            {"backbone": "timm:resnet7"},
+            "timm:resnet7: timm cannot give it .Unknown model",
+        ),
+        (
+            "redetr_n",
+            {"backbone": "timm:resnet18", "weights": "imagenet"},
+            "timm cannot give it .*--weights FILE",
+        ),
+        (
+            "redetr_n",
+            {"backbone": "timm:resnet18", "norm": "group"},
+            "timm:resnet18 cannot change to norm=group",
+        ),
+        (
+            "redetr_n",
+            {"backbone": "timm:vit_tiny_patch16_224"},
+            "at strides 8, 16; this one has 16",
+        ),
         ("redetr_n", {"backbone": "timm:swin_tiny_patch4_window7_224"}, "takes images of any size"),
         ("redetr_m", {"weights": "coco"}, "unknown backbone weights 'coco'"),
-        ("redetr_n", {"nheads": 7}, "with nheads=7: hidden_dim must be a multiple of 4 and of nheads"),
+        (
+            "redetr_n",
+            {"nheads": 7},
+            "with nheads=7: hidden_dim must be a multiple of 4 and of nheads",
+        ),
         ("detr_r50", {"hidden_dim": 90, "nheads": 9}, "hidden_dim must be a multiple of 4"),
         ("redetr_n", {"dec_layers": 0}, "dec_layers must be at least 1"),
     ],
@@ -95,19 +149,31 @@ def test_a_model_without_classes_is_refused():
 @pytest.mark.parametrize(
     ("name", "early", "count"),
     [
-        ("detr_r50", ("conv1.", "layer1."), 1 + 10),  # the stem; three blocks of three convolutions, and a shortcut
+        (
+            "detr_r50",
+            ("conv1.", "layer1."),
+            1 + 10,
+        ),  # the stem; three blocks of three convolutions, and a shortcut
         ("redetr_m", ("conv1.", "layer1."), 1 + 10),
-        ("redetr_mobile", ("features.0.", "features.1.", "features.2.", "features.3."), 1 + 2 + 3 + 3),
+        (
+            "redetr_mobile",
+            ("features.0.", "features.1.", "features.2.", "features.3."),
+            1 + 2 + 3 + 3,
+        ),
     ],
 )
-def test_norms_and_what_comes_before_stride_8_are_frozen_in_a_pretrained_backbone(name, early, count):
+def test_norms_and_what_comes_before_stride_8_are_frozen_in_a_pretrained_backbone(
+    name, early, count
+):
     with torch.device("meta"):
         model = redetr.build(name, NUM_CLASSES)
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     expected = tuple(f"backbone.0.body.{part}" for part in early)
     assert frozen == {n for n, _ in model.named_parameters() if n.startswith(expected)}
     assert len(frozen) == count
-    assert all(p.dim() > 1 for p in model.backbone.parameters())  # statistics, scales and shifts are buffers
+    assert all(
+        p.dim() > 1 for p in model.backbone.parameters()
+    )  # statistics, scales and shifts are buffers
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large"])
@@ -146,7 +212,9 @@ def test_folding_a_frozen_norm_changes_neither_value_nor_gradient(options):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize(("name", "dilation"), [("resnet18", False), ("resnet50", False), ("resnet50", True)])
+@pytest.mark.parametrize(
+    ("name", "dilation"), [("resnet18", False), ("resnet50", False), ("resnet50", True)]
+)
 def test_features_are_those_of_torchvision(name, dilation):
     torch.manual_seed(0)
     ours = Backbone(name, dilation=dilation, strides=(8, 16, 32)).eval()
@@ -164,7 +232,11 @@ def test_features_are_those_of_torchvision(name, dilation):
         torch.testing.assert_close(found, expected[stride], rtol=1e-4, atol=1e-4)
     assert [f.shape[1] for f in features] == ours.num_channels
     last = 16 if dilation else 32
-    assert [64 // f.shape[2] for f in features] == [96 // f.shape[3] for f in features] == [8, 16, last]
+    assert (
+        [64 // f.shape[2] for f in features]
+        == [96 // f.shape[3] for f in features]
+        == [8, 16, last]
+    )
 
 
 @pytest.mark.parametrize("name", MOBILENETS)
@@ -185,15 +257,21 @@ def test_features_of_mobilenets_are_those_of_torchvision(name):
             x = layer(x)
             expected[64 // x.shape[2]] = x
         features = ours(images)
-    torch.testing.assert_close(features, [expected[stride] for stride in (8, 16, 32)], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        features, [expected[stride] for stride in (8, 16, 32)], rtol=1e-4, atol=1e-4
+    )
     assert [f.shape[1] for f in features] == ours.num_channels
-    assert ours.num_channels[-1] == theirs.classifier[0 if name != "mobilenet_v2" else 1].in_features
+    assert (
+        ours.num_channels[-1] == theirs.classifier[0 if name != "mobilenet_v2" else 1].in_features
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "timm:efficientnet_lite0"])
 def test_a_backbone_ends_with_the_last_stride(name):
     """What came later would be computed for nothing, and get no gradient."""
-    short, whole = (build_backbone(name, None, "frozen_batch", strides) for strides in ((8, 16), (8, 16, 32)))
+    short, whole = (
+        build_backbone(name, None, "frozen_batch", strides) for strides in ((8, 16), (8, 16, 32))
+    )
     assert short.num_channels == whole.num_channels[:2]
     assert sum(p.numel() for p in short.parameters()) < sum(p.numel() for p in whole.parameters())
     features = short(torch.randn(1, 3, 64, 64))
@@ -220,10 +298,15 @@ def test_features_of_timm_for_images_normalised_as_imagenet(name):
     )  # fmt: skip
     assert torch.equal(own, imagenet) == (name == "convnext_atto")
     with torch.no_grad():
-        features, expected = ours.train()(imagenet), theirs.forward_intermediates(own, intermediates_only=True)
+        features, expected = (
+            ours.train()(imagenet),
+            theirs.forward_intermediates(own, intermediates_only=True),
+        )
     torch.testing.assert_close(features, [expected[-3], expected[-1]], rtol=1e-3, atol=1e-3)
     assert [f.shape[1] for f in features] == ours.num_channels
-    assert not any(isinstance(m, _BatchNorm) for m in ours.modules())  # none whose statistics would follow the batch
+    assert not any(
+        isinstance(m, _BatchNorm) for m in ours.modules()
+    )  # none whose statistics would follow the batch
 
 
 def test_small_backbone_does_not_see_the_batch():
@@ -236,10 +319,16 @@ def test_small_backbone_does_not_see_the_batch():
 
 
 def test_sine_positions_by_hand():
-    """A map of 1 x 2 valid positions: rows are all at 2 pi, columns at pi and 2 pi; y comes first."""
+    """A map of 1 x 2 valid positions: rows are all at 2 pi, columns at pi and 2 pi; y comes
+    first."""
     (encoding,) = PositionEmbeddingSine(4)(torch.zeros(1, 1, 2, dtype=torch.bool))
     for column, x in enumerate((math.pi, 2 * math.pi)):
-        expected = [f(angle) for at in (2 * math.pi, x) for angle in (at, at / 100) for f in (math.sin, math.cos)]
+        expected = [
+            f(angle)
+            for at in (2 * math.pi, x)
+            for angle in (at, at / 100)
+            for f in (math.sin, math.cos)
+        ]
         assert encoding[0, column].tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -260,7 +349,10 @@ def test_learned_positions_have_an_end():
 def test_mask_at_the_size_of_a_feature_map():
     mask = torch.ones(1, 8, 8, dtype=torch.bool)
     mask[:, :4, :6] = False
-    assert (~padding_at(torch.zeros(1, 1, 2, 2), mask)[0]).tolist() == [[True, True], [False, False]]
+    assert (~padding_at(torch.zeros(1, 1, 2, 2), mask)[0]).tolist() == [
+        [True, True],
+        [False, False],
+    ]
     assert (~padding_at(torch.zeros(1, 1, 4, 4), mask)[0]).sum() == 2 * 3
 
 
@@ -273,7 +365,8 @@ def test_no_mask_means_no_padding(name):
 
 
 class Patches(nn.Module):
-    """A backbone in which no position sees its neighbours: what remains is the model's own handling of padding."""
+    """A backbone in which no position sees its neighbours: what remains is the model's own handling
+    of padding."""
 
     def __init__(self):
         super().__init__()
@@ -288,7 +381,11 @@ class Patches(nn.Module):
 def test_padding_does_not_change_the_faithful_form(position):
     """Beyond the convolutions at the border: attention, positions and box coordinates."""
     torch.manual_seed(0)
-    model = DETR(NUM_CLASSES, Patches(), Transformer(32, 4, 2, 2, 64), 7, 32, position, aux_loss=True).double().eval()
+    model = (
+        DETR(NUM_CLASSES, Patches(), Transformer(32, 4, 2, 2, 64), 7, 32, position, aux_loss=True)
+        .double()
+        .eval()
+    )
     image = torch.randn(3, 64, 96, dtype=torch.float64)
     padded = redetr.collate([image], canvas=(112, 128))
     garbage = torch.where(padded.mask[:, None], 1e3, padded.images)
@@ -308,7 +405,8 @@ def test_the_fast_form_works_on_a_padded_canvas():
     proposals = outputs["enc_outputs"]
     centers = proposals["pred_boxes"][..., :2]  # the proposals start at their anchors
     scores = proposals["pred_logits"].sigmoid().amax(-1)
-    # 64 x 128 px: 8 x 16 + 4 x 8 + 2 x 4 positions; 96 and 50 px are 12, 6, 3 and 6.25, 3.1, 1.6 columns
+    # 64 x 128 px: 8 x 16 + 4 x 8 + 2 x 4 positions; 96 and 50 px are 12, 6, 3 and 6.25, 3.1, 1.6
+    # columns
     assert scores.shape == (2, 168)
     assert (scores[0] > 0).sum() == 8 * 12 + 4 * 6 + 2 * 3
     assert (scores[1] > 0).sum() == 5 * 6 + 2 * 3 + 1 * 2
@@ -321,7 +419,9 @@ def test_the_fast_form_works_on_a_padded_canvas():
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("counts", [(3, 1), (0, 0), (20, 0)], ids=["usual", "no objects", "too many objects"])
+@pytest.mark.parametrize(
+    "counts", [(3, 1), (0, 0), (20, 0)], ids=["usual", "no objects", "too many objects"]
+)
 def test_every_parameter_gets_a_gradient(name, counts):
     """A parameter without one would stop distributed training, and differ between ranks."""
     model = small(name)
@@ -371,23 +471,30 @@ def test_fewer_positions_than_queries():
 
 
 def test_boxes_are_refined_from_layer_to_layer():
-    """The heads start at zero: every layer repeats the proposal until it has learned a correction, which adds up."""
+    """The heads start at zero: every layer repeats the proposal until it has learned a correction,
+    which adds up."""
     model, images = small("redetr_n").eval(), torch.randn(1, 3, 64, 64)
     proposals = model(images)["pred_boxes"].detach()
     for head, step in zip(model.bbox_embed, (0.3, 0.5), strict=True):
         nn.init.constant_(head.layers[-1].bias, step)
     outputs = model(images)
     first, last = outputs["aux_outputs"][0]["pred_boxes"], outputs["pred_boxes"]
-    torch.testing.assert_close(first.logit() - proposals.logit(), torch.full_like(first, 0.3), rtol=0, atol=1e-3)
-    torch.testing.assert_close(last.logit() - first.logit(), torch.full_like(first, 0.5), rtol=0, atol=1e-3)
-    # Each layer learns its own correction: the second one's boxes do not teach the first one's head.
+    torch.testing.assert_close(
+        first.logit() - proposals.logit(), torch.full_like(first, 0.3), rtol=0, atol=1e-3
+    )
+    torch.testing.assert_close(
+        last.logit() - first.logit(), torch.full_like(first, 0.5), rtol=0, atol=1e-3
+    )
+    # Each layer learns its own correction: the second one's boxes do not teach the first one's
+    # head.
     last.sum().backward()
     assert model.bbox_embed[1].layers[-1].bias.grad.any()
     assert not any(p.grad is not None and p.grad.any() for p in model.bbox_embed[0].parameters())
 
 
 def test_deformable_attention_looks_at_the_image_wherever_the_canvas_ends():
-    """Boxes are fractions of the image; the same features in a canvas of twice the width give the same answer."""
+    """Boxes are fractions of the image; the same features in a canvas of twice the width give the
+    same answer."""
     torch.manual_seed(0)
     attention = DeformableAttention(16, nheads=2, points=3).double()
     nn.init.normal_(attention.offsets.weight, std=0.3)
@@ -427,7 +534,8 @@ def test_weights_are_a_function_of_the_seed():
 @pytest.mark.parametrize("shape", [(7, 11), (2, 8, 60, 61), ()])
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_dropout_is_that_of_pytorch(shape, p):
-    """The same share of entries, the same factor for the others, a gradient through these alone; each seed its own."""
+    """The same share of entries, the same factor for the others, a gradient through these alone;
+    each seed its own."""
     torch.manual_seed(0)
     x = torch.ones(shape, dtype=torch.float64, requires_grad=True)
     out = dropout(x, p)
@@ -469,7 +577,9 @@ def kept_bytes(model: nn.Module, images: Tensor) -> tuple[int, list[Tensor]]:
         outputs = model(images)
         loss = outputs["pred_boxes"].square().sum() + outputs["pred_logits"].square().sum()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return sum(kept.values()), list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+    return sum(kept.values()), list(
+        torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -493,7 +603,8 @@ def test_blocks_computed_twice_give_the_same_gradient_from_less_memory(name, opt
 
 def test_what_cannot_be_computed_twice_is_told():
     with pytest.raises(
-        redetr.InputError, match="statistics of a trained BatchNorm twice: take norm=group or norm=frozen_batch"
+        redetr.InputError,
+        match="statistics of a trained BatchNorm twice: take norm=group or norm=frozen_batch",
     ):
         recompute_blocks(small("redetr_n", backbone="resnet18", norm="sync_batch"))
     with pytest.raises(redetr.InputError, match="this backbone of timm cannot do that"):

@@ -32,7 +32,10 @@ def test_tables_fit_a_terminal(rows, capsys, monkeypatch):
     main(["models"])
     printed = capsys.readouterr().out
     assert "…" not in printed
-    assert all(f" {name} " in printed and f" {row['images_per_s']} " in printed for name, row in rows.items())
+    assert all(
+        f" {name} " in printed and f" {row['images_per_s']} " in printed
+        for name, row in rows.items()
+    )
 
 
 def test_the_cost_is_what_is_counted(rows):
@@ -49,7 +52,9 @@ def test_the_speed_of_every_model_stands_in_the_results(rows):
     speed = json.loads(MEASURED.read_text())["speed"]
     source = json.loads((ROOT / speed["source"]).read_text())
     assert source["images_per_s"] == {name: row["images_per_s"] for name, row in rows.items()}
-    assert all(row["images_per_s_on"] == f"one core of {source['machine']['cpu']}" for row in rows.values())
+    assert all(
+        row["images_per_s_on"] == f"one core of {source['machine']['cpu']}" for row in rows.values()
+    )
     assert speed["date"] in speed["source"]
 
 
@@ -61,5 +66,8 @@ def test_what_was_measured_stands_in_the_results(rows):
         runs = source["evaluations"].items()  # "redetr_n", or "redetr_n, seed 0"
         final = next(lines for name, lines in runs if name.partition(",")[0] == result["model"])[-1]
         assert (result["AP"], result["AP50"]) == (round(final["AP"], 4), round(final["AP50"], 4))
-        assert (result["steps"], result["train_minutes"]) == (final["step"], round(final["time_s"] / 60, 1))
+        assert (result["steps"], result["train_minutes"]) == (
+            final["step"],
+            round(final["time_s"] / 60, 1),
+        )
         assert source["machine"]["cpu"] in result["hardware"] and result["date"] in result["source"]

@@ -17,8 +17,18 @@ from rich.text import Text
 
 from redetr.monitor import Monitor
 
-LINE = {"loss": 8.1234, "loss_ce": 1.2, "loss_bbox": 3.2, "loss_giou": 1.1, "images_per_s": 12.3, "data_wait": 0.03}
-NUMBERS = "loss 8.123  loss_ce 1.200  loss_bbox 3.200  loss_giou 1.100  12.3 images/s  waiting for data 3%"
+LINE = {
+    "loss": 8.1234,
+    "loss_ce": 1.2,
+    "loss_bbox": 3.2,
+    "loss_giou": 1.1,
+    "images_per_s": 12.3,
+    "data_wait": 0.03,
+}
+NUMBERS = (
+    "loss 8.123  loss_ce 1.200  loss_bbox 3.200  loss_giou 1.100  12.3 images/s  waiting "
+    "for data 3%"
+)
 
 
 def bars(output: str) -> list[str]:
@@ -43,13 +53,24 @@ def test_only_the_numbers_are_cut_off_in_a_narrow_terminal(tmp_path, width):
     assert (numbers == NUMBERS) == (width == 200)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for a terminal as Linux does")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="needs Linux: asks the kernel for a terminal as it does"
+)
 def test_a_run_in_a_terminal(shared_coco, tmp_path):
     mine, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command = [sys.executable, "-m", "redetr", *map(str, train_arguments(shared_coco, tmp_path / "run"))]
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "redetr",
+        *map(str, train_arguments(shared_coco, tmp_path / "run")),
+    ]
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {
+        "TERM": "xterm"
+    }
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=theirs
+    ) as process:
         os.close(theirs)
         output = b""
         try:
@@ -66,8 +87,12 @@ def test_a_run_in_a_terminal(shared_coco, tmp_path):
 def test_a_run_without_a_terminal_says_lines(shared_coco, tmp_path):
     code, _, errors = run(train_arguments(shared_coco, tmp_path / "run", log_every=2))
     assert code == 0 and errors.isascii() and not re.search(r"[\x00-\x09\x0b-\x1f]", errors), errors
-    losses = "  ".join(rf"{name} \d+\.\d{{3}}" for name in ("loss", "loss_ce", "loss_bbox", "loss_giou"))
-    lines = re.findall(rf"^step (\d)/6  left ([-\d:]+)  {losses}  [\d.]+ images/s  .*%$", errors, re.MULTILINE)
+    losses = "  ".join(
+        rf"{name} \d+\.\d{{3}}" for name in ("loss", "loss_ce", "loss_bbox", "loss_giou")
+    )
+    lines = re.findall(
+        rf"^step (\d)/6  left ([-\d:]+)  {losses}  [\d.]+ images/s  .*%$", errors, re.MULTILINE
+    )
     assert [step for step, _ in lines] == ["2", "3", "4", "6"]  # 3 as well: it is evaluated
     assert lines[-1][1] == "0:00:00"
     assert re.findall(r"^step (\d): AP ", errors, re.MULTILINE) == ["3", "6"]

@@ -1,4 +1,5 @@
-"""Samples of several images: boxes stay on their objects, and the other images depend on (seed, epoch, id) alone."""
+"""Samples of several images: boxes stay on their objects, and the other images depend on (seed,
+epoch, id) alone."""
 
 import numpy as np
 import pytest
@@ -50,14 +51,21 @@ class FourImages:
 def boxes_px(target: dict) -> np.ndarray:
     height, width = target["size"]
     centers, sizes = target["boxes"][:, :2], target["boxes"][:, 2:]
-    return (torch.cat([centers - sizes / 2, centers + sizes / 2], 1) * torch.tensor([width, height] * 2)).numpy()
+    return (
+        torch.cat([centers - sizes / 2, centers + sizes / 2], 1) * torch.tensor([width, height] * 2)
+    ).numpy()
 
 
 def colour_box(image: Tensor, number: int) -> list[int]:
     """The xyxy box around the pixels of about this colour."""
     close = ((image.int() - COLOURS[number].int()[:, None, None]).abs() < 110).all(0)
     rows, columns = torch.where(close)
-    return [columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1]
+    return [
+        columns.min().item(),
+        rows.min().item(),
+        columns.max().item() + 1,
+        rows.max().item() + 1,
+    ]
 
 
 @given(seed=st.integers(0, 10_000), height=st.integers(64, 160), width=st.integers(64, 160))
@@ -68,7 +76,9 @@ def test_objects_of_a_mosaic_are_under_their_boxes(seed, height, width):
     assert target["image_id"] == 0
     assert len(target["boxes"]) >= 1
     assert len(set(target["labels"].tolist())) == len(target["labels"])
-    for box, label, area in zip(boxes_px(target), target["labels"].tolist(), target["area"].tolist(), strict=True):
+    for box, label, area in zip(
+        boxes_px(target), target["labels"].tolist(), target["area"].tolist(), strict=True
+    ):
         assert area == 100.0 + label
         assert colour_box(image, label) == pytest.approx(box.tolist(), abs=3.0)
 
@@ -77,20 +87,26 @@ def test_all_four_images_are_seen_anywhere():
     corners = {number: set() for number in range(4)}
     for seed in range(40):
         _, target = mosaic(draws_of(seed), PLAIN, (128, 128), [stored(i) for i in range(4)])
-        for label, (x, y, _, _) in zip(target["labels"].tolist(), target["boxes"].tolist(), strict=True):
+        for label, (x, y, _, _) in zip(
+            target["labels"].tolist(), target["boxes"].tolist(), strict=True
+        ):
             corners[label].add((x > 0.5, y > 0.5))
     assert all(len(places) >= 3 for places in corners.values())
 
 
 def test_crowds_of_a_mosaic_are_dropped():
     for seed in range(10):
-        _, target = mosaic(draws_of(seed), PLAIN, (128, 128), [stored(i, crowd=i > 0) for i in range(4)])
+        _, target = mosaic(
+            draws_of(seed), PLAIN, (128, 128), [stored(i, crowd=i > 0) for i in range(4)]
+        )
         assert set(target["labels"].tolist()) <= {0}
         assert target["iscrowd"].shape == target["labels"].shape
 
 
 def test_mixing_by_hand():
-    first, second = (PLAIN.show(draws_of(0), PLAIN.view(draws_of(0), stored(i)[1]), *stored(i)) for i in (0, 1))
+    first, second = (
+        PLAIN.show(draws_of(0), PLAIN.view(draws_of(0), stored(i)[1]), *stored(i)) for i in (0, 1)
+    )
     image, target = mixed(0.4, first, second)
     assert image.dtype == torch.uint8
     assert image[:, 32, 32].tolist() == [102, 153, 0]  # 0.4 of red, 0.6 of green
@@ -100,7 +116,9 @@ def test_mixing_by_hand():
     assert torch.equal(target["boxes"], torch.cat([first[1]["boxes"], second[1]["boxes"]]))
 
 
-@pytest.mark.parametrize(("augment", "resize"), [("plain", "square"), ("photo", "square"), ("detr", "aspect")])
+@pytest.mark.parametrize(
+    ("augment", "resize"), [("plain", "square"), ("photo", "square"), ("detr", "aspect")]
+)
 def test_samples_of_several_images_are_a_function_of_seed_epoch_and_id(augment, resize):
     transform = augmentation(augment, resize, 64, 100)
     samples, again = (Samples(FourImages(), transform, seed=3, mosaic_epochs=20) for _ in range(2))
@@ -114,12 +132,17 @@ def test_samples_of_several_images_are_a_function_of_seed_epoch_and_id(augment, 
         assert tuple(image.shape[1:]) == target["size"] == samples.size(key)
     counts = [len(target["labels"]) for _, target in forwards.values()]
     assert max(counts) >= 3
-    assert sum(count > 1 for count in counts) > 25  # about 7 in 10 are of several images, some without a second object
+    assert (
+        sum(count > 1 for count in counts) > 25
+    )  # about 7 in 10 are of several images, some without a second object
 
 
 def test_later_epochs_show_one_image_each_as_without_mosaics():
     transform = augmentation("photo", "square", 64, None)
-    samples, plain = Samples(FourImages(), transform, 3, mosaic_epochs=2), Samples(FourImages(), transform, 3)
+    samples, plain = (
+        Samples(FourImages(), transform, 3, mosaic_epochs=2),
+        Samples(FourImages(), transform, 3),
+    )
     for epoch in range(2, 8):
         for index in range(4):
             (image, target), (other, expected) = samples[epoch, index], plain[epoch, index]
@@ -134,8 +157,12 @@ def test_a_damaged_image_in_a_mosaic_is_told_like_any_other():
                 raise InputError("third.jpg: cannot decode the image; replace the file")
             return stored(index)
 
-    samples = Samples(OneDamaged(), augmentation("photo", "square", 64, None), seed=0, mosaic_epochs=50)
+    samples = Samples(
+        OneDamaged(), augmentation("photo", "square", 64, None), seed=0, mosaic_epochs=50
+    )
     told = [samples.__getitems__([(epoch, 0)]) for epoch in range(50)]
     errors = [batch for batch in told if isinstance(batch, InputError)]
     assert len(errors) > 5
-    assert {str(error) for error in errors} == {"third.jpg: cannot decode the image; replace the file"}
+    assert {str(error) for error in errors} == {
+        "third.jpg: cannot decode the image; replace the file"
+    }

@@ -35,13 +35,17 @@ def test_backbone_learns_at_its_own_rate(model):
     backbone = {name for (lr, _), names in groups.items() if lr == 1e-5 for name in names}
     # the stem and layer1 are frozen
     assert backbone == {
-        n for n, _ in model.named_parameters() if n.startswith(tuple(f"backbone.0.body.layer{i}." for i in (2, 3, 4)))
+        n
+        for n, _ in model.named_parameters()
+        if n.startswith(tuple(f"backbone.0.body.layer{i}." for i in (2, 3, 4)))
     }
     assert "input_proj.weight" in groups[1e-4, 0.02]
 
 
 def test_norms_biases_and_embeddings_do_not_decay(model):
-    decaying = {name for (_, decay), names in names_by_group(model).items() if decay for name in names}
+    decaying = {
+        name for (_, decay), names in names_by_group(model).items() if decay for name in names
+    }
     assert "transformer.encoder.layers.0.self_attn.in_proj_weight" in decaying
     assert "class_embed.weight" in decaying  # a matrix, in spite of its name
     assert "query_embed.weight" not in decaying
@@ -51,7 +55,9 @@ def test_norms_biases_and_embeddings_do_not_decay(model):
 def test_learned_positions_do_not_decay():
     with torch.device("meta"):
         learned = redetr.build("detr_r50", 3, enc_layers=1, dec_layers=1, position="learned")
-    spared = {name for (_, decay), names in names_by_group(learned).items() if not decay for name in names}
+    spared = {
+        name for (_, decay), names in names_by_group(learned).items() if not decay for name in names
+    }
     assert {"backbone.1.row_embed.weight", "backbone.1.col_embed.weight"} <= spared
 
 
@@ -88,7 +94,9 @@ def test_the_schedule_multiplies_the_rate_of_each_group():
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([1e-4, 1e-3])
 
 
-@pytest.mark.parametrize(("max_norm", "expected"), [(10.0, [3.0, 4.0]), (1.0, [0.6, 0.8]), (0.0, [3.0, 4.0])])
+@pytest.mark.parametrize(
+    ("max_norm", "expected"), [(10.0, [3.0, 4.0]), (1.0, [0.6, 0.8]), (0.0, [3.0, 4.0])]
+)
 def test_clipping_by_hand(max_norm, expected):
     """A gradient of (3, 4) has norm 5, over all parameters together; 0 means no limit."""
     model = nn.ParameterList([torch.zeros(1), torch.zeros(1)])

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from redetr.detector.detections import Detection, Detections, detect
 from redetr.errors import InputError
-from redetr.postprocess import Detection, Detections, decode, detect
+from redetr.postprocess import decode
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -28,7 +29,14 @@ def random_outputs(classes, images=3, queries=7, seed=0):
 
 def two_detections(image_size=(100, 200)):
     boxes = torch.tensor([[1.0, 2.5, 11.0, 40.0], [0.0, 2.0, 200.0, 9.0]])
-    return Detections(torch.tensor([0.875, 0.25]), torch.tensor([1, 0]), boxes, ("cat", "dog"), (3, 18), image_size)
+    return Detections(
+        torch.tensor([0.875, 0.25]),
+        torch.tensor([1, 0]),
+        boxes,
+        ("cat", "dog"),
+        (3, 18),
+        image_size,
+    )
 
 
 def no_detections():
@@ -37,8 +45,12 @@ def no_detections():
 
 def test_softmax_by_hand():
     # e^logits of the queries: (1, 2, 1) and (1, 1, 2); the last column is "no object".
-    out = outputs([[[0.0, LN2, 0.0], [0.0, 0.0, LN2]]], [[[0.5, 0.5, 0.2, 0.4], [0.1, 0.9, 0.4, 0.4]]])
-    scores, labels, boxes = (field[0] for field in decode(out, torch.tensor([[100, 200]]), "softmax", 100))
+    out = outputs(
+        [[[0.0, LN2, 0.0], [0.0, 0.0, LN2]]], [[[0.5, 0.5, 0.2, 0.4], [0.1, 0.9, 0.4, 0.4]]]
+    )
+    scores, labels, boxes = (
+        field[0] for field in decode(out, torch.tensor([[100, 200]]), "softmax", 100)
+    )
     torch.testing.assert_close(scores, torch.tensor([0.5, 0.25]))
     assert labels.tolist() == [1, 0] and labels.dtype == torch.int64
     # 200 wide and 100 high; the second box reaches beyond the image and stays so.
@@ -63,7 +75,9 @@ def test_sigmoid_by_hand():
     # A query may be taken twice: once for each class.
     boxes = [[[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.5]]]
     out = outputs([[[LN3, -LN3], [0.0, 2 * LN3]]], boxes)
-    scores, labels, boxes = (field[0] for field in decode(out, torch.tensor([[10, 40]]), "sigmoid", top_k=3))
+    scores, labels, boxes = (
+        field[0] for field in decode(out, torch.tensor([[10, 40]]), "sigmoid", top_k=3)
+    )
     torch.testing.assert_close(scores, torch.tensor([0.9, 0.75, 0.5]))
     assert labels.tolist() == [1, 0, 0]
     whole, left = [0.0, 0.0, 40.0, 10.0], [0.0, 2.5, 20.0, 7.5]
@@ -73,15 +87,26 @@ def test_sigmoid_by_hand():
 def test_sigmoid_equals_a_sort_of_all_pairs():
     out = random_outputs(classes=4)
     sizes = [(31, 17), (64, 128), (480, 640)]
-    for b, (scores, labels, boxes) in enumerate(zip(*decode(out, torch.tensor(sizes), "sigmoid", 10), strict=True)):
-        pairs = [(1 / (1 + math.exp(-out["pred_logits"][b, q, c])), q, c) for q in range(7) for c in range(4)]
+    for b, (scores, labels, boxes) in enumerate(
+        zip(*decode(out, torch.tensor(sizes), "sigmoid", 10), strict=True)
+    ):
+        pairs = [
+            (1 / (1 + math.exp(-out["pred_logits"][b, q, c])), q, c)
+            for q in range(7)
+            for c in range(4)
+        ]
         best = sorted(pairs, reverse=True)[:10]
         torch.testing.assert_close(scores, torch.tensor([score for score, _, _ in best]))
         assert labels.tolist() == [c for _, _, c in best]
         height, width = sizes[b]
         for box, (_, q, _) in zip(boxes.tolist(), best, strict=True):
             x, y, w, h = out["pred_boxes"][b, q].tolist()
-            corners = [(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height]
+            corners = [
+                (x - w / 2) * width,
+                (y - h / 2) * height,
+                (x + w / 2) * width,
+                (y + h / 2) * height,
+            ]
             assert box == pytest.approx(corners, abs=1e-4)
 
 
@@ -126,22 +151,44 @@ def test_detect_sorts_clips_and_filters():
 
 def test_above_and_length():
     found = two_detections()
-    assert (len(found), len(found.above(0.5)), len(found.above(0.875)), len(found.above(0.9))) == (2, 1, 1, 0)
+    assert (len(found), len(found.above(0.5)), len(found.above(0.875)), len(found.above(0.9))) == (
+        2,
+        1,
+        1,
+        0,
+    )
     assert found.above(0.5).names == ["dog"]
 
 
 def test_iterated_they_are_plain_values():
     first, second = two_detections()
     assert first == Detection("dog", 0.875, (1.0, 2.5, 11.0, 40.0), 1)
-    assert (second.name, second.score, second.box, second.label) == ("cat", 0.25, (0.0, 2.0, 200.0, 9.0), 0)
+    assert (second.name, second.score, second.box, second.label) == (
+        "cat",
+        0.25,
+        (0.0, 2.0, 200.0, 9.0),
+        0,
+    )
     assert list(no_detections()) == []
 
 
-@pytest.mark.parametrize(("which", "names"), [
-    (0, ["dog"]), (-1, ["cat"]), (np.int64(1), ["cat"]), (slice(1), ["dog"]), (slice(None, None, -1), ["cat", "dog"]),
-    ([1, 0], ["cat", "dog"]), ([], []), ([False, True], ["cat"]), (np.array([True, False]), ["dog"]),
-    (torch.tensor([False, False]), []), (torch.tensor([1]), ["cat"]), (torch.tensor(0), ["dog"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("which", "names"),
+    [
+        (0, ["dog"]),
+        (-1, ["cat"]),
+        (np.int64(1), ["cat"]),
+        (slice(1), ["dog"]),
+        (slice(None, None, -1), ["cat", "dog"]),
+        ([1, 0], ["cat", "dog"]),
+        ([], []),
+        ([False, True], ["cat"]),
+        (np.array([True, False]), ["dog"]),
+        (torch.tensor([False, False]), []),
+        (torch.tensor([1]), ["cat"]),
+        (torch.tensor(0), ["dog"]),
+    ],
+)
 def test_indexed_they_are_detections(which, names):
     found = two_detections()[which]
     assert isinstance(found, Detections) and found.names == names
@@ -183,12 +230,16 @@ def test_repr_counts_and_shows_the_first_few():
         "  dog 0.88 [1, 2, 11, 40]",
         "  cat 0.25 [0, 2, 200, 9]",
     ]
-    many = Detections(torch.rand(9), torch.zeros(9).long(), torch.rand(9, 4), ("cat",), (1,), (10, 10))
+    many = Detections(
+        torch.rand(9), torch.zeros(9).long(), torch.rand(9, 4), ("cat",), (1,), (10, 10)
+    )
     assert len(repr(many).splitlines()) == 7 and repr(many).endswith("  and 4 more")
     assert repr(no_detections()) == "Detections: 0 in an image of 200x100 px"
 
 
-@pytest.mark.filterwarnings("ignore:OpenCV:UserWarning")  # supervision says that it works without OpenCV
+@pytest.mark.filterwarnings(
+    "ignore:OpenCV:UserWarning"
+)  # supervision says that it works without OpenCV
 def test_to_supervision():
     converted = two_detections().to_supervision()
     np.testing.assert_array_equal(converted.xyxy, [[1, 2.5, 11, 40], [0, 2, 200, 9]])
@@ -221,7 +272,9 @@ def test_only_some_classes():
 
 def test_a_notebook_shows_the_picture_if_the_image_is_known():
     assert two_detections()._repr_png_() is None  # it then takes the text
-    found = replace(two_detections((1500, 3000)), image=torch.zeros(3, 1500, 3000, dtype=torch.uint8))
+    found = replace(
+        two_detections((1500, 3000)), image=torch.zeros(3, 1500, 3000, dtype=torch.uint8)
+    )
     with Image.open(io.BytesIO(found._repr_png_())) as shown:
         assert shown.format == "PNG" and shown.size == (1024, 512)
         assert np.asarray(shown).max() > 0
@@ -233,5 +286,7 @@ def test_a_notebook_shows_the_picture_if_the_image_is_known():
 
 
 def test_draw_refuses_an_image_of_another_size():
-    with pytest.raises(InputError, match="an image of 200x100 px cannot be drawn on one of 100x200 px"):
+    with pytest.raises(
+        InputError, match="an image of 200x100 px cannot be drawn on one of 100x200 px"
+    ):
         two_detections().draw(Image.new("RGB", (100, 200)))

@@ -25,20 +25,28 @@ from conftest import write_tiny_coco
 from PIL import Image
 
 import redetr
-from redetr import predictions, sources
-from redetr.check import essential_faults
 from redetr.checkpoint import save_checkpoint
 from redetr.cli import main
 from redetr.commands.predict import Predict
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
+from redetr.detector import records as predictions
+from redetr.detector import sources
+from redetr.detector.detector import as_image
+from redetr.detector.sources import find_sources, frames, read_ahead
+from redetr.detector.video import VideoWriter, video_frames
+from redetr.doctor.check import essential_faults
 from redetr.errors import InputError
 from redetr.models import build
-from redetr.predict import as_image
-from redetr.sources import find_sources, frames, read_ahead
-from redetr.video import VideoWriter, video_frames
 
-OPTIONS = ("backbone=[8,16,32]", "hidden_dim=16", "nheads=2", "dec_layers=1", "dim_feedforward=16", "num_queries=10")
+OPTIONS = (
+    "backbone=[8,16,32]",
+    "hidden_dim=16",
+    "nheads=2",
+    "dec_layers=1",
+    "dim_feedforward=16",
+    "num_queries=10",
+)
 SMALL = TrainConfig(model="redetr_n", image_size=64, model_options=OPTIONS)
 
 
@@ -48,8 +56,14 @@ def checkpoint(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = build("redetr_n", 3, **SMALL.model_kwargs())
     path = tmp_path_factory.mktemp("model") / "best.pt"
-    about = {"config": SMALL.to_dict(), "class_names": ["cup", "plate", "spoon"], "category_ids": [7, 12, 90]}
-    save_checkpoint(path, {"model": model.state_dict(), "ema": None, "optimizer": {}, "step": 1, **about})
+    about = {
+        "config": SMALL.to_dict(),
+        "class_names": ["cup", "plate", "spoon"],
+        "category_ids": [7, 12, 90],
+    }
+    save_checkpoint(
+        path, {"model": model.state_dict(), "ema": None, "optimizer": {}, "step": 1, **about}
+    )
     return path
 
 
@@ -65,7 +79,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def predict(*arguments, threshold: float = 0.0) -> None:
-    """In fp32, whatever the processor is fast at: the expected detections are those of a detector in fp32."""
+    """In fp32, whatever the processor is fast at: the expected detections are those of a detector
+    in fp32."""
     flags = ["--device", "cpu", "--precision", "fp32", f"--threshold={threshold}"]
     main(["predict", *map(str, arguments), *flags])
 
@@ -85,7 +100,15 @@ def refused(capsys, *arguments, **options) -> str:
 
 
 def test_sources_are_found_once_and_in_order(tmp_path, monkeypatch):
-    for name in ("b/2.JPG", "b/1.png", "a/x.webp", "b/deep/clip.mp4", "b/text.txt", "b/.hidden.jpg", "odd[1].jpg"):
+    for name in (
+        "b/2.JPG",
+        "b/1.png",
+        "a/x.webp",
+        "b/deep/clip.mp4",
+        "b/text.txt",
+        "b/.hidden.jpg",
+        "odd[1].jpg",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     (tmp_path / "b/folder.jpg").mkdir()
@@ -95,10 +118,18 @@ def test_sources_are_found_once_and_in_order(tmp_path, monkeypatch):
     assert find_sources(["b"]) == in_b
     assert find_sources(["a/x.webp", "b", "b/1.png"]) == ["a/x.webp", *in_b]
     assert find_sources(["**/*.png", "odd[1].jpg"]) == ["b/1.png", "odd[1].jpg"]
-    assert find_sources(["0", "http://a.b/c.jpg", "HTTPS://a.b/c"]) == ["0", "http://a.b/c.jpg", "HTTPS://a.b/c"]
+    assert find_sources(["0", "http://a.b/c.jpg", "HTTPS://a.b/c"]) == [
+        "0",
+        "http://a.b/c.jpg",
+        "HTTPS://a.b/c",
+    ]
     (tmp_path / "0").touch()
     assert find_sources(["0"]) == ["0"]
-    for wrong, message in (("nothing.jpg", "no such file"), ("*.tif", "no such file"), ("b/folder.jpg", "no images")):
+    for wrong, message in (
+        ("nothing.jpg", "no such file"),
+        ("*.tif", "no such file"),
+        ("b/folder.jpg", "no images"),
+    ):
         with pytest.raises(InputError, match=message):
             find_sources([wrong])
 
@@ -114,7 +145,9 @@ def test_few_images_are_in_memory_however_many_there_are():
 def test_images_are_read_while_the_model_works():
     """The reader is ahead of the one who asks, and in order."""
     entered = threading.Semaphore(0)
-    results = read_ahead((lambda i=i: (entered.release(), i)[1] for i in range(9)), ahead=3, threads=2)
+    results = read_ahead(
+        (lambda i=i: (entered.release(), i)[1] for i in range(9)), ahead=3, threads=2
+    )
     assert next(results) == 0
     for _ in range(4):
         assert entered.acquire(timeout=10)
@@ -122,7 +155,9 @@ def test_images_are_read_while_the_model_works():
 
 
 def test_all_forms_say_the_same(checkpoint, detector, folder, tmp_path, capsys):
-    predict(checkpoint, folder, "--output", tmp_path, "--save", "jpg", "json", "coco", "csv", "--json")
+    predict(
+        checkpoint, folder, "--output", tmp_path, "--save", "jpg", "json", "coco", "csv", "--json"
+    )
     said = json.loads(capsys.readouterr().out)
     assert said == json.loads((tmp_path / "predictions.json").read_text())
     lines = lines_in(tmp_path)
@@ -140,9 +175,13 @@ def test_all_forms_say_the_same(checkpoint, detector, folder, tmp_path, capsys):
         assert {7: "cup", 12: "plate", 90: "spoon"}[entry["category_id"]] == found["label"]
         x, y, w, h = entry["bbox"]
         assert [x, y, x + w, y + h] == pytest.approx(found["box"], abs=2e-3)
-    assert sorted(path.name for path in tmp_path.glob("*.jpg")) == [f"val-{i}.jpg" for i in range(5)]
+    assert sorted(path.name for path in tmp_path.glob("*.jpg")) == [
+        f"val-{i}.jpg" for i in range(5)
+    ]
     alone = detector.predict(folder / "val-2.jpg", threshold=0.0)
-    assert alone.to_dict()["detections"][0]["box"] == pytest.approx(lines[2]["detections"][0]["box"], abs=0.01)
+    assert alone.to_dict()["detections"][0]["box"] == pytest.approx(
+        lines[2]["detections"][0]["box"], abs=0.01
+    )
 
 
 def test_images_called_by_numbers_have_these_as_ids(checkpoint, folder, tmp_path):
@@ -151,7 +190,10 @@ def test_images_called_by_numbers_have_these_as_ids(checkpoint, folder, tmp_path
     predict(checkpoint, tmp_path, "--output", tmp_path / "out", "--save", "coco")
     entries = json.loads((tmp_path / "out/predictions.coco.json").read_text())
     assert {entry["image_id"] for entry in entries} == {42, 139}
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.coco.json", "predictions.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "predictions.coco.json",
+        "predictions.jsonl",
+    ]
     assert all("picture" not in line for line in lines_in(tmp_path / "out"))
 
 
@@ -159,12 +201,23 @@ def test_equal_names_and_only_some_classes(checkpoint, folder, tmp_path, capsys)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "same.jpg").write_bytes((folder / "val-0.jpg").read_bytes())
-    predict(checkpoint, tmp_path / "a", tmp_path / "b", "--output", tmp_path / "out", "--classes", "cup", "spoon")
+    predict(
+        checkpoint,
+        tmp_path / "a",
+        tmp_path / "b",
+        "--output",
+        tmp_path / "out",
+        "--classes",
+        "cup",
+        "spoon",
+    )
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"same.png", "same-2.png"}
     assert [line["picture"] for line in lines_in(tmp_path / "out")] == ["same.png", "same-2.png"]
     labels = {found["label"] for line in lines_in(tmp_path / "out") for found in line["detections"]}
     assert labels and labels <= {"cup", "spoon"}
-    assert "knows cup, plate, spoon" in refused(capsys, checkpoint, folder, "--classes", "cow", "--output", tmp_path)
+    assert "knows cup, plate, spoon" in refused(
+        capsys, checkpoint, folder, "--classes", "cow", "--output", tmp_path
+    )
 
 
 def test_a_picture_takes_no_name_of_a_source_or_of_an_earlier_run(checkpoint, folder, tmp_path):
@@ -174,10 +227,15 @@ def test_a_picture_takes_no_name_of_a_source_or_of_an_earlier_run(checkpoint, fo
             image.save(tmp_path / name / "same.png")
     before = (tmp_path / "a/same.png").read_bytes()
     predict(checkpoint, tmp_path / "a/same.png", "--output", tmp_path / "a")
-    predict(checkpoint, tmp_path / "b", tmp_path / "a/same.png", "--output", tmp_path / "a", "--resume")
-    assert {Path(line["image"]).parent.name: line["picture"] for line in lines_in(tmp_path / "a")} == {
-        "a": "same-2.png", "b": "same-3.png",
-    }  # fmt: skip
+    predict(
+        checkpoint, tmp_path / "b", tmp_path / "a/same.png", "--output", tmp_path / "a", "--resume"
+    )
+    assert {
+        Path(line["image"]).parent.name: line["picture"] for line in lines_in(tmp_path / "a")
+    } == {
+        "a": "same-2.png",
+        "b": "same-3.png",
+    }
     assert (tmp_path / "a/same.png").read_bytes() == before
 
 
@@ -191,7 +249,9 @@ def test_what_cannot_be_read_does_not_stop_the_rest(checkpoint, folder, tmp_path
     assert ["error" in line for line in lines_in(tmp_path / "out")] == [False, True, False]
     assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == 2
     (tmp_path / "in/1.jpg").write_bytes((folder / "val-0.jpg").read_bytes())
-    predict(checkpoint, tmp_path / "in", "--output", tmp_path / "out", "--resume")  # what failed is tried again
+    predict(
+        checkpoint, tmp_path / "in", "--output", tmp_path / "out", "--resume"
+    )  # what failed is tried again
     assert "2 of them earlier" in capsys.readouterr().out
     assert ["error" in line for line in lines_in(tmp_path / "out")] == [False] * 3
 
@@ -205,28 +265,42 @@ def test_the_command_says_what_was_found(checkpoint, folder, tmp_path, capsys):
     assert said[0].startswith(f"objects found: {counted.total()} in 5 of 5 images: {most}; ")
     assert re.search(r"; \d+\.\d images/s$", said[0])
     assert said[1:] == [f"looked at 5 of 5 sources: {tmp_path}/all/predictions.jsonl"]
-    predict(checkpoint, folder, "--output", tmp_path / "all", "--resume")  # nothing is left: there is no speed
+    predict(
+        checkpoint, folder, "--output", tmp_path / "all", "--resume"
+    )  # nothing is left: there is no speed
     assert capsys.readouterr().out.splitlines()[0] == said[0].rpartition(";")[0]
     predict(checkpoint, folder, "--output", tmp_path / "none", threshold=1.0)
     said = capsys.readouterr().out
-    assert said.startswith("nothing found in 5 images with a score of 1.0 or more: lower --threshold; ")
+    assert said.startswith(
+        "nothing found in 5 images with a score of 1.0 or more: lower --threshold; "
+    )
 
 
 def test_many_classes_are_not_all_told(tmp_path, capsys):
     labels = [[], *([f"class {n}"] * (9 - n) for n in range(7))]
-    lines = [{"image": str(i), "detections": [{"label": name} for name in some]} for i, some in enumerate(labels)]
+    lines = [
+        {"image": str(i), "detections": [{"label": name} for name in some]}
+        for i, some in enumerate(labels)
+    ]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     Predict("best.pt", ("a.jpg",))._print_found(predictions.summary(tmp_path), rate=0.0)
     most = ", ".join(f"{9 - n} class {n}" for n in range(5))
-    assert capsys.readouterr().out == f"objects found: 42 in 7 of 8 images (none in 1): {most} and 2 more classes\n"
+    assert (
+        capsys.readouterr().out
+        == f"objects found: 42 in 7 of 8 images (none in 1): {most} and 2 more classes\n"
+    )
 
 
 def test_resuming_looks_at_the_rest_only(checkpoint, folder, tmp_path, capsys):
     predict(checkpoint, folder, "--output", tmp_path)
     whole = (tmp_path / "predictions.jsonl").read_text()
     rows = whole.splitlines(keepends=True)
-    known = json.loads(rows[1]) | {"detections": []}  # so that it shows whether it is looked at again
-    (tmp_path / "predictions.jsonl").write_text(rows[0] + json.dumps(known) + "\n" + rows[2][:40])  # killed there
+    known = json.loads(rows[1]) | {
+        "detections": []
+    }  # so that it shows whether it is looked at again
+    (tmp_path / "predictions.jsonl").write_text(
+        rows[0] + json.dumps(known) + "\n" + rows[2][:40]
+    )  # killed there
     (tmp_path / "val-0.png").unlink()
     predict(checkpoint, folder, "--output", tmp_path, "--resume", "--batch-size", 1)
     after = lines_in(tmp_path)
@@ -243,23 +317,39 @@ def test_earlier_predictions_are_deleted_on_demand_only(checkpoint, folder, tmp_
     predict(*arguments, "--save", "jpg", "json", "coco", "csv")
     before = {path: path.read_bytes() for path in out.iterdir()}
     said = refused(capsys, *arguments)
-    assert said.startswith(f"redetr: {out}: holds predictions already: give another --output, --resume")
+    assert said.startswith(
+        f"redetr: {out}: holds predictions already: give another --output, --resume"
+    )
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     assert "give one of them" in refused(capsys, *arguments, "--resume", "--overwrite")
     for name in ("mine.jpg", "notes.txt"):
         (out / name).touch()
     with open(out / "predictions.jsonl", "a") as record:  # as one from elsewhere might say
-        for name in ("../secret.jpg", str(tmp_path / "secret.jpg"), "notes.txt", "..", 7, ["mine.jpg"]):
+        for name in (
+            "../secret.jpg",
+            str(tmp_path / "secret.jpg"),
+            "notes.txt",
+            "..",
+            7,
+            ["mine.jpg"],
+        ):
             record.write(json.dumps({"image": "x", "picture": name}) + "\n")
     (tmp_path / "secret.jpg").touch()
     predict(checkpoint, folder / "val-1.jpg", "--output", out, "--save", "png", "--overwrite")
-    assert {path.name for path in out.iterdir()} == {"mine.jpg", "notes.txt", "predictions.jsonl", "val-1.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "mine.jpg",
+        "notes.txt",
+        "predictions.jsonl",
+        "val-1.png",
+    }
     assert (tmp_path / "secret.jpg").exists()
 
 
 def test_parts_of_killed_processes_are_taken_over(tmp_path):
     def line(name, **more):
-        return json.dumps({"image": name, **(more or {"image_size": [1, 1], "detections": []})}) + "\n"
+        return (
+            json.dumps({"image": name, **(more or {"image_size": [1, 1], "detections": []})}) + "\n"
+        )
 
     (tmp_path / "predictions.jsonl").write_text(line("a") + line("b", error="gone"))
     (tmp_path / "predictions.part-0.jsonl").write_text(line("c") + line("a"))
@@ -278,19 +368,42 @@ def test_parts_of_killed_processes_are_taken_over(tmp_path):
 def test_two_processes_write_what_one_does(checkpoint, folder, tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_text("no image")
-    arguments = ["predict", checkpoint, folder, bad, "--threshold=0", "--device=cpu", "--batch-size=1"]
+    arguments = [
+        "predict",
+        checkpoint,
+        folder,
+        bad,
+        "--threshold=0",
+        "--device=cpu",
+        "--batch-size=1",
+    ]
     alone = start([*arguments, "--output", tmp_path / "one"])
     together = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "redetr",
-         *map(str, arguments), "--output", str(tmp_path / "two")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "redetr",
+            *map(str, arguments),
+            "--output",
+            str(tmp_path / "two"),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     said_alone, _ = alone.communicate(timeout=120)
     assert alone.returncode == 1 and together.returncode != 0  # one file is no image
     assert together.stderr.count(f"redetr: {bad}: not an image") == 1
     assert together.stdout.count("looked at 5 of 6") == 1
     counts = [
-        re.search(r"objects found: \d+ in 5 of 5 images.*(?=;)", said).group() for said in (together.stdout, said_alone)
+        re.search(r"objects found: \d+ in 5 of 5 images.*(?=;)", said).group()
+        for said in (together.stdout, said_alone)
     ]
     assert counts[0] == counts[1]
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
@@ -343,14 +456,26 @@ def address(folder):
 def test_images_from_the_net(checkpoint, detector, address, folder, tmp_path):
     assert torch.equal(as_image(f"{address}/image"), as_image(folder / "val-0.jpg"))
     predict(checkpoint, f"{address}/moved?a=1", f"{address}/..%2Fimage", "--output", tmp_path)
-    assert [line["image"] for line in lines_in(tmp_path)] == [f"{address}/moved?a=1", f"{address}/..%2Fimage"]
+    assert [line["image"] for line in lines_in(tmp_path)] == [
+        f"{address}/moved?a=1",
+        f"{address}/..%2Fimage",
+    ]
     assert {path.name for path in tmp_path.glob("*.png")} == {"moved.png", "image.png"}
 
 
-@pytest.mark.parametrize(("path", "says"), [
-    ("/gone", "404"), ("/away", "cannot be read"), ("/page", "its type is text/html"), ("/large", "larger than"),
-    ("/slow", "timed out"), ("/cut", "cannot decode"), (":99999/a", "cannot be read"), ("/no such", "cannot be read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/gone", "404"),
+        ("/away", "cannot be read"),
+        ("/page", "its type is text/html"),
+        ("/large", "larger than"),
+        ("/slow", "timed out"),
+        ("/cut", "cannot decode"),
+        (":99999/a", "cannot be read"),
+        ("/no such", "cannot be read"),
+    ],
+)
 def test_what_the_net_may_send(address, path, says, monkeypatch):
     monkeypatch.setattr(sources, "TIMEOUT_S", 0.2 if path == "/slow" else 5.0)
     monkeypatch.setattr(sources, "LARGEST_BYTES", 10 * len(Server.content))
@@ -374,19 +499,31 @@ def test_videos_are_read_and_written(checkpoint, tmp_path):
     assert [(line["frame"], line["time_s"]) for line in lines] == [(i, i / 10) for i in range(6)]
     assert end == {"image": str(tmp_path / "clip.mp4"), "picture": "clip.mp4", "frames": 6}
     assert {line["picture"] for line in lines} == {"clip.mp4"}
-    assert list(json.loads((tmp_path / "out/predictions.json").read_text()))[3] == f"{tmp_path}/clip.mp4#3"
+    assert (
+        list(json.loads((tmp_path / "out/predictions.json").read_text()))[3]
+        == f"{tmp_path}/clip.mp4#3"
+    )
     annotated = list(video_frames(tmp_path / "out/clip.mp4"))
     assert len(annotated) == 6 and annotated[0][0].shape == (3, 48, 64) and annotated[0][1] == 10.0
     plain = [image.float() for image, _ in video_frames(tmp_path / "clip.mp4")]
-    assert all((image.float() - other).abs().max() > 50 for (image, _), other in zip(annotated, plain, strict=True))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"clip.mp4", "predictions.json", "predictions.jsonl"}
+    assert all(
+        (image.float() - other).abs().max() > 50
+        for (image, _), other in zip(annotated, plain, strict=True)
+    )
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "clip.mp4",
+        "predictions.json",
+        "predictions.jsonl",
+    }
 
 
 def test_damaged_videos_and_playlists_in_disguise(tmp_path, address):
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(clip(tmp_path / "clip.mp4").read_bytes()[:-200])
     (tmp_path / "text.mp4").write_text("no video")
-    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{address}/image\n")
+    (tmp_path / "list.mp4").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{address}/image\n"
+    )
     for name in ("cut.mp4", "text.mp4", "list.mp4", "gone.mp4"):
         (frame,) = frames([str(tmp_path / name)], ahead=2)
         assert frame.error.startswith(f"{tmp_path / name}: ") and "\n" not in frame.error
@@ -419,7 +556,9 @@ def test_a_camera_is_a_video_that_ends_when_it_is_stopped(checkpoint, tmp_path, 
     assert len(list(video_frames(tmp_path / "camera-3.mp4"))) == len(lines)
 
 
-@pytest.mark.parametrize(("module", "source", "says"), [("cv2", "0", "camera"), ("av", "clip.mp4", "video")])
+@pytest.mark.parametrize(
+    ("module", "source", "says"), [("cv2", "0", "camera"), ("av", "clip.mp4", "video")]
+)
 def test_missing_packages_say_what_to_install(module, source, says, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.chdir(tmp_path)
@@ -436,12 +575,23 @@ def test_tiles_of_a_large_image(checkpoint, detector, folder, tmp_path, capsys):
     small = detector.predict(image, threshold=0.0, tile=500)  # all of it in one tile
     assert torch.equal(small.boxes, detector.predict(image, threshold=0.0).boxes)
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "long.png")
-    predict(checkpoint, tmp_path / "long.png", "--tile", 64, "--overlap", 0.25, "--output", tmp_path / "out")
+    predict(
+        checkpoint,
+        tmp_path / "long.png",
+        "--tile",
+        64,
+        "--overlap",
+        0.25,
+        "--output",
+        tmp_path / "out",
+    )
     (line,) = lines_in(tmp_path / "out")
     expected = replace(found, image=None).to_dict()
     assert {key: line[key] for key in expected} == expected
     assert "--tile 0" in refused(capsys, checkpoint, folder, "--tile", 0, "--output", tmp_path)
-    assert "--overlap 1.0" in refused(capsys, checkpoint, folder, "--overlap", 1, "--output", tmp_path)
+    assert "--overlap 1.0" in refused(
+        capsys, checkpoint, folder, "--overlap", 1, "--output", tmp_path
+    )
 
 
 def test_bf16_finds_nearly_the_same(checkpoint, detector, folder, tmp_path):
@@ -475,7 +625,9 @@ def test_a_photograph_is_seen_upright(detector, tmp_path):
     exif[0x0112] = 6  # to be turned clockwise
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     image = as_image(tmp_path / "a.png")
-    assert image.shape == (3, 80, 40) and (image[:, :20] == 255).all() and (image[:, 20:] == 0).all()
+    assert (
+        image.shape == (3, 80, 40) and (image[:, :20] == 255).all() and (image[:, 20:] == 0).all()
+    )
     with Image.open(tmp_path / "a.png") as opened:
         assert torch.equal(as_image(opened), image)
     assert detector.predict(tmp_path / "a.png").image_size == (80, 40)
@@ -483,7 +635,8 @@ def test_a_photograph_is_seen_upright(detector, tmp_path):
 
 @pytest.mark.slow
 def test_a_notebook_shows_the_picture(checkpoint, folder, tmp_path):
-    """Run as Jupyter runs it: of a single image, the picture with its boxes; of a list, the text."""
+    """Run as Jupyter runs it: of a single image, the picture with its boxes; of a list, the
+    text."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -500,11 +653,15 @@ def test_a_notebook_shows_the_picture(checkpoint, folder, tmp_path):
         assert shown.width / shown.height == pytest.approx(image.width / image.height, rel=0.02)
         assert shown.tobytes() != image.resize(shown.size).tobytes()
     assert list(of_a_list) == ["text/plain"]
-    assert of_a_list["text/plain"].startswith("Detections: ") and single["text/plain"].startswith("Detections: 30 in")
+    assert of_a_list["text/plain"].startswith("Detections: ") and single["text/plain"].startswith(
+        "Detections: 30 in"
+    )
 
 
 @pytest.mark.parametrize("annotated", ["as stored", "as shown"])
-def test_a_turned_photograph_is_told_until_it_is_one_picture_for_training_and_predict(tmp_path, annotated):
+def test_a_turned_photograph_is_told_until_it_is_one_picture_for_training_and_predict(
+    tmp_path, annotated
+):
     path = write_tiny_coco(tmp_path) / "train" / "train-0.jpg"
     with Image.open(path) as image:
         exif = Image.Exif()
@@ -513,7 +670,11 @@ def test_a_turned_photograph_is_told_until_it_is_one_picture_for_training_and_pr
     train, val = (open_dataset(tmp_path, split) for split in ("train", "val"))
 
     def faults():
-        return [fault for fault in essential_faults(train, val) if fault.code in ("image-orientation", "image-turned")]
+        return [
+            fault
+            for fault in essential_faults(train, val)
+            if fault.code in ("image-orientation", "image-turned")
+        ]
 
     if annotated == "as stored":
         (fault,) = faults()
@@ -522,7 +683,9 @@ def test_a_turned_photograph_is_told_until_it_is_one_picture_for_training_and_pr
         assert train.image(0).shape == as_image(path).mT.shape
         return
     for look in (faults, lambda: train.image(0)):
-        with pytest.raises(InputError, match="annotated as its EXIF tag turns it: save it turned that way"):
+        with pytest.raises(
+            InputError, match="annotated as its EXIF tag turns it: save it turned that way"
+        ):
             look()
     page = (Path(__file__).parent.parent / "docs/your-data.md").read_text()
     (script,) = re.findall(r"```python\n(.*?exif.*?)```", page, re.DOTALL)
@@ -533,7 +696,12 @@ def test_a_turned_photograph_is_told_until_it_is_one_picture_for_training_and_pr
 
 def test_arrays_are_taken_as_the_same_pil_images_are(detector):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 4), np.uint8)
-    for array, mode in ((pixels[..., 0], "L"), (pixels[..., :3], "RGB"), (pixels, "RGBA"), (pixels[:, ::-1], "RGBA")):
+    for array, mode in (
+        (pixels[..., 0], "L"),
+        (pixels[..., :3], "RGB"),
+        (pixels, "RGBA"),
+        (pixels[:, ::-1], "RGBA"),
+    ):
         image = Image.fromarray(array)
         assert image.mode == mode
         assert torch.equal(as_image(array), as_image(image))
@@ -546,8 +714,16 @@ def test_thresholds_that_are_none(detector, threshold):
         detector.predict([], threshold=threshold)
 
 
-NO_IMAGES = [3, None, np.zeros((4, 4)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8),
-             np.zeros((0, 4), np.uint8), torch.zeros(3, 4, 4), torch.zeros(3, 0, 4).byte()]  # fmt: skip
+NO_IMAGES = [
+    3,
+    None,
+    np.zeros((4, 4)),
+    np.zeros((4, 4, 2), np.uint8),
+    np.zeros(4, np.uint8),
+    np.zeros((0, 4), np.uint8),
+    torch.zeros(3, 4, 4),
+    torch.zeros(3, 0, 4).byte(),
+]
 
 
 @pytest.mark.parametrize("wrong", NO_IMAGES)

@@ -1,4 +1,5 @@
-"""The README is short, and its numbers come from results; `test_docs.py` runs its commands and Python."""
+"""The README is short, and its numbers come from results; `test_docs.py` runs its commands and
+Python."""
 
 import json
 import re
@@ -31,18 +32,32 @@ def result(name: str) -> dict:
 
 
 def test_speeds_are_the_last_results():
-    """Each row of the table in docs/speed.md, and what its text says of other runtimes and the limit."""
+    """Each row of the table in docs/speed.md, and what its text says of other runtimes and the
+    limit."""
     page = (ROOT / "docs/speed.md").read_text()
-    rows = {row.split(" | ")[0].strip("| "): row for row in page.splitlines() if row.startswith("| ")}
+    rows = {
+        row.split(" | ")[0].strip("| "): row for row in page.splitlines() if row.startswith("| ")
+    }
 
-    def assert_row(begins: str, unit: str, sides: dict, faster: dict, scale: float = 1, digits: int = 0,
-                   names=("redetr", "2020", "transformers")) -> None:  # fmt: skip
+    def assert_row(
+        begins: str,
+        unit: str,
+        sides: dict,
+        faster: dict,
+        scale: float = 1,
+        digits: int = 0,
+        names=("redetr", "2020", "transformers"),
+    ) -> None:
         (row,) = (row for name, row in rows.items() if name.startswith(begins))
         ours, old, peer = (f"{sides[name]['ms'] * scale:,.{digits}f} {unit}" for name in names)
         wanted = f"| {ours} | {old} | {faster[names[1]]:.2f} | {peer} | {faster[names[2]]:.2f} |"
         assert row.endswith(wanted), f"{row}: {wanted}"
 
-    step, criterion, loader = result("training-step-cpu-float32"), result("criterion-cpu"), result("loader")
+    step, criterion, loader = (
+        result("training-step-cpu-float32"),
+        result("criterion-cpu"),
+        result("loader"),
+    )
     assert_row("training step", "ms", step["steps"], step["times faster"])
     memory = [f"{step['peak MB'][name]:,} MB" for name in ("redetr", "2020", "transformers")]
     assert f"| its memory at most | {memory[0]} | {memory[1]} | | {memory[2]} | |" in page
@@ -56,23 +71,47 @@ def test_speeds_are_the_last_results():
         names = (ours, f"2020{kept}", f"transformers{kept}")
         assert_row(begins, "ms", single["forward"], single["times faster"][ours], names=names)
     eight = result("inference-cpu-batches")["batch of 8"]
-    for begins, ours in (("answer, eight images", "redetr, memory kept"), ("eight images in Python", "redetr")):
+    for begins, ours in (
+        ("answer, eight images", "redetr, memory kept"),
+        ("eight images in Python", "redetr"),
+    ):
         names = (ours, "2020", "transformers")
         assert_row(begins, "s", eight["forward"], eight["times faster"][ours], 1e-3, 1, names=names)
     whole = criterion["forward and backward"]
-    assert f"{whole['redetr']['ms']} ms | {whole['2020']['ms']:.0f} ms | {criterion['times faster']['2020']}" in page
-    assert f"{whole['transformers']['ms']:.0f} ms | {criterion['times faster']['transformers']} |" in page
-    speeds, ratios = {name: side["images_per_s"] for name, side in loader["in process"].items()}, loader["ratios"]
-    assert f"| {speeds['redetr']} | {speeds['original']} | {ratios['to the original']} | | |" in page
+    assert (
+        f"{whole['redetr']['ms']} ms | {whole['2020']['ms']:.0f} ms | "
+        f"{criterion['times faster']['2020']}" in page
+    )
+    assert (
+        f"{whole['transformers']['ms']:.0f} ms | {criterion['times faster']['transformers']} |"
+        in page
+    )
+    speeds, ratios = (
+        {name: side["images_per_s"] for name, side in loader["in process"].items()},
+        loader["ratios"],
+    )
+    assert (
+        f"| {speeds['redetr']} | {speeds['original']} | {ratios['to the original']} | | |" in page
+    )
     peer = speeds["transformers (torchvision), whole"]
-    assert f"| {speeds['redetr, whole']} | | | {peer} | {ratios['to transformers, whole images']} |" in page
-    for name in ("transformers, ONNX Runtime", "transformers, OpenVINO", "redetr, ONNX Runtime", "redetr, OpenVINO"):
+    assert (
+        f"| {speeds['redetr, whole']} | | | {peer} | {ratios['to transformers, whole images']} |"
+        in page
+    )
+    for name in (
+        "transformers, ONNX Runtime",
+        "transformers, OpenVINO",
+        "redetr, ONNX Runtime",
+        "redetr, OpenVINO",
+    ):
         assert f"{single['forward'][name]['ms']:,.0f} ms" in page
     for share in (*single["limit"]["share reached"].values(), step["limit"]["share reached"]):
         assert f"{100 * share:.0f}%" in page
     for limit in (single["limit"], step["limit"]):
         assert f"{limit['ms at that rate']:,.0f} ms" in page
-    assert f"{step['limit']['times faster at that rate']['2020']:.1f} times the speed of 2020" in page
+    assert (
+        f"{step['limit']['times faster at that rate']['2020']:.1f} times the speed of 2020" in page
+    )
     evaluation = result("evaluation")
     assert f"{evaluation['evaluation']['redetr']['ms'] / 1000:.2f} s" in page
     assert f"{evaluation['times faster']['pycocotools']:.1f} times as long" in page

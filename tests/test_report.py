@@ -13,8 +13,7 @@ from test_metrics import NAMES, pycocotools_evaluation, random_detections, rando
 from redetr.cli import main
 from redetr.data import DetectionDataset
 from redetr.metrics import GroundTruth, coco_metrics
-from redetr.report import make_report
-from redetr.report_page import write_report
+from redetr.report import make_report, write_report
 
 
 class Scenes(DetectionDataset):
@@ -23,7 +22,11 @@ class Scenes(DetectionDataset):
     name = "scenes"
 
     def __init__(self, targets, class_names=NAMES):
-        self.targets, self.class_names, self.category_ids = targets, class_names, tuple(range(len(class_names)))
+        self.targets, self.class_names, self.category_ids = (
+            targets,
+            class_names,
+            tuple(range(len(class_names))),
+        )
 
     def __len__(self):
         return len(self.targets)
@@ -36,7 +39,13 @@ class Scenes(DetectionDataset):
 
 
 def found_of(detections):
-    return dict(zip(("image_index", "scores", "labels", "boxes"), (x.numpy() for x in detections), strict=True))
+    return dict(
+        zip(
+            ("image_index", "scores", "labels", "boxes"),
+            (x.numpy() for x in detections),
+            strict=True,
+        )
+    )
 
 
 def scene_of_each_kind(class_names=("cat", "dog")):
@@ -44,7 +53,12 @@ def scene_of_each_kind(class_names=("cat", "dog")):
     targets = [target(3, [[0, 0, 50, 50], [60, 0, 90, 30]], [0, 1], size=(80, 100)),
                target(8, [[0, 0, 40, 40]], [1], size=(80, 100))]  # fmt: skip
     boxes = torch.tensor([[0, 0, 50, 50], [0, 0, 40, 40], [60, 60, 90, 70]], dtype=torch.float32)
-    detections = torch.tensor([0, 1, 1]), torch.tensor([0.9, 0.6, 0.8]), torch.tensor([0, 1, 0]), boxes
+    detections = (
+        torch.tensor([0, 1, 1]),
+        torch.tensor([0.9, 0.6, 0.8]),
+        torch.tensor([0, 1, 0]),
+        boxes,
+    )
     return Scenes(targets, class_names), found_of(detections)
 
 
@@ -60,13 +74,18 @@ def test_the_numbers_are_coco_s(random_report):
     targets, detections, report = random_report
     expected = coco_metrics(GroundTruth.from_targets(targets, NAMES), *detections).to_dict()
     run = report.numbers["checkpoints"][0]
-    assert run["metrics"] == {name: expected[name] for name in run["metrics"]} and len(run["metrics"]) == 12
+    assert (
+        run["metrics"] == {name: expected[name] for name in run["metrics"]}
+        and len(run["metrics"]) == 12
+    )
     assert {name: entry["AP"] for name, entry in run["per_class"].items()} == expected["per_class"]
     assert run["all"]["AP50"] == pytest.approx(expected["AP50"], abs=1e-12)
     evaluation = pycocotools_evaluation(targets, *detections)
     for label, name in enumerate(NAMES[:4]):
         curve = evaluation.eval["precision"][0, :, label, 0, 2]
-        np.testing.assert_allclose(run["per_class"][name]["curves"]["precision_at_recall"], curve, atol=5e-5)
+        np.testing.assert_allclose(
+            run["per_class"][name]["curves"]["precision_at_recall"], curve, atol=5e-5
+        )
         assert run["per_class"][name]["AP50"] == pytest.approx(curve.mean())
     assert run["per_class"]["never seen"]["AP"] is None
     json.dumps(report.numbers, allow_nan=False)
@@ -75,11 +94,25 @@ def test_the_numbers_are_coco_s(random_report):
 def test_groups_by_size_are_pycocotools_s(random_report):
     targets, detections, report = random_report
     groups = report.numbers["checkpoints"][0]["by_size"]
-    assert len(groups) == 4 and sum(group["objects"] for group in groups) == report.numbers["data"]["objects"]
+    assert (
+        len(groups) == 4
+        and sum(group["objects"] for group in groups) == report.numbers["data"]["objects"]
+    )
     for i, group in enumerate(groups):
         low, high = group["from_px"] ** 2 + 1e-3 * (1 if i else -1), group["to_px"] ** 2 + 1e-3
-        precision = pycocotools_evaluation(targets, *detections, (low, high)).eval["precision"][..., 0, 2]
+        precision = pycocotools_evaluation(targets, *detections, (low, high)).eval["precision"][
+            ..., 0, 2
+        ]
         assert group["AP"] == pytest.approx(precision[precision > -1].mean(), abs=1e-12)
+
+
+def test_objects_of_one_size_are_one_group():
+    dataset = Scenes([target(0, [[0, 0, 9, 9], [20, 20, 29, 29]], [0, 0])])
+    found = found_of(
+        (torch.tensor([0]), torch.tensor([0.9]), torch.tensor([0]), torch.tensor([[0.0, 0, 9, 9]]))
+    )
+    groups = make_report(dataset, [("a.pt", found)]).numbers["checkpoints"][0]["by_size"]
+    assert groups == [{"from_px": 9.0, "to_px": 9.0, "objects": 2, "AP": pytest.approx(51 / 101)}]
 
 
 def test_groups_by_number_of_objects_are_pycocotools_s(random_report):
@@ -115,7 +148,8 @@ def test_two_checkpoints_show_where_they_differ():
     only_first = {name: values[:1] for name, values in found.items()}
     report = make_report(dataset, [("a.pt", found), ("a.pt", only_first)])
     assert [run["checkpoint"] for run in report.numbers["checkpoints"]] == ["a.pt", "a.pt"]
-    # Both miss the dog of image 3; in image 8 the first is wrong once, the second misses once: as many.
+    # Both miss the dog of image 3; in image 8 the first is wrong once, the second misses once: as
+    # many.
     assert report.images == []
     better = {name: values[:2] for name, values in found.items()}
     report = make_report(dataset, [("a.pt", better), ("b.pt", only_first)])
@@ -127,19 +161,27 @@ def test_two_checkpoints_show_where_they_differ():
 def test_training_curves_of_the_run_folder(tmp_path):
     dataset, found = scene_of_each_kind()
     lines = [{"step": step, "loss": 9.0 - step / 100, "lr": 0.1} for step in range(900)]
-    lines.append({"step": 899, "time_s": 9.5, "AP": 0.2, "AP50": 0.4, "val_loss": 3.0, "per_class": {}})
+    lines.append(
+        {"step": 899, "time_s": 9.5, "AP": 0.2, "AP50": 0.4, "val_loss": 3.0, "per_class": {}}
+    )
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for checkpoint in (tmp_path, tmp_path / "best.pt"):
-        training = make_report(dataset, [(str(checkpoint), found)]).numbers["checkpoints"][0]["training"]
+        training = make_report(dataset, [(str(checkpoint), found)]).numbers["checkpoints"][0][
+            "training"
+        ]
         assert training["steps"][:2] == [{"step": 0, "loss": 9.0}, {"step": 3, "loss": 8.97}]
         assert len(training["steps"]) == 300
-        assert training["evaluations"] == [{"step": 899, "time_s": 9.5, "AP": 0.2, "AP50": 0.4, "val_loss": 3.0}]
+        assert training["evaluations"] == [
+            {"step": 899, "time_s": 9.5, "AP": 0.2, "AP50": 0.4, "val_loss": 3.0}
+        ]
 
 
 @pytest.mark.parametrize("objects", [0, 1])
 def test_nothing_found_nothing_there(tmp_path, objects):
     dataset = Scenes([target(0, [[0, 0, 9, 9]] * objects, [0] * objects, size=(20, 20))], ("cat",))
-    nothing = found_of((torch.zeros(0).long(), torch.zeros(0), torch.zeros(0).long(), torch.zeros(0, 4)))
+    nothing = found_of(
+        (torch.zeros(0).long(), torch.zeros(0), torch.zeros(0).long(), torch.zeros(0, 4))
+    )
     for _ in ("made", "written over"):
         write_report(make_report(dataset, [("a.pt", nothing)]), tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
@@ -168,7 +210,8 @@ def look(browser):
 
 def slide(browser, value):
     browser.execute_script(
-        "const it = document.querySelector('#threshold input'); it.value = arguments[0]; it.oninput();",
+        "const it = document.querySelector('#threshold input'); it.value = arguments[0]; "
+        "it.oninput();",
         value,
     )
 
@@ -204,8 +247,13 @@ def test_the_page_in_a_browser_without_network(tmp_path, browser):
         head.click()
         rows = browser.find_elements(By.CSS_SELECTOR, ".sortable tbody tr td:nth-child(2)")
         assert [row.text for row in rows] == order
-    browser.execute_script("const c = document.getElementById('class'); c.selectedIndex = 1; c.onchange()")
-    assert "<b>cat</b> & 'co'" in browser.find_element(By.CSS_SELECTOR, "[data-chart=pr] figcaption").text
+    browser.execute_script(
+        "const c = document.getElementById('class'); c.selectedIndex = 1; c.onchange()"
+    )
+    assert (
+        "<b>cat</b> & 'co'"
+        in browser.find_element(By.CSS_SELECTOR, "[data-chart=pr] figcaption").text
+    )
     assert browser.get_log("browser") == []
 
 
@@ -216,19 +264,52 @@ def test_the_page_of_two_checkpoints(tmp_path, browser):
     write_report(make_report(dataset, [("a.pt", found), ("b.pt", fewer)]), tmp_path)
     browser.get((tmp_path / "index.html").as_uri())
     row = browser.find_element(By.CSS_SELECTOR, "#metrics tbody tr").text.split()
-    a, b = (coco_metrics(GroundTruth.from_dataset(dataset), **each).ap * 100 for each in (found, fewer))
+    a, b = (
+        coco_metrics(GroundTruth.from_dataset(dataset), **each).ap * 100 for each in (found, fewer)
+    )
     assert [float(value) for value in row[1:4]] == pytest.approx([a, b, b - a], abs=0.051)
     assert (
-        browser.execute_script("return document.querySelectorAll('[data-chart=pr] path[stroke-width=\"2\"]').length")
+        browser.execute_script(
+            "return document.querySelectorAll('[data-chart=pr] path[stroke-width=\"2\"]').length"
+        )
         == 2
     )
-    # Each has its own best threshold, until the slider is moved: the cat of the second scores just under 0.45.
+    # Each has its own best threshold, until the slider is moved: the cat of the second scores just
+    # under 0.45.
     page = look(browser)
     assert page["best"] == "0.60 / 0.44" and page["live"][:2] == ["50.0", "100.0"]
     slide(browser, 0.5)
     page = look(browser)
     assert page["best"] == "0.50" and page["live"][:2] == ["50.0", "-"]
     assert browser.get_log("browser") == []
+
+
+def test_the_page_says_how_sure_a_difference_is(tmp_path, browser):
+    dataset, found = scene_of_each_kind()
+    fewer = {name: values[:1] for name, values in found.items()}
+    differences = {
+        "AP": {"difference": -0.123, "lower": -0.2, "upper": 0.051},
+        "AP50": {"difference": 0.3, "lower": 0.2, "upper": 0.4},
+    }
+    report = make_report(dataset, [("a.pt", found), ("b.pt", fewer)], differences)
+    write_report(report, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["differences"] == differences
+    browser.get((tmp_path / "index.html").as_uri())
+    rows = browser.find_elements(By.CSS_SELECTOR, "#metrics tbody tr")
+    intervals = [row.find_elements(By.CSS_SELECTOR, "td.n")[3].text for row in rows[:3]]
+    assert intervals == ["-20.0 to +5.1", "+20.0 to +40.0", ""]
+    last = browser.find_elements(By.CSS_SELECTOR, ".short li")[-1].text
+    assert "B's AP is 12.3 points lower than A's" in last
+    assert "-20.0 to +5.1" in last and "the other way round" in last
+
+
+def test_names_and_paths_are_text(tmp_path):
+    dataset, found = scene_of_each_kind(("<b>cat</b>", "dog"))
+    dataset.name = "<i>scenes</i>"
+    write_report(make_report(dataset, [("<u>a.pt", found), ("b&lt;.pt", found)]), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert not any(raw in page for raw in ("<b>cat", "<i>scenes", "<u>a.pt", "b&lt;"))
+    assert "&lt;b&gt;cat" in page and "b&amp;lt;.pt" in page
 
 
 @pytest.fixture(scope="module")
@@ -239,20 +320,43 @@ def run_folder(shared_coco, tmp_path_factory):
 
 
 def test_evaluate_writes_a_report(run_folder, tmp_path, capsys):
-    flags = ["--compare", f"{run_folder}/last.pt", "--device=cpu", "--json", "--report", f"{tmp_path}/report"]
+    flags = [
+        "--compare",
+        f"{run_folder}/last.pt",
+        "--device=cpu",
+        "--json",
+        "--report",
+        f"{tmp_path}/report",
+    ]
     main(["evaluate", f"{run_folder}/best.pt", *flags])
     told = capsys.readouterr()
     numbers = json.loads((tmp_path / "report" / "report.json").read_text())
     assert f"{tmp_path}/report/index.html" in told.err
     first, second = numbers["checkpoints"]
-    assert (first["checkpoint"], second["checkpoint"]) == (f"{run_folder}/best.pt", f"{run_folder}/last.pt")
-    assert json.loads(told.out).items() >= first["metrics"].items() and len(first["training"]["steps"]) == 2
+    assert (first["checkpoint"], second["checkpoint"]) == (
+        f"{run_folder}/best.pt",
+        f"{run_folder}/last.pt",
+    )
+    assert (
+        json.loads(told.out).items() >= first["metrics"].items()
+        and len(first["training"]["steps"]) == 2
+    )
 
 
 def test_several_processes_write_one_report(run_folder, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "redetr"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "redetr",
+    ]
     flags = ["evaluate", f"{run_folder}/best.pt", "--device=cpu", "--batch-size=2", "--report"]
-    subprocess.run([*launcher, *flags, f"{tmp_path}/two"], check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [*launcher, *flags, f"{tmp_path}/two"], check=True, capture_output=True, timeout=300
+    )
     main([*flags, f"{tmp_path}/one"])
     one, two = ((tmp_path / name / "report.json").read_text() for name in ("one", "two"))
     assert one == two
@@ -261,17 +365,29 @@ def test_several_processes_write_one_report(run_folder, tmp_path):
 def test_two_checkpoints_are_compared_without_a_page(run_folder, capsys):
     """A run of two evaluations: best.pt is of one of them, last.pt of the second."""
     paths = [f"{run_folder}/{name}.pt" for name in ("best", "last")]
-    command, lines = ["evaluate", paths[0], "--compare", paths[1], "--device=cpu", "--precision=fp32"], lines_of(run_folder)
+    command, lines = (
+        ["evaluate", paths[0], "--compare", paths[1], "--device=cpu", "--precision=fp32"],
+        lines_of(run_folder),
+    )
     main(command)
     told = capsys.readouterr().out
     evaluations = sorted((line for line in lines if "AP" in line), key=lambda line: -line["AP"])
     wanted = [evaluations[0], next(line for line in evaluations if line["step"] == 2)]
     for number, (path, line) in enumerate(zip(paths, wanted, strict=True), 1):
         assert f"{number}  {path}: val split of " in told
-        assert re.search(rf"^ *{number} +{100 * line['AP']:.1f} +{100 * line['AP50']:.1f} ", told, re.MULTILINE), told
+        assert re.search(
+            rf"^ *{number} +{100 * line['AP']:.1f} +{100 * line['AP50']:.1f} ", told, re.MULTILINE
+        ), told
     assert all(column in told for column in ("AP 1", "AP50 1", "AP 2", "AP50 2"))
     main([*command, "--json"])
     first = json.loads(capsys.readouterr().out)
     second = first.pop("compared")
+    change = first.pop("differences")["AP"]
+    assert change["difference"] == pytest.approx(second["AP"] - first["AP"], abs=1e-9)
+    points = {key: f"{100 * value:+.1f}" for key, value in change.items()}
+    interval = re.escape(f"{points['lower']} to {points['upper']}")
+    assert re.search(
+        rf"^ *AP +{re.escape(points['difference'])} +{interval}", told, re.MULTILINE
+    ), told
     assert first.keys() == second.keys() and [first["checkpoint"], second["checkpoint"]] == paths
     assert [first["AP"], second["AP"]] == pytest.approx([line["AP"] for line in wanted], abs=1e-6)

@@ -47,13 +47,19 @@ def test_the_data_set_may_go_when_the_run_is_over():
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = {tuple(index for _, index in global_batch(step, 30, 30, seed)) for step in range(3) for seed in range(3)}
+    orders = {
+        tuple(index for _, index in global_batch(step, 30, 30, seed))
+        for step in range(3)
+        for seed in range(3)
+    }
     assert len(orders) == 9
     assert global_batch(5, 4, 30, seed=1) == global_batch(5, 4, 30, seed=1)
 
 
 @pytest.mark.parametrize("size_of", [None, size_of])
-@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (3, 1), (1, 4), (2, 2), (3, 4)])
+@pytest.mark.parametrize(
+    ("world_size", "accumulate"), [(1, 1), (2, 1), (3, 1), (1, 4), (2, 2), (3, 4)]
+)
 def test_ranks_and_micro_batches_share_the_global_batch(world_size, accumulate, size_of):
     ranks = [
         list(TrainSampler(17, 12, 0, first_step=2, last_step=5, rank=rank, world_size=world_size,
@@ -91,7 +97,10 @@ def test_images_of_like_size_come_together(batch_size):
 
 def test_batches_of_all_sizes_come_in_any_order():
     """Neither small ones first, nor in each run of batches the same way."""
-    areas = [sum(h * w for h, w in map(size_of, global_batch(step, 4, 10_000, 0, size_of))) for step in range(128)]
+    areas = [
+        sum(h * w for h, w in map(size_of, global_batch(step, 4, 10_000, 0, size_of)))
+        for step in range(128)
+    ]
     halves = [sum(areas[i : i + 32]) / sum(areas) for i in range(0, 128, 32)]
     assert max(halves) < 0.3
     assert areas[:64] != areas[64:]
@@ -109,6 +118,13 @@ def test_batches_of_evaluation_do_not_depend_on_the_ranks():
     """Images of one batch are padded together, so they must stay together."""
     alone = sorted(EvalSampler(11, 3))
     together = sorted(batch for rank in range(2) for batch in EvalSampler(11, 3, rank, 2))
-    assert together == alone == [
-        [(0, 0), (0, 1), (0, 2)], [(0, 3), (0, 4), (0, 5)], [(0, 6), (0, 7), (0, 8)], [(0, 9), (0, 10)],
-    ]  # fmt: skip
+    assert (
+        together
+        == alone
+        == [
+            [(0, 0), (0, 1), (0, 2)],
+            [(0, 3), (0, 4), (0, 5)],
+            [(0, 6), (0, 7), (0, 8)],
+            [(0, 9), (0, 10)],
+        ]
+    )

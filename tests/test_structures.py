@@ -34,7 +34,9 @@ def test_a_canvas_may_be_larger_but_not_smaller():
 def test_padding_is_the_mask_unless_the_targets_tell_that_there_is_none():
     batch = redetr.collate([torch.zeros(3, 2, 4), torch.zeros(3, 3, 1)])
     assert batch.padding is batch.mask
-    full = redetr.Batch(torch.zeros(1, 3, 2, 4), torch.zeros(1, 2, 4, dtype=torch.bool), [{"size": (2, 4)}])
+    full = redetr.Batch(
+        torch.zeros(1, 3, 2, 4), torch.zeros(1, 2, 4, dtype=torch.bool), [{"size": (2, 4)}]
+    )
     assert full.padding is None
 
 
@@ -51,7 +53,10 @@ def test_the_kind_of_number_is_kept(dtype):
 
 
 def samples(*sizes: tuple[int, int]) -> list:
-    return [(torch.full((3, *size), 128, dtype=torch.uint8), {"size": size, "image_id": 0}) for size in sizes]
+    return [
+        (torch.full((3, *size), 128, dtype=torch.uint8), {"size": size, "image_id": 0})
+        for size in sizes
+    ]
 
 
 def test_padding_is_known_without_looking_at_the_mask():
@@ -76,6 +81,13 @@ def test_canvas_of_samples():
 
 def test_images_are_normalised_with_the_statistics_of_imagenet():
     # black is (0 - mean) / std, white (1 - mean) / std
-    black, white = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.full((3, 1, 1), 255, dtype=torch.uint8)
-    assert normalize(black).flatten().tolist() == pytest.approx([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
-    assert normalize(white).flatten().tolist() == pytest.approx([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225])
+    black, white = (
+        torch.zeros(3, 1, 1, dtype=torch.uint8),
+        torch.full((3, 1, 1), 255, dtype=torch.uint8),
+    )
+    assert normalize(black).flatten().tolist() == pytest.approx(
+        [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]
+    )
+    assert normalize(white).flatten().tolist() == pytest.approx(
+        [0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225]
+    )

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from redetr.detector.detections import Detections
+from redetr.detector.tiles import merge_tiles, tile_windows
 from redetr.errors import InputError
-from redetr.postprocess import Detections
-from redetr.tiles import merge_tiles, tile_windows
 
 
 @settings(max_examples=40)
@@ -38,7 +38,9 @@ def test_windows_by_hand():
     assert tile_windows(50, 200, 100, 0.2) == [(0, 0, 100, 50), (50, 0, 150, 50), (100, 0, 200, 50)]
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(0, 0.2), (-3, 0.2), (10, 1.0), (10, -0.1), (10, float("nan"))])
+@pytest.mark.parametrize(
+    ("tile", "overlap"), [(0, 0.2), (-3, 0.2), (10, 1.0), (10, -0.1), (10, float("nan"))]
+)
 def test_tiles_that_cannot_be(tile, overlap):
     with pytest.raises(InputError, match="tiles of"):
         tile_windows(50, 50, tile, overlap)
@@ -51,15 +53,25 @@ WINDOWS = tile_windows(*SIZE, 100, 0.2)
 def in_tile(rows: list[tuple[float, int, list[float]]]) -> Detections:
     """Of (score, label, box in pixels of the tile)."""
     scores, labels, boxes = zip(*rows, strict=True) if rows else ((), (), ())
-    return Detections(torch.tensor(scores), torch.tensor(labels).long(), torch.tensor(boxes).reshape(-1, 4),
-                      ("cat", "dog"), (1, 2), (100, 100))  # fmt: skip
+    return Detections(
+        torch.tensor(scores),
+        torch.tensor(labels).long(),
+        torch.tensor(boxes).reshape(-1, 4),
+        ("cat", "dog"),
+        (1, 2),
+        (100, 100),
+    )
 
 
 def merged(left, right):
     found = merge_tiles([in_tile(left), in_tile(right)], WINDOWS, SIZE)
     assert found.image_size == SIZE
-    return [(round(score, 2), label, box) for score, label, box in
-            zip(found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(), strict=True)]  # fmt: skip
+    return [
+        (round(score, 2), label, box)
+        for score, label, box in zip(
+            found.scores.tolist(), found.labels.tolist(), found.boxes.tolist(), strict=True
+        )
+    ]
 
 
 def test_boxes_far_from_the_seam_are_moved_and_sorted():
@@ -70,18 +82,26 @@ def test_boxes_far_from_the_seam_are_moved_and_sorted():
 
 def test_an_object_that_both_tiles_see_whole_is_found_once():
     """It is at x from 84 to 94 of the image."""
-    assert merged([(0.6, 0, [84, 10, 94, 30])], [(0.8, 0, [4, 10, 14, 31])]) == [(0.8, 0, [84, 10, 94, 31])]
+    assert merged([(0.6, 0, [84, 10, 94, 30])], [(0.8, 0, [4, 10, 14, 31])]) == [
+        (0.8, 0, [84, 10, 94, 31])
+    ]
 
 
 def test_a_cut_box_gives_way_to_the_neighbour_that_sees_more():
     """The object is at x from 85 to 130: the left tile sees 15 px of it, and is surer."""
-    assert merged([(0.9, 0, [85, 10, 100, 30])], [(0.6, 0, [5, 10, 50, 30])]) == [(0.9, 0, [85, 10, 130, 30])]
-    assert merged([(0.5, 0, [85, 10, 99, 30])], [(0.6, 0, [5, 10, 50, 30])]) == [(0.6, 0, [85, 10, 130, 30])]
+    assert merged([(0.9, 0, [85, 10, 100, 30])], [(0.6, 0, [5, 10, 50, 30])]) == [
+        (0.9, 0, [85, 10, 130, 30])
+    ]
+    assert merged([(0.5, 0, [85, 10, 99, 30])], [(0.6, 0, [5, 10, 50, 30])]) == [
+        (0.6, 0, [85, 10, 130, 30])
+    ]
 
 
 def test_an_object_larger_than_the_overlap_is_put_together():
     """It is at x from 40 to 160: both tiles cut it."""
-    assert merged([(0.7, 0, [40, 10, 100, 30])], [(0.9, 0, [0, 11, 80, 30])]) == [(0.9, 0, [40, 10, 160, 30])]
+    assert merged([(0.7, 0, [40, 10, 100, 30])], [(0.9, 0, [0, 11, 80, 30])]) == [
+        (0.9, 0, [40, 10, 160, 30])
+    ]
 
 
 def test_an_object_over_four_tiles():
@@ -101,17 +121,27 @@ def test_what_is_not_merged():
 
 
 def test_boxes_at_the_border_of_the_image_are_not_cut():
-    """The one on the left touches the image's own edge; the other tile's smaller box does not become a part of it."""
+    """The one on the left touches the image's own edge; the other tile's smaller box does not
+    become a part of it."""
     windows = tile_windows(100, 180, 100, 0.8)
-    found = [in_tile([(0.6, 0, [0, 10, 60, 50])] if window[0] == 0 else
-                     [(0.9, 0, [5, 20, 25, 40])] if window[0] == 20 else []) for window in windows]  # fmt: skip
+    found = [
+        in_tile(
+            [(0.6, 0, [0, 10, 60, 50])]
+            if window[0] == 0
+            else [(0.9, 0, [5, 20, 25, 40])]
+            if window[0] == 20
+            else []
+        )
+        for window in windows
+    ]
     assert len(merge_tiles(found, windows, SIZE)) == 2
 
 
 @settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.35, 0.5]))
 def test_a_perfect_detector_finds_each_object_once(seed, overlap):
-    """Objects smaller than the overlap and apart from each other, and what each tile sees of them."""
+    """Objects smaller than the overlap and apart from each other, and what each tile sees of
+    them."""
     random = torch.Generator().manual_seed(seed)
     height, width, tile = 230, 310, 100
     cells = [(x, y) for x in range(0, width - 30, 30) for y in range(0, height - 30, 30)]
@@ -125,7 +155,12 @@ def test_a_perfect_detector_finds_each_object_once(seed, overlap):
     for left, top, right, bottom in windows:
         rows = []
         for x1, y1, x2, y2 in truth:
-            seen = [max(x1, left) - left, max(y1, top) - top, min(x2, right) - left, min(y2, bottom) - top]
+            seen = [
+                max(x1, left) - left,
+                max(y1, top) - top,
+                min(x2, right) - left,
+                min(y2, bottom) - top,
+            ]
             if seen[2] - seen[0] >= 3 and seen[3] - seen[1] >= 3:
                 rows.append((float(torch.rand((), generator=random)), 0, seen))
         found.append(in_tile(rows))
@@ -137,12 +172,16 @@ def test_measured_ap_of_a_whole_photograph_is_not_below_that_of_its_tiles():
     """In the last run of benchmarks/tiles.py, as docs/predict.md says it."""
     root = Path(__file__).parent.parent
     rows = json.loads(max((root / "benchmarks/results").glob("*-tiles.json")).read_text())["rows"]
-    merged, alone, doubled = (rows[name] for name in ("overlap 0.2", "tiles one by one", "overlap 0.2, not merged"))
+    merged, alone, doubled = (
+        rows[name] for name in ("overlap 0.2", "tiles one by one", "overlap 0.2, not merged")
+    )
     for name in ("AP", "AP50", "tiles_AP", "tiles_AP50"):
         assert rows["overlap 0.5"][name] > alone[name]  # as large as most objects
         assert merged[name] > doubled[name]
     assert merged["AP"] > alone["AP"]
     page = (root / "docs/predict.md").read_text()
     for row in rows.values():
-        numbers = " | ".join(f"{100 * row[name]:.1f}" for name in ("AP", "AP50", "tiles_AP", "tiles_AP50"))
+        numbers = " | ".join(
+            f"{100 * row[name]:.1f}" for name in ("AP", "AP50", "tiles_AP", "tiles_AP50")
+        )
         assert f" | {numbers} |" in page

@@ -1,4 +1,5 @@
-"""Augmentation: boxes stay on their objects, and every draw is a function of (seed, epoch, image id)."""
+"""Augmentation: boxes stay on their objects, and every draw is a function of (seed, epoch, image
+id)."""
 
 import random
 from typing import get_args
@@ -12,8 +13,17 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from redetr.choices import Augment
 from redetr.data.loader import Samples
-from redetr.data.transforms import Augment, Jitter, Transform, augmentation, drawn_from, draws_of, resizer, seen
+from redetr.data.transforms import (
+    Jitter,
+    Transform,
+    augmentation,
+    drawn_from,
+    draws_of,
+    resizer,
+    seen,
+)
 from redetr.data.views import Fit, MultiScale, NativeCrop, Stretch, View, Whole, Zoomed
 
 AUGMENTS = get_args(Augment)
@@ -45,13 +55,20 @@ def red_box(image: Tensor) -> list[float]:
     """The xyxy box around the red pixels."""
     red, blue = image[0].float(), image[2].float()
     rows, columns = torch.where(red - blue > 40)
-    return [columns.min().item(), rows.min().item(), columns.max().item() + 1, rows.max().item() + 1]
+    return [
+        columns.min().item(),
+        rows.min().item(),
+        columns.max().item() + 1,
+        rows.max().item() + 1,
+    ]
 
 
 def in_pixels(target: dict) -> Tensor:
     height, width = target["size"]
     centers, sizes = target["boxes"][:, :2], target["boxes"][:, 2:]
-    return torch.cat([centers - sizes / 2, centers + sizes / 2], 1) * torch.tensor([width, height, width, height])
+    return torch.cat([centers - sizes / 2, centers + sizes / 2], 1) * torch.tensor(
+        [width, height, width, height]
+    )
 
 
 def test_square_resize_by_hand():
@@ -64,7 +81,13 @@ def test_square_resize_by_hand():
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [((60, 90), (40, 60)), ((90, 60), (60, 40)), ((50, 300), (20, 120)), ((40, 40), (40, 40)), ((20, 30), (40, 60))],
+    [
+        ((60, 90), (40, 60)),
+        ((90, 60), (60, 40)),
+        ((50, 300), (20, 120)),
+        ((40, 40), (40, 40)),
+        ((20, 30), (40, 60)),
+    ],
 )
 def test_aspect_resize_by_hand(size, expected):
     """The shorter side becomes 40 px, unless the longer one would exceed 120."""
@@ -83,7 +106,9 @@ def test_sizes_are_those_of_torchvision(height, width):
 
 def test_a_whole_image_is_resized_like_torchvision():
     image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
-    assert torch.equal(resizer("aspect", 40, 120)(image), v2.Resize(40, max_size=120, antialias=True)(image))
+    assert torch.equal(
+        resizer("aspect", 40, 120)(image), v2.Resize(40, max_size=120, antialias=True)(image)
+    )
 
 
 @pytest.mark.parametrize("resize", ["aspect", "square"])
@@ -119,13 +144,17 @@ def test_draws_are_a_function_of_the_seed(augment):
     first, _ = look(transform, *sample, seed=1)
     again, _ = look(transform, *sample, seed=1)
     assert torch.equal(first, again)
-    assert torch.equal(before[0], torch.get_rng_state())  # the random numbers of everybody else are left alone
+    assert torch.equal(
+        before[0], torch.get_rng_state()
+    )  # the random numbers of everybody else are left alone
     assert before[1] == random.getstate()
     others = [look(transform, *sample, seed=seed)[0] for seed in range(2, 12)]
     assert any(other.shape != first.shape or not torch.equal(other, first) for other in others)
 
 
-windows = st.tuples(st.integers(-20, 40), st.integers(-20, 30), st.integers(50, 120), st.integers(40, 90))
+windows = st.tuples(
+    st.integers(-20, 40), st.integers(-20, 30), st.integers(50, 120), st.integers(40, 90)
+)
 
 
 @given(window=windows, mirrored=st.booleans(), turns=st.integers(0, 3), height=st.integers(60, 90))
@@ -140,7 +169,8 @@ def test_a_painted_rectangle_is_under_its_box(window, mirrored, turns, height):
 
 
 def test_views_by_hand():
-    """The right half of a 4 x 8 image, then mirrored, then turned counter-clockwise, then twice as large."""
+    """The right half of a 4 x 8 image, then mirrored, then turned counter-clockwise, then twice as
+    large."""
     box = np.array([[5, 0, 6, 2]], float)  # in the half: (1, 0, 2, 2)
     right, square = (4, 0, 8, 4), (4, 4)
     assert View(right, square).boxes(box).tolist() == [[1, 0, 2, 2]]
@@ -151,7 +181,9 @@ def test_views_by_hand():
     half = image[:, :, 4:]
     assert torch.equal(View(right, square).pixels(image, (4, 8)), half)
     assert torch.equal(View(right, square, mirrored=True).pixels(image, (4, 8)), half.flip(2))
-    assert torch.equal(View(right, square, quarter_turns=1).pixels(image, (4, 8)), half.rot90(1, (1, 2)))
+    assert torch.equal(
+        View(right, square, quarter_turns=1).pixels(image, (4, 8)), half.rot90(1, (1, 2))
+    )
 
 
 def test_beyond_the_image_it_is_grey():
@@ -168,13 +200,19 @@ def test_an_image_decoded_at_half_its_size_is_seen_the_same():
 
 
 def test_boxes_that_are_mostly_cut_off_are_dropped():
-    """A view that starts at x = 40 leaves 100%, 50%, 40% and 30% of the boxes, and nothing of the last."""
+    """A view that starts at x = 40 leaves 100%, 50%, 40% and 30% of the boxes, and nothing of the
+    last."""
     boxes = [(50, 10, 60, 20), (30, 0, 50, 20), (34, 0, 44, 10), (33, 0, 43, 10), (0, 0, 10, 10)]
     target = seen(View((40, 0, 90, 60), (60, 50)), scene(boxes)[1], min_visible=0.4)
     assert target["labels"].tolist() == [0, 1, 2]
     assert target["area"].tolist() == [100, 101, 102]
     assert in_pixels(target).round().tolist() == [[10, 10, 20, 20], [0, 0, 10, 20], [0, 0, 4, 10]]
-    assert seen(View((40, 0, 90, 60), (60, 50)), scene(boxes)[1], 0.0)["labels"].tolist() == [0, 1, 2, 3]
+    assert seen(View((40, 0, 90, 60), (60, 50)), scene(boxes)[1], 0.0)["labels"].tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_boxes_of_less_than_a_pixel_are_dropped():
@@ -193,7 +231,10 @@ def test_crowds_are_dropped():
 
 
 def views(draw, height: int, width: int, boxes: list[tuple[int, ...]], count: int) -> list[View]:
-    return [draw(draws_of(seed), height, width, np.array(boxes, float).reshape(-1, 4)) for seed in range(count)]
+    return [
+        draw(draws_of(seed), height, width, np.array(boxes, float).reshape(-1, 4))
+        for seed in range(count)
+    ]
 
 
 def test_multi_scale_of_the_original():
@@ -206,7 +247,8 @@ def test_multi_scale_of_the_original():
 
 
 def test_crops_of_the_original():
-    """Half of the views are crops of 384 to 600 px out of a shorter side of 400, 500 or 600, the rest is whole."""
+    """Half of the views are crops of 384 to 600 px out of a shorter side of 400, 500 or 600, the
+    rest is whole."""
     draw = augmentation("detr", "aspect", 800, 1333).draw
     drawn = views(draw, 480, 640, [], 400)
     crops = [view for view in drawn if view.window != (0, 0, 640, 480)]
@@ -215,7 +257,9 @@ def test_crops_of_the_original():
         left, top, right, bottom = view.window
         assert 0 <= left < right <= 640
         assert 0 <= top < bottom <= 480
-        assert 384 * 0.8 - 1 <= view.window_size[0] <= 480  # 600 px to 480: at least 307 px are left
+        assert (
+            384 * 0.8 - 1 <= view.window_size[0] <= 480
+        )  # 600 px to 480: at least 307 px are left
         assert 384 * 0.8 - 1 <= view.window_size[1] <= 600 * 1.2 + 1
         shape, window = view.size[1] / view.size[0], view.window_size[1] / view.window_size[0]
         assert shape == pytest.approx(window, rel=0.01)  # hardly distorted by whole pixels
@@ -250,7 +294,9 @@ def test_zoomed_in_windows_hold_an_object():
     for left, top, right, bottom in parts:
         assert 0 <= left < right <= 90
         assert 0 <= top < bottom <= 60
-        assert any(left < (a + c) / 2 < right and top < (b + d) / 2 < bottom for a, b, c, d in boxes)
+        assert any(
+            left < (a + c) / 2 < right and top < (b + d) / 2 < bottom for a, b, c, d in boxes
+        )
 
 
 @pytest.mark.parametrize("size", [(200, 300), (20, 30), (64, 64)])
@@ -263,8 +309,15 @@ def test_native_crops_have_one_size(size):
 
 def test_native_crops_hold_an_object_when_asked():
     image, target = scene([(150, 20, 166, 36)], 200, 300)
-    held = [len(look(Transform(NativeCrop(Stretch(64), (1.0, 1.0), share)), image, target, seed)[1]["boxes"])
-            for share in (0.0, 1.0) for seed in range(60)]  # fmt: skip
+    held = [
+        len(
+            look(Transform(NativeCrop(Stretch(64), (1.0, 1.0), share)), image, target, seed)[1][
+                "boxes"
+            ]
+        )
+        for share in (0.0, 1.0)
+        for seed in range(60)
+    ]
     assert sum(held[:60]) < 30 < 50 < sum(held[60:])
 
 
@@ -274,12 +327,15 @@ def test_native_crops_are_mirrored_and_turned_in_all_ways():
 
 
 def test_colours_by_hand():
-    """Twice as bright; then half the contrast about the mean brightness of 0.299 * 40 + 0.587 * 80 + 0.114 * 120."""
+    """Twice as bright; then half the contrast about the mean brightness of 0.299 * 40 + 0.587 * 80
+    + 0.114 * 120."""
     mean = np.array([20.0, 40.0, 60.0])
     fixed = FixedDraws([2.0, 0.5, 1.0, 0.0])
     matrix = Jitter(1, 1, 1, 0.5).matrix(fixed, mean)
     grey = 0.299 * 40 + 0.587 * 80 + 0.114 * 120
-    assert matrix @ [20, 40, 60, 1] == pytest.approx([20 + grey / 2, 40 + grey / 2, 60 + grey / 2], abs=0.5)
+    assert matrix @ [20, 40, 60, 1] == pytest.approx(
+        [20 + grey / 2, 40 + grey / 2, 60 + grey / 2], abs=0.5
+    )
     without = Jitter(1, 1, 1, 0.5).matrix(FixedDraws([1.0, 1.0, 0.0, 0.0]), mean)
     assert without @ [100, 0, 0, 1] == pytest.approx([29.9] * 3, abs=0.5)  # no saturation: grey
     turned = Jitter(1, 1, 1, 0.5).matrix(FixedDraws([1.0, 1.0, 1.0, 0.5]), mean)
@@ -369,7 +425,9 @@ def test_samples_differ_by_epoch_and_image_but_not_by_order():
     transform = augmentation("detr", "square", 32, None)
     samples = Samples(OneImage(7), transform, seed=3)
     first, second = samples[0, 0][0], samples[1, 0][0]
-    assert torch.equal(Samples(OneImage(8), transform, 3)[0, 0][0], first)  # the place decides, whatever the id
+    assert torch.equal(
+        Samples(OneImage(8), transform, 3)[0, 0][0], first
+    )  # the place decides, whatever the id
     assert torch.equal(samples[0, 0][0], first)
     others = [samples[epoch, 0][0] for epoch in range(1, 6)] + [samples[0, 1][0]]
     assert not all(torch.equal(other, first) for other in others)

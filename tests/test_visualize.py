@@ -8,17 +8,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from redetr.errors import InputError
-from redetr.visualize import (
-    _plot_loss,
-    class_color,
-    comparison_grid,
-    draw_boxes,
-    grid,
-    plot_curves,
-    read_metrics,
-    save_image,
-    to_pil,
-)
+from redetr.pages.curves import _plot_loss, plot_curves, read_metrics
+from redetr.pages.drawing import class_color, comparison_grid, draw_boxes, grid, save_image, to_pil
 
 
 def gray(height, width):
@@ -42,7 +33,9 @@ def curve(steps=40):
     for step in range(0, steps, 4):
         loss = None if step == 8 else 5 - step / 10
         lines.append({"step": step, "epoch": 0, "loss": loss, "lr": 1e-4, "time_s": 3.0 * step})
-        lines.append({"step": step, "time_s": 3.0 * step, "AP": None if step == 0 else 0.2, "AP50": 0.4})
+        lines.append(
+            {"step": step, "time_s": 3.0 * step, "AP": None if step == 0 else 0.2, "AP50": 0.4}
+        )
     return lines
 
 
@@ -74,8 +67,18 @@ def test_outline_lies_on_the_pixels_of_the_box():
     drawn = np.asarray(draw(gray(100, 100), [[20, 30, 60, 80]], scale=1, labels=[""]))
     color = list(class_color(0))
     # Columns 20 to 59 and rows 30 to 79 belong to the box; its line is 2 px wide, on a dark one.
-    assert drawn[50, 20].tolist() == drawn[50, 59].tolist() == drawn[30, 40].tolist() == drawn[79, 40].tolist() == color
-    assert drawn[50, 60].tolist() != color and (drawn[50, 40] == 128).all() and (drawn[50, 10] == 128).all()
+    assert (
+        drawn[50, 20].tolist()
+        == drawn[50, 59].tolist()
+        == drawn[30, 40].tolist()
+        == drawn[79, 40].tolist()
+        == color
+    )
+    assert (
+        drawn[50, 60].tolist() != color
+        and (drawn[50, 40] == 128).all()
+        and (drawn[50, 10] == 128).all()
+    )
 
 
 def test_small_images_are_enlarged_by_a_whole_factor():
@@ -98,14 +101,18 @@ def test_tags_stay_in_the_picture_and_apart():
         return [(drawn == class_color(i)).all(-1) for i in range(len(boxes))]
 
     for box in ([0, 0, 60, 60], [360, 0, 400, 30], [380, 380, 400, 400], [-50, -50, 500, 500]):
-        assert tag_pixels([box])[0].sum() > 200  # far more than the outline that is left at a corner
+        assert (
+            tag_pixels([box])[0].sum() > 200
+        )  # far more than the outline that is left at a corner
     same = tag_pixels([[100, 100, 200, 200]] * 3)
     assert min(mask.sum() for mask in same) > 300
 
 
 @pytest.mark.parametrize("words", ["äßéñø", "αβγδε", "бгджй"])
 def test_letters_are_drawn_and_not_boxes_for_what_is_missing(words):
-    captions = [np.asarray(grid([(Image.new("RGB", (90, 1)), letter)], columns=1)) for letter in words]
+    captions = [
+        np.asarray(grid([(Image.new("RGB", (90, 1)), letter)], columns=1)) for letter in words
+    ]
     assert len({caption.tobytes() for caption in captions}) == len(words)
 
 
@@ -122,7 +129,8 @@ def test_lengths_must_agree():
 
 def test_grid_places_panels():
     red, green, blue = (
-        Image.new("RGB", size, color) for size, color in [((50, 40), "red"), ((30, 60), "lime"), ((70, 20), "blue")]
+        Image.new("RGB", size, color)
+        for size, color in [((50, 40), "red"), ((30, 60), "lime"), ((70, 20), "blue")]
     )
     picture = grid([(red, ""), (green, ""), (blue, "")], columns=2)
     # Gaps of 12 px; columns of 70 and 30 px, rows of 60 and 20 px.
@@ -212,7 +220,9 @@ def test_read_metrics_names_the_file_at_fault(tmp_path):
 def test_the_smoothed_loss_by_hand():
     axes = Figure().subplots()
     losses = [0.0, 3.0, 9.0] + [6.0] * 37  # 40 steps: one neighbour on each side
-    _plot_loss(axes, [{"step": step, "loss": loss} for step, loss in enumerate(losses)], "#000000", "")
+    _plot_loss(
+        axes, [{"step": step, "loss": loss} for step, loss in enumerate(losses)], "#000000", ""
+    )
     faint, smooth = axes.lines
     assert list(faint.get_ydata()) == losses
     assert list(smooth.get_ydata())[:4] == [1.5, 4.0, 6.0, 7.0]

@@ -1,4 +1,5 @@
-"""A new model from the weights of another: every kind of file, classes by name, and files that cannot serve."""
+"""A new model from the weights of another: every kind of file, classes by name, and files that
+cannot serve."""
 
 import os
 import pickle
@@ -14,12 +15,24 @@ from torch import nn
 import redetr
 from redetr.checkpoint import save_weights
 from redetr.config import TrainConfig
-from redetr.weights import Origin, Weights, read_weights, start_from, starting_point
+from redetr.weights.reading import Origin, Weights, read_weights
+from redetr.weights.starting import start_from, starting_point
 
-DETR = TrainConfig(model="detr_r50", num_queries=5, model_options=(
-    "backbone=[16, 32, 64]", "hidden_dim=64", "nheads=2", "enc_layers=1", "dec_layers=1", "dim_feedforward=32",
-))  # fmt: skip
-RESNET = replace(DETR, model_options=("backbone=resnet18", *DETR.model_options[1:]))  # other programs know only these
+DETR = TrainConfig(
+    model="detr_r50",
+    num_queries=5,
+    model_options=(
+        "backbone=[16, 32, 64]",
+        "hidden_dim=64",
+        "nheads=2",
+        "enc_layers=1",
+        "dec_layers=1",
+        "dim_feedforward=32",
+    ),
+)
+RESNET = replace(
+    DETR, model_options=("backbone=resnet18", *DETR.model_options[1:])
+)  # other programs know only these
 FAST = TrainConfig(model="redetr_n", num_queries=5, model_options=(
     "backbone=[16, 32, 64]", "hidden_dim=32", "nheads=4", "dec_layers=2", "dim_feedforward=64",
 ))  # fmt: skip
@@ -32,10 +45,17 @@ def fresh(config: TrainConfig, num_classes: int = 3, seed: int = 0) -> nn.Module
     return redetr.build(config.model, num_classes, **config.model_kwargs())
 
 
-def write(kind: str, folder: Path, config: TrainConfig = DETR, classes: tuple[str, ...] = CLASSES) -> Path:
-    """Random weights in a file or folder of that kind; "trained" are the weights that a detector shows."""
+def write(
+    kind: str, folder: Path, config: TrainConfig = DETR, classes: tuple[str, ...] = CLASSES
+) -> Path:
+    """Random weights in a file or folder of that kind; "trained" are the weights that a detector
+    shows."""
     trained = fresh(config, len(classes), seed=7).state_dict()
-    about = {"config": config.to_dict(), "class_names": list(classes), "category_ids": list(range(len(classes)))}
+    about = {
+        "config": config.to_dict(),
+        "class_names": list(classes),
+        "category_ids": list(range(len(classes))),
+    }
     if kind == "official":
         torch.save({"model": trained, "optimizer": {}, "epoch": 3}, folder / "detr.pth")
         return folder / "detr.pth"
@@ -48,7 +68,9 @@ def write(kind: str, folder: Path, config: TrainConfig = DETR, classes: tuple[st
     return folder if kind == "run folder" else path
 
 
-def start(source: Any, config: TrainConfig = DETR, classes: tuple[str, ...] = CLASSES) -> tuple[nn.Module, str]:
+def start(
+    source: Any, config: TrainConfig = DETR, classes: tuple[str, ...] = CLASSES
+) -> tuple[nn.Module, str]:
     """A new model for `classes` that starts from `source`, and the line that says how."""
     model = fresh(config, len(classes))
     (said,) = starting_point(model, replace(config, weights=str(source)), classes)
@@ -57,7 +79,9 @@ def start(source: Any, config: TrainConfig = DETR, classes: tuple[str, ...] = CL
 
 def same(found: nn.Module, expected: nn.Module) -> bool:
     found, expected = found.state_dict(), expected.state_dict()
-    return found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in found)
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[n], expected[n]) for n in found
+    )
 
 
 @FORMS
@@ -89,7 +113,9 @@ def test_an_official_file_of_coco(tmp_path):
     path = write("official", tmp_path, RESNET, classes=tuple("?" * 91))
     model, said = start(path, RESNET, ("dog", "unicorn", "person"))
     there, random = fresh(RESNET, 91, seed=7).class_embed.weight, fresh(RESNET).class_embed.weight
-    assert torch.equal(model.class_embed.weight, torch.stack([there[18], random[1], there[1], there[91]]))
+    assert torch.equal(
+        model.class_embed.weight, torch.stack([there[18], random[1], there[1], there[91]])
+    )
     assert said.endswith("; class_embed: 2 of 3 classes taken by name, the rest re-initialised")
 
 
@@ -97,10 +123,18 @@ def test_an_official_file_of_coco(tmp_path):
 def transformers_folder(tmp_path_factory):
     transformers = pytest.importorskip("transformers")
     config = transformers.DetrConfig(
-        backbone="resnet18", use_pretrained_backbone=False, d_model=64, encoder_layers=1, decoder_layers=1,
-        encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2, num_queries=5,
+        backbone="resnet18",
+        use_pretrained_backbone=False,
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        num_queries=5,
         id2label={0: "plate", 1: "fork"},
-    )  # fmt: skip
+    )
     folder = tmp_path_factory.mktemp("transformers")
     transformers.DetrForObjectDetection(config).save_pretrained(folder)
     return folder
@@ -109,7 +143,9 @@ def transformers_folder(tmp_path_factory):
 def check_start_from_transformers(source, folder):
     model, said = start(source, RESNET)
     theirs = redetr.load(folder, device="cpu").model
-    assert torch.equal(model.class_embed.weight[[1, 3]], theirs.class_embed.weight[[0, 2]])  # plate, no object
+    assert torch.equal(
+        model.class_embed.weight[[1, 3]], theirs.class_embed.weight[[0, 2]]
+    )  # plate, no object
     theirs.class_embed = model.class_embed
     assert same(model, theirs)
     assert "class_embed: 1 of 3 classes taken by name" in said
@@ -129,23 +165,31 @@ def test_a_hub_name(transformers_folder, tmp_path, monkeypatch):
     (repository / "snapshots").mkdir()
     os.symlink(transformers_folder, repository / "snapshots" / ("0" * 40))
     check_start_from_transformers("somebody/detr", transformers_folder)
-    with pytest.raises(redetr.InputError, match=r"somebody/else: no such file, and the hub did not give it .*pass its"):
+    with pytest.raises(
+        redetr.InputError,
+        match=r"somebody/else: no such file, and the hub did not give it .*pass its",
+    ):
         start("somebody/else")
 
 
 @FORMS
 def test_classes_are_taken_by_name(config, tmp_path):
-    model, said = start(write("last.pt", tmp_path, config), config, ("spoon", "fork", "cup", "knife"))
+    model, said = start(
+        write("last.pt", tmp_path, config), config, ("spoon", "fork", "cup", "knife")
+    )
     there, random = fresh(config, seed=7), fresh(config, 4)
     heads = [name for name in there.state_dict() if "class_embed." in name]
     assert len(heads) == (2 if config is DETR else 6)  # the fast form: two layers and the encoder
     for name in heads:
         found, given, new = (m.state_dict()[name] for m in (model, there, random))
-        expected = [given[2], new[1], given[0], new[3]] + ([given[3]] if config is DETR else [])  # "no object" is last
+        expected = [given[2], new[1], given[0], new[3]] + (
+            [given[3]] if config is DETR else []
+        )  # "no object" is last
         assert torch.equal(found, torch.stack(expected))
     count = len(model.state_dict())
     assert said == (f"loaded {count - len(heads)} of {count} tensors from {tmp_path / 'last.pt'}; "
-                    "class_embed: 2 of 4 classes taken by name, the rest re-initialised")  # fmt: skip
+                    "class_embed: 2 of 4 classes taken by name, the rest "
+                    "re-initialised")  # fmt: skip
 
 
 @FORMS
@@ -153,7 +197,10 @@ def test_the_same_classes_in_another_order(config, tmp_path):
     model, said = start(write("last.pt", tmp_path, config), config, ("spoon", "cup", "plate"))
     there = fresh(config, seed=7)
     found, given = (
-        m.state_dict()[n] for m in (model, there) for n in m.state_dict() if n.endswith("class_embed.weight")
+        m.state_dict()[n]
+        for m in (model, there)
+        for n in m.state_dict()
+        if n.endswith("class_embed.weight")
     )
     assert torch.equal(found[:3], given[[2, 0, 1]])
     assert ";" not in said
@@ -167,24 +214,29 @@ def test_queries_are_taken_as_far_as_they_go(config, tmp_path):
     assert ";" not in said
     more, said = start(path, replace(config, num_queries=8))
     assert torch.equal(more.query_embed.weight[:5], there)
-    assert torch.equal(more.query_embed.weight[5:], fresh(replace(config, num_queries=8)).query_embed.weight[5:])
+    assert torch.equal(
+        more.query_embed.weight[5:], fresh(replace(config, num_queries=8)).query_embed.weight[5:]
+    )
     assert said.endswith("; query_embed: 5 of 8 were there")
 
 
 @pytest.mark.parametrize(
     ("there", "here", "message"),
     [
-        (FAST, replace(FAST, model_options=()), "holds a redetr_n that does not fit this redetr_n: backbone is "
+        (FAST, replace(FAST, model_options=()), "holds a redetr_n that does not fit this redetr_n: "
+                                                "backbone is "
          "(16, 32, 64) there and (32, 64, 128) here, hidden_dim is 32 there and 128 here"),
         (FAST, replace(FAST, model="redetr_m"), "holds a redetr_n that does not fit this redetr_m: "
          "dec_layers is 3 there and 6 here"),
         (FAST, DETR, "holds a redetr_n, which is of another form than detr_r50"),
-        (DETR, replace(DETR, model_options=(*DETR.model_options, "nheads=4")), "nheads is 2 there and 4 here"),
+        (DETR, replace(DETR, model_options=(*DETR.model_options, "nheads=4")), "nheads is 2 there "
+                                                                               "and 4 here"),
     ],
 )  # fmt: skip
 def test_another_model_is_refused(there, here, message, tmp_path):
     if here.model == "redetr_m":  # the same widths, so that the depth is the difference
-        there, here = (replace(c, model_options=("backbone=[16, 32, 64]", "hidden_dim=32", "dim_feedforward=64"))
+        there, here = (replace(c, model_options=("backbone=[16, 32, "
+                                                 "64]", "hidden_dim=32", "dim_feedforward=64"))
                        for c in (there, here))  # fmt: skip
     with pytest.raises(redetr.InputError, match=re.escape(message)):
         start(write("last.pt", tmp_path, there), here)
@@ -196,7 +248,9 @@ def test_dilation_and_dropout_may_differ():
         there = redetr.build("detr_r50", 3)
         here = redetr.build("detr_r50_dc5", 3, dropout=0.3)
     weights = Weights(Path("x.pt"), there.state_dict(), Origin("detr_r50", {}, CLASSES, (1, 2, 3)))
-    said = start_from(weights, here, TrainConfig(model="detr_r50_dc5", model_options=("dropout=0.3",)), CLASSES)
+    said = start_from(
+        weights, here, TrainConfig(model="detr_r50_dc5", model_options=("dropout=0.3",)), CLASSES
+    )
     assert said == "loaded 458 of 458 tensors from x.pt"
 
 
@@ -205,7 +259,9 @@ def test_a_file_in_which_something_is_missing(tmp_path):
     content = torch.load(path, weights_only=True)
     del content["ema"]["input_proj.bias"]
     torch.save(content, path)
-    with pytest.raises(redetr.InputError, match=r"last\.pt: 1 tensors of this model .* such as input_proj\.bias"):
+    with pytest.raises(
+        redetr.InputError, match=r"last\.pt: 1 tensors of this model .* such as input_proj\.bias"
+    ):
         start(path)
 
 
@@ -224,7 +280,9 @@ def test_a_file_that_would_run_code_is_refused(name, tmp_path):
     torch.save(hostile, tmp_path / "zip" / name)
     (tmp_path / name).write_bytes(pickle.dumps(hostile))
     for path in (tmp_path / name, tmp_path / "zip" / name):
-        with pytest.raises(redetr.InputError, match=f"{name}: not a checkpoint that can be read safely"):
+        with pytest.raises(
+            redetr.InputError, match=f"{name}: not a checkpoint that can be read safely"
+        ):
             start(path)
     assert not (tmp_path / "executed").exists()
 
@@ -238,7 +296,10 @@ def test_what_is_no_checkpoint_says_what_to_give(name, tmp_path):
     if name == "config.json":
         reason = "torch.save has not written it, or it holds more than tensors and plain values"
         what = f"not a checkpoint that can be read safely ({reason})"
-    assert str(told.value) == f"{tmp_path / name}: {what}; give best.pt, best.safetensors or the run folder"
+    assert (
+        str(told.value)
+        == f"{tmp_path / name}: {what}; give best.pt, best.safetensors or the run folder"
+    )
 
 
 def test_a_damaged_checkpoint_says_what_is_wrong(tmp_path):
@@ -246,13 +307,16 @@ def test_a_damaged_checkpoint_says_what_is_wrong(tmp_path):
     content = bytearray((tmp_path / "best.pt").read_bytes())
     content[len(content) // 2] ^= 0xFF
     (tmp_path / "best.pt").write_bytes(content)
-    with pytest.raises(redetr.InputError, match=r"read safely \(the checksum of best/data/0 is wrong\)$"):
+    with pytest.raises(
+        redetr.InputError, match=r"read safely \(the checksum of best/data/0 is wrong\)$"
+    ):
         redetr.load(tmp_path / "best.pt")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1, 2], "neither a redetr checkpoint nor tensors"), ({"model": {"a": 1}}, "neither a redetr checkpoint nor"),
+    [([1, 2], "neither a redetr checkpoint nor tensors"), ({"model": {"a": 1}}, "neither a redetr "
+                                                                                "checkpoint nor"),
      ({"weight": torch.zeros(1)}, "weights of a backbone, but that of detr_r50 is trained from")],
 )  # fmt: skip
 def test_other_files_are_refused(content, message, tmp_path):

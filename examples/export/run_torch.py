@@ -17,7 +17,9 @@ def main(file: str, image: str, threshold: float | None = None) -> None:
     extra = {"redetr.json": ""}
     model = torch.export.load(file, extra_files=extra).module(check_guards=False)
     about = json.loads(extra["redetr.json"])
-    pixels = torch.from_numpy(np.array(Image.open(image).convert("RGB"))).permute(2, 0, 1)  # uint8 [3, H, W]
+    pixels = torch.from_numpy(np.array(Image.open(image).convert("RGB"))).permute(
+        2, 0, 1
+    )  # uint8 [3, H, W]
     with torch.no_grad():
         scores, labels, boxes = (output[0].tolist() for output in model(pixels[None]))
     threshold = about["threshold"] if threshold is None else threshold

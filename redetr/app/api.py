@@ -5,8 +5,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from redetr.app.uploads import Turns, Upload, Uploads, parse_threshold, read_image
-from redetr.postprocess import Detections
-from redetr.predict import Detector
+from redetr.detector.detections import Detections
+from redetr.detector.detector import Detector
 
 
 class Api:

@@ -4,7 +4,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -21,14 +20,12 @@ from redetr.app.uploads import (
     read_image,
 )
 from redetr.data import DetectionDataset
+from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.explain import explain
-from redetr.explain_loss import explain_loss
-from redetr.explain_loss_page import loss_data, loss_parts
-from redetr.explain_page import image_data, image_parts, script_page
-from redetr.page import data_uri
-from redetr.predict import Detector
-from redetr.visualize import class_color, to_pil
+from redetr.explain import explain, explain_loss, image_page, loss_page
+from redetr.pages.drawing import class_color, to_pil
+from redetr.pages.images import data_uri
+from redetr.pages.templates import render
 
 _FOLDER = Path(__file__).parent
 _MOST_GPUS = 8
@@ -82,8 +79,8 @@ class Page:
 
     @cached_property
     def html(self) -> str:
-        templates = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True)
-        return templates.get_template("page.html").render(
+        return render(
+            "app/page.html",
             title=self.title,
             class_names=self.detector.class_names,
             threshold=THRESHOLD,
@@ -122,8 +119,7 @@ class Page:
     def _explain(self, upload: Upload, threshold: float) -> str:
         image = read_image(upload.file)
         explanation = explain(self.detector, image)
-        data = image_data(explanation, threshold)
-        return script_page("Where DETR looked", image_parts(explanation), "image", data)
+        return image_page(explanation, threshold, title="Where DETR looked")
 
     async def judge(self, request: Request) -> JSONResponse:
         """The page on the loss of an image that is trained on.
@@ -145,8 +141,7 @@ class Page:
         index = ids.index(image_id) if image_id else 0
         chosen = ids[(index + step) % len(ids)]
         explanation = explain_loss(self.detector, self.dataset, int(chosen), world_size)
-        data = loss_data(explanation)
-        page = script_page("From boxes to loss", loss_parts(explanation), "loss", data)
+        page = loss_page(explanation, title="From boxes to loss")
         return {"image_id": chosen, "page": page}
 
 

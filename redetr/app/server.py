@@ -13,8 +13,8 @@ from redetr.app.guard import Guard
 from redetr.app.page import Page
 from redetr.app.uploads import BusyError, Turns, Uploads
 from redetr.data import DetectionDataset
+from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.predict import Detector
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

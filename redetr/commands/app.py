@@ -15,7 +15,6 @@ import tyro
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import OUT
 from redetr.errors import InputError
-from redetr.predict import load
 
 _NEEDED = ("starlette", "uvicorn", "python_multipart")
 _GOODBYE_S = 1  # for answers that are under way when the server is stopped
@@ -38,6 +37,8 @@ class App:
     """auto, cpu or cuda."""
 
     def run(self) -> None:
+        from redetr.detector.detector import load
+
         if not 0 <= self.port < 2**16:
             raise InputError(f"--port {self.port} is not between 0 and 65535")
         for package in _NEEDED:

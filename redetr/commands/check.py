@@ -6,8 +6,6 @@ from pathlib import Path
 
 import tyro
 
-from redetr.check import check, print_report
-from redetr.check_sheet import write_report
 from redetr.commands.arguments import FLAGS, DataPath
 from redetr.commands.console import ERRORS, OUT, print_json
 from redetr.errors import InputError
@@ -15,7 +13,8 @@ from redetr.errors import InputError
 
 @dataclass(frozen=True)
 class Check:
-    """Looks for what would spoil training in a data set, before it does; exits with 1 if there is any."""
+    """Looks for what would spoil training in a data set, before it does; exits with 1 if there is
+    any."""
 
     data: DataPath
     """digits, crowns, or a folder."""
@@ -24,17 +23,22 @@ class Check:
     queries: int | None = None
     """Most objects that the model can find in an image; default: what training would take."""
     val_fraction: float = 0.0
-    """Share of the images to hold out for validation, as training will, if the data has no val split."""
+    """Share of the images to hold out for validation, as training will, if the data has no val
+    split."""
     thorough: bool = False
     """Also decode all images, and look for pictures that are nearly the same."""
     report: str | None = None
     """Folder for a page with samples and histograms."""
     augment: bool = False
-    """Also show samples as training sees them, in the folder of --report; not of a data set with errors."""
+    """Also show samples as training sees them, in the folder of --report; not of a data set with
+    errors."""
     json: bool = False
     """Print JSON instead of tables."""
 
     def run(self) -> None:
+        from redetr.doctor.check import check, print_report
+        from redetr.doctor.sheet import write_report
+
         if self.augment and not self.report:
             raise InputError("--augment needs a folder to write to: give --report FOLDER as well")
         report = check(self.data, self.model, self.queries, self.thorough, self.val_fraction)

@@ -1,6 +1,5 @@
 """`redetr completion`"""
 
-import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -9,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from redetr import commands
+from redetr.commands import COMMANDS
 from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT
 from redetr.recipes import RECIPES
@@ -36,7 +35,8 @@ _ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"
 
 @dataclass(frozen=True)
 class Completion:
-    """Prints a script with which the shell completes commands, recipes, flags and their choices at the Tab key.
+    """Prints a script with which the shell completes commands, recipes, flags and their choices at
+    the Tab key.
 
     bash: redetr completion bash > ~/.local/share/bash-completion/completions/redetr
 
@@ -53,27 +53,35 @@ class Completion:
 
 
 def _words() -> dict[str, dict[str, list[str]]]:
-    """Of each command its flags with their choices; the choices of what has no flag stand under the command itself."""
+    """Of each command its flags with their choices; the choices of what has no flag stand under the
+    command itself."""
     found = {}
-    for info in pkgutil.iter_modules(commands.__path__):
-        module = import_module(f"{commands.__name__}.{info.name}")
-        if hasattr(module, "parse"):
-            flags = dict(_flags(getattr(module, info.name.capitalize())))
-            words = {flag or info.name: choices for flag, choices in flags.values() if flag or choices}
-            found[info.name] = words | ({info.name: list(RECIPES)} if "model_options" in flags else {})
+    for command in sorted(COMMANDS):
+        module = import_module(f"redetr.commands.{command}")
+        flags = dict(_flags(getattr(module, command.capitalize())))
+        words = {flag or command: choices for flag, choices in flags.values() if flag or choices}
+        found[command] = words | ({command: list(RECIPES)} if "model_options" in flags else {})
     return found
 
 
 def _flags(settings: type) -> Iterator[tuple[str, tuple[str, list[str]]]]:
-    """Name of each setting, its flag ("" for none), and its choices; settings inside settings are flags as well."""
+    """Name of each setting, its flag ("" for none), and its choices; settings inside settings are
+    flags as well."""
     hints = get_type_hints(settings, include_extras=True)
     for field in fields(settings):
         kind = hints[field.name]
-        inner = next((part for part in _parts(kind) if isinstance(part, type) and is_dataclass(part)), None)
+        inner = next(
+            (part for part in _parts(kind) if isinstance(part, type) and is_dataclass(part)), None
+        )
         if inner:
             yield from _flags(inner)
         else:
-            choices = [str(value) for part in _parts(kind) if get_origin(part) is Literal for value in get_args(part)]
+            choices = [
+                str(value)
+                for part in _parts(kind)
+                if get_origin(part) is Literal
+                for value in get_args(part)
+            ]
             positional = tyro.conf.Positional in getattr(kind, "__metadata__", ())
             flag = f"--{'no-' * (field.default is True)}{field.name.replace('_', '-')}"
             yield field.name, ("" if positional else flag, choices)
@@ -87,11 +95,19 @@ def _parts(kind: Any) -> list[Any]:
 
 def _bash() -> str:
     found = _words()
-    flags = [f"      {command}) words=\"{' '.join(word for word in words if word[0] == '-')}\" ;;"
-             for command, words in found.items()]  # fmt: skip
-    choices = [f"      '{command} {word}') words=\"{' '.join(chosen)}\" ;;"
-               for command, words in found.items() for word, chosen in words.items() if chosen]  # fmt: skip
-    return _BASH.format(commands=" ".join(found), flags="\n".join(flags), choices="\n".join(choices))
+    flags = [
+        f'      {command}) words="{" ".join(word for word in words if word[0] == "-")}" ;;'
+        for command, words in found.items()
+    ]
+    choices = [
+        f"      '{command} {word}') words=\"{' '.join(chosen)}\" ;;"
+        for command, words in found.items()
+        for word, chosen in words.items()
+        if chosen
+    ]
+    return _BASH.format(
+        commands=" ".join(found), flags="\n".join(flags), choices="\n".join(choices)
+    )
 
 
 def _fish() -> str:

@@ -9,7 +9,6 @@ import tyro
 
 from redetr.commands.arguments import FLAGS, DataPath, NewFolder
 from redetr.commands.console import OUT, print_json
-from redetr.data.convert import convert
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class Convert:
     """Print JSON instead of sentences."""
 
     def run(self) -> None:
+        from redetr.data.forms.writing import convert
+
         told = convert(self.source, Path(self.destination), self.to, self.copy)
         if self.json:
             print_json({"destination": self.destination, "told": list(told)})

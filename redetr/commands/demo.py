@@ -7,7 +7,6 @@ from pathlib import Path
 import tyro
 
 from redetr.commands.console import OUT
-from redetr.demo import demo
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,8 @@ class Demo:
     """Length of the run; default: about five minutes on two cores."""
 
     def run(self) -> None:
+        from redetr.commands.demonstration import demo
+
         demo(self.data, Path(self.output), self.steps, OUT)
 
 

@@ -1,28 +1,31 @@
 """`redetr evaluate`"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
+from rich import box
 from rich.progress import Progress
+from rich.table import Table
 
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_json, print_results, require_images
-from redetr.data import DetectionDataset
-from redetr.distributed import Dist, process_group
-from redetr.evaluate import detect_classes
-from redetr.metrics import GroundTruth, coco_metrics
-from redetr.predict import Detector, load
-from redetr.report import Found, make_report
-from redetr.report_page import write_report
-from redetr.weights import locate
+
+if TYPE_CHECKING:
+    from redetr.data import DetectionDataset
+    from redetr.detector.detector import Detector
+    from redetr.distributed import Dist
+    from redetr.report.comparison import Difference
+    from redetr.report.numbers import Arrays
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measures a checkpoint: the twelve COCO numbers, AP per class, and with --report a page on its mistakes."""
+    """Measures a checkpoint: the twelve COCO numbers, AP per class, and with --report a page on its
+    mistakes."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
@@ -39,28 +42,35 @@ class Evaluate:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = bf16 where the hardware multiplies it fast."""
     report: str | None = None
-    """Folder for a page on what goes wrong, where, and what to do (index.html), with its numbers (report.json)."""
+    """Folder for a page on what goes wrong, where, and what to do (index.html), with its numbers
+    (report.json)."""
     compare: str | None = None
-    """A second checkpoint, whose numbers stand beside those of the first, in the page of --report as well."""
+    """A second checkpoint, whose numbers stand beside those of the first, in the page of --report
+    as well."""
     json: bool = False
     """Print JSON instead of tables."""
 
     def run(self) -> None:
+        from redetr.detector.detector import load
+        from redetr.distributed import process_group
+        from redetr.weights.reading import locate
+
         require_images(self.batch_size)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
         detectors = [load(path, device=self.device, precision=self.precision) for path in paths]
         dataset = detectors[0].open_data(self.split, self.data, self.val_fraction)
         source = self.data or detectors[0].trained_on
-        about = [
-            {
-                "checkpoint": str(path),
-                "data": source,
-                "split": self.split,
-                "images": len(dataset),
-                "image_size": detector.image_size,
-            }
-            for path, detector in zip(paths, detectors, strict=True)
-        ]
+        about = []
+        for path, detector in zip(paths, detectors, strict=True):
+            about.append(
+                {
+                    "checkpoint": str(path),
+                    "data": source,
+                    "split": self.split,
+                    "images": len(dataset),
+                    "image_size": detector.image_size,
+                }
+            )
         with process_group(self.device) as dist:
             found = [self._detect(detector, dataset, dist) for detector in detectors]
             dist.main_only(self._tell)(dataset, about, found)
@@ -69,38 +79,77 @@ class Evaluate:
     def _checkpoints(self) -> list[str]:
         return [self.checkpoint, self.compare] if self.compare else [self.checkpoint]
 
-    def _detect(self, detector: Detector, dataset: DetectionDataset, dist: Dist) -> Found:
+    def _detect(self, detector: "Detector", dataset: "DetectionDataset", dist: "Dist") -> "Arrays":
+        from redetr.evaluation import detect_classes
+
         with Progress(console=ERRORS, disable=self.json or dist.rank > 0) as progress:
             task = progress.add_task("evaluating", total=len(dataset))
             found, _ = detect_classes(
-                detector.model, dataset, dist, image_size=detector.image_size, batch_size=self.batch_size,
-                dtype=detector.dtype, classes=detector.classes,
+                detector.model,
+                dataset,
+                dist,
+                image_size=detector.image_size,
+                batch_size=self.batch_size,
+                dtype=detector.dtype,
+                classes=detector.classes,
                 on_batch=lambda images: progress.advance(task, images * dist.world_size),
-            )  # fmt: skip
+            )
             return found
 
-    def _tell(self, dataset: DetectionDataset, about: list[dict[str, Any]], found: list[Found]) -> None:
+    def _tell(
+        self, dataset: "DetectionDataset", about: list[dict[str, Any]], found: list["Arrays"]
+    ) -> None:
+        from redetr.metrics import GroundTruth, coco_evaluation, coco_result
+        from redetr.report import ap_differences, make_report, write_report
+
         truth = GroundTruth.from_dataset(dataset)
-        results = [one | coco_metrics(truth, **each).to_dict() for one, each in zip(about, found, strict=True)]
+        evaluations = [coco_evaluation(truth, **detections) for detections in found]
+        results = []
+        for description, evaluation in zip(about, evaluations, strict=True):
+            results.append(description | coco_result(truth, evaluation).to_dict())
+        differences = ap_differences(*evaluations) if self.compare else None
         if self.json:
-            print_json(results[0] | ({"compared": results[1]} if self.compare else {}))
+            content = results[0]
+            if self.compare:
+                content = content | {"compared": results[1], "differences": differences}
+            print_json(content)
         else:
-            for number, (checkpoint, result) in enumerate(zip(self._checkpoints, results, strict=True), 1):
-                OUT.print(f"{number}  " * bool(self.compare) + _measured(checkpoint, result), soft_wrap=True)
-            print_results(results)
+            self._print(results, differences)
         if self.report:
-            report = make_report(dataset, list(zip(self._checkpoints, found, strict=True)))
+            checkpoints = list(zip(self._checkpoints, found, strict=True))
+            report = make_report(dataset, checkpoints, differences)
             write_report(report, Path(self.report))
             ERRORS.print(f"{self.report}/index.html: the report; report.json holds its numbers")
+
+    def _print(
+        self, results: list[dict[str, Any]], differences: "Mapping[str, Difference] | None"
+    ) -> None:
+        for i, (checkpoint, result) in enumerate(zip(self._checkpoints, results, strict=True)):
+            number = f"{i + 1}  " if self.compare else ""
+            OUT.print(number + _measured(checkpoint, result), soft_wrap=True)
+        print_results(results)
+        if differences:
+            OUT.print(_differences_table(differences))
+            OUT.print("An interval that includes 0 leaves open which checkpoint is better.")
 
 
 def _measured(checkpoint: str, result: dict[str, Any]) -> str:
     """What was measured, and on what."""
-    last = Path(checkpoint).is_dir() and Path(result["checkpoint"]).name == "last.pt"
-    path = f"{result['checkpoint']}{' (there is no best.pt)' * last}"
-    return (
-        f"{path}: {result['split']} split of {result['data']}, {result['images']} images, at {result['image_size']} px"
-    )
+    path = result["checkpoint"]
+    if Path(checkpoint).is_dir() and Path(path).name == "last.pt":
+        path += " (there is no best.pt)"
+    images = f"{result['images']} images, at {result['image_size']} px"
+    return f"{path}: {result['split']} split of {result['data']}, {images}"
+
+
+def _differences_table(differences: "Mapping[str, Difference]") -> Table:
+    """What the second checkpoint gains on the first, with confidence intervals, in points."""
+    table = Table("", "2 - 1", "95% interval", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for name, change in differences.items():
+        difference = f"{100 * change['difference']:+.1f}"
+        interval = f"{100 * change['lower']:+.1f} to {100 * change['upper']:+.1f}"
+        table.add_row(name, difference, interval)
+    return table
 
 
 parse = partial(tyro.cli, Evaluate, prog="redetr evaluate", config=FLAGS)

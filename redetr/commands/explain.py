@@ -3,27 +3,27 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.progress import Progress
 
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_json
-from redetr.data import DetectionDataset
 from redetr.errors import InputError
-from redetr.explain import Habits, explain, query_habits
-from redetr.explain_loss import explain_loss
-from redetr.explain_loss_page import write_loss_page
-from redetr.explain_page import write_image_page
-from redetr.predict import Detector, as_image, load
+
+if TYPE_CHECKING:
+    from redetr.data import DetectionDataset
+    from redetr.detector.detector import Detector
+    from redetr.explain import Habits
 
 
 @dataclass(frozen=True)
 class Explain:
     """Shows what DETR did with an image, as pages that open from disk.
 
-    index.html goes from the image to the boxes; loss.html, with --image-id, from the boxes to the loss."""
+    index.html goes from the image to the boxes; loss.html, with --image-id, from the boxes to the
+    loss."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
@@ -36,7 +36,8 @@ class Explain:
     image_id: int | None = None
     """An image of the data set, by its id; default data: what the checkpoint was trained on."""
     world_size: int = 1
-    """GPUs that the batch is spread over, for the loss: the image on the first, the next images on the others."""
+    """GPUs that the batch is spread over, for the loss: the image on the first, the next images on
+    the others."""
     split: Literal["val", "train"] = "val"
     """The part of the data set that is looked at."""
     val_fraction: float | None = None
@@ -51,6 +52,9 @@ class Explain:
     """Also print the numbers."""
 
     def run(self) -> None:
+        from redetr.detector.detector import as_image, load
+        from redetr.explain import explain, explain_loss, write_image_page, write_loss_page
+
         self._check()
         detector = load(self.checkpoint, device=self.device)
         dataset = self._dataset(detector)
@@ -65,11 +69,12 @@ class Explain:
         habits = self._habits(detector, dataset) if dataset is not None and self.samples else None
         folder = Path(self.output)
         folder.mkdir(parents=True, exist_ok=True)
-        link = "<p>Next: <a href='loss.html'>from boxes to loss</a></p>" if loss else ""
-        write_image_page(folder / "index.html", explanation, name, self.threshold, habits, link)
+        loss_link = "loss.html" if loss else ""
+        write_image_page(
+            folder / "index.html", explanation, name, self.threshold, habits, loss_link
+        )
         if loss:
-            back = "<p>Before: <a href='index.html'>from image to boxes</a></p>"
-            write_loss_page(folder / "loss.html", loss, back)
+            write_loss_page(folder / "loss.html", loss, image_link="index.html")
         if self.json:
             print_json(explanation.to_dict() | ({"loss": loss.to_dict()} if loss else {}))
         else:
@@ -79,7 +84,10 @@ class Explain:
 
     def _check(self) -> None:
         if (self.image is None) == (self.image_id is None):
-            raise InputError("nothing to explain: give one image, as a file after the checkpoint or as --image-id")
+            raise InputError(
+                "nothing to explain: give one image, as a file after the checkpoint or as "
+                "--image-id"
+            )
         if self.image_id is None and self.world_size != 1:
             raise InputError("--world-size is about the loss: give --image-id as well")
         if not 0 <= self.threshold <= 1:
@@ -87,14 +95,18 @@ class Explain:
         if self.samples < 0:
             raise InputError(f"--samples {self.samples} must not be below 0")
 
-    def _dataset(self, detector: Detector) -> DetectionDataset | None:
+    def _dataset(self, detector: "Detector") -> "DetectionDataset | None":
         if self.data is None and self.image_id is None:
             return None
         return detector.open_data(self.split, self.data, self.val_fraction)
 
-    def _habits(self, detector: Detector, dataset: DetectionDataset) -> Habits:
+    def _habits(self, detector: "Detector", dataset: "DetectionDataset") -> "Habits":
+        from redetr.explain import query_habits
+
         with Progress(console=ERRORS, disable=self.json) as progress:
-            task = progress.add_task("looking at the data set", total=min(self.samples, len(dataset)))
+            task = progress.add_task(
+                "looking at the data set", total=min(self.samples, len(dataset))
+            )
             return query_habits(detector, dataset, self.samples, lambda: progress.advance(task))
 
 

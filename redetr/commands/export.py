@@ -3,22 +3,26 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 from rich import box
 from rich.table import Table
 
+from redetr.choices import ExportFormat, ExportPrecision
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, require_images
-from redetr.data import DetectionDataset
-from redetr.data.annotations import Split
 from redetr.errors import InputError
-from redetr.export import Comparison, ExportConfig, export
-from redetr.export_files import SUFFIXES, Format, Precision
-from redetr.predict import Detector, load
 
-# How far AP may drop, in points: by rounding and ties alone; by weights of 16 bits; by weights and values of 8.
-_MAX_AP_DROP: dict[Precision, float] = {"fp32": 0.1, "fp16": 0.3, "int8": 1.0}
+if TYPE_CHECKING:
+    from redetr.data import DetectionDataset
+    from redetr.data.annotations import Split
+    from redetr.detector.detector import Detector
+    from redetr.export.export import Comparison
+
+# How far AP may drop, in points: by rounding and ties alone; by weights of 16 bits; by weights and
+# values of 8.
+_MAX_AP_DROP: dict[ExportPrecision, float] = {"fp32": 0.1, "fp16": 0.3, "int8": 1.0}
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,16 @@ class Export:
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
-    format: Format = "onnx"
+    format: ExportFormat = "onnx"
     """onnx, openvino (.xml and .bin) or torch (a torch.export program, .pt2)."""
     output: str | None = None
     """The file; default: the checkpoint's name with .onnx, .xml or .pt2, in this folder."""
-    precision: Precision = "fp32"
-    """fp16 (openvino) halves the file; int8 (onnx, openvino) learns the ranges of values on training images."""
+    precision: ExportPrecision = "fp32"
+    """fp16 (openvino) halves the file; int8 (onnx, openvino) learns the ranges of values on
+    training images."""
     with_processing: bool = False
-    """The file takes uint8 images of any size and gives scores, labels and boxes in their pixels."""
+    """The file takes uint8 images of any size and gives scores, labels and boxes in their
+    pixels."""
     mask: bool = False
     """The file takes the padding of a batch as a second input."""
     data: str | None = None
@@ -42,15 +48,22 @@ class Export:
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     images: int = 200
-    """At most so many held-out images are compared, and so many training images looked at for int8."""
+    """At most so many held-out images are compared, and so many training images looked at for
+    int8."""
     batch_size: int = 1
     """Images at once in the comparison."""
     max_ap_drop: float | None = None
-    """Points of AP that the file may lose against PyTorch; default: 0.1, with fp16 0.3, with int8 1.0."""
+    """Points of AP that the file may lose against PyTorch; default: 0.1, with fp16 0.3, with int8
+    1.0."""
     check: bool = True
-    """--no-check: write the file without a comparison, and with a threshold of 0.5 in its metadata."""
+    """--no-check: write the file without a comparison, and with a threshold of 0.5 in its
+    metadata."""
 
     def run(self) -> None:
+        from redetr.detector.detector import load
+        from redetr.export.export import ExportConfig, export
+        from redetr.export.files import SUFFIXES
+
         require_images(self.batch_size)
         if self.images < 1:
             raise InputError(f"--images {self.images} must be at least 1")
@@ -58,31 +71,46 @@ class Export:
         config.check()
         path = Path(self.output or f"{_name(Path(self.checkpoint))}{SUFFIXES[self.format]}")
         if path.suffix != SUFFIXES[self.format]:
-            raise InputError(f"--output {path}: a file for --format {self.format} must end in {SUFFIXES[self.format]}")
+            raise InputError(
+                f"--output {path}: a file for --format {self.format} must end in "
+                f"{SUFFIXES[self.format]}"
+            )
         if not path.parent.is_dir():
             raise InputError(f"--output {path}: there is no folder {path.parent}; create it")
         detector = load(self.checkpoint, device="cpu")
         held_out = self._images_of(detector, "val") if self.check else None
         train = self._images_of(detector, "train") if self.precision == "int8" else None
         limit = _MAX_AP_DROP[self.precision] if self.max_ap_drop is None else self.max_ap_drop
-        comparison = export(detector, path, config, held_out, train, images=self.images, batch_size=self.batch_size,
-                            max_ap_drop=limit)  # fmt: skip
+        comparison = export(
+            detector,
+            path,
+            config,
+            held_out,
+            train,
+            images=self.images,
+            batch_size=self.batch_size,
+            max_ap_drop=limit,
+        )
         if comparison:
             _print(comparison)
         else:
             ERRORS.print(f"warning: {path} was not compared with PyTorch")
         OUT.print(f"{path} ({_megabytes(path):.1f} MB)", soft_wrap=True)
 
-    def _images_of(self, detector: Detector, split: Split) -> DetectionDataset:
+    def _images_of(self, detector: "Detector", split: "Split") -> "DetectionDataset":
         """The images of the flags, or of the training run. Raises InputError if there are none."""
         try:
             return detector.open_data(split, self.data, self.val_fraction)
         except InputError as error:
-            way_out = "" if self.data or split == "train" else ", or --no-check to export without a comparison"
+            way_out = (
+                ""
+                if self.data or split == "train"
+                else ", or --no-check to export without a comparison"
+            )
             raise InputError(f"{error}{way_out}") from error
 
 
-def _print(comparison: Comparison) -> None:
+def _print(comparison: "Comparison") -> None:
     """How far the file's numbers are from PyTorch's, and AP of both."""
     table = Table(f"{comparison.images} images", "largest difference", "usual", box=box.SIMPLE)
     for name, (largest, usual) in comparison.differences.items():

@@ -11,20 +11,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import tyro
-from PIL import Image
 from rich.progress import Progress
 
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_file, require_images
-from redetr.distributed import Dist, process_group
-from redetr.errors import InputError, StoppedError
-from redetr.postprocess import Detections
-from redetr.predict import Detector, load
-from redetr.predictions import (
+from redetr.detector.records import (
     RECORD,
     Record,
     Summary,
@@ -35,9 +30,15 @@ from redetr.predictions import (
     summary,
     write_forms,
 )
-from redetr.sources import Frame, find_sources, frames, is_address, is_camera, is_video, read_ahead
-from redetr.video import VideoWriter
-from redetr.visualize import save_image
+from redetr.errors import InputError, StoppedError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from redetr.detector.detections import Detections
+    from redetr.detector.detector import Detector
+    from redetr.detector.sources import Frame
+    from redetr.distributed import Dist
 
 Form = Literal["png", "jpg", "json", "coco", "csv"]
 
@@ -47,15 +48,17 @@ _CLASSES_TOLD = 5
 
 @dataclass(frozen=True)
 class Predict:
-    """Finds objects in images, folders, patterns, addresses, videos and cameras; writes annotated pictures and what was
-    found. Under torchrun, the images are divided among the processes."""
+    """Finds objects in images, folders, patterns, addresses, videos and cameras; writes annotated
+    pictures and what was found. Under torchrun, the images are divided among the processes."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     source: tyro.conf.Positional[tuple[str, ...]]
-    """Images, folders, patterns such as 'a/**/*.jpg', http(s) addresses, videos; 0 is the first camera."""
+    """Images, folders, patterns such as 'a/**/*.jpg', http(s) addresses, videos; 0 is the first
+    camera."""
     output: str = "predictions"
-    """Folder for predictions.jsonl (a line for each image as it is done) and what --save asks for."""
+    """Folder for predictions.jsonl (a line for each image as it is done) and what --save asks
+    for."""
     threshold: float = 0.5
     """Smallest score shown."""
     classes: tuple[str, ...] = ()
@@ -63,14 +66,16 @@ class Predict:
     tile: int | None = None
     """Look at large images in tiles of so many px; about what the model saw in training is best."""
     overlap: float = 0.2
-    """Share of a tile's side that neighbours have in common: objects up to this size are seen whole."""
+    """Share of a tile's side that neighbours have in common: objects up to this size are seen
+    whole."""
     save: tuple[Form, ...] = ("png", "json")
-    """What to write besides: annotated pictures (png or jpg; videos as mp4), predictions.json, predictions.coco.json,
-    predictions.csv."""
+    """What to write besides: annotated pictures (png or jpg; videos as mp4), predictions.json,
+    predictions.coco.json, predictions.csv."""
     resume: bool = False
     """Go on in --output: what is in its predictions.jsonl is not looked at again."""
     overwrite: bool = False
-    """Delete what an earlier predict wrote into --output, and begin anew; other files there stay."""
+    """Delete what an earlier predict wrote into --output, and begin anew; other files there
+    stay."""
     batch_size: int = 4
     """Images at once."""
     device: str = "auto"
@@ -81,6 +86,10 @@ class Predict:
     """Also print predictions.json."""
 
     def run(self) -> None:
+        from redetr.detector.detector import load
+        from redetr.detector.sources import find_sources
+        from redetr.distributed import process_group
+
         self._check()
         folder = Path(self.output)
         if not (self.resume or self.overwrite):
@@ -89,7 +98,9 @@ class Predict:
         detector = load(self.checkpoint, device=self.device).optimize(precision=self.precision)
         unknown = [name for name in self.classes if name not in detector.class_names]
         if unknown:
-            raise InputError(f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}")
+            raise InputError(
+                f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}"
+            )
         # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
         warnings.filterwarnings("ignore", module="PIL")
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +116,9 @@ class Predict:
             looks = dist.gather([self._look_at(own, file_names, detector, dist)])
             seconds = time.perf_counter() - start
             errors = [error for look in looks for error in look.errors]
-            dist.main_only(self._finish)(sources, len(done), errors, sum(look.images for look in looks) / seconds)
+            dist.main_only(self._finish)(
+                sources, len(done), errors, sum(look.images for look in looks) / seconds
+            )
 
     def _check(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -120,16 +133,27 @@ class Predict:
         if not self.source:
             raise InputError("nothing to look at: name images or folders after the checkpoint")
 
-    def _look_at(self, sources: list[str], file_names: dict[str, Path], detector: Detector, dist: Dist) -> "_Look":
-        """Looks at the sources. Pictures are read and drawn by other threads than that of the model."""
+    def _look_at(
+        self, sources: list[str], file_names: dict[str, Path], detector: "Detector", dist: "Dist"
+    ) -> "_Look":
+        """Looks at the sources. Pictures are read and drawn by other threads than that of the
+        model."""
+        from redetr.detector.sources import Frame, frames, is_camera, read_ahead
+        from redetr.detector.video import VideoWriter
+
         look = _Look()
         frame = Frame("")
         ahead = 1 if self.tile else self.batch_size
         looked_at = self._detections(detector, frames(sources, ahead), ahead)
-        painted = read_ahead((partial(self._painted, file_names, *each) for each in looked_at), ahead)
+        painted = read_ahead(
+            (partial(self._painted, file_names, *each) for each in looked_at), ahead
+        )
         silent = self.json or dist.rank > 0
-        with (closing(Record(Path(self.output), dist.rank, dist.world_size)) as record, closing(VideoWriter()) as movie,
-              Progress(console=ERRORS, disable=silent) as progress):  # fmt: skip
+        with (
+            closing(Record(Path(self.output), dist.rank, dist.world_size)) as record,
+            closing(VideoWriter()) as movie,
+            Progress(console=ERRORS, disable=silent) as progress,
+        ):
             bar = progress.add_task("predicting", total=len(sources))
             try:
                 for frame, found, picture in painted:
@@ -155,8 +179,8 @@ class Predict:
         return look
 
     def _detections(
-        self, detector: Detector, read: Iterator[Frame], at_once: int
-    ) -> Iterator[tuple[Frame, Detections | None]]:
+        self, detector: "Detector", read: Iterator["Frame"], at_once: int
+    ) -> Iterator[tuple["Frame", "Detections | None"]]:
         while some := list(islice(read, at_once)):
             images = [frame.image for frame in some if frame.image is not None]
             found = iter(detector.predict(images, self.threshold, self.tile, self.overlap))
@@ -164,9 +188,12 @@ class Predict:
                 yield frame, None if frame.image is None else next(found)
 
     def _painted(
-        self, file_names: dict[str, Path], frame: Frame, found: Detections | None
-    ) -> tuple[Frame, Detections | None, Image.Image | None]:
-        """What was found and is asked for. Its picture is saved, or returned if it is one of a video."""
+        self, file_names: dict[str, Path], frame: "Frame", found: "Detections | None"
+    ) -> tuple["Frame", "Detections | None", "Image.Image | None"]:
+        """What was found and is asked for. Its picture is saved, or returned if it is one of a
+        video."""
+        from redetr.pages.drawing import save_image
+
         if found is None or frame.image is None:
             return frame, None, None
         found = found.of_classes(self.classes) if self.classes else found
@@ -181,12 +208,21 @@ class Predict:
     def _draws(self) -> bool:
         return not {"png", "jpg"}.isdisjoint(self.save)
 
-    def _file_names(self, sources: Sequence[str], earlier: Mapping[str, str | None]) -> dict[str, Path]:
-        """Where the annotated picture or video of each source goes. Equal names get a number: those from several
-        folders, those of `earlier` runs, and those of sources in the folder itself, which stay as they are."""
+    def _file_names(
+        self, sources: Sequence[str], earlier: Mapping[str, str | None]
+    ) -> dict[str, Path]:
+        """Where the annotated picture or video of each source goes. Equal names get a number: those
+        from several folders, those of `earlier` runs, and those of sources in the folder itself,
+        which stay as they are."""
+        from redetr.detector.sources import is_address, is_camera, is_video
+
         names: dict[str, Path] = {}
         folder = os.path.abspath(self.output)
-        taken = {os.path.basename(source) for source in sources if os.path.dirname(os.path.abspath(source)) == folder}
+        taken = {
+            os.path.basename(source)
+            for source in sources
+            if os.path.dirname(os.path.abspath(source)) == folder
+        }
         taken.update(name for name in earlier.values() if name)
         count: Counter[str] = Counter()
         for source in sources:
@@ -215,19 +251,30 @@ class Predict:
         else:
             self._print_found(summary(folder), rate)
             known = f", {resumed} of them earlier" if resumed else ""
-            OUT.print(f"looked at {len(sources) - len(errors)} of {len(sources)} sources{known}: {folder}/{RECORD}",
-                      soft_wrap=True)  # fmt: skip
+            OUT.print(
+                f"looked at {len(sources) - len(errors)} of {len(sources)} sources{known}: "
+                f"{folder}/{RECORD}",
+                soft_wrap=True,
+            )
         if len(errors) == 1:
             raise InputError(errors[0])
         if errors:
-            raise InputError(f"{len(errors)} sources cannot be read, see their lines in {folder / RECORD}: {errors[0]}")
+            raise InputError(
+                f"{len(errors)} sources cannot be read, see their lines in {folder / RECORD}: "
+                f"{errors[0]}"
+            )
 
     def _print_found(self, found: Summary, rate: float) -> None:
         if not found.images:
             return
-        said = f"nothing found in {found.images} images with a score of {self.threshold} or more: lower --threshold"
+        said = (
+            f"nothing found in {found.images} images with a score of {self.threshold} or more: "
+            "lower --threshold"
+        )
         if found.classes:
-            most = ", ".join(f"{count} {name}" for name, count in found.classes.most_common(_CLASSES_TOLD))
+            most = ", ".join(
+                f"{count} {name}" for name, count in found.classes.most_common(_CLASSES_TOLD)
+            )
             rest = len(found.classes) - _CLASSES_TOLD
             none = f" (none in {found.without})" if found.without else ""
             more = f" and {rest} more classes" if rest > 0 else ""
@@ -241,7 +288,9 @@ class _Look:
     """What one process has looked at."""
 
     images: int = 0  # and frames of videos
-    errors: list[str] = field(default_factory=list)  # what is wrong with sources that cannot be read
+    errors: list[str] = field(
+        default_factory=list
+    )  # what is wrong with sources that cannot be read
 
 
 parse = partial(tyro.cli, Predict, prog="redetr predict", config=FLAGS)

@@ -9,8 +9,6 @@ from redetr.commands.arguments import FLAGS
 from redetr.commands.console import ERRORS, OUT, percent, print_results
 from redetr.commands.recipe import split_recipe
 from redetr.config import TrainConfig
-from redetr.distributed import main_process_only
-from redetr.train import train
 
 
 @dataclass(frozen=True)
@@ -20,18 +18,35 @@ class Train:
     config: TrainConfig
 
     def run(self) -> None:
+        from redetr.distributed import main_process_only
+        from redetr.training import train
+
         result = train(self.config, ERRORS)
         main_process_only(self._tell)(result)
 
     def _tell(self, result: dict[str, Any]) -> None:
         step, best = result["step"], result["best"]
-        earlier = "" if step == best["step"] else f"; best.pt is of step {best['step']}, with AP {percent(best['AP'])}"
+        earlier = (
+            ""
+            if step == best["step"]
+            else f"; best.pt is of step {best['step']}, with AP {percent(best['AP'])}"
+        )
         OUT.print(f"evaluation of step {step}, the last{earlier}", soft_wrap=True)
         print_results([result])
-        OUT.print(f"{self.config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl", soft_wrap=True)
+        OUT.print(
+            f"{self.config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl",
+            soft_wrap=True,
+        )
 
 
 def parse(args: list[str]) -> Train:
     recipe, flags, program = split_recipe("train", args)
-    about = "Trains a model as the recipe says. A flag replaces a setting; the defaults below are the recipe's."
-    return Train(tyro.cli(TrainConfig, args=flags, default=recipe, prog=program, config=FLAGS, description=about))
+    about = (
+        "Trains a model as the recipe says. A flag replaces a setting; the defaults below are "
+        "the recipe's."
+    )
+    return Train(
+        tyro.cli(
+            TrainConfig, args=flags, default=recipe, prog=program, config=FLAGS, description=about
+        )
+    )

@@ -11,35 +11,45 @@ from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT, print_json
 from redetr.commands.recipe import HELP, split_recipe
 from redetr.config import TrainConfig
-from redetr.distributed import main_process_only
 from redetr.errors import RedetrError
-from redetr.verify import verify
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Proves that the gradients of this layout of ranks and micro-batches are those of one process."""
+    """Proves that the gradients of this layout of ranks and micro-batches are those of one
+    process."""
 
     config: tyro.conf.OmitArgPrefixes[TrainConfig]
     json: bool = False
     """Print JSON instead of a table."""
 
     def run(self) -> None:
+        from redetr.distributed import main_process_only
+        from redetr.verification import verify
+
         result = verify(self.config)
-        main_process_only(print_json if self.json else _print_verification)({**asdict(result), "failed": result.failed})
+        main_process_only(print_json if self.json else _print_verification)(
+            {**asdict(result), "failed": result.failed}
+        )
         if result.failed:
             raise RedetrError(
-                f"the gradient of this layout is not that of one process: {len(result.failed)} figures above are over "
+                f"the gradient of this layout is not that of one process: {len(result.failed)} "
+                "figures above are over "
                 f"the tolerance, such as {result.failed[-1]}"
             )
 
 
 def _print_verification(result: dict[str, Any]) -> None:
-    OUT.print(f"relative error of the gradient of {result['batch_size']} images: {result['world_size']} x "
-              f"{result['device']} with {result['accumulate']} micro-batches each, against one process")  # fmt: skip
+    OUT.print(
+        f"relative error of the gradient of {result['batch_size']} images: {result['world_size']} "
+        "x "
+        f"{result['device']} with {result['accumulate']} micro-batches each, against one process"
+    )
     table = Table("part", "parameters", *result["errors"], box=box.SIMPLE, pad_edge=False)
     for part, size in result["parameters"].items():
-        table.add_row(part, f"{size:,}", *(f"{errors[part]:.1e}" for errors in result["errors"].values()))
+        table.add_row(
+            part, f"{size:,}", *(f"{errors[part]:.1e}" for errors in result["errors"].values())
+        )
     OUT.print(table)
     if not result["failed"]:
         OUT.print("exact: equal up to the order of floating-point sums")
@@ -51,6 +61,7 @@ def parse(args: list[str]) -> Verify:
     if not args or (args[0].startswith("-") and args[0] not in HELP):
         args = ["redetr_n", *args]
     recipe, flags, program = split_recipe("verify", args)
-    # What proves something without data and downloads; the flags of a training command change it to that run.
+    # What proves something without data and downloads; the flags of a training command change it to
+    # that run.
     default = Verify(replace(recipe, data="random", batch_size=0, weights=None))
     return tyro.cli(Verify, args=flags, default=default, prog=program, config=FLAGS)

@@ -16,18 +16,22 @@ Split = Literal["train", "val", "test"]
 Severity = Literal["error", "warning", "note"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # the last one is there or not
-# People overshoot the border a little: up to this many pixels, or this share of the side, boxes are clipped.
+# People overshoot the border a little: up to this many pixels, or this share of the side, boxes are
+# clipped.
 _OVERSHOOT_PX = 2.0
 _OVERSHOOT_SHARE = 0.01
-# COCO's own train2017 holds 2 boxes without height among 860,001: so few are left out, more are a fault.
+# COCO's own train2017 holds 2 boxes without height among 860,001: so few are left out, more are a
+# fault.
 _FEW_EMPTY_BOXES = 1e-4
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault in one file: the first place, what is wrong there, what to do, and how often it occurs.
+    """One kind of fault in one file: the first place, what is wrong there, what to do, and how
+    often it occurs.
 
-    An error would spoil training; `open_dataset` raises the first one. Warnings and notes are told, and left to users.
+    An error would spoil training; `open_dataset` raises the first one. Warnings and notes are told,
+    and left to users.
     """
 
     severity: Severity
@@ -40,7 +44,11 @@ class Fault:
 
     def in_split(self, split: Split) -> "Fault":
         """The fault as it weighs in this split: no error of test spoils training."""
-        return replace(self, severity="warning") if split == "test" and self.severity == "error" else self
+        return (
+            replace(self, severity="warning")
+            if split == "test" and self.severity == "error"
+            else self
+        )
 
     def __str__(self) -> str:
         place = f"{self.file}: {self.where}: " if self.where else f"{self.file}: "
@@ -52,8 +60,8 @@ class Fault:
 class Annotations:
     """One split, sorted by the names of the images, so that a data set is the same in every format.
 
-    N images, A objects, of which image `i` owns `first[i]:first[i + 1]`. Rows that an error speaks of are left out, so
-    that the rest can be looked at.
+    N images, A objects, of which image `i` owns `first[i]:first[i + 1]`. Rows that an error speaks
+    of are left out, so that the rest can be looked at.
     """
 
     source: Path  # the annotation file, or the folder of them
@@ -83,7 +91,10 @@ class Annotations:
         kept = objects & np.repeat(images, np.diff(self.first))
         counts = np.diff(np.append(0, np.cumsum(kept))[self.first])[images]
         columns = {name: getattr(self, name)[images] for name in ("names", "ids", "sizes")}
-        columns |= {name: getattr(self, name)[kept] for name in ("boxes", "labels", "iscrowd", "area", "object_ids")}
+        columns |= {
+            name: getattr(self, name)[kept]
+            for name in ("boxes", "labels", "iscrowd", "area", "object_ids")
+        }
         return replace(self, first=np.append(0, np.cumsum(counts)), **columns)
 
     def image_of(self) -> np.ndarray:
@@ -102,12 +113,17 @@ class Annotations:
         """Raises InputError with the first error, and how many other kinds there are."""
         errors = [fault for fault in self.faults if fault.severity == "error"]
         if errors:
-            more = f"; {len(errors) - 1} more kinds of faults: redetr check tells them" if len(errors) > 1 else ""
+            more = (
+                f"; {len(errors) - 1} more kinds of faults: redetr check tells them"
+                if len(errors) > 1
+                else ""
+            )
             raise InputError(f"{errors[0]}{more}")
 
 
 class Rows:
-    """Images, objects or classes on their way in: what is wrong with some is collected, and they are left out."""
+    """Images, objects or classes on their way in: what is wrong with some is collected, and they
+    are left out."""
 
     def __init__(self, count: int, faults: list[Fault], place: Callable[[int], tuple[Path, str]]):
         """`place` tells the file and the place in it where row `i` stands."""
@@ -115,13 +131,21 @@ class Rows:
         self.faults, self.place = faults, place
 
     def fault(
-        self, code: str, bad: ArrayLike, text: Callable[[int], str], remedy: str, severity: Severity = "error"
+        self,
+        code: str,
+        bad: ArrayLike,
+        text: Callable[[int], str],
+        remedy: str,
+        severity: Severity = "error",
     ) -> None:
-        """Tells of the rows that are `bad` (bool `[N]`) by the `text` of the first. None is told of after an error."""
+        """Tells of the rows that are `bad` (bool `[N]`) by the `text` of the first. None is told of
+        after an error."""
         bad = np.asarray(bad, bool) & self.good
         if bad.any():
             row = int(bad.argmax())
-            self.faults.append(Fault(severity, code, *self.place(row), text(row), remedy, int(bad.sum())))
+            self.faults.append(
+                Fault(severity, code, *self.place(row), text(row), remedy, int(bad.sum()))
+            )
             if severity == "error":
                 self.good &= ~bad
 
@@ -156,15 +180,25 @@ class Objects:
 def assemble(
     source: Path, classes: dict[int, str], images: Images, objects: Objects, faults: list[Fault]
 ) -> Annotations:
-    """The annotations of a split; `classes` are names by category id, which labels count in their order."""
+    """The annotations of a split; `classes` are names by category id, which labels count in their
+    order."""
     on_image = np.append(images.rows.good, False)[objects.image]
     objects.rows.good &= on_image & (objects.labels >= 0)
     boxes = _boxes_inside(objects, images)
     repeated = [(name, count) for name, count in Counter(classes.values()).items() if count > 1]
     if repeated:
         name, count = repeated[0]
-        faults.append(Fault("warning", "class-twice", source, "", f"{count} classes are called {name!r}",
-                            "give each its own name, or make them one", len(repeated)))  # fmt: skip
+        faults.append(
+            Fault(
+                "warning",
+                "class-twice",
+                source,
+                "",
+                f"{count} classes are called {name!r}",
+                "give each its own name, or make them one",
+                len(repeated),
+            )
+        )
     good = np.flatnonzero(images.rows.good)
     names = np.array([os.fsencode(images.names[i]) for i in good], "S")
     order = np.lexsort((images.ids[good], names))
@@ -193,7 +227,8 @@ def assemble(
 
 
 def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:
-    """Boxes clipped to their images, float32 xyxy `[A, 4]`. Tells of those that leave them, or have no area."""
+    """Boxes clipped to their images, float32 xyxy `[A, 4]`. Tells of those that leave them, or have
+    no area."""
     rows, corners = objects.rows, objects.corners
     sizes = np.concatenate([images.sizes, [[1, 1]]])[objects.image, ::-1]  # width, height
     slip = np.maximum(_OVERSHOOT_PX, _OVERSHOOT_SHARE * sizes)
@@ -202,15 +237,25 @@ def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:
 
     def outside(i: int) -> str:
         width, height = sizes[i]
-        return f"{objects.said(i)} leaves its image {images.called(objects.image[i])} of {width}x{height} px"
+        return (
+            f"{objects.said(i)} leaves its image {images.called(objects.image[i])} of "
+            f"{width}x{height} px"
+        )
 
     rows.fault("box-outside", leaves & (sides > 0).all(1), outside, objects.remedy)
     boxes = corners.clip(0, np.tile(sizes, 2)).astype(np.float32)
     empty = (boxes[:, 2:] <= boxes[:, :2]).any(1) & rows.good
     if empty.sum() > _FEW_EMPTY_BOXES * len(empty) or (sides[rows.good] < 0).any():
-        rows.fault("box-empty", empty, lambda i: f"{objects.said(i)} has zero or negative size", "correct or delete it")
+        rows.fault(
+            "box-empty",
+            empty,
+            lambda i: f"{objects.said(i)} has zero or negative size",
+            "correct or delete it",
+        )
     else:
         text = f"has no area and is left out, as one of {empty.sum()} in {len(empty)} boxes"
-        rows.fault("box-empty", empty, lambda i: f"{objects.said(i)} {text}", "delete it", "warning")
+        rows.fault(
+            "box-empty", empty, lambda i: f"{objects.said(i)} {text}", "delete it", "warning"
+        )
         rows.good &= ~empty
     return boxes

@@ -1,7 +1,7 @@
 """Decoded images, kept once per host for all ranks and loader processes of a run.
 
-They are in a file without a name, in memory or on a disk: when the run ends, however it does, the file is gone, so
-nothing is left behind and nothing can be out of date. Linux only.
+They are in a file without a name, in memory or on a disk: when the run ends, however it does, the
+file is gone, so nothing is left behind and nothing can be out of date. Linux only.
 """
 
 import os
@@ -27,10 +27,15 @@ def host() -> str:
 
 
 def spare_bytes(folder: str | None = None) -> int:
-    """A share of the disk that `folder` has left, or of the memory that this host, or this container, has."""
+    """A share of the disk that `folder` has left, or of the memory that this host, or this
+    container, has."""
     if folder:
         return int(_SHARE * shutil.disk_usage(folder).free)
-    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    available = next(
+        line
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemAvailable")
+    )
     left = int(available.split()[1]) * 1024
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (most := limit.read_text().strip()) != "max":
@@ -46,8 +51,9 @@ def _nameless_file(folder: str) -> int:
 class ImageCache:
     """Images `[3, H, W]` uint8 by number; once it holds `limit` bytes it takes no more.
 
-    The file lives as long as the object that made it. Others of this user on this `host()` share it by its `path`.
-    Two processes that decode an image at the same time both write it, which costs room and changes nothing.
+    The file lives as long as the object that made it. Others of this user on this `host()` share it
+    by its `path`. Two processes that decode an image at the same time both write it, which costs
+    room and changes nothing.
     """
 
     def __init__(self, num_images: int, limit: int, folder: str | None = None):
@@ -71,7 +77,9 @@ class ImageCache:
     def put(self, index: int, image: Tensor) -> None:
         """Keeps the image, if there is room."""
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        with suppress(OSError):  # a full disk: the image will be decoded again, which costs time and nothing else
+        with suppress(
+            OSError
+        ):  # a full disk: the image will be decoded again, which costs time and nothing else
             row = np.array([self._take(pixels.nbytes), *pixels.shape[:2]], np.int64)
             # The row last: who finds it finds all of the pixels.
             if row[0] and os.pwrite(self._opened(), pixels.data, int(row[0])) == pixels.nbytes:
@@ -98,7 +106,8 @@ class ImageCache:
             fcntl.flock(file, fcntl.LOCK_UN)
 
     def _opened(self) -> int:
-        """The file, opened once in each process: a lock does not hold between those that share an opening."""
+        """The file, opened once in each process: a lock does not hold between those that share an
+        opening."""
         if self._process != os.getpid():
             self._process, self._file = os.getpid(), os.open(self.path, os.O_RDWR)
             weakref.finalize(self, os.close, self._file)

@@ -17,7 +17,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 
 
 def read_image(path: Path) -> Tensor:
-    """The image in a file, uint8 `[3, H, W]` RGB, as stored: boxes count stored pixels, EXIF is not applied.
+    """The image in a file, uint8 `[3, H, W]` RGB, as stored: boxes count stored pixels, EXIF is not
+    applied.
 
     Raises InputError if the file is missing, not an image, damaged or cut short.
     """
@@ -27,7 +28,8 @@ def read_image(path: Path) -> Tensor:
 def read_upright(file: Path | BinaryIO, name: str) -> Tensor:
     """The image in a file as viewers show it: turned as its EXIF tag says, uint8 `[3, H, W]` RGB.
 
-    Of an animation the first picture. Raises InputError, which calls it `name`, as `read_image` does.
+    Of an animation the first picture. Raises InputError, which calls it `name`, as `read_image`
+    does.
     """
     with _problems_told(name, "give another file"), Image.open(file, formats=FORMATS) as image:
         return _upright(image)
@@ -49,13 +51,15 @@ def _upright(image: Image.Image) -> Tensor:
 def decode(
     file: Path | BinaryIO, needed: tuple[int, int] | None = None, name: str = ""
 ) -> tuple[Tensor, tuple[int, int]]:
-    """The image in a file as `read_image` gives it, and its stored size; errors call it `name`, by default its path.
+    """The image in a file as `read_image` gives it, and its stored size; errors call it `name`, by
+    default its path.
 
-    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if that leaves the size `needed`: its decoder then skips most
-    of the work.
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if that leaves the size `needed`: its
+    decoder then skips most of the work.
     """
-    # Not torchvision's decoders: they are deprecated, and that of PNG crashes on some damaged files. simplejpeg and
-    # OpenCV take a fifth less time, a tenth of a whole sample's: too little for another dependency.
+    # Not torchvision's decoders: they are deprecated, and that of PNG crashes on some damaged
+    # files. simplejpeg and OpenCV take a fifth less time, a tenth of a whole sample's: too little
+    # for another dependency.
     remedy = "replace the file, or take it out of the annotations"
     with _problems_told(name or str(file), remedy), Image.open(file, formats=FORMATS) as image:
         stored = (image.height, image.width)
@@ -81,7 +85,8 @@ def _problems_told(name: str, remedy: str) -> Iterator[None]:
 
 
 def require_whole(path: Path) -> None:
-    """Raises InputError if an image file is cut short. JPEG and PNG are told by their last bytes, others decoded."""
+    """Raises InputError if an image file is cut short. JPEG and PNG are told by their last bytes,
+    others decoded."""
     with open(path, "rb") as file:
         start = file.read(8)
         file.seek(max(0, path.stat().st_size - 16))
@@ -99,6 +104,8 @@ def _rgb(image: Image.Image) -> np.ndarray:
         if image.mode == "F" or grey.min() < 0 or grey.max() > 0xFFFF:
             raise ValueError("pixels of 32 bits, convert it to 8 bits")
         return np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-    if image.mode == "P":  # a palette may carry transparency, which PIL wants to see converted on its own
+    if (
+        image.mode == "P"
+    ):  # a palette may carry transparency, which PIL wants to see converted on its own
         image = image.convert("RGBA")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -47,7 +47,8 @@ class Samples(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> Sample:
-        """The uint8 image `[3, h, w]` and its target as the model sees it: a function of (seed, epoch, index).
+        """The uint8 image `[3, h, w]` and its target as the model sees it: a function of (seed,
+        epoch, index).
 
         Not of the image's id, which differs between the forms of a data set.
         """
@@ -58,11 +59,16 @@ class Samples(Dataset[Sample]):
         if epoch >= self.mosaic_epochs:
             return self.transform.show(random, view, image, target)
         return combined(
-            random, self.transform, view, (image, target), lambda: self._stored(random.randrange(len(self)))
+            random,
+            self.transform,
+            view,
+            (image, target),
+            lambda: self._stored(random.randrange(len(self))),
         )
 
     def __getitems__(self, keys: list[Key]) -> list[Sample] | InputError:
-        """The samples of a batch, or what is wrong with one: `load_batches` raises it, workers would garble it."""
+        """The samples of a batch, or what is wrong with one: `load_batches` raises it, workers
+        would garble it."""
         try:
             return [self[key] for key in keys]
         except InputError as error:
@@ -75,7 +81,8 @@ class Samples(Dataset[Sample]):
         return self.transform.view(draws_of(self.seed, epoch, index), target).size
 
     def _stored(self, index: int) -> Sample:
-        """An image and its target as stored; the image may be decoded smaller, see `Transform.closest`."""
+        """An image and its target as stored; the image may be decoded smaller, see
+        `Transform.closest`."""
         image = self.cache.get(index) if self.cache else None
         if image is not None:
             return image, self.dataset.target(index)
@@ -95,22 +102,31 @@ class Samples(Dataset[Sample]):
 
 
 def _pack(samples: list[Sample] | InputError) -> Any:
-    """Targets as arrays on their way between processes: each tensor would cost a file descriptor, 0.3 ms."""
+    """Targets as arrays on their way between processes: each tensor would cost a file descriptor,
+    0.3 ms."""
     if isinstance(samples, InputError):
         return samples
-    return [(image, {k: v.numpy() if isinstance(v, Tensor) else v for k, v in t.items()}) for image, t in samples]
+    return [
+        (image, {k: v.numpy() if isinstance(v, Tensor) else v for k, v in t.items()})
+        for image, t in samples
+    ]
 
 
 def _unpack(packed: list[tuple[Tensor, dict[str, Any]]]) -> list[Sample]:
     def tensors(target: dict[str, Any]) -> Any:
-        return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in target.items()}
+        return {
+            k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in target.items()
+        }
 
     return [(image, tensors(target)) for image, target in packed]
 
 
 def _start_worker(number: int) -> None:
-    torch.set_num_threads(1)  # workers run side by side; more threads each would fight for the same cores
-    # A signal to all processes of a run is for the main one, which still needs its workers to end the step.
+    torch.set_num_threads(
+        1
+    )  # workers run side by side; more threads each would fight for the same cores
+    # A signal to all processes of a run is for the main one, which still needs its workers to end
+    # the step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 
@@ -118,7 +134,8 @@ def _start_worker(number: int) -> None:
 def load_batches(
     samples: Samples, sampler: Sampler[list[Key]], num_workers: int, pin_memory: bool
 ) -> Iterator[list[Sample]]:
-    """Lists of samples in the sampler's order. Padding waits for the canvas, which all ranks agree on.
+    """Lists of samples in the sampler's order. Padding waits for the canvas, which all ranks agree
+    on.
 
     Raises InputError for an image that cannot be read.
     """
@@ -139,15 +156,17 @@ def load_batches(
 
 @contextmanager
 def watching_workers() -> Iterator[None]:
-    """Tells of a loader process that died in one line. PyTorch raises wherever the main process happens to be; while
-    that takes a sample from the dead one, the connection breaks before PyTorch has noticed."""
+    """Tells of a loader process that died in one line. PyTorch raises wherever the main process
+    happens to be; while that takes a sample from the dead one, the connection breaks before PyTorch
+    has noticed."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise LostError(
-            f"a loader process died, most often for want of memory: lower --num-workers ({str(error).strip()[:160]})"
+            "a loader process died, most often for want of memory: lower --num-workers "
+            f"({str(error).strip()[:160]})"
         ) from error
 
 
@@ -163,12 +182,15 @@ def to_batch(
     canvas: tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Samples as a normalised, padded `Batch` on `device`. Only their bytes travel; nothing waits if they are pinned.
+    """Samples as a normalised, padded `Batch` on `device`. Only their bytes travel; nothing waits
+    if they are pinned.
 
     Padding is zero after normalisation, as in the original.
     """
     height, width = canvas or canvas_of(samples)
-    images = torch.zeros(len(samples), height, width, 3, dtype=dtype, device=device).permute(0, 3, 1, 2)
+    images = torch.zeros(len(samples), height, width, 3, dtype=dtype, device=device).permute(
+        0, 3, 1, 2
+    )
     mask = torch.ones(len(samples), height, width, dtype=torch.bool, device=device)
     for i, (image, _) in enumerate(samples):
         h, w = image.shape[-2:]
@@ -180,4 +202,8 @@ def to_batch(
 def padded_share(batches: list[Batch]) -> float:
     """How much of the canvases of all batches is padding, from 0 to 1; known on the host."""
     canvases = sum(batch.mask.numel() for batch in batches)
-    return 1 - sum(h * w for batch in batches for h, w in (target["size"] for target in batch.targets)) / canvases
+    return (
+        1
+        - sum(h * w for batch in batches for h, w in (target["size"] for target in batch.targets))
+        / canvases
+    )

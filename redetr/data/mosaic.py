@@ -12,12 +12,18 @@ from redetr.structures import Target
 _MOSAICS = 0.5  # share of the samples
 _MIXED = 0.2
 _SPLIT = (0.3, 0.7)  # where a mosaic is divided, as a share of its sides
-_WINDOW = (0.5, 1.0)  # how much of an image is in a mosaic, as a share of the largest part that has the right shape
+_WINDOW = (
+    0.5,
+    1.0,
+)  # how much of an image is in a mosaic, as a share of the largest part that has the right shape
 _WEIGHT = (0.45, 0.55)  # of the first of two mixed images
 
 
-def combined(random: Random, transform: Transform, view: View, first: Sample, other: Callable[[], Sample]) -> Sample:
-    """The sample of `first` alone, in a mosaic, or mixed with another one; `other` draws images as they are stored."""
+def combined(
+    random: Random, transform: Transform, view: View, first: Sample, other: Callable[[], Sample]
+) -> Sample:
+    """The sample of `first` alone, in a mosaic, or mixed with another one; `other` draws images as
+    they are stored."""
     luck = random.random()
     if luck < _MOSAICS:
         return mosaic(random, transform, view.size, [first, other(), other(), other()])
@@ -25,12 +31,15 @@ def combined(random: Random, transform: Transform, view: View, first: Sample, ot
     if luck < _MOSAICS + _MIXED:
         image, target = other()
         another = replace(transform.view(random, target), size=view.size)
-        return mixed(random.uniform(*_WEIGHT), sample, transform.show(random, another, image, target))
+        return mixed(
+            random.uniform(*_WEIGHT), sample, transform.show(random, another, image, target)
+        )
     return sample
 
 
 def mosaic(random: Random, transform: Transform, size: Size, sources: list[Sample]) -> Sample:
-    """Four images, as stored, side by side in one of this size; each fills its part, parts of it may be cut off.
+    """Four images, as stored, side by side in one of this size; each fills its part, parts of it
+    may be cut off.
 
     The result goes by the name of the first source.
     """
@@ -40,7 +49,9 @@ def mosaic(random: Random, transform: Transform, size: Size, sources: list[Sampl
     for place, (rows, columns) in zip(order, _quarters(random, size), strict=True):
         image, target = sources[place]
         part = (rows.stop - rows.start, columns.stop - columns.start)
-        pixels, seen = transform.show(random, _part(random, target["orig_size"], part), image, target)
+        pixels, seen = transform.show(
+            random, _part(random, target["orig_size"], part), image, target
+        )
         canvas[:, rows, columns] = pixels
         scale = torch.tensor([part[1] / size[1], part[0] / size[0]]).repeat(2)
         shift = torch.tensor([columns.start / size[1], rows.start / size[0], 0, 0])

@@ -1,10 +1,12 @@
 """How an image is looked at: which window of it, at what size, mirrored or turned.
 
-Every geometric augmentation is drawn as one `View` before pixels are touched. So an image is resampled once, only what
-is kept of it is, and the size of a sample is known without decoding its image.
+Every geometric augmentation is drawn as one `View` before pixels are touched. So an image is
+resampled once, only what is kept of it is, and the size of a sample is known without decoding its
+image.
 
-Frames: *stored* px are those of the image file, which annotations count; boxes are xyxy. They are NumPy arrays here:
-some dozen operations on a few numbers, which would take PyTorch as long as resizing the image.
+Frames: *stored* px are those of the image file, which annotations count; boxes are xyxy. They are
+NumPy arrays here: some dozen operations on a few numbers, which would take PyTorch as long as
+resizing the image.
 """
 
 import math
@@ -26,7 +28,8 @@ _GREY = 127  # beyond the border of an image
 
 @dataclass(frozen=True)
 class View:
-    """A window of an image, mirrored, turned, and scaled to `size`. What lies beyond the image is grey."""
+    """A window of an image, mirrored, turned, and scaled to `size`. What lies beyond the image is
+    grey."""
 
     window: Window
     size: Size  # of the result
@@ -51,10 +54,16 @@ class View:
         return np.stack([x1 * across, y1 * down, x2 * across, y2 * down], axis=1)
 
     def pixels(self, image: Tensor, stored: Size) -> Tensor:
-        """What is seen, uint8 `[3, *size]`, of an image `[3, h, w]` decoded at its `stored` size or smaller."""
+        """What is seen, uint8 `[3, *size]`, of an image `[3, h, w]` decoded at its `stored` size or
+        smaller."""
         left, top, right, bottom = self.window
-        inside = np.array([[max(left, 0), max(top, 0), min(right, stored[1]), min(bottom, stored[0])]], float)
-        scale = [image.shape[2] / stored[1], image.shape[1] / stored[0]] * 2  # 1, unless it was decoded smaller
+        inside = np.array(
+            [[max(left, 0), max(top, 0), min(right, stored[1]), min(bottom, stored[0])]], float
+        )
+        scale = [
+            image.shape[2] / stored[1],
+            image.shape[1] / stored[0],
+        ] * 2  # 1, unless it was decoded smaller
         left, top, right, bottom = _whole_pixels(inside[0] * scale, image.shape[1:])
         part = image[:, top:bottom, left:right]
         if self.mirrored:
@@ -71,19 +80,24 @@ class View:
 
 
 def interleaved(image: Tensor) -> Tensor:
-    """The image with the channels of a pixel side by side, as decoders give it: resizing takes a fifth of the time."""
+    """The image with the channels of a pixel side by side, as decoders give it: resizing takes a
+    fifth of the time."""
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-def _whole_pixels(box: Sequence[float] | np.ndarray, size: Sequence[int]) -> tuple[int, int, int, int]:
-    """The box on the pixel grid of an image of this size (height, width); at least a pixel of it."""
+def _whole_pixels(
+    box: Sequence[float] | np.ndarray, size: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """The box on the pixel grid of an image of this size (height, width); at least a pixel of
+    it."""
     left, top = min(round(box[0]), size[1] - 1), min(round(box[1]), size[0] - 1)
     return left, top, max(round(box[2]), left + 1), max(round(box[3]), top + 1)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A window as the model sees it: the shorter side of `shorter` px, unless the longer one would exceed `longest`."""
+    """A window as the model sees it: the shorter side of `shorter` px, unless the longer one would
+    exceed `longest`."""
 
     shorter: int
     longest: int | None = None
@@ -128,11 +142,13 @@ class Whole:
 
 @dataclass(frozen=True)
 class MultiScale:
-    """The original DETR's: mirrored or not; in one half of the cases whole, in the other cropped; at one of 11 scales.
+    """The original DETR's: mirrored or not; in one half of the cases whole, in the other cropped;
+    at one of 11 scales.
 
-    Deviations: the original resizes, crops, and resizes what is left; here the crop is drawn in the resized frame all
-    the same, but cut from the stored image (on whole px of it) and resampled once, so it is a little sharper. Sizes are
-    rounded as torchvision does, which may differ by a pixel. For a `Stretch` the scales have no effect.
+    Deviations: the original resizes, crops, and resizes what is left; here the crop is drawn in the
+    resized frame all the same, but cut from the stored image (on whole px of it) and resampled
+    once, so it is a little sharper. Sizes are rounded as torchvision does, which may differ by a
+    pixel. For a `Stretch` the scales have no effect.
     """
 
     final: Final
@@ -150,7 +166,9 @@ class MultiScale:
         resized = Fit(random.choice(self.crop_from))(height, width)
         (top, bottom), (left, right) = (self._stretch(random, side) for side in resized)
         down, across = height / resized[0], width / resized[1]
-        window = _whole_pixels([left * across, top * down, right * across, bottom * down], (height, width))
+        window = _whole_pixels(
+            [left * across, top * down, right * across, bottom * down], (height, width)
+        )
         return View(window, final(bottom - top, right - left), mirrored)
 
     def _stretch(self, random: Random, side: int) -> tuple[int, int]:
@@ -162,8 +180,8 @@ class MultiScale:
 
 @dataclass(frozen=True)
 class Zoomed:
-    """Mirrored or not; with probability `out` on a grey canvas of up to `largest` times its sides; then, with
-    probability `into`, a window that holds an object to some extent (that of SSD).
+    """Mirrored or not; with probability `out` on a grey canvas of up to `largest` times its sides;
+    then, with probability `into`, a window that holds an object to some extent (that of SSD).
     """
 
     final: Final
@@ -186,7 +204,8 @@ class Zoomed:
 
 
 def _window_with_objects(random: Random, whole: Window, boxes: np.ndarray) -> Window:
-    """A part of the window `whole` whose IoU with a box is at least what is drawn, or `whole` if none is found.
+    """A part of the window `whole` whose IoU with a box is at least what is drawn, or `whole` if
+    none is found.
 
     As in SSD: sides of 0.3 to 1, an aspect ratio of 0.5 to 2, the centre of a box inside.
     """
@@ -196,10 +215,16 @@ def _window_with_objects(random: Random, whole: Window, boxes: np.ndarray) -> Wi
     height, width = whole[3] - whole[1], whole[2] - whole[0]
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     for _ in range(40):
-        tall, wide = max(1, int(height * random.uniform(0.3, 1))), max(1, int(width * random.uniform(0.3, 1)))
+        tall, wide = (
+            max(1, int(height * random.uniform(0.3, 1))),
+            max(1, int(width * random.uniform(0.3, 1))),
+        )
         if not 0.5 <= wide / tall <= 2:
             continue
-        left, top = whole[0] + random.randint(0, width - wide), whole[1] + random.randint(0, height - tall)
+        left, top = (
+            whole[0] + random.randint(0, width - wide),
+            whole[1] + random.randint(0, height - tall),
+        )
         window = (left, top, left + wide, top + tall)
         within = ((centers > window[:2]) & (centers < window[2:])).all(1)
         if within.any() and _iou(boxes[within], window).max() >= least_iou:
@@ -209,15 +234,20 @@ def _window_with_objects(random: Random, whole: Window, boxes: np.ndarray) -> Wi
 
 def _iou(boxes: np.ndarray, window: Window) -> np.ndarray:
     """IoU `[T]` of boxes `[T, 4]` that have an area with a window."""
-    common = (np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2])).clip(min=0).prod(1)
+    common = (
+        (np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2]))
+        .clip(min=0)
+        .prod(1)
+    )
     both = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (window[2] - window[0]) * (window[3] - window[1])
     return common / (both - common)
 
 
 @dataclass(frozen=True)
 class NativeCrop:
-    """A square at a zoom drawn from `zoom`, mirrored and turned: for imagery of fixed scale and no up or down, such as
-    aerial photographs. With probability `object_share` it holds the centre of an object, if there is one.
+    """A square at a zoom drawn from `zoom`, mirrored and turned: for imagery of fixed scale and no
+    up or down, such as aerial photographs. With probability `object_share` it holds the centre of
+    an object, if there is one.
     """
 
     final: Stretch
@@ -229,7 +259,10 @@ class NativeCrop:
         left, top = random.randint(0, width - side), random.randint(0, height - side)
         if len(boxes) and random.random() < self.object_share:
             x1, y1, x2, y2 = boxes[random.randrange(len(boxes))].tolist()
-            left, top = _holding(random, (x1 + x2) / 2, side, width), _holding(random, (y1 + y2) / 2, side, height)
+            left, top = (
+                _holding(random, (x1 + x2) / 2, side, width),
+                _holding(random, (y1 + y2) / 2, side, height),
+            )
         mirrored, turns = random.random() < 0.5, random.randrange(4)
         return View((left, top, left + side, top + side), self.final(side, side), mirrored, turns)
 

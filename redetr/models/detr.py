@@ -1,4 +1,5 @@
-"""The faithful form: DETR of Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020.
+"""The faithful form: DETR of Carion et al., "End-to-End Object Detection with Transformers", ECCV
+2020.
 
 Parameter names and shapes are those of the official checkpoints, which load strictly.
 """
@@ -15,18 +16,28 @@ from redetr.structures import DetectionModel, LossConfig, Outputs
 
 
 class DETR(DetectionModel):
-    """CNN backbone, transformer encoder and decoder, object queries; a class and a box from every query.
+    """CNN backbone, transformer encoder and decoder, object queries; a class and a box from every
+    query.
 
-    Deviations from the original: frozen BatchNorm is folded into the convolutions, attention runs on a fused kernel
-    where that is fast, tensors are batch first. None changes the function computed.
+    Deviations from the original: frozen BatchNorm is folded into the convolutions, attention runs
+    on a fused kernel where that is fast, tensors are batch first. None changes the function
+    computed.
     """
 
     resize = "aspect"
     image_size = 800
     max_size = 1333
 
-    def __init__(self, num_classes: int, backbone: AnyBackbone, transformer: Transformer, num_queries: int,
-                 hidden_dim: int, position: Literal["sine", "learned"], aux_loss: bool):  # fmt: skip
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: AnyBackbone,
+        transformer: Transformer,
+        num_queries: int,
+        hidden_dim: int,
+        position: Literal["sine", "learned"],
+        aux_loss: bool,
+    ):
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = num_queries
@@ -41,7 +52,8 @@ class DETR(DetectionModel):
         self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
-        """Classes and boxes of normalised `images` `[B, 3, H, W]`; `mask` `[B, H, W]` True = padding."""
+        """Classes and boxes of normalised `images` `[B, 3, H, W]`; `mask` `[B, H, W]` True =
+        padding."""
         features = self.backbone[0](images)[-1]
         padding = padding_at(features, mask)
         pos = self.backbone[1](padding).flatten(1, 2).to(features.dtype)
@@ -52,7 +64,9 @@ class DETR(DetectionModel):
             states = states[-1:]
         logits = at_least_float32(self.class_embed(states))
         boxes = at_least_float32(self.bbox_embed(states)).sigmoid()
-        layers: list[Outputs] = [{"pred_logits": c, "pred_boxes": b} for c, b in zip(logits, boxes, strict=True)]
+        layers: list[Outputs] = [
+            {"pred_logits": c, "pred_boxes": b} for c, b in zip(logits, boxes, strict=True)
+        ]
         return {**layers[-1], "aux_outputs": layers[:-1]}
 
 
@@ -74,13 +88,16 @@ def detr(
     num_queries: int = 100,
     aux_loss: bool = True,
 ) -> DETR:
-    """A DETR with random transformer weights; `weights="imagenet"` for the backbone only. The defaults are DETR-R50.
+    """A DETR with random transformer weights; `weights="imagenet"` for the backbone only. The
+    defaults are DETR-R50.
 
-    Not in the original: `norm` "group" or "sync_batch" (see `Backbone`) for training from scratch, and other backbones,
-    of which three widths make a `SmallResNet` (stride 16).
+    Not in the original: `norm` "group" or "sync_batch" (see `Backbone`) for training from scratch,
+    and other backbones, of which three widths make a `SmallResNet` (stride 16).
     """
     body = build_backbone(backbone, weights, norm, (32,), dilation)
-    transformer = Transformer(hidden_dim, nheads, enc_layers, dec_layers, dim_feedforward, dropout, pre_norm)
+    transformer = Transformer(
+        hidden_dim, nheads, enc_layers, dec_layers, dim_feedforward, dropout, pre_norm
+    )
     return DETR(num_classes, body, transformer, num_queries, hidden_dim, position, aux_loss)
 
 
@@ -99,6 +116,8 @@ def detr_r101(num_classes: int, *, backbone: str = "resnet101", **options: Any) 
     return detr(num_classes, backbone=backbone, **options)
 
 
-def detr_r101_dc5(num_classes: int, *, backbone: str = "resnet101", dilation: bool = True, **options: Any) -> DETR:
+def detr_r101_dc5(
+    num_classes: int, *, backbone: str = "resnet101", dilation: bool = True, **options: Any
+) -> DETR:
     """DETR with ResNet-101, the last stage dilated instead of strided: 44.9 AP (published)."""
     return detr(num_classes, backbone=backbone, dilation=dilation, **options)

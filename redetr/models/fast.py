@@ -1,12 +1,14 @@
-"""The fast form: a two-stage DETR with a multi-scale deformable decoder, from image to boxes in one file.
+"""The fast form: a two-stage DETR with a multi-scale deformable decoder, from image to boxes in one
+file.
 
-It learns in minutes where the faithful form needs days: queries start at the best-scored positions of the feature
-maps, look only at a few points around their box (`grid_sample`, no custom kernel), and correct that box layer by
-layer; the encoder's positions are matched to the objects as well.
+It learns in minutes where the faithful form needs days: queries start at the best-scored positions
+of the feature maps, look only at a few points around their box (`grid_sample`, no custom kernel),
+and correct that box layer by layer; the encoder's positions are matched to the objects as well.
 
-Sources: Deformable DETR (Zhu et al. 2021) for the sampling, box refinement and two-stage selection; DINO (Zhang et
-al. 2023) for learned query content; RT-DETR (Zhao et al. 2024) for the single encoder layer. Deviations: coordinates
-are fractions of the unpadded image throughout, anchors are sized by the stride, levels are 8, 16 and 32.
+Sources: Deformable DETR (Zhu et al. 2021) for the sampling, box refinement and two-stage selection;
+DINO (Zhang et al. 2023) for learned query content; RT-DETR (Zhao et al. 2024) for the single
+encoder layer. Deviations: coordinates are fractions of the unpadded image throughout, anchors are
+sized by the stride, levels are 8, 16 and 32.
 """
 
 import math
@@ -35,7 +37,8 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:
 
 
 class DeformableAttention(nn.Module):
-    """Every query reads each level at a few learned points around its box. Source: Deformable DETR, equation 3."""
+    """Every query reads each level at a few learned points around its box. Source: Deformable DETR,
+    equation 3."""
 
     def __init__(self, hidden_dim: int, nheads: int, points: int):
         super().__init__()
@@ -46,7 +49,8 @@ class DeformableAttention(nn.Module):
         self.weights = nn.Linear(hidden_dim, samples)
         self.value_proj = nn.Linear(hidden_dim, hidden_dim)
         self.out_proj = nn.Linear(hidden_dim, hidden_dim)
-        # Each head starts looking in a direction of its own, point k at k steps: a star around the centre.
+        # Each head starts looking in a direction of its own, point k at k steps: a star around the
+        # centre.
         angle = torch.arange(nheads) * (2 * math.pi / nheads)
         star = torch.stack([angle.cos(), angle.sin()], -1)
         star = star / star.abs().amax(-1, keepdim=True)
@@ -61,8 +65,9 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def samples(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each query looks, `[B, Q, heads, levels, points, 2]` (x, y as fractions of the unpadded image, also
-        outside of it), and how much each point counts, `[B, Q, heads, levels * points]`.
+        """Where each query looks, `[B, Q, heads, levels, points, 2]` (x, y as fractions of the
+        unpadded image, also outside of it), and how much each point counts, `[B, Q, heads, levels *
+        points]`.
         """
         split = (*query.shape[:2], self.nheads, len(STRIDES), self.points)
         offsets = at_least_float32(self.offsets(query)).view(*split, 2)
@@ -71,22 +76,37 @@ class DeformableAttention(nn.Module):
         return centers + offsets * sizes * (0.5 / self.points), weights
 
     def forward(
-        self, query: Tensor, boxes: Tensor, memory: Tensor, shapes: list[tuple[int, int]], valid_ratio: Tensor
+        self,
+        query: Tensor,
+        boxes: Tensor,
+        memory: Tensor,
+        shapes: list[tuple[int, int]],
+        valid_ratio: Tensor,
     ) -> Tensor:
-        """`[B, Q, D]` from `query` `[B, Q, D]`, its `boxes` `[B, Q, 4]` cxcywh and `memory` `[B, S, D]`.
+        """`[B, Q, D]` from `query` `[B, Q, D]`, its `boxes` `[B, Q, 4]` cxcywh and `memory` `[B, S,
+        D]`.
 
-        `shapes` are the (h, w) of the levels in `memory`; `valid_ratio` `[B, 2]` is the share (x, y) of the canvas
-        that is image.
+        `shapes` are the (h, w) of the levels in `memory`; `valid_ratio` `[B, 2]` is the share (x,
+        y) of the canvas that is image.
         """
         batch, queries, _ = query.shape
         where, weights = self.samples(query, boxes)
         # grid_sample wants [-1, 1] over the canvas, one "image" per head.
-        grid = (2 * where * valid_ratio[:, None, None, None, None] - 1).transpose(1, 2).flatten(0, 1)
-        values = self.value_proj(memory).unflatten(-1, (self.nheads, -1)).permute(0, 2, 3, 1).flatten(0, 1)
+        grid = (
+            (2 * where * valid_ratio[:, None, None, None, None] - 1).transpose(1, 2).flatten(0, 1)
+        )
+        values = (
+            self.value_proj(memory)
+            .unflatten(-1, (self.nheads, -1))
+            .permute(0, 2, 3, 1)
+            .flatten(0, 1)
+        )
         values = at_least_float32(values)  # sampling in half precision loses the position
         sampled = [
             F.grid_sample(level.unflatten(-1, shape), grid[:, :, i], align_corners=False)
-            for i, (level, shape) in enumerate(zip(values.split([h * w for h, w in shapes], -1), shapes, strict=True))
+            for i, (level, shape) in enumerate(
+                zip(values.split([h * w for h, w in shapes], -1), shapes, strict=True)
+            )
         ]
         weights = weights.transpose(1, 2).flatten(0, 1)[:, None]
         out = (torch.cat(sampled, -1) * weights).sum(-1)  # [B * heads, D / heads, Q]
@@ -94,7 +114,8 @@ class DeformableAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention between queries, deformable attention to the image, feed-forward; post-norm."""
+    """Self-attention between queries, deformable attention to the image, feed-forward;
+    post-norm."""
 
     def __init__(self, hidden_dim: int, nheads: int, points: int, dim_feedforward: int):
         super().__init__()
@@ -114,14 +135,17 @@ class DecoderLayer(nn.Module):
 
 
 class Neck(nn.Module):
-    """Backbone features to three levels of one width, strides 8, 16, 32; one encoder layer at stride 16."""
+    """Backbone features to three levels of one width, strides 8, 16, 32; one encoder layer at
+    stride 16."""
 
     def __init__(self, num_channels: list[int], hidden_dim: int, nheads: int, dim_feedforward: int):
         super().__init__()
         self.lateral8 = _conv_norm(num_channels[0], hidden_dim, 1)
         self.lateral16 = _conv_norm(num_channels[1], hidden_dim, 1)
         self.position = PositionEmbeddingSine(hidden_dim // 2)
-        self.encoder = TransformerEncoderLayer(hidden_dim, nheads, dim_feedforward, dropout=0.0, pre_norm=False)
+        self.encoder = TransformerEncoderLayer(
+            hidden_dim, nheads, dim_feedforward, dropout=0.0, pre_norm=False
+        )
         self.down32 = _conv_norm(hidden_dim, hidden_dim, 3, stride=2)
         self.fuse8 = _conv_norm(hidden_dim, hidden_dim, 3)
 
@@ -129,7 +153,9 @@ class Neck(nn.Module):
         at8, at16 = self.lateral8(features[0]), self.lateral16(features[1])
         padding = padding_at(at16, mask)
         pos = self.position(padding).flatten(1, 2).to(at16.dtype)
-        encoded = self.encoder(at16.flatten(2).mT, pos, None if mask is None else ~padding.flatten(1))
+        encoded = self.encoder(
+            at16.flatten(2).mT, pos, None if mask is None else ~padding.flatten(1)
+        )
         at16 = encoded.mT.unflatten(-1, at16.shape[-2:])
         upsampled = F.interpolate(at16, size=at8.shape[-2:], mode="nearest")
         return [self.fuse8(at8 + upsampled), at16, self.down32(at16)]
@@ -141,14 +167,24 @@ def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Se
 
 
 class FastDETR(DetectionModel):
-    """Backbone, neck, query selection, deformable decoder. Scores are sigmoids: there is no "no object" class."""
+    """Backbone, neck, query selection, deformable decoder. Scores are sigmoids: there is no "no
+    object" class."""
 
     resize = "square"  # no padding, one shape
     image_size = 640
     max_size = None
 
-    def __init__(self, num_classes: int, backbone: AnyBackbone, hidden_dim: int, nheads: int,
-                 dec_layers: int, dim_feedforward: int, points: int, num_queries: int):  # fmt: skip
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: AnyBackbone,
+        hidden_dim: int,
+        nheads: int,
+        dec_layers: int,
+        dim_feedforward: int,
+        points: int,
+        num_queries: int,
+    ):
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = num_queries
@@ -164,8 +200,12 @@ class FastDETR(DetectionModel):
         self.query_pos = MLP(2 * hidden_dim, hidden_dim, hidden_dim, 2)
         layer = (hidden_dim, nheads, points, dim_feedforward)
         self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(dec_layers))
-        self.class_embed = nn.ModuleList(nn.Linear(hidden_dim, num_classes) for _ in range(dec_layers))
-        self.bbox_embed = nn.ModuleList(MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(dec_layers))
+        self.class_embed = nn.ModuleList(
+            nn.Linear(hidden_dim, num_classes) for _ in range(dec_layers)
+        )
+        self.bbox_embed = nn.ModuleList(
+            MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(dec_layers)
+        )
         for head in (self.enc_class_embed, *self.class_embed):
             nn.init.constant_(head.bias, _CLASS_BIAS)
         for head in (self.enc_bbox_embed, *self.bbox_embed):  # every box starts as its reference
@@ -173,7 +213,8 @@ class FastDETR(DetectionModel):
             nn.init.zeros_(head.layers[-1].bias)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
-        """Classes and boxes of normalised `images` `[B, 3, H, W]`; `mask` `[B, H, W]` True = padding."""
+        """Classes and boxes of normalised `images` `[B, 3, H, W]`; `mask` `[B, H, W]` True =
+        padding."""
         levels = self.neck(self.backbone[0](images), mask)
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
         memory = self.memory_norm(torch.cat([level.flatten(2).mT for level in levels], dim=1))
@@ -187,24 +228,35 @@ class FastDETR(DetectionModel):
         content = _take(memory, best)
         if not self.aux_loss:
             boxes = self._proposals(_take(anchors, best), content)
-            return {**self._decode(content, boxes, (memory, shapes, valid_ratio))[-1], "aux_outputs": []}
+            return {
+                **self._decode(content, boxes, (memory, shapes, valid_ratio))[-1],
+                "aux_outputs": [],
+            }
         enc_boxes = self._proposals(anchors, memory)
-        layers = self._decode(content, _take(enc_boxes.detach(), best), (memory, shapes, valid_ratio))
+        layers = self._decode(
+            content, _take(enc_boxes.detach(), best), (memory, shapes, valid_ratio)
+        )
         enc_outputs: Outputs = {"pred_logits": enc_logits, "pred_boxes": enc_boxes}
         return {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": enc_outputs}
 
     def _proposals(self, anchors: Tensor, features: Tensor) -> Tensor:
-        return (inverse_sigmoid(anchors) + at_least_float32(self.enc_bbox_embed(features))).sigmoid()
+        return (
+            inverse_sigmoid(anchors) + at_least_float32(self.enc_bbox_embed(features))
+        ).sigmoid()
 
     def _decode(self, content: Tensor, boxes: Tensor, image: tuple) -> list[Outputs]:
         x = self.query_embed.weight[: boxes.shape[1]] + content
         outputs: list[Outputs] = []
-        for layer, class_embed, bbox_embed in zip(self.decoder, self.class_embed, self.bbox_embed, strict=True):
+        for layer, class_embed, bbox_embed in zip(
+            self.decoder, self.class_embed, self.bbox_embed, strict=True
+        ):
             box_sines = sine_features(boxes * (2 * math.pi), self.hidden_dim // 2).flatten(-2)
             x = layer(x, self.query_pos(box_sines), boxes, *image)
             refined = (inverse_sigmoid(boxes) + at_least_float32(bbox_embed(x))).sigmoid()
             if self.aux_loss or layer is self.decoder[-1]:
-                outputs.append({"pred_logits": at_least_float32(class_embed(x)), "pred_boxes": refined})
+                outputs.append(
+                    {"pred_logits": at_least_float32(class_embed(x)), "pred_boxes": refined}
+                )
             boxes = refined.detach()  # each layer learns its own correction
         return outputs
 
@@ -222,7 +274,9 @@ def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, valid_ratio:
     """One square box per position, `[B, S, 4]` cxcywh as fractions of the unpadded image."""
     per_level = []
     for stride, (height, width) in zip(STRIDES, shapes, strict=True):
-        y = (torch.arange(height, device=valid_ratio.device, dtype=valid_ratio.dtype) + 0.5) / height
+        y = (
+            torch.arange(height, device=valid_ratio.device, dtype=valid_ratio.dtype) + 0.5
+        ) / height
         x = (torch.arange(width, device=valid_ratio.device, dtype=valid_ratio.dtype) + 0.5) / width
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
         side = _ANCHOR_STRIDES * stride
@@ -256,9 +310,12 @@ def fast(
     points: int = 4,
     num_queries: int = 100,
 ) -> FastDETR:
-    """A fast form from parts. `backbone` is a name of torchvision or timm, or three widths: see `build_backbone`."""
+    """A fast form from parts. `backbone` is a name of torchvision or timm, or three widths: see
+    `build_backbone`."""
     body = build_backbone(backbone, weights, norm, (8, 16))
-    return FastDETR(num_classes, body, hidden_dim, nheads, dec_layers, dim_feedforward, points, num_queries)
+    return FastDETR(
+        num_classes, body, hidden_dim, nheads, dec_layers, dim_feedforward, points, num_queries
+    )
 
 
 def redetr_n(num_classes: int, **options: Any) -> FastDETR:
@@ -275,7 +332,13 @@ def redetr_s(
     **options: Any,
 ) -> FastDETR:
     """Small: twice the width of nano, trained from scratch."""
-    return fast(num_classes, backbone=backbone, hidden_dim=hidden_dim, dim_feedforward=dim_feedforward, **options)
+    return fast(
+        num_classes,
+        backbone=backbone,
+        hidden_dim=hidden_dim,
+        dim_feedforward=dim_feedforward,
+        **options,
+    )
 
 
 def redetr_mobile(
@@ -295,6 +358,14 @@ def redetr_m(
     num_queries: int = 300,
     **options: Any,
 ) -> FastDETR:
-    """Medium: ResNet-50, meant to start from ImageNet weights (`weights="imagenet"`); six decoder layers."""
-    return fast(num_classes, backbone=backbone, hidden_dim=hidden_dim, dec_layers=dec_layers,
-                dim_feedforward=dim_feedforward, num_queries=num_queries, **options)  # fmt: skip
+    """Medium: ResNet-50, meant to start from ImageNet weights (`weights="imagenet"`); six decoder
+    layers."""
+    return fast(
+        num_classes,
+        backbone=backbone,
+        hidden_dim=hidden_dim,
+        dec_layers=dec_layers,
+        dim_feedforward=dim_feedforward,
+        num_queries=num_queries,
+        **options,
+    )

@@ -1,7 +1,8 @@
-"""Training large images with less memory: what is inside a block is not kept, but computed again for its gradient.
+"""Training large images with less memory: what is inside a block is not kept, but computed again
+for its gradient.
 
-The blocks are those of the backbone and the layers of the faithful form's encoder, whose maps grow with the image; all
-else is kept as always. The gradient is the same to the last digit on a CPU.
+The blocks are those of the backbone and the layers of the faithful form's encoder, whose maps grow
+with the image; all else is kept as always. The gradient is the same to the last digit on a CPU.
 """
 
 from collections.abc import Callable
@@ -16,10 +17,14 @@ from redetr.errors import InputError
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """From now on, `model` keeps only what enters its blocks. Raises InputError for a net that cannot do so."""
+    """From now on, `model` keeps only what enters its blocks. Raises InputError for a net that
+    cannot do so."""
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise InputError("--recompute would move the statistics of a trained BatchNorm twice: take norm=group or "
-                         "norm=frozen_batch")  # fmt: skip
+        raise InputError(
+            "--recompute would move the statistics of a trained BatchNorm twice: take norm=group "
+            "or "
+            "norm=frozen_batch"
+        )
     for module in model.modules():
         if hasattr(module, "recompute"):
             module.recompute = True  # type: ignore[assignment]

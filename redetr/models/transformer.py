@@ -1,4 +1,5 @@
-"""The transformer of DETR: attention, encoder, decoder. Batch first; parameter names are the official ones."""
+"""The transformer of DETR: attention, encoder, decoder. Batch first; parameter names are the
+official ones."""
 
 from itertools import pairwise
 
@@ -13,12 +14,16 @@ from redetr.models.recompute import runner
 def dropout(x: Tensor, p: float) -> Tensor:
     """`x` with a share `p` of its entries set to 0 and the others scaled, so that the mean stays.
 
-    On a CPU, `F.dropout` draws one random number per entry, which takes a good part of a training step of DETR. Here 64
-    random bits decide about four entries (`p` is met to 2^-17).
+    On a CPU, `F.dropout` draws one random number per entry, which takes a good part of a training
+    step of DETR. Here 64 random bits decide about four entries (`p` is met to 2^-17).
     """
     if p in (0, 1) or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), 2**63 - 1).view(torch.int16)
+    bits = (
+        torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+        .random_(-(2**63), 2**63 - 1)
+        .view(torch.int16)
+    )
     kept = bits[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
     return x * kept.to(x.dtype).mul_(1 / (1 - p))
 
@@ -30,12 +35,15 @@ class Dropout(nn.Dropout):
         return dropout(x, self.p) if self.training else x
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, p: float = 0.0) -> Tensor:
-    """Scaled dot-product attention over `[B, heads, N, d]`; `mask` (broadcast to `[B, heads, N, M]`) True = attend;
-    `p` is the dropout of the weights.
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, p: float = 0.0
+) -> Tensor:
+    """Scaled dot-product attention over `[B, heads, N, d]`; `mask` (broadcast to `[B, heads, N,
+    M]`) True = attend; `p` is the dropout of the weights.
 
-    The one place where the kernel is chosen. On a CPU the product is written out, softmax in fp32, where the fused
-    kernel is slow or missing: in bf16 its backward takes half of a training step, and with dropout there is none.
+    The one place where the kernel is chosen. On a CPU the product is written out, softmax in fp32,
+    where the fused kernel is slow or missing: in bf16 its backward takes half of a training step,
+    and with dropout there is none.
     """
     if q.device.type == "cpu" and (q.dtype == torch.bfloat16 or p > 0):
         scores = at_least_float32(q @ k.mT) * q.shape[-1] ** -0.5
@@ -46,7 +54,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, p: fl
 
 
 class MultiheadAttention(nn.Module):
-    """Multi-head attention with the parameters of `torch.nn.MultiheadAttention`, on the kernel of `attention`."""
+    """Multi-head attention with the parameters of `torch.nn.MultiheadAttention`, on the kernel of
+    `attention`."""
 
     def __init__(self, hidden_dim: int, nheads: int, dropout: float = 0.0):
         super().__init__()
@@ -61,8 +70,11 @@ class MultiheadAttention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.nheads, -1)).transpose(1, 2)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None = None) -> Tensor:
-        """`[B, N, D]` from `query` `[B, N, D]`, `key` and `value` `[B, M, D]`; `valid` `[B, M]` True = attend."""
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """`[B, N, D]` from `query` `[B, N, D]`, `key` and `value` `[B, M, D]`; `valid` `[B, M]`
+        True = attend."""
         if query is key:  # self-attention: one product for both projections
             split = 2 * query.shape[-1]
             weights, biases = self.in_proj_weight, self.in_proj_bias
@@ -70,7 +82,10 @@ class MultiheadAttention(nn.Module):
             v = F.linear(value, weights[split:], biases[split:])
         else:
             projections = zip(self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
-            q, k, v = (F.linear(x, w, b) for x, (w, b) in zip((query, key, value), projections, strict=True))
+            q, k, v = (
+                F.linear(x, w, b)
+                for x, (w, b) in zip((query, key, value), projections, strict=True)
+            )
         mask = None if valid is None else valid[:, None, None, :]
         p = self.dropout if self.training else 0.0
         out = attention(self._heads(q), self._heads(k), self._heads(v), mask, p)
@@ -78,7 +93,9 @@ class MultiheadAttention(nn.Module):
 
 
 class TransformerEncoderLayer(nn.Module):
-    def __init__(self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool):
+    def __init__(
+        self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool
+    ):
         super().__init__()
         self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
         self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
@@ -96,7 +113,8 @@ class TransformerEncoderLayer(nn.Module):
         return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
 
     def forward(self, x: Tensor, pos: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The next `[B, S, D]`; `pos` `[B, S, D]` is added to queries and keys, `valid` `[B, S]` True = not padding."""
+        """The next `[B, S, D]`; `pos` `[B, S, D]` is added to queries and keys, `valid` `[B, S]`
+        True = not padding."""
         if self.pre_norm:
             x = x + self._attend(self.norm1(x), pos, valid)
             return x + self._feed_forward(self.norm2(x))
@@ -105,7 +123,9 @@ class TransformerEncoderLayer(nn.Module):
 
 
 class TransformerDecoderLayer(nn.Module):
-    def __init__(self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool):
+    def __init__(
+        self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool
+    ):
         super().__init__()
         self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
         self.multihead_attn = MultiheadAttention(hidden_dim, nheads, dropout)
@@ -121,14 +141,19 @@ class TransformerDecoderLayer(nn.Module):
         query = x + query_pos
         return self.dropout(self.self_attn(query, query, x))
 
-    def _cross_attend(self, x: Tensor, query_pos: Tensor, key: Tensor, memory: Tensor, valid: Tensor | None) -> Tensor:
+    def _cross_attend(
+        self, x: Tensor, query_pos: Tensor, key: Tensor, memory: Tensor, valid: Tensor | None
+    ) -> Tensor:
         return self.dropout(self.multihead_attn(x + query_pos, key, memory, valid))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
 
-    def forward(self, x: Tensor, query_pos: Tensor, key: Tensor, memory: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The next queries `[B, Q, D]`; `key` is `memory` `[B, S, D]` plus its position encoding."""
+    def forward(
+        self, x: Tensor, query_pos: Tensor, key: Tensor, memory: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """The next queries `[B, Q, D]`; `key` is `memory` `[B, S, D]` plus its position
+        encoding."""
         if self.pre_norm:
             x = x + self._self_attend(self.norm1(x), query_pos)
             x = x + self._cross_attend(self.norm2(x), query_pos, key, memory, valid)
@@ -152,7 +177,8 @@ class TransformerEncoder(nn.Module):
     ):
         super().__init__()
         self.layers = nn.ModuleList(
-            TransformerEncoderLayer(hidden_dim, nheads, dim_feedforward, dropout, pre_norm) for _ in range(num_layers)
+            TransformerEncoderLayer(hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_dim) if pre_norm else nn.Identity()
 
@@ -175,12 +201,16 @@ class TransformerDecoder(nn.Module):
     ):
         super().__init__()
         self.layers = nn.ModuleList(
-            TransformerDecoderLayer(hidden_dim, nheads, dim_feedforward, dropout, pre_norm) for _ in range(num_layers)
+            TransformerDecoderLayer(hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
+            for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(hidden_dim)
 
-    def forward(self, query_pos: Tensor, memory: Tensor, pos: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The normalised output of every layer, `[L, B, Q, D]`; the content of the queries starts at zero."""
+    def forward(
+        self, query_pos: Tensor, memory: Tensor, pos: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """The normalised output of every layer, `[L, B, Q, D]`; the content of the queries starts
+        at zero."""
         x, key, states = torch.zeros_like(query_pos), memory + pos, []
         for layer in self.layers:
             x = layer(x, query_pos, key, memory, valid)
@@ -189,7 +219,8 @@ class TransformerDecoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Encoder and decoder of Carion et al. 2020, appendix A.3. Every matrix starts Xavier uniform."""
+    """Encoder and decoder of Carion et al. 2020, appendix A.3. Every matrix starts Xavier
+    uniform."""
 
     def __init__(
         self,
@@ -209,8 +240,11 @@ class Transformer(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def forward(self, features: Tensor, pos: Tensor, query_pos: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Decoder states `[L, B, Q, D]` from `features` and `pos` `[B, S, D]` and `query_pos` `[B, Q, D]`."""
+    def forward(
+        self, features: Tensor, pos: Tensor, query_pos: Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """Decoder states `[L, B, Q, D]` from `features` and `pos` `[B, S, D]` and `query_pos` `[B,
+        Q, D]`."""
         return self.decoder(query_pos, self.encoder(features, pos, valid), pos, valid)
 
 

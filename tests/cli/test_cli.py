@@ -9,6 +9,8 @@ import os
 import pickle
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +25,9 @@ from PIL import Image
 
 import redetr
 from redetr.cli import main
-from redetr.train import announce
+from redetr.step import announce
+
+ROOT = Path(__file__).parents[2]
 
 
 def fails(capsys, arguments: list[str], code: int = 1) -> list[str]:
@@ -73,7 +77,15 @@ def test_a_run_leaves_its_files(trained):
     assert (config["steps"], config["batch_size"], config["model"]) == (6, 4, "redetr_n")
     training = [line for line in lines_of(trained) if "loss" in line]
     assert [line["step"] for line in training] == [1, 2, 3, 4, 5, 6]
-    assert {"loss_ce", "loss_bbox", "loss_giou", "loss_ce_0", "loss_ce_enc", "grad_norm", "lr"} <= training[0].keys()
+    assert {
+        "loss_ce",
+        "loss_bbox",
+        "loss_giou",
+        "loss_ce_0",
+        "loss_ce_enc",
+        "grad_norm",
+        "lr",
+    } <= training[0].keys()
     evaluations = [line for line in lines_of(trained) if "AP" in line]
     assert [line["step"] for line in evaluations] == [3, 6]
     assert evaluations[0]["per_class"].keys() == {"cup", "plate", "spoon"}
@@ -82,7 +94,16 @@ def test_a_run_leaves_its_files(trained):
 def test_checkpoints_are_plain_values(trained):
     for name, steps in (("last.pt", {6}), ("best.pt", {3, 6})):
         state = torch.load(trained / name, weights_only=True)
-        assert {"model", "ema", "optimizer", "step", "epoch", "config", "class_names", "category_ids"} <= state.keys()
+        assert {
+            "model",
+            "ema",
+            "optimizer",
+            "step",
+            "epoch",
+            "config",
+            "class_names",
+            "category_ids",
+        } <= state.keys()
         assert state["step"] in steps
         assert state["epoch"] == state["step"] * 4 // 8  # 8 training images
         assert state["category_ids"] == [7, 12, 90]
@@ -95,7 +116,19 @@ def test_checkpoints_are_plain_values(trained):
 
 @pytest.mark.parametrize("name", ["", "best.pt", "best.safetensors"])
 def test_evaluate_repeats_the_best_evaluation(trained, capsys, name):
-    main(["evaluate", str(trained / name), "--json", "--precision", "fp32", "--device", "cpu", "--batch-size", "16"])
+    main(
+        [
+            "evaluate",
+            str(trained / name),
+            "--json",
+            "--precision",
+            "fp32",
+            "--device",
+            "cpu",
+            "--batch-size",
+            "16",
+        ]
+    )
     found = json.loads(capsys.readouterr().out)
     best = max((line for line in lines_of(trained) if "AP" in line), key=lambda line: line["AP"])
     assert (found["images"], found["image_size"], found["split"]) == (5, 64, "val")
@@ -107,8 +140,13 @@ def test_evaluate_repeats_the_best_evaluation(trained, capsys, name):
 def test_what_was_measured_stands_above_the_numbers(trained, shared_coco, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run" / "best.pt").unlink()
-    objects = json.loads((shared_coco / "annotations" / "instances_val.json").read_text())["annotations"]
-    for folder, taken in ((trained, "best.pt"), (tmp_path / "run", "last.pt (there is no best.pt)")):
+    objects = json.loads((shared_coco / "annotations" / "instances_val.json").read_text())[
+        "annotations"
+    ]
+    for folder, taken in (
+        (trained, "best.pt"),
+        (tmp_path / "run", "last.pt (there is no best.pt)"),
+    ):
         main(["evaluate", str(folder), "--device", "cpu"])
         first, *tables = capsys.readouterr().out.splitlines()
         assert first == f"{folder}/{taken}: val split of {shared_coco}, 5 images, at 64 px"
@@ -122,12 +160,17 @@ def test_the_numbers_after_training_say_of_which_step_they_are(shared_coco, tmp_
     main(train_arguments(shared_coco, tmp_path / "run", lr=1e-30, ema_decay=0))
     best = next(line for line in lines_of(tmp_path / "run") if "AP" in line)
     first = capsys.readouterr().out.splitlines()[0]
-    assert first == f"evaluation of step 6, the last; best.pt is of step 3, with AP {100 * best['AP']:.1f}"
+    assert (
+        first
+        == f"evaluation of step 6, the last; best.pt is of step 3, with AP {100 * best['AP']:.1f}"
+    )
 
 
 def test_predict_writes_pictures_and_numbers(trained, shared_coco, tmp_path):
     output = tmp_path / "found"
-    code, said, errors = run(["predict", trained, shared_coco / "val", "--output", output, "--threshold=0", "--json"])
+    code, said, errors = run(
+        ["predict", trained, shared_coco / "val", "--output", output, "--threshold=0", "--json"]
+    )
     assert code == 0, errors
     found = json.loads((output / "predictions.json").read_text())
     assert json.loads(said) == found
@@ -137,7 +180,9 @@ def test_predict_writes_pictures_and_numbers(trained, shared_coco, tmp_path):
     for name, entry in found.items():
         with Image.open(name) as image, Image.open(output / f"{Path(name).stem}.png") as picture:
             assert entry["image_size"] == [image.height, image.width]
-            assert picture.width / picture.height == pytest.approx(image.width / image.height, abs=0.05)
+            assert picture.width / picture.height == pytest.approx(
+                image.width / image.height, abs=0.05
+            )
         assert len(entry["detections"]) > 10  # with threshold 0, every query answers
         for detection in entry["detections"]:
             x1, y1, x2, y2 = detection["box"]
@@ -148,7 +193,15 @@ def test_predict_writes_pictures_and_numbers(trained, shared_coco, tmp_path):
 
 def test_predict_keeps_sure_detections_only(trained, shared_coco, tmp_path, capsys):
     output = tmp_path / "found"
-    main(["predict", str(trained), str(shared_coco / "val" / "val-0.jpg"), f"--output={output}", "--threshold=0.9"])
+    main(
+        [
+            "predict",
+            str(trained),
+            str(shared_coco / "val" / "val-0.jpg"),
+            f"--output={output}",
+            "--threshold=0.9",
+        ]
+    )
     (entry,) = json.loads((output / "predictions.json").read_text()).values()
     assert entry["detections"] == []
     assert (output / "val-0.png").exists()
@@ -157,14 +210,26 @@ def test_predict_keeps_sure_detections_only(trained, shared_coco, tmp_path, caps
 # With dropout, the faithful form draws random numbers in every step.
 RUNS = {
     "fast": {},
-    "faithful, with dropout": {"recipe": "detr_tiny", "augment": "plain",
-                               "options": ["backbone=[16,32,64]", "hidden_dim=32", "nheads=4", "enc_layers=1",
-                                           "dec_layers=2", "dim_feedforward=64", "dropout=0.3"]},
-}  # fmt: skip
+    "faithful, with dropout": {
+        "recipe": "detr_tiny",
+        "augment": "plain",
+        "options": [
+            "backbone=[16,32,64]",
+            "hidden_dim=32",
+            "nheads=4",
+            "enc_layers=1",
+            "dec_layers=2",
+            "dim_feedforward=64",
+            "dropout=0.3",
+        ],
+    },
+}
 
 
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS.keys())
-def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(shared_coco, tmp_path, capsys, monkeypatch, settings):
+def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(
+    shared_coco, tmp_path, capsys, monkeypatch, settings
+):
     main(train_arguments(shared_coco, tmp_path / "whole", **settings))
 
     calls = []
@@ -172,25 +237,33 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(shared_coco, tmp_path
     def announce_with_a_signal(*args, **kwargs):
         calls.append(args)
         if len(calls) == 2:
-            signal.raise_signal(signal.SIGTERM)  # arrives before step 1; all ranks are told with the counts of step 3
+            signal.raise_signal(
+                signal.SIGTERM
+            )  # arrives before step 1; all ranks are told with the counts of step 3
         return announce(*args, **kwargs)
 
-    monkeypatch.setattr(sys.modules["redetr.train"], "announce", announce_with_a_signal)
+    monkeypatch.setattr("redetr.step.announce", announce_with_a_signal)
     arguments = train_arguments(shared_coco, tmp_path / "parts", **settings)
     capsys.readouterr()
     lines = fails(capsys, arguments, code=75)
     assert lines[-1].startswith("redetr: stopped by a signal")
     assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["step"] == 2
     main([*arguments, "--resume"])
-    assert len(calls) == 4 + 4  # windows 1 to 4, of which the last two were not computed, and 3 to 6
+    assert (
+        len(calls) == 4 + 4
+    )  # windows 1 to 4, of which the last two were not computed, and 3 to 6
 
-    whole, parts = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts"))
+    whole, parts = (
+        torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")
+    )
     for key in ("model", "ema", "optimizer"):
         torch.testing.assert_close(parts[key], whole[key], rtol=0, atol=0)
     assert (parts["step"], parts["best"]) == (whole["step"], whole["best"])
     timings = {"time_s", "images_per_s", "data_wait"}
-    logged = [[{k: v for k, v in line.items() if k not in timings} for line in lines_of(tmp_path / name)]
-              for name in ("whole", "parts")]  # fmt: skip
+    logged = [
+        [{k: v for k, v in line.items() if k not in timings} for line in lines_of(tmp_path / name)]
+        for name in ("whole", "parts")
+    ]
     assert logged[0] == logged[1]
 
 
@@ -198,8 +271,10 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(shared_coco, tmp_path
 def test_a_signal_saves_the_run(shared_coco, tmp_path, whole_group):
     """`timeout` and batch systems send the signal to the loader processes as well."""
     folder = tmp_path / "run"
-    process = start(train_arguments(shared_coco, folder, steps=100_000, eval_every=100_000, num_workers=2),
-                    start_new_session=True)  # fmt: skip
+    process = start(
+        train_arguments(shared_coco, folder, steps=100_000, eval_every=100_000, num_workers=2),
+        start_new_session=True,
+    )
     try:
         deadline = time.monotonic() + 100
         while not (folder / "metrics.jsonl").exists() or len(lines_of(folder)) < 3:
@@ -236,7 +311,9 @@ def test_training_in_half_precision(shared_coco, tmp_path):
 
 
 def test_loss_that_is_not_finite(shared_coco, tmp_path, capsys):
-    lines = fails(capsys, train_arguments(shared_coco, tmp_path / "run", lr=1e20, clip_norm=0.0), code=3)
+    lines = fails(
+        capsys, train_arguments(shared_coco, tmp_path / "run", lr=1e20, clip_norm=0.0), code=3
+    )
     assert lines[-1].startswith("redetr: step ")
     assert "not finite: loss" in lines[-1]
     named = json.loads(lines[-1].partition("images ")[2].partition("]")[0] + "]")
@@ -263,17 +340,34 @@ BAD_DATA = {
     "missing folder": (shutil.rmtree, "no such folder"),
     "empty folder": (lambda root: [shutil.rmtree(p) for p in root.iterdir()], "empty"),
     "no data set": (lambda root: shutil.rmtree(root / "annotations"), "no data set found"),
-    "no validation": (lambda root: (root / "annotations" / "instances_val.json").unlink(), "no val split"),
-    "broken JSON": (lambda root: (root / "annotations" / "instances_train.json").write_text('{"images": [}'),
-                    "not JSON", "line 1"),
-    "image cut short": (lambda root: halve(root / "train" / "train-1.jpg"), "train-1.jpg", "cannot decode"),
-    "missing image": (lambda root: (root / "train" / "train-3.jpg").unlink(), "image 103", "train-3.jpg"),
+    "no validation": (
+        lambda root: (root / "annotations" / "instances_val.json").unlink(),
+        "no val split",
+    ),
+    "broken JSON": (
+        lambda root: (root / "annotations" / "instances_train.json").write_text('{"images": [}'),
+        "not JSON",
+        "line 1",
+    ),
+    "image cut short": (
+        lambda root: halve(root / "train" / "train-1.jpg"),
+        "train-1.jpg",
+        "cannot decode",
+    ),
+    "missing image": (
+        lambda root: (root / "train" / "train-3.jpg").unlink(),
+        "image 103",
+        "train-3.jpg",
+    ),
     "box outside": (first_box(bbox=[0, 0, 500, 20]), "annotation 0", "leaves its image 100"),
     "box without area": (first_box(bbox=[5, 5, 0, 9]), "annotation 0", "zero or negative size"),
     "unknown category": (first_box(category_id=8), "annotation 0", "category_id 8"),
-    "other classes": (lambda root: damage(root, lambda d: d["categories"].append({"id": 91, "name": "fork"})),
-                      "different categories", "fork"),
-}  # fmt: skip
+    "other classes": (
+        lambda root: damage(root, lambda d: d["categories"].append({"id": 91, "name": "fork"})),
+        "different categories",
+        "fork",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD_DATA.values(), ids=BAD_DATA.keys())
@@ -286,12 +380,20 @@ def test_bad_data_is_refused_before_anything_is_written(case, tiny_coco, tmp_pat
 
 def test_an_image_of_another_size_is_named_before_training(tiny_coco, tmp_path, capsys):
     Image.new("RGB", (33, 44)).save(tiny_coco / "train" / "train-1.jpg")
-    refused(capsys, train_arguments(tiny_coco, tmp_path / "run"), "instances_train.json", "train-1.jpg", "is 33x44 px")
+    refused(
+        capsys,
+        train_arguments(tiny_coco, tmp_path / "run"),
+        "instances_train.json",
+        "train-1.jpg",
+        "is 33x44 px",
+    )
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_image_damaged_in_the_middle_is_named_when_it_is_read(tiny_coco, tmp_path, capsys, num_workers):
+def test_an_image_damaged_in_the_middle_is_named_when_it_is_read(
+    tiny_coco, tmp_path, capsys, num_workers
+):
     """Its header and its end are sound, so only decoding finds it."""
     image = tiny_coco / "train" / "train-1.jpg"
     with Image.open(image) as whole:
@@ -311,10 +413,16 @@ BAD_SETTINGS = {
     "recipe": ({"recipe": "detr_r51"}, "unknown recipe 'detr_r51'", "detr_r50"),
     "model": ({"model": "yolo"}, "unknown model 'yolo'", "redetr_n"),
     "option": ({"options": ["width=3"]}, "unknown option 'width'", "hidden_dim"),
-    "option without value": ({"options": ["hidden_dim"]}, "'hidden_dim' is not of the form name=value"),
+    "option without value": (
+        {"options": ["hidden_dim"]},
+        "'hidden_dim' is not of the form name=value",
+    ),
     "option of the wrong kind": ({"options": ["hidden_dim=wide"]}, "redetr_n", "hidden_dim"),
     "option that does not fit": ({"options": ["hidden_dim=30", "nheads=7"]}, "redetr_n"),
-    "option that is not there": ({"recipe": "redetr_m", "weights": "none", "options": ["norm=batch"]}, "norm"),
+    "option that is not there": (
+        {"recipe": "redetr_m", "weights": "none", "options": ["norm=batch"]},
+        "norm",
+    ),
     "weights": ({"weights": "imagenet"}, "imagenet"),
     "image size": ({"image_size": -5}, "--image-size"),
     "workers": ({"num_workers": -1}, "--num-workers"),
@@ -328,7 +436,11 @@ BAD_SETTINGS = {
 @pytest.mark.parametrize("case", BAD_SETTINGS.values(), ids=BAD_SETTINGS.keys())
 def test_bad_settings_are_refused_before_anything_is_written(case, shared_coco, tmp_path, capsys):
     flags, *fragments = case
-    refused(capsys, train_arguments(**{"data": shared_coco, "output": tmp_path / "run"} | flags), *fragments)
+    refused(
+        capsys,
+        train_arguments(**{"data": shared_coco, "output": tmp_path / "run"} | flags),
+        *fragments,
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -352,7 +464,11 @@ def test_evaluate_measures_on_the_split_that_is_asked_for(trained, tiny_coco, tm
 
     root = Path(shutil.copytree(tiny_coco, tmp_path / "data"))
     refused(capsys, ["evaluate", trained, "--data", root, "--split", "test"], "no test split")
-    refused(capsys, ["evaluate", trained, "--data", "digits", "--split", "test"], "digits: has no test split")
+    refused(
+        capsys,
+        ["evaluate", trained, "--data", "digits", "--split", "test"],
+        "digits: has no test split",
+    )
     (root / "val").rename(root / "test")
     (root / "annotations/instances_val.json").rename(root / "annotations/instances_test.json")
     shutil.copytree(root / "train", root / "val")
@@ -364,9 +480,16 @@ def test_evaluate_measures_on_the_split_that_is_asked_for(trained, tiny_coco, tm
 def test_a_pickle_with_code_is_not_executed(command, tmp_path, shared_coco, capsys):
     marker, file = tmp_path / "executed", tmp_path / "best.pt"
     torch.save({"model": Payload(marker)}, file)
-    refused(capsys, [command, file, *([shared_coco / "val"] if command == "predict" else [])], str(file), "safely")
+    refused(
+        capsys,
+        [command, file, *([shared_coco / "val"] if command == "predict" else [])],
+        str(file),
+        "safely",
+    )
     file.write_bytes(pickle.dumps(Payload(marker)))
-    refused(capsys, [command, file, *([shared_coco / "val"] if command == "predict" else [])], str(file))
+    refused(
+        capsys, [command, file, *([shared_coco / "val"] if command == "predict" else [])], str(file)
+    )
     assert not marker.exists()
 
 
@@ -419,7 +542,11 @@ def test_no_whole_checkpoint(trained, shared_coco, tmp_path, capsys):
     for name in ("last.pt", "previous.pt"):
         flip_a_byte(folder / name)
     refused(
-        capsys, [*train_arguments(shared_coco, folder), "--resume"], "no whole checkpoint", "last.pt", "previous.pt"
+        capsys,
+        [*train_arguments(shared_coco, folder), "--resume"],
+        "no whole checkpoint",
+        "last.pt",
+        "previous.pt",
     )
 
 
@@ -452,7 +579,11 @@ def test_converted_data_gives_the_same_numbers(trained, shared_coco, tmp_path, c
 
 def test_names_that_do_not_tell_classes_apart_are_refused(trained, tiny_coco, capsys):
     for split in ("train", "val"):
-        renumbered = {"categories": [{"id": i, "name": name} for i, name in enumerate(("cup", "plate", "plate"))]}
+        renumbered = {
+            "categories": [
+                {"id": i, "name": name} for i, name in enumerate(("cup", "plate", "plate"))
+            ]
+        }
         file = tiny_coco / "annotations" / f"instances_{split}.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | renumbered | {"annotations": []}))
     lines = fails(capsys, ["evaluate", trained, "--data", tiny_coco, "--json"])
@@ -464,22 +595,47 @@ def test_bad_sources_for_predict(trained, shared_coco, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     text = tmp_path / "text.jpg"
     text.write_text("no image")
-    refused(capsys, ["predict", trained, tmp_path / "nothing.jpg", *output], "nothing.jpg", "no such file")
+    refused(
+        capsys,
+        ["predict", trained, tmp_path / "nothing.jpg", *output],
+        "nothing.jpg",
+        "no such file",
+    )
     refused(capsys, ["predict", trained, tmp_path / "empty", *output], "empty", "no images")
-    refused(capsys, ["predict", trained, tmp_path / "emp*", *output], "emp*: only folders are called so")
-    refused(capsys, ["predict", trained, shared_coco / "val", "--threshold", "1.5", *output], "--threshold 1.5")
-    refused(capsys, ["predict", trained, shared_coco / "val", "--batch-size", "0", *output], "--batch-size")
-    refused(capsys, ["predict", trained, shared_coco / "val", "--output", text / "found"], "text.jpg")
+    refused(
+        capsys, ["predict", trained, tmp_path / "emp*", *output], "emp*: only folders are called so"
+    )
+    refused(
+        capsys,
+        ["predict", trained, shared_coco / "val", "--threshold", "1.5", *output],
+        "--threshold 1.5",
+    )
+    refused(
+        capsys,
+        ["predict", trained, shared_coco / "val", "--batch-size", "0", *output],
+        "--batch-size",
+    )
+    refused(
+        capsys, ["predict", trained, shared_coco / "val", "--output", text / "found"], "text.jpg"
+    )
     assert not (tmp_path / "found").exists()
-    assert fails(capsys, ["predict", trained, text, *output])[-1].startswith(f"redetr: {text}: not an image")
+    assert fails(capsys, ["predict", trained, text, *output])[-1].startswith(
+        f"redetr: {text}: not an image"
+    )
 
 
 def test_usage(capsys):
-    assert fails(capsys, ["frobnicate"], code=2)[0].startswith("redetr: unknown command 'frobnicate'")
+    assert fails(capsys, ["frobnicate"], code=2)[0].startswith(
+        "redetr: unknown command 'frobnicate'"
+    )
     assert fails(capsys, ["train", "redetr_n", "--steps", "many"], code=2)
     assert fails(capsys, ["train", "redetr_n", "--stepz", "3"], code=2)
-    for arguments, code, said in (([], 2, "redetr train"), (["--help"], 0, "redetr train"), (["train"], 2, "detr_tiny"),
-                                  (["train", "redetr_n", "--help"], 0, "--batch-size")):  # fmt: skip
+    for arguments, code, said in (
+        ([], 2, "redetr train"),
+        (["--help"], 0, "redetr train"),
+        (["train"], 2, "detr_tiny"),
+        (["train", "redetr_n", "--help"], 0, "--batch-size"),
+    ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == code
@@ -496,7 +652,8 @@ def test_models_lists_what_can_be_built(capsys):
 
 
 def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys):
-    """With a learning rate of next to nothing AP stays where it is: two more evaluations, and that is it."""
+    """With a learning rate of next to nothing AP stays where it is: two more evaluations, and that
+    is it."""
     arguments = train_arguments(
         shared_coco, tmp_path / "run", steps=100, eval_every=2, patience=2, lr=1e-30, ema_decay=0
     )
@@ -504,9 +661,14 @@ def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys):
     evaluations = [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line]
     assert evaluations == [2, 4, 6]
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 6
-    ended = "ended early at step 6 of 100, after 2 evaluations in a row without a better AP (--patience 2)"
+    ended = (
+        "ended early at step 6 of 100, after 2 evaluations in a row without a better AP "
+        "(--patience 2)"
+    )
     assert f"\n{ended}; best.pt is of step 2: AP 0." in capsys.readouterr().err
-    main([*arguments, "--resume", "--eval-every=4"])  # it stays ended, and counts no evaluation twice
+    main(
+        [*arguments, "--resume", "--eval-every=4"]
+    )  # it stays ended, and counts no evaluation twice
     told = capsys.readouterr().err
     assert f"nothing to train: {ended}; " in told and "give a larger --patience" in told
     assert f"\n{ended}; best.pt is of step 2: AP 0." in told
@@ -514,7 +676,8 @@ def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys):
 
 
 def test_patience_counts_evaluations_also_when_they_come_at_other_steps(shared_coco, tmp_path):
-    """May change when a run goes on: when it is evaluated, how many of them are waited for, what backward keeps."""
+    """May change when a run goes on: when it is evaluated, how many of them are waited for, what
+    backward keeps."""
     flags = {"steps": 100, "lr": 1e-30, "ema_decay": 0}
     main(train_arguments(shared_coco, tmp_path / "run", eval_every=4, patience=1, **flags))
     resumed = train_arguments(shared_coco, tmp_path / "run", eval_every=3, patience=3, **flags)
@@ -525,17 +688,27 @@ def test_patience_counts_evaluations_also_when_they_come_at_other_steps(shared_c
 @pytest.mark.parametrize(
     ("recipe", "flags", "said"),
     [
-        ("detr_tiny", {}, "8 images, 1 steps, no pretrained weights: expect little of detr_r50; take redetr_n"),
+        (
+            "detr_tiny",
+            {},
+            "8 images, 1 steps, no pretrained weights: expect little of detr_r50; take redetr_n",
+        ),
         ("redetr_n", {}, "8 images, 1 steps, no pretrained weights: expect little"),
     ],
 )
 def test_what_cannot_work_is_said(shared_coco, tmp_path, capsys, recipe, flags, said):
     options = RUNS["faithful, with dropout"]["options"] if recipe == "detr_tiny" else SMALL
-    main(train_arguments(shared_coco, tmp_path / "run", recipe, options, steps=1, eval_every=1, **flags))
+    main(
+        train_arguments(
+            shared_coco, tmp_path / "run", recipe, options, steps=1, eval_every=1, **flags
+        )
+    )
     assert said in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_a_run_names_its_images_and_goes_on_with_no_others(trained, shared_coco, tiny_coco, tmp_path, capsys):
+def test_a_run_names_its_images_and_goes_on_with_no_others(
+    trained, shared_coco, tiny_coco, tmp_path, capsys
+):
     inventory = json.loads((trained / "data.json").read_text())
     assert {split: part["count"] for split, part in inventory.items()} == {"train": 8, "val": 5}
     file = shared_coco / "val" / "val-3.jpg"
@@ -544,15 +717,22 @@ def test_a_run_names_its_images_and_goes_on_with_no_others(trained, shared_coco,
     shutil.copytree(trained, folder)
     with Image.open(tiny_coco / "train" / "train-2.jpg") as image:
         image.rotate(180).save(tiny_coco / "train" / "train-2.jpg")
-    refused(capsys, [*train_arguments(tiny_coco, folder), "--resume"], "train-2.jpg of train is not what it was")
+    refused(
+        capsys,
+        [*train_arguments(tiny_coco, folder), "--resume"],
+        "train-2.jpg of train is not what it was",
+    )
 
 
 def test_what_was_held_out_is_what_is_evaluated(tiny_coco, tmp_path, capsys):
-    """A folder without a val split: the checkpoint knows which images its run did not learn from."""
+    """A folder without a val split: the checkpoint knows which images its run did not learn
+    from."""
     (tiny_coco / "annotations" / "instances_val.json").unlink()
     refused(capsys, train_arguments(tiny_coco, tmp_path / "run"), "--val-fraction")
     main(train_arguments(tiny_coco, tmp_path / "run", val_fraction=0.4))
-    best = max((line for line in lines_of(tmp_path / "run") if "AP" in line), key=lambda line: line["AP"])
+    best = max(
+        (line for line in lines_of(tmp_path / "run") if "AP" in line), key=lambda line: line["AP"]
+    )
     capsys.readouterr()
     main(["evaluate", str(tmp_path / "run"), "--json", "--precision", "fp32", "--device", "cpu"])
     assert json.loads(capsys.readouterr().out)["AR100"] == pytest.approx(best["AR100"], abs=1e-6)
@@ -562,7 +742,8 @@ def test_what_was_held_out_is_what_is_evaluated(tiny_coco, tmp_path, capsys):
 
 
 def test_a_run_that_left_no_checkpoint_is_begun_anew(shared_coco, tmp_path, capsys):
-    """What it wrote of itself does not hold up another run there, with other data; a refused one changes nothing."""
+    """What it wrote of itself does not hold up another run there, with other data; a refused one
+    changes nothing."""
     folder = tmp_path / "run"
     main(train_arguments(shared_coco, folder, steps=1, eval_every=1))
     before = {name: (folder / name).read_bytes() for name in ("config.json", "data.json")}
@@ -588,24 +769,33 @@ def test_classes_may_have_brackets_in_their_names(tiny_coco, tmp_path, capsys):
 
 
 def test_the_folder_of_a_run_stands_for_its_settings(shared_coco, tmp_path, capsys, monkeypatch):
-    """It goes on by itself, from any place that its data can be found; or again with some other settings."""
+    """It goes on by itself, from any place that its data can be found; or again with some other
+    settings."""
     whole, folder = tmp_path / "whole", tmp_path / "a run"
     main(train_arguments(shared_coco, whole, seed=3))
     with monkeypatch.context() as patch:
         calls: list[int] = []
         stop_at_3 = lambda *rest: calls.append(1) or announce(*rest[:3], stopping=len(calls) == 3)  # noqa: E731
-        patch.setattr(sys.modules["redetr.train"], "announce", stop_at_3)
+        patch.setattr("redetr.step.announce", stop_at_3)
         fails(capsys, train_arguments(shared_coco, folder, seed=3), code=75)
     again = train_arguments(shared_coco, folder, seed=4)
     refused(capsys, [*again, "--resume"], "seed=3", f"redetr train '{folder}' --resume takes")
     main(["train", str(folder), "--resume"])
     saved = [torch.load(run / "last.pt", weights_only=True) for run in (whole, folder)]
-    assert all(torch.equal(value, saved[1]["model"][name]) for name, value in saved[0]["model"].items())
+    assert all(
+        torch.equal(value, saved[1]["model"][name]) for name, value in saved[0]["model"].items()
+    )
     capsys.readouterr()
     refused(capsys, ["train", str(folder)], "holds a run already")
     main(["train", str(folder / "config.json"), "--steps=2", f"--output={tmp_path / 'again'}"])
-    configs = [json.loads((run / "config.json").read_text()) for run in (folder, tmp_path / "again")]
-    assert {name for name in configs[0] if configs[0][name] != configs[1][name]} == {"steps", "output", "resume"}
+    configs = [
+        json.loads((run / "config.json").read_text()) for run in (folder, tmp_path / "again")
+    ]
+    assert {name for name in configs[0] if configs[0][name] != configs[1][name]} == {
+        "steps",
+        "output",
+        "resume",
+    }
 
 
 @pytest.mark.parametrize(
@@ -622,8 +812,11 @@ def test_settings_that_cannot_be_read(tmp_path, capsys, content, said):
     refused(capsys, ["train", str(tmp_path)], said)
 
 
-def test_a_checkpoint_finds_its_data_from_another_directory(tiny_coco, tmp_path, capsys, monkeypatch):
-    """And says where it looked when the data is gone. The run itself goes on with the path that it is given."""
+def test_a_checkpoint_finds_its_data_from_another_directory(
+    tiny_coco, tmp_path, capsys, monkeypatch
+):
+    """And says where it looked when the data is gone. The run itself goes on with the path that it
+    is given."""
     monkeypatch.chdir(tiny_coco.parent)
     arguments = train_arguments(Path("tiny"), tmp_path / "run", steps=2, eval_every=1)
     main(arguments)
@@ -637,9 +830,75 @@ def test_a_checkpoint_finds_its_data_from_another_directory(tiny_coco, tmp_path,
     tiny_coco.rename(tmp_path / "elsewhere" / "moved")
     stored = f"{tiny_coco}: no such folder;"
     for command in ("evaluate", "export"):
-        refused(capsys, [command, "../run"], stored, "the checkpoint stores this path", "give --data")
-    refused(capsys, ["explain", "../run", "--image-id=100"], stored, "the checkpoint stores", "give --data")
+        refused(
+            capsys, [command, "../run"], stored, "the checkpoint stores this path", "give --data"
+        )
+    refused(
+        capsys,
+        ["explain", "../run", "--image-id=100"],
+        stored,
+        "the checkpoint stores",
+        "give --data",
+    )
     refused(capsys, ["evaluate", "../run", "--data=nowhere"], "redetr: nowhere: no such folder")
     main([*train_arguments(Path("moved"), tmp_path / "run", steps=2, eval_every=1), "--resume"])
     main(["evaluate", "../run/last.pt", "--device=cpu"])
     assert f"split of {tmp_path}/elsewhere/moved, " in capsys.readouterr().out
+
+
+def test_nothing_of_a_dependency_reaches_the_terminal(trained, tmp_path):
+    """Not even where every warning is an error."""
+    command = [
+        "predict",
+        trained / "best.pt",
+        ROOT / "examples" / "digits.png",
+        "--device=cpu",
+        "--output",
+        tmp_path,
+    ]
+    strict = [sys.executable, "-W", "error", "-m", "redetr", *map(str, command)]
+    ended = subprocess.run(strict, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "Warning" not in ended.stderr
+    assert "predictions.jsonl" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    "category", ["DeprecationWarning", "PendingDeprecationWarning", "FutureWarning"]
+)
+def test_what_a_dependency_deprecates_is_not_shown(category):
+    program = f"""
+import warnings
+from redetr.cli import quiet_dependencies
+quiet_dependencies()
+warnings.warn("gone", {category})
+"""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "variables", [{"WORLD_SIZE": 1}, {"RANK": 1}, {"WORLD_SIZE": 1, "RANK": 0}], ids=str
+)
+def test_leftovers_of_a_launcher_do_not_swallow_the_result(trained, variables):
+    process = start(["evaluate", trained / "best.pt", "--device=cpu"], variables)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "AP50" in output
+
+
+def test_ranks_that_do_not_meet_end_in_one_line(trained):
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
+        leftovers = {"WORLD_SIZE": 2, "RANK": 1} | address
+        process = start([*train_arguments(trained, trained / "other"), "--timeout-s=3"], leftovers)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    (line,) = errors.strip().splitlines()
+    assert (
+        "rank 1 of 2 did not meet the other ranks at 127.0.0.1" in line
+        and "unset WORLD_SIZE" in line
+    )

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from pycocotools.mask import encode
 
-from redetr.check import essential_faults
 from redetr.data import open_dataset
-from redetr.data.dataset import read_annotations
-from redetr.data.folder import FolderDataset
+from redetr.data.forms.folder import FolderDataset
+from redetr.data.forms.layouts import read_annotations
 from redetr.data.images import read_image
+from redetr.doctor.check import essential_faults
 from redetr.errors import InputError
 
 WIDTH, HEIGHT = 100, 80
@@ -29,16 +29,35 @@ DOCUMENT: dict[str, Any] = {
         {"id": 20, "file_name": "b.png", "width": WIDTH, "height": HEIGHT},
     ],
     "annotations": [
-        {"id": 901, "image_id": 30, "category_id": 90, "bbox": [10, 20, 30, 40], "area": 700.5, "iscrowd": 0},
-        {"id": 902, "image_id": 10, "category_id": 7, "bbox": [0.5, 1.5, 2.0, 3.0], "segmentation": [[1, 2, 3]]},
+        {
+            "id": 901,
+            "image_id": 30,
+            "category_id": 90,
+            "bbox": [10, 20, 30, 40],
+            "area": 700.5,
+            "iscrowd": 0,
+        },
+        {
+            "id": 902,
+            "image_id": 10,
+            "category_id": 7,
+            "bbox": [0.5, 1.5, 2.0, 3.0],
+            "segmentation": [[1, 2, 3]],
+        },
         {"id": 903, "image_id": 30, "category_id": 7, "bbox": [0, 0, 100, 80], "iscrowd": 1},
         {"id": 904, "image_id": 30, "category_id": -4, "bbox": [50, 50, 10, 10], "ignore": 1},
     ],
-    "categories": [{"id": 90, "name": "tooth"}, {"id": -4, "name": "ant"}, {"id": 7, "name": "bee"}],
+    "categories": [
+        {"id": 90, "name": "tooth"},
+        {"id": -4, "name": "ant"},
+        {"id": 7, "name": "bee"},
+    ],
 }
 
 
-def save_image(path: Path, seed: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT), **options: Any) -> np.ndarray:
+def save_image(
+    path: Path, seed: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT), **options: Any
+) -> np.ndarray:
     path.parent.mkdir(parents=True, exist_ok=True)
     small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
@@ -47,7 +66,10 @@ def save_image(path: Path, seed: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT
 
 
 def write(
-    root: Path, document: Any, annotation: str = "annotations/instances_train.json", folder: str = "train"
+    root: Path,
+    document: Any,
+    annotation: str = "annotations/instances_train.json",
+    folder: str = "train",
 ) -> Path:
     """A data set of the document and its three images; returns the annotation file."""
     for seed, name in enumerate(("a.png", "b.png", "c.png")):
@@ -132,7 +154,10 @@ def test_layouts(tmp_path, annotation, folder, split):
 
 @pytest.mark.parametrize("prefix", ["train/", "./train/", "train\\", "images/../train/"])
 def test_file_names_may_hold_folders(tmp_path, prefix):
-    write(tmp_path, damaged(lambda d: [row.update(file_name=prefix + row["file_name"]) for row in d["images"]]))
+    write(
+        tmp_path,
+        damaged(lambda d: [row.update(file_name=prefix + row["file_name"]) for row in d["images"]]),
+    )
     assert open_dataset(tmp_path, "train").image(0).shape == (3, HEIGHT, WIDTH)
 
 
@@ -143,7 +168,12 @@ def test_small_overshoot_is_clipped(tmp_path):
 
 MASK = np.zeros((HEIGHT, WIDTH), np.uint8)
 MASK[20:60, 10:40] = 1
-RUNS = [10 * HEIGHT + 20, *[40, HEIGHT - 40] * 29, 40, 60 * HEIGHT + 20]  # down the columns, as RLE counts
+RUNS = [
+    10 * HEIGHT + 20,
+    *[40, HEIGHT - 40] * 29,
+    40,
+    60 * HEIGHT + 20,
+]  # down the columns, as RLE counts
 
 
 @pytest.mark.parametrize(
@@ -166,7 +196,8 @@ def test_an_outline_stands_for_a_missing_box(tmp_path, outline, empty):
     dataset = open_dataset(tmp_path, "train")
     assert dataset.target(2)["boxes"][[0, -1]].tolist() == [[10, 20, 40, 60]] * 2
     assert dataset.notes == (
-        f"{file}: annotation 901: has a segmentation and no bbox; its bounding box is taken (and 1 more like it)",
+        f"{file}: annotation 901: has a segmentation and no bbox; its bounding box is taken (and 1 "
+        "more like it)",
     )
 
 
@@ -197,18 +228,57 @@ def outlined(document: dict[str, Any], segmentation: Any) -> None:
 SWAPPED = [10, 20, 95, 75]  # xyxy
 FAULTS = {
     "unknown image": (lambda d: d["annotations"][1].update(image_id=77), "902", "image_id 77"),
-    "image id of another type": (lambda d: d["annotations"][1].update(image_id="10"), "902", "image_id '10'"),
-    "unknown category": (lambda d: d["annotations"][2].update(category_id=8), "903", "category_id 8"),
+    "image id of another type": (
+        lambda d: d["annotations"][1].update(image_id="10"),
+        "902",
+        "image_id '10'",
+    ),
+    "unknown category": (
+        lambda d: d["annotations"][2].update(category_id=8),
+        "903",
+        "category_id 8",
+    ),
     "no bbox": (lambda d: d["annotations"][0].pop("bbox"), "901", "bbox None", "4 finite numbers"),
-    "no bbox, short polygon": (lambda d: outlined(d, [[1, 2, 3, 4]]), "901", "no bbox", "[[1, 2, 3, 4]]", "neither"),
-    "no bbox, odd polygon": (lambda d: outlined(d, [[1, 2, 3, 4, 5, 6, 7]]), "901", "neither polygons"),
+    "no bbox, short polygon": (
+        lambda d: outlined(d, [[1, 2, 3, 4]]),
+        "901",
+        "no bbox",
+        "[[1, 2, 3, 4]]",
+        "neither",
+    ),
+    "no bbox, odd polygon": (
+        lambda d: outlined(d, [[1, 2, 3, 4, 5, 6, 7]]),
+        "901",
+        "neither polygons",
+    ),
     "no bbox, flat polygon": (lambda d: outlined(d, [1, 2, 3, 4, 5, 6]), "901", "neither polygons"),
-    "no bbox, text in polygon": (lambda d: outlined(d, [[1, 2, 3, 4, 5, "6"]]), "901", "neither polygons"),
-    "no bbox, NaN in polygon": (lambda d: outlined(d, [[1, 2, float("nan"), 4, 5, 6]]), "901", "neither polygons"),
-    "no bbox, outline is text": (lambda d: outlined(d, "x"), "901", "neither polygons", "write a bbox"),
+    "no bbox, text in polygon": (
+        lambda d: outlined(d, [[1, 2, 3, 4, 5, "6"]]),
+        "901",
+        "neither polygons",
+    ),
+    "no bbox, NaN in polygon": (
+        lambda d: outlined(d, [[1, 2, float("nan"), 4, 5, 6]]),
+        "901",
+        "neither polygons",
+    ),
+    "no bbox, outline is text": (
+        lambda d: outlined(d, "x"),
+        "901",
+        "neither polygons",
+        "write a bbox",
+    ),
     "no bbox, RLE without size": (lambda d: outlined(d, {"counts": [5]}), "901", "nor RLE"),
-    "no bbox, damaged RLE": (lambda d: outlined(d, {"size": [80, 100], "counts": "@@@"}), "901", "nor RLE"),
-    "no bbox, RLE too long": (lambda d: outlined(d, {"size": [80, 100], "counts": [1, 9000]}), "901", "nor RLE"),
+    "no bbox, damaged RLE": (
+        lambda d: outlined(d, {"size": [80, 100], "counts": "@@@"}),
+        "901",
+        "nor RLE",
+    ),
+    "no bbox, RLE too long": (
+        lambda d: outlined(d, {"size": [80, 100], "counts": [1, 9000]}),
+        "901",
+        "nor RLE",
+    ),
     "no bbox, RLE of nothing": (
         lambda d: outlined(d, {"size": [80, 100], "counts": [8000]}),
         "901",
@@ -220,30 +290,109 @@ FAULTS = {
         "901",
         "[90.0, 9.0, 100.0, 11.0] leaves its image",
     ),
-    "short bbox": (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "901", "[1, 2, 3]", "4 finite numbers"),
-    "text in bbox": (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, "4"]), "901", "4 finite numbers"),
-    "NaN in bbox": (lambda d: d["annotations"][0].update(bbox=[1, 2, float("nan"), 4]), "901", "4 finite numbers"),
-    "infinite bbox": (lambda d: d["annotations"][0].update(bbox=[1, 2, float("inf"), 4]), "901", "4 finite numbers"),
-    "huge bbox": (lambda d: d["annotations"][0].update(bbox=[10**400, 2, 3, 4]), "901", "4 finite numbers"),
-    "zero size": (lambda d: d["annotations"][1].update(bbox=[10, 10, 0, 5]), "902", "zero or negative size"),
-    "negative size": (lambda d: d["annotations"][1].update(bbox=[10, 10, 5, -5]), "902", "zero or negative size"),
-    "vanishes": (lambda d: d["annotations"][1].update(bbox=[100.5, 10, 1, 5]), "902", "zero or negative size"),
-    "xyxy": (lambda d: d["annotations"][1].update(bbox=SWAPPED), "902", "100x80 px", "xyxy given as xywh"),
-    "off to the left": (lambda d: d["annotations"][1].update(bbox=[-3, 10, 5, 5]), "902", "leaves its image 10"),
+    "short bbox": (
+        lambda d: d["annotations"][0].update(bbox=[1, 2, 3]),
+        "901",
+        "[1, 2, 3]",
+        "4 finite numbers",
+    ),
+    "text in bbox": (
+        lambda d: d["annotations"][0].update(bbox=[1, 2, 3, "4"]),
+        "901",
+        "4 finite numbers",
+    ),
+    "NaN in bbox": (
+        lambda d: d["annotations"][0].update(bbox=[1, 2, float("nan"), 4]),
+        "901",
+        "4 finite numbers",
+    ),
+    "infinite bbox": (
+        lambda d: d["annotations"][0].update(bbox=[1, 2, float("inf"), 4]),
+        "901",
+        "4 finite numbers",
+    ),
+    "huge bbox": (
+        lambda d: d["annotations"][0].update(bbox=[10**400, 2, 3, 4]),
+        "901",
+        "4 finite numbers",
+    ),
+    "zero size": (
+        lambda d: d["annotations"][1].update(bbox=[10, 10, 0, 5]),
+        "902",
+        "zero or negative size",
+    ),
+    "negative size": (
+        lambda d: d["annotations"][1].update(bbox=[10, 10, 5, -5]),
+        "902",
+        "zero or negative size",
+    ),
+    "vanishes": (
+        lambda d: d["annotations"][1].update(bbox=[100.5, 10, 1, 5]),
+        "902",
+        "zero or negative size",
+    ),
+    "xyxy": (
+        lambda d: d["annotations"][1].update(bbox=SWAPPED),
+        "902",
+        "100x80 px",
+        "xyxy given as xywh",
+    ),
+    "off to the left": (
+        lambda d: d["annotations"][1].update(bbox=[-3, 10, 5, 5]),
+        "902",
+        "leaves its image 10",
+    ),
     "image id twice": (lambda d: d["images"][2].update(id=10), "image 10", "b.png", "twice"),
-    "image id is text": (lambda d: d["images"][2].update(id="x"), "'x'", "b.png", "not a whole number"),
+    "image id is text": (
+        lambda d: d["images"][2].update(id="x"),
+        "'x'",
+        "b.png",
+        "not a whole number",
+    ),
     "no file name": (lambda d: d["images"][2].pop("file_name"), "image 20", "file_name None"),
-    "missing file": (lambda d: d["images"][2].update(file_name="lost.png"), "image 20", "lost.png", "train"),
-    "missing folder": (lambda d: d["images"][2].update(file_name="no/b.png"), "image 20", "no/b.png"),
-    "climbs out": (lambda d: d["images"][2].update(file_name="../b.png"), "image 20", "../b.png", "inside"),
-    "hidden climb": (lambda d: d["images"][2].update(file_name="x/../../b.png"), "image 20", "inside"),
-    "half a surrogate pair": (lambda d: d["images"][2].update(file_name="\ud800.png"), "image 20", "no path inside"),
-    "absolute": (lambda d: d["images"][2].update(file_name="/etc/hosts"), "image 20", "/etc/hosts", "inside"),
+    "missing file": (
+        lambda d: d["images"][2].update(file_name="lost.png"),
+        "image 20",
+        "lost.png",
+        "train",
+    ),
+    "missing folder": (
+        lambda d: d["images"][2].update(file_name="no/b.png"),
+        "image 20",
+        "no/b.png",
+    ),
+    "climbs out": (
+        lambda d: d["images"][2].update(file_name="../b.png"),
+        "image 20",
+        "../b.png",
+        "inside",
+    ),
+    "hidden climb": (
+        lambda d: d["images"][2].update(file_name="x/../../b.png"),
+        "image 20",
+        "inside",
+    ),
+    "half a surrogate pair": (
+        lambda d: d["images"][2].update(file_name="\ud800.png"),
+        "image 20",
+        "no path inside",
+    ),
+    "absolute": (
+        lambda d: d["images"][2].update(file_name="/etc/hosts"),
+        "image 20",
+        "/etc/hosts",
+        "inside",
+    ),
     "Windows drive": (lambda d: d["images"][2].update(file_name="C:\\b.png"), "image 20", "inside"),
     "no width": (lambda d: d["images"][2].pop("width"), "image 20", "b.png", "Nonex80"),
     "zero height": (lambda d: d["images"][2].update(height=0), "image 20", "b.png", "100x0"),
     "category id twice": (lambda d: d["categories"][1].update(id=90), "ant", "90", "twice"),
-    "category id is text": (lambda d: d["categories"][1].update(id="4"), "ant", "'4'", "not a whole number"),
+    "category id is text": (
+        lambda d: d["categories"][1].update(id="4"),
+        "ant",
+        "'4'",
+        "not a whole number",
+    ),
     "category without name": (lambda d: d["categories"][1].pop("name"), "category -4", "name"),
     "no images": (lambda d: d.pop("images"), '"images"'),
     "no annotations": (lambda d: d.pop("annotations"), '"annotations"'),
@@ -266,7 +415,12 @@ def test_fault_is_named(tmp_path, fault):
 
 
 def test_many_faults_are_counted(tmp_path):
-    write(tmp_path, damaged(lambda d: [row.update(category_id=1, bbox=SWAPPED) for row in d["annotations"][1:]]))
+    write(
+        tmp_path,
+        damaged(
+            lambda d: [row.update(category_id=1, bbox=SWAPPED) for row in d["annotations"][1:]]
+        ),
+    )
     refused(tmp_path, "annotation 902: ", "category_id 1", "(and 2 more like it)")
 
 
@@ -298,7 +452,9 @@ def test_images_are_in_the_order_of_their_names(tmp_path):
 
 def test_categories_of_one_name_are_told(tmp_path):
     write(tmp_path, damaged(lambda d: d["categories"][0].update(name="bee")))
-    assert any("2 classes are called 'bee'" in note for note in open_dataset(tmp_path, "train").notes)
+    assert any(
+        "2 classes are called 'bee'" in note for note in open_dataset(tmp_path, "train").notes
+    )
 
 
 def test_braces_in_paths_and_values_are_only_text(tmp_path):
@@ -307,7 +463,9 @@ def test_braces_in_paths_and_values_are_only_text(tmp_path):
     refused(root, "a{0}b", "{id}\\nlost.png")
 
 
-@pytest.mark.parametrize(("text", "where"), [('{"images": [}', "line 1 column 13"), ('{\n "a": 1', "line 2 column 8")])
+@pytest.mark.parametrize(
+    ("text", "where"), [('{"images": [}', "line 1 column 13"), ('{\n "a": 1', "line 2 column 8")]
+)
 def test_not_json(tmp_path, text, where):
     write(tmp_path, text)
     refused(tmp_path, "instances_train.json: not JSON", where)
@@ -322,18 +480,28 @@ def test_json_of_another_kind(tmp_path, content):
 def test_a_few_boxes_without_height_are_left_out(tmp_path):
     def change(document):
         document["annotations"] *= 5000
-        document["annotations"][3] = {"id": 5, "image_id": 10, "category_id": 7, "bbox": [9, 9, 1.03, 0.0]}
+        document["annotations"][3] = {
+            "id": 5,
+            "image_id": 10,
+            "category_id": 7,
+            "bbox": [9, 9, 1.03, 0.0],
+        }
 
     write(tmp_path, damaged(change))
     dataset = open_dataset(tmp_path, "train")
     (note,) = dataset.notes
-    assert "annotation 5: bbox [9, 9, 1.03, 0.0] has no area and is left out, as one of 1 in 20000 boxes" in note
+    assert (
+        "annotation 5: bbox [9, 9, 1.03, 0.0] has no area and is left out, as one of 1 in 20000 "
+        "boxes" in note
+    )
     assert sum(len(dataset.target(i)["boxes"]) for i in range(3)) == 19_999
 
 
 def test_missing_split_is_named(tmp_path):
     write(tmp_path, DOCUMENT)
-    with pytest.raises(InputError, match=r"no val split .*instances_val\*\.json.*valid/_annotations.*hold out"):
+    with pytest.raises(
+        InputError, match=r"no val split .*instances_val\*\.json.*valid/_annotations.*hold out"
+    ):
         open_dataset(tmp_path, "val")
 
 
@@ -401,7 +569,9 @@ def test_size_that_differs_from_the_annotations(tmp_path):
     write(tmp_path, DOCUMENT)
     dataset = open_dataset(tmp_path, "train")
     save_image(tmp_path / "train" / "a.png", size=(50, 40))
-    with pytest.raises(InputError, match=r"a\.png: is 50x40 px, but .*instances_train\.json says 100x80"):
+    with pytest.raises(
+        InputError, match=r"a\.png: is 50x40 px, but .*instances_train\.json says 100x80"
+    ):
         dataset.image(0)
     save_image(tmp_path / "train" / "a.png", size=(HEIGHT, WIDTH))
     with pytest.raises(InputError, match="EXIF"):

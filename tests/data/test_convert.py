@@ -1,4 +1,5 @@
-"""Data sets in another form: the same images and boxes, whole or not at all, the source as it was."""
+"""Data sets in another form: the same images and boxes, whole or not at all, the source as it
+was."""
 
 import json
 import os
@@ -13,22 +14,30 @@ from test_coco import DOCUMENT, damaged, save_image, write
 from test_yolo import write as write_yolo
 
 from redetr.cli import main
-from redetr.data import convert as module
 from redetr.data import open_dataset
 from redetr.data.annotations import Annotations
-from redetr.data.convert import convert
-from redetr.data.dataset import read_annotations, splits_of
+from redetr.data.forms import writing as module
+from redetr.data.forms.layouts import read_annotations, splits_of
+from redetr.data.forms.writing import convert
 from redetr.errors import InputError
 
 FORMS = ("coco", "yolo", "voc")
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()
+    }
 
 
 def columns(annotations: Annotations) -> list[np.ndarray]:
-    return [annotations.names, annotations.sizes, annotations.first, annotations.labels, annotations.boxes]
+    return [
+        annotations.names,
+        annotations.sizes,
+        annotations.first,
+        annotations.labels,
+        annotations.boxes,
+    ]
 
 
 def equal(first: Annotations, second: Annotations) -> bool:
@@ -45,9 +54,17 @@ def fractional(root: Path, seed: int = 0) -> Path:
     boxes = boxes[(boxes[:, 2:] > 0.01).all(1)]
     names = [f"{number:02}.png" for number in range(10)]
     document = {
-        "images": [{"id": i, "file_name": n, "width": 1919, "height": 1081} for i, n in enumerate(names)],
+        "images": [
+            {"id": i, "file_name": n, "width": 1919, "height": 1081} for i, n in enumerate(names)
+        ],
         "annotations": [
-            {"id": i + 1, "image_id": i % 10, "category_id": 5 + i % 3, "bbox": box, "iscrowd": int(i % 7 == 0)}
+            {
+                "id": i + 1,
+                "image_id": i % 10,
+                "category_id": 5 + i % 3,
+                "bbox": box,
+                "iscrowd": int(i % 7 == 0),
+            }
             for i, box in enumerate(boxes.tolist())
         ],
         "categories": [{"id": 5, "name": "ant"}, {"id": 6, "name": "bée"}, {"id": 7, "name": "no"}],
@@ -69,7 +86,9 @@ def test_round_trips_change_nothing(shared_coco, tmp_path):
             first, second = (read_annotations(folder, split) for folder in (shared_coco, new))
             assert equal(first, second)
             assert not second.faults
-            assert torch.equal(*(open_dataset(folder, split).image(0) for folder in (shared_coco, new)))
+            assert torch.equal(
+                *(open_dataset(folder, split).image(0) for folder in (shared_coco, new))
+            )
         source = new
 
 
@@ -78,7 +97,9 @@ def test_boxes_come_back_to_the_last_bit(tmp_path, form):
     source = fractional(tmp_path / "source")
     convert(source, tmp_path / "there", form)
     convert(tmp_path / "there", tmp_path / "back", "coco")
-    first, there, back = (read_annotations(tmp_path / name, "train") for name in ("source", "there", "back"))
+    first, there, back = (
+        read_annotations(tmp_path / name, "train") for name in ("source", "there", "back")
+    )
     if form == "yolo":
         first = module.without_crowds(first)
     assert np.abs(first.boxes - there.boxes).max() < 1e-4
@@ -89,7 +110,9 @@ def test_boxes_come_back_to_the_last_bit(tmp_path, form):
 
 def test_what_coco_says_survives_in_coco(tmp_path):
     write(tmp_path / "source", DOCUMENT)
-    assert convert(tmp_path / "source", tmp_path / "new", "coco") == [f"{tmp_path}/new: train has 3 images, 4 objects"]
+    assert convert(tmp_path / "source", tmp_path / "new", "coco") == [
+        f"{tmp_path}/new: train has 3 images, 4 objects"
+    ]
     first, new = (read_annotations(tmp_path / name, "train") for name in ("source", "new"))
     assert equal(first, new)
     for name in ("ids", "object_ids", "iscrowd", "area"):
@@ -97,7 +120,9 @@ def test_what_coco_says_survives_in_coco(tmp_path):
     assert first.category_ids == new.category_ids
     boxes = [
         row["bbox"]
-        for row in json.loads((tmp_path / "new/annotations/instances_train.json").read_text())["annotations"]
+        for row in json.loads((tmp_path / "new/annotations/instances_train.json").read_text())[
+            "annotations"
+        ]
     ]
     assert [0.5, 1.5, 2.0, 3.0] in boxes
 
@@ -106,7 +131,8 @@ def test_files_of_the_other_forms(tmp_path):
     """Worked by hand: the first box is 10 20 30 40 in an image of 100 x 80."""
     write(tmp_path / "source", DOCUMENT)
     notes = convert(tmp_path / "source", tmp_path / "yolo", "yolo")
-    assert notes[1:] == ["yolo has no areas: objects count as small, medium and large by their boxes",
+    assert notes[1:] == ["yolo has no areas: objects count as small, medium and large by their "
+                         "boxes",
                          "yolo has no crowds and no objects to ignore: 2 are left out"]  # fmt: skip
     assert (tmp_path / "yolo/labels/train/c.txt").read_text() == "2 0.25 0.5 0.3 0.5\n"
     config = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
@@ -135,7 +161,10 @@ def test_images_are_links_or_copies_and_the_source_stays(tmp_path, copy):
     image = tmp_path / "deep/new/images/train/a.png"
     assert image.samefile(tmp_path / "source/train/a.png") is not copy
     assert contents(tmp_path / "source") == before
-    assert (image.read_bytes(), oct(image.parents[2].stat().st_mode & 0o777)) == (before["train/a.png"], "0o755")
+    assert (image.read_bytes(), oct(image.parents[2].stat().st_mode & 0o777)) == (
+        before["train/a.png"],
+        "0o755",
+    )
 
 
 def test_links_are_followed_and_refused_links_are_copies(tmp_path, monkeypatch):
@@ -158,10 +187,16 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     convert(tmp_path / "source", tmp_path / "there", "yolo")  # an empty folder is none
     before = contents(tmp_path)
-    for place, words in (("there", "is there already"), ("source/new", "is inside of"), ("source", "is there already")):
+    for place, words in (
+        ("there", "is there already"),
+        ("source/new", "is inside of"),
+        ("source", "is there already"),
+    ):
         with pytest.raises(InputError, match=words):
             convert(tmp_path / "source", tmp_path / place, "coco")
-    with pytest.raises(InputError, match="digits: no such folder; give that of a data set, or crowns"):
+    with pytest.raises(
+        InputError, match="digits: no such folder; give that of a data set, or crowns"
+    ):
         convert("digits", tmp_path / "new", "coco")
     monkeypatch.setattr(module, "_require_same", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

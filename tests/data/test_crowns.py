@@ -8,7 +8,7 @@ import pytest
 import redetr.data
 from redetr.data import Hints, open_dataset
 
-FOLDER = Path(redetr.data.__file__).parent / "crowns"
+FOLDER = Path(redetr.data.__file__).parent / "forms" / "crowns"
 STRIP_LEFT_PX = 1724  # where the validation part of the large photograph begins
 
 
@@ -23,8 +23,14 @@ def test_counts():
     assert (len(train), len(val)) == (21, 65)
     for dataset, boxes, side in ((train, 743, 618), (val, 153, 128)):
         assert sum(int((~dataset.target(i)["iscrowd"]).sum()) for i in range(len(dataset))) == boxes
-        assert (dataset.name, dataset.class_names, dataset.category_ids) == ("crowns", ("tree crown",), (1,))
-        assert dataset.hints == Hints(image_size=128, native_size=side, augment="aerial", num_queries=25)
+        assert (dataset.name, dataset.class_names, dataset.category_ids) == (
+            "crowns",
+            ("tree crown",),
+            (1,),
+        )
+        assert dataset.hints == Hints(
+            image_size=128, native_size=side, augment="aerial", num_queries=25
+        )
     assert all((~val.target(i)["iscrowd"]).any() for i in range(len(val)))
 
 
@@ -60,7 +66,14 @@ def test_no_pixel_is_in_both_splits():
 
 def test_attributed_and_small():
     text = (FOLDER / "ATTRIBUTION.md").read_text()
-    for part in ("NEON", "CC0", "deepforest", "2.1.0", "MIT License", "Copyright (c) 2019, Ben Weinstein"):
+    for part in (
+        "NEON",
+        "CC0",
+        "deepforest",
+        "2.1.0",
+        "MIT License",
+        "Copyright (c) 2019, Ben Weinstein",
+    ):
         assert part in text
     sizes = [path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()]
     assert max(sizes) < 1e6

@@ -1,4 +1,5 @@
-"""Data sets with one fault each: all are found and named, and none is trained on that would spoil training."""
+"""Data sets with one fault each: all are found and named, and none is trained on that would spoil
+training."""
 
 import json
 import shutil
@@ -12,12 +13,12 @@ import pytest
 from PIL import Image
 from sound_data import HEIGHT, IMAGES, WIDTH, WRITERS
 
-from redetr.check import essential_faults
 from redetr.cli import main
 from redetr.data import open_dataset
+from redetr.doctor.check import essential_faults
 from redetr.errors import InputError
 from redetr.recipes import redetr_n
-from redetr.train import train
+from redetr.training import train
 
 Change = Callable[[Any], Any]
 
@@ -81,7 +82,9 @@ def without(key: str, row: str, number: int) -> Callable[[Path], None]:
     return document(lambda d: d[row][number].pop(key))
 
 
-def content(change: Callable[[bytes], bytes], name: str = "train/train-03.jpg") -> Callable[[Path], None]:
+def content(
+    change: Callable[[bytes], bytes], name: str = "train/train-03.jpg"
+) -> Callable[[Path], None]:
     """The bytes of a file are others."""
     return lambda root: (root / name).write_bytes(change((root / name).read_bytes()))
 
@@ -90,7 +93,9 @@ def text(change: Callable[[str], str], name: str) -> Callable[[Path], None]:
     return content(lambda old: change(old.decode()).encode(), name)
 
 
-def resaved(change: Callable[[Image.Image], Image.Image], name: str = "train/train-03.jpg", **options: Any) -> Change:
+def resaved(
+    change: Callable[[Image.Image], Image.Image], name: str = "train/train-03.jpg", **options: Any
+) -> Change:
     def do(root: Path) -> None:
         with Image.open(root / name) as old:
             new = change(old.convert("RGB"))
@@ -128,19 +133,29 @@ def copied(source: str, target: str) -> Callable[[Path], None]:
 def only_in(split: str, label: int = 12) -> Callable[[Path], None]:
     """The boxes of a category are taken out of the other split."""
     other = "val" if split == "train" else "train"
-    return document(lambda d: d.update(annotations=[a for a in d["annotations"] if a["category_id"] != label]), other)
+    return document(
+        lambda d: d.update(annotations=[a for a in d["annotations"] if a["category_id"] != label]),
+        other,
+    )
 
 
 def few(count: int) -> Callable[[Path], None]:
     """The plates of train after the first few become cups."""
-    return document(lambda d: [row.update(category_id=7) for row in d["annotations"][1 + 3 * count :: 3]])
+    return document(
+        lambda d: [row.update(category_id=7) for row in d["annotations"][1 + 3 * count :: 3]]
+    )
 
 
 def thinned(count: int, split: str) -> Callable[[Path], None]:
     """Only the first images are left."""
 
     def do(root: Path) -> None:
-        document(lambda d: d.update(images=d["images"][:count], annotations=d["annotations"][: 3 * count]), split)(root)
+        document(
+            lambda d: d.update(
+                images=d["images"][:count], annotations=d["annotations"][: 3 * count]
+            ),
+            split,
+        )(root)
         for path in sorted((root / split).iterdir())[count:]:
             path.unlink()
 
@@ -159,7 +174,9 @@ def as_corner(lines: str) -> str:
 
 def labels(change: Callable[[str], str]) -> Callable[[Path], None]:
     """All label files in YOLO form are others."""
-    return lambda root: [file.write_text(change(file.read_text())) for file in root.glob("labels/*/*.txt")]
+    return lambda root: [
+        file.write_text(change(file.read_text())) for file in root.glob("labels/*/*.txt")
+    ]
 
 
 def xml(old: str, new: str, count: int = 1) -> Callable[[Path], None]:
@@ -195,41 +212,82 @@ DAMAGED = {
     "another JSON": error(SPLIT, text(lambda old: "[1, 2]", FILE), *TRAIN, '"images" is missing'),
     "not text": error(SPLIT, content(lambda old: b"\xff\xfe\xfd", FILE), *TRAIN, "not JSON"),
     "no images": error(SPLIT, document(lambda d: d.pop("images")), *TRAIN, '"images" is missing'),
-    "images is empty": error(SPLIT, document(lambda d: d.update(images=[])), *TRAIN, '"images" is empty'),
-    "no annotations": error(SPLIT, document(lambda d: d.pop("annotations")), *TRAIN, '"annotations" is missing'),
-    "no categories": error(SPLIT, document(lambda d: d.pop("categories")), *TRAIN, '"categories" is missing'),
-    "rows are numbers": error(SPLIT, document(lambda d: d.update(annotations=[1])), *TRAIN, "list of objects"),
+    "images is empty": error(
+        SPLIT, document(lambda d: d.update(images=[])), *TRAIN, '"images" is empty'
+    ),
+    "no annotations": error(
+        SPLIT, document(lambda d: d.pop("annotations")), *TRAIN, '"annotations" is missing'
+    ),
+    "no categories": error(
+        SPLIT, document(lambda d: d.pop("categories")), *TRAIN, '"categories" is missing'
+    ),
+    "rows are numbers": error(
+        SPLIT, document(lambda d: d.update(annotations=[1])), *TRAIN, "list of objects"
+    ),
     "no train split": error(SPLIT, lambda root: (root / FILE).unlink(), "no train split"),
     "no val split": error(
-        SPLIT, lambda root: (root / "annotations/instances_val.json").unlink(), "no val split", "hold out"
+        SPLIT,
+        lambda root: (root / "annotations/instances_val.json").unlink(),
+        "no val split",
+        "hold out",
     ),
     # images in it
-    "image without id": error("id-invalid", without("id", "images", 3), "train-03.jpg", "id None", also=ORPHANS),
+    "image without id": error(
+        "id-invalid", without("id", "images", 3), "train-03.jpg", "id None", also=ORPHANS
+    ),
     "image id is text": error("id-invalid", image(id="103"), "'103'", "train-03.jpg", also=ORPHANS),
-    "image id twice": error("id-twice", image(id=101), "train-03.jpg", "id 101 is there twice", also=ORPHANS),
+    "image id twice": error(
+        "id-twice", image(id=101), "train-03.jpg", "id 101 is there twice", also=ORPHANS
+    ),
     "no file name": error("path-outside", without("file_name", "images", 3), "image 103", "None"),
-    "file name climbs out": error("path-outside", image(file_name="../a.jpg"), "image 103", "../a.jpg"),
-    "file name is absolute": error("path-outside", image(file_name="/etc/passwd"), "image 103", "/etc/passwd"),
+    "file name climbs out": error(
+        "path-outside", image(file_name="../a.jpg"), "image 103", "../a.jpg"
+    ),
+    "file name is absolute": error(
+        "path-outside", image(file_name="/etc/passwd"), "image 103", "/etc/passwd"
+    ),
     "no width": error("size-invalid", without("width", "images", 3), *THERE, "Nonex48"),
     "height of zero": error("size-invalid", image(height=0), *THERE, "64x0"),
-    "file is missing": error("image-missing", lambda root: (root / "train/train-03.jpg").unlink(), *THERE),
+    "file is missing": error(
+        "image-missing", lambda root: (root / "train/train-03.jpg").unlink(), *THERE
+    ),
     # annotations
     "unknown image": error("image-unknown", annotation(image_id=9), *HERE, "image_id 9"),
-    "unknown category": error("category-unknown", annotation(category_id=8), *HERE, "category_id 8"),
+    "unknown category": error(
+        "category-unknown", annotation(category_id=8), *HERE, "category_id 8"
+    ),
     "no bbox": error("box-invalid", without("bbox", "annotations", 4), *HERE, "bbox None"),
     "bbox of three": error("box-invalid", annotation(bbox=[1, 2, 3]), *HERE, "[1, 2, 3]"),
     "NaN in bbox": error("box-invalid", annotation(bbox=[1, 2, float("nan"), 4]), *HERE, "nan"),
-    "infinity in bbox": error("box-invalid", annotation(bbox=[1, 2, float("inf"), 4]), *HERE, "inf"),
+    "infinity in bbox": error(
+        "box-invalid", annotation(bbox=[1, 2, float("inf"), 4]), *HERE, "inf"
+    ),
     "text in bbox": error("box-invalid", annotation(bbox=[1, 2, "3", 4]), *HERE, "'3'"),
-    "no width in bbox": error("box-empty", annotation(bbox=[1, 2, 0, 4]), *HERE, "zero or negative"),
-    "negative height in bbox": error("box-empty", annotation(bbox=[9, 9, 5, -5]), *HERE, "zero or negative"),
-    "box beyond the right border": error("box-outside", annotation(bbox=[50, 9, 20, 9]), *HERE, "64x48 px"),
-    "box beyond the upper border": error("box-outside", annotation(bbox=[9, -9, 20, 20]), *HERE, "64x48 px"),
-    "box in another image's pixels": error("box-outside", annotation(bbox=[500, 300, 90, 80]), *HERE),
+    "no width in bbox": error(
+        "box-empty", annotation(bbox=[1, 2, 0, 4]), *HERE, "zero or negative"
+    ),
+    "negative height in bbox": error(
+        "box-empty", annotation(bbox=[9, 9, 5, -5]), *HERE, "zero or negative"
+    ),
+    "box beyond the right border": error(
+        "box-outside", annotation(bbox=[50, 9, 20, 9]), *HERE, "64x48 px"
+    ),
+    "box beyond the upper border": error(
+        "box-outside", annotation(bbox=[9, -9, 20, 20]), *HERE, "64x48 px"
+    ),
+    "box in another image's pixels": error(
+        "box-outside", annotation(bbox=[500, 300, 90, 80]), *HERE
+    ),
     # categories
-    "category id twice": error("id-twice", category(id=7), "plate", "id 7 is there twice", also=("category-unknown",)),
-    "category id is text": error("id-invalid", category(id="12"), "'12'", "plate", also=("category-unknown",)),
-    "category without name": error("name-invalid", both(lambda d: d["categories"][1].pop("name")), "category 12"),
+    "category id twice": error(
+        "id-twice", category(id=7), "plate", "id 7 is there twice", also=("category-unknown",)
+    ),
+    "category id is text": error(
+        "id-invalid", category(id="12"), "'12'", "plate", also=("category-unknown",)
+    ),
+    "category without name": error(
+        "name-invalid", both(lambda d: d["categories"][1].pop("name")), "category 12"
+    ),
     "name is a number": error("name-invalid", category(name=12), "category 12"),
     "categories differ": error(
         "category-differs",
@@ -242,17 +300,29 @@ DAMAGED = {
         document(lambda d: d["categories"][1].update(name="dish"), "val"),
         "12 ('dish') is only in val",
     ),
-    "name in other letters": warning("class-alike", category(name="Cup "), "category 12", "'Cup '", "'cup'"),
-    "name twice": warning("class-twice", category(name="cup"), "2 classes are called 'cup'"),
-    "background": warning("class-background", category(name="background"), "category 12 ('background')"),
-    "unused category": note(
-        "class-unused", both(lambda d: d["categories"].append({"id": 0, "name": "things"})), "category 0 ('things')"
+    "name in other letters": warning(
+        "class-alike", category(name="Cup "), "category 12", "'Cup '", "'cup'"
     ),
-    "class in val only": warning("class-only-val", only_in("val"), "category 12 ('plate')", "10 boxes"),
-    "class in train only": warning("class-only-train", only_in("train"), "category 12 ('plate')", "14 boxes"),
+    "name twice": warning("class-twice", category(name="cup"), "2 classes are called 'cup'"),
+    "background": warning(
+        "class-background", category(name="background"), "category 12 ('background')"
+    ),
+    "unused category": note(
+        "class-unused",
+        both(lambda d: d["categories"].append({"id": 0, "name": "things"})),
+        "category 0 ('things')",
+    ),
+    "class in val only": warning(
+        "class-only-val", only_in("val"), "category 12 ('plate')", "10 boxes"
+    ),
+    "class in train only": warning(
+        "class-only-train", only_in("train"), "category 12 ('plate')", "14 boxes"
+    ),
     "rare class": warning("class-rare", few(3), "category 12 ('plate')", "3 boxes", "25"),
     # image files
-    "JPEG cut short": error("image-unreadable", content(lambda old: old[:-300]), *THERE, "cannot decode"),
+    "JPEG cut short": error(
+        "image-unreadable", content(lambda old: old[:-300]), *THERE, "cannot decode"
+    ),
     "PNG cut short": error(
         "image-unreadable",
         lambda root: [
@@ -269,9 +339,13 @@ DAMAGED = {
         "cannot decode",
         options=THOROUGH,
     ),
-    "file is a web page": error("image-unreadable", content(lambda old: b"<html>404"), *THERE, "not an image"),
+    "file is a web page": error(
+        "image-unreadable", content(lambda old: b"<html>404"), *THERE, "not an image"
+    ),
     "file is empty": error("image-unreadable", content(lambda old: b""), *THERE, "not an image"),
-    "header is noise": error("image-unreadable", content(lambda old: old[:2] + bytes(200) + old[202:]), *THERE),
+    "header is noise": error(
+        "image-unreadable", content(lambda old: old[:2] + bytes(200) + old[202:]), *THERE
+    ),
     "pixels of 32 bits": error(
         "image-unreadable",
         as_other_kind(Image.fromarray(np.full((HEIGHT, WIDTH), 1e6, np.float32)), "b.tif"),
@@ -280,26 +354,53 @@ DAMAGED = {
     ),
     "file is a folder": error(
         "image-unreadable",
-        lambda root: [(root / "train/train-03.jpg").unlink(), (root / "train/train-03.jpg").mkdir()],
+        lambda root: [
+            (root / "train/train-03.jpg").unlink(),
+            (root / "train/train-03.jpg").mkdir(),
+        ],
         *THERE,
     ),
     "file of another size": error(
-        "image-size", resaved(lambda old: old.resize((32, 24))), *THERE, "is 32x24 px, but annotated as 64x48"
+        "image-size",
+        resaved(lambda old: old.resize((32, 24))),
+        *THERE,
+        "is 32x24 px, but annotated as 64x48",
     ),
-    "size by mistake": error("image-size", image(width=65), *THERE, "is 64x48 px, but annotated as 65x48"),
+    "size by mistake": error(
+        "image-size", image(width=65), *THERE, "is 64x48 px, but annotated as 65x48"
+    ),
     "file on its side": error(
-        "image-turned", resaved(lambda old: old.transpose(Image.Transpose.ROTATE_90)), *THERE, "is 48x64", "EXIF"
+        "image-turned",
+        resaved(lambda old: old.transpose(Image.Transpose.ROTATE_90)),
+        *THERE,
+        "is 48x64",
+        "EXIF",
     ),
-    "EXIF tag": warning("image-orientation", resaved(lambda old: old, exif=turned(6)), *THERE, "orientation 6"),
-    "EXIF tag, upside down": warning("image-orientation", resaved(lambda old: old, exif=turned(3)), *THERE),
+    "EXIF tag": warning(
+        "image-orientation", resaved(lambda old: old, exif=turned(6)), *THERE, "orientation 6"
+    ),
+    "EXIF tag, upside down": warning(
+        "image-orientation", resaved(lambda old: old, exif=turned(3)), *THERE
+    ),
     "image that nothing names": warning(
-        "image-unused", lambda root: Image.new("RGB", (9, 9)).save(root / "train/extra.jpg"), "train", "extra.jpg"
+        "image-unused",
+        lambda root: Image.new("RGB", (9, 9)).save(root / "train/extra.jpg"),
+        "train",
+        "extra.jpg",
     ),
     "image twice": warning(
-        "image-twice", copied("train/train-02.jpg", "train/train-03.jpg"), *THERE, "image 102", "train-02.jpg"
+        "image-twice",
+        copied("train/train-02.jpg", "train/train-03.jpg"),
+        *THERE,
+        "image 102",
+        "train-02.jpg",
     ),
     "image in both splits": warning(
-        "image-leak", copied("train/train-02.jpg", "val/val-05.jpg"), "instances_val.json", "image 105", "image 102"
+        "image-leak",
+        copied("train/train-02.jpg", "val/val-05.jpg"),
+        "instances_val.json",
+        "image 105",
+        "image 102",
     ),
     "image in both splits, saved again": warning(
         "image-leak",
@@ -343,14 +444,20 @@ DAMAGED = {
     "nearly the same box": warning(
         "box-twice",
         document(
-            lambda d: d["annotations"].append({**d["annotations"][4], "id": 5000, "bbox": moved(d["annotations"][4])})
+            lambda d: d["annotations"].append(
+                {**d["annotations"][4], "id": 5000, "bbox": moved(d["annotations"][4])}
+            )
         ),
         "annotation",
         "1004",
         "5000",
     ),
     "no objects": error(
-        "no-objects", document(lambda d: d.update(annotations=[])), *TRAIN, "14 images", also=("class-only-val",)
+        "no-objects",
+        document(lambda d: d.update(annotations=[])),
+        *TRAIN,
+        "14 images",
+        also=("class-only-val",),
     ),
     "no objects in val": error(
         "no-objects",
@@ -360,19 +467,36 @@ DAMAGED = {
         also=("class-only-train",),
     ),
     "image without objects": note(
-        "image-empty", document(lambda d: d.update(annotations=d["annotations"][3:])), *TRAIN, "image 100"
+        "image-empty",
+        document(lambda d: d.update(annotations=d["annotations"][3:])),
+        *TRAIN,
+        "image 100",
     ),
     # what does not suit the model
     "more objects than queries": warning(
-        "image-crowded", lambda root: None, *TRAIN, "image 100", "3 objects", "2 queries", options=("--queries", "2")
+        "image-crowded",
+        lambda root: None,
+        *TRAIN,
+        "image 100",
+        "3 objects",
+        "2 queries",
+        options=("--queries", "2"),
     ),
     "small objects": warning(
-        "object-small", boxes(lambda b: [b[0], b[1], 3, 3]), *TRAIN, "100% of the boxes", "--image-size"
+        "object-small",
+        boxes(lambda b: [b[0], b[1], 3, 3]),
+        *TRAIN,
+        "100% of the boxes",
+        "--image-size",
     ),
     "small val split": warning("val-small", thinned(4, "val"), "val has 4 images"),
     # YOLO
     "YOLO: no images": error(
-        SPLIT, lambda root: shutil.rmtree(root / "images/train"), "data.yaml", "images/train", form="yolo"
+        SPLIT,
+        lambda root: shutil.rmtree(root / "images/train"),
+        "data.yaml",
+        "images/train",
+        form="yolo",
     ),
     "YOLO: no labels": error(
         "no-objects",
@@ -381,10 +505,16 @@ DAMAGED = {
         form="yolo",
         also=("labels-missing", "class-only-val"),
     ),
-    "YOLO: unknown class": error("class-unknown", line("3 0.5 0.5 0.2 0.2"), *LINE, "3 0.5", form="yolo"),
-    "YOLO: class is a name": error("line-invalid", line("cup 0.5 0.5 0.2 0.2"), *LINE, "cup", form="yolo"),
+    "YOLO: unknown class": error(
+        "class-unknown", line("3 0.5 0.5 0.2 0.2"), *LINE, "3 0.5", form="yolo"
+    ),
+    "YOLO: class is a name": error(
+        "line-invalid", line("cup 0.5 0.5 0.2 0.2"), *LINE, "cup", form="yolo"
+    ),
     "YOLO: a number is missing": error("line-invalid", line("0 0.5 0.5 0.2"), *LINE, form="yolo"),
-    "YOLO: not a number": error("line-invalid", line("0 0.5 nan 0.2 0.2"), *LINE, "nan", form="yolo"),
+    "YOLO: not a number": error(
+        "line-invalid", line("0 0.5 nan 0.2 0.2"), *LINE, "nan", form="yolo"
+    ),
     "YOLO: pixels": error("box-outside", line("0 32 24 16 12"), *LINE, "64x48 px", form="yolo"),
     "YOLO: no width": error("box-empty", line("0 0.5 0.5 0 0.2"), *LINE, "zero", form="yolo"),
     "YOLO: corners": warning(
@@ -396,33 +526,69 @@ DAMAGED = {
         also=("box-outside",),
     ),
     "YOLO: image cut short": error(
-        "image-unreadable", content(lambda old: old[:-30], "images/train/train-03.png"), "train-03.png", form="yolo"
+        "image-unreadable",
+        content(lambda old: old[:-30], "images/train/train-03.png"),
+        "train-03.png",
+        form="yolo",
     ),
     "YOLO: not an image": error(
-        "image-unreadable", content(lambda old: b"<html>", "images/train/train-03.png"), "train-03.png", form="yolo"
+        "image-unreadable",
+        content(lambda old: b"<html>", "images/train/train-03.png"),
+        "train-03.png",
+        form="yolo",
     ),
     "YOLO: box twice": warning(
-        "box-twice", text(lambda old: old + old, "labels/train/train-03.txt"), "train-03.png", form="yolo"
+        "box-twice",
+        text(lambda old: old + old, "labels/train/train-03.txt"),
+        "train-03.png",
+        form="yolo",
     ),
     # Pascal VOC
-    "VOC: not XML": error("xml-invalid", xml("<annotation>", "<annotation"), "train-03.xml", form="voc"),
-    "VOC: no XML": error(
-        "annotation-missing", lambda root: (root / "Annotations/train-03.xml").unlink(), "train-03.xml", form="voc"
+    "VOC: not XML": error(
+        "xml-invalid", xml("<annotation>", "<annotation"), "train-03.xml", form="voc"
     ),
-    "VOC: document type": error("xml-invalid", xml("<annotation>", "<!DOCTYPE a><annotation>"), "refused", form="voc"),
-    "VOC: no class": error("class-missing", xml("<name>cup</name>", ""), "train-03.xml", "object 1", form="voc"),
-    "VOC: no box": error("box-invalid", xml("xmin", "left", 2), "train-03.xml", "object 1", form="voc"),
+    "VOC: no XML": error(
+        "annotation-missing",
+        lambda root: (root / "Annotations/train-03.xml").unlink(),
+        "train-03.xml",
+        form="voc",
+    ),
+    "VOC: document type": error(
+        "xml-invalid", xml("<annotation>", "<!DOCTYPE a><annotation>"), "refused", form="voc"
+    ),
+    "VOC: no class": error(
+        "class-missing", xml("<name>cup</name>", ""), "train-03.xml", "object 1", form="voc"
+    ),
+    "VOC: no box": error(
+        "box-invalid", xml("xmin", "left", 2), "train-03.xml", "object 1", form="voc"
+    ),
     "VOC: box outside": error(
-        "box-outside", xml("</xmax>", "0</xmax>"), "train-03.xml", "object 1", "64x48 px", form="voc"
+        "box-outside",
+        xml("</xmax>", "0</xmax>"),
+        "train-03.xml",
+        "object 1",
+        "64x48 px",
+        form="voc",
     ),
     "VOC: image is missing": error(
-        "image-missing", lambda root: (root / "JPEGImages/train-03.jpg").unlink(), "train-03.xml", form="voc"
+        "image-missing",
+        lambda root: (root / "JPEGImages/train-03.jpg").unlink(),
+        "train-03.xml",
+        form="voc",
     ),
     "VOC: another size": error(
-        "image-size", xml("<width>64", "<width>80"), "train-03.jpg", "annotated as 80x48", form="voc"
+        "image-size",
+        xml("<width>64", "<width>80"),
+        "train-03.jpg",
+        "annotated as 80x48",
+        form="voc",
     ),
     "VOC: list names nothing": error(
-        SPLIT, text(lambda old: "", "ImageSets/Main/train.txt"), "train.txt", "names no image", form="voc"
+        SPLIT,
+        text(lambda old: "", "ImageSets/Main/train.txt"),
+        "train.txt",
+        "names no image",
+        form="voc",
     ),
     "VOC: class in two spellings": warning(
         "class-alike",
@@ -465,19 +631,43 @@ def refused(root: Path) -> str:
     """What `redetr train` says instead of training; it leaves nothing behind."""
     output = root.parent / "run"
     with pytest.raises(InputError) as caught:
-        train(replace(redetr_n(), data=str(root), output=str(output), steps=1, device="cpu", num_workers=0))
+        train(
+            replace(
+                redetr_n(), data=str(root), output=str(output), steps=1, device="cpu", num_workers=0
+            )
+        )
     assert not output.exists()
     return str(caught.value)
 
 
 NO_DATA = {
     "no such folder": ("coco", shutil.rmtree, "no such folder"),
-    "empty folder": ("coco", lambda root: [shutil.rmtree(root), root.mkdir()], "the folder is empty"),
-    "unknown layout": ("coco", lambda root: shutil.rmtree(root / "annotations"), "no data set found"),
+    "empty folder": (
+        "coco",
+        lambda root: [shutil.rmtree(root), root.mkdir()],
+        "the folder is empty",
+    ),
+    "unknown layout": (
+        "coco",
+        lambda root: shutil.rmtree(root / "annotations"),
+        "no data set found",
+    ),
     "not YAML": ("yolo", text(lambda old: "names: [", "data.yaml"), "data.yaml: not YAML"),
-    "YAML of another kind": ("yolo", text(lambda old: "- 1", "data.yaml"), "data.yaml: holds no settings"),
-    "YAML without classes": ("yolo", text(lambda old: old.replace("names", "nc"), "data.yaml"), "data.yaml: names is"),
-    "class of no number": ("yolo", text(lambda old: old.split("[")[0] + "{a: b}", "data.yaml"), "no class number"),
+    "YAML of another kind": (
+        "yolo",
+        text(lambda old: "- 1", "data.yaml"),
+        "data.yaml: holds no settings",
+    ),
+    "YAML without classes": (
+        "yolo",
+        text(lambda old: old.replace("names", "nc"), "data.yaml"),
+        "data.yaml: names is",
+    ),
+    "class of no number": (
+        "yolo",
+        text(lambda old: old.split("[")[0] + "{a: b}", "data.yaml"),
+        "no class number",
+    ),
 }
 
 

@@ -1,14 +1,41 @@
-"""Scenes of handwritten digits: a function of (seed, split, index), with tight boxes, and no scan in both splits."""
+"""Scenes of handwritten digits: a function of (seed, split, index), with tight boxes, and no scan
+in both splits."""
 
+import hashlib
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from redetr.data import Hints, open_dataset
-from redetr.data.digits import _INKED, DigitsDataset, _arranged, _scans, in_validation
+from redetr.data.forms.digits import (
+    _INKED,
+    DigitsDataset,
+    _arranged,
+    _scans,
+    in_validation,
+    read_scans,
+)
+
+# Validation scenes: index, digits, their boxes, mean brightness. Recorded results rest on them.
+KNOWN_SCENES = [
+    (
+        1,
+        [5, 1, 3, 7, 6, 1, 6],
+        [
+            [68, 56, 84, 77],
+            [84, 32, 107, 64],
+            [69, 89, 87, 117],
+            [83, 91, 96, 112],
+            [76, 19, 87, 40],
+            [44, 90, 62, 120],
+            [17, 54, 31, 74],
+        ],
+        104.38,
+    ),
+    (150, [6, 9], [[25, 47, 54, 89], [7, 2, 23, 26]], 178.11),
+]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -37,27 +64,60 @@ def test_what_a_scene_is(split):
 
 
 def test_scenes_depend_on_seed_split_and_index_alone():
-    dataset, again = DigitsDataset("val", seed=3), pickle.loads(pickle.dumps(DigitsDataset("val", seed=3)))
+    dataset, again = (
+        DigitsDataset("val", seed=3),
+        pickle.loads(pickle.dumps(DigitsDataset("val", seed=3))),
+    )
     again.sample(5)
     image, target = dataset.sample(7)
     assert torch.equal(image, again.image(7))
     assert torch.equal(image, DigitsDataset("val", seed=3, size=8).image(-1))
     assert torch.equal(target["boxes"], again.target(7)["boxes"])
     assert torch.equal(target["labels"], again.target(7)["labels"])
-    for other in (DigitsDataset("val", seed=4).image(7), DigitsDataset("train", seed=3).image(7), dataset.image(8)):
+    for other in (
+        DigitsDataset("val", seed=4).image(7),
+        DigitsDataset("train", seed=3).image(7),
+        dataset.image(8),
+    ):
         assert not torch.equal(image, other)
 
 
+def test_the_scans_are_those_of_uci():
+    scans, digits = read_scans()
+    assert (scans.shape, scans.dtype) == ((1797, 8, 8), np.uint8)
+    assert (digits.shape, digits.dtype) == ((1797,), np.uint8)
+    assert (
+        hashlib.sha256(scans).hexdigest()
+        == "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3"
+    )
+    assert (
+        hashlib.sha256(digits).hexdigest()
+        == "8ba4f891220f5e4c9c819638d1602d74b83618f167043c6da52a2a247841ddf0"
+    )
+
+
+@pytest.mark.parametrize(("index", "labels", "boxes", "brightness"), KNOWN_SCENES)
+def test_scenes_stay_as_they_are(index, labels, boxes, brightness):
+    """Up to what processors round differently: a pixel at the edge of a digit."""
+    image, target = DigitsDataset("val").sample(index)
+    assert target["labels"].tolist() == labels
+    torch.testing.assert_close(
+        target["boxes"], torch.tensor(boxes, dtype=torch.float32), atol=1, rtol=0
+    )
+    assert image.float().mean().item() == pytest.approx(brightness, abs=0.1)
+
+
 def test_no_scan_is_in_both_splits():
-    data = load_digits()
-    held_out = in_validation(data.target)
-    train, val = (set(map(bytes, data.data[rows].astype(np.uint8))) for rows in (~held_out, held_out))
+    scans, digits = read_scans()
+    held_out = in_validation(digits)
+    train = {scan.tobytes() for scan in scans[~held_out]}
+    val = {scan.tobytes() for scan in scans[held_out]}
     assert not train & val
     assert len(val) == held_out.sum() == 355
-    assert [int((data.target[held_out] == digit).sum()) for digit in range(10)] == [
-        int((data.target == digit).sum()) // 5 for digit in range(10)
-    ]
-    assert len(_scans("train")[0]) + len(_scans("val")[0]) == len(data.target)
+    for digit in range(10):
+        of_digit = digits == digit
+        assert held_out[of_digit].sum() == of_digit.sum() // 5
+    assert len(_scans("train")[0]) + len(_scans("val")[0]) == len(digits)
 
 
 def test_boxes_are_tight_and_no_digit_is_hidden():

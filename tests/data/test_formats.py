@@ -1,4 +1,5 @@
-"""The same scenes in every form: the same targets, the same training; splits by hash; what `datasets` reads."""
+"""The same scenes in every form: the same targets, the same training; splits by hash; what
+`datasets` reads."""
 
 import shutil
 from pathlib import Path
@@ -11,13 +12,14 @@ from conftest import write_tiny_coco
 from PIL import Image
 from test_coco import refused
 
-from redetr.check import check
 from redetr.cli import main
 from redetr.data import open_dataset
-from redetr.data.convert import convert
-from redetr.data.dataset import absolute_source, read_annotations
-from redetr.data.folder import hold_out
+from redetr.data.forms.folder import hold_out
+from redetr.data.forms.layouts import read_annotations
+from redetr.data.forms.writing import convert
 from redetr.data.images import read_image
+from redetr.data.open import absolute_source
+from redetr.doctor.check import check
 from redetr.errors import InputError
 
 FORMS = ("coco", "yolo", "voc")
@@ -51,7 +53,10 @@ def curve(data: Path, output: Path) -> list[dict]:
     """What three steps of training write, without times."""
     main(list(map(str, train_arguments(data, output, steps=3, eval_every=3, augment="photo"))))
     times = ("time_s", "images_per_s", "data_wait")
-    return [{name: value for name, value in line.items() if name not in times} for line in lines_of(output)]
+    return [
+        {name: value for name, value in line.items() if name not in times}
+        for line in lines_of(output)
+    ]
 
 
 def test_training_is_the_same_to_the_digit(forms, tmp_path):
@@ -68,7 +73,10 @@ def unsplit(tmp_path) -> Path:
     for number in range(300):
         Image.new("L", (8, 8)).save(tmp_path / f"data/images/{number}.png")
         rows.append({"id": number, "file_name": f"{number}.png", "width": 8, "height": 8})
-    annotations = [{"id": n, "image_id": n, "category_id": n % 2, "bbox": [0, 0, 4, 4]} for n in range(0, 300, 2)]
+    annotations = [
+        {"id": n, "image_id": n, "category_id": n % 2, "bbox": [0, 0, 4, 4]}
+        for n in range(0, 300, 2)
+    ]
     return rewrite(tmp_path / "data", rows, annotations)
 
 
@@ -98,25 +106,38 @@ def test_val_fraction_splits_by_name(unsplit):
     assert 15 < len(val) < 45
     assert (train.category_ids, train.class_names) == (val.category_ids, val.class_names)
     (note,) = train.notes
-    assert note == f"no val split: {len(val)} of 300 images are held out as one, chosen by a hash of their names"
+    assert (
+        note
+        == f"no val split: {len(val)} of 300 images are held out as one, chosen by a hash of their "
+        "names"
+    )
     for dataset in (train, val):
         for index in range(len(dataset)):
             target = dataset.target(index)
             assert f"{target['image_id']}.png" == dataset.path(index).name
             assert len(target["boxes"]) == (target["image_id"] + 1) % 2
-    assert names(val) < names(open_dataset(unsplit, "val", 0.3))  # of more images, the same and others
+    assert names(val) < names(
+        open_dataset(unsplit, "val", 0.3)
+    )  # of more images, the same and others
 
 
 def test_val_fraction_does_not_move_images_when_others_come_or_order_changes(unsplit):
     before = names(open_dataset(unsplit, "val", 0.1))
-    rows = [{"id": 1000 - n, "file_name": f"{n}.png", "width": 8, "height": 8} for n in reversed(range(200))]
+    rows = [
+        {"id": 1000 - n, "file_name": f"{n}.png", "width": 8, "height": 8}
+        for n in reversed(range(200))
+    ]
     rewrite(unsplit, rows, [])
-    assert names(open_dataset(unsplit, "val", 0.1)) == {name for name in before if int(name[:-4]) < 200}
+    assert names(open_dataset(unsplit, "val", 0.1)) == {
+        name for name in before if int(name[:-4]) < 200
+    }
 
 
 def test_val_fraction_that_leaves_a_split_empty(unsplit):
     for fraction, count in ((1e-9, 0), (1 - 1e-9, 300)):
-        with pytest.raises(InputError, match=rf"--val-fraction {fraction} holds out {count} of 300 images"):
+        with pytest.raises(
+            InputError, match=rf"--val-fraction {fraction} holds out {count} of 300 images"
+        ):
             open_dataset(unsplit, "val", fraction)
 
 
@@ -130,7 +151,13 @@ def test_val_fraction_in_training(forms, tmp_path, capsys):
     text = (tmp_path / "data/data.yaml").read_text()
     (tmp_path / "data/data.yaml").write_text(text.replace("val: images/val\n", ""))
     flags = {"steps": 1, "eval_every": 1}
-    main(list(map(str, train_arguments(tmp_path / "data", tmp_path / "run", val_fraction=0.3, **flags))))
+    main(
+        list(
+            map(
+                str, train_arguments(tmp_path / "data", tmp_path / "run", val_fraction=0.3, **flags)
+            )
+        )
+    )
     held_out, _ = hold_out(read_annotations(tmp_path / "data", "train"), "val", 0.3)
     errors = capsys.readouterr().err
     assert f"{len(held_out)} of 8 images are held out" in errors
@@ -138,36 +165,65 @@ def test_val_fraction_in_training(forms, tmp_path, capsys):
     main(["evaluate", str(tmp_path / "run"), "--val-fraction", "0.3"])
     for fraction in (-0.1, 1):
         with pytest.raises(SystemExit):
-            main(list(map(str, train_arguments(tmp_path / "data", tmp_path / "new", val_fraction=fraction))))
+            main(
+                list(
+                    map(
+                        str,
+                        train_arguments(tmp_path / "data", tmp_path / "new", val_fraction=fraction),
+                    )
+                )
+            )
         assert "--val-fraction" in capsys.readouterr().err
 
 
 def test_folder_of_no_known_form(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
-    refused(tmp_path, "no data set found", "COCO: annotations/instances_train*.json", "YOLO: train in data.yaml",
-            "Pascal VOC: ImageSets/Main/train.txt beside JPEGImages/")  # fmt: skip
+    refused(
+        tmp_path,
+        "no data set found",
+        "COCO: annotations/instances_train*.json",
+        "YOLO: train in data.yaml",
+        "Pascal VOC: ImageSets/Main/train.txt beside JPEGImages/",
+    )
 
 
 @pytest.fixture(scope="module")
 def saved(forms, tmp_path_factory) -> Path:
     """The tiny data set as `datasets` saves it."""
     datasets = pytest.importorskip("datasets")
-    fields = {"bbox": datasets.List(datasets.Value("float32"), length=4), "area": datasets.Value("float32")}
-    fields |= {"category": datasets.ClassLabel(names=["cup", "plate", "spoon"]), "iscrowd": datasets.Value("bool")}
+    fields = {
+        "bbox": datasets.List(datasets.Value("float32"), length=4),
+        "area": datasets.Value("float32"),
+    }
+    fields |= {
+        "category": datasets.ClassLabel(names=["cup", "plate", "spoon"]),
+        "iscrowd": datasets.Value("bool"),
+    }
     splits = {}
     for split, name in (("train", "train"), ("val", "validation")):
-        lists = {key: datasets.List(value) for key, value in fields.items()}  # the older way, lists in a dict
+        lists = {
+            key: datasets.List(value) for key, value in fields.items()
+        }  # the older way, lists in a dict
         things = datasets.List(fields) if split == "train" else lists
         features = datasets.Features({"image": datasets.Image(), "objects": things})
         a = read_annotations(forms["coco"], split)
         xywh = np.concatenate([a.boxes[:, :2], a.boxes[:, 2:] - a.boxes[:, :2]], axis=1).tolist()
         objects = [
-            [{"bbox": xywh[k], "area": a.area[k], "category": int(a.labels[k]), "iscrowd": k % 2 == 1}
-             for k in range(a.first[i], a.first[i + 1])]
+            [
+                {
+                    "bbox": xywh[k],
+                    "area": a.area[k],
+                    "category": int(a.labels[k]),
+                    "iscrowd": k % 2 == 1,
+                }
+                for k in range(a.first[i], a.first[i + 1])
+            ]
             for i in range(len(a))
-        ]  # fmt: skip
+        ]
         if split == "val":
-            objects = [{key: [thing[key] for thing in things] for key in fields} for things in objects]
+            objects = [
+                {key: [thing[key] for thing in things] for key in fields} for things in objects
+            ]
         rows = {"image": [str(a.path(i)) for i in range(len(a))], "objects": objects}
         splits[name] = datasets.Dataset.from_dict(rows, features=features)
     folder = tmp_path_factory.mktemp("hub") / "tiny"
@@ -210,7 +266,9 @@ def test_datasets_of_one_split_and_faults(saved, tmp_path):
     assert set(report.splits) == {"train", "val"} and not report.errors
     assert "split-unreadable" in {fault.code for fault in report.faults}
     whole.rename_column("objects", "things").save_to_disk(str(tmp_path / "odd"))
-    with pytest.raises(InputError, match=r"needs columns image and objects.*which are image, things"):
+    with pytest.raises(
+        InputError, match=r"needs columns image and objects.*which are image, things"
+    ):
         open_dataset(f"hf:{tmp_path}/odd", "train")
     (tmp_path / "empty").mkdir()
     for place in ("empty", "nowhere"):
@@ -224,11 +282,15 @@ def test_datasets_decode_images_as_files_are(saved, tmp_path):
     datasets = pytest.importorskip("datasets")
     grey = Image.fromarray(np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16))
     grey.save(tmp_path / "grey.png")
-    (tmp_path / "drawn.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\n%%EOF\n")
+    (tmp_path / "drawn.eps").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\n%%EOF\n"
+    )
     one = datasets.load_from_disk(str(saved))["train"].select([0])
     for name in ("grey.png", "drawn.eps"):
         rows = {"image": [str(tmp_path / name)], "objects": [[]]}
-        datasets.Dataset.from_dict(rows, features=one.features).save_to_disk(str(tmp_path / f"of {name}"))
+        datasets.Dataset.from_dict(rows, features=one.features).save_to_disk(
+            str(tmp_path / f"of {name}")
+        )
     pixels = open_dataset(f"hf:{tmp_path}/of grey.png", "train").image(0)
     assert torch.equal(pixels, read_image(tmp_path / "grey.png"))
     assert pixels.unique().numel() == 256

@@ -11,19 +11,68 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redetr.data.annotations import Annotations
-from redetr.data.convert import convert
-from redetr.data.dataset import read_annotations, splits_of
+from redetr.data.forms.layouts import read_annotations, splits_of
+from redetr.data.forms.writing import convert
 from redetr.errors import InputError
 
 FORMS = ("coco", "yolo", "voc")
 TOKEN = re.compile(rb'"[^"]*"|-?\d+(?:\.\d+)?|\w+|[][{}<>/:,]')
 ODD = [
-    b"", b"0", b"-1", b"1.5", b"-0.0", b"1e308", b"1e400", b"NaN", b"nan", b"inf", b"Infinity", b"9" * 30, b"9" * 5000,
-    b"2026-13-45", b"null", b"true", b"[]", b"{}", b"[[1]]", b"[1, [2]]", b'{"id": 1}', b"&a [*a]", b"*a", b"<<: 1",
-    b'""', b'"x"', b"'", b'"', b'"../../../etc"', b"/etc", b"..", b".", b'"\\ud800"', b'"\\u0000"', b'"\\u000a"', b"\0",
-    b"\xff", b"\xc3\xa9", b"\n", b"\t", b"#", b"a" * 300, b"b/" * 200, b"!!python/object:os.system", b"!!int x",
-    b"<object>", b"</object>", b"<object/>", b"&lt;", b"&#0;", b"&x;", b"<!DOCTYPE x>", b"<![CDATA[x]]>", b"---",
-]  # fmt: skip
+    b"",
+    b"0",
+    b"-1",
+    b"1.5",
+    b"-0.0",
+    b"1e308",
+    b"1e400",
+    b"NaN",
+    b"nan",
+    b"inf",
+    b"Infinity",
+    b"9" * 30,
+    b"9" * 5000,
+    b"2026-13-45",
+    b"null",
+    b"true",
+    b"[]",
+    b"{}",
+    b"[[1]]",
+    b"[1, [2]]",
+    b'{"id": 1}',
+    b"&a [*a]",
+    b"*a",
+    b"<<: 1",
+    b'""',
+    b'"x"',
+    b"'",
+    b'"',
+    b'"../../../etc"',
+    b"/etc",
+    b"..",
+    b".",
+    b'"\\ud800"',
+    b'"\\u0000"',
+    b'"\\u000a"',
+    b"\0",
+    b"\xff",
+    b"\xc3\xa9",
+    b"\n",
+    b"\t",
+    b"#",
+    b"a" * 300,
+    b"b/" * 200,
+    b"!!python/object:os.system",
+    b"!!int x",
+    b"<object>",
+    b"</object>",
+    b"<object/>",
+    b"&lt;",
+    b"&#0;",
+    b"&x;",
+    b"<!DOCTYPE x>",
+    b"<![CDATA[x]]>",
+    b"---",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +83,14 @@ def whole(tmp_path_factory) -> dict[str, dict[Path, bytes]]:
     for form in ("yolo", "voc"):
         convert(root / "coco", root / form, form)
     (root / "yolo/all.txt").write_text("images/train/train-0.jpg\n./images/train/train-1.jpg\n")
-    (root / "yolo/data.yaml").write_text("path: .\ntrain: [images/train, all.txt]\nval: images/val\nnames: [a, b, c]\n")
+    (root / "yolo/data.yaml").write_text(
+        "path: .\ntrain: [images/train, all.txt]\nval: images/val\nnames: [a, b, c]\n"
+    )
     kinds = (".json", ".yaml", ".txt", ".xml")
-    return {form: {p: p.read_bytes() for p in sorted((root / form).rglob("*")) if p.suffix in kinds} for form in FORMS}
+    return {
+        form: {p: p.read_bytes() for p in sorted((root / form).rglob("*")) if p.suffix in kinds}
+        for form in FORMS
+    }
 
 
 def damaged(content: bytes, random: Random) -> bytes:
@@ -50,7 +104,11 @@ def damaged(content: bytes, random: Random) -> bytes:
             content = content[:start] + random.choice(ODD) + content[end:]
         elif kind == 4:  # two are swapped
             (a, b), (c, d) = sorted([random.choice(tokens), random.choice(tokens)])
-            content = content[:a] + content[c:d] + content[b:c] + content[a:b] + content[d:] if b <= c else content
+            content = (
+                content[:a] + content[c:d] + content[b:c] + content[a:b] + content[d:]
+                if b <= c
+                else content
+            )
         elif kind == 5:  # cut out, or short
             content = content[:start] + content[end:] if random.random() < 0.7 else content[:start]
         elif kind == 6:  # there twice
@@ -63,7 +121,14 @@ def damaged(content: bytes, random: Random) -> bytes:
 def require_consistent(a: Annotations) -> None:
     """What the rest of the library relies on."""
     assert len(a.names) == len(a.ids) == len(a.sizes) == len(a.first) - 1
-    assert len(a.boxes) == len(a.labels) == len(a.iscrowd) == len(a.area) == len(a.object_ids) == a.first[-1]
+    assert (
+        len(a.boxes)
+        == len(a.labels)
+        == len(a.iscrowd)
+        == len(a.area)
+        == len(a.object_ids)
+        == a.first[-1]
+    )
     assert (np.diff(a.first) >= 0).all()
     assert a.first[0] == 0
     width, height = np.repeat(a.sizes, np.diff(a.first), axis=0)[:, ::-1].T
@@ -73,7 +138,9 @@ def require_consistent(a: Annotations) -> None:
     assert (a.area >= 0).all()
     assert np.isfinite(a.area).all()
     assert len(set(a.category_ids)) == len(a.category_ids) == len(a.class_names)
-    assert all(".." not in name.decode().split("/") and not name.startswith(b"/") for name in a.names)
+    assert all(
+        ".." not in name.decode().split("/") and not name.startswith(b"/") for name in a.names
+    )
     assert not any("\n" in str(fault) for fault in a.faults)
 
 

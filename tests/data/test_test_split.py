@@ -9,11 +9,11 @@ import pytest
 import sound_data
 from sound_data import WRITERS
 
-from redetr.check import Report, check
-from redetr.check_sheet import write_report
 from redetr.data import open_dataset
-from redetr.data.convert import convert
-from redetr.data.dataset import read_annotations, splits_of
+from redetr.data.forms.layouts import read_annotations, splits_of
+from redetr.data.forms.writing import convert
+from redetr.doctor.check import Report, check
+from redetr.doctor.sheet import write_report
 from redetr.errors import InputError
 
 FORMS = ("coco", "yolo", "voc")
@@ -32,7 +32,9 @@ def write(tmp_path, monkeypatch):
     def written(form: str) -> Path:
         root = WRITERS[form](tmp_path / form)
         if form == "yolo":
-            (root / "data.yaml").write_text("test: images/test\n" + (root / "data.yaml").read_text())
+            (root / "data.yaml").write_text(
+                "test: images/test\n" + (root / "data.yaml").read_text()
+            )
         return root
 
     return written
@@ -73,8 +75,13 @@ def test_it_is_converted(write, form, to, tmp_path):
 
 def test_yolo_has_one_list_of_classes_for_it_too(write, tmp_path):
     root = write("coco")
-    change(root / "annotations/instances_test.json", categories=[{"id": i, "name": f"{i}"} for i in (7, 12, 90)])
-    with pytest.raises(InputError, match=r"instances_test\.json: test lists other classes than train"):
+    change(
+        root / "annotations/instances_test.json",
+        categories=[{"id": i, "name": f"{i}"} for i in (7, 12, 90)],
+    )
+    with pytest.raises(
+        InputError, match=r"instances_test\.json: test lists other classes than train"
+    ):
         convert(root, tmp_path / "new", "yolo")
 
 
@@ -102,33 +109,55 @@ def test_its_faults_are_warnings(write):
     file = root / "annotations/instances_test.json"
     document = json.loads(file.read_text())
     document["annotations"][6]["bbox"] = [0, 0, 500, 500]
-    change(file, annotations=document["annotations"], categories=[*document["categories"], {"id": 5, "name": "fork"}])
+    change(
+        file,
+        annotations=document["annotations"],
+        categories=[*document["categories"], {"id": 5, "name": "fork"}],
+    )
     report = check(str(root))
-    assert found(report) == {"category-differs": ("warning", 1), "box-outside": ("warning", 1),
-                             "image-unreadable": ("warning", 1), "image-leak": ("warning", 2)}  # fmt: skip
-    assert any("train and test list different categories: 5 ('fork') is only in test" in str(f) for f in report.faults)
+    assert found(report) == {
+        "category-differs": ("warning", 1),
+        "box-outside": ("warning", 1),
+        "image-unreadable": ("warning", 1),
+        "image-leak": ("warning", 2),
+    }
+    assert any(
+        "train and test list different categories: 5 ('fork') is only in test" in str(f)
+        for f in report.faults
+    )
     assert report.verdict.startswith("ready to train")
-    for content, code in (("{", "split-unreadable"), (json.dumps({**document, "annotations": []}), "no-objects")):
+    for content, code in (
+        ("{", "split-unreadable"),
+        (json.dumps({**document, "annotations": []}), "no-objects"),
+    ):
         file.write_text(content)
         assert found(check(str(root)))[code] == ("warning", 1)
 
 
 def test_classes_of_train_and_val_are_looked_at_whatever_test_has(write):
     root = write("coco")
-    change(root / "annotations/instances_test.json", categories=[{"id": i, "name": f"{i}"} for i in (7, 12, 90)])
+    change(
+        root / "annotations/instances_test.json",
+        categories=[{"id": i, "name": f"{i}"} for i in (7, 12, 90)],
+    )
     (root / "annotations/instances_val.json").unlink()
     assert found(check(str(root)))["category-differs"] == ("warning", 6)
     shutil.copy(root / "annotations/instances_train.json", root / "annotations/instances_val.json")
     shutil.copytree(root / "train", root / "val", dirs_exist_ok=True)
     document = json.loads((root / "annotations/instances_val.json").read_text())
-    change(root / "annotations/instances_val.json", annotations=[a for a in document["annotations"] if a["id"] % 3])
+    change(
+        root / "annotations/instances_val.json",
+        annotations=[a for a in document["annotations"] if a["id"] % 3],
+    )
     assert {"category-differs", "class-only-train"} <= found(check(str(root))).keys()
 
 
 def test_a_name_in_data_yaml_is_no_split(tmp_path):
     root = WRITERS["yolo"](tmp_path / "yolo")
     for value in ("../test/images", "", "/elsewhere/test", "[]"):
-        (root / "data.yaml").write_text(f"test: {value}\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n")
+        (root / "data.yaml").write_text(
+            f"test: {value}\ntrain: images/train\nval: images/val\nnames: [a, b, c]\n"
+        )
         assert splits_of(root) == ["train", "val"]
         assert check(str(root)).faults == []
     convert(root, tmp_path / "new", "coco")
@@ -161,5 +190,7 @@ def test_embedded_data_has_none(source):
 
 def test_folders_may_have_none(tmp_path):
     root = WRITERS["coco"](tmp_path / "coco")
-    with pytest.raises(InputError, match=r"no test split \(looked for annotations/instances_test.*measure on val"):
+    with pytest.raises(
+        InputError, match=r"no test split \(looked for annotations/instances_test.*measure on val"
+    ):
         open_dataset(root, "test")

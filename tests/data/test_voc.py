@@ -1,4 +1,5 @@
-"""Reading data sets in Pascal VOC form: layouts of folders, pixels from 1, and the message for each fault."""
+"""Reading data sets in Pascal VOC form: layouts of folders, pixels from 1, and the message for each
+fault."""
 
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from test_coco import HEIGHT, WIDTH, refused, save_image
 
 from redetr.data import open_dataset
-from redetr.data.dataset import read_annotations, splits_of
+from redetr.data.forms.layouts import read_annotations, splits_of
 from redetr.errors import InputError
 
 
@@ -16,13 +17,18 @@ def element(name: str, box: str, extra: str = "") -> str:
     return f"<object><name>{name}</name>{extra}<bndbox>{bndbox}</bndbox></object>"
 
 
-def scene(*objects: str, size: str = f"<width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth>") -> str:
+def scene(
+    *objects: str, size: str = f"<width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth>"
+) -> str:
     return f"<annotation><filename>other.jpg</filename><size>{size}</size>{''.join(objects)}</annotation>"
 
 
 PART = "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>"
 SCENES = {
-    "a": scene(element("bee", "1 1 100 80", "<difficult>1</difficult>" + PART), element("tooth", "11 21 40 60")),
+    "a": scene(
+        element("bee", "1 1 100 80", "<difficult>1</difficult>" + PART),
+        element("tooth", "11 21 40 60"),
+    ),
     "b": scene(),
     "c": scene(element("ant", "10.5 20.25 30 40", "<difficult>0</difficult>"), size=""),
 }
@@ -42,7 +48,11 @@ def write(root: Path, lists: dict[str, str] | None = None) -> Path:
 
 def test_reads_boxes_labels_and_images(tmp_path):
     dataset = open_dataset(write(tmp_path), "train")
-    assert (len(dataset), dataset.class_names, dataset.category_ids) == (3, ("ant", "bee", "tooth"), (1, 2, 3))
+    assert (len(dataset), dataset.class_names, dataset.category_ids) == (
+        3,
+        ("ant", "bee", "tooth"),
+        (1, 2, 3),
+    )
     assert dataset.notes == ()
     image, target = dataset[0]
     assert image.shape == (3, HEIGHT, WIDTH)
@@ -100,9 +110,20 @@ FAULTS = {
     "another encoding": (SCENES["a"].replace("bee", "bête").encode("latin-1"), "not XML in UTF-8"),
     "entities": (LAUGHS, "declares a document type"),
     "empty": ("", "b.xml: not XML"),
-    "xyxy swapped": (scene(element("ant", "50 50 10 60")), "object 1 ('ant')", "zero or negative size"),
-    "outside": (scene(element("ant", "1 1 9 9"), element("bee", "5 5 300 9")), "object 2 ('bee')", "leaves its image"),
-    "text in the box": (scene(element("ant", "1 x 9 9")), "not 4 finite numbers xmin ymin xmax ymax"),
+    "xyxy swapped": (
+        scene(element("ant", "50 50 10 60")),
+        "object 1 ('ant')",
+        "zero or negative size",
+    ),
+    "outside": (
+        scene(element("ant", "1 1 9 9"), element("bee", "5 5 300 9")),
+        "object 2 ('bee')",
+        "leaves its image",
+    ),
+    "text in the box": (
+        scene(element("ant", "1 x 9 9")),
+        "not 4 finite numbers xmin ymin xmax ymax",
+    ),
     "NaN in the box": (scene(element("ant", "1 nan 9 9")), "not 4 finite numbers"),
     "infinite box": (scene(element("ant", "1 1 9 inf")), "not 4 finite numbers"),
     "no box": (scene("<object><name>ant</name></object>"), "not 4 finite numbers"),
@@ -133,7 +154,11 @@ def test_files_that_are_not_there(tmp_path):
 def test_no_path_leads_out_of_the_folder(tmp_path):
     write(tmp_path / "data", {"train": "a\n../../secret\n/etc/passwd\n"})
     (tmp_path / "secret.xml").write_text(SCENES["a"])
-    refused(tmp_path / "data", "train.txt: line 2: '../../secret' is no path inside", "(and 1 more like it)")
+    refused(
+        tmp_path / "data",
+        "train.txt: line 2: '../../secret' is no path inside",
+        "(and 1 more like it)",
+    )
     assert len(read_annotations(tmp_path / "data", "train")) == 1
 
 
@@ -148,5 +173,7 @@ def test_nothing_to_read(tmp_path):
 
 def test_missing_split_is_named(tmp_path):
     write(tmp_path)
-    with pytest.raises(InputError, match=r"no val split \(looked for ImageSets/Main/val\.txt.*--val-fraction"):
+    with pytest.raises(
+        InputError, match=r"no val split \(looked for ImageSets/Main/val\.txt.*--val-fraction"
+    ):
         open_dataset(tmp_path, "val")

@@ -1,4 +1,5 @@
-"""Reading data sets in YOLO form: layouts of folders, lines of labels, and the message for each fault."""
+"""Reading data sets in YOLO form: layouts of folders, lines of labels, and the message for each
+fault."""
 
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import yaml
 from PIL import Image
 from test_coco import HEIGHT, WIDTH, refused, save_image
 
-from redetr.check import check
 from redetr.data import open_dataset
-from redetr.data.convert import convert
-from redetr.data.dataset import read_annotations, splits_of
+from redetr.data.forms.layouts import read_annotations, splits_of
+from redetr.data.forms.writing import convert
+from redetr.doctor.check import check
 from redetr.errors import InputError
 
 CONFIG = {"train": "images/train", "val": "images/val", "names": ["ant", "bee", "tooth"]}
@@ -21,7 +22,9 @@ LABELS = {
 }
 
 
-def write(root: Path, config: object = CONFIG, images: str = "images/train", labels: str = "labels/train") -> Path:
+def write(
+    root: Path, config: object = CONFIG, images: str = "images/train", labels: str = "labels/train"
+) -> Path:
     """Three images of 100 x 80 px, of which `b` has no label file."""
     for seed, name in enumerate(("a.png", "b.png", "c.png")):
         save_image(root / images / name, seed)
@@ -34,17 +37,25 @@ def write(root: Path, config: object = CONFIG, images: str = "images/train", lab
 
 def test_reads_boxes_labels_and_images(tmp_path):
     dataset = open_dataset(write(tmp_path), "train")
-    assert (len(dataset), dataset.class_names, dataset.category_ids) == (3, ("ant", "bee", "tooth"), (0, 1, 2))
+    assert (len(dataset), dataset.class_names, dataset.category_ids) == (
+        3,
+        ("ant", "bee", "tooth"),
+        (0, 1, 2),
+    )
     assert [dataset.target(i)["image_id"] for i in range(3)] == [0, 1, 2]
     image, target = dataset[2]
-    np.testing.assert_allclose(target["boxes"], [[10, 20, 40, 60], [0, 0, WIDTH, HEIGHT]], rtol=1e-6)
+    np.testing.assert_allclose(
+        target["boxes"], [[10, 20, 40, 60], [0, 0, WIDTH, HEIGHT]], rtol=1e-6
+    )
     assert (target["labels"].tolist(), target["iscrowd"].tolist()) == ([2, 0], [False, False])
     np.testing.assert_allclose(target["area"], [1200, 8000], rtol=1e-6)
     assert image.shape == (3, HEIGHT, WIDTH)
     assert len(dataset.target(1)["boxes"]) == 0
     np.testing.assert_allclose(dataset.target(0)["boxes"], [[10, 8, 20, 24]], rtol=1e-6)
     (note,) = dataset.notes
-    assert note == f"{tmp_path}/labels/train/a.txt: line 1: is an outline; its bounding box is taken"
+    assert (
+        note == f"{tmp_path}/labels/train/a.txt: line 1: is an outline; its bounding box is taken"
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +65,11 @@ def test_reads_boxes_labels_and_images(tmp_path):
         ({"train": "images"}, "images/train", "labels/train"),
         ({"train": ["images/train"]}, "images/train", "labels/train"),
         ({"train": "train", "path": "images"}, "images/train", "labels/train"),
-        ({"train": "images/train", "path": "../datasets/elsewhere"}, "images/train", "labels/train"),
+        (
+            {"train": "images/train", "path": "../datasets/elsewhere"},
+            "images/train",
+            "labels/train",
+        ),
         ({"train": "images/train", "path": "/home/someone/mine"}, "images/train", "labels/train"),
         ({"train": "/content/mine/images/train/"}, "images/train", "labels/train"),
         ({"train": "C:\\mine\\images\\train"}, "images/train", "labels/train"),
@@ -68,7 +83,9 @@ def test_reads_boxes_labels_and_images(tmp_path):
 )
 def test_layouts(tmp_path, config, images, labels):
     write(tmp_path, {"names": {0: "ant", 1: "bee", 2: "tooth"}, **config}, images, labels)
-    (tmp_path / "all.txt").write_text(f"./{images}/b.png\n/elsewhere/{images}/a.png\n\n{images}/c.png\n")
+    (tmp_path / "all.txt").write_text(
+        f"./{images}/b.png\n/elsewhere/{images}/a.png\n\n{images}/c.png\n"
+    )
     dataset = open_dataset(tmp_path, "train")
     assert [len(dataset.target(i)["boxes"]) for i in range(len(dataset))] == [1, 0, 2]
     assert dataset.path(2) == tmp_path / images / "c.png"
@@ -79,7 +96,12 @@ def test_several_folders(tmp_path):
     write(tmp_path, CONFIG | {"train": ["images/one", "images/train"]})
     save_image(tmp_path / "images/one/z.png")
     dataset = open_dataset(tmp_path, "train")
-    assert [len(dataset.target(i)["boxes"]) for i in range(4)] == [0, 1, 0, 2]  # one/z, train/a, train/b, train/c
+    assert [len(dataset.target(i)["boxes"]) for i in range(4)] == [
+        0,
+        1,
+        0,
+        2,
+    ]  # one/z, train/a, train/b, train/c
 
 
 @pytest.mark.parametrize(
@@ -89,7 +111,9 @@ def test_no_path_leads_out_of_the_folder(tmp_path, train):
     save_image(tmp_path / "secret.png")
     write(tmp_path / "data", CONFIG | {"train": train})
     try:
-        names = {Path(name.decode()).name for name in read_annotations(tmp_path / "data", "train").names}
+        names = {
+            Path(name.decode()).name for name in read_annotations(tmp_path / "data", "train").names
+        }
         assert names == {"a.png", "b.png", "c.png"}
     except InputError as error:
         assert "is not in" in str(error)
@@ -123,12 +147,17 @@ def test_class_numbers_may_have_gaps(tmp_path):
 
 def test_classes_of_one_name_are_told(tmp_path):
     write(tmp_path, CONFIG | {"names": ["ant", "bee", "ant"]})
-    assert any("2 classes are called 'ant'" in note for note in open_dataset(tmp_path, "train").notes)
+    assert any(
+        "2 classes are called 'ant'" in note for note in open_dataset(tmp_path, "train").notes
+    )
 
 
 def test_no_label_file_at_all_is_told(tmp_path):
     write(tmp_path, labels="labels/trian")
-    assert any("no image of train has a label file" in note for note in open_dataset(tmp_path, "train").notes)
+    assert any(
+        "no image of train has a label file" in note
+        for note in open_dataset(tmp_path, "train").notes
+    )
 
 
 LINES = {
@@ -166,8 +195,14 @@ CONFIGS = {
     "a list": ("- 1", "holds no settings"),
     "empty": ("", "holds no settings"),
     "no names": ("train: images/train", "names is missing"),
-    "names of another kind": ("train: images/train\nnames: {0: [1]}", "names is missing or no list of texts"),
-    "names without number": ("train: images/train\nnames: {ant: ant}", "'ant' in names is no class number"),
+    "names of another kind": (
+        "train: images/train\nnames: {0: [1]}",
+        "names is missing or no list of texts",
+    ),
+    "names without number": (
+        "train: images/train\nnames: {ant: ant}",
+        "'ant' in names is no class number",
+    ),
     "one name": ("train: images/train\nnames: ant", "names is missing or no list of texts"),
     "path of another kind": ("train: [{a: b}]\nnames: [ant]", "train is no path"),
     "no such folder": ("train: images/tarin\nnames: [ant]", "train: 'images/tarin' is not in"),
@@ -214,7 +249,9 @@ def test_all_kinds_of_faults_are_collected(tmp_path):
 def test_missing_split_is_named(tmp_path):
     write(tmp_path, {"train": "images/train", "names": ["ant", "bee", "tooth"]})
     assert splits_of(tmp_path) == ["train"]
-    with pytest.raises(InputError, match=r"no val split \(looked for val or valid in data\.yaml\).*--val-fraction"):
+    with pytest.raises(
+        InputError, match=r"no val split \(looked for val or valid in data\.yaml\).*--val-fraction"
+    ):
         open_dataset(tmp_path, "val")
 
 
@@ -222,9 +259,14 @@ def test_missing_split_is_named(tmp_path):
 def test_the_yaml_file_stands_for_its_folder(tmp_path, name):
     root = write(tmp_path / "mine", CONFIG | {"names": ["what", "another", "file says"]})
     (root / name).write_text(yaml.safe_dump(CONFIG | {"val": "images/train"}))
-    given, expected = open_dataset(root / name, "train"), open_dataset(write(tmp_path / "expected"), "train")
+    given, expected = (
+        open_dataset(root / name, "train"),
+        open_dataset(write(tmp_path / "expected"), "train"),
+    )
     assert (given.name, given.class_names, len(given)) == ("mine", expected.class_names, 3)
-    assert given.notes == (f"{root}/labels/train/a.txt: line 1: is an outline; its bounding box is taken",)
+    assert given.notes == (
+        f"{root}/labels/train/a.txt: line 1: is an outline; its bounding box is taken",
+    )
     assert given.target(2)["boxes"].tolist() == expected.target(2)["boxes"].tolist()
     assert given.image(2).equal(expected.image(2))
     assert convert(root / name, tmp_path / "new", "coco")[0] == (
@@ -232,7 +274,9 @@ def test_the_yaml_file_stands_for_its_folder(tmp_path, name):
     )
     with pytest.raises(InputError, match="is inside of"):
         convert(root / name, root / "new", "coco")
-    assert not [fault for fault in check(str(root / name)).faults if fault.code == "split-unreadable"]
+    assert not [
+        fault for fault in check(str(root / name)).faults if fault.code == "split-unreadable"
+    ]
 
 
 def test_the_yaml_file_is_named_in_messages(tmp_path):
@@ -242,6 +286,8 @@ def test_the_yaml_file_is_named_in_messages(tmp_path):
     refused(file, "other.yaml: names no images; write train and val into it")
     file.write_text("train: ../../outside\nnames: [ant]")
     refused(file, "other.yaml: train: '../../outside' is not in")
-    with pytest.raises(InputError, match=r"other\.yaml: no val split \(looked for val or valid in other\.yaml\)"):
+    with pytest.raises(
+        InputError, match=r"other\.yaml: no val split \(looked for val or valid in other\.yaml\)"
+    ):
         open_dataset(file, "val")
     refused(tmp_path / "images/train/a.png", "is a file", "its data.yaml")

@@ -1,7 +1,8 @@
-"""Hosts on one machine: a network namespace each, joined by a switch, killed as if the power went off.
+"""Hosts on one machine: a network namespace each, joined by a switch, killed as if the power went
+off.
 
-Every host has a network of its own, with nothing in it but the others. What one binds, sends or loses, the machine
-and other hosts do not see, so addresses and ports are fixed.
+Every host has a network of its own, with nothing in it but the others. What one binds, sends or
+loses, the machine and other hosts do not see, so addresses and ports are fixed.
 """
 
 import os
@@ -19,13 +20,16 @@ PORT = 29400
 
 
 class HostsUnavailable(Exception):
-    """This system makes no hosts: not Linux, not root, no `ip`, or a container that may not change its network."""
+    """This system makes no hosts: not Linux, not root, no `ip`, or a container that may not change
+    its network."""
 
 
 def ip(*arguments: str) -> str:
     """Output of the `ip` command. Raises HostsUnavailable if it fails."""
     try:
-        done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(
+            ["ip", *arguments], capture_output=True, text=True, check=True, timeout=60
+        )
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip()
         raise HostsUnavailable(f"`ip {' '.join(arguments)}`: {said}") from error
@@ -34,7 +38,8 @@ def ip(*arguments: str) -> str:
 
 @dataclass
 class Host:
-    """A namespace with the interface `eth0`, whose cable ends in `port` of the namespace `switch`."""
+    """A namespace with the interface `eth0`, whose cable ends in `port` of the namespace
+    `switch`."""
 
     name: str
     address: str
@@ -42,16 +47,24 @@ class Host:
     port: str
     started: list[subprocess.Popen] = field(default_factory=list)
 
-    def start(self, command: list[str], log: Path | None = None, **environment: str) -> subprocess.Popen:
+    def start(
+        self, command: list[str], log: Path | None = None, **environment: str
+    ) -> subprocess.Popen:
         """Starts `command` on this host, with its output appended to `log`."""
         with open(log or os.devnull, "ab") as output:
-            process = subprocess.Popen(["ip", "netns", "exec", self.name, *command], env=os.environ | environment,
-                                       stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)  # fmt: skip
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", self.name, *command],
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
         self.started.append(process)
         return process
 
     def kill(self) -> None:
-        """SIGKILL to every process on this host. Its kernel lives on: it closes the connections, others are told."""
+        """SIGKILL to every process on this host. Its kernel lives on: it closes the connections,
+        others are told."""
         deadline = time.monotonic() + 60
         while pids := ip("netns", "pids", self.name).split():
             for pid in pids:
@@ -103,7 +116,20 @@ def _namespace(name: str, stack: ExitStack) -> None:
 
 def _connect(host: Host) -> None:
     # Both ends are made where they belong: the machine's own interfaces stay as they are.
-    ip("link", "add", "eth0", "netns", host.name, "type", "veth", "peer", "name", host.port, "netns", host.switch)
+    ip(
+        "link",
+        "add",
+        "eth0",
+        "netns",
+        host.name,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        host.port,
+        "netns",
+        host.switch,
+    )
     ip("-n", host.switch, "link", "set", host.port, "master", "bridge", "up")
     ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "eth0")
     for interface in ("lo", "eth0"):

@@ -49,8 +49,15 @@ def test_models_can_be_built_with_it_and_a_cpu_refuses_to_train_them(shared_coco
     model = redetr.build("detr_r50", 2, norm="sync_batch")
     assert any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
     assert all(p.requires_grad for p in model.parameters())
-    config = redetr.TrainConfig(model="detr_r50", data=str(shared_coco), output=str(tmp_path / "run"), steps=1,
-                                batch_size=1, device="cpu", model_options=("norm=sync_batch",))  # fmt: skip
+    config = redetr.TrainConfig(
+        model="detr_r50",
+        data=str(shared_coco),
+        output=str(tmp_path / "run"),
+        steps=1,
+        batch_size=1,
+        device="cpu",
+        model_options=("norm=sync_batch",),
+    )
     with pytest.raises(redetr.InputError, match="GPUs only"):
         redetr.train(config)
     assert not (tmp_path / "run").exists()
@@ -83,7 +90,10 @@ def test_a_restart_that_may_meet_dead_ranks_is_warned_of(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in restart_notes()[0]
-    for name, value in (("TORCHELASTIC_MAX_RESTARTS", "0"), ("TORCHELASTIC_USE_AGENT_STORE", "False")):
+    for name, value in (
+        ("TORCHELASTIC_MAX_RESTARTS", "0"),
+        ("TORCHELASTIC_USE_AGENT_STORE", "False"),
+    ):
         monkeypatch.setenv(name, value)
         assert restart_notes() == []
         monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
@@ -104,7 +114,14 @@ ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 def launched(monkeypatch, **variables) -> None:
     """The environment of a process that torchrun started, or that an earlier job left behind."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in (ADDRESS | variables).items():
         if value is not None:
@@ -130,7 +147,9 @@ def test_torchrun_says_which_process_this_is(monkeypatch):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("address", [{}, {"MASTER_ADDR": None, "MASTER_PORT": None}], ids=["address", "no-address"])
+@pytest.mark.parametrize(
+    "address", [{}, {"MASTER_ADDR": None, "MASTER_PORT": None}], ids=["address", "no-address"]
+)
 def test_leftovers_of_a_launcher_do_not_stop_a_single_process(variables, address, monkeypatch):
     launched(monkeypatch, **address, **{k: v for k, v in variables.items() if k not in address})
     assert read_launch() == Launch()
@@ -143,13 +162,22 @@ def test_leftovers_of_a_launcher_do_not_stop_a_single_process(variables, address
     ("variables", "message"),
     [
         ({"WORLD_SIZE": 2}, "WORLD_SIZE=2, but lacks RANK:"),
-        ({"WORLD_SIZE": 2, "MASTER_ADDR": None, "MASTER_PORT": ""}, "lacks RANK, MASTER_ADDR, MASTER_PORT:"),
+        (
+            {"WORLD_SIZE": 2, "MASTER_ADDR": None, "MASTER_PORT": ""},
+            "lacks RANK, MASTER_ADDR, MASTER_PORT:",
+        ),
         ({"WORLD_SIZE": 2, "RANK": 2}, "RANK=2, but WORLD_SIZE=2"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is not a number from 1"),
         ({"WORLD_SIZE": 0}, "WORLD_SIZE=0, which is not a number from 1"),
         ({"WORLD_SIZE": 2, "RANK": -1}, "RANK=-1, which is not a number from 0"),
-        ({"WORLD_SIZE": 2, "RANK": 0, "LOCAL_WORLD_SIZE": 0}, "LOCAL_WORLD_SIZE=0, which is not a number from 1"),
-        ({"WORLD_SIZE": 2, "RANK": 0, "MASTER_PORT": "http"}, "MASTER_PORT=http, which is not a number from 1"),
+        (
+            {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_WORLD_SIZE": 0},
+            "LOCAL_WORLD_SIZE=0, which is not a number from 1",
+        ),
+        (
+            {"WORLD_SIZE": 2, "RANK": 0, "MASTER_PORT": "http"},
+            "MASTER_PORT=http, which is not a number from 1",
+        ),
     ],
     ids=str,
 )

@@ -25,7 +25,11 @@ from torch import Tensor
 import redetr
 from redetr.losses import SetCriterion
 
-EXACT = {"precision": "fp64", "log_every": 1, "eval_every": 100}  # rounding does not grow over a run
+EXACT = {
+    "precision": "fp64",
+    "log_every": 1,
+    "eval_every": 100,
+}  # rounding does not grow over a run
 
 
 def start_ranks(world_size: int, arguments: list[Any]) -> list[subprocess.Popen]:
@@ -33,10 +37,19 @@ def start_ranks(world_size: int, arguments: list[Any]) -> list[subprocess.Popen]
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     return [
-        start(arguments, {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1",
-                          "MASTER_PORT": port, "LOCAL_WORLD_SIZE": world_size})
+        start(
+            arguments,
+            {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": world_size,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "LOCAL_WORLD_SIZE": world_size,
+            },
+        )
         for rank in range(world_size)
-    ]  # fmt: skip
+    ]
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
@@ -58,7 +71,9 @@ def told(process: subprocess.Popen) -> str:
 
 def weights(folder: Path) -> Tensor:
     state = torch.load(folder / "last.pt", weights_only=True)
-    return torch.cat([tensor.flatten() for name in ("model", "ema") for tensor in state[name].values()])
+    return torch.cat(
+        [tensor.flatten() for name in ("model", "ema") for tensor in state[name].values()]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +85,21 @@ def whole(shared_coco, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, id="dies"),
-                                 pytest.param(signal.SIGSTOP, id="hangs", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGKILL, id="dies"),
+        pytest.param(signal.SIGSTOP, id="hangs", marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_rank_ends_the_others_and_fewer_go_on(shared_coco, tmp_path, whole, how):
-    """The other rank says so; resumed by one process in the middle of an epoch, the run ends as if nothing had been."""
+    """The other rank says so; resumed by one process in the middle of an epoch, the run ends as if
+    nothing had been."""
     folder = tmp_path / "run"
-    arguments = [*train_arguments(shared_coco, folder, steps=20, save_every=1, timeout_s=8, **EXACT), "--resume"]
+    arguments = [
+        *train_arguments(shared_coco, folder, steps=20, save_every=1, timeout_s=8, **EXACT),
+        "--resume",
+    ]
     first, second = ranks = start_ranks(2, arguments)
     try:
         wait_for_step(folder, 3, first)
@@ -85,7 +109,9 @@ def test_a_lost_rank_ends_the_others_and_fewer_go_on(shared_coco, tmp_path, whol
         for rank in ranks:
             rank.kill()
             rank.communicate()
-    assert line.startswith("redetr: rank 0 lost another rank: it died, or did not answer within 8 s")
+    assert line.startswith(
+        "redetr: rank 0 lost another rank: it died, or did not answer within 8 s"
+    )
     code, _, errors = run(arguments)
     assert code == 0, errors
     assert "resumed from" in errors
@@ -95,23 +121,46 @@ def test_a_lost_rank_ends_the_others_and_fewer_go_on(shared_coco, tmp_path, whol
 
 
 def diverging_rank(rank: int, port: int, folder: Path, data: Path) -> None:
-    """Rank 1 meets a loss that is not a number in its third step; each rank writes what it is told."""
+    """Rank 1 meets a loss that is not a number in its third step; each rank writes what it is
+    told."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port)}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     forward, calls = SetCriterion.forward, []
 
-    def poisoned(self: SetCriterion, outputs: Any, targets: Any, denominators: Any) -> dict[str, Tensor]:
+    def poisoned(
+        self: SetCriterion, outputs: Any, targets: Any, denominators: Any
+    ) -> dict[str, Tensor]:
         calls.append([target["image_id"] for target in targets])
         losses = forward(self, outputs, targets, denominators)
         if rank == 1 and len(calls) == 3:
-            losses |= {"loss_giou": losses["loss_giou"] * torch.nan, "loss": losses["loss"] * torch.nan}
+            losses |= {
+                "loss_giou": losses["loss_giou"] * torch.nan,
+                "loss": losses["loss"] * torch.nan,
+            }
         return losses
 
     SetCriterion.forward = poisoned  # type: ignore[method-assign]
-    config = redetr.TrainConfig(model="redetr_n", data=str(data), output=str(folder / "run"), steps=9, batch_size=4,
-                                image_size=64, log_every=2, eval_every=9, save_every=2, model_options=tuple(SMALL),
-                                device="cpu", precision="fp32", num_workers=0)  # fmt: skip
+    config = redetr.TrainConfig(
+        model="redetr_n",
+        data=str(data),
+        output=str(folder / "run"),
+        steps=9,
+        batch_size=4,
+        image_size=64,
+        log_every=2,
+        eval_every=9,
+        save_every=2,
+        model_options=tuple(SMALL),
+        device="cpu",
+        precision="fp32",
+        num_workers=0,
+    )
     try:
         redetr.train(config)
     except redetr.DivergedError as error:
@@ -125,8 +174,12 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared_coco, tmp_path):
     mp.spawn(diverging_rank, (port, tmp_path, shared_coco), nprocs=2)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found[0]["said"] == found[1]["said"]
-    assert found[0]["said"].startswith(f"step 3: not finite: loss_giou, loss; images {found[1]['images'][2]};")
-    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2  # nothing broken was saved
+    assert found[0]["said"].startswith(
+        f"step 3: not finite: loss_giou, loss; images {found[1]['images'][2]};"
+    )
+    assert (
+        torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2
+    )  # nothing broken was saved
 
 
 def children(pid: int) -> list[int]:
@@ -134,10 +187,16 @@ def children(pid: int) -> list[int]:
 
 
 def test_a_loader_process_that_dies(shared_coco, tmp_path):
-    process = start(train_arguments(shared_coco, tmp_path / "run", steps=100_000, num_workers=1, **EXACT))
+    process = start(
+        train_arguments(shared_coco, tmp_path / "run", steps=100_000, num_workers=1, **EXACT)
+    )
     try:
         wait_for_step(tmp_path / "run", 2, process)
-        workers = [child for child in children(process.pid) if "redetr" in Path(f"/proc/{child}/cmdline").read_text()]
+        workers = [
+            child
+            for child in children(process.pid)
+            if "redetr" in Path(f"/proc/{child}/cmdline").read_text()
+        ]
         os.kill(workers[0], signal.SIGKILL)
         line = told(process)
     finally:
@@ -147,13 +206,16 @@ def test_a_loader_process_that_dies(shared_coco, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(shared_coco, whole, tmp_path):
-    """A limit on the size of files stands for it: the checkpoint cannot be written, all else can."""
+    """A limit on the size of files stands for it: the checkpoint cannot be written, all else
+    can."""
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     shutil.copy(folder / "last.pt", tmp_path / "before.pt")
     limit = (folder / "last.pt").stat().st_size // 2
-    process = start([*train_arguments(shared_coco, folder, steps=20, **EXACT), "--resume"],
-                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))  # fmt: skip
+    process = start(
+        [*train_arguments(shared_coco, folder, steps=20, **EXACT), "--resume"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
     line = told(process)
     assert re.match(r"redetr: \S+/last.pt: cannot be written \(\d+ MB are free there\)", line), line
     assert (folder / "last.pt").read_bytes() == (tmp_path / "before.pt").read_bytes()
@@ -161,7 +223,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(shared_coco, whole, tmp_path):
 
 
 def test_a_run_killed_at_any_moment_ends_the_same_bit_for_bit(shared_coco, whole, tmp_path):
-    """Twice; `benchmarks/kill.py` does it twenty times, at moments spread over start, steps and saving."""
+    """Twice; `benchmarks/kill.py` does it twenty times, at moments spread over start, steps and
+    saving."""
     folder = tmp_path / "run"
     arguments = [*train_arguments(shared_coco, folder, steps=20, save_every=1, **EXACT), "--resume"]
     for step in (2, 11):
@@ -176,7 +239,7 @@ def test_a_run_killed_at_any_moment_ends_the_same_bit_for_bit(shared_coco, whole
     assert torch.equal(weights(folder), weights(whole))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: reads /proc")
 def test_hosts_that_do_not_share_the_output_folder(shared_coco, whole, tmp_path):
     """Rank 1 finds no checkpoint where rank 0 does."""
     shutil.copytree(whole, tmp_path / "host0" / "run")
@@ -186,9 +249,18 @@ def test_hosts_that_do_not_share_the_output_folder(shared_coco, whole, tmp_path)
         port = free.getsockname()[1]
     arguments = [*train_arguments(shared_coco, Path("run"), steps=20, **EXACT), "--resume"]
     ranks = [
-        start(arguments, {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1",
-                          "MASTER_PORT": port}, cwd=tmp_path / f"host{rank}")
+        start(
+            arguments,
+            {
+                "RANK": rank,
+                "LOCAL_RANK": 0,
+                "WORLD_SIZE": 2,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
+            cwd=tmp_path / f"host{rank}",
+        )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     for rank in ranks:
         assert "of steps [20.0, 0.0]: --output must be a folder that all hosts share" in told(rank)

@@ -1,8 +1,10 @@
-"""Training over several hosts goes on when one of them dies, and sees each image once an epoch all the same.
+"""Training over several hosts goes on when one of them dies, and sees each image once an epoch all
+the same.
 
-Hosts are network namespaces (`hosts.py`), each with a torchrun of its own; the run folder is shared, as it must be.
-The store of torchrun's rendezvous lies on the first host: its loss ends the job, and is not tried here. The job is then
-started again by hand or by the batch system, with `--resume`.
+Hosts are network namespaces (`hosts.py`), each with a torchrun of its own; the run folder is
+shared, as it must be. The store of torchrun's rendezvous lies on the first host: its loss ends the
+job, and is not tried here. The job is then started again by hand or by the batch system, with
+`--resume`.
 """
 
 import json
@@ -23,27 +25,50 @@ from redetr.cli import main
 
 # Epochs and steps end together every 8 steps only. No number of hosts above 1 divides the batch.
 STEPS, BATCH, IMAGES, SAVE_EVERY = 24, 7, 8, 2
-HELD_AT = 7  # where the host that will die waits for it: one step after a checkpoint, in the middle of an epoch
+# where the host that will die waits for it: one step after a checkpoint, in the middle of an epoch
+HELD_AT = 7
 SMALL = ["backbone=[16,32,64]", "hidden_dim=32", "nheads=4", "dec_layers=2", "dim_feedforward=64"]
 
-# A host without a sign of life for 4 s is dead; where there are fewer hosts than there may be, 3 s pass for one more.
+# A host without a sign of life for 4 s is dead; where there are fewer hosts than there may be, 3 s
+# pass for one more.
 RENDEZVOUS = "join_timeout=120,last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=4"
-# Else torchrun starts workers anew on the store of the first round, whose place a host that comes later is not told.
+# Else torchrun starts workers anew on the store of the first round, whose place a host that comes
+# later is not told.
 NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 LIMIT_S = 240  # for each thing that is waited for
 
 
 def train_arguments(data: Path, output: Path, timeout_s: int = 120) -> list[str]:
     """A small model; all its random numbers are functions of seed, epoch and image id."""
-    flags = {"data": data, "output": output, "steps": STEPS, "batch-size": BATCH, "image-size": 64, "lr": 1e-3,
-             "device": "cpu", "precision": "fp64", "num-workers": 0, "log-every": 1, "eval-every": STEPS,
-             "save-every": SAVE_EVERY, "timeout-s": timeout_s}  # fmt: skip
-    return ["train", "redetr_n", *(f"--{k}={v}" for k, v in flags.items()), "--resume", "--model-options", *SMALL]
+    flags = {
+        "data": data,
+        "output": output,
+        "steps": STEPS,
+        "batch-size": BATCH,
+        "image-size": 64,
+        "lr": 1e-3,
+        "device": "cpu",
+        "precision": "fp64",
+        "num-workers": 0,
+        "log-every": 1,
+        "eval-every": STEPS,
+        "save-every": SAVE_EVERY,
+        "timeout-s": timeout_s,
+    }
+    return [
+        "train",
+        "redetr_n",
+        *(f"--{k}={v}" for k, v in flags.items()),
+        "--resume",
+        "--model-options",
+        *SMALL,
+    ]
 
 
 @dataclass
 class Job:
-    """A training run over `hosts`, in the folder `run` of `folder`. `timeout_s` is how long a rank waits for others."""
+    """A training run over `hosts`, in the folder `run` of `folder`. `timeout_s` is how long a rank
+    waits for others."""
 
     hosts: list[Host]
     data: Path
@@ -51,7 +76,8 @@ class Job:
     timeout_s: int = 120
 
     def start(self, host: Host, *hold: str) -> subprocess.Popen:
-        """A torchrun on this host, with one process. `hold`: where to stop, as `traced_train.py` tells.
+        """A torchrun on this host, with one process. `hold`: where to stop, as `traced_train.py`
+        tells.
 
         A host that comes late finds the others held at the first step they do without it.
         """
@@ -59,14 +85,29 @@ class Job:
         first, trace = self.hosts[0], self.folder / "trace"
         trace.mkdir(exist_ok=True)
         command = [
-            sys.executable, "-m", "torch.distributed.run", f"--nnodes=1:{len(self.hosts)}", "--nproc-per-node=1",
-            "--max-restarts=3", "--rdzv-backend=c10d", f"--rdzv-endpoint={first.address}:{PORT}", "--rdzv-id=job",
-            f"--rdzv-conf=is_host={int(host is first)},{RENDEZVOUS}", f"--local-addr={host.address}",
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nnodes=1:{len(self.hosts)}",
+            "--nproc-per-node=1",
+            "--max-restarts=3",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={first.address}:{PORT}",
+            "--rdzv-id=job",
+            f"--rdzv-conf=is_host={int(host is first)},{RENDEZVOUS}",
+            f"--local-addr={host.address}",
             str(Path(__file__).with_name("traced_train.py")),
             *train_arguments(self.data, self.folder / "run", self.timeout_s),
-        ]  # fmt: skip
-        return host.start(command, self._log(host), GLOO_SOCKET_IFNAME="eth0", OMP_NUM_THREADS="1", TRACE=str(trace),
-                          HOLD=",".join([*early, *hold]), **NEW_STORE)  # fmt: skip
+        ]
+        return host.start(
+            command,
+            self._log(host),
+            GLOO_SOCKET_IFNAME="eth0",
+            OMP_NUM_THREADS="1",
+            TRACE=str(trace),
+            HOLD=",".join([*early, *hold]),
+            **NEW_STORE,
+        )
 
     def lines(self) -> list[dict[str, Any]]:
         """What all processes have traced so far, in order of time."""
@@ -77,8 +118,13 @@ class Job:
     def wait_for_step(self, step: int, world: int) -> None:
         """Until all `world` processes have done `step`."""
         wanted = {"step": step, "world": world}
-        self._wait(lambda: len({line["rank"] for line in self.lines() if wanted.items() <= line.items()}) == world,
-                   f"{wanted} is not reached")  # fmt: skip
+        self._wait(
+            lambda: (
+                len({line["rank"] for line in self.lines() if wanted.items() <= line.items()})
+                == world
+            ),
+            f"{wanted} is not reached",
+        )
 
     def exit_code(self, torchrun: subprocess.Popen) -> int:
         self._wait(lambda: torchrun.poll() is not None, f"{torchrun.args} does not end")
@@ -87,7 +133,9 @@ class Job:
     def said(self) -> str:
         """The end of what was printed on each host."""
         logs = [(host.address, self._log(host)) for host in self.hosts]
-        return "\n".join(f"--- {address}\n{log.read_text()[-3000:]}" for address, log in logs if log.exists())
+        return "\n".join(
+            f"--- {address}\n{log.read_text()[-3000:]}" for address, log in logs if log.exists()
+        )
 
     def _wait(self, condition: Callable[[], bool], complaint: str) -> None:
         wait_for(condition, LIMIT_S, lambda: f"{complaint}\n{self.said()}")
@@ -130,7 +178,9 @@ def last_executions(lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def worlds(steps: list[list[dict[str, Any]]]) -> list[tuple[int, int]]:
     """(processes, steps) of each part of the run."""
-    return [(world, len(list(part))) for world, part in groupby(ranks[0]["world"] for ranks in steps)]
+    return [
+        (world, len(list(part))) for world, part in groupby(ranks[0]["world"] for ranks in steps)
+    ]
 
 
 def assert_each_image_once_an_epoch(steps: list[list[dict[str, Any]]]) -> None:
@@ -139,18 +189,26 @@ def assert_each_image_once_an_epoch(steps: list[list[dict[str, Any]]]) -> None:
         assert [line["rank"] for line in ranks] == list(range(ranks[0]["world"])), ranks
     seen = [tuple(image) for ranks in steps for line in ranks for image in line["images"]]
     assert [epoch for epoch, _ in seen] == sorted(epoch for epoch, _ in seen)
-    assert sorted(seen) == [(epoch, image) for epoch in range(STEPS * BATCH // IMAGES) for image in range(IMAGES)]
+    assert sorted(seen) == [
+        (epoch, image) for epoch in range(STEPS * BATCH // IMAGES) for image in range(IMAGES)
+    ]
 
 
 def assert_same_weights(folder: Path, expected: dict[str, torch.Tensor]) -> None:
-    """Equal but for the order of sums, in fp64: over many steps, the rounding of fp32 would grow."""
+    """Equal but for the order of sums, in fp64: over many steps, the rounding of fp32 would
+    grow."""
     found = weights(folder)
     assert found.keys() == expected.keys()
-    errors = {name: ((found[name] - w).norm() / w.norm().clamp(min=1e-12)).item() for name, w in expected.items()}
+    errors = {
+        name: ((found[name] - w).norm() / w.norm().clamp(min=1e-12)).item()
+        for name, w in expected.items()
+    }
     assert {name: error for name, error in errors.items() if not error < 1e-9} == {}
 
 
-@pytest.mark.parametrize("hosts", [2, pytest.param(3, marks=pytest.mark.slow)], indirect=True, ids="{} hosts".format)
+@pytest.mark.parametrize(
+    "hosts", [2, pytest.param(3, marks=pytest.mark.slow)], indirect=True, ids="{} hosts".format
+)
 def test_the_job_goes_on_without_a_host_that_died(hosts, shared_coco, tmp_path, alone):
     job = Job(hosts, shared_coco, tmp_path)
     *others, last = hosts
@@ -167,8 +225,11 @@ def test_the_job_goes_on_without_a_host_that_died(hosts, shared_coco, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_host_whose_power_fails_is_given_up_and_may_come_back(hosts, shared_coco, tmp_path, alone):
-    """Nothing tells the others that it is gone: `--timeout-s` does. Later it joins the job that went on without it."""
+def test_a_host_whose_power_fails_is_given_up_and_may_come_back(
+    hosts, shared_coco, tmp_path, alone
+):
+    """Nothing tells the others that it is gone: `--timeout-s` does. Later it joins the job that
+    went on without it."""
     job = Job(hosts, shared_coco, tmp_path, timeout_s=20)
     first, second = hosts
     torchrun = job.start(first, "1:13")

@@ -10,12 +10,22 @@ import redetr
 from redetr.cli import main
 from redetr.recipes import get_recipe
 
-TINY = ("backbone=[16,32,64]", "hidden_dim=32", "nheads=4", "enc_layers=1", "dec_layers=2", "dim_feedforward=64")
+TINY = (
+    "backbone=[16,32,64]",
+    "hidden_dim=32",
+    "nheads=4",
+    "enc_layers=1",
+    "dec_layers=2",
+    "dim_feedforward=64",
+)
 
 
 def flags(**chosen) -> list[str]:
     settings = {"device": "cpu", "precision": "fp32", "image_size": 64} | chosen
-    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()] + ["--model-options", *TINY]
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()] + [
+        "--model-options",
+        *TINY,
+    ]
 
 
 def test_alone_with_accumulation(capsys):
@@ -23,33 +33,54 @@ def test_alone_with_accumulation(capsys):
     result = json.loads(capsys.readouterr().out)
     assert (result["world_size"], result["accumulate"], result["batch_size"]) == (1, 3, 14)
     assert result["failed"] == []
-    assert result["parameters"]["all"] == sum(n for part, n in result["parameters"].items() if part != "all")
-    assert {"backbone", "transformer.encoder", "transformer.decoder", "class_embed", "all"} <= result[
-        "parameters"
-    ].keys()
+    assert result["parameters"]["all"] == sum(
+        n for part, n in result["parameters"].items() if part != "all"
+    )
+    assert {
+        "backbone",
+        "transformer.encoder",
+        "transformer.decoder",
+        "class_embed",
+        "all",
+    } <= result["parameters"].keys()
     assert 0 < result["errors"]["fp64"]["all"] < 1e-12
     assert 0 < result["errors"]["fp32"]["all"] < 1e-6
 
 
 def test_a_layout_that_is_not_exact_fails(capsys):
-    """The original's class loss is a mean over each micro-batch's own images. The box head is not to blame."""
+    """The original's class loss is a mean over each micro-batch's own images. The box head is not
+    to blame."""
     with pytest.raises(SystemExit) as ended:
         main(["verify", "detr_tiny", *flags(accumulate=2, class_normalization="per_rank")])
     assert ended.value.code == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("redetr: the gradient of this layout is not that of one process: ")
+    assert captured.err.startswith(
+        "redetr: the gradient of this layout is not that of one process: "
+    )
     assert "all in fp32 by" in captured.err
     errors = {
-        line.split()[0]: float(line.split()[2]) for line in captured.out.splitlines() if "e-" in line or "e+" in line
+        line.split()[0]: float(line.split()[2])
+        for line in captured.out.splitlines()
+        if "e-" in line or "e+" in line
     }
     assert errors["class_embed"] > 0.01
     assert errors["bbox_embed"] < 1e-12
 
 
 def test_on_own_data_as_training_augments_it(shared_coco):
-    config = redetr.TrainConfig(**{**get_recipe("redetr_n").to_dict(), "data": str(shared_coco), "batch_size": 6,
-                                   "accumulate": 2, "image_size": 64, "device": "cpu", "precision": "bf16",
-                                   "augment": "photo", "model_options": (*TINY[:3], *TINY[4:])})  # fmt: skip
+    config = redetr.TrainConfig(
+        **{
+            **get_recipe("redetr_n").to_dict(),
+            "data": str(shared_coco),
+            "batch_size": 6,
+            "accumulate": 2,
+            "image_size": 64,
+            "device": "cpu",
+            "precision": "bf16",
+            "augment": "photo",
+            "model_options": (*TINY[:3], *TINY[4:]),
+        }
+    )
     result = redetr.verify(config)
     assert result.failed == []
     assert 1e-6 < result.errors["bf16"]["all"] < 0.02
@@ -57,10 +88,21 @@ def test_on_own_data_as_training_augments_it(shared_coco):
 
 def test_under_torchrun():
     run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "redetr", "verify",
-         *flags(precision="fp64", image_size=96)[:3]],
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "redetr",
+            "verify",
+            *flags(precision="fp64", image_size=96)[:3],
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert run.returncode == 0, run.stderr
     assert "2 x cpu with 1 micro-batches" in run.stdout
     assert "exact: equal up to the order of floating-point sums" in run.stdout

@@ -1,9 +1,10 @@
-"""`python -m redetr`, and a record of the images that each optimizer step used. torchrun starts it in `test_hosts.py`.
+"""`python -m redetr`, and a record of the images that each optimizer step used. torchrun starts it
+in `test_hosts.py`.
 
-Each process writes `$TRACE/<pid>.jsonl`: a line per optimizer step, with the step as the optimizer counted it (its
-count lies in the checkpoint, beside the weights), and the (epoch, index) pairs of the images that were loaded for it.
-`$HOLD`, as in "1:3,2:7", stops a process of a world of 1 after step 3 and one of a world of 2 after step 7, until a
-signal comes: a test knows where it is.
+Each process writes `$TRACE/<pid>.jsonl`: a line per optimizer step, with the step as the optimizer
+counted it (its count lies in the checkpoint, beside the weights), and the (epoch, index) pairs of
+the images that were loaded for it. `$HOLD`, as in "1:3,2:7", stops a process of a world of 1 after
+step 3 and one of a world of 2 after step 7, until a signal comes: a test knows where it is.
 """
 
 import json
@@ -30,7 +31,8 @@ class TrainKeys(list[Key]):
 
 
 def trace(file: Path, hold: list[str]) -> None:
-    """Wraps the sampler, the loading of images (which runs ahead of the steps) and the end of each step."""
+    """Wraps the sampler, the loading of images (which runs ahead of the steps) and the end of each
+    step."""
     loaded: deque[list[Key]] = deque()
     draw, load = TrainSampler.__iter__, Samples.__getitems__
 
@@ -44,7 +46,13 @@ def trace(file: Path, hold: list[str]) -> None:
 
     def stepped(optimizer: Any, *_: Any) -> None:
         step = int(max(state["step"] for state in optimizer.state.values() if "step" in state))
-        line = {"at": time.monotonic(), "step": step, "rank": RANK, "world": WORLD, "images": loaded.popleft()}
+        line = {
+            "at": time.monotonic(),
+            "step": step,
+            "rank": RANK,
+            "world": WORLD,
+            "images": loaded.popleft(),
+        }
         with file.open("a") as out:
             out.write(json.dumps(line) + "\n")
         if f"{WORLD}:{step}" in hold:

@@ -1,4 +1,5 @@
-"""The layout of the official checkpoints, stated from torchvision's and torch's own modules, and what it computes."""
+"""The layout of the official checkpoints, stated from torchvision's and torch's own modules, and
+what it computes."""
 
 from pathlib import Path
 
@@ -23,10 +24,19 @@ RESNETS = {"resnet50": 53, "resnet101": 104}  # convolutions
 
 def official_weights(backbone: str = "resnet50", num_queries: int = 100) -> dict[str, Tensor]:
     """A random state dict as facebookresearch/detr writes it, made without redetr."""
-    resnet = torchvision.models.get_model(backbone, norm_layer=torchvision.ops.FrozenBatchNorm2d).state_dict()
-    weights = {f"backbone.0.body.{name}": tensor for name, tensor in resnet.items() if not name.startswith("fc.")}
+    resnet = torchvision.models.get_model(
+        backbone, norm_layer=torchvision.ops.FrozenBatchNorm2d
+    ).state_dict()
+    weights = {
+        f"backbone.0.body.{name}": tensor
+        for name, tensor in resnet.items()
+        if not name.startswith("fc.")
+    }
     for i in range(6):
-        for part, layer in (("encoder", nn.TransformerEncoderLayer), ("decoder", nn.TransformerDecoderLayer)):
+        for part, layer in (
+            ("encoder", nn.TransformerEncoderLayer),
+            ("decoder", nn.TransformerDecoderLayer),
+        ):
             for name, tensor in layer(256, 8, 2048).state_dict().items():
                 weights[f"transformer.{part}.layers.{i}.{name}"] = tensor
     heads = {
@@ -62,7 +72,11 @@ def test_names_and_shapes_are_the_official_ones(backbone, dilated):
         expected = official_weights(backbone)
     assert shapes(model.state_dict()) == shapes(expected)
     # 5 tensors per convolution and its norm, 12 per encoder layer, 18 per decoder layer, 13 others
-    assert len(expected) == 5 * RESNETS[backbone] + 6 * 12 + 6 * 18 + 13 == {"resnet50": 458}.get(backbone, 713)
+    assert (
+        len(expected)
+        == 5 * RESNETS[backbone] + 6 * 12 + 6 * 18 + 13
+        == {"resnet50": 458}.get(backbone, 713)
+    )
 
 
 def test_some_names_by_hand():
@@ -86,18 +100,31 @@ def test_a_file_of_the_original_loads(tmp_path):
     weights = official_weights(num_queries=20)
     detector = redetr.load(save(tmp_path / "detr-r50-e632da11.pth", weights), device="cpu")
     torch.testing.assert_close(detector.model.state_dict(), weights, rtol=0, atol=0)
-    assert (detector.model.num_classes, detector.model.num_queries, detector.image_size) == (91, 20, 800)
+    assert (detector.model.num_classes, detector.model.num_queries, detector.image_size) == (
+        91,
+        20,
+        800,
+    )
     assert {i: detector.class_names[i] for i in (1, 17, 62, 90)} == {
         1: "person", 17: "cat", 62: "chair", 90: "toothbrush",
     }  # fmt: skip
     assert detector.category_ids == tuple(range(91))
 
 
-@pytest.mark.parametrize(("file", "model"), [("detr-r50-dc5-f0fb7ef5.pth", None), ("mine.pth", "detr_r50_dc5")])
+@pytest.mark.parametrize(
+    ("file", "model"), [("detr-r50-dc5-f0fb7ef5.pth", None), ("mine.pth", "detr_r50_dc5")]
+)
 def test_the_dilated_form_is_known_by_file_name_or_argument(tmp_path, file, model):
-    detector = redetr.load(save(tmp_path / file, official_weights(num_queries=5)), model=model, device="cpu")
+    detector = redetr.load(
+        save(tmp_path / file, official_weights(num_queries=5)), model=model, device="cpu"
+    )
     with torch.inference_mode():
-        assert detector.model.backbone[0](torch.zeros(1, 3, 64, 96))[0].shape == (1, 2048, 4, 6)  # stride 16
+        assert detector.model.backbone[0](torch.zeros(1, 3, 64, 96))[0].shape == (
+            1,
+            2048,
+            4,
+            6,
+        )  # stride 16
 
 
 def test_a_resnet101_is_recognised(tmp_path):
@@ -105,16 +132,25 @@ def test_a_resnet101_is_recognised(tmp_path):
     detector = redetr.load(save(tmp_path / "detr-r101-2c7b67e5.pth", weights), device="cpu")
     assert len(detector.model.backbone[0].body.layer3) == 23
     with torch.inference_mode():
-        assert detector.model.backbone[0](torch.zeros(1, 3, 64, 96))[0].shape == (1, 2048, 2, 3)  # stride 32
+        assert detector.model.backbone[0](torch.zeros(1, 3, 64, 96))[0].shape == (
+            1,
+            2048,
+            2,
+            3,
+        )  # stride 32
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     weights = official_weights(num_queries=5)
-    incomplete = {name: tensor for name, tensor in weights.items() if "encoder.layers.3.norm1" not in name}
+    incomplete = {
+        name: tensor for name, tensor in weights.items() if "encoder.layers.3.norm1" not in name
+    }
     with pytest.raises(redetr.InputError, match=r"2 missing.*encoder\.layers\.3\.norm1\.bias"):
         redetr.load(save(tmp_path / "incomplete.pth", incomplete), device="cpu")
     with pytest.raises(redetr.InputError, match="no DETR"):
-        redetr.load(save(tmp_path / "resnet.pth", torchvision.models.resnet18().state_dict()), device="cpu")
+        redetr.load(
+            save(tmp_path / "resnet.pth", torchvision.models.resnet18().state_dict()), device="cpu"
+        )
 
 
 def randomized(module: nn.Module) -> nn.Module:
@@ -150,13 +186,20 @@ def test_attention_in_bf16_on_a_cpu_is_that_of_fp32():
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_layers_without_positions_are_those_of_torch(pre_norm):
-    encoder = randomized(nn.TransformerEncoderLayer(24, 3, 40, dropout=0.0, batch_first=True, norm_first=pre_norm))
-    decoder = randomized(nn.TransformerDecoderLayer(24, 3, 40, dropout=0.0, batch_first=True, norm_first=pre_norm))
+    encoder = randomized(
+        nn.TransformerEncoderLayer(24, 3, 40, dropout=0.0, batch_first=True, norm_first=pre_norm)
+    )
+    decoder = randomized(
+        nn.TransformerDecoderLayer(24, 3, 40, dropout=0.0, batch_first=True, norm_first=pre_norm)
+    )
     our_encoder = TransformerEncoderLayer(24, 3, 40, 0.0, pre_norm).double()
     our_decoder = TransformerDecoderLayer(24, 3, 40, 0.0, pre_norm).double()
     our_encoder.load_state_dict(encoder.state_dict())
     our_decoder.load_state_dict(decoder.state_dict())
-    x, queries = torch.randn(2, 7, 24, dtype=torch.float64), torch.randn(2, 5, 24, dtype=torch.float64)
+    x, queries = (
+        torch.randn(2, 7, 24, dtype=torch.float64),
+        torch.randn(2, 5, 24, dtype=torch.float64),
+    )
     zero = torch.zeros_like
 
     memory = encoder(x, src_key_padding_mask=~VALID)
@@ -184,5 +227,9 @@ def test_padded_positions_change_nothing(pre_norm):
     features, pos = torch.randn(2, 2, 7, 24, dtype=torch.float64)
     queries = torch.randn(2, 5, 24, dtype=torch.float64)
     changed = torch.where(VALID[..., None], features, 100.0)
-    torch.testing.assert_close(transformer(features, pos, queries, VALID), transformer(changed, pos, queries, VALID))
-    assert not torch.allclose(transformer(features, pos, queries), transformer(changed, pos, queries))
+    torch.testing.assert_close(
+        transformer(features, pos, queries, VALID), transformer(changed, pos, queries, VALID)
+    )
+    assert not torch.allclose(
+        transformer(features, pos, queries), transformer(changed, pos, queries)
+    )

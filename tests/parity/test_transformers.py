@@ -1,8 +1,10 @@
-"""The faithful form against Hugging Face Transformers: outputs, losses and gradients of the same random weights.
+"""The faithful form against Hugging Face Transformers: outputs, losses and gradients of the same
+random weights.
 
-Transformers 5 with `auxiliary_loss=True` feeds each decoder layer the *normalised* output of the layer before, which
-neither the original nor Transformers itself with `auxiliary_loss=False` does. So its model runs with False, and the
-predictions of the earlier layers are made here from its hidden states, its norm and its heads.
+Transformers 5 with `auxiliary_loss=True` feeds each decoder layer the *normalised* output of the
+layer before, which neither the original nor Transformers itself with `auxiliary_loss=False` does.
+So its model runs with False, and the predictions of the earlier layers are made here from its
+hidden states, its norm and its heads.
 """
 
 from tempfile import TemporaryDirectory
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 import redetr
-from redetr.models.convert import from_transformers
+from redetr.weights.official import from_transformers
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -23,11 +25,18 @@ NUM_CLASSES = 5
 
 
 def random_peer(**options: Any) -> Any:
-    """A Transformers DETR in which nothing is left at a neutral start: norms, biases and statistics are random.
+    """A Transformers DETR in which nothing is left at a neutral start: norms, biases and statistics
+    are random.
 
-    Matrices are as large as in a trained model, so that attention is peaked and positions and masks matter.
+    Matrices are as large as in a trained model, so that attention is peaked and positions and masks
+    matter.
     """
-    settings = {"backbone": "resnet50", "use_pretrained_backbone": False, "num_labels": NUM_CLASSES, "dropout": 0.0}
+    settings = {
+        "backbone": "resnet50",
+        "use_pretrained_backbone": False,
+        "num_labels": NUM_CLASSES,
+        "dropout": 0.0,
+    }
     torch.manual_seed(0)
     peer = transformers.DetrForObjectDetection(transformers.DetrConfig(**settings | options))
     with torch.no_grad():
@@ -36,7 +45,9 @@ def random_peer(**options: Any) -> Any:
                 tensor.uniform_(0.5, 1.5)
             elif name.endswith(("running_mean", "bias")):
                 tensor.normal_(0, 0.1)
-            elif tensor.dim() == 1:  # scales of norms; 0.4 keeps the residual sums of 16 or 33 blocks in bounds
+            elif (
+                tensor.dim() == 1
+            ):  # scales of norms; 0.4 keeps the residual sums of 16 or 33 blocks in bounds
                 tensor.uniform_(0.2, 0.6) if ".backbone." in name else tensor.uniform_(0.5, 1.5)
             elif tensor.dim() == 2:
                 tensor.normal_(0, 1 if "embeddings" in name else tensor.shape[1] ** -0.5)
@@ -52,13 +63,18 @@ def ours_from(peer: Any) -> torch.nn.Module:
 
 def padded_batch(dtype: torch.dtype) -> redetr.Batch:
     torch.manual_seed(1)
-    return redetr.collate([torch.randn(3, *size, dtype=dtype) for size in ((64, 128), (96, 64), (50, 101))])
+    return redetr.collate(
+        [torch.randn(3, *size, dtype=dtype) for size in ((64, 128), (96, 64), (50, 101))]
+    )
 
 
 def random_targets(dtype: torch.dtype) -> list[dict[str, Tensor]]:
     torch.manual_seed(2)
     return [
-        {"labels": torch.randint(NUM_CLASSES, (n,)), "boxes": torch.rand(n, 4, dtype=dtype) * 0.4 + 0.1}
+        {
+            "labels": torch.randint(NUM_CLASSES, (n,)),
+            "boxes": torch.rand(n, 4, dtype=dtype) * 0.4 + 0.1,
+        }
         for n in (4, 0, 1)
     ]
 
@@ -79,15 +95,37 @@ FORMS = {
     "resnet50": {},
     "resnet101": {"backbone": "resnet101", "encoder_layers": 1, "decoder_layers": 2},
     "dilated": {"dilation": True, "encoder_layers": 1, "decoder_layers": 2},
-    "dilated by its backbone": {"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50",
-                                                    "out_indices": [1, 2, 3, 4], "output_stride": 16},
-                                "encoder_layers": 1, "decoder_layers": 1},
-    "learned positions": {"position_embedding_type": "learned", "encoder_layers": 1, "decoder_layers": 2},
-    "own resnet": {"backbone_config": {"model_type": "resnet", "out_features": ["stage4"]}, "encoder_layers": 1,
-                   "decoder_layers": 2},
-    "other sizes": {"encoder_layers": 1, "decoder_layers": 1, "d_model": 96, "encoder_attention_heads": 6,
-                    "decoder_attention_heads": 6, "encoder_ffn_dim": 80, "decoder_ffn_dim": 80, "num_queries": 7},
-}  # fmt: skip
+    "dilated by its backbone": {
+        "backbone_config": {
+            "model_type": "timm_backbone",
+            "backbone": "resnet50",
+            "out_indices": [1, 2, 3, 4],
+            "output_stride": 16,
+        },
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+    },
+    "learned positions": {
+        "position_embedding_type": "learned",
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+    },
+    "own resnet": {
+        "backbone_config": {"model_type": "resnet", "out_features": ["stage4"]},
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+    },
+    "other sizes": {
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "d_model": 96,
+        "encoder_attention_heads": 6,
+        "decoder_attention_heads": 6,
+        "encoder_ffn_dim": 80,
+        "decoder_ffn_dim": 80,
+        "num_queries": 7,
+    },
+}
 
 
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS.keys())
@@ -110,17 +148,29 @@ def layerwise(peer: Any, batch: redetr.Batch) -> tuple[Tensor, Tensor]:
     return peer.class_labels_classifier(states), peer.bbox_predictor(states).sigmoid()
 
 
-def peer_loss(peer: Any, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]]) -> tuple[Tensor, dict]:
+def peer_loss(
+    peer: Any, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]]
+) -> tuple[Tensor, dict]:
     labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
-    config = SimpleNamespace(**peer.config.to_dict() | {"auxiliary_loss": True, "num_labels": NUM_CLASSES})
-    total, losses, _ = peer.loss_function(logits[-1], labels, logits.device, boxes[-1], config, logits, boxes)
+    config = SimpleNamespace(
+        **peer.config.to_dict() | {"auxiliary_loss": True, "num_labels": NUM_CLASSES}
+    )
+    total, losses, _ = peer.loss_function(
+        logits[-1], labels, logits.device, boxes[-1], config, logits, boxes
+    )
     return total, {name: loss for name, loss in losses.items() if "cardinality" not in name}
 
 
-@pytest.mark.parametrize("backbone", ["resnet50", pytest.param("resnet101", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backbone", ["resnet50", pytest.param("resnet101", marks=pytest.mark.slow)]
+)
 def test_same_losses_and_gradients(double_by_default, backbone):
     peer = random_peer(backbone=backbone, encoder_layers=2, decoder_layers=3).double()
-    ours, batch, targets = ours_from(peer).double(), padded_batch(torch.float64), random_targets(torch.float64)
+    ours, batch, targets = (
+        ours_from(peer).double(),
+        padded_batch(torch.float64),
+        random_targets(torch.float64),
+    )
 
     total, losses = peer_loss(peer, *layerwise(peer, batch), targets)
     total.backward()
@@ -128,11 +178,14 @@ def test_same_losses_and_gradients(double_by_default, backbone):
     our_losses["loss"].backward()
 
     torch.testing.assert_close(our_losses, losses | {"loss": total}, rtol=1e-6, atol=0)
-    assert losses.keys() == {f"loss_{t}{layer}" for t in ("ce", "bbox", "giou") for layer in ("_0", "_1", "")}
+    assert losses.keys() == {
+        f"loss_{t}{layer}" for t in ("ce", "bbox", "giou") for layer in ("_0", "_1", "")
+    }
     gradients = from_transformers({name: p.grad for name, p in peer.named_parameters()})
     trainable = {name: p.grad for name, p in ours.named_parameters() if p.requires_grad}
     assert len(trainable) > 100
-    # A gradient that is zero but for rounding, such as that of attention between equal values, has no relative error.
+    # A gradient that is zero but for rounding, such as that of attention between equal values, has
+    # no relative error.
     smallest = 1e-8 * torch.stack([gradient.norm() for gradient in trainable.values()]).norm()
     for name, gradient in trainable.items():
         error = (gradient - gradients[name]).norm() / gradients[name].norm().clamp(min=smallest)

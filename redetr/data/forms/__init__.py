@@ -1,0 +1,1 @@
+"""The forms that data sets come in: read into annotations, and written."""

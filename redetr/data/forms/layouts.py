@@ -1,0 +1,75 @@
+"""Which form a folder of data is in, which splits it has, and how one is read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from redetr.data.annotations import Annotations, Split
+from redetr.data.forms.coco import coco_sought, coco_splits, read_coco
+from redetr.data.forms.voc import read_voc, voc_sought, voc_splits
+from redetr.data.forms.yolo import read_yolo, yolo_sought, yolo_splits
+from redetr.errors import InputError
+
+_REMEDIES = {
+    "train": "add it: a model learns from it",
+    "val": "add it: hold out 10-20% of the images to measure on, or let --val-fraction 0.1 do it",
+    "test": "add it, or measure on val",
+}
+
+
+class _Layout(NamedTuple):
+    """A form of data set: the splits that are in a folder, where one is looked for (in words), how
+    it is read."""
+
+    splits: Callable[[Path], list[Split]]
+    sought: Callable[[Split], str]
+    read: Callable[[Path, Split], Annotations]
+
+
+_LAYOUTS = {
+    "COCO": _Layout(coco_splits, coco_sought, read_coco),
+    "YOLO": _Layout(yolo_splits, yolo_sought, read_yolo),
+    "Pascal VOC": _Layout(voc_splits, voc_sought, read_voc),
+}
+
+
+def splits_of(root: Path) -> list[Split]:
+    """The splits of the data set in a folder, or of a YAML file. Raises InputError if it has none,
+    or they cannot be told."""
+    return _layout_of(root)[1]
+
+
+def read_annotations(root: Path, split: Split) -> Annotations:
+    """One split of the data set in a folder, or of a YAML file, with all that is wrong with it.
+
+    Raises InputError if there is no such data set or split, or nothing of it can be read.
+    """
+    layout, splits = _layout_of(root)
+    if split not in splits:
+        raise InputError(
+            f"{root}: no {split} split (looked for {layout.sought(split)}); {_REMEDIES[split]}"
+        )
+    return layout.read(root, split)
+
+
+def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
+    if root.suffix in (".yaml", ".yml") and root.is_file():
+        if not (splits := yolo_splits(root)):
+            raise InputError(f"{root}: names no images; write train and val into it")
+        return _LAYOUTS["YOLO"]._replace(sought=lambda split: yolo_sought(split, root.name)), splits
+    if not root.is_dir():
+        what = "is a file" if root.is_file() else "no such folder"
+        raise InputError(
+            f"{root}: {what}; give the folder of a data set, its data.yaml, or digits or crowns"
+        )
+    if not any(root.iterdir()):
+        raise InputError(
+            f"{root}: the folder is empty; put a data set in {', '.join(_LAYOUTS)} form into it"
+        )
+    for layout in _LAYOUTS.values():
+        if splits := layout.splits(root):
+            return layout, splits
+    sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
+    raise InputError(
+        f"{root}: no data set found; give the folder that holds one of these ({sought})"
+    )

@@ -1,0 +1,274 @@
+"""A trained model as something to ask: `load` a checkpoint of any kind, `predict` on images."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from redetr.data import DetectionDataset, open_dataset
+from redetr.data.annotations import Split
+from redetr.data.images import upright
+from redetr.data.loader import to_batch
+from redetr.data.transforms import resizer
+from redetr.detector.detections import Detections, detect
+from redetr.detector.inference import for_inference
+from redetr.detector.sources import read_source
+from redetr.detector.tiles import merge_tiles, tile_windows
+from redetr.distributed import pick_device
+from redetr.errors import InputError
+from redetr.evaluation import evaluate
+from redetr.metrics import CocoResult
+from redetr.models import build
+from redetr.precision import autocast, pick_precision, weights_dtype
+from redetr.structures import DetectionModel, Target
+from redetr.weights.reading import load_strictly, read_weights, require_fitting
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
+_TILES_AT_ONCE = 8
+
+
+class Detector:
+    """A model with its class names and its image size."""
+
+    def __init__(
+        self,
+        model: DetectionModel,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        image_size: int,
+        device: str = "auto",
+        precision: str = "fp32",
+        trained_on: str | None = None,
+        val_fraction: float = 0.0,
+    ):
+        self.device = pick_device(device)
+        self.dtype = pick_precision(precision, self.device)
+        self.model = (
+            model.to(self.device, weights_dtype(self.dtype))
+            .to(memory_format=torch.channels_last)
+            .eval()
+        )
+        self.class_names = tuple(class_names)
+        self.category_ids = tuple(category_ids)
+        self.image_size = image_size
+        self.trained_on, self.val_fraction = trained_on, val_fraction
+
+    @property
+    def classes(self) -> list[tuple[int, str]]:
+        """Category id and name of each label."""
+        return list(zip(self.category_ids, self.class_names, strict=True))
+
+    def open_data(
+        self, split: Split, source: str | None = None, val_fraction: float | None = None
+    ) -> DetectionDataset:
+        """`open_dataset` of what the model was trained on, unless told otherwise. Raises
+        InputError."""
+        held_out = self.val_fraction if val_fraction is None else val_fraction
+        if source is not None:
+            return open_dataset(source, split, held_out)
+        if self.trained_on is None:
+            raise InputError("the checkpoint does not say what it was trained on: give --data")
+        try:
+            return open_dataset(self.trained_on, split, held_out)
+        except InputError as error:
+            raise InputError(
+                f"{error}; the checkpoint stores this path of its training data: give --data"
+            ) from error
+
+    def optimize(self, compile: bool = False, precision: str = "auto") -> "Detector":
+        """Makes this detector's model ready to answer (see `for_inference`) and returns the
+        detector.
+
+        A detector in fp32 changes to `precision`: "auto" is bf16 where the hardware multiplies it
+        fast, "fp32" keeps it as it is. With `compile`, the model is compiled, which takes a minute
+        at the first image. Scores and boxes change by rounding: by less than 1e-4 in fp32, by more
+        in bf16. The model no longer gives `aux_outputs`.
+        """
+        self.model = for_inference(self.model)
+        if self.dtype == torch.float32:
+            self.dtype = pick_precision(precision, self.device)
+        if compile:
+            self.model.compile(dynamic=True)
+        return self
+
+    def evaluate(
+        self,
+        data: str | os.PathLike | DetectionDataset | None = None,
+        split: Split = "val",
+        batch_size: int = 16,
+    ) -> CocoResult:
+        """The twelve COCO numbers and the AP of each class on `data`: a data set, what
+        `open_dataset` takes, or by default what this was trained on. Raises InputError if there is
+        no such data, or it has other classes.
+        """
+        if not isinstance(data, DetectionDataset):
+            data = self.open_data(split, None if data is None else os.fspath(data))
+        return evaluate(
+            self.model,
+            data,
+            classes=self.classes,
+            image_size=self.image_size,
+            dtype=self.dtype,
+            batch_size=batch_size,
+        )
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        threshold: float = 0.5,
+        tile: int | None = None,
+        overlap: float = 0.2,
+    ) -> Any:
+        """`Detections` of one image, or a list of them for a list of images.
+
+        An image is a path, an address (http, https), a PIL image, a uint8 array `[H, W, 3]` (RGB),
+        `[H, W]` (gray) or `[H, W, 4]` (RGBA), or a uint8 tensor `[3, H, W]`. Files and PIL images
+        are turned as their EXIF tag says. Lists are one batch. The detections of one image keep it,
+        to show themselves; those of a list do not: all would have to stay in memory.
+
+        Large images can be looked at in tiles of `tile` px that `overlap` by this share of their
+        side: see `tiles`. Raises InputError for something that is no image, a file that cannot be
+        read, or a threshold that is not between 0 and 1.
+        """
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold={threshold} is not between 0 and 1")
+        if not isinstance(images, (list, tuple)):
+            image = as_image(images)  # type: ignore[arg-type]
+            return replace(self._look([image], threshold, tile, overlap)[0], image=image)
+        return self._look([as_image(image) for image in images], threshold, tile, overlap)
+
+    def _look(
+        self, images: list[Tensor], threshold: float, tile: int | None, overlap: float
+    ) -> list[Detections]:
+        if tile is None:
+            return self._predict(images, threshold) if images else []
+        return [self._predict_tiled(image, threshold, tile, overlap) for image in images]
+
+    def _predict_tiled(
+        self, image: Tensor, threshold: float, tile: int, overlap: float
+    ) -> Detections:
+        height, width = image.shape[1:]
+        windows = tile_windows(height, width, tile, overlap)
+        found: list[Detections] = []
+        for start in range(0, len(windows), _TILES_AT_ONCE):
+            some = windows[start : start + _TILES_AT_ONCE]
+            parts = [image[:, top:bottom, left:right] for left, top, right, bottom in some]
+            found += self._predict(parts, threshold)
+        return merge_tiles(found, windows, (height, width))
+
+    def _predict(self, images: list[Tensor], threshold: float) -> list[Detections]:
+        resize = resizer(self.model.resize, self.image_size, self.model.max_size)
+        samples = [(resize(image), _no_target(image)) for image in images]
+        for image, target in samples:
+            target["size"] = (image.shape[-2], image.shape[-1])
+        batch = to_batch(samples, self.device, dtype=weights_dtype(self.dtype))
+        with autocast(self.device, self.dtype):
+            outputs = self.model(batch.images, batch.padding)
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        return detect(
+            outputs,
+            sizes,
+            self.model.loss_config.scores,
+            self.class_names,
+            self.category_ids,
+            top_k=self.model.most_detections,
+            threshold=threshold,
+        )
+
+
+def _no_target(image: Tensor) -> Target:
+    size = (image.shape[-2], image.shape[-1])
+    none = torch.zeros(0)
+    return Target(
+        boxes=none.view(0, 4),
+        labels=none.long(),
+        iscrowd=none.bool(),
+        area=none,
+        image_id=0,
+        orig_size=size,
+        size=size,
+    )
+
+
+def as_image(image: ImageLike) -> Tensor:
+    """Anything that is an image as uint8 `[3, H, W]`. Raises InputError."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_source(os.fspath(image))
+    if isinstance(image, Image.Image):
+        return upright(image)
+    if isinstance(image, np.ndarray):
+        channels = image.shape[2:]
+        if (
+            image.dtype != np.uint8
+            or not image.size
+            or image.ndim < 2
+            or channels not in ((), (3,), (4,))
+        ):
+            raise InputError(
+                "an image array must be uint8 [H, W, 3] (RGB), [H, W] (gray) or [H, W, 4] (RGBA), "
+                f"this one is {image.dtype} {list(image.shape)}"
+            )
+        return upright(Image.fromarray(image))
+    if not isinstance(image, Tensor):
+        raise InputError(
+            f"cannot take a {type(image).__name__} for an image: give a path, PIL image, array or "
+            "tensor"
+        )
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise InputError(
+            f"an image tensor must be uint8 [3, H, W], this one is {image.dtype} "
+            f"{list(image.shape)}"
+        )
+    return image.cpu()
+
+
+def load(
+    source: str | os.PathLike,
+    model: str | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+) -> Detector:
+    """A `Detector` from weights of any of these kinds:
+
+    a redetr checkpoint (`last.pt`, `best.pt`: the averaged weights), `best.safetensors`, or a run
+    folder; an official DETR checkpoint (`{"model": state_dict}`); a folder written by Transformers'
+    `DetrForObjectDetection`; the hub name of such a folder (needs huggingface-hub).
+
+    `model` names the form where the weights do not tell it: "detr_r50_dc5", "detr_r101_dc5".
+    Nothing is unpickled but tensors and plain values. Raises InputError, naming the file, for
+    everything that cannot be loaded.
+    """
+    weights = read_weights(source, model)
+    origin = weights.origin
+    if origin is None:
+        raise InputError(
+            f"{weights.path}: neither a redetr checkpoint nor an official one, there is no DETR in "
+            "it; "
+            "if it is a backbone, train with --weights"
+        )
+    layers = [value for name, value in origin.options.items() if name.endswith("_layers")]
+    if any(isinstance(count, int) and count > len(weights.tensors) for count in layers):
+        raise InputError(
+            f"{weights.path}: the weights do not fit the model: {max(layers)} layers in a small "
+            "file"
+        )
+    with torch.device("meta"):  # first without memory: a file may say of itself what is not true
+        require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
+    net = build(origin.model, len(origin.class_names), **origin.options)
+    load_strictly(net, weights)
+    return Detector(
+        net,
+        origin.class_names,
+        origin.category_ids,
+        origin.image_size or net.image_size,
+        device,
+        precision,
+        origin.trained_on,
+        origin.val_fraction,
+    )

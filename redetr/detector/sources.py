@@ -1,0 +1,220 @@
+"""What to look at: images, folders, patterns, addresses, videos and cameras, as frames that are
+read ahead.
+
+Memory holds the names of all images, and a few decoded ones.
+"""
+
+import glob
+import http.client
+import io
+import os
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, repeat
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from redetr.data.forms.paths import IMAGE_SUFFIXES, find_images
+from redetr.data.images import read_upright
+from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
+from redetr.errors import InputError
+
+T = TypeVar("T")
+
+TIMEOUT_S = 20.0  # for a connection, and for each piece that is read from it
+LARGEST_BYTES = 64 * 2**20  # of an image from the net
+_LONGEST_S = 120.0  # for all of it: a server may send a byte at a time
+_PIECE = 1 << 16
+_THREADS = min(4, os.cpu_count() or 1)  # decoders and encoders let others run
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture to look at, the end of a video, or the reason why a source cannot be read."""
+
+    source: str  # as the user, or the folder, names it
+    image: Tensor | None = None  # uint8 [3, H, W]
+    number: int | None = None  # of a video's frame, from 0; at its end, how many there were
+    rate: float = 0.0  # frames per second of its video
+    error: str = ""
+
+    @property
+    def is_end(self) -> bool:
+        return self.image is None and not self.error
+
+    @property
+    def place(self) -> dict[str, int | float]:
+        """Where in its video it is; nothing for an image."""
+        return (
+            {}
+            if self.number is None
+            else {"frame": self.number, "time_s": round(self.number / self.rate, 3)}
+        )
+
+
+def find_sources(sources: Sequence[str]) -> list[str]:
+    """The single images, addresses, videos and cameras that `sources` stand for, each once, in
+    their order.
+
+    Folders are searched at all depths for images and videos, without following links to folders;
+    patterns such as `photos/**/*.jpg` are filled in; a whole number is a camera. Raises InputError
+    for a source that is not there.
+    """
+    found: dict[str, None] = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        if is_address(source) or (is_camera(source) and not path.exists()):
+            found[source] = None
+        elif path.is_dir():
+            inside = find_images(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+            if not inside:
+                raise InputError(
+                    f"{source}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)})"
+                )
+            found |= dict.fromkeys(str(path / name) for name in inside)
+        elif os.path.lexists(path):
+            found[str(path)] = None
+        elif matches := sorted(glob.glob(str(path), recursive=True)):
+            once = {
+                os.path.realpath(match): match for match in reversed(matches)
+            }  # links may lead round in circles
+            files = sorted(match for match in once.values() if not os.path.isdir(match))
+            if not files:
+                raise InputError(f"{source}: only folders are called so; add /* to the pattern")
+            found |= dict.fromkeys(files)
+        else:
+            raise InputError(f"{source}: no such file or folder")
+    return list(found)
+
+
+def is_address(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
+
+
+def is_camera(source: str) -> bool:
+    return source.isdecimal()
+
+
+def is_video(source: str) -> bool:
+    """Whether it has many frames: a video file or a camera."""
+    return is_camera(source) or (not is_address(source) and source.lower().endswith(VIDEO_SUFFIXES))
+
+
+def frames(sources: Iterable[str], ahead: int) -> Iterator[Frame]:
+    """The frames of all sources in order; `ahead` of them are read by other threads before they are
+    asked for.
+
+    A source that cannot be read gives a frame with an `error`; a video breaks off there.
+    """
+    for video, group in groupby(sources, is_video):
+        if not video:
+            yield from read_ahead((partial(_image_frame, source) for source in group), ahead)
+            continue
+        for source in group:
+            reader = _moving_frames(source)
+            parts = read_ahead(repeat(partial(next, reader, None)), ahead, threads=1)
+            with closing(parts):
+                yield from iter(partial(next, parts), None)
+
+
+def read_ahead(
+    jobs: Iterable[Callable[[], T]], ahead: int, threads: int = _THREADS
+) -> Generator[T]:
+    """What the jobs return, in order. `ahead` of them run or wait for the caller, in so many
+    threads."""
+    waiting: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(job))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _image_frame(source: str) -> Frame:
+    try:
+        return Frame(source, read_source(source))
+    except InputError as error:
+        return Frame(source, error=str(error))
+
+
+def _moving_frames(source: str) -> Iterator[Frame]:
+    try:
+        pictures = camera_frames(int(source)) if is_camera(source) else video_frames(Path(source))
+        number = 0
+        for number, (image, rate) in enumerate(pictures, start=1):
+            yield Frame(source, image, number - 1, rate)
+        yield Frame(source, number=number)
+    except InputError as error:
+        yield Frame(source, error=str(error))
+
+
+def read_source(source: str) -> Tensor:
+    """The image at a path or address, upright, uint8 `[3, H, W]`. Raises InputError."""
+    if is_address(source):
+        return read_upright(io.BytesIO(download(source)), source)
+    path = Path(source).expanduser()
+    if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+        raise InputError(f"{source}: not a file with an image in it")
+    return read_upright(path, source)
+
+
+def download(address: str) -> bytes:
+    """The image at an address of http or https: of a limited size, in a limited time. Raises
+    InputError."""
+    # No other schemes, not even where the server sends one on: no local files, no ftp.
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
+    request = urllib.request.Request(address, headers={"Accept": "image/*"})
+    deadline = time.monotonic() + _LONGEST_S
+    try:
+        with opener.open(request, timeout=TIMEOUT_S) as answer:
+            kind = answer.headers.get_content_type()
+            if not kind.startswith("image/") and kind != "application/octet-stream":
+                raise InputError(f"{address}: its type is {kind}, not an image")
+            content = bytearray()
+            while piece := answer.read1(_PIECE):
+                content += piece
+                if len(content) > LARGEST_BYTES:
+                    raise InputError(
+                        f"{address}: larger than {LARGEST_BYTES >> 20} MB; download it and give "
+                        "the file"
+                    )
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"{address}: not here after {_LONGEST_S:.0f} s; download it and give the "
+                        "file"
+                    )
+            return bytes(content)
+    except (
+        OSError,
+        http.client.HTTPException,
+        ValueError,
+    ) as error:  # ValueError: no such port, a space in it
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        raise InputError(
+            f"{address}: cannot be read ({error}); check the address and the connection"
+        ) from None

@@ -1,0 +1,114 @@
+"""Videos and cameras: their frames one after another, and annotated videos.
+
+Files are read and written by PyAV: half the size of OpenCV, it writes H.264, which browsers play,
+and says what is wrong with a damaged file. Its packages open no cameras, which is all that OpenCV
+is asked for.
+"""
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from redetr.errors import InputError
+from redetr.files import UNFINISHED
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
+
+# Containers that hold their pictures themselves. A playlist in disguise would have other files and
+# addresses opened.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo"
+_LARGEST_PIXELS = 8192 * 8192
+_CAMERA_RATE = 25.0  # frames per second of the video, where the camera does not say
+
+
+def video_frames(path: Path) -> Iterator[tuple[Tensor, float]]:
+    """Each frame, uint8 `[3, H, W]`, with the video's frames per second. Raises InputError, also
+    midway."""
+    av = _pyav()
+    if not path.is_file():
+        raise InputError(f"{path}: no such video file")
+    try:
+        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+        with av.open(f"file:{path}", options=options) as container:
+            if not container.streams.video:
+                raise InputError(f"{path}: no video in this file")
+            stream = container.streams.video[0]
+            if stream.width * stream.height > _LARGEST_PIXELS:
+                raise InputError(
+                    f"{path}: frames of {stream.width}x{stream.height} px are too large"
+                )
+            rate = float(stream.average_rate or _CAMERA_RATE)
+            for frame in container.decode(stream):
+                yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1), rate
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot decode the video ({reason}); give another file") from None
+
+
+def camera_frames(number: int) -> Iterator[tuple[Tensor, float]]:
+    """Frames of a camera of this machine as they come, without end. Raises InputError if there is
+    none."""
+    try:
+        import cv2
+    except ImportError:
+        raise InputError("cameras are read by OpenCV: pip install redetr[camera]") from None
+    camera = cv2.VideoCapture(number)
+    try:
+        rate = camera.get(cv2.CAP_PROP_FPS) or _CAMERA_RATE
+        while True:
+            there, picture = camera.read()
+            if not there:
+                raise InputError(f"camera {number}: gives no pictures; is it connected, and free?")
+            yield torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1), rate
+    finally:
+        camera.release()
+
+
+class VideoWriter:
+    """MP4 files of H.264, one after another, written picture by picture; each has its name when it
+    is whole."""
+
+    def __init__(self) -> None:
+        self._container: Any = None
+
+    def add(self, picture: Image.Image, path: Path, rate: float) -> None:
+        """Appends an RGB picture to the video at `path`, which the first one opens and gives its
+        size."""
+        if self._container is None:
+            self._path, self._unfinished = path, path.with_name(f"{UNFINISHED}{path.name}")
+            self._container = _pyav().open(str(self._unfinished), "w", format="mp4")
+            self._stream = self._container.add_stream(
+                "libx264", rate=Fraction(rate).limit_denominator(1001)
+            )
+            # H.264 wants even sides: an odd row or column is left out.
+            self._stream.width, self._stream.height = (
+                max(2, side // 2 * 2) for side in picture.size
+            )
+            self._stream.pix_fmt = "yuv420p"
+        fitted = picture.crop((0, 0, self._stream.width, self._stream.height))
+        self._container.mux(
+            self._stream.encode(_pyav().VideoFrame.from_ndarray(np.asarray(fitted)))
+        )
+
+    def close(self) -> None:
+        """Ends the video, if there is one."""
+        if self._container is not None:
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            self._container = None
+            os.replace(self._unfinished, self._path)
+
+
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise InputError("videos are read by PyAV: pip install redetr[video]") from None
+    return av

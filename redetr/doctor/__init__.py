@@ -1,0 +1,1 @@
+"""The data set doctor: what would spoil training, said before it does."""

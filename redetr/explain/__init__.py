@@ -1,0 +1,27 @@
+"""The room of `redetr explain`: what DETR did with an image, and how training would judge it.
+
+`attention` and `habits` compute what the first page shows, `loss` computes the second. `image_page`
+and `loss_page` fill the templates `image.html` and `loss.html`; the scripts of the same names draw.
+"""
+
+from redetr.explain.attention import Explanation, Maps, Picks, Points, explain
+from redetr.explain.habits import Habits, query_habits
+from redetr.explain.image_page import image_page, write_image_page
+from redetr.explain.loss import LossExplanation, explain_loss
+from redetr.explain.loss_page import loss_page, write_loss_page
+
+__all__ = [
+    "Explanation",
+    "Habits",
+    "LossExplanation",
+    "Maps",
+    "Picks",
+    "Points",
+    "explain",
+    "explain_loss",
+    "image_page",
+    "loss_page",
+    "query_habits",
+    "write_image_page",
+    "write_loss_page",
+]

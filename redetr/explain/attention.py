@@ -1,0 +1,307 @@
+"""What DETR did with an image: where its queries looked, and how their boxes moved.
+
+Attention is recomputed from the inputs of its layers: models need no changes and lose no time.
+Shapes: L decoder layers, Q queries, S strides (levels), h w the feature map.
+Boxes are fractions of the image.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redetr.boxes import box_cxcywh_to_xyxy
+from redetr.data.transforms import normalize, resizer
+from redetr.detector.detector import Detector
+from redetr.errors import InputError
+from redetr.models.detr import DETR
+from redetr.models.fast import STRIDES, FastDETR
+from redetr.models.transformer import MultiheadAttention
+from redetr.structures import DetectionModel, LossConfig, Outputs
+
+Inputs = dict[nn.Module, tuple]  # the arguments that each module was called with
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Cross-attention of the faithful form: every query weighs all positions of the feature map."""
+
+    weights: Tensor  # [L, Q, heads, h, w], sums to 1 over (h, w)
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Cross-attention of the fast form: every query reads a few points of each level."""
+
+    where: (
+        Tensor  # [L, Q, heads, S, points, 2] x, y; outside of the image, there is nothing to read
+    )
+    weights: Tensor  # [L, Q, heads, S, points], sums to 1 over (S, points)
+
+
+@dataclass(frozen=True, eq=False)
+class Picks:
+    """Where the queries of the fast form start: the best positions of all levels, best first."""
+
+    level: Tensor  # [Q] index into `STRIDES`
+    centers: Tensor  # [Q, 2] x, y of the position
+    boxes: Tensor  # [Q, 4] xyxy, the box proposed there
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What a model did with one image. All tensors are fp32 on the host."""
+
+    image: Tensor  # uint8 [3, H, W], as it was given
+    class_names: tuple[str, ...]
+    boxes: Tensor  # [L, Q, 4] xyxy after every decoder layer
+    scores: Tensor  # [L, Q] of the best class
+    labels: Tensor  # [L, Q] the best class
+    cross_attention: Maps | Points
+    self_attention: Tensor  # [L, Q, Q], mean over heads; each row sums to 1
+    encoder_attention: (
+        Tensor  # [h, w, h, w] last encoder layer, mean over heads; sums to 1 over the last two
+    )
+    picks: Picks | None  # None for the faithful form
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: what each query answers after every layer, best first, boxes xyxy in px."""
+        height, width = self.image.shape[-2:]
+        boxes_px = self.boxes * torch.tensor([width, height, width, height])
+        ranked = self.scores[-1].argsort(descending=True)
+        queries = []
+        for query in ranked.tolist():
+            labels = self.labels[:, query].tolist()
+            scores = self.scores[:, query].tolist()
+            boxes = boxes_px[:, query].tolist()
+            layers = []
+            for label, score, box in zip(labels, scores, boxes, strict=True):
+                answer = {
+                    "label": self.class_names[label],
+                    "score": round(score, 6),
+                    "box": [round(edge, 3) for edge in box],
+                }
+                layers.append(answer)
+            queries.append({"query": query, "layers": layers})
+        return {"image_size": [height, width], "queries": queries}
+
+
+@dataclass(frozen=True)
+class AttentionLayers:
+    """The attention layers of a model that can be explained."""
+
+    encoder: Any  # of the last encoder layer
+    to_queries: list[Any]  # of every decoder layer: self-attention
+    to_image: list[Any]  # of every decoder layer: cross-attention
+
+
+@torch.no_grad()
+def explain(detector: Detector, image: Tensor) -> Explanation:
+    """What `detector` does with `image`, uint8 `[3, H, W]`.
+
+    Raises InputError for a model without attention layers.
+    """
+    model = detector.model
+    attention = attention_layers(model)
+    recorded = [attention.encoder, *attention.to_queries, *attention.to_image]
+    if isinstance(model, DETR):
+        recorded.append(model.input_proj)
+    batch = model_input(detector, image)
+    with recorded_inputs(recorded) as inputs:
+        outputs = with_all_layers(model)(batch)
+
+    cross_attention: Maps | Points
+    if isinstance(model, DETR):
+        (features,) = inputs[model.input_proj]
+        height, width = features.shape[-2:]
+        cross_attention = _maps(attention.to_image, inputs, (height, width))
+        picks = None
+    else:
+        first_inputs = inputs[attention.to_image[0]]
+        _, _, _, shapes, _ = first_inputs
+        height, width = shapes[STRIDES.index(16)]
+        cross_attention = _points(attention.to_image, inputs)
+        picks = picked_proposals(outputs, first_inputs)
+
+    boxes, scores, labels = _answers(outputs, model.loss_config)
+    self_attention = []
+    for module in attention.to_queries:
+        self_attention.append(_mean_over_heads(module, inputs))
+    encoder_attention = _mean_over_heads(attention.encoder, inputs)
+    return Explanation(
+        image=image,
+        class_names=detector.class_names,
+        boxes=boxes,
+        scores=scores,
+        labels=labels,
+        cross_attention=cross_attention,
+        self_attention=torch.stack(self_attention).cpu(),
+        encoder_attention=encoder_attention.view(height, width, height, width).cpu(),
+        picks=picks,
+    )
+
+
+def attention_layers(model: nn.Module) -> AttentionLayers:
+    """The layers to look into. Raises InputError for a model without them."""
+    layers: Any
+    if isinstance(model, DETR) and len(model.transformer.encoder.layers):
+        layers = model.transformer.decoder.layers
+        return AttentionLayers(
+            encoder=model.transformer.encoder.layers[-1].self_attn,
+            to_queries=[layer.self_attn for layer in layers],
+            to_image=[layer.multihead_attn for layer in layers],
+        )
+    if isinstance(model, FastDETR):
+        layers = model.decoder
+        return AttentionLayers(
+            encoder=model.neck.encoder.self_attn,
+            to_queries=[layer.self_attn for layer in layers],
+            to_image=[layer.cross_attn for layer in layers],
+        )
+    name = type(model).__name__
+    raise InputError(
+        f"{name}: explain shows models with encoder and decoder attention: detr_*, redetr_*"
+    )
+
+
+@contextmanager
+def recorded_inputs(modules: Sequence[nn.Module]) -> Iterator[Inputs]:
+    """A dict that holds the arguments of each module once a forward pass has run."""
+    inputs: Inputs = {}
+
+    def record(module: nn.Module, arguments: tuple) -> None:
+        inputs[module] = arguments
+
+    hooks = [module.register_forward_pre_hook(record) for module in modules]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def with_all_layers(model: DetectionModel) -> DetectionModel:
+    """The same model, not compiled, which also returns the outputs of all earlier layers.
+
+    A model that is optimized for prediction leaves them out, and those of the encoder.
+    """
+    whole = copy(model)
+    whole.aux_loss = True
+    whole._compiled_call_impl = None
+    return whole
+
+
+def model_input(detector: Detector, image: Tensor) -> Tensor:
+    """The image as the model takes it, a batch of one without padding."""
+    model = detector.model
+    resize = resizer(model.resize, detector.image_size, model.max_size)
+    resized = resize(image).to(detector.device)
+    return normalize(resized)[None]
+
+
+def best_class(logits: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
+    """Score and label of each query's best class except "no object", `[Q]` each, from `[Q, K]`."""
+    logits = logits.float()
+    if config.scores == "softmax":
+        probabilities = logits.softmax(-1)[..., :-1]
+    else:
+        probabilities = logits.sigmoid()
+    best = probabilities.max(-1)
+    return best.values, best.indices
+
+
+def attention_weights(
+    module: MultiheadAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Any = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """How much each query attends to each key, `[B, heads, N, M]` fp32, from a module's inputs."""
+    query_weight, key_weight, _ = module.in_proj_weight.chunk(3)
+    query_bias, key_bias, _ = module.in_proj_bias.chunk(3)
+    queries = _split_heads(F.linear(query, query_weight, query_bias), module.nheads)
+    keys = _split_heads(F.linear(key, key_weight, key_bias), module.nheads)
+    head_dim = queries.shape[-1]
+    scores = queries * head_dim**-0.5 @ keys.mT
+    if valid is not None:
+        ignored = ~valid[:, None, None, :]
+        scores = scores.masked_fill(ignored, float("-inf"))
+    return scores.softmax(-1)
+
+
+def picked_proposals(outputs: Outputs, cross_inputs: tuple) -> Picks:
+    """Level and position of the proposals that became queries.
+
+    `cross_inputs` are the arguments of the first deformable attention.
+    """
+    _, boxes, _, shapes, _ = cross_inputs
+    num_queries = boxes.shape[1]
+    scores = outputs["enc_outputs"]["pred_logits"][0].amax(-1)
+    best = scores.topk(num_queries).indices.cpu()
+    all_levels = []
+    all_centers = []
+    for level, (height, width) in enumerate(shapes):
+        rows = torch.arange(height)
+        columns = torch.arange(width)
+        y, x = torch.meshgrid((rows + 0.5) / height, (columns + 0.5) / width, indexing="ij")
+        all_centers.append(torch.stack([x, y], -1).view(-1, 2))
+        all_levels.append(torch.full((height * width,), level))
+    return Picks(
+        level=torch.cat(all_levels)[best],
+        centers=torch.cat(all_centers)[best],
+        boxes=box_cxcywh_to_xyxy(boxes[0]).cpu(),
+    )
+
+
+def _answers(outputs: Outputs, config: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes `[L, Q, 4]` xyxy, and scores and labels `[L, Q]` of the best classes, on the host."""
+    boxes = []
+    scores = []
+    labels = []
+    for layer in [*outputs["aux_outputs"], outputs]:
+        layer_scores, layer_labels = best_class(layer["pred_logits"][0], config)
+        boxes.append(box_cxcywh_to_xyxy(layer["pred_boxes"][0]))
+        scores.append(layer_scores)
+        labels.append(layer_labels)
+    return torch.stack(boxes).cpu(), torch.stack(scores).cpu(), torch.stack(labels).cpu()
+
+
+def _split_heads(projected: Tensor, nheads: int) -> Tensor:
+    """`[B, heads, N, D / heads]` fp32 from `[B, N, D]`."""
+    split = projected.unflatten(-1, (nheads, -1))
+    return split.transpose(1, 2).float()
+
+
+def _mean_over_heads(module: MultiheadAttention, inputs: Inputs) -> Tensor:
+    """The attention weights `[N, M]` of the only image."""
+    weights = attention_weights(module, *inputs[module])
+    return weights[0].mean(0)
+
+
+def _maps(modules: list[MultiheadAttention], inputs: Inputs, size: tuple[int, int]) -> Maps:
+    layers = []
+    for module in modules:
+        weights = attention_weights(module, *inputs[module])[0]
+        layers.append(weights.transpose(0, 1))
+    weights = torch.stack(layers)
+    return Maps(weights.unflatten(-1, size).cpu())
+
+
+def _points(modules: list[Any], inputs: Inputs) -> Points:
+    all_points = []
+    all_weights = []
+    for module in modules:
+        query, boxes, *_ = inputs[module]
+        points, weights = module.samples(query, boxes)
+        all_points.append(points[0])
+        all_weights.append(weights[0])
+    where = torch.stack(all_points)
+    levels_and_points = where.shape[3:5]
+    weights = torch.stack(all_weights).unflatten(-1, levels_and_points)
+    return Points(where.cpu(), weights.cpu())

@@ -1,0 +1,67 @@
+"""What the queries of a model do over a data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redetr.data import DetectionDataset
+from redetr.detector.detector import Detector
+from redetr.explain.attention import (
+    best_class,
+    model_input,
+    picked_proposals,
+    recorded_inputs,
+    with_all_layers,
+)
+from redetr.models.fast import FastDETR
+
+
+@dataclass(frozen=True, eq=False)
+class Habits:
+    """What the queries did on N images of a data set."""
+
+    boxes: Tensor  # [N, Q, 4] cxcywh, of the last layer
+    scores: Tensor  # [N, Q]
+    centers: Tensor | None  # [N, Q, 2] where the queries of the fast form started
+    level: Tensor | None  # [N, Q]
+
+
+@torch.no_grad()
+def query_habits(
+    detector: Detector,
+    dataset: DetectionDataset,
+    count: int,
+    on_image: Callable[[], Any] = lambda: None,
+) -> Habits:
+    """What the queries do on `count` images spread over the data set, or all if it has fewer."""
+    model = detector.model
+    recorded: list[Any] = []
+    if isinstance(model, FastDETR):
+        recorded.append(model.decoder[0].cross_attn)
+    boxes = []
+    scores = []
+    centers = []
+    levels = []
+    count = min(count, len(dataset))
+    for step in range(count):
+        index = step * len(dataset) // count
+        batch = model_input(detector, dataset.image(index))
+        with recorded_inputs(recorded) as inputs:
+            outputs = with_all_layers(model)(batch)
+        image_scores, _ = best_class(outputs["pred_logits"][0], model.loss_config)
+        boxes.append(outputs["pred_boxes"][0].cpu())
+        scores.append(image_scores.cpu())
+        for cross_inputs in inputs.values():
+            picks = picked_proposals(outputs, cross_inputs)
+            centers.append(picks.centers)
+            levels.append(picks.level)
+        on_image()
+    return Habits(
+        boxes=torch.stack(boxes),
+        scores=torch.stack(scores),
+        centers=torch.stack(centers) if centers else None,
+        level=torch.stack(levels) if levels else None,
+    )

@@ -1,0 +1,271 @@
+"""How training would judge a model's answer to one image: matching, loss terms, and their divisors.
+
+All numbers come from the functions that train: `cost_matrix`, `match`, `SetCriterion`. The batch is
+one image on each of W GPUs, as one optimizer step sees it, without augmentation and dropout.
+Shapes: L decoder layers, Q queries, T objects of the image; boxes are fractions of the image.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redetr.data import DetectionDataset
+from redetr.data.loader import Sample, Samples, canvas_of, to_batch
+from redetr.data.transforms import resizer
+from redetr.detector.detector import Detector
+from redetr.errors import InputError
+from redetr.evaluation import labels_in
+from redetr.explain.attention import with_all_layers
+from redetr.losses import SetCriterion, decoder_predictions
+from redetr.matcher import cost_matrix, match
+from redetr.structures import LossConfig, Outputs, Target
+
+Losses = dict[str, float]  # by the names of `SetCriterion`
+Divisors = tuple[float, float]  # of the box terms, and of the class term
+_COSTS = ("cost_class", "cost_bbox", "cost_giou")
+_TERMS = ("loss_ce", "loss_bbox", "loss_giou")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one GPU computes from its image."""
+
+    image_id: int
+    objects: int
+    sums: Losses  # not divided; without "loss"
+    divisors: Divisors
+    losses: Losses
+    own_divisors: Divisors  # as if the image were the whole batch
+    own_losses: Losses
+
+
+@dataclass(frozen=True, eq=False)
+class LossExplanation:
+    """The loss of one image, and of the batch it is in. All tensors are on the host."""
+
+    image: Tensor  # uint8 [3, H, W], as it is stored
+    class_names: tuple[str, ...]
+    labels: Tensor  # [T] of the objects
+    targets: Tensor  # [T, 4] cxcywh
+    predicted: Tensor  # [L, Q, 4] cxcywh
+    costs: Tensor  # [L, 3, Q, T] weighted class, L1 and GIoU cost; matching minimises their sum
+    queries: Tensor  # [L, T] the query of each object; Q if there are more objects than queries
+    terms: Tensor  # [L, T, 3] class, L1 and GIoU loss of each object and its query, not divided
+    unmatched: Tensor  # [L] class loss of all other queries, not divided
+    shares: tuple[Share, ...]  # of every GPU, the first holds the image
+    together: Losses  # of all images in one process
+    canvas: tuple[int, int]  # height, width that the images are padded to
+    config: LossConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: query, costs and losses of each object in every layer; losses of each GPU."""
+        objects = []
+        for index, label in enumerate(self.labels.tolist()):
+            layers = []
+            for layer in range(len(self.queries)):
+                layers.append(self._matched_pair(layer, index))
+            described = {
+                "label": self.class_names[label],
+                "box": self.targets[index].tolist(),
+                "layers": layers,
+            }
+            objects.append(described)
+        gpus = [asdict(share) for share in self.shares]
+        return {"objects": objects, "gpus": gpus, "together": self.together}
+
+    def _matched_pair(self, layer: int, index: int) -> dict[str, Any]:
+        """The query that an object got in a layer, and what the pair costs."""
+        query = int(self.queries[layer, index])
+        num_queries = self.predicted.shape[1]
+        if query >= num_queries:
+            return {"query": None, "cost": {}}
+        costs = self.costs[layer, :, query, index].tolist()
+        terms = self.terms[layer, index].tolist()
+        cost_by_name = dict(zip(_COSTS, costs, strict=True))
+        term_by_name = dict(zip(_TERMS, terms, strict=True))
+        return {"query": query, "cost": cost_by_name, **term_by_name}
+
+
+@torch.no_grad()
+def explain_loss(
+    detector: Detector, dataset: DetectionDataset, image_id: int, world_size: int = 1
+) -> LossExplanation:
+    """The loss of the image with that id on GPU 0; the others have the images that follow it.
+
+    Raises InputError if there is no such image, the data set has fewer images than there are GPUs,
+    or the model does not know its classes.
+    """
+    model = detector.model
+    whole_model = with_all_layers(model)
+    criterion = SetCriterion.for_model(model)
+    index, samples = _batch(detector, dataset, image_id, world_size)
+    targets = [target for _, target in samples]
+    total = criterion.counts(targets)
+    canvas = canvas_of(samples)
+    outputs = []
+    shares = []
+    for sample in samples:
+        batch = to_batch([sample], detector.device, canvas)
+        image_outputs = whole_model(batch.images, batch.padding)
+        _, target = sample
+        outputs.append(image_outputs)
+        shares.append(_share(criterion, image_outputs, target, total, world_size))
+    losses_together = criterion(_joined(outputs), targets)
+    return LossExplanation(
+        image=dataset.image(index),
+        class_names=detector.class_names,
+        labels=targets[0]["labels"],
+        targets=targets[0]["boxes"],
+        **_matching(criterion, outputs[0], targets[0]),
+        shares=tuple(shares),
+        together=_numbers(losses_together),
+        canvas=canvas,
+        config=model.loss_config,
+    )
+
+
+def _batch(
+    detector: Detector, dataset: DetectionDataset, image_id: int, world_size: int
+) -> tuple[int, list[Sample]]:
+    """The index of the image, and a sample for each GPU from there on, with the model's labels."""
+    size = len(dataset)
+    if not 1 <= world_size <= size:
+        raise InputError(
+            f"--world-size {world_size}: give each GPU an image, {dataset.name} has {size}"
+        )
+    ids = [dataset.image_id(index) for index in range(size)]
+    if image_id not in ids:
+        some = ", ".join(map(str, ids[:5]))
+        raise InputError(
+            f"{dataset.name}: no image has the id {image_id}: "
+            f"take another --image-id, such as {some}"
+        )
+    model = detector.model
+    dataset_label = labels_in(dataset, model.num_classes, detector.classes).tolist()
+    model_label = []
+    for label in range(len(dataset.class_names)):
+        model_label.append(dataset_label.index(label))
+    to_model_label = torch.tensor(model_label)
+
+    transform = resizer(model.resize, detector.image_size, model.max_size)
+    all_samples = Samples(dataset, transform, seed=0)
+    first = ids.index(image_id)
+    samples = []
+    for gpu in range(world_size):
+        index = (first + gpu) % size
+        image, target = all_samples[(0, index)]
+        target["labels"] = to_model_label[target["labels"]]
+        samples.append((image, target))
+    return first, samples
+
+
+def _share(
+    criterion: SetCriterion, outputs: Outputs, target: Target, total: Tensor, world_size: int
+) -> Share:
+    counts = criterion.counts([target])
+    divisors = criterion.denominators(counts, total, world_size)
+    own_divisors = criterion.denominators(counts, counts)
+    sums = _numbers(criterion(outputs, [target], torch.ones(2)))
+    del sums["loss"]  # its parts have different divisors
+    return Share(
+        image_id=target["image_id"],
+        objects=len(target["labels"]),
+        sums=sums,
+        divisors=_pair(divisors),
+        losses=_numbers(criterion(outputs, [target], divisors)),
+        own_divisors=_pair(own_divisors),
+        own_losses=_numbers(criterion(outputs, [target], own_divisors)),
+    )
+
+
+def _matching(criterion: SetCriterion, outputs: Outputs, target: Target) -> dict[str, Tensor]:
+    """Costs, assignment and the loss of each pair, by the names of `LossExplanation`."""
+    config = criterion.config
+    predictions = decoder_predictions(outputs)
+    logits = predictions.logits  # [L, 1, Q, classes]
+    boxes = predictions.boxes  # [L, 1, Q, 4]
+    labels = target["labels"][None].to(boxes.device)
+    target_boxes = target["boxes"][None].to(boxes.device)
+    costs = []
+    for name in _COSTS:
+        costs.append(cost_matrix(logits, boxes, labels, target_boxes, _only(name, config)))
+    whole_cost = cost_matrix(logits, boxes, labels, target_boxes, config)
+    num_objects = len(target["labels"])
+    (matched,) = match([whole_cost], [num_objects])
+    queries = matched[:, 0].cpu()
+
+    num_layers, _, num_queries, _ = boxes.shape
+    terms = torch.zeros(num_layers, num_objects, 3)
+    unmatched = torch.zeros(num_layers)
+    for layer, query_of_object in enumerate(queries.tolist()):
+        layer_logits = logits[layer]
+        layer_boxes = boxes[layer]
+        rest = [query for query in range(num_queries) if query not in query_of_object]
+        rest_losses = _undivided(criterion, layer_logits[:, rest], layer_boxes[:, rest], target, [])
+        unmatched[layer] = rest_losses[0]
+        for index, query in enumerate(query_of_object):
+            if query < num_queries:
+                pair_logits = layer_logits[:, [query]]
+                pair_boxes = layer_boxes[:, [query]]
+                terms[layer, index] = _undivided(
+                    criterion, pair_logits, pair_boxes, target, [index]
+                )
+    return {
+        "predicted": boxes[:, 0].cpu(),
+        "costs": torch.cat(costs, 1).cpu(),
+        "queries": queries,
+        "terms": terms,
+        "unmatched": unmatched,
+    }
+
+
+def _undivided(
+    criterion: SetCriterion, logits: Tensor, boxes: Tensor, target: Target, objects: list[int]
+) -> Tensor:
+    """The undivided losses `[3]` of queries `[1, q, ...]` if the image held only these objects.
+
+    With one query and one object, matching has no choice.
+    """
+    num_queries = boxes.shape[1]
+    config = replace(criterion.config, proposals=False)
+    alone = SetCriterion(config, criterion.num_classes, num_queries)
+    outputs = Outputs(pred_logits=logits, pred_boxes=boxes)
+    some: Target = {
+        **target,
+        "labels": target["labels"][objects],
+        "boxes": target["boxes"][objects],
+    }
+    losses = alone(outputs, [some], torch.ones(2))
+    terms = [losses[name] for name in _TERMS]
+    return torch.stack(terms).cpu()
+
+
+def _only(cost: str, config: LossConfig) -> LossConfig:
+    """The same configuration without the other two costs."""
+    others: dict[str, Any] = {name: 0.0 for name in _COSTS if name != cost}
+    return replace(config, **others)
+
+
+def _joined(outputs: list[Outputs]) -> Outputs:
+    """What the model would return for all images in one batch."""
+    joined: Any = {}
+    for name, value in outputs[0].items():
+        values: list[Any] = [output[name] for output in outputs]  # type: ignore[literal-required]
+        if isinstance(value, Tensor):
+            joined[name] = torch.cat(values)
+        elif isinstance(value, dict):
+            joined[name] = _joined(values)
+        else:
+            joined[name] = [_joined(list(layer)) for layer in zip(*values, strict=True)]
+    return joined
+
+
+def _numbers(losses: dict[str, Tensor]) -> Losses:
+    return {name: value.item() for name, value in losses.items()}
+
+
+def _pair(divisors: Tensor) -> Divisors:
+    of_boxes, of_classes = divisors.tolist()
+    return of_boxes, of_classes

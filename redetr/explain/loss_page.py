@@ -1,0 +1,248 @@
+"""The page from boxes to loss: `loss.html` and the data that `loss.js` draws."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from redetr.boxes import box_cxcywh_to_xyxy
+from redetr.explain.loss import LossExplanation, Share
+from redetr.explain.packing import packed, picture_data
+from redetr.pages.templates import render, write_page
+
+
+def write_loss_page(path: Path, explanation: LossExplanation, image_link: str = "") -> None:
+    """Writes the page, which needs no other file."""
+    name = f"image {explanation.shares[0].image_id}"
+    heading = f"From boxes to loss: {name}"
+    page = loss_page(explanation, f"loss of {name}", heading, image_link)
+    write_page(path, page)
+
+
+def loss_page(
+    explanation: LossExplanation, title: str, heading: str = "", image_link: str = ""
+) -> str:
+    """The page as HTML; `image_link` is the address of the page from image to boxes, if any."""
+    first = explanation.shares[0]
+    queries = explanation.predicted.shape[1]
+    _, class_divisor = first.own_divisors
+    return render(
+        "explain/loss.html",
+        title=title,
+        heading=heading,
+        image_link=image_link,
+        number=format_number,
+        config=explanation.config,
+        softmax=explanation.config.scores == "softmax",
+        queries=queries,
+        objects=len(explanation.labels),
+        world_size=len(explanation.shares),
+        assignment=_assignment(explanation),
+        worked_lines=_worked_lines(explanation),
+        spread=_Spread.of(explanation),
+        matched=min(queries, first.objects),
+        class_divisor=class_divisor,
+        terms=_terms(explanation),
+        total_rows=_total_rows(explanation),
+        data=loss_data(explanation),
+    )
+
+
+def loss_data(explanation: LossExplanation) -> dict[str, Any]:
+    """What `explainLoss` takes, JSON-ready."""
+    num_queries = explanation.predicted.shape[1]
+    queries = explanation.queries.clamp(max=num_queries - 1)
+    queries_of_boxes = queries[..., None].expand(-1, -1, 4)
+    predicted_of_objects = explanation.predicted.gather(1, queries_of_boxes)
+    distances = (predicted_of_objects - explanation.targets).abs()
+    names = _object_names(explanation)
+    return {
+        **picture_data(explanation.image, explanation.class_names),
+        "names": names,
+        "letters": letters(len(names)),
+        "objects": box_cxcywh_to_xyxy(explanation.targets).tolist(),
+        "boxes": packed(box_cxcywh_to_xyxy(explanation.predicted), np.float32),
+        "costs": packed(explanation.costs, np.float32),
+        "queries": explanation.queries.tolist(),
+        "terms": packed(explanation.terms, np.float32),
+        "unmatched": packed(explanation.unmatched, np.float32),
+        "distances": packed(distances, np.float32),
+    }
+
+
+def letters(count: int) -> list[str]:
+    """Labels to tell objects apart: A to Z, then A1 to Z1, and so on."""
+    labels = []
+    for index in range(count):
+        round_, letter = divmod(index, 26)
+        label = chr(ord("A") + letter)
+        if round_:
+            label += str(round_)
+        labels.append(label)
+    return labels
+
+
+def format_number(value: float) -> str:
+    """Five digits at most: 0.275, 0.18333, 11.8."""
+    return f"{value:.5g}"
+
+
+@dataclass(frozen=True)
+class _Table:
+    heads: list[str]
+    rows: list[list[str]]
+
+
+def _object_names(explanation: LossExplanation) -> list[str]:
+    """The class name of each object."""
+    labels = explanation.labels.tolist()
+    return [explanation.class_names[label] for label in labels]
+
+
+def _assignment(explanation: LossExplanation) -> _Table:
+    """The query of every object in every layer."""
+    num_layers, num_queries = explanation.predicted.shape[:2]
+    heads = ["object"]
+    for layer in range(num_layers):
+        heads.append(f"layer {layer + 1}")
+    names = _object_names(explanation)
+    rows = []
+    for index, letter in enumerate(letters(len(names))):
+        row = [f"{letter}: {names[index]}"]
+        for query in explanation.queries[:, index].tolist():
+            row.append(f"query {query}" if query < num_queries else "none")
+        rows.append(row)
+    return _Table(heads, rows)
+
+
+def _worked_lines(explanation: LossExplanation) -> list[str]:
+    """How the L1 loss of the last layer comes about, step by step."""
+    shares = explanation.shares
+    first = shares[0]
+    world_size = len(shares)
+    l1_sum = format_number(first.sums["loss_bbox"])
+    distances = [format_number(distance) for distance in explanation.terms[-1, :, 1].tolist()]
+    if len(distances) > 1:
+        lines = [f"L1 distances: {' + '.join(distances)} = {l1_sum}"]
+    else:
+        lines = [f"L1 distance: {l1_sum}"]
+
+    own_divisor = format_number(first.own_divisors[0])
+    own_loss = format_number(first.own_losses["loss_bbox"])
+    lines.append(f"one GPU alone: {l1_sum} / {own_divisor} = {own_loss}")
+    if world_size == 1:
+        return lines
+
+    counts = [share.objects for share in shares]
+    total = sum(counts)
+    added = " + ".join(map(str, counts))
+    average = format_number(total / world_size)
+    divisor = format_number(first.divisors[0])
+    loss = format_number(first.losses["loss_bbox"])
+    lines.append(f"boxes per GPU, on average: ({added}) / {world_size} = {average}")
+    lines.append(f"GPU 0 of {world_size}: {l1_sum} / {divisor} = {loss}")
+    if not total:
+        lines.append("(no object in the whole batch: it is divided as if there were one)")
+    return lines
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """The L1 loss of a batch spread over several GPUs."""
+
+    height: int  # of the padded images, px
+    width: int
+    rows: list[list[str]]  # one for each GPU
+    objects: int
+    sum: float
+    mean: float  # over the GPUs
+    together: float  # what one GPU with all images computes
+    naive: float  # the mean if each GPU divided by its own number of objects
+
+    @property
+    def percent_off(self) -> float:
+        """By how much the naive mean is wrong."""
+        return 100 * abs(self.naive - self.mean) / self.mean
+
+    @classmethod
+    def of(cls, explanation: LossExplanation) -> "_Spread | None":
+        """None for one GPU, or a batch without objects."""
+        shares = explanation.shares
+        world_size = len(shares)
+        objects = sum(share.objects for share in shares)
+        if world_size == 1 or not objects:
+            return None
+        height, width = explanation.canvas
+        rows = []
+        for gpu, share in enumerate(shares):
+            rows.append(_gpu_row(gpu, share, world_size))
+        losses = [share.losses["loss_bbox"] for share in shares]
+        own_losses = [share.own_losses["loss_bbox"] for share in shares]
+        return cls(
+            height=height,
+            width=width,
+            rows=rows,
+            objects=objects,
+            sum=sum(share.sums["loss_bbox"] for share in shares),
+            mean=sum(losses) / world_size,
+            together=explanation.together["loss_bbox"],
+            naive=sum(own_losses) / world_size,
+        )
+
+
+def _gpu_row(gpu: int, share: Share, world_size: int) -> list[str]:
+    weight = f"1/{share.objects * world_size}" if share.objects else "-"
+    return [
+        f"GPU {gpu}",
+        str(share.image_id),
+        str(share.objects),
+        format_number(share.sums["loss_bbox"]),
+        format_number(share.divisors[0]),
+        format_number(share.losses["loss_bbox"]),
+        weight,
+    ]
+
+
+def _terms(explanation: LossExplanation) -> _Table:
+    """Sum, divisor and loss of each term of the last layer."""
+    first = explanation.shares[0]
+    spread = len(explanation.shares) > 1
+    heads = ["term", "sum", "alone: divided by", "loss"]
+    if spread:
+        heads += ["here: divided by", "loss"]
+    rows = []
+    of_boxes, of_classes = 0, 1
+    for name, title, divisor in (
+        ("loss_ce", "class", of_classes),
+        ("loss_bbox", "L1", of_boxes),
+        ("loss_giou", "1 − GIoU", of_boxes),
+    ):
+        values = [first.sums[name], first.own_divisors[divisor], first.own_losses[name]]
+        if spread:
+            values += [first.divisors[divisor], first.losses[name]]
+        rows.append([title, *map(format_number, values)])
+    return _Table(heads, rows)
+
+
+def _total_rows(explanation: LossExplanation) -> list[list[str]]:
+    """The terms of every layer and their weighted sum, and the whole loss."""
+    config = explanation.config
+    losses = explanation.shares[0].losses
+    last = explanation.predicted.shape[0] - 1
+    suffixes = {}
+    for layer in range(last):
+        suffixes[f"layer {layer + 1}"] = f"_{layer}"
+    suffixes[f"layer {last + 1}"] = ""
+    if config.proposals:
+        suffixes["proposals of the encoder"] = "_enc"
+
+    rows = []
+    for title, suffix in suffixes.items():
+        ce = losses[f"loss_ce{suffix}"]
+        l1 = losses[f"loss_bbox{suffix}"]
+        giou = losses[f"loss_giou{suffix}"]
+        weighted = config.loss_ce * ce + config.loss_bbox * l1 + config.loss_giou * giou
+        rows.append([title, *map(format_number, (ce, l1, giou, weighted))])
+    rows.append(["total", "", "", "", format_number(losses["loss"])])
+    return rows

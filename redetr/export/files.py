@@ -1,0 +1,150 @@
+"""A traced program as a file: written as ONNX, OpenVINO or `torch.export`, and opened again to be
+run."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from redetr.choices import ExportFormat, ExportPrecision
+from redetr.export.graph import quiet
+
+Arrays = list[np.ndarray]
+SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+ABOUT = "redetr"  # the name of the metadata in a file
+_OPSET = 20
+
+
+def write_file(
+    program: ExportedProgram,
+    path: Path,
+    about: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    format: ExportFormat,
+    precision: ExportPrecision = "fp32",
+    calibration: Iterable[Arrays] = (),
+) -> None:
+    """Writes `program` to `path` (OpenVINO: and a `.bin` beside it) with the metadata `about`.
+
+    "int8" takes the ranges of values from the model inputs in `calibration`.
+    """
+    if format == "torch":
+        torch.export.save(program, path, extra_files={f"{ABOUT}.json": about})
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_path = path if format == "onnx" else Path(folder) / "model.onnx"
+        _write_onnx(program, onnx_path, about, inputs, outputs)
+        if precision == "int8":
+            _quantize(onnx_path, inputs, calibration)
+        if format == "openvino":
+            write_openvino(onnx_path, path, about, precision)
+
+
+def _write_onnx(
+    program: ExportedProgram, path: Path, about: str, inputs: Sequence[str], outputs: Sequence[str]
+) -> None:
+    import onnx
+
+    with quiet():
+        exported = torch.onnx.export(
+            program,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            opset_version=_OPSET,
+            verbose=False,
+        )
+    assert exported is not None
+    model = exported.model_proto
+    del model.graph.value_info[
+        :
+    ]  # sizes in between, as formulas of the tracer's names for the free ones
+    axes = {"images": ("batch", "", "height", "width"), "mask": ("batch", "height", "width")}
+    for value in (*model.graph.input, *model.graph.output):
+        names = axes.get(value.name, ("batch", "found", ""))
+        for axis, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
+            if axis.dim_param:
+                axis.dim_param = name
+    model.metadata_props.add(key=ABOUT, value=about)
+    onnx.save(model, path)
+
+
+def _quantize(path: Path, inputs: Sequence[str], calibration: Iterable[Arrays]) -> None:
+    """Convolutions and matrix products of the ONNX file in int8: QDQ form, a scale for each output
+    channel."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.feeds = (dict(zip(inputs, arrays, strict=True)) for arrays in calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.feeds, None)
+
+    with quiet():
+        quantize_static(
+            path, path, Reader(), QuantFormat.QDQ, ["Conv", "MatMul", "Gemm"], per_channel=True
+        )
+
+
+def write_openvino(
+    source: Path, path: Path, about: str, precision: ExportPrecision = "fp32"
+) -> None:
+    """Writes an ONNX file as OpenVINO reads it."""
+    import openvino
+    from openvino import opset11
+
+    model = openvino.Core().read_model(source)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Interpolate" and node.get_attributes()["antialias"]:
+            # The reader takes a mode that ignores `antialias`; this one does what PyTorch and
+            # Pillow do.
+            resized = opset11.interpolate(
+                node.input_value(0),
+                node.input_value(1),
+                "bilinear_pillow",
+                "sizes",
+                axes=np.arange(4),
+                antialias=True,
+            )
+            node.output(0).replace(resized.output(0))
+    model.set_rt_info(about, ABOUT)
+    openvino.save_model(model, path, compress_to_fp16=precision == "fp16")
+
+
+def open_file(path: Path) -> Callable[[Arrays], Arrays]:
+    """What a written file computes on the CPU, in fp32 where it is not quantised; arrays in, arrays
+    out."""
+    return {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_torch}[path.suffix](path)
+
+
+def _open_onnx(path: Path) -> Callable[[Arrays], Arrays]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
+
+
+def _open_openvino(path: Path) -> Callable[[Arrays], Arrays]:
+    import openvino
+
+    # Without the hint, CPUs with bf16 units would compute in bf16.
+    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda arrays: list(model(arrays).values())
+
+
+def _open_torch(path: Path) -> Callable[[Arrays], Arrays]:
+    # Unguarded: the tracer leaves a guard against single images in faithful forms, which they
+    # compute as well.
+    module: Any = torch.export.load(path).module(check_guards=False)
+
+    def run(arrays: Arrays) -> Arrays:
+        with torch.no_grad():
+            return [output.numpy() for output in module(*map(torch.from_numpy, arrays))]
+
+    return run

@@ -1,0 +1,329 @@
+"""What a detector gets right and wrong at an IoU of 0.5, and how much AP each mistake costs.
+
+Matching, AP, the cost of mistakes, and confusions are hotcoco's. Here is what it does not report:
+the kind of each single detection, and precision and recall over thresholds.
+
+Shapes: N images, M detections that count, T objects (crowds are not objects), C classes. Boxes are
+xyxy in pixels of the original image.
+
+Source: Bolya, Foley, Hays, Hoffman, "TIDE: A General Toolbox for Identifying Object Detection
+Errors", ECCV 2020, for the kinds of mistakes. Deviations, all towards COCO's own evaluation: 100
+detections per class and image count, not 100 per image; detections in a crowd are not mistakes;
+only classes with objects enter the mean.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from hotcoco import COCOeval
+from hotcoco.metrics import calibration_curve, calibration_error
+from hotcoco.primitives import bbox_iou
+from numpy.typing import NDArray
+
+from redetr.metrics import GroundTruth, coco_evaluation
+from redetr.structures import Target
+
+KINDS = ("correct", "class", "localization", "both", "duplicate", "background")
+
+_CORRECT, _CLASS, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND = range(len(KINDS))
+_MATCH_IOU = 0.5  # at which a detection finds an object
+_BACKGROUND_IOU = 0.1  # up to which a detection lies on background
+_TIDE_NAMES = {
+    "class": "Cls",
+    "localization": "Loc",
+    "both": "Both",
+    "duplicate": "Dupe",
+    "background": "Bkg",
+    "missed": "Miss",
+}
+
+Ints: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+Bools: TypeAlias = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """Boxes of many images, one after the other."""
+
+    image: Ints  # index of the image in the data set
+    label: Ints  # in [0, C)
+    xyxy: Floats
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def xywh(self) -> Floats:
+        """The boxes as (left, top, width, height)."""
+        left_top = self.xyxy[:, :2]
+        right_bottom = self.xyxy[:, 2:]
+        size = right_bottom - left_top
+        return np.concatenate([left_top, size], axis=1)
+
+    def take(self, which: NDArray) -> "Boxes":
+        """The boxes at these indices, or where this mask is True."""
+        return Boxes(self.image[which], self.label[which], self.xyxy[which])
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """Every detection that counts, best score first, with its kind, and every object."""
+
+    detections: Boxes  # M; those in crowds, and more than 100 per class and image, are left out
+    scores: Floats  # [M]
+    kinds: Ints  # [M] index into KINDS
+    objects: Boxes  # T
+    found_by: Ints  # [T] index of the detection that found the object, -1 for none
+    crowds: Boxes
+    evaluation: COCOeval  # of these detections and objects, as if there were no crowds
+
+    @cached_property
+    def correct(self) -> Bools:
+        """`[M]`, whether the detection is the first to find an object."""
+        return self.kinds == _CORRECT
+
+
+def judge(
+    targets: Sequence[Target],
+    evaluation: COCOeval,
+    image_index: Ints,
+    labels: Ints,
+    scores: NDArray,
+    boxes: NDArray,
+) -> Judgement:
+    """The kind of each detection on the images of `targets`.
+
+    `evaluation` is that of the same images and detections by `metrics.coco_evaluation`, which takes
+    the same arrays.
+    """
+    annotations, is_crowd = _annotations(targets)
+    objects = annotations.take(~is_crowd)
+    crowds = annotations.take(is_crowd)
+
+    diagnostics = evaluation.image_diagnostics(iou_thr=_MATCH_IOU)
+    counted = _rows(diagnostics["dt_status"])  # without those in crowds and beyond 100
+    counted.sort()
+    best_first = np.argsort(-scores[counted], kind="stable")
+    rows = counted[best_first]
+    detections = Boxes(image_index[rows], labels[rows], boxes[rows].astype(np.float64))
+
+    matches = diagnostics["dt_match"]
+    number_of_object = np.cumsum(~is_crowd) - 1
+    found_object = np.full(len(labels), -1)
+    found_object[_rows(matches)] = number_of_object[_rows(matches.values())]
+    found_object = found_object[rows]
+    correct = found_object >= 0
+    found_by = np.full(len(objects), -1)
+    found_by[found_object[correct]] = np.flatnonzero(correct)
+
+    kinds = _kinds(detections, objects, correct, len(targets))
+    num_classes = len(evaluation.params.cat_ids)
+    scores = scores[rows].astype(np.float64)
+    without_crowds = _evaluation_without_crowds(targets, num_classes, detections, scores)
+    return Judgement(
+        detections=detections,
+        scores=scores,
+        kinds=kinds,
+        objects=objects,
+        found_by=found_by,
+        crowds=crowds,
+        evaluation=without_crowds,
+    )
+
+
+def mistakes(judged: Judgement) -> dict[str, dict[str, Any]]:
+    """The number of mistakes of each kind, and the AP50 (a fraction) that fixing them would gain.
+
+    A mistake of class or localization is fixed in the detection with the best score, if the object
+    was not found; others on that object, and all other mistakes, are removed; missed objects are
+    not counted (a class of which none remains keeps an AP of 0).
+    """
+    tide = judged.evaluation.tide_errors(_MATCH_IOU, _BACKGROUND_IOU)
+    table = {}
+    for kind, tide_name in _TIDE_NAMES.items():
+        # Below zero is rounding, or an object of another class that loses a detection: no gain.
+        gain = max(0.0, tide["delta_ap"][tide_name])
+        table[kind] = {"count": tide["counts"][tide_name], "ap50": gain}
+    return table
+
+
+def confusion(judged: Judgement, threshold: float) -> Ints:
+    """Counts `[C + 1, C + 1]`: rows are objects, columns what they were taken for.
+
+    The last row and column are background. Detections of `threshold` or more take the object that
+    they overlap most, best score first, whatever its class.
+    """
+    table = judged.evaluation.confusion_matrix(
+        iou_thr=_MATCH_IOU,
+        max_det=max(1, len(judged.detections)),  # else 100 per image, whatever their classes
+        min_score=threshold,
+    )
+    return table["matrix"].astype(np.int64)
+
+
+def calibration(
+    scores: Floats, correct: Bools, least_score: float, num_bins: int = 10
+) -> dict[str, Any]:
+    """How far scores of `least_score` or more are from the share of correct detections.
+
+    `error` is the expected calibration error (None without detections); `bins` gives the number of
+    detections, mean score and share of correct ones in each bin of scores that is not empty.
+
+    Source: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
+    """
+    counted = scores >= least_score
+    scores, correct = scores[counted], correct[counted]
+    bins = []
+    for row in calibration_curve(scores, correct, num_bins):
+        if row["count"] == 0:
+            continue
+        bins.append(
+            {
+                "from": row["bin_lower"],
+                "to": row["bin_upper"],
+                "count": row["count"],
+                "score": row["avg_confidence"],
+                "correct": row["avg_accuracy"],
+            }
+        )
+    expected_error, _ = calibration_error(scores, correct, num_bins)
+    error = expected_error if len(scores) else None
+    return {"error": error, "least_score": least_score, "bins": bins}
+
+
+def threshold_curve(
+    scores: Floats, correct: Bools, num_objects: int, thresholds: Floats
+) -> tuple[Floats, Floats]:
+    """Precision and recall of the detections that score each threshold or more.
+
+    Precision is nan where no detection does, recall is nan without objects. Detections are given
+    best score first.
+    """
+    counts = np.searchsorted(-scores, -thresholds, side="right")
+    hits = np.append(0, np.cumsum(correct))[counts]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = hits / counts
+        recall = hits / np.float64(num_objects)
+    return precision, recall
+
+
+def best_threshold(scores: Floats, correct: Bools, num_objects: int) -> float | None:
+    """The highest score at which the detections from it upwards have the best F1.
+
+    None if no detection is correct. F1 is the harmonic mean of precision and recall:
+    2 hits / (detections + objects).
+    """
+    if not correct.any():
+        return None
+    hits = np.cumsum(correct)
+    detections = np.arange(1, len(scores) + 1)
+    f1 = 2 * hits / (detections + num_objects)
+    same_as_next = scores[1:] == scores[:-1]
+    f1[np.flatnonzero(same_as_next)] = 0.0  # a threshold admits equal scores together
+    return float(scores[f1.argmax()])
+
+
+def working_threshold(judged: Judgement) -> float:
+    """The best single threshold for all classes, cut to two digits; 0.5 if nothing is found."""
+    best = best_threshold(judged.scores, judged.correct, len(judged.objects))
+    if best is None:
+        return 0.5
+    return math.floor(100 * best) / 100
+
+
+def image_errors(judged: Judgement, threshold: float, num_images: int) -> tuple[Ints, Ints]:
+    """`[N]` wrong detections of `threshold` or more, and `[N]` objects that none of them found."""
+    shown = judged.scores >= threshold
+    wrong = judged.detections.image[shown & ~judged.correct]
+    found = np.append(shown, False)[judged.found_by]  # -1 takes the False
+    missed = judged.objects.image[~found]
+    wrong_counts = np.bincount(wrong, minlength=num_images)
+    missed_counts = np.bincount(missed, minlength=num_images)
+    return wrong_counts, missed_counts
+
+
+def _annotations(targets: Sequence[Target]) -> tuple[Boxes, Bools]:
+    """All annotations, and which of them are crowds."""
+    images = [np.zeros(0, np.int64)]
+    labels = [np.zeros(0, np.int64)]
+    crowds = [np.zeros(0, bool)]
+    boxes = [np.zeros((0, 4))]
+    for index, target in enumerate(targets):
+        images.append(np.full(len(target["labels"]), index))
+        labels.append(target["labels"].numpy())
+        crowds.append(target["iscrowd"].numpy())
+        boxes.append(target["boxes"].numpy())
+    annotations = Boxes(np.concatenate(images), np.concatenate(labels), np.concatenate(boxes))
+    return annotations, np.concatenate(crowds)
+
+
+def _evaluation_without_crowds(
+    targets: Sequence[Target], num_classes: int, detections: Boxes, scores: Floats
+) -> COCOeval:
+    """hotcoco's evaluation of the detections that count on the objects alone.
+
+    Its analysis of mistakes and confusions takes crowds for background, and detections in them for
+    mistakes.
+    """
+    objects = [_without_crowds(target) for target in targets]
+    class_names = [str(label) for label in range(num_classes)]
+    truth = GroundTruth.from_targets(objects, class_names)
+    return coco_evaluation(truth, detections.image, scores, detections.label, detections.xyxy)
+
+
+def _without_crowds(target: Target) -> Target:
+    is_object = ~target["iscrowd"]
+    kept = target.copy()
+    for key in ("boxes", "labels", "iscrowd", "area"):
+        kept[key] = target[key][is_object]
+    return kept
+
+
+def _kinds(detections: Boxes, objects: Boxes, correct: Bools, num_images: int) -> Ints:
+    """Index into KINDS of each detection; of several kinds that fit, the one set last here."""
+    same_class, other_class = _best_overlaps(detections, objects, num_images)
+    poor_box = (same_class >= _BACKGROUND_IOU) & (same_class <= _MATCH_IOU)
+    nearest = np.maximum(same_class, other_class)
+    kinds = np.full(len(detections), _BOTH)
+    kinds[nearest <= _BACKGROUND_IOU] = _BACKGROUND
+    kinds[same_class > _MATCH_IOU] = _DUPLICATE
+    kinds[other_class >= _MATCH_IOU] = _CLASS
+    kinds[poor_box] = _LOCALIZATION
+    kinds[correct] = _CORRECT
+    return kinds
+
+
+def _best_overlaps(detections: Boxes, objects: Boxes, num_images: int) -> tuple[Floats, Floats]:
+    """`[M]` the largest IoU with an object of the same class, and with one of another class."""
+    same_class = np.zeros(len(detections))
+    other_class = np.zeros(len(detections))
+    detection_rows = _rows_by_image(detections, num_images)
+    object_rows = _rows_by_image(objects, num_images)
+    for mine, theirs in zip(detection_rows, object_rows, strict=True):
+        if len(mine) == 0 or len(theirs) == 0:
+            continue
+        detected = detections.take(mine)
+        annotated = objects.take(theirs)
+        is_crowd = np.zeros(len(theirs), bool)
+        iou = bbox_iou(detected.xywh, annotated.xywh, is_crowd)
+        same = detected.label[:, None] == annotated.label
+        same_class[mine] = np.where(same, iou, 0.0).max(axis=1)
+        other_class[mine] = np.where(same, 0.0, iou).max(axis=1)
+    return same_class, other_class
+
+
+def _rows_by_image(boxes: Boxes, num_images: int) -> list[Ints]:
+    """The indices of the boxes in each image."""
+    order = np.argsort(boxes.image, kind="stable")
+    edges = np.searchsorted(boxes.image[order], np.arange(1, num_images))
+    return np.split(order, edges)
+
+
+def _rows(ids: Any) -> Ints:
+    """The rows of annotations or detections with these ids, which hotcoco counts from 1."""
+    return np.fromiter(ids, np.int64, len(ids)) - 1

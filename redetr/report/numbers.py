@@ -1,0 +1,269 @@
+"""What is known about the detections of one or two checkpoints, as plain numbers ready for JSON.
+
+Fractions are in [0, 1]; None stands where there is nothing to measure.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hotcoco import COCOeval
+
+from redetr.data import DetectionDataset
+from redetr.metrics import (
+    METRIC_NAMES,
+    CocoResult,
+    GroundTruth,
+    ap_by_area,
+    coco_evaluation,
+    coco_result,
+)
+from redetr.pages.curves import Metrics, read_metrics
+from redetr.report.analysis import (
+    Bools,
+    Floats,
+    Ints,
+    Judgement,
+    best_threshold,
+    calibration,
+    confusion,
+    image_errors,
+    judge,
+    mistakes,
+    threshold_curve,
+    working_threshold,
+)
+from redetr.report.comparison import Difference
+from redetr.structures import Target
+
+THRESHOLDS = np.linspace(0, 1, 101)  # of the curves
+IMAGES = 12  # shown
+
+_LEAST_SCORE = 0.05  # of calibration: the many detections below would drown the others
+_SIZES = 4  # groups of object size, each of about as many objects
+_MOST_POINTS = 400  # of a training curve
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Numbers for `report.json`, and what drawing the images needs besides."""
+
+    numbers: dict[str, Any]
+    dataset: DetectionDataset
+    judged: list[Judgement]  # of each checkpoint
+    images: list[int]  # indices of the images worth looking at, worst first
+
+
+def make_report(
+    dataset: DetectionDataset,
+    checkpoints: Sequence[tuple[str, Arrays]],
+    differences: Mapping[str, Difference] | None = None,
+) -> Report:
+    """The report on one or two checkpoints.
+
+    Each is given by its path and what `detect_classes` returned on `dataset`; `differences` between
+    two are those by `ap_differences`.
+    """
+    targets = [dataset.target(i) for i in range(len(dataset))]
+    truth = GroundTruth.from_targets(targets, dataset.class_names)
+    judged = []
+    described = []
+    errors = []
+    for path, detections in checkpoints:
+        evaluation = coco_evaluation(truth, **detections)
+        judgement = judge(targets, evaluation, **detections)
+        threshold = working_threshold(judgement)
+        judged.append(judgement)
+        errors.append(image_errors(judgement, threshold, len(dataset)))
+        described.append(
+            {
+                "checkpoint": path,
+                "threshold": threshold,
+                **_detection_numbers(judgement, truth, evaluation, threshold),
+                "by_size": _by_size(targets, truth, detections),
+                "by_objects_in_image": _by_objects_in_image(targets, truth, evaluation),
+                "training": _training(Path(path)),
+            }
+        )
+    images = _worst_images(errors)
+    numbers = {
+        "data": {
+            "name": dataset.name,
+            "images": len(dataset),
+            "objects": len(judged[0].objects),
+            "crowds": len(judged[0].crowds),
+            "classes": list(described[0]["per_class"]),
+        },
+        "checkpoints": described,
+        "images": [_image_numbers(targets, errors, index) for index in images],
+    }
+    if differences is not None:
+        numbers["differences"] = differences
+    return Report(_plain(numbers), dataset, judged, images)
+
+
+def _detection_numbers(
+    judged: Judgement, truth: GroundTruth, evaluation: COCOeval, threshold: float
+) -> dict[str, Any]:
+    result = coco_result(truth, evaluation)
+    precision = _precision_at_recall(evaluation)
+    has_objects = truth.objects > 0
+    if has_objects.any():
+        mean_precision = precision[has_objects].mean(axis=0)
+    else:
+        mean_precision = np.full(precision.shape[1], np.nan)
+    num_objects = len(judged.objects)
+    curves = _curves(judged.scores, judged.correct, num_objects, mean_precision)
+    return {
+        "metrics": {name: result.metrics[name] for name in METRIC_NAMES},
+        "all": {"objects": num_objects, "AP": result.ap, **curves},
+        "per_class": _per_class(judged, result, truth.objects, precision),
+        "mistakes": mistakes(judged),
+        "confusion": confusion(judged, threshold).tolist(),
+        "calibration": calibration(judged.scores, judged.correct, _LEAST_SCORE),
+    }
+
+
+def _precision_at_recall(evaluation: COCOeval) -> Floats:
+    """COCO's precision at an IoU of 0.5 over its recall levels, `[C, 101]`; nan without objects."""
+    assert evaluation.eval is not None
+    precision = evaluation.eval["precision"][0, :, :, 0, -1].T  # all sizes, best 100
+    return np.where(precision < 0, np.nan, precision)
+
+
+def _per_class(
+    judged: Judgement, result: CocoResult, num_objects: Ints, precision: Floats
+) -> dict[str, dict[str, Any]]:
+    table = {}
+    for label, (name, ap) in enumerate(result.per_class.items()):
+        of_class = judged.detections.label == label
+        scores = judged.scores[of_class]
+        correct = judged.correct[of_class]
+        curves = _curves(scores, correct, int(num_objects[label]), precision[label])
+        table[name] = {"objects": num_objects[label], "AP": ap, **curves}
+    return table
+
+
+def _curves(
+    scores: Floats, correct: Bools, num_objects: int, precision_at_recall: Floats
+) -> dict[str, Any]:
+    """AP50, the best threshold with what it gives, and three curves over recall and threshold."""
+    precision, recall = threshold_curve(scores, correct, num_objects, THRESHOLDS)
+    return {
+        "AP50": precision_at_recall.mean(),
+        "best": _at_best_threshold(scores, correct, num_objects),
+        "curves": {
+            "precision_at_recall": precision_at_recall.round(4).tolist(),
+            "precision": precision.round(4).tolist(),
+            "recall": recall.round(4).tolist(),
+        },
+    }
+
+
+def _at_best_threshold(scores: Floats, correct: Bools, num_objects: int) -> dict[str, float] | None:
+    threshold = best_threshold(scores, correct, num_objects)
+    if threshold is None:
+        return None
+    curves = threshold_curve(scores, correct, num_objects, np.array([threshold]))
+    precision, recall = (float(curve[0]) for curve in curves)
+    f1 = 2 * precision * recall / (precision + recall)
+    return {"threshold": threshold, "precision": precision, "recall": recall, "f1": f1}
+
+
+def _by_size(
+    targets: Sequence[Target], truth: GroundTruth, detections: Arrays
+) -> list[dict[str, Any]]:
+    """AP of groups of objects by their size."""
+    areas = np.concatenate([[], *(target["area"][~target["iscrowd"]] for target in targets)])
+    if not len(areas):
+        return []
+    edges = np.unique(np.quantile(areas, np.linspace(0, 1, _SIZES + 1)))
+    if len(edges) == 1:  # all objects are of one size
+        edges = edges.repeat(2)
+    group_of_object = np.searchsorted(edges[1:], areas)
+    groups = []
+    for i, ap in enumerate(ap_by_area(truth, edges.tolist(), **detections)):
+        group = {
+            "from_px": edges[i] ** 0.5,
+            "to_px": edges[i + 1] ** 0.5,
+            "objects": np.count_nonzero(group_of_object == i),
+            "AP": ap,
+        }
+        groups.append(group)
+    return groups
+
+
+def _by_objects_in_image(
+    targets: Sequence[Target], truth: GroundTruth, evaluation: COCOeval
+) -> list[dict[str, Any]]:
+    """AP of groups of images by the number of their objects: 1, 2 to 3, 4 to 7, and so on."""
+    counts = np.array([np.count_nonzero(~target["iscrowd"]) for target in targets], np.int64)
+    octaves = np.unique(np.log2(counts[counts > 0]).astype(int))
+    groups = []
+    for octave in octaves:
+        images = np.flatnonzero((counts >= 2**octave) & (counts < 2 ** (octave + 1)))
+        image_ids = truth.rank[images].tolist()
+        ap = evaluation.slice_by({"group": image_ids})["group"]["AP"]
+        group = {
+            "from": counts[images].min(),
+            "to": counts[images].max(),
+            "images": len(images),
+            "objects": counts[images].sum(),
+            "AP": ap,
+        }
+        groups.append(group)
+    return groups
+
+
+def _worst_images(errors: list[tuple[Ints, Ints]]) -> list[int]:
+    """Images with the most errors; of two checkpoints those where their numbers differ most."""
+    totals = [wrong + missed for wrong, missed in errors]
+    if len(totals) == 1:
+        weight = totals[0]
+    else:
+        weight = np.abs(totals[0] - totals[1])
+    errors_of_all = np.sum(totals, axis=0)
+    worst_first = np.lexsort((-errors_of_all, -weight))[:IMAGES]
+    return [index for index in worst_first.tolist() if weight[index] > 0]
+
+
+def _image_numbers(
+    targets: Sequence[Target], errors: list[tuple[Ints, Ints]], index: int
+) -> dict[str, Any]:
+    counts = [{"wrong": wrong[index], "missed": missed[index]} for wrong, missed in errors]
+    return {"image_id": targets[index]["image_id"], "errors": counts}
+
+
+def _training(checkpoint: Path) -> dict[str, Metrics] | None:
+    """Loss and AP over the steps of the run that the checkpoint lies in; None without one."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if not (folder / "metrics.jsonl").is_file():
+        return None
+    steps = []
+    evaluations = []
+    for line in read_metrics(folder):
+        if line.get("loss") is not None:
+            steps.append({"step": line["step"], "loss": line["loss"]})
+        if line.get("AP") is not None:
+            kept = ("step", "time_s", "AP", "AP50", "val_loss")
+            evaluations.append({key: line.get(key) for key in kept})
+    every = max(1, math.ceil(len(steps) / _MOST_POINTS))
+    return {"steps": steps[::every], "evaluations": evaluations}
+
+
+def _plain(value: Any) -> Any:
+    """The same with Python's own numbers, and None instead of nan."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value

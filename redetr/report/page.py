@@ -1,0 +1,249 @@
+"""The page of a report: one HTML file that says what each number means and what to do about it."""
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from redetr.files import write_json, write_whole
+from redetr.pages.templates import inline
+from redetr.report.analysis import KINDS
+from redetr.report.numbers import Report
+from redetr.report.scenes import scenes
+
+_FOLDER = Path(__file__).parent
+_MOST_CLASSES = 30  # in the matrix of confusions
+_MOST_CONFUSIONS = 12
+_DARK = 0.55  # share of its row from which a cell of the matrix is dark
+
+_METRICS = {
+    "AP": "the headline: precision over all recalls, mean over classes and IoU 0.50 to 0.95",
+    "AP50": "an IoU of 0.5 is enough: is it found at all?",
+    "AP75": "an IoU of 0.75 is asked for: is the box good?",
+    "APs": "objects under 32x32 px",
+    "APm": "32x32 to 96x96 px",
+    "APl": "larger than 96x96 px",
+    "AR1": "share of objects found by the best detection of each image",
+    "AR10": "by the best 10",
+    "AR100": "by the best 100: what a perfect score could reach",
+    "ARs": "AR100 under 32x32 px",
+    "ARm": "32x32 to 96x96 px",
+    "ARl": "larger than 96x96 px",
+}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A kind of mistake in words."""
+
+    meaning: str
+    remedy: str
+
+
+_MISTAKES = {
+    "class": Mistake(
+        "right place, wrong class",
+        "See which classes are confused; check that annotators agree on them; "
+        "add examples of them.",
+    ),
+    "localization": Mistake(
+        "right class, but an IoU of only 0.1 to 0.5",
+        "Check that boxes are drawn tightly and alike; train longer, "
+        "or with a larger --image-size.",
+    ),
+    "both": Mistake(
+        "wrong class, and an IoU of only 0.1 to 0.5",
+        "Mostly an early stage of training: train longer.",
+    ),
+    "duplicate": Mistake(
+        "the object was found already, with a higher score",
+        "DETR unlearns these late: train longer. Two annotations on one object teach them: "
+        "redetr check finds those.",
+    ),
+    "background": Mistake(
+        "there is no object",
+        "See the images: are objects left unannotated? If not, add images like these, "
+        "also without objects.",
+    ),
+    "missed": Mistake(
+        "an object without any detection near it",
+        "See size and crowding: small objects want a larger --image-size, many objects enough "
+        "--num-queries, rare looks more examples.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a reader should know about a checkpoint first."""
+
+    threshold: float
+    precision: float
+    recall: float
+    worst: str  # the kind of mistake that costs most
+    lost: float  # its AP50
+    weakest: list[tuple[float, str]]  # AP and name of the three weakest classes, if there are three
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the matrix of confusions."""
+
+    taken_for: str
+    count: int
+    share: float  # of its row
+    correct: bool
+    dark: bool
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """Which classes were taken for which by a checkpoint."""
+
+    matrix: list[tuple[str, list[Cell]]]  # name and row of each class; empty with too many
+    most: list[tuple[str, str, int]]  # class, what it was taken for, how often
+
+
+@dataclass(frozen=True)
+class Lean:
+    """What scores of a checkpoint are worth."""
+
+    error: float  # expected calibration error
+    excess: float  # mean score less the share of correct detections
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Writes `index.html`, which needs no other file, and `report.json`; makes the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "report.json", report.numbers)
+    document = _document(report)
+    write_whole(folder / "index.html", lambda path: path.write_text(document, encoding="utf-8"))
+
+
+def _document(report: Report) -> str:
+    numbers = report.numbers
+    runs = numbers["checkpoints"]
+    class_names = numbers["data"]["classes"]
+    per_class = {name: [run["per_class"][name] for run in runs] for name in class_names}
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            numbers=numbers,
+            data=numbers["data"],
+            runs=runs,
+            differences=numbers.get("differences", {}),
+            today=date.today(),
+            per_class=per_class,
+            metrics=_METRICS,
+            mistakes=_MISTAKES,
+            summaries=[_summary(run) for run in runs],
+            confusions=[_confusions(np.array(run["confusion"]), class_names) for run in runs],
+            leans=[_lean(run["calibration"]) for run in runs],
+            scenes=scenes(report),
+            kinds=KINDS,
+            style=inline("pages/page.css") + inline("report/report.css"),
+            script=inline("report/report.js"),
+        )
+    )
+
+
+def _environment() -> Environment:
+    """Templates of this folder; text that is not `Markup` is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.filters["percent"] = _percent
+    environment.filters["points"] = _points
+    environment.filters["change"] = _change
+    return environment
+
+
+def _summary(run: dict[str, Any]) -> Summary | None:
+    """None if no detection is correct."""
+    if run["all"]["best"] is None:
+        return None
+    mistakes = run["mistakes"]
+    worst = max(mistakes, key=lambda kind: mistakes[kind]["ap50"])
+    per_class = run["per_class"].items()
+    measured = [(entry["AP"], name) for name, entry in per_class if entry["AP"] is not None]
+    weakest = sorted(measured)[:3]
+    curves = run["all"]["curves"]
+    point = round(100 * run["threshold"])
+    return Summary(
+        threshold=run["threshold"],
+        precision=curves["precision"][point],
+        recall=curves["recall"][point],
+        worst=worst,
+        lost=mistakes[worst]["ap50"],
+        weakest=weakest if len(weakest) > 2 else [],
+    )
+
+
+def _confusions(counts: np.ndarray, class_names: list[str]) -> Confusions:
+    matrix = []
+    if len(class_names) <= _MOST_CLASSES:
+        matrix = _matrix(counts, [*class_names, "background"])
+    return Confusions(matrix, _most_confused(counts, class_names))
+
+
+def _matrix(counts: np.ndarray, names: list[str]) -> list[tuple[str, list[Cell]]]:
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    matrix = []
+    for i, name in enumerate(names):
+        row = []
+        for j, taken_for in enumerate(names):
+            count, share = int(counts[i, j]), float(shares[i, j])
+            row.append(Cell(taken_for, count, share, correct=i == j, dark=share > _DARK))
+        matrix.append((name, row))
+    return matrix
+
+
+def _most_confused(counts: np.ndarray, class_names: list[str]) -> list[tuple[str, str, int]]:
+    wrong = counts[:-1, :-1].copy()  # without background
+    np.fill_diagonal(wrong, 0)
+    most_first = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSIONS]
+    confused = []
+    for index in most_first.tolist():
+        row, column = divmod(index, len(wrong))
+        count = int(wrong[row, column])
+        if count:
+            confused.append((class_names[row], class_names[column], count))
+    return confused
+
+
+def _lean(calibration: dict[str, Any]) -> Lean | None:
+    """None without detections."""
+    if calibration["error"] is None:
+        return None
+    detections = 0
+    excess = 0.0
+    for row in calibration["bins"]:
+        detections += row["count"]
+        excess += row["count"] * (row["score"] - row["correct"])
+    return Lean(calibration["error"], excess / detections)
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def _points(difference: float | None) -> str:
+    """A difference of fractions in points, with its sign."""
+    return "-" if difference is None else f"{100 * difference:+.1f}"
+
+
+def _change(values: list[float | None]) -> float | None:
+    """The second value less the first, if both were measured."""
+    first, second = values
+    if first is None or second is None:
+        return None
+    return second - first

@@ -1,0 +1,132 @@
+"""The images of a report with their objects and detections, as boxes to draw into a page."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from redetr.pages.drawing import to_pil
+from redetr.pages.images import data_uri
+from redetr.report.analysis import KINDS, Boxes, Judgement
+from redetr.report.numbers import Report
+
+_PICTURE_PX = 720  # longer side of the embedded picture
+_LEAST_SCORE = 0.05  # of detections that can be shown
+_LETTERS = 1 / 26  # height of letters, as a share of the longer side
+_RIGHT = 0.7  # share of the width from which a label ends at its box
+
+
+@dataclass(frozen=True)
+class DrawnBox:
+    """A box with its label, in pixels of the original image."""
+
+    kind: str  # of KINDS, or missed, truth, crowd
+    title: str
+    label: str
+    left: float
+    top: float
+    width: float
+    height: float
+    label_x: float
+    label_y: float
+    anchor: str  # whether the label starts or ends at label_x
+    score: float | None = None  # of a detection
+    found_score: float | None = None  # of what found the object; -1 for nothing
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An image, the objects in it, and what each checkpoint detected there."""
+
+    image_id: int
+    picture: str  # a data URI
+    width: int
+    height: int
+    font_size: float
+    truth: list[DrawnBox]
+    detected: list[list[DrawnBox]]  # of each checkpoint, the best on top
+
+
+def scenes(report: Report) -> list[Scene]:
+    """The scenes of the images that a report shows."""
+    return [_scene(report, number) for number in range(len(report.images))]
+
+
+def _scene(report: Report, number: int) -> Scene:
+    index = report.images[number]
+    image = to_pil(report.dataset.image(index))
+    width, height = image.size
+    painter = _Painter(index, width, height, report.dataset.class_names)
+    image.thumbnail((_PICTURE_PX, _PICTURE_PX))
+    return Scene(
+        image_id=report.numbers["images"][number]["image_id"],
+        picture=data_uri(image),
+        width=width,
+        height=height,
+        font_size=painter.font_size,
+        truth=painter.truth(report.judged[0]),
+        detected=[painter.detected(judged) for judged in report.judged],
+    )
+
+
+@dataclass(frozen=True)
+class _Painter:
+    """Places the boxes of one image."""
+
+    index: int  # of the image in the data set
+    width: int
+    height: int
+    class_names: tuple[str, ...]
+
+    @property
+    def font_size(self) -> float:
+        return _LETTERS * max(self.width, self.height)
+
+    def truth(self, judged: Judgement) -> list[DrawnBox]:
+        crowds = [self._box(judged.crowds, i, "crowd") for i in self._rows(judged.crowds)]
+        objects = [self._box(judged.objects, i, "truth") for i in self._rows(judged.objects)]
+        return crowds + objects
+
+    def detected(self, judged: Judgement) -> list[DrawnBox]:
+        """Every object, to be shown as missed if nothing that is shown found it, and detections."""
+        drawn = []
+        finder_scores = np.append(judged.scores, -1.0)[judged.found_by]
+        for i in self._rows(judged.objects):
+            found_score = float(finder_scores[i])
+            drawn.append(self._box(judged.objects, i, "missed", found_score=found_score))
+        for i in reversed(self._rows(judged.detections)):
+            score = float(judged.scores[i])
+            if score >= _LEAST_SCORE:
+                kind = KINDS[judged.kinds[i]]
+                drawn.append(self._box(judged.detections, i, kind, score=score))
+        return drawn
+
+    def _rows(self, boxes: Boxes) -> list[int]:
+        return np.flatnonzero(boxes.image == self.index).tolist()
+
+    def _box(
+        self,
+        boxes: Boxes,
+        i: int,
+        kind: str,
+        score: float | None = None,
+        found_score: float | None = None,
+    ) -> DrawnBox:
+        left, top, right, bottom = boxes.xyxy[i].tolist()
+        name = self.class_names[boxes.label[i]]
+        tag = "" if score is None else f"{100 * score:.0f}%"
+        with_name = f"{name} {tag}".strip()
+        ends_at_box = left > _RIGHT * self.width
+        return DrawnBox(
+            kind=kind,
+            title=f"{with_name}: {kind}",
+            label=with_name if len(self.class_names) > 1 else tag,  # a single class needs no name
+            left=left,
+            top=top,
+            width=max(0, right - left),
+            height=max(0, bottom - top),
+            label_x=right if ends_at_box else left,
+            label_y=max(top, 1.2 * self.font_size),  # stays in the image
+            anchor="end" if ends_at_box else "start",
+            score=score,
+            found_score=found_score,
+        )

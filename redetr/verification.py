@@ -1,0 +1,248 @@
+"""Proof on one's own machines: the gradient of this layout of ranks and micro-batches against that
+of one process.
+
+What is proved is the code that trains: `announce`, `receive` and `train_step`. The reference is
+what one would write by hand: the whole batch, one forward pass, the set loss, one backward pass.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from redetr.config import TrainConfig
+from redetr.data import DetectionDataset, Hints, open_dataset
+from redetr.data.loader import Sample, Samples, to_batch
+from redetr.data.sampler import global_batch, slice_of
+from redetr.data.transforms import augmentation
+from redetr.distributed import Dist, process_group, replicate
+from redetr.losses import SetCriterion
+from redetr.models.transformer import MultiheadAttention
+from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
+from redetr.state import State
+from redetr.step import announce, receive, train_step
+from redetr.structures import DetectionModel, Target
+from redetr.training import prepare
+
+# Largest relative error of the whole gradient. In bf16 another split means another rounding of each
+# product.
+TOLERANCE = {"fp64": 1e-12, "fp32": 1e-6, "bf16": 0.02}
+_OBJECTS = (
+    0,
+    0,
+    0,
+    0,
+    0,
+    0,
+    15,
+    1,
+    7,
+    2,
+    3,
+    4,
+)  # half of the images none: with two ranks, one has no object at all
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Relative errors of the gradient, by part of the model and precision; "all" is the whole
+    gradient."""
+
+    world_size: int
+    accumulate: int
+    batch_size: int
+    device: str
+    parameters: dict[str, int]  # by part
+    errors: dict[str, dict[str, float]]  # by precision, then by part; the largest over ranks
+
+    @property
+    def failed(self) -> list[str]:
+        """What is over the tolerance, in words; a small part may be ten times as far off as the
+        whole."""
+        return [
+            f"{part} in {precision} by {error:.1e}"
+            for precision, errors in self.errors.items()
+            for part, error in errors.items()
+            if not error <= TOLERANCE[precision] * (1 if part == "all" else 10)
+        ]
+
+
+class Noise(DetectionDataset):
+    """Noise of several sizes with 0 to 15 random boxes."""
+
+    name, class_names, category_ids = "random", ("a", "b", "c"), (1, 2, 3)
+    hints = Hints(image_size=128, augment="plain")
+
+    def __init__(self, size: int):
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def target(self, index: int) -> Target:
+        random, objects = np.random.default_rng(index), _OBJECTS[index % len(_OBJECTS)]
+        height, width = random.integers(60, 160, 2).tolist()
+        corners = random.uniform(0, [width, height], (objects, 2, 2))
+        boxes = np.concatenate([corners.min(1), corners.max(1) + 1], 1).clip(0, [width, height] * 2)
+        return Target(
+            boxes=torch.from_numpy(boxes).float(),
+            labels=torch.from_numpy(random.integers(0, 3, objects)),
+            image_id=index,
+            orig_size=(height, width),
+            size=(height, width),
+            iscrowd=torch.zeros(objects, dtype=torch.bool),
+            area=torch.ones(objects),
+        )
+
+    def image(self, index: int) -> Tensor:
+        pixels = np.random.default_rng(index).integers(
+            0, 256, (3, *self.target(index)["orig_size"]), np.uint8
+        )
+        return torch.from_numpy(pixels)
+
+
+def verify(config: TrainConfig) -> Verification:
+    """Compares the gradients of one optimizer step of the run `config`, in fp64 and in its
+    precision, with those of one process. Under torchrun, every process calls this. `data="random"`
+    needs no data; a `batch_size` of 0 takes two images per rank and micro-batch, at least 12.
+    Raises InputError as `train` does.
+    """
+    with process_group(config.device, config.timeout_s) as dist:
+        batch_size = config.batch_size or max(
+            len(_OBJECTS), 2 * dist.world_size * config.accumulate
+        )
+        config = replace(config, batch_size=batch_size)
+        config.check(dist.world_size)
+        data = (
+            Noise(batch_size)
+            if config.data == "random"
+            else open_dataset(config.data, "train", config.val_fraction)
+        )
+        state, criterion = prepare(config, dist, data)
+        samples = first_batch(data, state)
+        dtype = pick_precision(config.precision, dist.device)
+        precision = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+        return compare(state.model, criterion, samples, dist, config.accumulate, precision)
+
+
+def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
+    """The first global batch as training sees it; noise comes in order, so that the first half has
+    no objects."""
+    config, model = state.config, state.model
+    transform = augmentation(config.augment, model.resize, config.image_size, model.max_size)  # type: ignore[arg-type]
+    keys = [(0, i) for i in range(config.batch_size)]
+    if not isinstance(data, Noise):
+        keys = global_batch(0, config.batch_size, len(data), config.seed)
+    samples = Samples(data, transform, config.seed)
+    return [samples[key] for key in keys]
+
+
+def compare(
+    model: DetectionModel,
+    criterion: SetCriterion,
+    samples: list[Sample],
+    dist: Dist,
+    accumulate: int,
+    precision: str,
+) -> Verification:
+    """The gradients of one optimizer step on the global batch `samples`, in fp64 and in `precision`
+    ("fp32" or "bf16"), split and whole. Communicates. The weights of `model` stay as they are;
+    dropout is switched off, because its masks differ between ranks by nature.
+    """
+    _without_dropout(model)
+    errors: dict[str, dict[str, float]] = {}
+    parts = _parts(model)
+    for name in dict.fromkeys(("fp64", precision)):
+        with _exact_products():
+            found = split_gradient(model, criterion, samples, dist, accumulate, PRECISIONS[name])
+            expected = whole_gradient(model, criterion, samples, dist.device, PRECISIONS[name])
+        mine = [_relative_error(found, expected, names) for names in parts.values()]
+        errors[name] = dict(zip(parts, dist.gather_rows(mine)().amax(0).tolist(), strict=True))
+    sizes = {part: sum(found[name].numel() for name in names) for part, names in parts.items()}
+    return Verification(dist.world_size, accumulate, len(samples), dist.device.type, sizes, errors)
+
+
+def split_gradient(
+    model: DetectionModel,
+    criterion: SetCriterion,
+    samples: list[Sample],
+    dist: Dist,
+    accumulate: int,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The gradient by parameter, as training computes it: every rank its slices of the batch.
+    Communicates."""
+    model = copy.deepcopy(model).to(weights_dtype(dtype))
+    slices = [
+        slice_of(len(samples), micro, accumulate, dist.rank, dist.world_size)
+        for micro in range(accumulate)
+    ]
+    window = announce([samples[part] for part in slices], criterion, dist)
+    batches, denominators, _ = receive(window, criterion, dist, weights_dtype(dtype))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    replica = replicate(model, dist, accumulate)
+    train_step(replica, criterion, batches, denominators, optimizer, dtype, clip_norm=0.0)
+    return _gradients(model)
+
+
+def whole_gradient(
+    model: DetectionModel,
+    criterion: SetCriterion,
+    samples: list[Sample],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The gradient by parameter of the whole batch in this process alone."""
+    model = copy.deepcopy(model).to(weights_dtype(dtype)).train()
+    batch = to_batch(samples, device, dtype=weights_dtype(dtype))
+    with autocast(device, dtype):
+        outputs = model(batch.images, batch.padding)
+    criterion(outputs, batch.targets)["loss"].backward()
+    return _gradients(model)
+
+
+def _without_dropout(model: DetectionModel) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, MultiheadAttention):
+            module.dropout = 0.0
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """No TF32: with its 10 bits, products of another batch differ by 1e-3."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _gradients(model: DetectionModel) -> dict[str, Tensor]:
+    return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _parts(model: DetectionModel) -> dict[str, list[str]]:
+    """Names of trained parameters by part of the model, and of all."""
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    parts: dict[str, list[str]] = {}
+    for name in trained:
+        words = name.split(".")
+        parts.setdefault(".".join(words[:2]) if words[0] == "transformer" else words[0], []).append(
+            name
+        )
+    return {**parts, "all": trained}
+
+
+def _relative_error(
+    found: dict[str, Tensor], expected: dict[str, Tensor], names: list[str]
+) -> float:
+    difference = torch.cat([(found[name] - expected[name]).flatten() for name in names]).norm()
+    norm = torch.cat([expected[name].flatten() for name in names]).norm()
+    return (difference / norm).item() if norm > 0 else difference.item()

@@ -1,0 +1,1 @@
+"""Weights from files: read them, and start a training run from them."""

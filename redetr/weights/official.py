@@ -1,0 +1,143 @@
+"""Weights of other DETRs: the official checkpoints and Transformers folders, as models of this
+library.
+
+Official names are our names. Transformers splits the in-projection of attention in three and
+renames the rest; the table below holds for folders written by any version of it (`out_proj` and
+`fc1` on disk).
+"""
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redetr.errors import InputError
+
+# In order: the first matching rule of each list entry is applied, then the next entry.
+_FROM_TRANSFORMERS: list[tuple[str, Any]] = [
+    (r"^model\.backbone\.(conv_encoder\.)?model\.", "backbone.0.body."),
+    (
+        r"^model\.backbone\.(conv_encoder\.)?position_embedding\.|^model\.position_embedding\.",
+        "backbone.1.",
+    ),
+    (r"row_embeddings\.", "row_embed."),
+    (r"column_embeddings\.", "col_embed."),
+    (r"^model\.(encoder|decoder)\.", r"transformer.\1."),
+    (r"^model\.input_projection\.", "input_proj."),
+    (r"^model\.query_position_embeddings\.", "query_embed."),
+    (r"^class_labels_classifier\.", "class_embed."),
+    (r"^bbox_predictor\.", "bbox_embed."),
+    (r"\.mlp\.(fc[12])\.", r".\1."),
+    (r"\.fc1\.", ".linear1."),
+    (r"\.fc2\.", ".linear2."),
+    (r"\.o_proj\.", ".out_proj."),
+    (r"\.encoder_attn\.", ".multihead_attn."),
+    (r"\.decoder\.layernorm\.", ".decoder.norm."),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"\.encoder_attn_layer_norm\.", ".norm2."),
+    (r"(\.encoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm2."),
+    (r"(\.decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm3."),
+]
+# The backbone of Transformers' own ResNet: stages, layers and shortcuts under other names.
+_FROM_TRANSFORMERS_RESNET: list[tuple[str, Any]] = [
+    (r"\.embedder\.embedder\.convolution\.", ".conv1."),
+    (r"\.embedder\.embedder\.normalization\.", ".bn1."),
+    (r"\.encoder\.stages\.(\d)\.layers\.(\d+)\.", lambda m: f".layer{int(m[1]) + 1}.{m[2]}."),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+    (r"\.layer\.(\d)\.convolution\.", lambda m: f".conv{int(m[1]) + 1}."),
+    (r"\.layer\.(\d)\.normalization\.", lambda m: f".bn{int(m[1]) + 1}."),
+]
+
+
+def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A Transformers `DetrForObjectDetection` state dict under the official names."""
+    renamed = {}
+    for name, tensor in weights.items():
+        for pattern, replacement in [*_FROM_TRANSFORMERS, *_FROM_TRANSFORMERS_RESNET]:
+            name = re.sub(pattern, replacement, name)
+        if not name.endswith("num_batches_tracked"):
+            renamed[name] = tensor
+    return _join_projections(renamed)
+
+
+def _join_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    joined = {
+        name: tensor for name, tensor in weights.items() if not re.search(r"\.[qkv]_proj\.", name)
+    }
+    for name in weights:
+        if ".q_proj." in name:
+            parts = [weights[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"]
+            joined[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
+    return joined
+
+
+def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]:
+    """Model name, number of classes and options of a state dict with official names.
+
+    Dilation (DC5) leaves no trace in the weights: it must be said by the caller. Heads are 32 wide,
+    as in every published DETR. Raises InputError if this is no DETR.
+    """
+    for needed in ("query_embed.weight", "class_embed.weight", "backbone.0.body.conv1.weight"):
+        if needed not in weights:
+            raise InputError(f"these weights are no DETR: {needed} is missing")
+    num_queries, hidden_dim = weights["query_embed.weight"].shape
+    stages = [_count(weights, rf"backbone\.0\.body\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)]
+    deep = "backbone.0.body.layer1.0.conv3.weight" in weights
+    backbone: dict[tuple[int, ...], str] = {
+        (2, 2, 2, 2): "resnet18",
+        (3, 4, 6, 3): "resnet50" if deep else "resnet34",
+        (3, 4, 23, 3): "resnet101",
+    }
+    options = {
+        "backbone": backbone.get(tuple(stages)),
+        "hidden_dim": hidden_dim,
+        "nheads": max(1, hidden_dim // 32),
+        "enc_layers": _count(weights, r"transformer\.encoder\.layers\.(\d+)\."),
+        "dec_layers": _count(weights, r"transformer\.decoder\.layers\.(\d+)\."),
+        "dim_feedforward": weights["transformer.decoder.layers.0.linear1.weight"].shape[0],
+        "num_queries": num_queries,
+        "pre_norm": "transformer.encoder.norm.weight" in weights,
+        "position": "learned" if "backbone.1.row_embed.weight" in weights else "sine",
+    }
+    if options["backbone"] is None:
+        raise InputError(
+            f"these weights have a backbone with stages {stages}: only ResNet-18, 34, 50, 101 are "
+            "known"
+        )
+    name = "detr_r101" if options["backbone"] == "resnet101" else "detr_r50"
+    return name, weights["class_embed.weight"].shape[0] - 1, options
+
+
+def _count(weights: dict[str, Tensor], pattern: str) -> int:
+    return 1 + max((int(m[1]) for name in weights if (m := re.match(pattern, name))), default=-1)
+
+
+# Category ids of COCO have gaps; official checkpoints have 91 outputs, one per id, and the gaps
+# never fire.
+_COCO_NAMES = """
+1 person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant
+13 stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe
+27 backpack,umbrella
+31 handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove
+41 skateboard,surfboard
+43 tennis racket,bottle
+46 wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot
+58 hot dog,pizza,donut,cake
+62 chair,couch,potted plant,bed
+67 dining table
+70 toilet
+72 tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator
+84 book,clock,vase,scissors,teddy bear,hair drier,toothbrush
+"""
+
+
+def coco_class_names() -> list[str]:
+    """The names of category ids 0 to 90, "unused" where COCO has none."""
+    names = ["unused"] * 91
+    for line in _COCO_NAMES.strip().splitlines():
+        first, _, listed = line.partition(" ")
+        for offset, name in enumerate(listed.split(",")):
+            names[int(first) + offset] = name
+    return names

@@ -1,0 +1,70 @@
+"""Installs the programs that some tests drive, where that is possible: as root, with apt-get.
+
+Elsewhere it says in one line what is missing. The tests run all the same, without those that need
+such a program.
+"""
+
+import os
+import shutil
+import subprocess
+
+# Programs that the tests look for, and the packages of Debian and its descendants that hold them.
+PACKAGES = {
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",  # which must be as new as the browser
+    "fish": "fish",
+    "zsh": "zsh",
+    "ip": "iproute2",
+}
+LIMIT_S = 600
+APT_GET = ("apt-get", "-q", "-o", "Acquire::Retries=2", "-o", "DPkg::Lock::Timeout=120")
+
+
+def missing_packages() -> list[str]:
+    return [package for program, package in PACKAGES.items() if not shutil.which(program)]
+
+
+def install(packages: list[str]) -> str:
+    """Installs Debian packages and returns why that failed, in one line, or an empty string."""
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
+        try:
+            done = subprocess.run(
+                [*APT_GET, *command],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                timeout=LIMIT_S,
+                capture_output=True,
+                text=True,
+            )
+        except subprocess.TimeoutExpired:
+            return f"apt-get {command[0]} took more than {LIMIT_S} s"
+        if done.returncode:
+            complaint = done.stderr.strip() or "no reason given"
+            return f"apt-get {command[0]} failed: {complaint.splitlines()[-1]}"
+    return ""
+
+
+def main() -> None:
+    packages = missing_packages()
+    if not packages:
+        return
+    reason = "apt-get needs root"
+    if not shutil.which("apt-get"):
+        reason = "there is no apt-get here"
+    elif os.geteuid() == 0:
+        print(f"Installing {' '.join(packages)} for the tests", flush=True)
+        reason = install(packages)
+        packages = missing_packages()
+    if packages:
+        command = f"apt-get install --no-install-recommends {' '.join(packages)}"
+        why = f" ({reason})" if reason else ""
+        print(
+            f"Tests that need {', '.join(packages)} will be skipped{why}; to run them, as root: "
+            f"{command}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

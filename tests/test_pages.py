@@ -1,0 +1,65 @@
+"""Templates: text is escaped, data cannot end a script, and what is missing is an error."""
+
+import json
+from pathlib import Path
+
+import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
+
+import redetr
+from redetr.pages import templates
+from redetr.pages.templates import render, write_page
+
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    """A folder in which templates are looked up, beside those of the package."""
+    environment = templates._ENVIRONMENT.overlay()
+    environment.loader = type(environment.loader)([tmp_path, *environment.loader.searchpath])
+    monkeypatch.setattr(templates, "_ENVIRONMENT", environment)
+    return tmp_path
+
+
+def test_text_is_escaped_and_markup_is_not(room):
+    (room / "a.html").write_text("<p title='{{ text }}'>{{ text }}</p>{{ html }}")
+    page = render("a.html", text="<b>&'\"", html=Markup("<i>x</i>"))
+    assert page == "<p title='&lt;b&gt;&amp;&#39;&#34;'>&lt;b&gt;&amp;&#39;&#34;</p><i>x</i>"
+
+
+def test_data_cannot_end_the_script(room):
+    (room / "a.html").write_text("<script>f({{ data | tojson }})</script>")
+    data = {"names": ["</script><b>", "<!--", "'", "{{ 7 * 7 }}"]}
+    page = render("a.html", data=data)
+    assert page.count("<") == 2
+    call = page.removeprefix("<script>f(").removesuffix(")</script>")
+    assert json.loads(call) == data
+
+
+def test_a_missing_value_is_an_error(room):
+    (room / "a.html").write_text("{{ titel }}")
+    with pytest.raises(UndefinedError, match="titel"):
+        render("a.html", title="x")
+
+
+def test_tables_show_texts_and_are_absent_without_rows(room):
+    (room / "a.html").write_text(
+        '{% from "pages/table.html" import table %}{{ table(["a", "<b>"], rows) }}'
+    )
+    page = render("a.html", rows=[["<i>", 1]])
+    assert "<th>a</th><th>&lt;b&gt;</th>" in page
+    assert "<td>&lt;i&gt;</td><td>1</td>" in page
+    assert render("a.html", rows=[]).strip() == ""
+
+
+def test_scripts_and_styles_are_put_in_as_they_are(room):
+    (room / "a.html").write_text('{{ inline("explain/canvas.js") }}')
+    script = Path(redetr.__file__).with_name("explain") / "canvas.js"
+    text = script.read_text(encoding="utf-8")
+    assert "<" in text
+    assert render("a.html") == text
+
+
+def test_a_page_is_written_in_utf8(tmp_path):
+    write_page(tmp_path / "a.html", "“1 − GIoU”")
+    assert (tmp_path / "a.html").read_bytes().decode("utf-8") == "“1 − GIoU”"
