@@ -15,7 +15,7 @@ from command_line import run, train_arguments
 from rich.console import Console
 from rich.text import Text
 
-from redetr.monitor import Monitor
+from redetr.monitor import Monitor, SilentMonitor
 
 LINE = {
     "loss": 8.1234,
@@ -98,3 +98,10 @@ def test_a_run_without_a_terminal_says_lines(shared_coco, tmp_path):
     assert [step for step, _ in lines] == ["2", "3", "4", "6"]  # 3 as well: it is evaluated
     assert lines[-1][1] == "0:00:00"
     assert re.findall(r"^step (\d): AP ", errors, re.MULTILINE) == ["3", "6"]
+
+
+def test_the_silent_monitor_does_all_that_the_other_does():
+    def public(kind):
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    assert public(SilentMonitor) == public(Monitor)
