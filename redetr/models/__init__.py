@@ -6,9 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 from redetr.errors import InputError
-from redetr.models import detr, fast
+from redetr.models import detr, fast, rtdetr
 from redetr.models.detr import detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5
 from redetr.models.fast import redetr_m, redetr_mobile, redetr_n, redetr_s
+from redetr.models.rtdetr import (
+    rtdetr_r18,
+    rtdetr_r34,
+    rtdetr_r50,
+    rtdetr_r50m,
+    rtdetr_r101,
+    rtdetrv2_r18,
+    rtdetrv2_r34,
+    rtdetrv2_r50,
+    rtdetrv2_r50m,
+    rtdetrv2_r101,
+)
 from redetr.structures import DetectionModel
 
 MODELS: dict[str, Callable[..., DetectionModel]] = {
@@ -20,12 +32,22 @@ MODELS: dict[str, Callable[..., DetectionModel]] = {
     "redetr_s": redetr_s,
     "redetr_mobile": redetr_mobile,
     "redetr_m": redetr_m,
+    "rtdetr_r18": rtdetr_r18,
+    "rtdetr_r34": rtdetr_r34,
+    "rtdetr_r50m": rtdetr_r50m,
+    "rtdetr_r50": rtdetr_r50,
+    "rtdetr_r101": rtdetr_r101,
+    "rtdetrv2_r18": rtdetrv2_r18,
+    "rtdetrv2_r34": rtdetrv2_r34,
+    "rtdetrv2_r50m": rtdetrv2_r50m,
+    "rtdetrv2_r50": rtdetrv2_r50,
+    "rtdetrv2_r101": rtdetrv2_r101,
 }
 
 
 def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
-    """A model of `MODELS` with random weights; `overrides` as in `models.detr.detr` or
-    `models.fast.fast`.
+    """A model of `MODELS` with random weights; `overrides` as in `models.detr.detr`,
+    `models.fast.fast` or `models.rtdetr.rtdetr`.
 
     `num_classes` is the data set's number of categories. Raises InputError for an unknown name or
     option.
@@ -62,8 +84,21 @@ def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
 
 def options_of(name: str) -> dict[str, Any]:
     """All options of a model of `MODELS` with their defaults."""
-    functions = (detr.detr if name.startswith("detr") else fast.fast, MODELS[name])
-    parameters = [
-        p for function in functions for p in inspect.signature(function).parameters.values()
-    ]
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    options = {}
+    for function in _functions(name):  # a later one's defaults replace those before
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                options[parameter.name] = parameter.default
+    return options
+
+
+def _functions(name: str) -> list[Callable[..., DetectionModel]]:
+    """The functions that a model is built by, the most general one first."""
+    if name.startswith("detr"):
+        return [detr.detr, MODELS[name]]
+    if name.startswith("rtdetrv2"):
+        first_version = name.replace("rtdetrv2", "rtdetr")
+        return [rtdetr.rtdetr, MODELS[first_version], MODELS[name]]
+    if name.startswith("rtdetr"):
+        return [rtdetr.rtdetr, MODELS[name]]
+    return [fast.fast, MODELS[name]]

@@ -38,7 +38,8 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(8, channels)
 
 
-_NORMS: dict[str, Any] = {
+# Layers by the name of the norm, each a function of the number of channels.
+NORMS: dict[str, Any] = {
     "frozen_batch": FrozenBatchNorm2d,
     "group": _group_norm,
     "sync_batch": nn.SyncBatchNorm,
@@ -53,10 +54,16 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm(conv(x))
+    weight, bias = folded(conv, norm)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does the work of `conv`, without bias, and `norm`."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     bias = norm.bias - norm.running_mean * scale
     weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return weight, bias
 
 
 def _residual_block(x: Tensor, block: BasicBlock | Bottleneck) -> Tensor:
@@ -130,7 +137,7 @@ class Backbone(nn.Module):
         options = {"replace_stride_with_dilation": [False, False, True]} if dilation else {}
         self.name = name
         self.body = torchvision.models.get_model(
-            name, norm_layer=partial(_NORMS[norm], **eps), **options
+            name, norm_layer=partial(NORMS[norm], **eps), **options
         )
         if weights:
             self.body.load_state_dict(_imagenet_weights(name))
@@ -186,8 +193,8 @@ def _out_channels(layers: list[nn.Module]) -> int:
 def _check(weights: str | None, norm: str) -> None:
     if weights not in (None, "imagenet"):
         raise InputError(f"unknown backbone weights {weights!r}: choose 'imagenet' or none")
-    if norm not in _NORMS:
-        raise InputError(f"unknown norm {norm!r} of a backbone: choose {', '.join(_NORMS)}")
+    if norm not in NORMS:
+        raise InputError(f"unknown norm {norm!r} of a backbone: choose {', '.join(NORMS)}")
     if weights and norm == "group":
         raise InputError(
             "ImageNet weights were trained with BatchNorm: they need norm=frozen_batch or "

@@ -14,6 +14,8 @@ h, w the size of one level. Boxes are cxcywh, fractions of the unpadded image.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,14 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.models.backbone import AnyBackbone, Norm, build_backbone, padding_at
+from redetr.models.deformable import (
+    best_positions,
+    position_centers,
+    read_points,
+    star_offsets,
+    take,
+    valid_ratio,
+)
 from redetr.models.position import PositionEmbeddingSine, sine_features
 from redetr.models.transformer import MLP, MultiheadAttention, TransformerEncoderLayer
 from redetr.structures import DetectionModel, LossConfig, Outputs
@@ -55,24 +65,12 @@ class DeformableAttention(nn.Module):
         self.value_proj = nn.Linear(hidden_dim, hidden_dim)
         self.out_proj = nn.Linear(hidden_dim, hidden_dim)
         with torch.no_grad():
-            self.offsets.bias.copy_(self._star())
+            self.offsets.bias.copy_(star_offsets(nheads, [points] * len(STRIDES)))
         for zero in (self.offsets.weight, self.weights.weight, self.weights.bias):
             nn.init.zeros_(zero)
         for linear in (self.value_proj, self.out_proj):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
-
-    def _star(self) -> Tensor:
-        """Returns the first offsets, `[heads * levels * points * 2]`.
-
-        Each head starts in its own direction, with point k at k steps: a star around the centre.
-        """
-        angle = torch.arange(self.nheads) * (2 * math.pi / self.nheads)
-        direction = torch.stack([angle.cos(), angle.sin()], -1)  # [heads, 2]
-        direction = direction / direction.abs().amax(-1, keepdim=True)  # on a square
-        steps = torch.arange(1, self.points + 1)
-        star = direction[:, None, None, :] * steps[None, None, :, None]  # [heads, 1, points, 2]
-        return star.expand(-1, len(STRIDES), -1, -1).flatten()
 
     def samples(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Returns where each query looks, and how much each point counts.
@@ -106,40 +104,31 @@ class DeformableAttention(nn.Module):
         `memory` is `[B, S, D]`, `shapes` are the (h, w) of its levels, and `valid_ratio` `[B, 2]`
         is the share (x, y) of the canvas that is image.
         """
-        batch, num_queries, _ = query.shape
         points, weights = self.samples(query, boxes)
-
-        # grid_sample wants [-1, 1] over the canvas, and one "image" per head.
-        grid = 2 * points * valid_ratio[:, None, None, None, None] - 1
-        grid = grid.transpose(1, 2).flatten(0, 1)  # [B * heads, Q, levels, points, 2]
+        points = points * valid_ratio[:, None, None, None, None]  # as fractions of the canvas
         values = self.value_proj(memory).unflatten(-1, (self.nheads, -1))  # [B, S, heads, d]
-        values = values.permute(0, 2, 3, 1).flatten(0, 1)  # [B * heads, d, S]
-        values = at_least_float32(values)  # sampling in half precision loses the position
-
-        sampled = []
-        positions = [height * width for height, width in shapes]
-        for i, level in enumerate(values.split(positions, -1)):
-            feature_map = level.unflatten(-1, shapes[i])  # [B * heads, d, h, w]
-            at_points = F.grid_sample(feature_map, grid[:, :, i], align_corners=False)
-            sampled.append(at_points)  # [B * heads, d, Q, points]
-
-        weights = weights.transpose(1, 2).flatten(0, 1)  # [B * heads, Q, levels * points]
-        weighted = torch.cat(sampled, -1) * weights[:, None]
-        out = weighted.sum(-1)  # [B * heads, d, Q]
-        out = out.view(batch, -1, num_queries).mT  # [B, Q, D]
+        per_level = [self.points] * len(STRIDES)
+        out = read_points(values, shapes, points.flatten(3, 4), weights, per_level)
         return self.out_proj(out.to(query.dtype))
 
 
 class DecoderLayer(nn.Module):
     """Self-attention of the queries, deformable attention to the image, feed-forward net.
 
-    Post-norm: a norm follows each of the three residuals.
+    Post-norm: a norm follows each of the three residuals. `cross_attention` makes the module that
+    reads the image, with the inputs of `DeformableAttention`.
     """
 
-    def __init__(self, hidden_dim: int, nheads: int, points: int, dim_feedforward: int):
+    def __init__(
+        self,
+        hidden_dim: int,
+        nheads: int,
+        dim_feedforward: int,
+        cross_attention: Callable[[], nn.Module],
+    ):
         super().__init__()
         self.self_attn = MultiheadAttention(hidden_dim, nheads)
-        self.cross_attn = DeformableAttention(hidden_dim, nheads, points)
+        self.cross_attn = cross_attention()
         self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
         self.norm1 = nn.LayerNorm(hidden_dim)
@@ -239,7 +228,8 @@ class FastDETR(DetectionModel):
         self.enc_bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.query_pos = MLP(2 * hidden_dim, hidden_dim, hidden_dim, 2)
-        layer = (hidden_dim, nheads, points, dim_feedforward)
+        cross_attention = partial(DeformableAttention, hidden_dim, nheads, points)
+        layer = (hidden_dim, nheads, dim_feedforward, cross_attention)
         self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(dec_layers))
         self.class_embed = nn.ModuleList(
             nn.Linear(hidden_dim, num_classes) for _ in range(dec_layers)
@@ -264,26 +254,26 @@ class FastDETR(DetectionModel):
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
         flat_levels = [level.flatten(2).mT for level in levels]
         memory = self.memory_norm(torch.cat(flat_levels, dim=1))  # [B, S, D]
-        valid_ratio = _valid_ratio(images, mask)  # [B, 2]
-        anchors = _anchors(shapes, images.shape[-2:], valid_ratio)  # [B, S, 4]
+        ratio = valid_ratio(images, mask)  # [B, 2]
+        anchors = _anchors(shapes, images.shape[-2:], ratio)  # [B, S, 4]
 
         enc_logits = at_least_float32(self.enc_class_embed(memory))  # [B, S, C]
         if mask is not None:
             inside = (anchors[..., :2] < 1).all(-1, keepdim=True)  # [B, S, 1]
             enc_logits = torch.where(inside, enc_logits, _PADDING_SCORE)
-        best = _best(enc_logits, self.num_queries)  # [B, Q]
-        content = _take(memory, best)  # [B, Q, D]
-        image = (memory, shapes, valid_ratio)
+        best = best_positions(enc_logits, self.num_queries)  # [B, Q]
+        content = take(memory, best)  # [B, Q, D]
+        image = (memory, shapes, ratio)
 
         if not self.aux_loss:
             # Only the chosen positions need a box.
-            boxes = self._proposals(_take(anchors, best), content)
+            boxes = self._proposals(take(anchors, best), content)
             layers = self._decode(content, boxes, image)
             return {**layers[-1], "aux_outputs": []}
 
         enc_boxes = self._proposals(anchors, memory)  # [B, S, 4]
         # The decoder's losses do not teach the encoder's boxes, which have their own.
-        boxes = _take(enc_boxes.detach(), best)
+        boxes = take(enc_boxes.detach(), best)
         layers = self._decode(content, boxes, image)
         enc_outputs: Outputs = {"pred_logits": enc_logits, "pred_boxes": enc_boxes}
         return {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": enc_outputs}
@@ -323,31 +313,15 @@ class FastDETR(DetectionModel):
         return outputs
 
 
-def _valid_ratio(images: Tensor, mask: Tensor | None) -> Tensor:
-    """Returns the share (x, y) of the canvas that is image, `[B, 2]`."""
-    dtype = torch.promote_types(images.dtype, torch.float32)
-    if mask is None:
-        return images.new_ones(images.shape[0], 2, dtype=dtype)
-    # Padding is at the right and at the bottom, so the first row and column show all of it.
-    _, height, width = mask.shape
-    columns = (~mask[:, 0]).sum(1, dtype=dtype)  # [B]
-    rows = (~mask[:, :, 0]).sum(1, dtype=dtype)
-    return torch.stack([columns / width, rows / height], -1)
-
-
 def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, valid_ratio: Tensor) -> Tensor:
     """Returns one square box per position, `[B, S, 4]`.
 
     `shapes` are the (h, w) of the levels, and `image_size` is the (H, W) of the canvas in px.
     """
     canvas_height, canvas_width = image_size
-    device, dtype = valid_ratio.device, valid_ratio.dtype
     per_level = []
-    for stride, (height, width) in zip(STRIDES, shapes, strict=True):
-        y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
-        x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
-        centers = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)  # [h, w, 2]
-        centers = centers.flatten(0, 1)  # [h * w, 2]
+    for stride, shape in zip(STRIDES, shapes, strict=True):
+        centers = position_centers(shape, like=valid_ratio)  # [h * w, 2]
         side = _ANCHOR_STRIDES * stride
         # Filled, not copied from the host: a copy would wait for the device.
         anchor_width = torch.full_like(centers[:, :1], side / canvas_width)
@@ -356,22 +330,6 @@ def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, valid_ratio:
     # From fractions of the canvas to fractions of the unpadded image.
     of_canvas = torch.cat(per_level)  # [S, 4]
     return of_canvas / valid_ratio.repeat(1, 2)[:, None]
-
-
-def _best(logits: Tensor, count: int) -> Tensor:
-    """Returns the positions with the best class score, best first: `[B, count]`.
-
-    There are fewer if `logits` `[B, S, C]` has fewer than `count` positions.
-    """
-    scores = logits.detach().amax(-1)  # [B, S]
-    count = min(count, scores.shape[1])
-    return scores.topk(count, dim=1).indices
-
-
-def _take(values: Tensor, positions: Tensor) -> Tensor:
-    """Returns the `[B, Q, D]` of `values` `[B, S, D]` at `positions` `[B, Q]`."""
-    index = positions[..., None].expand(-1, -1, values.shape[-1])
-    return values.gather(1, index)
 
 
 def fast(

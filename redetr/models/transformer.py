@@ -4,6 +4,7 @@ Shape letters: B images, S positions of the feature map, Q queries, D width, L d
 attention N queries and M keys. Masks are True = padding, which attention ignores.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -124,7 +125,13 @@ class TransformerEncoderLayer(nn.Module):
     """Self-attention over the feature map, then a feed-forward net; each with a residual."""
 
     def __init__(
-        self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool
+        self,
+        hidden_dim: int,
+        nheads: int,
+        dim_feedforward: int,
+        dropout: float,
+        pre_norm: bool,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
     ):
         super().__init__()
         self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
@@ -134,6 +141,7 @@ class TransformerEncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
+        self.activation = activation
 
     def _attend(self, x: Tensor, pos: Tensor, padding: Tensor | None) -> Tensor:
         query = x + pos
@@ -141,7 +149,7 @@ class TransformerEncoderLayer(nn.Module):
         return self.dropout(attended)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        hidden = self.linear1(x).relu()  # [B, S, dim_feedforward]
+        hidden = self.activation(self.linear1(x))  # [B, S, dim_feedforward]
         hidden = self.dropout(hidden)
         return self.dropout(self.linear2(hidden))
 

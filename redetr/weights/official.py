@@ -59,10 +59,10 @@ def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         if not name.endswith("num_batches_tracked"):
             renamed[name] = tensor
-    return _join_projections(renamed)
+    return join_projections(renamed)
 
 
-def _join_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def join_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     joined = {
         name: tensor for name, tensor in weights.items() if not re.search(r"\.[qkv]_proj\.", name)
     }

@@ -13,6 +13,7 @@ from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.structures import DetectionModel
+from redetr.weights import rtdetr
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
 
 _LARGEST_PX = 1 << 14  # of an image that a model is said to take
@@ -88,6 +89,7 @@ def _read(path: Path, model: str | None) -> Weights:
     content = read_torch(path)
     if isinstance(content, dict) and all(key in content for key in REQUIRED):
         return Weights(path, content.get("ema") or content["model"], _origin_of_run(content))
+    content = rtdetr.unwrapped(content)
     for key in ("model", "state_dict"):
         content = content.get(key, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not any(
@@ -138,6 +140,8 @@ def _from_official(
     **options: Any,
 ) -> Weights:
     """Weights under the official names of DETR, or under any others."""
+    if rtdetr.is_rtdetr(tensors):
+        return _original_rtdetr(path, tensors, model)
     if not {"query_embed.weight", "class_embed.weight"} <= tensors.keys():
         return Weights(path, tensors, None)
     if not _is_whole(tensors["class_embed.weight"]):  # or names are made for classes by the billion
@@ -160,9 +164,12 @@ def _from_transformers(folder: Path, model: str | None) -> Weights:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{folder / 'config.json'}: cannot be read ({error})") from error
+    if config.get("model_type") in rtdetr.MODEL_TYPES:
+        return _rtdetr_from_transformers(folder, config, model)
     if config.get("model_type") != "detr":
         raise InputError(
-            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not 'detr'"
+            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not one that "
+            f"can be loaded: {', '.join(['detr', *rtdetr.MODEL_TYPES])}"
         )
     backbone = config.get("backbone_config") or {}
     if config.get("activation_function", "relu") != "relu" or backbone.get(
@@ -172,12 +179,8 @@ def _from_transformers(folder: Path, model: str | None) -> Weights:
             f"{folder / 'config.json'}: not the function of the original DETR: only ReLU and "
             "ResNet v1.5"
         )
-    if (folder / "model.safetensors").exists():
-        tensors, _ = read_safetensors(folder / "model.safetensors")
-    else:
-        tensors = read_torch(folder / "pytorch_model.bin")
     labels = config.get("id2label") or {}
-    tensors = from_transformers(tensors)
+    tensors = from_transformers(_tensors_of_folder(folder))
     num_classes = (
         tensors["class_embed.weight"].shape[0] - 1 if "class_embed.weight" in tensors else 0
     )
@@ -186,6 +189,44 @@ def _from_transformers(folder: Path, model: str | None) -> Weights:
     if config.get("dilation") or backbone.get("output_stride") == 16:
         options["dilation"] = True
     return _from_official(folder, tensors, model, names, **options)
+
+
+def _tensors_of_folder(folder: Path) -> dict[str, Tensor]:
+    if (folder / "model.safetensors").exists():
+        tensors, _ = read_safetensors(folder / "model.safetensors")
+        return tensors
+    return read_torch(folder / "pytorch_model.bin")
+
+
+def _rtdetr_from_transformers(folder: Path, config: dict[str, Any], model: str | None) -> Weights:
+    try:
+        options = rtdetr.options_from_config(config)
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from error
+    tensors = rtdetr.from_transformers(_tensors_of_folder(folder))
+    version = rtdetr.MODEL_TYPES[config["model_type"]]
+    name, num_classes, described = rtdetr.describe(version, tensors)
+    labels = config.get("id2label") or {}
+    names = [labels.get(str(i), f"class {i}") for i in range(num_classes)]
+    class_names, category_ids = rtdetr.classes(names)
+    origin = Origin(model or name, {**described, **options}, class_names, category_ids)
+    return Weights(folder, tensors, origin)
+
+
+def _original_rtdetr(path: Path, tensors: dict[str, Tensor], model: str | None) -> Weights:
+    version = rtdetr.version_of(tensors)
+    points = rtdetr.points_of(tensors)
+    tensors = rtdetr.from_original(tensors)
+    if not _is_whole(tensors["decoder.enc_score_head.weight"]):
+        raise ValueError("decoder.enc_score_head.weight has not all of its values")
+    name, num_classes, options = rtdetr.describe(version, tensors)
+    if points is not None:
+        options["points"] = points
+    if "_dsp_" in path.name.lower():  # rtdetrv2_r18vd_dsp_...pth: nothing else tells it
+        options["sampling"] = "discrete"
+    names = rtdetr.names_without_config(num_classes)
+    class_names, category_ids = rtdetr.classes(names)
+    return Weights(path, tensors, Origin(model or name, options, class_names, category_ids))
 
 
 def _download(name: str) -> Path:

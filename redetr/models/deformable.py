@@ -1,0 +1,129 @@
+"""Blocks of the families whose queries read a few points of several feature maps.
+
+Source: Deformable DETR (Zhu et al. 2021).
+
+Shape letters: B images, Q queries, D width, S positions of all levels together, P points of a query
+on all levels together, and h, w the size of one level. Boxes are cxcywh, fractions of the unpadded
+image.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from redetr.boxes import at_least_float32
+
+Sampling = Literal["bilinear", "discrete"]
+
+
+def star_offsets(nheads: int, points: Sequence[int]) -> Tensor:
+    """Returns offsets to start from, `[heads * P * 2]`, for `points` on each level.
+
+    Each head starts in its own direction, with point k at k steps: a star around the centre.
+    """
+    angle = torch.arange(nheads) * (2 * math.pi / nheads)
+    direction = torch.stack([angle.cos(), angle.sin()], -1)  # [heads, 2]
+    direction = direction / direction.abs().amax(-1, keepdim=True)  # on a square
+    steps = torch.cat([torch.arange(1, count + 1) for count in points])  # [P]
+    star = direction[:, None, :] * steps[None, :, None]  # [heads, P, 2]
+    return star.flatten()
+
+
+def read_points(
+    values: Tensor,
+    shapes: list[tuple[int, int]],
+    points: Tensor,
+    weights: Tensor,
+    per_level: Sequence[int],
+    sampling: Sampling = "bilinear",
+) -> Tensor:
+    """Returns the weighted sum of what each query reads, `[B, Q, D]`.
+
+    `values` are `[B, S, heads, D / heads]`, and `shapes` the (h, w) of their levels. `points`
+    `[B, Q, heads, P, 2]` are x and y as fractions of the canvas, `per_level[i]` of them on level i,
+    and `weights` are `[B, Q, heads, P]`. Computed in fp32 or fp64.
+    """
+    batch, num_queries, *_ = points.shape
+    points = points.transpose(1, 2).flatten(0, 1)  # [B * heads, Q, P, 2]
+    weights = weights.transpose(1, 2).flatten(0, 1)  # [B * heads, Q, P]
+    values = values.permute(0, 2, 3, 1).flatten(0, 1)  # [B * heads, d, S]
+    values = at_least_float32(values)  # sampling in half precision loses the position
+
+    positions = [height * width for height, width in shapes]
+    levels = values.split(positions, -1)
+    points_by_level = points.split(list(per_level), 2)
+    sampled = []
+    for shape, level, level_points in zip(shapes, levels, points_by_level, strict=True):
+        feature_map = level.unflatten(-1, shape)  # [B * heads, d, h, w]
+        if sampling == "bilinear":
+            # grid_sample wants [-1, 1] over the canvas.
+            at_points = F.grid_sample(feature_map, 2 * level_points - 1, align_corners=False)
+        else:
+            at_points = _nearest(feature_map, level_points)
+        sampled.append(at_points)  # [B * heads, d, Q, points]
+
+    weighted = torch.cat(sampled, -1) * weights[:, None]
+    out = weighted.sum(-1)  # [B * heads, d, Q]
+    return out.view(batch, -1, num_queries).mT  # [B, Q, D]
+
+
+def _nearest(level: Tensor, points: Tensor) -> Tensor:
+    """Returns what `level` `[N, d, h, w]` holds at `points` `[N, Q, points, 2]`.
+
+    The result is `[N, d, Q, points]`.
+
+    Source: the discrete sampling of RT-DETRv2, whose rounding moves the points by half a pixel;
+    points outside of the level read its border.
+    """
+    height, width = level.shape[-2:]
+    x = (points[..., 0] * width + 0.5).long().clamp(0, width - 1)  # [N, Q, points]
+    y = (points[..., 1] * height + 0.5).long().clamp(0, height - 1)
+    positions = (y * width + x).flatten(1)  # [N, Q * points]
+    positions = positions[:, None].expand(-1, level.shape[1], -1)  # [N, d, Q * points]
+    read = level.flatten(2).gather(-1, positions)
+    return read.unflatten(-1, points.shape[1:3])
+
+
+def valid_ratio(images: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the share (x, y) of the canvas that is image, `[B, 2]`; `mask` is True = padding."""
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    if mask is None:
+        return images.new_ones(images.shape[0], 2, dtype=dtype)
+    # Padding is at the right and at the bottom, so the first row and column show all of it.
+    _, height, width = mask.shape
+    columns = (~mask[:, 0]).sum(1, dtype=dtype)  # [B]
+    rows = (~mask[:, :, 0]).sum(1, dtype=dtype)
+    return torch.stack([columns / width, rows / height], -1)
+
+
+def position_centers(shape: tuple[int, int], like: Tensor) -> Tensor:
+    """Returns x and y of the positions of a level (h, w), row by row, `[h * w, 2]`.
+
+    They are fractions of the canvas, on the device and in the dtype of `like`.
+    """
+    height, width = shape
+    device, dtype = like.device, like.dtype
+    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
+    centers = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)  # [h, w, 2]
+    return centers.flatten(0, 1)
+
+
+def best_positions(logits: Tensor, count: int) -> Tensor:
+    """Returns the positions with the best class score, best first: `[B, count]`.
+
+    There are fewer if `logits` `[B, S, C]` has fewer than `count` positions.
+    """
+    scores = logits.detach().amax(-1)  # [B, S]
+    count = min(count, scores.shape[1])
+    return scores.topk(count, dim=1).indices
+
+
+def take(values: Tensor, positions: Tensor) -> Tensor:
+    """Returns the `[B, Q, D]` of `values` `[B, S, D]` at `positions` `[B, Q]`."""
+    index = positions[..., None].expand(-1, -1, values.shape[-1])
+    return values.gather(1, index)

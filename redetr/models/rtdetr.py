@@ -1,0 +1,414 @@
+"""RT-DETR and RT-DETRv2: a real-time DETR, from image to boxes.
+
+A ResNet-vd; an encoder with attention at stride 32 only, whose levels a pyramid of convolutions
+mixes downwards and upwards; queries that start at the best positions of these levels; a decoder
+with multi-scale deformable attention that corrects their boxes layer by layer.
+
+Sources: Zhao et al., "DETRs Beat YOLOs on Real-time Object Detection" (CVPR 2024), and Lv et al.,
+"RT-DETRv2" (2024). The parameter names are those of the original implementation of RT-DETRv2; the
+two versions have one architecture, and differ in how they were trained. Deviations: positions are
+encoded row by row, so that images need not be square (the original exchanges rows and columns,
+which no square image shows); padding is masked; a frozen BatchNorm is folded into its convolution,
+and so are the two branches of a RepVGG block. None changes what the published weights compute.
+
+Shape letters: B images, Q queries, C classes, D width, S positions of all levels together, and
+h, w the size of one level. Boxes are cxcywh, fractions of the unpadded image.
+"""
+
+import math
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from redetr.boxes import at_least_float32
+from redetr.data.transforms import MEAN, STD
+from redetr.models.backbone import Norm
+from redetr.models.deformable import (
+    Sampling,
+    best_positions,
+    position_centers,
+    read_points,
+    star_offsets,
+    take,
+    valid_ratio,
+)
+from redetr.models.fast import DecoderLayer
+from redetr.models.hybrid import NUM_LEVELS, HybridEncoder
+from redetr.models.presnet import ConvNorm, PResNet
+from redetr.models.transformer import MLP
+from redetr.structures import DetectionModel, LossConfig, Outputs
+
+_SMALLEST_ANCHOR = 0.05  # side at stride 8, a fraction of the image; it doubles with each level
+_BORDER = 0.01  # anchors with a number closer than this to 0 or 1 are not used
+_CLASS_BIAS = -math.log(99)  # a score of 0.01 everywhere: few objects among many positions
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Returns the logit of `x` in [0, 1]; both odds are at least `eps`."""
+    return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
+
+
+class DeformableAttention(nn.Module):
+    """Attention of each query to `points[i]` learned points around its box on level i."""
+
+    def __init__(self, hidden_dim: int, nheads: int, points: list[int], sampling: Sampling):
+        super().__init__()
+        self.nheads = nheads
+        self.points = points
+        self.sampling: Sampling = sampling
+        samples = nheads * sum(points)
+        self.sampling_offsets = nn.Linear(hidden_dim, samples * 2)
+        self.attention_weights = nn.Linear(hidden_dim, samples)
+        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(star_offsets(nheads, points))
+        attention = self.attention_weights
+        for zero in (self.sampling_offsets.weight, attention.weight, attention.bias):
+            nn.init.zeros_(zero)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        if sampling == "discrete":  # whole pixels have no gradient
+            self.sampling_offsets.requires_grad_(False)
+
+    def samples(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns where each query looks, `[B, Q, heads, P, 2]`, and the weights of these points.
+
+        The points are fractions of the unpadded image, and may lie outside of it; the weights
+        `[B, Q, heads, P]` sum to 1.
+        """
+        batch, num_queries, _ = query.shape
+        split = (batch, num_queries, self.nheads, sum(self.points))
+        offsets = at_least_float32(self.sampling_offsets(query)).view(*split, 2)
+        weights = at_least_float32(self.attention_weights(query)).view(split).softmax(-1)
+        boxes = boxes[:, :, None, None, :]
+        centers = boxes[..., :2]  # [B, Q, 1, 1, 2]
+        sizes = boxes[..., 2:]
+        by_level = []
+        for count, level_offsets in zip(self.points, offsets.split(self.points, 3), strict=True):
+            # Offset `count` reaches the border of the box: half a size from its centre.
+            by_level.append(centers + level_offsets * sizes * (0.5 / count))
+        return torch.cat(by_level, 3), weights
+
+    def forward(
+        self,
+        query: Tensor,
+        boxes: Tensor,
+        memory: Tensor,
+        shapes: list[tuple[int, int]],
+        ratio: Tensor,
+    ) -> Tensor:
+        """Returns `[B, Q, D]` for `query` `[B, Q, D]`, its `boxes` `[B, Q, 4]` and the `memory`.
+
+        `memory` is `[B, S, D]`, `shapes` are the (h, w) of its levels, and `ratio` `[B, 2]` is the
+        share (x, y) of the canvas that is image.
+        """
+        points, weights = self.samples(query, boxes)
+        points = points * ratio[:, None, None, None]  # as fractions of the canvas
+        values = self.value_proj(memory).unflatten(-1, (self.nheads, -1))  # [B, S, heads, d]
+        out = read_points(values, shapes, points, weights, self.points, self.sampling)
+        return self.output_proj(out.to(query.dtype))
+
+
+class Decoder(nn.Module):
+    """Selects the queries, and corrects their boxes layer by layer."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_channels: list[int],
+        hidden_dim: int,
+        nheads: int,
+        dec_layers: int,
+        dim_feedforward: int,
+        points: list[int],
+        sampling: Sampling,
+        num_queries: int,
+        eval_idx: int,
+        norm: Norm,
+    ):
+        super().__init__()
+        self.num_queries = num_queries
+        self.last_in_eval = range(dec_layers)[eval_idx]
+        self.input_proj = nn.ModuleList(
+            ConvNorm(channels, hidden_dim, 1, norm=norm) for channels in num_channels
+        )
+        proj = nn.Linear(hidden_dim, hidden_dim)
+        self.enc_output = nn.Sequential(OrderedDict(proj=proj, norm=nn.LayerNorm(hidden_dim)))
+        self.enc_score_head = nn.Linear(hidden_dim, num_classes)
+        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3)
+        self.query_pos_head = MLP(4, 2 * hidden_dim, hidden_dim, 2)
+        attention = partial(DeformableAttention, hidden_dim, nheads, points, sampling)
+        layer = partial(DecoderLayer, hidden_dim, nheads, dim_feedforward, attention)
+        layers = nn.ModuleList(layer() for _ in range(dec_layers))
+        self.decoder = nn.ModuleDict({"layers": layers})
+        self.dec_score_head = nn.ModuleList(
+            nn.Linear(hidden_dim, num_classes) for _ in range(dec_layers)
+        )
+        self.dec_bbox_head = nn.ModuleList(
+            MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(dec_layers)
+        )
+        for linear in (proj, *self.query_pos_head.layers):
+            nn.init.xavier_uniform_(linear.weight)
+        for head in (self.enc_score_head, *self.dec_score_head):
+            nn.init.constant_(head.bias, _CLASS_BIAS)
+        for head in (self.enc_bbox_head, *self.dec_bbox_head):  # a box starts as its reference
+            nn.init.zeros_(head.layers[-1].weight)
+            nn.init.zeros_(head.layers[-1].bias)
+
+    def forward(self, levels: list[Tensor], ratio: Tensor, every_layer: bool) -> Outputs:
+        """Returns `Outputs` for the `levels` of the encoder; `ratio` as in `DeformableAttention`.
+
+        Without `every_layer`, these are the last layer's alone.
+        """
+        shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
+        projected = [proj(level) for proj, level in zip(self.input_proj, levels, strict=True)]
+        memory = torch.cat([level.flatten(2).mT for level in projected], 1)  # [B, S, D]
+        content, proposals = self._select(memory, _anchors(shapes, ratio))
+        # The decoder's losses do not teach the encoder, which has its own.
+        boxes = proposals["pred_boxes"].detach()
+        layers = self._decode(content.detach(), boxes, (memory, shapes, ratio), every_layer)
+        outputs: Outputs = {**layers[-1], "aux_outputs": layers[:-1]}
+        if every_layer:
+            outputs["enc_outputs"] = proposals
+        return outputs
+
+    def _select(self, memory: Tensor, anchors: Tensor) -> tuple[Tensor, Outputs]:
+        """Returns the content `[B, Q, D]` of the best positions, and their logits and boxes.
+
+        Positions whose anchor is not used are not excluded: they compete as features of zeros, and
+        their box is the constant (1, 1, 1, 1), as in the original.
+        """
+        used = ((anchors > _BORDER) & (anchors < 1 - _BORDER)).all(-1, keepdim=True)  # [B, S, 1]
+        features = self.enc_output(memory * used.to(memory.dtype))  # [B, S, D]
+        logits = at_least_float32(self.enc_score_head(features))  # [B, S, C]
+        best = best_positions(logits, self.num_queries)  # [B, Q]
+        content = take(features, best)
+        correction = at_least_float32(self.enc_bbox_head(content))
+        boxes = (inverse_sigmoid(take(anchors, best)) + correction).sigmoid()  # [B, Q, 4]
+        boxes = torch.where(take(used, best), boxes, 1.0)
+        return content, {"pred_logits": take(logits, best), "pred_boxes": boxes}
+
+    def _decode(
+        self,
+        content: Tensor,
+        boxes: Tensor,
+        image: tuple[Tensor, list[tuple[int, int]], Tensor],
+        every_layer: bool,
+    ) -> list[Outputs]:
+        """Returns the outputs of every decoder layer that is used, or of the last of these only.
+
+        `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start; `image` is the
+        (memory, shapes, ratio) of `DeformableAttention`.
+        """
+        layers = list(self.decoder["layers"])  # type: ignore[arg-type]
+        last = len(layers) - 1 if self.training else self.last_in_eval
+        x = content
+        previous = reference = boxes
+        outputs: list[Outputs] = []
+        for i, layer in enumerate(layers[: last + 1]):
+            x = layer(x, self.query_pos_head(reference), reference, *image)
+            correction = at_least_float32(self.dec_bbox_head[i](x))
+            refined = (inverse_sigmoid(reference) + correction).sigmoid()  # [B, Q, 4]
+            if every_layer or i == last:
+                logits = at_least_float32(self.dec_score_head[i](x))  # [B, Q, C]
+                # The same numbers as `refined`, but the loss also teaches the head of the layer
+                # before (DINO's "look forward twice").
+                boxes = (inverse_sigmoid(previous) + correction).sigmoid()
+                outputs.append({"pred_logits": logits, "pred_boxes": boxes})
+            previous = refined
+            reference = refined.detach()
+        return outputs
+
+
+def _anchors(shapes: list[tuple[int, int]], ratio: Tensor) -> Tensor:
+    """Returns one square box per position, `[B, S, 4]`; beyond 1 in the padding."""
+    by_level = []
+    for i, shape in enumerate(shapes):
+        centers = position_centers(shape, like=ratio) / ratio[:, None]  # [B, h * w, 2]
+        sides = torch.full_like(centers, _SMALLEST_ANCHOR * 2**i)
+        by_level.append(torch.cat([centers, sides], -1))
+    return torch.cat(by_level, 1)
+
+
+class RTDETR(DetectionModel):
+    """Backbone, hybrid encoder, decoder. Scores are sigmoids: there is no "no object" class."""
+
+    mean: Tensor
+    std: Tensor
+
+    resize = "square"  # no padding, one shape
+    image_size = 640
+    max_size = None
+
+    def __init__(
+        self, num_classes: int, backbone: PResNet, encoder: HybridEncoder, decoder: Decoder
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_queries = decoder.num_queries
+        self.aux_loss = True
+        self.loss_config = LossConfig(scores="sigmoid", cost_class=2.0, proposals=True)
+        self.backbone = backbone
+        self.encoder = encoder
+        self.decoder = decoder
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
+        """Returns logits `[B, Q, C]` and boxes `[B, Q, 4]` of every decoder layer, as `Outputs`.
+
+        With `aux_loss`, also those of the encoder's best positions, from which the queries start.
+        `images` `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there
+        is none.
+        """
+        # The published weights take pixels in [0, 1].
+        features = self.backbone(images * self.std + self.mean)
+        levels = self.encoder(features, mask)
+        return self.decoder(levels, valid_ratio(images, mask), self.aux_loss)
+
+
+def rtdetr(
+    num_classes: int,
+    *,
+    backbone: str = "resnet18vd",
+    width: int = 64,
+    norm: Norm = "frozen_batch",
+    enc_hidden_dim: int = 256,
+    enc_dim_feedforward: int = 1024,
+    expansion: float = 0.5,
+    hidden_dim: int = 256,
+    nheads: int = 8,
+    dec_layers: int = 3,
+    dim_feedforward: int = 1024,
+    points: int | tuple[int, int, int] = 4,
+    sampling: Sampling = "bilinear",
+    num_queries: int = 300,
+    eval_idx: int = -1,
+) -> RTDETR:
+    """Returns an RT-DETR with random weights. The defaults are those of R18.
+
+    `norm` is that of all convolutions; frozen BatchNorm means that of the weights it starts from.
+    `width` is that of the backbone's first stage, `expansion` that of the encoder's blocks relative
+    to `enc_hidden_dim`. `points` are those of a query on each level. `sampling="discrete"` reads
+    whole pixels, for devices without `grid_sample`. `eval_idx` is the decoder layer that answers
+    in evaluation, where later layers are not computed; all are trained.
+    """
+    if enc_hidden_dim % math.lcm(4, nheads):
+        raise ValueError("enc_hidden_dim must be a multiple of 4 and of nheads")
+    if sampling not in ("bilinear", "discrete"):
+        raise ValueError(f"sampling is {sampling!r}: choose bilinear or discrete")
+    points_of_level = [points] * NUM_LEVELS if isinstance(points, int) else list(points)
+    if len(points_of_level) != NUM_LEVELS or min(points_of_level) < 1:
+        raise ValueError(f"points must be at least 1 on each of {NUM_LEVELS} levels")
+    if not -dec_layers <= eval_idx < dec_layers:
+        raise ValueError(f"eval_idx is {eval_idx}, and there are {dec_layers} decoder layers")
+    body = PResNet(backbone, norm, width)
+    encoder = HybridEncoder(
+        body.num_channels, enc_hidden_dim, nheads, enc_dim_feedforward, expansion, norm
+    )
+    decoder = Decoder(
+        num_classes,
+        [enc_hidden_dim] * NUM_LEVELS,
+        hidden_dim,
+        nheads,
+        dec_layers,
+        dim_feedforward,
+        points_of_level,
+        sampling,
+        num_queries,
+        eval_idx,
+        norm,
+    )
+    return RTDETR(num_classes, body, encoder, decoder)
+
+
+def rtdetr_r18(num_classes: int, **options: Any) -> RTDETR:
+    """RT-DETR-R18: 46.4 AP on COCO val 2017 with the authors' weights (published; Apache-2.0)."""
+    return rtdetr(num_classes, **options)
+
+
+def rtdetr_r34(
+    num_classes: int, *, backbone: str = "resnet34vd", dec_layers: int = 4, **options: Any
+) -> RTDETR:
+    """RT-DETR-R34: 48.9 AP (published; Apache-2.0)."""
+    return rtdetr(num_classes, backbone=backbone, dec_layers=dec_layers, **options)
+
+
+def rtdetr_r50m(
+    num_classes: int,
+    *,
+    backbone: str = "resnet50vd",
+    dec_layers: int = 6,
+    eval_idx: int = 2,
+    **options: Any,
+) -> RTDETR:
+    """RT-DETR-R50-m: 51.3 AP (published; Apache-2.0); trains six decoder layers, runs three."""
+    return rtdetr(
+        num_classes, backbone=backbone, dec_layers=dec_layers, eval_idx=eval_idx, **options
+    )
+
+
+def rtdetr_r50(
+    num_classes: int,
+    *,
+    backbone: str = "resnet50vd",
+    expansion: float = 1.0,
+    dec_layers: int = 6,
+    **options: Any,
+) -> RTDETR:
+    """RT-DETR-R50: 53.1 AP (published; Apache-2.0)."""
+    return rtdetr(
+        num_classes, backbone=backbone, expansion=expansion, dec_layers=dec_layers, **options
+    )
+
+
+def rtdetr_r101(
+    num_classes: int,
+    *,
+    backbone: str = "resnet101vd",
+    enc_hidden_dim: int = 384,
+    enc_dim_feedforward: int = 2048,
+    expansion: float = 1.0,
+    dec_layers: int = 6,
+    **options: Any,
+) -> RTDETR:
+    """RT-DETR-R101: 54.3 AP (published; Apache-2.0)."""
+    return rtdetr(
+        num_classes,
+        backbone=backbone,
+        enc_hidden_dim=enc_hidden_dim,
+        enc_dim_feedforward=enc_dim_feedforward,
+        expansion=expansion,
+        dec_layers=dec_layers,
+        **options,
+    )
+
+
+def rtdetrv2_r18(num_classes: int, **options: Any) -> RTDETR:
+    """RT-DETRv2-R18: 48.1 AP on COCO val 2017 with the authors' weights (published; Apache-2.0)."""
+    return rtdetr_r18(num_classes, **options)
+
+
+def rtdetrv2_r34(num_classes: int, **options: Any) -> RTDETR:
+    """RT-DETRv2-R34: 49.9 AP (published; Apache-2.0)."""
+    return rtdetr_r34(num_classes, **options)
+
+
+def rtdetrv2_r50m(num_classes: int, **options: Any) -> RTDETR:
+    """RT-DETRv2-R50-m: 51.9 AP (published; Apache-2.0); trains six decoder layers, runs three."""
+    return rtdetr_r50m(num_classes, **options)
+
+
+def rtdetrv2_r50(num_classes: int, **options: Any) -> RTDETR:
+    """RT-DETRv2-R50: 53.4 AP (published; Apache-2.0)."""
+    return rtdetr_r50(num_classes, **options)
+
+
+def rtdetrv2_r101(num_classes: int, **options: Any) -> RTDETR:
+    """RT-DETRv2-R101: 54.3 AP (published; Apache-2.0)."""
+    return rtdetr_r101(num_classes, **options)

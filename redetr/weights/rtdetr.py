@@ -1,0 +1,272 @@
+"""Weights of RT-DETR and RT-DETRv2: the originals' files and Transformers folders.
+
+The names of the original v2 are our names; those of v1 and of Transformers are renamed. Files of
+others that share the architecture, such as DEIM's, have the original names.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from redetr.errors import InputError
+from redetr.weights.official import coco_class_names, join_projections
+
+# By `model_type` in the config.json of a Transformers folder: how the names of its models begin.
+MODEL_TYPES = {"rt_detr": "rtdetr", "rt_detr_v2": "rtdetrv2"}
+
+# Each rule is applied to each name, in order.
+_FROM_V1 = [
+    (r"^(encoder|decoder)\.input_proj\.(\d)\.0\.", r"\1.input_proj.\2.conv."),
+    (r"^(encoder|decoder)\.input_proj\.(\d)\.1\.", r"\1.input_proj.\2.norm."),
+    (r"^decoder\.enc_output\.0\.", "decoder.enc_output.proj."),
+    (r"^decoder\.enc_output\.1\.", "decoder.enc_output.norm."),
+]
+_FROM_TRANSFORMERS: list[tuple[str, Any]] = [
+    (
+        r"^model\.backbone\.model\.embedder\.embedder\.(\d)\.",
+        lambda match: f"backbone.conv1.conv1_{int(match[1]) + 1}.",
+    ),
+    (
+        r"^model\.backbone\.model\.encoder\.stages\.(\d)\.layers\.(\d+)\.",
+        r"backbone.res_layers.\1.blocks.\2.",
+    ),
+    (r"^(backbone\..*)\.shortcut\.1\.", r"\1.short.conv."),  # after a pooling layer
+    (r"^(backbone\..*)\.shortcut\.", r"\1.short."),
+    (
+        r"^(backbone\..*)\.layer\.(\d)\.",
+        lambda match: f"{match[1]}.branch2{'abc'[int(match[2])]}.",
+    ),
+    (r"^(backbone\..*)\.convolution\.", r"\1.conv."),
+    (r"^(backbone\..*)\.normalization\.", r"\1.norm."),
+    (r"^model\.(encoder|decoder)_input_proj\.", r"\1.input_proj."),
+    (r"^model\.(enc_output|enc_score_head|enc_bbox_head)\.", r"decoder.\1."),
+    (r"^model\.(denoising_class_embed)\.", r"decoder.\1."),
+    (r"^model\.encoder\.aifi\.", "encoder.encoder."),
+    (r"^model\.encoder\.", "encoder."),
+    (r"^model\.decoder\.layers\.", "decoder.decoder.layers."),
+    (r"^(model\.decoder\.)?class_embed\.", "decoder.dec_score_head."),
+    (r"^(model\.decoder\.)?bbox_embed\.", "decoder.dec_bbox_head."),
+    (r"^model\.decoder\.query_pos_head\.", "decoder.query_pos_head."),
+    (r"\.mlp\.(fc[12])\.", r".\1."),
+    (r"\.fc1\.", ".linear1."),
+    (r"\.fc2\.", ".linear2."),
+    (r"\.o_proj\.", ".out_proj."),
+    (r"\.encoder_attn\.", ".cross_attn."),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"\.encoder_attn_layer_norm\.", ".norm2."),
+    (r"^(encoder\..*)\.final_layer_norm\.", r"\1.norm2."),
+    (r"^(decoder\..*)\.final_layer_norm\.", r"\1.norm3."),
+]
+
+# What the model does not need: what it computes for the size of the image, and the classes of
+# denoising queries, which only training with them has.
+_UNUSED = (
+    r"\.num_batches_tracked$",
+    r"^decoder\.(anchors|valid_mask)$",
+    r"\.(num_points_scale|n_points_scale)$",
+    r"^encoder\.pos_embed\d*$",
+    r"^decoder\.denoising_class_embed\.",
+)
+
+# Settings of Transformers' config that other values would make another function of.
+_SUPPORTED: dict[str, Any] = {
+    "activation_function": "silu",
+    "encoder_activation_function": "gelu",
+    "decoder_activation_function": "relu",
+    "normalize_before": False,
+    "learn_initial_query": False,
+    "with_box_refine": True,
+    "encoder_layers": 1,
+    "encode_proj_layers": [2],
+    "feat_strides": [8, 16, 32],
+    "num_feature_levels": 3,
+    "positional_encoding_temperature": 10000,
+    "eval_size": None,
+    "layer_norm_eps": 1e-5,
+    "batch_norm_eps": 1e-5,
+    "decoder_offset_scale": 0.5,
+}
+_SUPPORTED_BACKBONE: dict[str, Any] = {
+    "model_type": "rt_detr_resnet",
+    "hidden_act": "relu",
+    "downsample_in_first_stage": False,
+    "downsample_in_bottleneck": False,
+}
+
+# Names of COCO's classes in the folders on the hub that differ from COCO's own.
+_OTHER_NAMES = {
+    "motorbike": "motorcycle",
+    "aeroplane": "airplane",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+    "hair dryer": "hair drier",
+}
+
+
+def unwrapped(content: Any) -> Any:
+    """The moving average of the weights in a checkpoint of the originals; anything else as it is.
+
+    It is what the authors evaluate.
+    """
+    ema = content.get("ema") if isinstance(content, dict) else None
+    if isinstance(ema, dict) and isinstance(ema.get("module"), dict):
+        return ema["module"]
+    return content
+
+
+def is_rtdetr(tensors: dict[str, Tensor]) -> bool:
+    """Whether the names are those of an original RT-DETR, of either version."""
+    return "decoder.enc_score_head.weight" in tensors and any(
+        name.startswith("backbone.res_layers.") for name in tensors
+    )
+
+
+def from_original(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the original code, v1 or v2, under our names."""
+    return _renamed(tensors, _FROM_V1)
+
+
+def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of Transformers' `RTDetrForObjectDetection`, or v2's, under our names."""
+    return join_projections(_renamed(tensors, [*_FROM_TRANSFORMERS, *_FROM_V1]))
+
+
+def _renamed(tensors: dict[str, Tensor], rules: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
+    renamed = {}
+    # Sorted, because a folder may hold a head twice: that of model.decoder, which computes, is last.
+    for old_name in sorted(tensors):
+        name = old_name.removeprefix("module.")  # of a model saved as its ranks held it
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        if not any(re.search(pattern, name) for pattern in _UNUSED):
+            renamed[name] = tensors[old_name]
+    return renamed
+
+
+def version_of(tensors: dict[str, Tensor]) -> str:
+    """How the name of the model begins that a state dict of the original code belongs to."""
+    if "encoder.input_proj.0.0.weight" in tensors:
+        return "rtdetr"
+    return "rtdetrv2"
+
+
+def points_of(tensors: dict[str, Tensor]) -> int | tuple[int, ...] | None:
+    """The points of a query on each level, which v2 stores; None where they are not stored.
+
+    The buffer has one entry for each point: 1 over the number of points on its level.
+    """
+    scale = tensors.get("decoder.decoder.layers.0.cross_attn.num_points_scale")
+    if scale is None:
+        return None
+    counts = []
+    position = 0
+    while position < len(scale):
+        count = round(1 / scale[position].item())
+        counts.append(count)
+        position += count
+    return counts[0] if len(set(counts)) == 1 else tuple(counts)
+
+
+def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]:
+    """Model name, number of classes and options of a state dict under our names.
+
+    Some options leave no trace in the weights: heads are taken to be 8, as in every published
+    model, points to be the same on all levels, and sampling to be bilinear. Raises InputError for
+    a backbone that is not known.
+    """
+    enc_hidden_dim = len(tensors["encoder.input_proj.0.conv.weight"])
+    encoder_block = len(tensors["encoder.fpn_blocks.0.conv1.conv.weight"])
+    num_classes, hidden_dim = tensors["decoder.enc_score_head.weight"].shape
+    backbone = _backbone(tensors)
+    expansion = encoder_block / enc_hidden_dim
+    size = {"resnet18vd": "r18", "resnet34vd": "r34", "resnet101vd": "r101"}.get(backbone)
+    if size is None:
+        size = "r50" if expansion == 1 else "r50m"
+    nheads = 8
+    sampled = len(tensors["decoder.decoder.layers.0.cross_attn.attention_weights.bias"])
+    options = {
+        "backbone": backbone,
+        "width": len(tensors["backbone.conv1.conv1_3.conv.weight"]),
+        "enc_hidden_dim": enc_hidden_dim,
+        "enc_dim_feedforward": len(tensors["encoder.encoder.0.layers.0.linear1.weight"]),
+        "expansion": expansion,
+        "hidden_dim": hidden_dim,
+        "nheads": nheads,
+        "dec_layers": 1 + max(_numbers(tensors, r"decoder\.dec_score_head\.(\d+)\.")),
+        "dim_feedforward": len(tensors["decoder.decoder.layers.0.linear1.weight"]),
+        "points": sampled // (3 * nheads),
+    }
+    return f"{version}_{size}", num_classes, options
+
+
+def _backbone(tensors: dict[str, Tensor]) -> str:
+    depths = []
+    for stage in range(4):
+        blocks = _numbers(tensors, rf"backbone\.res_layers\.{stage}\.blocks\.(\d+)\.")
+        depths.append(1 + max(blocks, default=-1))
+    is_deep = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in tensors
+    names = {
+        ((2, 2, 2, 2), False): "resnet18vd",
+        ((3, 4, 6, 3), False): "resnet34vd",
+        ((3, 4, 6, 3), True): "resnet50vd",
+        ((3, 4, 23, 3), True): "resnet101vd",
+    }
+    name = names.get((tuple(depths), is_deep))
+    if name is None:
+        raise InputError(
+            f"these weights have a backbone with stages {depths}: only ResNet-vd 18, 34, 50 and "
+            "101 are known"
+        )
+    return name
+
+
+def _numbers(tensors: dict[str, Tensor], pattern: str) -> set[int]:
+    matches = [re.match(pattern, name) for name in tensors]
+    return {int(match[1]) for match in matches if match}
+
+
+def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The options that only the config.json of a Transformers folder tells.
+
+    Raises InputError for a setting under which this library's model would be another function.
+    """
+    backbone = config.get("backbone_config") or {}
+    for settings, supported in ((config, _SUPPORTED), (backbone, _SUPPORTED_BACKBONE)):
+        for name, value in supported.items():
+            given = settings.get(name, value)
+            if given != value:
+                raise InputError(f"{name} is {given!r}: only {value!r} can be loaded")
+    nheads = config.get("decoder_attention_heads", 8)
+    if config.get("encoder_attention_heads", 8) != nheads:
+        raise InputError("encoder_attention_heads and decoder_attention_heads must be the same")
+    method = config.get("decoder_method", "default")
+    return {
+        "nheads": nheads,
+        "points": config.get("decoder_n_points", 4),
+        "num_queries": config.get("num_queries", 300),
+        "sampling": "bilinear" if method == "default" else method,
+    }
+
+
+def classes(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Class names and category ids of a model whose config has these names.
+
+    Names decide: if they are those of COCO's 80 classes in COCO's order, the ids are COCO's, which
+    have gaps; all others are numbered from 0.
+    """
+    coco = {name: i for i, name in enumerate(coco_class_names()) if name != "unused"}
+    as_coco = [_OTHER_NAMES.get(name, name) for name in names]
+    if as_coco == list(coco):
+        return tuple(coco), tuple(coco.values())
+    return tuple(names), tuple(range(len(names)))
+
+
+def names_without_config(num_classes: int) -> list[str]:
+    """The class names of an original's file, which holds none: COCO's where it has 80 classes."""
+    if num_classes == 80:
+        return [name for name in coco_class_names() if name != "unused"]
+    return [f"class {i}" for i in range(num_classes)]
