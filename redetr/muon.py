@@ -36,7 +36,7 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
     Class heads keep AdamW: their rows are classes, rare and common ones.
     """
-    if parameter.dim() < 2 or "class_embed" in name:
+    if parameter.dim() < 2 or "class_embed" in name or "score_head" in name:
         return False
     return min(parameter.shape[0], parameter[0].numel()) >= _SMALLEST_SIDE
 

@@ -27,7 +27,9 @@ def param_groups(
         if not parameter.requires_grad:
             continue
         spared = parameter.dim() < 2 or id(parameter) in embeddings
-        rate = lr_backbone if name.startswith("backbone.0.") else lr
+        # backbone.1 of DETR holds positions, which are no part of the pretrained net.
+        in_backbone = name.startswith("backbone.") and not name.startswith("backbone.1.")
+        rate = lr_backbone if in_backbone else lr
         orthogonal = optimizer == "muon" and not spared and is_matrix(name, parameter)
         groups.setdefault((rate, 0.0 if spared else weight_decay, orthogonal), []).append(parameter)
     return [

@@ -8,6 +8,8 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from redetr.models.backbone import Backbone
+from redetr.models.hybrid import RepVGGBlock
+from redetr.models.presnet import ConvNorm
 from redetr.structures import DetectionModel
 
 
@@ -15,12 +17,15 @@ def for_inference(model: DetectionModel) -> DetectionModel:
     """A copy of `model` in evaluation mode that computes nothing which only the loss needs
     (`aux_loss`).
 
-    In torchvision's nets, frozen BatchNorm becomes part of the weights of the convolution before
-    it; those of timm may have it elsewhere and stay as they are. Numbers change by rounding: by
-    less than 1e-4 in the tests.
+    In torchvision's nets and in RT-DETR, frozen BatchNorm becomes part of the weights of the
+    convolution before it; nets of timm may have it elsewhere and stay as they are. Numbers change
+    by rounding: by less than 1e-4 in the tests.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     model.aux_loss = False
+    for module in list(model.modules()):
+        if isinstance(module, ConvNorm | RepVGGBlock):
+            module.fuse()
     bodies = [module.body for module in model.modules() if isinstance(module, Backbone)]
     for parent in [module for body in bodies for module in body.modules()]:
         for (name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):

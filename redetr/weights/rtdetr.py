@@ -137,7 +137,7 @@ def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _renamed(tensors: dict[str, Tensor], rules: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
     renamed = {}
-    # Sorted, because a folder may hold a head twice: that of model.decoder, which computes, is last.
+    # Sorted, because a folder may hold a head twice: that of model.decoder, which is used, is last.
     for old_name in sorted(tensors):
         name = old_name.removeprefix("module.")  # of a model saved as its ranks held it
         for pattern, replacement in rules:
