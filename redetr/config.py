@@ -232,6 +232,11 @@ class TrainConfig(
         """Whether the model is a faithful variant, DETR as published."""
         return self.model.startswith("detr_")
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether the model is a fast variant, whose number of queries follows the data."""
+        return self.model.startswith("redetr_")
+
     def model_kwargs(self) -> dict[str, Any]:
         """The arguments of `models.build`. Raises InputError for a malformed option."""
         kwargs: dict[str, Any] = {}
@@ -289,10 +294,11 @@ class TrainConfig(
         """The same run with `num_queries` chosen by the data, whose images hold at most
         `max_objects` objects.
 
-        The faithful variants learn each query by itself, so their number belongs to the model: None
-        stays. The fast ones pick queries from the image.
+        The faithful variants learn each query by itself, and the weights that RT-DETR starts from
+        were trained with a number of queries, so theirs belongs to the model: None stays. The fast
+        ones pick queries from the image.
         """
-        if self.num_queries or self.is_faithful:
+        if self.num_queries or not self.is_fast:
             return self
         if hints.num_queries:
             return replace(self, num_queries=hints.num_queries)

@@ -42,7 +42,17 @@ SMALL_FAST = {
     "dim_feedforward": 64,
     "num_queries": 7,
 }
-SMALL = {"detr_r50": SMALL_DETR, "redetr_n": SMALL_FAST,
+SMALL_RTDETR = {
+    "width": 16,
+    "enc_hidden_dim": 32,
+    "enc_dim_feedforward": 64,
+    "hidden_dim": 32,
+    "nheads": 4,
+    "dec_layers": 2,
+    "dim_feedforward": 64,
+    "num_queries": 7,
+}
+SMALL = {"detr_r50": SMALL_DETR, "redetr_n": SMALL_FAST, "rtdetr_r18": SMALL_RTDETR,
          "redetr_mobile": SMALL_FAST | {"backbone": "mobilenet_v3_small"}}  # fmt: skip
 NUM_CLASSES = 3
 
@@ -66,11 +76,13 @@ def test_every_model_returns_what_it_promises(name):
         outputs = model(torch.zeros(2, 3, 160, 128), torch.zeros(2, 160, 128, dtype=torch.bool))
     columns = NUM_CLASSES + (model.loss_config.scores == "softmax")
     layers = [*outputs["aux_outputs"], outputs]
-    assert len(layers) == {"redetr_n": 3, "redetr_s": 3, "redetr_mobile": 3}.get(name, 6)
+    three = ("redetr_n", "redetr_s", "redetr_mobile", "rtdetr_r18", "rtdetrv2_r18")
+    four = ("rtdetr_r34", "rtdetrv2_r34")
+    assert len(layers) == (3 if name in three else 4 if name in four else 6)
     for layer in layers:
         assert layer["pred_logits"].shape == (2, model.num_queries, columns)
         assert layer["pred_boxes"].shape == (2, model.num_queries, 4)
-    assert ("enc_outputs" in outputs) == name.startswith("redetr")
+    assert ("enc_outputs" in outputs) == name.startswith(("redetr", "rtdetr"))
 
 
 def test_sizes_are_those_of_the_documentation():

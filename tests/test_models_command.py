@@ -23,6 +23,8 @@ def rows():
 def test_every_model_has_form_size_and_cost(rows):
     assert list(rows) == list(MODELS)
     assert rows["detr_r50"]["form"] == "faithful" and rows["redetr_n"]["form"] == "fast"
+    assert rows["rtdetr_r18"]["form"] == "RT-DETR"
+    assert rows["rtdetrv2_r34"]["parameters"] == pytest.approx(31e6, rel=0.02)  # as published
     assert rows["detr_r50"]["parameters"] == pytest.approx(41.5e6, rel=0.01)  # as published
     assert all(row["gflops"] > 0 for row in rows.values())
 
@@ -33,7 +35,7 @@ def test_tables_fit_a_terminal(rows, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "…" not in printed
     assert all(
-        f" {name} " in printed and f" {row['images_per_s']} " in printed
+        f" {name} " in printed and f" {row['images_per_s'] or '-'} " in printed
         for name, row in rows.items()
     )
 
@@ -51,7 +53,8 @@ def test_the_cost_of_all_models(rows, name):
 def test_the_speed_of_every_model_stands_in_the_results(rows):
     speed = json.loads(MEASURED.read_text())["speed"]
     source = json.loads((ROOT / speed["source"]).read_text())
-    assert source["images_per_s"] == {name: row["images_per_s"] for name, row in rows.items()}
+    measured = {name: row["images_per_s"] for name, row in rows.items() if row["images_per_s"]}
+    assert source["images_per_s"] == measured
     assert all(
         row["images_per_s_on"] == f"one core of {source['machine']['cpu']}" for row in rows.values()
     )

@@ -59,15 +59,21 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
 
     from redetr.models import MODELS
     from redetr.models.detr import DETR
+    from redetr.models.rtdetr import RTDETR
 
     function = MODELS[name]
     with torch.device("meta"):
         model = function(80)
     first_line = (function.__doc__ or "").splitlines()[0]
     speed = measured["speed"]
+    form = "fast"
+    if isinstance(model, DETR):
+        form = "faithful"
+    elif isinstance(model, RTDETR):
+        form = "RT-DETR"
     return {
         "model": name,
-        "form": "faithful" if isinstance(model, DETR) else "fast",
+        "form": form,
         "parameters": sum(p.numel() for p in model.parameters()),
         "gflops": measured["gflops"].get(name),
         "images_per_s": speed["images_per_s"].get(name),

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.data.transforms import MEAN, STD
+from redetr.errors import InputError
 from redetr.models.backbone import Norm
 from redetr.models.deformable import (
     Sampling,
@@ -276,6 +277,7 @@ def rtdetr(
     num_classes: int,
     *,
     backbone: str = "resnet18vd",
+    weights: str | None = None,
     width: int = 64,
     norm: Norm = "frozen_batch",
     enc_hidden_dim: int = 256,
@@ -292,12 +294,18 @@ def rtdetr(
 ) -> RTDETR:
     """Returns an RT-DETR with random weights. The defaults are those of R18.
 
-    `norm` is that of all convolutions; frozen BatchNorm means that of the weights it starts from.
+    There are no backbone `weights` by name. `norm` is that of all convolutions; frozen BatchNorm
+    means that of the weights it starts from.
     `width` is that of the backbone's first stage, `expansion` that of the encoder's blocks relative
     to `enc_hidden_dim`. `points` are those of a query on each level. `sampling="discrete"` reads
     whole pixels, for devices without `grid_sample`. `eval_idx` is the decoder layer that answers
     in evaluation, where later layers are not computed; all are trained.
     """
+    if weights is not None:
+        raise InputError(
+            f"RT-DETR's backbone has no weights named {weights!r}: start from the whole detector, "
+            "such as --weights PekingU/rtdetr_r18vd, or from a file of the backbone's weights"
+        )
     if enc_hidden_dim % math.lcm(4, nheads):
         raise ValueError("enc_hidden_dim must be a multiple of 4 and of nheads")
     if sampling not in ("bilinear", "discrete"):

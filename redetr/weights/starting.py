@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.models import options_of
+from redetr.models.presnet import PResNet
 from redetr.structures import DetectionModel
 from redetr.weights.reading import Origin, Weights, read_weights
 
 # Options on which no tensor depends, or only one that is taken row by row.
-_FREE = ("weights", "num_queries", "dropout", "aux_loss", "dilation")
+_FREE = ("weights", "num_queries", "dropout", "aux_loss", "dilation", "eval_idx")
 
 
 def starting_point(
@@ -50,14 +52,15 @@ def start_from(
         (class_names.index(name), others.index(name)) for name in class_names if name in others
     ]
     background = [(head, len(others))] if model.loss_config.scores == "softmax" else []
-    queries = min(model.num_queries, len(weights.tensors.get("query_embed.weight", ())))
-    own, by_row = (
-        model.state_dict(),
-        {
-            "class_embed.": [*classes, *background],
-            "query_embed.": [(row, row) for row in range(queries)],
-        },
-    )
+    own = model.state_dict()
+    queries = model.num_queries
+    if "query_embed.weight" in own:  # or queries hold nothing that was learned
+        queries = min(queries, len(weights.tensors.get("query_embed.weight", ())))
+    by_row = {
+        "class_embed.": [*classes, *background],
+        "score_head.": classes,  # RT-DETR's name for it
+        "query_embed.": [(row, row) for row in range(queries)],
+    }
     said = [f"loaded {_copy(weights, own, by_row)} of {len(own)} tensors from {weights.path}"]
     if not classes:
         said.append(
@@ -121,7 +124,8 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
 
 def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig) -> str:
     options = options_of(config.model) | config.model_kwargs()
-    body = getattr(model.get_submodule("backbone.0"), "body", None)
+    backbone: Any = model.get_submodule("backbone")
+    body = backbone if isinstance(backbone, PResNet) else getattr(backbone[0], "body", None)
     if body is None:
         raise InputError(
             f"{weights.path}: weights of a backbone, but that of {config.model} is trained from "

@@ -46,6 +46,16 @@ SMALL: dict[str, Any] = {"backbone": (16, 32, 64), "hidden_dim": 32, "nheads": 4
 FORMS: dict[str, dict[str, Any]] = {
     "detr_r50": {**SMALL, "enc_layers": 1, "dropout": 0.0, "num_queries": 10},
     "redetr_n": {**SMALL, "num_queries": 20},
+    "rtdetr_r18": {
+        "width": 16,
+        "enc_hidden_dim": 32,
+        "enc_dim_feedforward": 64,
+        "hidden_dim": 32,
+        "nheads": 4,
+        "dec_layers": 2,
+        "dim_feedforward": 64,
+        "num_queries": 20,
+    },
 }
 
 COUNTS = (0, 0, 0, 0, 0, 0, 15, 1, 7, 2, 3, 4)
