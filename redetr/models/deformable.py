@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 
@@ -86,6 +86,74 @@ def _nearest(level: Tensor, points: Tensor) -> Tensor:
     positions = positions[:, None].expand(-1, level.shape[1], -1)  # [N, d, Q * points]
     read = level.flatten(2).gather(-1, positions)
     return read.unflatten(-1, points.shape[1:3])
+
+
+class DeformableAttention(nn.Module):
+    """Attention of each query to `points[i]` learned points around its box on level i.
+
+    The parameter names are those of Deformable DETR and RT-DETR.
+    """
+
+    def __init__(self, hidden_dim: int, nheads: int, points: list[int], sampling: Sampling):
+        super().__init__()
+        if sampling not in ("bilinear", "discrete"):
+            raise ValueError(f"sampling is {sampling!r}: choose bilinear or discrete")
+        self.nheads = nheads
+        self.points = points
+        self.sampling: Sampling = sampling
+        samples = nheads * sum(points)
+        self.sampling_offsets = nn.Linear(hidden_dim, samples * 2)
+        self.attention_weights = nn.Linear(hidden_dim, samples)
+        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(star_offsets(nheads, points))
+        attention = self.attention_weights
+        for zero in (self.sampling_offsets.weight, attention.weight, attention.bias):
+            nn.init.zeros_(zero)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        if sampling == "discrete":  # whole pixels have no gradient
+            self.sampling_offsets.requires_grad_(False)
+
+    def samples(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns where each query looks, `[B, Q, heads, P, 2]`, and the weights of these points.
+
+        The points are fractions of the unpadded image, and may lie outside of it; the weights
+        `[B, Q, heads, P]` sum to 1.
+        """
+        batch, num_queries, _ = query.shape
+        split = (batch, num_queries, self.nheads, sum(self.points))
+        offsets = at_least_float32(self.sampling_offsets(query)).view(*split, 2)
+        weights = at_least_float32(self.attention_weights(query)).view(split).softmax(-1)
+        boxes = boxes[:, :, None, None, :]
+        centers = boxes[..., :2]  # [B, Q, 1, 1, 2]
+        sizes = boxes[..., 2:]
+        by_level = []
+        for count, level_offsets in zip(self.points, offsets.split(self.points, 3), strict=True):
+            # Offset `count` reaches the border of the box: half a size from its centre.
+            by_level.append(centers + level_offsets * sizes * (0.5 / count))
+        return torch.cat(by_level, 3), weights
+
+    def forward(
+        self,
+        query: Tensor,
+        boxes: Tensor,
+        memory: Tensor,
+        shapes: list[tuple[int, int]],
+        ratio: Tensor,
+    ) -> Tensor:
+        """Returns `[B, Q, D]` for `query` `[B, Q, D]`, its `boxes` `[B, Q, 4]` and the `memory`.
+
+        `memory` is `[B, S, D]`, `shapes` are the (h, w) of its levels, and `ratio` `[B, 2]` is the
+        share (x, y) of the canvas that is image.
+        """
+        points, weights = self.samples(query, boxes)
+        points = points * ratio[:, None, None, None]  # as fractions of the canvas
+        values = self.value_proj(memory).unflatten(-1, (self.nheads, -1))  # [B, S, heads, d]
+        out = read_points(values, shapes, points, weights, self.points, self.sampling)
+        return self.output_proj(out.to(query.dtype))
 
 
 def valid_ratio(images: Tensor, mask: Tensor | None) -> Tensor:

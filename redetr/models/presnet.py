@@ -108,8 +108,19 @@ class PResNet(nn.Module):
 
     recompute = False
 
-    def __init__(self, name: str, norm: Norm = "frozen_batch", width: int = 64):
+    def __init__(
+        self,
+        name: str,
+        weights: str | None = None,
+        norm: Norm = "frozen_batch",
+        width: int = 64,
+    ):
         super().__init__()
+        if weights is not None:
+            raise InputError(
+                f"{name} has no weights named {weights!r}: start from those of a detector, such as "
+                "--weights PekingU/rtdetr_r18vd, or from a file of the backbone's weights"
+            )
         if name not in DEPTHS:
             raise InputError(f"unknown backbone {name!r}: choose one of {', '.join(DEPTHS)}")
         if norm not in NORMS:

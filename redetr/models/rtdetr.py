@@ -25,14 +25,12 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.data.transforms import MEAN, STD
-from redetr.errors import InputError
 from redetr.models.backbone import Norm
 from redetr.models.deformable import (
+    DeformableAttention,
     Sampling,
     best_positions,
     position_centers,
-    read_points,
-    star_offsets,
     take,
     valid_ratio,
 )
@@ -50,69 +48,6 @@ _CLASS_BIAS = -math.log(99)  # a score of 0.01 everywhere: few objects among man
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Returns the logit of `x` in [0, 1]; both odds are at least `eps`."""
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
-
-
-class DeformableAttention(nn.Module):
-    """Attention of each query to `points[i]` learned points around its box on level i."""
-
-    def __init__(self, hidden_dim: int, nheads: int, points: list[int], sampling: Sampling):
-        super().__init__()
-        self.nheads = nheads
-        self.points = points
-        self.sampling: Sampling = sampling
-        samples = nheads * sum(points)
-        self.sampling_offsets = nn.Linear(hidden_dim, samples * 2)
-        self.attention_weights = nn.Linear(hidden_dim, samples)
-        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
-        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
-        with torch.no_grad():
-            self.sampling_offsets.bias.copy_(star_offsets(nheads, points))
-        attention = self.attention_weights
-        for zero in (self.sampling_offsets.weight, attention.weight, attention.bias):
-            nn.init.zeros_(zero)
-        for linear in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-        if sampling == "discrete":  # whole pixels have no gradient
-            self.sampling_offsets.requires_grad_(False)
-
-    def samples(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns where each query looks, `[B, Q, heads, P, 2]`, and the weights of these points.
-
-        The points are fractions of the unpadded image, and may lie outside of it; the weights
-        `[B, Q, heads, P]` sum to 1.
-        """
-        batch, num_queries, _ = query.shape
-        split = (batch, num_queries, self.nheads, sum(self.points))
-        offsets = at_least_float32(self.sampling_offsets(query)).view(*split, 2)
-        weights = at_least_float32(self.attention_weights(query)).view(split).softmax(-1)
-        boxes = boxes[:, :, None, None, :]
-        centers = boxes[..., :2]  # [B, Q, 1, 1, 2]
-        sizes = boxes[..., 2:]
-        by_level = []
-        for count, level_offsets in zip(self.points, offsets.split(self.points, 3), strict=True):
-            # Offset `count` reaches the border of the box: half a size from its centre.
-            by_level.append(centers + level_offsets * sizes * (0.5 / count))
-        return torch.cat(by_level, 3), weights
-
-    def forward(
-        self,
-        query: Tensor,
-        boxes: Tensor,
-        memory: Tensor,
-        shapes: list[tuple[int, int]],
-        ratio: Tensor,
-    ) -> Tensor:
-        """Returns `[B, Q, D]` for `query` `[B, Q, D]`, its `boxes` `[B, Q, 4]` and the `memory`.
-
-        `memory` is `[B, S, D]`, `shapes` are the (h, w) of its levels, and `ratio` `[B, 2]` is the
-        share (x, y) of the canvas that is image.
-        """
-        points, weights = self.samples(query, boxes)
-        points = points * ratio[:, None, None, None]  # as fractions of the canvas
-        values = self.value_proj(memory).unflatten(-1, (self.nheads, -1))  # [B, S, heads, d]
-        out = read_points(values, shapes, points, weights, self.points, self.sampling)
-        return self.output_proj(out.to(query.dtype))
 
 
 class Decoder(nn.Module):
@@ -133,6 +68,8 @@ class Decoder(nn.Module):
         norm: Norm,
     ):
         super().__init__()
+        if not -dec_layers <= eval_idx < dec_layers:
+            raise ValueError(f"eval_idx is {eval_idx}, and there are {dec_layers} decoder layers")
         self.num_queries = num_queries
         self.last_in_eval = range(dec_layers)[eval_idx]
         self.input_proj = nn.ModuleList(
@@ -206,7 +143,7 @@ class Decoder(nn.Module):
         `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start; `image` is the
         (memory, shapes, ratio) of `DeformableAttention`.
         """
-        layers = list(self.decoder["layers"])  # type: ignore[arg-type]
+        layers: Any = self.decoder["layers"]
         last = len(layers) - 1 if self.training else self.last_in_eval
         x = content
         previous = reference = boxes
@@ -273,6 +210,14 @@ class RTDETR(DetectionModel):
         return self.decoder(levels, valid_ratio(images, mask), self.aux_loss)
 
 
+def _points_of_level(points: int | tuple[int, ...]) -> list[int]:
+    """Returns how many points a query reads on each level. Raises ValueError."""
+    by_level = [points] * NUM_LEVELS if isinstance(points, int) else list(points)
+    if len(by_level) != NUM_LEVELS or min(by_level) < 1:
+        raise ValueError(f"points must be at least 1 on each of {NUM_LEVELS} levels")
+    return by_level
+
+
 def rtdetr(
     num_classes: int,
     *,
@@ -287,7 +232,7 @@ def rtdetr(
     nheads: int = 8,
     dec_layers: int = 3,
     dim_feedforward: int = 1024,
-    points: int | tuple[int, int, int] = 4,
+    points: int | tuple[int, ...] = 4,
     sampling: Sampling = "bilinear",
     num_queries: int = 300,
     eval_idx: int = -1,
@@ -301,21 +246,7 @@ def rtdetr(
     whole pixels, for devices without `grid_sample`. `eval_idx` is the decoder layer that answers
     in evaluation, where later layers are not computed; all are trained.
     """
-    if weights is not None:
-        raise InputError(
-            f"RT-DETR's backbone has no weights named {weights!r}: start from the whole detector, "
-            "such as --weights PekingU/rtdetr_r18vd, or from a file of the backbone's weights"
-        )
-    if enc_hidden_dim % math.lcm(4, nheads):
-        raise ValueError("enc_hidden_dim must be a multiple of 4 and of nheads")
-    if sampling not in ("bilinear", "discrete"):
-        raise ValueError(f"sampling is {sampling!r}: choose bilinear or discrete")
-    points_of_level = [points] * NUM_LEVELS if isinstance(points, int) else list(points)
-    if len(points_of_level) != NUM_LEVELS or min(points_of_level) < 1:
-        raise ValueError(f"points must be at least 1 on each of {NUM_LEVELS} levels")
-    if not -dec_layers <= eval_idx < dec_layers:
-        raise ValueError(f"eval_idx is {eval_idx}, and there are {dec_layers} decoder layers")
-    body = PResNet(backbone, norm, width)
+    body = PResNet(backbone, weights, norm, width)
     encoder = HybridEncoder(
         body.num_channels, enc_hidden_dim, nheads, enc_dim_feedforward, expansion, norm
     )
@@ -326,7 +257,7 @@ def rtdetr(
         nheads,
         dec_layers,
         dim_feedforward,
-        points_of_level,
+        _points_of_level(points),
         sampling,
         num_queries,
         eval_idx,

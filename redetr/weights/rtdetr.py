@@ -209,7 +209,7 @@ def _backbone(tensors: dict[str, Tensor]) -> str:
         blocks = _numbers(tensors, rf"backbone\.res_layers\.{stage}\.blocks\.(\d+)\.")
         depths.append(1 + max(blocks, default=-1))
     is_deep = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in tensors
-    names = {
+    names: dict[tuple[tuple[int, ...], bool], str] = {
         ((2, 2, 2, 2), False): "resnet18vd",
         ((3, 4, 6, 3), False): "resnet34vd",
         ((3, 4, 6, 3), True): "resnet50vd",
