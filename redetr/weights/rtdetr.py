@@ -139,7 +139,7 @@ def _renamed(tensors: dict[str, Tensor], rules: Sequence[tuple[str, Any]]) -> di
     renamed = {}
     # Sorted, because a folder may hold a head twice: that of model.decoder, which is used, is last.
     for old_name in sorted(tensors):
-        name = old_name.removeprefix("module.")  # of a model saved as its ranks held it
+        name = old_name
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
         if not any(re.search(pattern, name) for pattern in _UNUSED):
