@@ -55,13 +55,14 @@ def read_points(
 
     positions = [height * width for height, width in shapes]
     levels = values.split(positions, -1)
+    if sampling == "bilinear":
+        points = 2 * points - 1  # grid_sample wants [-1, 1] over the canvas
     points_by_level = points.split(list(per_level), 2)
     sampled = []
     for shape, level, level_points in zip(shapes, levels, points_by_level, strict=True):
         feature_map = level.unflatten(-1, shape)  # [B * heads, d, h, w]
         if sampling == "bilinear":
-            # grid_sample wants [-1, 1] over the canvas.
-            at_points = F.grid_sample(feature_map, 2 * level_points - 1, align_corners=False)
+            at_points = F.grid_sample(feature_map, level_points, align_corners=False)
         else:
             at_points = _nearest(feature_map, level_points)
         sampled.append(at_points)  # [B * heads, d, Q, points]
