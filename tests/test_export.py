@@ -40,6 +40,15 @@ FAST = {
     "dec_layers": 1,
     "dim_feedforward": 64,
 }
+FAST_RTDETR = {
+    "width": 16,
+    "enc_hidden_dim": 32,
+    "enc_dim_feedforward": 64,
+    "hidden_dim": 32,
+    "nheads": 4,
+    "dec_layers": 1,
+    "dim_feedforward": 64,
+}
 SHAPES = ((1, 96, 128), (4, 64, 64), (3, 136, 72))  # batch, height, width
 CLASSES = ("cup", "plate", "spoon"), (7, 12, 90)
 
@@ -50,7 +59,8 @@ def detector(name: str, num_classes: int = 3, **options) -> Detector:
     torch.manual_seed(3)
     model = build(name, num_classes, **options)
     for part, module in model.named_modules():
-        if isinstance(module, nn.Linear) and "_embed" in part:
+        is_head = "_embed" in part or "_head" in part
+        if isinstance(module, nn.Linear) and is_head:
             nn.init.normal_(module.weight, std=1.13 / module.in_features**0.5)
     names = [f"class {label}" for label in range(num_classes)]
     return Detector(model, names, range(num_classes), 96, device="cpu")
@@ -159,6 +169,22 @@ def test_other_models(name, options, tmp_path):
     (path,) = write_all(of, tmp_path, forms=("onnx",)).values()
     for batch, height, width in SHAPES:
         assert_same(of, path, noise(batch, 3, height, width))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", ["bilinear", "discrete"])
+def test_rtdetr(sampling, tmp_path):
+    """Queries of nearly the same score may change places: each is compared with its nearest."""
+    of = detector("rtdetrv2_r18", **FAST_RTDETR, sampling=sampling)
+    (path,) = write_all(of, tmp_path, forms=("onnx",)).values()
+    for shape in SHAPES:
+        images = noise(shape[0], 3, *shape[1:])
+        with torch.no_grad():
+            expected = torch.cat(Plain(of.model)(torch.from_numpy(images)), -1)
+        given = torch.cat([torch.as_tensor(array) for array in opened(path)([images])], -1)
+        assert given.shape == expected.shape
+        distances = torch.cdist(given, expected, p=torch.inf)  # [B, Q, Q]
+        assert distances.amin(1).max() < 1e-4 and distances.amin(2).max() < 1e-4
 
 
 def test_onnx_holds_standard_operators_and_names_its_axes(plain):
