@@ -148,8 +148,9 @@ class Decoder(nn.Module):
         x = content
         previous = reference = boxes
         outputs: list[Outputs] = []
-        for i, layer in enumerate(layers[: last + 1]):
-            x = layer(x, self.query_pos_head(reference), reference, *image)
+        for i in range(last + 1):
+            query_pos = self.query_pos_head(reference)  # [B, Q, D]
+            x = layers[i](x, query_pos, reference, *image)
             correction = at_least_float32(self.dec_bbox_head[i](x))
             refined = (inverse_sigmoid(reference) + correction).sigmoid()  # [B, Q, 4]
             if every_layer or i == last:

@@ -165,7 +165,7 @@ def points_of(tensors: dict[str, Tensor]) -> int | tuple[int, ...] | None:
     counts = []
     position = 0
     while position < len(scale):
-        count = round(1 / scale[position].item())
+        count = max(1, round(1 / scale[position].item()))
         counts.append(count)
         position += count
     return counts[0] if len(set(counts)) == 1 else tuple(counts)
