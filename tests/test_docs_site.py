@@ -51,13 +51,15 @@ def test_the_site_builds_without_warnings_and_holds_every_page(tmp_path):
 
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text().split("nav:")[1]
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
-    assert pages == set(re.findall(r"[\w-]+\.md", navigation))
+    linked = re.findall(r"[\w-]+\.md", navigation)
+    pages = [path.name for path in (ROOT / "docs").glob("*.md")]
+    assert sorted(linked) == sorted(pages)
 
 
 def test_the_page_on_architecture_names_every_room():
     folders = {path.parent.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")}
-    for room in folders - {Path()}:
+    rooms = folders - {Path()}
+    for room in rooms:
         assert f"`{room}/`" in ARCHITECTURE, room
 
 
@@ -77,20 +79,25 @@ def test_the_page_on_architecture_names_every_module(path):
 
 def test_the_page_on_architecture_names_nothing_that_is_gone():
     for name in re.findall(r"`([\w/]+\.py)`", ARCHITECTURE):
-        assert [*PACKAGE.rglob(name), *ROOT.glob(name)], name
+        in_package = list(PACKAGE.rglob(name))
+        outside = list(ROOT.glob(name))
+        assert in_package or outside, name
+
     rows = re.findall(r"^\| (`\w[\w/]*\.py`.*?) \| .*? \| (.*) \|$", ARCHITECTURE, re.MULTILINE)
     assert rows
     for files, names in rows:
         paths = re.findall(r"`([\w/]+\.py)`", files)
         source = "".join((PACKAGE / path).read_text() for path in paths)
-        for name in re.findall(r"`(?:\w+\.)?(\w+)`", names):
+        last_parts = re.findall(r"`(?:\w+\.)?(\w+)`", names)
+        for name in last_parts:
             assert re.search(rf"(?:def|class) {name}\b", source), f"{files} has no {name}"
 
 
 def test_every_fault_of_the_check_is_explained():
-    codes = set(re.findall(r'"(?:error|warning|note)", "([a-z-]+)"', SOURCE))
-    codes |= set(re.findall(r'tell\(\s*"([a-z-]+)"', SOURCE))
-    codes -= {"warning"}
+    after_severity = re.findall(r'"(?:error|warning|note)",\s*"([a-z-]+)"', SOURCE)
+    of_a_reader = re.findall(r'tell\(\s*"([a-z-]+)"', SOURCE)
+    codes = {*after_severity, *of_a_reader} - {"warning"}
+    assert "class-rare" in codes
     explained = set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", FAULTS))
     assert codes <= explained, codes - explained
     for code in explained:
@@ -108,5 +115,6 @@ def test_the_plan_for_many_gpus_is_what_the_cost_model_gives(monkeypatch):
 
     page = (ROOT / "docs/scaling.md").read_text()
     for row in scaling.planned():
-        shown = f"{row['gpus']} | {row['all_reduce_ms']:.1f} | {100 * row['efficiency']:.0f}% |"
-        assert f"| `{row['model']}` | {row['network']} | {shown}\n" in page
+        percent = 100 * row["efficiency"]
+        setting = f"`{row['model']}` | {row['network']} | {row['gpus']}"
+        assert f"| {setting} | {row['all_reduce_ms']:.1f} | {percent:.0f}% |\n" in page
