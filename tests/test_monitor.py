@@ -81,7 +81,9 @@ def test_a_run_in_a_terminal(shared_coco, tmp_path):
     os.close(mine)
     assert process.returncode == 0
     last = bars(output.decode())[-1]
-    assert re.match(r"step 6/6 +━+ 0:00:\d\d left 0:00:00 loss \d", last) and len(last) <= 80, last
+    assert re.match(r"step 6/6 +━+ 0:\d\d:\d\d left 0:00:00 loss \d", last) and len(last) <= 80, (
+        last
+    )
 
 
 def test_a_run_without_a_terminal_says_lines(shared_coco, tmp_path):
