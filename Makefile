@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 # Which versions are installed: `tested`, those of constraints.txt; `newest`, of everything; `oldest`, the lower bounds
-# of pyproject.toml. Each has a virtual environment of its own: make test DEPS=oldest
+# of pyproject.toml, which are built for Python 3.11 and 3.12. Each has a virtual environment: make test DEPS=oldest
 DEPS ?= tested
 VENV_tested := .venv
 VENV_newest := .venv-newest
@@ -41,7 +41,7 @@ LINT_oldest := no-lint
 
 # PYTEST_FLAGS=--strict-skips, of continuous integration, takes a skipped test for a failure.
 test: $(VENV)/installed-dev system-packages $(LINT_$(DEPS))
-	$(BIN)/python -m pip check
+	$(BIN)/python -m pip check || { echo "A package that redetr no longer needs can do that: rm -r $(VENV), then again"; exit 1; }
 	$(BIN)/python tests/versions.py
 	$(PYTEST) -n auto --dist loadfile $(PYTEST_FLAGS)
 
