@@ -99,11 +99,11 @@ def test_sizes_are_those_of_the_documentation():
         ("detr_r50", {"queries": 3}, "unknown option 'queries'.*num_queries"),
         ("redetr_n", {"dropout": 0.1}, "unknown option 'dropout'"),
         ("detr_r50", {"backbone": "resnet7"}, "unknown backbone 'resnet7'.*resnet50"),
-        ("detr_r50", {"backbone": "resnet18", "dilation": True}, "resnet18 has no dilated form"),
+        ("detr_r50", {"backbone": "resnet18", "dilation": True}, "resnet18 has no dilated variant"),
         (
             "detr_r50",
             {"backbone": "timm:resnet18", "dilation": True},
-            "timm:resnet18 has no dilated form",
+            "timm:resnet18 has no dilated variant",
         ),
         (
             "redetr_n",
