@@ -20,7 +20,7 @@ from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.forms.folder import AnnotatedDataset
 from redetr.data.loader import Sample, Samples, load_batches, watching_workers
 from redetr.data.sampler import TrainSampler
-from redetr.data.transforms import augmentation, drawn_from
+from redetr.data.transforms import augmentation, drawn_from, final_size
 from redetr.distributed import (
     Dist,
     check_norms,
@@ -270,7 +270,7 @@ def _lr(state: State) -> float:
 def _windows(state: State, dist: Dist, data: DetectionDataset) -> Iterator[list[list[Sample]]]:
     """This rank's micro-batches of each optimizer step still to do."""
     config, model = state.config, state.model
-    transform = augmentation(config.augment, model.resize, config.image_size, model.max_size)  # type: ignore[arg-type]
+    transform = augmentation(config.augment, final_size(model, config.image_size))  # type: ignore[arg-type]
     mosaic_epochs = int(config.mosaic_until * config.steps * config.batch_size / len(data))
     samples = Samples(data, transform, config.seed, _image_cache(config, dist, data), mosaic_epochs)
     size_of = samples.size if config.group_by_size and model.resize == "aspect" else None

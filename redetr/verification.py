@@ -18,14 +18,14 @@ from redetr.config import TrainConfig
 from redetr.data import DetectionDataset, Hints, open_dataset
 from redetr.data.loader import Sample, Samples, to_batch
 from redetr.data.sampler import global_batch, slice_of
-from redetr.data.transforms import augmentation
+from redetr.data.transforms import augmentation, final_size
 from redetr.distributed import Dist, process_group, replicate
 from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
 from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.state import State
 from redetr.step import announce, receive, train_step
-from redetr.structures import DetectionModel, Target
+from redetr.structures import DetectionModel, StoredTarget
 from redetr.training import prepare
 
 # Largest relative error of the whole gradient. In bf16 another split means another rounding of each
@@ -83,12 +83,12 @@ class Noise(DetectionDataset):
     def __len__(self) -> int:
         return self._size
 
-    def target(self, index: int) -> Target:
+    def target(self, index: int) -> StoredTarget:
         random, objects = np.random.default_rng(index), _OBJECTS[index % len(_OBJECTS)]
         height, width = random.integers(60, 160, 2).tolist()
         corners = random.uniform(0, [width, height], (objects, 2, 2))
         boxes = np.concatenate([corners.min(1), corners.max(1) + 1], 1).clip(0, [width, height] * 2)
-        return Target(
+        return StoredTarget(
             boxes=torch.from_numpy(boxes).float(),
             labels=torch.from_numpy(random.integers(0, 3, objects)),
             image_id=index,
@@ -133,7 +133,7 @@ def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
     """The first global batch as training sees it; noise comes in order, so that the first half has
     no objects."""
     config, model = state.config, state.model
-    transform = augmentation(config.augment, model.resize, config.image_size, model.max_size)  # type: ignore[arg-type]
+    transform = augmentation(config.augment, final_size(model, config.image_size))  # type: ignore[arg-type]
     keys = [(0, i) for i in range(config.batch_size)]
     if not isinstance(data, Noise):
         keys = global_batch(0, config.batch_size, len(data), config.seed)

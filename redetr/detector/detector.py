@@ -13,9 +13,9 @@ from torch import Tensor
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
 from redetr.data.images import upright
-from redetr.data.loader import to_batch
-from redetr.data.transforms import resizer
-from redetr.detector.detections import Detections, detect
+from redetr.data.loader import images_to_batch
+from redetr.data.transforms import final_size, resizer
+from redetr.detector.detections import Detections, detections_of
 from redetr.detector.inference import for_inference
 from redetr.detector.sources import read_source
 from redetr.detector.tiles import merge_tiles, tile_windows
@@ -25,7 +25,7 @@ from redetr.evaluation import evaluate
 from redetr.metrics import CocoResult
 from redetr.models import build
 from redetr.precision import autocast, pick_precision, weights_dtype
-from redetr.structures import DetectionModel, Target
+from redetr.structures import DetectionModel
 from redetr.weights.reading import load_strictly, read_weights, require_fitting
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -163,15 +163,13 @@ class Detector:
         return merge_tiles(found, windows, (height, width))
 
     def _predict(self, images: list[Tensor], threshold: float) -> list[Detections]:
-        resize = resizer(self.model.resize, self.image_size, self.model.max_size)
-        samples = [(resize(image), _no_target(image)) for image in images]
-        for image, target in samples:
-            target["size"] = (image.shape[-2], image.shape[-1])
-        batch = to_batch(samples, self.device, dtype=weights_dtype(self.dtype))
+        resize = resizer(final_size(self.model, self.image_size))
+        resized = [resize(image) for image in images]
+        batch = images_to_batch(resized, self.device, dtype=weights_dtype(self.dtype))
         with autocast(self.device, self.dtype):
             outputs = self.model(batch.images, batch.padding)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        return detect(
+        return detections_of(
             outputs,
             sizes,
             self.model.loss_config.scores,
@@ -180,20 +178,6 @@ class Detector:
             top_k=self.model.most_detections,
             threshold=threshold,
         )
-
-
-def _no_target(image: Tensor) -> Target:
-    size = (image.shape[-2], image.shape[-1])
-    none = torch.zeros(0)
-    return Target(
-        boxes=none.view(0, 4),
-        labels=none.long(),
-        iscrowd=none.bool(),
-        area=none,
-        image_id=0,
-        orig_size=size,
-        size=size,
-    )
 
 
 def as_image(image: ImageLike) -> Tensor:

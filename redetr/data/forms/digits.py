@@ -16,7 +16,7 @@ from torch import Tensor
 
 from redetr.data.annotations import Split
 from redetr.data.dataset import DetectionDataset, Hints
-from redetr.structures import Target
+from redetr.structures import StoredTarget
 
 _SCANS_FILE = Path(__file__).parent / "scans" / "digits.npz"
 _SIDE = 128  # px of a scene
@@ -78,7 +78,7 @@ class DigitsDataset(DetectionDataset):
     def max_objects(self) -> int:
         return _MOST_DIGITS
 
-    def target(self, index: int) -> Target:
+    def target(self, index: int) -> StoredTarget:
         return _target(_arranged(self._random(index), self.split), self._position(index))
 
     def image_id(self, index: int) -> int:
@@ -87,7 +87,7 @@ class DigitsDataset(DetectionDataset):
     def image(self, index: int) -> Tensor:
         return self.sample(index)[0]
 
-    def sample(self, index: int) -> tuple[Tensor, Target]:
+    def sample(self, index: int) -> tuple[Tensor, StoredTarget]:
         random = self._random(index)
         glyphs = _arranged(random, self.split)
         return torch.from_numpy(_painted(random, glyphs)), _target(glyphs, self._position(index))
@@ -96,10 +96,10 @@ class DigitsDataset(DetectionDataset):
         return np.random.default_rng([self.seed, _SPLITS.index(self.split), self._position(index)])
 
 
-def _target(glyphs: list[_Glyph], image_id: int) -> Target:
+def _target(glyphs: list[_Glyph], image_id: int) -> StoredTarget:
     boxes = np.array([glyph.box for glyph in glyphs], np.float32)
     areas = np.array([glyph.ink.size for glyph in glyphs], np.float32)
-    return Target(
+    return StoredTarget(
         boxes=torch.from_numpy(boxes),
         labels=torch.from_numpy(np.array([glyph.label for glyph in glyphs], np.int64)),
         image_id=image_id,
