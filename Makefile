@@ -41,7 +41,7 @@ LINT_oldest := no-lint
 
 # PYTEST_FLAGS=--strict-skips, of continuous integration, takes a skipped test for a failure.
 test: $(VENV)/installed-dev system-packages $(LINT_$(DEPS))
-	$(BIN)/python -m pip check
+	$(BIN)/python -m pip check || { echo "A package that redetr no longer needs can do that: rm -r $(VENV), then again"; exit 1; }
 	$(BIN)/python tests/versions.py
 	$(PYTEST) -n auto --dist loadfile $(PYTEST_FLAGS)
 

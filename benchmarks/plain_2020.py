@@ -28,11 +28,11 @@ def _conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
 
 
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, ignored: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+    if ignored is not None:
+        scores = scores.masked_fill(ignored, float("-inf"))
     weights = F.dropout(scores.softmax(-1), dropout)
     weights.mean(1)  # what `nn.MultiheadAttention` returned besides
     return weights @ v

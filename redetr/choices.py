@@ -1,5 +1,5 @@
-"""What settings and flags choose from, apart from the code they steer: help and completion need no
-PyTorch."""
+"""The values that settings and flags choose from, apart from the code that they steer, because help
+and completion do without PyTorch."""
 
 from typing import Literal
 

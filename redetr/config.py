@@ -1,9 +1,14 @@
-"""The settings of a training run: one frozen dataclass, filled by a recipe and overridden by
-flags."""
+"""The settings of a training run.
+
+`TrainConfig` is what a user asks for: a recipe fills it, flags override it, and it may leave
+choices open. `Settings` is what a run does, with every choice made; `TrainConfig.resolved` makes
+the one from the other, once the data and the model are known.
+"""
 
 import json
+import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -18,32 +23,64 @@ from redetr.choices import (
 from redetr.errors import InputError
 
 if TYPE_CHECKING:  # these import PyTorch
-    from redetr.data import DetectionDataset, Hints
+    from redetr.data import Hints
     from redetr.structures import DetectionModel
 
-MOST_QUERIES = 300  # that a run takes without being told to
+MOST_QUERIES = 300  # that a run takes unless the user asks for more
+_FEWEST_QUERIES = 25
 _STRIDE = 32  # of the coarsest feature map: sizes are multiples of it
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """What `redetr train` does; every field is a flag."""
+class ModelOptions:
+    """What is trained, what it starts from, and how it computes."""
 
     model: str = "redetr_n"
     """Name of the model, see `redetr models`."""
+    num_queries: int | None = None
+    """Most objects the model can find in an image; default of the fast variants: twice the most in
+    a training image."""
+    model_options: tuple[str, ...] = ()
+    """Options of the model as name=value, such as num_queries=300."""
+    weights: str | None = None
+    """Where to start: imagenet (the backbone alone), none, or a checkpoint, run folder,
+    Transformers folder or hub name (fine-tuning), or a file of a backbone's weights."""
+    precision: Precision = "auto"
+    """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
+    recompute: bool = False
+    """Less memory for large images: blocks of the backbone and the encoder are computed twice."""
+    compile: bool = False
+    """Compile the model with torch.compile: minutes at first, then faster steps; dropout draws
+    otherwise."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images are learned from, and what is done to them."""
+
     data: str = "digits"
-    """digits, crowns, a folder in COCO, YOLO or Pascal VOC form, or hf:NAME for what Hugging Face
+    """digits, crowns, a folder in COCO, YOLO or Pascal VOC format, or hf:NAME for what Hugging Face
     `datasets` reads."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation if the data has no val split; an image stays
-    where it is."""
-    output: str = "runs/last"
-    """The run folder: checkpoints, metrics.jsonl, config.json."""
-    epochs: float = 0.0
-    """Length of the run in passes over the data (or give --steps)."""
-    steps: int = 0
-    """Length of the run in optimizer steps (or give --epochs; without either, the data's size
-    decides)."""
+    in its split from run to run."""
+    image_size: int = 0
+    """Side (fast variants) or shorter side (faithful variants), px; default: the data set's, else
+    the model's; for the fast variants no more than the images have."""
+    augment: Augment | None = None
+    """Augmentation; default: the data set's, else the model's."""
+    mosaic_until: float = 0.0
+    """Share of the run, in whole epochs, in which samples may be mosaics of four images or two
+    images mixed: costs AP in short runs, pays in long ones."""
+    group_by_size: bool = True
+    """Batches of images of similar size, so that less is padded, for the variants that keep the
+    aspect ratio."""
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """How a step changes the weights."""
+
     batch_size: int = 16
     """Images per optimizer step, over all ranks and accumulated micro-batches."""
     accumulate: int = 1
@@ -59,88 +96,154 @@ class TrainConfig:
     """Decoupled decay, not applied to norms, biases and embeddings."""
     clip_norm: float = 1.0
     """Largest norm of the gradient; 0 = no clipping."""
+    ema_decay: float | None = None
+    """Decay of the moving average of the weights; 0 = none; default: by the length of the run."""
+    class_normalization: ClassNormalization = "global"
+    """Class loss divided by the whole step's count, or by each rank's as in the original."""
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """How long the run is, how the learning rate falls, and when it is evaluated."""
+
+    epochs: float = 0.0
+    """Length of the run in passes over the data (or give --steps)."""
+    steps: int = 0
+    """Length of the run in optimizer steps (or give --epochs; without either, the data's size
+    decides)."""
     schedule: Schedule = "cosine"
     """How the learning rate falls after warm-up."""
     warmup: float = 0.04
     """Share of the steps in which the learning rate rises."""
     drop_at: float = 0.67
     """Share of the steps after which the "step" schedule drops to a tenth."""
-    ema_decay: float | None = None
-    """Decay of the moving average of the weights; 0 = none; default: by the length of the run."""
-    class_normalization: ClassNormalization = "global"
-    """Class loss divided by the whole step's count, or by each rank's as in the original."""
-    image_size: int = 0
-    """Side (fast forms) or shorter side (faithful forms), px; default: the data set's, else the
-    model's; for the fast forms no more than the images have."""
-    augment: Augment | None = None
-    """Augmentation; default: the data set's, else the model's."""
-    mosaic_until: float = 0.0
-    """Share of the run, in whole epochs, in which samples may be mosaics of four images or two
-    images mixed; costs AP in short runs."""
-    group_by_size: bool = True
-    """Images of like size in a batch, so that less is padded, for the forms that keep the aspect
-    ratio."""
-    weights: str | None = None
-    """Where to start: imagenet (the backbone alone), none, or a checkpoint, run folder,
-    Transformers folder or hub name (fine-tuning), or a file of a backbone's weights."""
-    num_queries: int | None = None
-    """Most objects the model can find in an image; default of the fast forms: twice the most in a
-    training image."""
-    model_options: tuple[str, ...] = ()
-    """Options of the model as name=value, such as num_queries=300."""
-    precision: Precision = "auto"
-    """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
-    recompute: bool = False
-    """Less memory for large images: blocks of the backbone and the encoder are computed twice."""
-    compile: bool = False
-    """Compile the model with torch.compile: minutes at first, then faster steps; dropout draws
-    otherwise."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    seed: int = 0
-    """Seed of weights, data order, augmentation and dropout."""
+    eval_every: int = 0
+    """Steps between evaluations; default: once an epoch, but 5 to 20 times a run."""
+    eval_batch_size: int = 16
+    """Images that each rank evaluates at once."""
+    patience: int = 0
+    """Evaluations in a row without a better AP after which the run ends; 0 = never."""
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How a host reads its images: nothing here changes what is computed."""
+
     num_workers: int | None = None
     """Loader processes per rank; default: cores per rank minus one, at most 8."""
     cache_mb: int | None = None
     """Decoded images kept in memory, MB per host; default: a quarter of what is free; 0 = none."""
     cache_dir: str | None = None
     """Folder of a local disk to keep them on instead, while the run lasts."""
-    log_every: int = 20
-    """Steps between lines in metrics.jsonl, and on the screen where that is no terminal."""
-    eval_every: int = 0
-    """Steps between evaluations; default: once an epoch, but 5 to 20 times a run."""
-    eval_batch_size: int = 16
-    """Images that each rank looks at together in an evaluation."""
-    patience: int = 0
-    """Evaluations in a row without a better AP after which the run ends; 0 = never."""
-    save_every: int = 0
-    """Steps between checkpoints; default: as eval_every. A run that is killed loses at most so
-    much."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the run happens, and what it leaves behind."""
+
+    output: str = "runs/last"
+    """The run folder: checkpoints, metrics.jsonl, config.json."""
     resume: bool = False
     """Continue from the output folder's newest whole checkpoint if there is one."""
+    seed: int = 0
+    """Seed of weights, data order, augmentation and dropout."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    log_every: int = 20
+    """Steps between lines in metrics.jsonl, and on the screen where that is no terminal."""
+    save_every: int = 0
+    """Steps between checkpoints; default: as eval_every. A run that is killed loses at most that
+    many."""
     timeout_s: float = 600.0
     """Seconds after which a rank that does not answer is given up, and with it the run."""
     gradient_compression: Compression = "none"
     """bf16 halves what travels between ranks; gradients are then no longer exact."""
 
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number may be: from `lowest` to `highest`; an open end is not allowed itself."""
+
+    lowest: float = 0
+    highest: float = math.inf
+    open_below: bool = False
+    open_above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        high_enough = value > self.lowest if self.open_below else value >= self.lowest
+        low_enough = value < self.highest if self.open_above else value <= self.highest
+        return high_enough and low_enough
+
+    def __str__(self) -> str:
+        lower = f"above {self.lowest}" if self.open_below else f"at least {self.lowest}"
+        if self.highest == math.inf:
+            return lower
+        if not self.open_below and not self.open_above:
+            return f"from {self.lowest} to {self.highest}"
+        upper = f"below {self.highest}" if self.open_above else f"at most {self.highest}"
+        return f"{lower} and {upper}"
+
+
+_ABOVE_0 = Bounds(open_below=True)
+_AT_LEAST_0 = Bounds()
+_AT_LEAST_1 = Bounds(1)
+_SHARE = Bounds(0, 1)
+_BELOW_1 = Bounds(0, 1, open_above=True)
+
+# What each number may be, where 0 often means: choose for me.
+BOUNDS = {
+    "num_queries": _AT_LEAST_0,
+    "val_fraction": _BELOW_1,
+    "image_size": _AT_LEAST_0,
+    "mosaic_until": _SHARE,
+    "lr": _ABOVE_0,
+    "lr_backbone": _AT_LEAST_0,
+    "weight_decay": _AT_LEAST_0,
+    "clip_norm": _AT_LEAST_0,
+    "ema_decay": _BELOW_1,
+    "epochs": _AT_LEAST_0,
+    "steps": _AT_LEAST_0,
+    "warmup": _SHARE,
+    "drop_at": _SHARE,
+    "eval_every": _AT_LEAST_0,
+    "eval_batch_size": _AT_LEAST_1,
+    "patience": _AT_LEAST_0,
+    "num_workers": _AT_LEAST_0,
+    "cache_mb": _AT_LEAST_0,
+    "seed": _AT_LEAST_0,
+    "log_every": _AT_LEAST_1,
+    "save_every": _AT_LEAST_0,
+    "timeout_s": _ABOVE_0,
+}
+
+
+# The fields of the last base come first.
+@dataclass(frozen=True)
+class TrainConfig(
+    RunOptions, LoaderOptions, ScheduleOptions, OptimizerOptions, DataOptions, ModelOptions
+):
+    """What a user asks `redetr train` for. Every field is a flag; the groups are those of its help.
+
+    Where a default depends on the data, the model or the machine, None or 0 leaves the choice open.
+    """
+
+    @property
+    def is_faithful(self) -> bool:
+        """Whether the model is a faithful variant, DETR as published."""
+        return self.model.startswith("detr_")
+
     def model_kwargs(self) -> dict[str, Any]:
         """The arguments of `models.build`. Raises InputError for a malformed option."""
-        weights = (
-            self.weights if self.weights == "imagenet" else None
-        )  # others are loaded into what was built
-        chosen = {"weights": weights, "num_queries": self.num_queries}
-        kwargs: dict[str, Any] = {
-            name: value for name, value in chosen.items() if value is not None
-        }
+        kwargs: dict[str, Any] = {}
+        if self.weights == "imagenet":  # others are loaded into what was built
+            kwargs["weights"] = self.weights
+        if self.num_queries is not None:
+            kwargs["num_queries"] = self.num_queries
         for option in self.model_options:
             name, equals, value = option.partition("=")
             if not equals:
                 raise InputError(f"model option {option!r} is not of the form name=value")
-            try:
-                parsed = json.loads(value)
-            except json.JSONDecodeError:
-                parsed = value
-            kwargs[name] = tuple(parsed) if isinstance(parsed, list) else parsed
+            kwargs[name] = _option_value(value)
         return kwargs
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,100 +265,92 @@ class TrainConfig:
                 raise InputError(f"setting {name!r} cannot be {value!r}")
         return cls(**values)
 
-    def with_queries_for(self, data: "DetectionDataset") -> "TrainConfig":
-        """The same run with `num_queries` chosen by the data, for the forms whose queries are
-        picked from the image."""
-        if self.num_queries or self.model.startswith("detr_"):
-            return self
-        return replace(
-            self,
-            num_queries=data.hints.num_queries
-            or min(MOST_QUERIES, max(25, 2 * data.max_objects())),
-        )
-
-    def resolved(self, model: "DetectionModel", hints: "Hints", num_images: int) -> "TrainConfig":
-        """The same run with every default that depends on the data or the model filled in."""
-        if self.steps > 0 and self.epochs > 0:
-            raise InputError("give the length of the run as --epochs or as --steps, one of them")
-        epochs = self.epochs or _suitable_epochs(num_images)
-        steps = self.steps or max(1, -(-int(epochs * num_images) // self.batch_size))
-        ema_decay = (
-            min(0.9998, max(0.99, 1 - 8 / steps)) if self.ema_decay is None else self.ema_decay
-        )
-        per_epoch = max(1, num_images // self.batch_size)
-        eval_every = self.eval_every or min(max(per_epoch, -(-steps // 20)), -(-steps // 5))
-        default_augment: Augment = "detr" if model.resize == "aspect" else "photo"
-        return replace(
-            self,
-            steps=steps,
-            epochs=0.0,
-            ema_decay=ema_decay,
-            image_size=self.image_size
-            or hints.image_size
-            or _suitable_size(model, hints.native_size),
-            augment=self.augment or hints.augment or default_augment,
-            lr_backbone=self.lr if self.lr_backbone is None else self.lr_backbone,
-            eval_every=eval_every,
-            save_every=self.save_every or eval_every,
-        )
-
     def check(self, world_size: int) -> None:
         """Raises InputError for settings that cannot work, naming the flag."""
         parts = world_size * self.accumulate
         if self.accumulate < 1 or self.batch_size < parts:
             raise InputError(
                 f"--batch-size {self.batch_size} cannot be divided over {world_size} ranks x "
-                f"{self.accumulate} "
-                f"accumulated micro-batches: choose at least {max(parts, 1)}"
+                f"{self.accumulate} accumulated micro-batches: choose at least {max(parts, 1)}"
             )
-        if not 0 <= self.val_fraction < 1:
-            raise InputError(f"--val-fraction {self.val_fraction} must be at least 0 and below 1")
-        for name in ("mosaic_until", "warmup", "drop_at"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} must be from 0 to 1"
-                )
+        for name, bounds in BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None and value not in bounds:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} {value} must be {bounds}")
+        if self.steps and self.epochs:
+            raise InputError("give the length of the run as --epochs or as --steps, one of them")
         if self.cache_dir and not Path(self.cache_dir).is_dir():
             raise InputError(
                 f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"
             )
-        for name in ("log_every", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1"
-                )
-        if not self.lr > 0:
-            raise InputError(f"--lr {self.lr} must be above 0")
-        if not self.timeout_s > 0:
-            raise InputError(f"--timeout-s {self.timeout_s} must be above 0")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise InputError(f"--ema-decay {self.ema_decay} must be at least 0 and below 1")
-        for name in (
-            "image_size",
-            "num_workers",
-            "cache_mb",
-            "num_queries",
-            "eval_every",
-            "save_every",
-            "patience",
-            "clip_norm",
-            "steps",
-            "epochs",
-            "seed",
-            "weight_decay",
-        ):
-            if (getattr(self, name) or 0) < 0:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)} must not be below 0"
-                )
+
+    def with_queries(self, hints: "Hints", max_objects: int) -> "TrainConfig":
+        """The same run with `num_queries` chosen by the data, whose images hold at most
+        `max_objects` objects.
+
+        The faithful variants learn each query by itself, so their number belongs to the model: None
+        stays. The fast ones pick queries from the image.
+        """
+        if self.num_queries or self.is_faithful:
+            return self
+        if hints.num_queries:
+            return replace(self, num_queries=hints.num_queries)
+        twice = max(_FEWEST_QUERIES, 2 * max_objects)
+        return replace(self, num_queries=min(MOST_QUERIES, twice))
+
+    def resolved(self, model: "DetectionModel", hints: "Hints", num_images: int) -> "Settings":
+        """The run with every choice made that depends on the data or the model."""
+        steps = self.steps or self._steps_for(num_images)
+        eval_every = self.eval_every or _suitable_eval_every(steps, num_images, self.batch_size)
+        image_size = self.image_size or hints.image_size
+        augment = self.augment or hints.augment
+        if augment is None:
+            augment = "detr" if model.resize == "aspect" else "photo"
+        choices = {
+            "steps": steps,
+            "epochs": 0.0,
+            "ema_decay": _suitable_decay(steps) if self.ema_decay is None else self.ema_decay,
+            "image_size": image_size or _suitable_size(model, hints.native_size),
+            "augment": augment,
+            "lr_backbone": self.lr if self.lr_backbone is None else self.lr_backbone,
+            "eval_every": eval_every,
+            "save_every": self.save_every or eval_every,
+        }
+        values = {setting.name: getattr(self, setting.name) for setting in fields(self)}
+        return Settings(**values | choices)
+
+    def _steps_for(self, num_images: int) -> int:
+        epochs = self.epochs or _suitable_epochs(num_images)
+        images = int(epochs * num_images)
+        return max(1, math.ceil(images / self.batch_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(TrainConfig):
+    """What a run does: a `TrainConfig` with every choice made. config.json and checkpoints hold it.
+
+    Three fields may still be None, each for a reason. `num_queries`: as many as the model has.
+    `num_workers` and `cache_mb`: each host chooses for itself, by its cores and its memory.
+    """
+
+    steps: int = field()
+    epochs: float = field()  # 0: the length is in `steps`
+    ema_decay: float = field()
+    image_size: int = field()
+    augment: Augment = field()
+    lr_backbone: float = field()
+    eval_every: int = field()
+    save_every: int = field()
 
 
 def _suitable_size(model: "DetectionModel", native_size: int | None) -> int:
-    """The model's own size; a "square" form does not enlarge small images: time goes with the
-    square of the size."""
+    """The model's own size, px. A "square" variant does not enlarge small images: time goes with
+    the square of the size."""
     if model.resize == "aspect" or native_size is None:
         return model.image_size
-    return min(model.image_size, -(-native_size // _STRIDE) * _STRIDE)
+    multiple = math.ceil(native_size / _STRIDE) * _STRIDE
+    return min(model.image_size, multiple)
 
 
 def _suitable_epochs(num_images: int) -> float:
@@ -265,15 +360,37 @@ def _suitable_epochs(num_images: int) -> float:
     return max(36.0, 24_000 / max(num_images, 1))
 
 
+def _suitable_decay(steps: int) -> float:
+    """A moving average that reaches back an eighth of the run, but never less than 100 steps."""
+    return min(0.9998, max(0.99, 1 - 8 / steps))
+
+
+def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
+    """Once an epoch, but 5 to 20 times a run."""
+    per_epoch = max(1, num_images // batch_size)
+    for_20_times = math.ceil(steps / 20)
+    for_5_times = math.ceil(steps / 5)
+    return min(max(per_epoch, for_20_times), for_5_times)
+
+
+def _option_value(text: str) -> Any:
+    """The value of a model option: JSON, a list as a tuple, or else the text itself."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _is_a(value: Any, kind: Any) -> bool:
     """Whether a value is of the type of a setting."""
+    inner = get_args(kind)
     if get_origin(kind) is Literal:
-        return value in get_args(kind)
+        return value in inner
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(
-            isinstance(item, get_args(kind)[0]) for item in value
-        )
-    if get_args(kind):  # a union
-        return any(_is_a(value, each) for each in get_args(kind))
-    wanted = (int, float) if kind is float else kind
-    return isinstance(value, wanted) and (kind is bool or not isinstance(value, bool))
+        return isinstance(value, tuple) and all(isinstance(item, inner[0]) for item in value)
+    if inner:  # a union
+        return any(_is_a(value, member) for member in inner)
+    if isinstance(value, bool):  # which Python counts among the integers
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

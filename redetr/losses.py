@@ -1,8 +1,11 @@
 """The set loss: sums over matched and unmatched queries, divided by counts that are given.
 
 The criterion never communicates. For training that is exact over ranks and accumulation steps, the
-caller adds up `counts` of the whole window over all ranks and passes `denominators`; without them
-the batch stands alone.
+caller adds up `counts` over all micro-batches of an optimizer step and all ranks, and passes
+`denominators`; without them the batch stands alone.
+
+Shape letters: L decoder layers, B images, Q queries, K scores per query (the classes, and "no
+object" for softmax), T objects of an image, padded to the most in the batch.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +23,7 @@ from redetr.structures import LossConfig, Outputs, Target
 # Exponent of the IoU target and of the weight of unmatched scores (Huang et al., DEIM, CVPR 2025,
 # "MAL").
 _IOU_GAMMA = 1.5
-# Stands for the sum of the class weights where there is none: no object, and `eos_coef` 0.
+# Replaces a sum of class weights that is 0: no object, and `eos_coef` 0.
 _SMALLEST_WEIGHT = 1e-6
 
 
@@ -33,17 +36,21 @@ class Predictions(NamedTuple):
 
 
 def decoder_predictions(outputs: Outputs) -> Predictions:
-    """All decoder layers, first layer first."""
-    layers = [*outputs.get("aux_outputs", []), outputs]
-    names = [f"_{i}" for i in range(len(layers) - 1)] + [""]
-    logits = torch.stack([layer["pred_logits"] for layer in layers])
-    boxes = torch.stack([layer["pred_boxes"] for layer in layers])
+    """Returns the predictions of all decoder layers, first layer first, in fp32 or fp64."""
+    earlier_layers = outputs.get("aux_outputs", [])
+    layers = [*earlier_layers, outputs]
+    names = [f"_{i}" for i in range(len(earlier_layers))]
+    names.append("")  # the last layer's losses have plain names
+    logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, Q, K]
+    boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, Q, 4]
     return Predictions(names, at_least_float32(logits), at_least_float32(boxes))
 
 
 class SetCriterion(nn.Module):
-    """Matching and loss of one form of the model. Source: Carion et al. 2020, equations 2 and 3,
-    and `LossConfig`."""
+    """Matching and loss of a model variant.
+
+    Source: Carion et al. 2020, equations 2 and 3; for the deviations see `LossConfig`.
+    """
 
     def __init__(
         self,
@@ -62,88 +69,111 @@ class SetCriterion(nn.Module):
     def for_model(
         cls, model: Any, class_normalization: ClassNormalization = "global"
     ) -> "SetCriterion":
-        """The criterion with the weights, costs and scores that belong to `model`."""
+        """Returns the criterion with the weights, costs and scores that belong to `model`."""
         return cls(model.loss_config, model.num_classes, model.num_queries, class_normalization)
 
     def counts(self, targets: list[Target]) -> Tensor:
-        """(number of boxes, sum of class weights) `[2]` float64 on the host; known before any
-        forward pass.
+        """Returns (number of boxes, sum of class weights), `[2]` float64 on the host.
 
-        An image with T boxes has exactly min(Q, T) matched queries of weight 1; the rest have
-        `eos_coef`.
+        Both are known before any forward pass, so they can be sent ahead: an image with T boxes has
+        exactly min(Q, T) matched queries of weight 1, and the others weigh `eos_coef`.
         """
-        boxes = sum(len(target["labels"]) for target in targets)
-        matched = sum(min(self.num_queries, len(target["labels"])) for target in targets)
+        boxes = 0
+        matched = 0
+        for target in targets:
+            num_objects = len(target["labels"])
+            boxes += num_objects
+            matched += min(self.num_queries, num_objects)
         unmatched = self.num_queries * len(targets) - matched
-        return torch.tensor(
-            [boxes, matched + self.config.eos_coef * unmatched], dtype=torch.float64
-        )
+        class_weight = matched + self.config.eos_coef * unmatched
+        return torch.tensor([boxes, class_weight], dtype=torch.float64)
 
     def denominators(
         self, counts: Tensor, window: Tensor, world_size: int = 1, accumulate: int = 1
     ) -> Tensor:
-        """What one micro-batch's (box, class) sums are divided by, `[2]`.
+        """Returns what the sums of one micro-batch are divided by: (boxes, classes), `[2]`.
 
-        `counts` `[2]` are this micro-batch's, `window` `[2]` the sum over all micro-batches of all
-        ranks of this optimizer step. Gradients are averaged over ranks afterwards, hence the
-        division by `world_size`; it comes after the clamp, so that few boxes on many ranks are not
-        scaled down. Sigmoid scores are normalised by boxes. With `class_normalization="per_rank"`
-        the class loss is divided by the micro-batch's own count, as in the original: the result
-        then depends on how the batch is split.
+        `counts` `[2]` are those of this micro-batch. `window` `[2]` is their sum over the window,
+        which is all micro-batches of this optimizer step on all ranks. Gradients are averaged over
+        ranks afterwards, hence the division by `world_size`; it follows the clamp, so that few
+        boxes on many ranks are not scaled down.
+
+        Softmax scores are normalised by the sum of class weights, sigmoid scores by boxes. With
+        `class_normalization="per_rank"`, the class loss is divided by the micro-batch's count, as
+        in the original; the result then depends on how the batch is split.
         """
-        per_rank = self.class_normalization == "per_rank"
         boxes = window[0].clamp(min=1) / world_size
-        for_classes, share = (counts, accumulate) if per_rank else (window, 1 / world_size)
+        share: float
+        if self.class_normalization == "per_rank":
+            # The gradient is a mean over ranks, but a sum over accumulated micro-batches.
+            class_counts, share = counts, accumulate
+        else:
+            class_counts, share = window, 1 / world_size
+        num_boxes, class_weight = class_counts
         if self.config.scores == "softmax":
-            return torch.stack([boxes, for_classes[1].clamp(min=_SMALLEST_WEIGHT) * share])
-        return torch.stack([boxes, for_classes[0].clamp(min=1) * share])
+            classes = class_weight.clamp(min=_SMALLEST_WEIGHT) * share
+        else:
+            classes = num_boxes.clamp(min=1) * share
+        return torch.stack([boxes, classes])
 
     def forward(
         self, outputs: Outputs, targets: list[Target], denominators: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Losses by name, and their weighted total "loss".
+        """Returns the losses by name, and their weighted total as "loss"; all are scalars.
 
-        `loss_ce`, `loss_bbox`, `loss_giou` of the last decoder layer, with suffix `_0`, `_1`, ...
-        of the earlier ones and `_enc` of the encoder's proposals. `targets` hold `labels` `[T]` and
-        `boxes` `[T, 4]`, cxcywh as fractions of the image. `denominators` `[2]` as from the
-        function of that name; by default the batch stands alone. Images without objects are fine:
-        every loss stays connected to the graph. Computed in fp32 or fp64. Raises ValueError if
-        there are not as many targets as images.
+        The names are `loss_ce`, `loss_bbox`, `loss_giou` for the last decoder layer, with suffix
+        `_0`, `_1`, ... for the earlier ones and `_enc` for the encoder's proposals. `targets` hold
+        `labels` `[T]` and `boxes` `[T, 4]`, cxcywh as fractions of the image. `denominators` `[2]`
+        are those of the method of that name; by default the batch stands alone. Images without
+        objects are fine: every loss stays connected to the graph. Computed in fp32 or fp64.
+
+        Raises ValueError unless there are as many targets as images.
         """
-        device, images = outputs["pred_logits"].device, len(outputs["pred_logits"])
-        if len(targets) != images:
+        logits = outputs["pred_logits"]
+        num_images = len(logits)
+        if len(targets) != num_images:
             raise ValueError(
-                f"outputs of {images} images, targets of {len(targets)}: give an empty one for no "
-                "objects"
+                f"outputs of {num_images} images, targets of {len(targets)}: give an empty one for "
+                "no objects"
             )
         if denominators is None:
             counts = self.counts(targets)
             denominators = self.denominators(counts, counts)
+
         sets = [decoder_predictions(outputs)]
         if self.config.proposals:
-            sets.append(decoder_predictions(outputs["enc_outputs"])._replace(names=["_enc"]))
-        with torch.autocast(device.type, enabled=False):
-            return self._losses(
-                sets, targets, denominators.to(device, sets[0].logits.dtype, non_blocking=True)
-            )
+            proposals = decoder_predictions(outputs["enc_outputs"])
+            sets.append(proposals._replace(names=["_enc"]))
+
+        dtype = sets[0].logits.dtype
+        denominators = denominators.to(logits.device, dtype, non_blocking=True)
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._losses(sets, targets, denominators)
 
     def _losses(
         self, sets: list[Predictions], targets: list[Target], denominators: Tensor
     ) -> dict[str, Tensor]:
-        device, dtype = sets[0].logits.device, sets[0].boxes.dtype
-        labels = pad_sequence([t["labels"] for t in targets], batch_first=True).to(
-            device, non_blocking=True
-        )
-        boxes = pad_sequence([t["boxes"] for t in targets], batch_first=True).to(
-            device, dtype, non_blocking=True
-        )
+        """Matches all prediction sets at once, and returns the losses of `forward`."""
+        device = sets[0].logits.device
+        dtype = sets[0].boxes.dtype
+        labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
+        labels = labels.to(device, non_blocking=True)  # [B, T]
+        boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
+        boxes = boxes.to(device, dtype, non_blocking=True)  # [B, T, 4]
+
+        costs: list[Tensor] = []
         with torch.no_grad():
-            costs = [cost_matrix(s.logits, s.boxes, labels, boxes, self.config) for s in sets]
-        chosen = match(costs, [len(t["labels"]) for t in targets])
+            for predictions in sets:
+                cost = cost_matrix(
+                    predictions.logits, predictions.boxes, labels, boxes, self.config
+                )
+                costs.append(cost)  # [L, B, Q, T]
+        matched_queries = match(costs, [len(target["labels"]) for target in targets])
+
         losses: dict[str, Tensor] = {}
         total = denominators.new_zeros(())
         box_count, class_count = denominators
-        for predictions, queries in zip(sets, chosen, strict=True):
+        for predictions, queries in zip(sets, matched_queries, strict=True):
             loss_ce, loss_bbox, loss_giou = self._sums(predictions, queries, labels, boxes)
             terms = {
                 "loss_ce": loss_ce / class_count,
@@ -151,27 +181,34 @@ class SetCriterion(nn.Module):
                 "loss_giou": loss_giou / box_count,
             }
             for term, per_layer in terms.items():
-                total = total + getattr(self.config, term) * per_layer.sum()
-                names = [term + name for name in predictions.names]
-                losses.update(zip(names, per_layer.unbind(), strict=True))
-        return losses | {"loss": total}
+                weight = getattr(self.config, term)
+                total = total + weight * per_layer.sum()
+                for suffix, loss in zip(predictions.names, per_layer.unbind(), strict=True):
+                    losses[term + suffix] = loss
+        losses["loss"] = total
+        return losses
 
     def _sums(
         self, predictions: Predictions, queries: Tensor, labels: Tensor, boxes: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Unnormalised class, L1 and GIoU loss per layer, each `[L]`.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the unnormalised class, L1 and GIoU loss of every layer, each `[L]`.
 
-        `queries` `[L, B, T]` is the query of every object, Q for those without one; `labels` `[B,
-        T]`, `boxes` `[B, T, 4]`. No boolean indexing: it would wait for the device.
+        `queries` `[L, B, T]` is the query of every object, Q for those without one; `labels`
+        `[B, T]` and `boxes` `[B, T, 4]` are the objects. Objects without a query are computed and
+        multiplied by 0: boolean indexing would wait for the device.
         """
         num_queries = predictions.logits.shape[2]
-        matched = queries < num_queries
-        index = queries.clamp(max=num_queries - 1)[..., None].expand(-1, -1, -1, 4)
-        picked = predictions.boxes.gather(2, index)
-        iou, giou = iou_and_giou(box_cxcywh_to_xyxy(picked), box_cxcywh_to_xyxy(boxes))
-        loss_bbox = ((picked - boxes).abs().sum(-1) * matched).sum((1, 2))
+        matched = queries < num_queries  # [L, B, T]
+        safe_queries = queries.clamp(max=num_queries - 1)
+        index = safe_queries[..., None].expand(-1, -1, -1, 4)  # [L, B, T, 4]
+        matched_boxes = predictions.boxes.gather(2, index)  # [L, B, T, 4]
+        iou, giou = iou_and_giou(box_cxcywh_to_xyxy(matched_boxes), box_cxcywh_to_xyxy(boxes))
+
+        l1 = (matched_boxes - boxes).abs().sum(-1)  # [L, B, T]
+        loss_bbox = (l1 * matched).sum((1, 2))
         loss_giou = ((1 - giou) * matched).sum((1, 2))
-        labels = labels.expand_as(queries)
+
+        labels = labels.expand_as(queries)  # [L, B, T]
         if self.config.scores == "softmax":
             loss_ce = self._cross_entropy(predictions.logits, queries, labels)
         else:
@@ -179,25 +216,39 @@ class SetCriterion(nn.Module):
         return loss_ce, loss_bbox, loss_giou
 
     def _cross_entropy(self, logits: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
+        """Returns the cross-entropy `[L]` of `logits` `[L, B, Q, K]`; "no object" is class K - 1.
+
+        `queries` and `labels` `[L, B, T]`: which query is to answer with which class.
+        """
         layers, batch, num_queries, classes = logits.shape
+        no_object = classes - 1
         # One column more than queries: objects without a query write there, and it is cut off.
-        wanted = labels.new_full((layers, batch, num_queries + 1), classes - 1)
-        wanted = wanted.scatter(2, queries, labels)[..., :-1].flatten()
-        loss = F.cross_entropy(logits.flatten(0, 2), wanted, reduction="none")
-        loss = torch.where(wanted == classes - 1, self.config.eos_coef * loss, loss)
+        target_classes = labels.new_full((layers, batch, num_queries + 1), no_object)
+        target_classes = target_classes.scatter(2, queries, labels)
+        target_classes = target_classes[..., :-1].flatten()  # [L * B * Q]
+        loss = F.cross_entropy(logits.flatten(0, 2), target_classes, reduction="none")
+        loss = torch.where(target_classes == no_object, self.config.eos_coef * loss, loss)
         return loss.view(layers, -1).sum(1)
 
 
 def _iou_aware_bce(logits: Tensor, queries: Tensor, labels: Tensor, iou: Tensor) -> Tensor:
-    """Binary cross-entropy towards IoU^1.5 at matched scores; others are pushed to 0 with weight
-    p^1.5. `[L]`."""
+    """Returns the binary cross-entropy `[L]` of `logits` `[L, B, Q, K]` towards IoU^1.5.
+
+    `queries`, `labels` and `iou` `[L, B, T]`: which query is to answer with which class, and the
+    overlap of its box with the object's. Matched scores have weight 1. All other scores p are
+    pushed towards 0 with weight p^1.5.
+    """
     layers, batch, num_queries, classes = logits.shape
-    slots = (
-        queries * classes + labels
-    )  # the flattened position of (query, class), beyond the end if unmatched
+    # Index of (query, class) in the flattened scores; that of query Q lies beyond their end, in
+    # extra entries that are cut off.
+    slots = queries * classes + labels  # [L, B, T]
     flat = logits.new_zeros(layers, batch, (num_queries + 1) * classes)
-    wanted = flat.scatter(2, slots, iou.pow(_IOU_GAMMA))[..., :-classes].view_as(logits)
-    matched = flat.scatter(2, slots, 1.0)[..., :-classes].view_as(logits)
-    weight = torch.where(matched > 0, matched, logits.detach().sigmoid().pow(_IOU_GAMMA))
-    loss = F.binary_cross_entropy_with_logits(logits, wanted, weight, reduction="none")
+    target_scores = flat.scatter(2, slots, iou.pow(_IOU_GAMMA))
+    target_scores = target_scores[..., :-classes].view_as(logits)  # [L, B, Q, K]
+    matched = flat.scatter(2, slots, 1.0)
+    matched = matched[..., :-classes].view_as(logits)  # [L, B, Q, K], 1 or 0
+
+    unmatched_weight = logits.detach().sigmoid().pow(_IOU_GAMMA)
+    weight = torch.where(matched > 0, matched, unmatched_weight)
+    loss = F.binary_cross_entropy_with_logits(logits, target_scores, weight, reduction="none")
     return loss.view(layers, -1).sum(1)

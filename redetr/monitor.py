@@ -1,4 +1,4 @@
-"""What a run says while it goes: losses read together, a progress bar or lines, metrics.jsonl,
+"""What a run reports while it lasts: losses read together, a progress bar or lines, metrics.jsonl,
 TensorBoard events."""
 
 import json
@@ -33,8 +33,8 @@ from redetr.structures import Batch
 class Monitor:
     """Records lines of numbers in `folder`; shows them on `console` if there is one.
 
-    `close` must be called at the end. What a run resumed at `step` does again is cut off from a
-    metrics.jsonl that is there: the steps after it, and its evaluation.
+    `close` must be called at the end. A metrics.jsonl that is there already is cut off where a run
+    resumed at `step` begins: the run repeats the steps after it, and its evaluation.
     """
 
     def __init__(self, folder: Path, steps: int, step: int = 0, console: Console | None = None):
@@ -44,7 +44,7 @@ class Monitor:
         self._tensorboard = _tensorboard(folder, step)
         self._console = console
         self._live = console is not None and console.is_interactive  # else lines, as in a file
-        self._left = TimeRemainingColumn(
+        self._remaining = TimeRemainingColumn(
             elapsed_when_finished=False, table_column=Column(no_wrap=True)
         )
         # In a narrow terminal, columns that may wrap give way, the widest first: the numbers, then
@@ -55,7 +55,7 @@ class Monitor:
             BarColumn(12),
             TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("left"),
-            self._left,
+            self._remaining,
             _Numbers(),
             console=console,
             disable=not self._live,
@@ -72,19 +72,17 @@ class Monitor:
     def train_line(self, line: dict[str, Any]) -> None:
         """Records a line of training numbers and shows the most telling ones: beside the bar, or as
         a line."""
-        shown = "  ".join(
-            f"{name} {line[name]:.3f}" for name in ("loss", "loss_ce", "loss_bbox", "loss_giou")
-        )
-        speed = (
-            f"{line['images_per_s']:.1f} images/s  waiting for data {100 * line['data_wait']:.0f}%"
-        )
-        self._progress.update(self._task, numbers=f"{shown}  {speed}")
+        parts = []
+        for name in ("loss", "loss_ce", "loss_bbox", "loss_giou"):
+            parts.append(f"{name} {line[name]:.3f}")
+        parts.append(f"{line['images_per_s']:.1f} images/s")
+        parts.append(f"waiting for data {100 * line['data_wait']:.0f}%")
+        numbers = "  ".join(parts)
+        self._progress.update(self._task, numbers=numbers)
         if not self._live:
             task = self._progress.tasks[0]
-            self.say(
-                f"step {line['step']}/{task.total:.0f}  left {self._left.render(task)}  {shown}  "
-                f"{speed}"
-            )
+            remaining = self._remaining.render(task)
+            self.say(f"step {line['step']}/{task.total:.0f}  left {remaining}  {numbers}")
         self._record(line)
 
     def eval_line(self, line: dict[str, Any]) -> None:
@@ -111,6 +109,33 @@ class Monitor:
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
+
+
+class SilentMonitor:
+    """The monitor of all ranks but the first, which shows and records nothing."""
+
+    def advance(self, step: int) -> None:
+        pass
+
+    def train_line(self, line: dict[str, Any]) -> None:
+        pass
+
+    def eval_line(self, line: dict[str, Any]) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def open_monitor(
+    folder: Path, steps: int, step: int, console: Console | None, dist: Dist
+) -> Monitor | SilentMonitor:
+    """The monitor of this rank for a run that begins or resumes at `step`."""
+    monitor = dist.main_only(Monitor)(folder, steps, step, console)
+    return SilentMonitor() if monitor is None else monitor
 
 
 class _Numbers(ProgressColumn):
@@ -161,37 +186,48 @@ class StepLog:
         finite = values.isfinite().all(1).tolist()
         if not all(finite):
             first = finite.index(False)
-            raise self._diverged(
-                dist, self.steps[first], ~mine[first].isfinite().cpu().numpy(), self.images[first]
-            )
-        means = dict(zip(self.names, [round(v, 6) for v in values.mean(0).tolist()], strict=True))
-        speed = {
-            "images_per_s": round(len(self.steps) * self.batch_size / self.took, 2),
+            not_finite = ~mine[first].isfinite().cpu().numpy()
+            raise self._diverged(dist, self.steps[first], not_finite, self.images[first])
+        means = [round(value, 6) for value in values.mean(0).tolist()]
+        images = len(self.steps) * self.batch_size
+        line = {
+            "step": self.steps[-1],
+            **dict(zip(self.names, means, strict=True)),
+            "images_per_s": round(images / self.took, 2),
             "data_wait": round(self.waited / self.took, 4),
         }
-        line = {"step": self.steps[-1], **means, **speed}
-        self.__init__(self.batch_size)  # type: ignore[misc]
+        self._clear()
         return line
 
+    def _clear(self) -> None:
+        self.steps, self.rows, self.images = [], [], []
+        self.waited, self.took = 0.0, 0.0
+
     def _diverged(
-        self, dist: Dist, step: int, wrong: np.ndarray, images: list[int]
+        self, dist: Dist, step: int, not_finite: np.ndarray, images: list[int]
     ) -> DivergedError:
-        """The error that all ranks raise. The gradient is the same everywhere: it is named if no
-        loss is to blame."""
-        blamed = wrong[:-1].any()
-        found = dist.gather_arrays(
+        """The error that all ranks raise; `not_finite` and `images` are those of this rank.
+
+        The gradient, the last column, is the same everywhere: it is named if no loss is to blame.
+        """
+        is_blamed = not_finite[:-1].any()
+        gathered = dist.gather_arrays(
             {
-                "wrong": wrong[None],
+                "not_finite": not_finite[None],
                 "images": np.array(images),
-                "blamed": np.full(len(images), blamed),
+                "blamed": np.full(len(images), is_blamed),
             }
         )
-        names = [self.names[i] for i in np.flatnonzero(found["wrong"][:, :-1].any(0))]
-        named = found["images"][found["blamed"]] if names else found["images"]
+        losses = gathered["not_finite"][:, :-1].any(0)
+        names = [self.names[i] for i in np.flatnonzero(losses)]
+        suspects = gathered["images"]
+        if names:
+            suspects = suspects[gathered["blamed"]]
+        else:
+            names = ["the gradient"]
         return DivergedError(
-            f"step {step}: not finite: {', '.join(names) or 'the gradient'}; images "
-            f"{named.tolist()}; lower --lr, "
-            "check these images, or use --precision fp32"
+            f"step {step}: not finite: {', '.join(names)}; images {suspects.tolist()}; lower "
+            "--lr, check these images, or use --precision fp32"
         )
 
 
@@ -209,16 +245,16 @@ def _tensorboard(folder: Path, step: int) -> Any:
 
 
 def _keep_until(path: Path, step: int) -> None:
+    """Cuts off the lines of metrics.jsonl that a run resumed at `step` writes again."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").split("\n")[
-        :-1
-    ]  # a last line without its end was cut off by a crash
-    entries = [json.loads(line) for line in lines]
-    kept = [
-        entry
-        for entry in entries
-        if entry["step"] < step or (entry["step"] == step and "AP" not in entry)
-    ]
-    text = "".join(json.dumps(entry) + "\n" for entry in kept)
+    # A last line without its end was cut off by a crash.
+    whole_lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    kept = []
+    for line in whole_lines:
+        entry = json.loads(line)
+        is_training = "AP" not in entry
+        if entry["step"] < step or (entry["step"] == step and is_training):
+            kept.append(json.dumps(entry) + "\n")
+    text = "".join(kept)
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
-from redetr.config import TrainConfig
+from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.inventory import inventory, require_unchanged
 from redetr.data.open import absolute_source
@@ -19,7 +19,7 @@ from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_json
 from redetr.structures import DetectionModel
 
-# A resumed run may say these anew; all else decides what is computed.
+# The settings that a resumed run may change; all others decide what is computed.
 _MAY_CHANGE = {
     "output",
     "data",
@@ -48,7 +48,7 @@ class State:
     `step`.
     """
 
-    config: TrainConfig
+    config: Settings
     model: DetectionModel
     ema: ModelEma
     optimizer: torch.optim.Optimizer
@@ -87,63 +87,60 @@ class State:
         }
 
     def record(self, ap: float | None) -> bool:
-        """Notes the AP of an evaluation, counted once if it is repeated; whether it is the best."""
-        self.since_best += self.step > self.evaluated
+        """Notes the AP of an evaluation (None = 0: there was no object), and returns whether it is
+        the best. An evaluation that is repeated counts once."""
+        value = 0.0 if ap is None else ap
+        if self.step > self.evaluated:
+            self.since_best += 1
         self.evaluated = self.step
-        better = (ap or 0.0) > self.best["AP"]
-        if better:
-            self.since_best, self.best = 0, {"AP": ap or 0.0, "step": self.step}
-        return better
+        is_best = value > self.best["AP"]
+        if is_best:
+            self.since_best = 0
+            self.best = {"AP": value, "step": self.step}
+        return is_best
 
     def ending(self) -> str:
-        """Why the run goes no further; empty if it does."""
+        """Why the run has ended; empty while it has not."""
         steps, patience = self.config.steps, self.config.patience
         if self.step == steps:
             return f"all {steps} steps are done"
         if 0 < patience <= self.since_best:
-            without = (
-                f"{self.since_best} evaluations in a row without a better AP (--patience "
-                f"{patience})"
+            return (
+                f"ended early at step {self.step} of {steps}, after {self.since_best} evaluations "
+                f"in a row without a better AP (--patience {patience})"
             )
-            return f"ended early at step {self.step} of {steps}, after {without}"
         return ""
 
     def save(self, folder: Path) -> None:
-        """Writes `last.pt`; the one before it stays as `previous.pt`."""
+        """Writes `last.pt`; the checkpoint before it stays as `previous.pt`."""
         save_checkpoint(folder / "last.pt", self.to_dict(), folder / "previous.pt")
 
     def restore(self, path: Path, saved: dict[str, Any]) -> None:
         """Continues from the checkpoint `saved` in `path`. Raises InputError if it is of another
         run."""
-        before, now = TrainConfig.from_dict(saved["config"]), self.config
-        for name in sorted(asdict(now).keys() - _MAY_CHANGE):
-            if getattr(before, name) != getattr(now, name):
-                raise InputError(
-                    f"{path}: saved with {name}={getattr(before, name)}, resumed with "
-                    f"{getattr(now, name)}: "
-                    f"redetr train {shlex.quote(str(path.parent))} --resume takes all settings "
-                    "from the run"
-                )
-        if (
-            saved["category_ids"] != list(self.category_ids)
-            or saved["num_images"] != self.num_images
-        ):
+        self._require_same_settings(path, TrainConfig.from_dict(saved["config"]))
+        num_images = saved["num_images"]
+        if saved["category_ids"] != list(self.category_ids) or num_images != self.num_images:
             raise InputError(
-                f"{path}: saved with other data ({saved['num_images']} images): give another "
-                "--output"
+                f"{path}: saved with other data ({num_images} images): give another --output"
             )
         self.model.load_state_dict(saved["model"])
         self.ema.model.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.best, self.train_time_s = (
-            saved["step"],
-            saved["best"],
-            saved["train_time_s"],
-        )
-        self.since_best, self.evaluated = (
-            saved.get("since_best", 0),
-            saved.get("evaluated", 0),
-        )  # older ones have none
+        self.step = saved["step"]
+        self.best = saved["best"]
+        self.train_time_s = saved["train_time_s"]
+        self.since_best = saved.get("since_best", 0)  # older checkpoints have none
+        self.evaluated = saved.get("evaluated", 0)
+
+    def _require_same_settings(self, path: Path, before: TrainConfig) -> None:
+        for name in sorted(asdict(self.config).keys() - _MAY_CHANGE):
+            saved, now = getattr(before, name), getattr(self.config, name)
+            if saved != now:
+                raise InputError(
+                    f"{path}: saved with {name}={saved}, resumed with {now}: redetr train "
+                    f"{shlex.quote(str(path.parent))} --resume takes all settings from the run"
+                )
 
 
 def start_folder(
@@ -164,15 +161,16 @@ def start_folder(
         path, saved, notes = newest
         state.restore(path, saved)
         notes.append(f"resumed from {path} at step {state.step}")
+    elif state.config.resume:
+        notes = [f"nothing to resume in {folder}, starting anew"]
     else:
-        notes = [f"nothing to resume in {folder}, starting anew"] if state.config.resume else []
+        notes = []
     # Also a barrier: nobody creates the folder before everybody has looked into it.
     steps = dist.gather_rows([state.step])()[:, 0].tolist()
     if len(set(steps)) > 1:
         raise InputError(
             f"{folder}: ranks found different checkpoints there, of steps {steps}: --output must "
-            "be a "
-            "folder that all hosts share"
+            "be a folder that all hosts share"
         )
     inventories = {split: inventory(data, dist) for split, data in datasets.items()}
     if newest:

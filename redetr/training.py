@@ -6,21 +6,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch.nn.parallel import DistributedDataParallel
 
 from redetr.checkpoint import save_checkpoint, save_weights
-from redetr.config import TrainConfig
+from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.forms.folder import AnnotatedDataset
 from redetr.data.loader import Sample, Samples, load_batches, watching_workers
 from redetr.data.sampler import TrainSampler
-from redetr.data.transforms import augmentation, drawn_from, final_size
+from redetr.data.transforms import Transform, augmentation, drawn_from, final_size
 from redetr.distributed import (
     Dist,
     check_norms,
@@ -36,12 +37,16 @@ from redetr.evaluation import evaluate
 from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.models.recompute import recompute_blocks
-from redetr.monitor import Monitor, StepLog
+from redetr.monitor import Monitor, SilentMonitor, StepLog, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.precision import pick_precision, weights_dtype
 from redetr.state import State, start_folder
 from redetr.step import Window, announce, receive, train_step
 from redetr.weights.starting import starting_point
+
+# Below these a run ends poorly, and the user should know.
+_FEW_STEPS = 100_000  # for a faithful variant
+_FEW_IMAGES = 100  # without pretrained weights
 
 
 def train(
@@ -52,7 +57,7 @@ def train(
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
     "time_s"; and of the "best" one its "AP" and "step".
 
-    `datasets` are (train, val) of one's own, in place of what `config.data` names. Under torchrun,
+    `datasets` are your own (train, val), in place of what `config.data` names. Under torchrun,
     every process calls this. Progress is shown on `console`, by default nowhere. Raises InputError
     for settings or data that cannot work, before anything is written, and when a GPU's memory is
     full; DivergedError for a loss that is not finite; LostError for a rank or loader process that
@@ -60,283 +65,353 @@ def train(
     """
     with (
         process_group(config.device, config.timeout_s) as dist,
-        _stop_signals() as stop,
+        _stop_signals() as signals,
         watching_workers(),
     ):
         config.check(dist.world_size)
-        data, val = datasets or (
-            open_dataset(config.data, split, config.val_fraction) for split in ("train", "val")
-        )
+        if datasets is None:
+            data = open_dataset(config.data, "train", config.val_fraction)
+            val = open_dataset(config.data, "val", config.val_fraction)
+        else:
+            data, val = datasets
         faults = essential_faults(data, val)
         state, criterion = prepare(config, dist, data)
         folder = Path(config.output)
         resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
-        monitor = (
-            dist.main_only(Monitor)(folder, state.config.steps, state.step, console) or _Silent()
-        )
+        notes = _notes(data, state, dist)
+        notes += [f"{fault.severity}: {fault}" for fault in faults]
+        notes += resumed
+        monitor = open_monitor(folder, state.config.steps, state.step, console, dist)
+        run = _Run(state, criterion, dist, data, val, folder, monitor, signals)
         try:
-            for note in (
-                *_notes(data, state, dist),
-                *(f"{fault.severity}: {fault}" for fault in faults),
-                *resumed,
-            ):
+            for note in notes:
                 monitor.say(note)
-            return _run(state, criterion, dist, data, val, folder, monitor, stop)
+            return run.train()
         except torch.OutOfMemoryError as error:
             raise InputError(
                 "the GPU's memory does not hold a step: raise --accumulate (the gradient stays the "
-                "same), or lower "
-                "--eval-batch-size if it was an evaluation; if one image is too large, take "
-                "--recompute or a smaller "
-                "--image-size"
+                "same), or lower --eval-batch-size if it was an evaluation; if one image is too "
+                "large, take --recompute or a smaller --image-size"
             ) from error
         finally:
             monitor.close()
 
 
-class _Silent:
-    """The monitor of the ranks that say nothing."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *args, **kwargs: None
-
-
 def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[State, SetCriterion]:
-    """A new run: model and optimizer on the device, settings with all defaults filled in, the
-    criterion."""
+    """A new run: the model and its optimizer on the device, the settings with every choice made,
+    and the criterion."""
     torch.manual_seed(config.seed)
-    config = config.with_queries_for(data)
+    config = config.with_queries(data.hints, data.max_objects())
+    fresh = not (config.resume and _has_checkpoint(Path(config.output)))
     # A resumed run has its weights in its checkpoint; the file that it once started from may be
     # gone.
-    saved = (Path(config.output) / name for name in ("last.pt", "previous.pt"))
-    fresh = not (config.resume and any(path.exists() for path in saved))
     start = config if fresh else replace(config, weights=None)
     model = build(config.model, len(data.class_names), **start.model_kwargs())
     notes = starting_point(model, config, data.class_names) if fresh else []
-    config = config.resolved(model, data.hints, len(data))
-    notes += check_norms(model, dist, config.accumulate)
-    dtype = weights_dtype(pick_precision(config.precision, dist.device))
+    settings = config.resolved(model, data.hints, len(data))
+    notes += check_norms(model, dist, settings.accumulate)
+    dtype = weights_dtype(pick_precision(settings.precision, dist.device))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
-    if config.recompute:
+    if settings.recompute:
         recompute_blocks(model)
     optimizer = build_optimizer(
-        model, config.lr, config.lr_backbone or 0.0, config.weight_decay, config.optimizer
+        model, settings.lr, settings.lr_backbone, settings.weight_decay, settings.optimizer
     )
-    ema = ModelEma(model, config.ema_decay or 0.0)
     state = State(
-        config, model, ema, optimizer, data.class_names, data.category_ids, len(data), notes=notes
+        settings,
+        model,
+        ModelEma(model, settings.ema_decay),
+        optimizer,
+        data.class_names,
+        data.category_ids,
+        len(data),
+        notes=notes,
     )
-    return state, SetCriterion.for_model(model, config.class_normalization)
+    return state, SetCriterion.for_model(model, settings.class_normalization)
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return (folder / "last.pt").exists() or (folder / "previous.pt").exists()
 
 
 def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
-    config, queries = state.config, state.model.num_queries
+    """What the user should know before the run starts."""
+    config = state.config
+    queries = state.model.num_queries
     parameters = sum(p.numel() for p in state.model.parameters())
     precision = str(pick_precision(config.precision, dist.device)).removeprefix("torch.")
     notes = [
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images at "
-        f"{config.image_size} px, "
-        f"{config.steps} steps of {config.batch_size}, {dist.world_size} x {dist.device.type}, "
-        f"{precision}"
+        f"{config.image_size} px, {config.steps} steps of {config.batch_size}, "
+        f"{dist.world_size} x {dist.device.type}, {precision}"
     ]
     most = data.max_objects()
     if most > queries and not data.hints.num_queries:
         notes.append(
             f"warning: an image holds {most} objects, the model has {queries} queries: the rest "
-            "stays "
-            "unmatched; raise --num-queries"
+            "stays unmatched; raise --num-queries"
         )
-    return [
-        *notes,
-        *state.notes,
-        *_outlook(config, len(data)),
-        *restart_notes(),
-        *data.notes,
-    ]
+    notes += state.notes
+    notes += _outlook(config, len(data))
+    notes += restart_notes()
+    notes += data.notes
+    return notes
 
 
-def _outlook(config: TrainConfig, num_images: int) -> list[str]:
-    """A warning where a run cannot end well. The faithful form needs some 300,000 steps from a
+def _outlook(config: Settings, num_images: int) -> list[str]:
+    """A warning where a run cannot end well. The faithful variant needs some 300,000 steps from a
     pretrained backbone."""
-    weights = None if config.weights == "none" else config.weights
-    start = {None: "no pretrained weights", "imagenet": "a pretrained backbone only"}.get(weights)
-    if start is None:
+    if config.weights in (None, "none"):
+        start = "no pretrained weights"
+    elif config.weights == "imagenet":
+        start = "a pretrained backbone only"
+    else:
         return []
     run = f"warning: {num_images:,} images, {config.steps:,} steps, {start}"
-    if config.model.startswith("detr_") and config.steps < 100_000:
+    if config.is_faithful and config.steps < _FEW_STEPS:
         return [
-            f"{run}: expect little of {config.model}; take redetr_n, or --weights "
+            f"{run}: results of {config.model} will be poor; take redetr_n, or --weights "
             "facebook/detr-resnet-50"
         ]
-    if weights is None and num_images < 100:
+    if config.weights != "imagenet" and num_images < _FEW_IMAGES:
         return [
-            f"{run}: expect little; more images help most, then pretrained weights (redetr models)"
+            f"{run}: results will be poor; more images help most, then pretrained weights (redetr "
+            "models)"
         ]
     return []
 
 
-def _run(
-    state: State,
-    criterion: SetCriterion,
-    dist: Dist,
-    data: DetectionDataset,
-    val: DetectionDataset,
-    folder: Path,
-    monitor: Any,
-    stop: list[int],
-) -> dict[str, Any]:
-    """The loop. Evaluation comes after saving, so a run stopped or killed in it begins with it when
-    resumed."""
-    config, dtype = state.config, pick_precision(state.config.precision, dist.device)
-    if config.compile:  # in place; one graph for all sizes of images, where these differ
-        state.model.compile(fullgraph=True, dynamic=state.model.resize == "aspect")
-    model = replicate(state.model, dist, config.accumulate, config.gradient_compression)
-    save = dist.main_only(state.save)
-    log = StepLog(config.batch_size)
-    windows = _windows(state, dist, data)
-    ahead: Window | None = None
-    if reason := state.ending():
-        further = (
-            "begin another --output with --weights"
-            if state.step == config.steps
-            else "give a larger --patience, or 0"
-        )
-        monitor.say(
+@dataclass
+class _StepInput:
+    """What an optimizer step of the loop begins with: its window, and when it was fetched."""
+
+    window: Window
+    started: float  # when the loop began to fetch, s
+    waited: float  # for the data, s
+
+
+@dataclass
+class _Run:
+    """A run under way: what is trained, on what, and where it reports.
+
+    `signals` fills when a signal to stop arrives.
+    """
+
+    state: State
+    criterion: SetCriterion
+    dist: Dist
+    data: DetectionDataset
+    val: DetectionDataset
+    folder: Path
+    monitor: Monitor | SilentMonitor
+    signals: list[int]
+
+    def __post_init__(self) -> None:
+        config = self.state.config
+        self.dtype = pick_precision(config.precision, self.dist.device)
+        self.log = StepLog(config.batch_size)
+
+    def train(self) -> dict[str, Any]:
+        """The loop. Evaluation comes after saving, so a run stopped or killed in it begins with it
+        when resumed."""
+        state, config = self.state, self.state.config
+        model = self._replica()
+        self._say_if_ended()
+        result: dict[str, Any] = {}
+        if state.step and (state.ending() or self._due(config.eval_every)):
+            result = self._evaluate()
+        for step_input in self._step_inputs():
+            stopped = self._step(model, step_input)
+            evaluating = self._due(config.eval_every)
+            saving = stopped or evaluating or self._due(config.save_every)
+            if saving or state.step % config.log_every == 0:
+                self._log()
+            if saving:
+                self._save()
+            if stopped:
+                raise StoppedError(
+                    f"stopped by a signal after step {state.step}; {self.folder}/last.pt is saved, "
+                    "use --resume"
+                )
+            if evaluating:
+                result = self._evaluate()
+        return self._finish(result)
+
+    def _replica(self) -> DistributedDataParallel:
+        """The model as this rank trains it."""
+        config, model = self.state.config, self.state.model
+        if config.compile:  # in place; one graph for all sizes of images, where these differ
+            model.compile(fullgraph=True, dynamic=model.resize == "aspect")
+        return replicate(model, self.dist, config.accumulate, config.gradient_compression)
+
+    def _say_if_ended(self) -> None:
+        """Says what to do if a resumed run has nothing left to train."""
+        reason = self.state.ending()
+        if not reason:
+            return
+        if self.state.step == self.state.config.steps:
+            further = "begin another --output with --weights"
+        else:
+            further = "give a larger --patience, or 0"
+        self.monitor.say(
             f"nothing to train: {reason}; what follows is its last evaluation; to train on, "
             f"{further}"
         )
-    while True:
-        if state.step and (state.ending() or _due(state, config.eval_every)):
-            result = _evaluate(state, criterion, val, dist, dtype, folder, monitor)
-            if reason := state.ending():
-                monitor.say(
-                    f"{reason}; best.pt is of step {state.best['step']}: AP "
-                    f"{100 * state.best['AP']:.1f}"
-                )
-                save(folder)
-                return result | {"best": state.best}
-        started = time.perf_counter()
-        window = ahead or announce(next(windows), criterion, dist, bool(stop))
-        # What ranks tell each other about the next window travels while this one is computed.
-        ahead = (
-            announce(next(windows), criterion, dist, bool(stop))
-            if state.step + 1 < config.steps
-            else None
+
+    def _step_inputs(self) -> Iterator[_StepInput]:
+        """The steps still to do. What ranks tell each other about a window travels while the one
+        before it is computed: each is announced a step ahead."""
+        state = self.state
+        windows = self._windows()
+        ahead: Window | None = None
+        while not state.ending():
+            started = time.perf_counter()
+            window = self._announce(next(windows)) if ahead is None else ahead
+            is_last = state.step + 1 == state.config.steps
+            ahead = None if is_last else self._announce(next(windows))
+            waited = time.perf_counter() - started
+            yield _StepInput(window, started, waited)
+
+    def _announce(self, samples: list[list[Sample]]) -> Window:
+        return announce(samples, self.criterion, self.dist, bool(self.signals))
+
+    def _windows(self) -> Iterator[list[list[Sample]]]:
+        """This rank's micro-batches of each optimizer step still to do."""
+        state, config, data, dist = self.state, self.state.config, self.data, self.dist
+        model = state.model
+        mosaic_steps = config.mosaic_until * config.steps
+        mosaic_epochs = int(mosaic_steps * config.batch_size / len(data))
+        cache = _image_cache(config, dist, data)
+        samples = Samples(data, train_transform(state), config.seed, cache, mosaic_epochs)
+        sampler = TrainSampler(
+            len(data),
+            config.batch_size,
+            config.seed,
+            state.step,
+            config.steps,
+            dist.rank,
+            dist.world_size,
+            config.accumulate,
+            samples.size if config.group_by_size and model.resize == "aspect" else None,
         )
-        waited = time.perf_counter() - started
-        batches, denominators, stopped = receive(window, criterion, dist, weights_dtype(dtype))
-        if not stopped:
-            set_lr(state.optimizer, learning_rate_factor(config, state.step))
-            torch.manual_seed(
-                drawn_from(config.seed, state.step, dist.rank)
-            )  # dropout is a function of the step
-            losses, norm = train_step(
-                model, criterion, batches, denominators, state.optimizer, dtype, config.clip_norm
-            )
-            state.ema.update(state.step)
-            state.step += 1
-            took = time.perf_counter() - started
-            state.train_time_s += took
-            log.add(state.step, losses, norm, batches, waited, took)
-            monitor.advance(state.step)
-        saving = stopped or _due(state, config.save_every) or _due(state, config.eval_every)
-        if log.steps and (saving or state.step % config.log_every == 0):
-            monitor.train_line(
-                log.flush(dist) | {"lr": _lr(state), "time_s": round(state.train_time_s, 3)}
-            )
-        if saving:
-            save(folder)
+        batches = load_batches(samples, sampler, _num_workers(config), dist.device.type == "cuda")
+        while True:
+            yield [next(batches) for _ in range(config.accumulate)]
+
+    def _step(self, model: DistributedDataParallel, step_input: _StepInput) -> bool:
+        """Takes an optimizer step, unless a rank was told to stop; returns whether one was."""
+        state, config = self.state, self.state.config
+        batches, denominators, stopped = receive(
+            step_input.window, self.criterion, self.dist, weights_dtype(self.dtype)
+        )
         if stopped:
-            raise StoppedError(
-                f"stopped by a signal after step {state.step}; {folder}/last.pt is saved, use "
-                "--resume"
-            )
+            return True
+        set_lr(state.optimizer, learning_rate_factor(config, state.step))
+        # Dropout is a function of the step.
+        torch.manual_seed(drawn_from(config.seed, state.step, self.dist.rank))
+        losses, norm = train_step(
+            model,
+            self.criterion,
+            batches,
+            denominators,
+            state.optimizer,
+            self.dtype,
+            config.clip_norm,
+        )
+        state.ema.update(state.step)
+        state.step += 1
+        took = time.perf_counter() - step_input.started
+        state.train_time_s += took
+        self.log.add(state.step, losses, norm, batches, step_input.waited, took)
+        self.monitor.advance(state.step)
+        return False
+
+    def _due(self, every: int) -> bool:
+        """Whether what happens every so many steps, and at the end, happens now."""
+        step = self.state.step
+        return step % every == 0 or step == self.state.config.steps
+
+    def _log(self) -> None:
+        """Reads and records the numbers of the steps since the last line, if there are any.
+        Communicates."""
+        if not self.log.steps:
+            return
+        line = self.log.flush(self.dist)
+        line["lr"] = self.state.optimizer.param_groups[0]["lr"]
+        line["time_s"] = round(self.state.train_time_s, 3)
+        self.monitor.train_line(line)
+
+    def _save(self) -> None:
+        self.dist.main_only(self.state.save)(self.folder)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Evaluates the averaged weights, records the result, and keeps them if they are the
+        best."""
+        state, config = self.state, self.state.config
+        averaged = state.ema.model
+        result = evaluate(
+            averaged,
+            self.val,
+            self.dist,
+            image_size=config.image_size,
+            dtype=self.dtype,
+            criterion=self.criterion,
+            batch_size=config.eval_batch_size,
+            num_workers=_num_workers(config),
+        )
+        line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
+        self.monitor.eval_line(line)
+        is_best = state.record(line["AP"])
+        if is_best:
+            save = self.dist.main_only(save_checkpoint)
+            save(self.folder / "best.pt", state.to_dict())
+            export = self.dist.main_only(save_weights)
+            export(self.folder / "best.safetensors", averaged.state_dict(), state.about())
+        return line
+
+    def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Says how the run ended, and saves it with its last evaluation; returns that and the
+        best."""
+        best = self.state.best
+        self.monitor.say(
+            f"{self.state.ending()}; best.pt is of step {best['step']}: AP {100 * best['AP']:.1f}"
+        )
+        self._save()
+        return result | {"best": best}
 
 
-def _due(state: State, every: int) -> bool:
-    return state.step % every == 0 or state.step == state.config.steps
-
-
-def learning_rate_factor(config: TrainConfig, step: int) -> float:
-    """The schedule of a resolved config at optimizer step `step`."""
+def learning_rate_factor(config: Settings, step: int) -> float:
+    """The schedule of a run at optimizer step `step`."""
     warmup_steps = round(config.warmup * config.steps)
     return lr_factor(step, config.steps, config.schedule, warmup_steps, config.drop_at)
 
 
-def _lr(state: State) -> float:
-    return state.optimizer.param_groups[0]["lr"]
-
-
-def _windows(state: State, dist: Dist, data: DetectionDataset) -> Iterator[list[list[Sample]]]:
-    """This rank's micro-batches of each optimizer step still to do."""
+def train_transform(state: State) -> Transform:
+    """What training does to an image."""
     config, model = state.config, state.model
-    transform = augmentation(config.augment, final_size(model, config.image_size))  # type: ignore[arg-type]
-    mosaic_epochs = int(config.mosaic_until * config.steps * config.batch_size / len(data))
-    samples = Samples(data, transform, config.seed, _image_cache(config, dist, data), mosaic_epochs)
-    size_of = samples.size if config.group_by_size and model.resize == "aspect" else None
-    sampler = TrainSampler(
-        len(data),
-        config.batch_size,
-        config.seed,
-        state.step,
-        config.steps,
-        dist.rank,
-        dist.world_size,
-        config.accumulate,
-        size_of,
-    )
-    batches = load_batches(samples, sampler, _num_workers(config), dist.device.type == "cuda")
-    while True:
-        yield [next(batches) for _ in range(config.accumulate)]
+    return augmentation(config.augment, final_size(model, config.image_size))
 
 
-def _num_workers(config: TrainConfig) -> int:
+def _num_workers(config: Settings) -> int:
+    """Loader processes of this rank: as the user says, or by the cores of the host."""
     if config.num_workers is not None:
         return config.num_workers
-    return min(8, max(1, rank_cores() - 1))
+    spare_cores = rank_cores() - 1
+    return min(8, max(1, spare_cores))
 
 
-def _image_cache(config: TrainConfig, dist: Dist, data: DetectionDataset) -> ImageCache | None:
+def _image_cache(config: Settings, dist: Dist, data: DetectionDataset) -> ImageCache | None:
     """What keeps decoded images for all ranks of a host. Communicates."""
     if config.cache_mb == 0 or sys.platform != "linux" or not isinstance(data, AnnotatedDataset):
         return None
     limit = spare_bytes(config.cache_dir) if config.cache_mb is None else config.cache_mb * 10**6
     cache = ImageCache(len(data), limit, config.cache_dir)
-    cache.path = dict(reversed(dist.gather([(host(), cache.path)])))[
-        host()
-    ]  # that of the first rank of this host
+    this_host = host()
+    for other_host, path in dist.gather([(this_host, cache.path)]):
+        if other_host == this_host:  # all ranks of a host use the file of its first
+            cache.path = path
+            break
     return cache
-
-
-def _evaluate(
-    state: State,
-    criterion: SetCriterion,
-    val: DetectionDataset,
-    dist: Dist,
-    dtype: torch.dtype,
-    folder: Path,
-    monitor: Any,
-) -> dict[str, Any]:
-    """Evaluates the averaged weights, records the result, and keeps them if they are the best."""
-    config = state.config
-    result = evaluate(
-        state.ema.model,
-        val,
-        dist,
-        image_size=config.image_size,
-        dtype=dtype,
-        criterion=criterion,
-        batch_size=config.eval_batch_size,
-        num_workers=_num_workers(config),
-    )
-    line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
-    monitor.eval_line(line)
-    if state.record(line["AP"]):
-        dist.main_only(save_checkpoint)(folder / "best.pt", state.to_dict())
-        dist.main_only(save_weights)(
-            folder / "best.safetensors", state.ema.model.state_dict(), state.about()
-        )
-    return line
 
 
 @contextmanager
@@ -353,11 +428,11 @@ def _stop_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():  # signals cannot be caught there
         yield received
         return
-    previous = {
+    handlers_before = {
         number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
         yield received
     finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+        for number, handler_before in handlers_before.items():
+            signal.signal(number, handler_before)

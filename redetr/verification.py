@@ -1,4 +1,4 @@
-"""Proof on one's own machines: the gradient of this layout of ranks and micro-batches against that
+"""Proof on your own machines: the gradient of this layout of ranks and micro-batches against that
 of one process.
 
 What is proved is the code that trains: `announce`, `receive` and `train_step`. The reference is
@@ -18,7 +18,6 @@ from redetr.config import TrainConfig
 from redetr.data import DetectionDataset, Hints, open_dataset
 from redetr.data.loader import Sample, Samples, to_batch
 from redetr.data.sampler import global_batch, slice_of
-from redetr.data.transforms import augmentation, final_size
 from redetr.distributed import Dist, process_group, replicate
 from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
@@ -26,25 +25,14 @@ from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.state import State
 from redetr.step import announce, receive, train_step
 from redetr.structures import DetectionModel, StoredTarget
-from redetr.training import prepare
+from redetr.training import prepare, train_transform
 
 # Largest relative error of the whole gradient. In bf16 another split means another rounding of each
 # product.
 TOLERANCE = {"fp64": 1e-12, "fp32": 1e-6, "bf16": 0.02}
-_OBJECTS = (
-    0,
-    0,
-    0,
-    0,
-    0,
-    0,
-    15,
-    1,
-    7,
-    2,
-    3,
-    4,
-)  # half of the images none: with two ranks, one has no object at all
+# Objects of each image of noise. Half of the images hold none: with two ranks, one has no object at
+# all.
+_OBJECTS = (0, 0, 0, 0, 0, 0, 15, 1, 7, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -61,14 +49,17 @@ class Verification:
 
     @property
     def failed(self) -> list[str]:
-        """What is over the tolerance, in words; a small part may be ten times as far off as the
-        whole."""
-        return [
-            f"{part} in {precision} by {error:.1e}"
-            for precision, errors in self.errors.items()
-            for part, error in errors.items()
-            if not error <= TOLERANCE[precision] * (1 if part == "all" else 10)
-        ]
+        """The figures over the tolerance, in words; a small part may be ten times as far off as
+        the whole."""
+        failures = []
+        for precision, errors in self.errors.items():
+            for part, error in errors.items():
+                tolerance = TOLERANCE[precision]
+                if part != "all":
+                    tolerance *= 10
+                if not error <= tolerance:  # NaN is over it as well
+                    failures.append(f"{part} in {precision} by {error:.1e}")
+        return failures
 
 
 class Noise(DetectionDataset):
@@ -84,10 +75,12 @@ class Noise(DetectionDataset):
         return self._size
 
     def target(self, index: int) -> StoredTarget:
-        random, objects = np.random.default_rng(index), _OBJECTS[index % len(_OBJECTS)]
+        random = np.random.default_rng(index)
+        objects = _OBJECTS[index % len(_OBJECTS)]
         height, width = random.integers(60, 160, 2).tolist()
         corners = random.uniform(0, [width, height], (objects, 2, 2))
-        boxes = np.concatenate([corners.min(1), corners.max(1) + 1], 1).clip(0, [width, height] * 2)
+        top_left, bottom_right = corners.min(1), corners.max(1) + 1
+        boxes = np.concatenate([top_left, bottom_right], 1).clip(0, [width, height] * 2)
         return StoredTarget(
             boxes=torch.from_numpy(boxes).float(),
             labels=torch.from_numpy(random.integers(0, 3, objects)),
@@ -99,10 +92,9 @@ class Noise(DetectionDataset):
         )
 
     def image(self, index: int) -> Tensor:
-        pixels = np.random.default_rng(index).integers(
-            0, 256, (3, *self.target(index)["orig_size"]), np.uint8
-        )
-        return torch.from_numpy(pixels)
+        height, width = self.target(index)["orig_size"]
+        random = np.random.default_rng(index)
+        return torch.from_numpy(random.integers(0, 256, (3, height, width), np.uint8))
 
 
 def verify(config: TrainConfig) -> Verification:
@@ -112,16 +104,15 @@ def verify(config: TrainConfig) -> Verification:
     Raises InputError as `train` does.
     """
     with process_group(config.device, config.timeout_s) as dist:
-        batch_size = config.batch_size or max(
-            len(_OBJECTS), 2 * dist.world_size * config.accumulate
-        )
-        config = replace(config, batch_size=batch_size)
+        if config.batch_size == 0:
+            two_each = 2 * dist.world_size * config.accumulate
+            config = replace(config, batch_size=max(len(_OBJECTS), two_each))
         config.check(dist.world_size)
-        data = (
-            Noise(batch_size)
-            if config.data == "random"
-            else open_dataset(config.data, "train", config.val_fraction)
-        )
+        data: DetectionDataset
+        if config.data == "random":
+            data = Noise(config.batch_size)
+        else:
+            data = open_dataset(config.data, "train", config.val_fraction)
         state, criterion = prepare(config, dist, data)
         samples = first_batch(data, state)
         dtype = pick_precision(config.precision, dist.device)
@@ -132,12 +123,12 @@ def verify(config: TrainConfig) -> Verification:
 def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
     """The first global batch as training sees it; noise comes in order, so that the first half has
     no objects."""
-    config, model = state.config, state.model
-    transform = augmentation(config.augment, final_size(model, config.image_size))  # type: ignore[arg-type]
-    keys = [(0, i) for i in range(config.batch_size)]
-    if not isinstance(data, Noise):
+    config = state.config
+    if isinstance(data, Noise):
+        keys = [(0, i) for i in range(config.batch_size)]
+    else:
         keys = global_batch(0, config.batch_size, len(data), config.seed)
-    samples = Samples(data, transform, config.seed)
+    samples = Samples(data, train_transform(state), config.seed)
     return [samples[key] for key in keys]
 
 
@@ -157,12 +148,14 @@ def compare(
     errors: dict[str, dict[str, float]] = {}
     parts = _parts(model)
     for name in dict.fromkeys(("fp64", precision)):
+        dtype = PRECISIONS[name]
         with _exact_products():
-            found = split_gradient(model, criterion, samples, dist, accumulate, PRECISIONS[name])
-            expected = whole_gradient(model, criterion, samples, dist.device, PRECISIONS[name])
-        mine = [_relative_error(found, expected, names) for names in parts.values()]
-        errors[name] = dict(zip(parts, dist.gather_rows(mine)().amax(0).tolist(), strict=True))
-    sizes = {part: sum(found[name].numel() for name in names) for part, names in parts.items()}
+            split = split_gradient(model, criterion, samples, dist, accumulate, dtype)
+            whole = whole_gradient(model, criterion, samples, dist.device, dtype)
+        errors_here = [_relative_error(split, whole, names) for names in parts.values()]
+        largest = dist.gather_rows(errors_here)().amax(0).tolist()
+        errors[name] = dict(zip(parts, largest, strict=True))
+    sizes = {part: sum(split[name].numel() for name in names) for part, names in parts.items()}
     return Verification(dist.world_size, accumulate, len(samples), dist.device.type, sizes, errors)
 
 
@@ -177,11 +170,11 @@ def split_gradient(
     """The gradient by parameter, as training computes it: every rank its slices of the batch.
     Communicates."""
     model = copy.deepcopy(model).to(weights_dtype(dtype))
-    slices = [
-        slice_of(len(samples), micro, accumulate, dist.rank, dist.world_size)
-        for micro in range(accumulate)
-    ]
-    window = announce([samples[part] for part in slices], criterion, dist)
+    micro_batches = []
+    for micro in range(accumulate):
+        part = slice_of(len(samples), micro, accumulate, dist.rank, dist.world_size)
+        micro_batches.append(samples[part])
+    window = announce(micro_batches, criterion, dist)
     batches, denominators, _ = receive(window, criterion, dist, weights_dtype(dtype))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     replica = replicate(model, dist, accumulate)
@@ -216,16 +209,22 @@ def _without_dropout(model: DetectionModel) -> None:
 @contextmanager
 def _exact_products() -> Iterator[None]:
     """No TF32: with its 10 bits, products of another batch differ by 1e-3."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    convolutions, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, matrices.allow_tf32
+    convolutions.allow_tf32 = False
+    matrices.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        convolutions.allow_tf32, matrices.allow_tf32 = before
 
 
 def _gradients(model: DetectionModel) -> dict[str, Tensor]:
-    return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+    gradients = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            gradients[name] = parameter.grad.double()
+    return gradients
 
 
 def _parts(model: DetectionModel) -> dict[str, list[str]]:
@@ -234,15 +233,18 @@ def _parts(model: DetectionModel) -> dict[str, list[str]]:
     parts: dict[str, list[str]] = {}
     for name in trained:
         words = name.split(".")
-        parts.setdefault(".".join(words[:2]) if words[0] == "transformer" else words[0], []).append(
-            name
-        )
+        part = words[0]
+        if part == "transformer":  # encoder and decoder apart
+            part = ".".join(words[:2])
+        parts.setdefault(part, []).append(name)
     return {**parts, "all": trained}
 
 
 def _relative_error(
-    found: dict[str, Tensor], expected: dict[str, Tensor], names: list[str]
+    actual: dict[str, Tensor], expected: dict[str, Tensor], names: list[str]
 ) -> float:
-    difference = torch.cat([(found[name] - expected[name]).flatten() for name in names]).norm()
-    norm = torch.cat([expected[name].flatten() for name in names]).norm()
+    differences = [(actual[name] - expected[name]).flatten() for name in names]
+    expectations = [expected[name].flatten() for name in names]
+    difference = torch.cat(differences).norm()
+    norm = torch.cat(expectations).norm()
     return (difference / norm).item() if norm > 0 else difference.item()

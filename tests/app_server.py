@@ -26,9 +26,11 @@ from tests.test_explain import CLASSES, IDS, OPTIONS, picture, small_detector
 
 
 def write_checkpoint(path: Path, trained_on: Path, form: str = "redetr_n") -> Path:
-    """Random weights of a small model, whose answers differ: scores of the last layer of the fast
-    form are spread from about 0.2 to 0.8; of the faithful form, classes and boxes that its queries
-    find in `picture()`."""
+    """Random weights of a small model, whose answers differ.
+
+    Scores of the last layer of the fast form are spread from about 0.2 to 0.8; of the faithful
+    form, classes and boxes that its queries find in `picture()`.
+    """
     detector = small_detector(form)
     model = detector.model
     if form == "detr_r50":
@@ -59,8 +61,7 @@ def write_checkpoint(path: Path, trained_on: Path, form: str = "redetr_n") -> Pa
 
 @torch.no_grad()
 def _spread(head: nn.Linear, inputs: tuple[Tensor], outputs: Tensor) -> None:
-    """Changes the head so that what it says of the queries in the last layer has a mean of 0 and a
-    deviation of 1."""
+    """Gives the outputs of the head in the last layer a mean of 0 and a deviation of 1."""
     last = outputs[-1]
     deviation, mean = torch.std_mean(last.flatten(0, -2), 0)
     head.weight /= deviation[:, None]
@@ -104,14 +105,15 @@ class Server:
 
 @contextmanager
 def serving(checkpoint: Path, *flags: Any) -> Iterator[Server]:
-    """The server on a free port. In the end, Ctrl-C must stop it without a word, and no upload may
-    be left on disk."""
+    """The server on a free port.
+
+    In the end, Ctrl-C must stop it without a word, and no upload may be left on disk.
+    """
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["app", checkpoint, "--port", 0, "--device", "cpu", *flags]
         process = start(arguments, {"TMPDIR": folder, "PYTHONUNBUFFERED": 1, "HOME": folder})
-        limit = threading.Timer(
-            300, process.kill
-        )  # of the start only: the tests that share a server may take longer
+        # Of the start only: the tests that share a server may take longer.
+        limit = threading.Timer(300, process.kill)
         limit.start()
         try:
             assert process.stdout
@@ -141,11 +143,11 @@ def ask_within(app: ASGIApp, method: str, path: str, headers: dict[str, str] | N
         "type": "http",
         "http_version": "1.1",
         "method": method,
+        "scheme": "http",
+        "server": ("localhost", 80),
         "path": path,
         "query_string": b"",
-        "scheme": "http",
         "headers": [(name.encode(), value.encode()) for name, value in raw.items()],
-        "server": ("localhost", 80),
     }
     sent: list[Any] = []
 

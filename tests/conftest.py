@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first: at the end, one of them would keep a single core
     busy."""
     items.sort(key=lambda item: item.path.stem not in _LONG)
+
+
+@pytest.fixture(scope="session")
+def strict_python(pytestconfig: pytest.Config) -> list[str]:
+    """The command of a Python in which warnings are errors, except those that pytest is to list."""
+    listed = pytestconfig.getoption("pythonwarnings") or []
+    return [sys.executable, "-W", "error", *(f"-W{warning}" for warning in listed)]
 
 
 @pytest.fixture(scope="session")

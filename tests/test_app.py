@@ -16,6 +16,7 @@ from pathlib import Path
 import anyio
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from selenium.common.exceptions import JavascriptException
 from selenium.webdriver.common.action_chains import ActionChains
@@ -78,7 +79,8 @@ class Frame(Page):
 
 
 def wait(browser, until):
-    return WebDriverWait(browser, 60, 0.1).until(lambda _: until())
+    waiting = WebDriverWait(browser, timeout=60, poll_frequency=0.1)
+    return waiting.until(lambda _: until())
 
 
 def one(browser, selector):
@@ -119,7 +121,9 @@ def wait_for_detections(page):
 
 
 def told(page):
-    return f"{one(page, '#find-status').text}{one(page, '#find-error').text}"
+    status = one(page, "#find-status").text
+    error = one(page, "#find-error").text
+    return status + error
 
 
 def set_threshold(page, value):
@@ -178,20 +182,18 @@ def test_upload_threshold_and_click(page, image, detector, tmp_path):
         set_threshold(page, threshold)
         found = detector.predict(image, threshold).to_dict()
         assert len(rows(page)) == len(found["detections"])
-        assert saved_json(page, tmp_path / "saved") == (
-            "a picture.json",
-            {"image": image.name, **found},
-        )
+        name, content = saved_json(page, tmp_path / "saved")
+        assert name == "a picture.json"
+        assert content == {"image": image.name, **found}
         open_explanation(page)
         with Frame(page, "explained") as frame:
-            shown = (
-                f"{(scores >= threshold).sum()} of 9 queries have a score of {threshold:.2f} "
-                "or more"
-            )
+            count = (scores >= threshold).sum()
+            shown = f"{count} of 9 queries have a score of {threshold:.2f} or more"
             wait(page, lambda f=frame, s=shown: f.part("shown").text == s)
     page.save_screenshot(str(artefacts(tmp_path) / "app-explained.png"))
 
-    click_another(page, explanation, shown=(scores >= 0.6).nonzero().flatten().tolist())
+    shown = queries_above(explanation, 0.6)
+    click_another(page, explanation, shown)
     page.save_screenshot(str(artefacts(tmp_path) / "app-clicked.png"))
 
 
@@ -199,8 +201,9 @@ def test_a_click_in_the_faithful_form(browser, shared_coco, tmp_path):
     """Its attention is shown as maps over the image, not as points."""
     checkpoint = write_checkpoint(tmp_path / "best.safetensors", shared_coco, "detr_r50")
     to_pil(picture()).save(tmp_path / "picture.png")
-    explanation = explain(redetr.load(checkpoint, device="cpu"), picture())
-    shown = (explanation.scores[-1] >= 0.5).nonzero().flatten().tolist()
+    detector = redetr.load(checkpoint, device="cpu")
+    explanation = explain(detector, picture())
+    shown = queries_above(explanation, 0.5)
     with serving(checkpoint) as server, opened(server, browser) as page:
         upload(page, tmp_path / "picture.png")
         open_explanation(page)
@@ -210,21 +213,28 @@ def test_a_click_in_the_faithful_form(browser, shared_coco, tmp_path):
         page.save_screenshot(str(artefacts(tmp_path) / "app-faithful.png"))
 
 
+def queries_above(explanation, threshold):
+    """Those with a final score of `threshold` or more."""
+    is_above = explanation.scores[-1] >= threshold
+    return is_above.nonzero().flatten().tolist()
+
+
 def click_another(page, explanation, shown):
     """Clicks one of the queries whose boxes are shown; attention, path and steps become its own."""
     first = int(explanation.scores[-1].argmax())
     boxes = explanation.boxes[-1].clamp(0, 1)
-    sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    other = min(
-        (q for q in shown if q != first), key=lambda q: sizes[q]
-    )  # a click takes the smallest
+    sizes = areas(boxes)
+    others = [query for query in shown if query != first]
+    other = min(others, key=lambda query: sizes[query])  # a click takes the smallest
     assert sizes[other] < sizes[first] or not overlap(boxes[other], boxes[first])
+    x, y = middle(boxes[other]).tolist()
+    parts = ("cross", "self", "path")
     with Frame(page, "explained") as frame:
         assert frame.part("chosen").text.startswith(f"query {first} ")
-        before = [frame.drawing(name) for name in ("cross", "self", "path")]
-        frame.click("stage", *((boxes[other, :2] + boxes[other, 2:]) / 2).tolist())
+        before = [frame.drawing(name) for name in parts]
+        frame.click("stage", x, y)
         wait(page, lambda: frame.part("chosen").text.startswith(f"query {other} "))
-        after = [frame.drawing(name) for name in ("cross", "self", "path")]
+        after = [frame.drawing(name) for name in parts]
         for old, new in zip(before, after, strict=True):
             assert all(a != b for a, b in zip(old, new, strict=True))
         assert (
@@ -233,12 +243,22 @@ def click_another(page, explanation, shown):
 
 
 def overlap(a, b):
-    return bool((a[:2] < b[2:]).all() and (b[:2] < a[2:]).all())
+    begins_before = (a[:2] < b[2:]).all()
+    ends_after = (b[:2] < a[2:]).all()
+    return bool(begins_before and ends_after)
+
+
+def middle(box):
+    return (box[:2] + box[2:]) / 2
+
+
+def areas(boxes):
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return sides.prod(1)
 
 
 def test_one_class_and_the_picture_that_is_saved(page, image, detector, tmp_path):
-    """The class filter, and a threshold below which one box is left: its color frames that box in
-    the saved file."""
+    """Class and threshold leave one box: its color frames that box in the saved file."""
     label = "plate"
     detections = detector.predict(image, 0.0).of_classes([label])
     threshold = math.floor(100 * detections.scores[0].item()) / 100
@@ -258,11 +278,10 @@ def test_one_class_and_the_picture_that_is_saved(page, image, detector, tmp_path
         factor = saved_picture.width / 90
         assert saved_picture.size == (90 * factor, 60 * factor)
         assert saved_picture.width >= 1200
-        left, _, right, bottom = (factor * value for value in expected.boxes[0].tolist())
+        left, _, right, bottom = (expected.boxes[0] * factor).tolist()
         below = (left + right) / 2, min(bottom, saved_picture.height - 1)
-        assert saved_picture.convert("RGB").getpixel(below) == class_color(
-            expected.labels[0].item()
-        )
+        color = saved_picture.convert("RGB").getpixel(below)
+    assert color == class_color(expected.labels[0].item())
 
 
 def test_a_detection_is_chosen_in_the_list_and_in_the_picture(page, image, detector, tmp_path):
@@ -276,17 +295,16 @@ def test_a_detection_is_chosen_in_the_list_and_in_the_picture(page, image, detec
     assert drawings[0] == drawings[2] != drawings[1]
 
     boxes = detector.predict(image, 0.5).boxes
-    sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    smallest = int(sizes.argmin())
-    center = (boxes[smallest, :2] + boxes[smallest, 2:]) / 2
-    x, y = (center / boxes.new_tensor([90, 60]) - 0.5).tolist()
+    smallest = int(areas(boxes).argmin())
+    center_px = middle(boxes[smallest])
+    center = center_px / torch.tensor([90, 60])
+    x, y = (center - 0.5).tolist()
     canvas = one(page, "#picture")
     offset = round(x * canvas.size["width"]), round(y * canvas.size["height"])
     ActionChains(page).move_to_element_with_offset(canvas, *offset).click().perform()
-    pressed = [
-        row.find_element(By.TAG_NAME, "button").get_attribute("aria-pressed") for row in rows(page)
-    ]
-    assert [index for index, value in enumerate(pressed) if value == "true"] == [smallest]
+    buttons = page.find_elements(By.CSS_SELECTOR, "#rows button")
+    pressed = page.find_elements(By.CSS_SELECTOR, "#rows button[aria-pressed=true]")
+    assert pressed == [buttons[smallest]]
     page.save_screenshot(str(artefacts(tmp_path) / "app-found.png"))
 
 
@@ -363,14 +381,15 @@ def test_the_camera(page, detector, tmp_path):
     colors = page.execute_script("""
         const canvas = document.querySelector("#picture"), { width, height } = canvas;
         const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
-        const green = data.filter((_, i) => i % 4 === 1 && data[i] > data[i - 1] + 50 && data[i] > data[i + 1] + 50);
-        return green.length / (width * height)""")
+        const isGreen = (v, i) => i % 4 === 1 && v > 50 + Math.max(data[i - 1], data[i + 1]);
+        return data.filter(isGreen).length / (width * height)""")
     assert colors > 0.5  # the stand-in films green
 
 
 def test_a_camera_that_is_refused(page):
     page.execute_script("""
-        navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("Permission denied"); };""")
+        const refuse = async () => { throw new DOMException("Permission denied"); };
+        navigator.mediaDevices.getUserMedia = refuse;""")
     one(page, "#camera").click()
     wait(page, lambda: told(page) == "The camera cannot be used: Permission denied")
     assert one(page, "#welcome").is_displayed()
@@ -392,7 +411,8 @@ def test_the_clipboard(page, server, image, detector, tmp_path):
         const [code, done] = arguments;
         const bytes = Uint8Array.from(atob(code), (c) => c.charCodeAt(0));
         const item = new ClipboardItem({ "image/png": new Blob([bytes], { type: "image/png" }) });
-        navigator.clipboard.write([item]).then(() => done(""), (problem) => done(String(problem)));""",
+        const written = navigator.clipboard.write([item]);
+        written.then(() => done(""), (problem) => done(String(problem)));""",
         base64.b64encode(image.read_bytes()).decode(),
     )
     assert problem == ""
@@ -471,31 +491,40 @@ def worked(page):
         return frame.part("worked").text
 
 
+def assert_open(page, tab, others_tab):
+    """Its panel is shown, the other one is not, and it has the focus."""
+    assert page.switch_to.active_element == one(page, f"#{tab}-tab")
+    assert one(page, f"#{tab}-tab").get_attribute("aria-selected") == "true"
+    assert one(page, f"#{others_tab}-tab").get_attribute("aria-selected") == "false"
+    assert one(page, f"#{tab}").is_displayed()
+    assert not one(page, f"#{others_tab}").is_displayed()
+
+
 def test_tabs_by_keyboard(page):
-    find, loss = (one(page, f"#{name}-tab") for name in ("find", "loss"))
-    find.send_keys(Keys.ARROW_RIGHT)
-    assert page.switch_to.active_element == loss
-    assert [tab.get_attribute("aria-selected") for tab in (find, loss)] == ["false", "true"]
-    assert [one(page, name).is_displayed() for name in ("#find", "#loss")] == [False, True]
+    one(page, "#find-tab").send_keys(Keys.ARROW_RIGHT)
+    assert_open(page, "loss", "find")
     wait_for_loss(page)
-    loss.send_keys(Keys.ARROW_RIGHT)  # around
-    assert page.switch_to.active_element == find
-    assert [one(page, name).is_displayed() for name in ("#find", "#loss")] == [True, False]
+    one(page, "#loss-tab").send_keys(Keys.ARROW_RIGHT)  # around
+    assert_open(page, "find", "loss")
 
 
 CONTROLS = {"button", "textbox", "slider", "combobox", "tab", "Iframe", "img", "image", "canvas"}
 
 
 def nameless(page):
-    """The roles of the controls and pictures that a screen reader would have no name for; and how
-    many have one."""
+    """Roles of the controls without a name for screen readers; and the number of all controls."""
     nodes = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    named = [
-        (node["role"]["value"], bool(node.get("name", {}).get("value")))
-        for node in nodes
-        if not node["ignored"] and node["role"]["value"] in CONTROLS
-    ]
-    return [role for role, has_name in named if not has_name], len(named)
+    missing = []
+    count = 0
+    for node in nodes:
+        role = node["role"]["value"]
+        if node["ignored"] or role not in CONTROLS:
+            continue
+        count += 1
+        name = node.get("name", {})
+        if not name.get("value"):
+            missing.append(role)
+    return missing, count
 
 
 # Texts whose color differs from what is behind them by less than WCAG asks for (AA).
@@ -510,23 +539,27 @@ const behind = (element) => {
   const color = element ? getComputedStyle(element).backgroundColor : "rgb(255, 255, 255)";
   return channels(color)[3] === 0 ? behind(element.parentElement) : color;
 };
-const texts = [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility() &&
-  [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim()));
+const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
+const showsText = (element) => element.checkVisibility() && [...element.childNodes].some(isText);
+const texts = [...document.querySelectorAll("body *")].filter(showsText);
 const contrasts = texts.map((element) => {
-  const [low, high] = [getComputedStyle(element).color, behind(element)].map(light).sort((a, b) => a - b);
+  const colors = [getComputedStyle(element).color, behind(element)];
+  const [low, high] = colors.map(light).sort((a, b) => a - b);
   return [element.innerText, (high + 0.05) / (low + 0.05)];
 });
 return [contrasts.filter(([, contrast]) => contrast < 4.5), contrasts.length];"""
 
 
 def assert_usable(page):
-    names, texts = nameless(page), page.execute_script(FAINT)
-    assert names[0] == []
-    assert names[1] > 4
-    assert texts[0] == []
-    assert texts[1] > 8
-    width = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
-    assert width[0] <= width[1]
+    missing, controls = nameless(page)
+    assert missing == []
+    assert controls > 4
+    faint, texts = page.execute_script(FAINT)
+    assert faint == []
+    assert texts > 8
+    sizes = "return [document.documentElement.scrollWidth, innerWidth]"
+    content, window = page.execute_script(sizes)
+    assert content <= window
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)], ids=["desk", "phone"])
@@ -603,23 +636,27 @@ def test_the_endpoint_answers_like_predict(server, image, tmp_path):
 
 
 def test_the_docs_hold_by_curl(server, detector, tmp_path, monkeypatch):
-    """Each curl command in the page answers what stands below it: the same keys, values of the same
-    types."""
+    """Each curl command in the page answers what stands below it: the same keys and types."""
     shutil.copy(ROOT / "examples" / "digits.png", tmp_path)
     (tmp_path / "notes.txt").write_text("no image")
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```console\n(curl [^`]*)```\n+```json\n(.*?)```", DOCS, re.DOTALL)
     assert len(examples) == 4
     for line, shown in examples:
-        words = [word.replace("http://127.0.0.1:7860/", server.url) for word in shlex.split(line)]
-        answer = subprocess.run(
-            words, capture_output=True, text=True, check=True, timeout=60
-        ).stdout
-        assert form_of(json.loads(answer)) == form_of(json.loads(shown)), line
+        answer = answer_by_shell(server, line)
+        assert form_of(answer) == form_of(json.loads(shown)), line
+    first_line, _ = examples[0]
+    answer = answer_by_shell(server, first_line)
     expected = detector.predict("digits.png", 0.4).to_dict()
-    words = shlex.split(examples[0][0].replace("http://127.0.0.1:7860/", server.url))
-    answer = json.loads(subprocess.run(words, capture_output=True, check=True, timeout=60).stdout)
     assert answer == {"image": "digits.png", **expected}
+
+
+def answer_by_shell(server, line):
+    """What a command of the page prints, sent to the server of the tests."""
+    here = line.replace("http://127.0.0.1:7860/", server.url)
+    words = shlex.split(here)
+    done = subprocess.run(words, capture_output=True, check=True, timeout=60)
+    return json.loads(done.stdout)
 
 
 def form_of(value):

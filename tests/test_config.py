@@ -1,16 +1,68 @@
-"""What a recipe becomes when data and model are known."""
+"""The settings of a run: what a user may ask for, what a recipe becomes when data and model are
+known, and the flags."""
 
-from dataclasses import replace
+import json
+import math
+import re
+from dataclasses import MISSING, fields, replace
+from typing import get_args, get_type_hints
 
 import pytest
 
 import redetr
+from redetr.cli import main
+from redetr.config import BOUNDS, Settings, TrainConfig
 from redetr.data import Hints
 from redetr.models import build
 from redetr.recipes import RECIPES, get_recipe
 
+# The config.json of a run, as the first version wrote it.
+WRITTEN = {
+    "model": "detr_r50",
+    "data": "/data/cups",
+    "val_fraction": 0.0,
+    "output": "runs/cups",
+    "epochs": 0.0,
+    "steps": 1500,
+    "batch_size": 16,
+    "accumulate": 1,
+    "optimizer": "adamw",
+    "lr": 0.0001,
+    "lr_backbone": 1e-05,
+    "weight_decay": 0.0001,
+    "clip_norm": 0.1,
+    "schedule": "step",
+    "warmup": 0.0,
+    "drop_at": 0.6666666666666666,
+    "ema_decay": 0.0,
+    "class_normalization": "global",
+    "image_size": 800,
+    "augment": "detr",
+    "mosaic_until": 0.0,
+    "group_by_size": True,
+    "weights": "imagenet",
+    "num_queries": None,
+    "model_options": ["dropout=0.0"],
+    "precision": "auto",
+    "recompute": False,
+    "compile": False,
+    "device": "auto",
+    "seed": 0,
+    "num_workers": None,
+    "cache_mb": None,
+    "cache_dir": None,
+    "log_every": 20,
+    "eval_every": 75,
+    "eval_batch_size": 16,
+    "patience": 0,
+    "save_every": 75,
+    "resume": False,
+    "timeout_s": 600.0,
+    "gradient_compression": "none",
+}
 
-def resolved(num_images: int, recipe: str = "redetr_n", **changes) -> redetr.TrainConfig:
+
+def resolved(num_images: int, recipe: str = "redetr_n", **changes) -> Settings:
     return replace(get_recipe(recipe), **changes).resolved(
         build("redetr_n", 1), Hints(), num_images
     )
@@ -40,7 +92,7 @@ def test_what_the_user_says_wins():
     assert resolved(5_000, ema_decay=0.5).ema_decay == 0.5
     assert resolved(5_000, steps=200).ema_decay == 0.99  # never shorter than a hundred steps
     with pytest.raises(redetr.InputError, match="one of them"):
-        resolved(5_000, steps=10, epochs=1.0)
+        TrainConfig(steps=10, epochs=1.0).check(world_size=1)
 
 
 @pytest.mark.parametrize(
@@ -78,3 +130,102 @@ def test_recipes_keep_the_published_length():
 
 def test_every_recipe_names_a_model():
     assert {recipe().model for recipe in RECIPES.values()} <= redetr.MODELS.keys()
+
+
+def may_be_none(kind: type) -> set[str]:
+    hints = get_type_hints(kind)
+    return {name for name, hint in hints.items() if type(None) in get_args(hint)}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_leaves_nothing_open(recipe):
+    """What may be None in it is what the model or each host decides, or a path."""
+    settings = replace(get_recipe(recipe), weights=None).resolved(
+        build("redetr_n", 1), Hints(), 100
+    )
+    assert isinstance(settings, Settings)
+    open_fields = may_be_none(Settings)
+    assert open_fields == {"weights", "num_queries", "num_workers", "cache_mb", "cache_dir"}
+    values = settings.to_dict()
+    assert not [name for name in values.keys() - open_fields if values[name] is None]
+    assert min(settings.steps, settings.image_size, settings.eval_every, settings.save_every) > 0
+    required = {field.name for field in fields(Settings) if field.default is MISSING}
+    assert may_be_none(TrainConfig) - open_fields < required
+    assert {"steps", "epochs", "image_size", "eval_every", "save_every"} < required
+
+
+def test_what_is_resolved_stays_as_it_is():
+    settings = resolved(5_000)
+    assert settings.resolved(build("redetr_n", 1), Hints(image_size=64), 7) == settings
+
+
+def test_the_settings_of_earlier_runs_are_read():
+    config = TrainConfig.from_dict(WRITTEN)
+    assert config.to_dict() == WRITTEN
+    settings = config.resolved(build("redetr_n", 1), Hints(), 100)
+    assert settings.to_dict() == WRITTEN and json.dumps(settings.to_dict())
+    for name, value in (("lr", True), ("resume", 1), ("augment", "much"), ("model_options", [3])):
+        with pytest.raises(redetr.InputError, match=f"setting '{name}' cannot be"):
+            TrainConfig.from_dict(WRITTEN | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hints", "max_objects", "queries"),
+    [
+        ("redetr_n", Hints(), 4, 25),
+        ("redetr_n", Hints(), 40, 80),
+        ("redetr_n", Hints(), 400, 300),
+        ("redetr_n", Hints(num_queries=50), 400, 50),
+        ("detr_r50", Hints(num_queries=50), 400, None),
+        ("detr_tiny", Hints(num_queries=50), 400, 25),
+    ],
+)
+def test_the_data_chooses_the_queries_of_fast_variants(recipe, hints, max_objects, queries):
+    config = get_recipe(recipe)
+    assert config.with_queries(hints, max_objects).num_queries == queries
+    assert replace(config, num_queries=7).with_queries(hints, max_objects).num_queries == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("lr", 0.0, "--lr 0.0 must be above 0"),
+        ("val_fraction", 1.0, "--val-fraction 1.0 must be at least 0 and below 1"),
+        ("ema_decay", 1.0, "--ema-decay 1.0 must be at least 0 and below 1"),
+        ("warmup", 1.1, "--warmup 1.1 must be from 0 to 1"),
+        ("log_every", 0, "--log-every 0 must be at least 1"),
+        ("patience", -1, "--patience -1 must be at least 0"),
+        ("clip_norm", math.nan, "--clip-norm nan must be at least 0"),
+    ],
+)
+def test_what_is_out_of_bounds_is_named(name, value, text):
+    with pytest.raises(redetr.InputError) as error:
+        replace(TrainConfig(), **{name: value}).check(world_size=1)
+    assert str(error.value) == text
+
+
+def test_the_ends_of_bounds():
+    ends = {"val_fraction": 0.0, "mosaic_until": 1.0, "warmup": 0.0, "log_every": 1, "lr": 1e-9}
+    replace(TrainConfig(), **ends).check(world_size=1)
+
+
+def test_every_number_has_bounds():
+    """The size of a batch is checked together with the ranks and micro-batches."""
+    hints = get_type_hints(TrainConfig)
+    numbers = {name for name, hint in hints.items() if {int, float} & {hint, *get_args(hint)}}
+    assert BOUNDS.keys() == numbers - {"batch_size", "accumulate"}
+
+
+@pytest.mark.parametrize("command", ["train", "verify"])
+def test_help_lists_every_setting_once_and_in_its_group(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "redetr_n", "--help"])
+    text = capsys.readouterr().out
+    flags = re.findall(r"^│ (?:-h, )?--([a-z-]+)", text, re.MULTILINE)
+    expected = {name.replace("_", "-") for name in WRITTEN} - {"group-by-size"}
+    others = {"help", "no-group-by-size"} | ({"json"} if command == "verify" else set())
+    assert sorted(flags) == sorted(expected | others)
+    headings = re.findall(r"^╭─ (\w+) options ", text, re.MULTILINE)
+    assert headings == ["model", "data", "optimizer", "schedule", "loader", "run"]
+    data_options = text.partition("data options")[2].partition("optimizer options")[0]
+    assert "--augment" in data_options and "--lr" not in data_options

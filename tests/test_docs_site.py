@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import redetr
+from tests.test_architecture import TOOLS
 
 ROOT = Path(__file__).parent.parent
 TROUBLES = (ROOT / "docs/troubleshooting.md").read_text()
@@ -51,6 +52,36 @@ def test_every_page_is_in_the_navigation():
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == set(
         re.findall(r"[\w-]+\.md", navigation)
     )
+
+
+def test_the_page_on_architecture_names_every_room_and_every_module():
+    """Rooms and modules of the core with their path, those of tools in the row of their room."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    package = Path(redetr.__file__).parent
+    rooms = {path.parent.relative_to(package) for path in package.rglob("*.py")} - {Path()}
+    for room in rooms:
+        assert f"`{room}/`" in page, room
+    for path in package.rglob("[!_]*.py"):
+        module = path.relative_to(package)
+        room = module.parts[0]
+        if room == "commands":
+            continue  # one for each command
+        if room in TOOLS:
+            (row,) = re.findall(rf"^\| `{room}/` \|.*$", page, re.MULTILINE)
+            assert f"`{module.name}`" in row, module
+        elif room == "data" and len(module.parts) == 3:
+            assert f"`{module.name}`" in page, module
+        else:
+            assert f"`{module}`" in page, module
+    for name in re.findall(r"`([\w/]+\.py)`", page):
+        known = [*package.rglob(name), *ROOT.glob(name)]
+        assert known, f"{name} is gone"
+    for files, _, names in re.findall(r"^\| (`\w[\w/]*\.py`.*?) \| (.*?) \| (.*) \|$", page, re.M):
+        source = "".join(
+            (package / file).read_text() for file in re.findall(r"`([\w/]+\.py)`", files)
+        )
+        for name in re.findall(r"`(?:\w+\.)?(\w+)`", names):
+            assert re.search(rf"(?:def|class) {name}\b", source), f"{files} has no {name}"
 
 
 def test_every_fault_of_the_check_is_explained():

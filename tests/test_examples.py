@@ -4,7 +4,7 @@ print."""
 import os
 import re
 import subprocess
-import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,11 @@ NUMBER = r"-?\d+\.\d{6}"
 
 
 @pytest.fixture(scope="module")
-def printed(tmp_path_factory) -> str:
+def printed(tmp_path_factory, strict_python) -> str:
     """What `examples/ddp_by_hand.py` prints, run from another folder."""
     script, elsewhere = ROOT / "examples/ddp_by_hand.py", tmp_path_factory.mktemp("elsewhere")
     done = subprocess.run(
-        [sys.executable, "-W", "error", script],
+        [*strict_python, script],
         cwd=elsewhere,
         capture_output=True,
         text=True,
@@ -26,7 +26,10 @@ def printed(tmp_path_factory) -> str:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    if "Warning: " in done.stderr:  # one that pytest lists, as `make test DEPS=newest` wants it
+        warnings.warn(done.stderr, DeprecationWarning, stacklevel=1)
+    else:
+        assert done.stderr == ""
     assert list(elsewhere.iterdir()) == []
     return done.stdout
 

@@ -69,9 +69,9 @@ def test_attention_weights_are_those_of_pytorch():
     torch.manual_seed(0)
     ours, reference = MultiheadAttention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
     reference.load_state_dict(ours.state_dict())
-    query, key, valid = torch.randn(2, 3, 16), torch.randn(2, 5, 16), torch.rand(2, 5) > 0.3
-    _, expected = reference(query, key, key, key_padding_mask=~valid, average_attn_weights=False)
-    torch.testing.assert_close(attention_weights(ours, query, key, key, valid), expected)
+    query, key, padding = torch.randn(2, 3, 16), torch.randn(2, 5, 16), torch.rand(2, 5) <= 0.3
+    _, expected = reference(query, key, key, key_padding_mask=padding, average_attn_weights=False)
+    torch.testing.assert_close(attention_weights(ours, query, key, key, padding), expected)
 
 
 def test_sampling_points_by_hand():

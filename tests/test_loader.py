@@ -291,7 +291,7 @@ def test_a_full_gpu_is_told(run_with, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("redetr.step.train_step", full)
+    monkeypatch.setattr("redetr.training.train_step", full)
     with pytest.raises(
         InputError, match=r"^the GPU's memory does not hold a step: raise --accumulate "
     ):

@@ -557,11 +557,24 @@ def test_dropout_is_that_of_pytorch(shape, p):
 def test_attention_with_dropout_is_in_the_mean_that_without():
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 20, 8)
-    mask = torch.rand(1, 1, 1, 20) > 0.3
+    ignored = torch.rand(1, 1, 1, 20) <= 0.3
     many = [part.expand(3000, -1, -1, -1) for part in (q, k, v)]
-    mean = attention(*many, mask, p=0.2).mean(0)
-    torch.testing.assert_close(mean, attention(q, k, v, mask)[0], rtol=0, atol=0.05)
-    assert (attention(q, k, v, mask, p=0.2) - attention(q, k, v, mask)).abs().max() > 0.1
+    mean = attention(*many, ignored, p=0.2).mean(0)
+    without_dropout = attention(q, k, v, ignored)
+    torch.testing.assert_close(mean, without_dropout[0], rtol=0, atol=0.05)
+    with_dropout = attention(q, k, v, ignored, p=0.2)
+    assert (with_dropout - without_dropout).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # the fused and the other kernel
+def test_attention_ignores_the_keys_whose_mask_is_true(dtype):
+    torch.manual_seed(0)
+    q = torch.randn(1, 2, 4, 8).to(dtype)
+    k, v = torch.randn(2, 1, 2, 5, 8).to(dtype)
+    ignored = torch.tensor([False, False, False, True, True])
+    attended = attention(q, k, v, ignored[None, None, None])
+    alone = attention(q, k[:, :, :3], v[:, :, :3])
+    torch.testing.assert_close(attended, alone)
 
 
 def kept_bytes(model: nn.Module, images: Tensor) -> tuple[int, list[Tensor]]:

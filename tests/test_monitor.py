@@ -15,7 +15,7 @@ from command_line import run, train_arguments
 from rich.console import Console
 from rich.text import Text
 
-from redetr.monitor import Monitor
+from redetr.monitor import Monitor, SilentMonitor
 
 LINE = {
     "loss": 8.1234,
@@ -81,7 +81,9 @@ def test_a_run_in_a_terminal(shared_coco, tmp_path):
     os.close(mine)
     assert process.returncode == 0
     last = bars(output.decode())[-1]
-    assert re.match(r"step 6/6 +━+ 0:00:\d\d left 0:00:00 loss \d", last) and len(last) <= 80, last
+    assert re.match(r"step 6/6 +━+ 0:\d\d:\d\d left 0:00:00 loss \d", last) and len(last) <= 80, (
+        last
+    )
 
 
 def test_a_run_without_a_terminal_says_lines(shared_coco, tmp_path):
@@ -96,3 +98,10 @@ def test_a_run_without_a_terminal_says_lines(shared_coco, tmp_path):
     assert [step for step, _ in lines] == ["2", "3", "4", "6"]  # 3 as well: it is evaluated
     assert lines[-1][1] == "0:00:00"
     assert re.findall(r"^step (\d): AP ", errors, re.MULTILINE) == ["3", "6"]
+
+
+def test_the_silent_monitor_does_all_that_the_other_does():
+    def public(kind):
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    assert public(SilentMonitor) == public(Monitor)

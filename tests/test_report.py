@@ -149,7 +149,7 @@ def test_two_checkpoints_show_where_they_differ():
     # Both miss the dog of image 3; in image 8 the first is wrong once, the second misses once: as
     # many.
     assert report.images == []
-    better = {name: values[:2] for name, values in found.items()}
+    better = found.keep(np.array([0, 1]))
     report = make_report(dataset, [("a.pt", better), ("b.pt", only_first)])
     assert report.numbers["images"] == [
         {"image_id": 8, "errors": [{"wrong": 0, "missed": 0}, {"wrong": 0, "missed": 1}]}

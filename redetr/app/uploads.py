@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from anyio import CapacityLimiter, fail_after, to_thread
 from PIL import Image
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -111,8 +112,8 @@ async def _read_form(request: Request) -> Upload:
     parser = MultiPartParser(request.headers, _limited(request), max_files=1, max_fields=4)
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise HTTPException(400, f"the form cannot be read: {error.message}") from None
+    except (MultiPartException, FormParserError) as error:  # older Starlette raises the second
+        raise HTTPException(400, f"the form cannot be read: {error}") from None
     image = form.get("image")
     if not isinstance(image, UploadFile):
         await form.close()

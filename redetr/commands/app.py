@@ -23,19 +23,16 @@ _GOODBYE_S = 1  # for answers that are under way when the server is stopped
 @dataclass(frozen=True)
 class App:
     """A page in the browser: drop an image, see what is found, where the model looked, and how
-    training would judge it; and the same over HTTP. Uploads stay on this machine and are not
-    kept."""
+    training would judge it; and the same over HTTP. Uploads stay here and are not kept."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 lets in whoever can reach this machine, and asks for no
-    password."""
+    """Address to listen at; 0.0.0.0 lets in whoever can reach this machine, without a password."""
     port: int = 7860
     """0 = any free one."""
     data: str | None = None
-    """digits, crowns, or a folder, for matching and loss; default: what the checkpoint was trained
-    on."""
+    """digits, crowns, or a folder, for matching and loss; default: the data it was trained on."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
@@ -51,9 +48,8 @@ class App:
                 )
         detector = load(self.checkpoint, device=self.device)
         dataset = detector.open_data("train", self.data) if self.data else None
-        warnings.filterwarnings(
-            "ignore", module="PIL"
-        )  # damaged and large files are reported to the client
+        # Damaged and large files are reported to the client.
+        warnings.filterwarnings("ignore", module="PIL")
         import uvicorn
 
         from redetr.app.server import web_app

@@ -13,7 +13,7 @@ from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT
 from redetr.recipes import RECIPES
 
-# What may follow, by the words before: choices of flags, and of what stands after a command.
+# What may follow the words before: the flags of a command, or the choices of a flag or a command.
 _BASH = """_redetr() {{
   local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}} words=""
   if (( COMP_CWORD == 1 )); then words="{commands}"
@@ -48,76 +48,103 @@ class Completion:
     """The shell to write for."""
 
     def run(self) -> None:
-        text = {"bash": _bash, "zsh": lambda: _ZSH + _bash(), "fish": _fish}[self.shell]()
+        if self.shell == "fish":
+            text = _fish()
+        elif self.shell == "zsh":
+            text = _ZSH + _bash()
+        else:
+            text = _bash()
         OUT.out(text, end="", highlight=False)
 
 
+@dataclass(frozen=True)
+class _Argument:
+    """A field of a command, as the shell completes it."""
+
+    name: str
+    flag: str  # "" for a positional argument
+    choices: list[str]
+
+
 def _words() -> dict[str, dict[str, list[str]]]:
-    """Of each command its flags with their choices; the choices of what has no flag stand under the
-    command itself."""
-    found = {}
+    """The flags of each command with their choices; the choices of a positional argument are under
+    the name of the command itself."""
+    words = {}
     for command in sorted(COMMANDS):
         module = import_module(f"redetr.commands.{command}")
-        flags = dict(_flags(getattr(module, command.capitalize())))
-        words = {flag or command: choices for flag, choices in flags.values() if flag or choices}
-        found[command] = words | ({command: list(RECIPES)} if "model_options" in flags else {})
-    return found
+        arguments = list(_arguments(getattr(module, command.capitalize())))
+        choices = {}
+        for argument in arguments:
+            word = argument.flag or command
+            if argument.flag or argument.choices:
+                choices[word] = argument.choices
+        takes_recipe = any(argument.name == "model_options" for argument in arguments)
+        if takes_recipe:
+            choices[command] = list(RECIPES)
+        words[command] = choices
+    return words
 
 
-def _flags(settings: type) -> Iterator[tuple[str, tuple[str, list[str]]]]:
-    """Name of each setting, its flag ("" for none), and its choices; settings inside settings are
-    flags as well."""
+def _arguments(settings: type) -> Iterator[_Argument]:
+    """The arguments of a command; the fields of a dataclass inside it are arguments as well."""
     hints = get_type_hints(settings, include_extras=True)
     for field in fields(settings):
         kind = hints[field.name]
-        inner = next(
-            (part for part in _parts(kind) if isinstance(part, type) and is_dataclass(part)), None
-        )
+        parts = _parts(kind)
+        inner = [part for part in parts if isinstance(part, type) and is_dataclass(part)]
         if inner:
-            yield from _flags(inner)
+            yield from _arguments(inner[0])
+            continue
+        choices = []
+        for part in parts:
+            if get_origin(part) is Literal:
+                choices += [str(value) for value in get_args(part)]
+        if tyro.conf.Positional in getattr(kind, "__metadata__", ()):
+            flag = ""
         else:
-            choices = [
-                str(value)
-                for part in _parts(kind)
-                if get_origin(part) is Literal
-                for value in get_args(part)
-            ]
-            positional = tyro.conf.Positional in getattr(kind, "__metadata__", ())
-            flag = f"--{'no-' * (field.default is True)}{field.name.replace('_', '-')}"
-            yield field.name, ("" if positional else flag, choices)
+            flag = "--" + field.name.replace("_", "-")
+            if field.default is True:  # the flag switches it off
+                flag = flag.replace("--", "--no-", 1)
+        yield _Argument(field.name, flag, choices)
 
 
 def _parts(kind: Any) -> list[Any]:
     """A type and the types that it is made of."""
-    inner = () if get_origin(kind) is Literal else get_args(kind)
-    return [kind, *(part for each in inner for part in _parts(each))]
+    parts = [kind]
+    if get_origin(kind) is not Literal:
+        for inner in get_args(kind):
+            parts += _parts(inner)
+    return parts
 
 
 def _bash() -> str:
-    found = _words()
-    flags = [
-        f'      {command}) words="{" ".join(word for word in words if word[0] == "-")}" ;;'
-        for command, words in found.items()
-    ]
-    choices = [
-        f"      '{command} {word}') words=\"{' '.join(chosen)}\" ;;"
-        for command, words in found.items()
-        for word, chosen in words.items()
-        if chosen
-    ]
+    words = _words()
+    flag_cases, choice_cases = [], []
+    for command, choices in words.items():
+        flags = " ".join(word for word in choices if word.startswith("-"))
+        flag_cases.append(f'      {command}) words="{flags}" ;;')
+        for word, values in choices.items():
+            if values:
+                line = f"      '{command} {word}') words=\"{' '.join(values)}\" ;;"
+                choice_cases.append(line)
     return _BASH.format(
-        commands=" ".join(found), flags="\n".join(flags), choices="\n".join(choices)
+        commands=" ".join(words), flags="\n".join(flag_cases), choices="\n".join(choice_cases)
     )
 
 
 def _fish() -> str:
-    found = _words()
-    lines = [f"complete -c redetr -n __fish_use_subcommand -f -a '{' '.join(found)}'"]
-    for command, words in found.items():
-        when = f"complete -c redetr -n '__fish_seen_subcommand_from {command}'"
-        for word, chosen in words.items():
-            flag = f" -l {word[2:]}" + (" -r" if chosen else "") if word[0] == "-" else ""
-            lines.append(f"{when}{flag}" + (f" -f -a '{' '.join(chosen)}'" if chosen else ""))
+    words = _words()
+    lines = [f"complete -c redetr -n __fish_use_subcommand -f -a '{' '.join(words)}'"]
+    for command, choices in words.items():
+        for word, values in choices.items():
+            line = f"complete -c redetr -n '__fish_seen_subcommand_from {command}'"
+            if word.startswith("--"):
+                line += f" -l {word.removeprefix('--')}"
+                if values:
+                    line += " -r"
+            if values:
+                line += f" -f -a '{' '.join(values)}'"
+            lines.append(line)
     return "\n".join(lines) + "\n"
 
 

@@ -16,25 +16,38 @@ OUT = Console(highlight=False, markup=False)
 
 
 def print_results(results: list[dict[str, Any]]) -> None:
-    """The COCO numbers as a table, in percent, and those of each class; of several results, each
-    has its number."""
+    """Prints the COCO numbers as a table, in percent, and a table of the classes.
+
+    Several results are numbered from 1.
+    """
     from redetr.metrics import METRIC_NAMES
 
-    numbers = [str(i + 1) for i in range(len(results))] if len(results) > 1 else [""]
+    numbers = [""]
+    if len(results) > 1:
+        numbers = [str(number) for number in range(1, len(results) + 1)]
     table = Table("", *METRIC_NAMES, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for number, result in zip(numbers, results, strict=True):
         table.add_row(number, *(percent(result[name]) for name in METRIC_NAMES))
     OUT.print(table)
-    columns = [f"{name} {number}".strip() for number in numbers for name in ("AP", "AP50")]
-    classes = Table("class", *(Column(name, justify="right") for name in ("objects", *columns)))
-    for name, _ in sorted(results[0]["per_class"].items(), key=lambda item: -(item[1] or 0)):
-        values = [
-            percent(result[key][name])
-            for result in results
-            for key in ("per_class", "per_class_AP50")
-        ]
-        classes.add_row(name, str(results[0]["objects"][name]), *values)
-    OUT.print(classes)
+    OUT.print(_class_table(results, numbers))
+
+
+def _class_table(results: list[dict[str, Any]], numbers: list[str]) -> Table:
+    """AP and AP50 of each class, the best class of the first result on top."""
+    table = Table("class", Column("objects", justify="right"))
+    for number in numbers:
+        for metric in ("AP", "AP50"):
+            table.add_column(f"{metric} {number}".strip(), justify="right")
+    first = results[0]
+    ap_by_class = first["per_class"]
+    best_first = sorted(ap_by_class, key=lambda name: ap_by_class[name] or 0, reverse=True)
+    for name in best_first:
+        values = []
+        for result in results:
+            values.append(percent(result["per_class"][name]))
+            values.append(percent(result["per_class_AP50"][name]))
+        table.add_row(name, str(first["objects"][name]), *values)
+    return table
 
 
 def percent(fraction: float | None) -> str:
@@ -51,7 +64,7 @@ def print_json(content: Any) -> None:
 
 
 def print_file(path: Path) -> None:
-    """A text file line by line, however large."""
+    """Prints a text file line by line, however large it is."""
     with open(path, encoding="utf-8") as text:
         for line in text:
             print(line, end="")

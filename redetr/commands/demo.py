@@ -11,7 +11,7 @@ from redetr.commands.console import OUT
 
 @dataclass(frozen=True)
 class Demo:
-    """Trains redetr_n for a few minutes, evaluates it and shows what it found."""
+    """Trains redetr_n for a few minutes, evaluates it and shows its predictions."""
 
     data: str = "digits"
     """digits, or crowns for real aerial photographs."""

@@ -4,22 +4,27 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from rich.console import Console
+from torch import Tensor
 
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset, open_dataset
+from redetr.data.transforms import StoredSample
+from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector, load
 from redetr.errors import InputError
 from redetr.pages.curves import plot_curves
 from redetr.pages.drawing import comparison_grid, draw_boxes, save_image
 from redetr.recipes import redetr_n
+from redetr.structures import StoredTarget
 from redetr.training import train
 
-# About five minutes on two cores.
-_STEPS = {"digits": 720, "crowns": 600}
+_STEPS = {"digits": 720, "crowns": 600}  # about five minutes on two cores
+_SHOWN = 8  # images in the picture of predictions
 
 
 def demo(data: str, folder: Path, steps: int, console: Console) -> None:
@@ -28,7 +33,7 @@ def demo(data: str, folder: Path, steps: int, console: Console) -> None:
     if folder.exists() and not (folder / "demo").exists():
         raise InputError(f"{folder}: exists and is no earlier demo: give another --output")
     config = demo_config(data, folder, steps)
-    config.check(world_size=1)  # what is wrong is said before an earlier demo goes
+    config.check(world_size=1)  # before an earlier demo is removed
     val = open_dataset(data, "val")
     if folder.exists():
         shutil.rmtree(folder)
@@ -36,23 +41,30 @@ def demo(data: str, folder: Path, steps: int, console: Console) -> None:
     (folder / "demo").touch()
     result = train(config, console)
     plot_curves([folder], folder / "curves.png")
-    save_image(prediction_grid(load(folder), val, count=8), folder / "predictions.png")
-    console.print(
-        f"\nAP {100 * (result['AP'] or 0):.1f}, AP50 {100 * (result['AP50'] or 0):.1f} after "
-        f"{result['time_s'] / 60:.1f} minutes of training. Next:\n"
-        f"  look at    {folder}/predictions.png (left: the truth, right: found) and "
+    picture = prediction_grid(load(folder), val, _SHOWN)
+    save_image(picture, folder / "predictions.png")
+    console.print(_next_steps(result, folder), soft_wrap=True, markup=False)
+
+
+def _next_steps(result: dict[str, Any], folder: Path) -> str:
+    """What the demo measured, and what to do with it."""
+    ap = 100 * (result["AP"] or 0)
+    ap50 = 100 * (result["AP50"] or 0)
+    minutes = result["time_s"] / 60
+    checkpoint = shlex.quote(str(folder / "best.pt"))
+    return (
+        f"\nAP {ap:.1f}, AP50 {ap50:.1f} after {minutes:.1f} minutes of training. Next:\n"
+        f"  look at    {folder}/predictions.png (left: the truth, right: predictions) and "
         f"{folder}/curves.png\n"
-        f"  predict    redetr predict {shlex.quote(str(folder / 'best.pt'))} IMAGE_OR_FOLDER\n"
+        f"  predict    redetr predict {checkpoint} IMAGE_OR_FOLDER\n"
         "  your data  redetr train redetr_n --data FOLDER --output runs/mine   (COCO, YOLO or VOC "
-        "form)",
-        soft_wrap=True,
-        markup=False,
+        "format)"
     )
 
 
 def demo_config(data: str, folder: Path, steps: int) -> TrainConfig:
     """The recipe `redetr_n` for a demo's length."""
-    length = steps or _STEPS.get(data, 720)
+    length = steps or _STEPS.get(data, _STEPS["digits"])
     return replace(redetr_n(), data=data, output=str(folder), steps=length, epochs=0.0)
 
 
@@ -63,16 +75,37 @@ def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -
     together: scores that are trained towards the IoU are low while boxes are rough, so no fixed
     threshold suits every stage of training.
     """
-    samples = [dataset.sample(k * len(dataset) // count) for k in range(count)]
-    found = [detector.predict(image, threshold=0.0) for image, _ in samples]
-    objects = sum(int((~target["iscrowd"]).sum()) for _, target in samples)
-    scores = torch.cat([detections.scores for detections in found]).sort(descending=True).values
-    threshold = float(scores[min(objects, len(scores) - 1)]) if len(scores) else 0.0
+    samples: list[StoredSample] = []
+    predictions: list[Detections] = []
+    num_objects = 0
+    for k in range(count):
+        index = k * len(dataset) // count
+        image, target = dataset.sample(index)
+        samples.append((image, target))
+        predictions.append(detector.predict(image, threshold=0.0))
+        num_objects += int((~target["iscrowd"]).sum())
+    threshold = _threshold_for(predictions, num_objects)
     scenes = []
-    for (image, target), detections in zip(samples, found, strict=True):
-        kept = ~target["iscrowd"]
-        labels = target["labels"][kept].tolist()
-        names = [dataset.class_names[label] for label in labels]
-        truth = draw_boxes(image, target["boxes"][kept], names, None, labels)
-        scenes.append((truth, detections.above(threshold).draw(image)))
+    for (image, target), detections in zip(samples, predictions, strict=True):
+        truth = _drawn_truth(image, target, dataset.class_names)
+        shown = detections.above(threshold)
+        scenes.append((truth, shown.draw(image)))
     return comparison_grid(scenes, f"found, score {threshold:.2f} and more")
+
+
+def _threshold_for(predictions: list[Detections], count: int) -> float:
+    """The score that the best `count` of all detections exceed."""
+    scores = torch.cat([detections.scores for detections in predictions])
+    if not len(scores):
+        return 0.0
+    ranked = scores.sort(descending=True).values
+    last = len(ranked) - 1
+    return float(ranked[min(count, last)])
+
+
+def _drawn_truth(image: Tensor, target: StoredTarget, class_names: tuple[str, ...]) -> Image.Image:
+    """The image with the boxes of its objects; crowds are left out."""
+    kept = ~target["iscrowd"]
+    labels = target["labels"][kept].tolist()
+    names = [class_names[label] for label in labels]
+    return draw_boxes(image, target["boxes"][kept], names, None, labels)

@@ -21,7 +21,7 @@ MEASURED = Path(redetr.__file__).parent / "models" / "measured.json"
 
 @dataclass(frozen=True)
 class Models:
-    """The models one can build: their form, size and cost, and what was measured with them."""
+    """Lists the models that can be built: variant, size, cost, and measured results."""
 
     json: bool = False
     """Print JSON instead of tables."""
@@ -38,11 +38,10 @@ class Models:
 
 
 def gflops(name: str) -> float:
-    """1e9 operations of a model for one square image of its default size; a multiplication with its
-    addition is two.
+    """The cost of a model in 1e9 operations, for one square image of its default size.
 
-    Convolutions, products of matrices and attention count, as is usual. Nothing is computed: all is
-    on the meta device.
+    A multiplication with its addition is two operations. As usual, convolutions, matrix products
+    and attention count. Nothing is computed: the model is on the meta device.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -64,30 +63,33 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
     function = MODELS[name]
     with torch.device("meta"):
         model = function(80)
+    first_line = (function.__doc__ or "").splitlines()[0]
+    speed = measured["speed"]
     return {
         "model": name,
         "form": "faithful" if isinstance(model, DETR) else "fast",
         "parameters": sum(p.numel() for p in model.parameters()),
         "gflops": measured["gflops"].get(name),
-        "images_per_s": measured["speed"]["images_per_s"].get(name),
-        "images_per_s_on": measured["speed"]["hardware"],
+        "images_per_s": speed["images_per_s"].get(name),
+        "images_per_s_on": speed["hardware"],
         "image_size": model.image_size,
         "queries": model.num_queries,
-        "about": (function.__doc__ or "").splitlines()[0],
+        "about": first_line,
         "measured": [result for result in measured["results"] if result["model"] == name],
     }
 
 
 def _print_models(rows: list[dict[str, Any]], speed: dict[str, Any]) -> None:
-    columns = ("model", "form", "size", "GFLOPs", "images/s", "px", "queries")
+    columns = ("model", "variant", "size", "GFLOPs", "images/s", "px", "queries")
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
     about = Table("model", "about", box=box.SIMPLE_HEAD, pad_edge=False)
     results = Table("measured", "AP", "AP50", "trained", "on", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        numbers = (row[name] or "-" for name in ("gflops", "images_per_s", "image_size", "queries"))
-        table.add_row(
-            row["model"], row["form"], f"{row['parameters'] / 1e6:.1f} M", *map(str, numbers)
-        )
+        size = f"{row['parameters'] / 1e6:.1f} M"
+        numbers = []
+        for name in ("gflops", "images_per_s", "image_size", "queries"):
+            numbers.append(str(row[name] or "-"))
+        table.add_row(row["model"], row["form"], size, *numbers)
         about.add_row(row["model"], row["about"])
         for result in row["measured"]:
             trained = f"{result['steps']} steps, {result['train_minutes']} min"

@@ -1,55 +1,111 @@
 """`RECIPE [flags]` or `RUN [flags]`, as train and verify take it."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from rich.table import Table
 
 from redetr.commands.console import OUT
-from redetr.config import TrainConfig
+from redetr.config import (
+    DataOptions,
+    LoaderOptions,
+    ModelOptions,
+    OptimizerOptions,
+    RunOptions,
+    ScheduleOptions,
+    TrainConfig,
+)
 from redetr.errors import InputError
 from redetr.recipes import RECIPES, get_recipe
 
 HELP = ("-h", "--help")
 
+Group = TypeVar("Group")
+
+
+@dataclass(frozen=True)
+class ConfigFlags:
+    """The fields of a `TrainConfig` in groups: help has a heading for each.
+
+    The flags are to be parsed without prefixes (`tyro.conf.OmitArgPrefixes`).
+    """
+
+    model: ModelOptions
+    data: DataOptions
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    loader: LoaderOptions
+    run: RunOptions
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Self:
+        """The groups of `config`, which are the defaults of the flags."""
+        return cls(
+            _group(ModelOptions, config),
+            _group(DataOptions, config),
+            _group(OptimizerOptions, config),
+            _group(ScheduleOptions, config),
+            _group(LoaderOptions, config),
+            _group(RunOptions, config),
+        )
+
+    def joined(self) -> TrainConfig:
+        """The groups as one `TrainConfig`."""
+        groups = (self.model, self.data, self.optimizer, self.schedule, self.loader, self.run)
+        values: dict[str, Any] = {}
+        for group in groups:
+            values |= vars(group)
+        return TrainConfig(**values)
+
+
+def _group(kind: type[Group], config: TrainConfig) -> Group:
+    """The fields of `config` that belong to one group."""
+    values = {setting.name: getattr(config, setting.name) for setting in fields(kind)}  # type: ignore[arg-type]
+    return kind(**values)
+
 
 def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[str], str]:
-    """The recipe's settings, which are the defaults of the flags, the flags, and the program's name
-    for its help.
+    """Splits the arguments of a command into recipe and flags.
 
-    Without a recipe, lists them and exits. Raises InputError if there is none by that name, or a
-    flag in its place.
+    Returns the recipe's settings, which are the defaults of the flags, the flags, and the program's
+    name for its help. Without a recipe, lists them and exits. Raises InputError if there is none by
+    that name, or if a flag stands where the recipe should.
     """
     if not arguments or arguments[0] in HELP:
-        title = (
-            f"redetr {command} RECIPE FLAGS, or the folder of a run; all flags: redetr "
-            f"{command} RECIPE --help"
-        )
-        table = Table("recipe", "what it is", title=title)
-        for name, function in RECIPES.items():
-            table.add_row(name, (function.__doc__ or "").splitlines()[0])
-        OUT.print(table)
+        _list_recipes(command)
         raise SystemExit(0 if arguments else 2)
     recipe_name, *flags = arguments
     if recipe_name.startswith("-"):
         raise InputError(
             f"the name of a recipe, or the folder of a run, comes first, as in redetr {command} "
-            "redetr_n "
-            f"{recipe_name}: choose one of {', '.join(RECIPES)}"
+            f"redetr_n {recipe_name}: choose one of {', '.join(RECIPES)}"
         )
     path = Path(recipe_name)
-    known = recipe_name in RECIPES or not path.exists()
-    recipe = get_recipe(recipe_name) if known else _settings_of(path)
+    is_run = recipe_name not in RECIPES and path.exists()
+    recipe = _settings_of(path) if is_run else get_recipe(recipe_name)
     given = {flag.partition("=")[0] for flag in flags}
     if given & {"--steps", "--epochs"}:  # either one replaces the recipe's length
         recipe = replace(recipe, steps=0, epochs=0.0)
     return recipe, flags, f"redetr {command} {recipe_name}"
 
 
+def _list_recipes(command: str) -> None:
+    title = (
+        f"redetr {command} RECIPE FLAGS, or the folder of a run; all flags: redetr "
+        f"{command} RECIPE --help"
+    )
+    table = Table("recipe", "what it is", title=title)
+    for name, function in RECIPES.items():
+        description = function.__doc__ or ""
+        table.add_row(name, description.splitlines()[0])
+    OUT.print(table)
+
+
 def _settings_of(path: Path) -> TrainConfig:
-    """What the folder of a run, or its config.json, says. Raises InputError if that cannot be
-    read."""
+    """Reads the settings of a run from its folder, or from its config.json. Raises InputError if
+    they cannot be read."""
     file = path / "config.json" if path.is_dir() else path
     try:
         config = TrainConfig.from_dict(json.loads(file.read_text()))

@@ -7,7 +7,7 @@ import tyro
 
 from redetr.commands.arguments import FLAGS
 from redetr.commands.console import ERRORS, OUT, percent, print_results
-from redetr.commands.recipe import split_recipe
+from redetr.commands.recipe import ConfigFlags, split_recipe
 from redetr.config import TrainConfig
 
 
@@ -22,16 +22,14 @@ class Train:
         from redetr.training import train
 
         result = train(self.config, ERRORS)
-        main_process_only(self._tell)(result)
+        main_process_only(self._report)(result)
 
-    def _tell(self, result: dict[str, Any]) -> None:
+    def _report(self, result: dict[str, Any]) -> None:
         step, best = result["step"], result["best"]
-        earlier = (
-            ""
-            if step == best["step"]
-            else f"; best.pt is of step {best['step']}, with AP {percent(best['AP'])}"
-        )
-        OUT.print(f"evaluation of step {step}, the last{earlier}", soft_wrap=True)
+        line = f"evaluation of step {step}, the last"
+        if best["step"] != step:
+            line += f"; best.pt is of step {best['step']}, with AP {percent(best['AP'])}"
+        OUT.print(line, soft_wrap=True)
         print_results([result])
         OUT.print(
             f"{self.config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl",
@@ -45,8 +43,12 @@ def parse(args: list[str]) -> Train:
         "Trains a model as the recipe says. A flag replaces a setting; the defaults below are "
         "the recipe's."
     )
-    return Train(
-        tyro.cli(
-            TrainConfig, args=flags, default=recipe, prog=program, config=FLAGS, description=about
-        )
+    parsed = tyro.cli(
+        tyro.conf.OmitArgPrefixes[ConfigFlags],
+        args=flags,
+        default=ConfigFlags.of(recipe),
+        prog=program,
+        config=FLAGS,
+        description=about,
     )
+    return Train(parsed.joined())

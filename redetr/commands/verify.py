@@ -9,7 +9,7 @@ from rich.table import Table
 
 from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT, print_json
-from redetr.commands.recipe import HELP, split_recipe
+from redetr.commands.recipe import HELP, ConfigFlags, split_recipe
 from redetr.config import TrainConfig
 from redetr.errors import RedetrError
 
@@ -19,37 +19,39 @@ class Verify:
     """Proves that the gradients of this layout of ranks and micro-batches are those of one
     process."""
 
-    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    config: TrainConfig
     json: bool = False
-    """Print JSON instead of a table."""
 
     def run(self) -> None:
         from redetr.distributed import main_process_only
         from redetr.verification import verify
 
         result = verify(self.config)
-        main_process_only(print_json if self.json else _print_verification)(
-            {**asdict(result), "failed": result.failed}
-        )
+        report = print_json if self.json else _print_verification
+        main_process_only(report)({**asdict(result), "failed": result.failed})
         if result.failed:
             raise RedetrError(
                 f"the gradient of this layout is not that of one process: {len(result.failed)} "
-                "figures above are over "
-                f"the tolerance, such as {result.failed[-1]}"
+                f"figures above are over the tolerance, such as {result.failed[-1]}"
             )
+
+
+@dataclass(frozen=True)
+class _Flags(ConfigFlags):
+    json: bool = False
+    """Print JSON instead of a table."""
 
 
 def _print_verification(result: dict[str, Any]) -> None:
     OUT.print(
         f"relative error of the gradient of {result['batch_size']} images: {result['world_size']} "
-        "x "
-        f"{result['device']} with {result['accumulate']} micro-batches each, against one process"
+        f"x {result['device']} with {result['accumulate']} micro-batches each, against one process"
     )
-    table = Table("part", "parameters", *result["errors"], box=box.SIMPLE, pad_edge=False)
+    precisions = result["errors"]
+    table = Table("part", "parameters", *precisions, box=box.SIMPLE, pad_edge=False)
     for part, size in result["parameters"].items():
-        table.add_row(
-            part, f"{size:,}", *(f"{errors[part]:.1e}" for errors in result["errors"].values())
-        )
+        errors = [f"{by_part[part]:.1e}" for by_part in precisions.values()]
+        table.add_row(part, f"{size:,}", *errors)
     OUT.print(table)
     if not result["failed"]:
         OUT.print("exact: equal up to the order of floating-point sums")
@@ -61,7 +63,19 @@ def parse(args: list[str]) -> Verify:
     if not args or (args[0].startswith("-") and args[0] not in HELP):
         args = ["redetr_n", *args]
     recipe, flags, program = split_recipe("verify", args)
-    # What proves something without data and downloads; the flags of a training command change it to
+    # Proves something without data and downloads; the flags of a training command make it prove
     # that run.
-    default = Verify(replace(recipe, data="random", batch_size=0, weights=None))
-    return tyro.cli(Verify, args=flags, default=default, prog=program, config=FLAGS)
+    default = replace(recipe, data="random", batch_size=0, weights=None)
+    about = (
+        "Proves that the gradients of this layout of ranks and micro-batches are those of one "
+        "process."
+    )
+    parsed = tyro.cli(
+        tyro.conf.OmitArgPrefixes[_Flags],
+        args=flags,
+        default=_Flags.of(default),
+        prog=program,
+        config=FLAGS,
+        description=about,
+    )
+    return Verify(parsed.joined(), parsed.json)

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from redetr.config import MOST_QUERIES, TrainConfig
+from redetr.config import MOST_QUERIES, Settings
 from redetr.data import Hints
 from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.doctor.images import found, image_place
@@ -31,38 +31,38 @@ class Plan:
     """What a recipe would do with a data set, as far as it concerns boxes."""
 
     recipe: str
-    config: TrainConfig  # all defaults filled in
+    config: Settings
     resize: Literal["aspect", "square"]
     max_size: int | None
     num_queries: int
 
     @classmethod
     def of(cls, recipe: str, hints: Hints, num_queries: int | None) -> "Plan":
-        """`num_queries` None = what training would take. Raises InputError for an unknown
+        """`num_queries` None = the most that training would take. Raises InputError for an unknown
         recipe."""
         config = replace(get_recipe(recipe), weights=None)
+        config = config.with_queries(hints, max_objects=MOST_QUERIES)
         with torch.device("meta"):
             model = build(config.model, 1, **config.model_kwargs())
-        config = config.resolved(model, hints, 1)
-        picked = (
-            model.num_queries
-            if config.model.startswith("detr_")
-            else hints.num_queries or MOST_QUERIES
-        )
-        return cls(recipe, config, model.resize, model.max_size, num_queries or picked)
+        settings = config.resolved(model, hints, num_images=1)
+        queries = num_queries or model.num_queries
+        return cls(recipe, settings, model.resize, model.max_size, queries)
 
     def shorter_sides(self, annotations: Annotations, image_size: int) -> np.ndarray:
         """The shorter side of each box in pixels of what a model sees that is trained at this size,
         float `[A]`."""
-        boxes, sizes = annotations.boxes, annotations.sizes[annotations.image_of(), ::-1]
+        boxes = annotations.boxes
+        sizes = annotations.sizes[annotations.image_of(), ::-1]  # width, height, [A, 2]
         if self.config.augment == "aerial":  # crops at native scale, whatever their size
             scale = np.ones((1, 2))
         elif self.resize == "square":
             scale = image_size / sizes
         else:
             longest = (self.max_size or np.inf) * image_size / self.config.image_size
-            scale = np.minimum(image_size / sizes.min(1), longest / sizes.max(1))[:, None]
-        return ((boxes[:, 2:] - boxes[:, :2]) * scale).min(1)
+            by_shorter, by_longer = image_size / sizes.min(1), longest / sizes.max(1)
+            scale = np.minimum(by_shorter, by_longer)[:, None]
+        sides = (boxes[:, 2:] - boxes[:, :2]) * scale  # [A, 2]
+        return sides.min(1)
 
 
 def is_sound(annotations: Annotations) -> bool:

@@ -210,7 +210,7 @@ def attention_weights(
     query: Tensor,
     key: Tensor,
     value: Any = None,
-    valid: Tensor | None = None,
+    padding: Tensor | None = None,
 ) -> Tensor:
     """How much each query attends to each key, `[B, heads, N, M]` fp32, from a module's inputs."""
     query_weight, key_weight, _ = module.in_proj_weight.chunk(3)
@@ -219,8 +219,8 @@ def attention_weights(
     keys = _split_heads(F.linear(key, key_weight, key_bias), module.nheads)
     head_dim = queries.shape[-1]
     scores = queries * head_dim**-0.5 @ keys.mT
-    if valid is not None:
-        ignored = ~valid[:, None, None, :]
+    if padding is not None:
+        ignored = padding[:, None, None, :]
         scores = scores.masked_fill(ignored, float("-inf"))
     return scores.softmax(-1)
 

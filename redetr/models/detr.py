@@ -1,7 +1,7 @@
-"""The faithful form: DETR of Carion et al., "End-to-End Object Detection with Transformers", ECCV
-2020.
+"""The original DETR: Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020.
 
-Parameter names and shapes are those of the official checkpoints, which load strictly.
+Parameter names and shapes are those of the official checkpoints, which load strictly. Shape
+letters: see `redetr.structures`.
 """
 
 from typing import Any, Literal
@@ -16,8 +16,7 @@ from redetr.structures import DetectionModel, LossConfig, Outputs
 
 
 class DETR(DetectionModel):
-    """CNN backbone, transformer encoder and decoder, object queries; a class and a box from every
-    query.
+    """CNN backbone, transformer encoder and decoder; every object query gives a class and a box.
 
     Deviations from the original: frozen BatchNorm is folded into the convolutions, attention runs
     on a fused kernel where that is fast, tensors are batch first. None changes the function
@@ -43,8 +42,10 @@ class DETR(DetectionModel):
         self.num_queries = num_queries
         self.aux_loss = aux_loss
         self.loss_config = LossConfig()
-        embedding = {"sine": PositionEmbeddingSine, "learned": PositionEmbeddingLearned}[position]
-        self.backbone = nn.ModuleList([backbone, embedding(hidden_dim // 2)])
+        embeddings = {"sine": PositionEmbeddingSine, "learned": PositionEmbeddingLearned}
+        position_embedding = embeddings[position](hidden_dim // 2)
+        # In one list because the official parameter names are `backbone.0` and `backbone.1`.
+        self.backbone = nn.ModuleList([backbone, position_embedding])
         self.transformer = transformer
         self.input_proj = nn.Conv2d(backbone.num_channels[-1], hidden_dim, kernel_size=1)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
@@ -52,21 +53,30 @@ class DETR(DetectionModel):
         self.bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
-        """Classes and boxes of normalised `images` `[B, 3, H, W]`; `mask` `[B, H, W]` True =
-        padding."""
-        features = self.backbone[0](images)[-1]
-        padding = padding_at(features, mask)
-        pos = self.backbone[1](padding).flatten(1, 2).to(features.dtype)
-        queries = self.query_embed.weight.to(features.dtype).expand(images.shape[0], -1, -1)
-        valid = None if mask is None else ~padding.flatten(1)
-        states = self.transformer(self.input_proj(features).flatten(2).mT, pos, queries, valid)
+        """Returns logits `[B, Q, C + 1]` and boxes `[B, Q, 4]` of every decoder layer as `Outputs`.
+
+        `images` `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there
+        is none. Boxes are cxcywh as fractions of the unpadded image.
+        """
+        backbone, position_embedding = self.backbone
+        features = backbone(images)[-1]  # [B, channels, h, w]
+        padding = padding_at(features, mask)  # [B, h, w]
+        pos = position_embedding(padding).flatten(1, 2).to(features.dtype)  # [B, S, D]
+        queries = self.query_embed.weight.to(features.dtype)  # [Q, D]
+        queries = queries.expand(images.shape[0], -1, -1)
+
+        # Without a mask, attention needs none: the fused kernels are faster without.
+        ignored = None if mask is None else padding.flatten(1)  # [B, S]
+        projected = self.input_proj(features).flatten(2).mT  # [B, S, D]
+        states = self.transformer(projected, pos, queries, ignored)  # [L, B, Q, D]
         if not self.aux_loss:
             states = states[-1:]
-        logits = at_least_float32(self.class_embed(states))
-        boxes = at_least_float32(self.bbox_embed(states)).sigmoid()
-        layers: list[Outputs] = [
-            {"pred_logits": c, "pred_boxes": b} for c, b in zip(logits, boxes, strict=True)
-        ]
+
+        all_logits = at_least_float32(self.class_embed(states))  # [L, B, Q, C + 1]
+        all_boxes = at_least_float32(self.bbox_embed(states)).sigmoid()  # [L, B, Q, 4]
+        layers: list[Outputs] = []
+        for logits, boxes in zip(all_logits, all_boxes, strict=True):
+            layers.append({"pred_logits": logits, "pred_boxes": boxes})
         return {**layers[-1], "aux_outputs": layers[:-1]}
 
 
@@ -88,11 +98,11 @@ def detr(
     num_queries: int = 100,
     aux_loss: bool = True,
 ) -> DETR:
-    """A DETR with random transformer weights; `weights="imagenet"` for the backbone only. The
-    defaults are DETR-R50.
+    """Returns a DETR with random transformer weights. The defaults are DETR-R50.
 
-    Not in the original: `norm` "group" or "sync_batch" (see `Backbone`) for training from scratch,
-    and other backbones, of which three widths make a `SmallResNet` (stride 16).
+    `weights="imagenet"` loads weights of the backbone. Not in the original: `norm` "group" or
+    "sync_batch" (see `Backbone`) for training from scratch, and other backbones; three widths make
+    a `SmallResNet` (stride 16).
     """
     body = build_backbone(backbone, weights, norm, (32,), dilation)
     transformer = Transformer(

@@ -1,14 +1,16 @@
-"""The fast form: a two-stage DETR with a multi-scale deformable decoder, from image to boxes in one
-file.
+"""The fast DETR: two stages, and a multi-scale deformable decoder, from image to boxes in one file.
 
-It learns in minutes where the faithful form needs days: queries start at the best-scored positions
-of the feature maps, look only at a few points around their box (`grid_sample`, no custom kernel),
-and correct that box layer by layer; the encoder's positions are matched to the objects as well.
+It learns in minutes where the original needs days: queries start at the best-scored positions of
+the feature maps, look only at a few points around their box (`grid_sample`, no custom kernel), and
+correct that box layer by layer; the encoder's positions are matched to the objects as well.
 
 Sources: Deformable DETR (Zhu et al. 2021) for the sampling, box refinement and two-stage selection;
 DINO (Zhang et al. 2023) for learned query content; RT-DETR (Zhao et al. 2024) for the single
 encoder layer. Deviations: coordinates are fractions of the unpadded image throughout, anchors are
 sized by the stride, levels are 8, 16 and 32.
+
+Shape letters: B images, Q queries, C classes, D width, S positions of all levels together, and
+h, w the size of one level. Boxes are cxcywh, fractions of the unpadded image.
 """
 
 import math
@@ -31,14 +33,17 @@ _PADDING_SCORE = -1e4  # finite, so that losses and their gradients stay finite;
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:
-    """The logit of `x`, cut off at `eps` from 0 and 1."""
+    """Returns the logit of `x`, which is clamped to [eps, 1 - eps]."""
     x = x.clamp(eps, 1 - eps)
-    return (x / (1 - x)).log()
+    odds = x / (1 - x)
+    return odds.log()
 
 
 class DeformableAttention(nn.Module):
-    """Every query reads each level at a few learned points around its box. Source: Deformable DETR,
-    equation 3."""
+    """Attention of each query to a few learned points around its box, on every level.
+
+    Source: Deformable DETR, equation 3.
+    """
 
     def __init__(self, hidden_dim: int, nheads: int, points: int):
         super().__init__()
@@ -49,31 +54,44 @@ class DeformableAttention(nn.Module):
         self.weights = nn.Linear(hidden_dim, samples)
         self.value_proj = nn.Linear(hidden_dim, hidden_dim)
         self.out_proj = nn.Linear(hidden_dim, hidden_dim)
-        # Each head starts looking in a direction of its own, point k at k steps: a star around the
-        # centre.
-        angle = torch.arange(nheads) * (2 * math.pi / nheads)
-        star = torch.stack([angle.cos(), angle.sin()], -1)
-        star = star / star.abs().amax(-1, keepdim=True)
-        steps = torch.arange(1, points + 1)
-        bias = star[:, None, None, :] * steps[None, None, :, None]
         with torch.no_grad():
-            self.offsets.bias.copy_(bias.expand(-1, len(STRIDES), -1, -1).flatten())
+            self.offsets.bias.copy_(self._star())
         for zero in (self.offsets.weight, self.weights.weight, self.weights.bias):
             nn.init.zeros_(zero)
         for linear in (self.value_proj, self.out_proj):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def samples(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each query looks, `[B, Q, heads, levels, points, 2]` (x, y as fractions of the
-        unpadded image, also outside of it), and how much each point counts, `[B, Q, heads, levels *
-        points]`.
+    def _star(self) -> Tensor:
+        """Returns the first offsets, `[heads * levels * points * 2]`.
+
+        Each head starts in its own direction, with point k at k steps: a star around the centre.
         """
-        split = (*query.shape[:2], self.nheads, len(STRIDES), self.points)
+        angle = torch.arange(self.nheads) * (2 * math.pi / self.nheads)
+        direction = torch.stack([angle.cos(), angle.sin()], -1)  # [heads, 2]
+        direction = direction / direction.abs().amax(-1, keepdim=True)  # on a square
+        steps = torch.arange(1, self.points + 1)
+        star = direction[:, None, None, :] * steps[None, None, :, None]  # [heads, 1, points, 2]
+        return star.expand(-1, len(STRIDES), -1, -1).flatten()
+
+    def samples(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns where each query looks, and how much each point counts.
+
+        The points are `[B, Q, heads, levels, points, 2]`, x and y as fractions of the unpadded
+        image, and may lie outside of it. The weights are `[B, Q, heads, levels * points]` and sum
+        to 1.
+        """
+        batch, num_queries, _ = query.shape
+        split = (batch, num_queries, self.nheads, len(STRIDES), self.points)
         offsets = at_least_float32(self.offsets(query)).view(*split, 2)
-        weights = at_least_float32(self.weights(query)).view(*split[:3], -1).softmax(-1)
-        centers, sizes = boxes[:, :, None, None, None, :2], boxes[:, :, None, None, None, 2:]
-        return centers + offsets * sizes * (0.5 / self.points), weights
+        weights = at_least_float32(self.weights(query)).view(batch, num_queries, self.nheads, -1)
+        weights = weights.softmax(-1)
+        boxes = boxes[:, :, None, None, None, :]
+        centers = boxes[..., :2]  # [B, Q, 1, 1, 1, 2]
+        sizes = boxes[..., 2:]
+        # Offset `points` reaches the border of the box: half a size from its centre.
+        points = centers + offsets * sizes * (0.5 / self.points)
+        return points, weights
 
     def forward(
         self,
@@ -83,39 +101,40 @@ class DeformableAttention(nn.Module):
         shapes: list[tuple[int, int]],
         valid_ratio: Tensor,
     ) -> Tensor:
-        """`[B, Q, D]` from `query` `[B, Q, D]`, its `boxes` `[B, Q, 4]` cxcywh and `memory` `[B, S,
-        D]`.
+        """Returns `[B, Q, D]` for `query` `[B, Q, D]`, its `boxes` `[B, Q, 4]` and the `memory`.
 
-        `shapes` are the (h, w) of the levels in `memory`; `valid_ratio` `[B, 2]` is the share (x,
-        y) of the canvas that is image.
+        `memory` is `[B, S, D]`, `shapes` are the (h, w) of its levels, and `valid_ratio` `[B, 2]`
+        is the share (x, y) of the canvas that is image.
         """
-        batch, queries, _ = query.shape
-        where, weights = self.samples(query, boxes)
-        # grid_sample wants [-1, 1] over the canvas, one "image" per head.
-        grid = (
-            (2 * where * valid_ratio[:, None, None, None, None] - 1).transpose(1, 2).flatten(0, 1)
-        )
-        values = (
-            self.value_proj(memory)
-            .unflatten(-1, (self.nheads, -1))
-            .permute(0, 2, 3, 1)
-            .flatten(0, 1)
-        )
+        batch, num_queries, _ = query.shape
+        points, weights = self.samples(query, boxes)
+
+        # grid_sample wants [-1, 1] over the canvas, and one "image" per head.
+        grid = 2 * points * valid_ratio[:, None, None, None, None] - 1
+        grid = grid.transpose(1, 2).flatten(0, 1)  # [B * heads, Q, levels, points, 2]
+        values = self.value_proj(memory).unflatten(-1, (self.nheads, -1))  # [B, S, heads, d]
+        values = values.permute(0, 2, 3, 1).flatten(0, 1)  # [B * heads, d, S]
         values = at_least_float32(values)  # sampling in half precision loses the position
-        sampled = [
-            F.grid_sample(level.unflatten(-1, shape), grid[:, :, i], align_corners=False)
-            for i, (level, shape) in enumerate(
-                zip(values.split([h * w for h, w in shapes], -1), shapes, strict=True)
-            )
-        ]
-        weights = weights.transpose(1, 2).flatten(0, 1)[:, None]
-        out = (torch.cat(sampled, -1) * weights).sum(-1)  # [B * heads, D / heads, Q]
-        return self.out_proj(out.view(batch, -1, queries).mT.to(query.dtype))
+
+        sampled = []
+        positions = [height * width for height, width in shapes]
+        for i, level in enumerate(values.split(positions, -1)):
+            feature_map = level.unflatten(-1, shapes[i])  # [B * heads, d, h, w]
+            at_points = F.grid_sample(feature_map, grid[:, :, i], align_corners=False)
+            sampled.append(at_points)  # [B * heads, d, Q, points]
+
+        weights = weights.transpose(1, 2).flatten(0, 1)  # [B * heads, Q, levels * points]
+        weighted = torch.cat(sampled, -1) * weights[:, None]
+        out = weighted.sum(-1)  # [B * heads, d, Q]
+        out = out.view(batch, -1, num_queries).mT  # [B, Q, D]
+        return self.out_proj(out.to(query.dtype))
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention between queries, deformable attention to the image, feed-forward;
-    post-norm."""
+    """Self-attention of the queries, deformable attention to the image, feed-forward net.
+
+    Post-norm: a norm follows each of the three residuals.
+    """
 
     def __init__(self, hidden_dim: int, nheads: int, points: int, dim_feedforward: int):
         super().__init__()
@@ -127,16 +146,30 @@ class DecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.norm3 = nn.LayerNorm(hidden_dim)
 
-    def forward(self, x: Tensor, query_pos: Tensor, boxes: Tensor, *image: Any) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        query_pos: Tensor,
+        boxes: Tensor,
+        memory: Tensor,
+        shapes: list[tuple[int, int]],
+        valid_ratio: Tensor,
+    ) -> Tensor:
+        """Returns the next queries `[B, Q, D]` for `x`, their position encoding `query_pos` and
+        their `boxes`; the other arguments are those of `DeformableAttention`."""
         query = x + query_pos
         x = self.norm1(x + self.self_attn(query, query, x))
-        x = self.norm2(x + self.cross_attn(x + query_pos, boxes, *image))
-        return self.norm3(x + self.linear2(self.linear1(x).relu()))
+        read = self.cross_attn(x + query_pos, boxes, memory, shapes, valid_ratio)
+        x = self.norm2(x + read)
+        hidden = self.linear1(x).relu()
+        return self.norm3(x + self.linear2(hidden))
 
 
 class Neck(nn.Module):
-    """Backbone features to three levels of one width, strides 8, 16, 32; one encoder layer at
-    stride 16."""
+    """Three levels of one width, strides 8, 16 and 32, from backbone features at strides 8 and 16.
+
+    The only encoder layer is at stride 16, where attention over all positions is affordable.
+    """
 
     def __init__(self, num_channels: list[int], hidden_dim: int, nheads: int, dim_feedforward: int):
         super().__init__()
@@ -150,15 +183,21 @@ class Neck(nn.Module):
         self.fuse8 = _conv_norm(hidden_dim, hidden_dim, 3)
 
     def forward(self, features: list[Tensor], mask: Tensor | None) -> list[Tensor]:
-        at8, at16 = self.lateral8(features[0]), self.lateral16(features[1])
-        padding = padding_at(at16, mask)
-        pos = self.position(padding).flatten(1, 2).to(at16.dtype)
-        encoded = self.encoder(
-            at16.flatten(2).mT, pos, None if mask is None else ~padding.flatten(1)
-        )
-        at16 = encoded.mT.unflatten(-1, at16.shape[-2:])
-        upsampled = F.interpolate(at16, size=at8.shape[-2:], mode="nearest")
-        return [self.fuse8(at8 + upsampled), at16, self.down32(at16)]
+        """Returns the levels, each `[B, D, h, w]`; `mask` `[B, H, W]` is True = padding."""
+        features8, features16 = features
+        level8 = self.lateral8(features8)
+        level16 = self.lateral16(features16)
+
+        padding = padding_at(level16, mask)  # [B, h, w]
+        pos = self.position(padding).flatten(1, 2).to(level16.dtype)  # [B, h * w, D]
+        ignored = None if mask is None else padding.flatten(1)  # [B, h * w]
+        encoded = self.encoder(level16.flatten(2).mT, pos, ignored)
+        level16 = encoded.mT.unflatten(-1, level16.shape[-2:])
+
+        upsampled = F.interpolate(level16, size=level8.shape[-2:], mode="nearest")
+        level8 = self.fuse8(level8 + upsampled)
+        level32 = self.down32(level16)
+        return [level8, level16, level32]
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -167,8 +206,10 @@ def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Se
 
 
 class FastDETR(DetectionModel):
-    """Backbone, neck, query selection, deformable decoder. Scores are sigmoids: there is no "no
-    object" class."""
+    """Backbone, neck, query selection, deformable decoder.
+
+    Scores are sigmoids: there is no "no object" class.
+    """
 
     resize = "square"  # no padding, one shape
     image_size = 640
@@ -213,88 +254,124 @@ class FastDETR(DetectionModel):
             nn.init.zeros_(head.layers[-1].bias)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
-        """Classes and boxes of normalised `images` `[B, 3, H, W]`; `mask` `[B, H, W]` True =
-        padding."""
-        levels = self.neck(self.backbone[0](images), mask)
+        """Returns logits `[B, Q, C]` and boxes `[B, Q, 4]` of every decoder layer, as `Outputs`.
+
+        With `aux_loss`, also those of all encoder positions, `[B, S, C]` and `[B, S, 4]`. `images`
+        `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there is none.
+        """
+        (backbone,) = self.backbone
+        levels = self.neck(backbone(images), mask)  # three of [B, D, h, w]
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        memory = self.memory_norm(torch.cat([level.flatten(2).mT for level in levels], dim=1))
-        valid_ratio = _valid_ratio(images, mask)
-        anchors = _anchors(shapes, images.shape[-2:], valid_ratio)
-        enc_logits = at_least_float32(self.enc_class_embed(memory))
+        flat_levels = [level.flatten(2).mT for level in levels]
+        memory = self.memory_norm(torch.cat(flat_levels, dim=1))  # [B, S, D]
+        valid_ratio = _valid_ratio(images, mask)  # [B, 2]
+        anchors = _anchors(shapes, images.shape[-2:], valid_ratio)  # [B, S, 4]
+
+        enc_logits = at_least_float32(self.enc_class_embed(memory))  # [B, S, C]
         if mask is not None:
-            inside = (anchors[..., :2] < 1).all(-1, keepdim=True)
+            inside = (anchors[..., :2] < 1).all(-1, keepdim=True)  # [B, S, 1]
             enc_logits = torch.where(inside, enc_logits, _PADDING_SCORE)
-        best = _best(enc_logits, self.num_queries)
-        content = _take(memory, best)
+        best = _best(enc_logits, self.num_queries)  # [B, Q]
+        content = _take(memory, best)  # [B, Q, D]
+        image = (memory, shapes, valid_ratio)
+
         if not self.aux_loss:
+            # Only the chosen positions need a box.
             boxes = self._proposals(_take(anchors, best), content)
-            return {
-                **self._decode(content, boxes, (memory, shapes, valid_ratio))[-1],
-                "aux_outputs": [],
-            }
-        enc_boxes = self._proposals(anchors, memory)
-        layers = self._decode(
-            content, _take(enc_boxes.detach(), best), (memory, shapes, valid_ratio)
-        )
+            layers = self._decode(content, boxes, image)
+            return {**layers[-1], "aux_outputs": []}
+
+        enc_boxes = self._proposals(anchors, memory)  # [B, S, 4]
+        # The decoder's losses do not teach the encoder's boxes, which have their own.
+        boxes = _take(enc_boxes.detach(), best)
+        layers = self._decode(content, boxes, image)
         enc_outputs: Outputs = {"pred_logits": enc_logits, "pred_boxes": enc_boxes}
         return {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": enc_outputs}
 
     def _proposals(self, anchors: Tensor, features: Tensor) -> Tensor:
-        return (
-            inverse_sigmoid(anchors) + at_least_float32(self.enc_bbox_embed(features))
-        ).sigmoid()
+        """Returns the boxes `[B, N, 4]` of positions with `anchors` and `features` `[B, N, D]`."""
+        reference = inverse_sigmoid(anchors)
+        correction = at_least_float32(self.enc_bbox_embed(features))
+        return (reference + correction).sigmoid()
 
-    def _decode(self, content: Tensor, boxes: Tensor, image: tuple) -> list[Outputs]:
-        x = self.query_embed.weight[: boxes.shape[1]] + content
+    def _decode(
+        self,
+        content: Tensor,
+        boxes: Tensor,
+        image: tuple[Tensor, list[tuple[int, int]], Tensor],
+    ) -> list[Outputs]:
+        """Returns the outputs of every decoder layer; without `aux_loss`, of the last one only.
+
+        `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start; `image` is the
+        (memory, shapes, valid_ratio) of `DeformableAttention`.
+        """
+        num_queries = boxes.shape[1]  # fewer than usual on a tiny image
+        x = self.query_embed.weight[:num_queries] + content  # [B, Q, D]
         outputs: list[Outputs] = []
-        for layer, class_embed, bbox_embed in zip(
-            self.decoder, self.class_embed, self.bbox_embed, strict=True
-        ):
-            box_sines = sine_features(boxes * (2 * math.pi), self.hidden_dim // 2).flatten(-2)
-            x = layer(x, self.query_pos(box_sines), boxes, *image)
-            refined = (inverse_sigmoid(boxes) + at_least_float32(bbox_embed(x))).sigmoid()
+        heads = zip(self.decoder, self.class_embed, self.bbox_embed, strict=True)
+        for layer, class_embed, bbox_embed in heads:
+            box_sines = sine_features(boxes * (2 * math.pi), self.hidden_dim // 2)
+            query_pos = self.query_pos(box_sines.flatten(-2))  # [B, Q, 4 * D / 2] to [B, Q, D]
+            x = layer(x, query_pos, boxes, *image)
+            reference = inverse_sigmoid(boxes)
+            correction = at_least_float32(bbox_embed(x))
+            refined = (reference + correction).sigmoid()  # [B, Q, 4]
             if self.aux_loss or layer is self.decoder[-1]:
-                outputs.append(
-                    {"pred_logits": at_least_float32(class_embed(x)), "pred_boxes": refined}
-                )
+                logits = at_least_float32(class_embed(x))  # [B, Q, C]
+                outputs.append({"pred_logits": logits, "pred_boxes": refined})
             boxes = refined.detach()  # each layer learns its own correction
         return outputs
 
 
 def _valid_ratio(images: Tensor, mask: Tensor | None) -> Tensor:
-    """The share (x, y) of the canvas that is image, `[B, 2]`."""
+    """Returns the share (x, y) of the canvas that is image, `[B, 2]`."""
     dtype = torch.promote_types(images.dtype, torch.float32)
     if mask is None:
         return images.new_ones(images.shape[0], 2, dtype=dtype)
-    columns, rows = (~mask[:, 0]).sum(1, dtype=dtype), (~mask[:, :, 0]).sum(1, dtype=dtype)
-    return torch.stack([columns / mask.shape[2], rows / mask.shape[1]], -1)
+    # Padding is at the right and at the bottom, so the first row and column show all of it.
+    _, height, width = mask.shape
+    columns = (~mask[:, 0]).sum(1, dtype=dtype)  # [B]
+    rows = (~mask[:, :, 0]).sum(1, dtype=dtype)
+    return torch.stack([columns / width, rows / height], -1)
 
 
 def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, valid_ratio: Tensor) -> Tensor:
-    """One square box per position, `[B, S, 4]` cxcywh as fractions of the unpadded image."""
+    """Returns one square box per position, `[B, S, 4]`.
+
+    `shapes` are the (h, w) of the levels, and `image_size` is the (H, W) of the canvas in px.
+    """
+    canvas_height, canvas_width = image_size
+    device, dtype = valid_ratio.device, valid_ratio.dtype
     per_level = []
     for stride, (height, width) in zip(STRIDES, shapes, strict=True):
-        y = (
-            torch.arange(height, device=valid_ratio.device, dtype=valid_ratio.dtype) + 0.5
-        ) / height
-        x = (torch.arange(width, device=valid_ratio.device, dtype=valid_ratio.dtype) + 0.5) / width
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+        y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+        x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
+        centers = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)  # [h, w, 2]
+        centers = centers.flatten(0, 1)  # [h * w, 2]
         side = _ANCHOR_STRIDES * stride
         # Filled, not copied from the host: a copy would wait for the device.
-        sizes = [torch.full_like(grid[:, :1], side / length) for length in reversed(image_size)]
-        per_level.append(torch.cat([grid, *sizes], -1))
-    return torch.cat(per_level) / valid_ratio.repeat(1, 2)[:, None]
+        anchor_width = torch.full_like(centers[:, :1], side / canvas_width)
+        anchor_height = torch.full_like(centers[:, :1], side / canvas_height)
+        per_level.append(torch.cat([centers, anchor_width, anchor_height], -1))
+    # From fractions of the canvas to fractions of the unpadded image.
+    of_canvas = torch.cat(per_level)  # [S, 4]
+    return of_canvas / valid_ratio.repeat(1, 2)[:, None]
 
 
 def _best(logits: Tensor, count: int) -> Tensor:
-    """The positions with the best class score, `[B, count]`; fewer if there are fewer positions."""
-    scores = logits.detach().amax(-1)
-    return scores.topk(min(count, scores.shape[1]), dim=1).indices
+    """Returns the positions with the best class score, best first: `[B, count]`.
+
+    There are fewer if `logits` `[B, S, C]` has fewer than `count` positions.
+    """
+    scores = logits.detach().amax(-1)  # [B, S]
+    count = min(count, scores.shape[1])
+    return scores.topk(count, dim=1).indices
 
 
 def _take(values: Tensor, positions: Tensor) -> Tensor:
-    """`[B, K, D]` of `values` `[B, S, D]` at `positions` `[B, K]`."""
-    return values.gather(1, positions[..., None].expand(-1, -1, values.shape[-1]))
+    """Returns the `[B, Q, D]` of `values` `[B, S, D]` at `positions` `[B, Q]`."""
+    index = positions[..., None].expand(-1, -1, values.shape[-1])
+    return values.gather(1, index)
 
 
 def fast(
@@ -310,8 +387,10 @@ def fast(
     points: int = 4,
     num_queries: int = 100,
 ) -> FastDETR:
-    """A fast form from parts. `backbone` is a name of torchvision or timm, or three widths: see
-    `build_backbone`."""
+    """Returns a fast DETR. `backbone` is a name of torchvision or timm, or three widths.
+
+    See `build_backbone` for the names.
+    """
     body = build_backbone(backbone, weights, norm, (8, 16))
     return FastDETR(
         num_classes, body, hidden_dim, nheads, dec_layers, dim_feedforward, points, num_queries

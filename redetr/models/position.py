@@ -7,23 +7,25 @@ from torch import Tensor, nn
 
 from redetr.errors import InputError
 
+_LARGEST_LEARNED_MAP = 50  # rows or columns, as in the original
+
 
 def sine_features(positions: Tensor, num_feats: int, temperature: float = 10000.0) -> Tensor:
-    """Sine and cosine features `[..., num_feats]` of `positions` `[...]` (radians): sin, cos, sin,
-    cos, ...
+    """Returns the features `[..., num_feats]` (sin, cos, sin, cos, ...) of `positions` `[...]`.
+
+    Positions are in radians.
 
     Source: Vaswani et al. 2017, section 3.5; the order of the original DETR.
     """
-    exponent = (
-        torch.arange(num_feats // 2, device=positions.device, dtype=positions.dtype) * 2 / num_feats
-    )
-    angles = positions[..., None] / temperature**exponent
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+    pairs = torch.arange(num_feats // 2, device=positions.device, dtype=positions.dtype)
+    exponent = pairs * 2 / num_feats  # [num_feats / 2]
+    angles = positions[..., None] / temperature**exponent  # [..., num_feats / 2]
+    sines_and_cosines = torch.stack([angles.sin(), angles.cos()], dim=-1)
+    return sines_and_cosines.flatten(-2)
 
 
 class PositionEmbeddingSine(nn.Module):
-    """Sine encoding of the row and the column, normalised over the valid (unpadded) pixels of each
-    image.
+    """Sine encoding of the row and the column, normalised over the unpadded part of each image.
 
     Source: the original DETR with `normalize=True`; the y half comes first.
     """
@@ -33,41 +35,51 @@ class PositionEmbeddingSine(nn.Module):
         self.num_pos_feats = num_pos_feats
 
     def forward(self, mask: Tensor) -> Tensor:
-        """Encodings `[B, H, W, 2 * num_pos_feats]` (fp32) for a `mask` `[B, H, W]`, True =
-        padding."""
+        """Returns the encodings `[B, H, W, 2 * num_pos_feats]`, fp32.
+
+        `mask` `[B, H, W]` is True = padding.
+        """
         valid = (~mask).float()
-        y, x = valid.cumsum(1), valid.cumsum(2)
-        y = y / (y[:, -1:, :] + 1e-6) * (2 * math.pi)
-        x = x / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
-        return torch.cat(
-            [sine_features(y, self.num_pos_feats), sine_features(x, self.num_pos_feats)], dim=-1
-        )
+        # A pixel's row is the number of unpadded pixels down to it, from 1; [B, H, W].
+        y = valid.cumsum(1)
+        x = valid.cumsum(2)
+        height = y[:, -1:, :]  # [B, 1, W]
+        width = x[:, :, -1:]  # [B, H, 1]
+        y = y / (height + 1e-6) * (2 * math.pi)
+        x = x / (width + 1e-6) * (2 * math.pi)
+        y_features = sine_features(y, self.num_pos_feats)
+        x_features = sine_features(x, self.num_pos_feats)
+        return torch.cat([y_features, x_features], dim=-1)
 
 
 class PositionEmbeddingLearned(nn.Module):
-    """Learned encoding of the row and the column, for feature maps of up to 50 x 50; the x half
-    comes first."""
+    """Learned encoding of the row and the column, for feature maps of up to 50 x 50.
+
+    The x half comes first.
+    """
 
     def __init__(self, num_pos_feats: int):
         super().__init__()
-        self.row_embed = nn.Embedding(50, num_pos_feats)
-        self.col_embed = nn.Embedding(50, num_pos_feats)
+        self.row_embed = nn.Embedding(_LARGEST_LEARNED_MAP, num_pos_feats)
+        self.col_embed = nn.Embedding(_LARGEST_LEARNED_MAP, num_pos_feats)
         nn.init.uniform_(self.row_embed.weight)
         nn.init.uniform_(self.col_embed.weight)
 
     def forward(self, mask: Tensor) -> Tensor:
-        """Encodings `[B, H, W, 2 * num_pos_feats]` for a `mask` `[B, H, W]`, whose values do not
-        matter.
+        """Returns the encodings `[B, H, W, 2 * num_pos_feats]`.
 
-        Raises InputError for a feature map of more than 50 rows or columns.
+        Only the shape of `mask` `[B, H, W]` matters, not its values. Raises InputError for a
+        feature map of more than 50 rows or columns.
         """
         batch, height, width = mask.shape
-        if max(height, width) > 50:
+        if max(height, width) > _LARGEST_LEARNED_MAP:
             raise InputError(
                 f"learned positions reach 50 x 50 features, this map has {height} x {width}: take "
-                "smaller images, or "
-                "position=sine"
+                "smaller images, or position=sine"
             )
-        rows = self.row_embed.weight[:height, None].expand(-1, width, -1)
-        columns = self.col_embed.weight[None, :width].expand(height, -1, -1)
-        return torch.cat([columns, rows], dim=-1).expand(batch, -1, -1, -1)
+        rows = self.row_embed.weight[:height, None]  # [H, 1, num_pos_feats]
+        rows = rows.expand(-1, width, -1)
+        columns = self.col_embed.weight[None, :width]  # [1, W, num_pos_feats]
+        columns = columns.expand(height, -1, -1)
+        encodings = torch.cat([columns, rows], dim=-1)  # [H, W, 2 * num_pos_feats]
+        return encodings.expand(batch, -1, -1, -1)

@@ -1,8 +1,8 @@
-"""Training large images with less memory: what is inside a block is not kept, but computed again
-for its gradient.
+"""Training with less memory: intermediates of a block are not kept, but computed twice.
 
-The blocks are those of the backbone and the layers of the faithful form's encoder, whose maps grow
-with the image; all else is kept as always. The gradient is the same to the last digit on a CPU.
+The blocks are those of the backbone and the layers of the original DETR's encoder, whose maps grow
+with the image; everything else is kept as usual. It costs a second forward pass of the blocks. On a
+CPU the gradient is the same to the last digit.
 """
 
 from collections.abc import Callable
@@ -17,22 +17,26 @@ from redetr.errors import InputError
 
 
 def recompute_blocks(model: nn.Module) -> None:
-    """From now on, `model` keeps only what enters its blocks. Raises InputError for a net that
-    cannot do so."""
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
-        raise InputError(
-            "--recompute would move the statistics of a trained BatchNorm twice: take norm=group "
-            "or "
-            "norm=frozen_batch"
-        )
+    """Makes `model` keep only the inputs of its blocks from now on.
+
+    Raises InputError for a net that cannot do so.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            raise InputError(
+                "--recompute would move the statistics of a trained BatchNorm twice: take "
+                "norm=group or norm=frozen_batch"
+            )
     for module in model.modules():
         if hasattr(module, "recompute"):
             module.recompute = True  # type: ignore[assignment]
 
 
 def runner(recompute: bool) -> Callable[..., Any]:
-    """What calls a block with its inputs."""
-    return partial(checkpoint, use_reentrant=False) if recompute else _call
+    """Returns the function that calls a block (first argument) with its inputs (the others)."""
+    if recompute:
+        return partial(checkpoint, use_reentrant=False)
+    return _call
 
 
 def _call(block: Callable[..., Any], *inputs: Any) -> Any:

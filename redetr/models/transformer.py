@@ -1,5 +1,8 @@
-"""The transformer of DETR: attention, encoder, decoder. Batch first; parameter names are the
-official ones."""
+"""The transformer of DETR: attention, encoder, decoder. Batch first, with the official names.
+
+Shape letters: B images, S positions of the feature map, Q queries, D width, L decoder layers; in
+attention N queries and M keys. Masks are True = padding, which attention ignores.
+"""
 
 from itertools import pairwise
 
@@ -12,50 +15,62 @@ from redetr.models.recompute import runner
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """`x` with a share `p` of its entries set to 0 and the others scaled, so that the mean stays.
+    """Returns `x` with a share `p` of its entries 0 and the others scaled by 1 / (1 - p).
 
     On a CPU, `F.dropout` draws one random number per entry, which takes a good part of a training
     step of DETR. Here 64 random bits decide about four entries (`p` is met to 2^-17).
     """
     if p in (0, 1) or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    bits = (
-        torch.empty(-(-x.numel() // 4), dtype=torch.int64)
-        .random_(-(2**63), 2**63 - 1)
-        .view(torch.int16)
-    )
-    kept = bits[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
-    return x * kept.to(x.dtype).mul_(1 / (1 - p))
+    num_draws = -(-x.numel() // 4)  # rounded up
+    draws = torch.empty(num_draws, dtype=torch.int64)
+    draws = draws.random_(-(2**63), 2**63 - 1)
+    # Each draw is read as four uniform integers of [-2^15, 2^15).
+    bits = draws.view(torch.int16)
+    bits = bits[: x.numel()].view(x.shape)
+    threshold = round(p * 2**16) - 2**15
+    kept = bits >= threshold
+    scale = 1 / (1 - p)
+    return x * kept.to(x.dtype).mul_(scale)
 
 
 class Dropout(nn.Dropout):
-    """`dropout` while training."""
+    """Applies `dropout` while training."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return dropout(x, self.p) if self.training else x
+        if not self.training:
+            return x
+        return dropout(x, self.p)
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, p: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, ignored: Tensor | None = None, p: float = 0.0
 ) -> Tensor:
-    """Scaled dot-product attention over `[B, heads, N, d]`; `mask` (broadcast to `[B, heads, N,
-    M]`) True = attend; `p` is the dropout of the weights.
+    """Returns scaled dot-product attention `[B, heads, N, d]`.
 
-    The one place where the kernel is chosen. On a CPU the product is written out, softmax in fp32,
+    `q` is `[B, heads, N, d]`, `k` and `v` are `[B, heads, M, d]`. `ignored` is a mask that
+    broadcasts to `[B, heads, N, M]`; keys where it is True, such as padding, get no weight. `p` is
+    the dropout of the weights.
+
+    The only place where the kernel is chosen. On a CPU the product is written out, softmax in fp32,
     where the fused kernel is slow or missing: in bf16 its backward takes half of a training step,
     and with dropout there is none.
     """
     if q.device.type == "cpu" and (q.dtype == torch.bfloat16 or p > 0):
-        scores = at_least_float32(q @ k.mT) * q.shape[-1] ** -0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        return dropout(scores.softmax(-1), p).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        head_dim = q.shape[-1]
+        scores = at_least_float32(q @ k.mT) * head_dim**-0.5  # [B, heads, N, M]
+        if ignored is not None:
+            scores = scores.masked_fill(ignored, float("-inf"))
+        weights = dropout(scores.softmax(-1), p)
+        return weights.to(v.dtype) @ v
+
+    # PyTorch's mask is the other way round: True = attend.
+    attended = None if ignored is None else ~ignored
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=attended, dropout_p=p)
 
 
 class MultiheadAttention(nn.Module):
-    """Multi-head attention with the parameters of `torch.nn.MultiheadAttention`, on the kernel of
-    `attention`."""
+    """Multi-head attention by `attention`, with the parameters of `torch.nn.MultiheadAttention`."""
 
     def __init__(self, hidden_dim: int, nheads: int, dropout: float = 0.0):
         super().__init__()
@@ -68,31 +83,46 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.nheads, -1)).transpose(1, 2)
+        """Splits the width: `[B, N, D]` to `[B, heads, N, D / heads]`."""
+        x = x.unflatten(-1, (self.nheads, -1))  # [B, N, heads, d]
+        return x.transpose(1, 2)
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the projected query `[B, N, D]`, key and value `[B, M, D]`."""
+        weights = self.in_proj_weight
+        biases = self.in_proj_bias
+        if query is key:
+            # Self-attention: one product for both projections.
+            split = 2 * query.shape[-1]
+            query_and_key = F.linear(query, weights[:split], biases[:split])  # [B, N, 2 * D]
+            q, k = query_and_key.chunk(2, dim=-1)
+            v = F.linear(value, weights[split:], biases[split:])
+            return q, k, v
+        query_weight, key_weight, value_weight = weights.chunk(3)
+        query_bias, key_bias, value_bias = biases.chunk(3)
+        q = F.linear(query, query_weight, query_bias)
+        k = F.linear(key, key_weight, key_bias)
+        v = F.linear(value, value_weight, value_bias)
+        return q, k, v
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None = None
+        self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None
     ) -> Tensor:
-        """`[B, N, D]` from `query` `[B, N, D]`, `key` and `value` `[B, M, D]`; `valid` `[B, M]`
-        True = attend."""
-        if query is key:  # self-attention: one product for both projections
-            split = 2 * query.shape[-1]
-            weights, biases = self.in_proj_weight, self.in_proj_bias
-            q, k = F.linear(query, weights[:split], biases[:split]).chunk(2, dim=-1)
-            v = F.linear(value, weights[split:], biases[split:])
-        else:
-            projections = zip(self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3), strict=True)
-            q, k, v = (
-                F.linear(x, w, b)
-                for x, (w, b) in zip((query, key, value), projections, strict=True)
-            )
-        mask = None if valid is None else valid[:, None, None, :]
+        """Returns `[B, N, D]` for `query` `[B, N, D]`, `key` and `value` `[B, M, D]`.
+
+        `padding` `[B, M]` is True for keys that are ignored.
+        """
+        q, k, v = self._project(query, key, value)
+        ignored = None if padding is None else padding[:, None, None, :]  # [B, 1, 1, M]
         p = self.dropout if self.training else 0.0
-        out = attention(self._heads(q), self._heads(k), self._heads(v), mask, p)
-        return self.out_proj(out.transpose(1, 2).flatten(-2))
+        out = attention(self._heads(q), self._heads(k), self._heads(v), ignored, p)
+        out = out.transpose(1, 2).flatten(-2)  # [B, heads, N, d] to [B, N, D]
+        return self.out_proj(out)
 
 
 class TransformerEncoderLayer(nn.Module):
+    """Self-attention over the feature map, then a feed-forward net; each with a residual."""
+
     def __init__(
         self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool
     ):
@@ -105,24 +135,31 @@ class TransformerEncoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
 
-    def _attend(self, x: Tensor, pos: Tensor, valid: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, pos: Tensor, padding: Tensor | None) -> Tensor:
         query = x + pos
-        return self.dropout(self.self_attn(query, query, x, valid))
+        attended = self.self_attn(query, query, x, padding)
+        return self.dropout(attended)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+        hidden = self.linear1(x).relu()  # [B, S, dim_feedforward]
+        hidden = self.dropout(hidden)
+        return self.dropout(self.linear2(hidden))
 
-    def forward(self, x: Tensor, pos: Tensor, valid: Tensor | None = None) -> Tensor:
-        """The next `[B, S, D]`; `pos` `[B, S, D]` is added to queries and keys, `valid` `[B, S]`
-        True = not padding."""
+    def forward(self, x: Tensor, pos: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Returns the next features `[B, S, D]`.
+
+        `pos` `[B, S, D]` is added to queries and keys; `padding` `[B, S]` is True = padding.
+        """
         if self.pre_norm:
-            x = x + self._attend(self.norm1(x), pos, valid)
+            x = x + self._attend(self.norm1(x), pos, padding)
             return x + self._feed_forward(self.norm2(x))
-        x = self.norm1(x + self._attend(x, pos, valid))
+        x = self.norm1(x + self._attend(x, pos, padding))
         return self.norm2(x + self._feed_forward(x))
 
 
 class TransformerDecoderLayer(nn.Module):
+    """Self-attention of the queries, attention to the image, and a feed-forward net."""
+
     def __init__(
         self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool
     ):
@@ -139,31 +176,46 @@ class TransformerDecoderLayer(nn.Module):
 
     def _self_attend(self, x: Tensor, query_pos: Tensor) -> Tensor:
         query = x + query_pos
-        return self.dropout(self.self_attn(query, query, x))
+        attended = self.self_attn(query, query, x)
+        return self.dropout(attended)
 
     def _cross_attend(
-        self, x: Tensor, query_pos: Tensor, key: Tensor, memory: Tensor, valid: Tensor | None
+        self, x: Tensor, query_pos: Tensor, key: Tensor, memory: Tensor, padding: Tensor | None
     ) -> Tensor:
-        return self.dropout(self.multihead_attn(x + query_pos, key, memory, valid))
+        query = x + query_pos
+        attended = self.multihead_attn(query, key, memory, padding)
+        return self.dropout(attended)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.linear2(self.dropout(self.linear1(x).relu())))
+        hidden = self.linear1(x).relu()  # [B, Q, dim_feedforward]
+        hidden = self.dropout(hidden)
+        return self.dropout(self.linear2(hidden))
 
     def forward(
-        self, x: Tensor, query_pos: Tensor, key: Tensor, memory: Tensor, valid: Tensor | None = None
+        self,
+        x: Tensor,
+        query_pos: Tensor,
+        key: Tensor,
+        memory: Tensor,
+        padding: Tensor | None = None,
     ) -> Tensor:
-        """The next queries `[B, Q, D]`; `key` is `memory` `[B, S, D]` plus its position
-        encoding."""
+        """Returns the next queries `[B, Q, D]`.
+
+        `query_pos` `[B, Q, D]` is added to the queries, `key` is `memory` `[B, S, D]` plus its
+        position encoding, and `padding` `[B, S]` is that of the memory, True = padding.
+        """
         if self.pre_norm:
             x = x + self._self_attend(self.norm1(x), query_pos)
-            x = x + self._cross_attend(self.norm2(x), query_pos, key, memory, valid)
+            x = x + self._cross_attend(self.norm2(x), query_pos, key, memory, padding)
             return x + self._feed_forward(self.norm3(x))
         x = self.norm1(x + self._self_attend(x, query_pos))
-        x = self.norm2(x + self._cross_attend(x, query_pos, key, memory, valid))
+        x = self.norm2(x + self._cross_attend(x, query_pos, key, memory, padding))
         return self.norm3(x + self._feed_forward(x))
 
 
 class TransformerEncoder(nn.Module):
+    """A stack of encoder layers; with `pre_norm`, a norm follows the last one."""
+
     recompute = False
 
     def __init__(
@@ -182,14 +234,17 @@ class TransformerEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden_dim) if pre_norm else nn.Identity()
 
-    def forward(self, x: Tensor, pos: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, pos: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Returns the encoded features `[B, S, D]`; arguments as those of a layer."""
         run = runner(self.recompute)
         for layer in self.layers:
-            x = run(layer, x, pos, valid)
+            x = run(layer, x, pos, padding)
         return self.norm(x)
 
 
 class TransformerDecoder(nn.Module):
+    """A stack of decoder layers; a single norm is shared by all their outputs."""
+
     def __init__(
         self,
         num_layers: int,
@@ -207,20 +262,24 @@ class TransformerDecoder(nn.Module):
         self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(
-        self, query_pos: Tensor, memory: Tensor, pos: Tensor, valid: Tensor | None = None
+        self, query_pos: Tensor, memory: Tensor, pos: Tensor, padding: Tensor | None = None
     ) -> Tensor:
-        """The normalised output of every layer, `[L, B, Q, D]`; the content of the queries starts
-        at zero."""
-        x, key, states = torch.zeros_like(query_pos), memory + pos, []
+        """Returns the normalised output of every layer, `[L, B, Q, D]`.
+
+        `query_pos` `[B, Q, D]` are the object queries, whose content starts at zero; `memory` and
+        `pos` are `[B, S, D]`, and `padding` is `[B, S]`.
+        """
+        x = torch.zeros_like(query_pos)
+        key = memory + pos  # the same for all layers
+        states = []
         for layer in self.layers:
-            x = layer(x, query_pos, key, memory, valid)
+            x = layer(x, query_pos, key, memory, padding)
             states.append(self.norm(x))
         return torch.stack(states)
 
 
 class Transformer(nn.Module):
-    """Encoder and decoder of Carion et al. 2020, appendix A.3. Every matrix starts Xavier
-    uniform."""
+    """Encoder and decoder of Carion et al. 2020, appendix A.3; matrices start Xavier uniform."""
 
     def __init__(
         self,
@@ -241,11 +300,15 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(
-        self, features: Tensor, pos: Tensor, query_pos: Tensor, valid: Tensor | None = None
+        self, features: Tensor, pos: Tensor, query_pos: Tensor, padding: Tensor | None = None
     ) -> Tensor:
-        """Decoder states `[L, B, Q, D]` from `features` and `pos` `[B, S, D]` and `query_pos` `[B,
-        Q, D]`."""
-        return self.decoder(query_pos, self.encoder(features, pos, valid), pos, valid)
+        """Returns the decoder states `[L, B, Q, D]`.
+
+        `features` and `pos` are `[B, S, D]`, `query_pos` is `[B, Q, D]`, and `padding` `[B, S]` is
+        True = padding.
+        """
+        memory = self.encoder(features, pos, padding)
+        return self.decoder(query_pos, memory, pos, padding)
 
 
 class MLP(nn.Module):
@@ -253,10 +316,12 @@ class MLP(nn.Module):
 
     def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
         super().__init__()
-        widths = [input_dim] + [hidden_dim] * (num_layers - 1) + [output_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        hidden_dims = [hidden_dim] * (num_layers - 1)
+        dims = [input_dim, *hidden_dims, output_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns `[..., output_dim]` for `x` `[..., input_dim]`."""
         for layer in self.layers[:-1]:
             x = layer(x).relu()
         return self.layers[-1](x)

@@ -33,22 +33,19 @@ def plot_curves(
 
     if not runs:
         raise ValueError("plot_curves needs at least one run")
+    if not names:
+        names = [_run_name(run, number) for number, run in enumerate(runs, 1)]
     several = len(runs) > 1
     figure = Figure(figsize=(12, 4.5), dpi=110, layout="constrained")
     loss_axes, ap_axes = figure.subplots(1, 2)
-    names = names or [_run_name(run, i) for i, run in enumerate(runs)]
-    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
         metrics = run if isinstance(run, list) else read_metrics(run)
-        color = "#{:02x}{:02x}{:02x}".format(*class_color(i if several else 1))
-        _plot_loss(
-            loss_axes, [line for line in metrics if line.get("loss") is not None], color, name
-        )
-        _plot_ap(
-            ap_axes,
-            [line for line in metrics if line.get("AP") is not None],
-            color,
-            name if several else "",
-        )
+        steps = [line for line in metrics if line.get("loss") is not None]
+        evaluations = [line for line in metrics if line.get("AP") is not None]
+        red, green, blue = class_color(index if several else 1)
+        color = f"#{red:02x}{green:02x}{blue:02x}"
+        _plot_loss(loss_axes, steps, color, name)
+        _plot_ap(ap_axes, evaluations, color, name if several else "")
     _label_axes(loss_axes, "Training loss", "step", legend=several)
     _label_axes(ap_axes, "Average precision (validation), %", "minutes", legend=True)
     write_whole(Path(path), figure.savefig)
@@ -57,11 +54,12 @@ def plot_curves(
 def read_metrics(run: PathLike) -> Metrics:
     """The lines of a run folder's `metrics.jsonl` (or of the file itself) as dicts.
 
-    A last line without its end is left out: the run is writing it or was killed at it. Raises
+    An unfinished last line is left out: the run is writing it, or was killed while it did. Raises
     InputError for a file that is missing or not JSON lines.
     """
     path = Path(run)
-    path = path / "metrics.jsonl" if path.is_dir() else path
+    if path.is_dir():
+        path = path / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
         return [json.loads(line) for line in lines if line.strip()]
@@ -71,37 +69,33 @@ def read_metrics(run: PathLike) -> Metrics:
         raise InputError(f"{path} is not made of JSON lines: {error}") from error
 
 
-def _run_name(run: PathLike | Metrics, position: int) -> str:
+def _run_name(run: PathLike | Metrics, number: int) -> str:
     if isinstance(run, list):
-        return f"run {position + 1}"
+        return f"run {number}"
     path = Path(run).absolute()
     return path.parent.name if path.suffix == ".jsonl" else path.name
 
 
 def _plot_loss(axes: "Axes", lines: Metrics, color: str, name: str) -> None:
-    """The loss of each logged step, faint, and its mean over the twentieth of all steps around
-    it."""
-    steps, losses = [line["step"] for line in lines], np.array([line["loss"] for line in lines])
-    reach = len(lines) // 40
-    smooth = [losses[max(0, i - reach) : i + reach + 1].mean() for i in range(len(lines))]
+    """Draws the loss of each logged step, faint, and its moving mean over a twentieth of them."""
+    steps = [line["step"] for line in lines]
+    losses = np.array([line["loss"] for line in lines])
+    reach = len(lines) // 40  # to either side
+    means = []
+    for index in range(len(lines)):
+        start = max(0, index - reach)
+        means.append(losses[start : index + reach + 1].mean())
     axes.plot(steps, losses, color=color, alpha=0.3, linewidth=0.8)
-    axes.plot(steps, smooth, color=color, linewidth=2, label=name)
+    axes.plot(steps, means, color=color, linewidth=2, label=name)
 
 
 def _plot_ap(axes: "Axes", lines: Metrics, color: str, name: str) -> None:
-    """AP solid and AP50 dashed, in percent, with a mark for each evaluation."""
+    """Draws AP solid and AP50 dashed, in percent, with a mark for each evaluation."""
     minutes = [line["time_s"] / 60 for line in lines]
     for key, style in (("AP", "-"), ("AP50", "--")):
         percent = [100 * line.get(key, math.nan) for line in lines]
-        axes.plot(
-            minutes,
-            percent,
-            style,
-            color=color,
-            marker="o",
-            markersize=3,
-            label=f"{name} {key}".strip(),
-        )
+        label = f"{name} {key}".strip()
+        axes.plot(minutes, percent, style, color=color, marker="o", markersize=3, label=label)
 
 
 def _label_axes(axes: "Axes", title: str, x_label: str, legend: bool) -> None:

@@ -242,7 +242,7 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(
             )  # arrives before step 1; all ranks are told with the counts of step 3
         return announce(*args, **kwargs)
 
-    monkeypatch.setattr("redetr.step.announce", announce_with_a_signal)
+    monkeypatch.setattr("redetr.training.announce", announce_with_a_signal)
     arguments = train_arguments(shared_coco, tmp_path / "parts", **settings)
     capsys.readouterr()
     lines = fails(capsys, arguments, code=75)
@@ -651,15 +651,23 @@ def test_models_lists_what_can_be_built(capsys):
     assert "detr_r50_dc5" in capsys.readouterr().out
 
 
-def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys):
+def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys, monkeypatch):
     """With a learning rate of next to nothing AP stays where it is: two more evaluations, and that
     is it."""
+    announced = []
+
+    def counted(*args, **kwargs):
+        announced.append(args)
+        return announce(*args, **kwargs)
+
+    monkeypatch.setattr("redetr.training.announce", counted)
     arguments = train_arguments(
         shared_coco, tmp_path / "run", steps=100, eval_every=2, patience=2, lr=1e-30, ema_decay=0
     )
     main(arguments)
     evaluations = [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line]
     assert evaluations == [2, 4, 6]
+    assert len(announced) == 7  # one ahead
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 6
     ended = (
         "ended early at step 6 of 100, after 2 evaluations in a row without a better AP "
@@ -669,6 +677,7 @@ def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys):
     main(
         [*arguments, "--resume", "--eval-every=4"]
     )  # it stays ended, and counts no evaluation twice
+    assert len(announced) == 7  # nothing is loaded for a run that has ended
     told = capsys.readouterr().err
     assert f"nothing to train: {ended}; " in told and "give a larger --patience" in told
     assert f"\n{ended}; best.pt is of step 2: AP 0." in told
@@ -691,9 +700,9 @@ def test_patience_counts_evaluations_also_when_they_come_at_other_steps(shared_c
         (
             "detr_tiny",
             {},
-            "8 images, 1 steps, no pretrained weights: expect little of detr_r50; take redetr_n",
+            "8 images, 1 steps, no pretrained weights: results of detr_r50 will be poor; take redetr_n",
         ),
-        ("redetr_n", {}, "8 images, 1 steps, no pretrained weights: expect little"),
+        ("redetr_n", {}, "8 images, 1 steps, no pretrained weights: results will be poor"),
     ],
 )
 def test_what_cannot_work_is_said(shared_coco, tmp_path, capsys, recipe, flags, said):
@@ -776,7 +785,7 @@ def test_the_folder_of_a_run_stands_for_its_settings(shared_coco, tmp_path, caps
     with monkeypatch.context() as patch:
         calls: list[int] = []
         stop_at_3 = lambda *rest: calls.append(1) or announce(*rest[:3], stopping=len(calls) == 3)  # noqa: E731
-        patch.setattr("redetr.step.announce", stop_at_3)
+        patch.setattr("redetr.training.announce", stop_at_3)
         fails(capsys, train_arguments(shared_coco, folder, seed=3), code=75)
     again = train_arguments(shared_coco, folder, seed=4)
     refused(capsys, [*again, "--resume"], "seed=3", f"redetr train '{folder}' --resume takes")

@@ -671,10 +671,6 @@ NO_DATA = {
 }
 
 
-def test_there_are_enough():
-    assert len(DAMAGED) + len(NO_DATA) >= 60
-
-
 @pytest.mark.parametrize("name", NO_DATA)
 def test_no_data_set_at_all(name, sound, tmp_path, capsys):
     form, do, says = NO_DATA[name]

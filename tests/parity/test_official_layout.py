@@ -161,26 +161,26 @@ def randomized(module: nn.Module) -> nn.Module:
 
 
 # The second image is padded after 4 of 7 positions.
-VALID = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
+PADDING = torch.tensor([[False] * 7, [False] * 4 + [True] * 3])
 
 
-@pytest.mark.parametrize("valid", [None, VALID], ids=["all", "padded"])
+@pytest.mark.parametrize("padding", [None, PADDING], ids=["all", "padded"])
 @pytest.mark.parametrize("self_attention", [True, False])
-def test_attention_is_that_of_torch(valid, self_attention):
+def test_attention_is_that_of_torch(padding, self_attention):
     theirs = randomized(nn.MultiheadAttention(24, 3, batch_first=True))
     ours = MultiheadAttention(24, 3).double()
     ours.load_state_dict(theirs.state_dict())
     key, value = torch.randn(2, 2, 7, 24, dtype=torch.float64)
     query = key if self_attention else torch.randn(2, 5, 24, dtype=torch.float64)
-    expected, _ = theirs(query, key, value, key_padding_mask=None if valid is None else ~valid)
-    torch.testing.assert_close(ours(query, key, value, valid), expected)
+    expected, _ = theirs(query, key, value, key_padding_mask=padding)
+    torch.testing.assert_close(ours(query, key, value, padding), expected)
 
 
 def test_attention_in_bf16_on_a_cpu_is_that_of_fp32():
     attention = randomized(MultiheadAttention(24, 3)).float()
     x = torch.randn(2, 7, 24)
-    expected = attention(x, x, x, VALID)
-    half = attention.bfloat16()(x.bfloat16(), x.bfloat16(), x.bfloat16(), VALID).float()
+    expected = attention(x, x, x, PADDING)
+    half = attention.bfloat16()(x.bfloat16(), x.bfloat16(), x.bfloat16(), PADDING).float()
     assert (half - expected).norm() < 0.03 * expected.norm()
 
 
@@ -202,10 +202,12 @@ def test_layers_without_positions_are_those_of_torch(pre_norm):
     )
     zero = torch.zeros_like
 
-    memory = encoder(x, src_key_padding_mask=~VALID)
-    torch.testing.assert_close(our_encoder(x, zero(x), VALID), memory)
-    expected = decoder(queries, memory, memory_key_padding_mask=~VALID)
-    torch.testing.assert_close(our_decoder(queries, zero(queries), memory, memory, VALID), expected)
+    memory = encoder(x, src_key_padding_mask=PADDING)
+    torch.testing.assert_close(our_encoder(x, zero(x), PADDING), memory)
+    expected = decoder(queries, memory, memory_key_padding_mask=PADDING)
+    torch.testing.assert_close(
+        our_decoder(queries, zero(queries), memory, memory, PADDING), expected
+    )
 
 
 def test_positions_go_to_queries_and_keys_but_not_to_values():
@@ -226,9 +228,9 @@ def test_padded_positions_change_nothing(pre_norm):
     transformer = Transformer(24, 3, 2, 2, 40, dropout=0.0, pre_norm=pre_norm).double()
     features, pos = torch.randn(2, 2, 7, 24, dtype=torch.float64)
     queries = torch.randn(2, 5, 24, dtype=torch.float64)
-    changed = torch.where(VALID[..., None], features, 100.0)
+    changed = torch.where(PADDING[..., None], 100.0, features)
     torch.testing.assert_close(
-        transformer(features, pos, queries, VALID), transformer(changed, pos, queries, VALID)
+        transformer(features, pos, queries, PADDING), transformer(changed, pos, queries, PADDING)
     )
     assert not torch.allclose(
         transformer(features, pos, queries), transformer(changed, pos, queries)
