@@ -21,7 +21,7 @@ from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.forms.folder import AnnotatedDataset
 from redetr.data.loader import Sample, Samples, load_batches, watching_workers
 from redetr.data.sampler import TrainSampler
-from redetr.data.transforms import Transform, augmentation, drawn_from
+from redetr.data.transforms import Transform, augmentation, drawn_from, final_size
 from redetr.distributed import (
     Dist,
     check_norms,
@@ -390,7 +390,7 @@ def learning_rate_factor(config: Settings, step: int) -> float:
 def train_transform(state: State) -> Transform:
     """What training does to an image."""
     config, model = state.config, state.model
-    return augmentation(config.augment, model.resize, config.image_size, model.max_size)
+    return augmentation(config.augment, final_size(model, config.image_size))
 
 
 def _num_workers(config: Settings) -> int:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import redetr
 from redetr.data import DetectionDataset
 from redetr.data.loader import Sample
 from redetr.distributed import Dist, process_group
-from redetr.evaluation import detect, evaluate
+from redetr.evaluation import detect_dataset, evaluate
 from redetr.structures import DetectionModel
 from redetr.verification import split_gradient, whole_gradient
 
@@ -124,7 +125,7 @@ class Rectangles(DetectionDataset):
             boxes.append([x, y, x + w, y + h])
             image[label, y : y + h, x : x + w] = 255
         boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
-        return image, redetr.Target(
+        return image, redetr.StoredTarget(
             boxes=boxes,
             labels=torch.tensor(labels),
             image_id=100 - index,
@@ -137,7 +138,7 @@ class Rectangles(DetectionDataset):
     def image(self, index: int) -> Tensor:
         return self.sample(index)[0]
 
-    def target(self, index: int) -> redetr.Target:
+    def target(self, index: int) -> redetr.StoredTarget:
         return self.sample(index)[1]
 
 
@@ -180,9 +181,9 @@ def detections(dist: Dist) -> dict[str, np.ndarray]:
     padded."""
     torch.manual_seed(0)
     model = redetr.build("detr_r50", 3, **FORMS["detr_r50"])
-    found, _ = detect(model, Rectangles(), dist, image_size=48, batch_size=2)
-    order = np.argsort(found["image_index"], kind="stable")
-    return {name: values[order] for name, values in found.items()}
+    found, _ = detect_dataset(model, Rectangles(), dist, image_size=48, batch_size=2)
+    order = np.argsort(found.image_index, kind="stable")
+    return asdict(found.keep(order))
 
 
 def run_training(data: Path, output: Path, accumulate: int) -> None:

@@ -14,7 +14,7 @@ from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.forms.layouts import read_annotations, splits_of
 from redetr.data.images import read_image, require_whole
 from redetr.errors import InputError
-from redetr.structures import Target
+from redetr.structures import StoredTarget
 
 
 def open_folder(root: Path, split: Split, hints: Hints, val_fraction: float) -> "FolderDataset":
@@ -82,7 +82,7 @@ class AnnotatedDataset(DetectionDataset):
     def max_objects(self) -> int:
         return int(self.annotations.object_counts().max(initial=0))
 
-    def target(self, index: int) -> Target:
+    def target(self, index: int) -> StoredTarget:
         position, source = self._position(index), self.annotations
         own = slice(source.first[position], source.first[position + 1])
         boxes, labels, iscrowd, area = (
@@ -91,7 +91,7 @@ class AnnotatedDataset(DetectionDataset):
         )
         image_id, (height, width) = int(source.ids[position]), source.sizes[position].tolist()
         size = (height, width)
-        return Target(
+        return StoredTarget(
             boxes=boxes,
             labels=labels,
             image_id=image_id,
