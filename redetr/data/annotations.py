@@ -250,13 +250,12 @@ def assemble(
 
 def _repeated_names(source: Path, classes: dict[int, str]) -> list[Fault]:
     """A warning if several classes have the same name."""
-    repeated = []
-    for name, count in Counter(classes.values()).items():
-        if count > 1:
-            repeated.append((name, count))
+    counts = Counter(classes.values())
+    repeated = [name for name, count in counts.items() if count > 1]
     if not repeated:
         return []
-    name, count = repeated[0]
+    name = repeated[0]
+    count = counts[name]
     text = f"{count} classes are called {name!r}"
     remedy = "give each its own name, or make them one"
     return [Fault("warning", "class-twice", source, "", text, remedy, len(repeated))]
@@ -270,9 +269,11 @@ def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:
     image_sizes = np.concatenate([images.sizes, [[1, 1]]])  # the last one is for no image
     sizes = image_sizes[objects.image, ::-1]  # [A, 2], width and height
     slip = np.maximum(_OVERSHOOT_PX, _OVERSHOOT_SHARE * sizes)
-    leaves_start = (corners[:, :2] < -slip).any(1)
-    leaves_end = (corners[:, 2:] > sizes + slip).any(1)
-    sides = corners[:, 2:] - corners[:, :2]
+    starts = corners[:, :2]
+    ends = corners[:, 2:]
+    leaves_start = (starts < -slip).any(1)
+    leaves_end = (ends > sizes + slip).any(1)
+    sides = ends - starts
     has_area = (sides > 0).all(1)
 
     def outside(i: int) -> str:

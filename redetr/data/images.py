@@ -55,9 +55,7 @@ def _turned(image: Image.Image) -> Image.Image:
     """The image as its EXIF tag turns it."""
     try:
         return ImageOps.exif_transpose(image)
-    except (
-        Exception
-    ):  # PIL's EXIF reader raises many undocumented kinds; a damaged tag turns nothing
+    except Exception:  # as PIL's decoders do, see below; a damaged tag turns nothing
         return image
 
 
@@ -101,9 +99,7 @@ def exif_orientation(image: Image.Image) -> int:
     try:
         exif.load(image.info.get("exif", b""))
         orientation = int(exif.get(_ORIENTATION, 1))
-    except (
-        Exception
-    ):  # PIL's EXIF reader raises many undocumented kinds; a damaged tag turns nothing
+    except Exception:  # as PIL's decoders do, see below; a damaged tag turns nothing
         return 1
     return orientation or 1
 
@@ -113,7 +109,7 @@ def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
     try:
         with Image.open(file, formats=FORMATS) as image:
             return image.size
-    except Exception:  # as in `_decoder_errors`
+    except Exception:  # see below
         return 0, 0
 
 
@@ -121,8 +117,9 @@ def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
 def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
     """Around calls of PIL: what goes wrong becomes an InputError of one line.
 
-    All exceptions, since PIL's decoders do not document theirs: besides OSError, damaged files
-    raise SyntaxError, ValueError, struct.error, DecompressionBombError and others.
+    All exceptions, since PIL's decoders and its EXIF reader do not document theirs: besides
+    OSError, damaged files raise SyntaxError, ValueError, struct.error, DecompressionBombError and
+    others.
     """
     try:
         yield

@@ -82,7 +82,11 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        faults = [asdict(fault) | {"file": str(fault.file)} for fault in self.faults]
+        faults = []
+        for fault in self.faults:
+            row = asdict(fault)
+            row["file"] = str(fault.file)
+            faults.append(row)
         return {
             "source": self.source,
             "verdict": self.verdict,
@@ -143,15 +147,18 @@ def _check_without_files(
 ) -> Report:
     """The report on a data set whose images are no files: drawn, or rows of Hugging Face."""
     datasets, faults = _open(source, val_fraction)
-    splits = {split: _annotations_of(dataset) for split, dataset in datasets.items()}
-    plan = Plan.of(recipe, datasets["train"].hints, num_queries)
+    splits: dict[Split, Annotations] = {}
+    for split, dataset in datasets.items():
+        splits[split] = _annotations_of(dataset)
+    hints = datasets["train"].hints
+    plan = Plan.of(recipe, hints, num_queries)
     faults += _faults(splits, {})
     faults += plan_faults(splits, plan)
     for split, dataset in datasets.items():
-        if len(splits[split]) < len(dataset):
+        scenes = len(dataset)
+        if scenes > len(splits[split]):
             text = (
-                f"{len(dataset):,} scenes, drawn on demand: these are the figures of the first "
-                f"{_SCENES}"
+                f"{scenes:,} scenes, drawn on demand: these are the figures of the first {_SCENES}"
             )
             faults.append(Fault("note", "drawn", Path(source), split, text, "nothing to do"))
 
@@ -174,9 +181,8 @@ def _check_folder(
     faults += _faults(splits, headers)
     faults += plan_faults(splits, plan)
     faults += copies(splits, headers)
-    if is_complete and all(
-        map(is_sound, splits.values())
-    ):  # else files may be of what was left out
+    everything_is_read = is_complete and all(is_sound(split) for split in splits.values())
+    if everything_is_read:  # else a file may belong to what was left out
         faults += unused_files(splits.values())
 
     def pixels(split: Split, index: int) -> Tensor:
@@ -219,10 +225,12 @@ def _faults(
     """The faults of annotations and image headers."""
     faults = []
     for split, annotations in splits.items():
-        of_split = [*annotations.faults, *box_faults(annotations)]
+        of_split = list(annotations.faults)
+        of_split += box_faults(annotations)
         if split in headers:
             of_split += image_faults(annotations, headers[split])
-        faults += [fault.in_split(split) for fault in of_split]
+        for fault in of_split:
+            faults.append(fault.in_split(split))
     return faults + class_faults(splits)
 
 
@@ -250,7 +258,7 @@ def _read(root: Path, val_fraction: float) -> tuple[dict[Split, Annotations], li
     reasons = {str(error) for error in errors.values()}
     if not splits and len(reasons) == 1:
         raise errors["train"]
-    return splits, [_unreadable(split, error, root) for split, error in errors.items()]
+    return splits, [_unreadable(split, reason, root) for split, reason in errors.items()]
 
 
 def _open(source: str, val_fraction: float) -> tuple[dict[Split, DetectionDataset], list[Fault]]:
@@ -280,24 +288,34 @@ def _annotations_of(dataset: DetectionDataset) -> Annotations:
     scenes."""
     if isinstance(dataset, AnnotatedDataset):
         return dataset.annotations
-    count = min(len(dataset), _SCENES)
-    targets = [dataset.target(i) for i in range(count)]
-    object_counts = [len(target["labels"]) for target in targets]
-    ids = np.array([target["image_id"] for target in targets])
-    labels = torch.cat([target["labels"] for target in targets]).numpy()
+    image_ids = []
+    sizes = []
+    object_counts = []
+    columns: dict[str, list[Tensor]] = {"boxes": [], "labels": [], "iscrowd": [], "area": []}
+    for i in range(min(len(dataset), _SCENES)):
+        target = dataset.target(i)
+        image_ids.append(target["image_id"])
+        sizes.append(target["size"])
+        object_counts.append(len(target["labels"]))
+        columns["boxes"].append(target["boxes"])
+        columns["labels"].append(target["labels"])
+        columns["iscrowd"].append(target["iscrowd"])
+        columns["area"].append(target["area"])
+    ids = np.array(image_ids)
+    labels = torch.cat(columns["labels"]).numpy()
     return Annotations(
         source=Path(dataset.name),
         folder=Path(dataset.name),
         names=ids.astype("S"),
         ids=ids,
-        sizes=np.array([target["size"] for target in targets]),
+        sizes=np.array(sizes),
         category_ids=dataset.category_ids,
         class_names=dataset.class_names,
         first=np.append(0, np.cumsum(object_counts)),
-        boxes=torch.cat([target["boxes"] for target in targets]).numpy(),
+        boxes=torch.cat(columns["boxes"]).numpy(),
         labels=labels,
-        iscrowd=torch.cat([target["iscrowd"] for target in targets]).numpy(),
-        area=torch.cat([target["area"] for target in targets]).numpy(),
+        iscrowd=torch.cat(columns["iscrowd"]).numpy(),
+        area=torch.cat(columns["area"]).numpy(),
         object_ids=np.arange(len(labels)),
     )
 
@@ -328,7 +346,11 @@ def _class_table(report: Report) -> Table:
     """Objects by class and split, the most common class first."""
     table = Table("class", *report.splits, box=SIMPLE)
     classes = report.classes()
-    common = sorted(classes, key=lambda name: -sum(classes[name].values()))
+
+    def objects(name: str) -> int:
+        return sum(classes[name].values())
+
+    common = sorted(classes, key=objects, reverse=True)
     for name in common[:_MOST_CLASSES]:
         counts = [f"{count:,}" for count in classes[name].values()]
         table.add_row(Text(name), *counts)

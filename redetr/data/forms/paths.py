@@ -24,7 +24,8 @@ def path_inside(name: Any) -> str:
     elsewhere."""
     if not isinstance(name, str) or not name or "\0" in name:
         return ""
-    path = posixpath.normpath(name.replace("\\", "/"))
+    forward = name.replace("\\", "/")
+    path = posixpath.normpath(forward)
     if path in (".", "..") or path.startswith("../") or _is_absolute(path):
         return ""
     try:
@@ -50,9 +51,10 @@ class Listing:
         """The names in the directory `parent` below the folder; none if it is not there."""
         if parent not in self._files:
             try:
-                self._files[parent] = set(os.listdir(self.root / parent))
+                names = os.listdir(self.root / parent)
             except OSError:
-                self._files[parent] = set()
+                names = []
+            self._files[parent] = set(names)
         return self._files[parent]
 
     def __contains__(self, name: str) -> bool:
@@ -67,13 +69,16 @@ def find_below(there: Listing, text: str, bases: Iterable[str] = ("",)) -> str:
     Never a path outside: of `../train/images`, which Roboflow writes one level too high, the rest
     is taken; of an absolute path, most often of another machine, the longest end that is there.
     """
-    path = posixpath.normpath(text.replace("\\", "/"))
+    forward = text.replace("\\", "/")
+    path = posixpath.normpath(forward)
     while path == ".." or path.startswith("../"):
         path = path[3:] or "."
     ends = [path]
     if _is_absolute(path):
         parts = path.split("/")
-        ends = ["/".join(parts[start:]) for start in range(1, len(parts))]
+        ends = []
+        for start in range(1, len(parts)):
+            ends.append("/".join(parts[start:]))
     for end in ends:
         for base in bases:
             candidate = posixpath.join(base, end)
@@ -88,7 +93,9 @@ def find_below(there: Listing, text: str, bases: Iterable[str] = ("",)) -> str:
 def find_files(names: list[str], folders: list[Path]) -> tuple[Path, np.ndarray]:
     """The first of the folders that holds most of the files, and which files it lacks, bool
     `[N]`."""
-    candidates = [folder for folder in folders if folder.is_dir()] or folders[:1]
+    candidates = [folder for folder in folders if folder.is_dir()]
+    if not candidates:
+        candidates = folders[:1]
     best = candidates[0]
     lacking = missing_files(best, names)
     for folder in candidates[1:]:

@@ -20,6 +20,8 @@ from redetr.data.forms.yolo import label_name
 from redetr.data.open import folder_of
 from redetr.errors import InputError
 
+_VOC_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
 Splits = dict[Split, Annotations]
 Put = Callable[[Path, Path], object]  # makes an image (first) appear at another path (second)
 
@@ -35,7 +37,9 @@ def convert(source: str | Path, destination: Path, form: str, copy: bool = False
     """
     root = folder_of(source)
     _require_new(source, root, destination)
-    splits: Splits = {split: read_annotations(root, split) for split in splits_of(root)}
+    splits: Splits = {}
+    for split in splits_of(root):
+        splits[split] = read_annotations(root, split)
     for annotations in splits.values():
         annotations.require_sound()
     splits, notes = _fitted(splits, form)
@@ -77,7 +81,7 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     if form == "coco":
         return splits, []
     notes = []
-    if any(not np.allclose(a.area, _box_areas(a), rtol=0.01) for a in splits.values()):
+    if any(_has_outlines(annotations) for annotations in splits.values()):
         notes.append(
             f"{form} has no areas: objects count as small, medium and large by their boxes"
         )
@@ -87,10 +91,14 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     for annotations in splits.values():
         _require_separate_labels([annotations])
     _require_same_classes(splits)
-    crowds = sum(int(a.iscrowd.sum()) for a in splits.values())
+    crowds = 0
+    objects: Splits = {}
+    for split, annotations in splits.items():
+        crowds += int(annotations.iscrowd.sum())
+        objects[split] = without_crowds(annotations)
     if crowds:
         notes.append(f"yolo has no crowds and no objects to ignore: {crowds} are left out")
-    return {split: without_crowds(a) for split, a in splits.items()}, notes
+    return objects, notes
 
 
 def _unused_classes(splits: Splits) -> list[str]:
@@ -119,7 +127,15 @@ def _require_same_classes(splits: Splits) -> None:
 
 
 def without_crowds(annotations: Annotations) -> Annotations:
-    return annotations.only(np.ones(len(annotations), bool), ~annotations.iscrowd)
+    """All images, and the objects that are no crowds."""
+    all_images = np.ones(len(annotations), bool)
+    return annotations.only(all_images, ~annotations.iscrowd)
+
+
+def _has_outlines(annotations: Annotations) -> bool:
+    """Whether the areas are not those of the boxes."""
+    sides = annotations.boxes[:, 2:] - annotations.boxes[:, :2]
+    return not np.allclose(annotations.area, sides.prod(1), rtol=0.01)
 
 
 def _require_separate_labels(parts: list[Annotations]) -> None:
@@ -138,15 +154,19 @@ def _require_separate_labels(parts: list[Annotations]) -> None:
 def _require_same(meant: Annotations, written: Annotations, form: str) -> None:
     """Raises InputError if what was written does not read as what was meant."""
     written.require_sound()
-    same_images = _names(meant) == _names(written)
-    if (
-        not same_images
-        or not np.array_equal(meant.first, written.first)
-        or not np.allclose(meant.boxes, written.boxes, rtol=0, atol=1e-3)
-        or _classes(meant) != _classes(written)
-    ):
+    if not _are_same(meant, written):
         remedy = "are there odd characters in the names of its classes?"
         raise InputError(f"{form} cannot hold it", where=meant.source, remedy=remedy)
+
+
+def _are_same(meant: Annotations, written: Annotations) -> bool:
+    if _names(meant) != _names(written):
+        return False
+    if not np.array_equal(meant.first, written.first):
+        return False
+    if not np.allclose(meant.boxes, written.boxes, rtol=0, atol=1e-3):
+        return False
+    return _classes(meant) == _classes(written)
 
 
 def _names(annotations: Annotations) -> list[str]:
@@ -156,11 +176,6 @@ def _names(annotations: Annotations) -> list[str]:
 def _classes(annotations: Annotations) -> list[str]:
     """The name of the class of each object."""
     return np.array(annotations.class_names)[annotations.labels].tolist()
-
-
-def _box_areas(annotations: Annotations) -> np.ndarray:
-    sides = annotations.boxes[:, 2:] - annotations.boxes[:, :2]
-    return sides.prod(1)
 
 
 def _link(source: Path, destination: Path) -> None:
@@ -206,8 +221,14 @@ def _write_coco(splits: Splits, root: Path, put: Put) -> None:
         _put_images(a, root / split, put)
         images = []
         for image_id, scene in zip(a.ids.tolist(), _scenes(a), strict=True):
-            size = {"width": scene.width, "height": scene.height}
-            images.append({"id": image_id, "file_name": scene.name, **size})
+            images.append(
+                {
+                    "id": image_id,
+                    "file_name": scene.name,
+                    "width": scene.width,
+                    "height": scene.height,
+                }
+            )
         categories = []
         for category_id, name in zip(a.category_ids, a.class_names, strict=True):
             categories.append({"id": category_id, "name": name})
@@ -233,11 +254,12 @@ def _coco_annotations(a: Annotations) -> list[dict[str, Any]]:
     image_ids = a.ids[a.image_of()].tolist()
     annotations = []
     for i in range(count):
+        label = a.labels[i]
         annotations.append(
             {
                 "id": int(ids[i]),
                 "image_id": image_ids[i],
-                "category_id": a.category_ids[a.labels[i]],
+                "category_id": a.category_ids[label],
                 "bbox": boxes[i],
                 "area": areas[i],
                 "iscrowd": int(a.iscrowd[i]),
@@ -308,11 +330,11 @@ def _voc_tree(a: Annotations, scene: _Scene, boxes: np.ndarray) -> ElementTree.E
     _add(size, width=scene.width, height=scene.height, depth=3)
     for i in range(scene.objects.start, scene.objects.stop):
         element = ElementTree.SubElement(tree, "object")
-        _add(element, name=a.class_names[a.labels[i]], difficult=int(a.iscrowd[i]))
-        sides = {}
-        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), boxes[i].tolist(), strict=True):
-            sides[side] = f"{value:.12g}"
-        _add(ElementTree.SubElement(element, "bndbox"), **sides)
+        name = a.class_names[a.labels[i]]
+        _add(element, name=name, difficult=int(a.iscrowd[i]))
+        box = ElementTree.SubElement(element, "bndbox")
+        for side, value in zip(_VOC_SIDES, boxes[i].tolist(), strict=True):
+            _add(box, **{side: f"{value:.12g}"})
     ElementTree.indent(tree)
     return tree
 
