@@ -172,6 +172,38 @@ def test_a_hub_name(transformers_folder, tmp_path, monkeypatch):
         start("somebody/else")
 
 
+def test_a_hub_that_breaks_off(monkeypatch):
+    """What the client and its HTTP library raise is one line; an error of ours is none of it."""
+    hub = pytest.importorskip("huggingface_hub")
+    transport = hub.errors.HfHubHTTPError.__bases__[0]
+
+    def give(error):
+        def broken(name, **options):
+            raise error
+
+        monkeypatch.setattr(hub, "snapshot_download", broken)
+
+    for error in (OSError("no network"), transport("no network")):
+        give(error)
+        with pytest.raises(redetr.InputError, match=r"^a/b: .*did not give it .no network"):
+            start("a/b")
+    give(OSError())
+    with pytest.raises(redetr.InputError, match=r"did not give it .OSError"):
+        start("a/b")
+    give(TypeError("a mistake"))
+    with pytest.raises(TypeError, match="a mistake"):
+        start("a/b")
+
+
+def test_weights_of_a_model_that_is_not_known(tmp_path):
+    path = write("last.pt", tmp_path)
+    content = torch.load(path, weights_only=True)
+    content["config"]["model"] = "redetr_next"
+    torch.save(content, path)
+    with pytest.raises(redetr.InputError, match="unknown model 'redetr_next'"):
+        start(path)
+
+
 @FORMS
 def test_classes_are_taken_by_name(config, tmp_path):
     model, said = start(

@@ -64,9 +64,10 @@ def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
 def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Raises ValueError, with the reason, for options that no model can be built with."""
     for option, value in overrides.items():
+        is_flag = isinstance(defaults[option], bool)
         if option in _BOUNDS:
             _require_number(option, value, whole=option != "dropout")
-        elif isinstance(defaults[option], bool) and not isinstance(value, bool):
+        elif is_flag and not isinstance(value, bool):
             raise ValueError(f"{option} must be true or false")
         elif option == "norm" and not isinstance(value, str):
             raise ValueError("norm must be a name")
@@ -84,10 +85,11 @@ def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, 
 
 
 def _require_number(option: str, value: Any, whole: bool) -> None:
-    kinds = int if whole else (int, float)
     least, most = _BOUNDS[option]
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        raise ValueError(f"{option} must be a {'whole ' if whole else ''}number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{option} must be a number")
+    if whole and not isinstance(value, int):
+        raise ValueError(f"{option} must be a whole number")
     if value < least:
         raise ValueError(f"{option} must be at least {least}")
     if not value <= most:  # also not a number
@@ -102,8 +104,9 @@ def _require_widths(value: Any) -> None:
     )
     if not isinstance(value, tuple | list) or len(value) != 3:
         raise ValueError(message)
+    allowed = range(_GROUPS, _MOST_CHANNELS + 1, _GROUPS)
     for width in value:
-        if not isinstance(width, int) or width not in range(_GROUPS, _MOST_CHANNELS + 1, _GROUPS):
+        if not isinstance(width, int) or width not in allowed:
             raise ValueError(message)
 
 

@@ -58,20 +58,24 @@ def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights
         return _read_transformers(path, model)
     if path.suffix == ".safetensors":
         return _read_safetensors(path, model)
+    return _read_torch(path, model)
+
+
+def _read_torch(path: Path, model: str | None) -> Weights:
     content = read_torch(path)
     if isinstance(content, dict) and all(key in content for key in REQUIRED):
         averaged = content.get("ema")
-        has_average = averaged is not None and averaged != {}
-        tensors = _require_tensors(path, averaged if has_average else content["model"])
+        if averaged is None or averaged == {}:
+            averaged = content["model"]
+        tensors = _require_tensors(path, averaged)
         return Weights(path, tensors, _origin_of_run(path, content))
     for key in ("model", "state_dict"):
         if isinstance(content, dict):
             content = content.get(key, content)
-    if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise InputError(
-            "neither a redetr checkpoint nor tensors by name, alone or as 'model' of a dict",
-            where=path,
-        )
+    values = content.values() if isinstance(content, dict) else []
+    if not any(isinstance(value, Tensor) for value in values):
+        text = "neither a redetr checkpoint nor tensors by name, alone or as 'model' of a dict"
+        raise InputError(text, where=path)
     return _from_official(path, _require_tensors(path, content), model)
 
 
@@ -103,9 +107,12 @@ def _is_whole(tensor: Any) -> bool:
     """Whether it is a dense tensor in memory whose shape is no larger than what is stored."""
     if not isinstance(tensor, Tensor):
         return False
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.numel() == 0:
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
         return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    if tensor.numel() == 0:
+        return False
+    needed = tensor.numel() * tensor.element_size()
+    return needed <= tensor.untyped_storage().nbytes()
 
 
 def locate(source: str | os.PathLike) -> Path:
@@ -178,8 +185,12 @@ def _config_of_run(path: Path, values: Any) -> TrainConfig:
 def _list_in(path: Path, table: dict[str, Any], key: str, kind: type[T]) -> list[T]:
     """The values of that type under a key. Raises InputError if they are something else."""
     values = table.get(key)
-    if not isinstance(values, list | tuple) or not all(isinstance(v, kind) for v in values):
-        raise _damaged(path, f"{key} is no list of {kind.__name__}")
+    problem = _damaged(path, f"{key} is no list of {kind.__name__}")
+    if not isinstance(values, list | tuple):
+        raise problem
+    for value in values:
+        if not isinstance(value, kind):
+            raise problem
     return list(values)
 
 
@@ -227,7 +238,10 @@ def _read_transformers(folder: Path, model: str | None) -> Weights:
     num_classes = 0
     if "class_embed.weight" in tensors:
         num_classes = tensors["class_embed.weight"].shape[0] - 1
-    names = [str(labels.get(str(i), f"class {i}")) for i in range(num_classes)]
+    names = []
+    for i in range(num_classes):
+        name = labels.get(str(i), f"class {i}")
+        names.append(str(name))
     options: dict[str, Any] = {"nheads": config.get("encoder_attention_heads", 8)}
     if config.get("dilation") or backbone.get("output_stride") == 16:
         options["dilation"] = True

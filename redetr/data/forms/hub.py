@@ -31,7 +31,8 @@ _FIELDS = {"bbox": "bbox", "category": "category_id", "area": "area", "iscrowd":
 def hub_splits(source: str) -> list[Split]:
     """The splits that are there. Raises InputError if `datasets` is not installed or cannot read
     it."""
-    names = _split_names(_load(source))
+    splits = _load(source)
+    names = _split_names(splits)
     return [split for split, name in names.items() if name]
 
 
@@ -62,8 +63,10 @@ def _split_names(splits: dict[str, Any]) -> dict[Split, str]:
     """The name of each split there, empty if there is none."""
     names: dict[Split, str] = {}
     for split, aliases in _SPLITS.items():
-        present = [alias for alias in aliases if alias in splits]
-        names[split] = present[0] if present else ""
+        names[split] = ""
+        for alias in reversed(aliases):  # the first one wins
+            if alias in splits:
+                names[split] = alias
     return names
 
 
@@ -100,11 +103,18 @@ def _annotations(source: str, rows: Any) -> Annotations:
     annotations: list[dict[str, Any]] = []
     for image_id, row in enumerate(_encoded(rows)):
         width, height = image_size(_file(row))
-        file_name = f"{image_id:09d}"
-        images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        images.append(
+            {
+                "id": image_id,
+                "file_name": f"{image_id:09d}",
+                "width": width,
+                "height": height,
+            }
+        )
         for annotation in _objects(row["objects"]):
-            ids = {"id": len(annotations), "image_id": image_id}
-            annotations.append(ids | annotation)
+            annotation["id"] = len(annotations)
+            annotation["image_id"] = image_id
+            annotations.append(annotation)
     document = {"images": images, "annotations": annotations, "categories": categories}
     return from_document(Path(source), document, [])
 

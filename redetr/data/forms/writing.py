@@ -43,21 +43,26 @@ def convert(source: str | Path, destination: Path, form: str, copy: bool = False
     for annotations in splits.values():
         annotations.require_sound()
     splits, notes = _fitted(splits, form)
+    put = shutil.copyfile if copy else _link
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".unfinished-"))
     try:
-        _WRITERS[form](splits, unfinished, shutil.copyfile if copy else _link)
+        _WRITERS[form](splits, unfinished, put)
         for split, annotations in splits.items():
-            _require_same(annotations, read_annotations(unfinished, split), form)
+            written = read_annotations(unfinished, split)
+            _require_same(annotations, written, form)
         unfinished.chmod(0o755)
         os.rename(unfinished, destination)
     except BaseException:
         shutil.rmtree(unfinished)
         raise
     counts = []
-    for split, a in splits.items():
-        counts.append(f"{split} has {len(a)} images, {len(a.boxes)} objects")
-    return [f"{destination}: {', '.join(counts)}", *notes]
+    for split, annotations in splits.items():
+        num_images = len(annotations)
+        num_objects = len(annotations.boxes)
+        counts.append(f"{split} has {num_images} images, {num_objects} objects")
+    summary = f"{destination}: {', '.join(counts)}"
+    return [summary, *notes]
 
 
 def _require_new(source: str | Path, root: Path, destination: Path) -> None:
@@ -120,10 +125,12 @@ def _unused_classes(splits: Splits) -> list[str]:
 def _require_same_classes(splits: Splits) -> None:
     """Raises InputError if the splits list different classes."""
     first, *others = splits
+    class_names = splits[first].class_names
     for split in others:
-        if splits[split].class_names != splits[first].class_names:
+        annotations = splits[split]
+        if annotations.class_names != class_names:
             text = f"{split} lists other classes than {first}, yolo has one list for all"
-            raise InputError(text, where=splits[split].source, remedy="make them the same")
+            raise InputError(text, where=annotations.source, remedy="make them the same")
 
 
 def without_crowds(annotations: Annotations) -> Annotations:
@@ -170,7 +177,7 @@ def _are_same(meant: Annotations, written: Annotations) -> bool:
 
 
 def _names(annotations: Annotations) -> list[str]:
-    return list(map(os.fsdecode, annotations.names))
+    return [os.fsdecode(name) for name in annotations.names]
 
 
 def _classes(annotations: Annotations) -> list[str]:

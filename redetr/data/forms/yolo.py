@@ -81,6 +81,21 @@ def read_yolo(root: Path, split: Split) -> Annotations:
     faults: list[Fault] = []
     below, names = _find_images(file, config, split, faults)
     folder = file.parent / below
+    images = _read_images(folder, names, faults)
+    label_files = []
+    for name in names:
+        label_file = label_name(posixpath.join(below, name))
+        label_files.append(f"{file.parent}/{label_file}")
+    lines = _Lines(label_files)
+    if not lines.any_file:
+        text = f"no image of {split} has a label file"
+        remedy = "put them there, or all images count as empty"
+        faults.append(Fault("warning", "labels-missing", Path(label_files[0]), "", text, remedy))
+    objects = _read_objects(lines, images.sizes, list(classes), file, faults)
+    return assemble(file, classes, images, objects, faults)
+
+
+def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> Images:
     rows = Rows(len(names), faults, lambda i: (folder / names[i], ""))
     sizes = read_sizes(folder, names)
     rows.fault(
@@ -89,18 +104,8 @@ def read_yolo(root: Path, split: Split) -> Annotations:
         lambda i: "not an image, or a damaged one",
         "replace the file, or delete it with its labels",
     )
-    images = Images(rows, folder, names, np.arange(len(names)), sizes, lambda i: names[i])
-
-    label_files = []
-    for name in names:
-        label_files.append(f"{file.parent}/{label_name(posixpath.join(below, name))}")
-    lines = _Lines(label_files)
-    if not lines.any_file:
-        text = f"no image of {split} has a label file"
-        remedy = "put them there, or all images count as empty"
-        faults.append(Fault("warning", "labels-missing", Path(label_files[0]), "", text, remedy))
-    objects = _read_objects(lines, sizes, list(classes), file, faults)
-    return assemble(file, classes, images, objects, faults)
+    ids = np.arange(len(names))
+    return Images(rows, folder, names, ids, sizes, lambda i: names[i])
 
 
 def label_name(image: str) -> str:
@@ -164,7 +169,8 @@ def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
         raise InputError(text, where=file, remedy="write the names of the classes")
     classes = []
     for number, name in names.items():
-        if not isinstance(number, str) or not number.isdecimal() or len(number) >= 10:
+        is_number = isinstance(number, str) and number.isdecimal() and len(number) < 10
+        if not is_number:
             text = f"{reprlib.repr(number)} in names is no class number"
             raise InputError(text, where=file, remedy="number them from 0")
         classes.append((int(number), name))
@@ -283,12 +289,14 @@ class _Lines:
 
     def place(self, i: int) -> tuple[Path, str]:
         """The file of line `i`, and which line of it that is."""
-        return Path(self.files[self.image[i]]), f"line {self.line[i]}"
+        file = Path(self.files[self.image[i]])
+        return file, f"line {self.line[i]}"
 
     def quoted(self, i: int) -> str:
         """The text of line `i`, shortened."""
         file = Path(self.files[self.image[i]])
-        line = file.read_bytes().splitlines()[self.line[i] - 1]
+        lines = file.read_bytes().splitlines()
+        line = lines[self.line[i] - 1]
         return reprlib.repr(line.decode("utf-8", "replace"))
 
 
