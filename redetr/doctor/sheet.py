@@ -89,7 +89,7 @@ def augmented_sheet(report: Report) -> Image.Image:
 def _training_samples(plan: Plan, dataset: DetectionDataset) -> Samples:
     config = plan.config
     transform = augmentation(
-        config.augment or "plain",
+        config.augment,
         plan.resize,
         config.image_size,
         plan.max_size,
