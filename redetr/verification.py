@@ -24,7 +24,7 @@ from redetr.models.transformer import MultiheadAttention
 from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.state import State
 from redetr.step import announce, receive, train_step
-from redetr.structures import DetectionModel, Target
+from redetr.structures import DetectionModel, StoredTarget
 from redetr.training import prepare, train_transform
 
 # Largest relative error of the whole gradient. In bf16 another split means another rounding of each
@@ -74,14 +74,14 @@ class Noise(DetectionDataset):
     def __len__(self) -> int:
         return self._size
 
-    def target(self, index: int) -> Target:
+    def target(self, index: int) -> StoredTarget:
         random = np.random.default_rng(index)
         objects = _OBJECTS[index % len(_OBJECTS)]
         height, width = random.integers(60, 160, 2).tolist()
         corners = random.uniform(0, [width, height], (objects, 2, 2))
         top_left, bottom_right = corners.min(1), corners.max(1) + 1
         boxes = np.concatenate([top_left, bottom_right], 1).clip(0, [width, height] * 2)
-        return Target(
+        return StoredTarget(
             boxes=torch.from_numpy(boxes).float(),
             labels=torch.from_numpy(random.integers(0, 3, objects)),
             image_id=index,

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset, open_dataset
-from redetr.data.transforms import Sample
+from redetr.data.transforms import StoredSample
 from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector, load
 from redetr.errors import InputError
 from redetr.pages.curves import plot_curves
 from redetr.pages.drawing import comparison_grid, draw_boxes, save_image
 from redetr.recipes import redetr_n
-from redetr.structures import Target
+from redetr.structures import StoredTarget
 from redetr.training import train
 
 _STEPS = {"digits": 720, "crowns": 600}  # about five minutes on two cores
@@ -75,7 +75,7 @@ def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -
     together: scores that are trained towards the IoU are low while boxes are rough, so no fixed
     threshold suits every stage of training.
     """
-    samples: list[Sample] = []
+    samples: list[StoredSample] = []
     predictions: list[Detections] = []
     num_objects = 0
     for k in range(count):
@@ -103,7 +103,7 @@ def _threshold_for(predictions: list[Detections], count: int) -> float:
     return float(ranked[min(count, last)])
 
 
-def _drawn_truth(image: Tensor, target: Target, class_names: tuple[str, ...]) -> Image.Image:
+def _drawn_truth(image: Tensor, target: StoredTarget, class_names: tuple[str, ...]) -> Image.Image:
     """The image with the boxes of its objects; crowds are left out."""
     kept = ~target["iscrowd"]
     labels = target["labels"][kept].tolist()

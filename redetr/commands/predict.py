@@ -28,7 +28,7 @@ from redetr.detector.records import (
     join,
     require_no_predictions,
     summary,
-    write_forms,
+    write_formats,
 )
 from redetr.errors import InputError, StoppedError
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from redetr.detector.sources import Frame
     from redetr.distributed import Dist
 
-Form = Literal["png", "jpg", "json", "coco", "csv"]
+Format = Literal["png", "jpg", "json", "coco", "csv"]
 
 _LONGEST_WAIT_S = 7 * 86400.0  # for other ranks: one may have a long video left
-_CLASSES_TOLD = 5
+_CLASSES_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Predict:
     overlap: float = 0.2
     """Share of a tile's side that neighbours have in common: objects up to this size are seen
     whole."""
-    save: tuple[Form, ...] = ("png", "json")
+    save: tuple[Format, ...] = ("png", "json")
     """What to write besides: annotated pictures (png or jpg; videos as mp4), predictions.json,
     predictions.coco.json, predictions.csv."""
     resume: bool = False
@@ -164,7 +164,7 @@ class Predict:
                         movie.add(picture, file_names[frame.source], frame.rate)
                     if found is not None:
                         look.images += 1
-                        record.add({**about, **frame.place, **found.to_dict()})
+                        record.add({**about, **frame.position, **found.to_dict()})
                     if frame.error:
                         look.errors.append(frame.error)
                         record.add({**about, "error": frame.error})
@@ -244,12 +244,13 @@ class Predict:
     def _finish(self, sources: Sequence[str], resumed: int, errors: list[str], rate: float) -> None:
         folder = Path(self.output)
         join(folder, sources)
-        write_forms(folder, [form for form in self.save if form not in ("png", "jpg")])
+        formats = [format for format in self.save if format not in ("png", "jpg")]
+        write_formats(folder, formats)
         if self.json:
-            write_forms(folder, ["json"])
+            write_formats(folder, ["json"])
             print_file(folder / "predictions.json")
         else:
-            self._print_found(summary(folder), rate)
+            self._print_summary(summary(folder), rate)
             known = f", {resumed} of them earlier" if resumed else ""
             OUT.print(
                 f"looked at {len(sources) - len(errors)} of {len(sources)} sources{known}: "
@@ -264,33 +265,38 @@ class Predict:
                 f"{errors[0]}"
             )
 
-    def _print_found(self, found: Summary, rate: float) -> None:
-        if not found.images:
+    def _print_summary(self, total: Summary, rate: float) -> None:
+        if not total.images:
             return
-        said = (
-            f"nothing found in {found.images} images with a score of {self.threshold} or more: "
-            "lower --threshold"
-        )
-        if found.classes:
-            most = ", ".join(
-                f"{count} {name}" for name, count in found.classes.most_common(_CLASSES_TOLD)
+        if total.classes:
+            sentence = f"objects found: {_described(total)}"
+        else:
+            sentence = (
+                f"nothing found in {total.images} images with a score of {self.threshold} or more: "
+                "lower --threshold"
             )
-            rest = len(found.classes) - _CLASSES_TOLD
-            none = f" (none in {found.without})" if found.without else ""
-            more = f" and {rest} more classes" if rest > 0 else ""
-            found_in = f"in {found.images - found.without} of {found.images} images{none}"
-            said = f"objects found: {found.classes.total()} {found_in}: {most}{more}"
-        OUT.print(f"{said}; {rate:.1f} images/s" if rate else said, soft_wrap=True)
+        if rate:
+            sentence += f"; {rate:.1f} images/s"
+        OUT.print(sentence, soft_wrap=True)
+
+
+def _described(total: Summary) -> str:
+    """The objects of a summary in words."""
+    none = f" (none in {total.without})" if total.without else ""
+    images = f"{total.images - total.without} of {total.images} images{none}"
+    most_common = total.classes.most_common(_CLASSES_NAMED)
+    classes = ", ".join(f"{count} {name}" for name, count in most_common)
+    further = len(total.classes) - _CLASSES_NAMED
+    more = f" and {further} more classes" if further > 0 else ""
+    return f"{total.classes.total()} in {images}: {classes}{more}"
 
 
 @dataclass
 class _Look:
-    """What one process has looked at."""
+    """What one process has processed."""
 
     images: int = 0  # and frames of videos
-    errors: list[str] = field(
-        default_factory=list
-    )  # what is wrong with sources that cannot be read
+    errors: list[str] = field(default_factory=list)  # of sources that cannot be read
 
 
 parse = partial(tyro.cli, Predict, prog="redetr predict", config=FLAGS)

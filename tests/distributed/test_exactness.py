@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import socket
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import redetr
 from redetr.data import DetectionDataset
 from redetr.data.loader import Sample
 from redetr.distributed import Dist, process_group
-from redetr.evaluation import detect, evaluate
+from redetr.evaluation import detect_dataset, evaluate
 from redetr.structures import DetectionModel
 from redetr.verification import split_gradient, whole_gradient
 
@@ -127,7 +128,7 @@ class Rectangles(DetectionDataset):
             boxes.append([x, y, x + w, y + h])
             image[label, y : y + h, x : x + w] = 255
         boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
-        return image, redetr.Target(
+        return image, redetr.StoredTarget(
             boxes=boxes,
             labels=torch.tensor(labels),
             image_id=100 - index,
@@ -140,7 +141,7 @@ class Rectangles(DetectionDataset):
     def image(self, index: int) -> Tensor:
         return self.sample(index)[0]
 
-    def target(self, index: int) -> redetr.Target:
+    def target(self, index: int) -> redetr.StoredTarget:
         return self.sample(index)[1]
 
 
@@ -181,13 +182,12 @@ class Finder(DetectionModel):
 
 
 def detections(dist: Dist) -> dict[str, np.ndarray]:
-    """What a random model finds in each image, in the order of the images; batches of two are
-    padded."""
+    """What a random model detects, in the order of the images; batches of two are padded."""
     torch.manual_seed(0)
     model = redetr.build("detr_r50", 3, **VARIANTS["detr_r50"])
-    found, _ = detect(model, Rectangles(), dist, image_size=48, batch_size=2)
-    order = np.argsort(found["image_index"], kind="stable")
-    return {name: values[order] for name, values in found.items()}
+    detected, _ = detect_dataset(model, Rectangles(), dist, image_size=48, batch_size=2)
+    order = np.argsort(detected.image_index, kind="stable")
+    return asdict(detected.keep(order))
 
 
 def run_training(data: Path, output: Path, accumulate: int) -> None:

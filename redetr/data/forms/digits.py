@@ -18,7 +18,7 @@ from torch import Tensor
 
 from redetr.data.annotations import Split
 from redetr.data.dataset import DetectionDataset, Hints
-from redetr.structures import Target
+from redetr.structures import StoredTarget
 
 _SCANS_FILE = Path(__file__).parent / "scans" / "digits.npz"
 _SIDE = 128  # px of a scene
@@ -88,7 +88,7 @@ class DigitsDataset(DetectionDataset):
     def max_objects(self) -> int:
         return _MOST_DIGITS
 
-    def target(self, index: int) -> Target:
+    def target(self, index: int) -> StoredTarget:
         glyphs = _arranged(self._random(index), self.split)
         return _target(glyphs, self._position(index))
 
@@ -99,7 +99,7 @@ class DigitsDataset(DetectionDataset):
         image, _ = self.sample(index)
         return image
 
-    def sample(self, index: int) -> tuple[Tensor, Target]:
+    def sample(self, index: int) -> tuple[Tensor, StoredTarget]:
         random = self._random(index)
         glyphs = _arranged(random, self.split)  # drawn first: the target needs no painting
         scene = _painted(random, glyphs)
@@ -111,12 +111,12 @@ class DigitsDataset(DetectionDataset):
         return np.random.default_rng([self.seed, split_number, self._position(index)])
 
 
-def _target(glyphs: list[_Glyph], image_id: int) -> Target:
+def _target(glyphs: list[_Glyph], image_id: int) -> StoredTarget:
     """Returns the objects of a scene."""
     boxes = np.array([glyph.box for glyph in glyphs], np.float32)
     labels = np.array([glyph.label for glyph in glyphs], np.int64)
     areas = np.array([glyph.ink.size for glyph in glyphs], np.float32)
-    return Target(
+    return StoredTarget(
         boxes=torch.from_numpy(boxes),
         labels=torch.from_numpy(labels),
         image_id=image_id,
