@@ -259,8 +259,8 @@ class _Run:
         )
 
     def _step_inputs(self) -> Iterator[_StepInput]:
-        """The steps still to do. What ranks tell each other about a window travels while the one
-        before it is computed: each is announced a step ahead."""
+        """The steps still to do, until the run has ended. Each window is announced a step ahead:
+        what ranks tell each other about it travels while the one before it is computed."""
         state = self.state
         windows = self._windows()
         ahead: Window | None = None
@@ -278,21 +278,22 @@ class _Run:
     def _windows(self) -> Iterator[list[list[Sample]]]:
         """This rank's micro-batches of each optimizer step still to do."""
         state, config, data, dist = self.state, self.state.config, self.data, self.dist
-        model = state.model
         mosaic_steps = config.mosaic_until * config.steps
         mosaic_epochs = int(mosaic_steps * config.batch_size / len(data))
         cache = _image_cache(config, dist, data)
         samples = Samples(data, train_transform(state), config.seed, cache, mosaic_epochs)
+        # Images of one size need no grouping.
+        sizes_differ = state.model.resize == "aspect"
         sampler = TrainSampler(
-            len(data),
-            config.batch_size,
-            config.seed,
-            state.step,
-            config.steps,
-            dist.rank,
-            dist.world_size,
-            config.accumulate,
-            samples.size if config.group_by_size and model.resize == "aspect" else None,
+            num_images=len(data),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            first_step=state.step,
+            last_step=config.steps,
+            rank=dist.rank,
+            world_size=dist.world_size,
+            accumulate=config.accumulate,
+            size_of=samples.size if config.group_by_size and sizes_differ else None,
         )
         batches = load_batches(samples, sampler, _num_workers(config), dist.device.type == "cuda")
         while True:

@@ -99,11 +99,11 @@ def test_sizes_are_those_of_the_documentation():
         ("detr_r50", {"queries": 3}, "unknown option 'queries'.*num_queries"),
         ("redetr_n", {"dropout": 0.1}, "unknown option 'dropout'"),
         ("detr_r50", {"backbone": "resnet7"}, "unknown backbone 'resnet7'.*resnet50"),
-        ("detr_r50", {"backbone": "resnet18", "dilation": True}, "resnet18 has no dilated form"),
+        ("detr_r50", {"backbone": "resnet18", "dilation": True}, "resnet18 has no dilated variant"),
         (
             "detr_r50",
             {"backbone": "timm:resnet18", "dilation": True},
-            "timm:resnet18 has no dilated form",
+            "timm:resnet18 has no dilated variant",
         ),
         (
             "redetr_n",
@@ -134,11 +134,33 @@ def test_sizes_are_those_of_the_documentation():
         ),
         ("detr_r50", {"hidden_dim": 90, "nheads": 9}, "hidden_dim must be a multiple of 4"),
         ("redetr_n", {"dec_layers": 0}, "dec_layers must be at least 1"),
+        ("redetr_n", {"hidden_dim": 12, "nheads": 3}, "hidden_dim must be a multiple of 8"),
+        ("redetr_n", {"hidden_dim": "wide"}, "hidden_dim must be a number"),
+        ("redetr_n", {"nheads": 0}, "nheads must be at least 1"),
+        ("redetr_n", {"nheads": 8.0}, "nheads must be a whole number"),
+        ("redetr_n", {"points": 0}, "points must be at least 1"),
+        ("redetr_n", {"num_queries": 10**30}, "num_queries must be at most"),
+        ("detr_r50", {"dropout": float("nan")}, "dropout must be at most 1"),
+        ("detr_r50", {"pre_norm": "yes"}, "pre_norm must be true or false"),
+        ("detr_r50", {"position": "none"}, "position must be sine or learned"),
+        ("detr_r50", {"norm": {}}, "norm must be a name"),
+        ("redetr_n", {"backbone": (8, 16)}, "backbone must be a name, or three widths"),
+        ("redetr_n", {"backbone": (8, 16, 30)}, "multiples of 8"),
     ],
 )
 def test_unknown_names_and_options(name, options, message):
     with torch.device("meta"), pytest.raises(redetr.InputError, match=message):
         redetr.build(name, NUM_CLASSES, **options)
+
+
+@pytest.mark.parametrize("bug", [TypeError, KeyError, RuntimeError, AttributeError, ValueError])
+def test_an_error_of_our_code_is_not_taken_for_an_impossible_option(bug, monkeypatch):
+    def broken(num_classes, **options):
+        raise bug("a mistake in the model")
+
+    monkeypatch.setitem(redetr.MODELS, "redetr_n", broken)
+    with pytest.raises(bug, match="a mistake in the model"):
+        redetr.build("redetr_n", NUM_CLASSES)
 
 
 def test_a_model_without_classes_is_refused():

@@ -174,7 +174,7 @@ def test_a_painted_rectangle_is_under_its_box(window, mirrored, turns, height):
     image, _ = scene([(42, 32, 48, 38)])
     box = view.boxes(np.array([[42, 32, 48, 38]], np.float32))[0]
     cut = np.clip(box.reshape(2, 2), 0, [75, height]).ravel()
-    larger = max(75, height) / min(view.window_size)
+    larger = max(75, height) / min(view.region_size)
     assert red_box(view.pixels(image, (60, 90))) == pytest.approx(cut.tolist(), abs=1 + larger / 2)
 
 
@@ -261,25 +261,25 @@ def test_crops_of_the_original():
     rest is whole."""
     draw = augmentation("detr", Fit(800, 1333)).draw
     drawn = views(draw, 480, 640, [], 400)
-    crops = [view for view in drawn if view.window != (0, 0, 640, 480)]
+    crops = [view for view in drawn if view.region != (0, 0, 640, 480)]
     assert len(crops) == pytest.approx(200, abs=40)
     for view in crops:
-        left, top, right, bottom = view.window
+        left, top, right, bottom = view.region
         assert 0 <= left < right <= 640
         assert 0 <= top < bottom <= 480
         assert (
-            384 * 0.8 - 1 <= view.window_size[0] <= 480
+            384 * 0.8 - 1 <= view.region_size[0] <= 480
         )  # 600 px to 480: at least 307 px are left
-        assert 384 * 0.8 - 1 <= view.window_size[1] <= 600 * 1.2 + 1
-        shape, window = view.size[1] / view.size[0], view.window_size[1] / view.window_size[0]
+        assert 384 * 0.8 - 1 <= view.region_size[1] <= 600 * 1.2 + 1
+        shape, window = view.size[1] / view.size[0], view.region_size[1] / view.region_size[0]
         assert shape == pytest.approx(window, rel=0.01)  # hardly distorted by whole pixels
-    assert {view.window[0] == 0 for view in crops} == {True, False}
+    assert {view.region[0] == 0 for view in crops} == {True, False}
 
 
 def test_crops_of_small_images_stay_inside():
     draw = MultiScale(Fit(80, 133), (48, 80), (40, 50, 60), (38, 60))
     for view in views(draw, 3, 5, [], 100):
-        left, top, right, bottom = view.window
+        left, top, right, bottom = view.region
         assert 0 <= left < right <= 5
         assert 0 <= top < bottom <= 3
 
@@ -288,18 +288,18 @@ def test_zoomed_out_by_hand():
     """Up to twice the sides, the image anywhere on it."""
     drawn = views(Zoomed(Stretch(64), out=1.0, largest=2), 60, 90, [], 200)
     for view in drawn:
-        left, top, right, bottom = view.window
+        left, top, right, bottom = view.region
         assert left <= 0 <= 60 <= bottom
         assert top <= 0 <= 90 <= right
         assert 90 <= right - left <= 180
         assert (right - left) / (bottom - top) == pytest.approx(1.5, rel=0.02)
-    assert min(view.window[0] for view in drawn) < -60
+    assert min(view.region[0] for view in drawn) < -60
 
 
 def test_zoomed_in_windows_hold_an_object():
     boxes = [(10, 10, 20, 20), (60, 40, 80, 58)]
     drawn = views(Zoomed(Stretch(64), out=0.0, largest=2, into=1.0), 60, 90, boxes, 300)
-    parts = [view.window for view in drawn if view.window != (0, 0, 90, 60)]
+    parts = [view.region for view in drawn if view.region != (0, 0, 90, 60)]
     assert len(parts) > 100
     for left, top, right, bottom in parts:
         assert 0 <= left < right <= 90

@@ -440,7 +440,7 @@ def test_all_kinds_of_faults_are_collected(tmp_path):
     ]
     assert (annotations.ids.tolist(), annotations.first.tolist()) == ([10, 30], [0, 0, 1])
     assert annotations.object_ids.tolist() == [904]
-    refused(tmp_path, "image 20", "; 2 more kinds of faults: redetr check tells them")
+    refused(tmp_path, "image 20", "; 2 more kinds of faults: redetr check reports them")
 
 
 def test_images_are_in_the_order_of_their_names(tmp_path):

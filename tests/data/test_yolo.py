@@ -243,7 +243,7 @@ def test_all_kinds_of_faults_are_collected(tmp_path):
         "outline": ("note", "line 1", 1),
     }
     assert np.diff(annotations.first).tolist() == [1, 1, 2]  # what is sound can be looked at
-    refused(tmp_path, "; 2 more kinds of faults: redetr check tells them")
+    refused(tmp_path, "; 2 more kinds of faults: redetr check reports them")
 
 
 def test_missing_split_is_named(tmp_path):

@@ -1,4 +1,4 @@
-"""Data sets in COCO form: per split one JSON file of images, annotations and categories.
+"""Data sets in COCO formatat: per split one JSON file of images, annotations and categories.
 
 Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True.
 Boxes that leave their image by up to 2 px or 1% of its side are clipped. Images without annotations
@@ -36,6 +36,8 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "val": ("val", "valid"),
     "test": ("test",),
 }
+_KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
+_NO_BOX = [math.nan] * 4
 _LARGEST = 2**63
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
@@ -44,7 +46,7 @@ Row = dict[str, Any]
 
 
 def coco_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are in COCO form."""
+    """The splits of the folder that are in COCO format."""
     return [split for split in SPLITS if _files(root, split)]
 
 
@@ -61,50 +63,60 @@ def read_coco(root: Path, split: Split) -> Annotations:
     """
     located = _locate(root, split)
     if located is None:
-        raise InputError(f"{root}: no {split} split: looked for {coco_sought(split)}")
+        raise InputError(f"no {split} split: looked for {coco_sought(split)}", where=root)
     file, folders = located
     return from_document(file, _parse(file), folders)
 
 
 def from_document(source: Path, document: Any, folders: list[Path]) -> Annotations:
-    """The annotations of a document in COCO form. Without `folders`, it is left open whether image
-    files are there.
+    """The annotations of a document in COCO format. Without `folders`, image files are not looked
+    for.
 
     Raises InputError if it does not hold the three lists.
     """
     faults: list[Fault] = []
     images, annotations, categories = _tables(source, document, faults)
     category_ids = categories.ids()
-    numbered = categories.good.copy()
+    has_number = categories.good.copy()  # before those without a name are left out
     classes = _read_categories(categories, category_ids)
     image_ids = images.ids()
-    known = images.good.copy()
-    found = _read_images(images, image_ids, folders)
-    image = annotations.rows_of("image_id", image_ids, known)
-    annotations.tell(
+    is_known = images.good.copy()
+    read_images = _read_images(images, image_ids, folders)
+
+    image = annotations.rows_of("image_id", image_ids, is_known)
+    annotations.report(
         "image-unknown",
         image < 0,
         "no image has its image_id {image_id}",
         "add it, or delete the annotation",
     )
-    category = annotations.rows_of("category_id", category_ids, numbered)
-    annotations.tell(
+    category = annotations.rows_of("category_id", category_ids, has_number)
+    annotations.report(
         "category-unknown",
         category < 0,
         "no category has its category_id {category_id}",
         "add it, or correct the id",
     )
     label_of = {id_: label for label, id_ in enumerate(classes)}
-    labels = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])[category]
-    return assemble(source, classes, found, _read_objects(annotations, image, labels), faults)
+    label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
+    objects = _read_objects(annotations, image, label_of_row[category])
+    return assemble(source, classes, read_images, objects, faults)
 
 
 def _files(root: Path, split: Split) -> list[Path]:
     """The annotation files that claim to be the split."""
-    found = sorted((root / "annotations").glob(f"instances_{split}*.json"))
-    exact = [file for file in found if file.stem == f"instances_{split}"]
-    exported = [root / name / ROBOFLOW_FILE for name in _FOLDERS[split]]
-    return exact or found or [file for file in exported if file.is_file()][:1]
+    folder = root / "annotations"
+    exact = folder / f"instances_{split}.json"
+    if exact.is_file():
+        return [exact]
+    instances = sorted(folder.glob(f"instances_{split}*.json"))
+    if instances:
+        return instances
+    for name in _FOLDERS[split]:
+        exported = root / name / ROBOFLOW_FILE
+        if exported.is_file():
+            return [exported]
+    return []
 
 
 def _locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
@@ -114,16 +126,20 @@ def _locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
     Raises InputError if several files claim to be the split.
     """
     files = _files(root, split)
+    if not files:
+        return None
     if len(files) > 1:
         listed = ", ".join(file.name for file in files)
-        raise InputError(
-            f"{root}: several files for the {split} split ({listed}); keep one in annotations/"
-        )
-    if not files or files[0].name == ROBOFLOW_FILE:
-        return (files[0], [files[0].parent]) if files else None
-    names = (files[0].stem.removeprefix("instances_"), *_FOLDERS[split])
-    folders = [parent / name for parent in (root, root / "images") for name in names]
-    return files[0], [*folders, root / "images", root]
+        text = f"several files for the {split} split ({listed})"
+        raise InputError(text, where=root, remedy="keep one in annotations/")
+    file = files[0]
+    if file.name == ROBOFLOW_FILE:
+        return file, [file.parent]
+    names = [file.stem.removeprefix("instances_"), *_FOLDERS[split]]
+    folders = []
+    for parent in (root, root / "images"):
+        folders += [parent / name for name in names]
+    return file, [*folders, root / "images", root]
 
 
 class _Table(Rows):
@@ -131,27 +147,31 @@ class _Table(Rows):
 
     def __init__(self, file: Path, kind: str, rows: list[Row], faults: list[Fault]):
         """`kind` is what a row describes."""
-        super().__init__(len(rows), faults, lambda i: (file, self._called(i)))
-        self.kind, self.rows = kind, rows
+        super().__init__(len(rows), faults, lambda i: (file, self._name(i)))
+        self.kind = kind
+        self.rows = rows
 
-    def _called(self, i: int) -> str:
+    def _name(self, i: int) -> str:
+        """Such as "image 12 ('a.jpg')"."""
         row = self.rows[i]
-        name = self.said(i, "id") if "id" in row else f"number {i} (without id)"
-        return f"{self.kind} {name}" + "".join(
-            f" ({self.said(i, key)})" for key in ("file_name", "name") if key in row
-        )
+        name = f"{self.kind} number {i} (without id)"
+        if "id" in row:
+            name = f"{self.kind} {self.quoted(i, 'id')}"
+        for key in ("file_name", "name"):
+            if key in row:
+                name += f" ({self.quoted(i, key)})"
+        return name
 
-    def said(self, i: int, key: str) -> str:
-        """What row `i` says there, shortened to one line."""
+    def quoted(self, i: int, key: str) -> str:
+        """What row `i` holds there, shortened to one line."""
         return _SHORT.repr(self.rows[i].get(key))
 
-    def tell(self, code: str, bad: ArrayLike, text: str, remedy: str, **known: Any) -> None:
-        """A fault of the rows that are `bad`, bool `[N]`. `{key}` in the text stands for what the
-        first of them says there, or for what is `known` besides."""
+    def report(self, code: str, bad: ArrayLike, text: str, remedy: str) -> None:
+        """Adds a fault for the rows that are `bad`, bool `[N]`. `{key}` in the text stands for what
+        the first of them holds there."""
 
         def filled(i: int) -> str:
-            keys = [part.partition("}")[0] for part in text.split("{")[1:]]
-            return text.format(**{key: known.get(key) or self.said(i, key) for key in keys})
+            return text.format_map(_Quotes(self, i))
 
         self.fault(code, bad, filled, remedy)
 
@@ -165,33 +185,52 @@ class _Table(Rows):
         if set(map(type, values)) == {int}:  # nearly always, and then many times faster
             with suppress(OverflowError):
                 return np.array(values, np.int64), np.zeros(len(values), bool)
-        good = [_is_number(value) and value == int(value) for value in values]
-        whole = [int(value) if ok else 0 for ok, value in zip(good, values, strict=True)]
-        return np.array(whole, np.int64), ~np.array(good, bool)
+        numbers = np.zeros(len(values), np.int64)
+        bad = np.ones(len(values), bool)
+        for i, value in enumerate(values):
+            if _is_number(value) and value == int(value):
+                numbers[i] = int(value)
+                bad[i] = False
+        return numbers, bad
 
     def ids(self) -> np.ndarray:
-        """The ids of the rows, int64 `[N]`; tells of those that are no whole number or there
+        """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
         twice."""
         ids, bad = self.whole_numbers("id")
-        self.tell("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
-        good, repeated = np.flatnonzero(self.good), np.ones(len(ids), bool)
-        repeated[good[np.unique(ids[good], return_index=True)[1]]] = False
-        self.tell("id-twice", repeated, "its id {id} is there twice", "give each its own")
+        self.report("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
+        good = np.flatnonzero(self.good)
+        _, first = np.unique(ids[good], return_index=True)
+        repeated = np.ones(len(ids), bool)
+        repeated[good[first]] = False
+        self.report("id-twice", repeated, "its id {id} is there twice", "give each its own")
         return ids
 
     def rows_of(self, key: str, ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-        """In which row of another table each id stands that these rows name, int64 `[N]`; -1 where
-        in none.
+        """Which row of another table each of these rows names by its id, int64 `[N]`; -1 for none.
 
         `ids` are those of the other table, where they are `known`.
         """
         wanted, bad = self.whole_numbers(key)
         rows = np.flatnonzero(known)
-        rows = rows[np.argsort(ids[rows])]
         if not len(rows):
             return np.full(len(wanted), -1)
-        found = rows[np.searchsorted(ids[rows], wanted).clip(max=len(rows) - 1)]
-        return np.where((ids[found] == wanted) & ~bad, found, -1)
+        rows = rows[np.argsort(ids[rows])]
+        nearest = np.searchsorted(ids[rows], wanted).clip(max=len(rows) - 1)
+        candidates = rows[nearest]
+        is_there = (ids[candidates] == wanted) & ~bad
+        return np.where(is_there, candidates, -1)
+
+
+class _Quotes(dict[str, str]):
+    """What a row holds, as `_Table.quoted` quotes it; nothing is quoted that is not asked for."""
+
+    def __init__(self, table: _Table, row: int):
+        super().__init__()
+        self.table = table
+        self.row = row
+
+    def __missing__(self, key: str) -> str:
+        return self.table.quoted(self.row, key)
 
 
 def _parse(file: Path) -> Any:
@@ -206,26 +245,21 @@ def _parse(file: Path) -> Any:
     try:
         return json.loads(read_file(file), object_hook=without_outline)
     except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
-        raise InputError(
-            f"{file}: not JSON: {error}; export or copy the annotations again"
-        ) from None
+        remedy = "export or copy the annotations again"
+        raise InputError(f"not JSON: {error}", where=file, remedy=remedy) from None
 
 
 def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
     """Images, annotations and categories."""
     tables = []
-    for key, kind in (
-        ("images", "image"),
-        ("annotations", "annotation"),
-        ("categories", "category"),
-    ):
+    for key, kind in _KINDS.items():
         rows = document.get(key) if isinstance(document, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(
-                f'{file}: "{key}" is missing or not a list of objects; export in COCO form again'
-            )
+            text = f'"{key}" is missing or not a list of objects'
+            raise InputError(text, where=file, remedy="export in COCO format again")
         if not rows and key != "annotations":
-            raise InputError(f'{file}: "{key}" is empty; export the annotations again')
+            remedy = "export the annotations again"
+            raise InputError(f'"{key}" is empty', where=file, remedy=remedy)
         tables.append(_Table(file, kind, rows, faults))
     return tables
 
@@ -233,87 +267,102 @@ def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
 def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
     """Names by id, sorted by id."""
     names = table.column("name")
-    table.tell(
-        "name-invalid",
-        [not isinstance(name, str) for name in names],
-        "its name {name} is no text",
-        "write one",
-    )
-    return {int(ids[i]): names[i] for i in np.argsort(ids) if table.good[i]}
+    invalid = [not isinstance(name, str) for name in names]
+    table.report("name-invalid", invalid, "its name {name} is no text", "write one")
+    classes = {}
+    for i in np.argsort(ids):
+        if table.good[i]:
+            classes[int(ids[i])] = names[i]
+    return classes
 
 
 def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
     names = [path_inside(name) for name in table.column("file_name")]
-    table.tell(
+    table.report(
         "path-outside",
         [not name for name in names],
         "file_name {file_name} is no path inside the data folder",
         "write one",
     )
-    (heights, bad_height), (widths, bad_width) = (
-        table.whole_numbers("height"),
-        table.whole_numbers("width"),
+    heights, bad_height = table.whole_numbers("height")
+    widths, bad_width = table.whole_numbers("width")
+    no_number = bad_height | bad_width
+    table.report(
+        "size-invalid",
+        no_number | (heights <= 0) | (widths <= 0),
+        "{width}x{height} is no size in pixels",
+        "write that of the file",
     )
-    bad = bad_height | bad_width | (heights <= 0) | (widths <= 0)
-    table.tell(
-        "size-invalid", bad, "{width}x{height} is no size in pixels", "write that of the file"
-    )
-    folder, missing = (
-        find_files(names, folders) if folders else (Path(), np.zeros(len(names), bool))
-    )
-    table.tell(
+    folder = Path()
+    missing = np.zeros(len(names), bool)
+    if folders:
+        folder, missing = find_files(names, folders)
+    table.fault(
         "image-missing",
         missing,
-        "its file is not in {folder}",
+        lambda i: f"its file is not in {folder}",
         "put it there, or delete the entry",
-        folder=folder,
     )
     sizes = np.stack([heights, widths], axis=1)
     return Images(table, folder, names, ids, sizes, lambda i: str(ids[i]))
 
 
 def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objects:
-    ids, without = table.whole_numbers("id")
+    ids, without_id = table.whole_numbers("id")
     _take_boxes_from_outlines(table)
-    values = table.column("bbox")
-    no_box = (math.nan,) * 4
-    four = chain.from_iterable(v if isinstance(v, list) and len(v) == 4 else no_box for v in values)
-    boxes = _numbers(list(four)).reshape(-1, 4)
+    boxes = _read_boxes(table)
+    area = _numbers(table.column("area"))
+    iscrowd = []
+    for row in table.rows:
+        is_crowd = row.get("iscrowd") in (1, "1")
+        is_ignored = row.get("ignore") in (1, "1")
+        iscrowd.append(is_crowd or is_ignored)
+    starts = boxes[:, :2]
+    sides = boxes[:, 2:]
+    return Objects(
+        rows=table,
+        image=image,
+        labels=labels,
+        corners=np.concatenate([starts, starts + sides], axis=1),
+        iscrowd=np.array(iscrowd, bool),
+        area=np.where(area >= 0, area, -1).astype(np.float32),
+        ids=np.where(without_id, np.arange(len(ids)), ids),
+        quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
+        remedy="is it xyxy given as xywh? write [x, y, width, height] in pixels",
+    )
+
+
+def _read_boxes(table: _Table) -> np.ndarray:
+    """x, y, width, height of each row, float64 `[A, 4]`; reports those that are not four
+    numbers."""
+    numbers: list[Any] = []
+    for value in table.column("bbox"):
+        is_four = isinstance(value, list) and len(value) == 4
+        numbers += value if is_four else _NO_BOX
+    boxes = _numbers(numbers).reshape(-1, 4)
     invalid = np.isnan(boxes).any(1)
     boxes[invalid] = (0, 0, 1, 1)
-    table.tell(
+    table.report(
         "box-invalid",
         invalid,
         "bbox {bbox} is not 4 finite numbers [x, y, width, height]",
         "correct it",
     )
-    area = _numbers(table.column("area"))
-    iscrowd = [
-        row.get("iscrowd") in (1, "1") or row.get("ignore") in (1, "1") for row in table.rows
-    ]
-    return Objects(
-        rows=table,
-        image=image,
-        labels=labels,
-        corners=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
-        iscrowd=np.array(iscrowd, bool),
-        area=np.where(area >= 0, area, -1).astype(np.float32),
-        ids=np.where(without, np.arange(len(ids)), ids),
-        said=lambda i: f"bbox {table.said(i, 'bbox')}",
-        remedy="is it xyxy given as xywh? write [x, y, width, height] in pixels",
-    )
+    return boxes
 
 
 def _take_boxes_from_outlines(table: _Table) -> None:
-    """Writes a bbox into the rows that have a segmentation only."""
-    outlined = np.array(
-        [not row.get("bbox") and bool(row.get("segmentation")) for row in table.rows], bool
-    )
-    invalid = np.zeros(len(outlined), bool)
-    for i in np.flatnonzero(outlined):
-        table.rows[i]["bbox"] = extent = _extent(table.rows[i]["segmentation"])
+    """Writes a bbox into the rows that have only a segmentation."""
+    outlined = np.zeros(len(table.rows), bool)
+    invalid = np.zeros(len(table.rows), bool)
+    for i, row in enumerate(table.rows):
+        if row.get("bbox") or not row.get("segmentation"):
+            continue
+        extent = _extent(row["segmentation"])
+        row["bbox"] = extent
+        outlined[i] = True
         invalid[i] = extent is None
-    table.tell(
+    table.report(
         "box-invalid",
         invalid,
         "it has no bbox, and its segmentation {segmentation} is neither polygons [[x, y, x, y, x, "
@@ -330,30 +379,39 @@ def _take_boxes_from_outlines(table: _Table) -> None:
 
 
 def _extent(outline: Any) -> list[float] | None:
-    """x, y, width, height of polygons or an RLE mask in COCO's form; None if it is neither."""
+    """x, y, width, height of polygons or an RLE mask in COCO's format; None if it is neither."""
     if isinstance(outline, dict):
         try:
             return mask.to_bbox(outline).tolist()
         except (TypeError, ValueError, OverflowError):
             return None
     polygons = outline if isinstance(outline, list) else [outline]
-    if not all(
-        isinstance(polygon, list) and len(polygon) > 5 and len(polygon) % 2 == 0
-        for polygon in polygons
-    ):
+    if not all(_is_polygon(polygon) for polygon in polygons):
         return None
     points = _numbers(list(chain.from_iterable(polygons))).reshape(-1, 2)
-    low, high = points.min(0), points.max(0)
-    return None if np.isnan(low).any() else [*low.tolist(), *(high - low).tolist()]
+    low = points.min(0)
+    high = points.max(0)
+    if np.isnan(low).any():
+        return None
+    return [*low.tolist(), *(high - low).tolist()]
+
+
+def _is_polygon(value: Any) -> bool:
+    """Whether it is a list of x and y of three points or more."""
+    return isinstance(value, list) and len(value) > 5 and len(value) % 2 == 0
 
 
 def _numbers(values: list[Any]) -> np.ndarray:
-    """The values as float64; NaN where one is no number."""
+    """The values as float64; NaN for what is no number."""
     if set(map(type, values)) <= {int, float}:
         with suppress(OverflowError):
             numbers = np.array(values, np.float64)
             return np.where(np.abs(numbers) < _LARGEST, numbers, np.nan)
-    return np.array([value if _is_number(value) else np.nan for value in values], np.float64)
+    numbers = np.full(len(values), np.nan)
+    for i, value in enumerate(values):
+        if _is_number(value):
+            numbers[i] = value
+    return numbers
 
 
 def _is_number(value: Any) -> bool:

@@ -12,13 +12,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split
 from redetr.data.forms.coco import from_document
 from redetr.data.forms.folder import AnnotatedDataset, hold_out
-from redetr.data.images import FORMATS, decode
+from redetr.data.images import decode, image_size
 from redetr.errors import InputError
 
 _SPLITS: dict[Split, tuple[str, ...]] = {
@@ -32,7 +31,9 @@ _FIELDS = {"bbox": "bbox", "category": "category_id", "area": "area", "iscrowd":
 def hub_splits(source: str) -> list[Split]:
     """The splits that are there. Raises InputError if `datasets` is not installed or cannot read
     it."""
-    return [split for split, name in _called(_load(source)).items() if name]
+    splits = _load(source)
+    names = _split_names(splits)
+    return [split for split, name in names.items() if name]
 
 
 def open_hub(source: str, split: Split, val_fraction: float) -> "HubDataset":
@@ -43,24 +44,30 @@ def open_hub(source: str, split: Split, val_fraction: float) -> "HubDataset":
     boxes.
     """
     splits = _load(source)
-    found = _called(splits)
-    held_out = bool(val_fraction) and not found["val"] and split != "test"
-    rows = splits.get(found["train" if held_out else split])
+    names = _split_names(splits)
+    is_held_out = bool(val_fraction) and not names["val"] and split != "test"
+    name = names["train"] if is_held_out else names[split]
+    rows = splits.get(name)
     if rows is None:
+        text = f"no {split} split, only {', '.join(splits)}"
         remedy = "measure on val" if split == "test" else "--val-fraction 0.1 makes one for val"
-        raise InputError(f"{source}: no {split} split, only {', '.join(splits)}; {remedy}")
-    annotations, note = _annotations(source, rows), ""
-    if held_out:
+        raise InputError(text, where=source, remedy=remedy)
+    annotations = _annotations(source, rows)
+    note = ""
+    if is_held_out:
         annotations, note = hold_out(annotations, split, val_fraction)
     return HubDataset(annotations, rows, note)
 
 
-def _called(splits: dict[str, Any]) -> dict[Split, str]:
+def _split_names(splits: dict[str, Any]) -> dict[Split, str]:
     """The name of each split there, empty if there is none."""
-    return {
-        split: next((alias for alias in aliases if alias in splits), "")
-        for split, aliases in _SPLITS.items()
-    }
+    names: dict[Split, str] = {}
+    for split, aliases in _SPLITS.items():
+        names[split] = ""
+        for alias in reversed(aliases):  # the first one wins
+            if alias in splits:
+                names[split] = alias
+    return names
 
 
 def _load(source: str) -> dict[str, Any]:
@@ -68,47 +75,65 @@ def _load(source: str) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise InputError(f"{source}: needs: pip install 'redetr[hub]'") from None
-    place = os.path.expanduser(source.removeprefix("hf:"))
-    name, _, revision = place.partition("@")
+        raise InputError("needs: pip install 'redetr[hub]'", where=source) from None
+    address = os.path.expanduser(source.removeprefix("hf:"))
+    name, _, revision = address.partition("@")
     try:
-        if os.path.isdir(place):
-            found = datasets.load_from_disk(place)
+        if os.path.isdir(address):
+            loaded = datasets.load_from_disk(address)
         else:
-            found = datasets.load_dataset(name, revision=revision or None)
-    except Exception as error:  # offline, unknown name, no permission, damaged files
+            loaded = datasets.load_dataset(name, revision=revision or None)
+    # OSError: offline, unknown name, no permission. RuntimeError: a data set that needs its code to
+    # run. The others: damaged files, whose content `datasets` does not check before it uses it.
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"{source}: `datasets` cannot read it ({reason}); check the name, or give a folder"
-        ) from None
-    return found if isinstance(found, dict) else {"train": found}
+        text = f"`datasets` cannot read it ({reason})"
+        raise InputError(text, where=source, remedy="check the name, or give a folder") from None
+    if isinstance(loaded, dict):
+        return loaded
+    return {"train": loaded}
 
 
 def _annotations(source: str, rows: Any) -> Annotations:
-    """The annotations of the rows, by the way of COCO's form."""
-    fields = rows.features.get("objects")
-    fields = getattr(fields, "feature", fields)
-    category = fields.get("category") if isinstance(fields, dict) else None
-    names = getattr(getattr(category, "feature", category), "names", None)
-    if "image" not in rows.features or names is None or "bbox" not in fields:
-        raise InputError(
-            f"{source}: needs columns image and objects, with bbox and category (a ClassLabel) in "
-            "it; "
-            "rename or cast its columns, which are " + ", ".join(rows.features)
-        )
-    images, annotations = [], []
-    for number, row in enumerate(_encoded(rows)):
-        width, height = _size(row)
+    """The annotations of the rows, by way of COCO's format."""
+    categories = []
+    for number, name in enumerate(_class_names(source, rows)):
+        categories.append({"id": number, "name": name})
+    images = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, row in enumerate(_encoded(rows)):
+        width, height = image_size(_file(row))
         images.append(
-            {"id": number, "file_name": f"{number:09d}", "width": width, "height": height}
+            {
+                "id": image_id,
+                "file_name": f"{image_id:09d}",
+                "width": width,
+                "height": height,
+            }
         )
-        annotations += [{"image_id": number, **thing} for thing in _objects(row["objects"])]
-    document = {
-        "images": images,
-        "annotations": [{"id": number, **thing} for number, thing in enumerate(annotations)],
-        "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
-    }
+        for annotation in _objects(row["objects"]):
+            annotation["id"] = len(annotations)
+            annotation["image_id"] = image_id
+            annotations.append(annotation)
+    document = {"images": images, "annotations": annotations, "categories": categories}
     return from_document(Path(source), document, [])
+
+
+def _class_names(source: str, rows: Any) -> list[str]:
+    """The names of the classes. Raises InputError if the columns are not those of boxes."""
+    fields = rows.features.get("objects")
+    fields = getattr(fields, "feature", fields)  # of a list, in some versions of `datasets`
+    category = fields.get("category") if isinstance(fields, dict) else None
+    category = getattr(category, "feature", category)
+    names = getattr(category, "names", None)
+    if "image" not in rows.features or names is None or "bbox" not in fields:
+        columns = ", ".join(rows.features)
+        raise InputError(
+            "needs columns image and objects, with bbox and category (a ClassLabel) in it",
+            where=source,
+            remedy=f"rename or cast its columns, which are {columns}",
+        )
+    return names
 
 
 def _encoded(rows: Any) -> Any:
@@ -118,29 +143,35 @@ def _encoded(rows: Any) -> Any:
     return rows.cast_column("image", ImageFeature(decode=False))
 
 
-def _size(row: dict[str, Any]) -> tuple[int, int]:
-    """Width and height of the image, (0, 0) if it cannot be read."""
-    try:
-        with Image.open(_file(row), formats=FORMATS) as image:
-            return image.size
-    except Exception:  # decoders raise nearly everything on damaged files
-        return 0, 0
-
-
 def _file(row: dict[str, Any]) -> Any:
     image = row["image"]
-    return io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
+    if image["bytes"] is None:
+        return image["path"]
+    return io.BytesIO(image["bytes"])
 
 
 def _objects(objects: Any) -> list[dict[str, Any]]:
-    """One dict for each object, with the names of COCO."""
+    """A dict for each object, with the names of COCO."""
     if isinstance(objects, dict):
-        lists = {key: value or [] for key, value in objects.items()}
-        objects = [dict(zip(lists, values, strict=True)) for values in zip_longest(*lists.values())]
-    return [
-        {_FIELDS[key]: value for key, value in thing.items() if key in _FIELDS}
-        for thing in objects or []
-    ]
+        objects = _transposed(objects)
+    annotations = []
+    for fields in objects or []:
+        annotation = {}
+        for key, value in fields.items():
+            if key in _FIELDS:
+                annotation[_FIELDS[key]] = value
+        annotations.append(annotation)
+    return annotations
+
+
+def _transposed(lists: dict[str, Any]) -> list[dict[str, Any]]:
+    """A dict of lists as a list of dicts; what is missing at the end of a list is None."""
+    keys = list(lists)
+    columns = [values or [] for values in lists.values()]
+    rows = []
+    for values in zip_longest(*columns):
+        rows.append(dict(zip(keys, values, strict=True)))
+    return rows
 
 
 class HubDataset(AnnotatedDataset):
@@ -152,4 +183,5 @@ class HubDataset(AnnotatedDataset):
 
     def _read(self, position: int) -> Tensor:
         row = self._rows[int(self.annotations.ids[position])]
-        return decode(_file(row), name=str(self.annotations.path(position)))[0]
+        pixels, _ = decode(_file(row), name=str(self.annotations.path(position)))
+        return pixels

@@ -1,4 +1,4 @@
-"""Which form a folder of data is in, which splits it has, and how one is read."""
+"""Which format a folder of data is in, which splits it has, and how one is read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +18,8 @@ _REMEDIES = {
 
 
 class _Layout(NamedTuple):
-    """A form of data set: the splits that are in a folder, where one is looked for (in words), how
-    it is read."""
+    """A format of data sets: the splits that are in a folder, where one is looked for (in words),
+    how it is read."""
 
     splits: Callable[[Path], list[Split]]
     sought: Callable[[Split], str]
@@ -35,8 +35,9 @@ _LAYOUTS = {
 
 def splits_of(root: Path) -> list[Split]:
     """The splits of the data set in a folder, or of a YAML file. Raises InputError if it has none,
-    or they cannot be told."""
-    return _layout_of(root)[1]
+    or they cannot be told apart."""
+    _, splits = _layout_of(root)
+    return splits
 
 
 def read_annotations(root: Path, split: Split) -> Annotations:
@@ -46,30 +47,36 @@ def read_annotations(root: Path, split: Split) -> Annotations:
     """
     layout, splits = _layout_of(root)
     if split not in splits:
-        raise InputError(
-            f"{root}: no {split} split (looked for {layout.sought(split)}); {_REMEDIES[split]}"
-        )
+        text = f"no {split} split (looked for {layout.sought(split)})"
+        raise InputError(text, where=root, remedy=_REMEDIES[split])
     return layout.read(root, split)
 
 
 def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
     if root.suffix in (".yaml", ".yml") and root.is_file():
-        if not (splits := yolo_splits(root)):
-            raise InputError(f"{root}: names no images; write train and val into it")
-        return _LAYOUTS["YOLO"]._replace(sought=lambda split: yolo_sought(split, root.name)), splits
+        return _layout_of_yaml(root)
     if not root.is_dir():
-        what = "is a file" if root.is_file() else "no such folder"
-        raise InputError(
-            f"{root}: {what}; give the folder of a data set, its data.yaml, or digits or crowns"
-        )
+        text = "is a file" if root.is_file() else "no such folder"
+        remedy = "give the folder of a data set, its data.yaml, or digits or crowns"
+        raise InputError(text, where=root, remedy=remedy)
     if not any(root.iterdir()):
-        raise InputError(
-            f"{root}: the folder is empty; put a data set in {', '.join(_LAYOUTS)} form into it"
-        )
+        remedy = f"put a data set in {', '.join(_LAYOUTS)} format into it"
+        raise InputError("the folder is empty", where=root, remedy=remedy)
     for layout in _LAYOUTS.values():
-        if splits := layout.splits(root):
+        splits = layout.splits(root)
+        if splits:
             return layout, splits
     sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
-    raise InputError(
-        f"{root}: no data set found; give the folder that holds one of these ({sought})"
-    )
+    remedy = f"give the folder that holds one of these ({sought})"
+    raise InputError("no data set found", where=root, remedy=remedy)
+
+
+def _layout_of_yaml(file: Path) -> tuple[_Layout, list[Split]]:
+    splits = yolo_splits(file)
+    if not splits:
+        raise InputError("names no images", where=file, remedy="write train and val into it")
+
+    def sought(split: Split) -> str:
+        return yolo_sought(split, file.name)
+
+    return _LAYOUTS["YOLO"]._replace(sought=sought), splits

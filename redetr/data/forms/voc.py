@@ -1,4 +1,4 @@
-"""Data sets in Pascal VOC form: an XML file per image.
+"""Data sets in Pascal VOC format: an XML file per image.
 
 Either JPEGImages/, Annotations/ and ImageSets/Main/{train,val,trainval,test}.txt, or images and XML
 files side by side in train/, val/ (or valid/) and test/. Pixels count from 1 and `xmax, ymax` are
@@ -41,7 +41,7 @@ _LARGEST = 1e9  # px
 
 
 def voc_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are in Pascal VOC form."""
+    """The splits of the folder that are in Pascal VOC format."""
     return [split for split in SPLITS if _locate(root, split)]
 
 
@@ -56,51 +56,56 @@ def voc_sought(split: Split) -> str:
 def read_voc(root: Path, split: Split) -> Annotations:
     """The split, which has to be there. Raises InputError if it is empty or no file names a
     class."""
-    place = _locate(root, split)
-    if place is None:
-        raise InputError(f"{root}: no {split} split: looked for {voc_sought(split)}")
+    location = _locate(root, split)
+    if location is None:
+        raise InputError(f"no {split} split: looked for {voc_sought(split)}", where=root)
     faults: list[Fault] = []
-    pairs = _pairs(place, faults)
-    files, names = (
-        [place.annotations / f"{stem}.xml" for stem, _ in pairs],
-        [name for _, name in pairs],
-    )
-    if not pairs:
-        raise InputError(
-            f"{place.listed or place.annotations}: names no image; write one a line, without ending"
-        )
+    files, names = _files_and_images(location, faults)
+    if not files:
+        remedy = "write one a line, without ending"
+        where = location.listed or location.annotations
+        raise InputError("names no image", where=where, remedy=remedy)
     scenes = [_read_scene(file) for file in files]
-    rows = Rows(len(pairs), faults, lambda i: (files[i], ""))
+    images = _read_images(location, files, names, scenes, faults)
+    classes = _classes(root, set(files), scenes)
+    objects = _read_objects(files, scenes, classes, faults)
+    return assemble(
+        location.annotations, dict(enumerate(classes, start=1)), images, objects, faults
+    )
+
+
+def _read_images(
+    location: "_Location",
+    files: list[Path],
+    names: list[str],
+    scenes: list["_Scene"],
+    faults: list[Fault],
+) -> Images:
+    rows = Rows(len(files), faults, lambda i: (files[i], ""))
     for code, remedy in _REMEDIES.items():
-        rows.fault(code, [s.code == code for s in scenes], lambda i: scenes[i].problem, remedy)
+        has_problem = [scene.code == code for scene in scenes]
+        rows.fault(code, has_problem, lambda i: scenes[i].problem, remedy)
     rows.fault(
         "image-missing",
         [not name for name in names],
-        lambda i: f"{place.images} has no such image",
+        lambda i: f"{location.images} has no such image",
         "put it there, or delete this file",
     )
     sizes = np.array([scene.size for scene in scenes])
     unstated = np.flatnonzero((sizes <= 0).any(1) & rows.good)
-    sizes[unstated] = read_sizes(place.images, [names[i] for i in unstated])
+    sizes[unstated] = read_sizes(location.images, [names[i] for i in unstated])
     rows.fault(
         "size-invalid",
         sizes.min(1) <= 0,
         lambda i: "states no size, and its image cannot be read",
         "write width and height, or replace the image",
     )
-    images = Images(rows, place.images, names, np.arange(len(names)), sizes, lambda i: names[i])
-    classes = _classes(root, set(files), scenes)
-    return assemble(
-        place.annotations,
-        dict(enumerate(classes, 1)),
-        images,
-        _read_objects(files, scenes, classes, faults),
-        faults,
-    )
+    ids = np.arange(len(names))
+    return Images(rows, location.images, names, ids, sizes, lambda i: names[i])
 
 
 @dataclass
-class _Place:
+class _Location:
     """Where a split is."""
 
     images: Path  # folder
@@ -108,61 +113,71 @@ class _Place:
     listed: Path | None = None  # the file that names the images; without it, all XML files count
 
 
-def _locate(root: Path, split: Split) -> _Place | None:
-    """The place of the split, None if there is none. Images that no list of a devkit folder names
-    are of no split."""
-    images, annotations, lists = (
-        root / "JPEGImages",
-        root / "Annotations",
-        root / "ImageSets" / "Main",
-    )
+def _locate(root: Path, split: Split) -> _Location | None:
+    """Where the split is, None if there is none. Images that no list of a devkit folder names
+    belong to no split."""
+    images = root / "JPEGImages"
+    annotations = root / "Annotations"
     if not images.is_dir() or not annotations.is_dir():
-        folders = [root / name for name in _FOLDERS[split]]
-        return next(
-            (_Place(folder, folder) for folder in folders if any(folder.glob("*.xml"))), None
-        )
-    if (lists / f"{split}.txt").is_file():
-        return _Place(images, annotations, lists / f"{split}.txt")
-    there = [name for name in ("train", "val", "trainval") if (lists / f"{name}.txt").is_file()]
-    if split != "train" or "val" in there:
+        for name in _FOLDERS[split]:
+            folder = root / name
+            if any(folder.glob("*.xml")):
+                return _Location(folder, folder)
         return None
-    return _Place(images, annotations, lists / "trainval.txt" if there else None)
+    lists = {}
+    for name in ("train", "val", "trainval", "test"):
+        file = root / "ImageSets" / "Main" / f"{name}.txt"
+        if file.is_file():
+            lists[name] = file
+    if split in lists:
+        return _Location(images, annotations, lists[split])
+    if split != "train" or "val" in lists:
+        return None
+    return _Location(images, annotations, lists.get("trainval"))
 
 
-def _pairs(place: _Place, faults: list[Fault]) -> list[tuple[str, str]]:
-    """Path of each annotation file without its ending, and of its image (empty if there is none),
-    sorted by that."""
-    stems = _stems(place, faults)
-    there = Listing(place.images)
-    images: dict[str, str] = {}
+def _files_and_images(location: _Location, faults: list[Fault]) -> tuple[list[Path], list[str]]:
+    """The annotation files, and the path of the image of each (empty if there is none), sorted by
+    the image."""
+    stems = _stems(location, faults)
+    there = Listing(location.images)
+    image_of: dict[str, str] = {}
     for parent in {posixpath.dirname(stem) for stem in stems}:
         for file in sorted(there.files(parent), reverse=True):
             stem, suffix = posixpath.splitext(posixpath.join(parent, file))
             if suffix.lower() in IMAGE_SUFFIXES:
-                images[stem] = stem + suffix
-    return sorted(
-        ((stem, images.get(stem, "")) for stem in stems), key=lambda pair: os.fsencode(pair[1])
-    )
+                image_of[stem] = stem + suffix
+    stems = sorted(stems, key=lambda stem: os.fsencode(image_of.get(stem, "")))
+    files = [location.annotations / f"{stem}.xml" for stem in stems]
+    names = [image_of.get(stem, "") for stem in stems]
+    return files, names
 
 
-def _stems(place: _Place, faults: list[Fault]) -> list[str]:
-    if place.listed is None:
-        return sorted(file.stem for file in place.annotations.glob("*.xml"))
-    lines = [os.fsdecode(line.strip()) for line in read_file(place.listed).splitlines()]
-    stems, listed = [path_inside(line) for line in lines], place.listed
-    outside = [line != "" and stem == "" for line, stem in zip(lines, stems, strict=True)]
+def _stems(location: _Location, faults: list[Fault]) -> list[str]:
+    """Paths of the annotation files without their ending."""
+    listed = location.listed
+    if listed is None:
+        return sorted(file.stem for file in location.annotations.glob("*.xml"))
+    lines = [os.fsdecode(line.strip()) for line in read_file(listed).splitlines()]
+    stems: dict[str, None] = {}  # in order, each once
+    outside = []
+    for line in lines:
+        stem = path_inside(line)
+        outside.append(line != "" and stem == "")
+        if stem:
+            stems[stem] = None
     Rows(len(lines), faults, lambda i: (listed, f"line {i + 1}")).fault(
         "path-outside",
         outside,
         lambda i: f"{reprlib.repr(lines[i])} is no path inside the data folder",
         "write the name of an image without ending",
     )
-    return list(dict.fromkeys(stem for stem in stems if stem))
+    return list(stems)
 
 
 @dataclass
 class _Scene:
-    """What an XML file says. If it cannot be read, `code` and `problem` tell the fault."""
+    """What an XML file says. If it cannot be read, `code` and `problem` are of its fault."""
 
     size: tuple[int, int] = (0, 0)  # height, width; 0 = not said
     names: list[str] = field(default_factory=list)  # of the class of each object
@@ -189,12 +204,18 @@ def _read_scene(file: Path) -> _Scene:
         return _Scene(code="xml-invalid", problem=f"not XML in UTF-8: {error}")
     if root is None:
         return _Scene(code="xml-invalid", problem="declares a document type, which is refused")
-    height, width = (_number(root, f"size/{side}") for side in ("height", "width"))
-    scene = _Scene(size=(int(height), int(width)) if height > 0 and width > 0 else (0, 0))
+    scene = _Scene()
+    height = _number(root, "size/height")
+    width = _number(root, "size/width")
+    if height > 0 and width > 0:
+        scene.size = (int(height), int(width))
     for element in root.iter("object"):
-        scene.names.append((element.findtext("name") or "").strip())
-        scene.boxes.append([_number(element, f"bndbox/{side}") for side in _SIDES])
-        scene.difficult.append((element.findtext("difficult") or "").strip() == "1")
+        name = element.findtext("name") or ""
+        difficult = element.findtext("difficult") or ""
+        box = [_number(element, f"bndbox/{side}") for side in _SIDES]
+        scene.names.append(name.strip())
+        scene.boxes.append(box)
+        scene.difficult.append(difficult.strip() == "1")
     return scene
 
 
@@ -209,24 +230,40 @@ def _number(element: ElementTree.Element, path: str) -> float:
 
 def _classes(root: Path, read: set[Path], scenes: list[_Scene]) -> list[str]:
     """The names of all classes in all splits, sorted."""
-    places = [place for split in SPLITS if (place := _locate(root, split))]
-    others = {file for place in places for file in place.annotations.rglob("*.xml")} - read
-    names = {name for scene in (*scenes, *map(_read_scene, others)) for name in scene.names if name}
+    files: set[Path] = set()
+    for split in SPLITS:
+        location = _locate(root, split)
+        if location is not None:
+            files.update(location.annotations.rglob("*.xml"))
+    others = [_read_scene(file) for file in files - read]
+    names: set[str] = set()
+    for scene in (*scenes, *others):
+        names.update(scene.names)
+    names.discard("")
     if not names:
-        raise InputError(f"{root}: no XML file names an object; annotate some")
+        raise InputError("no XML file names an object", where=root, remedy="annotate some")
     return sorted(names)
 
 
 def _read_objects(
     files: list[Path], scenes: list[_Scene], classes: list[str], faults: list[Fault]
 ) -> Objects:
-    image = np.repeat(np.arange(len(scenes)), [len(scene.names) for scene in scenes])
-    names = [name for scene in scenes for name in scene.names]
-    boxes = np.array([box for scene in scenes for box in scene.boxes], np.float64).reshape(-1, 4)
-    first = np.searchsorted(image, np.arange(len(scenes)))
+    image_of: list[int] = []
+    number_of: list[int] = []  # among the objects of its image, from 1
+    names: list[str] = []
+    all_boxes: list[list[float]] = []
+    iscrowd: list[bool] = []
+    for index, scene in enumerate(scenes):
+        count = len(scene.names)
+        image_of += [index] * count
+        number_of += range(1, count + 1)
+        names += scene.names
+        all_boxes += scene.boxes
+        iscrowd += scene.difficult
+    boxes = np.array(all_boxes, np.float64).reshape(-1, 4)
 
     def place(i: int) -> tuple[Path, str]:
-        return files[image[i]], f"object {i - first[image[i]] + 1} ({reprlib.repr(names[i])})"
+        return files[image_of[i]], f"object {number_of[i]} ({reprlib.repr(names[i])})"
 
     rows = Rows(len(names), faults, place)
     rows.fault(
@@ -235,7 +272,7 @@ def _read_objects(
         lambda i: "has no name",
         "write the name of its class",
     )
-    invalid = np.isnan(boxes.sum(1))
+    invalid = np.isnan(boxes).any(1)
     rows.fault(
         "box-invalid",
         invalid,
@@ -244,14 +281,16 @@ def _read_objects(
     )
     boxes[invalid] = (1, 1, 1, 1)
     label_of = {name: label for label, name in enumerate(classes)}
+    labels = [label_of.get(name, -1) for name in names]
+    count = len(names)
     return Objects(
         rows=rows,
-        image=image,
-        labels=np.array([label_of.get(name, -1) for name in names], np.int64),
+        image=np.array(image_of, np.int64),
+        labels=np.array(labels, np.int64),
         corners=boxes - (1, 1, 0, 0),
-        iscrowd=np.array([difficult for scene in scenes for difficult in scene.difficult], bool),
-        area=np.full(len(names), -1, np.float32),
-        ids=np.arange(1, len(names) + 1),
-        said=lambda i: f"bndbox {boxes[i].tolist()}",
+        iscrowd=np.array(iscrowd, bool),
+        area=np.full(count, -1, np.float32),
+        ids=np.arange(1, count + 1),
+        quoted=lambda i: f"bndbox {boxes[i].tolist()}",
         remedy="write xmin ymin xmax ymax in pixels, counted from 1",
     )

@@ -1,5 +1,5 @@
-"""The same data set in another form. Boxes only: outlines and whatever else annotations hold stay
-behind."""
+"""The same data set in another format. Boxes only: outlines and whatever else annotations hold are
+left out."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,8 +20,10 @@ from redetr.data.forms.yolo import label_name
 from redetr.data.open import folder_of
 from redetr.errors import InputError
 
+_VOC_SIDES = ("xmin", "ymin", "xmax", "ymax")
+
 Splits = dict[Split, Annotations]
-Put = Callable[[Path, Path], object]  # makes an image (first) appear in another place (second)
+Put = Callable[[Path, Path], object]  # makes an image (first) appear at another path (second)
 
 
 def convert(source: str | Path, destination: Path, form: str, copy: bool = False) -> list[str]:
@@ -30,121 +32,157 @@ def convert(source: str | Path, destination: Path, form: str, copy: bool = False
 
     All splits are written, or nothing. Images are hard links to those of `source` where the disk
     allows it, unless they shall be a `copy`. Returns sentences on what was written and what the
-    form cannot say. Raises InputError for a faulty data set, for one that the form cannot hold, and
-    if `destination` is there already.
+    format cannot hold. Raises InputError for a faulty data set, for one that the format cannot
+    hold, and if `destination` is there already.
     """
     root = folder_of(source)
-    if not root.exists():
-        raise InputError(f"{source}: no such folder; give that of a data set, or crowns")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise InputError(f"{destination}: is there already; choose another place")
-    folder = root.parent if root.is_file() else root
-    if destination.resolve().is_relative_to(folder.resolve()):
-        raise InputError(
-            f"{destination}: is inside of {folder}, which stays as it is; choose another place"
-        )
-    splits: Splits = {split: read_annotations(root, split) for split in splits_of(root)}
+    _require_new(source, root, destination)
+    splits: Splits = {}
+    for split in splits_of(root):
+        splits[split] = read_annotations(root, split)
     for annotations in splits.values():
         annotations.require_sound()
-    splits, notes = _sayable(splits, form)
+    splits, notes = _fitted(splits, form)
+    put = shutil.copyfile if copy else _link
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".unfinished-"))
     try:
-        _WRITERS[form](splits, unfinished, shutil.copyfile if copy else _link)
+        _WRITERS[form](splits, unfinished, put)
         for split, annotations in splits.items():
-            _require_same(annotations, read_annotations(unfinished, split), form)
+            written = read_annotations(unfinished, split)
+            _require_same(annotations, written, form)
         unfinished.chmod(0o755)
         os.rename(unfinished, destination)
     except BaseException:
         shutil.rmtree(unfinished)
         raise
-    counts = ", ".join(
-        f"{split} has {len(a)} images, {len(a.boxes)} objects" for split, a in splits.items()
-    )
-    return [f"{destination}: {counts}", *notes]
+    counts = []
+    for split, annotations in splits.items():
+        num_images = len(annotations)
+        num_objects = len(annotations.boxes)
+        counts.append(f"{split} has {num_images} images, {num_objects} objects")
+    summary = f"{destination}: {', '.join(counts)}"
+    return [summary, *notes]
 
 
-def _sayable(splits: Splits, form: str) -> tuple[Splits, list[str]]:
-    """What the form can say of the splits, and sentences on the rest. Raises InputError if names
+def _require_new(source: str | Path, root: Path, destination: Path) -> None:
+    """Raises InputError if there is nothing to convert, or no room for the result."""
+    if not root.exists():
+        remedy = "give that of a data set, or crowns"
+        raise InputError("no such folder", where=source, remedy=remedy)
+    is_empty_folder = destination.is_dir() and not any(destination.iterdir())
+    if destination.exists() and not is_empty_folder:
+        remedy = "choose another place"
+        raise InputError("is there already", where=destination, remedy=remedy)
+    folder = root.parent if root.is_file() else root
+    if destination.resolve().is_relative_to(folder.resolve()):
+        text = f"is inside of {folder}, which stays as it is"
+        raise InputError(text, where=destination, remedy="choose another place")
+
+
+def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
+    """What the format can hold of the splits, and sentences on the rest. Raises InputError if names
     would be lost."""
-    notes: list[str] = []
     if form == "coco":
-        return splits, notes
-    outlines = [not np.allclose(a.area, _box_areas(a), rtol=0.01) for a in splits.values()]
-    if any(outlines):
+        return splits, []
+    notes = []
+    if any(_has_outlines(annotations) for annotations in splits.values()):
         notes.append(
             f"{form} has no areas: objects count as small, medium and large by their boxes"
         )
-    groups = (
-        [splits] if form == "voc" else [{split: a} for split, a in splits.items()]
-    )  # one folder for all in VOC
-    for group in groups:
-        _require_own_labels([(a.source, name) for a in group.values() for name in _names(a)])
     if form == "voc":
-        used = {
-            name
-            for a in splits.values()
-            for name in np.array(a.class_names)[np.unique(a.labels)].tolist()
-        }
-        unused = {name for a in splits.values() for name in a.class_names} - used
-        if unused:
-            notes.append(
-                f"voc lists no classes: {len(unused)} without objects, such as {min(unused)!r}, "
-                "are left out"
-            )
-        return splits, notes
-    first, *others = splits
-    odd = [split for split in others if splits[split].class_names != splits[first].class_names]
-    if odd:
-        lists = f"{odd[0]} lists other classes than {first}"
-        raise InputError(f"{splits[odd[0]].source}: {lists}, yolo has one list for all; equal them")
-    crowds = sum(int(a.iscrowd.sum()) for a in splits.values())
+        _require_separate_labels(list(splits.values()))  # one folder for all splits
+        return splits, notes + _unused_classes(splits)
+    for annotations in splits.values():
+        _require_separate_labels([annotations])
+    _require_same_classes(splits)
+    crowds = 0
+    objects: Splits = {}
+    for split, annotations in splits.items():
+        crowds += int(annotations.iscrowd.sum())
+        objects[split] = without_crowds(annotations)
     if crowds:
         notes.append(f"yolo has no crowds and no objects to ignore: {crowds} are left out")
-    return {split: without_crowds(a) for split, a in splits.items()}, notes
+    return objects, notes
+
+
+def _unused_classes(splits: Splits) -> list[str]:
+    """A sentence on the classes that VOC cannot name, since no object has them."""
+    listed: set[str] = set()
+    used: set[str] = set()
+    for a in splits.values():
+        listed.update(a.class_names)
+        used.update(_classes(a))
+    unused = listed - used
+    if not unused:
+        return []
+    example = min(unused)
+    return [
+        f"voc lists no classes: {len(unused)} without objects, such as {example!r}, are left out"
+    ]
+
+
+def _require_same_classes(splits: Splits) -> None:
+    """Raises InputError if the splits list different classes."""
+    first, *others = splits
+    class_names = splits[first].class_names
+    for split in others:
+        annotations = splits[split]
+        if annotations.class_names != class_names:
+            text = f"{split} lists other classes than {first}, yolo has one list for all"
+            raise InputError(text, where=annotations.source, remedy="make them the same")
 
 
 def without_crowds(annotations: Annotations) -> Annotations:
-    return annotations.only(np.ones(len(annotations), bool), ~annotations.iscrowd)
+    """All images, and the objects that are no crowds."""
+    all_images = np.ones(len(annotations), bool)
+    return annotations.only(all_images, ~annotations.iscrowd)
 
 
-def _require_own_labels(images: list[tuple[Path, str]]) -> None:
+def _has_outlines(annotations: Annotations) -> bool:
+    """Whether the areas are not those of the boxes."""
+    sides = annotations.boxes[:, 2:] - annotations.boxes[:, :2]
+    return not np.allclose(annotations.area, sides.prod(1), rtol=0.01)
+
+
+def _require_separate_labels(parts: list[Annotations]) -> None:
     """Raises InputError if two images would share a label file."""
-    taken: dict[str, str] = {}
-    for source, name in images:
-        stem = posixpath.splitext(name)[0]
-        if stem in taken:
-            raise InputError(
-                f"{source}: {taken[stem]!r} and {name!r} would share one label file; rename one of "
-                "them"
-            )
-        taken[stem] = name
+    name_of: dict[str, str] = {}
+    for annotations in parts:
+        for name in _names(annotations):
+            stem, _ = posixpath.splitext(name)
+            if stem in name_of:
+                text = f"{name_of[stem]!r} and {name!r} would share one label file"
+                remedy = "rename one of them"
+                raise InputError(text, where=annotations.source, remedy=remedy)
+            name_of[stem] = name
 
 
 def _require_same(meant: Annotations, written: Annotations, form: str) -> None:
     """Raises InputError if what was written does not read as what was meant."""
     written.require_sound()
-    same = _names(meant) == _names(written) and np.array_equal(meant.first, written.first)
-    same = same and np.allclose(meant.boxes, written.boxes, rtol=0, atol=1e-3)
-    same = same and _classes(meant) == _classes(written)
-    if not same:
-        raise InputError(
-            f"{meant.source}: {form} cannot hold it; are there odd characters in the names of its "
-            "classes?"
-        )
+    if not _are_same(meant, written):
+        remedy = "are there odd characters in the names of its classes?"
+        raise InputError(f"{form} cannot hold it", where=meant.source, remedy=remedy)
+
+
+def _are_same(meant: Annotations, written: Annotations) -> bool:
+    if _names(meant) != _names(written):
+        return False
+    if not np.array_equal(meant.first, written.first):
+        return False
+    if not np.allclose(meant.boxes, written.boxes, rtol=0, atol=1e-3):
+        return False
+    return _classes(meant) == _classes(written)
 
 
 def _names(annotations: Annotations) -> list[str]:
-    return list(map(os.fsdecode, annotations.names))
+    return [os.fsdecode(name) for name in annotations.names]
 
 
 def _classes(annotations: Annotations) -> list[str]:
     """The name of the class of each object."""
     return np.array(annotations.class_names)[annotations.labels].tolist()
-
-
-def _box_areas(annotations: Annotations) -> np.ndarray:
-    return (annotations.boxes[:, 2:] - annotations.boxes[:, :2]).prod(1)
 
 
 def _link(source: Path, destination: Path) -> None:
@@ -156,9 +194,9 @@ def _link(source: Path, destination: Path) -> None:
 
 def _put_images(annotations: Annotations, folder: Path, put: Put) -> None:
     for name in dict.fromkeys(_names(annotations)):
-        place = folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        put(annotations.folder / name, place)
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        put(annotations.folder / name, file)
 
 
 def _decimals(values: np.ndarray) -> np.ndarray:
@@ -167,73 +205,109 @@ def _decimals(values: np.ndarray) -> np.ndarray:
     return values.astype("S16").astype(np.float64)
 
 
-def _scenes(annotations: Annotations) -> Iterator[tuple[str, int, int, slice]]:
-    """Path, height and width of each image, and where its objects are."""
+class _Scene(NamedTuple):
+    """An image, and which objects are on it."""
+
+    name: str  # path below the folder
+    height: int
+    width: int
+    objects: slice
+
+
+def _scenes(annotations: Annotations) -> Iterator[_Scene]:
     for i, name in enumerate(_names(annotations)):
-        yield (
-            name,
-            *annotations.sizes[i].tolist(),
-            slice(annotations.first[i], annotations.first[i + 1]),
-        )
+        height, width = annotations.sizes[i].tolist()
+        yield _Scene(name, height, width, annotations.objects_of(i))
 
 
 def _write_coco(splits: Splits, root: Path, put: Put) -> None:
     """annotations/instances_{split}.json, images in {split}/."""
-    (root / "annotations").mkdir()
+    folder = root / "annotations"
+    folder.mkdir()
     for split, a in splits.items():
         _put_images(a, root / split, put)
-        corners, area = _decimals(a.boxes), _decimals(a.area)
-        boxes = np.concatenate(
-            [corners[:, :2], (corners[:, 2:] - corners[:, :2]).round(9)], axis=1
-        ).tolist()
-        unique = len(np.unique(a.object_ids)) == len(a.object_ids)
-        ids = (a.object_ids if unique else np.arange(1, len(boxes) + 1)).tolist()
-        images, annotations = [], []
-        for image_id, (name, height, width, own) in zip(a.ids.tolist(), _scenes(a), strict=True):
-            images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-            for i in range(own.start, own.stop):
-                category_id, iscrowd = a.category_ids[a.labels[i]], int(a.iscrowd[i])
-                annotations.append(
-                    {
-                        "id": ids[i],
-                        "image_id": image_id,
-                        "category_id": category_id,
-                        "bbox": boxes[i],
-                        "area": float(area[i]),
-                        "iscrowd": iscrowd,
-                    }
-                )
-        categories = [
-            {"id": id_, "name": name}
-            for id_, name in zip(a.category_ids, a.class_names, strict=True)
-        ]
-        document = {"images": images, "annotations": annotations, "categories": categories}
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+        images = []
+        for image_id, scene in zip(a.ids.tolist(), _scenes(a), strict=True):
+            images.append(
+                {
+                    "id": image_id,
+                    "file_name": scene.name,
+                    "width": scene.width,
+                    "height": scene.height,
+                }
+            )
+        categories = []
+        for category_id, name in zip(a.category_ids, a.class_names, strict=True):
+            categories.append({"id": category_id, "name": name})
+        document = {
+            "images": images,
+            "annotations": _coco_annotations(a),
+            "categories": categories,
+        }
+        (folder / f"instances_{split}.json").write_text(json.dumps(document))
+
+
+def _coco_annotations(a: Annotations) -> list[dict[str, Any]]:
+    """The objects, under their ids if these are unique."""
+    count = len(a.object_ids)
+    ids = a.object_ids
+    if len(np.unique(ids)) < count:
+        ids = np.arange(1, count + 1)
+    corners = _decimals(a.boxes)
+    starts = corners[:, :2]
+    sides = (corners[:, 2:] - starts).round(9)
+    boxes = np.concatenate([starts, sides], axis=1).tolist()
+    areas = _decimals(a.area).tolist()
+    image_ids = a.ids[a.image_of()].tolist()
+    annotations = []
+    for i in range(count):
+        label = a.labels[i]
+        annotations.append(
+            {
+                "id": int(ids[i]),
+                "image_id": image_ids[i],
+                "category_id": a.category_ids[label],
+                "bbox": boxes[i],
+                "area": areas[i],
+                "iscrowd": int(a.iscrowd[i]),
+            }
+        )
+    return annotations
 
 
 def _write_yolo(splits: Splits, root: Path, put: Put) -> None:
     """data.yaml, images in images/{split}/, labels in labels/{split}/; classes are numbered from
     0."""
+    config: dict[str, Any] = {}
+    class_names: tuple[str, ...] = ()
     for split, a in splits.items():
+        config[split] = f"images/{split}"
+        class_names = a.class_names  # the same in all splits
         _put_images(a, root / "images" / split, put)
-        for name, height, width, own in _scenes(a):
-            file = root / label_name(f"images/{split}/{name}")
+        for scene in _scenes(a):
+            file = root / label_name(f"images/{split}/{scene.name}")
             file.parent.mkdir(parents=True, exist_ok=True)
-            corners = a.boxes[own].astype(np.float64) / [width, height, width, height]
-            boxes = np.concatenate(
-                [(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1
-            )
-            rows = zip(a.labels[own].tolist(), boxes.tolist(), strict=True)
-            lines = [
-                f"{label} {' '.join(f'{value:.14g}' for value in box)}\n" for label, box in rows
-            ]
+            lines = _yolo_lines(a, scene)
             if lines:
                 file.write_text("".join(lines))
-    config: dict[str, Any] = {split: f"images/{split}" for split in splits}
-    config["names"] = dict(enumerate(next(iter(splits.values())).class_names))
-    (root / "data.yaml").write_text(
-        yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    config["names"] = dict(enumerate(class_names))
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (root / "data.yaml").write_text(text, encoding="utf-8")
+
+
+def _yolo_lines(a: Annotations, scene: _Scene) -> list[str]:
+    """A line `class cx cy w h` for each object of an image."""
+    size = [scene.width, scene.height, scene.width, scene.height]
+    corners = a.boxes[scene.objects].astype(np.float64) / size
+    starts = corners[:, :2]
+    ends = corners[:, 2:]
+    boxes = np.concatenate([(starts + ends) / 2, ends - starts], axis=1)
+    labels = a.labels[scene.objects]
+    lines = []
+    for label, box in zip(labels.tolist(), boxes.tolist(), strict=True):
+        numbers = " ".join(f"{value:.14g}" for value in box)
+        lines.append(f"{label} {numbers}\n")
+    return lines
 
 
 def _write_voc(splits: Splits, root: Path, put: Put) -> None:
@@ -242,25 +316,34 @@ def _write_voc(splits: Splits, root: Path, put: Put) -> None:
     lists.mkdir(parents=True)
     for split, a in splits.items():
         _put_images(a, root / "JPEGImages", put)
-        stems = [posixpath.splitext(name)[0] for name in _names(a)]
-        (lists / f"{split}.txt").write_bytes(os.fsencode("".join(f"{stem}\n" for stem in stems)))
         boxes = _decimals(a.boxes) + (1, 1, 0, 0)
-        for stem, (name, height, width, own) in zip(stems, _scenes(a), strict=True):
-            scene = ElementTree.Element("annotation")
-            _add(scene, filename=name)
-            _add(ElementTree.SubElement(scene, "size"), width=width, height=height, depth=3)
-            for i in range(own.start, own.stop):
-                element = ElementTree.SubElement(scene, "object")
-                _add(element, name=a.class_names[a.labels[i]], difficult=int(a.iscrowd[i]))
-                sides = dict(zip(("xmin", "ymin", "xmax", "ymax"), boxes[i].tolist(), strict=True))
-                _add(
-                    ElementTree.SubElement(element, "bndbox"),
-                    **{side: f"{v:.12g}" for side, v in sides.items()},
-                )
-            ElementTree.indent(scene)
+        stems = []
+        for scene in _scenes(a):
+            stem, _ = posixpath.splitext(scene.name)
+            stems.append(stem)
             file = root / "Annotations" / f"{stem}.xml"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(ElementTree.tostring(scene, encoding="utf-8"))
+            tree = _voc_tree(a, scene, boxes)
+            file.write_bytes(ElementTree.tostring(tree, encoding="utf-8"))
+        lines = "".join(f"{stem}\n" for stem in stems)
+        (lists / f"{split}.txt").write_bytes(os.fsencode(lines))
+
+
+def _voc_tree(a: Annotations, scene: _Scene, boxes: np.ndarray) -> ElementTree.Element:
+    """The annotation of an image; `boxes` are those of all objects, in VOC's pixels."""
+    tree = ElementTree.Element("annotation")
+    _add(tree, filename=scene.name)
+    size = ElementTree.SubElement(tree, "size")
+    _add(size, width=scene.width, height=scene.height, depth=3)
+    for i in range(scene.objects.start, scene.objects.stop):
+        element = ElementTree.SubElement(tree, "object")
+        name = a.class_names[a.labels[i]]
+        _add(element, name=name, difficult=int(a.iscrowd[i]))
+        box = ElementTree.SubElement(element, "bndbox")
+        for side, value in zip(_VOC_SIDES, boxes[i].tolist(), strict=True):
+            _add(box, **{side: f"{value:.12g}"})
+    ElementTree.indent(tree)
+    return tree
 
 
 def _add(element: ElementTree.Element, **texts: object) -> None:
