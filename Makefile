@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 # Which versions are installed: `tested`, those of constraints.txt; `newest`, of everything; `oldest`, the lower bounds
-# of pyproject.toml. Each has a virtual environment of its own: make test DEPS=oldest
+# of pyproject.toml, which are built for Python 3.11 and 3.12. Each has a virtual environment: make test DEPS=oldest
 DEPS ?= tested
 VENV_tested := .venv
 VENV_newest := .venv-newest

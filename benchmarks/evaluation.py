@@ -1,4 +1,4 @@
-"""How fast is COCO evaluation, from detections as tensors to the twelve numbers? 5,000 images, 100
+"""How fast is COCO evaluation, from detections to the twelve numbers? 5,000 images, 100
 detections each.
 
     python benchmarks/evaluation.py
@@ -21,13 +21,13 @@ from record import record
 from torch import Tensor
 
 from redetr.metrics import METRIC_NAMES, GroundTruth, coco_metrics
-from redetr.structures import Target
+from redetr.structures import DatasetDetections, StoredTarget
 
 CLASSES, OBJECTS, DETECTIONS = 80, 7, 100
 SIZE = 640
 
 
-def scenes(images: int) -> tuple[list[Target], dict[str, Tensor]]:
+def scenes(images: int) -> tuple[list[StoredTarget], DatasetDetections]:
     """Ground truth, and detections of which some are near an object."""
     random = torch.Generator().manual_seed(0)
 
@@ -46,7 +46,7 @@ def scenes(images: int) -> tuple[list[Target], dict[str, Tensor]]:
         wrong, torch.randint(CLASSES, which.shape, generator=random), labels.gather(1, which)
     )
     targets = [
-        Target(
+        StoredTarget(
             boxes=truth[i],
             labels=labels[i],
             image_id=i,
@@ -57,15 +57,15 @@ def scenes(images: int) -> tuple[list[Target], dict[str, Tensor]]:
         )
         for i in range(images)
     ]
-    return targets, {
-        "image_index": torch.arange(images).repeat_interleave(DETECTIONS),
-        "scores": uniform(images * DETECTIONS),
-        "labels": guessed.flatten(),
-        "boxes": found.flatten(0, 1),
-    }
+    return targets, DatasetDetections(
+        image_index=torch.arange(images).repeat_interleave(DETECTIONS).numpy(),
+        scores=uniform(images * DETECTIONS).numpy(),
+        labels=guessed.flatten().numpy(),
+        boxes=found.flatten(0, 1).numpy(),
+    )
 
 
-def as_coco(targets: list[Target]) -> COCO:
+def as_coco(targets: list[StoredTarget]) -> COCO:
     truth = COCO()
     truth.dataset = {
         "images": [{"id": target["image_id"]} for target in targets],
@@ -94,10 +94,10 @@ def as_coco(targets: list[Target]) -> COCO:
     return truth
 
 
-def pycocotools_numbers(truth: COCO, found: dict[str, Tensor]) -> list[float]:
-    boxes = found["boxes"].double().numpy().copy()
+def pycocotools_numbers(truth: COCO, found: DatasetDetections) -> list[float]:
+    boxes = found.boxes.astype(float)
     boxes[:, 2:] -= boxes[:, :2]
-    rows = np.column_stack([found["image_index"], boxes, found["scores"].double(), found["labels"]])
+    rows = np.column_stack([found.image_index, boxes, found.scores.astype(float), found.labels])
     evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
@@ -119,7 +119,7 @@ def main() -> None:
         theirs = as_coco(targets)
         seconds = measure(
             {
-                "redetr": lambda: numbers.update(redetr=coco_metrics(ours, **found).metrics),
+                "redetr": lambda: numbers.update(redetr=coco_metrics(ours, found).metrics),
                 "pycocotools": lambda: numbers.update(
                     pycocotools=pycocotools_numbers(theirs, found)
                 ),

@@ -25,7 +25,7 @@ from redetr.detector.detector import load
 from redetr.export.export import ExportConfig, Trial, describe, inputs_of
 from redetr.export.files import SUFFIXES, open_file, write_file
 from redetr.export.graph import Plain, Processed, trace
-from redetr.structures import Target
+from redetr.structures import StoredTarget
 
 FILES: tuple[tuple[ExportFormat, ExportPrecision, bool], ...] = (
     ("onnx", "fp32", False),
@@ -48,10 +48,12 @@ class Stretched(DetectionDataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def target(self, index: int) -> Target:
+    def target(self, index: int) -> StoredTarget:
         target = self.dataset.target(index)
         boxes = torch.from_numpy(self._view(target["orig_size"]).boxes(target["boxes"].numpy()))
-        return Target(**(target | {"boxes": boxes, "orig_size": self.size, "size": self.size}))
+        return StoredTarget(
+            **(target | {"boxes": boxes, "orig_size": self.size, "size": self.size})
+        )
 
     def image(self, index: int) -> Tensor:
         image = self.dataset.image(index)

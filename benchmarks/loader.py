@@ -40,7 +40,8 @@ from redetr.data.images import read_image
 from redetr.data.loader import Samples, load_batches
 from redetr.data.sampler import EvalSampler, global_batch
 from redetr.data.transforms import augmentation, draws_of, resizer
-from redetr.structures import Batch, Target, collate
+from redetr.data.views import Fit
+from redetr.structures import Batch, StoredTarget, collate
 
 IMAGES, ROUNDS, RUN, BOXES = 200, 5, 20, 7
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -80,12 +81,12 @@ class Photographs(DetectionDataset):
     def image(self, index: int) -> Tensor:
         return read_image(self.files[index])
 
-    def target(self, index: int) -> Target:
+    def target(self, index: int) -> StoredTarget:
         corners = (
             np.random.default_rng(index).uniform(0, [640, 480], (BOXES, 2, 2)).astype(np.float32)
         )
         boxes = torch.from_numpy(np.concatenate([corners.min(1), corners.max(1)], 1))
-        return Target(
+        return StoredTarget(
             boxes=boxes,
             labels=torch.zeros(BOXES, dtype=torch.long),
             image_id=index,
@@ -160,7 +161,7 @@ def measure(sides: dict[str, Side]) -> dict[str, list[float]]:
 
 
 def in_this_process(data: Photographs) -> dict[str, list[float]]:
-    detr, whole = augmentation("detr", "aspect", 800, 1333), resizer("aspect", 800, 1333)
+    detr, whole = augmentation("detr", Fit(800, 1333)), resizer(Fit(800, 1333))
     ours, ours_whole = Samples(data, detr, 0), Samples(data, whole, 0)
     kept = Samples(data, detr, 0, ImageCache(len(data), 10**9))
     fast, slow = DetrImageProcessor(), DetrImageProcessorPil()
@@ -183,7 +184,7 @@ def in_this_process(data: Photographs) -> dict[str, list[float]]:
 
 def in_a_loader_process(data: Photographs) -> dict[str, list[float]]:
     """Images per second of the processor time of one worker, from its start to its end."""
-    samples, floats = Samples(data, augmentation("detr", "aspect", 800, 1333), 0), OriginalWay(data)
+    samples, floats = Samples(data, augmentation("detr", Fit(800, 1333)), 0), OriginalWay(data)
     loaders = {
         "redetr": lambda: load_batches(samples, EvalSampler(IMAGES, 2), 1, False),
         "original": lambda: DataLoader(floats, batch_size=2, num_workers=1, collate_fn=padded),
@@ -208,7 +209,7 @@ def padded(images: list[Tensor]) -> tuple[Tensor, Tensor]:
 def padding(batch_size: int, num_images: int = 20_000) -> dict[str, float]:
     """The share of the canvases of an epoch that is padding, in the original's augmentation."""
     stored = random.Random(0).choices(list(SIZES), list(SIZES.values()), k=num_images)
-    draw = augmentation("detr", "aspect", 800, 1333).draw
+    draw = augmentation("detr", Fit(800, 1333)).draw
 
     def size_of(key: tuple[int, int]) -> tuple[int, int]:
         return draw(draws_of(0, *key), *stored[key[1]], np.zeros((0, 4))).size

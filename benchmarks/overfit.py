@@ -12,9 +12,10 @@ from dataclasses import replace
 import torch
 from record import record
 
-from redetr.data.forms.digits import DigitsDataset
+from redetr.data.formats.digits import DigitsDataset
 from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation
+from redetr.data.views import Fit
 from redetr.distributed import process_group, replicate
 from redetr.evaluation import evaluate
 from redetr.losses import SetCriterion
@@ -30,7 +31,7 @@ def overfit(steps: int, log_every: int = 100) -> list[dict[str, float]]:
     """AP on the training scenes as training goes on."""
     config = replace(detr_tiny(), optimizer="adamw", lr=5e-4, steps=steps)
     dataset = DigitsDataset("train", size=SCENES)
-    samples = Samples(dataset, augmentation("plain", "aspect", 128, None), config.seed)
+    samples = Samples(dataset, augmentation("plain", Fit(128)), config.seed)
     curve = []
     with process_group("cpu") as dist:
         torch.manual_seed(config.seed)

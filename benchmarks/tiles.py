@@ -40,6 +40,7 @@ from redetr.detector.tiles import tile_windows
 from redetr.evaluation import evaluate
 from redetr.metrics import GroundTruth, coco_metrics
 from redetr.pages.drawing import draw_boxes
+from redetr.structures import DatasetDetections
 
 OVERLAPS = (0.2, 0.35, 0.5)
 SHOWN_PX = 1600  # the picture's longer side
@@ -155,13 +156,13 @@ def on_tiles(found: Found, tiles) -> dict[str, float]:
             (np.full(kept.sum(), index), found.scores[kept], cut[kept] - (left, top, left, top))
         )
     index, scores, boxes = (np.concatenate(each) for each in zip(*parts, strict=True))
-    result = coco_metrics(
-        GroundTruth.from_dataset(tiles),
+    detections = DatasetDetections(
         image_index=index,
         labels=np.zeros(len(index), np.int64),
-        scores=scores,
-        boxes=boxes,
-    ).to_dict()
+        scores=np.asarray(scores),
+        boxes=np.asarray(boxes),
+    )
+    result = coco_metrics(GroundTruth.from_dataset(tiles), detections).to_dict()
     return {"tiles_AP": result["AP"], "tiles_AP50": result["AP50"]}
 
 

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from record import record
 
-from redetr.data.forms.digits import DigitsDataset
+from redetr.data.formats.digits import DigitsDataset
 from redetr.metrics import GroundTruth, coco_metrics
+from redetr.structures import DatasetDetections
 
 SCENES = {"train": 8000, "val": 300}
 
@@ -62,7 +63,13 @@ def judge(model, folder: Path) -> dict:
             boxes.append(found.boxes.xyxy),
         )
     truth = GroundTruth.from_dataset(dataset)
-    return coco_metrics(truth, *map(torch.cat, (index, scores, labels, boxes))).to_dict()
+    detections = DatasetDetections(
+        image_index=torch.cat(index).numpy(),
+        labels=torch.cat(labels).cpu().numpy(),
+        scores=torch.cat(scores).cpu().numpy(),
+        boxes=torch.cat(boxes).cpu().numpy(),
+    )
+    return coco_metrics(truth, detections).to_dict()
 
 
 def main() -> None:

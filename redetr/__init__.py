@@ -20,6 +20,7 @@ __all__ = [
     "RedetrError",
     "SetCriterion",
     "StoppedError",
+    "StoredTarget",
     "Target",
     "TrainConfig",
     "build",
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from redetr.losses import SetCriterion
     from redetr.models import MODELS, build
     from redetr.recipes import RECIPES, get_recipe
-    from redetr.structures import Batch, LossConfig, Outputs, Target, collate
+    from redetr.structures import Batch, LossConfig, Outputs, StoredTarget, Target, collate
     from redetr.training import train
     from redetr.verification import verify
 
@@ -60,6 +61,7 @@ _MODULES = {
     "RedetrError": "errors",
     "SetCriterion": "losses",
     "StoppedError": "errors",
+    "StoredTarget": "structures",
     "Target": "structures",
     "TrainConfig": "config",
     "build": "models",

@@ -1,4 +1,5 @@
-"""The command line: finds the command, runs it, and turns errors into one line and an exit code."""
+"""The command line: finds the command, runs it, and turns an error into one line and an exit
+code."""
 
 import os
 import sys
@@ -22,14 +23,14 @@ USAGE = """redetr: DETR you can read in an afternoon and trust on any number of 
   redetr explain CHECKPOINT IMAGE               pages that show where the model looked, and its loss
   redetr app CHECKPOINT                         a page to drop images on, and an HTTP endpoint
   redetr check PATH [--report DIR]              what would spoil training, before it does
-  redetr convert FOLDER NEW --to FORM           write the same data set as coco, yolo or voc
+  redetr convert FOLDER NEW --to FORMAT         write the same data set as coco, yolo or voc
   redetr export CHECKPOINT --format FORMAT      ONNX, OpenVINO, torch.export; compared with PyTorch
   redetr models                                 list the models: size, cost, measured results
   redetr verify [RECIPE] [flags of train]       prove that many GPUs give the gradients of one
   redetr completion SHELL                       tab completion for bash, zsh and fish
 
-redetr COMMAND --help lists the flags, redetr train the recipes; --json prints JSON where it is a
-flag; redetr --version prints the version.
+redetr COMMAND --help lists the flags, redetr train the recipes; --json prints JSON where
+supported; redetr --version prints the version.
 Several GPUs: torchrun --nproc-per-node 8 -m redetr train RECIPE ...
 """
 
@@ -45,8 +46,8 @@ def parse_command(arguments: list[str]) -> Any:
 
 
 def quiet_dependencies() -> None:
-    """Keeps what is meant for developers off the terminal of users: what dependencies deprecate,
-    and the C++ log of PyTorch, whose stack traces would bury the one line that says what is wrong.
+    """Keeps messages for developers off the terminal of users: the deprecations of dependencies,
+    and the C++ log of PyTorch, whose stack traces would bury the one line on what is wrong.
 
     Call it before PyTorch is imported. TORCH_CPP_LOG_LEVEL in the environment wins.
     """
@@ -72,8 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     except RedetrError as error:
         ERRORS.print(f"redetr: {error}")
         raise SystemExit(error.exit_code) from None
-    except OSError as error:  # a place that cannot be written, a full disk
-        ERRORS.print(
-            f"redetr: {error.filename or 'cannot read or write'}: {error.strerror or error}"
-        )
+    except OSError as error:  # a folder that cannot be written, a full disk
+        where = error.filename or "cannot read or write"
+        reason = error.strerror or error
+        ERRORS.print(f"redetr: {where}: {reason}")
         raise SystemExit(InputError.exit_code) from None

@@ -6,6 +6,7 @@ gradients on GPUs over NCCL; `torchrun` is the only launcher.
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,15 +27,10 @@ from redetr.errors import InputError, LostError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# gloo has no error class of its own.
-_SIGNS_OF_A_LOST_RANK = (
-    "gloo",
-    "nccl",
-    "pair closure",
-    "closed by peer",
-    "connection reset",
-    "broken pipe",
-)
+# gloo has no error class of its own: it raises RuntimeError. All its messages give the line of its
+# own source that failed, such as "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534]
+# Connection closed by peer", some after words of PyTorch.
+_GLOO_MESSAGE = re.compile(r"\[[^\[\]]*\bgloo/[^\[\]]+:\d+\]")
 
 
 @dataclass(frozen=True)
@@ -68,15 +64,18 @@ class Dist:
         """The lists of all ranks joined, rank 0 first. Communicates (host only)."""
         if self.world_size == 1:
             return items
-        everyone: list[Any] = [None] * self.world_size
-        torch_dist.all_gather_object(everyone, items)
-        return [item for each in everyone for item in each]
+        lists: list[Any] = [None] * self.world_size
+        torch_dist.all_gather_object(lists, items)
+        return [item for items_of_rank in lists for item in items_of_rank]
 
     def gather_arrays(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays joined along their first axis over all ranks, rank 0 first; lengths may differ.
         Communicates."""
-        everyone = self.gather([arrays])
-        return {name: np.concatenate([part[name] for part in everyone]) for name in arrays}
+        parts = self.gather([arrays])  # one a rank
+        joined = {}
+        for name in arrays:
+            joined[name] = np.concatenate([part[name] for part in parts])
+        return joined
 
     def mean_(self, tensor: Tensor) -> Tensor:
         """`tensor` averaged over ranks, in place. Communicates."""
@@ -89,7 +88,7 @@ class Dist:
 
 
 def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:
-    """As `Dist.main_only`, outside of a process group: for what is said after the run."""
+    """As `Dist.main_only`, outside of a process group: for what is reported after the run."""
     return function if read_launch().rank == 0 else lambda *args, **kwargs: None
 
 
@@ -104,7 +103,7 @@ class Launch:
 
 
 def read_launch() -> Launch:
-    """What torchrun's variables in the environment say; what an earlier job left of them does no
+    """What torchrun's variables in the environment say. Those that an earlier job left behind do no
     harm.
 
     A world of one needs nobody's address, so it starts whatever else is set. Raises InputError for
@@ -118,12 +117,9 @@ def read_launch() -> Launch:
     if missing:
         raise InputError(
             f"the environment says WORLD_SIZE={world_size}, but lacks {', '.join(missing)}: start "
-            "with torchrun, "
-            "or unset WORLD_SIZE to run one process"
+            "with torchrun, or unset WORLD_SIZE to run one process"
         )
-    _number_in_environment(
-        "MASTER_PORT", default=0, least=1
-    )  # PyTorch's own error would be a traceback
+    _number_in_environment("MASTER_PORT", default=0, least=1)  # PyTorch would raise a traceback
     rank = _number_in_environment("RANK", default=0, least=0)
     if rank >= world_size:
         raise InputError(
@@ -142,8 +138,7 @@ def _number_in_environment(name: str, default: int, least: int) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < least:
         raise InputError(
             f"the environment says {name}={text}, which is not a number from {least}: start with "
-            "torchrun, "
-            f"or unset {name}"
+            f"torchrun, or unset {name}"
         )
     return int(text)
 
@@ -157,27 +152,32 @@ def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Di
     if another rank dies or does not answer within `timeout_s`.
     """
     launch = read_launch()
-    where = pick_device(device)
-    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+    rank_device = pick_device(device)
+    backend = "cpu:gloo,cuda:nccl" if rank_device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"backend": backend, "timeout": timedelta(seconds=timeout_s)}
     if launch.world_size == 1:
         options |= {"store": torch_dist.HashStore(), "rank": 0, "world_size": 1}
     try:
         _meet_other_ranks(launch, options)
-        yield Dist(launch.rank, launch.world_size, where)
+        yield Dist(launch.rank, launch.world_size, rank_device)
     except RuntimeError as error:
-        if isinstance(error, torch_dist.DistError) or any(
-            sign in str(error).lower() for sign in _SIGNS_OF_A_LOST_RANK
-        ):
-            raise LostError(
-                f"rank {launch.rank} lost another rank: it died, or did not answer within "
-                f"{timeout_s:g} s; the cause "
-                f"stands in that rank's output ({_first_line(error)})"
-            ) from error
-        raise
+        if not _is_about_communication(error):
+            raise
+        raise LostError(
+            f"rank {launch.rank} lost another rank: it died, or did not answer within "
+            f"{timeout_s:g} s",
+            remedy=f"the cause stands in that rank's output ({_first_line(error)})",
+        ) from error
     finally:
         if torch_dist.is_initialized():
             torch_dist.destroy_process_group()
+
+
+def _is_about_communication(error: RuntimeError) -> bool:
+    """Whether it is from PyTorch's process groups and stores, NCCL or gloo."""
+    if isinstance(error, torch_dist.DistError):
+        return True
+    return _GLOO_MESSAGE.search(str(error)) is not None
 
 
 def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> None:
@@ -192,10 +192,8 @@ def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> None:
         timeout_s = options["timeout"].total_seconds()
         raise LostError(
             f"rank {launch.rank} of {launch.world_size} did not meet the other ranks at {address} "
-            "within "
-            f"{timeout_s:g} s: one of them died, or MASTER_ADDR and MASTER_PORT are wrong; to run "
-            "one process, unset "
-            f"WORLD_SIZE ({_first_line(error)})"
+            f"within {timeout_s:g} s: one of them died, or MASTER_ADDR and MASTER_PORT are wrong",
+            remedy=f"to run one process, unset WORLD_SIZE ({_first_line(error)})",
         ) from error
 
 
@@ -205,14 +203,15 @@ def _first_line(error: Exception) -> str:
 
 def rank_cores() -> int:
     """How many processor cores this process may use, shared among the ranks of its host."""
-    usable = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )  # not on macOS
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        usable = len(os.sched_getaffinity(0))
+    else:
+        usable = os.cpu_count() or 1
     return usable // read_launch().local_world_size
 
 
 def restart_notes() -> list[str]:
-    """What to tell the user about the way torchrun restarts ranks."""
+    """Warnings for the user about the way torchrun restarts ranks."""
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
         return [
@@ -245,20 +244,19 @@ def pick_device(device: str) -> torch.device:
 
 
 def check_norms(model: nn.Module, dist: Dist, accumulate: int) -> list[str]:
-    """What to tell the user about BatchNorm layers that are trained: their statistics depend on the
+    """Warnings for the user about BatchNorm layers that are trained: their statistics depend on the
     batch.
 
-    Raises InputError where a run would not be what it seems: ranks or micro-batches each with
-    statistics of their own, or synchronised BatchNorm on a CPU, where PyTorch has none.
+    Raises InputError where a run would not be what it seems: different statistics in each rank or
+    micro-batch, or synchronised BatchNorm on a CPU, where PyTorch has none.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     synchronised = [m for m in norms if isinstance(m, nn.SyncBatchNorm)]
     if len(synchronised) < len(norms) and dist.world_size * accumulate > 1:
         raise InputError(
             "the model trains BatchNorm, whose statistics would differ between ranks and "
-            "micro-batches: take "
-            "norm=group or norm=frozen_batch, norm=sync_batch on GPUs, or one rank without "
-            "--accumulate"
+            "micro-batches: take norm=group or norm=frozen_batch, norm=sync_batch on GPUs, or one "
+            "rank without --accumulate"
         )
     if synchronised and dist.device.type == "cpu":
         raise InputError("norm=sync_batch runs on GPUs only: take norm=group or norm=frozen_batch")
@@ -283,16 +281,15 @@ def replicate(
     what travels, at a relative error of about 2e-3: no longer exact.
     """
     known = inspect.signature(DistributedDataParallel).parameters
-    no_broadcast: dict[str, Any] = {
-        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
-    }
+    broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {broadcast: False}
     device_ids = [dist.device.index] if dist.device.type == "cuda" else None
     replica = DistributedDataParallel(
         model,
         device_ids=device_ids,
         gradient_as_bucket_view=True,
         static_graph=accumulate == 1,
-        **no_broadcast,
+        **options,
     )
     if compression == "bf16":
         replica.register_comm_hook(None, bf16_compress_hook)

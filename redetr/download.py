@@ -1,5 +1,5 @@
-"""Files from the net into a cache: whole or not at all, checked by hash, resumed when broken
-off."""
+"""Files from the net into a cache: whole or not at all, checked by hash; a broken download
+resumes."""
 
 import hashlib
 import http.client
@@ -23,10 +23,10 @@ def fetch(url: str, path: Path) -> Path:
 
     A name that ends in a hash, as `resnet50-0676ba61.pth` does, is held to it. Of several processes
     on a machine one downloads and the others wait. What a broken connection leaves in `path.part`
-    is continued, at once and by later calls. Raises InputError with the place where the file can be
+    is continued, at once and by later calls. Raises InputError with the path where the file can be
     put by hand.
     """
-    if path.exists():  # first of all: a cache may be read-only
+    if path.exists():  # before anything is written: a cache may be read-only
         return require_hash(path, path.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -35,13 +35,14 @@ def fetch(url: str, path: Path) -> Path:
             try:
                 _download(url, part)
             except (OSError, http.client.HTTPException) as error:
-                raise InputError(f"cannot get {url} ({error}); put that file at {path}") from error
+                remedy = f"put that file at {path}"
+                raise InputError(f"cannot get {url} ({error})", remedy=remedy) from error
             require_hash(part, path.name).replace(path)
     return path
 
 
 def _download(url: str, part: Path) -> None:
-    """Fills `part`; starts again where it broke off, for as long as more arrives."""
+    """Fills `part`; continues where the connection broke, for as long as more arrives."""
     while True:
         before = _size(part)
         try:
@@ -61,11 +62,14 @@ def _download(url: str, part: Path) -> None:
 
 
 def _receive(url: str, part: Path, start: int) -> int:
-    """Appends what comes from byte `start` on, or all anew where the server cannot skip; returns
-    the whole's size."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    """Appends what comes from byte `start` on, or writes all of it where the server cannot skip;
+    returns the size of the whole file."""
+    request = urllib.request.Request(url)
+    if start:
+        request.add_header("Range", f"bytes={start}-")
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        start = start if answer.status == http.client.PARTIAL_CONTENT else 0
+        if answer.status != http.client.PARTIAL_CONTENT:
+            start = 0
         if "Content-Length" not in answer.headers:
             raise OSError("the answer does not say how long it is")
         total = start + int(answer.headers["Content-Length"])
@@ -89,16 +93,16 @@ def require_hash(path: Path, name: str) -> Path:
     """`path`, if its content has the hash that ends `name`. A wrong download is removed; raises
     InputError."""
     expected = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    if expected is None:
+        return path
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if expected and not found.startswith(expected[1]):
-        if path.name != name:
-            path.unlink()
-            raise InputError(
-                f"{name} arrived damaged, its hash is {found[:8]}: try again, or put it there by "
-                "hand"
-            )
-        raise InputError(
-            f"{path}: damaged, its hash is {found[:8]}: delete it, and it will be downloaded"
-        )
-    return path
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual.startswith(expected[1]):
+        return path
+    if path.name == name:
+        text = f"damaged, its hash is {actual[:8]}: delete it, and it will be downloaded"
+        raise InputError(text, where=path)
+    path.unlink()
+    raise InputError(
+        f"{name} arrived damaged, its hash is {actual[:8]}: try again, or place it there manually"
+    )

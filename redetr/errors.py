@@ -1,15 +1,45 @@
-"""The errors a user can cause or meet. The command line prints their message as one line and exits
-with `exit_code`."""
+"""The errors a user can cause or meet. The command line prints each as one line and exits with its
+`exit_code`."""
+
+import os
 
 
 class RedetrError(Exception):
-    """Base of all errors that are told to the user in one line, without a traceback."""
+    """An error that is shown to the user as one line, without a traceback.
+
+    `str()` of it is `where: place: text; remedy`, without the parts that are not given. Code that
+    needs a part reads the attribute: a path may hold a colon or a semicolon itself.
+    """
 
     exit_code = 1
 
+    def __init__(
+        self,
+        text: str,
+        *,
+        where: str | os.PathLike | None = None,
+        place: str = "",
+        remedy: str | None = None,
+    ):
+        super().__init__(text)  # also what pickle passes on; the attributes follow by themselves
+        self.text = text  # what is wrong
+        self.where = where  # the file, folder or data set
+        self.place = place  # in that file, such as "annotation 17"
+        self.remedy = remedy  # what to do about it
+
+    def __str__(self) -> str:
+        line = self.text
+        if self.place:
+            line = f"{self.place}: {line}"
+        if self.where is not None:
+            line = f"{os.fspath(self.where)}: {line}"
+        if self.remedy:
+            line = f"{line}; {self.remedy}"
+        return line
+
 
 class InputError(RedetrError):
-    """What the user gave is wrong: the message names what, where (file, annotation id) and what to
+    """The user's input is wrong: the error names what, where (file, annotation id) and what to
     do."""
 
 

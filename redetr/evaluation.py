@@ -12,18 +12,54 @@ import torch
 from redetr.data import DetectionDataset
 from redetr.data.loader import Samples, load_batches, to_batch
 from redetr.data.sampler import EvalSampler
-from redetr.data.transforms import resizer
+from redetr.data.transforms import final_size, resizer
 from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.losses import SetCriterion
 from redetr.metrics import CocoResult, GroundTruth, coco_metrics
 from redetr.postprocess import decode
 from redetr.precision import autocast, weights_dtype
-from redetr.structures import DetectionModel, Outputs, Target
+from redetr.structures import DatasetDetections, DetectionModel, Outputs, Target
+
+Losses = dict[str, float]  # by the names of `SetCriterion`
+_CLASSES_NAMED = 3  # in an error
+
+
+def evaluate(
+    model: DetectionModel, dataset: DetectionDataset, dist: Dist | None = None, **options: Any
+) -> CocoResult:
+    """The twelve COCO numbers, per-class AP and, with a `criterion`, the losses on `dataset`.
+
+    Options and errors are those of `detect_classes`. Communicates.
+    """
+    detections, losses = detect_classes(model, dataset, dist, **options)
+    truth = GroundTruth.from_dataset(dataset)
+    return replace(coco_metrics(truth, detections), losses=losses)
+
+
+def detect_classes(
+    model: DetectionModel,
+    dataset: DetectionDataset,
+    dist: Dist | None = None,
+    *,
+    classes: Sequence[tuple[int, str]] | None = None,
+    **options: Any,
+) -> tuple[DatasetDetections, Losses]:
+    """What `detect_dataset` returns, with the labels of the data set; options as there.
+
+    `classes` are the (category id, name) of the model's labels, by default those of the data set;
+    classes that the data set does not have are left out (official checkpoints have 91 outputs for
+    COCO's 80 categories). Where the model lacks an id with its name, all are matched by distinct
+    names alone: conversion of data changes ids. Raises InputError if the model does not know all
+    classes of the data set. Communicates.
+    """
+    label_of = labels_in(dataset, model.num_classes, classes)
+    detections, losses = detect_dataset(model, dataset, dist, **options)
+    return with_labels(detections, label_of), losses
 
 
 @torch.inference_mode()
-def detect(
+def detect_dataset(
     model: DetectionModel,
     dataset: DetectionDataset,
     dist: Dist | None = None,
@@ -34,50 +70,50 @@ def detect(
     num_workers: int = 0,
     criterion: SetCriterion | None = None,
     on_batch: Callable[[int], Any] = lambda images: None,
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """All detections on `dataset`: `image_index`, `labels`, `scores` `[N]` and `boxes` `[N, 4]`
-    xyxy pixels; and the losses of the whole data set if there is a `criterion`, by the names that
-    it gives them.
+) -> tuple[DatasetDetections, Losses]:
+    """All detections on `dataset`, and with a `criterion` the losses of the whole data set.
 
-    Each image is looked at once, over all ranks. Communicates at the end. `on_batch` is told the
-    number of images after each batch.
+    Boxes are not clipped to the image. Each image is processed once, over all ranks. `on_batch`
+    gets the number of images after each batch. Communicates at the end.
     """
     dist = dist or Dist(0, 1, next(model.parameters()).device)
     model.eval()
-    transform = resizer(model.resize, image_size, model.max_size)
+    samples = Samples(dataset, resizer(final_size(model, image_size)), seed=0)
     sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
-    batches = load_batches(
-        Samples(dataset, transform, seed=0), sampler, num_workers, dist.device.type == "cuda"
-    )
-    parts = [_no_detections()]
-    seen = [np.zeros(0, np.int64)]
+    batches = load_batches(samples, sampler, num_workers, pin_memory=dist.device.type == "cuda")
+    parts = []
+    indices: list[int] = []
     sums = _LossSums(criterion)
-    for keys, samples in zip(sampler, batches, strict=True):
-        batch = to_batch(samples, dist.device, dtype=weights_dtype(dtype))
+    for keys, batch_samples in zip(sampler, batches, strict=True):
+        batch = to_batch(batch_samples, dist.device, dtype=weights_dtype(dtype))
         with autocast(dist.device, dtype):
             outputs = model(batch.images, batch.padding)
         sums.add(outputs, batch.targets)
-        sizes = torch.tensor([target["orig_size"] for target in batch.targets])
-        best = decode(outputs, sizes, model.loss_config.scores, model.most_detections)
-        scores, labels, boxes = (x.cpu().numpy() for x in best)
-        seen.append(np.array([index for _, index in keys]))
-        index = np.repeat(seen[-1], scores.shape[1])
-        parts.append(
-            {
-                "image_index": index,
-                "labels": labels.ravel(),
-                "scores": scores.ravel(),
-                "boxes": boxes.reshape(-1, 4),
-            }
-        )
-        on_batch(len(samples))
-    counted = dist.gather_arrays({"seen": np.concatenate(seen)})["seen"]
-    if sorted(counted.tolist()) != list(range(len(dataset))):
+        batch_indices = [index for _, index in keys]
+        indices += batch_indices
+        parts.append(_detections_of_batch(model, outputs, batch.targets, batch_indices))
+        on_batch(len(batch_samples))
+    if sorted(dist.gather(indices)) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
-    found = dist.gather_arrays(
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    detections = DatasetDetections.concatenate(parts)
+    everywhere = dist.gather([detections])
+    return DatasetDetections.concatenate(everywhere), sums.losses(dist)
+
+
+def _detections_of_batch(
+    model: DetectionModel, outputs: Outputs, targets: list[Target], indices: list[int]
+) -> DatasetDetections:
+    """The detections in images with these indices."""
+    orig_sizes = torch.tensor([target["orig_size"] for target in targets])
+    kind = model.loss_config.scores
+    scores, labels, boxes = decode(outputs, orig_sizes, kind, model.most_detections)
+    detections_per_image = scores.shape[1]
+    return DatasetDetections(
+        image_index=np.repeat(np.array(indices), detections_per_image),
+        labels=labels.flatten().cpu().numpy(),
+        scores=scores.flatten().cpu().numpy(),
+        boxes=boxes.flatten(0, 1).cpu().numpy(),
     )
-    return found, sums.losses(dist)
 
 
 class _LossSums:
@@ -92,105 +128,82 @@ class _LossSums:
         self._batches: list[dict[str, float]] = []
 
     def add(self, outputs: Outputs, targets: list[Target]) -> None:
-        if self._criterion:
-            losses = self._criterion(outputs, targets, torch.ones(2, dtype=torch.float64))
-            del losses["loss"]  # its parts have different counts
-            values = torch.stack(list(losses.values())).tolist()
-            boxes, classes = self._criterion.counts(targets).tolist()
-            self._batches.append(
-                {"boxes": boxes, "classes": classes, **dict(zip(losses, values, strict=True))}
-            )
+        if self._criterion is None:
+            return
+        undivided = torch.ones(2, dtype=torch.float64)
+        losses = self._criterion(outputs, targets, undivided)
+        del losses["loss"]  # its parts have different counts
+        values = torch.stack(list(losses.values())).tolist()
+        sums = dict(zip(losses, values, strict=True))
+        boxes, classes = self._criterion.counts(targets).tolist()
+        self._batches.append({"boxes": boxes, "classes": classes, **sums})
 
-    def losses(self, dist: Dist) -> dict[str, float]:
+    def losses(self, dist: Dist) -> Losses:
         batches = dist.gather(self._batches)
-        if not batches or not self._criterion:
+        if self._criterion is None or not batches:
             return {}
         sums = {name: math.fsum(batch[name] for batch in batches) for name in batches[0]}
         counts = torch.tensor([sums.pop("boxes"), sums.pop("classes")], dtype=torch.float64)
         for_boxes, for_classes = self._criterion.denominators(counts, counts).tolist()
-        losses = {
-            n: value / (for_classes if n.startswith("loss_ce") else for_boxes)
-            for n, value in sums.items()
-        }
         weights = asdict(self._criterion.config)
-        total = sum(
-            weights["_".join(name.split("_")[:2])] * value for name, value in losses.items()
-        )
+        losses = {}
+        total = 0.0
+        for name, value in sums.items():
+            term = "_".join(name.split("_")[:2])  # loss_ce of loss_ce_0
+            losses[name] = value / (for_classes if term == "loss_ce" else for_boxes)
+            total += weights[term] * losses[name]
         return {"loss": total, **losses}
 
 
-def _no_detections() -> dict[str, np.ndarray]:
-    counts, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return {
-        "image_index": counts,
-        "labels": counts,
-        "scores": values,
-        "boxes": values.reshape(0, 4),
-    }
+def with_labels(detections: DatasetDetections, label_of: np.ndarray) -> DatasetDetections:
+    """The detections whose label has a new one in `label_of`, with that; -1 is none."""
+    labels = label_of[detections.labels]
+    return replace(detections, labels=labels).keep(labels >= 0)
 
 
 def labels_in(
     dataset: DetectionDataset, num_classes: int, classes: Sequence[tuple[int, str]] | None = None
 ) -> np.ndarray:
-    """The label in `dataset` of each of a model's `[num_classes]`, -1 where it has none; `classes`
-    and errors as in `detect_classes`.
+    """The label in `dataset` of each of a model's `[num_classes]`, -1 where it has none.
+
+    `classes` and errors are described at `detect_classes`.
     """
-    wanted: list[Any] = list(zip(dataset.category_ids, dataset.class_names, strict=True))
-    known: list[Any] = wanted if classes is None else list(classes)
-    unknown = [one for one in wanted if one not in known]
-    if len(known) != num_classes or (unknown and not _names_suffice(dataset.class_names, known)):
+    of_dataset: list[Any] = list(zip(dataset.category_ids, dataset.class_names, strict=True))
+    of_model: list[Any] = of_dataset if classes is None else list(classes)
+    unknown = [wanted for wanted in of_dataset if wanted not in of_model]
+    by_name = bool(unknown) and _names_suffice(dataset.class_names, of_model)
+    if len(of_model) != num_classes or (unknown and not by_name):
+        of_these = f", such as {_first(classes)}" if classes else ""
         theirs = (
-            f"of which it does not know {_some(unknown)}" if unknown else f"such as {_some(wanted)}"
+            f"of which it does not know {_first(unknown)}"
+            if unknown
+            else f"such as {_first(of_dataset)}"
         )
         raise InputError(
-            f"the model knows {num_classes} "
-            f"classes{', such as ' * bool(classes)}{_some(classes or [])}; "
-            f"{dataset.name} has {len(wanted)}, {theirs}: give data with the categories it was "
-            "trained on"
+            f"the model knows {num_classes} classes{of_these}; "
+            f"{dataset.name} has {len(of_dataset)}, {theirs}: "
+            "give data with the categories it was trained on"
         )
-    if unknown:
-        wanted, known = list(dataset.class_names), [name for _, name in known]
-    return np.array([wanted.index(one) if one in wanted else -1 for one in known])
+    if by_name:
+        of_dataset = list(dataset.class_names)
+        of_model = [name for _, name in of_model]
+    labels = []
+    for known in of_model:
+        labels.append(of_dataset.index(known) if known in of_dataset else -1)
+    return np.array(labels)
 
 
 def _names_suffice(names: Sequence[str], known: list[tuple[int, str]]) -> bool:
     """Whether each name is one class of the data and one that the model knows, whatever the ids."""
+    if len(set(names)) < len(names):
+        return False
     counts = Counter(name for _, name in known)
-    return len(set(names)) == len(names) and all(counts[name] == 1 for name in names)
+    return all(counts[name] == 1 for name in names)
 
 
-def _some(classes: Sequence[tuple[int, str]]) -> str:
+def _first(classes: Sequence[tuple[int, str]]) -> str:
     """The first classes, in words."""
-    return ", ".join(f"{name} ({id_})" for id_, name in classes[:3]) + ", ..." * (len(classes) > 3)
-
-
-def detect_classes(
-    model: DetectionModel,
-    dataset: DetectionDataset,
-    dist: Dist | None = None,
-    *,
-    classes: Sequence[tuple[int, str]] | None = None,
-    **options: Any,
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """What `detect` returns, with the labels of the data set; options as there. Communicates.
-
-    `classes` are the (category id, name) of the model's labels, by default those of the data set;
-    classes that the data set does not have are left out (official checkpoints have 91 outputs for
-    COCO's 80 categories). Where the model lacks an id with its name, all are matched by distinct
-    names alone: conversion of data changes ids. Raises InputError if the model does not know all
-    classes of the data set.
-    """
-    label_of = labels_in(dataset, model.num_classes, classes)
-    found, losses = detect(model, dataset, dist, **options)
-    found["labels"] = label_of[found["labels"]]
-    known = found["labels"] >= 0
-    return {name: array[known] for name, array in found.items()}, losses
-
-
-def evaluate(
-    model: DetectionModel, dataset: DetectionDataset, dist: Dist | None = None, **options: Any
-) -> CocoResult:
-    """The twelve COCO numbers, per-class AP and, with a `criterion`, losses of `model` on
-    `dataset`; options and errors as in `detect_classes`. Communicates."""
-    found, losses = detect_classes(model, dataset, dist, **options)
-    return replace(coco_metrics(GroundTruth.from_dataset(dataset), **found), losses=losses)
+    described = [f"{name} ({category_id})" for category_id, name in classes[:_CLASSES_NAMED]]
+    if len(classes) > _CLASSES_NAMED:
+        described.append("...")
+    return ", ".join(described)

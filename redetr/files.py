@@ -14,9 +14,8 @@ def write_whole(path: Path, write: Callable[[Path], Any], previous: Path | None 
     """Calls `write` with a temporary name beside `path` (same ending), flushes to disk, and
     renames.
 
-    Whatever happens in between, `path` is the old file or the new one, never half of it. The old
-    file is kept under the name `previous`, if one is given: then, for an instant, it is there under
-    that name alone.
+    Whatever happens in between, `path` is the old file or the new one, never half of it. With
+    `previous`, the old file is kept under that name, and for an instant has only that name.
     """
     handle, name = tempfile.mkstemp(
         dir=path.parent, prefix=f"{UNFINISHED}{path.stem}-", suffix=path.suffix
@@ -43,5 +42,6 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`content` as indented JSON."""
-    write_whole(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+    """Writes `content` as indented JSON."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text))

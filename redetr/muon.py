@@ -1,11 +1,12 @@
-"""AdamW whose steps for weight matrices are orthogonal: every direction of a matrix learns at the
-same speed.
+"""AdamW with orthogonal steps for weight matrices: every direction of a matrix learns equally fast.
 
-A gradient of a matrix is dominated by few directions. Muon (Jordan et al. 2024) takes the
-momentum's nearest semi-orthogonal matrix instead, by Newton-Schulz iterations; scaled so that its
-entries are as large as AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), both share
-one learning rate. `torch.optim.Muon` takes neither convolutions nor anything but matrices, one by
-one and in bf16; here matrices of one shape are one batch.
+The gradient of a matrix is dominated by few directions. Muon (Jordan et al. 2024) steps by the
+semi-orthogonal matrix nearest to the momentum instead, which Newton-Schulz iterations approximate.
+It is scaled so that its entries are as large as those of AdamW's steps (Liu et al. 2025, "Muon is
+scalable for LLM training"), so that both share one learning rate.
+
+Deviations from `torch.optim.Muon`, which takes nothing but matrices, one by one and in bf16:
+convolutions count as matrices, matrices of one shape are one batch, and the iterations are in fp32.
 """
 
 import math
@@ -18,32 +19,38 @@ from torch.optim.adamw import adamw
 
 from redetr.boxes import at_least_float32
 
-_COEFFICIENTS = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # Jordan et al.: fastest growth of small singular values, to 0.7 .. 1.2
-_ITERATIONS = 3  # as good as the usual 5 here, and 40% cheaper: see benchmarks/convergence.md
-_ADAM_RMS = 0.2  # of an entry of AdamW's step, measured by Liu et al.
-_SMALLEST_SIDE = (
-    32  # thinner matrices (depthwise filters, box heads, the first convolution) have few directions
-)
+# Of Jordan et al.: small singular values grow fastest, and end between 0.7 and 1.2.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# As good as the usual 5 here, and 40% cheaper: see benchmarks/convergence.md.
+_ITERATIONS = 3
+# Root mean square of the entries of AdamW's step, measured by Liu et al.
+_ADAM_RMS = 0.2
+# Thinner matrices (depthwise filters, box heads, the first convolution) have few directions.
+_SMALLEST_SIDE = 32
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether the step of this parameter is made orthogonal; convolutions count as matrices of
-    their outputs.
+    """Returns whether the step of this parameter is made orthogonal.
 
-    Class heads keep AdamW: their rows are classes, rare and common ones.
+    A convolution counts as a matrix with a row per output channel. Class heads keep AdamW: their
+    rows are classes, rare and common ones.
     """
     if parameter.dim() < 2 or "class_embed" in name or "score_head" in name:
         return False
-    return min(parameter.shape[0], parameter[0].numel()) >= _SMALLEST_SIDE
+    rows, columns = _matrix_shape(parameter)
+    return min(rows, columns) >= _SMALLEST_SIDE
+
+
+def _matrix_shape(parameter: Tensor) -> tuple[int, int]:
+    """Returns the (rows, columns) of a parameter with at least two dimensions."""
+    return parameter.shape[0], parameter[0].numel()
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal for groups with `orthogonal`, AdamW for the others; decoupled weight
-    decay for all."""
+    """Orthogonal momentum for groups with `orthogonal`, AdamW for the others.
+
+    The weight decay of both is decoupled.
+    """
 
     def __init__(
         self,
@@ -51,49 +58,67 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.999),
     ):
-        # "fused": `load_state_dict` then takes the count of steps to the device, too, where the
-        # fused AdamW wants it.
-        super().__init__(
-            groups, {"orthogonal": False, "momentum": momentum, "betas": betas, "fused": True}
-        )
+        defaults = {
+            "orthogonal": False,
+            "momentum": momentum,
+            "betas": betas,
+            # Makes `load_state_dict` move the step counts to the device, where the fused AdamW
+            # wants them.
+            "fused": True,
+        }
+        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """One step by the gradients that are there."""
+        """Takes one step. Parameters without a gradient stay as they are."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
             grads = [p.grad for p in params]
-            if params:
-                (self._orthogonal if group["orthogonal"] else self._adamw)(group, params, grads)
+            if group["orthogonal"]:
+                self._orthogonal(group, params, grads)
+            else:
+                self._adamw(group, params, grads)
 
     def _orthogonal(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        """Decays the parameters, then adds their orthogonal steps, a batch for each shape."""
+        momenta: list[Tensor] = []
         for p in params:
-            if not self.state[p]:
-                self.state[p]["momentum"] = torch.zeros_like(p)
-        moments = [self.state[p]["momentum"] for p in params]
-        torch._foreach_lerp_(moments, grads, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(grads, moments, group["momentum"])  # Nesterov's
+            state = self.state[p]
+            if not state:
+                state["momentum"] = torch.zeros_like(p)
+            momenta.append(state["momentum"])
+        torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+        directions = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov's
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+
         by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
-        for p, update in zip(params, ahead, strict=True):
-            by_shape.setdefault((len(p), p[0].numel()), []).append((p, update))
+        for p, direction in zip(params, directions, strict=True):
+            pairs = by_shape.setdefault(_matrix_shape(p), [])
+            pairs.append((p, direction))
         for shape, pairs in by_shape.items():
-            updates = orthogonalized(torch.stack([update.reshape(shape) for _, update in pairs]))
+            matrices = [direction.reshape(shape) for _, direction in pairs]
+            steps = orthogonalized(torch.stack(matrices))  # [N, *shape]
+            # Entries of an orthogonal [R, C] have root mean square 1 / sqrt(max(R, C)).
             scale = -group["lr"] * _ADAM_RMS * math.sqrt(max(shape))
-            for (p, _), update in zip(pairs, updates, strict=True):
-                p.add_(update.view(p.shape), alpha=scale)
+            for (p, _), step in zip(pairs, steps, strict=True):
+                p.add_(step.view(p.shape), alpha=scale)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        """Takes PyTorch's fused AdamW step."""
+        averages: list[Tensor] = []
+        squares: list[Tensor] = []
+        steps: list[Tensor] = []
         for p in params:
-            if not self.state[p]:
-                self.state[p].update(
-                    step=torch.zeros((), device=p.device),
-                    exp_avg=torch.zeros_like(p),
-                    exp_avg_sq=torch.zeros_like(p),
-                )
-        averages, squares, steps = (
-            [self.state[p][k] for p in params] for k in ("exp_avg", "exp_avg_sq", "step")
-        )
+            state = self.state[p]
+            if not state:
+                state["step"] = torch.zeros((), device=p.device)
+                state["exp_avg"] = torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p)
+            averages.append(state["exp_avg"])
+            squares.append(state["exp_avg_sq"])
+            steps.append(state["step"])
         beta1, beta2 = group["betas"]
         adamw(
             params,
@@ -114,14 +139,22 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Nearly semi-orthogonal matrices `[N, R, C]` with the singular vectors of those given,
-    singular values near 1."""
+    """Returns `matrices` `[N, R, C]` with the same singular vectors, but singular values near 1.
+
+    Each Newton-Schulz iteration turns a singular value s into a * s + b * s^3 + c * s^5. It is
+    computed in fp32 (fp64 stays fp64); the result has the dtype of `matrices`.
+    """
     a, b, c = _COEFFICIENTS
     x = at_least_float32(matrices)
-    wide = x.shape[-2] <= x.shape[-1]
-    x = x if wide else x.mT
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)  # singular values at most 1
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT  # the product with its transpose is smaller then
+    norm = torch.linalg.matrix_norm(x, keepdim=True)  # [N, 1, 1]
+    x = x / (norm + 1e-7)  # singular values at most 1
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x if wide else x.mT).to(matrices.dtype)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b * gram + c * gram^2
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a * x + polynomial @ x
+    if tall:
+        x = x.mT
+    return x.to(matrices.dtype)

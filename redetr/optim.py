@@ -16,32 +16,40 @@ def param_groups(
     weight_decay: float,
     optimizer: OptimizerName = "adamw",
 ) -> list[dict]:
-    """Trainable parameters by learning rate, weight decay and kind of step; no decay on norms,
-    biases and embeddings.
+    """Returns the trainable parameters by learning rate, weight decay and kind of step.
 
-    `base_lr` of a group is what the schedule multiplies.
+    The backbone learns with `lr_backbone`, everything else with `lr`. Norms, biases and embeddings
+    do not decay. The schedule multiplies `base_lr` of a group; `orthogonal` is for `Muon`.
     """
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    embeddings: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            embeddings.add(id(module.weight))
+
+    by_kind: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        spared = parameter.dim() < 2 or id(parameter) in embeddings
+        decays = parameter.dim() >= 2 and id(parameter) not in embeddings
+        decay = weight_decay if decays else 0.0
         # backbone.1 of DETR holds positions, which are no part of the pretrained net.
         in_backbone = name.startswith("backbone.") and not name.startswith("backbone.1.")
         rate = lr_backbone if in_backbone else lr
-        orthogonal = optimizer == "muon" and not spared and is_matrix(name, parameter)
-        groups.setdefault((rate, 0.0 if spared else weight_decay, orthogonal), []).append(parameter)
-    return [
-        {
+        orthogonal = optimizer == "muon" and decays and is_matrix(name, parameter)
+        params = by_kind.setdefault((rate, decay, orthogonal), [])
+        params.append(parameter)
+
+    groups: list[dict] = []
+    for (rate, decay, orthogonal), params in by_kind.items():
+        group = {
             "params": params,
             "lr": rate,
             "base_lr": rate,
             "weight_decay": decay,
             "orthogonal": orthogonal,
         }
-        for (rate, decay, orthogonal), params in groups.items()
-    ]
+        groups.append(group)
+    return groups
 
 
 def build_optimizer(
@@ -51,35 +59,42 @@ def build_optimizer(
     weight_decay: float,
     optimizer: OptimizerName = "adamw",
 ) -> torch.optim.Optimizer:
-    """Muon or fused AdamW over `param_groups`."""
+    """Returns Muon or fused AdamW over `param_groups`."""
     groups = param_groups(model, lr, lr_backbone, weight_decay, optimizer)
-    return Muon(groups) if optimizer == "muon" else torch.optim.AdamW(groups, fused=True)
+    if optimizer == "muon":
+        return Muon(groups)
+    return torch.optim.AdamW(groups, fused=True)
 
 
 def lr_factor(
     step: int, steps: int, schedule: Schedule, warmup_steps: int, drop_at: float
 ) -> float:
-    """What the base learning rate is multiplied by in optimizer step `step` of `steps`: a pure
-    function.
+    """Returns the factor of the base learning rate in optimizer step `step` (from 0) of `steps`.
 
     Linear warm-up, then "cosine" to 0, "step" (a tenth after the share `drop_at` of all steps) or
-    "constant".
+    "constant". A pure function, so that a resumed run has the same rates.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule == "cosine":
-        done = (step - warmup_steps) / max(1, steps - warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return 0.1 if schedule == "step" and step >= drop_at * steps else 1.0
+        cosine_steps = max(1, steps - warmup_steps)
+        progress = min(1.0, (step - warmup_steps) / cosine_steps)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "step" and step >= drop_at * steps:
+        return 0.1
+    return 1.0
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets every group's learning rate to its base rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """The norm of the whole gradient (a tensor: no synchronisation) before it is cut to `max_norm`;
-    0 = never cut."""
+    """Scales the whole gradient down to norm `max_norm` if it is larger; 0 = no limit.
+
+    Returns the norm before, as a tensor on the device: no synchronisation.
+    """
     limit = max_norm if max_norm > 0 else math.inf
     return nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=True)

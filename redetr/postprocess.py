@@ -1,32 +1,31 @@
 """Model outputs to detections in pixels of the original image.
 
-Shapes: B images, Q queries, C classes, K detections of an image, N detections that remain.
+Shapes: B images, Q queries, C classes, K detections of an image.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.structures import Outputs
 
-if TYPE_CHECKING:
-    pass
-
 Kind = Literal["softmax", "sigmoid"]
 
 
 def decode(
-    outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int
+    outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int, clip: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels, unclipped) on the
-    model's device.
+    """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels), best score first.
 
-    `orig_sizes` is `[B, 2]`: height and width of the original images, best on that device.
-    "softmax" gives each query its best class but "no object": K = Q, in the order of the queries,
-    whatever `top_k` is. "sigmoid" gives the `top_k` best pairs of query and class, best first: K =
-    min(top_k, Q * C). Computed in fp32; nothing is copied to the host. Raises ValueError for
-    another `kind`.
+    `orig_sizes` is `[B, 2]`: height and width of the original images, best on the model's device.
+    "softmax" gives each query its best class except "no object": K = Q, whatever `top_k` is.
+    "sigmoid" gives the `top_k` best pairs of query and class: K = min(top_k, Q * C). With `clip`,
+    boxes end at the edges of the image; without, they are as the model predicted them.
+
+    Computed in fp32 on the model's device; nothing is copied to the host, and the graph can be
+    exported. Raises ValueError for another `kind`.
 
     Source: Carion et al., "End-to-End Object Detection with Transformers", 2020 (softmax); Zhu et
     al., "Deformable DETR", 2021 (sigmoid). Deviation: pairs are ranked by logit and not by score,
@@ -35,14 +34,44 @@ def decode(
     logits = outputs["pred_logits"].float()
     boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"].float())
     if kind == "softmax":
-        scores, labels = logits.softmax(-1)[..., :-1].max(-1)
+        scores, labels = best_classes(logits, kind)
     elif kind == "sigmoid":
         num_classes = logits.shape[-1]
-        pairs = logits.flatten(1)
-        best, index = pairs.topk(min(top_k, pairs.shape[1]), dim=1)
-        scores, labels = best.sigmoid(), index % num_classes
-        boxes = boxes.gather(1, (index // num_classes)[..., None].expand(-1, -1, 4))
+        pairs = logits.flatten(1)  # [B, Q * C]
+        best_logits, pair = pairs.topk(min(top_k, pairs.shape[1]), dim=1)
+        scores = best_logits.sigmoid()
+        labels = pair % num_classes
+        boxes = _rows(boxes, pair // num_classes)
     else:
         raise ValueError(f"kind must be softmax or sigmoid, not {kind!r}")
-    height_width = orig_sizes.to(boxes)
-    return scores, labels, boxes * height_width.flip(-1).repeat(1, 2)[:, None]
+
+    scores, order = _best_first(scores)
+    labels = labels.gather(1, order)
+    width_height = orig_sizes.to(boxes).flip(-1)
+    corners = width_height.repeat(1, 2)[:, None]  # [B, 1, 4] the right bottom corner twice
+    boxes = _rows(boxes, order) * corners
+    if clip:
+        boxes = torch.minimum(boxes.clamp(min=0), corners)
+    return scores, labels, boxes
+
+
+def best_classes(logits: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Score and label of each query's best class except "no object", `[..., Q]` each."""
+    if kind == "softmax":
+        probabilities = logits.float().softmax(-1)[..., :-1]
+    else:
+        probabilities = logits.float().sigmoid()
+    best = probabilities.max(-1)
+    return best.values, best.indices
+
+
+def _best_first(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The scores `[B, K]` in descending order, and their indices; equal scores keep their order."""
+    if torch.compiler.is_exporting():  # ONNX has a single kind of sort, which is stable
+        return scores.sort(dim=1, descending=True)
+    return scores.sort(dim=1, descending=True, stable=True)
+
+
+def _rows(boxes: Tensor, index: Tensor) -> Tensor:
+    """The boxes `[B, K, 4]` with these indices `[B, K]`."""
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))

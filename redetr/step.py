@@ -1,4 +1,4 @@
-"""One optimizer step: what ranks tell each other about it, its batches, and the step itself."""
+"""One optimizer step: the message of each rank about it, its batches, and the step itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +17,7 @@ from redetr.structures import Batch
 
 @dataclass
 class Window:
-    """This rank's micro-batches of one optimizer step, and what all ranks tell each other about
-    theirs."""
+    """This rank's micro-batches of one optimizer step, and the messages of all ranks on theirs."""
 
     samples: list[list[Sample]]
     counts: list[Tensor]  # `SetCriterion.counts` of each micro-batch
@@ -30,32 +29,41 @@ def announce(
 ) -> Window:
     """Tells all ranks what this one has for an optimizer step, without waiting for them.
 
-    One small message per step, on the host, where all of it is known before the forward pass:
-    counts, the canvas that images are padded to, and whether a signal came. Nothing of it costs a
+    One small message per step, from host to host, where all of it is known before the forward pass:
+    counts, the canvas that images are padded to, and whether a signal came. Nothing in it needs a
     synchronisation with the device.
     """
-    counts = [criterion.counts([target for _, target in micro]) for micro in samples]
-    height, width = canvas_of([sample for micro in samples for sample in micro])
-    row = [*torch.stack(counts).sum(0).tolist(), height, width, stopping]
-    return Window(samples, counts, dist.gather_rows(row))
+    counts = []
+    all_samples: list[Sample] = []
+    for micro_batch in samples:
+        targets = [target for _, target in micro_batch]
+        counts.append(criterion.counts(targets))
+        all_samples += micro_batch
+    height, width = canvas_of(all_samples)
+    total = torch.stack(counts).sum(0)
+    message = [*total.tolist(), height, width, stopping]
+    return Window(samples, counts, dist.gather_rows(message))
 
 
 def receive(
     window: Window, criterion: SetCriterion, dist: Dist, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Batch], list[Tensor], bool]:
-    """The batches of this rank, what each one's loss sums are divided by, and whether any rank
-    wants to stop.
+    """This rank's batches, the divisors of their loss sums, and whether any rank wants to stop.
 
     Counts and canvas are functions of the global batch, so the gradient does not depend on how the
     batch is split.
     """
-    everyone = window.everyone()
-    total, (height, width) = everyone[:, :2].sum(0), everyone[:, 2:4].amax(0).int().tolist()
-    batches = [to_batch(micro, dist.device, (height, width), dtype) for micro in window.samples]
-    divisors = [
-        criterion.denominators(c, total, dist.world_size, len(window.counts)) for c in window.counts
-    ]
-    return batches, divisors, bool(everyone[:, 4].any())
+    messages = window.everyone()  # [ranks, 5]
+    total = messages[:, :2].sum(0)
+    height, width = messages[:, 2:4].amax(0).int().tolist()
+    is_stopping = bool(messages[:, 4].any())
+    batches = []
+    divisors = []
+    for micro_batch, counts in zip(window.samples, window.counts, strict=True):
+        batches.append(to_batch(micro_batch, dist.device, (height, width), dtype))
+        accumulated = len(window.counts)
+        divisors.append(criterion.denominators(counts, total, dist.world_size, accumulated))
+    return batches, divisors, is_stopping
 
 
 def train_step(
@@ -67,16 +75,16 @@ def train_step(
     dtype: torch.dtype,
     clip_norm: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimizer step over a window of micro-batches; returns this rank's losses and the norm of
-    the gradient.
+    """One optimizer step over a window of micro-batches.
 
-    The only synchronisation with the device is the matcher's copy of the costs.
+    Returns this rank's losses and the norm of the gradient. The only synchronisation with the
+    device is the matcher's copy of the costs.
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)
     total: dict[str, Tensor] = {}
-    for i, (batch, divisors) in enumerate(zip(batches, denominators, strict=True)):
-        with accumulating(model, last=i == len(batches) - 1):
+    for batch, divisors in zip(batches, denominators, strict=True):
+        with accumulating(model, last=batch is batches[-1]):
             with autocast(batch.images.device, dtype):
                 outputs = model(batch.images, batch.padding)
             losses = criterion(outputs, batch.targets, divisors)

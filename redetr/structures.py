@@ -4,53 +4,67 @@ Shape letters, used everywhere: B images, Q queries, C classes, L decoder layers
 image, D width of the model, H W height and width, S flattened positions of all feature levels.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NotRequired, TypedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NewType, NotRequired, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+Size = tuple[int, int]  # height, width in px
+# Boxes as a model sees them. A type that `Tensor` does not pass for: otherwise a type checker would
+# take a `StoredTarget` for a `Target`, which has the same keys.
+RelativeBoxes = NewType("RelativeBoxes", Tensor)  # cxcywh, fractions of the unpadded image
+
+
+class StoredTarget(TypedDict):
+    """The objects of one image as a data set yields them; transforms turn it into a `Target`."""
+
+    boxes: Tensor  # [T, 4] float32, xyxy in pixels of the stored image
+    labels: Tensor  # [T] int64 in [0, C)
+    image_id: int
+    orig_size: Size  # of the stored image
+    size: Size  # the same
+    iscrowd: Tensor  # [T] bool; evaluation ignores detections in crowds, training drops crowds
+    area: Tensor  # [T] float32, pixels of the stored image
 
 
 class Target(TypedDict):
-    """The objects of one image.
+    """The objects of one image as criteria and matchers take them."""
 
-    A data set yields `boxes` as xyxy in pixels of the original image; transforms turn them into
-    cxcywh as fractions of the (unpadded) image that the model sees, which is what criteria and
-    matchers take.
-    """
-
-    boxes: Tensor  # [T, 4] float32
+    boxes: RelativeBoxes  # [T, 4] float32
     labels: Tensor  # [T] int64 in [0, C)
     image_id: int
-    orig_size: tuple[int, int]  # height, width of the image file
-    size: tuple[int, int]  # height, width that the model sees, without padding
-    iscrowd: Tensor  # [T] bool; crowd boxes are ignored in evaluation and dropped before training
-    area: Tensor  # [T] float32, pixels of the original image
+    orig_size: Size  # of the stored image
+    size: Size  # that the model sees, without padding
+    iscrowd: Tensor  # [T] bool, all False
+    area: Tensor  # [T] float32, pixels of the stored image
 
 
 class Outputs(TypedDict):
-    """What `model(images, mask)` returns; the last decoder layer on top, the earlier ones in
-    `aux_outputs`."""
+    """What `model(images, mask)` returns.
 
-    pred_logits: (
-        Tensor  # [B, Q, C] (sigmoid forms) or [B, Q, C + 1] (softmax forms, "no object" last)
-    )
+    The last decoder layer is on top, the earlier ones are in `aux_outputs`.
+    """
+
+    # [B, Q, C] (sigmoid variants), or [B, Q, C + 1] (softmax variants, "no object" last)
+    pred_logits: Tensor
     pred_boxes: Tensor  # [B, Q, 4] cxcywh, fractions of the unpadded image
     aux_outputs: NotRequired[list["Outputs"]]  # L - 1 entries, first layer first
-    enc_outputs: NotRequired[
-        "Outputs"
-    ]  # two-stage forms: every position of the encoder as a proposal
+    # two-stage variants: every position of the encoder as a proposal
+    enc_outputs: NotRequired["Outputs"]
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The costs and loss weights that belong to a form of the model. The defaults are the original
-    DETR's.
+    """The costs and loss weights that belong to a variant of the model.
 
-    `scores="softmax"`: cross-entropy with a "no object" class of weight `eos_coef`.
-    `scores="sigmoid"`: binary cross-entropy towards the IoU of the matched box. `proposals`:
-    whether the outputs hold those of the encoder (`enc_outputs`), which are matched and judged like
-    a layer of the decoder.
+    The defaults are the original DETR's. `scores="softmax"`: cross-entropy with a "no object" class
+    of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards a power of the IoU of the
+    matched box (see `losses.py`). `proposals`: whether the outputs hold those of the encoder
+    (`enc_outputs`), which are matched and judged like a layer of the decoder.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -65,66 +79,147 @@ class LossConfig:
 
 
 class DetectionModel(nn.Module):
-    """What the rest of the library asks of a model; `forward(images, mask=None)` returns
-    `Outputs`."""
+    """What the rest of the library expects of a model.
+
+    `forward(images, mask=None)` returns `Outputs`.
+    """
 
     num_classes: int
     num_queries: int
     loss_config: LossConfig
     # whether outputs hold what only the loss needs: earlier layers, all of the encoder's proposals
     aux_loss: bool
-    resize: Literal[
-        "aspect", "square"
-    ]  # images keep their aspect ratio, or are stretched to a square
+    # images keep their aspect ratio, or are stretched to a square
+    resize: Literal["aspect", "square"]
     image_size: int  # default of the shorter side ("aspect") or of the side ("square"), px
     max_size: int | None  # longer side at most ("aspect"), px
 
     @property
     def most_detections(self) -> int:
-        """How many are kept of an image: COCO's 100, or as many as there are queries."""
+        """How many detections of an image are kept: COCO's 100, or as many as there are queries."""
         return max(100, self.num_queries)
 
 
 @dataclass
 class Batch:
-    """Images padded at the right and bottom to one canvas, and what is in them."""
+    """Images padded at the right and bottom to one canvas, and the objects in them."""
 
     images: Tensor  # [B, 3, H, W] float
     mask: Tensor  # [B, H, W] bool, True = padding
-    targets: list[Target]
+    targets: list[Target] = field(default_factory=list)  # empty in prediction
+    sizes: list[Size] = field(default_factory=list)  # of the images without padding
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def padding(self) -> Tensor | None:
-        """The mask, or None if the targets tell that no image is smaller: known without asking the
-        device."""
-        canvas = tuple(self.images.shape[-2:])
-        full = self.targets and all(target["size"] == canvas for target in self.targets)
-        return None if full else self.mask
+        """The mask, or None if every image fills the canvas.
+
+        The sizes answer that: reading the mask would wait for the device.
+        """
+        height, width = self.images.shape[-2:]
+        if self.sizes and all(size == (height, width) for size in self.sizes):
+            return None
+        return self.mask
 
 
-def collate(images: list[Tensor], canvas: tuple[int, int] | None = None) -> Batch:
-    """A `Batch` of `[3, h, w]` tensors padded with zeros to the largest height and width, or to
-    `canvas` (H, W).
+def collate(
+    images: Sequence[Tensor],
+    canvas: Size | None = None,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    convert: Callable[[Tensor], Tensor] | None = None,
+) -> Batch:
+    """A `Batch` of `[3, h, w]` tensors padded with zeros to the largest size, or to `canvas`.
+
+    `device` and `dtype` are by default those of the first image. `convert` is applied to each image
+    on the device, before padding; the copy to the device does not wait if the image is pinned.
 
     Raises ValueError for an empty list or an image larger than the canvas.
     """
     if not images:
         raise ValueError("collate needs at least one image")
-    height = max(image.shape[-2] for image in images)
-    width = max(image.shape[-1] for image in images)
-    if canvas is not None:
-        if canvas[0] < height or canvas[1] < width:
-            raise ValueError(
-                f"an image of {height}x{width} does not fit the canvas {canvas[0]}x{canvas[1]}"
-            )
-        height, width = canvas
-    padded = images[0].new_zeros(len(images), images[0].shape[0], height, width)
-    mask = torch.ones(len(images), height, width, dtype=torch.bool, device=images[0].device)
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    height, width = _fitting_canvas(sizes, canvas)
+    first = images[0]
+    device = first.device if device is None else device
+    dtype = first.dtype if dtype is None else dtype
+
+    shape = (len(images), len(first), height, width)
+    padded = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format).zero_()
+    mask = torch.ones(len(images), height, width, dtype=torch.bool, device=device)
     for i, image in enumerate(images):
-        h, w = image.shape[-2:]
-        padded[i, :, :h, :w] = image
+        on_device = image.to(device, non_blocking=True)
+        if convert is not None:
+            on_device = convert(on_device)
+        h, w = sizes[i]
+        padded[i, :, :h, :w] = on_device
         mask[i, :h, :w] = False
-    return Batch(padded, mask, [])
+    return Batch(padded, mask, sizes=sizes)
+
+
+def _fitting_canvas(sizes: list[Size], canvas: Size | None) -> Size:
+    """The smallest canvas that holds all sizes, or the given one if it does."""
+    height = max(h for h, _ in sizes)
+    width = max(w for _, w in sizes)
+    if canvas is None:
+        return height, width
+    if canvas[0] < height or canvas[1] < width:
+        raise ValueError(
+            f"an image of {height}x{width} does not fit the canvas {canvas[0]}x{canvas[1]}"
+        )
+    return canvas
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetDetections:
+    """All detections on a data set, one after the other.
+
+    Raises ValueError for arrays that do not fit together.
+    """
+
+    image_index: NDArray[np.int64]  # [N] counts the images of the data set from 0
+    labels: NDArray[np.int64]  # [N] in [0, C)
+    scores: NDArray[np.floating]  # [N]
+    boxes: NDArray[np.floating]  # [N, 4] xyxy in pixels of the stored image
+
+    def __post_init__(self) -> None:
+        rows = (len(self.scores),)
+        columns = (self.image_index.shape, self.labels.shape, self.scores.shape)
+        if columns != (rows, rows, rows) or self.boxes.shape != (*rows, 4):
+            shapes = ", ".join(str(shape) for shape in (*columns, self.boxes.shape))
+            raise ValueError(f"image_index, labels, scores and boxes do not fit together: {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["DatasetDetections"]) -> "DatasetDetections":
+        """All detections of the parts; none if there are no parts."""
+        image_index = [np.zeros(0, np.int64)]
+        labels = [np.zeros(0, np.int64)]
+        scores = [np.zeros(0, np.float32)]
+        boxes = [np.zeros((0, 4), np.float32)]
+        for part in parts:
+            image_index.append(part.image_index)
+            labels.append(part.labels)
+            scores.append(part.scores)
+            boxes.append(part.boxes)
+        return cls(
+            image_index=np.concatenate(image_index),
+            labels=np.concatenate(labels),
+            scores=np.concatenate(scores),
+            boxes=np.concatenate(boxes),
+        )
+
+    def keep(self, which: NDArray) -> "DatasetDetections":
+        """The detections where this mask is True, or at these indices."""
+        return DatasetDetections(
+            image_index=self.image_index[which],
+            labels=self.labels[which],
+            scores=self.scores[which],
+            boxes=self.boxes[which],
+        )

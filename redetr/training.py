@@ -18,10 +18,10 @@ from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
-from redetr.data.forms.folder import AnnotatedDataset
+from redetr.data.formats.folder import AnnotatedDataset
 from redetr.data.loader import Sample, Samples, load_batches, watching_workers
 from redetr.data.sampler import TrainSampler
-from redetr.data.transforms import Transform, augmentation, drawn_from
+from redetr.data.transforms import Transform, augmentation, drawn_from, final_size
 from redetr.distributed import (
     Dist,
     check_norms,
@@ -254,13 +254,12 @@ class _Run:
         else:
             further = "give a larger --patience, or 0"
         self.monitor.say(
-            f"nothing to train: {reason}; what follows is its last evaluation; to train on, "
-            f"{further}"
+            f"nothing to train: {reason}; repeating its last evaluation; to train on, {further}"
         )
 
     def _step_inputs(self) -> Iterator[_StepInput]:
-        """The steps still to do. What ranks tell each other about a window travels while the one
-        before it is computed: each is announced a step ahead."""
+        """The steps still to do, until the run has ended. Each window is announced a step ahead:
+        what ranks tell each other about it travels while the one before it is computed."""
         state = self.state
         windows = self._windows()
         ahead: Window | None = None
@@ -278,21 +277,22 @@ class _Run:
     def _windows(self) -> Iterator[list[list[Sample]]]:
         """This rank's micro-batches of each optimizer step still to do."""
         state, config, data, dist = self.state, self.state.config, self.data, self.dist
-        model = state.model
         mosaic_steps = config.mosaic_until * config.steps
         mosaic_epochs = int(mosaic_steps * config.batch_size / len(data))
         cache = _image_cache(config, dist, data)
         samples = Samples(data, train_transform(state), config.seed, cache, mosaic_epochs)
+        # Images of one size need no grouping.
+        sizes_differ = state.model.resize == "aspect"
         sampler = TrainSampler(
-            len(data),
-            config.batch_size,
-            config.seed,
-            state.step,
-            config.steps,
-            dist.rank,
-            dist.world_size,
-            config.accumulate,
-            samples.size if config.group_by_size and model.resize == "aspect" else None,
+            num_images=len(data),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            first_step=state.step,
+            last_step=config.steps,
+            rank=dist.rank,
+            world_size=dist.world_size,
+            accumulate=config.accumulate,
+            size_of=samples.size if config.group_by_size and sizes_differ else None,
         )
         batches = load_batches(samples, sampler, _num_workers(config), dist.device.type == "cuda")
         while True:
@@ -307,7 +307,7 @@ class _Run:
         if stopped:
             return True
         set_lr(state.optimizer, learning_rate_factor(config, state.step))
-        # Dropout is a function of the step.
+        # Dropout is a function of the step and the rank.
         torch.manual_seed(drawn_from(config.seed, state.step, self.dist.rank))
         losses, norm = train_step(
             model,
@@ -389,7 +389,7 @@ def learning_rate_factor(config: Settings, step: int) -> float:
 def train_transform(state: State) -> Transform:
     """What training does to an image."""
     config, model = state.config, state.model
-    return augmentation(config.augment, model.resize, config.image_size, model.max_size)
+    return augmentation(config.augment, final_size(model, config.image_size))
 
 
 def _num_workers(config: Settings) -> int:

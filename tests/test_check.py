@@ -124,6 +124,21 @@ def test_crowds_are_no_objects(root):
     assert report.faults == []
 
 
+def test_a_path_with_a_colon_and_a_semicolon(tmp_path):
+    """The parts of a fault are those of the error, however the folder is called."""
+    root = write_coco(tmp_path / "a: b; c")
+    val = root / "annotations" / "instances_val.json"
+    val.write_text("[]")
+    (root / "train" / "train-03.jpg").write_bytes(b"")
+    unreadable, image = check(str(root)).faults
+    assert (unreadable.code, unreadable.file) == ("split-unreadable", val)
+    assert unreadable.text.startswith('"images" is missing')
+    assert unreadable.remedy.startswith("export in COCO")
+    assert image.code == "image-unreadable"
+    assert image.text.startswith("not an image (") and image.text.endswith(")")
+    assert read_header(root / "train" / "lost.jpg").problem == "the image file is missing"
+
+
 def test_printed_tables_name_everything(root):
     (root / "train" / "train-03.jpg").write_bytes(b"")
     shutil.copy(root / "train" / "train-01.jpg", root / "train" / "train-02.jpg")
@@ -138,7 +153,7 @@ def test_printed_tables_name_everything(root):
         "image-twice",
         "spoon",
         "64x48",
-        "1 error: training would be spoiled. Fix them, run again.",
+        "1 error would spoil training. Fix it and run again.",
     ):
         assert words in text
     assert text.index("image-unreadable") < text.index("image-twice")
@@ -333,7 +348,7 @@ def test_sizes_as_the_model_sees_them(recipe, hints, size, expected):
 
 def test_a_larger_image_size_is_proposed_where_it_helps():
     plan = Plan.of("redetr_n", Hints(image_size=320), None)
-    for side, says in ((8, "--image-size 480 (then 0%)"), (1, "tiles, or take finer pictures")):
+    for side, says in ((8, "--image-size 480 (then 0%)"), (1, "tiles, or take finer images")):
         [fault] = plan_faults({"train": annotations([[0, 0, side, side]] * 4, [(480, 480)])}, plan)
         assert (fault.code, fault.count) == ("object-small", 4)
         assert says in fault.remedy
@@ -361,7 +376,7 @@ def test_the_page_needs_nothing_else(root, tmp_path):
     assert "http" not in page and "<script" not in page
     assert "src=" in page
     assert "<b>" not in page and "&lt;b&gt;&amp;" in page
-    assert "category-differs" in page and "1 error: training would be spoiled" in page
+    assert "category-differs" in page and "1 error would spoil training" in page
     with Image.open(tmp_path / "page" / "sheet.png") as sheet:
         assert sheet.width > 1000
     assert not (tmp_path / "page" / "augmented.png").exists()
@@ -377,7 +392,7 @@ def test_a_page_of_data_that_cannot_be_read(root, tmp_path):
     (root / "annotations" / "instances_train.json").write_text("{")
     (root / "annotations" / "instances_val.json").write_text("[]")
     page = written(str(root), tmp_path / "page")
-    assert "2 errors: training would be spoiled" in page
+    assert "2 errors would spoil training. Fix them and run again." in page
     assert not (tmp_path / "page" / "sheet.png").exists()
 
 

@@ -474,7 +474,7 @@ def test_a_file_that_moves_ap_is_not_written(middle, tmp_path, monkeypatch):
             run(arrays)[1] * np.float32(0.5),
         ]
 
-    monkeypatch.setattr("redetr.export.export.export.export.export.open_file", turned)
+    monkeypatch.setattr("redetr.export.export.open_file", turned)
     arguments = ("best.pt", "--format", "torch", "--output", tmp_path / "d.pt2")
     with pytest.raises(
         InputError,
@@ -531,7 +531,7 @@ def test_all_detections_of_a_model_with_many_queries_are_compared(middle):
         2,
         1,
     )
-    assert [len(seen.found["scores"]) for seen in trial._pytorch] == [150, 150]
+    assert [len(answer.detections["scores"]) for answer in trial._pytorch] == [150, 150]
 
 
 def test_a_run_folder_gives_its_whole_name(middle, tmp_path, monkeypatch):
@@ -573,7 +573,7 @@ def test_a_file_that_is_better_is_written(middle, tmp_path, monkeypatch):
     of = averages(middle, blind=True)
     with torch.no_grad():
         of.model.bbox_embed.bias.fill_(2.0)  # not the middle half
-    monkeypatch.setattr("redetr.export.export.export.export.export.open_file", mended)
+    monkeypatch.setattr("redetr.export.export.open_file", mended)
     exported(monkeypatch, of, "best.pt", "--format", "torch", "--output", tmp_path / "d.pt2")
     assert (tmp_path / "d.pt2").exists()
 
@@ -599,7 +599,7 @@ def test_refused(arguments, message, monkeypatch):
 
 def test_missing_packages(monkeypatch):
     monkeypatch.setattr(
-        "redetr.export.export.export.export.export.find_spec",
+        "redetr.export.export.find_spec",
         lambda name: None if name == "openvino" else name,
     )
     with pytest.raises(

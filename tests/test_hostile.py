@@ -413,6 +413,10 @@ BAD_WEIGHTS: dict[str, Make] = {
     "image size is text": config(image_size="64"),
     "options are a number": config(model_options=7),
     "option without value": option("hidden_dim"),
+    "option of many digits": option("hidden_dim=" + "9" * 5000),
+    "option of many brackets": option("hidden_dim=" + "[" * 100_000),
+    "option that is no number": option("hidden_dim=[64]"),
+    "options are no texts": config(model_options=[1, [2]]),
     "unknown option": option("system=1"),
     "a billion layers": option("dec_layers=1000000000"),
     "a billion queries": option("num_queries=1000000000"),
@@ -422,6 +426,8 @@ BAD_WEIGHTS: dict[str, Make] = {
     "points": option("points=100000000"),
     "backbone is a word": option("backbone=os.system"),
     "classes are missing": saved(lambda content: content.update(class_names=[])),
+    "classes are lists": saved(lambda content: content.update(class_names=[["cup"], [], {}])),
+    "average is a tensor": saved(lambda content: content.update(ema=torch.zeros(3))),
     "classes are a number": saved(lambda content: content.update(class_names=3)),
     "too many classes": saved(lambda content: content["class_names"].append("fork")),
     "category ids are text": saved(lambda content: content.update(category_ids=["a", "b", "c"])),
@@ -431,17 +437,23 @@ BAD_WEIGHTS: dict[str, Make] = {
     "official, classes by the billion": official(
         query_embed__weight=torch.zeros(5, 16), class_embed__weight=torch.zeros(1).expand(10**12)
     ),
+    "official, of other dimensions": official(
+        query_embed__weight=torch.zeros(5),
+        class_embed__weight=torch.zeros(3, 4),
+        backbone__0__body__conv1__weight=torch.zeros(1, 1, 1, 1),
+        transformer__decoder__layers__0__linear1__weight=torch.zeros(2, 2),
+    ),
     "official, wide": official(
         query_embed__weight=torch.zeros(1, 10**6),
         class_embed__weight=torch.zeros(3, 4),
-        backbone__0__body__conv1__weight=torch.zeros(1),
-        transformer__decoder__layers__0__linear1__weight=torch.zeros(2),
+        backbone__0__body__conv1__weight=torch.zeros(1, 1, 1, 1),
+        transformer__decoder__layers__0__linear1__weight=torch.zeros(2, 2),
     ),
     "official, a billion layers": official(
         query_embed__weight=torch.zeros(1, 32),
         class_embed__weight=torch.zeros(3, 4),
-        backbone__0__body__conv1__weight=torch.zeros(1),
-        transformer__decoder__layers__0__linear1__weight=torch.zeros(2),
+        backbone__0__body__conv1__weight=torch.zeros(1, 1, 1, 1),
+        transformer__decoder__layers__0__linear1__weight=torch.zeros(2, 2),
         transformer__encoder__layers__1000000000__x=torch.zeros(1),
         **{
             f"backbone__0__body__layer{i}__{n - 1}__conv3__weight": torch.zeros(1)
@@ -501,7 +513,7 @@ def test_bad_weights_are_refused_in_one_line(kind, name, tmp_path, monkeypatch):
 
 CONFIGS = {
     "list": b"[]", "text": b'"detr"', "bytes": b"\xff\xfe", "deep": b"[" * 10**5, "empty": b"",
-    "labels": b'{"model_type": "detr", "id2label": [1]}', "backbone": b'{"model_type": "detr", '
+    "number": b"3", "labels": b'{"model_type": "detr", "id2label": [1]}', "backbone": b'{"model_type": "detr", '
                                                                       b'"backbone_config": "x"}',
     "heads": b'{"model_type": "detr", "encoder_attention_heads": '
              b'"many"}', "no weights": b'{"model_type": "detr"}',

@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
-from redetr.detector.inference import _folded, for_inference
+from redetr.detector.inference import for_inference, fuse_norms
 from redetr.precision import pick_precision
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64}
@@ -77,9 +77,11 @@ def test_folding_by_hand():
         (norm.running_var, 4 - 1e-5),
     ):
         buffer.fill_(value)
-    folded = _folded(conv, norm)
-    assert folded.weight.item() == pytest.approx(3)
-    assert folded.bias.item() == pytest.approx(3.5)
+    parent = nn.Sequential(conv, norm).requires_grad_(False)
+    fuse_norms(parent)
+    assert parent[0].weight.item() == pytest.approx(3)
+    assert parent[0].bias.item() == pytest.approx(3.5)
+    assert isinstance(parent[1], nn.Identity)
 
 
 @pytest.mark.parametrize("net", ["resnet18", "resnetv2_18"])

@@ -25,6 +25,7 @@ from redetr.data.loader import (
 )
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import augmentation, normalize
+from redetr.data.views import Fit
 from redetr.errors import InputError, LostError
 from redetr.models.detr import DETR
 from redetr.structures import Batch, collate
@@ -37,7 +38,7 @@ def samples_of(folder: Path, cache: ImageCache | None = None, mosaic_epochs: int
     data = open_dataset(folder, "train")
     return Samples(
         data,
-        augmentation("detr", "aspect", 64, 100),
+        augmentation("detr", Fit(64, 100)),
         seed=1,
         cache=cache,
         mosaic_epochs=mosaic_epochs,
@@ -210,8 +211,8 @@ def test_batches_are_those_of_collate(shared_coco):
 
 
 def test_the_padded_share_by_hand():
-    targets = [{"size": (2, 4)}, {"size": (3, 2)}]
-    batch = Batch(torch.zeros(2, 3, 3, 4), torch.zeros(2, 3, 4, dtype=torch.bool), targets)
+    sizes = [(2, 4), (3, 2)]
+    batch = Batch(torch.zeros(2, 3, 3, 4), torch.zeros(2, 3, 4, dtype=torch.bool), sizes=sizes)
     assert padded_share([batch]) == pytest.approx(1 - 14 / 24)
     assert padded_share([batch, batch]) == pytest.approx(1 - 14 / 24)
 

@@ -12,7 +12,10 @@ from torch import Tensor
 from redetr.losses import SetCriterion
 from redetr.structures import LossConfig
 
-SOFTMAX, SIGMOID = LossConfig(), LossConfig(scores="sigmoid", cost_class=2.0)
+SOFTMAX = LossConfig()
+SIGMOID = LossConfig(scores="sigmoid", cost_class=2.0)
+PREDICTIONS = ("pred_logits", "pred_boxes")
+TERMS = ("loss_ce", "loss_bbox", "loss_giou")
 
 
 def criterion_of(
@@ -24,7 +27,9 @@ def criterion_of(
 def target(
     labels: list[int], boxes: list[tuple[float, ...]] | None = None, dtype=torch.float32
 ) -> dict[str, Tensor]:
-    boxes = [(0.5, 0.5, 0.2, 0.2)] * len(labels) if boxes is None else boxes
+    """The objects of an image; by default they are all at the same position."""
+    if boxes is None:
+        boxes = [(0.5, 0.5, 0.2, 0.2)] * len(labels)
     return {
         "labels": torch.tensor(labels, dtype=torch.long),
         "boxes": torch.tensor(boxes, dtype=dtype).view(-1, 4),
@@ -36,30 +41,35 @@ def random_outputs(
 ) -> dict:
     """Outputs of a model whose logits and boxes are leaves."""
     generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.rand(*shape, generator=generator, dtype=dtype)
-
-    made = [
-        {"pred_logits": (4 * draw(batch, queries, columns) - 2).requires_grad_(),
-         "pred_boxes": (0.2 + 0.3 * draw(batch, queries, 4)).requires_grad_()}
-        for _ in range(layers)
-    ]  # fmt: skip
-    return {**made[-1], "aux_outputs": made[:-1]}
+    outputs = []
+    for _ in range(layers):
+        scores = torch.rand(batch, queries, columns, generator=generator, dtype=dtype)
+        boxes = torch.rand(batch, queries, 4, generator=generator, dtype=dtype)
+        layer = {
+            "pred_logits": (4 * scores - 2).requires_grad_(),
+            "pred_boxes": (0.2 + 0.3 * boxes).requires_grad_(),
+        }
+        outputs.append(layer)
+    return {**outputs[-1], "aux_outputs": outputs[:-1]}
 
 
 def random_targets(counts: list[int], dtype=torch.float32) -> list[dict[str, Tensor]]:
+    """Objects of classes 0 to 2, that many in each image."""
     generator = torch.Generator().manual_seed(1)
-    return [
-        {"labels": torch.randint(3, (n,), generator=generator),
-         "boxes": 0.2 + 0.3 * torch.rand(n, 4, generator=generator, dtype=dtype)}
-        for n in counts
-    ]  # fmt: skip
+    targets = []
+    for count in counts:
+        labels = torch.randint(3, (count,), generator=generator)
+        boxes = 0.2 + 0.3 * torch.rand(count, 4, generator=generator, dtype=dtype)
+        targets.append({"labels": labels, "boxes": boxes})
+    return targets
 
 
 def leaves(outputs: dict) -> list[Tensor]:
-    layers = [*outputs["aux_outputs"], outputs]
-    return [layer[name] for layer in layers for name in ("pred_logits", "pred_boxes")]
+    """All tensors of `random_outputs`."""
+    tensors = []
+    for layer in [*outputs["aux_outputs"], outputs]:
+        tensors += [layer["pred_logits"], layer["pred_boxes"]]
+    return tensors
 
 
 class TestWorkedExample:
@@ -81,16 +91,20 @@ class TestWorkedExample:
 
     def test_beside_a_rank_with_four_objects(self):
         criterion = criterion_of(num_queries=100)
-        here, there = criterion.counts(self.targets), criterion.counts([self.counts_elsewhere])
+        here = criterion.counts(self.targets)
+        there = criterion.counts([self.counts_elsewhere])
         divisors = criterion.denominators(here, here + there, world_size=2)
         losses = criterion(self.outputs(), self.targets, divisors)
         assert losses["loss_bbox"].item() == pytest.approx(0.55 / 3)
 
     def test_the_mean_over_ranks_is_the_loss_of_all_six_objects(self):
-        criterion, outputs = criterion_of(num_queries=100), self.outputs()
-        counts = [criterion.counts(t) for t in (self.targets, [self.counts_elsewhere])]
-        divisors = criterion.denominators(counts[0], sum(counts), world_size=2)
-        criterion(outputs, self.targets, divisors)["loss_bbox"].backward()
+        criterion = criterion_of(num_queries=100)
+        outputs = self.outputs()
+        here = criterion.counts(self.targets)
+        there = criterion.counts([self.counts_elsewhere])
+        divisors = criterion.denominators(here, here + there, world_size=2)
+        losses = criterion(outputs, self.targets, divisors)
+        losses["loss_bbox"].backward()
         averaged_over_ranks = outputs["pred_boxes"].grad / 2
         # the raw sum of |difference| has a slope of 1 per coordinate, divided by six objects
         assert averaged_over_ranks[0, 17].tolist() == pytest.approx([1 / 6, -1 / 6, 1 / 6, -1 / 6])
@@ -101,9 +115,8 @@ def test_class_loss_by_hand():
     """Every query counts; unmatched ones as 0.1. Query 1 is at the object, of class 2 of 3."""
     logits = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 2.0]]])
     boxes = torch.tensor([[[0.1, 0.1, 0.1, 0.1], [0.5, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1]]])
-    losses = criterion_of(num_queries=3)(
-        {"pred_logits": logits, "pred_boxes": boxes}, [target([2])]
-    )
+    outputs = {"pred_logits": logits, "pred_boxes": boxes}
+    losses = criterion_of(num_queries=3)(outputs, [target([2])])
     matched = math.log(3 + math.e) - 1
     unmatched = math.log(4) + math.log(3 + math.e**2) - 2
     assert losses["loss_ce"].item() == pytest.approx((matched + 0.1 * unmatched) / (1 + 0.2))
@@ -117,15 +130,20 @@ def test_box_losses_and_total_by_hand():
         "pred_logits": torch.zeros(1, 1, 4),
         "pred_boxes": torch.tensor([[[0.1, 0.1, 0.2, 0.2]]]),
     }
-    losses = criterion_of(num_queries=1)(outputs, [target([0], [(0.5, 0.1, 0.2, 0.2)])])
-    assert losses["loss_bbox"].item() == pytest.approx(0.4)
-    assert losses["loss_giou"].item() == pytest.approx(1 + 1 / 3)
-    assert losses["loss"].item() == pytest.approx(math.log(4) + 5 * 0.4 + 2 * (4 / 3), rel=1e-6)
+    wanted = target([0], [(0.5, 0.1, 0.2, 0.2)])
+    losses = criterion_of(num_queries=1)(outputs, [wanted])
+    loss_ce, loss_bbox, loss_giou = math.log(4), 0.4, 1 + 1 / 3
+    assert losses["loss_bbox"].item() == pytest.approx(loss_bbox)
+    assert losses["loss_giou"].item() == pytest.approx(loss_giou)
+    total = loss_ce + 5 * loss_bbox + 2 * loss_giou
+    assert losses["loss"].item() == pytest.approx(total, rel=1e-6)
 
 
 def test_sigmoid_loss_by_hand():
-    """Towards IoU^1.5 at the matched score; the rest towards 0, weighted by p^1.5; divided by the
-    boxes."""
+    """Towards IoU^1.5 at the matched score; the rest towards 0, weighted by p^1.5.
+
+    The sum is divided by the number of boxes.
+    """
     logits = torch.tensor([[[1.0, -1.0], [0.5, -3.0]]])
     # overlap 0.1 x 0.2, union 0.08 - 0.02: IoU 1/3
     boxes = torch.tensor([[[0.4, 0.5, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1]]])
@@ -136,7 +154,8 @@ def test_sigmoid_loss_by_hand():
         return math.log1p(math.exp(x))
 
     def pushed_down(x):
-        return (1 / (1 + math.exp(-x))) ** 1.5 * softplus(x)
+        score = 1 / (1 + math.exp(-x))
+        return score**1.5 * softplus(x)
 
     goal = (1 / 3) ** 1.5
     matched = goal * softplus(-1.0) + (1 - goal) * softplus(1.0)
@@ -152,17 +171,19 @@ def test_the_goal_of_the_sigmoid_loss_is_no_reason_to_move_boxes():
 
 
 def test_encoder_proposals_are_matched_as_well():
-    """Of four identical proposals around one object, one answers for it."""
+    """Four identical proposals lie around an object: one of them answers for it."""
     config = LossConfig(scores="sigmoid", proposals=True, loss_ce=0.0)
     proposals = {
         "pred_logits": torch.zeros(1, 4, 2),
         "pred_boxes": torch.full((1, 4, 4), 0.5).requires_grad_(),
     }
     outputs = {**random_outputs(1, 2, 2), "enc_outputs": proposals}
-    losses = criterion_of(config, 2, num_queries=2)(outputs, [target([0], [(0.5, 0.5, 0.5, 0.4)])])
+    wanted = target([0], [(0.5, 0.5, 0.5, 0.4)])
+    losses = criterion_of(config, 2, num_queries=2)(outputs, [wanted])
     assert losses["loss_bbox_enc"].item() == pytest.approx(0.1)
     losses["loss_bbox_enc"].backward()
-    assert (proposals["pred_boxes"].grad[0].abs().sum(-1) > 0).sum() == 1
+    moved = proposals["pred_boxes"].grad[0].abs().sum(-1) > 0
+    assert moved.sum() == 1
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -174,24 +195,30 @@ def test_names_and_total(layers, proposals):
     outputs = random_outputs(2, 4, 3, layers)
     outputs["enc_outputs"] = random_outputs(2, 9, 3)
     losses = criterion_of(config)(outputs, random_targets([2, 1]))
-    suffixes = ["", *(f"_{i}" for i in range(layers - 1))] + ["_enc"] * proposals
-    weights = {"loss_ce": 1.5, "loss_bbox": 3.0, "loss_giou": 0.5}
-    assert losses.keys() == {"loss", *(term + suffix for term in weights for suffix in suffixes)}
-    total = sum(
-        weight * losses[term + suffix] for term, weight in weights.items() for suffix in suffixes
-    )
+    suffixes = [""]
+    suffixes += [f"_{i}" for i in range(layers - 1)]
+    if proposals:
+        suffixes.append("_enc")
+    names = {"loss"}
+    total = torch.zeros(())
+    for term, weight in {"loss_ce": 1.5, "loss_bbox": 3.0, "loss_giou": 0.5}.items():
+        for suffix in suffixes:
+            names.add(term + suffix)
+            total = total + weight * losses[term + suffix]
+    assert losses.keys() == names
     torch.testing.assert_close(losses["loss"], total)
 
 
 def test_each_layer_is_matched_and_measured_on_its_own():
-    outputs, targets = random_outputs(2, 4, 4, layers=3), random_targets([3, 2])
+    outputs = random_outputs(2, 4, 4, layers=3)
+    targets = random_targets([3, 2])
     together = criterion_of()(outputs, targets)
-    for i, layer in enumerate([*outputs["aux_outputs"], outputs]):
-        alone = criterion_of()(
-            {name: layer[name] for name in ("pred_logits", "pred_boxes")}, targets
-        )
-        for term in ("loss_ce", "loss_bbox", "loss_giou"):
-            torch.testing.assert_close(together[term + (f"_{i}" if i < 2 else "")], alone[term])
+    layers = [*outputs["aux_outputs"], outputs]
+    for layer, suffix in zip(layers, ["_0", "_1", ""], strict=True):
+        predictions = {name: layer[name] for name in PREDICTIONS}
+        alone = criterion_of()(predictions, targets)
+        for term in TERMS:
+            torch.testing.assert_close(together[term + suffix], alone[term])
 
 
 @pytest.mark.parametrize(
@@ -201,7 +228,8 @@ def test_each_layer_is_matched_and_measured_on_its_own():
     "counts", [[0, 0], [0, 2], [9, 0]], ids=["no objects", "one empty image", "too many objects"]
 )
 def test_finite_and_connected_whatever_the_objects(config, counts):
-    outputs = random_outputs(2, 4, 4 if config.scores == "softmax" else 3, layers=2)
+    columns = 4 if config.scores == "softmax" else 3
+    outputs = random_outputs(2, 4, columns, layers=2)
     losses = criterion_of(config)(outputs, random_targets(counts))
     losses["loss"].backward()
     assert torch.stack(list(losses.values())).isfinite().all()
@@ -213,28 +241,32 @@ def test_finite_and_connected_whatever_the_objects(config, counts):
 
 
 def test_more_objects_than_queries_are_all_counted():
-    """Six objects at the same place, four queries 0.1 beside it: four L1 distances, divided by six
-    boxes."""
+    """Six objects at one position, four queries 0.1 beside it.
+
+    The loss is four L1 distances, divided by six boxes.
+    """
     outputs = {
         "pred_logits": torch.zeros(1, 4, 4),
         "pred_boxes": torch.tensor([0.6, 0.5, 0.2, 0.2]).repeat(1, 4, 1),
     }
     losses = criterion_of()(outputs, [target([0] * 6)])
     assert losses["loss_bbox"].item() == pytest.approx(4 * 0.1 / 6)
-    assert losses["loss_ce"].item() == pytest.approx(
-        math.log(4)
-    )  # all four queries matched, weights 1
+    # All four queries are matched, with weights of 1.
+    assert losses["loss_ce"].item() == pytest.approx(math.log(4))
 
 
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=4))
 def test_counts_are_known_before_the_forward_pass(counts):
-    """Uniform scores cost ln(C + 1) each, so the weighted mean is that exactly if the weights add
-    up to the count."""
-    criterion, targets = criterion_of(num_queries=4), random_targets(counts)
+    """Uniform scores cost ln(C + 1) each.
+
+    So the weighted mean is that exactly if the weights add up to the count.
+    """
+    criterion = criterion_of(num_queries=4)
+    targets = random_targets(counts)
     matched = sum(min(4, n) for n in counts)
-    assert criterion.counts(targets).tolist() == pytest.approx(
-        [sum(counts), matched + 0.1 * (4 * len(counts) - matched)]
-    )
+    unmatched = 4 * len(counts) - matched
+    expected = [sum(counts), matched + 0.1 * unmatched]
+    assert criterion.counts(targets).tolist() == pytest.approx(expected)
     outputs = {
         "pred_logits": torch.zeros(len(counts), 4, 4),
         "pred_boxes": torch.rand(len(counts), 4, 4),
@@ -252,8 +284,11 @@ def test_clamped_after_the_sum_over_ranks(config):
     nothing = criterion.counts(random_targets([0]))
     divisors = criterion.denominators(nothing, 8 * nothing, world_size=8)
     assert divisors[0].item() == pytest.approx(1 / 8)
-    # the class count: 8 images of 4 queries of weight 0.1, or boxes
-    assert divisors[1].item() == pytest.approx(8 * 0.4 / 8 if config.scores == "softmax" else 1 / 8)
+    if config.scores == "softmax":
+        class_count = 8 * 4 * 0.1  # 8 images of 4 queries, all unmatched
+    else:
+        class_count = 1  # boxes, at least 1
+    assert divisors[1].item() == pytest.approx(class_count / 8)
 
 
 COUNTS = [0, 3, 1, 0, 6, 2]
@@ -264,58 +299,59 @@ COUNTS = [0, 3, 1, 0, 6, 2]
 def test_losses_of_the_parts_add_up_to_that_of_the_whole(config, world_size, accumulate):
     """The mean over ranks of the sum over micro-batches, for every term."""
     columns = 4 if config.scores == "softmax" else 3
-    outputs, proposals = (
-        random_outputs(6, 4, columns, dtype=torch.float64),
-        random_outputs(6, 7, 3, dtype=torch.float64),
-    )
+    outputs = random_outputs(6, 4, columns, dtype=torch.float64)
+    proposals = random_outputs(6, 7, 3, dtype=torch.float64)
     targets = random_targets(COUNTS, torch.float64)
     criterion = criterion_of(config)
     whole = criterion({**outputs, "enc_outputs": proposals}, targets)
+    window = criterion.counts(targets)
+
     size = 6 // (world_size * accumulate)
-    parts = [slice(start, start + size) for start in range(0, 6, size)]
     sums = dict.fromkeys(whole, torch.zeros((), dtype=torch.float64))
-    for part in parts:
-        divisors = criterion.denominators(
-            criterion.counts(targets[part]), criterion.counts(targets), world_size, accumulate
-        )
-        part_of = [
-            {name: made[name][part] for name in ("pred_logits", "pred_boxes")}
-            for made in (outputs, proposals)
-        ]
-        losses = criterion({**part_of[0], "enc_outputs": part_of[1]}, targets[part], divisors)
-        sums = {name: sums[name] + loss / world_size for name, loss in losses.items()}
+    for start in range(0, 6, size):
+        part = slice(start, start + size)
+        counts = criterion.counts(targets[part])
+        divisors = criterion.denominators(counts, window, world_size, accumulate)
+        part_outputs = {name: outputs[name][part] for name in PREDICTIONS}
+        part_outputs["enc_outputs"] = {name: proposals[name][part] for name in PREDICTIONS}
+        losses = criterion(part_outputs, targets[part], divisors)
+        for name, loss in losses.items():
+            sums[name] = sums[name] + loss / world_size
     torch.testing.assert_close(sums, whole, rtol=1e-12, atol=0)
 
 
 def test_per_rank_normalisation_is_the_original_mean_of_weighted_means():
-    """Two ranks with two micro-batches each: the class loss is the mean of four local weighted
-    means."""
-    targets, outputs = (
-        [random_targets([n]) for n in (0, 3, 1, 6)],
-        [random_outputs(1, 4, 4) for _ in range(4)],
-    )
+    """Two ranks have two micro-batches each.
+
+    The class loss is the mean of the four local weighted means; box losses stay global.
+    """
     criterion = criterion_of(class_normalization="per_rank")
-    counts = [criterion.counts(t) for t in targets]
-    losses = [
-        criterion(o, t, criterion.denominators(c, sum(counts), world_size=2, accumulate=2))
-        for o, t, c in zip(outputs, targets, counts, strict=True)
-    ]
-    alone = [criterion_of()(o, t) for o, t in zip(outputs, targets, strict=True)]
-    torch.testing.assert_close(
-        sum(x["loss_ce"] for x in losses) / 2, sum(x["loss_ce"] for x in alone) / 4
-    )
-    # the box losses are global all the same: 10 boxes
-    raw = [x["loss_bbox"] * max(1, c[0].item()) for x, c in zip(alone, counts, strict=True)]
-    torch.testing.assert_close(sum(x["loss_bbox"] for x in losses) / 2, sum(raw) / 10)
+    micro_batches = [random_targets([n]) for n in (0, 3, 1, 6)]
+    window = sum(criterion.counts(targets) for targets in micro_batches)
+    loss_ce = loss_bbox = 0.0
+    local_means = l1_sum = 0.0
+    for targets in micro_batches:
+        outputs = random_outputs(1, 4, 4)
+        counts = criterion.counts(targets)
+        divisors = criterion.denominators(counts, window, world_size=2, accumulate=2)
+        losses = criterion(outputs, targets, divisors)
+        loss_ce += losses["loss_ce"] / 2  # the mean over ranks
+        loss_bbox += losses["loss_bbox"] / 2
+
+        alone = criterion_of()(outputs, targets)
+        num_boxes = counts[0].item()
+        local_means += alone["loss_ce"]
+        l1_sum += alone["loss_bbox"] * max(1, num_boxes)
+    torch.testing.assert_close(loss_ce, local_means / 4)
+    torch.testing.assert_close(loss_bbox, l1_sum / 10)
 
 
 def test_per_rank_sigmoid_scores_are_divided_by_the_boxes_of_the_rank():
     criterion = criterion_of(SIGMOID, class_normalization="per_rank")
-    counts, window = criterion.counts(random_targets([2])), criterion.counts(random_targets([2, 6]))
-    assert criterion.denominators(counts, window, world_size=2, accumulate=3).tolist() == [
-        8 / 2,
-        2 * 3,
-    ]
+    counts = criterion.counts(random_targets([2]))
+    window = criterion.counts(random_targets([2, 6]))
+    divisors = criterion.denominators(counts, window, world_size=2, accumulate=3)
+    assert divisors.tolist() == [8 / 2, 2 * 3]
 
 
 def test_fp64_stays_fp64():
@@ -336,7 +372,6 @@ def test_half_precision_is_computed_in_fp32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = criterion_of()(outputs, random_targets([2, 1]))
     assert all(loss.dtype == torch.float32 for loss in losses.values())
-    upcast = criterion_of()(
-        {name: value.float() for name, value in outputs.items()}, random_targets([2, 1])
-    )
+    fp32_outputs = {name: value.float() for name, value in outputs.items()}
+    upcast = criterion_of()(fp32_outputs, random_targets([2, 1]))
     torch.testing.assert_close(losses, upcast)

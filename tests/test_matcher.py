@@ -14,19 +14,25 @@ from redetr.structures import LossConfig
 
 
 def cheapest(cost: np.ndarray) -> float:
-    """The least sum over all ways to give each column (or as many as there are rows) a row of its
-    own, `[Q, T]`."""
+    """The least sum of `cost` `[Q, T]` over all ways to give the objects different queries.
+
+    With fewer queries than objects, all ways to give the queries different objects.
+    """
     queries, objects = cost.shape
     if queries < objects:
         return cheapest(cost.T)
     columns = np.arange(objects)
-    return min(cost[list(rows), columns].sum() for rows in permutations(range(queries), objects))
+    totals = []
+    for rows in permutations(range(queries), objects):
+        totals.append(cost[list(rows), columns].sum())
+    return min(totals)
 
 
 @pytest.mark.parametrize("objects", [1, 2, 3, 6])
 @pytest.mark.parametrize("queries", [1, 2, 5, 7])
 def test_no_assignment_is_cheaper(queries, objects):
-    cost = np.random.default_rng(queries * 10 + objects).normal(size=(2, 3, queries, objects))
+    random = np.random.default_rng(queries * 10 + objects)
+    cost = random.normal(size=(2, 3, queries, objects))
     chosen = assign(cost, [objects] * 3)
     assert chosen.shape == (2, 3, objects)
     for layer in range(2):
@@ -36,7 +42,8 @@ def test_no_assignment_is_cheaper(queries, objects):
             assert matched.sum() == min(queries, objects)
             assert len(set(rows[matched])) == matched.sum()  # no query answers for two objects
             assert (rows[~matched] == queries).all()
-            total = cost[layer, image, rows[matched], np.arange(objects)[matched]].sum()
+            columns = np.flatnonzero(matched)
+            total = cost[layer, image, rows[matched], columns].sum()
             assert total == pytest.approx(cheapest(cost[layer, image]))
 
 
@@ -48,12 +55,8 @@ def test_by_hand():
 
 def test_padded_objects_are_not_matched():
     cost = np.zeros((1, 2, 4, 3))
-    cost[0, 0, :, 0] = [
-        3,
-        1,
-        2,
-        3,
-    ]  # the first image has one object; its other two columns are padding of cost 0
+    # The first image has one object; its other two columns are padding of cost 0.
+    cost[0, 0, :, 0] = [3, 1, 2, 3]
     assert assign(cost, [1, 3])[0, 0].tolist() == [1, 4, 4]
 
 
@@ -83,11 +86,13 @@ def test_several_sets_of_predictions_are_matched_together():
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
 def test_predictions_that_are_not_finite_do_not_stop_the_matcher(broken, scores):
     config = LossConfig(scores=scores)
-    logits, boxes = torch.zeros(1, 1, 3, 4), torch.full((1, 1, 3, 4), 0.5)
-    logits[0, 0, 0], boxes[0, 0, 1] = broken, broken
-    cost = cost_matrix(
-        logits, boxes, torch.zeros(1, 2, dtype=torch.long), torch.full((1, 2, 4), 0.5), config
-    )
+    logits = torch.zeros(1, 1, 3, 4)
+    boxes = torch.full((1, 1, 3, 4), 0.5)
+    logits[0, 0, 0] = broken
+    boxes[0, 0, 1] = broken
+    labels = torch.zeros(1, 2, dtype=torch.long)
+    target_boxes = torch.full((1, 2, 4), 0.5)
+    cost = cost_matrix(logits, boxes, labels, target_boxes, config)
     assert cost.isfinite().all()
     (chosen,) = match([cost], [2])
     assert len(set(chosen.flatten().tolist())) == 2
@@ -97,20 +102,23 @@ def test_costs_by_hand():
     # Probabilities (0.25, 0.75) for (class 0, no object); the boxes are those of the GIoU example
     # "apart".
     logits = torch.tensor([0.0, np.log(3.0)]).expand(1, 1, 1, 2)
-    predicted, wanted = torch.tensor([1.0, 1.0, 2.0, 2.0]), torch.tensor([5.0, 1.0, 2.0, 2.0])
-    args = (torch.zeros(1, 1, dtype=torch.long), wanted.expand(1, 1, 4))
-    cost = cost_matrix(logits, predicted.expand(1, 1, 1, 4), *args, LossConfig())
+    boxes = torch.tensor([1.0, 1.0, 2.0, 2.0]).expand(1, 1, 1, 4)
+    labels = torch.zeros(1, 1, dtype=torch.long)
+    target_boxes = torch.tensor([5.0, 1.0, 2.0, 2.0]).expand(1, 1, 4)
+    cost = cost_matrix(logits, boxes, labels, target_boxes, LossConfig())
     assert cost.item() == pytest.approx(-0.25 + 5 * 4 + 2 * 4 / 12)
 
     # p = 0.5: focal cost 0.25 * 0.25 * ln 2 - 0.75 * 0.25 * ln 2 = -0.125 ln 2
     config = LossConfig(scores="sigmoid", cost_class=2, cost_bbox=0, cost_giou=0)
-    cost = cost_matrix(torch.zeros(1, 1, 1, 1), predicted.expand(1, 1, 1, 4), *args, config)
+    cost = cost_matrix(torch.zeros(1, 1, 1, 1), boxes, labels, target_boxes, config)
     assert cost.item() == pytest.approx(-2 * 0.125 * np.log(2), rel=1e-5)
 
 
 class HostReads(TorchDispatchMode):
-    """Collects the operations that wait for an accelerator, other than copies: values read out of
-    tensors."""
+    """Collects the operations, other than copies, that wait for an accelerator.
+
+    These are the ones that read values out of tensors.
+    """
 
     def __init__(self):
         super().__init__()
@@ -130,19 +138,20 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
 def test_a_step_reads_the_device_once(monkeypatch, scores):
-    """One `.cpu()` for all layers and images, and nothing else that would wait for an
-    accelerator."""
+    """One `.cpu()` for all layers and images; nothing else would wait for an accelerator."""
     copies = []
     to_host = Tensor.cpu
     monkeypatch.setattr(Tensor, "cpu", lambda self: copies.append(self.shape) or to_host(self))
     config = LossConfig(scores=scores, proposals=scores == "sigmoid")
-    layers = [
-        {"pred_logits": torch.randn(2, 6, 4, requires_grad=True), "pred_boxes": torch.rand(2, 6, 4)}
-        for _ in range(4)
-    ]
+    layers = []
+    for _ in range(4):
+        logits = torch.randn(2, 6, 4, requires_grad=True)
+        layers.append({"pred_logits": logits, "pred_boxes": torch.rand(2, 6, 4)})
     outputs = {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": layers[0]}
-    targets = [{"labels": torch.tensor([0, 2]), "boxes": torch.rand(2, 4)},
-               {"labels": torch.tensor([1]), "boxes": torch.rand(1, 4)}]  # fmt: skip
+    targets = [
+        {"labels": torch.tensor([0, 2]), "boxes": torch.rand(2, 4)},
+        {"labels": torch.tensor([1]), "boxes": torch.rand(1, 4)},
+    ]
     criterion = SetCriterion(config, num_classes=4 if scores == "sigmoid" else 3, num_queries=6)
     with HostReads() as reads:
         criterion(outputs, targets)["loss"].backward()

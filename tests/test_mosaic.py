@@ -11,7 +11,7 @@ from torch import Tensor
 from redetr.data.loader import Samples
 from redetr.data.mosaic import mixed, mosaic
 from redetr.data.transforms import Transform, augmentation, draws_of
-from redetr.data.views import Stretch, Whole
+from redetr.data.views import Fit, Stretch, Whole
 from redetr.errors import InputError
 
 # Each of four images has a rectangle in a colour of its own: red, green, blue, white.
@@ -120,7 +120,7 @@ def test_mixing_by_hand():
     ("augment", "resize"), [("plain", "square"), ("photo", "square"), ("detr", "aspect")]
 )
 def test_samples_of_several_images_are_a_function_of_seed_epoch_and_id(augment, resize):
-    transform = augmentation(augment, resize, 64, 100)
+    transform = augmentation(augment, Stretch(64) if resize == "square" else Fit(64, 100))
     samples, again = (Samples(FourImages(), transform, seed=3, mosaic_epochs=20) for _ in range(2))
     keys = [(epoch, index) for epoch in range(20) for index in range(4)]
     forwards = {key: samples[key] for key in keys}
@@ -138,7 +138,7 @@ def test_samples_of_several_images_are_a_function_of_seed_epoch_and_id(augment, 
 
 
 def test_later_epochs_show_one_image_each_as_without_mosaics():
-    transform = augmentation("photo", "square", 64, None)
+    transform = augmentation("photo", Stretch(64))
     samples, plain = (
         Samples(FourImages(), transform, 3, mosaic_epochs=2),
         Samples(FourImages(), transform, 3),
@@ -157,9 +157,7 @@ def test_a_damaged_image_in_a_mosaic_is_told_like_any_other():
                 raise InputError("third.jpg: cannot decode the image; replace the file")
             return stored(index)
 
-    samples = Samples(
-        OneDamaged(), augmentation("photo", "square", 64, None), seed=0, mosaic_epochs=50
-    )
+    samples = Samples(OneDamaged(), augmentation("photo", Stretch(64)), seed=0, mosaic_epochs=50)
     told = [samples.__getitems__([(epoch, 0)]) for epoch in range(50)]
     errors = [batch for batch in told if isinstance(batch, InputError)]
     assert len(errors) > 5

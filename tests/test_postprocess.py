@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from redetr.detector.detections import Detection, Detections, detect
+from redetr.detector.detections import Detection, Detections, detections_of
 from redetr.errors import InputError
 from redetr.postprocess import decode
 
@@ -58,17 +58,34 @@ def test_softmax_by_hand():
     torch.testing.assert_close(boxes, expected)
 
 
-def test_softmax_keeps_each_query_in_its_order():
+def test_softmax_gives_each_query_once_best_first():
     out = random_outputs(classes=5)
     scores, labels, boxes = decode(out, torch.tensor([[10, 20]] * 3), "softmax", top_k=2)
     assert scores.shape == labels.shape == (3, 7) and boxes.shape == (3, 7, 4)
-    probabilities = out["pred_logits"].double().softmax(-1)
-    assert labels.max() < 4
+    probabilities = out["pred_logits"].double().softmax(-1)[..., :4]
     for b in range(3):
-        for q in range(7):
-            best = max(range(4), key=lambda c, b=b, q=q: probabilities[b, q, c])
-            assert labels[b, q] == best
-            assert scores[b, q].item() == pytest.approx(probabilities[b, q, best].item(), rel=1e-6)
+        best = probabilities[b].max(-1)
+        queries = best.values.argsort(descending=True)
+        torch.testing.assert_close(scores[b], best.values[queries].float())
+        assert torch.equal(labels[b], best.indices[queries])
+        widths = out["pred_boxes"][b, queries, 2] * 20
+        torch.testing.assert_close(boxes[b, :, 2] - boxes[b, :, 0], widths)
+
+
+def test_equal_scores_keep_their_order():
+    out = {"pred_logits": torch.zeros(1, 40, 2), "pred_boxes": torch.rand(1, 40, 4)}
+    _, _, boxes = decode(out, torch.tensor([[10, 10]]), "softmax", top_k=100)
+    torch.testing.assert_close((boxes[0, :, 2] + boxes[0, :, 0]) / 20, out["pred_boxes"][0, :, 0])
+
+
+def test_clipped_boxes_end_at_the_edges_of_the_image():
+    out = outputs([[[0.0, 0.0]] * 2], [[[0.1, 0.9, 0.4, 0.4], [0.5, 0.5, 3.0, 0.5]]])
+    sizes = torch.tensor([[100, 200]])
+    _, _, boxes = decode(out, sizes, "softmax", 100, clip=True)
+    expected = torch.tensor([[[0.0, 70.0, 60.0, 100.0], [0.0, 25.0, 200.0, 75.0]]])
+    torch.testing.assert_close(boxes, expected)
+    _, _, as_predicted = decode(out, sizes, "softmax", 100)
+    assert as_predicted[0, 1].tolist() == pytest.approx([-200, 25, 400, 75])
 
 
 def test_sigmoid_by_hand():
@@ -120,7 +137,7 @@ def test_saturated_scores_keep_the_order_of_their_logits():
 def test_fewer_pairs_than_top_k_and_no_images():
     assert decode(random_outputs(classes=2), torch.ones(3, 2), "sigmoid", 100)[0].shape == (3, 14)
     for kind in ("sigmoid", "softmax"):
-        assert detect(random_outputs(classes=2, images=0), [], kind, ["cat"], [1], 100) == []
+        assert detections_of(random_outputs(classes=2, images=0), [], kind, ["cat"], [1], 100) == []
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -142,7 +159,9 @@ def test_unknown_kind_is_refused():
 def test_detect_sorts_clips_and_filters():
     boxes = [[0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.1, 0.1]]
     out = outputs([[[0.0, LN2, LN2], [0.0, 2 * LN3, 0.0], [0.0, 0.0, 9.0]]], [boxes])
-    (found,) = detect(out, [(100, 200)], "softmax", ["cat", "dog"], [3, 18], 100, threshold=0.1)
+    (found,) = detections_of(
+        out, [(100, 200)], "softmax", ["cat", "dog"], [3, 18], 100, threshold=0.1
+    )
     torch.testing.assert_close(found.scores, torch.tensor([9 / 11, 0.4]))
     assert found.names == ["dog", "dog"] and found.labels.dtype == torch.int64
     assert found.boxes.tolist() == [[100, 50, 200, 100], [0, 0, 100, 50]]

@@ -1,4 +1,5 @@
-"""The README is short, each of its figures is that of a result, and it names every file of the core.
+"""The README is short, and it names every file of the core. Its figures, and those of the pages on
+speed and exactness, are those of results.
 
 `test_docs.py` runs its commands and Python.
 """
@@ -16,6 +17,8 @@ from tests.test_architecture import CORE
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+SPEED = (ROOT / "docs/speed.md").read_text()
+EXACTNESS = (ROOT / "docs/exactness.md").read_text()
 RESULTS = ROOT / "benchmarks/results"
 FIRST_SCREEN = "\n".join(README.splitlines()[:40])
 MEASURED = README.split("## Measured\n")[1].split("\n## ")[0]
@@ -23,28 +26,29 @@ MEASURED = README.split("## Measured\n")[1].split("\n## ")[0]
 
 @dataclass(frozen=True)
 class Key:
-    """Where a figure stands in a file of results, and its unit there in units of the README."""
+    """Where a figure stands in a file of results, and its unit there in units of the page."""
 
     path: str  # names and positions, joined by " > "
     scale: float = 1
 
-    def read(self, content: Any) -> float:
+    def read(self, content: Any) -> Any:
         for name in self.path.split(" > "):
             is_position = isinstance(content, list)
             content = content[int(name)] if is_position else content[name]
-        return content * self.scale
+        return content if self.scale == 1 else content * self.scale
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A piece of the README with a format for each figure, and the key of each figure."""
+    """A piece of a page with a format for each figure, and the key of each figure."""
 
     text: str
-    file: str
+    result: str  # a file of results, or the name of a result, whose newest file is taken
     keys: tuple[Key, ...]
 
     def printed(self) -> str:
-        content = json.loads((RESULTS / self.file).read_text())
+        files = RESULTS.glob(f"*{self.result.removesuffix('.json')}.json")
+        content = json.loads(max(files).read_text())
         figures = [key.read(content) for key in self.keys]
         return self.text.format(*figures).replace("e-0", "e-")  # 7e-8, not Python's 7e-08
 
@@ -105,7 +109,7 @@ def training_step(row: str, file: str, peer: str = "transformers", notes=("", ""
     return Bound(text, file, keys)
 
 
-BOUND = [
+README_FIGURES = [
     Bound(
         "from scratch for {:.1f} minutes on two CPU cores, reaches {:.1f} AP",
         DIGITS,
@@ -151,7 +155,7 @@ BOUND = [
         ),
     ),
     Bound(
-        "has {:.1f} AP\nafter {:,} steps ({:.1f} minutes)",
+        "has {:.1f} AP after {:,} steps ({:.1f} minutes)",
         HOUR,
         (
             Key("evaluations > 3 > AP", 100),
@@ -170,50 +174,311 @@ BOUND = [
     Bound("only {:.0f}% of the card's bf16 rate", STEP_BF16, percent("limit > share reached")),
 ]
 
-# Whole numbers that count what is compared or name it; none of them was measured.
+STEP = "training-step-cpu-float32"
+INFERENCE = "-inference-cpu"
+EIGHT = "inference-cpu-batches"
+GPU_FP32 = "training-step-cuda-float32"
+GPU_BF16 = "training-step-cuda-bfloat16"
+ONE_IMAGE = "batch of 1 > forward"
+LIMIT = "batch of 1 > limit"
+ROW_OF_MS = "{:,.0f} ms | {:,.0f} ms | {:.2f} | {:,.0f} ms | {:.2f} |"
+
+
+def inference(row: str, ours: str, kept: str = "") -> Bound:
+    """A row of the table of speeds: one image; `kept` names sides that keep memory too."""
+    faster = f"batch of 1 > times faster > {ours}"
+    keys = plain(
+        f"{ONE_IMAGE} > {ours} > ms",
+        f"{ONE_IMAGE} > 2020{kept} > ms",
+        f"{faster} > 2020{kept}",
+        f"{ONE_IMAGE} > transformers{kept} > ms",
+        f"{faster} > transformers{kept}",
+    )
+    return Bound(f"{row} | {ROW_OF_MS}", INFERENCE, keys)
+
+
+def eight_images(row: str, ours: str) -> Bound:
+    forward = "batch of 8 > forward"
+    faster = f"batch of 8 > times faster > {ours}"
+    keys = (
+        Key(f"{forward} > {ours} > ms", 1e-3),
+        Key(f"{forward} > 2020 > ms", 1e-3),
+        Key(f"{faster} > 2020"),
+        Key(f"{forward} > transformers > ms", 1e-3),
+        Key(f"{faster} > transformers"),
+    )
+    return Bound(
+        f"| {row} | {{:.1f}} s | {{:.1f}} s | {{:.2f}} | {{:.1f}} s | {{:.2f}} |", EIGHT, keys
+    )
+
+
+SPEED_FIGURES = [
+    Bound(
+        f"| training step, DETR-R50, {{}} x {{}}x{{}} | {ROW_OF_MS}",
+        STEP,
+        plain(
+            "setting > batch_size",
+            "setting > height",
+            "setting > width",
+            "steps > redetr > ms",
+            "steps > 2020 > ms",
+            "times faster > 2020",
+            "steps > transformers > ms",
+            "times faster > transformers",
+        ),
+    ),
+    Bound(
+        "| its peak memory | {:,} MB | {:,} MB | | {:,} MB | |",
+        STEP,
+        plain("peak MB > redetr", "peak MB > 2020", "peak MB > transformers"),
+    ),
+    Bound("DETR-R50, {}x{}, one image", INFERENCE, plain("setting > height", "setting > width")),
+    inference("memory kept as in the command line", "redetr, memory kept"),
+    inference("the same in Python", "redetr"),
+    inference(
+        "the same with `keep_memory` (below) on all sides", "redetr, memory kept", ", memory kept"
+    ),
+    inference("the same as `redetr export --format openvino` writes it", "redetr, OpenVINO"),
+    eight_images("inference, eight images at once, memory kept", "redetr, memory kept"),
+    eight_images("eight images in Python", "redetr"),
+    Bound(
+        "with gradient | {} ms | {:.0f} ms | {} | {:.0f} ms | {} |",
+        "criterion-cpu",
+        plain(
+            "forward and backward > redetr > ms",
+            "forward and backward > 2020 > ms",
+            "times faster > 2020",
+            "forward and backward > transformers > ms",
+            "times faster > transformers",
+        ),
+    ),
+    Bound(
+        "per second of processor time | {} | {} | {} | | |",
+        "loader",
+        plain(
+            "in process > redetr > images_per_s",
+            "in process > original > images_per_s",
+            "ratios > to the original",
+        ),
+    ),
+    Bound(
+        "| the same without crops | {} | | | {} | {} |",
+        "loader",
+        plain(
+            "in process > redetr, whole > images_per_s",
+            "in process > transformers (torchvision), whole > images_per_s",
+            "ratios > to transformers, whole images",
+        ),
+    ),
+    Bound(
+        "{:,} images with {} detections each, from tensors to the COCO numbers, takes {:.2f} s; "
+        "pycocotools takes {:.1f} times as long",
+        "-evaluation",
+        (
+            *plain("images", "detections"),
+            Key("evaluation > redetr > ms", 1e-3),
+            Key("times faster > pycocotools"),
+        ),
+    ),
+    Bound(
+        "Transformers' model takes {:.0f} ms in ONNX Runtime and {:.0f} ms in OpenVINO; the files "
+        "that `redetr export` writes take {:.0f} ms and {:.0f} ms",
+        INFERENCE,
+        plain(
+            f"{ONE_IMAGE} > transformers, ONNX Runtime > ms",
+            f"{ONE_IMAGE} > transformers, OpenVINO > ms",
+            f"{ONE_IMAGE} > redetr, ONNX Runtime > ms",
+            f"{ONE_IMAGE} > redetr, OpenVINO > ms",
+        ),
+    ),
+    Bound(
+        "DETR-R50 at {}x{} takes {} billion floating-point operations",
+        INFERENCE,
+        plain("setting > height", "setting > width", f"{LIMIT} > GFLOP"),
+    ),
+    Bound("these take {:.0f} ms", INFERENCE, plain(f"{LIMIT} > ms at that rate")),
+    Bound(
+        "{:.0f}% of that rate in Python, {:.0f}% with memory kept, {:.0f}% in ONNX Runtime and "
+        "{:.0f}% in OpenVINO",
+        INFERENCE,
+        percent(
+            f"{LIMIT} > share reached > redetr",
+            f"{LIMIT} > share reached > redetr, memory kept",
+            f"{LIMIT} > share reached > redetr, ONNX Runtime",
+            f"{LIMIT} > share reached > redetr, OpenVINO",
+        ),
+    ),
+    Bound(
+        "A training step takes {} billion operations, {:,.0f} ms at that rate, of which redetr "
+        "reaches {:.0f}%. In fp32, the limit is {:.1f} times the speed of 2020",
+        STEP,
+        (
+            *plain("limit > GFLOP > redetr", "limit > ms at that rate"),
+            Key("limit > share reached", 100),
+            Key("limit > times faster at that rate > 2020"),
+        ),
+    ),
+    Bound(
+        "on {} images of {}x{}, with PyTorch 2.11, in medians of {} rounds",
+        GPU_FP32,
+        plain("setting > batch_size", "setting > height", "setting > width", "setting > rounds"),
+    ),
+    Bound(
+        f"| fp32 | {ROW_OF_MS} | |",
+        GPU_FP32,
+        plain(
+            "steps > redetr > ms",
+            "steps > 2020 > ms",
+            "times faster > 2020",
+            "steps > transformers > ms",
+            "times faster > transformers",
+        ),
+    ),
+    Bound("| fp32, rounded to TF32 | {:.0f} ms |", GPU_FP32, plain("steps > redetr, TF32 > ms")),
+    Bound(
+        f"| bf16 | {ROW_OF_MS} {{:,.0f}} ms | {{:.2f}} |",
+        GPU_BF16,
+        plain(
+            "steps > redetr > ms",
+            "steps > 2020 > ms",
+            "times faster > 2020",
+            "steps > transformers > ms",
+            "times faster > transformers",
+            "steps > transformers, bf16 > ms",
+            "times faster > transformers, bf16",
+        ),
+    ),
+    Bound(
+        "| peak memory in fp32 | {:,} MB | {:,} MB | | {:,} MB |",
+        GPU_FP32,
+        plain("peak MB > redetr", "peak MB > 2020", "peak MB > transformers"),
+    ),
+    Bound(
+        "| peak memory in bf16 | {:,} MB | {:,} MB | | {:,} MB | | {:,} MB |",
+        GPU_BF16,
+        plain(
+            "peak MB > redetr",
+            "peak MB > 2020",
+            "peak MB > transformers",
+            "peak MB > transformers, bf16",
+        ),
+    ),
+    Bound(
+        "{:.0f}% of the rate of a large matrix product in fp32",
+        GPU_FP32,
+        percent("limit > share reached"),
+    ),
+    Bound("but only {:.0f}% in bf16", GPU_BF16, percent("limit > share reached")),
+    Bound(
+        "from {:.0f} to {:.0f} ms in bf16",
+        GPU_BF16,
+        plain("steps > redetr > spread > 0", "steps > redetr > spread > 1"),
+    ),
+    Bound(
+        "at {:.0f} TFLOP/s in fp32, {:.0f} in TF32 and {:.0f} in bf16",
+        "rates-cuda",
+        plain(
+            "TFLOP/s of a matrix product > fp32",
+            "TFLOP/s of a matrix product > tf32",
+            "TFLOP/s of a matrix product > bf16",
+        ),
+    ),
+]
+
+LAYOUTS = ("1x1", "2x1", "3x1", "4x1", "1x2", "1x4", "2x2")
+EXACTNESS_FIGURES = [
+    exactness("redetr", "redetr", "{:.0e}"),
+    exactness("the original's rules", "original", "{:.2f}"),
+    Bound(
+        "| Transformers 5.23 | {:.2f}, the box head's gradient {:.1f} times too large | {:.2f} |",
+        EXACT,
+        plain(
+            f"{ON_TWO_RANKS} > transformers > all",
+            f"{ON_TWO_RANKS} > transformers > box_head_factor",
+            f"{ON_TWO_STEPS} > transformers > all",
+        ),
+    ),
+]
+for layout in LAYOUTS:
+    ranks, micro_batches = layout.split("x")
+    row = f"| {ranks} x {micro_batches} | {{:.1e}} | {{:.1e}} |"
+    errors = plain(f"grid > detr_r50 > {layout} > fp64", f"grid > detr_r50 > {layout} > fp32")
+    EXACTNESS_FIGURES.append(Bound(row, EXACT, errors))
+
+PAGES = {"README": README, "speed": SPEED, "exactness": EXACTNESS}
+FIGURES = {
+    "README": README_FIGURES,
+    "speed": SPEED_FIGURES,
+    "exactness": EXACTNESS_FIGURES,
+}
+ALL_FIGURES = [(page, bound) for page, bounds in FIGURES.items() for bound in bounds]
+
+# Numbers that name or count something; none of them was measured.
 NAMED = {
-    "0": "seed",
-    "1": "seed",
-    "2": "seed, ranks, accumulation steps",
-    "2020": "the year of the original",
+    "README": {"0", "1", "2", "2020"},  # seeds, ranks and accumulation steps, the original
+    "speed": {
+        "2020",
+        "2.80",  # GHz of the processor
+        "6",  # layers
+        "16",  # images
+        "20",  # boxes
+        "640x480",
+    },
 }
 
 
-def measured_parts() -> str:
-    """The first screen and the section of measurements, without commands, code and addresses."""
-    text = FIRST_SCREEN + "\n" + MEASURED
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def without_code(text: str) -> str:
+    """Without blocks, names in backquotes, and the addresses of links."""
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     text = re.sub(r"`[^`\n]*`", "``", text)
     return re.sub(r"\]\([^)]*\)", "]", text)
 
 
-def without_code(text: str) -> str:
-    return re.sub(r"`[^`\n]*`", "``", text)
+def measured_part(page: str) -> str:
+    """The README's first screen and measurements, or all of another page."""
+    text = f"{FIRST_SCREEN}\n{MEASURED}" if page == "README" else PAGES[page]
+    return one_line(without_code(text))
 
 
 def numbers_in(text: str) -> set[str]:
     """All numbers but those inside of a name, such as AP50, ResNet-50 and H200."""
-    return set(re.findall(r"(?<![\w.-])\d(?:[\d.,]*\d)?(?:e-\d+)?", text))
+    return set(re.findall(r"(?<![\w.-])\d(?:[\d.,x]*\d)?(?:e-\d+)?", text))
 
 
-@pytest.mark.parametrize("bound", BOUND, ids=lambda bound: bound.text)
-def test_a_figure_is_that_of_its_result(bound):
-    assert bound.printed() in README
+def unbound_numbers(page: str, text: str) -> set[str]:
+    """The numbers of `text` outside of the bound figures of a page, longest piece first."""
+    pieces = [without_code(bound.printed()) for bound in FIGURES[page]]
+    for piece in sorted(pieces, key=len, reverse=True):
+        text = text.replace(piece, "")
+    return numbers_in(text)
 
 
-def test_every_measured_figure_is_bound_to_a_result():
-    """What is left of the measured parts without the bound figures holds no number but names."""
-    rest = measured_parts()
-    for bound in sorted(BOUND, key=lambda bound: -len(bound.text)):  # whole rows first
-        rest = rest.replace(without_code(bound.printed()), "")
-    assert numbers_in(rest) == NAMED.keys()
+@pytest.mark.parametrize(("page", "bound"), ALL_FIGURES, ids=lambda value: str(value)[:60])
+def test_a_figure_is_that_of_its_result(page, bound):
+    assert bound.printed() in one_line(PAGES[page])
+
+
+@pytest.mark.parametrize("page", NAMED)
+def test_every_measured_figure_is_bound_to_a_result(page):
+    assert unbound_numbers(page, measured_part(page)) == NAMED[page]
 
 
 def test_a_changed_figure_would_be_noticed():
-    rest = measured_parts().replace("2,515 ms", "2,516 ms").replace("67.0 AP", "67.1 AP")
-    for bound in BOUND:
-        rest = rest.replace(without_code(bound.printed()), "")
-    assert {"2,516", "67.1"} <= numbers_in(rest)
+    text = measured_part("README").replace("2,515 ms", "2,516 ms").replace("67.0 AP", "67.1 AP")
+    assert {"2,516", "67.1"} <= unbound_numbers("README", text)
+
+
+def test_results_of_the_gpu_are_of_the_card_and_version_that_pages_name():
+    for name in (GPU_FP32, GPU_BF16, "rates-cuda"):
+        content = json.loads(max(RESULTS.glob(f"*-{name}.json")).read_text())
+        assert content["machine"]["gpu"] == "NVIDIA H200"
+        assert content["versions"]["torch"].startswith("2.11.")
+    assert "NVIDIA H200" in README
+    assert "NVIDIA H200" in SPEED
 
 
 def test_sizes_of_the_embedded_data_sets():
@@ -245,94 +510,3 @@ def test_the_core_is_shown_file_by_file():
     flat = {path.name for path in package.glob("[!_]*.py")}
     inside = {path.name for room in CORE for path in (package / room).glob("[!_]*.py")}
     assert named == flat | inside
-
-
-def result(name: str) -> dict:
-    """The newest result of that name."""
-    return json.loads(max(RESULTS.glob(f"*-{name}.json")).read_text())
-
-
-def test_speeds_are_the_last_results():
-    """Each row of the table in docs/speed.md, and what its text says of other runtimes and the
-    limit."""
-    page = (ROOT / "docs/speed.md").read_text()
-    rows = {
-        row.split(" | ")[0].strip("| "): row for row in page.splitlines() if row.startswith("| ")
-    }
-
-    def assert_row(
-        begins: str,
-        unit: str,
-        sides: dict,
-        faster: dict,
-        scale: float = 1,
-        digits: int = 0,
-        names=("redetr", "2020", "transformers"),
-    ) -> None:
-        (row,) = (row for name, row in rows.items() if name.startswith(begins))
-        ours, old, peer = (f"{sides[name]['ms'] * scale:,.{digits}f} {unit}" for name in names)
-        wanted = f"| {ours} | {old} | {faster[names[1]]:.2f} | {peer} | {faster[names[2]]:.2f} |"
-        assert row.endswith(wanted), f"{row}: {wanted}"
-
-    step, criterion, loader = (
-        result("training-step-cpu-float32"),
-        result("criterion-cpu"),
-        result("loader"),
-    )
-    assert_row("training step", "ms", step["steps"], step["times faster"])
-    memory = [f"{step['peak MB'][name]:,} MB" for name in ("redetr", "2020", "transformers")]
-    assert f"| its memory at most | {memory[0]} | {memory[1]} | | {memory[2]} | |" in page
-    single = result("inference-cpu")["batch of 1"]
-    for begins, ours, kept in (
-        ("answer, DETR-R50", "redetr, memory kept", ""),
-        ("the same in Python", "redetr", ""),
-        ("the same with `keep_memory`", "redetr, memory kept", ", memory kept"),
-        ("the same as `redetr export", "redetr, OpenVINO", ""),
-    ):
-        names = (ours, f"2020{kept}", f"transformers{kept}")
-        assert_row(begins, "ms", single["forward"], single["times faster"][ours], names=names)
-    eight = result("inference-cpu-batches")["batch of 8"]
-    for begins, ours in (
-        ("answer, eight images", "redetr, memory kept"),
-        ("eight images in Python", "redetr"),
-    ):
-        names = (ours, "2020", "transformers")
-        assert_row(begins, "s", eight["forward"], eight["times faster"][ours], 1e-3, 1, names=names)
-    whole = criterion["forward and backward"]
-    assert (
-        f"{whole['redetr']['ms']} ms | {whole['2020']['ms']:.0f} ms | "
-        f"{criterion['times faster']['2020']}" in page
-    )
-    assert (
-        f"{whole['transformers']['ms']:.0f} ms | {criterion['times faster']['transformers']} |"
-        in page
-    )
-    speeds, ratios = (
-        {name: side["images_per_s"] for name, side in loader["in process"].items()},
-        loader["ratios"],
-    )
-    assert (
-        f"| {speeds['redetr']} | {speeds['original']} | {ratios['to the original']} | | |" in page
-    )
-    peer = speeds["transformers (torchvision), whole"]
-    assert (
-        f"| {speeds['redetr, whole']} | | | {peer} | {ratios['to transformers, whole images']} |"
-        in page
-    )
-    for name in (
-        "transformers, ONNX Runtime",
-        "transformers, OpenVINO",
-        "redetr, ONNX Runtime",
-        "redetr, OpenVINO",
-    ):
-        assert f"{single['forward'][name]['ms']:,.0f} ms" in page
-    for share in (*single["limit"]["share reached"].values(), step["limit"]["share reached"]):
-        assert f"{100 * share:.0f}%" in page
-    for limit in (single["limit"], step["limit"]):
-        assert f"{limit['ms at that rate']:,.0f} ms" in page
-    assert (
-        f"{step['limit']['times faster at that rate']['2020']:.1f} times the speed of 2020" in page
-    )
-    evaluation = result("evaluation")
-    assert f"{evaluation['evaluation']['redetr']['ms'] / 1000:.2f} s" in page
-    assert f"{evaluation['times faster']['pycocotools']:.1f} times as long" in page

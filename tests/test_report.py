@@ -2,13 +2,21 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from command_line import lines_of, train_arguments
 from selenium.webdriver.common.by import By
-from test_metrics import NAMES, pycocotools_evaluation, random_detections, random_scene, target
+from test_metrics import (
+    NAMES,
+    flat,
+    pycocotools_evaluation,
+    random_detections,
+    random_scene,
+    target,
+)
 
 from redetr.cli import main
 from redetr.data import DetectionDataset
@@ -38,16 +46,6 @@ class Scenes(DetectionDataset):
         return torch.full((3, *self.targets[index]["orig_size"]), 100, dtype=torch.uint8)
 
 
-def found_of(detections):
-    return dict(
-        zip(
-            ("image_index", "scores", "labels", "boxes"),
-            (x.numpy() for x in detections),
-            strict=True,
-        )
-    )
-
-
 def scene_of_each_kind(class_names=("cat", "dog")):
     """Two images: a cat found and a dog missed; a dog found, and something on background."""
     targets = [target(3, [[0, 0, 50, 50], [60, 0, 90, 30]], [0, 1], size=(80, 100)),
@@ -59,7 +57,7 @@ def scene_of_each_kind(class_names=("cat", "dog")):
         torch.tensor([0, 1, 0]),
         boxes,
     )
-    return Scenes(targets, class_names), found_of(detections)
+    return Scenes(targets, class_names), flat(*detections)
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +65,12 @@ def random_report():
     rng = np.random.default_rng(4)
     targets = [random_scene(rng, image_id, 0.1) for image_id in rng.permutation(1000)[:30].tolist()]
     detections = random_detections(rng, targets, 25, 6)
-    return targets, detections, make_report(Scenes(targets), [("a.pt", found_of(detections))])
+    return targets, detections, make_report(Scenes(targets), [("a.pt", flat(*detections))])
 
 
 def test_the_numbers_are_coco_s(random_report):
     targets, detections, report = random_report
-    expected = coco_metrics(GroundTruth.from_targets(targets, NAMES), *detections).to_dict()
+    expected = coco_metrics(GroundTruth.from_targets(targets, NAMES), flat(*detections)).to_dict()
     run = report.numbers["checkpoints"][0]
     assert (
         run["metrics"] == {name: expected[name] for name in run["metrics"]}
@@ -108,8 +106,8 @@ def test_groups_by_size_are_pycocotools_s(random_report):
 
 def test_objects_of_one_size_are_one_group():
     dataset = Scenes([target(0, [[0, 0, 9, 9], [20, 20, 29, 29]], [0, 0])])
-    found = found_of(
-        (torch.tensor([0]), torch.tensor([0.9]), torch.tensor([0]), torch.tensor([[0.0, 0, 9, 9]]))
+    found = flat(
+        torch.tensor([0]), torch.tensor([0.9]), torch.tensor([0]), torch.tensor([[0.0, 0, 9, 9]])
     )
     groups = make_report(dataset, [("a.pt", found)]).numbers["checkpoints"][0]["by_size"]
     assert groups == [{"from_px": 9.0, "to_px": 9.0, "objects": 2, "AP": pytest.approx(51 / 101)}]
@@ -145,13 +143,13 @@ def test_working_threshold_and_images():
 
 def test_two_checkpoints_show_where_they_differ():
     dataset, found = scene_of_each_kind()
-    only_first = {name: values[:1] for name, values in found.items()}
+    only_first = found.keep(np.array([0]))
     report = make_report(dataset, [("a.pt", found), ("a.pt", only_first)])
     assert [run["checkpoint"] for run in report.numbers["checkpoints"]] == ["a.pt", "a.pt"]
     # Both miss the dog of image 3; in image 8 the first is wrong once, the second misses once: as
     # many.
     assert report.images == []
-    better = {name: values[:2] for name, values in found.items()}
+    better = found.keep(np.array([0, 1]))
     report = make_report(dataset, [("a.pt", better), ("b.pt", only_first)])
     assert report.numbers["images"] == [
         {"image_id": 8, "errors": [{"wrong": 0, "missed": 0}, {"wrong": 0, "missed": 1}]}
@@ -179,9 +177,7 @@ def test_training_curves_of_the_run_folder(tmp_path):
 @pytest.mark.parametrize("objects", [0, 1])
 def test_nothing_found_nothing_there(tmp_path, objects):
     dataset = Scenes([target(0, [[0, 0, 9, 9]] * objects, [0] * objects, size=(20, 20))], ("cat",))
-    nothing = found_of(
-        (torch.zeros(0).long(), torch.zeros(0), torch.zeros(0).long(), torch.zeros(0, 4))
-    )
+    nothing = flat(torch.zeros(0).long(), torch.zeros(0), torch.zeros(0).long(), torch.zeros(0, 4))
     for _ in ("made", "written over"):
         write_report(make_report(dataset, [("a.pt", nothing)]), tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
@@ -259,13 +255,14 @@ def test_the_page_in_a_browser_without_network(tmp_path, browser):
 
 def test_the_page_of_two_checkpoints(tmp_path, browser):
     dataset, found = scene_of_each_kind()
-    fewer = {name: values[:1] for name, values in found.items()}
-    fewer["scores"] = fewer["scores"] / 2
+    fewer = found.keep(np.array([0]))
+    fewer = replace(fewer, scores=fewer.scores / 2)
     write_report(make_report(dataset, [("a.pt", found), ("b.pt", fewer)]), tmp_path)
     browser.get((tmp_path / "index.html").as_uri())
     row = browser.find_element(By.CSS_SELECTOR, "#metrics tbody tr").text.split()
     a, b = (
-        coco_metrics(GroundTruth.from_dataset(dataset), **each).ap * 100 for each in (found, fewer)
+        coco_metrics(GroundTruth.from_dataset(dataset), detections).ap * 100
+        for detections in (found, fewer)
     )
     assert [float(value) for value in row[1:4]] == pytest.approx([a, b, b - a], abs=0.051)
     assert (
@@ -286,7 +283,7 @@ def test_the_page_of_two_checkpoints(tmp_path, browser):
 
 def test_the_page_says_how_sure_a_difference_is(tmp_path, browser):
     dataset, found = scene_of_each_kind()
-    fewer = {name: values[:1] for name, values in found.items()}
+    fewer = found.keep(np.array([0]))
     differences = {
         "AP": {"difference": -0.123, "lower": -0.2, "upper": 0.051},
         "AP50": {"difference": 0.3, "lower": 0.2, "upper": 0.4},

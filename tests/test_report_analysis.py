@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from test_metrics import NAMES, pycocotools_evaluation, random_detections, random_scene, target
+from test_metrics import (
+    NAMES,
+    flat,
+    pycocotools_evaluation,
+    random_detections,
+    random_scene,
+    target,
+)
 
 from redetr.metrics import GroundTruth, coco_evaluation
 from redetr.report.analysis import (
@@ -27,10 +34,9 @@ def judged(targets, detections, num_classes=2):
 
 def judged_arrays(targets, detections, class_names=NAMES):
     """`detections` are (image index, scores, labels, boxes)."""
-    keys = ("image_index", "scores", "labels", "boxes")
-    arrays = dict(zip(keys, (np.asarray(values) for values in detections), strict=True))
+    joined = flat(*detections)
     truth = GroundTruth.from_targets(targets, class_names)
-    return judge(targets, coco_evaluation(truth, **arrays), **arrays)
+    return judge(targets, coco_evaluation(truth, joined), joined)
 
 
 # Objects: left to right of class 0, 1, 0, 1, each 100 px wide.

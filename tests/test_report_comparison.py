@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from test_metrics import NAMES, random_detections, random_scene, target
+from test_metrics import NAMES, flat, random_detections, random_scene, target
 
 from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics
 from redetr.report import ap_differences
@@ -18,14 +18,16 @@ def random_pair(num_images):
 
 def differences_of(targets, first, second):
     truth = GroundTruth.from_targets(targets, NAMES)
-    return ap_differences(coco_evaluation(truth, *first), coco_evaluation(truth, *second))
+    return ap_differences(
+        coco_evaluation(truth, flat(*first)), coco_evaluation(truth, flat(*second))
+    )
 
 
 def test_the_difference_is_that_of_the_coco_numbers():
     targets, first, second = random_pair(40)
     truth = GroundTruth.from_targets(targets, NAMES)
-    before = coco_metrics(truth, *first).metrics
-    after = coco_metrics(truth, *second).metrics
+    before = coco_metrics(truth, flat(*first)).metrics
+    after = coco_metrics(truth, flat(*second)).metrics
     differences = differences_of(targets, first, second)
     assert list(differences) == ["AP", "AP50", "AP75"]
     for name, change in differences.items():
@@ -86,7 +88,7 @@ def ap_of_drawn(targets, detections, drawn):
     new_index = torch.arange(len(drawn)).repeat_interleave(counts)
     row = torch.cat(rows)
     truth = GroundTruth.from_targets(resampled, NAMES)
-    return coco_metrics(truth, new_index, *(values[row] for values in others)).ap
+    return coco_metrics(truth, flat(new_index, *(values[row] for values in others))).ap
 
 
 @pytest.mark.parametrize(

@@ -302,12 +302,14 @@ def test_points_follow_the_image_in_its_canvas():
     ("options", "message"),
     [
         ({"weights": "imagenet"}, "resnet18vd has no weights named 'imagenet'.*--weights PekingU"),
-        ({"backbone": "resnet18"}, "unknown backbone 'resnet18': choose one of resnet18vd"),
+        ({"backbone": "resnet18"}, "backbone must be one of resnet18vd"),
         ({"norm": "batch"}, "unknown norm 'batch'"),
-        ({"enc_hidden_dim": 36}, "enc_hidden_dim must be a multiple of 4 and of nheads"),
+        ({"enc_hidden_dim": 36}, "enc_hidden_dim must be a multiple of 8 and of nheads"),
+        ({"enc_hidden_dim": 40}, "enc_hidden_dim times expansion must be a multiple of 8"),
+        ({"width": 24}, "width must be a multiple of 16"),
         ({"eval_idx": 3}, "eval_idx is 3, and there are 3 decoder layers"),
-        ({"points": (1, 2)}, "points must be at least 1 on each of 3 levels"),
-        ({"sampling": "nearest"}, "sampling is 'nearest': choose bilinear or discrete"),
+        ({"points": (1, 2)}, "points must be 1 to 1000 on each of 3 levels"),
+        ({"sampling": "nearest"}, "sampling must be bilinear or discrete"),
     ],
 )
 def test_options_that_cannot_be(options, message):

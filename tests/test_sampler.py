@@ -13,9 +13,11 @@ sizes = st.integers(1, 40)
 
 
 def size_of(key: tuple[int, int]) -> tuple[int, int]:
-    """Made-up sizes of samples, other ones in each epoch."""
+    """Made-up sizes of samples, which differ from epoch to epoch."""
     epoch, index = key
-    return (48 + 7 * (index * 31 + epoch * 17) % 33, 48 + 5 * (index * 13 + epoch * 29) % 47)
+    height = 48 + 7 * (index * 31 + epoch * 17) % 33
+    width = 48 + 5 * (index * 13 + epoch * 29) % 47
+    return height, width
 
 
 size_ofs = st.sampled_from([None, size_of])
@@ -23,13 +25,17 @@ size_ofs = st.sampled_from([None, size_of])
 
 @given(num_images=sizes, batch_size=sizes, seed=st.integers(0, 3), size_of=size_ofs)
 def test_every_image_comes_once_an_epoch(num_images, batch_size, seed, size_of):
-    steps = -(-3 * num_images // batch_size)
-    batches = [global_batch(step, batch_size, num_images, seed, size_of) for step in range(steps)]
-    assert all(len(batch) == batch_size for batch in batches)
-    order = [key for batch in batches for key in batch]
-    assert [epoch for epoch, _ in order] == sorted(epoch for epoch, _ in order)
+    steps_of_three_epochs = -(-3 * num_images // batch_size)  # rounded up
+    order = []
+    for step in range(steps_of_three_epochs):
+        batch = global_batch(step, batch_size, num_images, seed, size_of)
+        assert len(batch) == batch_size
+        order += batch
+    epochs = [epoch for epoch, _ in order]
+    assert epochs == sorted(epochs)
     for epoch in range(3):
-        assert sorted(index for e, index in order if e == epoch) == list(range(num_images))
+        indices = [index for key_epoch, index in order if key_epoch == epoch]
+        assert sorted(indices) == list(range(num_images))
 
 
 def test_the_data_set_may_go_when_the_run_is_over():
@@ -46,12 +52,12 @@ def test_the_data_set_may_go_when_the_run_is_over():
     assert gone() is None
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
-    orders = {
-        tuple(index for _, index in global_batch(step, 30, 30, seed))
-        for step in range(3)
-        for seed in range(3)
-    }
+def test_orders_differ_between_epochs_and_between_seeds():
+    orders = set()
+    for epoch in range(3):
+        for seed in range(3):
+            whole_epoch = global_batch(epoch, 30, 30, seed)
+            orders.add(tuple(index for _, index in whole_epoch))
     assert len(orders) == 9
     assert global_batch(5, 4, 30, seed=1) == global_batch(5, 4, 30, seed=1)
 
@@ -61,15 +67,30 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     ("world_size", "accumulate"), [(1, 1), (2, 1), (3, 1), (1, 4), (2, 2), (3, 4)]
 )
 def test_ranks_and_micro_batches_share_the_global_batch(world_size, accumulate, size_of):
-    ranks = [
-        list(TrainSampler(17, 12, 0, first_step=2, last_step=5, rank=rank, world_size=world_size,
-                          accumulate=accumulate, size_of=size_of))
-        for rank in range(world_size)
-    ]  # fmt: skip
+    ranks = []
+    for rank in range(world_size):
+        sampler = TrainSampler(
+            17,
+            12,
+            0,
+            first_step=2,
+            last_step=5,
+            rank=rank,
+            world_size=world_size,
+            accumulate=accumulate,
+            size_of=size_of,
+        )
+        ranks.append(list(sampler))
+
+    size = 12 // (world_size * accumulate)
     for i, step in enumerate(range(2, 5)):
-        window = [rank[i * accumulate + micro] for micro in range(accumulate) for rank in ranks]
-        assert [len(part) for part in window] == [12 // (world_size * accumulate)] * len(window)
-        assert [key for part in window for key in part] == global_batch(step, 12, 17, 0, size_of)
+        keys = []
+        for micro in range(accumulate):
+            for micro_batches in ranks:
+                micro_batch = micro_batches[i * accumulate + micro]
+                assert len(micro_batch) == size
+                keys += micro_batch
+        assert keys == global_batch(step, 12, 17, 0, size_of)
 
 
 @pytest.mark.parametrize("size_of", [None, size_of])
@@ -82,13 +103,19 @@ def test_a_resumed_run_sees_what_the_stopped_one_would_have_seen(size_of):
 
 def padded_share(batches: list[list[tuple[int, int]]]) -> float:
     """How much of the canvases of all batches is padding."""
-    sizes = [[size_of(key) for key in batch] for batch in batches]
-    canvases = [len(batch) * max(h for h, _ in batch) * max(w for _, w in batch) for batch in sizes]
-    return 1 - sum(h * w for batch in sizes for h, w in batch) / sum(canvases)
+    canvas_px = 0
+    image_px = 0
+    for batch in batches:
+        batch_sizes = [size_of(key) for key in batch]
+        largest_height = max(height for height, _ in batch_sizes)
+        largest_width = max(width for _, width in batch_sizes)
+        canvas_px += len(batch) * largest_height * largest_width
+        image_px += sum(height * width for height, width in batch_sizes)
+    return 1 - image_px / canvas_px
 
 
 @pytest.mark.parametrize("batch_size", [2, 8, 16])
-def test_images_of_like_size_come_together(batch_size):
+def test_images_of_similar_size_come_together(batch_size):
     steps = 3000 // batch_size
     plain = [global_batch(step, batch_size, 1000, 0) for step in range(steps)]
     grouped = [global_batch(step, batch_size, 1000, 0, size_of) for step in range(steps)]
@@ -97,34 +124,37 @@ def test_images_of_like_size_come_together(batch_size):
 
 def test_batches_of_all_sizes_come_in_any_order():
     """Neither small ones first, nor in each run of batches the same way."""
-    areas = [
-        sum(h * w for h, w in map(size_of, global_batch(step, 4, 10_000, 0, size_of)))
-        for step in range(128)
-    ]
-    halves = [sum(areas[i : i + 32]) / sum(areas) for i in range(0, 128, 32)]
-    assert max(halves) < 0.3
+    areas = []
+    for step in range(128):
+        batch_sizes = [size_of(key) for key in global_batch(step, 4, 10_000, 0, size_of)]
+        areas.append(sum(height * width for height, width in batch_sizes))
+    for start in range(0, 128, 32):  # quarters of the steps, two in each run of 64 batches
+        share = sum(areas[start : start + 32]) / sum(areas)
+        assert share < 0.3
     assert areas[:64] != areas[64:]
 
 
 @given(num_images=st.integers(0, 50), batch_size=st.integers(1, 9), world_size=st.integers(1, 5))
 def test_evaluation_sees_every_image_once(num_images, batch_size, world_size):
-    ranks = [EvalSampler(num_images, batch_size, rank, world_size) for rank in range(world_size)]
-    seen = [key for sampler in ranks for batch in sampler for key in batch]
+    seen = []
+    for rank in range(world_size):
+        sampler = EvalSampler(num_images, batch_size, rank, world_size)
+        batches = list(sampler)
+        assert len(sampler) == len(batches)
+        for batch in batches:
+            seen += batch
     assert sorted(seen) == [(0, i) for i in range(num_images)]
-    assert [len(sampler) for sampler in ranks] == [len(list(sampler)) for sampler in ranks]
 
 
 def test_batches_of_evaluation_do_not_depend_on_the_ranks():
     """Images of one batch are padded together, so they must stay together."""
     alone = sorted(EvalSampler(11, 3))
-    together = sorted(batch for rank in range(2) for batch in EvalSampler(11, 3, rank, 2))
-    assert (
-        together
-        == alone
-        == [
-            [(0, 0), (0, 1), (0, 2)],
-            [(0, 3), (0, 4), (0, 5)],
-            [(0, 6), (0, 7), (0, 8)],
-            [(0, 9), (0, 10)],
-        ]
-    )
+    together = [*EvalSampler(11, 3, rank=0, world_size=2), *EvalSampler(11, 3, 1, world_size=2)]
+    expected = [
+        [(0, 0), (0, 1), (0, 2)],
+        [(0, 3), (0, 4), (0, 5)],
+        [(0, 6), (0, 7), (0, 8)],
+        [(0, 9), (0, 10)],
+    ]
+    assert alone == expected
+    assert sorted(together) == expected

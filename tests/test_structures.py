@@ -1,11 +1,15 @@
 """The contract of `collate` and of a `Batch`."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 import redetr
-from redetr.data.loader import canvas_of, to_batch
+from redetr.data.loader import canvas_of, images_to_batch, to_batch
 from redetr.data.transforms import normalize
+from redetr.structures import DatasetDetections
 
 
 def test_images_are_padded_with_zeros_at_the_right_and_bottom():
@@ -31,13 +35,19 @@ def test_a_canvas_may_be_larger_but_not_smaller():
             redetr.collate([torch.zeros(3, 2, 4)], canvas=canvas)
 
 
-def test_padding_is_the_mask_unless_the_targets_tell_that_there_is_none():
-    batch = redetr.collate([torch.zeros(3, 2, 4), torch.zeros(3, 3, 1)])
+def test_padding_is_none_where_every_image_fills_the_canvas():
+    images = [torch.zeros(3, 2, 4), torch.zeros(3, 2, 4)]
+    assert redetr.collate(images).padding is None
+    in_canvas = redetr.collate(images, canvas=(3, 4))
+    assert in_canvas.padding is in_canvas.mask
+    smaller = redetr.collate([*images, torch.zeros(3, 2, 3)])
+    assert smaller.padding is smaller.mask
+    assert smaller.sizes == [(2, 4), (2, 4), (2, 3)]
+
+
+def test_padding_is_the_mask_where_sizes_are_unknown():
+    batch = redetr.Batch(torch.zeros(1, 3, 2, 4), torch.zeros(1, 2, 4, dtype=torch.bool))
     assert batch.padding is batch.mask
-    full = redetr.Batch(
-        torch.zeros(1, 3, 2, 4), torch.zeros(1, 2, 4, dtype=torch.bool), [{"size": (2, 4)}]
-    )
-    assert full.padding is None
 
 
 def test_nothing_to_collate():
@@ -72,7 +82,17 @@ def test_padding_is_zero_after_normalisation():
     batch = to_batch(samples((4, 6), (3, 6)), torch.device("cpu"))
     assert (batch.images[1, :, 3] == 0).all()
     assert (batch.images[1, :, :3] != 0).all()
-    assert [target["size"] for target in batch.targets] == [(4, 6), (3, 6)]
+    assert [target["size"] for target in batch.targets] == batch.sizes == [(4, 6), (3, 6)]
+
+
+def test_images_without_targets_are_batched_in_the_same_way():
+    with_targets = to_batch(samples((4, 6), (3, 6)), torch.device("cpu"), dtype=torch.float64)
+    images = [image for image, _ in samples((4, 6), (3, 6))]
+    batch = images_to_batch(images, torch.device("cpu"), dtype=torch.float64)
+    assert torch.equal(batch.images, with_targets.images)
+    assert torch.equal(batch.padding, with_targets.padding)
+    assert batch.targets == []
+    assert images_to_batch(images[:1], torch.device("cpu")).padding is None
 
 
 def test_canvas_of_samples():
@@ -91,3 +111,38 @@ def test_images_are_normalised_with_the_statistics_of_imagenet():
     assert normalize(white).flatten().tolist() == pytest.approx(
         [0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225]
     )
+
+
+def detections(count: int, start: int = 0) -> DatasetDetections:
+    return DatasetDetections(
+        image_index=np.arange(start, start + count),
+        labels=np.arange(count) % 2,
+        scores=np.linspace(0.1, 0.9, count, dtype=np.float32),
+        boxes=np.arange(4 * count, dtype=np.float32).reshape(count, 4),
+    )
+
+
+def test_detections_of_data_sets_are_joined_and_selected():
+    joined = DatasetDetections.concatenate([detections(3), detections(2, start=3)])
+    assert len(joined) == 5
+    assert joined.image_index.tolist() == [0, 1, 2, 3, 4]
+    assert joined.boxes[3].tolist() == [0, 1, 2, 3]
+    kept = joined.keep(joined.labels == 1)
+    assert kept.image_index.tolist() == [1, 4]
+    assert kept.boxes.shape == (2, 4)
+    assert joined.keep(np.array([4, 0])).image_index.tolist() == [4, 0]
+
+
+def test_no_detections_have_the_shapes_of_some():
+    nothing = DatasetDetections.concatenate([])
+    assert len(nothing) == 0
+    assert nothing.boxes.shape == (0, 4)
+    assert nothing.labels.dtype == nothing.image_index.dtype == np.int64
+    assert nothing.scores.dtype == nothing.boxes.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["image_index", "labels", "scores", "boxes"])
+def test_arrays_of_different_lengths_are_refused(name):
+    whole = detections(3)
+    with pytest.raises(ValueError, match="do not fit together"):
+        replace(whole, **{name: getattr(whole, name)[:2]})

@@ -2,6 +2,7 @@
 id)."""
 
 import random
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -21,12 +22,14 @@ from redetr.data.transforms import (
     augmentation,
     drawn_from,
     draws_of,
+    final_size,
     resizer,
     seen,
 )
 from redetr.data.views import Fit, MultiScale, NativeCrop, Stretch, View, Whole, Zoomed
 
 AUGMENTS = get_args(Augment)
+FINAL_SIZES = {"aspect": Fit(64, 200), "square": Stretch(64)}
 
 
 def scene(boxes: list[tuple[int, ...]], height: int = 60, width: int = 90) -> tuple[Tensor, dict]:
@@ -72,7 +75,7 @@ def in_pixels(target: dict) -> Tensor:
 
 
 def test_square_resize_by_hand():
-    image, target = look(resizer("square", 30, None), *scene([(9, 6, 45, 36)]))
+    image, target = look(resizer(Stretch(30)), *scene([(9, 6, 45, 36)]))
     assert image.shape == (3, 30, 30)
     assert image.dtype == torch.uint8
     assert target["boxes"][0].tolist() == pytest.approx([27 / 90, 21 / 60, 36 / 90, 30 / 60])
@@ -91,7 +94,7 @@ def test_square_resize_by_hand():
 )
 def test_aspect_resize_by_hand(size, expected):
     """The shorter side becomes 40 px, unless the longer one would exceed 120."""
-    image, target = look(resizer("aspect", 40, 120), *scene([], *size))
+    image, target = look(resizer(Fit(40, 120)), *scene([], *size))
     assert target["size"] == tuple(image.shape[-2:]) == expected
 
 
@@ -107,14 +110,21 @@ def test_sizes_are_those_of_torchvision(height, width):
 def test_a_whole_image_is_resized_like_torchvision():
     image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
     assert torch.equal(
-        resizer("aspect", 40, 120)(image), v2.Resize(40, max_size=120, antialias=True)(image)
+        resizer(Fit(40, 120))(image), v2.Resize(40, max_size=120, antialias=True)(image)
     )
+
+
+def test_the_model_decides_the_size_of_images():
+    model = SimpleNamespace(resize="aspect", max_size=133)
+    assert final_size(model, 80) == Fit(80, 133)
+    model.resize = "square"
+    assert final_size(model, 80) == Stretch(80)
 
 
 @pytest.mark.parametrize("resize", ["aspect", "square"])
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_boxes_stay_on_their_objects(augment, resize):
-    transform = augmentation(augment, resize, 64, 200)
+    transform = augmentation(augment, FINAL_SIZES[resize])
     shown = 0
     for seed in range(60):
         image, target = look(transform, *scene([(30, 15, 70, 45)]), seed)
@@ -131,7 +141,7 @@ def test_boxes_stay_on_their_objects(augment, resize):
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_images_without_objects(augment):
     for seed in range(10):
-        image, target = look(augmentation(augment, "square", 32, None), *scene([]), seed)
+        image, target = look(augmentation(augment, Stretch(32)), *scene([]), seed)
         assert image.shape == (3, 32, 32)
         assert target["boxes"].shape == (0, 4)
         assert target["labels"].shape == target["area"].shape == (0,)
@@ -139,7 +149,7 @@ def test_images_without_objects(augment):
 
 @pytest.mark.parametrize("augment", [name for name in AUGMENTS if name != "plain"])
 def test_draws_are_a_function_of_the_seed(augment):
-    transform, sample = augmentation(augment, "aspect", 48, 150), scene([(30, 15, 70, 45)])
+    transform, sample = augmentation(augment, Fit(48, 150)), scene([(30, 15, 70, 45)])
     before = torch.get_rng_state(), random.getstate()
     first, _ = look(transform, *sample, seed=1)
     again, _ = look(transform, *sample, seed=1)
@@ -164,7 +174,7 @@ def test_a_painted_rectangle_is_under_its_box(window, mirrored, turns, height):
     image, _ = scene([(42, 32, 48, 38)])
     box = view.boxes(np.array([[42, 32, 48, 38]], np.float32))[0]
     cut = np.clip(box.reshape(2, 2), 0, [75, height]).ravel()
-    larger = max(75, height) / min(view.window_size)
+    larger = max(75, height) / min(view.region_size)
     assert red_box(view.pixels(image, (60, 90))) == pytest.approx(cut.tolist(), abs=1 + larger / 2)
 
 
@@ -217,14 +227,14 @@ def test_boxes_that_are_mostly_cut_off_are_dropped():
 
 def test_boxes_of_less_than_a_pixel_are_dropped():
     """Sixty pixels become six: a box of 9 px is less than one."""
-    _, target = look(resizer("square", 6, None), *scene([(0, 0, 45, 9), (0, 0, 45, 10)]))
+    _, target = look(resizer(Stretch(6)), *scene([(0, 0, 45, 9), (0, 0, 45, 10)]))
     assert target["labels"].tolist() == [1]
 
 
 def test_crowds_are_dropped():
     image, target = scene([(0, 0, 20, 20), (30, 30, 50, 50), (60, 30, 80, 50)])
     target["iscrowd"][1] = True
-    _, shown = look(resizer("square", 32, None), image, target)
+    _, shown = look(resizer(Stretch(32)), image, target)
     assert shown["labels"].tolist() == [0, 2]
     assert not shown["iscrowd"].any()
     assert len(target["labels"]) == 3  # the data set's own target is left alone
@@ -239,7 +249,7 @@ def views(draw, height: int, width: int, boxes: list[tuple[int, ...]], count: in
 
 def test_multi_scale_of_the_original():
     """Shorter sides of 480 to 800 px in steps of 32, here a tenth; at most 133 px long."""
-    draw = augmentation("detr", "aspect", 80, 133).draw
+    draw = augmentation("detr", Fit(80, 133)).draw
     shorter = {min(view.size) for view in views(draw, 60, 61, [], 300)}
     assert shorter == {48, 51, 54, 58, 61, 64, 67, 70, 74, 77, 80}
     assert max(max(view.size) for view in views(draw, 40, 200, [], 60)) == 133
@@ -249,27 +259,27 @@ def test_multi_scale_of_the_original():
 def test_crops_of_the_original():
     """Half of the views are crops of 384 to 600 px out of a shorter side of 400, 500 or 600, the
     rest is whole."""
-    draw = augmentation("detr", "aspect", 800, 1333).draw
+    draw = augmentation("detr", Fit(800, 1333)).draw
     drawn = views(draw, 480, 640, [], 400)
-    crops = [view for view in drawn if view.window != (0, 0, 640, 480)]
+    crops = [view for view in drawn if view.region != (0, 0, 640, 480)]
     assert len(crops) == pytest.approx(200, abs=40)
     for view in crops:
-        left, top, right, bottom = view.window
+        left, top, right, bottom = view.region
         assert 0 <= left < right <= 640
         assert 0 <= top < bottom <= 480
         assert (
-            384 * 0.8 - 1 <= view.window_size[0] <= 480
+            384 * 0.8 - 1 <= view.region_size[0] <= 480
         )  # 600 px to 480: at least 307 px are left
-        assert 384 * 0.8 - 1 <= view.window_size[1] <= 600 * 1.2 + 1
-        shape, window = view.size[1] / view.size[0], view.window_size[1] / view.window_size[0]
+        assert 384 * 0.8 - 1 <= view.region_size[1] <= 600 * 1.2 + 1
+        shape, window = view.size[1] / view.size[0], view.region_size[1] / view.region_size[0]
         assert shape == pytest.approx(window, rel=0.01)  # hardly distorted by whole pixels
-    assert {view.window[0] == 0 for view in crops} == {True, False}
+    assert {view.region[0] == 0 for view in crops} == {True, False}
 
 
 def test_crops_of_small_images_stay_inside():
     draw = MultiScale(Fit(80, 133), (48, 80), (40, 50, 60), (38, 60))
     for view in views(draw, 3, 5, [], 100):
-        left, top, right, bottom = view.window
+        left, top, right, bottom = view.region
         assert 0 <= left < right <= 5
         assert 0 <= top < bottom <= 3
 
@@ -278,18 +288,18 @@ def test_zoomed_out_by_hand():
     """Up to twice the sides, the image anywhere on it."""
     drawn = views(Zoomed(Stretch(64), out=1.0, largest=2), 60, 90, [], 200)
     for view in drawn:
-        left, top, right, bottom = view.window
+        left, top, right, bottom = view.region
         assert left <= 0 <= 60 <= bottom
         assert top <= 0 <= 90 <= right
         assert 90 <= right - left <= 180
         assert (right - left) / (bottom - top) == pytest.approx(1.5, rel=0.02)
-    assert min(view.window[0] for view in drawn) < -60
+    assert min(view.region[0] for view in drawn) < -60
 
 
 def test_zoomed_in_windows_hold_an_object():
     boxes = [(10, 10, 20, 20), (60, 40, 80, 58)]
     drawn = views(Zoomed(Stretch(64), out=0.0, largest=2, into=1.0), 60, 90, boxes, 300)
-    parts = [view.window for view in drawn if view.window != (0, 0, 90, 60)]
+    parts = [view.region for view in drawn if view.region != (0, 0, 90, 60)]
     assert len(parts) > 100
     for left, top, right, bottom in parts:
         assert 0 <= left < right <= 90
@@ -380,7 +390,7 @@ class Photographs:
 
 def test_large_photographs_are_decoded_small(tmp_path):
     """300 px to 64 allows a quarter."""
-    samples = Samples(Photographs(tmp_path), augmentation("photo", "square", 64, None), seed=0)
+    samples = Samples(Photographs(tmp_path), augmentation("photo", Stretch(64)), seed=0)
     assert samples._stored(0)[0].shape == (3, 75, 100)
     for epoch in range(10):
         image, target = samples[epoch, 0]
@@ -391,9 +401,9 @@ def test_large_photographs_are_decoded_small(tmp_path):
 @pytest.mark.parametrize(
     ("transform", "expected"),
     [
-        (augmentation("photo", "square", 100, None), (150, 200)),
-        (augmentation("detr", "aspect", 80, 133), (150, 200)),  # crops look 1.56 times as close
-        (augmentation("strong", "square", 64, None), (300, 400)),
+        (augmentation("photo", Stretch(100)), (150, 200)),
+        (augmentation("detr", Fit(80, 133)), (150, 200)),  # crops look 1.56 times as close
+        (augmentation("strong", Stretch(64)), (300, 400)),
     ],
 )
 def test_how_small_depends_on_the_closest_look(tmp_path, transform, expected):
@@ -403,8 +413,8 @@ def test_how_small_depends_on_the_closest_look(tmp_path, transform, expected):
 
 
 def test_evaluation_decodes_whole_images():
-    assert resizer("aspect", 80, 133).closest is None
-    assert isinstance(resizer("square", 80, None).draw, Whole)
+    assert resizer(Fit(80, 133)).closest is None
+    assert isinstance(resizer(Stretch(80)).draw, Whole)
 
 
 class OneImage:
@@ -422,7 +432,7 @@ class OneImage:
 
 
 def test_samples_differ_by_epoch_and_image_but_not_by_order():
-    transform = augmentation("detr", "square", 32, None)
+    transform = augmentation("detr", Stretch(32))
     samples = Samples(OneImage(7), transform, seed=3)
     first, second = samples[0, 0][0], samples[1, 0][0]
     assert torch.equal(
@@ -437,7 +447,9 @@ def test_samples_differ_by_epoch_and_image_but_not_by_order():
 @pytest.mark.parametrize("resize", ["aspect", "square"])
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_the_size_of_a_sample_is_known_beforehand(augment, resize):
-    samples = Samples(OneImage(7), augmentation(augment, resize, 64, 100), seed=3, mosaic_epochs=15)
+    samples = Samples(
+        OneImage(7), augmentation(augment, FINAL_SIZES[resize]), seed=3, mosaic_epochs=15
+    )
     for epoch in range(30):
         assert samples.size((epoch, 0)) == tuple(samples[epoch, 0][0].shape[1:])
 

@@ -172,6 +172,38 @@ def test_a_hub_name(transformers_folder, tmp_path, monkeypatch):
         start("somebody/else")
 
 
+def test_a_hub_that_breaks_off(monkeypatch):
+    """What the client and its HTTP library raise is one line; an error of ours is none of it."""
+    hub = pytest.importorskip("huggingface_hub")
+    transport = hub.errors.HfHubHTTPError.__bases__[0]
+
+    def give(error):
+        def broken(name, **options):
+            raise error
+
+        monkeypatch.setattr(hub, "snapshot_download", broken)
+
+    for error in (OSError("no network"), transport("no network")):
+        give(error)
+        with pytest.raises(redetr.InputError, match=r"^a/b: .*did not give it .no network"):
+            start("a/b")
+    give(OSError())
+    with pytest.raises(redetr.InputError, match=r"did not give it .OSError"):
+        start("a/b")
+    give(TypeError("a mistake"))
+    with pytest.raises(TypeError, match="a mistake"):
+        start("a/b")
+
+
+def test_weights_of_a_model_that_is_not_known(tmp_path):
+    path = write("last.pt", tmp_path)
+    content = torch.load(path, weights_only=True)
+    content["config"]["model"] = "redetr_next"
+    torch.save(content, path)
+    with pytest.raises(redetr.InputError, match="unknown model 'redetr_next'"):
+        start(path)
+
+
 @FORMS
 def test_classes_are_taken_by_name(config, tmp_path):
     model, said = start(
@@ -228,7 +260,7 @@ def test_queries_are_taken_as_far_as_they_go(config, tmp_path):
          "(16, 32, 64) there and (32, 64, 128) here, hidden_dim is 32 there and 128 here"),
         (FAST, replace(FAST, model="redetr_m"), "holds a redetr_n that does not fit this redetr_m: "
          "dec_layers is 3 there and 6 here"),
-        (FAST, DETR, "holds a redetr_n, which is of another form than detr_r50"),
+        (FAST, DETR, "holds a redetr_n, which is another kind of model than detr_r50"),
         (DETR, replace(DETR, model_options=(*DETR.model_options, "nheads=4")), "nheads is 2 there "
                                                                                "and 4 here"),
     ],

@@ -13,8 +13,8 @@ from redetr.errors import InputError
 
 @dataclass(frozen=True)
 class Check:
-    """Looks for what would spoil training in a data set, before it does; exits with 1 if there is
-    any."""
+    """Reports what in a data set would spoil training, before it does; exits with 1 if anything
+    would."""
 
     data: DataPath
     """digits, crowns, or a folder."""
@@ -26,7 +26,7 @@ class Check:
     """Share of the images to hold out for validation, as training will, if the data has no val
     split."""
     thorough: bool = False
-    """Also decode all images, and look for pictures that are nearly the same."""
+    """Also decode all images, and look for images that are nearly the same."""
     report: str | None = None
     """Folder for a page with samples and histograms."""
     augment: bool = False
@@ -40,7 +40,7 @@ class Check:
         from redetr.doctor.sheet import write_report
 
         if self.augment and not self.report:
-            raise InputError("--augment needs a folder to write to: give --report FOLDER as well")
+            raise InputError("--augment needs a folder to write to", remedy="add --report FOLDER")
         report = check(self.data, self.model, self.queries, self.thorough, self.val_fraction)
         if self.json:
             print_json(report.to_dict())
@@ -48,7 +48,7 @@ class Check:
             print_report(report, OUT)
         if self.report:
             write_report(report, Path(self.report), self.augment and not report.errors)
-            ERRORS.print(f"{self.report}/index.html: samples, histograms, and all of this")
+            ERRORS.print(f"{self.report}/index.html: samples, histograms, and this report")
         if report.errors:
             raise SystemExit(InputError.exit_code)
 

@@ -13,14 +13,14 @@ from redetr.commands.console import OUT, print_json
 
 @dataclass(frozen=True)
 class Convert:
-    """Writes a data set in another form, boxes only; what the form cannot say is told."""
+    """Writes a data set in another format, boxes only; reports what the format cannot hold."""
 
     source: DataPath
-    """A folder in COCO, YOLO or Pascal VOC form, or crowns; it stays as it is."""
+    """A folder in COCO, YOLO or Pascal VOC format, or crowns; it stays as it is."""
     destination: NewFolder
     """The folder to write, which must not be there yet."""
     to: Literal["coco", "yolo", "voc"]
-    """The form to write."""
+    """The format to write."""
     copy: bool = False
     """Copy images; default: hard links, which take no space, where the disk allows them."""
 
@@ -28,13 +28,13 @@ class Convert:
     """Print JSON instead of sentences."""
 
     def run(self) -> None:
-        from redetr.data.forms.writing import convert
+        from redetr.data.formats.writing import convert
 
-        told = convert(self.source, Path(self.destination), self.to, self.copy)
+        notes = convert(self.source, Path(self.destination), self.to, self.copy)
         if self.json:
-            print_json({"destination": self.destination, "told": list(told)})
+            print_json({"destination": self.destination, "told": notes})
         else:
-            for line in told:
+            for line in notes:
                 OUT.print(line, soft_wrap=True)
 
 

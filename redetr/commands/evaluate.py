@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from redetr.detector.detector import Detector
     from redetr.distributed import Dist
     from redetr.report.comparison import Difference
-    from redetr.report.numbers import Arrays
+    from redetr.structures import DatasetDetections
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measures a checkpoint: the twelve COCO numbers, AP per class, and with --report a page on its
-    mistakes."""
+    """Measures a checkpoint: the twelve COCO numbers and AP per class, with --report also a page on
+    its mistakes."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     data: str | None = None
     """digits, crowns, or a folder; default: what the checkpoint was trained on."""
     split: Literal["val", "test", "train"] = "val"
-    """The part of the data set that is measured on."""
+    """The split to evaluate."""
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     batch_size: int = 16
-    """Images at once."""
+    """Images per batch."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -72,19 +72,21 @@ class Evaluate:
                 }
             )
         with process_group(self.device) as dist:
-            found = [self._detect(detector, dataset, dist) for detector in detectors]
-            dist.main_only(self._tell)(dataset, about, found)
+            detections = [self._detect(detector, dataset, dist) for detector in detectors]
+            dist.main_only(self._show)(dataset, about, detections)
 
     @property
     def _checkpoints(self) -> list[str]:
         return [self.checkpoint, self.compare] if self.compare else [self.checkpoint]
 
-    def _detect(self, detector: "Detector", dataset: "DetectionDataset", dist: "Dist") -> "Arrays":
+    def _detect(
+        self, detector: "Detector", dataset: "DetectionDataset", dist: "Dist"
+    ) -> "DatasetDetections":
         from redetr.evaluation import detect_classes
 
         with Progress(console=ERRORS, disable=self.json or dist.rank > 0) as progress:
             task = progress.add_task("evaluating", total=len(dataset))
-            found, _ = detect_classes(
+            detections, _ = detect_classes(
                 detector.model,
                 dataset,
                 dist,
@@ -94,16 +96,19 @@ class Evaluate:
                 classes=detector.classes,
                 on_batch=lambda images: progress.advance(task, images * dist.world_size),
             )
-            return found
+            return detections
 
-    def _tell(
-        self, dataset: "DetectionDataset", about: list[dict[str, Any]], found: list["Arrays"]
+    def _show(
+        self,
+        dataset: "DetectionDataset",
+        about: list[dict[str, Any]],
+        detections: list["DatasetDetections"],
     ) -> None:
         from redetr.metrics import GroundTruth, coco_evaluation, coco_result
         from redetr.report import ap_differences, make_report, write_report
 
         truth = GroundTruth.from_dataset(dataset)
-        evaluations = [coco_evaluation(truth, **detections) for detections in found]
+        evaluations = [coco_evaluation(truth, detected) for detected in detections]
         results = []
         for description, evaluation in zip(about, evaluations, strict=True):
             results.append(description | coco_result(truth, evaluation).to_dict())
@@ -116,7 +121,7 @@ class Evaluate:
         else:
             self._print(results, differences)
         if self.report:
-            checkpoints = list(zip(self._checkpoints, found, strict=True))
+            checkpoints = list(zip(self._checkpoints, detections, strict=True))
             report = make_report(dataset, checkpoints, differences)
             write_report(report, Path(self.report))
             ERRORS.print(f"{self.report}/index.html: the report; report.json holds its numbers")

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,7 +15,7 @@ from redetr.errors import InputError
 Split = Literal["train", "val", "test"]
 Severity = Literal["error", "warning", "note"]
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")  # the last one is there or not
+SPLITS: tuple[Split, ...] = ("train", "val", "test")  # a data set need not have the last one
 # People overshoot the border a little: up to this many pixels, or this share of the side, boxes are
 # clipped.
 _OVERSHOOT_PX = 2.0
@@ -27,11 +27,11 @@ _FEW_EMPTY_BOXES = 1e-4
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault in one file: the first place, what is wrong there, what to do, and how
-    often it occurs.
+    """One kind of fault in one file: where it first occurs, what is wrong there, what to do, and
+    how often it occurs.
 
-    An error would spoil training; `open_dataset` raises the first one. Warnings and notes are told,
-    and left to users.
+    An error would spoil training; `open_dataset` raises the first one. Warnings and notes are
+    reported, and left to users.
     """
 
     severity: Severity
@@ -42,26 +42,45 @@ class Fault:
     remedy: str  # what to do about it
     count: int = 1
 
-    def in_split(self, split: Split) -> "Fault":
-        """The fault as it weighs in this split: no error of test spoils training."""
-        return (
-            replace(self, severity="warning")
-            if split == "test" and self.severity == "error"
-            else self
+    @classmethod
+    def from_error(cls, code: str, error: InputError, source: Path) -> "Fault":
+        """The fault that `error` speaks of; `source` is the file if the error names none."""
+        file = source
+        if error.where is not None:
+            file = Path(error.where)
+        remedy = error.remedy or ""
+        return cls("error", code, file, error.place, error.text, remedy)
+
+    def to_error(self, addition: str = "") -> InputError:
+        """An error with the same parts; `addition` ends its line."""
+        return InputError(
+            self.text,
+            where=self.file,
+            place=self.where,
+            remedy=self.remedy + self._repetitions() + addition,
         )
 
+    def in_split(self, split: Split) -> "Fault":
+        """The fault as it weighs in this split: no error of test spoils training."""
+        if split == "test" and self.severity == "error":
+            return replace(self, severity="warning")
+        return self
+
+    def _repetitions(self) -> str:
+        if self.count == 1:
+            return ""
+        return f" (and {self.count - 1} more like it)"
+
     def __str__(self) -> str:
-        place = f"{self.file}: {self.where}: " if self.where else f"{self.file}: "
-        more = f" (and {self.count - 1} more like it)" if self.count > 1 else ""
-        return f"{place}{self.text}; {self.remedy}{more}"
+        return str(self.to_error())
 
 
 @dataclass(frozen=True)
 class Annotations:
     """One split, sorted by the names of the images, so that a data set is the same in every format.
 
-    N images, A objects, of which image `i` owns `first[i]:first[i + 1]`. Rows that an error speaks
-    of are left out, so that the rest can be looked at.
+    N images, A objects, of which image `i` owns `first[i]:first[i + 1]`. Rows with an error are
+    left out, so that the rest can be looked at.
     """
 
     source: Path  # the annotation file, or the folder of them
@@ -86,39 +105,52 @@ class Annotations:
         """The file of an image."""
         return self.folder / os.fsdecode(self.names[index])
 
+    def objects_of(self, index: int) -> slice:
+        """Which objects are on an image."""
+        start, stop = self.first[index : index + 2].tolist()
+        return slice(start, stop)
+
     def only(self, images: np.ndarray, objects: np.ndarray) -> "Annotations":
         """These images, bool `[N]`, and of the objects on them these, bool `[A]`."""
-        kept = objects & np.repeat(images, np.diff(self.first))
-        counts = np.diff(np.append(0, np.cumsum(kept))[self.first])[images]
-        columns = {name: getattr(self, name)[images] for name in ("names", "ids", "sizes")}
-        columns |= {
-            name: getattr(self, name)[kept]
-            for name in ("boxes", "labels", "iscrowd", "area", "object_ids")
-        }
-        return replace(self, first=np.append(0, np.cumsum(counts)), **columns)
+        counts_before = np.diff(self.first)
+        is_kept = objects & np.repeat(images, counts_before)
+        kept_before = np.append(0, np.cumsum(is_kept))  # [A + 1]
+        counts_of_all = np.diff(kept_before[self.first])
+        counts = counts_of_all[images]
+        columns: dict[str, Any] = {}
+        for name in ("names", "ids", "sizes"):
+            columns[name] = getattr(self, name)[images]
+        for name in ("boxes", "labels", "iscrowd", "area", "object_ids"):
+            columns[name] = getattr(self, name)[is_kept]
+        first = np.append(0, np.cumsum(counts))
+        return replace(self, first=first, **columns)
 
     def image_of(self) -> np.ndarray:
         """The image of each object, int64 `[A]`."""
-        return np.repeat(np.arange(len(self)), np.diff(self.first))
+        counts = np.diff(self.first)
+        return np.repeat(np.arange(len(self)), counts)
 
     def object_counts(self) -> np.ndarray:
         """Objects of each image, crowds not counted, int64 `[N]`."""
-        return np.bincount(self.image_of()[~self.iscrowd], minlength=len(self))
+        images = self.image_of()[~self.iscrowd]
+        return np.bincount(images, minlength=len(self))
 
     def native_size(self) -> int | None:
         """The longer side of the images in pixels, the median of all; None without images."""
-        return int(np.median(self.sizes.max(1))) if len(self) else None
+        if not len(self):
+            return None
+        longer_sides = self.sizes.max(1)
+        return int(np.median(longer_sides))
 
     def require_sound(self) -> None:
         """Raises InputError with the first error, and how many other kinds there are."""
         errors = [fault for fault in self.faults if fault.severity == "error"]
-        if errors:
-            more = (
-                f"; {len(errors) - 1} more kinds of faults: redetr check tells them"
-                if len(errors) > 1
-                else ""
-            )
-            raise InputError(f"{errors[0]}{more}")
+        if not errors:
+            return
+        addition = ""
+        if len(errors) > 1:
+            addition = f"; {len(errors) - 1} more kinds of faults: redetr check reports them"
+        raise errors[0].to_error(addition)
 
 
 class Rows:
@@ -126,9 +158,10 @@ class Rows:
     are left out."""
 
     def __init__(self, count: int, faults: list[Fault], place: Callable[[int], tuple[Path, str]]):
-        """`place` tells the file and the place in it where row `i` stands."""
+        """`place` returns the file of row `i` and where in it the row is."""
         self.good = np.ones(count, bool)
-        self.faults, self.place = faults, place
+        self.faults = faults
+        self.place = place
 
     def fault(
         self,
@@ -138,16 +171,17 @@ class Rows:
         remedy: str,
         severity: Severity = "error",
     ) -> None:
-        """Tells of the rows that are `bad` (bool `[N]`) by the `text` of the first. None is told of
-        after an error."""
+        """Adds a fault for the rows that are `bad` (bool `[N]`), with the `text` of the first. Rows
+        that had an error before do not count."""
         bad = np.asarray(bad, bool) & self.good
-        if bad.any():
-            row = int(bad.argmax())
-            self.faults.append(
-                Fault(severity, code, *self.place(row), text(row), remedy, int(bad.sum()))
-            )
-            if severity == "error":
-                self.good &= ~bad
+        if not bad.any():
+            return
+        row = int(bad.argmax())
+        file, where = self.place(row)
+        count = int(bad.sum())
+        self.faults.append(Fault(severity, code, file, where, text(row), remedy, count))
+        if severity == "error":
+            self.good &= ~bad
 
 
 @dataclass
@@ -173,7 +207,7 @@ class Objects:
     iscrowd: np.ndarray  # [A] bool
     area: np.ndarray  # [A] float32; below 0 = that of the box
     ids: np.ndarray  # [A] int64
-    said: Callable[[int], str]  # how the source gives box `i`
+    quoted: Callable[[int], str]  # how the source gives box `i`
     remedy: str  # what to do about a box that leaves its image
 
 
@@ -182,80 +216,107 @@ def assemble(
 ) -> Annotations:
     """The annotations of a split; `classes` are names by category id, which labels count in their
     order."""
-    on_image = np.append(images.rows.good, False)[objects.image]
-    objects.rows.good &= on_image & (objects.labels >= 0)
-    boxes = _boxes_inside(objects, images)
-    repeated = [(name, count) for name, count in Counter(classes.values()).items() if count > 1]
-    if repeated:
-        name, count = repeated[0]
-        faults.append(
-            Fault(
-                "warning",
-                "class-twice",
-                source,
-                "",
-                f"{count} classes are called {name!r}",
-                "give each its own name, or make them one",
-                len(repeated),
-            )
-        )
+    image_is_good = np.append(images.rows.good, False)  # the last one is for objects on no image
+    has_class = objects.labels >= 0
+    objects.rows.good &= image_is_good[objects.image] & has_class
+    all_boxes = _boxes_inside(objects, images)
+    faults += _repeated_names(source, classes)
+
     good = np.flatnonzero(images.rows.good)
     names = np.array([os.fsencode(images.names[i]) for i in good], "S")
-    order = np.lexsort((images.ids[good], names))
-    place = np.full(len(images.ids) + 1, -1)  # the last one is for objects on no image
-    place[good[order]] = np.arange(len(order))
-    image = place[objects.image]
+    by_name = np.lexsort((images.ids[good], names))
+    image_order = good[by_name]
+    new_index = np.full(len(images.ids) + 1, -1)
+    new_index[image_order] = np.arange(len(image_order))
+
+    image = new_index[objects.image]
     kept = np.flatnonzero(objects.rows.good)
-    kept = kept[np.argsort(image[kept], kind="stable")]
-    boxes, area = boxes[kept], objects.area[kept]
+    by_image = np.argsort(image[kept], kind="stable")
+    kept = kept[by_image]
+    indices = np.arange(len(image_order) + 1)
+    first = np.searchsorted(image[kept], indices)
+    boxes = all_boxes[kept]
+    area = objects.area[kept]
+    sides = boxes[:, 2:] - boxes[:, :2]
     return Annotations(
         source=source,
         folder=images.folder,
-        names=names[order],
-        ids=images.ids[good][order],
-        sizes=images.sizes[good][order],
+        names=names[by_name],
+        ids=images.ids[image_order],
+        sizes=images.sizes[image_order],
         category_ids=tuple(classes),
         class_names=tuple(classes.values()),
-        first=np.searchsorted(image[kept], np.arange(len(order) + 1)),
+        first=first,
         boxes=boxes,
         labels=objects.labels[kept],
         iscrowd=objects.iscrowd[kept],
-        area=np.where(area >= 0, area, (boxes[:, 2:] - boxes[:, :2]).prod(1)),
+        area=np.where(area >= 0, area, sides.prod(1)),
         object_ids=objects.ids[kept],
         faults=faults,
     )
 
 
+def _repeated_names(source: Path, classes: dict[int, str]) -> list[Fault]:
+    """A warning if several classes have the same name."""
+    counts = Counter(classes.values())
+    repeated = [name for name, count in counts.items() if count > 1]
+    if not repeated:
+        return []
+    name = repeated[0]
+    count = counts[name]
+    text = f"{count} classes are called {name!r}"
+    remedy = "give each its own name, or make them one"
+    return [Fault("warning", "class-twice", source, "", text, remedy, len(repeated))]
+
+
 def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:
-    """Boxes clipped to their images, float32 xyxy `[A, 4]`. Tells of those that leave them, or have
-    no area."""
-    rows, corners = objects.rows, objects.corners
-    sizes = np.concatenate([images.sizes, [[1, 1]]])[objects.image, ::-1]  # width, height
+    """Boxes clipped to their images, float32 xyxy `[A, 4]`. Adds a fault for those that leave them,
+    and one for those without area."""
+    rows = objects.rows
+    corners = objects.corners
+    image_sizes = np.concatenate([images.sizes, [[1, 1]]])  # the last one is for no image
+    sizes = image_sizes[objects.image, ::-1]  # [A, 2], width and height
     slip = np.maximum(_OVERSHOOT_PX, _OVERSHOOT_SHARE * sizes)
-    leaves = (corners[:, :2] < -slip).any(1) | (corners[:, 2:] > sizes + slip).any(1)
-    sides = corners[:, 2:] - corners[:, :2]
+    starts = corners[:, :2]
+    ends = corners[:, 2:]
+    sides = ends - starts
+    has_area = (sides > 0).all(1)
+    leaves_start = (starts < -slip).any(1)
+    leaves_end = (ends > sizes + slip).any(1)
+    leaves = leaves_start | leaves_end
 
     def outside(i: int) -> str:
         width, height = sizes[i]
-        return (
-            f"{objects.said(i)} leaves its image {images.called(objects.image[i])} of "
-            f"{width}x{height} px"
-        )
+        box = objects.quoted(i)
+        image = images.called(objects.image[i])
+        return f"{box} leaves its image {image} of {width}x{height} px"
 
-    rows.fault("box-outside", leaves & (sides > 0).all(1), outside, objects.remedy)
-    boxes = corners.clip(0, np.tile(sizes, 2)).astype(np.float32)
-    empty = (boxes[:, 2:] <= boxes[:, :2]).any(1) & rows.good
-    if empty.sum() > _FEW_EMPTY_BOXES * len(empty) or (sides[rows.good] < 0).any():
-        rows.fault(
-            "box-empty",
-            empty,
-            lambda i: f"{objects.said(i)} has zero or negative size",
-            "correct or delete it",
-        )
-    else:
-        text = f"has no area and is left out, as one of {empty.sum()} in {len(empty)} boxes"
-        rows.fault(
-            "box-empty", empty, lambda i: f"{objects.said(i)} {text}", "delete it", "warning"
-        )
-        rows.good &= ~empty
+    rows.fault("box-outside", leaves & has_area, outside, objects.remedy)
+    limits = np.tile(sizes, 2)
+    boxes = corners.clip(0, limits).astype(np.float32)
+    _judge_empty_boxes(objects, boxes, sides)
     return boxes
+
+
+def _judge_empty_boxes(objects: Objects, boxes: np.ndarray, sides: np.ndarray) -> None:
+    """Leaves out boxes without area: a warning if they are few, else an error."""
+    rows = objects.rows
+    no_side = boxes[:, 2:] <= boxes[:, :2]
+    empty = no_side.any(1) & rows.good
+    count = int(empty.sum())
+    are_many = count > _FEW_EMPTY_BOXES * len(empty)
+    good_sides = sides[rows.good]
+    if are_many or (good_sides < 0).any():
+
+        def negative(i: int) -> str:
+            return f"{objects.quoted(i)} has zero or negative size"
+
+        rows.fault("box-empty", empty, negative, "correct or delete it")
+        return
+
+    def left_out(i: int) -> str:
+        share = f"one of {count} in {len(empty)} boxes"
+        return f"{objects.quoted(i)} has no area and is left out, as {share}"
+
+    rows.fault("box-empty", empty, left_out, "delete it", "warning")
+    rows.good &= ~empty

@@ -4,6 +4,7 @@ They are in a file without a name, in memory or on a disk: when the run ends, ho
 file is gone, so nothing is left behind and nothing can be out of date. Linux only.
 """
 
+import math
 import os
 import shutil
 import tempfile
@@ -27,25 +28,44 @@ def host() -> str:
 
 
 def spare_bytes(folder: str | None = None) -> int:
-    """A share of the disk that `folder` has left, or of the memory that this host, or this
-    container, has."""
+    """A share of the free space on the disk of `folder`, or of the memory that this host, or this
+    container, has available."""
     if folder:
-        return int(_SHARE * shutil.disk_usage(folder).free)
-    available = next(
-        line
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemAvailable")
-    )
-    left = int(available.split()[1]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        left = min(left, int(most) - int(limit.with_name("memory.current").read_text()))
-    return max(0, int(_SHARE * left))
+        free = shutil.disk_usage(folder).free
+        return int(_SHARE * free)
+    available = min(_host_memory(), _container_memory())
+    return max(0, int(_SHARE * available))
+
+
+def _host_memory() -> int:
+    """Bytes of memory that this host has available."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, kilobytes, *_ = line.split()
+        if name == "MemAvailable:":
+            return int(kilobytes) * 1024
+    raise OSError("/proc/meminfo does not state MemAvailable")
+
+
+def _container_memory() -> float:
+    """Bytes of memory that the limit of this container leaves; infinite without a limit."""
+    limit_file = Path("/sys/fs/cgroup/memory.max")
+    if not limit_file.exists():
+        return math.inf
+    limit = limit_file.read_text().strip()
+    if limit == "max":
+        return math.inf
+    used = limit_file.with_name("memory.current").read_text()
+    return int(limit) - int(used)
 
 
 def _nameless_file(folder: str) -> int:
     with tempfile.TemporaryFile(dir=folder) as file:
         return os.dup(file.fileno())
+
+
+def _row_at(index: int) -> int:
+    """Where the row of an image begins in the file."""
+    return _HEADER + _ROW * index
 
 
 class ImageCache:
@@ -60,38 +80,51 @@ class ImageCache:
         """A new file, on the disk of `folder` or in memory."""
         file = _nameless_file(folder) if folder else os.memfd_create("images")
         weakref.finalize(self, os.close, file)
-        self.path, self.limit = f"/proc/{os.getpid()}/fd/{file}", limit
+        self.path = f"/proc/{os.getpid()}/fd/{file}"
+        self.limit = limit
         self._start = _HEADER + _ROW * num_images
-        self._process, self._file = 0, -1
+        self._process = 0
+        self._file = -1
 
     def get(self, index: int) -> Tensor | None:
         """The image, if it is kept."""
-        row = os.pread(self._opened(), _ROW, _HEADER + _ROW * index)
+        file = self._opened()
+        row = os.pread(file, _ROW, _row_at(index))
         if not any(row):  # also beyond the end of the file
             return None
         start, height, width = np.frombuffer(row, np.int64).tolist()
         pixels = np.empty((height, width, 3), np.uint8)
-        os.preadv(self._opened(), [pixels.data], start)
+        os.preadv(file, [pixels.data], start)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def put(self, index: int, image: Tensor) -> None:
         """Keeps the image, if there is room."""
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        with suppress(
-            OSError
-        ):  # a full disk: the image will be decoded again, which costs time and nothing else
-            row = np.array([self._take(pixels.nbytes), *pixels.shape[:2]], np.int64)
-            # The row last: who finds it finds all of the pixels.
-            if row[0] and os.pwrite(self._opened(), pixels.data, int(row[0])) == pixels.nbytes:
-                os.pwrite(self._opened(), row.data, _HEADER + _ROW * index)
+        # A full disk: the image will be decoded again, which costs time and nothing else.
+        with suppress(OSError):
+            self._write(index, pixels)
+
+    def _write(self, index: int, pixels: np.ndarray) -> None:
+        start = self._take(pixels.nbytes)
+        if not start:
+            return
+        file = self._opened()
+        count = os.pwrite(file, pixels.data, start)
+        if count == pixels.nbytes:
+            # The row last: a process that sees it can read all of the pixels.
+            height, width, _ = pixels.shape
+            row = np.array([start, height, width], np.int64)
+            os.pwrite(file, row.data, _row_at(index))
 
     def _take(self, count: int) -> int:
         """The start of `count` bytes that nobody else will write; 0 if there are not so many."""
         with self._locked() as file:
-            start = max(self._start, int.from_bytes(os.pread(file, _HEADER, 0), "little"))
-            if start + count > self._start + self.limit:
+            taken = int.from_bytes(os.pread(file, _HEADER, 0), "little")
+            start = max(self._start, taken)
+            end = start + count
+            if end > self._start + self.limit:
                 return 0
-            os.pwrite(file, (start + count).to_bytes(_HEADER, "little"), 0)
+            os.pwrite(file, end.to_bytes(_HEADER, "little"), 0)
             return start
 
     @contextmanager
@@ -109,6 +142,7 @@ class ImageCache:
         """The file, opened once in each process: a lock does not hold between those that share an
         opening."""
         if self._process != os.getpid():
-            self._process, self._file = os.getpid(), os.open(self.path, os.O_RDWR)
+            self._process = os.getpid()
+            self._file = os.open(self.path, os.O_RDWR)
             weakref.finalize(self, os.close, self._file)
         return self._file

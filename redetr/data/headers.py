@@ -12,39 +12,27 @@ from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d
 
-from redetr.data.images import decode, read_image, require_whole
+from redetr.data.images import (
+    decode,
+    exif_orientation,
+    open_image,
+    read_image,
+    require_whole,
+)
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
 from redetr.files import write_whole
 
-_ORIENTATION = 0x0112  # the number of the EXIF tag
-
-
 _PER_TASK = 64  # images that a thread reads before it asks for more
-
-
-_CONTRAST = 4.0  # brightness, of 255: a thumbnail with less says nothing of copies
-
-
+_CONTRAST = 4.0  # brightness, of 255: a thumbnail with less cannot tell copies apart
+_THUMBNAIL = (192, 216)  # px, height and width
+_LOCK_S = 60  # other ranks write to the cache as well, in an instant
 PLAIN = "plain"
 
-
-_THUMBNAIL = (192, 216)  # px, height and width
-
-
-_ENTRY = (
-    int,
-    int,
-    int,
-    int,
-    int,
-    str,
-    str,
-    str,
-)  # of the cache: time of change, bytes, then the Header
+# The types of an entry of the cache: time of change, bytes, then the fields of a Header.
+_ENTRY = (int, int, int, int, int, str, str, str)
 
 
 class Header(NamedTuple):
@@ -70,24 +58,23 @@ def read_headers(
     """
     file = cache_file(folder)
     known = _read_cache(file)
-    read = partial(_read_some, folder, known, content, looks)
+    parts = [names[start : start + _PER_TASK] for start in range(0, len(names), _PER_TASK)]
+    read_part = partial(_read_part, folder, known, content, looks)
+    entries: dict[str, list] = {}
     with ThreadPoolExecutor(max(2, rank_cores())) as pool:
-        parts = pool.map(read, [names[i : i + _PER_TASK] for i in range(0, len(names), _PER_TASK)])
-        entries = {name: entry for part in parts for name, entry in part.items()}
-    headers = [Header(*entries[name][2:]) for name in names]
-    sound = {
-        name: entries[name]
-        for name, header in zip(names, headers, strict=True)
-        if not header.problem
-    }
+        for part_entries in pool.map(read_part, parts):
+            entries |= part_entries
+
+    headers = []
+    sound: dict[str, list] = {}
+    for name in names:
+        header = Header(*entries[name][2:])
+        headers.append(header)
+        if not header.problem:
+            sound[name] = entries[name]
     if any(known.get(name) != entry for name, entry in sound.items()):
         with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(
-                f"{file}.lock", timeout=60
-            ):  # other ranks have read other files meanwhile
-                everything = _read_cache(file) | sound
-                write_whole(file, lambda path: path.write_text(json.dumps(everything)))
+            _add_to_cache(file, sound)
     return headers
 
 
@@ -95,92 +82,91 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
     """What one file says."""
     try:
         require_whole(path)
-        with Image.open(path) as image:
-            header = Header(*image.size, _orientation(image))
-            if looks or image.mode in (
-                "I",
-                "F",
-            ):  # pixels of 32 bits may be more than training takes
-                header = header._replace(looks=_looks(path))
-        with open(path, "rb") as file:
-            return (
-                header._replace(content=hashlib.file_digest(file, "sha256").hexdigest())
-                if content
-                else header
-            )
-    except (
-        Exception
-    ):  # decoders raise nearly everything; reading the image says it in the words of training
+        with open_image(path) as image:
+            width, height = image.size
+            mode = image.mode
+            orientation = exif_orientation(image)
+        header = Header(width, height, orientation)
+        # Pixels of 32 bits may be more than training takes, which only decoding shows.
+        if looks or mode in ("I", "F"):
+            header = header._replace(looks=_looks(path))
+        if content:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            header = header._replace(content=digest)
+    except (InputError, OSError):
         return Header(problem=_problem(path))
+    return header
 
 
 def cache_file(folder: Path) -> Path:
     """Where the headers of the images in a folder are remembered."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (
-        caches
-        / "redetr"
-        / f"images-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.json"
-    )
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+    return Path(caches) / "redetr" / f"images-{digest[:16]}.json"
 
 
-def _read_some(
+def _read_part(
     folder: Path, known: dict, content: bool, looks: bool, names: Sequence[str]
 ) -> dict[str, list]:
     """Entries of the cache for these images, taken from there if the file is the same as then."""
     entries = {}
     for name in names:
-        path, then = folder / name, known.get(name, [])
-        stat = path.stat() if path.exists() else None
-        stamp = [stat.st_mtime_ns, stat.st_size] if stat else [0, 0]
-        header = Header(*then[2:])
-        if then[:2] != stamp or content > bool(header.content) or looks > bool(header.looks):
+        path = folder / name
+        stamp = [0, 0]
+        if path.exists():
+            stat = path.stat()
+            stamp = [stat.st_mtime_ns, stat.st_size]
+        remembered = known.get(name, [])
+        header = Header(*remembered[2:])
+        is_current = remembered[:2] == stamp
+        lacks_content = content and not header.content
+        lacks_looks = looks and not header.looks
+        if not is_current or lacks_content or lacks_looks:
             header = read_header(path, content, looks)
         entries[name] = [*stamp, *header]
     return entries
 
 
 def _read_cache(file: Path) -> dict[str, list]:
+    """The entries that are whole; what is damaged is read from the images again."""
     try:
         known = json.loads(file.read_bytes())
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ):  # there is none, or it is damaged: everything is read again
+    except (OSError, ValueError, RecursionError):  # not there, or no JSON
         return {}
-    rows = known.items() if isinstance(known, dict) else ()
-    return {
-        name: row for name, row in rows if isinstance(row, list) and tuple(map(type, row)) == _ENTRY
-    }
+    if not isinstance(known, dict):
+        return {}
+    entries = {}
+    for name, entry in known.items():
+        if isinstance(entry, list) and tuple(map(type, entry)) == _ENTRY:
+            entries[name] = entry
+    return entries
 
 
-def _orientation(image: Image.Image) -> int:
-    """How the EXIF tag turns the image, 1 to 8; 1 = not at all."""
-    exif = Image.Exif()
-    try:
-        exif.load(image.info.get("exif", b""))
-        return int(exif.get(_ORIENTATION, 1)) or 1
-    except Exception:  # a damaged tag turns nothing
-        return 1
+def _add_to_cache(file: Path, entries: dict[str, list]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock", timeout=_LOCK_S):
+        everything = _read_cache(file) | entries  # other ranks have read other files meanwhile
+        text = json.dumps(everything)
+        write_whole(file, lambda path: path.write_text(text))
 
 
 def _looks(path: Path) -> str:
     """Which way the brightness changes over 8x8 parts: nearly equal for copies of another size or
     quality."""
-    grey = (
-        decode(path, _THUMBNAIL)[0].float().mean(0)
-    )  # all of the file is read, but a JPEG is not decoded in full
+    pixels, _ = decode(path, _THUMBNAIL)  # reads the whole file, but decodes a JPEG only in part
+    grey = pixels.float().mean(0)
     small = adaptive_avg_pool2d(grey[None], (8, 9))[0]
-    steps = small[:, 1:] - small[:, :-1]
-    return (
-        np.packbits((steps > 0).numpy()).tobytes().hex() if steps.abs().max() > _CONTRAST else PLAIN
-    )
+    steps = small[:, 1:] - small[:, :-1]  # [8, 8]
+    if steps.abs().max() <= _CONTRAST:
+        return PLAIN
+    return np.packbits((steps > 0).numpy()).tobytes().hex()
 
 
 def _problem(path: Path) -> str:
+    """Why an image cannot be read, in the words of training."""
     try:
         read_image(path)
     except InputError as error:
-        return str(error).removeprefix(f"{path}: ").rpartition("; ")[0]
+        return error.text
     return "cannot read the header of the image"

@@ -1,7 +1,7 @@
 """Image files: read whole, as stored, or refused in one line."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +15,9 @@ from redetr.errors import InputError
 # Of those that PIL knows; some of its others run programs (Ghostscript for EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 
+_ORIENTATION = 0x0112  # the number of the EXIF tag
+_REMEDY = "replace the file, or take it out of the annotations"
+
 
 def read_image(path: Path) -> Tensor:
     """The image in a file, uint8 `[3, H, W]` RGB, as stored: boxes count stored pixels, EXIF is not
@@ -22,30 +25,38 @@ def read_image(path: Path) -> Tensor:
 
     Raises InputError if the file is missing, not an image, damaged or cut short.
     """
-    return decode(path)[0]
+    image, _ = decode(path)
+    return image
 
 
 def read_upright(file: Path | BinaryIO, name: str) -> Tensor:
     """The image in a file as viewers show it: turned as its EXIF tag says, uint8 `[3, H, W]` RGB.
 
-    Of an animation the first picture. Raises InputError, which calls it `name`, as `read_image`
+    An animation gives its first image. Raises InputError, which calls it `name`, as `read_image`
     does.
     """
-    with _problems_told(name, "give another file"), Image.open(file, formats=FORMATS) as image:
+    with open_image(file, name, "give another file") as image:
         return _upright(image)
 
 
 def upright(image: Image.Image) -> Tensor:
-    """The same of an image that PIL has opened."""
-    with _problems_told("this image", "open another one"):
+    """An image that PIL has opened, as viewers show it."""
+    with _decoder_errors("this image", "open another one"):
         return _upright(image)
 
 
 def _upright(image: Image.Image) -> Tensor:
     image.load()
-    with suppress(Exception):  # a damaged tag turns nothing
-        image = ImageOps.exif_transpose(image)
-    return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+    turned = _turned(image)
+    return torch.from_numpy(_rgb(turned)).permute(2, 0, 1)
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """The image as its EXIF tag turns it."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as PIL's decoders do, see below; a damaged tag turns nothing
+        return image
 
 
 def decode(
@@ -60,32 +71,73 @@ def decode(
     # Not torchvision's decoders: they are deprecated, and that of PNG crashes on some damaged
     # files. simplejpeg and OpenCV take a fifth less time, a tenth of a whole sample's: too little
     # for another dependency.
-    remedy = "replace the file, or take it out of the annotations"
-    with _problems_told(name or str(file), remedy), Image.open(file, formats=FORMATS) as image:
+    with open_image(file, name) as image:
         stored = (image.height, image.width)
         if needed:
-            image.draft("RGB", (needed[1], needed[0]))
+            height, width = needed
+            image.draft("RGB", (width, height))
         # Channels of a pixel stay side by side, see `views.interleaved`.
-        return torch.from_numpy(_rgb(image)).permute(2, 0, 1), stored
+        pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+    return pixels, stored
 
 
 @contextmanager
-def _problems_told(name: str, remedy: str) -> Iterator[None]:
-    """Around the reading of an image: what goes wrong becomes an InputError of one line."""
+def open_image(
+    file: Path | BinaryIO, name: str = "", remedy: str = _REMEDY
+) -> Iterator[Image.Image]:
+    """The opened image, to be decoded in the block; what goes wrong there is an InputError."""
+    with (
+        _decoder_errors(name or str(file), remedy),
+        Image.open(file, formats=FORMATS) as image,
+    ):
+        yield image
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """How the EXIF tag turns the image, 1 to 8; 1 = not at all."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))
+        orientation = int(exif.get(_ORIENTATION, 1))
+    except Exception:  # as PIL's decoders do, see below; a damaged tag turns nothing
+        return 1
+    return orientation or 1
+
+
+def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
+    """Width and height from the header of an image file, (0, 0) if it cannot be read."""
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            return image.size
+    except Exception:  # see below
+        return 0, 0
+
+
+@contextmanager
+def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
+    """Around calls of PIL: what goes wrong becomes an InputError of one line.
+
+    All exceptions, since PIL's decoders and its EXIF reader do not document theirs: besides
+    OSError, damaged files raise SyntaxError, ValueError, struct.error, DecompressionBombError and
+    others.
+    """
     try:
         yield
-        return
     except FileNotFoundError:
-        what = "the image file is missing"
+        problem = "the image file is missing"
     except UnidentifiedImageError:
-        what = "not an image (JPEG, PNG, WebP, BMP, GIF and TIFF are read)"
-    except Exception as error:  # decoders raise nearly everything on damaged files
-        what = f"cannot decode the image ({(str(error) or type(error).__name__).splitlines()[0]})"
-    raise InputError(f"{name}: {what}; {remedy}")
+        problem = "not an image (JPEG, PNG, WebP, BMP, GIF and TIFF are read)"
+    except Exception as error:
+        message = str(error) or type(error).__name__
+        reason = message.splitlines()[0]
+        problem = f"cannot decode the image ({reason})"
+    else:
+        return
+    raise InputError(problem, where=name, remedy=remedy)
 
 
 def require_whole(path: Path) -> None:
-    """Raises InputError if an image file is cut short. JPEG and PNG are told by their last bytes,
+    """Raises InputError if an image file is cut short. JPEG and PNG are judged by their last bytes,
     others decoded."""
     with open(path, "rb") as file:
         start = file.read(8)
@@ -103,9 +155,10 @@ def _rgb(image: Image.Image) -> np.ndarray:
         grey = np.asarray(image)
         if image.mode == "F" or grey.min() < 0 or grey.max() > 0xFFFF:
             raise ValueError("pixels of 32 bits, convert it to 8 bits")
-        return np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
-    if (
-        image.mode == "P"
-    ):  # a palette may carry transparency, which PIL wants to see converted on its own
+        high_bytes = (grey >> 8).astype(np.uint8)
+        return np.repeat(high_bytes[:, :, None], 3, axis=2)
+    if image.mode == "P":  # PIL wants a palette with transparency to be converted by itself first
         image = image.convert("RGBA")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.array(image)

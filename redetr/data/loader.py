@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,9 @@ from redetr.data.dataset import DetectionDataset
 from redetr.data.images import decode
 from redetr.data.mosaic import combined
 from redetr.data.sampler import Key
-from redetr.data.transforms import Sample, Transform, draws_of, normalize
-from redetr.data.views import Size
+from redetr.data.transforms import Sample, StoredSample, Transform, draws_of, normalize
 from redetr.errors import InputError, LostError
-from redetr.structures import Batch
+from redetr.structures import Batch, Size, collate
 
 _GRACE_S = 60  # how long a worker outlives a signal to end
 
@@ -47,10 +47,10 @@ class Samples(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> Sample:
-        """The uint8 image `[3, h, w]` and its target as the model sees it: a function of (seed,
-        epoch, index).
+        """The uint8 image `[3, h, w]` and its target as the model sees it.
 
-        Not of the image's id, which differs between the forms of a data set.
+        A function of (seed, epoch, index), not of the image's id, which differs between the formats
+        of a data set.
         """
         epoch, index = key
         image, target = self._stored(index)
@@ -58,17 +58,17 @@ class Samples(Dataset[Sample]):
         view = self.transform.view(random, target)
         if epoch >= self.mosaic_epochs:
             return self.transform.show(random, view, image, target)
-        return combined(
-            random,
-            self.transform,
-            view,
-            (image, target),
-            lambda: self._stored(random.randrange(len(self))),
-        )
+
+        def another() -> StoredSample:
+            return self._stored(random.randrange(len(self)))
+
+        return combined(random, self.transform, view, (image, target), another)
 
     def __getitems__(self, keys: list[Key]) -> list[Sample] | InputError:
-        """The samples of a batch, or what is wrong with one: `load_batches` raises it, workers
-        would garble it."""
+        """The samples of a batch, or the error of one of them.
+
+        `load_batches` raises the error: a worker process would garble it.
+        """
         try:
             return [self[key] for key in keys]
         except InputError as error:
@@ -80,9 +80,11 @@ class Samples(Dataset[Sample]):
         target = self.dataset.target(index)
         return self.transform.view(draws_of(self.seed, epoch, index), target).size
 
-    def _stored(self, index: int) -> Sample:
-        """An image and its target as stored; the image may be decoded smaller, see
-        `Transform.closest`."""
+    def _stored(self, index: int) -> StoredSample:
+        """An image and its target as stored; the image may be decoded smaller.
+
+        See `Transform.closest`.
+        """
         image = self.cache.get(index) if self.cache else None
         if image is not None:
             return image, self.dataset.target(index)
@@ -91,42 +93,49 @@ class Samples(Dataset[Sample]):
             self.cache.put(index, image)
         return image, target
 
-    def _decoded(self, index: int) -> Sample:
-        path, closest = getattr(self.dataset, "path", None), self.transform.closest
+    def _decoded(self, index: int) -> StoredSample:
+        path = getattr(self.dataset, "path", None)
+        closest = self.transform.closest
         if path and closest:
             target = self.dataset.target(index)
-            image, stored = decode(path(index), closest(*target["orig_size"]))
-            if stored == target["orig_size"]:
+            smallest = closest(*target["orig_size"])
+            image, stored_size = decode(path(index), smallest)
+            if stored_size == target["orig_size"]:
                 return image, target
-        return self.dataset.sample(index)  # or what is wrong with the file
+        return self.dataset.sample(index)  # or the error that its file has
 
 
 def _pack(samples: list[Sample] | InputError) -> Any:
-    """Targets as arrays on their way between processes: each tensor would cost a file descriptor,
-    0.3 ms."""
+    """Samples as they travel between processes, with arrays in their targets.
+
+    Each tensor would cost a file descriptor, 0.3 ms.
+    """
     if isinstance(samples, InputError):
         return samples
-    return [
-        (image, {k: v.numpy() if isinstance(v, Tensor) else v for k, v in t.items()})
-        for image, t in samples
-    ]
+    packed = []
+    for image, target in samples:
+        arrays: dict[str, Any] = {}
+        for name, value in target.items():
+            arrays[name] = value.numpy() if isinstance(value, Tensor) else value
+        packed.append((image, arrays))
+    return packed
 
 
 def _unpack(packed: list[tuple[Tensor, dict[str, Any]]]) -> list[Sample]:
-    def tensors(target: dict[str, Any]) -> Any:
-        return {
-            k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in target.items()
-        }
-
-    return [(image, tensors(target)) for image, target in packed]
+    samples = []
+    for image, arrays in packed:
+        target: Any = {}
+        for name, value in arrays.items():
+            target[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        samples.append((image, target))
+    return samples
 
 
 def _start_worker(number: int) -> None:
-    torch.set_num_threads(
-        1
-    )  # workers run side by side; more threads each would fight for the same cores
-    # A signal to all processes of a run is for the main one, which still needs its workers to end
-    # the step.
+    # Workers run side by side: with more threads they would compete for the same cores.
+    torch.set_num_threads(1)
+    # A signal to all processes of a run is meant for the main one, which still needs its workers to
+    # end the step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 
@@ -134,10 +143,10 @@ def _start_worker(number: int) -> None:
 def load_batches(
     samples: Samples, sampler: Sampler[list[Key]], num_workers: int, pin_memory: bool
 ) -> Iterator[list[Sample]]:
-    """Lists of samples in the sampler's order. Padding waits for the canvas, which all ranks agree
-    on.
+    """Lists of samples in the sampler's order.
 
-    Raises InputError for an image that cannot be read.
+    They are padded later, when all ranks have agreed on a canvas. Raises InputError for an image
+    that cannot be read.
     """
     batches = DataLoader(
         samples,
@@ -156,9 +165,11 @@ def load_batches(
 
 @contextmanager
 def watching_workers() -> Iterator[None]:
-    """Tells of a loader process that died in one line. PyTorch raises wherever the main process
-    happens to be; while that takes a sample from the dead one, the connection breaks before PyTorch
-    has noticed."""
+    """Raises LostError, one line, when a loader process dies.
+
+    PyTorch raises wherever the main process happens to be. If that is taking a sample from the dead
+    one, the connection breaks before PyTorch has noticed.
+    """
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
@@ -170,7 +181,7 @@ def watching_workers() -> Iterator[None]:
         ) from error
 
 
-def canvas_of(samples: list[Sample]) -> tuple[int, int]:
+def canvas_of(samples: list[Sample]) -> Size:
     """The smallest (H, W) that holds every image."""
     sizes = [image.shape[-2:] for image, _ in samples]
     return max(h for h, _ in sizes), max(w for _, w in sizes)
@@ -179,31 +190,42 @@ def canvas_of(samples: list[Sample]) -> tuple[int, int]:
 def to_batch(
     samples: list[Sample],
     device: torch.device,
-    canvas: tuple[int, int] | None = None,
+    canvas: Size | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Samples as a normalised, padded `Batch` on `device`. Only their bytes travel; nothing waits
-    if they are pinned.
+    """Samples as a normalised, padded `Batch` on `device`, with their targets."""
+    images = [image for image, _ in samples]
+    targets = [target for _, target in samples]
+    batch = images_to_batch(images, device, canvas, dtype)
+    return replace(batch, targets=targets)
 
-    Padding is zero after normalisation, as in the original.
+
+def images_to_batch(
+    images: list[Tensor],
+    device: torch.device,
+    canvas: Size | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Batch:
+    """Images, uint8 `[3, h, w]`, as a normalised, padded `Batch` on `device`.
+
+    Only their bytes travel; nothing waits if they are pinned. Padding is zero after normalisation,
+    as in the original.
     """
-    height, width = canvas or canvas_of(samples)
-    images = torch.zeros(len(samples), height, width, 3, dtype=dtype, device=device).permute(
-        0, 3, 1, 2
+    return collate(
+        images,
+        canvas,
+        device=device,
+        dtype=dtype,
+        memory_format=torch.channels_last,
+        convert=normalize,
     )
-    mask = torch.ones(len(samples), height, width, dtype=torch.bool, device=device)
-    for i, (image, _) in enumerate(samples):
-        h, w = image.shape[-2:]
-        images[i, :, :h, :w] = normalize(image.to(device, non_blocking=True))
-        mask[i, :h, :w] = False
-    return Batch(images, mask, [target for _, target in samples])
 
 
 def padded_share(batches: list[Batch]) -> float:
     """How much of the canvases of all batches is padding, from 0 to 1; known on the host."""
-    canvases = sum(batch.mask.numel() for batch in batches)
-    return (
-        1
-        - sum(h * w for batch in batches for h, w in (target["size"] for target in batch.targets))
-        / canvases
-    )
+    canvases = 0
+    shown = 0
+    for batch in batches:
+        canvases += batch.mask.numel()
+        shown += sum(height * width for height, width in batch.sizes)
+    return 1 - shown / canvases

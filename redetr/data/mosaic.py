@@ -5,91 +5,109 @@ from dataclasses import replace
 
 import torch
 
-from redetr.data.transforms import MIN_VISIBLE, Sample, Transform
+from redetr.data.transforms import MIN_VISIBLE, Sample, StoredSample, Transform
 from redetr.data.views import Random, Size, View
-from redetr.structures import Target
+from redetr.structures import RelativeBoxes, Target
 
 _MOSAICS = 0.5  # share of the samples
 _MIXED = 0.2
 _SPLIT = (0.3, 0.7)  # where a mosaic is divided, as a share of its sides
-_WINDOW = (
-    0.5,
-    1.0,
-)  # how much of an image is in a mosaic, as a share of the largest part that has the right shape
+# How much of an image is in a mosaic, as a share of the largest part that has the right shape.
+_WINDOW = (0.5, 1.0)
 _WEIGHT = (0.45, 0.55)  # of the first of two mixed images
 
 
 def combined(
-    random: Random, transform: Transform, view: View, first: Sample, other: Callable[[], Sample]
+    random: Random,
+    transform: Transform,
+    view: View,
+    first: StoredSample,
+    other: Callable[[], StoredSample],
 ) -> Sample:
-    """The sample of `first` alone, in a mosaic, or mixed with another one; `other` draws images as
-    they are stored."""
+    """The sample of `first` alone, in a mosaic, or mixed with another one.
+
+    `other` draws further images.
+    """
     luck = random.random()
     if luck < _MOSAICS:
         return mosaic(random, transform, view.size, [first, other(), other(), other()])
     sample = transform.show(random, view, *first)
-    if luck < _MOSAICS + _MIXED:
-        image, target = other()
-        another = replace(transform.view(random, target), size=view.size)
-        return mixed(
-            random.uniform(*_WEIGHT), sample, transform.show(random, another, image, target)
-        )
-    return sample
+    if luck >= _MOSAICS + _MIXED:
+        return sample
+    image, target = other()
+    another_view = replace(transform.view(random, target), size=view.size)
+    weight = random.uniform(*_WEIGHT)
+    another = transform.show(random, another_view, image, target)
+    return mixed(weight, sample, another)
 
 
-def mosaic(random: Random, transform: Transform, size: Size, sources: list[Sample]) -> Sample:
-    """Four images, as stored, side by side in one of this size; each fills its part, parts of it
-    may be cut off.
+def mosaic(random: Random, transform: Transform, size: Size, sources: list[StoredSample]) -> Sample:
+    """Four images side by side in one of this size; each fills its part and may be cropped.
 
-    The result goes by the name of the first source.
+    The result has the id of the first source.
     """
     transform = replace(transform, min_visible=MIN_VISIBLE)
-    canvas, targets = torch.empty(*size, 3, dtype=torch.uint8).permute(2, 0, 1), []
+    height, width = size
+    canvas = torch.empty(height, width, 3, dtype=torch.uint8).permute(2, 0, 1)
+    targets = []
     order = random.sample(range(4), 4)
-    for place, (rows, columns) in zip(order, _quarters(random, size), strict=True):
-        image, target = sources[place]
-        part = (rows.stop - rows.start, columns.stop - columns.start)
-        pixels, seen = transform.show(
-            random, _part(random, target["orig_size"], part), image, target
-        )
+    for source, (rows, columns) in zip(order, _quarters(random, size), strict=True):
+        image, stored = sources[source]
+        part_height = rows.stop - rows.start
+        part_width = columns.stop - columns.start
+        view = _part(random, stored["orig_size"], (part_height, part_width))
+        pixels, target = transform.show(random, view, image, stored)
         canvas[:, rows, columns] = pixels
-        scale = torch.tensor([part[1] / size[1], part[0] / size[0]]).repeat(2)
-        shift = torch.tensor([columns.start / size[1], rows.start / size[0], 0, 0])
-        targets.append(seen | {"boxes": seen["boxes"] * scale + shift})
-    return canvas, joined(sources[0][1], size, targets)
+        scale = torch.tensor([part_width / width, part_height / height]).repeat(2)
+        shift = torch.tensor([columns.start / width, rows.start / height, 0, 0])
+        target["boxes"] = RelativeBoxes(target["boxes"] * scale + shift)
+        targets.append(target)
+    image_id = sources[0][1]["image_id"]
+    orig_size = sources[0][1]["orig_size"]
+    return canvas, _joined(targets, image_id, orig_size, size)
 
 
 def _quarters(random: Random, size: Size) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of the four parts that meet in a random point."""
-    down, across = (max(1, round(side * random.uniform(*_SPLIT))) for side in size)
-    for rows in (slice(0, down), slice(down, size[0])):
-        for columns in (slice(0, across), slice(across, size[1])):
+    height, width = size
+    down = max(1, round(height * random.uniform(*_SPLIT)))
+    across = max(1, round(width * random.uniform(*_SPLIT)))
+    for rows in (slice(0, down), slice(down, height)):
+        for columns in (slice(0, across), slice(across, width)):
             yield rows, columns
 
 
 def _part(random: Random, stored: Size, size: Size) -> View:
     """A random window of the shape of `size`, mirrored or not."""
-    scale = min(stored[0] / size[0], stored[1] / size[1]) * random.uniform(*_WINDOW)
-    height, width = (max(1, int(side * scale)) for side in size)
-    left, top = random.randint(0, stored[1] - width), random.randint(0, stored[0] - height)
-    return View((left, top, left + width, top + height), size, random.random() < 0.5)
+    largest_scale = min(stored[0] / size[0], stored[1] / size[1])
+    scale = largest_scale * random.uniform(*_WINDOW)
+    height = max(1, int(size[0] * scale))
+    width = max(1, int(size[1] * scale))
+    left = random.randint(0, stored[1] - width)
+    top = random.randint(0, stored[0] - height)
+    is_mirrored = random.random() < 0.5
+    return View((left, top, left + width, top + height), size, is_mirrored)
 
 
 def mixed(weight: float, first: Sample, second: Sample) -> Sample:
     """Both images, of one size, laid over each other, with the objects of both."""
-    (image, target), (other, added) = first, second
-    pixels = torch.lerp(other.float(), image.float(), weight).round_().to(torch.uint8)
-    return pixels, joined(target, target["size"], [target, added])
+    image, target = first
+    other_image, other_target = second
+    blended = torch.lerp(other_image.float(), image.float(), weight)
+    pixels = blended.round_().to(torch.uint8)
+    targets = [target, other_target]
+    return pixels, _joined(targets, target["image_id"], target["orig_size"], target["size"])
 
 
-def joined(named: Target, size: Size, targets: list[Target]) -> Target:
-    """The objects of all targets, under the name of `named`."""
+def _joined(targets: list[Target], image_id: int, orig_size: Size, size: Size) -> Target:
+    """The objects of all targets as those of one image."""
+    boxes = torch.cat([target["boxes"] for target in targets])
     return Target(
-        boxes=torch.cat([target["boxes"] for target in targets]),
+        boxes=RelativeBoxes(boxes),
         labels=torch.cat([target["labels"] for target in targets]),
         iscrowd=torch.cat([target["iscrowd"] for target in targets]),
         area=torch.cat([target["area"] for target in targets]),
-        image_id=named["image_id"],
-        orig_size=named["orig_size"],
+        image_id=image_id,
+        orig_size=orig_size,
         size=size,
     )

@@ -1,11 +1,11 @@
-"""How an image is looked at: which window of it, at what size, mirrored or turned.
+"""Which region of an image is seen, at what size, mirrored or turned.
 
 Every geometric augmentation is drawn as one `View` before pixels are touched. So an image is
-resampled once, only what is kept of it is, and the size of a sample is known without decoding its
+resampled once, only its visible part is, and the size of a sample is known without decoding its
 image.
 
-Frames: *stored* px are those of the image file, which annotations count; boxes are xyxy. They are
-NumPy arrays here: some dozen operations on a few numbers, which would take PyTorch as long as
+Frames: *stored* px are those of the image file, which annotations count in; boxes are xyxy. They
+are NumPy arrays here: some dozen operations on a few numbers, which would take PyTorch as long as
 resizing the image.
 """
 
@@ -20,57 +20,78 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 Size = tuple[int, int]  # height, width in px
-Window = tuple[int, int, int, int]  # left, top, right, bottom in stored px
+Region = tuple[int, int, int, int]  # left, top, right, bottom in stored px
 Random = random.Random  # its streams are the same in every version of Python
 
 _GREY = 127  # beyond the border of an image
 
+# How SSD draws a region with objects.
+_LEAST_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+_LEAST_SIDE = 0.3  # of the whole
+_ASPECT_RATIOS = (0.5, 2)
+_REGIONS_TRIED = 40
+
 
 @dataclass(frozen=True)
 class View:
-    """A window of an image, mirrored, turned, and scaled to `size`. What lies beyond the image is
-    grey."""
+    """A region of an image, mirrored, turned, and scaled to `size`.
 
-    window: Window
+    What lies beyond the image is grey.
+    """
+
+    region: Region
     size: Size  # of the result
     mirrored: bool = False
     quarter_turns: int = 0  # counter-clockwise, after mirroring
 
     @property
-    def window_size(self) -> Size:
-        left, top, right, bottom = self.window
+    def region_size(self) -> Size:
+        """Height and width of the region, in stored px."""
+        left, top, right, bottom = self.region
         return bottom - top, right - left
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Stored boxes `[T, 4]` as px of the result; they may leave it."""
-        height, width = self.window_size
-        x1, y1, x2, y2 = (boxes - np.array(self.window[:2] * 2, boxes.dtype)).T
+        """Returns stored boxes `[T, 4]` in px of the result, `[T, 4]`; they may reach beyond it."""
+        height, width = self.region_size
+        left, top, _, _ = self.region
+        origin = np.array([left, top, left, top], boxes.dtype)
+        x1, y1, x2, y2 = (boxes - origin).T
         if self.mirrored:
             x1, x2 = width - x2, width - x1
         for _ in range(self.quarter_turns):
+            # What was at the right is now at the top, and what was at the top is at the left.
             x1, y1, x2, y2 = y1, width - x2, y2, width - x1
             height, width = width, height
-        across, down = self.size[1] / width, self.size[0] / height
-        return np.stack([x1 * across, y1 * down, x2 * across, y2 * down], axis=1)
+        result_height, result_width = self.size
+        scale_x = result_width / width
+        scale_y = result_height / height
+        return np.stack([x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y], axis=1)
 
     def pixels(self, image: Tensor, stored: Size) -> Tensor:
-        """What is seen, uint8 `[3, *size]`, of an image `[3, h, w]` decoded at its `stored` size or
-        smaller."""
-        left, top, right, bottom = self.window
-        inside = np.array(
-            [[max(left, 0), max(top, 0), min(right, stored[1]), min(bottom, stored[0])]], float
-        )
-        scale = [
-            image.shape[2] / stored[1],
-            image.shape[1] / stored[0],
-        ] * 2  # 1, unless it was decoded smaller
-        left, top, right, bottom = _whole_pixels(inside[0] * scale, image.shape[1:])
+        """Returns what is seen of `image`, uint8 `[3, *size]`.
+
+        `image` is uint8 `[3, h, w]`, decoded at its `stored` size or smaller.
+        """
+        stored_height, stored_width = stored
+        left, top, right, bottom = self.region
+        # The visible part of the image, without what lies beyond it; stored px.
+        left, top = max(left, 0), max(top, 0)
+        right, bottom = min(right, stored_width), min(bottom, stored_height)
+        visible = np.array([[left, top, right, bottom]], float)
+
+        _, height, width = image.shape
+        scale_x = width / stored_width  # 1, unless the image was decoded smaller
+        scale_y = height / stored_height
+        decoded = visible[0] * [scale_x, scale_y, scale_x, scale_y]
+        left, top, right, bottom = _whole_pixels(decoded, (height, width))
         part = image[:, top:bottom, left:right]
         if self.mirrored:
             part = part.flip(2)
         if self.quarter_turns:
             part = part.rot90(self.quarter_turns, (1, 2))
-        left, top, right, bottom = _whole_pixels(self.boxes(inside)[0], self.size)
+
+        (shown,) = self.boxes(visible)
+        left, top, right, bottom = _whole_pixels(shown, self.size)
         part = F.resize(interleaved(part), [bottom - top, right - left], antialias=True)
         if part.shape[1:] == self.size:
             return part
@@ -80,50 +101,62 @@ class View:
 
 
 def interleaved(image: Tensor) -> Tensor:
-    """The image with the channels of a pixel side by side, as decoders give it: resizing takes a
-    fifth of the time."""
+    """Returns `image` `[3, h, w]` with the channels of a pixel side by side in memory.
+
+    That is how decoders lay it out, and resizing takes a fifth of the time.
+    """
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
-def _whole_pixels(
-    box: Sequence[float] | np.ndarray, size: Sequence[int]
-) -> tuple[int, int, int, int]:
-    """The box on the pixel grid of an image of this size (height, width); at least a pixel of
-    it."""
-    left, top = min(round(box[0]), size[1] - 1), min(round(box[1]), size[0] - 1)
-    return left, top, max(round(box[2]), left + 1), max(round(box[3]), top + 1)
+def _whole_pixels(box: Sequence[float] | np.ndarray, size: Size) -> Region:
+    """Returns a box (xyxy, px) on the pixel grid of an image of `size`; at least a pixel of it."""
+    height, width = size
+    x1, y1, x2, y2 = box
+    left = min(round(x1), width - 1)
+    top = min(round(y1), height - 1)
+    right = max(round(x2), left + 1)
+    bottom = max(round(y2), top + 1)
+    return left, top, right, bottom
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A window as the model sees it: the shorter side of `shorter` px, unless the longer one would
-    exceed `longest`."""
+    """Scaling that keeps the aspect ratio: the shorter side becomes `shorter` px.
+
+    It becomes less if the longer side would exceed `longest` px.
+    """
 
     shorter: int
     longest: int | None = None
 
     def __call__(self, height: int, width: int) -> Size:
-        short, long = self.shorter, int(self.shorter * max(height, width) / min(height, width))
+        """Returns the size that a region of `height` x `width` stored px is scaled to."""
+        short = self.shorter
+        long = int(self.shorter * max(height, width) / min(height, width))
         if self.longest and long > self.longest:
-            short, long = max(1, int(self.longest * short / long)), self.longest
-        return (short, long) if height <= width else (long, short)
+            short = max(1, int(self.longest * short / long))
+            long = self.longest
+        if height <= width:
+            return short, long
+        return long, short
 
     def closer(self, factor: float) -> "Fit":
-        """The size of the whole image, `factor` times as large, however long."""
+        """Returns the scaling to `factor` times the size, without a limit to the longer side."""
         return Fit(math.ceil(factor * self.shorter))
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A window as the model sees it: stretched to a square of `side` px."""
+    """Scaling to a square of `side` px, whatever the aspect ratio."""
 
     side: int
 
     def __call__(self, height: int, width: int) -> Size:
+        """Returns the size that a region of `height` x `width` stored px is scaled to."""
         return self.side, self.side
 
     def closer(self, factor: float) -> "Stretch":
-        """The size of the whole image, `factor` times as large."""
+        """Returns the scaling to `factor` times the size."""
         return Stretch(math.ceil(factor * self.side))
 
 
@@ -132,23 +165,25 @@ Final = Fit | Stretch
 
 @dataclass(frozen=True)
 class Whole:
-    """All of the image."""
+    """Draws the view of the whole image, always the same."""
 
     final: Final
 
     def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
+        """Returns the view of an image of `height` x `width` stored px."""
         return View((0, 0, width, height), self.final(height, width))
 
 
 @dataclass(frozen=True)
 class MultiScale:
-    """The original DETR's: mirrored or not; in one half of the cases whole, in the other cropped;
-    at one of 11 scales.
+    """Draws the views of the original DETR, at one of several scales.
 
-    Deviations: the original resizes, crops, and resizes what is left; here the crop is drawn in the
+    Half of them are cropped, and half are mirrored. For a `Stretch` the scales have no effect.
+
+    Deviations: the original resizes, crops, and resizes the crop. Here the crop is drawn in the
     resized frame all the same, but cut from the stored image (on whole px of it) and resampled
     once, so it is a little sharper. Sizes are rounded as torchvision does, which may differ by a
-    pixel. For a `Stretch` the scales have no effect.
+    pixel.
     """
 
     final: Final
@@ -157,31 +192,41 @@ class MultiScale:
     crop: tuple[int, int]  # the least and largest side of the crop
 
     def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
+        """Returns a view of an image of `height` x `width` stored px."""
         mirrored = random.random() < 0.5
         final = self.final
         if isinstance(final, Fit):
             final = replace(final, shorter=random.choice(self.scales))
         if random.random() < 0.5:
             return View((0, 0, width, height), final(height, width), mirrored)
-        resized = Fit(random.choice(self.crop_from))(height, width)
-        (top, bottom), (left, right) = (self._stretch(random, side) for side in resized)
-        down, across = height / resized[0], width / resized[1]
-        window = _whole_pixels(
-            [left * across, top * down, right * across, bottom * down], (height, width)
-        )
-        return View(window, final(bottom - top, right - left), mirrored)
 
-    def _stretch(self, random: Random, side: int) -> tuple[int, int]:
-        """Where the crop begins and ends on a side of the resized image."""
-        length = random.randint(*(min(end, side) for end in self.crop))
+        resize = Fit(random.choice(self.crop_from))
+        resized_height, resized_width = resize(height, width)
+        top, bottom = self._crop_side(random, resized_height)
+        left, right = self._crop_side(random, resized_width)
+        # Back to stored px.
+        scale_x = width / resized_width
+        scale_y = height / resized_height
+        crop = [left * scale_x, top * scale_y, right * scale_x, bottom * scale_y]
+        region = _whole_pixels(crop, (height, width))
+        # Sizes follow from the crop's shape in the resized frame, as in the original.
+        return View(region, final(bottom - top, right - left), mirrored)
+
+    def _crop_side(self, random: Random, side: int) -> tuple[int, int]:
+        """Draws where the crop begins and ends on a `side` of the resized image, in px."""
+        least, largest = self.crop
+        length = random.randint(min(least, side), min(largest, side))
         start = random.randint(0, side - length)
         return start, start + length
 
 
 @dataclass(frozen=True)
 class Zoomed:
-    """Mirrored or not; with probability `out` on a grey canvas of up to `largest` times its sides;
-    then, with probability `into`, a window that holds an object to some extent (that of SSD).
+    """Draws views that are zoomed out or in, or both; half of them are mirrored.
+
+    With probability `out`, the image lies on a grey canvas of up to `largest` times its sides.
+    Then, with probability `into`, a region is cut out that holds an object to some extent, as in
+    SSD.
     """
 
     final: Final
@@ -190,64 +235,69 @@ class Zoomed:
     into: float = 0.0
 
     def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
-        window = (0, 0, width, height)
+        """Returns a view of an image of `height` x `width` stored px with `boxes` `[T, 4]`."""
+        region = (0, 0, width, height)
         if random.random() < self.out:
             ratio = random.uniform(1.0, self.largest)
-            tall, wide = int(height * ratio), int(width * ratio)
-            left, top = -random.randint(0, wide - width), -random.randint(0, tall - height)
-            window = (left, top, left + wide, top + tall)
+            canvas_height = int(height * ratio)
+            canvas_width = int(width * ratio)
+            left = -random.randint(0, canvas_width - width)
+            top = -random.randint(0, canvas_height - height)
+            region = (left, top, left + canvas_width, top + canvas_height)
         if random.random() < self.into:
-            window = _window_with_objects(random, window, boxes)
+            region = _region_with_objects(random, region, boxes)
         mirrored = random.random() < 0.5
-        left, top, right, bottom = window
-        return View(window, self.final(bottom - top, right - left), mirrored)
+        left, top, right, bottom = region
+        return View(region, self.final(bottom - top, right - left), mirrored)
 
 
-def _window_with_objects(random: Random, whole: Window, boxes: np.ndarray) -> Window:
-    """A part of the window `whole` whose IoU with a box is at least what is drawn, or `whole` if
-    none is found.
+def _region_with_objects(random: Random, whole: Region, boxes: np.ndarray) -> Region:
+    """Draws a part of the region `whole` that overlaps one of `boxes` `[T, 4]` (stored px).
 
-    As in SSD: sides of 0.3 to 1, an aspect ratio of 0.5 to 2, the centre of a box inside.
+    As in SSD: its IoU with a box is at least a drawn one, its sides are 0.3 to 1 of the whole, its
+    aspect ratio is 0.5 to 2, and the box has its centre inside. Returns `whole` if there is no box,
+    or 40 draws miss.
     """
-    least_iou = random.choice((0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0))
-    if least_iou == 1.0 or not len(boxes):
+    least_iou = random.choice(_LEAST_IOUS)
+    if least_iou == 1.0 or len(boxes) == 0:
         return whole
-    height, width = whole[3] - whole[1], whole[2] - whole[0]
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    for _ in range(40):
-        tall, wide = (
-            max(1, int(height * random.uniform(0.3, 1))),
-            max(1, int(width * random.uniform(0.3, 1))),
-        )
-        if not 0.5 <= wide / tall <= 2:
+    whole_left, whole_top, whole_right, whole_bottom = whole
+    whole_height = whole_bottom - whole_top
+    whole_width = whole_right - whole_left
+    least_ratio, largest_ratio = _ASPECT_RATIOS
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2  # [T, 2]
+    for _ in range(_REGIONS_TRIED):
+        height = max(1, int(whole_height * random.uniform(_LEAST_SIDE, 1)))
+        width = max(1, int(whole_width * random.uniform(_LEAST_SIDE, 1)))
+        if not least_ratio <= width / height <= largest_ratio:
             continue
-        left, top = (
-            whole[0] + random.randint(0, width - wide),
-            whole[1] + random.randint(0, height - tall),
-        )
-        window = (left, top, left + wide, top + tall)
-        within = ((centers > window[:2]) & (centers < window[2:])).all(1)
-        if within.any() and _iou(boxes[within], window).max() >= least_iou:
-            return window
+        left = whole_left + random.randint(0, whole_width - width)
+        top = whole_top + random.randint(0, whole_height - height)
+        region = (left, top, left + width, top + height)
+        inside = (centers > region[:2]) & (centers < region[2:])
+        within = inside.all(1)  # [T]
+        if within.any() and _iou(boxes[within], region).max() >= least_iou:
+            return region
     return whole
 
 
-def _iou(boxes: np.ndarray, window: Window) -> np.ndarray:
-    """IoU `[T]` of boxes `[T, 4]` that have an area with a window."""
-    common = (
-        (np.minimum(boxes[:, 2:], window[2:]) - np.maximum(boxes[:, :2], window[:2]))
-        .clip(min=0)
-        .prod(1)
-    )
-    both = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (window[2] - window[0]) * (window[3] - window[1])
+def _iou(boxes: np.ndarray, region: Region) -> np.ndarray:
+    """Returns the IoU `[T]` of boxes `[T, 4]`, which have an area, with a region."""
+    left, top, right, bottom = region
+    starts = np.maximum(boxes[:, :2], (left, top))
+    ends = np.minimum(boxes[:, 2:], (right, bottom))
+    common = (ends - starts).clip(min=0).prod(1)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    both = areas + (right - left) * (bottom - top)
     return common / (both - common)
 
 
 @dataclass(frozen=True)
 class NativeCrop:
-    """A square at a zoom drawn from `zoom`, mirrored and turned: for imagery of fixed scale and no
-    up or down, such as aerial photographs. With probability `object_share` it holds the centre of
-    an object, if there is one.
+    """Draws squares at a zoom from `zoom`, mirrored and turned.
+
+    For imagery of fixed scale and no up or down, such as aerial photographs. With probability
+    `object_share` the square holds the centre of an object, if there is any.
     """
 
     final: Stretch
@@ -255,19 +305,24 @@ class NativeCrop:
     object_share: float = 0.7
 
     def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
-        side = min(round(self.final.side / random.uniform(*self.zoom)), height, width)
-        left, top = random.randint(0, width - side), random.randint(0, height - side)
-        if len(boxes) and random.random() < self.object_share:
+        """Returns a view of an image of `height` x `width` stored px with `boxes` `[T, 4]`."""
+        least_zoom, largest_zoom = self.zoom
+        side = round(self.final.side / random.uniform(least_zoom, largest_zoom))
+        side = min(side, height, width)
+        left = random.randint(0, width - side)
+        top = random.randint(0, height - side)
+        if len(boxes) > 0 and random.random() < self.object_share:
             x1, y1, x2, y2 = boxes[random.randrange(len(boxes))].tolist()
-            left, top = (
-                _holding(random, (x1 + x2) / 2, side, width),
-                _holding(random, (y1 + y2) / 2, side, height),
-            )
-        mirrored, turns = random.random() < 0.5, random.randrange(4)
-        return View((left, top, left + side, top + side), self.final(side, side), mirrored, turns)
+            left = _start_around(random, (x1 + x2) / 2, side, width)
+            top = _start_around(random, (y1 + y2) / 2, side, height)
+        mirrored = random.random() < 0.5
+        quarter_turns = random.randrange(4)
+        region = (left, top, left + side, top + side)
+        return View(region, self.final(side, side), mirrored, quarter_turns)
 
 
-def _holding(random: Random, place: float, side: int, length: int) -> int:
-    """A random start in [0, length - side] of a stretch of `side` px that holds `place`."""
-    latest = min(int(place), length - side)
-    return random.randint(min(max(0, int(place) + 1 - side), latest), latest)
+def _start_around(random: Random, point: float, side: int, length: int) -> int:
+    """Draws the start, in [0, length - side], of a stretch of `side` px that holds `point`."""
+    latest = min(int(point), length - side)
+    earliest = max(0, int(point) + 1 - side)
+    return random.randint(min(earliest, latest), latest)

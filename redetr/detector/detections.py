@@ -1,4 +1,4 @@
-"""The objects of an image: selected, drawn, and turned into other formats."""
+"""The objects of an image, to be selected, drawn, and converted to other formats."""
 
 import io
 from collections.abc import Collection, Iterator, Sequence
@@ -13,13 +13,13 @@ from torch import Tensor
 from redetr.errors import InputError
 from redetr.pages.drawing import draw_boxes
 from redetr.postprocess import Kind, decode
-from redetr.structures import Outputs
+from redetr.structures import Outputs, Size
 
 if TYPE_CHECKING:
     import supervision
 
-
 _SHOWN_PX = 1024  # at most, in a notebook
+_LISTED = 5  # detections, in a text
 
 
 class Detection(NamedTuple):
@@ -27,9 +27,7 @@ class Detection(NamedTuple):
 
     name: str  # of its class
     score: float
-    box: tuple[
-        float, float, float, float
-    ]  # left, top, right, bottom in pixels of the original image
+    box: tuple[float, float, float, float]  # left, top, right, bottom, pixels of the original image
     label: int  # in [0, C)
 
 
@@ -47,9 +45,8 @@ class Detections:
     class_names: tuple[str, ...]  # C names
     category_ids: tuple[int, ...]  # C ids, as the annotation files number the classes
     image_size: tuple[int, int]  # height, width of the original image
-    image: Tensor | None = (
-        None  # uint8 [3, H, W], of a single `predict`: a notebook then shows the picture
-    )
+    # uint8 [3, H, W], where `predict` was given a single image: a notebook shows it
+    image: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -63,7 +60,7 @@ class Detections:
     def __getitem__(
         self, which: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor
     ) -> "Detections":
-        """Raises IndexError for what is not there."""
+        """Raises IndexError outside of the detections."""
         # NumPy takes all of these, slices backwards too.
         keep = torch.from_numpy(np.ascontiguousarray(np.arange(len(self))[which]))
         return replace(
@@ -72,18 +69,16 @@ class Detections:
 
     def __repr__(self) -> str:
         height, width = self.image_size
-        rows = self.to_dict()["detections"]
-        lines = [
-            f"  {row['label']} {row['score']:.2f} {[round(x) for x in row['box']]}"
-            for row in rows[:5]
-        ]
-        more = [f"  and {len(rows) - 5} more"] if len(rows) > 5 else []
-        return "\n".join(
-            [f"Detections: {len(rows)} in an image of {width}x{height} px", *lines, *more]
-        )
+        lines = [f"Detections: {len(self)} in an image of {width}x{height} px"]
+        for name, score, box, _ in self[:_LISTED]:
+            rounded = [round(round(value, 3)) for value in box]
+            lines.append(f"  {name} {round(score, 6):.2f} {rounded}")
+        if len(self) > _LISTED:
+            lines.append(f"  and {len(self) - _LISTED} more")
+        return "\n".join(lines)
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: the picture, if the image is known, else it takes the text."""
+        """What a notebook shows: the image with its boxes, or the text if the image is unknown."""
         if self.image is None:
             return None
         picture = self.draw()
@@ -106,34 +101,33 @@ class Detections:
         return self[[name in names for name in self.names]]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: `image_size` (height, width), and `label` (name), `category_id`, `score`,
-        `box` of each detection."""
-        rows = [
-            {
-                "label": found.name,
-                "category_id": self.category_ids[found.label],
-                "score": round(found.score, 6),
-                "box": [round(value, 3) for value in found.box],
+        """JSON-ready: `image_size` (height, width) and `detections`.
+
+        Each of these has `label` (a name), `category_id`, `score` and `box`.
+        """
+        rows = []
+        for name, score, box, label in self:
+            row = {
+                "label": name,
+                "category_id": self.category_ids[label],
+                "score": round(score, 6),
+                "box": [round(value, 3) for value in box],
             }
-            for found in self
-        ]
+            rows.append(row)
         return {"image_size": list(self.image_size), "detections": rows}
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` xywh in
-        pixels."""
+        """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` xywh."""
         entries = []
-        for _, score, (x1, y1, x2, y2), label in self:
-            bbox = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
-            category_id = self.category_ids[label]
-            entries.append(
-                {
-                    "image_id": image_id,
-                    "category_id": category_id,
-                    "bbox": bbox,
-                    "score": round(score, 6),
-                }
-            )
+        for _, score, (left, top, right, bottom), label in self:
+            xywh = (left, top, right - left, bottom - top)
+            entry = {
+                "image_id": image_id,
+                "category_id": self.category_ids[label],
+                "bbox": [round(value, 3) for value in xywh],
+                "score": round(score, 6),
+            }
+            entries.append(entry)
         return entries
 
     def to_supervision(self) -> "supervision.Detections":
@@ -156,34 +150,35 @@ class Detections:
     def draw(
         self, image: Image.Image | Tensor | None = None, scale: int | None = None
     ) -> Image.Image:
-        """The original image (PIL, or uint8 `[3, H, W]`; by default the one these know) with
-        labelled boxes, small images enlarged.
+        """The image with labelled boxes; small images are enlarged.
 
-        `scale` is described at `visualize.draw_boxes`. Raises InputError for an image of another
-        size, or if none is known.
+        `image` is the original one (PIL, or uint8 `[3, H, W]`), by default the one kept here;
+        `scale` is described at `draw_boxes`. Raises InputError for an image of another size, or if
+        there is none.
         """
         image = self.image if image is None else image
         if image is None:
             raise InputError(
                 "the detections of a list of images do not keep them: give draw the image"
             )
-        width, height = (
-            image.size if isinstance(image, Image.Image) else (image.shape[-1], image.shape[-2])
-        )
+        if isinstance(image, Image.Image):
+            width, height = image.size
+        else:
+            height, width = image.shape[-2:]
         if (height, width) != self.image_size:
-            known = "{1}x{0}".format(*self.image_size)
+            known_height, known_width = self.image_size
             raise InputError(
-                f"detections of an image of {known} px cannot be drawn on one of {width}x{height} "
-                "px"
+                f"detections of an image of {known_width}x{known_height} px cannot be drawn on one "
+                f"of {width}x{height} px"
             )
         return draw_boxes(
             image, self.boxes, self.names, self.scores.tolist(), self.labels.tolist(), scale
         )
 
 
-def detect(
+def detections_of(
     outputs: Outputs,
-    orig_sizes: Sequence[tuple[int, int]],
+    orig_sizes: Sequence[Size],
     kind: Kind,
     class_names: Sequence[str],
     category_ids: Sequence[int],
@@ -192,17 +187,24 @@ def detect(
 ) -> list[Detections]:
     """The `Detections` of each image with a score of `threshold` or more; one device-to-host copy.
 
-    What `decode` says holds here; `orig_sizes` are (height, width), boxes are clipped to the image.
+    `kind` and `top_k` are described at `decode`; `orig_sizes` are (height, width). Boxes are
+    clipped to the image.
     """
     sizes = torch.tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
-    scores, labels, boxes = decode(outputs, sizes, kind, top_k)
+    scores, labels, boxes = decode(outputs, sizes, kind, top_k, clip=True)
     # One tensor, one copy; fp32 holds every label below 2^24 exactly.
-    packed = torch.cat([boxes, scores[..., None], labels[..., None].float()], dim=-1).cpu()
-    found = []
-    for rows, (height, width) in zip(packed, orig_sizes, strict=True):
+    columns = [boxes, scores[..., None], labels[..., None].float()]
+    rows_of_images = torch.cat(columns, dim=-1).cpu()
+    detections = []
+    for rows, (height, width) in zip(rows_of_images, orig_sizes, strict=True):
         rows = rows[rows[:, 4] >= threshold]
-        rows = rows[rows[:, 4].argsort(descending=True, stable=True)]
-        inside = rows[:, :4].clamp(torch.zeros(4), torch.tensor([width, height, width, height]))
-        about = tuple(class_names), tuple(category_ids), (height, width)
-        found.append(Detections(rows[:, 4], rows[:, 5].long(), inside, *about))
-    return found
+        in_image = Detections(
+            scores=rows[:, 4],
+            labels=rows[:, 5].long(),
+            boxes=rows[:, :4],
+            class_names=tuple(class_names),
+            category_ids=tuple(category_ids),
+            image_size=(height, width),
+        )
+        detections.append(in_image)
+    return detections

@@ -1,4 +1,4 @@
-"""A trained model as something to ask: `load` a checkpoint of any kind, `predict` on images."""
+"""A trained model that is ready to use: `load` a checkpoint of any kind, `predict` on images."""
 
 import os
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from torch import Tensor
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
 from redetr.data.images import upright
-from redetr.data.loader import to_batch
-from redetr.data.transforms import resizer
-from redetr.detector.detections import Detections, detect
+from redetr.data.loader import images_to_batch
+from redetr.data.transforms import final_size, resizer
+from redetr.detector.detections import Detections, detections_of
 from redetr.detector.inference import for_inference
 from redetr.detector.sources import read_source
 from redetr.detector.tiles import merge_tiles, tile_windows
@@ -25,7 +25,7 @@ from redetr.evaluation import evaluate
 from redetr.metrics import CocoResult
 from redetr.models import build
 from redetr.precision import autocast, pick_precision, weights_dtype
-from redetr.structures import DetectionModel, Target
+from redetr.structures import DetectionModel
 from redetr.weights.reading import load_strictly, read_weights, require_fitting
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -66,8 +66,10 @@ class Detector:
     def open_data(
         self, split: Split, source: str | None = None, val_fraction: float | None = None
     ) -> DetectionDataset:
-        """`open_dataset` of what the model was trained on, unless told otherwise. Raises
-        InputError."""
+        """The data set at `source`, by default what the model was trained on.
+
+        Raises InputError.
+        """
         held_out = self.val_fraction if val_fraction is None else val_fraction
         if source is not None:
             return open_dataset(source, split, held_out)
@@ -81,8 +83,7 @@ class Detector:
             ) from error
 
     def optimize(self, compile: bool = False, precision: str = "auto") -> "Detector":
-        """Makes this detector's model ready to answer (see `for_inference`) and returns the
-        detector.
+        """Speeds up this detector's model (see `for_inference`) and returns the detector.
 
         A detector in fp32 changes to `precision`: "auto" is bf16 where the hardware multiplies it
         fast, "fp32" keeps it as it is. With `compile`, the model is compiled, which takes a minute
@@ -102,9 +103,10 @@ class Detector:
         split: Split = "val",
         batch_size: int = 16,
     ) -> CocoResult:
-        """The twelve COCO numbers and the AP of each class on `data`: a data set, what
-        `open_dataset` takes, or by default what this was trained on. Raises InputError if there is
-        no such data, or it has other classes.
+        """The twelve COCO numbers and the AP of each class on `data`.
+
+        `data` is a data set, an argument of `open_dataset`, or by default what the model was
+        trained on. Raises InputError if there is no such data, or it has other classes.
         """
         if not isinstance(data, DetectionDataset):
             data = self.open_data(split, None if data is None else os.fspath(data))
@@ -129,10 +131,11 @@ class Detector:
 
         An image is a path, an address (http, https), a PIL image, a uint8 array `[H, W, 3]` (RGB),
         `[H, W]` (gray) or `[H, W, 4]` (RGBA), or a uint8 tensor `[3, H, W]`. Files and PIL images
-        are turned as their EXIF tag says. Lists are one batch. The detections of one image keep it,
-        to show themselves; those of a list do not: all would have to stay in memory.
+        are turned as their EXIF tag says. A list is one batch. The detections of a single image
+        keep it, so that they can be drawn; those of a list do not: all would have to stay in
+        memory.
 
-        Large images can be looked at in tiles of `tile` px that `overlap` by this share of their
+        Large images can be divided into tiles of `tile` px that `overlap` by this share of their
         side: see `tiles`. Raises InputError for something that is no image, a file that cannot be
         read, or a threshold that is not between 0 and 1.
         """
@@ -155,23 +158,20 @@ class Detector:
     ) -> Detections:
         height, width = image.shape[1:]
         windows = tile_windows(height, width, tile, overlap)
-        found: list[Detections] = []
-        for start in range(0, len(windows), _TILES_AT_ONCE):
-            some = windows[start : start + _TILES_AT_ONCE]
-            parts = [image[:, top:bottom, left:right] for left, top, right, bottom in some]
-            found += self._predict(parts, threshold)
-        return merge_tiles(found, windows, (height, width))
+        tiles = [image[:, top:bottom, left:right] for left, top, right, bottom in windows]
+        in_tiles: list[Detections] = []
+        for start in range(0, len(tiles), _TILES_AT_ONCE):
+            in_tiles += self._predict(tiles[start : start + _TILES_AT_ONCE], threshold)
+        return merge_tiles(in_tiles, windows, (height, width))
 
     def _predict(self, images: list[Tensor], threshold: float) -> list[Detections]:
-        resize = resizer(self.model.resize, self.image_size, self.model.max_size)
-        samples = [(resize(image), _no_target(image)) for image in images]
-        for image, target in samples:
-            target["size"] = (image.shape[-2], image.shape[-1])
-        batch = to_batch(samples, self.device, dtype=weights_dtype(self.dtype))
+        resize = resizer(final_size(self.model, self.image_size))
+        resized = [resize(image) for image in images]
+        batch = images_to_batch(resized, self.device, dtype=weights_dtype(self.dtype))
         with autocast(self.device, self.dtype):
             outputs = self.model(batch.images, batch.padding)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        return detect(
+        return detections_of(
             outputs,
             sizes,
             self.model.loss_config.scores,
@@ -182,22 +182,8 @@ class Detector:
         )
 
 
-def _no_target(image: Tensor) -> Target:
-    size = (image.shape[-2], image.shape[-1])
-    none = torch.zeros(0)
-    return Target(
-        boxes=none.view(0, 4),
-        labels=none.long(),
-        iscrowd=none.bool(),
-        area=none,
-        image_id=0,
-        orig_size=size,
-        size=size,
-    )
-
-
 def as_image(image: ImageLike) -> Tensor:
-    """Anything that is an image as uint8 `[3, H, W]`. Raises InputError."""
+    """An image of any kind as uint8 `[3, H, W]`. Raises InputError."""
     if isinstance(image, (str, os.PathLike)):
         return read_source(os.fspath(image))
     if isinstance(image, Image.Image):
@@ -242,9 +228,9 @@ def load(
     `RTDetrForObjectDetection` or `RTDetrV2ForObjectDetection`; the hub name of such a folder (needs
     huggingface-hub).
 
-    `model` names the form where the weights do not tell it: "detr_r50_dc5", "detr_r101_dc5".
-    Nothing is unpickled but tensors and plain values. Raises InputError, naming the file, for
-    everything that cannot be loaded.
+    `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5". Nothing is
+    unpickled but tensors and plain values. Raises InputError, naming the file, for everything that
+    cannot be loaded.
     """
     weights = read_weights(source, model)
     origin = weights.origin
@@ -260,7 +246,7 @@ def load(
             f"{weights.path}: the weights do not fit the model: {max(layers)} layers in a small "
             "file"
         )
-    with torch.device("meta"):  # first without memory: a file may say of itself what is not true
+    with torch.device("meta"):  # first without memory: a file may describe itself wrongly
         require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
     net = build(origin.model, len(origin.class_names), **origin.options)
     load_strictly(net, weights)

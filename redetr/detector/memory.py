@@ -1,5 +1,7 @@
-"""Memory that a CPU computes in: kept between large arrays, where the C library would give it
-back."""
+"""Memory of computations on a CPU, kept between large arrays.
+
+The C library would give it back to the system each time.
+"""
 
 import ctypes
 import sys
@@ -10,18 +12,20 @@ _LARGEST = 2**31 - 1
 
 
 def keep_memory() -> None:
-    """What this process frees stays with it for its next arrays. For glibc; elsewhere nothing
-    changes.
+    """Keeps the memory that this process frees for its next arrays. Only glibc is affected.
 
-    glibc gives blocks of 32 MB and more back to the system and takes them again page by page, each
-    time: a fifth of the time of an answer of DETR-R50 on a CPU. The process holds until its end
-    what it took at most. For the whole process, so not done by `import redetr`: the command line
-    does it, and a program of yours may.
+    glibc returns blocks of 32 MB and more to the system and gets them back page by page, each time:
+    a fifth of the time of an answer of DETR-R50 on a CPU. The process keeps until its end the most
+    that it has used. This concerns the whole process, so `import redetr` does not do it: the
+    command line does, and your own program may.
     """
     if sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda name, value: 0)  # musl has none
-    # Older versions take 32 MB at the most. The trim threshold alone would fix the other one at 128
-    # kB.
-    if mallopt(_MMAP_THRESHOLD, _LARGEST) or mallopt(_MMAP_THRESHOLD, 32 << 20):
-        mallopt(_TRIM_THRESHOLD, _LARGEST)
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):  # musl
+        return
+    is_set = library.mallopt(_MMAP_THRESHOLD, _LARGEST)
+    if not is_set:  # older versions accept at most 32 MB
+        is_set = library.mallopt(_MMAP_THRESHOLD, 32 << 20)
+    if is_set:  # the trim threshold alone would fix the other one at 128 kB
+        library.mallopt(_TRIM_THRESHOLD, _LARGEST)

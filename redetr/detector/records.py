@@ -1,17 +1,18 @@
-"""What was found in many images: predictions.jsonl, written as it goes, and the other forms, made
-of it at the end.
+"""The detections in many images: predictions.jsonl, written line by line, and the other formats,
+made of it at the end.
 
 A line is an image, or a frame of a video: `image` (its name), `picture` (the name of the annotated
-one, or video, if there is one), `image_size`, `detections`, of a frame also `frame` and `time_s`. A
-video ends with a line of its `frames`, and what cannot be read has an `error` instead. Nothing here
-holds more than the names of all images and pictures in memory.
+image or video, if there is one), `image_size`, `detections`, of a frame also `frame` and `time_s`.
+A video ends with a line of its `frames`, and a source that cannot be read has an `error` instead.
+Nothing here holds more than the names of all images in memory.
 """
 
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from heapq import merge
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -25,8 +26,7 @@ Line = dict[str, Any]
 
 
 class Record:
-    """The lines of one process. Of several processes, each writes a file of its own until
-    `join`."""
+    """The lines of one process; each of several processes writes its own file until `join`."""
 
     def __init__(self, folder: Path, rank: int = 0, world_size: int = 1):
         path = folder / (RECORD if world_size == 1 else f"predictions.part-{rank}.jsonl")
@@ -43,7 +43,7 @@ class Record:
 
 def require_no_predictions(folder: Path) -> None:
     """Raises InputError if the folder holds what an earlier run wrote."""
-    if _files(folder) or _forms(folder):
+    if _files(folder) or _other_formats(folder):
         raise InputError(
             f"{folder}: holds predictions already: give another --output, --resume to go on with "
             "them, "
@@ -52,83 +52,97 @@ def require_no_predictions(folder: Path) -> None:
 
 
 def begin(folder: Path, resume: bool) -> None:
-    """Makes the folder ready: with `resume`, all whole lines of an earlier run are brought into one
-    file, without errors and videos that were not looked at to their end; otherwise all that it
-    wrote is deleted, the pictures that its lines name included."""
+    """Makes the folder ready for a run.
+
+    With `resume`, all whole lines of an earlier run are brought into one file, without errors and
+    videos that were not processed to their end. Otherwise all that it wrote is deleted, the
+    annotated images that its lines name included.
+    """
     files = _files(folder)
     if not resume:
-        for picture in (line.get("picture") for file in files for line in _lines(file)):
-            # A record from elsewhere may name anything: only a picture in this very folder is
-            # deleted.
-            if (
-                isinstance(picture, str)
-                and Path(picture).name == picture
-                and picture.endswith(_PICTURES)
-            ):
-                (folder / picture).unlink(missing_ok=True)
-        files += _forms(folder)
+        _delete_pictures(folder, files)
+        files += _other_formats(folder)
     if resume and files:
-        whole = finished(folder)
-        lines = (
-            line for line in _distinct(files) if line["image"] in whole and "error" not in line
-        )
-        _write(folder / RECORD, lines)
-        files = files[1:] if files[0].name == RECORD else files
+        _write(folder / RECORD, _finished_lines(files, finished(folder)))
+        files = [file for file in files if file.name != RECORD]
     for file in files:
         file.unlink()
     remove_unfinished(folder)
 
 
+def _finished_lines(files: list[Path], names: Collection[str]) -> Iterator[Line]:
+    """The lines of the images and videos with these names."""
+    for line in _distinct(files):
+        if line["image"] in names and "error" not in line:
+            yield line
+
+
+def _delete_pictures(folder: Path, files: list[Path]) -> None:
+    """Deletes the annotated images and videos that the lines of these files name.
+
+    A record from elsewhere may name anything: only a file in this very folder is deleted.
+    """
+    for file in files:
+        for line in _lines(file):
+            name = line.get("picture")
+            if not isinstance(name, str):
+                continue
+            if Path(name).name == name and name.endswith(_PICTURES):
+                (folder / name).unlink(missing_ok=True)
+
+
 def finished(folder: Path) -> dict[str, str | None]:
-    """All images and videos that were looked at to their end, by name, and the name of the picture
-    of each."""
-    return {
-        line["image"]: line.get("picture")
-        for line in _distinct(_files(folder))
-        if "frames" in line or ("detections" in line and "frame" not in line)
-    }
+    """The name of the annotated version of each image and video that was processed to its end."""
+    pictures = {}
+    for line in _distinct(_files(folder)):
+        is_video_end = "frames" in line
+        is_image = "detections" in line and "frame" not in line
+        if is_video_end or is_image:
+            pictures[line["image"]] = line.get("picture")
+    return pictures
 
 
 def join(folder: Path, order: Sequence[str]) -> None:
-    """One file out of those of all processes, which each have followed the `order` of names."""
-    place = {name: number for number, name in enumerate(order)}
+    """Joins the files of all processes, which have each followed the `order` of names."""
+    position = {name: number for number, name in enumerate(order)}
     parts = [file for file in _files(folder) if file.name != RECORD]
-    if parts:
-        earlier = list(set(_files(folder)) - set(parts))
-        added = merge(*(_lines(part) for part in parts), key=lambda line: place[line["image"]])
-        _write(folder / RECORD, (line for some in (_distinct(earlier), added) for line in some))
-        for part in parts:
-            part.unlink()
+    if not parts:
+        return
+    earlier = [file for file in _files(folder) if file.name == RECORD]
+    added = merge(*(_lines(part) for part in parts), key=lambda line: position[line["image"]])
+    _write(folder / RECORD, chain(_distinct(earlier), added))
+    for part in parts:
+        part.unlink()
 
 
 class Summary(NamedTuple):
-    """What was found in all images of a record; frames of videos count as images."""
+    """The detections in all images of a record; frames of videos count as images."""
 
     images: int
-    without: int  # images in which nothing was found
+    without: int  # images without detections
     classes: Counter[str]  # objects by the name of their class
 
 
 def summary(folder: Path) -> Summary:
-    """Of the record in a folder, that of earlier runs that were resumed included."""
-    images, without, classes = 0, 0, Counter[str]()
-    for line in _found(folder / RECORD):
+    """The summary of the record in a folder, with earlier runs that were resumed."""
+    images = 0
+    without = 0
+    classes = Counter[str]()
+    for line in _images(folder / RECORD):
         images += 1
-        without += not line["detections"]
-        classes.update(found["label"] for found in line["detections"])
+        if not line["detections"]:
+            without += 1
+        classes.update(detection["label"] for detection in line["detections"])
     return Summary(images, without, classes)
 
 
 def _files(folder: Path) -> list[Path]:
-    return [
-        file
-        for file in (folder / RECORD, *sorted(folder.glob("predictions.part-*.jsonl")))
-        if file.exists()
-    ]
+    parts = sorted(folder.glob("predictions.part-*.jsonl"))
+    return [file for file in (folder / RECORD, *parts) if file.exists()]
 
 
-def _forms(folder: Path) -> list[Path]:
-    return [folder / name for name, _ in _FORMS.values() if (folder / name).exists()]
+def _other_formats(folder: Path) -> list[Path]:
+    return [folder / name for name, _ in _FORMATS.values() if (folder / name).exists()]
 
 
 def _lines(file: Path) -> Iterator[Line]:
@@ -143,7 +157,7 @@ def _lines(file: Path) -> Iterator[Line]:
 
 
 def _distinct(files: Sequence[Path]) -> Iterator[Line]:
-    """Each line once: a run that is killed while it joins files leaves some twice."""
+    """Each line once: a run that is killed while it joins files leaves duplicates."""
     seen = set()
     for file in files:
         for line in _lines(file):
@@ -153,7 +167,7 @@ def _distinct(files: Sequence[Path]) -> Iterator[Line]:
                 yield line
 
 
-def _write(path: Path, lines: Iterator[Line]) -> None:
+def _write(path: Path, lines: Iterable[Line]) -> None:
     def write(temporary: Path) -> None:
         with open(temporary, "w", encoding="utf-8") as text:
             text.writelines(json.dumps(line) + "\n" for line in lines)
@@ -161,11 +175,10 @@ def _write(path: Path, lines: Iterator[Line]) -> None:
     write_whole(path, write)
 
 
-def write_forms(folder: Path, forms: Sequence[str]) -> None:
-    """Makes predictions.json, predictions.coco.json and predictions.csv ("json", "coco", "csv") of
-    the record."""
-    for form in forms:
-        name, write = _FORMS[form]
+def write_formats(folder: Path, formats: Sequence[str]) -> None:
+    """Writes predictions.json, predictions.coco.json or predictions.csv ("json", "coco", "csv")."""
+    for format in formats:
+        name, write = _FORMATS[format]
 
         def write_text(temporary: Path, write: Any = write) -> None:
             with open(temporary, "w", encoding="utf-8", newline="") as text:
@@ -174,7 +187,8 @@ def write_forms(folder: Path, forms: Sequence[str]) -> None:
         write_whole(folder / name, write_text)
 
 
-def _found(record: Path) -> Iterator[Line]:
+def _images(record: Path) -> Iterator[Line]:
+    """The lines of images and frames, without errors and ends of videos."""
     return (line for line in _lines(record) if "detections" in line)
 
 
@@ -185,7 +199,7 @@ def _key(line: Line) -> str:
 
 def _write_json(text: TextIO, record: Path) -> None:
     separator = "{\n"
-    for line in _found(record):
+    for line in _images(record):
         entry = {key: value for key, value in line.items() if key != "image"}
         text.write(f"{separator}  {json.dumps(_key(line))}: {json.dumps(entry)}")
         separator = ",\n"
@@ -193,21 +207,25 @@ def _write_json(text: TextIO, record: Path) -> None:
 
 
 def _write_coco(text: TextIO, record: Path) -> None:
-    """The entries of a COCO results file. Images called by whole numbers, as COCO's, have these as
-    their ids; else they are counted from 1. Each entry names its file as well."""
-    stems = [Path(_key(line)).stem for line in _found(record)]
-    numbered = all(stem.isdecimal() for stem in stems) and len(set(map(int, stems))) == len(stems)
+    """Writes the entries of a COCO results file; each names its image file as well.
+
+    Images named by whole numbers, as COCO's, have these as their ids; else they are counted from 1.
+    """
+    stems = [Path(_key(line)).stem for line in _images(record)]
+    are_numbers = all(stem.isdecimal() for stem in stems)
+    has_ids = are_numbers and len(set(map(int, stems))) == len(stems)
     separator = "[\n"
-    for count, line in enumerate(_found(record), start=1):
-        image_id = int(stems[count - 1]) if numbered else count
-        for found in line["detections"]:
-            x1, y1, x2, y2 = found["box"]
-            box = [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)]
+    for count, line in enumerate(_images(record), start=1):
+        image_id = int(stems[count - 1]) if has_ids else count
+        for detection in line["detections"]:
+            left, top, right, bottom = detection["box"]
+            width = round(right - left, 3)
+            height = round(bottom - top, 3)
             entry = {
                 "image_id": image_id,
-                "category_id": found["category_id"],
-                "bbox": box,
-                "score": found["score"],
+                "category_id": detection["category_id"],
+                "bbox": [left, top, width, height],
+                "score": detection["score"],
                 "file_name": _key(line),
             }
             text.write(f"{separator}  {json.dumps(entry)}")
@@ -220,13 +238,16 @@ def _write_csv(text: TextIO, record: Path) -> None:
     rows.writerow(
         ("image", "frame", "label", "category_id", "score", "x1", "y1", "x2", "y2", "picture")
     )
-    for line in _found(record):
-        for found in line["detections"]:
-            about = (line["image"], line.get("frame", ""), found["label"], found["category_id"])
-            rows.writerow((*about, found["score"], *found["box"], line.get("picture", "")))
+    for line in _images(record):
+        frame = line.get("frame", "")
+        picture = line.get("picture", "")
+        for detection in line["detections"]:
+            row = [line["image"], frame, detection["label"], detection["category_id"]]
+            row += [detection["score"], *detection["box"], picture]
+            rows.writerow(row)
 
 
-_FORMS = {
+_FORMATS = {
     "json": ("predictions.json", _write_json),
     "coco": ("predictions.coco.json", _write_coco),
     "csv": ("predictions.csv", _write_csv),

@@ -1,5 +1,4 @@
-"""What to look at: images, folders, patterns, addresses, videos and cameras, as frames that are
-read ahead.
+"""Images, folders, patterns, addresses, videos and cameras as frames that are read ahead.
 
 Memory holds the names of all images, and a few decoded ones.
 """
@@ -23,7 +22,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from redetr.data.forms.paths import IMAGE_SUFFIXES, find_images
+from redetr.data.formats.paths import IMAGE_SUFFIXES, find_images
 from redetr.data.images import read_upright
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
 from redetr.errors import InputError
@@ -39,7 +38,7 @@ _THREADS = min(4, os.cpu_count() or 1)  # decoders and encoders let others run
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture to look at, the end of a video, or the reason why a source cannot be read."""
+    """An image to process, the end of a video, or the reason why a source cannot be read."""
 
     source: str  # as the user, or the folder, names it
     image: Tensor | None = None  # uint8 [3, H, W]
@@ -52,48 +51,48 @@ class Frame:
         return self.image is None and not self.error
 
     @property
-    def place(self) -> dict[str, int | float]:
-        """Where in its video it is; nothing for an image."""
-        return (
-            {}
-            if self.number is None
-            else {"frame": self.number, "time_s": round(self.number / self.rate, 3)}
-        )
+    def position(self) -> dict[str, int | float]:
+        """Its position in its video; empty for an image."""
+        if self.number is None:
+            return {}
+        return {"frame": self.number, "time_s": round(self.number / self.rate, 3)}
 
 
 def find_sources(sources: Sequence[str]) -> list[str]:
-    """The single images, addresses, videos and cameras that `sources` stand for, each once, in
-    their order.
+    """The single images, addresses, videos and cameras that `sources` stand for, each once.
 
     Folders are searched at all depths for images and videos, without following links to folders;
-    patterns such as `photos/**/*.jpg` are filled in; a whole number is a camera. Raises InputError
-    for a source that is not there.
+    patterns such as `photos/**/*.jpg` are expanded; a whole number is a camera. Raises InputError
+    for a source that does not exist.
     """
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}  # a set that keeps the order
     for source in sources:
-        path = Path(source).expanduser()
-        if is_address(source) or (is_camera(source) and not path.exists()):
-            found[source] = None
-        elif path.is_dir():
-            inside = find_images(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
-            if not inside:
-                raise InputError(
-                    f"{source}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)})"
-                )
-            found |= dict.fromkeys(str(path / name) for name in inside)
-        elif os.path.lexists(path):
-            found[str(path)] = None
-        elif matches := sorted(glob.glob(str(path), recursive=True)):
-            once = {
-                os.path.realpath(match): match for match in reversed(matches)
-            }  # links may lead round in circles
-            files = sorted(match for match in once.values() if not os.path.isdir(match))
-            if not files:
-                raise InputError(f"{source}: only folders are called so; add /* to the pattern")
-            found |= dict.fromkeys(files)
-        else:
-            raise InputError(f"{source}: no such file or folder")
-    return list(found)
+        names |= dict.fromkeys(_names_of(source))
+    return list(names)
+
+
+def _names_of(source: str) -> list[str]:
+    path = Path(source).expanduser()
+    if is_address(source) or (is_camera(source) and not path.exists()):
+        return [source]
+    if path.is_dir():
+        inside = find_images(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        if not inside:
+            raise InputError(
+                f"{source}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)})"
+            )
+        return [str(path / name) for name in inside]
+    if os.path.lexists(path):
+        return [str(path)]
+    matches = sorted(glob.glob(str(path), recursive=True))
+    if not matches:
+        raise InputError(f"{source}: no such file or folder")
+    # Links may lead round in circles: of several ways to a file, the first one counts.
+    by_real_path = {os.path.realpath(match): match for match in reversed(matches)}
+    files = sorted(match for match in by_real_path.values() if not os.path.isdir(match))
+    if not files:
+        raise InputError(f"{source}: the pattern matches only folders; add /* to the pattern")
+    return files
 
 
 def is_address(source: str) -> bool:
@@ -110,13 +109,12 @@ def is_video(source: str) -> bool:
 
 
 def frames(sources: Iterable[str], ahead: int) -> Iterator[Frame]:
-    """The frames of all sources in order; `ahead` of them are read by other threads before they are
-    asked for.
+    """The frames of all sources in order; other threads read `ahead` of them in advance.
 
-    A source that cannot be read gives a frame with an `error`; a video breaks off there.
+    A source that cannot be read gives a frame with an `error`; a video ends there.
     """
-    for video, group in groupby(sources, is_video):
-        if not video:
+    for are_videos, group in groupby(sources, is_video):
+        if not are_videos:
             yield from read_ahead((partial(_image_frame, source) for source in group), ahead)
             continue
         for source in group:
@@ -129,8 +127,7 @@ def frames(sources: Iterable[str], ahead: int) -> Iterator[Frame]:
 def read_ahead(
     jobs: Iterable[Callable[[], T]], ahead: int, threads: int = _THREADS
 ) -> Generator[T]:
-    """What the jobs return, in order. `ahead` of them run or wait for the caller, in so many
-    threads."""
+    """What the jobs return, in order; `ahead` of them run or wait for the caller in threads."""
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
@@ -153,11 +150,12 @@ def _image_frame(source: str) -> Frame:
 
 def _moving_frames(source: str) -> Iterator[Frame]:
     try:
-        pictures = camera_frames(int(source)) if is_camera(source) else video_frames(Path(source))
-        number = 0
-        for number, (image, rate) in enumerate(pictures, start=1):
-            yield Frame(source, image, number - 1, rate)
-        yield Frame(source, number=number)
+        images = camera_frames(int(source)) if is_camera(source) else video_frames(Path(source))
+        count = 0
+        for image, rate in images:
+            yield Frame(source, image, count, rate)
+            count += 1
+        yield Frame(source, number=count)
     except InputError as error:
         yield Frame(source, error=str(error))
 
@@ -173,9 +171,11 @@ def read_source(source: str) -> Tensor:
 
 
 def download(address: str) -> bytes:
-    """The image at an address of http or https: of a limited size, in a limited time. Raises
-    InputError."""
-    # No other schemes, not even where the server sends one on: no local files, no ftp.
+    """The image at an address of http or https, of a limited size, within a limited time.
+
+    Raises InputError.
+    """
+    # No other schemes, not even in redirects: no local files, no ftp.
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,

@@ -1,5 +1,4 @@
-"""Large images in overlapping tiles: where the tiles are, and one set of boxes out of those of all
-tiles.
+"""Large images in overlapping tiles: their windows, and one set of boxes from those of all tiles.
 
 Windows are (left, top, right, bottom) in pixels of the whole image, boxes are xyxy. Shapes: W
 windows, N boxes.
@@ -18,109 +17,161 @@ from redetr.errors import InputError
 
 Window = tuple[int, int, int, int]
 
-_SAME_IOU = 0.5  # two boxes are of one object if they agree so far, where both of their tiles look
-_INSIDE = 0.7  # a cut box that is so far inside of another is a part of its object
+_SAME_IOU = 0.5  # at which two boxes are of one object, in the part that both of their tiles see
+_INSIDE = 0.7  # the share of a cut box inside another from which it is a part of its object
 _EDGE_SHARE = 0.02  # of a tile's side: a box that ends so near to its edge was cut there
 
 
 def tile_windows(height: int, width: int, tile: int, overlap: float) -> list[Window]:
-    """Windows of one size that cover an image, `tile` px wide and high, or as the image if that is
-    smaller.
+    """Windows of one size that cover an image, `tile` px wide and high, or less in a small image.
 
-    Neighbours share at least `overlap` of their side, all about the same. Raises InputError for a
-    tile or overlap that cannot be.
+    Neighbours share at least `overlap` of their side, all about the same. Raises InputError for an
+    impossible tile or overlap.
     """
     if tile < 1 or not 0 <= overlap < 1:
         raise InputError(
             f"tiles of {tile} px that overlap by {overlap}: give at least 1 px, and 0 <= overlap < "
             "1"
         )
-    rows, columns = (_spans(length, tile, overlap) for length in (height, width))
-    return [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
+    windows = []
+    for top, bottom in _spans(height, tile, overlap):
+        for left, right in _spans(width, tile, overlap):
+            windows.append((left, top, right, bottom))
+    return windows
 
 
 def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int]]:
+    """Start and end of the tiles along one side."""
     side = min(tile, length)
-    count = 1 + math.ceil((length - side) / max(1, round(side * (1 - overlap))))
-    starts = [round(i * (length - side) / max(1, count - 1)) for i in range(count)]
-    return [(start, start + side) for start in starts]
+    rest = length - side
+    largest_step = max(1, round(side * (1 - overlap)))
+    count = 1 + math.ceil(rest / largest_step)
+    spans = []
+    for i in range(count):
+        start = round(i * rest / max(1, count - 1))
+        spans.append((start, start + side))
+    return spans
 
 
 def merge_tiles(
-    found: Sequence[Detections], windows: Sequence[Window], image_size: tuple[int, int]
+    tiles: Sequence[Detections], windows: Sequence[Window], image_size: tuple[int, int]
 ) -> Detections:
     """The detections of the whole image (height, width) from those of its tiles, each object once.
 
     A box that ends at an inner edge of its tile is cut. Boxes of one class from two tiles are one
     object if they overlap by half (IoU), if one is cut and lies in the other, or if both are cut
-    and agree in the part of the image that both tiles see. Kept is the box with the best score that
-    is not cut; if all are, the object is larger than the overlap, and the hull of its parts is
-    kept. Boxes of one tile are never merged: the model has told them apart.
+    and agree in the part of the image that both tiles see. The box with the best score that is not
+    cut is kept; if all are cut, the object is larger than the overlap, and the hull of its parts is
+    kept. Boxes of one tile are never merged: the model has distinguished them.
     """
-    offsets = torch.tensor([window[:2] * 2 for window in windows], dtype=torch.float32)
-    boxes = torch.cat([each.boxes + offset for each, offset in zip(found, offsets, strict=True)])
-    labels, scores = (
-        torch.cat([getattr(each, name) for each in found]) for name in ("labels", "scores")
-    )
-    owner = torch.arange(len(windows)).repeat_interleave(
-        torch.tensor([len(each) for each in found])
-    )
+    boxes = _in_whole_image(tiles, windows)
+    labels = torch.cat([detections.labels for detections in tiles])
+    scores = torch.cat([detections.scores for detections in tiles])
+    counts = torch.tensor([len(detections) for detections in tiles])
+    tile_of_box = torch.arange(len(windows)).repeat_interleave(counts)
     frames = torch.tensor(windows, dtype=torch.float32)
-    cut = _is_cut(boxes, frames[owner], image_size)
-    same = _same_objects(boxes, labels, cut, owner, frames)
-    order = scores.argsort(descending=True, stable=True).tolist()
-    rank = {i: place for place, i in enumerate(order)}
-    left, is_cut, kept, merged = set(order), cut.tolist(), [], boxes.clone()
-    for i in order:
-        if i in left:
-            members = [i, *(j for j in same[i] if j in left)]
-            whole = min((j for j in members if not is_cut[j]), key=rank.__getitem__, default=None)
-            if (
-                whole is None
-            ):  # the object is larger than the overlap: its parts are followed from tile to tile
-                for part in members:
-                    members += [
-                        j for j in same[part] if j in left and is_cut[j] and j not in members
-                    ]
-            elif whole != i:
-                members += same[whole]
-            parts = boxes[members if whole is None else [whole]]
-            merged[i] = torch.cat([parts[:, :2].amin(0), parts[:, 2:].amax(0)])
-            left -= set(members)
-            kept.append(i)
-    about = replace(found[0], image_size=image_size)
-    return replace(about, scores=scores[kept], labels=labels[kept], boxes=merged[kept])
+    cut = _is_cut(boxes, frames[tile_of_box], image_size)
+    same = _same_objects(boxes, labels, cut, tile_of_box, frames)
+
+    best_first = scores.argsort(descending=True, stable=True).tolist()
+    kept = []
+    merged = boxes.clone()
+    for box, members in _objects(best_first, same, cut.tolist()):
+        parts = boxes[members]
+        left_top = parts[:, :2].amin(0)
+        right_bottom = parts[:, 2:].amax(0)
+        merged[box] = torch.cat([left_top, right_bottom])
+        kept.append(box)
+    return replace(
+        tiles[0],
+        image_size=image_size,
+        scores=scores[kept],
+        labels=labels[kept],
+        boxes=merged[kept],
+    )
+
+
+def _in_whole_image(tiles: Sequence[Detections], windows: Sequence[Window]) -> Tensor:
+    """All boxes `[N, 4]` in pixels of the whole image."""
+    boxes = []
+    for detections, (left, top, _, _) in zip(tiles, windows, strict=True):
+        offset = torch.tensor([left, top, left, top], dtype=torch.float32)
+        boxes.append(detections.boxes + offset)
+    return torch.cat(boxes)
+
+
+def _objects(
+    best_first: list[int], same: list[list[int]], is_cut: list[bool]
+) -> list[tuple[int, list[int]]]:
+    """For each object its box with the best score, and the boxes whose hull it gets."""
+    rank = {box: number for number, box in enumerate(best_first)}
+    remaining = set(best_first)
+    objects = []
+    for box in best_first:
+        if box not in remaining:
+            continue
+        members = [box]
+        members += [other for other in same[box] if other in remaining]
+        whole = [member for member in members if not is_cut[member]]
+        if whole:
+            best = min(whole, key=rank.__getitem__)
+            objects.append((box, [best]))
+            if best != box:
+                members += same[best]
+        else:
+            members = _followed(members, same, is_cut, remaining)
+            objects.append((box, members))
+        remaining -= set(members)
+    return objects
+
+
+def _followed(
+    parts: list[int], same: list[list[int]], is_cut: list[bool], remaining: set[int]
+) -> list[int]:
+    """The parts of an object that is larger than the overlap, followed from tile to tile."""
+    parts = list(parts)
+    for part in parts:  # grows meanwhile
+        for other in same[part]:
+            if other in remaining and is_cut[other] and other not in parts:
+                parts.append(other)
+    return parts
 
 
 def _is_cut(boxes: Tensor, frames: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Which boxes `[N, 4]` end at an edge of their window `[N, 4]` that is inside of the image,
-    bool `[N]`."""
+    """Which boxes `[N, 4]` end at an edge of their window `[N, 4]` inside the image, bool `[N]`."""
     height, width = image_size
-    slack = (frames[:, 2:] - frames[:, :2]) * _EDGE_SHARE
-    low = (boxes[:, :2] - frames[:, :2] <= slack) & (frames[:, :2] > 0)
-    high = (frames[:, 2:] - boxes[:, 2:] <= slack) & (frames[:, 2:] < torch.tensor([width, height]))
-    return (low | high).any(1)
+    left_top, right_bottom = frames[:, :2], frames[:, 2:]
+    slack = (right_bottom - left_top) * _EDGE_SHARE
+    near_start = boxes[:, :2] - left_top <= slack
+    near_end = right_bottom - boxes[:, 2:] <= slack
+    starts_inside = left_top > 0
+    ends_inside = right_bottom < torch.tensor([width, height])
+    cut = (near_start & starts_inside) | (near_end & ends_inside)
+    return cut.any(1)
 
 
 def _same_objects(
-    boxes: Tensor, labels: Tensor, cut: Tensor, owner: Tensor, frames: Tensor
+    boxes: Tensor, labels: Tensor, cut: Tensor, tile_of_box: Tensor, frames: Tensor
 ) -> list[list[int]]:
     """For each box those of other tiles that show the same object."""
     same: list[list[int]] = [[] for _ in boxes]
-    rows = torch.arange(len(boxes)).split(owner.bincount(minlength=len(frames)).tolist())
-    for a, b in torch.nonzero(torch.triu(box_iou(frames, frames), diagonal=1)).tolist():
-        i, j = rows[a], rows[b]
-        if not len(i) or not len(j):
+    counts = tile_of_box.bincount(minlength=len(frames)).tolist()
+    rows_of_tile = torch.arange(len(boxes)).split(counts)
+    overlap = torch.triu(box_iou(frames, frames), diagonal=1)
+    for a, b in torch.nonzero(overlap).tolist():
+        rows_a, rows_b = rows_of_tile[a], rows_of_tile[b]
+        if not len(rows_a) or not len(rows_b):
             continue
-        seen_twice = torch.cat(
-            [torch.maximum(frames[a], frames[b])[:2], torch.minimum(frames[a], frames[b])[2:]]
-        )
-        alike = _alike(boxes[i], boxes[j], cut[i], cut[j], seen_twice) & (
-            labels[i][:, None] == labels[j]
-        )
-        for one, other in (torch.nonzero(alike) + torch.stack([i[:1], j[:1]], 1)).tolist():
-            same[one].append(other)
-            same[other].append(one)
+        left_top = torch.maximum(frames[a], frames[b])[:2]
+        right_bottom = torch.minimum(frames[a], frames[b])[2:]
+        seen_twice = torch.cat([left_top, right_bottom])
+        alike = _alike(boxes[rows_a], boxes[rows_b], cut[rows_a], cut[rows_b], seen_twice)
+        alike &= labels[rows_a][:, None] == labels[rows_b]
+        for i, j in torch.nonzero(alike).tolist():
+            box_a = int(rows_a[i])
+            box_b = int(rows_b[j])
+            same[box_a].append(box_b)
+            same[box_b].append(box_a)
     return same
 
 
@@ -129,14 +180,18 @@ def _alike(
 ) -> Tensor:
     """Which pairs of boxes `[N, 4]`, `[M, 4]` of two tiles are of one object, bool `[N, M]`."""
     iou = box_iou(boxes1, boxes2)
-    area1, area2 = box_area(boxes1)[:, None], box_area(boxes2)
+    area1 = box_area(boxes1)[:, None]
+    area2 = box_area(boxes2)
     common = (area1 + area2) * iou / (1 + iou)
-    inside = (cut1[:, None] & (common >= _INSIDE * area1)) | (cut2 & (common >= _INSIDE * area2))
-    parts = box_iou(_clipped(boxes1, seen_twice), _clipped(boxes2, seen_twice))
-    return (iou >= _SAME_IOU) | inside | (cut1[:, None] & cut2 & (parts >= _SAME_IOU))
+    cut1 = cut1[:, None]
+    first_inside = cut1 & (common >= _INSIDE * area1)
+    second_inside = cut2 & (common >= _INSIDE * area2)
+    iou_of_parts = box_iou(_clipped(boxes1, seen_twice), _clipped(boxes2, seen_twice))
+    parts_agree = cut1 & cut2 & (iou_of_parts >= _SAME_IOU)
+    return (iou >= _SAME_IOU) | first_inside | second_inside | parts_agree
 
 
 def _clipped(boxes: Tensor, frame: Tensor) -> Tensor:
-    return torch.cat(
-        [torch.maximum(boxes[:, :2], frame[:2]), torch.minimum(boxes[:, 2:], frame[2:])], 1
-    )
+    left_top = torch.maximum(boxes[:, :2], frame[:2])
+    right_bottom = torch.minimum(boxes[:, 2:], frame[2:])
+    return torch.cat([left_top, right_bottom], 1)

@@ -1,8 +1,8 @@
-"""Videos and cameras: their frames one after another, and annotated videos.
+"""Frames of videos and cameras, and annotated videos.
 
 Files are read and written by PyAV: half the size of OpenCV, it writes H.264, which browsers play,
-and says what is wrong with a damaged file. Its packages open no cameras, which is all that OpenCV
-is asked for.
+and reports what is wrong with a damaged file. Its packages open no cameras: only for these OpenCV
+is needed.
 """
 
 import os
@@ -21,16 +21,18 @@ from redetr.files import UNFINISHED
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
 
-# Containers that hold their pictures themselves. A playlist in disguise would have other files and
-# addresses opened.
+# Containers that hold their frames themselves. A disguised playlist would make PyAV open other
+# files and addresses.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo"
 _LARGEST_PIXELS = 8192 * 8192
 _CAMERA_RATE = 25.0  # frames per second of the video, where the camera does not say
 
 
 def video_frames(path: Path) -> Iterator[tuple[Tensor, float]]:
-    """Each frame, uint8 `[3, H, W]`, with the video's frames per second. Raises InputError, also
-    midway."""
+    """Each frame, uint8 `[3, H, W]`, with the video's frames per second.
+
+    Raises InputError, also midway.
+    """
     av = _pyav()
     if not path.is_file():
         raise InputError(f"{path}: no such video file")
@@ -53,8 +55,10 @@ def video_frames(path: Path) -> Iterator[tuple[Tensor, float]]:
 
 
 def camera_frames(number: int) -> Iterator[tuple[Tensor, float]]:
-    """Frames of a camera of this machine as they come, without end. Raises InputError if there is
-    none."""
+    """Frames of a camera of this machine as they come, without end.
+
+    Raises InputError if there is none.
+    """
     try:
         import cv2
     except ImportError:
@@ -63,24 +67,25 @@ def camera_frames(number: int) -> Iterator[tuple[Tensor, float]]:
     try:
         rate = camera.get(cv2.CAP_PROP_FPS) or _CAMERA_RATE
         while True:
-            there, picture = camera.read()
-            if not there:
+            is_read, bgr = camera.read()
+            if not is_read:
                 raise InputError(f"camera {number}: gives no pictures; is it connected, and free?")
-            yield torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1), rate
+            yield torch.from_numpy(bgr[:, :, ::-1].copy()).permute(2, 0, 1), rate
     finally:
         camera.release()
 
 
 class VideoWriter:
-    """MP4 files of H.264, one after another, written picture by picture; each has its name when it
-    is whole."""
+    """Writes MP4 files of H.264, one after another, frame by frame.
+
+    A file gets its name when it is whole.
+    """
 
     def __init__(self) -> None:
         self._container: Any = None
 
-    def add(self, picture: Image.Image, path: Path, rate: float) -> None:
-        """Appends an RGB picture to the video at `path`, which the first one opens and gives its
-        size."""
+    def add(self, image: Image.Image, path: Path, rate: float) -> None:
+        """Appends an RGB image to the video at `path`; the first one opens it and sets its size."""
         if self._container is None:
             self._path, self._unfinished = path, path.with_name(f"{UNFINISHED}{path.name}")
             self._container = _pyav().open(str(self._unfinished), "w", format="mp4")
@@ -88,11 +93,9 @@ class VideoWriter:
                 "libx264", rate=Fraction(rate).limit_denominator(1001)
             )
             # H.264 wants even sides: an odd row or column is left out.
-            self._stream.width, self._stream.height = (
-                max(2, side // 2 * 2) for side in picture.size
-            )
+            self._stream.width, self._stream.height = (max(2, side // 2 * 2) for side in image.size)
             self._stream.pix_fmt = "yuv420p"
-        fitted = picture.crop((0, 0, self._stream.width, self._stream.height))
+        fitted = image.crop((0, 0, self._stream.width, self._stream.height))
         self._container.mux(
             self._stream.encode(_pyav().VideoFrame.from_ndarray(np.asarray(fitted)))
         )

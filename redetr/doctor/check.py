@@ -1,4 +1,4 @@
-"""The data set doctor: what in a data set would spoil training or mislead, told before it does.
+"""The data set doctor: reports what in a data set would spoil training or mislead, before it does.
 
 `essential_faults` is the part that training runs first: annotations and image headers. `check` adds
 what takes longer, and the figures that `redetr check` shows.
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset, Hints
-from redetr.data.forms.folder import AnnotatedDataset, FolderDataset, read_split
-from redetr.data.forms.hub import hub_splits
-from redetr.data.forms.layouts import splits_of
+from redetr.data.formats.folder import AnnotatedDataset, FolderDataset, read_split
+from redetr.data.formats.hub import hub_splits
+from redetr.data.formats.layouts import splits_of
 from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
 from redetr.data.open import folder_of, open_dataset
@@ -56,37 +56,42 @@ class Report:
     @property
     def verdict(self) -> str:
         """What to do, in plain words."""
+        if self.errors == 1:
+            return "1 error would spoil training. Fix it and run again."
         if self.errors:
-            return (
-                f"{self.errors} error{'s' * (self.errors > 1)}: training would be spoiled. Fix "
-                "them, run again."
-            )
-        held_out = f"--val-fraction {self.val_fraction} " * bool(self.val_fraction)
-        data = shlex.quote(self.source)
-        return (
-            f"ready to train: redetr train {self.plan.recipe} --data {data} {held_out}--output "
-            "runs/mine"
-        )
+            return f"{self.errors} errors would spoil training. Fix them and run again."
+        command = f"redetr train {self.plan.recipe} --data {shlex.quote(self.source)}"
+        if self.val_fraction:
+            command += f" --val-fraction {self.val_fraction}"
+        return f"ready to train: {command} --output runs/mine"
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """What each split holds; "at most" is of the objects in an image, sizes are width x height
         in pixels."""
-        return {split: _figures(annotations) for split, annotations in self.splits.items()}
+        figures: dict[str, dict[str, Any]] = {}
+        for split, annotations in self.splits.items():
+            figures[split] = _figures(annotations)
+        return figures
 
     def classes(self) -> dict[str, dict[str, int]]:
         """Objects by class and split, crowds not counted."""
-        counted: dict[str, dict[str, int]] = {}
+        table: dict[str, dict[str, int]] = {}
         for split, annotations in self.splits.items():
-            for name, count in zip(
-                annotations.class_names, class_counts(annotations).tolist(), strict=True
-            ):
-                counts = counted.setdefault(name, dict.fromkeys(self.splits, 0))
-                counts[split] += count
-        return counted
+            names = annotations.class_names
+            counts = class_counts(annotations).tolist()
+            for name, count in zip(names, counts, strict=True):
+                if name not in table:
+                    table[name] = dict.fromkeys(self.splits, 0)
+                table[name][split] += count
+        return table
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        faults = [asdict(fault) | {"file": str(fault.file)} for fault in self.faults]
+        faults = []
+        for fault in self.faults:
+            row = asdict(fault)
+            row["file"] = str(fault.file)
+            faults.append(row)
         return {
             "source": self.source,
             "verdict": self.verdict,
@@ -98,17 +103,29 @@ class Report:
 
 
 def _figures(annotations: Annotations) -> dict[str, Any]:
-    counts, sizes = annotations.object_counts(), annotations.sizes[:, ::-1]
-    by_area = sizes[np.argsort(sizes.prod(1), kind="stable")]
-    range_ = dict.fromkeys("{}x{}".format(*by_area[i]) for i in (0, -1) if len(by_area))
+    counts = annotations.object_counts()
     return {
         "images": len(annotations),
         "empty": int((counts == 0).sum()),
         "objects": int(counts.sum()),
         "at most": int(counts.max(initial=0)),
         "classes": len(annotations.class_names),
-        "sizes": " to ".join(range_),
+        "sizes": _size_range(annotations.sizes),
     }
+
+
+def _size_range(sizes: np.ndarray) -> str:
+    """Such as "64x48 to 800x600", from the smallest area to the largest; one size if all are the
+    same."""
+    if not len(sizes):
+        return ""
+    areas = sizes.prod(1)
+    by_area = sizes[np.argsort(areas, kind="stable")]
+    words = []
+    for height, width in (by_area[0], by_area[-1]):
+        words.append(f"{width}x{height}")
+    smallest, largest = words
+    return smallest if smallest == largest else f"{smallest} to {largest}"
 
 
 def check(
@@ -121,69 +138,90 @@ def check(
     """Looks at every annotation and every image file of a data set: `digits`, `crowns`, or a
     folder.
 
-    `num_queries` default to what training with the recipe would take. `thorough` decodes all
-    images, which finds damage in the middle of files, and pictures that are nearly the same.
+    `num_queries` defaults to what training with the recipe would take. `thorough` decodes all
+    images, which finds damage in the middle of files, and images that are nearly the same.
     `val_fraction` is as in `open_dataset`. Raises InputError if there is no data set.
     """
-    if source == "digits" or source.startswith("hf:"):  # no files of images
-        datasets, faults = _open(source, val_fraction)
-        splits = {split: _annotations_of(dataset) for split, dataset in datasets.items()}
-        plan = Plan.of(recipe, datasets["train"].hints, num_queries)
-        faults += [*_faults(splits, {}), *plan_faults(splits, plan)]
-        for split, data in datasets.items():
-            if len(splits[split]) < len(data):
-                text = (
-                    f"{len(data):,} scenes, drawn on demand: these are the figures of the "
-                    f"first {_SCENES}"
-                )
-                faults.append(Fault("note", "drawn", Path(source), split, text, "nothing to do"))
-        return Report(
-            source,
-            splits,
-            {},
-            lambda split, i: datasets[split].image(i),
-            _sorted(faults),
-            plan,
-            val_fraction,
-        )
-    splits, faults = _read(folder_of(source), val_fraction)
-    complete = not faults
-    seen = Hints(native_size=splits["train"].native_size()) if "train" in splits else Hints()
-    plan = Plan.of(
-        recipe, open_dataset(source, "train").hints if source == "crowns" else seen, num_queries
-    )
-    headers = {
-        split: _headers(annotations, True, thorough) for split, annotations in splits.items()
-    }
-    faults += [*_faults(splits, headers), *plan_faults(splits, plan)]
+    if source == "digits" or source.startswith("hf:"):
+        return _check_without_files(source, recipe, num_queries, val_fraction)
+    return _check_folder(source, recipe, num_queries, thorough, val_fraction)
+
+
+def _check_without_files(
+    source: str, recipe: str, num_queries: int | None, val_fraction: float
+) -> Report:
+    """The report on a data set whose images are no files: drawn, or rows of Hugging Face."""
+    datasets, faults = _open(source, val_fraction)
+    splits: dict[Split, Annotations] = {}
+    for split, dataset in datasets.items():
+        splits[split] = _annotations_of(dataset)
+    hints = datasets["train"].hints
+    plan = Plan.of(recipe, hints, num_queries)
+    faults += _faults(splits, {})
+    faults += plan_faults(splits, plan)
+    for split, dataset in datasets.items():
+        scenes = len(dataset)
+        if scenes > len(splits[split]):
+            text = (
+                f"{scenes:,} scenes, drawn on demand: these are the figures of the first {_SCENES}"
+            )
+            faults.append(Fault("note", "drawn", Path(source), split, text, "nothing to do"))
+
+    def pixels(split: Split, index: int) -> Tensor:
+        return datasets[split].image(index)
+
+    return Report(source, splits, {}, pixels, _sorted(faults), plan, val_fraction)
+
+
+def _check_folder(
+    source: str, recipe: str, num_queries: int | None, thorough: bool, val_fraction: float
+) -> Report:
+    """The report on a data set with image files."""
+    folder = folder_of(source)
+    splits, faults = _read(folder, val_fraction)
+    is_complete = not faults
+    hints = _hints(source, splits.get("train"))
+    plan = Plan.of(recipe, hints, num_queries)
+    headers = {}
+    for split, annotations in splits.items():
+        headers[split] = _headers(annotations, content=True, looks=thorough)
+    faults += _faults(splits, headers)
+    faults += plan_faults(splits, plan)
     faults += copies(splits, headers)
-    if complete and all(map(is_sound, splits.values())):  # nothing was left out
+    everything_is_read = is_complete and all(is_sound(split) for split in splits.values())
+    if everything_is_read:  # else a file may belong to what was left out
         faults += unused_files(splits.values())
-    return Report(
-        source,
-        splits,
-        headers,
-        lambda split, i: read_image(splits[split].path(i)),
-        _sorted(faults),
-        plan,
-        val_fraction,
-    )
+
+    def pixels(split: Split, index: int) -> Tensor:
+        path = splits[split].path(index)
+        return read_image(path)
+
+    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction)
+
+
+def _hints(source: str, train: Annotations | None) -> Hints:
+    if source == "crowns":
+        return open_dataset(source, "train").hints
+    if train is None:
+        return Hints()
+    return Hints(native_size=train.native_size())
 
 
 def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fault]:
     """What training has to know of open data sets before it starts, found in seconds: warnings,
     then notes.
 
-    What `open_dataset` found is not told again. Raises InputError with the first error.
+    What `open_dataset` reported is not repeated. Raises InputError with the first error.
     """
     datasets: dict[Split, DetectionDataset] = {"train": train, "val": val}
-    splits = {
-        split: data.annotations
-        for split, data in datasets.items()
-        if isinstance(data, AnnotatedDataset)
-    }
-    files = {split for split, data in datasets.items() if isinstance(data, FolderDataset)}
-    faults = _sorted(_faults(splits, {split: _headers(splits[split]) for split in files}))
+    splits: dict[Split, Annotations] = {}
+    headers: dict[Split, list[Header]] = {}
+    for split, dataset in datasets.items():
+        if isinstance(dataset, AnnotatedDataset):
+            splits[split] = dataset.annotations
+        if isinstance(dataset, FolderDataset):
+            headers[split] = _headers(dataset.annotations)
+    faults = _sorted(_faults(splits, headers))
     for annotations in splits.values():
         replace(annotations, faults=faults).require_sound()
     return faults
@@ -192,40 +230,43 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
 def _faults(
     splits: Mapping[Split, Annotations], headers: Mapping[Split, list[Header]]
 ) -> list[Fault]:
-    """Of annotations and image headers."""
+    """The faults of annotations and image headers."""
     faults = []
     for split, annotations in splits.items():
-        own = [*annotations.faults, *box_faults(annotations)]
+        of_split = list(annotations.faults)
+        of_split += box_faults(annotations)
         if split in headers:
-            own += image_faults(annotations, headers[split])
-        faults += [fault.in_split(split) for fault in own]
+            of_split += image_faults(annotations, headers[split])
+        for fault in of_split:
+            faults.append(fault.in_split(split))
     return faults + class_faults(splits)
 
 
 def _headers(annotations: Annotations, content: bool = False, looks: bool = False) -> list[Header]:
-    return read_headers(
-        annotations.folder, [os.fsdecode(name) for name in annotations.names], content, looks
-    )
+    names = [os.fsdecode(name) for name in annotations.names]
+    return read_headers(annotations.folder, names, content, looks)
 
 
 def _sorted(faults: list[Fault]) -> list[Fault]:
-    return sorted(faults, key=lambda fault: list(COLORS).index(fault.severity))
+    severities = list(COLORS)
+    return sorted(faults, key=lambda fault: severities.index(fault.severity))
 
 
 def _read(root: Path, val_fraction: float) -> tuple[dict[Split, Annotations], list[Fault]]:
-    """The splits that can be read, and why others cannot. Raises InputError if none can, for one
-    reason."""
+    """The splits that can be read, and why others cannot. Raises InputError if none can, for the
+    same reason."""
     splits: dict[Split, Annotations] = {}
-    messages: dict[Split, str] = {}
+    errors: dict[Split, InputError] = {}
     for split in SPLITS:
         try:
             if split != "test" or split in splits_of(root):
                 splits[split], _ = read_split(root, split, val_fraction)
         except InputError as error:
-            messages[split] = str(error)
-    if not splits and len(set(messages.values())) == 1:
-        raise InputError(messages["train"])
-    return splits, [_unreadable(split, message) for split, message in messages.items()]
+            errors[split] = error
+    reasons = {str(error) for error in errors.values()}
+    if not splits and len(reasons) == 1:
+        raise errors["train"]
+    return splits, [_unreadable(split, reason, root) for split, reason in errors.items()]
 
 
 def _open(source: str, val_fraction: float) -> tuple[dict[Split, DetectionDataset], list[Fault]]:
@@ -234,78 +275,106 @@ def _open(source: str, val_fraction: float) -> tuple[dict[Split, DetectionDatase
 
     Raises InputError if train or val cannot be read.
     """
-    datasets: dict[Split, DetectionDataset] = {}
-    datasets["train"], datasets["val"] = (
-        open_dataset(source, split, val_fraction) for split in ("train", "val")
-    )
+    datasets: dict[Split, DetectionDataset] = {
+        "train": open_dataset(source, "train", val_fraction),
+        "val": open_dataset(source, "val", val_fraction),
+    }
     try:
         if source != "digits" and "test" in hub_splits(source):
             datasets["test"] = open_dataset(source, "test")
     except InputError as error:
-        return datasets, [_unreadable("test", str(error))]
+        return datasets, [_unreadable("test", error, Path(source))]
     return datasets, []
 
 
-def _unreadable(split: Split, error: str) -> Fault:
-    file, _, message = error.partition(": ")
-    text, _, remedy = message.partition("; ")
-    return Fault("error", "split-unreadable", Path(file), "", text, remedy).in_split(split)
+def _unreadable(split: Split, error: InputError, source: Path) -> Fault:
+    return Fault.from_error("split-unreadable", error, source).in_split(split)
 
 
 def _annotations_of(dataset: DetectionDataset) -> Annotations:
-    """The annotations of a data set without files; of one that is drawn on demand, those of the
-    first scenes."""
+    """The annotations of a data set without files; if it is drawn on demand, those of the first
+    scenes."""
     if isinstance(dataset, AnnotatedDataset):
         return dataset.annotations
-    targets = [dataset.target(i) for i in range(min(len(dataset), _SCENES))]
-    boxes, labels, iscrowd, area = (
-        torch.cat([target[key] for target in targets]).numpy()
-        for key in ("boxes", "labels", "iscrowd", "area")
-    )
-    ids, sizes = (np.array([target[key] for target in targets]) for key in ("image_id", "size"))
-    first = np.append(0, np.cumsum([len(target["labels"]) for target in targets]))
+    image_ids = []
+    sizes = []
+    object_counts = []
+    columns: dict[str, list[Tensor]] = {"boxes": [], "labels": [], "iscrowd": [], "area": []}
+    for i in range(min(len(dataset), _SCENES)):
+        target = dataset.target(i)
+        image_ids.append(target["image_id"])
+        sizes.append(target["size"])
+        object_counts.append(len(target["labels"]))
+        columns["boxes"].append(target["boxes"])
+        columns["labels"].append(target["labels"])
+        columns["iscrowd"].append(target["iscrowd"])
+        columns["area"].append(target["area"])
+    ids = np.array(image_ids)
+    labels = torch.cat(columns["labels"]).numpy()
     return Annotations(
-        Path(dataset.name),
-        Path(dataset.name),
-        ids.astype("S"),
-        ids,
-        sizes,
-        dataset.category_ids,
-        dataset.class_names,
-        first,
-        boxes,
-        labels,
-        iscrowd,
-        area,
-        np.arange(len(labels)),
+        source=Path(dataset.name),
+        folder=Path(dataset.name),
+        names=ids.astype("S"),
+        ids=ids,
+        sizes=np.array(sizes),
+        category_ids=dataset.category_ids,
+        class_names=dataset.class_names,
+        first=np.append(0, np.cumsum(object_counts)),
+        boxes=torch.cat(columns["boxes"]).numpy(),
+        labels=labels,
+        iscrowd=torch.cat(columns["iscrowd"]).numpy(),
+        area=torch.cat(columns["area"]).numpy(),
+        object_ids=np.arange(len(labels)),
     )
 
 
 def print_report(report: Report, console: Console) -> None:
     """The figures of each split, the classes, the faults, and what to do."""
-    figures = report.figures()
-    splits = Table("split", *next(iter(figures.values()), ()), box=SIMPLE)
-    for split, row in figures.items():
-        splits.add_row(
-            split, *(f"{value:,}" if isinstance(value, int) else value for value in row.values())
-        )
-    classes = Table("class", *report.splits, box=SIMPLE)
-    common = sorted(report.classes().items(), key=lambda item: -sum(item[1].values()))
-    for name, count in common[:_MOST_CLASSES]:
-        classes.add_row(Text(name), *(f"{number:,}" for number in count.values()))
-    if len(common) > _MOST_CLASSES:
-        classes.add_row(f"and {len(common) - _MOST_CLASSES} more, rarer ones")
-    faults = Table(
-        "",
-        Column("what is wrong, and what to do", overflow="fold"),
-        "times",
-        box=SIMPLE,
-        show_lines=True,
-    )
-    for fault in report.faults:
-        kind = Text.assemble((fault.severity, COLORS[fault.severity]), f"\n{fault.code}")
-        faults.add_row(kind, Text(f"{fault}"), f"{fault.count:,}")
-    for table in (splits, classes, faults):
+    tables = [_split_table(report), _class_table(report), _fault_table(report)]
+    for table in tables:
         if table.rows:
             console.print(table)
     console.print(report.verdict, markup=False, soft_wrap=True)
+
+
+def _split_table(report: Report) -> Table:
+    table = Table("split", box=SIMPLE)
+    figures = report.figures()
+    for title in next(iter(figures.values()), {}):
+        table.add_column(title)
+    for split, row in figures.items():
+        cells = []
+        for value in row.values():
+            cells.append(f"{value:,}" if isinstance(value, int) else value)
+        table.add_row(split, *cells)
+    return table
+
+
+def _class_table(report: Report) -> Table:
+    """Objects by class and split, the most common class first."""
+    table = Table("class", *report.splits, box=SIMPLE)
+    classes = report.classes()
+
+    def objects(name: str) -> int:
+        return sum(classes[name].values())
+
+    common = sorted(classes, key=objects, reverse=True)
+    for name in common[:_MOST_CLASSES]:
+        row = classes[name]
+        counts = [f"{count:,}" for count in row.values()]
+        table.add_row(Text(name), *counts)
+    rest = len(common) - _MOST_CLASSES
+    if rest > 0:
+        table.add_row(f"and {rest} more, rarer ones")
+    return table
+
+
+def _fault_table(report: Report) -> Table:
+    text_column = Column("what is wrong, and what to do", overflow="fold")
+    table = Table("", text_column, "times", box=SIMPLE, show_lines=True)
+    for fault in report.faults:
+        color = COLORS[fault.severity]
+        kind = Text.assemble((fault.severity, color), f"\n{fault.code}")
+        sentence = Text(str(fault))
+        table.add_row(kind, sentence, f"{fault.count:,}")
+    return table

@@ -8,161 +8,173 @@ from pathlib import Path
 import numpy as np
 
 from redetr.data.annotations import Annotations, Fault, Severity, Split
-from redetr.data.forms.paths import IMAGE_SUFFIXES
+from redetr.data.formats.paths import IMAGE_SUFFIXES
 from redetr.data.headers import PLAIN, Header
 
-_ALIKE_BITS, _BLOCK = (
-    4,
-    1024,
-)  # copies of half the size or poor quality differ in 0 to 6 bits, others in 10 and more
+# Copies of half the size or poor quality differ in 0 to 6 of 64 bits, other images in 10 and more.
+_ALIKE_BITS = 4
+_BLOCK = 1024  # images that are compared with all others at once
+
+Describe = Callable[[int], tuple[str, str]]  # where row `i` is, and what is wrong with it
 
 
-def found(
+def faults_of(
     bad: np.ndarray,
     severity: Severity,
     code: str,
     file: Path,
-    tell: Callable[[int], tuple[str, str]],
+    describe: Describe,
     remedy: str,
 ) -> list[Fault]:
-    """One fault for all places where `bad` (bool `[N]`) is True; `tell` says where the first is and
-    what is wrong."""
-    places = np.flatnonzero(bad)
-    return (
-        [Fault(severity, code, file, *tell(int(places[0])), remedy, len(places))]
-        if len(places)
-        else []
-    )
+    """One fault for all rows that are `bad` (bool `[N]`), which describes the first of them; empty
+    if there is none."""
+    rows = np.flatnonzero(bad)
+    if not len(rows):
+        return []
+    where, text = describe(int(rows[0]))
+    return [Fault(severity, code, file, where, text, remedy, len(rows))]
 
 
 def image_place(annotations: Annotations, index: int) -> str:
     """Such as "image 12 ('a.jpg')"."""
-    return f"image {annotations.ids[index]} ({os.fsdecode(annotations.names[index])!r})"
+    name = os.fsdecode(annotations.names[index])
+    return f"image {annotations.ids[index]} ({name!r})"
 
 
 def image_faults(annotations: Annotations, headers: list[Header]) -> list[Fault]:
     """Files that cannot be read, or are not what was annotated."""
-    actual, stated = (
-        np.array([header[:2] for header in headers]).reshape(-1, 2),
-        annotations.sizes[:, ::-1],
-    )
-    damaged = np.array([header.problem != "" for header in headers], bool)
-    differs = (actual != stated).any(1) & ~damaged
-    turned = differs & (actual == stated[:, ::-1]).all(1)
-    tagged = np.array([header.orientation != 1 for header in headers], bool) & ~differs
+    count = len(headers)
+    actual = np.zeros((count, 2), int)  # width and height
+    damaged = np.zeros(count, bool)
+    has_tag = np.zeros(count, bool)
+    for i, header in enumerate(headers):
+        actual[i] = (header.width, header.height)
+        damaged[i] = header.problem != ""
+        has_tag[i] = header.orientation != 1
+    stated = annotations.sizes[:, ::-1]
+    same_size = (actual == stated).all(1)
+    same_turned = (actual == annotations.sizes).all(1)
+    differs = ~same_size & ~damaged
+    turned = differs & same_turned
 
-    def fault(
-        bad: np.ndarray, severity: Severity, code: str, text: Callable[[int], str], remedy: str
-    ) -> list[Fault]:
-        return found(
-            bad,
-            severity,
-            code,
-            annotations.source,
-            lambda i: (image_place(annotations, i), text(i)),
-            remedy,
-        )
+    def problem(i: int) -> str:
+        return headers[i].problem
 
     def size(i: int) -> str:
-        return "is {}x{} px, but annotated as {}x{}".format(*actual[i], *stated[i])
+        width, height = actual[i]
+        stated_width, stated_height = stated[i]
+        return f"is {width}x{height} px, but annotated as {stated_width}x{stated_height}"
 
-    return [
-        *fault(
-            damaged,
-            "error",
-            "image-unreadable",
-            lambda i: headers[i].problem,
-            "replace the file, or take it out of the annotations",
-        ),
-        *fault(
-            differs & ~turned,
-            "error",
-            "image-size",
-            size,
-            "put back the file that was annotated, or export the annotations again",
-        ),
-        *fault(
-            turned,
-            "error",
-            "image-turned",
-            size,
-            "it was annotated as its EXIF tag turns it: save it turned that way, without the tag",
-        ),
-        *fault(
-            tagged,
-            "warning",
-            "image-orientation",
-            lambda i: f"has the EXIF orientation {headers[i].orientation}",
-            "training and evaluation take it as stored, predict turns it: save it turned, without "
-            "the tag, with"
-            " boxes that fit (see the sheet of --report)",
-        ),
+    def orientation(i: int) -> str:
+        return f"has the EXIF orientation {headers[i].orientation}"
+
+    checks: list[tuple[np.ndarray, Severity, str, Callable[[int], str]]] = [
+        (damaged, "error", "image-unreadable", problem),
+        (differs & ~turned, "error", "image-size", size),
+        (turned, "error", "image-turned", size),
+        (has_tag & ~differs, "warning", "image-orientation", orientation),
     ]
+    faults = []
+    for bad, severity, code, text_of in checks:
+
+        def describe(i: int, text_of: Callable[[int], str] = text_of) -> tuple[str, str]:
+            where = image_place(annotations, i)
+            return where, text_of(i)
+
+        remedy = _REMEDIES[code]
+        faults += faults_of(bad, severity, code, annotations.source, describe, remedy)
+    return faults
+
+
+_REMEDIES = {
+    "image-unreadable": "replace the file, or take it out of the annotations",
+    "image-size": "put back the file that was annotated, or export the annotations again",
+    "image-turned": (
+        "it was annotated as its EXIF tag turns it: save it turned that way, without the tag"
+    ),
+    "image-orientation": (
+        "training and evaluation take it as stored, predict turns it: save it turned, without the "
+        "tag, with boxes that fit (see the sheet of --report)"
+    ),
+}
 
 
 def copies(
     splits: Mapping[Split, Annotations], headers: Mapping[Split, list[Header]]
 ) -> list[Fault]:
     """Images that are there twice, in one split or in two."""
-    files = [header for split in splits for header in headers[split]]
-    places = [
-        image_place(annotations, i)
-        for annotations in splits.values()
-        for i in range(len(annotations))
-    ]
-    split_of = np.repeat(list(splits), [len(annotations) for annotations in splits.values()])
-    first: dict[str, int] = {}
-    same = np.array(
-        [first.setdefault(header.content or str(i), i) for i, header in enumerate(files)], int
-    )
-    originals = np.where(
-        same == np.arange(len(files)), _first_alike([header.looks for header in files]), same
-    )
-    copied, leaked = originals != np.arange(len(files)), split_of[originals] != split_of
+    files: list[Header] = []
+    places: list[str] = []
+    split_names: list[Split] = []
+    for split, annotations in splits.items():
+        files += headers[split]
+        places += [image_place(annotations, i) for i in range(len(annotations))]
+        split_names += [split] * len(annotations)
+    split_of = np.array(split_names, str)
+    originals = _originals(files)
+    copied = originals != np.arange(len(files))
+    leaked = split_of[originals] != split_of
 
-    def tell(i: int) -> tuple[str, str]:
-        return places[
-            i
-        ], f"is the same picture as {places[originals[i]]} of {split_of[originals[i]]}"
+    def describe(i: int) -> tuple[str, str]:
+        original = originals[i]
+        return places[i], f"is the same image as {places[original]} of {split_of[original]}"
 
     faults = []
     for split, annotations in splits.items():
-        here = copied & (split_of == split)
-        faults += [
-            *found(
-                here & ~leaked,
-                "warning",
-                "image-twice",
-                annotations.source,
-                tell,
-                "keep one, with all boxes",
-            ),
-            *found(
-                here & leaked,
-                "warning",
-                "image-leak",
-                annotations.source,
-                tell,
-                "take it out of one split: AP will be better than on images never seen",
-            ),
-        ]
+        copied_here = copied & (split_of == split)
+        faults += faults_of(
+            copied_here & ~leaked,
+            "warning",
+            "image-twice",
+            annotations.source,
+            describe,
+            "keep one, with all boxes",
+        )
+        faults += faults_of(
+            copied_here & leaked,
+            "warning",
+            "image-leak",
+            annotations.source,
+            describe,
+            "take it out of one split: AP will be better than on images never seen",
+        )
     return faults
 
 
+def _originals(files: list[Header]) -> np.ndarray:
+    """For each file the first that is the same, or looks alike; itself if there is none, int64
+    `[N]`."""
+    first_with: dict[str, int] = {}
+    same = np.arange(len(files))
+    for i, header in enumerate(files):
+        if header.content:
+            same[i] = first_with.setdefault(header.content, i)
+    alike = _first_alike([header.looks for header in files])
+    return np.where(same == np.arange(len(files)), alike, same)
+
+
 def _first_alike(looks: list[str]) -> np.ndarray:
-    """Which image is the first that looks like each one: but for a few of 64 bits, int64 `[N]`."""
-    signs = np.zeros(
-        (len(looks), 64), np.float32
-    )  # +1 and -1: the product of two is 64 - 2 * the bits that differ
+    """For each image the first that looks like it, but for a few of 64 bits, int64 `[N]`."""
+    # Bits as +1 and -1: the product of two rows is 64 - 2 * the bits that differ.
+    count = len(looks)
+    signs = np.zeros((count, 64), np.float32)
     for i, look in enumerate(looks):
         if look not in ("", PLAIN):
-            signs[i] = 2.0 * np.unpackbits(np.frombuffer(bytes.fromhex(look), np.uint8)) - 1
-    first = np.arange(len(looks))
-    for start in range(0, len(looks) if signs.any() else 0, _BLOCK):
-        rows = signs[start : start + _BLOCK]
-        near = rows @ signs[: start + len(rows)].T >= 64 - 2 * _ALIKE_BITS
-        own = first[start : start + _BLOCK]
-        own[:] = np.where(near.any(1), near.argmax(1), own)
+            packed = np.frombuffer(bytes.fromhex(look), np.uint8)
+            bits = np.unpackbits(packed)
+            signs[i] = 2.0 * bits - 1
+    first = np.arange(count)
+    if not signs.any():
+        return first
+    least = 64 - 2 * _ALIKE_BITS
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        block = signs[start:stop]
+        earlier = signs[:stop]
+        near = block @ earlier.T >= least
+        first_near = near.argmax(1)
+        themselves = first[start:stop]
+        first[start:stop] = np.where(near.any(1), first_near, themselves)
     return first
 
 
@@ -173,13 +185,16 @@ def unused_files(splits: Iterable[Annotations]) -> list[Fault]:
         for i in range(len(annotations)):
             path = annotations.path(i)
             used.setdefault(path.parent, set()).add(path.name)
-    return [fault for folder, names in used.items() for fault in _unused_in(folder, names)]
+    faults = []
+    for folder, names in used.items():
+        faults += _unused_in(folder, names)
+    return faults
 
 
 def _unused_in(folder: Path, used: set[str]) -> list[Fault]:
     files = sorted(file for file in os.listdir(folder) if file.lower().endswith(IMAGE_SUFFIXES))
     unused = np.array([file not in used for file in files], bool)
-    return found(
+    return faults_of(
         unused,
         "warning",
         "image-unused",

@@ -12,7 +12,7 @@ from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Annotations, Split
 from redetr.data.loader import Samples
-from redetr.data.transforms import augmentation
+from redetr.data.transforms import augmentation, final_size
 from redetr.doctor.boxes import Plan
 from redetr.doctor.check import Report
 from redetr.pages.drawing import class_color, draw_boxes, grid, save_image, to_pil
@@ -88,12 +88,8 @@ def augmented_sheet(report: Report) -> Image.Image:
 
 def _training_samples(plan: Plan, dataset: DetectionDataset) -> Samples:
     config = plan.config
-    transform = augmentation(
-        config.augment or "plain",
-        plan.resize,
-        config.image_size,
-        plan.max_size,
-    )
+    final = final_size(plan, config.image_size)
+    transform = augmentation(config.augment, final)
     return Samples(dataset, transform, config.seed)
 
 

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.boxes import box_cxcywh_to_xyxy
-from redetr.data.transforms import normalize, resizer
+from redetr.data.transforms import final_size, normalize, resizer
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.models.detr import DETR
 from redetr.models.fast import STRIDES, FastDETR
 from redetr.models.transformer import MultiheadAttention
+from redetr.postprocess import best_classes
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 Inputs = dict[nn.Module, tuple]  # the arguments that each module was called with
@@ -199,20 +200,9 @@ def with_all_layers(model: DetectionModel) -> DetectionModel:
 def model_input(detector: Detector, image: Tensor) -> Tensor:
     """The image as the model takes it, a batch of one without padding."""
     model = detector.model
-    resize = resizer(model.resize, detector.image_size, model.max_size)
+    resize = resizer(final_size(model, detector.image_size))
     resized = resize(image).to(detector.device)
     return normalize(resized)[None]
-
-
-def best_class(logits: Tensor, config: LossConfig) -> tuple[Tensor, Tensor]:
-    """Score and label of each query's best class except "no object", `[Q]` each, from `[Q, K]`."""
-    logits = logits.float()
-    if config.scores == "softmax":
-        probabilities = logits.softmax(-1)[..., :-1]
-    else:
-        probabilities = logits.sigmoid()
-    best = probabilities.max(-1)
-    return best.values, best.indices
 
 
 def attention_weights(
@@ -265,7 +255,7 @@ def _answers(outputs: Outputs, config: LossConfig) -> tuple[Tensor, Tensor, Tens
     scores = []
     labels = []
     for layer in [*outputs["aux_outputs"], outputs]:
-        layer_scores, layer_labels = best_class(layer["pred_logits"][0], config)
+        layer_scores, layer_labels = best_classes(layer["pred_logits"][0], config.scores)
         boxes.append(box_cxcywh_to_xyxy(layer["pred_boxes"][0]))
         scores.append(layer_scores)
         labels.append(layer_labels)

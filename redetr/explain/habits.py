@@ -10,13 +10,13 @@ from torch import Tensor
 from redetr.data import DetectionDataset
 from redetr.detector.detector import Detector
 from redetr.explain.attention import (
-    best_class,
     model_input,
     picked_proposals,
     recorded_inputs,
     with_all_layers,
 )
 from redetr.models.fast import FastDETR
+from redetr.postprocess import best_classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ def query_habits(
         batch = model_input(detector, dataset.image(index))
         with recorded_inputs(recorded) as inputs:
             outputs = with_all_layers(model)(batch)
-        image_scores, _ = best_class(outputs["pred_logits"][0], model.loss_config)
+        image_scores, _ = best_classes(outputs["pred_logits"][0], model.loss_config.scores)
         boxes.append(outputs["pred_boxes"][0].cpu())
         scores.append(image_scores.cpu())
         for cross_inputs in inputs.values():

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from redetr.data import DetectionDataset
 from redetr.data.loader import Sample, Samples, canvas_of, to_batch
-from redetr.data.transforms import resizer
+from redetr.data.transforms import final_size, resizer
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.evaluation import labels_in
 from redetr.explain.attention import with_all_layers
 from redetr.losses import SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
-from redetr.structures import LossConfig, Outputs, Target
+from redetr.structures import LossConfig, Outputs, RelativeBoxes, Target
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
 Divisors = tuple[float, float]  # of the box terms, and of the class term
@@ -149,7 +149,7 @@ def _batch(
         model_label.append(dataset_label.index(label))
     to_model_label = torch.tensor(model_label)
 
-    transform = resizer(model.resize, detector.image_size, model.max_size)
+    transform = resizer(final_size(model, detector.image_size))
     all_samples = Samples(dataset, transform, seed=0)
     first = ids.index(image_id)
     samples = []
@@ -235,7 +235,7 @@ def _undivided(
     some: Target = {
         **target,
         "labels": target["labels"][objects],
-        "boxes": target["boxes"][objects],
+        "boxes": RelativeBoxes(target["boxes"][objects]),
     }
     losses = alone(outputs, [some], torch.ones(2))
     terms = [losses[name] for name in _TERMS]

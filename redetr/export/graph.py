@@ -1,4 +1,4 @@
-"""What an exported file computes, traced once with a free batch, height and width.
+"""The computation of an exported file, traced once with a free batch, height and width.
 
 Shapes: B images, Q queries, C classes, K detections of an image.
 """
@@ -20,21 +20,23 @@ from redetr.structures import DetectionModel
 
 
 class Plain(nn.Module):
-    """Normalised `images` `[B, 3, H, W]`, and their padding if asked, to logits `[B, Q, C]` and
-    boxes `[B, Q, 4]`."""
+    """Normalised images, and their padding if asked for, to logits and boxes."""
 
     def __init__(self, model: DetectionModel):
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits `[B, Q, C]` and boxes `[B, Q, 4]` of `images` `[B, 3, H, W]`."""
         outputs = self.model(images, mask)
         return outputs["pred_logits"], outputs["pred_boxes"]
 
 
 class Processed(nn.Module):
-    """Images as stored to detections in their pixels, best score first: what `Detector.predict`
-    does, in one graph."""
+    """Images as stored to detections in their pixels, best score first.
+
+    That is what `Detector.predict` does, in one graph.
+    """
 
     mean: Tensor
     std: Tensor
@@ -43,63 +45,59 @@ class Processed(nn.Module):
         super().__init__()
         self.model = model
         self.image_size = image_size
-        self.register_buffer("mean", torch.tensor(MEAN).mul(255)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(STD).mul(255)[:, None, None], persistent=False)
+        mean = torch.tensor(MEAN).mul(255)[:, None, None]
+        std = torch.tensor(STD).mul(255)[:, None, None]
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores `[B, K]`, labels `[B, K]`, boxes `[B, K, 4]` (xyxy pixels) of uint8 `images` `[B,
-        3, H, W]`."""
-        height, width = images.shape[-2:]
-        resized = F.interpolate(
-            images.float(), self._size(height, width), mode="bilinear", antialias=True
-        )
+        """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels).
+
+        `images` are uint8 `[B, 3, H, W]`.
+        """
+        num_images, _, height, width = images.shape
+        size = self._size(height, width)
+        resized = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
         # Rounded, as the resized images are that the model learned from.
         outputs = self.model((resized.round() - self.mean) / self.std)
-        sides = torch.stack(
-            [torch.full((images.shape[0],), side, dtype=torch.float32) for side in (height, width)],
-            -1,
-        )
-        scores, labels, boxes = decode(
-            outputs, sides, self.model.loss_config.scores, self.model.most_detections
-        )
-        scores, order = scores.sort(descending=True)
-        boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
-        inside = torch.minimum(boxes.clamp(min=0), sides.flip(-1).repeat(1, 2)[:, None])
-        return scores, labels.gather(1, order), inside
+        heights = torch.full((num_images,), height, dtype=torch.float32)
+        widths = torch.full((num_images,), width, dtype=torch.float32)
+        orig_sizes = torch.stack([heights, widths], -1)
+        kind = self.model.loss_config.scores
+        return decode(outputs, orig_sizes, kind, self.model.most_detections, clip=True)
 
     def _size(self, height: int, width: int) -> tuple[Any, Any]:
-        """As `views.Stretch` and `views.Fit`, without a branch: in a graph for all sizes, no side
-        is the longer one."""
+        """As `views.Stretch` and `views.Fit`, without a branch.
+
+        In a graph for all sizes, no side is the longer one.
+        """
         if self.model.resize == "square":
             return self.image_size, self.image_size
         shorter = torch.sym_min(height, width)
         sides = [self.image_size * side // shorter for side in (height, width)]
-        if self.model.max_size:
+        max_size = self.model.max_size
+        if max_size:
             longer = torch.sym_max(*sides)
-            sides = [
-                torch.sym_min(side, torch.sym_max(1, self.model.max_size * side // longer))
-                for side in sides
-            ]
+            limits = [torch.sym_max(1, max_size * side // longer) for side in sides]
+            sides = [torch.sym_min(*pair) for pair in zip(sides, limits, strict=True)]
         return sides[0], sides[1]
 
 
 def trace(module: Plain | Processed, mask: bool = False) -> ExportedProgram:
-    """The program of a module on the host, for any number and size of images; `mask` adds the
-    padding as an input."""
+    """The program of a module on the host, for any number and size of images.
+
+    `mask` adds the padding as an input.
+    """
     sides = (96, 160)  # any two that differ
+    dtype = torch.uint8 if isinstance(module, Processed) else torch.float32
     batch = Dim("batch")
-    inputs = [
-        torch.zeros(
-            2, 3, *sides, dtype=torch.uint8 if isinstance(module, Processed) else torch.float32
-        )
-    ]
+    inputs = [torch.zeros(2, 3, *sides, dtype=dtype)]
     shapes = [{0: batch, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}]
     if mask:
         inputs.append(torch.zeros(2, *sides, dtype=torch.bool))
         shapes.append({0: batch, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC})
-    module = (
-        deepcopy(module).to(memory_format=torch.contiguous_format).eval()
-    )  # other layouts are saved with a warning
+    # Other memory formats are saved with a warning.
+    module = deepcopy(module).to(memory_format=torch.contiguous_format).eval()
     module.model.aux_loss = False  # boxes of all positions are there for the loss alone
     with torch.no_grad(), quiet():
         return torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(shapes))
@@ -107,7 +105,7 @@ def trace(module: Plain | Processed, mask: bool = False) -> ExportedProgram:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the log of what exporters try on their way."""
+    """Silences what exporters log about their attempts."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

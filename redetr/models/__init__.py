@@ -1,7 +1,6 @@
 """Models by name: plain functions `name(num_classes, **options) -> DetectionModel`."""
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,48 +44,113 @@ MODELS: dict[str, Callable[..., DetectionModel]] = {
 }
 
 
+# The least and the most of options that are numbers. The upper bounds are far above every useful
+# model; they keep the sizes of its tensors within what PyTorch can count.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "width": (16, 2**13),
+    "enc_hidden_dim": (4, 2**13),
+    "enc_dim_feedforward": (1, 2**20),
+    "expansion": (0, 8),
+    "eval_idx": (-1000, 999),
+    "hidden_dim": (4, 2**13),
+    "nheads": (1, 2**13),
+    "enc_layers": (0, 1000),
+    "dec_layers": (1, 1000),
+    "dim_feedforward": (1, 2**20),
+    "dropout": (0, 1),
+    "points": (1, 1000),
+    "num_queries": (1, 2**20),
+}
+_FRACTIONS = ("dropout", "expansion")
+_GROUPS = 8  # of GroupNorm: widths are multiples of it
+_MOST_CHANNELS = 2**13
+
+
 def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
     """A model of `MODELS` with random weights; `overrides` as in `models.detr.detr`,
     `models.fast.fast` or `models.rtdetr.rtdetr`.
 
-    `num_classes` is the data set's number of categories. Raises InputError for an unknown name or
-    option.
+    `num_classes` is the data set's number of categories. Raises InputError for an unknown name, or
+    an option that is unknown or impossible.
     """
-    if name not in MODELS:
-        raise InputError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
-    allowed = options_of(name)
+    defaults = options_of(name)
     for option in overrides:
-        if option not in allowed:
+        if option not in defaults:
             raise InputError(
-                f"unknown option {option!r} of model {name}: choose from {', '.join(allowed)}"
+                f"unknown option {option!r} of model {name}: choose from {', '.join(defaults)}"
             )
     if num_classes < 1:
         raise InputError(f"num_classes is {num_classes}: a detector needs at least one class")
-    sizes = allowed | overrides
     try:
-        if sizes["hidden_dim"] % math.lcm(4, sizes["nheads"]):  # 4: sines and cosines of x and y
-            raise ValueError("hidden_dim must be a multiple of 4 and of nheads")
-        if sizes["dec_layers"] < 1:
-            raise ValueError("dec_layers must be at least 1")
-        return MODELS[name](num_classes, **overrides)
-    except (
-        TypeError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-        AttributeError,
-        RuntimeError,
-        AssertionError,
-    ) as error:
+        _require_possible(name, defaults, overrides)
+    except ValueError as error:
         given = ", ".join(f"{option}={value}" for option, value in overrides.items())
         raise InputError(f"model {name} cannot be built with {given}: {error}") from error
+    return MODELS[name](num_classes, **overrides)
+
+
+def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """Raises ValueError, with the reason, for options that no model can be built with."""
+    if _is_rtdetr(name):
+        rtdetr.require_possible(defaults | overrides)
+    for option, value in overrides.items():
+        is_flag = isinstance(defaults[option], bool)
+        if option == "points" and _is_rtdetr(name):
+            continue  # by level
+        if option in _BOUNDS:
+            _require_number(option, value, whole=option not in _FRACTIONS)
+        elif is_flag and not isinstance(value, bool):
+            raise ValueError(f"{option} must be true or false")
+        elif option == "norm" and not isinstance(value, str):
+            raise ValueError("norm must be a name")
+        elif option == "position" and value not in ("sine", "learned"):
+            raise ValueError("position must be sine or learned")
+        elif option == "backbone" and not isinstance(value, str):
+            _require_widths(value)
+    options = defaults | overrides
+    hidden_dim = options["hidden_dim"]
+    nheads = options["nheads"]
+    if hidden_dim % 4 or hidden_dim % nheads:  # 4: sines and cosines of x and y
+        raise ValueError("hidden_dim must be a multiple of 4 and of nheads")
+    if _is_fast(name) and hidden_dim % _GROUPS:
+        raise ValueError(f"hidden_dim must be a multiple of {_GROUPS}")
+
+
+def _require_number(option: str, value: Any, whole: bool) -> None:
+    least, most = _BOUNDS[option]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{option} must be a number")
+    if whole and not isinstance(value, int):
+        raise ValueError(f"{option} must be a whole number")
+    if value < least:
+        raise ValueError(f"{option} must be at least {least}")
+    if not value <= most:  # also not a number
+        raise ValueError(f"{option} must be at most {most}")
+
+
+def _require_widths(value: Any) -> None:
+    """Raises ValueError unless these are the widths of a `SmallResNet`."""
+    message = (
+        f"backbone must be a name, or three widths that are multiples of {_GROUPS}, at most "
+        f"{_MOST_CHANNELS}"
+    )
+    if not isinstance(value, tuple | list) or len(value) != 3:
+        raise ValueError(message)
+    allowed = range(_GROUPS, _MOST_CHANNELS + 1, _GROUPS)
+    for width in value:
+        if not isinstance(width, int) or width not in allowed:
+            raise ValueError(message)
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """All options of a model of `MODELS` with their defaults."""
+    """All options of a model of `MODELS` with their defaults. Raises InputError for an unknown
+    name."""
+    if name not in MODELS:
+        raise InputError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
     options = {}
     for function in _functions(name):  # a later one's defaults replace those before
-        for parameter in inspect.signature(function).parameters.values():
+        parameters = inspect.signature(function).parameters
+        for parameter in parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY:
                 options[parameter.name] = parameter.default
     return options
@@ -94,11 +158,20 @@ def options_of(name: str) -> dict[str, Any]:
 
 def _functions(name: str) -> list[Callable[..., DetectionModel]]:
     """The functions that a model is built by, the most general one first."""
-    if name.startswith("detr"):
-        return [detr.detr, MODELS[name]]
+    model = MODELS[name]
+    if _is_fast(name):
+        return [fast.fast, model]
     if name.startswith("rtdetrv2"):
         first_version = name.replace("rtdetrv2", "rtdetr")
-        return [rtdetr.rtdetr, MODELS[first_version], MODELS[name]]
-    if name.startswith("rtdetr"):
-        return [rtdetr.rtdetr, MODELS[name]]
-    return [fast.fast, MODELS[name]]
+        return [rtdetr.rtdetr, MODELS[first_version], model]
+    if _is_rtdetr(name):
+        return [rtdetr.rtdetr, model]
+    return [detr.detr, model]
+
+
+def _is_fast(name: str) -> bool:
+    return MODELS[name].__module__ == fast.__name__
+
+
+def _is_rtdetr(name: str) -> bool:
+    return MODELS[name].__module__ == rtdetr.__name__

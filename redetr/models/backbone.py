@@ -24,7 +24,7 @@ from redetr.errors import InputError
 from redetr.models.recompute import runner
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
-# Which of `features` is the first at stride 2, 4, 8, 16, 32.
+# Per stride of `_STRIDES`, the index of the first layer in `features` that runs at it.
 MOBILENETS = {
     "mobilenet_v2": (0, 2, 4, 7, 14),
     "mobilenet_v3_small": (0, 1, 2, 4, 9),
@@ -47,10 +47,10 @@ NORMS: dict[str, Any] = {
 
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """`norm(conv(x))`; a frozen BatchNorm is folded into the convolution.
+    """Returns `norm(conv(x))`, `[B, C, h, w]`; a frozen BatchNorm is folded into the convolution.
 
-    The weights are scaled and the shift becomes the bias, for the same function and the same
-    gradient of `conv.weight`, without the extra passes over the feature map.
+    The weights are scaled and the shift becomes the bias: the same function and the same gradient
+    of `conv.weight`, without the extra passes over the feature map.
     """
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm(conv(x))
@@ -60,14 +60,18 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the convolution that does the work of `conv`, without bias, and `norm`."""
-    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # [C]
     bias = norm.bias - norm.running_mean * scale
     weight = conv.weight * scale[:, None, None, None]
     return weight, bias
 
 
 def _residual_block(x: Tensor, block: BasicBlock | Bottleneck) -> Tensor:
-    identity = x if block.downsample is None else conv_norm(x, *block.downsample)
+    """Runs a block of torchvision's ResNet, with its norms folded."""
+    identity = x
+    if block.downsample is not None:
+        conv, norm = block.downsample
+        identity = conv_norm(x, conv, norm)
     out = conv_norm(x, block.conv1, block.bn1).relu_()
     out = conv_norm(out, block.conv2, block.bn2)
     if isinstance(block, Bottleneck):
@@ -76,22 +80,25 @@ def _residual_block(x: Tensor, block: BasicBlock | Bottleneck) -> Tensor:
 
 
 def _chain(x: Tensor, layers: Iterable[nn.Module], recompute: bool = False) -> Tensor:
-    """torchvision's `layers` one after the other, each convolution together with the norm that
-    follows it."""
-    run, layers = runner(recompute), iter(layers)
+    """Runs torchvision's `layers` in turn, each convolution with the norm that follows it.
+
+    With `recompute`, blocks are computed twice in place of keeping their intermediates.
+    """
+    run = runner(recompute)
+    layers = iter(layers)
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
-            x = conv_norm(x, layer, next(layers))
+            norm = next(layers)
+            x = conv_norm(x, layer, norm)
         elif isinstance(layer, nn.Sequential):
             x = _chain(x, layer, recompute)
         elif isinstance(layer, (BasicBlock, Bottleneck)):
             x = run(_residual_block, x, layer)
-        elif isinstance(layer, (mobilenetv2.InvertedResidual, mobilenetv3.InvertedResidual)):
-            out = run(
-                _chain,
-                x,
-                layer.conv if isinstance(layer, mobilenetv2.InvertedResidual) else layer.block,
-            )
+        elif isinstance(layer, mobilenetv2.InvertedResidual):
+            out = run(_chain, x, layer.conv)
+            x = x + out if layer.use_res_connect else out
+        elif isinstance(layer, mobilenetv3.InvertedResidual):
+            out = run(_chain, x, layer.block)
             x = x + out if layer.use_res_connect else out
         else:
             x = layer(x)
@@ -99,17 +106,18 @@ def _chain(x: Tensor, layers: Iterable[nn.Module], recompute: bool = False) -> T
 
 
 class Backbone(nn.Module):
-    """A torchvision ResNet or MobileNet as `body`, without its classifier and what comes after the
-    last of `strides`.
+    """A torchvision ResNet or MobileNet as `body`, cut off after the last of `strides`.
 
     `weights="imagenet"` loads torchvision's weights; None leaves random ones. `dilation` replaces
     the stride of the last stage by dilation (DC5).
 
     With `norm="frozen_batch"`, nothing before stride 8 is trained, as in the original: filters that
-    serve any picture, few weights, and the largest feature maps, through which no gradient has to
-    go. `norm="group"` takes GroupNorm in place of frozen BatchNorm and trains all of it: the choice
-    for training from scratch. `norm="sync_batch"` trains BatchNorm with statistics over all ranks:
-    GPUs only, exact over ranks but not over accumulated micro-batches.
+    serve any image, few weights, and the largest feature maps, which then need no gradient.
+    `norm="group"` uses GroupNorm in place of frozen BatchNorm and trains everything: the choice for
+    training from scratch. `norm="sync_batch"` trains BatchNorm with statistics over all ranks: GPUs
+    only, exact over ranks but not over accumulated micro-batches.
+
+    Raises InputError for an unknown name, or options that do not go together.
     """
 
     recompute = False
@@ -129,68 +137,91 @@ class Backbone(nn.Module):
                 f"unknown backbone {name!r}: choose one of {', '.join(known)}, or timm:NAME"
             )
         if dilation and name not in ("resnet50", "resnet101"):
-            raise InputError(f"{name} has no dilated form: choose resnet50 or resnet101")
+            raise InputError(f"{name} has no dilated variant: choose resnet50 or resnet101")
         _check(weights, norm)
-        eps = (
-            {"eps": 1e-3} if name.startswith("mobilenet_v3") and norm != "group" else {}
-        )  # as V3 was trained
-        options = {"replace_stride_with_dilation": [False, False, True]} if dilation else {}
         self.name = name
-        self.body = torchvision.models.get_model(
-            name, norm_layer=partial(NORMS[norm], **eps), **options
-        )
+        self.body = _torchvision_net(name, norm, dilation)
         if weights:
             self.body.load_state_dict(_imagenet_weights(name))
-        self._cut(_STRIDES.index(max(strides)))
+        self._cut(last_stage=_STRIDES.index(max(strides)))
         self.strides = strides
-        self.num_channels = [
-            _out_channels(self._stages()[_STRIDES.index(stride)]) for stride in strides
-        ]
+        stages = self._stages()
+        self.num_channels: list[int] = []
+        for stride in strides:
+            stage = stages[_STRIDES.index(stride)]
+            self.num_channels.append(_out_channels(stage))
         if norm == "frozen_batch":
-            for layer in (layer for stage in self._stages()[:2] for layer in stage):
-                layer.requires_grad_(False)
+            for stage in stages[:2]:  # strides 2 and 4
+                for layer in stage:
+                    layer.requires_grad_(False)
 
     def _stages(self) -> list[list[nn.Module]]:
-        """The layers of each stride in `_STRIDES`."""
+        """Returns the layers of each stride in `_STRIDES`."""
         body = self.body
         if self.name in MOBILENETS:
             layers = list(body.features)
-            return [layers[begin:end] for begin, end in pairwise((*MOBILENETS[self.name], None))]
-        later = [
-            [getattr(body, layer)]
-            for layer in ("layer2", "layer3", "layer4")
-            if hasattr(body, layer)
-        ]
-        return [[body.conv1, body.bn1, body.relu], [body.maxpool, body.layer1], *later]
+            bounds = (*MOBILENETS[self.name], None)  # the last stage has all that remains
+            return [layers[begin:end] for begin, end in pairwise(bounds)]
+        stages = [[body.conv1, body.bn1, body.relu], [body.maxpool, body.layer1]]
+        for name in ("layer2", "layer3", "layer4"):
+            if hasattr(body, name):
+                stages.append([getattr(body, name)])
+        return stages
 
-    def _cut(self, last: int) -> None:
-        """Removes what comes after stage `last`: it would be computed for nothing, and get no
-        gradient."""
-        unused = {"fc", "avgpool", "classifier", *(f"layer{i}" for i in range(last + 1, 5))}
-        for part in unused & dict(self.body.named_children()).keys():
-            delattr(self.body, part)
+    def _cut(self, last_stage: int) -> None:
+        """Removes what follows stage `last_stage` (an index of `_STRIDES`).
+
+        It would be computed for nothing, and get no gradient.
+        """
+        unused = ["fc", "avgpool", "classifier"]
+        unused += [f"layer{i}" for i in range(last_stage + 1, 5)]
+        for name in unused:
+            if hasattr(self.body, name):
+                delattr(self.body, name)
         if self.name in MOBILENETS:
-            self.body.features = self.body.features[: (*MOBILENETS[self.name], None)[last + 1]]
+            first_layers = (*MOBILENETS[self.name], None)
+            end = first_layers[last_stage + 1]
+            self.body.features = self.body.features[:end]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps `[B, num_channels[i], H / strides[i], W / strides[i]]` (DC5: stride 16 under
-        the name 32)."""
-        x, features = images, {}
+        """Returns a feature map `[B, num_channels[i], H / strides[i], W / strides[i]]` per stride.
+
+        With `dilation`, the map of stride 32 has stride 16.
+        """
+        x = images
+        features: dict[int, Tensor] = {}
         for stride, stage in zip(_STRIDES, self._stages(), strict=False):
-            x = features[stride] = _chain(x, stage, self.recompute)
+            x = _chain(x, stage, self.recompute)
+            features[stride] = x
         return [features[stride] for stride in self.strides]
 
 
+def _torchvision_net(name: str, norm: Norm, dilation: bool) -> Any:
+    """Returns torchvision's net of that name with random weights and norms of kind `norm`.
+
+    A module; not typed as such, since the attributes of the nets differ.
+    """
+    norm_layer = NORMS[norm]
+    if name.startswith("mobilenet_v3") and norm != "group":
+        norm_layer = partial(norm_layer, eps=1e-3)  # as V3 was trained
+    options: dict[str, Any] = {}
+    if dilation:
+        options["replace_stride_with_dilation"] = [False, False, True]
+    return torchvision.models.get_model(name, norm_layer=norm_layer, **options)
+
+
 def _out_channels(layers: list[nn.Module]) -> int:
-    return [
-        conv.out_channels
-        for layer in layers
-        for conv in layer.modules()
-        if isinstance(conv, nn.Conv2d)
-    ][-1]
+    """Returns the output channels of the last convolution in `layers`."""
+    channels = 0
+    for layer in layers:
+        for module in layer.modules():
+            if isinstance(module, nn.Conv2d):
+                channels = module.out_channels
+    return channels
 
 
 def _check(weights: str | None, norm: str) -> None:
+    """Raises InputError for weights or a norm that do not exist, or do not go together."""
     if weights not in (None, "imagenet"):
         raise InputError(f"unknown backbone weights {weights!r}: choose 'imagenet' or none")
     if norm not in NORMS:
@@ -203,19 +234,22 @@ def _check(weights: str | None, norm: str) -> None:
 
 
 def _imagenet_weights(name: str) -> dict[str, Tensor]:
-    """torchvision's weights from torch's cache, or from the net. Raises InputError with the place
-    for the file."""
+    """Returns torchvision's weights, from torch's cache or downloaded to it.
+
+    Raises InputError, which names the path where the file belongs, if the download fails.
+    """
     url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
-    path = fetch(url, Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2])
+    file_name = url.rpartition("/")[2]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    path = fetch(url, cached)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class TimmBackbone(nn.Module):
-    """A convolutional net of timm as `body`, pruned after the last of `strides`; needs the extra
-    `timm`.
+    """A convolutional net of timm as `body`, cut off after the last of `strides`.
 
-    Its BatchNorm is frozen, or synchronised with `norm="sync_batch"` (see `Backbone`); all else is
-    trained.
+    It needs the extra `timm`. Its BatchNorm is frozen, or synchronised with `norm="sync_batch"`
+    (see `Backbone`); everything else is trained.
     """
 
     scale: Tensor
@@ -235,28 +269,26 @@ class TimmBackbone(nn.Module):
                 f"timm:{name} cannot change to norm=group: take norm=frozen_batch or sync_batch"
             )
         net = _timm_features(timm.create_model, name, bool(weights), strides)
-        freeze, synchronise = timm.layers.freeze_batch_norm_2d, timm.layers.convert_sync_batchnorm
-        self.body = (freeze if norm == "frozen_batch" else synchronise)(net.model)
+        if norm == "frozen_batch":
+            self.body = timm.layers.freeze_batch_norm_2d(net.model)
+        else:
+            self.body = timm.layers.convert_sync_batchnorm(net.model)
         self.strides = strides
         self.num_channels = net.feature_info.channels()
         self._indices = net.out_indices
-        # From ImageNet's mean and deviation to those that this net was trained with, which for some
-        # are others.
-        mean, std, own_mean, own_std = (
-            torch.tensor(values)[:, None, None]
-            for values in (
-                timm.data.IMAGENET_DEFAULT_MEAN,
-                timm.data.IMAGENET_DEFAULT_STD,
-                net.pretrained_cfg["mean"],
-                net.pretrained_cfg["std"],
-            )
-        )
-        self.register_buffer("scale", std / own_std, persistent=False)
-        self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
+        # Images arrive normalised by ImageNet's mean and deviation; some nets were trained with
+        # others.
+        mean = _per_channel(timm.data.IMAGENET_DEFAULT_MEAN)
+        std = _per_channel(timm.data.IMAGENET_DEFAULT_STD)
+        net_mean = _per_channel(net.pretrained_cfg["mean"])
+        net_std = _per_channel(net.pretrained_cfg["std"])
+        self.register_buffer("scale", std / net_std, persistent=False)
+        self.register_buffer("shift", (mean - net_mean) / net_std, persistent=False)
         self._recompute = False
 
     @property
     def recompute(self) -> bool:
+        """Whether blocks are computed twice; setting it raises InputError for a net without."""
         return self._recompute
 
     @recompute.setter
@@ -270,45 +302,58 @@ class TimmBackbone(nn.Module):
         self._recompute = value
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps `[B, num_channels[i], H / strides[i], W / strides[i]]`."""
+        """Returns a feature map `[B, num_channels[i], H / strides[i], W / strides[i]]` per
+        stride."""
         images = images * self.scale + self.shift
         return self.body.forward_intermediates(
             images, indices=self._indices, intermediates_only=True
         )
 
 
+def _per_channel(values: Iterable[float]) -> Tensor:
+    """Returns three `values` as `[3, 1, 1]`."""
+    return torch.tensor(values)[:, None, None]
+
+
 def _timm_features(
     create_model: Callable[..., Any], name: str, pretrained: bool, strides: tuple[int, ...]
 ) -> Any:
-    """timm's extractor of the features at `strides`. Raises InputError for a net that has none or
-    cannot be had."""
+    """Returns timm's extractor of the features at `strides`.
+
+    Raises InputError for a net without such features, and for one that timm does not have or cannot
+    download.
+    """
     options: dict[str, Any] = {"features_only": True, "feature_cls": "getter"}
+    # timm and its hub client raise many kinds of error for unknown names and failed downloads.
     try:
-        found = create_model(name, **options).feature_info.reduction()
-        last = {stride: index for index, stride in enumerate(found)}
-        indices = [last[stride] for stride in strides if stride in last]
+        all_strides = create_model(name, **options).feature_info.reduction()
+        # Where several feature maps have a stride, the last one has seen the most layers.
+        last_index = {stride: index for index, stride in enumerate(all_strides)}
+        indices = [last_index[stride] for stride in strides if stride in last_index]
         net = create_model(name, pretrained=pretrained, out_indices=indices, **options)
-    except (
-        Exception
-    ) as error:  # unknown names, downloads that fail: timm and its hub client raise many kinds
+    except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"timm:{name}: timm cannot give it ({reason[:160]}); `timm.list_models()` has the "
-            "names; where there is no "
-            "net, get the file of its weights elsewhere and train with --weights FILE"
+            "names; where there is no net, get the file of its weights elsewhere and train with "
+            "--weights FILE"
         ) from error
-    if net.feature_info.reduction() != list(strides) or net.pretrained_cfg.get("fixed_input_size"):
+    has_strides = net.feature_info.reduction() == list(strides)
+    if not has_strides or net.pretrained_cfg.get("fixed_input_size"):
+        needed = ", ".join(map(str, strides))
+        present = ", ".join(map(str, last_index))
         raise InputError(
             f"timm:{name} cannot be a backbone: that takes images of any size and has feature maps "
-            "at strides "
-            f"{', '.join(map(str, strides))}; this one has {', '.join(map(str, last))}"
+            f"at strides {needed}; this one has {present}"
         )
     return net
 
 
 class _SmallBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; the second norm's scale starts at 0, so the block starts
-    as identity."""
+    """Two 3x3 convolutions and a shortcut.
+
+    The scale of the second norm starts at 0, so that the block starts as its shortcut.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -317,18 +362,23 @@ class _SmallBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.norm2 = _group_norm(outputs)
         nn.init.zeros_(self.norm2.weight)
-        self.shortcut = (
-            nn.Identity() if stride == 1 else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-        )
+        if stride == 1:
+            self.shortcut: nn.Module = nn.Identity()
+        else:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu_()))
+        """Returns `[B, outputs, h / stride, w / stride]` for `x` `[B, inputs, h, w]`."""
+        out = self.norm1(self.conv1(x)).relu_()
+        out = self.norm2(self.conv2(out))
         return out.add_(self.shortcut(x)).relu_()
 
 
 class SmallResNet(nn.Module):
-    """Residual stages at strides 4, 8, 16 with GroupNorm: each image is normalised by itself, with
-    its padding."""
+    """Residual stages at strides 4, 8 and 16 with GroupNorm, trained from scratch.
+
+    Each image is normalised by itself, together with its padding.
+    """
 
     recompute = False
 
@@ -339,13 +389,14 @@ class SmallResNet(nn.Module):
             _group_norm(widths[0]),
             nn.ReLU(inplace=True),
         )
-        stages, inputs = [], widths[0]
-        for width, blocks in zip(
-            widths, (1, 2, 2), strict=True
-        ):  # pixels are dearest in the first stage
-            stage = [_SmallBlock(inputs, width, 2)] + [
-                _SmallBlock(width, width, 1) for _ in range(blocks - 1)
-            ]
+        # The first stage has the most pixels, so a block of it costs the most.
+        num_blocks = (1, 2, 2)
+        stages = []
+        inputs = widths[0]
+        for width, blocks in zip(widths, num_blocks, strict=True):
+            stage = [_SmallBlock(inputs, width, stride=2)]
+            for _ in range(blocks - 1):
+                stage.append(_SmallBlock(width, width, stride=1))
             stages.append(nn.Sequential(*stage))
             inputs = width
         self.stages = nn.ModuleList(stages)
@@ -356,13 +407,15 @@ class SmallResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Feature maps at strides 8 and 16."""
-        x, features, run = self.stem(images), [], runner(self.recompute)
+        """Returns the feature maps at strides 8 and 16, `[B, num_channels[i], h, w]`."""
+        run = runner(self.recompute)
+        x = self.stem(images)
+        features = []
         for stage in self.stages:
             for block in stage.children():
                 x = run(block, x)
             features.append(x)
-        return features[1:]
+        return features[1:]  # without stride 4
 
 
 AnyBackbone = Backbone | TimmBackbone | SmallResNet
@@ -375,14 +428,18 @@ def build_backbone(
     strides: tuple[int, ...],
     dilation: bool = False,
 ) -> AnyBackbone:
-    """The backbone of that name: torchvision's, "timm:NAME", or a `SmallResNet` of three widths
-    (strides 8, 16)."""
+    """Returns the backbone of a name of torchvision, of "timm:NAME", or of three widths.
+
+    Three widths make a `SmallResNet`, which has strides 8 and 16 whatever `strides` says. Raises
+    InputError for a name or an option that does not exist.
+    """
     if isinstance(backbone, str) and not backbone.startswith("timm:"):
         return Backbone(backbone, weights, dilation, strides, norm)
     if dilation:
-        raise InputError(f"{backbone} has no dilated form: choose resnet50 or resnet101")
+        raise InputError(f"{backbone} has no dilated variant: choose resnet50 or resnet101")
     if isinstance(backbone, str):
-        return TimmBackbone(backbone.removeprefix("timm:"), weights, strides, norm)
+        timm_name = backbone.removeprefix("timm:")
+        return TimmBackbone(timm_name, weights, strides, norm)
     if weights:
         raise InputError(
             f"a backbone of widths {backbone} is trained from scratch: take no weights ({weights})"
@@ -391,12 +448,13 @@ def build_backbone(
 
 
 def padding_at(features: Tensor, mask: Tensor | None) -> Tensor:
-    """The padding `[B, h, w]` of a feature map `[B, C, h, w]`; `mask` `[B, H, W]` is the images',
-    None = no padding.
+    """Returns the padding `[B, h, w]` of a feature map `[B, C, h, w]`, True = padding.
 
-    Nearest pixel, as the original DETR does it.
+    `mask` `[B, H, W]` is that of the images, None = no padding. It is resized to the nearest pixel,
+    as in the original DETR.
     """
     batch, _, height, width = features.shape
     if mask is None:
         return torch.zeros(batch, height, width, dtype=torch.bool, device=features.device)
-    return F.interpolate(mask[:, None].float(), size=(height, width))[:, 0].bool()
+    resized = F.interpolate(mask[:, None].float(), size=(height, width))  # [B, 1, h, w]
+    return resized[:, 0].bool()

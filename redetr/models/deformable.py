@@ -97,8 +97,6 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, hidden_dim: int, nheads: int, points: list[int], sampling: Sampling):
         super().__init__()
-        if sampling not in ("bilinear", "discrete"):
-            raise ValueError(f"sampling is {sampling!r}: choose bilinear or discrete")
         self.nheads = nheads
         self.points = points
         self.sampling: Sampling = sampling

@@ -1,7 +1,8 @@
-"""The original DETR: Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020.
+"""The faithful variant: the original DETR, with the parameter names of its checkpoints.
 
-Parameter names and shapes are those of the official checkpoints, which load strictly. Shape
-letters: see `redetr.structures`.
+Official checkpoints load strictly. Shape letters: see `redetr.structures`.
+
+Source: Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020.
 """
 
 from typing import Any, Literal

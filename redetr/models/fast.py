@@ -1,8 +1,9 @@
-"""The fast DETR: two stages, and a multi-scale deformable decoder, from image to boxes in one file.
+"""The fast variant: a two-stage DETR with a multi-scale deformable decoder, all in this file.
 
-It learns in minutes where the original needs days: queries start at the best-scored positions of
-the feature maps, look only at a few points around their box (`grid_sample`, no custom kernel), and
-correct that box layer by layer; the encoder's positions are matched to the objects as well.
+It learns in minutes where the faithful variant needs days: queries start at the best-scored
+positions of the feature maps, look only at a few points around their box (`grid_sample`, no custom
+kernel), and correct that box layer by layer; the encoder's positions are matched to the objects as
+well.
 
 Sources: Deformable DETR (Zhu et al. 2021) for the sampling, box refinement and two-stage selection;
 DINO (Zhang et al. 2023) for learned query content; RT-DETR (Zhao et al. 2024) for the single
@@ -345,7 +346,7 @@ def fast(
     points: int = 4,
     num_queries: int = 100,
 ) -> FastDETR:
-    """Returns a fast DETR. `backbone` is a name of torchvision or timm, or three widths.
+    """Returns a fast variant. `backbone` is a name of torchvision or timm, or three widths.
 
     See `build_backbone` for the names.
     """
@@ -368,7 +369,7 @@ def redetr_s(
     dim_feedforward: int = 768,
     **options: Any,
 ) -> FastDETR:
-    """Small: twice the width of nano, trained from scratch."""
+    """Small: a backbone of twice the width of nano, trained from scratch."""
     return fast(
         num_classes,
         backbone=backbone,

@@ -6,8 +6,6 @@ parameter names are those of the original implementation of RT-DETRv2.
 Shape letters: B images, D width, and h, w the size of one level.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,8 +109,6 @@ class HybridEncoder(nn.Module):
         norm: Norm,
     ):
         super().__init__()
-        if hidden_dim % math.lcm(4, nheads):
-            raise ValueError("enc_hidden_dim must be a multiple of 4 and of nheads")
         self.hidden_dim = hidden_dim
         self.input_proj = nn.ModuleList(
             ConvNorm(channels, hidden_dim, 1, norm=norm) for channels in num_channels

@@ -1,8 +1,8 @@
 """Training with less memory: intermediates of a block are not kept, but computed twice.
 
-The blocks are those of the backbone and the layers of the original DETR's encoder, whose maps grow
-with the image; everything else is kept as usual. It costs a second forward pass of the blocks. On a
-CPU the gradient is the same to the last digit.
+The blocks are those of the backbone and the layers of the faithful variant's encoder, whose maps
+grow with the image; everything else is kept as usual. It costs a second forward pass of the blocks.
+On a CPU the gradient is the same to the last digit.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def recompute_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             raise InputError(
-                "--recompute would move the statistics of a trained BatchNorm twice: take "
+                "--recompute would update the statistics of a trained BatchNorm twice: take "
                 "norm=group or norm=frozen_batch"
             )
     for module in model.modules():

@@ -17,6 +17,7 @@ h, w the size of one level. Boxes are cxcywh, fractions of the unpadded image.
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -36,12 +37,14 @@ from redetr.models.deformable import (
 )
 from redetr.models.fast import DecoderLayer
 from redetr.models.hybrid import NUM_LEVELS, HybridEncoder
-from redetr.models.presnet import ConvNorm, PResNet
+from redetr.models.presnet import DEPTHS, ConvNorm, PResNet
 from redetr.models.transformer import MLP
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 _SMALLEST_ANCHOR = 0.05  # side at stride 8, a fraction of the image; it doubles with each level
 _BORDER = 0.01  # anchors with a number closer than this to 0 or 1 are not used
+_MOST_POINTS = 1000
+_LARGEST_EXPANSION = 8
 _CLASS_BIAS = -math.log(99)  # a score of 0.01 everywhere: few objects among many positions
 
 
@@ -68,8 +71,6 @@ class Decoder(nn.Module):
         norm: Norm,
     ):
         super().__init__()
-        if not -dec_layers <= eval_idx < dec_layers:
-            raise ValueError(f"eval_idx is {eval_idx}, and there are {dec_layers} decoder layers")
         self.num_queries = num_queries
         self.last_in_eval = range(dec_layers)[eval_idx]
         self.input_proj = nn.ModuleList(
@@ -211,12 +212,40 @@ class RTDETR(DetectionModel):
         return self.decoder(levels, valid_ratio(images, mask), self.aux_loss)
 
 
-def _points_of_level(points: int | tuple[int, ...]) -> list[int]:
-    """Returns how many points a query reads on each level. Raises ValueError."""
-    by_level = [points] * NUM_LEVELS if isinstance(points, int) else list(points)
-    if len(by_level) != NUM_LEVELS or min(by_level) < 1:
-        raise ValueError(f"points must be at least 1 on each of {NUM_LEVELS} levels")
-    return by_level
+def _points_of_level(points: int | Sequence[int]) -> list[int]:
+    """Returns how many points a query reads on each level."""
+    return [points] * NUM_LEVELS if isinstance(points, int) else list(points)
+
+
+def require_possible(options: dict[str, Any]) -> None:
+    """Raises ValueError, with the reason, for `options` that no RT-DETR can be built with."""
+    points = options["points"]
+    if not isinstance(points, int | tuple | list):
+        raise ValueError(f"points must be a number, or {NUM_LEVELS} of them")
+    by_level = _points_of_level(points)
+    possible = range(1, _MOST_POINTS + 1)
+    if len(by_level) != NUM_LEVELS or any(count not in possible for count in by_level):
+        raise ValueError(f"points must be 1 to {_MOST_POINTS} on each of {NUM_LEVELS} levels")
+    if options["sampling"] not in ("bilinear", "discrete"):
+        raise ValueError("sampling must be bilinear or discrete")
+    if options["backbone"] not in DEPTHS:
+        raise ValueError(f"backbone must be one of {', '.join(DEPTHS)}")
+    for name in ("width", "enc_hidden_dim", "nheads", "dec_layers", "eval_idx"):
+        if not isinstance(options[name], int):
+            raise ValueError(f"{name} must be a whole number")
+    if options["width"] % 16:
+        raise ValueError("width must be a multiple of 16")
+    enc_hidden_dim, nheads = options["enc_hidden_dim"], options["nheads"]
+    if enc_hidden_dim % 8 or nheads < 1 or enc_hidden_dim % nheads:
+        raise ValueError("enc_hidden_dim must be a multiple of 8 and of nheads")
+    expansion = options["expansion"]
+    if not isinstance(expansion, int | float) or not 0 < expansion <= _LARGEST_EXPANSION:
+        raise ValueError(f"expansion must be above 0 and at most {_LARGEST_EXPANSION}")
+    if int(enc_hidden_dim * expansion) % 8 or not int(enc_hidden_dim * expansion):
+        raise ValueError("enc_hidden_dim times expansion must be a multiple of 8")
+    eval_idx, dec_layers = options["eval_idx"], options["dec_layers"]
+    if not -dec_layers <= eval_idx < dec_layers:
+        raise ValueError(f"eval_idx is {eval_idx}, and there are {dec_layers} decoder layers")
 
 
 def rtdetr(

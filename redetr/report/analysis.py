@@ -25,7 +25,7 @@ from hotcoco.primitives import bbox_iou
 from numpy.typing import NDArray
 
 from redetr.metrics import GroundTruth, coco_evaluation
-from redetr.structures import Target
+from redetr.structures import DatasetDetections, StoredTarget
 
 KINDS = ("correct", "class", "localization", "both", "duplicate", "background")
 
@@ -89,17 +89,11 @@ class Judgement:
 
 
 def judge(
-    targets: Sequence[Target],
-    evaluation: COCOeval,
-    image_index: Ints,
-    labels: Ints,
-    scores: NDArray,
-    boxes: NDArray,
+    targets: Sequence[StoredTarget], evaluation: COCOeval, all_detections: DatasetDetections
 ) -> Judgement:
     """The kind of each detection on the images of `targets`.
 
-    `evaluation` is that of the same images and detections by `metrics.coco_evaluation`, which takes
-    the same arrays.
+    `evaluation` is that of the same images and detections by `metrics.coco_evaluation`.
     """
     annotations, is_crowd = _annotations(targets)
     objects = annotations.take(~is_crowd)
@@ -108,13 +102,14 @@ def judge(
     diagnostics = evaluation.image_diagnostics(iou_thr=_MATCH_IOU)
     counted = _rows(diagnostics["dt_status"])  # without those in crowds and beyond 100
     counted.sort()
-    best_first = np.argsort(-scores[counted], kind="stable")
+    best_first = np.argsort(-all_detections.scores[counted], kind="stable")
     rows = counted[best_first]
-    detections = Boxes(image_index[rows], labels[rows], boxes[rows].astype(np.float64))
+    kept = all_detections.keep(rows)
+    detections = Boxes(kept.image_index, kept.labels, kept.boxes.astype(np.float64))
 
     matches = diagnostics["dt_match"]
     number_of_object = np.cumsum(~is_crowd) - 1
-    found_object = np.full(len(labels), -1)
+    found_object = np.full(len(all_detections), -1)
     found_object[_rows(matches)] = number_of_object[_rows(matches.values())]
     found_object = found_object[rows]
     correct = found_object >= 0
@@ -123,7 +118,7 @@ def judge(
 
     kinds = _kinds(detections, objects, correct, len(targets))
     num_classes = len(evaluation.params.cat_ids)
-    scores = scores[rows].astype(np.float64)
+    scores = kept.scores.astype(np.float64)
     without_crowds = _evaluation_without_crowds(targets, num_classes, detections, scores)
     return Judgement(
         detections=detections,
@@ -247,7 +242,7 @@ def image_errors(judged: Judgement, threshold: float, num_images: int) -> tuple[
     return wrong_counts, missed_counts
 
 
-def _annotations(targets: Sequence[Target]) -> tuple[Boxes, Bools]:
+def _annotations(targets: Sequence[StoredTarget]) -> tuple[Boxes, Bools]:
     """All annotations, and which of them are crowds."""
     images = [np.zeros(0, np.int64)]
     labels = [np.zeros(0, np.int64)]
@@ -263,7 +258,7 @@ def _annotations(targets: Sequence[Target]) -> tuple[Boxes, Bools]:
 
 
 def _evaluation_without_crowds(
-    targets: Sequence[Target], num_classes: int, detections: Boxes, scores: Floats
+    targets: Sequence[StoredTarget], num_classes: int, detections: Boxes, scores: Floats
 ) -> COCOeval:
     """hotcoco's evaluation of the detections that count on the objects alone.
 
@@ -273,10 +268,16 @@ def _evaluation_without_crowds(
     objects = [_without_crowds(target) for target in targets]
     class_names = [str(label) for label in range(num_classes)]
     truth = GroundTruth.from_targets(objects, class_names)
-    return coco_evaluation(truth, detections.image, scores, detections.label, detections.xyxy)
+    counted = DatasetDetections(
+        image_index=detections.image,
+        labels=detections.label,
+        scores=scores,
+        boxes=detections.xyxy,
+    )
+    return coco_evaluation(truth, counted)
 
 
-def _without_crowds(target: Target) -> Target:
+def _without_crowds(target: StoredTarget) -> StoredTarget:
     is_object = ~target["iscrowd"]
     kept = target.copy()
     for key in ("boxes", "labels", "iscrowd", "area"):

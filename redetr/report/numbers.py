@@ -37,7 +37,7 @@ from redetr.report.analysis import (
     working_threshold,
 )
 from redetr.report.comparison import Difference
-from redetr.structures import Target
+from redetr.structures import DatasetDetections, StoredTarget
 
 THRESHOLDS = np.linspace(0, 1, 101)  # of the curves
 IMAGES = 12  # shown
@@ -45,8 +45,6 @@ IMAGES = 12  # shown
 _LEAST_SCORE = 0.05  # of calibration: the many detections below would drown the others
 _SIZES = 4  # groups of object size, each of about as many objects
 _MOST_POINTS = 400  # of a training curve
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +59,7 @@ class Report:
 
 def make_report(
     dataset: DetectionDataset,
-    checkpoints: Sequence[tuple[str, Arrays]],
+    checkpoints: Sequence[tuple[str, DatasetDetections]],
     differences: Mapping[str, Difference] | None = None,
 ) -> Report:
     """The report on one or two checkpoints.
@@ -75,8 +73,8 @@ def make_report(
     described = []
     errors = []
     for path, detections in checkpoints:
-        evaluation = coco_evaluation(truth, **detections)
-        judgement = judge(targets, evaluation, **detections)
+        evaluation = coco_evaluation(truth, detections)
+        judgement = judge(targets, evaluation, detections)
         threshold = working_threshold(judgement)
         judged.append(judgement)
         errors.append(image_errors(judgement, threshold, len(dataset)))
@@ -176,7 +174,7 @@ def _at_best_threshold(scores: Floats, correct: Bools, num_objects: int) -> dict
 
 
 def _by_size(
-    targets: Sequence[Target], truth: GroundTruth, detections: Arrays
+    targets: Sequence[StoredTarget], truth: GroundTruth, detections: DatasetDetections
 ) -> list[dict[str, Any]]:
     """AP of groups of objects by their size."""
     areas = np.concatenate([[], *(target["area"][~target["iscrowd"]] for target in targets)])
@@ -187,7 +185,7 @@ def _by_size(
         edges = edges.repeat(2)
     group_of_object = np.searchsorted(edges[1:], areas)
     groups = []
-    for i, ap in enumerate(ap_by_area(truth, edges.tolist(), **detections)):
+    for i, ap in enumerate(ap_by_area(truth, edges.tolist(), detections)):
         group = {
             "from_px": edges[i] ** 0.5,
             "to_px": edges[i + 1] ** 0.5,
@@ -199,7 +197,7 @@ def _by_size(
 
 
 def _by_objects_in_image(
-    targets: Sequence[Target], truth: GroundTruth, evaluation: COCOeval
+    targets: Sequence[StoredTarget], truth: GroundTruth, evaluation: COCOeval
 ) -> list[dict[str, Any]]:
     """AP of groups of images by the number of their objects: 1, 2 to 3, 4 to 7, and so on."""
     counts = np.array([np.count_nonzero(~target["iscrowd"]) for target in targets], np.int64)
@@ -233,7 +231,7 @@ def _worst_images(errors: list[tuple[Ints, Ints]]) -> list[int]:
 
 
 def _image_numbers(
-    targets: Sequence[Target], errors: list[tuple[Ints, Ints]], index: int
+    targets: Sequence[StoredTarget], errors: list[tuple[Ints, Ints]], index: int
 ) -> dict[str, Any]:
     counts = [{"wrong": wrong[index], "missed": missed[index]} for wrong, missed in errors]
     return {"image_id": targets[index]["image_id"], "errors": counts}

@@ -63,55 +63,91 @@ def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def join_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    joined = {
-        name: tensor for name, tensor in weights.items() if not re.search(r"\.[qkv]_proj\.", name)
-    }
-    for name in weights:
-        if ".q_proj." in name:
-            parts = [weights[name.replace(".q_proj.", f".{letter}_proj.")] for letter in "qkv"]
+    """Projections of query, key and value as one tensor. Raises InputError if one is missing, or
+    they do not fit together."""
+    joined = {}
+    for name, tensor in weights.items():
+        if not re.search(r"\.[qkv]_proj\.", name):
+            joined[name] = tensor
+        elif ".q_proj." in name:
+            parts = []
+            for letter in "qkv":
+                part = weights.get(name.replace(".q_proj.", f".{letter}_proj."))
+                if part is None or part.dim() == 0 or part.shape != tensor.shape:
+                    raise InputError(
+                        f"these weights are not a DETR: {name} lacks a key or value projection of "
+                        "its "
+                        "shape"
+                    )
+                parts.append(part)
             joined[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
     return joined
+
+
+# Names that every DETR has, with the number of dimensions of their tensors.
+_NEEDED = {
+    "query_embed.weight": 2,
+    "class_embed.weight": 2,
+    "backbone.0.body.conv1.weight": 4,
+    "transformer.decoder.layers.0.linear1.weight": 2,
+}
 
 
 def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]:
     """Model name, number of classes and options of a state dict with official names.
 
-    Dilation (DC5) leaves no trace in the weights: it must be said by the caller. Heads are 32 wide,
-    as in every published DETR. Raises InputError if this is no DETR.
+    Dilation (DC5) leaves no trace in the weights: the caller has to know. Heads are 32 wide, as in
+    every published DETR. Raises InputError if this is no DETR.
     """
-    for needed in ("query_embed.weight", "class_embed.weight", "backbone.0.body.conv1.weight"):
+    for needed, dimensions in _NEEDED.items():
         if needed not in weights:
-            raise InputError(f"these weights are no DETR: {needed} is missing")
+            raise InputError(f"these weights are not a DETR: {needed} is missing")
+        if weights[needed].dim() != dimensions:
+            raise InputError(f"these weights are not a DETR: {needed} is of another shape")
     num_queries, hidden_dim = weights["query_embed.weight"].shape
-    stages = [_count(weights, rf"backbone\.0\.body\.layer{i}\.(\d+)\.") for i in (1, 2, 3, 4)]
-    deep = "backbone.0.body.layer1.0.conv3.weight" in weights
-    backbone: dict[tuple[int, ...], str] = {
-        (2, 2, 2, 2): "resnet18",
-        (3, 4, 6, 3): "resnet50" if deep else "resnet34",
-        (3, 4, 23, 3): "resnet101",
-    }
+    num_outputs, _ = weights["class_embed.weight"].shape
+    dim_feedforward, _ = weights["transformer.decoder.layers.0.linear1.weight"].shape
+    backbone = _backbone_of(weights)
     options = {
-        "backbone": backbone.get(tuple(stages)),
+        "backbone": backbone,
         "hidden_dim": hidden_dim,
         "nheads": max(1, hidden_dim // 32),
-        "enc_layers": _count(weights, r"transformer\.encoder\.layers\.(\d+)\."),
-        "dec_layers": _count(weights, r"transformer\.decoder\.layers\.(\d+)\."),
-        "dim_feedforward": weights["transformer.decoder.layers.0.linear1.weight"].shape[0],
+        "enc_layers": _count(weights, r"transformer\.encoder\.layers\.(\d{1,9})\."),
+        "dec_layers": _count(weights, r"transformer\.decoder\.layers\.(\d{1,9})\."),
+        "dim_feedforward": dim_feedforward,
         "num_queries": num_queries,
         "pre_norm": "transformer.encoder.norm.weight" in weights,
         "position": "learned" if "backbone.1.row_embed.weight" in weights else "sine",
     }
-    if options["backbone"] is None:
-        raise InputError(
-            f"these weights have a backbone with stages {stages}: only ResNet-18, 34, 50, 101 are "
-            "known"
-        )
-    name = "detr_r101" if options["backbone"] == "resnet101" else "detr_r50"
-    return name, weights["class_embed.weight"].shape[0] - 1, options
+    name = "detr_r101" if backbone == "resnet101" else "detr_r50"
+    return name, num_outputs - 1, options
+
+
+def _backbone_of(weights: dict[str, Tensor]) -> str:
+    """The name of the ResNet. Raises InputError if it is none that is known."""
+    blocks = []
+    for stage in (1, 2, 3, 4):
+        blocks.append(_count(weights, rf"backbone\.0\.body\.layer{stage}\.(\d{{1,9}})\."))
+    has_bottlenecks = "backbone.0.body.layer1.0.conv3.weight" in weights
+    if blocks == [2, 2, 2, 2]:
+        return "resnet18"
+    if blocks == [3, 4, 6, 3]:
+        return "resnet50" if has_bottlenecks else "resnet34"
+    if blocks == [3, 4, 23, 3]:
+        return "resnet101"
+    raise InputError(
+        f"these weights have a backbone with stages {blocks}: only ResNet-18, 34, 50, 101 are known"
+    )
 
 
 def _count(weights: dict[str, Tensor], pattern: str) -> int:
-    return 1 + max((int(m[1]) for name in weights if (m := re.match(pattern, name))), default=-1)
+    """How many layers the names have; their index is the group of the pattern."""
+    count = 0
+    for name in weights:
+        match = re.match(pattern, name)
+        if match:
+            count = max(count, int(match[1]) + 1)
+    return count
 
 
 # Category ids of COCO have gaps; official checkpoints have 91 outputs, one per id, and the gaps

@@ -5,8 +5,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
@@ -16,7 +17,11 @@ from redetr.structures import DetectionModel
 from redetr.weights import rtdetr
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
 
-_LARGEST_PX = 1 << 14  # of an image that a model is said to take
+T = TypeVar("T")
+
+_LARGEST_PX = 1 << 14  # of an image that a file may claim its model takes
+_LONGEST_OPTION = 500  # characters: a longer one may be built to exhaust the JSON parser
+_COCO_CLASSES = 91  # outputs of official checkpoints, one for each category id
 
 
 @dataclass(frozen=True)
@@ -45,91 +50,150 @@ def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights
     """The weights in a file or folder, or under a hub name, of any kind that `load` and `--weights`
     take.
 
-    `model` names the form of official weights that do not tell it (DC5). Nothing is unpickled but
-    tensors and plain values. Raises InputError, naming the file, for everything that cannot be
-    read.
+    `model` names the variant of official weights that do not say so themselves (DC5). Nothing is
+    unpickled but tensors and plain values. Raises InputError, naming the file, for everything that
+    cannot be read.
     """
     path = locate(source)
+    if path.is_dir():
+        return _read_transformers(path, model)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, model)
+    return _read_torch(path, model)
+
+
+def _read_torch(path: Path, model: str | None) -> Weights:
+    content = read_torch(path)
+    if isinstance(content, dict) and all(key in content for key in REQUIRED):
+        averaged = content.get("ema")
+        if averaged is None or averaged == {}:
+            averaged = content["model"]
+        tensors = _require_tensors(path, averaged)
+        return Weights(path, tensors, _origin_of_run(path, content))
+    content = rtdetr.unwrapped(content)
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict):
+            content = content.get(key, content)
+    values = content.values() if isinstance(content, dict) else []
+    if not any(isinstance(value, Tensor) for value in values):
+        text = "neither a redetr checkpoint nor tensors by name, alone or as 'model' of a dict"
+        raise InputError(text, where=path)
+    return _from_official(path, _require_tensors(path, content), model)
+
+
+def _read_safetensors(path: Path, model: str | None) -> Weights:
+    tensors, metadata = read_safetensors(path)
+    _require_tensors(path, tensors)
+    if "redetr" not in metadata:
+        return _from_official(path, tensors, model)
     try:
-        weights = _read(path, model)
-        odd = [name for name, tensor in weights.tensors.items() if not _is_whole(tensor)]
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-        raise InputError(f"{path}: its metadata is damaged ({reason})") from error
-    if odd:
-        raise InputError(f"{path}: damaged, {odd[0]} is no tensor with all of its values")
-    return weights
+        about = json.loads(metadata["redetr"])
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    return Weights(path, tensors, _origin_of_run(path, about))
+
+
+def _require_tensors(path: Path, tensors: Any) -> dict[str, Tensor]:
+    """`tensors`, which have to be whole tensors by name. Raises InputError."""
+    if not isinstance(tensors, dict):
+        raise InputError("damaged, its weights are not a dict of named tensors", where=path)
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise InputError(f"damaged, {name!r} is not a valid tensor name", where=path)
+        if not _is_whole(tensor):
+            raise InputError(f"damaged, {name} is no tensor with all of its values", where=path)
+    return tensors
 
 
 def _is_whole(tensor: Any) -> bool:
-    """Whether it is a tensor in memory whose shape is no larger than what is stored."""
-    return (
-        isinstance(tensor, Tensor)
-        and tensor.device.type == "cpu"
-        and tensor.numel() > 0
-        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-    )
-
-
-def _read(path: Path, model: str | None) -> Weights:
-    if path.is_dir():
-        return _from_transformers(path, model)
-    if path.suffix == ".safetensors":
-        tensors, metadata = read_safetensors(path)
-        if "redetr" not in metadata:
-            return _from_official(path, tensors, model)
-        return Weights(path, tensors, _origin_of_run(json.loads(metadata["redetr"])))
-    content = read_torch(path)
-    if isinstance(content, dict) and all(key in content for key in REQUIRED):
-        return Weights(path, content.get("ema") or content["model"], _origin_of_run(content))
-    content = rtdetr.unwrapped(content)
-    for key in ("model", "state_dict"):
-        content = content.get(key, content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not any(
-        isinstance(value, Tensor) for value in content.values()
-    ):
-        raise InputError(
-            f"{path}: neither a redetr checkpoint nor tensors by name, alone or as 'model' of a "
-            "dict"
-        )
-    return _from_official(path, content, model)
+    """Whether it is a dense tensor in memory whose shape is no larger than what is stored."""
+    if not isinstance(tensor, Tensor):
+        return False
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        return False
+    if tensor.numel() == 0:
+        return False
+    needed = tensor.numel() * tensor.element_size()
+    return needed <= tensor.untyped_storage().nbytes()
 
 
 def locate(source: str | os.PathLike) -> Path:
-    """The file, or Transformers folder, that `source` stands for: of a run folder `best.pt`, or
-    else `last.pt`; a hub name is downloaded. Raises InputError if there is nothing.
+    """The file, or Transformers folder, that `source` stands for. A run folder stands for its
+    `best.pt`, or else its `last.pt`; a hub name is downloaded. Raises InputError if there is
+    nothing.
     """
     path = Path(source)
     if path.is_dir():
-        found = [path / name for name in ("best.pt", "last.pt") if (path / name).exists()]
-        if found or not (path / "config.json").is_file():
-            path = (found or [path / "best.pt"])[0]
+        path = _file_of_folder(path)
     if path.exists():
         return path
     if str(source).count("/") == 1 and path.suffix not in (".pt", ".pth", ".safetensors"):
         return _download(str(source))
-    raise InputError(
-        f"{path}: no such file; give a checkpoint, a run folder or a Transformers folder"
+    remedy = "give a checkpoint, a run folder or a Transformers folder"
+    raise InputError("no such file", where=path, remedy=remedy)
+
+
+def _file_of_folder(folder: Path) -> Path:
+    """The checkpoint of a run folder, or the folder itself if it is one of Transformers."""
+    for name in ("best.pt", "last.pt"):
+        if (folder / name).exists():
+            return folder / name
+    if (folder / "config.json").is_file():
+        return folder
+    return folder / "best.pt"
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(f"its metadata is damaged ({reason[:160]})", where=path)
+
+
+def _origin_of_run(path: Path, about: Any) -> Origin:
+    """What a run wrote about its weights. Raises InputError if that is damaged, or written by a
+    newer version."""
+    if not isinstance(about, dict):
+        raise _damaged(path, "no table")
+    class_names = _list_in(path, about, "class_names", str)
+    category_ids = _list_in(path, about, "category_ids", int)
+    if len(class_names) != len(category_ids):
+        reason = f"{len(class_names)} class names and {len(category_ids)} category ids"
+        raise _damaged(path, reason)
+    config = _config_of_run(path, about.get("config"))
+    options = config.model_kwargs()
+    options.pop("weights", None)
+    return Origin(
+        model=config.model,
+        options=options,
+        class_names=tuple(class_names),
+        category_ids=tuple(category_ids),
+        image_size=config.image_size,
+        # Older checkpoints hold the path as it was given.
+        trained_on=str(about.get("data", config.data)),
+        val_fraction=config.val_fraction,
     )
 
 
-def _origin_of_run(about: dict[str, Any]) -> Origin:
-    config = TrainConfig.from_dict(about["config"])
-    options = {name: value for name, value in config.model_kwargs().items() if name != "weights"}
-    classes = tuple(map(str, about["class_names"])), tuple(map(int, about["category_ids"]))
-    if len(classes[0]) != len(classes[1]):
-        raise ValueError(f"{len(classes[0])} class names and {len(classes[1])} category ids")
-    if not isinstance(config.model, str) or config.image_size not in range(_LARGEST_PX):
-        raise ValueError(f"a model {config.model!r} for images of {config.image_size!r} px")
-    data = str(about.get("data", config.data))  # older checkpoints have the path as it was given
-    return Origin(config.model, options, *classes, config.image_size, data, config.val_fraction)
+def _config_of_run(path: Path, values: Any) -> TrainConfig:
+    if not isinstance(values, dict):
+        raise _damaged(path, "config is no table")
+    options = _list_in(path, {"model_options": ()} | values, "model_options", str)
+    if any(len(option) > _LONGEST_OPTION for option in options):
+        raise _damaged(path, f"an option of more than {_LONGEST_OPTION} characters")
+    config = TrainConfig.from_dict(values)
+    if config.image_size not in range(_LARGEST_PX):
+        raise _damaged(path, f"images of {config.image_size} px")
+    return config
+
+
+def _list_in(path: Path, table: dict[str, Any], key: str, kind: type[T]) -> list[T]:
+    """The values of that type under a key. Raises InputError if they are something else."""
+    values = table.get(key)
+    problem = _damaged(path, f"{key} is no list of {kind.__name__}")
+    if not isinstance(values, list | tuple):
+        raise problem
+    for value in values:
+        if not isinstance(value, kind):
+            raise problem
+    return list(values)
 
 
 def _from_official(
@@ -144,72 +208,84 @@ def _from_official(
         return _original_rtdetr(path, tensors, model)
     if not {"query_embed.weight", "class_embed.weight"} <= tensors.keys():
         return Weights(path, tensors, None)
-    if not _is_whole(tensors["class_embed.weight"]):  # or names are made for classes by the billion
-        raise ValueError("class_embed.weight has not all of its values")
     name, num_classes, described = describe_detr(tensors)
-    if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: nothing else tells it
+    if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: only its name says so
         name = f"{name}_dc5"
     if class_names is None:
-        class_names = (
-            coco_class_names() if num_classes == 91 else [f"class {i}" for i in range(num_classes)]
-        )
-    options = {**described, **options}
-    return Weights(
-        path, tensors, Origin(model or name, options, tuple(class_names), tuple(range(num_classes)))
-    )
+        class_names = [f"class {i}" for i in range(num_classes)]
+        if num_classes == _COCO_CLASSES:
+            class_names = coco_class_names()
+    category_ids = tuple(range(num_classes))
+    origin = Origin(model or name, described | options, tuple(class_names), category_ids)
+    return Weights(path, tensors, origin)
 
 
-def _from_transformers(folder: Path, model: str | None) -> Weights:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder / 'config.json'}: cannot be read ({error})") from error
-    if config.get("model_type") in rtdetr.MODEL_TYPES:
-        return _rtdetr_from_transformers(folder, config, model)
-    if config.get("model_type") != "detr":
-        raise InputError(
-            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, not one that "
-            f"can be loaded: {', '.join(['detr', *rtdetr.MODEL_TYPES])}"
-        )
+def _read_transformers(folder: Path, model: str | None) -> Weights:
+    file = folder / "config.json"
+    config = _read_config(file)
     backbone = config.get("backbone_config") or {}
-    if config.get("activation_function", "relu") != "relu" or backbone.get(
-        "downsample_in_bottleneck"
-    ):
-        raise InputError(
-            f"{folder / 'config.json'}: not the function of the original DETR: only ReLU and "
-            "ResNet v1.5"
-        )
     labels = config.get("id2label") or {}
+    if not isinstance(backbone, dict) or not isinstance(labels, dict):
+        raise _damaged(file, "backbone_config and id2label have to be tables")
+    if config["model_type"] in rtdetr.MODEL_TYPES:
+        return _rtdetr_from_transformers(folder, config, model)
+    is_relu = config.get("activation_function", "relu") == "relu"
+    if not is_relu or backbone.get("downsample_in_bottleneck"):
+        text = "not the function of the original DETR: only ReLU and ResNet v1.5"
+        raise InputError(text, where=file)
+
     tensors = from_transformers(_tensors_of_folder(folder))
-    num_classes = (
-        tensors["class_embed.weight"].shape[0] - 1 if "class_embed.weight" in tensors else 0
-    )
-    names = [labels.get(str(i), f"class {i}") for i in range(num_classes)]
+    num_classes = 0
+    if "class_embed.weight" in tensors:
+        num_classes = tensors["class_embed.weight"].shape[0] - 1
+    names = _names_in_config(config, num_classes)
     options: dict[str, Any] = {"nheads": config.get("encoder_attention_heads", 8)}
     if config.get("dilation") or backbone.get("output_stride") == 16:
         options["dilation"] = True
     return _from_official(folder, tensors, model, names, **options)
 
 
+def _read_config(file: Path) -> dict[str, Any]:
+    """The settings of a Transformers folder. Raises InputError if they are not those of a DETR."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # also not UTF-8, or no JSON
+        raise InputError(f"cannot be read ({error})", where=file) from error
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    known = ["detr", *rtdetr.MODEL_TYPES]
+    if model_type not in known:
+        text = f"model_type is {model_type!r}; these can be loaded: {', '.join(known)}"
+        raise InputError(text, where=file)
+    return config
+
+
 def _tensors_of_folder(folder: Path) -> dict[str, Tensor]:
-    if (folder / "model.safetensors").exists():
-        tensors, _ = read_safetensors(folder / "model.safetensors")
-        return tensors
-    return read_torch(folder / "pytorch_model.bin")
+    path = folder / "model.safetensors"
+    if path.exists():
+        content, _ = read_safetensors(path)
+    else:
+        path = folder / "pytorch_model.bin"
+        content = read_torch(path)
+    return _require_tensors(path, content)
+
+
+def _names_in_config(config: dict[str, Any], num_classes: int) -> list[str]:
+    labels = config.get("id2label") or {}
+    names = []
+    for i in range(num_classes):
+        name = labels.get(str(i), f"class {i}")
+        names.append(str(name))
+    return names
 
 
 def _rtdetr_from_transformers(folder: Path, config: dict[str, Any], model: str | None) -> Weights:
-    try:
-        options = rtdetr.options_from_config(config)
-    except InputError as error:
-        raise InputError(f"{folder / 'config.json'}: {error}") from error
+    options = rtdetr.options_from_config(folder / "config.json", config)
     tensors = rtdetr.from_transformers(_tensors_of_folder(folder))
     version = rtdetr.MODEL_TYPES[config["model_type"]]
     name, num_classes, described = rtdetr.describe(version, tensors)
-    labels = config.get("id2label") or {}
-    names = [labels.get(str(i), f"class {i}") for i in range(num_classes)]
+    names = _names_in_config(config, num_classes)
     class_names, category_ids = rtdetr.classes(names)
-    origin = Origin(model or name, {**described, **options}, class_names, category_ids)
+    origin = Origin(model or name, described | options, class_names, category_ids)
     return Weights(folder, tensors, origin)
 
 
@@ -217,12 +293,10 @@ def _original_rtdetr(path: Path, tensors: dict[str, Tensor], model: str | None) 
     version = rtdetr.version_of(tensors)
     points = rtdetr.points_of(tensors)
     tensors = rtdetr.from_original(tensors)
-    if not _is_whole(tensors["decoder.enc_score_head.weight"]):
-        raise ValueError("decoder.enc_score_head.weight has not all of its values")
     name, num_classes, options = rtdetr.describe(version, tensors)
     if points is not None:
         options["points"] = points
-    if "_dsp_" in path.name.lower():  # rtdetrv2_r18vd_dsp_...pth: nothing else tells it
+    if "_dsp_" in path.name.lower():  # rtdetrv2_r18vd_dsp_...pth: only its name says so
         options["sampling"] = "discrete"
     names = rtdetr.names_without_config(num_classes)
     class_names, category_ids = rtdetr.classes(names)
@@ -230,26 +304,27 @@ def _original_rtdetr(path: Path, tensors: dict[str, Tensor], model: str | None) 
 
 
 def _download(name: str) -> Path:
+    """The folder of a hub name. Raises InputError if the hub does not give it."""
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import errors, snapshot_download
     except ImportError:
-        raise InputError(
-            f"{name}: no such file, and hub names need: pip install huggingface-hub"
-        ) from None
+        text = "no such file, and hub names need: pip install huggingface-hub"
+        raise InputError(text, where=name) from None
+    files = ["config.json", "*.safetensors", "pytorch_model.bin"]
+    # OSError is also LocalEntryNotFoundError, for what is not in the cache of a machine without
+    # network. The base is that of the client's HTTP library, whichever it is: a broken connection.
+    transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    causes = (OSError, errors.HfHubHTTPError, errors.HFValidationError, transport)
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=["config.json", "*.safetensors", "pytorch_model.bin"]
-            )
-        )
-    except (
-        Exception
-    ) as error:  # the hub client raises many kinds: offline, unknown name, no permission
-        reason = str(error).strip().splitlines()[0][:160]
+        return Path(snapshot_download(name, allow_patterns=files))
+    except causes as error:
+        message = str(error).strip() or type(error).__name__
+        reason = message.splitlines()[0][:160]
         raise InputError(
-            f"{name}: no such file, and the hub did not give it ({reason}); download the folder "
-            "(config.json, "
-            "model.safetensors) elsewhere and pass its path"
+            f"no such file, and the hub did not give it ({reason})",
+            where=name,
+            remedy="download the folder (config.json, model.safetensors) elsewhere and pass its "
+            "path",
         ) from error
 
 
@@ -259,22 +334,26 @@ def load_strictly(model: DetectionModel, weights: Weights) -> None:
     require_fitting(model, weights)
     for name, tensor in weights.tensors.items():
         if not tensor.isfinite().all():
-            raise InputError(
-                f"{weights.path}: {name} has values that are not finite: the run has diverged"
-            )
+            text = f"{name} has values that are not finite: the run has diverged"
+            raise InputError(text, where=weights.path)
     model.load_state_dict(weights.tensors)
 
 
 def require_fitting(model: DetectionModel, weights: Weights) -> None:
     """Raises InputError if a tensor of `model` is missing, unknown, or of another shape; `model`
     may be on "meta"."""
-    expected, given = model.state_dict(), weights.tensors
-    missing, surplus = expected.keys() - given.keys(), given.keys() - expected.keys()
-    wrong = [n for n in expected.keys() & given.keys() if expected[n].shape != given[n].shape]
-    if missing or surplus or wrong:
-        example = min([*missing, *surplus, *wrong])
+    expected = model.state_dict()
+    given = weights.tensors
+    missing = expected.keys() - given.keys()
+    unknown = given.keys() - expected.keys()
+    misshapen = set()
+    for name in expected.keys() & given.keys():
+        if expected[name].shape != given[name].shape:
+            misshapen.add(name)
+    unfit = missing | unknown | misshapen
+    if unfit:
         raise InputError(
-            f"{weights.path}: the weights do not fit the model: {len(missing)} missing, "
-            f"{len(surplus)} unknown, "
-            f"{len(wrong)} of another shape, such as {example}"
+            f"the weights do not fit the model: {len(missing)} missing, {len(unknown)} unknown, "
+            f"{len(misshapen)} of another shape, such as {min(unfit)}",
+            where=weights.path,
         )

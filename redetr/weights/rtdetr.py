@@ -6,6 +6,7 @@ others that share the architecture, such as DEIM's, have the original names.
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -59,6 +60,18 @@ _FROM_TRANSFORMERS: list[tuple[str, Any]] = [
     (r"^(encoder\..*)\.final_layer_norm\.", r"\1.norm2."),
     (r"^(decoder\..*)\.final_layer_norm\.", r"\1.norm3."),
 ]
+
+# Names that every RT-DETR has, with the number of dimensions of their tensors.
+_NEEDED = {
+    "backbone.conv1.conv1_3.conv.weight": 4,
+    "encoder.input_proj.0.conv.weight": 4,
+    "encoder.encoder.0.layers.0.linear1.weight": 2,
+    "encoder.fpn_blocks.0.conv1.conv.weight": 4,
+    "decoder.enc_score_head.weight": 2,
+    "decoder.dec_score_head.0.weight": 2,
+    "decoder.decoder.layers.0.linear1.weight": 2,
+    "decoder.decoder.layers.0.cross_attn.attention_weights.bias": 1,
+}
 
 # What the model does not need: what it computes for the size of the image, and the classes of
 # denoising queries, which only training with them has.
@@ -164,8 +177,9 @@ def points_of(tensors: dict[str, Tensor]) -> int | tuple[int, ...] | None:
         return None
     counts = []
     position = 0
-    while position < len(scale):
-        count = max(1, round(1 / scale[position].item()))
+    while scale.dim() == 1 and position < len(scale):
+        inverse = scale[position].item()
+        count = round(1 / inverse) if 1e-3 <= inverse <= 1 else 1
         counts.append(count)
         position += count
     return counts[0] if len(set(counts)) == 1 else tuple(counts)
@@ -178,6 +192,11 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
     model, points to be the same on all levels, and sampling to be bilinear. Raises InputError for
     a backbone that is not known.
     """
+    for needed, dimensions in _NEEDED.items():
+        if needed not in tensors:
+            raise InputError(f"these weights are not an RT-DETR: {needed} is missing")
+        if tensors[needed].dim() != dimensions:
+            raise InputError(f"these weights are not an RT-DETR: {needed} is of another shape")
     enc_hidden_dim = len(tensors["encoder.input_proj.0.conv.weight"])
     encoder_block = len(tensors["encoder.fpn_blocks.0.conv1.conv.weight"])
     num_classes, hidden_dim = tensors["decoder.enc_score_head.weight"].shape
@@ -196,7 +215,7 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
         "expansion": expansion,
         "hidden_dim": hidden_dim,
         "nheads": nheads,
-        "dec_layers": 1 + max(_numbers(tensors, r"decoder\.dec_score_head\.(\d+)\.")),
+        "dec_layers": 1 + max(_numbers(tensors, r"decoder\.dec_score_head\.(\d{1,9})\.")),
         "dim_feedforward": len(tensors["decoder.decoder.layers.0.linear1.weight"]),
         "points": sampled // (3 * nheads),
     }
@@ -206,7 +225,7 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
 def _backbone(tensors: dict[str, Tensor]) -> str:
     depths = []
     for stage in range(4):
-        blocks = _numbers(tensors, rf"backbone\.res_layers\.{stage}\.blocks\.(\d+)\.")
+        blocks = _numbers(tensors, rf"backbone\.res_layers\.{stage}\.blocks\.(\d{{1,9}})\.")
         depths.append(1 + max(blocks, default=-1))
     is_deep = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in tensors
     names: dict[tuple[tuple[int, ...], bool], str] = {
@@ -229,8 +248,8 @@ def _numbers(tensors: dict[str, Tensor], pattern: str) -> set[int]:
     return {int(match[1]) for match in matches if match}
 
 
-def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The options that only the config.json of a Transformers folder tells.
+def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The options that only the config.json of a Transformers folder tells; `file` is its path.
 
     Raises InputError for a setting under which this library's model would be another function.
     """
@@ -239,10 +258,11 @@ def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
         for name, value in supported.items():
             given = settings.get(name, value)
             if given != value:
-                raise InputError(f"{name} is {given!r}: only {value!r} can be loaded")
+                raise InputError(f"{name} is {given!r}: only {value!r} can be loaded", where=file)
     nheads = config.get("decoder_attention_heads", 8)
     if config.get("encoder_attention_heads", 8) != nheads:
-        raise InputError("encoder_attention_heads and decoder_attention_heads must be the same")
+        text = "encoder_attention_heads and decoder_attention_heads must be the same"
+        raise InputError(text, where=file)
     method = config.get("decoder_method", "default")
     return {
         "nheads": nheads,

@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools.mask import encode
 
 from redetr.data import open_dataset
-from redetr.data.forms.folder import FolderDataset
-from redetr.data.forms.layouts import read_annotations
+from redetr.data.formats.folder import FolderDataset
+from redetr.data.formats.layouts import read_annotations
 from redetr.data.images import read_image
 from redetr.doctor.check import essential_faults
 from redetr.errors import InputError
@@ -440,7 +440,7 @@ def test_all_kinds_of_faults_are_collected(tmp_path):
     ]
     assert (annotations.ids.tolist(), annotations.first.tolist()) == ([10, 30], [0, 0, 1])
     assert annotations.object_ids.tolist() == [904]
-    refused(tmp_path, "image 20", "; 2 more kinds of faults: redetr check tells them")
+    refused(tmp_path, "image 20", "; 2 more kinds of faults: redetr check reports them")
 
 
 def test_images_are_in_the_order_of_their_names(tmp_path):

@@ -10,8 +10,8 @@ from PIL import Image
 from test_coco import HEIGHT, WIDTH, refused, save_image
 
 from redetr.data import open_dataset
-from redetr.data.forms.layouts import read_annotations, splits_of
-from redetr.data.forms.writing import convert
+from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.writing import convert
 from redetr.doctor.check import check
 from redetr.errors import InputError
 
@@ -243,7 +243,7 @@ def test_all_kinds_of_faults_are_collected(tmp_path):
         "outline": ("note", "line 1", 1),
     }
     assert np.diff(annotations.first).tolist() == [1, 1, 2]  # what is sound can be looked at
-    refused(tmp_path, "; 2 more kinds of faults: redetr check tells them")
+    refused(tmp_path, "; 2 more kinds of faults: redetr check reports them")
 
 
 def test_missing_split_is_named(tmp_path):

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+import torch.distributed as torch_dist
 from torch import nn
 
 import redetr
@@ -20,6 +21,46 @@ from redetr.distributed import (
 from redetr.ema import ModelEma
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(GLOO),
+        RuntimeError(
+            "[enforce fail at ../third_party/gloo/gloo/transport/tcp/pair.cc:1] x. y vs z"
+        ),
+        RuntimeError(f"Gloo connectFullMesh failed with {GLOO}"),
+        torch_dist.DistBackendError("NCCL communicator was aborted on rank 0"),
+        torch_dist.DistNetworkError("failed to recv, got 0 bytes"),
+    ],
+    ids=str,
+)
+def test_errors_of_communication_are_a_lost_rank(error):
+    with pytest.raises(redetr.LostError, match="rank 0 lost another rank: it died"), one_process():
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("no tensor may travel over gloo or nccl here: broken pipe"),
+        RuntimeError("shapes [2, 3] and [3:4] do not match"),
+        ValueError(GLOO),
+    ],
+    ids=str,
+)
+def test_other_errors_are_not(error):
+    with pytest.raises(type(error)) as raised, one_process():
+        raise error
+    assert raised.value is error
+
+
+def one_process():
+    return process_group("cpu")
 
 
 def with_norm(norm: nn.Module) -> nn.Module:

@@ -1,7 +1,6 @@
-"""The faithful form against Hugging Face Transformers: outputs, losses and gradients of the same
-random weights.
+"""The faithful variant against Hugging Face Transformers, with the same random weights.
 
-Transformers 5 with `auxiliary_loss=True` feeds each decoder layer the *normalised* output of the
+Outputs, losses and gradients are compared. Transformers 5 with `auxiliary_loss=True` feeds each decoder layer the *normalised* output of the
 layer before, which neither the original nor Transformers itself with `auxiliary_loss=False` does.
 So its model runs with False, and the predictions of the earlier layers are made here from its
 hidden states, its norm and its heads.
@@ -25,8 +24,7 @@ NUM_CLASSES = 5
 
 
 def random_peer(**options: Any) -> Any:
-    """A Transformers DETR in which nothing is left at a neutral start: norms, biases and statistics
-    are random.
+    """A DETR of Transformers in which even norms, biases and statistics are random.
 
     Matrices are as large as in a trained model, so that attention is peaked and positions and masks
     matter.
@@ -38,19 +36,23 @@ def random_peer(**options: Any) -> Any:
         "dropout": 0.0,
     }
     torch.manual_seed(0)
-    peer = transformers.DetrForObjectDetection(transformers.DetrConfig(**settings | options))
+    config = transformers.DetrConfig(**settings | options)
+    peer = transformers.DetrForObjectDetection(config)
     with torch.no_grad():
         for name, tensor in [*peer.named_parameters(), *peer.named_buffers()]:
             if name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5)
             elif name.endswith(("running_mean", "bias")):
                 tensor.normal_(0, 0.1)
-            elif (
-                tensor.dim() == 1
-            ):  # scales of norms; 0.4 keeps the residual sums of 16 or 33 blocks in bounds
-                tensor.uniform_(0.2, 0.6) if ".backbone." in name else tensor.uniform_(0.5, 1.5)
+            elif tensor.dim() == 1 and ".backbone." in name:
+                # Scales of norms; 0.4 keeps the residual sums of 16 or 33 blocks in bounds.
+                tensor.uniform_(0.2, 0.6)
+            elif tensor.dim() == 1:
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.dim() == 2 and "embeddings" in name:
+                tensor.normal_(0, 1)
             elif tensor.dim() == 2:
-                tensor.normal_(0, 1 if "embeddings" in name else tensor.shape[1] ** -0.5)
+                tensor.normal_(0, tensor.shape[1] ** -0.5)
     return peer.eval()
 
 
@@ -63,20 +65,19 @@ def ours_from(peer: Any) -> torch.nn.Module:
 
 def padded_batch(dtype: torch.dtype) -> redetr.Batch:
     torch.manual_seed(1)
-    return redetr.collate(
-        [torch.randn(3, *size, dtype=dtype) for size in ((64, 128), (96, 64), (50, 101))]
-    )
+    sizes = ((64, 128), (96, 64), (50, 101))
+    images = [torch.randn(3, height, width, dtype=dtype) for height, width in sizes]
+    return redetr.collate(images)
 
 
 def random_targets(dtype: torch.dtype) -> list[dict[str, Tensor]]:
     torch.manual_seed(2)
-    return [
-        {
-            "labels": torch.randint(NUM_CLASSES, (n,)),
-            "boxes": torch.rand(n, 4, dtype=dtype) * 0.4 + 0.1,
-        }
-        for n in (4, 0, 1)
-    ]
+    targets = []
+    for count in (4, 0, 1):
+        labels = torch.randint(NUM_CLASSES, (count,))
+        boxes = torch.rand(count, 4, dtype=dtype) * 0.4 + 0.1
+        targets.append({"labels": labels, "boxes": boxes})
+    return targets
 
 
 def run_peer(peer: Any, batch: redetr.Batch, **options: Any) -> Any:
@@ -91,7 +92,7 @@ def double_by_default():
     torch.set_default_dtype(torch.float32)
 
 
-FORMS = {
+VARIANTS = {
     "resnet50": {},
     "resnet101": {"backbone": "resnet101", "encoder_layers": 1, "decoder_layers": 2},
     "dilated": {"dilation": True, "encoder_layers": 1, "decoder_layers": 2},
@@ -128,12 +129,14 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_same_outputs(options):
     peer = random_peer(**options)
-    ours, batch = ours_from(peer), padded_batch(torch.float32)
+    ours = ours_from(peer)
+    batch = padded_batch(torch.float32)
     with torch.no_grad():
-        theirs, outputs = run_peer(peer, batch), ours(batch.images, batch.mask)
+        theirs = run_peer(peer, batch)
+        outputs = ours(batch.images, batch.mask)
     assert theirs.logits.std() > 0.1  # the comparison is not one of zeros
     torch.testing.assert_close(outputs["pred_logits"], theirs.logits, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(outputs["pred_boxes"], theirs.pred_boxes, rtol=1e-5, atol=1e-5)
@@ -166,21 +169,22 @@ def peer_loss(
 )
 def test_same_losses_and_gradients(double_by_default, backbone):
     peer = random_peer(backbone=backbone, encoder_layers=2, decoder_layers=3).double()
-    ours, batch, targets = (
-        ours_from(peer).double(),
-        padded_batch(torch.float64),
-        random_targets(torch.float64),
-    )
+    ours = ours_from(peer).double()
+    batch = padded_batch(torch.float64)
+    targets = random_targets(torch.float64)
 
-    total, losses = peer_loss(peer, *layerwise(peer, batch), targets)
+    logits, boxes = layerwise(peer, batch)
+    total, losses = peer_loss(peer, logits, boxes, targets)
     total.backward()
-    our_losses = redetr.SetCriterion.for_model(ours)(ours(batch.images, batch.mask), targets)
+    outputs = ours(batch.images, batch.mask)
+    our_losses = redetr.SetCriterion.for_model(ours)(outputs, targets)
     our_losses["loss"].backward()
 
     torch.testing.assert_close(our_losses, losses | {"loss": total}, rtol=1e-6, atol=0)
-    assert losses.keys() == {
-        f"loss_{t}{layer}" for t in ("ce", "bbox", "giou") for layer in ("_0", "_1", "")
-    }
+    names = set()
+    for term in ("loss_ce", "loss_bbox", "loss_giou"):
+        names |= {f"{term}_0", f"{term}_1", term}
+    assert losses.keys() == names
     gradients = from_transformers({name: p.grad for name, p in peer.named_parameters()})
     trainable = {name: p.grad for name, p in ours.named_parameters() if p.requires_grad}
     assert len(trainable) > 100

@@ -6,15 +6,16 @@ import posixpath
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from redetr.data.images import image_size
 from redetr.errors import InputError
 
+_READERS = 8  # threads; on a cold disk, most of the time is waiting for it
+_PER_TASK = 256  # images that a thread reads before it asks for more
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -23,13 +24,20 @@ def path_inside(name: Any) -> str:
     elsewhere."""
     if not isinstance(name, str) or not name or "\0" in name:
         return ""
-    path = posixpath.normpath(name.replace("\\", "/"))
-    leads_out = path in (".", "..") or path.startswith(("/", "../")) or re.match("[A-Za-z]:", path)
+    forward = name.replace("\\", "/")
+    path = posixpath.normpath(forward)
+    if path in (".", "..") or path.startswith("../") or _is_absolute(path):
+        return ""
     try:
         os.fsencode(path)
-    except UnicodeEncodeError:  # half of a surrogate pair: no file can be called so
+    except UnicodeEncodeError:  # half of a surrogate pair: no file can have that name
         return ""
-    return "" if leads_out else path
+    return path
+
+
+def _is_absolute(path: str) -> bool:
+    """Whether it begins at the root, or at a drive of Windows."""
+    return path.startswith("/") or re.match("[A-Za-z]:", path) is not None
 
 
 class Listing:
@@ -43,9 +51,10 @@ class Listing:
         """The names in the directory `parent` below the folder; none if it is not there."""
         if parent not in self._files:
             try:
-                self._files[parent] = set(os.listdir(self.root / parent))
+                names = os.listdir(self.root / parent)
             except OSError:
-                self._files[parent] = set()
+                names = []
+            self._files[parent] = set(names)
         return self._files[parent]
 
     def __contains__(self, name: str) -> bool:
@@ -60,26 +69,41 @@ def find_below(there: Listing, text: str, bases: Iterable[str] = ("",)) -> str:
     Never a path outside: of `../train/images`, which Roboflow writes one level too high, the rest
     is taken; of an absolute path, most often of another machine, the longest end that is there.
     """
-    path = posixpath.normpath(text.replace("\\", "/"))
+    forward = text.replace("\\", "/")
+    path = posixpath.normpath(forward)
     while path == ".." or path.startswith("../"):
         path = path[3:] or "."
-    parts = path.split("/")
-    ends = range(1, len(parts)) if path.startswith("/") or re.match("[A-Za-z]:", path) else [0]
-    for candidate in (posixpath.join(base, *parts[start:]) for start in ends for base in bases):
-        if posixpath.normpath(candidate) == ".":
-            return "."
-        if (inside := path_inside(candidate)) and inside in there:
-            return inside
+    ends = [path]
+    if _is_absolute(path):
+        parts = path.split("/")
+        ends = []
+        for start in range(1, len(parts)):
+            ends.append("/".join(parts[start:]))
+    for end in ends:
+        for base in bases:
+            candidate = posixpath.join(base, end)
+            if posixpath.normpath(candidate) == ".":
+                return "."
+            inside = path_inside(candidate)
+            if inside and inside in there:
+                return inside
     return ""
 
 
 def find_files(names: list[str], folders: list[Path]) -> tuple[Path, np.ndarray]:
     """The first of the folders that holds most of the files, and which files it lacks, bool
     `[N]`."""
-    candidates = [folder for folder in folders if folder.is_dir()] or folders[:1]
-    lacking = [missing_files(folder, names) for folder in candidates]
-    best = min(range(len(candidates)), key=lambda i: lacking[i].sum())
-    return candidates[best], lacking[best]
+    candidates = [folder for folder in folders if folder.is_dir()]
+    if not candidates:
+        candidates = folders[:1]
+    best = candidates[0]
+    lacking = missing_files(best, names)
+    for folder in candidates[1:]:
+        missing = missing_files(folder, names)
+        if missing.sum() < lacking.sum():
+            best = folder
+            lacking = missing
+    return best, lacking
 
 
 def missing_files(folder: Path, names: list[str]) -> np.ndarray:
@@ -90,12 +114,16 @@ def missing_files(folder: Path, names: list[str]) -> np.ndarray:
 
 def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
     """The paths of all images below the folder, at any depth, in order."""
-    found = []
+    paths = []
     for parent, _, files in os.walk(folder):
         below = Path(parent).relative_to(folder).as_posix()
-        images = [f for f in files if f.lower().endswith(suffixes) and not f.startswith(".")]
-        found += [posixpath.normpath(f"{below}/{file}") for file in images]
-    return sorted(found, key=os.fsencode)
+        for file in files:
+            is_hidden = file.startswith(".")
+            is_image = file.lower().endswith(suffixes)
+            if is_image and not is_hidden:
+                path = posixpath.normpath(f"{below}/{file}")
+                paths.append(path)
+    return sorted(paths, key=os.fsencode)
 
 
 def read_file(file: Path) -> bytes:
@@ -103,24 +131,26 @@ def read_file(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"{file}: cannot be read: {error.strerror}; copy the annotations again"
-        ) from None
+        text = f"cannot be read: {error.strerror}"
+        raise InputError(text, where=file, remedy="copy the annotations again") from None
 
 
 def read_sizes(folder: Path, names: list[str]) -> np.ndarray:
     """Height and width of each image as stored, int64 `[N, 2]`, from the first bytes of its file; 0
     if it has none."""
 
-    def size(name: str) -> tuple[int, int]:
-        try:
-            with Image.open(f"{folder}/{name}") as image:
-                return image.height, image.width
-        except Exception:  # decoders raise nearly everything on damaged files
-            return 0, 0
+    def read_part(start: int) -> list[tuple[int, int]]:
+        sizes = []
+        stop = start + _PER_TASK
+        for name in names[start:stop]:
+            width, height = image_size(f"{folder}/{name}")
+            sizes.append((height, width))
+        return sizes
 
-    with ThreadPoolExecutor(8) as pool:  # on a cold disk, most of the time is waiting for it
-        parts = pool.map(
-            lambda start: list(map(size, names[start : start + 256])), range(0, len(names), 256)
-        )
-        return np.array(list(chain.from_iterable(parts)), np.int64).reshape(-1, 2)
+    starts = range(0, len(names), _PER_TASK)
+    all_sizes: list[tuple[int, int]] = []
+    with ThreadPoolExecutor(_READERS) as pool:
+        for sizes in pool.map(read_part, starts):
+            all_sizes += sizes
+    table = np.array(all_sizes, np.int64)
+    return table.reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""Data sets that are folders of images, whatever form their annotations have."""
+"""Data sets that are folders of images, whatever format their annotations have."""
 
 import hashlib
 from abc import abstractmethod
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split
 from redetr.data.dataset import DetectionDataset, Hints
-from redetr.data.forms.layouts import read_annotations, splits_of
-from redetr.data.images import read_image, require_whole
+from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.images import read_image
 from redetr.errors import InputError
-from redetr.structures import Target
+from redetr.structures import StoredTarget
 
 
 def open_folder(root: Path, split: Split, hints: Hints, val_fraction: float) -> "FolderDataset":
@@ -25,7 +25,8 @@ def open_folder(root: Path, split: Split, hints: Hints, val_fraction: float) -> 
     """
     annotations, note = read_split(root, split, val_fraction)
     folder = root.parent if root.is_file() else root
-    return FolderDataset(annotations, folder.resolve().name, hints, note)
+    name = folder.resolve().name
+    return FolderDataset(annotations, name, hints, note)
 
 
 def read_split(root: Path, split: Split, val_fraction: float) -> tuple[Annotations, str]:
@@ -34,10 +35,10 @@ def read_split(root: Path, split: Split, val_fraction: float) -> tuple[Annotatio
     if not val_fraction or split == "test":
         return read_annotations(root, split), ""
     if "val" not in splits_of(root):
-        return hold_out(read_annotations(root, "train"), split, val_fraction)
-    return read_annotations(
-        root, split
-    ), f"{root}: has a val split of its own, --val-fraction is not used"
+        everything = read_annotations(root, "train")
+        return hold_out(everything, split, val_fraction)
+    annotations = read_annotations(root, split)
+    return annotations, f"{root}: has its own val split, --val-fraction is not used"
 
 
 def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[Annotations, str]:
@@ -46,27 +47,41 @@ def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[A
     An image is held out for validation by the hash of its name: adding others does not move it.
     Raises InputError if one of the two would be empty.
     """
-    draws = [hashlib.blake2b(name, digest_size=8).digest() for name in annotations.names.tolist()]
-    chosen = np.array([int.from_bytes(draw, "big") < fraction * 2**64 for draw in draws], bool)
-    share = f"{chosen.sum()} of {len(chosen)} images"
-    if chosen.all() or not chosen.any():
-        raise InputError(
-            f"{annotations.source}: --val-fraction {fraction} holds out {share}; choose another one"
-        )
-    note = f"no val split: {share} are held out as one, chosen by a hash of their names"
-    everything = np.ones(len(annotations.boxes), bool)
-    return annotations.only(chosen if split == "val" else ~chosen, everything), note
+    limit = fraction * 2**64
+    names = annotations.names.tolist()
+    is_val = np.array([_hash(name) < limit for name in names], bool)
+    num_val = int(is_val.sum())
+    share = f"{num_val} of {len(names)} images"
+    if num_val in (0, len(names)):
+        text = f"--val-fraction {fraction} holds out {share}"
+        raise InputError(text, where=annotations.source, remedy="choose another one")
+    images = is_val if split == "val" else ~is_val
+    num_objects = len(annotations.boxes)
+    all_objects = np.ones(num_objects, bool)
+    part = annotations.only(images, all_objects)
+    return part, f"no val split: {share} are held out as one, chosen by a hash of their names"
+
+
+def _hash(name: bytes) -> int:
+    """A number of 64 bits that only the name decides."""
+    digest = hashlib.blake2b(name, digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 class AnnotatedDataset(DetectionDataset):
-    """Images with their annotations. All that a worker process is sent is a few arrays."""
+    """Images with their annotations. A worker process is sent no more than a few arrays."""
 
     def __init__(self, annotations: Annotations, name: str, hints: Hints = Hints(), note: str = ""):
         """Raises InputError if the annotations have errors."""
         annotations.require_sound()
-        self.name, self.hints = name, replace(hints, native_size=annotations.native_size())
-        self.notes = (*map(str, annotations.faults), *filter(None, [note]))
-        self.category_ids, self.class_names = annotations.category_ids, annotations.class_names
+        notes = [str(fault) for fault in annotations.faults]
+        if note:
+            notes.append(note)
+        self.name = name
+        self.hints = replace(hints, native_size=annotations.native_size())
+        self.notes = tuple(notes)
+        self.category_ids = annotations.category_ids
+        self.class_names = annotations.class_names
         self.annotations = replace(annotations, faults=[])
 
     @abstractmethod
@@ -82,23 +97,23 @@ class AnnotatedDataset(DetectionDataset):
     def max_objects(self) -> int:
         return int(self.annotations.object_counts().max(initial=0))
 
-    def target(self, index: int) -> Target:
-        position, source = self._position(index), self.annotations
-        own = slice(source.first[position], source.first[position + 1])
-        boxes, labels, iscrowd, area = (
-            torch.from_numpy(array[own].copy())
-            for array in (source.boxes, source.labels, source.iscrowd, source.area)
-        )
-        image_id, (height, width) = int(source.ids[position]), source.sizes[position].tolist()
-        size = (height, width)
-        return Target(
-            boxes=boxes,
-            labels=labels,
-            image_id=image_id,
-            orig_size=size,
-            size=size,
-            iscrowd=iscrowd,
-            area=area,
+    def target(self, index: int) -> StoredTarget:
+        position = self._position(index)
+        source = self.annotations
+        objects = source.objects_of(position)
+        height, width = source.sizes[position].tolist()
+
+        def column(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array[objects].copy())
+
+        return StoredTarget(
+            boxes=column(source.boxes),
+            labels=column(source.labels),
+            image_id=int(source.ids[position]),
+            orig_size=(height, width),
+            size=(height, width),
+            iscrowd=column(source.iscrowd),
+            area=column(source.area),
         )
 
     def image(self, index: int) -> Tensor:
@@ -110,18 +125,21 @@ class AnnotatedDataset(DetectionDataset):
         """
         position = self._position(index)
         image = self._read(position)
-        (height, width), stated = image.shape[1:], self.annotations.sizes[position].tolist()
-        if [height, width] == stated:
+        _, height, width = image.shape
+        stated_height, stated_width = self.annotations.sizes[position].tolist()
+        if (height, width) == (stated_height, stated_width):
             return image
         remedy = "put back the file that was annotated, or export the annotations again"
-        if [width, height] == stated:
+        if (width, height) == (stated_height, stated_width):
             remedy = (
                 "it was annotated as its EXIF tag turns it: save it turned that way, without "
                 "the tag"
             )
-        says = f"{self.annotations.source} says {stated[1]}x{stated[0]}"
+        statement = f"{self.annotations.source} says {stated_width}x{stated_height}"
         raise InputError(
-            f"{self.annotations.path(position)}: is {width}x{height} px, but {says}; {remedy}"
+            f"is {width}x{height} px, but {statement}",
+            where=self.annotations.path(position),
+            remedy=remedy,
         )
 
 
@@ -131,10 +149,6 @@ class FolderDataset(AnnotatedDataset):
     def path(self, index: int) -> Path:
         """The file of an image."""
         return self.annotations.path(self._position(index))
-
-    def require_whole_images(self) -> None:
-        for index in range(len(self)):
-            require_whole(self.path(index))
 
     def _read(self, position: int) -> Tensor:
         return read_image(self.path(position))

@@ -1,0 +1,1 @@
+"""The formats of data sets: read into annotations, and written."""

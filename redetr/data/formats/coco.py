@@ -1,0 +1,427 @@
+"""Data sets in COCO formatat: per split one JSON file of images, annotations and categories.
+
+Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True.
+Boxes that leave their image by up to 2 px or 1% of its side are clipped. Images without annotations
+are kept. Where there is no `bbox`, the extent of the `segmentation` (polygons or RLE) is the box.
+"""
+
+import json
+import math
+import reprlib
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hotcoco import mask
+from numpy.typing import ArrayLike
+
+from redetr.data.annotations import (
+    SPLITS,
+    Annotations,
+    Fault,
+    Images,
+    Objects,
+    Rows,
+    Split,
+    assemble,
+)
+from redetr.data.formats.paths import find_files, path_inside, read_file
+from redetr.errors import InputError
+
+ROBOFLOW_FILE = "_annotations.coco.json"
+_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid"),
+    "test": ("test",),
+}
+_KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
+_NO_BOX = [math.nan] * 4
+_LARGEST = 2**63
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 200
+
+Row = dict[str, Any]
+
+
+def coco_splits(root: Path) -> list[Split]:
+    """The splits of the folder that are in COCO format."""
+    return [split for split in SPLITS if _files(root, split)]
+
+
+def coco_sought(split: Split) -> str:
+    """Where the split is looked for, in words."""
+    return f"annotations/instances_{split}*.json or {_FOLDERS[split][-1]}/{ROBOFLOW_FILE}"
+
+
+def read_coco(root: Path, split: Split) -> Annotations:
+    """The split, which has to be there. Images are taken from the folder that has most of them.
+
+    Raises InputError for a file that is not JSON of the three lists, and if several files claim to
+    be the split.
+    """
+    located = _locate(root, split)
+    if located is None:
+        raise InputError(f"no {split} split: looked for {coco_sought(split)}", where=root)
+    file, folders = located
+    return from_document(file, _parse(file), folders)
+
+
+def from_document(source: Path, document: Any, folders: list[Path]) -> Annotations:
+    """The annotations of a document in COCO format. Without `folders`, image files are not looked
+    for.
+
+    Raises InputError if it does not hold the three lists.
+    """
+    faults: list[Fault] = []
+    images, annotations, categories = _tables(source, document, faults)
+    category_ids = categories.ids()
+    has_number = categories.good.copy()  # before those without a name are left out
+    classes = _read_categories(categories, category_ids)
+    image_ids = images.ids()
+    is_known = images.good.copy()
+    read_images = _read_images(images, image_ids, folders)
+
+    image = annotations.rows_of("image_id", image_ids, is_known)
+    annotations.report(
+        "image-unknown",
+        image < 0,
+        "no image has its image_id {image_id}",
+        "add it, or delete the annotation",
+    )
+    category = annotations.rows_of("category_id", category_ids, has_number)
+    annotations.report(
+        "category-unknown",
+        category < 0,
+        "no category has its category_id {category_id}",
+        "add it, or correct the id",
+    )
+    label_of = {id_: label for label, id_ in enumerate(classes)}
+    label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
+    objects = _read_objects(annotations, image, label_of_row[category])
+    return assemble(source, classes, read_images, objects, faults)
+
+
+def _files(root: Path, split: Split) -> list[Path]:
+    """The annotation files that claim to be the split."""
+    folder = root / "annotations"
+    exact = folder / f"instances_{split}.json"
+    if exact.is_file():
+        return [exact]
+    instances = sorted(folder.glob(f"instances_{split}*.json"))
+    if instances:
+        return instances
+    for name in _FOLDERS[split]:
+        exported = root / name / ROBOFLOW_FILE
+        if exported.is_file():
+            return [exported]
+    return []
+
+
+def _locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
+    """The annotation file of the split and the folders where its images may be; None if there is
+    none.
+
+    Raises InputError if several files claim to be the split.
+    """
+    files = _files(root, split)
+    if not files:
+        return None
+    if len(files) > 1:
+        listed = ", ".join(file.name for file in files)
+        text = f"several files for the {split} split ({listed})"
+        raise InputError(text, where=root, remedy="keep one in annotations/")
+    file = files[0]
+    if file.name == ROBOFLOW_FILE:
+        return file, [file.parent]
+    names = [file.stem.removeprefix("instances_"), *_FOLDERS[split]]
+    folders = []
+    for parent in (root, root / "images"):
+        folders += [parent / name for name in names]
+    return file, [*folders, root / "images", root]
+
+
+class _Table(Rows):
+    """One of the three lists of a file."""
+
+    def __init__(self, file: Path, kind: str, rows: list[Row], faults: list[Fault]):
+        """`kind` is what a row describes."""
+        super().__init__(len(rows), faults, lambda i: (file, self._name(i)))
+        self.kind = kind
+        self.rows = rows
+
+    def _name(self, i: int) -> str:
+        """Such as "image 12 ('a.jpg')"."""
+        row = self.rows[i]
+        name = f"{self.kind} number {i} (without id)"
+        if "id" in row:
+            name = f"{self.kind} {self.quoted(i, 'id')}"
+        for key in ("file_name", "name"):
+            if key in row:
+                name += f" ({self.quoted(i, key)})"
+        return name
+
+    def quoted(self, i: int, key: str) -> str:
+        """What row `i` holds there, shortened to one line."""
+        return _SHORT.repr(self.rows[i].get(key))
+
+    def report(self, code: str, bad: ArrayLike, text: str, remedy: str) -> None:
+        """Adds a fault for the rows that are `bad`, bool `[N]`. `{key}` in the text stands for what
+        the first of them holds there."""
+
+        def filled(i: int) -> str:
+            return text.format_map(_Quotes(self, i))
+
+        self.fault(code, bad, filled, remedy)
+
+    def column(self, key: str) -> list[Any]:
+        return [row.get(key) for row in self.rows]
+
+    def whole_numbers(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there
+        it is 0)."""
+        values = self.column(key)
+        count = len(values)
+        kinds = set(map(type, values))
+        if kinds == {int}:  # nearly always, and then many times faster
+            with suppress(OverflowError):
+                numbers = np.array(values, np.int64)
+                return numbers, np.zeros(count, bool)
+        numbers = np.zeros(count, np.int64)
+        bad = np.ones(count, bool)
+        for i, value in enumerate(values):
+            if _is_number(value) and value == int(value):
+                numbers[i] = int(value)
+                bad[i] = False
+        return numbers, bad
+
+    def ids(self) -> np.ndarray:
+        """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
+        twice."""
+        ids, bad = self.whole_numbers("id")
+        self.report("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
+        good = np.flatnonzero(self.good)
+        _, first = np.unique(ids[good], return_index=True)
+        repeated = np.ones(len(ids), bool)
+        repeated[good[first]] = False
+        self.report("id-twice", repeated, "its id {id} is there twice", "give each its own")
+        return ids
+
+    def rows_of(self, key: str, ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Which row of another table each of these rows names by its id, int64 `[N]`; -1 for none.
+
+        `ids` are those of the other table, where they are `known`.
+        """
+        wanted, bad = self.whole_numbers(key)
+        rows = np.flatnonzero(known)
+        if not len(rows):
+            return np.full(len(wanted), -1)
+        order = np.argsort(ids[rows])
+        rows = rows[order]
+        last = len(rows) - 1
+        nearest = np.searchsorted(ids[rows], wanted)
+        nearest = nearest.clip(max=last)
+        candidates = rows[nearest]
+        is_there = ids[candidates] == wanted
+        return np.where(is_there & ~bad, candidates, -1)
+
+
+class _Quotes(dict[str, str]):
+    """What a row holds, as `_Table.quoted` quotes it; nothing is quoted that is not asked for."""
+
+    def __init__(self, table: _Table, row: int):
+        super().__init__()
+        self.table = table
+        self.row = row
+
+    def __missing__(self, key: str) -> str:
+        return self.table.quoted(self.row, key)
+
+
+def _parse(file: Path) -> Any:
+    """What the file holds, without the outlines of objects that have a bbox, which are most of
+    it."""
+
+    def without_outline(row: Row) -> Row:
+        if row.get("bbox"):
+            row.pop("segmentation", None)
+        return row
+
+    try:
+        return json.loads(read_file(file), object_hook=without_outline)
+    except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
+        remedy = "export or copy the annotations again"
+        raise InputError(f"not JSON: {error}", where=file, remedy=remedy) from None
+
+
+def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
+    """Images, annotations and categories."""
+    tables = []
+    for key, kind in _KINDS.items():
+        rows = document.get(key) if isinstance(document, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            text = f'"{key}" is missing or not a list of objects'
+            raise InputError(text, where=file, remedy="export in COCO format again")
+        if not rows and key != "annotations":
+            remedy = "export the annotations again"
+            raise InputError(f'"{key}" is empty', where=file, remedy=remedy)
+        tables.append(_Table(file, kind, rows, faults))
+    return tables
+
+
+def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
+    """Names by id, sorted by id."""
+    names = table.column("name")
+    invalid = [not isinstance(name, str) for name in names]
+    table.report("name-invalid", invalid, "its name {name} is no text", "write one")
+    classes = {}
+    for i in np.argsort(ids):
+        if table.good[i]:
+            classes[int(ids[i])] = names[i]
+    return classes
+
+
+def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
+    names = [path_inside(name) for name in table.column("file_name")]
+    table.report(
+        "path-outside",
+        [not name for name in names],
+        "file_name {file_name} is no path inside the data folder",
+        "write one",
+    )
+    heights, bad_height = table.whole_numbers("height")
+    widths, bad_width = table.whole_numbers("width")
+    no_number = bad_height | bad_width
+    table.report(
+        "size-invalid",
+        no_number | (heights <= 0) | (widths <= 0),
+        "{width}x{height} is no size in pixels",
+        "write that of the file",
+    )
+    folder = Path()
+    missing = np.zeros(len(names), bool)
+    if folders:
+        folder, missing = find_files(names, folders)
+    table.fault(
+        "image-missing",
+        missing,
+        lambda i: f"its file is not in {folder}",
+        "put it there, or delete the entry",
+    )
+    sizes = np.stack([heights, widths], axis=1)
+    return Images(table, folder, names, ids, sizes, lambda i: str(ids[i]))
+
+
+def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objects:
+    ids, without_id = table.whole_numbers("id")
+    _take_boxes_from_outlines(table)
+    boxes = _read_boxes(table)
+    area = _numbers(table.column("area"))
+    iscrowd = []
+    for row in table.rows:
+        is_crowd = row.get("iscrowd") in (1, "1")
+        is_ignored = row.get("ignore") in (1, "1")
+        iscrowd.append(is_crowd or is_ignored)
+    starts = boxes[:, :2]
+    sides = boxes[:, 2:]
+    return Objects(
+        rows=table,
+        image=image,
+        labels=labels,
+        corners=np.concatenate([starts, starts + sides], axis=1),
+        iscrowd=np.array(iscrowd, bool),
+        area=np.where(area >= 0, area, -1).astype(np.float32),
+        ids=np.where(without_id, np.arange(len(ids)), ids),
+        quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
+        remedy="is it xyxy given as xywh? write [x, y, width, height] in pixels",
+    )
+
+
+def _read_boxes(table: _Table) -> np.ndarray:
+    """x, y, width, height of each row, float64 `[A, 4]`; reports those that are not four
+    numbers."""
+    numbers: list[Any] = []
+    for value in table.column("bbox"):
+        is_four = isinstance(value, list) and len(value) == 4
+        numbers += value if is_four else _NO_BOX
+    boxes = _numbers(numbers).reshape(-1, 4)
+    invalid = np.isnan(boxes).any(1)
+    boxes[invalid] = (0, 0, 1, 1)
+    table.report(
+        "box-invalid",
+        invalid,
+        "bbox {bbox} is not 4 finite numbers [x, y, width, height]",
+        "correct it",
+    )
+    return boxes
+
+
+def _take_boxes_from_outlines(table: _Table) -> None:
+    """Writes a bbox into the rows that have only a segmentation."""
+    outlined = np.zeros(len(table.rows), bool)
+    invalid = np.zeros(len(table.rows), bool)
+    for i, row in enumerate(table.rows):
+        if row.get("bbox") or not row.get("segmentation"):
+            continue
+        extent = _extent(row["segmentation"])
+        row["bbox"] = extent
+        outlined[i] = True
+        invalid[i] = extent is None
+    table.report(
+        "box-invalid",
+        invalid,
+        "it has no bbox, and its segmentation {segmentation} is neither polygons [[x, y, x, y, x, "
+        "y, ...]] nor RLE",
+        "correct it, or write a bbox",
+    )
+    table.fault(
+        "outline",
+        outlined,
+        lambda i: "has a segmentation and no bbox",
+        "its bounding box is taken",
+        "note",
+    )
+
+
+def _extent(outline: Any) -> list[float] | None:
+    """x, y, width, height of polygons or an RLE mask in COCO's format; None if it is neither."""
+    if isinstance(outline, dict):
+        try:
+            return mask.to_bbox(outline).tolist()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    polygons = outline if isinstance(outline, list) else [outline]
+    if not all(_is_polygon(polygon) for polygon in polygons):
+        return None
+    points = _numbers(list(chain.from_iterable(polygons))).reshape(-1, 2)
+    low = points.min(0)
+    high = points.max(0)
+    if np.isnan(low).any():
+        return None
+    return [*low.tolist(), *(high - low).tolist()]
+
+
+def _is_polygon(value: Any) -> bool:
+    """Whether it is a list of x and y of three points or more."""
+    return isinstance(value, list) and len(value) > 5 and len(value) % 2 == 0
+
+
+def _numbers(values: list[Any]) -> np.ndarray:
+    """The values as float64; NaN for what is no number."""
+    kinds = set(map(type, values))
+    if kinds <= {int, float}:
+        with suppress(OverflowError):
+            numbers = np.array(values, np.float64)
+            is_small = np.abs(numbers) < _LARGEST
+            return np.where(is_small, numbers, np.nan)
+    numbers = np.full(len(values), np.nan)
+    for i, value in enumerate(values):
+        if _is_number(value):
+            numbers[i] = value
+    return numbers
+
+
+def _is_number(value: Any) -> bool:
+    """Whether int64 holds it and float32 holds its square; NaN and infinity are no numbers here."""
+    return type(value) in (int, float) and abs(value) < _LARGEST

@@ -1,0 +1,82 @@
+"""Which format a folder of data is in, which splits it has, and how one is read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from redetr.data.annotations import Annotations, Split
+from redetr.data.formats.coco import coco_sought, coco_splits, read_coco
+from redetr.data.formats.voc import read_voc, voc_sought, voc_splits
+from redetr.data.formats.yolo import read_yolo, yolo_sought, yolo_splits
+from redetr.errors import InputError
+
+_REMEDIES = {
+    "train": "add it: a model learns from it",
+    "val": "add it: hold out 10-20% of the images to measure on, or let --val-fraction 0.1 do it",
+    "test": "add it, or use val",
+}
+
+
+class _Layout(NamedTuple):
+    """A format of data sets: the splits that are in a folder, where one is looked for (in words),
+    how it is read."""
+
+    splits: Callable[[Path], list[Split]]
+    sought: Callable[[Split], str]
+    read: Callable[[Path, Split], Annotations]
+
+
+_LAYOUTS = {
+    "COCO": _Layout(coco_splits, coco_sought, read_coco),
+    "YOLO": _Layout(yolo_splits, yolo_sought, read_yolo),
+    "Pascal VOC": _Layout(voc_splits, voc_sought, read_voc),
+}
+
+
+def splits_of(root: Path) -> list[Split]:
+    """The splits of the data set in a folder, or of a YAML file. Raises InputError if it has none,
+    or they cannot be told apart."""
+    _, splits = _layout_of(root)
+    return splits
+
+
+def read_annotations(root: Path, split: Split) -> Annotations:
+    """One split of the data set in a folder, or of a YAML file, with all that is wrong with it.
+
+    Raises InputError if there is no such data set or split, or nothing of it can be read.
+    """
+    layout, splits = _layout_of(root)
+    if split not in splits:
+        text = f"no {split} split (looked for {layout.sought(split)})"
+        raise InputError(text, where=root, remedy=_REMEDIES[split])
+    return layout.read(root, split)
+
+
+def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
+    if root.suffix in (".yaml", ".yml") and root.is_file():
+        return _layout_of_yaml(root)
+    if not root.is_dir():
+        text = "is a file" if root.is_file() else "no such folder"
+        remedy = "give the folder of a data set, its data.yaml, or digits or crowns"
+        raise InputError(text, where=root, remedy=remedy)
+    if not any(root.iterdir()):
+        remedy = f"put a data set in {', '.join(_LAYOUTS)} format into it"
+        raise InputError("the folder is empty", where=root, remedy=remedy)
+    for layout in _LAYOUTS.values():
+        splits = layout.splits(root)
+        if splits:
+            return layout, splits
+    sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
+    remedy = f"give the folder that holds one of these ({sought})"
+    raise InputError("no data set found", where=root, remedy=remedy)
+
+
+def _layout_of_yaml(file: Path) -> tuple[_Layout, list[Split]]:
+    splits = yolo_splits(file)
+    if not splits:
+        raise InputError("names no images", where=file, remedy="write train and val into it")
+
+    def sought(split: Split) -> str:
+        return yolo_sought(split, file.name)
+
+    return _LAYOUTS["YOLO"]._replace(sought=sought), splits

@@ -1,1 +1,0 @@
-"""The forms that data sets come in: read into annotations, and written."""

@@ -1,0 +1,56 @@
+"""Errors of one line whose parts can be read, whatever a path is called."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from redetr.data.annotations import Fault
+from redetr.errors import DivergedError, InputError
+
+FOLDER = Path("a: b; c")  # a name that no message can be split at
+
+
+@pytest.mark.parametrize(
+    ("parts", "line"),
+    [
+        ({}, "is odd"),
+        ({"where": FOLDER}, "a: b; c: is odd"),
+        ({"where": "hf:name", "remedy": "mend it"}, "hf:name: is odd; mend it"),
+        ({"where": FOLDER, "place": "line 3"}, "a: b; c: line 3: is odd"),
+        ({"remedy": "mend it"}, "is odd; mend it"),
+    ],
+)
+def test_the_line_has_the_parts_that_are_given(parts, line):
+    assert str(InputError("is odd", **parts)) == line
+
+
+def test_parts_survive_the_way_to_another_process():
+    error = InputError("is odd", where=FOLDER, place="line 3", remedy="mend it")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is InputError
+    assert vars(copy) == vars(error)
+    assert str(copy) == str(error)
+
+
+def test_other_errors_have_the_same_parts():
+    error = DivergedError("loss is nan", where="step 3", remedy="lower --lr")
+    assert str(error) == "step 3: loss is nan; lower --lr"
+    assert error.exit_code == 3
+
+
+def test_a_fault_becomes_an_error_and_back():
+    fault = Fault("error", "box-outside", FOLDER / "x.json", "annotation 1", "is odd", "mend it")
+    assert Fault.from_error("box-outside", fault.to_error(), Path()) == fault
+    assert str(fault.to_error()) == str(fault) == "a: b; c/x.json: annotation 1: is odd; mend it"
+
+
+def test_an_error_without_a_file_is_a_fault_of_the_source():
+    fault = Fault.from_error("split-unreadable", InputError("no room"), FOLDER)
+    assert (fault.file, fault.where, fault.text, fault.remedy) == (FOLDER, "", "no room", "")
+    assert str(fault) == "a: b; c: no room"
+
+
+def test_repetitions_are_counted_at_the_end():
+    fault = Fault("note", "outline", FOLDER, "", "is odd", "mend it", 3)
+    assert str(fault) == "a: b; c: is odd; mend it (and 2 more like it)"
