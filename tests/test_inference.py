@@ -18,7 +18,7 @@ FORMS = {
     "redetr_m": SMALL | {"backbone": "resnet18"},
     "rtdetr_r18": SMALL | {"width": 16, "enc_hidden_dim": 32, "enc_dim_feedforward": 64},
     "rtdetrv2_r50m": SMALL
-    | {"width": 8, "enc_hidden_dim": 32, "dec_layers": 3, "eval_idx": 1, "points": (2, 4, 1)},
+    | {"width": 16, "enc_hidden_dim": 32, "dec_layers": 3, "eval_idx": 1, "points": (2, 4, 1)},
 }
 
 
