@@ -27,10 +27,10 @@ from redetr.errors import InputError, LostError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# gloo has no error class of its own: it raises RuntimeError. All its messages give the line of its
-# own source that failed, such as "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534]
-# Connection closed by peer", some after words of PyTorch.
-_GLOO_MESSAGE = re.compile(r"\[[^\[\]]*\bgloo/[^\[\]]+:\d+\]")
+# gloo has no error class of its own: it raises RuntimeError. Its messages give the line of its own
+# source that failed, such as "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] ...", but
+# for "Application timeout caused pair closure", which says that another rank did not answer.
+_GLOO_MESSAGE = re.compile(r"\[[^\[\]]*\bgloo/[^\[\]]+:\d+\]|caused pair closure")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection cl
             "[enforce fail at ../third_party/gloo/gloo/transport/tcp/pair.cc:1] x. y vs z"
         ),
         RuntimeError(f"Gloo connectFullMesh failed with {GLOO}"),
+        RuntimeError("Application timeout caused pair closure"),
         torch_dist.DistBackendError("NCCL communicator was aborted on rank 0"),
         torch_dist.DistNetworkError("failed to recv, got 0 bytes"),
     ],
