@@ -90,6 +90,16 @@ def detr_r50_finetune() -> TrainConfig:
     )
 
 
+def detr_table_finetune() -> TrainConfig:
+    """Table Transformer from its published weights (downloaded): tables on your own pages.
+
+    The schedule is that of `detr_r50_finetune`.
+    """
+    return replace(
+        detr_r50_finetune(), model="detr_table", weights="microsoft/table-transformer-detection"
+    )
+
+
 def redetr_n() -> TrainConfig:
     """Nano, from scratch: minutes on a CPU. Measured numbers are in the README."""
     return TrainConfig(model="redetr_n")
@@ -144,6 +154,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         detr_r101,
         detr_r101_dc5,
         detr_r50_finetune,
+        detr_table_finetune,
         detr_tiny,
         redetr_n,
         redetr_s,

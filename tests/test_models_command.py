@@ -33,7 +33,7 @@ def test_tables_fit_a_terminal(rows, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "…" not in printed
     assert all(
-        f" {name} " in printed and f" {row['images_per_s']} " in printed
+        f" {name} " in printed and f" {row['images_per_s'] or '-'} " in printed
         for name, row in rows.items()
     )
 
@@ -51,7 +51,8 @@ def test_the_cost_of_all_models(rows, name):
 def test_the_speed_of_every_model_stands_in_the_results(rows):
     speed = json.loads(MEASURED.read_text())["speed"]
     source = json.loads((ROOT / speed["source"]).read_text())
-    assert source["images_per_s"] == {name: row["images_per_s"] for name, row in rows.items()}
+    measured = {name: row["images_per_s"] for name, row in rows.items() if row["images_per_s"]}
+    assert source["images_per_s"] == measured
     assert all(
         row["images_per_s_on"] == f"one core of {source['machine']['cpu']}" for row in rows.values()
     )

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import redetr
+from redetr.weights.official import from_transformers
 
 NUM_CLASSES = 5
 SIZES = ((64, 128), (96, 64), (50, 101))
@@ -38,9 +40,10 @@ def randomize(peer: Any) -> Any:
 
 def ours_from(peer: Any) -> torch.nn.Module:
     """Our model with the weights of the peer, by way of a folder on disk."""
+    precision = "fp64" if peer.dtype == torch.float64 else "fp32"
     with TemporaryDirectory() as folder:
         peer.save_pretrained(folder)
-        return redetr.load(folder, device="cpu").model
+        return redetr.load(folder, device="cpu", precision=precision).model
 
 
 def padded_batch(dtype: torch.dtype, sizes: Sequence[tuple[int, int]] = SIZES) -> redetr.Batch:
@@ -54,7 +57,7 @@ def run_peer(peer: Any, batch: redetr.Batch, **options: Any) -> Any:
 
 def assert_same_outputs(peer: Any, batch: redetr.Batch, tolerance: float) -> None:
     """Logits and boxes of the peer and of ours agree on every entry."""
-    ours = ours_from(peer).to(batch.images.dtype)
+    ours = ours_from(peer)
     with torch.no_grad():
         theirs = run_peer(peer, batch)
         outputs = ours(batch.images, batch.mask)
@@ -67,3 +70,67 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference of an entry, as a share of entries that are larger than 1."""
     assert ours.shape == theirs.shape
     return float(((ours - theirs).abs() / theirs.abs().clamp(min=1)).max())
+
+
+def random_targets(dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    torch.manual_seed(2)
+    return [
+        {
+            "labels": torch.randint(NUM_CLASSES, (n,)),
+            "boxes": torch.rand(n, 4, dtype=dtype) * 0.4 + 0.1,
+        }
+        for n in (4, 0, 1)
+    ]
+
+
+def layerwise(peer: Any, batch: redetr.Batch) -> tuple[Tensor, Tensor]:
+    """Logits and boxes of all decoder layers, `[L, B, Q, ...]`, by Transformers' modules."""
+    output = run_peer(peer, batch, output_hidden_states=True)
+    # First comes the input of the decoder; the last one is normalised already.
+    earlier = [peer.model.decoder.layernorm(state) for state in output.decoder_hidden_states[1:-1]]
+    states = torch.stack([*earlier, output.last_hidden_state])
+    return peer.class_labels_classifier(states), peer.bbox_predictor(states).sigmoid()
+
+
+def peer_loss(
+    peer: Any, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]]
+) -> tuple[Tensor, dict]:
+    labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
+    config = SimpleNamespace(
+        **peer.config.to_dict() | {"auxiliary_loss": True, "num_labels": NUM_CLASSES}
+    )
+    total, losses, _ = peer.loss_function(
+        logits[-1], labels, logits.device, boxes[-1], config, logits, boxes
+    )
+    return total, {name: loss for name, loss in losses.items() if "cardinality" not in name}
+
+
+def assert_same_losses_and_gradients(peer: Any, tolerance: float) -> None:
+    """In fp64, the terms of the loss and every gradient agree; `tolerance` is that of gradients."""
+    ours = ours_from(peer)
+    batch = padded_batch(torch.float64)
+    targets = random_targets(torch.float64)
+
+    logits, boxes = layerwise(peer, batch)
+    total, losses = peer_loss(peer, logits, boxes, targets)
+    total.backward()
+    outputs = ours(batch.images, batch.mask)
+    our_losses = redetr.SetCriterion.for_model(ours)(outputs, targets)
+    our_losses["loss"].backward()
+
+    expected_names = set()
+    for term in ("loss_ce", "loss_bbox", "loss_giou"):
+        expected_names |= {term, *(f"{term}_{i}" for i in range(len(logits) - 1))}
+    assert losses.keys() == expected_names
+    torch.testing.assert_close(our_losses, losses | {"loss": total}, rtol=1e-6, atol=0)
+
+    gradients = from_transformers({name: p.grad for name, p in peer.named_parameters()})
+    trainable = {name: p.grad for name, p in ours.named_parameters() if p.requires_grad}
+    assert len(trainable) > 50
+    norms = torch.stack([gradient.norm() for gradient in trainable.values()])
+    # A gradient that is zero but for rounding, such as that of attention between equal values, has
+    # no relative error.
+    smallest = 1e-8 * norms.norm()
+    for name, gradient in trainable.items():
+        error = (gradient - gradients[name]).norm() / gradients[name].norm().clamp(min=smallest)
+        assert error < tolerance, f"{name}: {error:.1e}"

@@ -451,9 +451,7 @@ def build_backbone(
     if isinstance(backbone, str) and not backbone.startswith("timm:"):
         return Backbone(backbone, weights, dilation, strides, norm)
     if dilation:
-        raise InputError(
-            f"{backbone} has no dilated variant: choose one of {', '.join(RESNETS)}"
-        )
+        raise InputError(f"{backbone} has no dilated variant: choose one of {', '.join(RESNETS)}")
     if isinstance(backbone, str):
         timm_name = backbone.removeprefix("timm:")
         return TimmBackbone(timm_name, weights, strides, norm)

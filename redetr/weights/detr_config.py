@@ -85,15 +85,16 @@ def class_names(config: dict[str, Any], num_classes: int) -> list[str]:
 def image_sizes(processor: dict[str, Any]) -> tuple[int, int] | None:
     """The shorter side and the most of the longer side, px, in a preprocessor_config.json.
 
-    None where it says neither, or describes images that do not keep their aspect ratio.
+    A longer side alone, as in some Table Transformers, is that of every image. None where nothing
+    is said, or images do not keep their aspect ratio.
     """
     size = processor.get("size")
     if isinstance(size, dict):
-        shorter = size.get("shortest_edge", size.get("max_height"))
         longest = size.get("longest_edge", size.get("max_width"))
+        shorter = size.get("shortest_edge", size.get("max_height", longest))
     else:  # of older versions
-        shorter = size
         longest = processor.get("max_size")
+        shorter = size
     for side in (shorter, longest):
         if not isinstance(side, int) or isinstance(side, bool) or side < 1:
             return None

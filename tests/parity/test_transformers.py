@@ -9,19 +9,17 @@ states, its norm and its heads.
 """
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import redetr
 from redetr.models.transformer import ACTIVATIONS
 from redetr.weights import detr_config
-from redetr.weights.official import from_transformers
 from tests.transformers_peer import (
     NUM_CLASSES,
+    assert_same_losses_and_gradients,
     assert_same_outputs,
     difference,
     ours_from,
@@ -46,17 +44,6 @@ def random_peer(**options: Any) -> Any:
     config = transformers.DetrConfig(**settings | options)
     torch.manual_seed(0)
     return randomize(transformers.DetrForObjectDetection(config))
-
-
-def random_targets(dtype: torch.dtype) -> list[dict[str, Tensor]]:
-    torch.manual_seed(2)
-    return [
-        {
-            "labels": torch.randint(NUM_CLASSES, (n,)),
-            "boxes": torch.rand(n, 4, dtype=dtype) * 0.4 + 0.1,
-        }
-        for n in (4, 0, 1)
-    ]
 
 
 @pytest.fixture
@@ -224,54 +211,9 @@ def test_configs_of_older_versions(old, dilated, tmp_path):
     assert difference(outputs["pred_logits"], theirs.logits) <= 1e-5
 
 
-def layerwise(peer: Any, batch: redetr.Batch) -> tuple[Tensor, Tensor]:
-    """Logits and boxes of all decoder layers, `[L, B, Q, ...]`, by Transformers' modules."""
-    output = run_peer(peer, batch, output_hidden_states=True)
-    # First comes the input of the decoder; the last one is normalised already.
-    earlier = [peer.model.decoder.layernorm(state) for state in output.decoder_hidden_states[1:-1]]
-    states = torch.stack([*earlier, output.last_hidden_state])
-    return peer.class_labels_classifier(states), peer.bbox_predictor(states).sigmoid()
-
-
-def peer_loss(
-    peer: Any, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]]
-) -> tuple[Tensor, dict]:
-    labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
-    config = SimpleNamespace(
-        **peer.config.to_dict() | {"auxiliary_loss": True, "num_labels": NUM_CLASSES}
-    )
-    total, losses, _ = peer.loss_function(
-        logits[-1], labels, logits.device, boxes[-1], config, logits, boxes
-    )
-    return total, {name: loss for name, loss in losses.items() if "cardinality" not in name}
-
-
 @pytest.mark.parametrize(
     "backbone", ["resnet50", pytest.param("resnet101", marks=pytest.mark.slow)]
 )
 def test_same_losses_and_gradients(double_by_default, backbone):
     peer = random_peer(backbone=backbone, encoder_layers=2, decoder_layers=3).double()
-    ours, batch, targets = (
-        ours_from(peer).double(),
-        padded_batch(torch.float64),
-        random_targets(torch.float64),
-    )
-
-    total, losses = peer_loss(peer, *layerwise(peer, batch), targets)
-    total.backward()
-    our_losses = redetr.SetCriterion.for_model(ours)(ours(batch.images, batch.mask), targets)
-    our_losses["loss"].backward()
-
-    torch.testing.assert_close(our_losses, losses | {"loss": total}, rtol=1e-6, atol=0)
-    assert losses.keys() == {
-        f"loss_{t}{layer}" for t in ("ce", "bbox", "giou") for layer in ("_0", "_1", "")
-    }
-    gradients = from_transformers({name: p.grad for name, p in peer.named_parameters()})
-    trainable = {name: p.grad for name, p in ours.named_parameters() if p.requires_grad}
-    assert len(trainable) > 100
-    # A gradient that is zero but for rounding, such as that of attention between equal values, has
-    # no relative error.
-    smallest = 1e-8 * torch.stack([gradient.norm() for gradient in trainable.values()]).norm()
-    for name, gradient in trainable.items():
-        error = (gradient - gradients[name]).norm() / gradients[name].norm().clamp(min=smallest)
-        assert error < 1e-5, f"{name}: {error:.1e}"
+    assert_same_losses_and_gradients(peer, 1e-5)  # positions are in fp32 here
