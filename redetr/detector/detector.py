@@ -223,8 +223,9 @@ def load(
     """A `Detector` from weights of any of these kinds:
 
     a redetr checkpoint (`last.pt`, `best.pt`: the averaged weights), `best.safetensors`, or a run
-    folder; an official DETR checkpoint (`{"model": state_dict}`); a folder written by Transformers'
-    `DetrForObjectDetection`; the hub name of such a folder (needs huggingface-hub).
+    folder; an official checkpoint of DETR (`{"model": state_dict}`) or of the Table Transformer; a
+    folder that Transformers' `DetrForObjectDetection` or `TableTransformerForObjectDetection` wrote;
+    the hub name of such a folder (needs huggingface-hub).
 
     `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5". Nothing is
     unpickled but tensors and plain values. Raises InputError, naming the file, for everything that

@@ -1,5 +1,7 @@
-"""The config.json of Transformers' `DetrForObjectDetection` and `TableTransformerForObjectDetection`
-as options of this library's DETR.
+"""What the config.json of a DETR of Transformers says, as options of this library's DETR.
+
+It describes a `DetrForObjectDetection` or a `TableTransformerForObjectDetection`, which is the same
+with the norms before attention and feed-forward nets (`pre_norm`).
 
 Sizes that the weights show (backbone, queries, layers, widths) are read off the weights; the config
 decides the rest. Settings of the loss and of dropout inside attention do not
@@ -116,8 +118,9 @@ def _position(config: dict[str, Any]) -> str:
 
 
 def _is_dilated(config: dict[str, Any]) -> bool:
-    """Whether the last stage of the backbone is dilated. Raises InputError for a backbone that is no
-    ResNet-18, 34, 50 or 101.
+    """Whether the last stage of the backbone is dilated.
+
+    Raises InputError for a backbone that is no ResNet-18, 34, 50 or 101.
 
     Configs of every version are understood as Transformers 5 does: without a `backbone_config`,
     older settings describe a net of timm, or Transformers' own ResNet-50.

@@ -52,8 +52,8 @@ _FROM_TRANSFORMERS_RESNET: list[tuple[str, Any]] = [
 
 
 def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of Transformers' `DetrForObjectDetection` or `TableTransformerForObjectDetection`
-    under the official names."""
+    """A state dict of Transformers' `DetrForObjectDetection`, or of its
+    `TableTransformerForObjectDetection`, under the official names."""
     renamed = {}
     for name, tensor in weights.items():
         for pattern, replacement in [*_FROM_TRANSFORMERS, *_FROM_TRANSFORMERS_RESNET]:
