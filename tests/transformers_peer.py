@@ -69,40 +69,52 @@ def assert_same_outputs(peer: Any, batch: redetr.Batch, tolerance: float) -> Non
 def difference(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference of an entry, as a share of entries that are larger than 1."""
     assert ours.shape == theirs.shape
-    return float(((ours - theirs).abs() / theirs.abs().clamp(min=1)).max())
+    scale = theirs.abs().clamp(min=1)
+    errors = (ours - theirs).abs() / scale
+    return float(errors.max())
 
 
 def random_targets(dtype: torch.dtype) -> list[dict[str, Tensor]]:
     torch.manual_seed(2)
-    return [
-        {
-            "labels": torch.randint(NUM_CLASSES, (n,)),
-            "boxes": torch.rand(n, 4, dtype=dtype) * 0.4 + 0.1,
-        }
-        for n in (4, 0, 1)
-    ]
+    targets = []
+    for count in (4, 0, 1):
+        labels = torch.randint(NUM_CLASSES, (count,))
+        boxes = torch.rand(count, 4, dtype=dtype) * 0.4 + 0.1
+        targets.append({"labels": labels, "boxes": boxes})
+    return targets
 
 
 def layerwise(peer: Any, batch: redetr.Batch) -> tuple[Tensor, Tensor]:
     """Logits and boxes of all decoder layers, `[L, B, Q, ...]`, by Transformers' modules."""
     output = run_peer(peer, batch, output_hidden_states=True)
     # First comes the input of the decoder; the last one is normalised already.
-    earlier = [peer.model.decoder.layernorm(state) for state in output.decoder_hidden_states[1:-1]]
-    states = torch.stack([*earlier, output.last_hidden_state])
-    return peer.class_labels_classifier(states), peer.bbox_predictor(states).sigmoid()
+    normalised = []
+    for state in output.decoder_hidden_states[1:-1]:
+        normalised.append(peer.model.decoder.layernorm(state))
+    normalised.append(output.last_hidden_state)
+    states = torch.stack(normalised)
+    logits = peer.class_labels_classifier(states)
+    boxes = peer.bbox_predictor(states).sigmoid()
+    return logits, boxes
 
 
 def peer_loss(
     peer: Any, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]]
 ) -> tuple[Tensor, dict]:
-    labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
-    config = SimpleNamespace(
-        **peer.config.to_dict() | {"auxiliary_loss": True, "num_labels": NUM_CLASSES}
-    )
+    labels = []
+    for target in targets:
+        labels.append({"class_labels": target["labels"], "boxes": target["boxes"]})
+    settings = peer.config.to_dict()
+    settings |= {"auxiliary_loss": True, "num_labels": NUM_CLASSES}
+    config = SimpleNamespace(**settings)
     total, losses, _ = peer.loss_function(
         logits[-1], labels, logits.device, boxes[-1], config, logits, boxes
     )
-    return total, {name: loss for name, loss in losses.items() if "cardinality" not in name}
+    kept = {}
+    for name, loss in losses.items():
+        if "cardinality" not in name:
+            kept[name] = loss
+    return total, kept
 
 
 def assert_same_losses_and_gradients(peer: Any, tolerance: float) -> None:
@@ -120,12 +132,20 @@ def assert_same_losses_and_gradients(peer: Any, tolerance: float) -> None:
 
     expected_names = set()
     for term in ("loss_ce", "loss_bbox", "loss_giou"):
-        expected_names |= {term, *(f"{term}_{i}" for i in range(len(logits) - 1))}
+        expected_names.add(term)
+        for i in range(len(logits) - 1):
+            expected_names.add(f"{term}_{i}")
     assert losses.keys() == expected_names
     torch.testing.assert_close(our_losses, losses | {"loss": total}, rtol=1e-6, atol=0)
 
-    gradients = from_transformers({name: p.grad for name, p in peer.named_parameters()})
-    trainable = {name: p.grad for name, p in ours.named_parameters() if p.requires_grad}
+    gradients = {}
+    for name, parameter in peer.named_parameters():
+        gradients[name] = parameter.grad
+    gradients = from_transformers(gradients)
+    trainable = {}
+    for name, parameter in ours.named_parameters():
+        if parameter.requires_grad:
+            trainable[name] = parameter.grad
     assert len(trainable) > 50
     norms = torch.stack([gradient.norm() for gradient in trainable.values()])
     # A gradient that is zero but for rounding, such as that of attention between equal values, has

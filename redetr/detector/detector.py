@@ -224,8 +224,8 @@ def load(
 
     a redetr checkpoint (`last.pt`, `best.pt`: the averaged weights), `best.safetensors`, or a run
     folder; an official checkpoint of DETR (`{"model": state_dict}`) or of the Table Transformer; a
-    folder that Transformers' `DetrForObjectDetection` or `TableTransformerForObjectDetection` wrote;
-    the hub name of such a folder (needs huggingface-hub).
+    folder that Transformers wrote for `DetrForObjectDetection` or
+    `TableTransformerForObjectDetection`; the hub name of such a folder (needs huggingface-hub).
 
     `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5". Nothing is
     unpickled but tensors and plain values. Raises InputError, naming the file, for everything that

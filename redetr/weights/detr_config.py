@@ -92,15 +92,21 @@ def image_sizes(processor: dict[str, Any]) -> tuple[int, int] | None:
     """
     size = processor.get("size")
     if isinstance(size, dict):
-        longest = size.get("longest_edge", size.get("max_width"))
-        shorter = size.get("shortest_edge", size.get("max_height", longest))
+        longest = _pixels(size.get("longest_edge", size.get("max_width")))
+        shorter = _pixels(size.get("shortest_edge", size.get("max_height", longest)))
     else:  # of older versions
-        longest = processor.get("max_size")
-        shorter = size
-    for side in (shorter, longest):
-        if not isinstance(side, int) or isinstance(side, bool) or side < 1:
-            return None
-    return shorter, longest
+        longest = _pixels(processor.get("max_size"))
+        shorter = _pixels(size)
+    if shorter and longest:
+        return shorter, longest
+    return None
+
+
+def _pixels(value: Any) -> int:
+    """A length in pixels, 0 if it is none."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    return 0
 
 
 def _activation(config: dict[str, Any]) -> str:
