@@ -52,8 +52,8 @@ def box_area(boxes: Tensor) -> Tensor:
 def iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     """Returns IoU and generalized IoU, each `[...]`, of `xyxy` boxes `[..., 4]`, which broadcast.
 
-    For all pairs, pass `boxes1[..., :, None, :]` and `boxes2[..., None, :, :]`. Both are computed
-    in fp32 (fp64 stays fp64). IoU is in [0, 1] and GIoU in [-1, 1]; both are finite for degenerate,
+    For all pairs, pass `boxes1.unsqueeze(-2)` and `boxes2.unsqueeze(-3)`. Both are computed in fp32
+    (fp64 stays fp64). IoU is in [0, 1] and GIoU in [-1, 1]; both are finite for degenerate,
     inverted and infinite boxes. NaN stays NaN, so that a model that diverged is noticed.
 
     Source: Rezatofighi et al., "Generalized Intersection over Union", CVPR 2019, equation 1.
@@ -93,11 +93,15 @@ def _bounded(boxes: Tensor) -> Tensor:
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Returns the IoU `[N, M]` of all pairs of `xyxy` boxes `[N, 4]` and `[M, 4]`."""
-    iou, _ = iou_and_giou(boxes1[..., :, None, :], boxes2[..., None, :, :])
+    rows = boxes1.unsqueeze(-2)  # [N, 1, 4]
+    columns = boxes2.unsqueeze(-3)  # [1, M, 4]
+    iou, _ = iou_and_giou(rows, columns)
     return iou
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Returns the GIoU `[N, M]` of all pairs of `xyxy` boxes `[N, 4]` and `[M, 4]`."""
-    _, giou = iou_and_giou(boxes1[..., :, None, :], boxes2[..., None, :, :])
+    rows = boxes1.unsqueeze(-2)  # [N, 1, 4]
+    columns = boxes2.unsqueeze(-3)  # [1, M, 4]
+    _, giou = iou_and_giou(rows, columns)
     return giou

@@ -37,8 +37,8 @@ def cost_matrix(
     Deformable DETR.
     """
     class_cost = _class_cost(logits, labels, config)  # [L, B, Q, T]
-    predicted = boxes[..., :, None, :]  # [L, B, Q, 1, 4]
-    target = target_boxes[..., None, :, :]  # [B, 1, T, 4]
+    predicted = boxes.unsqueeze(-2)  # [L, B, Q, 1, 4]
+    target = target_boxes.unsqueeze(-3)  # [B, 1, T, 4]
 
     # Each coordinate by itself: differences `[L, B, Q, T, 4]` would take four times the memory.
     l1 = (predicted[..., 0] - target[..., 0]).abs()

@@ -79,11 +79,13 @@ class Noise(DetectionDataset):
         objects = _OBJECTS[index % len(_OBJECTS)]
         height, width = random.integers(60, 160, 2).tolist()
         corners = random.uniform(0, [width, height], (objects, 2, 2))
-        top_left, bottom_right = corners.min(1), corners.max(1) + 1
+        top_left = corners.min(1)
+        bottom_right = corners.max(1) + 1
         boxes = np.concatenate([top_left, bottom_right], 1).clip(0, [width, height] * 2)
+        labels = random.integers(0, 3, objects)
         return StoredTarget(
             boxes=torch.from_numpy(boxes).float(),
-            labels=torch.from_numpy(random.integers(0, 3, objects)),
+            labels=torch.from_numpy(labels),
             image_id=index,
             orig_size=(height, width),
             size=(height, width),
@@ -94,7 +96,8 @@ class Noise(DetectionDataset):
     def image(self, index: int) -> Tensor:
         height, width = self.target(index)["orig_size"]
         random = np.random.default_rng(index)
-        return torch.from_numpy(random.integers(0, 256, (3, height, width), np.uint8))
+        pixels = random.integers(0, 256, (3, height, width), np.uint8)
+        return torch.from_numpy(pixels)
 
 
 def verify(config: TrainConfig) -> Verification:
@@ -153,9 +156,12 @@ def compare(
             split = split_gradient(model, criterion, samples, dist, accumulate, dtype)
             whole = whole_gradient(model, criterion, samples, dist.device, dtype)
         errors_here = [_relative_error(split, whole, names) for names in parts.values()]
-        largest = dist.gather_rows(errors_here)().amax(0).tolist()
+        errors_everywhere = dist.gather_rows(errors_here)()  # [world_size, parts]
+        largest = errors_everywhere.amax(0).tolist()
         errors[name] = dict(zip(parts, largest, strict=True))
-    sizes = {part: sum(split[name].numel() for name in names) for part, names in parts.items()}
+    sizes = {}
+    for part, names in parts.items():
+        sizes[part] = sum(split[name].numel() for name in names)
     return Verification(dist.world_size, accumulate, len(samples), dist.device.type, sizes, errors)
 
 

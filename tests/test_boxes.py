@@ -24,14 +24,15 @@ any_numbers = st.floats(allow_nan=False, width=32)
 
 
 def boxes_of(coordinates: st.SearchStrategy, most: int = 5) -> st.SearchStrategy[Tensor]:
-    """Boxes `[N, 4]` of any four numbers, turned inside out or not."""
+    """Boxes `[N, 4]` of any four numbers, inverted or not."""
     box = st.tuples(coordinates, coordinates, coordinates, coordinates)
     return st.lists(box, min_size=1, max_size=most).map(torch.tensor)
 
 
 def proper(boxes: Tensor, margin: float = 0.5) -> Tensor:
     """The same corners in order, and sides of at least `margin`."""
-    low, high = torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])
+    low = torch.minimum(boxes[:, :2], boxes[:, 2:])
+    high = torch.maximum(boxes[:, :2], boxes[:, 2:])
     return torch.cat([low, high + margin], dim=1)
 
 
@@ -43,7 +44,7 @@ def test_formats_by_hand():
     assert box_cxcywh_to_xyxy(torch.zeros(2, 0, 4)).shape == (2, 0, 4)
 
 
-def test_area_of_a_box_turned_inside_out_is_zero():
+def test_area_of_an_inverted_box_is_zero():
     boxes = torch.tensor(
         [[1.0, 2.0, 4.0, 6.0], [4.0, 2.0, 1.0, 6.0], [4.0, 6.0, 1.0, 2.0], [1.0, 2.0, 1.0, 6.0]]
     )
@@ -68,7 +69,8 @@ BY_HAND = {
 
 @pytest.mark.parametrize(("box", "iou", "giou"), BY_HAND.values(), ids=BY_HAND.keys())
 def test_iou_and_giou_by_hand(box, iou, giou):
-    first, second = torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([box], dtype=torch.float32)
+    first = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    second = torch.tensor([box], dtype=torch.float32)
     assert box_iou(first, second).item() == pytest.approx(iou, abs=1e-6)
     assert generalized_box_iou(first, second).item() == pytest.approx(giou, abs=1e-6)
 
@@ -83,21 +85,18 @@ def test_giou_tells_near_from_far_where_iou_cannot():
 
 @given(boxes_of(numbers))
 def test_formats_round_trip(boxes):
-    torch.testing.assert_close(
-        box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(boxes)), boxes, rtol=1e-5, atol=1e-3
-    )
-    torch.testing.assert_close(
-        box_xyxy_to_cxcywh(box_cxcywh_to_xyxy(boxes)), boxes, rtol=1e-5, atol=1e-3
-    )
+    there_and_back = box_cxcywh_to_xyxy(box_xyxy_to_cxcywh(boxes))
+    torch.testing.assert_close(there_and_back, boxes, rtol=1e-5, atol=1e-3)
+    there_and_back = box_xyxy_to_cxcywh(box_cxcywh_to_xyxy(boxes))
+    torch.testing.assert_close(there_and_back, boxes, rtol=1e-5, atol=1e-3)
 
 
 @given(boxes_of(numbers), boxes_of(numbers))
 def test_as_torchvision_on_proper_boxes(boxes1, boxes2):
-    boxes1, boxes2 = proper(boxes1), proper(boxes2)
-    iou, giou = (
-        torchvision.ops.box_iou(boxes1, boxes2),
-        torchvision.ops.generalized_box_iou(boxes1, boxes2),
-    )
+    boxes1 = proper(boxes1)
+    boxes2 = proper(boxes2)
+    iou = torchvision.ops.box_iou(boxes1, boxes2)
+    giou = torchvision.ops.generalized_box_iou(boxes1, boxes2)
     torch.testing.assert_close(box_iou(boxes1, boxes2), iou, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(generalized_box_iou(boxes1, boxes2), giou, rtol=1e-5, atol=1e-6)
 
@@ -115,7 +114,8 @@ def test_in_range_and_symmetric_for_any_boxes(boxes1, boxes2):
 @given(boxes_of(numbers))
 def test_one_of_a_box_with_itself(boxes):
     boxes = proper(boxes)
-    torch.testing.assert_close(generalized_box_iou(boxes, boxes).diagonal(), torch.ones(len(boxes)))
+    giou = generalized_box_iou(boxes, boxes)
+    torch.testing.assert_close(giou.diagonal(), torch.ones(len(boxes)))
 
 
 @given(boxes_of(any_numbers, most=3), boxes_of(any_numbers, most=3))
@@ -156,7 +156,8 @@ def test_degenerate_inverted_and_infinite_boxes_stay_finite(box):
 
 def test_nan_is_not_hidden():
     boxes = torch.tensor([[float("nan"), 0.0, 1.0, 1.0]])
-    assert generalized_box_iou(boxes, torch.tensor([[0.0, 0.0, 1.0, 1.0]])).isnan().all()
+    unit_box = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    assert generalized_box_iou(boxes, unit_box).isnan().all()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,8 @@ def test_computed_in_at_least_fp32(given_dtype, expected):
 
 
 def test_pairs_and_broadcasting():
-    boxes1, boxes2 = proper(torch.rand(3, 4)), proper(torch.rand(2, 4))
+    boxes1 = proper(torch.rand(3, 4))
+    boxes2 = proper(torch.rand(2, 4))
     assert box_iou(boxes1, boxes2).shape == (3, 2)
     assert generalized_box_iou(torch.zeros(0, 4), boxes2).shape == (0, 2)
     iou, giou = iou_and_giou(boxes1, boxes1.flip(0))

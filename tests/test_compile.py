@@ -11,7 +11,7 @@ import redetr
 from redetr.config import TrainConfig
 from redetr.training import train
 
-FORMS = {
+VARIANTS = {
     "detr_r50": {
         "backbone": "resnet18",
         "hidden_dim": 32,
@@ -23,31 +23,30 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_no_graph_breaks_and_one_graph_for_all_sizes(name):
-    """Dynamo traces as for any compiler; the graphs it finds are counted and run as they are."""
+    """Dynamo traces as for any compiler; its graphs are counted and run as they are."""
     torch._dynamo.reset()
-    model = redetr.build(name, 3, **FORMS[name]).eval()
+    model = redetr.build(name, 3, **VARIANTS[name]).eval()
     counted = CompileCounter()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counted)
     for height, width in ((64, 96), (96, 64), (128, 160)):
-        images, mask = (
-            torch.randn(2, 3, height, width),
-            torch.zeros(2, height, width, dtype=torch.bool),
-        )
+        images = torch.randn(2, 3, height, width)
+        mask = torch.zeros(2, height, width, dtype=torch.bool)
         mask[1, :, 50:] = True
         with torch.no_grad():
-            expected, given = model(images, mask), compiled(images, mask)
-        torch.testing.assert_close(given["pred_logits"], expected["pred_logits"])
-        torch.testing.assert_close(given["pred_boxes"], expected["pred_boxes"])
+            expected = model(images, mask)
+            outputs = compiled(images, mask)
+        torch.testing.assert_close(outputs["pred_logits"], expected["pred_logits"])
+        torch.testing.assert_close(outputs["pred_boxes"], expected["pred_boxes"])
     assert counted.frame_count == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_compiled_training_takes_the_same_steps(name, shared_coco, tmp_path):
     """Without dropout, whose random numbers a compiled graph draws in its own order."""
-    options = tuple(f"{key}={value}" for key, value in FORMS[name].items())
+    options = tuple(f"{key}={value}" for key, value in VARIANTS[name].items())
     config = TrainConfig(
         model=name,
         model_options=options + (("dropout=0",) if name == "detr_r50" else ()),
@@ -67,8 +66,7 @@ def test_compiled_training_takes_the_same_steps(name, shared_coco, tmp_path):
     )
     train(config)
     train(replace(config, compile=True, output=str(tmp_path / "compiled")))
-    plain, compiled = (
-        [line["loss"] for line in lines_of(tmp_path / name) if "loss" in line]
-        for name in ("plain", "compiled")
-    )
-    assert compiled == pytest.approx(plain, rel=1e-3)
+    losses = {}
+    for run in ("plain", "compiled"):
+        losses[run] = [line["loss"] for line in lines_of(tmp_path / run) if "loss" in line]
+    assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-3)

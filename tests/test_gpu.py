@@ -15,7 +15,7 @@ from redetr.errors import StoppedError
 from redetr.models.recompute import recompute_blocks
 from redetr.optim import build_optimizer
 from redetr.state import State
-from tests.distributed.test_exactness import FORMS, NUM_CLASSES, global_samples
+from tests.distributed.test_exactness import NUM_CLASSES, VARIANTS, global_samples
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,7 +31,7 @@ pytestmark = [
 @pytest.mark.parametrize(
     ("form", "options", "recompute"),
     [
-        *((form, {}, False) for form in FORMS),
+        *((form, {}, False) for form in VARIANTS),
         ("detr_r50", {"backbone": "resnet18", "dropout": 0.1}, True),
     ],
 )
@@ -50,7 +50,7 @@ def test_a_step_waits_for_the_device_in_the_matcher_alone(
 
     monkeypatch.setattr(losses, "match", allowed)
     with process_group("cuda") as dist:
-        model = redetr.build(form, NUM_CLASSES, **FORMS[form] | options)
+        model = redetr.build(form, NUM_CLASSES, **VARIANTS[form] | options)
         model = model.to(dist.device).to(memory_format=torch.channels_last)
         if recompute:
             recompute_blocks(model)
@@ -73,11 +73,11 @@ def test_a_step_waits_for_the_device_in_the_matcher_alone(
     assert len(waits) == 4
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", VARIANTS)
 def test_the_losses_of_a_batch_are_those_of_the_cpu(form):
     """Also where an image, or the whole batch, has no object."""
     torch.manual_seed(0)
-    model = redetr.build(form, NUM_CLASSES, **FORMS[form])
+    model = redetr.build(form, NUM_CLASSES, **VARIANTS[form])
     criterion = redetr.SetCriterion.for_model(model)
     batch = to_batch(global_samples(), torch.device("cpu"), (96, 96))
     with torch.no_grad():

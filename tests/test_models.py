@@ -42,29 +42,43 @@ SMALL_FAST = {
     "dim_feedforward": 64,
     "num_queries": 7,
 }
-SMALL = {"detr_r50": SMALL_DETR, "redetr_n": SMALL_FAST,
-         "redetr_mobile": SMALL_FAST | {"backbone": "mobilenet_v3_small"}}  # fmt: skip
+SMALL = {
+    "detr_r50": SMALL_DETR,
+    "redetr_n": SMALL_FAST,
+    "redetr_mobile": SMALL_FAST | {"backbone": "mobilenet_v3_small"},
+}
 NUM_CLASSES = 3
 
 
 def small(name: str, **options) -> nn.Module:
+    """A small model of `SMALL` with the same random weights each time."""
     torch.manual_seed(0)
     return redetr.build(name, NUM_CLASSES, **{**SMALL[name], **options})
 
 
 def targets(*counts: int) -> list[dict[str, Tensor]]:
-    return [
-        {"labels": torch.randint(NUM_CLASSES, (n,)), "boxes": 0.3 + 0.4 * torch.rand(n, 4)}
-        for n in counts
-    ]
+    """Random objects, that many in each image."""
+    objects = []
+    for count in counts:
+        labels = torch.randint(NUM_CLASSES, (count,))
+        boxes = 0.3 + 0.4 * torch.rand(count, 4)
+        objects.append({"labels": labels, "boxes": boxes})
+    return objects
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", redetr.MODELS)
 def test_every_model_returns_what_it_promises(name):
     with torch.device("meta"):
         model = redetr.build(name, NUM_CLASSES)
-        outputs = model(torch.zeros(2, 3, 160, 128), torch.zeros(2, 160, 128, dtype=torch.bool))
-    columns = NUM_CLASSES + (model.loss_config.scores == "softmax")
+        images = torch.zeros(2, 3, 160, 128)
+        outputs = model(images, torch.zeros(2, 160, 128, dtype=torch.bool))
+    columns = NUM_CLASSES
+    if model.loss_config.scores == "softmax":
+        columns += 1  # "no object"
     layers = [*outputs["aux_outputs"], outputs]
     assert len(layers) == {"redetr_n": 3, "redetr_s": 3, "redetr_mobile": 3}.get(name, 6)
     for layer in layers:
@@ -75,20 +89,15 @@ def test_every_model_returns_what_it_promises(name):
 
 def test_sizes_are_those_of_the_documentation():
     with torch.device("meta"):
-        size = {n: sum(p.numel() for p in redetr.build(n, 80).parameters()) for n in redetr.MODELS}
-        original = redetr.build("detr_r50", 91)
+        size = {name: num_parameters(redetr.build(name, 80)) for name in redetr.MODELS}
+        original_size = num_parameters(redetr.build("detr_r50", 91))
     assert 2e6 < size["redetr_n"] < 3e6
     assert 2e6 < size["redetr_mobile"] < 3e6
-    assert (
-        size["redetr_n"]
-        < size["redetr_s"]
-        < size["redetr_m"]
-        < size["detr_r50"]
-        < size["detr_r101"]
-    )
+    ascending = ("redetr_n", "redetr_s", "redetr_m", "detr_r50", "detr_r101")
+    assert sorted(ascending, key=size.__getitem__) == list(ascending)
     assert size["detr_r50_dc5"] == size["detr_r50"]  # dilation has no weights
-    # published: 41 M and 60 M
-    assert 41e6 < sum(p.numel() for p in original.parameters()) < 42e6
+    # Published: 41 M and 60 M.
+    assert 41e6 < original_size < 42e6
     assert 60e6 < size["detr_r101"] < 61e6
 
 
@@ -179,11 +188,8 @@ def test_a_model_without_classes_is_refused():
 @pytest.mark.parametrize(
     ("name", "early", "count"),
     [
-        (
-            "detr_r50",
-            ("conv1.", "layer1."),
-            1 + 10,
-        ),  # the stem; three blocks of three convolutions, and a shortcut
+        # The stem; three blocks of three convolutions, and a shortcut.
+        ("detr_r50", ("conv1.", "layer1."), 1 + 10),
         ("redetr_m", ("conv1.", "layer1."), 1 + 10),
         (
             "redetr_mobile",
@@ -197,13 +203,18 @@ def test_norms_and_what_comes_before_stride_8_are_frozen_in_a_pretrained_backbon
 ):
     with torch.device("meta"):
         model = redetr.build(name, NUM_CLASSES)
-    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-    expected = tuple(f"backbone.0.body.{part}" for part in early)
-    assert frozen == {n for n, _ in model.named_parameters() if n.startswith(expected)}
+    frozen = set()
+    expected = set()
+    prefixes = tuple(f"backbone.0.body.{part}" for part in early)
+    for parameter_name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            frozen.add(parameter_name)
+        if parameter_name.startswith(prefixes):
+            expected.add(parameter_name)
+    assert frozen == expected
     assert len(frozen) == count
-    assert all(
-        p.dim() > 1 for p in model.backbone.parameters()
-    )  # statistics, scales and shifts are buffers
+    # Statistics, scales and shifts of the norms are buffers.
+    assert all(parameter.dim() > 1 for parameter in model.backbone.parameters())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large"])
@@ -228,18 +239,17 @@ def randomize_norm(norm: nn.Module) -> None:
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 2, "dilation": 2, "groups": 2}])
 def test_folding_a_frozen_norm_changes_neither_value_nor_gradient(options):
     torch.manual_seed(0)
-    conv, norm = nn.Conv2d(4, 6, 3, bias=False, **options).double(), FrozenBatchNorm2d(6).double()
+    conv = nn.Conv2d(4, 6, 3, bias=False, **options).double()
+    norm = FrozenBatchNorm2d(6).double()
     randomize_norms(norm)
     x = torch.randn(2, 4, 9, 11, dtype=torch.float64, requires_grad=True)
-    plain, folded = norm(conv(x)), conv_norm(x, conv, norm)
+    plain = norm(conv(x))
+    folded = conv_norm(x, conv, norm)
     torch.testing.assert_close(folded, plain)
     weights = torch.randn_like(plain)
-    for expected, found in zip(
-        torch.autograd.grad((plain * weights).sum(), (x, conv.weight)),
-        torch.autograd.grad((folded * weights).sum(), (x, conv.weight)),
-        strict=True,
-    ):
-        torch.testing.assert_close(found, expected)
+    expected = torch.autograd.grad((plain * weights).sum(), (x, conv.weight))
+    gradients = torch.autograd.grad((folded * weights).sum(), (x, conv.weight))
+    torch.testing.assert_close(gradients, expected)
 
 
 @pytest.mark.parametrize(
@@ -258,15 +268,12 @@ def test_features_are_those_of_torchvision(name, dilation):
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         features, expected = ours(images), getter(images)
-    for found, stride in zip(features, ("8", "16", "32"), strict=True):
-        torch.testing.assert_close(found, expected[stride], rtol=1e-4, atol=1e-4)
-    assert [f.shape[1] for f in features] == ours.num_channels
-    last = 16 if dilation else 32
-    assert (
-        [64 // f.shape[2] for f in features]
-        == [96 // f.shape[3] for f in features]
-        == [8, 16, last]
-    )
+    actual_strides = (8, 16, 16) if dilation else (8, 16, 32)
+    for i, feature_map in enumerate(features):
+        of_torchvision = expected[str(ours.strides[i])]
+        torch.testing.assert_close(feature_map, of_torchvision, rtol=1e-4, atol=1e-4)
+        stride = actual_strides[i]
+        assert feature_map.shape == (1, ours.num_channels[i], 64 // stride, 96 // stride)
 
 
 @pytest.mark.parametrize("name", MOBILENETS)
@@ -277,7 +284,8 @@ def test_features_of_mobilenets_are_those_of_torchvision(name):
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             randomize_norm(module)
-    images, expected = torch.randn(1, 3, 64, 96), {}
+    images = torch.randn(1, 3, 64, 96)
+    expected = {}
     ours = Backbone(name, strides=(8, 16, 32)).eval()
     missing, _ = ours.body.load_state_dict(theirs.state_dict(), strict=False)
     assert not missing
@@ -287,26 +295,25 @@ def test_features_of_mobilenets_are_those_of_torchvision(name):
             x = layer(x)
             expected[64 // x.shape[2]] = x
         features = ours(images)
-    torch.testing.assert_close(
-        features, [expected[stride] for stride in (8, 16, 32)], rtol=1e-4, atol=1e-4
-    )
-    assert [f.shape[1] for f in features] == ours.num_channels
-    assert (
-        ours.num_channels[-1] == theirs.classifier[0 if name != "mobilenet_v2" else 1].in_features
-    )
+    of_torchvision = [expected[stride] for stride in (8, 16, 32)]
+    torch.testing.assert_close(features, of_torchvision, rtol=1e-4, atol=1e-4)
+    assert [feature_map.shape[1] for feature_map in features] == ours.num_channels
+    linear_layers = [module for module in theirs.classifier if isinstance(module, nn.Linear)]
+    assert ours.num_channels[-1] == linear_layers[0].in_features
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "timm:efficientnet_lite0"])
 def test_a_backbone_ends_with_the_last_stride(name):
     """What came later would be computed for nothing, and get no gradient."""
-    short, whole = (
-        build_backbone(name, None, "frozen_batch", strides) for strides in ((8, 16), (8, 16, 32))
-    )
+    short = build_backbone(name, None, "frozen_batch", (8, 16))
+    whole = build_backbone(name, None, "frozen_batch", (8, 16, 32))
     assert short.num_channels == whole.num_channels[:2]
-    assert sum(p.numel() for p in short.parameters()) < sum(p.numel() for p in whole.parameters())
-    features = short(torch.randn(1, 3, 64, 64))
-    sum(f.square().sum() for f in features).backward()
-    assert all(p.grad is not None for p in short.parameters() if p.requires_grad)
+    assert num_parameters(short) < num_parameters(whole)
+    at8, at16 = short(torch.randn(1, 3, 64, 64))
+    (at8.square().sum() + at16.square().sum()).backward()
+    for parameter in short.parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto"])
@@ -321,50 +328,53 @@ def test_features_of_timm_for_images_normalised_as_imagenet(name):
     missing, _ = ours.body.load_state_dict(theirs.state_dict(), strict=False)
     assert not missing
     pixels = torch.rand(2, 3, 64, 96)
-    imagenet, own = (
-        (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-        for mean, std in (((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-                          (theirs.pretrained_cfg["mean"], theirs.pretrained_cfg["std"]))
-    )  # fmt: skip
-    assert torch.equal(own, imagenet) == (name == "convnext_atto")
+    as_imagenet = normalized(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    statistics = theirs.pretrained_cfg
+    as_trained = normalized(pixels, statistics["mean"], statistics["std"])
+    assert torch.equal(as_trained, as_imagenet) == (name == "convnext_atto")
     with torch.no_grad():
-        features, expected = (
-            ours.train()(imagenet),
-            theirs.forward_intermediates(own, intermediates_only=True),
-        )
+        features = ours.train()(as_imagenet)
+        expected = theirs.forward_intermediates(as_trained, intermediates_only=True)
     torch.testing.assert_close(features, [expected[-3], expected[-1]], rtol=1e-3, atol=1e-3)
-    assert [f.shape[1] for f in features] == ours.num_channels
-    assert not any(
-        isinstance(m, _BatchNorm) for m in ours.modules()
-    )  # none whose statistics would follow the batch
+    assert [feature_map.shape[1] for feature_map in features] == ours.num_channels
+    for module in ours.modules():  # none has statistics that would follow the batch
+        assert not isinstance(module, _BatchNorm)
+
+
+def normalized(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 def test_small_backbone_does_not_see_the_batch():
     torch.manual_seed(0)
-    backbone, images = SmallResNet((16, 24, 32)), torch.randn(3, 3, 64, 96)
-    together, alone = backbone(images), backbone(images[:1])
-    assert [tuple(f.shape) for f in together] == [(3, 24, 8, 12), (3, 32, 4, 6)]
-    for a, b in zip(together, alone, strict=True):
-        torch.testing.assert_close(a[:1], b)
+    backbone = SmallResNet((16, 24, 32))
+    images = torch.randn(3, 3, 64, 96)
+    together8, together16 = backbone(images)
+    assert together8.shape == (3, 24, 8, 12)
+    assert together16.shape == (3, 32, 4, 6)
+    alone8, alone16 = backbone(images[:1])
+    torch.testing.assert_close(together8[:1], alone8)
+    torch.testing.assert_close(together16[:1], alone16)
 
 
 def test_sine_positions_by_hand():
-    """A map of 1 x 2 valid positions: rows are all at 2 pi, columns at pi and 2 pi; y comes
-    first."""
+    """A map of 1 x 2 valid positions: the row is at 2 pi, the columns are at pi and 2 pi.
+
+    y comes first.
+    """
     (encoding,) = PositionEmbeddingSine(4)(torch.zeros(1, 1, 2, dtype=torch.bool))
+    y = 2 * math.pi
     for column, x in enumerate((math.pi, 2 * math.pi)):
-        expected = [
-            f(angle)
-            for at in (2 * math.pi, x)
-            for angle in (at, at / 100)
-            for f in (math.sin, math.cos)
-        ]
+        expected = []
+        for angle in (y, y / 100, x, x / 100):
+            expected += [math.sin(angle), math.cos(angle)]
         assert encoding[0, column].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("embedding", [PositionEmbeddingSine, PositionEmbeddingLearned])
 def test_positions_of_an_image_do_not_depend_on_the_canvas(embedding):
-    embedding, mask = embedding(8), torch.ones(1, 6, 9, dtype=torch.bool)
+    embedding = embedding(8)
+    mask = torch.ones(1, 6, 9, dtype=torch.bool)
     mask[:, :4, :5] = False
     alone = embedding(torch.zeros(1, 4, 5, dtype=torch.bool))
     torch.testing.assert_close(embedding(mask)[:, :4, :5], alone)
@@ -379,24 +389,27 @@ def test_learned_positions_have_an_end():
 def test_mask_at_the_size_of_a_feature_map():
     mask = torch.ones(1, 8, 8, dtype=torch.bool)
     mask[:, :4, :6] = False
-    assert (~padding_at(torch.zeros(1, 1, 2, 2), mask)[0]).tolist() == [
-        [True, True],
-        [False, False],
-    ]
-    assert (~padding_at(torch.zeros(1, 1, 4, 4), mask)[0]).sum() == 2 * 3
+    (padding,) = padding_at(torch.zeros(1, 1, 2, 2), mask)
+    assert padding.tolist() == [[False, False], [True, True]]
+    (padding,) = padding_at(torch.zeros(1, 1, 4, 4), mask)
+    assert (~padding).sum() == 2 * 3
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_no_mask_means_no_padding(name):
-    model, images = small(name).double().eval(), torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    model = small(name).double().eval()
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
     with torch.no_grad():
-        without, empty = model(images), model(images, torch.zeros(2, 64, 96, dtype=torch.bool))
+        without = model(images)
+        empty = model(images, torch.zeros(2, 64, 96, dtype=torch.bool))
     torch.testing.assert_close(without, empty, rtol=1e-12, atol=1e-12)
 
 
 class Patches(nn.Module):
-    """A backbone in which no position sees its neighbours: what remains is the model's own handling
-    of padding."""
+    """A backbone in which no position sees its neighbours.
+
+    So a change can only come from the rest of the model.
+    """
 
     def __init__(self):
         super().__init__()
@@ -408,25 +421,24 @@ class Patches(nn.Module):
 
 
 @pytest.mark.parametrize("position", ["sine", "learned"])
-def test_padding_does_not_change_the_faithful_form(position):
+def test_padding_does_not_change_the_faithful_variant(position):
     """Beyond the convolutions at the border: attention, positions and box coordinates."""
     torch.manual_seed(0)
-    model = (
-        DETR(NUM_CLASSES, Patches(), Transformer(32, 4, 2, 2, 64), 7, 32, position, aux_loss=True)
-        .double()
-        .eval()
-    )
+    transformer = Transformer(32, 4, 2, 2, 64)
+    model = DETR(NUM_CLASSES, Patches(), transformer, 7, 32, position, aux_loss=True)
+    model = model.double().eval()
     image = torch.randn(3, 64, 96, dtype=torch.float64)
     padded = redetr.collate([image], canvas=(112, 128))
     garbage = torch.where(padded.mask[:, None], 1e3, padded.images)
     with torch.no_grad():
-        alone, in_canvas = model(image[None]), model(garbage, padded.mask)
+        alone = model(image[None])
+        in_canvas = model(garbage, padded.mask)
         ignoring_the_mask = model(garbage)
     torch.testing.assert_close(in_canvas, alone)
     assert not torch.allclose(ignoring_the_mask["pred_boxes"], alone["pred_boxes"], atol=1e-3)
 
 
-def test_the_fast_form_works_on_a_padded_canvas():
+def test_the_fast_variant_works_on_a_padded_canvas():
     """Boxes are fractions of the image, and no proposal from the padding is chosen."""
     model = small("redetr_n", num_queries=40).eval()
     batch = redetr.collate([torch.randn(3, 64, 96), torch.randn(3, 40, 50)], canvas=(64, 128))
@@ -476,16 +488,18 @@ def test_without_aux_loss_only_the_last_layer_is_returned():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_an_image_gets_the_same_answer_in_any_batch(name):
-    model, images = small(name).double().eval(), torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    model = small(name).double().eval()
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         together = model(images)
         alone = [model(image[None]) for image in images]
     for key in ("pred_logits", "pred_boxes"):
-        torch.testing.assert_close(together[key], torch.cat([outputs[key] for outputs in alone]))
+        one_by_one = torch.cat([outputs[key] for outputs in alone])
+        torch.testing.assert_close(together[key], one_by_one)
 
 
 @pytest.mark.parametrize("size", [(64, 160), (33, 47), (32, 32)])
-def test_the_fast_form_takes_any_size(size):
+def test_the_fast_variant_takes_any_size(size):
     outputs = small("redetr_n").eval()(torch.randn(1, 3, *size))
     assert outputs["pred_boxes"].shape == (1, 7, 4)
     assert outputs["pred_logits"].isfinite().all()
@@ -509,12 +523,10 @@ def test_boxes_are_refined_from_layer_to_layer():
         nn.init.constant_(head.layers[-1].bias, step)
     outputs = model(images)
     first, last = outputs["aux_outputs"][0]["pred_boxes"], outputs["pred_boxes"]
-    torch.testing.assert_close(
-        first.logit() - proposals.logit(), torch.full_like(first, 0.3), rtol=0, atol=1e-3
-    )
-    torch.testing.assert_close(
-        last.logit() - first.logit(), torch.full_like(first, 0.5), rtol=0, atol=1e-3
-    )
+    first_step = first.logit() - proposals.logit()
+    second_step = last.logit() - first.logit()
+    torch.testing.assert_close(first_step, torch.full_like(first, 0.3), rtol=0, atol=1e-3)
+    torch.testing.assert_close(second_step, torch.full_like(first, 0.5), rtol=0, atol=1e-3)
     # Each layer learns its own correction: the second one's boxes do not teach the first one's
     # head.
     last.sum().backward()
@@ -529,18 +541,20 @@ def test_deformable_attention_looks_at_the_image_wherever_the_canvas_ends():
     attention = DeformableAttention(16, nheads=2, points=3).double()
     nn.init.normal_(attention.offsets.weight, std=0.3)
     nn.init.normal_(attention.weights.weight)
-    query, boxes = torch.randn(1, 5, 16).double(), 0.2 + 0.6 * torch.rand(1, 5, 4).double()
+    query = torch.randn(1, 5, 16).double()
+    boxes = 0.2 + 0.6 * torch.rand(1, 5, 4).double()
     levels = [torch.randn(1, 16, side, side).double() for side in (8, 4, 2)]
     padded = [nn.functional.pad(level, (0, level.shape[-1])) for level in levels]
-    answers = [
-        attention(query, boxes, torch.cat([level.flatten(2).mT for level in maps], 1),
-                  [tuple(level.shape[-2:]) for level in maps], torch.tensor([ratio]).double())
-        for maps, ratio in ((levels, (1.0, 1.0)), (padded, (0.5, 1.0)))
-    ]  # fmt: skip
-    torch.testing.assert_close(*answers)
-    moved = attention(query, boxes + 0.1, torch.cat([level.flatten(2).mT for level in levels], 1),
-                      [(8, 8), (4, 4), (2, 2)], torch.ones(1, 2).double())  # fmt: skip
-    assert not torch.allclose(moved, answers[0], atol=1e-3)
+
+    def answer(boxes: Tensor, levels: list[Tensor], valid_ratio: list[float]) -> Tensor:
+        memory = torch.cat([level.flatten(2).mT for level in levels], 1)
+        shapes = [tuple(level.shape[-2:]) for level in levels]
+        return attention(query, boxes, memory, shapes, torch.tensor([valid_ratio]).double())
+
+    alone = answer(boxes, levels, [1.0, 1.0])
+    torch.testing.assert_close(answer(boxes, padded, [0.5, 1.0]), alone)
+    moved = answer(boxes + 0.1, levels, [1.0, 1.0])
+    assert not torch.allclose(moved, alone, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -551,7 +565,7 @@ def test_bf16_autocast_is_close_to_fp32(name):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = model(images)
     assert half["pred_logits"].dtype == half["pred_boxes"].dtype == torch.float32
-    if name == "detr_r50":  # the fast form may choose other proposals
+    if name == "detr_r50":  # the fast variant may choose other proposals
         assert (half["pred_boxes"] - full["pred_boxes"]).abs().max() < 0.02
     assert half["pred_logits"].isfinite().all()
 
@@ -620,9 +634,8 @@ def kept_bytes(model: nn.Module, images: Tensor) -> tuple[int, list[Tensor]]:
         outputs = model(images)
         loss = outputs["pred_boxes"].square().sum() + outputs["pred_logits"].square().sum()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return sum(kept.values()), list(
-        torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    )
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return sum(kept.values()), list(gradients)
 
 
 @pytest.mark.parametrize(
@@ -644,7 +657,7 @@ def test_blocks_computed_twice_give_the_same_gradient_from_less_memory(name, opt
     assert all(map(torch.equal, gradients, expected))
 
 
-def test_what_cannot_be_computed_twice_is_told():
+def test_what_cannot_be_computed_twice_is_refused():
     with pytest.raises(
         redetr.InputError,
         match="statistics of a trained BatchNorm twice: take norm=group or norm=frozen_batch",

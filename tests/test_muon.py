@@ -16,47 +16,46 @@ from redetr.optim import build_optimizer, param_groups
 def test_singular_values_come_near_one_and_vectors_stay(shape, dtype):
     torch.manual_seed(0)
     matrices = torch.randn(shape, dtype=dtype)
-    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
-    turned = left.mT @ orthogonalized(matrices) @ right.mT
-    diagonal = turned.diagonal(dim1=-2, dim2=-1)
-    of_the_largest = values / values.amax(-1, keepdim=True)
-    assert ((diagonal > 0.6) & (diagonal < 1.3))[
-        of_the_largest > 0.1
-    ].all()  # not yet, of the tiniest
-    assert (turned - torch.diag_embed(diagonal)).abs().max() < 1e-4
+    left_vectors, values, right_vectors = torch.linalg.svd(matrices, full_matrices=False)
+    turned = left_vectors.mT @ orthogonalized(matrices) @ right_vectors.mT
+    new_values = turned.diagonal(dim1=-2, dim2=-1)
+    near_one = (new_values > 0.6) & (new_values < 1.3)
+    not_tiny = values > 0.1 * values.amax(-1, keepdim=True)  # the tiniest need more iterations
+    assert near_one[not_tiny].all()
+    assert (turned - torch.diag_embed(new_values)).abs().max() < 1e-4
     assert orthogonalized(matrices).dtype == dtype
 
 
 def test_the_scale_of_a_gradient_does_not_matter_and_nothing_stays_nothing():
     torch.manual_seed(0)
     matrices = torch.randn(2, 32, 40)
-    torch.testing.assert_close(
-        orthogonalized(1000 * matrices), orthogonalized(matrices), rtol=1e-4, atol=1e-5
-    )
+    plain = orthogonalized(matrices)
+    scaled = orthogonalized(1000 * matrices)
+    torch.testing.assert_close(scaled, plain, rtol=1e-4, atol=1e-5)
     assert orthogonalized(torch.zeros(1, 32, 40)).abs().max() == 0
 
 
 def test_a_first_step_by_hand():
-    """Nesterov's momentum of one gradient g is 0.05 * 0.95 g + 0.05 g, along g: the scale does not
-    matter."""
+    """Nesterov's momentum of one gradient g is 0.05 * 0.95 g + 0.05 g, along g.
+
+    The scale does not matter.
+    """
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(32, 64))
     before = weight.detach().clone()
     weight.grad = torch.randn(32, 64)
     Muon([{"params": [weight], "lr": 0.5, "weight_decay": 0.1, "orthogonal": True}]).step()
     step = 0.5 * 0.2 * 8 * orthogonalized(weight.grad[None])[0]  # 8: root of the longer side
-    torch.testing.assert_close(
-        weight.detach(), (1 - 0.5 * 0.1) * before - step, rtol=1e-4, atol=1e-4
-    )
+    expected = (1 - 0.5 * 0.1) * before - step
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_convolution_is_stepped_like_the_matrix_of_its_outputs():
     torch.manual_seed(0)
     conv = nn.Parameter(torch.randn(32, 8, 3, 3).to(memory_format=torch.channels_last))
     matrix = nn.Parameter(conv.detach().reshape(32, 72).clone())
-    optimizer = Muon(
-        [{"params": [conv, matrix], "lr": 0.1, "weight_decay": 0.0, "orthogonal": True}]
-    )
+    group = {"params": [conv, matrix], "lr": 0.1, "weight_decay": 0.0, "orthogonal": True}
+    optimizer = Muon([group])
     for _ in range(3):
         conv.grad = torch.randn(32, 8, 3, 3)
         matrix.grad = conv.grad.reshape(32, 72)
@@ -66,11 +65,7 @@ def test_a_convolution_is_stepped_like_the_matrix_of_its_outputs():
 
 def test_vectors_take_the_steps_of_adamw():
     torch.manual_seed(0)
-    ours = [
-        nn.Parameter(torch.randn(5)),
-        nn.Parameter(torch.randn(3, 4)),
-        nn.Parameter(torch.randn(2)),
-    ]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((5,), (3, 4), (2,))]
     theirs = copy.deepcopy(ours)
     settings = {"lr": 0.01, "weight_decay": 0.1}
     optimizers = Muon([{"params": ours, **settings}]), torch.optim.AdamW(theirs, **settings)
@@ -84,7 +79,7 @@ def test_vectors_take_the_steps_of_adamw():
         torch.testing.assert_close(mine, other)
 
 
-def test_a_saved_optimizer_goes_on_bit_for_bit(tmp_path):
+def test_a_saved_optimizer_resumes_bit_for_bit(tmp_path):
     torch.manual_seed(0)
     model = redetr.build("redetr_n", 2, backbone=[32, 32, 64], hidden_dim=32, dec_layers=1)
     optimizer = build_optimizer(model, 1e-3, 1e-3, 0.01, "muon")
@@ -102,9 +97,8 @@ def test_a_saved_optimizer_goes_on_bit_for_bit(tmp_path):
     other.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
     step(model, optimizer)
     step(resumed, other)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True)
-    )
+    for continued, loaded in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(continued, loaded)
 
 
 def test_a_loaded_count_of_steps_goes_to_the_device_of_the_weights():
@@ -123,16 +117,27 @@ def test_which_parameters_are_matrices():
     with torch.device("meta"):
         model = redetr.build("redetr_mobile", 40)
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = param_groups(model, 1e-3, 1e-4, 0.01, "muon")
-    orthogonal = {names[id(p)] for group in groups if group["orthogonal"] for p in group["params"]}
-    assert {"decoder.0.self_attn.in_proj_weight", "decoder.2.linear1.weight", "neck.fuse8.0.weight",
-            "decoder.1.cross_attn.offsets.weight"} <= orthogonal  # fmt: skip
-    assert not any(
-        "class_embed" in n or "query_embed" in n or "norm" in n or n.endswith("bias")
-        for n in orthogonal
-    )
+    orthogonal = set()
+    for group in param_groups(model, 1e-3, 1e-4, 0.01, "muon"):
+        if group["orthogonal"]:
+            orthogonal |= {names[id(p)] for p in group["params"]}
+    assert "decoder.0.self_attn.in_proj_weight" in orthogonal
+    assert "decoder.2.linear1.weight" in orthogonal
+    assert "decoder.1.cross_attn.offsets.weight" in orthogonal
+    assert "neck.fuse8.0.weight" in orthogonal
     assert "bbox_embed.0.layers.2.weight" not in orthogonal  # 4 rows
-    depthwise = {f"backbone.0.{name}.weight" for name, m in model.backbone[0].named_modules()
-                 if isinstance(m, nn.Conv2d) and m.groups > 1}  # fmt: skip
-    assert depthwise & set(names.values()) and not depthwise & orthogonal
-    assert not any(g["orthogonal"] for g in param_groups(model, 1e-3, 1e-4, 0.01, "adamw"))
+    for name in orthogonal:
+        assert "class_embed" not in name
+        assert "query_embed" not in name
+        assert "norm" not in name
+        assert not name.endswith("bias")
+
+    depthwise = set()
+    for name, module in model.backbone[0].named_modules():
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            depthwise.add(f"backbone.0.{name}.weight")
+    assert depthwise & set(names.values())
+    assert not depthwise & orthogonal
+
+    for group in param_groups(model, 1e-3, 1e-4, 0.01, "adamw"):
+        assert not group["orthogonal"]

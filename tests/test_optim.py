@@ -18,13 +18,28 @@ def model():
 
 
 def names_by_group(model: nn.Module) -> dict[tuple[float, float], set[str]]:
+    """The names of the parameters by (learning rate, weight decay)."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = param_groups(model, lr=1e-4, lr_backbone=1e-5, weight_decay=0.02)
-    return {(g["lr"], g["weight_decay"]): {names[id(p)] for p in g["params"]} for g in groups}
+    by_group = {}
+    for group in param_groups(model, lr=1e-4, lr_backbone=1e-5, weight_decay=0.02):
+        key = (group["lr"], group["weight_decay"])
+        by_group[key] = {names[id(parameter)] for parameter in group["params"]}
+    return by_group
+
+
+def decaying_names(model: nn.Module) -> set[str]:
+    """The names of the parameters with weight decay."""
+    decaying = set()
+    for (_, decay), names in names_by_group(model).items():
+        if decay:
+            decaying |= names
+    return decaying
 
 
 def test_every_trainable_parameter_is_in_one_group(model):
-    grouped = [p for group in param_groups(model, 1e-4, 1e-5, 0.02) for p in group["params"]]
+    grouped = []
+    for group in param_groups(model, 1e-4, 1e-5, 0.02):
+        grouped += group["params"]
     trainable = [p for p in model.parameters() if p.requires_grad]
     assert len(grouped) == len(trainable)
     assert {id(p) for p in grouped} == {id(p) for p in trainable}
@@ -32,39 +47,40 @@ def test_every_trainable_parameter_is_in_one_group(model):
 
 def test_backbone_learns_at_its_own_rate(model):
     groups = names_by_group(model)
-    backbone = {name for (lr, _), names in groups.items() if lr == 1e-5 for name in names}
-    # the stem and layer1 are frozen
-    assert backbone == {
-        n
-        for n, _ in model.named_parameters()
-        if n.startswith(tuple(f"backbone.0.body.layer{i}." for i in (2, 3, 4)))
-    }
+    backbone = set()
+    for (lr, _), names in groups.items():
+        if lr == 1e-5:
+            backbone |= names
+    # The stem and layer1 are frozen.
+    prefixes = tuple(f"backbone.0.body.layer{i}." for i in (2, 3, 4))
+    expected = {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
+    assert backbone == expected
     assert "input_proj.weight" in groups[1e-4, 0.02]
 
 
 def test_norms_biases_and_embeddings_do_not_decay(model):
-    decaying = {
-        name for (_, decay), names in names_by_group(model).items() if decay for name in names
-    }
+    decaying = decaying_names(model)
     assert "transformer.encoder.layers.0.self_attn.in_proj_weight" in decaying
     assert "class_embed.weight" in decaying  # a matrix, in spite of its name
     assert "query_embed.weight" not in decaying
-    assert not any("norm" in name or name.endswith("bias") for name in decaying)
+    for name in decaying:
+        assert "norm" not in name
+        assert not name.endswith("bias")
 
 
 def test_learned_positions_do_not_decay():
     with torch.device("meta"):
         learned = redetr.build("detr_r50", 3, enc_layers=1, dec_layers=1, position="learned")
-    spared = {
-        name for (_, decay), names in names_by_group(learned).items() if not decay for name in names
-    }
+    trained = {name for name, parameter in learned.named_parameters() if parameter.requires_grad}
+    spared = trained - decaying_names(learned)
     assert {"backbone.1.row_embed.weight", "backbone.1.col_embed.weight"} <= spared
 
 
 def test_cosine_schedule_by_hand():
     factors = [lr_factor(step, 12, "cosine", warmup_steps=4, drop_at=0.5) for step in range(12)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert factors[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)])
+    half_wave = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
+    assert factors[4:] == pytest.approx(half_wave)
     assert factors[4] == 1
     assert factors[8] == pytest.approx(0.5)
     assert 0 < factors[-1] < 0.05
@@ -76,13 +92,15 @@ def test_step_schedule_by_hand():
 
 
 def test_constant_schedule_with_warm_up():
-    assert [lr_factor(step, 6, "constant", 2, 0.5) for step in range(6)] == [0.5, 1, 1, 1, 1, 1]
+    factors = [lr_factor(step, 6, "constant", 2, 0.5) for step in range(6)]
+    assert factors == [0.5, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_schedules_of_very_short_runs(steps):
     for schedule in ("cosine", "step", "constant"):
-        assert all(0 < lr_factor(step, steps, schedule, 1, 0.67) <= 1 for step in range(steps))
+        for step in range(steps):
+            assert 0 < lr_factor(step, steps, schedule, 1, 0.67) <= 1
 
 
 def test_the_schedule_multiplies_the_rate_of_each_group():
@@ -91,7 +109,8 @@ def test_the_schedule_multiplies_the_rate_of_each_group():
     optimizer = build_optimizer(small, lr=1e-2, lr_backbone=1e-3, weight_decay=0.1)
     set_lr(optimizer, 0.5)
     set_lr(optimizer, 0.1)  # of the base rate, not of the last one
-    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([1e-4, 1e-3])
+    rates = {group["lr"] for group in optimizer.param_groups}
+    assert sorted(rates) == pytest.approx([1e-4, 1e-3])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +119,8 @@ def test_the_schedule_multiplies_the_rate_of_each_group():
 def test_clipping_by_hand(max_norm, expected):
     """A gradient of (3, 4) has norm 5, over all parameters together; 0 means no limit."""
     model = nn.ParameterList([torch.zeros(1), torch.zeros(1)])
-    model[0].grad, model[1].grad = torch.tensor([3.0]), torch.tensor([4.0])
+    model[0].grad = torch.tensor([3.0])
+    model[1].grad = torch.tensor([4.0])
     assert clip_gradients(model, max_norm).item() == pytest.approx(5)
     assert [p.grad.item() for p in model] == pytest.approx(expected, rel=1e-5)
 
@@ -136,8 +156,9 @@ def test_the_average_is_a_copy_that_is_not_trained():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
-    assert all(torch.equal(a, b) for a, b in zip(before, ema.model.parameters(), strict=True))
-    assert not any(p.requires_grad for p in ema.model.parameters())
+    for parameter, kept in zip(ema.model.parameters(), before, strict=True):
+        assert torch.equal(parameter, kept)
+        assert not parameter.requires_grad
     assert not ema.model.training
 
 
@@ -146,5 +167,6 @@ def test_frozen_parts_of_the_average_stay_exactly_as_they_are():
     ema = ModelEma(model, decay=0.9)
     for step in range(3):
         ema.update(step)
-    frozen, stem = ema.model.backbone[0].body.conv1.weight, model.backbone[0].body.conv1.weight
-    assert torch.equal(frozen, stem)
+    averaged = ema.model.backbone[0].body.conv1.weight
+    trained = model.backbone[0].body.conv1.weight
+    assert torch.equal(averaged, trained)

@@ -51,14 +51,17 @@ def _next_steps(result: dict[str, Any], folder: Path) -> str:
     ap = 100 * (result["AP"] or 0)
     ap50 = 100 * (result["AP50"] or 0)
     minutes = result["time_s"] / 60
+    predictions = folder / "predictions.png"
+    curves = folder / "curves.png"
     checkpoint = shlex.quote(str(folder / "best.pt"))
     return (
         f"\nAP {ap:.1f}, AP50 {ap50:.1f} after {minutes:.1f} minutes of training. Next:\n"
-        f"  look at    {folder}/predictions.png (left: the truth, right: predictions) and "
-        f"{folder}/curves.png\n"
-        f"  predict    redetr predict {checkpoint} IMAGE_OR_FOLDER\n"
-        "  your data  redetr train redetr_n --data FOLDER --output runs/mine   (COCO, YOLO or VOC "
-        "format)"
+        "  look at    "
+        f"{predictions} (left: the truth, right: predictions) and {curves}\n"
+        "  predict    "
+        f"redetr predict {checkpoint} IMAGE_OR_FOLDER\n"
+        "  your data  "
+        "redetr train redetr_n --data FOLDER --output runs/mine   (COCO, YOLO or VOC format)"
     )
 
 
@@ -80,10 +83,12 @@ def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -
     num_objects = 0
     for k in range(count):
         index = k * len(dataset) // count
-        image, target = dataset.sample(index)
-        samples.append((image, target))
+        sample = dataset.sample(index)
+        image, target = sample
+        samples.append(sample)
         predictions.append(detector.predict(image, threshold=0.0))
-        num_objects += int((~target["iscrowd"]).sum())
+        is_object = ~target["iscrowd"]
+        num_objects += int(is_object.sum())
     threshold = _threshold_for(predictions, num_objects)
     scenes = []
     for (image, target), detections in zip(samples, predictions, strict=True):
@@ -100,12 +105,14 @@ def _threshold_for(predictions: list[Detections], count: int) -> float:
         return 0.0
     ranked = scores.sort(descending=True).values
     last = len(ranked) - 1
-    return float(ranked[min(count, last)])
+    threshold = ranked[min(count, last)]
+    return float(threshold)
 
 
 def _drawn_truth(image: Tensor, target: StoredTarget, class_names: tuple[str, ...]) -> Image.Image:
     """The image with the boxes of its objects; crowds are left out."""
     kept = ~target["iscrowd"]
+    boxes = target["boxes"][kept]
     labels = target["labels"][kept].tolist()
     names = [class_names[label] for label in labels]
-    return draw_boxes(image, target["boxes"][kept], names, None, labels)
+    return draw_boxes(image, boxes, names, None, labels)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from redetr.export.export import Comparison
 
 # How far AP may drop, in points: by rounding and ties alone; by weights of 16 bits; by weights and
-# values of 8.
+# values of 8 bits.
 _MAX_AP_DROP: dict[ExportPrecision, float] = {"fp32": 0.1, "fp16": 0.3, "int8": 1.0}
 
 
@@ -48,8 +48,7 @@ class Export:
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     images: int = 200
-    """At most so many held-out images are compared, and so many training images looked at for
-    int8."""
+    """Compare on at most so many held-out images, and read as many training images for int8."""
     batch_size: int = 1
     """Images at once in the comparison."""
     max_ap_drop: float | None = None
@@ -102,21 +101,19 @@ class Export:
         try:
             return detector.open_data(split, self.data, self.val_fraction)
         except InputError as error:
-            way_out = (
-                ""
-                if self.data or split == "train"
-                else ", or --no-check to export without a comparison"
-            )
-            raise InputError(f"{error}{way_out}") from error
+            if self.data or split == "train":
+                raise
+            raise InputError(f"{error}, or --no-check to export without a comparison") from error
 
 
 def _print(comparison: "Comparison") -> None:
-    """How far the file's numbers are from PyTorch's, and AP of both."""
+    """Prints how far the file's numbers are from PyTorch's, and AP of both."""
     table = Table(f"{comparison.images} images", "largest difference", "usual", box=box.SIMPLE)
     for name, (largest, usual) in comparison.differences.items():
         table.add_row(name, f"{largest:.1e}", f"{usual:.1e}")
     OUT.print(table)
-    OUT.print("AP {:.2f} with PyTorch, {:.2f} with the file".format(*comparison.ap))
+    pytorch_ap, file_ap = comparison.ap
+    OUT.print(f"AP {pytorch_ap:.2f} with PyTorch, {file_ap:.2f} with the file")
 
 
 def _name(checkpoint: Path) -> str:
@@ -124,8 +121,10 @@ def _name(checkpoint: Path) -> str:
 
 
 def _megabytes(path: Path) -> float:
-    parts = (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,)
-    return sum(part.stat().st_size for part in parts) / 1e6
+    size = path.stat().st_size
+    if path.suffix == ".xml":
+        size += path.with_suffix(".bin").stat().st_size
+    return size / 1e6
 
 
 parse = partial(tyro.cli, Export, prog="redetr export", config=FLAGS)

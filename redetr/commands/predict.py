@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import tyro
@@ -49,7 +49,7 @@ _CLASSES_NAMED = 5
 @dataclass(frozen=True)
 class Predict:
     """Finds objects in images, folders, patterns, addresses, videos and cameras; writes annotated
-    pictures and what was found. Under torchrun, the images are divided among the processes."""
+    images and the detections. Under torchrun, the images are divided among the processes."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
@@ -69,12 +69,12 @@ class Predict:
     """Share of a tile's side that neighbours have in common: objects up to this size are seen
     whole."""
     save: tuple[Format, ...] = ("png", "json")
-    """What to write besides: annotated pictures (png or jpg; videos as mp4), predictions.json,
+    """What else to write: annotated images (png or jpg; videos as mp4), predictions.json,
     predictions.coco.json, predictions.csv."""
     resume: bool = False
-    """Go on in --output: what is in its predictions.jsonl is not looked at again."""
+    """Resume in --output: skip the images that are in its predictions.jsonl."""
     overwrite: bool = False
-    """Delete what an earlier predict wrote into --output, and begin anew; other files there
+    """Delete what an earlier predict wrote into --output, and start again; other files there
     stay."""
     batch_size: int = 4
     """Images at once."""
@@ -111,20 +111,20 @@ class Predict:
             dist.barrier()
             file_names = self._file_names(sources, earlier)
             done = earlier.keys() & set(sources)
-            own = [source for source in sources if source not in done][dist.rank :: dist.world_size]
+            remaining = [source for source in sources if source not in done]
+            of_this_rank = remaining[dist.rank :: dist.world_size]
             start = time.perf_counter()
-            looks = dist.gather([self._look_at(own, file_names, detector, dist)])
+            results = dist.gather([self._process(of_this_rank, file_names, detector, dist)])
             seconds = time.perf_counter() - start
-            errors = [error for look in looks for error in look.errors]
-            dist.main_only(self._finish)(
-                sources, len(done), errors, sum(look.images for look in looks) / seconds
-            )
+            errors = [error for result in results for error in result.errors]
+            images = sum(result.images for result in results)
+            dist.main_only(self._finish)(sources, len(done), errors, images / seconds)
 
     def _check(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.resume and self.overwrite:
-            raise InputError("--resume goes on, --overwrite begins anew: give one of them")
+            raise InputError("--resume continues, --overwrite starts again: give one of them")
         if self.tile is not None and self.tile < 1:
             raise InputError(f"--tile {self.tile} must be at least 1")
         if not 0 <= self.overlap < 1:
@@ -133,110 +133,115 @@ class Predict:
         if not self.source:
             raise InputError("nothing to look at: name images or folders after the checkpoint")
 
-    def _look_at(
+    def _process(
         self, sources: list[str], file_names: dict[str, Path], detector: "Detector", dist: "Dist"
-    ) -> "_Look":
-        """Looks at the sources. Pictures are read and drawn by other threads than that of the
-        model."""
+    ) -> "_Result":
+        """Detects in all sources; other threads than that of the model read and draw images."""
         from redetr.detector.sources import Frame, frames, is_camera, read_ahead
         from redetr.detector.video import VideoWriter
 
-        look = _Look()
+        result = _Result()
         frame = Frame("")
         ahead = 1 if self.tile else self.batch_size
-        looked_at = self._detections(detector, frames(sources, ahead), ahead)
-        painted = read_ahead(
-            (partial(self._painted, file_names, *each) for each in looked_at), ahead
-        )
+        detected = self._detect(detector, frames(sources, ahead), ahead)
+        jobs = (partial(self._drawn, file_names, *pair) for pair in detected)
         silent = self.json or dist.rank > 0
         with (
             closing(Record(Path(self.output), dist.rank, dist.world_size)) as record,
-            closing(VideoWriter()) as movie,
+            closing(VideoWriter()) as video,
             Progress(console=ERRORS, disable=silent) as progress,
         ):
             bar = progress.add_task("predicting", total=len(sources))
             try:
-                for frame, found, picture in painted:
-                    about = {"image": frame.source}
-                    if self._draws and (found is not None or frame.number):
-                        about["picture"] = file_names[frame.source].name
+                for frame, detections, picture in read_ahead(jobs, ahead):
                     if picture:
-                        movie.add(picture, file_names[frame.source], frame.rate)
-                    if found is not None:
-                        look.images += 1
-                        record.add({**about, **frame.position, **found.to_dict()})
+                        video.add(picture, file_names[frame.source], frame.rate)
+                    if detections is not None:
+                        result.images += 1
                     if frame.error:
-                        look.errors.append(frame.error)
-                        record.add({**about, "error": frame.error})
-                    if frame.is_end:
-                        record.add({**about, "frames": frame.number})
-                    if frame.number is None or found is None:
-                        movie.close()
+                        result.errors.append(frame.error)
+                    for line in self._lines(file_names, frame, detections):
+                        record.add(line)
+                    if frame.number is None or detections is None:  # no further frame of its source
+                        video.close()
                         progress.advance(bar)
             except KeyboardInterrupt:
                 if not is_camera(frame.source):
-                    raise StoppedError("stopped; the same command with --resume goes on") from None
-        return look
+                    raise StoppedError(
+                        "stopped; the same command with --resume continues"
+                    ) from None
+        return result
 
-    def _detections(
-        self, detector: "Detector", read: Iterator["Frame"], at_once: int
+    def _detect(
+        self, detector: "Detector", frames: Iterator["Frame"], at_once: int
     ) -> Iterator[tuple["Frame", "Detections | None"]]:
-        while some := list(islice(read, at_once)):
-            images = [frame.image for frame in some if frame.image is not None]
-            found = iter(detector.predict(images, self.threshold, self.tile, self.overlap))
-            for frame in some:
-                yield frame, None if frame.image is None else next(found)
+        """Each frame with its detections; None if it has no image."""
+        while batch := list(islice(frames, at_once)):
+            images = [frame.image for frame in batch if frame.image is not None]
+            of_images = iter(detector.predict(images, self.threshold, self.tile, self.overlap))
+            for frame in batch:
+                yield frame, None if frame.image is None else next(of_images)
 
-    def _painted(
-        self, file_names: dict[str, Path], frame: "Frame", found: "Detections | None"
+    def _drawn(
+        self, file_names: dict[str, Path], frame: "Frame", detections: "Detections | None"
     ) -> tuple["Frame", "Detections | None", "Image.Image | None"]:
-        """What was found and is asked for. Its picture is saved, or returned if it is one of a
-        video."""
+        """The detections of the wanted classes, and the annotated frame of a video.
+
+        An annotated image is saved instead of returned.
+        """
         from redetr.pages.drawing import save_image
 
-        if found is None or frame.image is None:
+        if detections is None or frame.image is None:
             return frame, None, None
-        found = found.of_classes(self.classes) if self.classes else found
+        if self.classes:
+            detections = detections.of_classes(self.classes)
         if not self._draws:
-            return frame, found, None
+            return frame, detections, None
         if frame.number is not None:
-            return frame, found, found.draw(frame.image, scale=1)
-        save_image(found.draw(frame.image), file_names[frame.source])
-        return frame, found, None
+            return frame, detections, detections.draw(frame.image, scale=1)
+        save_image(detections.draw(frame.image), file_names[frame.source])
+        return frame, detections, None
+
+    def _lines(
+        self, file_names: dict[str, Path], frame: "Frame", detections: "Detections | None"
+    ) -> Iterator[dict[str, Any]]:
+        """What the record says about a frame: see `records`."""
+        about: dict[str, Any] = {"image": frame.source}
+        if self._draws and (detections is not None or frame.number):
+            about["picture"] = file_names[frame.source].name
+        if detections is not None:
+            yield {**about, **frame.position, **detections.to_dict()}
+        if frame.error:
+            yield {**about, "error": frame.error}
+        if frame.is_end:
+            yield {**about, "frames": frame.number}
 
     @property
     def _draws(self) -> bool:
-        return not {"png", "jpg"}.isdisjoint(self.save)
+        return "png" in self.save or "jpg" in self.save
 
     def _file_names(
         self, sources: Sequence[str], earlier: Mapping[str, str | None]
     ) -> dict[str, Path]:
-        """Where the annotated picture or video of each source goes. Equal names get a number: those
-        from several folders, those of `earlier` runs, and those of sources in the folder itself,
-        which stay as they are."""
-        from redetr.detector.sources import is_address, is_camera, is_video
+        """The file of the annotated image or video of each source.
 
+        Equal names get a number: those from several folders, those of `earlier` runs, and those of
+        sources in the output folder itself, which stay as they are.
+        """
         names: dict[str, Path] = {}
         folder = os.path.abspath(self.output)
-        taken = {
-            os.path.basename(source)
-            for source in sources
-            if os.path.dirname(os.path.abspath(source)) == folder
-        }
-        taken.update(name for name in earlier.values() if name)
-        count: Counter[str] = Counter()
+        taken = {name for name in earlier.values() if name}
         for source in sources:
-            path = urlsplit(source).path if is_address(source) else source
-            stem = (
-                f"camera-{source}"
-                if is_camera(source)
-                else re.sub(r"[^\w.-]", "_", Path(path).stem).strip(".") or "image"
-            )
-            ending = "mp4" if is_video(source) else "jpg" if "jpg" in self.save else "png"
-            name = f"{stem}.{ending}"
+            if os.path.dirname(os.path.abspath(source)) == folder:
+                taken.add(os.path.basename(source))
+        count: Counter[str] = Counter()
+        image_suffix = "jpg" if "jpg" in self.save else "png"
+        for source in sources:
+            stem, suffix = _named_after(source, image_suffix)
+            name = f"{stem}.{suffix}"
             while name in taken:
                 count[stem] += 1
-                name = f"{stem}-{count[stem] + 1}.{ending}"
+                name = f"{stem}-{count[stem] + 1}.{suffix}"
             taken.add(name)
             names[source] = Path(self.output) / name
         return names
@@ -280,6 +285,18 @@ class Predict:
         OUT.print(sentence, soft_wrap=True)
 
 
+def _named_after(source: str, image_suffix: str) -> tuple[str, str]:
+    """Stem and suffix of the annotated image or video of a source."""
+    from redetr.detector.sources import is_address, is_camera, is_video
+
+    suffix = "mp4" if is_video(source) else image_suffix
+    if is_camera(source):
+        return f"camera-{source}", suffix
+    path = urlsplit(source).path if is_address(source) else source
+    stem = re.sub(r"[^\w.-]", "_", Path(path).stem).strip(".")
+    return stem or "image", suffix
+
+
 def _described(total: Summary) -> str:
     """The objects of a summary in words."""
     none = f" (none in {total.without})" if total.without else ""
@@ -292,7 +309,7 @@ def _described(total: Summary) -> str:
 
 
 @dataclass
-class _Look:
+class _Result:
     """What one process has processed."""
 
     images: int = 0  # and frames of videos

@@ -45,8 +45,11 @@ class Fault:
     @classmethod
     def from_error(cls, code: str, error: InputError, source: Path) -> "Fault":
         """The fault that `error` speaks of; `source` is the file if the error names none."""
-        file = source if error.where is None else Path(error.where)
-        return cls("error", code, file, error.place, error.text, error.remedy or "")
+        file = source
+        if error.where is not None:
+            file = Path(error.where)
+        remedy = error.remedy or ""
+        return cls("error", code, file, error.place, error.text, remedy)
 
     def to_error(self, addition: str = "") -> InputError:
         """An error with the same parts; `addition` ends its line."""
@@ -109,9 +112,11 @@ class Annotations:
 
     def only(self, images: np.ndarray, objects: np.ndarray) -> "Annotations":
         """These images, bool `[N]`, and of the objects on them these, bool `[A]`."""
-        is_kept = objects & np.repeat(images, np.diff(self.first))
+        counts_before = np.diff(self.first)
+        is_kept = objects & np.repeat(images, counts_before)
         kept_before = np.append(0, np.cumsum(is_kept))  # [A + 1]
-        counts = np.diff(kept_before[self.first])[images]
+        counts_of_all = np.diff(kept_before[self.first])
+        counts = counts_of_all[images]
         columns: dict[str, Any] = {}
         for name in ("names", "ids", "sizes"):
             columns[name] = getattr(self, name)[images]
@@ -212,7 +217,8 @@ def assemble(
     """The annotations of a split; `classes` are names by category id, which labels count in their
     order."""
     image_is_good = np.append(images.rows.good, False)  # the last one is for objects on no image
-    objects.rows.good &= image_is_good[objects.image] & (objects.labels >= 0)
+    has_class = objects.labels >= 0
+    objects.rows.good &= image_is_good[objects.image] & has_class
     all_boxes = _boxes_inside(objects, images)
     faults += _repeated_names(source, classes)
 
@@ -225,8 +231,10 @@ def assemble(
 
     image = new_index[objects.image]
     kept = np.flatnonzero(objects.rows.good)
-    kept = kept[np.argsort(image[kept], kind="stable")]
-    first = np.searchsorted(image[kept], np.arange(len(image_order) + 1))
+    by_image = np.argsort(image[kept], kind="stable")
+    kept = kept[by_image]
+    indices = np.arange(len(image_order) + 1)
+    first = np.searchsorted(image[kept], indices)
     boxes = all_boxes[kept]
     area = objects.area[kept]
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -271,18 +279,21 @@ def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:
     slip = np.maximum(_OVERSHOOT_PX, _OVERSHOOT_SHARE * sizes)
     starts = corners[:, :2]
     ends = corners[:, 2:]
-    leaves_start = (starts < -slip).any(1)
-    leaves_end = (ends > sizes + slip).any(1)
     sides = ends - starts
     has_area = (sides > 0).all(1)
+    leaves_start = (starts < -slip).any(1)
+    leaves_end = (ends > sizes + slip).any(1)
+    leaves = leaves_start | leaves_end
 
     def outside(i: int) -> str:
         width, height = sizes[i]
+        box = objects.quoted(i)
         image = images.called(objects.image[i])
-        return f"{objects.quoted(i)} leaves its image {image} of {width}x{height} px"
+        return f"{box} leaves its image {image} of {width}x{height} px"
 
-    rows.fault("box-outside", (leaves_start | leaves_end) & has_area, outside, objects.remedy)
-    boxes = corners.clip(0, np.tile(sizes, 2)).astype(np.float32)
+    rows.fault("box-outside", leaves & has_area, outside, objects.remedy)
+    limits = np.tile(sizes, 2)
+    boxes = corners.clip(0, limits).astype(np.float32)
     _judge_empty_boxes(objects, boxes, sides)
     return boxes
 
@@ -290,10 +301,12 @@ def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:
 def _judge_empty_boxes(objects: Objects, boxes: np.ndarray, sides: np.ndarray) -> None:
     """Leaves out boxes without area: a warning if they are few, else an error."""
     rows = objects.rows
-    empty = (boxes[:, 2:] <= boxes[:, :2]).any(1) & rows.good
-    many = empty.sum() > _FEW_EMPTY_BOXES * len(empty)
-    turned_over = (sides[rows.good] < 0).any()
-    if many or turned_over:
+    no_side = boxes[:, 2:] <= boxes[:, :2]
+    empty = no_side.any(1) & rows.good
+    count = int(empty.sum())
+    are_many = count > _FEW_EMPTY_BOXES * len(empty)
+    good_sides = sides[rows.good]
+    if are_many or (good_sides < 0).any():
 
         def negative(i: int) -> str:
             return f"{objects.quoted(i)} has zero or negative size"
@@ -302,7 +315,7 @@ def _judge_empty_boxes(objects: Objects, boxes: np.ndarray, sides: np.ndarray) -
         return
 
     def left_out(i: int) -> str:
-        share = f"one of {empty.sum()} in {len(empty)} boxes"
+        share = f"one of {count} in {len(empty)} boxes"
         return f"{objects.quoted(i)} has no area and is left out, as {share}"
 
     rows.fault("box-empty", empty, left_out, "delete it", "warning")

@@ -88,12 +88,13 @@ class ImageCache:
 
     def get(self, index: int) -> Tensor | None:
         """The image, if it is kept."""
-        row = os.pread(self._opened(), _ROW, _row_at(index))
+        file = self._opened()
+        row = os.pread(file, _ROW, _row_at(index))
         if not any(row):  # also beyond the end of the file
             return None
         start, height, width = np.frombuffer(row, np.int64).tolist()
         pixels = np.empty((height, width, 3), np.uint8)
-        os.preadv(self._opened(), [pixels.data], start)
+        os.preadv(file, [pixels.data], start)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def put(self, index: int, image: Tensor) -> None:
@@ -107,12 +108,13 @@ class ImageCache:
         start = self._take(pixels.nbytes)
         if not start:
             return
-        count = os.pwrite(self._opened(), pixels.data, start)
+        file = self._opened()
+        count = os.pwrite(file, pixels.data, start)
         if count == pixels.nbytes:
             # The row last: a process that sees it can read all of the pixels.
             height, width, _ = pixels.shape
             row = np.array([start, height, width], np.int64)
-            os.pwrite(self._opened(), row.data, _row_at(index))
+            os.pwrite(file, row.data, _row_at(index))
 
     def _take(self, count: int) -> int:
         """The start of `count` bytes that nobody else will write; 0 if there are not so many."""

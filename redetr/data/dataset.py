@@ -53,9 +53,6 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         """Image and target together: cheaper where both come from one computation."""
         return self.image(index), self.target(index)
 
-    def require_whole_images(self) -> None:
-        """Raises InputError for a truncated image file, before a long run meets it."""
-
     def max_objects(self) -> int:
         """The most objects in one image, crowds not counted."""
         most = 0

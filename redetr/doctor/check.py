@@ -68,16 +68,21 @@ class Report:
     def figures(self) -> dict[str, dict[str, Any]]:
         """What each split holds; "at most" is of the objects in an image, sizes are width x height
         in pixels."""
-        return {split: _figures(annotations) for split, annotations in self.splits.items()}
+        figures: dict[str, dict[str, Any]] = {}
+        for split, annotations in self.splits.items():
+            figures[split] = _figures(annotations)
+        return figures
 
     def classes(self) -> dict[str, dict[str, int]]:
         """Objects by class and split, crowds not counted."""
         table: dict[str, dict[str, int]] = {}
         for split, annotations in self.splits.items():
+            names = annotations.class_names
             counts = class_counts(annotations).tolist()
-            for name, count in zip(annotations.class_names, counts, strict=True):
-                row = table.setdefault(name, dict.fromkeys(self.splits, 0))
-                row[split] += count
+            for name, count in zip(names, counts, strict=True):
+                if name not in table:
+                    table[name] = dict.fromkeys(self.splits, 0)
+                table[name][split] += count
         return table
 
     def to_dict(self) -> dict[str, Any]:
@@ -172,9 +177,11 @@ def _check_folder(
     source: str, recipe: str, num_queries: int | None, thorough: bool, val_fraction: float
 ) -> Report:
     """The report on a data set with image files."""
-    splits, faults = _read(folder_of(source), val_fraction)
+    folder = folder_of(source)
+    splits, faults = _read(folder, val_fraction)
     is_complete = not faults
-    plan = Plan.of(recipe, _hints(source, splits.get("train")), num_queries)
+    hints = _hints(source, splits.get("train"))
+    plan = Plan.of(recipe, hints, num_queries)
     headers = {}
     for split, annotations in splits.items():
         headers[split] = _headers(annotations, content=True, looks=thorough)
@@ -186,7 +193,8 @@ def _check_folder(
         faults += unused_files(splits.values())
 
     def pixels(split: Split, index: int) -> Tensor:
-        return read_image(splits[split].path(index))
+        path = splits[split].path(index)
+        return read_image(path)
 
     return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction)
 
@@ -352,10 +360,12 @@ def _class_table(report: Report) -> Table:
 
     common = sorted(classes, key=objects, reverse=True)
     for name in common[:_MOST_CLASSES]:
-        counts = [f"{count:,}" for count in classes[name].values()]
+        row = classes[name]
+        counts = [f"{count:,}" for count in row.values()]
         table.add_row(Text(name), *counts)
-    if len(common) > _MOST_CLASSES:
-        table.add_row(f"and {len(common) - _MOST_CLASSES} more, rarer ones")
+    rest = len(common) - _MOST_CLASSES
+    if rest > 0:
+        table.add_row(f"and {rest} more, rarer ones")
     return table
 
 
@@ -363,7 +373,8 @@ def _fault_table(report: Report) -> Table:
     text_column = Column("what is wrong, and what to do", overflow="fold")
     table = Table("", text_column, "times", box=SIMPLE, show_lines=True)
     for fault in report.faults:
-        severity = (fault.severity, COLORS[fault.severity])
-        kind = Text.assemble(severity, f"\n{fault.code}")
-        table.add_row(kind, Text(str(fault)), f"{fault.count:,}")
+        color = COLORS[fault.severity]
+        kind = Text.assemble((fault.severity, color), f"\n{fault.code}")
+        sentence = Text(str(fault))
+        table.add_row(kind, sentence, f"{fault.count:,}")
     return table

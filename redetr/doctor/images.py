@@ -43,35 +43,46 @@ def image_place(annotations: Annotations, index: int) -> str:
 
 def image_faults(annotations: Annotations, headers: list[Header]) -> list[Fault]:
     """Files that cannot be read, or are not what was annotated."""
-    damaged = np.array([header.problem != "" for header in headers], bool)
-    has_tag = np.array([header.orientation != 1 for header in headers], bool)
-    actual = np.array([(header.width, header.height) for header in headers]).reshape(-1, 2)
+    count = len(headers)
+    actual = np.zeros((count, 2), int)  # width and height
+    damaged = np.zeros(count, bool)
+    has_tag = np.zeros(count, bool)
+    for i, header in enumerate(headers):
+        actual[i] = (header.width, header.height)
+        damaged[i] = header.problem != ""
+        has_tag[i] = header.orientation != 1
     stated = annotations.sizes[:, ::-1]
-    differs = (actual != stated).any(1) & ~damaged
-    turned = differs & (actual == stated[:, ::-1]).all(1)
+    same_size = (actual == stated).all(1)
+    same_turned = (actual == annotations.sizes).all(1)
+    differs = ~same_size & ~damaged
+    turned = differs & same_turned
 
-    def problem(i: int) -> tuple[str, str]:
-        return image_place(annotations, i), headers[i].problem
+    def problem(i: int) -> str:
+        return headers[i].problem
 
-    def size(i: int) -> tuple[str, str]:
+    def size(i: int) -> str:
         width, height = actual[i]
         stated_width, stated_height = stated[i]
-        text = f"is {width}x{height} px, but annotated as {stated_width}x{stated_height}"
-        return image_place(annotations, i), text
+        return f"is {width}x{height} px, but annotated as {stated_width}x{stated_height}"
 
-    def orientation(i: int) -> tuple[str, str]:
-        text = f"has the EXIF orientation {headers[i].orientation}"
-        return image_place(annotations, i), text
+    def orientation(i: int) -> str:
+        return f"has the EXIF orientation {headers[i].orientation}"
 
-    checks: list[tuple[np.ndarray, Severity, str, Describe]] = [
+    checks: list[tuple[np.ndarray, Severity, str, Callable[[int], str]]] = [
         (damaged, "error", "image-unreadable", problem),
         (differs & ~turned, "error", "image-size", size),
         (turned, "error", "image-turned", size),
         (has_tag & ~differs, "warning", "image-orientation", orientation),
     ]
     faults = []
-    for bad, severity, code, describe in checks:
-        faults += faults_of(bad, severity, code, annotations.source, describe, _REMEDIES[code])
+    for bad, severity, code, text_of in checks:
+
+        def describe(i: int, text_of: Callable[[int], str] = text_of) -> tuple[str, str]:
+            where = image_place(annotations, i)
+            return where, text_of(i)
+
+        remedy = _REMEDIES[code]
+        faults += faults_of(bad, severity, code, annotations.source, describe, remedy)
     return faults
 
 
@@ -145,19 +156,25 @@ def _originals(files: list[Header]) -> np.ndarray:
 def _first_alike(looks: list[str]) -> np.ndarray:
     """For each image the first that looks like it, but for a few of 64 bits, int64 `[N]`."""
     # Bits as +1 and -1: the product of two rows is 64 - 2 * the bits that differ.
-    signs = np.zeros((len(looks), 64), np.float32)
+    count = len(looks)
+    signs = np.zeros((count, 64), np.float32)
     for i, look in enumerate(looks):
         if look not in ("", PLAIN):
             packed = np.frombuffer(bytes.fromhex(look), np.uint8)
-            signs[i] = 2.0 * np.unpackbits(packed) - 1
-    first = np.arange(len(looks))
+            bits = np.unpackbits(packed)
+            signs[i] = 2.0 * bits - 1
+    first = np.arange(count)
     if not signs.any():
         return first
-    for start in range(0, len(looks), _BLOCK):
-        stop = min(start + _BLOCK, len(looks))
-        products = signs[start:stop] @ signs[:stop].T
-        near = products >= 64 - 2 * _ALIKE_BITS
-        first[start:stop] = np.where(near.any(1), near.argmax(1), first[start:stop])
+    least = 64 - 2 * _ALIKE_BITS
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        block = signs[start:stop]
+        earlier = signs[:stop]
+        near = block @ earlier.T >= least
+        first_near = near.argmax(1)
+        themselves = first[start:stop]
+        first[start:stop] = np.where(near.any(1), first_near, themselves)
     return first
 
 

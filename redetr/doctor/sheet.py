@@ -89,7 +89,7 @@ def augmented_sheet(report: Report) -> Image.Image:
 def _training_samples(plan: Plan, dataset: DetectionDataset) -> Samples:
     config = plan.config
     final = final_size(plan, config.image_size)
-    transform = augmentation(config.augment or "plain", final)
+    transform = augmentation(config.augment, final)
     return Samples(dataset, transform, config.seed)
 
 

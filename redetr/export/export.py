@@ -1,5 +1,6 @@
-"""A detector as a file that other programs run, compared with PyTorch on held-out images before it
-gets its name.
+"""A detector as a file that other programs run.
+
+It is compared with PyTorch on held-out images before it gets its name.
 
 Arrays are NumPy's. Boxes of detections are xyxy in pixels of the original image.
 """

@@ -1,5 +1,4 @@
-"""A traced program as a file: written as ONNX, OpenVINO or `torch.export`, and opened again to be
-run."""
+"""Traced programs as files: written as ONNX, OpenVINO or `torch.export`, and opened to run."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -60,9 +59,8 @@ def _write_onnx(
         )
     assert exported is not None
     model = exported.model_proto
-    del model.graph.value_info[
-        :
-    ]  # sizes in between, as formulas of the tracer's names for the free ones
+    # Sizes of intermediate values, as formulas of the tracer's names for the free ones.
+    del model.graph.value_info[:]
     axes = {"images": ("batch", "", "height", "width"), "mask": ("batch", "height", "width")}
     for value in (*model.graph.input, *model.graph.output):
         names = axes.get(value.name, ("batch", "found", ""))
@@ -74,8 +72,10 @@ def _write_onnx(
 
 
 def _quantize(path: Path, inputs: Sequence[str], calibration: Iterable[Arrays]) -> None:
-    """Convolutions and matrix products of the ONNX file in int8: QDQ form, a scale for each output
-    channel."""
+    """Quantises convolutions and matrix products of the ONNX file to int8.
+
+    The format is QDQ, with a scale for each output channel.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -94,7 +94,7 @@ def _quantize(path: Path, inputs: Sequence[str], calibration: Iterable[Arrays]) 
 def write_openvino(
     source: Path, path: Path, about: str, precision: ExportPrecision = "fp32"
 ) -> None:
-    """Writes an ONNX file as OpenVINO reads it."""
+    """Converts an ONNX file to OpenVINO's format."""
     import openvino
     from openvino import opset11
 
@@ -117,9 +117,12 @@ def write_openvino(
 
 
 def open_file(path: Path) -> Callable[[Arrays], Arrays]:
-    """What a written file computes on the CPU, in fp32 where it is not quantised; arrays in, arrays
-    out."""
-    return {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_torch}[path.suffix](path)
+    """A function from input arrays to output arrays that runs a written file on the CPU.
+
+    It computes in fp32 where the file is not quantised.
+    """
+    openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_torch}
+    return openers[path.suffix](path)
 
 
 def _open_onnx(path: Path) -> Callable[[Arrays], Arrays]:
@@ -139,12 +142,14 @@ def _open_openvino(path: Path) -> Callable[[Arrays], Arrays]:
 
 
 def _open_torch(path: Path) -> Callable[[Arrays], Arrays]:
-    # Unguarded: the tracer leaves a guard against single images in faithful forms, which they
-    # compute as well.
+    # Unguarded: in the faithful variants the tracer leaves a guard against single images, although
+    # they compute these as well.
     module: Any = torch.export.load(path).module(check_guards=False)
 
     def run(arrays: Arrays) -> Arrays:
+        inputs = [torch.from_numpy(array) for array in arrays]
         with torch.no_grad():
-            return [output.numpy() for output in module(*map(torch.from_numpy, arrays))]
+            outputs = module(*inputs)
+        return [output.numpy() for output in outputs]
 
     return run

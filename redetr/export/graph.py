@@ -1,4 +1,4 @@
-"""What an exported file computes, traced once with a free batch, height and width.
+"""The computation of an exported file, traced once with a free batch, height and width.
 
 Shapes: B images, Q queries, C classes, K detections of an image.
 """

@@ -92,7 +92,7 @@ def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, 
         raise ValueError("hidden_dim must be a multiple of 4 and of nheads")
     if dec_nheads is not None and hidden_dim % dec_nheads:
         raise ValueError("hidden_dim must be a multiple of dec_nheads")
-    if not name.startswith("detr") and hidden_dim % _GROUPS:
+    if _is_fast(name) and hidden_dim % _GROUPS:
         raise ValueError(f"hidden_dim must be a multiple of {_GROUPS}")
 
 
@@ -127,10 +127,16 @@ def options_of(name: str) -> dict[str, Any]:
     name."""
     if name not in MODELS:
         raise InputError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
-    general = detr.detr if name.startswith("detr") else fast.fast
+    model = MODELS[name]
+    general = fast.fast if _is_fast(name) else detr.detr
     options = {}
-    for function in (general, MODELS[name]):
-        for parameter in inspect.signature(function).parameters.values():
+    for function in (general, model):
+        parameters = inspect.signature(function).parameters
+        for parameter in parameters.values():
             if parameter.kind is parameter.KEYWORD_ONLY:
                 options[parameter.name] = parameter.default
     return options
+
+
+def _is_fast(name: str) -> bool:
+    return MODELS[name].__module__ == fast.__name__

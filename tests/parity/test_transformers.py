@@ -1,4 +1,4 @@
-"""The faithful form against Hugging Face Transformers: outputs, losses and gradients of the same
+"""The faithful variant against Hugging Face Transformers: outputs, losses and gradients of the same
 random weights.
 
 Transformers with `auxiliary_loss=True` feeds each decoder layer the *normalised* output of the
@@ -54,7 +54,7 @@ def double_by_default():
     torch.set_default_dtype(torch.float32)
 
 
-FORMS = {
+VARIANTS = {
     "resnet50": {},
     "resnet101": {"backbone": "resnet101", "encoder_layers": 1, "decoder_layers": 2},
     "dilated": {"dilation": True, "encoder_layers": 1, "decoder_layers": 2},
@@ -139,7 +139,7 @@ VARIATIONS = {
 }
 
 
-@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS.keys())
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_same_outputs(options):
     assert_same_outputs(random_peer(**options), padded_batch(torch.float32), 1e-5)
 

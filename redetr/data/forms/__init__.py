@@ -1,1 +1,1 @@
-"""The forms that data sets come in: read into annotations, and written."""
+"""The formats of data sets: read into annotations, and written."""

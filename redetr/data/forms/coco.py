@@ -182,11 +182,14 @@ class _Table(Rows):
         """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there
         it is 0)."""
         values = self.column(key)
-        if set(map(type, values)) == {int}:  # nearly always, and then many times faster
+        count = len(values)
+        kinds = set(map(type, values))
+        if kinds == {int}:  # nearly always, and then many times faster
             with suppress(OverflowError):
-                return np.array(values, np.int64), np.zeros(len(values), bool)
-        numbers = np.zeros(len(values), np.int64)
-        bad = np.ones(len(values), bool)
+                numbers = np.array(values, np.int64)
+                return numbers, np.zeros(count, bool)
+        numbers = np.zeros(count, np.int64)
+        bad = np.ones(count, bool)
         for i, value in enumerate(values):
             if _is_number(value) and value == int(value):
                 numbers[i] = int(value)
@@ -214,11 +217,14 @@ class _Table(Rows):
         rows = np.flatnonzero(known)
         if not len(rows):
             return np.full(len(wanted), -1)
-        rows = rows[np.argsort(ids[rows])]
-        nearest = np.searchsorted(ids[rows], wanted).clip(max=len(rows) - 1)
+        order = np.argsort(ids[rows])
+        rows = rows[order]
+        last = len(rows) - 1
+        nearest = np.searchsorted(ids[rows], wanted)
+        nearest = nearest.clip(max=last)
         candidates = rows[nearest]
-        is_there = (ids[candidates] == wanted) & ~bad
-        return np.where(is_there, candidates, -1)
+        is_there = ids[candidates] == wanted
+        return np.where(is_there & ~bad, candidates, -1)
 
 
 class _Quotes(dict[str, str]):
@@ -403,10 +409,12 @@ def _is_polygon(value: Any) -> bool:
 
 def _numbers(values: list[Any]) -> np.ndarray:
     """The values as float64; NaN for what is no number."""
-    if set(map(type, values)) <= {int, float}:
+    kinds = set(map(type, values))
+    if kinds <= {int, float}:
         with suppress(OverflowError):
             numbers = np.array(values, np.float64)
-            return np.where(np.abs(numbers) < _LARGEST, numbers, np.nan)
+            is_small = np.abs(numbers) < _LARGEST
+            return np.where(is_small, numbers, np.nan)
     numbers = np.full(len(values), np.nan)
     for i, value in enumerate(values):
         if _is_number(value):

@@ -12,7 +12,7 @@ from torch import Tensor
 from redetr.data.annotations import Annotations, Split
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.forms.layouts import read_annotations, splits_of
-from redetr.data.images import read_image, require_whole
+from redetr.data.images import read_image
 from redetr.errors import InputError
 from redetr.structures import StoredTarget
 
@@ -25,7 +25,8 @@ def open_folder(root: Path, split: Split, hints: Hints, val_fraction: float) -> 
     """
     annotations, note = read_split(root, split, val_fraction)
     folder = root.parent if root.is_file() else root
-    return FolderDataset(annotations, folder.resolve().name, hints, note)
+    name = folder.resolve().name
+    return FolderDataset(annotations, name, hints, note)
 
 
 def read_split(root: Path, split: Split, val_fraction: float) -> tuple[Annotations, str]:
@@ -34,7 +35,8 @@ def read_split(root: Path, split: Split, val_fraction: float) -> tuple[Annotatio
     if not val_fraction or split == "test":
         return read_annotations(root, split), ""
     if "val" not in splits_of(root):
-        return hold_out(read_annotations(root, "train"), split, val_fraction)
+        everything = read_annotations(root, "train")
+        return hold_out(everything, split, val_fraction)
     annotations = read_annotations(root, split)
     return annotations, f"{root}: has its own val split, --val-fraction is not used"
 
@@ -46,15 +48,18 @@ def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[A
     Raises InputError if one of the two would be empty.
     """
     limit = fraction * 2**64
-    is_val = np.array([_hash(name) < limit for name in annotations.names.tolist()], bool)
-    share = f"{is_val.sum()} of {len(is_val)} images"
-    if is_val.all() or not is_val.any():
+    names = annotations.names.tolist()
+    is_val = np.array([_hash(name) < limit for name in names], bool)
+    num_val = int(is_val.sum())
+    share = f"{num_val} of {len(names)} images"
+    if num_val in (0, len(names)):
         text = f"--val-fraction {fraction} holds out {share}"
         raise InputError(text, where=annotations.source, remedy="choose another one")
     images = is_val if split == "val" else ~is_val
-    all_objects = np.ones(len(annotations.boxes), bool)
-    note = f"no val split: {share} are held out as one, chosen by a hash of their names"
-    return annotations.only(images, all_objects), note
+    num_objects = len(annotations.boxes)
+    all_objects = np.ones(num_objects, bool)
+    part = annotations.only(images, all_objects)
+    return part, f"no val split: {share} are held out as one, chosen by a hash of their names"
 
 
 def _hash(name: bytes) -> int:
@@ -144,10 +149,6 @@ class FolderDataset(AnnotatedDataset):
     def path(self, index: int) -> Path:
         """The file of an image."""
         return self.annotations.path(self._position(index))
-
-    def require_whole_images(self) -> None:
-        for index in range(len(self)):
-            require_whole(self.path(index))
 
     def _read(self, position: int) -> Tensor:
         return read_image(self.path(position))

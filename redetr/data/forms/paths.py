@@ -118,8 +118,11 @@ def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> lis
     for parent, _, files in os.walk(folder):
         below = Path(parent).relative_to(folder).as_posix()
         for file in files:
-            if file.lower().endswith(suffixes) and not file.startswith("."):
-                paths.append(posixpath.normpath(f"{below}/{file}"))
+            is_hidden = file.startswith(".")
+            is_image = file.lower().endswith(suffixes)
+            if is_image and not is_hidden:
+                path = posixpath.normpath(f"{below}/{file}")
+                paths.append(path)
     return sorted(paths, key=os.fsencode)
 
 
@@ -138,13 +141,16 @@ def read_sizes(folder: Path, names: list[str]) -> np.ndarray:
 
     def read_part(start: int) -> list[tuple[int, int]]:
         sizes = []
-        for name in names[start : start + _PER_TASK]:
+        stop = start + _PER_TASK
+        for name in names[start:stop]:
             width, height = image_size(f"{folder}/{name}")
             sizes.append((height, width))
         return sizes
 
+    starts = range(0, len(names), _PER_TASK)
     all_sizes: list[tuple[int, int]] = []
     with ThreadPoolExecutor(_READERS) as pool:
-        for sizes in pool.map(read_part, range(0, len(names), _PER_TASK)):
+        for sizes in pool.map(read_part, starts):
             all_sizes += sizes
-    return np.array(all_sizes, np.int64).reshape(-1, 2)
+    table = np.array(all_sizes, np.int64)
+    return table.reshape(-1, 2)

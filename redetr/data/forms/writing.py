@@ -141,8 +141,10 @@ def without_crowds(annotations: Annotations) -> Annotations:
 
 def _has_outlines(annotations: Annotations) -> bool:
     """Whether the areas are not those of the boxes."""
-    sides = annotations.boxes[:, 2:] - annotations.boxes[:, :2]
-    return not np.allclose(annotations.area, sides.prod(1), rtol=0.01)
+    boxes = annotations.boxes
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = sides.prod(1)
+    return not np.allclose(annotations.area, areas, rtol=0.01)
 
 
 def _require_separate_labels(parts: list[Annotations]) -> None:
@@ -182,7 +184,8 @@ def _names(annotations: Annotations) -> list[str]:
 
 def _classes(annotations: Annotations) -> list[str]:
     """The name of the class of each object."""
-    return np.array(annotations.class_names)[annotations.labels].tolist()
+    names = np.array(annotations.class_names)
+    return names[annotations.labels].tolist()
 
 
 def _link(source: Path, destination: Path) -> None:
@@ -194,9 +197,10 @@ def _link(source: Path, destination: Path) -> None:
 
 def _put_images(annotations: Annotations, folder: Path, put: Put) -> None:
     for name in dict.fromkeys(_names(annotations)):
+        source = annotations.folder / name
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        put(annotations.folder / name, file)
+        put(source, file)
 
 
 def _decimals(values: np.ndarray) -> np.ndarray:
@@ -217,7 +221,8 @@ class _Scene(NamedTuple):
 def _scenes(annotations: Annotations) -> Iterator[_Scene]:
     for i, name in enumerate(_names(annotations)):
         height, width = annotations.sizes[i].tolist()
-        yield _Scene(name, height, width, annotations.objects_of(i))
+        objects = annotations.objects_of(i)
+        yield _Scene(name, height, width, objects)
 
 
 def _write_coco(splits: Splits, root: Path, put: Put) -> None:
@@ -244,7 +249,8 @@ def _write_coco(splits: Splits, root: Path, put: Put) -> None:
             "annotations": _coco_annotations(a),
             "categories": categories,
         }
-        (folder / f"instances_{split}.json").write_text(json.dumps(document))
+        file = folder / f"instances_{split}.json"
+        file.write_text(json.dumps(document))
 
 
 def _coco_annotations(a: Annotations) -> list[dict[str, Any]]:
@@ -285,26 +291,32 @@ def _write_yolo(splits: Splits, root: Path, put: Put) -> None:
         class_names = a.class_names  # the same in all splits
         _put_images(a, root / "images" / split, put)
         for scene in _scenes(a):
-            file = root / label_name(f"images/{split}/{scene.name}")
+            image = f"images/{split}/{scene.name}"
+            file = root / label_name(image)
             file.parent.mkdir(parents=True, exist_ok=True)
             lines = _yolo_lines(a, scene)
             if lines:
-                file.write_text("".join(lines))
+                text = "".join(lines)
+                file.write_text(text)
     config["names"] = dict(enumerate(class_names))
-    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    (root / "data.yaml").write_text(text, encoding="utf-8")
+    settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    config_file = root / "data.yaml"
+    config_file.write_text(settings, encoding="utf-8")
 
 
 def _yolo_lines(a: Annotations, scene: _Scene) -> list[str]:
     """A line `class cx cy w h` for each object of an image."""
     size = [scene.width, scene.height, scene.width, scene.height]
-    corners = a.boxes[scene.objects].astype(np.float64) / size
-    starts = corners[:, :2]
-    ends = corners[:, 2:]
-    boxes = np.concatenate([(starts + ends) / 2, ends - starts], axis=1)
-    labels = a.labels[scene.objects]
+    pixels = a.boxes[scene.objects].astype(np.float64)
+    fractions = pixels / size
+    starts = fractions[:, :2]
+    ends = fractions[:, 2:]
+    centers = (starts + ends) / 2
+    sides = ends - starts
+    boxes = np.concatenate([centers, sides], axis=1).tolist()
+    labels = a.labels[scene.objects].tolist()
     lines = []
-    for label, box in zip(labels.tolist(), boxes.tolist(), strict=True):
+    for label, box in zip(labels, boxes, strict=True):
         numbers = " ".join(f"{value:.14g}" for value in box)
         lines.append(f"{label} {numbers}\n")
     return lines
@@ -314,19 +326,22 @@ def _write_voc(splits: Splits, root: Path, put: Put) -> None:
     """JPEGImages/, Annotations/ and ImageSets/Main/{split}.txt; crowds are marked difficult."""
     lists = root / "ImageSets" / "Main"
     lists.mkdir(parents=True)
+    annotations_folder = root / "Annotations"
     for split, a in splits.items():
         _put_images(a, root / "JPEGImages", put)
         boxes = _decimals(a.boxes) + (1, 1, 0, 0)
-        stems = []
+        lines = []
         for scene in _scenes(a):
             stem, _ = posixpath.splitext(scene.name)
-            stems.append(stem)
-            file = root / "Annotations" / f"{stem}.xml"
-            file.parent.mkdir(parents=True, exist_ok=True)
+            lines.append(f"{stem}\n")
             tree = _voc_tree(a, scene, boxes)
-            file.write_bytes(ElementTree.tostring(tree, encoding="utf-8"))
-        lines = "".join(f"{stem}\n" for stem in stems)
-        (lists / f"{split}.txt").write_bytes(os.fsencode(lines))
+            content = ElementTree.tostring(tree, encoding="utf-8")
+            file = annotations_folder / f"{stem}.xml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        listed = os.fsencode("".join(lines))
+        list_file = lists / f"{split}.txt"
+        list_file.write_bytes(listed)
 
 
 def _voc_tree(a: Annotations, scene: _Scene, boxes: np.ndarray) -> ElementTree.Element:
@@ -335,13 +350,16 @@ def _voc_tree(a: Annotations, scene: _Scene, boxes: np.ndarray) -> ElementTree.E
     _add(tree, filename=scene.name)
     size = ElementTree.SubElement(tree, "size")
     _add(size, width=scene.width, height=scene.height, depth=3)
-    for i in range(scene.objects.start, scene.objects.stop):
+    objects = scene.objects
+    for i in range(objects.start, objects.stop):
         element = ElementTree.SubElement(tree, "object")
-        name = a.class_names[a.labels[i]]
-        _add(element, name=name, difficult=int(a.iscrowd[i]))
+        label = a.labels[i]
+        is_crowd = int(a.iscrowd[i])
+        _add(element, name=a.class_names[label], difficult=is_crowd)
         box = ElementTree.SubElement(element, "bndbox")
         for side, value in zip(_VOC_SIDES, boxes[i].tolist(), strict=True):
-            _add(box, **{side: f"{value:.12g}"})
+            number = f"{value:.12g}"
+            _add(box, **{side: number})
     ElementTree.indent(tree)
     return tree
 

@@ -168,12 +168,13 @@ def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
         text = "names is missing or no list of texts"
         raise InputError(text, where=file, remedy="write the names of the classes")
     classes = []
-    for number, name in names.items():
-        is_number = isinstance(number, str) and number.isdecimal() and len(number) < 10
+    for text, name in names.items():
+        is_number = isinstance(text, str) and text.isdecimal() and len(text) < 10
         if not is_number:
-            text = f"{reprlib.repr(number)} in names is no class number"
-            raise InputError(text, where=file, remedy="number them from 0")
-        classes.append((int(number), name))
+            problem = f"{reprlib.repr(text)} in names is no class number"
+            raise InputError(problem, where=file, remedy="number them from 0")
+        number = int(text)
+        classes.append((number, name))
     return dict(sorted(classes))
 
 
@@ -221,16 +222,20 @@ def _locations(file: Path, config: dict[str, Any], split: Split) -> list[str]:
     """Where the entries of a split are below the data folder; empty for those that are not
     there."""
     there = Listing(file.parent)
-    bases = (_base(there, config), "")
-    entries = _entries(file, config, split)
-    return [find_below(there, entry, bases) for entry in entries]
+    base = _base(there, config)
+    locations = []
+    for entry in _entries(file, config, split):
+        location = find_below(there, entry, (base, ""))
+        locations.append(location)
+    return locations
 
 
 def _listed(there: Listing, location: str, base: str, faults: list[Fault]) -> list[str]:
     """The images that a text file lists, one a line."""
     file = there.root / location
     bases = (posixpath.dirname(location), base, "")
-    lines = [os.fsdecode(line.strip()) for line in read_file(file).splitlines()]
+    content = read_file(file)
+    lines = [os.fsdecode(line.strip()) for line in content.splitlines()]
     names = []
     missing = []
     for line in lines:
@@ -289,15 +294,18 @@ class _Lines:
 
     def place(self, i: int) -> tuple[Path, str]:
         """The file of line `i`, and which line of it that is."""
-        file = Path(self.files[self.image[i]])
-        return file, f"line {self.line[i]}"
+        return self._file(i), f"line {self.line[i]}"
+
+    def _file(self, i: int) -> Path:
+        image = self.image[i]
+        return Path(self.files[image])
 
     def quoted(self, i: int) -> str:
         """The text of line `i`, shortened."""
-        file = Path(self.files[self.image[i]])
-        lines = file.read_bytes().splitlines()
-        line = lines[self.line[i] - 1]
-        return reprlib.repr(line.decode("utf-8", "replace"))
+        lines = self._file(i).read_bytes().splitlines()
+        number = self.line[i]
+        text = lines[number - 1].decode("utf-8", "replace")
+        return reprlib.repr(text)
 
 
 def _parse_line(words: list[bytes]) -> tuple[int, Sequence[float]]:
@@ -316,10 +324,13 @@ def _parse_line(words: list[bytes]) -> tuple[int, Sequence[float]]:
     label = numbers[0]
     x = numbers[1::2]
     y = numbers[2::2]
-    left, right = min(x), max(x)
-    top, bottom = min(y), max(y)
-    box = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
-    return _OUTLINE, (label, *box)
+    x_min = min(x)
+    x_max = max(x)
+    y_min = min(y)
+    y_max = max(y)
+    center_x = (x_min + x_max) / 2
+    center_y = (y_min + y_max) / 2
+    return _OUTLINE, (label, center_x, center_y, x_max - x_min, y_max - y_min)
 
 
 def _read_objects(
@@ -365,7 +376,9 @@ def _corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """xyxy pixels of boxes that are cxcywh fractions, float64 `[A, 4]`; `sizes` are width and
     height of their images."""
     centers = boxes[:, :2]
-    sides = boxes[:, 2:]
-    fractions = np.concatenate([centers - sides / 2, centers + sides / 2], axis=1)
+    half_sides = boxes[:, 2:] / 2
+    starts = centers - half_sides
+    ends = centers + half_sides
+    fractions = np.concatenate([starts, ends], axis=1)
     corners = fractions * np.tile(sizes, 2)
     return corners.round(9)  # px: what was 0 or 100 before it became a fraction is so again
