@@ -90,6 +90,14 @@ def detr_r50_finetune() -> TrainConfig:
     )
 
 
+def detr_table() -> TrainConfig:
+    """Table Transformer from ImageNet weights, 20 epochs of PubTables-1M.
+
+    The published recipe, but for its schedule: a cosine in place of a factor of 0.9 in each epoch.
+    """
+    return replace(_original("detr_table"), epochs=20, batch_size=2, lr=5e-5, schedule="cosine")
+
+
 def detr_table_finetune() -> TrainConfig:
     """Table Transformer from its published weights (downloaded): tables on your own pages.
 
@@ -153,6 +161,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         detr_r50_dc5,
         detr_r101,
         detr_r101_dc5,
+        detr_table,
         detr_r50_finetune,
         detr_table_finetune,
         detr_tiny,

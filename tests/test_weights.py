@@ -207,6 +207,7 @@ def test_a_table_transformer_is_trained(table_folder, tmp_path):
     detector = redetr.load(tmp_path / "run", device="cpu")
     assert detector.model.transformer.encoder.layers[0].pre_norm
     assert detector.model.max_size == 800
+    assert detector.model.loss_config.eos_coef == 0.4
 
 
 def test_options_that_differ_from_the_folder_are_named(table_folder):

@@ -36,9 +36,11 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "dec_nheads": (1, 2**13),
     "dec_dim_feedforward": (1, 2**20),
     "max_size": (1, 2**14),
+    "eos_coef": (0, 1),
     "points": (1, 1000),
     "num_queries": (1, 2**20),
 }
+_FRACTIONS = ("dropout", "eos_coef")
 _GROUPS = 8  # of GroupNorm: widths are multiples of it
 _MOST_CHANNELS = 2**13
 
@@ -73,7 +75,7 @@ def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, 
         if value is None and defaults[option] is None:
             continue
         if option in _BOUNDS:
-            _require_number(option, value, whole=option != "dropout")
+            _require_number(option, value, whole=option not in _FRACTIONS)
         elif is_flag and not isinstance(value, bool):
             raise ValueError(f"{option} must be true or false")
         elif option == "norm" and not isinstance(value, str):

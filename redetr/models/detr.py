@@ -37,13 +37,14 @@ class DETR(DetectionModel):
         position: Literal["sine", "learned"],
         aux_loss: bool,
         max_size: int = 1333,
+        eos_coef: float = 0.1,
     ):
         super().__init__()
         self.max_size = max_size
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.aux_loss = aux_loss
-        self.loss_config = LossConfig()
+        self.loss_config = LossConfig(eos_coef=eos_coef)
         embeddings = {"sine": PositionEmbeddingSine, "learned": PositionEmbeddingLearned}
         position_embedding = embeddings[position](hidden_dim // 2)
         # In one list because the official parameter names are `backbone.0` and `backbone.1`.
@@ -104,12 +105,13 @@ def detr(
     dec_dim_feedforward: int | None = None,
     norm_between: bool = False,
     max_size: int = 1333,
+    eos_coef: float = 0.1,
 ) -> DETR:
     """Returns a DETR with random transformer weights. The defaults are DETR-R50.
 
     `weights="imagenet"` loads weights of the backbone. `pre_norm` normalises before attention and
     feed-forward nets in place of after them, and once more after the encoder. `max_size` is the
-    most of an image's longer side, px.
+    most of an image's longer side, px, and `eos_coef` the weight of "no object" in the loss.
 
     Not in the original: `norm` "group" or "sync_batch" (see `Backbone`) for training from scratch;
     other backbones, where three widths make a `SmallResNet` (stride 16); `activation`,
@@ -131,7 +133,15 @@ def detr(
         norm_between,
     )
     return DETR(
-        num_classes, body, transformer, num_queries, hidden_dim, position, aux_loss, max_size
+        num_classes,
+        body,
+        transformer,
+        num_queries,
+        hidden_dim,
+        position,
+        aux_loss,
+        max_size,
+        eos_coef,
     )
 
 
@@ -164,6 +174,7 @@ def detr_table(
     pre_norm: bool = True,
     num_queries: int = 15,
     max_size: int = 800,
+    eos_coef: float = 0.4,
     **options: Any,
 ) -> DETR:
     """Table Transformer: DETR with ResNet-18 and pre-norm, for tables on scanned pages.
@@ -180,5 +191,6 @@ def detr_table(
         pre_norm=pre_norm,
         num_queries=num_queries,
         max_size=max_size,
+        eos_coef=eos_coef,
         **options,
     )

@@ -4,8 +4,8 @@ It describes a `DetrForObjectDetection` or a `TableTransformerForObjectDetection
 with the norms before attention and feed-forward nets (`pre_norm`).
 
 Sizes that the weights show (backbone, queries, layers, widths) are read off the weights; the config
-decides the rest. Settings of the loss and of dropout inside attention do not
-change what the model computes and are left out.
+decides the rest. The costs of matching, the other weights of the loss and dropout inside attention
+do not change what the model computes and are left out.
 """
 
 from typing import Any
@@ -66,6 +66,7 @@ def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
         "activation": _activation(config),
         "position": _position(config),
         "dropout": config.get("dropout", 0.1),
+        "eos_coef": config.get("eos_coefficient", 0.1),
         "norm_between": bool(config.get("auxiliary_loss")),
         "dilation": _is_dilated(config),
     }
