@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from record import record
 
-from redetr.data.forms.digits import DigitsDataset
+from redetr.data.formats.digits import DigitsDataset
 from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation
 from redetr.data.views import Fit

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from record import record
 
-from redetr.data.forms.digits import DigitsDataset
+from redetr.data.formats.digits import DigitsDataset
 from redetr.metrics import GroundTruth, coco_metrics
 from redetr.structures import DatasetDetections
 

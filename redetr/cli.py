@@ -29,8 +29,8 @@ USAGE = """redetr: DETR you can read in an afternoon and trust on any number of 
   redetr verify [RECIPE] [flags of train]       prove that many GPUs give the gradients of one
   redetr completion SHELL                       tab completion for bash, zsh and fish
 
-redetr COMMAND --help lists the flags, redetr train the recipes; --json prints JSON where it is a
-flag; redetr --version prints the version.
+redetr COMMAND --help lists the flags, redetr train the recipes; --json prints JSON where
+supported; redetr --version prints the version.
 Several GPUs: torchrun --nproc-per-node 8 -m redetr train RECIPE ...
 """
 

@@ -50,8 +50,8 @@ class ModelOptions:
     recompute: bool = False
     """Less memory for large images: blocks of the backbone and the encoder are computed twice."""
     compile: bool = False
-    """Compile the model with torch.compile: minutes at first, then faster steps; dropout draws
-    otherwise."""
+    """Compile the model with torch.compile: minutes at first, then faster steps; dropout
+    masks differ."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +150,12 @@ class RunOptions:
     device: str = "auto"
     """auto, cpu or cuda."""
     log_every: int = 20
-    """Steps between lines in metrics.jsonl, and on the screen where that is no terminal."""
+    """Steps between lines in metrics.jsonl, and on the screen when the output is not a terminal."""
     save_every: int = 0
     """Steps between checkpoints; default: as eval_every. A run that is killed loses at most that
     many."""
     timeout_s: float = 600.0
-    """Seconds after which a rank that does not answer is given up, and with it the run."""
+    """Seconds after which a rank that does not answer fails the run."""
     gradient_compression: Compression = "none"
     """bf16 halves what travels between ranks; gradients are then no longer exact."""
 
@@ -279,7 +279,7 @@ class TrainConfig(
                 flag = name.replace("_", "-")
                 raise InputError(f"--{flag} {value} must be {bounds}")
         if self.steps and self.epochs:
-            raise InputError("give the length of the run as --epochs or as --steps, one of them")
+            raise InputError("give the length of the run as either --epochs or --steps")
         if self.cache_dir and not Path(self.cache_dir).is_dir():
             raise InputError(
                 f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"

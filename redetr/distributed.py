@@ -236,7 +236,7 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise InputError(
-            f"process {local_rank} has no GPU to itself: start at most "
+            f"process {local_rank} has no GPU of its own: start at most "
             f"{torch.cuda.device_count()} a node"
         )
     torch.cuda.set_device(local_rank)

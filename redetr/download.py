@@ -104,5 +104,5 @@ def require_hash(path: Path, name: str) -> Path:
         raise InputError(text, where=path)
     path.unlink()
     raise InputError(
-        f"{name} arrived damaged, its hash is {actual[:8]}: try again, or put it there by hand"
+        f"{name} arrived damaged, its hash is {actual[:8]}: try again, or place it there manually"
     )

@@ -44,8 +44,8 @@ _MAY_CHANGE = {
 class State:
     """All that a checkpoint holds and a resumed run needs.
 
-    The data order, augmentation, dropout and the learning rate are functions of the config and
-    `step`.
+    The data order, augmentation and the learning rate are functions of the config and `step`;
+    dropout is one of the rank as well.
     """
 
     config: Settings

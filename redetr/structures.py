@@ -62,9 +62,9 @@ class LossConfig:
     """The costs and loss weights that belong to a variant of the model.
 
     The defaults are the original DETR's. `scores="softmax"`: cross-entropy with a "no object" class
-    of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards the IoU of the matched
-    box. `proposals`: whether the outputs hold those of the encoder (`enc_outputs`), which are
-    matched and judged like a layer of the decoder.
+    of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards a power of the IoU of the
+    matched box (see `losses.py`). `proposals`: whether the outputs hold those of the encoder
+    (`enc_outputs`), which are matched and judged like a layer of the decoder.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"

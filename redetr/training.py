@@ -18,7 +18,7 @@ from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
-from redetr.data.forms.folder import AnnotatedDataset
+from redetr.data.formats.folder import AnnotatedDataset
 from redetr.data.loader import Sample, Samples, load_batches, watching_workers
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import Transform, augmentation, drawn_from, final_size
@@ -254,8 +254,7 @@ class _Run:
         else:
             further = "give a larger --patience, or 0"
         self.monitor.say(
-            f"nothing to train: {reason}; what follows is its last evaluation; to train on, "
-            f"{further}"
+            f"nothing to train: {reason}; repeating its last evaluation; to train on, {further}"
         )
 
     def _step_inputs(self) -> Iterator[_StepInput]:
@@ -308,7 +307,7 @@ class _Run:
         if stopped:
             return True
         set_lr(state.optimizer, learning_rate_factor(config, state.step))
-        # Dropout is a function of the step.
+        # Dropout is a function of the step and the rank.
         torch.manual_seed(drawn_from(config.seed, state.step, self.dist.rank))
         losses, norm = train_step(
             model,

@@ -112,7 +112,7 @@ def test_a_data_set_is_defined_without_its_formats():
         formats = {
             used
             for used in imports_of(ROOT / "data" / f"{name}.py")
-            if used.startswith("redetr.data.forms")
+            if used.startswith("redetr.data.formats")
         }
         assert not formats, name
 

@@ -11,7 +11,7 @@ import redetr
 from redetr.boxes import box_xyxy_to_cxcywh
 from redetr.checkpoint import save_weights
 from redetr.commands.demonstration import demo_config
-from redetr.data.forms.digits import DigitsDataset
+from redetr.data.formats.digits import DigitsDataset
 from redetr.detector.detections import Detections
 from redetr.evaluation import evaluate, labels_in
 from redetr.models import build

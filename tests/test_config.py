@@ -91,7 +91,7 @@ def test_what_the_user_says_wins():
     assert resolved(1_000, epochs=3.0).steps == 188
     assert resolved(5_000, ema_decay=0.5).ema_decay == 0.5
     assert resolved(5_000, steps=200).ema_decay == 0.99  # never shorter than a hundred steps
-    with pytest.raises(redetr.InputError, match="one of them"):
+    with pytest.raises(redetr.InputError, match="either --epochs or --steps"):
         TrainConfig(steps=10, epochs=1.0).check(world_size=1)
 
 

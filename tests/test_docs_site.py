@@ -71,7 +71,7 @@ def test_the_page_on_architecture_names_every_module(path):
     if room in TOOLS:
         (row,) = re.findall(rf"^\| `{room}/` \|.*$", ARCHITECTURE, re.MULTILINE)
         assert f"`{module.name}`" in row
-    elif module.is_relative_to("data/forms"):
+    elif module.is_relative_to("data/formats"):
         assert f"`{module.name}`" in ARCHITECTURE
     elif room != "commands":  # one for each command
         assert f"`{module}`" in ARCHITECTURE

@@ -28,7 +28,7 @@ class Convert:
     """Print JSON instead of sentences."""
 
     def run(self) -> None:
-        from redetr.data.forms.writing import convert
+        from redetr.data.formats.writing import convert
 
         notes = convert(self.source, Path(self.destination), self.to, self.copy)
         if self.json:

@@ -32,11 +32,11 @@ class Evaluate:
     data: str | None = None
     """digits, crowns, or a folder; default: what the checkpoint was trained on."""
     split: Literal["val", "test", "train"] = "val"
-    """The part of the data set that is measured on."""
+    """The split to evaluate."""
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     batch_size: int = 16
-    """Images at once."""
+    """Images per batch."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

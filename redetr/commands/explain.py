@@ -39,11 +39,11 @@ class Explain:
     """GPUs that the batch is spread over, for the loss: the image on the first, the next images on
     the others."""
     split: Literal["val", "train"] = "val"
-    """The part of the data set that is looked at."""
+    """The split to take images from."""
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     samples: int = 100
-    """Images of the data set on which queries are looked at; 0 = none."""
+    """Images of the data set used for statistics of the queries; 0 = none."""
     threshold: float = 0.5
     """Smallest score shown at first."""
     device: str = "auto"

@@ -64,7 +64,8 @@ class Predict:
     classes: tuple[str, ...] = ()
     """Only these classes, by name; default: all."""
     tile: int | None = None
-    """Look at large images in tiles of so many px; about what the model saw in training is best."""
+    """Look at large images in tiles of this size in px; about what the model saw in training is
+    best."""
     overlap: float = 0.2
     """Share of a tile's side that neighbours have in common: objects up to this size are seen
     whole."""
@@ -131,7 +132,7 @@ class Predict:
             raise InputError(f"--overlap {self.overlap} must be at least 0 and below 1")
         require_images(self.batch_size)
         if not self.source:
-            raise InputError("nothing to look at: name images or folders after the checkpoint")
+            raise InputError("no input: name images or folders after the checkpoint")
 
     def _process(
         self, sources: list[str], file_names: dict[str, Path], detector: "Detector", dist: "Dist"

@@ -14,7 +14,7 @@ from redetr.structures import StoredTarget
 class Hints:
     """What suits a data set when the user says nothing; None leaves the choice to the recipe."""
 
-    image_size: int | None = None  # longer side in pixels
+    image_size: int | None = None  # px: the side of a square, or the shorter side
     # longer side of the stored images: the fast variants do not enlarge them by default
     native_size: int | None = None
     augment: Augment | None = None

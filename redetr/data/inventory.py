@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from redetr.data.dataset import DetectionDataset
-from redetr.data.forms.folder import FolderDataset
+from redetr.data.formats.folder import FolderDataset
 from redetr.data.headers import read_headers
 from redetr.distributed import Dist
 from redetr.errors import InputError

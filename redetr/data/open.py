@@ -4,13 +4,13 @@ from pathlib import Path
 
 from redetr.data.annotations import SPLITS, Split
 from redetr.data.dataset import DetectionDataset, Hints
-from redetr.data.forms.digits import DigitsDataset
-from redetr.data.forms.folder import open_folder
-from redetr.data.forms.hub import open_hub
+from redetr.data.formats.digits import DigitsDataset
+from redetr.data.formats.folder import open_folder
+from redetr.data.formats.hub import open_hub
 from redetr.errors import InputError
 
 _EMBEDDED = ("digits", "crowns")
-_CROWNS = Path(__file__).parent / "forms" / "crowns"
+_CROWNS = Path(__file__).parent / "formats" / "crowns"
 
 
 def folder_of(source: str | Path) -> Path:
@@ -38,15 +38,15 @@ def open_dataset(source: str | Path, split: Split, val_fraction: float = 0.0) ->
     name), or that which Hugging Face `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or
     `hf:FOLDER`.
 
-    Folders are in COCO, YOLO or Pascal VOC format: see `redetr.data.coco`, `yolo` and `voc`. The
-    path of a YAML file in YOLO format stands for its folder, which is read as this file says.
-    Without a val split, a `val_fraction` of the training images is held out as one. Raises
+    Folders are in COCO, YOLO or Pascal VOC format: see `redetr.data.formats.coco`, `yolo` and
+    `voc`. The path of a YAML file in YOLO format stands for its folder, which is read as this file
+    says. Without a val split, a `val_fraction` of the training images is held out as one. Raises
     InputError if there is no such folder, layout or split, or the annotations are faulty.
     """
     if split not in SPLITS:
         raise ValueError(f"split is train, val or test, not {split!r}")
     if split == "test" and source in _EMBEDDED:
-        raise InputError("has no test split", where=source, remedy="measure on val")
+        raise InputError("has no test split", where=source, remedy="use val")
     if source == "digits":
         return DigitsDataset(split)
     if str(source).startswith("hf:"):

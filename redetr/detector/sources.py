@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from redetr.data.forms.paths import IMAGE_SUFFIXES, find_images
+from redetr.data.formats.paths import IMAGE_SUFFIXES, find_images
 from redetr.data.images import read_upright
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
 from redetr.errors import InputError
@@ -91,7 +91,7 @@ def _names_of(source: str) -> list[str]:
     by_real_path = {os.path.realpath(match): match for match in reversed(matches)}
     files = sorted(match for match in by_real_path.values() if not os.path.isdir(match))
     if not files:
-        raise InputError(f"{source}: only folders are called so; add /* to the pattern")
+        raise InputError(f"{source}: the pattern matches only folders; add /* to the pattern")
     return files
 
 

@@ -298,7 +298,7 @@ def _odd_names(train: Annotations) -> list[Fault]:
                 np.array(background, bool),
                 "warning",
                 "class-background",
-                lambda i: "is a class like any other here",
+                lambda i: "is treated as an ordinary class",
                 "take it out: what is in no box is background",
             ),
         ],

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset, Hints
-from redetr.data.forms.folder import AnnotatedDataset, FolderDataset, read_split
-from redetr.data.forms.hub import hub_splits
-from redetr.data.forms.layouts import splits_of
+from redetr.data.formats.folder import AnnotatedDataset, FolderDataset, read_split
+from redetr.data.formats.hub import hub_splits
+from redetr.data.formats.layouts import splits_of
 from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
 from redetr.data.open import folder_of, open_dataset

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from redetr.data.annotations import Annotations, Fault, Severity, Split
-from redetr.data.forms.paths import IMAGE_SUFFIXES
+from redetr.data.formats.paths import IMAGE_SUFFIXES
 from redetr.data.headers import PLAIN, Header
 
 # Copies of half the size or poor quality differ in 0 to 6 of 64 bits, other images in 10 and more.

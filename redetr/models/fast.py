@@ -411,7 +411,7 @@ def redetr_s(
     dim_feedforward: int = 768,
     **options: Any,
 ) -> FastDETR:
-    """Small: twice the width of nano, trained from scratch."""
+    """Small: a backbone of twice the width of nano, trained from scratch."""
     return fast(
         num_classes,
         backbone=backbone,

@@ -74,7 +74,8 @@ class PositionEmbeddingLearned(nn.Module):
         batch, height, width = mask.shape
         if max(height, width) > _LARGEST_LEARNED_MAP:
             raise InputError(
-                f"learned positions reach 50 x 50 features, this map has {height} x {width}: take "
+                f"learned positions cover at most 50 x 50 features, this map has {height} x "
+                f"{width}: take "
                 "smaller images, or position=sine"
             )
         rows = self.row_embed.weight[:height, None]  # [H, 1, num_pos_feats]

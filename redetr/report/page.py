@@ -22,7 +22,7 @@ _DARK = 0.55  # share of its row from which a cell of the matrix is dark
 _METRICS = {
     "AP": "the headline: precision over all recalls, mean over classes and IoU 0.50 to 0.95",
     "AP50": "an IoU of 0.5 is enough: is it found at all?",
-    "AP75": "an IoU of 0.75 is asked for: is the box good?",
+    "AP75": "an IoU of 0.75 is required: is the box good?",
     "APs": "objects under 32x32 px",
     "APm": "32x32 to 96x96 px",
     "APl": "larger than 96x96 px",
@@ -70,7 +70,7 @@ _MISTAKES = {
     ),
     "missed": Mistake(
         "an object without any detection near it",
-        "See size and crowding: small objects want a larger --image-size, many objects enough "
+        "See size and crowding: small objects want a larger --image-size, crowded images more "
         "--num-queries, rare looks more examples.",
     ),
 }

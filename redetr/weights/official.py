@@ -76,7 +76,8 @@ def _join_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
                 part = weights.get(name.replace(".q_proj.", f".{letter}_proj."))
                 if part is None or part.dim() == 0 or part.shape != tensor.shape:
                     raise InputError(
-                        f"these weights are no DETR: {name} lacks a key or value projection of its "
+                        f"these weights are not a DETR: {name} lacks a key or value projection of "
+                        "its "
                         "shape"
                     )
                 parts.append(part)
@@ -101,9 +102,9 @@ def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]
     """
     for needed, dimensions in _NEEDED.items():
         if needed not in weights:
-            raise InputError(f"these weights are no DETR: {needed} is missing")
+            raise InputError(f"these weights are not a DETR: {needed} is missing")
         if weights[needed].dim() != dimensions:
-            raise InputError(f"these weights are no DETR: {needed} is of another shape")
+            raise InputError(f"these weights are not a DETR: {needed} is of another shape")
     num_queries, hidden_dim = weights["query_embed.weight"].shape
     num_outputs, _ = weights["class_embed.weight"].shape
     dec_dim_feedforward, _ = weights["transformer.decoder.layers.0.linear1.weight"].shape

@@ -603,7 +603,9 @@ def test_bad_sources_for_predict(trained, shared_coco, tmp_path, capsys):
     )
     refused(capsys, ["predict", trained, tmp_path / "empty", *output], "empty", "no images")
     refused(
-        capsys, ["predict", trained, tmp_path / "emp*", *output], "emp*: only folders are called so"
+        capsys,
+        ["predict", trained, tmp_path / "emp*", *output],
+        "emp*: the pattern matches only folders",
     )
     refused(
         capsys,

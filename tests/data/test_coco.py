@@ -14,8 +14,8 @@ from PIL import Image
 from pycocotools.mask import encode
 
 from redetr.data import open_dataset
-from redetr.data.forms.folder import FolderDataset
-from redetr.data.forms.layouts import read_annotations
+from redetr.data.formats.folder import FolderDataset
+from redetr.data.formats.layouts import read_annotations
 from redetr.data.images import read_image
 from redetr.doctor.check import essential_faults
 from redetr.errors import InputError

@@ -16,9 +16,9 @@ from test_yolo import write as write_yolo
 from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.data.annotations import Annotations
-from redetr.data.forms import writing as module
-from redetr.data.forms.layouts import read_annotations, splits_of
-from redetr.data.forms.writing import convert
+from redetr.data.formats import writing as module
+from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.writing import convert
 from redetr.errors import InputError
 
 FORMS = ("coco", "yolo", "voc")
@@ -188,9 +188,9 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     convert(tmp_path / "source", tmp_path / "there", "yolo")  # an empty folder is none
     before = contents(tmp_path)
     for place, words in (
-        ("there", "is there already"),
+        ("there", "already exists"),
         ("source/new", "is inside of"),
-        ("source", "is there already"),
+        ("source", "already exists"),
     ):
         with pytest.raises(InputError, match=words):
             convert(tmp_path / "source", tmp_path / place, "coco")
@@ -248,7 +248,7 @@ def test_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["convert", str(tmp_path / "crowns"), str(tmp_path / "crowns"), "--to", "coco"])
     assert ended.value.code == 1
-    assert "is there already; choose another place" in capsys.readouterr().err
+    assert "already exists; choose another place" in capsys.readouterr().err
 
 
 def test_json_for_machines(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 import redetr.data
 from redetr.data import Hints, open_dataset
 
-FOLDER = Path(redetr.data.__file__).parent / "forms" / "crowns"
+FOLDER = Path(redetr.data.__file__).parent / "formats" / "crowns"
 STRIP_LEFT_PX = 1724  # where the validation part of the large photograph begins
 
 

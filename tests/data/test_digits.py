@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from redetr.data import Hints, open_dataset
-from redetr.data.forms.digits import (
+from redetr.data.formats.digits import (
     _INKED,
     DigitsDataset,
     _arranged,

@@ -14,9 +14,9 @@ from test_coco import refused
 
 from redetr.cli import main
 from redetr.data import open_dataset
-from redetr.data.forms.folder import hold_out
-from redetr.data.forms.layouts import read_annotations
-from redetr.data.forms.writing import convert
+from redetr.data.formats.folder import hold_out
+from redetr.data.formats.layouts import read_annotations
+from redetr.data.formats.writing import convert
 from redetr.data.images import read_image
 from redetr.data.open import absolute_source
 from redetr.doctor.check import check
@@ -254,7 +254,7 @@ def test_datasets_of_one_split_and_faults(saved, tmp_path):
     assert sum(map(len, parts)) == 8
     with pytest.raises(InputError, match=r"no val split, only train; --val-fraction"):
         open_dataset(f"hf:{tmp_path}/one", "val")
-    with pytest.raises(InputError, match=r"no test split, only train; measure on val"):
+    with pytest.raises(InputError, match=r"no test split, only train; use val"):
         open_dataset(f"hf:{tmp_path}/one", "test", 0.3)
     tested = datasets.DatasetDict({**splits, "test": splits["validation"]})
     tested.save_to_disk(str(tmp_path / "tested"))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redetr.data.annotations import Annotations
-from redetr.data.forms.layouts import read_annotations, splits_of
-from redetr.data.forms.writing import convert
+from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.writing import convert
 from redetr.errors import InputError
 
 FORMS = ("coco", "yolo", "voc")

@@ -10,8 +10,8 @@ import sound_data
 from sound_data import WRITERS
 
 from redetr.data import open_dataset
-from redetr.data.forms.layouts import read_annotations, splits_of
-from redetr.data.forms.writing import convert
+from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.writing import convert
 from redetr.doctor.check import Report, check
 from redetr.doctor.sheet import write_report
 from redetr.errors import InputError
@@ -184,13 +184,13 @@ def test_images_that_it_names_are_used(write):
 
 @pytest.mark.parametrize("source", ["digits", "crowns"])
 def test_embedded_data_has_none(source):
-    with pytest.raises(InputError, match=f"{source}: has no test split; measure on val"):
+    with pytest.raises(InputError, match=f"{source}: has no test split; use val"):
         open_dataset(source, "test")
 
 
 def test_folders_may_have_none(tmp_path):
     root = WRITERS["coco"](tmp_path / "coco")
     with pytest.raises(
-        InputError, match=r"no test split \(looked for annotations/instances_test.*measure on val"
+        InputError, match=r"no test split \(looked for annotations/instances_test.*use val"
     ):
         open_dataset(root, "test")

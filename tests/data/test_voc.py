@@ -7,7 +7,7 @@ import pytest
 from test_coco import HEIGHT, WIDTH, refused, save_image
 
 from redetr.data import open_dataset
-from redetr.data.forms.layouts import read_annotations, splits_of
+from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.errors import InputError
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 from test_coco import HEIGHT, WIDTH, refused, save_image
 
 from redetr.data import open_dataset
-from redetr.data.forms.layouts import read_annotations, splits_of
-from redetr.data.forms.writing import convert
+from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.writing import convert
 from redetr.doctor.check import check
 from redetr.errors import InputError
 

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.forms.coco import coco_sought, coco_splits, read_coco
-from redetr.data.forms.voc import read_voc, voc_sought, voc_splits
-from redetr.data.forms.yolo import read_yolo, yolo_sought, yolo_splits
+from redetr.data.formats.coco import coco_sought, coco_splits, read_coco
+from redetr.data.formats.voc import read_voc, voc_sought, voc_splits
+from redetr.data.formats.yolo import read_yolo, yolo_sought, yolo_splits
 from redetr.errors import InputError
 
 _REMEDIES = {
     "train": "add it: a model learns from it",
     "val": "add it: hold out 10-20% of the images to measure on, or let --val-fraction 0.1 do it",
-    "test": "add it, or measure on val",
+    "test": "add it, or use val",
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split
 from redetr.data.dataset import DetectionDataset, Hints
-from redetr.data.forms.layouts import read_annotations, splits_of
+from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.images import read_image
 from redetr.errors import InputError
 from redetr.structures import StoredTarget

@@ -28,7 +28,7 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
-from redetr.data.forms.paths import IMAGE_SUFFIXES, Listing, path_inside, read_file, read_sizes
+from redetr.data.formats.paths import IMAGE_SUFFIXES, Listing, path_inside, read_file, read_sizes
 from redetr.errors import InputError
 
 _FOLDERS: dict[Split, tuple[str, ...]] = {

@@ -27,7 +27,7 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
-from redetr.data.forms.paths import find_files, path_inside, read_file
+from redetr.data.formats.paths import find_files, path_inside, read_file
 from redetr.errors import InputError
 
 ROBOFLOW_FILE = "_annotations.coco.json"

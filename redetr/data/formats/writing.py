@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.forms.layouts import read_annotations, splits_of
-from redetr.data.forms.yolo import label_name
+from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.yolo import label_name
 from redetr.data.open import folder_of
 from redetr.errors import InputError
 
@@ -33,7 +33,7 @@ def convert(source: str | Path, destination: Path, form: str, copy: bool = False
     All splits are written, or nothing. Images are hard links to those of `source` where the disk
     allows it, unless they shall be a `copy`. Returns sentences on what was written and what the
     format cannot hold. Raises InputError for a faulty data set, for one that the format cannot
-    hold, and if `destination` is there already.
+    hold, and if `destination` already exists.
     """
     root = folder_of(source)
     _require_new(source, root, destination)
@@ -73,7 +73,7 @@ def _require_new(source: str | Path, root: Path, destination: Path) -> None:
     is_empty_folder = destination.is_dir() and not any(destination.iterdir())
     if destination.exists() and not is_empty_folder:
         remedy = "choose another place"
-        raise InputError("is there already", where=destination, remedy=remedy)
+        raise InputError("already exists", where=destination, remedy=remedy)
     folder = root.parent if root.is_file() else root
     if destination.resolve().is_relative_to(folder.resolve()):
         text = f"is inside of {folder}, which stays as it is"

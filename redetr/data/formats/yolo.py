@@ -28,7 +28,7 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
-from redetr.data.forms.paths import Listing, find_below, find_images, read_file, read_sizes
+from redetr.data.formats.paths import Listing, find_below, find_images, read_file, read_sizes
 from redetr.errors import InputError
 
 _FILES = ("data.yaml", "data.yml")

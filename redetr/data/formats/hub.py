@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.forms.coco import from_document
-from redetr.data.forms.folder import AnnotatedDataset, hold_out
+from redetr.data.formats.coco import from_document
+from redetr.data.formats.folder import AnnotatedDataset, hold_out
 from redetr.data.images import decode, image_size
 from redetr.errors import InputError
 
@@ -50,7 +50,7 @@ def open_hub(source: str, split: Split, val_fraction: float) -> "HubDataset":
     rows = splits.get(name)
     if rows is None:
         text = f"no {split} split, only {', '.join(splits)}"
-        remedy = "measure on val" if split == "test" else "--val-fraction 0.1 makes one for val"
+        remedy = "use val" if split == "test" else "--val-fraction 0.1 makes one for val"
         raise InputError(text, where=source, remedy=remedy)
     annotations = _annotations(source, rows)
     note = ""
