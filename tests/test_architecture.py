@@ -30,7 +30,9 @@ ENTRANCE = {"commands", "cli", "__init__"}  # they use everything, and nothing u
 EXCEPTIONS = {("redetr.training", "redetr.doctor.check")}
 
 # Functions of more than 50 lines, and files of more than 500, each with its reason.
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FUNCTIONS: dict[str, str] = {
+    "redetr.models.detr.detr": "its options, one a line",
+}
 LONG_FILES: dict[str, str] = {}
 
 

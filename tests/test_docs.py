@@ -28,6 +28,7 @@ PARSED_ONLY = {
     "export *": "takes seconds for each form: tests/test_export.py has them all",
     "* COCO*": "a data set of 20 GB",
     "* facebook/*": "a download: tests/parity reads such folders",
+    "* microsoft/*": "a download: tests/parity reads such folders",
     "* https://*": "a download: tests/test_predict.py has a server of its own",
 }
 PLACES = {

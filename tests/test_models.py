@@ -121,7 +121,15 @@ def test_sizes_are_those_of_the_documentation():
         ("detr_r50", {"queries": 3}, "unknown option 'queries'.*num_queries"),
         ("redetr_n", {"dropout": 0.1}, "unknown option 'dropout'"),
         ("detr_r50", {"backbone": "resnet7"}, "unknown backbone 'resnet7'.*resnet50"),
-        ("detr_r50", {"backbone": "resnet18", "dilation": True}, "resnet18 has no dilated variant"),
+        (
+            "detr_r50",
+            {"backbone": "mobilenet_v2", "dilation": True},
+            "mobilenet_v2 has no dilated variant: choose one of resnet18",
+        ),
+        ("detr_r50", {"activation": "prelu"}, "activation must be one of relu, .*gelu"),
+        ("detr_r50", {"dec_nheads": 7}, "hidden_dim must be a multiple of dec_nheads"),
+        ("detr_r50", {"dec_dim_feedforward": "many"}, "dec_dim_feedforward must be a number"),
+        ("detr_r50", {"norm_between": 1}, "norm_between must be true or false"),
         (
             "detr_r50",
             {"backbone": "timm:resnet18", "dilation": True},

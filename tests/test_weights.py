@@ -1,9 +1,11 @@
 """A new model from the weights of another: every kind of file, classes by name, and files that
 cannot serve."""
 
+import json
 import os
 import pickle
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,178 @@ def transformers_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("transformers")
     transformers.DetrForObjectDetection(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def table_folder(tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.TableTransformerConfig(
+        backbone="resnet18",
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=48,
+        encoder_attention_heads=2,
+        decoder_attention_heads=4,
+        activation_function="gelu",
+        num_queries=5,
+        id2label={0: "table", 1: "digit 3", 2: "table rotated"},
+    )
+    folder = tmp_path_factory.mktemp("table")
+    transformers.TableTransformerForObjectDetection(config).save_pretrained(folder)
+    return folder
+
+
+TABLE = TrainConfig(
+    model="detr_table",
+    num_queries=5,
+    model_options=(
+        "hidden_dim=64",
+        "nheads=2",
+        "enc_layers=1",
+        "dec_layers=1",
+        "dim_feedforward=32",
+        "dec_nheads=4",
+        "dec_dim_feedforward=48",
+        "activation=gelu",
+    ),
+)
+
+
+def test_a_table_transformer(table_folder):
+    classes = ("cup", "table rotated", "table")
+    model, report = start(table_folder, TABLE, classes)
+    theirs = redetr.load(table_folder, device="cpu").model
+    rows = theirs.class_embed.weight[[2, 0, 3]]  # the last one is "no object"
+    assert torch.equal(model.class_embed.weight[1:], rows)
+    assert "class_embed: 2 of 3 classes taken by name" in report
+    theirs.class_embed = model.class_embed
+    assert same(model, theirs)
+
+
+def test_a_table_transformer_is_trained(table_folder, tmp_path):
+    config = replace(
+        TABLE,
+        data="digits",
+        output=str(tmp_path / "run"),
+        weights=str(table_folder),
+        steps=1,
+        batch_size=2,
+        image_size=64,
+        num_workers=0,
+        device="cpu",
+    )
+    result = redetr.train(config)
+    assert result["step"] == 1
+    detector = redetr.load(tmp_path / "run", device="cpu")
+    assert detector.model.transformer.encoder.layers[0].pre_norm
+    assert detector.model.max_size == 800
+    assert detector.model.loss_config.eos_coef == 0.4
+
+
+def test_options_that_differ_from_the_folder_are_named(table_folder):
+    other = replace(TABLE, model_options=TABLE.model_options[:-1])
+    with pytest.raises(redetr.InputError, match="activation is gelu there and relu here"):
+        start(table_folder, other)
+
+
+def changed_config(folder: Path, target: Path, changes: dict[str, Any]) -> Path:
+    """A copy of a folder of Transformers with other settings; `a.b` is b in the table a."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "config.json").read_text())
+    for name, value in changes.items():
+        table, _, inner = name.rpartition(".")
+        if table:
+            config[table][inner] = value
+        else:
+            config[name] = value
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+RESNET_CONFIG = {"model_type": "resnet", "layer_type": "basic", "depths": [2, 2, 2, 2],
+                 "hidden_sizes": [64, 128, 256, 512]}  # fmt: skip
+REFUSED = {
+    "num_channels": ({"num_channels": 1}, "num_channels is 1, .* 3$"),
+    "activation": (
+        {"activation_function": "prelu"},
+        "activation_function is 'prelu', .* relu, .*sigmoid$",
+    ),
+    "position": (
+        {"position_embedding_type": "rotary"},
+        "position_embedding_type is 'rotary', .*sine or learned",
+    ),
+    "masks": ({"architectures": ["DetrForSegmentation"]}, "architectures is .*Segmentation'"),
+    "net of timm": (
+        {"backbone_config.backbone": "efficientnet_b0"},
+        "backbone_config.backbone is 'efficientnet_b0', .* resnet18, .*resnet101",
+    ),
+    "deep stem": ({"backbone_config.backbone": "resnet50d"}, "backbone is 'resnet50d'"),
+    "older name": (
+        {"backbone_config": None, "backbone": "resnet26"},
+        "config.json: backbone is 'resnet26'",
+    ),
+    "stride": ({"backbone_config.output_stride": 8}, "output_stride is 8, .*32 or 16"),
+    "grey": ({"backbone_config.num_channels": 1}, "backbone_config.num_channels is 1"),
+    "older grey": (
+        {"backbone_config": None, "backbone_kwargs": {"in_chans": 1}},
+        "backbone_kwargs.in_chans is 1",
+    ),
+    "stage": ({"backbone_config.out_indices": [1, 2, 3]}, r"out_indices is \[1, 2, 3\]"),
+    "another family": (
+        {"backbone_config.model_type": "swin"},
+        "backbone_config.model_type is 'swin', .*timm_backbone or resnet",
+    ),
+    "v1": (
+        {"backbone_config": RESNET_CONFIG | {"downsample_in_bottleneck": True}},
+        "downsample_in_bottleneck is True, .*False",
+    ),
+    "act of resnet": (
+        {"backbone_config": RESNET_CONFIG | {"hidden_act": "gelu"}},
+        "backbone_config.hidden_act is 'gelu'",
+    ),
+    "depths": (
+        {"backbone_config": RESNET_CONFIG | {"depths": [3, 8, 36, 3]}},
+        r"depths is \[3, 8, 36, 3\], .*\(basic\)",
+    ),
+    "widths": (
+        {"backbone_config": RESNET_CONFIG | {"hidden_sizes": [8, 8, 8, 8]}},
+        r"hidden_sizes is \[8, 8, 8, 8\]",
+    ),
+    "heads": ({"decoder_attention_heads": 5}, "hidden_dim must be a multiple of dec_nheads"),
+    "kind": (
+        {"model_type": "yolos"},
+        "model_type is 'yolos': only detr, table-transformer.* can be loaded",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_that_cannot_be_had_are_named(name, table_folder, tmp_path):
+    changes, message = REFUSED[name]
+    folder = changed_config(table_folder, tmp_path / "changed", changes)
+    with pytest.raises(redetr.InputError, match=message) as refused:
+        redetr.load(folder, device="cpu")
+    assert "\n" not in str(refused.value)
+
+
+SIZES = {
+    "both": ({"size": {"shortest_edge": 640, "longest_edge": 900}}, (640, 900)),
+    "older": ({"size": 600, "max_size": 1000}, (600, 1000)),
+    "longest alone": ({"size": {"longest_edge": 1000}}, (1000, 1000)),
+    "at most": ({"size": {"max_height": 480, "max_width": 480}}, (480, 480)),
+    "stretched": ({"size": {"height": 480, "width": 480}}, (800, 800)),
+    "nothing": ({}, (800, 800)),
+}
+
+
+@pytest.mark.parametrize(("processor", "expected"), SIZES.values(), ids=SIZES.keys())
+def test_image_sizes_of_a_folder(processor, expected, table_folder, tmp_path):
+    folder = changed_config(table_folder, tmp_path / "sized", {})
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    detector = redetr.load(folder, device="cpu")
+    assert (detector.image_size, detector.model.max_size) == expected
 
 
 def check_start_from_transformers(source, folder):

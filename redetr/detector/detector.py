@@ -223,10 +223,10 @@ def load(
     """A `Detector` from weights of any of these kinds:
 
     a redetr checkpoint (`last.pt`, `best.pt`: the averaged weights), `best.safetensors`, or a run
-    folder; an official checkpoint of DETR (`{"model": state_dict}`), RT-DETR or RT-DETRv2 (the
-    averaged weights); a folder written by Transformers' `DetrForObjectDetection`,
-    `RTDetrForObjectDetection` or `RTDetrV2ForObjectDetection`; the hub name of such a folder (needs
-    huggingface-hub).
+    folder; an official checkpoint of DETR (`{"model": state_dict}`), of the Table Transformer, of
+    RT-DETR or RT-DETRv2 (the averaged weights); a folder that Transformers wrote for
+    `DetrForObjectDetection`, `TableTransformerForObjectDetection`, `RTDetrForObjectDetection` or
+    `RTDetrV2ForObjectDetection`; the hub name of such a folder (needs huggingface-hub).
 
     `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5". Nothing is
     unpickled but tensors and plain values. Raises InputError, naming the file, for everything that

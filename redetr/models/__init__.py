@@ -6,7 +6,7 @@ from typing import Any
 
 from redetr.errors import InputError
 from redetr.models import detr, fast, rtdetr
-from redetr.models.detr import detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5
+from redetr.models.detr import detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_table
 from redetr.models.fast import redetr_m, redetr_mobile, redetr_n, redetr_s
 from redetr.models.rtdetr import (
     rtdetr_r18,
@@ -20,6 +20,7 @@ from redetr.models.rtdetr import (
     rtdetrv2_r50m,
     rtdetrv2_r101,
 )
+from redetr.models.transformer import ACTIVATIONS
 from redetr.structures import DetectionModel
 
 MODELS: dict[str, Callable[..., DetectionModel]] = {
@@ -27,6 +28,7 @@ MODELS: dict[str, Callable[..., DetectionModel]] = {
     "detr_r50_dc5": detr_r50_dc5,
     "detr_r101": detr_r101,
     "detr_r101_dc5": detr_r101_dc5,
+    "detr_table": detr_table,
     "redetr_n": redetr_n,
     "redetr_s": redetr_s,
     "redetr_mobile": redetr_mobile,
@@ -58,10 +60,14 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "dec_layers": (1, 1000),
     "dim_feedforward": (1, 2**20),
     "dropout": (0, 1),
+    "dec_nheads": (1, 2**13),
+    "dec_dim_feedforward": (1, 2**20),
+    "max_size": (1, 2**14),
+    "eos_coef": (0, 1),
     "points": (1, 1000),
     "num_queries": (1, 2**20),
 }
-_FRACTIONS = ("dropout", "expansion")
+_FRACTIONS = ("dropout", "eos_coef", "expansion")
 _GROUPS = 8  # of GroupNorm: widths are multiples of it
 _MOST_CHANNELS = 2**13
 
@@ -97,6 +103,8 @@ def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, 
         is_flag = isinstance(defaults[option], bool)
         if option == "points" and _is_rtdetr(name):
             continue  # by level
+        if value is None and defaults[option] is None:
+            continue
         if option in _BOUNDS:
             _require_number(option, value, whole=option not in _FRACTIONS)
         elif is_flag and not isinstance(value, bool):
@@ -105,13 +113,18 @@ def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, 
             raise ValueError("norm must be a name")
         elif option == "position" and value not in ("sine", "learned"):
             raise ValueError("position must be sine or learned")
+        elif option == "activation" and value not in list(ACTIVATIONS):
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}")
         elif option == "backbone" and not isinstance(value, str):
             _require_widths(value)
     options = defaults | overrides
     hidden_dim = options["hidden_dim"]
     nheads = options["nheads"]
+    dec_nheads = options.get("dec_nheads")
     if hidden_dim % 4 or hidden_dim % nheads:  # 4: sines and cosines of x and y
         raise ValueError("hidden_dim must be a multiple of 4 and of nheads")
+    if dec_nheads is not None and hidden_dim % dec_nheads:
+        raise ValueError("hidden_dim must be a multiple of dec_nheads")
     if _is_fast(name) and hidden_dim % _GROUPS:
         raise ValueError(f"hidden_dim must be a multiple of {_GROUPS}")
 

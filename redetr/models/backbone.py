@@ -136,8 +136,8 @@ class Backbone(nn.Module):
             raise InputError(
                 f"unknown backbone {name!r}: choose one of {', '.join(known)}, or timm:NAME"
             )
-        if dilation and name not in ("resnet50", "resnet101"):
-            raise InputError(f"{name} has no dilated variant: choose resnet50 or resnet101")
+        if dilation and name not in RESNETS:
+            raise InputError(f"{name} has no dilated variant: choose one of {', '.join(RESNETS)}")
         _check(weights, norm)
         self.name = name
         self.body = _torchvision_net(name, norm, dilation)
@@ -204,10 +204,32 @@ def _torchvision_net(name: str, norm: Norm, dilation: bool) -> Any:
     norm_layer = NORMS[norm]
     if name.startswith("mobilenet_v3") and norm != "group":
         norm_layer = partial(norm_layer, eps=1e-3)  # as V3 was trained
-    options: dict[str, Any] = {}
-    if dilation:
-        options["replace_stride_with_dilation"] = [False, False, True]
-    return torchvision.models.get_model(name, norm_layer=norm_layer, **options)
+    if not dilation:
+        return torchvision.models.get_model(name, norm_layer=norm_layer)
+    if name in ("resnet18", "resnet34"):  # torchvision dilates nets of bottlenecks only
+        net = torchvision.models.get_model(name, norm_layer=norm_layer)
+        _dilate(net.layer4)
+        return net
+    dilated = [False, False, True]
+    return torchvision.models.get_model(
+        name, norm_layer=norm_layer, replace_stride_with_dilation=dilated
+    )
+
+
+def _dilate(stage: nn.Sequential) -> None:
+    """Replaces the stride of a stage of basic blocks by dilation 2.
+
+    The first convolution stands before the stride, so that it is not dilated; nor are those of one
+    pixel.
+    """
+    first = stage[0].conv1
+    for module in stage.modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        module.stride = (1, 1)
+        if module is not first and module.kernel_size != (1, 1):
+            module.dilation = (2, 2)
+            module.padding = (2, 2)
 
 
 def _out_channels(layers: list[nn.Module]) -> int:
@@ -436,7 +458,7 @@ def build_backbone(
     if isinstance(backbone, str) and not backbone.startswith("timm:"):
         return Backbone(backbone, weights, dilation, strides, norm)
     if dilation:
-        raise InputError(f"{backbone} has no dilated variant: choose resnet50 or resnet101")
+        raise InputError(f"{backbone} has no dilated variant: choose one of {', '.join(RESNETS)}")
     if isinstance(backbone, str):
         timm_name = backbone.removeprefix("timm:")
         return TimmBackbone(timm_name, weights, strides, norm)

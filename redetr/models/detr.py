@@ -26,7 +26,6 @@ class DETR(DetectionModel):
 
     resize = "aspect"
     image_size = 800
-    max_size = 1333
 
     def __init__(
         self,
@@ -37,12 +36,15 @@ class DETR(DetectionModel):
         hidden_dim: int,
         position: Literal["sine", "learned"],
         aux_loss: bool,
+        max_size: int = 1333,
+        eos_coef: float = 0.1,
     ):
         super().__init__()
+        self.max_size = max_size
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.aux_loss = aux_loss
-        self.loss_config = LossConfig()
+        self.loss_config = LossConfig(eos_coef=eos_coef)
         embeddings = {"sine": PositionEmbeddingSine, "learned": PositionEmbeddingLearned}
         position_embedding = embeddings[position](hidden_dim // 2)
         # In one list because the official parameter names are `backbone.0` and `backbone.1`.
@@ -98,18 +100,49 @@ def detr(
     pre_norm: bool = False,
     num_queries: int = 100,
     aux_loss: bool = True,
+    activation: str = "relu",
+    dec_nheads: int | None = None,
+    dec_dim_feedforward: int | None = None,
+    norm_between: bool = False,
+    max_size: int = 1333,
+    eos_coef: float = 0.1,
 ) -> DETR:
     """Returns a DETR with random transformer weights. The defaults are DETR-R50.
 
-    `weights="imagenet"` loads weights of the backbone. Not in the original: `norm` "group" or
-    "sync_batch" (see `Backbone`) for training from scratch, and other backbones; three widths make
-    a `SmallResNet` (stride 16).
+    `weights="imagenet"` loads weights of the backbone. `pre_norm` normalises before attention and
+    feed-forward nets in place of after them, and once more after the encoder. `max_size` is the
+    most of an image's longer side, px, and `eos_coef` the weight of "no object" in the loss.
+
+    Not in the original: `norm` "group" or "sync_batch" (see `Backbone`) for training from scratch;
+    other backbones, where three widths make a `SmallResNet` (stride 16); `activation`,
+    `dec_nheads`, `dec_dim_feedforward` and `norm_between` (see `Transformer`,
+    `TransformerDecoder`), which models of Transformers may have.
     """
     body = build_backbone(backbone, weights, norm, (32,), dilation)
     transformer = Transformer(
-        hidden_dim, nheads, enc_layers, dec_layers, dim_feedforward, dropout, pre_norm
+        hidden_dim,
+        nheads,
+        enc_layers,
+        dec_layers,
+        dim_feedforward,
+        dropout,
+        pre_norm,
+        activation,
+        dec_nheads,
+        dec_dim_feedforward,
+        norm_between,
     )
-    return DETR(num_classes, body, transformer, num_queries, hidden_dim, position, aux_loss)
+    return DETR(
+        num_classes,
+        body,
+        transformer,
+        num_queries,
+        hidden_dim,
+        position,
+        aux_loss,
+        max_size,
+        eos_coef,
+    )
 
 
 def detr_r50(num_classes: int, **options: Any) -> DETR:
@@ -132,3 +165,32 @@ def detr_r101_dc5(
 ) -> DETR:
     """DETR with ResNet-101, the last stage dilated instead of strided: 44.9 AP (published)."""
     return detr(num_classes, backbone=backbone, dilation=dilation, **options)
+
+
+def detr_table(
+    num_classes: int,
+    *,
+    backbone: str = "resnet18",
+    pre_norm: bool = True,
+    num_queries: int = 15,
+    max_size: int = 800,
+    eos_coef: float = 0.4,
+    **options: Any,
+) -> DETR:
+    """Table Transformer: DETR with ResNet-18 and pre-norm, for tables on scanned pages.
+
+    The defaults are the published detector of tables; that of their rows and columns has 125
+    queries and a `max_size` of 1000.
+
+    Source: Smock et al., "PubTables-1M: Towards comprehensive table extraction from unstructured
+    documents", CVPR 2022.
+    """
+    return detr(
+        num_classes,
+        backbone=backbone,
+        pre_norm=pre_norm,
+        num_queries=num_queries,
+        max_size=max_size,
+        eos_coef=eos_coef,
+        **options,
+    )

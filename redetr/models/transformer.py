@@ -5,6 +5,7 @@ attention N queries and M keys. Masks are True = padding, which attention ignore
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -13,6 +14,21 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.models.recompute import runner
+
+Activation = Callable[[Tensor], Tensor]
+
+# Between the two matrices of a feed-forward net, by name. DETR has ReLU.
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "mish": F.mish,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -131,7 +147,7 @@ class TransformerEncoderLayer(nn.Module):
         dim_feedforward: int,
         dropout: float,
         pre_norm: bool,
-        activation: Callable[[Tensor], Tensor] = torch.relu,
+        activation: Activation = torch.relu,
     ):
         super().__init__()
         self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
@@ -169,7 +185,13 @@ class TransformerDecoderLayer(nn.Module):
     """Self-attention of the queries, attention to the image, and a feed-forward net."""
 
     def __init__(
-        self, hidden_dim: int, nheads: int, dim_feedforward: int, dropout: float, pre_norm: bool
+        self,
+        hidden_dim: int,
+        nheads: int,
+        dim_feedforward: int,
+        dropout: float,
+        pre_norm: bool,
+        activation: Activation = torch.relu,
     ):
         super().__init__()
         self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
@@ -181,6 +203,7 @@ class TransformerDecoderLayer(nn.Module):
         self.norm3 = nn.LayerNorm(hidden_dim)
         self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
+        self.activation = activation
 
     def _self_attend(self, x: Tensor, query_pos: Tensor) -> Tensor:
         query = x + query_pos
@@ -195,7 +218,7 @@ class TransformerDecoderLayer(nn.Module):
         return self.dropout(attended)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        hidden = self.linear1(x).relu()  # [B, Q, dim_feedforward]
+        hidden = self.activation(self.linear1(x))  # [B, Q, dim_feedforward]
         hidden = self.dropout(hidden)
         return self.dropout(self.linear2(hidden))
 
@@ -234,12 +257,11 @@ class TransformerEncoder(nn.Module):
         dim_feedforward: int,
         dropout: float,
         pre_norm: bool,
+        activation: Activation = torch.relu,
     ):
         super().__init__()
-        self.layers = nn.ModuleList(
-            TransformerEncoderLayer(hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
-            for _ in range(num_layers)
-        )
+        layer = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm, activation)
+        self.layers = nn.ModuleList(TransformerEncoderLayer(*layer) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_dim) if pre_norm else nn.Identity()
 
     def forward(self, x: Tensor, pos: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -251,7 +273,12 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """A stack of decoder layers; a single norm is shared by all their outputs."""
+    """A stack of decoder layers; a single norm is shared by all their outputs.
+
+    With `norm_between`, a layer takes the normalised output of the one before it, and the last
+    output is normalised twice. DETR has the norm for its heads only; Transformers applies it in
+    this way in models with `auxiliary_loss`.
+    """
 
     def __init__(
         self,
@@ -261,13 +288,14 @@ class TransformerDecoder(nn.Module):
         dim_feedforward: int,
         dropout: float,
         pre_norm: bool,
+        activation: Activation = torch.relu,
+        norm_between: bool = False,
     ):
         super().__init__()
-        self.layers = nn.ModuleList(
-            TransformerDecoderLayer(hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
-            for _ in range(num_layers)
-        )
+        layer = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm, activation)
+        self.layers = nn.ModuleList(TransformerDecoderLayer(*layer) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_dim)
+        self.norm_between = norm_between
 
     def forward(
         self, query_pos: Tensor, memory: Tensor, pos: Tensor, padding: Tensor | None = None
@@ -282,12 +310,21 @@ class TransformerDecoder(nn.Module):
         states = []
         for layer in self.layers:
             x = layer(x, query_pos, key, memory, padding)
-            states.append(self.norm(x))
+            normalised = self.norm(x)
+            states.append(normalised)
+            if self.norm_between:
+                x = normalised
+        if self.norm_between:
+            states[-1] = self.norm(x)
         return torch.stack(states)
 
 
 class Transformer(nn.Module):
-    """Encoder and decoder of Carion et al. 2020, appendix A.3; matrices start Xavier uniform."""
+    """Encoder and decoder of Carion et al. 2020, appendix A.3; matrices start Xavier uniform.
+
+    `dec_nheads` and `dec_dim_feedforward` are those of the decoder, None = as in the encoder.
+    `activation` is a name in `ACTIVATIONS`.
+    """
 
     def __init__(
         self,
@@ -298,11 +335,30 @@ class Transformer(nn.Module):
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
         pre_norm: bool = False,
+        activation: str = "relu",
+        dec_nheads: int | None = None,
+        dec_dim_feedforward: int | None = None,
+        norm_between: bool = False,
     ):
         super().__init__()
-        layer = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm)
-        self.encoder = TransformerEncoder(enc_layers, *layer)
-        self.decoder = TransformerDecoder(dec_layers, *layer)
+        if dec_nheads is None:
+            dec_nheads = nheads
+        if dec_dim_feedforward is None:
+            dec_dim_feedforward = dim_feedforward
+        function = ACTIVATIONS[activation]
+        self.encoder = TransformerEncoder(
+            enc_layers, hidden_dim, nheads, dim_feedforward, dropout, pre_norm, function
+        )
+        self.decoder = TransformerDecoder(
+            dec_layers,
+            hidden_dim,
+            dec_nheads,
+            dec_dim_feedforward,
+            dropout,
+            pre_norm,
+            function,
+            norm_between,
+        )
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)

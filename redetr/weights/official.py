@@ -33,7 +33,7 @@ _FROM_TRANSFORMERS: list[tuple[str, Any]] = [
     (r"\.fc2\.", ".linear2."),
     (r"\.o_proj\.", ".out_proj."),
     (r"\.encoder_attn\.", ".multihead_attn."),
-    (r"\.decoder\.layernorm\.", ".decoder.norm."),
+    (r"\.(encoder|decoder)\.layernorm\.", r".\1.norm."),
     (r"\.self_attn_layer_norm\.", ".norm1."),
     (r"\.encoder_attn_layer_norm\.", ".norm2."),
     (r"(\.encoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm2."),
@@ -52,7 +52,8 @@ _FROM_TRANSFORMERS_RESNET: list[tuple[str, Any]] = [
 
 
 def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A Transformers `DetrForObjectDetection` state dict under the official names."""
+    """A state dict of Transformers' `DetrForObjectDetection`, or of its
+    `TableTransformerForObjectDetection`, under the official names."""
     renamed = {}
     for name, tensor in weights.items():
         for pattern, replacement in [*_FROM_TRANSFORMERS, *_FROM_TRANSFORMERS_RESNET]:
@@ -106,7 +107,11 @@ def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]
             raise InputError(f"these weights are not a DETR: {needed} is of another shape")
     num_queries, hidden_dim = weights["query_embed.weight"].shape
     num_outputs, _ = weights["class_embed.weight"].shape
-    dim_feedforward, _ = weights["transformer.decoder.layers.0.linear1.weight"].shape
+    dec_dim_feedforward, _ = weights["transformer.decoder.layers.0.linear1.weight"].shape
+    dim_feedforward = dec_dim_feedforward
+    in_encoder = weights.get("transformer.encoder.layers.0.linear1.weight")
+    if in_encoder is not None and in_encoder.dim() == 2:
+        dim_feedforward = len(in_encoder)
     backbone = _backbone_of(weights)
     options = {
         "backbone": backbone,
@@ -119,7 +124,11 @@ def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]
         "pre_norm": "transformer.encoder.norm.weight" in weights,
         "position": "learned" if "backbone.1.row_embed.weight" in weights else "sine",
     }
+    if dec_dim_feedforward != dim_feedforward:
+        options["dec_dim_feedforward"] = dec_dim_feedforward
     name = "detr_r101" if backbone == "resnet101" else "detr_r50"
+    if backbone == "resnet18" and options["pre_norm"]:
+        name = "detr_table"
     return name, num_outputs - 1, options
 
 
@@ -129,14 +138,16 @@ def _backbone_of(weights: dict[str, Tensor]) -> str:
     for stage in (1, 2, 3, 4):
         blocks.append(_count(weights, rf"backbone\.0\.body\.layer{stage}\.(\d{{1,9}})\."))
     has_bottlenecks = "backbone.0.body.layer1.0.conv3.weight" in weights
-    if blocks == [2, 2, 2, 2]:
+    if blocks == [2, 2, 2, 2] and not has_bottlenecks:
         return "resnet18"
     if blocks == [3, 4, 6, 3]:
         return "resnet50" if has_bottlenecks else "resnet34"
-    if blocks == [3, 4, 23, 3]:
+    if blocks == [3, 4, 23, 3] and has_bottlenecks:
         return "resnet101"
+    kind = "bottlenecks" if has_bottlenecks else "basic blocks"
     raise InputError(
-        f"these weights have a backbone with stages {blocks}: only ResNet-18, 34, 50, 101 are known"
+        f"these weights have a backbone with stages {blocks} of {kind}: only ResNet-18, 34, 50, "
+        "101 are known"
     )
 
 

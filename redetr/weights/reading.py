@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.structures import DetectionModel
-from redetr.weights import rtdetr
+from redetr.weights import detr_config, rtdetr
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
 
 T = TypeVar("T")
@@ -210,7 +210,7 @@ def _from_official(
         return Weights(path, tensors, None)
     name, num_classes, described = describe_detr(tensors)
     if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: only its name says so
-        name = f"{name}_dc5"
+        described["dilation"] = True
     if class_names is None:
         class_names = [f"class {i}" for i in range(num_classes)]
         if num_classes == _COCO_CLASSES:
@@ -223,39 +223,21 @@ def _from_official(
 def _read_transformers(folder: Path, model: str | None) -> Weights:
     file = folder / "config.json"
     config = _read_config(file)
-    backbone = config.get("backbone_config") or {}
-    labels = config.get("id2label") or {}
-    if not isinstance(backbone, dict) or not isinstance(labels, dict):
-        raise _damaged(file, "backbone_config and id2label have to be tables")
-    if config["model_type"] in rtdetr.MODEL_TYPES:
-        return _rtdetr_from_transformers(folder, config, model)
-    is_relu = config.get("activation_function", "relu") == "relu"
-    if not is_relu or backbone.get("downsample_in_bottleneck"):
-        text = "not the function of the original DETR: only ReLU and ResNet v1.5"
-        raise InputError(text, where=file)
-
-    tensors = from_transformers(_tensors_of_folder(folder))
-    num_classes = 0
-    if "class_embed.weight" in tensors:
-        num_classes = tensors["class_embed.weight"].shape[0] - 1
-    names = _names_in_config(config, num_classes)
-    options: dict[str, Any] = {"nheads": config.get("encoder_attention_heads", 8)}
-    if config.get("dilation") or backbone.get("output_stride") == 16:
-        options["dilation"] = True
-    return _from_official(folder, tensors, model, names, **options)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in _READERS:
+        known = ", ".join(_READERS)
+        raise InputError(f"model_type is {model_type!r}: only {known} can be loaded", where=file)
+    return _READERS[model_type](folder, config, model)
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    """The settings of a Transformers folder. Raises InputError if they are not those of a DETR."""
+    """The settings in a file of a Transformers folder. Raises InputError if they are no table."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # also not UTF-8, or no JSON
         raise InputError(f"cannot be read ({error})", where=file) from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
-    known = ["detr", *rtdetr.MODEL_TYPES]
-    if model_type not in known:
-        text = f"model_type is {model_type!r}; these can be loaded: {', '.join(known)}"
-        raise InputError(text, where=file)
+    if not isinstance(config, dict):
+        raise InputError("not the config.json of a model: no table of settings", where=file)
     return config
 
 
@@ -269,13 +251,35 @@ def _tensors_of_folder(folder: Path) -> dict[str, Tensor]:
     return _require_tensors(path, content)
 
 
-def _names_in_config(config: dict[str, Any], num_classes: int) -> list[str]:
-    labels = config.get("id2label") or {}
-    names = []
-    for i in range(num_classes):
-        name = labels.get(str(i), f"class {i}")
-        names.append(str(name))
-    return names
+def _detr_from_transformers(folder: Path, config: dict[str, Any], model: str | None) -> Weights:
+    tensors = from_transformers(_tensors_of_folder(folder))
+    num_classes = 0
+    if "class_embed.weight" in tensors:
+        num_classes = tensors["class_embed.weight"].shape[0] - 1
+    try:
+        options = detr_config.options_from_config(config)
+        names = detr_config.class_names(config, num_classes)
+    except InputError as error:
+        raise InputError(str(error), where=folder / "config.json") from error
+    weights = _from_official(folder, tensors, model, names, **options)
+    sizes = _image_sizes(folder)
+    if weights.origin is None or sizes is None:
+        return weights
+    image_size, max_size = sizes
+    options = weights.origin.options | {"max_size": max_size}
+    origin = replace(weights.origin, options=options, image_size=image_size)
+    return replace(weights, origin=origin)
+
+
+def _image_sizes(folder: Path) -> tuple[int, int] | None:
+    """The sizes that a folder says images are resized to, px; None if it says nothing."""
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return None
+    sizes = detr_config.image_sizes(_read_config(file))
+    if sizes is not None and max(sizes) >= _LARGEST_PX:
+        raise _damaged(file, f"images of {max(sizes)} px")
+    return sizes
 
 
 def _rtdetr_from_transformers(folder: Path, config: dict[str, Any], model: str | None) -> Weights:
@@ -283,10 +287,23 @@ def _rtdetr_from_transformers(folder: Path, config: dict[str, Any], model: str |
     tensors = rtdetr.from_transformers(_tensors_of_folder(folder))
     version = rtdetr.MODEL_TYPES[config["model_type"]]
     name, num_classes, described = rtdetr.describe(version, tensors)
-    names = _names_in_config(config, num_classes)
+    try:
+        names = detr_config.class_names(config, num_classes)
+    except InputError as error:
+        raise InputError(str(error), where=folder / "config.json") from error
     class_names, category_ids = rtdetr.classes(names)
     origin = Origin(model or name, described | options, class_names, category_ids)
     return Weights(folder, tensors, origin)
+
+
+# By `model_type` in the config.json of a Transformers folder: what reads such a folder, given its
+# path, its config and the name of a model or None.
+_READERS: dict[str, Callable[[Path, dict[str, Any], str | None], Weights]] = {
+    "detr": _detr_from_transformers,
+    "table-transformer": _detr_from_transformers,
+    "rt_detr": _rtdetr_from_transformers,
+    "rt_detr_v2": _rtdetr_from_transformers,
+}
 
 
 def _original_rtdetr(path: Path, tensors: dict[str, Tensor], model: str | None) -> Weights:
@@ -310,7 +327,7 @@ def _download(name: str) -> Path:
     except ImportError:
         text = "no such file, and hub names need: pip install huggingface-hub"
         raise InputError(text, where=name) from None
-    files = ["config.json", "*.safetensors", "pytorch_model.bin"]
+    files = ["config.json", "preprocessor_config.json", "*.safetensors", "pytorch_model.bin"]
     # OSError is also LocalEntryNotFoundError, for what is not in the cache of a machine without
     # network. The base is that of the client's HTTP library, whichever it is: a broken connection.
     transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]

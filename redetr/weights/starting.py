@@ -14,7 +14,16 @@ from redetr.structures import DetectionModel
 from redetr.weights.reading import Origin, Weights, read_weights
 
 # Options that no tensor depends on, or only one that is taken row by row.
-_FREE = ("weights", "num_queries", "dropout", "aux_loss", "dilation", "eval_idx")
+_FREE = (
+    "weights",
+    "num_queries",
+    "dropout",
+    "aux_loss",
+    "dilation",
+    "max_size",
+    "eos_coef",
+    "eval_idx",
+)
 
 
 def starting_point(

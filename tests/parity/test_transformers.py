@@ -1,87 +1,49 @@
-"""The faithful variant against Hugging Face Transformers, with the same random weights.
+"""The faithful variant against Hugging Face Transformers: outputs, losses and gradients of the same
+random weights.
 
-Outputs, losses and gradients are compared. Transformers 5 with `auxiliary_loss=True` feeds each decoder layer the *normalised* output of the
+Transformers with `auxiliary_loss=True` feeds each decoder layer the *normalised* output of the
 layer before, which neither the original nor Transformers itself with `auxiliary_loss=False` does.
-So its model runs with False, and the predictions of the earlier layers are made here from its
-hidden states, its norm and its heads.
+Folders that say so load as such a model. Losses are compared for the original's function: there the
+peer runs with False, and the predictions of the earlier layers are made here from its hidden
+states, its norm and its heads.
 """
 
-from tempfile import TemporaryDirectory
-from types import SimpleNamespace
+import json
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import redetr
-from redetr.weights.official import from_transformers
+from redetr.models.transformer import ACTIVATIONS
+from redetr.weights import detr_config
+from tests.transformers_peer import (
+    NUM_CLASSES,
+    assert_same_losses_and_gradients,
+    assert_same_outputs,
+    difference,
+    ours_from,
+    padded_batch,
+    randomize,
+    run_peer,
+)
 
 transformers = pytest.importorskip("transformers")
+activations = pytest.importorskip("transformers.activations")
 pytestmark = pytest.mark.parity
-
-NUM_CLASSES = 5
 
 
 def random_peer(**options: Any) -> Any:
-    """A DETR of Transformers in which even norms, biases and statistics are random.
-
-    Matrices are as large as in a trained model, so that attention is peaked and positions and masks
-    matter.
-    """
+    """A DETR of Transformers with random weights."""
     settings = {
         "backbone": "resnet50",
         "use_pretrained_backbone": False,
         "num_labels": NUM_CLASSES,
         "dropout": 0.0,
     }
-    torch.manual_seed(0)
     config = transformers.DetrConfig(**settings | options)
-    peer = transformers.DetrForObjectDetection(config)
-    with torch.no_grad():
-        for name, tensor in [*peer.named_parameters(), *peer.named_buffers()]:
-            if name.endswith("running_var"):
-                tensor.uniform_(0.5, 1.5)
-            elif name.endswith(("running_mean", "bias")):
-                tensor.normal_(0, 0.1)
-            elif tensor.dim() == 1 and ".backbone." in name:
-                # Scales of norms; 0.4 keeps the residual sums of 16 or 33 blocks in bounds.
-                tensor.uniform_(0.2, 0.6)
-            elif tensor.dim() == 1:
-                tensor.uniform_(0.5, 1.5)
-            elif tensor.dim() == 2 and "embeddings" in name:
-                tensor.normal_(0, 1)
-            elif tensor.dim() == 2:
-                tensor.normal_(0, tensor.shape[1] ** -0.5)
-    return peer.eval()
-
-
-def ours_from(peer: Any) -> torch.nn.Module:
-    """Our model with the weights of the peer, by way of a folder on disk."""
-    with TemporaryDirectory() as folder:
-        peer.save_pretrained(folder)
-        return redetr.load(folder, device="cpu").model
-
-
-def padded_batch(dtype: torch.dtype) -> redetr.Batch:
-    torch.manual_seed(1)
-    sizes = ((64, 128), (96, 64), (50, 101))
-    images = [torch.randn(3, height, width, dtype=dtype) for height, width in sizes]
-    return redetr.collate(images)
-
-
-def random_targets(dtype: torch.dtype) -> list[dict[str, Tensor]]:
-    torch.manual_seed(2)
-    targets = []
-    for count in (4, 0, 1):
-        labels = torch.randint(NUM_CLASSES, (count,))
-        boxes = torch.rand(count, 4, dtype=dtype) * 0.4 + 0.1
-        targets.append({"labels": labels, "boxes": boxes})
-    return targets
-
-
-def run_peer(peer: Any, batch: redetr.Batch, **options: Any) -> Any:
-    return peer(pixel_values=batch.images, pixel_mask=(~batch.mask).long(), **options)
+    torch.manual_seed(0)
+    return randomize(transformers.DetrForObjectDetection(config))
 
 
 @pytest.fixture
@@ -129,39 +91,124 @@ VARIANTS = {
 }
 
 
+TINY = {
+    "backbone": "resnet18",
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "d_model": 64,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "num_queries": 7,
+}
+
+
+def timm_resnet(name: str, **settings: Any) -> dict[str, Any]:
+    settings = {"backbone": name, "out_indices": [1, 2, 3, 4], **settings}
+    return {"backbone_config": {"model_type": "timm_backbone", **settings}}
+
+
+def own_resnet(kind: str, depths: list[int], widths: list[int]) -> dict[str, Any]:
+    settings = {"layer_type": kind, "depths": depths, "hidden_sizes": widths}
+    settings["out_features"] = ["stage2", "stage4"]
+    return {"backbone": None, "backbone_config": {"model_type": "resnet", **settings}}
+
+
+VARIATIONS = {
+    "resnet18": {},
+    "resnet34": timm_resnet("resnet34"),
+    "a tag of weights": timm_resnet("resnet18.a1_in1k"),
+    "resnet18, dilated": {"dilation": True},
+    "resnet34, dilated": timm_resnet("resnet34", output_stride=16),
+    "own resnet18": own_resnet("basic", [2, 2, 2, 2], [64, 128, 256, 512]),
+    "own resnet34": own_resnet("basic", [3, 4, 6, 3], [64, 128, 256, 512]),
+    "own resnet101": own_resnet("bottleneck", [3, 4, 23, 3], [256, 512, 1024, 2048]),
+    "own resnet, dilation without effect": {
+        "dilation": True,
+        **own_resnet("basic", [2, 2, 2, 2], [64, 128, 256, 512]),
+    },
+    "decoder unlike encoder": {"decoder_attention_heads": 16, "decoder_ffn_dim": 80},
+    "gelu": {"activation_function": "gelu"},
+    "silu": {"activation_function": "silu"},
+    "learned positions": {"position_embedding_type": "learned"},
+    "no encoder": {"encoder_layers": 0},
+    "more layers than encoder": {"decoder_layers": 3},
+    "auxiliary loss": {"auxiliary_loss": True},
+    "dropouts": {"dropout": 0.2, "attention_dropout": 0.3, "activation_dropout": 0.4},
+}
+
+
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_same_outputs(options):
-    peer = random_peer(**options)
-    ours = ours_from(peer)
+    assert_same_outputs(random_peer(**options), padded_batch(torch.float32), 1e-5)
+
+
+@pytest.mark.parametrize("options", VARIATIONS.values(), ids=VARIATIONS.keys())
+def test_same_outputs_of_variations(options):
+    peer = random_peer(**TINY | options)
+    assert_same_outputs(peer, padded_batch(torch.float32), 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"auxiliary_loss": True}], ids=["plain", "auxiliary"])
+def test_same_outputs_in_fp64(double_by_default, options):
+    """Positions are in fp32 here, whatever the weights are: DETR's of Transformers are not."""
+    peer = random_peer(**TINY | options).double()
+    assert_same_outputs(peer, padded_batch(torch.float64), 1e-6)
+    learned = random_peer(**TINY | options, position_embedding_type="learned").double()
+    assert_same_outputs(learned, padded_batch(torch.float64), 1e-10)
+
+
+def test_same_outputs_of_earlier_layers_with_auxiliary_loss():
+    peer = random_peer(**TINY | {"decoder_layers": 3, "auxiliary_loss": True})
+    batch = padded_batch(torch.float32)
+    mask = (~batch.mask).long()
+    with torch.no_grad():
+        states = peer.model(batch.images, mask).intermediate_hidden_states
+        outputs = ours_from(peer)(batch.images, batch.mask)
+        logits = peer.class_labels_classifier(states)
+        boxes = peer.bbox_predictor(states).sigmoid()
+    assert len(outputs["aux_outputs"]) == 2
+    for i, layer in enumerate(outputs["aux_outputs"]):
+        assert difference(layer["pred_logits"], logits[i]) <= 1e-5
+        assert difference(layer["pred_boxes"], boxes[i]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", detr_config._ACTIVATIONS)
+def test_same_activations(name):
+    theirs = activations.ACT2FN[name]
+    ours = ACTIVATIONS[detr_config._ACTIVATIONS[name]]
+    x = torch.linspace(-8, 8, 1001, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-12)
+
+
+# Settings of the versions before `backbone_config`, and whether the last stage is dilated.
+OLD_CONFIGS = {
+    "plain": ({"backbone": "resnet18", "use_timm_backbone": True}, False),
+    "dilated": ({"backbone": "resnet18", "dilation": True}, True),
+    "arguments": (
+        {"backbone": "resnet18", "backbone_kwargs": {"out_indices": [1, 2, 3, 4], "in_chans": 3}},
+        False,
+    ),
+    "dilated by arguments": (
+        {"backbone": "resnet18", "backbone_kwargs": {"output_stride": 16}},
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "dilated"), OLD_CONFIGS.values(), ids=OLD_CONFIGS.keys())
+def test_configs_of_older_versions(old, dilated, tmp_path):
+    peer = random_peer(**TINY | {"dilation": dilated})
+    peer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["backbone_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dilation": False} | old))
     batch = padded_batch(torch.float32)
     with torch.no_grad():
         theirs = run_peer(peer, batch)
-        outputs = ours(batch.images, batch.mask)
-    assert theirs.logits.std() > 0.1  # the comparison is not one of zeros
-    torch.testing.assert_close(outputs["pred_logits"], theirs.logits, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(outputs["pred_boxes"], theirs.pred_boxes, rtol=1e-5, atol=1e-5)
-
-
-def layerwise(peer: Any, batch: redetr.Batch) -> tuple[Tensor, Tensor]:
-    """Logits and boxes of all decoder layers, `[L, B, Q, ...]`, by Transformers' modules."""
-    output = run_peer(peer, batch, output_hidden_states=True)
-    # First comes the input of the decoder; the last one is normalised already.
-    earlier = [peer.model.decoder.layernorm(state) for state in output.decoder_hidden_states[1:-1]]
-    states = torch.stack([*earlier, output.last_hidden_state])
-    return peer.class_labels_classifier(states), peer.bbox_predictor(states).sigmoid()
-
-
-def peer_loss(
-    peer: Any, logits: Tensor, boxes: Tensor, targets: list[dict[str, Tensor]]
-) -> tuple[Tensor, dict]:
-    labels = [{"class_labels": target["labels"], "boxes": target["boxes"]} for target in targets]
-    config = SimpleNamespace(
-        **peer.config.to_dict() | {"auxiliary_loss": True, "num_labels": NUM_CLASSES}
-    )
-    total, losses, _ = peer.loss_function(
-        logits[-1], labels, logits.device, boxes[-1], config, logits, boxes
-    )
-    return total, {name: loss for name, loss in losses.items() if "cardinality" not in name}
+        outputs = redetr.load(tmp_path, device="cpu").model(batch.images, batch.mask)
+    assert difference(outputs["pred_logits"], theirs.logits) <= 1e-5
 
 
 @pytest.mark.parametrize(
@@ -169,28 +216,4 @@ def peer_loss(
 )
 def test_same_losses_and_gradients(double_by_default, backbone):
     peer = random_peer(backbone=backbone, encoder_layers=2, decoder_layers=3).double()
-    ours = ours_from(peer).double()
-    batch = padded_batch(torch.float64)
-    targets = random_targets(torch.float64)
-
-    logits, boxes = layerwise(peer, batch)
-    total, losses = peer_loss(peer, logits, boxes, targets)
-    total.backward()
-    outputs = ours(batch.images, batch.mask)
-    our_losses = redetr.SetCriterion.for_model(ours)(outputs, targets)
-    our_losses["loss"].backward()
-
-    torch.testing.assert_close(our_losses, losses | {"loss": total}, rtol=1e-6, atol=0)
-    names = set()
-    for term in ("loss_ce", "loss_bbox", "loss_giou"):
-        names |= {f"{term}_0", f"{term}_1", term}
-    assert losses.keys() == names
-    gradients = from_transformers({name: p.grad for name, p in peer.named_parameters()})
-    trainable = {name: p.grad for name, p in ours.named_parameters() if p.requires_grad}
-    assert len(trainable) > 100
-    # A gradient that is zero but for rounding, such as that of attention between equal values, has
-    # no relative error.
-    smallest = 1e-8 * torch.stack([gradient.norm() for gradient in trainable.values()]).norm()
-    for name, gradient in trainable.items():
-        error = (gradient - gradients[name]).norm() / gradients[name].norm().clamp(min=smallest)
-        assert error < 1e-5, f"{name}: {error:.1e}"
+    assert_same_losses_and_gradients(peer, 1e-5)  # positions are in fp32 here

@@ -1,0 +1,219 @@
+"""What the config.json of a DETR of Transformers says, as options of this library's DETR.
+
+It describes a `DetrForObjectDetection` or a `TableTransformerForObjectDetection`, which is the same
+with the norms before attention and feed-forward nets (`pre_norm`).
+
+Sizes that the weights show (backbone, queries, layers, widths) are read off the weights; the config
+decides the rest. The costs of matching, the other weights of the loss and dropout inside attention
+do not change what the model computes and are left out.
+"""
+
+from typing import Any
+
+from redetr.errors import InputError
+from redetr.models.backbone import RESNETS
+
+# Names of Transformers for the functions in `models.transformer.ACTIVATIONS`.
+_ACTIVATIONS = {
+    "relu": "relu",
+    "relu6": "relu6",
+    "leaky_relu": "leaky_relu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "mish": "mish",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+}
+# Blocks in the stages of Transformers' own ResNet-18 and 34, 50 and 101, and their widths.
+_DEPTHS = {
+    "basic": ([2, 2, 2, 2], [3, 4, 6, 3]),
+    "bottleneck": ([3, 4, 6, 3], [3, 4, 23, 3]),
+}
+_WIDTHS = {"basic": [64, 128, 256, 512], "bottleneck": [256, 512, 1024, 2048]}
+# Settings of Transformers' own ResNet that can have a single value.
+_RESNET = {
+    "num_channels": 3,
+    "embedding_size": 64,
+    "hidden_act": "relu",
+    "downsample_in_first_stage": False,
+    "downsample_in_bottleneck": False,
+}
+# What holds the base model or masks: its names are others, or its outputs more.
+_OTHER_ARCHITECTURES = ("DetrForSegmentation", "DetrModel", "TableTransformerModel")
+
+
+def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of `models.detr.detr` that a config states.
+
+    Raises InputError, with the setting and its value, for what this library's DETR cannot be.
+    """
+    architectures = config.get("architectures")
+    for name in architectures if isinstance(architectures, list) else []:
+        if name in _OTHER_ARCHITECTURES:
+            raise _refused("architectures", architectures, "a model ForObjectDetection")
+    _require(config, "num_channels", 3)
+    nheads = config.get("encoder_attention_heads", 8)
+    dec_nheads = config.get("decoder_attention_heads", 8)
+    options = {
+        "nheads": nheads,
+        "activation": _activation(config),
+        "position": _position(config),
+        "dropout": config.get("dropout", 0.1),
+        "eos_coef": config.get("eos_coefficient", 0.1),
+        "norm_between": bool(config.get("auxiliary_loss")),
+        "dilation": _is_dilated(config),
+    }
+    if dec_nheads != nheads:
+        options["dec_nheads"] = dec_nheads
+    return options
+
+
+def class_names(config: dict[str, Any], num_classes: int) -> list[str]:
+    """The names of `id2label`, "class i" where it has none. Raises InputError if it is no table."""
+    labels = _table(config, "id2label")
+    names = []
+    for i in range(num_classes):
+        name = labels.get(str(i), f"class {i}")
+        names.append(str(name))
+    return names
+
+
+def image_sizes(processor: dict[str, Any]) -> tuple[int, int] | None:
+    """The shorter side and the most of the longer side, px, in a preprocessor_config.json.
+
+    A longer side alone, as in some Table Transformers, is that of every image. None where nothing
+    is said, or images do not keep their aspect ratio.
+    """
+    size = processor.get("size")
+    if isinstance(size, dict):
+        longest = _pixels(size.get("longest_edge", size.get("max_width")))
+        shorter = _pixels(size.get("shortest_edge", size.get("max_height", longest)))
+    else:  # of older versions
+        longest = _pixels(processor.get("max_size"))
+        shorter = _pixels(size)
+    if shorter and longest:
+        return shorter, longest
+    return None
+
+
+def _pixels(value: Any) -> int:
+    """A length in pixels, 0 if it is none."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    return 0
+
+
+def _activation(config: dict[str, Any]) -> str:
+    name = config.get("activation_function", "relu")
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise _refused("activation_function", name, _one_of(_ACTIVATIONS))
+    return _ACTIVATIONS[name]
+
+
+def _position(config: dict[str, Any]) -> str:
+    kind = config.get("position_embedding_type", "sine")
+    if kind not in ("sine", "learned"):
+        raise _refused("position_embedding_type", kind, "sine or learned")
+    return kind
+
+
+def _is_dilated(config: dict[str, Any]) -> bool:
+    """Whether the last stage of the backbone is dilated.
+
+    Raises InputError for a backbone that is no ResNet-18, 34, 50 or 101.
+
+    Configs of every version are understood as Transformers 5 does: without a `backbone_config`,
+    older settings describe a net of timm, or Transformers' own ResNet-50.
+    """
+    settings = _table(config, "backbone_config")
+    if settings:
+        kind = settings.get("model_type")
+        if kind == "resnet":
+            _require_resnet(settings)
+            return False
+        if kind != "timm_backbone":
+            raise _refused("backbone_config.model_type", kind, "timm_backbone or resnet")
+        _require_timm_resnet("backbone_config.backbone", settings.get("backbone"))
+        return _has_stride_16(settings, "backbone_config")
+
+    arguments = _table(config, "backbone_kwargs")
+    if config.get("backbone") is not None:
+        _require_timm_resnet("backbone", config["backbone"])
+    if arguments:
+        return _has_stride_16(arguments, "backbone_kwargs")
+    return bool(config.get("use_timm_backbone", True) and config.get("dilation"))
+
+
+def _require_timm_resnet(field: str, name: Any) -> None:
+    resnet = str(name).partition(".")[0]  # resnet50.a1_in1k: a tag names its weights
+    if resnet not in RESNETS:
+        raise _refused(field, name, _one_of(RESNETS))
+
+
+def _has_stride_16(settings: dict[str, Any], prefix: str) -> bool:
+    """Whether a net of timm is dilated. Raises InputError for settings that it cannot have."""
+    _require(settings, "num_channels", 3, prefix)
+    _require(settings, "in_chans", 3, prefix)
+    _require_last_stage(settings, prefix)
+    stride = settings.get("output_stride")
+    if stride not in (None, 32, 16):
+        raise _refused(f"{prefix}.output_stride", stride, "32 or 16")
+    return stride == 16
+
+
+def _require_resnet(settings: dict[str, Any]) -> None:
+    """Raises InputError unless Transformers' own ResNet is one of torchvision's."""
+    for name, value in _RESNET.items():
+        _require(settings, name, value, "backbone_config")
+    _require_last_stage(settings, "backbone_config")
+    blocks = settings.get("layer_type", "bottleneck")
+    if blocks not in list(_DEPTHS):
+        raise _refused("backbone_config.layer_type", blocks, _one_of(_DEPTHS))
+    depths = settings.get("depths", [3, 4, 6, 3])
+    if depths not in _DEPTHS[blocks]:
+        known = " or ".join(str(depths) for depths in _DEPTHS[blocks])
+        raise _refused("backbone_config.depths", depths, f"{known} ({blocks})")
+    widths = settings.get("hidden_sizes", _WIDTHS["bottleneck"])
+    if widths != _WIDTHS[blocks]:
+        raise _refused("backbone_config.hidden_sizes", widths, f"{_WIDTHS[blocks]} ({blocks})")
+
+
+def _require_last_stage(settings: dict[str, Any], prefix: str) -> None:
+    """Raises InputError unless the last feature map of the backbone is that of its last stage."""
+    for name, last in (("out_features", ("stage4", "layer4")), ("out_indices", (4, -1))):
+        values = settings.get(name)
+        if values is None:
+            continue
+        if not isinstance(values, list) or not values or values[-1] not in last:
+            raise _refused(f"{prefix}.{name}", values, f"a list that ends with {last[0]}")
+
+
+def _table(config: dict[str, Any], name: str) -> dict[str, Any]:
+    table = config.get(name)
+    if table is None:
+        return {}
+    if not isinstance(table, dict):
+        raise InputError(f"{name} has to be a table of settings")
+    return table
+
+
+def _require(settings: dict[str, Any], name: str, value: Any, prefix: str = "") -> None:
+    given = settings.get(name, value)
+    if given != value:
+        raise _refused(f"{prefix}.{name}" if prefix else name, given, str(value))
+
+
+def _refused(field: str, value: Any, known: str) -> InputError:
+    shown = repr(value)[:100]
+    return InputError(f"{field} is {shown}, and this DETR can only have {known}")
+
+
+def _one_of(names: Any) -> str:
+    return " or ".join([", ".join(list(names)[:-1]), list(names)[-1]])
