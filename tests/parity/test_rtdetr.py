@@ -245,7 +245,7 @@ def test_other_names_are_numbered():
     [
         (
             {"model_type": "yolos"},
-            "model_type is 'yolos'; these can be loaded: detr, rt_detr, rt_detr_v2",
+            "model_type is 'yolos': only detr, table-transformer, rt_detr, rt_detr_v2",
         ),
         ({"eval_size": [640, 640]}, "config.json: eval_size is .640, 640.: only None"),
         ({"activation_function": "relu"}, "activation_function is 'relu': only 'silu'"),
