@@ -209,7 +209,7 @@ class _Run:
     def __post_init__(self) -> None:
         config = self.state.config
         self.dtype = pick_precision(config.precision, self.dist.device)
-        self.log = StepLog(config.batch_size)
+        self.step_log = StepLog(config.batch_size)
 
     def train(self) -> dict[str, Any]:
         """The loop. Evaluation comes after saving, so a run stopped or killed in it begins with it
@@ -225,7 +225,7 @@ class _Run:
             evaluating = self._due(config.eval_every)
             saving = stopped or evaluating or self._due(config.save_every)
             if saving or state.step % config.log_every == 0:
-                self._log()
+                self._write_log()
             if saving:
                 self._save()
             if stopped:
@@ -322,7 +322,7 @@ class _Run:
         state.step += 1
         took = time.perf_counter() - step_input.started
         state.train_time_s += took
-        self.log.add(state.step, losses, norm, batches, step_input.waited, took)
+        self.step_log.add(state.step, losses, norm, batches, step_input.waited, took)
         self.monitor.advance(state.step)
         return False
 
@@ -331,12 +331,12 @@ class _Run:
         step = self.state.step
         return step % every == 0 or step == self.state.config.steps
 
-    def _log(self) -> None:
+    def _write_log(self) -> None:
         """Reads and records the numbers of the steps since the last line, if there are any.
         Communicates."""
-        if not self.log.steps:
+        if not self.step_log.steps:
             return
-        line = self.log.flush(self.dist)
+        line = self.step_log.flush(self.dist)
         line["lr"] = self.state.optimizer.param_groups[0]["lr"]
         line["time_s"] = round(self.state.train_time_s, 3)
         self.monitor.train_line(line)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-Size = tuple[int, int]  # height, width in px
+from redetr.structures import Size
+
 Region = tuple[int, int, int, int]  # left, top, right, bottom in stored px
 Random = random.Random  # its streams are the same in every version of Python
 
