@@ -905,7 +905,7 @@ def test_ranks_that_do_not_meet_end_in_one_line(trained):
         taken.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
         leftovers = {"WORLD_SIZE": 2, "RANK": 1} | address
-        process = start([*train_arguments(trained, trained / "other"), "--timeout-s=3"], leftovers)
+        process = start([*train_arguments(trained, trained / "other"), "--timeout-s=1"], leftovers)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     (line,) = errors.strip().splitlines()
