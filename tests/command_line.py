@@ -33,9 +33,7 @@ def train_arguments(
 def start(
     arguments: list[Any], environment: dict[str, Any] | None = None, **options: Any
 ) -> subprocess.Popen:
-    added = {
-        name: str(value) for name, value in ({"OMP_NUM_THREADS": 1} | (environment or {})).items()
-    }
+    added = {name: str(value) for name, value in (environment or {}).items()}
     return subprocess.Popen(
         [sys.executable, "-m", "redetr", *map(str, arguments)],
         env=os.environ | added,

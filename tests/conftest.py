@@ -33,12 +33,14 @@ SIZES = ((64, 48), (48, 64), (80, 56), (64, 64), (40, 72), (56, 80))  # width, h
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread: the tensors are small, and threads that fight for cores with another process are
-    far slower.
+    """Sets up every process of the tests.
 
-    What is remembered of image files goes where it is thrown away.
+    They compute in one thread unless OMP_NUM_THREADS gives another number: the tensors are small,
+    and threads that compete with another process for cores are far slower. What is remembered of
+    image files goes to a folder that is deleted at the end.
     """
-    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # Started in the background of a shell, tests ignore Ctrl-C, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = tempfile.TemporaryDirectory(prefix="redetr-cache-")

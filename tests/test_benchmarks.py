@@ -48,7 +48,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(bare: Path, *arguments: str) -> str:
     """What Python prints, in the folder of benchmarks and with those packages alone."""
-    environment = os.environ | {"PYTHONPATH": str(bare), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(bare)}
     run = subprocess.run(
         [sys.executable, "-S", *arguments],
         env=environment,

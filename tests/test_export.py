@@ -296,7 +296,7 @@ def test_examples_run_without_redetr(form, processed, strict_python, tmp_path):
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ,
     )
     assert done.returncode == 0, done.stderr
     found = averages(resize="aspect", max_size=70).predict(image, threshold=0.0)

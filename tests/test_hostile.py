@@ -579,7 +579,7 @@ def run(*arguments: Any) -> subprocess.CompletedProcess:
         text=True,
         timeout=120,
         check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ,
     )
 
 

@@ -93,7 +93,7 @@ def commands(folder: Path, scripts: dict[str, str]) -> dict[str, str]:
     return os.environ | {
         "PATH": path,
         "RECORD": str(record),
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"],
         "GLOO_SOCKET_IFNAME": "lo",
     }
 

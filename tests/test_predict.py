@@ -391,7 +391,7 @@ def test_two_processes_write_what_one_does(checkpoint, folder, tmp_path):
             "--output",
             str(tmp_path / "two"),
         ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ,
         capture_output=True,
         text=True,
         timeout=120,

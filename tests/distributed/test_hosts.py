@@ -8,6 +8,7 @@ job, and is not tried here. The job is then started again by hand or by the batc
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -103,7 +104,7 @@ class Job:
             command,
             self._log(host),
             GLOO_SOCKET_IFNAME="eth0",
-            OMP_NUM_THREADS="1",
+            OMP_NUM_THREADS=os.environ["OMP_NUM_THREADS"],
             TRACE=str(trace),
             HOLD=",".join([*early, *hold]),
             **NEW_STORE,
