@@ -40,7 +40,9 @@ def faults(how: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: other systems have no mallopt")
 def test_the_command_line_uses_freed_memory_again():
-    assert faults("command line") < 3 * 16384
+    """Most of the twenty arrays: where the heap grows, the first few may ask for pages of their
+    own."""
+    assert faults("command line") < 10 * 16384
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: other systems have no mallopt")
