@@ -45,6 +45,9 @@ class ModelOptions:
     weights: str | None = None
     """Where to start: imagenet (the backbone alone), none, or a checkpoint, run folder,
     Transformers folder or hub name (fine-tuning), or a file of a backbone's weights."""
+    denoising: int = 0
+    """Groups of noisy queries, which learn to find the objects they start from; 0 = none. RT-DETR
+    only; each group takes two queries per object, while training."""
     precision: Precision = "auto"
     """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
     recompute: bool = False
@@ -193,6 +196,7 @@ _BELOW_1 = Bounds(0, 1, open_above=True)
 # What each number may be, where 0 often means: choose for me.
 BOUNDS = {
     "num_queries": _AT_LEAST_0,
+    "denoising": _AT_LEAST_0,
     "val_fraction": _BELOW_1,
     "image_size": _AT_LEAST_0,
     "mosaic_until": _SHARE,
@@ -244,6 +248,8 @@ class TrainConfig(
             kwargs["weights"] = self.weights
         if self.num_queries is not None:
             kwargs["num_queries"] = self.num_queries
+        if self.denoising:
+            kwargs["denoising"] = self.denoising
         for option in self.model_options:
             name, equals, value = option.partition("=")
             if not equals:
