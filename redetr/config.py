@@ -272,7 +272,7 @@ class TrainConfig(
         """The settings that `to_dict` wrote. Raises InputError for one that this version does not
         know, or of another type."""
         kinds = get_type_hints(cls)
-        values = _with_present_model(values)
+        values = _with_present_model({**values})
         values["model_options"] = tuple(values.get("model_options", ()))
         for name, value in values.items():
             if name not in kinds:
@@ -396,7 +396,7 @@ def _with_present_model(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run whose model may have the name of an earlier version."""
     model = values.get("model")
     if not isinstance(model, str) or model not in _EARLIER_MODELS:
-        return dict(values)
+        return values
     options = list(_EARLIER_MODELS[model])
     if values.get("num_queries") is not None:  # which an option would override
         options = [option for option in options if not option.startswith("num_queries=")]

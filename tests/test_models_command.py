@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from redetr.cli import main
-from redetr.commands.models import MEASURED, gflops
+from redetr.commands.models import gflops
 from redetr.models import MODELS
 from redetr.recipes import get_recipe
 from redetr.weights.published import licence_of_hub_name
