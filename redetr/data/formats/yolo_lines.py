@@ -9,6 +9,7 @@ it the numbers have to look like an outline.
 import reprlib
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,8 @@ _TRACKED = 7  # columns of a box with a score and an id
 _FOUR_POINTS = 9  # columns of an oriented box
 
 
-class KeyPoints(NamedTuple):
+@dataclass(frozen=True)
+class KeyPoints:
     """What `kpt_shape` says: so many points in each line, each of 2 or 3 numbers."""
 
     count: int
@@ -336,4 +338,5 @@ def _fit_outlines(numbers: np.ndarray) -> np.ndarray:
     reach = 0.5 * (high - low)
     if others.shape[1] == 2:  # of a triangle: any of its corners may be far from the others
         reach = 2 * (high - low).max(1, keepdims=True)
-    return ((second >= low - reach) & (second <= high + reach)).all(1)
+    is_near: np.ndarray = (second >= low - reach) & (second <= high + reach)
+    return is_near.all(1)
