@@ -312,7 +312,7 @@ def _are_boxes(numbers: np.ndarray) -> np.ndarray:
     centers = numbers[:, 1:3]
     half_sides = numbers[:, 3:5] / 2
     is_inside = (centers - half_sides >= -0.01) & (centers + half_sides <= 1.01)
-    return (is_inside & (half_sides > 0)).all(1)
+    return np.all(is_inside & (half_sides > 0), axis=1)
 
 
 def _fit_key_points(numbers: np.ndarray, dims: int) -> np.ndarray:
@@ -338,5 +338,5 @@ def _fit_outlines(numbers: np.ndarray) -> np.ndarray:
     reach = 0.5 * (high - low)
     if others.shape[1] == 2:  # of a triangle: any of its corners may be far from the others
         reach = 2 * (high - low).max(1, keepdims=True)
-    is_near: np.ndarray = (second >= low - reach) & (second <= high + reach)
-    return is_near.all(1)
+    is_near = (second >= low - reach) & (second <= high + reach)
+    return np.all(is_near, axis=1)
