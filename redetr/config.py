@@ -57,6 +57,8 @@ class ModelOptions:
     weights: str | None = None
     """Where to start: imagenet (the backbone alone), none, or a checkpoint, run folder,
     Transformers folder or hub name (fine-tuning), or a file of a backbone's weights."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the model that are not trained, such as backbone or encoder."""
     precision: Precision = "auto"
     """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
     recompute: bool = False
@@ -273,7 +275,8 @@ class TrainConfig(
         know, or of another type."""
         kinds = get_type_hints(cls)
         values = _with_present_model({**values})
-        values["model_options"] = tuple(values.get("model_options", ()))
+        for name in ("model_options", "freeze"):
+            values[name] = tuple(values.get(name, ()))
         for name, value in values.items():
             if name not in kinds:
                 raise InputError(
