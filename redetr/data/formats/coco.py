@@ -1,14 +1,17 @@
-"""Data sets in COCO formatat: per split one JSON file of images, annotations and categories.
+"""Data sets in COCO format: per split one JSON file of images, annotations and categories.
 
 Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True.
 Boxes that leave their image by up to 2 px or 1% of its side are clipped. Images without annotations
-are kept. Where there is no `bbox`, the extent of the `segmentation` (polygons or RLE) is the box.
+are kept. Where there is no `bbox`, or one without area, the extent of the `segmentation` (polygons
+or RLE) is the box; elsewhere the two are compared.
 """
 
+import gc
 import json
 import math
 import reprlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
+from redetr.data.contradictions import to_corners
 from redetr.data.formats.paths import find_files, path_inside, read_file
 from redetr.errors import InputError
 
@@ -240,19 +244,50 @@ class _Quotes(dict[str, str]):
 
 
 def _parse(file: Path) -> Any:
-    """What the file holds, without the outlines of objects that have a bbox, which are most of
-    it."""
+    """What the file holds. Outlines beside a box, which are most of it, become their `_summary`."""
 
-    def without_outline(row: Row) -> Row:
-        if row.get("bbox"):
-            row.pop("segmentation", None)
+    def with_summary(row: Row) -> Row:
+        outline = row.get("segmentation")
+        if type(outline) is list and row.get("bbox"):
+            row["segmentation"] = _summary(outline)
         return row
 
+    content = read_file(file)
     try:
-        return json.loads(read_file(file), object_hook=without_outline)
+        with _no_garbage_collection():
+            return json.loads(content, object_hook=with_summary)
     except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
         remedy = "export or copy the annotations again"
         raise InputError(f"not JSON: {error}", where=file, remedy=remedy) from None
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """In the block, Python does not look for reference cycles: among millions of new rows there are
+    none, and the search takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _summary(polygons: list[Any]) -> tuple[Any, ...] | None:
+    """The xyxy around polygons, as a tuple, which JSON does not have; None if they are none.
+
+    No more than two passes over the numbers: they are most of a large file.
+    """
+    try:
+        points = polygons[0] if len(polygons) == 1 else list(chain.from_iterable(polygons))
+        x = points[::2]
+        y = points[1::2]
+        if len(x) < 3 or len(x) != len(y):
+            return None
+        return min(x), min(y), max(x), max(y)
+    except (TypeError, IndexError, KeyError):
+        return None
 
 
 def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
@@ -318,33 +353,59 @@ def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objec
     _take_boxes_from_outlines(table)
     boxes = _read_boxes(table)
     area = _numbers(table.column("area"))
-    iscrowd = []
-    for row in table.rows:
-        is_crowd = row.get("iscrowd") in (1, "1")
-        is_ignored = row.get("ignore") in (1, "1")
-        iscrowd.append(is_crowd or is_ignored)
-    starts = boxes[:, :2]
-    sides = boxes[:, 2:]
+    is_crowd = [value in (1, "1") for value in table.column("iscrowd")]
+    is_ignored = [value in (1, "1") for value in table.column("ignore")]
+    outlines, mask_sizes = _read_outlines(table)
+    corners = _replace_empty_boxes(table, to_corners(boxes, "xywh"), outlines)
     return Objects(
         rows=table,
         image=image,
         labels=labels,
-        corners=np.concatenate([starts, starts + sides], axis=1),
-        iscrowd=np.array(iscrowd, bool),
+        corners=corners,
+        iscrowd=np.array(is_crowd, bool) | np.array(is_ignored, bool),
         area=np.where(area >= 0, area, -1).astype(np.float32),
         ids=np.where(without_id, np.arange(len(ids)), ids),
         quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
         remedy="is it xyxy given as xywh? write [x, y, width, height] in pixels",
+        box_format="xywh",
+        outlines=outlines,
+        mask_sizes=mask_sizes,
     )
+
+
+def _read_outlines(table: _Table) -> tuple[np.ndarray, np.ndarray]:
+    """The xyxy around the outline of each row, float64 `[A, 4]`, NaN where there is none, and
+    height and width of its mask, int64 `[A, 2]`, 0 where there is none."""
+    outlines = table.column("segmentation")
+    mask_sizes = np.zeros((len(outlines), 2), np.int64)
+    if set(map(type, outlines)) == {tuple}:  # most often, and then many times faster
+        return _numbers(list(chain.from_iterable(outlines))).reshape(-1, 4), mask_sizes
+    numbers: list[Any] = []
+    for i, outline in enumerate(outlines):
+        extent: Any = None
+        if isinstance(outline, tuple):
+            extent = outline
+        elif isinstance(outline, dict):
+            size = outline.get("size")
+            if isinstance(size, list) and len(size) == 2 and all(map(_is_number, size)):
+                mask_sizes[i] = size
+            if table.rows[i].get("iscrowd") not in (1, "1"):
+                extent = _extent(outline)
+        numbers += extent or _NO_BOX
+    return _numbers(numbers).reshape(-1, 4), mask_sizes
 
 
 def _read_boxes(table: _Table) -> np.ndarray:
     """x, y, width, height of each row, float64 `[A, 4]`; reports those that are not four
     numbers."""
+    values = table.column("bbox")
     numbers: list[Any] = []
-    for value in table.column("bbox"):
-        is_four = isinstance(value, list) and len(value) == 4
-        numbers += value if is_four else _NO_BOX
+    if set(map(type, values)) == {list} and set(map(len, values)) == {4}:  # nearly always
+        numbers = list(chain.from_iterable(values))
+    else:
+        for value in values:
+            is_four = isinstance(value, list) and len(value) == 4
+            numbers += value if is_four else _NO_BOX
     boxes = _numbers(numbers).reshape(-1, 4)
     invalid = np.isnan(boxes).any(1)
     boxes[invalid] = (0, 0, 1, 1)
@@ -359,15 +420,19 @@ def _read_boxes(table: _Table) -> np.ndarray:
 
 def _take_boxes_from_outlines(table: _Table) -> None:
     """Writes a bbox into the rows that have only a segmentation."""
+    if all(table.column("bbox")):
+        return
     outlined = np.zeros(len(table.rows), bool)
     invalid = np.zeros(len(table.rows), bool)
     for i, row in enumerate(table.rows):
         if row.get("bbox") or not row.get("segmentation"):
             continue
         extent = _extent(row["segmentation"])
-        row["bbox"] = extent
         outlined[i] = True
         invalid[i] = extent is None
+        if extent is not None:
+            x1, y1, x2, y2 = extent
+            row["bbox"] = [x1, y1, x2 - x1, y2 - y1]
     table.report(
         "box-invalid",
         invalid,
@@ -375,31 +440,39 @@ def _take_boxes_from_outlines(table: _Table) -> None:
         "y, ...]] nor RLE",
         "correct it, or write a bbox",
     )
-    table.fault(
-        "outline",
-        outlined,
-        lambda i: "has a segmentation and no bbox",
-        "its bounding box is taken",
-        "note",
-    )
+    _note_outlines(table, outlined, "has a segmentation and no bbox")
 
 
-def _extent(outline: Any) -> list[float] | None:
-    """x, y, width, height of polygons or an RLE mask in COCO's format; None if it is neither."""
+def _replace_empty_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarray) -> np.ndarray:
+    """Corners `[A, 4]`, those around the outline where a bbox has width or height 0, as some tools
+    write it, and the outline has not."""
+    is_empty = (corners[:, 2:] == corners[:, :2]).any(1)
+    has_area = (outlines[:, 2:] > outlines[:, :2]).all(1)  # not NaN
+    _note_outlines(table, is_empty & has_area, "has a segmentation and a bbox without area")
+    return np.where((is_empty & has_area)[:, None], outlines, corners)
+
+
+def _note_outlines(table: _Table, outlined: np.ndarray, text: str) -> None:
+    table.fault("outline", outlined, lambda i: text, "its bounding box is taken", "note")
+
+
+def _extent(outline: Any) -> tuple[float, float, float, float] | None:
+    """The xyxy around polygons or an RLE mask in COCO's format; None if it is neither."""
     if isinstance(outline, dict):
         try:
-            return mask.to_bbox(outline).tolist()
+            x, y, width, height = mask.to_bbox(outline).tolist()
         except (TypeError, ValueError, OverflowError):
             return None
+        return x, y, x + width, y + height
     polygons = outline if isinstance(outline, list) else [outline]
     if not all(_is_polygon(polygon) for polygon in polygons):
         return None
     points = _numbers(list(chain.from_iterable(polygons))).reshape(-1, 2)
-    low = points.min(0)
-    high = points.max(0)
-    if np.isnan(low).any():
+    x1, y1 = points.min(0).tolist()
+    x2, y2 = points.max(0).tolist()
+    if math.isnan(x1 + y1):
         return None
-    return [*low.tolist(), *(high - low).tolist()]
+    return x1, y1, x2, y2
 
 
 def _is_polygon(value: Any) -> bool:
