@@ -252,9 +252,16 @@ class _Run:
     def _replica(self) -> DistributedDataParallel:
         """The model as this rank trains it."""
         config, model = self.state.config, self.state.model
-        if config.compile:  # in place; one graph for all sizes of images, where these differ
-            model.compile(fullgraph=True, dynamic=model.resize == "aspect")
+        if config.compile:  # in place
+            model.compile(fullgraph=True, dynamic=self._sizes_vary())
         return replicate(model, self.dist, config.accumulate, config.gradient_compression)
+
+    def _sizes_vary(self) -> bool | None:
+        """Whether a compiled model sees images of many sizes; None: number of noisy queries, which
+        the compiler finds out."""
+        if self.state.model.resize == "aspect":
+            return True
+        return None if self.state.model.loss_config.denoising else False
 
     def _say_if_ended(self) -> None:
         """Says what to do if a resumed run has nothing left to train."""
