@@ -106,7 +106,7 @@ def test_pixels_counted_from_0_by_other_tools_are_clipped(tmp_path):
 LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;&b;">]><annotation>&c;</annotation>'
 FAULTS = {
     "not XML": ("<annotation>", "b.xml: not XML in UTF-8"),
-    "not UTF-8": (b"\xff\xfe<\x00", "b.xml: not XML in UTF-8"),
+    "not UTF-8": (b"\xff\xfe<\x00", "b.xml: not XML in UTF-16"),
     "another encoding": (SCENES["a"].replace("bee", "bête").encode("latin-1"), "not XML in UTF-8"),
     "entities": (LAUGHS, "declares a document type"),
     "empty": ("", "b.xml: not XML"),

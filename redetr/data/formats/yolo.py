@@ -25,10 +25,13 @@ from redetr.data.annotations import (
     Images,
     Objects,
     Rows,
+    Severity,
     Split,
     assemble,
 )
-from redetr.data.formats.paths import Listing, find_below, find_images, read_file, read_sizes
+from redetr.data.formats.labels import label_faults, label_name
+from redetr.data.formats.listing import contents_of
+from redetr.data.formats.paths import Finder, Resolved, read_file, read_lines, read_sizes
 from redetr.errors import InputError
 
 _FILES = ("data.yaml", "data.yml")
@@ -57,7 +60,7 @@ def yolo_splits(root: Path) -> list[Split]:
         entries = _entries(file, config, split)
         is_there = bool(entries)
         if split == "test":
-            is_there = any(_locations(file, config, split))
+            is_there = any(entry.inside for entry in _Places(file, config, []).of(split))
         if is_there:
             splits.append(split)
     return splits
@@ -82,11 +85,10 @@ def read_yolo(root: Path, split: Split) -> Annotations:
     below, names = _find_images(file, config, split, faults)
     folder = file.parent / below
     images = _read_images(folder, names, faults)
-    label_files = []
-    for name in names:
-        label_file = label_name(posixpath.join(below, name))
-        label_files.append(f"{file.parent}/{label_file}")
+    labels = [label_name(posixpath.join(below, name)) for name in names]
+    label_files = [f"{file.parent}/{label}" for label in labels]
     lines = _Lines(label_files)
+    faults += label_faults(file.parent, below, names, labels)
     if not lines.any_file:
         text = f"no image of {split} has a label file"
         remedy = "put them there, or all images count as empty"
@@ -106,18 +108,6 @@ def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> Images:
     )
     ids = np.arange(len(names))
     return Images(rows, folder, names, ids, sizes, lambda i: names[i])
-
-
-def label_name(image: str) -> str:
-    """The label file of an image, both relative to the data folder: the last folder `images`
-    becomes `labels`."""
-    path, _ = posixpath.splitext(image)
-    folders = path.split("/")
-    for index in reversed(range(len(folders) - 1)):
-        if folders[index] == "images":
-            folders[index] = "labels"
-            break
-    return "/".join(folders) + ".txt"
 
 
 def _locate(root: Path) -> Path | None:
@@ -184,24 +174,19 @@ def _find_images(
     """The folder of the images of a split, relative to the data folder, and their sorted paths
     below it."""
     root = file.parent
-    there = Listing(root)
+    places = _Places(file, config, faults)
     entries = _entries(file, config, split)
-    locations = _locations(file, config, split)
-    if "" in locations:
-        missing = reprlib.repr(entries[locations.index("")])
-        text = f"{split}: {missing} is not in {root}"
-        remedy = "put it there, or write a path relative to this file"
-        raise InputError(text, where=file, remedy=remedy)
+    locations = places.require(split)
     folder = "."
     if len(locations) == 1 and (root / locations[0]).is_dir():
         folder = locations[0]
     names: set[str] = set()
     for location in locations:
         if (root / location).is_file():
-            names.update(_listed(there, location, _base(there, config), faults))
+            names.update(places.listed(location))
             continue
         below = posixpath.relpath(location, folder)
-        for name in find_images(root / location):
+        for name in contents_of(root / location).files:
             names.add(posixpath.normpath(f"{below}/{name}"))
     if not names:
         text = f"{split} holds no images ({reprlib.repr(entries)})"
@@ -209,47 +194,99 @@ def _find_images(
     return folder, sorted(names, key=os.fsencode)
 
 
-def _base(there: Listing, config: dict[str, Any]) -> str:
-    """The folder that entries are relative to, below the data folder; empty if the file does not
-    name one."""
-    base = config.get("path")
-    if not isinstance(base, str):
-        return ""
-    return find_below(there, base)
+class _Places:
+    """Where the images are that a `data.yaml` names: in its folder."""
 
+    def __init__(self, file: Path, config: dict[str, Any], faults: list[Fault]):
+        """Raises InputError if its `path` is another folder."""
+        self.file = file
+        self.config = config
+        self.faults = faults
+        self.root = file.parent
+        self.finder = Finder(self.root)
+        self.base = self._find_base()  # the folder that entries are relative to, below the root
 
-def _locations(file: Path, config: dict[str, Any], split: Split) -> list[str]:
-    """Where the entries of a split are below the data folder; empty for those that are not
-    there."""
-    there = Listing(file.parent)
-    base = _base(there, config)
-    locations = []
-    for entry in _entries(file, config, split):
-        location = find_below(there, entry, (base, ""))
-        locations.append(location)
-    return locations
+    def _find_base(self) -> str:
+        stated = self.config.get("path")
+        if not isinstance(stated, str):
+            return ""
+        base = self.finder.find(stated, origins=[os.getcwd()])
+        if base.outside:
+            raise InputError(
+                f"path: {stated} is outside of {self.root}, the folder of this file",
+                where=self.file,
+                remedy=f"move this file to {base.outside}, without path",
+            )
+        if not base.inside or base.is_guess:
+            taken = self.root / base.inside
+            names = (self.root.resolve().name, taken.name)
+            if posixpath.basename(posixpath.normpath(stated.replace("\\", "/"))) not in names:
+                text = f"path: {stated} is not there, {taken} is taken"
+                self._add("warning", "path-foreign", "", text, "write the path of the data")
+        return base.inside
 
+    def of(self, split: Split) -> list[Resolved]:
+        """What the entries of a split lead to."""
+        bases = (self.base, "")
+        return [self.finder.find(entry, bases) for entry in self.entries(split)]
 
-def _listed(there: Listing, location: str, base: str, faults: list[Fault]) -> list[str]:
-    """The images that a text file lists, one a line."""
-    file = there.root / location
-    bases = (posixpath.dirname(location), base, "")
-    content = read_file(file)
-    lines = [os.fsdecode(line.strip()) for line in content.splitlines()]
-    names = []
-    missing = []
-    for line in lines:
-        name = find_below(there, line, bases) if line else ""
-        missing.append(line != "" and name == "")
-        if name:
-            names.append(name)
-    Rows(len(lines), faults, lambda i: (file, f"line {i + 1}")).fault(
-        "image-missing",
-        missing,
-        lambda i: f"{reprlib.repr(lines[i])} is not in {there.root}",
-        "put it there, or delete the line",
-    )
-    return names
+    def entries(self, split: Split) -> list[str]:
+        return _entries(self.file, self.config, split)
+
+    def require(self, split: Split) -> list[str]:
+        """Where the entries of a split are below the data folder. Raises InputError if one is not
+        there."""
+        locations = []
+        for entry, resolved in zip(self.entries(split), self.of(split), strict=True):
+            said = f"{split}: {reprlib.repr(entry)}"
+            if resolved.outside:
+                text = f"{said} is outside of {self.root}, the folder of this file"
+                remedy = "move this file up, or write a path relative to it"
+                raise InputError(text, where=self.file, remedy=remedy)
+            if not resolved.inside:
+                text = f"{said} is not in {self.root}"
+                remedy = "put it there, or write a path relative to this file"
+                raise InputError(text, where=self.file, remedy=remedy)
+            if resolved.is_guess and not entry.startswith(".."):
+                text = f"{said} is not there, {self.root / resolved.inside} is taken"
+                remedy = "write a path relative to this file"
+                self._add("note", "path-foreign", "", text, remedy)
+            locations.append(resolved.inside)
+        return locations
+
+    def listed(self, location: str) -> list[str]:
+        """The images that a text file lists, one a line."""
+        file = self.root / location
+        bases = (posixpath.dirname(location), self.base, "")
+        lines = read_lines(file)
+        resolved = [self.finder.find(line, bases) if line else Resolved() for line in lines]
+        rows = Rows(len(lines), self.faults, lambda i: (file, f"line {i + 1}"))
+        rows.fault(
+            "path-outside",
+            [target.outside != "" for target in resolved],
+            lambda i: f"{reprlib.repr(lines[i])} is outside of {self.root}",
+            "move the image into it, or write a path inside",
+        )
+        rows.fault(
+            "image-missing",
+            [
+                line != "" and not target.inside
+                for line, target in zip(lines, resolved, strict=True)
+            ],
+            lambda i: f"{reprlib.repr(lines[i])} is not in {self.root}",
+            "put it there, or delete the line",
+        )
+        rows.fault(
+            "path-foreign",
+            [target.is_guess for target in resolved],
+            lambda i: f"{reprlib.repr(lines[i])} is not there, {resolved[i].inside} is taken",
+            "write paths relative to the list",
+            "note",
+        )
+        return [target.inside for target in resolved if target.inside]
+
+    def _add(self, severity: Severity, code: str, where: str, text: str, remedy: str) -> None:
+        self.faults.append(Fault(severity, code, self.file, where, text, remedy))
 
 
 class _Lines:
