@@ -4,6 +4,7 @@ import os
 import posixpath
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -44,7 +45,14 @@ def label_faults(root: Path, below: str, names: list[str], labels: list[str]) ->
     unclaimed = _unclaimed(root, below, images, labels, there)
     if unclaimed:
         bare = [image for image, label in zip(images, labels, strict=True) if label not in there]
-        faults += _unclaimed_faults(root, unclaimed, bare)
+        folders: dict[str, set[str]] = defaultdict(set)
+        for image, label in zip(images, labels, strict=True):
+            folders[posixpath.dirname(label)].add(posixpath.dirname(image))
+        unread = {}
+        for label in unclaimed:
+            for folder in folders[posixpath.dirname(label)]:
+                unread |= _same_stem(label, folder, there)
+        faults += _unclaimed_faults(root, unclaimed, bare, unread)
     return faults
 
 
@@ -99,9 +107,22 @@ def _holds_labels(file: Path) -> bool:
         return False
 
 
-def _unclaimed_faults(root: Path, unclaimed: list[str], bare: list[str]) -> list[Fault]:
+def _same_stem(label: str, folder: str, there: Listing) -> dict[str, str]:
+    """The file in a folder of images, of an ending that is not read, that would have this label
+    file, by the label file; empty if there is none."""
+    stem, _ = posixpath.splitext(posixpath.basename(label))
+    for file in sorted(there.files(folder)):
+        if posixpath.splitext(file)[0] == stem and not file.lower().endswith(_SUFFIX):
+            return {label: posixpath.join(folder, file)}
+    return {}
+
+
+def _unclaimed_faults(
+    root: Path, unclaimed: list[str], bare: list[str], unread: dict[str, str]
+) -> list[Fault]:
     """An error if label files of no image seem to mean images that have none, and a warning for the
-    others."""
+    others. `bare` are images without a label file; `unread` has files that are not read as images,
+    by their label files."""
     meant = []
     others = unclaimed[_MOST:]
     for label in unclaimed[:_MOST]:
@@ -119,6 +140,9 @@ def _unclaimed_faults(root: Path, unclaimed: list[str], bare: list[str]) -> list
     if others:
         text = "belongs to no image"
         remedy = "put its image there, or delete it"
+        if others[0] in unread:
+            text = f"is left out, as {unread[others[0]]} is not read as an image"
+            remedy = "convert it to JPEG or PNG"
         file = root / others[0]
         faults.append(Fault("warning", "label-unclaimed", file, "", text, remedy, len(others)))
     return faults

@@ -155,10 +155,16 @@ def _read_files(
     """The annotation files, the path of the image of each (empty if there is none), and what it
     says, sorted by the image. Raises InputError if there is no file."""
     scene_of: dict[str, _Scene] = {}
+    others = []
     for stem, file in _files(location, faults).items():
         scene = _read_scene(file)
         if location.listed or scene.is_annotation:
             scene_of[stem] = scene
+        else:
+            others.append(file)
+    if others:
+        text = "is no annotation, and is passed over"
+        faults.append(Fault("note", "xml-other", others[0], "", text, "nothing to do", len(others)))
     if not scene_of:
         remedy = "write one a line, without ending"
         where = location.listed or location.annotations
