@@ -6,12 +6,13 @@ image, D width of the model, H W height and width, S flattened positions of all 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NewType, NotRequired, TypedDict
+from typing import Literal, NewType, NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Size = tuple[int, int]  # height, width in px
 # Boxes as a model sees them. A type that `Tensor` does not pass for: otherwise a type checker would
@@ -93,6 +94,16 @@ class DetectionModel(nn.Module):
     resize: Literal["aspect", "square"]
     image_size: int  # default of the shorter side ("aspect") or of the side ("square"), px
     max_size: int | None  # longer side at most ("aspect"), px
+    frozen: tuple[str, ...] = ()  # paths of the modules that are not trained
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training mode, in which the BatchNorm of frozen parts keeps its statistics."""
+        super().train(mode)
+        for path in self.frozen:
+            for module in self.get_submodule(path).modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     @property
     def most_detections(self) -> int:

@@ -48,7 +48,7 @@ def label_faults(root: Path, below: str, names: list[str], labels: list[str]) ->
         folders: dict[str, set[str]] = defaultdict(set)
         for image, label in zip(images, labels, strict=True):
             folders[posixpath.dirname(label)].add(posixpath.dirname(image))
-        unread = {}
+        unread: dict[str, str] = {}
         for label in unclaimed:
             for folder in folders[posixpath.dirname(label)]:
                 unread |= _same_stem(label, folder, there)
