@@ -59,6 +59,9 @@ class ModelOptions:
     Transformers folder or hub name (fine-tuning), or a file of a backbone's weights."""
     freeze: tuple[str, ...] = ()
     """Parts of the model that are not trained, such as backbone or encoder."""
+    denoising: int = 0
+    """Groups of noisy queries, which learn to find the objects they start from; 0 = none. RT-DETR
+    only; each group takes two queries per object, while training."""
     precision: Precision = "auto"
     """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
     recompute: bool = False
@@ -207,6 +210,7 @@ _BELOW_1 = Bounds(0, 1, open_above=True)
 # What each number may be, where 0 often means: choose for me.
 BOUNDS = {
     "num_queries": _AT_LEAST_0,
+    "denoising": _AT_LEAST_0,
     "val_fraction": _BELOW_1,
     "image_size": _AT_LEAST_0,
     "mosaic_until": _SHARE,
@@ -258,6 +262,8 @@ class TrainConfig(
             kwargs["weights"] = self.weights
         if self.num_queries is not None:
             kwargs["num_queries"] = self.num_queries
+        if self.denoising:
+            kwargs["denoising"] = self.denoising
         for option in self.model_options:
             name, equals, value = option.partition("=")
             if not equals:

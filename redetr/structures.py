@@ -42,6 +42,7 @@ class Target(TypedDict):
     size: Size  # that the model sees, without padding
     iscrowd: Tensor  # [T] bool, all False
     area: Tensor  # [T] float32, pixels of the stored image
+    seed: NotRequired[int]  # of random numbers that belong to this sample, such as denoising's
 
 
 class Outputs(TypedDict):
@@ -56,6 +57,8 @@ class Outputs(TypedDict):
     aux_outputs: NotRequired[list["Outputs"]]  # L - 1 entries, first layer first
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
+    # in training with denoising: the same of the noisy queries, see `denoising.py`
+    denoising: NotRequired["Outputs"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class LossConfig:
     The defaults are the original DETR's. `scores="softmax"`: cross-entropy with a "no object" class
     of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards a power of the IoU of the
     matched box (see `losses.py`). `proposals`: whether the outputs hold those of the encoder
-    (`enc_outputs`), which are matched and judged like a layer of the decoder.
+    (`enc_outputs`), which are matched and judged like a layer of the decoder. `denoising`: how many
+    groups of noisy queries the model is trained with, see `denoising.py`.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -77,12 +81,14 @@ class LossConfig:
     loss_giou: float = 2.0
     eos_coef: float = 0.1
     proposals: bool = False
+    denoising: int = 0
 
 
 class DetectionModel(nn.Module):
     """What the rest of the library expects of a model.
 
-    `forward(images, mask=None)` returns `Outputs`.
+    `forward(images, mask=None)` returns `Outputs`. One that can be trained with denoising takes
+    `NoisyQueries` as a third argument.
     """
 
     num_classes: int

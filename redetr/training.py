@@ -38,7 +38,7 @@ from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.models.freezing import freeze
 from redetr.models.recompute import recompute_blocks
-from redetr.monitor import Monitor, SilentMonitor, StepLog, open_monitor
+from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.precision import pick_precision, weights_dtype
 from redetr.state import State, start_folder
@@ -252,9 +252,16 @@ class _Run:
     def _replica(self) -> DistributedDataParallel:
         """The model as this rank trains it."""
         config, model = self.state.config, self.state.model
-        if config.compile:  # in place; one graph for all sizes of images, where these differ
-            model.compile(fullgraph=True, dynamic=model.resize == "aspect")
+        if config.compile:  # in place
+            model.compile(fullgraph=True, dynamic=self._sizes_vary())
         return replicate(model, self.dist, config.accumulate, config.gradient_compression)
+
+    def _sizes_vary(self) -> bool | None:
+        """Whether a compiled model sees images of many sizes; None: number of noisy queries, which
+        the compiler finds out."""
+        if self.state.model.resize == "aspect":
+            return True
+        return None if self.state.model.loss_config.denoising else False
 
     def _say_if_ended(self) -> None:
         """Says what to do if a resumed run has nothing left to train."""
@@ -385,9 +392,8 @@ class _Run:
         """Says how the run ended, and saves it with its last evaluation; returns that and the
         best."""
         best = self.state.best
-        self.monitor.say(
-            f"{self.state.ending()}; best.pt is of step {best['step']}: AP {100 * best['AP']:.1f}"
-        )
+        ap = in_percent(best["AP"])
+        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: AP {ap}")
         self._save()
         return result | {"best": best}
 
