@@ -30,6 +30,18 @@ MOST_QUERIES = 300  # that a run takes unless the user asks for more
 _FEWEST_QUERIES = 25
 _STRIDE = 32  # of the coarsest feature map: sizes are multiples of it
 
+# Models of earlier versions, by what they are now: redetr_n with these options.
+_EARLIER_MODELS = {
+    "redetr_s": ("backbone=[64, 128, 256]", "hidden_dim=192", "dim_feedforward=768"),
+    "redetr_m": (
+        "backbone=resnet50",
+        "hidden_dim=256",
+        "dec_layers=6",
+        "dim_feedforward=1024",
+        "num_queries=300",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -260,7 +272,8 @@ class TrainConfig(
         """The settings that `to_dict` wrote. Raises InputError for one that this version does not
         know, or of another type."""
         kinds = get_type_hints(cls)
-        values = {**values, "model_options": tuple(values.get("model_options", ()))}
+        values = _with_present_model({**values})
+        values["model_options"] = tuple(values.get("model_options", ()))
         for name, value in values.items():
             if name not in kinds:
                 raise InputError(
@@ -377,6 +390,18 @@ def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
     for_20_times = math.ceil(steps / 20)
     for_5_times = math.ceil(steps / 5)
     return min(max(per_epoch, for_20_times), for_5_times)
+
+
+def _with_present_model(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run whose model may have the name of an earlier version."""
+    model = values.get("model")
+    if not isinstance(model, str) or model not in _EARLIER_MODELS:
+        return values
+    options = list(_EARLIER_MODELS[model])
+    if values.get("num_queries") is not None:  # which an option would override
+        options = [option for option in options if not option.startswith("num_queries=")]
+    given = values.get("model_options", ())  # these come later, and win
+    return {**values, "model": "redetr_n", "model_options": (*options, *given)}
 
 
 def _option_value(text: str) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields, replace
 from typing import get_args, get_type_hints
 
 import pytest
+import torch
 
 import redetr
 from redetr.cli import main
@@ -135,6 +136,29 @@ def test_every_recipe_names_a_model():
 def may_be_none(kind: type) -> set[str]:
     hints = get_type_hints(kind)
     return {name for name, hint in hints.items() if type(None) in get_args(hint)}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "parameters", "queries"),
+    [
+        # What the models of that name had.
+        ("redetr_s", 6_009_920, 40),
+        ("redetr_m", 17_910_636, 40),
+        ("redetr_m", 17_977_196, None),
+    ],
+)
+def test_the_settings_of_a_model_of_an_earlier_version_give_the_same_model(
+    earlier, parameters, queries
+):
+    written = {"model": earlier, "model_options": ["nheads=4"], "num_queries": queries}
+    config = TrainConfig.from_dict(written)
+    with torch.device("meta"):
+        model = build(config.model, 80, **config.model_kwargs())
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert counted == parameters
+    assert model.num_queries == (queries or 300)
+    assert model.decoder[0].self_attn.nheads == 4
+    assert TrainConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -8,7 +8,7 @@ from redetr.errors import InputError
 from redetr.models import detr, dfine, fast, rtdetr
 from redetr.models.detr import detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_table
 from redetr.models.dfine import dfine_l, dfine_m, dfine_n, dfine_s, dfine_x
-from redetr.models.fast import redetr_m, redetr_mobile, redetr_n, redetr_s
+from redetr.models.fast import redetr_mobile, redetr_n
 from redetr.models.rtdetr import (
     rtdetr_r18,
     rtdetr_r34,
@@ -31,9 +31,7 @@ MODELS: dict[str, Callable[..., DetectionModel]] = {
     "detr_r101_dc5": detr_r101_dc5,
     "detr_table": detr_table,
     "redetr_n": redetr_n,
-    "redetr_s": redetr_s,
     "redetr_mobile": redetr_mobile,
-    "redetr_m": redetr_m,
     "rtdetr_r18": rtdetr_r18,
     "rtdetr_r34": rtdetr_r34,
     "rtdetr_r50m": rtdetr_r50m,
