@@ -36,17 +36,11 @@ class Predictions(NamedTuple):
 
 
 def decoder_predictions(outputs: Outputs) -> Predictions:
-    """Returns the predictions of all decoder layers, first layer first, in fp32 or fp64.
-
-    Before them comes "_pre", the boxes of D-FINE's first layer before its edges move.
-    """
+    """Returns the predictions of all decoder layers, first layer first, in fp32 or fp64."""
     earlier_layers = outputs.get("aux_outputs", [])
     layers = [*earlier_layers, outputs]
     names = [f"_{i}" for i in range(len(earlier_layers))]
     names.append("")  # the last layer's losses have plain names
-    if "pre_outputs" in outputs:
-        layers.insert(0, outputs["pre_outputs"])
-        names.insert(0, "_pre")
     logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, Q, K]
     boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, Q, 4]
     return Predictions(names, at_least_float32(logits), at_least_float32(boxes))

@@ -55,7 +55,6 @@ class Outputs(TypedDict):
     aux_outputs: NotRequired[list["Outputs"]]  # L - 1 entries, first layer first
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
-    pre_outputs: NotRequired["Outputs"]  # D-FINE: the first layer, before edges move by bins
 
 
 @dataclass(frozen=True)

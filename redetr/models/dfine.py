@@ -8,7 +8,9 @@ a distribution is corrects the scores.
 Source: Peng et al., "D-FINE: Redefine Regression Task of DETRs as Fine-grained Distribution
 Refinement" (ICLR 2025). The parameter names are those of the original implementation. Deviations:
 those of `rtdetr.py`, and the whole backbone is trained, where the original freezes the stem of l
-and x. DEIM (Huang et al., CVPR 2025) trains the same architecture in another way.
+and x. DEIM (Huang et al., CVPR 2025) and RT-DETRv4 (Liao et al., 2025) train the same architecture,
+with SiLU in the decoder. "aux_outputs" begin with the boxes that are proposed, before their edges
+move; they have scores of their own.
 
 Shape letters: B images, Q queries, C classes, D width, N edges of bins. Boxes are cxcywh, fractions
 of the unpadded image.
@@ -38,7 +40,7 @@ from redetr.models.rtdetr import (
     require_common,
     require_points,
 )
-from redetr.models.transformer import MLP
+from redetr.models.transformer import ACTIVATIONS, MLP, Activation
 from redetr.structures import Outputs
 
 _MOST_LEVELS = 4  # of the backbone
@@ -96,16 +98,19 @@ class _Gate(nn.Module):
 
 
 class _Quality(nn.Module):
-    """Returns a correction of the scores, from how peaked the distributions of the edges are."""
+    """Corrects the scores of a box by how peaked the distributions of its edges are."""
 
-    def __init__(self) -> None:
+    def __init__(self, activation: Activation):
         super().__init__()
-        self.reg_conf = MLP(4 * (_PEAKS + 1), _QUALITY_WIDTH, 1, 2)
+        self.reg_conf = MLP(4 * (_PEAKS + 1), _QUALITY_WIDTH, 1, 2, activation)
         for zero in self.reg_conf.layers[-1].parameters():
             nn.init.zeros_(zero)
 
     def forward(self, distributions: Tensor) -> Tensor:
-        """Returns `[B, Q, 1]` for `distributions` `[B, Q, 4, N]`, which sum to 1."""
+        """Returns what to add to the logits, `[B, Q, 1]`.
+
+        The `distributions` `[B, Q, 4, N]` sum to 1.
+        """
         peaks = distributions.topk(_PEAKS, dim=-1).values  # [B, Q, 4, peaks]
         statistics = torch.cat([peaks, peaks.mean(-1, keepdim=True)], -1)
         return self.reg_conf(statistics.flatten(2))
@@ -129,6 +134,7 @@ class Decoder(TwoStageDecoder):
         norm: Norm,
         bins: int,
         reg_scale: float,
+        activation: Activation,
     ):
         input_proj = nn.ModuleList()
         for channels in num_channels:
@@ -136,7 +142,7 @@ class Decoder(TwoStageDecoder):
             if channels != hidden_dim:
                 projection = ConvNorm(channels, hidden_dim, 1, norm=norm)
             input_proj.append(projection)
-        super().__init__(num_classes, input_proj, hidden_dim, num_queries)
+        super().__init__(num_classes, input_proj, hidden_dim, num_queries, activation)
         self.last_in_eval = range(dec_layers)[eval_idx]
         self.bins = bins
         self.up = nn.Parameter(torch.tensor([_UP]), requires_grad=False)
@@ -145,25 +151,29 @@ class Decoder(TwoStageDecoder):
             DeformableAttention, hidden_dim, nheads, points, sampling, projects=False
         )
         gate = partial(_Gate, hidden_dim)
-        layer = partial(DecoderLayer, hidden_dim, nheads, dim_feedforward, attention, gate)
+        layer = partial(
+            DecoderLayer, hidden_dim, nheads, dim_feedforward, attention, gate, activation
+        )
         self.decoder = nn.ModuleDict(
             {
                 "layers": nn.ModuleList(layer() for _ in range(dec_layers)),
-                "lqe_layers": nn.ModuleList(_Quality() for _ in range(dec_layers)),
+                "lqe_layers": nn.ModuleList(_Quality(activation) for _ in range(dec_layers)),
             }
         )
-        self.pre_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3)
+        self.pre_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3, activation)
         self.dec_score_head = nn.ModuleList(
             nn.Linear(hidden_dim, num_classes) for _ in range(dec_layers)
         )
         self.dec_bbox_head = nn.ModuleList(
-            MLP(hidden_dim, hidden_dim, 4 * (bins + 1), 3) for _ in range(dec_layers)
+            MLP(hidden_dim, hidden_dim, 4 * (bins + 1), 3, activation) for _ in range(dec_layers)
         )
         init_heads(self.dec_score_head, [self.pre_bbox_head, *self.dec_bbox_head])
 
-    def _decode(self, content: Tensor, boxes: Tensor, image: Image, every_layer: bool) -> Outputs:
-        """As `TwoStageDecoder`; with `every_layer`, "pre_outputs" has the boxes of the first layer
-        before the edges move."""
+    def _decode(
+        self, content: Tensor, boxes: Tensor, image: Image, every_layer: bool
+    ) -> list[Outputs]:
+        """As `TwoStageDecoder`; with `every_layer`, the boxes come first that the first layer
+        proposes, before their edges move."""
         layers: Any = self.decoder["layers"]
         quality_heads: Any = self.decoder["lqe_layers"]
         last = len(layers) - 1 if self.training else self.last_in_eval
@@ -187,16 +197,13 @@ class Decoder(TwoStageDecoder):
             refined = move_edges(start.detach(), distributions @ values, reg_scale)  # [B, Q, 4]
             if every_layer or i == last:
                 logits = at_least_float32(self.dec_score_head[i](x))  # [B, Q, C]
+                if every_layer and i == 0:
+                    outputs.append({"pred_logits": logits, "pred_boxes": start})
                 quality = at_least_float32(quality_heads[i](distributions))
                 outputs.append({"pred_logits": logits + quality, "pred_boxes": refined})
-            if every_layer and i == 0:
-                proposals: Outputs = {"pred_logits": logits, "pred_boxes": start}
             reference = refined.detach()
             x_before = x.detach()
-        answer: Outputs = {**outputs[-1], "aux_outputs": outputs[:-1]}
-        if every_layer:
-            answer["pre_outputs"] = proposals
-        return answer
+        return outputs
 
 
 class DFINE(RTDETR):
@@ -240,6 +247,7 @@ def dfine(
     sampling: Sampling = "bilinear",
     bins: int = 32,
     reg_scale: float = 4.0,
+    activation: str = "relu",
     num_queries: int = 300,
     eval_idx: int = -1,
 ) -> DFINE:
@@ -250,7 +258,8 @@ def dfine(
     whether its activations are scaled. `block_width` and `blocks` are the width and the number of
     RepVGG blocks in the encoder's layers. `points` are those of a query on each level, the coarsest
     of which has stride 32. An edge moves by one of `bins` + 1 values; a larger `reg_scale` makes
-    those in the middle finer. `sampling` and `eval_idx` are as in `rtdetr`.
+    those in the middle finer. `activation` is that of the decoder and its heads: "silu" in DEIM and
+    RT-DETRv4. `sampling` and `eval_idx` are as in `rtdetr`.
     """
     by_level = points_of_level(points)
     body = HGNetV2(backbone, weights, norm, width, affine, len(by_level))
@@ -272,6 +281,7 @@ def dfine(
         norm,
         bins,
         reg_scale,
+        ACTIVATIONS[activation],
     )
     return DFINE(num_classes, body, encoder, decoder)
 

@@ -34,7 +34,7 @@ from redetr.models.deformable import (
     valid_ratio,
 )
 from redetr.models.position import PositionEmbeddingSine, sine_features
-from redetr.models.transformer import MLP, MultiheadAttention, TransformerEncoderLayer
+from redetr.models.transformer import MLP, Activation, MultiheadAttention, TransformerEncoderLayer
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 STRIDES = (8, 16, 32)
@@ -128,8 +128,10 @@ class DecoderLayer(nn.Module):
         dim_feedforward: int,
         cross_attention: Callable[[], nn.Module],
         gate: Callable[[], nn.Module] | None = None,
+        activation: Activation = torch.relu,
     ):
         super().__init__()
+        self.activation = activation
         self.self_attn = MultiheadAttention(hidden_dim, nheads)
         self.cross_attn = cross_attention()
         self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
@@ -155,7 +157,7 @@ class DecoderLayer(nn.Module):
         x = self.norm1(x + self.self_attn(query, query, x))
         read = self.cross_attn(x + query_pos, boxes, memory, shapes, valid_ratio)
         x = self.norm2(x + read) if self.gateway is None else self.gateway(x, read)
-        hidden = self.linear1(x).relu()
+        hidden = self.activation(self.linear1(x))
         return self.norm3(x + self.linear2(hidden))
 
 

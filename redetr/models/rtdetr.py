@@ -38,7 +38,7 @@ from redetr.models.deformable import (
 from redetr.models.fast import DecoderLayer
 from redetr.models.hybrid import HybridEncoder, csp_pyramid
 from redetr.models.presnet import DEPTHS, ConvNorm, PResNet
-from redetr.models.transformer import MLP
+from redetr.models.transformer import MLP, Activation
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 NUM_LEVELS = 3  # strides 8, 16, 32
@@ -65,7 +65,12 @@ class TwoStageDecoder(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, input_proj: nn.ModuleList, hidden_dim: int, num_queries: int
+        self,
+        num_classes: int,
+        input_proj: nn.ModuleList,
+        hidden_dim: int,
+        num_queries: int,
+        activation: Activation = torch.relu,
     ):
         super().__init__()
         self.num_queries = num_queries
@@ -73,8 +78,8 @@ class TwoStageDecoder(nn.Module):
         proj = nn.Linear(hidden_dim, hidden_dim)
         self.enc_output = nn.Sequential(OrderedDict(proj=proj, norm=nn.LayerNorm(hidden_dim)))
         self.enc_score_head = nn.Linear(hidden_dim, num_classes)
-        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3)
-        self.query_pos_head = MLP(4, 2 * hidden_dim, hidden_dim, 2)
+        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3, activation)
+        self.query_pos_head = MLP(4, 2 * hidden_dim, hidden_dim, 2, activation)
         for linear in (proj, *self.query_pos_head.layers):
             nn.init.xavier_uniform_(linear.weight)
         init_heads([self.enc_score_head], [self.enc_bbox_head])
@@ -90,7 +95,8 @@ class TwoStageDecoder(nn.Module):
         content, proposals = self._select(memory, _anchors(shapes, ratio))
         # The decoder's losses do not teach the encoder, which has its own.
         boxes = proposals["pred_boxes"].detach()
-        outputs = self._decode(content.detach(), boxes, (memory, shapes, ratio), every_layer)
+        layers = self._decode(content.detach(), boxes, (memory, shapes, ratio), every_layer)
+        outputs: Outputs = {**layers[-1], "aux_outputs": layers[:-1]}
         if every_layer:
             outputs["enc_outputs"] = proposals
         return outputs
@@ -111,7 +117,9 @@ class TwoStageDecoder(nn.Module):
         boxes = torch.where(take(used, best), boxes, 1.0)
         return content, {"pred_logits": take(logits, best), "pred_boxes": boxes}
 
-    def _decode(self, content: Tensor, boxes: Tensor, image: Image, every_layer: bool) -> Outputs:
+    def _decode(
+        self, content: Tensor, boxes: Tensor, image: Image, every_layer: bool
+    ) -> list[Outputs]:
         """Returns the outputs of every decoder layer that is used, or of the last of these only.
 
         `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start.
@@ -162,7 +170,9 @@ class Decoder(TwoStageDecoder):
         )
         init_heads(self.dec_score_head, self.dec_bbox_head)
 
-    def _decode(self, content: Tensor, boxes: Tensor, image: Image, every_layer: bool) -> Outputs:
+    def _decode(
+        self, content: Tensor, boxes: Tensor, image: Image, every_layer: bool
+    ) -> list[Outputs]:
         """As `TwoStageDecoder`."""
         layers: Any = self.decoder["layers"]
         last = len(layers) - 1 if self.training else self.last_in_eval
@@ -182,7 +192,7 @@ class Decoder(TwoStageDecoder):
                 outputs.append({"pred_logits": logits, "pred_boxes": boxes})
             previous = refined
             reference = refined.detach()
-        return {**outputs[-1], "aux_outputs": outputs[:-1]}
+        return outputs
 
 
 def _anchors(shapes: list[tuple[int, int]], ratio: Tensor) -> Tensor:
