@@ -57,6 +57,11 @@ class ModelOptions:
     weights: str | None = None
     """Where to start: imagenet (the backbone alone), none, or a checkpoint, run folder,
     Transformers folder or hub name (fine-tuning), or a file of a backbone's weights."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the model that are not trained, such as backbone or encoder."""
+    denoising: int = 0
+    """Groups of noisy queries, which learn to find the objects they start from; 0 = none. RT-DETR
+    and D-FINE only; each group takes two queries per object, while training."""
     precision: Precision = "auto"
     """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
     recompute: bool = False
@@ -205,6 +210,7 @@ _BELOW_1 = Bounds(0, 1, open_above=True)
 # What each number may be, where 0 often means: choose for me.
 BOUNDS = {
     "num_queries": _AT_LEAST_0,
+    "denoising": _AT_LEAST_0,
     "val_fraction": _BELOW_1,
     "image_size": _AT_LEAST_0,
     "mosaic_until": _SHARE,
@@ -256,6 +262,8 @@ class TrainConfig(
             kwargs["weights"] = self.weights
         if self.num_queries is not None:
             kwargs["num_queries"] = self.num_queries
+        if self.denoising:
+            kwargs["denoising"] = self.denoising
         for option in self.model_options:
             name, equals, value = option.partition("=")
             if not equals:
@@ -273,7 +281,8 @@ class TrainConfig(
         know, or of another type."""
         kinds = get_type_hints(cls)
         values = _with_present_model({**values})
-        values["model_options"] = tuple(values.get("model_options", ()))
+        for name in ("model_options", "freeze"):
+            values[name] = tuple(values.get(name, ()))
         for name, value in values.items():
             if name not in kinds:
                 raise InputError(

@@ -250,7 +250,8 @@ def check_norms(model: nn.Module, dist: Dist, accumulate: int) -> list[str]:
     Raises InputError where a run would not be what it seems: different statistics in each rank or
     micro-batch, or synchronised BatchNorm on a CPU, where PyTorch has none.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    # Those of frozen parts are in evaluation mode.
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     synchronised = [m for m in norms if isinstance(m, nn.SyncBatchNorm)]
     if len(synchronised) < len(norms) and dist.world_size * accumulate > 1:
         raise InputError(

@@ -145,6 +145,7 @@ def rtdetr_r18_finetune() -> TrainConfig:
         clip_norm=0.1,
         ema_decay=0.9999,
         patience=5,
+        denoising=5,
     )
 
 

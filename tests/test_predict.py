@@ -730,3 +730,17 @@ NO_IMAGES = [
 def test_what_is_no_image(detector, wrong):
     with pytest.raises(InputError, match="image"):
         detector.predict(wrong)
+
+
+def test_images_of_one_colour_are_reported(checkpoint, tmp_path, capsys):
+    """Such as 16-bit values of which a few hide the others."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    grey = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) % 100
+    Image.fromarray(grey).save(folder / "fine.png")
+    grey[5, 5] = 0xFFFF
+    Image.fromarray(grey).save(folder / "spiked.png")
+    main(["predict", str(checkpoint), str(folder), "--output", str(tmp_path / "out"), "--save"])
+    said = capsys.readouterr().err
+    assert "1 images are nearly of one colour, such as" in said
+    assert "spiked.png ((0, 0, 0))" in said and "fine.png" not in said

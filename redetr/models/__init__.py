@@ -74,6 +74,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "eos_coef": (0, 1),
     "points": (1, 1000),
     "num_queries": (1, 2**20),
+    "denoising": (0, 1000),
 }
 _FRACTIONS = ("dropout", "eos_coef", "expansion", "reg_scale")
 _GROUPS = 8  # of GroupNorm: widths are multiples of it

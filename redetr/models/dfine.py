@@ -132,6 +132,7 @@ class Decoder(TwoStageDecoder):
         num_queries: int,
         eval_idx: int,
         norm: Norm,
+        denoising: int,
         bins: int,
         reg_scale: float,
         activation: Activation,
@@ -142,7 +143,7 @@ class Decoder(TwoStageDecoder):
             if channels != hidden_dim:
                 projection = ConvNorm(channels, hidden_dim, 1, norm=norm)
             input_proj.append(projection)
-        super().__init__(num_classes, input_proj, hidden_dim, num_queries, activation)
+        super().__init__(num_classes, input_proj, hidden_dim, num_queries, denoising, activation)
         self.last_in_eval = range(dec_layers)[eval_idx]
         self.bins = bins
         self.up = nn.Parameter(torch.tensor([_UP]), requires_grad=False)
@@ -170,7 +171,12 @@ class Decoder(TwoStageDecoder):
         init_heads(self.dec_score_head, [self.pre_bbox_head, *self.dec_bbox_head])
 
     def _decode(
-        self, content: Tensor, boxes: Tensor, image: Image, every_layer: bool
+        self,
+        content: Tensor,
+        boxes: Tensor,
+        image: Image,
+        every_layer: bool,
+        ignored: Tensor | None = None,
     ) -> list[Outputs]:
         """As `TwoStageDecoder`; with `every_layer`, the boxes come first that the first layer
         proposes, before their edges move."""
@@ -187,7 +193,7 @@ class Decoder(TwoStageDecoder):
         for i in range(last + 1):
             query_pos = self.query_pos_head(reference)  # [B, Q, D]
             query_pos = query_pos.clamp(-_LARGEST_QUERY_POS, _LARGEST_QUERY_POS)
-            x = layers[i](x, query_pos, reference, *image)
+            x = layers[i](x, query_pos, reference, *image, ignored)
             if i == 0:
                 correction = at_least_float32(self.pre_bbox_head(x))
                 start = (inverse_sigmoid(reference) + correction).sigmoid()  # [B, Q, 4]
@@ -250,6 +256,7 @@ def dfine(
     activation: str = "relu",
     num_queries: int = 300,
     eval_idx: int = -1,
+    denoising: int = 0,
 ) -> DFINE:
     """Returns a D-FINE with random weights. The defaults are those of s.
 
@@ -259,7 +266,7 @@ def dfine(
     RepVGG blocks in the encoder's layers. `points` are those of a query on each level, the coarsest
     of which has stride 32. An edge moves by one of `bins` + 1 values; a larger `reg_scale` makes
     those in the middle finer. `activation` is that of the decoder and its heads: "silu" in DEIM and
-    RT-DETRv4. `sampling` and `eval_idx` are as in `rtdetr`.
+    RT-DETRv4. `sampling`, `eval_idx` and `denoising` are as in `rtdetr`.
     """
     by_level = points_of_level(points)
     body = HGNetV2(backbone, weights, norm, width, affine, len(by_level))
@@ -279,6 +286,7 @@ def dfine(
         num_queries,
         eval_idx,
         norm,
+        denoising,
         bins,
         reg_scale,
         ACTIVATIONS[activation],

@@ -150,11 +150,13 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         shapes: list[tuple[int, int]],
         valid_ratio: Tensor,
+        ignored: Tensor | None = None,
     ) -> Tensor:
         """Returns the next queries `[B, Q, D]` for `x`, their position encoding `query_pos` and
-        their `boxes`; the other arguments are those of `DeformableAttention`."""
+        their `boxes`. `ignored` `[B, Q, Q]` is True where a query does not see another one; the
+        other arguments are those of `DeformableAttention`."""
         query = x + query_pos
-        x = self.norm1(x + self.self_attn(query, query, x))
+        x = self.norm1(x + self.self_attn(query, query, x, ignored))
         read = self.cross_attn(x + query_pos, boxes, memory, shapes, valid_ratio)
         x = self.norm2(x + read) if self.gateway is None else self.gateway(x, read)
         hidden = self.activation(self.linear1(x))

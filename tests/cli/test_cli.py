@@ -223,6 +223,20 @@ RUNS = {
             "dropout=0.3",
         ],
     },
+    "RT-DETR, with denoising": {
+        "recipe": "rtdetr_r18_finetune",
+        "weights": "none",
+        "denoising": 2,
+        "num_queries": 20,
+        "options": [
+            "width=16",
+            "enc_hidden_dim=32",
+            "enc_dim_feedforward=64",
+            "hidden_dim=32",
+            "dec_layers=2",
+            "dim_feedforward=64",
+        ],
+    },
 }
 
 
