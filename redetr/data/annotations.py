@@ -105,6 +105,7 @@ class Annotations:
     object_ids: np.ndarray  # [A] int64, the annotation's id, or its number in the source
     faults: list[Fault] = field(default_factory=list)
     box_format: BoxFormat = "xyxy"  # of the source
+    root: Path | None = None  # the data folder or YAML file as it was given, if it is one
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -9,6 +9,7 @@ or RLE) is the box; elsewhere the two are compared.
 import gc
 import json
 import math
+import os
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hotcoco import mask
 from numpy.typing import ArrayLike
 
 from redetr.data.annotations import (
@@ -27,10 +27,12 @@ from redetr.data.annotations import (
     Images,
     Objects,
     Rows,
+    Severity,
     Split,
     assemble,
 )
 from redetr.data.contradictions import to_corners
+from redetr.data.formats.outlines import extent_of, is_number, quick_extent, to_floats
 from redetr.data.formats.paths import find_files, path_inside, read_file
 from redetr.errors import InputError
 
@@ -42,7 +44,6 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NO_BOX = [math.nan] * 4
-_LARGEST = 2**63
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
@@ -104,7 +105,41 @@ def from_document(source: Path, document: Any, folders: list[Path]) -> Annotatio
     label_of = {id_: label for label, id_ in enumerate(classes)}
     label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
     objects = _read_objects(annotations, image, label_of_row[category])
-    return assemble(source, classes, read_images, objects, faults)
+    assembled = assemble(source, classes, read_images, objects, faults)
+    assembled.faults.extend(_listed_twice(assembled))
+    return assembled
+
+
+def _listed_twice(annotations: Annotations) -> list[Fault]:
+    """An error if one image file has several entries with different objects, as of several
+    annotators; a warning if they are the same."""
+    names = annotations.names
+    repeated = np.flatnonzero(names[1:] == names[:-1]) + 1  # images are sorted by name
+    if not len(repeated):
+        return []
+    differing = [i for i in repeated.tolist() if not _same_objects(annotations, i - 1, i)]
+    severity: Severity = "error" if differing else "warning"
+    i = differing[0] if differing else int(repeated[0])
+    num_files = len(np.unique(names))
+    other = annotations.ids[i - 1]
+    text = f"is the same file as image {other} ({num_files} files have {len(names)} entries)"
+    if differing:
+        text += ", and each entry lacks objects of the other"
+    where = f"image {annotations.ids[i]} ({os.fsdecode(names[i])!r})"
+    remedy = "make them one entry, with all objects"
+    source = annotations.source
+    return [Fault(severity, "image-listed-twice", source, where, text, remedy, len(repeated))]
+
+
+def _same_objects(annotations: Annotations, first: int, second: int) -> bool:
+    """Whether two images have the same boxes of the same classes, in any order."""
+    rows = []
+    for image in (first, second):
+        objects = annotations.objects_of(image)
+        labels = annotations.labels[objects, None]
+        table = np.concatenate([annotations.boxes[objects], labels], axis=1)  # [T, 5]
+        rows.append(sorted(table.tolist()))
+    return rows[0] == rows[1]
 
 
 def _files(root: Path, split: Split) -> list[Path]:
@@ -182,7 +217,7 @@ class _Table(Rows):
     def column(self, key: str) -> list[Any]:
         return [row.get(key) for row in self.rows]
 
-    def whole_numbers(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+    def wholeto_floats(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there
         it is 0)."""
         values = self.column(key)
@@ -195,7 +230,7 @@ class _Table(Rows):
         numbers = np.zeros(count, np.int64)
         bad = np.ones(count, bool)
         for i, value in enumerate(values):
-            if _is_number(value) and value == int(value):
+            if is_number(value) and value == int(value):
                 numbers[i] = int(value)
                 bad[i] = False
         return numbers, bad
@@ -203,7 +238,7 @@ class _Table(Rows):
     def ids(self) -> np.ndarray:
         """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
         twice."""
-        ids, bad = self.whole_numbers("id")
+        ids, bad = self.wholeto_floats("id")
         self.report("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
         good = np.flatnonzero(self.good)
         _, first = np.unique(ids[good], return_index=True)
@@ -217,7 +252,7 @@ class _Table(Rows):
 
         `ids` are those of the other table, where they are `known`.
         """
-        wanted, bad = self.whole_numbers(key)
+        wanted, bad = self.wholeto_floats(key)
         rows = np.flatnonzero(known)
         if not len(rows):
             return np.full(len(wanted), -1)
@@ -244,12 +279,12 @@ class _Quotes(dict[str, str]):
 
 
 def _parse(file: Path) -> Any:
-    """What the file holds. Outlines beside a box, which are most of it, become their `_summary`."""
+    """What the file holds. Of outlines beside a box, which are most of it, the extent is kept."""
 
     def with_summary(row: Row) -> Row:
         outline = row.get("segmentation")
         if type(outline) is list and row.get("bbox"):
-            row["segmentation"] = _summary(outline)
+            row["segmentation"] = quick_extent(outline)
         return row
 
     content = read_file(file)
@@ -272,22 +307,6 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-def _summary(polygons: list[Any]) -> tuple[Any, ...] | None:
-    """The xyxy around polygons, as a tuple, which JSON does not have; None if they are none.
-
-    No more than two passes over the numbers: they are most of a large file.
-    """
-    try:
-        points = polygons[0] if len(polygons) == 1 else list(chain.from_iterable(polygons))
-        x = points[::2]
-        y = points[1::2]
-        if len(x) < 3 or len(x) != len(y):
-            return None
-        return min(x), min(y), max(x), max(y)
-    except (TypeError, IndexError, KeyError):
-        return None
 
 
 def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
@@ -325,8 +344,8 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "file_name {file_name} is no path inside the data folder",
         "write one",
     )
-    heights, bad_height = table.whole_numbers("height")
-    widths, bad_width = table.whole_numbers("width")
+    heights, bad_height = table.wholeto_floats("height")
+    widths, bad_width = table.wholeto_floats("width")
     no_number = bad_height | bad_width
     table.report(
         "size-invalid",
@@ -349,10 +368,10 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
 
 
 def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objects:
-    ids, without_id = table.whole_numbers("id")
+    ids, without_id = table.wholeto_floats("id")
     _take_boxes_from_outlines(table)
     boxes = _read_boxes(table)
-    area = _numbers(table.column("area"))
+    area = to_floats(table.column("area"))
     is_crowd = [value in (1, "1") for value in table.column("iscrowd")]
     is_ignored = [value in (1, "1") for value in table.column("ignore")]
     outlines, mask_sizes = _read_outlines(table)
@@ -379,7 +398,7 @@ def _read_outlines(table: _Table) -> tuple[np.ndarray, np.ndarray]:
     outlines = table.column("segmentation")
     mask_sizes = np.zeros((len(outlines), 2), np.int64)
     if set(map(type, outlines)) == {tuple}:  # most often, and then many times faster
-        return _numbers(list(chain.from_iterable(outlines))).reshape(-1, 4), mask_sizes
+        return to_floats(list(chain.from_iterable(outlines))).reshape(-1, 4), mask_sizes
     numbers: list[Any] = []
     for i, outline in enumerate(outlines):
         extent: Any = None
@@ -387,12 +406,12 @@ def _read_outlines(table: _Table) -> tuple[np.ndarray, np.ndarray]:
             extent = outline
         elif isinstance(outline, dict):
             size = outline.get("size")
-            if isinstance(size, list) and len(size) == 2 and all(map(_is_number, size)):
+            if isinstance(size, list) and len(size) == 2 and all(map(is_number, size)):
                 mask_sizes[i] = size
             if table.rows[i].get("iscrowd") not in (1, "1"):
-                extent = _extent(outline)
+                extent = extent_of(outline)
         numbers += extent or _NO_BOX
-    return _numbers(numbers).reshape(-1, 4), mask_sizes
+    return to_floats(numbers).reshape(-1, 4), mask_sizes
 
 
 def _read_boxes(table: _Table) -> np.ndarray:
@@ -406,7 +425,7 @@ def _read_boxes(table: _Table) -> np.ndarray:
         for value in values:
             is_four = isinstance(value, list) and len(value) == 4
             numbers += value if is_four else _NO_BOX
-    boxes = _numbers(numbers).reshape(-1, 4)
+    boxes = to_floats(numbers).reshape(-1, 4)
     invalid = np.isnan(boxes).any(1)
     boxes[invalid] = (0, 0, 1, 1)
     table.report(
@@ -427,7 +446,7 @@ def _take_boxes_from_outlines(table: _Table) -> None:
     for i, row in enumerate(table.rows):
         if row.get("bbox") or not row.get("segmentation"):
             continue
-        extent = _extent(row["segmentation"])
+        extent = extent_of(row["segmentation"])
         outlined[i] = True
         invalid[i] = extent is None
         if extent is not None:
@@ -454,47 +473,3 @@ def _replace_empty_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarra
 
 def _note_outlines(table: _Table, outlined: np.ndarray, text: str) -> None:
     table.fault("outline", outlined, lambda i: text, "its bounding box is taken", "note")
-
-
-def _extent(outline: Any) -> tuple[float, float, float, float] | None:
-    """The xyxy around polygons or an RLE mask in COCO's format; None if it is neither."""
-    if isinstance(outline, dict):
-        try:
-            x, y, width, height = mask.to_bbox(outline).tolist()
-        except (TypeError, ValueError, OverflowError):
-            return None
-        return x, y, x + width, y + height
-    polygons = outline if isinstance(outline, list) else [outline]
-    if not all(_is_polygon(polygon) for polygon in polygons):
-        return None
-    points = _numbers(list(chain.from_iterable(polygons))).reshape(-1, 2)
-    x1, y1 = points.min(0).tolist()
-    x2, y2 = points.max(0).tolist()
-    if math.isnan(x1 + y1):
-        return None
-    return x1, y1, x2, y2
-
-
-def _is_polygon(value: Any) -> bool:
-    """Whether it is a list of x and y of three points or more."""
-    return isinstance(value, list) and len(value) > 5 and len(value) % 2 == 0
-
-
-def _numbers(values: list[Any]) -> np.ndarray:
-    """The values as float64; NaN for what is no number."""
-    kinds = set(map(type, values))
-    if kinds <= {int, float}:
-        with suppress(OverflowError):
-            numbers = np.array(values, np.float64)
-            is_small = np.abs(numbers) < _LARGEST
-            return np.where(is_small, numbers, np.nan)
-    numbers = np.full(len(values), np.nan)
-    for i, value in enumerate(values):
-        if _is_number(value):
-            numbers[i] = value
-    return numbers
-
-
-def _is_number(value: Any) -> bool:
-    """Whether int64 holds it and float32 holds its square; NaN and infinity are no numbers here."""
-    return type(value) in (int, float) and abs(value) < _LARGEST
