@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from redetr.boxes import at_least_float32, box_cxcywh_to_xyxy, iou_and_giou
 from redetr.choices import ClassNormalization
+from redetr.denoising import known_objects
 from redetr.matcher import cost_matrix, match
 from redetr.structures import LossConfig, Outputs, Target
 
@@ -25,6 +26,9 @@ from redetr.structures import LossConfig, Outputs, Target
 _IOU_GAMMA = 1.5
 # Replaces a sum of class weights that is 0: no object, and `eos_coef` 0.
 _SMALLEST_WEIGHT = 1e-6
+# A logit whose score is 0, and so are its loss and its gradient. It is finite: 0 times infinity is
+# no number.
+_SCORE_0 = -1e4
 
 
 class Predictions(NamedTuple):
@@ -44,6 +48,26 @@ def decoder_predictions(outputs: Outputs) -> Predictions:
     logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, Q, K]
     boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, Q, 4]
     return Predictions(names, at_least_float32(logits), at_least_float32(boxes))
+
+
+def noisy_predictions(
+    outputs: Outputs, num_objects: list[int], groups: int
+) -> tuple[Predictions, Tensor]:
+    """Returns the predictions of noisy queries, and which of them is to find which object.
+
+    `outputs` are those under "denoising". The query of every object in every group is
+    `[L, B, groups * T]`, the number of noisy queries for none. Padding gets scores of 0 that learn
+    nothing.
+    """
+    predictions = decoder_predictions(outputs)
+    logits = predictions.logits  # [L, B, M, K]
+    layers, _, num_noisy, _ = logits.shape
+    queries, is_padding = known_objects(num_objects, groups, num_noisy)
+    queries = queries.to(logits.device, non_blocking=True).expand(layers, -1, -1)
+    is_padding = is_padding.to(logits.device, non_blocking=True)
+    judged_logits = logits.masked_fill(is_padding[..., None], _SCORE_0)
+    names = [f"_dn{name}" for name in predictions.names]
+    return Predictions(names, judged_logits, predictions.boxes), queries
 
 
 class SetCriterion(nn.Module):
@@ -122,10 +146,12 @@ class SetCriterion(nn.Module):
         """Returns the losses by name, and their weighted total as "loss"; all are scalars.
 
         The names are `loss_ce`, `loss_bbox`, `loss_giou` for the last decoder layer, with suffix
-        `_0`, `_1`, ... for the earlier ones and `_enc` for the encoder's proposals. `targets` hold
-        `labels` `[T]` and `boxes` `[T, 4]`, cxcywh as fractions of the image. `denominators` `[2]`
-        are those of the method of that name; by default the batch stands alone. Images without
-        objects are fine: every loss stays connected to the graph. Computed in fp32 or fp64.
+        `_0`, `_1`, ... for the earlier ones, `_enc` for the encoder's proposals, and `_dn`,
+        `_dn_0`, ... for noisy queries if the outputs hold theirs. `targets` hold `labels` `[T]` and
+        `boxes` `[T, 4]`, cxcywh as fractions of the image. `denominators` `[2]` are those of the
+        method of that name; by default the batch stands alone. Losses of noisy queries are divided
+        by as many times that as there are groups. Images without objects are fine: every loss stays
+        connected to the graph. Computed in fp32 or fp64.
 
         Raises ValueError unless there are as many targets as images.
         """
@@ -148,10 +174,14 @@ class SetCriterion(nn.Module):
         dtype = sets[0].logits.dtype
         denominators = denominators.to(logits.device, dtype, non_blocking=True)
         with torch.autocast(logits.device.type, enabled=False):
-            return self._losses(sets, targets, denominators)
+            return self._losses(sets, outputs.get("denoising"), targets, denominators)
 
     def _losses(
-        self, sets: list[Predictions], targets: list[Target], denominators: Tensor
+        self,
+        sets: list[Predictions],
+        noisy_outputs: Outputs | None,
+        targets: list[Target],
+        denominators: Tensor,
     ) -> dict[str, Tensor]:
         """Matches all prediction sets at once, and returns the losses of `forward`."""
         device = sets[0].logits.device
@@ -168,25 +198,49 @@ class SetCriterion(nn.Module):
                     predictions.logits, predictions.boxes, labels, boxes, self.config
                 )
                 costs.append(cost)  # [L, B, Q, T]
-        matched_queries = match(costs, [len(target["labels"]) for target in targets])
+        num_objects = [len(target["labels"]) for target in targets]
+        matched_queries = match(costs, num_objects)
 
         losses: dict[str, Tensor] = {}
         total = denominators.new_zeros(())
-        box_count, class_count = denominators
         for predictions, queries in zip(sets, matched_queries, strict=True):
-            loss_ce, loss_bbox, loss_giou = self._sums(predictions, queries, labels, boxes)
-            terms = {
-                "loss_ce": loss_ce / class_count,
-                "loss_bbox": loss_bbox / box_count,
-                "loss_giou": loss_giou / box_count,
-            }
-            for term, per_layer in terms.items():
-                weight = getattr(self.config, term)
-                total = total + weight * per_layer.sum()
-                for suffix, loss in zip(predictions.names, per_layer.unbind(), strict=True):
-                    losses[term + suffix] = loss
+            sums = self._sums(predictions, queries, labels, boxes)
+            total = total + self._divided(sums, denominators, predictions.names, losses)
+        if noisy_outputs is not None:
+            groups = self.config.denoising
+            predictions, queries = noisy_predictions(noisy_outputs, num_objects, groups)
+            sums = self._sums(
+                predictions, queries, labels.repeat(1, groups), boxes.repeat(1, groups, 1)
+            )
+            total = total + self._divided(sums, groups * denominators, predictions.names, losses)
         losses["loss"] = total
         return losses
+
+    def _divided(
+        self,
+        sums: tuple[Tensor, Tensor, Tensor],
+        denominators: Tensor,
+        names: list[str],
+        losses: dict[str, Tensor],
+    ) -> Tensor:
+        """Adds the losses of some layers to `losses`, and returns their weighted total.
+
+        `sums` are those of `_sums`, `names` the suffixes of the layers.
+        """
+        loss_ce, loss_bbox, loss_giou = sums
+        box_count, class_count = denominators
+        terms = {
+            "loss_ce": loss_ce / class_count,
+            "loss_bbox": loss_bbox / box_count,
+            "loss_giou": loss_giou / box_count,
+        }
+        total = denominators.new_zeros(())
+        for term, per_layer in terms.items():
+            weight = getattr(self.config, term)
+            total = total + weight * per_layer.sum()
+            for suffix, loss in zip(names, per_layer.unbind(), strict=True):
+                losses[term + suffix] = loss
+        return total
 
     def _sums(
         self, predictions: Predictions, queries: Tensor, labels: Tensor, boxes: Tensor

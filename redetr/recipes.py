@@ -113,11 +113,6 @@ def redetr_n() -> TrainConfig:
     return TrainConfig(model="redetr_n")
 
 
-def redetr_s() -> TrainConfig:
-    """Small, from scratch."""
-    return TrainConfig(model="redetr_s", lr=1e-3)
-
-
 def redetr_mobile() -> TrainConfig:
     """MobileNetV2 with ImageNet weights: minutes on a CPU.
 
@@ -132,26 +127,6 @@ def redetr_n_finetune() -> TrainConfig:
     A lower learning rate; ends early without progress.
     """
     return replace(redetr_n(), lr=5e-4, patience=5)
-
-
-def redetr_s_finetune() -> TrainConfig:
-    """Small from your own run on similar images: give --weights RUN.
-
-    A lower learning rate; ends early without progress.
-    """
-    return replace(redetr_s(), lr=3e-4, patience=5)
-
-
-def redetr_m() -> TrainConfig:
-    """ResNet-50 with ImageNet weights: for a GPU."""
-    return TrainConfig(
-        model="redetr_m",
-        lr=2e-4,
-        lr_backbone=2e-5,
-        weight_decay=1e-4,
-        clip_norm=0.1,
-        weights="imagenet",
-    )
 
 
 def rtdetr_r18_finetune() -> TrainConfig:
@@ -170,6 +145,7 @@ def rtdetr_r18_finetune() -> TrainConfig:
         clip_norm=0.1,
         ema_decay=0.9999,
         patience=5,
+        denoising=5,
     )
 
 
@@ -185,11 +161,8 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         detr_table_finetune,
         detr_tiny,
         redetr_n,
-        redetr_s,
         redetr_n_finetune,
-        redetr_s_finetune,
         redetr_mobile,
-        redetr_m,
         rtdetr_r18_finetune,
     )
 }

@@ -34,13 +34,15 @@ from redetr.errors import InputError, StoppedError
 from redetr.evaluation import evaluate
 from redetr.losses import SetCriterion
 from redetr.models import build
+from redetr.models.freezing import freeze
 from redetr.models.recompute import recompute_blocks
-from redetr.monitor import Monitor, SilentMonitor, StepLog, open_monitor
+from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.precision import pick_precision, weights_dtype
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, start_folder
 from redetr.step import Window, announce, receive, train_step
+from redetr.structures import DetectionModel
 from redetr.weights.starting import starting_point
 
 # Below these a run ends poorly, and the user should know.
@@ -121,6 +123,9 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     start = config if fresh else replace(config, weights=None)
     model = build(config.model, len(data.class_names), **start.model_kwargs())
     notes = starting_point(model, config, data.class_names) if fresh else []
+    if config.freeze:
+        freeze(model, config.freeze)
+        notes.append(_what_is_frozen(model))
     settings = config.resolved(model, data.hints, len(data))
     notes += check_norms(model, dist, settings.accumulate)
     dtype = weights_dtype(pick_precision(settings.precision, dist.device))
@@ -141,6 +146,13 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
         notes=notes,
     )
     return state, SetCriterion.for_model(model, settings.class_normalization)
+
+
+def _what_is_frozen(model: DetectionModel) -> str:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    total = sum(size for size, _ in sizes)
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    return f"frozen: {', '.join(model.frozen)}; {trained:,} of {total:,} parameters are trained"
 
 
 def _has_checkpoint(folder: Path) -> bool:
@@ -251,9 +263,16 @@ class _Run:
     def _replica(self) -> DistributedDataParallel:
         """The model as this rank trains it."""
         config, model = self.state.config, self.state.model
-        if config.compile:  # in place; one graph for all sizes of images, where these differ
-            model.compile(fullgraph=True, dynamic=model.resize == "aspect")
+        if config.compile:  # in place
+            model.compile(fullgraph=True, dynamic=self._sizes_vary())
         return replicate(model, self.dist, config.accumulate, config.gradient_compression)
+
+    def _sizes_vary(self) -> bool | None:
+        """Whether a compiled model sees images of many sizes; None: number of noisy queries, which
+        the compiler finds out."""
+        if self.state.model.resize == "aspect":
+            return True
+        return None if self.state.model.loss_config.denoising else False
 
     def _say_if_ended(self) -> None:
         """Says what to do if a resumed run has nothing left to train."""
@@ -394,9 +413,8 @@ class _Run:
         """Says how the run ended, and saves it with its last evaluation; returns that and the
         best."""
         best = self.state.best
-        self.monitor.say(
-            f"{self.state.ending()}; best.pt is of step {best['step']}: AP {100 * best['AP']:.1f}"
-        )
+        ap = in_percent(best["AP"])
+        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: AP {ap}")
         self._save()
         return result | {"best": best}
 

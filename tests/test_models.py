@@ -91,7 +91,7 @@ def test_every_model_returns_what_it_promises(name):
     if model.loss_config.scores == "softmax":
         columns += 1  # "no object"
     layers = [*outputs["aux_outputs"], outputs]
-    three = ("redetr_n", "redetr_s", "redetr_mobile", "rtdetr_r18", "rtdetrv2_r18")
+    three = ("redetr_n", "redetr_mobile", "rtdetr_r18", "rtdetrv2_r18")
     four = ("rtdetr_r34", "rtdetrv2_r34")
     assert len(layers) == (3 if name in three else 4 if name in four else 6)
     for layer in layers:
@@ -106,7 +106,7 @@ def test_sizes_are_those_of_the_documentation():
         original_size = num_parameters(redetr.build("detr_r50", 91))
     assert 2e6 < size["redetr_n"] < 3e6
     assert 2e6 < size["redetr_mobile"] < 3e6
-    ascending = ("redetr_n", "redetr_s", "redetr_m", "detr_r50", "detr_r101")
+    ascending = ("redetr_n", "rtdetr_r18", "detr_r50", "detr_r101")
     assert sorted(ascending, key=size.__getitem__) == list(ascending)
     assert size["detr_r50_dc5"] == size["detr_r50"]  # dilation has no weights
     # Published: 41 M and 60 M.
@@ -156,7 +156,7 @@ def test_sizes_are_those_of_the_documentation():
             "at strides 8, 16; this one has 16",
         ),
         ("redetr_n", {"backbone": "timm:swin_tiny_patch4_window7_224"}, "takes images of any size"),
-        ("redetr_m", {"weights": "coco"}, "unknown backbone weights 'coco'"),
+        ("redetr_mobile", {"weights": "coco"}, "unknown backbone weights 'coco'"),
         (
             "redetr_n",
             {"nheads": 7},
@@ -203,7 +203,6 @@ def test_a_model_without_classes_is_refused():
     [
         # The stem; three blocks of three convolutions, and a shortcut.
         ("detr_r50", ("conv1.", "layer1."), 1 + 10),
-        ("redetr_m", ("conv1.", "layer1."), 1 + 10),
         (
             "redetr_mobile",
             ("features.0.", "features.1.", "features.2.", "features.3."),

@@ -119,6 +119,7 @@ class Predict:
             seconds = time.perf_counter() - start
             errors = [error for result in results for error in result.errors]
             images = sum(result.images for result in results)
+            dist.main_only(_warn_of_plain)([name for result in results for name in result.plain])
             dist.main_only(self._finish)(sources, len(done), errors, images / seconds)
 
     def _check(self) -> None:
@@ -159,6 +160,8 @@ class Predict:
                         video.add(picture, file_names[frame.source], frame.rate)
                     if detections is not None:
                         result.images += 1
+                    if frame.plain:
+                        result.plain.append(f"{frame.source} ({frame.plain})")
                     if frame.error:
                         result.errors.append(frame.error)
                     for line in self._lines(file_names, frame, detections):
@@ -298,6 +301,14 @@ def _named_after(source: str, image_suffix: str) -> tuple[str, str]:
     return stem or "image", suffix
 
 
+def _warn_of_plain(names: list[str]) -> None:
+    if names:
+        ERRORS.print(
+            f"{len(names)} images are nearly of one colour, such as {names[0]}: are they damaged, "
+            "or do a few extreme values hide the others?"
+        )
+
+
 def _described(total: Summary) -> str:
     """The objects of a summary in words."""
     none = f" (none in {total.without})" if total.without else ""
@@ -315,6 +326,7 @@ class _Result:
 
     images: int = 0  # and frames of videos
     errors: list[str] = field(default_factory=list)  # of sources that cannot be read
+    plain: list[str] = field(default_factory=list)  # images of nearly one colour, and which
 
 
 parse = partial(tyro.cli, Predict, prog="redetr predict", config=FLAGS)

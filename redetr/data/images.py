@@ -7,15 +7,18 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from redetr.data.pixels import to_rgb
 from redetr.errors import InputError
 
 # Of those that PIL knows; some of its others run programs (Ghostscript for EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 
 _ORIENTATION = 0x0112  # the number of the EXIF tag
+_MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
+_SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
 _REMEDY = "replace the file, or take it out of the annotations"
 
 
@@ -46,17 +49,27 @@ def upright(image: Image.Image) -> Tensor:
 
 
 def _upright(image: Image.Image) -> Tensor:
-    image.load()
-    turned = _turned(image)
-    return torch.from_numpy(_rgb(turned)).permute(2, 0, 1)
+    pixels = to_rgb(image)
+    image.load()  # some files have their tag at the end
+    orientation = _orientation_of_loaded(image)
+    if orientation != 1:
+        pixels = _turned(pixels, orientation)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    """The image as its EXIF tag turns it."""
+def _orientation_of_loaded(image: Image.Image) -> int:
     try:
-        return ImageOps.exif_transpose(image)
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # as PIL's decoders do, see below; a damaged tag turns nothing
-        return image
+        return 1
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels `[H, W, 3]` as an EXIF tag turns them; a number that is none of EXIF's turns
+    nothing."""
+    image = Image.fromarray(pixels)
+    image.getexif()[_ORIENTATION] = orientation
+    return np.array(ImageOps.exif_transpose(image))
 
 
 def decode(
@@ -77,7 +90,7 @@ def decode(
             height, width = needed
             image.draft("RGB", (width, height))
         # Channels of a pixel stay side by side, see `views.interleaved`.
-        pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(to_rgb(image)).permute(2, 0, 1)
     return pixels, stored
 
 
@@ -102,6 +115,26 @@ def exif_orientation(image: Image.Image) -> int:
     except Exception:  # as PIL's decoders do, see below; a damaged tag turns nothing
         return 1
     return orientation or 1
+
+
+def frame_count(image: Image.Image) -> int:
+    """How many pages or frames the opened file has, smaller copies of a page not counted.
+
+    The second picture of a photograph (MPO) does not count: phones write previews there.
+    """
+    if image.format not in _MANY_FRAMES or not getattr(image, "is_animated", False):
+        return 1
+    count = 0
+    try:
+        for number in range(getattr(image, "n_frames", 1)):
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                image.seek(number)
+                if image.tag_v2.get(_SUBFILE_TYPE) == _REDUCED:
+                    continue
+            count += 1
+    except Exception:  # see below; the frames before the damage
+        return max(1, count)
+    return count
 
 
 def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
@@ -147,18 +180,3 @@ def require_whole(path: Path) -> None:
     whole_png = start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
     if not (whole_jpeg or whole_png):
         read_image(path)
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    """Pixels `[H, W, 3]` uint8; 16-bit grey is scaled to 8 bits, transparency dropped."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        grey = np.asarray(image)
-        if image.mode == "F" or grey.min() < 0 or grey.max() > 0xFFFF:
-            raise ValueError("pixels of 32 bits, convert it to 8 bits")
-        high_bytes = (grey >> 8).astype(np.uint8)
-        return np.repeat(high_bytes[:, :, None], 3, axis=2)
-    if image.mode == "P":  # PIL wants a palette with transparency to be converted by itself first
-        image = image.convert("RGBA")
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return np.array(image)

@@ -23,7 +23,7 @@ from redetr.data.dataset import DetectionDataset
 from redetr.data.images import decode
 from redetr.data.mosaic import combined
 from redetr.data.sampler import Key
-from redetr.data.transforms import Sample, StoredSample, Transform, draws_of, normalize
+from redetr.data.transforms import Sample, StoredSample, Transform, drawn_from, draws_of, normalize
 from redetr.errors import InputError, LostError, RedetrError
 from redetr.structures import Batch, Size, collate
 
@@ -70,6 +70,11 @@ class Samples(Dataset[Sample]):
         A function of (seed, epoch, index), not of the image's id, which differs between the formats
         of a data set.
         """
+        image, target = self._shown(key)
+        target["seed"] = drawn_from(self.seed, *key)
+        return image, target
+
+    def _shown(self, key: Key) -> Sample:
         epoch, index = key
         image, target = self._stored(index)
         random = draws_of(self.seed, epoch, index)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from redetr.data.formats.paths import IMAGE_SUFFIXES, find_images
 from redetr.data.images import read_upright
+from redetr.data.pixels import one_colour
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
 from redetr.errors import InputError
 
@@ -45,6 +46,7 @@ class Frame:
     number: int | None = None  # of a video's frame, from 0; at its end, how many there were
     rate: float = 0.0  # frames per second of its video
     error: str = ""
+    plain: str = ""  # the colour that nearly all pixels of an image have; empty if they differ
 
     @property
     def is_end(self) -> bool:
@@ -143,7 +145,9 @@ def read_ahead(
 
 def _image_frame(source: str) -> Frame:
     try:
-        return Frame(source, read_source(source))
+        image = read_source(source)
+        pixels = image.permute(1, 2, 0).numpy()  # [H, W, 3]
+        return Frame(source, image, plain=one_colour(pixels))
     except InputError as error:
         return Frame(source, error=str(error))
 

@@ -16,6 +16,8 @@ _ALIKE_BITS = 4
 _BLOCK = 1024  # images that are compared with all others at once
 
 Describe = Callable[[int], tuple[str, str]]  # where row `i` is, and what is wrong with it
+# Which images are bad, severity, code, and what is wrong with image `i`.
+_Check = tuple[np.ndarray, Severity, str, Callable[[int], str]]
 
 
 def faults_of(
@@ -42,23 +44,34 @@ def image_place(annotations: Annotations, index: int) -> str:
 
 
 def image_faults(annotations: Annotations, headers: list[Header]) -> list[Fault]:
-    """Files that cannot be read, or are not what was annotated."""
+    """Files that cannot be read, are not what was annotated, or hold more or less than an image."""
+    faults = []
+    for bad, severity, code, text_of in _size_checks(annotations, headers) + _content_checks(
+        headers
+    ):
+
+        def describe(i: int, text_of: Callable[[int], str] = text_of) -> tuple[str, str]:
+            where = image_place(annotations, i)
+            return where, text_of(i)
+
+        remedy = _REMEDIES[code]
+        faults += faults_of(bad, severity, code, annotations.source, describe, remedy)
+    return faults
+
+
+def _size_checks(annotations: Annotations, headers: list[Header]) -> list[_Check]:
+    """Which files have another size than annotated, or are turned by viewers."""
     count = len(headers)
     actual = np.zeros((count, 2), int)  # width and height
-    damaged = np.zeros(count, bool)
+    is_whole = np.zeros(count, bool)
     has_tag = np.zeros(count, bool)
     for i, header in enumerate(headers):
         actual[i] = (header.width, header.height)
-        damaged[i] = header.problem != ""
+        is_whole[i] = not header.problem
         has_tag[i] = header.orientation != 1
     stated = annotations.sizes[:, ::-1]
-    same_size = (actual == stated).all(1)
-    same_turned = (actual == annotations.sizes).all(1)
-    differs = ~same_size & ~damaged
-    turned = differs & same_turned
-
-    def problem(i: int) -> str:
-        return headers[i].problem
+    differs = (actual != stated).any(1) & is_whole
+    turned = differs & (actual == annotations.sizes).all(1)
 
     def size(i: int) -> str:
         width, height = actual[i]
@@ -68,22 +81,23 @@ def image_faults(annotations: Annotations, headers: list[Header]) -> list[Fault]
     def orientation(i: int) -> str:
         return f"has the EXIF orientation {headers[i].orientation}"
 
-    checks: list[tuple[np.ndarray, Severity, str, Callable[[int], str]]] = [
-        (damaged, "error", "image-unreadable", problem),
+    return [
         (differs & ~turned, "error", "image-size", size),
         (turned, "error", "image-turned", size),
         (has_tag & ~differs, "warning", "image-orientation", orientation),
     ]
-    faults = []
-    for bad, severity, code, text_of in checks:
 
-        def describe(i: int, text_of: Callable[[int], str] = text_of) -> tuple[str, str]:
-            where = image_place(annotations, i)
-            return where, text_of(i)
 
-        remedy = _REMEDIES[code]
-        faults += faults_of(bad, severity, code, annotations.source, describe, remedy)
-    return faults
+def _content_checks(headers: list[Header]) -> list[_Check]:
+    """Which files are damaged, of one colour, or hold several images."""
+    damaged = np.array([header.problem != "" for header in headers], bool)
+    is_plain = np.array([header.plain != "" for header in headers], bool)
+    has_frames = np.array([header.frames > 1 for header in headers], bool)
+    return [
+        (damaged, "error", "image-unreadable", lambda i: headers[i].problem),
+        (is_plain, "warning", "image-plain", lambda i: f"is nearly all {headers[i].plain}"),
+        (has_frames, "note", "image-frames", lambda i: f"holds {headers[i].frames} images"),
+    ]
 
 
 _REMEDIES = {
@@ -96,6 +110,11 @@ _REMEDIES = {
         "training and evaluation take it as stored, predict turns it: save it turned, without the "
         "tag, with boxes that fit (see the sheet of --report)"
     ),
+    "image-plain": (
+        "look at it: replace it if it is damaged, and cut off its extreme values if a few of them "
+        "hide the others"
+    ),
+    "image-frames": "only the first is read: save the others as files if they are annotated",
 }
 
 

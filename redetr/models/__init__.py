@@ -7,7 +7,7 @@ from typing import Any
 from redetr.errors import InputError
 from redetr.models import detr, fast, rtdetr
 from redetr.models.detr import detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_table
-from redetr.models.fast import redetr_m, redetr_mobile, redetr_n, redetr_s
+from redetr.models.fast import redetr_mobile, redetr_n
 from redetr.models.rtdetr import (
     rtdetr_r18,
     rtdetr_r34,
@@ -30,9 +30,7 @@ MODELS: dict[str, Callable[..., DetectionModel]] = {
     "detr_r101_dc5": detr_r101_dc5,
     "detr_table": detr_table,
     "redetr_n": redetr_n,
-    "redetr_s": redetr_s,
     "redetr_mobile": redetr_mobile,
-    "redetr_m": redetr_m,
     "rtdetr_r18": rtdetr_r18,
     "rtdetr_r34": rtdetr_r34,
     "rtdetr_r50m": rtdetr_r50m,
@@ -66,6 +64,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "eos_coef": (0, 1),
     "points": (1, 1000),
     "num_queries": (1, 2**20),
+    "denoising": (0, 1000),
 }
 _FRACTIONS = ("dropout", "eos_coef", "expansion")
 _GROUPS = 8  # of GroupNorm: widths are multiples of it

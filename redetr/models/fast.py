@@ -144,11 +144,13 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         shapes: list[tuple[int, int]],
         valid_ratio: Tensor,
+        ignored: Tensor | None = None,
     ) -> Tensor:
         """Returns the next queries `[B, Q, D]` for `x`, their position encoding `query_pos` and
-        their `boxes`; the other arguments are those of `DeformableAttention`."""
+        their `boxes`. `ignored` `[B, Q, Q]` is True where a query does not see another one; the
+        other arguments are those of `DeformableAttention`."""
         query = x + query_pos
-        x = self.norm1(x + self.self_attn(query, query, x))
+        x = self.norm1(x + self.self_attn(query, query, x, ignored))
         read = self.cross_attn(x + query_pos, boxes, memory, shapes, valid_ratio)
         x = self.norm2(x + read)
         hidden = self.linear1(x).relu()
@@ -361,49 +363,8 @@ def redetr_n(num_classes: int, **options: Any) -> FastDETR:
     return fast(num_classes, **options)
 
 
-def redetr_s(
-    num_classes: int,
-    *,
-    backbone: str | tuple[int, int, int] = (64, 128, 256),
-    hidden_dim: int = 192,
-    dim_feedforward: int = 768,
-    **options: Any,
-) -> FastDETR:
-    """Small: a backbone of twice the width of nano, trained from scratch."""
-    return fast(
-        num_classes,
-        backbone=backbone,
-        hidden_dim=hidden_dim,
-        dim_feedforward=dim_feedforward,
-        **options,
-    )
-
-
 def redetr_mobile(
     num_classes: int, *, backbone: str | tuple[int, int, int] = "mobilenet_v2", **options: Any
 ) -> FastDETR:
     """Nano on MobileNetV2, meant to start from ImageNet weights (`weights="imagenet"`)."""
     return fast(num_classes, backbone=backbone, **options)
-
-
-def redetr_m(
-    num_classes: int,
-    *,
-    backbone: str | tuple[int, int, int] = "resnet50",
-    hidden_dim: int = 256,
-    dec_layers: int = 6,
-    dim_feedforward: int = 1024,
-    num_queries: int = 300,
-    **options: Any,
-) -> FastDETR:
-    """Medium: ResNet-50, meant to start from ImageNet weights (`weights="imagenet"`); six decoder
-    layers."""
-    return fast(
-        num_classes,
-        backbone=backbone,
-        hidden_dim=hidden_dim,
-        dec_layers=dec_layers,
-        dim_feedforward=dim_feedforward,
-        num_queries=num_queries,
-        **options,
-    )

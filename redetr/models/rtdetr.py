@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.data.transforms import MEAN, STD
+from redetr.denoising import NoisyQueries, split_outputs, with_noisy_queries
 from redetr.models.backbone import Norm
 from redetr.models.deformable import (
     DeformableAttention,
@@ -69,8 +70,10 @@ class Decoder(nn.Module):
         num_queries: int,
         eval_idx: int,
         norm: Norm,
+        denoising: int,
     ):
         super().__init__()
+        self.denoising = denoising
         self.num_queries = num_queries
         self.last_in_eval = range(dec_layers)[eval_idx]
         self.input_proj = nn.ModuleList(
@@ -98,11 +101,22 @@ class Decoder(nn.Module):
         for head in (self.enc_bbox_head, *self.dec_bbox_head):  # a box starts as its reference
             nn.init.zeros_(head.layers[-1].weight)
             nn.init.zeros_(head.layers[-1].bias)
+        if denoising:
+            self.denoising_class_embed = nn.Embedding(
+                num_classes + 1, hidden_dim, padding_idx=num_classes
+            )
 
-    def forward(self, levels: list[Tensor], ratio: Tensor, every_layer: bool) -> Outputs:
+    def forward(
+        self,
+        levels: list[Tensor],
+        ratio: Tensor,
+        every_layer: bool,
+        noisy: NoisyQueries | None = None,
+    ) -> Outputs:
         """Returns `Outputs` for the `levels` of the encoder; `ratio` as in `DeformableAttention`.
 
-        Without `every_layer`, these are the last layer's alone.
+        Without `every_layer`, these are the last layer's alone. With `noisy` queries, they hold
+        theirs as well.
         """
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
         projected = [proj(level) for proj, level in zip(self.input_proj, levels, strict=True)]
@@ -110,8 +124,19 @@ class Decoder(nn.Module):
         content, proposals = self._select(memory, _anchors(shapes, ratio))
         # The decoder's losses do not teach the encoder, which has its own.
         boxes = proposals["pred_boxes"].detach()
-        layers = self._decode(content.detach(), boxes, (memory, shapes, ratio), every_layer)
-        outputs: Outputs = {**layers[-1], "aux_outputs": layers[:-1]}
+        content = content.detach()
+        image = (memory, shapes, ratio)
+        outputs: Outputs
+        if noisy is None:
+            layers = self._decode(content, boxes, image, every_layer)
+            outputs = {**layers[-1], "aux_outputs": layers[:-1]}
+        else:
+            num_queries = content.shape[1]
+            content, boxes, ignored = with_noisy_queries(
+                content, boxes, noisy, self.denoising_class_embed, self.denoising
+            )
+            layers = self._decode(content, boxes, image, every_layer, ignored)
+            outputs = split_outputs(layers, num_queries)
         if every_layer:
             outputs["enc_outputs"] = proposals
         return outputs
@@ -138,11 +163,13 @@ class Decoder(nn.Module):
         boxes: Tensor,
         image: tuple[Tensor, list[tuple[int, int]], Tensor],
         every_layer: bool,
+        ignored: Tensor | None = None,
     ) -> list[Outputs]:
         """Returns the outputs of every decoder layer that is used, or of the last of these only.
 
         `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start; `image` is the
-        (memory, shapes, ratio) of `DeformableAttention`.
+        (memory, shapes, ratio) of `DeformableAttention`. `ignored` `[B, Q, Q]` is True where a
+        query does not see another one.
         """
         layers: Any = self.decoder["layers"]
         last = len(layers) - 1 if self.training else self.last_in_eval
@@ -151,7 +178,7 @@ class Decoder(nn.Module):
         outputs: list[Outputs] = []
         for i in range(last + 1):
             query_pos = self.query_pos_head(reference)  # [B, Q, D]
-            x = layers[i](x, query_pos, reference, *image)
+            x = layers[i](x, query_pos, reference, *image, ignored)
             correction = at_least_float32(self.dec_bbox_head[i](x))
             refined = (inverse_sigmoid(reference) + correction).sigmoid()  # [B, Q, 4]
             if every_layer or i == last:
@@ -192,24 +219,28 @@ class RTDETR(DetectionModel):
         self.num_classes = num_classes
         self.num_queries = decoder.num_queries
         self.aux_loss = True
-        self.loss_config = LossConfig(scores="sigmoid", cost_class=2.0, proposals=True)
+        self.loss_config = LossConfig(
+            scores="sigmoid", cost_class=2.0, proposals=True, denoising=decoder.denoising
+        )
         self.backbone = backbone
         self.encoder = encoder
         self.decoder = decoder
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, noisy: NoisyQueries | None = None
+    ) -> Outputs:
         """Returns logits `[B, Q, C]` and boxes `[B, Q, 4]` of every decoder layer, as `Outputs`.
 
         With `aux_loss`, also those of the encoder's best positions, from which the queries start.
         `images` `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there
-        is none.
+        is none. With `noisy` queries, the outputs hold theirs, too; the others stay the same.
         """
         # The published weights take pixels in [0, 1].
         features = self.backbone(images * self.std + self.mean)
         levels = self.encoder(features, mask)
-        return self.decoder(levels, valid_ratio(images, mask), self.aux_loss)
+        return self.decoder(levels, valid_ratio(images, mask), self.aux_loss, noisy)
 
 
 def _points_of_level(points: int | Sequence[int]) -> list[int]:
@@ -266,6 +297,7 @@ def rtdetr(
     sampling: Sampling = "bilinear",
     num_queries: int = 300,
     eval_idx: int = -1,
+    denoising: int = 0,
 ) -> RTDETR:
     """Returns an RT-DETR with random weights. The defaults are those of R18.
 
@@ -274,7 +306,8 @@ def rtdetr(
     `width` is that of the backbone's first stage, `expansion` that of the encoder's blocks relative
     to `enc_hidden_dim`. `points` are those of a query on each level. `sampling="discrete"` reads
     whole pixels, for devices without `grid_sample`. `eval_idx` is the decoder layer that answers
-    in evaluation, where later layers are not computed; all are trained.
+    in evaluation, where later layers are not computed; all are trained. `denoising` is the number
+    of groups of noisy queries in training, see `denoising.py`.
     """
     body = PResNet(backbone, weights, norm, width)
     encoder = HybridEncoder(
@@ -292,6 +325,7 @@ def rtdetr(
         num_queries,
         eval_idx,
         norm,
+        denoising,
     )
     return RTDETR(num_classes, body, encoder, decoder)
 

@@ -345,15 +345,24 @@ def _download(name: str) -> Path:
         ) from error
 
 
+def is_for_denoising(name: str) -> bool:
+    """Whether a tensor serves noisy queries alone: published files have it, and of our models those
+    that are built to be trained with denoising."""
+    return name.endswith("denoising_class_embed.weight")
+
+
 def load_strictly(model: DetectionModel, weights: Weights) -> None:
     """Fills all of `model`. Raises InputError if a tensor is missing, unknown, of another shape, or
-    not finite."""
+    not finite. What only training with denoising needs is left out if the model is built without.
+    """
     require_fitting(model, weights)
     for name, tensor in weights.tensors.items():
         if not tensor.isfinite().all():
             text = f"{name} has values that are not finite: the run has diverged"
             raise InputError(text, where=weights.path)
-    model.load_state_dict(weights.tensors)
+    expected = model.state_dict()
+    needed = {name: tensor for name, tensor in weights.tensors.items() if name in expected}
+    model.load_state_dict(needed)
 
 
 def require_fitting(model: DetectionModel, weights: Weights) -> None:
@@ -362,7 +371,7 @@ def require_fitting(model: DetectionModel, weights: Weights) -> None:
     expected = model.state_dict()
     given = weights.tensors
     missing = expected.keys() - given.keys()
-    unknown = given.keys() - expected.keys()
+    unknown = {name for name in given.keys() - expected.keys() if not is_for_denoising(name)}
     misshapen = set()
     for name in expected.keys() & given.keys():
         if expected[name].shape != given[name].shape:

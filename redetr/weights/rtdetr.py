@@ -73,14 +73,12 @@ _NEEDED = {
     "decoder.decoder.layers.0.cross_attn.attention_weights.bias": 1,
 }
 
-# What the model does not need: what it computes for the size of the image, and the classes of
-# denoising queries, which only training with them has.
+# What the model does not need: it computes this for the size of the image.
 _UNUSED = (
     r"\.num_batches_tracked$",
     r"^decoder\.(anchors|valid_mask)$",
     r"\.(num_points_scale|n_points_scale)$",
     r"^encoder\.pos_embed\d*$",
-    r"^decoder\.denoising_class_embed\.",
 )
 
 # Settings of Transformers' config that other values would make another function of.

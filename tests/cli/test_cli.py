@@ -224,6 +224,20 @@ RUNS = {
             "dropout=0.3",
         ],
     },
+    "RT-DETR, with denoising": {
+        "recipe": "rtdetr_r18_finetune",
+        "weights": "none",
+        "denoising": 2,
+        "num_queries": 20,
+        "options": [
+            "width=16",
+            "enc_hidden_dim=32",
+            "enc_dim_feedforward=64",
+            "hidden_dim=32",
+            "dec_layers=2",
+            "dim_feedforward=64",
+        ],
+    },
 }
 
 
@@ -455,7 +469,7 @@ BAD_SETTINGS = {
     "option of the wrong kind": ({"options": ["hidden_dim=wide"]}, "redetr_n", "hidden_dim"),
     "option that does not fit": ({"options": ["hidden_dim=30", "nheads=7"]}, "redetr_n"),
     "option that is not there": (
-        {"recipe": "redetr_m", "weights": "none", "options": ["norm=batch"]},
+        {"recipe": "redetr_mobile", "weights": "none", "options": ["norm=batch"]},
         "norm",
     ),
     "weights": ({"weights": "imagenet"}, "imagenet"),
@@ -481,7 +495,7 @@ def test_bad_settings_are_refused_before_anything_is_written(case, shared_coco, 
 
 def test_a_flag_in_place_of_the_recipe(capsys):
     said = "or the folder of a run, comes first, as in redetr train redetr_n --data: choose one of"
-    refused(capsys, ["train", "--data", "digits"], said, "detr_r50", "redetr_m")
+    refused(capsys, ["train", "--data", "digits"], said, "detr_r50", "redetr_mobile")
 
 
 class Payload:

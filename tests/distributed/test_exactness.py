@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "dec_layers": 2,
         "dim_feedforward": 64,
         "num_queries": 20,
+        "denoising": 2,
     },
 }
 
@@ -92,6 +93,7 @@ def global_samples() -> list[Sample]:
             size=size,
             iscrowd=torch.zeros(count, dtype=torch.bool),
             area=torch.ones(count),
+            seed=i,
         )
         samples.append((image, target))
     return samples
