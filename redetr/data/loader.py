@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -315,17 +316,16 @@ def _end_workers() -> None:
     workers = [worker for worker in _WORKERS if worker.is_alive()]
     if not workers:
         return
-    for_children = getattr(signal, "SIGCHLD", None)
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = None
-    if for_children and in_main_thread:  # PyTorch's handler raises when a worker is killed
-        handler = signal.signal(for_children, signal.SIG_DFL)
+    if sys.platform != "win32" and in_main_thread:  # PyTorch's raises when a worker is killed
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in workers:
         worker.kill()
     for worker in workers:
         worker.join(_DEATH_S)
     if handler is not None:
-        signal.signal(for_children, handler)
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def canvas_of(samples: list[Sample]) -> Size:
