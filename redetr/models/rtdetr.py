@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
+from redetr.choices import ClassLoss
 from redetr.data.transforms import MEAN, STD
 from redetr.denoising import NoisyQueries, split_outputs, with_noisy_queries
 from redetr.models.backbone import Norm
@@ -213,14 +214,23 @@ class RTDETR(DetectionModel):
     max_size = None
 
     def __init__(
-        self, num_classes: int, backbone: PResNet, encoder: HybridEncoder, decoder: Decoder
+        self,
+        num_classes: int,
+        backbone: PResNet,
+        encoder: HybridEncoder,
+        decoder: Decoder,
+        class_loss: ClassLoss,
     ):
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = decoder.num_queries
         self.aux_loss = True
         self.loss_config = LossConfig(
-            scores="sigmoid", cost_class=2.0, proposals=True, denoising=decoder.denoising
+            scores="sigmoid",
+            cost_class=2.0,
+            proposals=True,
+            denoising=decoder.denoising,
+            class_loss=class_loss,
         )
         self.backbone = backbone
         self.encoder = encoder
@@ -259,6 +269,8 @@ def require_possible(options: dict[str, Any]) -> None:
         raise ValueError(f"points must be 1 to {_MOST_POINTS} on each of {NUM_LEVELS} levels")
     if options["sampling"] not in ("bilinear", "discrete"):
         raise ValueError("sampling must be bilinear or discrete")
+    if options["class_loss"] not in ("mal", "varifocal"):
+        raise ValueError("class_loss must be mal or varifocal")
     if options["backbone"] not in DEPTHS:
         raise ValueError(f"backbone must be one of {', '.join(DEPTHS)}")
     for name in ("width", "enc_hidden_dim", "nheads", "dec_layers", "eval_idx"):
@@ -298,6 +310,7 @@ def rtdetr(
     num_queries: int = 300,
     eval_idx: int = -1,
     denoising: int = 0,
+    class_loss: ClassLoss = "mal",
 ) -> RTDETR:
     """Returns an RT-DETR with random weights. The defaults are those of R18.
 
@@ -307,7 +320,8 @@ def rtdetr(
     to `enc_hidden_dim`. `points` are those of a query on each level. `sampling="discrete"` reads
     whole pixels, for devices without `grid_sample`. `eval_idx` is the decoder layer that answers
     in evaluation, where later layers are not computed; all are trained. `denoising` is the number
-    of groups of noisy queries in training, see `denoising.py`.
+    of groups of noisy queries in training, see `denoising.py`; the published weights were trained
+    with the `class_loss` "varifocal".
     """
     body = PResNet(backbone, weights, norm, width)
     encoder = HybridEncoder(
@@ -327,7 +341,7 @@ def rtdetr(
         norm,
         denoising,
     )
-    return RTDETR(num_classes, body, encoder, decoder)
+    return RTDETR(num_classes, body, encoder, decoder, class_loss)
 
 
 def rtdetr_r18(num_classes: int, **options: Any) -> RTDETR:

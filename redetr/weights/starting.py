@@ -24,6 +24,7 @@ _FREE = (
     "eos_coef",
     "eval_idx",
     "denoising",
+    "class_loss",
 )
 
 
