@@ -73,8 +73,8 @@ def detect_dataset(
 ) -> tuple[DatasetDetections, Losses]:
     """All detections on `dataset`, and with a `criterion` the losses of the whole data set.
 
-    Boxes are not clipped to the image. Each image is processed once, over all ranks. `on_batch`
-    gets the number of images after each batch. Communicates at the end.
+    Each image is processed once, over all ranks. `on_batch` gets the number of images after each
+    batch. Communicates at the end.
     """
     dist = dist or Dist(0, 1, next(model.parameters()).device)
     model.eval()

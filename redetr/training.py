@@ -38,7 +38,7 @@ from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.models.freezing import freeze
 from redetr.models.recompute import recompute_blocks
-from redetr.monitor import Monitor, SilentMonitor, StepLog, open_monitor
+from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.precision import pick_precision, weights_dtype
 from redetr.state import State, start_folder
@@ -392,9 +392,8 @@ class _Run:
         """Says how the run ended, and saves it with its last evaluation; returns that and the
         best."""
         best = self.state.best
-        self.monitor.say(
-            f"{self.state.ending()}; best.pt is of step {best['step']}: AP {100 * best['AP']:.1f}"
-        )
+        ap = in_percent(best["AP"])
+        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: AP {ap}")
         self._save()
         return result | {"best": best}
 

@@ -37,6 +37,7 @@ from redetr.detector.sources import find_sources, frames, read_ahead
 from redetr.detector.video import VideoWriter, video_frames
 from redetr.doctor.check import essential_faults
 from redetr.errors import InputError
+from redetr.evaluation import detect_dataset
 from redetr.models import build
 
 OPTIONS = (
@@ -744,3 +745,20 @@ def test_images_of_one_colour_are_reported(checkpoint, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "1 images are nearly of one colour, such as" in said
     assert "spiked.png ((0, 0, 0))" in said and "fine.png" not in said
+
+
+def test_what_is_measured_is_what_is_predicted(detector, folder):
+    """Also where boxes reach beyond the image, as many of a model with random weights do."""
+    dataset = open_dataset(folder.parent, "val")
+    measured, _ = detect_dataset(
+        detector.model, dataset, image_size=detector.image_size, batch_size=1
+    )
+    boxes_at_the_edge = 0
+    for index in range(len(dataset)):
+        predicted = detector.predict(dataset.path(index), threshold=0)
+        of_image = measured.image_index == index
+        assert measured.scores[of_image].tolist() == predicted.scores.tolist()
+        assert measured.labels[of_image].tolist() == predicted.labels.tolist()
+        assert measured.boxes[of_image].tolist() == predicted.boxes.tolist()
+        boxes_at_the_edge += (predicted.boxes == 0).any(1).sum().item()
+    assert boxes_at_the_edge

@@ -66,8 +66,8 @@ class Report:
         return f"ready to train: {command} --output runs/mine"
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """What each split holds; "at most" is of the objects in an image, sizes are width x height
-        in pixels."""
+        """What each split holds; "ignored" are crowds and difficult objects, "at most" is of the
+        objects in an image, sizes are width x height in pixels."""
         figures: dict[str, dict[str, Any]] = {}
         for split, annotations in self.splits.items():
             figures[split] = _figures(annotations)
@@ -108,6 +108,7 @@ def _figures(annotations: Annotations) -> dict[str, Any]:
         "images": len(annotations),
         "empty": int((counts == 0).sum()),
         "objects": int(counts.sum()),
+        "ignored": int(annotations.iscrowd.sum()),
         "at most": int(counts.max(initial=0)),
         "classes": len(annotations.class_names),
         "sizes": _size_range(annotations.sizes),
