@@ -61,7 +61,7 @@ class ModelOptions:
     """Parts of the model that are not trained, such as backbone or encoder."""
     denoising: int = 0
     """Groups of noisy queries, which learn to find the objects they start from; 0 = none. RT-DETR
-    only; each group takes two queries per object, while training."""
+    and D-FINE only; each group takes two queries per object, while training."""
     precision: Precision = "auto"
     """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
     recompute: bool = False

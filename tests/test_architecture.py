@@ -33,6 +33,7 @@ EXCEPTIONS = {("redetr.training", "redetr.doctor.check")}
 LONG_FUNCTIONS: dict[str, str] = {
     "redetr.models.detr.detr": "its options, one a line",
     "redetr.models.rtdetr.rtdetr": "its options, one a line",
+    "redetr.models.dfine.dfine": "its options, one a line",
 }
 LONG_FILES: dict[str, str] = {}
 
@@ -150,7 +151,9 @@ def test_a_step_waits_for_the_device_in_the_matcher_only():
         "muon.py",
         "models/detr.py",
         "models/deformable.py",
+        "models/dfine.py",
         "models/fast.py",
+        "models/hgnetv2.py",
         "models/hybrid.py",
         "models/presnet.py",
         "models/rtdetr.py",
