@@ -26,6 +26,7 @@ _FREE = (
     "eval_idx",
     "reg_scale",
     "denoising",
+    "class_loss",
 )
 
 
