@@ -419,21 +419,7 @@ def _read_objects(
         lambda i: "has no name",
         "write the name of its class",
     )
-    invalid = np.isnan(boxes).any(1)
-    rows.fault(
-        "box-invalid",
-        invalid,
-        lambda i: f"its bndbox is not 4 finite numbers {' '.join(_SIDES)}",
-        "correct it",
-    )
-    boxes[invalid] = (1, 1, 1, 1)
-    rows.fault(
-        "outline",
-        ~np.array(has_box, bool),
-        lambda i: "has an outline and no bndbox",
-        "its bounding box is taken",
-        "note",
-    )
+    _judge_boxes(rows, boxes, np.array(has_box, bool))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = [label_of.get(name, -1) for name in names]
     count = len(names)
@@ -449,4 +435,24 @@ def _read_objects(
         remedy="write xmin ymin xmax ymax in pixels, counted from 1",
         box_format="xyxy",
         outlines=outlines - (1, 1, 0, 0),
+    )
+
+
+def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:
+    """Adds faults for boxes `[A, 4]` that are no numbers, which get others, and for outlines that
+    stand for a box."""
+    invalid = np.isnan(boxes).any(1)
+    rows.fault(
+        "box-invalid",
+        invalid,
+        lambda i: f"its bndbox is not 4 finite numbers {' '.join(_SIDES)}",
+        "correct it",
+    )
+    boxes[invalid] = (1, 1, 1, 1)
+    rows.fault(
+        "outline",
+        ~has_box,
+        lambda i: "has an outline and no bndbox",
+        "its bounding box is taken",
+        "note",
     )
