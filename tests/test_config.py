@@ -20,6 +20,7 @@ from redetr.recipes import RECIPES, get_recipe
 # The config.json of a run, as the first version wrote it.
 WRITTEN = {
     "model": "detr_r50",
+    "denoising": 0,
     "data": "/data/cups",
     "val_fraction": 0.0,
     "output": "runs/cups",
