@@ -74,7 +74,8 @@ class _ConvNorm(nn.Sequential):
             left = self.border - 1 + width % 2
             top = self.border - 1 + height % 2
             x = F.pad(x, (left, self.border, top, self.border))
-        return conv_norm(x, self.conv, self.norm)
+        conv, norm = self
+        return conv_norm(x, conv, norm)  # type: ignore[arg-type]
 
 
 class _Block(nn.Module):
