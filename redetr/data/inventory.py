@@ -59,11 +59,11 @@ def _hashes(annotations: Annotations) -> dict[str, str]:
 
     Ids of images and objects are not among it. Some 2 s for a thousand million bytes of boxes.
     """
-    names = annotations.names.tolist()
-    classes = repr((annotations.category_ids, annotations.class_names))
+    names = b"\0".join(annotations.names.tolist())
+    classes = repr((annotations.category_ids, annotations.class_names)).encode()
     columns = {
-        "images, their sizes or their order": (b"\0".join(names), annotations.sizes),
-        "classes": (classes.encode(),),
+        "images, their sizes or their order": (_bytes(names), annotations.sizes),
+        "classes": (_bytes(classes),),
         "boxes": (annotations.first, annotations.boxes),
         "labels": (annotations.labels,),
         "crowds and areas": (annotations.iscrowd, annotations.area),
@@ -72,10 +72,13 @@ def _hashes(annotations: Annotations) -> dict[str, str]:
     for name, values in columns.items():
         digest = hashlib.blake2b(digest_size=16)
         for value in values:
-            is_bytes = isinstance(value, bytes)
-            digest.update(value if is_bytes else np.ascontiguousarray(value).data)
+            digest.update(np.ascontiguousarray(value).data)
         hashes[name] = digest.hexdigest()
     return hashes
+
+
+def _bytes(text: bytes) -> np.ndarray:
+    return np.frombuffer(text, np.uint8)
 
 
 def require_unchanged(file: Path, inventories: Mapping[str, Mapping[str, Any]]) -> list[str]:
