@@ -5,10 +5,7 @@ Boxes that leave their image by up to 2 px or 1% of its side are clipped. Images
 are kept. Where there is no `bbox`, the extent of the `segmentation` (polygons or RLE) is the box.
 """
 
-import json
-import math
 import reprlib
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,22 +24,31 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
-from redetr.data.formats.paths import find_files, path_inside, read_file
+from redetr.data.formats.columns import Columns, Row, number_of
+from redetr.data.formats.json_lists import read_lists
+from redetr.data.formats.paths import find_files, path_inside
 from redetr.errors import InputError
 
 ROBOFLOW_FILE = "_annotations.coco.json"
+# A key that we add to rows whose bbox is the extent of their segmentation; no file has it.
+_OUTLINED = "\0outlined"
 _FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("val", "valid"),
     "test": ("test",),
 }
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
-_NO_BOX = [math.nan] * 4
-_LARGEST = 2**63
+# What is read of the rows of each list.
+_KEYS = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": (
+        *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore"),
+        *("segmentation", _OUTLINED),
+    ),
+    "categories": ("id", "name"),
+}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
-
-Row = dict[str, Any]
 
 
 def coco_splits(root: Path) -> list[Split]:
@@ -65,17 +71,26 @@ def read_coco(root: Path, split: Split) -> Annotations:
     if located is None:
         raise InputError(f"no {split} split: looked for {coco_sought(split)}", where=root)
     file, folders = located
-    return from_document(file, _parse(file), folders)
+    lists = _Lists()
+    is_list = read_lists(file, tuple(_KINDS), lists.take)
+    for key in _KINDS:
+        lists.are_objects[key] &= is_list.get(key, False)
+    return _annotations(file, lists, folders)
 
 
-def from_document(source: Path, document: Any, folders: list[Path]) -> Annotations:
-    """The annotations of a document in COCO format. Without `folders`, image files are not looked
-    for.
+def from_rows(source: Path, document: dict[str, list[Row]]) -> Annotations:
+    """The annotations of the three lists of a document in COCO format. Image files are not looked
+    for."""
+    lists = _Lists()
+    for key, rows in document.items():
+        lists.take(key, rows)
+    return _annotations(source, lists, [])
 
-    Raises InputError if it does not hold the three lists.
-    """
+
+def _annotations(source: Path, lists: "_Lists", folders: list[Path]) -> Annotations:
+    """The annotations of the three lists. Without `folders`, image files are not looked for."""
     faults: list[Fault] = []
-    images, annotations, categories = _tables(source, document, faults)
+    images, annotations, categories = _tables(source, lists, faults)
     category_ids = categories.ids()
     has_number = categories.good.copy()  # before those without a name are left out
     classes = _read_categories(categories, category_ids)
@@ -142,29 +157,46 @@ def _locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
     return file, [*folders, root / "images", root]
 
 
+class _Lists:
+    """The three lists of a file, as columns."""
+
+    def __init__(self) -> None:
+        self.columns = {key: Columns(keys) for key, keys in _KEYS.items()}
+        self.are_objects = dict.fromkeys(_KEYS, True)  # else one holds something else
+
+    def take(self, key: str, rows: list[Any]) -> None:
+        """Adds rows to the list of this name."""
+        if not all(isinstance(row, dict) for row in rows):
+            self.are_objects[key] = False
+            return
+        if key == "annotations":
+            for row in rows:
+                _take_box_from_outline(row)
+        self.columns[key].extend(rows)
+
+
 class _Table(Rows):
     """One of the three lists of a file."""
 
-    def __init__(self, file: Path, kind: str, rows: list[Row], faults: list[Fault]):
+    def __init__(self, file: Path, kind: str, columns: Columns, faults: list[Fault]):
         """`kind` is what a row describes."""
-        super().__init__(len(rows), faults, lambda i: (file, self._name(i)))
+        super().__init__(columns.count, faults, lambda i: (file, self._name(i)))
         self.kind = kind
-        self.rows = rows
+        self.columns = columns.columns
 
     def _name(self, i: int) -> str:
         """Such as "image 12 ('a.jpg')"."""
-        row = self.rows[i]
         name = f"{self.kind} number {i} (without id)"
-        if "id" in row:
+        if not self.columns["id"].lacks(i):
             name = f"{self.kind} {self.quoted(i, 'id')}"
         for key in ("file_name", "name"):
-            if key in row:
+            if key in self.columns and not self.columns[key].lacks(i):
                 name += f" ({self.quoted(i, key)})"
         return name
 
     def quoted(self, i: int, key: str) -> str:
         """What row `i` holds there, shortened to one line."""
-        return _SHORT.repr(self.rows[i].get(key))
+        return _SHORT.repr(self.columns[key][i])
 
     def report(self, code: str, bad: ArrayLike, text: str, remedy: str) -> None:
         """Adds a fault for the rows that are `bad`, bool `[N]`. `{key}` in the text stands for what
@@ -175,31 +207,10 @@ class _Table(Rows):
 
         self.fault(code, bad, filled, remedy)
 
-    def column(self, key: str) -> list[Any]:
-        return [row.get(key) for row in self.rows]
-
-    def whole_numbers(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there
-        it is 0)."""
-        values = self.column(key)
-        count = len(values)
-        kinds = set(map(type, values))
-        if kinds == {int}:  # nearly always, and then many times faster
-            with suppress(OverflowError):
-                numbers = np.array(values, np.int64)
-                return numbers, np.zeros(count, bool)
-        numbers = np.zeros(count, np.int64)
-        bad = np.ones(count, bool)
-        for i, value in enumerate(values):
-            if _is_number(value) and value == int(value):
-                numbers[i] = int(value)
-                bad[i] = False
-        return numbers, bad
-
     def ids(self) -> np.ndarray:
         """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
         twice."""
-        ids, bad = self.whole_numbers("id")
+        ids, bad = self.columns["id"].whole_numbers()
         self.report("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
         good = np.flatnonzero(self.good)
         _, first = np.unique(ids[good], return_index=True)
@@ -213,7 +224,7 @@ class _Table(Rows):
 
         `ids` are those of the other table, where they are `known`.
         """
-        wanted, bad = self.whole_numbers(key)
+        wanted, bad = self.columns[key].whole_numbers()
         rows = np.flatnonzero(known)
         if not len(rows):
             return np.full(len(wanted), -1)
@@ -239,40 +250,24 @@ class _Quotes(dict[str, str]):
         return self.table.quoted(self.row, key)
 
 
-def _parse(file: Path) -> Any:
-    """What the file holds, without the outlines of objects that have a bbox, which are most of
-    it."""
-
-    def without_outline(row: Row) -> Row:
-        if row.get("bbox"):
-            row.pop("segmentation", None)
-        return row
-
-    try:
-        return json.loads(read_file(file), object_hook=without_outline)
-    except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
-        remedy = "export or copy the annotations again"
-        raise InputError(f"not JSON: {error}", where=file, remedy=remedy) from None
-
-
-def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
+def _tables(file: Path, lists: _Lists, faults: list[Fault]) -> list[_Table]:
     """Images, annotations and categories."""
     tables = []
     for key, kind in _KINDS.items():
-        rows = document.get(key) if isinstance(document, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        if not lists.are_objects[key]:
             text = f'"{key}" is missing or not a list of objects'
             raise InputError(text, where=file, remedy="export in COCO format again")
-        if not rows and key != "annotations":
+        columns = lists.columns[key]
+        if not columns.count and key != "annotations":
             remedy = "export the annotations again"
             raise InputError(f'"{key}" is empty', where=file, remedy=remedy)
-        tables.append(_Table(file, kind, rows, faults))
+        tables.append(_Table(file, kind, columns, faults))
     return tables
 
 
 def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
     """Names by id, sorted by id."""
-    names = table.column("name")
+    names = list(table.columns["name"])
     invalid = [not isinstance(name, str) for name in names]
     table.report("name-invalid", invalid, "its name {name} is no text", "write one")
     classes = {}
@@ -283,15 +278,15 @@ def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
 
 
 def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
-    names = [path_inside(name) for name in table.column("file_name")]
+    names = [path_inside(name) for name in table.columns["file_name"]]
     table.report(
         "path-outside",
         [not name for name in names],
         "file_name {file_name} is no path inside the data folder",
         "write one",
     )
-    heights, bad_height = table.whole_numbers("height")
-    widths, bad_width = table.whole_numbers("width")
+    heights, bad_height = table.columns["height"].whole_numbers()
+    widths, bad_width = table.columns["width"].whole_numbers()
     no_number = bad_height | bad_width
     table.report(
         "size-invalid",
@@ -314,23 +309,19 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
 
 
 def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objects:
-    ids, without_id = table.whole_numbers("id")
-    _take_boxes_from_outlines(table)
+    ids, without_id = table.columns["id"].whole_numbers()
+    _report_outlines(table)
     boxes = _read_boxes(table)
-    area = _numbers(table.column("area"))
-    iscrowd = []
-    for row in table.rows:
-        is_crowd = row.get("iscrowd") in (1, "1")
-        is_ignored = row.get("ignore") in (1, "1")
-        iscrowd.append(is_crowd or is_ignored)
-    starts = boxes[:, :2]
-    sides = boxes[:, 2:]
+    area = table.columns["area"].numbers()
+    is_crowd = table.columns["iscrowd"].is_set()
+    is_ignored = table.columns["ignore"].is_set()
+    boxes[:, 2:] += boxes[:, :2]  # in place: large data sets have millions
     return Objects(
         rows=table,
         image=image,
         labels=labels,
-        corners=np.concatenate([starts, starts + sides], axis=1),
-        iscrowd=np.array(iscrowd, bool),
+        corners=boxes,
+        iscrowd=is_crowd | is_ignored,
         area=np.where(area >= 0, area, -1).astype(np.float32),
         ids=np.where(without_id, np.arange(len(ids)), ids),
         quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
@@ -341,11 +332,7 @@ def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objec
 def _read_boxes(table: _Table) -> np.ndarray:
     """x, y, width, height of each row, float64 `[A, 4]`; reports those that are not four
     numbers."""
-    numbers: list[Any] = []
-    for value in table.column("bbox"):
-        is_four = isinstance(value, list) and len(value) == 4
-        numbers += value if is_four else _NO_BOX
-    boxes = _numbers(numbers).reshape(-1, 4)
+    boxes = table.columns["bbox"].boxes()
     invalid = np.isnan(boxes).any(1)
     boxes[invalid] = (0, 0, 1, 1)
     table.report(
@@ -357,20 +344,28 @@ def _read_boxes(table: _Table) -> np.ndarray:
     return boxes
 
 
-def _take_boxes_from_outlines(table: _Table) -> None:
-    """Writes a bbox into the rows that have only a segmentation."""
-    outlined = np.zeros(len(table.rows), bool)
-    invalid = np.zeros(len(table.rows), bool)
-    for i, row in enumerate(table.rows):
-        if row.get("bbox") or not row.get("segmentation"):
-            continue
+def _take_box_from_outline(row: Row) -> None:
+    """Writes a bbox into a row that has only a segmentation; forgets the outlines of the others,
+    which are most of a file."""
+    if row.get("bbox"):
+        row.pop("segmentation", None)
+    elif row.get("segmentation"):
         extent = _extent(row["segmentation"])
         row["bbox"] = extent
-        outlined[i] = True
-        invalid[i] = extent is None
+        row[_OUTLINED] = 1
+        if extent is not None:
+            del row["segmentation"]
+
+
+def _report_outlines(table: _Table) -> None:
+    """Adds the faults of rows that have a segmentation and no bbox."""
+    outlined = table.columns[_OUTLINED].is_set()
+    if not outlined.any():
+        return
+    is_box = ~np.isnan(table.columns["bbox"].boxes()).any(1)
     table.report(
         "box-invalid",
-        invalid,
+        outlined & ~is_box,
         "it has no bbox, and its segmentation {segmentation} is neither polygons [[x, y, x, y, x, "
         "y, ...]] nor RLE",
         "correct it, or write a bbox",
@@ -394,7 +389,8 @@ def _extent(outline: Any) -> list[float] | None:
     polygons = outline if isinstance(outline, list) else [outline]
     if not all(_is_polygon(polygon) for polygon in polygons):
         return None
-    points = _numbers(list(chain.from_iterable(polygons))).reshape(-1, 2)
+    values = chain.from_iterable(polygons)
+    points = np.array([number_of(value) for value in values]).reshape(-1, 2)
     low = points.min(0)
     high = points.max(0)
     if np.isnan(low).any():
@@ -405,23 +401,3 @@ def _extent(outline: Any) -> list[float] | None:
 def _is_polygon(value: Any) -> bool:
     """Whether it is a list of x and y of three points or more."""
     return isinstance(value, list) and len(value) > 5 and len(value) % 2 == 0
-
-
-def _numbers(values: list[Any]) -> np.ndarray:
-    """The values as float64; NaN for what is no number."""
-    kinds = set(map(type, values))
-    if kinds <= {int, float}:
-        with suppress(OverflowError):
-            numbers = np.array(values, np.float64)
-            is_small = np.abs(numbers) < _LARGEST
-            return np.where(is_small, numbers, np.nan)
-    numbers = np.full(len(values), np.nan)
-    for i, value in enumerate(values):
-        if _is_number(value):
-            numbers[i] = value
-    return numbers
-
-
-def _is_number(value: Any) -> bool:
-    """Whether int64 holds it and float32 holds its square; NaN and infinity are no numbers here."""
-    return type(value) in (int, float) and abs(value) < _LARGEST

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.formats.coco import from_document
+from redetr.data.formats.coco import from_rows
 from redetr.data.formats.folder import AnnotatedDataset, hold_out
 from redetr.data.images import decode, image_size
 from redetr.errors import InputError
@@ -116,7 +116,7 @@ def _annotations(source: str, rows: Any) -> Annotations:
             annotation["image_id"] = image_id
             annotations.append(annotation)
     document = {"images": images, "annotations": annotations, "categories": categories}
-    return from_document(Path(source), document, [])
+    return from_rows(Path(source), document)
 
 
 def _class_names(source: str, rows: Any) -> list[str]:
