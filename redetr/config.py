@@ -30,6 +30,18 @@ MOST_QUERIES = 300  # that a run takes unless the user asks for more
 _FEWEST_QUERIES = 25
 _STRIDE = 32  # of the coarsest feature map: sizes are multiples of it
 
+# Models of earlier versions, by what they are now: redetr_n with these options.
+_EARLIER_MODELS = {
+    "redetr_s": ("backbone=[64, 128, 256]", "hidden_dim=192", "dim_feedforward=768"),
+    "redetr_m": (
+        "backbone=resnet50",
+        "hidden_dim=256",
+        "dec_layers=6",
+        "dim_feedforward=1024",
+        "num_queries=300",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -45,6 +57,11 @@ class ModelOptions:
     weights: str | None = None
     """Where to start: imagenet (the backbone alone), none, or a checkpoint, run folder,
     Transformers folder or hub name (fine-tuning), or a file of a backbone's weights."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the model that are not trained, such as backbone or encoder."""
+    denoising: int = 0
+    """Groups of noisy queries, which learn to find the objects they start from; 0 = none. RT-DETR
+    and D-FINE only; each group takes two queries per object, while training."""
     precision: Precision = "auto"
     """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
     recompute: bool = False
@@ -131,6 +148,8 @@ class LoaderOptions:
 
     num_workers: int | None = None
     """Loader processes per rank; default: cores per rank minus one, at most 8."""
+    loader_timeout_s: float = 120.0
+    """Seconds after which a loader process that does not answer fails the run."""
     cache_mb: int | None = None
     """Decoded images kept in memory, MB per host; default: a quarter of what is free; 0 = none."""
     cache_dir: str | None = None
@@ -193,6 +212,7 @@ _BELOW_1 = Bounds(0, 1, open_above=True)
 # What each number may be, where 0 often means: choose for me.
 BOUNDS = {
     "num_queries": _AT_LEAST_0,
+    "denoising": _AT_LEAST_0,
     "val_fraction": _BELOW_1,
     "image_size": _AT_LEAST_0,
     "mosaic_until": _SHARE,
@@ -209,6 +229,7 @@ BOUNDS = {
     "eval_batch_size": _AT_LEAST_1,
     "patience": _AT_LEAST_0,
     "num_workers": _AT_LEAST_0,
+    "loader_timeout_s": _ABOVE_0,
     "cache_mb": _AT_LEAST_0,
     "seed": _AT_LEAST_0,
     "log_every": _AT_LEAST_1,
@@ -244,6 +265,8 @@ class TrainConfig(
             kwargs["weights"] = self.weights
         if self.num_queries is not None:
             kwargs["num_queries"] = self.num_queries
+        if self.denoising:
+            kwargs["denoising"] = self.denoising
         for option in self.model_options:
             name, equals, value = option.partition("=")
             if not equals:
@@ -260,7 +283,9 @@ class TrainConfig(
         """The settings that `to_dict` wrote. Raises InputError for one that this version does not
         know, or of another type."""
         kinds = get_type_hints(cls)
-        values = {**values, "model_options": tuple(values.get("model_options", ()))}
+        values = _with_present_model({**values})
+        for name in ("model_options", "freeze"):
+            values[name] = tuple(values.get(name, ()))
         for name, value in values.items():
             if name not in kinds:
                 raise InputError(
@@ -377,6 +402,18 @@ def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
     for_20_times = math.ceil(steps / 20)
     for_5_times = math.ceil(steps / 5)
     return min(max(per_epoch, for_20_times), for_5_times)
+
+
+def _with_present_model(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run whose model may have the name of an earlier version."""
+    model = values.get("model")
+    if not isinstance(model, str) or model not in _EARLIER_MODELS:
+        return values
+    options = list(_EARLIER_MODELS[model])
+    if values.get("num_queries") is not None:  # which an option would override
+        options = [option for option in options if not option.startswith("num_queries=")]
+    given = values.get("model_options", ())  # these come later, and win
+    return {**values, "model": "redetr_n", "model_options": (*options, *given)}
 
 
 def _option_value(text: str) -> Any:

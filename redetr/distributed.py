@@ -170,7 +170,23 @@ def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Di
         ) from error
     finally:
         if torch_dist.is_initialized():
-            torch_dist.destroy_process_group()
+            _close_group()
+
+
+# The group that was closed last, if any.
+_closed_groups: list[Any] = []
+
+
+def _close_group() -> None:
+    """Closes the process group, which stays in memory until the next one is closed.
+
+    When a gloo group is freed, torch 2.11 waits for the group's thread with Python's lock held, and
+    that thread may need the lock to free the tensors of its last message. On a busy machine, a run
+    that ended with an error could freeze so. By the time the next group is closed, that thread has
+    long had nothing to do.
+    """
+    _closed_groups[:] = [torch_dist.group.WORLD]
+    torch_dist.destroy_process_group()
 
 
 def _is_about_communication(error: RuntimeError) -> bool:
@@ -250,7 +266,8 @@ def check_norms(model: nn.Module, dist: Dist, accumulate: int) -> list[str]:
     Raises InputError where a run would not be what it seems: different statistics in each rank or
     micro-batch, or synchronised BatchNorm on a CPU, where PyTorch has none.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    # Those of frozen parts are in evaluation mode.
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     synchronised = [m for m in norms if isinstance(m, nn.SyncBatchNorm)]
     if len(synchronised) < len(norms) and dist.world_size * accumulate > 1:
         raise InputError(

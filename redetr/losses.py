@@ -16,15 +16,23 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from redetr.boxes import at_least_float32, box_cxcywh_to_xyxy, iou_and_giou
-from redetr.choices import ClassNormalization
+from redetr.choices import ClassLoss, ClassNormalization
+from redetr.denoising import known_objects
 from redetr.matcher import cost_matrix, match
 from redetr.structures import LossConfig, Outputs, Target
 
-# Exponent of the IoU target and of the weight of unmatched scores (Huang et al., DEIM, CVPR 2025,
-# "MAL").
-_IOU_GAMMA = 1.5
+# "mal": exponent of the IoU target and of the weight of unmatched scores (Huang et al., DEIM,
+# CVPR 2025).
+_MAL_GAMMA = 1.5
+# "varifocal": factor and exponent of the weight of unmatched scores (Zhang et al., VarifocalNet,
+# CVPR 2021), as in RT-DETR.
+_VARIFOCAL_ALPHA = 0.75
+_VARIFOCAL_GAMMA = 2
 # Replaces a sum of class weights that is 0: no object, and `eos_coef` 0.
 _SMALLEST_WEIGHT = 1e-6
+# A logit whose score is 0, and so are its loss and its gradient. It is finite: 0 times infinity is
+# no number.
+_SCORE_0 = -1e4
 
 
 class Predictions(NamedTuple):
@@ -44,6 +52,26 @@ def decoder_predictions(outputs: Outputs) -> Predictions:
     logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, Q, K]
     boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, Q, 4]
     return Predictions(names, at_least_float32(logits), at_least_float32(boxes))
+
+
+def noisy_predictions(
+    outputs: Outputs, num_objects: list[int], groups: int
+) -> tuple[Predictions, Tensor]:
+    """Returns the predictions of noisy queries, and which of them is to find which object.
+
+    `outputs` are those under "denoising". The query of every object in every group is
+    `[L, B, groups * T]`, the number of noisy queries for none. Padding gets scores of 0 that learn
+    nothing.
+    """
+    predictions = decoder_predictions(outputs)
+    logits = predictions.logits  # [L, B, M, K]
+    layers, _, num_noisy, _ = logits.shape
+    queries, is_padding = known_objects(num_objects, groups, num_noisy)
+    queries = queries.to(logits.device, non_blocking=True).expand(layers, -1, -1)
+    is_padding = is_padding.to(logits.device, non_blocking=True)
+    judged_logits = logits.masked_fill(is_padding[..., None], _SCORE_0)
+    names = [f"_dn{name}" for name in predictions.names]
+    return Predictions(names, judged_logits, predictions.boxes), queries
 
 
 class SetCriterion(nn.Module):
@@ -122,10 +150,12 @@ class SetCriterion(nn.Module):
         """Returns the losses by name, and their weighted total as "loss"; all are scalars.
 
         The names are `loss_ce`, `loss_bbox`, `loss_giou` for the last decoder layer, with suffix
-        `_0`, `_1`, ... for the earlier ones and `_enc` for the encoder's proposals. `targets` hold
-        `labels` `[T]` and `boxes` `[T, 4]`, cxcywh as fractions of the image. `denominators` `[2]`
-        are those of the method of that name; by default the batch stands alone. Images without
-        objects are fine: every loss stays connected to the graph. Computed in fp32 or fp64.
+        `_0`, `_1`, ... for the earlier ones, `_enc` for the encoder's proposals, and `_dn`,
+        `_dn_0`, ... for noisy queries if the outputs hold theirs. `targets` hold `labels` `[T]` and
+        `boxes` `[T, 4]`, cxcywh as fractions of the image. `denominators` `[2]` are those of the
+        method of that name; by default the batch stands alone. Losses of noisy queries are divided
+        by as many times that as there are groups. Images without objects are fine: every loss stays
+        connected to the graph. Computed in fp32 or fp64.
 
         Raises ValueError unless there are as many targets as images.
         """
@@ -148,10 +178,14 @@ class SetCriterion(nn.Module):
         dtype = sets[0].logits.dtype
         denominators = denominators.to(logits.device, dtype, non_blocking=True)
         with torch.autocast(logits.device.type, enabled=False):
-            return self._losses(sets, targets, denominators)
+            return self._losses(sets, outputs.get("denoising"), targets, denominators)
 
     def _losses(
-        self, sets: list[Predictions], targets: list[Target], denominators: Tensor
+        self,
+        sets: list[Predictions],
+        noisy_outputs: Outputs | None,
+        targets: list[Target],
+        denominators: Tensor,
     ) -> dict[str, Tensor]:
         """Matches all prediction sets at once, and returns the losses of `forward`."""
         device = sets[0].logits.device
@@ -168,25 +202,49 @@ class SetCriterion(nn.Module):
                     predictions.logits, predictions.boxes, labels, boxes, self.config
                 )
                 costs.append(cost)  # [L, B, Q, T]
-        matched_queries = match(costs, [len(target["labels"]) for target in targets])
+        num_objects = [len(target["labels"]) for target in targets]
+        matched_queries = match(costs, num_objects)
 
         losses: dict[str, Tensor] = {}
         total = denominators.new_zeros(())
-        box_count, class_count = denominators
         for predictions, queries in zip(sets, matched_queries, strict=True):
-            loss_ce, loss_bbox, loss_giou = self._sums(predictions, queries, labels, boxes)
-            terms = {
-                "loss_ce": loss_ce / class_count,
-                "loss_bbox": loss_bbox / box_count,
-                "loss_giou": loss_giou / box_count,
-            }
-            for term, per_layer in terms.items():
-                weight = getattr(self.config, term)
-                total = total + weight * per_layer.sum()
-                for suffix, loss in zip(predictions.names, per_layer.unbind(), strict=True):
-                    losses[term + suffix] = loss
+            sums = self._sums(predictions, queries, labels, boxes)
+            total = total + self._divided(sums, denominators, predictions.names, losses)
+        if noisy_outputs is not None:
+            groups = self.config.denoising
+            predictions, queries = noisy_predictions(noisy_outputs, num_objects, groups)
+            sums = self._sums(
+                predictions, queries, labels.repeat(1, groups), boxes.repeat(1, groups, 1)
+            )
+            total = total + self._divided(sums, groups * denominators, predictions.names, losses)
         losses["loss"] = total
         return losses
+
+    def _divided(
+        self,
+        sums: tuple[Tensor, Tensor, Tensor],
+        denominators: Tensor,
+        names: list[str],
+        losses: dict[str, Tensor],
+    ) -> Tensor:
+        """Adds the losses of some layers to `losses`, and returns their weighted total.
+
+        `sums` are those of `_sums`, `names` the suffixes of the layers.
+        """
+        loss_ce, loss_bbox, loss_giou = sums
+        box_count, class_count = denominators
+        terms = {
+            "loss_ce": loss_ce / class_count,
+            "loss_bbox": loss_bbox / box_count,
+            "loss_giou": loss_giou / box_count,
+        }
+        total = denominators.new_zeros(())
+        for term, per_layer in terms.items():
+            weight = getattr(self.config, term)
+            total = total + weight * per_layer.sum()
+            for suffix, loss in zip(names, per_layer.unbind(), strict=True):
+                losses[term + suffix] = loss
+        return total
 
     def _sums(
         self, predictions: Predictions, queries: Tensor, labels: Tensor, boxes: Tensor
@@ -212,7 +270,9 @@ class SetCriterion(nn.Module):
         if self.config.scores == "softmax":
             loss_ce = self._cross_entropy(predictions.logits, queries, labels)
         else:
-            loss_ce = _iou_aware_bce(predictions.logits, queries, labels, iou.detach())
+            loss_ce = _iou_aware_bce(
+                predictions.logits, queries, labels, iou.detach(), self.config.class_loss
+            )
         return loss_ce, loss_bbox, loss_giou
 
     def _cross_entropy(self, logits: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
@@ -231,24 +291,36 @@ class SetCriterion(nn.Module):
         return loss.view(layers, -1).sum(1)
 
 
-def _iou_aware_bce(logits: Tensor, queries: Tensor, labels: Tensor, iou: Tensor) -> Tensor:
-    """Returns the binary cross-entropy `[L]` of `logits` `[L, B, Q, K]` towards IoU^1.5.
+def _iou_aware_bce(
+    logits: Tensor, queries: Tensor, labels: Tensor, iou: Tensor, class_loss: ClassLoss
+) -> Tensor:
+    """Returns the binary cross-entropy `[L]` of `logits` `[L, B, Q, K]` towards the IoU.
 
     `queries`, `labels` and `iou` `[L, B, T]`: which query is to answer with which class, and the
-    overlap of its box with the object's. Matched scores have weight 1. All other scores p are
-    pushed towards 0 with weight p^1.5.
+    overlap of its box with the object's. "mal": matched scores aim at IoU^1.5 with weight 1, and
+    all other scores p at 0 with weight p^1.5. "varifocal": matched scores aim at the IoU with the
+    IoU as weight, and all others at 0 with weight 0.75 * p^2.
     """
     layers, batch, num_queries, classes = logits.shape
     # Index of (query, class) in the flattened scores; that of query Q lies beyond their end, in
     # extra entries that are cut off.
     slots = queries * classes + labels  # [L, B, T]
     flat = logits.new_zeros(layers, batch, (num_queries + 1) * classes)
-    target_scores = flat.scatter(2, slots, iou.pow(_IOU_GAMMA))
-    target_scores = target_scores[..., :-classes].view_as(logits)  # [L, B, Q, K]
-    matched = flat.scatter(2, slots, 1.0)
-    matched = matched[..., :-classes].view_as(logits)  # [L, B, Q, K], 1 or 0
 
-    unmatched_weight = logits.detach().sigmoid().pow(_IOU_GAMMA)
-    weight = torch.where(matched > 0, matched, unmatched_weight)
-    loss = F.binary_cross_entropy_with_logits(logits, target_scores, weight, reduction="none")
+    def by_score(values: Tensor) -> Tensor:
+        """Values `[L, B, T]` of the objects at their scores, `[L, B, Q, K]`; 0 elsewhere."""
+        return flat.scatter(2, slots, values)[..., :-classes].view_as(logits)
+
+    matched = by_score(torch.ones_like(iou))  # 1 or 0
+    scores = logits.detach().sigmoid()
+    if class_loss == "mal":
+        goals = by_score(iou.pow(_MAL_GAMMA))
+        matched_weight = matched
+        unmatched_weight = scores.pow(_MAL_GAMMA)
+    else:
+        goals = by_score(iou)
+        matched_weight = goals
+        unmatched_weight = _VARIFOCAL_ALPHA * scores.pow(_VARIFOCAL_GAMMA)
+    weight = torch.where(matched > 0, matched_weight, unmatched_weight)
+    loss = F.binary_cross_entropy_with_logits(logits, goals, weight, reduction="none")
     return loss.view(layers, -1).sum(1)

@@ -87,7 +87,8 @@ class Monitor:
 
     def eval_line(self, line: dict[str, Any]) -> None:
         """Records an evaluation and shows AP."""
-        self.say(f"step {line['step']}: AP {_percent(line['AP'])}  AP50 {_percent(line['AP50'])}")
+        numbers = f"AP {in_percent(line['AP'])}  AP50 {in_percent(line['AP50'])}"
+        self.say(f"step {line['step']}: {numbers}")
         self._record(line)
 
     def say(self, text: str) -> None:
@@ -231,8 +232,9 @@ class StepLog:
         )
 
 
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
+def in_percent(ap: float | None) -> str:
+    """An AP in words; None is that of a data set without objects."""
+    return "undefined (no object to find)" if ap is None else f"{100 * ap:.1f}"
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

@@ -20,6 +20,7 @@ from redetr.files import remove_unfinished, write_json
 from redetr.structures import DetectionModel
 
 # The settings that a resumed run may change; all others decide what is computed.
+_NO_AP = -1.0  # in older checkpoints, before the first evaluation
 _MAY_CHANGE = {
     "output",
     "data",
@@ -28,6 +29,7 @@ _MAY_CHANGE = {
     "compile",
     "accumulate",
     "num_workers",
+    "loader_timeout_s",
     "cache_mb",
     "cache_dir",
     "log_every",
@@ -58,7 +60,8 @@ class State:
     notes: list[str] = field(default_factory=list)  # what the user is told about the start
     step: int = 0
     train_time_s: float = 0.0  # without evaluation
-    best: dict[str, float] = field(default_factory=lambda: {"AP": -1.0, "step": 0})
+    # AP is None before the first evaluation, and where it is undefined
+    best: dict[str, Any] = field(default_factory=lambda: {"AP": None, "step": 0})
     since_best: int = 0  # evaluations
     evaluated: int = 0  # the step of the last one
 
@@ -87,16 +90,20 @@ class State:
         }
 
     def record(self, ap: float | None) -> bool:
-        """Notes the AP of an evaluation (None = 0: there was no object), and returns whether it is
-        the best. An evaluation that is repeated counts once."""
-        value = 0.0 if ap is None else ap
+        """Notes the AP of an evaluation, and returns whether it is the best. An evaluation that is
+        repeated counts once.
+
+        None is an AP that is undefined: there was no object. Then the last evaluation is the best,
+        since nothing can be compared.
+        """
         if self.step > self.evaluated:
             self.since_best += 1
         self.evaluated = self.step
-        is_best = value > self.best["AP"]
+        best = self.best["AP"]
+        is_best = best is None or (ap is not None and ap > best)
         if is_best:
             self.since_best = 0
-            self.best = {"AP": value, "step": self.step}
+            self.best = {"AP": ap, "step": self.step}
         return is_best
 
     def ending(self) -> str:
@@ -129,6 +136,8 @@ class State:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step = saved["step"]
         self.best = saved["best"]
+        if self.best["AP"] == _NO_AP:
+            self.best["AP"] = None
         self.train_time_s = saved["train_time_s"]
         self.since_best = saved.get("since_best", 0)  # older checkpoints have none
         self.evaluated = saved.get("evaluated", 0)

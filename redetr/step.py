@@ -4,15 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from redetr.data.loader import Sample, canvas_of, to_batch
+from redetr.denoising import NoisyQueries, noisy_queries
 from redetr.distributed import Dist, accumulating
 from redetr.losses import SetCriterion
 from redetr.optim import clip_gradients
 from redetr.precision import autocast
-from redetr.structures import Batch
+from redetr.structures import Batch, Outputs
 
 
 @dataclass
@@ -66,6 +67,18 @@ def receive(
     return batches, divisors, is_stopping
 
 
+def training_outputs(model: nn.Module, criterion: SetCriterion, batch: Batch) -> Outputs:
+    """Returns what the losses of a batch are computed from: with denoising, also the outputs of
+    noisy queries."""
+    groups = criterion.config.denoising
+    if groups == 0:
+        return model(batch.images, batch.padding)
+    labels, boxes = noisy_queries(batch.targets, groups, criterion.num_classes)
+    device = batch.images.device
+    noisy = NoisyQueries(labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True))
+    return model(batch.images, batch.padding, noisy)
+
+
 def train_step(
     model: DistributedDataParallel,
     criterion: SetCriterion,
@@ -86,7 +99,7 @@ def train_step(
     for batch, divisors in zip(batches, denominators, strict=True):
         with accumulating(model, last=batch is batches[-1]):
             with autocast(batch.images.device, dtype):
-                outputs = model(batch.images, batch.padding)
+                outputs = training_outputs(model, criterion, batch)
             losses = criterion(outputs, batch.targets, divisors)
             losses["loss"].backward()
         for name, value in losses.items():

@@ -6,12 +6,15 @@ image, D width of the model, H W height and width, S flattened positions of all 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NewType, NotRequired, TypedDict
+from typing import Literal, NewType, NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from redetr.choices import ClassLoss
 
 Size = tuple[int, int]  # height, width in px
 # Boxes as a model sees them. A type that `Tensor` does not pass for: otherwise a type checker would
@@ -41,6 +44,7 @@ class Target(TypedDict):
     size: Size  # that the model sees, without padding
     iscrowd: Tensor  # [T] bool, all False
     area: Tensor  # [T] float32, pixels of the stored image
+    seed: NotRequired[int]  # of random numbers that belong to this sample, such as denoising's
 
 
 class Outputs(TypedDict):
@@ -55,6 +59,8 @@ class Outputs(TypedDict):
     aux_outputs: NotRequired[list["Outputs"]]  # L - 1 entries, first layer first
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
+    # in training with denoising: the same of the noisy queries, see `denoising.py`
+    denoising: NotRequired["Outputs"]
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,10 @@ class LossConfig:
     """The costs and loss weights that belong to a variant of the model.
 
     The defaults are the original DETR's. `scores="softmax"`: cross-entropy with a "no object" class
-    of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards a power of the IoU of the
-    matched box (see `losses.py`). `proposals`: whether the outputs hold those of the encoder
-    (`enc_outputs`), which are matched and judged like a layer of the decoder.
+    of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards the IoU of the matched
+    box, as `class_loss` says (see `losses.py`). `proposals`: whether the outputs hold those of the
+    encoder (`enc_outputs`), which are matched and judged like a layer of the decoder. `denoising`:
+    how many groups of noisy queries the model is trained with, see `denoising.py`.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -76,12 +83,15 @@ class LossConfig:
     loss_giou: float = 2.0
     eos_coef: float = 0.1
     proposals: bool = False
+    denoising: int = 0
+    class_loss: ClassLoss = "mal"
 
 
 class DetectionModel(nn.Module):
     """What the rest of the library expects of a model.
 
-    `forward(images, mask=None)` returns `Outputs`.
+    `forward(images, mask=None)` returns `Outputs`. One that can be trained with denoising takes
+    `NoisyQueries` as a third argument.
     """
 
     num_classes: int
@@ -93,6 +103,16 @@ class DetectionModel(nn.Module):
     resize: Literal["aspect", "square"]
     image_size: int  # default of the shorter side ("aspect") or of the side ("square"), px
     max_size: int | None  # longer side at most ("aspect"), px
+    frozen: tuple[str, ...] = ()  # paths of the modules that are not trained
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training mode, in which the BatchNorm of frozen parts keeps its statistics."""
+        super().train(mode)
+        for path in self.frozen:
+            for module in self.get_submodule(path).modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     @property
     def most_detections(self) -> int:

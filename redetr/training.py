@@ -1,11 +1,9 @@
 """Training: set-up and the loop around `step.py`. The same code for one process and for many."""
 
-import signal
+import math
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +34,15 @@ from redetr.errors import InputError, StoppedError
 from redetr.evaluation import evaluate
 from redetr.losses import SetCriterion
 from redetr.models import build
+from redetr.models.freezing import freeze
 from redetr.models.recompute import recompute_blocks
-from redetr.monitor import Monitor, SilentMonitor, StepLog, open_monitor
+from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.precision import pick_precision, weights_dtype
+from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, start_folder
 from redetr.step import Window, announce, receive, train_step
+from redetr.structures import DetectionModel
 from redetr.weights.starting import starting_point
 
 # Below these a run ends poorly, and the user should know.
@@ -63,38 +64,52 @@ def train(
     full; DivergedError for a loss that is not finite; LostError for a rank or loader process that
     died; StoppedError after a signal, when the state is saved.
     """
-    with (
-        process_group(config.device, config.timeout_s) as dist,
-        _stop_signals() as signals,
-        watching_workers(),
-    ):
-        config.check(dist.world_size)
-        if datasets is None:
-            data = open_dataset(config.data, "train", config.val_fraction)
-            val = open_dataset(config.data, "val", config.val_fraction)
-        else:
-            data, val = datasets
-        faults = essential_faults(data, val)
-        state, criterion = prepare(config, dist, data)
-        folder = Path(config.output)
-        resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
-        notes = _notes(data, state, dist)
-        notes += [f"{fault.severity}: {fault}" for fault in faults]
-        notes += resumed
-        monitor = open_monitor(folder, state.config.steps, state.step, console, dist)
-        run = _Run(state, criterion, dist, data, val, folder, monitor, signals)
+    with stop_signals() as signals:
         try:
-            for note in notes:
-                monitor.say(note)
-            return run.train()
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                "the GPU's memory does not hold a step: raise --accumulate (the gradient stays the "
-                "same), or lower --eval-batch-size if it was an evaluation; if one image is too "
-                "large, take --recompute or a smaller --image-size"
-            ) from error
-        finally:
-            monitor.close()
+            with process_group(config.device, config.timeout_s) as dist, watching_workers():
+                return _train(config, console, datasets, dist, signals)
+        except KeyboardInterrupt:
+            if signals.steps_begun:
+                raise
+            text = "stopped by a signal before the first step: start the same command again"
+            raise StoppedError(text) from None
+
+
+def _train(
+    config: TrainConfig,
+    console: Console | None,
+    datasets: tuple[DetectionDataset, DetectionDataset] | None,
+    dist: Dist,
+    signals: StopSignals,
+) -> dict[str, Any]:
+    """What `train` does among its processes."""
+    config.check(dist.world_size)
+    if datasets is None:
+        data = open_dataset(config.data, "train", config.val_fraction)
+        val = open_dataset(config.data, "val", config.val_fraction)
+    else:
+        data, val = datasets
+    faults = essential_faults(data, val)
+    state, criterion = prepare(config, dist, data)
+    folder = Path(config.output)
+    resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
+    notes = _notes(data, state, dist)
+    notes += [f"{fault.severity}: {fault}" for fault in faults]
+    notes += resumed
+    monitor = open_monitor(folder, state.config.steps, state.step, console, dist)
+    run = _Run(state, criterion, dist, data, val, folder, monitor, signals)
+    try:
+        for note in notes:
+            monitor.say(note)
+        return run.train()
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            "the GPU's memory does not hold a step: raise --accumulate (the gradient stays the "
+            "same), or lower --eval-batch-size if it was an evaluation; if one image is too "
+            "large, take --recompute or a smaller --image-size"
+        ) from error
+    finally:
+        monitor.close()
 
 
 def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[State, SetCriterion]:
@@ -108,6 +123,9 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     start = config if fresh else replace(config, weights=None)
     model = build(config.model, len(data.class_names), **start.model_kwargs())
     notes = starting_point(model, config, data.class_names) if fresh else []
+    if config.freeze:
+        freeze(model, config.freeze)
+        notes.append(_what_is_frozen(model))
     settings = config.resolved(model, data.hints, len(data))
     notes += check_norms(model, dist, settings.accumulate)
     dtype = weights_dtype(pick_precision(settings.precision, dist.device))
@@ -128,6 +146,13 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
         notes=notes,
     )
     return state, SetCriterion.for_model(model, settings.class_normalization)
+
+
+def _what_is_frozen(model: DetectionModel) -> str:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    total = sum(size for size, _ in sizes)
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    return f"frozen: {', '.join(model.frozen)}; {trained:,} of {total:,} parameters are trained"
 
 
 def _has_checkpoint(folder: Path) -> bool:
@@ -192,10 +217,7 @@ class _StepInput:
 
 @dataclass
 class _Run:
-    """A run under way: what is trained, on what, and where it reports.
-
-    `signals` fills when a signal to stop arrives.
-    """
+    """A run under way: what is trained, on what, and where it reports."""
 
     state: State
     criterion: SetCriterion
@@ -204,7 +226,7 @@ class _Run:
     val: DetectionDataset
     folder: Path
     monitor: Monitor | SilentMonitor
-    signals: list[int]
+    signals: StopSignals
 
     def __post_init__(self) -> None:
         config = self.state.config
@@ -217,6 +239,7 @@ class _Run:
         state, config = self.state, self.state.config
         model = self._replica()
         self._say_if_ended()
+        self.signals.steps_begun = True
         result: dict[str, Any] = {}
         if state.step and (state.ending() or self._due(config.eval_every)):
             result = self._evaluate()
@@ -240,9 +263,16 @@ class _Run:
     def _replica(self) -> DistributedDataParallel:
         """The model as this rank trains it."""
         config, model = self.state.config, self.state.model
-        if config.compile:  # in place; one graph for all sizes of images, where these differ
-            model.compile(fullgraph=True, dynamic=model.resize == "aspect")
+        if config.compile:  # in place
+            model.compile(fullgraph=True, dynamic=self._sizes_vary())
         return replicate(model, self.dist, config.accumulate, config.gradient_compression)
+
+    def _sizes_vary(self) -> bool | None:
+        """Whether a compiled model sees images of many sizes; None: number of noisy queries, which
+        the compiler finds out."""
+        if self.state.model.resize == "aspect":
+            return True
+        return None if self.state.model.loss_config.denoising else False
 
     def _say_if_ended(self) -> None:
         """Says what to do if a resumed run has nothing left to train."""
@@ -272,7 +302,7 @@ class _Run:
             yield _StepInput(window, started, waited)
 
     def _announce(self, samples: list[list[Sample]]) -> Window:
-        return announce(samples, self.criterion, self.dist, bool(self.signals))
+        return announce(samples, self.criterion, self.dist, self.signals.received)
 
     def _windows(self) -> Iterator[list[list[Sample]]]:
         """This rank's micro-batches of each optimizer step still to do."""
@@ -294,7 +324,10 @@ class _Run:
             accumulate=config.accumulate,
             size_of=samples.size if config.group_by_size and sizes_differ else None,
         )
-        batches = load_batches(samples, sampler, _num_workers(config), dist.device.type == "cuda")
+        pin_memory = dist.device.type == "cuda"
+        batches = load_batches(
+            samples, sampler, _num_workers(config), pin_memory, config.loader_timeout_s
+        )
         while True:
             yield [next(batches) for _ in range(config.accumulate)]
 
@@ -349,6 +382,11 @@ class _Run:
         best."""
         state, config = self.state, self.state.config
         averaged = state.ema.model
+        num_batches = math.ceil(len(self.val) / config.eval_batch_size)
+        message = (
+            f"stopped by a signal in the evaluation of step {state.step}; {self.folder}/last.pt is "
+            "saved, use --resume"
+        )
         result = evaluate(
             averaged,
             self.val,
@@ -358,6 +396,8 @@ class _Run:
             criterion=self.criterion,
             batch_size=config.eval_batch_size,
             num_workers=_num_workers(config),
+            loader_timeout_s=config.loader_timeout_s,
+            on_batch=EvaluationStop(self.signals, self.dist, num_batches, message),
         )
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
@@ -373,9 +413,8 @@ class _Run:
         """Says how the run ended, and saves it with its last evaluation; returns that and the
         best."""
         best = self.state.best
-        self.monitor.say(
-            f"{self.state.ending()}; best.pt is of step {best['step']}: AP {100 * best['AP']:.1f}"
-        )
+        ap = in_percent(best["AP"])
+        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: AP {ap}")
         self._save()
         return result | {"best": best}
 
@@ -412,27 +451,3 @@ def _image_cache(config: Settings, dist: Dist, data: DetectionDataset) -> ImageC
             cache.path = path
             break
     return cache
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that fills when SIGTERM or SIGINT arrives; the loop ends after its step. A second
-    SIGINT ends at once."""
-    received: list[int] = []
-
-    def handler(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # signals cannot be caught there
-        yield received
-        return
-    handlers_before = {
-        number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler_before in handlers_before.items():
-            signal.signal(number, handler_before)

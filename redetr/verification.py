@@ -23,7 +23,7 @@ from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
 from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.state import State
-from redetr.step import announce, receive, train_step
+from redetr.step import announce, receive, train_step, training_outputs
 from redetr.structures import DetectionModel, StoredTarget
 from redetr.training import prepare, train_transform
 
@@ -199,7 +199,7 @@ def whole_gradient(
     model = copy.deepcopy(model).to(weights_dtype(dtype)).train()
     batch = to_batch(samples, device, dtype=weights_dtype(dtype))
     with autocast(device, dtype):
-        outputs = model(batch.images, batch.padding)
+        outputs = training_outputs(model, criterion, batch)
     criterion(outputs, batch.targets)["loss"].backward()
     return _gradients(model)
 

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields, replace
 from typing import get_args, get_type_hints
 
 import pytest
+import torch
 
 import redetr
 from redetr.cli import main
@@ -19,6 +20,7 @@ from redetr.recipes import RECIPES, get_recipe
 # The config.json of a run, as the first version wrote it.
 WRITTEN = {
     "model": "detr_r50",
+    "denoising": 0,
     "data": "/data/cups",
     "val_fraction": 0.0,
     "output": "runs/cups",
@@ -60,6 +62,8 @@ WRITTEN = {
     "timeout_s": 600.0,
     "gradient_compression": "none",
 }
+# What has been added since, as runs had it that did not know it.
+LATER = {"freeze": []}
 
 
 def resolved(num_images: int, recipe: str = "redetr_n", **changes) -> Settings:
@@ -137,6 +141,29 @@ def may_be_none(kind: type) -> set[str]:
     return {name for name, hint in hints.items() if type(None) in get_args(hint)}
 
 
+@pytest.mark.parametrize(
+    ("earlier", "parameters", "queries"),
+    [
+        # What the models of that name had.
+        ("redetr_s", 6_009_920, 40),
+        ("redetr_m", 17_910_636, 40),
+        ("redetr_m", 17_977_196, None),
+    ],
+)
+def test_the_settings_of_a_model_of_an_earlier_version_give_the_same_model(
+    earlier, parameters, queries
+):
+    written = {"model": earlier, "model_options": ["nheads=4"], "num_queries": queries}
+    config = TrainConfig.from_dict(written)
+    with torch.device("meta"):
+        model = build(config.model, 80, **config.model_kwargs())
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert counted == parameters
+    assert model.num_queries == (queries or 300)
+    assert model.decoder[0].self_attn.nheads == 4
+    assert TrainConfig.from_dict(config.to_dict()) == config
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_leaves_nothing_open(recipe):
     """What may be None in it is what the model or each host decides, or a path."""
@@ -161,9 +188,9 @@ def test_what_is_resolved_stays_as_it_is():
 
 def test_the_settings_of_earlier_runs_are_read():
     config = TrainConfig.from_dict(WRITTEN)
-    assert config.to_dict() == WRITTEN
+    assert config.to_dict() == WRITTEN | LATER
     settings = config.resolved(build("redetr_n", 1), Hints(), 100)
-    assert settings.to_dict() == WRITTEN and json.dumps(settings.to_dict())
+    assert settings.to_dict() == WRITTEN | LATER and json.dumps(settings.to_dict())
     for name, value in (("lr", True), ("resume", 1), ("augment", "much"), ("model_options", [3])):
         with pytest.raises(redetr.InputError, match=f"setting '{name}' cannot be"):
             TrainConfig.from_dict(WRITTEN | {name: value})
@@ -223,7 +250,7 @@ def test_help_lists_every_setting_once_and_in_its_group(command, capsys):
     text = capsys.readouterr().out
     # Framed by lines where the output can show them, else indented.
     flags = re.findall(r"^(?:│ |  )(?:-h, )?--([a-z][a-z-]+)", text, re.MULTILINE)
-    expected = {name.replace("_", "-") for name in WRITTEN} - {"group-by-size"}
+    expected = {name.replace("_", "-") for name in WRITTEN | LATER} - {"group-by-size"}
     others = {"help", "no-group-by-size"} | ({"json"} if command == "verify" else set())
     assert sorted(flags) == sorted(expected | others)
     headings = re.findall(r"^(?:╭─)? (\w+) options ", text, re.MULTILINE)

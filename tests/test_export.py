@@ -160,7 +160,7 @@ def test_the_faithful_form_and_padding(tmp_path):
             | {"backbone": "resnet18", "position": "learned", "pre_norm": True, "enc_layers": 1},
         ),
         ("redetr_mobile", {}),
-        ("redetr_m", {"dec_layers": 2}),
+        ("redetr_n", {"backbone": "resnet50"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
 )

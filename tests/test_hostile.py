@@ -142,7 +142,7 @@ BAD_IMAGES: dict[str, bytes] = {
     "huge BMP": changed(WHOLE["BMP"], 18, struct.pack("<ii", 10**6, 10**6)),
     "BMP of negative width": changed(WHOLE["BMP"], 18, struct.pack("<i", -40)),
     "JPEG in name of PNG's bytes": b"\x89PNG\r\n\x1a\n" + WHOLE["JPEG"],
-    "pixels of 32 bits": encoded("TIFF", Image.fromarray(np.full((9, 9), 1e6, np.float32))),
+    "no pixel is a number": encoded("TIFF", Image.fromarray(np.full((9, 9), np.nan, np.float32))),
     **{f"{form} cut at {share}%": content[: len(content) * share // 100]
        for form, content in WHOLE.items() for share in (5, 30, 60) if (form, share) != ("GIF", 60)},
 }  # fmt: skip
@@ -199,9 +199,7 @@ GOOD_IMAGES: dict[str, bytes] = {
     "CMYK TIFF": encoded("TIFF", pixels("CMYK")),
     "progressive": encoded("JPEG", progressive=True, quality=98),
     "palette": encoded("PNG", pixels().quantize(32)),
-    "palette with transparency": encoded(
-        "PNG", pixels().quantize(32), transparency=b"\xff\x00" * 16
-    ),
+    "palette with transparency": encoded("PNG", pixels().quantize(32), transparency=b"\xff" * 16),
     "transparent": encoded("PNG", pixels("RGBA")),
     "transparent WebP": encoded("WEBP", pixels("RGBA"), lossless=True),
     "lossless WebP": encoded("WEBP", lossless=True),

@@ -15,8 +15,8 @@ FORMS = {
     "detr_r50_dc5": SMALL | {"enc_layers": 1},
     "redetr_n": SMALL,
     "redetr_mobile": SMALL,
-    "redetr_m": SMALL | {"backbone": "resnet18"},
     "rtdetr_r18": SMALL | {"width": 16, "enc_hidden_dim": 32, "enc_dim_feedforward": 64},
+    "dfine_n": SMALL | {"enc_hidden_dim": 32, "enc_dim_feedforward": 64, "block_width": 16},
     "rtdetrv2_r50m": SMALL
     | {"width": 16, "enc_hidden_dim": 32, "dec_layers": 3, "eval_idx": 1, "points": (2, 4, 1)},
 }
@@ -87,7 +87,7 @@ def test_folding_by_hand():
 @pytest.mark.parametrize("net", ["resnet18", "resnetv2_18"])
 def test_nets_of_timm_give_the_same_numbers(net):
     torch.manual_seed(0)
-    model = redetr.build("redetr_m", 3, **SMALL, backbone=f"timm:{net}").eval().double()
+    model = redetr.build("redetr_n", 3, **SMALL, backbone=f"timm:{net}").eval().double()
     for name, buffer in model.named_buffers():
         if "running_" in name:
             buffer.uniform_(0.5, 1.5)

@@ -163,7 +163,7 @@ def test_the_average_is_a_copy_that_is_not_trained():
 
 
 def test_frozen_parts_of_the_average_stay_exactly_as_they_are():
-    model = redetr.build("redetr_m", 2, backbone="resnet18", hidden_dim=32, dec_layers=1)
+    model = redetr.build("redetr_n", 2, backbone="resnet18", hidden_dim=32, dec_layers=1)
     ema = ModelEma(model, decay=0.9)
     for step in range(3):
         ema.update(step)

@@ -30,6 +30,8 @@ def print_results(results: list[dict[str, Any]]) -> None:
         table.add_row(number, *(percent(result[name]) for name in METRIC_NAMES))
     OUT.print(table)
     OUT.print(_class_table(results, numbers))
+    if results[0]["AP"] is None:
+        OUT.print("AP is undefined (-): no object to find; crowds and difficult ones do not count")
 
 
 def _class_table(results: list[dict[str, Any]], numbers: list[str]) -> Table:

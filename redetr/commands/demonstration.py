@@ -17,6 +17,7 @@ from redetr.data.transforms import StoredSample
 from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector, load
 from redetr.errors import InputError
+from redetr.monitor import in_percent
 from redetr.pages.curves import plot_curves
 from redetr.pages.drawing import comparison_grid, draw_boxes, save_image
 from redetr.recipes import redetr_n
@@ -48,14 +49,14 @@ def demo(data: str, folder: Path, steps: int, console: Console) -> None:
 
 def _next_steps(result: dict[str, Any], folder: Path) -> str:
     """What the demo measured, and what to do with it."""
-    ap = 100 * (result["AP"] or 0)
-    ap50 = 100 * (result["AP50"] or 0)
+    ap = in_percent(result["AP"])
+    ap50 = in_percent(result["AP50"])
     minutes = result["time_s"] / 60
     predictions = folder / "predictions.png"
     curves = folder / "curves.png"
     checkpoint = shlex.quote(str(folder / "best.pt"))
     return (
-        f"\nAP {ap:.1f}, AP50 {ap50:.1f} after {minutes:.1f} minutes of training. Next:\n"
+        f"\nAP {ap}, AP50 {ap50} after {minutes:.1f} minutes of training. Next:\n"
         "  look at    "
         f"{predictions} (left: the truth, right: predictions) and {curves}\n"
         "  predict    "

@@ -136,6 +136,8 @@ class Evaluate:
         if differences:
             OUT.print(_differences_table(differences))
             OUT.print("An interval that includes 0 leaves open which checkpoint is better.")
+        elif self.compare:
+            OUT.print("no intervals of the differences: they need objects on two images or more")
 
 
 def _measured(checkpoint: str, result: dict[str, Any]) -> str:

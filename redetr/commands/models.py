@@ -14,14 +14,14 @@ import redetr
 from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT, percent, print_json
 
-# `gflops`: by `gflops` below, because counting takes seconds; `speed`: by benchmarks/speed.py;
-# `results`: from benchmarks/results. Nothing is a guess.
+# `gflops`: by `gflops` below, because counting takes seconds; `results`: from benchmarks/results.
+# Nothing is a guess.
 MEASURED = Path(redetr.__file__).parent / "models" / "measured.json"
 
 
 @dataclass(frozen=True)
 class Models:
-    """Lists the models that can be built: variant, size, cost, and measured results."""
+    """Lists the models: published weights with their licence, size, cost, and measured results."""
 
     json: bool = False
     """Print JSON instead of tables."""
@@ -34,7 +34,7 @@ class Models:
         if self.json:
             print_json(rows)
         else:
-            _print_models(rows, measured["speed"])
+            _print_models(rows)
 
 
 def gflops(name: str) -> float:
@@ -59,44 +59,49 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
 
     from redetr.models import MODELS
     from redetr.models.detr import DETR
+    from redetr.models.dfine import DFINE
     from redetr.models.rtdetr import RTDETR
+    from redetr.weights.published import PUBLISHED
 
     function = MODELS[name]
     with torch.device("meta"):
         model = function(80)
     first_line = (function.__doc__ or "").splitlines()[0]
-    speed = measured["speed"]
+    published = PUBLISHED.get(name)
     form = "fast"
     if isinstance(model, DETR):
         form = "faithful"
+    elif isinstance(model, DFINE):
+        form = "D-FINE"
     elif isinstance(model, RTDETR):
         form = "RT-DETR"
     return {
         "model": name,
         "form": form,
+        "published_AP": published.ap if published else None,
         "parameters": sum(p.numel() for p in model.parameters()),
         "gflops": measured["gflops"].get(name),
-        "images_per_s": speed["images_per_s"].get(name),
-        "images_per_s_on": speed["hardware"],
         "image_size": model.image_size,
         "queries": model.num_queries,
+        "licence": published.licence if published else None,
+        "origin": published.origin if published else None,
         "about": first_line,
         "measured": [result for result in measured["results"] if result["model"] == name],
     }
 
 
-def _print_models(rows: list[dict[str, Any]], speed: dict[str, Any]) -> None:
-    columns = ("model", "variant", "size", "GFLOPs", "images/s", "px", "queries")
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    about = Table("model", "about", box=box.SIMPLE_HEAD, pad_edge=False)
+def _print_models(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("model", "AP", "size", "GFLOPs", "px", "queries", "licence", "origin"):
+        is_number = column in ("AP", "size", "GFLOPs", "px", "queries")
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     results = Table("measured", "AP", "AP50", "trained", "on", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         size = f"{row['parameters'] / 1e6:.1f} M"
-        numbers = []
-        for name in ("gflops", "images_per_s", "image_size", "queries"):
-            numbers.append(str(row[name] or "-"))
-        table.add_row(row["model"], row["form"], size, *numbers)
-        about.add_row(row["model"], row["about"])
+        cells = [row["model"], _shown(row["published_AP"]), size, _shown(row["gflops"])]
+        cells += [str(row["image_size"]), str(row["queries"])]
+        cells += [_shown(row["licence"]), _shown(row["origin"])]
+        table.add_row(*cells)
         for result in row["measured"]:
             trained = f"{result['steps']} steps, {result['train_minutes']} min"
             results.add_row(
@@ -106,15 +111,18 @@ def _print_models(rows: list[dict[str, Any]], speed: dict[str, Any]) -> None:
                 trained,
                 f"{result['hardware']}, {result['date']}",
             )
-    about.columns[0].no_wrap = results.columns[0].no_wrap = True
+    table.columns[0].no_wrap = results.columns[0].no_wrap = True
     OUT.print(table)
     OUT.print(
-        "size: parameters with 80 classes; GFLOPs: for one image of px x px, a multiplication and "
-        "its addition are 2;\n"
-        f"images/s: the model alone, one such image at a time, fp32, on {speed['hardware']}, "
-        f"{speed['date']}\n"
+        "AP: on COCO val 2017, as the authors of the weights report it; size: parameters with 80\n"
+        "classes; GFLOPs: for one image of px x px, a multiplication and its addition are 2;\n"
+        "origin: what redetr train --weights and redetr.load take, and download\n"
     )
-    OUT.print(about, results)
+    OUT.print(results)
+
+
+def _shown(value: object) -> str:
+    return "-" if value is None else str(value)
 
 
 parse = partial(tyro.cli, Models, prog="redetr models", config=FLAGS)

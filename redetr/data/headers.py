@@ -12,15 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from redetr.data.images import (
     decode,
     exif_orientation,
+    frame_count,
     open_image,
     read_image,
     require_whole,
 )
+from redetr.data.pixels import is_deep, one_colour
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
 from redetr.files import write_whole
@@ -28,11 +32,13 @@ from redetr.files import write_whole
 _PER_TASK = 64  # images that a thread reads before it asks for more
 _CONTRAST = 4.0  # brightness, of 255: a thumbnail with less cannot tell copies apart
 _THUMBNAIL = (192, 216)  # px, height and width
+# per pixel: photographs have 0.1 and more; half of that may still be a drawing
+_PLAIN_BYTES = 0.05
 _LOCK_S = 60  # other ranks write to the cache as well, in an instant
 PLAIN = "plain"
 
 # The types of an entry of the cache: time of change, bytes, then the fields of a Header.
-_ENTRY = (int, int, int, int, int, str, str, str)
+_ENTRY = (int, int, int, int, int, str, str, str, int, str)
 
 
 class Header(NamedTuple):
@@ -44,6 +50,9 @@ class Header(NamedTuple):
     content: str = ""  # hash of the file
     looks: str = ""  # hash of a thumbnail, "plain" for one without contrast
     problem: str = ""  # why it cannot be read
+    frames: int = 1  # pages of a TIFF, frames of an animation; the first is read
+    # the colour that nearly all pixels have; empty if they differ, or were not looked at
+    plain: str = ""
 
 
 def read_headers(
@@ -52,9 +61,10 @@ def read_headers(
     """The headers of images below a folder, read on all cores; sound ones are remembered in the
     user's cache folder.
 
-    `looks` decodes every image, which finds damage in the middle as well. Threads, not processes:
-    most of the time goes into files, hashes and decoders, and a process that holds a GPU should not
-    be forked.
+    `looks` decodes every image, which finds damage in the middle as well. Without it, only those
+    are decoded that have more than 8 bits, or so few bytes that they may be plain. Threads, not
+    processes: most of the time goes into files, hashes and decoders, and a process that holds a GPU
+    should not be forked.
     """
     file = cache_file(folder)
     known = _read_cache(file)
@@ -84,12 +94,17 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
         require_whole(path)
         with open_image(path) as image:
             width, height = image.size
-            mode = image.mode
+            has_many_bits = is_deep(image)
             orientation = exif_orientation(image)
-        header = Header(width, height, orientation)
-        # Pixels of 32 bits may be more than training takes, which only decoding shows.
-        if looks or mode in ("I", "F"):
-            header = header._replace(looks=_looks(path))
+            frames = frame_count(image)
+        header = Header(width, height, orientation, frames=frames)
+        # Many bits may be more than training takes, or hold a few values that hide the others.
+        may_be_plain = path.stat().st_size < _PLAIN_BYTES * width * height
+        if looks or has_many_bits or may_be_plain:
+            thumbnail, _ = decode(path, _THUMBNAIL)  # a JPEG only in part
+            header = header._replace(plain=_plain(path, thumbnail))
+            if looks:
+                header = header._replace(looks=_looks(thumbnail))
         if content:
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -151,11 +166,23 @@ def _add_to_cache(file: Path, entries: dict[str, list]) -> None:
         write_whole(file, lambda path: path.write_text(text))
 
 
-def _looks(path: Path) -> str:
+def _plain(path: Path, thumbnail: Tensor) -> str:
+    """The colour that nearly all pixels of an image have, empty if they differ."""
+    if not one_colour(_channels_last(thumbnail)):
+        return ""
+    pixels = read_image(path)  # a thumbnail may have lost what is small
+    return one_colour(_channels_last(pixels))
+
+
+def _channels_last(pixels: Tensor) -> NDArray[np.uint8]:
+    """An image `[3, H, W]` as an array `[H, W, 3]`."""
+    return pixels.permute(1, 2, 0).numpy()
+
+
+def _looks(thumbnail: Tensor) -> str:
     """Which way the brightness changes over 8x8 parts: nearly equal for copies of another size or
     quality."""
-    pixels, _ = decode(path, _THUMBNAIL)  # reads the whole file, but decodes a JPEG only in part
-    grey = pixels.float().mean(0)
+    grey = thumbnail.float().mean(0)
     small = adaptive_avg_pool2d(grey[None], (8, 9))[0]
     steps = small[:, 1:] - small[:, :-1]  # [8, 8]
     if steps.abs().max() <= _CONTRAST:

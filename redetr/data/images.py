@@ -2,20 +2,39 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
+from redetr.data.pixels import to_rgb
 from redetr.errors import InputError
 
-# Of those that PIL knows; some of its others run programs (Ghostscript for EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+# The formats of PIL that are read, and the endings of their files. Some of its others run programs
+# (Ghostscript for EPS), or take nearly any file for theirs (TGA, PCX).
+_ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+}
+if "avif" in features.modules and features.check("avif"):  # not in every build of PIL
+    _ENDINGS["AVIF"] = (".avif", ".avifs")
+FORMATS = tuple(_ENDINGS)
+IMAGE_SUFFIXES = tuple(chain.from_iterable(_ENDINGS.values()))
+NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
 _ORIENTATION = 0x0112  # the number of the EXIF tag
+_MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
+_SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
 _REMEDY = "replace the file, or take it out of the annotations"
 
 
@@ -46,17 +65,27 @@ def upright(image: Image.Image) -> Tensor:
 
 
 def _upright(image: Image.Image) -> Tensor:
-    image.load()
-    turned = _turned(image)
-    return torch.from_numpy(_rgb(turned)).permute(2, 0, 1)
+    pixels = to_rgb(image)
+    image.load()  # some files have their tag at the end
+    orientation = _orientation_of_loaded(image)
+    if orientation != 1:
+        pixels = _turned(pixels, orientation)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    """The image as its EXIF tag turns it."""
+def _orientation_of_loaded(image: Image.Image) -> int:
     try:
-        return ImageOps.exif_transpose(image)
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # as PIL's decoders do, see below; a damaged tag turns nothing
-        return image
+        return 1
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels `[H, W, 3]` as an EXIF tag turns them; a number that is none of EXIF's turns
+    nothing."""
+    image = Image.fromarray(pixels)
+    image.getexif()[_ORIENTATION] = orientation
+    return np.array(ImageOps.exif_transpose(image))
 
 
 def decode(
@@ -77,7 +106,7 @@ def decode(
             height, width = needed
             image.draft("RGB", (width, height))
         # Channels of a pixel stay side by side, see `views.interleaved`.
-        pixels = torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(to_rgb(image)).permute(2, 0, 1)
     return pixels, stored
 
 
@@ -104,6 +133,26 @@ def exif_orientation(image: Image.Image) -> int:
     return orientation or 1
 
 
+def frame_count(image: Image.Image) -> int:
+    """How many pages or frames the opened file has, smaller copies of a page not counted.
+
+    The second picture of a photograph (MPO) does not count: phones write previews there.
+    """
+    if image.format not in _MANY_FRAMES or not getattr(image, "is_animated", False):
+        return 1
+    count = 0
+    try:
+        for number in range(getattr(image, "n_frames", 1)):
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                image.seek(number)
+                if image.tag_v2.get(_SUBFILE_TYPE) == _REDUCED:
+                    continue
+            count += 1
+    except Exception:  # see below; the frames before the damage
+        return max(1, count)
+    return count
+
+
 def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
     """Width and height from the header of an image file, (0, 0) if it cannot be read."""
     try:
@@ -126,7 +175,7 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
     except FileNotFoundError:
         problem = "the image file is missing"
     except UnidentifiedImageError:
-        problem = "not an image (JPEG, PNG, WebP, BMP, GIF and TIFF are read)"
+        problem = NO_IMAGE
     except Exception as error:
         message = str(error) or type(error).__name__
         reason = message.splitlines()[0]
@@ -147,18 +196,3 @@ def require_whole(path: Path) -> None:
     whole_png = start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
     if not (whole_jpeg or whole_png):
         read_image(path)
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    """Pixels `[H, W, 3]` uint8; 16-bit grey is scaled to 8 bits, transparency dropped."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        grey = np.asarray(image)
-        if image.mode == "F" or grey.min() < 0 or grey.max() > 0xFFFF:
-            raise ValueError("pixels of 32 bits, convert it to 8 bits")
-        high_bytes = (grey >> 8).astype(np.uint8)
-        return np.repeat(high_bytes[:, :, None], 3, axis=2)
-    if image.mode == "P":  # PIL wants a palette with transparency to be converted by itself first
-        image = image.convert("RGBA")
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return np.array(image)

@@ -24,6 +24,7 @@ _ENOUGH_IMAGES = 500  # whatever the share
 _SMALL_PX = 8  # the finest stride of the fast models: what is smaller falls between two positions
 _MANY_SMALL, _FEW_SMALL = 0.25, 0.1  # shares of the boxes
 _SAME_IOU = 0.99
+_MANY_IGNORED = 0.8  # share of the objects: no data set marks so many on purpose
 _SURE = 10  # boxes all on one side: by chance in one of 2**10 data sets
 
 
@@ -82,10 +83,9 @@ def box_faults(annotations: Annotations) -> list[Fault]:
     faults = [*_formats(annotations), *_boxes_twice(annotations)]
     if not is_sound(annotations):  # and what is missing may have been left out by the reader
         return faults
-    if not len(annotations.boxes):
-        text = f"none of its {len(annotations)} images holds an object"
-        remedy = "annotate, or export again"
-        return [*faults, Fault("error", "no-objects", annotations.source, "", text, remedy)]
+    if annotations.iscrowd.all():  # also if there is none
+        return [*faults, _no_objects(annotations)]
+    faults += _ignored(annotations)
     counts = np.diff(annotations.first)
     return faults + faults_of(
         counts == 0,
@@ -95,6 +95,35 @@ def box_faults(annotations: Annotations) -> list[Fault]:
         lambda i: (image_place(annotations, i), "holds no object"),
         "fine if there is none to see: a model learns from that as well",
     )
+
+
+def _no_objects(a: Annotations) -> Fault:
+    """The fault of a split with nothing to learn or to measure."""
+    count = len(a.iscrowd)
+    text = f"none of its {len(a)} images holds an object"
+    remedy = "annotate, or export again"
+    if count:
+        text = (
+            f"all {count} objects are crowds or difficult ones, which are never learned or measured"
+        )
+        remedy = "write iscrowd (ignore, difficult) 0 for those that are single objects"
+    return Fault("error", "no-objects", a.source, "", text, remedy)
+
+
+def _ignored(a: Annotations) -> list[Fault]:
+    """How many objects are ignored: a warning if they are most of them."""
+    count = int(a.iscrowd.sum())
+    if not count:
+        return []
+    share = count / len(a.iscrowd)
+    severity: Severity = "warning" if share > _MANY_IGNORED else "note"
+    text = (
+        f"{count} of {len(a.iscrowd)} objects ({share:.0%}) are crowds or difficult ones, which "
+        "are never learned or measured"
+    )
+    remedy = "write iscrowd (ignore, difficult) 0 for those that are single objects"
+    where = _object_place(a, int(a.iscrowd.argmax()))
+    return [Fault(severity, "object-ignored", a.source, where, text, remedy)]
 
 
 def _formats(a: Annotations) -> list[Fault]:

@@ -26,9 +26,10 @@ from redetr.data.formats.hub import hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
+from redetr.data.inventory import unclaimed_files
 from redetr.data.open import folder_of, open_dataset
 from redetr.doctor.boxes import Plan, box_faults, class_counts, class_faults, is_sound, plan_faults
-from redetr.doctor.images import copies, image_faults, unused_files
+from redetr.doctor.images import copies, image_faults
 from redetr.errors import InputError
 
 _MOST_CLASSES = 30  # in a printed table
@@ -66,8 +67,8 @@ class Report:
         return f"ready to train: {command} --output runs/mine"
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """What each split holds; "at most" is of the objects in an image, sizes are width x height
-        in pixels."""
+        """What each split holds; "ignored" are crowds and difficult objects, "at most" is of the
+        objects in an image, sizes are width x height in pixels."""
         figures: dict[str, dict[str, Any]] = {}
         for split, annotations in self.splits.items():
             figures[split] = _figures(annotations)
@@ -108,6 +109,7 @@ def _figures(annotations: Annotations) -> dict[str, Any]:
         "images": len(annotations),
         "empty": int((counts == 0).sum()),
         "objects": int(counts.sum()),
+        "ignored": int(annotations.iscrowd.sum()),
         "at most": int(counts.max(initial=0)),
         "classes": len(annotations.class_names),
         "sizes": _size_range(annotations.sizes),
@@ -190,7 +192,7 @@ def _check_folder(
     faults += copies(splits, headers)
     everything_is_read = is_complete and all(is_sound(split) for split in splits.values())
     if everything_is_read:  # else a file may belong to what was left out
-        faults += unused_files(splits.values())
+        faults += unclaimed_files(splits)
 
     def pixels(split: Split, index: int) -> Tensor:
         path = splits[split].path(index)
@@ -224,7 +226,7 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
     faults = _sorted(_faults(splits, headers))
     for annotations in splits.values():
         replace(annotations, faults=faults).require_sound()
-    return faults
+    return _sorted(faults + unclaimed_files(splits))
 
 
 def _faults(

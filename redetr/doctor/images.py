@@ -1,14 +1,13 @@
 """What is wrong with the image files of a data set: cut short, turned, of another size, there
-twice, not used."""
+twice."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from redetr.data.annotations import Annotations, Fault, Severity, Split
-from redetr.data.formats.paths import IMAGE_SUFFIXES
 from redetr.data.headers import PLAIN, Header
 
 # Copies of half the size or poor quality differ in 0 to 6 of 64 bits, other images in 10 and more.
@@ -16,6 +15,8 @@ _ALIKE_BITS = 4
 _BLOCK = 1024  # images that are compared with all others at once
 
 Describe = Callable[[int], tuple[str, str]]  # where row `i` is, and what is wrong with it
+# Which images are bad, severity, code, and what is wrong with image `i`.
+_Check = tuple[np.ndarray, Severity, str, Callable[[int], str]]
 
 
 def faults_of(
@@ -42,23 +43,34 @@ def image_place(annotations: Annotations, index: int) -> str:
 
 
 def image_faults(annotations: Annotations, headers: list[Header]) -> list[Fault]:
-    """Files that cannot be read, or are not what was annotated."""
+    """Files that cannot be read, are not what was annotated, or hold more or less than an image."""
+    faults = []
+    for bad, severity, code, text_of in _size_checks(annotations, headers) + _content_checks(
+        headers
+    ):
+
+        def describe(i: int, text_of: Callable[[int], str] = text_of) -> tuple[str, str]:
+            where = image_place(annotations, i)
+            return where, text_of(i)
+
+        remedy = _REMEDIES[code]
+        faults += faults_of(bad, severity, code, annotations.source, describe, remedy)
+    return faults
+
+
+def _size_checks(annotations: Annotations, headers: list[Header]) -> list[_Check]:
+    """Which files have another size than annotated, or are turned by viewers."""
     count = len(headers)
     actual = np.zeros((count, 2), int)  # width and height
-    damaged = np.zeros(count, bool)
+    is_whole = np.zeros(count, bool)
     has_tag = np.zeros(count, bool)
     for i, header in enumerate(headers):
         actual[i] = (header.width, header.height)
-        damaged[i] = header.problem != ""
+        is_whole[i] = not header.problem
         has_tag[i] = header.orientation != 1
     stated = annotations.sizes[:, ::-1]
-    same_size = (actual == stated).all(1)
-    same_turned = (actual == annotations.sizes).all(1)
-    differs = ~same_size & ~damaged
-    turned = differs & same_turned
-
-    def problem(i: int) -> str:
-        return headers[i].problem
+    differs = (actual != stated).any(1) & is_whole
+    turned = differs & (actual == annotations.sizes).all(1)
 
     def size(i: int) -> str:
         width, height = actual[i]
@@ -68,22 +80,23 @@ def image_faults(annotations: Annotations, headers: list[Header]) -> list[Fault]
     def orientation(i: int) -> str:
         return f"has the EXIF orientation {headers[i].orientation}"
 
-    checks: list[tuple[np.ndarray, Severity, str, Callable[[int], str]]] = [
-        (damaged, "error", "image-unreadable", problem),
+    return [
         (differs & ~turned, "error", "image-size", size),
         (turned, "error", "image-turned", size),
         (has_tag & ~differs, "warning", "image-orientation", orientation),
     ]
-    faults = []
-    for bad, severity, code, text_of in checks:
 
-        def describe(i: int, text_of: Callable[[int], str] = text_of) -> tuple[str, str]:
-            where = image_place(annotations, i)
-            return where, text_of(i)
 
-        remedy = _REMEDIES[code]
-        faults += faults_of(bad, severity, code, annotations.source, describe, remedy)
-    return faults
+def _content_checks(headers: list[Header]) -> list[_Check]:
+    """Which files are damaged, of one colour, or hold several images."""
+    damaged = np.array([header.problem != "" for header in headers], bool)
+    is_plain = np.array([header.plain != "" for header in headers], bool)
+    has_frames = np.array([header.frames > 1 for header in headers], bool)
+    return [
+        (damaged, "error", "image-unreadable", lambda i: headers[i].problem),
+        (is_plain, "warning", "image-plain", lambda i: f"is nearly all {headers[i].plain}"),
+        (has_frames, "note", "image-frames", lambda i: f"holds {headers[i].frames} images"),
+    ]
 
 
 _REMEDIES = {
@@ -96,6 +109,11 @@ _REMEDIES = {
         "training and evaluation take it as stored, predict turns it: save it turned, without the "
         "tag, with boxes that fit (see the sheet of --report)"
     ),
+    "image-plain": (
+        "look at it: replace it if it is damaged, and cut off its extreme values if a few of them "
+        "hide the others"
+    ),
+    "image-frames": "only the first is read: save the others as files if they are annotated",
 }
 
 
@@ -176,29 +194,3 @@ def _first_alike(looks: list[str]) -> np.ndarray:
         themselves = first[start:stop]
         first[start:stop] = np.where(near.any(1), first_near, themselves)
     return first
-
-
-def unused_files(splits: Iterable[Annotations]) -> list[Fault]:
-    """Image files beside those of the data set that no split names."""
-    used: dict[Path, set[str]] = {}
-    for annotations in splits:
-        for i in range(len(annotations)):
-            path = annotations.path(i)
-            used.setdefault(path.parent, set()).add(path.name)
-    faults = []
-    for folder, names in used.items():
-        faults += _unused_in(folder, names)
-    return faults
-
-
-def _unused_in(folder: Path, used: set[str]) -> list[Fault]:
-    files = sorted(file for file in os.listdir(folder) if file.lower().endswith(IMAGE_SUFFIXES))
-    unused = np.array([file not in used for file in files], bool)
-    return faults_of(
-        unused,
-        "warning",
-        "image-unused",
-        folder,
-        lambda i: (files[i], "no annotation names this image"),
-        "annotate it, or take it out of the folder",
-    )

@@ -21,7 +21,7 @@ from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.models.detr import DETR
 from redetr.models.fast import STRIDES, FastDETR
-from redetr.models.transformer import MultiheadAttention
+from redetr.models.transformer import MultiheadAttention, for_all_heads
 from redetr.postprocess import best_classes
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
@@ -210,7 +210,7 @@ def attention_weights(
     query: Tensor,
     key: Tensor,
     value: Any = None,
-    padding: Tensor | None = None,
+    ignored: Tensor | None = None,
 ) -> Tensor:
     """How much each query attends to each key, `[B, heads, N, M]` fp32, from a module's inputs."""
     query_weight, key_weight, _ = module.in_proj_weight.chunk(3)
@@ -219,9 +219,8 @@ def attention_weights(
     keys = _split_heads(F.linear(key, key_weight, key_bias), module.nheads)
     head_dim = queries.shape[-1]
     scores = queries * head_dim**-0.5 @ keys.mT
-    if padding is not None:
-        ignored = padding[:, None, None, :]
-        scores = scores.masked_fill(ignored, float("-inf"))
+    if ignored is not None:
+        scores = scores.masked_fill(for_all_heads(ignored), float("-inf"))
     return scores.softmax(-1)
 
 

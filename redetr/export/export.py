@@ -6,6 +6,7 @@ Arrays are NumPy's. Boxes of detections are xyxy in pixels of the original image
 """
 
 import json
+import math
 import shutil
 import tempfile
 from collections import defaultdict
@@ -159,6 +160,12 @@ def _build(
 
 
 def _require_ap(path: Path, comparison: Comparison, max_ap_drop: float) -> None:
+    if math.isnan(comparison.ap_drop):
+        raise InputError(
+            f"AP is undefined on {comparison.images} images without an object to find",
+            where=path,
+            remedy="give --data with objects, more --images, or --no-check",
+        )
     if comparison.ap_drop > max_ap_drop:
         pytorch_ap, file_ap = comparison.ap
         raise InputError(

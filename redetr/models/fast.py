@@ -34,7 +34,7 @@ from redetr.models.deformable import (
     valid_ratio,
 )
 from redetr.models.position import PositionEmbeddingSine, sine_features
-from redetr.models.transformer import MLP, MultiheadAttention, TransformerEncoderLayer
+from redetr.models.transformer import MLP, Activation, MultiheadAttention, TransformerEncoderLayer
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 STRIDES = (8, 16, 32)
@@ -117,7 +117,8 @@ class DecoderLayer(nn.Module):
     """Self-attention of the queries, deformable attention to the image, feed-forward net.
 
     Post-norm: a norm follows each of the three residuals. `cross_attention` makes the module that
-    reads the image, with the inputs of `DeformableAttention`.
+    reads the image, with the inputs of `DeformableAttention`. `gate` makes the module that replaces
+    the second residual and its norm: it takes a query and what the query has read.
     """
 
     def __init__(
@@ -126,14 +127,19 @@ class DecoderLayer(nn.Module):
         nheads: int,
         dim_feedforward: int,
         cross_attention: Callable[[], nn.Module],
+        gate: Callable[[], nn.Module] | None = None,
+        activation: Activation = torch.relu,
     ):
         super().__init__()
+        self.activation = activation
         self.self_attn = MultiheadAttention(hidden_dim, nheads)
         self.cross_attn = cross_attention()
         self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
         self.norm1 = nn.LayerNorm(hidden_dim)
-        self.norm2 = nn.LayerNorm(hidden_dim)
+        if gate is None:
+            self.norm2 = nn.LayerNorm(hidden_dim)
+        self.gateway = None if gate is None else gate()
         self.norm3 = nn.LayerNorm(hidden_dim)
 
     def forward(
@@ -144,14 +150,16 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         shapes: list[tuple[int, int]],
         valid_ratio: Tensor,
+        ignored: Tensor | None = None,
     ) -> Tensor:
         """Returns the next queries `[B, Q, D]` for `x`, their position encoding `query_pos` and
-        their `boxes`; the other arguments are those of `DeformableAttention`."""
+        their `boxes`. `ignored` `[B, Q, Q]` is True where a query does not see another one; the
+        other arguments are those of `DeformableAttention`."""
         query = x + query_pos
-        x = self.norm1(x + self.self_attn(query, query, x))
+        x = self.norm1(x + self.self_attn(query, query, x, ignored))
         read = self.cross_attn(x + query_pos, boxes, memory, shapes, valid_ratio)
-        x = self.norm2(x + read)
-        hidden = self.linear1(x).relu()
+        x = self.norm2(x + read) if self.gateway is None else self.gateway(x, read)
+        hidden = self.activation(self.linear1(x))
         return self.norm3(x + self.linear2(hidden))
 
 
@@ -361,49 +369,8 @@ def redetr_n(num_classes: int, **options: Any) -> FastDETR:
     return fast(num_classes, **options)
 
 
-def redetr_s(
-    num_classes: int,
-    *,
-    backbone: str | tuple[int, int, int] = (64, 128, 256),
-    hidden_dim: int = 192,
-    dim_feedforward: int = 768,
-    **options: Any,
-) -> FastDETR:
-    """Small: a backbone of twice the width of nano, trained from scratch."""
-    return fast(
-        num_classes,
-        backbone=backbone,
-        hidden_dim=hidden_dim,
-        dim_feedforward=dim_feedforward,
-        **options,
-    )
-
-
 def redetr_mobile(
     num_classes: int, *, backbone: str | tuple[int, int, int] = "mobilenet_v2", **options: Any
 ) -> FastDETR:
     """Nano on MobileNetV2, meant to start from ImageNet weights (`weights="imagenet"`)."""
     return fast(num_classes, backbone=backbone, **options)
-
-
-def redetr_m(
-    num_classes: int,
-    *,
-    backbone: str | tuple[int, int, int] = "resnet50",
-    hidden_dim: int = 256,
-    dec_layers: int = 6,
-    dim_feedforward: int = 1024,
-    num_queries: int = 300,
-    **options: Any,
-) -> FastDETR:
-    """Medium: ResNet-50, meant to start from ImageNet weights (`weights="imagenet"`); six decoder
-    layers."""
-    return fast(
-        num_classes,
-        backbone=backbone,
-        hidden_dim=hidden_dim,
-        dec_layers=dec_layers,
-        dim_feedforward=dim_feedforward,
-        num_queries=num_queries,
-        **options,
-    )

@@ -22,7 +22,7 @@ def recompute_blocks(model: nn.Module) -> None:
     Raises InputError for a net that cannot do so.
     """
     for module in model.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and module.training:
             raise InputError(
                 "--recompute would update the statistics of a trained BatchNorm twice: take "
                 "norm=group or norm=frozen_batch"

@@ -86,6 +86,13 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attended, dropout_p=p)
 
 
+def for_all_heads(ignored: Tensor) -> Tensor:
+    """Returns the mask of `MultiheadAttention` so that it broadcasts to `[B, heads, N, M]`."""
+    if ignored.dim() == 2:
+        return ignored[:, None, None, :]
+    return ignored[:, None]
+
+
 class MultiheadAttention(nn.Module):
     """Multi-head attention by `attention`, with the parameters of `torch.nn.MultiheadAttention`."""
 
@@ -123,14 +130,16 @@ class MultiheadAttention(nn.Module):
         return q, k, v
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None
+        self, query: Tensor, key: Tensor, value: Tensor, ignored: Tensor | None = None
     ) -> Tensor:
         """Returns `[B, N, D]` for `query` `[B, N, D]`, `key` and `value` `[B, M, D]`.
 
-        `padding` `[B, M]` is True for keys that are ignored.
+        `ignored` is True for keys that are ignored: `[B, M]` by all queries, such as padding, or
+        `[B, N, M]` by each query.
         """
         q, k, v = self._project(query, key, value)
-        ignored = None if padding is None else padding[:, None, None, :]  # [B, 1, 1, M]
+        if ignored is not None:
+            ignored = for_all_heads(ignored)
         p = self.dropout if self.training else 0.0
         out = attention(self._heads(q), self._heads(k), self._heads(v), ignored, p)
         out = out.transpose(1, 2).flatten(-2)  # [B, heads, N, d] to [B, N, D]
@@ -376,10 +385,18 @@ class Transformer(nn.Module):
 
 
 class MLP(nn.Module):
-    """`num_layers` linear layers with ReLU between them."""
+    """`num_layers` linear layers with an activation between them."""
 
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        num_layers: int,
+        activation: Activation = torch.relu,
+    ):
         super().__init__()
+        self.activation = activation
         hidden_dims = [hidden_dim] * (num_layers - 1)
         dims = [input_dim, *hidden_dims, output_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
@@ -387,5 +404,5 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns `[..., output_dim]` for `x` `[..., input_dim]`."""
         for layer in self.layers[:-1]:
-            x = layer(x).relu()
+            x = self.activation(layer(x))
         return self.layers[-1](x)

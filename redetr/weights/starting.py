@@ -9,9 +9,10 @@ from torch import Tensor
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.models import options_of
+from redetr.models.hgnetv2 import HGNetV2
 from redetr.models.presnet import PResNet
 from redetr.structures import DetectionModel
-from redetr.weights.reading import Origin, Weights, read_weights
+from redetr.weights.reading import Origin, Weights, is_for_denoising, read_weights
 
 # Options that no tensor depends on, or only one that is taken row by row.
 _FREE = (
@@ -23,6 +24,9 @@ _FREE = (
     "max_size",
     "eos_coef",
     "eval_idx",
+    "reg_scale",
+    "denoising",
+    "class_loss",
 )
 
 
@@ -69,8 +73,10 @@ def start_from(
     num_queries = model.num_queries
     if "query_embed.weight" in state:  # queries of RT-DETR hold nothing that was learned
         num_queries = min(num_queries, len(weights.tensors.get("query_embed.weight", ())))
+    padding_row = (num_classes, len(others))
     by_row = {
         "class_embed.": rows_of_classes,
+        "denoising_class_embed.": [*rows_of_classes, padding_row],
         "score_head.": rows_of_classes,  # RT-DETR's name for it
         "query_embed.": [(row, row) for row in range(num_queries)],
     }
@@ -87,6 +93,8 @@ def start_from(
         )
     if num_queries < model.num_queries:
         notes.append(f"query_embed: {num_queries} of {model.num_queries} were there")
+    for name in state.keys() - weights.tensors.keys():
+        notes.append(f"{name} starts at random")
     return "; ".join(notes)
 
 
@@ -94,7 +102,8 @@ def _copy(
     weights: Weights, state: dict[str, Tensor], by_row: dict[str, list[tuple[int, int]]]
 ) -> int:
     """Copies weights into `state` and returns how many tensors are filled; `by_row` has, by part of
-    the name, the rows (here, there) of tensors that are not taken whole.
+    the name, the rows (here, there) of tensors that are not taken whole. What denoising needs may
+    be missing: it stays as it is.
     """
     given = weights.tensors
     filled = 0
@@ -104,8 +113,10 @@ def _copy(
         for part, rows_of_part in by_row.items():
             if part in name:
                 rows = rows_of_part
-        first = 0 if rows is None else 1  # the dimension from which on shapes must be equal
-        if name not in given or given[name].shape[first:] != tensor.shape[first:]:
+        if name not in given:
+            if not is_for_denoising(name):
+                wrong.append(name)
+        elif not _fits(given[name], tensor, rows):
             wrong.append(name)
         elif rows is None:
             tensor.copy_(given[name])
@@ -118,6 +129,15 @@ def _copy(
         text = f"{len(wrong)} tensors of this model are missing there, such as {wrong[0]}"
         raise InputError(text, where=weights.path)
     return filled
+
+
+def _fits(given: Tensor, tensor: Tensor, rows: list[tuple[int, int]] | None) -> bool:
+    """Whether `tensor` can be filled from `given`: whole, or with these rows (here, there)."""
+    if rows is None:
+        return given.shape == tensor.shape
+    if given.dim() != tensor.dim() or given.shape[1:] != tensor.shape[1:]:
+        return False
+    return all(there < len(given) for _, there in rows)
 
 
 def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None:
@@ -140,7 +160,7 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
 def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig) -> str:
     options = options_of(config.model) | config.model_kwargs()
     net: Any = model.get_submodule("backbone")
-    body = net if isinstance(net, PResNet) else getattr(net[0], "body", None)
+    body = net if isinstance(net, PResNet | HGNetV2) else getattr(net[0], "body", None)
     if body is None:
         text = f"weights of a backbone, but that of {config.model} is trained from scratch"
         raise InputError(text, where=weights.path)

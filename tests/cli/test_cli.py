@@ -25,6 +25,7 @@ from PIL import Image
 
 import redetr
 from redetr.cli import main
+from redetr.postprocess import decode
 from redetr.step import announce
 
 ROOT = Path(__file__).parents[2]
@@ -223,6 +224,20 @@ RUNS = {
             "dropout=0.3",
         ],
     },
+    "RT-DETR, with denoising": {
+        "recipe": "rtdetr_r18_finetune",
+        "weights": "none",
+        "denoising": 2,
+        "num_queries": 20,
+        "options": [
+            "width=16",
+            "enc_hidden_dim=32",
+            "enc_dim_feedforward=64",
+            "hidden_dim=32",
+            "dec_layers=2",
+            "dim_feedforward=64",
+        ],
+    },
 }
 
 
@@ -265,6 +280,40 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(
         for name in ("whole", "parts")
     ]
     assert logged[0] == logged[1]
+
+
+def test_a_signal_in_an_evaluation(shared_coco, tmp_path, capsys, monkeypatch):
+    """Ends it after its batch; the run resumes with it, and ends as if nothing had been."""
+    main(train_arguments(shared_coco, tmp_path / "whole"))
+    arguments = train_arguments(shared_coco, tmp_path / "parts", eval_batch_size=1)
+    batches = []
+
+    def decode_with_a_signal(*args):
+        batches.append(args)
+        signal.raise_signal(signal.SIGTERM)
+        return decode(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("redetr.evaluation.decode", decode_with_a_signal)
+        lines = fails(capsys, arguments, code=75)
+    assert lines[-1].startswith("redetr: stopped by a signal in the evaluation of step 3; ")
+    assert len(batches) <= 2
+    main([*arguments, "--resume"])
+    logged = [lines_of(tmp_path / name) for name in ("whole", "parts")]
+    for lines in logged:
+        assert [line["step"] for line in lines if "AP" in line] == [3, 6]
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in logged]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step(shared_coco, tmp_path, capsys, monkeypatch, number):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("redetr.training.prepare", lambda *_: signal.raise_signal(number))
+        (line,) = fails(capsys, train_arguments(shared_coco, folder), code=75)
+    assert line.startswith("redetr: stopped by a signal before the first step")
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("whole_group", [False, True], ids=["to the process", "to its group"])
@@ -420,7 +469,7 @@ BAD_SETTINGS = {
     "option of the wrong kind": ({"options": ["hidden_dim=wide"]}, "redetr_n", "hidden_dim"),
     "option that does not fit": ({"options": ["hidden_dim=30", "nheads=7"]}, "redetr_n"),
     "option that is not there": (
-        {"recipe": "redetr_m", "weights": "none", "options": ["norm=batch"]},
+        {"recipe": "redetr_mobile", "weights": "none", "options": ["norm=batch"]},
         "norm",
     ),
     "weights": ({"weights": "imagenet"}, "imagenet"),
@@ -446,7 +495,7 @@ def test_bad_settings_are_refused_before_anything_is_written(case, shared_coco, 
 
 def test_a_flag_in_place_of_the_recipe(capsys):
     said = "or the folder of a run, comes first, as in redetr train redetr_n --data: choose one of"
-    refused(capsys, ["train", "--data", "digits"], said, "detr_r50", "redetr_m")
+    refused(capsys, ["train", "--data", "digits"], said, "detr_r50", "redetr_mobile")
 
 
 class Payload:

@@ -552,7 +552,7 @@ def test_damaged_and_foreign_image_files(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "CMYK"])
 def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
-    options = {"transparency": bytes(range(256))} if mode == "P" else {}
+    options = {"transparency": b"\xff" * 256} if mode == "P" else {}
     Image.new("RGB", (6, 4), (200, 100, 50)).convert(mode).save(path, **options)
     image = read_image(path)
     assert (image.shape, image.dtype) == ((3, 4, 6), torch.uint8)

@@ -120,6 +120,27 @@ def flipped(old: bytes) -> bytes:
     return old[: len(old) // 2] + bytes([old[len(old) // 2] ^ 255]) + old[len(old) // 2 + 1 :]
 
 
+def spiked() -> np.ndarray:
+    """16-bit grey of a few levels, and one pixel that is much brighter."""
+    grey = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH) % 100
+    grey[5, 5] = 0xFFFF
+    return grey
+
+
+def speckled() -> Image.Image:
+    white = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    white.putpixel((5, 5), (0, 0, 0))
+    return white
+
+
+def as_pages(path: Path) -> None:
+    """The image as the first page of a TIFF of three."""
+    with Image.open(path) as old:
+        pixels = old.convert("RGB")
+    blank = Image.new("RGB", (WIDTH, HEIGHT))
+    pixels.save(path, format="TIFF", save_all=True, append_images=[blank, blank])
+
+
 def turned(tag: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = tag
@@ -346,11 +367,38 @@ DAMAGED = {
     "header is noise": error(
         "image-unreadable", content(lambda old: old[:2] + bytes(200) + old[202:]), *THERE
     ),
-    "pixels of 32 bits": error(
+    "no pixel is a number": error(
         "image-unreadable",
-        as_other_kind(Image.fromarray(np.full((HEIGHT, WIDTH), 1e6, np.float32)), "b.tif"),
+        as_other_kind(Image.fromarray(np.full((HEIGHT, WIDTH), np.nan, np.float32)), "b.tif"),
         "image 103 ('b.tif')",
-        "32 bits",
+        "no pixel is a finite number",
+    ),
+    "a few values hide the others": warning(
+        "image-plain",
+        as_other_kind(Image.fromarray(spiked()), "b.png"),
+        "image 103 ('b.png')",
+        "(0, 0, 0)",
+        "cut off its extreme values",
+    ),
+    "black": warning(
+        "image-plain",
+        as_other_kind(Image.new("RGB", (WIDTH, HEIGHT)), "b.png"),
+        "image 103 ('b.png')",
+        "(0, 0, 0)",
+    ),
+    "white, with a dead pixel": warning(
+        "image-plain",
+        resaved(lambda old: speckled(), format="PNG"),
+        *THERE,
+        "(255, 255, 255)",
+        options=THOROUGH,
+    ),
+    "pages": note(
+        "image-frames",
+        lambda root: as_pages(root / "train/train-03.jpg"),
+        *THERE,
+        "holds 3 images",
+        "only the first",
     ),
     "file is a folder": error(
         "image-unreadable",

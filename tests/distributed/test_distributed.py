@@ -1,6 +1,8 @@
 """What `distributed.py` refuses, warns of and switches on."""
 
+import gc
 import os
+import weakref
 
 import pytest
 import torch
@@ -126,6 +128,18 @@ def test_compressed_gradients_are_rounded_to_bf16():
         exact, rounded = gradient("none"), gradient("bf16")
     assert torch.equal(rounded, exact.bfloat16().float())
     assert not torch.equal(rounded, exact)
+
+
+def test_a_closed_group_is_freed_only_when_the_next_one_is_closed():
+    # Freed at once, it could wait for its own thread for ever (torch 2.11).
+    with process_group("cpu"):
+        first = weakref.ref(torch_dist.group.WORLD)
+    gc.collect()
+    assert first() is not None
+    with process_group("cpu"):
+        pass
+    gc.collect()
+    assert first() is None
 
 
 def test_a_restart_that_may_meet_dead_ranks_is_warned_of(monkeypatch):

@@ -56,6 +56,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "dec_layers": 2,
         "dim_feedforward": 64,
         "num_queries": 20,
+        "denoising": 2,
+    },
+    "dfine_n": {
+        "width": 8,
+        "enc_hidden_dim": 32,
+        "enc_dim_feedforward": 64,
+        "block_width": 16,
+        "hidden_dim": 32,
+        "nheads": 4,
+        "dec_layers": 2,
+        "dim_feedforward": 64,
+        "num_queries": 20,
     },
 }
 
@@ -92,6 +104,7 @@ def global_samples() -> list[Sample]:
             size=size,
             iscrowd=torch.zeros(count, dtype=torch.bool),
             area=torch.ones(count),
+            seed=i,
         )
         samples.append((image, target))
     return samples

@@ -98,6 +98,8 @@ def test_under_torchrun():
             "redetr",
             "verify",
             *flags(precision="fp64", image_size=96)[:3],
+            "--freeze",
+            "encoder",
         ],
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""The lists of rows in a JSON file, read through a window: the file may be larger than the memory."""
+"""The lists of a JSON file, read through a window: the file may be larger than the memory."""
 
 import codecs
 import json

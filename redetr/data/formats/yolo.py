@@ -2,16 +2,16 @@
 text file per image.
 
 A line is `class cx cy w h`, the box as fractions of the image as stored: EXIF orientation is not
-applied. A longer line is an outline, `class x y x y x y ...`, of which the bounding box is taken.
-An image without label file holds no objects. Category ids are the class numbers, image ids count
-the sorted names.
+applied. A longer line is an outline or an oriented box, `class x y x y x y ...`, of which the
+bounding box is taken; with `kpt_shape: [K, 2]` or `[K, 3]` in the YAML file, it is a box and its
+key points, and the box is taken. Where lines look like key points and there is no `kpt_shape`, they
+are refused, unless the file says `task: segment` or `task: obb`. An image without label file holds
+no objects. Category ids are the class numbers, image ids count the sorted names.
 """
 
 import os
 import posixpath
 import reprlib
-from array import array
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,15 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
-from redetr.data.formats.paths import Listing, find_below, find_images, read_file, read_sizes
+from redetr.data.formats.labels import label_faults, label_name
+from redetr.data.formats.listing import contents_of
+from redetr.data.formats.paths import read_file, read_sizes
+from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, Lines
+from redetr.data.formats.yolo_places import KEYS, Places, entries_of
 from redetr.errors import InputError
 
 _FILES = ("data.yaml", "data.yml")
-_KEYS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid"),
-    "test": ("test",),
-}
-_BOX, _OUTLINE, _BAD = range(3)
-_NO_VALUES = (-1.0, 0.0, 0.0, 1.0, 1.0)  # class and box of a line that is neither
-_LARGEST = 1e6  # as a fraction of an image
+_OUTLINE_TASKS = ("segment", "obb")  # values of `task` with which long lines are outlines
 
 
 def yolo_splits(root: Path) -> list[Split]:
@@ -54,10 +51,10 @@ def yolo_splits(root: Path) -> list[Split]:
     config = _parse_config(file)
     splits = []
     for split in SPLITS:
-        entries = _entries(file, config, split)
+        entries = entries_of(file, config, split)
         is_there = bool(entries)
         if split == "test":
-            is_there = any(_locations(file, config, split))
+            is_there = any(entry.inside for entry in Places(file, config, []).of(split))
         if is_there:
             splits.append(split)
     return splits
@@ -65,7 +62,7 @@ def yolo_splits(root: Path) -> list[Split]:
 
 def yolo_sought(split: Split, file: str = _FILES[0]) -> str:
     """Where the split is looked for, in words."""
-    return f"{' or '.join(_KEYS[split])} in {file}"
+    return f"{' or '.join(KEYS[split])} in {file}"
 
 
 def read_yolo(root: Path, split: Split) -> Annotations:
@@ -82,16 +79,19 @@ def read_yolo(root: Path, split: Split) -> Annotations:
     below, names = _find_images(file, config, split, faults)
     folder = file.parent / below
     images = _read_images(folder, names, faults)
-    label_files = []
-    for name in names:
-        label_file = label_name(posixpath.join(below, name))
-        label_files.append(f"{file.parent}/{label_file}")
-    lines = _Lines(label_files)
+    labels = [label_name(posixpath.join(below, name)) for name in names]
+    faults += label_faults(file.parent, below, names, labels)
+    label_files = [f"{file.parent}/{label}" for label in labels]
+    has_outlines = config.get("task") in _OUTLINE_TASKS
+    key_points = None if has_outlines else _key_points(file, config)
+    lines = Lines(label_files, key_points)
     if not lines.any_file:
         text = f"no image of {split} has a label file"
         remedy = "put them there, or all images count as empty"
         faults.append(Fault("warning", "labels-missing", Path(label_files[0]), "", text, remedy))
-    objects = _read_objects(lines, images.sizes, list(classes), file, faults)
+    rows = Rows(len(lines.image), faults, lines.place)
+    _judge_lines(rows, lines, classes, has_outlines)
+    objects = _read_objects(rows, lines, images.sizes, list(classes), file)
     return assemble(file, classes, images, objects, faults)
 
 
@@ -106,18 +106,6 @@ def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> Images:
     )
     ids = np.arange(len(names))
     return Images(rows, folder, names, ids, sizes, lambda i: names[i])
-
-
-def label_name(image: str) -> str:
-    """The label file of an image, both relative to the data folder: the last folder `images`
-    becomes `labels`."""
-    path, _ = posixpath.splitext(image)
-    folders = path.split("/")
-    for index in reversed(range(len(folders) - 1)):
-        if folders[index] == "images":
-            folders[index] = "labels"
-            break
-    return "/".join(folders) + ".txt"
 
 
 def _locate(root: Path) -> Path | None:
@@ -143,20 +131,6 @@ def _parse_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _entries(file: Path, config: dict[str, Any], split: Split) -> list[str]:
-    """The folders and lists of images of a split, as the file says them."""
-    value: Any = []
-    for key in _KEYS[split]:
-        if config.get(key):
-            value = config[key]
-            break
-    entries = value if isinstance(value, list) else [value]
-    if not all(isinstance(entry, str) for entry in entries):
-        remedy = "write a folder of images, relative to this file"
-        raise InputError(f"{split} is no path", where=file, remedy=remedy)
-    return entries
-
-
 def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
     """Names by number, sorted."""
     names = config.get("names")
@@ -178,30 +152,41 @@ def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
     return dict(sorted(classes))
 
 
+def _key_points(file: Path, config: dict[str, Any]) -> KeyPoints | None:
+    """What `kpt_shape` says; None if it is not there. Raises InputError if it is no shape."""
+    shape = config.get("kpt_shape")
+    if shape is None:
+        return None
+    numbers = []
+    for text in shape:
+        if isinstance(text, str) and text.isdecimal() and len(text) < 5:
+            numbers.append(int(text))
+    is_pair = isinstance(shape, list) and len(shape) == len(numbers) == 2
+    if not is_pair or numbers[0] == 0 or numbers[1] not in (2, 3):
+        text = f"kpt_shape {reprlib.repr(shape)} is not [key points, 2] or [key points, 3]"
+        raise InputError(text, where=file, remedy="correct it, or delete it")
+    return KeyPoints(*numbers)
+
+
 def _find_images(
     file: Path, config: dict[str, Any], split: Split, faults: list[Fault]
 ) -> tuple[str, list[str]]:
     """The folder of the images of a split, relative to the data folder, and their sorted paths
     below it."""
     root = file.parent
-    there = Listing(root)
-    entries = _entries(file, config, split)
-    locations = _locations(file, config, split)
-    if "" in locations:
-        missing = reprlib.repr(entries[locations.index("")])
-        text = f"{split}: {missing} is not in {root}"
-        remedy = "put it there, or write a path relative to this file"
-        raise InputError(text, where=file, remedy=remedy)
+    places = Places(file, config, faults)
+    entries = entries_of(file, config, split)
+    locations = places.require(split)
     folder = "."
     if len(locations) == 1 and (root / locations[0]).is_dir():
         folder = locations[0]
     names: set[str] = set()
     for location in locations:
         if (root / location).is_file():
-            names.update(_listed(there, location, _base(there, config), faults))
+            names.update(places.listed(location))
             continue
         below = posixpath.relpath(location, folder)
-        for name in find_images(root / location):
+        for name in contents_of(root / location).files:
             names.add(posixpath.normpath(f"{below}/{name}"))
     if not names:
         text = f"{split} holds no images ({reprlib.repr(entries)})"
@@ -209,144 +194,40 @@ def _find_images(
     return folder, sorted(names, key=os.fsencode)
 
 
-def _base(there: Listing, config: dict[str, Any]) -> str:
-    """The folder that entries are relative to, below the data folder; empty if the file does not
-    name one."""
-    base = config.get("path")
-    if not isinstance(base, str):
-        return ""
-    return find_below(there, base)
+def _judge_lines(rows: Rows, lines: Lines, classes: dict[int, str], has_outlines: bool) -> None:
+    """Adds faults for lines that cannot be read, or whose columns may mean two things;
+    `has_outlines` if the YAML file settles that."""
+    kind = np.array(lines.kind, np.int8)
+    is_bad = kind == BAD
+    if is_bad.any():
+        numbers_of = {name: number for number, name in classes.items()}
+        problem, remedy = lines.problem(int(is_bad.argmax()), numbers_of)
 
+        def neither(i: int) -> str:
+            return f"{lines.quoted(i)} is neither a box nor an outline: {problem}"
 
-def _locations(file: Path, config: dict[str, Any], split: Split) -> list[str]:
-    """Where the entries of a split are below the data folder; empty for those that are not
-    there."""
-    there = Listing(file.parent)
-    base = _base(there, config)
-    locations = []
-    for entry in _entries(file, config, split):
-        location = find_below(there, entry, (base, ""))
-        locations.append(location)
-    return locations
-
-
-def _listed(there: Listing, location: str, base: str, faults: list[Fault]) -> list[str]:
-    """The images that a text file lists, one a line."""
-    file = there.root / location
-    bases = (posixpath.dirname(location), base, "")
-    content = read_file(file)
-    lines = [os.fsdecode(line.strip()) for line in content.splitlines()]
-    names = []
-    missing = []
-    for line in lines:
-        name = find_below(there, line, bases) if line else ""
-        missing.append(line != "" and name == "")
-        if name:
-            names.append(name)
-    Rows(len(lines), faults, lambda i: (file, f"line {i + 1}")).fault(
-        "image-missing",
-        missing,
-        lambda i: f"{reprlib.repr(lines[i])} is not in {there.root}",
-        "put it there, or delete the line",
-    )
-    return names
-
-
-class _Lines:
-    """The lines of all label files: A of them, read one file after the other.
-
-    Arrays that grow, not lists: a large data set has millions of lines.
-    """
-
-    def __init__(self, files: list[str]):
-        """`files` has the label file of each image; it need not be there."""
-        self.files = files
-        self.any_file = False  # whether at least one is there
-        self.image = array("q")  # [A], index of the image
-        self.line = array("q")  # [A], from 1
-        self.kind = array("b")  # [A], box, outline, or neither
-        self.values = array("d")  # [5 A], class and box as cxcywh fractions
-        for index, file in enumerate(files):
-            content = self._content(file)
-            if content is None:
-                continue
-            self.any_file = True
-            for number, line in enumerate(content.splitlines(), start=1):
-                words = line.split()
-                if words:
-                    kind, values = _parse_line(words)
-                    self.image.append(index)
-                    self.line.append(number)
-                    self.kind.append(kind)
-                    self.values.extend(values)
-
-    @staticmethod
-    def _content(file: str) -> bytes | None:
-        """What is in the file, None if there is none. Raises InputError if it cannot be read."""
-        try:
-            with open(file, "rb") as opened:
-                return opened.read()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            text = f"cannot be read: {error.strerror}"
-            raise InputError(text, where=file, remedy="copy the labels again") from None
-
-    def place(self, i: int) -> tuple[Path, str]:
-        """The file of line `i`, and which line of it that is."""
-        return self._file(i), f"line {self.line[i]}"
-
-    def _file(self, i: int) -> Path:
-        image = self.image[i]
-        return Path(self.files[image])
-
-    def quoted(self, i: int) -> str:
-        """The text of line `i`, shortened."""
-        lines = self._file(i).read_bytes().splitlines()
-        number = self.line[i]
-        text = lines[number - 1].decode("utf-8", "replace")
-        return reprlib.repr(text)
-
-
-def _parse_line(words: list[bytes]) -> tuple[int, Sequence[float]]:
-    """The kind of a line, its class, and its box as cxcywh fractions."""
-    try:
-        numbers = list(map(float, words))
-    except ValueError:
-        return _BAD, _NO_VALUES
-    total = sum(map(abs, numbers))
-    if not total < _LARGEST:  # also not a number
-        return _BAD, _NO_VALUES
-    if len(numbers) == 5:
-        return _BOX, numbers
-    if len(numbers) < 7 or len(numbers) % 2 == 0:
-        return _BAD, _NO_VALUES
-    label = numbers[0]
-    x = numbers[1::2]
-    y = numbers[2::2]
-    x_min = min(x)
-    x_max = max(x)
-    y_min = min(y)
-    y_max = max(y)
-    center_x = (x_min + x_max) / 2
-    center_y = (y_min + y_max) / 2
-    return _OUTLINE, (label, center_x, center_y, x_max - x_min, y_max - y_min)
+        rows.fault("line-invalid", is_bad, neither, remedy)
+    doubt = None if has_outlines else lines.doubt()
+    if doubt is not None:
+        is_doubtful = (kind == OUTLINE) & (np.array(lines.columns) == doubt.columns)
+        rows.fault("line-ambiguous", is_doubtful, lambda i: doubt.text, doubt.remedy)
+    strays = lines.stray_key_points()
+    if strays is not None:
+        first, count, sample = strays
+        is_stray = np.zeros(len(kind), bool)
+        is_stray[first] = True
+        text = f"its key points lie outside of its box, as in {count} of {sample} lines"
+        remedy = "is the box given as corners? write class cx cy w h before the key points"
+        rows.fault("key-points-outside", is_stray, lambda i: text, remedy, "warning")
 
 
 def _read_objects(
-    lines: _Lines, sizes: np.ndarray, classes: list[int], file: Path, faults: list[Fault]
+    rows: Rows, lines: Lines, sizes: np.ndarray, classes: list[int], file: Path
 ) -> Objects:
     count = len(lines.image)
-    rows = Rows(count, faults, lines.place)
     kind = np.array(lines.kind, np.int8)
     image = np.array(lines.image, np.int64)
     values = np.array(lines.values, np.float64).reshape(-1, 5)
-    rows.fault(
-        "line-invalid",
-        kind == _BAD,
-        lambda i: f"{lines.quoted(i)} is neither a box nor an outline",
-        "write class cx cy w h",
-    )
     numbers = values[:, 0]
     labels = np.searchsorted(classes, numbers).clip(max=len(classes) - 1)
     unknown = np.array(classes)[labels] != numbers
@@ -357,7 +238,10 @@ def _read_objects(
         f"write one of the {len(classes)} numbers, or add a name",
     )
     rows.fault(
-        "outline", kind == _OUTLINE, lambda i: "is an outline", "its bounding box is taken", "note"
+        "outline", kind == OUTLINE, lambda i: "is an outline", "its bounding box is taken", "note"
+    )
+    rows.fault(
+        "key-points", kind == KEY_POINTS, lambda i: "has key points", "its box is taken", "note"
     )
     return Objects(
         rows=rows,

@@ -1,0 +1,208 @@
+"""Pixels of any depth, with or without transparency, as 8-bit RGB: the same everywhere.
+
+**Depth.** Values of more than 8 bits are divided by the largest one of their scale: of 8, 10, 12,
+14 or 16 bits, or 0 to 1 for floats, whichever is the smallest that holds the values of the image.
+Where they leave these scales (negative, or more than 16 bits), or fill less than a quarter of one,
+the smallest value of the image becomes black and the largest one white. So 12 bits in a 16-bit file
+are not dark, and 28,000 to 32,000 of a thermal camera are not grey.
+
+**Transparency.** Transparent pixels are shown over white, as in browsers: their own colour, which
+no viewer shows, is often arbitrary.
+"""
+
+import io
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+_SCALES = (0xFF, 0x3FF, 0xFFF, 0x3FFF, 0xFFFF)  # the largest values of 8 to 16 bits
+_LEAST_FILLED = 0.25  # share of a scale
+_SAMPLED_SIDE = 256  # px: enough to see that pixels differ
+_FEW_PIXELS = 1e-3  # share of an image: dead pixels, or a frame around nothing
+_NEARLY_ONE = 3  # levels between which noise and JPEG move a plain surface
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF
+_NO_DATA = 42113  # another one, of elevation models: the value of pixels without one
+_EXTRA_SAMPLES = 338  # another one, which says whether a fourth band is transparency
+_OPAQUE = {"RGBA": "RGB", "LA": "L"}
+# How PIL spells the order of the bytes of 16-bit colour; it reads the first of each two.
+_OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+
+
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Pixels `[H, W, 3]` of an image that PIL has opened.
+
+    Call it before `image.load()`: PIL keeps 8 bits of 16-bit colour. Raises what PIL's decoders do,
+    and ValueError if no pixel is a finite number.
+    """
+    image = _in_8_bits(image)
+    if is_transparent(image):
+        image = _over_white(image)
+    elif image.mode in _OPAQUE:
+        image = image.convert(_OPAQUE[image.mode])
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.array(image)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened image has values of more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;") or _raw_mode(image) != ""
+
+
+def one_colour(pixels: NDArray[np.uint8]) -> str:
+    """The colour that nearly all pixels `[H, W, 3]` have, such as "(0, 0, 0)"; empty if they
+    differ."""
+    rows = 1 + pixels.shape[0] // _SAMPLED_SIDE
+    columns = 1 + pixels.shape[1] // _SAMPLED_SIDE
+    sample = pixels[::rows, ::columns]
+    colour = _common_colour(sample)
+    if colour and sample.size < pixels.size:
+        colour = _common_colour(pixels)
+    return colour
+
+
+def _common_colour(pixels: NDArray[np.uint8]) -> str:
+    levels = []
+    for channel in np.moveaxis(pixels, 2, 0):
+        counts = np.bincount(channel.reshape(-1), minlength=256)
+        up_to = np.cumsum(counts)
+        few = _FEW_PIXELS * channel.size
+        low = int(np.searchsorted(up_to, few, "right"))
+        high = int(np.searchsorted(up_to, channel.size - few))
+        if high - low > _NEARLY_ONE:
+            return ""
+        levels.append(int(counts.argmax()))
+    return f"({', '.join(map(str, levels))})"
+
+
+def scaled_to_8_bits(values: NDArray) -> NDArray[np.uint8]:
+    """Values of any type and shape in 0 to 255, by the rule at the top of this file; those that are
+    not finite become black.
+
+    Raises ValueError if none is finite.
+    """
+    is_finite = np.isfinite(values)
+    finite = values if is_finite.all() else values[is_finite]
+    if not finite.size:
+        raise ValueError("no pixel is a finite number")
+    lowest = float(finite.min())
+    highest = float(finite.max())
+    is_float = np.issubdtype(values.dtype, np.floating)
+    black, white = _range(lowest, highest, is_float)
+    wide = values.astype(np.float64)
+    wide[~is_finite] = black
+    levels = (wide - black) * (255 / (white - black))
+    return levels.round().clip(0, 255).astype(np.uint8)
+
+
+def _range(lowest: float, highest: float, is_float: bool) -> tuple[float, float]:
+    """Which values become black and white."""
+    scales = (1, *_SCALES) if is_float else _SCALES
+    span = highest - lowest
+    for scale in scales:
+        if lowest < 0 or highest > scale:
+            continue
+        is_filled = span >= _LEAST_FILLED * scale
+        is_exact = scale == 0xFF and not is_float  # one level is one value: nothing to gain
+        if is_filled or is_exact or not span:
+            return 0.0, float(scale)
+        break
+    return (lowest, highest) if span else (lowest, lowest + 1)
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """The image in a mode of 8 bits; an image that has no more is returned as it is."""
+    raw_mode = _raw_mode(image)
+    if raw_mode and isinstance(image, ImageFile.ImageFile):
+        return _colour_in_8_bits(image, raw_mode)
+    if not is_deep(image):
+        return image
+    levels = scaled_to_8_bits(_without_gaps(image))
+    if _tiff_tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:  # PIL turns only 8 bits round
+        levels = 255 - levels
+    return Image.fromarray(levels)
+
+
+def _without_gaps(image: Image.Image) -> NDArray:
+    """The values of a grey image, NaN where its file says that it has none."""
+    values = np.asarray(image)
+    try:
+        gap = float(str(_tiff_tag(image, _NO_DATA)))
+    except ValueError:
+        return values
+    return np.where(values == gap, np.nan, values)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How PIL would unpack 16-bit colour; empty for other images, and once they are loaded."""
+    tiles = getattr(image, "tile", None) or []
+    for tile in tiles:
+        arguments = tile[3]
+        raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+        channels, _, order = raw_mode.partition(";") if isinstance(raw_mode, str) else ("", "", "")
+        is_grey = channels == "I" or image.mode == "LA"  # the second: Pillow before 11
+        if order in _OTHER_BYTE and not is_grey:
+            return raw_mode
+    return ""
+
+
+def _colour_in_8_bits(image: ImageFile.ImageFile, raw_mode: str) -> Image.Image:
+    """16-bit colour in 8 bits: decoded twice, once for each byte, which PIL does not offer at
+    once."""
+    channels, _, order = raw_mode.partition(";")
+    if channels == "LA":  # four bytes a pixel, as in RGBA, which PIL takes one by one
+        pairs = _decoded_as(image, "RGBA").astype(np.uint16)
+        values = pairs[..., ::2] << 8 | pairs[..., 1::2]
+    else:
+        high = _decoded_as(image, raw_mode).astype(np.uint16)
+        low = _decoded_as(image, f"{channels};{_OTHER_BYTE[order]}")
+        values = high << 8 | low
+    num_colours = 1 if channels == "LA" else 3
+    levels = scaled_to_8_bits(values[..., :num_colours])
+    shallow = Image.fromarray(levels.squeeze(-1) if num_colours == 1 else levels)
+    if is_transparent(image):
+        opacity = (values[..., -1] >> 8).astype(np.uint8)
+        shallow.putalpha(Image.fromarray(opacity))
+    return shallow
+
+
+def _decoded_as(opened: ImageFile.ImageFile, raw_mode: str) -> NDArray[np.uint8]:
+    """The pixels of an image that is opened but not loaded, unpacked in another way."""
+    assert opened.fp is not None and opened.format is not None
+    opened.fp.seek(0)
+    content = io.BytesIO(opened.fp.read())
+    with Image.open(content, formats=(opened.format,)) as image:
+        image.seek(opened.tell())
+        tiles: list[Any] = []
+        for tile in image.tile:
+            arguments: Any = raw_mode
+            if isinstance(tile[3], tuple):
+                arguments = (raw_mode, *tile[3][1:])
+            parts = (*tile[:3], arguments)
+            tiles.append(type(tile)._make(parts) if hasattr(tile, "_make") else parts)
+        image.tile = tiles
+        return np.array(image)
+
+
+def _tiff_tag(image: Image.Image, number: int) -> object:
+    """What a TIFF file says there, None if nothing; of other files always None."""
+    tags = getattr(image, "tag_v2", None)
+    return None if tags is None else tags.get(number)
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether an opened image has a band of transparency or a transparent colour.
+
+    A fourth band of a TIFF file that does not say what it is may be infrared.
+    """
+    if image.format == "TIFF" and not _tiff_tag(image, _EXTRA_SAMPLES):
+        return False
+    return image.has_transparency_data
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

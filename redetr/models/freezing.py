@@ -1,0 +1,45 @@
+"""Parts of a model that training leaves as they are."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from redetr.errors import InputError
+from redetr.structures import DetectionModel
+
+
+def freeze(model: DetectionModel, names: Sequence[str]) -> None:
+    """Takes the parts of these `names` out of training: no gradients, and fixed statistics.
+
+    A name is the path of a module, such as `backbone` or `decoder.layers`; where nothing is there,
+    it is a module one level deeper, so that `encoder` is `transformer.encoder` in DETR. Raises
+    InputError for a name that `model` does not have, or if nothing is left to train.
+    """
+    paths = [_path_of(model, name) for name in names]
+    for path in paths:
+        model.get_submodule(path).requires_grad_(False)
+    model.frozen = tuple(paths)
+    model.train(model.training)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"--freeze {' '.join(names)}: nothing is left to train")
+
+
+def _path_of(model: nn.Module, name: str) -> str:
+    parts = []
+    one_deeper = []
+    for path, module in model.named_modules():
+        if not path or not any(True for _ in module.parameters()):
+            continue
+        if path == name:
+            return path
+        depth = path.count(".")
+        if depth == 0:
+            parts.append(path)
+        elif depth == 1 and path.endswith(f".{name}"):
+            one_deeper.append(path)
+    if len(one_deeper) == 1:
+        return one_deeper[0]
+    raise InputError(
+        f"--freeze {name}: the model has no such part; it has {', '.join(parts)}, and what is "
+        "inside them, such as decoder.0"
+    )

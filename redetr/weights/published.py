@@ -1,0 +1,71 @@
+"""Weights that others have published: for which model, where, and under which licence.
+
+AP is what their authors report for COCO val 2017; nothing of it was measured here. Licences are
+those of the cards on the Hugging Face hub, or of the repository where there is no card.
+"""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True)
+class Published:
+    """The weights that a model of `MODELS` is known for."""
+
+    origin: str  # a hub name, which --weights and `load` take
+    licence: str
+    ap: float | None = None  # in percent; None: its data is not COCO
+
+
+def _detr(name: str, ap: float) -> Published:
+    return Published(f"facebook/detr-{name}", "Apache-2.0", ap)
+
+
+def _dfine(name: str, ap: float) -> Published:
+    return Published(f"ustc-community/dfine-{name}-coco", "Apache-2.0", ap)
+
+
+def _rtdetr(name: str, ap: float) -> Published:
+    return Published(f"PekingU/rtdetr_{name}", "Apache-2.0", ap)
+
+
+# By the name of the model.
+PUBLISHED = {
+    "detr_r50": _detr("resnet-50", 42.0),
+    "detr_r50_dc5": _detr("resnet-50-dc5", 43.3),
+    "detr_r101": _detr("resnet-101", 43.5),
+    "detr_r101_dc5": _detr("resnet-101-dc5", 44.9),
+    "detr_table": Published("microsoft/table-transformer-detection", "MIT"),
+    "rtdetr_r18": _rtdetr("r18vd", 46.4),
+    "rtdetr_r34": _rtdetr("r34vd", 48.9),
+    "rtdetr_r50m": _rtdetr("r50vd_m", 51.3),
+    "rtdetr_r50": _rtdetr("r50vd", 53.1),
+    "rtdetr_r101": _rtdetr("r101vd", 54.3),
+    "rtdetrv2_r18": _rtdetr("v2_r18vd", 48.1),
+    "rtdetrv2_r34": _rtdetr("v2_r34vd", 49.9),
+    "rtdetrv2_r50m": _rtdetr("v2_r50vd_m", 51.9),
+    "rtdetrv2_r50": _rtdetr("v2_r50vd", 53.4),
+    "rtdetrv2_r101": _rtdetr("v2_r101vd", 54.3),
+    "dfine_n": _dfine("nano", 42.8),
+    "dfine_s": _dfine("small", 48.5),
+    "dfine_m": _dfine("medium", 52.3),
+    "dfine_l": _dfine("large", 54.0),
+    "dfine_x": _dfine("xlarge", 55.8),
+}
+
+# Licences by hub name. The first pattern that fits decides.
+_HUB_LICENCES = (
+    ("facebook/detr-*", "Apache-2.0"),
+    ("microsoft/table-transformer-*", "MIT"),
+    ("PekingU/rtdetr_*", "Apache-2.0"),
+    # By their maintainer's word; of those that start from Objects365 (obj2coco), nothing is said.
+    ("ustc-community/dfine-*-coco", "Apache-2.0"),
+)
+
+
+def licence_of_hub_name(name: str) -> str | None:
+    """Returns the licence of weights on the hub, or None where it is not known here."""
+    for pattern, licence in _HUB_LICENCES:
+        if fnmatchcase(name, pattern):
+            return licence
+    return None
