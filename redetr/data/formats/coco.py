@@ -1,18 +1,18 @@
-"""Data sets in COCO formatat: per split one JSON file of images, annotations and categories.
+"""Data sets in COCO format: per split one JSON file of images, annotations and categories.
 
 Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True.
 Boxes that leave their image by up to 2 px or 1% of its side are clipped. Images without annotations
-are kept. Where there is no `bbox`, the extent of the `segmentation` (polygons or RLE) is the box.
+are kept. Where there is no `bbox`, or one without area, the extent of the `segmentation` (polygons
+or RLE) is the box; elsewhere the two are compared.
 """
 
+import math
 import os
 import reprlib
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hotcoco import mask
 from numpy.typing import ArrayLike
 
 from redetr.data.annotations import (
@@ -26,26 +26,31 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
-from redetr.data.formats.columns import Columns, Row, number_of
+from redetr.data.formats.columns import Columns, Row
 from redetr.data.formats.json_lists import read_lists
+from redetr.data.formats.outlines import extent_of, is_number, quick_extent
 from redetr.data.formats.paths import find_files, path_inside
 from redetr.errors import InputError
 
 ROBOFLOW_FILE = "_annotations.coco.json"
-# A key that we add to rows whose bbox is the extent of their segmentation; no file has it.
-_OUTLINED = "\0outlined"
 _FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("val", "valid"),
     "test": ("test",),
 }
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
-# What is read of the rows of each list.
+_NO_BOX = [math.nan] * 4
+# Keys that `_summarize` adds to an annotation, which no file has: the xyxy around its outline, the
+# size of its mask, and whether its bbox is taken from there.
+_EXTENT = "\0extent"
+_MASK_SIZE = ("\0mask height", "\0mask width")
+_OUTLINED = "\0outlined"
+# What is kept of the rows of each list.
 _KEYS = {
     "images": ("id", "file_name", "width", "height"),
     "annotations": (
-        *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore"),
-        *("segmentation", _OUTLINED),
+        *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation"),
+        *(_EXTENT, *_MASK_SIZE, _OUTLINED),
     ),
     "categories": ("id", "name"),
 }
@@ -207,8 +212,34 @@ class _Lists:
             return
         if key == "annotations":
             for row in rows:
-                _take_box_from_outline(row)
+                _summarize(row)
         self.columns[key].extend(rows)
+
+
+def _summarize(row: Row) -> None:
+    """Of the outline of an annotation, which is most of a large file, keeps the extent; writes a
+    bbox where there is none."""
+    outline = row.get("segmentation")
+    if not outline:
+        return
+    extent: Any = None
+    if isinstance(outline, list) and row.get("bbox"):
+        extent = quick_extent(outline)
+    elif isinstance(outline, dict):
+        size = outline.get("size")
+        if isinstance(size, list) and len(size) == 2 and all(map(is_number, size)):
+            row.update(zip(_MASK_SIZE, size, strict=True))
+        if row.get("iscrowd") not in (1, "1"):
+            extent = extent_of(outline)
+    row[_EXTENT] = list(extent or _NO_BOX)
+    if not row.get("bbox"):
+        row[_OUTLINED] = 1
+        around = extent_of(outline)
+        if around is None:
+            return  # a message quotes it
+        x1, y1, x2, y2 = around
+        row["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+    del row["segmentation"]
 
 
 class _Table(Rows):
@@ -347,22 +378,38 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
 def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objects:
     ids, without_id = table.columns["id"].whole_numbers()
     _report_outlines(table)
-    boxes = _read_boxes(table)
+    corners = _read_boxes(table)
+    corners[:, 2:] += corners[:, :2]  # in place: a large data set has millions
     area = table.columns["area"].numbers()
     is_crowd = table.columns["iscrowd"].is_set()
     is_ignored = table.columns["ignore"].is_set()
-    boxes[:, 2:] += boxes[:, :2]  # in place: large data sets have millions
+    outlines = None
+    if not table.columns[_EXTENT].is_absent():
+        outlines = table.columns[_EXTENT].boxes()
+        _replace_empty_boxes(table, corners, outlines)
     return Objects(
         rows=table,
         image=image,
         labels=labels,
-        corners=boxes,
+        corners=corners,
         iscrowd=is_crowd | is_ignored,
         area=np.where(area >= 0, area, -1).astype(np.float32),
         ids=np.where(without_id, np.arange(len(ids)), ids),
         quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
         remedy="is it xyxy given as xywh? write [x, y, width, height] in pixels",
+        box_format="xywh",
+        outlines=outlines,
+        mask_sizes=_read_mask_sizes(table),
     )
+
+
+def _read_mask_sizes(table: _Table) -> np.ndarray | None:
+    """Height and width of the mask of each row, int64 `[A, 2]`, 0 where there is none; None if no
+    row has one."""
+    columns = [table.columns[key] for key in _MASK_SIZE]
+    if columns[0].is_absent():
+        return None
+    return np.stack([column.whole_numbers()[0] for column in columns], axis=1)
 
 
 def _read_boxes(table: _Table) -> np.ndarray:
@@ -380,60 +427,31 @@ def _read_boxes(table: _Table) -> np.ndarray:
     return boxes
 
 
-def _take_box_from_outline(row: Row) -> None:
-    """Writes a bbox into a row that has only a segmentation; forgets the outlines of the others,
-    which are most of a file."""
-    if row.get("bbox"):
-        row.pop("segmentation", None)
-    elif row.get("segmentation"):
-        extent = _extent(row["segmentation"])
-        row["bbox"] = extent
-        row[_OUTLINED] = 1
-        if extent is not None:
-            del row["segmentation"]
-
-
 def _report_outlines(table: _Table) -> None:
     """Adds the faults of rows that have a segmentation and no bbox."""
-    outlined = table.columns[_OUTLINED].is_set()
-    if not outlined.any():
+    if table.columns[_OUTLINED].is_absent():
         return
-    is_box = ~np.isnan(table.columns["bbox"].boxes()).any(1)
+    outlined = table.columns[_OUTLINED].is_set()
+    invalid = outlined & np.isnan(table.columns["bbox"].boxes()).any(1)
     table.report(
         "box-invalid",
-        outlined & ~is_box,
+        invalid,
         "it has no bbox, and its segmentation {segmentation} is neither polygons [[x, y, x, y, x, "
         "y, ...]] nor RLE",
         "correct it, or write a bbox",
     )
-    table.fault(
-        "outline",
-        outlined,
-        lambda i: "has a segmentation and no bbox",
-        "its bounding box is taken",
-        "note",
-    )
+    _note_outlines(table, outlined, "has a segmentation and no bbox")
 
 
-def _extent(outline: Any) -> list[float] | None:
-    """x, y, width, height of polygons or an RLE mask in COCO's format; None if it is neither."""
-    if isinstance(outline, dict):
-        try:
-            return mask.to_bbox(outline).tolist()
-        except (TypeError, ValueError, OverflowError):
-            return None
-    polygons = outline if isinstance(outline, list) else [outline]
-    if not all(_is_polygon(polygon) for polygon in polygons):
-        return None
-    values = chain.from_iterable(polygons)
-    points = np.array([number_of(value) for value in values]).reshape(-1, 2)
-    low = points.min(0)
-    high = points.max(0)
-    if np.isnan(low).any():
-        return None
-    return [*low.tolist(), *(high - low).tolist()]
+def _replace_empty_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarray) -> None:
+    """Makes a box that around its outline where it has width or height 0, as some tools write it,
+    and the outline has not."""
+    is_empty = (corners[:, 2:] == corners[:, :2]).any(1)
+    has_area = (outlines[:, 2:] > outlines[:, :2]).all(1)  # not NaN
+    replaced = is_empty & has_area
+    _note_outlines(table, replaced, "has a segmentation and a bbox without area")
+    corners[replaced] = outlines[replaced]
 
 
-def _is_polygon(value: Any) -> bool:
-    """Whether it is a list of x and y of three points or more."""
-    return isinstance(value, list) and len(value) > 5 and len(value) % 2 == 0
+def _note_outlines(table: _Table, outlined: np.ndarray, text: str) -> None:
+    table.fault("outline", outlined, lambda i: text, "its bounding box is taken", "note")

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-LARGEST = 2**63  # numbers from here on are none: int64 does not hold them
+from redetr.data.formats.outlines import LARGEST, is_number
+
 _EXACT = 2**53  # float64 holds every whole number up to here
 _NO_BOX = (np.nan,) * 4
 
@@ -115,6 +116,10 @@ class Column(Sequence[Any]):
         boxes = _joined([_boxes(part) for part in self._parts], np.float64)
         return boxes.reshape(-1, 4)
 
+    def is_absent(self) -> bool:
+        """Whether no row has the key."""
+        return all(isinstance(part, _Missing) for part in self._parts)
+
     def is_set(self) -> np.ndarray:
         """Which rows say 1 (or true, or "1"), bool `[N]`."""
         return _joined([_is_set(part) for part in self._parts], bool)
@@ -134,11 +139,9 @@ class Columns:
         self.count += len(rows)
 
 
-def number_of(value: Any) -> float:
-    """The value, NaN if it is no number: int64 has to hold it, and float32 its square."""
-    if type(value) in (int, float) and abs(value) < LARGEST:
-        return float(value)
-    return np.nan
+def _number_of(value: Any) -> float:
+    """The value, NaN if it is no number."""
+    return float(value) if is_number(value) else np.nan
 
 
 def _values(part: _Part) -> list[Any]:
@@ -191,16 +194,18 @@ def _numbers(part: _Part) -> np.ndarray:
         if numbers.ndim == 1:
             return np.where(np.abs(numbers) < LARGEST, numbers, np.nan)
         return np.full(len(part), np.nan)
-    return np.array([number_of(value) for value in _values(part)], np.float64)
+    return np.array([_number_of(value) for value in _values(part)], np.float64)
 
 
 def _whole_numbers(part: _Part) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(part, _Missing):
+        return np.zeros(len(part), np.int64), np.ones(len(part), bool)
     if isinstance(part, np.ndarray) and part.dtype.kind == "i" and part.ndim == 1:
         return part.astype(np.int64), np.zeros(len(part), bool)
     numbers = np.zeros(len(part), np.int64)
     bad = np.ones(len(part), bool)
     for i, value in enumerate(_values(part)):
-        if number_of(value) == value and value == int(value):
+        if is_number(value) and value == int(value):
             numbers[i] = int(value)
             bad[i] = False
     return numbers, bad
@@ -216,11 +221,13 @@ def _boxes(part: _Part) -> np.ndarray:
     boxes = []
     for value in _values(part):
         is_four = isinstance(value, list) and len(value) == 4
-        boxes.append([number_of(number) for number in value] if is_four else _NO_BOX)
+        boxes.append([_number_of(number) for number in value] if is_four else _NO_BOX)
     return np.array(boxes, np.float64)
 
 
 def _is_set(part: _Part) -> np.ndarray:
+    if isinstance(part, _Missing):
+        return np.zeros(len(part), bool)
     if isinstance(part, np.ndarray) and part.ndim == 1:
         return part == 1
     return np.array([value in (1, "1") for value in _values(part)], bool)
