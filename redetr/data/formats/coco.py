@@ -3,7 +3,7 @@
 Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True.
 Boxes that leave their image by up to 2 px or 1% of its side are clipped. Images without annotations
 are kept. Where there is no `bbox`, or one without area, the extent of the `segmentation` (polygons
-or RLE) is the box; elsewhere the two are compared.
+or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.json` is train.
 """
 
 import math
@@ -28,11 +28,12 @@ from redetr.data.annotations import (
 )
 from redetr.data.formats.columns import Columns, Row
 from redetr.data.formats.json_lists import read_lists
-from redetr.data.formats.outlines import extent_of, is_number, quick_extent
+from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
 from redetr.data.formats.paths import find_files, path_inside
 from redetr.errors import InputError
 
 ROBOFLOW_FILE = "_annotations.coco.json"
+CVAT_FILE = "instances_default.json"  # of a task that is not divided into splits
 _FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("val", "valid"),
@@ -41,19 +42,21 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NO_BOX = [math.nan] * 4
 # Keys that `_summarize` adds to an annotation, which no file has: the xyxy around its outline, the
-# size of its mask, and whether its bbox is taken from there.
+# size of its mask, whether its bbox is taken from there, and by how many degrees it is turned.
 _EXTENT = "\0extent"
 _MASK_SIZE = ("\0mask height", "\0mask width")
 _OUTLINED = "\0outlined"
+_ROTATION = "\0rotation"
 # What is kept of the rows of each list.
 _KEYS = {
     "images": ("id", "file_name", "width", "height"),
     "annotations": (
         *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation"),
-        *(_EXTENT, *_MASK_SIZE, _OUTLINED),
+        *(_EXTENT, *_MASK_SIZE, _OUTLINED, _ROTATION),
     ),
     "categories": ("id", "name"),
 }
+_REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
@@ -82,19 +85,19 @@ def read_coco(root: Path, split: Split) -> Annotations:
     is_list = read_lists(file, tuple(_KINDS), lists.take)
     for key in _KINDS:
         lists.are_objects[key] &= is_list.get(key, False)
-    return _annotations(file, lists, folders)
+    return _annotations(file, lists, folders, _REMEDY)
 
 
-def from_rows(source: Path, document: dict[str, list[Row]]) -> Annotations:
-    """The annotations of the three lists of a document in COCO format. Image files are not looked
-    for."""
+def from_document(source: Path, document: dict[str, list[Row]], remedy: str) -> Annotations:
+    """The annotations of a document in COCO format; image files are not looked for. `remedy` is
+    what to do about a box that leaves its image."""
     lists = _Lists()
     for key, rows in document.items():
         lists.take(key, rows)
-    return _annotations(source, lists, [])
+    return _annotations(source, lists, [], remedy)
 
 
-def _annotations(source: Path, lists: "_Lists", folders: list[Path]) -> Annotations:
+def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str) -> Annotations:
     """The annotations of the three lists. Without `folders`, image files are not looked for."""
     faults: list[Fault] = []
     images, annotations, categories = _tables(source, lists, faults)
@@ -121,7 +124,7 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path]) -> Annotati
     )
     label_of = {id_: label for label, id_ in enumerate(classes)}
     label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
-    objects = _read_objects(annotations, image, label_of_row[category])
+    objects = _read_objects(annotations, image, label_of_row[category], remedy)
     assembled = assemble(source, classes, read_images, objects, faults)
     assembled.faults.extend(_listed_twice(assembled))
     return assembled
@@ -168,6 +171,9 @@ def _files(root: Path, split: Split) -> list[Path]:
     instances = sorted(folder.glob(f"instances_{split}*.json"))
     if instances:
         return instances
+    default = folder / CVAT_FILE
+    if split == "train" and default.is_file():
+        return [default]
     for name in _FOLDERS[split]:
         exported = root / name / ROBOFLOW_FILE
         if exported.is_file():
@@ -219,6 +225,9 @@ class _Lists:
 def _summarize(row: Row) -> None:
     """Of the outline of an annotation, which is most of a large file, keeps the extent; writes a
     bbox where there is none."""
+    attributes = row.get("attributes")
+    if isinstance(attributes, dict) and is_number(attributes.get("rotation")):
+        row[_ROTATION] = attributes["rotation"] % 180
     outline = row.get("segmentation")
     if not outline:
         return
@@ -375,7 +384,7 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
     return Images(table, folder, names, ids, sizes, lambda i: str(ids[i]))
 
 
-def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objects:
+def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: str) -> Objects:
     ids, without_id = table.columns["id"].whole_numbers()
     _report_outlines(table)
     corners = _read_boxes(table)
@@ -387,6 +396,7 @@ def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objec
     if not table.columns[_EXTENT].is_absent():
         outlines = table.columns[_EXTENT].boxes()
         _replace_empty_boxes(table, corners, outlines)
+    _turn_boxes(table, corners, outlines)
     return Objects(
         rows=table,
         image=image,
@@ -396,7 +406,7 @@ def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objec
         area=np.where(area >= 0, area, -1).astype(np.float32),
         ids=np.where(without_id, np.arange(len(ids)), ids),
         quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
-        remedy="is it xyxy given as xywh? write [x, y, width, height] in pixels",
+        remedy=remedy,
         box_format="xywh",
         outlines=outlines,
         mask_sizes=_read_mask_sizes(table),
@@ -451,6 +461,27 @@ def _replace_empty_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarra
     replaced = is_empty & has_area
     _note_outlines(table, replaced, "has a segmentation and a bbox without area")
     corners[replaced] = outlines[replaced]
+
+
+def _turn_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarray | None) -> None:
+    """Makes a box that around the turned rectangle where an object without outline states its
+    `rotation` in degrees, as CVAT does: its bbox is that of the rectangle before it was turned."""
+    if table.columns[_ROTATION].is_absent():
+        return
+    degrees = np.nan_to_num(table.columns[_ROTATION].numbers())
+    is_turned = degrees != 0
+    if outlines is not None:
+        is_turned &= np.isnan(outlines).any(1)
+    if not is_turned.any():
+        return
+    table.fault(
+        "box-turned",
+        is_turned,
+        lambda i: f"its rectangle is turned by {degrees[i]:.12g} degrees",
+        "the box around it is taken",
+        "note",
+    )
+    corners[is_turned] = around_turned(corners[is_turned], degrees[is_turned])
 
 
 def _note_outlines(table: _Table, outlined: np.ndarray, text: str) -> None:

@@ -1,4 +1,5 @@
-"""Polygons and masks of COCO's format: the boxes around them; and which JSON values are numbers."""
+"""COCO's polygons, masks and turned rectangles: the boxes around them; and which JSON values are
+numbers."""
 
 import math
 from contextlib import suppress
@@ -69,3 +70,15 @@ def to_floats(values: list[Any]) -> np.ndarray:
 def is_number(value: Any) -> bool:
     """Whether int64 holds it and float32 holds its square; NaN and infinity are no numbers here."""
     return type(value) in (int, float) and abs(value) < LARGEST
+
+
+def around_turned(corners: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """The xyxy around rectangles that are turned about their centres, float64 `[A, 4]`; `corners`
+    are theirs before that, also xyxy."""
+    angles = np.radians(degrees)[:, None]
+    cosine = np.abs(np.cos(angles))
+    sine = np.abs(np.sin(angles))
+    centers = (corners[:, :2] + corners[:, 2:]) / 2
+    half_sides = (corners[:, 2:] - corners[:, :2]) / 2
+    half_spans = half_sides * cosine + half_sides[:, ::-1] * sine
+    return np.concatenate([centers - half_spans, centers + half_spans], axis=1)
