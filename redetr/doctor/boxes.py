@@ -7,10 +7,12 @@ from typing import Literal
 import numpy as np
 import torch
 
+from redetr.choices import ImageSize, size_text
 from redetr.config import MOST_QUERIES, Settings
 from redetr.data import Hints
 from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.data.contradictions import from_corners, look_like_corners
+from redetr.data.views import Stretch
 from redetr.doctor.images import faults_of, image_place
 from redetr.models import build
 from redetr.recipes import get_recipe
@@ -40,10 +42,17 @@ class Plan:
     num_queries: int
 
     @classmethod
-    def of(cls, recipe: str, hints: Hints, num_queries: int | None) -> "Plan":
-        """`num_queries` None = the most that training would take. Raises InputError for an unknown
-        recipe."""
+    def of(
+        cls, recipe: str, hints: Hints, num_queries: int | None, image_size: ImageSize = 0
+    ) -> "Plan":
+        """`num_queries` None = the most that training would take, `image_size` 0 = its choice.
+
+        Raises InputError for an unknown recipe, or a size that it cannot take.
+        """
         config = replace(get_recipe(recipe), weights=None)
+        if image_size:
+            config = replace(config, image_size=image_size)
+        config.check(world_size=1)
         config = config.with_queries(hints, max_objects=MOST_QUERIES)
         with torch.device("meta"):
             model = build(config.model, 1, **config.model_kwargs())
@@ -51,7 +60,7 @@ class Plan:
         queries = num_queries or model.num_queries
         return cls(recipe, settings, model.resize, model.max_size, queries)
 
-    def shorter_sides(self, annotations: Annotations, image_size: int) -> np.ndarray:
+    def shorter_sides(self, annotations: Annotations, image_size: ImageSize) -> np.ndarray:
         """The shorter side of each box in pixels of what a model sees that is trained at this size,
         float `[A]`."""
         boxes = annotations.boxes
@@ -59,13 +68,21 @@ class Plan:
         if self.config.augment == "aerial":  # crops at native scale, whatever their size
             scale = np.ones((1, 2))
         elif self.resize == "square":
-            scale = image_size / sizes
+            height, width = Stretch(*_sides(image_size)).size
+            scale = np.array([width, height]) / sizes
         else:
-            longest = (self.max_size or np.inf) * image_size / self.config.image_size
-            by_shorter, by_longer = image_size / sizes.min(1), longest / sizes.max(1)
+            (shorter,) = _sides(image_size)
+            (own_shorter,) = _sides(self.config.image_size)
+            longest = (self.max_size or np.inf) * shorter / own_shorter
+            by_shorter, by_longer = shorter / sizes.min(1), longest / sizes.max(1)
             scale = np.minimum(by_shorter, by_longer)[:, None]
         sides = (boxes[:, 2:] - boxes[:, :2]) * scale  # [A, 2]
         return sides.min(1)
+
+
+def _sides(image_size: ImageSize) -> tuple[int, ...]:
+    """The sides that a size names."""
+    return (image_size,) if isinstance(image_size, int) else image_size
 
 
 def is_sound(annotations: Annotations) -> bool:
@@ -473,16 +490,18 @@ def _small_objects(train: Annotations, plan: Plan) -> list[Fault]:
         return []
     remedy = "cut the images into tiles, or take finer images"
     for factor in (1.5, 2, 3, 4):
-        larger = round(size * factor / 32) * 32
+        enlarged = tuple(round(side * factor / 32) * 32 for side in _sides(size))
+        larger: ImageSize = enlarged[0] if isinstance(size, int) else (enlarged[0], enlarged[1])
         share = (plan.shorter_sides(train, larger) < _SMALL_PX).mean()
         if share < _FEW_SMALL:
             remedy = (
-                f"train at --image-size {larger} (then {share:.0%}), or cut the images into tiles"
+                f"train at --image-size {size_text(larger)} (then {share:.0%}), or cut the images "
+                "into tiles"
             )
             break
     text = (
         f"{small.mean():.0%} of the boxes are under {_SMALL_PX} px where the model sees images at "
-        f"{size} px"
+        f"{size_text(size)} px"
     )
     count = int(small.sum())
     return [Fault("warning", "object-small", train.source, "", text, remedy, count)]
