@@ -78,8 +78,8 @@ class DataOptions:
     """Which images are learned from, and what is done to them."""
 
     data: str = "digits"
-    """digits, crowns, a folder in COCO, YOLO or Pascal VOC format, or hf:NAME for what Hugging Face
-    `datasets` reads."""
+    """digits, crowns, a folder in COCO, YOLO, Pascal VOC or LabelMe format, or hf:NAME for what
+    Hugging Face `datasets` reads."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation if the data has no val split; an image stays
     in its split from run to run."""
@@ -177,6 +177,9 @@ class RunOptions:
     many."""
     timeout_s: float = 600.0
     """Seconds after which a rank that does not answer fails the run."""
+    setup_timeout_s: float = 3600.0
+    """Seconds after which a rank that is not ready for the first step fails the run: one may have
+    to read what others remember."""
     gradient_compression: Compression = "none"
     """bf16 halves what travels between ranks; gradients are then no longer exact."""
 
@@ -237,6 +240,7 @@ BOUNDS = {
     "log_every": _AT_LEAST_1,
     "save_every": _AT_LEAST_0,
     "timeout_s": _ABOVE_0,
+    "setup_timeout_s": _ABOVE_0,
 }
 
 

@@ -33,6 +33,7 @@ from redetr.doctor.check import essential_faults
 from redetr.ema import ModelEma
 from redetr.errors import InputError, StoppedError
 from redetr.evaluation import evaluate
+from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.models.freezing import freeze
@@ -67,7 +68,10 @@ def train(
     """
     with stop_signals() as signals:
         try:
-            with process_group(config.device, config.timeout_s) as dist, watching_workers():
+            with (
+                process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
+                watching_workers(),
+            ):
                 return _train(config, console, datasets, dist, signals)
         except KeyboardInterrupt:
             if signals.steps_begun:
@@ -85,32 +89,36 @@ def _train(
 ) -> dict[str, Any]:
     """What `train` does among its processes."""
     config.check(dist.world_size)
+    dist.doing("reading the annotations")
     if datasets is None:
         data = open_dataset(config.data, "train", config.val_fraction)
         val = open_dataset(config.data, "val", config.val_fraction)
     else:
         data, val = datasets
+    dist.doing("checking annotations and images")
     faults = essential_faults(data, val)
+    dist.doing("building the model")
     state, criterion = prepare(config, dist, data)
     folder = Path(config.output)
-    resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
-    notes = _notes(data, state, dist)
-    notes += [f"{fault.severity}: {fault}" for fault in faults]
-    notes += resumed
-    monitor = open_monitor(folder, state.config.steps, state.step, console, dist)
-    run = _Run(state, criterion, dist, data, val, folder, monitor, signals)
-    try:
-        for note in notes:
-            monitor.say(note)
-        return run.train()
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            "the GPU's memory does not hold a step: raise --accumulate (the gradient stays the "
-            "same), or lower --eval-batch-size if it was an evaluation; if one image is too "
-            "large, take --recompute or a smaller --image-size"
-        ) from error
-    finally:
-        monitor.close()
+    with FolderLock(folder, dist) as lock:
+        resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
+        notes = _notes(data, state, dist)
+        notes += [f"{fault.severity}: {fault}" for fault in faults]
+        notes += resumed
+        monitor = open_monitor(folder, state.config.steps, state.step, console, dist)
+        run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals)
+        try:
+            for note in notes:
+                monitor.say(note)
+            return run.train()
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "the GPU's memory does not hold a step: raise --accumulate (the gradient stays "
+                "the same), or lower --eval-batch-size if it was an evaluation; if one image is "
+                "too large, take --recompute or a smaller --image-size"
+            ) from error
+        finally:
+            monitor.close()
 
 
 def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[State, SetCriterion]:
@@ -226,13 +234,14 @@ class _Run:
     data: DetectionDataset
     val: DetectionDataset
     folder: Path
+    lock: FolderLock
     monitor: Monitor | SilentMonitor
     signals: StopSignals
 
     def __post_init__(self) -> None:
         config = self.state.config
         self.dtype = pick_precision(config.precision, self.dist.device)
-        self.step_log = StepLog(config.batch_size)
+        self.step_log = StepLog(config.batch_size, self.dist.world_size)
 
     def train(self) -> dict[str, Any]:
         """The loop. Evaluation comes after saving, so a run stopped or killed in it begins with it
@@ -376,6 +385,7 @@ class _Run:
         self.monitor.train_line(line)
 
     def _save(self) -> None:
+        self.lock.require_held()
         self.dist.main_only(self.state.save)(self.folder)
 
     def _evaluate(self) -> dict[str, Any]:
