@@ -15,7 +15,7 @@ from redetr.config import TrainConfig
 from redetr.data import Hints
 from redetr.data.transforms import augmentation, final_size
 from redetr.data.views import NativeCrop, Random, Stretch
-from redetr.doctor.boxes import Plan
+from redetr.doctor.plan import Plan
 from redetr.export.export import ExportConfig, describe
 from redetr.export.graph import Processed
 from redetr.verification import verify

@@ -29,8 +29,9 @@ from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
 from redetr.data.inventory import unclaimed_files
 from redetr.data.open import folder_of, open_dataset
-from redetr.doctor.boxes import Plan, box_faults, class_counts, class_faults, is_sound, plan_faults
+from redetr.doctor.boxes import box_faults, class_counts, class_faults, is_sound, plan_faults
 from redetr.doctor.images import copies, image_faults
+from redetr.doctor.plan import Plan
 from redetr.errors import InputError
 
 _MOST_CLASSES = 30  # in a printed table
