@@ -12,7 +12,7 @@ from redetr.commands import COMMANDS
 from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
 from redetr.detector.memory import keep_memory
-from redetr.errors import InputError, RedetrError
+from redetr.errors import INTERRUPTED, InputError, RedetrError
 
 USAGE = """redetr: DETR you can read in an afternoon and trust on any number of GPUs
 
@@ -73,6 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     except RedetrError as error:
         ERRORS.print(f"redetr: {error}")
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
     except OSError as error:  # a folder that cannot be written, a full disk
         where = error.filename or "cannot read or write"
         reason = error.strerror or error

@@ -61,7 +61,7 @@ class ModelOptions:
     """Parts of the model that are not trained, such as backbone or encoder."""
     denoising: int = 0
     """Groups of noisy queries, which learn to find the objects they start from; 0 = none. RT-DETR
-    only; each group takes two queries per object, while training."""
+    and D-FINE only; each group takes two queries per object, while training."""
     precision: Precision = "auto"
     """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
     recompute: bool = False
@@ -148,6 +148,8 @@ class LoaderOptions:
 
     num_workers: int | None = None
     """Loader processes per rank; default: cores per rank minus one, at most 8."""
+    loader_timeout_s: float = 120.0
+    """Seconds after which a loader process that does not answer fails the run."""
     cache_mb: int | None = None
     """Decoded images kept in memory, MB per host; default: a quarter of what is free; 0 = none."""
     cache_dir: str | None = None
@@ -227,6 +229,7 @@ BOUNDS = {
     "eval_batch_size": _AT_LEAST_1,
     "patience": _AT_LEAST_0,
     "num_workers": _AT_LEAST_0,
+    "loader_timeout_s": _ABOVE_0,
     "cache_mb": _AT_LEAST_0,
     "seed": _AT_LEAST_0,
     "log_every": _AT_LEAST_1,

@@ -29,6 +29,7 @@ _MAY_CHANGE = {
     "compile",
     "accumulate",
     "num_workers",
+    "loader_timeout_s",
     "cache_mb",
     "cache_dir",
     "log_every",

@@ -72,6 +72,8 @@ def test_every_flag_named_in_a_page_exists(capsys):
         "--local-addr",
         "--nodes",
         "--data-binary",
+        "--shm-size",
+        "--ipc",
     }
     for command in COMMANDS:
         with pytest.raises(SystemExit):

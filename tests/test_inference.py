@@ -16,6 +16,7 @@ FORMS = {
     "redetr_n": SMALL,
     "redetr_mobile": SMALL,
     "rtdetr_r18": SMALL | {"width": 16, "enc_hidden_dim": 32, "enc_dim_feedforward": 64},
+    "dfine_n": SMALL | {"enc_hidden_dim": 32, "enc_dim_feedforward": 64, "block_width": 16},
     "rtdetrv2_r50m": SMALL
     | {"width": 16, "enc_hidden_dim": 32, "dec_layers": 3, "eval_idx": 1, "points": (2, 4, 1)},
 }

@@ -52,11 +52,22 @@ SMALL_RTDETR = {
     "dim_feedforward": 64,
     "num_queries": 7,
 }
+SMALL_DFINE = {
+    "enc_hidden_dim": 32,
+    "enc_dim_feedforward": 64,
+    "block_width": 16,
+    "hidden_dim": 32,
+    "nheads": 4,
+    "dec_layers": 2,
+    "dim_feedforward": 64,
+    "num_queries": 7,
+}
 SMALL = {
     "detr_r50": SMALL_DETR,
     "redetr_n": SMALL_FAST,
     "redetr_mobile": SMALL_FAST | {"backbone": "mobilenet_v3_small"},
     "rtdetr_r18": SMALL_RTDETR,
+    "dfine_n": SMALL_DFINE,
 }
 NUM_CLASSES = 3
 
@@ -90,14 +101,19 @@ def test_every_model_returns_what_it_promises(name):
     columns = NUM_CLASSES
     if model.loss_config.scores == "softmax":
         columns += 1  # "no object"
+    num_positions = 100 if name == "dfine_n" else 420  # from stride 16 or 8 on
     layers = [*outputs["aux_outputs"], outputs]
-    three = ("redetr_n", "redetr_mobile", "rtdetr_r18", "rtdetrv2_r18")
-    four = ("rtdetr_r34", "rtdetrv2_r34")
-    assert len(layers) == (3 if name in three else 4 if name in four else 6)
+    three = ("redetr_n", "redetr_mobile", "rtdetr_r18", "rtdetrv2_r18", "dfine_n", "dfine_s")
+    four = ("rtdetr_r34", "rtdetrv2_r34", "dfine_m")
+    num_layers = 3 if name in three else 4 if name in four else 6
+    if name.startswith("dfine"):
+        num_layers += 1  # the boxes that the first layer proposes
+    assert len(layers) == num_layers
     for layer in layers:
-        assert layer["pred_logits"].shape == (2, model.num_queries, columns)
-        assert layer["pred_boxes"].shape == (2, model.num_queries, 4)
-    assert ("enc_outputs" in outputs) == name.startswith(("redetr", "rtdetr"))
+        num_queries = min(model.num_queries, num_positions)
+        assert layer["pred_logits"].shape == (2, num_queries, columns)
+        assert layer["pred_boxes"].shape == (2, num_queries, 4)
+    assert ("enc_outputs" in outputs) != name.startswith("detr")
 
 
 def test_sizes_are_those_of_the_documentation():

@@ -25,8 +25,11 @@ def rows():
 def test_every_model_has_form_size_and_cost(rows):
     assert list(rows) == list(MODELS)
     assert rows["detr_r50"]["form"] == "faithful" and rows["redetr_n"]["form"] == "fast"
-    assert rows["rtdetr_r18"]["form"] == "RT-DETR"
+    assert rows["rtdetr_r18"]["form"] == "RT-DETR" and rows["dfine_n"]["form"] == "D-FINE"
     assert rows["rtdetrv2_r34"]["parameters"] == pytest.approx(31e6, rel=0.02)  # as published
+    for size, millions in {"n": 3.8, "s": 10.3, "m": 19.5, "l": 31.2, "x": 62.6}.items():
+        # Published, rounded: 4, 10, 19, 31, 62.
+        assert rows[f"dfine_{size}"]["parameters"] == pytest.approx(millions * 1e6, rel=0.02)
     assert rows["detr_r50"]["parameters"] == pytest.approx(41.5e6, rel=0.01)  # as published
     assert all(row["gflops"] > 0 for row in rows.values())
 
@@ -67,8 +70,10 @@ def test_published_weights_have_an_origin_and_its_licence(rows):
         else:
             assert row["licence"] == licence_of_hub_name(row["origin"])
     # The recipe starts from what the table says.
-    assert get_recipe("rtdetr_r18_finetune").weights == rows["rtdetr_r18"]["origin"]
+    for name in ("rtdetr_r18", "dfine_n", "dfine_s", "dfine_m", "dfine_l", "dfine_x"):
+        assert get_recipe(f"{name}_finetune").weights == rows[name]["origin"]
     assert licence_of_hub_name("somebody/detr-resnet-50") is None
+    assert licence_of_hub_name("ustc-community/dfine-small-obj2coco") is None
 
 
 def test_what_was_measured_stands_in_the_results(rows):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -135,6 +136,63 @@ def test_sources_are_found_once_and_in_order(tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=message):
             find_sources([wrong])
+
+
+def test_what_is_passed_over_in_a_folder_is_reported(checkpoint, folder, tmp_path, capsys):
+    source = tmp_path / "in"
+    source.mkdir()
+    with Image.open(folder / "val-0.jpg") as image:
+        kinds = {"jpg": "JPEG", "gif": "GIF", "jp2": "JPEG2000", "jfif": "JPEG", "ppm": "PPM"}
+        for number, (ending, kind) in enumerate(kinds.items()):
+            image.save(source / f"p{number}.{ending}", format=kind)
+        image.save(source / "no_ending", format="PNG")
+        image.save(source / ".hidden.png")
+    for name in ("a.heic", "b.heic", "c.arw"):
+        (source / name).write_bytes(b"\0\0\0\x18ftypheic")
+    (source / "LICENSE").write_text("free")
+    (source / "more").symlink_to(folder, target_is_directory=True)
+    predict(checkpoint, source, "--output", tmp_path / "out")
+    assert len(lines_in(tmp_path / "out")) == 5
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if line.startswith(("warning: ", "note: "))] == [
+        f"warning: {source}: a.heic: has an ending that is not read, and is passed over (of such "
+        "files: 2 .heic, 1 .arw, 1 no ending); convert it if it belongs to the data (and 3 more "
+        "like it)",
+        f"warning: {source}: more: is a link to a folder, which is not followed; put the folder "
+        "itself there",
+        f"note: {source}: .hidden.png: is hidden or was left by a system, and is passed over; "
+        "delete it",
+    ]
+    for path in source.glob("p*"):
+        path.unlink()
+    said = refused(capsys, checkpoint, source, "--output", tmp_path / "other")
+    assert "no images in this folder" in said and "a.heic has an ending that is not read" in said
+
+
+@pytest.mark.parametrize("output", ["predictions", "."])
+def test_what_predict_wrote_is_no_source(checkpoint, folder, tmp_path, capsys, monkeypatch, output):
+    shutil.copytree(folder, tmp_path / "in")
+    monkeypatch.chdir(tmp_path / "in")
+    flags = (checkpoint, ".", "--output", output)
+    predict(*flags)
+    first = (tmp_path / "in" / output / "predictions.jsonl").read_text()
+    for again in ("--overwrite", "--resume", "--overwrite"):
+        predict(*flags, again)
+        assert (tmp_path / "in" / output / "predictions.jsonl").read_text() == first
+        said = capsys.readouterr().err
+        assert "is an image that redetr wrote, and is passed over" in said
+    assert find_sources(["**/*.*g"]) == [f"val-{number}.jpg" for number in range(5)]
+    said = refused(capsys, checkpoint, f"{output}/val-1.png", "--overwrite", "--output", output)
+    assert "which --overwrite deletes" in said
+    assert (tmp_path / "in" / output / "val-1.png").exists()
+
+
+def test_files_in_the_output_folder_stay(checkpoint, folder, tmp_path):
+    (tmp_path / "val-0.png").write_text("mine")
+    predict(checkpoint, folder, "--output", tmp_path)
+    predict(checkpoint, folder, "--output", tmp_path, "--overwrite")
+    assert (tmp_path / "val-0.png").read_text() == "mine"
+    assert lines_in(tmp_path)[0]["picture"] == "val-0-2.png"
 
 
 def test_few_images_are_in_memory_however_many_there_are():

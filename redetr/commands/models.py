@@ -59,6 +59,7 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
 
     from redetr.models import MODELS
     from redetr.models.detr import DETR
+    from redetr.models.dfine import DFINE
     from redetr.models.rtdetr import RTDETR
     from redetr.weights.published import PUBLISHED
 
@@ -70,6 +71,8 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
     form = "fast"
     if isinstance(model, DETR):
         form = "faithful"
+    elif isinstance(model, DFINE):
+        form = "D-FINE"
     elif isinstance(model, RTDETR):
         form = "RT-DETR"
     return {

@@ -97,6 +97,7 @@ class Annotations:
     area: np.ndarray  # [A] float32, pixels
     object_ids: np.ndarray  # [A] int64, the annotation's id, or its number in the source
     faults: list[Fault] = field(default_factory=list)
+    root: Path | None = None  # the data folder or YAML file as it was given, if it is one
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -82,13 +82,26 @@ def _delete_pictures(folder: Path, files: list[Path]) -> None:
 
     A record from elsewhere may name anything: only a file in this very folder is deleted.
     """
+    for name in _pictures(files):
+        (folder / name).unlink(missing_ok=True)
+
+
+def written_images(folder: Path) -> set[str]:
+    """The names of the annotated images and videos that the records in a folder name, which `begin`
+    deletes without `resume`."""
+    return _pictures(_files(folder))
+
+
+def _pictures(files: list[Path]) -> set[str]:
+    names = set()
     for file in files:
         for line in _lines(file):
             name = line.get("picture")
             if not isinstance(name, str):
                 continue
             if Path(name).name == name and name.endswith(_PICTURES):
-                (folder / name).unlink(missing_ok=True)
+                names.add(name)
+    return names
 
 
 def finished(folder: Path) -> dict[str, str | None]:

@@ -26,9 +26,10 @@ from redetr.data.formats.hub import hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
+from redetr.data.inventory import unclaimed_files
 from redetr.data.open import folder_of, open_dataset
 from redetr.doctor.boxes import Plan, box_faults, class_counts, class_faults, is_sound, plan_faults
-from redetr.doctor.images import copies, image_faults, unused_files
+from redetr.doctor.images import copies, image_faults
 from redetr.errors import InputError
 
 _MOST_CLASSES = 30  # in a printed table
@@ -191,7 +192,7 @@ def _check_folder(
     faults += copies(splits, headers)
     everything_is_read = is_complete and all(is_sound(split) for split in splits.values())
     if everything_is_read:  # else a file may belong to what was left out
-        faults += unused_files(splits.values())
+        faults += unclaimed_files(splits)
 
     def pixels(split: Split, index: int) -> Tensor:
         path = splits[split].path(index)
@@ -225,7 +226,7 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
     faults = _sorted(_faults(splits, headers))
     for annotations in splits.values():
         replace(annotations, faults=faults).require_sound()
-    return faults
+    return _sorted(faults + unclaimed_files(splits))
 
 
 def _faults(

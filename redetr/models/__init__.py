@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 from redetr.errors import InputError
-from redetr.models import detr, fast, rtdetr
+from redetr.models import detr, dfine, fast, rtdetr
 from redetr.models.detr import detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_table
+from redetr.models.dfine import dfine_l, dfine_m, dfine_n, dfine_s, dfine_x
 from redetr.models.fast import redetr_mobile, redetr_n
 from redetr.models.rtdetr import (
     rtdetr_r18,
@@ -41,16 +42,25 @@ MODELS: dict[str, Callable[..., DetectionModel]] = {
     "rtdetrv2_r50m": rtdetrv2_r50m,
     "rtdetrv2_r50": rtdetrv2_r50,
     "rtdetrv2_r101": rtdetrv2_r101,
+    "dfine_n": dfine_n,
+    "dfine_s": dfine_s,
+    "dfine_m": dfine_m,
+    "dfine_l": dfine_l,
+    "dfine_x": dfine_x,
 }
 
 
 # The least and the most of options that are numbers. The upper bounds are far above every useful
 # model; they keep the sizes of its tensors within what PyTorch can count.
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "width": (16, 2**13),
+    "width": (8, 2**13),
     "enc_hidden_dim": (4, 2**13),
     "enc_dim_feedforward": (1, 2**20),
     "expansion": (0, 8),
+    "block_width": (1, 2**13),
+    "blocks": (1, 1000),
+    "bins": (8, 2**10),
+    "reg_scale": (0.001, 1000),
     "eval_idx": (-1000, 999),
     "hidden_dim": (4, 2**13),
     "nheads": (1, 2**13),
@@ -66,14 +76,14 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "num_queries": (1, 2**20),
     "denoising": (0, 1000),
 }
-_FRACTIONS = ("dropout", "eos_coef", "expansion")
+_FRACTIONS = ("dropout", "eos_coef", "expansion", "reg_scale")
 _GROUPS = 8  # of GroupNorm: widths are multiples of it
 _MOST_CHANNELS = 2**13
 
 
 def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
     """A model of `MODELS` with random weights; `overrides` as in `models.detr.detr`,
-    `models.fast.fast` or `models.rtdetr.rtdetr`.
+    `models.fast.fast`, `models.rtdetr.rtdetr` or `models.dfine.dfine`.
 
     `num_classes` is the data set's number of categories. Raises InputError for an unknown name, or
     an option that is unknown or impossible.
@@ -98,9 +108,11 @@ def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, 
     """Raises ValueError, with the reason, for options that no model can be built with."""
     if _is_rtdetr(name):
         rtdetr.require_possible(defaults | overrides)
+    if _is_dfine(name):
+        dfine.require_possible(defaults | overrides)
     for option, value in overrides.items():
         is_flag = isinstance(defaults[option], bool)
-        if option == "points" and _is_rtdetr(name):
+        if option == "points" and not _is_fast(name):
             continue  # by level
         if value is None and defaults[option] is None:
             continue
@@ -178,6 +190,8 @@ def _functions(name: str) -> list[Callable[..., DetectionModel]]:
         return [rtdetr.rtdetr, MODELS[first_version], model]
     if _is_rtdetr(name):
         return [rtdetr.rtdetr, model]
+    if _is_dfine(name):
+        return [dfine.dfine, model]
     return [detr.detr, model]
 
 
@@ -187,3 +201,7 @@ def _is_fast(name: str) -> bool:
 
 def _is_rtdetr(name: str) -> bool:
     return MODELS[name].__module__ == rtdetr.__name__
+
+
+def _is_dfine(name: str) -> bool:
+    return MODELS[name].__module__ == dfine.__name__

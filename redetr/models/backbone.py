@@ -5,6 +5,7 @@ small residual net to train from scratch. All take images normalised by ImageNet
 deviation.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
@@ -35,7 +36,8 @@ Norm = Literal["frozen_batch", "group", "sync_batch"]
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(8, channels)
+    """Eight groups, or as many as divide both 8 and `channels`."""
+    return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 # Layers by the name of the norm, each a function of the number of channels.
@@ -64,6 +66,16 @@ def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
     bias = norm.bias - norm.running_mean * scale
     weight = conv.weight * scale[:, None, None, None]
     return weight, bias
+
+
+def fuse_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
+    """Makes a frozen `norm` part of `conv`, for inference; returns what remains of the norm."""
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return norm
+    weight, bias = folded(conv, norm)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    conv.bias = nn.Parameter(bias, requires_grad=False)
+    return nn.Identity()
 
 
 def _residual_block(x: Tensor, block: BasicBlock | Bottleneck) -> Tensor:

@@ -92,10 +92,18 @@ def _nearest(level: Tensor, points: Tensor) -> Tensor:
 class DeformableAttention(nn.Module):
     """Attention of each query to `points[i]` learned points around its box on level i.
 
-    The parameter names are those of Deformable DETR and RT-DETR.
+    The parameter names are those of Deformable DETR and RT-DETR. Without `projects`, it reads the
+    levels as they are, as in D-FINE: they and the result have no projection.
     """
 
-    def __init__(self, hidden_dim: int, nheads: int, points: list[int], sampling: Sampling):
+    def __init__(
+        self,
+        hidden_dim: int,
+        nheads: int,
+        points: list[int],
+        sampling: Sampling,
+        projects: bool = True,
+    ):
         super().__init__()
         self.nheads = nheads
         self.points = points
@@ -103,16 +111,16 @@ class DeformableAttention(nn.Module):
         samples = nheads * sum(points)
         self.sampling_offsets = nn.Linear(hidden_dim, samples * 2)
         self.attention_weights = nn.Linear(hidden_dim, samples)
-        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
-        self.output_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.value_proj: nn.Module = nn.Identity()
+        self.output_proj: nn.Module = nn.Identity()
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(star_offsets(nheads, points))
         attention = self.attention_weights
         for zero in (self.sampling_offsets.weight, attention.weight, attention.bias):
             nn.init.zeros_(zero)
-        for linear in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        if projects:
+            self.value_proj = _projection(hidden_dim)
+            self.output_proj = _projection(hidden_dim)
         if sampling == "discrete":  # whole pixels have no gradient
             self.sampling_offsets.requires_grad_(False)
 
@@ -153,6 +161,13 @@ class DeformableAttention(nn.Module):
         values = self.value_proj(memory).unflatten(-1, (self.nheads, -1))  # [B, S, heads, d]
         out = read_points(values, shapes, points, weights, self.points, self.sampling)
         return self.output_proj(out.to(query.dtype))
+
+
+def _projection(hidden_dim: int) -> nn.Linear:
+    linear = nn.Linear(hidden_dim, hidden_dim)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def valid_ratio(images: Tensor, mask: Tensor | None) -> Tensor:

@@ -34,7 +34,7 @@ from redetr.models.deformable import (
     valid_ratio,
 )
 from redetr.models.position import PositionEmbeddingSine, sine_features
-from redetr.models.transformer import MLP, MultiheadAttention, TransformerEncoderLayer
+from redetr.models.transformer import MLP, Activation, MultiheadAttention, TransformerEncoderLayer
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 STRIDES = (8, 16, 32)
@@ -117,7 +117,8 @@ class DecoderLayer(nn.Module):
     """Self-attention of the queries, deformable attention to the image, feed-forward net.
 
     Post-norm: a norm follows each of the three residuals. `cross_attention` makes the module that
-    reads the image, with the inputs of `DeformableAttention`.
+    reads the image, with the inputs of `DeformableAttention`. `gate` makes the module that replaces
+    the second residual and its norm: it takes a query and what the query has read.
     """
 
     def __init__(
@@ -126,14 +127,19 @@ class DecoderLayer(nn.Module):
         nheads: int,
         dim_feedforward: int,
         cross_attention: Callable[[], nn.Module],
+        gate: Callable[[], nn.Module] | None = None,
+        activation: Activation = torch.relu,
     ):
         super().__init__()
+        self.activation = activation
         self.self_attn = MultiheadAttention(hidden_dim, nheads)
         self.cross_attn = cross_attention()
         self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
         self.norm1 = nn.LayerNorm(hidden_dim)
-        self.norm2 = nn.LayerNorm(hidden_dim)
+        if gate is None:
+            self.norm2 = nn.LayerNorm(hidden_dim)
+        self.gateway = None if gate is None else gate()
         self.norm3 = nn.LayerNorm(hidden_dim)
 
     def forward(
@@ -152,8 +158,8 @@ class DecoderLayer(nn.Module):
         query = x + query_pos
         x = self.norm1(x + self.self_attn(query, query, x, ignored))
         read = self.cross_attn(x + query_pos, boxes, memory, shapes, valid_ratio)
-        x = self.norm2(x + read)
-        hidden = self.linear1(x).relu()
+        x = self.norm2(x + read) if self.gateway is None else self.gateway(x, read)
+        hidden = self.activation(self.linear1(x))
         return self.norm3(x + self.linear2(hidden))
 
 

@@ -1,10 +1,17 @@
 """The hybrid encoder of RT-DETR: attention where maps are small, convolutions across the levels.
 
-Source: Zhao et al. 2024; the RepVGG block is that of Ding et al., "RepVGG" (CVPR 2021). The
-parameter names are those of the original implementation of RT-DETRv2.
+Its convolutions are a `Pyramid`: that of RT-DETR, or that of D-FINE.
+
+Sources: Zhao et al. 2024 and Peng et al. 2024; the RepVGG block is that of Ding et al., "RepVGG"
+(CVPR 2021), the ELAN block that of Wang et al., "YOLOv9" (2024), and the way down that of Wang et
+al., "YOLOv10" (2024). The parameter names are those of the original implementations of RT-DETRv2
+and D-FINE.
 
 Shape letters: B images, D width, and h, w the size of one level.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +21,6 @@ from torchvision.ops import FrozenBatchNorm2d
 from redetr.models.backbone import Norm, folded, padding_at
 from redetr.models.presnet import ConvNorm
 from redetr.models.transformer import TransformerEncoderLayer
-
-NUM_LEVELS = 3  # strides 8, 16, 32
-_BLOCKS = 3  # RepVGG blocks of a CSP layer
 
 
 def grid_sines(height: int, width: int, hidden_dim: int, like: Tensor) -> Tensor:
@@ -79,14 +83,13 @@ class RepVGGBlock(nn.Module):
 
 
 class CSPRepLayer(nn.Module):
-    """Mixes two levels: one half goes through RepVGG blocks, the other past them."""
+    """Mixes channels: one half goes through RepVGG blocks, the other past them."""
 
-    def __init__(self, inputs: int, outputs: int, expansion: float, norm: Norm):
+    def __init__(self, inputs: int, width: int, outputs: int, blocks: int, norm: Norm):
         super().__init__()
-        width = int(outputs * expansion)
         self.conv1 = ConvNorm(inputs, width, 1, norm=norm, activation=nn.SiLU())
         self.conv2 = ConvNorm(inputs, width, 1, norm=norm, activation=nn.SiLU())
-        self.bottlenecks = nn.Sequential(*[RepVGGBlock(width, norm) for _ in range(_BLOCKS)])
+        self.bottlenecks = nn.Sequential(*[RepVGGBlock(width, norm) for _ in range(blocks)])
         self.conv3: nn.Module = nn.Identity()
         if width != outputs:
             self.conv3 = ConvNorm(width, outputs, 1, norm=norm, activation=nn.SiLU())
@@ -94,6 +97,81 @@ class CSPRepLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         through = self.bottlenecks(self.conv1(x))
         return self.conv3(through + self.conv2(x))
+
+
+class ELANLayer(nn.Module):
+    """Mixes two levels: half of the channels, what a CSP layer makes of them, and what a second one
+    makes of that, side by side.
+
+    `width` is that of the CSP layers. It is RepNCSPELAN4 of the original.
+    """
+
+    def __init__(self, hidden_dim: int, width: int, blocks: int, norm: Norm):
+        super().__init__()
+
+        def stage(inputs: int) -> nn.Sequential:
+            mix = CSPRepLayer(inputs, width, width, blocks, norm)
+            return nn.Sequential(mix, ConvNorm(width, width, 3, norm=norm, activation=nn.SiLU()))
+
+        doubled = 2 * hidden_dim
+        merged = doubled + 2 * width
+        self.cv1 = ConvNorm(doubled, doubled, 1, norm=norm, activation=nn.SiLU())
+        self.cv2 = stage(hidden_dim)
+        self.cv3 = stage(width)
+        self.cv4 = ConvNorm(merged, hidden_dim, 1, norm=norm, activation=nn.SiLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.cv1(x).chunk(2, 1)
+        third = self.cv2(second)
+        fourth = self.cv3(third)
+        return self.cv4(torch.cat([first, second, third, fourth], 1))
+
+
+class SeparableDown(nn.Module):
+    """Halves the size: channels are mixed by a 1x1 convolution, positions by one for each channel.
+
+    It is SCDown of the original.
+    """
+
+    def __init__(self, width: int, norm: Norm):
+        super().__init__()
+        self.cv1 = ConvNorm(width, width, 1, norm=norm)
+        self.cv2 = ConvNorm(width, width, 3, 2, groups=width, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cv2(self.cv1(x))
+
+
+class Pyramid(NamedTuple):
+    """What makes the modules between two levels, all of width D."""
+
+    lateral: Callable[[], nn.Module]  # D to D, before a level goes to the finer one
+    downsample: Callable[[], nn.Module]  # D to D, half the size
+    mix: Callable[[], nn.Module]  # two levels, 2 * D, to D
+
+
+def csp_pyramid(hidden_dim: int, expansion: float, norm: Norm) -> Pyramid:
+    """Returns the pyramid of RT-DETR: CSP layers of three RepVGG blocks."""
+
+    def conv(kernel: int, stride: int) -> nn.Module:
+        return ConvNorm(hidden_dim, hidden_dim, kernel, stride, norm=norm, activation=nn.SiLU())
+
+    width = int(hidden_dim * expansion)
+    return Pyramid(
+        lateral=lambda: conv(1, 1),
+        downsample=lambda: conv(3, 2),
+        mix=lambda: CSPRepLayer(2 * hidden_dim, width, hidden_dim, 3, norm),
+    )
+
+
+def elan_pyramid(hidden_dim: int, width: int, blocks: int, norm: Norm) -> Pyramid:
+    """Returns the pyramid of D-FINE: ELAN layers, whose CSP layers are `width` wide and have that
+    many RepVGG `blocks`."""
+    return Pyramid(
+        lateral=lambda: ConvNorm(hidden_dim, hidden_dim, 1, norm=norm),
+        downsample=lambda: nn.Sequential(SeparableDown(hidden_dim, norm)),
+        mix=lambda: ELANLayer(hidden_dim, width, blocks, norm),
+    )
 
 
 class HybridEncoder(nn.Module):
@@ -105,7 +183,7 @@ class HybridEncoder(nn.Module):
         hidden_dim: int,
         nheads: int,
         dim_feedforward: int,
-        expansion: float,
+        pyramid: Pyramid,
         norm: Norm,
     ):
         super().__init__()
@@ -121,13 +199,11 @@ class HybridEncoder(nn.Module):
         self.fpn_blocks = nn.ModuleList()
         self.downsample_convs = nn.ModuleList()
         self.pan_blocks = nn.ModuleList()
-        for _ in range(NUM_LEVELS - 1):
-            lateral = ConvNorm(hidden_dim, hidden_dim, 1, norm=norm, activation=nn.SiLU())
-            downsample = ConvNorm(hidden_dim, hidden_dim, 3, 2, norm=norm, activation=nn.SiLU())
-            self.lateral_convs.append(lateral)
-            self.fpn_blocks.append(CSPRepLayer(2 * hidden_dim, hidden_dim, expansion, norm))
-            self.downsample_convs.append(downsample)
-            self.pan_blocks.append(CSPRepLayer(2 * hidden_dim, hidden_dim, expansion, norm))
+        for _ in num_channels[1:]:
+            self.lateral_convs.append(pyramid.lateral())
+            self.downsample_convs.append(pyramid.downsample())
+            self.fpn_blocks.append(pyramid.mix())
+            self.pan_blocks.append(pyramid.mix())
 
     @property
     def attention_layer(self) -> TransformerEncoderLayer:
@@ -142,7 +218,7 @@ class HybridEncoder(nn.Module):
         return encoded.mT.unflatten(-1, (height, width))
 
     def forward(self, features: list[Tensor], mask: Tensor | None) -> list[Tensor]:
-        """Returns three levels of one width, each `[B, D, h, w]`, finest first."""
+        """Returns as many levels as `features`, all `[B, D, h, w]`, finest first."""
         projected = [proj(x) for proj, x in zip(self.input_proj, features, strict=True)]
         coarse = self._attend(projected.pop(), mask)
 

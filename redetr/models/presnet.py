@@ -9,10 +9,9 @@ from collections import OrderedDict
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from redetr.errors import InputError
-from redetr.models.backbone import NORMS, Norm, conv_norm, folded
+from redetr.models.backbone import NORMS, Norm, conv_norm, fuse_norm
 from redetr.models.recompute import runner
 
 # Blocks of each stage, at strides 4, 8, 16 and 32.
@@ -35,11 +34,14 @@ class ConvNorm(nn.Module):
         kernel: int,
         stride: int = 1,
         *,
+        groups: int = 1,
         norm: Norm,
         activation: nn.Module | None = None,
     ):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        self.conv = nn.Conv2d(
+            inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False
+        )
         self.norm = NORMS[norm](outputs)
         self.activation = nn.Identity() if activation is None else activation
 
@@ -48,11 +50,7 @@ class ConvNorm(nn.Module):
 
     def fuse(self) -> None:
         """Makes a frozen norm part of the convolution, for inference; other norms stay."""
-        if isinstance(self.norm, FrozenBatchNorm2d):
-            weight, bias = folded(self.conv, self.norm)
-            self.conv.weight = nn.Parameter(weight, requires_grad=False)
-            self.conv.bias = nn.Parameter(bias, requires_grad=False)
-            self.norm = nn.Identity()
+        self.norm = fuse_norm(self.conv, self.norm)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Module:

@@ -17,7 +17,7 @@ h, w the size of one level. Boxes are cxcywh, fractions of the unpadded image.
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
+from redetr.choices import ClassLoss
 from redetr.data.transforms import MEAN, STD
 from redetr.denoising import NoisyQueries, split_outputs, with_noisy_queries
 from redetr.models.backbone import Norm
@@ -37,16 +38,21 @@ from redetr.models.deformable import (
     valid_ratio,
 )
 from redetr.models.fast import DecoderLayer
-from redetr.models.hybrid import NUM_LEVELS, HybridEncoder
+from redetr.models.hybrid import HybridEncoder, csp_pyramid
 from redetr.models.presnet import DEPTHS, ConvNorm, PResNet
-from redetr.models.transformer import MLP
+from redetr.models.transformer import MLP, Activation
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
-_SMALLEST_ANCHOR = 0.05  # side at stride 8, a fraction of the image; it doubles with each level
+NUM_LEVELS = 3  # strides 8, 16, 32
+_SMALLEST_ANCHOR = 0.05  # side on the finest level, a fraction of the image; it doubles with each
 _BORDER = 0.01  # anchors with a number closer than this to 0 or 1 are not used
 _MOST_POINTS = 1000
 _LARGEST_EXPANSION = 8
 _CLASS_BIAS = -math.log(99)  # a score of 0.01 everywhere: few objects among many positions
+
+# What queries read: memory [B, S, D], the (h, w) of its levels, and the ratio [B, 2]; all as in
+# `DeformableAttention`.
+Image = tuple[Tensor, list[tuple[int, int]], Tensor]
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
@@ -54,53 +60,33 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 
 
-class Decoder(nn.Module):
-    """Selects the queries, and corrects their boxes layer by layer."""
+class TwoStageDecoder(nn.Module):
+    """Selects the queries at the best positions; a subclass corrects their boxes layer by layer.
+
+    `input_proj` has a module for each level of the encoder, which brings it to `hidden_dim`.
+    """
 
     def __init__(
         self,
         num_classes: int,
-        num_channels: list[int],
+        input_proj: nn.ModuleList,
         hidden_dim: int,
-        nheads: int,
-        dec_layers: int,
-        dim_feedforward: int,
-        points: list[int],
-        sampling: Sampling,
         num_queries: int,
-        eval_idx: int,
-        norm: Norm,
         denoising: int,
+        activation: Activation = torch.relu,
     ):
         super().__init__()
         self.denoising = denoising
         self.num_queries = num_queries
-        self.last_in_eval = range(dec_layers)[eval_idx]
-        self.input_proj = nn.ModuleList(
-            ConvNorm(channels, hidden_dim, 1, norm=norm) for channels in num_channels
-        )
+        self.input_proj = input_proj
         proj = nn.Linear(hidden_dim, hidden_dim)
         self.enc_output = nn.Sequential(OrderedDict(proj=proj, norm=nn.LayerNorm(hidden_dim)))
         self.enc_score_head = nn.Linear(hidden_dim, num_classes)
-        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3)
-        self.query_pos_head = MLP(4, 2 * hidden_dim, hidden_dim, 2)
-        attention = partial(DeformableAttention, hidden_dim, nheads, points, sampling)
-        layer = partial(DecoderLayer, hidden_dim, nheads, dim_feedforward, attention)
-        layers = nn.ModuleList(layer() for _ in range(dec_layers))
-        self.decoder = nn.ModuleDict({"layers": layers})
-        self.dec_score_head = nn.ModuleList(
-            nn.Linear(hidden_dim, num_classes) for _ in range(dec_layers)
-        )
-        self.dec_bbox_head = nn.ModuleList(
-            MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(dec_layers)
-        )
+        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3, activation)
+        self.query_pos_head = MLP(4, 2 * hidden_dim, hidden_dim, 2, activation)
         for linear in (proj, *self.query_pos_head.layers):
             nn.init.xavier_uniform_(linear.weight)
-        for head in (self.enc_score_head, *self.dec_score_head):
-            nn.init.constant_(head.bias, _CLASS_BIAS)
-        for head in (self.enc_bbox_head, *self.dec_bbox_head):  # a box starts as its reference
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
+        init_heads([self.enc_score_head], [self.enc_bbox_head])
         if denoising:
             self.denoising_class_embed = nn.Embedding(
                 num_classes + 1, hidden_dim, padding_idx=num_classes
@@ -161,16 +147,71 @@ class Decoder(nn.Module):
         self,
         content: Tensor,
         boxes: Tensor,
-        image: tuple[Tensor, list[tuple[int, int]], Tensor],
+        image: Image,
         every_layer: bool,
         ignored: Tensor | None = None,
     ) -> list[Outputs]:
         """Returns the outputs of every decoder layer that is used, or of the last of these only.
 
-        `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start; `image` is the
-        (memory, shapes, ratio) of `DeformableAttention`. `ignored` `[B, Q, Q]` is True where a
-        query does not see another one.
+        `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start. `ignored`
+        `[B, Q, Q]` is True where a query does not see another one.
         """
+        raise NotImplementedError
+
+
+def init_heads(score_heads: Iterable[Any], bbox_heads: Iterable[Any]) -> None:
+    """Makes heads start with a low score everywhere, and with boxes that are their reference."""
+    for head in score_heads:
+        nn.init.constant_(head.bias, _CLASS_BIAS)
+    for head in bbox_heads:
+        nn.init.zeros_(head.layers[-1].weight)
+        nn.init.zeros_(head.layers[-1].bias)
+
+
+class Decoder(TwoStageDecoder):
+    """Corrects the boxes of the queries by a logit for each of their four numbers."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_channels: list[int],
+        hidden_dim: int,
+        nheads: int,
+        dec_layers: int,
+        dim_feedforward: int,
+        points: list[int],
+        sampling: Sampling,
+        num_queries: int,
+        eval_idx: int,
+        norm: Norm,
+        denoising: int,
+    ):
+        input_proj = nn.ModuleList(
+            ConvNorm(channels, hidden_dim, 1, norm=norm) for channels in num_channels
+        )
+        super().__init__(num_classes, input_proj, hidden_dim, num_queries, denoising)
+        self.last_in_eval = range(dec_layers)[eval_idx]
+        attention = partial(DeformableAttention, hidden_dim, nheads, points, sampling)
+        layer = partial(DecoderLayer, hidden_dim, nheads, dim_feedforward, attention)
+        layers = nn.ModuleList(layer() for _ in range(dec_layers))
+        self.decoder = nn.ModuleDict({"layers": layers})
+        self.dec_score_head = nn.ModuleList(
+            nn.Linear(hidden_dim, num_classes) for _ in range(dec_layers)
+        )
+        self.dec_bbox_head = nn.ModuleList(
+            MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(dec_layers)
+        )
+        init_heads(self.dec_score_head, self.dec_bbox_head)
+
+    def _decode(
+        self,
+        content: Tensor,
+        boxes: Tensor,
+        image: Image,
+        every_layer: bool,
+        ignored: Tensor | None = None,
+    ) -> list[Outputs]:
+        """As `TwoStageDecoder`."""
         layers: Any = self.decoder["layers"]
         last = len(layers) - 1 if self.training else self.last_in_eval
         x = content
@@ -213,14 +254,23 @@ class RTDETR(DetectionModel):
     max_size = None
 
     def __init__(
-        self, num_classes: int, backbone: PResNet, encoder: HybridEncoder, decoder: Decoder
+        self,
+        num_classes: int,
+        backbone: nn.Module,
+        encoder: HybridEncoder,
+        decoder: TwoStageDecoder,
+        class_loss: ClassLoss = "mal",
     ):
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = decoder.num_queries
         self.aux_loss = True
         self.loss_config = LossConfig(
-            scores="sigmoid", cost_class=2.0, proposals=True, denoising=decoder.denoising
+            scores="sigmoid",
+            cost_class=2.0,
+            proposals=True,
+            denoising=decoder.denoising,
+            class_loss=class_loss,
         )
         self.backbone = backbone
         self.encoder = encoder
@@ -243,40 +293,51 @@ class RTDETR(DetectionModel):
         return self.decoder(levels, valid_ratio(images, mask), self.aux_loss, noisy)
 
 
-def _points_of_level(points: int | Sequence[int]) -> list[int]:
+def points_of_level(points: int | Sequence[int]) -> list[int]:
     """Returns how many points a query reads on each level."""
     return [points] * NUM_LEVELS if isinstance(points, int) else list(points)
 
 
-def require_possible(options: dict[str, Any]) -> None:
-    """Raises ValueError, with the reason, for `options` that no RT-DETR can be built with."""
-    points = options["points"]
-    if not isinstance(points, int | tuple | list):
-        raise ValueError(f"points must be a number, or {NUM_LEVELS} of them")
-    by_level = _points_of_level(points)
-    possible = range(1, _MOST_POINTS + 1)
-    if len(by_level) != NUM_LEVELS or any(count not in possible for count in by_level):
-        raise ValueError(f"points must be 1 to {_MOST_POINTS} on each of {NUM_LEVELS} levels")
+def require_common(options: dict[str, Any]) -> None:
+    """Raises ValueError, with the reason, for `options` that no model of this kind can have."""
     if options["sampling"] not in ("bilinear", "discrete"):
         raise ValueError("sampling must be bilinear or discrete")
-    if options["backbone"] not in DEPTHS:
-        raise ValueError(f"backbone must be one of {', '.join(DEPTHS)}")
     for name in ("width", "enc_hidden_dim", "nheads", "dec_layers", "eval_idx"):
         if not isinstance(options[name], int):
             raise ValueError(f"{name} must be a whole number")
-    if options["width"] % 16:
-        raise ValueError("width must be a multiple of 16")
     enc_hidden_dim, nheads = options["enc_hidden_dim"], options["nheads"]
     if enc_hidden_dim % 8 or nheads < 1 or enc_hidden_dim % nheads:
         raise ValueError("enc_hidden_dim must be a multiple of 8 and of nheads")
-    expansion = options["expansion"]
+    eval_idx, dec_layers = options["eval_idx"], options["dec_layers"]
+    if not -dec_layers <= eval_idx < dec_layers:
+        raise ValueError(f"eval_idx is {eval_idx}, and there are {dec_layers} decoder layers")
+
+
+def require_points(points: Any, num_levels: int) -> None:
+    """Raises ValueError unless `points` can be those of a query on each of `num_levels` levels."""
+    if not isinstance(points, int | tuple | list):
+        raise ValueError(f"points must be a number, or {num_levels} of them")
+    by_level = points_of_level(points)
+    possible = range(1, _MOST_POINTS + 1)
+    if len(by_level) != num_levels or any(count not in possible for count in by_level):
+        raise ValueError(f"points must be 1 to {_MOST_POINTS} on each of {num_levels} levels")
+
+
+def require_possible(options: dict[str, Any]) -> None:
+    """Raises ValueError, with the reason, for `options` that no RT-DETR can be built with."""
+    require_points(options["points"], NUM_LEVELS)
+    if options["backbone"] not in DEPTHS:
+        raise ValueError(f"backbone must be one of {', '.join(DEPTHS)}")
+    if options["class_loss"] not in ("mal", "varifocal"):
+        raise ValueError("class_loss must be mal or varifocal")
+    require_common(options)
+    if options["width"] % 16:
+        raise ValueError("width must be a multiple of 16")
+    enc_hidden_dim, expansion = options["enc_hidden_dim"], options["expansion"]
     if not isinstance(expansion, int | float) or not 0 < expansion <= _LARGEST_EXPANSION:
         raise ValueError(f"expansion must be above 0 and at most {_LARGEST_EXPANSION}")
     if int(enc_hidden_dim * expansion) % 8 or not int(enc_hidden_dim * expansion):
         raise ValueError("enc_hidden_dim times expansion must be a multiple of 8")
-    eval_idx, dec_layers = options["eval_idx"], options["dec_layers"]
-    if not -dec_layers <= eval_idx < dec_layers:
-        raise ValueError(f"eval_idx is {eval_idx}, and there are {dec_layers} decoder layers")
 
 
 def rtdetr(
@@ -298,6 +359,7 @@ def rtdetr(
     num_queries: int = 300,
     eval_idx: int = -1,
     denoising: int = 0,
+    class_loss: ClassLoss = "mal",
 ) -> RTDETR:
     """Returns an RT-DETR with random weights. The defaults are those of R18.
 
@@ -307,11 +369,13 @@ def rtdetr(
     to `enc_hidden_dim`. `points` are those of a query on each level. `sampling="discrete"` reads
     whole pixels, for devices without `grid_sample`. `eval_idx` is the decoder layer that answers
     in evaluation, where later layers are not computed; all are trained. `denoising` is the number
-    of groups of noisy queries in training, see `denoising.py`.
+    of groups of noisy queries in training, see `denoising.py`; the published weights were trained
+    with the `class_loss` "varifocal".
     """
     body = PResNet(backbone, weights, norm, width)
+    pyramid = csp_pyramid(enc_hidden_dim, expansion, norm)
     encoder = HybridEncoder(
-        body.num_channels, enc_hidden_dim, nheads, enc_dim_feedforward, expansion, norm
+        body.num_channels, enc_hidden_dim, nheads, enc_dim_feedforward, pyramid, norm
     )
     decoder = Decoder(
         num_classes,
@@ -320,14 +384,14 @@ def rtdetr(
         nheads,
         dec_layers,
         dim_feedforward,
-        _points_of_level(points),
+        points_of_level(points),
         sampling,
         num_queries,
         eval_idx,
         norm,
         denoising,
     )
-    return RTDETR(num_classes, body, encoder, decoder)
+    return RTDETR(num_classes, body, encoder, decoder, class_loss)
 
 
 def rtdetr_r18(num_classes: int, **options: Any) -> RTDETR:

@@ -385,10 +385,18 @@ class Transformer(nn.Module):
 
 
 class MLP(nn.Module):
-    """`num_layers` linear layers with ReLU between them."""
+    """`num_layers` linear layers with an activation between them."""
 
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_layers: int):
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        num_layers: int,
+        activation: Activation = torch.relu,
+    ):
         super().__init__()
+        self.activation = activation
         hidden_dims = [hidden_dim] * (num_layers - 1)
         dims = [input_dim, *hidden_dims, output_dim]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
@@ -396,5 +404,5 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns `[..., output_dim]` for `x` `[..., input_dim]`."""
         for layer in self.layers[:-1]:
-            x = layer(x).relu()
+            x = self.activation(layer(x))
         return self.layers[-1](x)

@@ -21,6 +21,10 @@ def _detr(name: str, ap: float) -> Published:
     return Published(f"facebook/detr-{name}", "Apache-2.0", ap)
 
 
+def _dfine(name: str, ap: float) -> Published:
+    return Published(f"ustc-community/dfine-{name}-coco", "Apache-2.0", ap)
+
+
 def _rtdetr(name: str, ap: float) -> Published:
     return Published(f"PekingU/rtdetr_{name}", "Apache-2.0", ap)
 
@@ -42,6 +46,11 @@ PUBLISHED = {
     "rtdetrv2_r50m": _rtdetr("v2_r50vd_m", 51.9),
     "rtdetrv2_r50": _rtdetr("v2_r50vd", 53.4),
     "rtdetrv2_r101": _rtdetr("v2_r101vd", 54.3),
+    "dfine_n": _dfine("nano", 42.8),
+    "dfine_s": _dfine("small", 48.5),
+    "dfine_m": _dfine("medium", 52.3),
+    "dfine_l": _dfine("large", 54.0),
+    "dfine_x": _dfine("xlarge", 55.8),
 }
 
 # Licences by hub name. The first pattern that fits decides.
@@ -49,6 +58,8 @@ _HUB_LICENCES = (
     ("facebook/detr-*", "Apache-2.0"),
     ("microsoft/table-transformer-*", "MIT"),
     ("PekingU/rtdetr_*", "Apache-2.0"),
+    # By their maintainer's word; of those that start from Objects365 (obj2coco), nothing is said.
+    ("ustc-community/dfine-*-coco", "Apache-2.0"),
 )
 
 

@@ -14,7 +14,7 @@ from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.structures import DetectionModel
-from redetr.weights import detr_config, rtdetr
+from redetr.weights import detr_config, dfine, rtdetr
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
 
 T = TypeVar("T")
@@ -206,6 +206,8 @@ def _from_official(
     """Weights under the official names of DETR, or under any others."""
     if rtdetr.is_rtdetr(tensors):
         return _original_rtdetr(path, tensors, model)
+    if dfine.is_dfine(tensors):
+        return _original_dfine(path, tensors, model)
     if not {"query_embed.weight", "class_embed.weight"} <= tensors.keys():
         return Weights(path, tensors, None)
     name, num_classes, described = describe_detr(tensors)
@@ -287,13 +289,28 @@ def _rtdetr_from_transformers(folder: Path, config: dict[str, Any], model: str |
     tensors = rtdetr.from_transformers(_tensors_of_folder(folder))
     version = rtdetr.MODEL_TYPES[config["model_type"]]
     name, num_classes, described = rtdetr.describe(version, tensors)
+    class_names, category_ids = _classes_of_folder(folder, config, num_classes)
+    origin = Origin(model or name, described | options, class_names, category_ids)
+    return Weights(folder, tensors, origin)
+
+
+def _dfine_from_transformers(folder: Path, config: dict[str, Any], model: str | None) -> Weights:
+    options = dfine.options_from_config(folder / "config.json", config)
+    tensors = dfine.from_transformers(_tensors_of_folder(folder))
+    name, num_classes, described = dfine.describe(tensors, options["points"])
+    class_names, category_ids = _classes_of_folder(folder, config, num_classes)
+    origin = Origin(model or name, described | options, class_names, category_ids)
+    return Weights(folder, tensors, origin)
+
+
+def _classes_of_folder(
+    folder: Path, config: dict[str, Any], num_classes: int
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
     try:
         names = detr_config.class_names(config, num_classes)
     except InputError as error:
         raise InputError(str(error), where=folder / "config.json") from error
-    class_names, category_ids = rtdetr.classes(names)
-    origin = Origin(model or name, described | options, class_names, category_ids)
-    return Weights(folder, tensors, origin)
+    return rtdetr.classes(names)
 
 
 # By `model_type` in the config.json of a Transformers folder: what reads such a folder, given its
@@ -303,6 +320,7 @@ _READERS: dict[str, Callable[[Path, dict[str, Any], str | None], Weights]] = {
     "table-transformer": _detr_from_transformers,
     "rt_detr": _rtdetr_from_transformers,
     "rt_detr_v2": _rtdetr_from_transformers,
+    "d_fine": _dfine_from_transformers,
 }
 
 
@@ -315,6 +333,16 @@ def _original_rtdetr(path: Path, tensors: dict[str, Tensor], model: str | None) 
         options["points"] = points
     if "_dsp_" in path.name.lower():  # rtdetrv2_r18vd_dsp_...pth: only its name says so
         options["sampling"] = "discrete"
+    names = rtdetr.names_without_config(num_classes)
+    class_names, category_ids = rtdetr.classes(names)
+    return Weights(path, tensors, Origin(model or name, options, class_names, category_ids))
+
+
+def _original_dfine(path: Path, tensors: dict[str, Tensor], model: str | None) -> Weights:
+    points = rtdetr.points_of(tensors)
+    tensors = dfine.from_original(tensors)
+    name, num_classes, options = dfine.describe(tensors, points)
+    options["activation"] = dfine.activation_of(path.name)
     names = rtdetr.names_without_config(num_classes)
     class_names, category_ids = rtdetr.classes(names)
     return Weights(path, tensors, Origin(model or name, options, class_names, category_ids))

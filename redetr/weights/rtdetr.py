@@ -24,7 +24,7 @@ _FROM_V1 = [
     (r"^decoder\.enc_output\.0\.", "decoder.enc_output.proj."),
     (r"^decoder\.enc_output\.1\.", "decoder.enc_output.norm."),
 ]
-_FROM_TRANSFORMERS: list[tuple[str, Any]] = [
+FROM_TRANSFORMERS: list[tuple[str, Any]] = [
     (
         r"^model\.backbone\.model\.embedder\.embedder\.(\d)\.",
         lambda match: f"backbone.conv1.conv1_{int(match[1]) + 1}.",
@@ -59,6 +59,7 @@ _FROM_TRANSFORMERS: list[tuple[str, Any]] = [
     (r"\.encoder_attn_layer_norm\.", ".norm2."),
     (r"^(encoder\..*)\.final_layer_norm\.", r"\1.norm2."),
     (r"^(decoder\..*)\.final_layer_norm\.", r"\1.norm3."),
+    *_FROM_V1,
 ]
 
 # Names that every RT-DETR has, with the number of dimensions of their tensors.
@@ -82,7 +83,7 @@ _UNUSED = (
 )
 
 # Settings of Transformers' config that other values would make another function of.
-_SUPPORTED: dict[str, Any] = {
+SUPPORTED: dict[str, Any] = {
     "activation_function": "silu",
     "encoder_activation_function": "gelu",
     "decoder_activation_function": "relu",
@@ -138,24 +139,26 @@ def is_rtdetr(tensors: dict[str, Tensor]) -> bool:
 
 def from_original(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of the original code, v1 or v2, under our names."""
-    return _renamed(tensors, _FROM_V1)
+    return renamed(tensors, _FROM_V1)
 
 
 def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of Transformers' `RTDetrForObjectDetection`, or v2's, under our names."""
-    return join_projections(_renamed(tensors, [*_FROM_TRANSFORMERS, *_FROM_V1]))
+    return join_projections(renamed(tensors, FROM_TRANSFORMERS))
 
 
-def _renamed(tensors: dict[str, Tensor], rules: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
-    renamed = {}
+def renamed(tensors: dict[str, Tensor], rules: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
+    """Tensors by their new names, without those that no model needs; each of the `rules`, a pattern
+    and its replacement, is applied to each name, in order."""
+    by_new_name = {}
     # Sorted, because a folder may hold a head twice: that of model.decoder, which is used, is last.
     for old_name in sorted(tensors):
         name = old_name
         for pattern, replacement in rules:
             name = re.sub(pattern, replacement, name)
         if not any(re.search(pattern, name) for pattern in _UNUSED):
-            renamed[name] = tensors[old_name]
-    return renamed
+            by_new_name[name] = tensors[old_name]
+    return by_new_name
 
 
 def version_of(tensors: dict[str, Tensor]) -> str:
@@ -213,7 +216,7 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
         "expansion": expansion,
         "hidden_dim": hidden_dim,
         "nheads": nheads,
-        "dec_layers": 1 + max(_numbers(tensors, r"decoder\.dec_score_head\.(\d{1,9})\.")),
+        "dec_layers": count(tensors, r"decoder\.dec_score_head\.(\d{1,9})\."),
         "dim_feedforward": len(tensors["decoder.decoder.layers.0.linear1.weight"]),
         "points": sampled // (3 * nheads),
     }
@@ -223,8 +226,7 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
 def _backbone(tensors: dict[str, Tensor]) -> str:
     depths = []
     for stage in range(4):
-        blocks = _numbers(tensors, rf"backbone\.res_layers\.{stage}\.blocks\.(\d{{1,9}})\.")
-        depths.append(1 + max(blocks, default=-1))
+        depths.append(count(tensors, rf"backbone\.res_layers\.{stage}\.blocks\.(\d{{1,9}})\."))
     is_deep = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in tensors
     names: dict[tuple[tuple[int, ...], bool], str] = {
         ((2, 2, 2, 2), False): "resnet18vd",
@@ -241,9 +243,10 @@ def _backbone(tensors: dict[str, Tensor]) -> str:
     return name
 
 
-def _numbers(tensors: dict[str, Tensor], pattern: str) -> set[int]:
+def count(tensors: dict[str, Tensor], pattern: str) -> int:
+    """How many parts the names have; the index of a part is the group of the pattern."""
     matches = [re.match(pattern, name) for name in tensors]
-    return {int(match[1]) for match in matches if match}
+    return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
 
 def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -251,12 +254,21 @@ def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
 
     Raises InputError for a setting under which this library's model would be another function.
     """
-    backbone = config.get("backbone_config") or {}
-    for settings, supported in ((config, _SUPPORTED), (backbone, _SUPPORTED_BACKBONE)):
-        for name, value in supported.items():
-            given = settings.get(name, value)
-            if given != value:
-                raise InputError(f"{name} is {given!r}: only {value!r} can be loaded", where=file)
+    require_settings(file, config, SUPPORTED)
+    require_settings(file, config.get("backbone_config") or {}, _SUPPORTED_BACKBONE)
+    return decoder_options(file, config)
+
+
+def require_settings(file: Path, settings: dict[str, Any], supported: dict[str, Any]) -> None:
+    """Raises InputError for a setting that has another than its supported value."""
+    for name, value in supported.items():
+        given = settings.get(name, value)
+        if given != value:
+            raise InputError(f"{name} is {given!r}: only {value!r} can be loaded", where=file)
+
+
+def decoder_options(file: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The options of the decoder in a config.json; `file` is its path. Raises InputError."""
     nheads = config.get("decoder_attention_heads", 8)
     if config.get("encoder_attention_heads", 8) != nheads:
         text = "encoder_attention_heads and decoder_attention_heads must be the same"

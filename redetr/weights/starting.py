@@ -9,6 +9,7 @@ from torch import Tensor
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.models import options_of
+from redetr.models.hgnetv2 import HGNetV2
 from redetr.models.presnet import PResNet
 from redetr.structures import DetectionModel
 from redetr.weights.reading import Origin, Weights, is_for_denoising, read_weights
@@ -23,7 +24,9 @@ _FREE = (
     "max_size",
     "eos_coef",
     "eval_idx",
+    "reg_scale",
     "denoising",
+    "class_loss",
 )
 
 
@@ -157,7 +160,7 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
 def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig) -> str:
     options = options_of(config.model) | config.model_kwargs()
     net: Any = model.get_submodule("backbone")
-    body = net if isinstance(net, PResNet) else getattr(net[0], "body", None)
+    body = net if isinstance(net, PResNet | HGNetV2) else getattr(net[0], "body", None)
     if body is None:
         text = f"weights of a backbone, but that of {config.model} is trained from scratch"
         raise InputError(text, where=weights.path)

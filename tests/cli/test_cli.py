@@ -25,6 +25,7 @@ from PIL import Image
 
 import redetr
 from redetr.cli import main
+from redetr.postprocess import decode
 from redetr.step import announce
 
 ROOT = Path(__file__).parents[2]
@@ -279,6 +280,40 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(
         for name in ("whole", "parts")
     ]
     assert logged[0] == logged[1]
+
+
+def test_a_signal_in_an_evaluation(shared_coco, tmp_path, capsys, monkeypatch):
+    """Ends it after its batch; the run resumes with it, and ends as if nothing had been."""
+    main(train_arguments(shared_coco, tmp_path / "whole"))
+    arguments = train_arguments(shared_coco, tmp_path / "parts", eval_batch_size=1)
+    batches = []
+
+    def decode_with_a_signal(*args):
+        batches.append(args)
+        signal.raise_signal(signal.SIGTERM)
+        return decode(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("redetr.evaluation.decode", decode_with_a_signal)
+        lines = fails(capsys, arguments, code=75)
+    assert lines[-1].startswith("redetr: stopped by a signal in the evaluation of step 3; ")
+    assert len(batches) <= 2
+    main([*arguments, "--resume"])
+    logged = [lines_of(tmp_path / name) for name in ("whole", "parts")]
+    for lines in logged:
+        assert [line["step"] for line in lines if "AP" in line] == [3, 6]
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in logged]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step(shared_coco, tmp_path, capsys, monkeypatch, number):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("redetr.training.prepare", lambda *_: signal.raise_signal(number))
+        (line,) = fails(capsys, train_arguments(shared_coco, folder), code=75)
+    assert line.startswith("redetr: stopped by a signal before the first step")
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("whole_group", [False, True], ids=["to the process", "to its group"])

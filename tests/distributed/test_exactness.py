@@ -58,6 +58,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_queries": 20,
         "denoising": 2,
     },
+    "dfine_n": {
+        "width": 8,
+        "enc_hidden_dim": 32,
+        "enc_dim_feedforward": 64,
+        "block_width": 16,
+        "hidden_dim": 32,
+        "nheads": 4,
+        "dec_layers": 2,
+        "dim_feedforward": 64,
+        "num_queries": 20,
+    },
 }
 
 COUNTS = (0, 0, 0, 0, 0, 0, 15, 1, 7, 2, 3, 4)

@@ -1,6 +1,7 @@
 """Which format a folder of data is in, which splits it has, and how one is read."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def read_annotations(root: Path, split: Split) -> Annotations:
     if split not in splits:
         text = f"no {split} split (looked for {layout.sought(split)})"
         raise InputError(text, where=root, remedy=_REMEDIES[split])
-    return layout.read(root, split)
+    return replace(layout.read(root, split), root=root)
 
 
 def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:

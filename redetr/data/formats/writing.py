@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 
 from redetr.data.annotations import Annotations, Split
+from redetr.data.formats.labels import label_name
 from redetr.data.formats.layouts import read_annotations, splits_of
-from redetr.data.formats.yolo import label_name
 from redetr.data.open import folder_of
 from redetr.errors import InputError
 

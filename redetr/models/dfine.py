@@ -1,0 +1,401 @@
+"""D-FINE: an RT-DETR that finds the edges of its boxes as distributions over bins.
+
+Its first decoder layer proposes a box. Every layer then holds, for each of the four edges, a
+distribution over how far the edge lies from where that box has it: the bins are fine near the
+middle and coarse at the ends. A layer adds its logits to those of the layer before, and how peaked
+a distribution is corrects the scores.
+
+Source: Peng et al., "D-FINE: Redefine Regression Task of DETRs as Fine-grained Distribution
+Refinement" (ICLR 2025). The parameter names are those of the original implementation. Deviations:
+those of `rtdetr.py`, and the whole backbone is trained, where the original freezes the stem of l
+and x. DEIM (Huang et al., CVPR 2025) and RT-DETRv4 (Liao et al., 2025) train the same architecture,
+with SiLU in the decoder. "aux_outputs" begin with the boxes that are proposed, before their edges
+move; they have scores of their own.
+
+Shape letters: B images, Q queries, C classes, D width, N edges of bins. Boxes are cxcywh, fractions
+of the unpadded image.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from redetr.boxes import at_least_float32, box_xyxy_to_cxcywh
+from redetr.models.backbone import Norm
+from redetr.models.deformable import DeformableAttention, Sampling
+from redetr.models.fast import DecoderLayer
+from redetr.models.hgnetv2 import SIZES, HGNetV2
+from redetr.models.hybrid import HybridEncoder, elan_pyramid
+from redetr.models.presnet import ConvNorm
+from redetr.models.rtdetr import (
+    NUM_LEVELS,
+    RTDETR,
+    Image,
+    TwoStageDecoder,
+    init_heads,
+    inverse_sigmoid,
+    points_of_level,
+    require_common,
+    require_points,
+)
+from redetr.models.transformer import ACTIVATIONS, MLP, Activation
+from redetr.structures import Outputs
+
+_MOST_LEVELS = 4  # of the backbone
+_UP = 0.5  # how far the last bin but one is, in sizes of the box
+_LARGEST_QUERY_POS = 10
+# Of the head that judges a box by its distributions.
+_PEAKS = 4
+_QUALITY_WIDTH = 64
+
+
+def bin_values(up: Tensor, reg_scale: Tensor, bins: int) -> Tensor:
+    """Returns how far an edge moves for each bin, `[bins + 1]`, in box sizes / `reg_scale`.
+
+    They grow geometrically from the middle, where the value is 0, to `up * reg_scale` at both ends;
+    beyond these, the first and the last are twice as far. `up` and `reg_scale` are `[1]`.
+    """
+    bound = (up * reg_scale).abs()  # [1]
+    ratio = (bound + 1) ** (2 / (bins - 2))
+    exponents = torch.arange(1, bins // 2, device=up.device, dtype=up.dtype)
+    to_the_right = ratio**exponents - 1  # [bins / 2 - 1]
+    middle = torch.zeros_like(bound)
+    return torch.cat([-2 * bound, -to_the_right.flip(0), middle, to_the_right, 2 * bound])
+
+
+def move_edges(boxes: Tensor, moves: Tensor, reg_scale: Tensor) -> Tensor:
+    """Returns `boxes` `[..., 4]` whose left, top, right, bottom edge moved outwards by `moves`.
+
+    `moves` `[..., 4]` are in box sizes / `reg_scale`.
+    """
+    center_x, center_y, width, height = boxes.unbind(-1)
+    left, top, right, bottom = (0.5 + moves / reg_scale.abs()).unbind(-1)  # from the centre
+    edges = [
+        center_x - left * width,
+        center_y - top * height,
+        center_x + right * width,
+        center_y + bottom * height,
+    ]
+    return box_xyxy_to_cxcywh(torch.stack(edges, -1))
+
+
+class _Gate(nn.Module):
+    """Weighs a query and what it has read, number by number."""
+
+    def __init__(self, hidden_dim: int):
+        super().__init__()
+        self.gate = nn.Linear(2 * hidden_dim, 2 * hidden_dim)
+        self.norm = nn.LayerNorm(hidden_dim)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, query: Tensor, read: Tensor) -> Tensor:
+        gates = self.gate(torch.cat([query, read], -1)).sigmoid()
+        of_query, of_read = gates.chunk(2, -1)
+        return self.norm(of_query * query + of_read * read)
+
+
+class _Quality(nn.Module):
+    """Corrects the scores of a box by how peaked the distributions of its edges are."""
+
+    def __init__(self, activation: Activation):
+        super().__init__()
+        self.reg_conf = MLP(4 * (_PEAKS + 1), _QUALITY_WIDTH, 1, 2, activation)
+        for zero in self.reg_conf.layers[-1].parameters():
+            nn.init.zeros_(zero)
+
+    def forward(self, distributions: Tensor) -> Tensor:
+        """Returns what to add to the logits, `[B, Q, 1]`.
+
+        The `distributions` `[B, Q, 4, N]` sum to 1.
+        """
+        peaks = distributions.topk(_PEAKS, dim=-1).values  # [B, Q, 4, peaks]
+        statistics = torch.cat([peaks, peaks.mean(-1, keepdim=True)], -1)
+        return self.reg_conf(statistics.flatten(2))
+
+
+class Decoder(TwoStageDecoder):
+    """Corrects the boxes of the queries by four distributions, which each layer refines."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_channels: list[int],
+        hidden_dim: int,
+        nheads: int,
+        dec_layers: int,
+        dim_feedforward: int,
+        points: list[int],
+        sampling: Sampling,
+        num_queries: int,
+        eval_idx: int,
+        norm: Norm,
+        denoising: int,
+        bins: int,
+        reg_scale: float,
+        activation: Activation,
+    ):
+        input_proj = nn.ModuleList()
+        for channels in num_channels:
+            projection: nn.Module = nn.Identity()
+            if channels != hidden_dim:
+                projection = ConvNorm(channels, hidden_dim, 1, norm=norm)
+            input_proj.append(projection)
+        super().__init__(num_classes, input_proj, hidden_dim, num_queries, denoising, activation)
+        self.last_in_eval = range(dec_layers)[eval_idx]
+        self.bins = bins
+        self.up = nn.Parameter(torch.tensor([_UP]), requires_grad=False)
+        self.reg_scale = nn.Parameter(torch.tensor([float(reg_scale)]), requires_grad=False)
+        attention = partial(
+            DeformableAttention, hidden_dim, nheads, points, sampling, projects=False
+        )
+        gate = partial(_Gate, hidden_dim)
+        layer = partial(
+            DecoderLayer, hidden_dim, nheads, dim_feedforward, attention, gate, activation
+        )
+        self.decoder = nn.ModuleDict(
+            {
+                "layers": nn.ModuleList(layer() for _ in range(dec_layers)),
+                "lqe_layers": nn.ModuleList(_Quality(activation) for _ in range(dec_layers)),
+            }
+        )
+        self.pre_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3, activation)
+        self.dec_score_head = nn.ModuleList(
+            nn.Linear(hidden_dim, num_classes) for _ in range(dec_layers)
+        )
+        self.dec_bbox_head = nn.ModuleList(
+            MLP(hidden_dim, hidden_dim, 4 * (bins + 1), 3, activation) for _ in range(dec_layers)
+        )
+        init_heads(self.dec_score_head, [self.pre_bbox_head, *self.dec_bbox_head])
+
+    def _decode(
+        self,
+        content: Tensor,
+        boxes: Tensor,
+        image: Image,
+        every_layer: bool,
+        ignored: Tensor | None = None,
+    ) -> list[Outputs]:
+        """As `TwoStageDecoder`; with `every_layer`, the boxes come first that the first layer
+        proposes, before their edges move."""
+        layers: Any = self.decoder["layers"]
+        quality_heads: Any = self.decoder["lqe_layers"]
+        last = len(layers) - 1 if self.training else self.last_in_eval
+        reg_scale = at_least_float32(self.reg_scale)
+        values = bin_values(at_least_float32(self.up), reg_scale, self.bins)  # [N]
+        x = content
+        reference = boxes
+        x_before: Any = 0.0
+        edge_logits: Any = 0.0
+        outputs: list[Outputs] = []
+        for i in range(last + 1):
+            query_pos = self.query_pos_head(reference)  # [B, Q, D]
+            query_pos = query_pos.clamp(-_LARGEST_QUERY_POS, _LARGEST_QUERY_POS)
+            x = layers[i](x, query_pos, reference, *image, ignored)
+            if i == 0:
+                correction = at_least_float32(self.pre_bbox_head(x))
+                start = (inverse_sigmoid(reference) + correction).sigmoid()  # [B, Q, 4]
+            # Not detached: the loss of a layer also teaches the heads of those before.
+            edge_logits = at_least_float32(self.dec_bbox_head[i](x + x_before)) + edge_logits
+            distributions = edge_logits.unflatten(-1, (4, -1)).softmax(-1)  # [B, Q, 4, N]
+            refined = move_edges(start.detach(), distributions @ values, reg_scale)  # [B, Q, 4]
+            if every_layer or i == last:
+                logits = at_least_float32(self.dec_score_head[i](x))  # [B, Q, C]
+                if every_layer and i == 0:
+                    outputs.append({"pred_logits": logits, "pred_boxes": start})
+                quality = at_least_float32(quality_heads[i](distributions))
+                outputs.append({"pred_logits": logits + quality, "pred_boxes": refined})
+            reference = refined.detach()
+            x_before = x.detach()
+        return outputs
+
+
+class DFINE(RTDETR):
+    """An RT-DETR of the parts of D-FINE. Scores are sigmoids: there is no "no object" class."""
+
+
+def require_possible(options: dict[str, Any]) -> None:
+    """Raises ValueError, with the reason, for `options` that no D-FINE can be built with."""
+    points = options["points"]
+    num_levels = len(points) if isinstance(points, tuple | list) else NUM_LEVELS
+    if num_levels not in range(2, _MOST_LEVELS + 1):
+        raise ValueError(f"points must be those of 2 to {_MOST_LEVELS} levels")
+    require_points(points, num_levels)
+    if options["backbone"] not in SIZES:
+        raise ValueError(f"backbone must be one of {', '.join(SIZES)}")
+    require_common(options)
+    if options["width"] % 8:
+        raise ValueError("width must be a multiple of 8")
+    bins = options["bins"]
+    if not isinstance(bins, int) or bins % 2:
+        raise ValueError("bins must be an even number")
+
+
+def dfine(
+    num_classes: int,
+    *,
+    backbone: str = "hgnetv2_b0",
+    weights: str | None = None,
+    width: int = 16,
+    affine: bool = True,
+    norm: Norm = "frozen_batch",
+    enc_hidden_dim: int = 256,
+    enc_dim_feedforward: int = 1024,
+    block_width: int = 64,
+    blocks: int = 1,
+    hidden_dim: int = 256,
+    nheads: int = 8,
+    dec_layers: int = 3,
+    dim_feedforward: int = 1024,
+    points: int | tuple[int, ...] = (3, 6, 3),
+    sampling: Sampling = "bilinear",
+    bins: int = 32,
+    reg_scale: float = 4.0,
+    activation: str = "relu",
+    num_queries: int = 300,
+    eval_idx: int = -1,
+    denoising: int = 0,
+) -> DFINE:
+    """Returns a D-FINE with random weights. The defaults are those of s.
+
+    There are no backbone `weights` by name. `norm` is that of all convolutions; frozen BatchNorm
+    means that of the weights it starts from. `width` is that of the backbone's stem, `affine`
+    whether its activations are scaled. `block_width` and `blocks` are the width and the number of
+    RepVGG blocks in the encoder's layers. `points` are those of a query on each level, the coarsest
+    of which has stride 32. An edge moves by one of `bins` + 1 values; a larger `reg_scale` makes
+    those in the middle finer. `activation` is that of the decoder and its heads: "silu" in DEIM and
+    RT-DETRv4. `sampling`, `eval_idx` and `denoising` are as in `rtdetr`.
+    """
+    by_level = points_of_level(points)
+    body = HGNetV2(backbone, weights, norm, width, affine, len(by_level))
+    pyramid = elan_pyramid(enc_hidden_dim, block_width, blocks, norm)
+    encoder = HybridEncoder(
+        body.num_channels, enc_hidden_dim, nheads, enc_dim_feedforward, pyramid, norm
+    )
+    decoder = Decoder(
+        num_classes,
+        [enc_hidden_dim] * len(by_level),
+        hidden_dim,
+        nheads,
+        dec_layers,
+        dim_feedforward,
+        by_level,
+        sampling,
+        num_queries,
+        eval_idx,
+        norm,
+        denoising,
+        bins,
+        reg_scale,
+        ACTIVATIONS[activation],
+    )
+    return DFINE(num_classes, body, encoder, decoder)
+
+
+def dfine_n(
+    num_classes: int,
+    *,
+    enc_hidden_dim: int = 128,
+    enc_dim_feedforward: int = 512,
+    block_width: int = 21,
+    blocks: int = 2,
+    hidden_dim: int = 128,
+    dim_feedforward: int = 512,
+    points: int | tuple[int, ...] = (6, 6),
+    **options: Any,
+) -> DFINE:
+    """D-FINE-N: 42.8 AP on COCO val 2017 with the authors' weights (published; Apache-2.0)."""
+    return dfine(
+        num_classes,
+        enc_hidden_dim=enc_hidden_dim,
+        enc_dim_feedforward=enc_dim_feedforward,
+        block_width=block_width,
+        blocks=blocks,
+        hidden_dim=hidden_dim,
+        dim_feedforward=dim_feedforward,
+        points=points,
+        **options,
+    )
+
+
+def dfine_s(num_classes: int, **options: Any) -> DFINE:
+    """D-FINE-S: 48.5 AP (published; Apache-2.0); 50.7 from Objects365 (licence not stated)."""
+    return dfine(num_classes, **options)
+
+
+def dfine_m(
+    num_classes: int,
+    *,
+    backbone: str = "hgnetv2_b2",
+    width: int = 32,
+    block_width: int = 128,
+    blocks: int = 2,
+    dec_layers: int = 4,
+    **options: Any,
+) -> DFINE:
+    """D-FINE-M: 52.3 AP (published; Apache-2.0); 55.1 from Objects365 (licence not stated)."""
+    return dfine(
+        num_classes,
+        backbone=backbone,
+        width=width,
+        block_width=block_width,
+        blocks=blocks,
+        dec_layers=dec_layers,
+        **options,
+    )
+
+
+def dfine_l(
+    num_classes: int,
+    *,
+    backbone: str = "hgnetv2_b4",
+    width: int = 48,
+    affine: bool = False,
+    block_width: int = 128,
+    blocks: int = 3,
+    dec_layers: int = 6,
+    **options: Any,
+) -> DFINE:
+    """D-FINE-L: 54.0 AP (published; Apache-2.0); 57.3 from Objects365 (licence not stated)."""
+    return dfine(
+        num_classes,
+        backbone=backbone,
+        width=width,
+        affine=affine,
+        block_width=block_width,
+        blocks=blocks,
+        dec_layers=dec_layers,
+        **options,
+    )
+
+
+def dfine_x(
+    num_classes: int,
+    *,
+    backbone: str = "hgnetv2_b5",
+    width: int = 64,
+    affine: bool = False,
+    enc_hidden_dim: int = 384,
+    enc_dim_feedforward: int = 2048,
+    block_width: int = 192,
+    blocks: int = 3,
+    dec_layers: int = 6,
+    reg_scale: float = 8.0,
+    **options: Any,
+) -> DFINE:
+    """D-FINE-X: 55.8 AP (published; Apache-2.0); 59.3 from Objects365 (licence not stated)."""
+    return dfine(
+        num_classes,
+        backbone=backbone,
+        width=width,
+        affine=affine,
+        enc_hidden_dim=enc_hidden_dim,
+        enc_dim_feedforward=enc_dim_feedforward,
+        block_width=block_width,
+        blocks=blocks,
+        dec_layers=dec_layers,
+        reg_scale=reg_scale,
+        **options,
+    )

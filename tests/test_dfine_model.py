@@ -1,0 +1,279 @@
+"""D-FINE: files of the original, how it learns, and its parts by hand.
+
+tests/parity/test_dfine.py compares its numbers with those of another implementation.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import lines_of
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+import redetr
+from redetr.config import TrainConfig
+from redetr.models import options_of
+from redetr.models.dfine import bin_values, move_edges
+from redetr.models.hgnetv2 import HGNetV2
+from redetr.training import train
+from redetr.weights.dfine import activation_of
+from redetr.weights.reading import read_weights
+from redetr.weights.starting import start_from
+
+NUM_CLASSES = 3
+SMALL: dict[str, Any] = {
+    "width": 8,
+    "enc_hidden_dim": 32,
+    "enc_dim_feedforward": 48,
+    "block_width": 12,
+    "hidden_dim": 32,
+    "dim_feedforward": 64,
+}
+
+
+def small(name: str = "dfine_n", num_classes: int = NUM_CLASSES, **options: Any) -> Any:
+    """A small model in which no tensor is at a neutral start."""
+    torch.manual_seed(0)
+    model = redetr.build(name, num_classes, **SMALL | options)
+    for key, tensor in model.state_dict().items():
+        if key.endswith("running_var") or (key.endswith("weight") and tensor.dim() == 1):
+            tensor.uniform_(0.5, 1)
+        elif not tensor.any():
+            tensor.normal_(0, 0.1)
+    return model
+
+
+def original_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the original with the weights of `model`, and all else it holds."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensors[name] = tensor
+        if name.endswith("running_var"):
+            tensors[name.replace("running_var", "num_batches_tracked")] = torch.tensor(7)
+    for i, layer in enumerate(model.decoder.decoder["layers"]):
+        points = layer.cross_attn.points
+        scale = [1 / count for count in points for _ in range(count)]
+        tensors[f"decoder.decoder.layers.{i}.cross_attn.num_points_scale"] = torch.tensor(scale)
+    tensors["decoder.decoder.up"] = tensors["decoder.up"]
+    tensors["decoder.decoder.reg_scale"] = tensors["decoder.reg_scale"]
+    hidden_dim = len(tensors["decoder.enc_output.norm.weight"])
+    tensors["decoder.denoising_class_embed.weight"] = torch.rand(model.num_classes + 1, hidden_dim)
+    tensors["decoder.anchors"] = torch.rand(1, 8400, 4)
+    tensors["decoder.valid_mask"] = torch.ones(1, 8400, 1, dtype=torch.bool)
+    return tensors
+
+
+def saved(tensors: dict[str, Tensor], path: Path) -> Path:
+    """A checkpoint as the original writes it: the average is what it evaluates."""
+    trained = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    ema = {"module": tensors, "updates": 9, "warmups": 0}
+    torch.save({"model": trained, "ema": ema, "last_epoch": 71, "date": "2024"}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["dfine_n", "dfine_s", "dfine_m", "dfine_l", "dfine_x"])
+def test_files_of_the_original(name, tmp_path):
+    model = small(name, num_classes=80)
+    path = saved(original_tensors(model), tmp_path / "model.pth")
+    origin = read_weights(path).origin
+    assert origin.model == name
+    options = options_of(name) | SMALL
+    assert origin.options == {option: options[option] for option in origin.options}
+    detector = redetr.load(path, device="cpu")
+    given = detector.model.state_dict()
+    assert given.keys() == model.state_dict().keys()
+    assert all(torch.equal(given[key], tensor) for key, tensor in model.state_dict().items())
+    assert (detector.classes[0], detector.classes[-1]) == ((1, "person"), (90, "toothbrush"))
+
+
+def test_those_of_others_on_its_architecture(tmp_path):
+    """DEIM and RT-DETRv4 have SiLU in the decoder; v4 has a projection that only training needs."""
+    model = small("dfine_s", activation="silu")
+    tensors = original_tensors(model)
+    tensors["encoder.feature_projector.0.weight"] = torch.rand(768, 32)
+    for name in ("deim_dfine_hgnetv2_s_coco_120e.pth", "RTv4-S-hgnet.pth", "RT-DETRv4-S.pth"):
+        loaded = redetr.load(saved(tensors, tmp_path / name), device="cpu").model
+        heads = (loaded.decoder.pre_bbox_head, loaded.decoder.decoder["layers"][0])
+        assert all(head.activation is silu for head in heads)
+    assert activation_of("dfine_s_coco.pth") == "relu"
+
+
+def test_an_unknown_backbone_is_named(tmp_path):
+    tensors = original_tensors(small())
+    kept = {name: t for name, t in tensors.items() if ".stages.2.blocks.1." not in name}
+    path = saved(kept, tmp_path / "model.pth")
+    with pytest.raises(redetr.InputError, match=r"stages \[1, 1, 1, 1\] of 3 layers: only HGNetV2"):
+        redetr.load(path, device="cpu")
+
+
+def test_no_d_fine(tmp_path):
+    tensors = original_tensors(small())
+    del tensors["decoder.reg_scale"]
+    path = saved(tensors, tmp_path / "model.pth")
+    with pytest.raises(redetr.InputError, match=r"not a D-FINE: decoder\.reg_scale is missing"):
+        redetr.load(path, device="cpu")
+
+
+def targets(*counts: int) -> list[Any]:
+    generator = torch.Generator().manual_seed(2)
+    batch = []
+    for count in counts:
+        labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
+        boxes = 0.3 + 0.4 * torch.rand(count, 4, generator=generator)
+        batch.append({"labels": labels, "boxes": boxes})
+    return batch
+
+
+@pytest.mark.parametrize("counts", [(2, 1), (0, 0)])
+@pytest.mark.parametrize("name", ["dfine_n", "dfine_s"])
+def test_every_parameter_has_a_gradient(name, counts):
+    model = small(name)
+    outputs = model(torch.randn(2, 3, 96, 128))
+    losses = redetr.SetCriterion.for_model(model)(outputs, targets(*counts))
+    losses["loss"].backward()
+    assert losses["loss"].isfinite()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    fixed = model.state_dict(keep_vars=True).keys() - trained.keys()
+    assert {"decoder.up", "decoder.reg_scale"} <= fixed
+    assert not [name for name, p in trained.items() if p.grad is None]
+    if sum(counts):
+        assert not [name for name, p in trained.items() if not p.grad.any()]
+
+
+def test_what_a_layer_teaches():
+    """The boxes of a layer teach all heads of edges so far, but not what proposes them."""
+    model = small("dfine_m")
+    outputs = model(torch.randn(1, 3, 64, 64))
+    outputs["aux_outputs"][2]["pred_boxes"].sum().backward()
+    taught = []
+    for i, head in enumerate(model.decoder.dec_bbox_head):
+        if any(p.grad is not None for p in head.parameters()):
+            taught.append(i)
+    assert taught == [0, 1]
+    assert all(p.grad is None for p in model.decoder.pre_bbox_head.parameters())
+    assert all(p.grad is None for p in model.decoder.enc_output.parameters())
+
+
+def test_layers_after_the_one_that_answers_are_trained_and_not_run():
+    model = small("dfine_m", eval_idx=1)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        trained = model(images)
+        answered = model.eval()(images)
+    assert (len(trained["aux_outputs"]), len(answered["aux_outputs"])) == (4, 2)
+    torch.testing.assert_close(answered["pred_boxes"], trained["aux_outputs"][2]["pred_boxes"])
+
+
+def test_values_of_the_bins_by_hand():
+    """8 bins up to 0.5 * 4 = 2: the third power of the ratio is 3, and the ends are twice as far."""
+    up, reg_scale = torch.tensor([0.5]).double(), torch.tensor([4.0]).double()
+    first, second = 3 ** (1 / 3) - 1, 3 ** (2 / 3) - 1
+    expected = torch.tensor([-4, -2, -second, -first, 0, first, second, 2, 4]).double()
+    torch.testing.assert_close(bin_values(up, reg_scale, 8), expected)
+    published = bin_values(torch.tensor([0.5]), torch.tensor([4.0]), 32)
+    assert len(published) == 33
+    assert (published[1:] > published[:-1]).all()
+
+
+def test_edges_move_outwards_by_hand():
+    """Moves are in sizes of the box / 4: 0.4 wide and 0.2 high, an edge moves by 0.1 or 0.05."""
+    boxes = torch.tensor([0.5, 0.5, 0.4, 0.2])
+    reg_scale = torch.tensor([4.0])
+    still = move_edges(boxes, torch.zeros(4), reg_scale)
+    torch.testing.assert_close(still, boxes)
+    moved = move_edges(boxes, torch.tensor([1.0, 0.0, -1.0, 2.0]), reg_scale)
+    left, top, right, bottom = 0.3 - 0.1, 0.4, 0.7 - 0.1, 0.6 + 0.1
+    width, height = right - left, bottom - top
+    expected = torch.tensor([left + width / 2, top + height / 2, width, height])
+    torch.testing.assert_close(moved, expected)
+
+
+@pytest.mark.parametrize("norm", ["frozen_batch", "group"])
+def test_an_empty_mask_is_no_mask(norm):
+    model = small(norm=norm).eval()
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        expected = model(images)
+        given = model(images, torch.zeros(2, 96, 64, dtype=torch.bool))
+    torch.testing.assert_close(given["pred_boxes"], expected["pred_boxes"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "imagenet"}, "hgnetv2_b0 has no weights named 'imagenet'.*--weights ustc-com"),
+        ({"backbone": "resnet18vd"}, "backbone must be one of hgnetv2_b0"),
+        ({"norm": "batch"}, "unknown norm 'batch'"),
+        ({"width": 12}, "width must be a multiple of 8"),
+        ({"affine": 1}, "affine must be true or false"),
+        ({"bins": 31}, "bins must be an even number"),
+        ({"bins": 2}, "bins must be at least 8"),
+        ({"reg_scale": 0}, "reg_scale must be at least 0.001"),
+        ({"points": (6,)}, "points must be those of 2 to 4 levels"),
+        ({"points": (6, 0)}, "points must be 1 to 1000 on each of 2 levels"),
+        ({"points": "6"}, "points must be a number, or 3 of them"),
+        ({"activation": "swish"}, "activation must be one of relu"),
+        ({"dec_layers": 2, "eval_idx": 2}, "eval_idx is 2, and there are 2 decoder layers"),
+    ],
+)
+def test_options_that_cannot_be(options, message):
+    with pytest.raises(redetr.InputError, match=message):
+        redetr.build("dfine_n", 2, **options)
+
+
+def start_config(**changes: Any) -> TrainConfig:
+    options = tuple(f"{name}={value}" for name, value in SMALL.items())
+    return TrainConfig(model="dfine_n", model_options=options, **changes)
+
+
+def test_heads_start_from_the_rows_of_their_class(tmp_path):
+    there = small(num_classes=80)
+    weights = read_weights(saved(original_tensors(there), tmp_path / "model.pth"))
+    here = small(num_classes=3)
+    fresh = here.decoder.enc_score_head.weight[1].clone()
+    said = start_from(weights, here, start_config(), ["dog", "tree", "person"])
+    for ours, theirs in (
+        (here.decoder.enc_score_head, there.decoder.enc_score_head),
+        *zip(here.decoder.dec_score_head, there.decoder.dec_score_head, strict=True),
+    ):
+        for row, source in {0: 16, 2: 0}.items():  # of the 80 classes
+            assert torch.equal(ours.weight[row], theirs.weight[source])
+    assert torch.equal(here.decoder.enc_score_head.weight[1], fresh)
+    assert "2 of 3 classes taken by name" in said
+
+
+def test_the_backbone_starts_from_a_file_of_its_own(tmp_path):
+    torch.manual_seed(3)
+    backbone = HGNetV2("hgnetv2_b0", None, "frozen_batch", 8, True, 2)
+    torch.save(backbone.state_dict(), tmp_path / "hgnetv2_b0.pth")
+    model = small()
+    said = start_from(read_weights(tmp_path / "hgnetv2_b0.pth"), model, start_config(), ["a"])
+    for name, tensor in backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], tensor)
+    assert "tensors of the backbone hgnetv2_b0" in said
+
+
+def test_it_learns_from_where_the_original_stopped(shared_coco, tmp_path):
+    weights = saved(original_tensors(small(num_classes=80)), tmp_path / "model.pth")
+    config = start_config(
+        data=str(shared_coco),
+        output=str(tmp_path / "run"),
+        weights=str(weights),
+        steps=6,
+        batch_size=4,
+        eval_every=6,
+        log_every=1,
+        image_size=64,
+        augment="plain",
+        optimizer="adamw",
+        lr=1e-3,
+        device="cpu",
+        precision="fp32",
+        num_workers=0,
+    )
+    train(config)
+    losses = [line["loss"] for line in lines_of(tmp_path / "run") if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert redetr.load(tmp_path / "run", device="cpu").model.num_queries == 300
