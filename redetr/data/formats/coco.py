@@ -30,6 +30,7 @@ from redetr.data.annotations import (
     assemble,
 )
 from redetr.data.formats.paths import find_files, path_inside, read_file
+from redetr.data.formats.text_ids import number_text_ids
 from redetr.errors import InputError
 
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -78,6 +79,8 @@ def from_document(source: Path, document: Any, folders: list[Path]) -> Annotatio
     """
     faults: list[Fault] = []
     images, annotations, categories = _tables(source, document, faults)
+    faults += _text_ids(source, images, annotations, "image_id")
+    faults += _text_ids(source, categories, annotations, "category_id")
     category_ids = categories.ids()
     has_number = categories.good.copy()  # before those without a name are left out
     classes = _read_categories(categories, category_ids)
@@ -304,6 +307,15 @@ def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
             raise InputError(f'"{key}" is empty', where=file, remedy=remedy)
         tables.append(_Table(file, kind, rows, faults))
     return tables
+
+
+def _text_ids(source: Path, table: _Table, annotations: _Table, key: str) -> list[Fault]:
+    """A note if ids are text, which become numbers."""
+    text = number_text_ids(table.rows, annotations.rows, key)
+    if not text:
+        return []
+    where = f"the {key}s"
+    return [Fault("note", "id-text", source, where, text, "nothing to do, or write numbers")]
 
 
 def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
