@@ -405,8 +405,11 @@ def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
 
 
 def _with_present_model(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run whose model may have the name of an earlier version."""
+    """The settings of a run whose model may have the name or the defaults of an earlier version."""
     model = values.get("model")
+    if model == "redetr_mobile" and "freeze" not in values:  # which all later runs state
+        given = values.get("model_options", ())
+        return {**values, "model_options": ("backbone=mobilenet_v2", *given)}
     if not isinstance(model, str) or model not in _EARLIER_MODELS:
         return values
     options = list(_EARLIER_MODELS[model])

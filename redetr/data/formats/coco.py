@@ -1,21 +1,23 @@
-"""Data sets in COCO formatat: per split one JSON file of images, annotations and categories.
+"""Data sets in COCO format: per split one JSON file of images, annotations and categories.
 
 Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True.
 Boxes that leave their image by up to 2 px or 1% of its side are clipped. Images without annotations
-are kept. Where there is no `bbox`, the extent of the `segmentation` (polygons or RLE) is the box.
+are kept. Where there is no `bbox`, or one without area, the extent of the `segmentation` (polygons
+or RLE) is the box; elsewhere the two are compared.
 """
 
+import gc
 import json
 import math
 import os
 import reprlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hotcoco import mask
 from numpy.typing import ArrayLike
 
 from redetr.data.annotations import (
@@ -29,6 +31,8 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
+from redetr.data.contradictions import to_corners
+from redetr.data.formats.outlines import extent_of, is_number, quick_extent, to_floats
 from redetr.data.formats.paths import find_files, path_inside, read_file
 from redetr.data.formats.text_ids import number_text_ids
 from redetr.errors import InputError
@@ -41,7 +45,6 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NO_BOX = [math.nan] * 4
-_LARGEST = 2**63
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
@@ -217,7 +220,7 @@ class _Table(Rows):
     def column(self, key: str) -> list[Any]:
         return [row.get(key) for row in self.rows]
 
-    def whole_numbers(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+    def wholeto_floats(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there
         it is 0)."""
         values = self.column(key)
@@ -230,7 +233,7 @@ class _Table(Rows):
         numbers = np.zeros(count, np.int64)
         bad = np.ones(count, bool)
         for i, value in enumerate(values):
-            if _is_number(value) and value == int(value):
+            if is_number(value) and value == int(value):
                 numbers[i] = int(value)
                 bad[i] = False
         return numbers, bad
@@ -238,7 +241,7 @@ class _Table(Rows):
     def ids(self) -> np.ndarray:
         """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
         twice."""
-        ids, bad = self.whole_numbers("id")
+        ids, bad = self.wholeto_floats("id")
         self.report("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
         good = np.flatnonzero(self.good)
         _, first = np.unique(ids[good], return_index=True)
@@ -252,7 +255,7 @@ class _Table(Rows):
 
         `ids` are those of the other table, where they are `known`.
         """
-        wanted, bad = self.whole_numbers(key)
+        wanted, bad = self.wholeto_floats(key)
         rows = np.flatnonzero(known)
         if not len(rows):
             return np.full(len(wanted), -1)
@@ -279,19 +282,34 @@ class _Quotes(dict[str, str]):
 
 
 def _parse(file: Path) -> Any:
-    """What the file holds, without the outlines of objects that have a bbox, which are most of
-    it."""
+    """What the file holds. Of outlines beside a box, which are most of it, the extent is kept."""
 
-    def without_outline(row: Row) -> Row:
-        if row.get("bbox"):
-            row.pop("segmentation", None)
+    def with_summary(row: Row) -> Row:
+        outline = row.get("segmentation")
+        if type(outline) is list and row.get("bbox"):
+            row["segmentation"] = quick_extent(outline)
         return row
 
+    content = read_file(file)
     try:
-        return json.loads(read_file(file), object_hook=without_outline)
+        with _no_garbage_collection():
+            return json.loads(content, object_hook=with_summary)
     except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
         remedy = "export or copy the annotations again"
         raise InputError(f"not JSON: {error}", where=file, remedy=remedy) from None
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """In the block, Python does not look for reference cycles: among millions of new rows there are
+    none, and the search takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
@@ -338,8 +356,8 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "file_name {file_name} is no path inside the data folder",
         "write one",
     )
-    heights, bad_height = table.whole_numbers("height")
-    widths, bad_width = table.whole_numbers("width")
+    heights, bad_height = table.wholeto_floats("height")
+    widths, bad_width = table.wholeto_floats("width")
     no_number = bad_height | bad_width
     table.report(
         "size-invalid",
@@ -362,38 +380,64 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
 
 
 def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objects:
-    ids, without_id = table.whole_numbers("id")
+    ids, without_id = table.wholeto_floats("id")
     _take_boxes_from_outlines(table)
     boxes = _read_boxes(table)
-    area = _numbers(table.column("area"))
-    iscrowd = []
-    for row in table.rows:
-        is_crowd = row.get("iscrowd") in (1, "1")
-        is_ignored = row.get("ignore") in (1, "1")
-        iscrowd.append(is_crowd or is_ignored)
-    starts = boxes[:, :2]
-    sides = boxes[:, 2:]
+    area = to_floats(table.column("area"))
+    is_crowd = [value in (1, "1") for value in table.column("iscrowd")]
+    is_ignored = [value in (1, "1") for value in table.column("ignore")]
+    outlines, mask_sizes = _read_outlines(table)
+    corners = _replace_empty_boxes(table, to_corners(boxes, "xywh"), outlines)
     return Objects(
         rows=table,
         image=image,
         labels=labels,
-        corners=np.concatenate([starts, starts + sides], axis=1),
-        iscrowd=np.array(iscrowd, bool),
+        corners=corners,
+        iscrowd=np.array(is_crowd, bool) | np.array(is_ignored, bool),
         area=np.where(area >= 0, area, -1).astype(np.float32),
         ids=np.where(without_id, np.arange(len(ids)), ids),
         quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
         remedy="is it xyxy given as xywh? write [x, y, width, height] in pixels",
+        box_format="xywh",
+        outlines=outlines,
+        mask_sizes=mask_sizes,
     )
+
+
+def _read_outlines(table: _Table) -> tuple[np.ndarray, np.ndarray]:
+    """The xyxy around the outline of each row, float64 `[A, 4]`, NaN where there is none, and
+    height and width of its mask, int64 `[A, 2]`, 0 where there is none."""
+    outlines = table.column("segmentation")
+    mask_sizes = np.zeros((len(outlines), 2), np.int64)
+    if set(map(type, outlines)) == {tuple}:  # most often, and then many times faster
+        return to_floats(list(chain.from_iterable(outlines))).reshape(-1, 4), mask_sizes
+    numbers: list[Any] = []
+    for i, outline in enumerate(outlines):
+        extent: Any = None
+        if isinstance(outline, tuple):
+            extent = outline
+        elif isinstance(outline, dict):
+            size = outline.get("size")
+            if isinstance(size, list) and len(size) == 2 and all(map(is_number, size)):
+                mask_sizes[i] = size
+            if table.rows[i].get("iscrowd") not in (1, "1"):
+                extent = extent_of(outline)
+        numbers += extent or _NO_BOX
+    return to_floats(numbers).reshape(-1, 4), mask_sizes
 
 
 def _read_boxes(table: _Table) -> np.ndarray:
     """x, y, width, height of each row, float64 `[A, 4]`; reports those that are not four
     numbers."""
+    values = table.column("bbox")
     numbers: list[Any] = []
-    for value in table.column("bbox"):
-        is_four = isinstance(value, list) and len(value) == 4
-        numbers += value if is_four else _NO_BOX
-    boxes = _numbers(numbers).reshape(-1, 4)
+    if set(map(type, values)) == {list} and set(map(len, values)) == {4}:  # nearly always
+        numbers = list(chain.from_iterable(values))
+    else:
+        for value in values:
+            is_four = isinstance(value, list) and len(value) == 4
+            numbers += value if is_four else _NO_BOX
+    boxes = to_floats(numbers).reshape(-1, 4)
     invalid = np.isnan(boxes).any(1)
     boxes[invalid] = (0, 0, 1, 1)
     table.report(
@@ -407,15 +451,19 @@ def _read_boxes(table: _Table) -> np.ndarray:
 
 def _take_boxes_from_outlines(table: _Table) -> None:
     """Writes a bbox into the rows that have only a segmentation."""
+    if all(table.column("bbox")):
+        return
     outlined = np.zeros(len(table.rows), bool)
     invalid = np.zeros(len(table.rows), bool)
     for i, row in enumerate(table.rows):
         if row.get("bbox") or not row.get("segmentation"):
             continue
-        extent = _extent(row["segmentation"])
-        row["bbox"] = extent
+        extent = extent_of(row["segmentation"])
         outlined[i] = True
         invalid[i] = extent is None
+        if extent is not None:
+            x1, y1, x2, y2 = extent
+            row["bbox"] = [x1, y1, x2 - x1, y2 - y1]
     table.report(
         "box-invalid",
         invalid,
@@ -423,53 +471,17 @@ def _take_boxes_from_outlines(table: _Table) -> None:
         "y, ...]] nor RLE",
         "correct it, or write a bbox",
     )
-    table.fault(
-        "outline",
-        outlined,
-        lambda i: "has a segmentation and no bbox",
-        "its bounding box is taken",
-        "note",
-    )
+    _note_outlines(table, outlined, "has a segmentation and no bbox")
 
 
-def _extent(outline: Any) -> list[float] | None:
-    """x, y, width, height of polygons or an RLE mask in COCO's format; None if it is neither."""
-    if isinstance(outline, dict):
-        try:
-            return mask.to_bbox(outline).tolist()
-        except (TypeError, ValueError, OverflowError):
-            return None
-    polygons = outline if isinstance(outline, list) else [outline]
-    if not all(_is_polygon(polygon) for polygon in polygons):
-        return None
-    points = _numbers(list(chain.from_iterable(polygons))).reshape(-1, 2)
-    low = points.min(0)
-    high = points.max(0)
-    if np.isnan(low).any():
-        return None
-    return [*low.tolist(), *(high - low).tolist()]
+def _replace_empty_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarray) -> np.ndarray:
+    """Corners `[A, 4]`, those around the outline where a bbox has width or height 0, as some tools
+    write it, and the outline has not."""
+    is_empty = (corners[:, 2:] == corners[:, :2]).any(1)
+    has_area = (outlines[:, 2:] > outlines[:, :2]).all(1)  # not NaN
+    _note_outlines(table, is_empty & has_area, "has a segmentation and a bbox without area")
+    return np.where((is_empty & has_area)[:, None], outlines, corners)
 
 
-def _is_polygon(value: Any) -> bool:
-    """Whether it is a list of x and y of three points or more."""
-    return isinstance(value, list) and len(value) > 5 and len(value) % 2 == 0
-
-
-def _numbers(values: list[Any]) -> np.ndarray:
-    """The values as float64; NaN for what is no number."""
-    kinds = set(map(type, values))
-    if kinds <= {int, float}:
-        with suppress(OverflowError):
-            numbers = np.array(values, np.float64)
-            is_small = np.abs(numbers) < _LARGEST
-            return np.where(is_small, numbers, np.nan)
-    numbers = np.full(len(values), np.nan)
-    for i, value in enumerate(values):
-        if _is_number(value):
-            numbers[i] = value
-    return numbers
-
-
-def _is_number(value: Any) -> bool:
-    """Whether int64 holds it and float32 holds its square; NaN and infinity are no numbers here."""
-    return type(value) in (int, float) and abs(value) < _LARGEST
+def _note_outlines(table: _Table, outlined: np.ndarray, text: str) -> None:
+    table.fault("outline", outlined, lambda i: text, "its bounding box is taken", "note")

@@ -253,6 +253,7 @@ def _read_objects(
         ids=np.arange(1, count + 1),
         quoted=lines.quoted,
         remedy="write class cx cy w h as fractions of the image",
+        box_format="cxcywh",
     )
 
 
