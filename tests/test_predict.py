@@ -884,3 +884,20 @@ def test_what_is_measured_is_what_is_predicted(detector, folder):
         assert measured.boxes[of_image].tolist() == predicted.boxes.tolist()
         boxes_at_the_edge += (predicted.boxes == 0).any(1).sum().item()
     assert boxes_at_the_edge
+
+
+def test_file_names_that_are_not_utf_8(checkpoint, folder, tmp_path):
+    """Every output holds them: bytes in CSV, JSON as Python spells them."""
+    images = tmp_path / "images"
+    images.mkdir()
+    source = images / os.fsdecode(b"caf\xe9.jpg")
+    source.write_bytes((folder / "val-0.jpg").read_bytes())
+    every = ("--save", "png", "json", "coco", "csv", "--threshold", "0")
+    predict(checkpoint, images, "--output", tmp_path / "out", *every)
+    (line,) = lines_in(tmp_path / "out")
+    assert line["image"] == str(source)
+    assert (tmp_path / "out" / line["picture"]).is_file()
+    assert b"/caf\xe9.jpg," in (tmp_path / "out/predictions.csv").read_bytes()
+    assert json.loads((tmp_path / "out/predictions.json").read_text())[str(source)]
+    results = json.loads((tmp_path / "out/predictions.coco.json").read_text())
+    assert {result["file_name"] for result in results} == {str(source)}
