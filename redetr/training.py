@@ -32,6 +32,7 @@ from redetr.doctor.check import essential_faults
 from redetr.ema import ModelEma
 from redetr.errors import InputError, StoppedError
 from redetr.evaluation import evaluate
+from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.models.freezing import freeze
@@ -92,24 +93,25 @@ def _train(
     faults = essential_faults(data, val)
     state, criterion = prepare(config, dist, data)
     folder = Path(config.output)
-    resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
-    notes = _notes(data, state, dist)
-    notes += [f"{fault.severity}: {fault}" for fault in faults]
-    notes += resumed
-    monitor = open_monitor(folder, state.config.steps, state.step, console, dist)
-    run = _Run(state, criterion, dist, data, val, folder, monitor, signals)
-    try:
-        for note in notes:
-            monitor.say(note)
-        return run.train()
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            "the GPU's memory does not hold a step: raise --accumulate (the gradient stays the "
-            "same), or lower --eval-batch-size if it was an evaluation; if one image is too "
-            "large, take --recompute or a smaller --image-size"
-        ) from error
-    finally:
-        monitor.close()
+    with FolderLock(folder, dist) as lock:
+        resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
+        notes = _notes(data, state, dist)
+        notes += [f"{fault.severity}: {fault}" for fault in faults]
+        notes += resumed
+        monitor = open_monitor(folder, state.config.steps, state.step, console, dist)
+        run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals)
+        try:
+            for note in notes:
+                monitor.say(note)
+            return run.train()
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "the GPU's memory does not hold a step: raise --accumulate (the gradient stays "
+                "the same), or lower --eval-batch-size if it was an evaluation; if one image is "
+                "too large, take --recompute or a smaller --image-size"
+            ) from error
+        finally:
+            monitor.close()
 
 
 def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[State, SetCriterion]:
@@ -225,13 +227,14 @@ class _Run:
     data: DetectionDataset
     val: DetectionDataset
     folder: Path
+    lock: FolderLock
     monitor: Monitor | SilentMonitor
     signals: StopSignals
 
     def __post_init__(self) -> None:
         config = self.state.config
         self.dtype = pick_precision(config.precision, self.dist.device)
-        self.step_log = StepLog(config.batch_size)
+        self.step_log = StepLog(config.batch_size, self.dist.world_size)
 
     def train(self) -> dict[str, Any]:
         """The loop. Evaluation comes after saving, so a run stopped or killed in it begins with it
@@ -375,6 +378,7 @@ class _Run:
         self.monitor.train_line(line)
 
     def _save(self) -> None:
+        self.lock.require_held()
         self.dist.main_only(self.state.save)(self.folder)
 
     def _evaluate(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.folder import AnnotatedDataset, FolderDataset, read_split
-from redetr.data.formats.hub import hub_splits
+from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
@@ -298,6 +298,8 @@ def _unreadable(split: Split, error: InputError, source: Path) -> Fault:
 def _annotations_of(dataset: DetectionDataset) -> Annotations:
     """The annotations of a data set without files; if it is drawn on demand, those of the first
     scenes."""
+    if isinstance(dataset, HubDataset):
+        return replace(dataset.annotations, faults=list(dataset.faults))
     if isinstance(dataset, AnnotatedDataset):
         return dataset.annotations
     image_ids = []

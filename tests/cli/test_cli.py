@@ -317,19 +317,21 @@ def test_a_signal_before_the_first_step(shared_coco, tmp_path, capsys, monkeypat
 
 
 @pytest.mark.parametrize("whole_group", [False, True], ids=["to the process", "to its group"])
-def test_a_signal_saves_the_run(shared_coco, tmp_path, whole_group):
-    """`timeout` and batch systems send the signal to the loader processes as well."""
+def test_a_signal_saves_the_run(shared_coco, tmp_path, capsys, whole_group):
+    """`timeout` and batch systems send the signal to the loader processes as well. Until then no
+    other run may use the folder."""
     folder = tmp_path / "run"
-    process = start(
-        train_arguments(shared_coco, folder, steps=100_000, eval_every=100_000, num_workers=2),
-        start_new_session=True,
-    )
+    settings = {"steps": 100_000, "eval_every": 100_000, "num_workers": 2}
+    arguments = train_arguments(shared_coco, folder, **settings)
+    process = start(arguments, start_new_session=True)
     try:
         deadline = time.monotonic() + 100
         while not (folder / "metrics.jsonl").exists() or len(lines_of(folder)) < 3:
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        said = f"process {process.pid} on "
+        refused(capsys, [*arguments, "--resume"], said, "has been training there since")
         (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
         _, errors = process.communicate(timeout=100)
     finally:

@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from redetr.data.annotations import Annotations, Split
+from redetr.data.formats.hub import Address, hub_splits, write_images
 from redetr.data.formats.labels import label_name
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.open import folder_of
@@ -28,19 +29,37 @@ Put = Callable[[Path, Path], object]  # makes an image (first) appear at another
 
 
 def convert(source: str | Path, destination: Path, form: str, copy: bool = False) -> list[str]:
-    """Writes the data set in the folder or YAML file `source` (or crowns) to `destination`; `form`
-    is coco, yolo or voc.
+    """Writes the data set in the folder or YAML file `source` (or crowns, or `hf:NAME`) to
+    `destination`; `form` is coco, yolo or voc.
 
     All splits are written, or nothing. Images are hard links to those of `source` where the disk
     allows it, unless they shall be a `copy`. Returns sentences on what was written and what the
     format cannot hold. Raises InputError for a faulty data set, for one that the format cannot
     hold, and if `destination` already exists.
     """
-    root = folder_of(source)
-    _require_new(source, root, destination)
-    splits: Splits = {}
-    for split in splits_of(root):
-        splits[split] = read_annotations(root, split)
+    if not str(source).startswith("hf:"):
+        root = folder_of(source)
+        if not root.exists():
+            remedy = "give that of a data set, or crowns"
+            raise InputError("no such folder", where=source, remedy=remedy)
+        _require_new(root, destination)
+        splits = {split: read_annotations(root, split) for split in splits_of(root)}
+        return _write(splits, destination, form, copy)
+    address = str(source)
+    _require_new(Path(Address.of(address).name), destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".images-") as folder:
+        splits = {}
+        for split in hub_splits(address):
+            splits[split] = write_images(address, split, Path(folder) / split)
+        notes: dict[str, None] = {}  # each once: both splits may have it
+        for annotations in splits.values():
+            notes.update(dict.fromkeys(map(str, annotations.faults)))
+        return [*_write(splits, destination, form, copy), *notes]
+
+
+def _write(splits: Splits, destination: Path, form: str, copy: bool) -> list[str]:
+    """What `convert` does with the splits of any source."""
     for annotations in splits.values():
         annotations.require_sound()
     splits, notes = _fitted(splits, form)
@@ -65,11 +84,8 @@ def convert(source: str | Path, destination: Path, form: str, copy: bool = False
     return [summary, *notes]
 
 
-def _require_new(source: str | Path, root: Path, destination: Path) -> None:
-    """Raises InputError if there is nothing to convert, or no room for the result."""
-    if not root.exists():
-        remedy = "give that of a data set, or crowns"
-        raise InputError("no such folder", where=source, remedy=remedy)
+def _require_new(root: Path, destination: Path) -> None:
+    """Raises InputError if there is no room for the result."""
     is_empty_folder = destination.is_dir() and not any(destination.iterdir())
     if destination.exists() and not is_empty_folder:
         remedy = "choose another place"
