@@ -175,6 +175,9 @@ class RunOptions:
     many."""
     timeout_s: float = 600.0
     """Seconds after which a rank that does not answer fails the run."""
+    setup_timeout_s: float = 3600.0
+    """Seconds after which a rank that is not ready for the first step fails the run: one may have
+    to read what others remember."""
     gradient_compression: Compression = "none"
     """bf16 halves what travels between ranks; gradients are then no longer exact."""
 
@@ -235,6 +238,7 @@ BOUNDS = {
     "log_every": _AT_LEAST_1,
     "save_every": _AT_LEAST_0,
     "timeout_s": _ABOVE_0,
+    "setup_timeout_s": _ABOVE_0,
 }
 
 

@@ -67,7 +67,10 @@ def train(
     """
     with stop_signals() as signals:
         try:
-            with process_group(config.device, config.timeout_s) as dist, watching_workers():
+            with (
+                process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
+                watching_workers(),
+            ):
                 return _train(config, console, datasets, dist, signals)
         except KeyboardInterrupt:
             if signals.steps_begun:
@@ -85,12 +88,15 @@ def _train(
 ) -> dict[str, Any]:
     """What `train` does among its processes."""
     config.check(dist.world_size)
+    dist.doing("reading the annotations")
     if datasets is None:
         data = open_dataset(config.data, "train", config.val_fraction)
         val = open_dataset(config.data, "val", config.val_fraction)
     else:
         data, val = datasets
+    dist.doing("checking annotations and images")
     faults = essential_faults(data, val)
+    dist.doing("building the model")
     state, criterion = prepare(config, dist, data)
     folder = Path(config.output)
     with FolderLock(folder, dist) as lock:
