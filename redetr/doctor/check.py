@@ -33,6 +33,7 @@ from redetr.doctor.boxes import box_faults, class_counts, class_faults, is_sound
 from redetr.doctor.images import copies, image_faults
 from redetr.doctor.plan import Plan
 from redetr.errors import InputError
+from redetr.metrics import distinct_names
 
 _MOST_CLASSES = 30  # in a printed table
 _SCENES = 300  # of a split that is drawn on demand
@@ -77,10 +78,11 @@ class Report:
         return figures
 
     def classes(self) -> dict[str, dict[str, int]]:
-        """Objects by class and split, crowds not counted."""
+        """Objects by class and split, crowds not counted; classes of one name are told apart by
+        their labels."""
         table: dict[str, dict[str, int]] = {}
         for split, annotations in self.splits.items():
-            names = annotations.class_names
+            names = distinct_names(annotations.class_names)
             counts = class_counts(annotations).tolist()
             for name, count in zip(names, counts, strict=True):
                 if name not in table:

@@ -37,6 +37,7 @@ from redetr.data.formats.outlines import (
     to_floats,
 )
 from redetr.data.formats.paths import find_files, path_inside
+from redetr.data.formats.text_ids import number_text_ids
 from redetr.errors import InputError
 
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -88,6 +89,8 @@ def from_document(
     """
     faults: list[Fault] = []
     images, annotations, categories = _tables(source, document, faults)
+    faults += _text_ids(source, images, annotations, "image_id")
+    faults += _text_ids(source, categories, annotations, "category_id")
     category_ids = categories.ids()
     has_number = categories.good.copy()  # before those without a name are left out
     classes = _read_categories(categories, category_ids)
@@ -227,7 +230,7 @@ class _Table(Rows):
     def column(self, key: str) -> list[Any]:
         return [row.get(key) for row in self.rows]
 
-    def wholeto_floats(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+    def whole_numbers(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there
         it is 0)."""
         values = self.column(key)
@@ -248,7 +251,7 @@ class _Table(Rows):
     def ids(self) -> np.ndarray:
         """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
         twice."""
-        ids, bad = self.wholeto_floats("id")
+        ids, bad = self.whole_numbers("id")
         self.report("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
         good = np.flatnonzero(self.good)
         _, first = np.unique(ids[good], return_index=True)
@@ -262,7 +265,7 @@ class _Table(Rows):
 
         `ids` are those of the other table, where they are `known`.
         """
-        wanted, bad = self.wholeto_floats(key)
+        wanted, bad = self.whole_numbers(key)
         rows = np.flatnonzero(known)
         if not len(rows):
             return np.full(len(wanted), -1)
@@ -303,6 +306,15 @@ def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
     return tables
 
 
+def _text_ids(source: Path, table: _Table, annotations: _Table, key: str) -> list[Fault]:
+    """A note if ids are text, which become numbers."""
+    text = number_text_ids(table.rows, annotations.rows, key)
+    if not text:
+        return []
+    where = f"the {key}s"
+    return [Fault("note", "id-text", source, where, text, "nothing to do, or write numbers")]
+
+
 def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
     """Names by id, sorted by id."""
     names = table.column("name")
@@ -323,8 +335,8 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "file_name {file_name} is no path inside the data folder",
         "write one",
     )
-    heights, bad_height = table.wholeto_floats("height")
-    widths, bad_width = table.wholeto_floats("width")
+    heights, bad_height = table.whole_numbers("height")
+    widths, bad_width = table.whole_numbers("width")
     no_number = bad_height | bad_width
     table.report(
         "size-invalid",
@@ -347,7 +359,7 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
 
 
 def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: str) -> Objects:
-    ids, without_id = table.wholeto_floats("id")
+    ids, without_id = table.whole_numbers("id")
     _take_boxes_from_outlines(table)
     boxes = _read_boxes(table)
     area = to_floats(table.column("area"))
