@@ -30,6 +30,7 @@ from redetr.data.formats.columns import Columns, Row
 from redetr.data.formats.json_lists import read_lists
 from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
 from redetr.data.formats.paths import find_files, path_inside
+from redetr.data.formats.text_ids import number_text_ids
 from redetr.errors import InputError
 
 ROBOFLOW_FILE = "_annotations.coco.json"
@@ -101,6 +102,8 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str
     """The annotations of the three lists. Without `folders`, image files are not looked for."""
     faults: list[Fault] = []
     images, annotations, categories = _tables(source, lists, faults)
+    faults += _text_ids(source, images, annotations, "image_id")
+    faults += _text_ids(source, categories, annotations, "category_id")
     category_ids = categories.ids()
     has_number = categories.good.copy()  # before those without a name are left out
     classes = _read_categories(categories, category_ids)
@@ -339,6 +342,15 @@ def _tables(file: Path, lists: _Lists, faults: list[Fault]) -> list[_Table]:
             raise InputError(f'"{key}" is empty', where=file, remedy=remedy)
         tables.append(_Table(file, kind, columns, faults))
     return tables
+
+
+def _text_ids(source: Path, table: _Table, annotations: _Table, key: str) -> list[Fault]:
+    """A note if ids are text, which become numbers."""
+    text = number_text_ids(table.columns["id"], annotations.columns[key])
+    if not text:
+        return []
+    where = f"the {key}s"
+    return [Fault("note", "id-text", source, where, text, "nothing to do, or write numbers")]
 
 
 def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:

@@ -2,7 +2,7 @@
 memory."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,23 @@ class Column(Sequence[Any]):
         """The values as float64 `[N, 4]`; NaN for what is no number, or not in a list of four."""
         boxes = _joined([_boxes(part) for part in self._parts], np.float64)
         return boxes.reshape(-1, 4)
+
+    def texts(self) -> list[str]:
+        """The values that are text, in order."""
+        texts = []
+        for part in self._parts:
+            if isinstance(part, list):
+                texts += [value for value in part if isinstance(value, str)]
+        return texts
+
+    def replace_texts(self, number_of: Mapping[str, int]) -> None:
+        """Puts the number of a text in its place, where it has one."""
+        for i, part in enumerate(self._parts):
+            if isinstance(part, list):
+                values = []
+                for value in part:
+                    values.append(number_of.get(value, value) if isinstance(value, str) else value)
+                self._parts[i] = _packed(values)
 
     def is_absent(self) -> bool:
         """Whether no row has the key."""
