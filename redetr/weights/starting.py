@@ -24,7 +24,6 @@ _FREE = (
     "max_size",
     "eos_coef",
     "eval_idx",
-    "reg_scale",
     "denoising",
 )
 
