@@ -4,6 +4,7 @@ and completion do without PyTorch."""
 from typing import Literal
 
 Augment = Literal["plain", "detr", "photo", "strong", "aerial"]
+ClassLoss = Literal["mal", "varifocal"]  # of variants with sigmoid scores
 ClassNormalization = Literal["global", "per_rank"]
 Compression = Literal["none", "bf16"]  # of gradients between ranks
 OptimizerName = Literal["muon", "adamw"]

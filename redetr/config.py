@@ -76,8 +76,8 @@ class DataOptions:
     """Which images are learned from, and what is done to them."""
 
     data: str = "digits"
-    """digits, crowns, a folder in COCO, YOLO or Pascal VOC format, or hf:NAME for what Hugging Face
-    `datasets` reads."""
+    """digits, crowns, a folder in COCO, YOLO, Pascal VOC or LabelMe format, or hf:NAME for what
+    Hugging Face `datasets` reads."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation if the data has no val split; an image stays
     in its split from run to run."""
@@ -148,6 +148,8 @@ class LoaderOptions:
 
     num_workers: int | None = None
     """Loader processes per rank; default: cores per rank minus one, at most 8."""
+    loader_timeout_s: float = 120.0
+    """Seconds after which a loader process that does not answer fails the run."""
     cache_mb: int | None = None
     """Decoded images kept in memory, MB per host; default: a quarter of what is free; 0 = none."""
     cache_dir: str | None = None
@@ -173,6 +175,9 @@ class RunOptions:
     many."""
     timeout_s: float = 600.0
     """Seconds after which a rank that does not answer fails the run."""
+    setup_timeout_s: float = 3600.0
+    """Seconds after which a rank that is not ready for the first step fails the run: one may have
+    to read what others remember."""
     gradient_compression: Compression = "none"
     """bf16 halves what travels between ranks; gradients are then no longer exact."""
 
@@ -227,11 +232,13 @@ BOUNDS = {
     "eval_batch_size": _AT_LEAST_1,
     "patience": _AT_LEAST_0,
     "num_workers": _AT_LEAST_0,
+    "loader_timeout_s": _ABOVE_0,
     "cache_mb": _AT_LEAST_0,
     "seed": _AT_LEAST_0,
     "log_every": _AT_LEAST_1,
     "save_every": _AT_LEAST_0,
     "timeout_s": _ABOVE_0,
+    "setup_timeout_s": _ABOVE_0,
 }
 
 
@@ -402,8 +409,11 @@ def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
 
 
 def _with_present_model(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run whose model may have the name of an earlier version."""
+    """The settings of a run whose model may have the name or the defaults of an earlier version."""
     model = values.get("model")
+    if model == "redetr_mobile" and "freeze" not in values:  # which all later runs state
+        given = values.get("model_options", ())
+        return {**values, "model_options": ("backbone=mobilenet_v2", *given)}
     if not isinstance(model, str) or model not in _EARLIER_MODELS:
         return values
     options = list(_EARLIER_MODELS[model])

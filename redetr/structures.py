@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from redetr.choices import ClassLoss
+
 Size = tuple[int, int]  # height, width in px
 # Boxes as a model sees them. A type that `Tensor` does not pass for: otherwise a type checker would
 # take a `StoredTarget` for a `Target`, which has the same keys.
@@ -70,13 +72,13 @@ class LossConfig:
     """The costs and loss weights that belong to a variant of the model.
 
     The defaults are the original DETR's. `scores="softmax"`: cross-entropy with a "no object" class
-    of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards a power of the IoU of the
-    matched box (see `losses.py`). `proposals`: whether the outputs hold those of the encoder
-    (`enc_outputs`), which are matched and judged like a layer of the decoder. `denoising`: how many
-    groups of noisy queries the model is trained with, see `denoising.py`. `loss_fgl`, `loss_ddf`
-    and `loss_ddn` are the weights of the losses of edges, see `edges.py`: fine-grained localisation
-    (FGL), and distillation (DDF) of queries with an object and of those with none; `reg_scale` is
-    that of the model.
+    of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards the IoU of the matched
+    box, as `class_loss` says (see `losses.py`). `proposals`: whether the outputs hold those of the
+    encoder (`enc_outputs`), which are matched and judged like a layer of the decoder. `denoising`:
+    how many groups of noisy queries the model is trained with, see `denoising.py`. `loss_fgl`,
+    `loss_ddf` and `loss_ddn` are the weights of the losses of edges, see `edges.py`: fine-grained
+    localisation (FGL), and distillation (DDF) of queries with an object and of those with none;
+    `reg_scale` is that of the model.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -89,6 +91,7 @@ class LossConfig:
     eos_coef: float = 0.1
     proposals: bool = False
     denoising: int = 0
+    class_loss: ClassLoss = "mal"
     loss_fgl: float = 0.0
     loss_ddf: float = 0.0
     loss_ddn: float = 0.0

@@ -16,7 +16,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from torch import Tensor
 
-from redetr.data.images import FORMATS, upright
+from redetr.data.images import FORMATS, NO_IMAGE, upright
 from redetr.errors import InputError
 
 MAX_BYTES = 32 * 2**20  # of an uploaded file
@@ -164,9 +164,7 @@ def read_image(file: BinaryIO) -> Tensor:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(too_large) from None
     except Exception:  # headers can be wrong in more ways than PIL knows
-        raise InputError(
-            "not an image (JPEG, PNG, WebP, BMP, GIF and TIFF are read): give another file"
-        ) from None
+        raise InputError(f"{NO_IMAGE}: give another file") from None
     with image:
         if image.width * image.height > MAX_PIXELS:
             raise InputError(too_large)

@@ -17,7 +17,7 @@ class Check:
     would."""
 
     data: DataPath
-    """digits, crowns, or a folder."""
+    """digits, crowns, a folder, or hf:NAME."""
     model: str = "redetr_n"
     """The recipe that the data set is meant for."""
     queries: int | None = None

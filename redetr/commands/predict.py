@@ -29,12 +29,14 @@ from redetr.detector.records import (
     require_no_predictions,
     summary,
     write_formats,
+    written_images,
 )
 from redetr.errors import InputError, StoppedError
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from redetr.data.annotations import Fault
     from redetr.detector.detections import Detections
     from redetr.detector.detector import Detector
     from redetr.detector.sources import Frame
@@ -95,7 +97,9 @@ class Predict:
         folder = Path(self.output)
         if not (self.resume or self.overwrite):
             require_no_predictions(folder)
-        sources = find_sources(self.source)
+        faults: list[Fault] = []
+        sources = find_sources(self.source, faults)
+        self._require_kept(folder, sources)
         detector = load(self.checkpoint, device=self.device).optimize(precision=self.precision)
         unknown = [name for name in self.classes if name not in detector.class_names]
         if unknown:
@@ -106,11 +110,15 @@ class Predict:
         warnings.filterwarnings("ignore", module="PIL")
         folder.mkdir(parents=True, exist_ok=True)
         with process_group(self.device, _LONGEST_WAIT_S) as dist:
+            dist.main_only(self._report)(faults)
             dist.main_only(begin)(folder, self.resume)
             dist.barrier()
             earlier = finished(folder)
+            # What is in the folder and not of this run stays. An interrupted run may have drawn
+            # images that it did not record: they are drawn again.
+            present = [] if self.resume else os.listdir(folder)
             dist.barrier()
-            file_names = self._file_names(sources, earlier)
+            file_names = self._file_names(sources, earlier, present)
             done = earlier.keys() & set(sources)
             remaining = [source for source in sources if source not in done]
             of_this_rank = remaining[dist.rank :: dist.world_size]
@@ -134,6 +142,21 @@ class Predict:
         require_images(self.batch_size)
         if not self.source:
             raise InputError("no input: name images or folders after the checkpoint")
+
+    def _require_kept(self, folder: Path, sources: Sequence[str]) -> None:
+        """Raises InputError if --overwrite would delete a source."""
+        if not self.overwrite:
+            return
+        deleted = {os.path.realpath(folder / name) for name in written_images(folder)}
+        for source in sources:
+            if os.path.realpath(source) in deleted:
+                text = f"is an annotated image of {folder}, which --overwrite deletes"
+                raise InputError(text, where=source, remedy="give another --output")
+
+    def _report(self, faults: "list[Fault]") -> None:
+        """Says what was passed over among the sources."""
+        for fault in faults:
+            ERRORS.print(f"{fault.severity}: {fault}")
 
     def _process(
         self, sources: list[str], file_names: dict[str, Path], detector: "Detector", dist: "Dist"
@@ -225,16 +248,20 @@ class Predict:
         return "png" in self.save or "jpg" in self.save
 
     def _file_names(
-        self, sources: Sequence[str], earlier: Mapping[str, str | None]
+        self,
+        sources: Sequence[str],
+        earlier: Mapping[str, str | None],
+        present: Sequence[str],
     ) -> dict[str, Path]:
         """The file of the annotated image or video of each source.
 
         Equal names get a number: those from several folders, those of `earlier` runs, and those of
-        sources in the output folder itself, which stay as they are.
+        files that are `present` in the output folder, such as sources, which stay as they are.
         """
         names: dict[str, Path] = {}
         folder = os.path.abspath(self.output)
         taken = {name for name in earlier.values() if name}
+        taken.update(present)
         for source in sources:
             if os.path.dirname(os.path.abspath(source)) == folder:
                 taken.add(os.path.basename(source))

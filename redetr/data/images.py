@@ -2,19 +2,35 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
 from redetr.data.pixels import to_rgb
 from redetr.errors import InputError
 
-# Of those that PIL knows; some of its others run programs (Ghostscript for EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+# The formats of PIL that are read, and the endings of their files. Some of its others run programs
+# (Ghostscript for EPS), or take nearly any file for theirs (TGA, PCX).
+_ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+}
+if "avif" in features.modules and features.check("avif"):  # not in every build of PIL
+    _ENDINGS["AVIF"] = (".avif", ".avifs")
+FORMATS = tuple(_ENDINGS)
+IMAGE_SUFFIXES = tuple(chain.from_iterable(_ENDINGS.values()))
+NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
 _ORIENTATION = 0x0112  # the number of the EXIF tag
 _MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
@@ -159,7 +175,7 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
     except FileNotFoundError:
         problem = "the image file is missing"
     except UnidentifiedImageError:
-        problem = "not an image (JPEG, PNG, WebP, BMP, GIF and TIFF are read)"
+        problem = NO_IMAGE
     except Exception as error:
         message = str(error) or type(error).__name__
         reason = message.splitlines()[0]

@@ -1,22 +1,36 @@
-"""Which images a run was trained on, so that it can be repeated and is not resumed on others."""
+"""Which images a run was trained on, so that it can be repeated and is not resumed on others; and
+which files of its data folder nothing claims."""
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from redetr.data.annotations import Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset
-from redetr.data.formats.folder import FolderDataset
+from redetr.data.formats.folder import AnnotatedDataset, FolderDataset
+from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.listing import Contents, contents_of, passed_over
 from redetr.data.headers import read_headers
 from redetr.distributed import Dist
 from redetr.errors import InputError
 
 
 def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
-    """Which images a data set has, with the hash of each, so that a run can be repeated.
-    Communicates: each rank reads its share of the files, so none waits for another longer than for
-    a share."""
+    """Which images a data set has, with the hash of each, and hashes of its annotations, so that a
+    run can be repeated. Communicates: each rank reads its share of the files, so none waits for
+    another longer than for a share.
+
+    Raises InputError if ranks have read different annotations.
+    """
+    dist.doing(f"reading the images of {data.name}")
     contents: list[tuple[str, str]] = []
     if isinstance(data, FolderDataset):
         all_names = [os.fsdecode(name) for name in data.annotations.names]
@@ -24,29 +38,195 @@ def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
         headers = read_headers(data.annotations.folder, names, content=True)
         for name, header in zip(names, headers, strict=True):
             contents.append((name, header.content))
+    hashes = {}
+    if isinstance(data, AnnotatedDataset):
+        hashes = _hashes(data.annotations)
+    dist.meet()
     contents = sorted(dist.gather(contents))
+    for rank, others in enumerate(dist.gather([hashes])):
+        if others != hashes:
+            text = f"rank {rank} has read other annotations than rank {dist.rank}"
+            raise InputError(text, where=data.name, remedy="give all hosts the same data")
     return {
         "name": data.name,
         "count": len(data),
         "classes": list(data.class_names),
+        "annotations": hashes,
         "images": dict(contents),
     }
 
 
-def require_unchanged(file: Path, inventories: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises InputError if `file`, the inventories of the run that resumes, has other images or
-    another content of one."""
+def _hashes(annotations: Annotations) -> dict[str, str]:
+    """Hashes of what training and evaluation take from annotations, by what a message calls it.
+
+    Ids of images and objects are not among it. Some 2 s for a thousand million bytes of boxes.
+    """
+    names = b"\0".join(annotations.names.tolist())
+    classes = repr((annotations.category_ids, annotations.class_names)).encode()
+    columns = {
+        "images, their sizes or their order": (_bytes(names), annotations.sizes),
+        "classes": (_bytes(classes),),
+        "boxes": (annotations.first, annotations.boxes),
+        "labels": (annotations.labels,),
+        "crowds and areas": (annotations.iscrowd, annotations.area),
+    }
+    hashes = {}
+    for name, values in columns.items():
+        digest = hashlib.blake2b(digest_size=16)
+        for value in values:
+            digest.update(np.ascontiguousarray(value).data)
+        hashes[name] = digest.hexdigest()
+    return hashes
+
+
+def _bytes(text: bytes) -> np.ndarray:
+    return np.frombuffer(text, np.uint8)
+
+
+def require_unchanged(file: Path, inventories: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Raises InputError if `file`, the inventories of the run that resumes, has other images,
+    another content of one, or other annotations. Returns notes on what could not be compared.
+    """
     if not file.exists():
-        return
-    before = json.loads(file.read_text())
+        return [f"warning: {file} is gone: whether the data has changed was not checked"]
+    before = _read_inventories(file)
+    notes = []
     for split, current in inventories.items():
-        images_before = set(before[split]["images"].items())
-        images_now = set(current["images"].items())
-        changed = images_before ^ images_now
-        if changed:
-            name, _ = min(changed)
-            raise InputError(
-                f"{name} of {split} is not what it was when the run began",
-                where=file,
-                remedy="put the data back, or give another --output",
+        recorded = before[split]
+        images = set(recorded["images"].items()) ^ set(current["images"].items())
+        hashes = recorded.get("annotations", {})
+        hashes_now = current["annotations"]
+        columns = [name for name, value in hashes.items() if hashes_now.get(name) != value]
+        change = ""
+        if images:
+            change = f"{min(images)[0]} of {split} is not what it was"
+        elif columns:
+            change = f"the {' and the '.join(columns)} of {split} are not what they were"
+        if change:
+            remedy = "put the data back, or give another --output"
+            raise InputError(f"{change} when the run began", where=file, remedy=remedy)
+        if "annotations" not in recorded:
+            notes.append(
+                f"note: {file} is of an earlier version, without hashes of annotations: whether "
+                f"those of {split} have changed was not checked"
             )
+    return notes
+
+
+def _read_inventories(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+        for split in ("train", "val"):
+            dict(content[split]["images"])
+            dict(content[split].get("annotations", {}))
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        raise InputError(
+            "cut short or damaged: whether the data has changed cannot be checked",
+            where=file,
+            remedy="delete it to resume without that check",
+        ) from None
+    return content
+
+
+def unclaimed_files(splits: Mapping[Split, Annotations]) -> list[Fault]:
+    """The images in the data folder that no split names, and whatever else is passed over there: a
+    line for each kind, with its count and an example.
+
+    `splits` are those that were read, without errors; a test split that is there and not among them
+    is read if there are images that it may name. Nothing is reported of data without a folder.
+    """
+    annotations = next(iter(splits.values()), None)
+    if annotations is None or annotations.root is None:
+        return []
+    root = annotations.root
+    folder = root.parent if root.is_file() else root
+    used = _used(folder, splits.values())
+    contents = _contents(folder, used)
+    unused = _unused(contents, used)
+    if unused and "test" not in splits and "test" in splits_of(root):
+        try:
+            test = read_annotations(root, "test")
+        except InputError as error:
+            return [Fault.from_error("split-unreadable", error, root).in_split("test")]
+        used |= _used(folder, [test])
+        unused = _unused(contents, used)
+    return [*_unused_faults(folder, unused, used), *passed_over(_near(contents, used))]
+
+
+def _used(folder: Path, splits: Iterable[Annotations]) -> set[str]:
+    """The paths of all images of the splits, relative to the data folder."""
+    used = set()
+    for annotations in splits:
+        below = os.path.relpath(annotations.folder, folder)
+        prefix = "" if below == "." else f"{below}/"
+        used |= {prefix + os.fsdecode(name) for name in annotations.names.tolist()}
+    return used
+
+
+def _folders(paths: Iterable[str]) -> set[str]:
+    return {path.rpartition("/")[0] for path in paths}
+
+
+def _contents(folder: Path, used: set[str]) -> Contents:
+    """What is below the data folder, also in those linked folders that hold images of the data."""
+    contents = contents_of(folder)
+    folders = _folders(used)
+    for link in list(contents.links):
+        if any(f"{name}/".startswith(f"{link}/") for name in folders):
+            contents.links.remove(link)
+            linked = contents_of(folder / link)
+            for paths, more in zip(contents.lists(), linked.lists(), strict=True):
+                paths += [posixpath.join(link, path) for path in more]
+    return contents
+
+
+def _unused(contents: Contents, used: set[str]) -> list[str]:
+    return [path for path in contents.files if path not in used]
+
+
+def _unused_faults(folder: Path, unused: list[str], used: set[str]) -> list[Fault]:
+    """A warning on images beside those of the data set, and a note on folders without any of its
+    images."""
+    folders = _folders(used)
+    beside = []
+    elsewhere: dict[str, list[str]] = defaultdict(list)
+    for path in unused:
+        parent, _, name = path.rpartition("/")
+        if parent in folders:
+            beside.append(path)
+        else:
+            elsewhere[parent].append(name)
+    faults = []
+    if beside:
+        text = "no annotation names this image"
+        remedy = "annotate it, or take it out of the folder"
+        faults.append(
+            Fault("warning", "image-unused", folder, beside[0], text, remedy, len(beside))
+        )
+    if elsewhere:
+        parent, names = next(iter(elsewhere.items()))
+        text = f"{len(names)} images of this folder are in no split, such as {names[0]}"
+        remedy = "nothing to do if they are not meant to be"
+        where = parent or "."
+        faults.append(Fault("note", "folder-unused", folder, where, text, remedy, len(elsewhere)))
+    return faults
+
+
+def _near(contents: Contents, used: set[str]) -> Contents:
+    """The contents without files of unknown kinds far from the images of the data set."""
+    folders = _folders(used)
+    return replace(
+        contents,
+        others=[path for path in contents.others if _is_near(path, folders)],
+        links=[path for path in contents.links if _is_near(path, folders)],
+    )
+
+
+def _is_near(path: str, folders: set[str]) -> bool:
+    """Whether a folder of images of the data set holds the path, at whatever depth."""
+    parent = path
+    while parent:
+        parent = parent.rpartition("/")[0]
+        if parent in folders:
+            return True
+    return False

@@ -20,6 +20,7 @@ from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_whole
 
 RECORD = "predictions.jsonl"
+NAMES = "surrogateescape"  # how Python holds file names that are not UTF-8
 _PICTURES = (".png", ".jpg", ".mp4")
 
 Line = dict[str, Any]
@@ -82,13 +83,26 @@ def _delete_pictures(folder: Path, files: list[Path]) -> None:
 
     A record from elsewhere may name anything: only a file in this very folder is deleted.
     """
+    for name in _pictures(files):
+        (folder / name).unlink(missing_ok=True)
+
+
+def written_images(folder: Path) -> set[str]:
+    """The names of the annotated images and videos that the records in a folder name, which `begin`
+    deletes without `resume`."""
+    return _pictures(_files(folder))
+
+
+def _pictures(files: list[Path]) -> set[str]:
+    names = set()
     for file in files:
         for line in _lines(file):
             name = line.get("picture")
             if not isinstance(name, str):
                 continue
             if Path(name).name == name and name.endswith(_PICTURES):
-                (folder / name).unlink(missing_ok=True)
+                names.add(name)
+    return names
 
 
 def finished(folder: Path) -> dict[str, str | None]:
@@ -181,7 +195,8 @@ def write_formats(folder: Path, formats: Sequence[str]) -> None:
         name, write = _FORMATS[format]
 
         def write_text(temporary: Path, write: Any = write) -> None:
-            with open(temporary, "w", encoding="utf-8", newline="") as text:
+            # Names of files need not be UTF-8: they are written as they are.
+            with open(temporary, "w", encoding="utf-8", errors=NAMES, newline="") as text:
                 write(text, folder / RECORD)
 
         write_whole(folder / name, write_text)

@@ -10,7 +10,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -22,8 +22,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from redetr.data.formats.paths import IMAGE_SUFFIXES, find_images
-from redetr.data.images import read_upright
+from redetr.data.annotations import Fault
+from redetr.data.formats.listing import Contents, contents_of, output_images, passed_over
+from redetr.data.images import IMAGE_SUFFIXES, read_upright
 from redetr.data.pixels import one_colour
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
 from redetr.errors import InputError
@@ -45,6 +46,7 @@ class Frame:
     image: Tensor | None = None  # uint8 [3, H, W]
     number: int | None = None  # of a video's frame, from 0; at its end, how many there were
     rate: float = 0.0  # frames per second of its video
+    time_s: float = 0.0  # when players show it
     error: str = ""
     plain: str = ""  # the colour that nearly all pixels of an image have; empty if they differ
 
@@ -57,33 +59,40 @@ class Frame:
         """Its position in its video; empty for an image."""
         if self.number is None:
             return {}
-        return {"frame": self.number, "time_s": round(self.number / self.rate, 3)}
+        return {"frame": self.number, "time_s": round(self.time_s, 3)}
 
 
-def find_sources(sources: Sequence[str]) -> list[str]:
+def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> list[str]:
     """The single images, addresses, videos and cameras that `sources` stand for, each once.
 
     Folders are searched at all depths for images and videos, without following links to folders;
-    patterns such as `photos/**/*.jpg` are expanded; a whole number is a camera. Raises InputError
-    for a source that does not exist.
+    patterns such as `photos/**/*.jpg` are expanded; a whole number is a camera. Annotated images
+    that earlier predictions wrote are no sources, unless they are named one by one. What is passed
+    over is added to `faults`. Raises InputError for a source that does not exist.
     """
     names: dict[str, None] = {}  # a set that keeps the order
+    reports: list[Fault] = []
     for source in sources:
-        names |= dict.fromkeys(_names_of(source))
+        names |= dict.fromkeys(_names_of(source, reports))
+    if faults is not None:
+        faults += reports
     return list(names)
 
 
-def _names_of(source: str) -> list[str]:
+def _names_of(source: str, faults: list[Fault]) -> list[str]:
     path = Path(source).expanduser()
     if is_address(source) or (is_camera(source) and not path.exists()):
         return [source]
     if path.is_dir():
-        inside = find_images(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
-        if not inside:
-            raise InputError(
-                f"{source}: no images in this folder (looked for {', '.join(IMAGE_SUFFIXES)})"
-            )
-        return [str(path / name) for name in inside]
+        contents = contents_of(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        reports = passed_over(contents)
+        if not contents.files:
+            why = f"looked for {', '.join(IMAGE_SUFFIXES)}"
+            if reports:
+                why += f"; {reports[0].where} {reports[0].text}"
+            raise InputError(f"{source}: no images in this folder ({why})")
+        faults += reports
+        return [str(path / name) for name in contents.files]
     if os.path.lexists(path):
         return [str(path)]
     matches = sorted(glob.glob(str(path), recursive=True))
@@ -94,7 +103,23 @@ def _names_of(source: str) -> list[str]:
     files = sorted(match for match in by_real_path.values() if not os.path.isdir(match))
     if not files:
         raise InputError(f"{source}: the pattern matches only folders; add /* to the pattern")
-    return files
+    outputs = _outputs_among(files)
+    if len(outputs) == len(files):
+        raise InputError(f"{source}: the pattern matches only images that redetr wrote")
+    faults += passed_over(Contents(path, outputs=outputs))
+    return sorted(set(files) - set(outputs))
+
+
+def _outputs_among(files: list[str]) -> list[str]:
+    """Which of the files are images that earlier predictions wrote."""
+    by_folder = defaultdict(list)
+    for file in files:
+        by_folder[os.path.dirname(file)].append(file)
+    outputs = []
+    for folder, inside in by_folder.items():
+        written = output_images(folder, os.listdir(folder or "."))
+        outputs += [file for file in inside if os.path.basename(file) in written]
+    return outputs
 
 
 def is_address(source: str) -> bool:
@@ -156,8 +181,8 @@ def _moving_frames(source: str) -> Iterator[Frame]:
     try:
         images = camera_frames(int(source)) if is_camera(source) else video_frames(Path(source))
         count = 0
-        for image, rate in images:
-            yield Frame(source, image, count, rate)
+        for image, time_s, rate in images:
+            yield Frame(source, image, count, rate, time_s)
             count += 1
         yield Frame(source, number=count)
     except InputError as error:

@@ -10,6 +10,7 @@ import torch
 from redetr.config import MOST_QUERIES, Settings
 from redetr.data import Hints
 from redetr.data.annotations import Annotations, Fault, Severity, Split
+from redetr.data.contradictions import from_corners, look_like_corners
 from redetr.doctor.images import faults_of, image_place
 from redetr.models import build
 from redetr.recipes import get_recipe
@@ -132,11 +133,10 @@ def _formats(a: Annotations) -> list[Fault]:
         return []
     sizes = a.sizes[a.image_of(), ::-1]  # [A, 2], width and height
     outside = sum(fault.count for fault in a.faults if fault.code == "box-outside")
-    return [
-        *_fractions(a, sizes),
-        *_two_corners(a, outside),
-        *_lopsided(a, sizes, outside > 0),
-    ]
+    faults = _fractions(a, sizes)
+    if not any(fault.code.startswith("format-") for fault in a.faults):  # reported by the reader
+        faults += _two_corners(a, sizes, outside) or _lopsided(a, sizes, outside > 0)
+    return faults
 
 
 def _fractions(a: Annotations, sizes: np.ndarray) -> list[Fault]:
@@ -154,20 +154,54 @@ def _fractions(a: Annotations, sizes: np.ndarray) -> list[Fault]:
     return [Fault("error", "format-fractions", a.source, where, text, remedy)]
 
 
-def _two_corners(a: Annotations, outside: int) -> list[Fault]:
-    """Boxes of COCO given as two corners: many leave their image, and the others are boxes when
-    read that way as well."""
-    x1, y1, x2, y2 = a.boxes.T
-    corners = (x2 - x1 > x1) & (y2 - y1 > y1)
+def _two_corners(a: Annotations, sizes: np.ndarray, outside: int) -> list[Fault]:
+    """Boxes given as two corners where the format has width and height: an error if many leave
+    their image, and the others are boxes when read that way as well."""
+    if a.box_format == "xyxy":
+        return []
+    numbers = from_corners(a.boxes.astype(np.float64), a.box_format)
+    corners = np.all(numbers[:, 2:] > numbers[:, :2], axis=1)
     many_outside = outside > 0.05 * len(a.boxes)
-    if a.source.suffix != ".json" or not many_outside or corners.mean() <= 0.95:
+    remedy = _CORNER_REMEDIES[a.box_format]
+    if many_outside and corners.mean() > 0.95:
+        text = (
+            f"{outside} boxes leave their image, {corners.sum()} of the other {len(numbers)} make "
+            "sense as xyxy"
+        )
+        return [Fault("error", "format-xyxy", a.source, "", text, remedy)]
+    if not look_like_corners(numbers, sizes):
         return []
     text = (
-        f"{outside} boxes leave their image, {corners.sum()} of the other {len(corners)} make "
-        "sense as xyxy"
+        f"two corners given as {a.box_format}? All last two numbers are larger than the first two "
+        f"and change with them, in {len(numbers)} boxes"
     )
-    remedy = "write [x, y, width, height]: subtract x and y from the last two numbers"
-    return [Fault("error", "format-xyxy", a.source, "", text, remedy)]
+    return [Fault("warning", "format-xyxy", a.source, "", text, remedy)]
+
+
+_CORNER_REMEDIES = {
+    "xywh": "write [x, y, width, height]: subtract x and y from the last two numbers",
+    "cxcywh": "write class cx cy w h: the middle of both corners, and their difference",
+}
+# What boxes are, by their format, that lie nearer to the right and lower border, or to the others,
+# than half their size.
+_MOVED = {
+    ("xywh", "right or lower"): (
+        "the centre given as the corner",
+        "write the upper left one: x - width / 2",
+    ),
+    ("cxcywh", "left or upper"): (
+        "the corner given as the centre",
+        "write the centre: x + width / 2",
+    ),
+    ("cxcywh", "right or lower"): (
+        "the lower right corner given as the centre",
+        "write the centre: x - width / 2",
+    ),
+    ("xyxy", "right or lower"): (
+        "boxes moved by half their size",
+        "write xmin ymin xmax ymax: the upper left and the lower right corner",
+    ),
+}
 
 
 def _lopsided(a: Annotations, sizes: np.ndarray, leaving: bool) -> list[Fault]:
@@ -180,27 +214,22 @@ def _lopsided(a: Annotations, sizes: np.ndarray, leaving: bool) -> list[Fault]:
     near_end = sizes - ends < half
     counts_start = (near_start & ~near_end).sum(0)  # over x and y
     counts_end = (near_end & ~near_start).sum(0)
+    side = ""
     if _is_one_sided(counts_end, counts_start, leaving):
-        return [
-            _moved(
-                a,
-                int(counts_end.sum()),
-                "right or lower",
-                "the centre given as the corner",
-                "write the upper left one: x - width / 2",
-            )
-        ]
-    if _is_one_sided(counts_start, counts_end, leaving):
-        return [
-            _moved(
-                a,
-                int(counts_start.sum()),
-                "left or upper",
-                "the corner given as the centre",
-                "write the centre: x + width / 2",
-            )
-        ]
-    return []
+        side = "right or lower"
+    elif _is_one_sided(counts_start, counts_end, leaving):
+        side = "left or upper"
+    if (a.box_format, side) not in _MOVED:
+        return []
+    guess, remedy = _MOVED[a.box_format, side]
+    count = int(counts_start.sum() + counts_end.sum())
+    chance = f"if they were anywhere, 1 in {2 ** min(count, 20):,}"
+    observation = (
+        f"{count} boxes are nearer to the {side} border than half their size, none to the opposite "
+        "ones"
+    )
+    text = f"{guess}? {observation} ({chance})"
+    return [Fault("warning", "format-center", a.source, "", text, remedy)]
 
 
 def _is_one_sided(near: np.ndarray, opposite: np.ndarray, leaving: bool) -> bool:
@@ -210,16 +239,6 @@ def _is_one_sided(near: np.ndarray, opposite: np.ndarray, leaving: bool) -> bool
     # borders are alike; unless boxes leave their images.
     count = near.sum() if leaving else near[0]
     return bool(count >= _SURE and not opposite.any())
-
-
-def _moved(a: Annotations, count: int, side: str, guess: str, remedy: str) -> Fault:
-    chance = f"if they were anywhere, 1 in {2 ** min(count, 20):,}"
-    observation = (
-        f"{count} boxes are nearer to the {side} border than half their size, none to the opposite "
-        "ones"
-    )
-    text = f"{guess}? {observation} ({chance})"
-    return Fault("warning", "format-center", a.source, "", text, remedy)
 
 
 def _boxes_twice(a: Annotations) -> list[Fault]:

@@ -22,14 +22,16 @@ from torch import Tensor
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.folder import AnnotatedDataset, FolderDataset, read_split
-from redetr.data.formats.hub import hub_splits
+from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
+from redetr.data.inventory import unclaimed_files
 from redetr.data.open import folder_of, open_dataset
 from redetr.doctor.boxes import Plan, box_faults, class_counts, class_faults, is_sound, plan_faults
-from redetr.doctor.images import copies, image_faults, unused_files
+from redetr.doctor.images import copies, image_faults
 from redetr.errors import InputError
+from redetr.metrics import distinct_names
 
 _MOST_CLASSES = 30  # in a printed table
 _SCENES = 300  # of a split that is drawn on demand
@@ -74,10 +76,11 @@ class Report:
         return figures
 
     def classes(self) -> dict[str, dict[str, int]]:
-        """Objects by class and split, crowds not counted."""
+        """Objects by class and split, crowds not counted; classes of one name are told apart by
+        their labels."""
         table: dict[str, dict[str, int]] = {}
         for split, annotations in self.splits.items():
-            names = annotations.class_names
+            names = distinct_names(annotations.class_names)
             counts = class_counts(annotations).tolist()
             for name, count in zip(names, counts, strict=True):
                 if name not in table:
@@ -191,7 +194,7 @@ def _check_folder(
     faults += copies(splits, headers)
     everything_is_read = is_complete and all(is_sound(split) for split in splits.values())
     if everything_is_read:  # else a file may belong to what was left out
-        faults += unused_files(splits.values())
+        faults += unclaimed_files(splits)
 
     def pixels(split: Split, index: int) -> Tensor:
         path = splits[split].path(index)
@@ -225,7 +228,7 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
     faults = _sorted(_faults(splits, headers))
     for annotations in splits.values():
         replace(annotations, faults=faults).require_sound()
-    return faults
+    return _sorted(faults + unclaimed_files(splits))
 
 
 def _faults(
@@ -295,6 +298,8 @@ def _unreadable(split: Split, error: InputError, source: Path) -> Fault:
 def _annotations_of(dataset: DetectionDataset) -> Annotations:
     """The annotations of a data set without files; if it is drawn on demand, those of the first
     scenes."""
+    if isinstance(dataset, HubDataset):
+        return replace(dataset.annotations, faults=list(dataset.faults))
     if isinstance(dataset, AnnotatedDataset):
         return dataset.annotations
     image_ids = []

@@ -1,14 +1,13 @@
 """What is wrong with the image files of a data set: cut short, turned, of another size, there
-twice, not used."""
+twice."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from redetr.data.annotations import Annotations, Fault, Severity, Split
-from redetr.data.formats.paths import IMAGE_SUFFIXES
 from redetr.data.headers import PLAIN, Header
 
 # Copies of half the size or poor quality differ in 0 to 6 of 64 bits, other images in 10 and more.
@@ -195,29 +194,3 @@ def _first_alike(looks: list[str]) -> np.ndarray:
         themselves = first[start:stop]
         first[start:stop] = np.where(near.any(1), first_near, themselves)
     return first
-
-
-def unused_files(splits: Iterable[Annotations]) -> list[Fault]:
-    """Image files beside those of the data set that no split names."""
-    used: dict[Path, set[str]] = {}
-    for annotations in splits:
-        for i in range(len(annotations)):
-            path = annotations.path(i)
-            used.setdefault(path.parent, set()).add(path.name)
-    faults = []
-    for folder, names in used.items():
-        faults += _unused_in(folder, names)
-    return faults
-
-
-def _unused_in(folder: Path, used: set[str]) -> list[Fault]:
-    files = sorted(file for file in os.listdir(folder) if file.lower().endswith(IMAGE_SUFFIXES))
-    unused = np.array([file not in used for file in files], bool)
-    return faults_of(
-        unused,
-        "warning",
-        "image-unused",
-        folder,
-        lambda i: (files[i], "no annotation names this image"),
-        "annotate it, or take it out of the folder",
-    )

@@ -106,7 +106,7 @@ def test_pixels_counted_from_0_by_other_tools_are_clipped(tmp_path):
 LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;&b;">]><annotation>&c;</annotation>'
 FAULTS = {
     "not XML": ("<annotation>", "b.xml: not XML in UTF-8"),
-    "not UTF-8": (b"\xff\xfe<\x00", "b.xml: not XML in UTF-8"),
+    "not UTF-8": (b"\xff\xfe<\x00", "b.xml: not XML in UTF-16"),
     "another encoding": (SCENES["a"].replace("bee", "bête").encode("latin-1"), "not XML in UTF-8"),
     "entities": (LAUGHS, "declares a document type"),
     "empty": ("", "b.xml: not XML"),
@@ -177,3 +177,55 @@ def test_missing_split_is_named(tmp_path):
         InputError, match=r"no val split \(looked for ImageSets/Main/val\.txt.*--val-fraction"
     ):
         open_dataset(tmp_path, "val")
+
+
+ENCODINGS = {
+    "gb2312": ("猫", "gb2312"),
+    "GBK": ("镕", "gbk"),
+    "iso-8859-1": ("Käfer", "iso-8859-1"),
+    "windows-1252": ("Œuvre", "windows-1252"),
+    "utf-16": ("猫", "utf-16"),
+    "Shift_JIS": ("猫", "shift-jis"),
+}
+
+
+@pytest.mark.parametrize("stated", ENCODINGS)
+def test_the_encoding_that_a_file_states(tmp_path, stated):
+    name, encoding = ENCODINGS[stated]
+    write(tmp_path)
+    text = f'<?xml version="1.0" encoding="{stated}"?>\n' + scene(element(name, "1 1 9 9"))
+    (tmp_path / "Annotations/b.xml").write_bytes(text.encode(encoding))
+    dataset = open_dataset(tmp_path, "train")
+    assert [dataset.class_names[label] for label in dataset.target(1)["labels"]] == [name]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16-be", "utf-32"])
+def test_an_encoding_that_the_first_bytes_show(tmp_path, encoding):
+    """Whatever is stated: .NET states UTF-16 of text that it saves as UTF-8."""
+    write(tmp_path)
+    text = '<?xml version="1.0" encoding="utf-16"?>' + scene(element("猫", "1 1 9 9"))
+    (tmp_path / "Annotations/b.xml").write_bytes(text.encode(encoding))
+    assert "猫" in open_dataset(tmp_path, "train").class_names
+
+
+@pytest.mark.parametrize(
+    ("stated", "says"),
+    [
+        ("martian", "states an encoding that is not known, martian"),
+        ("hex", "states an encoding that is not known, hex"),
+        ("utf-8", "not XML in utf-8"),
+        ("ascii", "not XML in ascii"),
+    ],
+)
+def test_an_encoding_that_is_not_the_one_stated(tmp_path, stated, says):
+    write(tmp_path)
+    text = f"<?xml version='1.0' encoding='{stated}'?>" + SCENES["a"].replace("bee", "bête")
+    (tmp_path / "Annotations/b.xml").write_bytes(text.encode("latin-1"))
+    refused(tmp_path, f"Annotations/b.xml: {says}", "save it as UTF-8, or state its encoding")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_with_a_byte_order_mark(tmp_path, encoding):
+    write(tmp_path)
+    (tmp_path / "ImageSets/Main/train.txt").write_bytes("a\r\nc\r\n".encode(encoding))
+    assert len(open_dataset(tmp_path, "train")) == 2

@@ -116,7 +116,7 @@ def test_no_path_leads_out_of_the_folder(tmp_path, train):
         }
         assert names == {"a.png", "b.png", "c.png"}
     except InputError as error:
-        assert "is not in" in str(error)
+        assert "is not in" in str(error) or "is outside of" in str(error)
 
 
 def test_sizes_and_boxes_are_those_of_the_stored_image(tmp_path):
@@ -291,3 +291,81 @@ def test_the_yaml_file_is_named_in_messages(tmp_path):
     ):
         open_dataset(file, "val")
     refused(tmp_path / "images/train/a.png", "is a file", "its data.yaml")
+
+
+def write_elsewhere(root: Path) -> Path:
+    """The tiny data set in store/mine, and another one of a single image in project."""
+    write(root / "store/mine", CONFIG | {"val": "images/train"})
+    save_image(root / "project/images/train/z.png")
+    return root / "project/new.yaml"
+
+
+@pytest.mark.parametrize("path", ["{root}/store/mine", "../store/mine", "project/../store/mine"])
+def test_a_path_that_leaves_the_folder_of_the_yaml_is_refused(tmp_path, path, monkeypatch):
+    """Another data set beside the file is not taken in its place."""
+    monkeypatch.chdir(tmp_path)  # tools write paths relative to the working directory too
+    file = write_elsewhere(tmp_path)
+    file.write_text(yaml.safe_dump(CONFIG | {"path": path.format(root=tmp_path)}))
+    says = f"is outside of {tmp_path}/project, the folder of this file; move this file to "
+    refused(file, f"{file}: path: ", says + f"{tmp_path}/store/mine, without path")
+
+
+@pytest.mark.parametrize("train", ["{root}/store/mine/images/train", "../store/mine/images/train"])
+def test_a_split_outside_of_the_folder_is_refused(tmp_path, train):
+    file = write_elsewhere(tmp_path)
+    file.write_text(yaml.safe_dump(CONFIG | {"train": train.format(root=tmp_path)}))
+    refused(file, f"{file}: train: ", f"is outside of {tmp_path}/project, the folder of this file")
+
+
+@pytest.mark.parametrize("path", ["mine", "./mine/", "{root}/store/mine", "store/mine"])
+def test_a_path_inside_the_folder_of_the_yaml(tmp_path, path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_elsewhere(tmp_path)
+    file = tmp_path / "store/inner.yaml"
+    file.write_text(yaml.safe_dump(CONFIG | {"path": path.format(root=tmp_path)}))
+    annotations = read_annotations(file, "train")
+    assert len(annotations) == 3
+    assert {fault.code for fault in annotations.faults} == {"outline"}
+
+
+def test_the_folder_itself_may_be_named_and_linked(tmp_path):
+    """`path` is the folder of the file, which holds another one of its name."""
+    root = write(tmp_path / "real/mine", CONFIG | {"path": f"{tmp_path}/link/mine"})
+    save_image(root / "mine/images/train/z.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    assert [len(open_dataset(folder, "train")) for folder in (root, tmp_path / "link/mine")] == [
+        3,
+        3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"path": "/home/someone/else"}, ["warning", "path: /home/someone/else is not there"]),
+        ({"path": "datasets/other"}, ["warning", "path: datasets/other is not there"]),
+        ({"path": "/home/someone/data"}, []),  # the name of the folder itself
+        ({"train": "D:\\mine\\images\\train"}, ["note", "is not there"]),
+        ({"train": "../images/train"}, []),  # as Roboflow writes
+    ],
+)
+def test_a_path_of_another_machine_is_reported(tmp_path, config, said):
+    root = write(tmp_path / "data", CONFIG | config)
+    faults = read_annotations(root, "train").faults
+    lines = [f"{fault.severity}: {fault}" for fault in faults if fault.code == "path-foreign"]
+    assert len(lines) == (1 if said else 0)
+    assert all(words in line for line in lines for words in said)
+
+
+def test_images_of_a_list_that_are_elsewhere(tmp_path):
+    """What is where a line says is not replaced by an image of the same name."""
+    root = write(tmp_path / "data", CONFIG | {"train": "all.txt"})
+    save_image(tmp_path / "other/images/train/a.png")
+    inside = f"{root}/images/train/c.png"
+    (root / "all.txt").write_text(f"{tmp_path}/other/images/train/a.png\n{inside}\n")
+    refused(root, "all.txt: line 1: ", f"is outside of {root}")
+    (root / "all.txt").write_text(f"/nowhere/images/train/a.png\n{inside}\n", encoding="utf-16")
+    annotations = read_annotations(root, "train")
+    assert annotations.names.tolist() == [b"images/train/a.png", b"images/train/c.png"]
+    (fault,) = [fault for fault in annotations.faults if fault.code == "path-foreign"]
+    assert (fault.severity, fault.where, fault.count) == ("note", "line 1", 1)

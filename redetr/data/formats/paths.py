@@ -1,11 +1,13 @@
 """Files that annotations name: inside the data folder, or refused; there or missing; how large
 their images are."""
 
+import codecs
 import os
 import posixpath
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from redetr.errors import InputError
 
 _READERS = 8  # threads; on a cold disk, most of the time is waiting for it
 _PER_TASK = 256  # images that a thread reads before it asks for more
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def path_inside(name: Any) -> str:
@@ -62,32 +63,104 @@ class Listing:
         return file in self.files(parent)
 
 
-def find_below(there: Listing, text: str, bases: Iterable[str] = ("",)) -> str:
-    """The path below the folder that `text` means, relative to one of the `bases`; empty if none is
-    there.
+@dataclass(frozen=True)
+class Resolved:
+    """What a path that an annotation file names leads to."""
 
-    Never a path outside: of `../train/images`, which Roboflow writes one level too high, the rest
-    is taken; of an absolute path, most often of another machine, the longest end that is there.
-    """
-    forward = text.replace("\\", "/")
-    path = posixpath.normpath(forward)
-    while path == ".." or path.startswith("../"):
-        path = path[3:] or "."
-    ends = [path]
-    if _is_absolute(path):
-        parts = path.split("/")
-        ends = []
-        for start in range(1, len(parts)):
-            ends.append("/".join(parts[start:]))
-    for end in ends:
+    inside: str = ""  # its path below the data folder; empty if it is not there
+    outside: str = ""  # where it is outside of the data folder, which is not read
+    is_guess: bool = False  # nothing is where it says: `inside` is the same end in the data folder
+
+
+class Finder:
+    """Finds what the paths in an annotation file mean, inside the data folder only."""
+
+    def __init__(self, root: Path):
+        self.there = Listing(root)
+        self._root = os.path.abspath(root)
+        self._real_root = os.path.realpath(root)
+        self._everywhere = Listing(Path("/"))
+        self._real_folders: dict[str, str] = {}
+
+    def find(
+        self, text: str, bases: Iterable[str] = ("",), origins: Iterable[str] = ()
+    ) -> Resolved:
+        """What `text` means relative to one of the `bases` below the data folder, or of the
+        `origins`, which are folders anywhere.
+
+        What is where `text` says is taken or, if it is outside of the data folder, refused. Else
+        the path was written on another machine: of an absolute one, the longest end that the data
+        folder holds is taken; of `../train/images`, which Roboflow writes one level too high, the
+        rest.
+        """
+        if "\0" in text:
+            return Resolved()
+        forward = posixpath.expanduser(text.replace("\\", "/"))
+        path = posixpath.normpath(forward)
+        leads_out = _is_absolute(path) or path == ".." or path.startswith("../")
+        inside = "" if leads_out else self._below(path, bases)
+        if inside:
+            return Resolved(inside)
+        starts = list(origins)
+        if leads_out:
+            starts += [posixpath.join(self._root, base) for base in bases]
+        locations = [posixpath.normpath(posixpath.join(start, path)) for start in starts]
+        for location in locations:
+            inside = self._inside(location)
+            if inside:
+                return Resolved(inside)
+        for location in locations:
+            if self._is_there(location):
+                return Resolved(outside=location)
+        if not leads_out:
+            return Resolved()
+        for end in _ends(path):
+            inside = self._below(end, bases)
+            if inside:
+                return Resolved(inside, is_guess=True)
+        return Resolved()
+
+    def _below(self, path: str, bases: Iterable[str]) -> str:
+        """The first of the paths below the bases that is there; empty if none is."""
         for base in bases:
-            candidate = posixpath.join(base, end)
-            if posixpath.normpath(candidate) == ".":
+            candidate = posixpath.normpath(posixpath.join(base, path))
+            if candidate == ".":
                 return "."
             inside = path_inside(candidate)
-            if inside and inside in there:
+            if inside and inside in self.there:
                 return inside
-    return ""
+        return ""
+
+    def _inside(self, location: str) -> str:
+        """The path below the data folder of an absolute one; empty if it is not there."""
+        for root, place in ((self._root, location), (self._real_root, self._real(location))):
+            if place == root:
+                return "."
+            if place.startswith(f"{root}/"):
+                inside = place[len(root) + 1 :]
+                if inside in self.there:
+                    return inside
+        return ""
+
+    def _is_there(self, location: str) -> bool:
+        return location == "/" or location.removeprefix("/") in self._everywhere
+
+    def _real(self, location: str) -> str:
+        """The path with the links to its folder followed."""
+        folder, name = posixpath.split(location)
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        return posixpath.join(self._real_folders[folder], name)
+
+
+def _ends(path: str) -> list[str]:
+    """What a path of another machine may be called here, the longest first."""
+    if not _is_absolute(path):
+        while path == ".." or path.startswith("../"):
+            path = path[3:] or "."
+        return [path]
+    parts = path.split("/")
+    return ["/".join(parts[start:]) for start in range(1, len(parts))]
 
 
 def find_files(names: list[str], folders: list[Path]) -> tuple[Path, np.ndarray]:
@@ -112,20 +185,6 @@ def missing_files(folder: Path, names: list[str]) -> np.ndarray:
     return np.array([name not in there for name in names], bool)
 
 
-def find_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[str]:
-    """The paths of all images below the folder, at any depth, in order."""
-    paths = []
-    for parent, _, files in os.walk(folder):
-        below = Path(parent).relative_to(folder).as_posix()
-        for file in files:
-            is_hidden = file.startswith(".")
-            is_image = file.lower().endswith(suffixes)
-            if is_image and not is_hidden:
-                path = posixpath.normpath(f"{below}/{file}")
-                paths.append(path)
-    return sorted(paths, key=os.fsencode)
-
-
 def read_file(file: Path) -> bytes:
     """What is in an annotation file. Raises InputError if it cannot be read."""
     try:
@@ -133,6 +192,15 @@ def read_file(file: Path) -> bytes:
     except OSError as error:
         text = f"cannot be read: {error.strerror}"
         raise InputError(text, where=file, remedy="copy the annotations again") from None
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file that names files, without the blanks around them; UTF-8, or with a
+    byte order mark UTF-16, as PowerShell writes. Raises InputError if it cannot be read."""
+    content = read_file(file).removeprefix(codecs.BOM_UTF8)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16", "replace").encode()
+    return [os.fsdecode(line.strip()) for line in content.splitlines()]
 
 
 def read_sizes(folder: Path, names: list[str]) -> np.ndarray:

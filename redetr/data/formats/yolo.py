@@ -28,16 +28,14 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
-from redetr.data.formats.paths import Listing, find_below, find_images, read_file, read_sizes
+from redetr.data.formats.labels import label_faults, label_name
+from redetr.data.formats.listing import contents_of
+from redetr.data.formats.paths import read_file, read_sizes
 from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, Lines
+from redetr.data.formats.yolo_places import KEYS, Places, entries_of
 from redetr.errors import InputError
 
 _FILES = ("data.yaml", "data.yml")
-_KEYS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid"),
-    "test": ("test",),
-}
 _OUTLINE_TASKS = ("segment", "obb")  # values of `task` with which long lines are outlines
 
 
@@ -53,10 +51,10 @@ def yolo_splits(root: Path) -> list[Split]:
     config = _parse_config(file)
     splits = []
     for split in SPLITS:
-        entries = _entries(file, config, split)
+        entries = entries_of(file, config, split)
         is_there = bool(entries)
         if split == "test":
-            is_there = any(_locations(file, config, split))
+            is_there = any(entry.inside for entry in Places(file, config, []).of(split))
         if is_there:
             splits.append(split)
     return splits
@@ -64,7 +62,7 @@ def yolo_splits(root: Path) -> list[Split]:
 
 def yolo_sought(split: Split, file: str = _FILES[0]) -> str:
     """Where the split is looked for, in words."""
-    return f"{' or '.join(_KEYS[split])} in {file}"
+    return f"{' or '.join(KEYS[split])} in {file}"
 
 
 def read_yolo(root: Path, split: Split) -> Annotations:
@@ -81,10 +79,9 @@ def read_yolo(root: Path, split: Split) -> Annotations:
     below, names = _find_images(file, config, split, faults)
     folder = file.parent / below
     images = _read_images(folder, names, faults)
-    label_files = []
-    for name in names:
-        label_file = label_name(posixpath.join(below, name))
-        label_files.append(f"{file.parent}/{label_file}")
+    labels = [label_name(posixpath.join(below, name)) for name in names]
+    faults += label_faults(file.parent, below, names, labels)
+    label_files = [f"{file.parent}/{label}" for label in labels]
     has_outlines = config.get("task") in _OUTLINE_TASKS
     key_points = None if has_outlines else _key_points(file, config)
     lines = Lines(label_files, key_points)
@@ -111,18 +108,6 @@ def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> Images:
     return Images(rows, folder, names, ids, sizes, lambda i: names[i])
 
 
-def label_name(image: str) -> str:
-    """The label file of an image, both relative to the data folder: the last folder `images`
-    becomes `labels`."""
-    path, _ = posixpath.splitext(image)
-    folders = path.split("/")
-    for index in reversed(range(len(folders) - 1)):
-        if folders[index] == "images":
-            folders[index] = "labels"
-            break
-    return "/".join(folders) + ".txt"
-
-
 def _locate(root: Path) -> Path | None:
     if root.is_file():
         return root
@@ -144,20 +129,6 @@ def _parse_config(file: Path) -> dict[str, Any]:
         remedy = "write names, train and val into it"
         raise InputError("holds no settings", where=file, remedy=remedy)
     return config
-
-
-def _entries(file: Path, config: dict[str, Any], split: Split) -> list[str]:
-    """The folders and lists of images of a split, as the file says them."""
-    value: Any = []
-    for key in _KEYS[split]:
-        if config.get(key):
-            value = config[key]
-            break
-    entries = value if isinstance(value, list) else [value]
-    if not all(isinstance(entry, str) for entry in entries):
-        remedy = "write a folder of images, relative to this file"
-        raise InputError(f"{split} is no path", where=file, remedy=remedy)
-    return entries
 
 
 def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
@@ -203,72 +174,24 @@ def _find_images(
     """The folder of the images of a split, relative to the data folder, and their sorted paths
     below it."""
     root = file.parent
-    there = Listing(root)
-    entries = _entries(file, config, split)
-    locations = _locations(file, config, split)
-    if "" in locations:
-        missing = reprlib.repr(entries[locations.index("")])
-        text = f"{split}: {missing} is not in {root}"
-        remedy = "put it there, or write a path relative to this file"
-        raise InputError(text, where=file, remedy=remedy)
+    places = Places(file, config, faults)
+    entries = entries_of(file, config, split)
+    locations = places.require(split)
     folder = "."
     if len(locations) == 1 and (root / locations[0]).is_dir():
         folder = locations[0]
     names: set[str] = set()
     for location in locations:
         if (root / location).is_file():
-            names.update(_listed(there, location, _base(there, config), faults))
+            names.update(places.listed(location))
             continue
         below = posixpath.relpath(location, folder)
-        for name in find_images(root / location):
+        for name in contents_of(root / location).files:
             names.add(posixpath.normpath(f"{below}/{name}"))
     if not names:
         text = f"{split} holds no images ({reprlib.repr(entries)})"
         raise InputError(text, where=file, remedy="put them there")
     return folder, sorted(names, key=os.fsencode)
-
-
-def _base(there: Listing, config: dict[str, Any]) -> str:
-    """The folder that entries are relative to, below the data folder; empty if the file does not
-    name one."""
-    base = config.get("path")
-    if not isinstance(base, str):
-        return ""
-    return find_below(there, base)
-
-
-def _locations(file: Path, config: dict[str, Any], split: Split) -> list[str]:
-    """Where the entries of a split are below the data folder; empty for those that are not
-    there."""
-    there = Listing(file.parent)
-    base = _base(there, config)
-    locations = []
-    for entry in _entries(file, config, split):
-        location = find_below(there, entry, (base, ""))
-        locations.append(location)
-    return locations
-
-
-def _listed(there: Listing, location: str, base: str, faults: list[Fault]) -> list[str]:
-    """The images that a text file lists, one a line."""
-    file = there.root / location
-    bases = (posixpath.dirname(location), base, "")
-    content = read_file(file)
-    lines = [os.fsdecode(line.strip()) for line in content.splitlines()]
-    names = []
-    missing = []
-    for line in lines:
-        name = find_below(there, line, bases) if line else ""
-        missing.append(line != "" and name == "")
-        if name:
-            names.append(name)
-    Rows(len(lines), faults, lambda i: (file, f"line {i + 1}")).fault(
-        "image-missing",
-        missing,
-        lambda i: f"{reprlib.repr(lines[i])} is not in {there.root}",
-        "put it there, or delete the line",
-    )
-    return names
 
 
 def _judge_lines(rows: Rows, lines: Lines, classes: dict[int, str], has_outlines: bool) -> None:
@@ -330,6 +253,7 @@ def _read_objects(
         ids=np.arange(1, count + 1),
         quoted=lines.quoted,
         remedy="write class cx cy w h as fractions of the image",
+        box_format="cxcywh",
     )
 
 

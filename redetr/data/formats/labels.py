@@ -1,0 +1,172 @@
+"""Which label file belongs to which image in YOLO format, and those that belong to none."""
+
+import os
+import posixpath
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from urllib.parse import unquote
+
+from redetr.data.annotations import Fault
+from redetr.data.formats.listing import contents_of
+from redetr.data.formats.paths import Listing
+from redetr.data.images import IMAGE_SUFFIXES
+
+_SUFFIX = ".txt"
+_MOST = 300  # label files without image whose names are compared with those of images
+_SEPARATED = "(?:^|[^0-9a-z]){}(?:$|[^0-9a-z])"
+
+
+def label_name(image: str) -> str:
+    """The label file of an image, both relative to the data folder: the last folder `images`
+    becomes `labels`."""
+    path, _ = posixpath.splitext(image)
+    folders = path.split("/")
+    for index in reversed(range(len(folders) - 1)):
+        if folders[index] == "images":
+            folders[index] = "labels"
+            break
+    return "/".join(folders) + _SUFFIX
+
+
+def label_faults(root: Path, below: str, names: list[str], labels: list[str]) -> list[Fault]:
+    """What is wrong with the label files as files: one for two images, or one for none.
+
+    `names` are the images, relative to the folder `below` in the data folder `root`; `labels` has
+    the label file of each, relative to `root`.
+    """
+    images = [posixpath.normpath(posixpath.join(below, name)) for name in names]
+    labels = [posixpath.normpath(label) for label in labels]
+    there = Listing(root)
+    faults = _shared(root, images, labels, there)
+    unclaimed = _unclaimed(root, below, images, labels, there)
+    if unclaimed:
+        bare = [image for image, label in zip(images, labels, strict=True) if label not in there]
+        folders: dict[str, set[str]] = defaultdict(set)
+        for image, label in zip(images, labels, strict=True):
+            folders[posixpath.dirname(label)].add(posixpath.dirname(image))
+        unread: dict[str, str] = {}
+        for label in unclaimed:
+            for folder in folders[posixpath.dirname(label)]:
+                unread |= _same_stem(label, folder, there)
+        faults += _unclaimed_faults(root, unclaimed, bare, unread)
+    return faults
+
+
+def _shared(root: Path, images: list[str], labels: list[str], there: Listing) -> list[Fault]:
+    """A warning if images have one label file in common."""
+    first_with: dict[str, str] = {}
+    pairs = []
+    for image, label in zip(images, labels, strict=True):
+        first = first_with.setdefault(label, image)
+        if first != image and label in there:
+            pairs.append((label, first, image))
+    if not pairs:
+        return []
+    label, first, image = pairs[0]
+    text = f"{first} and {image} share this file: both have its objects"
+    remedy = "give each image a name and a label file of its own"
+    return [Fault("warning", "annotation-shared", root / label, "", text, remedy, len(pairs))]
+
+
+def _unclaimed(
+    root: Path, below: str, images: list[str], labels: list[str], there: Listing
+) -> list[str]:
+    """The label files in the folders of those of the images that belong to no image, sorted."""
+    claimed = set(labels)
+    image_folders = {posixpath.dirname(image) for image in images}
+    if below == ".":  # images that a list names: it need not name all of a folder
+        for folder in image_folders:
+            for file in there.files(folder):
+                if file.lower().endswith(IMAGE_SUFFIXES):
+                    claimed.add(label_name(posixpath.join(folder, file)))
+        folders = {posixpath.dirname(label) for label in claimed}
+        files = {posixpath.join(folder, f) for folder in folders for f in there.files(folder)}
+    else:
+        folder = posixpath.dirname(label_name(f"{below}/x"))
+        files = {posixpath.join(folder, f) for f in contents_of(root / folder, (_SUFFIX,)).files}
+    unclaimed = []
+    for file in sorted(files - claimed, key=os.fsencode):
+        is_text = file.lower().endswith(_SUFFIX)
+        is_hidden = posixpath.basename(file).startswith(".")
+        if is_text and not is_hidden and _holds_labels(root / file):
+            unclaimed.append(file)
+    return unclaimed
+
+
+def _holds_labels(file: Path) -> bool:
+    """Whether the first line is one of a label file, not of a list of classes or a note."""
+    try:
+        with open(file, "rb") as lines:
+            words = next((line.split() for line in lines if line.strip()), [])
+        return len(words) > 4 and bool([float(word) for word in words])
+    except (OSError, ValueError):
+        return False
+
+
+def _same_stem(label: str, folder: str, there: Listing) -> dict[str, str]:
+    """The file in a folder of images, of an ending that is not read, that would have this label
+    file, by the label file; empty if there is none."""
+    stem, _ = posixpath.splitext(posixpath.basename(label))
+    for file in sorted(there.files(folder)):
+        if posixpath.splitext(file)[0] == stem and not file.lower().endswith(_SUFFIX):
+            return {label: posixpath.join(folder, file)}
+    return {}
+
+
+def _unclaimed_faults(
+    root: Path, unclaimed: list[str], bare: list[str], unread: dict[str, str]
+) -> list[Fault]:
+    """An error if label files of no image seem to mean images that have none, and a warning for the
+    others. `bare` are images without a label file; `unread` has files that are not read as images,
+    by their label files."""
+    meant = []
+    others = unclaimed[_MOST:]
+    for label in unclaimed[:_MOST]:
+        image = _image_meant(label, bare)
+        if image:
+            meant.append((label, image))
+        else:
+            others.append(label)
+    faults = []
+    if meant:
+        label, image = meant[0]
+        text = f"belongs to no image; is it of {image}, which has no label file?"
+        remedy = f"call it {posixpath.basename(label_name(image))}, or delete it"
+        faults.append(Fault("error", "label-unclaimed", root / label, "", text, remedy, len(meant)))
+    if others:
+        text = "belongs to no image"
+        remedy = "put its image there, or delete it"
+        if others[0] in unread:
+            text = f"is left out, as {unread[others[0]]} is not read as an image"
+            remedy = "convert it to JPEG or PNG"
+        file = root / others[0]
+        faults.append(Fault("warning", "label-unclaimed", file, "", text, remedy, len(others)))
+    return faults
+
+
+def _image_meant(label: str, bare: Iterable[str]) -> str:
+    """The only one of these images whose name the label file seems to hold; else nothing."""
+    wanted = _plain(posixpath.splitext(posixpath.basename(label))[0])
+    parts = re.compile(_SEPARATED.format(re.escape(wanted)))
+    similar = (image for image in bare if _is_similar(wanted, parts, image))
+    candidates = list(islice(similar, 2))
+    return candidates[0] if len(candidates) == 1 else ""
+
+
+def _is_similar(wanted: str, parts: re.Pattern[str], image: str) -> bool:
+    """Whether the name of a label file is that of an image, but for a part of it, its ending, or
+    how its letters are written."""
+    name = _plain(posixpath.basename(image))
+    stem, _ = posixpath.splitext(name)
+    letters = re.sub(r"[^\w]|_", "", wanted)
+    is_same = letters in (re.sub(r"[^\w]|_", "", stem), re.sub(r"[^\w]|_", "", name))
+    return bool(letters) and (is_same or parts.search(stem) is not None)
+
+
+def _plain(name: str) -> str:
+    """The name as one that was not encoded for an address, in composed small letters."""
+    return unicodedata.normalize("NFC", unquote(name)).lower()

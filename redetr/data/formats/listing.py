@@ -1,0 +1,209 @@
+"""What lies below a folder: files of the kinds that are asked for, and all that is passed over."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from redetr.data.annotations import Fault, Severity
+from redetr.data.images import IMAGE_SUFFIXES
+
+RECORDS = "predictions*.jsonl"  # of `redetr predict`, also those of single processes
+
+# Files that lie beside images and are none: nobody misses them.
+_TEXTS = (".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".rst", ".tsv", ".txt", ".xml")
+_DOCUMENTS = (".doc", ".docx", ".pdf", ".url", ".xls", ".xlsx")
+_SETTINGS = (".cfg", ".conf", ".data", ".ini", ".names", ".toml", ".yaml", ".yml")
+_PROGRAMS = (".ipynb", ".js", ".py", ".sh")
+_ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst")
+_STORED = (".bin", ".cache", ".db", ".lock", ".onnx", ".pkl", ".pt", ".pth", ".safetensors")
+_NO_IMAGES = {*_TEXTS, *_DOCUMENTS, *_SETTINGS, *_PROGRAMS, *_ARCHIVES, *_STORED}
+# What systems and tools leave, as everything that begins with a dot.
+_SYSTEM_NAMES = frozenset(
+    ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+    + ("__pycache__", "node_modules", "site-packages")
+)
+_ANNOTATION_SUFFIXES = (".txt", ".xml", ".json")
+# The images that other commands write, beside a file by which their folders are known.
+_OUTPUTS = {
+    "index.html": {"sheet.png", "augmented.png"},  # check --report
+    "demo": {"curves.png", "predictions.png"},  # demo
+}
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_MOST_ENDINGS = 6  # in a message
+
+
+@dataclass
+class Contents:
+    """The files below a folder, as paths relative to it with forward slashes, sorted as bytes."""
+
+    root: Path
+    files: list[str] = field(default_factory=list)  # of the kinds asked for
+    others: list[str] = field(default_factory=list)  # of other kinds, which may be images
+    system: list[str] = field(default_factory=list)  # like images or annotations, but hidden
+    links: list[str] = field(default_factory=list)  # to folders, which are not followed
+    closed: list[str] = field(default_factory=list)  # folders that cannot be listed
+    outputs: list[str] = field(default_factory=list)  # images that redetr wrote
+
+    def lists(self) -> tuple[list[str], ...]:
+        """Each of the lists."""
+        return self.files, self.others, self.system, self.links, self.closed, self.outputs
+
+
+def contents_of(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Contents:
+    """What is below the folder, at any depth. The files asked for end in one of the `suffixes`,
+    which are in lower case; those of the files may be in upper case."""
+    contents = Contents(root)
+
+    def on_error(error: OSError) -> None:
+        contents.closed.append(os.path.relpath(error.filename, root))
+
+    for parent, folders, files in os.walk(root, onerror=on_error):
+        relative = os.path.relpath(parent, root).replace(os.sep, "/")
+        below = "" if relative == "." else f"{relative}/"
+        folders[:] = _followed(parent, below, folders, contents, suffixes)
+        outputs = output_images(parent, files)
+        for file in files:
+            path = below + file
+            is_wanted = file.lower().endswith(suffixes)
+            if _is_system(file):
+                if is_wanted or file.lower().endswith(_ANNOTATION_SUFFIXES):
+                    contents.system.append(path)
+            elif file in outputs:
+                contents.outputs.append(path)
+            elif is_wanted:
+                contents.files.append(path)
+            elif may_be_image(parent, file):
+                contents.others.append(path)
+    for paths in contents.lists():
+        paths.sort(key=os.fsencode)
+    return contents
+
+
+def first_below(root: Path, suffixes: tuple[str, ...]) -> str:
+    """The path of some file that `contents_of` would return; empty if there is none."""
+    for parent, folders, files in os.walk(root):
+        folders[:] = [folder for folder in folders if not _is_system(folder)]
+        for file in files:
+            if file.lower().endswith(suffixes) and not _is_system(file):
+                return os.path.join(parent, file)
+    return ""
+
+
+def _followed(
+    parent: str, below: str, folders: list[str], contents: Contents, suffixes: tuple[str, ...]
+) -> list[str]:
+    """The folders in `parent` to look into; the others are added to the `contents`."""
+    followed = []
+    for folder in sorted(folders):
+        path = os.path.join(parent, folder)
+        if os.path.islink(path):
+            contents.links.append(below + folder)
+        elif not _is_system(folder):
+            followed.append(folder)
+        elif _holds(path, suffixes):
+            contents.system.append(below + folder)
+    return followed
+
+
+def _holds(folder: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a folder that is not looked into holds files of the kinds asked for."""
+    try:
+        return any(file.lower().endswith(suffixes) for file in os.listdir(folder))
+    except OSError:
+        return False
+
+
+def output_images(folder: str, files: Iterable[str]) -> set[str]:
+    """Which of the `files` in a folder are images that redetr wrote there, which are no data."""
+    names = set(files)
+    outputs: set[str] = set()
+    for mark, images in _OUTPUTS.items():
+        if mark in names:
+            outputs |= images
+    records = [name for name in names if PurePosixPath(name).match(RECORDS)]
+    for record in records:
+        outputs |= _recorded_images(os.path.join(folder, record))
+    return outputs & names
+
+
+def _recorded_images(record: str) -> set[str]:
+    """The annotated images that a record of `redetr predict` names."""
+    images = set()
+    with open(record, encoding="utf-8", errors="replace") as rows:
+        for row in rows:
+            try:
+                line = json.loads(row)
+            except (ValueError, RecursionError):  # cut short, or of another program
+                continue
+            name = line.get("picture") if isinstance(line, dict) else None
+            if isinstance(name, str):
+                images.add(name)
+    return images
+
+
+def _is_system(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEM_NAMES
+
+
+def may_be_image(folder: str, file: str) -> bool:
+    """Whether a file of no known ending may be an image; if it has none, its first bytes say so."""
+    suffix = PurePosixPath(file).suffix.lower()
+    if suffix:
+        return suffix not in _NO_IMAGES
+    try:
+        with open(os.path.join(folder, file), "rb") as opened:
+            return opened.read(8).startswith(_STARTS)
+    except OSError:
+        return False
+
+
+def passed_over(contents: Contents) -> list[Fault]:
+    """A line for each way in which files below the folder were passed over."""
+    endings = Counter(PurePosixPath(path).suffix or "no ending" for path in contents.others)
+    counts = ", ".join(f"{count} {end}" for end, count in endings.most_common(_MOST_ENDINGS))
+    ways: list[tuple[Severity, str, list[str], str, str]] = [
+        (
+            "warning",
+            "file-passed-over",
+            contents.others,
+            f"has an ending that is not read, and is passed over (of such files: {counts})",
+            "convert it if it belongs to the data",
+        ),
+        (
+            "warning",
+            "link-passed-over",
+            contents.links,
+            "is a link to a folder, which is not followed",
+            "put the folder itself there",
+        ),
+        (
+            "warning",
+            "folder-closed",
+            contents.closed,
+            "cannot be listed, and is passed over",
+            "allow reading it",
+        ),
+        (
+            "note",
+            "output-passed-over",
+            contents.outputs,
+            "is an image that redetr wrote, and is passed over",
+            "write results into another folder",
+        ),
+        (
+            "note",
+            "system-file",
+            contents.system,
+            "is hidden or was left by a system, and is passed over",
+            "delete it",
+        ),
+    ]
+    faults = []
+    for severity, code, paths, text, remedy in ways:
+        if paths:
+            place = paths[0]
+            faults.append(Fault(severity, code, contents.root, place, text, remedy, len(paths)))
+    return faults

@@ -1,0 +1,127 @@
+"""Where the images are that a `data.yaml` names. They are in its folder: what it names elsewhere is
+refused, and what is not there is looked for by the end of its path, with a note."""
+
+import os
+import posixpath
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from redetr.data.annotations import Fault, Rows, Severity, Split
+from redetr.data.formats.paths import Finder, Resolved, read_lines
+from redetr.errors import InputError
+
+KEYS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid"),
+    "test": ("test",),
+}
+
+
+def entries_of(file: Path, config: dict[str, Any], split: Split) -> list[str]:
+    """The folders and lists of images of a split, as the file says them."""
+    value: Any = []
+    for key in KEYS[split]:
+        if config.get(key):
+            value = config[key]
+            break
+    entries = value if isinstance(value, list) else [value]
+    if not all(isinstance(entry, str) for entry in entries):
+        remedy = "write a folder of images, relative to this file"
+        raise InputError(f"{split} is no path", where=file, remedy=remedy)
+    return entries
+
+
+class Places:
+    """Where the images are that a `data.yaml` names: in its folder."""
+
+    def __init__(self, file: Path, config: dict[str, Any], faults: list[Fault]):
+        """Raises InputError if its `path` is another folder."""
+        self.file = file
+        self.config = config
+        self.faults = faults
+        self.root = file.parent
+        self.finder = Finder(self.root)
+        self.base = self._find_base()  # the folder that entries are relative to, below the root
+
+    def _find_base(self) -> str:
+        stated = self.config.get("path")
+        if not isinstance(stated, str):
+            return ""
+        base = self.finder.find(stated, origins=[os.getcwd()])
+        if base.outside:
+            raise InputError(
+                f"path: {stated} is outside of {self.root}, the folder of this file",
+                where=self.file,
+                remedy=f"move this file to {base.outside}, without path",
+            )
+        if not base.inside or base.is_guess:
+            taken = self.root / base.inside
+            names = (self.root.resolve().name, taken.name)
+            if posixpath.basename(posixpath.normpath(stated.replace("\\", "/"))) not in names:
+                text = f"path: {stated} is not there, {taken} is taken"
+                self._add("warning", "path-foreign", "", text, "write the path of the data")
+        return base.inside
+
+    def of(self, split: Split) -> list[Resolved]:
+        """What the entries of a split lead to."""
+        bases = (self.base, "")
+        return [self.finder.find(entry, bases) for entry in self.entries(split)]
+
+    def entries(self, split: Split) -> list[str]:
+        return entries_of(self.file, self.config, split)
+
+    def require(self, split: Split) -> list[str]:
+        """Where the entries of a split are below the data folder. Raises InputError if one is not
+        there."""
+        locations = []
+        for entry, resolved in zip(self.entries(split), self.of(split), strict=True):
+            said = f"{split}: {reprlib.repr(entry)}"
+            if resolved.outside:
+                text = f"{said} is outside of {self.root}, the folder of this file"
+                remedy = "move this file up, or write a path relative to it"
+                raise InputError(text, where=self.file, remedy=remedy)
+            if not resolved.inside:
+                text = f"{said} is not in {self.root}"
+                remedy = "put it there, or write a path relative to this file"
+                raise InputError(text, where=self.file, remedy=remedy)
+            if resolved.is_guess and not entry.startswith(".."):
+                text = f"{said} is not there, {self.root / resolved.inside} is taken"
+                remedy = "write a path relative to this file"
+                self._add("note", "path-foreign", "", text, remedy)
+            locations.append(resolved.inside)
+        return locations
+
+    def listed(self, location: str) -> list[str]:
+        """The images that a text file lists, one a line."""
+        file = self.root / location
+        bases = (posixpath.dirname(location), self.base, "")
+        lines = read_lines(file)
+        resolved = [self.finder.find(line, bases) if line else Resolved() for line in lines]
+        rows = Rows(len(lines), self.faults, lambda i: (file, f"line {i + 1}"))
+        rows.fault(
+            "path-outside",
+            [target.outside != "" for target in resolved],
+            lambda i: f"{reprlib.repr(lines[i])} is outside of {self.root}",
+            "move the image into it, or write a path inside",
+        )
+        rows.fault(
+            "image-missing",
+            [
+                line != "" and not target.inside
+                for line, target in zip(lines, resolved, strict=True)
+            ],
+            lambda i: f"{reprlib.repr(lines[i])} is not in {self.root}",
+            "put it there, or delete the line",
+        )
+        rows.fault(
+            "path-foreign",
+            [target.is_guess for target in resolved],
+            lambda i: f"{reprlib.repr(lines[i])} is not there, {resolved[i].inside} is taken",
+            "write paths relative to the list",
+            "note",
+        )
+        return [target.inside for target in resolved if target.inside]
+
+    def _add(self, severity: Severity, code: str, where: str, text: str, remedy: str) -> None:
+        self.faults.append(Fault(severity, code, self.file, where, text, remedy))

@@ -1,0 +1,284 @@
+"""Files that nothing claims are reported, by `check` and by what `train` does first: images without
+annotation, annotations without image, endings, folders and links that are passed over, and files
+that are claimed twice."""
+
+import json
+import os
+import shutil
+import unicodedata
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sound_data import WRITERS, scenes
+
+from redetr.data import open_dataset
+from redetr.data.annotations import Fault
+from redetr.data.formats.listing import contents_of
+from redetr.doctor.check import check, essential_faults
+from redetr.errors import InputError
+
+LINE = "0 0.5 0.5 0.25 0.25\n"
+# What macOS puts into archives beside each file.
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(range(160, 250))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("sound")
+    return {form: write(root / form) for form, write in WRITERS.items()}
+
+
+@pytest.fixture
+def data(sound, tmp_path):
+    """A copy of the sound data set in a format."""
+    return lambda form: Path(shutil.copytree(sound[form], tmp_path / "data"))
+
+
+def save(path: Path, number: int = 0, **options) -> None:
+    """Another image of 64 x 48 px than those of the data set."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = Image.fromarray(scenes("val")[number].pixels[::-1].copy())
+    pixels.save(path, **options)
+
+
+def voc_xml(name: str = "cup", more: str = "") -> str:
+    box = "<xmin>11</xmin><ymin>11</ymin><xmax>40</xmax><ymax>30</ymax>"
+    size = "<size><width>64</width><height>48</height></size>"
+    objects = f"<object><name>{name}</name><bndbox>{box}</bndbox></object>"
+    return f"<annotation>{more}{size}{objects}</annotation>"
+
+
+def faults_of(root: Path) -> dict[str, Fault]:
+    """The faults that `check` reports, by code; `train` reports the same, or is refused."""
+    by_code = {fault.code: fault for fault in check(str(root)).faults}
+    errors = [fault for fault in by_code.values() if fault.severity == "error"]
+    try:
+        train, val = open_dataset(root, "train"), open_dataset(root, "val")
+        said = [*train.notes, *val.notes, *map(str, essential_faults(train, val))]
+    except InputError as error:
+        assert errors and str(error) == str(errors[0])
+    else:
+        assert not errors
+        for code, fault in by_code.items():
+            if code not in ("image-twice", "image-leak"):  # of which training hashes the images
+                assert str(fault) in said
+    return by_code
+
+
+def summary(fault: Fault) -> tuple[str, str, int]:
+    return fault.severity, os.path.join(fault.file.name, fault.where), fault.count
+
+
+def test_images_of_every_format_that_is_read(data):
+    root = data("yolo")
+    endings = ("jfif", "jpe", "mpo", "gif", "jp2", "avif", "JPG", "ppm", "pgm", "apng", "bmp")
+    kinds = {"jfif": "JPEG", "jpe": "JPEG", "mpo": "JPEG", "pgm": "PPM", "apng": "PNG"}
+    for number, ending in enumerate(endings):
+        if ending == "avif" and not contents_of(root, (".avif",)).files:
+            pytest.importorskip("PIL._avif")
+        path = root / f"images/train/odd{number}.{ending}"
+        save(path, number % 10, format=kinds.get(ending))
+        (root / f"labels/train/odd{number}.txt").write_text(LINE)
+    report = check(str(root))
+    assert report.figures()["train"]["images"] == 14 + len(endings)
+    assert report.figures()["train"]["objects"] == 3 * 14 + len(endings)
+
+
+def test_an_ending_that_is_not_read_is_reported_with_its_label(data):
+    root = data("yolo")
+    for name in ("a.heic", "b.HEIC", "c.psd"):
+        (root / "images/train" / name).write_bytes(b"\0\0\0\x18ftypheic")
+    (root / "labels/train/a.txt").write_text(LINE)
+    (root / "images/train/notes.txt").write_text("beautiful")
+    faults = faults_of(root)
+    assert faults.keys() == {"file-passed-over", "label-unclaimed"}
+    assert summary(faults["file-passed-over"]) == ("warning", "data/images/train/a.heic", 3)
+    assert "1 .heic, 1 .HEIC, 1 .psd" in faults["file-passed-over"].text
+    assert summary(faults["label-unclaimed"]) == ("warning", "a.txt/", 1)
+    assert "images/train/a.heic is not read" in faults["label-unclaimed"].text
+
+
+NAMES = {
+    "photo.webp.jpg": "photo.txt",  # stem taken up to the first dot
+    "1a2b3c4d-street.png": "street.txt",  # a prefix of an upload
+    "my picture.png": "my%20picture.txt",
+    "lane#3.png": "lane_3.txt",
+    "upper.png": "upper.TXT",
+    "x.png": "x.png.txt",
+    unicodedata.normalize("NFD", "m\u00fcll.png"): unicodedata.normalize("NFC", "m\u00fcll.txt"),
+}
+
+
+def test_label_files_whose_names_are_not_those_of_their_images(data):
+    root = data("yolo")
+    for image, label in NAMES.items():
+        save(root / "images/train" / image)
+        (root / "labels/train" / label).write_text(LINE)
+    fault = faults_of(root)["label-unclaimed"]
+    assert summary(fault) == ("error", "lane_3.txt/", 7)
+    assert fault.text.startswith("belongs to no image; is it of images/train/lane#3.png")
+    assert fault.remedy.startswith("call it lane#3.txt")
+
+
+def test_label_files_of_no_image_are_a_warning(data):
+    root = data("yolo")
+    (root / "labels/train/classes.txt").write_text("cup\nplate\n")  # as labelImg writes
+    (root / "labels/train/gone_1.txt").write_text(LINE)
+    (root / "labels/train/gone_2.txt").write_text(LINE)
+    save(root / "images/train/gone_10.png")  # a background, with a name that begins in the same way
+    faults = faults_of(root)
+    assert summary(faults["label-unclaimed"]) == ("warning", "gone_1.txt/", 2)
+
+
+def test_a_list_need_not_name_all_images_of_a_folder(data):
+    root = data("yolo")
+    names = sorted(path.name for path in (root / "images/train").iterdir())
+    (root / "train.txt").write_text("".join(f"images/train/{name}\n" for name in names[:12]))
+    text = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(text.replace("train: images/train", "train: train.txt"))
+    faults = faults_of(root)
+    assert faults.keys() == {"image-unused"}
+    assert summary(faults["image-unused"]) == ("warning", "data/images/train/train-12.png", 2)
+
+
+def test_images_that_share_an_annotation(data, tmp_path):
+    root = data("yolo")
+    save(root / "images/train/train-00.jpg")
+    faults = faults_of(root)
+    assert summary(faults["annotation-shared"]) == ("warning", "train-00.txt/", 1)
+    assert "train-00.jpg and images/train/train-00.png share this file" in str(faults.values())
+    shutil.rmtree(root)
+    root = data("voc")
+    save(root / "JPEGImages/train-00.png")
+    xml = root / "Annotations/train-00.xml"
+    assert faults_of(root).keys() == {"image-unused"}  # the XML file names its image
+    xml.write_text(xml.read_text().replace("<filename>train-00.jpg</filename>", ""))
+    faults = faults_of(root)
+    assert summary(faults["annotation-shared"]) == ("warning", "train-00.xml/", 1)
+    assert faults.keys() == {"annotation-shared", "image-unused"}
+
+
+def test_the_image_that_an_xml_file_names(data):
+    root = data("voc")
+    (root / "JPEGImages/train-00.jpg").rename(root / "JPEGImages/other.jpg")
+    xml = root / "Annotations/train-00.xml"
+    xml.write_text(xml.read_text().replace("train-00.jpg", "C:\\photos\\other.jpg"))
+    assert faults_of(root) == {}
+    assert open_dataset(root, "train").path(0).name == "other.jpg"
+
+
+def test_xml_files_in_folders_and_of_other_programs(tmp_path):
+    for split in ("train", "val"):
+        for number in range(10):
+            below = ("", "day1/", "day2/night/")[number % 3]
+            save(tmp_path / f"{split}/{below}{number}.png", number)
+            path = tmp_path / f"{split}/{below}{number}.xml"
+            path.write_text(voc_xml(more="<folder>x</folder>"))
+    (tmp_path / "train/0.png.aux.xml").write_text("<PAMDataset></PAMDataset>")  # as QGIS writes
+    report = check(str(tmp_path))
+    assert [row["images"] for row in report.figures().values()] == [10, 10]
+    assert [row["objects"] for row in report.figures().values()] == [10, 10]
+    assert summary(faults_of(tmp_path)["xml-other"]) == ("note", "0.png.aux.xml/", 1)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_files_that_a_mac_puts_into_archives(data, form):
+    root = data(form)
+    for path in [*root.rglob("*.*")]:
+        if path.is_file():
+            path.with_name(f"._{path.name}").write_bytes(APPLE_DOUBLE)
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX/._data").write_bytes(APPLE_DOUBLE)
+    faults = faults_of(root)
+    assert faults.keys() == {"system-file"}
+    assert (faults["system-file"].severity, faults["system-file"].count > 24) == ("note", True)
+    assert [row["images"] for row in check(str(root)).figures().values()] == [14, 10]
+
+
+def test_hidden_folders_and_thumbnails_are_no_data(data):
+    root = data("yolo")
+    for folder in (".ipynb_checkpoints", "@eaDir/a.jpg", ".thumbnails"):
+        save(root / f"images/train/{folder}/train-00-checkpoint.png")
+    faults = faults_of(root)
+    assert len(open_dataset(root, "train")) == 14
+    assert summary(faults["system-file"]) == ("note", "data/images/train/.ipynb_checkpoints", 3)
+
+
+def test_links_to_folders_are_not_followed(data, tmp_path):
+    root = data("yolo")
+    save(tmp_path / "elsewhere/a.png")
+    (root / "images/train/more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    faults = faults_of(root)
+    assert summary(faults["link-passed-over"]) == ("warning", "data/images/train/more", 1)
+    assert len(open_dataset(root, "train")) == 14
+
+
+def test_a_split_that_is_a_link_is_sound(data, tmp_path):
+    for form in ("coco", "yolo"):
+        root = data(form)
+        split = root / "train" if form == "coco" else root / "images/train"
+        shutil.move(split, tmp_path / form)
+        split.symlink_to(tmp_path / form, target_is_directory=True)
+        assert faults_of(root) == {}
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_images_that_no_split_names(data, form):
+    root = data(form)
+    folder = {"coco": "train", "yolo": "images/train", "voc": "JPEGImages"}[form]
+    save(root / "extra/a.png", 1)
+    save(root / "extra/b.png", 2)
+    if form != "yolo":
+        save(root / folder / "more.png", 3)
+    faults = faults_of(root)
+    assert summary(faults["folder-unused"]) == ("note", "data/extra", 1)
+    assert faults["folder-unused"].text.startswith("2 images of this folder are in no split")
+    if form != "yolo":  # where it is an image without objects
+        assert summary(faults["image-unused"]) == ("warning", f"data/{folder}/more.png", 1)
+
+
+def test_images_of_the_test_split_are_claimed(data):
+    root = data("voc")
+    lists = root / "ImageSets/Main"
+    stems = (lists / "train.txt").read_text().split()
+    (lists / "train.txt").write_text("\n".join(stems[:11]))
+    (lists / "test.txt").write_text("\n".join(stems[11:]))
+    train, val = open_dataset(root, "train"), open_dataset(root, "val")
+    assert essential_faults(train, val) == []
+    (lists / "test.txt").write_text("\n".join(stems[12:]))
+    (fault,) = essential_faults(train, val)
+    assert summary(fault) == ("warning", "data/JPEGImages/train-11.jpg", 1)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_an_image_that_is_listed_twice(data, same):
+    root = data("coco")
+    file = root / "annotations/instances_train.json"
+    document = json.loads(file.read_text())
+    document["images"] += [row | {"id": 900 + row["id"]} for row in document["images"][:2]]
+    copies = [
+        row | {"id": 9000 + row["id"], "image_id": 900 + row["image_id"]}
+        for row in document["annotations"][: 6 if same else 5]
+    ]
+    document["annotations"] += copies
+    file.write_text(json.dumps(document))
+    fault = faults_of(root)["image-listed-twice"]
+    assert (fault.severity, fault.count) == ("warning" if same else "error", 2)
+    assert "14 files have 16 entries" in fault.text
+    assert ("lacks objects" in fault.text) != same
+
+
+def test_images_that_predict_wrote_are_no_data(data):
+    root = data("yolo")
+    save(root / "images/train/predictions/a.png")
+    lines = [{"image": "a.jpg", "picture": "a.png"}, {"image": "b.jpg"}, ["picture"]]
+    record = "".join(json.dumps(line) + "\n" for line in lines)
+    (root / "images/train/predictions/predictions.jsonl").write_text(record + '{"image": "c')
+    save(root / "images/train/checked/sheet.png")
+    (root / "images/train/checked/index.html").touch()
+    faults = faults_of(root)
+    assert len(open_dataset(root, "train")) == 14
+    where = "data/images/train/checked/sheet.png"
+    assert summary(faults["output-passed-over"]) == ("note", where, 2)
