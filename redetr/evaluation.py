@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from redetr.choices import ImageSize
 from redetr.data import DetectionDataset
 from redetr.data.loader import ANSWER_S, Samples, load_batches, to_batch
 from redetr.data.sampler import EvalSampler
@@ -64,7 +65,7 @@ def detect_dataset(
     dataset: DetectionDataset,
     dist: Dist | None = None,
     *,
-    image_size: int,
+    image_size: ImageSize,
     batch_size: int = 16,
     dtype: torch.dtype = torch.float32,
     num_workers: int = 0,
