@@ -229,9 +229,9 @@ SWAPPED = [10, 20, 95, 75]  # xyxy
 FAULTS = {
     "unknown image": (lambda d: d["annotations"][1].update(image_id=77), "902", "image_id 77"),
     "image id of another type": (
-        lambda d: d["annotations"][1].update(image_id="10"),
+        lambda d: d["annotations"][1].update(image_id="ten"),
         "902",
-        "image_id '10'",
+        "image_id 'ten'",
     ),
     "unknown category": (
         lambda d: d["annotations"][2].update(category_id=8),
