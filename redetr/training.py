@@ -13,6 +13,7 @@ from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
 from redetr.checkpoint import save_checkpoint, save_weights
+from redetr.choices import size_text
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
@@ -175,7 +176,7 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
     precision = str(pick_precision(config.precision, dist.device)).removeprefix("torch.")
     notes = [
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images at "
-        f"{config.image_size} px, {config.steps} steps of {config.batch_size}, "
+        f"{size_text(config.image_size)} px, {config.steps} steps of {config.batch_size}, "
         f"{dist.world_size} x {dist.device.type}, {precision}"
     ]
     most = data.max_objects()

@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor
 
+from redetr.choices import ImageSize
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.folder import AnnotatedDataset, FolderDataset, read_split
@@ -28,8 +29,9 @@ from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
 from redetr.data.inventory import unclaimed_files
 from redetr.data.open import folder_of, open_dataset
-from redetr.doctor.boxes import Plan, box_faults, class_counts, class_faults, is_sound, plan_faults
+from redetr.doctor.boxes import box_faults, class_counts, class_faults, is_sound, plan_faults
 from redetr.doctor.images import copies, image_faults
+from redetr.doctor.plan import Plan
 from redetr.errors import InputError
 from redetr.metrics import distinct_names
 
@@ -138,21 +140,27 @@ def check(
     num_queries: int | None = None,
     thorough: bool = False,
     val_fraction: float = 0.0,
+    image_size: ImageSize = 0,
 ) -> Report:
     """Looks at every annotation and every image file of a data set: `digits`, `crowns`, or a
     folder.
 
     `num_queries` defaults to what training with the recipe would take. `thorough` decodes all
     images, which finds damage in the middle of files, and images that are nearly the same.
-    `val_fraction` is as in `open_dataset`. Raises InputError if there is no data set.
+    `val_fraction` is as in `open_dataset`, `image_size` as in `TrainConfig`. Raises InputError if
+    there is no data set.
     """
     if source == "digits" or source.startswith("hf:"):
-        return _check_without_files(source, recipe, num_queries, val_fraction)
-    return _check_folder(source, recipe, num_queries, thorough, val_fraction)
+        return _check_without_files(source, recipe, num_queries, val_fraction, image_size)
+    return _check_folder(source, recipe, num_queries, thorough, val_fraction, image_size)
 
 
 def _check_without_files(
-    source: str, recipe: str, num_queries: int | None, val_fraction: float
+    source: str,
+    recipe: str,
+    num_queries: int | None,
+    val_fraction: float,
+    image_size: ImageSize,
 ) -> Report:
     """The report on a data set whose images are no files: drawn, or rows of Hugging Face."""
     datasets, faults = _open(source, val_fraction)
@@ -160,7 +168,7 @@ def _check_without_files(
     for split, dataset in datasets.items():
         splits[split] = _annotations_of(dataset)
     hints = datasets["train"].hints
-    plan = Plan.of(recipe, hints, num_queries)
+    plan = Plan.of(recipe, hints, num_queries, image_size)
     faults += _faults(splits, {})
     faults += plan_faults(splits, plan)
     for split, dataset in datasets.items():
@@ -178,14 +186,19 @@ def _check_without_files(
 
 
 def _check_folder(
-    source: str, recipe: str, num_queries: int | None, thorough: bool, val_fraction: float
+    source: str,
+    recipe: str,
+    num_queries: int | None,
+    thorough: bool,
+    val_fraction: float,
+    image_size: ImageSize,
 ) -> Report:
     """The report on a data set with image files."""
     folder = folder_of(source)
     splits, faults = _read(folder, val_fraction)
     is_complete = not faults
     hints = _hints(source, splits.get("train"))
-    plan = Plan.of(recipe, hints, num_queries)
+    plan = Plan.of(recipe, hints, num_queries, image_size)
     headers = {}
     for split, annotations in splits.items():
         headers[split] = _headers(annotations, content=True, looks=thorough)

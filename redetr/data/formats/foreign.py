@@ -78,15 +78,17 @@ def _is_below(location: str, folders: list[Path]) -> bool:
 
 def foreign_ends(text: str) -> list[str]:
     """The ends of a path that leads out of its folder, the longest first; empty if it does not."""
-    forward = text.replace("\\", "/")
-    is_address = _ADDRESS.match(forward) is not None or _LOCAL_FILES in forward
-    if is_address:
-        _, _, local = forward.partition(_LOCAL_FILES)
-        without_query = re.split("[?#]", forward)[0]
-        forward = unquote(local or without_query)
-    path = posixpath.normpath(forward)
-    if path_inside(path) and not is_address:
+    if path_inside(text) and not _is_address(text):
         return []
-    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    path = text.replace("\\", "/")
+    if _is_address(path):
+        _, _, local = path.partition(_LOCAL_FILES)
+        without_query = re.split("[?#]", path)[0]
+        path = unquote(local or _ADDRESS.sub("", without_query))
+    parts = [part for part in posixpath.normpath(path).split("/") if part not in ("", ".", "..")]
     ends = ["/".join(parts[start:]) for start in range(len(parts))]
     return [end for end in ends if path_inside(end)]
+
+
+def _is_address(path: str) -> bool:
+    return _ADDRESS.match(path) is not None or _LOCAL_FILES in path
