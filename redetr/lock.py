@@ -76,7 +76,10 @@ class FolderLock:
 
     def __enter__(self) -> "FolderLock":
         try:
-            problems = self._dist.gather([self._dist.main_only(self._problem)()])
+            self._dist.doing(f"taking the lock of {self.path.parent}")
+            problem = self._dist.main_only(self._problem)()
+            self._dist.meet()
+            problems = self._dist.gather([problem])
         except BaseException:
             self.__exit__()
             raise

@@ -36,6 +36,7 @@ _MAY_CHANGE = {
     "eval_every",
     "save_every",
     "timeout_s",
+    "setup_timeout_s",
     "patience",
     "recompute",
     "eval_batch_size",
@@ -174,6 +175,7 @@ def start_folder(
         notes = [f"nothing to resume in {folder}, starting anew"]
     else:
         notes = []
+    dist.meet()
     # Also a barrier: nobody writes into the folder before everybody has looked there.
     steps = dist.gather_rows([state.step])()[:, 0].tolist()
     if len(set(steps)) > 1:

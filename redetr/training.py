@@ -13,6 +13,7 @@ from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
 from redetr.checkpoint import save_checkpoint, save_weights
+from redetr.choices import size_text
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
@@ -67,7 +68,10 @@ def train(
     """
     with stop_signals() as signals:
         try:
-            with process_group(config.device, config.timeout_s) as dist, watching_workers():
+            with (
+                process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
+                watching_workers(),
+            ):
                 return _train(config, console, datasets, dist, signals)
         except KeyboardInterrupt:
             if signals.steps_begun:
@@ -85,12 +89,15 @@ def _train(
 ) -> dict[str, Any]:
     """What `train` does among its processes."""
     config.check(dist.world_size)
+    dist.doing("reading the annotations")
     if datasets is None:
         data = open_dataset(config.data, "train", config.val_fraction)
         val = open_dataset(config.data, "val", config.val_fraction)
     else:
         data, val = datasets
+    dist.doing("checking annotations and images")
     faults = essential_faults(data, val)
+    dist.doing("building the model")
     state, criterion = prepare(config, dist, data)
     folder = Path(config.output)
     with FolderLock(folder, dist) as lock:
@@ -169,7 +176,7 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
     precision = str(pick_precision(config.precision, dist.device)).removeprefix("torch.")
     notes = [
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images at "
-        f"{config.image_size} px, {config.steps} steps of {config.batch_size}, "
+        f"{size_text(config.image_size)} px, {config.steps} steps of {config.batch_size}, "
         f"{dist.world_size} x {dist.device.type}, {precision}"
     ]
     most = data.max_objects()

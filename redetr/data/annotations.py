@@ -1,6 +1,7 @@
 """What every reader of a data set yields: one split as arrays, and all that is wrong with it."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -234,6 +235,7 @@ def assemble(
     faults += _contradictions(source, objects, images)
     all_boxes = _boxes_inside(objects, images)
     faults += _repeated_names(source, classes)
+    faults += _unwritable_names(source, classes)
 
     good = np.flatnonzero(images.rows.good)
     names = np.array([os.fsencode(images.names[i]) for i in good], "S")
@@ -281,6 +283,21 @@ def _repeated_names(source: Path, classes: dict[int, str]) -> list[Fault]:
     text = f"{count} classes are called {name!r}"
     remedy = "give each its own name, or make them one"
     return [Fault("warning", "class-twice", source, "", text, remedy, len(repeated))]
+
+
+def _unwritable_names(source: Path, classes: dict[int, str]) -> list[Fault]:
+    """An error if names of classes hold what no text file or terminal takes."""
+    ids = [id_ for id_, name in classes.items() if not all(map(_is_writable, name))]
+    if not ids:
+        return []
+    where = f"category {ids[0]}"
+    text = f"its name {classes[ids[0]]!a} holds control characters, or half of a character"
+    remedy = "write another name"
+    return [Fault("error", "name-invalid", source, where, text, remedy, len(ids))]
+
+
+def _is_writable(character: str) -> bool:
+    return character in "\t\r\n" or unicodedata.category(character) not in ("Cc", "Cs")
 
 
 def _contradictions(source: Path, objects: Objects, images: Images) -> list[Fault]:

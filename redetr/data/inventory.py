@@ -30,6 +30,7 @@ def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
 
     Raises InputError if ranks have read different annotations.
     """
+    dist.doing(f"reading the images of {data.name}")
     contents: list[tuple[str, str]] = []
     if isinstance(data, FolderDataset):
         all_names = [os.fsdecode(name) for name in data.annotations.names]
@@ -37,10 +38,11 @@ def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
         headers = read_headers(data.annotations.folder, names, content=True)
         for name, header in zip(names, headers, strict=True):
             contents.append((name, header.content))
-    contents = sorted(dist.gather(contents))
     hashes = {}
     if isinstance(data, AnnotatedDataset):
         hashes = _hashes(data.annotations)
+    dist.meet()
+    contents = sorted(dist.gather(contents))
     for rank, others in enumerate(dist.gather([hashes])):
         if others != hashes:
             text = f"rank {rank} has read other annotations than rank {dist.rank}"

@@ -23,6 +23,7 @@ from command_line import SMALL, lines_of, run, start, train_arguments
 from torch import Tensor
 
 import redetr
+from redetr.distributed import process_group
 from redetr.losses import SetCriterion
 
 EXACT = {
@@ -184,6 +185,52 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared_coco, tmp_path):
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def slow_rank(rank: int, port: int, folder: Path, limit_s: float, ending: str) -> None:
+    """Rank 1 takes 3 s for what rank 0 remembers, or ends before; each writes what it is told."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    said = "ready"
+    try:
+        with process_group("cpu", timeout_s=1, setup_timeout_s=limit_s) as dist:
+            dist.doing("reading the annotations")
+            if rank == 1 and ending == "error":
+                raise redetr.InputError("no such folder", where="data")
+            if rank == 1 and ending == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if rank == 1:
+                time.sleep(3)
+            dist.meet()
+            said += str(dist.gather([rank]))
+    except redetr.RedetrError as error:
+        said = str(error)
+    (folder / f"{rank}.txt").write_text(said)
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "ending", "said"),
+    [
+        (60, "", r"ready\[0, 1\]"),
+        (1, "", r"rank 0 waited 1 s in the set-up for rank 1: reading the annotations; "),
+        (60, "error", r"rank 0 waited \d s in the set-up for rank 1: ended \(data: no such fol"),
+        (60, "kill", r"rank 0 waited \d s in the set-up for rank 1: reading the annotations; "),
+    ],
+)
+def test_ranks_that_are_set_up_at_unequal_speed(tmp_path, limit_s, ending, said):
+    """They wait longer than between steps, and know for whom."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("fork")  # torch is imported already
+    arguments = (port, tmp_path, limit_s, ending)
+    ranks = [context.Process(target=slow_rank, args=(rank, *arguments)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert re.match(said, (tmp_path / "0.txt").read_text())
 
 
 def loaders(process: subprocess.Popen) -> list[int]:

@@ -3,16 +3,13 @@
 Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True.
 Boxes that leave their image by up to 2 px or 1% of its side are clipped. Images without annotations
 are kept. Where there is no `bbox`, or one without area, the extent of the `segmentation` (polygons
-or RLE) is the box; elsewhere the two are compared.
+or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.json` is train.
 """
 
-import gc
-import json
 import math
 import os
 import reprlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -32,11 +29,19 @@ from redetr.data.annotations import (
     assemble,
 )
 from redetr.data.contradictions import to_corners
-from redetr.data.formats.outlines import extent_of, is_number, quick_extent, to_floats
-from redetr.data.formats.paths import find_files, path_inside, read_file
+from redetr.data.formats.outlines import (
+    around_turned,
+    extent_of,
+    is_number,
+    parse,
+    to_floats,
+)
+from redetr.data.formats.paths import find_files, path_inside
+from redetr.data.formats.text_ids import number_text_ids
 from redetr.errors import InputError
 
 ROBOFLOW_FILE = "_annotations.coco.json"
+CVAT_FILE = "instances_default.json"  # of a task that is not divided into splits
 _FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("val", "valid"),
@@ -44,6 +49,7 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NO_BOX = [math.nan] * 4
+_REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
@@ -70,17 +76,21 @@ def read_coco(root: Path, split: Split) -> Annotations:
     if located is None:
         raise InputError(f"no {split} split: looked for {coco_sought(split)}", where=root)
     file, folders = located
-    return from_document(file, _parse(file), folders)
+    return from_document(file, parse(file), folders)
 
 
-def from_document(source: Path, document: Any, folders: list[Path]) -> Annotations:
+def from_document(
+    source: Path, document: Any, folders: list[Path], remedy: str = _REMEDY
+) -> Annotations:
     """The annotations of a document in COCO format. Without `folders`, image files are not looked
-    for.
+    for. `remedy` is what to do about a box that leaves its image.
 
     Raises InputError if it does not hold the three lists.
     """
     faults: list[Fault] = []
     images, annotations, categories = _tables(source, document, faults)
+    faults += _text_ids(source, images, annotations, "image_id")
+    faults += _text_ids(source, categories, annotations, "category_id")
     category_ids = categories.ids()
     has_number = categories.good.copy()  # before those without a name are left out
     classes = _read_categories(categories, category_ids)
@@ -104,7 +114,7 @@ def from_document(source: Path, document: Any, folders: list[Path]) -> Annotatio
     )
     label_of = {id_: label for label, id_ in enumerate(classes)}
     label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
-    objects = _read_objects(annotations, image, label_of_row[category])
+    objects = _read_objects(annotations, image, label_of_row[category], remedy)
     assembled = assemble(source, classes, read_images, objects, faults)
     assembled.faults.extend(_listed_twice(assembled))
     return assembled
@@ -151,6 +161,9 @@ def _files(root: Path, split: Split) -> list[Path]:
     instances = sorted(folder.glob(f"instances_{split}*.json"))
     if instances:
         return instances
+    default = folder / CVAT_FILE
+    if split == "train" and default.is_file():
+        return [default]
     for name in _FOLDERS[split]:
         exported = root / name / ROBOFLOW_FILE
         if exported.is_file():
@@ -217,7 +230,7 @@ class _Table(Rows):
     def column(self, key: str) -> list[Any]:
         return [row.get(key) for row in self.rows]
 
-    def wholeto_floats(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+    def whole_numbers(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there
         it is 0)."""
         values = self.column(key)
@@ -238,7 +251,7 @@ class _Table(Rows):
     def ids(self) -> np.ndarray:
         """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
         twice."""
-        ids, bad = self.wholeto_floats("id")
+        ids, bad = self.whole_numbers("id")
         self.report("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
         good = np.flatnonzero(self.good)
         _, first = np.unique(ids[good], return_index=True)
@@ -252,7 +265,7 @@ class _Table(Rows):
 
         `ids` are those of the other table, where they are `known`.
         """
-        wanted, bad = self.wholeto_floats(key)
+        wanted, bad = self.whole_numbers(key)
         rows = np.flatnonzero(known)
         if not len(rows):
             return np.full(len(wanted), -1)
@@ -278,37 +291,6 @@ class _Quotes(dict[str, str]):
         return self.table.quoted(self.row, key)
 
 
-def _parse(file: Path) -> Any:
-    """What the file holds. Of outlines beside a box, which are most of it, the extent is kept."""
-
-    def with_summary(row: Row) -> Row:
-        outline = row.get("segmentation")
-        if type(outline) is list and row.get("bbox"):
-            row["segmentation"] = quick_extent(outline)
-        return row
-
-    content = read_file(file)
-    try:
-        with _no_garbage_collection():
-            return json.loads(content, object_hook=with_summary)
-    except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
-        remedy = "export or copy the annotations again"
-        raise InputError(f"not JSON: {error}", where=file, remedy=remedy) from None
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """In the block, Python does not look for reference cycles: among millions of new rows there are
-    none, and the search takes a third of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
     """Images, annotations and categories."""
     tables = []
@@ -322,6 +304,15 @@ def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
             raise InputError(f'"{key}" is empty', where=file, remedy=remedy)
         tables.append(_Table(file, kind, rows, faults))
     return tables
+
+
+def _text_ids(source: Path, table: _Table, annotations: _Table, key: str) -> list[Fault]:
+    """A note if ids are text, which become numbers."""
+    text = number_text_ids(table.rows, annotations.rows, key)
+    if not text:
+        return []
+    where = f"the {key}s"
+    return [Fault("note", "id-text", source, where, text, "nothing to do, or write numbers")]
 
 
 def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
@@ -344,8 +335,8 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "file_name {file_name} is no path inside the data folder",
         "write one",
     )
-    heights, bad_height = table.wholeto_floats("height")
-    widths, bad_width = table.wholeto_floats("width")
+    heights, bad_height = table.whole_numbers("height")
+    widths, bad_width = table.whole_numbers("width")
     no_number = bad_height | bad_width
     table.report(
         "size-invalid",
@@ -367,8 +358,8 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
     return Images(table, folder, names, ids, sizes, lambda i: str(ids[i]))
 
 
-def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objects:
-    ids, without_id = table.wholeto_floats("id")
+def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: str) -> Objects:
+    ids, without_id = table.whole_numbers("id")
     _take_boxes_from_outlines(table)
     boxes = _read_boxes(table)
     area = to_floats(table.column("area"))
@@ -376,6 +367,7 @@ def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objec
     is_ignored = [value in (1, "1") for value in table.column("ignore")]
     outlines, mask_sizes = _read_outlines(table)
     corners = _replace_empty_boxes(table, to_corners(boxes, "xywh"), outlines)
+    corners = _turn_boxes(table, corners, np.isnan(outlines).any(1))
     return Objects(
         rows=table,
         image=image,
@@ -385,7 +377,7 @@ def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objec
         area=np.where(area >= 0, area, -1).astype(np.float32),
         ids=np.where(without_id, np.arange(len(ids)), ids),
         quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
-        remedy="is it xyxy given as xywh? write [x, y, width, height] in pixels",
+        remedy=remedy,
         box_format="xywh",
         outlines=outlines,
         mask_sizes=mask_sizes,
@@ -469,6 +461,27 @@ def _replace_empty_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarra
     has_area = (outlines[:, 2:] > outlines[:, :2]).all(1)  # not NaN
     _note_outlines(table, is_empty & has_area, "has a segmentation and a bbox without area")
     return np.where((is_empty & has_area)[:, None], outlines, corners)
+
+
+def _turn_boxes(table: _Table, corners: np.ndarray, is_box: np.ndarray) -> np.ndarray:
+    """Corners `[A, 4]`, those around the turned rectangle where an object that `is_box` states its
+    `rotation` in degrees, as CVAT does: its bbox is that of the rectangle before it was turned."""
+    degrees = np.zeros(len(table.rows))
+    for i, attributes in enumerate(table.column("attributes")):
+        if isinstance(attributes, dict) and is_number(attributes.get("rotation")):
+            degrees[i] = attributes["rotation"] % 180
+    is_turned = is_box & (degrees != 0)
+    if not is_turned.any():
+        return corners
+    table.fault(
+        "box-turned",
+        is_turned,
+        lambda i: f"its rectangle is turned by {degrees[i]:.12g} degrees",
+        "the box around it is taken",
+        "note",
+    )
+    turned = around_turned(corners, degrees)
+    return np.where(is_turned[:, None], turned, corners)
 
 
 def _note_outlines(table: _Table, outlined: np.ndarray, text: str) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from redetr.data.annotations import Annotations, Split
 from redetr.data.formats.coco import coco_sought, coco_splits, read_coco
+from redetr.data.formats.labelme import labelme_sought, labelme_splits, read_labelme
 from redetr.data.formats.voc import read_voc, voc_sought, voc_splits
 from redetr.data.formats.yolo import read_yolo, yolo_sought, yolo_splits
 from redetr.errors import InputError
@@ -31,7 +32,12 @@ _LAYOUTS = {
     "COCO": _Layout(coco_splits, coco_sought, read_coco),
     "YOLO": _Layout(yolo_splits, yolo_sought, read_yolo),
     "Pascal VOC": _Layout(voc_splits, voc_sought, read_voc),
+    "LabelMe": _Layout(labelme_splits, labelme_sought, read_labelme),
 }
+# A folder that Hugging Face `datasets` saved has one of the first; one of images that it reads, one
+# of the others.
+_SAVED = ("dataset_dict.json", "state.json")
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def splits_of(root: Path) -> list[Split]:
@@ -53,6 +59,21 @@ def read_annotations(root: Path, split: Split) -> Annotations:
     return replace(layout.read(root, split), root=root)
 
 
+def is_saved_by_datasets(root: Path) -> bool:
+    """Whether `save_to_disk` of Hugging Face `datasets` wrote the folder."""
+    return any((root / name).is_file() for name in _SAVED)
+
+
+def is_hub_folder(root: Path) -> bool:
+    """Whether Hugging Face `datasets` reads the folder: saved, or images with their metadata."""
+    if is_saved_by_datasets(root):
+        return True
+    for folder in (root, *sorted(root.glob("*/"))):
+        if any((folder / name).is_file() for name in _METADATA):
+            return True
+    return False
+
+
 def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
     if root.suffix in (".yaml", ".yml") and root.is_file():
         return _layout_of_yaml(root)
@@ -67,6 +88,9 @@ def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
         splits = layout.splits(root)
         if splits:
             return layout, splits
+    if is_hub_folder(root):
+        remedy = f"Hugging Face `datasets` reads it: give hf:{root}"
+        raise InputError("no folder of a format that is read here", where=root, remedy=remedy)
     sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
     remedy = f"give the folder that holds one of these ({sought})"
     raise InputError("no data set found", where=root, remedy=remedy)
