@@ -94,8 +94,13 @@ def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
         raise InputError("no folder of a format that is read here", where=root, remedy=remedy)
     sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
     remedy = f"give the folder that holds one of these ({sought})"
+    settings = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     misnamed = misnamed_files(root)
-    if misnamed:
+    if settings:
+        remedy = f"give {settings[0]} itself, if it names the images of a data set in YOLO format"
+    elif (root / "labels").is_dir():
+        remedy = "if it is in YOLO format, write a data.yaml that names train, val and the classes"
+    elif misnamed:
         remedy = f"{misnamed}; else {remedy}"
     raise InputError("no data set found", where=root, remedy=remedy)
 
