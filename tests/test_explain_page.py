@@ -318,6 +318,35 @@ def test_an_image_without_objects(form, tmp_path, browser, shared_coco):
     assert page.errors() == []
 
 
+def test_denoising_queries_have_a_part_of_their_own(tmp_path, browser, shared_coco):
+    data = open_dataset(shared_coco, "val")
+    found = explain_loss(small_detector("rtdetr_r18", denoising=2), data, 104)
+    write_loss_page(tmp_path / "loss.html", found)
+    page = Page(browser, tmp_path / "loss.html")
+    text = browser.find_element(By.TAG_NAME, "body").text
+    assert "in each of 2 groups, two for every object" in " ".join(text.split())
+    noisy = found.noisy
+    name = CLASSES[found.labels[0]]
+    start = CLASSES[noisy.labels[1, 0]]
+    (row,) = [line for line in text.splitlines() if line.startswith(f"A: {name} negative")]
+    assert row.startswith(f"A: {name} negative {start} 0.")
+    assert row.endswith(f" {noisy.scores[-1, 1, 0]:.3f}")
+    losses = found.shares[0].losses
+    (row,) = [line for line in text.splitlines() if line.startswith("denoising, layer 1")]
+    assert row.split()[3] == f"{losses['loss_ce_dn_0']:.5g}"
+    before = page.drawing("noisy")
+    page.press("layers", "layer 1")
+    assert page.drawing("noisy") != before
+    assert all(colors > 50 for colors in browser.execute_script(DRAWN))
+    assert page.errors() == []
+
+    empty = explain_loss(small_detector("rtdetr_r18", denoising=2), data, 102)
+    write_loss_page(tmp_path / "empty.html", empty)
+    assert Page(browser, tmp_path / "empty.html").errors() == []
+    write_loss_page(tmp_path / "none.html", explain_loss(small_detector("rtdetr_r18"), data, 104))
+    assert 'data-part="noisy"' not in (tmp_path / "none.html").read_text()
+
+
 def test_a_batch_without_objects(tmp_path, browser):
     found = explain_loss(small_detector("detr_r50"), Empty(), 1, 2)
     write_loss_page(tmp_path / "loss.html", found)
