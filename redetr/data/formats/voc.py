@@ -36,6 +36,7 @@ from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import Listing, path_inside, read_lines, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.errors import InputError
+from redetr.files import open_file
 
 _FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -274,7 +275,8 @@ _REMEDIES = {
 def _read_scene(file: Path) -> _Scene:
     encoding = "UTF-8"
     try:
-        content = file.read_bytes()
+        with open_file(file) as opened:
+            content = opened.read()
         encoding = _encoding(content)
         text = content.decode(encoding)
         # A document type may declare entities that grow beyond all memory; no annotation needs one.
