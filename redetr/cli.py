@@ -1,6 +1,7 @@
 """The command line: finds the command, runs it, and turns an error into one line and an exit
 code."""
 
+import io
 import os
 import sys
 import warnings
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"redetr {redetr.__version__}")
         raise SystemExit(0)
     quiet_dependencies()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command = parse_command(arguments)
         keep_memory()

@@ -13,11 +13,12 @@ from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
 from redetr.checkpoint import save_checkpoint, save_weights
+from redetr.choices import size_text
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.formats.folder import AnnotatedDataset
-from redetr.data.loader import Sample, Samples, load_batches, watching_workers
+from redetr.data.loader import Sample, Samples, load_batches, pools_ahead, watching_workers
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import Transform, augmentation, drawn_from, final_size
 from redetr.distributed import (
@@ -175,7 +176,7 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
     precision = str(pick_precision(config.precision, dist.device)).removeprefix("torch.")
     notes = [
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images at "
-        f"{config.image_size} px, {config.steps} steps of {config.batch_size}, "
+        f"{size_text(config.image_size)} px, {config.steps} steps of {config.batch_size}, "
         f"{dist.world_size} x {dist.device.type}, {precision}"
     ]
     most = data.max_objects()
@@ -333,10 +334,11 @@ class _Run:
             accumulate=config.accumulate,
             size_of=samples.size if config.group_by_size and sizes_differ else None,
         )
+        num_workers = _num_workers(config)
+        if sampler.size_of and num_workers:
+            sampler.pools = pools_ahead(sampler)
         pin_memory = dist.device.type == "cuda"
-        batches = load_batches(
-            samples, sampler, _num_workers(config), pin_memory, config.loader_timeout_s
-        )
+        batches = load_batches(samples, sampler, num_workers, pin_memory, config.loader_timeout_s)
         while True:
             yield [next(batches) for _ in range(config.accumulate)]
 

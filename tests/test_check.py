@@ -22,9 +22,10 @@ from redetr.data import Hints, open_dataset
 from redetr.data.annotations import Annotations
 from redetr.data.contradictions import BoxFormat, to_corners
 from redetr.data.headers import cache_file, read_header, read_headers
-from redetr.doctor.boxes import Plan, box_faults, plan_faults
+from redetr.doctor.boxes import box_faults, plan_faults
 from redetr.doctor.check import check, essential_faults, print_report
 from redetr.doctor.images import _first_alike
+from redetr.doctor.plan import Plan
 from redetr.doctor.sheet import write_report
 from redetr.errors import InputError
 

@@ -26,7 +26,7 @@ def package() -> Path:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("size", [(64, 96), (75, 130)])  # even sides are padded on one side
+@pytest.mark.parametrize("size", [(64, 96), (128, 32)])
 def test_features_are_those_of_timm(size, package):
     timm = pytest.importorskip("timm")
     ours = EfficientNetLite("imagenet", (8, 16, 32)).eval().double()
@@ -44,6 +44,12 @@ def test_features_are_those_of_timm(size, package):
     assert [feature.shape[1] for feature in features] == ours.num_channels == [40, 112, 320]
     for feature, other in zip(features, expected[2:], strict=True):
         torch.testing.assert_close(feature, other, rtol=1e-6, atol=1e-6)
+
+
+def test_sides_are_rounded_up():
+    model = EfficientNetLite(None, (8, 16, 32))
+    shapes = [feature.shape[-2:] for feature in model(torch.randn(1, 3, 75, 130))]
+    assert shapes == [(10, 17), (5, 9), (3, 5)]
 
 
 def test_the_package_has_every_tensor_and_only_a_classifier_more(package):

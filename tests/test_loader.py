@@ -28,7 +28,7 @@ from redetr.data.loader import (
     watching_workers,
 )
 from redetr.data.sampler import TrainSampler
-from redetr.data.transforms import augmentation, normalize
+from redetr.data.transforms import augmentation, draws_of, normalize
 from redetr.data.views import Fit
 from redetr.errors import InputError, LostError
 from redetr.models.detr import DETR
@@ -80,6 +80,17 @@ def test_samples_do_not_depend_on_workers_and_ranks(shared_coco):
         sample for step in range(6) for rank in ranks for sample in rank[2 * step : 2 * step + 2]
     ]
     assert_same(together, alone)
+
+
+@pytest.mark.parametrize("augment", ["plain", "detr", "photo", "strong"])
+def test_the_size_of_a_sample_is_known_without_its_boxes(shared_coco, augment):
+    dataset = open_dataset(shared_coco, "train")
+    transform = augmentation(augment, Fit(64, 100))
+    samples = Samples(dataset, transform, seed=3)
+    for epoch in range(12):
+        for index in range(len(dataset)):
+            view = transform.view(draws_of(3, epoch, index), dataset.target(index))
+            assert samples.size((epoch, index)) == view.size
 
 
 def test_a_damaged_image_is_told_by_any_worker(tiny_coco):

@@ -1,19 +1,14 @@
 """What is wrong with the boxes and classes of a data set, beyond what its readers refuse."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
-import torch
 
-from redetr.config import MOST_QUERIES, Settings
-from redetr.data import Hints
+from redetr.choices import ImageSize, size_text
 from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.data.contradictions import from_corners, look_like_corners
 from redetr.doctor.images import faults_of, image_place
-from redetr.models import build
-from redetr.recipes import get_recipe
+from redetr.doctor.plan import Plan, sides_of
 
 # A class with fewer boxes, or so many times fewer than the most common one, is hardly learned.
 _FEW_BOXES = 10
@@ -27,45 +22,6 @@ _MANY_SMALL, _FEW_SMALL = 0.25, 0.1  # shares of the boxes
 _SAME_IOU = 0.99
 _MANY_IGNORED = 0.8  # share of the objects: no data set marks so many on purpose
 _SURE = 10  # boxes all on one side: by chance in one of 2**10 data sets
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe would do with a data set, as far as it concerns boxes."""
-
-    recipe: str
-    config: Settings
-    resize: Literal["aspect", "square"]
-    max_size: int | None
-    num_queries: int
-
-    @classmethod
-    def of(cls, recipe: str, hints: Hints, num_queries: int | None) -> "Plan":
-        """`num_queries` None = the most that training would take. Raises InputError for an unknown
-        recipe."""
-        config = replace(get_recipe(recipe), weights=None)
-        config = config.with_queries(hints, max_objects=MOST_QUERIES)
-        with torch.device("meta"):
-            model = build(config.model, 1, **config.model_kwargs())
-        settings = config.resolved(model, hints, num_images=1)
-        queries = num_queries or model.num_queries
-        return cls(recipe, settings, model.resize, model.max_size, queries)
-
-    def shorter_sides(self, annotations: Annotations, image_size: int) -> np.ndarray:
-        """The shorter side of each box in pixels of what a model sees that is trained at this size,
-        float `[A]`."""
-        boxes = annotations.boxes
-        sizes = annotations.sizes[annotations.image_of(), ::-1]  # width, height, [A, 2]
-        if self.config.augment == "aerial":  # crops at native scale, whatever their size
-            scale = np.ones((1, 2))
-        elif self.resize == "square":
-            scale = image_size / sizes
-        else:
-            longest = (self.max_size or np.inf) * image_size / self.config.image_size
-            by_shorter, by_longer = image_size / sizes.min(1), longest / sizes.max(1)
-            scale = np.minimum(by_shorter, by_longer)[:, None]
-        sides = (boxes[:, 2:] - boxes[:, :2]) * scale  # [A, 2]
-        return sides.min(1)
 
 
 def is_sound(annotations: Annotations) -> bool:
@@ -473,16 +429,18 @@ def _small_objects(train: Annotations, plan: Plan) -> list[Fault]:
         return []
     remedy = "cut the images into tiles, or take finer images"
     for factor in (1.5, 2, 3, 4):
-        larger = round(size * factor / 32) * 32
+        enlarged = tuple(round(side * factor / 32) * 32 for side in sides_of(size))
+        larger: ImageSize = enlarged[0] if isinstance(size, int) else (enlarged[0], enlarged[1])
         share = (plan.shorter_sides(train, larger) < _SMALL_PX).mean()
         if share < _FEW_SMALL:
             remedy = (
-                f"train at --image-size {larger} (then {share:.0%}), or cut the images into tiles"
+                f"train at --image-size {size_text(larger)} (then {share:.0%}), or cut the images "
+                "into tiles"
             )
             break
     text = (
         f"{small.mean():.0%} of the boxes are under {_SMALL_PX} px where the model sees images at "
-        f"{size} px"
+        f"{size_text(size)} px"
     )
     count = int(small.sum())
     return [Fault("warning", "object-small", train.source, "", text, remedy, count)]

@@ -54,7 +54,11 @@ _RENAMES = (
 
 
 class _ConvNorm(nn.Sequential):
-    """A convolution and its norm, padded as TensorFlow does: `[B, C, h, w]` to ceil(h / stride)."""
+    """A convolution and its norm, padded as TensorFlow does: `[B, C, h, w]` to ceil(h / stride).
+
+    Deviation: TensorFlow pads odd sides evenly. Here they are padded like even ones, so that a
+    graph for all sizes has no case to distinguish.
+    """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, norm: Norm
@@ -69,11 +73,8 @@ class _ConvNorm(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.border:
-            height, width = x.shape[-2:]
-            # An even side lacks a pixel at its start.
-            left = self.border - 1 + width % 2
-            top = self.border - 1 + height % 2
-            x = F.pad(x, (left, self.border, top, self.border))
+            before, after = self.border - 1, self.border + 1
+            x = F.pad(x, (before, after, before, after))
         conv, norm = self
         return conv_norm(x, conv, norm)  # type: ignore[arg-type]
 

@@ -32,6 +32,7 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
+from redetr.data.formats.foreign import foreign_ends
 from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import Listing, path_inside, read_lines, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES
@@ -46,6 +47,7 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _LARGEST = 1e9  # px
 _XML = (".xml",)
+_QUOTES = "\"'"
 # How files begin that need not state their encoding. UTF-32 is first: its mark begins as UTF-16's.
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -221,7 +223,7 @@ def _files(location: "_Location", faults: list[Fault]) -> dict[str, Path]:
     """The annotation files by their paths without ending."""
     folder = location.annotations
     if location.listed:
-        return {stem: folder / f"{stem}.xml" for stem in _listed(location.listed, faults)}
+        return {stem: folder / f"{stem}.xml" for stem in _listed(location.listed, folder, faults)}
     files = {}
     for path in contents_of(folder, _XML).files:
         stem, _ = posixpath.splitext(path)
@@ -229,23 +231,54 @@ def _files(location: "_Location", faults: list[Fault]) -> dict[str, Path]:
     return files
 
 
-def _listed(file: Path, faults: list[Fault]) -> list[str]:
-    """The paths without ending that a list of images names, each once."""
+def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
+    """The paths without ending, below the folder of annotations, that a list of images names, each
+    once."""
+    there = Listing(folder)
     lines = read_lines(file)
     stems: dict[str, None] = {}  # in order, each once
     outside = []
+    foreign = []
     for line in lines:
-        stem = path_inside(line)
+        stem = _stem_of(line, there)
         outside.append(line != "" and stem == "")
+        foreign.append(stem != "" and bool(foreign_ends(line.strip(_QUOTES))))
         if stem:
             stems[stem] = None
-    Rows(len(lines), faults, lambda i: (file, f"line {i + 1}")).fault(
+    rows = Rows(len(lines), faults, lambda i: (file, f"line {i + 1}"))
+    rows.fault(
         "path-outside",
         outside,
         lambda i: f"{reprlib.repr(lines[i])} is no path inside the data folder",
         "write the name of an image without ending",
     )
+    rows.fault(
+        "path-foreign",
+        foreign,
+        lambda i: f"{lines[i]!r} leads elsewhere, and {_stem_of(lines[i], there)}.xml is taken",
+        "nothing to do, or write its name without ending",
+        "note",
+    )
     return list(stems)
+
+
+def _stem_of(line: str, there: Listing) -> str:
+    """The path without ending that a line of a list means; empty if it leads elsewhere.
+
+    Some tools put names with blanks in quotes, or write the whole name of the image or its path.
+    """
+    name = line
+    if len(line) > 2 and line[0] == line[-1] and line[0] in _QUOTES and f"{line}.xml" not in there:
+        name = line[1:-1]
+    inside = path_inside(name)
+    below = re.sub("^(JPEGImages|Annotations)/", "", inside)
+    for end in [inside, below, *foreign_ends(name)]:
+        stem, suffix = posixpath.splitext(end)
+        is_file_name = suffix.lower() in (*IMAGE_SUFFIXES, *_XML)
+        for candidate in (end, stem if is_file_name else end):
+            if candidate and f"{candidate}.xml" in there:
+                return candidate
+    return inside
 
 
 @dataclass

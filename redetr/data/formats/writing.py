@@ -6,6 +6,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,8 +79,7 @@ def _write(splits: Splits, destination: Path, form: str, copy: bool) -> list[str
     try:
         _WRITERS[form](splits, unfinished, put)
         for split, annotations in splits.items():
-            written = read_annotations(unfinished, split)
-            _require_same(annotations, written, form)
+            _require_same(annotations, unfinished, split, form)
         unfinished.chmod(0o755)
         os.rename(unfinished, destination)
     except BaseException:
@@ -136,6 +136,7 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
             f"{form} has no areas: objects count as small, medium and large by their boxes"
         )
     if form == "voc":
+        _require_distinct_names(splits)
         _require_separate_labels(list(splits.values()))  # one folder for all splits
         return splits, notes + _unused_classes(splits)
     for annotations in splits.values():
@@ -149,6 +150,18 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     if crowds:
         notes.append(f"yolo has no crowds and no objects to ignore: {crowds} are left out")
     return objects, notes
+
+
+def _require_distinct_names(splits: Splits) -> None:
+    """Raises InputError if a format that knows classes by their names alone would make several
+    one."""
+    for annotations in splits.values():
+        counts = Counter(annotations.class_names)
+        for name, count in counts.items():
+            if count > 1:
+                text = f"voc has no ids of classes: {count} called {name!r} would become one"
+                remedy = "give each its own name"
+                raise InputError(text, where=annotations.source, remedy=remedy)
 
 
 def _unused_classes(splits: Splits) -> list[str]:
@@ -205,12 +218,19 @@ def _require_separate_labels(parts: list[Annotations]) -> None:
             name_of[stem] = name
 
 
-def _require_same(meant: Annotations, written: Annotations, form: str) -> None:
-    """Raises InputError if what was written does not read as what was meant."""
-    written.require_sound()
-    if not _are_same(meant, written):
-        remedy = "are there odd characters in the names of its classes?"
-        raise InputError(f"{form} cannot hold it", where=meant.source, remedy=remedy)
+def _require_same(meant: Annotations, root: Path, split: Split, form: str) -> None:
+    """Raises InputError if what was written into `root` does not read as what was meant."""
+    reason = ""
+    try:
+        written = read_annotations(root, split)
+        written.require_sound()
+        if not _are_same(meant, written):
+            reason = "it reads differently"
+    except InputError as error:  # it names a file that is deleted in a moment
+        reason = error.text
+    if reason:
+        remedy = "are the names of its classes empty, or have they blanks at an end?"
+        raise InputError(f"{form} cannot hold it ({reason})", where=meant.source, remedy=remedy)
 
 
 def _are_same(meant: Annotations, written: Annotations) -> bool:
@@ -392,7 +412,8 @@ def _write_voc(splits: Splits, root: Path, put: Put) -> None:
 def _voc_tree(a: Annotations, scene: _Scene, boxes: np.ndarray) -> ElementTree.Element:
     """The annotation of an image; `boxes` are those of all objects, in VOC's pixels."""
     tree = ElementTree.Element("annotation")
-    _add(tree, filename=scene.name)
+    if scene.name.isprintable():  # XML holds no other bytes; images are found without it
+        _add(tree, filename=scene.name)
     size = ElementTree.SubElement(tree, "size")
     _add(size, width=scene.width, height=scene.height, depth=3)
     objects = scene.objects

@@ -1,0 +1,39 @@
+"""Ids that are text in a file of COCO's format, which wants whole numbers."""
+
+from redetr.data.formats.columns import Column
+
+
+def number_text_ids(ids: Column, references: Column) -> str:
+    """Makes numbers of ids that are text, and of the references to them; returns a sentence on it,
+    empty if there was nothing to do.
+
+    Text that is a number becomes that number. If all ids are text and some are no numbers, they
+    are numbered in alphabetical order, the same for each file that has the same ids. Nothing is
+    changed where ids are there twice, which others report.
+    """
+    texts = ids.texts()
+    wanted = references.texts()
+    if not texts and not wanted:
+        return ""
+    number_of = _numbers(texts, len(ids), wanted)
+    if not number_of:
+        return ""
+    ids.replace_texts(number_of)
+    references.replace_texts(number_of)
+    example = next(iter(number_of))
+    return f"ids are text: {example!r} is read as {number_of[example]}"
+
+
+def _numbers(texts: list[str], num_rows: int, wanted: list[str]) -> dict[str, int]:
+    """The number of each text, empty if there is no sound way to number them."""
+    everything = list(dict.fromkeys([*texts, *wanted]))
+    if all(_is_number(text) for text in everything):
+        return {text: int(text) for text in everything}
+    distinct = set(texts)
+    if len(texts) < num_rows or len(distinct) < num_rows:
+        return {}
+    return {text: number for number, text in enumerate(sorted(distinct), start=1)}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 19
