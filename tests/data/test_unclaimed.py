@@ -9,9 +9,11 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from command_line import train_arguments
 from PIL import Image
 from sound_data import WRITERS, scenes
 
+from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.data.annotations import Fault
 from redetr.data.formats.listing import contents_of
@@ -282,3 +284,18 @@ def test_images_that_predict_wrote_are_no_data(data):
     assert len(open_dataset(root, "train")) == 14
     where = "data/images/train/checked/sheet.png"
     assert summary(faults["output-passed-over"]) == ("note", where, 2)
+
+
+def test_training_reports_what_check_reports(data, tmp_path, capsys):
+    root = data("coco")
+    shutil.copy(root / "train/train-03.jpg", root / "val/val-04.jpg")
+    shutil.copy(root / "train/train-03.jpg", root / "train/train-05.jpg")
+    (root / "train/._train-00.jpg").write_bytes(APPLE_DOUBLE)
+    save(root / "extra/a.png")
+    main(train_arguments(root, tmp_path / "run", steps=1, eval_every=1))
+    said = capsys.readouterr().err
+    assert "warning: val-04.jpg of val is the same image as train-03.jpg of train; take it" in said
+    assert "warning: train-05.jpg of train is the same image as train-03.jpg; keep one" in said
+    assert f"note: {root}: extra: 1 images of this folder are in no split, such as a.png" in said
+    assert f"note: {root}: train/._train-00.jpg: is hidden or was left by a system" in said
+    assert faults_of(root).keys() == {"image-leak", "image-twice", "folder-unused", "system-file"}

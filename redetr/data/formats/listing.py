@@ -2,15 +2,16 @@
 
 import json
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from redetr.data.annotations import Fault, Severity
 from redetr.data.images import IMAGE_SUFFIXES
 
-RECORDS = "predictions*.jsonl"  # of `redetr predict`, also those of single processes
+_RECORD = ("predictions", ".jsonl")  # how records of `redetr predict` begin and end
 
 # Files that lie beside images and are none: nobody misses them.
 _TEXTS = (".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".rst", ".tsv", ".txt", ".xml")
@@ -67,13 +68,13 @@ def contents_of(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Conte
         outputs = output_images(parent, files)
         for file in files:
             path = below + file
-            is_wanted = file.lower().endswith(suffixes)
+            ending = file.lower()
             if _is_system(file):
-                if is_wanted or file.lower().endswith(_ANNOTATION_SUFFIXES):
+                if ending.endswith((*suffixes, *_ANNOTATION_SUFFIXES)):
                     contents.system.append(path)
             elif file in outputs:
                 contents.outputs.append(path)
-            elif is_wanted:
+            elif ending.endswith(suffixes):
                 contents.files.append(path)
             elif may_be_image(parent, file):
                 contents.others.append(path)
@@ -123,9 +124,10 @@ def output_images(folder: str, files: Iterable[str]) -> set[str]:
     for mark, images in _OUTPUTS.items():
         if mark in names:
             outputs |= images
-    records = [name for name in names if PurePosixPath(name).match(RECORDS)]
-    for record in records:
-        outputs |= _recorded_images(os.path.join(folder, record))
+    start, end = _RECORD
+    for name in names:
+        if name.startswith(start) and name.endswith(end):
+            outputs |= _recorded_images(os.path.join(folder, name))
     return outputs & names
 
 
@@ -150,9 +152,9 @@ def _is_system(name: str) -> bool:
 
 def may_be_image(folder: str, file: str) -> bool:
     """Whether a file of no known ending may be an image; if it has none, its first bytes say so."""
-    suffix = PurePosixPath(file).suffix.lower()
+    _, suffix = posixpath.splitext(file)
     if suffix:
-        return suffix not in _NO_IMAGES
+        return suffix.lower() not in _NO_IMAGES
     try:
         with open(os.path.join(folder, file), "rb") as opened:
             return opened.read(8).startswith(_STARTS)
@@ -162,7 +164,7 @@ def may_be_image(folder: str, file: str) -> bool:
 
 def passed_over(contents: Contents) -> list[Fault]:
     """A line for each way in which files below the folder were passed over."""
-    endings = Counter(PurePosixPath(path).suffix or "no ending" for path in contents.others)
+    endings = Counter(posixpath.splitext(path)[1] or "no ending" for path in contents.others)
     counts = ", ".join(f"{count} {end}" for end, count in endings.most_common(_MOST_ENDINGS))
     ways: list[tuple[Severity, str, list[str], str, str]] = [
         (

@@ -268,7 +268,8 @@ _REMEDIES = {
 }
 
 
-def _read_scene(file: Path) -> _Scene:
+def _read_scene(file: Path, names_only: bool = False) -> _Scene:
+    """What the file says, or only the names of the classes in it."""
     encoding = "UTF-8"
     try:
         content = file.read_bytes()
@@ -290,6 +291,9 @@ def _read_scene(file: Path) -> _Scene:
     if root is None:
         problem = "declares a document type, which is refused"
         return _Scene(file, code="xml-invalid", problem=problem)
+    if names_only:
+        names = [element.findtext("name") or "" for element in root.iter("object")]
+        return _Scene(file, names=[name.strip() for name in names])
     return _scene_of(file, root)
 
 
@@ -299,14 +303,16 @@ def _scene_of(file: Path, root: ElementTree.Element) -> _Scene:
     image = posixpath.basename(named.strip().replace("\\", "/"))
     objects = list(root.iter("object"))
     scene = _Scene(file, image, is_annotation=root.tag == "annotation" or bool(objects))
-    height = _number(root, "size/height")
-    width = _number(root, "size/width")
+    size = root.find("size")
+    height = _number(size, "height")
+    width = _number(size, "width")
     if height > 0 and width > 0:
         scene.size = (int(height), int(width))
     for element in objects:
         name = element.findtext("name") or ""
         difficult = element.findtext("difficult") or ""
-        box = [_number(element, f"bndbox/{side}") for side in _SIDES]
+        bndbox = element.find("bndbox")
+        box = [_number(bndbox, side) for side in _SIDES]
         scene.names.append(name.strip())
         scene.boxes.append(box)
         scene.difficult.append(difficult.strip() == "1")
@@ -315,9 +321,11 @@ def _scene_of(file: Path, root: ElementTree.Element) -> _Scene:
 
 def _encoding(content: bytes) -> str:
     """The encoding of an XML file: by its byte order mark or first bytes, else as it states."""
-    for mark, encoding in _MARKS.items():
-        if content.startswith(mark):
-            return encoding
+    if not content.startswith(b"<?"):  # the declaration, or a mark before it
+        for mark, encoding in _MARKS.items():
+            if content.startswith(mark):
+                return encoding
+        return "UTF-8"
     declaration = re.match(rb"""<\?xml[^>]*?\bencoding\s*=\s*["']([\w.:-]+)["']""", content)
     if declaration is None:
         return "UTF-8"
@@ -328,10 +336,11 @@ def _encoding(content: bytes) -> str:
     return _SUPERSETS.get(name, stated)
 
 
-def _number(element: ElementTree.Element, path: str) -> float:
-    """The number there, NaN if there is none."""
+def _number(parent: ElementTree.Element | None, tag: str) -> float:
+    """The number in the child with this tag, NaN if there is none."""
+    text = "" if parent is None else parent.findtext(tag)
     try:
-        number = float(element.findtext(path) or "")
+        number = float(text or "")
     except ValueError:
         return math.nan
     return number if abs(number) < _LARGEST else math.nan
@@ -343,10 +352,12 @@ def _classes(root: Path, read: set[Path], scenes: list[_Scene]) -> list[str]:
     folders = {location.annotations for split in SPLITS if (location := _locate(root, split))}
     for folder in folders:
         files.update(folder / path for path in contents_of(folder, _XML).files)
-    others = [_read_scene(file) for file in files - read]
     names: set[str] = set()
-    for scene in (*scenes, *others):
+    for scene in scenes:
         names.update(scene.names)
+    for file in files - read:
+        other = _read_scene(file, names_only=True)
+        names.update(other.names)
     names.discard("")
     if not names:
         raise InputError("no XML file names an object", where=root, remedy="annotate some")

@@ -79,8 +79,10 @@ def read_yolo(root: Path, split: Split) -> Annotations:
     below, names = _find_images(file, config, split, faults)
     folder = file.parent / below
     images = _read_images(folder, names, faults)
-    labels = [label_name(posixpath.join(below, name)) for name in names]
-    faults += label_faults(file.parent, below, names, labels)
+    prefix = "" if below == "." else f"{below}/"
+    image_paths = [prefix + name for name in names]
+    labels = [label_name(path) for path in image_paths]
+    faults += label_faults(file.parent, below, image_paths, labels)
     label_files = [f"{file.parent}/{label}" for label in labels]
     has_outlines = config.get("task") in _OUTLINE_TASKS
     key_points = None if has_outlines else _key_points(file, config)
