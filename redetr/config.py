@@ -16,9 +16,11 @@ from redetr.choices import (
     Augment,
     ClassNormalization,
     Compression,
+    ImageSize,
     OptimizerName,
     Precision,
     Schedule,
+    size_text,
 )
 from redetr.errors import InputError
 
@@ -76,14 +78,14 @@ class DataOptions:
     """Which images are learned from, and what is done to them."""
 
     data: str = "digits"
-    """digits, crowns, a folder in COCO, YOLO or Pascal VOC format, or hf:NAME for what Hugging Face
-    `datasets` reads."""
+    """digits, crowns, a folder in COCO, YOLO, Pascal VOC or LabelMe format, or hf:NAME for what
+    Hugging Face `datasets` reads."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation if the data has no val split; an image stays
     in its split from run to run."""
-    image_size: int = 0
-    """Side (fast variants) or shorter side (faithful variants), px; default: the data set's, else
-    the model's; for the fast variants no more than the images have."""
+    image_size: ImageSize = 0
+    """Side (or HEIGHTxWIDTH, multiples of 32), of the faithful variants the shorter side, px;
+    default: the data set's, else the model's; of the others no more than the images have."""
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
     mosaic_until: float = 0.0
@@ -148,6 +150,8 @@ class LoaderOptions:
 
     num_workers: int | None = None
     """Loader processes per rank; default: cores per rank minus one, at most 8."""
+    loader_timeout_s: float = 120.0
+    """Seconds after which a loader process that does not answer fails the run."""
     cache_mb: int | None = None
     """Decoded images kept in memory, MB per host; default: a quarter of what is free; 0 = none."""
     cache_dir: str | None = None
@@ -173,6 +177,9 @@ class RunOptions:
     many."""
     timeout_s: float = 600.0
     """Seconds after which a rank that does not answer fails the run."""
+    setup_timeout_s: float = 3600.0
+    """Seconds after which a rank that is not ready for the first step fails the run: one may have
+    to read what others remember."""
     gradient_compression: Compression = "none"
     """bf16 halves what travels between ranks; gradients are then no longer exact."""
 
@@ -227,11 +234,13 @@ BOUNDS = {
     "eval_batch_size": _AT_LEAST_1,
     "patience": _AT_LEAST_0,
     "num_workers": _AT_LEAST_0,
+    "loader_timeout_s": _ABOVE_0,
     "cache_mb": _AT_LEAST_0,
     "seed": _AT_LEAST_0,
     "log_every": _AT_LEAST_1,
     "save_every": _AT_LEAST_0,
     "timeout_s": _ABOVE_0,
+    "setup_timeout_s": _ABOVE_0,
 }
 
 
@@ -283,6 +292,8 @@ class TrainConfig(
         values = _with_present_model({**values})
         for name in ("model_options", "freeze"):
             values[name] = tuple(values.get(name, ()))
+        if isinstance(values.get("image_size"), list):  # JSON has no tuples
+            values["image_size"] = tuple(values["image_size"])
         for name, value in values.items():
             if name not in kinds:
                 raise InputError(
@@ -302,14 +313,26 @@ class TrainConfig(
             )
         for name, bounds in BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and value not in bounds:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} {value} must be {bounds}")
+            numbers = value if isinstance(value, tuple) else (value,)
+            for number in numbers:
+                if number is not None and number not in bounds:
+                    flag = name.replace("_", "-")
+                    raise InputError(f"--{flag} {number} must be {bounds}")
+        self._check_sides()
         if self.steps and self.epochs:
             raise InputError("give the length of the run as either --epochs or --steps")
         if self.cache_dir and not Path(self.cache_dir).is_dir():
             raise InputError(
                 f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"
+            )
+
+    def _check_sides(self) -> None:
+        if isinstance(self.image_size, int):
+            return
+        if not all(self.image_size) or any(side % _STRIDE for side in self.image_size):
+            raise InputError(
+                f"--image-size {size_text(self.image_size)}: height and width must be multiples of "
+                f"{_STRIDE}"
             )
 
     def with_queries(self, hints: "Hints", max_objects: int) -> "TrainConfig":
@@ -332,6 +355,12 @@ class TrainConfig(
         steps = self.steps or self._steps_for(num_images)
         eval_every = self.eval_every or _suitable_eval_every(steps, num_images, self.batch_size)
         image_size = self.image_size or hints.image_size
+        if isinstance(image_size, tuple) and model.resize == "aspect":
+            raise InputError(
+                f"--image-size {size_text(image_size)}: {self.model} keeps the aspect ratio of "
+                "images",
+                remedy="give one number, the shorter side",
+            )
         augment = self.augment or hints.augment
         if augment is None:
             augment = "detr" if model.resize == "aspect" else "photo"
@@ -365,7 +394,7 @@ class Settings(TrainConfig):
     steps: int = field()
     epochs: float = field()  # 0: the length is in `steps`
     ema_decay: float = field()
-    image_size: int = field()
+    image_size: ImageSize = field()
     augment: Augment = field()
     lr_backbone: float = field()
     eval_every: int = field()
@@ -402,8 +431,11 @@ def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
 
 
 def _with_present_model(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run whose model may have the name of an earlier version."""
+    """The settings of a run whose model may have the name or the defaults of an earlier version."""
     model = values.get("model")
+    if model == "redetr_mobile" and "freeze" not in values:  # which all later runs state
+        given = values.get("model_options", ())
+        return {**values, "model_options": ("backbone=mobilenet_v2", *given)}
     if not isinstance(model, str) or model not in _EARLIER_MODELS:
         return values
     options = list(_EARLIER_MODELS[model])
@@ -428,7 +460,9 @@ def _is_a(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in inner
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(isinstance(item, inner[0]) for item in value)
+        if not isinstance(value, tuple) or (Ellipsis not in inner and len(value) != len(inner)):
+            return False
+        return all(_is_a(item, inner[0]) for item in value)
     if inner:  # a union
         return any(_is_a(value, member) for member in inner)
     if isinstance(value, bool):  # which Python counts among the integers

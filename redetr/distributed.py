@@ -7,8 +7,9 @@ gradients on GPUs over NCCL; `torchrun` is the only launcher.
 import inspect
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
@@ -22,7 +23,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from redetr.choices import Compression
-from redetr.errors import InputError, LostError
+from redetr.errors import InputError, LostError, RedetrError
+
+_WAITING = "waiting"
+_POLL_S = 0.02
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,6 +37,57 @@ T = TypeVar("T")
 _GLOO_MESSAGE = re.compile(r"\[[^\[\]]*\bgloo/[^\[\]]+:\d+\]|caused pair closure")
 
 
+class SetUp:
+    """The part of a run before its first step, in which ranks may be minutes apart: one has to read
+    what another remembers. It has a time limit of its own, and ranks note what they do."""
+
+    def __init__(self, store: torch_dist.Store, rank: int, world_size: int, limit_s: float):
+        """Communicates."""
+        self._store = torch_dist.PrefixStore("set-up", store)
+        self._rank = rank
+        self._world_size = world_size
+        self._limit_s = limit_s
+        self._group: Any = torch_dist.new_group(timeout=timedelta(seconds=limit_s), backend="gloo")
+
+    def doing(self, what: str) -> None:
+        """Notes what this rank does, such as "reading the annotations", for those who wait."""
+        self._store.set(str(self._rank), what)
+
+    def meet(self) -> None:
+        """Waits until every rank has come here. Raises LostError with what the others do if the
+        limit is over, or if one has ended. Communicates (host only)."""
+        self.doing(_WAITING)
+        started = time.monotonic()
+        mine = torch.zeros(1)
+        rows = [torch.empty_like(mine) for _ in range(self._world_size)]
+        work: Any = torch_dist.all_gather(rows, mine, group=self._group, async_op=True)
+        try:
+            while not work.is_completed():  # a signal is noticed here, and not in `wait`
+                time.sleep(_POLL_S)
+            work.wait()
+        except RuntimeError as error:
+            others = self._others()
+            if not _is_about_communication(error) or not others:
+                raise
+            waited_s = time.monotonic() - started
+            raise LostError(
+                f"rank {self._rank} waited {waited_s:.0f} s in the set-up for {others}",
+                remedy="the cause stands in that rank's output; if it is only slow, raise "
+                "--setup-timeout-s",
+            ) from error
+
+    def _others(self) -> str:
+        """What the ranks do that are not waiting, in words."""
+        described = []
+        for rank in range(self._world_size):
+            what = "starting"
+            if self._store.check([str(rank)]):
+                what = self._store.get(str(rank)).decode()
+            if what != _WAITING:
+                described.append(f"rank {rank}: {what}")
+        return ", ".join(described)
+
+
 @dataclass(frozen=True)
 class Dist:
     """Who this process is."""
@@ -40,6 +95,18 @@ class Dist:
     rank: int
     world_size: int
     device: torch.device
+    set_up: SetUp | None = None  # of more than one rank
+
+    def doing(self, what: str) -> None:
+        """Notes what this rank does in the set-up of a run, see `SetUp.doing`."""
+        if self.set_up:
+            self.set_up.doing(what)
+
+    def meet(self) -> None:
+        """Waits in the set-up of a run until every rank is here, see `SetUp.meet`. Communicates
+        (host only)."""
+        if self.set_up:
+            self.set_up.meet()
 
     def main_only(self, function: Callable[P, Any]) -> Callable[P, Any]:
         """`function` on rank 0; on the other ranks something that does nothing and returns None."""
@@ -144,22 +211,32 @@ def _number_in_environment(name: str, default: int, least: int) -> int:
 
 
 @contextmanager
-def process_group(device: str = "auto", timeout_s: float = 600.0) -> Iterator[Dist]:
+def process_group(
+    device: str = "auto", timeout_s: float = 600.0, setup_timeout_s: float = 3600.0
+) -> Iterator[Dist]:
     """The process group for the time of a run: torchrun's if it started this process, else a world
     of one.
 
     `device` is "auto", "cpu" or "cuda". Raises InputError for a device that is not there, LostError
-    if another rank dies or does not answer within `timeout_s`.
+    if another rank dies or does not answer within `timeout_s`, or in `Dist.meet` within
+    `setup_timeout_s`.
     """
     launch = read_launch()
     rank_device = pick_device(device)
     backend = "cpu:gloo,cuda:nccl" if rank_device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"backend": backend, "timeout": timedelta(seconds=timeout_s)}
-    if launch.world_size == 1:
-        options |= {"store": torch_dist.HashStore(), "rank": 0, "world_size": 1}
+    set_up = None
     try:
-        _meet_other_ranks(launch, options)
-        yield Dist(launch.rank, launch.world_size, rank_device)
+        store = _meet_other_ranks(launch, options)
+        if launch.world_size > 1:
+            set_up = SetUp(store, launch.rank, launch.world_size, setup_timeout_s)
+        yield Dist(launch.rank, launch.world_size, rank_device, set_up)
+    except (RedetrError, KeyboardInterrupt) as error:
+        if set_up:
+            reason = str(error) or "a signal"
+            with suppress(RuntimeError):  # the rank that holds the store may be gone
+                set_up.doing(f"ended ({reason})")
+        raise
     except RuntimeError as error:
         if not _is_about_communication(error):
             raise
@@ -196,12 +273,21 @@ def _is_about_communication(error: RuntimeError) -> bool:
     return _GLOO_MESSAGE.search(str(error)) is not None
 
 
-def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> None:
-    """Starts the process group. Raises LostError if the others do not come, InputError for an
-    impossible address."""
+def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> torch_dist.Store:
+    """Starts the process group; returns the store of all ranks. Raises LostError if the others do
+    not come, InputError for an impossible address."""
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
-        torch_dist.init_process_group(**options)
+        if launch.world_size == 1:
+            store, rank = torch_dist.HashStore(), 0
+        else:
+            meeting = torch_dist.rendezvous("env://", timeout=options["timeout"])
+            store, rank, _ = next(meeting)
+        group_store = torch_dist.PrefixStore("group", store)
+        torch_dist.init_process_group(
+            store=group_store, rank=rank, world_size=launch.world_size, **options
+        )
+        return store
     except ValueError as error:
         raise InputError(f"the environment's address {address} cannot work: {error}") from error
     except torch_dist.DistError as error:

@@ -3,6 +3,8 @@
 
 import os
 
+INTERRUPTED = 130  # the exit code of a program that Ctrl-C has ended, in every shell
+
 
 class RedetrError(Exception):
     """An error that is shown to the user as one line, without a traceback.

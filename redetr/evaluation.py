@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from redetr.choices import ImageSize
 from redetr.data import DetectionDataset
-from redetr.data.loader import Samples, load_batches, to_batch
+from redetr.data.loader import ANSWER_S, Samples, load_batches, to_batch
 from redetr.data.sampler import EvalSampler
 from redetr.data.transforms import final_size, resizer
 from redetr.distributed import Dist
@@ -64,10 +65,11 @@ def detect_dataset(
     dataset: DetectionDataset,
     dist: Dist | None = None,
     *,
-    image_size: int,
+    image_size: ImageSize,
     batch_size: int = 16,
     dtype: torch.dtype = torch.float32,
     num_workers: int = 0,
+    loader_timeout_s: float = ANSWER_S,
     criterion: SetCriterion | None = None,
     on_batch: Callable[[int], Any] = lambda images: None,
 ) -> tuple[DatasetDetections, Losses]:
@@ -80,7 +82,8 @@ def detect_dataset(
     model.eval()
     samples = Samples(dataset, resizer(final_size(model, image_size)), seed=0)
     sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
-    batches = load_batches(samples, sampler, num_workers, pin_memory=dist.device.type == "cuda")
+    pin_memory = dist.device.type == "cuda"
+    batches = load_batches(samples, sampler, num_workers, pin_memory, loader_timeout_s)
     parts = []
     indices: list[int] = []
     sums = _LossSums(criterion)

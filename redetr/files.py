@@ -1,5 +1,6 @@
 """Files written whole or not at all."""
 
+import errno
 import json
 import os
 import tempfile
@@ -30,9 +31,24 @@ def write_whole(path: Path, write: Callable[[Path], Any], previous: Path | None 
         if previous and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on disk: else they may be the old ones after a power failure."""
+    if os.name == "nt":  # where folders cannot be opened
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of disks that cannot
+            raise
+    finally:
+        os.close(opened)
 
 
 def remove_unfinished(folder: Path) -> None:

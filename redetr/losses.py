@@ -16,14 +16,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from redetr.boxes import at_least_float32, box_cxcywh_to_xyxy, iou_and_giou
-from redetr.choices import ClassNormalization
+from redetr.choices import ClassLoss, ClassNormalization
 from redetr.denoising import known_objects
 from redetr.matcher import cost_matrix, match
 from redetr.structures import LossConfig, Outputs, Target
 
-# Exponent of the IoU target and of the weight of unmatched scores (Huang et al., DEIM, CVPR 2025,
-# "MAL").
-_IOU_GAMMA = 1.5
+# "mal": exponent of the IoU target and of the weight of unmatched scores (Huang et al., DEIM,
+# CVPR 2025).
+_MAL_GAMMA = 1.5
+# "varifocal": factor and exponent of the weight of unmatched scores (Zhang et al., VarifocalNet,
+# CVPR 2021), as in RT-DETR.
+_VARIFOCAL_ALPHA = 0.75
+_VARIFOCAL_GAMMA = 2
 # Replaces a sum of class weights that is 0: no object, and `eos_coef` 0.
 _SMALLEST_WEIGHT = 1e-6
 # A logit whose score is 0, and so are its loss and its gradient. It is finite: 0 times infinity is
@@ -266,7 +270,9 @@ class SetCriterion(nn.Module):
         if self.config.scores == "softmax":
             loss_ce = self._cross_entropy(predictions.logits, queries, labels)
         else:
-            loss_ce = _iou_aware_bce(predictions.logits, queries, labels, iou.detach())
+            loss_ce = _iou_aware_bce(
+                predictions.logits, queries, labels, iou.detach(), self.config.class_loss
+            )
         return loss_ce, loss_bbox, loss_giou
 
     def _cross_entropy(self, logits: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
@@ -285,24 +291,36 @@ class SetCriterion(nn.Module):
         return loss.view(layers, -1).sum(1)
 
 
-def _iou_aware_bce(logits: Tensor, queries: Tensor, labels: Tensor, iou: Tensor) -> Tensor:
-    """Returns the binary cross-entropy `[L]` of `logits` `[L, B, Q, K]` towards IoU^1.5.
+def _iou_aware_bce(
+    logits: Tensor, queries: Tensor, labels: Tensor, iou: Tensor, class_loss: ClassLoss
+) -> Tensor:
+    """Returns the binary cross-entropy `[L]` of `logits` `[L, B, Q, K]` towards the IoU.
 
     `queries`, `labels` and `iou` `[L, B, T]`: which query is to answer with which class, and the
-    overlap of its box with the object's. Matched scores have weight 1. All other scores p are
-    pushed towards 0 with weight p^1.5.
+    overlap of its box with the object's. "mal": matched scores aim at IoU^1.5 with weight 1, and
+    all other scores p at 0 with weight p^1.5. "varifocal": matched scores aim at the IoU with the
+    IoU as weight, and all others at 0 with weight 0.75 * p^2.
     """
     layers, batch, num_queries, classes = logits.shape
     # Index of (query, class) in the flattened scores; that of query Q lies beyond their end, in
     # extra entries that are cut off.
     slots = queries * classes + labels  # [L, B, T]
     flat = logits.new_zeros(layers, batch, (num_queries + 1) * classes)
-    target_scores = flat.scatter(2, slots, iou.pow(_IOU_GAMMA))
-    target_scores = target_scores[..., :-classes].view_as(logits)  # [L, B, Q, K]
-    matched = flat.scatter(2, slots, 1.0)
-    matched = matched[..., :-classes].view_as(logits)  # [L, B, Q, K], 1 or 0
 
-    unmatched_weight = logits.detach().sigmoid().pow(_IOU_GAMMA)
-    weight = torch.where(matched > 0, matched, unmatched_weight)
-    loss = F.binary_cross_entropy_with_logits(logits, target_scores, weight, reduction="none")
+    def by_score(values: Tensor) -> Tensor:
+        """Values `[L, B, T]` of the objects at their scores, `[L, B, Q, K]`; 0 elsewhere."""
+        return flat.scatter(2, slots, values)[..., :-classes].view_as(logits)
+
+    matched = by_score(torch.ones_like(iou))  # 1 or 0
+    scores = logits.detach().sigmoid()
+    if class_loss == "mal":
+        goals = by_score(iou.pow(_MAL_GAMMA))
+        matched_weight = matched
+        unmatched_weight = scores.pow(_MAL_GAMMA)
+    else:
+        goals = by_score(iou)
+        matched_weight = goals
+        unmatched_weight = _VARIFOCAL_ALPHA * scores.pow(_VARIFOCAL_GAMMA)
+    weight = torch.where(matched > 0, matched_weight, unmatched_weight)
+    loss = F.binary_cross_entropy_with_logits(logits, goals, weight, reduction="none")
     return loss.view(layers, -1).sum(1)

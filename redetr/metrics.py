@@ -150,7 +150,7 @@ def coco_result(truth: GroundTruth, evaluation: hotcoco.COCOeval) -> CocoResult:
     has_no_truth = precision[0, 0] < 0  # COCO leaves such a class at -1 everywhere
     ap = np.where(has_no_truth, math.nan, precision.mean((0, 1)))
     ap50 = np.where(has_no_truth, math.nan, precision[:1].mean((0, 1)))
-    names = _distinct(truth.class_names)
+    names = distinct_names(truth.class_names)
     return CocoResult(
         metrics=metrics,
         per_class=dict(zip(names, ap.tolist(), strict=True)),
@@ -159,8 +159,8 @@ def coco_result(truth: GroundTruth, evaluation: hotcoco.COCOeval) -> CocoResult:
     )
 
 
-def _distinct(names: tuple[str, ...]) -> list[str]:
-    """The class names; those that occur twice get " (label)" appended."""
+def distinct_names(names: tuple[str, ...]) -> list[str]:
+    """The names of classes; those that occur twice get " (label)" appended."""
     distinct = []
     for label, name in enumerate(names):
         distinct.append(name if names.count(name) == 1 else f"{name} ({label})")

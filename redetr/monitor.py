@@ -39,7 +39,7 @@ class Monitor:
 
     def __init__(self, folder: Path, steps: int, step: int = 0, console: Console | None = None):
         self._path = folder / "metrics.jsonl"
-        _keep_until(self._path, step)
+        broken = _keep_until(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard = _tensorboard(folder, step)
         self._console = console
@@ -64,6 +64,8 @@ class Monitor:
         )
         self._task = self._progress.add_task("train", total=steps, completed=step, numbers="")
         self._progress.start()
+        if broken:
+            self.say(f"warning: {self._path}: {broken} lines were broken and are left out")
 
     def advance(self, step: int) -> None:
         """Shows that `step` steps are done."""
@@ -150,7 +152,8 @@ class _Numbers(ProgressColumn):
 class StepLog:
     """Losses of the last steps, kept on the device until they are read together."""
 
-    batch_size: int
+    batch_size: int  # over all ranks
+    world_size: int
     steps: list[int] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
     images: list[list[int]] = field(default_factory=list)
@@ -167,7 +170,12 @@ class StepLog:
         waited: float,
         took: float,
     ) -> None:
-        padding = norm.new_full((), padded_share(batches))  # a fill, not a copy: nothing waits
+        # All canvases of a step are equal, so the share in all images is the mean of the ranks'
+        # shares, by their numbers of images.
+        images = sum(len(batch.targets) for batch in batches)
+        weight = images * self.world_size / self.batch_size
+        share = weight * padded_share(batches)
+        padding = norm.new_full((), share)  # a fill, not a copy: nothing waits
         self.names = [*losses, "padding", "grad_norm"]
         self.steps.append(step)
         self.rows.append(torch.stack([*losses.values(), padding, norm]))
@@ -246,17 +254,33 @@ def _tensorboard(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Cuts off the lines of metrics.jsonl that a run resumed at `step` writes again."""
+def _keep_until(path: Path, step: int) -> int:
+    """Cuts off the lines of metrics.jsonl that a run resumed at `step` writes again, and what a
+    crash has left; returns how many lines before the last were broken."""
     if not path.exists():
-        return
-    # A last line without its end was cut off by a crash.
-    whole_lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return 0
+    # A last line without its end was cut off by a crash, which may also leave zero bytes.
+    *whole_lines, _ = path.read_bytes().split(b"\n")
     kept = []
+    broken = 0
     for line in whole_lines:
-        entry = json.loads(line)
+        entry = _entry(line)
+        if entry is None:
+            broken += 1
+            continue
         is_training = "AP" not in entry
         if entry["step"] < step or (entry["step"] == step and is_training):
             kept.append(json.dumps(entry) + "\n")
     text = "".join(kept)
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return broken
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl holds; None if it is broken."""
+    try:
+        entry = json.loads(line.strip(b"\0"))
+    except (ValueError, RecursionError):
+        return None
+    is_whole = isinstance(entry, dict) and isinstance(entry.get("step"), int)
+    return entry if is_whole else None

@@ -114,7 +114,7 @@ def redetr_n() -> TrainConfig:
 
 
 def redetr_mobile() -> TrainConfig:
-    """MobileNetV2 with ImageNet weights: minutes on a CPU.
+    """EfficientNet-Lite0 from ImageNet weights (extra `imagenet`): minutes on a CPU.
 
     Half the learning rate of training from scratch.
     """

@@ -29,12 +29,14 @@ _MAY_CHANGE = {
     "compile",
     "accumulate",
     "num_workers",
+    "loader_timeout_s",
     "cache_mb",
     "cache_dir",
     "log_every",
     "eval_every",
     "save_every",
     "timeout_s",
+    "setup_timeout_s",
     "patience",
     "recompute",
     "eval_batch_size",
@@ -154,8 +156,8 @@ class State:
 def start_folder(
     folder: Path, state: State, datasets: dict[str, DetectionDataset], dist: Dist
 ) -> list[str]:
-    """Creates the run folder, or restores `state` from it; returns what to tell the user.
-    Communicates.
+    """Begins a run in a folder that is locked for it, or restores `state` from there; returns what
+    to tell the user. Communicates.
 
     Raises InputError if a run is there already, if it cannot be resumed, if its `datasets` have
     changed, or if ranks see different folders. Nothing is written then.
@@ -173,7 +175,8 @@ def start_folder(
         notes = [f"nothing to resume in {folder}, starting anew"]
     else:
         notes = []
-    # Also a barrier: nobody creates the folder before everybody has looked into it.
+    dist.meet()
+    # Also a barrier: nobody writes into the folder before everybody has looked there.
     steps = dist.gather_rows([state.step])()[:, 0].tolist()
     if len(set(steps)) > 1:
         raise InputError(
@@ -182,9 +185,8 @@ def start_folder(
         )
     inventories = {split: inventory(data, dist) for split, data in datasets.items()}
     if newest:
-        require_unchanged(folder / "data.json", inventories)
+        notes += require_unchanged(folder / "data.json", inventories)
     notes += copied_images(inventories)
-    folder.mkdir(parents=True, exist_ok=True)
     dist.main_only(remove_unfinished)(folder)
     dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
     dist.main_only(write_json)(folder / "data.json", inventories)

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from redetr.choices import ClassLoss
+
 Size = tuple[int, int]  # height, width in px
 # Boxes as a model sees them. A type that `Tensor` does not pass for: otherwise a type checker would
 # take a `StoredTarget` for a `Target`, which has the same keys.
@@ -66,10 +68,10 @@ class LossConfig:
     """The costs and loss weights that belong to a variant of the model.
 
     The defaults are the original DETR's. `scores="softmax"`: cross-entropy with a "no object" class
-    of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards a power of the IoU of the
-    matched box (see `losses.py`). `proposals`: whether the outputs hold those of the encoder
-    (`enc_outputs`), which are matched and judged like a layer of the decoder. `denoising`: how many
-    groups of noisy queries the model is trained with, see `denoising.py`.
+    of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards the IoU of the matched
+    box, as `class_loss` says (see `losses.py`). `proposals`: whether the outputs hold those of the
+    encoder (`enc_outputs`), which are matched and judged like a layer of the decoder. `denoising`:
+    how many groups of noisy queries the model is trained with, see `denoising.py`.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -82,6 +84,7 @@ class LossConfig:
     eos_coef: float = 0.1
     proposals: bool = False
     denoising: int = 0
+    class_loss: ClassLoss = "mal"
 
 
 class DetectionModel(nn.Module):

@@ -1,11 +1,9 @@
 """Training: set-up and the loop around `step.py`. The same code for one process and for many."""
 
-import signal
+import math
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
 from redetr.checkpoint import save_checkpoint, save_weights
+from redetr.choices import size_text
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
@@ -34,6 +33,7 @@ from redetr.doctor.check import essential_faults
 from redetr.ema import ModelEma
 from redetr.errors import InputError, StoppedError
 from redetr.evaluation import evaluate
+from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.models.freezing import freeze
@@ -41,6 +41,7 @@ from redetr.models.recompute import recompute_blocks
 from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.precision import pick_precision, weights_dtype
+from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, start_folder
 from redetr.step import Window, announce, receive, train_step
 from redetr.structures import DetectionModel
@@ -65,35 +66,56 @@ def train(
     full; DivergedError for a loss that is not finite; LostError for a rank or loader process that
     died; StoppedError after a signal, when the state is saved.
     """
-    with (
-        process_group(config.device, config.timeout_s) as dist,
-        _stop_signals() as signals,
-        watching_workers(),
-    ):
-        config.check(dist.world_size)
-        if datasets is None:
-            data = open_dataset(config.data, "train", config.val_fraction)
-            val = open_dataset(config.data, "val", config.val_fraction)
-        else:
-            data, val = datasets
-        faults = essential_faults(data, val)
-        state, criterion = prepare(config, dist, data)
-        folder = Path(config.output)
+    with stop_signals() as signals:
+        try:
+            with (
+                process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
+                watching_workers(),
+            ):
+                return _train(config, console, datasets, dist, signals)
+        except KeyboardInterrupt:
+            if signals.steps_begun:
+                raise
+            text = "stopped by a signal before the first step: start the same command again"
+            raise StoppedError(text) from None
+
+
+def _train(
+    config: TrainConfig,
+    console: Console | None,
+    datasets: tuple[DetectionDataset, DetectionDataset] | None,
+    dist: Dist,
+    signals: StopSignals,
+) -> dict[str, Any]:
+    """What `train` does among its processes."""
+    config.check(dist.world_size)
+    dist.doing("reading the annotations")
+    if datasets is None:
+        data = open_dataset(config.data, "train", config.val_fraction)
+        val = open_dataset(config.data, "val", config.val_fraction)
+    else:
+        data, val = datasets
+    dist.doing("checking annotations and images")
+    faults = essential_faults(data, val)
+    dist.doing("building the model")
+    state, criterion = prepare(config, dist, data)
+    folder = Path(config.output)
+    with FolderLock(folder, dist) as lock:
         resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
         notes = _notes(data, state, dist)
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
         monitor = open_monitor(folder, state.config.steps, state.step, console, dist)
-        run = _Run(state, criterion, dist, data, val, folder, monitor, signals)
+        run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals)
         try:
             for note in notes:
                 monitor.say(note)
             return run.train()
         except torch.OutOfMemoryError as error:
             raise InputError(
-                "the GPU's memory does not hold a step: raise --accumulate (the gradient stays the "
-                "same), or lower --eval-batch-size if it was an evaluation; if one image is too "
-                "large, take --recompute or a smaller --image-size"
+                "the GPU's memory does not hold a step: raise --accumulate (the gradient stays "
+                "the same), or lower --eval-batch-size if it was an evaluation; if one image is "
+                "too large, take --recompute or a smaller --image-size"
             ) from error
         finally:
             monitor.close()
@@ -154,7 +176,7 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
     precision = str(pick_precision(config.precision, dist.device)).removeprefix("torch.")
     notes = [
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images at "
-        f"{config.image_size} px, {config.steps} steps of {config.batch_size}, "
+        f"{size_text(config.image_size)} px, {config.steps} steps of {config.batch_size}, "
         f"{dist.world_size} x {dist.device.type}, {precision}"
     ]
     most = data.max_objects()
@@ -204,10 +226,7 @@ class _StepInput:
 
 @dataclass
 class _Run:
-    """A run under way: what is trained, on what, and where it reports.
-
-    `signals` fills when a signal to stop arrives.
-    """
+    """A run under way: what is trained, on what, and where it reports."""
 
     state: State
     criterion: SetCriterion
@@ -215,13 +234,14 @@ class _Run:
     data: DetectionDataset
     val: DetectionDataset
     folder: Path
+    lock: FolderLock
     monitor: Monitor | SilentMonitor
-    signals: list[int]
+    signals: StopSignals
 
     def __post_init__(self) -> None:
         config = self.state.config
         self.dtype = pick_precision(config.precision, self.dist.device)
-        self.step_log = StepLog(config.batch_size)
+        self.step_log = StepLog(config.batch_size, self.dist.world_size)
 
     def train(self) -> dict[str, Any]:
         """The loop. Evaluation comes after saving, so a run stopped or killed in it begins with it
@@ -229,6 +249,7 @@ class _Run:
         state, config = self.state, self.state.config
         model = self._replica()
         self._say_if_ended()
+        self.signals.steps_begun = True
         result: dict[str, Any] = {}
         if state.step and (state.ending() or self._due(config.eval_every)):
             result = self._evaluate()
@@ -291,7 +312,7 @@ class _Run:
             yield _StepInput(window, started, waited)
 
     def _announce(self, samples: list[list[Sample]]) -> Window:
-        return announce(samples, self.criterion, self.dist, bool(self.signals))
+        return announce(samples, self.criterion, self.dist, self.signals.received)
 
     def _windows(self) -> Iterator[list[list[Sample]]]:
         """This rank's micro-batches of each optimizer step still to do."""
@@ -313,7 +334,10 @@ class _Run:
             accumulate=config.accumulate,
             size_of=samples.size if config.group_by_size and sizes_differ else None,
         )
-        batches = load_batches(samples, sampler, _num_workers(config), dist.device.type == "cuda")
+        pin_memory = dist.device.type == "cuda"
+        batches = load_batches(
+            samples, sampler, _num_workers(config), pin_memory, config.loader_timeout_s
+        )
         while True:
             yield [next(batches) for _ in range(config.accumulate)]
 
@@ -361,6 +385,7 @@ class _Run:
         self.monitor.train_line(line)
 
     def _save(self) -> None:
+        self.lock.require_held()
         self.dist.main_only(self.state.save)(self.folder)
 
     def _evaluate(self) -> dict[str, Any]:
@@ -368,6 +393,11 @@ class _Run:
         best."""
         state, config = self.state, self.state.config
         averaged = state.ema.model
+        num_batches = math.ceil(len(self.val) / config.eval_batch_size)
+        message = (
+            f"stopped by a signal in the evaluation of step {state.step}; {self.folder}/last.pt is "
+            "saved, use --resume"
+        )
         result = evaluate(
             averaged,
             self.val,
@@ -377,6 +407,8 @@ class _Run:
             criterion=self.criterion,
             batch_size=config.eval_batch_size,
             num_workers=_num_workers(config),
+            loader_timeout_s=config.loader_timeout_s,
+            on_batch=EvaluationStop(self.signals, self.dist, num_batches, message),
         )
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
@@ -430,27 +462,3 @@ def _image_cache(config: Settings, dist: Dist, data: DetectionDataset) -> ImageC
             cache.path = path
             break
     return cache
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that fills when SIGTERM or SIGINT arrives; the loop ends after its step. A second
-    SIGINT ends at once."""
-    received: list[int] = []
-
-    def handler(number: int, frame: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # signals cannot be caught there
-        yield received
-        return
-    handlers_before = {
-        number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler_before in handlers_before.items():
-            signal.signal(number, handler_before)

@@ -20,10 +20,12 @@ from redetr.boxes import box_iou
 from redetr.cli import main
 from redetr.data import Hints, open_dataset
 from redetr.data.annotations import Annotations
+from redetr.data.contradictions import BoxFormat, to_corners
 from redetr.data.headers import cache_file, read_header, read_headers
-from redetr.doctor.boxes import Plan, box_faults, plan_faults
+from redetr.doctor.boxes import box_faults, plan_faults
 from redetr.doctor.check import check, essential_faults, print_report
 from redetr.doctor.images import _first_alike
+from redetr.doctor.plan import Plan
 from redetr.doctor.sheet import write_report
 from redetr.errors import InputError
 
@@ -39,7 +41,11 @@ def root(tmp_path) -> Path:
 
 
 def annotations(
-    boxes: list, sizes: list, labels: list | None = None, images: list | None = None
+    boxes: list,
+    sizes: list,
+    labels: list | None = None,
+    images: list | None = None,
+    box_format: BoxFormat = "xywh",
 ) -> Annotations:
     """Boxes xyxy, each on the image that `images` tells (by default the first) of these heights and
     widths."""
@@ -59,6 +65,7 @@ def annotations(
         np.zeros(count, bool),
         np.ones(count, np.float32),
         np.arange(count),
+        box_format=box_format,
     )
 
 
@@ -298,28 +305,58 @@ def test_many_copies_of_a_box_are_all_found():
     assert (fault.code, fault.count) == ("box-twice", 49)
 
 
-def scattered(count: int, shift: float) -> Annotations:
+def scattered(count: int, shift: float, box_format: BoxFormat) -> Annotations:
     """Boxes anywhere in images of 100 px, moved to the right and down by a share of their size, and
     cut."""
     random = np.random.default_rng(2)
     sides = random.uniform(10, 40, (count, 2))
     corners = random.uniform(0, 1, (count, 2)) * (100 - sides) + shift * sides
     boxes = np.concatenate([corners, corners + sides], axis=1).clip(0, 100)
-    return annotations(boxes.tolist(), [(100, 100)])
+    return annotations(boxes.tolist(), [(100, 100)], box_format=box_format)
 
 
 @pytest.mark.parametrize(
-    ("shift", "found", "says"),
+    ("box_format", "shift", "says"),
     [
-        (0, [], ""),
-        (0.5, ["format-center"], "centre given"),
-        (-0.5, ["format-center"], "corner given"),
+        ("xywh", 0, ""),
+        ("xywh", 0.5, "the centre given as the corner?"),
+        ("xywh", -0.5, ""),  # no mistake that is made gives this
+        ("cxcywh", 0, ""),
+        ("cxcywh", 0.5, "the lower right corner given as the centre?"),
+        ("cxcywh", -0.5, "the corner given as the centre?"),
+        ("xyxy", 0, ""),
+        ("xyxy", 0.5, "boxes moved by half their size?"),
+        ("xyxy", -0.5, ""),
     ],
 )
-def test_boxes_moved_by_half_their_size_are_told(shift, found, says):
-    faults = box_faults(scattered(150, shift))
-    assert codes(faults) == found
-    assert not faults or (says in faults[0].text and "1 in 1,048,576" in faults[0].text)
+def test_boxes_moved_by_half_their_size_are_told(box_format, shift, says):
+    faults = box_faults(scattered(150, shift, box_format))
+    assert codes(faults) == (["format-center"] if says else [])
+    assert not faults or (faults[0].text.startswith(says) and "1 in 1,048,576" in faults[0].text)
+    assert not faults or ("centre" in faults[0].remedy) == (box_format == "cxcywh")
+
+
+@pytest.mark.parametrize("box_format", ["xywh", "cxcywh"])
+def test_corners_that_stay_inside_are_told(box_format):
+    """Small objects in the upper left of the image, their corners read as another format."""
+    random = np.random.default_rng(3)
+    starts = random.uniform(5, 40, (60, 2))
+    numbers = np.concatenate([starts, starts + random.uniform(3, 9, (60, 2))], axis=1)
+    read = to_corners(numbers, box_format).tolist()
+    [fault] = box_faults(annotations(read, [(100, 100)], box_format=box_format))
+    assert (fault.severity, fault.code) == ("warning", "format-xyxy")
+    assert fault.text.startswith(f"two corners given as {box_format}?")
+
+
+def test_objects_that_grow_downwards_are_not_taken_for_corners():
+    """As on photographs of a road: what is lower is nearer, and larger."""
+    random = np.random.default_rng(4)
+    y = random.uniform(30, 60, 100)
+    x = random.uniform(0, 60, 100)
+    height = (y - 25) * random.uniform(0.8, 1.1, 100)
+    boxes = np.stack([x, y, x + height, y + height], axis=1)
+    for box_format in ("xywh", "cxcywh"):
+        assert box_faults(annotations(boxes.tolist(), [(100, 100)], box_format=box_format)) == []
 
 
 def test_large_objects_in_the_middle_are_not_taken_for_xyxy():

@@ -63,7 +63,7 @@ WRITTEN = {
     "gradient_compression": "none",
 }
 # What has been added since, as runs had it that did not know it.
-LATER = {"freeze": []}
+LATER = {"freeze": [], "loader_timeout_s": 120.0}
 
 
 def resolved(num_images: int, recipe: str = "redetr_n", **changes) -> Settings:

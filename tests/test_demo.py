@@ -1,5 +1,7 @@
 """The demo: what it leaves behind and what it says."""
 
+import json
+
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -22,6 +24,13 @@ def test_demo_shows_what_it_learned(tmp_path):
         "AP50" in said and f"redetr predict '{folder}/best.pt' IMAGE" in said
     )  # to paste into a shell
     assert read_metrics(folder)[-1]["step"] == 2
+
+
+def test_demo_on_photographs_from_imagenet_weights(tmp_path):
+    """`redetr demo --data crowns --recipe redetr_mobile`"""
+    demo("crowns", tmp_path / "demo", 1, Console(quiet=True), "redetr_mobile")
+    config = json.loads((tmp_path / "demo/config.json").read_text())
+    assert (config["model"], config["weights"], config["steps"]) == ("redetr_mobile", "imagenet", 1)
 
 
 def test_what_fails_at_once_leaves_the_earlier_demo(tmp_path):

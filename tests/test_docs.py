@@ -23,6 +23,7 @@ PAGES = [
 # Commands that are parsed here and run elsewhere, or nowhere, and why.
 PARSED_ONLY = {
     "train *": "takes minutes; tests/cli trains for seconds",
+    "demo *": "takes minutes: tests/test_demo.py",
     "app *": "serves until it is stopped: tests/test_app.py",
     "verify*": "takes a minute: tests/distributed/test_exactness.py runs a smaller one",
     "export *": "takes seconds for each form: tests/test_export.py has them all",
@@ -72,6 +73,8 @@ def test_every_flag_named_in_a_page_exists(capsys):
         "--local-addr",
         "--nodes",
         "--data-binary",
+        "--shm-size",
+        "--ipc",
     }
     for command in COMMANDS:
         with pytest.raises(SystemExit):

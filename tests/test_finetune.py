@@ -111,6 +111,7 @@ def test_the_mobile_recipe_trains_from_a_file(before, mobilenet, tmp_path):
         num_workers=0,
         device="cpu",
         weights=str(mobilenet),
+        model_options=("backbone=mobilenet_v2",),
     )
     said = run(config)
     assert f"tensors of the backbone mobilenet_v2 from {mobilenet}" in said
@@ -133,7 +134,7 @@ def test_the_mobile_recipe_trains_from_a_file(before, mobilenet, tmp_path):
     redetr.load(tmp_path / "run", device="cpu")
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_v3_small", "timm:lcnet_050"])
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "mobilenet_v3_small", "timm:lcnet_050"])
 def test_a_pretrained_backbone_keeps_training_exact(backbone):
     """As `redetr verify`: micro-batches against the whole batch."""
     config = replace(

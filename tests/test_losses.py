@@ -163,6 +163,19 @@ def test_sigmoid_loss_by_hand():
     assert losses["loss_ce"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_varifocal_loss_by_hand():
+    """Two of three queries are left over; the IoU of the third is 1/2, its goal and its weight."""
+    logits = torch.tensor([[[0.0, -9.0], [1.0, -9.0], [-1.0, -9.0]]])
+    boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1], [0.9, 0.9, 0.1, 0.1]]])
+    outputs = {"pred_logits": logits, "pred_boxes": boxes}
+    config = LossConfig(scores="sigmoid", class_loss="varifocal")
+    criterion = criterion_of(config, num_classes=2, num_queries=3)
+    losses = criterion(outputs, [target([0], [(0.5, 0.5, 0.2, 0.1)])])
+    p = 1 / (1 + math.exp(-1))
+    unmatched = 0.75 * (p**2 * -math.log(1 - p) + (1 - p) ** 2 * -math.log(p))
+    assert losses["loss_ce"].item() == pytest.approx(0.5 * math.log(2) + unmatched, rel=1e-5)
+
+
 def test_the_goal_of_the_sigmoid_loss_is_no_reason_to_move_boxes():
     outputs = random_outputs(1, 4, 3)
     criterion_of(SIGMOID)(outputs, random_targets([2]))["loss_ce"].backward()

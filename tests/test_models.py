@@ -14,10 +14,10 @@ from redetr.models.backbone import (
     MOBILENETS,
     Backbone,
     SmallResNet,
-    build_backbone,
     conv_norm,
     padding_at,
 )
+from redetr.models.backbones import build_backbone
 from redetr.models.detr import DETR
 from redetr.models.fast import DeformableAttention
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
@@ -221,7 +221,7 @@ def test_a_model_without_classes_is_refused():
         ("detr_r50", ("conv1.", "layer1."), 1 + 10),
         (
             "redetr_mobile",
-            ("features.0.", "features.1.", "features.2.", "features.3."),
+            ("stem.", "blocks.0.", "blocks.1.", "blocks.2."),
             1 + 2 + 3 + 3,
         ),
     ],
@@ -330,7 +330,9 @@ def test_features_of_mobilenets_are_those_of_torchvision(name):
     assert ours.num_channels[-1] == linear_layers[0].in_features
 
 
-@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "timm:efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "mobilenet_v2", "efficientnet_lite0", "timm:efficientnet_lite0"]
+)
 def test_a_backbone_ends_with_the_last_stride(name):
     """What came later would be computed for nothing, and get no gradient."""
     short = build_backbone(name, None, "frozen_batch", (8, 16))
@@ -673,6 +675,7 @@ def kept_bytes(model: nn.Module, images: Tensor) -> tuple[int, list[Tensor]]:
         ("detr_r50", {"dropout": 0.1}, 0.7),
         ("redetr_n", {}, 0.8),
         ("redetr_mobile", {"backbone": "mobilenet_v2"}, 0.6),
+        ("redetr_mobile", {"backbone": "efficientnet_lite0"}, 0.6),
         ("redetr_n", {"backbone": "timm:resnet10t", "norm": "frozen_batch"}, 0.8),
     ],
 )

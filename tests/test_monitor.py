@@ -11,11 +11,13 @@ import termios
 from io import StringIO
 
 import pytest
+import torch
 from command_line import run, train_arguments
 from rich.console import Console
 from rich.text import Text
 
-from redetr.monitor import Monitor, SilentMonitor
+from redetr.monitor import Monitor, SilentMonitor, StepLog
+from redetr.structures import Batch
 
 LINE = {
     "loss": 8.1234,
@@ -105,3 +107,31 @@ def test_the_silent_monitor_does_all_that_the_other_does():
         return {name for name in vars(kind) if not name.startswith("_")}
 
     assert public(SilentMonitor) == public(Monitor)
+
+
+def test_what_a_crash_left_in_the_log(tmp_path):
+    """Broken lines, zero bytes and a last line without its end: the run resumes, and says so."""
+    log = tmp_path / "metrics.jsonl"
+    sound = [b'{"step": 1, "loss": 2.0}', b'{"step": 2, "loss": 1.5}']
+    broken = [b'{"step": 1, "lo', b"\xff\xfe", b"[1]", b'{"loss": 1.0}', b"", b"[" * 10**5]
+    zeros = b"\0" * 4096
+    log.write_bytes(b"\n".join([sound[0], *broken, zeros + sound[1], b'{"step": 2, "AP"']) + zeros)
+    shown = StringIO()
+    Monitor(tmp_path, 10, 2, Console(file=shown, width=200)).close()
+    assert log.read_bytes() == b"\n".join([*sound, b""])
+    assert "metrics.jsonl: 6 lines were broken and are left out" in shown.getvalue()
+
+
+def test_the_padding_of_uneven_slices_by_hand():
+    """Three images on two ranks: the share in all of them, not the mean of the ranks' shares."""
+    canvas = torch.zeros(2, 4, 4, dtype=torch.bool)
+    two = Batch(torch.zeros(2, 3, 4, 4), canvas, sizes=[(4, 4), (2, 4)], targets=[{}, {}])
+    one = Batch(torch.zeros(1, 3, 4, 4), canvas[:1], sizes=[(1, 4)], targets=[{}])
+    rows = []
+    for batch in (two, one):
+        for target in batch.targets:
+            target["image_id"] = 0
+        log = StepLog(batch_size=3, world_size=2)
+        log.add(1, {"loss": torch.tensor(1.0)}, torch.tensor(1.0), [batch], 0.0, 1.0)
+        rows.append(log.rows[0][1].item())
+    assert sum(rows) / 2 == pytest.approx((0 + 8 + 12) / 48)

@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
 from itertools import count
 from pathlib import Path
 
@@ -563,17 +565,79 @@ def test_videos_are_read_and_written(checkpoint, tmp_path):
         == f"{tmp_path}/clip.mp4#3"
     )
     annotated = list(video_frames(tmp_path / "out/clip.mp4"))
-    assert len(annotated) == 6 and annotated[0][0].shape == (3, 48, 64) and annotated[0][1] == 10.0
-    plain = [image.float() for image, _ in video_frames(tmp_path / "clip.mp4")]
+    assert (
+        len(annotated) == 6
+        and annotated[0].image.shape == (3, 48, 64)
+        and annotated[0].rate == 10.0
+    )
+    plain = [frame.image.float() for frame in video_frames(tmp_path / "clip.mp4")]
     assert all(
-        (image.float() - other).abs().max() > 50
-        for (image, _), other in zip(annotated, plain, strict=True)
+        (frame.image.float() - other).abs().max() > 50
+        for frame, other in zip(annotated, plain, strict=True)
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "clip.mp4",
         "predictions.json",
         "predictions.jsonl",
     }
+
+
+def stated_matrix(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """The video with this display matrix (a, b, c, d) in its track header."""
+    a, b, c, d = (65_536 * number for number in matrix)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 40
+    struct.pack_into(">9i", content, at, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner", "size"),
+    [
+        ((1, 0, 0, 1), "upper left", (96, 128)),
+        ((0, 1, -1, 0), "upper right", (128, 96)),  # a quarter clockwise: a phone held upright
+        ((-1, 0, 0, -1), "lower right", (96, 128)),
+        ((0, -1, 1, 0), "lower left", (128, 96)),
+        ((-1, 0, 0, 1), "upper right", (96, 128)),  # mirrored, as some front cameras do
+    ],
+)
+def test_videos_are_turned_as_players_turn_them(matrix, corner, size, tmp_path):
+    """A white corner, stored at the upper left, is where the matrix puts it."""
+    picture = Image.new("RGB", (128, 96))
+    picture.paste((255, 255, 255), (0, 0, 40, 40))
+    writer = VideoWriter()
+    for _ in range(3):
+        writer.add(picture, tmp_path / "clip.mp4", 10.0)
+    writer.close()
+    first, *_ = video_frames(stated_matrix(tmp_path / "clip.mp4", matrix))
+    assert first.image.shape == (3, *size)
+    corners = {
+        "upper left": first.image[:, :20, :20],
+        "upper right": first.image[:, :20, -20:],
+        "lower left": first.image[:, -20:, :20],
+        "lower right": first.image[:, -20:, -20:],
+    }
+    assert [name for name, part in corners.items() if part.float().mean() > 200] == [corner]
+
+
+def test_frames_of_unequal_distance_keep_their_times(tmp_path):
+    """As telephones film in the dark."""
+    av = pytest.importorskip("av")
+    times_ms = [0, 100, 500, 510, 2000]
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time_ms in times_ms:
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    *pictures, end = frames([str(path)], ahead=2)
+    assert [frame.position["time_s"] for frame in pictures] == [time / 1000 for time in times_ms]
+    assert end.number == len(times_ms)
 
 
 def test_damaged_videos_and_playlists_in_disguise(tmp_path, address):
@@ -820,3 +884,20 @@ def test_what_is_measured_is_what_is_predicted(detector, folder):
         assert measured.boxes[of_image].tolist() == predicted.boxes.tolist()
         boxes_at_the_edge += (predicted.boxes == 0).any(1).sum().item()
     assert boxes_at_the_edge
+
+
+def test_file_names_that_are_not_utf_8(checkpoint, folder, tmp_path):
+    """Every output holds them: bytes in CSV, JSON as Python spells them."""
+    images = tmp_path / "images"
+    images.mkdir()
+    source = images / os.fsdecode(b"caf\xe9.jpg")
+    source.write_bytes((folder / "val-0.jpg").read_bytes())
+    every = ("--save", "png", "json", "coco", "csv", "--threshold", "0")
+    predict(checkpoint, images, "--output", tmp_path / "out", *every)
+    (line,) = lines_in(tmp_path / "out")
+    assert line["image"] == str(source)
+    assert (tmp_path / "out" / line["picture"]).is_file()
+    assert b"/caf\xe9.jpg," in (tmp_path / "out/predictions.csv").read_bytes()
+    assert json.loads((tmp_path / "out/predictions.json").read_text())[str(source)]
+    results = json.loads((tmp_path / "out/predictions.coco.json").read_text())
+    assert {result["file_name"] for result in results} == {str(source)}

@@ -309,6 +309,7 @@ def test_points_follow_the_image_in_its_canvas():
         ({"width": 24}, "width must be a multiple of 16"),
         ({"eval_idx": 3}, "eval_idx is 3, and there are 3 decoder layers"),
         ({"points": (1, 2)}, "points must be 1 to 1000 on each of 3 levels"),
+        ({"class_loss": "focal"}, "class_loss must be mal or varifocal"),
         ({"sampling": "nearest"}, "sampling must be bilinear or discrete"),
     ],
 )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import tyro
 
-from redetr.commands.arguments import FLAGS, DataPath
+from redetr.choices import ImageSize
+from redetr.commands.arguments import FLAGS, SIZES, DataPath
 from redetr.commands.console import ERRORS, OUT, print_json
 from redetr.errors import InputError
 
@@ -17,11 +18,13 @@ class Check:
     would."""
 
     data: DataPath
-    """digits, crowns, or a folder."""
+    """digits, crowns, a folder, or hf:NAME."""
     model: str = "redetr_n"
     """The recipe that the data set is meant for."""
     queries: int | None = None
     """Most objects that the model can find in an image; default: what training would take."""
+    image_size: ImageSize = 0
+    """Side, or HEIGHTxWIDTH, that training is meant to take, px; default: its choice."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation, as training will, if the data has no val
     split."""
@@ -41,7 +44,14 @@ class Check:
 
         if self.augment and not self.report:
             raise InputError("--augment needs a folder to write to", remedy="add --report FOLDER")
-        report = check(self.data, self.model, self.queries, self.thorough, self.val_fraction)
+        report = check(
+            self.data,
+            self.model,
+            self.queries,
+            self.thorough,
+            self.val_fraction,
+            self.image_size,
+        )
         if self.json:
             print_json(report.to_dict())
         else:
@@ -53,4 +63,4 @@ class Check:
             raise SystemExit(InputError.exit_code)
 
 
-parse = partial(tyro.cli, Check, prog="redetr check", config=FLAGS)
+parse = partial(tyro.cli, Check, prog="redetr check", config=FLAGS, registry=SIZES)

@@ -16,7 +16,7 @@ class Convert:
     """Writes a data set in another format, boxes only; reports what the format cannot hold."""
 
     source: DataPath
-    """A folder in COCO, YOLO or Pascal VOC format, or crowns; it stays as it is."""
+    """A folder in COCO, YOLO, Pascal VOC or LabelMe format, hf:NAME or crowns; stays as it is."""
     destination: NewFolder
     """The folder to write, which must not be there yet."""
     to: Literal["coco", "yolo", "voc"]

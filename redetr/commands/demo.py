@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -11,10 +12,12 @@ from redetr.commands.console import OUT
 
 @dataclass(frozen=True)
 class Demo:
-    """Trains redetr_n for a few minutes, evaluates it and shows its predictions."""
+    """Trains a detector for a few minutes, evaluates it and shows its predictions."""
 
     data: str = "digits"
     """digits, or crowns for real aerial photographs."""
+    recipe: Literal["redetr_n", "redetr_mobile"] = "redetr_n"
+    """redetr_n learns from scratch, redetr_mobile from ImageNet weights (extra imagenet)."""
     output: str = "runs/demo"
     """The run folder; an earlier demo there is replaced."""
     steps: int = 0
@@ -23,7 +26,7 @@ class Demo:
     def run(self) -> None:
         from redetr.commands.demonstration import demo
 
-        demo(self.data, Path(self.output), self.steps, OUT)
+        demo(self.data, Path(self.output), self.steps, OUT, self.recipe)
 
 
 parse = partial(tyro.cli, Demo, prog="redetr demo")

@@ -17,24 +17,27 @@ from redetr.data.transforms import StoredSample
 from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector, load
 from redetr.errors import InputError
+from redetr.models import build
 from redetr.monitor import in_percent
 from redetr.pages.curves import plot_curves
 from redetr.pages.drawing import comparison_grid, draw_boxes, save_image
-from redetr.recipes import redetr_n
+from redetr.recipes import get_recipe
 from redetr.structures import StoredTarget
 from redetr.training import train
 
-_STEPS = {"digits": 720, "crowns": 600}  # about five minutes on two cores
+_STEPS = {"digits": 720, "crowns": 600}  # of redetr_n: about five minutes on two cores
 _SHOWN = 8  # images in the picture of predictions
 
 
-def demo(data: str, folder: Path, steps: int, console: Console) -> None:
-    """Trains `redetr_n` on `data` into `folder` (an earlier demo there is replaced), draws curves
+def demo(data: str, folder: Path, steps: int, console: Console, recipe: str = "redetr_n") -> None:
+    """Trains by a recipe on `data` into `folder` (an earlier demo there is replaced), draws curves
     and predictions, and says on `console` what to do next."""
     if folder.exists() and not (folder / "demo").exists():
         raise InputError(f"{folder}: exists and is no earlier demo: give another --output")
-    config = demo_config(data, folder, steps)
-    config.check(world_size=1)  # before an earlier demo is removed
+    config = demo_config(data, folder, steps, recipe)
+    # Before an earlier demo is removed.
+    config.check(world_size=1)
+    build(config.model, 1, **config.model_kwargs())
     val = open_dataset(data, "val")
     if folder.exists():
         shutil.rmtree(folder)
@@ -66,10 +69,11 @@ def _next_steps(result: dict[str, Any], folder: Path) -> str:
     )
 
 
-def demo_config(data: str, folder: Path, steps: int) -> TrainConfig:
-    """The recipe `redetr_n` for a demo's length."""
+def demo_config(data: str, folder: Path, steps: int, recipe: str = "redetr_n") -> TrainConfig:
+    """The recipe for a demo's length."""
     length = steps or _STEPS.get(data, _STEPS["digits"])
-    return replace(redetr_n(), data=data, output=str(folder), steps=length, epochs=0.0)
+    settings = get_recipe(recipe)
+    return replace(settings, data=data, output=str(folder), steps=length, epochs=0.0, patience=0)
 
 
 def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -> Image.Image:

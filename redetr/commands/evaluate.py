@@ -11,6 +11,7 @@ from rich import box
 from rich.progress import Progress
 from rich.table import Table
 
+from redetr.choices import size_text
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_json, print_results, require_images
 
@@ -145,7 +146,8 @@ def _measured(checkpoint: str, result: dict[str, Any]) -> str:
     path = result["checkpoint"]
     if Path(checkpoint).is_dir() and Path(path).name == "last.pt":
         path += " (there is no best.pt)"
-    images = f"{result['images']} images, at {result['image_size']} px"
+    size = size_text(result["image_size"])
+    images = f"{result['images']} images, at {size} px"
     return f"{path}: {result['split']} split of {result['data']}, {images}"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import tyro
 
-from redetr.commands.arguments import FLAGS
+from redetr.commands.arguments import FLAGS, SIZES
 from redetr.commands.console import ERRORS, OUT, percent, print_results
 from redetr.commands.recipe import ConfigFlags, split_recipe
 from redetr.config import TrainConfig
@@ -49,6 +49,7 @@ def parse(args: list[str]) -> Train:
         default=ConfigFlags.of(recipe),
         prog=program,
         config=FLAGS,
+        registry=SIZES,
         description=about,
     )
     return Train(parsed.joined())

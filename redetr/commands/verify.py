@@ -7,7 +7,7 @@ import tyro
 from rich import box
 from rich.table import Table
 
-from redetr.commands.arguments import FLAGS
+from redetr.commands.arguments import FLAGS, SIZES
 from redetr.commands.console import OUT, print_json
 from redetr.commands.recipe import HELP, ConfigFlags, split_recipe
 from redetr.config import TrainConfig
@@ -76,6 +76,7 @@ def parse(args: list[str]) -> Verify:
         default=_Flags.of(default),
         prog=program,
         config=FLAGS,
+        registry=SIZES,
         description=about,
     )
     return Verify(parsed.joined(), parsed.json)

@@ -1,6 +1,7 @@
 """What every reader of a data set yields: one split as arrays, and all that is wrong with it."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from redetr.data.contradictions import (
+    BoxFormat,
+    area_differs,
+    other_format,
+    outline_agrees,
+    outline_differs,
+)
 from redetr.errors import InputError
 
 Split = Literal["train", "val", "test"]
@@ -97,6 +105,7 @@ class Annotations:
     area: np.ndarray  # [A] float32, pixels
     object_ids: np.ndarray  # [A] int64, the annotation's id, or its number in the source
     faults: list[Fault] = field(default_factory=list)
+    box_format: BoxFormat = "xyxy"  # of the source
     root: Path | None = None  # the data folder or YAML file as it was given, if it is one
 
     def __len__(self) -> int:
@@ -210,6 +219,9 @@ class Objects:
     ids: np.ndarray  # [A] int64
     quoted: Callable[[int], str]  # how the source gives box `i`
     remedy: str  # what to do about a box that leaves its image
+    box_format: BoxFormat  # of the source
+    outlines: np.ndarray | None = None  # [A, 4] float64, xyxy around the outline; NaN = none
+    mask_sizes: np.ndarray | None = None  # [A, 2] int64, height and width of its mask; 0 = none
 
 
 def assemble(
@@ -220,8 +232,10 @@ def assemble(
     image_is_good = np.append(images.rows.good, False)  # the last one is for objects on no image
     has_class = objects.labels >= 0
     objects.rows.good &= image_is_good[objects.image] & has_class
+    faults += _contradictions(source, objects, images)
     all_boxes = _boxes_inside(objects, images)
     faults += _repeated_names(source, classes)
+    faults += _unwritable_names(source, classes)
 
     good = np.flatnonzero(images.rows.good)
     names = np.array([os.fsencode(images.names[i]) for i in good], "S")
@@ -254,6 +268,7 @@ def assemble(
         area=np.where(area >= 0, area, sides.prod(1)),
         object_ids=objects.ids[kept],
         faults=faults,
+        box_format=objects.box_format,
     )
 
 
@@ -268,6 +283,93 @@ def _repeated_names(source: Path, classes: dict[int, str]) -> list[Fault]:
     text = f"{count} classes are called {name!r}"
     remedy = "give each its own name, or make them one"
     return [Fault("warning", "class-twice", source, "", text, remedy, len(repeated))]
+
+
+def _unwritable_names(source: Path, classes: dict[int, str]) -> list[Fault]:
+    """An error if names of classes hold what no text file or terminal takes."""
+    ids = [id_ for id_, name in classes.items() if not all(map(_is_writable, name))]
+    if not ids:
+        return []
+    where = f"category {ids[0]}"
+    text = f"its name {classes[ids[0]]!a} holds control characters, or half of a character"
+    remedy = "write another name"
+    return [Fault("error", "name-invalid", source, where, text, remedy, len(ids))]
+
+
+def _is_writable(character: str) -> bool:
+    return character in "\t\r\n" or unicodedata.category(character) not in ("Cc", "Cs")
+
+
+def _contradictions(source: Path, objects: Objects, images: Images) -> list[Fault]:
+    """What the parts of single objects say against each other. Areas that cannot be are replaced by
+    those of the boxes."""
+    rows = objects.rows
+    outlines = objects.outlines
+    if outlines is None:
+        outlines = np.full_like(objects.corners, np.nan)
+    _judge_mask_sizes(objects, images, outlines)
+    counted = rows.good & ~objects.iscrowd
+    area = np.where(counted, objects.area, -1)
+    formats = _format_faults(source, objects, np.where(counted[:, None], outlines, np.nan), area)
+    if formats:
+        return formats
+    differs = counted & outline_differs(objects.corners, outlines)
+
+    def outline(i: int) -> str:
+        span = outlines[i].round(2).tolist()
+        return f"{objects.quoted(i)} is not the box around its outline, which is {span} as xyxy"
+
+    remedy = "only the box is learned: see whether it is right on the page of check --report"
+    rows.fault("outline-differs", differs, outline, remedy, "warning")
+    no_area = area_differs(objects.corners, area, counted)
+
+    def areas(i: int) -> str:
+        width, height = objects.corners[i, 2:] - objects.corners[i, :2]
+        stated = f"area {objects.area[i]:.12g}"
+        return f"{stated} cannot be that of {objects.quoted(i)} of {width * height:.12g} px"
+
+    remedy = "the area of the box is counted, as AP of small and large objects goes by areas"
+    rows.fault("area-differs", no_area, areas, remedy, "warning")
+    objects.area = np.where(no_area, -1, objects.area)
+    return []
+
+
+def _format_faults(
+    source: Path, objects: Objects, outlines: np.ndarray, area: np.ndarray
+) -> list[Fault]:
+    """An error if outlines and areas fit the boxes in another format only."""
+    other = other_format(objects.corners, outlines, area, objects.box_format)
+    if other is None:
+        return []
+    box_format, shown_by = other
+    row = int(shown_by.argmax())
+    count = int(shown_by.sum())
+    file, where = objects.rows.place(row)
+    text = f"{objects.quoted(row)} fits its own outline or area as {box_format} only"
+    remedy = f"write {objects.box_format}: boxes are {box_format}, as their outlines and areas say"
+    return [Fault("error", f"format-{box_format}", file, where, text, remedy, count)]
+
+
+def _judge_mask_sizes(objects: Objects, images: Images, outlines: np.ndarray) -> None:
+    """Adds faults for masks of another size than their image: errors where the box is that around
+    the mask, and so of another size as well."""
+    if objects.mask_sizes is None or not len(images.sizes):
+        return
+    stated = objects.mask_sizes
+    sizes = images.sizes[objects.image]
+    differs = (stated > 0).all(1) & (stated != sizes).any(1)
+    same_box = outline_agrees(objects.corners, outlines)
+
+    def size(i: int) -> str:
+        height, width = stated[i]
+        image_height, image_width = sizes[i]
+        image = images.called(objects.image[i])
+        return f"its mask is {width}x{height} px, its image {image} {image_width}x{image_height} px"
+
+    remedy = "export the annotations of this image again"
+    objects.rows.fault("mask-size", differs & same_box, size, remedy)
+    remedy += ", or see whether its box is right on the page of check --report"
+    objects.rows.fault("mask-size", differs & ~same_box, size, remedy, "warning")
 
 
 def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:
@@ -312,7 +414,10 @@ def _judge_empty_boxes(objects: Objects, boxes: np.ndarray, sides: np.ndarray) -
         def negative(i: int) -> str:
             return f"{objects.quoted(i)} has zero or negative size"
 
-        rows.fault("box-empty", empty, negative, "correct or delete it")
+        remedy = "correct or delete it"
+        if objects.box_format == "xyxy":
+            remedy += "; if it is xywh, write its corners"
+        rows.fault("box-empty", empty, negative, remedy)
         return
 
     def left_out(i: int) -> str:

@@ -1,6 +1,7 @@
 """Which images a run was trained on, so that it can be repeated and is not resumed on others; and
 which files of its data folder nothing claims."""
 
+import hashlib
 import json
 import os
 import posixpath
@@ -10,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from redetr.data.annotations import Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset
-from redetr.data.formats.folder import FolderDataset
+from redetr.data.formats.folder import AnnotatedDataset, FolderDataset
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.listing import Contents, contents_of, passed_over
 from redetr.data.headers import read_headers
@@ -21,9 +24,13 @@ from redetr.errors import InputError
 
 
 def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
-    """Which images a data set has, with the hash of each, so that a run can be repeated.
-    Communicates: each rank reads its share of the files, so none waits for another longer than for
-    a share."""
+    """Which images a data set has, with the hash of each, and hashes of its annotations, so that a
+    run can be repeated. Communicates: each rank reads its share of the files, so none waits for
+    another longer than for a share.
+
+    Raises InputError if ranks have read different annotations.
+    """
+    dist.doing(f"reading the images of {data.name}")
     contents: list[tuple[str, str]] = []
     if isinstance(data, FolderDataset):
         all_names = [os.fsdecode(name) for name in data.annotations.names]
@@ -31,32 +38,94 @@ def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
         headers = read_headers(data.annotations.folder, names, content=True)
         for name, header in zip(names, headers, strict=True):
             contents.append((name, header.content))
+    hashes = {}
+    if isinstance(data, AnnotatedDataset):
+        hashes = _hashes(data.annotations)
+    dist.meet()
     contents = sorted(dist.gather(contents))
+    for rank, others in enumerate(dist.gather([hashes])):
+        if others != hashes:
+            text = f"rank {rank} has read other annotations than rank {dist.rank}"
+            raise InputError(text, where=data.name, remedy="give all hosts the same data")
     return {
         "name": data.name,
         "count": len(data),
         "classes": list(data.class_names),
+        "annotations": hashes,
         "images": dict(contents),
     }
 
 
-def require_unchanged(file: Path, inventories: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises InputError if `file`, the inventories of the run that resumes, has other images or
-    another content of one."""
+def _hashes(annotations: Annotations) -> dict[str, str]:
+    """Hashes of what training and evaluation take from annotations, by what a message calls it.
+
+    Ids of images and objects are not among it. Some 2 s for a thousand million bytes of boxes.
+    """
+    names = b"\0".join(annotations.names.tolist())
+    classes = repr((annotations.category_ids, annotations.class_names)).encode()
+    columns = {
+        "images, their sizes or their order": (_bytes(names), annotations.sizes),
+        "classes": (_bytes(classes),),
+        "boxes": (annotations.first, annotations.boxes),
+        "labels": (annotations.labels,),
+        "crowds and areas": (annotations.iscrowd, annotations.area),
+    }
+    hashes = {}
+    for name, values in columns.items():
+        digest = hashlib.blake2b(digest_size=16)
+        for value in values:
+            digest.update(np.ascontiguousarray(value).data)
+        hashes[name] = digest.hexdigest()
+    return hashes
+
+
+def _bytes(text: bytes) -> np.ndarray:
+    return np.frombuffer(text, np.uint8)
+
+
+def require_unchanged(file: Path, inventories: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Raises InputError if `file`, the inventories of the run that resumes, has other images,
+    another content of one, or other annotations. Returns notes on what could not be compared.
+    """
     if not file.exists():
-        return
-    before = json.loads(file.read_text())
+        return [f"warning: {file} is gone: whether the data has changed was not checked"]
+    before = _read_inventories(file)
+    notes = []
     for split, current in inventories.items():
-        images_before = set(before[split]["images"].items())
-        images_now = set(current["images"].items())
-        changed = images_before ^ images_now
-        if changed:
-            name, _ = min(changed)
-            raise InputError(
-                f"{name} of {split} is not what it was when the run began",
-                where=file,
-                remedy="put the data back, or give another --output",
+        recorded = before[split]
+        images = set(recorded["images"].items()) ^ set(current["images"].items())
+        hashes = recorded.get("annotations", {})
+        hashes_now = current["annotations"]
+        columns = [name for name, value in hashes.items() if hashes_now.get(name) != value]
+        change = ""
+        if images:
+            change = f"{min(images)[0]} of {split} is not what it was"
+        elif columns:
+            change = f"the {' and the '.join(columns)} of {split} are not what they were"
+        if change:
+            remedy = "put the data back, or give another --output"
+            raise InputError(f"{change} when the run began", where=file, remedy=remedy)
+        if "annotations" not in recorded:
+            notes.append(
+                f"note: {file} is of an earlier version, without hashes of annotations: whether "
+                f"those of {split} have changed was not checked"
             )
+    return notes
+
+
+def _read_inventories(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+        for split in ("train", "val"):
+            dict(content[split]["images"])
+            dict(content[split].get("annotations", {}))
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        raise InputError(
+            "cut short or damaged: whether the data has changed cannot be checked",
+            where=file,
+            remedy="delete it to resume without that check",
+        ) from None
+    return content
 
 
 def copied_images(inventories: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,15 +1,23 @@
 """Loading samples in worker processes, and putting them on the device as one padded batch."""
 
+import shutil
 import signal
+import sys
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from redetr.data.cache import ImageCache
 from redetr.data.dataset import DetectionDataset
@@ -17,10 +25,21 @@ from redetr.data.images import decode
 from redetr.data.mosaic import combined
 from redetr.data.sampler import Key
 from redetr.data.transforms import Sample, StoredSample, Transform, drawn_from, draws_of, normalize
-from redetr.errors import InputError, LostError
+from redetr.errors import InputError, LostError, RedetrError
 from redetr.structures import Batch, Size, collate
 
+ANSWER_S = 120.0  # how long a batch may take to arrive, unless the user asks for another limit
 _GRACE_S = 60  # how long a worker outlives a signal to end
+_DEATH_S = 1.0  # until the system reports that a process has ended whose connection broke
+_SHARED_FOLDER = Path("/dev/shm")  # where Linux has shared memory
+_QUEUES_BYTES = 2**15  # of it for what a loader process is spoken to with, at most
+_SHARED_MEMORY = (
+    "shared memory (/dev/shm) may be too small: start the container with --shm-size 1g or more, "
+    "or use --num-workers 0"
+)
+
+# The loader processes of this process; those that have ended leave by themselves.
+_WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 
 class Samples(Dataset[Sample]):
@@ -117,21 +136,38 @@ def _pack(samples: list[Sample] | InputError) -> Any:
     """
     if isinstance(samples, InputError):
         return samples
+    is_worker = get_worker_info() is not None
     packed = []
     for image, target in samples:
         arrays: dict[str, Any] = {}
         for name, value in target.items():
             arrays[name] = value.numpy() if isinstance(value, Tensor) else value
-        packed.append((image, arrays))
+        packed.append((_shared(image) if is_worker else image, arrays))
     return packed
 
 
-def _unpack(packed: list[tuple[Tensor, dict[str, Any]]]) -> list[Sample]:
+def _shared(image: Tensor) -> Tensor | np.ndarray:
+    """The image in shared memory, or as an array `[h, w, 3]` where half of that is taken: the array
+    travels through a pipe, which takes longer and needs none.
+
+    PyTorch would share it when the batch is sent, in a thread whose failure loses the batch. The
+    other half is for the queues of further loaders and for NCCL.
+    """
+    if _SHARED_FOLDER.is_dir():
+        total, _, free = shutil.disk_usage(_SHARED_FOLDER)
+        if free - image.nbytes < total / 2:
+            return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return image.share_memory_()
+
+
+def _unpack(packed: list[tuple[Tensor | np.ndarray, dict[str, Any]]]) -> list[Sample]:
     samples = []
     for image, arrays in packed:
         target: Any = {}
         for name, value in arrays.items():
             target[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        if isinstance(image, np.ndarray):
+            image = torch.from_numpy(image).permute(2, 0, 1)
         samples.append((image, target))
     return samples
 
@@ -141,19 +177,25 @@ def _start_worker(number: int) -> None:
     torch.set_num_threads(1)
     # A signal to all processes of a run is meant for the main one, which still needs its workers to
     # end the step.
+    signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 
 
 def load_batches(
-    samples: Samples, sampler: Sampler[list[Key]], num_workers: int, pin_memory: bool
+    samples: Samples,
+    sampler: Sampler[list[Key]],
+    num_workers: int,
+    pin_memory: bool,
+    timeout_s: float = ANSWER_S,
 ) -> Iterator[list[Sample]]:
     """Lists of samples in the sampler's order.
 
     They are padded later, when all ranks have agreed on a canvas. Raises InputError for an image
-    that cannot be read.
+    that cannot be read. Within `watching_workers`, a process that dies, or whose batch does not
+    arrive within `timeout_s`, raises LostError.
     """
-    batches = DataLoader(
+    loader = DataLoader(
         samples,
         batch_sampler=sampler,
         num_workers=num_workers,
@@ -161,29 +203,129 @@ def load_batches(
         pin_memory=pin_memory,
         worker_init_fn=_start_worker if num_workers else None,
         prefetch_factor=4 if num_workers else None,
+        # Does not hold where a process stops while it sends: `_next` limits that as well.
+        timeout=timeout_s + _DEATH_S if num_workers else 0,
     )
-    for batch in batches:
+    batches = _started(loader)
+    while (batch := _next(batches, timeout_s)) is not None:
         if isinstance(batch, InputError):
             raise batch
         yield _unpack(batch)
 
 
+def _started(loader: DataLoader) -> Iterator[Any]:
+    """The batches of `loader`, whose processes are started here and noted in `_WORKERS`."""
+    if loader.num_workers and _SHARED_FOLDER.is_dir():
+        needed = (1 + loader.num_workers) * _QUEUES_BYTES
+        if shutil.disk_usage(_SHARED_FOLDER).free < needed:
+            text = f"{loader.num_workers} loader processes cannot be started"
+            raise InputError(text, remedy=_SHARED_MEMORY)
+    before = set(active_children())
+    batches = iter(loader)
+    _WORKERS.update(set(active_children()) - before)
+    return batches
+
+
+def _next(batches: Iterator[Any], timeout_s: float) -> Any:
+    """The next batch, None after the last.
+
+    When it does not come in time, ends the loader processes, so that nothing waits for them any
+    more, and raises LostError.
+    """
+    if not _WORKERS:
+        return next(batches, None)
+    ended = []
+
+    def end() -> None:
+        for worker in _WORKERS:
+            if worker.is_alive():
+                ended.append(worker)
+                worker.kill()
+
+    limit = threading.Timer(timeout_s, end)
+    limit.daemon = True
+    limit.start()
+    try:
+        return next(batches, None)
+    except Exception as error:
+        if not ended and "DataLoader timed out" not in str(error):
+            raise
+        raise LostError(
+            f"loader processes did not answer within {timeout_s:g} s: a disk hangs, or "
+            f"{_SHARED_MEMORY}; if images take that long to read, raise --loader-timeout-s"
+        ) from error
+    finally:
+        limit.cancel()
+
+
 @contextmanager
 def watching_workers() -> Iterator[None]:
-    """Raises LostError, one line, when a loader process dies.
+    """Raises LostError, one line, when a loader process dies or does not answer. Ends those that
+    are left at the end of the block.
 
     PyTorch raises wherever the main process happens to be. If that is taking a sample from the dead
-    one, the connection breaks before PyTorch has noticed.
+    one, the connection breaks before PyTorch has noticed, in one of many ways.
     """
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+    except Exception as error:
+        reason = _loss(error)
+        if not reason:
             raise
-        raise LostError(
-            "a loader process died, most often for want of memory: lower --num-workers "
-            f"({str(error).strip()[:160]})"
-        ) from error
+        raise LostError(reason) from error
+    finally:
+        _end_workers()
+
+
+def _loss(error: Exception) -> str:
+    """Which trouble of loader processes is behind `error`, in words; empty if none is."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(error, LostError):
+        if isinstance(cause, RuntimeError) and "DataLoader worker" in str(cause):
+            return _death(cause)
+        cause = cause.__cause__
+    if isinstance(error, RedetrError):
+        return ""
+    if isinstance(error, ConnectionError | EOFError) or _one_has_died():
+        return _death(error)
+    return ""
+
+
+def _death(error: BaseException) -> str:
+    message = str(error).strip() or type(error).__name__
+    return (
+        "a loader process died, most often for want of memory: lower --num-workers "
+        f"({message[:160]})"
+    )
+
+
+def _one_has_died() -> bool:
+    """Whether a loader process has ended by a signal or an error, perhaps only just."""
+    deadline = time.monotonic() + _DEATH_S
+    while _WORKERS:
+        if any(worker.exitcode for worker in _WORKERS):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return False
+
+
+def _end_workers() -> None:
+    """Kills the loader processes that are left, also those that hang or wait for an alarm."""
+    workers = [worker for worker in _WORKERS if worker.is_alive()]
+    if not workers:
+        return
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = None
+    if sys.platform != "win32" and in_main_thread:  # PyTorch's raises when a worker is killed
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(_DEATH_S)
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def canvas_of(samples: list[Sample]) -> Size:

@@ -6,7 +6,7 @@ from redetr.data.annotations import SPLITS, Split
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.digits import DigitsDataset
 from redetr.data.formats.folder import open_folder
-from redetr.data.formats.hub import open_hub
+from redetr.data.formats.hub import Address, open_hub
 from redetr.errors import InputError
 
 _EMBEDDED = ("digits", "crowns")
@@ -27,21 +27,19 @@ def absolute_source(source: str) -> str:
         return source
     if not source.startswith("hf:"):
         return str(Path(source).expanduser().absolute())
-    folder = Path(source.removeprefix("hf:")).expanduser()
-    if not folder.is_dir():  # the name of a data set on the hub
-        return source
-    return f"hf:{folder.absolute()}"
+    return Address.of(source).absolute()
 
 
 def open_dataset(source: str | Path, split: Split, val_fraction: float = 0.0) -> DetectionDataset:
     """The data set called `digits` or `crowns`, that in a folder (`./digits` is a folder of that
     name), or that which Hugging Face `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or
-    `hf:FOLDER`.
+    `hf:FOLDER`, and `,boxes=xyxy` behind it if it does not hold xywh.
 
-    Folders are in COCO, YOLO or Pascal VOC format: see `redetr.data.formats.coco`, `yolo` and
-    `voc`. The path of a YAML file in YOLO format stands for its folder, which is read as this file
-    says. Without a val split, a `val_fraction` of the training images is held out as one. Raises
-    InputError if there is no such folder, layout or split, or the annotations are faulty.
+    Folders are in COCO, YOLO, Pascal VOC or LabelMe format: see `redetr.data.formats.coco`, `yolo`,
+    `voc` and `labelme`. The path of a YAML file in YOLO format stands for its folder, which is read
+    as this file says. Without a val split, a `val_fraction` of the training images is held out as
+    one. Raises InputError if there is no such folder, layout or split, or the annotations are
+    faulty.
     """
     if split not in SPLITS:
         raise ValueError(f"split is train, val or test, not {split!r}")

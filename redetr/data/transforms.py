@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from redetr.choices import Augment
+from redetr.choices import Augment, ImageSize
 from redetr.data.views import (
     Final,
     Fit,
@@ -203,14 +203,17 @@ class Resizing(Protocol):
     def max_size(self) -> int | None: ...
 
 
-def final_size(model: Resizing, image_size: int) -> Final:
+def final_size(model: Resizing, image_size: ImageSize) -> Final:
     """The size at which a model sees images.
 
     "aspect" takes the shorter side to `image_size`, the longer one to at most `max_size`; "square"
-    stretches to `image_size` x `image_size`.
+    stretches to `image_size` x `image_size`, or to a height and a width. Raises ValueError for two
+    sides of a model that keeps the aspect ratio.
     """
     if model.resize == "square":
-        return Stretch(image_size)
+        return Stretch(image_size) if isinstance(image_size, int) else Stretch(*image_size)
+    if not isinstance(image_size, int):
+        raise ValueError(f"a model that keeps the aspect ratio cannot take {image_size}")
     return Fit(image_size, model.max_size)
 
 
@@ -226,7 +229,7 @@ def augmentation(augment: Augment, final: Final) -> Transform:
     zoom-out, flip. "strong": the same, further out, and crops around objects. "aerial": crops at
     native scale, quarter turns, flips, colour.
     """
-    image_size = final.side if isinstance(final, Stretch) else final.shorter
+    shorter = min(final.size) if isinstance(final, Stretch) else final.shorter
     colour = Jitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)
     if augment == "plain":
         return Transform(Whole(final), closest=final)
@@ -237,11 +240,12 @@ def augmentation(augment: Augment, final: Final) -> Transform:
         return Transform(zoomed, colour, closest=final.closer(1 / 0.3))
     if augment == "aerial":
         less_colour = Jitter(brightness=0.3, contrast=0.3, saturation=0.2)
-        return Transform(NativeCrop(Stretch(image_size)), less_colour)
+        shape = final if isinstance(final, Stretch) else Stretch(shorter)
+        return Transform(NativeCrop(shape), less_colour)
 
     def scaled(px: int) -> int:
         """A length that the original gives for images of 800 px."""
-        return round(image_size * px / 800)
+        return round(shorter * px / 800)
 
     scales = tuple(scaled(px) for px in range(480, 801, 32))
     crop_from = tuple(scaled(px) for px in (400, 500, 600))

@@ -148,17 +148,24 @@ class Fit:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Scaling to a square of `side` px, whatever the aspect ratio."""
+    """Scaling to one size in px, a square unless it has a `width`, whatever the aspect ratio."""
 
-    side: int
+    height: int
+    width: int | None = None
+
+    @property
+    def size(self) -> Size:
+        """Height and width, px."""
+        return self.height, self.height if self.width is None else self.width
 
     def __call__(self, height: int, width: int) -> Size:
         """Returns the size that a region of `height` x `width` stored px is scaled to."""
-        return self.side, self.side
+        return self.size
 
     def closer(self, factor: float) -> "Stretch":
         """Returns the scaling to `factor` times the size."""
-        return Stretch(math.ceil(factor * self.side))
+        height, width = self.size
+        return Stretch(math.ceil(factor * height), math.ceil(factor * width))
 
 
 Final = Fit | Stretch
@@ -295,10 +302,11 @@ def _iou(boxes: np.ndarray, region: Region) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NativeCrop:
-    """Draws squares at a zoom from `zoom`, mirrored and turned.
+    """Draws regions of the shape of `final` at a zoom from `zoom`, mirrored and turned.
 
     For imagery of fixed scale and no up or down, such as aerial photographs. With probability
-    `object_share` the square holds the centre of an object, if there is any.
+    `object_share` the region holds the centre of an object, if there is any. Squares are turned by
+    any number of quarters, others by half a turn or not.
     """
 
     final: Stretch
@@ -308,18 +316,23 @@ class NativeCrop:
     def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
         """Returns a view of an image of `height` x `width` stored px with `boxes` `[T, 4]`."""
         least_zoom, largest_zoom = self.zoom
-        side = round(self.final.side / random.uniform(least_zoom, largest_zoom))
-        side = min(side, height, width)
-        left = random.randint(0, width - side)
-        top = random.randint(0, height - side)
+        scale = 1 / random.uniform(least_zoom, largest_zoom)
+        final_height, final_width = self.final.size
+        scale = min(scale, height / final_height, width / final_width)
+        seen_height = min(round(final_height * scale), height)
+        seen_width = min(round(final_width * scale), width)
+        left = random.randint(0, width - seen_width)
+        top = random.randint(0, height - seen_height)
         if len(boxes) > 0 and random.random() < self.object_share:
             x1, y1, x2, y2 = boxes[random.randrange(len(boxes))].tolist()
-            left = _start_around(random, (x1 + x2) / 2, side, width)
-            top = _start_around(random, (y1 + y2) / 2, side, height)
+            left = _start_around(random, (x1 + x2) / 2, seen_width, width)
+            top = _start_around(random, (y1 + y2) / 2, seen_height, height)
         mirrored = random.random() < 0.5
         quarter_turns = random.randrange(4)
-        region = (left, top, left + side, top + side)
-        return View(region, self.final(side, side), mirrored, quarter_turns)
+        if final_height != final_width:
+            quarter_turns -= quarter_turns % 2
+        region = (left, top, left + seen_width, top + seen_height)
+        return View(region, self.final.size, mirrored, quarter_turns)
 
 
 def _start_around(random: Random, point: float, side: int, length: int) -> int:

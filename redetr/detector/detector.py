@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from redetr.choices import ImageSize
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
 from redetr.data.images import upright
@@ -40,7 +41,7 @@ class Detector:
         model: DetectionModel,
         class_names: Sequence[str],
         category_ids: Sequence[int],
-        image_size: int,
+        image_size: ImageSize,
         device: str = "auto",
         precision: str = "fp32",
         trained_on: str | None = None,

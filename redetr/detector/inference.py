@@ -9,6 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from redetr.models.backbone import Backbone
+from redetr.models.efficientnet_lite import EfficientNetLite
 from redetr.models.hgnetv2 import HGConv
 from redetr.models.hybrid import RepVGGBlock
 from redetr.models.presnet import ConvNorm
@@ -18,9 +19,9 @@ from redetr.structures import DetectionModel
 def for_inference(model: DetectionModel) -> DetectionModel:
     """A copy of `model` in evaluation mode that computes nothing which only the loss needs.
 
-    It gives no `aux_outputs`. In torchvision's nets, RT-DETR and D-FINE, frozen BatchNorm becomes
-    part of the weights of the convolution before it; nets of timm may have it elsewhere and stay as
-    they are. Numbers change by rounding: by less than 1e-4 in the tests.
+    It gives no `aux_outputs`. In torchvision's nets, EfficientNet-Lite, RT-DETR and D-FINE, frozen
+    BatchNorm becomes part of the weights of the convolution before it; nets of timm may have it
+    elsewhere and stay as they are. Numbers change by rounding: by less than 1e-4 in the tests.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     model.aux_loss = False
@@ -28,7 +29,7 @@ def for_inference(model: DetectionModel) -> DetectionModel:
         if isinstance(module, ConvNorm | HGConv | RepVGGBlock):
             module.fuse()
     for backbone in model.modules():
-        if not isinstance(backbone, Backbone):
+        if not isinstance(backbone, Backbone | EfficientNetLite):
             continue
         for parent in backbone.body.modules():
             fuse_norms(parent)

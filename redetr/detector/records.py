@@ -20,6 +20,7 @@ from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_whole
 
 RECORD = "predictions.jsonl"
+NAMES = "surrogateescape"  # how Python holds file names that are not UTF-8
 _PICTURES = (".png", ".jpg", ".mp4")
 
 Line = dict[str, Any]
@@ -194,7 +195,8 @@ def write_formats(folder: Path, formats: Sequence[str]) -> None:
         name, write = _FORMATS[format]
 
         def write_text(temporary: Path, write: Any = write) -> None:
-            with open(temporary, "w", encoding="utf-8", newline="") as text:
+            # Names of files need not be UTF-8: they are written as they are.
+            with open(temporary, "w", encoding="utf-8", errors=NAMES, newline="") as text:
                 write(text, folder / RECORD)
 
         write_whole(folder / name, write_text)

@@ -46,6 +46,7 @@ class Frame:
     image: Tensor | None = None  # uint8 [3, H, W]
     number: int | None = None  # of a video's frame, from 0; at its end, how many there were
     rate: float = 0.0  # frames per second of its video
+    time_s: float = 0.0  # when players show it
     error: str = ""
     plain: str = ""  # the colour that nearly all pixels of an image have; empty if they differ
 
@@ -58,7 +59,7 @@ class Frame:
         """Its position in its video; empty for an image."""
         if self.number is None:
             return {}
-        return {"frame": self.number, "time_s": round(self.number / self.rate, 3)}
+        return {"frame": self.number, "time_s": round(self.time_s, 3)}
 
 
 def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> list[str]:
@@ -180,8 +181,8 @@ def _moving_frames(source: str) -> Iterator[Frame]:
     try:
         images = camera_frames(int(source)) if is_camera(source) else video_frames(Path(source))
         count = 0
-        for image, rate in images:
-            yield Frame(source, image, count, rate)
+        for image, time_s, rate in images:
+            yield Frame(source, image, count, rate, time_s)
             count += 1
         yield Frame(source, number=count)
     except InputError as error:

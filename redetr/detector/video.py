@@ -6,10 +6,12 @@ is needed.
 """
 
 import os
+import struct
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +30,16 @@ _LARGEST_PIXELS = 8192 * 8192
 _CAMERA_RATE = 25.0  # frames per second of the video, where the camera does not say
 
 
-def video_frames(path: Path) -> Iterator[tuple[Tensor, float]]:
-    """Each frame, uint8 `[3, H, W]`, with the video's frames per second.
+class VideoFrame(NamedTuple):
+    """A frame of a video or camera."""
+
+    image: Tensor  # uint8 [3, H, W], as players show it
+    time_s: float  # when players show it; with most telephones the distances differ
+    rate: float  # frames per second of the whole video, the mean
+
+
+def video_frames(path: Path) -> Iterator[VideoFrame]:
+    """Each frame, turned and timed as the file states.
 
     Raises InputError, also midway.
     """
@@ -47,14 +57,43 @@ def video_frames(path: Path) -> Iterator[tuple[Tensor, float]]:
                     f"{path}: frames of {stream.width}x{stream.height} px are too large"
                 )
             rate = float(stream.average_rate or _CAMERA_RATE)
-            for frame in container.decode(stream):
-                yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1), rate
+            start_s = (container.start_time or 0) / av.time_base
+            for number, frame in enumerate(container.decode(stream)):
+                pixels = _turned(frame.to_ndarray(format="rgb24"), _display_matrix(frame))
+                image = torch.from_numpy(pixels).permute(2, 0, 1)
+                time_s = number / rate if frame.time is None else frame.time - start_s
+                yield VideoFrame(image, time_s, rate)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot decode the video ({reason}); give another file") from None
 
 
-def camera_frames(number: int) -> Iterator[tuple[Tensor, float]]:
+def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """How players turn a decoded frame: `(a, b, c, d)`, which puts the pixel at (x, y) to
+    (a x + c y, b x + d y)."""
+    for side_data in frame.side_data:
+        if side_data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side_data))
+            return a, b, c, d
+    return 1, 0, 0, 1
+
+
+def _turned(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """Pixels `[H, W, 3]` turned by quarters, the nearest to a display matrix, and mirrored as it
+    says."""
+    a, b, c, d = matrix
+    x_from, y_from = a, d
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels = pixels.transpose(1, 0, 2)
+        x_from, y_from = c, b
+    if x_from < 0:
+        pixels = pixels[:, ::-1]
+    if y_from < 0:
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def camera_frames(number: int) -> Iterator[VideoFrame]:
     """Frames of a camera of this machine as they come, without end.
 
     Raises InputError if there is none.
@@ -66,11 +105,13 @@ def camera_frames(number: int) -> Iterator[tuple[Tensor, float]]:
     camera = cv2.VideoCapture(number)
     try:
         rate = camera.get(cv2.CAP_PROP_FPS) or _CAMERA_RATE
+        started = time.monotonic()
         while True:
             is_read, bgr = camera.read()
             if not is_read:
                 raise InputError(f"camera {number}: gives no pictures; is it connected, and free?")
-            yield torch.from_numpy(bgr[:, :, ::-1].copy()).permute(2, 0, 1), rate
+            image = torch.from_numpy(bgr[:, :, ::-1].copy()).permute(2, 0, 1)
+            yield VideoFrame(image, time.monotonic() - started, rate)
     finally:
         camera.release()
 

@@ -1,18 +1,14 @@
 """What is wrong with the boxes and classes of a data set, beyond what its readers refuse."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
-import torch
 
-from redetr.config import MOST_QUERIES, Settings
-from redetr.data import Hints
+from redetr.choices import ImageSize, size_text
 from redetr.data.annotations import Annotations, Fault, Severity, Split
+from redetr.data.contradictions import from_corners, look_like_corners
 from redetr.doctor.images import faults_of, image_place
-from redetr.models import build
-from redetr.recipes import get_recipe
+from redetr.doctor.plan import Plan, sides_of
 
 # A class with fewer boxes, or so many times fewer than the most common one, is hardly learned.
 _FEW_BOXES = 10
@@ -26,45 +22,6 @@ _MANY_SMALL, _FEW_SMALL = 0.25, 0.1  # shares of the boxes
 _SAME_IOU = 0.99
 _MANY_IGNORED = 0.8  # share of the objects: no data set marks so many on purpose
 _SURE = 10  # boxes all on one side: by chance in one of 2**10 data sets
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe would do with a data set, as far as it concerns boxes."""
-
-    recipe: str
-    config: Settings
-    resize: Literal["aspect", "square"]
-    max_size: int | None
-    num_queries: int
-
-    @classmethod
-    def of(cls, recipe: str, hints: Hints, num_queries: int | None) -> "Plan":
-        """`num_queries` None = the most that training would take. Raises InputError for an unknown
-        recipe."""
-        config = replace(get_recipe(recipe), weights=None)
-        config = config.with_queries(hints, max_objects=MOST_QUERIES)
-        with torch.device("meta"):
-            model = build(config.model, 1, **config.model_kwargs())
-        settings = config.resolved(model, hints, num_images=1)
-        queries = num_queries or model.num_queries
-        return cls(recipe, settings, model.resize, model.max_size, queries)
-
-    def shorter_sides(self, annotations: Annotations, image_size: int) -> np.ndarray:
-        """The shorter side of each box in pixels of what a model sees that is trained at this size,
-        float `[A]`."""
-        boxes = annotations.boxes
-        sizes = annotations.sizes[annotations.image_of(), ::-1]  # width, height, [A, 2]
-        if self.config.augment == "aerial":  # crops at native scale, whatever their size
-            scale = np.ones((1, 2))
-        elif self.resize == "square":
-            scale = image_size / sizes
-        else:
-            longest = (self.max_size or np.inf) * image_size / self.config.image_size
-            by_shorter, by_longer = image_size / sizes.min(1), longest / sizes.max(1)
-            scale = np.minimum(by_shorter, by_longer)[:, None]
-        sides = (boxes[:, 2:] - boxes[:, :2]) * scale  # [A, 2]
-        return sides.min(1)
 
 
 def is_sound(annotations: Annotations) -> bool:
@@ -132,11 +89,10 @@ def _formats(a: Annotations) -> list[Fault]:
         return []
     sizes = a.sizes[a.image_of(), ::-1]  # [A, 2], width and height
     outside = sum(fault.count for fault in a.faults if fault.code == "box-outside")
-    return [
-        *_fractions(a, sizes),
-        *_two_corners(a, outside),
-        *_lopsided(a, sizes, outside > 0),
-    ]
+    faults = _fractions(a, sizes)
+    if not any(fault.code.startswith("format-") for fault in a.faults):  # reported by the reader
+        faults += _two_corners(a, sizes, outside) or _lopsided(a, sizes, outside > 0)
+    return faults
 
 
 def _fractions(a: Annotations, sizes: np.ndarray) -> list[Fault]:
@@ -154,20 +110,54 @@ def _fractions(a: Annotations, sizes: np.ndarray) -> list[Fault]:
     return [Fault("error", "format-fractions", a.source, where, text, remedy)]
 
 
-def _two_corners(a: Annotations, outside: int) -> list[Fault]:
-    """Boxes of COCO given as two corners: many leave their image, and the others are boxes when
-    read that way as well."""
-    x1, y1, x2, y2 = a.boxes.T
-    corners = (x2 - x1 > x1) & (y2 - y1 > y1)
+def _two_corners(a: Annotations, sizes: np.ndarray, outside: int) -> list[Fault]:
+    """Boxes given as two corners where the format has width and height: an error if many leave
+    their image, and the others are boxes when read that way as well."""
+    if a.box_format == "xyxy":
+        return []
+    numbers = from_corners(a.boxes.astype(np.float64), a.box_format)
+    corners = np.all(numbers[:, 2:] > numbers[:, :2], axis=1)
     many_outside = outside > 0.05 * len(a.boxes)
-    if a.source.suffix != ".json" or not many_outside or corners.mean() <= 0.95:
+    remedy = _CORNER_REMEDIES[a.box_format]
+    if many_outside and corners.mean() > 0.95:
+        text = (
+            f"{outside} boxes leave their image, {corners.sum()} of the other {len(numbers)} make "
+            "sense as xyxy"
+        )
+        return [Fault("error", "format-xyxy", a.source, "", text, remedy)]
+    if not look_like_corners(numbers, sizes):
         return []
     text = (
-        f"{outside} boxes leave their image, {corners.sum()} of the other {len(corners)} make "
-        "sense as xyxy"
+        f"two corners given as {a.box_format}? All last two numbers are larger than the first two "
+        f"and change with them, in {len(numbers)} boxes"
     )
-    remedy = "write [x, y, width, height]: subtract x and y from the last two numbers"
-    return [Fault("error", "format-xyxy", a.source, "", text, remedy)]
+    return [Fault("warning", "format-xyxy", a.source, "", text, remedy)]
+
+
+_CORNER_REMEDIES = {
+    "xywh": "write [x, y, width, height]: subtract x and y from the last two numbers",
+    "cxcywh": "write class cx cy w h: the middle of both corners, and their difference",
+}
+# What boxes are, by their format, that lie nearer to the right and lower border, or to the others,
+# than half their size.
+_MOVED = {
+    ("xywh", "right or lower"): (
+        "the centre given as the corner",
+        "write the upper left one: x - width / 2",
+    ),
+    ("cxcywh", "left or upper"): (
+        "the corner given as the centre",
+        "write the centre: x + width / 2",
+    ),
+    ("cxcywh", "right or lower"): (
+        "the lower right corner given as the centre",
+        "write the centre: x - width / 2",
+    ),
+    ("xyxy", "right or lower"): (
+        "boxes moved by half their size",
+        "write xmin ymin xmax ymax: the upper left and the lower right corner",
+    ),
+}
 
 
 def _lopsided(a: Annotations, sizes: np.ndarray, leaving: bool) -> list[Fault]:
@@ -180,27 +170,22 @@ def _lopsided(a: Annotations, sizes: np.ndarray, leaving: bool) -> list[Fault]:
     near_end = sizes - ends < half
     counts_start = (near_start & ~near_end).sum(0)  # over x and y
     counts_end = (near_end & ~near_start).sum(0)
+    side = ""
     if _is_one_sided(counts_end, counts_start, leaving):
-        return [
-            _moved(
-                a,
-                int(counts_end.sum()),
-                "right or lower",
-                "the centre given as the corner",
-                "write the upper left one: x - width / 2",
-            )
-        ]
-    if _is_one_sided(counts_start, counts_end, leaving):
-        return [
-            _moved(
-                a,
-                int(counts_start.sum()),
-                "left or upper",
-                "the corner given as the centre",
-                "write the centre: x + width / 2",
-            )
-        ]
-    return []
+        side = "right or lower"
+    elif _is_one_sided(counts_start, counts_end, leaving):
+        side = "left or upper"
+    if (a.box_format, side) not in _MOVED:
+        return []
+    guess, remedy = _MOVED[a.box_format, side]
+    count = int(counts_start.sum() + counts_end.sum())
+    chance = f"if they were anywhere, 1 in {2 ** min(count, 20):,}"
+    observation = (
+        f"{count} boxes are nearer to the {side} border than half their size, none to the opposite "
+        "ones"
+    )
+    text = f"{guess}? {observation} ({chance})"
+    return [Fault("warning", "format-center", a.source, "", text, remedy)]
 
 
 def _is_one_sided(near: np.ndarray, opposite: np.ndarray, leaving: bool) -> bool:
@@ -210,16 +195,6 @@ def _is_one_sided(near: np.ndarray, opposite: np.ndarray, leaving: bool) -> bool
     # borders are alike; unless boxes leave their images.
     count = near.sum() if leaving else near[0]
     return bool(count >= _SURE and not opposite.any())
-
-
-def _moved(a: Annotations, count: int, side: str, guess: str, remedy: str) -> Fault:
-    chance = f"if they were anywhere, 1 in {2 ** min(count, 20):,}"
-    observation = (
-        f"{count} boxes are nearer to the {side} border than half their size, none to the opposite "
-        "ones"
-    )
-    text = f"{guess}? {observation} ({chance})"
-    return Fault("warning", "format-center", a.source, "", text, remedy)
 
 
 def _boxes_twice(a: Annotations) -> list[Fault]:
@@ -454,16 +429,18 @@ def _small_objects(train: Annotations, plan: Plan) -> list[Fault]:
         return []
     remedy = "cut the images into tiles, or take finer images"
     for factor in (1.5, 2, 3, 4):
-        larger = round(size * factor / 32) * 32
+        enlarged = tuple(round(side * factor / 32) * 32 for side in sides_of(size))
+        larger: ImageSize = enlarged[0] if isinstance(size, int) else (enlarged[0], enlarged[1])
         share = (plan.shorter_sides(train, larger) < _SMALL_PX).mean()
         if share < _FEW_SMALL:
             remedy = (
-                f"train at --image-size {larger} (then {share:.0%}), or cut the images into tiles"
+                f"train at --image-size {size_text(larger)} (then {share:.0%}), or cut the images "
+                "into tiles"
             )
             break
     text = (
         f"{small.mean():.0%} of the boxes are under {_SMALL_PX} px where the model sees images at "
-        f"{size} px"
+        f"{size_text(size)} px"
     )
     count = int(small.sum())
     return [Fault("warning", "object-small", train.source, "", text, remedy, count)]

@@ -19,18 +19,21 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor
 
+from redetr.choices import ImageSize
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.folder import AnnotatedDataset, FolderDataset, read_split
-from redetr.data.formats.hub import hub_splits
+from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
 from redetr.data.inventory import unclaimed_files
 from redetr.data.open import folder_of, open_dataset
-from redetr.doctor.boxes import Plan, box_faults, class_counts, class_faults, is_sound, plan_faults
+from redetr.doctor.boxes import box_faults, class_counts, class_faults, is_sound, plan_faults
 from redetr.doctor.images import copies, image_faults
+from redetr.doctor.plan import Plan
 from redetr.errors import InputError
+from redetr.metrics import distinct_names
 
 _MOST_CLASSES = 30  # in a printed table
 _SCENES = 300  # of a split that is drawn on demand
@@ -75,10 +78,11 @@ class Report:
         return figures
 
     def classes(self) -> dict[str, dict[str, int]]:
-        """Objects by class and split, crowds not counted."""
+        """Objects by class and split, crowds not counted; classes of one name are told apart by
+        their labels."""
         table: dict[str, dict[str, int]] = {}
         for split, annotations in self.splits.items():
-            names = annotations.class_names
+            names = distinct_names(annotations.class_names)
             counts = class_counts(annotations).tolist()
             for name, count in zip(names, counts, strict=True):
                 if name not in table:
@@ -136,21 +140,27 @@ def check(
     num_queries: int | None = None,
     thorough: bool = False,
     val_fraction: float = 0.0,
+    image_size: ImageSize = 0,
 ) -> Report:
     """Looks at every annotation and every image file of a data set: `digits`, `crowns`, or a
     folder.
 
     `num_queries` defaults to what training with the recipe would take. `thorough` decodes all
     images, which finds damage in the middle of files, and images that are nearly the same.
-    `val_fraction` is as in `open_dataset`. Raises InputError if there is no data set.
+    `val_fraction` is as in `open_dataset`, `image_size` as in `TrainConfig`. Raises InputError if
+    there is no data set.
     """
     if source == "digits" or source.startswith("hf:"):
-        return _check_without_files(source, recipe, num_queries, val_fraction)
-    return _check_folder(source, recipe, num_queries, thorough, val_fraction)
+        return _check_without_files(source, recipe, num_queries, val_fraction, image_size)
+    return _check_folder(source, recipe, num_queries, thorough, val_fraction, image_size)
 
 
 def _check_without_files(
-    source: str, recipe: str, num_queries: int | None, val_fraction: float
+    source: str,
+    recipe: str,
+    num_queries: int | None,
+    val_fraction: float,
+    image_size: ImageSize,
 ) -> Report:
     """The report on a data set whose images are no files: drawn, or rows of Hugging Face."""
     datasets, faults = _open(source, val_fraction)
@@ -158,7 +168,7 @@ def _check_without_files(
     for split, dataset in datasets.items():
         splits[split] = _annotations_of(dataset)
     hints = datasets["train"].hints
-    plan = Plan.of(recipe, hints, num_queries)
+    plan = Plan.of(recipe, hints, num_queries, image_size)
     faults += _faults(splits, {})
     faults += plan_faults(splits, plan)
     for split, dataset in datasets.items():
@@ -176,14 +186,19 @@ def _check_without_files(
 
 
 def _check_folder(
-    source: str, recipe: str, num_queries: int | None, thorough: bool, val_fraction: float
+    source: str,
+    recipe: str,
+    num_queries: int | None,
+    thorough: bool,
+    val_fraction: float,
+    image_size: ImageSize,
 ) -> Report:
     """The report on a data set with image files."""
     folder = folder_of(source)
     splits, faults = _read(folder, val_fraction)
     is_complete = not faults
     hints = _hints(source, splits.get("train"))
-    plan = Plan.of(recipe, hints, num_queries)
+    plan = Plan.of(recipe, hints, num_queries, image_size)
     headers = {}
     for split, annotations in splits.items():
         headers[split] = _headers(annotations, content=True, looks=thorough)
@@ -296,6 +311,8 @@ def _unreadable(split: Split, error: InputError, source: Path) -> Fault:
 def _annotations_of(dataset: DetectionDataset) -> Annotations:
     """The annotations of a data set without files; if it is drawn on demand, those of the first
     scenes."""
+    if isinstance(dataset, HubDataset):
+        return replace(dataset.annotations, faults=list(dataset.faults))
     if isinstance(dataset, AnnotatedDataset):
         return dataset.annotations
     image_ids = []

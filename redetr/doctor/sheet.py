@@ -13,8 +13,8 @@ from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Annotations, Split
 from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation, final_size
-from redetr.doctor.boxes import Plan
 from redetr.doctor.check import Report
+from redetr.doctor.plan import Plan
 from redetr.pages.drawing import class_color, draw_boxes, grid, save_image, to_pil
 from redetr.pages.images import data_uri, figure_image
 from redetr.pages.templates import render, write_page

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from redetr.data.transforms import MEAN, STD
+from redetr.choices import ImageSize
+from redetr.data.transforms import MEAN, STD, final_size
+from redetr.data.views import Stretch
 from redetr.postprocess import decode
 from redetr.structures import DetectionModel
 
@@ -41,10 +43,10 @@ class Processed(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: DetectionModel, image_size: int):
+    def __init__(self, model: DetectionModel, image_size: ImageSize):
         super().__init__()
         self.model = model
-        self.image_size = image_size
+        self.final = final_size(model, image_size)
         mean = torch.tensor(MEAN).mul(255)[:, None, None]
         std = torch.tensor(STD).mul(255)[:, None, None]
         self.register_buffer("mean", mean, persistent=False)
@@ -71,10 +73,11 @@ class Processed(nn.Module):
 
         In a graph for all sizes, no side is the longer one.
         """
-        if self.model.resize == "square":
-            return self.image_size, self.image_size
+        final = self.final
+        if isinstance(final, Stretch):
+            return final.size
         shorter = torch.sym_min(height, width)
-        sides = [self.image_size * side // shorter for side in (height, width)]
+        sides = [final.shorter * side // shorter for side in (height, width)]
         max_size = self.model.max_size
         if max_size:
             longer = torch.sym_max(*sides)

@@ -146,11 +146,12 @@ class Backbone(nn.Module):
         known = (*RESNETS, *MOBILENETS)
         if name not in known:
             raise InputError(
-                f"unknown backbone {name!r}: choose one of {', '.join(known)}, or timm:NAME"
+                f"unknown backbone {name!r}: choose one of {', '.join(known)}, efficientnet_lite0, "
+                "or timm:NAME"
             )
         if dilation and name not in RESNETS:
             raise InputError(f"{name} has no dilated variant: choose one of {', '.join(RESNETS)}")
-        _check(weights, norm)
+        require_known(weights, norm)
         self.name = name
         self.body = _torchvision_net(name, norm, dilation)
         if weights:
@@ -254,7 +255,7 @@ def _out_channels(layers: list[nn.Module]) -> int:
     return channels
 
 
-def _check(weights: str | None, norm: str) -> None:
+def require_known(weights: str | None, norm: str) -> None:
     """Raises InputError for weights or a norm that do not exist, or do not go together."""
     if weights not in (None, "imagenet"):
         raise InputError(f"unknown backbone weights {weights!r}: choose 'imagenet' or none")
@@ -297,7 +298,7 @@ class TimmBackbone(nn.Module):
             import timm
         except ImportError:
             raise InputError(f'timm:{name} needs timm: pip install "redetr[timm]"') from None
-        _check(weights, norm)
+        require_known(weights, norm)
         if norm == "group":
             raise InputError(
                 f"timm:{name} cannot change to norm=group: take norm=frozen_batch or sync_batch"
@@ -450,35 +451,6 @@ class SmallResNet(nn.Module):
                 x = run(block, x)
             features.append(x)
         return features[1:]  # without stride 4
-
-
-AnyBackbone = Backbone | TimmBackbone | SmallResNet
-
-
-def build_backbone(
-    backbone: str | tuple[int, int, int],
-    weights: str | None,
-    norm: Norm,
-    strides: tuple[int, ...],
-    dilation: bool = False,
-) -> AnyBackbone:
-    """Returns the backbone of a name of torchvision, of "timm:NAME", or of three widths.
-
-    Three widths make a `SmallResNet`, which has strides 8 and 16 whatever `strides` says. Raises
-    InputError for a name or an option that does not exist.
-    """
-    if isinstance(backbone, str) and not backbone.startswith("timm:"):
-        return Backbone(backbone, weights, dilation, strides, norm)
-    if dilation:
-        raise InputError(f"{backbone} has no dilated variant: choose one of {', '.join(RESNETS)}")
-    if isinstance(backbone, str):
-        timm_name = backbone.removeprefix("timm:")
-        return TimmBackbone(timm_name, weights, strides, norm)
-    if weights:
-        raise InputError(
-            f"a backbone of widths {backbone} is trained from scratch: take no weights ({weights})"
-        )
-    return SmallResNet(backbone)
 
 
 def padding_at(features: Tensor, mask: Tensor | None) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
-from redetr.models.backbone import AnyBackbone, Norm, build_backbone, padding_at
+from redetr.models.backbone import Norm, padding_at
+from redetr.models.backbones import AnyBackbone, build_backbone
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
 from redetr.models.transformer import MLP, Transformer
 from redetr.structures import DetectionModel, LossConfig, Outputs

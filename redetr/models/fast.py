@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
-from redetr.models.backbone import AnyBackbone, Norm, build_backbone, padding_at
+from redetr.models.backbone import Norm, padding_at
+from redetr.models.backbones import AnyBackbone, build_backbone
 from redetr.models.deformable import (
     best_positions,
     position_centers,
@@ -370,7 +371,7 @@ def redetr_n(num_classes: int, **options: Any) -> FastDETR:
 
 
 def redetr_mobile(
-    num_classes: int, *, backbone: str | tuple[int, int, int] = "mobilenet_v2", **options: Any
+    num_classes: int, *, backbone: str | tuple[int, int, int] = "efficientnet_lite0", **options: Any
 ) -> FastDETR:
-    """Nano on MobileNetV2, meant to start from ImageNet weights (`weights="imagenet"`)."""
+    """Nano on EfficientNet-Lite0, meant to start from ImageNet weights (`weights="imagenet"`)."""
     return fast(num_classes, backbone=backbone, **options)

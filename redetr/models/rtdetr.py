@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
+from redetr.choices import ClassLoss
 from redetr.data.transforms import MEAN, STD
 from redetr.denoising import NoisyQueries, split_outputs, with_noisy_queries
 from redetr.models.backbone import Norm
@@ -258,13 +259,18 @@ class RTDETR(DetectionModel):
         backbone: nn.Module,
         encoder: HybridEncoder,
         decoder: TwoStageDecoder,
+        class_loss: ClassLoss = "mal",
     ):
         super().__init__()
         self.num_classes = num_classes
         self.num_queries = decoder.num_queries
         self.aux_loss = True
         self.loss_config = LossConfig(
-            scores="sigmoid", cost_class=2.0, proposals=True, denoising=decoder.denoising
+            scores="sigmoid",
+            cost_class=2.0,
+            proposals=True,
+            denoising=decoder.denoising,
+            class_loss=class_loss,
         )
         self.backbone = backbone
         self.encoder = encoder
@@ -322,6 +328,8 @@ def require_possible(options: dict[str, Any]) -> None:
     require_points(options["points"], NUM_LEVELS)
     if options["backbone"] not in DEPTHS:
         raise ValueError(f"backbone must be one of {', '.join(DEPTHS)}")
+    if options["class_loss"] not in ("mal", "varifocal"):
+        raise ValueError("class_loss must be mal or varifocal")
     require_common(options)
     if options["width"] % 16:
         raise ValueError("width must be a multiple of 16")
@@ -351,6 +359,7 @@ def rtdetr(
     num_queries: int = 300,
     eval_idx: int = -1,
     denoising: int = 0,
+    class_loss: ClassLoss = "mal",
 ) -> RTDETR:
     """Returns an RT-DETR with random weights. The defaults are those of R18.
 
@@ -360,7 +369,8 @@ def rtdetr(
     to `enc_hidden_dim`. `points` are those of a query on each level. `sampling="discrete"` reads
     whole pixels, for devices without `grid_sample`. `eval_idx` is the decoder layer that answers
     in evaluation, where later layers are not computed; all are trained. `denoising` is the number
-    of groups of noisy queries in training, see `denoising.py`.
+    of groups of noisy queries in training, see `denoising.py`; the published weights were trained
+    with the `class_loss` "varifocal".
     """
     body = PResNet(backbone, weights, norm, width)
     pyramid = csp_pyramid(enc_hidden_dim, expansion, norm)
@@ -381,7 +391,7 @@ def rtdetr(
         norm,
         denoising,
     )
-    return RTDETR(num_classes, body, encoder, decoder)
+    return RTDETR(num_classes, body, encoder, decoder, class_loss)
 
 
 def rtdetr_r18(num_classes: int, **options: Any) -> RTDETR:

@@ -62,11 +62,14 @@ def read_metrics(run: PathLike) -> Metrics:
         path = path / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines if line.strip()]
+        entries = [json.loads(line) for line in lines if line.strip()]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{path} is not made of JSON lines: {error}") from error
+    if not all(isinstance(entry, dict) and "step" in entry for entry in entries):
+        raise InputError("a line has no step: it is not the log of a run", where=path)
+    return entries
 
 
 def _run_name(run: PathLike | Metrics, number: int) -> str:

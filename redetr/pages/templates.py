@@ -21,8 +21,10 @@ def render(template: str, **values: Any) -> str:
 
 
 def write_page(path: Path, html: str) -> None:
-    """Writes the page, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    """Writes the page, whole or not at all. Names of files need not be UTF-8: their other bytes are
+    shown as Python does."""
+    content = html.encode("utf-8", "backslashreplace")
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
 def inline(file: str) -> Markup:

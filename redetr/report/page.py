@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from redetr.files import write_json, write_whole
-from redetr.pages.templates import inline
+from redetr.files import write_json
+from redetr.pages.templates import inline, write_page
 from redetr.report.analysis import KINDS
 from redetr.report.numbers import Report
 from redetr.report.scenes import scenes
@@ -120,7 +120,7 @@ def write_report(report: Report, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report.numbers)
     document = _document(report)
-    write_whole(folder / "index.html", lambda path: path.write_text(document, encoding="utf-8"))
+    write_page(folder / "index.html", document)
 
 
 def _document(report: Report) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
+from redetr.choices import ImageSize, size_text
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.structures import DetectionModel
@@ -32,7 +33,7 @@ class Origin:
     options: dict[str, Any]  # of `build`
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    image_size: int = 0  # 0 = the model's
+    image_size: ImageSize = 0  # 0 = the model's
     trained_on: str | None = None
     val_fraction: float = 0.0  # held out of it
 
@@ -179,8 +180,10 @@ def _config_of_run(path: Path, values: Any) -> TrainConfig:
     if any(len(option) > _LONGEST_OPTION for option in options):
         raise _damaged(path, f"an option of more than {_LONGEST_OPTION} characters")
     config = TrainConfig.from_dict(values)
-    if config.image_size not in range(_LARGEST_PX):
-        raise _damaged(path, f"images of {config.image_size} px")
+    size = config.image_size
+    sides = size if isinstance(size, tuple) else (size,)
+    if any(side not in range(_LARGEST_PX) for side in sides):
+        raise _damaged(path, f"images of {size_text(size)} px")
     return config
 
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.models import options_of
+from redetr.models.efficientnet_lite import EfficientNetLite, from_package_names
 from redetr.models.hgnetv2 import HGNetV2
 from redetr.models.presnet import PResNet
 from redetr.structures import DetectionModel
@@ -26,6 +27,7 @@ _FREE = (
     "eval_idx",
     "reg_scale",
     "denoising",
+    "class_loss",
 )
 
 
@@ -164,6 +166,8 @@ def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig
         text = f"weights of a backbone, but that of {config.model} is trained from scratch"
         raise InputError(text, where=weights.path)
     given = weights.tensors
+    if isinstance(net, nn.ModuleList) and isinstance(net[0], EfficientNetLite):
+        given = from_package_names(given)
     state = {}
     wrong = []
     for name, tensor in body.state_dict().items():
@@ -178,6 +182,7 @@ def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig
             f"neither a DETR nor a {backbone}: {len(wrong)} of its {len(state)} tensors are "
             f"missing there or of another shape, such as {wrong[0]}",
             where=weights.path,
+            remedy="choose its net with --model-options backbone=NAME",
         )
     if options["norm"] == "group" and any(name.endswith("running_mean") for name in given):
         text = "trained with BatchNorm: it needs norm=frozen_batch or sync_batch"

@@ -25,6 +25,7 @@ from PIL import Image
 
 import redetr
 from redetr.cli import main
+from redetr.postprocess import decode
 from redetr.step import announce
 
 ROOT = Path(__file__).parents[2]
@@ -281,20 +282,56 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(
     assert logged[0] == logged[1]
 
 
-@pytest.mark.parametrize("whole_group", [False, True], ids=["to the process", "to its group"])
-def test_a_signal_saves_the_run(shared_coco, tmp_path, whole_group):
-    """`timeout` and batch systems send the signal to the loader processes as well."""
+def test_a_signal_in_an_evaluation(shared_coco, tmp_path, capsys, monkeypatch):
+    """Ends it after its batch; the run resumes with it, and ends as if nothing had been."""
+    main(train_arguments(shared_coco, tmp_path / "whole"))
+    arguments = train_arguments(shared_coco, tmp_path / "parts", eval_batch_size=1)
+    batches = []
+
+    def decode_with_a_signal(*args):
+        batches.append(args)
+        signal.raise_signal(signal.SIGTERM)
+        return decode(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("redetr.evaluation.decode", decode_with_a_signal)
+        lines = fails(capsys, arguments, code=75)
+    assert lines[-1].startswith("redetr: stopped by a signal in the evaluation of step 3; ")
+    assert len(batches) <= 2
+    main([*arguments, "--resume"])
+    logged = [lines_of(tmp_path / name) for name in ("whole", "parts")]
+    for lines in logged:
+        assert [line["step"] for line in lines if "AP" in line] == [3, 6]
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in logged]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step(shared_coco, tmp_path, capsys, monkeypatch, number):
     folder = tmp_path / "run"
-    process = start(
-        train_arguments(shared_coco, folder, steps=100_000, eval_every=100_000, num_workers=2),
-        start_new_session=True,
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr("redetr.training.prepare", lambda *_: signal.raise_signal(number))
+        (line,) = fails(capsys, train_arguments(shared_coco, folder), code=75)
+    assert line.startswith("redetr: stopped by a signal before the first step")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("whole_group", [False, True], ids=["to the process", "to its group"])
+def test_a_signal_saves_the_run(shared_coco, tmp_path, capsys, whole_group):
+    """`timeout` and batch systems send the signal to the loader processes as well. Until then no
+    other run may use the folder."""
+    folder = tmp_path / "run"
+    settings = {"steps": 100_000, "eval_every": 100_000, "num_workers": 2}
+    arguments = train_arguments(shared_coco, folder, **settings)
+    process = start(arguments, start_new_session=True)
     try:
         deadline = time.monotonic() + 100
         while not (folder / "metrics.jsonl").exists() or len(lines_of(folder)) < 3:
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        said = f"process {process.pid} on "
+        refused(capsys, [*arguments, "--resume"], said, "has been training there since")
         (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
         _, errors = process.communicate(timeout=100)
     finally:

@@ -217,7 +217,7 @@ def test_what_a_form_cannot_hold_is_refused(tmp_path):
     with pytest.raises(InputError, match="val lists other classes"):
         convert(tmp_path / "unequal", tmp_path / "new", "yolo")
     write(tmp_path / "odd", damaged(lambda d: d["categories"][0].update(name="to\0oth")))
-    with pytest.raises(InputError, match="not XML"):
+    with pytest.raises(InputError, match="control characters"):
         convert(tmp_path / "odd", tmp_path / "new", "voc")
     write(tmp_path / "blank", damaged(lambda d: d["categories"][0].update(name=" tooth")))
     with pytest.raises(InputError, match="voc cannot hold it"):

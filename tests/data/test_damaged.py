@@ -256,7 +256,8 @@ DAMAGED = {
     "image without id": error(
         "id-invalid", without("id", "images", 3), "train-03.jpg", "id None", also=ORPHANS
     ),
-    "image id is text": error("id-invalid", image(id="103"), "'103'", "train-03.jpg", also=ORPHANS),
+    "image id is text": note("id-text", image(id="103"), "image_ids", "'103' is read as 103"),
+    "image id is a word": error("id-invalid", image(id="a"), "'a'", "train-03.jpg", also=ORPHANS),
     "image id twice": error(
         "id-twice", image(id=101), "train-03.jpg", "id 101 is there twice", also=ORPHANS
     ),
@@ -303,8 +304,28 @@ DAMAGED = {
     "category id twice": error(
         "id-twice", category(id=7), "plate", "id 7 is there twice", also=("category-unknown",)
     ),
-    "category id is text": error(
-        "id-invalid", category(id="12"), "'12'", "plate", also=("category-unknown",)
+    "category id is text": note("id-text", category(id="12"), "category_ids", "'12' is read as 12"),
+    "category id is a word": error(
+        "id-invalid", category(id="a"), "'a'", "plate", also=("category-unknown",)
+    ),
+    "name that cannot be written": error(
+        "name-invalid", category(name="\x1b[31m"), "category 12", "control characters"
+    ),
+    "all objects are crowds": error(
+        "no-objects",
+        document(lambda d: [row.update(iscrowd=1) for row in d["annotations"]]),
+        *TRAIN,
+        "all 42 objects are crowds",
+        "iscrowd",
+        also=("class-only-val",),
+    ),
+    "most objects are crowds": warning(
+        "object-ignored",
+        document(lambda d: [row.update(iscrowd=1) for row in d["annotations"][:38]]),
+        *HERE[:1],
+        "annotation 1000",
+        "38 of 42 objects (90%)",
+        also=("class-rare",),
     ),
     "category without name": error(
         "name-invalid", both(lambda d: d["categories"][1].pop("name")), "category 12"

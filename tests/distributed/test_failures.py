@@ -23,6 +23,7 @@ from command_line import SMALL, lines_of, run, start, train_arguments
 from torch import Tensor
 
 import redetr
+from redetr.distributed import process_group
 from redetr.losses import SetCriterion
 
 EXACT = {
@@ -186,23 +187,136 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_loader_process_that_dies(shared_coco, tmp_path):
-    process = start(
-        train_arguments(shared_coco, tmp_path / "run", steps=100_000, num_workers=1, **EXACT)
-    )
+def slow_rank(rank: int, port: int, folder: Path, limit_s: float, ending: str) -> None:
+    """Rank 1 takes 3 s for what rank 0 remembers, or ends before; each writes what it is told."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    said = "ready"
+    try:
+        with process_group("cpu", timeout_s=1, setup_timeout_s=limit_s) as dist:
+            dist.doing("reading the annotations")
+            if rank == 1 and ending == "error":
+                raise redetr.InputError("no such folder", where="data")
+            if rank == 1 and ending == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if rank == 1:
+                time.sleep(3)
+            dist.meet()
+            said += str(dist.gather([rank]))
+    except redetr.RedetrError as error:
+        said = str(error)
+    (folder / f"{rank}.txt").write_text(said)
+
+
+@pytest.mark.parametrize(
+    ("limit_s", "ending", "said"),
+    [
+        (60, "", r"ready\[0, 1\]"),
+        (1, "", r"rank 0 waited 1 s in the set-up for rank 1: reading the annotations; "),
+        (60, "error", r"rank 0 waited \d s in the set-up for rank 1: ended \(data: no such fol"),
+        (60, "kill", r"rank 0 waited \d s in the set-up for rank 1: reading the annotations; "),
+    ],
+)
+def test_ranks_that_are_set_up_at_unequal_speed(tmp_path, limit_s, ending, said):
+    """They wait longer than between steps, and know for whom."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("fork")  # torch is imported already
+    arguments = (port, tmp_path, limit_s, ending)
+    ranks = [context.Process(target=slow_rank, args=(rank, *arguments)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert re.match(said, (tmp_path / "0.txt").read_text())
+
+
+def loaders(process: subprocess.Popen) -> list[int]:
+    """The loader processes of a run."""
+    pids = children(process.pid)
+    return [pid for pid in pids if "redetr" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        pytest.param(signal.SIGKILL, "a loader process died, ", id="dies"),
+        pytest.param(signal.SIGSTOP, "loader processes did not answer within 3 s: ", id="hangs"),
+    ],
+)
+def test_a_loader_process_that(number, said, shared_coco, tmp_path):
+    settings = {"steps": 100_000, "num_workers": 1, "loader_timeout_s": 3}
+    process = start(train_arguments(shared_coco, tmp_path / "run", **settings, **EXACT))
     try:
         wait_for_step(tmp_path / "run", 2, process)
-        workers = [
-            child
-            for child in children(process.pid)
-            if "redetr" in Path(f"/proc/{child}/cmdline").read_text()
-        ]
-        os.kill(workers[0], signal.SIGKILL)
+        (worker,) = loaders(process)
+        os.kill(worker, number)
         line = told(process)
     finally:
         process.kill()
-    assert line.startswith("redetr: a loader process died")
+    assert line.startswith(f"redetr: {said}")
     assert "--num-workers" in line
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once(shared_coco, tmp_path):
+    """Without a word, and nothing is left: here while the run waits for a loader that hangs."""
+    folder = tmp_path / "run"
+    settings = {"steps": 100_000, "num_workers": 1, "loader_timeout_s": 1000}
+    process = start(train_arguments(shared_coco, folder, **settings, **EXACT))
+    try:
+        wait_for_step(folder, 2, process)
+        (worker,) = loaders(process)
+        os.kill(worker, signal.SIGSTOP)
+        steps = 0
+        while steps < len(lines_of(folder)):  # the batches that were loaded before
+            steps = len(lines_of(folder))
+            time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=50)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("step "), errors
+    assert not Path(f"/proc/{worker}").exists()
+    assert not list(folder.glob(".unfinished*"))
+
+
+def shared_memory_of(size: str) -> tuple[str, ...]:
+    """What runs a command with so little of it."""
+    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+    within = ("unshare", "--mount", "sh", "-c", mount, "sh")
+    try:
+        tried = subprocess.run([*within, "true"], capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"no mounts can be made here: {error}")
+    if tried.returncode:
+        pytest.skip(f"no mounts can be made here: {tried.stderr.strip()}")
+    return within
+
+
+def test_batches_that_shared_memory_does_not_hold(shared_coco, tmp_path):
+    """They travel through pipes, and are the same."""
+    folders = [tmp_path / "plenty", tmp_path / "little"]
+    losses = []
+    for folder, within in zip(folders, ((), shared_memory_of("400k")), strict=True):
+        arguments = train_arguments(shared_coco, folder, num_workers=1)
+        code, _, errors = run(arguments, within=within)
+        assert code == 0 and "Traceback" not in errors, errors
+        losses.append([line.get("loss") for line in lines_of(folder)])
+    assert losses[0] == losses[1]
+
+
+def test_too_little_shared_memory_for_loader_processes(shared_coco, tmp_path):
+    within = shared_memory_of("32k")
+    process = start(train_arguments(shared_coco, tmp_path / "run", num_workers=1), within=within)
+    line = told(process)
+    assert "--shm-size" in line and "--num-workers 0" in line
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(shared_coco, whole, tmp_path):

@@ -1,11 +1,11 @@
-"""Data sets in COCO formatat: per split one JSON file of images, annotations and categories.
+"""Data sets in COCO format: per split one JSON file of images, annotations and categories.
 
 Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True.
 Boxes that leave their image by up to 2 px or 1% of its side are clipped. Images without annotations
-are kept. Where there is no `bbox`, the extent of the `segmentation` (polygons or RLE) is the box.
+are kept. Where there is no `bbox`, or one without area, the extent of the `segmentation` (polygons
+or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.json` is train.
 """
 
-import json
 import math
 import os
 import reprlib
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hotcoco import mask
 from numpy.typing import ArrayLike
 
 from redetr.data.annotations import (
@@ -29,10 +28,21 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
-from redetr.data.formats.paths import find_files, path_inside, read_file
+from redetr.data.contradictions import to_corners
+from redetr.data.formats.outlines import (
+    around_turned,
+    extent_of,
+    is_number,
+    parse,
+    to_floats,
+)
+from redetr.data.formats.paths import find_files, path_inside
+from redetr.data.formats.text_ids import number_text_ids
 from redetr.errors import InputError
 
 ROBOFLOW_FILE = "_annotations.coco.json"
+CVAT_FILE = "instances_default.json"  # of a task that is not divided into splits
+_UNDIVIDED_FILE = "instances_default.json"  # of CVAT, if the images are in no split
 _FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("val", "valid"),
@@ -40,7 +50,7 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NO_BOX = [math.nan] * 4
-_LARGEST = 2**63
+_REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
@@ -67,17 +77,21 @@ def read_coco(root: Path, split: Split) -> Annotations:
     if located is None:
         raise InputError(f"no {split} split: looked for {coco_sought(split)}", where=root)
     file, folders = located
-    return from_document(file, _parse(file), folders)
+    return from_document(file, parse(file), folders)
 
 
-def from_document(source: Path, document: Any, folders: list[Path]) -> Annotations:
+def from_document(
+    source: Path, document: Any, folders: list[Path], remedy: str = _REMEDY
+) -> Annotations:
     """The annotations of a document in COCO format. Without `folders`, image files are not looked
-    for.
+    for. `remedy` is what to do about a box that leaves its image.
 
     Raises InputError if it does not hold the three lists.
     """
     faults: list[Fault] = []
     images, annotations, categories = _tables(source, document, faults)
+    faults += _text_ids(source, images, annotations, "image_id")
+    faults += _text_ids(source, categories, annotations, "category_id")
     category_ids = categories.ids()
     has_number = categories.good.copy()  # before those without a name are left out
     classes = _read_categories(categories, category_ids)
@@ -101,7 +115,7 @@ def from_document(source: Path, document: Any, folders: list[Path]) -> Annotatio
     )
     label_of = {id_: label for label, id_ in enumerate(classes)}
     label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
-    objects = _read_objects(annotations, image, label_of_row[category])
+    objects = _read_objects(annotations, image, label_of_row[category], remedy)
     assembled = assemble(source, classes, read_images, objects, faults)
     assembled.faults.extend(_listed_twice(assembled))
     return assembled
@@ -148,10 +162,16 @@ def _files(root: Path, split: Split) -> list[Path]:
     instances = sorted(folder.glob(f"instances_{split}*.json"))
     if instances:
         return instances
+    default = folder / CVAT_FILE
+    if split == "train" and default.is_file():
+        return [default]
     for name in _FOLDERS[split]:
         exported = root / name / ROBOFLOW_FILE
         if exported.is_file():
             return [exported]
+    undivided = folder / _UNDIVIDED_FILE
+    if split == "train" and undivided.is_file():
+        return [undivided]
     return []
 
 
@@ -227,7 +247,7 @@ class _Table(Rows):
         numbers = np.zeros(count, np.int64)
         bad = np.ones(count, bool)
         for i, value in enumerate(values):
-            if _is_number(value) and value == int(value):
+            if is_number(value) and value == int(value):
                 numbers[i] = int(value)
                 bad[i] = False
         return numbers, bad
@@ -275,22 +295,6 @@ class _Quotes(dict[str, str]):
         return self.table.quoted(self.row, key)
 
 
-def _parse(file: Path) -> Any:
-    """What the file holds, without the outlines of objects that have a bbox, which are most of
-    it."""
-
-    def without_outline(row: Row) -> Row:
-        if row.get("bbox"):
-            row.pop("segmentation", None)
-        return row
-
-    try:
-        return json.loads(read_file(file), object_hook=without_outline)
-    except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
-        remedy = "export or copy the annotations again"
-        raise InputError(f"not JSON: {error}", where=file, remedy=remedy) from None
-
-
 def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
     """Images, annotations and categories."""
     tables = []
@@ -304,6 +308,15 @@ def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
             raise InputError(f'"{key}" is empty', where=file, remedy=remedy)
         tables.append(_Table(file, kind, rows, faults))
     return tables
+
+
+def _text_ids(source: Path, table: _Table, annotations: _Table, key: str) -> list[Fault]:
+    """A note if ids are text, which become numbers."""
+    text = number_text_ids(table.rows, annotations.rows, key)
+    if not text:
+        return []
+    where = f"the {key}s"
+    return [Fault("note", "id-text", source, where, text, "nothing to do, or write numbers")]
 
 
 def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
@@ -349,39 +362,66 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
     return Images(table, folder, names, ids, sizes, lambda i: str(ids[i]))
 
 
-def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray) -> Objects:
+def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: str) -> Objects:
     ids, without_id = table.whole_numbers("id")
     _take_boxes_from_outlines(table)
     boxes = _read_boxes(table)
-    area = _numbers(table.column("area"))
-    iscrowd = []
-    for row in table.rows:
-        is_crowd = row.get("iscrowd") in (1, "1")
-        is_ignored = row.get("ignore") in (1, "1")
-        iscrowd.append(is_crowd or is_ignored)
-    starts = boxes[:, :2]
-    sides = boxes[:, 2:]
+    area = to_floats(table.column("area"))
+    is_crowd = [value in (1, "1") for value in table.column("iscrowd")]
+    is_ignored = [value in (1, "1") for value in table.column("ignore")]
+    outlines, mask_sizes = _read_outlines(table)
+    corners = _replace_empty_boxes(table, to_corners(boxes, "xywh"), outlines)
+    corners = _turn_boxes(table, corners, np.isnan(outlines).any(1))
     return Objects(
         rows=table,
         image=image,
         labels=labels,
-        corners=np.concatenate([starts, starts + sides], axis=1),
-        iscrowd=np.array(iscrowd, bool),
+        corners=corners,
+        iscrowd=np.array(is_crowd, bool) | np.array(is_ignored, bool),
         area=np.where(area >= 0, area, -1).astype(np.float32),
         ids=np.where(without_id, np.arange(len(ids)), ids),
         quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
-        remedy="is it xyxy given as xywh? write [x, y, width, height] in pixels",
+        remedy=remedy,
+        box_format="xywh",
+        outlines=outlines,
+        mask_sizes=mask_sizes,
     )
+
+
+def _read_outlines(table: _Table) -> tuple[np.ndarray, np.ndarray]:
+    """The xyxy around the outline of each row, float64 `[A, 4]`, NaN where there is none, and
+    height and width of its mask, int64 `[A, 2]`, 0 where there is none."""
+    outlines = table.column("segmentation")
+    mask_sizes = np.zeros((len(outlines), 2), np.int64)
+    if set(map(type, outlines)) == {tuple}:  # most often, and then many times faster
+        return to_floats(list(chain.from_iterable(outlines))).reshape(-1, 4), mask_sizes
+    numbers: list[Any] = []
+    for i, outline in enumerate(outlines):
+        extent: Any = None
+        if isinstance(outline, tuple):
+            extent = outline
+        elif isinstance(outline, dict):
+            size = outline.get("size")
+            if isinstance(size, list) and len(size) == 2 and all(map(is_number, size)):
+                mask_sizes[i] = size
+            if table.rows[i].get("iscrowd") not in (1, "1"):
+                extent = extent_of(outline)
+        numbers += extent or _NO_BOX
+    return to_floats(numbers).reshape(-1, 4), mask_sizes
 
 
 def _read_boxes(table: _Table) -> np.ndarray:
     """x, y, width, height of each row, float64 `[A, 4]`; reports those that are not four
     numbers."""
+    values = table.column("bbox")
     numbers: list[Any] = []
-    for value in table.column("bbox"):
-        is_four = isinstance(value, list) and len(value) == 4
-        numbers += value if is_four else _NO_BOX
-    boxes = _numbers(numbers).reshape(-1, 4)
+    if set(map(type, values)) == {list} and set(map(len, values)) == {4}:  # nearly always
+        numbers = list(chain.from_iterable(values))
+    else:
+        for value in values:
+            is_four = isinstance(value, list) and len(value) == 4
+            numbers += value if is_four else _NO_BOX
+    boxes = to_floats(numbers).reshape(-1, 4)
     invalid = np.isnan(boxes).any(1)
     boxes[invalid] = (0, 0, 1, 1)
     table.report(
@@ -395,15 +435,19 @@ def _read_boxes(table: _Table) -> np.ndarray:
 
 def _take_boxes_from_outlines(table: _Table) -> None:
     """Writes a bbox into the rows that have only a segmentation."""
+    if all(table.column("bbox")):
+        return
     outlined = np.zeros(len(table.rows), bool)
     invalid = np.zeros(len(table.rows), bool)
     for i, row in enumerate(table.rows):
         if row.get("bbox") or not row.get("segmentation"):
             continue
-        extent = _extent(row["segmentation"])
-        row["bbox"] = extent
+        extent = extent_of(row["segmentation"])
         outlined[i] = True
         invalid[i] = extent is None
+        if extent is not None:
+            x1, y1, x2, y2 = extent
+            row["bbox"] = [x1, y1, x2 - x1, y2 - y1]
     table.report(
         "box-invalid",
         invalid,
@@ -411,53 +455,38 @@ def _take_boxes_from_outlines(table: _Table) -> None:
         "y, ...]] nor RLE",
         "correct it, or write a bbox",
     )
+    _note_outlines(table, outlined, "has a segmentation and no bbox")
+
+
+def _replace_empty_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarray) -> np.ndarray:
+    """Corners `[A, 4]`, those around the outline where a bbox has width or height 0, as some tools
+    write it, and the outline has not."""
+    is_empty = (corners[:, 2:] == corners[:, :2]).any(1)
+    has_area = (outlines[:, 2:] > outlines[:, :2]).all(1)  # not NaN
+    _note_outlines(table, is_empty & has_area, "has a segmentation and a bbox without area")
+    return np.where((is_empty & has_area)[:, None], outlines, corners)
+
+
+def _turn_boxes(table: _Table, corners: np.ndarray, is_box: np.ndarray) -> np.ndarray:
+    """Corners `[A, 4]`, those around the turned rectangle where an object that `is_box` states its
+    `rotation` in degrees, as CVAT does: its bbox is that of the rectangle before it was turned."""
+    degrees = np.zeros(len(table.rows))
+    for i, attributes in enumerate(table.column("attributes")):
+        if isinstance(attributes, dict) and is_number(attributes.get("rotation")):
+            degrees[i] = attributes["rotation"] % 180
+    is_turned = is_box & (degrees != 0)
+    if not is_turned.any():
+        return corners
     table.fault(
-        "outline",
-        outlined,
-        lambda i: "has a segmentation and no bbox",
-        "its bounding box is taken",
+        "box-turned",
+        is_turned,
+        lambda i: f"its rectangle is turned by {degrees[i]:.12g} degrees",
+        "the box around it is taken",
         "note",
     )
+    turned = around_turned(corners, degrees)
+    return np.where(is_turned[:, None], turned, corners)
 
 
-def _extent(outline: Any) -> list[float] | None:
-    """x, y, width, height of polygons or an RLE mask in COCO's format; None if it is neither."""
-    if isinstance(outline, dict):
-        try:
-            return mask.to_bbox(outline).tolist()
-        except (TypeError, ValueError, OverflowError):
-            return None
-    polygons = outline if isinstance(outline, list) else [outline]
-    if not all(_is_polygon(polygon) for polygon in polygons):
-        return None
-    points = _numbers(list(chain.from_iterable(polygons))).reshape(-1, 2)
-    low = points.min(0)
-    high = points.max(0)
-    if np.isnan(low).any():
-        return None
-    return [*low.tolist(), *(high - low).tolist()]
-
-
-def _is_polygon(value: Any) -> bool:
-    """Whether it is a list of x and y of three points or more."""
-    return isinstance(value, list) and len(value) > 5 and len(value) % 2 == 0
-
-
-def _numbers(values: list[Any]) -> np.ndarray:
-    """The values as float64; NaN for what is no number."""
-    kinds = set(map(type, values))
-    if kinds <= {int, float}:
-        with suppress(OverflowError):
-            numbers = np.array(values, np.float64)
-            is_small = np.abs(numbers) < _LARGEST
-            return np.where(is_small, numbers, np.nan)
-    numbers = np.full(len(values), np.nan)
-    for i, value in enumerate(values):
-        if _is_number(value):
-            numbers[i] = value
-    return numbers
-
-
-def _is_number(value: Any) -> bool:
-    """Whether int64 holds it and float32 holds its square; NaN and infinity are no numbers here."""
-    return type(value) in (int, float) and abs(value) < _LARGEST
+def _note_outlines(table: _Table, outlined: np.ndarray, text: str) -> None:
+    table.fault("outline", outlined, lambda i: text, "its bounding box is taken", "note")

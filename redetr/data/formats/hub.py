@@ -1,23 +1,40 @@
-"""Data sets that Hugging Face `datasets` reads: from the hub, or from a folder that `save_to_disk`
-wrote.
+"""Data sets that Hugging Face `datasets` reads: from the hub, from a folder that `save_to_disk`
+wrote, or from a folder of images with `metadata.jsonl`.
 
-A row holds `image` and `objects`: lists of `bbox` (x, y, width, height in pixels) and `category` (a
-ClassLabel), and if there are any, of `area` and `iscrowd`. Image ids count the rows. No code of a
-data set is run: `datasets` from version 4 on refuses it.
+A row holds `image` and `objects`: `bbox` (or `boxes`) and `category` (or `label`, and others), and
+if there are any, `area` and `iscrowd`. Boxes are x, y, width, height in pixels; others are
+recognised where they make sense in no other way, or as `hf:NAME,boxes=xyxy` says. Classes are those
+of a ClassLabel, or all texts or numbers in the rows. Image ids count the rows. No code of a data
+set is run: `datasets` from version 4 on refuses it.
 """
 
 import io
 import os
-from itertools import zip_longest
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
-from redetr.data.annotations import Annotations, Split
+from redetr.data.annotations import Annotations, Fault, Rows, Split
 from redetr.data.formats.coco import from_document
 from redetr.data.formats.folder import AnnotatedDataset, hold_out
-from redetr.data.images import decode, image_size
+from redetr.data.formats.hub_rows import (
+    BoxForm,
+    Classes,
+    Columns,
+    Row,
+    Sample,
+    box_form,
+    find_classes,
+    find_columns,
+    sample_rows,
+)
+from redetr.data.formats.layouts import is_saved_by_datasets
+from redetr.data.images import decode, image_size, open_image
 from redetr.errors import InputError
 
 _SPLITS: dict[Split, tuple[str, ...]] = {
@@ -25,7 +42,33 @@ _SPLITS: dict[Split, tuple[str, ...]] = {
     "val": ("validation", "val", "valid"),
     "test": ("test",),
 }
-_FIELDS = {"bbox": "bbox", "category": "category_id", "area": "area", "iscrowd": "iscrowd"}
+_SAMPLE = 500  # rows of each split that decide how boxes are written
+_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
+
+
+class Address(NamedTuple):
+    """The parts of `hf:NAME@REVISION,boxes=FORMAT`; empty where they are not given."""
+
+    name: str
+    revision: str
+    boxes: str
+
+    @classmethod
+    def of(cls, source: str) -> "Address":
+        """The parts of a source that begins with `hf:`."""
+        text, _, boxes = source.removeprefix("hf:").partition(",boxes=")
+        path = os.path.expanduser(text)
+        if os.path.isdir(path):  # whatever its name holds
+            return cls(path, "", boxes)
+        name, _, revision = text.partition("@")
+        return cls(name, revision, boxes)
+
+    def absolute(self) -> str:
+        """The same source for any working directory."""
+        name = os.path.abspath(self.name) if os.path.isdir(self.name) else self.name
+        revision = f"@{self.revision}" if self.revision else ""
+        boxes = f",boxes={self.boxes}" if self.boxes else ""
+        return f"hf:{name}{revision}{boxes}"
 
 
 def hub_splits(source: str) -> list[Split]:
@@ -52,11 +95,34 @@ def open_hub(source: str, split: Split, val_fraction: float) -> "HubDataset":
         text = f"no {split} split, only {', '.join(splits)}"
         remedy = "use val" if split == "test" else "--val-fraction 0.1 makes one for val"
         raise InputError(text, where=source, remedy=remedy)
-    annotations = _annotations(source, rows)
+    columns = find_columns(source, rows.features)
+    used = {name: splits[name] for name in names.values() if name}
+    similar = {name: part for name, part in used.items() if part.features == rows.features}
+    form = _box_form(source, columns, similar)
+    classes = find_classes(source, columns, similar)
+    annotations = _annotations(source, rows, columns, classes, form)
     note = ""
     if is_held_out:
         annotations, note = hold_out(annotations, split, val_fraction)
-    return HubDataset(annotations, rows, note)
+    return HubDataset(annotations, rows, columns.image, note)
+
+
+def write_images(source: str, split: Split, folder: Path) -> Annotations:
+    """The annotations of a split, with its images as files in the folder. Raises InputError as
+    `open_hub` does, and for an image that cannot be read."""
+    dataset = open_hub(source, split, 0.0)
+    annotations = replace(dataset.annotations, faults=list(dataset.faults))
+    folder.mkdir(parents=True)
+    names = []
+    for position in range(len(annotations)):
+        content = dataset.content(position)
+        stem = os.fsdecode(annotations.names[position])
+        with open_image(io.BytesIO(content), f"{source}: image {stem}") as image:
+            suffix = _SUFFIXES.get(image.format or "", f".{(image.format or '').lower()}")
+        name = f"{split}-{stem}{suffix}"  # VOC has one folder for all splits
+        (folder / name).write_bytes(content)
+        names.append(os.fsencode(name))
+    return replace(annotations, folder=folder, names=np.array(names, "S"))
 
 
 def _split_names(splits: dict[str, Any]) -> dict[Split, str]:
@@ -76,17 +142,28 @@ def _load(source: str) -> dict[str, Any]:
         import datasets
     except ImportError:
         raise InputError("needs: pip install 'redetr[hub]'", where=source) from None
-    address = os.path.expanduser(source.removeprefix("hf:"))
-    name, _, revision = address.partition("@")
+    address = Address.of(source)
+    folder = Path(address.name)
     try:
-        if os.path.isdir(address):
-            loaded = datasets.load_from_disk(address)
+        if is_saved_by_datasets(folder):
+            loaded = datasets.load_from_disk(address.name)
+        elif folder.is_dir():
+            with _no_progress_bars():
+                loaded = datasets.load_dataset(address.name)
         else:
-            loaded = datasets.load_dataset(name, revision=revision or None)
+            loaded = datasets.load_dataset(address.name, revision=address.revision or None)
     # OSError: offline, unknown name, no permission. RuntimeError: a data set that needs its code to
     # run. The others: damaged files, whose content `datasets` does not check before it uses it.
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError) as error:
-        reason = " ".join(str(error).split())[:160]
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        datasets.exceptions.DatasetsError,
+    ) as error:
+        cause = error.__cause__ or error  # the one that names the file
+        reason = " ".join(str(cause).split())[:160]
         text = f"`datasets` cannot read it ({reason})"
         raise InputError(text, where=source, remedy="check the name, or give a folder") from None
     if isinstance(loaded, dict):
@@ -94,94 +171,136 @@ def _load(source: str) -> dict[str, Any]:
     return {"train": loaded}
 
 
-def _annotations(source: str, rows: Any) -> Annotations:
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """For reading files of this machine, which is no download."""
+    from datasets import disable_progress_bars, enable_progress_bars
+    from datasets.utils import are_progress_bars_disabled
+
+    were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()
+
+
+def _box_form(source: str, columns: Columns, splits: dict[str, Any]) -> BoxForm:
+    """How boxes are written, the same in all splits: a small one may not show it."""
+    objects = []
+    for rows in splits.values():
+        for row in sample_rows(_encoded(rows, columns.image), _SAMPLE):
+            things = columns.objects_of(row)
+            if things and not isinstance(things, str):
+                size = image_size(_file(row[columns.image]))
+                objects.append((size, things))
+    return box_form(source, Sample.of(objects), Address.of(source).boxes)
+
+
+def _annotations(
+    source: str, rows: Any, columns: Columns, classes: Classes, form: BoxForm
+) -> Annotations:
     """The annotations of the rows, by way of COCO's format."""
-    categories = []
-    for number, name in enumerate(_class_names(source, rows)):
-        categories.append({"id": number, "name": name})
+    categories = [{"id": id_, "name": name} for id_, name in classes.names.items()]
     images = []
     annotations: list[dict[str, Any]] = []
-    for image_id, row in enumerate(_encoded(rows)):
-        width, height = image_size(_file(row))
-        images.append(
-            {
-                "id": image_id,
-                "file_name": f"{image_id:09d}",
-                "width": width,
-                "height": height,
-            }
-        )
-        for annotation in _objects(row["objects"]):
-            annotation["id"] = len(annotations)
-            annotation["image_id"] = image_id
+    unequal = {}  # rows whose lists differ in length, and what they hold
+    resized = {}  # rows that state another size than that of their image
+    for image_id, row in enumerate(_encoded(rows, columns.image)):
+        width, height = image_size(_file(row[columns.image]))
+        name = f"{image_id:09d}"
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        stated = (row.get("width", width), row.get("height", height))
+        if stated != (width, height) and width and None not in stated:
+            resized[image_id] = f"its columns say {stated[0]}x{stated[1]} px, its image is {width}x"
+            resized[image_id] += f"{height} px"
+        objects = columns.objects_of(row)
+        if isinstance(objects, str):
+            unequal[image_id] = f"its lists differ in length: {objects}"
+            continue
+        for thing in objects:
+            annotation = {"id": len(annotations), "image_id": image_id, **thing}
+            annotation["category_id"] = classes.id_of.get(thing["category"])
+            annotation["bbox"] = form.pixels(thing["bbox"], (width, height))
+            if form.fractions and annotation.get("area"):
+                annotation["area"] = None  # of unknown unit: that of the box is taken
             annotations.append(annotation)
     document = {"images": images, "annotations": annotations, "categories": categories}
-    return from_document(Path(source), document, [])
+    address = source.partition(",boxes=")[0]
+    remedy = f"if its boxes are no xywh in pixels, say what, as in {address},boxes=xyxy"
+    result = from_document(Path(source), document, [], remedy)
+    faults = _row_faults(Path(source), len(images), unequal, resized)
+    for note in (form.note, classes.note):
+        if note:
+            faults.append(
+                Fault(
+                    "note",
+                    "hub-form",
+                    Path(source),
+                    "",
+                    note,
+                    "see whether it is so on the page of check --report",
+                )
+            )
+    return replace(result, faults=faults + result.faults)
 
 
-def _class_names(source: str, rows: Any) -> list[str]:
-    """The names of the classes. Raises InputError if the columns are not those of boxes."""
-    fields = rows.features.get("objects")
-    fields = getattr(fields, "feature", fields)  # of a list, in some versions of `datasets`
-    category = fields.get("category") if isinstance(fields, dict) else None
-    category = getattr(category, "feature", category)
-    names = getattr(category, "names", None)
-    if "image" not in rows.features or names is None or "bbox" not in fields:
-        columns = ", ".join(rows.features)
-        raise InputError(
-            "needs columns image and objects, with bbox and category (a ClassLabel) in it",
-            where=source,
-            remedy=f"rename or cast its columns, which are {columns}",
-        )
-    return names
+def _row_faults(
+    source: Path, count: int, unequal: dict[int, str], resized: dict[int, str]
+) -> list[Fault]:
+    faults: list[Fault] = []
+    rows = Rows(count, faults, lambda i: (source, f"row {i}"))
+    numbers = np.arange(count)
+    rows.fault(
+        "objects-unequal",
+        np.isin(numbers, list(unequal)),
+        lambda i: unequal[i],
+        "give each object one of each",
+    )
+    rows.fault(
+        "image-size",
+        np.isin(numbers, list(resized)),
+        lambda i: resized[i],
+        "its boxes may be those of another size: correct the columns or the image",
+    )
+    return faults
 
 
-def _encoded(rows: Any) -> Any:
+def _encoded(rows: Any, column: str) -> Any:
     """The rows with images as they are stored, not decoded."""
     from datasets import Image as ImageFeature
 
-    return rows.cast_column("image", ImageFeature(decode=False))
+    return rows.cast_column(column, ImageFeature(decode=False))
 
 
-def _file(row: dict[str, Any]) -> Any:
-    image = row["image"]
+def _file(image: Row) -> Any:
     if image["bytes"] is None:
         return image["path"]
     return io.BytesIO(image["bytes"])
 
 
-def _objects(objects: Any) -> list[dict[str, Any]]:
-    """A dict for each object, with the names of COCO."""
-    if isinstance(objects, dict):
-        objects = _transposed(objects)
-    annotations = []
-    for fields in objects or []:
-        annotation = {}
-        for key, value in fields.items():
-            if key in _FIELDS:
-                annotation[_FIELDS[key]] = value
-        annotations.append(annotation)
-    return annotations
-
-
-def _transposed(lists: dict[str, Any]) -> list[dict[str, Any]]:
-    """A dict of lists as a list of dicts; what is missing at the end of a list is None."""
-    keys = list(lists)
-    columns = [values or [] for values in lists.values()]
-    rows = []
-    for values in zip_longest(*columns):
-        rows.append(dict(zip(keys, values, strict=True)))
-    return rows
-
-
 class HubDataset(AnnotatedDataset):
     """Rows with images, as `datasets` stores them."""
 
-    def __init__(self, annotations: Annotations, rows: Any, note: str):
+    def __init__(self, annotations: Annotations, rows: Any, column: str, note: str):
         super().__init__(annotations, str(annotations.source), note=note)
-        self._rows = _encoded(rows)
+        self.faults = tuple(annotations.faults)
+        self._rows = _encoded(rows, column)
+        self._column = column
+
+    def content(self, position: int) -> bytes:
+        """The file of an image. Raises OSError if it is gone."""
+        image = self._image(position)
+        if image["bytes"] is None:
+            return Path(image["path"]).read_bytes()
+        return image["bytes"]
+
+    def _image(self, position: int) -> Row:
+        row = self._rows[int(self.annotations.ids[position])]
+        return row[self._column]
 
     def _read(self, position: int) -> Tensor:
-        row = self._rows[int(self.annotations.ids[position])]
-        pixels, _ = decode(_file(row), name=str(self.annotations.path(position)))
+        file = _file(self._image(position))
+        pixels, _ = decode(file, name=str(self.annotations.path(position)))
         return pixels

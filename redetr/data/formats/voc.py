@@ -4,9 +4,10 @@ Either JPEGImages/, Annotations/ and ImageSets/Main/{train,val,trainval,test}.tx
 files side by side in train/, val/ (or valid/) and test/, at any depth. Pixels count from 1 and
 `xmax, ymax` are the last ones inside, as in the devkit: a box of the whole image is
 `1 1 width height`. Boxes are shifted to `xmin - 1, ymin - 1, xmax, ymax`. Objects marked
-`difficult` are ignored in evaluation, as the protocol of VOC does: `iscrowd` is True. Classes are
-all that any XML file of the folder names, sorted, with ids from 1; image ids count the sorted
-names.
+`difficult` are ignored in evaluation, as the protocol of VOC does: `iscrowd` is True. An object
+with a `polygon` or a turned `robndbox` and no `bndbox` gets the box around it; beside a `bndbox`, a
+polygon is compared with it. Classes are all that any XML file of the folder names, sorted, with ids
+from 1; image ids count the sorted names.
 """
 
 import codecs
@@ -138,7 +139,7 @@ def _locate(root: Path, split: Split) -> _Location | None:
                 return _Location(folder, folder)
         return None
     lists = {}
-    for name in ("train", "val", "trainval", "test"):
+    for name in ("train", "val", "trainval", "test", "default"):  # the last one is of CVAT
         file = root / "ImageSets" / "Main" / f"{name}.txt"
         if file.is_file():
             lists[name] = file
@@ -146,7 +147,7 @@ def _locate(root: Path, split: Split) -> _Location | None:
         return _Location(images, annotations, lists[split])
     if split != "train" or "val" in lists:
         return None
-    return _Location(images, annotations, lists.get("trainval"))
+    return _Location(images, annotations, lists.get("trainval", lists.get("default")))
 
 
 def _read_files(
@@ -232,12 +233,22 @@ def _listed(file: Path, faults: list[Fault]) -> list[str]:
     lines = read_lines(file)
     stems: dict[str, None] = {}  # in order, each once
     outside = []
+    repeated = []
     for line in lines:
         stem = path_inside(line)
         outside.append(line != "" and stem == "")
+        repeated.append(stem in stems)
         if stem:
             stems[stem] = None
-    Rows(len(lines), faults, lambda i: (file, f"line {i + 1}")).fault(
+    rows = Rows(len(lines), faults, lambda i: (file, f"line {i + 1}"))
+    rows.fault(
+        "line-twice",
+        repeated,
+        lambda i: f"{reprlib.repr(lines[i])} is listed twice, and read once",
+        "delete the line",
+        "note",
+    )
+    rows.fault(
         "path-outside",
         outside,
         lambda i: f"{reprlib.repr(lines[i])} is no path inside the data folder",
@@ -256,6 +267,8 @@ class _Scene:
     size: tuple[int, int] = (0, 0)  # height, width; 0 = not said
     names: list[str] = field(default_factory=list)  # of the class of each object
     boxes: list[list[float]] = field(default_factory=list)  # xmin ymin xmax ymax
+    outlines: list[list[float]] = field(default_factory=list)  # the same around it; NaN = none
+    has_box: list[bool] = field(default_factory=list)
     difficult: list[bool] = field(default_factory=list)
     code: str = ""
     problem: str = ""
@@ -311,12 +324,47 @@ def _scene_of(file: Path, root: ElementTree.Element) -> _Scene:
     for element in objects:
         name = element.findtext("name") or ""
         difficult = element.findtext("difficult") or ""
+<<<<<<< HEAD
         bndbox = element.find("bndbox")
         box = [_number(bndbox, side) for side in _SIDES]
+=======
+        outline = _outline(element)
+        has_box = element.find("bndbox") is not None
+        box = outline
+        if has_box:
+            box = [_number(element, f"bndbox/{side}") for side in _SIDES]
+        scene.outlines.append(outline)
+        scene.has_box.append(has_box)
+>>>>>>> main
         scene.names.append(name.strip())
         scene.boxes.append(box)
         scene.difficult.append(difficult.strip() == "1")
     return scene
+
+
+def _outline(element: ElementTree.Element) -> list[float]:
+    """xmin, ymin, xmax, ymax around the polygon or the turned box of an object; NaN if it has
+    none."""
+    numbers: dict[str, list[float]] = {"x": [], "y": []}
+    for point in element.iterfind("polygon//*"):  # x1 y1 x2 y2 ..., or pt with x and y
+        if point.tag[:1] in numbers and not len(point):
+            numbers[point.tag[0]].append(_number(point, "."))
+    x = numbers["x"]
+    y = numbers["y"]
+    if len(x) > 2 and len(x) == len(y) and not math.isnan(sum(x + y)):
+        return [min(x), min(y), max(x), max(y)]
+    turned = [_number(element, f"robndbox/{name}") for name in ("cx", "cy", "w", "h", "angle")]
+    center_x, center_y, width, height, angle = turned  # radians
+    cosine = abs(math.cos(angle))
+    sine = abs(math.sin(angle))
+    half_width = (width * cosine + height * sine) / 2
+    half_height = (width * sine + height * cosine) / 2
+    return [
+        center_x - half_width,
+        center_y - half_height,
+        center_x + half_width,
+        center_y + half_height,
+    ]
 
 
 def _encoding(content: bytes) -> str:
@@ -371,6 +419,8 @@ def _read_objects(
     number_of: list[int] = []  # among the objects of its image, from 1
     names: list[str] = []
     all_boxes: list[list[float]] = []
+    all_outlines: list[list[float]] = []
+    has_box: list[bool] = []
     iscrowd: list[bool] = []
     for index, scene in enumerate(scenes):
         count = len(scene.names)
@@ -378,8 +428,11 @@ def _read_objects(
         number_of += range(1, count + 1)
         names += scene.names
         all_boxes += scene.boxes
+        all_outlines += scene.outlines
+        has_box += scene.has_box
         iscrowd += scene.difficult
     boxes = np.array(all_boxes, np.float64).reshape(-1, 4)
+    outlines = np.array(all_outlines, np.float64).reshape(-1, 4)
 
     def place(i: int) -> tuple[Path, str]:
         return files[image_of[i]], f"object {number_of[i]} ({reprlib.repr(names[i])})"
@@ -391,14 +444,7 @@ def _read_objects(
         lambda i: "has no name",
         "write the name of its class",
     )
-    invalid = np.isnan(boxes).any(1)
-    rows.fault(
-        "box-invalid",
-        invalid,
-        lambda i: f"its bndbox is not 4 finite numbers {' '.join(_SIDES)}",
-        "correct it",
-    )
-    boxes[invalid] = (1, 1, 1, 1)
+    _judge_boxes(rows, boxes, np.array(has_box, bool))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = [label_of.get(name, -1) for name in names]
     count = len(names)
@@ -412,4 +458,26 @@ def _read_objects(
         ids=np.arange(1, count + 1),
         quoted=lambda i: f"bndbox {boxes[i].tolist()}",
         remedy="write xmin ymin xmax ymax in pixels, counted from 1",
+        box_format="xyxy",
+        outlines=outlines - (1, 1, 0, 0),
+    )
+
+
+def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:
+    """Adds faults for boxes `[A, 4]` that are no numbers, which get others, and for outlines that
+    stand for a box."""
+    invalid = np.isnan(boxes).any(1)
+    rows.fault(
+        "box-invalid",
+        invalid,
+        lambda i: f"its bndbox is not 4 finite numbers {' '.join(_SIDES)}",
+        "correct it",
+    )
+    boxes[invalid] = (1, 1, 1, 1)
+    rows.fault(
+        "outline",
+        ~has_box,
+        lambda i: "has an outline and no bndbox",
+        "its bounding box is taken",
+        "note",
     )

@@ -6,6 +6,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 import yaml
 
 from redetr.data.annotations import Annotations, Split
+from redetr.data.formats.hub import Address, hub_splits, write_images
 from redetr.data.formats.labels import label_name
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.open import folder_of
@@ -27,19 +29,37 @@ Put = Callable[[Path, Path], object]  # makes an image (first) appear at another
 
 
 def convert(source: str | Path, destination: Path, form: str, copy: bool = False) -> list[str]:
-    """Writes the data set in the folder or YAML file `source` (or crowns) to `destination`; `form`
-    is coco, yolo or voc.
+    """Writes the data set in the folder or YAML file `source` (or crowns, or `hf:NAME`) to
+    `destination`; `form` is coco, yolo or voc.
 
     All splits are written, or nothing. Images are hard links to those of `source` where the disk
     allows it, unless they shall be a `copy`. Returns sentences on what was written and what the
     format cannot hold. Raises InputError for a faulty data set, for one that the format cannot
     hold, and if `destination` already exists.
     """
-    root = folder_of(source)
-    _require_new(source, root, destination)
-    splits: Splits = {}
-    for split in splits_of(root):
-        splits[split] = read_annotations(root, split)
+    if not str(source).startswith("hf:"):
+        root = folder_of(source)
+        if not root.exists():
+            remedy = "give that of a data set, or crowns"
+            raise InputError("no such folder", where=source, remedy=remedy)
+        _require_new(root, destination)
+        splits = {split: read_annotations(root, split) for split in splits_of(root)}
+        return _write(splits, destination, form, copy)
+    address = str(source)
+    _require_new(Path(Address.of(address).name), destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".images-") as folder:
+        splits = {}
+        for split in hub_splits(address):
+            splits[split] = write_images(address, split, Path(folder) / split)
+        notes: dict[str, None] = {}  # each once: both splits may have it
+        for annotations in splits.values():
+            notes.update(dict.fromkeys(map(str, annotations.faults)))
+        return [*_write(splits, destination, form, copy), *notes]
+
+
+def _write(splits: Splits, destination: Path, form: str, copy: bool) -> list[str]:
+    """What `convert` does with the splits of any source."""
     for annotations in splits.values():
         annotations.require_sound()
     splits, notes = _fitted(splits, form)
@@ -49,8 +69,7 @@ def convert(source: str | Path, destination: Path, form: str, copy: bool = False
     try:
         _WRITERS[form](splits, unfinished, put)
         for split, annotations in splits.items():
-            written = read_annotations(unfinished, split)
-            _require_same(annotations, written, form)
+            _require_same(annotations, unfinished, split, form)
         unfinished.chmod(0o755)
         os.rename(unfinished, destination)
     except BaseException:
@@ -65,11 +84,8 @@ def convert(source: str | Path, destination: Path, form: str, copy: bool = False
     return [summary, *notes]
 
 
-def _require_new(source: str | Path, root: Path, destination: Path) -> None:
-    """Raises InputError if there is nothing to convert, or no room for the result."""
-    if not root.exists():
-        remedy = "give that of a data set, or crowns"
-        raise InputError("no such folder", where=source, remedy=remedy)
+def _require_new(root: Path, destination: Path) -> None:
+    """Raises InputError if there is no room for the result."""
     is_empty_folder = destination.is_dir() and not any(destination.iterdir())
     if destination.exists() and not is_empty_folder:
         remedy = "choose another place"
@@ -91,6 +107,7 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
             f"{form} has no areas: objects count as small, medium and large by their boxes"
         )
     if form == "voc":
+        _require_distinct_names(splits)
         _require_separate_labels(list(splits.values()))  # one folder for all splits
         return splits, notes + _unused_classes(splits)
     for annotations in splits.values():
@@ -104,6 +121,18 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     if crowds:
         notes.append(f"yolo has no crowds and no objects to ignore: {crowds} are left out")
     return objects, notes
+
+
+def _require_distinct_names(splits: Splits) -> None:
+    """Raises InputError if a format that knows classes by their names alone would make several
+    one."""
+    for annotations in splits.values():
+        counts = Counter(annotations.class_names)
+        for name, count in counts.items():
+            if count > 1:
+                text = f"voc has no ids of classes: {count} called {name!r} would become one"
+                remedy = "give each its own name"
+                raise InputError(text, where=annotations.source, remedy=remedy)
 
 
 def _unused_classes(splits: Splits) -> list[str]:
@@ -160,12 +189,19 @@ def _require_separate_labels(parts: list[Annotations]) -> None:
             name_of[stem] = name
 
 
-def _require_same(meant: Annotations, written: Annotations, form: str) -> None:
-    """Raises InputError if what was written does not read as what was meant."""
-    written.require_sound()
-    if not _are_same(meant, written):
-        remedy = "are there odd characters in the names of its classes?"
-        raise InputError(f"{form} cannot hold it", where=meant.source, remedy=remedy)
+def _require_same(meant: Annotations, root: Path, split: Split, form: str) -> None:
+    """Raises InputError if what was written into `root` does not read as what was meant."""
+    reason = ""
+    try:
+        written = read_annotations(root, split)
+        written.require_sound()
+        if not _are_same(meant, written):
+            reason = "it reads differently"
+    except InputError as error:  # it names a file that is deleted in a moment
+        reason = error.text
+    if reason:
+        remedy = "are the names of its classes empty, or have they blanks at an end?"
+        raise InputError(f"{form} cannot hold it ({reason})", where=meant.source, remedy=remedy)
 
 
 def _are_same(meant: Annotations, written: Annotations) -> bool:
@@ -347,7 +383,8 @@ def _write_voc(splits: Splits, root: Path, put: Put) -> None:
 def _voc_tree(a: Annotations, scene: _Scene, boxes: np.ndarray) -> ElementTree.Element:
     """The annotation of an image; `boxes` are those of all objects, in VOC's pixels."""
     tree = ElementTree.Element("annotation")
-    _add(tree, filename=scene.name)
+    if scene.name.isprintable():  # XML holds no other bytes; images are found without it
+        _add(tree, filename=scene.name)
     size = ElementTree.SubElement(tree, "size")
     _add(size, width=scene.width, height=scene.height, depth=3)
     objects = scene.objects

@@ -35,7 +35,7 @@ from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, 
 from redetr.data.formats.yolo_places import KEYS, Places, entries_of
 from redetr.errors import InputError
 
-_FILES = ("data.yaml", "data.yml")
+_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _OUTLINE_TASKS = ("segment", "obb")  # values of `task` with which long lines are outlines
 
 
@@ -58,6 +58,11 @@ def yolo_splits(root: Path) -> list[Split]:
         if is_there:
             splits.append(split)
     return splits
+
+
+def yolo_files(root: Path) -> list[str]:
+    """The names of the YAML files in the folder that may describe it, the one that does first."""
+    return [name for name in _FILES if (root / name).is_file()]
 
 
 def yolo_sought(split: Split, file: str = _FILES[0]) -> str:
@@ -113,10 +118,8 @@ def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> Images:
 def _locate(root: Path) -> Path | None:
     if root.is_file():
         return root
-    for name in _FILES:
-        if (root / name).is_file():
-            return root / name
-    return None
+    files = yolo_files(root)
+    return root / files[0] if files else None
 
 
 def _parse_config(file: Path) -> dict[str, Any]:
@@ -255,6 +258,7 @@ def _read_objects(
         ids=np.arange(1, count + 1),
         quoted=lines.quoted,
         remedy="write class cx cy w h as fractions of the image",
+        box_format="cxcywh",
     )
 
 

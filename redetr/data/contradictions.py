@@ -1,0 +1,140 @@
+"""Where the parts of one annotation contradict each other: its box, its outline, its area, and the
+size of the image that they speak of. What every reader checks, on arrays.
+
+A objects: `boxes` and `outlines` are xyxy pixels, float64 `[A, 4]`; `outlines` are the boxes around
+the outlines, NaN for objects without one. `area` is in pixels, float `[A]`, below 0 where none is
+stated.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+BoxFormat = Literal["xywh", "cxcywh", "xyxy"]
+
+FORMATS: tuple[BoxFormat, ...] = ("xywh", "cxcywh", "xyxy")
+_SAME_IOU = 0.9
+_OTHER_IOU = 0.5  # polygons, masks and boxes of one object are drawn with some difference
+_SAME_AREA = 0.02  # relative
+# No mask is larger than its box, but for the pixels on its border, and few fill so small a part.
+_LARGER_THAN_BOX = 1.5
+_SHARE_OF_BOX = 1 / 200
+_THIN_ONES = 0.01  # so many objects may still fill less: kites with their string
+_NEARLY_ALL = 0.9
+
+
+def to_corners(numbers: np.ndarray, box_format: BoxFormat) -> np.ndarray:
+    """Boxes of this format as xyxy, float64 `[A, 4]`."""
+    first = numbers[:, :2]
+    second = numbers[:, 2:]
+    if box_format == "xyxy":
+        return numbers
+    if box_format == "cxcywh":
+        first = first - second / 2
+    return np.concatenate([first, first + second], axis=1)
+
+
+def from_corners(boxes: np.ndarray, box_format: BoxFormat) -> np.ndarray:
+    """The numbers that give xyxy boxes in this format, float64 `[A, 4]`."""
+    starts = boxes[:, :2]
+    ends = boxes[:, 2:]
+    if box_format == "xyxy":
+        return boxes
+    sides = ends - starts
+    if box_format == "cxcywh":
+        starts = (starts + ends) / 2
+    return np.concatenate([starts, sides], axis=1)
+
+
+def other_format(
+    boxes: np.ndarray, outlines: np.ndarray, area: np.ndarray, box_format: BoxFormat
+) -> tuple[BoxFormat, np.ndarray] | None:
+    """The format in which the boxes agree with their own outlines and areas, and the rows that show
+    it, bool `[A]`; None if they agree as they are, or in no format.
+
+    `boxes` were read from `box_format`.
+    """
+    as_read = _agree(boxes, outlines, area)
+    numbers = from_corners(boxes, box_format)
+    for candidate in FORMATS:
+        if candidate == box_format:
+            continue
+        agree = _agree(to_corners(numbers, candidate), outlines, area)
+        decisive = agree ^ as_read
+        others = agree & decisive
+        if others.any() and others.sum() >= _NEARLY_ALL * decisive.sum():
+            return candidate, others
+    return None
+
+
+def _agree(boxes: np.ndarray, outlines: np.ndarray, area: np.ndarray) -> np.ndarray:
+    """Which boxes are those around their outlines, or without one have their area, bool `[A]`."""
+    box_areas = _areas(boxes)
+    same_area = np.abs(box_areas - area) <= _SAME_AREA * area
+    same_area &= (area > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    has_outline = ~np.isnan(outlines).any(1)
+    return np.where(has_outline, outline_agrees(boxes, outlines), same_area)
+
+
+def outline_differs(boxes: np.ndarray, outlines: np.ndarray) -> np.ndarray:
+    """Which boxes are not at all those around their outlines, bool `[A]`."""
+    has_outline = ~np.isnan(outlines).any(1)
+    return has_outline & (_iou(boxes, outlines) < _OTHER_IOU)
+
+
+def outline_agrees(boxes: np.ndarray, outlines: np.ndarray) -> np.ndarray:
+    """Which boxes are those around their outlines, bool `[A]`."""
+    return _iou(boxes, outlines) >= _SAME_IOU  # NaN is not
+
+
+def area_differs(boxes: np.ndarray, area: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Which areas cannot be those of objects in these boxes, bool `[A]`, of those that are
+    `counted`. Single ones may be small: not even a tenth of a box with a rope is rope."""
+    box_areas = _areas(boxes)
+    sides = (boxes[:, 2:] - boxes[:, :2]).clip(0)
+    largest = _LARGER_THAN_BOX * (sides + 1).prod(1)  # a mask may cover parts of pixels
+    is_stated = counted & (area >= 0) & (box_areas > 0)
+    too_large = is_stated & (area > largest)
+    is_zero = is_stated & (area == 0)
+    too_small = is_stated & (area < _SHARE_OF_BOX * box_areas)
+    if too_small.sum() <= _THIN_ONES * is_stated.sum():
+        too_small = is_zero
+    return too_large | too_small
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    sides = (boxes[:, 2:] - boxes[:, :2]).clip(0)
+    return sides.prod(1)
+
+
+def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of each box with the other in its row, float64 `[A]`; with a pixel
+    added on each side, so that thin outlines compare as well."""
+    starts = np.maximum(boxes[:, :2], others[:, :2]) - 1
+    ends = np.minimum(boxes[:, 2:], others[:, 2:]) + 1
+    shared = (ends - starts).clip(0).prod(1)
+    grown = np.array([-1, -1, 1, 1])
+    union = _areas(boxes + grown) + _areas(others + grown) - shared
+    return shared / np.maximum(union, 1e-9)
+
+
+def look_like_corners(numbers: np.ndarray, sizes: np.ndarray) -> bool:
+    """Whether numbers that are said to begin with a corner or centre and to end with width and
+    height look like two corners, although nothing states it and nothing leaves its image.
+
+    Both ends of an object lie near each other, so they change together; its width has nothing to do
+    with its position. `sizes` are width and height of the images, `[A, 2]`.
+    """
+    if len(numbers) < 10:
+        return False
+    first = numbers[:, :2] / sizes
+    second = numbers[:, 2:] / sizes
+    if (second > first).all(1).mean() < 0.99:
+        return False
+    for axis in (0, 1):
+        spread = min(np.ptp(first[:, axis]), np.ptp(second[:, axis]))
+        if spread < 0.05:  # they say nothing
+            return False
+        if np.corrcoef(first[:, axis], second[:, axis])[0, 1] < 0.5:
+            return False
+    return True

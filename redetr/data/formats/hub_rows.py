@@ -1,0 +1,310 @@
+"""What the rows of a Hugging Face data set hold: where boxes and classes are, and in which form.
+
+Data sets of the hub agree on nothing. Objects are a list of dicts, a dict of lists, or columns of
+the row itself; classes are ClassLabels, plain numbers or texts; boxes are xywh, xyxy or cxcywh, in
+pixels or as fractions of the image, and none of that is written down but for the names of classes.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from redetr.data.contradictions import FORMATS, BoxFormat, look_like_corners, to_corners
+from redetr.errors import InputError
+
+Row = dict[str, Any]
+
+# Names of columns, the usual one first.
+_OBJECTS = ("objects", "annotations", "object", "annotation", "labels", "label", "target")
+_FIELDS = {
+    "bbox": ("bbox", "bboxes", "boxes", "box"),
+    "category": (
+        "category",
+        "categories",
+        "category_id",
+        "category_ids",
+        "label",
+        "labels",
+        "class",
+        "classes",
+        "class_id",
+        "class_ids",
+        "name",
+        "names",
+    ),
+    "area": ("area", "areas"),
+    "iscrowd": ("iscrowd", "is_crowd"),
+}
+# Of the boxes of a sample.
+_NEARLY_ALL = 0.99
+_MOST = 0.9
+_SAME_AREA = 0.02  # relative
+_LARGER_THAN_BOX = 1.5
+_SLIP_PX = 2.0
+_SLIP_SHARE = 0.01
+_SMALLEST_PX = 16  # in images that are smaller, pixels look like fractions
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a row has its image and its objects."""
+
+    image: str
+    objects: str  # the column with the fields; empty if they are columns of the row
+    fields: dict[str, str]  # what is here called bbox, category, area, iscrowd
+
+    def used(self) -> list[str]:
+        """The columns that hold objects."""
+        if self.objects:
+            return [self.objects]
+        return list(self.fields.values())
+
+    def objects_of(self, row: Row) -> list[Row] | str:
+        """The objects of a row under our names; if the lists differ in length, what they hold."""
+        fields = row[self.objects] if self.objects else row
+        if isinstance(fields, list):
+            objects = []
+            for thing in fields:
+                objects.append({name: thing[column] for name, column in self.fields.items()})
+            return objects
+        lists = {}
+        for name, column in self.fields.items():
+            lists[name] = _as_list(name, (fields or {}).get(column))
+        lengths = {name: len(values) for name, values in lists.items()}
+        if len(set(lengths.values())) > 1:
+            return ", ".join(f"{count} {self.fields[name]}" for name, count in lengths.items())
+        objects = []
+        for values in zip(*lists.values(), strict=True):
+            objects.append(dict(zip(lists, values, strict=True)))
+        return objects
+
+
+def _as_list(name: str, value: Any) -> list[Any]:
+    """The values of a field for all objects of a row; a row may hold a single object."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        return [value]
+    if name == "bbox" and value and not isinstance(value[0], list):
+        return [value]
+    return value
+
+
+def find_columns(source: str, features: Any) -> Columns:
+    """Where images, boxes and classes are. Raises InputError if they are not."""
+    from datasets import Image
+
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    image = "image" if "image" in features else next(iter(images), "")
+    for objects in (*_OBJECTS, ""):
+        fields = features if not objects else _inner(features.get(objects))
+        if not isinstance(fields, dict):
+            continue
+        there = {}
+        for name, aliases in _FIELDS.items():
+            known = [alias for alias in aliases if alias in fields]
+            if known:
+                there[name] = known[0]
+        if image and "bbox" in there and "category" in there:
+            return Columns(image, objects, there)
+    columns = ", ".join(features)
+    raise InputError(
+        "needs columns image and objects, with bbox (or boxes) and category (or label) in it",
+        where=source,
+        remedy=f"rename its columns, which are {columns}",
+    )
+
+
+def _inner(feature: Any) -> Any:
+    """What a list holds, in any version of `datasets`."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return feature
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set: names by id, and the id of each value of the column."""
+
+    names: dict[int, str]
+    id_of: dict[Any, int]
+    note: str  # how they were found; empty for a ClassLabel
+
+
+def find_classes(source: str, columns: Columns, splits: dict[str, Any]) -> Classes:
+    """The classes that the column states, or all that any row of any split names.
+
+    Raises InputError if they are neither numbers nor texts.
+    """
+    features = next(iter(splits.values())).features
+    fields = _inner(features[columns.objects]) if columns.objects else features
+    column = columns.fields["category"]
+    names = getattr(_inner(fields[column]), "names", None)
+    if names is not None:
+        by_id = dict(enumerate(names))
+        return Classes(by_id, {id_: id_ for id_ in by_id}, "")
+    values: set[Any] = set()
+    for rows in splits.values():
+        for row in rows.select_columns(columns.used()):
+            objects = columns.objects_of(row)
+            if not isinstance(objects, str):
+                values.update(_hashable(thing["category"]) for thing in objects)
+    values.discard(None)
+    if values and all(isinstance(value, str) for value in values):
+        texts = sorted(values)
+        note = f"the {len(texts)} texts in {column} are its classes, in alphabetical order"
+        return Classes(dict(enumerate(texts)), {text: i for i, text in enumerate(texts)}, note)
+    if values and all(type(value) is int for value in values):
+        note = f"{column} holds numbers without names: classes are called by them"
+        return Classes(
+            {id_: str(id_) for id_ in sorted(values)}, {id_: id_ for id_ in values}, note
+        )
+    raise InputError(
+        f"{column} is no ClassLabel, and holds neither texts nor whole numbers",
+        where=source,
+        remedy="cast it with cast_column",
+    )
+
+
+def _hashable(value: Any) -> Any:
+    """A class as the rows give it; a list or dict, which is none, becomes a type."""
+    return type(value) if isinstance(value, list | dict) else value
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A boxes as the rows give them, with width and height of their images and, below 0 where none
+    is stated, their areas."""
+
+    numbers: np.ndarray  # [A, 4] float64
+    sizes: np.ndarray  # [A, 2]
+    area: np.ndarray  # [A]
+
+    @classmethod
+    def of(cls, objects: Iterable[tuple[tuple[int, int], list[Row]]]) -> "Sample":
+        """The sample of images (width and height) and their objects; what is no box is left out."""
+        numbers = []
+        sizes = []
+        area = []
+        for size, things in objects:
+            for thing in things:
+                box = _four_numbers(thing["bbox"])
+                if box and min(size) > 0:
+                    numbers.append(box)
+                    sizes.append(size)
+                    stated = thing.get("area")
+                    is_number = isinstance(stated, int | float) and 0 <= stated < np.inf
+                    area.append(stated if is_number else -1)
+        return cls(
+            np.array(numbers, np.float64).reshape(-1, 4),
+            np.array(sizes, np.float64).reshape(-1, 2),
+            np.array(area, np.float64),
+        )
+
+
+def _four_numbers(value: Any) -> list[float] | None:
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    for number in value:
+        if not isinstance(number, int | float) or not abs(number) < 1e9:
+            return None
+    return value
+
+
+@dataclass(frozen=True)
+class BoxForm:
+    """How the boxes of a data set are written."""
+
+    box_format: BoxFormat = "xywh"
+    fractions: bool = False
+    note: str = ""  # why it is not the usual one
+
+    def pixels(self, box: Any, size: tuple[int, int]) -> Any:
+        """x, y, width, height in pixels of a box in an image of this size; what is no box stays as
+        it is."""
+        numbers = _four_numbers(box)
+        if numbers is None or (self.box_format == "xywh" and not self.fractions):
+            return box
+        array = np.array([numbers], np.float64)
+        if self.fractions:
+            array = array * np.tile(size, 2)
+        x1, y1, x2, y2 = to_corners(array, self.box_format)[0].round(9).tolist()
+        return [x1, y1, x2 - x1, y2 - y1]
+
+
+def box_form(source: str, sample: Sample, stated: str) -> BoxForm:
+    """How boxes are written: as `stated`, or, if that is empty, as the sample makes sense.
+
+    Raises InputError if it makes sense in several ways, and xywh in pixels is not one of them.
+    """
+    fractions = _are_fractions(sample)
+    if stated:
+        for box_format in FORMATS:
+            if stated == box_format:
+                return BoxForm(box_format, fractions)
+        remedy = f"write one of {', '.join(FORMATS)}"
+        raise InputError(f"boxes={stated} is no format", where=source, remedy=remedy)
+    if not len(sample.numbers):
+        return BoxForm()
+    numbers = sample.numbers
+    area = sample.area
+    unit = "in pixels"
+    if fractions:
+        numbers = numbers * np.tile(sample.sizes, 2)
+        area = np.where(area <= 1, area * sample.sizes.prod(1), area)
+        unit = "as fractions of the image"
+    candidates = [form for form in FORMATS if _makes_sense(form, numbers, sample.sizes, area)]
+    by_area = [form for form in candidates if _fits_area(form, numbers, area) >= _MOST]
+    if len(by_area) == 1:
+        candidates = by_area
+    elif "xywh" in candidates and not fractions:
+        are_corners = "xyxy" in candidates and look_like_corners(numbers, sample.sizes)
+        candidates = ["xywh", "xyxy"] if are_corners else ["xywh"]
+    if candidates == ["xywh"] and not fractions:
+        return BoxForm()
+    if len(candidates) == 1:
+        note = f"its boxes are read as {candidates[0]} {unit}, as they make sense in no other way"
+        return BoxForm(candidates[0], fractions, note)
+    if not candidates:  # the reader reports each box
+        return BoxForm("xywh", fractions)
+    text = f"its boxes may be {' or '.join(candidates)} {unit}"
+    address = source.partition(",boxes=")[0]
+    remedy = f"say which, as in {address},boxes={candidates[-1]}"
+    raise InputError(text, where=source, remedy=remedy)
+
+
+def _are_fractions(sample: Sample) -> bool:
+    if not len(sample.numbers) or sample.sizes.min() < _SMALLEST_PX:
+        return False
+    is_fraction = np.abs(sample.numbers).max(1) <= 1 + _SLIP_SHARE
+    return bool(is_fraction.mean() >= _NEARLY_ALL)
+
+
+def _makes_sense(
+    box_format: BoxFormat, numbers: np.ndarray, sizes: np.ndarray, area: np.ndarray
+) -> bool:
+    """Whether boxes of this format lie in their images, and are no smaller than their areas."""
+    boxes = to_corners(numbers, box_format)
+    slip = np.maximum(_SLIP_PX, _SLIP_SHARE * sizes)
+    starts = boxes[:, :2]
+    ends = boxes[:, 2:]
+    is_inside = (starts >= -slip) & (ends <= sizes + slip) & (ends > starts)
+    largest = _LARGER_THAN_BOX * (ends - starts + 1).prod(1)
+    is_large = (area < 0) | (area <= largest)
+    sound = np.all(is_inside, axis=1)
+    return bool(sound.mean() >= _NEARLY_ALL and is_large.mean() >= _MOST)
+
+
+def _fits_area(box_format: BoxFormat, numbers: np.ndarray, area: np.ndarray) -> float:
+    """The share of the boxes that have the area that is stated."""
+    boxes = to_corners(numbers, box_format)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return float((np.abs(areas - area) <= _SAME_AREA * area).mean())
+
+
+def sample_rows(rows: Any, most: int) -> Iterator[Row]:
+    """At most so many of the rows, from all over them."""
+    step = max(1, -(-len(rows) // most))
+    yield from rows.select(range(0, len(rows), step))

@@ -1,0 +1,359 @@
+"""Data sets as LabelMe saves them: a JSON file beside each image.
+
+Such files in `train/`, `val/` (or `valid/`) and `test/`, or in folders of these names in `images/`,
+are the splits; files side by side in the folder itself or in `images/` are train. The box of an
+object is that around its polygon, rectangle, circle or mask; shapes of one label and one `group_id`
+are one object. Points and lines are no objects. Classes are the labels in all files, sorted, with
+ids from 1; image ids count the sorted names.
+"""
+
+import json
+import math
+import posixpath
+import reprlib
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from redetr.data.annotations import (
+    SPLITS,
+    Annotations,
+    Fault,
+    Images,
+    Objects,
+    Rows,
+    Split,
+    assemble,
+)
+from redetr.data.formats.listing import contents_of
+from redetr.data.formats.paths import Listing, path_inside, read_file, read_sizes
+from redetr.data.images import IMAGE_SUFFIXES
+from redetr.errors import InputError
+
+_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid"),
+    "test": ("test",),
+}
+_OBJECTS = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
+_NO_OBJECTS = ("point", "points", "line", "linestrip")
+_LARGEST = 1e9  # px
+_TRIED = 5  # files of a folder that show whether it is LabelMe's
+
+Extent = tuple[float, float, float, float]  # x1, y1, x2, y2
+_NO_EXTENT = (math.nan, math.nan, math.nan, math.nan)
+
+
+def labelme_splits(root: Path) -> list[Split]:
+    """The splits of the folder that are LabelMe's."""
+    return [split for split in SPLITS if _locate(root, split) is not None]
+
+
+def labelme_sought(split: Split) -> str:
+    """Where the split is looked for, in words."""
+    return f"{_FOLDERS[split][0]}/*.json beside images"
+
+
+def read_labelme(root: Path, split: Split) -> Annotations:
+    """The split, which has to be there. Raises InputError if no file names an object."""
+    folder = _locate(root, split)
+    if folder is None:
+        raise InputError(f"no {split} split: looked for {labelme_sought(split)}", where=root)
+    faults: list[Fault] = []
+    files = _files(root, folder)
+    scenes = [_read_scene(root, file) for file in files]
+    _report_other_files(root, scenes, faults)
+    scenes = [scene for scene in scenes if scene.problem != _OTHER_FILE]
+    there = Listing(root)
+    for scene in scenes:
+        scene.image = _find_image(there, scene)
+    scenes.sort(key=lambda scene: (scene.image, scene.file))
+    images = _read_images(root, scenes, faults)
+    classes = _classes(root, split, scenes)
+    objects = _read_objects(root, scenes, classes, faults)
+    return assemble(folder, dict(enumerate(classes, start=1)), images, objects, faults)
+
+
+def _locate(root: Path, split: Split) -> Path | None:
+    """The folder of the split, None if there is none."""
+    for parent in (root, root / "images"):
+        for name in _FOLDERS[split]:
+            if _is_labelme(parent / name):
+                return parent / name
+    if split != "train" or _locate(root, "val") is not None:
+        return None
+    for folder in (root, root / "images"):
+        if _is_labelme(folder, "*.json"):
+            return folder
+    return None
+
+
+def _is_labelme(folder: Path, pattern: str = "**/*.json") -> bool:
+    """Whether JSON files in the folder list shapes."""
+    files = islice(folder.glob(pattern), _TRIED)
+    return any(b'"shapes"' in read_file(file) for file in files)
+
+
+def _files(root: Path, folder: Path) -> list[str]:
+    """The JSON files below the folder, relative to the root."""
+    below = folder.relative_to(root).as_posix()
+    contents = contents_of(folder, (".json",))
+    return [posixpath.normpath(posixpath.join(below, name)) for name in contents.files]
+
+
+@dataclass
+class _Scene:
+    """What a file says. If it cannot be read, `problem` is why."""
+
+    file: str  # relative to the root
+    image_path: str = ""  # as the file states it
+    size: tuple[int, int] = (0, 0)  # height, width; 0 = not said
+    labels: list[str] = field(default_factory=list)
+    extents: list[Extent] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)  # of the shape, from 1
+    left_out: list[str] = field(default_factory=list)  # kinds of shapes that are no objects
+    grouped: int = 0  # shapes that are parts of others
+    problem: str = ""
+    image: str = ""  # relative to the root; empty if it is not there
+
+
+_OTHER_FILE = "lists no shapes"
+
+
+def _read_scene(root: Path, file: str) -> _Scene:
+    scene = _Scene(file)
+    try:
+        content = json.loads(read_file(root / file))
+    except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
+        scene.problem = f"not JSON: {error}"
+        return scene
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    if not isinstance(shapes, list):
+        scene.problem = _OTHER_FILE
+        return scene
+    image_path = content.get("imagePath")
+    scene.image_path = image_path if isinstance(image_path, str) else ""
+    height = content.get("imageHeight")
+    width = content.get("imageWidth")
+    if _is_size(height) and _is_size(width):
+        scene.size = (height, width)
+    group_of: dict[tuple[str, Any], int] = {}
+    for number, shape in enumerate(shapes, start=1):
+        _add_shape(scene, shape if isinstance(shape, dict) else {}, number, group_of)
+    return scene
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < _LARGEST
+
+
+def _add_shape(
+    scene: _Scene, shape: dict[str, Any], number: int, group_of: dict[tuple[str, Any], int]
+) -> None:
+    """Adds an object, or makes one larger that has the same group."""
+    kind = shape.get("shape_type", "polygon")
+    if kind in _NO_OBJECTS:
+        scene.left_out.append(kind)
+        return
+    label = shape.get("label")
+    name = label.strip() if isinstance(label, str) else ""
+    extent = _extent(kind, shape.get("points"))
+    group = shape.get("group_id")
+    if isinstance(group, int | str) and (name, group) in group_of:
+        index = group_of[name, group]
+        x1, y1, x2, y2 = scene.extents[index]
+        left, top, right, bottom = extent
+        scene.extents[index] = (min(x1, left), min(y1, top), max(x2, right), max(y2, bottom))
+        scene.grouped += 1
+        return
+    if isinstance(group, int | str):
+        group_of[name, group] = len(scene.labels)
+    scene.labels.append(name)
+    scene.extents.append(extent)
+    scene.numbers.append(number)
+
+
+def _extent(kind: Any, points: Any) -> Extent:
+    """The box around a shape; NaN if it has none."""
+    pairs = points if isinstance(points, list) else []
+    if kind not in _OBJECTS or len(pairs) < 2 or not all(map(_is_point, pairs)):
+        return _NO_EXTENT
+    x = [float(point[0]) for point in pairs]
+    y = [float(point[1]) for point in pairs]
+    if kind == "circle":  # its centre, and a point on it
+        radius = math.hypot(x[1] - x[0], y[1] - y[0])
+        return x[0] - radius, y[0] - radius, x[0] + radius, y[0] + radius
+    if kind == "mask":  # its first and its last pixel
+        return min(x), min(y), max(x) + 1, max(y) + 1
+    return min(x), min(y), max(x), max(y)
+
+
+def _is_point(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(type(number) in (int, float) and abs(number) < _LARGEST for number in value)
+
+
+def _report_other_files(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
+    rows = Rows(len(scenes), faults, lambda i: (root / scenes[i].file, ""))
+    rows.fault(
+        "file-other",
+        [scene.problem == _OTHER_FILE for scene in scenes],
+        lambda i: "lists no shapes, as LabelMe's files do, and is passed over",
+        "put it elsewhere",
+        "warning",
+    )
+
+
+def _find_image(there: Listing, scene: _Scene) -> str:
+    """The image of a file, relative to the root: as it states, by the last part of that, or of the
+    same name; empty if there is none."""
+    parent, name = posixpath.split(scene.file)
+    stated = scene.image_path.replace("\\", "/")
+    candidates = []
+    if stated:
+        candidates.append(posixpath.join(parent, stated))
+        candidates.append(posixpath.join(parent, posixpath.basename(stated)))
+    stem, _ = posixpath.splitext(name)
+    for file in sorted(there.files(parent)):
+        other_stem, suffix = posixpath.splitext(file)
+        if other_stem == stem and suffix.lower() in IMAGE_SUFFIXES:
+            candidates.append(posixpath.join(parent, file))
+    for candidate in candidates:
+        inside = path_inside(candidate)
+        if inside and inside in there:
+            return inside
+    return ""
+
+
+def _read_images(root: Path, scenes: list[_Scene], faults: list[Fault]) -> Images:
+    rows = Rows(len(scenes), faults, lambda i: (root / scenes[i].file, ""))
+    rows.fault(
+        "json-invalid",
+        [scene.problem != "" for scene in scenes],
+        lambda i: scenes[i].problem,
+        "save it in LabelMe again",
+    )
+    rows.fault(
+        "image-missing",
+        [not scene.image for scene in scenes],
+        lambda i: f"its image {reprlib.repr(scenes[i].image_path)} is not there",
+        "put it beside this file",
+    )
+    seen: set[str] = set()
+    repeated = []
+    for scene in scenes:
+        repeated.append(scene.image in seen)
+        seen.add(scene.image)
+    rows.fault(
+        "image-twice",
+        repeated,
+        lambda i: f"its image {scenes[i].image} has another file as well",
+        "keep one of them",
+    )
+    names = [scene.image for scene in scenes]
+    sizes = np.array([scene.size for scene in scenes], np.int64).reshape(-1, 2)
+    unstated = np.flatnonzero((sizes[:, 0] == 0) & rows.good)
+    sizes[unstated] = read_sizes(root, [names[i] for i in unstated])
+    rows.fault(
+        "size-invalid",
+        sizes[:, 0] == 0,
+        lambda i: "states no size, and its image cannot be read",
+        "write imageHeight and imageWidth, or replace the image",
+    )
+    ids = np.arange(len(scenes))
+    return Images(rows, root, names, ids, sizes, lambda i: names[i])
+
+
+def _classes(root: Path, split: Split, scenes: list[_Scene]) -> list[str]:
+    """The labels in all splits, sorted."""
+    names: set[str] = set()
+    for scene in scenes:
+        names.update(scene.labels)
+    for other in SPLITS:
+        folder = _locate(root, other) if other != split else None
+        if folder is not None:
+            for file in _files(root, folder):
+                names.update(_read_scene(root, file).labels)
+    names.discard("")
+    if not names:
+        raise InputError("no file names an object", where=root, remedy="annotate some")
+    return sorted(names)
+
+
+def _read_objects(
+    root: Path, scenes: list[_Scene], classes: list[str], faults: list[Fault]
+) -> Objects:
+    image_of: list[int] = []
+    numbers: list[int] = []
+    labels: list[str] = []
+    extents: list[Extent] = []
+    for index, scene in enumerate(scenes):
+        image_of += [index] * len(scene.labels)
+        numbers += scene.numbers
+        labels += scene.labels
+        extents += scene.extents
+
+    def place(i: int) -> tuple[Path, str]:
+        return root / scenes[image_of[i]].file, f"shape {numbers[i]} ({reprlib.repr(labels[i])})"
+
+    count = len(labels)
+    rows = Rows(count, faults, place)
+    rows.fault(
+        "class-missing",
+        [not label for label in labels],
+        lambda i: "has no label",
+        "write the name of its class",
+    )
+    corners = np.array(extents, np.float64).reshape(-1, 4)
+    invalid = np.isnan(corners).any(1)
+    rows.fault(
+        "box-invalid",
+        invalid,
+        lambda i: f"is no shape of points that is read ({', '.join(_OBJECTS)})",
+        "draw it again, or delete it",
+    )
+    corners[invalid] = (0, 0, 1, 1)
+    _note_shapes(root, scenes, faults)
+    label_of = {name: label for label, name in enumerate(classes)}
+    return Objects(
+        rows=rows,
+        image=np.array(image_of, np.int64),
+        labels=np.array([label_of.get(label, -1) for label in labels], np.int64),
+        corners=corners,
+        iscrowd=np.zeros(count, bool),
+        area=np.full(count, -1, np.float32),
+        ids=np.arange(1, count + 1),
+        quoted=lambda i: f"the box {corners[i].round(2).tolist()} around it",
+        remedy="was the image resized? put back the one that was annotated",
+        box_format="xyxy",
+    )
+
+
+def _note_shapes(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
+    """Adds notes on shapes that are no objects of their own."""
+    lines = [(scene, kind) for scene in scenes for kind in scene.left_out]
+    if lines:
+        scene, kind = lines[0]
+        text = f"a {kind} is no object, and is left out"
+        faults.append(
+            Fault(
+                "warning",
+                "shape-left-out",
+                root / scene.file,
+                "",
+                text,
+                "draw a rectangle or a polygon",
+                len(lines),
+            )
+        )
+    groups = [scene for scene in scenes if scene.grouped]
+    if groups:
+        count = sum(scene.grouped for scene in groups)
+        text = "shapes of one label and one group_id are parts of one object"
+        remedy = "the box around all of them is taken"
+        file = root / groups[0].file
+        faults.append(Fault("note", "shape-grouped", file, "", text, remedy, count))

@@ -1,0 +1,69 @@
+"""What a recipe would do with a data set."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from redetr.choices import ImageSize
+from redetr.config import MOST_QUERIES, Settings
+from redetr.data import Hints
+from redetr.data.annotations import Annotations
+from redetr.data.views import Stretch
+from redetr.models import build
+from redetr.recipes import get_recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe would do with a data set, as far as it concerns boxes."""
+
+    recipe: str
+    config: Settings
+    resize: Literal["aspect", "square"]
+    max_size: int | None
+    num_queries: int
+
+    @classmethod
+    def of(
+        cls, recipe: str, hints: Hints, num_queries: int | None, image_size: ImageSize = 0
+    ) -> "Plan":
+        """`num_queries` None = the most that training would take, `image_size` 0 = its choice.
+
+        Raises InputError for an unknown recipe, or a size that it cannot take.
+        """
+        config = replace(get_recipe(recipe), weights=None)
+        if image_size:
+            config = replace(config, image_size=image_size)
+        config.check(world_size=1)
+        config = config.with_queries(hints, max_objects=MOST_QUERIES)
+        with torch.device("meta"):
+            model = build(config.model, 1, **config.model_kwargs())
+        settings = config.resolved(model, hints, num_images=1)
+        queries = num_queries or model.num_queries
+        return cls(recipe, settings, model.resize, model.max_size, queries)
+
+    def shorter_sides(self, annotations: Annotations, image_size: ImageSize) -> np.ndarray:
+        """The shorter side of each box in pixels of what a model sees that is trained at this size,
+        float `[A]`."""
+        boxes = annotations.boxes
+        sizes = annotations.sizes[annotations.image_of(), ::-1]  # width, height, [A, 2]
+        if self.config.augment == "aerial":  # crops at native scale, whatever their size
+            scale = np.ones((1, 2))
+        elif self.resize == "square":
+            height, width = Stretch(*sides_of(image_size)).size
+            scale = np.array([width, height]) / sizes
+        else:
+            (shorter,) = sides_of(image_size)
+            (own_shorter,) = sides_of(self.config.image_size)
+            longest = (self.max_size or np.inf) * shorter / own_shorter
+            by_shorter, by_longer = shorter / sizes.min(1), longest / sizes.max(1)
+            scale = np.minimum(by_shorter, by_longer)[:, None]
+        sides = (boxes[:, 2:] - boxes[:, :2]) * scale  # [A, 2]
+        return sides.min(1)
+
+
+def sides_of(image_size: ImageSize) -> tuple[int, ...]:
+    """The sides that a size names."""
+    return (image_size,) if isinstance(image_size, int) else image_size

@@ -1,0 +1,215 @@
+"""Rows of Hugging Face data sets in the forms in which they are published."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_coco import refused, save_image
+
+from redetr.cli import main
+from redetr.data import open_dataset
+from redetr.data.contradictions import FORMATS, from_corners
+from redetr.data.formats.hub_rows import BoxForm, Sample, box_form
+from redetr.data.formats.layouts import splits_of
+from redetr.data.formats.writing import convert
+from redetr.data.open import absolute_source
+from redetr.doctor.check import check
+from redetr.errors import InputError
+
+datasets = pytest.importorskip("datasets")
+WIDTH, HEIGHT = 96, 64
+CORNERS = [(5, 4, 30, 22), (38, 20, 52, 40), (20, 24, 60, 36), (40, 6, 50, 46)]
+LABEL = datasets.ClassLabel(names=["cat", "dog"])
+BOX = datasets.List(datasets.Value("float32"), length=4)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def save(root: Path, objects: list[Any], features: Any, **columns: list[Any]) -> str:
+    """The address of a data set of these rows in train and val."""
+    images = []
+    for number in range(len(objects)):
+        file = root / f"{number}.png"
+        save_image(file, number, size=(WIDTH, HEIGHT))
+        images.append(str(file))
+    rows = {"image": images, "objects": objects} | columns
+    types = {"image": datasets.Image(), "objects": features}
+    types |= {name: datasets.Value("int64") for name in columns}
+    part = datasets.Dataset.from_dict(rows, features=datasets.Features(types))
+    folder = root / "saved"
+    datasets.DatasetDict({"train": part, "validation": part}).save_to_disk(str(folder))
+    return f"hf:{folder}"
+
+
+def fields(category: Any = LABEL, box: str = "bbox", name: str = "category") -> dict[str, Any]:
+    return {box: datasets.List(BOX), name: datasets.List(category)}
+
+
+def boxes_of(source: str) -> list[list[float]]:
+    dataset = open_dataset(source, "train")
+    return [dataset.target(i)["boxes"][0].round().tolist() for i in range(len(dataset))]
+
+
+def test_corners_with_areas(tmp_path):
+    """All of them would stay inside as width and height; their areas say what they are."""
+    objects = []
+    for x1, y1, x2, y2 in CORNERS:
+        area = (x2 - x1) * (y2 - y1)
+        objects.append({"bbox": [[x1, y1, x2, y2]], "category": [1], "area": [area]})
+    features = fields() | {"area": datasets.List(datasets.Value("float32"))}
+    source = save(tmp_path, objects, features)
+    assert boxes_of(source) == [list(box) for box in CORNERS]
+    (note,) = open_dataset(source, "val").notes
+    assert "its boxes are read as xyxy in pixels, as they make sense in no other way" in note
+    assert "hub-form" in {fault.code for fault in check(source).faults}
+
+
+def test_corners_that_leave_their_images(tmp_path):
+    objects = [{"bbox": [[x1, 30, x1 + 20, 60]], "category": [0]} for x1 in (10, 50, 70)]
+    source = save(tmp_path, objects, fields())
+    assert boxes_of(source) == [[x1, 30, x1 + 20, 60] for x1 in (10, 50, 70)]
+
+
+def test_a_form_that_is_not_clear_is_settled_by_the_address(tmp_path):
+    """A third of the image, or a tenth: fractions may be xywh or xyxy."""
+    objects = [{"bbox": [[0.1, 0.2, 0.3, 0.3]], "category": [0]}] * 3
+    source = save(tmp_path, objects, fields())
+    with pytest.raises(
+        InputError, match="may be xywh or xyxy as fractions of the image; say which"
+    ):
+        open_dataset(source, "train")
+    with pytest.raises(InputError, match=rf"as in {source},boxes=xyxy"):
+        check(source)
+    expected = {"xywh": [10, 13, 38, 32], "xyxy": [10, 13, 29, 19]}
+    for box_format, box in expected.items():
+        assert boxes_of(f"{source},boxes={box_format}") == [box] * 3
+    with pytest.raises(InputError, match="boxes=yolo is no format; write one of xywh, cxcywh"):
+        open_dataset(f"{source},boxes=yolo", "train")
+
+
+@pytest.mark.parametrize("unit", ["pixels", "fractions"])
+@pytest.mark.parametrize("box_format", FORMATS)
+def test_formats_of_many_boxes(box_format, unit):
+    random = np.random.default_rng(0)
+    sizes = np.tile([640.0, 480.0], (400, 1))
+    sides = random.uniform(0.05, 0.4, (400, 2)) * sizes
+    starts = random.uniform(0, 1, (400, 2)) * (sizes - sides)
+    boxes = np.concatenate([starts, starts + sides], axis=1)
+    numbers = from_corners(boxes, box_format)
+    if unit == "fractions":
+        numbers = numbers / np.tile(sizes, 2)
+    for area in (np.full(400, -1.0), sides.prod(1), sides.prod(1) * 0.7):
+        form = box_form("hf:x", Sample(numbers, sizes, area), "")
+        assert (form.box_format, form.fractions) == (box_format, unit == "fractions")
+        box = form.pixels(numbers[0].tolist(), (640, 480))
+        np.testing.assert_allclose(box, [*starts[0], *sides[0]], atol=1e-6)
+
+
+def test_small_objects_in_a_corner_are_not_taken_for_width_and_height():
+    random = np.random.default_rng(1)
+    starts = random.uniform(20, 250, (100, 2))
+    boxes = np.concatenate([starts, starts + random.uniform(5, 20, (100, 2))], axis=1)
+    sample = Sample(boxes, np.tile([640.0, 640.0], (100, 1)), np.full(100, -1.0))
+    with pytest.raises(InputError, match="may be xywh or xyxy in pixels; say which"):
+        box_form("hf:x", sample, "")
+    assert box_form("hf:x", sample, "xywh") == BoxForm("xywh")
+
+
+NAMES = {
+    "boxes and labels": ("boxes", "label", LABEL, [1], ("cat", "dog")),
+    "categories": ("bbox", "categories", LABEL, [1], ("cat", "dog")),
+    "texts": ("bbox", "category", datasets.Value("string"), ["dog"], ("dog",)),
+    "numbers": ("bbox", "category_id", datasets.Value("int64"), [7], ("7",)),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_columns_and_classes(tmp_path, name):
+    box, category, feature, value, classes = NAMES[name]
+    objects = [{box: [[5, 4, 30, 22]], category: value}] * 2
+    source = save(tmp_path, objects, fields(feature, box, category))
+    dataset = open_dataset(source, "train")
+    assert dataset.target(0)["boxes"].tolist() == [[5, 4, 35, 26]]
+    assert dataset.class_names == classes
+    assert dataset.class_names[int(dataset.target(0)["labels"][0])] == classes[-1]
+    assert bool(dataset.notes) == (name in ("texts", "numbers"))
+
+
+def test_lists_of_different_lengths(tmp_path):
+    sound = {"bbox": [[5, 4, 30, 22]], "category": [1]}
+    short = {"bbox": [[5, 4, 30, 22], [40, 30, 20, 20]], "category": [1]}
+    source = save(tmp_path, [sound, short, short], fields())
+    with pytest.raises(InputError, match=r"row 1: its lists differ in length: 2 bbox, 1 category"):
+        open_dataset(source, "train")
+
+
+def test_columns_that_state_another_size(tmp_path):
+    objects = [{"bbox": [[5, 4, 30, 22]], "category": [1]}] * 2
+    source = save(tmp_path, objects, fields(), width=[WIDTH, HEIGHT], height=[HEIGHT, WIDTH])
+    with pytest.raises(InputError, match="row 1: its columns say 64x96 px, its image is 96x64 px"):
+        open_dataset(source, "train")
+
+
+def image_folder(root: Path, metadata: str = "metadata.jsonl") -> Path:
+    for split in ("train", "validation"):
+        rows = []
+        for number in range(3):
+            save_image(root / split / f"{number}.png", number, size=(WIDTH, HEIGHT))
+            objects = {"bbox": [[5, 4, 30, 22]], "categories": [number % 2]}
+            rows.append(json.dumps({"file_name": f"{number}.png", "objects": objects}))
+        (root / split / metadata).write_text("\n".join(rows))
+    return root
+
+
+def test_a_folder_of_images(tmp_path):
+    root = image_folder(tmp_path / "folder")
+    dataset = open_dataset(f"hf:{root}", "val")
+    assert (len(dataset), dataset.class_names) == (3, ("0", "1"))
+    assert dataset.target(0)["boxes"].tolist() == [[5, 4, 35, 26]]
+    assert dataset.image(0).shape == (3, HEIGHT, WIDTH)
+    assert not check(f"hf:{root}").errors
+
+
+def test_a_folder_names_its_address(tmp_path):
+    root = image_folder(tmp_path / "folder")
+    source = save(tmp_path / "data", [{"bbox": [], "category": []}], fields())
+    for folder in (root, Path(source.removeprefix("hf:"))):
+        refused(folder, f"Hugging Face `datasets` reads it: give hf:{folder}")
+
+
+def test_damaged_metadata_is_one_line(tmp_path):
+    root = image_folder(tmp_path / "folder")
+    (root / "train/metadata.jsonl").write_text('{"file_name": "0.png", "objects": [{]}')
+    with pytest.raises(InputError, match="cannot read it") as caught:
+        open_dataset(f"hf:{root}", "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "voc"])
+def test_conversion(tmp_path, form, capsys):
+    root = image_folder(tmp_path / "folder")
+    main(["convert", f"hf:{root}", str(tmp_path / "new"), "--to", form])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("train has 3 images, 3 objects, val has 3 images, 3 objects")
+    assert sum("without names" in line for line in lines) == 1
+    assert splits_of(tmp_path / "new") == ["train", "val"]
+    first, second = (open_dataset(s, "val") for s in (f"hf:{root}", tmp_path / "new"))
+    for number in range(3):
+        assert first.target(number)["boxes"].equal(second.target(number)["boxes"])
+        assert first.image(number).equal(second.image(number))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names <= {"folder", "new", "cache"}  # nothing is left behind
+    with pytest.raises(InputError, match="is inside of"):
+        convert(f"hf:{root}", root / "inside", form)
+
+
+def test_the_address_for_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a@b").mkdir()
+    assert absolute_source("hf:a@b,boxes=xyxy") == f"hf:{tmp_path}/a@b,boxes=xyxy"
+    assert absolute_source("hf:owner/x@1.0,boxes=xyxy") == "hf:owner/x@1.0,boxes=xyxy"

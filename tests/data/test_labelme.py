@@ -1,0 +1,195 @@
+"""LabelMe's JSON files beside images, and CVAT's `instances_default.json`, read as they are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_coco import refused, save_image
+
+from redetr.data import open_dataset
+from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.writing import convert
+from redetr.doctor.check import check
+from redetr.errors import InputError
+
+WIDTH, HEIGHT = 100, 80
+
+
+def shape(points: Any, label: Any = "cat", kind: str = "polygon", **more: Any) -> dict[str, Any]:
+    return {"label": label, "points": points, "shape_type": kind, "group_id": None} | more
+
+
+def write(folder: Path, stem: str, *shapes: dict[str, Any], **values: Any) -> None:
+    """An image and its file."""
+    save_image(folder / f"{stem}.png", len(stem), size=(WIDTH, HEIGHT))
+    content = {
+        "version": "5.4.1",
+        "flags": {},
+        "shapes": list(shapes),
+        "imagePath": f"{stem}.png",
+        "imageData": None,
+        "imageHeight": HEIGHT,
+        "imageWidth": WIDTH,
+    }
+    (folder / f"{stem}.json").write_text(json.dumps(content | values))
+
+
+TRIANGLE = shape([[10, 20], [40, 20], [40, 60]])
+SHAPES = {
+    "polygon": (TRIANGLE, [10, 20, 40, 60]),
+    "rectangle": (shape([[40, 60], [10, 20]], kind="rectangle"), [10, 20, 40, 60]),
+    "circle": (shape([[50, 40], [53, 44]], kind="circle"), [45, 35, 55, 45]),
+    "mask": (shape([[10, 20], [39, 59]], kind="mask", mask="iVBO"), [10, 20, 40, 60]),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(tmp_path, name):
+    drawn, box = SHAPES[name]
+    write(tmp_path, "a", drawn)
+    assert splits_of(tmp_path) == ["train"]
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.target(0)["boxes"].tolist() == [box]
+    assert (dataset.class_names, dataset.category_ids) == (("cat",), (1,))
+    assert dataset.image(0).shape == (3, HEIGHT, WIDTH)
+    assert dataset.notes == ()
+
+
+def test_splits_and_classes(tmp_path):
+    """Classes are those of all splits; images are sorted by name; one without object counts."""
+    write(tmp_path / "train", "b", TRIANGLE, shape([[0, 0], [9, 9]], "ant", "rectangle"))
+    write(tmp_path / "train", "a")
+    write(tmp_path / "valid/deep", "c", shape([[0, 0], [9, 9]], "bee", "rectangle"))
+    assert splits_of(tmp_path) == ["train", "val"]
+    train, val = (open_dataset(tmp_path, split) for split in ("train", "val"))
+    assert train.class_names == val.class_names == ("ant", "bee", "cat")
+    assert [len(train.target(i)["boxes"]) for i in range(len(train))] == [0, 2]
+    assert train.target(1)["labels"].tolist() == [2, 0]
+    assert val.path(0) == tmp_path / "valid/deep/c.png"
+    report = check(str(tmp_path))
+    assert not [
+        fault for fault in report.faults if "unused" in fault.code or "passed" in fault.code
+    ]
+    notes = convert(tmp_path, tmp_path.parent / f"{tmp_path.name}-new", "coco")
+    assert notes[0].endswith("train has 2 images, 2 objects, val has 1 images, 1 objects")
+
+
+def test_groups_are_one_object(tmp_path):
+    parts = [
+        shape([[10, 10], [20, 20]], kind="rectangle", group_id=1),
+        shape([[30, 10], [50, 40]], kind="rectangle", group_id=1),
+        shape([[0, 0], [5, 5]], "dog", "rectangle", group_id=1),
+        shape([[60, 60], [70, 70]], kind="rectangle"),
+    ]
+    write(tmp_path, "a", *parts)
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.target(0)["boxes"].tolist() == [
+        [10, 10, 50, 40],
+        [0, 0, 5, 5],
+        [60, 60, 70, 70],
+    ]
+    (note,) = dataset.notes
+    assert "are parts of one object; the box around all of them is taken" in note
+
+
+def test_points_and_lines_are_told(tmp_path):
+    point = shape([[5, 5]], kind="point")
+    write(tmp_path, "a", TRIANGLE, point, shape([[5, 5], [9, 9]], kind="linestrip"))
+    (fault,) = read_annotations(tmp_path, "train").faults
+    assert (fault.severity, fault.code, fault.count) == ("warning", "shape-left-out", 2)
+    assert fault.text == "a point is no object, and is left out"
+
+
+@pytest.mark.parametrize(
+    "stated", ["../images/a.png", "C:\\photos\\a.png", "/home/someone/a.png", "a.png", "", None, 5]
+)
+def test_the_image_is_found(tmp_path, stated):
+    """By its path, by the last part of that, or by the name of the file."""
+    write(tmp_path / "images", "a")
+    write(tmp_path / "train", "a", TRIANGLE, imagePath=stated)
+    if stated == "../images/a.png":
+        (tmp_path / "train/a.png").unlink()
+    dataset = open_dataset(tmp_path, "train")
+    folder = "images" if stated == "../images/a.png" else "train"
+    assert dataset.path(0) == tmp_path / folder / "a.png"
+
+
+def test_a_size_that_is_not_stated(tmp_path):
+    write(tmp_path, "a", TRIANGLE, imageHeight=None, imageWidth=None)
+    assert open_dataset(tmp_path, "train").target(0)["size"] == (HEIGHT, WIDTH)
+
+
+FAULTS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "outside": (shape([[10, 20], [140, 20], [40, 60]]), ("shape 2", "leaves its image", "resized")),
+    "no label": (shape([[1, 2], [3, 4], [5, 6]], None), ("shape 2 ('')", "has no label")),
+    "blank label": (shape([[1, 2], [3, 4], [5, 6]], "  "), ("has no label",)),
+    "no points": (shape(None), ("shape 2 ('cat')", "no shape of points that is read")),
+    "text": (shape([["a", 2], [3, 4]]), ("no shape of points",)),
+    "a number": (shape([1, 2]), ("no shape of points",)),
+    "NaN": (shape([[float("nan"), 2], [3, 4]]), ("no shape of points",)),
+    "one point": (shape([[1, 2]]), ("no shape of points",)),
+    "unknown kind": (shape([[1, 2], [3, 4]], kind="cuboid"), ("no shape of points", "circle")),
+    "no shape": ("text", ("shape 2 ('')", "has no label")),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_named(tmp_path, name):
+    drawn, says = FAULTS[name]
+    write(tmp_path, "a", TRIANGLE, drawn)
+    refused(tmp_path, f"{tmp_path}/a.json: ", *says)
+
+
+def test_files_that_are_no_annotation(tmp_path):
+    write(tmp_path, "a", TRIANGLE)
+    (tmp_path / "settings.json").write_text('{"a": 1}')
+    (fault,) = read_annotations(tmp_path, "train").faults
+    assert (fault.severity, fault.file) == ("warning", tmp_path / "settings.json")
+    (tmp_path / "b.json").write_text('{"shapes": [')
+    refused(tmp_path, "b.json: not JSON")
+    write(tmp_path, "b", TRIANGLE, imagePath="a.png")
+    refused(tmp_path, "b.json: its image a.png has another file as well; keep one")
+    write(tmp_path, "b", TRIANGLE)
+    (tmp_path / "b.png").unlink()
+    refused(tmp_path, "b.json: its image 'b.png' is not there")
+    write(tmp_path / "empty", "a")
+    refused(tmp_path / "empty", "no file names an object")
+
+
+def test_no_path_leads_out_of_the_folder(tmp_path):
+    save_image(tmp_path / "secret.png")
+    write(tmp_path / "data", "a", TRIANGLE, imagePath="../secret.png")
+    (tmp_path / "data/a.png").unlink()
+    refused(tmp_path / "data", "its image '../secret.png' is not there")
+
+
+@pytest.mark.parametrize("folder", ["images/default", "images", "."])
+def test_cvat(tmp_path, folder):
+    """A rectangle turned by a quarter stands upright; the other is as it was drawn."""
+    save_image(tmp_path / folder / "a.png", size=(WIDTH, HEIGHT))
+    rows = []
+    for number, rotation in enumerate((0.0, 90.0)):
+        attributes = {"occluded": False, "rotation": rotation}
+        row = {"id": number + 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 40, 20]}
+        more = {"segmentation": [], "area": 800.0, "iscrowd": 0, "attributes": attributes}
+        rows.append(row | more)
+    image = {"id": 1, "file_name": "a.png", "width": WIDTH, "height": HEIGHT, "license": 0}
+    document = {
+        "licenses": [{"name": "", "id": 0, "url": ""}],
+        "info": {"contributor": ""},
+        "categories": [{"id": 1, "name": "cat", "supercategory": ""}],
+        "images": [image],
+        "annotations": rows,
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_default.json").write_text(json.dumps(document))
+    assert splits_of(tmp_path) == ["train"]
+    dataset = open_dataset(tmp_path, "train")
+    expected = [[10, 20, 50, 40], [20, 10, 40, 50]]
+    np.testing.assert_allclose(dataset.target(0)["boxes"], expected, rtol=1e-6)
+    (note,) = dataset.notes
+    assert "annotation 2: its rectangle is turned by 90 degrees; the box around it is" in note
+    with pytest.raises(InputError, match="no val split"):
+        open_dataset(tmp_path, "val")

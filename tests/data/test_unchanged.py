@@ -1,0 +1,130 @@
+"""A run resumes on the data it began with, images and annotations, or is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from redetr.data import open_dataset
+from redetr.data.inventory import inventory, require_unchanged
+from redetr.distributed import Dist
+from redetr.errors import InputError
+
+ALONE = Dist(0, 1, torch.device("cpu"))
+
+
+def inventories(root: Path) -> dict[str, Any]:
+    return {split: inventory(open_dataset(root, split), ALONE) for split in ("train", "val")}
+
+
+@pytest.fixture(scope="module")
+def recorded(shared_coco, tmp_path_factory) -> Path:
+    """The data.json of a run."""
+    file = tmp_path_factory.mktemp("run") / "data.json"
+    file.write_text(json.dumps(inventories(shared_coco)))
+    return file
+
+
+def move_a_box(document: dict[str, Any]) -> None:
+    document["annotations"][0]["bbox"][0] += 1
+
+
+def delete_a_box(document: dict[str, Any]) -> None:
+    document["annotations"].pop()
+
+
+def rename_a_class(document: dict[str, Any]) -> None:
+    document["categories"][0]["name"] = "mug"
+
+
+def swap_classes(document: dict[str, Any]) -> None:
+    first, second, _ = document["categories"]
+    first["name"], second["name"] = second["name"], first["name"]
+
+
+def mark_a_crowd(document: dict[str, Any]) -> None:
+    document["annotations"][0]["iscrowd"] = 1
+
+
+def change_a_label(document: dict[str, Any]) -> None:
+    label = document["annotations"][0]["category_id"]
+    document["annotations"][0]["category_id"] = 12 if label == 7 else 7
+
+
+def renumber(document: dict[str, Any]) -> None:
+    """The objects, in another order: training sees nothing of that."""
+    for annotation in document["annotations"]:
+        annotation["id"] += 1000
+
+
+def changed(root: Path, split: str, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    file = root / "annotations" / f"instances_{split}.json"
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+    return inventories(root)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (move_a_box, "the boxes"),
+        (delete_a_box, "the boxes"),
+        (mark_a_crowd, "the crowds and areas"),
+        (change_a_label, "the labels"),
+    ],
+)
+def test_changed_annotations_are_noticed(tiny_coco, recorded, split, change, said):
+    now = changed(tiny_coco, split, change)
+    with pytest.raises(InputError, match=rf"data.json: {said}.* of {split} are not what they were"):
+        require_unchanged(recorded, now)
+
+
+@pytest.mark.parametrize("change", [rename_a_class, swap_classes])
+def test_changed_classes_are_noticed(tiny_coco, recorded, change):
+    changed(tiny_coco, "val", change)
+    now = changed(tiny_coco, "train", change)
+    with pytest.raises(InputError, match="the classes of train are not what they were"):
+        require_unchanged(recorded, now)
+
+
+def test_what_training_does_not_see_may_change(tiny_coco, recorded):
+    assert require_unchanged(recorded, changed(tiny_coco, "train", renumber)) == []
+
+
+def test_a_changed_image_is_named(tiny_coco, recorded):
+    shutil.copy(tiny_coco / "train" / "train-0.jpg", tiny_coco / "train" / "train-3.jpg")
+    with pytest.raises(InputError, match=r"train-3.jpg of train is not what it was"):
+        require_unchanged(recorded, inventories(tiny_coco))
+
+
+def test_what_an_earlier_version_recorded(shared_coco, tmp_path):
+    """It did not have hashes of annotations: the run resumes with a note."""
+    old = inventories(shared_coco)
+    for inventory_of_split in old.values():
+        del inventory_of_split["annotations"]
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(old))
+    notes = require_unchanged(file, inventories(shared_coco))
+    assert [note.rpartition("whether")[2] for note in notes] == [
+        " those of train have changed was not checked",
+        " those of val have changed was not checked",
+    ]
+
+
+def test_a_record_that_is_gone(tmp_path):
+    (note,) = require_unchanged(tmp_path / "data.json", {})
+    assert "data.json is gone: whether the data has changed was not checked" in note
+
+
+@pytest.mark.parametrize("content", [b"", b'{"train": {"na', b"[]", b'{"train": 3}', b"\0" * 9])
+def test_a_damaged_record(tmp_path, content):
+    file = tmp_path / "data.json"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"cut short or damaged: .*delete it to resume"):
+        require_unchanged(file, {})
