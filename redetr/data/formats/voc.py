@@ -324,18 +324,14 @@ def _scene_of(file: Path, root: ElementTree.Element) -> _Scene:
     for element in objects:
         name = element.findtext("name") or ""
         difficult = element.findtext("difficult") or ""
-<<<<<<< HEAD
-        bndbox = element.find("bndbox")
-        box = [_number(bndbox, side) for side in _SIDES]
-=======
         outline = _outline(element)
-        has_box = element.find("bndbox") is not None
+        bndbox = element.find("bndbox")
+        has_box = bndbox is not None
         box = outline
         if has_box:
-            box = [_number(element, f"bndbox/{side}") for side in _SIDES]
+            box = [_number(bndbox, side) for side in _SIDES]
         scene.outlines.append(outline)
         scene.has_box.append(has_box)
->>>>>>> main
         scene.names.append(name.strip())
         scene.boxes.append(box)
         scene.difficult.append(difficult.strip() == "1")
@@ -353,7 +349,8 @@ def _outline(element: ElementTree.Element) -> list[float]:
     y = numbers["y"]
     if len(x) > 2 and len(x) == len(y) and not math.isnan(sum(x + y)):
         return [min(x), min(y), max(x), max(y)]
-    turned = [_number(element, f"robndbox/{name}") for name in ("cx", "cy", "w", "h", "angle")]
+    robndbox = element.find("robndbox")
+    turned = [_number(robndbox, name) for name in ("cx", "cy", "w", "h", "angle")]
     center_x, center_y, width, height, angle = turned  # radians
     cosine = abs(math.cos(angle))
     sine = abs(math.sin(angle))
