@@ -45,8 +45,18 @@ OPTIONS = {
         "dim_feedforward": 64,
         "num_queries": 9,
     },
+    "dfine_n": {
+        "width": 8,
+        "enc_hidden_dim": 32,
+        "block_width": 16,
+        "hidden_dim": 32,
+        "nheads": 4,
+        "dec_layers": 2,
+        "dim_feedforward": 64,
+        "num_queries": 9,
+    },
 }
-FORMS = tuple(OPTIONS)
+FORMS = ("detr_r50", "redetr_n")
 
 
 def small_detector(form: str, **options) -> Detector:

@@ -18,12 +18,12 @@ from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.evaluation import labels_in
 from redetr.explain.attention import with_all_layers
-from redetr.losses import SetCriterion, decoder_predictions
+from redetr.losses import DIVISORS, SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
 from redetr.structures import LossConfig, Outputs, RelativeBoxes, Target
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
-Divisors = tuple[float, float]  # of the box terms, and of the class term
+Divisors = tuple[float, ...]  # of `SetCriterion.denominators`
 _COSTS = ("cost_class", "cost_bbox", "cost_giou")
 _TERMS = ("loss_ce", "loss_bbox", "loss_giou")
 
@@ -167,15 +167,15 @@ def _share(
     counts = criterion.counts([target])
     divisors = criterion.denominators(counts, total, world_size)
     own_divisors = criterion.denominators(counts, counts)
-    sums = _numbers(criterion(outputs, [target], torch.ones(2)))
+    sums = _numbers(criterion(outputs, [target], torch.ones_like(divisors)))
     del sums["loss"]  # its parts have different divisors
     return Share(
         image_id=target["image_id"],
         objects=len(target["labels"]),
         sums=sums,
-        divisors=_pair(divisors),
+        divisors=tuple(divisors.tolist()),
         losses=_numbers(criterion(outputs, [target], divisors)),
-        own_divisors=_pair(own_divisors),
+        own_divisors=tuple(own_divisors.tolist()),
         own_losses=_numbers(criterion(outputs, [target], own_divisors)),
     )
 
@@ -237,7 +237,7 @@ def _undivided(
         "labels": target["labels"][objects],
         "boxes": RelativeBoxes(target["boxes"][objects]),
     }
-    losses = alone(outputs, [some], torch.ones(2))
+    losses = alone(outputs, [some], torch.ones(len(DIVISORS)))
     terms = [losses[name] for name in _TERMS]
     return torch.stack(terms).cpu()
 
@@ -264,8 +264,3 @@ def _joined(outputs: list[Outputs]) -> Outputs:
 
 def _numbers(losses: dict[str, Tensor]) -> Losses:
     return {name: value.item() for name, value in losses.items()}
-
-
-def _pair(divisors: Tensor) -> Divisors:
-    of_boxes, of_classes = divisors.tolist()
-    return of_boxes, of_classes

@@ -9,6 +9,7 @@ import numpy as np
 from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.explain.loss import LossExplanation, Share
 from redetr.explain.packing import packed, picture_data
+from redetr.losses import DIVISORS
 from redetr.pages.templates import render, write_page
 
 
@@ -26,7 +27,7 @@ def loss_page(
     """The page as HTML; `image_link` is the address of the page from image to boxes, if any."""
     first = explanation.shares[0]
     queries = explanation.predicted.shape[1]
-    _, class_divisor = first.own_divisors
+    class_divisor = first.own_divisors[DIVISORS["loss_ce"]]
     return render(
         "explain/loss.html",
         title=title,
@@ -212,12 +213,11 @@ def _terms(explanation: LossExplanation) -> _Table:
     if spread:
         heads += ["here: divided by", "loss"]
     rows = []
-    of_boxes, of_classes = 0, 1
-    for name, title, divisor in (
-        ("loss_ce", "class", of_classes),
-        ("loss_bbox", "L1", of_boxes),
-        ("loss_giou", "1 − GIoU", of_boxes),
-    ):
+    titles = {"loss_ce": "class", "loss_bbox": "L1", "loss_giou": "1 − GIoU"}
+    if explanation.config.has_edges:
+        titles["loss_fgl"] = "edges (FGL)"
+    for name, title in titles.items():
+        divisor = DIVISORS[name]
         values = [first.sums[name], first.own_divisors[divisor], first.own_losses[name]]
         if spread:
             values += [first.divisors[divisor], first.losses[name]]
@@ -243,6 +243,8 @@ def _total_rows(explanation: LossExplanation) -> list[list[str]]:
         l1 = losses[f"loss_bbox{suffix}"]
         giou = losses[f"loss_giou{suffix}"]
         weighted = config.loss_ce * ce + config.loss_bbox * l1 + config.loss_giou * giou
+        for term in ("loss_fgl", "loss_ddf", "loss_ddn"):  # of edges, which some layers have
+            weighted += getattr(config, term) * losses.get(term + suffix, 0.0)
         rows.append([title, *map(format_number, (ce, l1, giou, weighted))])
     rows.append(["total", "", "", "", format_number(losses["loss"])])
     return rows

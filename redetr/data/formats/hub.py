@@ -229,7 +229,7 @@ def _annotations(
     document = {"images": images, "annotations": annotations, "categories": categories}
     address = source.partition(",boxes=")[0]
     remedy = f"if its boxes are no xywh in pixels, say what, as in {address},boxes=xyxy"
-    result = from_document(Path(source), document, [], remedy)
+    result = from_document(Path(source), document, remedy)
     faults = _row_faults(Path(source), len(images), unequal, resized)
     for note in (form.note, classes.note):
         if note:

@@ -119,6 +119,11 @@ def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
         raise InputError("no folder of a format that is read here", where=root, remedy=remedy)
     sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
     remedy = f"give the folder that holds one of these ({sought})"
+    settings = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    if settings:
+        remedy = f"give {settings[0]} itself, if it names the images of a data set in YOLO format"
+    elif (root / "labels").is_dir():
+        remedy = "if it is in YOLO format, write a data.yaml that names train, val and the classes"
     for folder in sorted(root.glob("*/")):
         if any(layout.splits(folder) for layout in _LAYOUTS.values()):
             remedy = f"give {folder}, which holds one"

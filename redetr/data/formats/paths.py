@@ -5,7 +5,7 @@ import codecs
 import os
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +189,18 @@ def read_file(file: Path) -> bytes:
     """What is in an annotation file. Raises InputError if it cannot be read."""
     try:
         return file.read_bytes()
+    except OSError as error:
+        text = f"cannot be read: {error.strerror}"
+        raise InputError(text, where=file, remedy="copy the annotations again") from None
+
+
+def read_blocks(file: Path, size: int) -> Iterator[bytes]:
+    """What is in an annotation file, `size` bytes at a time. Raises InputError if it cannot be
+    read."""
+    try:
+        with open(file, "rb") as opened:
+            while block := opened.read(size):
+                yield block
     except OSError as error:
         text = f"cannot be read: {error.strerror}"
         raise InputError(text, where=file, remedy="copy the annotations again") from None
