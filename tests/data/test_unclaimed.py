@@ -346,7 +346,7 @@ def test_a_data_set_one_folder_below_is_named(data):
     root = data("yolo")
     (root.parent / "outer").mkdir()
     root.rename(root.parent / "outer/data")
-    with pytest.raises(InputError, match="give .*/outer/data, which holds one"):
+    with pytest.raises(InputError, match=r"give .*/outer/data, which holds one"):
         open_dataset(root.parent / "outer", "train")
 
 

@@ -1,4 +1,5 @@
-"""What lies below a folder: files of the kinds that are asked for, and all that is passed over."""
+"""What lies below a folder: files of the kinds that are asked for, and all that is passed over; and
+images that are listed twice."""
 
 import json
 import os
@@ -8,7 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from redetr.data.annotations import Fault, Severity
+import numpy as np
+
+from redetr.data.annotations import Annotations, Fault, Severity
 from redetr.data.images import IMAGE_SUFFIXES
 
 _RECORD = ("predictions", ".jsonl")  # how records of `redetr predict` begin and end
@@ -209,3 +212,35 @@ def passed_over(contents: Contents) -> list[Fault]:
             place = paths[0]
             faults.append(Fault(severity, code, contents.root, place, text, remedy, len(paths)))
     return faults
+
+
+def listed_twice(annotations: Annotations) -> list[Fault]:
+    """An error if one image file has several entries with different objects, as of several
+    annotators; a warning if they are the same."""
+    names = annotations.names
+    repeated = np.flatnonzero(names[1:] == names[:-1]) + 1  # images are sorted by name
+    if not len(repeated):
+        return []
+    differing = [i for i in repeated.tolist() if not _same_objects(annotations, i - 1, i)]
+    severity: Severity = "error" if differing else "warning"
+    i = differing[0] if differing else int(repeated[0])
+    num_files = len(np.unique(names))
+    other = annotations.ids[i - 1]
+    text = f"is the same file as image {other} ({num_files} files have {len(names)} entries)"
+    if differing:
+        text += ", and each entry lacks objects of the other"
+    where = f"image {annotations.ids[i]} ({os.fsdecode(names[i])!r})"
+    remedy = "make them one entry, with all objects"
+    source = annotations.source
+    return [Fault(severity, "image-listed-twice", source, where, text, remedy, len(repeated))]
+
+
+def _same_objects(annotations: Annotations, first: int, second: int) -> bool:
+    """Whether two images have the same boxes of the same classes, in any order."""
+    rows = []
+    for image in (first, second):
+        objects = annotations.objects_of(image)
+        labels = annotations.labels[objects, None]
+        table = np.concatenate([annotations.boxes[objects], labels], axis=1)  # [T, 5]
+        rows.append(sorted(table.tolist()))
+    return rows[0] == rows[1]
