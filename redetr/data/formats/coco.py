@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from redetr.data.annotations import (
-    SPLITS,
     Annotations,
     Fault,
     Images,
@@ -24,21 +23,16 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
+from redetr.data.formats.coco_places import coco_locate, coco_sought
 from redetr.data.formats.columns import Columns, Row
+from redetr.data.formats.foreign import FoundFiles, find_files
 from redetr.data.formats.json_lists import read_lists
 from redetr.data.formats.listing import listed_twice
 from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
-from redetr.data.formats.paths import find_files, path_inside
+from redetr.data.formats.paths import path_inside
 from redetr.data.formats.text_ids import number_text_ids
 from redetr.errors import InputError
 
-ROBOFLOW_FILE = "_annotations.coco.json"
-CVAT_FILE = "instances_default.json"  # of a task that is not divided into splits
-_FOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid"),
-    "test": ("test",),
-}
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NO_BOX = [math.nan] * 4
 # Keys that `_summarize` adds to an annotation, which no file has: the xyxy around its outline, the
@@ -61,23 +55,13 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
 
-def coco_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are in COCO format."""
-    return [split for split in SPLITS if _files(root, split)]
-
-
-def coco_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
-    return f"annotations/instances_{split}*.json or {_FOLDERS[split][-1]}/{ROBOFLOW_FILE}"
-
-
 def read_coco(root: Path, split: Split) -> Annotations:
     """The split, which has to be there. Images are taken from the folder that has most of them.
 
     Raises InputError for a file that is not JSON of the three lists, and if several files claim to
     be the split.
     """
-    located = _locate(root, split)
+    located = coco_locate(root, split)
     if located is None:
         raise InputError(f"no {split} split: looked for {coco_sought(split)}", where=root)
     file, folders = located
@@ -130,48 +114,6 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str
     assembled = assemble(source, classes, read_images, objects, faults)
     assembled.faults.extend(listed_twice(assembled))
     return assembled
-
-
-def _files(root: Path, split: Split) -> list[Path]:
-    """The annotation files that claim to be the split."""
-    folder = root / "annotations"
-    exact = folder / f"instances_{split}.json"
-    if exact.is_file():
-        return [exact]
-    instances = sorted(folder.glob(f"instances_{split}*.json"))
-    if instances:
-        return instances
-    default = folder / CVAT_FILE
-    if split == "train" and default.is_file():
-        return [default]
-    for name in _FOLDERS[split]:
-        exported = root / name / ROBOFLOW_FILE
-        if exported.is_file():
-            return [exported]
-    return []
-
-
-def _locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
-    """The annotation file of the split and the folders where its images may be; None if there is
-    none.
-
-    Raises InputError if several files claim to be the split.
-    """
-    files = _files(root, split)
-    if not files:
-        return None
-    if len(files) > 1:
-        listed = ", ".join(file.name for file in files)
-        text = f"several files for the {split} split ({listed})"
-        raise InputError(text, where=root, remedy="keep one in annotations/")
-    file = files[0]
-    if file.name == ROBOFLOW_FILE:
-        return file, [file.parent]
-    names = [file.stem.removeprefix("instances_"), *_FOLDERS[split]]
-    folders = []
-    for parent in (root, root / "images"):
-        folders += [parent / name for name in names]
-    return file, [*folders, root / "images", root]
 
 
 class _Lists:
@@ -333,12 +275,23 @@ def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
 
 
 def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
-    names = [path_inside(name) for name in table.columns["file_name"]]
+    texts = list(table.columns["file_name"])
+    nowhere = np.zeros(len(texts), bool)
+    found = FoundFiles(Path(), [path_inside(text) for text in texts], nowhere, nowhere)
+    if folders:
+        found = find_files(texts, folders)
     table.report(
         "path-outside",
-        [not name for name in names],
+        [not name for name in found.names],
         "file_name {file_name} is no path inside the data folder",
-        "write one",
+        f"write the path of its file below {found.folder}, or put that file there",
+    )
+    table.fault(
+        "path-foreign",
+        found.is_foreign,
+        lambda i: f"its path leads elsewhere, and {found.names[i]!r} in {found.folder} is taken",
+        "nothing to do, or write that",
+        "note",
     )
     heights, bad_height = table.columns["height"].whole_numbers()
     widths, bad_width = table.columns["width"].whole_numbers()
@@ -349,18 +302,14 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "{width}x{height} is no size in pixels",
         "write that of the file",
     )
-    folder = Path()
-    missing = np.zeros(len(names), bool)
-    if folders:
-        folder, missing = find_files(names, folders)
     table.fault(
         "image-missing",
-        missing,
-        lambda i: f"its file is not in {folder}",
+        found.is_missing,
+        lambda i: f"its file is not in {found.folder}",
         "put it there, or delete the entry",
     )
     sizes = np.stack([heights, widths], axis=1)
-    return Images(table, folder, names, ids, sizes, lambda i: str(ids[i]))
+    return Images(table, found.folder, found.names, ids, sizes, lambda i: str(ids[i]))
 
 
 def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: str) -> Objects:

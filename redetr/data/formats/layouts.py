@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from redetr.data.annotations import Annotations, Fault, Split
-from redetr.data.formats.coco import coco_sought, coco_splits, read_coco
+from redetr.data.formats.coco import read_coco
+from redetr.data.formats.coco_places import coco_sought, coco_splits, misnamed_files
 from redetr.data.formats.labelme import labelme_sought, labelme_splits, read_labelme
 from redetr.data.formats.voc import read_voc, voc_sought, voc_splits
 from redetr.data.formats.yolo import read_yolo, yolo_files, yolo_sought, yolo_splits
@@ -120,10 +121,13 @@ def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
     sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
     remedy = f"give the folder that holds one of these ({sought})"
     settings = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    misnamed = misnamed_files(root)
     if settings:
         remedy = f"give {settings[0]} itself, if it names the images of a data set in YOLO format"
     elif (root / "labels").is_dir():
         remedy = "if it is in YOLO format, write a data.yaml that names train, val and the classes"
+    elif misnamed:
+        remedy = f"{misnamed}; else {remedy}"
     for folder in sorted(root.glob("*/")):
         if any(layout.splits(folder) for layout in _LAYOUTS.values()):
             remedy = f"give {folder}, which holds one"

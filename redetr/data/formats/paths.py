@@ -163,28 +163,6 @@ def _ends(path: str) -> list[str]:
     return ["/".join(parts[start:]) for start in range(1, len(parts))]
 
 
-def find_files(names: list[str], folders: list[Path]) -> tuple[Path, np.ndarray]:
-    """The first of the folders that holds most of the files, and which files it lacks, bool
-    `[N]`."""
-    candidates = [folder for folder in folders if folder.is_dir()]
-    if not candidates:
-        candidates = folders[:1]
-    best = candidates[0]
-    lacking = missing_files(best, names)
-    for folder in candidates[1:]:
-        missing = missing_files(folder, names)
-        if missing.sum() < lacking.sum():
-            best = folder
-            lacking = missing
-    return best, lacking
-
-
-def missing_files(folder: Path, names: list[str]) -> np.ndarray:
-    """Which files the folder lacks, bool `[N]`."""
-    there = Listing(folder)
-    return np.array([name not in there for name in names], bool)
-
-
 def read_file(file: Path) -> bytes:
     """What is in an annotation file. Raises InputError if it cannot be read."""
     try:
