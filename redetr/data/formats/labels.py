@@ -13,6 +13,7 @@ from redetr.data.annotations import Fault
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import Listing
 from redetr.data.images import IMAGE_SUFFIXES
+from redetr.files import open_file
 
 _SUFFIX = ".txt"
 _MOST = 300  # label files without image whose names are compared with those of images
@@ -101,7 +102,7 @@ def _unclaimed(
 def _holds_labels(file: Path) -> bool:
     """Whether the first line is one of a label file, not of a list of classes or a note."""
     try:
-        with open(file, "rb") as lines:
+        with open_file(file) as lines:
             words = next((line.split() for line in lines if line.strip()), [])
         return len(words) > 4 and bool([float(word) for word in words])
     except (OSError, ValueError):

@@ -13,6 +13,7 @@ import numpy as np
 
 from redetr.data.annotations import Annotations, Fault, Severity
 from redetr.data.images import IMAGE_SUFFIXES
+from redetr.files import open_file
 
 _RECORD = ("predictions", ".jsonl")  # how records of `redetr predict` begin and end
 
@@ -137,7 +138,7 @@ def output_images(folder: str, files: Iterable[str]) -> set[str]:
 def _recorded_images(record: str) -> set[str]:
     """The annotated images that a record of `redetr predict` names."""
     images = set()
-    with open(record, encoding="utf-8", errors="replace") as rows:
+    with open_file(record) as rows:
         for row in rows:
             try:
                 line = json.loads(row)
@@ -159,7 +160,7 @@ def may_be_image(folder: str, file: str) -> bool:
     if suffix:
         return suffix.lower() not in _NO_IMAGES
     try:
-        with open(os.path.join(folder, file), "rb") as opened:
+        with open_file(os.path.join(folder, file)) as opened:
             return opened.read(8).startswith(_STARTS)
     except OSError:
         return False

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
+from redetr.files import open_file
+
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 _LARGEST = 1e9  # px
 # How files begin that need not state their encoding. UTF-32 is first: its mark begins as UTF-16's.
@@ -45,7 +47,8 @@ def read_scene(file: Path, names_only: bool = False) -> Scene:
     """What the file says, or only the names of the classes in it."""
     encoding = "UTF-8"
     try:
-        content = file.read_bytes()
+        with open_file(file) as opened:
+            content = opened.read()
         encoding = _encoding(content)
         text = content.decode(encoding)
         # A document type may declare entities that grow beyond all memory; no annotation needs one.
