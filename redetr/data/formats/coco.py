@@ -7,7 +7,6 @@ or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.js
 """
 
 import math
-import os
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -16,30 +15,24 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from redetr.data.annotations import (
-    SPLITS,
     Annotations,
     Fault,
     Images,
     Objects,
     Rows,
-    Severity,
     Split,
     assemble,
 )
+from redetr.data.formats.coco_places import coco_locate, coco_sought
 from redetr.data.formats.columns import Columns, Row
+from redetr.data.formats.foreign import FoundFiles, find_files
 from redetr.data.formats.json_lists import read_lists
+from redetr.data.formats.listing import listed_twice
 from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
-from redetr.data.formats.paths import find_files, path_inside
+from redetr.data.formats.paths import path_inside
 from redetr.data.formats.text_ids import number_text_ids
 from redetr.errors import InputError
 
-ROBOFLOW_FILE = "_annotations.coco.json"
-CVAT_FILE = "instances_default.json"  # of a task that is not divided into splits
-_FOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid"),
-    "test": ("test",),
-}
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NO_BOX = [math.nan] * 4
 # Keys that `_summarize` adds to an annotation, which no file has: the xyxy around its outline, the
@@ -62,23 +55,13 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
 
-def coco_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are in COCO format."""
-    return [split for split in SPLITS if _files(root, split)]
-
-
-def coco_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
-    return f"annotations/instances_{split}*.json or {_FOLDERS[split][-1]}/{ROBOFLOW_FILE}"
-
-
 def read_coco(root: Path, split: Split) -> Annotations:
     """The split, which has to be there. Images are taken from the folder that has most of them.
 
     Raises InputError for a file that is not JSON of the three lists, and if several files claim to
     be the split.
     """
-    located = _locate(root, split)
+    located = coco_locate(root, split)
     if located is None:
         raise InputError(f"no {split} split: looked for {coco_sought(split)}", where=root)
     file, folders = located
@@ -129,82 +112,8 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str
     label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
     objects = _read_objects(annotations, image, label_of_row[category], remedy)
     assembled = assemble(source, classes, read_images, objects, faults)
-    assembled.faults.extend(_listed_twice(assembled))
+    assembled.faults.extend(listed_twice(assembled))
     return assembled
-
-
-def _listed_twice(annotations: Annotations) -> list[Fault]:
-    """An error if one image file has several entries with different objects, as of several
-    annotators; a warning if they are the same."""
-    names = annotations.names
-    repeated = np.flatnonzero(names[1:] == names[:-1]) + 1  # images are sorted by name
-    if not len(repeated):
-        return []
-    differing = [i for i in repeated.tolist() if not _same_objects(annotations, i - 1, i)]
-    severity: Severity = "error" if differing else "warning"
-    i = differing[0] if differing else int(repeated[0])
-    num_files = len(np.unique(names))
-    other = annotations.ids[i - 1]
-    text = f"is the same file as image {other} ({num_files} files have {len(names)} entries)"
-    if differing:
-        text += ", and each entry lacks objects of the other"
-    where = f"image {annotations.ids[i]} ({os.fsdecode(names[i])!r})"
-    remedy = "make them one entry, with all objects"
-    source = annotations.source
-    return [Fault(severity, "image-listed-twice", source, where, text, remedy, len(repeated))]
-
-
-def _same_objects(annotations: Annotations, first: int, second: int) -> bool:
-    """Whether two images have the same boxes of the same classes, in any order."""
-    rows = []
-    for image in (first, second):
-        objects = annotations.objects_of(image)
-        labels = annotations.labels[objects, None]
-        table = np.concatenate([annotations.boxes[objects], labels], axis=1)  # [T, 5]
-        rows.append(sorted(table.tolist()))
-    return rows[0] == rows[1]
-
-
-def _files(root: Path, split: Split) -> list[Path]:
-    """The annotation files that claim to be the split."""
-    folder = root / "annotations"
-    exact = folder / f"instances_{split}.json"
-    if exact.is_file():
-        return [exact]
-    instances = sorted(folder.glob(f"instances_{split}*.json"))
-    if instances:
-        return instances
-    default = folder / CVAT_FILE
-    if split == "train" and default.is_file():
-        return [default]
-    for name in _FOLDERS[split]:
-        exported = root / name / ROBOFLOW_FILE
-        if exported.is_file():
-            return [exported]
-    return []
-
-
-def _locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
-    """The annotation file of the split and the folders where its images may be; None if there is
-    none.
-
-    Raises InputError if several files claim to be the split.
-    """
-    files = _files(root, split)
-    if not files:
-        return None
-    if len(files) > 1:
-        listed = ", ".join(file.name for file in files)
-        text = f"several files for the {split} split ({listed})"
-        raise InputError(text, where=root, remedy="keep one in annotations/")
-    file = files[0]
-    if file.name == ROBOFLOW_FILE:
-        return file, [file.parent]
-    names = [file.stem.removeprefix("instances_"), *_FOLDERS[split]]
-    folders = []
-    for parent in (root, root / "images"):
-        folders += [parent / name for name in names]
-    return file, [*folders, root / "images", root]
 
 
 class _Lists:
@@ -366,12 +275,23 @@ def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
 
 
 def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
-    names = [path_inside(name) for name in table.columns["file_name"]]
+    texts = list(table.columns["file_name"])
+    nowhere = np.zeros(len(texts), bool)
+    found = FoundFiles(Path(), [path_inside(text) for text in texts], nowhere, nowhere)
+    if folders:
+        found = find_files(texts, folders)
     table.report(
         "path-outside",
-        [not name for name in names],
+        [not name for name in found.names],
         "file_name {file_name} is no path inside the data folder",
-        "write one",
+        f"write the path of its file below {found.folder}, or put that file there",
+    )
+    table.fault(
+        "path-foreign",
+        found.is_foreign,
+        lambda i: f"its path leads elsewhere, and {found.names[i]!r} in {found.folder} is taken",
+        "nothing to do, or write that",
+        "note",
     )
     heights, bad_height = table.columns["height"].whole_numbers()
     widths, bad_width = table.columns["width"].whole_numbers()
@@ -382,18 +302,14 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "{width}x{height} is no size in pixels",
         "write that of the file",
     )
-    folder = Path()
-    missing = np.zeros(len(names), bool)
-    if folders:
-        folder, missing = find_files(names, folders)
     table.fault(
         "image-missing",
-        missing,
-        lambda i: f"its file is not in {folder}",
+        found.is_missing,
+        lambda i: f"its file is not in {found.folder}",
         "put it there, or delete the entry",
     )
     sizes = np.stack([heights, widths], axis=1)
-    return Images(table, folder, names, ids, sizes, lambda i: str(ids[i]))
+    return Images(table, found.folder, found.names, ids, sizes, lambda i: str(ids[i]))
 
 
 def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: str) -> Objects:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from redetr.errors import InputError
+from redetr.files import open_file
 
 BOX, OUTLINE, KEY_POINTS, BAD = range(4)
 _NO_VALUES = (-1.0, 0.0, 0.0, 1.0, 1.0)  # class and box of a line that cannot be read
@@ -166,7 +167,7 @@ def _sample(rows: np.ndarray) -> np.ndarray:
 def _content(file: str) -> bytes | None:
     """What is in the file, None if there is none. Raises InputError if it cannot be read."""
     try:
-        with open(file, "rb") as opened:
+        with open_file(file) as opened:
             return opened.read().removeprefix(_BYTE_ORDER_MARK)
     except (FileNotFoundError, NotADirectoryError):
         return None
