@@ -16,7 +16,7 @@ from redetr.data.sampler import EvalSampler
 from redetr.data.transforms import final_size, resizer
 from redetr.distributed import Dist
 from redetr.errors import InputError
-from redetr.losses import SetCriterion
+from redetr.losses import DIVISORS, SetCriterion
 from redetr.metrics import CocoResult, GroundTruth, coco_metrics
 from redetr.postprocess import decode
 from redetr.precision import autocast, weights_dtype
@@ -119,6 +119,9 @@ def _detections_of_batch(
     )
 
 
+_COUNTS = ("boxes", "matched", "unmatched")  # of `SetCriterion.counts`
+
+
 class _LossSums:
     """Losses of a data set from the sums of its batches: divided once, by the counts of all of it.
 
@@ -133,27 +136,27 @@ class _LossSums:
     def add(self, outputs: Outputs, targets: list[Target]) -> None:
         if self._criterion is None:
             return
-        undivided = torch.ones(2, dtype=torch.float64)
+        undivided = torch.ones(len(DIVISORS), dtype=torch.float64)
         losses = self._criterion(outputs, targets, undivided)
         del losses["loss"]  # its parts have different counts
         values = torch.stack(list(losses.values())).tolist()
         sums = dict(zip(losses, values, strict=True))
-        boxes, classes = self._criterion.counts(targets).tolist()
-        self._batches.append({"boxes": boxes, "classes": classes, **sums})
+        counts = dict(zip(_COUNTS, self._criterion.counts(targets).tolist(), strict=True))
+        self._batches.append({**counts, **sums})
 
     def losses(self, dist: Dist) -> Losses:
         batches = dist.gather(self._batches)
         if self._criterion is None or not batches:
             return {}
         sums = {name: math.fsum(batch[name] for batch in batches) for name in batches[0]}
-        counts = torch.tensor([sums.pop("boxes"), sums.pop("classes")], dtype=torch.float64)
-        for_boxes, for_classes = self._criterion.denominators(counts, counts).tolist()
+        counts = torch.tensor([sums.pop(name) for name in _COUNTS], dtype=torch.float64)
+        divisors = self._criterion.denominators(counts, counts).tolist()
         weights = asdict(self._criterion.config)
         losses = {}
         total = 0.0
         for name, value in sums.items():
             term = "_".join(name.split("_")[:2])  # loss_ce of loss_ce_0
-            losses[name] = value / (for_classes if term == "loss_ce" else for_boxes)
+            losses[name] = value / divisors[DIVISORS[term]]
             total += weights[term] * losses[name]
         return {"loss": total, **losses}
 

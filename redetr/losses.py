@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from redetr.boxes import at_least_float32, box_cxcywh_to_xyxy, iou_and_giou
 from redetr.choices import ClassLoss, ClassNormalization
 from redetr.denoising import known_objects
+from redetr.edges import Edges, distillation_sums, localization_sums
 from redetr.matcher import cost_matrix, match
 from redetr.structures import LossConfig, Outputs, Target
 
@@ -35,12 +36,24 @@ _SMALLEST_WEIGHT = 1e-6
 _SCORE_0 = -1e4
 
 
+# Which of the `denominators` a term of the loss is divided by.
+DIVISORS = {
+    "loss_ce": 1,
+    "loss_bbox": 0,
+    "loss_giou": 0,
+    "loss_fgl": 0,
+    "loss_ddf": 2,
+    "loss_ddn": 3,
+}
+
+
 class Predictions(NamedTuple):
     """One set of predictions to be matched: the decoder's layers, or the encoder's proposals."""
 
     names: list[str]  # suffix of the loss names, per layer
     logits: Tensor  # [L, B, Q, K]
     boxes: Tensor  # [L, B, Q, 4] cxcywh
+    edges: Edges | None = None  # of the last layers, if they have any
 
 
 def decoder_predictions(outputs: Outputs) -> Predictions:
@@ -51,7 +64,12 @@ def decoder_predictions(outputs: Outputs) -> Predictions:
     names.append("")  # the last layer's losses have plain names
     logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, Q, K]
     boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, Q, 4]
-    return Predictions(names, at_least_float32(logits), at_least_float32(boxes))
+    edge_logits = [layer["edge_logits"] for layer in layers if "edge_logits" in layer]
+    edges = None
+    if edge_logits:
+        by_edge = torch.stack(edge_logits).unflatten(-1, (4, -1))  # [L, B, Q, 4, N]
+        edges = Edges(at_least_float32(by_edge), at_least_float32(outputs["first_boxes"]))
+    return Predictions(names, at_least_float32(logits), at_least_float32(boxes), edges)
 
 
 def noisy_predictions(
@@ -71,7 +89,7 @@ def noisy_predictions(
     is_padding = is_padding.to(logits.device, non_blocking=True)
     judged_logits = logits.masked_fill(is_padding[..., None], _SCORE_0)
     names = [f"_dn{name}" for name in predictions.names]
-    return Predictions(names, judged_logits, predictions.boxes), queries
+    return predictions._replace(names=names, logits=judged_logits), queries
 
 
 class SetCriterion(nn.Module):
@@ -101,10 +119,10 @@ class SetCriterion(nn.Module):
         return cls(model.loss_config, model.num_classes, model.num_queries, class_normalization)
 
     def counts(self, targets: list[Target]) -> Tensor:
-        """Returns (number of boxes, sum of class weights), `[2]` float64 on the host.
+        """Returns the numbers of boxes, of queries with a box, and of those without, `[3]`.
 
-        Both are known before any forward pass, so they can be sent ahead: an image with T boxes has
-        exactly min(Q, T) matched queries of weight 1, and the others weigh `eos_coef`.
+        They are float64 on the host. All are known before any forward pass, so they can be sent
+        ahead: an image with T boxes has exactly min(Q, T) matched queries.
         """
         boxes = 0
         matched = 0
@@ -113,20 +131,20 @@ class SetCriterion(nn.Module):
             boxes += num_objects
             matched += min(self.num_queries, num_objects)
         unmatched = self.num_queries * len(targets) - matched
-        class_weight = matched + self.config.eos_coef * unmatched
-        return torch.tensor([boxes, class_weight], dtype=torch.float64)
+        return torch.tensor([boxes, matched, unmatched], dtype=torch.float64)
 
     def denominators(
         self, counts: Tensor, window: Tensor, world_size: int = 1, accumulate: int = 1
     ) -> Tensor:
-        """Returns what the sums of one micro-batch are divided by: (boxes, classes), `[2]`.
+        """Returns what the sums of one micro-batch are divided by, `[4]`; see `DIVISORS`.
 
-        `counts` `[2]` are those of this micro-batch. `window` `[2]` is their sum over the window,
+        `counts` `[3]` are those of this micro-batch. `window` `[3]` is their sum over the window,
         which is all micro-batches of this optimizer step on all ranks. Gradients are averaged over
         ranks afterwards, hence the division by `world_size`; it follows the clamp, so that few
         boxes on many ranks are not scaled down.
 
-        Softmax scores are normalised by the sum of class weights, sigmoid scores by boxes. With
+        Softmax scores are normalised by the sum of class weights, which are 1 for queries with a
+        box and `eos_coef` for others; sigmoid scores by boxes. With
         `class_normalization="per_rank"`, the class loss is divided by the micro-batch's count, as
         in the original; the result then depends on how the batch is split.
         """
@@ -137,12 +155,14 @@ class SetCriterion(nn.Module):
             class_counts, share = counts, accumulate
         else:
             class_counts, share = window, 1 / world_size
-        num_boxes, class_weight = class_counts
+        num_boxes, matched, unmatched = class_counts
         if self.config.scores == "softmax":
+            class_weight = matched + self.config.eos_coef * unmatched
             classes = class_weight.clamp(min=_SMALLEST_WEIGHT) * share
         else:
             classes = num_boxes.clamp(min=1) * share
-        return torch.stack([boxes, classes])
+        of_matched, of_others = distillation_divisors(window[1], window[2])
+        return torch.stack([boxes, classes, of_matched / world_size, of_others / world_size])
 
     def forward(
         self, outputs: Outputs, targets: list[Target], denominators: Tensor | None = None
@@ -151,10 +171,13 @@ class SetCriterion(nn.Module):
 
         The names are `loss_ce`, `loss_bbox`, `loss_giou` for the last decoder layer, with suffix
         `_0`, `_1`, ... for the earlier ones, `_enc` for the encoder's proposals, and `_dn`,
-        `_dn_0`, ... for noisy queries if the outputs hold theirs. `targets` hold `labels` `[T]` and
-        `boxes` `[T, 4]`, cxcywh as fractions of the image. `denominators` `[2]` are those of the
+        `_dn_0`, ... for noisy queries if the outputs hold theirs. Layers that hold the edges of
+        their boxes as distributions also have `loss_fgl`, and all of these but the last `loss_ddf`
+        and `loss_ddn`: see `edges.py`. `targets` hold `labels` `[T]` and
+        `boxes` `[T, 4]`, cxcywh as fractions of the image. `denominators` `[4]` are those of the
         method of that name; by default the batch stands alone. Losses of noisy queries are divided
-        by as many times that as there are groups. Images without objects are fine: every loss stays
+        by as many times that as there are groups, and those of their distillation as if there were
+        no other queries. Images without objects are fine: every loss stays
         connected to the graph. Computed in fp32 or fp64.
 
         Raises ValueError unless there are as many targets as images.
@@ -216,40 +239,37 @@ class SetCriterion(nn.Module):
             sums = self._sums(
                 predictions, queries, labels.repeat(1, groups), boxes.repeat(1, groups, 1)
             )
-            total = total + self._divided(sums, groups * denominators, predictions.names, losses)
+            divisors = groups * noisy_denominators(denominators)
+            total = total + self._divided(sums, divisors, predictions.names, losses)
         losses["loss"] = total
         return losses
 
     def _divided(
         self,
-        sums: tuple[Tensor, Tensor, Tensor],
+        sums: dict[str, Tensor],
         denominators: Tensor,
         names: list[str],
         losses: dict[str, Tensor],
     ) -> Tensor:
         """Adds the losses of some layers to `losses`, and returns their weighted total.
 
-        `sums` are those of `_sums`, `names` the suffixes of the layers.
+        `sums` are those of `_sums`, `names` the suffixes of the layers. A term that some layers do
+        not have is that of the last ones, and distillation that of all but the very last.
         """
-        loss_ce, loss_bbox, loss_giou = sums
-        box_count, class_count = denominators
-        terms = {
-            "loss_ce": loss_ce / class_count,
-            "loss_bbox": loss_bbox / box_count,
-            "loss_giou": loss_giou / box_count,
-        }
         total = denominators.new_zeros(())
-        for term, per_layer in terms.items():
-            weight = getattr(self.config, term)
-            total = total + weight * per_layer.sum()
-            for suffix, loss in zip(names, per_layer.unbind(), strict=True):
+        for term, sum_per_layer in sums.items():
+            per_layer = sum_per_layer / denominators[DIVISORS[term]]
+            total = total + getattr(self.config, term) * per_layer.sum()
+            of_term = names[:-1] if term in ("loss_ddf", "loss_ddn") else names
+            suffixes = of_term[len(of_term) - len(per_layer) :]
+            for suffix, loss in zip(suffixes, per_layer.unbind(), strict=True):
                 losses[term + suffix] = loss
         return total
 
     def _sums(
         self, predictions: Predictions, queries: Tensor, labels: Tensor, boxes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the unnormalised class, L1 and GIoU loss of every layer, each `[L]`.
+    ) -> dict[str, Tensor]:
+        """Returns the losses of every layer by term, each `[L]`, not divided.
 
         `queries` `[L, B, T]` is the query of every object, Q for those without one; `labels`
         `[B, T]` and `boxes` `[B, T, 4]` are the objects. Objects without a query are computed and
@@ -273,7 +293,19 @@ class SetCriterion(nn.Module):
             loss_ce = _iou_aware_bce(
                 predictions.logits, queries, labels, iou.detach(), self.config.class_loss
             )
-        return loss_ce, loss_bbox, loss_giou
+        sums = {"loss_ce": loss_ce, "loss_bbox": loss_bbox, "loss_giou": loss_giou}
+
+        edges = predictions.edges
+        if edges is not None and self.config.has_edges:
+            weights = (iou.detach() * matched)[-len(edges.logits) :]
+            of_edges = queries[-len(edges.logits) :]
+            sums["loss_fgl"] = localization_sums(
+                edges, of_edges, boxes, weights, self.config.reg_scale
+            )
+            last_logits = predictions.logits[-1]
+            ddf, ddn = distillation_sums(edges, last_logits, of_edges, weights)
+            sums |= {"loss_ddf": ddf, "loss_ddn": ddn}
+        return sums
 
     def _cross_entropy(self, logits: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
         """Returns the cross-entropy `[L]` of `logits` `[L, B, Q, K]`; "no object" is class K - 1.
@@ -289,6 +321,28 @@ class SetCriterion(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 2), target_classes, reduction="none")
         loss = torch.where(target_classes == no_object, self.config.eos_coef * loss, loss)
         return loss.view(layers, -1).sum(1)
+
+
+def distillation_divisors(matched: Tensor, unmatched: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what distillation is divided by, for these numbers of queries with and without a box.
+
+    The loss is the average of two means over edges, which are weighted by the roots of their
+    numbers: (A / a * sqrt(a) + B / b * sqrt(b)) / (sqrt(a) + sqrt(b)), for sums A and B over a and
+    b edges. So A is divided by a + sqrt(a * b).
+    """
+    edges, other_edges = 4 * matched, 4 * unmatched
+    both = (edges * other_edges).sqrt()
+    return (edges + both).clamp(min=1), (other_edges + both).clamp(min=1)
+
+
+def noisy_denominators(denominators: Tensor) -> Tensor:
+    """Returns the `denominators` `[4]` of a group of noisy queries.
+
+    It has a query with and one without an object for each box, which are 4 edges each.
+    """
+    boxes, classes, _, _ = denominators
+    edges = 8 * boxes
+    return torch.stack([boxes, classes, edges, edges])
 
 
 def _iou_aware_bce(

@@ -11,7 +11,7 @@ import torch
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
-from redetr.data.inventory import inventory, require_unchanged
+from redetr.data.inventory import copied_images, inventory, require_unchanged
 from redetr.data.open import absolute_source
 from redetr.distributed import Dist
 from redetr.ema import ModelEma
@@ -191,6 +191,7 @@ def start_folder(
     inventories = {split: inventory(data, dist) for split, data in datasets.items()}
     if newest:
         notes += require_unchanged(folder / "data.json", inventories)
+    notes += copied_images(inventories)
     dist.main_only(remove_unfinished)(folder)
     dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
     dist.main_only(write_json)(folder / "data.json", inventories)

@@ -54,10 +54,10 @@ def receive(
     Counts and canvas are functions of the global batch, so the gradient does not depend on how the
     batch is split.
     """
-    messages = window.everyone()  # [ranks, 5]
-    total = messages[:, :2].sum(0)
-    height, width = messages[:, 2:4].amax(0).int().tolist()
-    is_stopping = bool(messages[:, 4].any())
+    messages = window.everyone()  # [ranks, counts + 3]
+    total = messages[:, :-3].sum(0)
+    height, width = messages[:, -3:-1].amax(0).int().tolist()
+    is_stopping = bool(messages[:, -1].any())
     batches = []
     divisors = []
     for micro_batch, counts in zip(window.samples, window.counts, strict=True):

@@ -59,6 +59,10 @@ class Outputs(TypedDict):
     aux_outputs: NotRequired[list["Outputs"]]  # L - 1 entries, first layer first
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
+    # D-FINE, see `edges.py`: logits of the bins of each edge, [B, Q, 4 * N], and the boxes from
+    # which edges move, [B, Q, 4]
+    edge_logits: NotRequired[Tensor]
+    first_boxes: NotRequired[Tensor]
     # in training with denoising: the same of the noisy queries, see `denoising.py`
     denoising: NotRequired["Outputs"]
 
@@ -71,7 +75,10 @@ class LossConfig:
     of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards the IoU of the matched
     box, as `class_loss` says (see `losses.py`). `proposals`: whether the outputs hold those of the
     encoder (`enc_outputs`), which are matched and judged like a layer of the decoder. `denoising`:
-    how many groups of noisy queries the model is trained with, see `denoising.py`.
+    how many groups of noisy queries the model is trained with, see `denoising.py`. `loss_fgl`,
+    `loss_ddf` and `loss_ddn` are the weights of the losses of edges, see `edges.py`: fine-grained
+    localisation (FGL), and distillation (DDF) of queries with an object and of those with none;
+    `reg_scale` is that of the model.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -85,6 +92,15 @@ class LossConfig:
     proposals: bool = False
     denoising: int = 0
     class_loss: ClassLoss = "mal"
+    loss_fgl: float = 0.0
+    loss_ddf: float = 0.0
+    loss_ddn: float = 0.0
+    reg_scale: float = 4.0
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether the losses of edges are part of the loss."""
+        return self.loss_fgl + self.loss_ddf + self.loss_ddn > 0
 
 
 class DetectionModel(nn.Module):

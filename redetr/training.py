@@ -18,7 +18,7 @@ from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.formats.folder import AnnotatedDataset
-from redetr.data.loader import Sample, Samples, load_batches, watching_workers
+from redetr.data.loader import Sample, Samples, load_batches, pools_ahead, watching_workers
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import Transform, augmentation, drawn_from, final_size
 from redetr.distributed import (
@@ -335,10 +335,11 @@ class _Run:
             accumulate=config.accumulate,
             size_of=samples.size if config.group_by_size and sizes_differ else None,
         )
+        num_workers = _num_workers(config)
+        if sampler.size_of and num_workers:
+            sampler.pools = pools_ahead(sampler)
         pin_memory = dist.device.type == "cuda"
-        batches = load_batches(
-            samples, sampler, _num_workers(config), pin_memory, config.loader_timeout_s
-        )
+        batches = load_batches(samples, sampler, num_workers, pin_memory, config.loader_timeout_s)
         while True:
             yield [next(batches) for _ in range(config.accumulate)]
 

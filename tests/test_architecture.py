@@ -147,6 +147,7 @@ def test_a_step_waits_for_the_device_in_the_matcher_only():
     waiting = {"item", "cpu", "tolist", "numpy", "nonzero", "prod"}
     step = (
         "boxes.py",
+        "edges.py",
         "losses.py",
         "muon.py",
         "models/detr.py",

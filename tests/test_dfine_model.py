@@ -15,8 +15,8 @@ from torch.nn.functional import silu
 import redetr
 from redetr.config import TrainConfig
 from redetr.models import options_of
-from redetr.models.dfine import bin_values, move_edges
 from redetr.models.hgnetv2 import HGNetV2
+from redetr.step import training_outputs
 from redetr.training import train
 from redetr.weights.dfine import activation_of
 from redetr.weights.reading import read_weights
@@ -122,16 +122,19 @@ def targets(*counts: int) -> list[Any]:
     for count in counts:
         labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
         boxes = 0.3 + 0.4 * torch.rand(count, 4, generator=generator)
-        batch.append({"labels": labels, "boxes": boxes})
+        batch.append({"labels": labels, "boxes": boxes, "seed": count})
     return batch
 
 
 @pytest.mark.parametrize("counts", [(2, 1), (0, 0)])
 @pytest.mark.parametrize("name", ["dfine_n", "dfine_s"])
 def test_every_parameter_has_a_gradient(name, counts):
-    model = small(name)
-    outputs = model(torch.randn(2, 3, 96, 128))
-    losses = redetr.SetCriterion.for_model(model)(outputs, targets(*counts))
+    """With denoising; the embedding of padding learns nothing."""
+    model = small(name, denoising=2)
+    batch = redetr.collate(list(torch.randn(2, 3, 96, 128)))
+    batch.targets = targets(*counts)
+    criterion = redetr.SetCriterion.for_model(model)
+    losses = criterion(training_outputs(model, criterion, batch), batch.targets)
     losses["loss"].backward()
     assert losses["loss"].isfinite()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -164,30 +167,6 @@ def test_layers_after_the_one_that_answers_are_trained_and_not_run():
         answered = model.eval()(images)
     assert (len(trained["aux_outputs"]), len(answered["aux_outputs"])) == (4, 2)
     torch.testing.assert_close(answered["pred_boxes"], trained["aux_outputs"][2]["pred_boxes"])
-
-
-def test_values_of_the_bins_by_hand():
-    """8 bins up to 0.5 * 4 = 2: the third power of the ratio is 3, and the ends are twice as far."""
-    up, reg_scale = torch.tensor([0.5]).double(), torch.tensor([4.0]).double()
-    first, second = 3 ** (1 / 3) - 1, 3 ** (2 / 3) - 1
-    expected = torch.tensor([-4, -2, -second, -first, 0, first, second, 2, 4]).double()
-    torch.testing.assert_close(bin_values(up, reg_scale, 8), expected)
-    published = bin_values(torch.tensor([0.5]), torch.tensor([4.0]), 32)
-    assert len(published) == 33
-    assert (published[1:] > published[:-1]).all()
-
-
-def test_edges_move_outwards_by_hand():
-    """Moves are in sizes of the box / 4: 0.4 wide and 0.2 high, an edge moves by 0.1 or 0.05."""
-    boxes = torch.tensor([0.5, 0.5, 0.4, 0.2])
-    reg_scale = torch.tensor([4.0])
-    still = move_edges(boxes, torch.zeros(4), reg_scale)
-    torch.testing.assert_close(still, boxes)
-    moved = move_edges(boxes, torch.tensor([1.0, 0.0, -1.0, 2.0]), reg_scale)
-    left, top, right, bottom = 0.3 - 0.1, 0.4, 0.7 - 0.1, 0.6 + 0.1
-    width, height = right - left, bottom - top
-    expected = torch.tensor([left + width / 2, top + height / 2, width, height])
-    torch.testing.assert_close(moved, expected)
 
 
 @pytest.mark.parametrize("norm", ["frozen_batch", "group"])
@@ -261,6 +240,7 @@ def test_it_learns_from_where_the_original_stopped(shared_coco, tmp_path):
         data=str(shared_coco),
         output=str(tmp_path / "run"),
         weights=str(weights),
+        denoising=2,
         steps=6,
         batch_size=4,
         eval_every=6,
@@ -275,5 +255,15 @@ def test_it_learns_from_where_the_original_stopped(shared_coco, tmp_path):
     )
     train(config)
     losses = [line["loss"] for line in lines_of(tmp_path / "run") if "loss" in line]
+    first, *_ = lines_of(tmp_path / "run")
     assert losses[-1] < losses[0]
+    assert {"loss_ce_dn_0", "loss_fgl_dn", "loss_ddf_dn_2", "loss_ddn_1"} < first.keys()
+    evaluation = lines_of(tmp_path / "run")[-1]
+    weights = {"ce": 1, "bbox": 5, "giou": 2, "fgl": 0.15, "ddf": 1.5, "ddn": 1.5}
+    total = 0.0
+    for name, value in evaluation.items():
+        if name.startswith("val_loss_"):
+            total += weights[name.split("_")[2]] * value
+    assert evaluation["val_loss"] == pytest.approx(total)
+    assert evaluation["val_loss_fgl"] > 0 and evaluation["val_loss_ddn_1"] > 0
     assert redetr.load(tmp_path / "run", device="cpu").model.num_queries == 300

@@ -278,8 +278,7 @@ def test_counts_are_known_before_the_forward_pass(counts):
     targets = random_targets(counts)
     matched = sum(min(4, n) for n in counts)
     unmatched = 4 * len(counts) - matched
-    expected = [sum(counts), matched + 0.1 * unmatched]
-    assert criterion.counts(targets).tolist() == pytest.approx(expected)
+    assert criterion.counts(targets).tolist() == [sum(counts), matched, unmatched]
     outputs = {
         "pred_logits": torch.zeros(len(counts), 4, 4),
         "pred_boxes": torch.rand(len(counts), 4, 4),
@@ -364,7 +363,7 @@ def test_per_rank_sigmoid_scores_are_divided_by_the_boxes_of_the_rank():
     counts = criterion.counts(random_targets([2]))
     window = criterion.counts(random_targets([2, 6]))
     divisors = criterion.denominators(counts, window, world_size=2, accumulate=3)
-    assert divisors.tolist() == [8 / 2, 2 * 3]
+    assert divisors[:2].tolist() == [8 / 2, 2 * 3]
 
 
 def test_fp64_stays_fp64():

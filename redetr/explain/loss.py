@@ -14,16 +14,17 @@ from torch import Tensor
 from redetr.data import DetectionDataset
 from redetr.data.loader import Sample, Samples, canvas_of, to_batch
 from redetr.data.transforms import final_size, resizer
+from redetr.denoising import NoisyQueries, noisy_queries
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.evaluation import labels_in
 from redetr.explain.attention import with_all_layers
-from redetr.losses import SetCriterion, decoder_predictions
+from redetr.losses import DIVISORS, SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
 from redetr.structures import LossConfig, Outputs, RelativeBoxes, Target
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
-Divisors = tuple[float, float]  # of the box terms, and of the class term
+Divisors = tuple[float, ...]  # of `SetCriterion.denominators`
 _COSTS = ("cost_class", "cost_bbox", "cost_giou")
 _TERMS = ("loss_ce", "loss_bbox", "loss_giou")
 
@@ -39,6 +40,33 @@ class Share:
     losses: Losses
     own_divisors: Divisors  # as if the image were the whole batch
     own_losses: Losses
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyAnswers:
+    """The first group of noisy queries: for each object a positive and a negative one.
+
+    All tensors are on the host.
+    """
+
+    groups: int
+    labels: Tensor  # [2, T] that they start with
+    starts: Tensor  # [2, T, 4] cxcywh
+    boxes: Tensor  # [L, 2, T, 4] cxcywh
+    scores: Tensor  # [L, 2, T] of the object's class
+
+    def of_object(self, index: int) -> dict[str, Any]:
+        """JSON-ready: what the positive and the negative query of an object start from, and what
+        they answer after each layer."""
+        described = {}
+        for sign, kind in enumerate(("positive", "negative")):
+            described[kind] = {
+                "label": int(self.labels[sign, index]),
+                "start": self.starts[sign, index].tolist(),
+                "boxes": self.boxes[:, sign, index].tolist(),
+                "scores": self.scores[:, sign, index].tolist(),
+            }
+        return described
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +86,7 @@ class LossExplanation:
     together: Losses  # of all images in one process
     canvas: tuple[int, int]  # height, width that the images are padded to
     config: LossConfig
+    noisy: NoisyAnswers | None = None  # None without denoising
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: query, costs and losses of each object in every layer; losses of each GPU."""
@@ -66,11 +95,13 @@ class LossExplanation:
             layers = []
             for layer in range(len(self.queries)):
                 layers.append(self._matched_pair(layer, index))
-            described = {
+            described: dict[str, Any] = {
                 "label": self.class_names[label],
                 "box": self.targets[index].tolist(),
                 "layers": layers,
             }
+            if self.noisy is not None:
+                described["denoising"] = self.noisy.of_object(index)
             objects.append(described)
         gpus = [asdict(share) for share in self.shares]
         return {"objects": objects, "gpus": gpus, "together": self.together}
@@ -104,14 +135,22 @@ def explain_loss(
     targets = [target for _, target in samples]
     total = criterion.counts(targets)
     canvas = canvas_of(samples)
+    groups = criterion.config.denoising
+    noise = noisy_queries(targets, groups, model.num_classes) if groups else None
     outputs = []
     shares = []
-    for sample in samples:
+    for position, sample in enumerate(samples):
         batch = to_batch([sample], detector.device, canvas)
-        image_outputs = whole_model(batch.images, batch.padding)
+        inputs: list[Any] = [batch.images, batch.padding]
+        if noise is not None:
+            inputs.append(_noise_of(noise, position, detector.device))
+        image_outputs = whole_model(*inputs)
         _, target = sample
         outputs.append(image_outputs)
         shares.append(_share(criterion, image_outputs, target, total, world_size))
+    noisy = None
+    if noise is not None:
+        noisy = _noisy_answers(noise, outputs[0]["denoising"], targets[0], groups)
     losses_together = criterion(_joined(outputs), targets)
     return LossExplanation(
         image=dataset.image(index),
@@ -123,6 +162,38 @@ def explain_loss(
         together=_numbers(losses_together),
         canvas=canvas,
         config=model.loss_config,
+        noisy=noisy,
+    )
+
+
+def _noise_of(noise: NoisyQueries, position: int, device: torch.device) -> NoisyQueries:
+    """The noisy queries of one image of a batch."""
+    labels = noise.labels[position]
+    boxes = noise.boxes[position]
+    return NoisyQueries(labels[None].to(device), boxes[None].to(device))
+
+
+def _noisy_answers(
+    noise: NoisyQueries, outputs: Outputs, target: Target, groups: int
+) -> NoisyAnswers:
+    """What the first group of the first image does; `outputs` are those under "denoising"."""
+    predictions = decoder_predictions(outputs)
+    num_objects = len(target["labels"])
+
+    def first_group(values: Tensor) -> Tensor:
+        """`[..., 2, T, N]` of `[..., M, N]`."""
+        by_group = values.unflatten(-2, (groups, 2, -1))
+        return by_group[..., 0, :, :num_objects, :].cpu()
+
+    logits = first_group(predictions.logits[:, 0])  # [L, 2, T, K]
+    classes = target["labels"].expand(logits.shape[:-1])  # [L, 2, T]
+    scores = logits.sigmoid().gather(-1, classes[..., None])
+    return NoisyAnswers(
+        groups=groups,
+        labels=first_group(noise.labels[0, :, None])[..., 0],
+        starts=first_group(noise.boxes[0]),
+        boxes=first_group(predictions.boxes[:, 0]),
+        scores=scores[..., 0],
     )
 
 
@@ -167,15 +238,15 @@ def _share(
     counts = criterion.counts([target])
     divisors = criterion.denominators(counts, total, world_size)
     own_divisors = criterion.denominators(counts, counts)
-    sums = _numbers(criterion(outputs, [target], torch.ones(2)))
+    sums = _numbers(criterion(outputs, [target], torch.ones_like(divisors)))
     del sums["loss"]  # its parts have different divisors
     return Share(
         image_id=target["image_id"],
         objects=len(target["labels"]),
         sums=sums,
-        divisors=_pair(divisors),
+        divisors=tuple(divisors.tolist()),
         losses=_numbers(criterion(outputs, [target], divisors)),
-        own_divisors=_pair(own_divisors),
+        own_divisors=tuple(own_divisors.tolist()),
         own_losses=_numbers(criterion(outputs, [target], own_divisors)),
     )
 
@@ -237,7 +308,7 @@ def _undivided(
         "labels": target["labels"][objects],
         "boxes": RelativeBoxes(target["boxes"][objects]),
     }
-    losses = alone(outputs, [some], torch.ones(2))
+    losses = alone(outputs, [some], torch.ones(len(DIVISORS)))
     terms = [losses[name] for name in _TERMS]
     return torch.stack(terms).cpu()
 
@@ -264,8 +335,3 @@ def _joined(outputs: list[Outputs]) -> Outputs:
 
 def _numbers(losses: dict[str, Tensor]) -> Losses:
     return {name: value.item() for name, value in losses.items()}
-
-
-def _pair(divisors: Tensor) -> Divisors:
-    of_boxes, of_classes = divisors.tolist()
-    return of_boxes, of_classes

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from redetr.boxes import box_cxcywh_to_xyxy
+from redetr.boxes import box_cxcywh_to_xyxy, iou_and_giou
 from redetr.explain.loss import LossExplanation, Share
 from redetr.explain.packing import packed, picture_data
+from redetr.losses import DIVISORS
 from redetr.pages.templates import render, write_page
 
 
@@ -26,7 +27,7 @@ def loss_page(
     """The page as HTML; `image_link` is the address of the page from image to boxes, if any."""
     first = explanation.shares[0]
     queries = explanation.predicted.shape[1]
-    _, class_divisor = first.own_divisors
+    class_divisor = first.own_divisors[DIVISORS["loss_ce"]]
     return render(
         "explain/loss.html",
         title=title,
@@ -45,6 +46,8 @@ def loss_page(
         class_divisor=class_divisor,
         terms=_terms(explanation),
         total_rows=_total_rows(explanation),
+        groups=0 if explanation.noisy is None else explanation.noisy.groups,
+        noisy=_noisy_table(explanation),
         data=loss_data(explanation),
     )
 
@@ -57,7 +60,7 @@ def loss_data(explanation: LossExplanation) -> dict[str, Any]:
     predicted_of_objects = explanation.predicted.gather(1, queries_of_boxes)
     distances = (predicted_of_objects - explanation.targets).abs()
     names = _object_names(explanation)
-    return {
+    data = {
         **picture_data(explanation.image, explanation.class_names),
         "names": names,
         "letters": letters(len(names)),
@@ -69,6 +72,11 @@ def loss_data(explanation: LossExplanation) -> dict[str, Any]:
         "unmatched": packed(explanation.unmatched, np.float32),
         "distances": packed(distances, np.float32),
     }
+    noisy = explanation.noisy
+    if noisy is not None:
+        data["noisy_starts"] = packed(box_cxcywh_to_xyxy(noisy.starts), np.float32)
+        data["noisy_boxes"] = packed(box_cxcywh_to_xyxy(noisy.boxes), np.float32)
+    return data
 
 
 def letters(count: int) -> list[str]:
@@ -212,16 +220,40 @@ def _terms(explanation: LossExplanation) -> _Table:
     if spread:
         heads += ["here: divided by", "loss"]
     rows = []
-    of_boxes, of_classes = 0, 1
-    for name, title, divisor in (
-        ("loss_ce", "class", of_classes),
-        ("loss_bbox", "L1", of_boxes),
-        ("loss_giou", "1 − GIoU", of_boxes),
-    ):
+    titles = {"loss_ce": "class", "loss_bbox": "L1", "loss_giou": "1 − GIoU"}
+    if explanation.config.has_edges:
+        titles["loss_fgl"] = "edges (FGL)"
+    for name, title in titles.items():
+        divisor = DIVISORS[name]
         values = [first.sums[name], first.own_divisors[divisor], first.own_losses[name]]
         if spread:
             values += [first.divisors[divisor], first.losses[name]]
         rows.append([title, *map(format_number, values)])
+    return _Table(heads, rows)
+
+
+def _noisy_table(explanation: LossExplanation) -> _Table:
+    """What each noisy query of the first group starts from, and answers in the last layer."""
+    heads = ["object", "query", "starts as", "IoU at the start", "IoU at the end", "score"]
+    noisy = explanation.noisy
+    if noisy is None:
+        return _Table(heads, [])
+    objects = box_cxcywh_to_xyxy(explanation.targets)
+    iou_at_start, _ = iou_and_giou(box_cxcywh_to_xyxy(noisy.starts), objects)  # [2, T]
+    iou_at_end, _ = iou_and_giou(box_cxcywh_to_xyxy(noisy.boxes[-1]), objects)
+    names = _object_names(explanation)
+    rows = []
+    for index, letter in enumerate(letters(len(names))):
+        for sign, kind in enumerate(("positive", "negative")):
+            row = [
+                f"{letter}: {names[index]}",
+                kind,
+                explanation.class_names[noisy.labels[sign, index]],
+                f"{iou_at_start[sign, index]:.2f}",
+                f"{iou_at_end[sign, index]:.2f}",
+                f"{noisy.scores[-1, sign, index]:.3f}",
+            ]
+            rows.append(row)
     return _Table(heads, rows)
 
 
@@ -236,6 +268,10 @@ def _total_rows(explanation: LossExplanation) -> list[list[str]]:
     suffixes[f"layer {last + 1}"] = ""
     if config.proposals:
         suffixes["proposals of the encoder"] = "_enc"
+    if explanation.noisy is not None:
+        decoder_layers = [name for name in suffixes if name.startswith("layer")]
+        for name in decoder_layers:
+            suffixes[f"denoising, {name}"] = f"_dn{suffixes[name]}"
 
     rows = []
     for title, suffix in suffixes.items():
@@ -243,6 +279,8 @@ def _total_rows(explanation: LossExplanation) -> list[list[str]]:
         l1 = losses[f"loss_bbox{suffix}"]
         giou = losses[f"loss_giou{suffix}"]
         weighted = config.loss_ce * ce + config.loss_bbox * l1 + config.loss_giou * giou
+        for term in ("loss_fgl", "loss_ddf", "loss_ddn"):  # of edges, which some layers have
+            weighted += getattr(config, term) * losses.get(term + suffix, 0.0)
         rows.append([title, *map(format_number, (ce, l1, giou, weighted))])
     rows.append(["total", "", "", "", format_number(losses["loss"])])
     return rows

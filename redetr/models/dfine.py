@@ -16,13 +16,15 @@ Shape letters: B images, Q queries, C classes, D width, N edges of bins. Boxes a
 of the unpadded image.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from redetr.boxes import at_least_float32, box_xyxy_to_cxcywh
+from redetr.boxes import at_least_float32
+from redetr.edges import UP, bin_values, move_edges
 from redetr.models.backbone import Norm
 from redetr.models.deformable import DeformableAttention, Sampling
 from redetr.models.fast import DecoderLayer
@@ -44,41 +46,10 @@ from redetr.models.transformer import ACTIVATIONS, MLP, Activation
 from redetr.structures import Outputs
 
 _MOST_LEVELS = 4  # of the backbone
-_UP = 0.5  # how far the last bin but one is, in sizes of the box
 _LARGEST_QUERY_POS = 10
 # Of the head that judges a box by its distributions.
 _PEAKS = 4
 _QUALITY_WIDTH = 64
-
-
-def bin_values(up: Tensor, reg_scale: Tensor, bins: int) -> Tensor:
-    """Returns how far an edge moves for each bin, `[bins + 1]`, in box sizes / `reg_scale`.
-
-    They grow geometrically from the middle, where the value is 0, to `up * reg_scale` at both ends;
-    beyond these, the first and the last are twice as far. `up` and `reg_scale` are `[1]`.
-    """
-    bound = (up * reg_scale).abs()  # [1]
-    ratio = (bound + 1) ** (2 / (bins - 2))
-    exponents = torch.arange(1, bins // 2, device=up.device, dtype=up.dtype)
-    to_the_right = ratio**exponents - 1  # [bins / 2 - 1]
-    middle = torch.zeros_like(bound)
-    return torch.cat([-2 * bound, -to_the_right.flip(0), middle, to_the_right, 2 * bound])
-
-
-def move_edges(boxes: Tensor, moves: Tensor, reg_scale: Tensor) -> Tensor:
-    """Returns `boxes` `[..., 4]` whose left, top, right, bottom edge moved outwards by `moves`.
-
-    `moves` `[..., 4]` are in box sizes / `reg_scale`.
-    """
-    center_x, center_y, width, height = boxes.unbind(-1)
-    left, top, right, bottom = (0.5 + moves / reg_scale.abs()).unbind(-1)  # from the centre
-    edges = [
-        center_x - left * width,
-        center_y - top * height,
-        center_x + right * width,
-        center_y + bottom * height,
-    ]
-    return box_xyxy_to_cxcywh(torch.stack(edges, -1))
 
 
 class _Gate(nn.Module):
@@ -146,7 +117,7 @@ class Decoder(TwoStageDecoder):
         super().__init__(num_classes, input_proj, hidden_dim, num_queries, denoising, activation)
         self.last_in_eval = range(dec_layers)[eval_idx]
         self.bins = bins
-        self.up = nn.Parameter(torch.tensor([_UP]), requires_grad=False)
+        self.up = nn.Parameter(torch.tensor([UP]), requires_grad=False)
         self.reg_scale = nn.Parameter(torch.tensor([float(reg_scale)]), requires_grad=False)
         attention = partial(
             DeformableAttention, hidden_dim, nheads, points, sampling, projects=False
@@ -183,8 +154,8 @@ class Decoder(TwoStageDecoder):
         layers: Any = self.decoder["layers"]
         quality_heads: Any = self.decoder["lqe_layers"]
         last = len(layers) - 1 if self.training else self.last_in_eval
-        reg_scale = at_least_float32(self.reg_scale)
-        values = bin_values(at_least_float32(self.up), reg_scale, self.bins)  # [N]
+        reg_scale = at_least_float32(self.reg_scale).abs()
+        values = bin_values(self.up.abs() * reg_scale, self.bins)  # [N]
         x = content
         reference = boxes
         x_before: Any = 0.0
@@ -206,7 +177,11 @@ class Decoder(TwoStageDecoder):
                 if every_layer and i == 0:
                     outputs.append({"pred_logits": logits, "pred_boxes": start})
                 quality = at_least_float32(quality_heads[i](distributions))
-                outputs.append({"pred_logits": logits + quality, "pred_boxes": refined})
+                layer: Outputs = {"pred_logits": logits + quality, "pred_boxes": refined}
+                if every_layer:
+                    layer["edge_logits"] = edge_logits
+                    layer["first_boxes"] = start.detach()
+                outputs.append(layer)
             reference = refined.detach()
             x_before = x.detach()
         return outputs
@@ -214,6 +189,19 @@ class Decoder(TwoStageDecoder):
 
 class DFINE(RTDETR):
     """An RT-DETR of the parts of D-FINE. Scores are sigmoids: there is no "no object" class."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: HGNetV2,
+        encoder: HybridEncoder,
+        decoder: Decoder,
+        reg_scale: float,
+    ):
+        super().__init__(num_classes, backbone, encoder, decoder)
+        self.loss_config = replace(
+            self.loss_config, loss_fgl=0.15, loss_ddf=1.5, loss_ddn=1.5, reg_scale=reg_scale
+        )
 
 
 def require_possible(options: dict[str, Any]) -> None:
@@ -291,7 +279,7 @@ def dfine(
         reg_scale,
         ACTIVATIONS[activation],
     )
-    return DFINE(num_classes, body, encoder, decoder)
+    return DFINE(num_classes, body, encoder, decoder, reg_scale)
 
 
 def dfine_n(

@@ -26,7 +26,6 @@ _FREE = (
     "max_size",
     "eos_coef",
     "eval_idx",
-    "reg_scale",
     "denoising",
     "class_loss",
 )

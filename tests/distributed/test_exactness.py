@@ -68,6 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "dec_layers": 2,
         "dim_feedforward": 64,
         "num_queries": 20,
+        "denoising": 2,
     },
 }
 

@@ -20,6 +20,8 @@ from test_rtdetr import (
 
 import redetr
 from redetr.detector.inference import for_inference
+from redetr.losses import decoder_predictions
+from redetr.matcher import cost_matrix, match
 from redetr.weights.official import coco_class_names
 
 transformers = pytest.importorskip("transformers")
@@ -113,6 +115,8 @@ def random_peer(size: str, width: int | None = None, **options: Any) -> Any:
             continue
         if name.endswith("lab.scale"):
             tensor.data.uniform_(0.5, 1.5)
+        elif name.endswith(".norm.weight") and "_blocks." in name:
+            tensor.data.uniform_(0.2, 0.6)  # keeps what many convolutions in a row give in bounds
         elif "num_points_scale" not in name:
             fill(name, tensor.data)
     return peer.eval()
@@ -217,3 +221,70 @@ def test_names_of_coco_have_ids_of_coco():
 def test_what_is_another_function_is_refused(tiny_peer, changes, message):
     with pytest.raises(redetr.InputError, match=message):
         load(tiny_peer, **changes)
+
+
+def test_losses_of_edges_and_their_gradients(tiny_peer):
+    """On one matching, each layer against Transformers' function for a layer.
+
+    Its whole loss is another function: it pairs the edges of a layer with the boxes of the layer
+    before, and the last layer has no localisation loss. Its casts allow fp32 only.
+    """
+    from transformers.loss.loss_d_fine import DFineLoss
+
+    config = tiny_peer.config
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Any:
+        return torch.rand(*shape, generator=generator, dtype=torch.float32)
+
+    layers, batch, num_queries, counts = 3, 2, 6, (3, 0)
+    edge_logits = (4 * random(layers, batch, num_queries, 4 * 33)).requires_grad_()
+    first_boxes = 0.3 + 0.3 * random(batch, num_queries, 4)
+    boxes = 0.3 + 0.3 * random(layers, batch, num_queries, 4)
+    logits = random(layers, batch, num_queries, NUM_CLASSES)
+    targets = []
+    for count in counts:
+        labels = torch.zeros(count, dtype=torch.int64)
+        targets.append({"labels": labels, "boxes": 0.3 + 0.3 * random(count, 4)})
+
+    outputs: list[Any] = []
+    for i in range(layers):
+        layer = {"pred_logits": logits[i], "pred_boxes": boxes[i], "edge_logits": edge_logits[i]}
+        outputs.append({**layer, "first_boxes": first_boxes})
+    weights = {"loss_fgl": config.weight_loss_fgl, "loss_ddf": config.weight_loss_ddf}
+    loss_config = redetr.LossConfig(scores="sigmoid", **weights, loss_ddn=config.weight_loss_ddf)
+    criterion = redetr.SetCriterion(loss_config, NUM_CLASSES, num_queries)
+    losses = criterion({**outputs[-1], "aux_outputs": outputs[:-1]}, targets)
+
+    peer_loss = DFineLoss(config)
+    predictions = decoder_predictions({**outputs[-1], "aux_outputs": outputs[:-1]})
+    padded = torch.zeros(batch, max(counts), 4, dtype=torch.float32)
+    padded[0] = targets[0]["boxes"]
+    labels = torch.zeros(batch, max(counts), dtype=torch.int64)
+    costs = cost_matrix(predictions.logits, predictions.boxes, labels, padded, loss_config)
+    (matched,) = match([costs], list(counts))
+    ours, theirs = 0.0, 0.0
+    for i in range(layers):
+        indices = []
+        for image, count in enumerate(counts):
+            indices.append((matched[i, image, :count], torch.arange(count)))
+        layer = {
+            "pred_boxes": boxes[i],
+            "pred_corners": edge_logits[i],
+            "ref_points": first_boxes,
+            "teacher_corners": edge_logits[-1],
+            "teacher_logits": logits[-1],
+        }
+        expected = peer_loss.loss_local(layer, targets, indices, sum(counts))
+        suffix = "" if i == layers - 1 else f"_{i}"
+        torch.testing.assert_close(losses[f"loss_fgl{suffix}"], expected["loss_fgl"])
+        ours = ours + losses[f"loss_fgl{suffix}"]
+        theirs = theirs + expected["loss_fgl"]
+        if suffix:
+            distilled = losses[f"loss_ddf{suffix}"] + losses[f"loss_ddn{suffix}"]
+            torch.testing.assert_close(distilled, expected["loss_ddf"])
+            ours = ours + distilled
+            theirs = theirs + expected["loss_ddf"]
+    (gradient,) = torch.autograd.grad(ours, edge_logits)
+    (expected_gradient,) = torch.autograd.grad(theirs, edge_logits)
+    torch.testing.assert_close(gradient, expected_gradient)

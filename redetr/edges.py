@@ -1,0 +1,138 @@
+"""Edges of boxes as distributions over bins: their geometry, and their losses.
+
+Each edge of a box holds a distribution over how far it lies outside of where a first box has it.
+The bins are values of this move, in sizes of the first box / `reg_scale`; between two of them, the
+truth is a mixture of both.
+
+Source: Peng et al., "D-FINE" (ICLR 2025): fine-grained localisation, and self-distillation.
+Deviations of the losses: they are sums, divided by counts of the whole step (there, distillation is
+divided by those of the local batch); queries are matched in each layer by itself (there, boxes and
+edges take the union of all layers' matches, whose size is known only after the forward pass).
+
+Shape letters: L decoder layers, B images, Q queries, C classes, T objects of an image, padded to
+the most in the batch, N values of the bins. Boxes are cxcywh, fractions of the image; the four
+edges are left, top, right, bottom.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from redetr.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
+
+UP = 0.5  # the last value but one, in sizes of the box
+_TEMPERATURE = 5  # softens the distributions that are compared in distillation
+
+
+class Edges(NamedTuple):
+    """The edges of some decoder layers."""
+
+    logits: Tensor  # [L, B, Q, 4, N]
+    first_boxes: Tensor  # [B, Q, 4], from which they move; without gradient
+
+
+def bin_values(bound: Tensor, bins: int) -> Tensor:
+    """Returns how far an edge moves for each bin, `[bins + 1]`, in sizes of the box / `reg_scale`.
+
+    They grow geometrically from 0 in the middle to `bound` `[1]`; the first and the last are twice
+    as far.
+    """
+    ratio = (bound + 1) ** (2 / (bins - 2))
+    exponents = torch.arange(1, bins // 2, device=bound.device, dtype=bound.dtype)
+    outwards = ratio**exponents - 1  # [bins / 2 - 1]
+    inwards = -outwards.flip(0)
+    return torch.cat([-2 * bound, inwards, torch.zeros_like(bound), outwards, 2 * bound])
+
+
+def move_edges(boxes: Tensor, moves: Tensor, reg_scale: Tensor | float) -> Tensor:
+    """Returns `boxes` `[..., 4]` whose edges moved outwards by `moves` `[..., 4]`."""
+    center_x, center_y, width, height = boxes.unbind(-1)
+    left, top, right, bottom = (0.5 + moves / reg_scale).unbind(-1)  # distances from the centre
+    edges = [
+        center_x - left * width,
+        center_y - top * height,
+        center_x + right * width,
+        center_y + bottom * height,
+    ]
+    return box_xyxy_to_cxcywh(torch.stack(edges, -1))
+
+
+def moves_between(boxes: Tensor, others: Tensor, reg_scale: float) -> Tensor:
+    """Returns the moves `[..., 4]` by which the edges of `boxes` reach those of `others`."""
+    center_x, center_y, width, height = boxes.unbind(-1)
+    left, top, right, bottom = box_cxcywh_to_xyxy(others).unbind(-1)
+    distances = [
+        (center_x - left) / width,
+        (center_y - top) / height,
+        (right - center_x) / width,
+        (bottom - center_y) / height,
+    ]
+    return (torch.stack(distances, -1) - 0.5) * reg_scale
+
+
+def between_values(moves: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns where `moves` `[...]` lie between `values` `[N]`, which ascend.
+
+    These are the index of the value to the left, at most N - 2, and the share `[...]` of the one to
+    the right. Moves beyond the ends are those of the ends.
+    """
+    moves = torch.maximum(torch.minimum(moves, values[-1]), values[0])
+    left = torch.searchsorted(values, moves.contiguous(), right=True) - 1
+    left = left.clamp(0, len(values) - 2)
+    width = values[left + 1] - values[left]
+    return left, (moves - values[left]) / width
+
+
+def localization_sums(
+    edges: Edges, queries: Tensor, boxes: Tensor, iou: Tensor, reg_scale: float
+) -> Tensor:
+    """Returns the fine-grained localisation loss of every layer, `[L]`, not divided.
+
+    It is the cross-entropy of each edge towards the two values around the truth, times the `iou`
+    `[L, B, T]` of the boxes. `queries` `[L, B, T]` is the query of every object in `boxes`
+    `[B, T, 4]`, Q for those without one, whose `iou` is 0.
+    """
+    logits = edges.logits
+    layers, _, num_queries, _, num_values = logits.shape
+    safe_queries = queries.clamp(max=num_queries - 1)
+    index = safe_queries[..., None].expand(-1, -1, -1, 4 * num_values)
+    matched_logits = logits.flatten(3).gather(2, index).unflatten(-1, (4, -1))  # [L, B, T, 4, N]
+    first_boxes = edges.first_boxes.expand(layers, -1, -1, -1)
+    first_boxes = first_boxes.gather(2, index[..., :4])  # [L, B, T, 4]
+
+    bound = boxes.new_full((1,), UP * reg_scale)
+    values = bin_values(bound, num_values - 1)
+    left, right_share = between_values(moves_between(first_boxes, boxes, reg_scale), values)
+    log_shares = matched_logits.log_softmax(-1)
+    log_left = log_shares.gather(-1, left[..., None])[..., 0]  # [L, B, T, 4]
+    log_right = log_shares.gather(-1, left[..., None] + 1)[..., 0]
+    cross_entropy = -(1 - right_share) * log_left - right_share * log_right
+    return (cross_entropy.sum(-1) * iou).sum((1, 2))
+
+
+def distillation_sums(
+    edges: Edges, logits: Tensor, queries: Tensor, iou: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns what all layers but the last are to learn from the last, each `[L - 1]`, not divided.
+
+    It is the divergence of the distributions of each edge from those of the last layer: for queries
+    with an object times the `iou` `[L, B, T]` of their box, and for all others times their best
+    score in the last layer, whose class `logits` are `[B, Q, C]`. `queries` are those of
+    `localization_sums`.
+    """
+    log_shares = (edges.logits / _TEMPERATURE).log_softmax(-1)  # [L, B, Q, 4, N]
+    log_teacher = log_shares[-1].detach()
+    gaps = log_teacher - log_shares[:-1]
+    divergence = (log_teacher.exp() * gaps).sum((-1, -2))  # [L - 1, B, Q]
+    divergence = _TEMPERATURE**2 * divergence
+
+    layers, batch, num_queries = divergence.shape
+    # One column more than queries: objects without a query write there, and it is cut off.
+    empty = divergence.new_zeros(layers, batch, num_queries + 1)
+    weights = empty.scatter(2, queries[:-1], iou[:-1])[..., :-1]
+    is_free = empty.scatter(2, queries[:-1], 1.0)[..., :-1] == 0
+    confidence = logits.detach().sigmoid().amax(-1)  # [B, Q]
+    of_matched = (divergence * weights).sum((1, 2))
+    of_others = (divergence * confidence * is_free).sum((1, 2))
+    return of_matched, of_others
