@@ -15,6 +15,7 @@ import numpy as np
 
 from redetr.data.images import image_size
 from redetr.errors import InputError
+from redetr.files import open_file
 
 _READERS = 8  # threads; on a cold disk, most of the time is waiting for it
 _PER_TASK = 256  # images that a thread reads before it asks for more
@@ -166,7 +167,8 @@ def _ends(path: str) -> list[str]:
 def read_file(file: Path) -> bytes:
     """What is in an annotation file. Raises InputError if it cannot be read."""
     try:
-        return file.read_bytes()
+        with open_file(file) as opened:
+            return opened.read()
     except OSError as error:
         text = f"cannot be read: {error.strerror}"
         raise InputError(text, where=file, remedy="copy the annotations again") from None
@@ -176,7 +178,7 @@ def read_blocks(file: Path, size: int) -> Iterator[bytes]:
     """What is in an annotation file, `size` bytes at a time. Raises InputError if it cannot be
     read."""
     try:
-        with open(file, "rb") as opened:
+        with open_file(file) as opened:
             while block := opened.read(size):
                 yield block
     except OSError as error:
