@@ -207,8 +207,9 @@ TOOLS = {
     "Supervisely": Tool(supervisely, "no data set found"),
     "VIA": Tool(via, "no data set found"),
     "Label Studio, without YAML": Tool(label_studio, "write a data.yaml that names train, val and"),
-    "FiftyOne, another YAML": Tool(yolo(f"0 {FRACTIONS}", "dataset.yaml"), "/dataset.yaml itself"),
-    "FiftyOne, dataset.yaml": Tool(yolo(f"0 {FRACTIONS}", "dataset.yaml"), "", BOX, "dataset.yaml"),
+    "FiftyOne": Tool(yolo(f"0 {FRACTIONS}", "dataset.yaml"), "", BOX),
+    "another YAML": Tool(yolo(f"0 {FRACTIONS}", "mine.yaml"), "/mine.yaml itself"),
+    "another YAML, given": Tool(yolo(f"0 {FRACTIONS}", "mine.yaml"), "", BOX, "mine.yaml"),
 }  # fmt: skip
 
 

@@ -7,7 +7,6 @@ or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.js
 """
 
 import math
-import os
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from redetr.data.annotations import (
     Images,
     Objects,
     Rows,
-    Severity,
     Split,
     assemble,
 )
@@ -29,6 +27,7 @@ from redetr.data.formats.coco_places import coco_locate, coco_sought
 from redetr.data.formats.columns import Columns, Row
 from redetr.data.formats.foreign import FoundFiles, find_files
 from redetr.data.formats.json_lists import read_lists
+from redetr.data.formats.listing import listed_twice
 from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
 from redetr.data.formats.paths import path_inside
 from redetr.data.formats.text_ids import number_text_ids
@@ -113,40 +112,8 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str
     label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
     objects = _read_objects(annotations, image, label_of_row[category], remedy)
     assembled = assemble(source, classes, read_images, objects, faults)
-    assembled.faults.extend(_listed_twice(assembled))
+    assembled.faults.extend(listed_twice(assembled))
     return assembled
-
-
-def _listed_twice(annotations: Annotations) -> list[Fault]:
-    """An error if one image file has several entries with different objects, as of several
-    annotators; a warning if they are the same."""
-    names = annotations.names
-    repeated = np.flatnonzero(names[1:] == names[:-1]) + 1  # images are sorted by name
-    if not len(repeated):
-        return []
-    differing = [i for i in repeated.tolist() if not _same_objects(annotations, i - 1, i)]
-    severity: Severity = "error" if differing else "warning"
-    i = differing[0] if differing else int(repeated[0])
-    num_files = len(np.unique(names))
-    other = annotations.ids[i - 1]
-    text = f"is the same file as image {other} ({num_files} files have {len(names)} entries)"
-    if differing:
-        text += ", and each entry lacks objects of the other"
-    where = f"image {annotations.ids[i]} ({os.fsdecode(names[i])!r})"
-    remedy = "make them one entry, with all objects"
-    source = annotations.source
-    return [Fault(severity, "image-listed-twice", source, where, text, remedy, len(repeated))]
-
-
-def _same_objects(annotations: Annotations, first: int, second: int) -> bool:
-    """Whether two images have the same boxes of the same classes, in any order."""
-    rows = []
-    for image in (first, second):
-        objects = annotations.objects_of(image)
-        labels = annotations.labels[objects, None]
-        table = np.concatenate([annotations.boxes[objects], labels], axis=1)  # [T, 5]
-        rows.append(sorted(table.tolist()))
-    return rows[0] == rows[1]
 
 
 class _Lists:

@@ -274,7 +274,10 @@ def _encoded(rows: Any, column: str) -> Any:
     return rows.cast_column(column, ImageFeature(decode=False))
 
 
-def _file(image: Row) -> Any:
+def _file(image: Row | None) -> Any:
+    """What PIL opens; an empty file for a row without image."""
+    if image is None or (image["bytes"] is None and image["path"] is None):
+        return io.BytesIO()
     if image["bytes"] is None:
         return image["path"]
     return io.BytesIO(image["bytes"])
