@@ -185,6 +185,7 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
             f"warning: an image holds {most} objects, the model has {queries} queries: the rest "
             "stays unmatched; raise --num-queries"
         )
+    notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
     notes += _outlook(config, len(data))
     notes += restart_notes()

@@ -58,7 +58,9 @@ class Evaluate:
 
         require_images(self.batch_size)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
-        detectors = [load(path, device=self.device, precision=self.precision) for path in paths]
+        detectors = []
+        for checkpoint in self._checkpoints:
+            detectors.append(load(checkpoint, device=self.device, precision=self.precision))
         dataset = detectors[0].open_data(self.split, self.data, self.val_fraction)
         source = self.data or detectors[0].trained_on
         about = []
@@ -70,6 +72,7 @@ class Evaluate:
                     "split": self.split,
                     "images": len(dataset),
                     "image_size": detector.image_size,
+                    "weights_from": detector.model.weights_from,
                 }
             )
         with process_group(self.device) as dist:
@@ -148,6 +151,7 @@ def _measured(checkpoint: str, result: dict[str, Any]) -> str:
         path += " (there is no best.pt)"
     size = size_text(result["image_size"])
     images = f"{result['images']} images, at {size} px"
+    images += f"; weights: {result['weights_from']}"
     return f"{path}: {result['split']} split of {result['data']}, {images}"
 
 
