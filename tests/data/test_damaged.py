@@ -205,6 +205,27 @@ def xml(old: str, new: str, count: int = 1) -> Callable[[Path], None]:
     return text(lambda content: content.replace(old, new, count), "Annotations/train-03.xml")
 
 
+def corners_with_outlines(document: Any) -> None:
+    """Corners in place of width and height, in the upper left, where nothing leaves its image."""
+    for number, row in enumerate(document["annotations"]):
+        x1, y1, x2, y2 = ((5, 4, 24, 20), (26, 20, 36, 26), (14, 16, 33, 30))[number % 3]
+        outline = [x1, y1, x2, y1, x2, y2, x1, y2]
+        row.update(bbox=[x1, y1, x2, y2], segmentation=[outline])
+
+
+def with_columns(more: str) -> Callable[[Path], None]:
+    """Every line of YOLO labels is longer."""
+    return labels(lambda old: "".join(f"{line} {more}\n" for line in old.splitlines()))
+
+
+def mask(height: int, width: int) -> dict[str, Any]:
+    """The mask of the box 2 3 20 16 in an image of this size."""
+    counts = [2 * height + 3, *[16, height - 16] * 19, 16]
+    counts.append(height * width - sum(counts))
+    return {"size": [height, width], "counts": counts}
+
+
+POLYGON = "<polygon><x1>1</x1><y1>1</y1><x2>9</x2><y2>1</y2><x3>9</x3><y3>5</y3></polygon>"
 HERE = ("instances_train.json", "annotation 1004")
 THERE = ("instances_train.json", "image 103", "train-03.jpg")
 SPLIT, TRAIN, THOROUGH = "split-unreadable", ("instances_train.json",), ("--thorough",)
@@ -612,7 +633,85 @@ DAMAGED = {
         "train-03.png",
         form="yolo",
     ),
+    # parts of one annotation that contradict each other
+    "areas of zero": warning(
+        "area-differs",
+        both(lambda d: [row.update(area=0) for row in d["annotations"]]),
+        *TRAIN,
+        "annotation 1000",
+        "area 0 cannot be that of bbox",
+    ),
+    "area of another unit": warning(
+        "area-differs", annotation(area=1e6), *HERE, "area 1000000 cannot be that of bbox"
+    ),
+    "outline of another object": warning(
+        "outline-differs",
+        annotation(bbox=[2, 3, 20, 16], segmentation=[[40, 30, 60, 30, 60, 44]]),
+        *HERE,
+        "[40.0, 30.0, 60.0, 44.0] as xyxy",
+    ),
+    "box and mask of another size": error(
+        "mask-size",
+        annotation(bbox=[2, 3, 20, 16], segmentation=mask(24, 32)),
+        *HERE,
+        "its mask is 32x24 px",
+        "64x48 px",
+    ),
+    "mask of another size": warning(
+        "mask-size",
+        annotation(bbox=[4, 6, 40, 32], segmentation=mask(24, 32)),
+        *HERE,
+        "its mask is 32x24 px",
+        also=("outline-differs",),
+    ),
+    "corners beside outlines": error(
+        "format-xyxy", both(corners_with_outlines), *TRAIN, "annotation 1000", "write xywh"
+    ),
+    # columns of YOLO that may mean two things
+    "YOLO: key points without a shape": error(
+        "line-ambiguous",
+        labels(
+            lambda old: "".join(
+                f"{line} {' '.join(line.split()[1:3])} 0 0\n" for line in old.splitlines()
+            )
+        ),
+        "train-00.txt",
+        "line 1",
+        "kpt_shape: [2, 2]",
+        form="yolo",
+    ),
+    "YOLO: scores": error(
+        "line-invalid", with_columns("0.9"), "train-00.txt", "'0.9', may be a score", form="yolo"
+    ),
+    "YOLO: tracks": error(
+        "line-ambiguous", with_columns("0.9 1"), "train-00.txt", "a track id?", form="yolo"
+    ),
+    "YOLO: a shape of other key points": error(
+        "line-invalid",
+        lambda root: [
+            with_columns("0.5 0.5 2")(root),
+            text(lambda old: old + "kpt_shape: [17, 3]\n", "data.yaml")(root),
+        ],
+        "train-00.txt",
+        "8 columns, and kpt_shape: [17, 3] of data.yaml makes 56",
+        form="yolo",
+    ),
     # Pascal VOC
+    "VOC: outline of another object": warning(
+        "outline-differs",
+        xml("<name>cup</name>", f"<name>cup</name>{POLYGON}"),
+        "train-03.xml",
+        "is not the box around its outline",
+        form="voc",
+    ),
+    "VOC: width and height": error(
+        "box-empty",
+        xml("<xmax>", "<xmax>0."),
+        "train-03.xml",
+        "object 1",
+        "if it is xywh, write its corners",
+        form="voc",
+    ),
     "VOC: not XML": error(
         "xml-invalid", xml("<annotation>", "<annotation"), "train-03.xml", form="voc"
     ),
@@ -731,6 +830,11 @@ NO_DATA = {
         "yolo",
         text(lambda old: old.replace("names", "nc"), "data.yaml"),
         "data.yaml: names is",
+    ),
+    "key points of no shape": (
+        "yolo",
+        text(lambda old: old + "kpt_shape: 17\n", "data.yaml"),
+        "data.yaml: kpt_shape '17' is not",
     ),
     "class of no number": (
         "yolo",
