@@ -1,13 +1,13 @@
 """What does it cost to evaluate a large data set? Before: every rank held all detections and
 computed everything. Now: each rank evaluates its share of the classes, a few at a time.
 
-    python benchmarks/large_evaluation.py
+    python benchmarks/class_shares.py
 
 36,000 images with 300 detections each and 15 objects each, of 365 classes, drawn at random, all in
 one run: one evaluation of everything by one process; the same in shards; and by two ranks, each
 with the detections of half of the images. Of each process: processor time, and the peak of memory
 above what the detections and a fresh process take. The digits are compared. Writes
-results/DATE-large-evaluation.json.
+results/DATE-class-shares.json.
 """
 
 import multiprocessing
@@ -139,7 +139,7 @@ def main() -> None:
     for way, processes in ways.items():
         same = all(process.pop("result") == expected for process in processes)
         content[way] = {"same_digits": same, "processes": processes}
-    record("large-evaluation", content)
+    record("class-shares", content)
 
 
 if __name__ == "__main__":
