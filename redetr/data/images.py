@@ -34,6 +34,7 @@ IMAGE_SUFFIXES = tuple(chain.from_iterable(_ENDINGS.values()))
 NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
 _ORIENTATION = 0x0112  # the number of the EXIF tag
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
 _MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 _SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
 _REMEDY = "replace the file, or take it out of the annotations"
@@ -119,9 +120,19 @@ def open_image(
     with (
         _decoder_errors(name or str(file), remedy),
         _opened(file) as opened,
-        Image.open(opened, formats=FORMATS) as image,
+        _identified(opened) as image,
     ):
         yield image
+
+
+def _identified(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        if file.read(4) not in _TIFF_STARTS:
+            raise
+    raise ValueError("this kind of TIFF is not read: save it with 8 or 16 bits")
 
 
 def exif_orientation(image: Image.Image) -> int:
