@@ -304,7 +304,8 @@ def _are_key_points(numbers: np.ndarray, dims: int) -> bool:
     # No outline reads as points with scores, but by chance.
     if dims == 3 and len(numbers) >= _NOT_BY_CHANCE:
         return True
-    no_outlines = _cross_themselves(numbers) | ~_fit_outlines(numbers)
+    has_hidden = (_points(numbers, dims) == 0).all(2).any(1)
+    no_outlines = has_hidden | _cross_themselves(numbers) | ~_fit_outlines(numbers)
     return bool(no_outlines.mean() > _MANY)
 
 
@@ -321,11 +322,16 @@ def _fit_key_points(numbers: np.ndarray, dims: int) -> np.ndarray:
     `[S]`."""
     centers = numbers[:, None, 1:3]
     sides = numbers[:, None, 3:5]
-    count = (numbers.shape[1] - 5) // dims
-    points = numbers[:, 5:].reshape(-1, count, dims)[:, :, :2]  # [S, count, 2]
+    points = _points(numbers, dims)
     is_near = (np.abs(points - centers) <= 0.6 * sides + 0.01).all(2)
     is_hidden = (points == 0).all(2)
     return _are_boxes(numbers) & (is_near | is_hidden).all(1)
+
+
+def _points(numbers: np.ndarray, dims: int) -> np.ndarray:
+    """x and y of the key points behind a box, `[S, count, 2]`."""
+    count = (numbers.shape[1] - 5) // dims
+    return numbers[:, 5:].reshape(len(numbers), count, dims)[:, :, :2]
 
 
 def _fit_outlines(numbers: np.ndarray) -> np.ndarray:
