@@ -115,6 +115,16 @@ def as_other_kind(pixels: Image.Image, name: str) -> Change:
     return do
 
 
+def cut(kind: str) -> Change:
+    """Image 103 in another format, without its last part."""
+
+    def do(root: Path) -> None:
+        resaved(lambda old: old, format=kind)(root)
+        content(lambda old: old[: len(old) * 2 // 3])(root)
+
+    return do
+
+
 def flipped(old: bytes) -> bytes:
     """One byte in the middle is another."""
     return old[: len(old) // 2] + bytes([old[len(old) // 2] ^ 255]) + old[len(old) // 2 + 1 :]
@@ -765,6 +775,125 @@ DAMAGED = {
         "'cup'",
         form="voc",
         also=("class-only-train", "class-rare"),
+    ),
+    # further forms of the same kinds
+    "annotations is a dict": error(
+        SPLIT, document(lambda d: d.update(annotations={})), *TRAIN, '"annotations" is missing'
+    ),
+    "an image is null": error(
+        SPLIT, document(lambda d: d["images"].append(None)), *TRAIN, "list of objects"
+    ),
+    "categories is empty": error(
+        SPLIT, document(lambda d: d.update(categories=[])), *TRAIN, '"categories" is empty'
+    ),
+    "image id is a list": error("id-invalid", image(id=[1]), "id [1]", also=ORPHANS),
+    "image id is a fraction": error("id-invalid", image(id=1.5), "id 1.5", also=ORPHANS),
+    "image id is too large": error("id-invalid", image(id=2**70), "train-03.jpg", also=ORPHANS),
+    "image id is not a number": error("id-invalid", image(id=float("nan")), "id nan", also=ORPHANS),
+    "annotation names no image": error(
+        "image-unknown", without("image_id", "annotations", 4), *HERE, "image_id None"
+    ),
+    "annotation names no category": error(
+        "category-unknown", without("category_id", "annotations", 4), *HERE, "category_id None"
+    ),
+    "bbox of texts": error("box-invalid", annotation(bbox=["1", "2", "3", "4"]), *HERE, "'1'"),
+    "bbox by names": error(
+        "box-invalid", annotation(bbox={"x": 1, "y": 2, "width": 3, "height": 4}), *HERE, "'width'"
+    ),
+    "bbox of two points": error("box-invalid", annotation(bbox=[[1, 2], [3, 4]]), *HERE),
+    "bbox of five": error("box-invalid", annotation(bbox=[1, 2, 3, 4, 5]), *HERE),
+    "bbox is a number": error("box-invalid", annotation(bbox=7), *HERE, "bbox 7"),
+    "bbox infinite": error("box-invalid", annotation(bbox=[1, 2, float("inf"), 4]), *HERE),
+    "bbox of true": error("box-invalid", annotation(bbox=[True, 2, 3, 4]), *HERE),
+    "bbox as large as a number can be": error(
+        "box-invalid", annotation(bbox=[1, 2, 1e300, 4]), *HERE
+    ),
+    "width is text": error("size-invalid", image(width="64"), *THERE, "'64'x48"),
+    "width is a fraction": error("size-invalid", image(width=64.5), *THERE, "64.5x48"),
+    "height is negative": error("size-invalid", image(height=-48), *THERE, "64x-48"),
+    "width and height exchanged": error(
+        "image-turned", image(width=48, height=64), *THERE, "EXIF", also=("box-outside",)
+    ),
+    "file name is a number": error("path-outside", image(file_name=7), "image 103", "7"),
+    "file name is empty": error("path-outside", image(file_name=""), "image 103"),
+    "file name with a zero": error("path-outside", image(file_name="a\0.jpg"), "image 103"),
+    "file name is the folder": error("path-outside", image(file_name="."), "image 103"),
+    "file name in capitals": error(
+        "image-missing", image(file_name="TRAIN-03.JPG"), "image 103", "write 'train-03.jpg'"
+    ),
+    "file name without ending": error(
+        "image-missing", image(file_name="train-03"), "image 103", "write 'train-03.jpg'"
+    ),
+    "file name of another folder": error(
+        "image-missing", image(file_name="old/train-03.jpg"), "write 'train-03.jpg'"
+    ),
+    "path of another machine, lost": error(
+        "path-outside", image(file_name="/content/lost.jpg"), "image 103", "below"
+    ),
+    "link to nowhere": error(
+        "image-unreadable",
+        lambda root: [
+            (root / "train/train-03.jpg").unlink(),
+            (root / "train/train-03.jpg").symlink_to("lost.jpg"),
+        ],
+        *THERE,
+        "missing",
+    ),
+    "mark that is no mark": warning(
+        "flag-invalid", annotation(iscrowd="maybe"), *HERE, "'maybe'", "counts as 0"
+    ),
+    "name is null": error("name-invalid", category(name=None), "category 12", "None"),
+    "name is a list": error("name-invalid", category(name=["plate"]), "category 12"),
+    "GIF cut short": error("image-unreadable", cut("GIF"), *THERE, "cannot decode"),
+    "TIFF cut short": error("image-unreadable", cut("TIFF"), *THERE, "cannot decode"),
+    "WebP cut short": error("image-unreadable", cut("WEBP"), *THERE),
+    "BMP cut short": error("image-unreadable", cut("BMP"), *THERE, "cannot decode"),
+    "JPEG without its end": error(
+        "image-unreadable", content(lambda old: old[:-40]), *THERE, "cannot decode"
+    ),
+    "file is an SVG": error(
+        "image-unreadable", content(lambda old: b"<svg/>"), *THERE, "not an image"
+    ),
+    "EXIF tag, mirrored": warning(
+        "image-orientation", resaved(lambda old: old, exif=turned(2)), *THERE, "orientation 2"
+    ),
+    "YOLO: negative class": error("class-unknown", line("-1 0.5 0.5 0.2 0.2"), *LINE, form="yolo"),
+    "YOLO: fraction of a class": error(
+        "class-unknown", line("0.5 0.5 0.5 0.2 0.2"), *LINE, form="yolo"
+    ),
+    "YOLO: commas": error("line-invalid", line("0,0.5,0.5,0.2,0.2"), *LINE, form="yolo"),
+    "YOLO: infinite": error("line-invalid", line("0 0.5 0.5 inf 0.2"), *LINE, form="yolo"),
+    "YOLO: negative width": error("box-empty", line("0 0.5 0.5 -0.2 0.2"), *LINE, form="yolo"),
+    "YOLO: beyond the border": error("box-outside", line("0 0.95 0.5 0.4 0.2"), *LINE, form="yolo"),
+    "VOC: xmin is text": error(
+        "box-invalid", xml("<xmin>", "<xmin>x"), "train-03.xml", "object 1", form="voc"
+    ),
+    "VOC: empty XML": error(
+        "xml-invalid",
+        text(lambda old: "", "Annotations/train-03.xml"),
+        "train-03.xml",
+        form="voc",
+    ),
+    "VOC: mark that is no mark": warning(
+        "flag-invalid",
+        xml("<bndbox>", "<difficult>2</difficult><bndbox>"),
+        "train-03.xml",
+        "object 1",
+        "'2'",
+        form="voc",
+    ),
+    "VOC: list names an image that is not there": error(
+        "annotation-missing",
+        text(lambda old: old + "lost\n", "ImageSets/Main/train.txt"),
+        "lost.xml",
+        form="voc",
+    ),
+    "VOC: list leads out": error(
+        "path-outside",
+        text(lambda old: old + "../../lost\n", "ImageSets/Main/train.txt"),
+        "train.txt",
+        "line 15",
+        form="voc",
     ),
 }
 
