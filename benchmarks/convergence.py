@@ -1,6 +1,7 @@
-"""Which choices of the fast recipe pay? Short runs from scratch, several seeds each.
+"""Which choices of a recipe pay? Short runs from scratch, several seeds each.
 
     python benchmarks/convergence.py default adamw --seeds 0 1 2 --steps 400
+    python benchmarks/convergence.py "rtdetr" "rtdetr, denoising" --seeds 0 1 2 --steps 720
     python benchmarks/convergence.py                        # lists the variants
     python benchmarks/convergence.py --cost                 # what a step of each takes
 
@@ -32,9 +33,25 @@ from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.distributed import Dist, process_group, replicate
 from redetr.training import train
+from redetr.verification import first_batch
 
 LOG = RESULTS / "convergence.jsonl"
 
+
+# A small RT-DETR from scratch, hence with GroupNorm.
+RTDETR: dict[str, Any] = {
+    "model": "rtdetr_r18",
+    "num_queries": 25,
+    "options": (
+        "norm=group",
+        "width=32",
+        "enc_hidden_dim=128",
+        "enc_dim_feedforward=512",
+        "hidden_dim=128",
+        "dim_feedforward=512",
+    ),
+}
+VARIFOCAL: dict[str, Any] = {**RTDETR, "options": (*RTDETR["options"], "class_loss=varifocal")}
 
 # What a variant changes: settings, or options of the model.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -51,6 +68,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "2 decoder layers": {"options": ("dec_layers=2",)},
     "4 decoder layers": {"options": ("dec_layers=4",)},
     "wider": {"options": ("hidden_dim=192", "dim_feedforward=768")},
+    "rtdetr": RTDETR,
+    "rtdetr, denoising": {**RTDETR, "denoising": 5},
+    "rtdetr, varifocal": VARIFOCAL,
+    "rtdetr, varifocal, denoising": {**VARIFOCAL, "denoising": 5},
 }
 
 
@@ -90,9 +111,7 @@ def step_of(variant: str, folder: Path, dist: Dist) -> Callable[[], None]:
     data = open_dataset(config.data, "train")
     state, criterion = training.prepare(config, dist, data)
     model = replicate(state.model, dist)
-    window = training.announce(
-        [[data.sample(i) for i in range(state.config.batch_size)]], criterion, dist
-    )
+    window = training.announce([first_batch(data, state)], criterion, dist)
 
     def step() -> None:
         batches, denominators, _ = training.receive(window, criterion, dist)

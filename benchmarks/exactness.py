@@ -2,20 +2,23 @@
 process? Ours and peers'.
 
     pip install transformers timm accelerate     # for the peer; accelerate is what its Trainer runs
-    on python benchmarks/exactness.py               # the comparison, then the whole grid for
-    detr_r50 (about 15 minutes)
+    python benchmarks/exactness.py               # DETR, then the grid (about 15 minutes)
+    python benchmarks/exactness.py rtdetr        # RT-DETR, then the grid
 
-ResNet-50, 4 images of 128x160 with 1, 1, 7 and 15 objects, no dropout, auxiliary losses, fp32, CPU;
-ranks are processes over gloo. The reference of each implementation is its own gradient of the whole
-batch in one process.
+ResNet-50 of DETR or RT-DETR-R18, 4 images of 128x160 with 1, 1, 7 and 15 objects, no dropout,
+auxiliary losses, fp32, CPU; ranks are processes over gloo. The reference of each implementation is
+its own gradient of the whole batch in one process.
 
-- "transformers": `DetrForObjectDetection` under DistributedDataParallel with accelerate's state set
-  up, as its Trainer does; for accumulation the loss of each micro-batch is divided by their number,
-  as the Trainer does.
-- "original": the rules of the 2020 code on our model: box losses over the mean number of boxes per
+- "transformers": `DetrForObjectDetection` or `RTDetrForObjectDetection` under
+  DistributedDataParallel, for DETR with accelerate's state set up, as its Trainer does; for
+  accumulation the loss of each micro-batch is divided by their number, as the Trainer does. The
+  BatchNorm of its RT-DETR is frozen, as ours is, and it trains without denoising, whose noise would
+  differ between the two sides of the comparison; ours trains with it.
+- "original": the rules of the 2020 code on our DETR: box losses over the mean number of boxes per
   rank, the class loss a weighted mean of the local batch, each micro-batch normalised on its own.
 
-The grid calls `redetr verify` under torchrun. Writes results/DATE-exactness.json.
+The grid calls `redetr verify` under torchrun. Writes results/DATE-exactness.json, or
+DATE-exactness-rtdetr.json.
 """
 
 import argparse
@@ -37,6 +40,7 @@ from redetr.distributed import process_group
 from redetr.verification import split_gradient, whole_gradient
 
 OBJECTS, SIZE, CLASSES = (1, 1, 7, 15), (128, 160), 5
+RECIPES = {"detr": ["redetr_n", "detr_r50"], "rtdetr": ["rtdetr_r18_finetune"]}  # of the grid
 GRID = ((1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 4), (2, 2))  # ranks, micro-batches
 
 
@@ -59,6 +63,7 @@ def scenes() -> list[tuple[Tensor, redetr.Target]]:
                     size=SIZE,
                     iscrowd=torch.zeros(count, dtype=torch.bool),
                     area=torch.ones(count),
+                    seed=i,
                 ),
             )
         )
@@ -66,17 +71,25 @@ def scenes() -> list[tuple[Tensor, redetr.Target]]:
 
 
 def ours(
-    normalization: Any = "global",
+    family: str, normalization: Any = "global"
 ) -> tuple[redetr.structures.DetectionModel, redetr.SetCriterion]:
     torch.manual_seed(0)
-    model = redetr.build("detr_r50", CLASSES, dropout=0.0).to(memory_format=torch.channels_last)
+    if family == "detr":
+        model = redetr.build("detr_r50", CLASSES, dropout=0.0)
+    else:
+        model = redetr.build("rtdetr_r18", CLASSES, denoising=5)
+    model = model.to(memory_format=torch.channels_last)
     return model, redetr.SetCriterion.for_model(model, normalization)
 
 
-def peer() -> nn.Module:
+def peer(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    return peer_detr() if family == "detr" else peer_rtdetr()
+
+
+def peer_detr() -> nn.Module:
     from transformers import DetrConfig, DetrForObjectDetection
 
-    torch.manual_seed(0)
     return DetrForObjectDetection(
         DetrConfig(
             backbone="resnet50",
@@ -88,6 +101,30 @@ def peer() -> nn.Module:
             auxiliary_loss=True,
         )
     ).train()
+
+
+def peer_rtdetr() -> nn.Module:
+    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
+
+    backbone = RTDetrResNetConfig(
+        layer_type="basic",
+        depths=[2, 2, 2, 2],
+        hidden_sizes=[64, 128, 256, 512],
+        out_indices=[2, 3, 4],
+    )
+    config = RTDetrConfig(
+        backbone_config=backbone,
+        encoder_in_channels=[128, 256, 512],
+        hidden_expansion=0.5,
+        decoder_layers=3,
+        num_labels=CLASSES,
+        num_denoising=0,
+    )
+    model = RTDetrForObjectDetection(config).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return model
 
 
 def peer_loss(model: nn.Module, samples: list[tuple[Tensor, redetr.Target]]) -> Tensor:
@@ -104,10 +141,18 @@ def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, f
     """Relative errors of the whole gradient and of the heads; and by which factor the box head's is
     too large."""
 
-    def flat(gradient: dict[str, Tensor], part: str) -> Tensor:
-        return torch.cat([g.flatten() for name, g in gradient.items() if part in name])
+    def flat(gradient: dict[str, Tensor], parts: tuple[str, ...]) -> Tensor:
+        chosen = []
+        for name, values in gradient.items():
+            if any(part in name for part in parts):
+                chosen.append(values.flatten())
+        return torch.cat(chosen)
 
-    parts = {"all": "", "box_head": "bbox", "class_head": "class_"}
+    parts = {
+        "all": ("",),
+        "box_head": ("bbox",),
+        "class_head": ("class_embed", "class_labels", "score_head"),
+    }
     relative = {
         key: (
             (flat(found, part) - flat(expected, part)).norm() / flat(expected, part).norm()
@@ -116,11 +161,13 @@ def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, f
     }
     return {
         **relative,
-        "box_head_factor": (flat(found, "bbox").norm() / flat(expected, "bbox").norm()).item(),
+        "box_head_factor": (
+            flat(found, parts["box_head"]).norm() / flat(expected, parts["box_head"]).norm()
+        ).item(),
     }
 
 
-def rank_main(rank: int, folder: Path) -> None:
+def rank_main(rank: int, family: str, folder: Path) -> None:
     import os
 
     torch.set_num_threads(1)
@@ -133,44 +180,55 @@ def rank_main(rank: int, folder: Path) -> None:
     }
     with process_group("cpu") as dist:
         found = {
-            name: split_gradient(*ours(rule), scenes(), dist, 1, torch.float32)
-            for name, rule in (("redetr", "global"), ("original", "per_rank"))
+            name: split_gradient(*ours(family, rule), scenes(), dist, 1, torch.float32)
+            for name, rule in rules(family).items()
         }
-        from accelerate import PartialState
+        if family == "detr":  # its loss asks accelerate for the number of ranks
+            from accelerate import PartialState
 
-        PartialState(cpu=True)
-        model = DistributedDataParallel(peer(), find_unused_parameters=True)
+            PartialState(cpu=True)
+        model = DistributedDataParallel(peer(family), find_unused_parameters=True)
         peer_loss(model, scenes()[2 * rank : 2 * rank + 2]).backward()
         found["transformers"] = gradients(model.module)
         if rank == 0:
             torch.save(found, folder / "ranks.pt")
 
 
-def accumulated() -> dict[str, dict[str, Tensor]]:
+def rules(family: str) -> dict[str, Any]:
+    """How our model is normalised on each of its sides; the original's rules are those of DETR."""
+    if family == "detr":
+        return {"redetr": "global", "original": "per_rank"}
+    return {"redetr": "global"}
+
+
+def accumulated(family: str) -> dict[str, dict[str, Tensor]]:
     """The gradients of two micro-batches in this process."""
     with process_group("cpu") as dist:
-        found = {"redetr": split_gradient(*ours(), scenes(), dist, 2, torch.float32)}
-    model, criterion = ours()
-    halves = [
-        whole_gradient(model, criterion, scenes()[i : i + 2], torch.device("cpu"), torch.float32)
-        for i in (0, 2)
-    ]
-    found["original"] = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
-    model = peer()
+        found = {"redetr": split_gradient(*ours(family), scenes(), dist, 2, torch.float32)}
+    if "original" in rules(family):
+        model, criterion = ours(family)
+        cpu = torch.device("cpu")
+        halves = []
+        for i in (0, 2):
+            half = scenes()[i : i + 2]
+            halves.append(whole_gradient(model, criterion, half, cpu, torch.float32))
+        first, second = halves
+        found["original"] = {name: (first[name] + second[name]) / 2 for name in first}
+    theirs = peer(family)
     for i in (0, 2):
-        (peer_loss(model, scenes()[i : i + 2]) / 2).backward()
-    return {**found, "transformers": gradients(model)}
+        (peer_loss(theirs, scenes()[i : i + 2]) / 2).backward()
+    return {**found, "transformers": gradients(theirs)}
 
 
-def comparison() -> dict[str, Any]:
+def comparison(family: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(rank_main, (Path(folder),), nprocs=2)
+        mp.spawn(rank_main, (family, Path(folder)), nprocs=2)
         ranks = torch.load(Path(folder) / "ranks.pt")
-    whole = whole_gradient(*ours(), scenes(), torch.device("cpu"), torch.float32)
-    model = peer()
+    whole = whole_gradient(*ours(family), scenes(), torch.device("cpu"), torch.float32)
+    model = peer(family)
     peer_loss(model, scenes()).backward()
     expected = {"redetr": whole, "original": whole, "transformers": gradients(model)}
-    table = {"2 ranks": ranks, "2 accumulation steps": accumulated()}
+    table = {"2 ranks": ranks, "2 accumulation steps": accumulated(family)}
     return {
         split: {name: errors(found[name], expected[name]) for name in found}
         for split, found in table.items()
@@ -210,16 +268,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--recipes", nargs="*", default=["redetr_n", "detr_r50"], help="of the grid"
-    )
+    parser.add_argument("family", nargs="?", choices=list(RECIPES), default="detr")
+    parser.add_argument("--recipes", nargs="*", help="of the grid; default: those of the family")
     arguments = parser.parse_args()
-    found = comparison()
+    family = arguments.family
+    found = comparison(family)
     print(json.dumps(found, indent=2), flush=True)
-    record(
-        "exactness",
-        {"n": 1, "comparison": found, "grid": {name: grid(name) for name in arguments.recipes}},
-    )
+    recipes = RECIPES[family] if arguments.recipes is None else arguments.recipes
+    grids = {name: grid(name) for name in recipes}
+    name = "exactness" if family == "detr" else f"exactness-{family}"
+    record(name, {"n": 1, "comparison": found, "grid": grids})
 
 
 if __name__ == "__main__":

@@ -155,12 +155,12 @@ def known_objects(num_objects: list[int], groups: int, num_noisy: int) -> tuple[
     """Returns which noisy query is to find which object, and which are padding, on the host.
 
     The first is the query of every object in every group, `[B, G * T]` with M for "none"; the
-    second is a mask `[B, M]`. `num_objects` are those of each image, and `num_noisy` is M. Raises
-    ValueError if the queries are not those of such images.
+    second is a mask `[B, M]`. `num_objects` are those of each image, and `num_noisy` is M; they may
+    have been padded to more objects. Raises ValueError if the queries are not those of such images.
     """
     most_objects = max(num_objects)
-    per_group = max(1, most_objects)
-    if num_noisy != 2 * groups * per_group:
+    per_group, rest = divmod(num_noisy, 2 * groups)
+    if rest or per_group < max(1, most_objects):
         raise ValueError(f"{num_noisy} noisy queries are not those of {num_objects} objects")
     counts = torch.tensor(num_objects)
     is_missing = torch.arange(per_group) >= counts[:, None]  # [B, T]

@@ -4,9 +4,15 @@ resumes."""
 import hashlib
 import http.client
 import re
+import socket
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from rich.console import Console
@@ -16,6 +22,92 @@ from redetr.errors import InputError
 
 TIMEOUT_S = 30.0  # for a connection, and for each piece that is read from it
 _PIECE = 1 << 18
+_PIECE_S = 300.0  # for a piece as a whole
+
+
+class Deadline:
+    """A time limit for an answer as a whole: that of a socket begins anew with every byte.
+
+    Add its `handlers` to an opener; what is read in the block of `within` is cut off in time.
+    """
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._is_over = False
+
+    def handlers(self) -> list[urllib.request.BaseHandler]:
+        """Those of http and https."""
+        return [_HttpHandler(self), _HttpsHandler(self)]
+
+    def watch(self, connected: socket.socket) -> None:
+        """Cuts this connection off when the time is over."""
+        self._socket = connected
+        if self._is_over:
+            self._cut()
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Raises TimeoutError if the block takes longer than that."""
+        limit = threading.Timer(seconds, self._cut)
+        limit.daemon = True
+        limit.start()
+        text = f"not complete after {seconds:g} s"
+        try:
+            yield
+        except Exception as error:  # a connection that is cut off fails in many ways
+            if self._is_over:
+                raise TimeoutError(text) from error
+            raise
+        finally:
+            limit.cancel()
+        if self._is_over:  # to a reader of headers, a cut is their end
+            raise TimeoutError(text)
+
+    def _cut(self) -> None:
+        self._is_over = True
+        if self._socket:
+            with suppress(OSError):  # it is closed already
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _HttpConnection(http.client.HTTPConnection):
+    def __init__(self, deadline: Deadline, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._deadline = deadline
+
+    def connect(self) -> None:
+        super().connect()
+        self._deadline.watch(self.sock)
+
+
+class _HttpsConnection(http.client.HTTPSConnection):
+    def __init__(self, deadline: Deadline, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._deadline = deadline
+
+    def connect(self) -> None:
+        super().connect()
+        self._deadline.watch(self.sock)
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+    def __init__(self, deadline: Deadline):
+        super().__init__()
+        self._deadline = deadline
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        connection: Any = partial(_HttpConnection, self._deadline)
+        return self.do_open(connection, request)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+    def __init__(self, deadline: Deadline):
+        super().__init__()
+        self._deadline = deadline
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        connection: Any = partial(_HttpsConnection, self._deadline)
+        return self.do_open(connection, request)
 
 
 def fetch(url: str, path: Path) -> Path:
@@ -67,7 +159,11 @@ def _receive(url: str, part: Path, start: int) -> int:
     request = urllib.request.Request(url)
     if start:
         request.add_header("Range", f"bytes={start}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+    deadline = Deadline()
+    opener = urllib.request.build_opener(*deadline.handlers())
+    with deadline.within(TIMEOUT_S):
+        opened = opener.open(request, timeout=TIMEOUT_S)
+    with opened as answer:
         if answer.status != http.client.PARTIAL_CONTENT:
             start = 0
         if "Content-Length" not in answer.headers:
@@ -79,10 +175,13 @@ def _receive(url: str, part: Path, start: int) -> int:
             Progress(*columns, console=Console(stderr=True)) as progress,
         ):
             task = progress.add_task(url.rpartition("/")[2], total=total, completed=start)
-            while piece := answer.read(_PIECE):
+            while True:
+                with deadline.within(_PIECE_S):
+                    piece = answer.read(_PIECE)
+                if not piece:
+                    return total
                 file.write(piece)
                 progress.advance(task, len(piece))
-    return total
 
 
 def _size(path: Path) -> int:

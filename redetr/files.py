@@ -3,12 +3,29 @@
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".unfinished-"
+
+
+def open_file(path: str | os.PathLike) -> BufferedReader:
+    """The file at `path`, opened for reading. Raises OSError, also for what is no regular file: a
+    pipe or a device may keep its reader waiting, or never end."""
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - closed by the caller
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "a pipe or a device, not a file", os.fspath(path))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a pipe, too, without waiting for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write_whole(path: Path, write: Callable[[Path], Any], previous: Path | None = None) -> None:

@@ -11,7 +11,7 @@ import torch
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
-from redetr.data.inventory import inventory, require_unchanged
+from redetr.data.inventory import copied_images, inventory, require_unchanged
 from redetr.data.open import absolute_source
 from redetr.distributed import Dist
 from redetr.ema import ModelEma
@@ -41,6 +41,9 @@ _MAY_CHANGE = {
     "recompute",
     "eval_batch_size",
 }
+
+
+UNRECORDED = "weights that the run did not record"  # of an earlier version
 
 
 @dataclass
@@ -75,6 +78,7 @@ class State:
             "step": self.step,
             "best": self.best,
             "data": absolute_source(self.config.data),
+            "weights_from": self.model.weights_from,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,6 +145,7 @@ class State:
             self.best["AP"] = None
         self.train_time_s = saved["train_time_s"]
         self.since_best = saved.get("since_best", 0)  # older checkpoints have none
+        self.model.weights_from = saved.get("weights_from", UNRECORDED)
         self.evaluated = saved.get("evaluated", 0)
 
     def _require_same_settings(self, path: Path, before: TrainConfig) -> None:
@@ -186,6 +191,7 @@ def start_folder(
     inventories = {split: inventory(data, dist) for split, data in datasets.items()}
     if newest:
         notes += require_unchanged(folder / "data.json", inventories)
+    notes += copied_images(inventories)
     dist.main_only(remove_unfinished)(folder)
     dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
     dist.main_only(write_json)(folder / "data.json", inventories)

@@ -12,6 +12,7 @@ ALLOWED = (
     "needs a CUDA device",
     "no hosts can be made here",  # a container may be refused network namespaces
     "no mounts can be made here",  # nor mounts
+    "no control groups can be made here",
     "needs Linux",
 )
 

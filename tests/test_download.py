@@ -1,5 +1,6 @@
 """Downloads from a local server: whole, broken off, damaged, refused, and of several at once."""
 
+import contextlib
 import hashlib
 import http.server
 import threading
@@ -25,6 +26,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.ranges: list[str | None] = []
         self.cut: int | None = None  # bytes after which every answer breaks off
         self.resumes, self.stalls, self.tells_length, self.status = True, False, True, 200
+        self.drips = ""  # what comes byte by byte and has no end
 
     def url(self, name: str = NAME) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -41,9 +43,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         if server.tells_length:
             self.send_header("Content-Length", str(len(CONTENT[start:])))
-        self.end_headers()
+        if server.drips != "headers":
+            self.end_headers()
+        self.flush_headers()
         if server.stalls:
             time.sleep(0.5)
+        elif server.drips:
+            with contextlib.suppress(OSError):  # the client has given up
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
         elif status < 400:
             self.wfile.write(CONTENT[start:][: server.cut])
 
@@ -157,6 +166,15 @@ def test_failures_say_where_the_file_belongs(server, path, monkeypatch):
         fetch(server.url(), path)
     with pytest.raises(InputError, match=f"put that file at {path}"):
         fetch(f"http://127.0.0.1:9/{NAME}", path)  # nobody listens there
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_server_that_sends_byte_by_byte(server, path, monkeypatch, part):
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.3 if part == "headers" else 5)
+    monkeypatch.setattr(download, "_PIECE_S", 0.3)
+    server.drips = part
+    with pytest.raises(InputError, match=r"not complete after 0\.3 s.*put that file at"):
+        fetch(server.url(), path)
 
 
 def test_one_of_many_downloads(server, path):

@@ -45,6 +45,16 @@ OPTIONS = {
         "dim_feedforward": 64,
         "num_queries": 9,
     },
+    "rtdetr_r18": {
+        "width": 16,
+        "enc_hidden_dim": 32,
+        "enc_dim_feedforward": 64,
+        "hidden_dim": 32,
+        "nheads": 4,
+        "dec_layers": 3,
+        "dim_feedforward": 64,
+        "num_queries": 9,
+    },
     "dfine_n": {
         "width": 8,
         "enc_hidden_dim": 32,
@@ -56,13 +66,13 @@ OPTIONS = {
         "num_queries": 9,
     },
 }
-FORMS = ("detr_r50", "redetr_n")
+FORMS = ("detr_r50", "redetr_n", "rtdetr_r18")
 
 
 def small_detector(form: str, **options) -> Detector:
     """Random weights, no layer without effect: heads that start at zero are given values."""
     torch.manual_seed(0)
-    model = build(form, len(CLASSES), **(OPTIONS[form] | options))
+    model = build(form, len(CLASSES), **(OPTIONS.get(form, {}) | options))
     for parameter in model.parameters():
         if parameter.dim() > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.1)
@@ -125,7 +135,10 @@ def test_attention_is_distributed_over_everything(form):
     total = cross.weights.sum((-2, -1))
     torch.testing.assert_close(total, torch.ones_like(total))
     if isinstance(cross, Points):
-        assert found.encoder_attention.shape == (4, 4, 4, 4)  # 64 x 64 px, stride 16
+        cells = 64 // found.encoder_stride
+        assert found.encoder_stride == (16 if form == "redetr_n" else 32)
+        assert found.encoder_attention.shape == (cells, cells, cells, cells)
+        assert found.strides == (8, 16, 32)
         assert cross.where.shape == (*cross.weights.shape, 2) == (3, 9, 4, 3, 4, 2)
     else:
         assert cross.weights.shape == (3, 7, 4, 4, 6)  # 64 x 96 px, stride 16
@@ -144,8 +157,14 @@ def test_weights_give_what_the_layers_returned(form):
                 lambda module, args, out: calls.__setitem__(module, (args[2][0], out[0]))
             )
     found = explain(detector, image)
-    layers = model.transformer.decoder.layers if form == "detr_r50" else model.decoder
-    encoder = model.transformer.encoder.layers[-1] if form == "detr_r50" else model.neck.encoder
+    layers, encoder = {
+        "detr_r50": lambda: (
+            model.transformer.decoder.layers,
+            model.transformer.encoder.layers[-1],
+        ),
+        "redetr_n": lambda: (model.decoder, model.neck.encoder),
+        "rtdetr_r18": lambda: (model.decoder.decoder["layers"], model.encoder.attention_layer),
+    }[form]()
     shown = {encoder.self_attn: found.encoder_attention.flatten(2).flatten(0, 1)}
     shown |= {
         layer.self_attn: weights
@@ -184,6 +203,60 @@ def test_points_are_those_of_each_layer():
         torch.testing.assert_close(
             weights.flatten(-2), module.weights(query).view(9, 4, 12).softmax(-1)
         )
+
+
+@torch.no_grad()
+def test_points_of_levels_with_different_counts():
+    """D-FINE reads 3, 6 and 3 points; what fills up a level is outside of the image."""
+    options = OPTIONS["rtdetr_r18"] | {"points": (1, 2, 1), "dec_layers": 2}
+    detector, image = small_detector("dfine_s", **options), picture()
+    found = explain(detector, image)
+    assert len(found.boxes) == len(found.self_attention) == 2  # without the first proposal
+    cross = found.cross_attention
+    assert cross.weights.shape == (2, 9, 4, 3, 2)
+    total = cross.weights.sum((-2, -1))
+    torch.testing.assert_close(total, torch.ones_like(total))
+    assert (cross.where[..., ::2, 1, :] == -1).all() and not cross.weights[..., ::2, 1].any()
+    calls: list[tuple] = []
+    for layer in detector.model.decoder.decoder["layers"]:
+        layer.cross_attn.register_forward_pre_hook(
+            lambda module, args: calls.append((module, *args[:2]))
+        )
+    detector.predict(image)
+    for where, weights, (module, query, boxes) in zip(
+        cross.where, cross.weights, calls, strict=True
+    ):
+        points, expected = module.samples(query, boxes)
+        first, *second = points[0].split((1, 2, 1), 2)
+        torch.testing.assert_close(where[:, :, 0, :1], first)
+        torch.testing.assert_close(where[:, :, 1], second[0])
+        torch.testing.assert_close(weights[:, :, 2, 0], expected[0, :, :, 3])
+
+
+@torch.no_grad()
+def test_only_layers_that_answer_are_shown():
+    detector = small_detector("rtdetr_r18", eval_idx=1)
+    found = explain(detector, picture())
+    assert len(found.boxes) == len(found.self_attention) == len(found.cross_attention.where) == 2
+
+
+@torch.no_grad()
+def test_picks_of_rtdetr_are_where_its_queries_start():
+    """The feature of each cell, in order, is the content of a query."""
+    detector, image = small_detector("rtdetr_r18"), picture()
+    decoder, seen = detector.model.decoder, {}
+    for name, module in (("scores", decoder.enc_score_head), ("boxes", decoder.enc_bbox_head)):
+        module.register_forward_pre_hook(lambda module, args, name=name: seen.update({name: args}))
+    found = explain(detector, image)
+    ((features,), (content,)) = seen["scores"], seen["boxes"]
+    sizes = [64 // stride for stride in found.strides]
+    starts = [0, sizes[0] ** 2, sizes[0] ** 2 + sizes[1] ** 2]
+    for query, (level, (x, y)) in enumerate(
+        zip(found.picks.level, found.picks.centers, strict=True)
+    ):
+        column, row = x * sizes[level] - 0.5, y * sizes[level] - 0.5
+        cell = starts[level] + int(row.round()) * sizes[level] + int(column.round())
+        assert torch.equal(features[0, cell], content[0, query])
 
 
 def test_picks_are_the_proposals_that_became_queries():

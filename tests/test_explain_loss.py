@@ -9,11 +9,15 @@ from torch import Tensor
 from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.data import open_dataset
 from redetr.data.dataset import DetectionDataset
+from redetr.data.loader import Samples, to_batch
+from redetr.data.transforms import final_size, resizer
+from redetr.denoising import noisy_queries
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.explain import LossExplanation, explain_loss
 from redetr.losses import SetCriterion
 from redetr.matcher import match
+from redetr.step import training_outputs
 from redetr.structures import DetectionModel, LossConfig, Outputs, Target
 from tests.test_explain import CLASSES, FORMS, IDS, small_detector
 
@@ -181,6 +185,40 @@ def test_alone_is_what_the_criterion_says():
     assert found.shares[0].losses == pytest.approx(
         {name: value.item() for name, value in expected.items()}, rel=1e-5
     )
+
+
+def test_denoising_is_shown_apart(shared_coco):
+    """Its losses are those of training with the noise of epoch 0, and every term has its mean."""
+    detector = small_detector("rtdetr_r18", denoising=2)
+    dataset = open_dataset(shared_coco, "val")
+    found = explain_loss(detector, dataset, 103, 3)  # 2, 2 and 1 objects or so: padded to the most
+    assert {"loss_ce_dn_0", "loss_giou_dn_1", "loss_bbox_dn"} <= found.together.keys()
+    for name, whole in found.together.items():
+        mean = sum(share.losses[name] for share in found.shares) / 3
+        assert mean == pytest.approx(whole, rel=1e-5), name
+
+    transform = resizer(final_size(detector.model, 64))
+    sample = Samples(dataset, transform, seed=0)[(0, 3)]
+    batch = to_batch([sample], torch.device("cpu"))
+    criterion = SetCriterion.for_model(detector.model)
+    with torch.no_grad():
+        outputs = training_outputs(detector.model, criterion, batch)
+        expected = criterion(outputs, batch.targets)
+    own_losses = found.shares[0].own_losses
+    assert own_losses == pytest.approx({name: x.item() for name, x in expected.items()}, rel=1e-4)
+
+    noisy, count = found.noisy, len(found.labels)
+    assert noisy is not None and noisy.boxes.shape == (3, 2, count, 4)
+    noise = noisy_queries(batch.targets, 2, 3)
+    torch.testing.assert_close(noisy.starts.flatten(0, 1), noise.boxes[0, : 2 * count])
+    torch.testing.assert_close(noisy.labels.flatten(), noise.labels[0, : 2 * count])
+    logits = outputs["denoising"]["aux_outputs"][1]["pred_logits"][0, : 2 * count]
+    picked = logits.sigmoid().gather(1, found.labels.repeat(2)[:, None])
+    torch.testing.assert_close(noisy.scores[1].flatten(), picked[:, 0], rtol=1e-4, atol=1e-6)
+    described = found.to_dict()["objects"][0]["denoising"]
+    assert described["negative"]["start"] == pytest.approx(noise.boxes[0, count].tolist())
+    assert len(described["positive"]["boxes"]) == 3
+    assert explain_loss(small_detector("rtdetr_r18"), dataset, 103).noisy is None
 
 
 class Renamed(TwoImages):

@@ -21,6 +21,14 @@ from redetr.explain.loss_page import letters
 from tests.test_explain import CLASSES, FORMS, IDS, picture, small_detector
 from tests.test_explain_loss import Renamed, TwoImages, worked_example
 
+TWO_LEVELS = {
+    "width": 16,
+    "enc_hidden_dim": 32,
+    "hidden_dim": 32,
+    "nheads": 4,
+    "points": (1, 2),
+    "num_queries": 9,
+}
 # How many different pixels each canvas shows: one that was never drawn on shows none.
 DRAWN = """return [...document.querySelectorAll("canvas")].map(c => new Set(new Uint32Array(
     c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer)).size)"""
@@ -121,7 +129,7 @@ def test_the_table_of_layers(form, tmp_path, browser):
     write_image_page(tmp_path / "index.html", explanation, "a.png", threshold=0.5)
     rows = Page(browser, tmp_path / "index.html").rows("steps")
     assert [row[0] for row in rows] == [
-        *["start"] * (form == "redetr_n"),
+        *["start"] * (form != "detr_r50"),
         "layer 1",
         "layer 2",
         "layer 3",
@@ -194,6 +202,26 @@ def test_habits_of_picked_queries_are_levels(tmp_path, browser, shared_coco):
     assert page.errors() == []
 
 
+@pytest.mark.parametrize(
+    ("form", "options", "words", "colors"),
+    [
+        ("redetr_n", {}, "into 2 grids, with one cell for every 8 and 16 pixels", "pink"),
+        ("rtdetr_r18", {}, "into 3 grids, with one cell for every 8, 16 and 32 pixels", "pink"),
+        ("dfine_n", TWO_LEVELS, "into 2 grids, with one cell for every 16 and 32 pixels", "orange"),
+    ],
+)
+def test_the_grids_are_those_of_the_model(form, options, words, colors, tmp_path, browser):
+    explanation = explain(small_detector(form, **options), picture())
+    write_image_page(tmp_path / "index.html", explanation, "a.png", threshold=0.5)
+    page = Page(browser, tmp_path / "index.html")
+    text = " ".join(browser.find_element(By.TAG_NAME, "body").text.split())
+    assert words in text
+    assert f"attends to on the grid of {explanation.encoder_stride}." in text
+    assert f", {colors} for one cell per 32 px." in text
+    assert f"on {explanation.strides[0]} px" in page.part("cross").text
+    assert page.errors() == []
+
+
 def test_names_cannot_end_the_script(tmp_path, browser):
     names = ("</script><b id=bad>", "&amp;", "'\"")
     explanation = explain(small_detector("detr_r50"), picture())
@@ -220,8 +248,10 @@ def test_a_large_page_has_a_few_megabytes(tmp_path):
         torch.rand(6, 100),
         torch.zeros(6, 100, dtype=torch.int64),
         Maps(cross / cross.sum((-2, -1), keepdim=True)),
+        (),
         torch.rand(6, 100, 100),
         encoder / encoder.sum((-2, -1), keepdim=True),
+        16,
         None,
     )
     write_image_page(tmp_path / "index.html", explanation, "a.png", 0.5)
@@ -286,6 +316,44 @@ def test_an_image_without_objects(form, tmp_path, browser, shared_coco):
     page = Page(browser, tmp_path / "loss.html")
     assert len(page.rows("terms")) == 2  # the other queries, and the sum
     assert page.errors() == []
+
+
+def test_denoising_queries_have_a_part_of_their_own(tmp_path, browser, shared_coco):
+    data = open_dataset(shared_coco, "val")
+    found = explain_loss(small_detector("rtdetr_r18", denoising=2), data, 104)
+    write_loss_page(tmp_path / "loss.html", found)
+    page = Page(browser, tmp_path / "loss.html")
+    text = browser.find_element(By.TAG_NAME, "body").text
+    assert "in each of 2 groups, two for every object" in " ".join(text.split())
+    noisy = found.noisy
+    name = CLASSES[found.labels[0]]
+    start = CLASSES[noisy.labels[1, 0]]
+    (row,) = [line for line in text.splitlines() if line.startswith(f"A: {name} negative")]
+    assert row.startswith(f"A: {name} negative {start} 0.")
+    assert row.endswith(f" {noisy.scores[-1, 1, 0]:.3f}")
+    losses = found.shares[0].losses
+    (row,) = [line for line in text.splitlines() if line.startswith("denoising, layer 1")]
+    assert row.split()[3] == f"{losses['loss_ce_dn_0']:.5g}"
+    before = page.drawing("noisy")
+    page.press("layers", "layer 1")
+    assert page.drawing("noisy") != before
+    assert all(colors > 50 for colors in browser.execute_script(DRAWN))
+    assert page.errors() == []
+
+    empty = explain_loss(small_detector("rtdetr_r18", denoising=2), data, 102)
+    write_loss_page(tmp_path / "empty.html", empty)
+    assert Page(browser, tmp_path / "empty.html").errors() == []
+    write_loss_page(tmp_path / "none.html", explain_loss(small_detector("rtdetr_r18"), data, 104))
+    assert 'data-part="noisy"' not in (tmp_path / "none.html").read_text()
+
+
+def test_the_class_loss_is_described_as_it_is(tmp_path, shared_coco):
+    data = open_dataset(shared_coco, "val")
+    words = {"mal": "boxes, to the power 1.5;", "varifocal": "boxes, and counts as much as that;"}
+    for class_loss, expected in words.items():
+        found = explain_loss(small_detector("rtdetr_r18", class_loss=class_loss), data, 104)
+        write_loss_page(tmp_path / "loss.html", found)
+        assert expected in (tmp_path / "loss.html").read_text()
 
 
 def test_a_batch_without_objects(tmp_path, browser):

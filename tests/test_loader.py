@@ -1,9 +1,12 @@
 """Samples on their way to the device: the same from any number of processes, with and without a
 cache."""
 
+import math
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from command_line import lines_of
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
+from redetr.data.cgroups import group_memory
 from redetr.data.images import decode, read_image
 from redetr.data.loader import (
     Sample,
@@ -24,7 +28,7 @@ from redetr.data.loader import (
     watching_workers,
 )
 from redetr.data.sampler import TrainSampler
-from redetr.data.transforms import augmentation, normalize
+from redetr.data.transforms import augmentation, draws_of, normalize
 from redetr.data.views import Fit
 from redetr.errors import InputError, LostError
 from redetr.models.detr import DETR
@@ -76,6 +80,17 @@ def test_samples_do_not_depend_on_workers_and_ranks(shared_coco):
         sample for step in range(6) for rank in ranks for sample in rank[2 * step : 2 * step + 2]
     ]
     assert_same(together, alone)
+
+
+@pytest.mark.parametrize("augment", ["plain", "detr", "photo", "strong"])
+def test_the_size_of_a_sample_is_known_without_its_boxes(shared_coco, augment):
+    dataset = open_dataset(shared_coco, "train")
+    transform = augmentation(augment, Fit(64, 100))
+    samples = Samples(dataset, transform, seed=3)
+    for epoch in range(12):
+        for index in range(len(dataset)):
+            view = transform.view(draws_of(3, epoch, index), dataset.target(index))
+            assert samples.size((epoch, index)) == view.size
 
 
 def test_a_damaged_image_is_told_by_any_worker(tiny_coco):
@@ -194,6 +209,70 @@ def test_there_is_memory_to_spare(tmp_path):
     assert 0 < spare_bytes() < 2**50
     assert 0 < spare_bytes(str(tmp_path)) < 2**60
     assert host() == host()
+
+
+SLURM_V1 = "31 23 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+SYSTEMD_V2 = "31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+DOCKER_V1 = "31 23 0:28 /docker/ab /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("mounts", "own", "groups", "left"),
+    [
+        # The job has the limit, and its step none; a number near 2^63 is none.
+        (SLURM_V1, "4:memory:/slurm/job/step", {"slurm/job": (2, 1), "slurm/job/step": (9e9, 1)}, 1),
+        (SLURM_V1, "4:memory:/slurm/job/step", {"slurm/job": (4, 1), "": (2, 1.5)}, 0.5),
+        (DOCKER_V1, "4:cpu,memory:/docker/ab/x", {"x": (3, 1)}, 2),
+        (SYSTEMD_V2, "0::/user.slice/run.scope", {"user.slice": (8, 2), "user.slice/run.scope": (5, 1)}, 4),
+        (SYSTEMD_V2, "0::/user.slice/run.scope", {"user.slice": (8, 2)}, 6),
+        (SYSTEMD_V2, "0::/../other", {"": (2, 0.5)}, 1.5),  # outside of what a container sees
+        (SYSTEMD_V2, "0::/a", {}, math.inf),
+        (SLURM_V1, "0::/a", {"": (2, 1)}, math.inf),
+        ("1 0 8:1 / / rw - ext4 /dev/sda rw\n", "0::/", {}, math.inf),
+    ],
+)  # fmt: skip
+def test_memory_that_groups_leave(tmp_path, mounts, own, groups, left):
+    """A limit counts for all groups inside; memory that holds unused files is free."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text("2 1 0:5 / /dev rw - tmpfs tmpfs rw\n" + mounts)
+    (tmp_path / "proc/self/cgroup").write_text(f"7:pids:/elsewhere\n{own}\n")
+    is_v1 = mounts != SYSTEMD_V2
+    for path, (limit, used) in groups.items():
+        folder = tmp_path / ("sys/fs/cgroup/memory" if is_v1 else "sys/fs/cgroup") / path
+        folder.mkdir(parents=True, exist_ok=True)
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if is_v1 else (
+            "memory.max", "memory.current")  # fmt: skip
+        (folder / names[0]).write_text(f"{int(limit * GB)}\n")
+        (folder / names[1]).write_text(f"{int(used * GB) + 7}\n")
+        unused = "total_inactive_file" if is_v1 else "inactive_file"
+        (folder / "memory.stat").write_text(f"anon 3\n{unused} 7\n")
+    assert group_memory(tmp_path) == left * GB
+
+
+def test_a_limit_of_the_kernel_is_kept_to():
+    """In a group of a gigabyte, made for a process of its own."""
+    own = [line.split(":")[2] for line in Path("/proc/self/cgroup").read_text().splitlines()
+           if line.split(":")[1] == "memory"]  # fmt: skip
+    group = Path("/sys/fs/cgroup/memory") / (own or [""])[0].lstrip("/") / f"redetr-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(10**9))
+    except OSError as error:
+        pytest.skip(f"no control groups can be made here: {error}")
+    program = """if True:
+        import os, sys
+        open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
+        from redetr.data.cache import spare_bytes
+        print(spare_bytes())
+    """
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", program, group], capture_output=True, text=True
+        )
+    finally:
+        group.rmdir()
+    assert 0 < int(ended.stdout) <= 0.25 * 10**9, ended.stderr
 
 
 # The batch.

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from itertools import count
@@ -489,6 +490,13 @@ class Server(http.server.BaseHTTPRequestHandler):
             return self.answer(200, b"<html>", **{"Content-Type": "text/html"})
         if self.path == "/slow":
             time.sleep(0.6)
+        if self.path == "/drip":
+            self.send_response(200)
+            self.flush_headers()
+            with suppress(OSError):  # the client has given up
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
         body = self.content * (50 if self.path == "/large" else 1)
         if self.path == "/cut":
             body = body[: len(body) // 2]
@@ -532,6 +540,7 @@ def test_images_from_the_net(checkpoint, detector, address, folder, tmp_path):
         ("/page", "its type is text/html"),
         ("/large", "larger than"),
         ("/slow", "timed out"),
+        ("/drip", "not complete after 1 s"),
         ("/cut", "cannot decode"),
         (":99999/a", "cannot be read"),
         ("/no such", "cannot be read"),
@@ -539,6 +548,7 @@ def test_images_from_the_net(checkpoint, detector, address, folder, tmp_path):
 )
 def test_what_the_net_may_send(address, path, says, monkeypatch):
     monkeypatch.setattr(sources, "TIMEOUT_S", 0.2 if path == "/slow" else 5.0)
+    monkeypatch.setattr(sources, "_LONGEST_S", 1.0 if path == "/drip" else 100.0)
     monkeypatch.setattr(sources, "LARGEST_BYTES", 10 * len(Server.content))
     url = f"http://127.0.0.1{path}" if path[0] == ":" else address + path
     with pytest.raises(InputError, match=says) as told:

@@ -1,12 +1,14 @@
 """Which image is in which batch: the same for any number of ranks, micro-batches and stops."""
 
 import gc
+import os
 import weakref
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from redetr.data.loader import pools_ahead, watching_workers
 from redetr.data.sampler import EvalSampler, TrainSampler, global_batch
 
 sizes = st.integers(1, 40)
@@ -158,3 +160,25 @@ def test_batches_of_evaluation_do_not_depend_on_the_ranks():
     ]
     assert alone == expected
     assert sorted(together) == expected
+
+
+class SizesElsewhere:
+    """Sizes that are refused to the process that made this."""
+
+    def __init__(self):
+        self.process = os.getpid()
+
+    def of(self, key: tuple[int, int]) -> tuple[int, int]:
+        assert os.getpid() != self.process
+        return size_of(key)
+
+
+@pytest.mark.parametrize(("first_step", "last_step"), [(0, 130), (70, 128), (3, 5)])
+def test_pools_are_computed_ahead_in_another_process(first_step, last_step):
+    options = {"rank": 1, "world_size": 2, "accumulate": 2}
+    expected = TrainSampler(100, 8, 0, first_step, last_step, size_of=size_of, **options)
+    sizes = SizesElsewhere()
+    sampler = TrainSampler(100, 8, 0, first_step, last_step, size_of=sizes.of, **options)
+    with watching_workers():
+        sampler.pools = pools_ahead(sampler)
+        assert list(sampler) == list(expected)

@@ -23,14 +23,15 @@ class Convert:
     """The format to write."""
     copy: bool = False
     """Copy images; default: hard links, which take no space, where the disk allows them."""
-
+    follow_links: bool = False
+    """Also take images that are symbolic links out of the data folder."""
     json: bool = False
     """Print JSON instead of sentences."""
 
     def run(self) -> None:
         from redetr.data.formats.writing import convert
 
-        notes = convert(self.source, Path(self.destination), self.to, self.copy)
+        notes = convert(self.source, Path(self.destination), self.to, self.copy, self.follow_links)
         if self.json:
             print_json({"destination": self.destination, "told": notes})
         else:

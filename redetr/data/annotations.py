@@ -31,6 +31,7 @@ _OVERSHOOT_SHARE = 0.01
 # COCO's own train2017 holds 2 boxes without height among 860,001: so few are left out, more are a
 # fault.
 _FEW_EMPTY_BOXES = 1e-4
+_BLOCK = 2**16  # boxes that are cut to their images at a time
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,7 @@ def assemble(
     objects.rows.good &= image_is_good[objects.image] & has_class
     faults += _contradictions(source, objects, images)
     all_boxes = _boxes_inside(objects, images)
+    objects.corners = np.zeros((0, 4))  # no longer needed: the most memory of all
     faults += _repeated_names(source, classes)
     faults += _unwritable_names(source, classes)
 
@@ -285,6 +287,40 @@ def _repeated_names(source: Path, classes: dict[int, str]) -> list[Fault]:
     return [Fault("warning", "class-twice", source, "", text, remedy, len(repeated))]
 
 
+@dataclass
+class _Clipped:
+    """Boxes cut to their images, and what is odd about them."""
+
+    boxes: np.ndarray  # [A, 4] float32, xyxy
+    leaves: np.ndarray  # [A] bool, by more than people overshoot
+    has_area: np.ndarray  # [A] bool, before they were cut
+    is_negative: np.ndarray  # [A] bool, in width or height
+
+
+def _clipped(corners: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> _Clipped:
+    """Boxes `[A, 4]` cut to their images; `sizes` are width and height of these, `[N + 1, 2]`."""
+    count = len(corners)
+    boxes = np.empty((count, 4), np.float32)
+    leaves = np.empty(count, bool)
+    has_area = np.empty(count, bool)
+    is_negative = np.empty(count, bool)
+    # In blocks: together, what is needed in between would be the most memory of all.
+    for start in range(0, count, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        size = sizes[image[rows]]
+        slip = np.maximum(_OVERSHOOT_PX, _OVERSHOOT_SHARE * size)
+        starts = corners[rows, :2]
+        ends = corners[rows, 2:]
+        sides = ends - starts
+        has_area[rows] = (sides > 0).all(1)
+        is_negative[rows] = (sides < 0).any(1)
+        leaves_start = (starts < -slip).any(1)
+        leaves_end = (ends > size + slip).any(1)
+        leaves[rows] = leaves_start | leaves_end
+        boxes[rows] = corners[rows].clip(0, np.tile(size, 2))
+    return _Clipped(boxes, leaves, has_area, is_negative)
+
+
 def _unwritable_names(source: Path, classes: dict[int, str]) -> list[Fault]:
     """An error if names of classes hold what no text file or terminal takes."""
     ids = [id_ for id_, name in classes.items() if not all(map(_is_writable, name))]
@@ -306,11 +342,11 @@ def _contradictions(source: Path, objects: Objects, images: Images) -> list[Faul
     rows = objects.rows
     outlines = objects.outlines
     if outlines is None:
-        outlines = np.full_like(objects.corners, np.nan)
+        outlines = np.broadcast_to(np.nan, objects.corners.shape)  # takes no memory
     _judge_mask_sizes(objects, images, outlines)
     counted = rows.good & ~objects.iscrowd
     area = np.where(counted, objects.area, -1)
-    formats = _format_faults(source, objects, np.where(counted[:, None], outlines, np.nan), area)
+    formats = _format_faults(source, objects, outlines, area, counted)
     if formats:
         return formats
     differs = counted & outline_differs(objects.corners, outlines)
@@ -335,10 +371,14 @@ def _contradictions(source: Path, objects: Objects, images: Images) -> list[Faul
 
 
 def _format_faults(
-    source: Path, objects: Objects, outlines: np.ndarray, area: np.ndarray
+    source: Path,
+    objects: Objects,
+    outlines: np.ndarray,
+    area: np.ndarray,
+    counted: np.ndarray,
 ) -> list[Fault]:
     """An error if outlines and areas fit the boxes in another format only."""
-    other = other_format(objects.corners, outlines, area, objects.box_format)
+    other = other_format(objects.corners, outlines, area, objects.box_format, counted)
     if other is None:
         return []
     box_format, shown_by = other
@@ -375,41 +415,31 @@ def _judge_mask_sizes(objects: Objects, images: Images, outlines: np.ndarray) ->
 def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:
     """Boxes clipped to their images, float32 xyxy `[A, 4]`. Adds a fault for those that leave them,
     and one for those without area."""
-    rows = objects.rows
-    corners = objects.corners
     image_sizes = np.concatenate([images.sizes, [[1, 1]]])  # the last one is for no image
-    sizes = image_sizes[objects.image, ::-1]  # [A, 2], width and height
-    slip = np.maximum(_OVERSHOOT_PX, _OVERSHOOT_SHARE * sizes)
-    starts = corners[:, :2]
-    ends = corners[:, 2:]
-    sides = ends - starts
-    has_area = (sides > 0).all(1)
-    leaves_start = (starts < -slip).any(1)
-    leaves_end = (ends > sizes + slip).any(1)
-    leaves = leaves_start | leaves_end
+    clipped = _clipped(objects.corners, objects.image, image_sizes[:, ::-1])
 
     def outside(i: int) -> str:
-        width, height = sizes[i]
+        number = objects.image[i]
+        height, width = image_sizes[number]
         box = objects.quoted(i)
-        image = images.called(objects.image[i])
+        image = images.called(number)
         return f"{box} leaves its image {image} of {width}x{height} px"
 
-    rows.fault("box-outside", leaves & has_area, outside, objects.remedy)
-    limits = np.tile(sizes, 2)
-    boxes = corners.clip(0, limits).astype(np.float32)
-    _judge_empty_boxes(objects, boxes, sides)
-    return boxes
+    bad = clipped.leaves & clipped.has_area
+    objects.rows.fault("box-outside", bad, outside, objects.remedy)
+    _judge_empty_boxes(objects, clipped)
+    return clipped.boxes
 
 
-def _judge_empty_boxes(objects: Objects, boxes: np.ndarray, sides: np.ndarray) -> None:
+def _judge_empty_boxes(objects: Objects, clipped: _Clipped) -> None:
     """Leaves out boxes without area: a warning if they are few, else an error."""
     rows = objects.rows
+    boxes = clipped.boxes
     no_side = boxes[:, 2:] <= boxes[:, :2]
     empty = no_side.any(1) & rows.good
     count = int(empty.sum())
     are_many = count > _FEW_EMPTY_BOXES * len(empty)
-    good_sides = sides[rows.good]
-    if are_many or (good_sides < 0).any():
+    if are_many or (clipped.is_negative & rows.good).any():
 
         def negative(i: int) -> str:
             return f"{objects.quoted(i)} has zero or negative size"

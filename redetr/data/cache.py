@@ -4,7 +4,6 @@ They are in a file without a name, in memory or on a disk: when the run ends, ho
 file is gone, so nothing is left behind and nothing can be out of date. Linux only.
 """
 
-import math
 import os
 import shutil
 import tempfile
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redetr.data.cgroups import group_memory
+
 _SHARE = 0.25  # of what is free, unless the user says how much
 _HEADER = 8  # bytes: up to where the file is taken
 _ROW = 24  # bytes per image: where its pixels begin (0 = not kept), height, width
@@ -28,12 +29,12 @@ def host() -> str:
 
 
 def spare_bytes(folder: str | None = None) -> int:
-    """A share of the free space on the disk of `folder`, or of the memory that this host, or this
-    container, has available."""
+    """A share of the free space on the disk of `folder`, or of the memory that this host, or the
+    container or job that this process is in, has available."""
     if folder:
         free = shutil.disk_usage(folder).free
         return int(_SHARE * free)
-    available = min(_host_memory(), _container_memory())
+    available = min(_host_memory(), group_memory())
     return max(0, int(_SHARE * available))
 
 
@@ -44,18 +45,6 @@ def _host_memory() -> int:
         if name == "MemAvailable:":
             return int(kilobytes) * 1024
     raise OSError("/proc/meminfo does not state MemAvailable")
-
-
-def _container_memory() -> float:
-    """Bytes of memory that the limit of this container leaves; infinite without a limit."""
-    limit_file = Path("/sys/fs/cgroup/memory.max")
-    if not limit_file.exists():
-        return math.inf
-    limit = limit_file.read_text().strip()
-    if limit == "max":
-        return math.inf
-    used = limit_file.with_name("memory.current").read_text()
-    return int(limit) - int(used)
 
 
 def _nameless_file(folder: str) -> int:

@@ -6,6 +6,8 @@ the outlines, NaN for objects without one. `area` is in pixels, float `[A]`, bel
 stated.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ _LARGER_THAN_BOX = 1.5
 _SHARE_OF_BOX = 1 / 200
 _THIN_ONES = 0.01  # so many objects may still fill less: kites with their string
 _NEARLY_ALL = 0.9
+_BLOCK = 2**16  # rows that are judged at a time
 
 
 def to_corners(numbers: np.ndarray, box_format: BoxFormat) -> np.ndarray:
@@ -47,19 +50,39 @@ def from_corners(boxes: np.ndarray, box_format: BoxFormat) -> np.ndarray:
 
 
 def other_format(
-    boxes: np.ndarray, outlines: np.ndarray, area: np.ndarray, box_format: BoxFormat
+    boxes: np.ndarray,
+    outlines: np.ndarray,
+    area: np.ndarray,
+    box_format: BoxFormat,
+    counted: np.ndarray | None = None,
 ) -> tuple[BoxFormat, np.ndarray] | None:
     """The format in which the boxes agree with their own outlines and areas, and the rows that show
     it, bool `[A]`; None if they agree as they are, or in no format.
 
-    `boxes` were read from `box_format`.
+    `boxes` were read from `box_format`. Outlines of those that are not `counted`, bool `[A]`,
+    say nothing.
     """
-    as_read = _agree(boxes, outlines, area)
-    numbers = from_corners(boxes, box_format)
+    if counted is None:
+        counted = np.ones(len(boxes), bool)
+
+    def agree_as(
+        candidate: BoxFormat,
+        boxes: np.ndarray,
+        outlines: np.ndarray,
+        area: np.ndarray,
+        counted: np.ndarray,
+    ) -> np.ndarray:
+        if candidate != box_format:
+            boxes = to_corners(from_corners(boxes, box_format), candidate)
+        known_outlines = np.where(counted[:, None], outlines, np.nan)
+        return _agree(boxes, known_outlines, area)
+
+    columns = (boxes, outlines, area, counted)
+    as_read = in_blocks(partial(agree_as, box_format), *columns)
     for candidate in FORMATS:
         if candidate == box_format:
             continue
-        agree = _agree(to_corners(numbers, candidate), outlines, area)
+        agree = in_blocks(partial(agree_as, candidate), *columns)
         decisive = agree ^ as_read
         others = agree & decisive
         if others.any() and others.sum() >= _NEARLY_ALL * decisive.sum():
@@ -78,21 +101,19 @@ def _agree(boxes: np.ndarray, outlines: np.ndarray, area: np.ndarray) -> np.ndar
 
 def outline_differs(boxes: np.ndarray, outlines: np.ndarray) -> np.ndarray:
     """Which boxes are not at all those around their outlines, bool `[A]`."""
-    has_outline = ~np.isnan(outlines).any(1)
-    return has_outline & (_iou(boxes, outlines) < _OTHER_IOU)
+    return in_blocks(lambda *rows: _iou(*rows) < _OTHER_IOU, boxes, outlines)  # NaN is not
 
 
 def outline_agrees(boxes: np.ndarray, outlines: np.ndarray) -> np.ndarray:
     """Which boxes are those around their outlines, bool `[A]`."""
-    return _iou(boxes, outlines) >= _SAME_IOU  # NaN is not
+    return in_blocks(lambda *rows: _iou(*rows) >= _SAME_IOU, boxes, outlines)  # NaN is not
 
 
 def area_differs(boxes: np.ndarray, area: np.ndarray, counted: np.ndarray) -> np.ndarray:
     """Which areas cannot be those of objects in these boxes, bool `[A]`, of those that are
     `counted`. Single ones may be small: not even a tenth of a box with a rope is rope."""
-    box_areas = _areas(boxes)
-    sides = (boxes[:, 2:] - boxes[:, :2]).clip(0)
-    largest = _LARGER_THAN_BOX * (sides + 1).prod(1)  # a mask may cover parts of pixels
+    box_areas = in_blocks(_areas, boxes)
+    largest = in_blocks(_largest_areas, boxes)
     is_stated = counted & (area >= 0) & (box_areas > 0)
     too_large = is_stated & (area > largest)
     is_zero = is_stated & (area == 0)
@@ -100,6 +121,22 @@ def area_differs(boxes: np.ndarray, area: np.ndarray, counted: np.ndarray) -> np
     if too_small.sum() <= _THIN_ONES * is_stated.sum():
         too_small = is_zero
     return too_large | too_small
+
+
+def _largest_areas(boxes: np.ndarray) -> np.ndarray:
+    """The areas that masks in these boxes may have; they may cover parts of pixels."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).clip(0)
+    return _LARGER_THAN_BOX * (sides + 1).prod(1)
+
+
+def in_blocks(judge: Callable[..., np.ndarray], *columns: np.ndarray) -> np.ndarray:
+    """What `judge` says of each row of the columns. In blocks: of millions of rows at a time, what
+    it needs in between would be most of the memory that reading takes."""
+    parts = [judge(*(column[:0] for column in columns))]
+    for start in range(0, len(columns[0]), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        parts.append(judge(*(column[rows] for column in columns)))
+    return np.concatenate(parts)
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:

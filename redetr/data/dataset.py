@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from redetr.choices import Augment
-from redetr.structures import StoredTarget
+from redetr.structures import Size, StoredTarget
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
     @abstractmethod
     def target(self, index: int) -> StoredTarget:
         """The objects of one image, which is not decoded for it."""
+
+    def stored_size(self, index: int) -> Size:
+        """Height and width of one image; cheaper than its target where that is computed."""
+        return self.target(index)["orig_size"]
 
     def image_id(self, index: int) -> int:
         """The id of one image; cheaper than its target where that is computed."""

@@ -27,7 +27,7 @@ from redetr.data.images import (
 from redetr.data.pixels import is_deep, one_colour
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
-from redetr.files import write_whole
+from redetr.files import open_file, write_whole
 
 _PER_TASK = 64  # images that a thread reads before it asks for more
 _CONTRAST = 4.0  # brightness, of 255: a thumbnail with less cannot tell copies apart
@@ -106,7 +106,7 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
             if looks:
                 header = header._replace(looks=_looks(thumbnail))
         if content:
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             header = header._replace(content=digest)
     except (InputError, OSError):

@@ -1,7 +1,7 @@
 """Image files: read whole, as stored, or refused in one line."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from redetr.data.pixels import to_rgb
 from redetr.errors import InputError
+from redetr.files import open_file
 
 # The formats of PIL that are read, and the endings of their files. Some of its others run programs
 # (Ghostscript for EPS), or take nearly any file for theirs (TGA, PCX).
@@ -33,6 +34,7 @@ IMAGE_SUFFIXES = tuple(chain.from_iterable(_ENDINGS.values()))
 NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
 _ORIENTATION = 0x0112  # the number of the EXIF tag
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
 _MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 _SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
 _REMEDY = "replace the file, or take it out of the annotations"
@@ -117,9 +119,20 @@ def open_image(
     """The opened image, to be decoded in the block; what goes wrong there is an InputError."""
     with (
         _decoder_errors(name or str(file), remedy),
-        Image.open(file, formats=FORMATS) as image,
+        _opened(file) as opened,
+        _identified(opened) as image,
     ):
         yield image
+
+
+def _identified(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        if file.read(4) not in _TIFF_STARTS:
+            raise
+    raise ValueError("this kind of TIFF is not read: save it with 8 or 16 bits")
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -156,10 +169,14 @@ def frame_count(image: Image.Image) -> int:
 def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
     """Width and height from the header of an image file, (0, 0) if it cannot be read."""
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with _opened(file) as opened, Image.open(opened, formats=FORMATS) as image:
             return image.size
     except Exception:  # see below
         return 0, 0
+
+
+def _opened(file: Path | BinaryIO | str) -> AbstractContextManager[BinaryIO]:
+    return open_file(file) if isinstance(file, Path | str) else nullcontext(file)
 
 
 @contextmanager
@@ -188,7 +205,7 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
 def require_whole(path: Path) -> None:
     """Raises InputError if an image file is cut short. JPEG and PNG are judged by their last bytes,
     others decoded."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         start = file.read(8)
         file.seek(max(0, path.stat().st_size - 16))
         end = file.read()

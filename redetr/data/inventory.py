@@ -128,6 +128,33 @@ def _read_inventories(file: Path) -> dict[str, Any]:
     return content
 
 
+def copied_images(inventories: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A sentence on images that several splits have, and one on those that a split has twice; the
+    content of their files is the same."""
+    first_with: dict[str, tuple[str, str]] = {}
+    twice: list[str] = []
+    leaked: list[str] = []
+    for split, inventory_of_split in inventories.items():
+        for name, content in sorted(inventory_of_split["images"].items()):
+            if not content:
+                continue
+            first_split, first = first_with.setdefault(content, (split, name))
+            if first_split != split:
+                leaked.append(f"{name} of {split} is the same image as {first} of {first_split}")
+            elif first != name:
+                twice.append(f"{name} of {split} is the same image as {first}")
+    remedies = {
+        "take it out of one split: AP will be better than on images never seen": leaked,
+        "keep one, with all boxes": twice,
+    }
+    sentences = []
+    for remedy, copies in remedies.items():
+        if copies:
+            more = f" (and {len(copies) - 1} more like it)" if len(copies) > 1 else ""
+            sentences.append(f"warning: {copies[0]}; {remedy}{more}")
+    return sentences
+
+
 def unclaimed_files(splits: Mapping[Split, Annotations]) -> list[Fault]:
     """The images in the data folder that no split names, and whatever else is passed over there: a
     line for each kind, with its count and an example.

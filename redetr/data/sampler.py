@@ -5,11 +5,13 @@ epoch after epoch, each a permutation of all images. Global batch `k` is the `k`
 `batch_size` images of it, so no image is dropped at the end of an epoch and none comes twice.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -21,13 +23,14 @@ SizeOf = Callable[[Key], Size]
 
 # Batches among which images of similar size are brought together.
 _POOL = 64
+Pools = Iterable[list[list[Key]]]  # each of 64 batches
 
 
 @lru_cache(maxsize=2)  # a batch, or a pool of them, may reach from one epoch into the next
-def _permutation(num_images: int, seed: int, epoch: int) -> list[int]:
-    """Returns the order of the images in an epoch."""
+def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """Returns the order of the images in an epoch, int64 `[num_images]`."""
     generator = torch.Generator().manual_seed(drawn_from(seed, epoch))
-    return torch.randperm(num_images, generator=generator).tolist()
+    return torch.randperm(num_images, generator=generator).numpy()
 
 
 def global_batch(
@@ -43,17 +46,16 @@ def global_batch(
     """
     if size_of:
         pool, index_in_pool = divmod(step, _POOL)
-        return _pool(pool, batch_size, num_images, seed, size_of)[index_in_pool]
+        return _pool_once(pool, batch_size, num_images, seed, size_of)[index_in_pool]
     keys: list[Key] = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, index_in_epoch = divmod(position, num_images)
         order = _permutation(num_images, seed, epoch)
-        keys.append((epoch, order[index_in_epoch]))
+        keys.append((epoch, int(order[index_in_epoch])))
     return keys
 
 
-@lru_cache(maxsize=2)
-def _pool(
+def grouped_pool(
     number: int, batch_size: int, num_images: int, seed: int, size_of: SizeOf
 ) -> list[list[Key]]:
     """Returns the batches of run `number`, grouped by size."""
@@ -76,6 +78,9 @@ def _pool(
         for batch, similar in _dealt(shares, images):
             grouped[batch] += similar
     return grouped
+
+
+_pool_once = lru_cache(maxsize=2)(grouped_pool)
 
 
 def _dealt(
@@ -123,7 +128,8 @@ class TrainSampler(Sampler[list[Key]]):
     The steps are those in [first_step, last_step). Micro-batch m of rank r is slice
     `m * world_size + r` of the global batch. Slices may differ by an image: losses are sums over
     global counts, so equal sizes are not needed. With `size_of`, which returns the size of a
-    sample, images of similar size come together, see `global_batch`.
+    sample, images of similar size come together, see `global_batch`: in the `pools` with the
+    numbers of `pool_numbers`, which others may compute ahead.
     """
 
     num_images: int
@@ -135,22 +141,39 @@ class TrainSampler(Sampler[list[Key]]):
     world_size: int = 1
     accumulate: int = 1
     size_of: SizeOf | None = None
+    pools: Pools | None = None
 
     def __len__(self) -> int:
         return (self.last_step - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        try:
-            for step in range(self.first_step, self.last_step):
-                keys = global_batch(step, self.batch_size, self.num_images, self.seed, self.size_of)
-                for micro in range(self.accumulate):
-                    part = slice_of(
-                        self.batch_size, micro, self.accumulate, self.rank, self.world_size
-                    )
-                    yield keys[part]
-        finally:
-            # `size_of` belongs to the data set, which the cache would keep alive with its images.
-            _pool.cache_clear()
+        for keys in self._global_batches():
+            for micro in range(self.accumulate):
+                part = slice_of(self.batch_size, micro, self.accumulate, self.rank, self.world_size)
+                yield keys[part]
+
+    def _global_batches(self) -> Iterator[list[Key]]:
+        steps = range(self.first_step, self.last_step)
+        if self.size_of is None:
+            for step in steps:
+                yield global_batch(step, self.batch_size, self.num_images, self.seed)
+            return
+        pools = self.pools
+        if pools is None:
+            pools = map(self.pool, self.pool_numbers())
+        for number, pool in zip(self.pool_numbers(), pools, strict=True):
+            for index_in_pool, keys in enumerate(pool):
+                if number * _POOL + index_in_pool in steps:
+                    yield keys
+
+    def pool_numbers(self) -> range:
+        """Returns the numbers of the pools that the steps are in."""
+        return range(self.first_step // _POOL, math.ceil(self.last_step / _POOL))
+
+    def pool(self, number: int) -> list[list[Key]]:
+        """Returns the global batches of a pool, grouped by size; some 20 us an image."""
+        assert self.size_of is not None
+        return grouped_pool(number, self.batch_size, self.num_images, self.seed, self.size_of)
 
 
 @dataclass

@@ -176,6 +176,7 @@ class Whole:
     """Draws the view of the whole image, always the same."""
 
     final: Final
+    sees_boxes = False  # whether the view depends on them
 
     def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
         """Returns the view of an image of `height` x `width` stored px."""
@@ -198,6 +199,7 @@ class MultiScale:
     scales: tuple[int, ...]  # shorter sides of the result
     crop_from: tuple[int, ...]  # shorter sides of the resized image that is cropped
     crop: tuple[int, int]  # the least and largest side of the crop
+    sees_boxes = False
 
     def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
         """Returns a view of an image of `height` x `width` stored px."""
@@ -241,6 +243,11 @@ class Zoomed:
     out: float
     largest: float
     into: float = 0.0
+
+    @property
+    def sees_boxes(self) -> bool:
+        """Whether the view depends on the boxes."""
+        return self.into > 0
 
     def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
         """Returns a view of an image of `height` x `width` stored px with `boxes` `[T, 4]`."""
@@ -312,6 +319,7 @@ class NativeCrop:
     final: Stretch
     zoom: tuple[float, float] = (0.7, 1.4)
     object_share: float = 0.7
+    sees_boxes = True
 
     def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
         """Returns a view of an image of `height` x `width` stored px with `boxes` `[T, 4]`."""

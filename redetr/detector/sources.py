@@ -7,7 +7,6 @@ import glob
 import http.client
 import io
 import os
-import time
 import urllib.error
 import urllib.request
 from collections import defaultdict, deque
@@ -27,6 +26,7 @@ from redetr.data.formats.listing import Contents, contents_of, output_images, pa
 from redetr.data.images import IMAGE_SUFFIXES, read_upright
 from redetr.data.pixels import one_colour
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
+from redetr.download import Deadline
 from redetr.errors import InputError
 
 T = TypeVar("T")
@@ -206,20 +206,19 @@ def download(address: str) -> bytes:
     """
     # No other schemes, not even in redirects: no local files, no ftp.
     opener = urllib.request.OpenerDirector()
+    deadline = Deadline()
     for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler,
+        urllib.request.ProxyHandler(),
+        *deadline.handlers(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
     ):
-        opener.add_handler(handler())
+        opener.add_handler(handler)
     request = urllib.request.Request(address, headers={"Accept": "image/*"})
-    deadline = time.monotonic() + _LONGEST_S
     try:
-        with opener.open(request, timeout=TIMEOUT_S) as answer:
+        with deadline.within(_LONGEST_S), opener.open(request, timeout=TIMEOUT_S) as answer:
             kind = answer.headers.get_content_type()
             if not kind.startswith("image/") and kind != "application/octet-stream":
                 raise InputError(f"{address}: its type is {kind}, not an image")
@@ -230,11 +229,6 @@ def download(address: str) -> bytes:
                     raise InputError(
                         f"{address}: larger than {LARGEST_BYTES >> 20} MB; download it and give "
                         "the file"
-                    )
-                if time.monotonic() > deadline:
-                    raise InputError(
-                        f"{address}: not here after {_LONGEST_S:.0f} s; download it and give the "
-                        "file"
                     )
             return bytes(content)
     except (

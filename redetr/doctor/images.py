@@ -3,6 +3,7 @@ twice."""
 
 import os
 from collections.abc import Callable, Mapping
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from redetr.data.headers import PLAIN, Header
 
 # Copies of half the size or poor quality differ in 0 to 6 of 64 bits, other images in 10 and more.
 _ALIKE_BITS = 4
-_BLOCK = 1024  # images that are compared with all others at once
+_PARTS = 7
 
 Describe = Callable[[int], tuple[str, str]]  # where row `i` is, and what is wrong with it
 # Which images are bad, severity, code, and what is wrong with image `i`.
@@ -173,24 +174,45 @@ def _originals(files: list[Header]) -> np.ndarray:
 
 def _first_alike(looks: list[str]) -> np.ndarray:
     """For each image the first that looks like it, but for a few of 64 bits, int64 `[N]`."""
-    # Bits as +1 and -1: the product of two rows is 64 - 2 * the bits that differ.
-    count = len(looks)
-    signs = np.zeros((count, 64), np.float32)
-    for i, look in enumerate(looks):
-        if look not in ("", PLAIN):
-            packed = np.frombuffer(bytes.fromhex(look), np.uint8)
-            bits = np.unpackbits(packed)
-            signs[i] = 2.0 * bits - 1
-    first = np.arange(count)
-    if not signs.any():
+    first = np.arange(len(looks))
+    rows = np.array([i for i, look in enumerate(looks) if look not in ("", PLAIN)], np.int64)
+    if not len(rows):
         return first
-    least = 64 - 2 * _ALIKE_BITS
-    for start in range(0, count, _BLOCK):
-        stop = min(start + _BLOCK, count)
-        block = signs[start:stop]
-        earlier = signs[:stop]
-        near = block @ earlier.T >= least
-        first_near = near.argmax(1)
-        themselves = first[start:stop]
-        first[start:stop] = np.where(near.any(1), first_near, themselves)
+    packed = np.frombuffer(b"".join(bytes.fromhex(looks[i]) for i in rows), np.uint64)
+    _, firsts, which = np.unique(packed, return_index=True, return_inverse=True)
+    by_place = np.argsort(firsts)
+    places = firsts[by_place]  # of the different ones, in the order of the images
+    nearest = _first_near(packed[places])
+    index_of = np.argsort(by_place)
+    first[rows] = rows[places[nearest[index_of[which]]]]
+    return first
+
+
+def _first_near(bits: np.ndarray) -> np.ndarray:
+    """For each of U different numbers of 64 bits the first that differs in a few of them, itself if
+    there is none, int64 `[U]`.
+
+    If at most 4 bits differ, at least 3 of 7 parts are the same. So only those are compared that
+    are neighbours when sorted by 3 of the parts: time grows with their number, not its square.
+    """
+    first = np.arange(len(bits))
+    for parts in combinations(range(_PARTS), _PARTS - _ALIKE_BITS):
+        mask = np.uint64(0)
+        for bit in range(64):
+            if bit % _PARTS in parts:
+                mask |= np.uint64(1) << np.uint64(bit)
+        keys = bits & mask
+        order = np.argsort(keys, kind="stable")  # equal keys stay in the order of the images
+        keys = keys[order]
+        distance = 1
+        left = np.arange(len(keys) - 1)
+        while len(left):
+            left = left[keys[left] == keys[left + distance]]
+            earlier = order[left]
+            later = order[left + distance]
+            differing = np.bitwise_count(bits[earlier] ^ bits[later])
+            is_near = differing <= _ALIKE_BITS
+            np.minimum.at(first, later[is_near], earlier[is_near])
+            distance += 1
+            left = left[left + distance < len(keys)]
     return first

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redetr.boxes import box_cxcywh_to_xyxy
+from redetr.boxes import at_least_float32, box_cxcywh_to_xyxy
 from redetr.data.transforms import final_size, normalize, resizer
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
+from redetr.models.deformable import DeformableAttention, best_positions, position_centers
 from redetr.models.detr import DETR
 from redetr.models.fast import STRIDES, FastDETR
+from redetr.models.rtdetr import RTDETR
 from redetr.models.transformer import MultiheadAttention, for_all_heads
 from redetr.postprocess import best_classes
 from redetr.structures import DetectionModel, LossConfig, Outputs
@@ -37,19 +39,22 @@ class Maps:
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Cross-attention of the fast form: every query reads a few points of each level."""
+    """Cross-attention of all other forms: every query reads a few points of each level.
 
-    where: (
-        Tensor  # [L, Q, heads, S, points, 2] x, y; outside of the image, there is nothing to read
-    )
+    Levels with fewer points than others are filled up with points outside of the image, of weight
+    0.
+    """
+
+    # [L, Q, heads, S, points, 2] x, y; outside of the image, there is nothing to read
+    where: Tensor
     weights: Tensor  # [L, Q, heads, S, points], sums to 1 over (S, points)
 
 
 @dataclass(frozen=True, eq=False)
 class Picks:
-    """Where the queries of the fast form start: the best positions of all levels, best first."""
+    """Where such queries start: the best positions of all levels, best first."""
 
-    level: Tensor  # [Q] index into `STRIDES`
+    level: Tensor  # [Q] index into the strides
     centers: Tensor  # [Q, 2] x, y of the position
     boxes: Tensor  # [Q, 4] xyxy, the box proposed there
 
@@ -64,10 +69,11 @@ class Explanation:
     scores: Tensor  # [L, Q] of the best class
     labels: Tensor  # [L, Q] the best class
     cross_attention: Maps | Points
+    strides: tuple[int, ...]  # px of a cell of each level; none for the faithful form
     self_attention: Tensor  # [L, Q, Q], mean over heads; each row sums to 1
-    encoder_attention: (
-        Tensor  # [h, w, h, w] last encoder layer, mean over heads; sums to 1 over the last two
-    )
+    # [h, w, h, w] last encoder layer, mean over heads; sums to 1 over the last two
+    encoder_attention: Tensor
+    encoder_stride: int  # px of its cells
     picks: Picks | None  # None for the faithful form
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,6 +103,7 @@ class AttentionLayers:
     """The attention layers of a model that can be explained."""
 
     encoder: Any  # of the last encoder layer
+    encoder_level: int  # the level that it looks at
     to_queries: list[Any]  # of every decoder layer: self-attention
     to_image: list[Any]  # of every decoder layer: cross-attention
 
@@ -113,23 +120,25 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
     if isinstance(model, DETR):
         recorded.append(model.input_proj)
     batch = model_input(detector, image)
-    with recorded_inputs(recorded) as inputs:
+    with recorded_inputs([*recorded, *selecting_modules(model)]) as inputs:
         outputs = with_all_layers(model)(batch)
 
     cross_attention: Maps | Points
     if isinstance(model, DETR):
         (features,) = inputs[model.input_proj]
-        height, width = features.shape[-2:]
-        cross_attention = _maps(attention.to_image, inputs, (height, width))
+        shapes = [features.shape[-2:]]
+        cross_attention = _maps(attention.to_image, inputs, shapes[0])
+        strides: tuple[int, ...] = ()
         picks = None
     else:
-        first_inputs = inputs[attention.to_image[0]]
-        _, _, _, shapes, _ = first_inputs
-        height, width = shapes[STRIDES.index(16)]
+        _, _, _, shapes, _ = inputs[attention.to_image[0]]
         cross_attention = _points(attention.to_image, inputs)
-        picks = picked_proposals(outputs, first_inputs)
+        strides = strides_of(batch, shapes)
+        picks = picked_proposals(model, outputs, inputs)
 
-    boxes, scores, labels = _answers(outputs, model.loss_config)
+    height, width = shapes[attention.encoder_level]
+    (encoder_stride,) = strides_of(batch, [(height, width)])
+    boxes, scores, labels = _answers(outputs, model.loss_config, len(attention.to_image))
     self_attention = []
     for module in attention.to_queries:
         self_attention.append(_mean_over_heads(module, inputs))
@@ -141,8 +150,10 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
         scores=scores,
         labels=labels,
         cross_attention=cross_attention,
+        strides=strides,
         self_attention=torch.stack(self_attention).cpu(),
         encoder_attention=encoder_attention.view(height, width, height, width).cpu(),
+        encoder_stride=encoder_stride,
         picks=picks,
     )
 
@@ -154,20 +165,41 @@ def attention_layers(model: nn.Module) -> AttentionLayers:
         layers = model.transformer.decoder.layers
         return AttentionLayers(
             encoder=model.transformer.encoder.layers[-1].self_attn,
+            encoder_level=0,
             to_queries=[layer.self_attn for layer in layers],
             to_image=[layer.multihead_attn for layer in layers],
         )
     if isinstance(model, FastDETR):
         layers = model.decoder
-        return AttentionLayers(
-            encoder=model.neck.encoder.self_attn,
-            to_queries=[layer.self_attn for layer in layers],
-            to_image=[layer.cross_attn for layer in layers],
+        encoder, encoder_level = model.neck.encoder, STRIDES.index(16)
+    elif isinstance(model, RTDETR):
+        decoder: Any = model.decoder
+        layers = decoder.decoder["layers"][: decoder.last_in_eval + 1]
+        encoder, encoder_level = model.encoder.attention_layer, -1
+    else:
+        raise InputError(
+            f"{type(model).__name__}: explain shows models with encoder and decoder attention: "
+            "detr_*, redetr_*, rtdetr_*, dfine_*"
         )
-    name = type(model).__name__
-    raise InputError(
-        f"{name}: explain shows models with encoder and decoder attention: detr_*, redetr_*"
+    return AttentionLayers(
+        encoder=encoder.self_attn,
+        encoder_level=encoder_level,
+        to_queries=[layer.self_attn for layer in layers],
+        to_image=[layer.cross_attn for layer in layers],
     )
+
+
+def selecting_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules whose inputs `picked_proposals` needs."""
+    if isinstance(model, RTDETR):
+        return [model.decoder.enc_score_head]
+    return []
+
+
+def strides_of(batch: Tensor, shapes: list[tuple[int, int]]) -> tuple[int, ...]:
+    """How many px of the images a cell of each level stands for; `shapes` are their (h, w)."""
+    image_height = batch.shape[-2]
+    return tuple(round(image_height / height) for height, _ in shapes)
 
 
 @contextmanager
@@ -224,22 +256,21 @@ def attention_weights(
     return scores.softmax(-1)
 
 
-def picked_proposals(outputs: Outputs, cross_inputs: tuple) -> Picks:
+def picked_proposals(model: DetectionModel, outputs: Outputs, inputs: Inputs) -> Picks:
     """Level and position of the proposals that became queries.
 
-    `cross_inputs` are the arguments of the first deformable attention.
+    `inputs` are those of the first deformable attention and of `selecting_modules`.
     """
-    _, boxes, _, shapes, _ = cross_inputs
-    num_queries = boxes.shape[1]
-    scores = outputs["enc_outputs"]["pred_logits"][0].amax(-1)
-    best = scores.topk(num_queries).indices.cpu()
+    first = attention_layers(model).to_image[0]
+    _, boxes, _, shapes, _ = inputs[first]
+    logits = outputs["enc_outputs"]["pred_logits"]
+    for head in selecting_modules(model):  # where the outputs hold those of the queries alone
+        logits = head(*inputs[head])
+    (best,) = best_positions(at_least_float32(logits), boxes.shape[1]).cpu()
     all_levels = []
     all_centers = []
     for level, (height, width) in enumerate(shapes):
-        rows = torch.arange(height)
-        columns = torch.arange(width)
-        y, x = torch.meshgrid((rows + 0.5) / height, (columns + 0.5) / width, indexing="ij")
-        all_centers.append(torch.stack([x, y], -1).view(-1, 2))
+        all_centers.append(position_centers((height, width), like=boxes.cpu()))
         all_levels.append(torch.full((height * width,), level))
     return Picks(
         level=torch.cat(all_levels)[best],
@@ -248,12 +279,18 @@ def picked_proposals(outputs: Outputs, cross_inputs: tuple) -> Picks:
     )
 
 
-def _answers(outputs: Outputs, config: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes `[L, Q, 4]` xyxy, and scores and labels `[L, Q]` of the best classes, on the host."""
+def _answers(
+    outputs: Outputs, config: LossConfig, num_layers: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes `[L, Q, 4]` xyxy, and scores and labels `[L, Q]` of the best classes, on the host.
+
+    What comes before the last L, a proposal within the first layer of D-FINE, is left out.
+    """
     boxes = []
     scores = []
     labels = []
-    for layer in [*outputs["aux_outputs"], outputs]:
+    layers = [*outputs["aux_outputs"], outputs]
+    for layer in layers[-num_layers:]:
         layer_scores, layer_labels = best_classes(layer["pred_logits"][0], config.scores)
         boxes.append(box_cxcywh_to_xyxy(layer["pred_boxes"][0]))
         scores.append(layer_scores)
@@ -288,9 +325,23 @@ def _points(modules: list[Any], inputs: Inputs) -> Points:
     for module in modules:
         query, boxes, *_ = inputs[module]
         points, weights = module.samples(query, boxes)
-        all_points.append(points[0])
-        all_weights.append(weights[0])
-    where = torch.stack(all_points)
-    levels_and_points = where.shape[3:5]
-    weights = torch.stack(all_weights).unflatten(-1, levels_and_points)
-    return Points(where.cpu(), weights.cpu())
+        if isinstance(module, DeformableAttention):
+            all_points.append(_by_level(points[0], module.points, outside=-1.0))
+            all_weights.append(_by_level(weights[0], module.points, outside=0.0))
+        else:  # as many on each level
+            all_points.append(points[0])
+            all_weights.append(weights[0].unflatten(-1, points.shape[3:5]))
+    return Points(torch.stack(all_points).cpu(), torch.stack(all_weights).cpu())
+
+
+def _by_level(values: Tensor, counts: list[int], outside: float) -> Tensor:
+    """`[Q, heads, S, points, ...]` of `[Q, heads, P, ...]`, counts[i] of them on level i.
+
+    Levels with fewer points than others are filled up with `outside`.
+    """
+    levels = []
+    for level in values.split(counts, 2):
+        shape = list(level.shape)
+        shape[2] = max(counts) - shape[2]
+        levels.append(torch.cat([level, level.new_full(shape, outside)], 2))
+    return torch.stack(levels, 2)

@@ -10,12 +10,15 @@ from torch import Tensor
 from redetr.data import DetectionDataset
 from redetr.detector.detector import Detector
 from redetr.explain.attention import (
+    attention_layers,
     model_input,
     picked_proposals,
     recorded_inputs,
+    selecting_modules,
+    strides_of,
     with_all_layers,
 )
-from redetr.models.fast import FastDETR
+from redetr.models.detr import DETR
 from redetr.postprocess import best_classes
 
 
@@ -25,8 +28,9 @@ class Habits:
 
     boxes: Tensor  # [N, Q, 4] cxcywh, of the last layer
     scores: Tensor  # [N, Q]
-    centers: Tensor | None  # [N, Q, 2] where the queries of the fast form started
-    level: Tensor | None  # [N, Q]
+    centers: Tensor | None  # [N, Q, 2] where queries started that are no learned vectors
+    level: Tensor | None  # [N, Q] index into the strides
+    strides: tuple[int, ...]  # px of a cell of each level; none for the faithful form
 
 
 @torch.no_grad()
@@ -39,12 +43,14 @@ def query_habits(
     """What the queries do on `count` images spread over the data set, or all if it has fewer."""
     model = detector.model
     recorded: list[Any] = []
-    if isinstance(model, FastDETR):
-        recorded.append(model.decoder[0].cross_attn)
+    is_faithful = isinstance(model, DETR)
+    if not is_faithful:
+        recorded = [attention_layers(model).to_image[0], *selecting_modules(model)]
     boxes = []
     scores = []
     centers = []
     levels = []
+    strides: tuple[int, ...] = ()
     count = min(count, len(dataset))
     for step in range(count):
         index = step * len(dataset) // count
@@ -54,8 +60,10 @@ def query_habits(
         image_scores, _ = best_classes(outputs["pred_logits"][0], model.loss_config.scores)
         boxes.append(outputs["pred_boxes"][0].cpu())
         scores.append(image_scores.cpu())
-        for cross_inputs in inputs.values():
-            picks = picked_proposals(outputs, cross_inputs)
+        if not is_faithful:
+            _, _, _, shapes, _ = inputs[recorded[0]]
+            strides = strides_of(batch, shapes)
+            picks = picked_proposals(model, outputs, inputs)
             centers.append(picks.centers)
             levels.append(picks.level)
         on_image()
@@ -64,4 +72,5 @@ def query_habits(
         scores=torch.stack(scores),
         centers=torch.stack(centers) if centers else None,
         level=torch.stack(levels) if levels else None,
+        strides=strides,
     )

@@ -13,7 +13,6 @@ from torch import Tensor
 from redetr.explain.attention import Explanation, Points
 from redetr.explain.habits import Habits
 from redetr.explain.packing import packed, picture_data
-from redetr.models.fast import STRIDES
 from redetr.pages.templates import render, write_page
 
 _MOST_CELLS = 1200  # of a map; larger ones are drawn coarser
@@ -53,6 +52,9 @@ def image_page(
         heading=heading,
         loss_link=loss_link,
         fast=isinstance(explanation.cross_attention, Points),
+        strides=explanation.strides,
+        colors=_LEVEL_COLORS,
+        encoder_stride=explanation.encoder_stride,
         layers=layers,
         queries=queries,
         grid={"height": height, "width": width},
@@ -86,7 +88,7 @@ def image_data(
         "steps": _BRIGHTNESS_STEPS,
         "encoder": _brightness(encoder),
         "encoder_peaks": packed(encoder.amax((-2, -1)), np.float32),
-        "strides": STRIDES,
+        "strides": explanation.strides,
     }
     data |= _cross_data(explanation)
     if picks is not None:
@@ -108,7 +110,7 @@ class _HabitSummary:
     def of(cls, habits: Habits) -> "_HabitSummary":
         rows = []
         if habits.level is not None:
-            for level in range(len(STRIDES)):
+            for level in range(len(habits.strides)):
                 rows.append(_level_row(habits, habits.level == level, level))
         return cls(images=len(habits.boxes), levels=rows)
 
@@ -120,7 +122,7 @@ def _level_row(habits: Habits, at_level: Tensor, level: int) -> list[str]:
     widths, heights = habits.boxes[..., 2], habits.boxes[..., 3]
     sides = (widths * heights).sqrt()[at_level]
     return [
-        f"{STRIDES[level]} px ({_LEVEL_COLORS[level]})",
+        f"{habits.strides[level]} px ({_LEVEL_COLORS[level]})",
         _percent(at_level.float().mean()),
         _percent(best_tenth.float().mean()),
         _percent(sides.median()) if len(sides) else "-",

@@ -59,7 +59,20 @@ async function explainLoss(root, packed) {
       ["sum", "", "", column(1).toFixed(4), column(2).toFixed(4), (column(0) + unmatched.values[layer]).toFixed(4)]]);
   }
 
-  const draw = () => { drawObjects(); drawMatrix(); drawTerms(); };
+  const noisyPanel = part("noisy") && new Panel(part("noisy"), picture, 560);
+
+  /** The first group of noisy queries: their starts, and their boxes after the layer. */
+  function drawNoisy() {
+    noisyPanel.clear(0.2);
+    const [positive, negative] = [CHOSEN, LEVELS[2]].map((color, sign) => ({ sign, color }));
+    for (const { sign, color } of [negative, positive]) for (const t of range(count)) {
+      noisyPanel.box(data.noisy_starts.row(sign, t), START, { width: 1.5, dash: [5, 4] });
+      noisyPanel.box(data.noisy_boxes.row(layer, sign, t), color);
+    }
+    range(count).forEach((t) => noisyPanel.box(objects[t], TRUTH, { dash: [6, 4], tag: letters[t], beside: true }));
+  }
+
+  const draw = () => { drawObjects(); drawMatrix(); drawTerms(); if (noisyPanel) drawNoisy(); };
   for (const place of root.querySelectorAll("[data-part=layers]"))
     buttons(place, range(layers).map((i) => `layer ${i + 1}`), (i) => { layer = i; draw(); }, layer);
   buttons(part("costs"), ["whole cost", ...PARTS.map((name) => `${name} only`)], (i) => { shown = i; drawMatrix(); });

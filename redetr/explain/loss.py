@@ -14,6 +14,7 @@ from torch import Tensor
 from redetr.data import DetectionDataset
 from redetr.data.loader import Sample, Samples, canvas_of, to_batch
 from redetr.data.transforms import final_size, resizer
+from redetr.denoising import NoisyQueries, noisy_queries
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.evaluation import labels_in
@@ -42,6 +43,33 @@ class Share:
 
 
 @dataclass(frozen=True, eq=False)
+class NoisyAnswers:
+    """The first group of noisy queries: for each object a positive and a negative one.
+
+    All tensors are on the host.
+    """
+
+    groups: int
+    labels: Tensor  # [2, T] that they start with
+    starts: Tensor  # [2, T, 4] cxcywh
+    boxes: Tensor  # [L, 2, T, 4] cxcywh
+    scores: Tensor  # [L, 2, T] of the object's class
+
+    def of_object(self, index: int) -> dict[str, Any]:
+        """JSON-ready: what the positive and the negative query of an object start from, and what
+        they answer after each layer."""
+        described = {}
+        for sign, kind in enumerate(("positive", "negative")):
+            described[kind] = {
+                "label": int(self.labels[sign, index]),
+                "start": self.starts[sign, index].tolist(),
+                "boxes": self.boxes[:, sign, index].tolist(),
+                "scores": self.scores[:, sign, index].tolist(),
+            }
+        return described
+
+
+@dataclass(frozen=True, eq=False)
 class LossExplanation:
     """The loss of one image, and of the batch it is in. All tensors are on the host."""
 
@@ -58,6 +86,7 @@ class LossExplanation:
     together: Losses  # of all images in one process
     canvas: tuple[int, int]  # height, width that the images are padded to
     config: LossConfig
+    noisy: NoisyAnswers | None = None  # None without denoising
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: query, costs and losses of each object in every layer; losses of each GPU."""
@@ -66,11 +95,13 @@ class LossExplanation:
             layers = []
             for layer in range(len(self.queries)):
                 layers.append(self._matched_pair(layer, index))
-            described = {
+            described: dict[str, Any] = {
                 "label": self.class_names[label],
                 "box": self.targets[index].tolist(),
                 "layers": layers,
             }
+            if self.noisy is not None:
+                described["denoising"] = self.noisy.of_object(index)
             objects.append(described)
         gpus = [asdict(share) for share in self.shares]
         return {"objects": objects, "gpus": gpus, "together": self.together}
@@ -104,14 +135,22 @@ def explain_loss(
     targets = [target for _, target in samples]
     total = criterion.counts(targets)
     canvas = canvas_of(samples)
+    groups = criterion.config.denoising
+    noise = noisy_queries(targets, groups, model.num_classes) if groups else None
     outputs = []
     shares = []
-    for sample in samples:
+    for position, sample in enumerate(samples):
         batch = to_batch([sample], detector.device, canvas)
-        image_outputs = whole_model(batch.images, batch.padding)
+        inputs: list[Any] = [batch.images, batch.padding]
+        if noise is not None:
+            inputs.append(_noise_of(noise, position, detector.device))
+        image_outputs = whole_model(*inputs)
         _, target = sample
         outputs.append(image_outputs)
         shares.append(_share(criterion, image_outputs, target, total, world_size))
+    noisy = None
+    if noise is not None:
+        noisy = _noisy_answers(noise, outputs[0]["denoising"], targets[0], groups)
     losses_together = criterion(_joined(outputs), targets)
     return LossExplanation(
         image=dataset.image(index),
@@ -123,6 +162,38 @@ def explain_loss(
         together=_numbers(losses_together),
         canvas=canvas,
         config=model.loss_config,
+        noisy=noisy,
+    )
+
+
+def _noise_of(noise: NoisyQueries, position: int, device: torch.device) -> NoisyQueries:
+    """The noisy queries of one image of a batch."""
+    labels = noise.labels[position]
+    boxes = noise.boxes[position]
+    return NoisyQueries(labels[None].to(device), boxes[None].to(device))
+
+
+def _noisy_answers(
+    noise: NoisyQueries, outputs: Outputs, target: Target, groups: int
+) -> NoisyAnswers:
+    """What the first group of the first image does; `outputs` are those under "denoising"."""
+    predictions = decoder_predictions(outputs)
+    num_objects = len(target["labels"])
+
+    def first_group(values: Tensor) -> Tensor:
+        """`[..., 2, T, N]` of `[..., M, N]`."""
+        by_group = values.unflatten(-2, (groups, 2, -1))
+        return by_group[..., 0, :, :num_objects, :].cpu()
+
+    logits = first_group(predictions.logits[:, 0])  # [L, 2, T, K]
+    classes = target["labels"].expand(logits.shape[:-1])  # [L, 2, T]
+    scores = logits.sigmoid().gather(-1, classes[..., None])
+    return NoisyAnswers(
+        groups=groups,
+        labels=first_group(noise.labels[0, :, None])[..., 0],
+        starts=first_group(noise.boxes[0]),
+        boxes=first_group(predictions.boxes[:, 0]),
+        scores=scores[..., 0],
     )
 
 

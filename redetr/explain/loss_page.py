@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from redetr.boxes import box_cxcywh_to_xyxy
+from redetr.boxes import box_cxcywh_to_xyxy, iou_and_giou
 from redetr.explain.loss import LossExplanation, Share
 from redetr.explain.packing import packed, picture_data
 from redetr.losses import DIVISORS
@@ -46,6 +46,8 @@ def loss_page(
         class_divisor=class_divisor,
         terms=_terms(explanation),
         total_rows=_total_rows(explanation),
+        groups=0 if explanation.noisy is None else explanation.noisy.groups,
+        noisy=_noisy_table(explanation),
         data=loss_data(explanation),
     )
 
@@ -58,7 +60,7 @@ def loss_data(explanation: LossExplanation) -> dict[str, Any]:
     predicted_of_objects = explanation.predicted.gather(1, queries_of_boxes)
     distances = (predicted_of_objects - explanation.targets).abs()
     names = _object_names(explanation)
-    return {
+    data = {
         **picture_data(explanation.image, explanation.class_names),
         "names": names,
         "letters": letters(len(names)),
@@ -70,6 +72,11 @@ def loss_data(explanation: LossExplanation) -> dict[str, Any]:
         "unmatched": packed(explanation.unmatched, np.float32),
         "distances": packed(distances, np.float32),
     }
+    noisy = explanation.noisy
+    if noisy is not None:
+        data["noisy_starts"] = packed(box_cxcywh_to_xyxy(noisy.starts), np.float32)
+        data["noisy_boxes"] = packed(box_cxcywh_to_xyxy(noisy.boxes), np.float32)
+    return data
 
 
 def letters(count: int) -> list[str]:
@@ -225,6 +232,31 @@ def _terms(explanation: LossExplanation) -> _Table:
     return _Table(heads, rows)
 
 
+def _noisy_table(explanation: LossExplanation) -> _Table:
+    """What each noisy query of the first group starts from, and answers in the last layer."""
+    heads = ["object", "query", "starts as", "IoU at the start", "IoU at the end", "score"]
+    noisy = explanation.noisy
+    if noisy is None:
+        return _Table(heads, [])
+    objects = box_cxcywh_to_xyxy(explanation.targets)
+    iou_at_start, _ = iou_and_giou(box_cxcywh_to_xyxy(noisy.starts), objects)  # [2, T]
+    iou_at_end, _ = iou_and_giou(box_cxcywh_to_xyxy(noisy.boxes[-1]), objects)
+    names = _object_names(explanation)
+    rows = []
+    for index, letter in enumerate(letters(len(names))):
+        for sign, kind in enumerate(("positive", "negative")):
+            row = [
+                f"{letter}: {names[index]}",
+                kind,
+                explanation.class_names[noisy.labels[sign, index]],
+                f"{iou_at_start[sign, index]:.2f}",
+                f"{iou_at_end[sign, index]:.2f}",
+                f"{noisy.scores[-1, sign, index]:.3f}",
+            ]
+            rows.append(row)
+    return _Table(heads, rows)
+
+
 def _total_rows(explanation: LossExplanation) -> list[list[str]]:
     """The terms of every layer and their weighted sum, and the whole loss."""
     config = explanation.config
@@ -236,6 +268,10 @@ def _total_rows(explanation: LossExplanation) -> list[list[str]]:
     suffixes[f"layer {last + 1}"] = ""
     if config.proposals:
         suffixes["proposals of the encoder"] = "_enc"
+    if explanation.noisy is not None:
+        decoder_layers = [name for name in suffixes if name.startswith("layer")]
+        for name in decoder_layers:
+            suffixes[f"denoising, {name}"] = f"_dn{suffixes[name]}"
 
     rows = []
     for title, suffix in suffixes.items():

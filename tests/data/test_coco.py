@@ -229,9 +229,9 @@ SWAPPED = [10, 20, 95, 75]  # xyxy
 FAULTS = {
     "unknown image": (lambda d: d["annotations"][1].update(image_id=77), "902", "image_id 77"),
     "image id of another type": (
-        lambda d: d["annotations"][1].update(image_id="10"),
+        lambda d: d["annotations"][1].update(image_id="ten"),
         "902",
-        "image_id '10'",
+        "image_id 'ten'",
     ),
     "unknown category": (
         lambda d: d["annotations"][2].update(category_id=8),
@@ -362,13 +362,13 @@ FAULTS = {
         "no/b.png",
     ),
     "climbs out": (
-        lambda d: d["images"][2].update(file_name="../b.png"),
+        lambda d: d["images"][2].update(file_name="../gone.png"),
         "image 20",
-        "../b.png",
+        "../gone.png",
         "inside",
     ),
     "hidden climb": (
-        lambda d: d["images"][2].update(file_name="x/../../b.png"),
+        lambda d: d["images"][2].update(file_name="x/../../gone.png"),
         "image 20",
         "inside",
     ),
@@ -383,14 +383,18 @@ FAULTS = {
         "/etc/hosts",
         "inside",
     ),
-    "Windows drive": (lambda d: d["images"][2].update(file_name="C:\\b.png"), "image 20", "inside"),
+    "Windows drive": (
+        lambda d: d["images"][2].update(file_name="C:\\gone.png"),
+        "image 20",
+        "inside",
+    ),
     "no width": (lambda d: d["images"][2].pop("width"), "image 20", "b.png", "Nonex80"),
     "zero height": (lambda d: d["images"][2].update(height=0), "image 20", "b.png", "100x0"),
     "category id twice": (lambda d: d["categories"][1].update(id=90), "ant", "90", "twice"),
     "category id is text": (
-        lambda d: d["categories"][1].update(id="4"),
+        lambda d: d["categories"][1].update(id="four"),
         "ant",
-        "'4'",
+        "'four'",
         "not a whole number",
     ),
     "category without name": (lambda d: d["categories"][1].pop("name"), "category -4", "name"),

@@ -171,14 +171,14 @@ def test_links_are_followed_and_refused_links_are_copies(tmp_path, monkeypatch):
     write(tmp_path / "source", DOCUMENT)
     (tmp_path / "source/train/a.png").rename(tmp_path / "elsewhere.png")
     (tmp_path / "source/train/a.png").symlink_to(tmp_path / "elsewhere.png")
-    convert(tmp_path / "source", tmp_path / "linked", "coco")
+    convert(tmp_path / "source", tmp_path / "linked", "coco", follow_links=True)
     assert not (tmp_path / "linked/train/a.png").is_symlink()
 
     def refuse(*_):
         raise OSError("another disk")
 
     monkeypatch.setattr(os, "link", refuse)
-    convert(tmp_path / "source", tmp_path / "copied", "coco")
+    convert(tmp_path / "source", tmp_path / "copied", "coco", follow_links=True)
     assert contents(tmp_path / "linked") == contents(tmp_path / "copied")
 
 
@@ -257,3 +257,22 @@ def test_json_for_machines(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {
         "destination": f"{tmp_path}/new", "told": [f"{tmp_path}/new: train has 3 images, 4 objects"]
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("linked", ["train/train-1.jpg", "train"])
+def test_links_out_of_the_data(tiny_coco, tmp_path, linked):
+    """A stranger's link may stand for any file; one's own are followed on request. Links inside of
+    the data are no matter."""
+    elsewhere = tmp_path / "elsewhere"
+    (tiny_coco / linked).rename(elsewhere)
+    (tiny_coco / linked).symlink_to(elsewhere)
+    image = tiny_coco / "val" / "val-1.jpg"
+    image.rename(tiny_coco / "other.jpg")
+    image.symlink_to("../other.jpg")
+    with pytest.raises(InputError, match=r"train-.\.jpg: a symbolic link leads to .*elsewhere"):
+        convert(tiny_coco, tmp_path / "new", "yolo")
+    assert not (tmp_path / "new").exists()
+    convert(tiny_coco, tmp_path / "new", "yolo", follow_links=True)
+    written = tmp_path / "new" / "images"
+    assert (written / "train" / "train-1.jpg").read_bytes()[:2] == b"\xff\xd8"
+    assert not (written / "val" / "val-1.jpg").is_symlink()

@@ -9,9 +9,11 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from command_line import train_arguments
 from PIL import Image
 from sound_data import WRITERS, scenes
 
+from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.data.annotations import Fault
 from redetr.data.formats.listing import contents_of
@@ -282,3 +284,78 @@ def test_images_that_predict_wrote_are_no_data(data):
     assert len(open_dataset(root, "train")) == 14
     where = "data/images/train/checked/sheet.png"
     assert summary(faults["output-passed-over"]) == ("note", where, 2)
+
+
+def test_training_reports_what_check_reports(data, tmp_path, capsys):
+    root = data("coco")
+    shutil.copy(root / "train/train-03.jpg", root / "val/val-04.jpg")
+    shutil.copy(root / "train/train-03.jpg", root / "train/train-05.jpg")
+    (root / "train/._train-00.jpg").write_bytes(APPLE_DOUBLE)
+    save(root / "extra/a.png")
+    main(train_arguments(root, tmp_path / "run", steps=1, eval_every=1))
+    said = capsys.readouterr().err
+    assert "warning: val-04.jpg of val is the same image as train-03.jpg of train; take it" in said
+    assert "warning: train-05.jpg of train is the same image as train-03.jpg; keep one" in said
+    assert f"note: {root}: extra: 1 images of this folder are in no split, such as a.png" in said
+    assert f"note: {root}: train/._train-00.jpg: is hidden or was left by a system" in said
+    assert faults_of(root).keys() == {"image-leak", "image-twice", "folder-unused", "system-file"}
+
+
+def test_what_cvat_calls_the_default_subset(data):
+    root = data("coco")
+    (root / "annotations/instances_train.json").rename(root / "annotations/instances_default.json")
+    (root / "images").mkdir()
+    (root / "train").rename(root / "images/default")
+    assert len(open_dataset(root, "train")) == 14
+    assert len(open_dataset(root, "train", 0.2)) == 14  # there is a val split
+    shutil.rmtree(root)
+    root = data("voc")
+    shutil.rmtree(root / "ImageSets")
+    (root / "ImageSets/Main").mkdir(parents=True)
+    (root / "ImageSets/Main/default.txt").write_text("train-01\ntrain-02\ntrain-01\n")
+    train = open_dataset(root, "train")
+    assert len(train) == 2
+    assert "default.txt: line 3: 'train-01' is listed twice, and read once" in str(train.notes)
+
+
+def test_the_yaml_that_fiftyone_writes(data):
+    root = data("yolo")
+    text = (root / "data.yaml").read_text()
+    (root / "data.yaml").unlink()
+    (root / "dataset.yaml").write_text(f"path: {root}\n{text}")
+    assert faults_of(root) == {}
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+def test_two_data_sets_in_one_folder(data, sound, form):
+    """Which one is read is said, and how to read the other one."""
+    root = data(form)
+    other = "yolo" if form == "coco" else "voc"
+    shutil.copytree(sound[other], root, dirs_exist_ok=True)
+    fault = faults_of(root)["layout-unused"]
+    name = {"coco": "COCO", "yolo": "YOLO"}[form]
+    unread = {"coco": "data.yaml", "yolo": "JPEGImages"}[form]
+    assert fault.text == f"the folder is read in {name} format, and {unread} is not read"
+    if form == "coco":
+        assert len(open_dataset(root / "data.yaml", "train")) == 14
+        (root / "annotations/instances_train.json").unlink()  # then only YOLO has all splits
+        assert open_dataset(root, "train").annotations.source == root / "data.yaml"
+
+
+def test_a_data_set_one_folder_below_is_named(data):
+    root = data("yolo")
+    (root.parent / "outer").mkdir()
+    root.rename(root.parent / "outer/data")
+    with pytest.raises(InputError, match=r"give .*/outer/data, which holds one"):
+        open_dataset(root.parent / "outer", "train")
+
+
+def test_lines_that_are_listed_twice(data):
+    root = data("yolo")
+    names = sorted(path.name for path in (root / "images/train").iterdir())
+    (root / "train.txt").write_text(
+        "".join(f"images/train/{name}\n" for name in [*names, names[3]])
+    )
+    text = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(text.replace("train: images/train", "train: train.txt"))
+    assert summary(faults_of(root)["line-twice"]) == ("note", "train.txt/line 15", 1)

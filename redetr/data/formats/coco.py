@@ -7,10 +7,7 @@ or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.js
 """
 
 import math
-import os
 import reprlib
-from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +15,44 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from redetr.data.annotations import (
-    SPLITS,
     Annotations,
     Fault,
     Images,
     Objects,
     Rows,
-    Severity,
     Split,
     assemble,
 )
-from redetr.data.contradictions import to_corners
-from redetr.data.formats.outlines import (
-    around_turned,
-    extent_of,
-    is_number,
-    parse,
-    to_floats,
-)
-from redetr.data.formats.paths import find_files, path_inside
+from redetr.data.formats.coco_places import coco_locate, coco_sought
+from redetr.data.formats.columns import Columns, Row
+from redetr.data.formats.foreign import FoundFiles, find_files
+from redetr.data.formats.json_lists import read_lists
+from redetr.data.formats.listing import listed_twice
+from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
+from redetr.data.formats.paths import path_inside
 from redetr.data.formats.text_ids import number_text_ids
 from redetr.errors import InputError
 
-ROBOFLOW_FILE = "_annotations.coco.json"
-CVAT_FILE = "instances_default.json"  # of a task that is not divided into splits
-_FOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid"),
-    "test": ("test",),
-}
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NO_BOX = [math.nan] * 4
+# Keys that `_summarize` adds to an annotation, which no file has: the xyxy around its outline, the
+# size of its mask, whether its bbox is taken from there, and by how many degrees it is turned.
+_EXTENT = "\0extent"
+_MASK_SIZE = ("\0mask height", "\0mask width")
+_OUTLINED = "\0outlined"
+_ROTATION = "\0rotation"
+# What is kept of the rows of each list.
+_KEYS = {
+    "images": ("id", "file_name", "width", "height"),
+    "annotations": (
+        *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation"),
+        *(_EXTENT, *_MASK_SIZE, _OUTLINED, _ROTATION),
+    ),
+    "categories": ("id", "name"),
+}
 _REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
-
-Row = dict[str, Any]
-
-
-def coco_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are in COCO format."""
-    return [split for split in SPLITS if _files(root, split)]
-
-
-def coco_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
-    return f"annotations/instances_{split}*.json or {_FOLDERS[split][-1]}/{ROBOFLOW_FILE}"
 
 
 def read_coco(root: Path, split: Split) -> Annotations:
@@ -72,23 +61,30 @@ def read_coco(root: Path, split: Split) -> Annotations:
     Raises InputError for a file that is not JSON of the three lists, and if several files claim to
     be the split.
     """
-    located = _locate(root, split)
+    located = coco_locate(root, split)
     if located is None:
         raise InputError(f"no {split} split: looked for {coco_sought(split)}", where=root)
     file, folders = located
-    return from_document(file, parse(file), folders)
+    lists = _Lists()
+    is_list = read_lists(file, tuple(_KINDS), lists.take)
+    for key in _KINDS:
+        lists.are_objects[key] &= is_list.get(key, False)
+    return _annotations(file, lists, folders, _REMEDY)
 
 
-def from_document(
-    source: Path, document: Any, folders: list[Path], remedy: str = _REMEDY
-) -> Annotations:
-    """The annotations of a document in COCO format. Without `folders`, image files are not looked
-    for. `remedy` is what to do about a box that leaves its image.
+def from_document(source: Path, document: dict[str, list[Row]], remedy: str) -> Annotations:
+    """The annotations of a document in COCO format; image files are not looked for. `remedy` is
+    what to do about a box that leaves its image."""
+    lists = _Lists()
+    for key, rows in document.items():
+        lists.take(key, rows)
+    return _annotations(source, lists, [], remedy)
 
-    Raises InputError if it does not hold the three lists.
-    """
+
+def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str) -> Annotations:
+    """The annotations of the three lists. Without `folders`, image files are not looked for."""
     faults: list[Fault] = []
-    images, annotations, categories = _tables(source, document, faults)
+    images, annotations, categories = _tables(source, lists, faults)
     faults += _text_ids(source, images, annotations, "image_id")
     faults += _text_ids(source, categories, annotations, "category_id")
     category_ids = categories.ids()
@@ -116,107 +112,79 @@ def from_document(
     label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
     objects = _read_objects(annotations, image, label_of_row[category], remedy)
     assembled = assemble(source, classes, read_images, objects, faults)
-    assembled.faults.extend(_listed_twice(assembled))
+    assembled.faults.extend(listed_twice(assembled))
     return assembled
 
 
-def _listed_twice(annotations: Annotations) -> list[Fault]:
-    """An error if one image file has several entries with different objects, as of several
-    annotators; a warning if they are the same."""
-    names = annotations.names
-    repeated = np.flatnonzero(names[1:] == names[:-1]) + 1  # images are sorted by name
-    if not len(repeated):
-        return []
-    differing = [i for i in repeated.tolist() if not _same_objects(annotations, i - 1, i)]
-    severity: Severity = "error" if differing else "warning"
-    i = differing[0] if differing else int(repeated[0])
-    num_files = len(np.unique(names))
-    other = annotations.ids[i - 1]
-    text = f"is the same file as image {other} ({num_files} files have {len(names)} entries)"
-    if differing:
-        text += ", and each entry lacks objects of the other"
-    where = f"image {annotations.ids[i]} ({os.fsdecode(names[i])!r})"
-    remedy = "make them one entry, with all objects"
-    source = annotations.source
-    return [Fault(severity, "image-listed-twice", source, where, text, remedy, len(repeated))]
+class _Lists:
+    """The three lists of a file, as columns."""
+
+    def __init__(self) -> None:
+        self.columns = {key: Columns(keys) for key, keys in _KEYS.items()}
+        self.are_objects = dict.fromkeys(_KEYS, True)  # else one holds something else
+
+    def take(self, key: str, rows: list[Any]) -> None:
+        """Adds rows to the list of this name."""
+        if not all(isinstance(row, dict) for row in rows):
+            self.are_objects[key] = False
+            return
+        if key == "annotations":
+            for row in rows:
+                _summarize(row)
+        self.columns[key].extend(rows)
 
 
-def _same_objects(annotations: Annotations, first: int, second: int) -> bool:
-    """Whether two images have the same boxes of the same classes, in any order."""
-    rows = []
-    for image in (first, second):
-        objects = annotations.objects_of(image)
-        labels = annotations.labels[objects, None]
-        table = np.concatenate([annotations.boxes[objects], labels], axis=1)  # [T, 5]
-        rows.append(sorted(table.tolist()))
-    return rows[0] == rows[1]
-
-
-def _files(root: Path, split: Split) -> list[Path]:
-    """The annotation files that claim to be the split."""
-    folder = root / "annotations"
-    exact = folder / f"instances_{split}.json"
-    if exact.is_file():
-        return [exact]
-    instances = sorted(folder.glob(f"instances_{split}*.json"))
-    if instances:
-        return instances
-    default = folder / CVAT_FILE
-    if split == "train" and default.is_file():
-        return [default]
-    for name in _FOLDERS[split]:
-        exported = root / name / ROBOFLOW_FILE
-        if exported.is_file():
-            return [exported]
-    return []
-
-
-def _locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
-    """The annotation file of the split and the folders where its images may be; None if there is
-    none.
-
-    Raises InputError if several files claim to be the split.
-    """
-    files = _files(root, split)
-    if not files:
-        return None
-    if len(files) > 1:
-        listed = ", ".join(file.name for file in files)
-        text = f"several files for the {split} split ({listed})"
-        raise InputError(text, where=root, remedy="keep one in annotations/")
-    file = files[0]
-    if file.name == ROBOFLOW_FILE:
-        return file, [file.parent]
-    names = [file.stem.removeprefix("instances_"), *_FOLDERS[split]]
-    folders = []
-    for parent in (root, root / "images"):
-        folders += [parent / name for name in names]
-    return file, [*folders, root / "images", root]
+def _summarize(row: Row) -> None:
+    """Of the outline of an annotation, which is most of a large file, keeps the extent; writes a
+    bbox where there is none."""
+    attributes = row.get("attributes")
+    if isinstance(attributes, dict) and is_number(attributes.get("rotation")):
+        row[_ROTATION] = attributes["rotation"] % 180
+    outline = row.get("segmentation")
+    if not outline:
+        return
+    extent: Any = None
+    if isinstance(outline, list) and row.get("bbox"):
+        extent = quick_extent(outline)
+    elif isinstance(outline, dict):
+        size = outline.get("size")
+        if isinstance(size, list) and len(size) == 2 and all(map(is_number, size)):
+            row.update(zip(_MASK_SIZE, size, strict=True))
+        if row.get("iscrowd") not in (1, "1"):
+            extent = extent_of(outline)
+    row[_EXTENT] = list(extent or _NO_BOX)
+    if not row.get("bbox"):
+        row[_OUTLINED] = 1
+        around = extent_of(outline)
+        if around is None:
+            return  # a message quotes it
+        x1, y1, x2, y2 = around
+        row["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+    del row["segmentation"]
 
 
 class _Table(Rows):
     """One of the three lists of a file."""
 
-    def __init__(self, file: Path, kind: str, rows: list[Row], faults: list[Fault]):
+    def __init__(self, file: Path, kind: str, columns: Columns, faults: list[Fault]):
         """`kind` is what a row describes."""
-        super().__init__(len(rows), faults, lambda i: (file, self._name(i)))
+        super().__init__(columns.count, faults, lambda i: (file, self._name(i)))
         self.kind = kind
-        self.rows = rows
+        self.columns = columns.columns
 
     def _name(self, i: int) -> str:
         """Such as "image 12 ('a.jpg')"."""
-        row = self.rows[i]
         name = f"{self.kind} number {i} (without id)"
-        if "id" in row:
+        if not self.columns["id"].lacks(i):
             name = f"{self.kind} {self.quoted(i, 'id')}"
         for key in ("file_name", "name"):
-            if key in row:
+            if key in self.columns and not self.columns[key].lacks(i):
                 name += f" ({self.quoted(i, key)})"
         return name
 
     def quoted(self, i: int, key: str) -> str:
         """What row `i` holds there, shortened to one line."""
-        return _SHORT.repr(self.rows[i].get(key))
+        return _SHORT.repr(self.columns[key][i])
 
     def report(self, code: str, bad: ArrayLike, text: str, remedy: str) -> None:
         """Adds a fault for the rows that are `bad`, bool `[N]`. `{key}` in the text stands for what
@@ -227,31 +195,10 @@ class _Table(Rows):
 
         self.fault(code, bad, filled, remedy)
 
-    def column(self, key: str) -> list[Any]:
-        return [row.get(key) for row in self.rows]
-
-    def whole_numbers(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """What the rows say, int64 `[N]`, and which of them say no whole number, bool `[N]` (there
-        it is 0)."""
-        values = self.column(key)
-        count = len(values)
-        kinds = set(map(type, values))
-        if kinds == {int}:  # nearly always, and then many times faster
-            with suppress(OverflowError):
-                numbers = np.array(values, np.int64)
-                return numbers, np.zeros(count, bool)
-        numbers = np.zeros(count, np.int64)
-        bad = np.ones(count, bool)
-        for i, value in enumerate(values):
-            if is_number(value) and value == int(value):
-                numbers[i] = int(value)
-                bad[i] = False
-        return numbers, bad
-
     def ids(self) -> np.ndarray:
         """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
         twice."""
-        ids, bad = self.whole_numbers("id")
+        ids, bad = self.columns["id"].whole_numbers()
         self.report("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
         good = np.flatnonzero(self.good)
         _, first = np.unique(ids[good], return_index=True)
@@ -265,7 +212,7 @@ class _Table(Rows):
 
         `ids` are those of the other table, where they are `known`.
         """
-        wanted, bad = self.whole_numbers(key)
+        wanted, bad = self.columns[key].whole_numbers()
         rows = np.flatnonzero(known)
         if not len(rows):
             return np.full(len(wanted), -1)
@@ -291,24 +238,24 @@ class _Quotes(dict[str, str]):
         return self.table.quoted(self.row, key)
 
 
-def _tables(file: Path, document: Any, faults: list[Fault]) -> list[_Table]:
+def _tables(file: Path, lists: _Lists, faults: list[Fault]) -> list[_Table]:
     """Images, annotations and categories."""
     tables = []
     for key, kind in _KINDS.items():
-        rows = document.get(key) if isinstance(document, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        if not lists.are_objects[key]:
             text = f'"{key}" is missing or not a list of objects'
             raise InputError(text, where=file, remedy="export in COCO format again")
-        if not rows and key != "annotations":
+        columns = lists.columns[key]
+        if not columns.count and key != "annotations":
             remedy = "export the annotations again"
             raise InputError(f'"{key}" is empty', where=file, remedy=remedy)
-        tables.append(_Table(file, kind, rows, faults))
+        tables.append(_Table(file, kind, columns, faults))
     return tables
 
 
 def _text_ids(source: Path, table: _Table, annotations: _Table, key: str) -> list[Fault]:
     """A note if ids are text, which become numbers."""
-    text = number_text_ids(table.rows, annotations.rows, key)
+    text = number_text_ids(table.columns["id"], annotations.columns[key])
     if not text:
         return []
     where = f"the {key}s"
@@ -317,7 +264,7 @@ def _text_ids(source: Path, table: _Table, annotations: _Table, key: str) -> lis
 
 def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
     """Names by id, sorted by id."""
-    names = table.column("name")
+    names = list(table.columns["name"])
     invalid = [not isinstance(name, str) for name in names]
     table.report("name-invalid", invalid, "its name {name} is no text", "write one")
     classes = {}
@@ -328,15 +275,26 @@ def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
 
 
 def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
-    names = [path_inside(name) for name in table.column("file_name")]
+    texts = list(table.columns["file_name"])
+    nowhere = np.zeros(len(texts), bool)
+    found = FoundFiles(Path(), [path_inside(text) for text in texts], nowhere, nowhere)
+    if folders:
+        found = find_files(texts, folders)
     table.report(
         "path-outside",
-        [not name for name in names],
+        [not name for name in found.names],
         "file_name {file_name} is no path inside the data folder",
-        "write one",
+        f"write the path of its file below {found.folder}, or put that file there",
     )
-    heights, bad_height = table.whole_numbers("height")
-    widths, bad_width = table.whole_numbers("width")
+    table.fault(
+        "path-foreign",
+        found.is_foreign,
+        lambda i: f"it is not there as written, and {found.names[i]!r} in {found.folder} is taken",
+        "nothing to do, or write that",
+        "note",
+    )
+    heights, bad_height = table.columns["height"].whole_numbers()
+    widths, bad_width = table.columns["width"].whole_numbers()
     no_number = bad_height | bad_width
     table.report(
         "size-invalid",
@@ -344,80 +302,74 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "{width}x{height} is no size in pixels",
         "write that of the file",
     )
-    folder = Path()
-    missing = np.zeros(len(names), bool)
-    if folders:
-        folder, missing = find_files(names, folders)
+    remedy = "put it there, or delete the entry"
+    if found.similar:
+        remedy = f"write {found.similar!r}, if that is it"
     table.fault(
         "image-missing",
-        missing,
-        lambda i: f"its file is not in {folder}",
-        "put it there, or delete the entry",
+        found.is_missing,
+        lambda i: f"its file is not in {found.folder}",
+        remedy,
     )
     sizes = np.stack([heights, widths], axis=1)
-    return Images(table, folder, names, ids, sizes, lambda i: str(ids[i]))
+    return Images(table, found.folder, found.names, ids, sizes, lambda i: str(ids[i]))
 
 
 def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: str) -> Objects:
-    ids, without_id = table.whole_numbers("id")
-    _take_boxes_from_outlines(table)
-    boxes = _read_boxes(table)
-    area = to_floats(table.column("area"))
-    is_crowd = [value in (1, "1") for value in table.column("iscrowd")]
-    is_ignored = [value in (1, "1") for value in table.column("ignore")]
-    outlines, mask_sizes = _read_outlines(table)
-    corners = _replace_empty_boxes(table, to_corners(boxes, "xywh"), outlines)
-    corners = _turn_boxes(table, corners, np.isnan(outlines).any(1))
+    ids, without_id = table.columns["id"].whole_numbers()
+    _report_outlines(table)
+    corners = _read_boxes(table)
+    corners[:, 2:] += corners[:, :2]  # in place: a large data set has millions
+    area = table.columns["area"].numbers()
+    is_crowd = _read_flags(table, "iscrowd")
+    is_ignored = _read_flags(table, "ignore")
+    outlines = None
+    if not table.columns[_EXTENT].is_absent():
+        outlines = table.columns[_EXTENT].boxes()
+        _replace_empty_boxes(table, corners, outlines)
+    _turn_boxes(table, corners, outlines)
     return Objects(
         rows=table,
         image=image,
         labels=labels,
         corners=corners,
-        iscrowd=np.array(is_crowd, bool) | np.array(is_ignored, bool),
+        iscrowd=is_crowd | is_ignored,
         area=np.where(area >= 0, area, -1).astype(np.float32),
         ids=np.where(without_id, np.arange(len(ids)), ids),
         quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
         remedy=remedy,
         box_format="xywh",
         outlines=outlines,
-        mask_sizes=mask_sizes,
+        mask_sizes=_read_mask_sizes(table),
     )
 
 
-def _read_outlines(table: _Table) -> tuple[np.ndarray, np.ndarray]:
-    """The xyxy around the outline of each row, float64 `[A, 4]`, NaN where there is none, and
-    height and width of its mask, int64 `[A, 2]`, 0 where there is none."""
-    outlines = table.column("segmentation")
-    mask_sizes = np.zeros((len(outlines), 2), np.int64)
-    if set(map(type, outlines)) == {tuple}:  # most often, and then many times faster
-        return to_floats(list(chain.from_iterable(outlines))).reshape(-1, 4), mask_sizes
-    numbers: list[Any] = []
-    for i, outline in enumerate(outlines):
-        extent: Any = None
-        if isinstance(outline, tuple):
-            extent = outline
-        elif isinstance(outline, dict):
-            size = outline.get("size")
-            if isinstance(size, list) and len(size) == 2 and all(map(is_number, size)):
-                mask_sizes[i] = size
-            if table.rows[i].get("iscrowd") not in (1, "1"):
-                extent = extent_of(outline)
-        numbers += extent or _NO_BOX
-    return to_floats(numbers).reshape(-1, 4), mask_sizes
+def _read_flags(table: _Table, key: str) -> np.ndarray:
+    """Which rows are marked, bool `[A]`; reports where that is not clear."""
+    is_set, unclear = table.columns[key].flags()
+    table.fault(
+        "flag-invalid",
+        unclear,
+        lambda i: f"{key} {table.quoted(i, key)} is neither 0 nor 1, and counts as 0",
+        "write 1 for what is to be ignored, else 0",
+        "warning",
+    )
+    return is_set
+
+
+def _read_mask_sizes(table: _Table) -> np.ndarray | None:
+    """Height and width of the mask of each row, int64 `[A, 2]`, 0 where there is none; None if no
+    row has one."""
+    columns = [table.columns[key] for key in _MASK_SIZE]
+    if columns[0].is_absent():
+        return None
+    return np.stack([column.whole_numbers()[0] for column in columns], axis=1)
 
 
 def _read_boxes(table: _Table) -> np.ndarray:
     """x, y, width, height of each row, float64 `[A, 4]`; reports those that are not four
     numbers."""
-    values = table.column("bbox")
-    numbers: list[Any] = []
-    if set(map(type, values)) == {list} and set(map(len, values)) == {4}:  # nearly always
-        numbers = list(chain.from_iterable(values))
-    else:
-        for value in values:
-            is_four = isinstance(value, list) and len(value) == 4
-            numbers += value if is_four else _NO_BOX
-    boxes = to_floats(numbers).reshape(-1, 4)
+    boxes = table.columns["bbox"].boxes()
     invalid = np.isnan(boxes).any(1)
     boxes[invalid] = (0, 0, 1, 1)
     table.report(
@@ -429,21 +381,12 @@ def _read_boxes(table: _Table) -> np.ndarray:
     return boxes
 
 
-def _take_boxes_from_outlines(table: _Table) -> None:
-    """Writes a bbox into the rows that have only a segmentation."""
-    if all(table.column("bbox")):
+def _report_outlines(table: _Table) -> None:
+    """Adds the faults of rows that have a segmentation and no bbox."""
+    if table.columns[_OUTLINED].is_absent():
         return
-    outlined = np.zeros(len(table.rows), bool)
-    invalid = np.zeros(len(table.rows), bool)
-    for i, row in enumerate(table.rows):
-        if row.get("bbox") or not row.get("segmentation"):
-            continue
-        extent = extent_of(row["segmentation"])
-        outlined[i] = True
-        invalid[i] = extent is None
-        if extent is not None:
-            x1, y1, x2, y2 = extent
-            row["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+    outlined, _ = table.columns[_OUTLINED].flags()
+    invalid = outlined & np.isnan(table.columns["bbox"].boxes()).any(1)
     table.report(
         "box-invalid",
         invalid,
@@ -454,25 +397,27 @@ def _take_boxes_from_outlines(table: _Table) -> None:
     _note_outlines(table, outlined, "has a segmentation and no bbox")
 
 
-def _replace_empty_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarray) -> np.ndarray:
-    """Corners `[A, 4]`, those around the outline where a bbox has width or height 0, as some tools
-    write it, and the outline has not."""
+def _replace_empty_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarray) -> None:
+    """Makes a box that around its outline where it has width or height 0, as some tools write it,
+    and the outline has not."""
     is_empty = (corners[:, 2:] == corners[:, :2]).any(1)
     has_area = (outlines[:, 2:] > outlines[:, :2]).all(1)  # not NaN
-    _note_outlines(table, is_empty & has_area, "has a segmentation and a bbox without area")
-    return np.where((is_empty & has_area)[:, None], outlines, corners)
+    replaced = is_empty & has_area
+    _note_outlines(table, replaced, "has a segmentation and a bbox without area")
+    corners[replaced] = outlines[replaced]
 
 
-def _turn_boxes(table: _Table, corners: np.ndarray, is_box: np.ndarray) -> np.ndarray:
-    """Corners `[A, 4]`, those around the turned rectangle where an object that `is_box` states its
+def _turn_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarray | None) -> None:
+    """Makes a box that around the turned rectangle where an object without outline states its
     `rotation` in degrees, as CVAT does: its bbox is that of the rectangle before it was turned."""
-    degrees = np.zeros(len(table.rows))
-    for i, attributes in enumerate(table.column("attributes")):
-        if isinstance(attributes, dict) and is_number(attributes.get("rotation")):
-            degrees[i] = attributes["rotation"] % 180
-    is_turned = is_box & (degrees != 0)
+    if table.columns[_ROTATION].is_absent():
+        return
+    degrees = np.nan_to_num(table.columns[_ROTATION].numbers())
+    is_turned = degrees != 0
+    if outlines is not None:
+        is_turned &= np.isnan(outlines).any(1)
     if not is_turned.any():
-        return corners
+        return
     table.fault(
         "box-turned",
         is_turned,
@@ -480,8 +425,7 @@ def _turn_boxes(table: _Table, corners: np.ndarray, is_box: np.ndarray) -> np.nd
         "the box around it is taken",
         "note",
     )
-    turned = around_turned(corners, degrees)
-    return np.where(is_turned[:, None], turned, corners)
+    corners[is_turned] = around_turned(corners[is_turned], degrees[is_turned])
 
 
 def _note_outlines(table: _Table, outlined: np.ndarray, text: str) -> None:

@@ -14,7 +14,7 @@ from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.images import read_image
 from redetr.errors import InputError
-from redetr.structures import StoredTarget
+from redetr.structures import Size, StoredTarget
 
 
 def open_folder(root: Path, split: Split, hints: Hints, val_fraction: float) -> "FolderDataset":
@@ -93,6 +93,10 @@ class AnnotatedDataset(DetectionDataset):
 
     def image_id(self, index: int) -> int:
         return int(self.annotations.ids[self._position(index)])
+
+    def stored_size(self, index: int) -> Size:
+        height, width = self.annotations.sizes[self._position(index)].tolist()
+        return height, width
 
     def max_objects(self) -> int:
         return int(self.annotations.object_counts().max(initial=0))

@@ -229,7 +229,7 @@ def _annotations(
     document = {"images": images, "annotations": annotations, "categories": categories}
     address = source.partition(",boxes=")[0]
     remedy = f"if its boxes are no xywh in pixels, say what, as in {address},boxes=xyxy"
-    result = from_document(Path(source), document, [], remedy)
+    result = from_document(Path(source), document, remedy)
     faults = _row_faults(Path(source), len(images), unequal, resized)
     for note in (form.note, classes.note):
         if note:
@@ -274,7 +274,10 @@ def _encoded(rows: Any, column: str) -> Any:
     return rows.cast_column(column, ImageFeature(decode=False))
 
 
-def _file(image: Row) -> Any:
+def _file(image: Row | None) -> Any:
+    """What PIL opens; an empty file for a row without image."""
+    if image is None or (image["bytes"] is None and image["path"] is None):
+        return io.BytesIO()
     if image["bytes"] is None:
         return image["path"]
     return io.BytesIO(image["bytes"])

@@ -3,7 +3,8 @@
 Such files in `train/`, `val/` (or `valid/`) and `test/`, or in folders of these names in `images/`,
 are the splits; files side by side in the folder itself or in `images/` are train. The box of an
 object is that around its polygon, rectangle, circle or mask; shapes of one label and one `group_id`
-are one object. Points and lines are no objects. Classes are the labels in all files, sorted, with
+are one object; one that is marked `difficult` is ignored in evaluation: `iscrowd` is True. Points
+and lines are no objects. Classes are the labels in all files, sorted, with
 ids from 1; image ids count the sorted names.
 """
 
@@ -38,7 +39,8 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "val": ("val", "valid"),
     "test": ("test",),
 }
-_OBJECTS = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
+# `rotation` is a turned rectangle of X-AnyLabeling, whose files are LabelMe's otherwise.
+_OBJECTS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "circle", "mask")
 _NO_OBJECTS = ("point", "points", "line", "linestrip")
 _LARGEST = 1e9  # px
 _TRIED = 5  # files of a folder that show whether it is LabelMe's
@@ -114,6 +116,7 @@ class _Scene:
     labels: list[str] = field(default_factory=list)
     extents: list[Extent] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)  # of the shape, from 1
+    difficult: list[bool] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)  # kinds of shapes that are no objects
     grouped: int = 0  # shapes that are parts of others
     problem: str = ""
@@ -154,7 +157,7 @@ def _add_shape(
     scene: _Scene, shape: dict[str, Any], number: int, group_of: dict[tuple[str, Any], int]
 ) -> None:
     """Adds an object, or makes one larger that has the same group."""
-    kind = shape.get("shape_type", "polygon")
+    kind = shape.get("shape_type") or "polygon"  # LabelMe 3 may not say
     if kind in _NO_OBJECTS:
         scene.left_out.append(kind)
         return
@@ -174,6 +177,7 @@ def _add_shape(
     scene.labels.append(name)
     scene.extents.append(extent)
     scene.numbers.append(number)
+    scene.difficult.append(shape.get("difficult") is True)
 
 
 def _extent(kind: Any, points: Any) -> Extent:
@@ -291,11 +295,13 @@ def _read_objects(
     numbers: list[int] = []
     labels: list[str] = []
     extents: list[Extent] = []
+    iscrowd: list[bool] = []
     for index, scene in enumerate(scenes):
         image_of += [index] * len(scene.labels)
         numbers += scene.numbers
         labels += scene.labels
         extents += scene.extents
+        iscrowd += scene.difficult
 
     def place(i: int) -> tuple[Path, str]:
         return root / scenes[image_of[i]].file, f"shape {numbers[i]} ({reprlib.repr(labels[i])})"
@@ -324,7 +330,7 @@ def _read_objects(
         image=np.array(image_of, np.int64),
         labels=np.array([label_of.get(label, -1) for label in labels], np.int64),
         corners=corners,
-        iscrowd=np.zeros(count, bool),
+        iscrowd=np.array(iscrowd, bool),
         area=np.full(count, -1, np.float32),
         ids=np.arange(1, count + 1),
         quoted=lambda i: f"the box {corners[i].round(2).tolist()} around it",

@@ -4,7 +4,6 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from redetr.data.annotations import Fault
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import Listing
 from redetr.data.images import IMAGE_SUFFIXES
+from redetr.files import open_file
 
 _SUFFIX = ".txt"
 _MOST = 300  # label files without image whose names are compared with those of images
@@ -24,35 +24,37 @@ def label_name(image: str) -> str:
     """The label file of an image, both relative to the data folder: the last folder `images`
     becomes `labels`."""
     path, _ = posixpath.splitext(image)
-    folders = path.split("/")
-    for index in reversed(range(len(folders) - 1)):
-        if folders[index] == "images":
-            folders[index] = "labels"
-            break
-    return "/".join(folders) + _SUFFIX
+    start, folder, end = f"/{path}".rpartition("/images/")
+    if not folder:
+        return path + _SUFFIX
+    return f"{start}/labels/{end}{_SUFFIX}"[1:]
 
 
-def label_faults(root: Path, below: str, names: list[str], labels: list[str]) -> list[Fault]:
+def label_faults(root: Path, below: str, images: list[str], labels: list[str]) -> list[Fault]:
     """What is wrong with the label files as files: one for two images, or one for none.
 
-    `names` are the images, relative to the folder `below` in the data folder `root`; `labels` has
-    the label file of each, relative to `root`.
+    `images` and the label file of each are relative to the data folder `root`. The images are all
+    in its folder `below`, or if that is ".", those that a list names.
     """
-    images = [posixpath.normpath(posixpath.join(below, name)) for name in names]
-    labels = [posixpath.normpath(label) for label in labels]
     there = Listing(root)
     faults = _shared(root, images, labels, there)
     unclaimed = _unclaimed(root, below, images, labels, there)
-    if unclaimed:
-        bare = [image for image, label in zip(images, labels, strict=True) if label not in there]
-        folders: dict[str, set[str]] = defaultdict(set)
-        for image, label in zip(images, labels, strict=True):
-            folders[posixpath.dirname(label)].add(posixpath.dirname(image))
-        unread: dict[str, str] = {}
-        for label in unclaimed:
-            for folder in folders[posixpath.dirname(label)]:
-                unread |= _same_stem(label, folder, there)
-        faults += _unclaimed_faults(root, unclaimed, bare, unread)
+    if not unclaimed:
+        return faults
+    bare = [image for image, label in zip(images, labels, strict=True) if label not in there]
+    meant: list[tuple[str, str]] = []  # a label file, and the image without one that it may mean
+    others = unclaimed[_MOST:]
+    for label in unclaimed[:_MOST]:
+        image = _image_meant(label, bare)
+        if image:
+            meant.append((label, image))
+        else:
+            others.append(label)
+    if meant:
+        faults.append(_of_another_name(root, meant))
+    if others:
+        folders = {posixpath.dirname(image) for image in images}
+        faults.append(_of_no_image(root, others, folders, there))
     return faults
 
 
@@ -100,52 +102,33 @@ def _unclaimed(
 def _holds_labels(file: Path) -> bool:
     """Whether the first line is one of a label file, not of a list of classes or a note."""
     try:
-        with open(file, "rb") as lines:
+        with open_file(file) as lines:
             words = next((line.split() for line in lines if line.strip()), [])
         return len(words) > 4 and bool([float(word) for word in words])
     except (OSError, ValueError):
         return False
 
 
-def _same_stem(label: str, folder: str, there: Listing) -> dict[str, str]:
-    """The file in a folder of images, of an ending that is not read, that would have this label
-    file, by the label file; empty if there is none."""
-    stem, _ = posixpath.splitext(posixpath.basename(label))
-    for file in sorted(there.files(folder)):
-        if posixpath.splitext(file)[0] == stem and not file.lower().endswith(_SUFFIX):
-            return {label: posixpath.join(folder, file)}
-    return {}
+def _of_another_name(root: Path, meant: list[tuple[str, str]]) -> Fault:
+    """An error: these images would be learned as empty."""
+    label, image = meant[0]
+    text = f"belongs to no image; is it of {image}, which has no label file?"
+    remedy = f"call it {posixpath.basename(label_name(image))}, or delete it"
+    return Fault("error", "label-unclaimed", root / label, "", text, remedy, len(meant))
 
 
-def _unclaimed_faults(
-    root: Path, unclaimed: list[str], bare: list[str], unread: dict[str, str]
-) -> list[Fault]:
-    """An error if label files of no image seem to mean images that have none, and a warning for the
-    others. `bare` are images without a label file; `unread` has files that are not read as images,
-    by their label files."""
-    meant = []
-    others = unclaimed[_MOST:]
-    for label in unclaimed[:_MOST]:
-        image = _image_meant(label, bare)
-        if image:
-            meant.append((label, image))
-        else:
-            others.append(label)
-    faults = []
-    if meant:
-        label, image = meant[0]
-        text = f"belongs to no image; is it of {image}, which has no label file?"
-        remedy = f"call it {posixpath.basename(label_name(image))}, or delete it"
-        faults.append(Fault("error", "label-unclaimed", root / label, "", text, remedy, len(meant)))
-    if others:
-        text = "belongs to no image"
-        remedy = "put its image there, or delete it"
-        if others[0] in unread:
-            text = f"is left out, as {unread[others[0]]} is not read as an image"
-            remedy = "convert it to JPEG or PNG"
-        file = root / others[0]
-        faults.append(Fault("warning", "label-unclaimed", file, "", text, remedy, len(others)))
-    return faults
+def _of_no_image(root: Path, labels: list[str], folders: set[str], there: Listing) -> Fault:
+    """A warning; `folders` are those of the images."""
+    label = labels[0]
+    text = "belongs to no image"
+    remedy = "put its image there, or delete it"
+    for folder in folders:
+        for file in there.files(folder):
+            path = posixpath.join(folder, file)
+            if path != label and label_name(path) == label:
+                text = f"is left out, as {path} is not read as an image"
+                remedy = "convert it to JPEG or PNG"
+    return Fault("warning", "label-unclaimed", root / label, "", text, remedy, len(labels))
 
 
 def _image_meant(label: str, bare: Iterable[str]) -> str:

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from redetr.data.annotations import Annotations, Split
-from redetr.data.formats.coco import coco_sought, coco_splits, read_coco
+from redetr.data.annotations import Annotations, Fault, Split
+from redetr.data.formats.coco import read_coco
+from redetr.data.formats.coco_places import coco_sought, coco_splits, misnamed_files
 from redetr.data.formats.labelme import labelme_sought, labelme_splits, read_labelme
 from redetr.data.formats.voc import read_voc, voc_sought, voc_splits
-from redetr.data.formats.yolo import read_yolo, yolo_sought, yolo_splits
+from redetr.data.formats.yolo import read_yolo, yolo_files, yolo_sought, yolo_splits
 from redetr.errors import InputError
 
 _REMEDIES = {
@@ -56,7 +57,28 @@ def read_annotations(root: Path, split: Split) -> Annotations:
     if split not in splits:
         text = f"no {split} split (looked for {layout.sought(split)})"
         raise InputError(text, where=root, remedy=_REMEDIES[split])
-    return replace(layout.read(root, split), root=root)
+    annotations = replace(layout.read(root, split), root=root)
+    if split == "train":
+        annotations.faults.extend(_other_layouts(root, layout))
+    return annotations
+
+
+def _other_layouts(root: Path, layout: _Layout) -> list[Fault]:
+    """A warning if the folder holds a data set in another format too, which is not read."""
+    if root.is_file():
+        return []
+    others = []
+    if layout.read is read_coco:
+        others += yolo_files(root)
+    is_voc = (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir()
+    if layout.read is not read_voc and is_voc:
+        others.append("JPEGImages")
+    if not others:
+        return []
+    name = next(name for name, known in _LAYOUTS.items() if known.read is layout.read)
+    text = f"the folder is read in {name} format, and {others[0]} is not read"
+    remedy = "give the path of the YAML file, or a folder of its own, to read that"
+    return [Fault("warning", "layout-unused", root, "", text, remedy)]
 
 
 def is_saved_by_datasets(root: Path) -> bool:
@@ -84,15 +106,31 @@ def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
     if not any(root.iterdir()):
         remedy = f"put a data set in {', '.join(_LAYOUTS)} format into it"
         raise InputError("the folder is empty", where=root, remedy=remedy)
+    readable = None
     for layout in _LAYOUTS.values():
         splits = layout.splits(root)
-        if splits:
+        if "train" in splits:
             return layout, splits
+        if splits and readable is None:
+            readable = layout, splits
+    if readable is not None:
+        return readable
     if is_hub_folder(root):
         remedy = f"Hugging Face `datasets` reads it: give hf:{root}"
         raise InputError("no folder of a format that is read here", where=root, remedy=remedy)
     sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
     remedy = f"give the folder that holds one of these ({sought})"
+    settings = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    misnamed = misnamed_files(root)
+    if settings:
+        remedy = f"give {settings[0]} itself, if it names the images of a data set in YOLO format"
+    elif (root / "labels").is_dir():
+        remedy = "if it is in YOLO format, write a data.yaml that names train, val and the classes"
+    elif misnamed:
+        remedy = f"{misnamed}; else {remedy}"
+    for folder in sorted(root.glob("*/")):
+        if any(layout.splits(folder) for layout in _LAYOUTS.values()):
+            remedy = f"give {folder}, which holds one"
     raise InputError("no data set found", where=root, remedy=remedy)
 
 

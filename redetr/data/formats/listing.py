@@ -1,16 +1,21 @@
-"""What lies below a folder: files of the kinds that are asked for, and all that is passed over."""
+"""What lies below a folder: files of the kinds that are asked for, and all that is passed over; and
+images that are listed twice."""
 
 import json
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from redetr.data.annotations import Fault, Severity
+import numpy as np
+
+from redetr.data.annotations import Annotations, Fault, Severity
 from redetr.data.images import IMAGE_SUFFIXES
+from redetr.files import open_file
 
-RECORDS = "predictions*.jsonl"  # of `redetr predict`, also those of single processes
+_RECORD = ("predictions", ".jsonl")  # how records of `redetr predict` begin and end
 
 # Files that lie beside images and are none: nobody misses them.
 _TEXTS = (".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".rst", ".tsv", ".txt", ".xml")
@@ -67,13 +72,13 @@ def contents_of(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Conte
         outputs = output_images(parent, files)
         for file in files:
             path = below + file
-            is_wanted = file.lower().endswith(suffixes)
+            ending = file.lower()
             if _is_system(file):
-                if is_wanted or file.lower().endswith(_ANNOTATION_SUFFIXES):
+                if ending.endswith((*suffixes, *_ANNOTATION_SUFFIXES)):
                     contents.system.append(path)
             elif file in outputs:
                 contents.outputs.append(path)
-            elif is_wanted:
+            elif ending.endswith(suffixes):
                 contents.files.append(path)
             elif may_be_image(parent, file):
                 contents.others.append(path)
@@ -123,16 +128,17 @@ def output_images(folder: str, files: Iterable[str]) -> set[str]:
     for mark, images in _OUTPUTS.items():
         if mark in names:
             outputs |= images
-    records = [name for name in names if PurePosixPath(name).match(RECORDS)]
-    for record in records:
-        outputs |= _recorded_images(os.path.join(folder, record))
+    start, end = _RECORD
+    for name in names:
+        if name.startswith(start) and name.endswith(end):
+            outputs |= _recorded_images(os.path.join(folder, name))
     return outputs & names
 
 
 def _recorded_images(record: str) -> set[str]:
     """The annotated images that a record of `redetr predict` names."""
     images = set()
-    with open(record, encoding="utf-8", errors="replace") as rows:
+    with open_file(record) as rows:
         for row in rows:
             try:
                 line = json.loads(row)
@@ -150,11 +156,11 @@ def _is_system(name: str) -> bool:
 
 def may_be_image(folder: str, file: str) -> bool:
     """Whether a file of no known ending may be an image; if it has none, its first bytes say so."""
-    suffix = PurePosixPath(file).suffix.lower()
+    _, suffix = posixpath.splitext(file)
     if suffix:
-        return suffix not in _NO_IMAGES
+        return suffix.lower() not in _NO_IMAGES
     try:
-        with open(os.path.join(folder, file), "rb") as opened:
+        with open_file(os.path.join(folder, file)) as opened:
             return opened.read(8).startswith(_STARTS)
     except OSError:
         return False
@@ -162,7 +168,7 @@ def may_be_image(folder: str, file: str) -> bool:
 
 def passed_over(contents: Contents) -> list[Fault]:
     """A line for each way in which files below the folder were passed over."""
-    endings = Counter(PurePosixPath(path).suffix or "no ending" for path in contents.others)
+    endings = Counter(posixpath.splitext(path)[1] or "no ending" for path in contents.others)
     counts = ", ".join(f"{count} {end}" for end, count in endings.most_common(_MOST_ENDINGS))
     ways: list[tuple[Severity, str, list[str], str, str]] = [
         (
@@ -207,3 +213,35 @@ def passed_over(contents: Contents) -> list[Fault]:
             place = paths[0]
             faults.append(Fault(severity, code, contents.root, place, text, remedy, len(paths)))
     return faults
+
+
+def listed_twice(annotations: Annotations) -> list[Fault]:
+    """An error if one image file has several entries with different objects, as of several
+    annotators; a warning if they are the same."""
+    names = annotations.names
+    repeated = np.flatnonzero(names[1:] == names[:-1]) + 1  # images are sorted by name
+    if not len(repeated):
+        return []
+    differing = [i for i in repeated.tolist() if not _same_objects(annotations, i - 1, i)]
+    severity: Severity = "error" if differing else "warning"
+    i = differing[0] if differing else int(repeated[0])
+    num_files = len(np.unique(names))
+    other = annotations.ids[i - 1]
+    text = f"is the same file as image {other} ({num_files} files have {len(names)} entries)"
+    if differing:
+        text += ", and each entry lacks objects of the other"
+    where = f"image {annotations.ids[i]} ({os.fsdecode(names[i])!r})"
+    remedy = "make them one entry, with all objects"
+    source = annotations.source
+    return [Fault(severity, "image-listed-twice", source, where, text, remedy, len(repeated))]
+
+
+def _same_objects(annotations: Annotations, first: int, second: int) -> bool:
+    """Whether two images have the same boxes of the same classes, in any order."""
+    rows = []
+    for image in (first, second):
+        objects = annotations.objects_of(image)
+        labels = annotations.labels[objects, None]
+        table = np.concatenate([annotations.boxes[objects], labels], axis=1)  # [T, 5]
+        rows.append(sorted(table.tolist()))
+    return rows[0] == rows[1]

@@ -1,57 +1,18 @@
-"""COCO's JSON, parsed so that outlines take no space; the boxes around polygons, masks and turned
-rectangles."""
+"""COCO's polygons, masks and turned rectangles: the boxes around them; and which JSON values are
+numbers."""
 
-import gc
-import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hotcoco import mask
 
-from redetr.data.formats.paths import read_file
-from redetr.errors import InputError
-
-_LARGEST = 2**63
+LARGEST = 2**63
 
 
-def parse(file: Path) -> Any:
-    """What a file in COCO's format holds. Of polygons beside a box, which are most of it, only the
-    extent is kept: a tuple of x1, y1, x2, y2. Raises InputError if it is not JSON."""
-
-    def with_summary(row: dict[str, Any]) -> dict[str, Any]:
-        outline = row.get("segmentation")
-        if type(outline) is list and row.get("bbox"):
-            row["segmentation"] = _quick_extent(outline)
-        return row
-
-    content = read_file(file)
-    try:
-        with _no_garbage_collection():
-            return json.loads(content, object_hook=with_summary)
-    except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
-        remedy = "export or copy the annotations again"
-        raise InputError(f"not JSON: {error}", where=file, remedy=remedy) from None
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """In the block, Python does not look for reference cycles: among millions of new rows there are
-    none, and the search takes a third of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _quick_extent(polygons: list[Any]) -> tuple[Any, ...] | None:
+def quick_extent(polygons: list[Any]) -> tuple[Any, ...] | None:
     """The xyxy around polygons, as a tuple, which JSON does not have; None if they are none.
 
     No more than two passes over the numbers: they are most of a large file.
@@ -97,7 +58,7 @@ def to_floats(values: list[Any]) -> np.ndarray:
     if kinds <= {int, float}:
         with suppress(OverflowError):
             numbers = np.array(values, np.float64)
-            is_small = np.abs(numbers) < _LARGEST
+            is_small = np.abs(numbers) < LARGEST
             return np.where(is_small, numbers, np.nan)
     numbers = np.full(len(values), np.nan)
     for i, value in enumerate(values):
@@ -108,7 +69,7 @@ def to_floats(values: list[Any]) -> np.ndarray:
 
 def is_number(value: Any) -> bool:
     """Whether int64 holds it and float32 holds its square; NaN and infinity are no numbers here."""
-    return type(value) in (int, float) and abs(value) < _LARGEST
+    return type(value) in (int, float) and abs(value) < LARGEST
 
 
 def around_turned(corners: np.ndarray, degrees: np.ndarray) -> np.ndarray:

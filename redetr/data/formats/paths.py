@@ -5,7 +5,7 @@ import codecs
 import os
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from redetr.data.images import image_size
 from redetr.errors import InputError
+from redetr.files import open_file
 
 _READERS = 8  # threads; on a cold disk, most of the time is waiting for it
 _PER_TASK = 256  # images that a thread reads before it asks for more
@@ -163,32 +164,23 @@ def _ends(path: str) -> list[str]:
     return ["/".join(parts[start:]) for start in range(1, len(parts))]
 
 
-def find_files(names: list[str], folders: list[Path]) -> tuple[Path, np.ndarray]:
-    """The first of the folders that holds most of the files, and which files it lacks, bool
-    `[N]`."""
-    candidates = [folder for folder in folders if folder.is_dir()]
-    if not candidates:
-        candidates = folders[:1]
-    best = candidates[0]
-    lacking = missing_files(best, names)
-    for folder in candidates[1:]:
-        missing = missing_files(folder, names)
-        if missing.sum() < lacking.sum():
-            best = folder
-            lacking = missing
-    return best, lacking
-
-
-def missing_files(folder: Path, names: list[str]) -> np.ndarray:
-    """Which files the folder lacks, bool `[N]`."""
-    there = Listing(folder)
-    return np.array([name not in there for name in names], bool)
-
-
 def read_file(file: Path) -> bytes:
     """What is in an annotation file. Raises InputError if it cannot be read."""
     try:
-        return file.read_bytes()
+        with open_file(file) as opened:
+            return opened.read()
+    except OSError as error:
+        text = f"cannot be read: {error.strerror}"
+        raise InputError(text, where=file, remedy="copy the annotations again") from None
+
+
+def read_blocks(file: Path, size: int) -> Iterator[bytes]:
+    """What is in an annotation file, `size` bytes at a time. Raises InputError if it cannot be
+    read."""
+    try:
+        with open_file(file) as opened:
+            while block := opened.read(size):
+                yield block
     except OSError as error:
         text = f"cannot be read: {error.strerror}"
         raise InputError(text, where=file, remedy="copy the annotations again") from None

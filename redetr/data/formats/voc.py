@@ -10,15 +10,11 @@ polygon is compared with it. Classes are all that any XML file of the folder nam
 from 1; image ids count the sorted names.
 """
 
-import codecs
-import math
 import os
 import posixpath
-import re
 import reprlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 
@@ -32,8 +28,11 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
+from redetr.data.formats.flags import flag_of
+from redetr.data.formats.foreign import is_foreign, listed_stem
 from redetr.data.formats.listing import contents_of, first_below
-from redetr.data.formats.paths import Listing, path_inside, read_lines, read_sizes
+from redetr.data.formats.paths import Listing, read_lines, read_sizes
+from redetr.data.formats.voc_xml import SIDES, Scene, read_scene
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.errors import InputError
 
@@ -42,21 +41,14 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "val": ("val", "valid"),
     "test": ("test",),
 }
-_SIDES = ("xmin", "ymin", "xmax", "ymax")
-_LARGEST = 1e9  # px
 _XML = (".xml",)
-# How files begin that need not state their encoding. UTF-32 is first: its mark begins as UTF-16's.
-_MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-    codecs.BOM_UTF8: "utf-8-sig",
-    b"<\0": "utf-16-le",
-    b"\0<": "utf-16-be",
+
+
+_REMEDIES = {
+    "annotation-missing": "put it there, or take the image out of the list",
+    "xml-encoding": "save it as UTF-8, or state its encoding in its first line",
+    "xml-invalid": "export or copy the annotations again",
 }
-# As browsers do: programs state the older standard, and write letters of the newer one.
-_SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift-jis": "cp932", "euc-kr": "cp949"}
 
 
 def voc_splits(root: Path) -> list[Split]:
@@ -92,7 +84,7 @@ def _read_images(
     location: "_Location",
     files: list[Path],
     names: list[str],
-    scenes: list["_Scene"],
+    scenes: list[Scene],
     faults: list[Fault],
 ) -> Images:
     rows = Rows(len(files), faults, lambda i: (files[i], ""))
@@ -139,7 +131,7 @@ def _locate(root: Path, split: Split) -> _Location | None:
                 return _Location(folder, folder)
         return None
     lists = {}
-    for name in ("train", "val", "trainval", "test"):
+    for name in ("train", "val", "trainval", "test", "default"):  # the last one is of CVAT
         file = root / "ImageSets" / "Main" / f"{name}.txt"
         if file.is_file():
             lists[name] = file
@@ -147,18 +139,18 @@ def _locate(root: Path, split: Split) -> _Location | None:
         return _Location(images, annotations, lists[split])
     if split != "train" or "val" in lists:
         return None
-    return _Location(images, annotations, lists.get("trainval"))
+    return _Location(images, annotations, lists.get("trainval", lists.get("default")))
 
 
 def _read_files(
     location: "_Location", faults: list[Fault]
-) -> tuple[list[Path], list[str], list["_Scene"]]:
+) -> tuple[list[Path], list[str], list[Scene]]:
     """The annotation files, the path of the image of each (empty if there is none), and what it
     says, sorted by the image. Raises InputError if there is no file."""
-    scene_of: dict[str, _Scene] = {}
+    scene_of: dict[str, Scene] = {}
     others = []
     for stem, file in _files(location, faults).items():
-        scene = _read_scene(file)
+        scene = read_scene(file)
         if location.listed or scene.is_annotation:
             scene_of[stem] = scene
         else:
@@ -179,7 +171,7 @@ def _read_files(
 
 
 def _images_of(
-    location: "_Location", scene_of: dict[str, "_Scene"], faults: list[Fault]
+    location: "_Location", scene_of: dict[str, Scene], faults: list[Fault]
 ) -> dict[str, str]:
     """The path of the image of each annotation file, empty if there is none: that which has its
     stem; of several, that which the file names, or the first."""
@@ -220,7 +212,7 @@ def _files(location: "_Location", faults: list[Fault]) -> dict[str, Path]:
     """The annotation files by their paths without ending."""
     folder = location.annotations
     if location.listed:
-        return {stem: folder / f"{stem}.xml" for stem in _listed(location.listed, faults)}
+        return {stem: folder / f"{stem}.xml" for stem in _listed(location.listed, folder, faults)}
     files = {}
     for path in contents_of(folder, _XML).files:
         stem, _ = posixpath.splitext(path)
@@ -228,159 +220,58 @@ def _files(location: "_Location", faults: list[Fault]) -> dict[str, Path]:
     return files
 
 
-def _listed(file: Path, faults: list[Fault]) -> list[str]:
-    """The paths without ending that a list of images names, each once."""
+def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
+    """The paths without ending, below the folder of annotations, that a list of images names, each
+    once."""
+    there = Listing(folder)
     lines = read_lines(file)
     stems: dict[str, None] = {}  # in order, each once
     outside = []
+    repeated = []
+    foreign = []
     for line in lines:
-        stem = path_inside(line)
+        stem = listed_stem(line, there)
         outside.append(line != "" and stem == "")
+        repeated.append(stem in stems)
+        foreign.append(stem != "" and is_foreign(line))
         if stem:
             stems[stem] = None
-    Rows(len(lines), faults, lambda i: (file, f"line {i + 1}")).fault(
+    rows = Rows(len(lines), faults, lambda i: (file, f"line {i + 1}"))
+    rows.fault(
+        "line-twice",
+        repeated,
+        lambda i: f"{reprlib.repr(lines[i])} is listed twice, and read once",
+        "delete the line",
+        "note",
+    )
+    rows.fault(
         "path-outside",
         outside,
         lambda i: f"{reprlib.repr(lines[i])} is no path inside the data folder",
         "write the name of an image without ending",
     )
+    rows.fault(
+        "path-foreign",
+        foreign,
+        lambda i: f"{lines[i]!r} leads elsewhere, and {listed_stem(lines[i], there)}.xml is taken",
+        "nothing to do, or write its name without ending",
+        "note",
+    )
     return list(stems)
 
 
-@dataclass
-class _Scene:
-    """What an XML file says. If it cannot be read, `code` and `problem` are of its fault."""
-
-    file: Path
-    image: str = ""  # the name of its image, without folders
-    is_annotation: bool = True  # other programs write XML files beside images too
-    size: tuple[int, int] = (0, 0)  # height, width; 0 = not said
-    names: list[str] = field(default_factory=list)  # of the class of each object
-    boxes: list[list[float]] = field(default_factory=list)  # xmin ymin xmax ymax
-    outlines: list[list[float]] = field(default_factory=list)  # the same around it; NaN = none
-    has_box: list[bool] = field(default_factory=list)
-    difficult: list[bool] = field(default_factory=list)
-    code: str = ""
-    problem: str = ""
-
-
-_REMEDIES = {
-    "annotation-missing": "put it there, or take the image out of the list",
-    "xml-encoding": "save it as UTF-8, or state its encoding in its first line",
-    "xml-invalid": "export or copy the annotations again",
-}
-
-
-def _read_scene(file: Path) -> _Scene:
-    encoding = "UTF-8"
-    try:
-        content = file.read_bytes()
-        encoding = _encoding(content)
-        text = content.decode(encoding)
-        # A document type may declare entities that grow beyond all memory; no annotation needs one.
-        root = None if "<!DOCTYPE" in text else ElementTree.fromstring(text)
-    except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
-        return _Scene(file, code="annotation-missing", problem=problem)
-    except LookupError:
-        problem = f"states an encoding that is not known, {encoding}"
-        return _Scene(file, code="xml-encoding", problem=problem)
-    except UnicodeError as error:
-        problem = f"not XML in {encoding}: {error}"
-        return _Scene(file, code="xml-encoding", problem=problem)
-    except (ValueError, ElementTree.ParseError) as error:
-        return _Scene(file, code="xml-invalid", problem=f"not XML in {encoding}: {error}")
-    if root is None:
-        problem = "declares a document type, which is refused"
-        return _Scene(file, code="xml-invalid", problem=problem)
-    return _scene_of(file, root)
-
-
-def _scene_of(file: Path, root: ElementTree.Element) -> _Scene:
-    """What the elements of a file say."""
-    named = root.findtext("filename") or ""
-    image = posixpath.basename(named.strip().replace("\\", "/"))
-    objects = list(root.iter("object"))
-    scene = _Scene(file, image, is_annotation=root.tag == "annotation" or bool(objects))
-    height = _number(root, "size/height")
-    width = _number(root, "size/width")
-    if height > 0 and width > 0:
-        scene.size = (int(height), int(width))
-    for element in objects:
-        name = element.findtext("name") or ""
-        difficult = element.findtext("difficult") or ""
-        outline = _outline(element)
-        has_box = element.find("bndbox") is not None
-        box = outline
-        if has_box:
-            box = [_number(element, f"bndbox/{side}") for side in _SIDES]
-        scene.outlines.append(outline)
-        scene.has_box.append(has_box)
-        scene.names.append(name.strip())
-        scene.boxes.append(box)
-        scene.difficult.append(difficult.strip() == "1")
-    return scene
-
-
-def _outline(element: ElementTree.Element) -> list[float]:
-    """xmin, ymin, xmax, ymax around the polygon or the turned box of an object; NaN if it has
-    none."""
-    numbers: dict[str, list[float]] = {"x": [], "y": []}
-    for point in element.iterfind("polygon//*"):  # x1 y1 x2 y2 ..., or pt with x and y
-        if point.tag[:1] in numbers and not len(point):
-            numbers[point.tag[0]].append(_number(point, "."))
-    x = numbers["x"]
-    y = numbers["y"]
-    if len(x) > 2 and len(x) == len(y) and not math.isnan(sum(x + y)):
-        return [min(x), min(y), max(x), max(y)]
-    turned = [_number(element, f"robndbox/{name}") for name in ("cx", "cy", "w", "h", "angle")]
-    center_x, center_y, width, height, angle = turned  # radians
-    cosine = abs(math.cos(angle))
-    sine = abs(math.sin(angle))
-    half_width = (width * cosine + height * sine) / 2
-    half_height = (width * sine + height * cosine) / 2
-    return [
-        center_x - half_width,
-        center_y - half_height,
-        center_x + half_width,
-        center_y + half_height,
-    ]
-
-
-def _encoding(content: bytes) -> str:
-    """The encoding of an XML file: by its byte order mark or first bytes, else as it states."""
-    for mark, encoding in _MARKS.items():
-        if content.startswith(mark):
-            return encoding
-    declaration = re.match(rb"""<\?xml[^>]*?\bencoding\s*=\s*["']([\w.:-]+)["']""", content)
-    if declaration is None:
-        return "UTF-8"
-    stated = declaration[1].decode("ascii", "replace")
-    name = stated.lower().replace("_", "-")
-    if name.startswith(("utf-16", "utf-32", "ucs")):
-        return "UTF-8"  # .NET states UTF-16 of text that it saves as UTF-8: its letters are bytes
-    return _SUPERSETS.get(name, stated)
-
-
-def _number(element: ElementTree.Element, path: str) -> float:
-    """The number there, NaN if there is none."""
-    try:
-        number = float(element.findtext(path) or "")
-    except ValueError:
-        return math.nan
-    return number if abs(number) < _LARGEST else math.nan
-
-
-def _classes(root: Path, read: set[Path], scenes: list[_Scene]) -> list[str]:
+def _classes(root: Path, read: set[Path], scenes: list[Scene]) -> list[str]:
     """The names of all classes in all splits, sorted."""
     files: set[Path] = set()
     folders = {location.annotations for split in SPLITS if (location := _locate(root, split))}
     for folder in folders:
         files.update(folder / path for path in contents_of(folder, _XML).files)
-    others = [_read_scene(file) for file in files - read]
     names: set[str] = set()
-    for scene in (*scenes, *others):
+    for scene in scenes:
         names.update(scene.names)
+    for file in files - read:
+        other = read_scene(file, names_only=True)
+        names.update(other.names)
     names.discard("")
     if not names:
         raise InputError("no XML file names an object", where=root, remedy="annotate some")
@@ -388,7 +279,7 @@ def _classes(root: Path, read: set[Path], scenes: list[_Scene]) -> list[str]:
 
 
 def _read_objects(
-    files: list[Path], scenes: list[_Scene], classes: list[str], faults: list[Fault]
+    files: list[Path], scenes: list[Scene], classes: list[str], faults: list[Fault]
 ) -> Objects:
     image_of: list[int] = []
     number_of: list[int] = []  # among the objects of its image, from 1
@@ -396,7 +287,7 @@ def _read_objects(
     all_boxes: list[list[float]] = []
     all_outlines: list[list[float]] = []
     has_box: list[bool] = []
-    iscrowd: list[bool] = []
+    marks: list[str] = []  # of difficult objects
     for index, scene in enumerate(scenes):
         count = len(scene.names)
         image_of += [index] * count
@@ -405,7 +296,7 @@ def _read_objects(
         all_boxes += scene.boxes
         all_outlines += scene.outlines
         has_box += scene.has_box
-        iscrowd += scene.difficult
+        marks += scene.difficult
     boxes = np.array(all_boxes, np.float64).reshape(-1, 4)
     outlines = np.array(all_outlines, np.float64).reshape(-1, 4)
 
@@ -428,7 +319,7 @@ def _read_objects(
         image=np.array(image_of, np.int64),
         labels=np.array(labels, np.int64),
         corners=boxes - (1, 1, 0, 0),
-        iscrowd=np.array(iscrowd, bool),
+        iscrowd=_read_marks(rows, marks),
         area=np.full(count, -1, np.float32),
         ids=np.arange(1, count + 1),
         quoted=lambda i: f"bndbox {boxes[i].tolist()}",
@@ -438,6 +329,19 @@ def _read_objects(
     )
 
 
+def _read_marks(rows: Rows, marks: list[str]) -> np.ndarray:
+    """Which objects are marked difficult, bool `[A]`; reports where that is not clear."""
+    flags = [flag_of(mark) for mark in marks]
+    rows.fault(
+        "flag-invalid",
+        [flag is None for flag in flags],
+        lambda i: f"difficult {reprlib.repr(marks[i])} is neither 0 nor 1, and counts as 0",
+        "write 1 for what is to be ignored, else 0",
+        "warning",
+    )
+    return np.array([flag is True for flag in flags], bool)
+
+
 def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:
     """Adds faults for boxes `[A, 4]` that are no numbers, which get others, and for outlines that
     stand for a box."""
@@ -445,7 +349,7 @@ def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:
     rows.fault(
         "box-invalid",
         invalid,
-        lambda i: f"its bndbox is not 4 finite numbers {' '.join(_SIDES)}",
+        lambda i: f"its bndbox is not 4 finite numbers {' '.join(SIDES)}",
         "correct it",
     )
     boxes[invalid] = (1, 1, 1, 1)

@@ -28,14 +28,21 @@ Splits = dict[Split, Annotations]
 Put = Callable[[Path, Path], object]  # makes an image (first) appear at another path (second)
 
 
-def convert(source: str | Path, destination: Path, form: str, copy: bool = False) -> list[str]:
+def convert(
+    source: str | Path,
+    destination: Path,
+    form: str,
+    copy: bool = False,
+    follow_links: bool = False,
+) -> list[str]:
     """Writes the data set in the folder or YAML file `source` (or crowns, or `hf:NAME`) to
     `destination`; `form` is coco, yolo or voc.
 
     All splits are written, or nothing. Images are hard links to those of `source` where the disk
     allows it, unless they shall be a `copy`. Returns sentences on what was written and what the
     format cannot hold. Raises InputError for a faulty data set, for one that the format cannot
-    hold, and if `destination` already exists.
+    hold, if `destination` already exists, and for images that are symbolic links out of the data
+    folder, unless `follow_links`: in the data of a stranger they may stand for any file.
     """
     if not str(source).startswith("hf:"):
         root = folder_of(source)
@@ -44,6 +51,9 @@ def convert(source: str | Path, destination: Path, form: str, copy: bool = False
             raise InputError("no such folder", where=source, remedy=remedy)
         _require_new(root, destination)
         splits = {split: read_annotations(root, split) for split in splits_of(root)}
+        if not follow_links:
+            for annotations in splits.values():
+                _require_no_links_out(annotations, root.parent if root.is_file() else root)
         return _write(splits, destination, form, copy)
     address = str(source)
     _require_new(Path(Address.of(address).name), destination)
@@ -82,6 +92,25 @@ def _write(splits: Splits, destination: Path, form: str, copy: bool) -> list[str
         counts.append(f"{split} has {num_images} images, {num_objects} objects")
     summary = f"{destination}: {', '.join(counts)}"
     return [summary, *notes]
+
+
+def _require_no_links_out(annotations: Annotations, root: Path) -> None:
+    """Raises InputError for an image that is, or lies behind, a symbolic link to what is not in the
+    data folder."""
+    real_root = os.path.realpath(root)
+    real_folders: dict[str, str] = {}
+    for name in _names(annotations):
+        file = os.path.join(annotations.folder, name)
+        folder = os.path.dirname(file)
+        if folder not in real_folders:
+            real_folders[folder] = os.path.realpath(folder)
+        real_file = os.path.join(real_folders[folder], os.path.basename(file))
+        if os.path.islink(real_file):
+            real_file = os.path.realpath(real_file)
+        if os.path.commonpath([real_root, real_file]) != real_root:
+            text = f"a symbolic link leads to {real_file}, out of the data folder"
+            remedy = "put the file there, or use --follow-links if the data is yours"
+            raise InputError(text, where=file, remedy=remedy)
 
 
 def _require_new(root: Path, destination: Path) -> None:

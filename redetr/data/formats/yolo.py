@@ -35,7 +35,7 @@ from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, 
 from redetr.data.formats.yolo_places import KEYS, Places, entries_of
 from redetr.errors import InputError
 
-_FILES = ("data.yaml", "data.yml")
+_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _OUTLINE_TASKS = ("segment", "obb")  # values of `task` with which long lines are outlines
 
 
@@ -60,6 +60,11 @@ def yolo_splits(root: Path) -> list[Split]:
     return splits
 
 
+def yolo_files(root: Path) -> list[str]:
+    """The names of the YAML files in the folder that may describe it, the one that does first."""
+    return [name for name in _FILES if (root / name).is_file()]
+
+
 def yolo_sought(split: Split, file: str = _FILES[0]) -> str:
     """Where the split is looked for, in words."""
     return f"{' or '.join(KEYS[split])} in {file}"
@@ -79,8 +84,10 @@ def read_yolo(root: Path, split: Split) -> Annotations:
     below, names = _find_images(file, config, split, faults)
     folder = file.parent / below
     images = _read_images(folder, names, faults)
-    labels = [label_name(posixpath.join(below, name)) for name in names]
-    faults += label_faults(file.parent, below, names, labels)
+    prefix = "" if below == "." else f"{below}/"
+    image_paths = [prefix + name for name in names]
+    labels = [label_name(path) for path in image_paths]
+    faults += label_faults(file.parent, below, image_paths, labels)
     label_files = [f"{file.parent}/{label}" for label in labels]
     has_outlines = config.get("task") in _OUTLINE_TASKS
     key_points = None if has_outlines else _key_points(file, config)
@@ -111,10 +118,8 @@ def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> Images:
 def _locate(root: Path) -> Path | None:
     if root.is_file():
         return root
-    for name in _FILES:
-        if (root / name).is_file():
-            return root / name
-    return None
+    files = yolo_files(root)
+    return root / files[0] if files else None
 
 
 def _parse_config(file: Path) -> dict[str, Any]:

@@ -121,7 +121,20 @@ class Places:
             "write paths relative to the list",
             "note",
         )
-        return [target.inside for target in resolved if target.inside]
+        names: dict[str, None] = {}
+        repeated = []
+        for target in resolved:
+            repeated.append(target.inside in names)
+            if target.inside:
+                names[target.inside] = None
+        rows.fault(
+            "line-twice",
+            repeated,
+            lambda i: f"{reprlib.repr(lines[i])} is listed twice, and read once",
+            "delete the line",
+            "note",
+        )
+        return list(names)
 
     def _add(self, severity: Severity, code: str, where: str, text: str, remedy: str) -> None:
         self.faults.append(Fault(severity, code, self.file, where, text, remedy))

@@ -1,0 +1,103 @@
+"""Where the splits of a data set in COCO format are: their annotation files, and the folders of
+their images."""
+
+import os
+import re
+from pathlib import Path
+
+from redetr.data.annotations import SPLITS, Split
+from redetr.errors import InputError
+
+ROBOFLOW_FILE = "_annotations.coco.json"
+_CVAT_FILE = "instances_default.json"  # of a task that is not divided into splits
+_FIFTYONE_FILE = "labels.json"
+_LABEL_STUDIO_FILE = "result.json"
+_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
+_NAMED = 3  # JSON files in an error
+
+
+def coco_splits(root: Path) -> list[Split]:
+    """The splits of the folder that are in COCO format."""
+    return [split for split in SPLITS if _files(root, split)]
+
+
+def coco_sought(split: Split) -> str:
+    """Where the split is looked for, in words."""
+    folder = _FOLDERS[split][min(1, len(_FOLDERS[split]) - 1)]
+    return f"annotations/instances_{split}*.json or {folder}/{ROBOFLOW_FILE}"
+
+
+def coco_locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
+    """The annotation file of the split and the folders where its images may be; None if there is
+    none.
+
+    Raises InputError if several files claim to be the split.
+    """
+    files = _files(root, split)
+    if not files:
+        return None
+    if len(files) > 1:
+        listed = ", ".join(file.name for file in files)
+        text = f"several files for the {split} split ({listed})"
+        raise InputError(text, where=root, remedy="keep one in annotations/")
+    file = files[0]
+    if file.parent.name != "annotations":
+        return file, [file.parent, file.parent / "data", file.parent / "images"]
+    stem = file.stem.removeprefix("instances_")
+    names = [stem, stem.lower(), *_FOLDERS[split]]
+    folders = []
+    for parent in (root, root / "images"):
+        folders += [parent / name for name in dict.fromkeys(names)]
+    return file, [*folders, root / "images", root]
+
+
+def _files(root: Path, split: Split) -> list[Path]:
+    """The annotation files that claim to be the split: those with the most telling names that are
+    there."""
+    folder = root / "annotations"
+    exact = folder / f"instances_{split}.json"
+    if exact.is_file():
+        return [exact]
+    names = _json_files(folder)
+    alike = "|".join(_FOLDERS[split])
+    for pattern in (
+        f"instances_{split}.*",
+        f"(?i:instances_({alike})([^a-z].*)?)",
+        f"(?i:({alike})([^a-z].*)?)",
+    ):
+        matching = [folder / name for name in names if re.fullmatch(rf"{pattern}\.json", name)]
+        if matching:
+            return matching
+    exported = [root / name / ROBOFLOW_FILE for name in _FOLDERS[split]]
+    exported += [root / name / _FIFTYONE_FILE for name in _FOLDERS[split]]
+    if split == "train":  # all of the data in one file
+        exported += [folder / _CVAT_FILE, root / ROBOFLOW_FILE]
+        if (root / "images").is_dir():
+            exported.append(root / _LABEL_STUDIO_FILE)
+    for file in exported:
+        if file.is_file():
+            return [file]
+    return []
+
+
+def misnamed_files(root: Path) -> str:
+    """A sentence on JSON files that may be annotations of COCO, empty if there are none."""
+    names = _json_files(root) + [
+        f"annotations/{name}" for name in _json_files(root / "annotations")
+    ]
+    if not names:
+        return ""
+    listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return f"if {listed} is in COCO format, call it annotations/instances_train.json"
+
+
+def _json_files(folder: Path) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return sorted(name for name in names if name.endswith(".json") and not name.startswith("."))

@@ -1,0 +1,264 @@
+"""Rows of JSON kept as columns of arrays: as lists of Python's objects they take ten times the
+memory."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from redetr.data.formats.flags import flag_of
+from redetr.data.formats.outlines import LARGEST, is_number
+
+_EXACT = 2**53  # float64 holds every whole number up to here
+_NO_BOX = (np.nan,) * 4
+
+Row = dict[str, Any]
+
+
+class _Absent:
+    """What stands for a key that a row does not have."""
+
+
+_ABSENT = _Absent()
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Rows that all lack the key."""
+
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Any:
+        return _ABSENT
+
+    def tolist(self) -> list[Any]:
+        return [_ABSENT] * self.count
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """Numbers of which some are whole in Python's sense: `[n]`, or `[n, 4]` for boxes."""
+
+    numbers: np.ndarray  # float64
+    is_int: np.ndarray  # bool
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> Any:
+        return _Mixed(self.numbers[i : i + 1], self.is_int[i : i + 1]).tolist()[0]
+
+    def tolist(self) -> list[Any]:
+        values = self.numbers.astype(object)
+        values[self.is_int] = self.numbers[self.is_int].astype(np.int64).astype(object)
+        return values.tolist()
+
+
+_Part = np.ndarray | _Missing | _Mixed | list
+
+
+class Column(Sequence[Any]):
+    """What the rows hold under one key, None where they lack it: exactly the values of the file,
+    most of them kept as arrays."""
+
+    def __init__(self) -> None:
+        self._parts: list[_Part] = []
+        self._starts: list[int] = []  # the first row of each part
+        self._count = 0
+
+    def extend(self, values: list[Any]) -> None:
+        """Adds the values of further rows; `_ABSENT` for those that lack the key."""
+        if not values:
+            return
+        self._parts.append(_packed(values))
+        self._starts.append(self._count)
+        self._count += len(values)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: Any) -> Any:
+        value = self._stored(int(i))
+        return None if value is _ABSENT else value
+
+    def __iter__(self) -> Iterator[Any]:
+        for part in self._parts:
+            for value in _values(part):
+                yield None if value is _ABSENT else value
+
+    def lacks(self, i: int) -> bool:
+        """Whether row `i` does not have the key."""
+        return self._stored(i) is _ABSENT
+
+    def _stored(self, i: int) -> Any:
+        number = bisect_right(self._starts, i) - 1
+        value = self._parts[number][i - self._starts[number]]
+        return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+    def numbers(self) -> np.ndarray:
+        """The values as float64 `[N]`; NaN for what is no number."""
+        return _joined([_numbers(part) for part in self._parts], np.float64)
+
+    def whole_numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """The values as int64 `[N]`, and which of them are no whole numbers, bool `[N]` (there it
+        is 0)."""
+        pairs = [_whole_numbers(part) for part in self._parts]
+        numbers = _joined([part for part, _ in pairs], np.int64)
+        bad = _joined([part for _, part in pairs], bool)
+        return numbers, bad
+
+    def boxes(self) -> np.ndarray:
+        """The values as float64 `[N, 4]`; NaN for what is no number, or not in a list of four."""
+        boxes = _joined([_boxes(part) for part in self._parts], np.float64)
+        return boxes.reshape(-1, 4)
+
+    def texts(self) -> list[str]:
+        """The values that are text, in order."""
+        texts = []
+        for part in self._parts:
+            if isinstance(part, list):
+                texts += [value for value in part if isinstance(value, str)]
+        return texts
+
+    def replace_texts(self, number_of: Mapping[str, int]) -> None:
+        """Puts the number of a text in its place, where it has one."""
+        for i, part in enumerate(self._parts):
+            if isinstance(part, list):
+                values = []
+                for value in part:
+                    values.append(number_of.get(value, value) if isinstance(value, str) else value)
+                self._parts[i] = _packed(values)
+
+    def is_absent(self) -> bool:
+        """Whether no row has the key."""
+        return all(isinstance(part, _Missing) for part in self._parts)
+
+    def flags(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows are marked, bool `[N]`, and where that is not clear, bool `[N]`."""
+        pairs = [_flags(part) for part in self._parts]
+        is_set = _joined([part for part, _ in pairs], bool)
+        unclear = _joined([part for _, part in pairs], bool)
+        return is_set, unclear
+
+
+class Columns:
+    """Rows as columns: one for each of the keys, whatever else the rows hold."""
+
+    def __init__(self, keys: Iterable[str]):
+        self.columns = {key: Column() for key in keys}
+        self.count = 0
+
+    def extend(self, rows: list[Row]) -> None:
+        """Adds rows."""
+        for key, column in self.columns.items():
+            column.extend([row.get(key, _ABSENT) for row in rows])
+        self.count += len(rows)
+
+
+def _number_of(value: Any) -> float:
+    """The value, NaN if it is no number."""
+    return float(value) if is_number(value) else np.nan
+
+
+def _values(part: _Part) -> list[Any]:
+    """Python's objects, `_ABSENT` where a row lacks the key."""
+    return part if isinstance(part, list) else part.tolist()
+
+
+def _packed(values: list[Any]) -> _Part:
+    """The values as arrays, if these hold them exactly."""
+    kinds = set(map(type, values))
+    if kinds == {list} and set(map(len, values)) == {4}:
+        flat = [number for four in values for number in four]
+        packed = _packed_numbers(flat, set(map(type, flat)))
+        if isinstance(packed, np.ndarray):
+            return packed.reshape(-1, 4)
+        if isinstance(packed, _Mixed):
+            return _Mixed(packed.numbers.reshape(-1, 4), packed.is_int.reshape(-1, 4))
+        return values
+    if kinds == {_Absent}:
+        return _Missing(len(values))
+    return _packed_numbers(values, kinds)
+
+
+def _packed_numbers(values: list[Any], kinds: set[type]) -> _Part:
+    if kinds == {float}:
+        return np.array(values, np.float64)
+    if kinds == {int} and min(values) >= -LARGEST and max(values) < LARGEST:
+        return np.array(values, _int_type(min(values), max(values)))
+    if kinds == {int, float}:
+        is_int = np.array([type(value) is int for value in values], bool)
+        whole = [value for value in values if type(value) is int]
+        if min(whole) >= -_EXACT and max(whole) <= _EXACT:
+            return _Mixed(np.array(values, np.float64), is_int)
+    return values
+
+
+def _int_type(least: int, most: int) -> type[np.signedinteger]:
+    """The smallest type that holds both numbers."""
+    for dtype in (np.int8, np.int16, np.int32):
+        limits = np.iinfo(dtype)
+        if limits.min <= least and most <= limits.max:
+            return dtype
+    return np.int64
+
+
+def _numbers(part: _Part) -> np.ndarray:
+    """The numbers in a part of one number a row, float64 `[n]`."""
+    if isinstance(part, np.ndarray | _Mixed):
+        numbers = part.numbers if isinstance(part, _Mixed) else part.astype(np.float64)
+        if numbers.ndim == 1:
+            return np.where(np.abs(numbers) < LARGEST, numbers, np.nan)
+        return np.full(len(part), np.nan)
+    return np.array([_number_of(value) for value in _values(part)], np.float64)
+
+
+def _whole_numbers(part: _Part) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(part, _Missing):
+        return np.zeros(len(part), np.int64), np.ones(len(part), bool)
+    if isinstance(part, np.ndarray) and part.dtype.kind == "i" and part.ndim == 1:
+        return part.astype(np.int64), np.zeros(len(part), bool)
+    numbers = np.zeros(len(part), np.int64)
+    bad = np.ones(len(part), bool)
+    for i, value in enumerate(_values(part)):
+        if is_number(value) and value == int(value):
+            numbers[i] = int(value)
+            bad[i] = False
+    return numbers, bad
+
+
+def _boxes(part: _Part) -> np.ndarray:
+    """The boxes in a part, float64 `[n, 4]`."""
+    if isinstance(part, np.ndarray | _Mixed):
+        numbers = part.numbers if isinstance(part, _Mixed) else part.astype(np.float64)
+        if numbers.ndim == 2:
+            return np.where(np.abs(numbers) < LARGEST, numbers, np.nan)
+        return np.full((len(part), 4), np.nan)
+    boxes = []
+    for value in _values(part):
+        is_four = isinstance(value, list) and len(value) == 4
+        boxes.append([_number_of(number) for number in value] if is_four else _NO_BOX)
+    return np.array(boxes, np.float64)
+
+
+def _flags(part: _Part) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(part, _Missing):
+        return np.zeros(len(part), bool), np.zeros(len(part), bool)
+    if isinstance(part, np.ndarray) and part.ndim == 1:
+        is_set = part == 1
+        return is_set, ~is_set & (part != 0) & ~np.isnan(part)
+    flags = [flag_of(None if value is _ABSENT else value) for value in _values(part)]
+    is_set = np.array([flag is True for flag in flags], bool)
+    unclear = np.array([flag is None for flag in flags], bool)
+    return is_set, unclear
+
+
+def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
+    if not parts:
+        return np.zeros(0, dtype)
+    return np.concatenate(parts)

@@ -1,0 +1,153 @@
+"""What an XML file in Pascal VOC format says, read in the encoding that it states."""
+
+import codecs
+import math
+import posixpath
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+from redetr.files import open_file
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+_LARGEST = 1e9  # px
+# How files begin that need not state their encoding. UTF-32 is first: its mark begins as UTF-16's.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+    b"<\0": "utf-16-le",
+    b"\0<": "utf-16-be",
+}
+# As browsers do: programs state the older standard, and write letters of the newer one.
+_SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift-jis": "cp932", "euc-kr": "cp949"}
+
+
+@dataclass
+class Scene:
+    """What an XML file says. If it cannot be read, `code` and `problem` are of its fault."""
+
+    file: Path
+    image: str = ""  # the name of its image, without folders
+    is_annotation: bool = True  # other programs write XML files beside images too
+    size: tuple[int, int] = (0, 0)  # height, width; 0 = not said
+    names: list[str] = field(default_factory=list)  # of the class of each object
+    boxes: list[list[float]] = field(default_factory=list)  # xmin ymin xmax ymax
+    outlines: list[list[float]] = field(default_factory=list)  # the same around it; NaN = none
+    has_box: list[bool] = field(default_factory=list)
+    difficult: list[str] = field(default_factory=list)
+    code: str = ""
+    problem: str = ""
+
+
+def read_scene(file: Path, names_only: bool = False) -> Scene:
+    """What the file says, or only the names of the classes in it."""
+    encoding = "UTF-8"
+    try:
+        with open_file(file) as opened:
+            content = opened.read()
+        encoding = _encoding(content)
+        text = content.decode(encoding)
+        # A document type may declare entities that grow beyond all memory; no annotation needs one.
+        root = None if "<!DOCTYPE" in text else ElementTree.fromstring(text)
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+        return Scene(file, code="annotation-missing", problem=problem)
+    except LookupError:
+        problem = f"states an encoding that is not known, {encoding}"
+        return Scene(file, code="xml-encoding", problem=problem)
+    except UnicodeError as error:
+        problem = f"not XML in {encoding}: {error}"
+        return Scene(file, code="xml-encoding", problem=problem)
+    except (ValueError, ElementTree.ParseError) as error:
+        return Scene(file, code="xml-invalid", problem=f"not XML in {encoding}: {error}")
+    if root is None:
+        problem = "declares a document type, which is refused"
+        return Scene(file, code="xml-invalid", problem=problem)
+    if names_only:
+        names = [element.findtext("name") or "" for element in root.iter("object")]
+        return Scene(file, names=[name.strip() for name in names])
+    return _scene_of(file, root)
+
+
+def _scene_of(file: Path, root: ElementTree.Element) -> Scene:
+    """What the elements of a file say."""
+    named = root.findtext("filename") or ""
+    image = posixpath.basename(named.strip().replace("\\", "/"))
+    objects = list(root.iter("object"))
+    scene = Scene(file, image, is_annotation=root.tag == "annotation" or bool(objects))
+    size = root.find("size")
+    height = _number(size, "height")
+    width = _number(size, "width")
+    if height > 0 and width > 0:
+        scene.size = (int(height), int(width))
+    for element in objects:
+        name = element.findtext("name") or ""
+        outline = _outline(element)
+        bndbox = element.find("bndbox")
+        has_box = bndbox is not None
+        box = outline
+        if has_box:
+            box = [_number(bndbox, side) for side in SIDES]
+        scene.outlines.append(outline)
+        scene.has_box.append(has_box)
+        scene.names.append(name.strip())
+        scene.boxes.append(box)
+        scene.difficult.append(element.findtext("difficult") or "")
+    return scene
+
+
+def _outline(element: ElementTree.Element) -> list[float]:
+    """xmin, ymin, xmax, ymax around the polygon or the turned box of an object; NaN if it has
+    none."""
+    numbers: dict[str, list[float]] = {"x": [], "y": []}
+    for point in element.iterfind("polygon//*"):  # x1 y1 x2 y2 ..., or pt with x and y
+        if point.tag[:1] in numbers and not len(point):
+            numbers[point.tag[0]].append(_number(point, "."))
+    x = numbers["x"]
+    y = numbers["y"]
+    if len(x) > 2 and len(x) == len(y) and not math.isnan(sum(x + y)):
+        return [min(x), min(y), max(x), max(y)]
+    robndbox = element.find("robndbox")
+    turned = [_number(robndbox, name) for name in ("cx", "cy", "w", "h", "angle")]
+    center_x, center_y, width, height, angle = turned  # radians
+    cosine = abs(math.cos(angle))
+    sine = abs(math.sin(angle))
+    half_width = (width * cosine + height * sine) / 2
+    half_height = (width * sine + height * cosine) / 2
+    return [
+        center_x - half_width,
+        center_y - half_height,
+        center_x + half_width,
+        center_y + half_height,
+    ]
+
+
+def _encoding(content: bytes) -> str:
+    """The encoding of an XML file: by its byte order mark or first bytes, else as it states."""
+    if not content.startswith(b"<?"):  # the declaration, or a mark before it
+        for mark, encoding in _MARKS.items():
+            if content.startswith(mark):
+                return encoding
+        return "UTF-8"
+    declaration = re.match(rb"""<\?xml[^>]*?\bencoding\s*=\s*["']([\w.:-]+)["']""", content)
+    if declaration is None:
+        return "UTF-8"
+    stated = declaration[1].decode("ascii", "replace")
+    name = stated.lower().replace("_", "-")
+    if name.startswith(("utf-16", "utf-32", "ucs")):
+        return "UTF-8"  # .NET states UTF-16 of text that it saves as UTF-8: its letters are bytes
+    return _SUPERSETS.get(name, stated)
+
+
+def _number(parent: ElementTree.Element | None, tag: str) -> float:
+    """The number in the child with this tag, NaN if there is none."""
+    text = "" if parent is None else parent.findtext(tag)
+    try:
+        number = float(text or "")
+    except ValueError:
+        return math.nan
+    return number if abs(number) < _LARGEST else math.nan

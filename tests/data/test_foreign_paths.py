@@ -1,0 +1,223 @@
+"""Names of files as other tools and other machines write them: found, with a note, or refused with
+what would make this very file work."""
+
+import json
+from pathlib import Path
+
+import pytest
+from sound_data import write_coco, write_voc
+
+from redetr.cli import main
+from redetr.data import open_dataset
+from redetr.data.formats.foreign import foreign_ends
+from redetr.doctor.check import check
+from redetr.errors import InputError
+
+TRAIN = "annotations/instances_train.json"
+VAL = "annotations/instances_val.json"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    return write_coco(tmp_path / "coco")
+
+
+def with_prefix(root: Path, prefix: str) -> None:
+    file = root / TRAIN
+    document = json.loads(file.read_text())
+    for row in document["images"]:
+        row["file_name"] = prefix + row["file_name"]
+    file.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "..\\..\\label-studio\\media\\upload\\4\\",
+        "/content/drive/MyDrive/data/train/",
+        "C:\\Users\\me\\data\\",
+        "../train/",
+        "https://storage.example.com/bucket/train/",
+        "s3://bucket/some%20folder/",
+        "/data/local-files/?d=mine/train/",
+    ],
+)
+def test_paths_of_another_machine(prefix, coco):
+    with_prefix(coco, prefix)
+    report = check(str(coco))
+    [fault] = report.faults
+    assert (fault.severity, fault.code, fault.count) == ("note", "path-foreign", 14)
+    assert f"'train-00.jpg' in {coco}/train is taken" in fault.text
+    assert open_dataset(coco, "train").image(0).shape == (3, 48, 64)
+
+
+def test_the_longest_end_that_is_there(coco):
+    (coco / "train" / "b").mkdir()
+    (coco / "train" / "train-03.jpg").rename(coco / "train" / "b" / "train-00.jpg")
+    document = json.loads((coco / TRAIN).read_text())
+    document["images"][3]["file_name"] = "/content/a/b/train-00.jpg"
+    (coco / TRAIN).write_text(json.dumps(document))
+    names = open_dataset(coco, "train").annotations.names.tolist()
+    assert b"b/train-00.jpg" in names and b"train-00.jpg" in names
+
+
+def test_a_file_outside_is_neither_read_nor_replaced(coco, tmp_path):
+    """There is a file where the path leads: another of its name need not be the same."""
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    (outside / "train-00.jpg").touch()
+    document = json.loads((coco / TRAIN).read_text())
+    document["images"][0]["file_name"] = str(outside / "train-00.jpg")
+    (coco / TRAIN).write_text(json.dumps(document))
+    with pytest.raises(
+        InputError, match=f"no path inside the data folder; write the path .*{coco}"
+    ):
+        open_dataset(coco, "train")
+
+
+def test_ends_of_paths():
+    assert foreign_ends("a/b.jpg") == []
+    assert foreign_ends("/a/b.jpg") == ["a/b.jpg", "b.jpg"]
+    assert foreign_ends("D:\\a\\b.jpg") == ["a/b.jpg", "b.jpg"]
+    assert foreign_ends("../../b.jpg") == ["b.jpg"]
+    assert foreign_ends("https://x.org/a%20b.jpg?key=1#top") == ["x.org/a b.jpg", "a b.jpg"]
+    assert foreign_ends("..") == []
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        ("caf\u00e9.jpg", "cafe\u0301.jpg"),  # macOS takes letters and accents apart
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("my%20photo.jpg", "my photo.jpg"),
+    ],
+)
+def test_other_spellings_of_the_same_name(written, stored, coco):
+    (coco / "train/train-03.jpg").rename(coco / "train" / stored)
+    document = json.loads((coco / TRAIN).read_text())
+    document["images"][3]["file_name"] = written
+    (coco / TRAIN).write_text(json.dumps(document))
+    [fault] = check(str(coco)).faults
+    assert (fault.severity, fault.code) == ("note", "path-foreign")
+    assert f"{stored!r} in {coco}/train is taken" in fault.text
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        ("train-03.jpg", "TRAIN-03.JPG"),
+        ("train-03.jpg", "train-03.jpeg"),
+        ("train-03", "train-03.jpg"),
+        ("images/upload/train-03.jpg", "train-03.jpg"),
+    ],
+)
+def test_a_similar_name_is_proposed(written, stored, coco):
+    (coco / "train/train-03.jpg").rename(coco / "train" / stored)
+    document = json.loads((coco / TRAIN).read_text())
+    document["images"][3]["file_name"] = written
+    (coco / TRAIN).write_text(json.dumps(document))
+    with pytest.raises(InputError, match=f"is not in .*; write '{stored}', if that is it"):
+        open_dataset(coco, "train")
+
+
+def renamed(root: Path, names: dict[str, str]) -> None:
+    for old, new in names.items():
+        (root / new).parent.mkdir(parents=True, exist_ok=True)
+        (root / old).rename(root / new)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {TRAIN: "annotations/instances_Train.json", VAL: "annotations/instances_Validation.json"},
+        {TRAIN: "annotations/train.json", VAL: "annotations/val.json"},
+        {TRAIN: "annotations/train2017.json", VAL: "annotations/Val2017.json"},
+        {TRAIN: "train/labels.json", VAL: "val/labels.json"},
+        {TRAIN: "train/labels.json", VAL: "valid/labels.json", "val": "valid/data"},
+        {VAL: "annotations/instances_Val.json"},
+        {VAL: "annotations/instances_valid.json", "val": "valid"},
+        {VAL: "validation/_annotations.coco.json", "val": "validation/images"},
+    ],
+)
+def test_names_of_annotation_files(names, coco):
+    renamed(coco, names)
+    report = check(str(coco))
+    assert report.faults == []
+    assert [split["objects"] for split in report.figures().values()] == [42, 30]
+
+
+@pytest.mark.parametrize(
+    ("file", "images"),
+    [
+        ("annotations/instances_default.json", "images/default"),
+        ("annotations/instances_default.json", "images"),
+        ("_annotations.coco.json", "images"),
+        ("result.json", "images"),
+    ],
+)
+def test_all_of_the_data_in_one_file(file, images, coco):
+    (coco / VAL).unlink()
+    renamed(coco, {TRAIN: file, "train": images})
+    report = check(str(coco), val_fraction=0.5)
+    assert report.errors == 0
+    assert sum(split["images"] for split in report.figures().values()) == 14
+
+
+def test_other_names_are_named_in_the_error(coco, capsys):
+    (coco / VAL).unlink()
+    renamed(coco, {TRAIN: "annotations/mine.json"})
+    with pytest.raises(SystemExit):
+        main(["check", str(coco)])
+    said = capsys.readouterr().err
+    assert "if annotations/mine.json is in COCO format, call it annotations/instances_train" in said
+
+
+def listed(root: Path, line: str) -> Path:
+    """The list of train with every line as `line` says, `{}` being the name without ending."""
+    file = root / "ImageSets/Main/train.txt"
+    stems = file.read_text().split()
+    file.write_text("".join(line.format(stem) + "\n" for stem in stems))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("line", "codes"),
+    [
+        ('"{}"', []),
+        ("'{}'", []),
+        ("{}.jpg", []),
+        ("{}.xml", []),
+        ("JPEGImages/{}.jpg", []),
+        ("/home/me/VOC/JPEGImages/{}.jpg", ["path-foreign"]),
+        ("..\\JPEGImages\\{}.jpg", ["path-foreign"]),
+    ],
+)
+def test_lines_of_a_list_in_pascal_voc(line, codes, tmp_path):
+    report = check(str(listed(write_voc(tmp_path / "voc"), line)))
+    assert [fault.code for fault in report.faults] == codes
+    assert report.figures()["train"]["objects"] == 42
+
+
+def test_names_with_blanks_in_quotes(tmp_path):
+    root = write_voc(tmp_path / "voc")
+    for folder in ("JPEGImages", "Annotations"):
+        for path in list((root / folder).glob("train*")):
+            path.rename(path.with_name(path.name.replace("train-", "my photo ")))
+    file = root / "ImageSets/Main/train.txt"
+    file.write_text(file.read_text().replace("train-", "my photo "))
+    quoted = "".join(f'"{line}"\n' for line in file.read_text().splitlines())
+    file.write_text(quoted)
+    report = check(str(root))
+    assert report.faults == []
+    assert report.figures()["train"]["objects"] == 42
+
+
+def test_a_list_does_not_take_another_image(tmp_path):
+    root = listed(write_voc(tmp_path / "voc"), "other/{}")
+    with pytest.raises(InputError, match="cannot be read"):
+        open_dataset(root, "train")
