@@ -85,6 +85,10 @@ _FILES = {
     "detr-r101-2c7b67e5.pth": ("facebookresearch/detr", "Apache-2.0"),
     "detr-r101-dc5-a2e86def.pth": ("facebookresearch/detr", "Apache-2.0"),
     "efficientnet-lite0-57934424.pth": ("Google, ImageNet", "Apache-2.0"),
+    "resnet18d_ra2-48a79e06.pth": ("timm, ImageNet", "Apache-2.0"),
+    "resnet34d_ra2-f8dcfcaf.pth": ("timm, ImageNet", "Apache-2.0"),
+    "resnet50d_ra2-464e36ba.pth": ("timm, ImageNet", "Apache-2.0"),
+    "resnet101d_ra2-2803ffab.pth": ("timm, ImageNet", "Apache-2.0"),
 }
 UNKNOWN = "of unknown origin and licence"
 

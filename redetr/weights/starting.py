@@ -15,6 +15,7 @@ from redetr.models.hgnetv2 import HGNetV2
 from redetr.models.presnet import PResNet
 from redetr.structures import DetectionModel
 from redetr.weights.reading import Origin, Weights, is_for_denoising, read_weights
+from redetr.weights.resnet_d import from_timm, is_resnet_d
 
 # Options that no tensor depends on, or only one that is taken row by row.
 _FREE = (
@@ -205,6 +206,8 @@ def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig
     given = weights.tensors
     if isinstance(net, nn.ModuleList) and isinstance(net[0], EfficientNetLite):
         given = from_package_names(given)
+    elif isinstance(net, PResNet) and is_resnet_d(given):
+        given = from_timm(given)
     state = {}
     wrong = []
     for name, tensor in body.state_dict().items():

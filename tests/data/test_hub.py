@@ -114,6 +114,14 @@ def test_formats_of_many_boxes(box_format, unit):
         np.testing.assert_allclose(box, [*starts[0], *sides[0]], atol=1e-6)
 
 
+def test_areas_of_fractions():
+    form = BoxForm("xywh", fractions=True)
+    assert form.area(0.25, (40, 20)) == 200
+    assert form.area(30.0, (40, 20)) == 30.0  # of pixels
+    assert form.area(None, (40, 20)) is None
+    assert BoxForm().area(0.25, (40, 20)) == 0.25
+
+
 def test_small_objects_in_a_corner_are_not_taken_for_width_and_height():
     random = np.random.default_rng(1)
     starts = random.uniform(20, 250, (100, 2))
