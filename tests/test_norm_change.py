@@ -18,6 +18,7 @@ RTDETR = ("width=16", "enc_hidden_dim=32", "enc_dim_feedforward=64", *SMALL)
 CLASSES = ("cup", "plate", "spoon")
 CONFIGS = {
     "rtdetr_r18": TrainConfig(model="rtdetr_r18", model_options=RTDETR, num_queries=10),
+    "dfine_n": TrainConfig(model="dfine_n", model_options=SMALL, num_queries=10),
     "redetr_mobile": TrainConfig(model="redetr_mobile", model_options=SMALL, num_queries=10),
     "detr_r50": TrainConfig(
         model="detr_r50", model_options=("backbone=resnet18", "enc_layers=1", *SMALL)

@@ -1,5 +1,6 @@
 """Image files: read whole, as stored, or refused in one line."""
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
@@ -202,14 +203,16 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
     raise InputError(problem, where=name, remedy=remedy)
 
 
-def require_whole(path: Path) -> None:
-    """Raises InputError if an image file is cut short. JPEG and PNG are judged by their last bytes,
-    others decoded."""
+def require_whole(path: Path) -> int:
+    """The size of an image file in bytes. Raises InputError if it is cut short: JPEG and PNG are
+    judged by their last bytes, others decoded."""
     with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(8)
-        file.seek(max(0, path.stat().st_size - 16))
+        file.seek(max(0, size - 16))
         end = file.read()
     whole_jpeg = start.startswith(b"\xff\xd8") and end.rstrip(b"\0").endswith(b"\xff\xd9")
     whole_png = start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
     if not (whole_jpeg or whole_png):
         read_image(path)
+    return size

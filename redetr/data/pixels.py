@@ -51,6 +51,8 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 def is_deep(image: Image.Image) -> bool:
     """Whether an opened image has values of more than 8 bits."""
+    if image.format == "JPEG":  # most files: no need to look closer
+        return False
     is_grey = image.mode in ("I", "F") or image.mode.startswith("I;")
     return is_grey or _raw_mode(image) != "" or _has_deep_planes(image)
 
