@@ -1,84 +1,147 @@
 """Does a run that is killed with `kill -9` at any moment, and resumed, end as if nothing had been?
 
-    python benchmarks/kill.py             # twenty runs, each killed once at a random moment;
-    --kills 3 for more
+    python benchmarks/kill.py             # twenty runs, each killed at three random moments
 
-Each run trains twenty steps of a small model with a loader process, evaluates twice and saves after
-every step, so kills fall into start-up, steps, evaluation and writing. What it ends with is
-compared bit for bit with a run that was left alone. Writes results/DATE-kill.json.
+Each run trains twenty steps of a small model on two ranks with two micro-batches and a loader
+process, evaluates twice and saves after every step. One of its ranks is killed: in the set-up, in a
+step, in an evaluation. The other ends by itself, and both are started again. Half of the runs have
+mosaics and denoising, the other half dropout. What a run ends with is compared bit for bit with one
+that was left alone. Writes results/DATE-kill.json.
 """
 
 import argparse
+import json
+import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from record import record
 from rich.progress import track
 
-FLAGS = """
-    --data digits --steps 20 --batch-size 4 --save-every 1 --eval-every 10 --log-every 1
-    --device cpu --precision fp32
-    --num-workers 1 --image-size 64 --num-queries 10 --resume
-    --model-options backbone=[16,32,64] hidden_dim=32 nheads=4 dec_layers=2 dim_feedforward=64
+STEPS = 20
+EVAL_EVERY = 10
+FLAGS = f"""
+    --data digits --steps {STEPS} --batch-size 8 --accumulate 2 --save-every 1
+    --eval-every {EVAL_EVERY} --log-every 1 --device cpu --precision fp32 --num-workers 1
+    --image-size 64 --num-queries 10 --timeout-s 60 --resume
 """
+SMALL = "backbone=[16,32,64] hidden_dim=32 nheads=4 dec_layers=2 dim_feedforward=64"
+CASES = {
+    "mosaics and denoising": f"rtdetr_r18_finetune {FLAGS} --weights none --mosaic-until 0.7 "
+    "--denoising 5 --model-options width=16 enc_hidden_dim=32 enc_dim_feedforward=48 "
+    "hidden_dim=32 dim_feedforward=64",
+    "dropout": f"detr_tiny {FLAGS} --model-options {SMALL} enc_layers=1 dropout=0.3",
+}
+MOMENTS = ("set-up", "step", "evaluation")
+RANKS = 2
 
 
-def start(folder: Path) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "redetr",
-        "train",
-        "redetr_n",
-        "--output",
-        str(folder),
-        *FLAGS.split(),
-    ]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def start_ranks(arguments: list[str], count: int = RANKS) -> list[subprocess.Popen]:
+    """`redetr` with these arguments in as many processes, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    ranks = []
+    for rank in range(count):
+        added = shared | {"RANK": rank, "LOCAL_RANK": rank}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "redetr", *arguments],
+            env=os.environ | {name: str(value) for name, value in added.items()},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        ranks.append(process)
+    return ranks
 
 
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"a resumed run failed with exit code {process.returncode}:\n{errors}")
+def finish(ranks: list[subprocess.Popen]) -> None:
+    """Waits until a run has ended well."""
+    for process in ranks:
+        _, errors = process.communicate()
+        if process.returncode:
+            raise SystemExit(f"a run failed with exit code {process.returncode}:\n{errors}")
 
 
-def wait_for_step(folder: Path, process: subprocess.Popen, step: int, delay_s: float) -> None:
-    """Until the run has logged `step`, and a moment longer, or has ended."""
+def last_line(folder: Path) -> dict[str, Any]:
+    """The last whole line of a run's log; that of step 0 before there is one."""
     log = folder / "metrics.jsonl"
-    while process.poll() is None:
-        lines = log.read_text().splitlines() if log.exists() else []
-        if step == 0 or (
-            lines and lines[-1].startswith('{"step": ') and int(lines[-1][9:].split(",")[0]) >= step
-        ):
-            break
+    lines = log.read_text().split("\n")[:-1] if log.exists() else []
+    return json.loads(lines[-1]) if lines else {"step": 0}
+
+
+def wait_for(folder: Path, ranks: list[subprocess.Popen], step: int) -> None:
+    """Until the run has logged `step`, or has ended."""
+    while last_line(folder)["step"] < step and ranks[0].poll() is None:
         time.sleep(0.01)
-    time.sleep(delay_s if step else 8 * delay_s)  # the start takes seconds
 
 
-def steps_saved(folder: Path) -> int:
-    """How far the folder's checkpoint is; 0 without one."""
-    for name in ("last.pt", "previous.pt"):
-        if (folder / name).exists():
-            return torch.load(folder / name, weights_only=True)["step"]
-    return 0
+def kill(ranks: list[subprocess.Popen], victim: int) -> None:
+    """Kills one rank, and waits until the others have ended by themselves."""
+    ranks[victim].kill()
+    for process in ranks:
+        process.communicate()
+
+
+def arguments_of(case: str, folder: Path) -> list[str]:
+    recipe, *flags = CASES[case].split()
+    return ["train", recipe, "--output", str(folder), *flags]
+
+
+def disturbed(case: str, folder: Path, setup_s: float, chance: random.Random) -> list[str]:
+    """Trains with a kill in each kind of moment, in any order; returns what they fell into."""
+    fell_into = []
+    for moment in chance.sample(MOMENTS, len(MOMENTS)):
+        first = last_line(folder)["step"]
+        ranks = start_ranks(arguments_of(case, folder))
+        if moment == "set-up":
+            time.sleep(chance.uniform(0, setup_s))
+        elif moment == "step":
+            wait_for(folder, ranks, chance.randint(min(first + 1, STEPS), STEPS))
+        else:
+            due = EVAL_EVERY * (1 + first // EVAL_EVERY)
+            wait_for(folder, ranks, min(due, STEPS))
+        time.sleep(chance.uniform(0, 0.3))
+        kill(ranks, chance.randrange(RANKS))
+        fell_into.append(f"{moment}, at step {last_line(folder)['step']}")
+    finish(start_ranks(arguments_of(case, folder)))
+    return fell_into
 
 
 def same(first: Path, second: Path) -> bool:
     """Whether weights, their average and the optimizer's state are equal bit for bit, and the best
-    result."""
-    one, other = (torch.load(folder / "last.pt", weights_only=True) for folder in (first, second))
+    result; and whether the logs are, but for times."""
+    saved, other = (torch.load(folder / "last.pt", weights_only=True) for folder in (first, second))
     try:
         for key in ("model", "ema", "optimizer"):
-            torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
+            torch.testing.assert_close(saved[key], other[key], rtol=0, atol=0)
     except AssertionError:
         return False
-    return one["best"] == other["best"]
+    return saved["best"] == other["best"] and curve(first) == curve(second)
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """The log of a run without times."""
+    times = ("time_s", "images_per_s", "data_wait")
+    lines = []
+    for text in (folder / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        lines.append({name: value for name, value in line.items() if name not in times})
+    return lines
+
+
+def left_over(folder: Path) -> list[str]:
+    """Files that should not be in the folder of a run that has ended."""
+    return [path.name for path in folder.iterdir() if path.name[0] == "." or path.suffix == ".lock"]
 
 
 def main() -> None:
@@ -86,40 +149,30 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--kills", type=int, default=1, help="of each run")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     chance = random.Random(arguments.seed)
+    rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        alone = Path(temporary) / "alone"
-        finish(start(alone))
-        rows = []
+        alone = {}
+        setup_s = 0.0
+        for case in CASES:
+            alone[case] = Path(temporary) / case
+            started = time.monotonic()
+            ranks = start_ranks(arguments_of(case, alone[case]))
+            wait_for(alone[case], ranks, 1)
+            setup_s = time.monotonic() - started
+            finish(ranks)
         for number in track(range(arguments.runs), "killing"):
-            folder, saved_at_kill = Path(temporary) / str(number), []
-            for _ in range(arguments.kills):
-                first = steps_saved(folder)
-                process = start(folder)
-                wait_for_step(
-                    folder, process, chance.randint(min(first, 19), 19), chance.uniform(0, 0.5)
-                )
-                process.kill()
-                process.communicate()
-                saved_at_kill.append(steps_saved(folder))
-            finish(start(folder))
-            rows.append(
-                {"run": number, "saved_at_kill": saved_at_kill, "equal": same(alone, folder)}
-            )
-        equal = sum(row["equal"] for row in rows)
-        record(
-            "kill",
-            {
-                "n": arguments.runs,
-                "equal": equal,
-                "steps": 20,
-                "seed": arguments.seed,
-                "runs": rows,
-            },
-        )
+            case = list(CASES)[number % len(CASES)]
+            folder = Path(temporary) / str(number)
+            killed_in = disturbed(case, folder, setup_s, chance)
+            row = {"run": number, "case": case, "killed in": killed_in}
+            rows.append(row | {"equal": same(alone[case], folder), "left": left_over(folder)})
+            print(rows[-1], flush=True)
+    equal = sum(row["equal"] for row in rows)
+    settings = {"steps": STEPS, "ranks": RANKS, "accumulate": 2, "seed": arguments.seed}
+    record("kill", {"n": arguments.runs, "equal": equal, **settings, "runs": rows})
 
 
 if __name__ == "__main__":

@@ -144,6 +144,25 @@ class Dist:
             joined[name] = np.concatenate([part[name] for part in parts])
         return joined
 
+    def exchange(self, parts: list[np.ndarray]) -> list[np.ndarray]:
+        """Sends the `[n]` rows of `parts[i]` to rank i, and returns what each rank sent to this
+        one; all of one type. Communicates (host only)."""
+        counts = self.gather_rows([len(part) for part in parts])()  # [from, to]
+        received = []
+        work: list[Any] = []
+        for rank, part in enumerate(parts):
+            rows = part
+            if rank != self.rank:
+                rows = np.empty(int(counts[rank, self.rank]), part.dtype)
+                if len(part):
+                    work.append(torch_dist.isend(_as_bytes(part), rank))
+                if len(rows):
+                    work.append(torch_dist.irecv(_as_bytes(rows), rank))
+            received.append(rows)
+        for one_way in work:
+            one_way.wait()
+        return received
+
     def mean_(self, tensor: Tensor) -> Tensor:
         """`tensor` averaged over ranks, in place. Communicates."""
         torch_dist.all_reduce(tensor)
@@ -152,6 +171,11 @@ class Dist:
     def barrier(self) -> None:
         """Waits until every rank is here. Communicates (host only)."""
         self.gather_rows([0.0])()
+
+
+def _as_bytes(rows: np.ndarray) -> Tensor:
+    """A tensor on the same memory."""
+    return torch.from_numpy(rows.view(np.uint8))
 
 
 def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from redetr.choices import ImageSize
+from redetr.class_shares import shared_metrics
 from redetr.data import DetectionDataset
 from redetr.data.loader import ANSWER_S, Samples, load_batches, to_batch
 from redetr.data.sampler import EvalSampler
@@ -17,7 +18,7 @@ from redetr.data.transforms import final_size, resizer
 from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.losses import DIVISORS, SetCriterion
-from redetr.metrics import CocoResult, GroundTruth, coco_metrics
+from redetr.metrics import CocoResult, TruthObjects
 from redetr.postprocess import decode
 from redetr.precision import autocast, weights_dtype
 from redetr.structures import DatasetDetections, DetectionModel, Outputs, Target
@@ -33,9 +34,10 @@ def evaluate(
 
     Options and errors are those of `detect_classes`. Communicates.
     """
-    detections, losses = detect_classes(model, dataset, dist, **options)
-    truth = GroundTruth.from_dataset(dataset)
-    return replace(coco_metrics(truth, detections), losses=losses)
+    dist = dist or _alone(model)
+    share, losses = detect_classes(model, dataset, dist, **options)
+    result = shared_metrics(TruthObjects.from_dataset(dataset), share, dist)
+    return replace(result, losses=losses)
 
 
 def detect_classes(
@@ -46,7 +48,7 @@ def detect_classes(
     classes: Sequence[tuple[int, str]] | None = None,
     **options: Any,
 ) -> tuple[DatasetDetections, Losses]:
-    """What `detect_dataset` returns, with the labels of the data set; options as there.
+    """What `detect_share` returns, with the labels of the data set; options as there.
 
     `classes` are the (category id, name) of the model's labels, by default those of the data set;
     classes that the data set does not have are left out (official checkpoints have 91 outputs for
@@ -55,12 +57,12 @@ def detect_classes(
     classes of the data set. Communicates.
     """
     label_of = labels_in(dataset, model.num_classes, classes)
-    detections, losses = detect_dataset(model, dataset, dist, **options)
+    detections, losses = detect_share(model, dataset, dist, **options)
     return with_labels(detections, label_of), losses
 
 
 @torch.inference_mode()
-def detect_dataset(
+def detect_share(
     model: DetectionModel,
     dataset: DetectionDataset,
     dist: Dist | None = None,
@@ -73,12 +75,12 @@ def detect_dataset(
     criterion: SetCriterion | None = None,
     on_batch: Callable[[int], Any] = lambda images: None,
 ) -> tuple[DatasetDetections, Losses]:
-    """All detections on `dataset`, and with a `criterion` the losses of the whole data set.
+    """This rank's detections on `dataset`, and with a `criterion` the losses of all of it.
 
     Each image is processed once, over all ranks. `on_batch` gets the number of images after each
     batch. Communicates at the end.
     """
-    dist = dist or Dist(0, 1, next(model.parameters()).device)
+    dist = dist or _alone(model)
     model.eval()
     samples = Samples(dataset, resizer(final_size(model, image_size)), seed=0)
     sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
@@ -98,9 +100,12 @@ def detect_dataset(
         on_batch(len(batch_samples))
     if sorted(dist.gather(indices)) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
-    detections = DatasetDetections.concatenate(parts)
-    everywhere = dist.gather([detections])
-    return DatasetDetections.concatenate(everywhere), sums.losses(dist)
+    return DatasetDetections.concatenate(parts), sums.losses(dist)
+
+
+def _alone(model: DetectionModel) -> Dist:
+    """A world of this process."""
+    return Dist(0, 1, next(model.parameters()).device)
 
 
 def _detections_of_batch(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redetr.data import DetectionDataset
+from redetr.data.formats.folder import AnnotatedDataset
 from redetr.errors import DivergedError
 from redetr.structures import DatasetDetections, StoredTarget
 
@@ -39,6 +40,56 @@ METRIC_NAMES = (
 
 
 @dataclass(frozen=True, eq=False)
+class TruthObjects:
+    """The objects of N images, A of them, as a data set states them."""
+
+    image_ids: NDArray[np.int64]  # [N], in the order of the data set
+    class_names: tuple[str, ...]
+    image: NDArray[np.int64]  # [A], counts the images from 0
+    labels: NDArray[np.int64]  # [A]
+    boxes: NDArray[np.floating]  # [A, 4]
+    area: NDArray[np.floating]  # [A]
+    iscrowd: NDArray[np.bool_]  # [A]
+
+    @classmethod
+    def from_dataset(cls, dataset: DetectionDataset) -> "TruthObjects":
+        """The objects of a data set; reads no image."""
+        if not isinstance(dataset, AnnotatedDataset):
+            targets = [dataset.target(i) for i in range(len(dataset))]
+            return cls.from_targets(targets, dataset.class_names)
+        source = dataset.annotations
+        return cls(
+            image_ids=source.ids,
+            class_names=source.class_names,
+            image=source.image_of(),
+            labels=source.labels,
+            boxes=source.boxes,
+            area=source.area,
+            iscrowd=source.iscrowd,
+        )
+
+    @classmethod
+    def from_targets(
+        cls, targets: Sequence[StoredTarget], class_names: Sequence[str]
+    ) -> "TruthObjects":
+        """The objects in `targets`."""
+        counts = [len(target["labels"]) for target in targets]
+        return cls(
+            image_ids=np.array([target["image_id"] for target in targets], np.int64),
+            class_names=tuple(class_names),
+            image=np.arange(len(targets)).repeat(counts),
+            labels=_joined([target["labels"] for target in targets]).astype(np.int64),
+            boxes=_joined([target["boxes"] for target in targets]).reshape(-1, 4),
+            area=_joined([target["area"] for target in targets]),
+            iscrowd=_joined([target["iscrowd"] for target in targets]).astype(bool),
+        )
+
+    def counts(self) -> NDArray[np.int64]:
+        """Objects of each class, crowds not counted, `[C]`."""
+        return np.bincount(self.labels[~self.iscrowd], minlength=len(self.class_names))
+
+
+@dataclass(frozen=True, eq=False)
 class GroundTruth:
     """The annotations of N images. Build it once and evaluate as often as needed."""
 
@@ -52,32 +103,36 @@ class GroundTruth:
     @classmethod
     def from_dataset(cls, dataset: DetectionDataset) -> "GroundTruth":
         """The annotations of all images of a data set, in its order; reads no image."""
-        targets = [dataset.target(i) for i in range(len(dataset))]
-        return cls.from_targets(targets, dataset.class_names)
+        return cls.from_objects(TruthObjects.from_dataset(dataset))
 
     @classmethod
     def from_targets(
         cls, targets: Sequence[StoredTarget], class_names: Sequence[str]
     ) -> "GroundTruth":
         """The annotations in `targets`, in their order."""
-        ids = np.array([target["image_id"] for target in targets], np.int64)
+        return cls.from_objects(TruthObjects.from_targets(targets, class_names))
+
+    @classmethod
+    def from_objects(cls, objects: TruthObjects) -> "GroundTruth":
+        """The annotations that say these objects."""
+        ids = objects.image_ids
         rank = np.empty_like(ids)
         rank[ids.argsort(kind="stable")] = np.arange(len(ids))
-        counts = [len(target["labels"]) for target in targets]
-        labels = _joined([target["labels"] for target in targets]).astype(np.int64)
-        crowds = _joined([target["iscrowd"] for target in targets]).astype(bool)
-        boxes = _joined([target["boxes"] for target in targets])
         annotations = hotcoco.COCO.from_arrays(
             [{"id": number} for number in range(len(ids))],
-            [{"id": label, "name": name} for label, name in enumerate(class_names)],
-            rank.repeat(counts),
-            labels,
-            _xyxy_to_xywh(boxes),
-            area=_joined([target["area"] for target in targets]),
-            iscrowd=crowds,
+            [{"id": label, "name": name} for label, name in enumerate(objects.class_names)],
+            rank[objects.image],
+            objects.labels,
+            _xyxy_to_xywh(objects.boxes.astype(np.float64)),
+            area=objects.area.astype(np.float64),
+            iscrowd=objects.iscrowd,
         )
-        objects = np.bincount(labels[~crowds], minlength=len(class_names))
-        return cls(ids, rank, tuple(class_names), objects, annotations)
+        return cls(ids, rank, objects.class_names, objects.counts(), annotations)
+
+
+# Of C classes: precision `[10, 101, C, 4]` at each IoU threshold, recall level and size, recall
+# `[10, C, 4, 3]` at each threshold, size and number of detections; -1 where there is no object.
+Tables = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -140,22 +195,41 @@ def coco_evaluation(truth: GroundTruth, detections: DatasetDetections) -> hotcoc
 
 def coco_result(truth: GroundTruth, evaluation: hotcoco.COCOeval) -> CocoResult:
     """The numbers of an evaluation by `coco_evaluation`."""
-    evaluation.summary_lines()  # computes `stats` without printing
-    metrics = {}
-    for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True):
-        metrics[name] = float(value) if value >= 0 else math.nan
+    return result_of_tables(truth.class_names, truth.objects, tables_of(evaluation))
+
+
+def tables_of(evaluation: hotcoco.COCOeval) -> Tables:
+    """What an evaluation by `coco_evaluation` found, class by class."""
     assert evaluation.eval is not None
-    # IoU thresholds, recall levels, C; all sizes, best 100
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    precision = evaluation.eval["precision"][..., -1]  # of the best 100
+    return precision, evaluation.eval["recall"]
+
+
+def result_of_tables(
+    class_names: tuple[str, ...], objects: NDArray[np.int64], tables: Tables
+) -> CocoResult:
+    """The numbers of the classes with these names and numbers of objects."""
+    all_precisions, recall = tables
+    values = [
+        *(all_precisions[:, :, :, 0], all_precisions[0, :, :, 0], all_precisions[5, :, :, 0]),
+        *(all_precisions[:, :, :, size] for size in (1, 2, 3)),
+        *(recall[:, :, 0, best] for best in (0, 1, 2)),
+        *(recall[:, :, size, 2] for size in (1, 2, 3)),
+    ]
+    metrics = {}
+    for name, table in zip(METRIC_NAMES, values, strict=True):
+        known = table[table >= 0]
+        metrics[name] = float(known.mean()) if len(known) else math.nan
+    precision = all_precisions[:, :, :, 0]
     has_no_truth = precision[0, 0] < 0  # COCO leaves such a class at -1 everywhere
     ap = np.where(has_no_truth, math.nan, precision.mean((0, 1)))
     ap50 = np.where(has_no_truth, math.nan, precision[:1].mean((0, 1)))
-    names = distinct_names(truth.class_names)
+    names = distinct_names(class_names)
     return CocoResult(
         metrics=metrics,
         per_class=dict(zip(names, ap.tolist(), strict=True)),
         per_class_ap50=dict(zip(names, ap50.tolist(), strict=True)),
-        objects=dict(zip(names, truth.objects.tolist(), strict=True)),
+        objects=dict(zip(names, objects.tolist(), strict=True)),
     )
 
 
@@ -204,28 +278,27 @@ def _prepared(truth: GroundTruth, detections: DatasetDetections) -> hotcoco.COCO
         detections.labels,
     )
     rows = np.column_stack(columns).astype(np.float64)
-    _check_detections(truth, rows)
+    check_detections(truth.image_ids, len(truth.class_names), detections)
     rows[:, 0] = truth.rank[detections.image_index]
     return hotcoco.COCOeval(truth.annotations, truth.annotations.load_res(rows), "bbox")
 
 
-def _check_detections(truth: GroundTruth, rows: NDArray[np.float64]) -> None:
-    """Raises the errors of `coco_metrics`.
-
-    Rows are (image index, left, top, width, height, score, label).
-    """
-    index = rows[:, 0]
-    labels = rows[:, 6]
-    if ((index < 0) | (index >= len(truth.rank))).any():
-        raise ValueError(f"an image index outside of 0 to {len(truth.rank) - 1}")
-    if ((labels < 0) | (labels >= len(truth.class_names))).any():
-        raise ValueError(f"a label outside of 0 to {len(truth.class_names) - 1}")
-    broken = ~np.isfinite(rows).all(axis=1)
+def check_detections(
+    image_ids: NDArray[np.int64], num_classes: int, detections: DatasetDetections
+) -> None:
+    """Raises the errors of `coco_metrics`; `image_ids` are those of the data set."""
+    index = detections.image_index
+    labels = detections.labels
+    if ((index < 0) | (index >= len(image_ids))).any():
+        raise ValueError(f"an image index outside of 0 to {len(image_ids) - 1}")
+    if ((labels < 0) | (labels >= num_classes)).any():
+        raise ValueError(f"a label outside of 0 to {num_classes - 1}")
+    broken = ~(np.isfinite(detections.scores) & np.isfinite(detections.boxes).all(1))
     if broken.any():
         first = int(index[broken.argmax()])
         raise DivergedError(
-            f"{broken.sum()} of {len(rows)} detections have a score or box that is not finite "
-            f"(first in image {truth.image_ids[first]}): the model has diverged"
+            f"{broken.sum()} of {len(detections)} detections have a score or box that is not "
+            f"finite (first in image {image_ids[first]}): the model has diverged"
         )
 
 

@@ -43,6 +43,9 @@ _MAY_CHANGE = {
 }
 
 
+UNRECORDED = "weights that the run did not record"  # of an earlier version
+
+
 @dataclass
 class State:
     """All that a checkpoint holds and a resumed run needs.
@@ -75,6 +78,7 @@ class State:
             "step": self.step,
             "best": self.best,
             "data": absolute_source(self.config.data),
+            "weights_from": self.model.weights_from,
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,6 +145,7 @@ class State:
             self.best["AP"] = None
         self.train_time_s = saved["train_time_s"]
         self.since_best = saved.get("since_best", 0)  # older checkpoints have none
+        self.model.weights_from = saved.get("weights_from", UNRECORDED)
         self.evaluated = saved.get("evaluated", 0)
 
     def _require_same_settings(self, path: Path, before: TrainConfig) -> None:

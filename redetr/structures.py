@@ -120,6 +120,7 @@ class DetectionModel(nn.Module):
     image_size: int  # default of the shorter side ("aspect") or of the side ("square"), px
     max_size: int | None  # longer side at most ("aspect"), px
     frozen: tuple[str, ...] = ()  # paths of the modules that are not trained
+    weights_from: str = "random weights"  # where its weights, or their training, began; the licence
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode, in which the BatchNorm of frozen parts keeps its statistics."""

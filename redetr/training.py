@@ -18,14 +18,20 @@ from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.formats.folder import AnnotatedDataset
-from redetr.data.loader import Sample, Samples, load_batches, pools_ahead, watching_workers
+from redetr.data.loader import (
+    Sample,
+    Samples,
+    load_batches,
+    pools_ahead,
+    spare_workers,
+    watching_workers,
+)
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import Transform, augmentation, drawn_from, final_size
 from redetr.distributed import (
     Dist,
     check_norms,
     process_group,
-    rank_cores,
     replicate,
     restart_notes,
 )
@@ -185,6 +191,7 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
             f"warning: an image holds {most} objects, the model has {queries} queries: the rest "
             "stays unmatched; raise --num-queries"
         )
+    notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
     notes += _outlook(config, len(data))
     notes += restart_notes()
@@ -447,8 +454,7 @@ def _num_workers(config: Settings) -> int:
     """Loader processes of this rank: as the user says, or by the cores of the host."""
     if config.num_workers is not None:
         return config.num_workers
-    spare_cores = rank_cores() - 1
-    return min(8, max(1, spare_cores))
+    return spare_workers()
 
 
 def _image_cache(config: Settings, dist: Dist, data: DetectionDataset) -> ImageCache | None:

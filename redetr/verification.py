@@ -27,9 +27,11 @@ from redetr.step import announce, receive, train_step, training_outputs
 from redetr.structures import DetectionModel, StoredTarget
 from redetr.training import prepare, train_transform
 
-# Largest relative error of the whole gradient. In bf16 another split means another rounding of each
-# product.
-TOLERANCE = {"fp64": 1e-12, "fp32": 1e-6, "bf16": 0.02}
+# Largest relative error of the whole gradient. In bf16, another split means another rounding of
+# each product. In fp32, rounding grows with the number of queries that a gradient sums over:
+# RT-DETR-R18 with 5 groups of noisy queries reached 1.1e-6. A wrong divisor shows in fp64, and by
+# far more.
+TOLERANCE = {"fp64": 1e-12, "fp32": 3e-6, "bf16": 0.02}
 # Objects of each image of noise. Half of the images hold none: with two ranks, one has no object at
 # all.
 _OBJECTS = (0, 0, 0, 0, 0, 0, 15, 1, 7, 2, 3, 4)

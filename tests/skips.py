@@ -14,6 +14,7 @@ ALLOWED = (
     "no mounts can be made here",  # nor mounts
     "no control groups can be made here",
     "needs Linux",
+    "needs the network",  # of published weights
 )
 
 

@@ -62,8 +62,8 @@ WRITTEN = {
     "timeout_s": 600.0,
     "gradient_compression": "none",
 }
-# What has been added since, as runs had it that did not know it.
-LATER = {"freeze": [], "loader_timeout_s": 120.0}
+# What has been added since, as a run has it that did not know it.
+LATER = {name: value for name, value in TrainConfig().to_dict().items() if name not in WRITTEN}
 
 
 def resolved(num_images: int, recipe: str = "redetr_n", **changes) -> Settings:

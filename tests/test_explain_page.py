@@ -347,6 +347,15 @@ def test_denoising_queries_have_a_part_of_their_own(tmp_path, browser, shared_co
     assert 'data-part="noisy"' not in (tmp_path / "none.html").read_text()
 
 
+def test_the_class_loss_is_described_as_it_is(tmp_path, shared_coco):
+    data = open_dataset(shared_coco, "val")
+    words = {"mal": "boxes, to the power 1.5;", "varifocal": "boxes, and counts as much as that;"}
+    for class_loss, expected in words.items():
+        found = explain_loss(small_detector("rtdetr_r18", class_loss=class_loss), data, 104)
+        write_loss_page(tmp_path / "loss.html", found)
+        assert expected in (tmp_path / "loss.html").read_text()
+
+
 def test_a_batch_without_objects(tmp_path, browser):
     found = explain_loss(small_detector("detr_r50"), Empty(), 1, 2)
     write_loss_page(tmp_path / "loss.html", found)

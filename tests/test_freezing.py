@@ -47,6 +47,7 @@ def built(name: str, **options):
         ("redetr_n", "decoder.0", "decoder.0"),
         ("rtdetr_r18", "encoder", "encoder"),
         ("rtdetr_r18", "decoder", "decoder"),
+        ("dfine_n", "backbone", "backbone"),
     ],
 )
 def test_a_name_stands_for_a_part(model, name, path):

@@ -9,12 +9,14 @@ import pytest
 import torch
 from command_line import SMALL, lines_of
 from rich.console import Console
+from sound_data import write_coco, write_voc
 from torch import Tensor
 
 from redetr.cli import main
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.data.dataset import DetectionDataset
+from redetr.data.formats.flags import flag_of
 from redetr.detector.detector import load
 from redetr.doctor.check import check, essential_faults
 from redetr.errors import InputError
@@ -151,6 +153,31 @@ def test_a_split_of_crowds_is_an_error(shared_coco, tmp_path):
     assert report.figures()["val"]["objects"] == 0
     with pytest.raises(InputError, match=f"all {count} objects are crowds"):
         essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))
+
+
+MARKS = [(1, 1), (True, 1), (1.0, 1), ("1", 1), ("true", 1), (" Yes ", 1), (0, 0), (None, 0)]
+MARKS += [("False", 0), ("", 0), (float("nan"), 0), ("Unspecified", 0), (2, None), ("maybe", None)]
+
+
+@pytest.mark.parametrize(("mark", "expected"), MARKS)
+def test_spellings_of_marks(mark, expected, tmp_path):
+    """The same in every format; what is not clear is reported."""
+    assert flag_of(mark) == expected
+    coco = write_coco(tmp_path / "coco")
+    file = coco / "annotations/instances_train.json"
+    document = json.loads(file.read_text())
+    document["annotations"][4]["iscrowd"] = mark
+    file.write_text(json.dumps(document))
+    voc = write_voc(tmp_path / "voc")
+    annotation = voc / "Annotations/train-01.xml"
+    marked = f"<difficult>{'' if mark is None else mark}</difficult><bndbox>"
+    annotation.write_text(annotation.read_text().replace("<bndbox>", marked, 1))
+    roots = [coco] if isinstance(mark, float) else [coco, voc]
+    for root in roots:
+        report = check(str(root))
+        assert report.figures()["train"]["ignored"] == bool(expected)
+        codes = [fault.code for fault in report.faults]
+        assert codes == {1: ["object-ignored"], 0: [], None: ["flag-invalid"]}[expected]
 
 
 @pytest.mark.parametrize(("share", "severity"), [(0.3, "note"), (0.9, "warning")])

@@ -77,6 +77,14 @@ def test_an_exported_file_says_and_does_the_same(run):
     assert boxes[0][:, 2].max() > 120  # in pixels of the image, which is wider than high
 
 
+@pytest.mark.slow
+def test_a_file_is_exported(run):
+    """The command compares it with PyTorch before it is written."""
+    path = run / "model.onnx"
+    main(["export", str(run), "--format", "onnx", "--with-processing", "--output", str(path)])
+    assert path.stat().st_size > 0
+
+
 def test_a_run_resumes(run, tmp_path):
     written = json.loads((run / "config.json").read_text())
     config = replace(TrainConfig.from_dict(written), resume=True)
@@ -84,12 +92,14 @@ def test_a_run_resumes(run, tmp_path):
     assert redetr.train(config)["step"] == 2
 
 
-@pytest.mark.parametrize("model", ["redetr_n", "rtdetr_r18"])
-def test_micro_batches_give_the_gradient_of_the_whole_batch(model):
-    options = tuple(MODELS[model][1])
+@pytest.mark.parametrize(
+    ("model", "options"), [("redetr_n", SMALL), ("rtdetr_r18", RTDETR), ("dfine_n", SMALL[1:])]
+)
+def test_micro_batches_give_the_gradient_of_the_whole_batch(model, options):
     config = TrainConfig(
         model=model,
-        model_options=options,
+        model_options=tuple(options),
+        freeze=("backbone",),
         image_size=SIZE,
         data="random",
         batch_size=0,

@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 from redetr.commands.arguments import FLAGS, Checkpoint
-from redetr.commands.console import OUT
+from redetr.commands.console import OUT, say_origin
 from redetr.errors import InputError
 
 _NEEDED = ("starlette", "uvicorn", "python_multipart")
@@ -47,6 +47,7 @@ class App:
                     f"{package} is not installed; it comes with: pip install redetr[app]"
                 )
         detector = load(self.checkpoint, device=self.device)
+        say_origin(detector)
         dataset = detector.open_data("train", self.data) if self.data else None
         # Damaged and large files are reported to the client.
         warnings.filterwarnings("ignore", module="PIL")

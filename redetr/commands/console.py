@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
 from redetr.errors import InputError
+
+if TYPE_CHECKING:
+    from redetr.detector.detector import Detector
 
 # Names of classes and paths may have brackets, which are no markup.
 ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
@@ -59,6 +62,11 @@ def percent(fraction: float | None) -> str:
 def require_images(batch_size: int) -> None:
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} must be at least 1")
+
+
+def say_origin(detector: "Detector") -> None:
+    """Where the weights come from, and under which licence, on standard error."""
+    ERRORS.print(f"weights: {detector.model.weights_from}")
 
 
 def print_json(content: Any) -> None:

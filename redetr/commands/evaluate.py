@@ -42,6 +42,8 @@ class Evaluate:
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = bf16 where the hardware multiplies it fast."""
+    num_workers: int | None = None
+    """Processes that load images; default: by the cores of the host."""
     report: str | None = None
     """Folder for a page on what goes wrong, where, and what to do (index.html), with its numbers
     (report.json)."""
@@ -52,13 +54,17 @@ class Evaluate:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
+        from redetr.class_shares import shared_metrics, to_main
         from redetr.detector.detector import load
         from redetr.distributed import process_group
+        from redetr.metrics import TruthObjects
         from redetr.weights.reading import locate
 
         require_images(self.batch_size)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
-        detectors = [load(path, device=self.device, precision=self.precision) for path in paths]
+        detectors = []
+        for checkpoint in self._checkpoints:
+            detectors.append(load(checkpoint, device=self.device, precision=self.precision))
         dataset = detectors[0].open_data(self.split, self.data, self.val_fraction)
         source = self.data or detectors[0].trained_on
         about = []
@@ -70,11 +76,17 @@ class Evaluate:
                     "split": self.split,
                     "images": len(dataset),
                     "image_size": detector.image_size,
+                    "weights_from": detector.model.weights_from,
                 }
             )
         with process_group(self.device) as dist:
-            detections = [self._detect(detector, dataset, dist) for detector in detectors]
-            dist.main_only(self._show)(dataset, about, detections)
+            shares = [self._detect(detector, dataset, dist) for detector in detectors]
+            if self.report or self.compare:  # these look at all detections together
+                detections = [to_main(share, dist) for share in shares]
+                dist.main_only(self._show)(dataset, about, detections)
+                return
+            result = shared_metrics(TruthObjects.from_dataset(dataset), shares[0], dist)
+            dist.main_only(self._show_result)(about[0] | result.to_dict())
 
     @property
     def _checkpoints(self) -> list[str]:
@@ -83,9 +95,14 @@ class Evaluate:
     def _detect(
         self, detector: "Detector", dataset: "DetectionDataset", dist: "Dist"
     ) -> "DatasetDetections":
+        from redetr.data.loader import spare_workers, watching_workers
         from redetr.evaluation import detect_classes
 
-        with Progress(console=ERRORS, disable=self.json or dist.rank > 0) as progress:
+        num_workers = self.num_workers
+        if num_workers is None:
+            num_workers = 0 if len(dataset) <= self.batch_size else spare_workers()
+        progress_bar = Progress(console=ERRORS, disable=self.json or dist.rank > 0)
+        with watching_workers(), progress_bar as progress:
             task = progress.add_task("evaluating", total=len(dataset))
             detections, _ = detect_classes(
                 detector.model,
@@ -94,10 +111,17 @@ class Evaluate:
                 image_size=detector.image_size,
                 batch_size=self.batch_size,
                 dtype=detector.dtype,
+                num_workers=num_workers,
                 classes=detector.classes,
                 on_batch=lambda images: progress.advance(task, images * dist.world_size),
             )
             return detections
+
+    def _show_result(self, result: dict[str, Any]) -> None:
+        if self.json:
+            print_json(result)
+        else:
+            self._print([result], None)
 
     def _show(
         self,
@@ -148,6 +172,7 @@ def _measured(checkpoint: str, result: dict[str, Any]) -> str:
         path += " (there is no best.pt)"
     size = size_text(result["image_size"])
     images = f"{result['images']} images, at {size} px"
+    images += f"; weights: {result['weights_from']}"
     return f"{path}: {result['split']} split of {result['data']}, {images}"
 
 

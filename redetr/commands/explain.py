@@ -9,7 +9,7 @@ import tyro
 from rich.progress import Progress
 
 from redetr.commands.arguments import FLAGS, Checkpoint
-from redetr.commands.console import ERRORS, OUT, print_json
+from redetr.commands.console import ERRORS, OUT, print_json, say_origin
 from redetr.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Explain:
 
         self._check()
         detector = load(self.checkpoint, device=self.device)
+        say_origin(detector)
         dataset = self._dataset(detector)
         loss = None
         if self.image is not None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from redetr.choices import ExportFormat, ExportPrecision
 from redetr.commands.arguments import FLAGS, Checkpoint
-from redetr.commands.console import ERRORS, OUT, require_images
+from redetr.commands.console import ERRORS, OUT, require_images, say_origin
 from redetr.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class Export:
         if not path.parent.is_dir():
             raise InputError(f"--output {path}: there is no folder {path.parent}; create it")
         detector = load(self.checkpoint, device="cpu")
+        say_origin(detector)
         held_out = self._images_of(detector, "val") if self.check else None
         train = self._images_of(detector, "train") if self.precision == "int8" else None
         limit = _MAX_AP_DROP[self.precision] if self.max_ap_drop is None else self.max_ap_drop

@@ -18,7 +18,7 @@ import tyro
 from rich.progress import Progress
 
 from redetr.commands.arguments import FLAGS, Checkpoint
-from redetr.commands.console import ERRORS, OUT, print_file, require_images
+from redetr.commands.console import ERRORS, OUT, print_file, require_images, say_origin
 from redetr.detector.records import (
     RECORD,
     Record,
@@ -91,7 +91,7 @@ class Predict:
     def run(self) -> None:
         from redetr.detector.detector import load
         from redetr.detector.sources import find_sources
-        from redetr.distributed import process_group
+        from redetr.distributed import main_process_only, process_group
 
         self._check()
         folder = Path(self.output)
@@ -101,6 +101,7 @@ class Predict:
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
         detector = load(self.checkpoint, device=self.device).optimize(precision=self.precision)
+        main_process_only(say_origin)(detector)
         unknown = [name for name in self.classes if name not in detector.class_names]
         if unknown:
             raise InputError(

@@ -91,7 +91,7 @@ def read_headers(
 def read_header(path: Path, content: bool = False, looks: bool = False) -> Header:
     """What one file says."""
     try:
-        require_whole(path)
+        num_bytes = require_whole(path)
         with open_image(path) as image:
             width, height = image.size
             has_many_bits = is_deep(image)
@@ -99,7 +99,7 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
             frames = frame_count(image)
         header = Header(width, height, orientation, frames=frames)
         # Many bits may be more than training takes, or hold a few values that hide the others.
-        may_be_plain = path.stat().st_size < _PLAIN_BYTES * width * height
+        may_be_plain = num_bytes < _PLAIN_BYTES * width * height
         if looks or has_many_bits or may_be_plain:
             thumbnail, _ = decode(path, _THUMBNAIL)  # a JPEG only in part
             header = header._replace(plain=_plain(path, thumbnail))

@@ -1,5 +1,6 @@
 """Image files: read whole, as stored, or refused in one line."""
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
@@ -34,6 +35,7 @@ IMAGE_SUFFIXES = tuple(chain.from_iterable(_ENDINGS.values()))
 NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
 _ORIENTATION = 0x0112  # the number of the EXIF tag
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
 _MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 _SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
 _REMEDY = "replace the file, or take it out of the annotations"
@@ -119,9 +121,19 @@ def open_image(
     with (
         _decoder_errors(name or str(file), remedy),
         _opened(file) as opened,
-        Image.open(opened, formats=FORMATS) as image,
+        _identified(opened) as image,
     ):
         yield image
+
+
+def _identified(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        if file.read(4) not in _TIFF_STARTS:
+            raise
+    raise ValueError("this kind of TIFF is not read: save it with 8 or 16 bits")
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -191,14 +203,16 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
     raise InputError(problem, where=name, remedy=remedy)
 
 
-def require_whole(path: Path) -> None:
-    """Raises InputError if an image file is cut short. JPEG and PNG are judged by their last bytes,
-    others decoded."""
+def require_whole(path: Path) -> int:
+    """The size of an image file in bytes. Raises InputError if it is cut short: JPEG and PNG are
+    judged by their last bytes, others decoded."""
     with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(8)
-        file.seek(max(0, path.stat().st_size - 16))
+        file.seek(max(0, size - 16))
         end = file.read()
     whole_jpeg = start.startswith(b"\xff\xd8") and end.rstrip(b"\0").endswith(b"\xff\xd9")
     whole_png = start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
     if not (whole_jpeg or whole_png):
         read_image(path)
+    return size

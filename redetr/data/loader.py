@@ -25,6 +25,7 @@ from redetr.data.images import decode
 from redetr.data.mosaic import combined
 from redetr.data.sampler import Key, TrainSampler
 from redetr.data.transforms import Sample, StoredSample, Transform, drawn_from, draws_of, normalize
+from redetr.distributed import rank_cores
 from redetr.errors import InputError, LostError, RedetrError
 from redetr.structures import Batch, Size, collate
 
@@ -185,6 +186,11 @@ def _start_worker(number: int) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
+
+
+def spare_workers() -> int:
+    """Loader processes that a rank may start, by the cores of the host."""
+    return min(8, max(1, rank_cores() - 1))
 
 
 class _PoolsByNumber(Dataset[np.ndarray]):

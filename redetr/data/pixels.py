@@ -23,6 +23,8 @@ _LEAST_FILLED = 0.25  # share of a scale
 _SAMPLED_SIDE = 256  # px: enough to see that pixels differ
 _FEW_PIXELS = 1e-3  # share of an image: dead pixels, or a frame around nothing
 _NEARLY_ONE = 3  # levels between which noise and JPEG move a plain surface
+_BITS = 258  # a tag of TIFF: bits of each channel
+_PLANES, _SEPARATE = 284, 2
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF
 _NO_DATA = 42113  # another one, of elevation models: the value of pixels without one
 _EXTRA_SAMPLES = 338  # another one, which says whether a fourth band is transparency
@@ -49,7 +51,10 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 def is_deep(image: Image.Image) -> bool:
     """Whether an opened image has values of more than 8 bits."""
-    return image.mode in ("I", "F") or image.mode.startswith("I;") or _raw_mode(image) != ""
+    if image.format == "JPEG":  # most files: no need to look closer
+        return False
+    is_grey = image.mode in ("I", "F") or image.mode.startswith("I;")
+    return is_grey or _raw_mode(image) != "" or _has_deep_planes(image)
 
 
 def one_colour(pixels: NDArray[np.uint8]) -> str:
@@ -115,6 +120,8 @@ def _range(lowest: float, highest: float, is_float: bool) -> tuple[float, float]
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
     """The image in a mode of 8 bits; an image that has no more is returned as it is."""
+    if _has_deep_planes(image):
+        raise ValueError("16-bit colour in separate planes: save it with its channels side by side")
     raw_mode = _raw_mode(image)
     if raw_mode and isinstance(image, ImageFile.ImageFile):
         return _colour_in_8_bits(image, raw_mode)
@@ -185,6 +192,13 @@ def _decoded_as(opened: ImageFile.ImageFile, raw_mode: str) -> NDArray[np.uint8]
             tiles.append(type(tile)._make(parts) if hasattr(tile, "_make") else parts)
         image.tile = tiles
         return np.array(image)
+
+
+def _has_deep_planes(image: Image.Image) -> bool:
+    """Whether a TIFF holds 16-bit colour plane by plane, of which PIL makes a wrong image."""
+    bits = _tiff_tag(image, _BITS)
+    is_deep_colour = isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
+    return is_deep_colour and _tiff_tag(image, _PLANES) == _SEPARATE
 
 
 def _tiff_tag(image: Image.Image, number: int) -> object:

@@ -253,6 +253,7 @@ def load(
         require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
     net = build(origin.model, len(origin.class_names), **origin.options)
     load_strictly(net, weights)
+    net.weights_from = weights.weights_from
     return Detector(
         net,
         origin.class_names,

@@ -186,6 +186,7 @@ def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict
     model = detector.model
     return {
         "redetr": version("redetr"),
+        "weights_from": model.weights_from,
         "form": type(model).__name__,
         "scores": model.loss_config.scores,
         "precision": config.precision,

@@ -304,6 +304,7 @@ class TimmBackbone(nn.Module):
                 f"timm:{name} cannot change to norm=group: take norm=frozen_batch or sync_batch"
             )
         net = _timm_features(timm.create_model, name, bool(weights), strides)
+        self.licence = net.pretrained_cfg.get("license") or "timm does not say its licence"
         if norm == "frozen_batch":
             self.body = timm.layers.freeze_batch_norm_2d(net.model)
         else:

@@ -4,8 +4,15 @@ AP is what their authors report for COCO val 2017; nothing of it was measured he
 those of the cards on the Hugging Face hub, or of the repository where there is no card.
 """
 
+import hashlib
+import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torchvision
+
+from redetr.models.backbone import MOBILENETS, RESNETS
 
 
 @dataclass(frozen=True)
@@ -69,3 +76,45 @@ def licence_of_hub_name(name: str) -> str | None:
         if fnmatchcase(name, pattern):
             return licence
     return None
+
+
+# Files by name, which ends in the hash that they are known by: whose they are, and the licence.
+_FILES = {
+    "detr-r50-e632da11.pth": ("facebookresearch/detr", "Apache-2.0"),
+    "detr-r50-dc5-f0fb7ef5.pth": ("facebookresearch/detr", "Apache-2.0"),
+    "detr-r101-2c7b67e5.pth": ("facebookresearch/detr", "Apache-2.0"),
+    "detr-r101-dc5-a2e86def.pth": ("facebookresearch/detr", "Apache-2.0"),
+    "efficientnet-lite0-57934424.pth": ("Google, ImageNet", "Apache-2.0"),
+    "resnet18d_ra2-48a79e06.pth": ("timm, ImageNet", "Apache-2.0"),
+    "resnet34d_ra2-f8dcfcaf.pth": ("timm, ImageNet", "Apache-2.0"),
+    "resnet50d_ra2-464e36ba.pth": ("timm, ImageNet", "Apache-2.0"),
+    "resnet101d_ra2-2803ffab.pth": ("timm, ImageNet", "Apache-2.0"),
+}
+UNKNOWN = "of unknown origin and licence"
+
+
+def origin_of(source: str | os.PathLike, path: Path) -> str:
+    """Returns where the weights at `path` come from, and their licence, in words.
+
+    `source` is what the user gave for them. A file is known by its name and its content; the word
+    of a local file or folder about itself counts for nothing.
+    """
+    if not Path(source).exists():  # a hub name, whose folder is in a cache
+        licence = licence_of_hub_name(str(source)) or "for the licence see its card"
+        return f"{source} on the Hugging Face hub ({licence})"
+    if path.is_dir():
+        return f"a local folder {UNKNOWN}"
+    for name in (*RESNETS, *MOBILENETS):
+        url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+        if path.name == url.rpartition("/")[2] and _has_hash_of_name(path):
+            return f"{path.name} of torchvision, ImageNet (BSD-3-Clause)"
+    if path.name in _FILES and _has_hash_of_name(path):
+        owner, licence = _FILES[path.name]
+        return f"{path.name} of {owner} ({licence})"
+    return f"a local file {UNKNOWN}"
+
+
+def _has_hash_of_name(path: Path) -> bool:
+    with path.open("rb") as file:
+        content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+    return content_hash.startswith(path.stem.rpartition("-")[2])

@@ -17,11 +17,14 @@ from redetr.errors import InputError
 from redetr.structures import DetectionModel
 from redetr.weights import detr_config, dfine, rtdetr
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
+from redetr.weights.published import UNKNOWN, origin_of
 
 T = TypeVar("T")
 
 _LARGEST_PX = 1 << 14  # of an image that a file may claim its model takes
 _LONGEST_OPTION = 500  # characters: a longer one may be built to exhaust the JSON parser
+_LONGEST_ORIGIN = 1000  # characters
+_RUN = "a run of redetr from "
 _COCO_CLASSES = 91  # outputs of official checkpoints, one for each category id
 
 
@@ -45,6 +48,7 @@ class Weights:
     path: Path
     tensors: dict[str, Tensor]
     origin: Origin | None
+    weights_from: str = ""  # as in `DetectionModel`
 
 
 def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights:
@@ -57,10 +61,14 @@ def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights
     """
     path = locate(source)
     if path.is_dir():
-        return _read_transformers(path, model)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, model)
-    return _read_torch(path, model)
+        weights = _read_transformers(path, model)
+    elif path.suffix == ".safetensors":
+        weights = _read_safetensors(path, model)
+    else:
+        weights = _read_torch(path, model)
+    if weights.weights_from:  # a run of this library said so
+        return weights
+    return replace(weights, weights_from=origin_of(source, path))
 
 
 def _read_torch(path: Path, model: str | None) -> Weights:
@@ -70,7 +78,7 @@ def _read_torch(path: Path, model: str | None) -> Weights:
         if averaged is None or averaged == {}:
             averaged = content["model"]
         tensors = _require_tensors(path, averaged)
-        return Weights(path, tensors, _origin_of_run(path, content))
+        return Weights(path, tensors, _origin_of_run(path, content), _start_of_run(path, content))
     content = rtdetr.unwrapped(content)
     for key in ("model", "state_dict"):
         if isinstance(content, dict):
@@ -91,7 +99,7 @@ def _read_safetensors(path: Path, model: str | None) -> Weights:
         about = json.loads(metadata["redetr"])
     except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
-    return Weights(path, tensors, _origin_of_run(path, about))
+    return Weights(path, tensors, _origin_of_run(path, about), _start_of_run(path, about))
 
 
 def _require_tensors(path: Path, tensors: Any) -> dict[str, Tensor]:
@@ -171,6 +179,20 @@ def _origin_of_run(path: Path, about: Any) -> Origin:
         trained_on=str(about.get("data", config.data)),
         val_fraction=config.val_fraction,
     )
+
+
+def _start_of_run(path: Path, about: dict[str, Any]) -> str:
+    """Where a run began. Raises InputError if what it wrote about that is no short line."""
+    began = about.get("weights_from")
+    if began is None:  # an older version
+        weights = _config_of_run(path, about.get("config")).weights
+        if weights in (None, "none"):
+            began = "random weights"
+        else:
+            began = f"{weights} {UNKNOWN}"
+    if not isinstance(began, str) or len(began) > _LONGEST_ORIGIN or not began.isprintable():
+        raise _damaged(path, "weights_from is no short line")
+    return began if began.startswith(_RUN) else _RUN + began
 
 
 def _config_of_run(path: Path, values: Any) -> TrainConfig:
@@ -300,7 +322,7 @@ def _rtdetr_from_transformers(folder: Path, config: dict[str, Any], model: str |
 def _dfine_from_transformers(folder: Path, config: dict[str, Any], model: str | None) -> Weights:
     options = dfine.options_from_config(folder / "config.json", config)
     tensors = dfine.from_transformers(_tensors_of_folder(folder))
-    name, num_classes, described = dfine.describe(tensors, options["points"])
+    name, num_classes, described = dfine.describe(tensors)
     class_names, category_ids = _classes_of_folder(folder, config, num_classes)
     origin = Origin(model or name, described | options, class_names, category_ids)
     return Weights(folder, tensors, origin)

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.models import options_of
-from redetr.models.efficientnet_lite import EfficientNetLite, from_package_names
+from redetr.models.backbone import TimmBackbone
+from redetr.models.efficientnet_lite import PACKAGE, EfficientNetLite, from_package_names
 from redetr.models.hgnetv2 import HGNetV2
 from redetr.models.presnet import PResNet
 from redetr.structures import DetectionModel
 from redetr.weights.reading import Origin, Weights, is_for_denoising, read_weights
+from redetr.weights.resnet_d import from_timm, is_resnet_d
 
 # Options that no tensor depends on, or only one that is taken row by row.
 _FREE = (
@@ -29,6 +31,13 @@ _FREE = (
     "class_loss",
 )
 
+# What a model may have that starts from weights with this norm.
+_FITTING_NORMS = {
+    "frozen_batch": "frozen_batch (exact) or sync_batch",
+    "sync_batch": "frozen_batch (exact) or sync_batch",
+    "group": "group",
+}
+
 
 def starting_point(
     model: DetectionModel, config: TrainConfig, class_names: Sequence[str]
@@ -36,15 +45,30 @@ def starting_point(
     """Fills `model`, just built for a new run, as `config.weights` says; returns what to report to
     the user about it."""
     if config.weights == "imagenet":
+        model.weights_from = _imagenet_origin(
+            model, options_of(config.model) | config.model_kwargs()
+        )
         return ["backbone: ImageNet weights"]  # `build` has loaded them
     if config.weights not in (None, "none"):
-        return [start_from(read_weights(config.weights), model, config, class_names)]
+        weights = read_weights(config.weights)
+        model.weights_from = weights.weights_from
+        return [start_from(weights, model, config, class_names)]
     if any(type(module).__name__.startswith("FrozenBatchNorm") for module in model.modules()):
         return [
             "warning: BatchNorm is frozen over random weights: give --weights, or --model-options "
             "norm=group"
         ]
     return []
+
+
+def _imagenet_origin(model: DetectionModel, options: dict[str, Any]) -> str:
+    """Where `build` took the ImageNet weights of the backbone from, and their licence."""
+    for module in model.modules():
+        if isinstance(module, EfficientNetLite):
+            return f"ImageNet weights of Google, in the package {PACKAGE} (Apache-2.0)"
+        if isinstance(module, TimmBackbone):
+            return f"ImageNet weights of {options['backbone']} ({module.licence})"
+    return f"ImageNet weights of torchvision's {options['backbone']} (BSD-3-Clause)"
 
 
 def start_from(
@@ -81,7 +105,8 @@ def start_from(
         "query_embed.": [(row, row) for row in range(num_queries)],
     }
     filled = _copy(weights, state, by_row)
-    notes = [f"loaded {filled} of {len(state)} tensors from {weights.path}"]
+    names = {name for name in state if name in weights.tensors or not _is_counter(name)}
+    notes = [f"loaded {filled} of {len(names)} tensors from {weights.path}"]
     if num_shared == 0:
         notes.append(
             f"class_embed re-initialised (classes: {len(others)} there, {num_classes} others here)"
@@ -93,7 +118,7 @@ def start_from(
         )
     if num_queries < model.num_queries:
         notes.append(f"query_embed: {num_queries} of {model.num_queries} were there")
-    for name in state.keys() - weights.tensors.keys():
+    for name in names - weights.tensors.keys():
         notes.append(f"{name} starts at random")
     return "; ".join(notes)
 
@@ -114,7 +139,7 @@ def _copy(
             if part in name:
                 rows = rows_of_part
         if name not in given:
-            if not is_for_denoising(name):
+            if not is_for_denoising(name) and not _is_counter(name):
                 wrong.append(name)
         elif not _fits(given[name], tensor, rows):
             wrong.append(name)
@@ -129,6 +154,11 @@ def _copy(
         text = f"{len(wrong)} tensors of this model are missing there, such as {wrong[0]}"
         raise InputError(text, where=weights.path)
     return filled
+
+
+def _is_counter(name: str) -> bool:
+    """Whether it counts the batches of a trained BatchNorm, of which a frozen one knows nothing."""
+    return name.endswith(".num_batches_tracked")
 
 
 def _fits(given: Tensor, tensor: Tensor, rows: list[tuple[int, int]] | None) -> bool:
@@ -146,8 +176,17 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
     if here.keys() != there.keys():
         text = f"holds a {origin.model}, which is another kind of model than {config.model}"
         raise InputError(text, where=path)
+    norms = {here["norm"], there["norm"]}
+    if len(norms) == 2 and "group" in norms:
+        raise InputError(
+            f"its norm is {there['norm']}, of which norm={here['norm']} has no use",
+            where=path,
+            remedy="take --model-options norm=" + _FITTING_NORMS[there["norm"]],
+        )
     different = []
     for name in here:
+        if name == "norm":  # frozen or trained, BatchNorm has the same tensors
+            continue
         if name not in _FREE and there[name] != here[name]:
             different.append(f"{name} is {there[name]} there and {here[name]} here")
     if different:
@@ -167,6 +206,8 @@ def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig
     given = weights.tensors
     if isinstance(net, nn.ModuleList) and isinstance(net[0], EfficientNetLite):
         given = from_package_names(given)
+    elif isinstance(net, PResNet) and is_resnet_d(given):
+        given = from_timm(given)
     state = {}
     wrong = []
     for name, tensor in body.state_dict().items():

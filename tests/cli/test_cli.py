@@ -527,6 +527,17 @@ def test_evaluate_measures_on_the_split_that_is_asked_for(trained, tiny_coco, tm
     assert measured() == measured("--split", "train") != measured("--split", "test")
 
 
+def test_evaluation_decodes_in_loader_processes(trained, capsys):
+    """The numbers are those of one process."""
+    answers = []
+    for num_workers in ("0", "2"):
+        arguments = ["evaluate", str(trained), "--batch-size", "2", "--num-workers", num_workers]
+        main([*arguments, "--device", "cpu", "--json"])
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1]
+    assert answers[0]["images"] == 5
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_a_pickle_with_code_is_not_executed(command, tmp_path, shared_coco, capsys):
     marker, file = tmp_path / "executed", tmp_path / "best.pt"

@@ -115,6 +115,16 @@ def as_other_kind(pixels: Image.Image, name: str) -> Change:
     return do
 
 
+def cut(kind: str) -> Change:
+    """Image 103 in another format, without its last part."""
+
+    def do(root: Path) -> None:
+        resaved(lambda old: old, format=kind)(root)
+        content(lambda old: old[: len(old) * 2 // 3])(root)
+
+    return do
+
+
 def flipped(old: bytes) -> bytes:
     """One byte in the middle is another."""
     return old[: len(old) // 2] + bytes([old[len(old) // 2] ^ 255]) + old[len(old) // 2 + 1 :]
@@ -205,6 +215,27 @@ def xml(old: str, new: str, count: int = 1) -> Callable[[Path], None]:
     return text(lambda content: content.replace(old, new, count), "Annotations/train-03.xml")
 
 
+def corners_with_outlines(document: Any) -> None:
+    """Corners in place of width and height, in the upper left, where nothing leaves its image."""
+    for number, row in enumerate(document["annotations"]):
+        x1, y1, x2, y2 = ((5, 4, 24, 20), (26, 20, 36, 26), (14, 16, 33, 30))[number % 3]
+        outline = [x1, y1, x2, y1, x2, y2, x1, y2]
+        row.update(bbox=[x1, y1, x2, y2], segmentation=[outline])
+
+
+def with_columns(more: str) -> Callable[[Path], None]:
+    """Every line of YOLO labels is longer."""
+    return labels(lambda old: "".join(f"{line} {more}\n" for line in old.splitlines()))
+
+
+def mask(height: int, width: int) -> dict[str, Any]:
+    """The mask of the box 2 3 20 16 in an image of this size."""
+    counts = [2 * height + 3, *[16, height - 16] * 19, 16]
+    counts.append(height * width - sum(counts))
+    return {"size": [height, width], "counts": counts}
+
+
+POLYGON = "<polygon><x1>1</x1><y1>1</y1><x2>9</x2><y2>1</y2><x3>9</x3><y3>5</y3></polygon>"
 HERE = ("instances_train.json", "annotation 1004")
 THERE = ("instances_train.json", "image 103", "train-03.jpg")
 SPLIT, TRAIN, THOROUGH = "split-unreadable", ("instances_train.json",), ("--thorough",)
@@ -612,7 +643,85 @@ DAMAGED = {
         "train-03.png",
         form="yolo",
     ),
+    # parts of one annotation that contradict each other
+    "areas of zero": warning(
+        "area-differs",
+        both(lambda d: [row.update(area=0) for row in d["annotations"]]),
+        *TRAIN,
+        "annotation 1000",
+        "area 0 cannot be that of bbox",
+    ),
+    "area of another unit": warning(
+        "area-differs", annotation(area=1e6), *HERE, "area 1000000 cannot be that of bbox"
+    ),
+    "outline of another object": warning(
+        "outline-differs",
+        annotation(bbox=[2, 3, 20, 16], segmentation=[[40, 30, 60, 30, 60, 44]]),
+        *HERE,
+        "[40.0, 30.0, 60.0, 44.0] as xyxy",
+    ),
+    "box and mask of another size": error(
+        "mask-size",
+        annotation(bbox=[2, 3, 20, 16], segmentation=mask(24, 32)),
+        *HERE,
+        "its mask is 32x24 px",
+        "64x48 px",
+    ),
+    "mask of another size": warning(
+        "mask-size",
+        annotation(bbox=[4, 6, 40, 32], segmentation=mask(24, 32)),
+        *HERE,
+        "its mask is 32x24 px",
+        also=("outline-differs",),
+    ),
+    "corners beside outlines": error(
+        "format-xyxy", both(corners_with_outlines), *TRAIN, "annotation 1000", "write xywh"
+    ),
+    # columns of YOLO that may mean two things
+    "YOLO: key points without a shape": error(
+        "line-ambiguous",
+        labels(
+            lambda old: "".join(
+                f"{line} {' '.join(line.split()[1:3])} 0 0\n" for line in old.splitlines()
+            )
+        ),
+        "train-00.txt",
+        "line 1",
+        "kpt_shape: [2, 2]",
+        form="yolo",
+    ),
+    "YOLO: scores": error(
+        "line-invalid", with_columns("0.9"), "train-00.txt", "'0.9', may be a score", form="yolo"
+    ),
+    "YOLO: tracks": error(
+        "line-ambiguous", with_columns("0.9 1"), "train-00.txt", "a track id?", form="yolo"
+    ),
+    "YOLO: a shape of other key points": error(
+        "line-invalid",
+        lambda root: [
+            with_columns("0.5 0.5 2")(root),
+            text(lambda old: old + "kpt_shape: [17, 3]\n", "data.yaml")(root),
+        ],
+        "train-00.txt",
+        "8 columns, and kpt_shape: [17, 3] of data.yaml makes 56",
+        form="yolo",
+    ),
     # Pascal VOC
+    "VOC: outline of another object": warning(
+        "outline-differs",
+        xml("<name>cup</name>", f"<name>cup</name>{POLYGON}"),
+        "train-03.xml",
+        "is not the box around its outline",
+        form="voc",
+    ),
+    "VOC: width and height": error(
+        "box-empty",
+        xml("<xmax>", "<xmax>0."),
+        "train-03.xml",
+        "object 1",
+        "if it is xywh, write its corners",
+        form="voc",
+    ),
     "VOC: not XML": error(
         "xml-invalid", xml("<annotation>", "<annotation"), "train-03.xml", form="voc"
     ),
@@ -666,6 +775,125 @@ DAMAGED = {
         "'cup'",
         form="voc",
         also=("class-only-train", "class-rare"),
+    ),
+    # further forms of the same kinds
+    "annotations is a dict": error(
+        SPLIT, document(lambda d: d.update(annotations={})), *TRAIN, '"annotations" is missing'
+    ),
+    "an image is null": error(
+        SPLIT, document(lambda d: d["images"].append(None)), *TRAIN, "list of objects"
+    ),
+    "categories is empty": error(
+        SPLIT, document(lambda d: d.update(categories=[])), *TRAIN, '"categories" is empty'
+    ),
+    "image id is a list": error("id-invalid", image(id=[1]), "id [1]", also=ORPHANS),
+    "image id is a fraction": error("id-invalid", image(id=1.5), "id 1.5", also=ORPHANS),
+    "image id is too large": error("id-invalid", image(id=2**70), "train-03.jpg", also=ORPHANS),
+    "image id is not a number": error("id-invalid", image(id=float("nan")), "id nan", also=ORPHANS),
+    "annotation names no image": error(
+        "image-unknown", without("image_id", "annotations", 4), *HERE, "image_id None"
+    ),
+    "annotation names no category": error(
+        "category-unknown", without("category_id", "annotations", 4), *HERE, "category_id None"
+    ),
+    "bbox of texts": error("box-invalid", annotation(bbox=["1", "2", "3", "4"]), *HERE, "'1'"),
+    "bbox by names": error(
+        "box-invalid", annotation(bbox={"x": 1, "y": 2, "width": 3, "height": 4}), *HERE, "'width'"
+    ),
+    "bbox of two points": error("box-invalid", annotation(bbox=[[1, 2], [3, 4]]), *HERE),
+    "bbox of five": error("box-invalid", annotation(bbox=[1, 2, 3, 4, 5]), *HERE),
+    "bbox is a number": error("box-invalid", annotation(bbox=7), *HERE, "bbox 7"),
+    "bbox infinite": error("box-invalid", annotation(bbox=[1, 2, float("inf"), 4]), *HERE),
+    "bbox of true": error("box-invalid", annotation(bbox=[True, 2, 3, 4]), *HERE),
+    "bbox as large as a number can be": error(
+        "box-invalid", annotation(bbox=[1, 2, 1e300, 4]), *HERE
+    ),
+    "width is text": error("size-invalid", image(width="64"), *THERE, "'64'x48"),
+    "width is a fraction": error("size-invalid", image(width=64.5), *THERE, "64.5x48"),
+    "height is negative": error("size-invalid", image(height=-48), *THERE, "64x-48"),
+    "width and height exchanged": error(
+        "image-turned", image(width=48, height=64), *THERE, "EXIF", also=("box-outside",)
+    ),
+    "file name is a number": error("path-outside", image(file_name=7), "image 103", "7"),
+    "file name is empty": error("path-outside", image(file_name=""), "image 103"),
+    "file name with a zero": error("path-outside", image(file_name="a\0.jpg"), "image 103"),
+    "file name is the folder": error("path-outside", image(file_name="."), "image 103"),
+    "file name in capitals": error(
+        "image-missing", image(file_name="TRAIN-03.JPG"), "image 103", "write 'train-03.jpg'"
+    ),
+    "file name without ending": error(
+        "image-missing", image(file_name="train-03"), "image 103", "write 'train-03.jpg'"
+    ),
+    "file name of another folder": error(
+        "image-missing", image(file_name="old/train-03.jpg"), "write 'train-03.jpg'"
+    ),
+    "path of another machine, lost": error(
+        "path-outside", image(file_name="/content/lost.jpg"), "image 103", "below"
+    ),
+    "link to nowhere": error(
+        "image-unreadable",
+        lambda root: [
+            (root / "train/train-03.jpg").unlink(),
+            (root / "train/train-03.jpg").symlink_to("lost.jpg"),
+        ],
+        *THERE,
+        "missing",
+    ),
+    "mark that is no mark": warning(
+        "flag-invalid", annotation(iscrowd="maybe"), *HERE, "'maybe'", "counts as 0"
+    ),
+    "name is null": error("name-invalid", category(name=None), "category 12", "None"),
+    "name is a list": error("name-invalid", category(name=["plate"]), "category 12"),
+    "GIF cut short": error("image-unreadable", cut("GIF"), *THERE, "cannot decode"),
+    "TIFF cut short": error("image-unreadable", cut("TIFF"), *THERE, "cannot decode"),
+    "WebP cut short": error("image-unreadable", cut("WEBP"), *THERE),
+    "BMP cut short": error("image-unreadable", cut("BMP"), *THERE, "cannot decode"),
+    "JPEG without its end": error(
+        "image-unreadable", content(lambda old: old[:-40]), *THERE, "cannot decode"
+    ),
+    "file is an SVG": error(
+        "image-unreadable", content(lambda old: b"<svg/>"), *THERE, "not an image"
+    ),
+    "EXIF tag, mirrored": warning(
+        "image-orientation", resaved(lambda old: old, exif=turned(2)), *THERE, "orientation 2"
+    ),
+    "YOLO: negative class": error("class-unknown", line("-1 0.5 0.5 0.2 0.2"), *LINE, form="yolo"),
+    "YOLO: fraction of a class": error(
+        "class-unknown", line("0.5 0.5 0.5 0.2 0.2"), *LINE, form="yolo"
+    ),
+    "YOLO: commas": error("line-invalid", line("0,0.5,0.5,0.2,0.2"), *LINE, form="yolo"),
+    "YOLO: infinite": error("line-invalid", line("0 0.5 0.5 inf 0.2"), *LINE, form="yolo"),
+    "YOLO: negative width": error("box-empty", line("0 0.5 0.5 -0.2 0.2"), *LINE, form="yolo"),
+    "YOLO: beyond the border": error("box-outside", line("0 0.95 0.5 0.4 0.2"), *LINE, form="yolo"),
+    "VOC: xmin is text": error(
+        "box-invalid", xml("<xmin>", "<xmin>x"), "train-03.xml", "object 1", form="voc"
+    ),
+    "VOC: empty XML": error(
+        "xml-invalid",
+        text(lambda old: "", "Annotations/train-03.xml"),
+        "train-03.xml",
+        form="voc",
+    ),
+    "VOC: mark that is no mark": warning(
+        "flag-invalid",
+        xml("<bndbox>", "<difficult>2</difficult><bndbox>"),
+        "train-03.xml",
+        "object 1",
+        "'2'",
+        form="voc",
+    ),
+    "VOC: list names an image that is not there": error(
+        "annotation-missing",
+        text(lambda old: old + "lost\n", "ImageSets/Main/train.txt"),
+        "lost.xml",
+        form="voc",
+    ),
+    "VOC: list leads out": error(
+        "path-outside",
+        text(lambda old: old + "../../lost\n", "ImageSets/Main/train.txt"),
+        "train.txt",
+        "line 15",
+        form="voc",
     ),
 }
 
@@ -731,6 +959,11 @@ NO_DATA = {
         "yolo",
         text(lambda old: old.replace("names", "nc"), "data.yaml"),
         "data.yaml: names is",
+    ),
+    "key points of no shape": (
+        "yolo",
+        text(lambda old: old + "kpt_shape: 17\n", "data.yaml"),
+        "data.yaml: kpt_shape '17' is not",
     ),
     "class of no number": (
         "yolo",

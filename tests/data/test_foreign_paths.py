@@ -89,6 +89,42 @@ def test_ends_of_paths():
     assert foreign_ends("..") == []
 
 
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        ("caf\u00e9.jpg", "cafe\u0301.jpg"),  # macOS takes letters and accents apart
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("my%20photo.jpg", "my photo.jpg"),
+    ],
+)
+def test_other_spellings_of_the_same_name(written, stored, coco):
+    (coco / "train/train-03.jpg").rename(coco / "train" / stored)
+    document = json.loads((coco / TRAIN).read_text())
+    document["images"][3]["file_name"] = written
+    (coco / TRAIN).write_text(json.dumps(document))
+    [fault] = check(str(coco)).faults
+    assert (fault.severity, fault.code) == ("note", "path-foreign")
+    assert f"{stored!r} in {coco}/train is taken" in fault.text
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        ("train-03.jpg", "TRAIN-03.JPG"),
+        ("train-03.jpg", "train-03.jpeg"),
+        ("train-03", "train-03.jpg"),
+        ("images/upload/train-03.jpg", "train-03.jpg"),
+    ],
+)
+def test_a_similar_name_is_proposed(written, stored, coco):
+    (coco / "train/train-03.jpg").rename(coco / "train" / stored)
+    document = json.loads((coco / TRAIN).read_text())
+    document["images"][3]["file_name"] = written
+    (coco / TRAIN).write_text(json.dumps(document))
+    with pytest.raises(InputError, match=f"is not in .*; write '{stored}', if that is it"):
+        open_dataset(coco, "train")
+
+
 def renamed(root: Path, names: dict[str, str]) -> None:
     for old, new in names.items():
         (root / new).parent.mkdir(parents=True, exist_ok=True)

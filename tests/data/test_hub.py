@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_coco import refused, save_image
+from test_fuzz import require_consistent
 
 from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.data.contradictions import FORMATS, from_corners
+from redetr.data.formats import hub
 from redetr.data.formats.hub_rows import BoxForm, Sample, box_form
 from redetr.data.formats.layouts import splits_of
 from redetr.data.formats.writing import convert
@@ -110,6 +114,14 @@ def test_formats_of_many_boxes(box_format, unit):
         np.testing.assert_allclose(box, [*starts[0], *sides[0]], atol=1e-6)
 
 
+def test_areas_of_fractions():
+    form = BoxForm("xywh", fractions=True)
+    assert form.area(0.25, (40, 20)) == 200
+    assert form.area(30.0, (40, 20)) == 30.0  # of pixels
+    assert form.area(None, (40, 20)) is None
+    assert BoxForm().area(0.25, (40, 20)) == 0.25
+
+
 def test_small_objects_in_a_corner_are_not_taken_for_width_and_height():
     random = np.random.default_rng(1)
     starts = random.uniform(20, 250, (100, 2))
@@ -138,6 +150,62 @@ def test_names_of_columns_and_classes(tmp_path, name):
     assert dataset.class_names == classes
     assert dataset.class_names[int(dataset.target(0)["labels"][0])] == classes[-1]
     assert bool(dataset.notes) == (name in ("texts", "numbers"))
+
+
+def test_a_row_without_image(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "objects": fields()})
+    rows = {"image": [None], "objects": [{"bbox": [[5, 4, 30, 22]], "category": [1]}]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match=r"image 0 .*0x0 is no size in pixels"):
+        open_dataset(f"hf:{tmp_path}/saved", "train")
+
+
+NUMBERS = [0.0, -1.0, 5.0, 30.0, 1e30, float("nan"), float("inf"), 0.5]
+BOXES = st.lists(st.one_of(st.none(), st.lists(st.sampled_from(NUMBERS), max_size=5)), max_size=3)
+LABELS = st.lists(st.sampled_from([None, -1, 0, 1, 7]), max_size=3)
+AREAS = st.lists(st.one_of(st.none(), st.sampled_from(NUMBERS)), max_size=3)
+FIELDS = {
+    "bbox": st.one_of(st.none(), BOXES),
+    "category": st.one_of(st.none(), LABELS),
+    "area": st.one_of(st.none(), AREAS),
+}
+OBJECTS = st.one_of(st.none(), st.fixed_dictionaries(FIELDS))
+
+
+def read_rows(picture: Path, objects: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    features = {
+        "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
+        "category": datasets.List(datasets.Value("int64")),
+        "area": datasets.List(datasets.Value("float32")),
+    }
+    types = datasets.Features({"image": datasets.Image(), "objects": features})
+    rows = {"image": [str(picture)] * len(objects), "objects": objects}
+    loaded = {"train": datasets.Dataset.from_dict(rows, features=types)}
+    monkeypatch.setattr(hub, "_load", lambda source: loaded)
+    try:
+        require_consistent(open_dataset("hf:x", "train").annotations)
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(objects=st.lists(OBJECTS, min_size=1, max_size=3))
+def test_odd_rows_are_read_or_refused(saved_picture, monkeypatch, objects):
+    read_rows(saved_picture, objects, monkeypatch)
+
+
+@pytest.mark.slow
+@settings(max_examples=5_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(objects=st.lists(OBJECTS, min_size=1, max_size=3))
+def test_many_odd_rows_are_read_or_refused(saved_picture, monkeypatch, objects):
+    read_rows(saved_picture, objects, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def saved_picture(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("picture") / "a.png"
+    save_image(file, size=(WIDTH, HEIGHT))
+    return file
 
 
 def test_lists_of_different_lengths(tmp_path):

@@ -23,8 +23,8 @@ import redetr
 from redetr.data import DetectionDataset
 from redetr.data.loader import Sample
 from redetr.distributed import Dist, process_group
-from redetr.evaluation import detect_dataset, evaluate
-from redetr.structures import DetectionModel
+from redetr.evaluation import detect_share, evaluate
+from redetr.structures import DatasetDetections, DetectionModel
 from redetr.verification import split_gradient, whole_gradient
 
 # Numbers of micro-batches, by number of ranks.
@@ -209,7 +209,8 @@ def detections(dist: Dist) -> dict[str, np.ndarray]:
     """What a random model detects, in the order of the images; batches of two are padded."""
     torch.manual_seed(0)
     model = redetr.build("detr_r50", 3, **VARIANTS["detr_r50"])
-    detected, _ = detect_dataset(model, Rectangles(), dist, image_size=48, batch_size=2)
+    share, _ = detect_share(model, Rectangles(), dist, image_size=48, batch_size=2)
+    detected = DatasetDetections.concatenate(dist.gather([share]))
     order = np.argsort(detected.image_index, kind="stable")
     return asdict(detected.keep(order))
 

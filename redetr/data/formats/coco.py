@@ -289,7 +289,7 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
     table.fault(
         "path-foreign",
         found.is_foreign,
-        lambda i: f"its path leads elsewhere, and {found.names[i]!r} in {found.folder} is taken",
+        lambda i: f"it is not there as written, and {found.names[i]!r} in {found.folder} is taken",
         "nothing to do, or write that",
         "note",
     )
@@ -302,11 +302,14 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "{width}x{height} is no size in pixels",
         "write that of the file",
     )
+    remedy = "put it there, or delete the entry"
+    if found.similar:
+        remedy = f"write {found.similar!r}, if that is it"
     table.fault(
         "image-missing",
         found.is_missing,
         lambda i: f"its file is not in {found.folder}",
-        "put it there, or delete the entry",
+        remedy,
     )
     sizes = np.stack([heights, widths], axis=1)
     return Images(table, found.folder, found.names, ids, sizes, lambda i: str(ids[i]))
@@ -318,8 +321,8 @@ def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: 
     corners = _read_boxes(table)
     corners[:, 2:] += corners[:, :2]  # in place: a large data set has millions
     area = table.columns["area"].numbers()
-    is_crowd = table.columns["iscrowd"].is_set()
-    is_ignored = table.columns["ignore"].is_set()
+    is_crowd = _read_flags(table, "iscrowd")
+    is_ignored = _read_flags(table, "ignore")
     outlines = None
     if not table.columns[_EXTENT].is_absent():
         outlines = table.columns[_EXTENT].boxes()
@@ -339,6 +342,19 @@ def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: 
         outlines=outlines,
         mask_sizes=_read_mask_sizes(table),
     )
+
+
+def _read_flags(table: _Table, key: str) -> np.ndarray:
+    """Which rows are marked, bool `[A]`; reports where that is not clear."""
+    is_set, unclear = table.columns[key].flags()
+    table.fault(
+        "flag-invalid",
+        unclear,
+        lambda i: f"{key} {table.quoted(i, key)} is neither 0 nor 1, and counts as 0",
+        "write 1 for what is to be ignored, else 0",
+        "warning",
+    )
+    return is_set
 
 
 def _read_mask_sizes(table: _Table) -> np.ndarray | None:
@@ -369,7 +385,7 @@ def _report_outlines(table: _Table) -> None:
     """Adds the faults of rows that have a segmentation and no bbox."""
     if table.columns[_OUTLINED].is_absent():
         return
-    outlined = table.columns[_OUTLINED].is_set()
+    outlined, _ = table.columns[_OUTLINED].flags()
     invalid = outlined & np.isnan(table.columns["bbox"].boxes()).any(1)
     table.report(
         "box-invalid",

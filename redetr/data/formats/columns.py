@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from redetr.data.formats.flags import flag_of
 from redetr.data.formats.outlines import LARGEST, is_number
 
 _EXACT = 2**53  # float64 holds every whole number up to here
@@ -137,9 +138,12 @@ class Column(Sequence[Any]):
         """Whether no row has the key."""
         return all(isinstance(part, _Missing) for part in self._parts)
 
-    def is_set(self) -> np.ndarray:
-        """Which rows say 1 (or true, or "1"), bool `[N]`."""
-        return _joined([_is_set(part) for part in self._parts], bool)
+    def flags(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows are marked, bool `[N]`, and where that is not clear, bool `[N]`."""
+        pairs = [_flags(part) for part in self._parts]
+        is_set = _joined([part for part, _ in pairs], bool)
+        unclear = _joined([part for _, part in pairs], bool)
+        return is_set, unclear
 
 
 class Columns:
@@ -242,12 +246,16 @@ def _boxes(part: _Part) -> np.ndarray:
     return np.array(boxes, np.float64)
 
 
-def _is_set(part: _Part) -> np.ndarray:
+def _flags(part: _Part) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(part, _Missing):
-        return np.zeros(len(part), bool)
+        return np.zeros(len(part), bool), np.zeros(len(part), bool)
     if isinstance(part, np.ndarray) and part.ndim == 1:
-        return part == 1
-    return np.array([value in (1, "1") for value in _values(part)], bool)
+        is_set = part == 1
+        return is_set, ~is_set & (part != 0) & ~np.isnan(part)
+    flags = [flag_of(None if value is _ABSENT else value) for value in _values(part)]
+    is_set = np.array([flag is True for flag in flags], bool)
+    unclear = np.array([flag is None for flag in flags], bool)
+    return is_set, unclear
 
 
 def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:

@@ -4,6 +4,7 @@
 import os
 import posixpath
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from urllib.parse import unquote
 import numpy as np
 
 from redetr.data.formats.paths import Listing, path_inside
+from redetr.data.images import IMAGE_SUFFIXES
 
 _LOCAL_FILES = "?d="  # what follows is a path, in the addresses that Label Studio writes
+_QUOTES = "\"'"
+_XML = ".xml"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -25,6 +29,7 @@ class FoundFiles:
     names: list[str]  # [N], paths below the folder; empty for those that lead elsewhere
     is_foreign: np.ndarray  # [N], found by the end of a path of another machine
     is_missing: np.ndarray  # [N], not in the folder
+    similar: str = ""  # a file in the folder that the first missing one may be
 
 
 def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
@@ -40,7 +45,50 @@ def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
         found = _found_in(folder, texts, ends)
         if found.is_missing.sum() < best.is_missing.sum():
             best = found
+    _take_same_names(best)
     return best
+
+
+def _take_same_names(found: FoundFiles) -> None:
+    """Finds missing files whose names are stored in another normal form of Unicode, as macOS does,
+    or without the escapes of an address; and one with nearly the name of the first that is still
+    missing."""
+    there = Listing(found.folder)
+    same: dict[str, dict[str, str]] = {}  # by folder: names by their letters
+    for i in np.flatnonzero(found.is_missing):
+        parent, file = posixpath.split(found.names[i])
+        if parent not in same:
+            same[parent] = {_composed(name): name for name in there.files(parent)}
+        for spelling in (file, unquote(file)):
+            actual = same[parent].get(_composed(spelling))
+            if found.names[i] and actual:
+                found.names[i] = posixpath.join(parent, actual)
+                found.is_missing[i] = False
+                found.is_foreign[i] = True
+                break
+    missing = [found.names[i] for i in np.flatnonzero(found.is_missing) if found.names[i]]
+    if missing:
+        found.similar = _similar(missing[0], there)
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _similar(name: str, there: Listing) -> str:
+    """A file with this name in other letters, with another ending, or in another folder; empty if
+    there is none."""
+    parent, file = posixpath.split(name)
+    for folder in dict.fromkeys((parent, "")):
+        if file in there.files(folder):
+            return posixpath.join(folder, file)
+        stem, _ = posixpath.splitext(file)
+        for candidate in sorted(there.files(folder)):
+            candidate_stem, suffix = posixpath.splitext(candidate)
+            is_image = suffix.lower() in IMAGE_SUFFIXES
+            if is_image and candidate_stem.casefold() in (stem.casefold(), file.casefold()):
+                return posixpath.join(folder, candidate)
+    return ""
 
 
 def _found_in(folder: Path, texts: list[Any], ends: list[list[str]]) -> FoundFiles:
@@ -92,3 +140,31 @@ def foreign_ends(text: str) -> list[str]:
 
 def _is_address(path: str) -> bool:
     return _ADDRESS.match(path) is not None or _LOCAL_FILES in path
+
+
+def listed_stem(line: str, there: Listing) -> str:
+    """The path without ending that a line of a list of Pascal VOC means, `there` being the folder
+    of XML files; empty if it leads elsewhere.
+
+    Some tools put names with blanks in quotes, or write the whole name of the image or its path.
+    """
+    name = line if f"{line}{_XML}" in there else _unquoted(line)
+    inside = path_inside(name)
+    below = re.sub("^(JPEGImages|Annotations)/", "", inside)
+    for end in [inside, below, *foreign_ends(name)]:
+        stem, suffix = posixpath.splitext(end)
+        is_file_name = suffix.lower() in (*IMAGE_SUFFIXES, _XML)
+        for candidate in (end, stem if is_file_name else end):
+            if candidate and f"{candidate}{_XML}" in there:
+                return candidate
+    return inside
+
+
+def is_foreign(line: str) -> bool:
+    """Whether a line of a list leads out of its folder."""
+    return bool(foreign_ends(_unquoted(line)))
+
+
+def _unquoted(line: str) -> str:
+    is_quoted = len(line) > 2 and line[0] == line[-1] and line[0] in _QUOTES
+    return line[1:-1] if is_quoted else line

@@ -202,48 +202,52 @@ def _annotations(
     source: str, rows: Any, columns: Columns, classes: Classes, form: BoxForm
 ) -> Annotations:
     """The annotations of the rows, by way of COCO's format."""
-    categories = [{"id": id_, "name": name} for id_, name in classes.names.items()]
     images = []
-    annotations: list[dict[str, Any]] = []
+    annotations: list[Row] = []
     unequal = {}  # rows whose lists differ in length, and what they hold
     resized = {}  # rows that state another size than that of their image
     for image_id, row in enumerate(_encoded(rows, columns.image)):
         width, height = image_size(_file(row[columns.image]))
         name = f"{image_id:09d}"
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        stated = (row.get("width", width), row.get("height", height))
-        if stated != (width, height) and width and None not in stated:
-            resized[image_id] = f"its columns say {stated[0]}x{stated[1]} px, its image is {width}x"
-            resized[image_id] += f"{height} px"
+        if _states_another_size(row, width, height):
+            stated = f"{row['width']}x{row['height']} px"
+            resized[image_id] = f"its columns say {stated}, its image is {width}x{height} px"
         objects = columns.objects_of(row)
         if isinstance(objects, str):
             unequal[image_id] = f"its lists differ in length: {objects}"
             continue
         for thing in objects:
-            annotation = {"id": len(annotations), "image_id": image_id, **thing}
-            annotation["category_id"] = classes.id_of.get(thing["category"])
-            annotation["bbox"] = form.pixels(thing["bbox"], (width, height))
-            if form.fractions and annotation.get("area"):
-                annotation["area"] = None  # of unknown unit: that of the box is taken
+            annotation = _annotation(thing, classes, form, (width, height))
+            annotation |= {"id": len(annotations), "image_id": image_id}
             annotations.append(annotation)
+    categories = [{"id": id_, "name": name} for id_, name in classes.names.items()]
     document = {"images": images, "annotations": annotations, "categories": categories}
     address = source.partition(",boxes=")[0]
     remedy = f"if its boxes are no xywh in pixels, say what, as in {address},boxes=xyxy"
     result = from_document(Path(source), document, remedy)
     faults = _row_faults(Path(source), len(images), unequal, resized)
+    remedy = "see whether it is so on the page of check --report"
     for note in (form.note, classes.note):
         if note:
-            faults.append(
-                Fault(
-                    "note",
-                    "hub-form",
-                    Path(source),
-                    "",
-                    note,
-                    "see whether it is so on the page of check --report",
-                )
-            )
+            faults.append(Fault("note", "hub-form", Path(source), "", note, remedy))
     return replace(result, faults=faults + result.faults)
+
+
+def _annotation(thing: Row, classes: Classes, form: BoxForm, size: tuple[int, int]) -> Row:
+    """An object under COCO's names, in an image of this width and height."""
+    return {
+        "category_id": classes.id_of.get(thing["category"]),
+        "bbox": form.pixels(thing["bbox"], size),
+        "area": form.area(thing.get("area"), size),
+        "iscrowd": thing.get("iscrowd"),
+    }
+
+
+def _states_another_size(row: Row, width: int, height: int) -> bool:
+    """Whether the row has a width and height that are not those of its image."""
+    stated = (row.get("width"), row.get("height"))
+    return width > 0 and None not in stated and stated != (width, height)
 
 
 def _row_faults(
@@ -274,7 +278,10 @@ def _encoded(rows: Any, column: str) -> Any:
     return rows.cast_column(column, ImageFeature(decode=False))
 
 
-def _file(image: Row) -> Any:
+def _file(image: Row | None) -> Any:
+    """What PIL opens; an empty file for a row without image."""
+    if image is None or (image["bytes"] is None and image["path"] is None):
+        return io.BytesIO()
     if image["bytes"] is None:
         return image["path"]
     return io.BytesIO(image["bytes"])

@@ -233,6 +233,14 @@ class BoxForm:
         x1, y1, x2, y2 = to_corners(array, self.box_format)[0].round(9).tolist()
         return [x1, y1, x2 - x1, y2 - y1]
 
+    def area(self, value: Any, size: tuple[int, int]) -> Any:
+        """An area in pixels; what is no number stays as it is."""
+        is_number = isinstance(value, int | float)
+        if self.fractions and is_number and value <= 1:
+            width, height = size
+            return value * width * height
+        return value
+
 
 def box_form(source: str, sample: Sample, stated: str) -> BoxForm:
     """How boxes are written: as `stated`, or, if that is empty, as the sample makes sense.

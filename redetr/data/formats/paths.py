@@ -178,7 +178,7 @@ def read_blocks(file: Path, size: int) -> Iterator[bytes]:
     """What is in an annotation file, `size` bytes at a time. Raises InputError if it cannot be
     read."""
     try:
-        with open(file, "rb") as opened:
+        with open_file(file) as opened:
             while block := opened.read(size):
                 yield block
     except OSError as error:

@@ -12,7 +12,6 @@ from 1; image ids count the sorted names.
 
 import os
 import posixpath
-import re
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +28,10 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
-from redetr.data.formats.foreign import foreign_ends
+from redetr.data.formats.flags import flag_of
+from redetr.data.formats.foreign import is_foreign, listed_stem
 from redetr.data.formats.listing import contents_of, first_below
-from redetr.data.formats.paths import Listing, path_inside, read_lines, read_sizes
+from redetr.data.formats.paths import Listing, read_lines, read_sizes
 from redetr.data.formats.voc_xml import SIDES, Scene, read_scene
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.errors import InputError
@@ -42,7 +42,6 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 _XML = (".xml",)
-_QUOTES = "\"'"
 
 
 _REMEDIES = {
@@ -231,10 +230,10 @@ def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
     repeated = []
     foreign = []
     for line in lines:
-        stem = _stem_of(line, there)
+        stem = listed_stem(line, there)
         outside.append(line != "" and stem == "")
         repeated.append(stem in stems)
-        foreign.append(stem != "" and bool(foreign_ends(line.strip(_QUOTES))))
+        foreign.append(stem != "" and is_foreign(line))
         if stem:
             stems[stem] = None
     rows = Rows(len(lines), faults, lambda i: (file, f"line {i + 1}"))
@@ -254,30 +253,11 @@ def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
     rows.fault(
         "path-foreign",
         foreign,
-        lambda i: f"{lines[i]!r} leads elsewhere, and {_stem_of(lines[i], there)}.xml is taken",
+        lambda i: f"{lines[i]!r} leads elsewhere, and {listed_stem(lines[i], there)}.xml is taken",
         "nothing to do, or write its name without ending",
         "note",
     )
     return list(stems)
-
-
-def _stem_of(line: str, there: Listing) -> str:
-    """The path without ending that a line of a list means; empty if it leads elsewhere.
-
-    Some tools put names with blanks in quotes, or write the whole name of the image or its path.
-    """
-    name = line
-    if len(line) > 2 and line[0] == line[-1] and line[0] in _QUOTES and f"{line}.xml" not in there:
-        name = line[1:-1]
-    inside = path_inside(name)
-    below = re.sub("^(JPEGImages|Annotations)/", "", inside)
-    for end in [inside, below, *foreign_ends(name)]:
-        stem, suffix = posixpath.splitext(end)
-        is_file_name = suffix.lower() in (*IMAGE_SUFFIXES, *_XML)
-        for candidate in (end, stem if is_file_name else end):
-            if candidate and f"{candidate}.xml" in there:
-                return candidate
-    return inside
 
 
 def _classes(root: Path, read: set[Path], scenes: list[Scene]) -> list[str]:
@@ -307,7 +287,7 @@ def _read_objects(
     all_boxes: list[list[float]] = []
     all_outlines: list[list[float]] = []
     has_box: list[bool] = []
-    iscrowd: list[bool] = []
+    marks: list[str] = []  # of difficult objects
     for index, scene in enumerate(scenes):
         count = len(scene.names)
         image_of += [index] * count
@@ -316,7 +296,7 @@ def _read_objects(
         all_boxes += scene.boxes
         all_outlines += scene.outlines
         has_box += scene.has_box
-        iscrowd += scene.difficult
+        marks += scene.difficult
     boxes = np.array(all_boxes, np.float64).reshape(-1, 4)
     outlines = np.array(all_outlines, np.float64).reshape(-1, 4)
 
@@ -339,7 +319,7 @@ def _read_objects(
         image=np.array(image_of, np.int64),
         labels=np.array(labels, np.int64),
         corners=boxes - (1, 1, 0, 0),
-        iscrowd=np.array(iscrowd, bool),
+        iscrowd=_read_marks(rows, marks),
         area=np.full(count, -1, np.float32),
         ids=np.arange(1, count + 1),
         quoted=lambda i: f"bndbox {boxes[i].tolist()}",
@@ -347,6 +327,19 @@ def _read_objects(
         box_format="xyxy",
         outlines=outlines - (1, 1, 0, 0),
     )
+
+
+def _read_marks(rows: Rows, marks: list[str]) -> np.ndarray:
+    """Which objects are marked difficult, bool `[A]`; reports where that is not clear."""
+    flags = [flag_of(mark) for mark in marks]
+    rows.fault(
+        "flag-invalid",
+        [flag is None for flag in flags],
+        lambda i: f"difficult {reprlib.repr(marks[i])} is neither 0 nor 1, and counts as 0",
+        "write 1 for what is to be ignored, else 0",
+        "warning",
+    )
+    return np.array([flag is True for flag in flags], bool)
 
 
 def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:

@@ -38,7 +38,7 @@ class Scene:
     boxes: list[list[float]] = field(default_factory=list)  # xmin ymin xmax ymax
     outlines: list[list[float]] = field(default_factory=list)  # the same around it; NaN = none
     has_box: list[bool] = field(default_factory=list)
-    difficult: list[bool] = field(default_factory=list)
+    difficult: list[str] = field(default_factory=list)
     code: str = ""
     problem: str = ""
 
@@ -86,7 +86,6 @@ def _scene_of(file: Path, root: ElementTree.Element) -> Scene:
         scene.size = (int(height), int(width))
     for element in objects:
         name = element.findtext("name") or ""
-        difficult = element.findtext("difficult") or ""
         outline = _outline(element)
         bndbox = element.find("bndbox")
         has_box = bndbox is not None
@@ -97,7 +96,7 @@ def _scene_of(file: Path, root: ElementTree.Element) -> Scene:
         scene.has_box.append(has_box)
         scene.names.append(name.strip())
         scene.boxes.append(box)
-        scene.difficult.append(difficult.strip() == "1")
+        scene.difficult.append(element.findtext("difficult") or "")
     return scene
 
 

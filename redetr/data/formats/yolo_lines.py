@@ -25,8 +25,9 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SAMPLE = 1000  # lines that are looked at again where columns may mean two things
 # Shares of the lines in the sample.
 _NEARLY_ALL = 0.95
-_MOST = 0.5
-_MANY = 0.2
+_MOST = 0.9
+_HALF = 0.5
+_MANY = 0.3
 _NOT_BY_CHANCE = 3  # lines
 _TRACKED = 7  # columns of a box with a score and an id
 _FOUR_POINTS = 9  # columns of an oriented box
@@ -137,7 +138,7 @@ class Lines:
             return None
         rows = _sample(rows)
         strays = ~_fit_key_points(self._numbers(rows), self.key_points.dims)
-        if strays.mean() <= _MOST:
+        if strays.mean() <= _HALF:
             return None
         first = rows[strays.argmax()]
         return int(first), int(strays.sum()), len(rows)
@@ -287,7 +288,7 @@ def _are_oriented_boxes(numbers: np.ndarray) -> bool:
     gaps = np.abs(corners[:, 0] + corners[:, 2] - corners[:, 1] - corners[:, 3])
     extents = np.ptp(corners, axis=1)
     is_turned_box = (gaps <= 0.05 * extents + 1e-3).all(1)
-    return bool(is_turned_box.mean() > _MOST)
+    return bool(is_turned_box.mean() > _HALF)
 
 
 def _are_key_points(numbers: np.ndarray, dims: int) -> bool:
@@ -298,14 +299,14 @@ def _are_key_points(numbers: np.ndarray, dims: int) -> bool:
         are_flags = is_flag & _are_boxes(numbers)
         if are_flags.mean() >= _NEARLY_ALL:
             return True
-    as_points = _fit_key_points(numbers, dims)
+    if _fit_key_points(numbers, dims).mean() < _MOST:
+        return False
     # No outline reads as points with scores, but by chance.
-    if dims == 3 and len(numbers) >= _NOT_BY_CHANCE and as_points.mean() >= _NEARLY_ALL:
+    if dims == 3 and len(numbers) >= _NOT_BY_CHANCE:
         return True
-    as_outline = _fit_outlines(numbers)
-    only_points = as_points & ~as_outline
-    only_outline = as_outline & ~as_points
-    return bool(only_points.mean() > _MANY and only_points.sum() > only_outline.sum())
+    has_hidden = (_points(numbers, dims) == 0).all(2).any(1)
+    no_outlines = has_hidden | _cross_themselves(numbers) | ~_fit_outlines(numbers)
+    return bool(no_outlines.mean() > _MANY)
 
 
 def _are_boxes(numbers: np.ndarray) -> np.ndarray:
@@ -321,11 +322,16 @@ def _fit_key_points(numbers: np.ndarray, dims: int) -> np.ndarray:
     `[S]`."""
     centers = numbers[:, None, 1:3]
     sides = numbers[:, None, 3:5]
-    count = (numbers.shape[1] - 5) // dims
-    points = numbers[:, 5:].reshape(-1, count, dims)[:, :, :2]  # [S, count, 2]
+    points = _points(numbers, dims)
     is_near = (np.abs(points - centers) <= 0.6 * sides + 0.01).all(2)
     is_hidden = (points == 0).all(2)
     return _are_boxes(numbers) & (is_near | is_hidden).all(1)
+
+
+def _points(numbers: np.ndarray, dims: int) -> np.ndarray:
+    """x and y of the key points behind a box, `[S, count, 2]`."""
+    count = (numbers.shape[1] - 5) // dims
+    return numbers[:, 5:].reshape(len(numbers), count, dims)[:, :, :2]
 
 
 def _fit_outlines(numbers: np.ndarray) -> np.ndarray:
@@ -336,8 +342,30 @@ def _fit_outlines(numbers: np.ndarray) -> np.ndarray:
     others = np.delete(points, 1, axis=1)
     low = others.min(1)
     high = others.max(1)
-    reach = 0.5 * (high - low)
+    reach = high - low
     if others.shape[1] == 2:  # of a triangle: any of its corners may be far from the others
         reach = 2 * (high - low).max(1, keepdims=True)
     is_near = (second >= low - reach) & (second <= high + reach)
     return np.all(is_near, axis=1)
+
+
+def _cross_themselves(numbers: np.ndarray) -> np.ndarray:
+    """Which lines, read as outlines, have sides that cross, bool `[S]`: what is drawn around an
+    object has none."""
+    points = numbers[:, 1:].reshape(len(numbers), -1, 2)  # [S, P, 2]
+    ends = np.roll(points, -1, axis=1)  # of the sides that begin there
+    crossing = np.zeros(len(points), bool)
+    for lag in range(2, points.shape[1] - 1):  # each side with those that do not touch it
+        other_points = np.roll(points, -lag, axis=1)
+        other_ends = np.roll(ends, -lag, axis=1)
+        splits_other = _side(points, ends, other_points) * _side(points, ends, other_ends) < 0
+        is_split = _side(other_points, other_ends, points) * _side(other_points, other_ends, ends)
+        crossing |= (splits_other & (is_split < 0)).any(1)
+    return crossing
+
+
+def _side(starts: np.ndarray, ends: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """On which side of a line each point is: below, above or equal to 0, `[S, P]`."""
+    along = ends - starts
+    across = points - starts
+    return along[..., 0] * across[..., 1] - along[..., 1] * across[..., 0]

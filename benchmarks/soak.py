@@ -1,0 +1,165 @@
+"""Does a run that is stopped and killed for an hour, again and again, stay the same run?
+
+    python benchmarks/soak.py                 # an hour undisturbed, and an hour with disturbances
+    python benchmarks/soak.py --minutes 1 --every-s 20
+
+Trains on two ranks with loader processes, and evaluates once a minute. In the second run, every few
+minutes a signal comes, or a rank or a loader is killed, and the run is resumed. Its curve and its
+weights are compared with the undisturbed run's, bit for bit. Recorded are also the memory of a rank
+over the undisturbed run, and what was left in the folder and in /dev/shm. Writes
+results/DATE-soak.json.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from kill import SMALL, finish, last_line, left_over, same, start_ranks, wait_for
+from record import record
+
+DISTURBANCES = ("SIGTERM", "SIGINT", "rank killed", "loader killed")
+_SAMPLE_S = 1.0
+_RATE_STEPS = 60  # that the rate of a run is measured over
+
+
+def arguments_of(folder: Path, steps: int, eval_every: int) -> list[str]:
+    text = f"""
+        train redetr_n --output {folder} --data digits --steps {steps} --eval-every {eval_every}
+        --save-every {max(1, eval_every // 6)} --batch-size 8 --log-every 10 --device cpu
+        --precision fp32 --num-workers 1 --image-size 64 --num-queries 10 --timeout-s 60
+        --mosaic-until 0.5 --resume --model-options {SMALL}
+    """
+    return text.split()
+
+
+def steps_per_s(folder: Path) -> float:
+    """The rate of a run without its start."""
+    ranks = start_ranks(arguments_of(folder, _RATE_STEPS, _RATE_STEPS))
+    wait_for(folder, ranks, 10)
+    started = time.monotonic()
+    wait_for(folder, ranks, _RATE_STEPS)
+    rate = (_RATE_STEPS - 10) / (time.monotonic() - started)
+    finish(ranks)
+    return rate
+
+
+def memory_mb(process: subprocess.Popen) -> float:
+    """What a process holds; 0 once it has ended."""
+    status = Path(f"/proc/{process.pid}/status")
+    try:
+        lines = status.read_text().splitlines()
+    except FileNotFoundError:
+        return 0.0
+    for line in lines:
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def undisturbed(arguments: list[str]) -> list[float]:
+    """Trains; returns the memory of rank 0 over time."""
+    ranks = start_ranks(arguments)
+    samples = []
+    while ranks[0].poll() is None:
+        samples.append(memory_mb(ranks[0]))
+        time.sleep(_SAMPLE_S)
+    finish(ranks)
+    return [sample for sample in samples if sample]
+
+
+def loaders_of(process: subprocess.Popen) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    loaders = []
+    for child in children:
+        if "redetr" in Path(f"/proc/{child}/cmdline").read_text():
+            loaders.append(int(child))
+    return loaders
+
+
+def disturb(ranks: list[subprocess.Popen], what: str, chance: random.Random) -> None:
+    """Does it to one rank, or to all where a terminal or a batch system would."""
+    victim = chance.choice(ranks)
+    if what == "rank killed":
+        victim.kill()
+    elif what == "loader killed":
+        for pid in loaders_of(victim)[:1]:
+            os.kill(pid, signal.SIGKILL)
+    else:
+        for process in ranks:
+            process.send_signal(signal.Signals[what])
+
+
+def disturbed(arguments: list[str], every_s: float, chance: random.Random) -> list[dict[str, Any]]:
+    """Trains until the run has ended by itself; returns what was done to it, and how it ended
+    then."""
+    events = []
+    folder = Path(arguments[arguments.index("--output") + 1])
+    while True:
+        ranks = start_ranks(arguments)
+        what = DISTURBANCES[len(events) % len(DISTURBANCES)]
+        if len(events) % 5:  # else also in the set-up
+            wait_for(folder, ranks, last_line(folder)["step"] + 1)
+        deadline = time.monotonic() + every_s * chance.uniform(0.5, 1.5)
+        while time.monotonic() < deadline and ranks[0].poll() is None:
+            time.sleep(0.1)
+        if ranks[0].poll() is not None:
+            finish(ranks)
+            return events
+        disturb(ranks, what, chance)
+        started = time.monotonic()
+        errors = [process.communicate()[1] for process in ranks]
+        events.append(
+            {
+                "what": what,
+                "step": last_line(folder)["step"],
+                "exit codes": [process.returncode for process in ranks],
+                "ended after s": round(time.monotonic() - started, 1),
+                "tracebacks": sum(text.count("Traceback") for text in errors),
+            }
+        )
+        print(events[-1], flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=60, help="of each run")
+    parser.add_argument("--every-s", type=float, default=180, help="between disturbances")
+    parser.add_argument("--seed", type=int, default=0)
+    settings = parser.parse_args()
+    chance = random.Random(settings.seed)
+    shared_before = set(os.listdir("/dev/shm"))
+    with tempfile.TemporaryDirectory() as temporary:
+        rate = steps_per_s(Path(temporary) / "rate")
+        steps = max(_RATE_STEPS, round(60 * settings.minutes * rate))
+        eval_every = min(steps, max(10, round(60 * rate)))
+        alone = Path(temporary) / "alone"
+        folder = Path(temporary) / "disturbed"
+        memory = undisturbed(arguments_of(alone, steps, eval_every))
+        events = disturbed(arguments_of(folder, steps, eval_every), settings.every_s, chance)
+        result = {
+            "minutes": settings.minutes,
+            "steps": steps,
+            "evaluated every": eval_every,
+            "events": events,
+            "equal": same(alone, folder),
+            "left in the folder": left_over(folder),
+            "left in /dev/shm": sorted(set(os.listdir("/dev/shm")) - shared_before),
+            "memory of rank 0, MB": {
+                "after a third": round(memory[len(memory) // 3]),
+                "at the end": round(memory[-1]),
+                "at most": round(max(memory)),
+            },
+        }
+    record("soak", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The COCO numbers of detections that lie on many ranks. Classes do not depend on each other: each
+rank evaluates its share of them, a few at a time, so that neither time nor memory is spent twice.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from redetr.distributed import Dist
+from redetr.errors import DivergedError
+from redetr.metrics import (
+    CocoResult,
+    GroundTruth,
+    Tables,
+    TruthObjects,
+    check_detections,
+    coco_evaluation,
+    result_of_tables,
+    tables_of,
+)
+from redetr.structures import DatasetDetections
+
+_AT_ONCE = 400_000  # detections that are evaluated together; hotcoco takes some 400 bytes for each
+_BEST = 100  # of a class in an image, as in COCO
+
+# A detection on its way to another rank; float64 holds every smaller type exactly.
+_ROW = np.dtype([("image", "i8"), ("label", "i8"), ("score", "f8"), ("box", "f8", (4,))])
+
+
+def shared_metrics(objects: TruthObjects, share: DatasetDetections, dist: Dist) -> CocoResult:
+    """The numbers of `coco_metrics`, the same on each rank and for any number of ranks; `share` are
+    the detections of this one, with all of their images. Errors as there. Communicates.
+    """
+    _check_everywhere(objects, share, dist)
+    mine = to_ranks(share, share.labels % dist.world_size, dist)
+    num_classes = len(objects.class_names)
+    found: list[tuple[NDArray[np.int64], Tables]] = []
+    for classes in _shards(mine, num_classes, dist):
+        found.append((classes, _tables(objects, mine, classes)))
+    precision = np.full((10, 101, num_classes, 4), -1.0)
+    recall = np.full((10, num_classes, 4, 3), -1.0)
+    for classes, tables in dist.gather(found):
+        precision[:, :, classes] = tables[0]
+        recall[:, classes] = tables[1]
+    return result_of_tables(objects.class_names, objects.counts(), (precision, recall))
+
+
+def to_ranks(
+    detections: DatasetDetections, ranks: NDArray[np.int64], dist: Dist
+) -> DatasetDetections:
+    """What all ranks send to this one; `ranks` says where each detection goes. Communicates."""
+    if dist.world_size == 1:
+        return detections
+    parts = []
+    for rank in range(dist.world_size):
+        part = detections.keep(np.flatnonzero(ranks == rank))
+        rows = np.empty(len(part), _ROW)
+        rows["image"] = part.image_index
+        rows["label"] = part.labels
+        rows["score"] = part.scores
+        rows["box"] = part.boxes
+        parts.append(rows)
+    rows = np.concatenate(dist.exchange(parts))
+    return DatasetDetections(rows["image"], rows["label"], rows["score"], rows["box"])
+
+
+def to_main(detections: DatasetDetections, dist: Dist) -> DatasetDetections:
+    """The detections of all ranks on rank 0, none on the others. Communicates."""
+    return to_ranks(detections, np.zeros(len(detections), np.int64), dist)
+
+
+def _check_everywhere(objects: TruthObjects, share: DatasetDetections, dist: Dist) -> None:
+    """Raises the error of the first rank that has one, on every rank."""
+    message = ""
+    try:
+        check_detections(objects.image_ids, len(objects.class_names), share)
+    except DivergedError as error:
+        message = str(error)
+    for text in dist.gather([message]):
+        if text:
+            raise DivergedError(text)
+
+
+def _shards(
+    detections: DatasetDetections, num_classes: int, dist: Dist
+) -> Iterator[NDArray[np.int64]]:
+    """The classes of this rank in groups of not many more detections than `_AT_ONCE`."""
+    counts = np.bincount(detections.labels, minlength=num_classes)
+    group: list[int] = []
+    in_group = 0
+    for label in range(dist.rank, num_classes, dist.world_size):
+        if group and in_group + counts[label] > _AT_ONCE:
+            yield np.array(group)
+            group = []
+            in_group = 0
+        group.append(label)
+        in_group += int(counts[label])
+    if group:
+        yield np.array(group)
+
+
+def _tables(
+    objects: TruthObjects, detections: DatasetDetections, classes: NDArray[np.int64]
+) -> Tables:
+    """The tables of these classes: of the images that hold an object or a detection of them."""
+    new_label = np.full(len(objects.class_names), -1)
+    new_label[classes] = np.arange(len(classes))
+    rows = np.flatnonzero(new_label[objects.labels] >= 0)
+    part = detections.keep(np.flatnonzero(new_label[detections.labels] >= 0))
+    part = part.keep(_best(part))
+    images = np.union1d(objects.image[rows], part.image_index)
+    if not len(rows):  # then COCO leaves the classes at -1
+        count = len(classes)
+        return np.full((10, 101, count, 4), -1.0), np.full((10, count, 4, 3), -1.0)
+    truth = TruthObjects(
+        image_ids=objects.image_ids[images],
+        class_names=tuple(objects.class_names[label] for label in classes),
+        image=np.searchsorted(images, objects.image[rows]),
+        labels=new_label[objects.labels[rows]],
+        boxes=objects.boxes[rows],
+        area=objects.area[rows],
+        iscrowd=objects.iscrowd[rows],
+    )
+    of_classes = DatasetDetections(
+        image_index=np.searchsorted(images, part.image_index),
+        labels=new_label[part.labels],
+        scores=part.scores,
+        boxes=part.boxes,
+    )
+    return tables_of(coco_evaluation(GroundTruth.from_objects(truth), of_classes))
+
+
+def _best(detections: DatasetDetections) -> NDArray[np.bool_]:
+    """Which detections are among the best of their class in their image, bool `[M]`; of equal
+    ones, the first."""
+    order = np.lexsort((-detections.scores, detections.labels, detections.image_index))
+    images = detections.image_index[order]
+    labels = detections.labels[order]
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (images[1:] != images[:-1]) | (labels[1:] != labels[:-1])
+    numbers = np.arange(len(order))
+    first = np.maximum.accumulate(np.where(is_first, numbers, 0))
+    is_best = np.empty(len(order), bool)
+    is_best[order] = numbers - first < _BEST
+    return is_best
