@@ -49,6 +49,15 @@ FAST_RTDETR = {
     "dec_layers": 1,
     "dim_feedforward": 64,
 }
+FAST_DFINE = {
+    "width": 8,
+    "enc_hidden_dim": 32,
+    "block_width": 16,
+    "hidden_dim": 32,
+    "nheads": 4,
+    "dec_layers": 1,
+    "dim_feedforward": 64,
+}
 SHAPES = ((1, 96, 128), (4, 64, 64), (3, 136, 72))  # batch, height, width
 CLASSES = ("cup", "plate", "spoon"), (7, 12, 90)
 
@@ -172,13 +181,21 @@ def test_other_models(name, options, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampling", ["bilinear", "discrete"])
-def test_rtdetr(sampling, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rtdetrv2_r18", FAST_RTDETR),
+        ("rtdetrv2_r18", FAST_RTDETR | {"sampling": "discrete"}),
+        ("dfine_n", FAST_DFINE),
+    ],
+    ids=["rtdetr", "discrete", "dfine"],
+)
+def test_queries_from_the_encoder(name, options, tmp_path):
     """Queries of nearly the same score may change places: each is compared with its nearest.
 
     A model that was trained with denoising is exported without what only that needs.
     """
-    of = detector("rtdetrv2_r18", **FAST_RTDETR, sampling=sampling, denoising=2)
+    of = detector(name, **options, denoising=2)
     (path,) = write_all(of, tmp_path, forms=("onnx",)).values()
     stored = onnx.load(path).graph.initializer
     assert not [tensor.name for tensor in stored if "denoising" in tensor.name]

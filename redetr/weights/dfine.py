@@ -97,7 +97,7 @@ def _without_unused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def describe(
-    tensors: dict[str, Tensor], points: int | tuple[int, ...] | None
+    tensors: dict[str, Tensor], points: int | tuple[int, ...] | None = None
 ) -> tuple[str, int, dict[str, Any]]:
     """Model name, number of classes and options of a state dict under our names.
 
@@ -167,7 +167,9 @@ def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
         "encode_proj_layers": [num_levels - 1],
         "num_feature_levels": num_levels,
     }
-    if config.get("eval_idx") != config.get("decoder_layers", 6) - 1:
+    dec_layers = config.get("decoder_layers", 6)
+    is_last = isinstance(dec_layers, int) and config.get("eval_idx") == dec_layers - 1
+    if not is_last:
         by_level["eval_idx"] = -1
     rtdetr.require_settings(file, config, rtdetr.SUPPORTED | _SUPPORTED | by_level)
     backbone = config.get("backbone_config") or {}
@@ -176,7 +178,10 @@ def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     rtdetr.require_settings(file, backbone, supported_backbone)
     options = rtdetr.decoder_options(file, config)
     points = options["points"]
-    options["points"] = (points,) * num_levels if isinstance(points, int) else tuple(points)
+    if isinstance(points, int):
+        options["points"] = (points,) * num_levels
+    elif isinstance(points, list):
+        options["points"] = tuple(points)
     return options
 
 

@@ -322,7 +322,7 @@ def _rtdetr_from_transformers(folder: Path, config: dict[str, Any], model: str |
 def _dfine_from_transformers(folder: Path, config: dict[str, Any], model: str | None) -> Weights:
     options = dfine.options_from_config(folder / "config.json", config)
     tensors = dfine.from_transformers(_tensors_of_folder(folder))
-    name, num_classes, described = dfine.describe(tensors, options["points"])
+    name, num_classes, described = dfine.describe(tensors)
     class_names, category_ids = _classes_of_folder(folder, config, num_classes)
     origin = Origin(model or name, described | options, class_names, category_ids)
     return Weights(folder, tensors, origin)

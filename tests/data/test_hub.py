@@ -195,7 +195,7 @@ def test_odd_rows_are_read_or_refused(saved_picture, monkeypatch, objects):
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(objects=st.lists(OBJECTS, min_size=1, max_size=3))
 def test_many_odd_rows_are_read_or_refused(saved_picture, monkeypatch, objects):
     read_rows(saved_picture, objects, monkeypatch)

@@ -130,9 +130,11 @@ def convert(peer: Any, dtype: torch.dtype) -> None:
         layer.encoder_attn.num_points_scale = torch.tensor(exact, dtype=dtype)
 
 
-def compare(peer: Any, ours: Any, height: int, width: int, dtype: torch.dtype) -> None:
+def compare(
+    peer: Any, ours: Any, height: int, width: int, dtype: torch.dtype, batch: int = 2
+) -> None:
     convert(peer, dtype)
-    theirs, outputs = outputs_of(peer, ours, height, width, dtype)
+    theirs, outputs = outputs_of(peer, ours, height, width, dtype, batch)
     check = assert_same_in_fp64 if dtype == torch.float64 else assert_same_in_fp32
     check(theirs.logits, theirs.pred_boxes, outputs)
 
@@ -166,7 +168,7 @@ def test_same_outputs_of_all_sizes(size):
     ours = load(peer).model
     for height, width in LARGE_IMAGES if size == "n" else LARGE_IMAGES[2:]:
         for dtype in (torch.float64, torch.float32):
-            compare(peer, ours, height, width, dtype)
+            compare(peer, ours, height, width, dtype, batch=1)
 
 
 def test_all_layers_and_the_proposals_are_the_same():
@@ -214,7 +216,11 @@ def test_names_of_coco_have_ids_of_coco():
         ({"feat_strides": [8, 16]}, r"feat_strides is \[8, 16\]: only \[16, 32\]"),
         ({"decoder_activation_function": "silu"}, "decoder_activation_function is 'silu'"),
         ({"backbone_config": {"model_type": "resnet"}}, "model_type is 'resnet': only 'hgnet_v2'"),
+        ({"backbone_config": "hgnet_v2"}, "backbone_config has to be a table of settings"),
         ({"decoder_n_points": [6, 3]}, "the weights do not fit the model"),
+        ({"decoder_n_points": {"6": 6}}, "points must be a number, or 3 of them"),
+        ({"decoder_n_points": ["6", "6"]}, "points must be 1 to 1000 on each of 2 levels"),
+        ({"decoder_layers": "3", "eval_idx": 2}, "eval_idx is 2: only -1"),
         ({"model_type": "d_fine_v2"}, "only detr, table-transformer, .*rt_detr_v2, d_fine"),
     ],
 )
