@@ -158,6 +158,22 @@ class State:
                 )
 
 
+def _changes(file: Path, inventories: dict[str, Any], dist: Dist) -> list[str]:
+    """What rank 0, which has the hashes of all images, says of changed data. Raises its InputError
+    on every rank. Communicates."""
+    notes: list[str] = []
+    error: InputError | None = None
+    if dist.rank == 0:
+        try:
+            notes = require_unchanged(file, inventories)
+        except InputError as reason:
+            error = reason
+    for problem in dist.gather([error]):
+        if problem is not None:
+            raise problem
+    return notes
+
+
 def start_folder(
     folder: Path, state: State, datasets: dict[str, DetectionDataset], dist: Dist
 ) -> list[str]:
@@ -190,7 +206,7 @@ def start_folder(
         )
     inventories = {split: inventory(data, dist) for split, data in datasets.items()}
     if newest:
-        notes += require_unchanged(folder / "data.json", inventories)
+        notes += _changes(folder / "data.json", inventories, dist)
     notes += copied_images(inventories)
     dist.main_only(remove_unfinished)(folder)
     dist.main_only(write_json)(folder / "config.json", state.config.to_dict())

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.choices import size_text
 from redetr.config import Settings, TrainConfig
-from redetr.data import DetectionDataset, open_dataset
+from redetr.data import DetectionDataset
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.formats.folder import AnnotatedDataset
 from redetr.data.loader import (
@@ -26,6 +26,7 @@ from redetr.data.loader import (
     spare_workers,
     watching_workers,
 )
+from redetr.data.open import open_on_ranks
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import Transform, augmentation, drawn_from, final_size
 from redetr.distributed import (
@@ -95,14 +96,12 @@ def _train(
 ) -> dict[str, Any]:
     """What `train` does among its processes."""
     config.check(dist.world_size)
-    dist.doing("reading the annotations")
+    dist.doing("reading and checking annotations and images")
     if datasets is None:
-        data = open_dataset(config.data, "train", config.val_fraction)
-        val = open_dataset(config.data, "val", config.val_fraction)
+        data, val, faults = open_on_ranks(config.data, config.val_fraction, dist, essential_faults)
     else:
         data, val = datasets
-    dist.doing("checking annotations and images")
-    faults = essential_faults(data, val)
+        faults = essential_faults(data, val)
     dist.doing("building the model")
     state, criterion = prepare(config, dist, data)
     folder = Path(config.output)

@@ -108,6 +108,7 @@ class Annotations:
     faults: list[Fault] = field(default_factory=list)
     box_format: BoxFormat = "xyxy"  # of the source
     root: Path | None = None  # the data folder or YAML file as it was given, if it is one
+    stored: Path | None = None  # what the columns are mapped from, see `data/store.py`
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -134,7 +135,15 @@ class Annotations:
         for name in ("boxes", "labels", "iscrowd", "area", "object_ids"):
             columns[name] = getattr(self, name)[is_kept]
         first = np.append(0, np.cumsum(counts))
-        return replace(self, first=first, **columns)
+        return replace(self, first=first, stored=None, **columns)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A loader process that is not forked maps a store as well, instead of being sent all."""
+        if self.stored is None:
+            return super().__reduce_ex__(protocol)
+        from redetr.data.store import reopened
+
+        return reopened, (self.stored, self.faults)
 
     def image_of(self) -> np.ndarray:
         """The image of each object, int64 `[A]`."""
@@ -143,8 +152,9 @@ class Annotations:
 
     def object_counts(self) -> np.ndarray:
         """Objects of each image, crowds not counted, int64 `[N]`."""
-        images = self.image_of()[~self.iscrowd]
-        return np.bincount(images, minlength=len(self))
+        crowds = np.flatnonzero(self.iscrowd)  # few, where there are millions of objects
+        images = np.searchsorted(self.first, crowds, side="right") - 1
+        return np.diff(self.first) - np.bincount(images, minlength=len(self))
 
     def native_size(self) -> int | None:
         """The longer side of the images in pixels, the median of all; None without images."""

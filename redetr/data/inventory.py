@@ -7,6 +7,7 @@ import os
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,30 +20,28 @@ from redetr.data.formats.folder import AnnotatedDataset, FolderDataset
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.listing import Contents, contents_of, passed_over
 from redetr.data.headers import read_headers
+from redetr.data.store import remembered
 from redetr.distributed import Dist
 from redetr.errors import InputError
+from redetr.files import write_whole
 
 
 def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
-    """Which images a data set has, with the hash of each, and hashes of its annotations, so that a
-    run can be repeated. Communicates: each rank reads its share of the files, so none waits for
-    another longer than for a share.
+    """Which images a data set has, with the hash of each (on rank 0), and hashes of its
+    annotations, so that a run can be repeated. Communicates: each rank reads its share of the
+    files, so none waits for another longer than for a share.
 
     Raises InputError if ranks have read different annotations.
     """
     dist.doing(f"reading the images of {data.name}")
-    contents: list[tuple[str, str]] = []
+    images: dict[str, str] = {}
     if isinstance(data, FolderDataset):
-        all_names = [os.fsdecode(name) for name in data.annotations.names]
-        names = all_names[dist.rank :: dist.world_size]
-        headers = read_headers(data.annotations.folder, names, content=True)
-        for name, header in zip(names, headers, strict=True):
-            contents.append((name, header.content))
+        images = _contents_of_images(data.annotations, dist)
     hashes = {}
     if isinstance(data, AnnotatedDataset):
-        hashes = _hashes(data.annotations)
+        annotations = data.annotations
+        hashes = remembered([annotations], "hashes", lambda: _hashes(annotations))
     dist.meet()
-    contents = sorted(dist.gather(contents))
     for rank, others in enumerate(dist.gather([hashes])):
         if others != hashes:
             text = f"rank {rank} has read other annotations than rank {dist.rank}"
@@ -52,8 +51,37 @@ def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
         "count": len(data),
         "classes": list(data.class_names),
         "annotations": hashes,
-        "images": dict(contents),
+        "images": images,
     }
+
+
+def _contents_of_images(annotations: Annotations, dist: Dist) -> dict[str, str]:
+    """The hash of each image file by its name; on rank 0, where a large data set's are remembered.
+    Communicates."""
+    stored = annotations.stored
+    file = stored / "contents.npy" if stored else None
+    # Rank 0 alone decides: what others see may be another host's.
+    is_known, *_ = dist.gather([file is not None and file.exists()])
+    if is_known and file is not None:
+        if dist.rank > 0:
+            return {}
+        hashes = np.load(file, mmap_mode="r").tolist()
+        known = {}
+        for name, hash_ in zip(annotations.names.tolist(), hashes, strict=True):
+            known[os.fsdecode(name)] = hash_.decode()
+        return known
+    share = [os.fsdecode(name) for name in annotations.names[dist.rank :: dist.world_size]]
+    headers = read_headers(annotations.folder, share, content=True)
+    contents = [(name, header.content) for name, header in zip(share, headers, strict=True)]
+    dist.meet()
+    images = dict(sorted(dist.gather(contents)))
+    if dist.rank > 0:
+        return {}
+    if file is not None:
+        hashes = np.array([images[os.fsdecode(name)] for name in annotations.names.tolist()], "S64")
+        with suppress(OSError):  # costs time, nothing else
+            write_whole(file, lambda path: np.save(path, hashes))
+    return images
 
 
 def _hashes(annotations: Annotations) -> dict[str, str]:

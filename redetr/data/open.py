@@ -1,12 +1,15 @@
 """The data set that a name, a path or a hub address stands for."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from redetr.data.annotations import SPLITS, Split
+from redetr.data.annotations import SPLITS, Fault, Split
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.digits import DigitsDataset
 from redetr.data.formats.folder import open_folder
 from redetr.data.formats.hub import Address, open_hub
+from redetr.data.store import stamp_of
+from redetr.distributed import Dist, read_launch
 from redetr.errors import InputError
 
 _EMBEDDED = ("digits", "crowns")
@@ -30,7 +33,9 @@ def absolute_source(source: str) -> str:
     return Address.of(source).absolute()
 
 
-def open_dataset(source: str | Path, split: Split, val_fraction: float = 0.0) -> DetectionDataset:
+def open_dataset(
+    source: str | Path, split: Split, val_fraction: float = 0.0, stamp: str | None = None
+) -> DetectionDataset:
     """The data set called `digits` or `crowns`, that in a folder (`./digits` is a folder of that
     name), or that which Hugging Face `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or
     `hf:FOLDER`, and `,boxes=xyxy` behind it if it does not hold xywh.
@@ -38,8 +43,9 @@ def open_dataset(source: str | Path, split: Split, val_fraction: float = 0.0) ->
     Folders are in COCO, YOLO, Pascal VOC or LabelMe format: see `redetr.data.formats.coco`, `yolo`,
     `voc` and `labelme`. The path of a YAML file in YOLO format stands for its folder, which is read
     as this file says. Without a val split, a `val_fraction` of the training images is held out as
-    one. Raises InputError if there is no such folder, layout or split, or the annotations are
-    faulty.
+    one. Large folders are read once, see `redetr.data.store`; `stamp` is what `stamp_of` says of
+    one, if it is known. Raises InputError if there is no such folder, layout or split, or the
+    annotations are faulty.
     """
     if split not in SPLITS:
         raise ValueError(f"split is train, val or test, not {split!r}")
@@ -52,4 +58,50 @@ def open_dataset(source: str | Path, split: Split, val_fraction: float = 0.0) ->
     hints = Hints()
     if source == "crowns":
         hints = Hints(image_size=128, augment="aerial", num_queries=25)
-    return open_folder(folder_of(source), split, hints, val_fraction)
+    return open_folder(folder_of(source), split, hints, val_fraction, stamp)
+
+
+Check = Callable[[DetectionDataset, DetectionDataset], list[Fault]]
+
+
+def open_on_ranks(
+    source: str, val_fraction: float, dist: Dist, check: Check
+) -> tuple[DetectionDataset, DetectionDataset, list[Fault]]:
+    """The train and val split on every rank, and what `check` says of them. The first rank of each
+    host reads and checks; the others open what it has stored. Communicates.
+
+    Raises the InputError of any rank on all of them.
+    """
+    local_rank = read_launch().local_rank
+    stamp: str | None = None
+    faults: list[Fault] = []
+    error: InputError | None = None
+    if local_rank == 0:
+        try:
+            stamp = _stamp(source)
+            train = open_dataset(source, "train", val_fraction, stamp)
+            val = open_dataset(source, "val", val_fraction, stamp)
+            faults = check(train, val)
+        except InputError as reason:
+            error = reason
+    dist.meet()
+    said = dist.gather([(stamp, faults, error)])
+    errors = [error for _, _, error in said if error is not None]
+    if errors:
+        raise errors[0]
+    if local_rank > 0:
+        stamp, faults, _ = said[dist.rank - local_rank]
+        train = open_dataset(source, "train", val_fraction, stamp)
+        val = open_dataset(source, "val", val_fraction, stamp)
+    return train, val, faults
+
+
+def _stamp(source: str) -> str | None:
+    """The stamp of a folder; None of other data sets."""
+    folder = folder_of(source)
+    if source in _EMBEDDED or source.startswith("hf:") or not folder.exists():
+        return None
+    try:
+        return stamp_of(folder.parent if folder.is_file() else folder)
+    except OSError:  # whoever reads it says why
+        return None

@@ -29,6 +29,7 @@ from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
 from redetr.data.inventory import unclaimed_files
 from redetr.data.open import folder_of, open_dataset
+from redetr.data.store import remembered
 from redetr.doctor.boxes import box_faults, class_counts, class_faults, is_sound, plan_faults
 from redetr.doctor.images import copies, image_faults
 from redetr.doctor.plan import Plan
@@ -92,11 +93,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        faults = []
-        for fault in self.faults:
-            row = asdict(fault)
-            row["file"] = str(fault.file)
-            faults.append(row)
+        faults = [_to_json(fault) for fault in self.faults]
         return {
             "source": self.source,
             "verdict": self.verdict,
@@ -105,6 +102,10 @@ class Report:
             "classes": self.classes(),
             "faults": faults,
         }
+
+
+def _to_json(fault: Fault) -> dict[str, Any]:
+    return asdict(fault) | {"file": str(fault.file)}
 
 
 def _figures(annotations: Annotations) -> dict[str, Any]:
@@ -228,8 +229,19 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
     """What training has to know of open data sets before it starts, found in seconds: warnings,
     then notes.
 
-    What `open_dataset` reported is not repeated. Raises InputError with the first error.
+    What `open_dataset` reported is not repeated. Raises InputError with the first error. Of stored
+    data sets, what was found is remembered.
     """
+    annotated = [data.annotations for data in (train, val) if isinstance(data, AnnotatedDataset)]
+
+    def compute() -> list[dict[str, Any]]:
+        return [_to_json(fault) for fault in _essential_faults(train, val)]
+
+    rows = remembered(annotated, "faults", compute)
+    return [Fault(**row | {"file": Path(row["file"])}) for row in rows]
+
+
+def _essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fault]:
     datasets: dict[Split, DetectionDataset] = {"train": train, "val": val}
     splits: dict[Split, Annotations] = {}
     headers: dict[Split, list[Header]] = {}

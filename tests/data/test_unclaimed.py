@@ -17,6 +17,7 @@ from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.data.annotations import Fault
 from redetr.data.formats.listing import contents_of
+from redetr.data.formats.writing import convert
 from redetr.doctor.check import check, essential_faults
 from redetr.errors import InputError
 
@@ -359,3 +360,12 @@ def test_lines_that_are_listed_twice(data):
     text = (root / "data.yaml").read_text()
     (root / "data.yaml").write_text(text.replace("train: images/train", "train: train.txt"))
     assert summary(faults_of(root)["line-twice"]) == ("note", "train.txt/line 15", 1)
+
+
+def test_convert_does_not_write_into_a_linked_folder_of_its_source(data, tmp_path):
+    root = data("yolo")
+    (root / "images").rename(tmp_path / "store")
+    (root / "images").symlink_to(tmp_path / "store", target_is_directory=True)
+    with pytest.raises(InputError, match=r"is inside of .*images/train, which stays as it is"):
+        convert(root, tmp_path / "store/train/new", "coco", follow_links=True)
+    assert len(open_dataset(root, "train")) == 14

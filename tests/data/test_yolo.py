@@ -364,6 +364,8 @@ def test_images_of_a_list_that_are_elsewhere(tmp_path):
     inside = f"{root}/images/train/c.png"
     (root / "all.txt").write_text(f"{tmp_path}/other/images/train/a.png\n{inside}\n")
     refused(root, "all.txt: line 1: ", f"is outside of {root}")
+    (root / "all.txt").write_text(f"{tmp_path}/other/images/train/a.png\n")
+    refused(root, "all.txt: line 1: ", f"is outside of {root}")
     (root / "all.txt").write_text(f"/nowhere/images/train/a.png\n{inside}\n", encoding="utf-16")
     annotations = read_annotations(root, "train")
     assert annotations.names.tolist() == [b"images/train/a.png", b"images/train/c.png"]

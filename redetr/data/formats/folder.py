@@ -13,17 +13,20 @@ from redetr.data.annotations import Annotations, Split
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.images import read_image
+from redetr.data.store import read_stored
 from redetr.errors import InputError
 from redetr.structures import Size, StoredTarget
 
 
-def open_folder(root: Path, split: Split, hints: Hints, val_fraction: float) -> "FolderDataset":
+def open_folder(
+    root: Path, split: Split, hints: Hints, val_fraction: float, stamp: str | None = None
+) -> "FolderDataset":
     """The split of the data set in `root`, a folder or a YAML file. Without a val split,
-    `val_fraction` of the images are held out as one.
+    `val_fraction` of the images are held out as one. `stamp` is that of the folder, if it is known.
 
     Raises InputError if the split is missing or faulty.
     """
-    annotations, note = read_split(root, split, val_fraction)
+    annotations, note = read_stored(root, split, val_fraction, stamp, read_split)
     folder = root.parent if root.is_file() else root
     name = folder.resolve().name
     return FolderDataset(annotations, name, hints, note)

@@ -51,6 +51,8 @@ def convert(
             raise InputError("no such folder", where=source, remedy=remedy)
         _require_new(root, destination)
         splits = {split: read_annotations(root, split) for split in splits_of(root)}
+        for annotations in splits.values():
+            _require_apart(annotations.folder, destination)  # links may lead out of the root
         if not follow_links:
             for annotations in splits.values():
                 _require_no_links_out(annotations, root.parent if root.is_file() else root)
@@ -119,7 +121,11 @@ def _require_new(root: Path, destination: Path) -> None:
     if destination.exists() and not is_empty_folder:
         remedy = "choose another place"
         raise InputError("already exists", where=destination, remedy=remedy)
-    folder = root.parent if root.is_file() else root
+    _require_apart(root.parent if root.is_file() else root, destination)
+
+
+def _require_apart(folder: Path, destination: Path) -> None:
+    """Raises InputError if the result would be written into a folder of the source."""
     if destination.resolve().is_relative_to(folder.resolve()):
         text = f"is inside of {folder}, which stays as it is"
         raise InputError(text, where=destination, remedy="choose another place")

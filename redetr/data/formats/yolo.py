@@ -194,6 +194,9 @@ def _find_images(
         for name in contents_of(root / location).files:
             names.add(posixpath.normpath(f"{below}/{name}"))
     if not names:
+        for fault in faults:
+            if fault.severity == "error":  # such as images of a list that are elsewhere
+                raise fault.to_error()
         text = f"{split} holds no images ({reprlib.repr(entries)})"
         raise InputError(text, where=file, remedy="put them there")
     return folder, sorted(names, key=os.fsencode)

@@ -1,0 +1,227 @@
+"""Annotations of large data sets, kept as arrays on disk: read once, then mapped into the memory of
+every process, which share it.
+
+A store is a folder in the user's cache, named after the data set, the state of all files below it
+(paths, sizes, times of change) and the code of this package: what has changed is read again. It is
+written under another name and renamed, so each is whole or not there.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import redetr
+from redetr.data.annotations import Annotations, Fault, Split
+from redetr.files import UNFINISHED, write_json
+
+# Images and objects from which on a data set is stored: fewer are read in a second.
+WORTH = 100_000
+_COLUMNS = (
+    *("names", "ids", "sizes", "first"),
+    *("boxes", "labels", "iscrowd", "area", "object_ids"),
+)
+
+Read = Callable[[Path, Split, float], tuple[Annotations, str]]
+
+
+def stamp_of(folder: Path) -> str:
+    """A hash of the path, size and time of change of every file below a folder, also of those in
+    linked folders; some 4 us a file."""
+    total = 0
+    seen: set[tuple[int, int]] = set()
+    pending = [os.fspath(folder)]
+    while pending:
+        parent = pending.pop()
+        stat = os.stat(parent)
+        if (stat.st_dev, stat.st_ino) in seen:  # a link that leads back
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    pending.append(entry.path)
+                else:
+                    total += _number(entry)  # a sum does not depend on the order of the entries
+    return f"{total % 2**128:032x}"
+
+
+def _number(entry: os.DirEntry[str]) -> int:
+    """A hash of one file as a number."""
+    try:
+        stat = entry.stat()
+    except OSError:  # a link that leads nowhere
+        text = entry.path
+    else:
+        text = f"{entry.path}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    digest = hashlib.blake2b(os.fsencode(text), digest_size=16).digest()
+    return int.from_bytes(digest, "big")
+
+
+def read_stored(
+    root: Path, split: Split, val_fraction: float, stamp: str | None, read: Read
+) -> tuple[Annotations, str]:
+    """What `read` returns of a folder, or of a YAML file: from its store if there is one, else
+    stored for the next time, if it is large. `stamp` is that of the folder, if it is known."""
+    folder = root.parent if root.is_file() else root
+    try:
+        # Before it is read: what changes meanwhile is read again next time.
+        stamp = stamp or stamp_of(folder)
+    except OSError:  # `read` says why
+        return read(root, split, val_fraction)
+    store = _stores(root, split, val_fraction) / _name(stamp)
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one
+        return load(store)
+    annotations, note = read(root, split, val_fraction)
+    if not _is_worth_it(annotations, folder):
+        return annotations, note
+    return _stored(store, annotations, note)
+
+
+def load(store: Path) -> tuple[Annotations, str]:
+    """The annotations in a store, mapped, and the sentence about them. Raises OSError, ValueError,
+    KeyError or TypeError if it is not there or damaged."""
+    about = json.loads((store / "about.json").read_bytes())
+    columns = {}
+    for name in _COLUMNS:
+        columns[name] = np.load(store / f"{name}.npy", mmap_mode="r")
+    faults = []
+    for fault in about["faults"]:
+        faults.append(Fault(**fault | {"file": Path(fault["file"])}))
+    annotations = Annotations(
+        source=Path(about["source"]),
+        folder=Path(about["folder"]),
+        category_ids=tuple(about["category_ids"]),
+        class_names=tuple(about["class_names"]),
+        faults=faults,
+        box_format=about["box_format"],
+        root=Path(about["root"]),
+        stored=store,
+        **columns,
+    )
+    num_images = len(annotations.ids)
+    num_objects = int(annotations.first[num_images])
+    lengths = [len(columns[name]) for name in _COLUMNS]
+    if lengths != 3 * [num_images] + [num_images + 1] + 5 * [num_objects]:
+        raise ValueError(f"{store}: columns of different lengths")
+    return annotations, about["note"]
+
+
+def reopened(store: Path, faults: list[Fault]) -> Annotations:
+    """The annotations in a store that another process has open."""
+    annotations, _ = load(store)
+    return replace(annotations, faults=faults)
+
+
+def remembered(splits: list[Annotations], name: str, compute: Callable[[], Any]) -> Any:
+    """What `compute` returns, plain JSON values, which only these splits of one folder and its
+    files decide: computed once if one of them is stored."""
+    stores = [annotations.stored for annotations in splits if annotations.stored]
+    if not stores or len({annotations.root for annotations in splits}) > 1:
+        return compute()
+    parts = [name]
+    for annotations in splits:
+        parts.append(annotations.stored.name if annotations.stored else _digest(annotations))
+    file = stores[0] / "-".join(parts)
+    with suppress(OSError, ValueError):  # not computed yet
+        return json.loads(file.read_bytes())
+    value = compute()
+    with suppress(OSError):  # a store that cannot be written costs time, nothing else
+        write_json(file, value)
+    return value
+
+
+def _digest(annotations: Annotations) -> str:
+    """A hash of annotations that are few."""
+    digest = hashlib.blake2b(digest_size=12)
+    for name in _COLUMNS:
+        digest.update(getattr(annotations, name).tobytes())
+    return digest.hexdigest()
+
+
+def _stores(root: Path, split: Split, val_fraction: float) -> Path:
+    """Where the stores of a split are."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    identity = f"{root.absolute()}\0{split}\0{val_fraction}"
+    digest = hashlib.blake2b(os.fsencode(identity), digest_size=12).hexdigest()
+    return Path(caches) / "redetr" / "annotations" / digest
+
+
+def _name(stamp: str) -> str:
+    """The name of a store of data in the state of this stamp."""
+    return hashlib.blake2b(f"{stamp}{_code()}".encode(), digest_size=12).hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    """A hash of the code of this package: another version may read something else."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(Path(redetr.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _is_worth_it(annotations: Annotations, folder: Path) -> bool:
+    """Whether they are to be stored: many, without errors, and all of their files in the folder,
+    whose stamp says when they have changed."""
+    if len(annotations.ids) + len(annotations.boxes) < WORTH:
+        return False
+    has_errors = any(fault.severity == "error" for fault in annotations.faults)
+    places = (annotations.source, annotations.folder)
+    return not has_errors and all(place.is_relative_to(folder) for place in places)
+
+
+def _stored(store: Path, annotations: Annotations, note: str) -> tuple[Annotations, str]:
+    """The annotations, mapped from a new store; in memory where none can be written."""
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=store.parent, prefix=UNFINISHED))
+        try:
+            _write(temporary, annotations, note)
+            shutil.rmtree(store, ignore_errors=True)  # a damaged one
+            os.rename(temporary, store)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _remove_others(store)
+        return load(store)
+    except (OSError, ValueError):  # costs time and memory, nothing else
+        return annotations, note
+
+
+def _write(folder: Path, annotations: Annotations, note: str) -> None:
+    for name in _COLUMNS:
+        with open(folder / f"{name}.npy", "wb") as file:
+            np.save(file, getattr(annotations, name), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+    faults = []
+    for fault in annotations.faults:
+        faults.append(asdict(fault) | {"file": str(fault.file)})
+    about = {
+        "source": str(annotations.source),
+        "folder": str(annotations.folder),
+        "root": str(annotations.root),
+        "category_ids": annotations.category_ids,
+        "class_names": annotations.class_names,
+        "box_format": annotations.box_format,
+        "faults": faults,
+        "note": note,
+    }
+    write_json(folder / "about.json", about)
+
+
+def _remove_others(store: Path) -> None:
+    """Removes stores of earlier states of the same data; who has one open keeps it."""
+    for other in store.parent.iterdir():
+        if other != store and not other.name.startswith(UNFINISHED):
+            shutil.rmtree(other, ignore_errors=True)
