@@ -52,12 +52,14 @@ class App:
         warnings.filterwarnings("ignore", module="PIL")
         import uvicorn
 
+        from redetr.app.connections import PromptProtocol
         from redetr.app.server import web_app
 
         say_origin(detector)
         app = web_app(detector, dataset, title=Path(self.checkpoint).name, host=self.host)
         config = uvicorn.Config(
             app,
+            http=PromptProtocol,
             ws="none",
             lifespan="off",
             log_level="warning",
