@@ -71,7 +71,8 @@ def _spread(head: nn.Linear, inputs: tuple[Tensor], outputs: Tensor) -> None:
 _TOLD = (
     "WARNING:  Invalid HTTP request received.",
     "Expected boundary character",
-)  # of attacks, a line each
+    "weights: ",
+)  # of attacks, a line each; and where the weights come from
 
 
 @dataclass

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import zipfile
 import zlib
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socket import SHUT_WR, create_connection
@@ -358,6 +358,21 @@ def test_many_at_once(server):
     for thread in threads:
         thread.join()
     assert answers == [200] * 12
+
+
+def test_connections_without_a_request(server):
+    """They are closed: the oldest where they are many, and each after a while. Others are
+    answered."""
+    with ExitStack() as stack:
+        half_open = []
+        for _ in range(300):
+            connection = create_connection(("127.0.0.1", server.port), timeout=60)
+            stack.enter_context(connection)
+            connection.sendall(b"GET / HT")
+            half_open.append(connection)
+        assert server.ask("GET", "/api/health")[0] == 200
+        assert half_open[0].recv(1) == b""
+        assert half_open[-1].recv(1) == b""
 
 
 @pytest.mark.parametrize(

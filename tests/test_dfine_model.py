@@ -116,6 +116,14 @@ def test_no_d_fine(tmp_path):
         redetr.load(path, device="cpu")
 
 
+def test_bins_of_another_width_are_refused(tmp_path):
+    tensors = original_tensors(small())
+    tensors["decoder.up"] = torch.tensor([0.25])
+    path = saved(tensors, tmp_path / "model.pth")
+    with pytest.raises(redetr.InputError, match=r"decoder.up is 0.25 in these weights: only 0.5"):
+        redetr.load(path, device="cpu")
+
+
 def targets(*counts: int) -> list[Any]:
     generator = torch.Generator().manual_seed(2)
     batch = []

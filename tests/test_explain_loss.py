@@ -1,6 +1,7 @@
 """The loss that `redetr explain` shows is the one that training computes, split and whole."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from redetr.denoising import noisy_queries
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.explain import LossExplanation, explain_loss
+from redetr.explain.loss_page import loss_data, loss_page
 from redetr.losses import SetCriterion
 from redetr.matcher import match
 from redetr.step import training_outputs
@@ -271,3 +273,13 @@ def test_what_cannot_be_shown(image_id, world_size, message):
 def test_classes_that_the_model_does_not_know():
     with pytest.raises(InputError, match="two images has 6, of which it does not know A"):
         explain_loss(Detector(Fixed(), CLASSES * 2, IDS * 2, SIDE, "cpu"), TwoImages(), 1)
+
+
+def test_the_page_counts_all_that_d_fine_answers(shared_coco):
+    """What its first layer proposes has a name of its own, and edges are part of the sum."""
+    found = explain_loss(small_detector("dfine_n"), open_dataset(shared_coco, "val"), 104)
+    assert loss_data(found)["layers"] == ["first boxes", "layer 1", "layer 2"]
+    page = loss_page(found, "loss")
+    *rows, total = re.findall(r"<td>([-\d.e]+)</td>\s*</tr>", page[page.index("weighted sum") :])
+    assert len(rows) == 4  # with the proposals of the encoder
+    assert sum(map(float, rows)) == pytest.approx(float(total), rel=1e-3)

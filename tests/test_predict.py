@@ -41,7 +41,7 @@ from redetr.detector.sources import find_sources, frames, read_ahead
 from redetr.detector.video import VideoWriter, video_frames
 from redetr.doctor.check import essential_faults
 from redetr.errors import InputError
-from redetr.evaluation import detect_dataset
+from redetr.evaluation import detect_share
 from redetr.models import build
 
 OPTIONS = (
@@ -882,7 +882,7 @@ def test_images_of_one_colour_are_reported(checkpoint, tmp_path, capsys):
 def test_what_is_measured_is_what_is_predicted(detector, folder):
     """Also where boxes reach beyond the image, as many of a model with random weights do."""
     dataset = open_dataset(folder.parent, "val")
-    measured, _ = detect_dataset(
+    measured, _ = detect_share(
         detector.model, dataset, image_size=detector.image_size, batch_size=1
     )
     boxes_at_the_edge = 0

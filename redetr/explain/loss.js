@@ -74,7 +74,7 @@ async function explainLoss(root, packed) {
 
   const draw = () => { drawObjects(); drawMatrix(); drawTerms(); if (noisyPanel) drawNoisy(); };
   for (const place of root.querySelectorAll("[data-part=layers]"))
-    buttons(place, range(layers).map((i) => `layer ${i + 1}`), (i) => { layer = i; draw(); }, layer);
+    buttons(place, data.layers, (i) => { layer = i; draw(); }, layer);
   buttons(part("costs"), ["whole cost", ...PARTS.map((name) => `${name} only`)], (i) => { shown = i; drawMatrix(); });
   part("every").onchange = drawMatrix;
   draw();

@@ -63,6 +63,7 @@ def loss_data(explanation: LossExplanation) -> dict[str, Any]:
     data = {
         **picture_data(explanation.image, explanation.class_names),
         "names": names,
+        "layers": _layer_names(explanation),
         "letters": letters(len(names)),
         "objects": box_cxcywh_to_xyxy(explanation.targets).tolist(),
         "boxes": packed(box_cxcywh_to_xyxy(explanation.predicted), np.float32),
@@ -108,12 +109,18 @@ def _object_names(explanation: LossExplanation) -> list[str]:
     return [explanation.class_names[label] for label in labels]
 
 
+def _layer_names(explanation: LossExplanation) -> list[str]:
+    """What the decoder's layers are called; D-FINE answers once more, within the first one."""
+    count = len(explanation.predicted)
+    if explanation.config.has_edges:
+        return ["first boxes", *(f"layer {i}" for i in range(1, count))]
+    return [f"layer {i}" for i in range(1, count + 1)]
+
+
 def _assignment(explanation: LossExplanation) -> _Table:
     """The query of every object in every layer."""
-    num_layers, num_queries = explanation.predicted.shape[:2]
-    heads = ["object"]
-    for layer in range(num_layers):
-        heads.append(f"layer {layer + 1}")
+    num_queries = explanation.predicted.shape[1]
+    heads = ["object", *_layer_names(explanation)]
     names = _object_names(explanation)
     rows = []
     for index, letter in enumerate(letters(len(names))):
@@ -261,16 +268,13 @@ def _total_rows(explanation: LossExplanation) -> list[list[str]]:
     """The terms of every layer and their weighted sum, and the whole loss."""
     config = explanation.config
     losses = explanation.shares[0].losses
-    last = explanation.predicted.shape[0] - 1
-    suffixes = {}
-    for layer in range(last):
-        suffixes[f"layer {layer + 1}"] = f"_{layer}"
-    suffixes[f"layer {last + 1}"] = ""
+    *earlier, last = _layer_names(explanation)
+    suffixes = {name: f"_{i}" for i, name in enumerate(earlier)}
+    suffixes[last] = ""
     if config.proposals:
         suffixes["proposals of the encoder"] = "_enc"
     if explanation.noisy is not None:
-        decoder_layers = [name for name in suffixes if name.startswith("layer")]
-        for name in decoder_layers:
+        for name in (*earlier, last):
             suffixes[f"denoising, {name}"] = f"_dn{suffixes[name]}"
 
     rows = []

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from redetr.edges import UP
 from redetr.errors import InputError
 from redetr.models.hgnetv2 import SIZES
 from redetr.weights import rtdetr
@@ -39,6 +40,7 @@ _NEEDED = {
     "encoder.encoder.0.layers.0.linear1.weight": 2,
     "encoder.fpn_blocks.0.cv4.conv.weight": 4,
     "encoder.fpn_blocks.0.cv2.1.conv.weight": 4,
+    "decoder.up": 1,
     "decoder.reg_scale": 1,
     "decoder.enc_score_head.weight": 2,
     "decoder.dec_bbox_head.0.layers.2.bias": 1,
@@ -109,6 +111,9 @@ def describe(
             raise InputError(f"these weights are not a D-FINE: {needed} is missing")
         if tensors[needed].dim() != dimensions:
             raise InputError(f"these weights are not a D-FINE: {needed} is of another shape")
+    up = float(tensors["decoder.up"][0])
+    if up != UP:  # the losses take it for granted
+        raise InputError(f"decoder.up is {up} in these weights: only {UP} can be loaded")
     num_levels = rtdetr.count(tensors, r"encoder\.input_proj\.(\d)\.")
     if points is None:
         points = (6, 6) if num_levels == 2 else (3, 6, 3)

@@ -130,7 +130,9 @@ def test_numbers_boxes_and_marks():
     found = table["box"].boxes()
     assert found[:2].tolist() == [[1, 2, 3, 4], [1.5, 2, 3, 4]]
     assert np.isnan(found[2:]).any(1).all()
-    assert table["mark"].is_set().tolist() == [True, False, True, True, False, False]
+    is_set, unclear = table["mark"].flags()
+    assert is_set.tolist() == [True, False, True, True, False, False]
+    assert unclear.tolist() == [False, False, False, False, True, False]  # 2
 
 
 def test_an_annotation_takes_little_memory(tmp_path):
