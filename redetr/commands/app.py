@@ -47,7 +47,6 @@ class App:
                     f"{package} is not installed; it comes with: pip install redetr[app]"
                 )
         detector = load(self.checkpoint, device=self.device)
-        say_origin(detector)
         dataset = detector.open_data("train", self.data) if self.data else None
         # Damaged and large files are reported to the client.
         warnings.filterwarnings("ignore", module="PIL")
@@ -56,6 +55,7 @@ class App:
         from redetr.app.connections import PromptProtocol
         from redetr.app.server import web_app
 
+        say_origin(detector)
         app = web_app(detector, dataset, title=Path(self.checkpoint).name, host=self.host)
         config = uvicorn.Config(
             app,

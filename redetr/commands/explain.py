@@ -57,7 +57,6 @@ class Explain:
 
         self._check()
         detector = load(self.checkpoint, device=self.device)
-        say_origin(detector)
         dataset = self._dataset(detector)
         loss = None
         if self.image is not None:
@@ -70,6 +69,7 @@ class Explain:
         habits = self._habits(detector, dataset) if dataset is not None and self.samples else None
         folder = Path(self.output)
         folder.mkdir(parents=True, exist_ok=True)
+        say_origin(detector)
         loss_link = "loss.html" if loss else ""
         write_image_page(
             folder / "index.html", explanation, name, self.threshold, habits, loss_link

@@ -77,7 +77,6 @@ class Export:
         if not path.parent.is_dir():
             raise InputError(f"--output {path}: there is no folder {path.parent}; create it")
         detector = load(self.checkpoint, device="cpu")
-        say_origin(detector)
         held_out = self._images_of(detector, "val") if self.check else None
         train = self._images_of(detector, "train") if self.precision == "int8" else None
         limit = _MAX_AP_DROP[self.precision] if self.max_ap_drop is None else self.max_ap_drop
@@ -91,6 +90,7 @@ class Export:
             batch_size=self.batch_size,
             max_ap_drop=limit,
         )
+        say_origin(detector)
         if comparison:
             _print(comparison)
         else:

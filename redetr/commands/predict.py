@@ -91,7 +91,7 @@ class Predict:
     def run(self) -> None:
         from redetr.detector.detector import load
         from redetr.detector.sources import find_sources
-        from redetr.distributed import main_process_only, process_group
+        from redetr.distributed import process_group
 
         self._check()
         folder = Path(self.output)
@@ -101,7 +101,6 @@ class Predict:
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
         detector = load(self.checkpoint, device=self.device).optimize(precision=self.precision)
-        main_process_only(say_origin)(detector)
         unknown = [name for name in self.classes if name not in detector.class_names]
         if unknown:
             raise InputError(
@@ -111,6 +110,7 @@ class Predict:
         warnings.filterwarnings("ignore", module="PIL")
         folder.mkdir(parents=True, exist_ok=True)
         with process_group(self.device, _LONGEST_WAIT_S) as dist:
+            dist.main_only(say_origin)(detector)
             dist.main_only(self._report)(faults)
             dist.main_only(begin)(folder, self.resume)
             dist.barrier()
