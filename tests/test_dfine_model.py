@@ -14,6 +14,7 @@ from torch.nn.functional import silu
 
 import redetr
 from redetr.config import TrainConfig
+from redetr.edges import bin_values, move_edges
 from redetr.models import options_of
 from redetr.models.hgnetv2 import HGNetV2
 from redetr.step import training_outputs
@@ -151,6 +152,17 @@ def test_every_parameter_has_a_gradient(name, counts):
     assert not [name for name, p in trained.items() if p.grad is None]
     if sum(counts):
         assert not [name for name, p in trained.items() if not p.grad.any()]
+
+
+def test_half_precision_does_not_round_where_edges_move():
+    model = small("dfine_n")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        outputs = model(torch.randn(1, 3, 64, 96))
+    shares = outputs["edge_logits"].double().unflatten(-1, (4, -1)).softmax(-1)
+    moves = shares @ bin_values(torch.tensor([2.0]).double(), 32)
+    expected = move_edges(outputs["first_boxes"].double(), moves, 4)
+    assert moves.std() > 0.01
+    torch.testing.assert_close(outputs["pred_boxes"].double(), expected, rtol=0, atol=1e-6)
 
 
 def test_what_a_layer_teaches():

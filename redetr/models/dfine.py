@@ -171,7 +171,8 @@ class Decoder(TwoStageDecoder):
             # Not detached: the loss of a layer also teaches the heads of those before.
             edge_logits = at_least_float32(self.dec_bbox_head[i](x + x_before)) + edge_logits
             distributions = edge_logits.unflatten(-1, (4, -1)).softmax(-1)  # [B, Q, 4, N]
-            refined = move_edges(start.detach(), distributions @ values, reg_scale)  # [B, Q, 4]
+            moves = (distributions * values).sum(-1)  # [B, Q, 4]; autocast rounds a product of `@`
+            refined = move_edges(start.detach(), moves, reg_scale)  # [B, Q, 4]
             if every_layer or i == last:
                 logits = at_least_float32(self.dec_score_head[i](x))  # [B, Q, C]
                 if every_layer and i == 0:
