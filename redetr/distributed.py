@@ -274,8 +274,9 @@ def process_group(
             _close_group()
 
 
-# The group that was closed last, if any.
-_closed_groups: list[Any] = []
+# The group that was closed last, by process: a forked one inherits its parent's, without the threads
+# that freeing it would wait for.
+_closed_groups: dict[int, Any] = {}
 
 
 def _close_group() -> None:
@@ -286,7 +287,7 @@ def _close_group() -> None:
     that ended with an error could freeze so. By the time the next group is closed, that thread has
     long had nothing to do.
     """
-    _closed_groups[:] = [torch_dist.group.WORLD]
+    _closed_groups[os.getpid()] = torch_dist.group.WORLD
     torch_dist.destroy_process_group()
 
 

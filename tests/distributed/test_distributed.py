@@ -1,6 +1,7 @@
 """What `distributed.py` refuses, warns of and switches on."""
 
 import gc
+import multiprocessing
 import os
 import weakref
 
@@ -140,6 +141,22 @@ def test_a_closed_group_is_freed_only_when_the_next_one_is_closed():
         pass
     gc.collect()
     assert first() is None
+
+
+def close_a_group() -> None:
+    with process_group("cpu"):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_closes_its_own_group():
+    close_a_group()
+    forked = multiprocessing.get_context("fork").Process(target=close_a_group)
+    forked.start()
+    forked.join(60)
+    is_hanging = forked.is_alive()
+    forked.kill()
+    assert not is_hanging and forked.exitcode == 0
 
 
 def test_a_restart_that_may_meet_dead_ranks_is_warned_of(monkeypatch):
