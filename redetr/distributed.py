@@ -274,7 +274,7 @@ def process_group(
             _close_group()
 
 
-# The group that was closed last, by process: a forked one inherits its parent's, without the threads
+# The group that was closed last, by process. A forked one inherits its parent's without the threads
 # that freeing it would wait for.
 _closed_groups: dict[int, Any] = {}
 

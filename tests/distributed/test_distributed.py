@@ -148,7 +148,6 @@ def close_a_group() -> None:
         pass
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_process_closes_its_own_group():
     close_a_group()
     forked = multiprocessing.get_context("fork").Process(target=close_a_group)

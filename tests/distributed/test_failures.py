@@ -218,7 +218,6 @@ def slow_rank(rank: int, port: int, folder: Path, limit_s: float, ending: str) -
         (60, "kill", r"rank 0 waited \d s in the set-up for rank 1: reading the annotations; "),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_ranks_that_are_set_up_at_unequal_speed(tmp_path, limit_s, ending, said):
     """They wait longer than between steps, and know for whom."""
     with socket.socket() as free:
