@@ -44,6 +44,9 @@ class FourImages:
     def target(self, index: int) -> dict:
         return stored(index)[1]
 
+    def stored_size(self, index: int) -> tuple[int, int]:
+        return self.target(index)["orig_size"]
+
     def sample(self, index: int) -> tuple[Tensor, dict]:
         return stored(index)
 

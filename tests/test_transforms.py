@@ -430,6 +430,9 @@ class OneImage:
     def target(self, index: int) -> dict:
         return scene([(30, 15, 70, 45)])[1] | {"image_id": self.image_id}
 
+    def stored_size(self, index: int) -> tuple[int, int]:
+        return self.target(index)["orig_size"]
+
 
 def test_samples_differ_by_epoch_and_image_but_not_by_order():
     transform = augmentation("detr", Stretch(32))
