@@ -150,7 +150,8 @@ def test_what_was_measured_stands_above_the_numbers(trained, shared_coco, tmp_pa
     ):
         main(["evaluate", str(folder), "--device", "cpu"])
         first, *tables = capsys.readouterr().out.splitlines()
-        assert first == f"{folder}/{taken}: val split of {shared_coco}, 5 images, at 64 px"
+        measured = f"{folder}/{taken}: val split of {shared_coco}, 5 images, at 64 px"
+        assert first == f"{measured}; weights: a run of redetr from random weights"
         (header,) = [line.split() for line in tables if "objects" in line]
         assert [word for word in header if word.isalnum()] == ["class", "objects", "AP", "AP50"]
         (cup,) = [line for line in tables if " cup " in line]
