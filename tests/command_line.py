@@ -4,8 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from forked import Fork
 
 SMALL = ["backbone=[16,32,64]", "hidden_dim=32", "nheads=4", "dec_layers=2", "dim_feedforward=64"]
 
@@ -57,3 +61,20 @@ def run(arguments: list[Any], **options: Any) -> tuple[int, str, str]:
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for_step(folder: Path, step: int, process: "subprocess.Popen | Fork") -> None:
+    """Until the run has logged `step`."""
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or len(lines_of(folder)) < step:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def told(process: "subprocess.Popen | Fork") -> str:
+    """The one line that a failed process ends with."""
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors
+    assert "Traceback" not in errors, errors
+    return errors.strip().splitlines()[-1]

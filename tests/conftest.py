@@ -55,21 +55,27 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+# The longest first.
 _LONG = (
-    "test_hosts",
-    "test_failures",
-    "test_launch",
-    "test_exactness",
     "test_export",
     "test_app",
+    "test_exactness",
     "test_cli",
+    "test_launch",
+    "test_loader_failures",
+    "test_hosts",
+    "test_dependencies",
+    "test_failures",
+    "test_hostile",
+    "test_compile",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first: at the end, one of them would keep a single core
     busy."""
-    items.sort(key=lambda item: item.path.stem not in _LONG)
+    rank = {name: number for number, name in enumerate(_LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(_LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -354,7 +354,7 @@ def test_a_run_does_not_depend_on_workers_and_cache(run_with, tmp_path):
 
 def test_a_loader_process_that_dies_while_it_gives_a_sample_is_told():
     """Killed for real, with what else it may do at that moment, in
-    tests/distributed/test_failures.py."""
+    tests/distributed/test_loader_failures.py."""
     with (
         pytest.raises(
             LostError, match=r"^a loader process died.*lower --num-workers \(\[Errno 104\]"

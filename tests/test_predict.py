@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -24,8 +23,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import start
 from conftest import write_tiny_coco
+from forked import run_ranks
 from PIL import Image
 
 import redetr
@@ -439,33 +438,17 @@ def test_two_processes_write_what_one_does(checkpoint, folder, tmp_path):
         "--device=cpu",
         "--batch-size=1",
     ]
-    alone = start([*arguments, "--output", tmp_path / "one"])
-    together = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            "-m",
-            "redetr",
-            *map(str, arguments),
-            "--output",
-            str(tmp_path / "two"),
-        ],
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    said_alone, _ = alone.communicate(timeout=120)
-    assert alone.returncode == 1 and together.returncode != 0  # one file is no image
-    assert together.stderr.count(f"redetr: {bad}: not an image") == 1
-    assert together.stdout.count("looked at 5 of 6") == 1
+    ((code, said_alone, _),) = run_ranks(1, [*arguments, "--output", tmp_path / "one"])
+    assert code == 1  # one file is no image
+    ranks = run_ranks(2, [*arguments, "--output", tmp_path / "two"])
+    assert any(code for code, _, _ in ranks)
+    said = "".join(output for _, output, _ in ranks)
+    errors = "".join(errors for _, _, errors in ranks)
+    assert errors.count(f"redetr: {bad}: not an image") == 1
+    assert said.count("looked at 5 of 6") == 1
     counts = [
-        re.search(r"objects found: \d+ in 5 of 5 images.*(?=;)", said).group()
-        for said in (together.stdout, said_alone)
+        re.search(r"objects found: \d+ in 5 of 5 images.*(?=;)", output).group()
+        for output in (said, said_alone)
     ]
     assert counts[0] == counts[1]
     names = sorted(path.name for path in (tmp_path / "one").iterdir())

@@ -1,13 +1,12 @@
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from command_line import lines_of, train_arguments
+from forked import run_ranks
 from selenium.webdriver.common.by import By
 from test_metrics import (
     NAMES,
@@ -342,19 +341,9 @@ def test_evaluate_writes_a_report(run_folder, tmp_path, capsys):
 
 
 def test_several_processes_write_one_report(run_folder, tmp_path):
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "redetr",
-    ]
     flags = ["evaluate", f"{run_folder}/best.pt", "--device=cpu", "--batch-size=2", "--report"]
-    subprocess.run(
-        [*launcher, *flags, f"{tmp_path}/two"], check=True, capture_output=True, timeout=300
-    )
+    for code, _, errors in run_ranks(2, [*flags, f"{tmp_path}/two"]):
+        assert code == 0, errors
     main([*flags, f"{tmp_path}/one"])
     one, two = ((tmp_path / name / "report.json").read_text() for name in ("one", "two"))
     assert one == two

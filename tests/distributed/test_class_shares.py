@@ -1,14 +1,13 @@
 """Classes shared out over ranks: the same digits as from one evaluation of everything."""
 
 import math
-import multiprocessing
 import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from forked import spawn_ranks
 
 from redetr import class_shares
 from redetr.class_shares import shared_metrics, to_main
@@ -112,8 +111,7 @@ def test_ranks_give_the_digits_of_one_process(tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         (tmp_path / "port").write_text(str(listener.getsockname()[1]))
-    multiprocessing.set_forkserver_preload(["redetr.training"])  # imported once
-    mp.start_processes(_rank, (tmp_path,), nprocs=3, start_method="forkserver")
+    spawn_ranks(_rank, (tmp_path,), 3)
     objects = truth(3)
     found = detections(objects, 3, 40)
     for rank in range(3):

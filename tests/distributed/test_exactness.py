@@ -6,7 +6,6 @@ a part without any.
 """
 
 import json
-import multiprocessing
 import os
 import socket
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
+from forked import spawn_ranks
 from torch import Tensor
 
 import redetr
@@ -326,9 +325,8 @@ def ranks(request, tmp_path_factory, shared_coco) -> list[dict[str, Any]]:
     """What each process of a world measured."""
     world_size = request.param
     folder = tmp_path_factory.mktemp(f"world{world_size}")
-    multiprocessing.set_forkserver_preload(["redetr.training"])  # imported once, not by each rank
     arguments = (world_size, free_ports(2), folder, shared_coco)
-    mp.start_processes(_rank, arguments, nprocs=world_size, start_method="forkserver")
+    spawn_ranks(_rank, arguments, world_size)
     run = training_result(folder / "run")
     results = []
     for rank in range(world_size):

@@ -1,10 +1,9 @@
 """`redetr verify`: alone and on several ranks, and that it can fail."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from forked import run_ranks
 
 import redetr
 from redetr.cli import main
@@ -86,28 +85,15 @@ def test_on_own_data_as_training_augments_it(shared_coco):
     assert 1e-6 < result.errors["bf16"]["all"] < 0.02
 
 
-def test_under_torchrun():
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=2",
-            "-m",
-            "redetr",
-            "verify",
-            *flags(precision="fp64", image_size=96)[:3],
-            "--freeze",
-            "encoder",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=200,
+def test_on_two_ranks():
+    arguments = ["verify", "redetr_n", *flags(precision="fp64")[:-1]]
+    arguments = [word for word in arguments if not word.startswith("enc_layers")]
+    (code, output, errors), (other, *_) = run_ranks(
+        2, [*arguments, TINY[-1], "--freeze", "encoder"]
     )
-    assert run.returncode == 0, run.stderr
-    assert "2 x cpu with 1 micro-batches" in run.stdout
-    assert "exact: equal up to the order of floating-point sums" in run.stdout
+    assert (code, other) == (0, 0), errors
+    assert "2 x cpu with 1 micro-batches" in output
+    assert "exact: equal up to the order of floating-point sums" in output
 
 
 def test_refused(capsys):
