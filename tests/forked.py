@@ -1,7 +1,8 @@
 """The command line in forks of one process that has imported everything.
 
-To signals, files and other ranks, a fork is a process like any other, but it starts at once: importing PyTorch takes
-seconds of processor time. `command_line.start` is for tests of how the command line itself starts and ends.
+To signals, files and other ranks, a fork is a process like any other, but it starts at once:
+importing PyTorch takes seconds of processor time. `command_line.start` is for tests of how the
+command line itself starts and ends, and for runs with loader processes, which end slowly in a fork.
 """
 
 import multiprocessing
@@ -36,7 +37,6 @@ def spawn_ranks(function: Any, arguments: tuple[Any, ...], world_size: int) -> N
 
 def _run(arguments: list[str], environment: dict[str, str], folder: Path, cwd: Path) -> None:
     """`python -m redetr`, with its output in files of `folder`."""
-    os.setpgrp()
     for stream, name in ((sys.stdout, "output"), (sys.stderr, "errors")):
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream.fileno())

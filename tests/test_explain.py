@@ -23,7 +23,7 @@ from redetr.models import build
 from redetr.models.fast import STRIDES, DeformableAttention
 from redetr.models.transformer import MultiheadAttention
 from redetr.structures import DetectionModel, Outputs
-from tests.command_line import run
+from tests.forked import Fork
 
 CLASSES = ("cup", "plate", "spoon")
 IDS = (7, 12, 90)
@@ -368,8 +368,9 @@ def test_the_command(checkpoint, shared_coco, tmp_path):
         "--device",
         "cpu",
     ]
-    code, output, errors = run([*arguments, "--output", tmp_path / "pages", "--json"])
-    assert (code, errors) == (0, "weights: a run of redetr from random weights\n")
+    process = Fork([*arguments, "--output", tmp_path / "pages", "--json"])
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (0, "weights: a run of redetr from random weights\n")
     numbers = json.loads(output)
     assert len(numbers["queries"]) == 9
     assert [gpu["image_id"] for gpu in numbers["loss"]["gpus"]] == [101, 102]

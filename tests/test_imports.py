@@ -2,6 +2,7 @@
 order of imports."""
 
 import ast
+import json
 import subprocess
 import sys
 from importlib import import_module
@@ -57,9 +58,38 @@ def python(*arguments: str) -> tuple[int, str, set[str]]:
     return done.returncode, done.stdout, {module.partition(".")[0] for module in modules}
 
 
-@pytest.mark.parametrize(("arguments", "exit_code"), INVOCATIONS)
-def test_commands_that_compute_nothing_import_nothing_heavy(arguments, exit_code):
-    code, _, packages = python("-m", "redetr", *arguments.split())
+# Reads command lines, one a line; writes the exit code of each, and what is imported by then.
+ONE_PROCESS = """
+import contextlib, io, json, sys
+from redetr.cli import main
+for line in sys.stdin.read().splitlines():
+    code = 0
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            main(line.split())
+        except SystemExit as ended:
+            code = ended.code or 0
+    packages = {module.partition(".")[0] for module in sys.modules}
+    print(json.dumps([code, sorted(packages)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def invoked() -> list[tuple[int, set[str]]]:
+    """Exit code of each of `INVOCATIONS`, run in one new process, and the packages imported by then."""
+    lines = "\n".join(arguments for arguments, _ in INVOCATIONS) + "\n"
+    command = [sys.executable, "-c", ONE_PROCESS]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    return [(code, set(packages)) for code, packages in results]
+
+
+@pytest.mark.parametrize("number", range(len(INVOCATIONS)), ids=[words for words, _ in INVOCATIONS])
+def test_commands_that_compute_nothing_import_nothing_heavy(number, invoked):
+    """What an earlier one imported counts as well: the first that fails is to blame."""
+    _, exit_code = INVOCATIONS[number]
+    code, packages = invoked[number]
     assert code == exit_code
     assert "redetr" in packages
     assert not packages & HEAVY

@@ -12,7 +12,8 @@ from io import StringIO
 
 import pytest
 import torch
-from command_line import run, train_arguments
+from command_line import train_arguments
+from forked import Fork
 from rich.console import Console
 from rich.text import Text
 
@@ -89,8 +90,10 @@ def test_a_run_in_a_terminal(shared_coco, tmp_path):
 
 
 def test_a_run_without_a_terminal_says_lines(shared_coco, tmp_path):
-    code, _, errors = run(train_arguments(shared_coco, tmp_path / "run", log_every=2))
-    assert code == 0 and errors.isascii() and not re.search(r"[\x00-\x09\x0b-\x1f]", errors), errors
+    process = Fork(train_arguments(shared_coco, tmp_path / "run", log_every=2))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert errors.isascii() and not re.search(r"[\x00-\x09\x0b-\x1f]", errors), errors
     losses = "  ".join(
         rf"{name} \d+\.\d{{3}}" for name in ("loss", "loss_ce", "loss_bbox", "loss_giou")
     )

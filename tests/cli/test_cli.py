@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from command_line import SMALL, lines_of, run, start, train_arguments
+from command_line import SMALL, lines_of, run, start, train_arguments, wait_for_step
+from forked import Fork
 from PIL import Image
 
 import redetr
@@ -170,10 +170,11 @@ def test_the_numbers_after_training_say_of_which_step_they_are(shared_coco, tmp_
 
 def test_predict_writes_pictures_and_numbers(trained, shared_coco, tmp_path):
     output = tmp_path / "found"
-    code, said, errors = run(
+    process = Fork(
         ["predict", trained, shared_coco / "val", "--output", output, "--threshold=0", "--json"]
     )
-    assert code == 0, errors
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
     found = json.loads((output / "predictions.json").read_text())
     assert json.loads(said) == found
     assert sorted(Path(name).name for name in found) == [f"val-{i}.jpg" for i in range(5)]
@@ -326,11 +327,7 @@ def test_a_signal_saves_the_run(shared_coco, tmp_path, capsys, whole_group):
     arguments = train_arguments(shared_coco, folder, **settings)
     process = start(arguments, start_new_session=True)
     try:
-        deadline = time.monotonic() + 100
-        while not (folder / "metrics.jsonl").exists() or len(lines_of(folder)) < 3:
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for_step(folder, 3, process)
         said = f"process {process.pid} on "
         refused(capsys, [*arguments, "--resume"], said, "has been training there since")
         (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
@@ -957,7 +954,7 @@ warnings.warn("gone", {category})
     "variables", [{"WORLD_SIZE": 1}, {"RANK": 1}, {"WORLD_SIZE": 1, "RANK": 0}], ids=str
 )
 def test_leftovers_of_a_launcher_do_not_swallow_the_result(trained, variables):
-    process = start(["evaluate", trained / "best.pt", "--device=cpu"], variables)
+    process = Fork(["evaluate", trained / "best.pt", "--device=cpu"], variables)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "AP50" in output
@@ -968,7 +965,7 @@ def test_ranks_that_do_not_meet_end_in_one_line(trained):
         taken.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
         leftovers = {"WORLD_SIZE": 2, "RANK": 1} | address
-        process = start([*train_arguments(trained, trained / "other"), "--timeout-s=1"], leftovers)
+        process = Fork([*train_arguments(trained, trained / "other"), "--timeout-s=1"], leftovers)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     (line,) = errors.strip().splitlines()

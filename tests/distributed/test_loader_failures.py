@@ -86,17 +86,17 @@ def shared_memory_of(size: str) -> tuple[str, ...]:
 
 
 def test_batches_that_shared_memory_does_not_hold(shared_coco, tmp_path):
-    """They travel through pipes, and are the same."""
-    plenty, little = tmp_path / "plenty", tmp_path / "little"
+    """They travel through pipes, and are those of a run without loader processes."""
+    alone_folder, little = tmp_path / "alone", tmp_path / "little"
     within = shared_memory_of("400k")
     process = start(train_arguments(shared_coco, little, num_workers=1), within=within)
-    alone = Fork(train_arguments(shared_coco, plenty, num_workers=1))
+    alone = Fork(train_arguments(shared_coco, alone_folder))
     _, errors = alone.communicate(timeout=120)
     assert alone.returncode == 0, errors
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and "Traceback" not in errors, errors
     losses = []
-    for folder in (plenty, little):
+    for folder in (alone_folder, little):
         losses.append([line.get("loss") for line in lines_of(folder)])
     assert losses[0] == losses[1]
 
