@@ -20,6 +20,7 @@ from redetr.data import DetectionDataset
 from redetr.data.formats.folder import AnnotatedDataset
 from redetr.errors import DivergedError
 from redetr.structures import DatasetDetections, StoredTarget
+from redetr.wording import counted
 
 # In COCO's own order: precision over all sizes, by size, recall by number of detections, recall by
 # size.
@@ -296,9 +297,10 @@ def check_detections(
     broken = ~(np.isfinite(detections.scores) & np.isfinite(detections.boxes).all(1))
     if broken.any():
         first = int(index[broken.argmax()])
+        share = f"{broken.sum():,} of {counted(len(detections), 'detection')}"
         raise DivergedError(
-            f"{broken.sum()} of {len(detections)} detections have a score or box that is not "
-            f"finite (first in image {image_ids[first]}): the model has diverged"
+            f"a score or box is not finite in {share} (first in image {image_ids[first]}): the "
+            "model has diverged"
         )
 
 
