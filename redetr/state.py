@@ -116,7 +116,7 @@ class State:
         """Why the run has ended; empty while it has not."""
         steps, patience = self.config.steps, self.config.patience
         if self.step == steps:
-            return f"finished {counted(steps, 'step')}"
+            return f"ended at step {steps} of {steps}"
         if 0 < patience <= self.since_best:
             evaluations = counted(self.since_best, "evaluation")
             return (

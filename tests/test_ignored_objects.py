@@ -187,4 +187,4 @@ def test_the_share_that_is_ignored(share, severity, shared_coco, tmp_path):
     [fault] = [fault for fault in faults if fault.code == "object-ignored"]
     assert fault.severity == severity
     ignored = check(str(root)).figures()["val"]["ignored"]
-    assert fault.text.startswith(f"{ignored} of ") and "%) are crowds" in fault.text
+    assert fault.text.startswith(f"{ignored} of ") and "%) marked as crowds" in fault.text

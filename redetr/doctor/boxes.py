@@ -76,8 +76,8 @@ def _ignored(a: Annotations) -> list[Fault]:
     severity: Severity = "warning" if share > _MANY_IGNORED else "note"
     objects = counted(len(a.iscrowd), "object")
     text = (
-        f"crowds or difficult ones, which are never learned or measured: {count:,} of {objects} "
-        f"({share:.0%})"
+        f"{count:,} of {objects} ({share:.0%}) marked as crowds or difficult ones, which are never "
+        "learned or measured"
     )
     remedy = "write iscrowd (ignore, difficult) 0 for those that are single objects"
     where = _object_place(a, int(a.iscrowd.argmax()))

@@ -350,7 +350,7 @@ def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, shared_coco,
     refused(capsys, [*train_arguments(shared_coco, folder, lr=0.5), "--resume"], "lr=0.004", "0.5")
     main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
     told = capsys.readouterr()
-    assert "AP50" in told.out and "nothing to train: finished 6 steps; " in told.err
+    assert "AP50" in told.out and "nothing to train: ended at step 6 of 6; " in told.err
     before, after = (torch.load(path / "last.pt", weights_only=True) for path in (trained, folder))
     torch.testing.assert_close(after["model"], before["model"], rtol=0, atol=0)
 
