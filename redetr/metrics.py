@@ -131,7 +131,7 @@ class GroundTruth:
         return cls(ids, rank, objects.class_names, objects.counts(), annotations)
 
 
-# Of C classes: precision `[10, 101, C, 4]` at each IoU threshold, recall level and size, recall
+# Precision of C classes `[10, 101, C, 4]` at each IoU threshold, recall level and size, and recall
 # `[10, C, 4, 3]` at each threshold, size and number of detections; -1 where there is no object.
 Tables = tuple[NDArray[np.float64], NDArray[np.float64]]
 

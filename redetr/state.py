@@ -62,7 +62,7 @@ class State:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     num_images: int
-    notes: list[str] = field(default_factory=list)  # what the user is told about the start
+    notes: list[str] = field(default_factory=list)  # shown to the user at the start
     step: int = 0
     train_time_s: float = 0.0  # without evaluation
     # AP is None before the first evaluation, and where it is undefined
