@@ -14,7 +14,7 @@ Schedule = Literal["cosine", "step", "constant"]
 ExportFormat = Literal["onnx", "openvino", "torch"]
 ExportPrecision = Literal["fp32", "fp16", "int8"]  # of the numbers in an exported file
 
-# Of what a model sees, px: a side (of a square, or the shorter one), or height and width.
+# The size of what a model sees, px: a side (of a square, or the shorter one), or height and width.
 ImageSize = int | tuple[int, int]
 
 

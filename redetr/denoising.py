@@ -3,7 +3,7 @@
 In each group, every object has two noisy queries. The box of the positive one is nearly right, and
 it is to find the object; that of the negative one is further off, and it is to find nothing. Which
 object a query belongs to is known, so nothing is matched, and the decoder learns to correct boxes
-from the first step. Nothing of this takes part in evaluation and prediction.
+from the first step. Evaluation and prediction use none of this.
 
 The gradient stays exact over ranks and micro-batches: the number of groups is fixed, the noise is a
 function of (seed, epoch, image), padding is neither seen nor judged, and a batch without objects

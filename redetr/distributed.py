@@ -39,7 +39,7 @@ _GLOO_MESSAGE = re.compile(r"\[[^\[\]]*\bgloo/[^\[\]]+:\d+\]|caused pair closure
 
 class SetUp:
     """The part of a run before its first step, in which ranks may be minutes apart: one has to read
-    what another remembers. It has a time limit of its own, and ranks note what they do."""
+    what another remembers. It has its own time limit, and ranks note what they do."""
 
     def __init__(self, store: torch_dist.Store, rank: int, world_size: int, limit_s: float):
         """Communicates."""

@@ -113,10 +113,10 @@ class _HttpsHandler(urllib.request.HTTPSHandler):
 def fetch(url: str, path: Path) -> Path:
     """`path`, downloaded from `url` unless it is there; progress is shown on standard error.
 
-    A name that ends in a hash, as `resnet50-0676ba61.pth` does, is held to it. Of several processes
-    on a machine one downloads and the others wait. What a broken connection leaves in `path.part`
-    is continued, at once and by later calls. Raises InputError with the path where the file can be
-    put by hand.
+    A name that ends in a hash, as `resnet50-0676ba61.pth` does, is held to it. If several
+    processes on a machine need the file, one downloads it and the others wait. What a broken
+    connection leaves in `path.part` is continued, at once and by later calls. Raises InputError
+    with the path where the file can be put by hand.
     """
     if path.exists():  # before anything is written: a cache may be read-only
         return require_hash(path, path.name)

@@ -22,6 +22,7 @@ from redetr.metrics import CocoResult, TruthObjects
 from redetr.postprocess import decode
 from redetr.precision import autocast, weights_dtype
 from redetr.structures import DatasetDetections, DetectionModel, Outputs, Target
+from redetr.wording import counted
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
 _CLASSES_NAMED = 3  # in an error
@@ -190,8 +191,9 @@ def labels_in(
             if unknown
             else f"such as {_first(of_dataset)}"
         )
+        known = counted(num_classes, "class", "classes")
         raise InputError(
-            f"the model knows {num_classes} classes{of_these}; "
+            f"the model knows {known}{of_these}; "
             f"{dataset.name} has {len(of_dataset)}, {theirs}: "
             "give data with the categories it was trained on"
         )

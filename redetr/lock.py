@@ -172,8 +172,8 @@ class FolderLock:
 def _try_lock(file: int) -> tuple[bool, bool]:
     """Whether nobody else has the lock of the kernel, and whether that is certain.
 
-    Of the two kinds of locks, this is the one that the loader processes do not inherit: it ends
-    with this process even where they outlive it.
+    The loader processes do not inherit a lock of this kind: it ends with this process even where
+    they outlive it.
     """
     if fcntl is None:
         return True, False

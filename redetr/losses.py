@@ -21,6 +21,7 @@ from redetr.denoising import known_objects
 from redetr.edges import Edges, distillation_sums, localization_sums
 from redetr.matcher import cost_matrix, match
 from redetr.structures import LossConfig, Outputs, Target
+from redetr.wording import counted
 
 # "mal": exponent of the IoU target and of the weight of unmatched scores (Huang et al., DEIM,
 # CVPR 2025).
@@ -186,8 +187,8 @@ class SetCriterion(nn.Module):
         num_images = len(logits)
         if len(targets) != num_images:
             raise ValueError(
-                f"outputs of {num_images} images, targets of {len(targets)}: give an empty one for "
-                "no objects"
+                f"outputs of {counted(num_images, 'image')}, targets of {len(targets)}: give an "
+                "empty one for no objects"
             )
         if denominators is None:
             counts = self.counts(targets)

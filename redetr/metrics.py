@@ -20,6 +20,7 @@ from redetr.data import DetectionDataset
 from redetr.data.formats.folder import AnnotatedDataset
 from redetr.errors import DivergedError
 from redetr.structures import DatasetDetections, StoredTarget
+from redetr.wording import counted
 
 # In COCO's own order: precision over all sizes, by size, recall by number of detections, recall by
 # size.
@@ -130,7 +131,7 @@ class GroundTruth:
         return cls(ids, rank, objects.class_names, objects.counts(), annotations)
 
 
-# Of C classes: precision `[10, 101, C, 4]` at each IoU threshold, recall level and size, recall
+# Precision of C classes `[10, 101, C, 4]` at each IoU threshold, recall level and size, and recall
 # `[10, C, 4, 3]` at each threshold, size and number of detections; -1 where there is no object.
 Tables = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -296,9 +297,10 @@ def check_detections(
     broken = ~(np.isfinite(detections.scores) & np.isfinite(detections.boxes).all(1))
     if broken.any():
         first = int(index[broken.argmax()])
+        share = f"{broken.sum():,} of {counted(len(detections), 'detection')}"
         raise DivergedError(
-            f"{broken.sum()} of {len(detections)} detections have a score or box that is not "
-            f"finite (first in image {image_ids[first]}): the model has diverged"
+            f"a score or box is not finite in {share} (first in image {image_ids[first]}): the "
+            "model has diverged"
         )
 
 

@@ -28,6 +28,7 @@ from redetr.distributed import Dist
 from redetr.errors import DivergedError
 from redetr.files import write_whole
 from redetr.structures import Batch
+from redetr.wording import counted
 
 
 class Monitor:
@@ -65,7 +66,8 @@ class Monitor:
         self._task = self._progress.add_task("train", total=steps, completed=step, numbers="")
         self._progress.start()
         if broken:
-            self.say(f"warning: {self._path}: {broken} lines were broken and are left out")
+            lines = counted(broken, "broken line")
+            self.say(f"warning: {self._path}: left out {lines}")
 
     def advance(self, step: int) -> None:
         """Shows that `step` steps are done."""

@@ -19,7 +19,7 @@ from torch.optim.adamw import adamw
 
 from redetr.boxes import at_least_float32
 
-# Of Jordan et al.: small singular values grow fastest, and end between 0.7 and 1.2.
+# From Jordan et al.: small singular values grow fastest, and end between 0.7 and 1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 # As good as the usual 5 here, and 40% cheaper: see benchmarks/convergence.md.
 _ITERATIONS = 3

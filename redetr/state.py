@@ -18,6 +18,7 @@ from redetr.ema import ModelEma
 from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_json
 from redetr.structures import DetectionModel
+from redetr.wording import counted
 
 # The settings that a resumed run may change; all others decide what is computed.
 _NO_AP = -1.0  # in older checkpoints, before the first evaluation
@@ -61,7 +62,7 @@ class State:
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     num_images: int
-    notes: list[str] = field(default_factory=list)  # what the user is told about the start
+    notes: list[str] = field(default_factory=list)  # shown to the user at the start
     step: int = 0
     train_time_s: float = 0.0  # without evaluation
     # AP is None before the first evaluation, and where it is undefined
@@ -115,11 +116,12 @@ class State:
         """Why the run has ended; empty while it has not."""
         steps, patience = self.config.steps, self.config.patience
         if self.step == steps:
-            return f"all {steps} steps are done"
+            return f"ended at step {steps} of {steps}"
         if 0 < patience <= self.since_best:
+            evaluations = counted(self.since_best, "evaluation")
             return (
-                f"ended early at step {self.step} of {steps}, after {self.since_best} evaluations "
-                f"in a row without a better AP (--patience {patience})"
+                f"ended early at step {self.step} of {steps}, after {evaluations} in a row "
+                f"without a better AP (--patience {patience})"
             )
         return ""
 
@@ -133,9 +135,8 @@ class State:
         self._require_same_settings(path, TrainConfig.from_dict(saved["config"]))
         num_images = saved["num_images"]
         if saved["category_ids"] != list(self.category_ids) or num_images != self.num_images:
-            raise InputError(
-                f"{path}: saved with other data ({num_images} images): give another --output"
-            )
+            images = counted(num_images, "image")
+            raise InputError(f"{path}: saved with other data ({images}): give another --output")
         self.model.load_state_dict(saved["model"])
         self.ema.model.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])

@@ -53,6 +53,7 @@ from redetr.state import State, start_folder
 from redetr.step import Window, announce, receive, train_step
 from redetr.structures import DetectionModel
 from redetr.weights.starting import starting_point
+from redetr.wording import counted
 
 # Below these a run ends poorly, and the user should know.
 _FEW_STEPS = 100_000  # for a faithful variant
@@ -179,16 +180,18 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
     queries = state.model.num_queries
     parameters = sum(p.numel() for p in state.model.parameters())
     precision = str(pick_precision(config.precision, dist.device)).removeprefix("torch.")
+    images = counted(len(data), "training image")
+    steps = counted(config.steps, "step")
     notes = [
-        f"{config.model}: {parameters / 1e6:.1f} M parameters, {len(data)} training images at "
-        f"{size_text(config.image_size)} px, {config.steps} steps of {config.batch_size}, "
+        f"{config.model}: {parameters / 1e6:.1f} M parameters, {images} at "
+        f"{size_text(config.image_size)} px, {steps} of {config.batch_size}, "
         f"{dist.world_size} x {dist.device.type}, {precision}"
     ]
     most = data.max_objects()
     if most > queries and not data.hints.num_queries:
         notes.append(
-            f"warning: an image holds {most} objects, the model has {queries} queries: the rest "
-            "stays unmatched; raise --num-queries"
+            f"warning: an image holds {counted(most, 'object')}, the model has "
+            f"{counted(queries, 'query', 'queries')}: the rest stays unmatched; raise --num-queries"
         )
     notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
@@ -207,7 +210,8 @@ def _outlook(config: Settings, num_images: int) -> list[str]:
         start = "a pretrained backbone only"
     else:
         return []
-    run = f"warning: {num_images:,} images, {config.steps:,} steps, {start}"
+    images = counted(num_images, "image")
+    run = f"warning: {images}, {counted(config.steps, 'step')}, {start}"
     if config.is_faithful and config.steps < _FEW_STEPS:
         return [
             f"{run}: results of {config.model} will be poor; take redetr_n, or --weights "

@@ -369,7 +369,7 @@ def test_the_command(checkpoint, shared_coco, tmp_path):
         "cpu",
     ]
     code, output, errors = run([*arguments, "--output", tmp_path / "pages", "--json"])
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, "weights: a run of redetr from random weights\n")
     numbers = json.loads(output)
     assert len(numbers["queries"]) == 9
     assert [gpu["image_id"] for gpu in numbers["loss"]["gpus"]] == [101, 102]

@@ -243,6 +243,7 @@ def test_metadata(form, plain):
     assert about.pop("redetr")
     assert about == {
         "form": "FastDETR",
+        "weights_from": "random weights",
         "scores": "sigmoid",
         "precision": "fp32",
         "inputs": ["images"],

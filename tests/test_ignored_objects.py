@@ -148,10 +148,10 @@ def test_a_split_of_crowds_is_an_error(shared_coco, tmp_path):
     [fault] = [fault for fault in report.faults if fault.code == "no-objects"]
     count = report.figures()["val"]["ignored"]
     assert fault.severity == "error"
-    assert fault.text.startswith(f"all {count} objects are crowds or difficult")
+    assert fault.text.startswith(f"{count} objects, all crowds or difficult")
     assert "iscrowd" in fault.remedy
     assert report.figures()["val"]["objects"] == 0
-    with pytest.raises(InputError, match=f"all {count} objects are crowds"):
+    with pytest.raises(InputError, match=f"{count} objects, all crowds"):
         essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))
 
 
@@ -187,4 +187,4 @@ def test_the_share_that_is_ignored(share, severity, shared_coco, tmp_path):
     [fault] = [fault for fault in faults if fault.code == "object-ignored"]
     assert fault.severity == severity
     ignored = check(str(root)).figures()["val"]["ignored"]
-    assert fault.text.startswith(f"{ignored} of ") and "%) are crowds" in fault.text
+    assert fault.text.startswith(f"{ignored} of ") and "%) marked as crowds" in fault.text

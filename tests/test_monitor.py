@@ -119,7 +119,7 @@ def test_what_a_crash_left_in_the_log(tmp_path):
     shown = StringIO()
     Monitor(tmp_path, 10, 2, Console(file=shown, width=200)).close()
     assert log.read_bytes() == b"\n".join([*sound, b""])
-    assert "metrics.jsonl: 6 lines were broken and are left out" in shown.getvalue()
+    assert "metrics.jsonl: left out 6 broken lines" in shown.getvalue()
 
 
 def test_the_padding_of_uneven_slices_by_hand():

@@ -14,6 +14,7 @@ from rich.table import Table
 from redetr.choices import size_text
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, print_json, print_results, require_images
+from redetr.wording import counted
 
 if TYPE_CHECKING:
     from redetr.data import DetectionDataset
@@ -171,7 +172,7 @@ def _measured(checkpoint: str, result: dict[str, Any]) -> str:
     if Path(checkpoint).is_dir() and Path(path).name == "last.pt":
         path += " (there is no best.pt)"
     size = size_text(result["image_size"])
-    images = f"{result['images']} images, at {size} px"
+    images = f"{counted(result['images'], 'image')}, at {size} px"
     images += f"; weights: {result['weights_from']}"
     return f"{path}: {result['split']} split of {result['data']}, {images}"
 

@@ -13,6 +13,7 @@ from redetr.choices import ExportFormat, ExportPrecision
 from redetr.commands.arguments import FLAGS, Checkpoint
 from redetr.commands.console import ERRORS, OUT, require_images, say_origin
 from redetr.errors import InputError
+from redetr.wording import counted
 
 if TYPE_CHECKING:
     from redetr.data import DetectionDataset
@@ -109,7 +110,8 @@ class Export:
 
 def _print(comparison: "Comparison") -> None:
     """Prints how far the file's numbers are from PyTorch's, and AP of both."""
-    table = Table(f"{comparison.images} images", "largest difference", "usual", box=box.SIMPLE)
+    images = counted(comparison.images, "image")
+    table = Table(images, "largest difference", "usual", box=box.SIMPLE)
     for name, (largest, usual) in comparison.differences.items():
         table.add_row(name, f"{largest:.1e}", f"{usual:.1e}")
     OUT.print(table)

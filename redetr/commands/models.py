@@ -13,6 +13,7 @@ from rich.table import Table
 import redetr
 from redetr.commands.arguments import FLAGS
 from redetr.commands.console import OUT, percent, print_json
+from redetr.wording import counted
 
 # `gflops`: by `gflops` below, because counting takes seconds; `results`: from benchmarks/results.
 # Nothing is a guess.
@@ -103,7 +104,7 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
         cells += [_shown(row["licence"]), _shown(row["origin"])]
         table.add_row(*cells)
         for result in row["measured"]:
-            trained = f"{result['steps']} steps, {result['train_minutes']} min"
+            trained = f"{counted(result['steps'], 'step')}, {result['train_minutes']} min"
             results.add_row(
                 f"{row['model']}, {result['data']}",
                 percent(result["AP"]),

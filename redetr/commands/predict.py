@@ -32,6 +32,7 @@ from redetr.detector.records import (
     written_images,
 )
 from redetr.errors import InputError, StoppedError
+from redetr.wording import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -309,7 +310,8 @@ class Predict:
             sentence = f"objects found: {_described(total)}"
         else:
             sentence = (
-                f"nothing found in {total.images} images with a score of {self.threshold} or more: "
+                f"nothing found in {counted(total.images, 'image')} with a score of "
+                f"{self.threshold} or more: "
                 "lower --threshold"
             )
         if rate:
@@ -331,20 +333,21 @@ def _named_after(source: str, image_suffix: str) -> tuple[str, str]:
 
 def _warn_of_plain(names: list[str]) -> None:
     if names:
+        images = counted(len(names), "image")
         ERRORS.print(
-            f"{len(names)} images are nearly of one colour, such as {names[0]}: are they damaged, "
-            "or do a few extreme values hide the others?"
+            f"nearly all of one colour: {images}, such as {names[0]}; damaged, or do a few "
+            "extreme values hide the others?"
         )
 
 
 def _described(total: Summary) -> str:
     """The objects of a summary in words."""
     none = f" (none in {total.without})" if total.without else ""
-    images = f"{total.images - total.without} of {total.images} images{none}"
+    images = f"{total.images - total.without:,} of {counted(total.images, 'image')}{none}"
     most_common = total.classes.most_common(_CLASSES_NAMED)
     classes = ", ".join(f"{count} {name}" for name, count in most_common)
     further = len(total.classes) - _CLASSES_NAMED
-    more = f" and {further} more classes" if further > 0 else ""
+    more = f" and {counted(further, 'more class', 'more classes')}" if further > 0 else ""
     return f"{total.classes.total()} in {images}: {classes}{more}"
 
 

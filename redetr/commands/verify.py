@@ -12,6 +12,7 @@ from redetr.commands.console import OUT, print_json
 from redetr.commands.recipe import HELP, ConfigFlags, split_recipe
 from redetr.config import TrainConfig
 from redetr.errors import RedetrError
+from redetr.wording import counted
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,11 @@ class _Flags(ConfigFlags):
 
 
 def _print_verification(result: dict[str, Any]) -> None:
+    images = counted(result["batch_size"], "image")
+    micro_batches = counted(result["accumulate"], "micro-batch", "micro-batches")
     OUT.print(
-        f"relative error of the gradient of {result['batch_size']} images: {result['world_size']} "
-        f"x {result['device']} with {result['accumulate']} micro-batches each, against one process"
+        f"relative error of the gradient of {images}: {result['world_size']} x {result['device']} "
+        f"with {micro_batches} each, against one process"
     )
     precisions = result["errors"]
     table = Table("part", "parameters", *precisions, box=box.SIMPLE, pad_edge=False)

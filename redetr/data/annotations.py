@@ -19,6 +19,7 @@ from redetr.data.contradictions import (
     outline_differs,
 )
 from redetr.errors import InputError
+from redetr.wording import counted
 
 Split = Literal["train", "val", "test"]
 Severity = Literal["error", "warning", "note"]
@@ -170,7 +171,8 @@ class Annotations:
             return
         addition = ""
         if len(errors) > 1:
-            addition = f"; {len(errors) - 1} more kinds of faults: redetr check reports them"
+            more = counted(len(errors) - 1, "more kind", "more kinds")
+            addition = f"; {more} of faults: redetr check reports them"
         raise errors[0].to_error(addition)
 
 
@@ -461,7 +463,7 @@ def _judge_empty_boxes(objects: Objects, clipped: _Clipped) -> None:
         return
 
     def left_out(i: int) -> str:
-        share = f"one of {count} in {len(empty)} boxes"
+        share = f"one of {count:,} in {counted(len(empty), 'box', 'boxes')}"
         return f"{objects.quoted(i)} has no area and is left out, as {share}"
 
     rows.fault("box-empty", empty, left_out, "delete it", "warning")

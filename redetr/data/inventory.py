@@ -24,6 +24,7 @@ from redetr.data.store import remembered
 from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.files import write_whole
+from redetr.wording import counted
 
 
 def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
@@ -260,7 +261,8 @@ def _unused_faults(folder: Path, unused: list[str], used: set[str]) -> list[Faul
         )
     if elsewhere:
         parent, names = next(iter(elsewhere.items()))
-        text = f"{len(names)} images of this folder are in no split, such as {names[0]}"
+        images = counted(len(names), "image")
+        text = f"no split has {images} of this folder, such as {names[0]}"
         remedy = "nothing to do if they are not meant to be"
         where = parent or "."
         faults.append(Fault("note", "folder-unused", folder, where, text, remedy, len(elsewhere)))

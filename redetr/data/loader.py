@@ -211,7 +211,7 @@ def _unchanged(pool: Any) -> Any:
 
 
 def pools_ahead(sampler: TrainSampler) -> Iterator[list[list[Key]]]:
-    """The pools of `sampler`, each computed in a process of its own while the one before it is
+    """The pools of `sampler`, each computed in a separate process while the one before it is
     trained on: the sizes of 64 global batches take seconds, and every rank needs them all."""
     loader = DataLoader(
         _PoolsByNumber(replace(sampler)),

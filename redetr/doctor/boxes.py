@@ -9,6 +9,7 @@ from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.data.contradictions import from_corners, look_like_corners
 from redetr.doctor.images import faults_of, image_place
 from redetr.doctor.plan import Plan, sides_of
+from redetr.wording import counted
 
 # A class with fewer boxes, or so many times fewer than the most common one, is hardly learned.
 _FEW_BOXES = 10
@@ -57,12 +58,11 @@ def box_faults(annotations: Annotations) -> list[Fault]:
 def _no_objects(a: Annotations) -> Fault:
     """The fault of a split with nothing to learn or to measure."""
     count = len(a.iscrowd)
-    text = f"none of its {len(a)} images holds an object"
+    text = f"no object in {counted(len(a), 'image')}"
     remedy = "annotate, or export again"
     if count:
-        text = (
-            f"all {count} objects are crowds or difficult ones, which are never learned or measured"
-        )
+        objects = counted(count, "object")
+        text = f"{objects}, all crowds or difficult ones, which are never learned or measured"
         remedy = "write iscrowd (ignore, difficult) 0 for those that are single objects"
     return Fault("error", "no-objects", a.source, "", text, remedy)
 
@@ -74,9 +74,10 @@ def _ignored(a: Annotations) -> list[Fault]:
         return []
     share = count / len(a.iscrowd)
     severity: Severity = "warning" if share > _MANY_IGNORED else "note"
+    objects = counted(len(a.iscrowd), "object")
     text = (
-        f"{count} of {len(a.iscrowd)} objects ({share:.0%}) are crowds or difficult ones, which "
-        "are never learned or measured"
+        f"{count:,} of {objects} ({share:.0%}) marked as crowds or difficult ones, which are never "
+        "learned or measured"
     )
     remedy = "write iscrowd (ignore, difficult) 0 for those that are single objects"
     where = _object_place(a, int(a.iscrowd.argmax()))
@@ -102,10 +103,8 @@ def _fractions(a: Annotations, sizes: np.ndarray) -> list[Fault]:
     if fractions.mean() <= 0.9:
         return []
     where = _object_place(a, int(fractions.argmax()))
-    text = (
-        f"{fractions.sum()} of {len(fractions)} boxes lie in the first pixel: fractions given as "
-        "pixels"
-    )
+    boxes = counted(len(fractions), "box", "boxes")
+    text = f"fractions given as pixels: {fractions.sum():,} of {boxes} in the first pixel"
     remedy = "multiply x and width by the width of the image, y and height by its height"
     return [Fault("error", "format-fractions", a.source, where, text, remedy)]
 
@@ -129,7 +128,7 @@ def _two_corners(a: Annotations, sizes: np.ndarray, outside: int) -> list[Fault]
         return []
     text = (
         f"two corners given as {a.box_format}? All last two numbers are larger than the first two "
-        f"and change with them, in {len(numbers)} boxes"
+        f"and change with them, in {counted(len(numbers), 'box', 'boxes')}"
     )
     return [Fault("warning", "format-xyxy", a.source, "", text, remedy)]
 
@@ -313,9 +312,14 @@ def _badly_counted_classes(train: Annotations, val: Annotations) -> list[Fault]:
     """Classes without boxes in one split or both, or with few to learn from."""
     learned = class_counts(train)
     measured = class_counts(val)
+    most = f"the most common class {learned.max():,}"
     in_train = learned > 0
     in_val = measured > 0
     few = (learned < _FEW_BOXES) | (learned * _TIMES_RARER < learned.max())
+
+    def boxes(number: int) -> str:
+        return counted(number, "box", "boxes")
+
     return _faults_of_classes(
         train,
         [
@@ -330,21 +334,21 @@ def _badly_counted_classes(train: Annotations, val: Annotations) -> list[Fault]:
                 ~in_train & in_val,
                 "warning",
                 "class-only-val",
-                lambda i: f"has {measured[i]} boxes, all of them in val",
+                lambda i: f"has {boxes(measured[i])}, only in val",
                 "move images of it to train: its AP will be 0",
             ),
             (
                 in_train & ~in_val,
                 "warning",
                 "class-only-train",
-                lambda i: f"has {learned[i]} boxes, all of them in train",
+                lambda i: f"has {boxes(learned[i])}, only in train",
                 "move images of it to val: its AP cannot be measured",
             ),
             (
                 in_train & few,
                 "warning",
                 "class-rare",
-                lambda i: f"has {learned[i]} boxes in train, the most common class {learned.max()}",
+                lambda i: f"has {boxes(learned[i])} in train, {most}",
                 "collect more of it, or its AP will be low",
             ),
         ],
@@ -399,10 +403,8 @@ def _small_val(train: Annotations, val: Annotations) -> list[Fault]:
     share = min(_SMALL_SHARE * len(train), _ENOUGH_IMAGES)
     if len(val) >= max(_FEW_IMAGES, share):
         return []
-    text = (
-        f"val has {len(val)} images, train {len(train)}: AP will jump from one evaluation to the "
-        "next"
-    )
+    images = counted(len(val), "image")
+    text = f"val has {images}, train {len(train):,}: AP will jump from one evaluation to the next"
     remedy = "hold out 10-20% of the images"
     return [Fault("warning", "val-small", val.source, "", text, remedy)]
 
@@ -412,7 +414,8 @@ def _crowded(a: Annotations, num_queries: int) -> list[Fault]:
     counts = a.object_counts()
 
     def describe(i: int) -> tuple[str, str]:
-        text = f"holds {counts[i]} objects, the model has {num_queries} queries"
+        queries = counted(num_queries, "query", "queries")
+        text = f"holds {counted(counts[i], 'object')}, the model has {queries}"
         return image_place(a, i), text
 
     most = counts.max(initial=0)

@@ -229,8 +229,8 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
     """What training has to know of open data sets before it starts, found in seconds: warnings,
     then notes.
 
-    What `open_dataset` reported is not repeated. Raises InputError with the first error. Of stored
-    data sets, what was found is remembered.
+    What `open_dataset` reported is not repeated. Raises InputError with the first error. The
+    faults of stored data sets are remembered.
     """
     annotated = [data.annotations for data in (train, val) if isinstance(data, AnnotatedDataset)]
 

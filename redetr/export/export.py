@@ -37,6 +37,7 @@ from redetr.files import write_whole
 from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics
 from redetr.report.analysis import judge, working_threshold
 from redetr.structures import DatasetDetections, Outputs, collate
+from redetr.wording import counted
 
 _NEEDED: dict[ExportFormat, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
@@ -162,7 +163,7 @@ def _build(
 def _require_ap(path: Path, comparison: Comparison, max_ap_drop: float) -> None:
     if math.isnan(comparison.ap_drop):
         raise InputError(
-            f"AP is undefined on {comparison.images} images without an object to find",
+            f"AP is undefined on {counted(comparison.images, 'image')} without an object to find",
             where=path,
             remedy="give --data with objects, more --images, or --no-check",
         )

@@ -47,7 +47,7 @@ from redetr.structures import Outputs
 
 _MOST_LEVELS = 4  # of the backbone
 _LARGEST_QUERY_POS = 10
-# Of the head that judges a box by its distributions.
+# The head that judges a box by its distributions.
 _PEAKS = 4
 _QUALITY_WIDTH = 64
 

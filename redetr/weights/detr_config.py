@@ -88,8 +88,8 @@ def class_names(config: dict[str, Any], num_classes: int) -> list[str]:
 def image_sizes(processor: dict[str, Any]) -> tuple[int, int] | None:
     """The shorter side and the most of the longer side, px, in a preprocessor_config.json.
 
-    A longer side alone, as in some Table Transformers, is that of every image. None where nothing
-    is said, or images do not keep their aspect ratio.
+    A longer side alone, as in some Table Transformers, is that of every image. None where the
+    file gives no size, or images do not keep their aspect ratio.
     """
     size = processor.get("size")
     if isinstance(size, dict):

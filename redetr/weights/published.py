@@ -65,7 +65,7 @@ _HUB_LICENCES = (
     ("facebook/detr-*", "Apache-2.0"),
     ("microsoft/table-transformer-*", "MIT"),
     ("PekingU/rtdetr_*", "Apache-2.0"),
-    # By their maintainer's word; of those that start from Objects365 (obj2coco), nothing is said.
+    # As their maintainer states; there is no statement on those from Objects365 (obj2coco).
     ("ustc-community/dfine-*-coco", "Apache-2.0"),
 )
 

@@ -16,6 +16,7 @@ from redetr.models.presnet import PResNet
 from redetr.structures import DetectionModel
 from redetr.weights.reading import Origin, Weights, is_for_denoising, read_weights
 from redetr.weights.resnet_d import from_timm, is_resnet_d
+from redetr.wording import counted
 
 # Options that no tensor depends on, or only one that is taken row by row.
 _FREE = (
@@ -112,10 +113,8 @@ def start_from(
             f"class_embed re-initialised (classes: {len(others)} there, {num_classes} others here)"
         )
     elif num_shared < num_classes:
-        notes.append(
-            f"class_embed: {num_shared} of {num_classes} classes taken by name, the rest "
-            "re-initialised"
-        )
+        share = f"{num_shared} of {counted(num_classes, 'class', 'classes')}"
+        notes.append(f"class_embed: {share} taken by name, the rest re-initialised")
     if num_queries < model.num_queries:
         notes.append(f"query_embed: {num_queries} of {model.num_queries} were there")
     for name in names - weights.tensors.keys():
@@ -151,7 +150,7 @@ def _copy(
                 tensor[here] = given[name][there]
             filled += len(rows) == len(tensor)
     if wrong:
-        text = f"{len(wrong)} tensors of this model are missing there, such as {wrong[0]}"
+        text = f"lacks {counted(len(wrong), 'tensor')} of this model, such as {wrong[0]}"
         raise InputError(text, where=weights.path)
     return filled
 

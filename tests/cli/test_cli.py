@@ -150,7 +150,8 @@ def test_what_was_measured_stands_above_the_numbers(trained, shared_coco, tmp_pa
     ):
         main(["evaluate", str(folder), "--device", "cpu"])
         first, *tables = capsys.readouterr().out.splitlines()
-        assert first == f"{folder}/{taken}: val split of {shared_coco}, 5 images, at 64 px"
+        measured = f"{folder}/{taken}: val split of {shared_coco}, 5 images, at 64 px"
+        assert first == f"{measured}; weights: a run of redetr from random weights"
         (header,) = [line.split() for line in tables if "objects" in line]
         assert [word for word in header if word.isalnum()] == ["class", "objects", "AP", "AP50"]
         (cup,) = [line for line in tables if " cup " in line]
@@ -349,7 +350,7 @@ def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, shared_coco,
     refused(capsys, [*train_arguments(shared_coco, folder, lr=0.5), "--resume"], "lr=0.004", "0.5")
     main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
     told = capsys.readouterr()
-    assert "AP50" in told.out and "nothing to train: all 6 steps are done; " in told.err
+    assert "AP50" in told.out and "nothing to train: ended at step 6 of 6; " in told.err
     before, after = (torch.load(path / "last.pt", weights_only=True) for path in (trained, folder))
     torch.testing.assert_close(after["model"], before["model"], rtol=0, atol=0)
 
@@ -774,9 +775,9 @@ def test_patience_counts_evaluations_also_when_they_come_at_other_steps(shared_c
         (
             "detr_tiny",
             {},
-            "8 images, 1 steps, no pretrained weights: results of detr_r50 will be poor; take redetr_n",
+            "8 images, 1 step, no pretrained weights: results of detr_r50 will be poor; take redetr_n",
         ),
-        ("redetr_n", {}, "8 images, 1 steps, no pretrained weights: results will be poor"),
+        ("redetr_n", {}, "8 images, 1 step, no pretrained weights: results will be poor"),
     ],
 )
 def test_what_cannot_work_is_said(shared_coco, tmp_path, capsys, recipe, flags, said):

@@ -346,7 +346,7 @@ DAMAGED = {
         "no-objects",
         document(lambda d: [row.update(iscrowd=1) for row in d["annotations"]]),
         *TRAIN,
-        "all 42 objects are crowds",
+        "42 objects, all crowds",
         "iscrowd",
         also=("class-only-val",),
     ),

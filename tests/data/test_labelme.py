@@ -73,7 +73,7 @@ def test_splits_and_classes(tmp_path):
         fault for fault in report.faults if "unused" in fault.code or "passed" in fault.code
     ]
     notes = convert(tmp_path, tmp_path.parent / f"{tmp_path.name}-new", "coco")
-    assert notes[0].endswith("train has 2 images, 2 objects, val has 1 images, 1 objects")
+    assert notes[0].endswith("train has 2 images, 2 objects, val has 1 image, 1 object")
 
 
 def test_groups_are_one_object(tmp_path):

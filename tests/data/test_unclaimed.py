@@ -237,7 +237,7 @@ def test_images_that_no_split_names(data, form):
         save(root / folder / "more.png", 3)
     faults = faults_of(root)
     assert summary(faults["folder-unused"]) == ("note", "data/extra", 1)
-    assert faults["folder-unused"].text.startswith("2 images of this folder are in no split")
+    assert faults["folder-unused"].text.startswith("no split has 2 images of this folder")
     if form != "yolo":  # where it is an image without objects
         assert summary(faults["image-unused"]) == ("warning", f"data/{folder}/more.png", 1)
 
@@ -269,7 +269,7 @@ def test_an_image_that_is_listed_twice(data, same):
     file.write_text(json.dumps(document))
     fault = faults_of(root)["image-listed-twice"]
     assert (fault.severity, fault.count) == ("warning" if same else "error", 2)
-    assert "14 files have 16 entries" in fault.text
+    assert "16 entries for 14 files" in fault.text
     assert ("lacks objects" in fault.text) != same
 
 
@@ -297,7 +297,7 @@ def test_training_reports_what_check_reports(data, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "warning: val-04.jpg of val is the same image as train-03.jpg of train; take it" in said
     assert "warning: train-05.jpg of train is the same image as train-03.jpg; keep one" in said
-    assert f"note: {root}: extra: 1 images of this folder are in no split, such as a.png" in said
+    assert f"note: {root}: extra: no split has 1 image of this folder, such as a.png" in said
     assert f"note: {root}: train/._train-00.jpg: is hidden or was left by a system" in said
     assert faults_of(root).keys() == {"image-leak", "image-twice", "folder-unused", "system-file"}
 

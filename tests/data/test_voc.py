@@ -162,6 +162,11 @@ def test_no_path_leads_out_of_the_folder(tmp_path):
     assert len(read_annotations(tmp_path / "data", "train")) == 1
 
 
+def test_a_null_byte_in_a_list_is_no_path(tmp_path):
+    write(tmp_path, {"train": "a\nx\0y/lost\n"})
+    refused(tmp_path, "train.txt: line 2: ")
+
+
 def test_nothing_to_read(tmp_path):
     write(tmp_path, {"train": "\n"})
     refused(tmp_path, "train.txt: names no image")

@@ -135,7 +135,7 @@ class _Lists:
 
 
 def _summarize(row: Row) -> None:
-    """Of the outline of an annotation, which is most of a large file, keeps the extent; writes a
+    """Replaces the outline of an annotation, which is most of a large file, by its extent; writes a
     bbox where there is none."""
     attributes = row.get("attributes")
     if isinstance(attributes, dict) and is_number(attributes.get("rotation")):

@@ -16,6 +16,7 @@ from redetr.data.images import read_image
 from redetr.data.store import read_stored
 from redetr.errors import InputError
 from redetr.structures import Size, StoredTarget
+from redetr.wording import counted
 
 
 def open_folder(
@@ -54,7 +55,7 @@ def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[A
     names = annotations.names.tolist()
     is_val = np.array([_hash(name) < limit for name in names], bool)
     num_val = int(is_val.sum())
-    share = f"{num_val} of {len(names)} images"
+    share = f"{num_val:,} of {counted(len(names), 'image')}"
     if num_val in (0, len(names)):
         text = f"--val-fraction {fraction} holds out {share}"
         raise InputError(text, where=annotations.source, remedy="choose another one")

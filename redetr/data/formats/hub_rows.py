@@ -37,7 +37,7 @@ _FIELDS = {
     "area": ("area", "areas"),
     "iscrowd": ("iscrowd", "is_crowd"),
 }
-# Of the boxes of a sample.
+# Shares of the boxes in a sample.
 _NEARLY_ALL = 0.99
 _MOST = 0.9
 _SAME_AREA = 0.02  # relative

@@ -172,7 +172,7 @@ class _Document:
                 if is_cut and self._read_on():
                     continue
                 raise self._error(error.msg, error.pos) from None
-            # A number at the end of the window may go on behind it, even one in front of "e+".
+            # A number at the end of the window may continue after it, even one in front of "e+".
             if end >= len(self._window) - 2 and self._read_on():
                 continue
             self._at = end

@@ -70,7 +70,7 @@ def _shared(root: Path, images: list[str], labels: list[str], there: Listing) ->
         return []
     label, first, image = pairs[0]
     text = f"{first} and {image} share this file: both have its objects"
-    remedy = "give each image a name and a label file of its own"
+    remedy = "give each image its own name and label file"
     return [Fault("warning", "annotation-shared", root / label, "", text, remedy, len(pairs))]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from redetr.data.annotations import Annotations, Fault, Severity
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.files import open_file
+from redetr.wording import counted
 
 _RECORD = ("predictions", ".jsonl")  # how records of `redetr predict` begin and end
 
@@ -227,7 +228,8 @@ def listed_twice(annotations: Annotations) -> list[Fault]:
     i = differing[0] if differing else int(repeated[0])
     num_files = len(np.unique(names))
     other = annotations.ids[i - 1]
-    text = f"is the same file as image {other} ({num_files} files have {len(names)} entries)"
+    entries = counted(len(names), "entry", "entries")
+    text = f"is the same file as image {other} ({entries} for {counted(num_files, 'file')})"
     if differing:
         text += ", and each entry lacks objects of the other"
     where = f"image {annotations.ids[i]} ({os.fsdecode(names[i])!r})"

@@ -54,7 +54,7 @@ class Listing:
         if parent not in self._files:
             try:
                 names = os.listdir(self.root / parent)
-            except OSError:
+            except (OSError, ValueError):  # not there, or no path: it holds a null byte
                 names = []
             self._files[parent] = set(names)
         return self._files[parent]

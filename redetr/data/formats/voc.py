@@ -202,7 +202,7 @@ def _images_of(
         "annotation-shared",
         shared,
         names,
-        "give each image a name and an XML file of its own",
+        "give each image its own name and XML file",
         "warning",
     )
     return image_of

@@ -21,6 +21,7 @@ from redetr.data.formats.labels import label_name
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.open import folder_of
 from redetr.errors import InputError
+from redetr.wording import counted
 
 _VOC_SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -89,9 +90,9 @@ def _write(splits: Splits, destination: Path, form: str, copy: bool) -> list[str
         raise
     counts = []
     for split, annotations in splits.items():
-        num_images = len(annotations)
-        num_objects = len(annotations.boxes)
-        counts.append(f"{split} has {num_images} images, {num_objects} objects")
+        images = counted(len(annotations), "image")
+        objects = counted(len(annotations.boxes), "object")
+        counts.append(f"{split} has {images}, {objects}")
     summary = f"{destination}: {', '.join(counts)}"
     return [summary, *notes]
 

@@ -34,6 +34,7 @@ from redetr.data.formats.paths import read_file, read_sizes
 from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, Lines
 from redetr.data.formats.yolo_places import KEYS, Places, entries_of
 from redetr.errors import InputError
+from redetr.wording import counted
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _OUTLINE_TASKS = ("segment", "obb")  # values of `task` with which long lines are outlines
@@ -224,7 +225,9 @@ def _judge_lines(rows: Rows, lines: Lines, classes: dict[int, str], has_outlines
         first, count, sample = strays
         is_stray = np.zeros(len(kind), bool)
         is_stray[first] = True
-        text = f"its key points lie outside of its box, as in {count} of {sample} lines"
+        text = (
+            f"its key points lie outside of its box, as in {count:,} of {counted(sample, 'line')}"
+        )
         remedy = "is the box given as corners? write class cx cy w h before the key points"
         rows.fault("key-points-outside", is_stray, lambda i: text, remedy, "warning")
 

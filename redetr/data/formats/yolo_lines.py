@@ -17,6 +17,7 @@ import numpy as np
 
 from redetr.errors import InputError
 from redetr.files import open_file
+from redetr.wording import counted
 
 BOX, OUTLINE, KEY_POINTS, BAD = range(4)
 _NO_VALUES = (-1.0, 0.0, 0.0, 1.0, 1.0)  # class and box of a line that cannot be read
@@ -227,12 +228,13 @@ def _problem_of_words(
     count = len(words)
     if key_points is not None:
         shape = f"kpt_shape: [{key_points.count}, {key_points.dims}]"
-        text = f"it has {count} columns, and {shape} of data.yaml makes {key_points.columns}"
+        columns = counted(count, "column")
+        text = f"it has {columns}, and {shape} of data.yaml makes {key_points.columns}"
         return text, "correct the line or kpt_shape"
     if count == 6:
         text = f"its sixth column, {reprlib.repr(words[5])}, may be a score, a track id or an angle"
         return text, f"{write_box}, without it"
-    text = f"it has {count} columns"
+    text = f"it has {counted(count, 'column')}"
     if count > 6 and (count - 5) % 3 == 0:
         shape = f"kpt_shape: [{(count - 5) // 3}, 3]"
         return text, f"if these are a box and key points, write {shape} into data.yaml"
@@ -266,8 +268,7 @@ def _doubt(numbers: np.ndarray) -> Doubt | None:
         if rest or not _are_key_points(numbers, dims):
             continue
         remedy = f"write kpt_shape: [{count}, {dims}] into data.yaml for key points; {settle}"
-        noun = "key point" if count == 1 else "key points"
-        return Doubt(columns, f"{text}a box with {count} {noun}?", remedy)
+        return Doubt(columns, f"{text}a box with {counted(count, 'key point')}?", remedy)
     return None
 
 
