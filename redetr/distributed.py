@@ -387,7 +387,10 @@ def check_norms(model: nn.Module, dist: Dist, accumulate: int) -> list[str]:
             "rank without --accumulate"
         )
     if synchronised and dist.device.type == "cpu":
-        raise InputError("norm=sync_batch runs on GPUs only: take norm=group or norm=frozen_batch")
+        raise InputError(
+            "norm=sync_batch runs on GPUs only: take --model-options norm=frozen_batch with "
+            "pretrained weights, norm=group without"
+        )
     if synchronised and accumulate > 1:
         return [
             "warning: synchronised BatchNorm is exact over ranks, not over accumulated "

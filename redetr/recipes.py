@@ -237,7 +237,24 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 
 
 def get_recipe(name: str) -> TrainConfig:
-    """The settings of a named recipe. Raises InputError for an unknown name."""
-    if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
-    return RECIPES[name]()
+    """The settings of a named recipe. Raises InputError for an unknown name; if it is that of a
+    model, with the recipe to train it by."""
+    if name in RECIPES:
+        return RECIPES[name]()
+    recipe = _recipe_for(name)
+    if recipe is not None:
+        raise InputError(f"{name} is a model, not a recipe", remedy=f"take {recipe}")
+    raise InputError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
+
+
+def _recipe_for(model: str) -> str | None:
+    """The recipe of a model by another name, with the flags that it needs; None if there is no
+    published model of that name."""
+    from redetr.weights.published import PUBLISHED  # imports torchvision: a second
+
+    finetune = f"{model}_finetune"
+    if finetune in RECIPES:
+        return finetune
+    if model not in PUBLISHED:
+        return None
+    return f"rtdetr_r18_finetune --model {model} --weights {PUBLISHED[model].origin}"

@@ -287,3 +287,10 @@ def test_it_learns_from_where_the_original_stopped(shared_coco, tmp_path):
     assert evaluation["val_loss"] == pytest.approx(total)
     assert evaluation["val_loss_fgl"] > 0 and evaluation["val_loss_ddn_1"] > 0
     assert redetr.load(tmp_path / "run", device="cpu").model.num_queries == 300
+
+
+def test_weights_of_another_size_name_their_model(tmp_path):
+    weights = read_weights(saved(original_tensors(redetr.build("dfine_s", 3)), tmp_path / "s.pth"))
+    config = TrainConfig(model="dfine_n")
+    with pytest.raises(redetr.InputError, match="take --model dfine_s, or see --model-options"):
+        start_from(weights, redetr.build("dfine_n", 3), config, ["a", "b", "c"])

@@ -90,6 +90,9 @@ def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
     """
     defaults = options_of(name)
     for option in overrides:
+        if option == "denoising" and option not in defaults:
+            text = f"model {name} has no denoising: RT-DETR and D-FINE have"
+            raise InputError(text, remedy="leave it out, or take --denoising 0")
         if option not in defaults:
             raise InputError(
                 f"unknown option {option!r} of model {name}: choose from {', '.join(defaults)}"

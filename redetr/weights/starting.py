@@ -174,7 +174,7 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
     there = options_of(origin.model) | origin.options
     if here.keys() != there.keys():
         text = f"holds a {origin.model}, which is another kind of model than {config.model}"
-        raise InputError(text, where=path)
+        raise InputError(text, where=path, remedy=f"take --model {origin.model}")
     norms = {here["norm"], there["norm"]}
     if len(norms) == 2 and "group" in norms:
         raise InputError(
@@ -192,7 +192,10 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
         text = (
             f"holds a {origin.model} that does not fit this {config.model}: {', '.join(different)}"
         )
-        raise InputError(text, where=path, remedy="see --model-options")
+        remedy = "see --model-options"
+        if origin.model != config.model:
+            remedy = f"take --model {origin.model}, or see --model-options"
+        raise InputError(text, where=path, remedy=remedy)
 
 
 def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig) -> str:

@@ -460,6 +460,16 @@ BAD_SETTINGS = {
     "two lengths": ({"epochs": 2}, "--epochs", "--steps"),
     "learning rate": ({"lr": 0}, "--lr 0"),
     "recipe": ({"recipe": "detr_r51"}, "unknown recipe 'detr_r51'", "detr_r50"),
+    "model for recipe": ({"recipe": "dfine_n"}, "dfine_n is a model", "take dfine_n_finetune"),
+    "model without recipe": (
+        {"recipe": "rtdetrv2_r18"},
+        "take rtdetr_r18_finetune --model rtdetrv2_r18 --weights PekingU/rtdetr_v2_r18vd",
+    ),
+    "BatchNorm over ranks": (
+        {"options": ["norm=sync_batch", "backbone=resnet18"]},
+        "--model-options norm=frozen_batch",
+    ),
+    "denoising": ({"denoising": 2}, "redetr_n has no denoising", "--denoising 0"),
     "model": ({"model": "yolo"}, "unknown model 'yolo'", "redetr_n"),
     "option": ({"options": ["width=3"]}, "unknown option 'width'", "hidden_dim"),
     "option without value": (

@@ -89,7 +89,8 @@ def _unclaimed(
         files = {posixpath.join(folder, f) for folder in folders for f in there.files(folder)}
     else:
         folder = posixpath.dirname(label_name(f"{below}/x"))
-        files = {posixpath.join(folder, f) for f in contents_of(root / folder, (_SUFFIX,)).files}
+        contents = contents_of(root / folder, (_SUFFIX,))
+        files = {posixpath.join(folder, file) for file in contents.files}
     unclaimed = []
     for file in sorted(files - claimed, key=os.fsencode):
         is_text = file.lower().endswith(_SUFFIX)
@@ -103,10 +104,13 @@ def _holds_labels(file: Path) -> bool:
     """Whether the first line is one of a label file, not of a list of classes or a note."""
     try:
         with open_file(file) as lines:
-            words = next((line.split() for line in lines if line.strip()), [])
-        return len(words) > 4 and bool([float(word) for word in words])
+            written = (line for line in lines if line.strip())
+            words = next(written, b"").split()
+        for word in words:
+            float(word)
     except (OSError, ValueError):
         return False
+    return len(words) > 4
 
 
 def _of_another_name(root: Path, meant: list[tuple[str, str]]) -> Fault:
@@ -133,11 +137,14 @@ def _of_no_image(root: Path, labels: list[str], folders: set[str], there: Listin
 
 def _image_meant(label: str, bare: Iterable[str]) -> str:
     """The only one of these images whose name the label file seems to hold; else nothing."""
-    wanted = _plain(posixpath.splitext(posixpath.basename(label))[0])
+    stem, _ = posixpath.splitext(posixpath.basename(label))
+    wanted = _plain(stem)
     parts = re.compile(_SEPARATED.format(re.escape(wanted)))
     similar = (image for image in bare if _is_similar(wanted, parts, image))
     candidates = list(islice(similar, 2))
-    return candidates[0] if len(candidates) == 1 else ""
+    if len(candidates) != 1:
+        return ""
+    return candidates[0]
 
 
 def _is_similar(wanted: str, parts: re.Pattern[str], image: str) -> bool:
