@@ -281,11 +281,15 @@ INI = "[pytest]\nfilterwarnings = error\n"
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Without the plugins that are not used here: finding and importing them takes most of the
+    time."""
     (folder / "pytest.ini").write_text(INI)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     environment.pop("PYTEST_ADDOPTS", None)
-    return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=folder, env=environment,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 WARNERS = """
