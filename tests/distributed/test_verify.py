@@ -92,7 +92,7 @@ def test_on_two_ranks():
         2, [*arguments, TINY[-1], "--freeze", "encoder"]
     )
     assert (code, other) == (0, 0), errors
-    assert "2 x cpu with 1 micro-batches" in output
+    assert "2 x cpu with 1 micro-batch each" in output
     assert "exact: equal up to the order of floating-point sums" in output
 
 
