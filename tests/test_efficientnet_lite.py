@@ -35,6 +35,7 @@ def test_features_are_those_of_timm(size, package):
     renamed = dict(zip(theirs.state_dict(), weights.values(), strict=True))  # in the same order
     theirs.load_state_dict(renamed)
     theirs.double()
+    torch.manual_seed(0)
     images = torch.randn(2, 3, *size, dtype=torch.float64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     pixels = 255 * (images * std[:, None, None] + mean[:, None, None])
@@ -43,7 +44,8 @@ def test_features_are_those_of_timm(size, package):
         expected = theirs.forward_intermediates((pixels - 127) / 128, intermediates_only=True)
     assert [feature.shape[1] for feature in features] == ours.num_channels == [40, 112, 320]
     for feature, other in zip(features, expected[2:], strict=True):
-        torch.testing.assert_close(feature, other, rtol=1e-6, atol=1e-6)
+        # The mean and deviation of the images are fp32 constants.
+        torch.testing.assert_close(feature, other, rtol=1e-5, atol=1e-5)
 
 
 def test_sides_are_rounded_up():

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -232,6 +233,12 @@ def test_the_first_of_several_pages(tmp_path):
     for kind in ("GIF", "PNG", "WEBP"):
         (tmp_path / kind).write_bytes(encoded(first, kind, save_all=True, append_images=others))
         assert read_header(tmp_path / kind).frames == 3
+
+
+def test_the_photograph_of_an_mpo_file(tmp_path):
+    if int(PIL.__version__.partition(".")[0]) < 12:
+        pytest.skip("other versions than those of constraints.txt: they write damaged MPO files")
+    first, *others = [Image.fromarray(scene(seed)) for seed in range(3)]
     photograph = encoded(first, "MPO", save_all=True, append_images=others)
     pixels = everywhere(photograph, tmp_path)
     assert np.abs(pixels.astype(int) - np.asarray(first)).mean() < 12
