@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from redetr.config import TrainConfig
 from redetr.errors import InputError
+from redetr.weights.published import PUBLISHED
 
 
 def _original(model: str) -> TrainConfig:
@@ -250,8 +251,6 @@ def get_recipe(name: str) -> TrainConfig:
 def _recipe_for(model: str) -> str | None:
     """The recipe of a model by another name, with the flags that it needs; None if there is no
     published model of that name."""
-    from redetr.weights.published import PUBLISHED  # imports torchvision: a second
-
     finetune = f"{model}_finetune"
     if finetune in RECIPES:
         return finetune

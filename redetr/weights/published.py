@@ -10,10 +10,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torchvision
-
-from redetr.models.backbone import MOBILENETS, RESNETS
-
 
 @dataclass(frozen=True)
 class Published:
@@ -99,6 +95,10 @@ def origin_of(source: str | os.PathLike, path: Path) -> str:
     `source` is what the user gave for them. A file is known by its name and its content; the word
     of a local file or folder about itself counts for nothing.
     """
+    import torchvision  # a second, which nobody waits for who only asks for names
+
+    from redetr.models.backbone import MOBILENETS, RESNETS
+
     if not Path(source).exists():  # a hub name, whose folder is in a cache
         licence = licence_of_hub_name(str(source)) or "for the licence see its card"
         return f"{source} on the Hugging Face hub ({licence})"
