@@ -133,7 +133,7 @@ def test_crowds_are_no_objects(root):
     assert report.classes()["cup"]["val"] == 9
     [fault] = report.faults
     assert (fault.severity, fault.code) == ("note", "object-ignored")
-    assert fault.text.startswith("1 of 30 objects (3%) are crowds")
+    assert fault.text.startswith("1 of 30 objects (3%) marked as crowds")
 
 
 def test_a_path_with_a_colon_and_a_semicolon(tmp_path):

@@ -278,7 +278,7 @@ def test_damaged_classes_of_noisy_queries_are_named(tmp_path):
 
 
 def test_a_model_without_noise_is_told_apart():
-    with pytest.raises(redetr.InputError, match="unknown option 'denoising' of model detr_r50"):
+    with pytest.raises(redetr.InputError, match="model detr_r50 has no denoising"):
         redetr.build("detr_r50", 2, denoising=5)
     with pytest.raises(redetr.InputError, match="denoising must be at least 0"):
         redetr.build("rtdetr_r18", 2, denoising=-1)

@@ -495,7 +495,7 @@ def test_a_few_boxes_without_height_are_left_out(tmp_path):
     dataset = open_dataset(tmp_path, "train")
     (note,) = dataset.notes
     assert (
-        "annotation 5: bbox [9, 9, 1.03, 0.0] has no area and is left out, as one of 1 in 20000 "
+        "annotation 5: bbox [9, 9, 1.03, 0.0] has no area and is left out, as one of 1 in 20,000 "
         "boxes" in note
     )
     assert sum(len(dataset.target(i)["boxes"]) for i in range(3)) == 19_999
