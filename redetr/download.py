@@ -71,6 +71,8 @@ class Deadline:
 
 
 class _HttpConnection(http.client.HTTPConnection):
+    """A connection that a deadline watches."""
+
     def __init__(self, deadline: Deadline, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self._deadline = deadline
@@ -80,14 +82,8 @@ class _HttpConnection(http.client.HTTPConnection):
         self._deadline.watch(self.sock)
 
 
-class _HttpsConnection(http.client.HTTPSConnection):
-    def __init__(self, deadline: Deadline, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self._deadline = deadline
-
-    def connect(self) -> None:
-        super().connect()
-        self._deadline.watch(self.sock)
+class _HttpsConnection(_HttpConnection, http.client.HTTPSConnection):
+    """The same with encryption."""
 
 
 class _HttpHandler(urllib.request.HTTPHandler):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from command_line import train_arguments
-from test_rtdetr_model import SMALL, original_tensors, saved, small, start_config
+from original_files import original_tensors, saved
+from test_rtdetr_model import SMALL, small, start_config
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 

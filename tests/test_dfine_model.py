@@ -3,13 +3,12 @@
 tests/parity/test_dfine.py compares its numbers with those of another implementation.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command_line import lines_of
-from torch import Tensor, nn
+from original_files import original_tensors, random_targets, randomized, saved
 from torch.nn.functional import silu
 
 import redetr
@@ -36,42 +35,7 @@ SMALL: dict[str, Any] = {
 
 def small(name: str = "dfine_n", num_classes: int = NUM_CLASSES, **options: Any) -> Any:
     """A small model in which no tensor is at a neutral start."""
-    torch.manual_seed(0)
-    model = redetr.build(name, num_classes, **SMALL | options)
-    for key, tensor in model.state_dict().items():
-        if key.endswith("running_var") or (key.endswith("weight") and tensor.dim() == 1):
-            tensor.uniform_(0.5, 1)
-        elif not tensor.any():
-            tensor.normal_(0, 0.1)
-    return model
-
-
-def original_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the original with the weights of `model`, and all else it holds."""
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        tensors[name] = tensor
-        if name.endswith("running_var"):
-            tensors[name.replace("running_var", "num_batches_tracked")] = torch.tensor(7)
-    for i, layer in enumerate(model.decoder.decoder["layers"]):
-        points = layer.cross_attn.points
-        scale = [1 / count for count in points for _ in range(count)]
-        tensors[f"decoder.decoder.layers.{i}.cross_attn.num_points_scale"] = torch.tensor(scale)
-    tensors["decoder.decoder.up"] = tensors["decoder.up"]
-    tensors["decoder.decoder.reg_scale"] = tensors["decoder.reg_scale"]
-    hidden_dim = len(tensors["decoder.enc_output.norm.weight"])
-    tensors["decoder.denoising_class_embed.weight"] = torch.rand(model.num_classes + 1, hidden_dim)
-    tensors["decoder.anchors"] = torch.rand(1, 8400, 4)
-    tensors["decoder.valid_mask"] = torch.ones(1, 8400, 1, dtype=torch.bool)
-    return tensors
-
-
-def saved(tensors: dict[str, Tensor], path: Path) -> Path:
-    """A checkpoint as the original writes it: the average is what it evaluates."""
-    trained = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    ema = {"module": tensors, "updates": 9, "warmups": 0}
-    torch.save({"model": trained, "ema": ema, "last_epoch": 71, "date": "2024"}, path)
-    return path
+    return randomized(name, num_classes, SMALL | options)
 
 
 @pytest.mark.parametrize("name", ["dfine_n", "dfine_s", "dfine_m", "dfine_l", "dfine_x"])
@@ -125,23 +89,13 @@ def test_bins_of_another_width_are_refused(tmp_path):
         redetr.load(path, device="cpu")
 
 
-def targets(*counts: int) -> list[Any]:
-    generator = torch.Generator().manual_seed(2)
-    batch = []
-    for count in counts:
-        labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
-        boxes = 0.3 + 0.4 * torch.rand(count, 4, generator=generator)
-        batch.append({"labels": labels, "boxes": boxes, "seed": count})
-    return batch
-
-
 @pytest.mark.parametrize("counts", [(2, 1), (0, 0)])
 @pytest.mark.parametrize("name", ["dfine_n", "dfine_s"])
 def test_every_parameter_has_a_gradient(name, counts):
     """With denoising; the embedding of padding learns nothing."""
     model = small(name, denoising=2)
     batch = redetr.collate(list(torch.randn(2, 3, 96, 128)))
-    batch.targets = targets(*counts)
+    batch.targets = random_targets(NUM_CLASSES, counts)
     criterion = redetr.SetCriterion.for_model(model)
     losses = criterion(training_outputs(model, criterion, batch), batch.targets)
     losses["loss"].backward()

@@ -54,7 +54,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     self.wfile.write(b"x")
                     time.sleep(0.02)
         elif status < 400:
-            self.wfile.write(CONTENT[start:][: server.cut])
+            with contextlib.suppress(OSError):
+                self.wfile.write(CONTENT[start:][: server.cut])
 
     def log_message(self, *args):
         pass

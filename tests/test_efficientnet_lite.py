@@ -37,15 +37,21 @@ def test_features_are_those_of_timm(size, package):
     theirs.double()
     torch.manual_seed(0)
     images = torch.randn(2, 3, *size, dtype=torch.float64)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    pixels = 255 * (images * std[:, None, None] + mean[:, None, None])
+    pixels = images * ours.scale + ours.shift
     with torch.no_grad():
         features = ours(images)
-        expected = theirs.forward_intermediates((pixels - 127) / 128, intermediates_only=True)
+        expected = theirs.forward_intermediates(pixels, intermediates_only=True)
     assert [feature.shape[1] for feature in features] == ours.num_channels == [40, 112, 320]
     for feature, other in zip(features, expected[2:], strict=True):
-        # The mean and deviation of the images are fp32 constants.
-        torch.testing.assert_close(feature, other, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(feature, other, rtol=0, atol=1e-11)
+
+
+def test_pixels_are_those_that_the_net_was_trained_on():
+    net = EfficientNetLite(None)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    images = torch.randn(2, 3, 4, 5)
+    pixels = 255 * (images * std[:, None, None] + mean[:, None, None])
+    torch.testing.assert_close(images * net.scale + net.shift, (pixels - 127) / 128)
 
 
 def test_sides_are_rounded_up():

@@ -43,6 +43,7 @@ def test_tables_fit_a_terminal(rows, capsys, monkeypatch):
         f"{name} " in printed
         and f" {row['gflops']} " in printed
         and (row["licence"] or "") in printed
+        and (row["origin"] or "") in printed
         for name, row in rows.items()
     )
 

@@ -5,12 +5,12 @@ tests/parity/test_rtdetr.py compares its numbers with those of another implement
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command_line import lines_of
+from original_files import original_tensors, random_targets, randomized, saved
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, silu
 from torchvision.ops import FrozenBatchNorm2d
@@ -38,32 +38,7 @@ SMALL: dict[str, Any] = {
 
 def small(name: str = "rtdetr_r18", num_classes: int = NUM_CLASSES, **options: Any) -> Any:
     """A small model in which no tensor is at a neutral start."""
-    torch.manual_seed(0)
-    model = redetr.build(name, num_classes, **SMALL | options)
-    for key, tensor in model.state_dict().items():
-        if key.endswith("running_var") or (key.endswith("weight") and tensor.dim() == 1):
-            tensor.uniform_(0.5, 1)
-        elif not tensor.any():
-            tensor.normal_(0, 0.1)
-    return model
-
-
-def original_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of the original v2 with the weights of `model`, and all else it holds."""
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        tensors[name] = tensor
-        if name.endswith("running_var"):
-            tensors[name.replace("running_var", "num_batches_tracked")] = torch.tensor(7)
-    for i, layer in enumerate(model.decoder.decoder["layers"]):
-        points = layer.cross_attn.points
-        scale = [1 / count for count in points for _ in range(count)]
-        tensors[f"decoder.decoder.layers.{i}.cross_attn.num_points_scale"] = torch.tensor(scale)
-    hidden_dim = tensors["decoder.enc_output.norm.weight"].shape[0]
-    tensors["decoder.denoising_class_embed.weight"] = torch.rand(model.num_classes + 1, hidden_dim)
-    tensors["decoder.anchors"] = torch.rand(1, 8400, 4)
-    tensors["decoder.valid_mask"] = torch.ones(1, 8400, 1, dtype=torch.bool)
-    return tensors
+    return randomized(name, num_classes, SMALL | options)
 
 
 def first_version(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,14 +52,6 @@ def first_version(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if not name.endswith("num_points_scale"):
             renamed[name] = tensor
     return renamed
-
-
-def saved(tensors: dict[str, Tensor], path: Path) -> Path:
-    """A checkpoint as the originals write it: the average is what they evaluate."""
-    trained = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-    ema = {"module": tensors, "updates": 9, "warmups": 0}
-    torch.save({"model": trained, "ema": ema, "last_epoch": 71, "date": "2024"}, path)
-    return path
 
 
 @pytest.mark.parametrize("size", ["r18", "r34", "r50m", "r50", "r101"])
@@ -139,22 +106,12 @@ def test_an_unknown_backbone_is_named(tmp_path):
         redetr.load(path, device="cpu")
 
 
-def targets(*counts: int) -> list[Any]:
-    generator = torch.Generator().manual_seed(2)
-    batch = []
-    for count in counts:
-        labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
-        boxes = 0.3 + 0.4 * torch.rand(count, 4, generator=generator)
-        batch.append({"labels": labels, "boxes": boxes})
-    return batch
-
-
 @pytest.mark.parametrize("counts", [(2, 1), (0, 0)])
 @pytest.mark.parametrize("name", ["rtdetr_r18", "rtdetrv2_r50m"])
 def test_every_parameter_has_a_gradient(name, counts):
     model = small(name)
     outputs = model(torch.randn(2, 3, 96, 128))
-    losses = redetr.SetCriterion.for_model(model)(outputs, targets(*counts))
+    losses = redetr.SetCriterion.for_model(model)(outputs, random_targets(NUM_CLASSES, counts))
     losses["loss"].backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert not without
@@ -196,7 +153,9 @@ def test_layers_after_the_one_that_answers_are_trained_and_not_run():
 def test_points_that_are_whole_pixels_have_no_gradient():
     model = small("rtdetrv2_r18", sampling="discrete")
     outputs = model(torch.randn(2, 3, 64, 96))
-    redetr.SetCriterion.for_model(model)(outputs, targets(1, 2))["loss"].backward()
+    redetr.SetCriterion.for_model(model)(outputs, random_targets(NUM_CLASSES, (1, 2)))[
+        "loss"
+    ].backward()
     untrained = [name for name, p in model.named_parameters() if not p.requires_grad]
     assert len(untrained) == 2 * 3 and all("sampling_offsets" in name for name in untrained)
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)

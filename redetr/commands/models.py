@@ -93,16 +93,20 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
 
 def _print_models(rows: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("model", "AP", "size", "GFLOPs", "px", "queries", "licence", "origin"):
+    for column in ("model", "AP", "size", "GFLOPs", "px", "queries", "licence"):
         is_number = column in ("AP", "size", "GFLOPs", "px", "queries")
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    # A table of its own: a name that is broken over lines cannot be copied.
+    origins = Table("model", "origin", box=box.SIMPLE_HEAD, pad_edge=False)
     results = Table("measured", "AP", "AP50", "trained", "on", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         size = f"{row['parameters'] / 1e6:.1f} M"
         cells = [row["model"], _shown(row["published_AP"]), size, _shown(row["gflops"])]
         cells += [str(row["image_size"]), str(row["queries"])]
-        cells += [_shown(row["licence"]), _shown(row["origin"])]
+        cells += [_shown(row["licence"])]
         table.add_row(*cells)
+        if row["origin"]:
+            origins.add_row(row["model"], row["origin"])
         for result in row["measured"]:
             trained = f"{counted(result['steps'], 'step')}, {result['train_minutes']} min"
             results.add_row(
@@ -115,10 +119,11 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
     table.columns[0].no_wrap = results.columns[0].no_wrap = True
     OUT.print(table)
     OUT.print(
-        "AP: on COCO val 2017, as the authors of the weights report it; size: parameters with 80\n"
-        "classes; GFLOPs: for one image of px x px, a multiplication and its addition are 2;\n"
-        "origin: what redetr train --weights and redetr.load take, and download\n"
+        "AP: on COCO val 2017, as the authors of the weights report it; size: parameters with 80 "
+        "classes; GFLOPs: for one image of px x px, a multiplication and its addition are 2\n"
     )
+    OUT.print(origins)
+    OUT.print("origin: what redetr train --weights and redetr.load take, and download\n")
     OUT.print(results)
 
 

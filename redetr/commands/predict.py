@@ -311,8 +311,7 @@ class Predict:
         else:
             sentence = (
                 f"nothing found in {counted(total.images, 'image')} with a score of "
-                f"{self.threshold} or more: "
-                "lower --threshold"
+                f"{self.threshold} or more: lower --threshold"
             )
         if rate:
             sentence += f"; {rate:.1f} images/s"
@@ -333,10 +332,10 @@ def _named_after(source: str, image_suffix: str) -> tuple[str, str]:
 
 def _warn_of_plain(names: list[str]) -> None:
     if names:
-        images = counted(len(names), "image")
+        images = counted(len(names), "image is", "images are")
         ERRORS.print(
-            f"nearly all of one colour: {images}, such as {names[0]}; damaged, or do a few "
-            "extreme values hide the others?"
+            f"{images} nearly of one colour, such as {names[0]}: damaged, or do a few extreme "
+            "values hide the others?"
         )
 
 

@@ -235,11 +235,14 @@ def _aligned(pytorch: dict[str, np.ndarray], file: dict[str, np.ndarray]) -> dic
 
     Both are sorted by score: where scores are equal but for rounding, two may have changed places.
     """
+    pairs = {}  # what the detections of PyTorch and of the file are apart, [K, K] or [K, K, 4]
+    for name in ("boxes", "scores", "labels"):
+        pairs[name] = np.abs(pytorch[name][:, None] - file[name])
     largest = max(1, np.abs(pytorch["boxes"]).max(initial=0))
-    box_distance = np.abs(pytorch["boxes"][:, None] - file["boxes"]).max(-1, initial=0)
-    distance = np.abs(pytorch["scores"][:, None] - file["scores"]) + box_distance / largest
-    distance += pytorch["labels"][:, None] != file["labels"]
-    order = linear_sum_assignment(np.nan_to_num(distance, nan=9.0))[1]
+    distance = pairs["scores"] + pairs["boxes"].max(-1, initial=0) / largest
+    distance += pairs["labels"] != 0
+    distance = np.nan_to_num(distance, nan=9.0)
+    _, order = linear_sum_assignment(distance)
     return {name: rows[order] for name, rows in file.items()}
 
 
