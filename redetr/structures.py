@@ -32,6 +32,7 @@ class StoredTarget(TypedDict):
     size: Size  # the same
     iscrowd: Tensor  # [T] bool; evaluation ignores detections in crowds, training drops crowds
     area: Tensor  # [T] float32, pixels of the stored image
+    masks: NotRequired[Tensor]  # [T, H, W] bool, pixels of the stored image
 
 
 class Target(TypedDict):
@@ -45,6 +46,7 @@ class Target(TypedDict):
     iscrowd: Tensor  # [T] bool, all False
     area: Tensor  # [T] float32, pixels of the stored image
     seed: NotRequired[int]  # of random numbers that belong to this sample, such as denoising's
+    masks: NotRequired[Tensor]  # [T, h, w] bool, of `size`
 
 
 class Outputs(TypedDict):
@@ -59,6 +61,7 @@ class Outputs(TypedDict):
     aux_outputs: NotRequired[list["Outputs"]]  # L - 1 entries, first layer first
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
+    pred_masks: NotRequired[Tensor]  # [B, Q, H / 4, W / 4] logits, over the padded canvas
     # D-FINE, see `edges.py`: logits of the bins of each edge, [B, Q, 4 * N], and the boxes from
     # which edges move, [B, Q, 4]
     edge_logits: NotRequired[Tensor]
