@@ -62,6 +62,9 @@ class Outputs(TypedDict):
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
     pred_masks: NotRequired[Tensor]  # [B, Q, H / 4, W / 4] logits, over the padded canvas
+    # the same for chosen queries: their logits [N, H / 4, W / 4] from the indices of their images
+    # and of themselves, [N] each
+    masks_of: NotRequired[Callable[[Tensor, Tensor], Tensor]]
     # D-FINE, see `edges.py`: logits of the bins of each edge, [B, Q, 4 * N], and the boxes from
     # which edges move, [B, Q, 4]
     edge_logits: NotRequired[Tensor]

@@ -224,16 +224,16 @@ def load(
     """A `Detector` from weights of any of these kinds:
 
     a redetr checkpoint (`last.pt`, `best.pt`: the averaged weights), `best.safetensors`, or a run
-    folder; an official checkpoint of DETR (`{"model": state_dict}`), of the Table Transformer, of
-    RT-DETR, RT-DETRv2 or D-FINE (the averaged weights), or of DEIM or RT-DETRv4 on the architecture
-    of D-FINE, if the file's name says so; a folder that Transformers wrote for
-    `DetrForObjectDetection`, `TableTransformerForObjectDetection`, `RTDetrForObjectDetection`,
-    `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; the hub name of such a folder (needs
-    huggingface-hub).
+    folder; an official checkpoint of DETR (`{"model": state_dict}`), also a panoptic one, of the
+    Table Transformer, of RT-DETR, RT-DETRv2 or D-FINE (the averaged weights), or of DEIM or
+    RT-DETRv4 on the architecture of D-FINE, if the file's name says so; a folder that Transformers
+    wrote for `DetrForObjectDetection`, `DetrForSegmentation`, `TableTransformerForObjectDetection`,
+    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; the hub
+    name of such a folder (needs huggingface-hub).
 
-    `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5". Nothing is
-    unpickled but tensors and plain values. Raises InputError, naming the file, for everything that
-    cannot be loaded.
+    `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5",
+    "detr_r50_dc5_panoptic". Nothing is unpickled but tensors and plain values. Raises InputError,
+    naming the file, for everything that cannot be loaded.
     """
     weights = read_weights(source, model)
     origin = weights.origin
