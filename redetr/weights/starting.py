@@ -116,22 +116,32 @@ def start_from(
     filled = _copy(weights, state, by_row)
     names = {name for name in state if name in weights.tensors or not _is_counter(name)}
     notes = [f"loaded {filled} of {len(names)} tensors from {weights.path}"]
-    if num_shared == 0:
-        notes.append(
-            f"class_embed re-initialised (classes: {len(others)} there, {num_classes} others here)"
-        )
-    elif num_shared < num_classes:
-        share = f"{num_shared} of {counted(num_classes, 'class', 'classes')}"
-        notes.append(f"class_embed: {share} taken by name, the rest re-initialised")
+    notes += _of_classes(num_shared, num_classes, len(others))
     if num_queries < model.num_queries:
         notes.append(f"query_embed: {num_queries} of {model.num_queries} were there")
-    missing = names - weights.tensors.keys()
-    if any(name.startswith(panoptic.HEADS) for name in missing):
-        notes.append("the mask head starts at random")
-    for name in missing:
-        if not name.startswith(panoptic.HEADS):
-            notes.append(f"{name} starts at random")
+    notes += _missing(names - weights.tensors.keys())
     return "; ".join(notes)
+
+
+def _of_classes(num_shared: int, here: int, there: int) -> list[str]:
+    """A note on how many of the classes are taken; none if all are."""
+    if num_shared == 0:
+        return [f"class_embed re-initialised (classes: {there} there, {here} others here)"]
+    if num_shared < here:
+        share = f"{num_shared} of {counted(here, 'class', 'classes')}"
+        return [f"class_embed: {share} taken by name, the rest re-initialised"]
+    return []
+
+
+def _missing(names: set[str]) -> list[str]:
+    """Notes on the tensors of these names, which the weights do not have."""
+    notes = []
+    for name in names:
+        part = "the mask head" if name.startswith(panoptic.HEADS) else name
+        note = f"{part} starts at random"
+        if note not in notes:
+            notes.append(note)
+    return notes
 
 
 def _copy(
