@@ -154,7 +154,7 @@ def test_masks_are_where_the_ink_of_a_digit_is_on_top():
     dataset = open_dataset("digits", "val", masks=True)
     assert dataset.has_masks
     for index in range(20):
-        image, target = dataset.sample(index)
+        _, target = dataset.sample(index)
         masks = target["masks"]
         assert masks.dtype == torch.bool
         assert masks.shape == (len(target["labels"]), 128, 128)
