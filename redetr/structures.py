@@ -226,7 +226,7 @@ class DatasetDetections:
     labels: NDArray[np.int64]  # [N] in [0, C)
     scores: NDArray[np.floating]  # [N]
     boxes: NDArray[np.floating]  # [N, 4] xyxy in pixels of the stored image
-    # N, of the stored image: compressed run lengths, COCO's `counts`; None if the model has no masks
+    # N, of the stored image: run lengths as COCO compresses them; None if the model has no masks
     masks: list[bytes] | None = None
 
     def __post_init__(self) -> None:
