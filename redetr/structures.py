@@ -124,6 +124,7 @@ class DetectionModel(nn.Module):
     max_size: int | None  # longer side at most ("aspect"), px
     frozen: tuple[str, ...] = ()  # paths of the modules that are not trained
     weights_from: str = "random weights"  # where its weights, or their training, began; the licence
+    has_masks: bool = False  # whether outputs hold `pred_masks`
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode, in which the BatchNorm of frozen parts keeps its statistics."""
@@ -225,9 +226,13 @@ class DatasetDetections:
     labels: NDArray[np.int64]  # [N] in [0, C)
     scores: NDArray[np.floating]  # [N]
     boxes: NDArray[np.floating]  # [N, 4] xyxy in pixels of the stored image
+    # N, of the stored image: run lengths as COCO compresses them; None if the model has no masks
+    masks: list[bytes] | None = None
 
     def __post_init__(self) -> None:
         rows = (len(self.scores),)
+        if self.masks is not None and len(self.masks) != len(self.scores):
+            raise ValueError(f"{len(self.masks)} masks of {len(self.scores)} detections")
         columns = (self.image_index.shape, self.labels.shape, self.scores.shape)
         if columns != (rows, rows, rows) or self.boxes.shape != (*rows, 4):
             shapes = ", ".join(str(shape) for shape in (*columns, self.boxes.shape))
@@ -238,28 +243,40 @@ class DatasetDetections:
 
     @classmethod
     def concatenate(cls, parts: Sequence["DatasetDetections"]) -> "DatasetDetections":
-        """All detections of the parts; none if there are no parts."""
+        """All detections of the parts; none if there are no parts.
+
+        Raises ValueError where some have masks and others have none.
+        """
         image_index = [np.zeros(0, np.int64)]
         labels = [np.zeros(0, np.int64)]
         scores = [np.zeros(0, np.float32)]
         boxes = [np.zeros((0, 4), np.float32)]
+        masks: list[bytes] = []
+        has_masks = [part.masks is not None for part in parts]
         for part in parts:
             image_index.append(part.image_index)
             labels.append(part.labels)
             scores.append(part.scores)
             boxes.append(part.boxes)
+            masks += part.masks or []
         return cls(
             image_index=np.concatenate(image_index),
             labels=np.concatenate(labels),
             scores=np.concatenate(scores),
             boxes=np.concatenate(boxes),
+            masks=masks if any(has_masks) else None,
         )
 
     def keep(self, which: NDArray) -> "DatasetDetections":
         """The detections where this mask is True, or at these indices."""
+        masks = None
+        if self.masks is not None:
+            kept = np.arange(len(self))[which]
+            masks = [self.masks[row] for row in kept.tolist()]
         return DatasetDetections(
             image_index=self.image_index[which],
             labels=self.labels[which],
             scores=self.scores[which],
             boxes=self.boxes[which],
+            masks=masks,
         )

@@ -211,7 +211,7 @@ def detections_of(
     clipped to the image.
     """
     sizes = torch.tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
-    scores, labels, boxes = decode(outputs, sizes, kind, top_k)
+    scores, labels, boxes, _ = decode(outputs, sizes, kind, top_k)
     # One tensor, one copy; fp32 holds every label below 2^24 exactly.
     columns = [boxes, scores[..., None], labels[..., None].float()]
     rows_of_images = torch.cat(columns, dim=-1).cpu()
