@@ -90,8 +90,9 @@ def draw_boxes(
     """A copy of the image (PIL, or uint8 `[3, H, W]`) with tagged boxes `[N, 4]` (xyxy pixels of
     that image).
 
-    A tag is the text in `labels` with the score in percent, in the color of its box. Of `tags`,
-    "auto" leaves out those without room, which would hide a part of another tag or much of a box. The first box lies on top and is tagged first; tags stay inside the image.
+    A tag is the text in `labels` with the score in percent, in the color of its box. With `tags` of
+    "auto", those without room are left out: they would hide a part of another tag or much of a box.
+    The first box lies on top and is tagged first; tags stay inside the image.
 
     `scale` enlarges the image by a whole factor before anything is drawn, so that lines and text
     stay crisp; by default, small images are enlarged to about 480 px, and those full of small boxes
