@@ -11,6 +11,7 @@ from PIL import Image
 
 from redetr.detector.detections import Detection, Detections, detections_of
 from redetr.errors import InputError
+from redetr.pages.drawing import class_color, score_color
 from redetr.postprocess import decode
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -291,6 +292,20 @@ def test_draw_enlarges_and_marks_the_boxes():
     assert drawn.size == (400, 200)
     assert np.asarray(drawn).max() > 0
     assert two_detections().draw(Image.new("L", (200, 100))).mode == "RGB"
+
+
+def test_colors_tell_classes_or_of_a_single_class_the_scores():
+    image = torch.zeros(3, 500, 500, dtype=torch.uint8)
+    boxes = torch.tensor([[100.0, 100, 200, 200], [300, 300, 400, 400]])
+    scores = torch.tensor([0.9, 0.4])
+    labels = torch.tensor([0, 0])
+    for names, colors in (
+        (("cell",), [score_color(0.9), score_color(0.4)]),
+        (("cell", "dust"), [class_color(0)] * 2),
+    ):
+        ids = tuple(range(len(names)))
+        drawn = Detections(scores, labels, boxes, names, ids, (500, 500)).draw(image)
+        assert [drawn.getpixel((100, 150)), drawn.getpixel((300, 350))] == colors
 
 
 def test_only_some_classes():
