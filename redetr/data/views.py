@@ -125,8 +125,8 @@ class View:
 def _resample_mask(mask: np.ndarray, shown: np.ndarray) -> None:
     """Writes `mask`, bool `[h, w]`, to `shown`, bool `[H, W]`, at its size. Only the part around
     what is set is resampled, a fifth of the time of the whole."""
-    rows = _reach(mask.any(1), len(shown))
-    columns = _reach(mask.any(0), shown.shape[1])
+    rows = _reach(np.logical_or.reduce(mask, axis=1), len(shown))
+    columns = _reach(np.logical_or.reduce(mask, axis=0), shown.shape[1])
     if rows is None or columns is None:
         return
     part = np.ascontiguousarray(mask[rows.source, columns.source])
