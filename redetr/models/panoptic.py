@@ -195,6 +195,8 @@ class PanopticDETR(DetectionModel):
         """
         decoded = self.detr.decoded(images, mask)
         outputs = self.detr.predictions(decoded.states)
+        height, width = images.shape[-2:]
+        outputs["canvas"] = (height, width)
         outputs["masks_of"] = partial(self.masks, decoded)
         if all_masks:
             num_images = len(images)
