@@ -229,10 +229,15 @@ def coco_metrics(truth: GroundTruth, detections: DatasetDetections) -> CocoResul
     not finite, ValueError for an image or label that `truth` does not have.
     """
     result = coco_result(truth, coco_evaluation(truth, detections))
+    return replace(result, masks=mask_metrics(truth, detections))
+
+
+def mask_metrics(truth: GroundTruth, detections: DatasetDetections) -> CocoResult | None:
+    """The numbers from overlaps of masks, None unless both sides have masks; else as
+    `coco_metrics`."""
     if truth.image_sizes is None or detections.masks is None:
-        return result
-    of_masks = coco_result(truth, coco_evaluation(truth, detections, "segm"))
-    return replace(result, masks=of_masks)
+        return None
+    return coco_result(truth, coco_evaluation(truth, detections, "segm"))
 
 
 def coco_evaluation(
