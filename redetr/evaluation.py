@@ -115,7 +115,7 @@ def _detections_of_batch(
     """The detections in images with these indices."""
     orig_sizes = torch.tensor([target["orig_size"] for target in targets])
     kind = model.loss_config.scores
-    scores, labels, boxes = decode(outputs, orig_sizes, kind, model.most_detections)
+    scores, labels, boxes, _ = decode(outputs, orig_sizes, kind, model.most_detections)
     detections_per_image = scores.shape[1]
     return DatasetDetections(
         image_index=np.repeat(np.array(indices), detections_per_image),

@@ -3,7 +3,7 @@
 Shapes: B images, Q queries, C classes, K detections of an image.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +14,17 @@ from redetr.structures import Outputs
 Kind = Literal["softmax", "sigmoid"]
 
 
-def decode(
-    outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels), best score first.
+class Decoded(NamedTuple):
+    """The detections of a batch, best score first."""
+
+    scores: Tensor  # [B, K]
+    labels: Tensor  # [B, K]
+    boxes: Tensor  # [B, K, 4] xyxy, pixels of the original images
+    queries: Tensor  # [B, K] the query that each comes from
+
+
+def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> Decoded:
+    """The detections of a batch.
 
     `orig_sizes` is `[B, 2]`: height and width of the original images, best on the model's device.
     "softmax" gives each query its best class except "no object": K = Q, whatever `top_k` is.
@@ -34,26 +41,28 @@ def decode(
     inside, so AP is that of the originals or slightly above.
     """
     logits = outputs["pred_logits"].float()
-    boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"].float())
     if kind == "softmax":
         scores, labels = best_classes(logits, kind)
+        queries = None
     elif kind == "sigmoid":
         num_classes = logits.shape[-1]
         pairs = logits.flatten(1)  # [B, Q * C]
         best_logits, pair = pairs.topk(min(top_k, pairs.shape[1]), dim=1)
         scores = best_logits.sigmoid()
         labels = pair % num_classes
-        boxes = _rows(boxes, pair // num_classes)
+        queries = pair // num_classes
     else:
         raise ValueError(f"kind must be softmax or sigmoid, not {kind!r}")
 
     scores, order = _best_first(scores)
     labels = labels.gather(1, order)
+    queries = order if queries is None else queries.gather(1, order)
+    boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"].float())
     width_height = orig_sizes.to(boxes).flip(-1)
     corners = width_height.repeat(1, 2)[:, None]  # [B, 1, 4] the right bottom corner twice
-    boxes = _rows(boxes, order) * corners
+    boxes = _rows(boxes, queries) * corners
     boxes = torch.minimum(boxes.clamp(min=0), corners)
-    return scores, labels, boxes
+    return Decoded(scores, labels, boxes, queries)
 
 
 def best_classes(logits: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:

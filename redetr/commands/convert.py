@@ -5,9 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
-from redetr.commands.arguments import FLAGS, DataPath, NewFolder
+from redetr.commands.arguments import DataPath, NewFolder, parse_flags
 from redetr.commands.console import OUT, print_json
 from redetr.errors import InputError
 
@@ -67,4 +65,4 @@ class Convert:
                 OUT.print(line, soft_wrap=True)
 
 
-parse = partial(tyro.cli, Convert, prog="redetr convert", config=FLAGS)
+parse = partial(parse_flags, Convert, prog="redetr convert")

@@ -26,6 +26,8 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
     the source.
 
     `notes` are sentences that a user should read once, such as how many boxes were left out.
+    `has_masks`: whether the source states masks; targets hold them if the data set was opened for
+    that.
     """
 
     name: str
@@ -33,6 +35,7 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
     category_ids: tuple[int, ...]
     hints: Hints = Hints()
     notes: tuple[str, ...] = ()
+    has_masks: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
