@@ -268,6 +268,7 @@ def load(
     net = build(origin.model, len(origin.class_names), **origin.options)
     load_strictly(net, weights)
     net.weights_from = weights.weights_from
+    net.is_thing = origin.is_thing
     return Detector(
         net,
         origin.class_names,
