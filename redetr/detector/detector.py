@@ -29,7 +29,7 @@ from redetr.metrics import CocoResult
 from redetr.models import build
 from redetr.precision import autocast, pick_precision, weights_dtype
 from redetr.structures import DetectionModel
-from redetr.weights.reading import load_strictly, read_weights, require_fitting
+from redetr.weights.reading import Origin, Weights, load_strictly, read_weights, require_fitting
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 _TILES_AT_ONCE = 8
@@ -261,16 +261,7 @@ def load(
             "it; "
             "if it is a backbone, train with --weights"
         )
-    layers = [value for name, value in origin.options.items() if name.endswith("_layers")]
-    if any(isinstance(count, int) and count > len(weights.tensors) for count in layers):
-        raise InputError(
-            f"{weights.path}: the weights do not fit the model: {max(layers)} layers in a small "
-            "file"
-        )
-    with torch.device("meta"):  # first without memory: a file may describe itself wrongly
-        require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
-    net = build(origin.model, len(origin.class_names), **origin.options)
-    load_strictly(net, weights)
+    net = _model_of(weights, origin)
     net.weights_from = weights.weights_from
     detector = Detector(
         net,
@@ -285,3 +276,21 @@ def load(
     if keep_memory and detector.device.type == "cpu":
         memory.keep_memory()
     return detector
+
+
+def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
+    """The model that a file describes, with its weights.
+
+    Raises InputError if these do not fit.
+    """
+    layers = [value for name, value in origin.options.items() if name.endswith("_layers")]
+    if any(isinstance(count, int) and count > len(weights.tensors) for count in layers):
+        raise InputError(
+            f"{weights.path}: the weights do not fit the model: {max(layers)} layers in a small "
+            "file"
+        )
+    with torch.device("meta"):  # first without memory: a file may describe itself wrongly
+        require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
+    net = build(origin.model, len(origin.class_names), **origin.options)
+    load_strictly(net, weights)
+    return net
