@@ -34,12 +34,12 @@ from pycocotools.cocoeval import COCOeval
 from record import RESULTS, record
 
 from redetr.data import open_dataset
+from redetr.data.windows import tile_windows
 from redetr.detector.detections import Detections
 from redetr.detector.detector import load
-from redetr.detector.tiles import tile_windows
 from redetr.evaluation import evaluate
 from redetr.metrics import GroundTruth, coco_metrics
-from redetr.pages.drawing import draw_boxes
+from redetr.pages.drawing import class_color, draw_boxes
 from redetr.structures import DatasetDetections
 
 OVERLAPS = (0.2, 0.35, 0.5)
@@ -219,7 +219,7 @@ def draw(found: Found, large: Photograph, border: int) -> float:
     scale = SHOWN_PX / max(large.image.size)
     picture = large.image.resize([round(scale * side) for side in large.image.size])
     boxes = torch.from_numpy(found.boxes[:count] * scale)
-    picture = draw_boxes(picture, boxes, [""] * count, None, [0] * count, scale=1)
+    picture = draw_boxes(picture, boxes, [""] * count, None, [class_color(0)] * count, scale=1)
     drawing = ImageDraw.Draw(picture)
     x = round(border * scale)
     drawing.line([(x, 0), (x, picture.height)], "white", 3)

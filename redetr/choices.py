@@ -11,6 +11,8 @@ OptimizerName = Literal["muon", "adamw"]
 Precision = Literal["auto", "fp32", "bf16", "fp64"]  # in which a run computes
 Schedule = Literal["cosine", "step", "constant"]
 
+LabelChoice = Literal["auto", "all", "none"]  # auto: labels of boxes where there is room
+
 ExportFormat = Literal["onnx", "openvino", "torch"]
 ExportPrecision = Literal["fp32", "fp16", "int8"]  # of the numbers in an exported file
 

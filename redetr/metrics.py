@@ -1,14 +1,14 @@
-"""The twelve COCO numbers and per-class AP, on one process, without printing.
+"""The twelve COCO numbers and per-class AP, of boxes and masks, on one process, without printing.
 
 Shapes: N images, M detections of all images, C classes. All boxes are xyxy in pixels of the
 original image. Numbers are fractions in [0, 1], or nan where there is no ground truth.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import hotcoco
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from redetr.data import DetectionDataset
 from redetr.data.formats.folder import AnnotatedDataset
 from redetr.errors import DivergedError
+from redetr.masks import encode
 from redetr.structures import DatasetDetections, StoredTarget
 from redetr.wording import counted
 
@@ -40,6 +41,12 @@ METRIC_NAMES = (
 )
 
 
+def holds_masks(dataset: DetectionDataset) -> bool:
+    """Whether the targets of a data set hold masks: its source states them, and it was opened for
+    them."""
+    return len(dataset) > 0 and "masks" in dataset.target(0)
+
+
 @dataclass(frozen=True, eq=False)
 class TruthObjects:
     """The objects of N images, A of them, as a data set states them."""
@@ -51,12 +58,15 @@ class TruthObjects:
     boxes: NDArray[np.floating]  # [A, 4]
     area: NDArray[np.floating]  # [A]
     iscrowd: NDArray[np.bool_]  # [A]
+    # both are None where the data set states no masks
+    masks: list[bytes] | None = None  # A, compressed as in `DatasetDetections`
+    image_sizes: NDArray[np.int64] | None = None  # [N, 2] height and width of the stored images
 
     @classmethod
     def from_dataset(cls, dataset: DetectionDataset) -> "TruthObjects":
-        """The objects of a data set; reads no image."""
-        if not isinstance(dataset, AnnotatedDataset):
-            targets = [dataset.target(i) for i in range(len(dataset))]
+        """The objects of a data set, with masks if its targets hold them; reads no image."""
+        if holds_masks(dataset) or not isinstance(dataset, AnnotatedDataset):
+            targets = (dataset.target(i) for i in range(len(dataset)))
             return cls.from_targets(targets, dataset.class_names)
         source = dataset.annotations
         return cls(
@@ -71,18 +81,35 @@ class TruthObjects:
 
     @classmethod
     def from_targets(
-        cls, targets: Sequence[StoredTarget], class_names: Sequence[str]
+        cls, targets: Iterable[StoredTarget], class_names: Sequence[str]
     ) -> "TruthObjects":
-        """The objects in `targets`."""
-        counts = [len(target["labels"]) for target in targets]
+        """The objects in `targets`, with masks if all targets have them."""
+        ids, counts, sizes = [], [], []
+        boxes, labels, area, iscrowd = [], [], [], []
+        masks: list[bytes] = []
+        has_masks = []
+        for target in targets:
+            ids.append(target["image_id"])
+            counts.append(len(target["labels"]))
+            sizes.append(target["orig_size"])
+            boxes.append(target["boxes"])
+            labels.append(target["labels"])
+            area.append(target["area"])
+            iscrowd.append(target["iscrowd"])
+            has_masks.append("masks" in target)
+            if "masks" in target:
+                masks += encode(target["masks"])
+        all_have_masks = bool(has_masks) and all(has_masks)
         return cls(
-            image_ids=np.array([target["image_id"] for target in targets], np.int64),
+            image_ids=np.array(ids, np.int64),
             class_names=tuple(class_names),
-            image=np.arange(len(targets)).repeat(counts),
-            labels=_joined([target["labels"] for target in targets]).astype(np.int64),
-            boxes=_joined([target["boxes"] for target in targets]).reshape(-1, 4),
-            area=_joined([target["area"] for target in targets]),
-            iscrowd=_joined([target["iscrowd"] for target in targets]).astype(bool),
+            image=np.arange(len(ids)).repeat(counts),
+            labels=_joined(labels).astype(np.int64),
+            boxes=_joined(boxes).reshape(-1, 4),
+            area=_joined(area),
+            iscrowd=_joined(iscrowd).astype(bool),
+            masks=masks if all_have_masks else None,
+            image_sizes=np.array(sizes, np.int64) if all_have_masks else None,
         )
 
     def counts(self) -> NDArray[np.int64]:
@@ -100,6 +127,7 @@ class GroundTruth:
     class_names: tuple[str, ...]  # C names
     objects: NDArray[np.int64]  # [C], of each class, crowds not counted
     annotations: hotcoco.COCO  # of images numbered by rank, of categories numbered by label
+    image_sizes: NDArray[np.int64] | None = None  # as in `TruthObjects`: None without masks
 
     @classmethod
     def from_dataset(cls, dataset: DetectionDataset) -> "GroundTruth":
@@ -127,9 +155,19 @@ class GroundTruth:
             _xyxy_to_xywh(objects.boxes.astype(np.float64)),
             area=objects.area.astype(np.float64),
             iscrowd=objects.iscrowd,
+            segmentation=_segmentation(objects.masks, objects.image, objects.image_sizes),
         )
-        return cls(ids, rank, objects.class_names, objects.counts(), annotations)
+        return cls(
+            image_ids=ids,
+            rank=rank,
+            class_names=objects.class_names,
+            objects=objects.counts(),
+            annotations=annotations,
+            image_sizes=objects.image_sizes,
+        )
 
+
+Measured = Literal["bbox", "segm"]  # overlaps of boxes or of masks, in COCO's words
 
 # Precision of C classes `[10, 101, C, 4]` at each IoU threshold, recall level and size, and recall
 # `[10, C, 4, 3]` at each threshold, size and number of detections; -1 where there is no object.
@@ -146,6 +184,8 @@ class CocoResult:
     objects: dict[str, int] = field(default_factory=dict)  # of each class, crowds not counted
     # of the whole data set, where they were asked for
     losses: dict[str, float] = field(default_factory=dict)
+    # the same numbers from overlaps of masks, where model and data have them
+    masks: "CocoResult | None" = None
 
     @property
     def ap(self) -> float:
@@ -161,8 +201,16 @@ class CocoResult:
         """The same ready for JSON: None instead of nan.
 
         The twelve numbers, losses with the prefix `val_`, and of each class `per_class` (AP),
-        `per_class_AP50` and `objects`.
+        `per_class_AP50` and `objects`; where masks were measured, `masks` with their twelve
+        numbers, `per_class` and `per_class_AP50`.
         """
+        of_masks = {}
+        if self.masks is not None:
+            of_masks["masks"] = {
+                **_without_nan(self.masks.metrics),
+                "per_class": _without_nan(self.masks.per_class),
+                "per_class_AP50": _without_nan(self.masks.per_class_ap50),
+            }
         losses = {f"val_{name}": round(value, 6) for name, value in self.losses.items()}
         return {
             **_without_nan(self.metrics),
@@ -170,25 +218,38 @@ class CocoResult:
             "per_class": _without_nan(self.per_class),
             "per_class_AP50": _without_nan(self.per_class_ap50),
             "objects": self.objects,
+            **of_masks,
         }
 
 
 def coco_metrics(truth: GroundTruth, detections: DatasetDetections) -> CocoResult:
     """The numbers of COCO's evaluation: in each image the best 100 detections of a class count.
 
-    Raises DivergedError for a score or box that is not finite, ValueError for an image or label
-    that `truth` does not have.
+    Masks are measured where both sides have them. Raises DivergedError for a score or box that is
+    not finite, ValueError for an image or label that `truth` does not have.
     """
-    return coco_result(truth, coco_evaluation(truth, detections))
+    result = coco_result(truth, coco_evaluation(truth, detections))
+    return replace(result, masks=mask_metrics(truth, detections))
 
 
-def coco_evaluation(truth: GroundTruth, detections: DatasetDetections) -> hotcoco.COCOeval:
+def mask_metrics(truth: GroundTruth, detections: DatasetDetections) -> CocoResult | None:
+    """The numbers from overlaps of masks, None unless both sides have masks; else as
+    `coco_metrics`."""
+    if truth.image_sizes is None or detections.masks is None:
+        return None
+    return coco_result(truth, coco_evaluation(truth, detections, "segm"))
+
+
+def coco_evaluation(
+    truth: GroundTruth, detections: DatasetDetections, measured: Measured = "bbox"
+) -> hotcoco.COCOeval:
     """hotcoco's evaluation of detections; errors as in `coco_metrics`.
 
     The ids of its images are those in `truth.rank`, those of its categories are labels. Detections
-    and annotations have ids from 1, in the order in which they were given.
+    and annotations have ids from 1, in the order in which they were given. "segm" compares masks,
+    which both sides must have.
     """
-    evaluation = _prepared(truth, detections)
+    evaluation = _prepared(truth, detections, measured)
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
@@ -270,7 +331,9 @@ def ap_by_area(
     return averages
 
 
-def _prepared(truth: GroundTruth, detections: DatasetDetections) -> hotcoco.COCOeval:
+def _prepared(
+    truth: GroundTruth, detections: DatasetDetections, measured: Measured = "bbox"
+) -> hotcoco.COCOeval:
     """hotcoco's evaluation before it computes anything; the detections are checked."""
     columns = (
         detections.image_index,
@@ -281,7 +344,30 @@ def _prepared(truth: GroundTruth, detections: DatasetDetections) -> hotcoco.COCO
     rows = np.column_stack(columns).astype(np.float64)
     check_detections(truth.image_ids, len(truth.class_names), detections)
     rows[:, 0] = truth.rank[detections.image_index]
-    return hotcoco.COCOeval(truth.annotations, truth.annotations.load_res(rows), "bbox")
+    if measured == "bbox":
+        return hotcoco.COCOeval(truth.annotations, truth.annotations.load_res(rows), "bbox")
+    assert detections.masks is not None
+    masks = _segmentation(detections.masks, detections.image_index, truth.image_sizes)
+    assert masks is not None
+    results = truth.annotations.load_res(rows, segmentation=masks)
+    if masks:
+        # As from a file of COCO results without boxes: of small, medium or large area by the mask.
+        ids = np.arange(1, len(masks) + 1)
+        results.update_anns(ids=ids, area=hotcoco.mask.area(masks).astype(np.float64))
+    return hotcoco.COCOeval(truth.annotations, results, "segm")
+
+
+def _segmentation(
+    masks: list[bytes] | None, image: NDArray[np.int64], image_sizes: NDArray[np.int64] | None
+) -> list[Any] | None:
+    """The masks as COCO writes them; `image` is the index of each one's image."""
+    if masks is None or image_sizes is None:
+        return None
+    sizes = image_sizes.tolist()
+    rles: list[Any] = []
+    for counts, index in zip(masks, image.tolist(), strict=True):
+        rles.append({"size": sizes[index], "counts": counts})
+    return rles
 
 
 def check_detections(

@@ -3,21 +3,33 @@
 Shapes: B images, Q queries, C classes, K detections of an image.
 """
 
-from typing import Literal
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from redetr.boxes import box_cxcywh_to_xyxy
-from redetr.structures import Outputs
+from redetr.structures import Outputs, Size
 
 Kind = Literal["softmax", "sigmoid"]
 
+_MASKS_AT_ONCE = 16  # at the size of an image: 300 of a photograph would take 400 MB as logits
 
-def decode(
-    outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels), best score first.
+
+class Decoded(NamedTuple):
+    """The detections of a batch, best score first."""
+
+    scores: Tensor  # [B, K]
+    labels: Tensor  # [B, K]
+    boxes: Tensor  # [B, K, 4] xyxy, pixels of the original images
+    queries: Tensor  # [B, K] the query that each comes from
+
+
+def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> Decoded:
+    """The detections of a batch.
 
     `orig_sizes` is `[B, 2]`: height and width of the original images, best on the model's device.
     "softmax" gives each query its best class except "no object": K = Q, whatever `top_k` is.
@@ -34,26 +46,28 @@ def decode(
     inside, so AP is that of the originals or slightly above.
     """
     logits = outputs["pred_logits"].float()
-    boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"].float())
     if kind == "softmax":
         scores, labels = best_classes(logits, kind)
+        queries = None
     elif kind == "sigmoid":
         num_classes = logits.shape[-1]
         pairs = logits.flatten(1)  # [B, Q * C]
         best_logits, pair = pairs.topk(min(top_k, pairs.shape[1]), dim=1)
         scores = best_logits.sigmoid()
         labels = pair % num_classes
-        boxes = _rows(boxes, pair // num_classes)
+        queries = pair // num_classes
     else:
         raise ValueError(f"kind must be softmax or sigmoid, not {kind!r}")
 
     scores, order = _best_first(scores)
     labels = labels.gather(1, order)
+    queries = order if queries is None else queries.gather(1, order)
+    boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"].float())
     width_height = orig_sizes.to(boxes).flip(-1)
     corners = width_height.repeat(1, 2)[:, None]  # [B, 1, 4] the right bottom corner twice
-    boxes = _rows(boxes, order) * corners
+    boxes = _rows(boxes, queries) * corners
     boxes = torch.minimum(boxes.clamp(min=0), corners)
-    return scores, labels, boxes
+    return Decoded(scores, labels, boxes, queries)
 
 
 def best_classes(logits: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
@@ -76,3 +90,64 @@ def _best_first(scores: Tensor) -> tuple[Tensor, Tensor]:
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:
     """The boxes `[B, K, 4]` with these indices `[B, K]`."""
     return boxes.gather(1, index[..., None].expand(-1, -1, 4))
+
+
+def decode_masks(
+    outputs: Outputs, image: int, queries: Tensor, size: Size, canvas: Size, orig_size: Size
+) -> Iterator[Tensor]:
+    """The masks of `queries` `[K]` of one image of the batch, bool `[n, H, W]` on the host, a few
+    at a time.
+
+    `size` is what the model saw of the image, without the padding up to `canvas`; `orig_size` is
+    (H, W). Logits are interpolated once, bilinearly, from the model's resolution to the original
+    image; a pixel belongs to an object where they are above 0.
+
+    Deviation: the originals interpolate twice, to the canvas and to the image.
+    """
+    shares = (size[0] / canvas[0], size[1] / canvas[1])
+    for some in queries.split(_MASKS_AT_ONCE):
+        logits = outputs["pred_masks"][image, some].float().cpu()  # [n, h, w]
+        yield masks_of_size(logits, shares, orig_size)
+
+
+def masks_of_size(logits: Tensor, shares: tuple[float, float], size: Size) -> Tensor:
+    """Where `logits` `[N, h, w]` are above 0 once they are interpolated, bool `[N, *size]`.
+
+    `shares` are those of the rows and the columns that show the image; the rest is padding.
+    """
+    points = _pixel_centers(shares, size)  # [*size, 2]
+    masks = torch.zeros(len(logits), *size, dtype=torch.bool)
+    is_inside = logits > 0
+    # Between logits that are not above 0, none is: the rest of the image needs no interpolation.
+    for mask, map, inside in zip(masks, logits, is_inside, strict=True):
+        rows = _reach(inside.any(1), shares[0], size[0])
+        columns = _reach(inside.any(0), shares[1], size[1])
+        grid = points[rows, columns]
+        if grid.numel():
+            values = F.grid_sample(
+                map[None, None], grid[None], padding_mode="border", align_corners=False
+            )
+            mask[rows, columns] = values[0, 0] > 0
+    return masks
+
+
+def _pixel_centers(shares: tuple[float, float], size: Size) -> Tensor:
+    """Where the pixels of an image lie in maps of which it fills these `shares`, `[*size, 2]`:
+    (x, y), from -1 to 1 across the maps."""
+    axes = []
+    for share, length in zip(shares, size, strict=True):
+        centers = (torch.arange(length) + 0.5) / length  # in the image
+        axes.append(2 * share * centers - 1)
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([x, y], -1)
+
+
+def _reach(is_inside: Tensor, share: float, length: int) -> slice:
+    """The pixels, of `length`, that interpolation lets the True ones of a row `[n]` reach."""
+    (cells,) = torch.nonzero(is_inside, as_tuple=True)
+    if not len(cells):
+        return slice(0, 0)
+    pixels_per_cell = length / (share * len(is_inside))
+    start = (int(cells[0]) - 0.5) * pixels_per_cell
+    stop = (int(cells[-1]) + 1.5) * pixels_per_cell
+    return slice(max(0, math.floor(start)), min(length, math.ceil(stop)))

@@ -33,6 +33,8 @@ class StoredTarget(TypedDict):
     iscrowd: Tensor  # [T] bool; evaluation ignores detections in crowds, training drops crowds
     area: Tensor  # [T] float32, pixels of the stored image
     masks: NotRequired[Tensor]  # [T, H, W] bool, pixels of the stored image
+    # the same, compressed (see `masks.py`): what `DetectionDataset.compact_target` has instead
+    mask_counts: NotRequired[list[bytes]]
 
 
 class Target(TypedDict):
@@ -62,6 +64,14 @@ class Outputs(TypedDict):
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
     pred_masks: NotRequired[Tensor]  # [B, Q, H / 4, W / 4] logits, over the padded canvas
+    # the same for chosen queries: their logits [N, H / 4, W / 4] from the indices of their images
+    # and of themselves, [N] each
+    masks_of: NotRequired[Callable[[Tensor, Tensor], Tensor]]
+    # what masks are products of, for losses that need those of matched queries only: [B, Q, E] and
+    # [B, E, H / 4, W / 4]
+    mask_embed: NotRequired[Tensor]
+    pixel_embed: NotRequired[Tensor]
+    canvas: NotRequired[Size]  # of the padded images, which masks cover
     # D-FINE, see `edges.py`: logits of the bins of each edge, [B, Q, 4 * N], and the boxes from
     # which edges move, [B, Q, 4]
     edge_logits: NotRequired[Tensor]
@@ -81,7 +91,9 @@ class LossConfig:
     how many groups of noisy queries the model is trained with, see `denoising.py`. `loss_fgl`,
     `loss_ddf` and `loss_ddn` are the weights of the losses of edges, see `edges.py`: fine-grained
     localisation (FGL), and distillation (DDF) of queries with an object and of those with none;
-    `reg_scale` is that of the model.
+    `reg_scale` is that of the model. `loss_mask` and `loss_dice` are the weights of the losses of
+    masks, which are judged on the whole canvas or on crops around objects as `mask_region` says:
+    see `mask_losses.py`.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -99,6 +111,14 @@ class LossConfig:
     loss_ddf: float = 0.0
     loss_ddn: float = 0.0
     reg_scale: float = 4.0
+    loss_mask: float = 0.0
+    loss_dice: float = 0.0
+    mask_region: Literal["canvas", "crops"] = "crops"
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the losses of masks are part of the loss."""
+        return self.loss_mask + self.loss_dice > 0
 
     @property
     def has_edges(self) -> bool:
@@ -124,6 +144,7 @@ class DetectionModel(nn.Module):
     max_size: int | None  # longer side at most ("aspect"), px
     frozen: tuple[str, ...] = ()  # paths of the modules that are not trained
     weights_from: str = "random weights"  # where its weights, or their training, began; the licence
+    has_masks: bool = False  # whether outputs hold `pred_masks`
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode, in which the BatchNorm of frozen parts keeps its statistics."""
@@ -225,9 +246,13 @@ class DatasetDetections:
     labels: NDArray[np.int64]  # [N] in [0, C)
     scores: NDArray[np.floating]  # [N]
     boxes: NDArray[np.floating]  # [N, 4] xyxy in pixels of the stored image
+    # N, of the stored image: run lengths as COCO compresses them; None if the model has no masks
+    masks: list[bytes] | None = None
 
     def __post_init__(self) -> None:
         rows = (len(self.scores),)
+        if self.masks is not None and len(self.masks) != len(self.scores):
+            raise ValueError(f"{len(self.masks)} masks of {len(self.scores)} detections")
         columns = (self.image_index.shape, self.labels.shape, self.scores.shape)
         if columns != (rows, rows, rows) or self.boxes.shape != (*rows, 4):
             shapes = ", ".join(str(shape) for shape in (*columns, self.boxes.shape))
@@ -238,28 +263,40 @@ class DatasetDetections:
 
     @classmethod
     def concatenate(cls, parts: Sequence["DatasetDetections"]) -> "DatasetDetections":
-        """All detections of the parts; none if there are no parts."""
+        """All detections of the parts; none if there are no parts.
+
+        Raises ValueError where some have masks and others have none.
+        """
         image_index = [np.zeros(0, np.int64)]
         labels = [np.zeros(0, np.int64)]
         scores = [np.zeros(0, np.float32)]
         boxes = [np.zeros((0, 4), np.float32)]
+        masks: list[bytes] = []
+        has_masks = [part.masks is not None for part in parts]
         for part in parts:
             image_index.append(part.image_index)
             labels.append(part.labels)
             scores.append(part.scores)
             boxes.append(part.boxes)
+            masks += part.masks or []
         return cls(
             image_index=np.concatenate(image_index),
             labels=np.concatenate(labels),
             scores=np.concatenate(scores),
             boxes=np.concatenate(boxes),
+            masks=masks if any(has_masks) else None,
         )
 
     def keep(self, which: NDArray) -> "DatasetDetections":
         """The detections where this mask is True, or at these indices."""
+        masks = None
+        if self.masks is not None:
+            kept = np.arange(len(self))[which]
+            masks = [self.masks[row] for row in kept.tolist()]
         return DatasetDetections(
             image_index=self.image_index[which],
             labels=self.labels[which],
             scores=self.scores[which],
             boxes=self.boxes[which],
+            masks=masks,
         )

@@ -11,6 +11,7 @@ from PIL import Image
 
 from redetr.detector.detections import Detection, Detections, detections_of
 from redetr.errors import InputError
+from redetr.pages.drawing import class_color, score_color
 from redetr.postprocess import decode
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -55,7 +56,7 @@ def test_softmax_by_hand():
     out = outputs(
         [[[0.0, LN2, 0.0], [0.0, 0.0, LN2]]], [[[0.5, 0.5, 0.2, 0.4], [0.1, 0.9, 0.4, 0.4]]]
     )
-    scores, labels, boxes = (
+    scores, labels, boxes, _ = (
         field[0] for field in decode(out, torch.tensor([[100, 200]]), "softmax", 100)
     )
     torch.testing.assert_close(scores, torch.tensor([0.5, 0.25]))
@@ -67,7 +68,9 @@ def test_softmax_by_hand():
 
 def test_softmax_gives_each_query_once_best_first():
     out = random_outputs(classes=5)
-    scores, labels, boxes = decode(out, torch.tensor([[10, 20]] * 3), "softmax", top_k=2)
+    scores, labels, boxes, queries_kept = decode(
+        out, torch.tensor([[10, 20]] * 3), "softmax", top_k=2
+    )
     assert scores.shape == labels.shape == (3, 7) and boxes.shape == (3, 7, 4)
     probabilities = out["pred_logits"].double().softmax(-1)[..., :4]
     for b in range(3):
@@ -75,20 +78,21 @@ def test_softmax_gives_each_query_once_best_first():
         queries = best.values.argsort(descending=True)
         torch.testing.assert_close(scores[b], best.values[queries].float())
         assert torch.equal(labels[b], best.indices[queries])
+        assert torch.equal(queries_kept[b], queries)
         widths = out["pred_boxes"][b, queries, 2] * 20
         torch.testing.assert_close(boxes[b, :, 2] - boxes[b, :, 0], widths)
 
 
 def test_equal_scores_keep_their_order():
     out = {"pred_logits": torch.zeros(1, 40, 2), "pred_boxes": boxes_inside(1, 40)}
-    _, _, boxes = decode(out, torch.tensor([[10, 10]]), "softmax", top_k=100)
+    _, _, boxes, _ = decode(out, torch.tensor([[10, 10]]), "softmax", top_k=100)
     torch.testing.assert_close((boxes[0, :, 2] + boxes[0, :, 0]) / 20, out["pred_boxes"][0, :, 0])
 
 
 def test_boxes_end_at_the_edges_of_the_image():
     out = outputs([[[0.0, 0.0]] * 2], [[[0.1, 0.9, 0.4, 0.4], [0.5, 0.5, 3.0, 0.5]]])
     sizes = torch.tensor([[100, 200]])
-    _, _, boxes = decode(out, sizes, "softmax", 100)
+    _, _, boxes, _ = decode(out, sizes, "softmax", 100)
     expected = torch.tensor([[[0.0, 70.0, 60.0, 100.0], [0.0, 25.0, 200.0, 75.0]]])
     torch.testing.assert_close(boxes, expected)
 
@@ -97,7 +101,7 @@ def test_sigmoid_by_hand():
     # A query may be taken twice: once for each class.
     boxes = [[[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.5]]]
     out = outputs([[[LN3, -LN3], [0.0, 2 * LN3]]], boxes)
-    scores, labels, boxes = (
+    scores, labels, boxes, _ = (
         field[0] for field in decode(out, torch.tensor([[10, 40]]), "sigmoid", top_k=3)
     )
     torch.testing.assert_close(scores, torch.tensor([0.9, 0.75, 0.5]))
@@ -109,7 +113,7 @@ def test_sigmoid_by_hand():
 def test_sigmoid_equals_a_sort_of_all_pairs():
     out = random_outputs(classes=4)
     sizes = [(31, 17), (64, 128), (480, 640)]
-    for b, (scores, labels, boxes) in enumerate(
+    for b, (scores, labels, boxes, queries) in enumerate(
         zip(*decode(out, torch.tensor(sizes), "sigmoid", 10), strict=True)
     ):
         pairs = [
@@ -120,6 +124,7 @@ def test_sigmoid_equals_a_sort_of_all_pairs():
         best = sorted(pairs, reverse=True)[:10]
         torch.testing.assert_close(scores, torch.tensor([score for score, _, _ in best]))
         assert labels.tolist() == [c for _, _, c in best]
+        assert queries.tolist() == [q for _, q, _ in best]
         height, width = sizes[b]
         for box, (_, q, _) in zip(boxes.tolist(), best, strict=True):
             x, y, w, h = out["pred_boxes"][b, q].tolist()
@@ -134,7 +139,9 @@ def test_sigmoid_equals_a_sort_of_all_pairs():
 
 def test_saturated_scores_keep_the_order_of_their_logits():
     out = outputs([[[30.0], [90.0], [60.0]]], [[[0.1] * 4, [0.2] * 4, [0.3] * 4]])
-    scores, _, boxes = (field[0] for field in decode(out, torch.tensor([[10, 10]]), "sigmoid", 100))
+    scores, _, boxes, _ = (
+        field[0] for field in decode(out, torch.tensor([[10, 10]]), "sigmoid", 100)
+    )
     assert scores.tolist() == [1.0, 1.0, 1.0]
     torch.testing.assert_close(boxes[:, 2], torch.tensor([3.0, 4.5, 1.5]))
 
@@ -285,6 +292,20 @@ def test_draw_enlarges_and_marks_the_boxes():
     assert drawn.size == (400, 200)
     assert np.asarray(drawn).max() > 0
     assert two_detections().draw(Image.new("L", (200, 100))).mode == "RGB"
+
+
+def test_colors_tell_classes_or_of_a_single_class_the_scores():
+    image = torch.zeros(3, 500, 500, dtype=torch.uint8)
+    boxes = torch.tensor([[100.0, 100, 200, 200], [300, 300, 400, 400]])
+    scores = torch.tensor([0.9, 0.4])
+    labels = torch.tensor([0, 0])
+    for names, colors in (
+        (("cell",), [score_color(0.9), score_color(0.4)]),
+        (("cell", "dust"), [class_color(0)] * 2),
+    ):
+        ids = tuple(range(len(names)))
+        drawn = Detections(scores, labels, boxes, names, ids, (500, 500)).draw(image)
+        assert [drawn.getpixel((100, 150)), drawn.getpixel((300, 350))] == colors
 
 
 def test_only_some_classes():

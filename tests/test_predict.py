@@ -245,6 +245,23 @@ def test_all_forms_say_the_same(checkpoint, detector, folder, tmp_path, capsys):
     )
 
 
+def test_labels_and_lines_of_annotated_images(checkpoint, folder, tmp_path, capsys):
+    source = folder / "val-0.jpg"
+    looks = {"plain": (), "bare": ("--labels", "none", "--line-width", "1")}
+    drawn = {}
+    for name, flags in looks.items():
+        predict(checkpoint, source, "--output", tmp_path / name, "--save", "png", *flags)
+        with Image.open(tmp_path / name / "val-0.png") as file:
+            drawn[name] = np.asarray(file)
+    detector = redetr.load(checkpoint, device="cpu").optimize(precision="fp32")
+    alone = detector.predict(source, threshold=0.0)
+    assert (drawn["bare"] == np.asarray(alone.draw(labels="none", line_width=1))).all()
+    assert (drawn["plain"] == np.asarray(alone.draw())).all()
+    assert (drawn["bare"] != drawn["plain"]).any()
+    said = refused(capsys, checkpoint, source, "--output", tmp_path / "no", "--line-width", 0)
+    assert said == "redetr: --line-width 0 must be at least 1"
+
+
 def test_images_called_by_numbers_have_these_as_ids(checkpoint, folder, tmp_path):
     for number in (42, 139):
         (tmp_path / f"{number:012}.jpg").write_bytes((folder / "val-0.jpg").read_bytes())

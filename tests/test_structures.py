@@ -146,3 +146,17 @@ def test_arrays_of_different_lengths_are_refused(name):
     whole = detections(3)
     with pytest.raises(ValueError, match="do not fit together"):
         replace(whole, **{name: getattr(whole, name)[:2]})
+
+
+def test_masks_stay_with_their_detections():
+    first = replace(detections(2), masks=[b"a", b"b"])
+    second = replace(detections(1, start=2), masks=[b"c"])
+    none = detections(0)
+    joined = DatasetDetections.concatenate([first, none, second])
+    assert joined.masks == [b"a", b"b", b"c"]
+    assert joined.keep(np.array([2, 0])).masks == [b"c", b"a"]
+    assert joined.keep(np.array([False, True, True])).masks == [b"b", b"c"]
+    assert detections(2).keep(np.array([0])).masks is None
+    assert DatasetDetections.concatenate([detections(2)]).masks is None
+    with pytest.raises(ValueError, match="2 masks of 3 detections"):
+        DatasetDetections.concatenate([first, detections(1)])

@@ -9,17 +9,26 @@ from PIL import Image
 
 from redetr.errors import InputError
 from redetr.pages.curves import _plot_loss, plot_curves, read_metrics
-from redetr.pages.drawing import class_color, comparison_grid, draw_boxes, grid, save_image, to_pil
+from redetr.pages.drawing import (
+    class_color,
+    comparison_grid,
+    draw_boxes,
+    grid,
+    save_image,
+    score_color,
+    to_pil,
+)
 
 
 def gray(height, width):
     return torch.full((3, height, width), 128, dtype=torch.uint8)
 
 
-def draw(image, boxes, scores=None, scale=None, labels=None):
+def draw(image, boxes, scores=None, scale=None, labels=None, **options):
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     labels = ["x"] * len(boxes) if labels is None else labels
-    return draw_boxes(image, boxes, labels, scores, range(len(boxes)), scale)
+    colors = [class_color(i) for i in range(len(boxes))]
+    return draw_boxes(image, boxes, labels, scores, colors, scale, **options)
 
 
 def read_image(path):
@@ -108,6 +117,65 @@ def test_tags_stay_in_the_picture_and_apart():
     assert min(mask.sum() for mask in same) > 300
 
 
+def nuclei():
+    """The boxes of 211 objects of 20 px in an image of 512 px, about 13 px apart."""
+    places = [(33 * column + 5, 33 * row + 5) for row in range(15) for column in range(15)]
+    return [[x, y, x + 20, y + 20] for x, y in places[:211]]
+
+
+def changed(image, drawn):
+    """Where a picture differs from its (enlarged) gray image."""
+    return (np.asarray(drawn) != 128).any(-1)
+
+
+def test_many_small_objects_stay_visible():
+    """Their image is enlarged, lines are thin, and tags hide next to nothing of any object."""
+    boxes = nuclei()
+    drawn = draw(gray(512, 512), boxes, [0.87] * len(boxes), labels=[""] * len(boxes))
+    factor = drawn.width // 512
+    assert factor == 3
+    hidden = changed(gray(512, 512), drawn)
+    for box in boxes:
+        x1, y1, x2, y2 = (factor * edge for edge in box)
+        assert hidden[y1:y2, x1:x2].mean() < 0.15 + 0.2  # the most for a tag, and lines of 3 px
+        assert hidden[(y1 + y2) // 2, x1:x2].sum() == 2 * 3
+
+
+def test_tags_are_left_out_where_they_have_no_room():
+    boxes = nuclei()
+    image = gray(512, 512)
+    long_names = ["a rather long name of a class"] * len(boxes)
+    pixels = {}
+    for tags in ("none", "auto", "all"):
+        drawn = draw(image, boxes, labels=long_names, scale=1, tags=tags)
+        pixels[tags] = int(changed(image, drawn).sum())
+    outlines = 211 * 4 * 19
+    assert pixels["none"] == outlines
+    assert outlines < pixels["auto"] < pixels["all"]
+    hidden = changed(image, draw(image, boxes, labels=long_names, scale=1))
+    shares = [hidden[y1:y2, x1:x2].mean() for x1, y1, x2, y2 in boxes]
+    assert max(shares) < 0.15 + 0.25  # a line of 1 px around 20 px takes 0.19
+
+
+def test_few_objects_have_their_tags_and_no_wider_lines_than_asked():
+    boxes = [[20, 30, 60, 80], [22, 30, 64, 84]]
+    image = gray(100, 100)
+    both = [(np.asarray(draw(image, boxes, scale=3)) == class_color(i)).all(-1) for i in (0, 1)]
+    assert min(mask.sum() for mask in both) > 2 * 4 * 120
+    for width in (1, 5):
+        drawn = np.asarray(draw(image, boxes[:1], scale=1, labels=[""], line_width=width))
+        assert (drawn[50] == class_color(0)).all(-1).sum() == 2 * width
+
+
+def test_scores_have_colors_from_dark_to_bright():
+    colors = np.array([score_color(score / 20) for score in range(21)])
+    brightness = colors @ [0.299, 0.587, 0.114]
+    assert (np.diff(brightness) > 0).all()
+    assert colors.min() >= 0 and colors.max() <= 255
+    assert score_color(0.25) == (140, 50, 180)
+    assert score_color(0.125) == (90, 55, 185)  # halfway to the one before
+
+
 @pytest.mark.parametrize("words", ["äßéñø", "αβγδε", "бгджй"])
 def test_letters_are_drawn_and_not_boxes_for_what_is_missing(words):
     captions = [
@@ -122,9 +190,9 @@ def test_degenerate_boxes_are_drawn():
 
 def test_lengths_must_agree():
     with pytest.raises(ValueError):
-        draw_boxes(gray(64, 64), torch.zeros(2, 4), ["a"], None, [0, 1])
+        draw_boxes(gray(64, 64), torch.zeros(2, 4), ["a"], None, [(1, 2, 3)] * 2)
     with pytest.raises(ValueError):
-        draw_boxes(gray(64, 64), torch.zeros(2, 4), ["a", "b"], [0.5], [0, 1])
+        draw_boxes(gray(64, 64), torch.zeros(2, 4), ["a", "b"], [0.5], [(1, 2, 3)] * 2)
 
 
 def test_grid_places_panels():

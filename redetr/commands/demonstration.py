@@ -20,7 +20,7 @@ from redetr.errors import InputError
 from redetr.models import build
 from redetr.monitor import in_percent
 from redetr.pages.curves import plot_curves
-from redetr.pages.drawing import comparison_grid, draw_boxes, save_image
+from redetr.pages.drawing import class_color, comparison_grid, draw_boxes, save_image
 from redetr.recipes import get_recipe
 from redetr.structures import StoredTarget
 from redetr.training import train
@@ -120,4 +120,5 @@ def _drawn_truth(image: Tensor, target: StoredTarget, class_names: tuple[str, ..
     boxes = target["boxes"][kept]
     labels = target["labels"][kept].tolist()
     names = [class_names[label] for label in labels]
-    return draw_boxes(image, boxes, names, None, labels)
+    colors = [class_color(label) for label in labels]
+    return draw_boxes(image, boxes, names, None, colors)

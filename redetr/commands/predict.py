@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-import tyro
 from rich.progress import Progress
 
-from redetr.commands.arguments import FLAGS, Checkpoint
+from redetr.choices import LabelChoice
+from redetr.commands.arguments import Checkpoint, Sources, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_file, require_images, say_origin
 from redetr.detector.records import (
     RECORD,
@@ -36,6 +36,7 @@ from redetr.wording import counted
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from redetr.data.annotations import Fault
     from redetr.detector.detections import Detections
@@ -56,7 +57,7 @@ class Predict:
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
-    source: tyro.conf.Positional[tuple[str, ...]]
+    source: Sources
     """Images, folders, patterns such as 'a/**/*.jpg', http(s) addresses, videos; 0 is the first
     camera."""
     output: str = "predictions"
@@ -72,6 +73,10 @@ class Predict:
     overlap: float = 0.2
     """Share of a tile's side that neighbours have in common: objects up to this size are seen
     whole."""
+    labels: LabelChoice = "auto"
+    """Labels on annotated images: auto = where there is room, all, or none."""
+    line_width: int | None = None
+    """Width of the lines of boxes in px; default: by the size of the image and of the boxes."""
     save: tuple[Format, ...] = ("png", "json")
     """What else to write: annotated images (png or jpg; videos as mp4), predictions.json,
     predictions.coco.json, predictions.csv."""
@@ -141,6 +146,8 @@ class Predict:
             raise InputError(f"--tile {self.tile} must be at least 1")
         if not 0 <= self.overlap < 1:
             raise InputError(f"--overlap {self.overlap} must be at least 0 and below 1")
+        if self.line_width is not None and self.line_width < 1:
+            raise InputError(f"--line-width {self.line_width} must be at least 1")
         require_images(self.batch_size)
         if not self.source:
             raise InputError("no input: name images or folders after the checkpoint")
@@ -227,9 +234,14 @@ class Predict:
         if not self._draws:
             return frame, detections, None
         if frame.number is not None:
-            return frame, detections, detections.draw(frame.image, scale=1)
-        save_image(detections.draw(frame.image), file_names[frame.source])
+            return frame, detections, self._draw(frame.image, detections, scale=1)
+        save_image(self._draw(frame.image, detections), file_names[frame.source])
         return frame, detections, None
+
+    def _draw(
+        self, image: "Tensor", detections: "Detections", scale: int | None = None
+    ) -> "Image.Image":
+        return detections.draw(image, scale, labels=self.labels, line_width=self.line_width)
 
     def _lines(
         self, file_names: dict[str, Path], frame: "Frame", detections: "Detections | None"
@@ -359,4 +371,4 @@ class _Result:
     plain: list[str] = field(default_factory=list)  # images of nearly one colour, and which
 
 
-parse = partial(tyro.cli, Predict, prog="redetr predict", config=FLAGS)
+parse = partial(parse_flags, Predict, prog="redetr predict")

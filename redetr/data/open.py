@@ -34,25 +34,33 @@ def absolute_source(source: str) -> str:
 
 
 def open_dataset(
-    source: str | Path, split: Split, val_fraction: float = 0.0, stamp: str | None = None
+    source: str | Path,
+    split: Split,
+    val_fraction: float = 0.0,
+    stamp: str | None = None,
+    masks: bool = False,
 ) -> DetectionDataset:
     """The data set called `digits` or `crowns`, that in a folder (`./digits` is a folder of that
     name), or that which Hugging Face `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or
     `hf:FOLDER`, and `,boxes=xyxy` behind it if it does not hold xywh.
 
-    Folders are in COCO, YOLO, Pascal VOC or LabelMe format: see `redetr.data.formats.coco`, `yolo`,
-    `voc` and `labelme`. The path of a YAML file in YOLO format stands for its folder, which is read
-    as this file says. Without a val split, a `val_fraction` of the training images is held out as
-    one. Large folders are read once, see `redetr.data.store`; `stamp` is what `stamp_of` says of
-    one, if it is known. Raises InputError if there is no such folder, layout or split, or the
-    annotations are faulty.
+    Folders are in COCO, YOLO, Pascal VOC or LabelMe format or have label images: see
+    `redetr.data.formats.coco`, `yolo`, `voc`, `labelme` and `label_images`. The path of a YAML file
+    in YOLO format stands for its folder, which is read as this file says. Without a val split, a
+    `val_fraction` of the training images is held out as one. Large folders are read once, see
+    `redetr.data.store`; `stamp` is what `stamp_of` says of one, if it is known. With `masks`,
+    targets hold masks. Raises InputError if there is no such folder, layout or split, the
+    annotations are faulty, or no object has a mask where they are asked for.
     """
     if split not in SPLITS:
         raise ValueError(f"split is train, val or test, not {split!r}")
     if split == "test" and source in _EMBEDDED:
         raise InputError("has no test split", where=source, remedy="use val")
     if source == "digits":
-        return DigitsDataset(split)
+        return DigitsDataset(split, masks=masks)
+    if masks:
+        text = "has boxes only, and no masks"
+        raise InputError(text, where=source, remedy="leave out --masks, or draw outlines")
     if str(source).startswith("hf:"):
         return open_hub(str(source), split, val_fraction)
     hints = Hints()

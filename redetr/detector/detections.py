@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from redetr.choices import LabelChoice
 from redetr.errors import InputError
-from redetr.pages.drawing import draw_boxes
+from redetr.pages.drawing import class_color, draw_boxes, score_color
 from redetr.postprocess import Kind, decode
 from redetr.structures import Outputs, Size
 
@@ -148,31 +149,50 @@ class Detections:
         )
 
     def draw(
-        self, image: Image.Image | Tensor | None = None, scale: int | None = None
+        self,
+        image: Image.Image | Tensor | None = None,
+        scale: int | None = None,
+        *,
+        labels: LabelChoice = "auto",
+        line_width: int | None = None,
     ) -> Image.Image:
-        """The image with labelled boxes; small images are enlarged.
+        """The image with its boxes; small images are enlarged.
 
-        `image` is the original one (PIL, or uint8 `[3, H, W]`), by default the one kept here;
-        `scale` is described at `draw_boxes`. Raises InputError for an image of another size, or if
-        there is none.
+        `image` is the original one (PIL, or uint8 `[3, H, W]`), by default the one kept here.
+        `labels` ("auto": where there is room), `line_width` (px) and `scale` are described at
+        `draw_boxes`. Of a model with a single class, labels are scores, and so are colors: dark
+        blue for 0 to yellow for 1. Raises InputError for an image of another size, or if there is
+        none.
         """
         image = self.image if image is None else image
         if image is None:
             raise InputError(
                 "the detections of a list of images do not keep them: give draw the image"
             )
+        self._require_size(image)
+        scores = self.scores.tolist()
+        if len(self.class_names) == 1:
+            names = [""] * len(self)
+            colors = [score_color(score) for score in scores]
+        else:
+            names = self.names
+            colors = [class_color(label) for label in self.labels.tolist()]
+        return draw_boxes(
+            image, self.boxes, names, scores, colors, scale, tags=labels, line_width=line_width
+        )
+
+    def _require_size(self, image: Image.Image | Tensor) -> None:
+        """Raises InputError if the image has another size than that of these detections."""
         if isinstance(image, Image.Image):
             width, height = image.size
         else:
             height, width = image.shape[-2:]
-        if (height, width) != self.image_size:
-            known_height, known_width = self.image_size
-            raise InputError(
-                f"detections of an image of {known_width}x{known_height} px cannot be drawn on one "
-                f"of {width}x{height} px"
-            )
-        return draw_boxes(
-            image, self.boxes, self.names, self.scores.tolist(), self.labels.tolist(), scale
+        if (height, width) == self.image_size:
+            return
+        known_height, known_width = self.image_size
+        raise InputError(
+            f"detections of an image of {known_width}x{known_height} px cannot be drawn on one "
+            f"of {width}x{height} px"
         )
 
 
@@ -191,7 +211,7 @@ def detections_of(
     clipped to the image.
     """
     sizes = torch.tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
-    scores, labels, boxes = decode(outputs, sizes, kind, top_k)
+    scores, labels, boxes, _ = decode(outputs, sizes, kind, top_k)
     # One tensor, one copy; fp32 holds every label below 2^24 exactly.
     columns = [boxes, scores[..., None], labels[..., None].float()]
     rows_of_images = torch.cat(columns, dim=-1).cpu()

@@ -26,7 +26,6 @@ _PANEL_PX = 400
 _COLUMNS = 4
 _SAMPLES: dict[Split, int] = {"train": 8, "val": 4, "test": 4}
 _AUGMENTED_SAMPLES = 3
-_MOST_TAGS = 12  # in images with more boxes, only colors tell the classes
 _BINS = 31
 _MOST_CLASSES = 30  # in the histogram, the most common ones
 _MOST_LEVEL_NAMES = 8  # names of more classes are turned upright
@@ -117,15 +116,15 @@ def _stored_panel(
 def _panel(
     image: Tensor, boxes: Tensor, labels: list[int], class_names: tuple[str, ...]
 ) -> Image.Image:
-    """The image with its boxes (xyxy pixels), at most `_PANEL_PX` large."""
+    """The image with its boxes (xyxy pixels), about `_PANEL_PX` large at most."""
     panel = to_pil(image)
     longest = max(panel.size)
-    scale = min(1.0, _PANEL_PX / longest)
+    reduction = min(1.0, _PANEL_PX / longest)
     panel.thumbnail((_PANEL_PX, _PANEL_PX))
-    tags = [""] * len(labels)
-    if len(labels) <= _MOST_TAGS:
-        tags = [class_names[label] for label in labels]
-    return draw_boxes(panel, boxes * scale, tags, None, labels)
+    enlargement = max(1, round(_PANEL_PX / longest))
+    names = [class_names[label] for label in labels]
+    colors = [class_color(label) for label in labels]
+    return draw_boxes(panel, boxes * reduction, names, None, colors, enlargement)
 
 
 def _histograms(report: Report) -> Image.Image:

@@ -361,8 +361,14 @@ class Trial:
         """All detections of classes that the data set has, with its labels."""
         parts = []
         for index, answer in enumerate(answers):
-            count = len(answer.detections["scores"])
-            parts.append(DatasetDetections(np.full(count, index), **answer.detections))
+            in_image = answer.detections
+            part = DatasetDetections(
+                image_index=np.full(len(in_image["scores"]), index),
+                labels=in_image["labels"],
+                scores=in_image["scores"],
+                boxes=in_image["boxes"],
+            )
+            parts.append(part)
         return with_labels(DatasetDetections.concatenate(parts), self._label_of)
 
     def _ap(self, answers: list[_Answer]) -> float:

@@ -66,7 +66,8 @@ class Processed(nn.Module):
         widths = torch.full((num_images,), width, dtype=torch.float32)
         orig_sizes = torch.stack([heights, widths], -1)
         kind = self.model.loss_config.scores
-        return decode(outputs, orig_sizes, kind, self.model.most_detections)
+        detections = decode(outputs, orig_sizes, kind, self.model.most_detections)
+        return detections.scores, detections.labels, detections.boxes
 
     def _size(self, height: int, width: int) -> tuple[Any, Any]:
         """As `views.Stretch` and `views.Fit`, without a branch.

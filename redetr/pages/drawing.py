@@ -1,6 +1,7 @@
 """Boxes drawn on images, and grids of images, as PIL images."""
 
 import colorsys
+import math
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -11,18 +12,31 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from redetr.boxes import box_iou
+from redetr.choices import LabelChoice
 from redetr.files import write_whole
 
 PathLike = str | os.PathLike[str]
 Color = tuple[int, int, int]
+Boxes = np.ndarray  # [N, 4] xyxy, pixels of the canvas
 
 # Images whose longer side is shorter are enlarged by a whole factor, about to this size.
 _READABLE_PX = 480
+# Images full of small boxes are enlarged until the median box is about so large, at most to this.
+_READABLE_BOX_PX = 48
+_LARGEST_PX = 1600
 _INK: Color = (33, 37, 41)
 _PAPER: Color = (255, 255, 255)
 _GAP_PX = 12
 _MANY_BOXES = 30  # in one image
+_MOST_HIDDEN = 0.15  # of a box, by a tag that has room
+# The colors of scores from 0 to 1, at equal distances: dark to bright, also for the colour-blind.
+SCORE_COLORS: tuple[Color, ...] = (
+    (40, 60, 190),
+    (140, 50, 180),
+    (215, 70, 120),
+    (250, 150, 60),
+    (245, 235, 70),
+)
 _LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the brightness of a color
 
 
@@ -35,6 +49,18 @@ def class_color(label: int) -> Color:
     brightness = 1 - 0.2 * (label % 3)
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, brightness)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def score_color(score: float) -> Color:
+    """The RGB color of a score from 0 to 1, where classes need none."""
+    position = score * (len(SCORE_COLORS) - 1)
+    below = min(int(position), len(SCORE_COLORS) - 2)
+    share = position - below
+    mixed = []
+    for low, high in zip(SCORE_COLORS[below], SCORE_COLORS[below + 1], strict=True):
+        mixed.append(round(low + share * (high - low)))
+    red, green, blue = mixed
+    return red, green, blue
 
 
 def to_pil(image: Image.Image | Tensor) -> Image.Image:
@@ -55,32 +81,43 @@ def draw_boxes(
     boxes: Tensor,
     labels: Sequence[str],
     scores: Sequence[float] | None,
-    classes: Sequence[int],
+    colors: Sequence[Color],
     scale: int | None = None,
+    *,
+    tags: LabelChoice = "auto",
+    line_width: int | None = None,
 ) -> Image.Image:
     """A copy of the image (PIL, or uint8 `[3, H, W]`) with tagged boxes `[N, 4]` (xyxy pixels of
     that image).
 
-    A tag is the text in `labels` with the score in percent; `classes` (contiguous labels) choose
-    the colors. `scale` enlarges the image by a whole factor before anything is drawn, so that lines
-    and text stay crisp; by default, small images are enlarged to about 480 px. Tags avoid each
-    other where there is room, and stay inside the image. The first box lies on top. Raises
-    ValueError for sequences of different lengths.
+    A tag is the text in `labels` with the score in percent, in the color of its box. With `tags` of
+    "auto", those without room are left out: they would hide a part of another tag or much of a box.
+    The first box lies on top and is tagged first; tags stay inside the image.
+
+    `scale` enlarges the image by a whole factor before anything is drawn, so that lines and text
+    stay crisp; by default, small images are enlarged to about 480 px, and those full of small boxes
+    further, at most to 1600 px. Lines are `line_width` px wide, by default 1 or 2 px on most
+    images. Raises ValueError for sequences of different lengths.
     """
     canvas = to_pil(image)
+    longest = max(canvas.size)
     if not scale:
-        scale = max(1, round(_READABLE_PX / max(canvas.size)))
+        scale = _readable_scale(longest, _median_side(boxes))
     canvas = ImageOps.scale(canvas, scale)
     texts = list(labels)
     if scores is not None:
-        texts = [f"{label} {100 * score:.0f}%" for label, score in zip(labels, scores, strict=True)]
+        texts = []
+        for label, score in zip(labels, scores, strict=True):
+            texts.append(f"{label} {100 * score:.0f}%".strip())
     enlarged = boxes * scale  # [N, 4]
-    line_px = max(2, round(_drawing_size(canvas, enlarged.tolist()) / 250))
+    if line_width is None:
+        line_width = _line_width(scale * longest, _median_side(enlarged))
     # The edge at x = 10 ends the pixel 9; PIL refuses boxes that are inside out.
     enlarged[:, 2:] = torch.maximum(enlarged[:, :2], enlarged[:, 2:] - 1)
-    rectangles = enlarged.tolist()
-    _draw_rectangles(canvas, rectangles, classes, line_px)
-    _draw_tags(canvas, rectangles, texts, classes)
+    rectangles = enlarged.double().numpy()
+    _draw_rectangles(canvas, rectangles, colors, line_width)
+    if tags != "none":
+        _draw_tags(canvas, rectangles, texts, colors, only_where_room=tags == "auto")
     return canvas
 
 
@@ -141,45 +178,90 @@ def save_image(image: Image.Image, path: PathLike) -> None:
 
 
 def _draw_rectangles(
-    canvas: Image.Image, boxes: list[list[float]], classes: Sequence[int], line_px: int
+    canvas: Image.Image, boxes: Boxes, colors: Sequence[Color], line_width: int
 ) -> None:
-    """Draws the boxes (xyxy pixels) in the colors of their classes, the first one on top."""
+    """Draws the boxes, the first one on top."""
     drawing = ImageDraw.Draw(canvas)
-    pairs = list(zip(boxes, classes, strict=True))
-    for (x1, y1, x2, y2), label in reversed(pairs):
-        # A thin dark line around the coloured one is visible on a background of any color.
-        outer = (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
-        drawing.rectangle(outer, outline=_INK, width=line_px + 2)
-        drawing.rectangle((x1, y1, x2, y2), outline=class_color(label), width=line_px)
+    pairs = list(zip(boxes.tolist(), colors, strict=True))
+    for (x1, y1, x2, y2), color in reversed(pairs):
+        if line_width > 1:
+            # A thin dark line around the coloured one is visible on a background of any color. It
+            # would hide too much of objects so small that their lines are 1 px wide.
+            outer = (x1 - 1, y1 - 1, x2 + 1, y2 + 1)
+            drawing.rectangle(outer, outline=_INK, width=line_width + 2)
+        drawing.rectangle((x1, y1, x2, y2), outline=color, width=line_width)
 
 
 def _draw_tags(
-    canvas: Image.Image, boxes: list[list[float]], texts: Sequence[str], classes: Sequence[int]
+    canvas: Image.Image,
+    boxes: Boxes,
+    texts: Sequence[str],
+    colors: Sequence[Color],
+    only_where_room: bool,
 ) -> None:
-    """Writes the texts beside their boxes, each where it hides least of the earlier ones."""
+    """Writes the texts beside their boxes, each where it hides least of earlier tags and boxes."""
     drawing = ImageDraw.Draw(canvas)
-    font = _font(max(15, round(_drawing_size(canvas, boxes) / 42)))
-    height = font.size * 1.25
-    drawn_tags = torch.zeros(0, 4)  # [number so far, 4] xyxy
-    for (x1, y1, _, y2), text, label in zip(boxes, texts, classes, strict=True):
+    font = _font(_font_size(canvas, boxes))
+    box_sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
+    box_areas = box_sides.prod(1)
+    drawn_tags = np.zeros((0, 4))
+    for box, text, color in zip(boxes.tolist(), texts, colors, strict=True):
         if not text:
             continue
-        width = font.getlength(text) + 8
-        x = max(0.0, min(x1, canvas.width - width - 1))
-        candidates = []
-        # Above the box, below it, inside at its top, inside at its bottom.
-        for y in (y1 - height, y2, y1, y2 - height):
-            inside = max(0.0, min(y, canvas.height - height - 1))
-            candidates.append(torch.tensor([x, inside, x + width, inside + height]))
-        overlaps = [float(box_iou(tag[None], drawn_tags).sum()) for tag in candidates]
-        tag = candidates[overlaps.index(min(overlaps))]
-        drawn_tags = torch.cat([drawn_tags, tag[None]])
-        color = class_color(label)
-        drawing.rectangle(tag.tolist(), fill=color)
-        is_bright = np.dot(color, _LUMA) > 140
-        ink = _INK if is_bright else _PAPER
-        middle = float(tag[1]) + height / 2
-        drawing.text((x + 4, middle), text, ink, font, anchor="lm")
+        size = (font.getlength(text) + 8, font.size * 1.25)
+        best = None
+        for tag in _tag_positions(box, size, canvas.size):
+            hidden_tags = float(_common_areas(tag, drawn_tags).sum())
+            hidden_share = float((_common_areas(tag, boxes) / box_areas).max())
+            rank = (hidden_tags, max(hidden_share, _MOST_HIDDEN))
+            if best is None or rank < best[0]:
+                best = (rank, tag)
+        assert best is not None
+        rank, tag = best
+        if only_where_room and rank > (0.0, _MOST_HIDDEN):
+            continue
+        drawn_tags = np.concatenate([drawn_tags, tag[None]])
+        _draw_tag(drawing, tag, text, color, font)
+
+
+def _tag_positions(
+    box: list[float], size: tuple[float, float], canvas_size: tuple[int, int]
+) -> list[np.ndarray]:
+    """Where a tag of that width and height may be: above its box, below it, inside at its top,
+    inside at its bottom; each at the left and at the right."""
+    x1, y1, x2, y2 = box
+    width, height = size
+    rightmost = canvas_size[0] - width - 1
+    lowest = canvas_size[1] - height - 1
+    tags = []
+    for y in (y1 - height, y2, y1, y2 - height):
+        for x in (x1, x2 - width):
+            left = max(0.0, min(x, rightmost))
+            top = max(0.0, min(y, lowest))
+            tags.append(np.array([left, top, left + width, top + height]))
+    return tags
+
+
+def _draw_tag(
+    drawing: ImageDraw.ImageDraw,
+    tag: np.ndarray,
+    text: str,
+    color: Color,
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    left, top, right, bottom = tag.tolist()
+    drawing.rectangle((left, top, right, bottom), fill=color)
+    is_bright = np.dot(color, _LUMA) > 140
+    ink = _INK if is_bright else _PAPER
+    drawing.text((left + 4, (top + bottom) / 2), text, ink, font, anchor="lm")
+
+
+def _common_areas(tag: np.ndarray, boxes: Boxes) -> np.ndarray:
+    """The areas `[N]` that a tag `[4]` has in common with each box, px squared."""
+    corner_1 = np.maximum(tag[:2], boxes[:, :2])
+    corner_2 = np.minimum(tag[2:], boxes[:, 2:])
+    sides = np.maximum(corner_2 - corner_1, 0)
+    return sides.prod(1)
 
 
 @cache
@@ -190,17 +272,36 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
-def _drawing_size(canvas: Image.Image, boxes: list[list[float]]) -> float:
-    """The side, in px, that lines and tags are scaled to.
-
-    It is that of the image, or less where the image is full of small boxes.
-    """
-    longest = max(canvas.size)
+def _median_side(boxes: Tensor) -> float:
+    """The median of the longer sides of boxes `[N, 4]`, px; infinite where there are few."""
     if len(boxes) <= _MANY_BOXES:
-        return longest
-    sides = sorted(max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes)
-    median_side = sides[len(sides) // 2]
-    return min(longest, 12 * median_side)
+        return math.inf
+    sides = (boxes[:, 2:] - boxes[:, :2]).amax(1)
+    return max(1.0, float(sides.median()))
+
+
+def _readable_scale(longest: float, median_side: float) -> int:
+    """The factor that makes an image, and its boxes if they are many, large enough to read."""
+    for_image = round(_READABLE_PX / longest)
+    for_boxes = math.ceil(min(_READABLE_BOX_PX / median_side, _LARGEST_PX // longest))
+    return max(1, for_image, for_boxes)
+
+
+def _line_width(longest: float, median_side: float) -> int:
+    """The width of lines in px, for an image whose longer side is `longest`."""
+    widest = max(2, round(longest / 400))
+    if math.isinf(median_side):
+        return widest
+    return max(1, min(widest, round(median_side / 40)))
+
+
+def _font_size(canvas: Image.Image, boxes: Boxes) -> int:
+    """The size of letters in px: by the image, or less where it is full of small boxes."""
+    longest = max(canvas.size)
+    median_side = _median_side(torch.from_numpy(boxes))
+    if math.isinf(median_side):
+        return max(15, round(longest / 42))
+    return max(11, round(min(longest / 42, median_side / 4)))
 
 
 def _panel_edges(sizes: Sequence[int]) -> list[int]:

@@ -17,6 +17,7 @@ from redetr.data.formats.digits import (
     in_validation,
     read_scans,
 )
+from redetr.errors import InputError
 
 # Validation scenes: index, digits, their boxes, mean brightness. Recorded results rest on them.
 KNOWN_SCENES = [
@@ -147,3 +148,32 @@ def test_digits_stand_out_from_the_ground():
             inside = brightness[top:bottom, left:right]
             apart.append(np.quantile(np.abs(inside - np.median(brightness)), 0.9))
     assert np.quantile(apart, 0.05) > 45
+
+
+def test_masks_are_where_the_ink_of_a_digit_is_on_top():
+    dataset = open_dataset("digits", "val", masks=True)
+    assert dataset.has_masks
+    for index in range(20):
+        _, target = dataset.sample(index)
+        masks = target["masks"]
+        assert masks.dtype == torch.bool
+        assert masks.shape == (len(target["labels"]), 128, 128)
+        assert torch.equal(masks, dataset.target(index)["masks"])
+        assert masks.sum(0).max() <= 1  # no pixel belongs to two digits
+        glyphs = _arranged(dataset._random(index), "val")
+        for number, glyph in enumerate(glyphs):
+            left, top, right, bottom = glyph.box
+            inked = torch.from_numpy(glyph.ink >= _INKED)
+            mask = masks[number].clone()
+            covers = masks[number + 1 :, top:bottom, left:right].any(0)
+            assert torch.equal(mask[top:bottom, left:right], inked & ~covers)
+            mask[top:bottom, left:right] = False
+            assert not mask.any()  # none outside of the box
+    _, plain = open_dataset("digits", "val").sample(0)
+    assert "masks" not in plain
+    assert torch.equal(plain["boxes"], dataset.target(0)["boxes"])
+
+
+def test_data_with_boxes_only_has_no_masks():
+    with pytest.raises(InputError, match="crowns: has boxes only, and no masks"):
+        open_dataset("crowns", "train", masks=True)

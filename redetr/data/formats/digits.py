@@ -65,21 +65,26 @@ class _Glyph:
 class DigitsDataset(DetectionDataset):
     """Scenes of 128x128 px; scene `i` depends on (seed, split, i) only.
 
-    Boxes are tight around the ink of a digit.
+    Boxes are tight around the ink of a digit, areas are those of the boxes. A mask has the pixels
+    where the ink of its digit is on top: of a digit that others cover in part, the mask is without
+    the covered part, the box is not. Ink of less than `_INKED` is no part of either.
     """
 
     name = "digits"
+    has_masks = True
     class_names = tuple("0123456789")
     category_ids = tuple(range(10))
     hints = Hints(image_size=_SIDE, augment="plain", num_queries=25)
 
-    def __init__(self, split: Split, seed: int = 0, size: int | None = None):
-        """A split of `size` scenes, by default 20,000 for training and 300 for validation."""
+    def __init__(self, split: Split, seed: int = 0, size: int | None = None, masks: bool = False):
+        """A split of `size` scenes, by default 20,000 for training and 300 for validation. Targets
+        hold masks if `masks`."""
         if size is None:
             size = _DEFAULT_SIZES[split]
         self.split: Split = split
         self.seed = seed
         self.size = size
+        self.masks = masks
         _scans(split)  # enlarged once, before worker processes are forked
 
     def __len__(self) -> int:
@@ -90,7 +95,7 @@ class DigitsDataset(DetectionDataset):
 
     def target(self, index: int) -> StoredTarget:
         glyphs = _arranged(self._random(index), self.split)
-        return _target(glyphs, self._position(index))
+        return self._target_of(glyphs, index)
 
     def image_id(self, index: int) -> int:
         return self._position(index)
@@ -103,7 +108,13 @@ class DigitsDataset(DetectionDataset):
         random = self._random(index)
         glyphs = _arranged(random, self.split)  # drawn first: the target needs no painting
         scene = _painted(random, glyphs)
-        return torch.from_numpy(scene), _target(glyphs, self._position(index))
+        return torch.from_numpy(scene), self._target_of(glyphs, index)
+
+    def _target_of(self, glyphs: list[_Glyph], index: int) -> StoredTarget:
+        target = _target(glyphs, self._position(index))
+        if self.masks:
+            target["masks"] = _visible(glyphs)
+        return target
 
     def _random(self, index: int) -> np.random.Generator:
         """Returns the generator of a scene."""
@@ -125,6 +136,16 @@ def _target(glyphs: list[_Glyph], image_id: int) -> StoredTarget:
         iscrowd=torch.zeros(len(glyphs), dtype=torch.bool),
         area=torch.from_numpy(areas),
     )
+
+
+def _visible(glyphs: list[_Glyph]) -> Tensor:
+    """Returns where the ink of each digit is on top, bool `[T, 128, 128]`."""
+    owner = np.zeros((_SIDE, _SIDE), np.uint8)  # number of the digit on top, from 1
+    for number, glyph in enumerate(glyphs, start=1):
+        left, top, right, bottom = glyph.box
+        owner[top:bottom, left:right][glyph.ink >= _INKED] = number
+    numbers = np.arange(1, len(glyphs) + 1)
+    return torch.from_numpy(owner == numbers[:, None, None])
 
 
 def _arranged(random: np.random.Generator, split: Split) -> list[_Glyph]:
