@@ -1,10 +1,8 @@
 """Panoptic segmentation: every pixel of an image belongs to one thing, one kind of stuff, or none.
 
-`instance_masks` and `panoptic_segments` are the post-processing of the original panoptic DETR,
-whose published AP and PQ contain its peculiarities:
+`panoptic_segments` is the post-processing of the original panoptic DETR, whose published PQ
+contains its peculiarities:
 
-- An instance is decided at the size that the model saw, and enlarged to the nearest pixel, so its
-  edges have steps. The nearest pixel is that of the corners, not of the centres.
 - Segments compete at each pixel with raw logits, not with scores; a query counts if its score is
   above 0.85.
 - Segments of one class of stuff are merged, and those that are then 4 pixels or less are dropped: a
@@ -15,7 +13,8 @@ whose published AP and PQ contain its peculiarities:
 Deviations: the padding of a batch is cut off before anything is resized, where the original
 squeezes it into the image (its numbers were measured on single images, which have none); logits are
 compared before their softmax over queries, which only decides ties; ids of segments start at 1, as
-0 is "no segment" in the PNG format of COCO.
+0 is "no segment" in the PNG format of COCO. For the masks of single objects see
+`postprocess.original_masks`.
 
 Shape letters: K queries, H W the original image, h w the maps of the model at stride 4.
 """
@@ -74,6 +73,11 @@ class Panoptic:
             entries.append(entry)
         return entries
 
+    def masks(self) -> Tensor:
+        """Those of the segments, in their order, bool `[N, H, W]`."""
+        numbers = torch.arange(1, len(self.segments) + 1, dtype=self.ids.dtype)
+        return self.ids == numbers[:, None, None]
+
 
 def id2rgb(ids: NDArray) -> NDArray[np.uint8]:
     """Colours `[H, W, 3]` of ids `[H, W]`: R + 256 G + 65536 B.
@@ -91,18 +95,6 @@ def rgb2id(colours: NDArray) -> NDArray[np.int32]:
     """Ids `[H, W]` of colours uint8 `[H, W, 3]`."""
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
     return red + 256 * green + 256**2 * blue
-
-
-def instance_masks(logits: Tensor, canvas: Size, size: Size, orig_size: Size) -> Tensor:
-    """Masks bool `[K, H, W]` of logits `[K, h, w]` that cover the padded canvas.
-
-    `size` is what the model saw of the image, without padding, and `orig_size` is (H, W).
-    """
-    on_canvas = F.interpolate(logits[:, None], size=canvas, mode="bilinear")
-    masks = on_canvas > 0  # a score above 0.5
-    height, width = size
-    masks = masks[..., :height, :width]
-    return F.interpolate(masks.float(), size=orig_size, mode="nearest")[:, 0].bool()
 
 
 def panoptic_of_batch(

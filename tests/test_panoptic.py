@@ -10,11 +10,11 @@ from redetr.panoptic import (
     Panoptic,
     Segment,
     id2rgb,
-    instance_masks,
     panoptic_of_batch,
     panoptic_segments,
     rgb2id,
 )
+from redetr.postprocess import original_masks
 
 IS_THING = (True, True, False, False)
 
@@ -158,14 +158,14 @@ def test_an_instance_is_decided_where_the_model_saw_it():
     """Bilinear to the padded canvas, above 0, cut, and to the nearest pixel from the corners."""
     logits = torch.tensor([[[3.0, -1.0, -9.0], [3.0, -1.0, -9.0]]])
     # On 12 columns, the logit falls from 3 at 1.5 to -1 at 5.5: it is above 0 up to column 4.
-    same = instance_masks(logits, (8, 12), (8, 8), (8, 8))
+    same = original_masks(logits, (8, 12), (8, 8), (8, 8))
     assert same[0, 0].tolist() == [True] * 5 + [False] * 3
     # Columns 0, 2, 4, 6. By the centres they would be 1, 3, 5, 7.
-    smaller = instance_masks(logits, (8, 12), (8, 8), (4, 4))
+    smaller = original_masks(logits, (8, 12), (8, 8), (4, 4))
     assert smaller[0].tolist() == [[True, True, True, False]] * 4
-    larger = instance_masks(logits, (8, 12), (8, 8), (16, 16))
+    larger = original_masks(logits, (8, 12), (8, 8), (16, 16))
     assert larger[0].tolist() == [[True] * 10 + [False] * 6] * 16
-    assert instance_masks(logits[:0], (8, 12), (8, 8), (5, 7)).shape == (0, 5, 7)
+    assert original_masks(logits[:0], (8, 12), (8, 8), (5, 7)).shape == (0, 5, 7)
 
 
 def test_colours_are_digits_of_ids():
