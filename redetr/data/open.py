@@ -58,15 +58,12 @@ def open_dataset(
         raise InputError("has no test split", where=source, remedy="use val")
     if source == "digits":
         return DigitsDataset(split, masks=masks)
-    if masks:
-        text = "has boxes only, and no masks"
-        raise InputError(text, where=source, remedy="leave out --masks, or draw outlines")
     if str(source).startswith("hf:"):
-        return open_hub(str(source), split, val_fraction)
+        return open_hub(str(source), split, val_fraction, masks)
     hints = Hints()
     if source == "crowns":
         hints = Hints(image_size=128, augment="aerial", num_queries=25)
-    return open_folder(folder_of(source), split, hints, val_fraction, stamp)
+    return open_folder(folder_of(source), split, hints, val_fraction, stamp, masks)
 
 
 Check = Callable[[DetectionDataset, DetectionDataset], list[Fault]]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -32,8 +33,10 @@ from redetr.data.annotations import (
 from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image
+from redetr.data.mask_columns import MaskBuilder
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
+from redetr.masks import encode
 
 CLASS_NAME = "object"
 _FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -57,22 +60,27 @@ def label_images_sought(split: Split) -> str:
     return f"{_IMAGES}/{split}/ beside {_LABELS}/{split}/ with label images"
 
 
-def read_label_images(root: Path, split: Split) -> Annotations:
-    """The split, which has to be there. Raises InputError if it is not; decodes every label
-    image."""
+def read_label_images(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
+    """The split, which has to be there, with masks if there is a builder for them. Raises
+    InputError if it is not there; decodes every label image."""
     location = _locate(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {label_images_sought(split)}", where=root)
     folder, labels_folder = location
     faults: list[Fault] = []
     names = contents_of(folder).files
-    masks, unclaimed = _matched(names, contents_of(labels_folder).files)
+    label_names, unclaimed = _matched(names, contents_of(labels_folder).files)
     _report_unclaimed(labels_folder, unclaimed, faults)
-    read = partial(_read, labels_folder)
+    read = partial(_read, labels_folder, masks is not None)
     with ThreadPoolExecutor(rank_cores()) as pool:
-        scenes = list(pool.map(read, masks))
+        scenes = list(pool.map(read, label_names))
     images = _read_images(folder, labels_folder, names, scenes, faults)
     objects = _read_objects(labels_folder, scenes, faults)
+    if masks is not None:
+        for scene in scenes:
+            for counts in scene.masks:
+                masks.add(counts)
+        objects.masks = masks
     return assemble(labels_folder, {1: CLASS_NAME}, images, objects, faults)
 
 
@@ -130,11 +138,12 @@ class _Scene:
     numbers: list[int] = field(default_factory=list)  # of its objects
     boxes: list[list[int]] = field(default_factory=list)  # xyxy px
     areas: list[int] = field(default_factory=list)  # pixels
+    masks: list[bytes] = field(default_factory=list)  # compressed, if they are asked for
     num_parts: int = 0  # that do not touch, if all have the same number
     problem: str = ""
 
 
-def _read(folder: Path, name: str) -> _Scene:
+def _read(folder: Path, with_masks: bool, name: str) -> _Scene:
     scene = _Scene(name)
     if not name:
         return scene
@@ -157,6 +166,8 @@ def _read(folder: Path, name: str) -> _Scene:
         scene.numbers.append(int(values[label]))
         scene.boxes.append([columns.start, rows.start, columns.stop, rows.stop])
         scene.areas.append(int(areas[label]))
+        if with_masks:
+            scene.masks += encode(torch.from_numpy(labels == label)[None])
     return scene
 
 

@@ -16,6 +16,7 @@ from redetr.data.formats.label_images import (
 from redetr.data.formats.labelme import labelme_sought, labelme_splits, read_labelme
 from redetr.data.formats.voc import read_voc, voc_sought, voc_splits
 from redetr.data.formats.yolo import read_yolo, yolo_files, yolo_sought, yolo_splits
+from redetr.data.mask_columns import MaskBuilder, MaskUse
 from redetr.errors import InputError
 
 _REMEDIES = {
@@ -31,7 +32,7 @@ class _Layout(NamedTuple):
 
     splits: Callable[[Path], list[Split]]
     sought: Callable[[Split], str]
-    read: Callable[[Path, Split], Annotations]
+    read: Callable[[Path, Split, MaskBuilder | None], Annotations]
 
 
 _LAYOUTS = {
@@ -54,8 +55,9 @@ def splits_of(root: Path) -> list[Split]:
     return splits
 
 
-def read_annotations(root: Path, split: Split) -> Annotations:
+def read_annotations(root: Path, split: Split, masks: MaskUse = "none") -> Annotations:
     """One split of the data set in a folder, or of a YAML file, with all that is wrong with it.
+    Masks are read for this use.
 
     Raises InputError if there is no such data set or split, or nothing of it can be read.
     """
@@ -63,7 +65,7 @@ def read_annotations(root: Path, split: Split) -> Annotations:
     if split not in splits:
         text = f"no {split} split (looked for {layout.sought(split)})"
         raise InputError(text, where=root, remedy=_REMEDIES[split])
-    annotations = replace(layout.read(root, split), root=root)
+    annotations = replace(layout.read(root, split, MaskBuilder.of(masks)), root=root)
     if split == "train":
         annotations.faults.extend(_other_layouts(root, layout))
     return annotations

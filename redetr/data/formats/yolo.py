@@ -33,6 +33,7 @@ from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import read_file, read_sizes
 from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, Lines
 from redetr.data.formats.yolo_places import KEYS, Places, entries_of
+from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 from redetr.wording import counted
 
@@ -71,8 +72,9 @@ def yolo_sought(split: Split, file: str = _FILES[0]) -> str:
     return f"{' or '.join(KEYS[split])} in {file}"
 
 
-def read_yolo(root: Path, split: Split) -> Annotations:
-    """The split of a folder, or of the file `root`, which has to be there.
+def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
+    """The split of a folder, or of the file `root`, which has to be there, with masks if there is a
+    builder for them: outlines are masks, unless the file says `task: obb`.
 
     Raises InputError for a `data.yaml` that does not name classes and images.
     """
@@ -92,7 +94,9 @@ def read_yolo(root: Path, split: Split) -> Annotations:
     label_files = [f"{file.parent}/{label}" for label in labels]
     has_outlines = config.get("task") in _OUTLINE_TASKS
     key_points = None if has_outlines else _key_points(file, config)
-    lines = Lines(label_files, key_points)
+    if config.get("task") == "obb":
+        masks = None
+    lines = Lines(label_files, key_points, masks)
     if not lines.any_file:
         text = f"no image of {split} has a label file"
         remedy = "put them there, or all images count as empty"
@@ -100,6 +104,9 @@ def read_yolo(root: Path, split: Split) -> Annotations:
     rows = Rows(len(lines.image), faults, lines.place)
     _judge_lines(rows, lines, classes, has_outlines)
     objects = _read_objects(rows, lines, images.sizes, list(classes), file)
+    if masks is not None:
+        masks.scale(images.sizes[objects.image, ::-1])
+        objects.masks = masks
     return assemble(file, classes, images, objects, faults)
 
 
