@@ -252,9 +252,7 @@ def assemble(
     faults += _contradictions(source, objects, images)
     all_boxes = _boxes_inside(objects, images)
     objects.corners = np.zeros((0, 4))  # no longer needed: the most memory of all
-    masks = None
-    if objects.masks is not None:
-        masks = judge_masks(objects, images, all_boxes)
+    masks = judge_masks(objects, images, all_boxes)
     faults += _repeated_names(source, classes)
     faults += _unwritable_names(source, classes)
 

@@ -63,13 +63,15 @@ def _sizes_differ(objects: "Objects", images: "Images") -> np.ndarray:
     return (stated > 0).all(1) & (stated != sizes).any(1)
 
 
-def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> MaskColumns:
-    """The masks of the objects, without those that are none; adds the faults of all.
+def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> MaskColumns | None:
+    """The masks of the objects, without those that are none, if they are read; adds the faults of
+    all.
 
     `boxes` are those of the objects, cut to their images, xyxy `[A, 4]`.
     """
     builder = objects.masks
-    assert builder is not None
+    if builder is None:
+        return None
     rows = objects.rows
     masks = builder.columns()
     _report_problems(rows, builder)
