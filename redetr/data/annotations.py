@@ -15,7 +15,6 @@ from redetr.data.contradictions import (
     BoxFormat,
     area_differs,
     other_format,
-    outline_differs,
 )
 from redetr.data.mask_columns import MaskBuilder, MaskColumns
 from redetr.data.mask_faults import (
@@ -24,15 +23,30 @@ from redetr.data.mask_faults import (
     OVERSHOOT_SHARE,
     judge_mask_sizes,
     judge_masks,
+    judge_outlines,
 )
+from redetr.data.segment_images import SegmentImages
 from redetr.errors import InputError
 from redetr.wording import counted
 
 Split = Literal["train", "val", "test"]
 Severity = Literal["error", "warning", "note"]
 
+Masks = MaskColumns | SegmentImages
+
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # a data set need not have the last one
 _BLOCK = 2**16  # boxes that are cut to their images at a time
+
+
+def data_folder(root: Path) -> Path:
+    """The folder of a data set that is given by it, by a YAML file in it, or by a JSON file in its
+    `annotations/`."""
+    if not root.is_file():
+        return root
+    parent = root.parent
+    if root.suffix == ".json" and parent.name == "annotations":
+        return parent.parent
+    return parent
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,8 @@ class Annotations:
     faults: list[Fault] = field(default_factory=list)
     box_format: BoxFormat = "xyxy"  # of the source
     root: Path | None = None  # the data folder or YAML file as it was given, if it is one
-    masks: MaskColumns | None = None  # [A], if they were read
+    masks: Masks | None = None  # [A], if they were read
+    is_thing: tuple[bool, ...] = ()  # of each class, not stuff; empty if the source does not say
     stored: Path | None = None  # what the columns are mapped from, see `data/store.py`
 
     def __len__(self) -> int:
@@ -367,18 +382,8 @@ def _contradictions(source: Path, objects: Objects, images: Images) -> list[Faul
     formats = _format_faults(source, objects, outlines, area, counted)
     if formats:
         return formats
-    differs = counted & outline_differs(objects.corners, outlines)
-
-    def outline(i: int) -> str:
-        span = outlines[i].round(2).tolist()
-        return f"{objects.quoted(i)} is not the box around its outline, which is {span} as xyxy"
-
-    severity: Severity = "warning"
-    remedy = "only the box is learned: see whether it is right on the page of check --report"
-    if objects.masks is not None and objects.masks.for_training:
-        severity = "error"
-        remedy = "correct the one that is wrong: see the page of check --report"
-    rows.fault("outline-differs", differs, outline, remedy, severity)
+    if objects.masks is None or not objects.masks.for_training:  # else they are judged with masks
+        judge_outlines(objects, objects.corners, counted)
     no_area = area_differs(objects.corners, area, counted)
 
     def areas(i: int) -> str:

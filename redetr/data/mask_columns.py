@@ -43,6 +43,12 @@ class MaskColumns:
         """Which objects have polygons or an RLE, bool `[A]`."""
         return self.has_polygons | (np.diff(self.first_count) > 0)
 
+    def is_whole(self, count: int) -> bool:
+        """Whether these are the masks of so many objects."""
+        lengths = (len(self.first_point), len(self.first_count))
+        ends = (int(self.first_point[-1]), int(self.first_count[-1]))
+        return lengths == (count + 1, count + 1) and ends == (len(self.points), len(self.counts))
+
     def polygons(self, index: int) -> list[np.ndarray]:
         """The polygons of an object, each float64 `[points, 2]`."""
         points = self.points[self.first_point[index] : self.first_point[index + 1]]
@@ -63,6 +69,10 @@ class MaskColumns:
             return b""
         parts = hotcoco.mask.frPyObjects(polygons, *size)
         return parts[0]["counts"] if len(parts) == 1 else hotcoco.mask.merge(parts)["counts"]
+
+    def rles(self, objects: slice, size: Size) -> list[bytes]:
+        """The same of the objects of an image."""
+        return [self.rle(i, size) for i in range(objects.start, objects.stop)]
 
     def take(self, rows: np.ndarray) -> "MaskColumns":
         """The masks of the objects at these indices."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import hotcoco.mask
 import numpy as np
 
-from redetr.data.contradictions import cross_themselves, outline_agrees
+from redetr.data.contradictions import cross_themselves, outline_agrees, outline_differs
 from redetr.data.mask_columns import MaskBuilder, MaskColumns
 from redetr.structures import Size
 from redetr.wording import counted
@@ -63,6 +63,26 @@ def _sizes_differ(objects: "Objects", images: "Images") -> np.ndarray:
     return (stated > 0).all(1) & (stated != sizes).any(1)
 
 
+def judge_outlines(objects: "Objects", boxes: np.ndarray, counted: np.ndarray) -> None:
+    """Adds a fault for boxes, xyxy `[A, 4]`, that are not at all those around their outlines, of
+    the objects that are `counted`, bool `[A]`."""
+    outlines = objects.outlines
+    if outlines is None:
+        return
+    differs = counted & outline_differs(boxes, outlines)
+
+    def text(i: int) -> str:
+        span = outlines[i].round(2).tolist()
+        return f"{objects.quoted(i)} is not the box around its outline, which is {span} as xyxy"
+
+    severity: Severity = "warning"
+    remedy = "only the box is learned: see whether it is right on the page of check --report"
+    if objects.masks is not None and objects.masks.for_training:
+        severity = "error"
+        remedy = "correct the one that is wrong: see the page of check --report"
+    objects.rows.fault("outline-differs", differs, text, remedy, severity)
+
+
 def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> MaskColumns | None:
     """The masks of the objects, without those that are none, if they are read; adds the faults of
     all.
@@ -84,6 +104,8 @@ def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> Mask
     is_empty = sound & (areas == 0)
     _report_empty(rows, builder, is_empty, int(sound.sum()))
     sound &= ~is_empty
+    if builder.for_training:
+        judge_outlines(objects, boxes, sound & ~objects.iscrowd)
     _report_thin(rows, areas, boxes, sound & ~objects.iscrowd)
     _report_crossing(rows, masks, sound)
     return masks.only(sound)

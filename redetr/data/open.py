@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from redetr.data.annotations import SPLITS, Fault, Split
+from redetr.data.annotations import SPLITS, Fault, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.digits import DigitsDataset
 from redetr.data.formats.folder import open_folder
@@ -107,6 +107,6 @@ def _stamp(source: str) -> str | None:
     if source in _EMBEDDED or source.startswith("hf:") or not folder.exists():
         return None
     try:
-        return stamp_of(folder.parent if folder.is_file() else folder)
+        return stamp_of(data_folder(folder))
     except OSError:  # whoever reads it says why
         return None

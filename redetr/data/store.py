@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 import redetr
-from redetr.data.annotations import Annotations, Fault, Split
+from redetr.data.annotations import Annotations, Fault, Masks, Split, data_folder
 from redetr.data.mask_columns import MaskColumns, MaskUse
+from redetr.data.segment_images import SegmentImages
 from redetr.files import UNFINISHED, write_json
 
 # Images and objects from which on a data set is stored: fewer are read in a second.
@@ -32,8 +33,11 @@ _COLUMNS = (
     *("boxes", "labels", "iscrowd", "area", "object_ids"),
 )
 
-# Of masks, if they were read.
-_MASK_COLUMNS = ("points", "first_point", "counts", "first_count")
+# Of masks, if they were read: what holds them, and its columns.
+_MASK_KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "MaskColumns": (MaskColumns, ("points", "first_point", "counts", "first_count")),
+    "SegmentImages": (SegmentImages, ("segment_files", "segment_file", "segment_ids")),
+}
 
 Read = Callable[[Path, Split, float, MaskUse], tuple[Annotations, str]]
 
@@ -81,7 +85,7 @@ def read_stored(
 ) -> tuple[Annotations, str]:
     """What `read` returns of a folder, or of a YAML file: from its store if there is one, else
     stored for the next time, if it is large. `stamp` is that of the folder, if it is known."""
-    folder = root.parent if root.is_file() else root
+    folder = data_folder(root)
     try:
         # Before it is read: what changes meanwhile is read again next time.
         stamp = stamp or stamp_of(folder)
@@ -103,10 +107,13 @@ def load(store: Path) -> tuple[Annotations, str]:
     columns = {}
     for name in _COLUMNS:
         columns[name] = np.load(store / f"{name}.npy", mmap_mode="r")
-    masks = None
-    if about["has_masks"]:
-        parts = [np.load(store / f"{name}.npy", mmap_mode="r") for name in _MASK_COLUMNS]
-        masks = MaskColumns(*parts)
+    masks: Masks | None = None
+    if about["masks"]:
+        kind, names = _MASK_KINDS[about["masks"]]
+        parts = {name: np.load(store / f"{name}.npy", mmap_mode="r") for name in names}
+        if about["masks_folder"]:
+            parts["folder"] = Path(about["masks_folder"])
+        masks = kind(**parts)
     faults = []
     for fault in about["faults"]:
         faults.append(Fault(**fault | {"file": Path(fault["file"])}))
@@ -119,6 +126,7 @@ def load(store: Path) -> tuple[Annotations, str]:
         box_format=about["box_format"],
         root=Path(about["root"]),
         masks=masks,
+        is_thing=tuple(about["is_thing"]),
         stored=store,
         **columns,
     )
@@ -127,11 +135,8 @@ def load(store: Path) -> tuple[Annotations, str]:
     lengths = [len(columns[name]) for name in _COLUMNS]
     if lengths != 3 * [num_images] + [num_images + 1] + 5 * [num_objects]:
         raise ValueError(f"{store}: columns of different lengths")
-    if masks is not None:
-        lengths = [len(masks.first_point), len(masks.first_count)]
-        ends = [int(masks.first_point[-1]), int(masks.first_count[-1])]
-        if lengths != 2 * [num_objects + 1] or ends != [len(masks.points), len(masks.counts)]:
-            raise ValueError(f"{store}: columns of different lengths")
+    if masks is not None and not masks.is_whole(num_objects):
+        raise ValueError(f"{store}: columns of different lengths")
     return annotations, about["note"]
 
 
@@ -221,8 +226,10 @@ def _stored(store: Path, annotations: Annotations, note: str) -> tuple[Annotatio
 
 def _write(folder: Path, annotations: Annotations, note: str) -> None:
     arrays = {name: getattr(annotations, name) for name in _COLUMNS}
-    if annotations.masks is not None:
-        arrays |= {name: getattr(annotations.masks, name) for name in _MASK_COLUMNS}
+    masks = annotations.masks
+    kind = type(masks).__name__ if masks is not None else ""
+    for name in _MASK_KINDS[kind][1] if kind else ():
+        arrays[name] = getattr(masks, name)
     for name, array in arrays.items():
         with open(folder / f"{name}.npy", "wb") as file:
             np.save(file, array, allow_pickle=False)
@@ -240,7 +247,9 @@ def _write(folder: Path, annotations: Annotations, note: str) -> None:
         "box_format": annotations.box_format,
         "faults": faults,
         "note": note,
-        "has_masks": annotations.masks is not None,
+        "masks": kind,
+        "masks_folder": str(masks.folder) if isinstance(masks, SegmentImages) else "",
+        "is_thing": annotations.is_thing,
     }
     write_json(folder / "about.json", about)
 

@@ -19,6 +19,7 @@ from redetr.data.formats.segmentations import decompressed, parse_segmentation
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.mask_faults import _crossing
 from redetr.errors import InputError
+from redetr.masks import boxes_of_masks, decode
 
 WIDTH, HEIGHT = 60, 40
 TRIANGLE = [5.5, 4.0, 30.25, 9.5, 12.0, 33.0]
@@ -253,6 +254,106 @@ def test_masks_are_stored_and_mapped(tmp_path, monkeypatch):
     assert plain.annotations.stored.parent != again.annotations.stored.parent
     held_out = open_dataset(root, "val", masks=True)
     assert torch.equal(held_out.target(0)["masks"], first.target(0)["masks"])
+
+
+def panoptic_numbers() -> np.ndarray:
+    """The ids of four segments, and a border that is none."""
+    numbers = np.zeros((HEIGHT, WIDTH), np.int64)
+    numbers[:20, :50] = 300
+    numbers[20:, :50] = 70_000
+    numbers[disc(20, 30, 11)] = 7
+    numbers[disc(10, 12, 7)] = 16_777_215
+    return numbers
+
+
+def as_colours(numbers: np.ndarray) -> np.ndarray:
+    """Red, green and blue of numbers, uint8."""
+    return np.stack([numbers % 256, numbers // 256 % 256, numbers // 65_536], 2).astype(np.uint8)
+
+
+CLASS_OF = {300: 200, 70_000: 150, 7: 3, 16_777_215: 3}
+
+
+def write_panoptic(root: Path, with_boxes: bool = True) -> Path:
+    """Two images with the same segments, of things (3) and stuff (150, 200); the last one is a
+    crowd."""
+    numbers = panoptic_numbers()
+    segments = []
+    for id_, category in CLASS_OF.items():
+        segment = {"id": id_, "category_id": category, "iscrowd": int(id_ > 10**6)}
+        if with_boxes:
+            segment |= {"bbox": box_of(numbers == id_), "area": int((numbers == id_).sum())}
+        segments.append(segment)
+    document: dict[str, list] = {"images": [], "annotations": []}
+    for number in (1, 2):
+        document["images"].append(
+            {"id": number, "file_name": f"{number}.png", "width": WIDTH, "height": HEIGHT}
+        )
+        document["annotations"].append(
+            {"image_id": number, "file_name": f"{number}.png", "segments_info": segments}
+        )
+    document["categories"] = [
+        {"id": id_, "name": name, "isthing": isthing}
+        for id_, name, isthing in ((200, "sky", 0), (3, "car", 1), (150, "road", 0))
+    ]
+    for split in ("train", "val"):
+        folder = root / "annotations" / f"panoptic_{split}"
+        folder.mkdir(parents=True)
+        folder.with_suffix(".json").write_text(json.dumps(document))
+        (root / split).mkdir()
+        for number in (1, 2):
+            Image.fromarray(as_colours(numbers)).save(folder / f"{number}.png")
+            pixels = np.random.default_rng(number).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+            Image.fromarray(pixels).save(root / split / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("with_boxes", [True, False])
+def test_panoptic_segments_are_objects(tmp_path, with_boxes):
+    root = write_panoptic(tmp_path, with_boxes)
+    dataset = open_dataset(root, "train", masks=True)
+    assert dataset.class_names == ("car", "road", "sky")
+    assert dataset.category_ids == (3, 150, 200)
+    assert dataset.is_thing == (True, False, False)
+    assert dataset.notes == ()
+    target = dataset.target(1)
+    assert [dataset.category_ids[label] for label in target["labels"]] == list(CLASS_OF.values())
+    assert target["iscrowd"].tolist() == [False, False, False, True]
+    numbers = torch.from_numpy(panoptic_numbers())
+    expected = numbers == torch.tensor(list(CLASS_OF))[:, None, None]
+    assert torch.equal(target["masks"], expected)
+    assert torch.equal(target["boxes"], boxes_of_masks(expected))
+    if with_boxes:
+        assert target["area"].tolist() == expected.sum((1, 2)).tolist()
+    assert "masks" not in open_dataset(root, "val").target(0)
+
+
+def test_a_panoptic_file_is_read_where_instances_are_too(tmp_path):
+    root = write_panoptic(write_coco(tmp_path / "a", [[TRIANGLE]]).parent / "b")
+    for split in ("train", "val"):
+        source = tmp_path / "a" / "annotations" / f"instances_{split}.json"
+        source.rename(root / "annotations" / source.name)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(root / split / "3.png")
+    assert open_dataset(root, "train").class_names == ("thing",)
+    file = root / "annotations" / "panoptic_train.json"
+    for split in ("train", "val"):
+        dataset = open_dataset(file, split, masks=True)
+        assert dataset.class_names == ("car", "road", "sky")
+        assert dataset.name == "b"
+        assert len(dataset.target(0)["masks"]) == 4
+
+
+def test_panoptic_masks_are_stored_and_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "WORTH", 5)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = write_panoptic(tmp_path / "data")
+    first, again = (open_dataset(root, "train", masks=True) for _ in range(2))
+    assert isinstance(again.annotations.masks.segment_ids, np.memmap)
+    assert again.is_thing == first.is_thing
+    assert torch.equal(again.target(1)["masks"], first.target(1)["masks"])
+    part = again.annotations.only(np.array([False, True]), np.array([True, False] * 4))
+    counts = part.masks.rles(part.objects_of(0), (HEIGHT, WIDTH))
+    assert torch.equal(decode(counts, (HEIGHT, WIDTH)), first.target(1)["masks"][::2])
 
 
 def write_yolo(root: Path, lines: list[str], settings: str = "") -> Path:

@@ -8,6 +8,8 @@ or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.js
 
 import math
 import reprlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ _KEYS = {
         *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation"),
         *(_EXTENT, *_MASK_SIZE, _OUTLINED, _ROTATION),
     ),
-    "categories": ("id", "name"),
+    "categories": ("id", "name", "isthing"),
 }
 _REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
 _SHORT = reprlib.Repr()
@@ -67,9 +69,23 @@ def read_coco(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
     located = coco_locate(root, split)
     if located is None:
         raise InputError(f"no {split} split: looked for {coco_sought(split)}", where=root)
-    file, folders = located
+    return read_file(*located, masks)
+
+
+def read_file(
+    file: Path,
+    folders: list[Path],
+    masks: MaskBuilder | None = None,
+    rewrite: Callable[[str, list[Any]], list[Any]] | None = None,
+) -> Annotations:
+    """The annotations in a file, whose images are in one of the folders. `rewrite` takes the name
+    of a list and rows of it to rows in COCO's format. Raises InputError as `read_coco`."""
     lists = _Lists(masks)
-    is_list = read_lists(file, tuple(_KINDS), lists.take)
+
+    def take(key: str, rows: list[Any]) -> None:
+        lists.take(key, rewrite(key, rows) if rewrite else rows)
+
+    is_list = read_lists(file, tuple(_KINDS), take)
     for key in _KINDS:
         lists.are_objects[key] &= is_list.get(key, False)
     return _annotations(file, lists, folders, _REMEDY)
@@ -121,6 +137,7 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str
     objects = _read_objects(annotations, image, label_of_row[category], remedy)
     objects.masks = lists.masks
     assembled = assemble(source, classes, read_images, objects, faults)
+    assembled = replace(assembled, is_thing=_read_things(categories, category_ids, classes))
     assembled.faults.extend(listed_twice(assembled))
     return assembled
 
@@ -284,6 +301,14 @@ def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
         if table.good[i]:
             classes[int(ids[i])] = names[i]
     return classes
+
+
+def _read_things(table: _Table, ids: np.ndarray, classes: dict[int, str]) -> tuple[bool, ...]:
+    """Whether each class is one of things, not stuff; empty if the categories do not say."""
+    if table.columns["isthing"].is_absent():
+        return ()
+    is_thing = dict(zip(ids.tolist(), _read_flags(table, "isthing").tolist(), strict=True))
+    return tuple(is_thing[id_] for id_ in classes)
 
 
 def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redetr.data.annotations import Annotations, Split
+from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.images import read_image
@@ -39,7 +39,7 @@ def open_folder(
     if masks:
         annotations.require_sound()
         require_masks(annotations)
-    folder = root.parent if root.is_file() else root
+    folder = data_folder(root)
     name = folder.resolve().name
     return FolderDataset(annotations, name, hints, note)
 
@@ -113,6 +113,7 @@ class AnnotatedDataset(DetectionDataset):
         self.class_names = annotations.class_names
         self.annotations = replace(annotations, faults=[])
         self.has_masks = annotations.masks is not None
+        self.is_thing = annotations.is_thing
 
     @abstractmethod
     def _read(self, position: int) -> Tensor:
@@ -141,12 +142,12 @@ class AnnotatedDataset(DetectionDataset):
         target = self.objects(index)
         masks = self.annotations.masks
         if masks is not None:
+            size = target["size"]
             objects = self.annotations.objects_of(self._position(index))
             boxes = target["boxes"].tolist()
             target["mask_counts"] = []
-            for i, box in zip(range(objects.start, objects.stop), boxes, strict=True):
-                counts = masks.rle(i, target["size"]) or box_rle(box, target["size"])
-                target["mask_counts"].append(counts)
+            for counts, box in zip(masks.rles(objects, size), boxes, strict=True):
+                target["mask_counts"].append(counts or box_rle(box, size))
         return target
 
     def objects(self, index: int) -> StoredTarget:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from redetr.data.annotations import (
     SPLITS,
@@ -34,6 +33,7 @@ from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image
 from redetr.data.mask_columns import MaskBuilder
+from redetr.data.segment_images import object_numbers
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
 from redetr.masks import encode
@@ -46,7 +46,6 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 _IMAGES, _LABELS = "images", "masks"  # names of folders
 _ENDS = ("", "_mask", "_masks")  # of the name of a label image
-_COLOURS = np.array([1, 256, 65536])
 _MOST_COUNTED = 2**16  # numbers up to which a table is faster than sorting all pixels
 
 
@@ -169,22 +168,6 @@ def _read(folder: Path, with_masks: bool, name: str) -> _Scene:
         if with_masks:
             scene.masks += encode(torch.from_numpy(labels == label)[None])
     return scene
-
-
-def object_numbers(image: Image.Image) -> NDArray[np.int64]:
-    """The number of the object at each pixel `[H, W]` of an opened label image.
-
-    Raises ValueError for values that are no whole numbers from 0.
-    """
-    if image.mode == "RGB":
-        return np.asarray(image).astype(np.int64) @ _COLOURS
-    values = np.asarray(image)
-    if values.ndim != 2:
-        raise ValueError(f"a label image has one band, or red, green and blue, not {image.mode}")
-    numbers = values.astype(np.int64)
-    if numbers.min() < 0 or not np.array_equal(numbers, values):
-        raise ValueError("the values of a label image must be whole numbers from 0")
-    return numbers
 
 
 def _counted_from_0(numbers: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -103,7 +103,8 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
         faults.append(Fault("warning", "labels-missing", Path(label_files[0]), "", text, remedy))
     rows = Rows(len(lines.image), faults, lines.place)
     _judge_lines(rows, lines, classes, has_outlines)
-    objects = _read_objects(rows, lines, images.sizes, list(classes), file)
+    has_masks = masks is not None and masks.for_training
+    objects = _read_objects(rows, lines, images.sizes, list(classes), file, has_masks)
     if masks is not None:
         masks.scale(images.sizes[objects.image, ::-1])
         objects.masks = masks
@@ -240,7 +241,12 @@ def _judge_lines(rows: Rows, lines: Lines, classes: dict[int, str], has_outlines
 
 
 def _read_objects(
-    rows: Rows, lines: Lines, sizes: np.ndarray, classes: list[int], file: Path
+    rows: Rows,
+    lines: Lines,
+    sizes: np.ndarray,
+    classes: list[int],
+    file: Path,
+    has_masks: bool,
 ) -> Objects:
     count = len(lines.image)
     kind = np.array(lines.kind, np.int8)
@@ -255,9 +261,9 @@ def _read_objects(
         lambda i: f"{lines.quoted(i)} begins with no class of {file}",
         f"write one of the {len(classes)} numbers, or add a name",
     )
-    rows.fault(
-        "outline", kind == OUTLINE, lambda i: "is an outline", "its bounding box is taken", "note"
-    )
+    if not has_masks:
+        remedy = "its bounding box is taken"
+        rows.fault("outline", kind == OUTLINE, lambda i: "is an outline", remedy, "note")
     rows.fault(
         "key-points", kind == KEY_POINTS, lambda i: "has key points", "its box is taken", "note"
     )
