@@ -23,7 +23,7 @@ from redetr.detector.tiles import merge_tiles, tile_windows
 from redetr.distributed import pick_device
 from redetr.errors import InputError
 from redetr.evaluation import evaluate
-from redetr.metrics import CocoResult
+from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
 from redetr.precision import autocast, pick_precision, weights_dtype
 from redetr.structures import DetectionModel
@@ -34,7 +34,11 @@ _TILES_AT_ONCE = 8
 
 
 class Detector:
-    """A model with its class names and its image size."""
+    """A model with its class names and its image size.
+
+    `threshold` is the smallest score that `predict` shows by default: the one with the best
+    F1 when the model was last evaluated in training, or 0.5 if that was not measured.
+    """
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class Detector:
         precision: str = "fp32",
         trained_on: str | None = None,
         val_fraction: float = 0.0,
+        threshold: float | None = None,
     ):
         self.device = pick_device(device)
         self.dtype = pick_precision(precision, self.device)
@@ -58,6 +63,8 @@ class Detector:
         self.category_ids = tuple(category_ids)
         self.image_size = image_size
         self.trained_on, self.val_fraction = trained_on, val_fraction
+        self.has_measured_threshold = threshold is not None
+        self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
 
     @property
     def classes(self) -> list[tuple[int, str]]:
@@ -124,7 +131,7 @@ class Detector:
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
-        threshold: float = 0.5,
+        threshold: float | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
     ) -> Any:
@@ -136,10 +143,14 @@ class Detector:
         keep it, so that they can be drawn; those of a list do not: all would have to stay in
         memory.
 
+        `threshold` is the smallest score of a detection, by default that of the detector.
+
         Large images can be divided into tiles of `tile` px that `overlap` by this share of their
         side: see `tiles`. Raises InputError for something that is no image, a file that cannot be
         read, or a threshold that is not between 0 and 1.
         """
+        if threshold is None:
+            threshold = self.threshold
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
@@ -263,4 +274,5 @@ def load(
         precision,
         origin.trained_on,
         origin.val_fraction,
+        origin.threshold,
     )
