@@ -69,6 +69,7 @@ def _spread(head: nn.Linear, inputs: tuple[Tensor], outputs: Tensor) -> None:
 
 
 _TOLD = (
+    "threshold: ",
     "WARNING:  Invalid HTTP request received.",
     "Expected boundary character",
     "weights: ",
