@@ -78,8 +78,8 @@ class DataOptions:
     """Which images are learned from, and what is done to them."""
 
     data: str = "digits"
-    """digits, crowns, a folder in COCO, YOLO, Pascal VOC or LabelMe format, or hf:NAME for what
-    Hugging Face `datasets` reads."""
+    """digits, crowns, a folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, or
+    hf:NAME for what Hugging Face `datasets` reads."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation if the data has no val split, the same images
     in every run; 0 = none."""

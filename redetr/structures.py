@@ -33,6 +33,8 @@ class StoredTarget(TypedDict):
     iscrowd: Tensor  # [T] bool; evaluation ignores detections in crowds, training drops crowds
     area: Tensor  # [T] float32, pixels of the stored image
     masks: NotRequired[Tensor]  # [T, H, W] bool, pixels of the stored image
+    # the same, compressed (see `masks.py`): what `DetectionDataset.compact_target` has instead
+    mask_counts: NotRequired[list[bytes]]
 
 
 class Target(TypedDict):
@@ -62,6 +64,9 @@ class Outputs(TypedDict):
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
     pred_masks: NotRequired[Tensor]  # [B, Q, H / 4, W / 4] logits, over the padded canvas
+    # the same for chosen queries: their logits [N, H / 4, W / 4] from the indices of their images
+    # and of themselves, [N] each
+    masks_of: NotRequired[Callable[[Tensor, Tensor], Tensor]]
     # what masks are products of, for losses that need those of matched queries only: [B, Q, E] and
     # [B, E, H / 4, W / 4]
     mask_embed: NotRequired[Tensor]
@@ -169,13 +174,18 @@ class Batch:
         return len(self.images)
 
     @property
+    def canvas(self) -> Size:
+        """Height and width of the padded images."""
+        height, width = self.images.shape[-2:]
+        return height, width
+
+    @property
     def padding(self) -> Tensor | None:
         """The mask, or None if every image fills the canvas.
 
         The sizes answer that: reading the mask would wait for the device.
         """
-        height, width = self.images.shape[-2:]
-        if self.sizes and all(size == (height, width) for size in self.sizes):
+        if self.sizes and all(size == self.canvas for size in self.sizes):
             return None
         return self.mask
 

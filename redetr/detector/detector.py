@@ -16,10 +16,12 @@ from redetr.data.annotations import Split
 from redetr.data.images import upright
 from redetr.data.loader import images_to_batch
 from redetr.data.transforms import final_size, resizer
+from redetr.data.windows import tile_windows
+from redetr.detector import memory
 from redetr.detector.detections import Detections, detections_of
 from redetr.detector.inference import for_inference
 from redetr.detector.sources import read_source
-from redetr.detector.tiles import merge_tiles, tile_windows
+from redetr.detector.tiles import merge_tiles
 from redetr.distributed import pick_device
 from redetr.errors import InputError
 from redetr.evaluation import evaluate
@@ -27,7 +29,7 @@ from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
 from redetr.precision import autocast, pick_precision, weights_dtype
 from redetr.structures import DetectionModel
-from redetr.weights.reading import load_strictly, read_weights, require_fitting
+from redetr.weights.reading import Origin, Weights, load_strictly, read_weights, require_fitting
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 _TILES_AT_ONCE = 8
@@ -72,19 +74,23 @@ class Detector:
         return list(zip(self.category_ids, self.class_names, strict=True))
 
     def open_data(
-        self, split: Split, source: str | None = None, val_fraction: float | None = None
+        self,
+        split: Split,
+        source: str | None = None,
+        val_fraction: float | None = None,
+        masks: bool = False,
     ) -> DetectionDataset:
         """The data set at `source`, by default what the model was trained on.
 
-        Raises InputError.
+        With `masks`, its targets hold masks if it states them. Raises InputError.
         """
         held_out = self.val_fraction if val_fraction is None else val_fraction
         if source is not None:
-            return open_dataset(source, split, held_out)
+            return _opened(source, split, held_out, masks)
         if self.trained_on is None:
             raise InputError("the checkpoint does not say what it was trained on: give --data")
         try:
-            return open_dataset(self.trained_on, split, held_out)
+            return _opened(self.trained_on, split, held_out, masks)
         except InputError as error:
             raise InputError(
                 f"{error}; the checkpoint stores this path of its training data: give --data"
@@ -111,13 +117,15 @@ class Detector:
         split: Split = "val",
         batch_size: int = 16,
     ) -> CocoResult:
-        """The twelve COCO numbers and the AP of each class on `data`.
+        """The twelve COCO numbers and the AP of each class on `data`, also of masks, if the model
+        has them and the data states them.
 
         `data` is a data set, an argument of `open_dataset`, or by default what the model was
         trained on. Raises InputError if there is no such data, or it has other classes.
         """
         if not isinstance(data, DetectionDataset):
-            data = self.open_data(split, None if data is None else os.fspath(data))
+            source = None if data is None else os.fspath(data)
+            data = self.open_data(split, source, masks=self.model.has_masks)
         return evaluate(
             self.model,
             data,
@@ -143,11 +151,13 @@ class Detector:
         keep it, so that they can be drawn; those of a list do not: all would have to stay in
         memory.
 
-        `threshold` is the smallest score of a detection, by default that of the detector.
+        `threshold` is the smallest score of a detection, by default that of the detector. Masks, if
+        the model has them, are of the original image. Large images can be divided into tiles of
+        `tile` px that `overlap` by this share of their side: see `tiles`; detections in tiles have
+        no masks, which would take the memory of the image for each object.
 
-        Large images can be divided into tiles of `tile` px that `overlap` by this share of their
-        side: see `tiles`. Raises InputError for something that is no image, a file that cannot be
-        read, or a threshold that is not between 0 and 1.
+        Raises InputError for something that is no image, a file that cannot be read, or a threshold
+        that is not between 0 and 1.
         """
         if threshold is None:
             threshold = self.threshold
@@ -173,10 +183,13 @@ class Detector:
         tiles = [image[:, top:bottom, left:right] for left, top, right, bottom in windows]
         in_tiles: list[Detections] = []
         for start in range(0, len(tiles), _TILES_AT_ONCE):
-            in_tiles += self._predict(tiles[start : start + _TILES_AT_ONCE], threshold)
+            some_tiles = tiles[start : start + _TILES_AT_ONCE]
+            in_tiles += self._predict(some_tiles, threshold, masks=False)
         return merge_tiles(in_tiles, windows, (height, width))
 
-    def _predict(self, images: list[Tensor], threshold: float) -> list[Detections]:
+    def _predict(
+        self, images: list[Tensor], threshold: float, masks: bool = True
+    ) -> list[Detections]:
         resize = resizer(final_size(self.model, self.image_size))
         resized = [resize(image) for image in images]
         batch = images_to_batch(resized, self.device, dtype=weights_dtype(self.dtype))
@@ -191,7 +204,15 @@ class Detector:
             self.category_ids,
             top_k=self.model.most_detections,
             threshold=threshold,
+            batch=batch if masks else None,
         )
+
+
+def _opened(source: str, split: Split, val_fraction: float, masks: bool) -> DetectionDataset:
+    dataset = open_dataset(source, split, val_fraction)
+    if masks and dataset.has_masks:
+        return open_dataset(source, split, val_fraction, masks=True)
+    return dataset
 
 
 def as_image(image: ImageLike) -> Tensor:
@@ -231,20 +252,23 @@ def load(
     model: str | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    keep_memory: bool = True,
 ) -> Detector:
     """A `Detector` from weights of any of these kinds:
 
     a redetr checkpoint (`last.pt`, `best.pt`: the averaged weights), `best.safetensors`, or a run
-    folder; an official checkpoint of DETR (`{"model": state_dict}`), of the Table Transformer, of
-    RT-DETR, RT-DETRv2 or D-FINE (the averaged weights), or of DEIM or RT-DETRv4 on the architecture
-    of D-FINE, if the file's name says so; a folder that Transformers wrote for
-    `DetrForObjectDetection`, `TableTransformerForObjectDetection`, `RTDetrForObjectDetection`,
-    `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; the hub name of such a folder (needs
-    huggingface-hub).
+    folder; an official checkpoint of DETR (`{"model": state_dict}`), also a panoptic one, of the
+    Table Transformer, of RT-DETR, RT-DETRv2 or D-FINE (the averaged weights), or of DEIM or
+    RT-DETRv4 on the architecture of D-FINE, if the file's name says so; a folder that Transformers
+    wrote for `DetrForObjectDetection`, `DetrForSegmentation`, `TableTransformerForObjectDetection`,
+    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; the hub
+    name of such a folder (needs huggingface-hub).
 
-    `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5". Nothing is
-    unpickled but tensors and plain values. Raises InputError, naming the file, for everything that
-    cannot be loaded.
+    `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5",
+    "detr_r50_dc5_panoptic". On a CPU, this process keeps the memory that it frees, see
+    `detector.memory.keep_memory`, unless `keep_memory` is False: without that, images of 800 px
+    take up to twice as long. Nothing is unpickled but tensors and plain values. Raises InputError,
+    naming the file, for everything that cannot be loaded.
     """
     weights = read_weights(source, model)
     origin = weights.origin
@@ -254,18 +278,9 @@ def load(
             "it; "
             "if it is a backbone, train with --weights"
         )
-    layers = [value for name, value in origin.options.items() if name.endswith("_layers")]
-    if any(isinstance(count, int) and count > len(weights.tensors) for count in layers):
-        raise InputError(
-            f"{weights.path}: the weights do not fit the model: {max(layers)} layers in a small "
-            "file"
-        )
-    with torch.device("meta"):  # first without memory: a file may describe itself wrongly
-        require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
-    net = build(origin.model, len(origin.class_names), **origin.options)
-    load_strictly(net, weights)
+    net = _model_of(weights, origin)
     net.weights_from = weights.weights_from
-    return Detector(
+    detector = Detector(
         net,
         origin.class_names,
         origin.category_ids,
@@ -276,3 +291,24 @@ def load(
         origin.val_fraction,
         origin.threshold,
     )
+    if keep_memory and detector.device.type == "cpu":
+        memory.keep_memory()
+    return detector
+
+
+def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
+    """The model that a file describes, with its weights.
+
+    Raises InputError if these do not fit.
+    """
+    layers = [value for name, value in origin.options.items() if name.endswith("_layers")]
+    if any(isinstance(count, int) and count > len(weights.tensors) for count in layers):
+        raise InputError(
+            f"{weights.path}: the weights do not fit the model: {max(layers)} layers in a small "
+            "file"
+        )
+    with torch.device("meta"):  # first without memory: a file may describe itself wrongly
+        require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
+    net = build(origin.model, len(origin.class_names), **origin.options)
+    load_strictly(net, weights)
+    return net
