@@ -142,9 +142,12 @@ class Detector:
         keep it, so that they can be drawn; those of a list do not: all would have to stay in
         memory.
 
-        Large images can be divided into tiles of `tile` px that `overlap` by this share of their
-        side: see `tiles`. Raises InputError for something that is no image, a file that cannot be
-        read, or a threshold that is not between 0 and 1.
+        Masks, if the model has them, are of the original image. Large images can be divided into
+        tiles of `tile` px that `overlap` by this share of their side: see `tiles`; detections in
+        tiles have no masks, which would take the memory of the image for each object.
+
+        Raises InputError for something that is no image, a file that cannot be read, or a threshold
+        that is not between 0 and 1.
         """
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
@@ -168,10 +171,13 @@ class Detector:
         tiles = [image[:, top:bottom, left:right] for left, top, right, bottom in windows]
         in_tiles: list[Detections] = []
         for start in range(0, len(tiles), _TILES_AT_ONCE):
-            in_tiles += self._predict(tiles[start : start + _TILES_AT_ONCE], threshold)
+            some_tiles = tiles[start : start + _TILES_AT_ONCE]
+            in_tiles += self._predict(some_tiles, threshold, masks=False)
         return merge_tiles(in_tiles, windows, (height, width))
 
-    def _predict(self, images: list[Tensor], threshold: float) -> list[Detections]:
+    def _predict(
+        self, images: list[Tensor], threshold: float, masks: bool = True
+    ) -> list[Detections]:
         resize = resizer(final_size(self.model, self.image_size))
         resized = [resize(image) for image in images]
         batch = images_to_batch(resized, self.device, dtype=weights_dtype(self.dtype))
@@ -186,6 +192,7 @@ class Detector:
             self.category_ids,
             top_k=self.model.most_detections,
             threshold=threshold,
+            batch=batch if masks else None,
         )
 
 
