@@ -28,8 +28,8 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
 
     `notes` are sentences that a user should read once, such as how many boxes were left out.
     `has_masks`: whether the source states masks; targets hold them if the data set was opened for
-    that. `is_thing`: of each class, whether it counts single objects or is stuff such as sky; empty
-    where all are things.
+    that. `is_thing`: whether each class is one of things, not of stuff; empty if the source does
+    not say.
     """
 
     name: str

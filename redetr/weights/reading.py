@@ -41,6 +41,7 @@ class Origin:
     trained_on: str | None = None
     val_fraction: float = 0.0  # held out of it
     is_thing: tuple[bool, ...] = ()  # as in `DetectionModel`
+    threshold: float | None = None  # with the best F1 at the last evaluation of its run
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,17 @@ def _origin_of_run(path: Path, about: Any) -> Origin:
         trained_on=str(about.get("data", config.data)),
         val_fraction=config.val_fraction,
         is_thing=_is_thing(path, about, len(class_names)),
+        threshold=_threshold_of_run(path, about.get("threshold")),
     )
+
+
+def _threshold_of_run(path: Path, threshold: Any) -> float | None:
+    """The threshold that a run measured; older ones have none. Raises InputError."""
+    if threshold is None:
+        return None
+    if not isinstance(threshold, float) or not 0 <= threshold <= 1:
+        raise _damaged(path, f"a threshold of {threshold!r:.20}")
+    return threshold
 
 
 def _is_thing(path: Path, about: dict[str, Any], num_classes: int) -> tuple[bool, ...]:
