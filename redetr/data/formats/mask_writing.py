@@ -58,8 +58,8 @@ def as_single_polygons(annotations: Annotations) -> tuple[Annotations, list[str]
     moved = int((np.abs(boxes - annotations.boxes).max(1, initial=0) > _MOVED_PX).sum())
     notes = []
     if moved:
-        change = f"{moved:,} change{'s' if moved == 1 else ''}"
-        notes.append(f"yolo's boxes are those around the outlines: {change} by more than a pixel")
+        change = f"{counted(moved, 'box', 'boxes')} by more than a pixel"
+        notes.append(f"yolo's boxes are those around the outlines, which changes {change}")
     missing = int((~columns.has_mask).sum())
     if missing and columns.has_mask.any():
         without = counted(missing, "object has", "objects have")
