@@ -142,6 +142,7 @@ class DetectionModel(nn.Module):
     frozen: tuple[str, ...] = ()  # paths of the modules that are not trained
     weights_from: str = "random weights"  # where its weights, or their training, began; the licence
     has_masks: bool = False  # whether outputs hold `pred_masks`
+    channels: int = 3  # of the images it takes; 3 = RGB
 
     def train(self, mode: bool = True) -> Self:
         """Sets training mode, in which the BatchNorm of frozen parts keeps its statistics."""
