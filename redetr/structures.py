@@ -64,6 +64,9 @@ class Outputs(TypedDict):
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
     pred_masks: NotRequired[Tensor]  # [B, Q, H / 4, W / 4] logits, over the padded canvas
+    # the same for chosen queries: their logits [N, H / 4, W / 4] from the indices of their images
+    # and of themselves, [N] each
+    masks_of: NotRequired[Callable[[Tensor, Tensor], Tensor]]
     # what masks are products of, for losses that need those of matched queries only: [B, Q, E] and
     # [B, E, H / 4, W / 4]
     mask_embed: NotRequired[Tensor]
@@ -172,13 +175,18 @@ class Batch:
         return len(self.images)
 
     @property
+    def canvas(self) -> Size:
+        """Height and width of the padded images."""
+        height, width = self.images.shape[-2:]
+        return height, width
+
+    @property
     def padding(self) -> Tensor | None:
         """The mask, or None if every image fills the canvas.
 
         The sizes answer that: reading the mask would wait for the device.
         """
-        height, width = self.images.shape[-2:]
-        if self.sizes and all(size == (height, width) for size in self.sizes):
+        if self.sizes and all(size == self.canvas for size in self.sizes):
             return None
         return self.mask
 

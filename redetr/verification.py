@@ -21,7 +21,7 @@ from redetr.data.sampler import global_batch, slice_of
 from redetr.distributed import Dist, process_group, replicate
 from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
-from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
+from redetr.precision import PRECISIONS, autocast, weights_dtype
 from redetr.state import State
 from redetr.step import announce, receive, train_step, training_outputs
 from redetr.structures import DetectionModel, StoredTarget
@@ -120,8 +120,7 @@ def verify(config: TrainConfig) -> Verification:
             data = open_dataset(config.data, "train", config.val_fraction)
         state, criterion = prepare(config, dist, data)
         samples = first_batch(data, state)
-        dtype = pick_precision(config.precision, dist.device)
-        precision = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+        precision = state.config.precision
         return compare(state.model, criterion, samples, dist, config.accumulate, precision)
 
 
@@ -240,7 +239,7 @@ def _parts(model: DetectionModel) -> dict[str, list[str]]:
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     parts: dict[str, list[str]] = {}
     for name in trained:
-        words = name.split(".")
+        words = name.removeprefix("detr.").split(".")
         part = words[0]
         if part == "transformer":  # encoder and decoder apart
             part = ".".join(words[:2])

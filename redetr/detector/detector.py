@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from redetr.choices import ImageSize
+from redetr.choices import ImageSize, Precision
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
 from redetr.data.images import upright
 from redetr.data.loader import images_to_batch
 from redetr.data.transforms import final_size, resizer
 from redetr.data.windows import tile_windows
+from redetr.detector import memory
 from redetr.detector.detections import Detections, detections_of
 from redetr.detector.inference import for_inference
 from redetr.detector.sources import read_source
@@ -24,19 +25,23 @@ from redetr.detector.tiles import merge_tiles
 from redetr.distributed import pick_device
 from redetr.errors import InputError
 from redetr.evaluation import evaluate
-from redetr.metrics import CocoResult
+from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
 from redetr.models.channels import RGB
-from redetr.precision import autocast, pick_precision, weights_dtype
+from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.structures import DetectionModel
-from redetr.weights.reading import load_strictly, read_weights, require_fitting
+from redetr.weights.reading import Origin, Weights, load_strictly, read_weights, require_fitting
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 _TILES_AT_ONCE = 8
 
 
 class Detector:
-    """A model with its class names and its image size."""
+    """A model with its class names and its image size.
+
+    `threshold` is the smallest score that `predict` shows by default: the one with the best
+    F1 when the model was last evaluated in training, or 0.5 if that was not measured.
+    """
 
     def __init__(
         self,
@@ -45,21 +50,21 @@ class Detector:
         category_ids: Sequence[int],
         image_size: ImageSize,
         device: str = "auto",
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         trained_on: str | None = None,
         val_fraction: float = 0.0,
+        threshold: float | None = None,
     ):
         self.device = pick_device(device)
-        self.dtype = pick_precision(precision, self.device)
-        self.model = (
-            model.to(self.device, weights_dtype(self.dtype))
-            .to(memory_format=torch.channels_last)
-            .eval()
-        )
+        dtype = weights_dtype(PRECISIONS.get(precision, torch.float32))
+        self.model = model.to(self.device, dtype).to(memory_format=torch.channels_last).eval()
+        self.dtype = pick_precision(precision, self.device, self.model, image_size).dtype
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
         self.image_size = image_size
         self.trained_on, self.val_fraction = trained_on, val_fraction
+        self.has_measured_threshold = threshold is not None
+        self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
 
     @property
     def classes(self) -> list[tuple[int, str]]:
@@ -67,36 +72,41 @@ class Detector:
         return list(zip(self.category_ids, self.class_names, strict=True))
 
     def open_data(
-        self, split: Split, source: str | None = None, val_fraction: float | None = None
+        self,
+        split: Split,
+        source: str | None = None,
+        val_fraction: float | None = None,
+        masks: bool = False,
     ) -> DetectionDataset:
         """The data set at `source`, by default what the model was trained on.
 
-        Raises InputError.
+        With `masks`, its targets hold masks if it states them. Raises InputError.
         """
         held_out = self.val_fraction if val_fraction is None else val_fraction
         channels = self.model.channels
         if source is not None:
-            return open_dataset(source, split, held_out).with_channels(channels)
+            return _opened(source, split, held_out, masks).with_channels(channels)
         if self.trained_on is None:
             raise InputError("the checkpoint does not say what it was trained on: give --data")
         try:
-            return open_dataset(self.trained_on, split, held_out).with_channels(channels)
+            return _opened(self.trained_on, split, held_out, masks).with_channels(channels)
         except InputError as error:
             raise InputError(
                 f"{error}; the checkpoint stores this path of its training data: give --data"
             ) from error
 
-    def optimize(self, compile: bool = False, precision: str = "auto") -> "Detector":
+    def optimize(self, compile: bool = False, precision: Precision = "auto") -> "Detector":
         """Speeds up this detector's model (see `for_inference`) and returns the detector.
 
-        A detector in fp32 changes to `precision`: "auto" is bf16 where the hardware multiplies it
-        fast, "fp32" keeps it as it is. With `compile`, the model is compiled, which takes a minute
-        at the first image. Scores and boxes change by rounding: by less than 1e-4 in fp32, by more
-        in bf16. The model no longer gives `aux_outputs`.
+        A detector in fp32 changes to `precision`: "auto" is bf16 where that is faster (see
+        `pick_precision`), "fp32" keeps it as it is. With `compile`, the model is compiled, which
+        takes a minute at the first image. Scores and boxes change by rounding: by less than 1e-4 in
+        fp32, by more in bf16. The model no longer gives `aux_outputs`.
         """
         self.model = for_inference(self.model)
         if self.dtype == torch.float32:
-            self.dtype = pick_precision(precision, self.device)
+            choice = pick_precision(precision, self.device, self.model, self.image_size)
+            self.dtype = choice.dtype
         if compile:
             self.model.compile(dynamic=True)
         return self
@@ -107,13 +117,15 @@ class Detector:
         split: Split = "val",
         batch_size: int = 16,
     ) -> CocoResult:
-        """The twelve COCO numbers and the AP of each class on `data`.
+        """The twelve COCO numbers and the AP of each class on `data`, also of masks, if the model
+        has them and the data states them.
 
         `data` is a data set, an argument of `open_dataset`, or by default what the model was
         trained on. Raises InputError if there is no such data, or it has other classes.
         """
         if not isinstance(data, DetectionDataset):
-            data = self.open_data(split, None if data is None else os.fspath(data))
+            source = None if data is None else os.fspath(data)
+            data = self.open_data(split, source, masks=self.model.has_masks)
         return evaluate(
             self.model,
             data,
@@ -127,7 +139,7 @@ class Detector:
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
-        threshold: float = 0.5,
+        threshold: float | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
     ) -> Any:
@@ -139,10 +151,16 @@ class Detector:
         keep it, so that they can be drawn; those of a list do not: all would have to stay in
         memory.
 
-        Large images can be divided into tiles of `tile` px that `overlap` by this share of their
-        side: see `tiles`. Raises InputError for something that is no image, a file that cannot be
-        read, or a threshold that is not between 0 and 1.
+        `threshold` is the smallest score of a detection, by default that of the detector. Masks, if
+        the model has them, are of the original image. Large images can be divided into tiles of
+        `tile` px that `overlap` by this share of their side: see `tiles`; detections in tiles have
+        no masks, which would take the memory of the image for each object.
+
+        Raises InputError for something that is no image, a file that cannot be read, or a threshold
+        that is not between 0 and 1.
         """
+        if threshold is None:
+            threshold = self.threshold
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
@@ -166,10 +184,13 @@ class Detector:
         tiles = [image[:, top:bottom, left:right] for left, top, right, bottom in windows]
         in_tiles: list[Detections] = []
         for start in range(0, len(tiles), _TILES_AT_ONCE):
-            in_tiles += self._predict(tiles[start : start + _TILES_AT_ONCE], threshold)
+            some_tiles = tiles[start : start + _TILES_AT_ONCE]
+            in_tiles += self._predict(some_tiles, threshold, masks=False)
         return merge_tiles(in_tiles, windows, (height, width))
 
-    def _predict(self, images: list[Tensor], threshold: float) -> list[Detections]:
+    def _predict(
+        self, images: list[Tensor], threshold: float, masks: bool = True
+    ) -> list[Detections]:
         resize = resizer(final_size(self.model, self.image_size))
         resized = [resize(image) for image in images]
         batch = images_to_batch(resized, self.device, dtype=weights_dtype(self.dtype))
@@ -184,7 +205,15 @@ class Detector:
             self.category_ids,
             top_k=self.model.most_detections,
             threshold=threshold,
+            batch=batch if masks else None,
         )
+
+
+def _opened(source: str, split: Split, val_fraction: float, masks: bool) -> DetectionDataset:
+    dataset = open_dataset(source, split, val_fraction)
+    if masks and dataset.has_masks:
+        return open_dataset(source, split, val_fraction, masks=True)
+    return dataset
 
 
 def as_image(image: ImageLike, channels: int = 3) -> Tensor:
@@ -240,21 +269,24 @@ def load(
     source: str | os.PathLike,
     model: str | None = None,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: Precision = "fp32",
+    keep_memory: bool = True,
 ) -> Detector:
     """A `Detector` from weights of any of these kinds:
 
     a redetr checkpoint (`last.pt`, `best.pt`: the averaged weights), `best.safetensors`, or a run
-    folder; an official checkpoint of DETR (`{"model": state_dict}`), of the Table Transformer, of
-    RT-DETR, RT-DETRv2 or D-FINE (the averaged weights), or of DEIM or RT-DETRv4 on the architecture
-    of D-FINE, if the file's name says so; a folder that Transformers wrote for
-    `DetrForObjectDetection`, `TableTransformerForObjectDetection`, `RTDetrForObjectDetection`,
-    `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; the hub name of such a folder (needs
-    huggingface-hub).
+    folder; an official checkpoint of DETR (`{"model": state_dict}`), also a panoptic one, of the
+    Table Transformer, of RT-DETR, RT-DETRv2 or D-FINE (the averaged weights), or of DEIM or
+    RT-DETRv4 on the architecture of D-FINE, if the file's name says so; a folder that Transformers
+    wrote for `DetrForObjectDetection`, `DetrForSegmentation`, `TableTransformerForObjectDetection`,
+    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; the hub
+    name of such a folder (needs huggingface-hub).
 
-    `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5". Nothing is
-    unpickled but tensors and plain values. Raises InputError, naming the file, for everything that
-    cannot be loaded.
+    `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5",
+    "detr_r50_dc5_panoptic". On a CPU, this process keeps the memory that it frees, see
+    `detector.memory.keep_memory`, unless `keep_memory` is False: without that, images of 800 px
+    take up to twice as long. Nothing is unpickled but tensors and plain values. Raises InputError,
+    naming the file, for everything that cannot be loaded.
     """
     weights = read_weights(source, model)
     origin = weights.origin
@@ -264,6 +296,29 @@ def load(
             "it; "
             "if it is a backbone, train with --weights"
         )
+    net = _model_of(weights, origin)
+    net.weights_from = weights.weights_from
+    detector = Detector(
+        net,
+        origin.class_names,
+        origin.category_ids,
+        origin.image_size or net.image_size,
+        device,
+        precision,
+        origin.trained_on,
+        origin.val_fraction,
+        origin.threshold,
+    )
+    if keep_memory and detector.device.type == "cpu":
+        memory.keep_memory()
+    return detector
+
+
+def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
+    """The model that a file describes, with its weights.
+
+    Raises InputError if these do not fit.
+    """
     layers = [value for name, value in origin.options.items() if name.endswith("_layers")]
     if any(isinstance(count, int) and count > len(weights.tensors) for count in layers):
         raise InputError(
@@ -274,14 +329,4 @@ def load(
         require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
     net = build(origin.model, len(origin.class_names), **origin.options)
     load_strictly(net, weights)
-    net.weights_from = weights.weights_from
-    return Detector(
-        net,
-        origin.class_names,
-        origin.category_ids,
-        origin.image_size or net.image_size,
-        device,
-        precision,
-        origin.trained_on,
-        origin.val_fraction,
-    )
+    return net

@@ -12,9 +12,9 @@ _PER_CHANNEL = ("scale", "shift", "mean", "std")
 
 def first_convolution(model: DetectionModel) -> tuple[str, nn.Conv2d]:
     """The convolution that sees the image, and its path in the model."""
-    for path, module in model.get_submodule("backbone").named_modules():
-        if isinstance(module, nn.Conv2d):
-            return f"backbone.{path}", module
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and "backbone" in path.split("."):
+            return path, module
     raise ValueError("the backbone has no convolution")
 
 
