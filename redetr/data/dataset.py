@@ -30,7 +30,8 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
 
     `notes` are sentences that a user should read once, such as how many boxes were left out.
     `has_masks`: whether the source states masks; targets hold them if the data set was opened for
-    that. `channels`: bands of the images as they are read, three for RGB.
+    that. `is_thing`: whether each class is one of things, not of stuff; empty if the source does
+    not say. `channels`: bands of the images as they are read, three for RGB.
     """
 
     name: str
@@ -40,6 +41,7 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
     notes: tuple[str, ...] = ()
     has_masks: bool = False
     channels: int = 3
+    is_thing: tuple[bool, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
