@@ -139,6 +139,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     # gone.
     start = config if fresh else replace(config, weights=None)
     model = build(config.model, len(data.class_names), **start.model_kwargs())
+    model.is_thing = data.is_thing
     notes = starting_point(model, config, data.class_names) if fresh else []
     if config.freeze:
         freeze(model, config.freeze)
@@ -442,7 +443,7 @@ class _Run:
         )
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
-        is_best = state.record(line["AP"])
+        is_best = state.record(line["AP"], line["threshold"])
         if is_best:
             save = self.dist.main_only(save_checkpoint)
             save(self.folder / "best.pt", state.to_dict())
