@@ -13,10 +13,16 @@ from redetr.config import TrainConfig
 from redetr.training import train
 
 # Dynamo traces each layer again: few of them.
-SMALL: dict[str, Any] = {"hidden_dim": 32, "nheads": 4, "dim_feedforward": 64}
+SMALL: dict[str, Any] = {
+    "backbone": [16, 32, 64],
+    "dec_layers": 1,
+    "hidden_dim": 32,
+    "nheads": 4,
+    "dim_feedforward": 64,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "detr_r50": {"backbone": "resnet18", "enc_layers": 1, "dec_layers": 2, **SMALL},
-    "redetr_n": {"backbone": [16, 32, 64], "dec_layers": 2, **SMALL},
+    "detr_r50": {**SMALL, "enc_layers": 1},
+    "redetr_n": SMALL,
 }
 
 
