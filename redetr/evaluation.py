@@ -86,6 +86,7 @@ def detect_share(
     """
     dist = dist or _alone(model)
     model.eval()
+    dataset = dataset.with_channels(model.channels)
     samples = Samples(dataset, resizer(final_size(model, image_size)), seed=0)
     sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
     pin_memory = dist.device.type == "cuda"
@@ -97,7 +98,7 @@ def detect_share(
     for keys, batch_samples in zip(sampler, batches, strict=True):
         batch = to_batch(batch_samples, dist.device, dtype=weights_dtype(dtype))
         with autocast(dist.device, dtype):
-            outputs = model(batch.images, batch.padding)
+            outputs = outputs_of(model, batch)
         sums.add(outputs, batch.targets)
         batch_indices = [index for _, index in keys]
         indices += batch_indices
@@ -106,6 +107,13 @@ def detect_share(
     if sorted(dist.gather(indices)) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
     return DatasetDetections.concatenate(parts), sums.losses(dist)
+
+
+def outputs_of(model: DetectionModel, batch: Batch) -> Outputs:
+    """What `model` returns for a batch, and where masks are computed on demand, none yet."""
+    if model.masks_on_demand:
+        return model(batch.images, batch.padding, all_masks=False)
+    return model(batch.images, batch.padding)
 
 
 def _alone(model: DetectionModel) -> Dist:
@@ -124,7 +132,9 @@ def _detections_of_batch(
     masks = None
     if with_masks:
         stored_sizes = [target["orig_size"] for target in batch.targets]
-        by_image = compressed_masks(outputs, queries, batch.sizes, batch.canvas, stored_sizes)
+        by_image = compressed_masks(
+            outputs, queries, batch.sizes, batch.canvas, stored_sizes, model.original_masks
+        )
         masks = list(chain.from_iterable(by_image))
     return DatasetDetections(
         image_index=np.repeat(np.array(indices), detections_per_image),
@@ -141,18 +151,20 @@ def compressed_masks(
     sizes: Sequence[Size],
     canvas: Size,
     orig_sizes: Sequence[Size],
+    original: bool = False,
 ) -> list[list[bytes]]:
     """For each image of a batch, the masks of its `queries` `[B, K]`, compressed as in
     `DatasetDetections`.
 
-    `sizes` are what the model saw of the images, without the padding up to `canvas`.
+    `sizes` are what the model saw of the images, without the padding up to `canvas`; `original` is
+    as in `decode_masks`.
     """
     of_images = []
     for i, (size, orig_size) in enumerate(zip(sizes, orig_sizes, strict=True)):
         # Several detections of a query, of different classes, share its mask.
         distinct, which = queries[i].unique(return_inverse=True)
         masks: list[bytes] = []
-        for some in decode_masks(outputs, i, distinct, size, canvas, orig_size):
+        for some in decode_masks(outputs, i, distinct, size, canvas, orig_size, original):
             masks += encode(some)
         of_images.append([masks[row] for row in which.tolist()])
     return of_images

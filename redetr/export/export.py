@@ -24,7 +24,7 @@ from torch import Tensor
 
 from redetr.choices import ExportFormat, ExportPrecision
 from redetr.data import DetectionDataset
-from redetr.data.transforms import MEAN, STD, final_size, normalize, resizer
+from redetr.data.transforms import final_size, normalize, resizer, statistics
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.evaluation import compressed_masks, labels_in, with_labels
@@ -203,6 +203,7 @@ def _move(built: Path, path: Path) -> None:
 def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict[str, Any]:
     """The metadata of the file, for programs that use it."""
     model = detector.model
+    mean, std = statistics(model.channels)
     return {
         "redetr": version("redetr"),
         "weights_from": model.weights_from,
@@ -217,8 +218,8 @@ def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict
         "resize": model.resize,
         "image_size": detector.image_size,
         "max_size": model.max_size,
-        "mean": MEAN,
-        "std": STD,
+        "mean": mean,
+        "std": std,
     }
 
 
@@ -369,7 +370,9 @@ class Trial:
             sizes = [canvas] * len(indices)
             if self._config.mask:
                 sizes = [_shown(padding) for padding in inputs[1]]
-            compressed = compressed_masks(outputs, found.queries, sizes, canvas, orig_sizes)
+            compressed = compressed_masks(
+                outputs, found.queries, sizes, canvas, orig_sizes, model.original_masks
+            )
         decoded = []
         for row in range(len(indices)):
             in_image = {
@@ -396,7 +399,8 @@ class Trial:
             queries = torch.arange(logits.shape[1]).expand(len(indices), -1)
             whole = _size_of(arrays["masks"])
             orig_sizes = [self._targets[index]["orig_size"] for index in indices]
-            masks = compressed_masks(outputs, queries, [whole] * len(indices), whole, orig_sizes)
+            sizes = [whole] * len(indices)
+            masks = compressed_masks(outputs, queries, sizes, whole, orig_sizes)
             for in_image, of_image, size in zip(detections, masks, orig_sizes, strict=True):
                 in_image["masks"] = _objects(of_image, size)
         return detections
