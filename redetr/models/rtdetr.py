@@ -39,6 +39,7 @@ from redetr.models.deformable import (
 )
 from redetr.models.fast import DecoderLayer
 from redetr.models.hybrid import HybridEncoder, csp_pyramid
+from redetr.models.mask_head import MaskHead, with_mask_losses
 from redetr.models.presnet import DEPTHS, ConvNorm, PResNet
 from redetr.models.transformer import MLP, Activation
 from redetr.structures import DetectionModel, LossConfig, Outputs
@@ -102,7 +103,7 @@ class TwoStageDecoder(nn.Module):
         """Returns `Outputs` for the `levels` of the encoder; `ratio` as in `DeformableAttention`.
 
         Without `every_layer`, these are the last layer's alone. With `noisy` queries, they hold
-        theirs as well.
+        theirs as well. They have the last `states` of the queries.
         """
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
         projected = [proj(level) for proj, level in zip(self.input_proj, levels, strict=True)]
@@ -153,7 +154,7 @@ class TwoStageDecoder(nn.Module):
     ) -> list[Outputs]:
         """Returns the outputs of every decoder layer that is used, or of the last of these only.
 
-        `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start. `ignored`
+        The last one's hold the `states` `[B, Q, D]` of the queries. `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start. `ignored`
         `[B, Q, Q]` is True where a query does not see another one.
         """
         raise NotImplementedError
@@ -230,6 +231,7 @@ class Decoder(TwoStageDecoder):
                 outputs.append({"pred_logits": logits, "pred_boxes": boxes})
             previous = refined
             reference = refined.detach()
+        outputs[-1]["states"] = x
         return outputs
 
 
@@ -244,7 +246,11 @@ def _anchors(shapes: list[tuple[int, int]], ratio: Tensor) -> Tensor:
 
 
 class RTDETR(DetectionModel):
-    """Backbone, hybrid encoder, decoder. Scores are sigmoids: there is no "no object" class."""
+    """Backbone, hybrid encoder, decoder. Scores are sigmoids: there is no "no object" class.
+
+    With a `mask_head`, each query has an instance mask. Features of the backbone that are finer
+    than the encoder's are for masks alone.
+    """
 
     mean: Tensor
     std: Tensor
@@ -260,6 +266,7 @@ class RTDETR(DetectionModel):
         encoder: HybridEncoder,
         decoder: TwoStageDecoder,
         class_loss: ClassLoss = "mal",
+        mask_head: MaskHead | None = None,
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -272,9 +279,12 @@ class RTDETR(DetectionModel):
             denoising=decoder.denoising,
             class_loss=class_loss,
         )
+        if mask_head is not None:
+            self.loss_config = with_mask_losses(self.loss_config)
         self.backbone = backbone
         self.encoder = encoder
         self.decoder = decoder
+        self.mask_head = mask_head
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
 
@@ -285,12 +295,21 @@ class RTDETR(DetectionModel):
 
         With `aux_loss`, also those of the encoder's best positions, from which the queries start.
         `images` `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there
-        is none. With `noisy` queries, the outputs hold theirs, too; the others stay the same.
+        is none. With `noisy` queries, the outputs hold theirs, too; the others stay the same. A
+        model with masks adds them, see `MaskHead`; noisy queries have none.
         """
         # The published weights take pixels in [0, 1].
         features = self.backbone(images * self.std + self.mean)
-        levels = self.encoder(features, mask)
-        return self.decoder(levels, valid_ratio(images, mask), self.aux_loss, noisy)
+        num_levels = len(self.encoder.input_proj)
+        levels = self.encoder(features[-num_levels:], mask)
+        ratio = valid_ratio(images, mask)
+        outputs = self.decoder(levels, ratio, self.aux_loss, noisy)
+        if self.mask_head is not None:
+            height, width = images.shape[-2:]
+            all_levels = [*features[:-num_levels], *levels]
+            self.mask_head(outputs, all_levels, None, (height, width), ratio, self.aux_loss)
+        del outputs["states"]
+        return outputs
 
 
 def points_of_level(points: int | Sequence[int]) -> list[int]:
@@ -360,6 +379,7 @@ def rtdetr(
     eval_idx: int = -1,
     denoising: int = 0,
     class_loss: ClassLoss = "mal",
+    masks: bool = False,
 ) -> RTDETR:
     """Returns an RT-DETR with random weights. The defaults are those of R18.
 
@@ -370,7 +390,7 @@ def rtdetr(
     whole pixels, for devices without `grid_sample`. `eval_idx` is the decoder layer that answers
     in evaluation, where later layers are not computed; all are trained. `denoising` is the number
     of groups of noisy queries in training, see `denoising.py`; the published weights were trained
-    with the `class_loss` "varifocal".
+    with the `class_loss` "varifocal". With `masks`, each query has an instance mask.
     """
     body = PResNet(backbone, weights, norm, width)
     pyramid = csp_pyramid(enc_hidden_dim, expansion, norm)
@@ -391,7 +411,10 @@ def rtdetr(
         norm,
         denoising,
     )
-    return RTDETR(num_classes, body, encoder, decoder, class_loss)
+    mask_head = None
+    if masks:
+        mask_head = MaskHead([enc_hidden_dim] * NUM_LEVELS, hidden_dim, hidden_dim)
+    return RTDETR(num_classes, body, encoder, decoder, class_loss, mask_head)
 
 
 def rtdetr_r18(num_classes: int, **options: Any) -> RTDETR:
