@@ -413,7 +413,8 @@ class _SmallBlock(nn.Module):
 class SmallResNet(nn.Module):
     """Residual stages at strides 4, 8 and 16 with GroupNorm, trained from scratch.
 
-    `strides` are those of the feature maps it returns. Each image is normalised by itself, together with its padding.
+    `strides` are those of the feature maps it returns. Each image is normalised by itself, together
+    with its padding.
     """
 
     recompute = False

@@ -251,6 +251,7 @@ class FastDETR(DetectionModel):
             MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(dec_layers)
         )
         self.mask_head: MaskHead | None = None
+        self.has_masks = masks
         if masks:
             levels = [hidden_dim] * len(STRIDES)
             fine = backbone.num_channels[0]

@@ -154,8 +154,9 @@ class TwoStageDecoder(nn.Module):
     ) -> list[Outputs]:
         """Returns the outputs of every decoder layer that is used, or of the last of these only.
 
-        The last one's hold the `states` `[B, Q, D]` of the queries. `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start. `ignored`
-        `[B, Q, Q]` is True where a query does not see another one.
+        The last one's hold the `states` `[B, Q, D]` of the queries. `content` `[B, Q, D]` and
+        `boxes` `[B, Q, 4]` are where the queries start. `ignored` `[B, Q, Q]` is True where a query
+        does not see another one.
         """
         raise NotImplementedError
 
@@ -279,6 +280,7 @@ class RTDETR(DetectionModel):
             denoising=decoder.denoising,
             class_loss=class_loss,
         )
+        self.has_masks = mask_head is not None
         if mask_head is not None:
             self.loss_config = with_mask_losses(self.loss_config)
         self.backbone = backbone

@@ -30,7 +30,9 @@ _FREE = (
     "eval_idx",
     "denoising",
     "class_loss",
+    "masks",
 )
+_MASK_HEAD = "mask_head."
 
 # What a model may have that starts from weights with this norm.
 _FITTING_NORMS = {
@@ -117,8 +119,12 @@ def start_from(
         notes.append(f"class_embed: {share} taken by name, the rest re-initialised")
     if num_queries < model.num_queries:
         notes.append(f"query_embed: {num_queries} of {model.num_queries} were there")
-    for name in names - weights.tensors.keys():
-        notes.append(f"{name} starts at random")
+    missing = names - weights.tensors.keys()
+    if any(name.startswith(_MASK_HEAD) for name in missing):
+        notes.append("mask_head, which is not there, starts at random")
+    for name in missing:
+        if not name.startswith(_MASK_HEAD):
+            notes.append(f"{name} starts at random")
     return "; ".join(notes)
 
 
@@ -127,9 +133,10 @@ def _copy(
 ) -> int:
     """Copies weights into `state` and returns how many tensors are filled; `by_row` has, by part of
     the name, the rows (here, there) of tensors that are not taken whole. What denoising needs may
-    be missing: it stays as it is.
+    be missing, and so may a mask head as a whole: they stay as they are.
     """
     given = weights.tensors
+    has_masks = any(name.startswith(_MASK_HEAD) for name in given)
     filled = 0
     wrong = []
     for name, tensor in state.items():
@@ -138,7 +145,8 @@ def _copy(
             if part in name:
                 rows = rows_of_part
         if name not in given:
-            if not is_for_denoising(name) and not _is_counter(name):
+            is_new = name.startswith(_MASK_HEAD) and not has_masks
+            if not is_new and not is_for_denoising(name) and not _is_counter(name):
                 wrong.append(name)
         elif not _fits(given[name], tensor, rows):
             wrong.append(name)
