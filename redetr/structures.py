@@ -33,6 +33,8 @@ class StoredTarget(TypedDict):
     iscrowd: Tensor  # [T] bool; evaluation ignores detections in crowds, training drops crowds
     area: Tensor  # [T] float32, pixels of the stored image
     masks: NotRequired[Tensor]  # [T, H, W] bool, pixels of the stored image
+    # the same, compressed (see `masks.py`): what `DetectionDataset.compact_target` has instead
+    mask_counts: NotRequired[list[bytes]]
 
 
 class Target(TypedDict):

@@ -49,7 +49,7 @@ from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_mon
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.precision import pick_precision, weights_dtype
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
-from redetr.state import State, start_folder
+from redetr.state import State, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
 from redetr.structures import DetectionModel
 from redetr.weights.starting import starting_point
@@ -113,8 +113,10 @@ def _train(
         notes = _notes(data, state, dist)
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
-        monitor = open_monitor(folder, state.config.steps, state.step, console, dist)
-        run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals)
+        steps, class_weight = state.config.steps, criterion.config.loss_ce
+        monitor = open_monitor(folder, steps, state.step, console, dist, class_weight)
+        continuation = "the same call with resume=True" if datasets else resume_command(folder)
+        run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
         try:
             for note in notes:
                 monitor.say(note)
@@ -249,6 +251,7 @@ class _Run:
     lock: FolderLock
     monitor: Monitor | SilentMonitor
     signals: StopSignals
+    continuation: str  # what a user does to resume it
 
     def __post_init__(self) -> None:
         config = self.state.config
@@ -275,8 +278,8 @@ class _Run:
                 self._save()
             if stopped:
                 raise StoppedError(
-                    f"stopped by a signal after step {state.step}; {self.folder}/last.pt is saved, "
-                    "use --resume"
+                    f"stopped by a signal after step {state.step}; {self.folder}/last.pt is saved; "
+                    f"to continue: {self.continuation}"
                 )
             if evaluating:
                 result = self._evaluate()
@@ -409,7 +412,7 @@ class _Run:
         num_batches = math.ceil(len(self.val) / config.eval_batch_size)
         message = (
             f"stopped by a signal in the evaluation of step {state.step}; {self.folder}/last.pt is "
-            "saved, use --resume"
+            f"saved; to continue: {self.continuation}"
         )
         result = evaluate(
             averaged,

@@ -5,7 +5,7 @@ from typing import Any
 
 import tyro
 
-from redetr.commands.arguments import FLAGS, SIZES
+from redetr.commands.arguments import parse_flags
 from redetr.commands.console import ERRORS, OUT, percent, print_results
 from redetr.commands.recipe import ConfigFlags, split_recipe
 from redetr.config import TrainConfig
@@ -43,13 +43,11 @@ def parse(args: list[str]) -> Train:
         "Trains a model as the recipe says. A flag replaces a setting; the defaults below are "
         "the recipe's."
     )
-    parsed = tyro.cli(
+    parsed = parse_flags(
         tyro.conf.OmitArgPrefixes[ConfigFlags],
         args=flags,
         default=ConfigFlags.of(recipe),
         prog=program,
-        config=FLAGS,
-        registry=SIZES,
         description=about,
     )
     return Train(parsed.joined())
