@@ -54,8 +54,8 @@ def mask_sums(
     """Returns the sums "loss_mask" and "loss_dice" over all objects, each `[1]`, not divided.
 
     `queries` `[B, T]` is the query of every object, Q for those without one. `outputs` hold
-    `canvas` and one of these, of which the first counts: `masks_of`; `mask_embed` and
-    `pixel_embed`; `pred_masks`. Computed in fp32 or fp64. Does not wait for the device.
+    `canvas` and either `masks_of`, or both `mask_embed` and `pixel_embed`, or `pred_masks`; the
+    first of these that is there counts. Computed in fp32 or fp64. Does not wait for the device.
     """
     objects = _objects_of(targets)
     device = queries.device
@@ -109,7 +109,7 @@ def _objects_of(targets: list[Target]) -> _Objects:
 def _matched_masks(outputs: Outputs, queries: Tensor, image: Tensor, row: Tensor) -> Tensor:
     """Returns the logits `[N, h, w]` of the objects' queries; `queries` is `[B, T]`, in [0, Q)."""
     if "masks_of" in outputs:
-        return at_least_float32(outputs["masks_of"](image, queries[image, row]))
+        return outputs["masks_of"](image, queries[image, row])
     if "mask_embed" not in outputs:
         return at_least_float32(outputs["pred_masks"][image, queries[image, row]])
     mask_embed = at_least_float32(outputs["mask_embed"])  # [B, Q, E]

@@ -64,12 +64,13 @@ class Outputs(TypedDict):
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
     pred_masks: NotRequired[Tensor]  # [B, Q, H / 4, W / 4] logits, over the padded canvas
+    # the same for chosen queries: their logits [N, H / 4, W / 4] from the indices of their images
+    # and of themselves, [N] each
+    masks_of: NotRequired[Callable[[Tensor, Tensor], Tensor]]
     # what masks are products of, for losses that need those of matched queries only: [B, Q, E] and
     # [B, E, H / 4, W / 4]
     mask_embed: NotRequired[Tensor]
     pixel_embed: NotRequired[Tensor]
-    # the same in general: logits [N, H / 4, W / 4] from the indices of images and queries, [N] each
-    masks_of: NotRequired[Callable[[Tensor, Tensor], Tensor]]
     states: NotRequired[Tensor]  # [B, Q, D] of the last layer, within a model that makes masks
     canvas: NotRequired[Size]  # of the padded images, which masks cover
     # D-FINE, see `edges.py`: logits of the bins of each edge, [B, Q, 4 * N], and the boxes from

@@ -413,8 +413,8 @@ class _SmallBlock(nn.Module):
 class SmallResNet(nn.Module):
     """Residual stages at strides 4, 8 and 16 with GroupNorm, trained from scratch.
 
-    `strides` are those of the feature maps it returns. Each image is normalised by itself, together
-    with its padding.
+    Each image is normalised by itself, together with its padding. The map of stride 4 is returned
+    only if `strides` has it.
     """
 
     recompute = False
@@ -437,23 +437,22 @@ class SmallResNet(nn.Module):
             stages.append(nn.Sequential(*stage))
             inputs = width
         self.stages = nn.ModuleList(stages)
-        self.strides = strides
-        channels = dict(zip((4, 8, 16), widths, strict=True))
-        self.num_channels = [channels[stride] for stride in strides]
+        self.strides = (4, 8, 16) if 4 in strides else (8, 16)
+        self.num_channels = list(widths[-len(self.strides) :])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the feature maps at `strides`, `[B, num_channels[i], h, w]`."""
+        """Returns a feature map `[B, num_channels[i], h, w]` per stride."""
         run = runner(self.recompute)
         x = self.stem(images)
-        features: dict[int, Tensor] = {}
-        for stride, stage in zip((4, 8, 16), self.stages, strict=True):
+        features = []
+        for stage in self.stages:
             for block in stage.children():
                 x = run(block, x)
-            features[stride] = x
-        return [features[stride] for stride in self.strides]
+            features.append(x)
+        return features[-len(self.strides) :]
 
 
 def padding_at(features: Tensor, mask: Tensor | None) -> Tensor:

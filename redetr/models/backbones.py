@@ -19,7 +19,7 @@ def build_backbone(
     three widths.
 
     Three widths make a `SmallResNet`, which has strides 8 and 16 whatever `strides` says, and 4 if
-    that is one of them. Raises InputError for a name or an option that does not exist.
+    they have it. Raises InputError for a name or an option that does not exist.
     """
     is_lite = backbone == EFFICIENTNET_LITE
     if isinstance(backbone, str) and not is_lite and not backbone.startswith("timm:"):
@@ -35,4 +35,4 @@ def build_backbone(
         raise InputError(
             f"a backbone of widths {backbone} is trained from scratch: take no weights ({weights})"
         )
-    return SmallResNet(backbone, (4, 8, 16) if 4 in strides else (8, 16))
+    return SmallResNet(backbone, strides)
