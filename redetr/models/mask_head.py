@@ -31,7 +31,7 @@ from redetr.structures import LossConfig, Outputs, Size
 
 _MOST_GROUPS = 32  # of GroupNorm
 _BACKGROUND = -5.0  # the logit of what is outside of a box, at most: a score of 0.007
-_LOSSES = {"loss_mask": 2.0, "loss_dice": 2.0}
+_LOSS_WEIGHT = 2.0  # of both losses
 
 
 class MaskHead(nn.Module):
@@ -120,4 +120,4 @@ def _within_boxes(logits: Tensor, boxes: Tensor, ratio: Tensor) -> Tensor:
 
 def with_mask_losses(config: LossConfig) -> LossConfig:
     """Returns the same losses and those of masks."""
-    return replace(config, **_LOSSES)
+    return replace(config, loss_mask=_LOSS_WEIGHT, loss_dice=_LOSS_WEIGHT)
