@@ -276,8 +276,7 @@ class FastDETR(DetectionModel):
         ratio = valid_ratio(images, mask)  # [B, 2]
         outputs = self._detect(levels, ratio, images.shape[-2:], mask is not None)
         if self.mask_head is not None:
-            height, width = images.shape[-2:]
-            self.mask_head(outputs, levels, features[0], (height, width), ratio, self.aux_loss)
+            self.mask_head(outputs, levels, features[0], images, ratio, self.aux_loss)
         del outputs["states"]
         return outputs
 

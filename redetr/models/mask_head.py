@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32, box_cxcywh_to_xyxy
 from redetr.models.transformer import MLP
-from redetr.structures import LossConfig, Outputs, Size
+from redetr.structures import LossConfig, Outputs
 
 _MOST_GROUPS = 32  # of GroupNorm
 _BACKGROUND = -5.0  # the logit of what is outside of a box, at most: a score of 0.007
@@ -74,20 +74,21 @@ class MaskHead(nn.Module):
         outputs: Outputs,
         levels: list[Tensor],
         fine: Tensor | None,
-        canvas: Size,
+        images: Tensor,
         ratio: Tensor,
         parts: bool,
     ) -> None:
         """Adds masks to `outputs`, which hold the `states` of the queries, `[B, Q, D]`.
 
         In evaluation these are `pred_masks`; in training, or if `parts` are wanted, the embeddings
-        that they are products of. `canvas` is the size of the padded images, `ratio` `[B, 2]` the
-        share (x, y) of it that is image.
+        that they are products of. Of the padded `images` `[B, 3, H, W]`, only the size counts;
+        `ratio` `[B, 2]` is the share (x, y) of it that is image.
         """
         pixel_embed = self.pixels(levels, fine)
         mask_embed = self.queries(outputs["states"])
         mask_embed = mask_embed * mask_embed.shape[-1] ** -0.5  # [B, Q, E]
-        outputs["canvas"] = canvas
+        height, width = images.shape[-2:]
+        outputs["canvas"] = (height, width)
         if self.training or parts:
             outputs["mask_embed"] = mask_embed
             outputs["pixel_embed"] = pixel_embed

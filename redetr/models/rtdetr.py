@@ -154,9 +154,8 @@ class TwoStageDecoder(nn.Module):
     ) -> list[Outputs]:
         """Returns the outputs of every decoder layer that is used, or of the last of these only.
 
-        The last one's hold the `states` `[B, Q, D]` of the queries. `content` `[B, Q, D]` and
-        `boxes` `[B, Q, 4]` are where the queries start. `ignored` `[B, Q, Q]` is True where a query
-        does not see another one.
+        `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start. `ignored`
+        `[B, Q, Q]` is True where a query does not see another one.
         """
         raise NotImplementedError
 
@@ -249,8 +248,7 @@ def _anchors(shapes: list[tuple[int, int]], ratio: Tensor) -> Tensor:
 class RTDETR(DetectionModel):
     """Backbone, hybrid encoder, decoder. Scores are sigmoids: there is no "no object" class.
 
-    With a `mask_head`, each query has an instance mask. Features of the backbone that are finer
-    than the encoder's are for masks alone.
+    A `mask_head` adds masks; features finer than the encoder's are for these alone.
     """
 
     mean: Tensor
@@ -297,8 +295,7 @@ class RTDETR(DetectionModel):
 
         With `aux_loss`, also those of the encoder's best positions, from which the queries start.
         `images` `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there
-        is none. With `noisy` queries, the outputs hold theirs, too; the others stay the same. A
-        model with masks adds them, see `MaskHead`; noisy queries have none.
+        is none. With `noisy` queries, the outputs hold theirs, too; the others stay the same.
         """
         # The published weights take pixels in [0, 1].
         features = self.backbone(images * self.std + self.mean)
@@ -307,9 +304,8 @@ class RTDETR(DetectionModel):
         ratio = valid_ratio(images, mask)
         outputs = self.decoder(levels, ratio, self.aux_loss, noisy)
         if self.mask_head is not None:
-            height, width = images.shape[-2:]
             all_levels = [*features[:-num_levels], *levels]
-            self.mask_head(outputs, all_levels, None, (height, width), ratio, self.aux_loss)
+            self.mask_head(outputs, all_levels, None, images, ratio, self.aux_loss)
         del outputs["states"]
         return outputs
 
@@ -413,9 +409,8 @@ def rtdetr(
         norm,
         denoising,
     )
-    mask_head = None
-    if masks:
-        mask_head = MaskHead([enc_hidden_dim] * NUM_LEVELS, hidden_dim, hidden_dim)
+    levels = [enc_hidden_dim] * NUM_LEVELS
+    mask_head = MaskHead(levels, hidden_dim, hidden_dim) if masks else None
     return RTDETR(num_classes, body, encoder, decoder, class_loss, mask_head)
 
 
