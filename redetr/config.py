@@ -68,7 +68,7 @@ class ModelOptions:
     """Find instance masks as well: adds a head for them to the model, and takes them from the
     data."""
     precision: Precision = "auto"
-    """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
+    """auto = bf16 (autocast) where it is faster, on a CPU by a short trial; fp64 is for proofs."""
     recompute: bool = False
     """Less memory for large images: blocks of the backbone and the encoder are computed twice."""
     compile: bool = False
@@ -307,6 +307,17 @@ class TrainConfig(
             if not _is_a(value, kinds[name]):
                 raise InputError(f"setting {name!r} cannot be {value!r}")
         return cls(**values)
+
+    @classmethod
+    def read(cls, file: Path) -> "TrainConfig":
+        """The settings in the `config.json` of a run. Raises InputError if they cannot be read."""
+        try:
+            return cls.from_dict(json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{file}: not the settings of a run ({error}); give a recipe's name or the folder "
+                "of a run"
+            ) from None
 
     def check(self, world_size: int) -> None:
         """Raises InputError for settings that cannot work, naming the flag."""

@@ -155,7 +155,7 @@ class GroundTruth:
             _xyxy_to_xywh(objects.boxes.astype(np.float64)),
             area=objects.area.astype(np.float64),
             iscrowd=objects.iscrowd,
-            segmentation=_segmentation(objects.masks, objects.image, objects.image_sizes),
+            segmentation=segmentation(objects.masks, objects.image, objects.image_sizes),
         )
         return cls(
             image_ids=ids,
@@ -347,7 +347,7 @@ def _prepared(
     if measured == "bbox":
         return hotcoco.COCOeval(truth.annotations, truth.annotations.load_res(rows), "bbox")
     assert detections.masks is not None
-    masks = _segmentation(detections.masks, detections.image_index, truth.image_sizes)
+    masks = segmentation(detections.masks, detections.image_index, truth.image_sizes)
     assert masks is not None
     results = truth.annotations.load_res(rows, segmentation=masks)
     if masks:
@@ -357,7 +357,7 @@ def _prepared(
     return hotcoco.COCOeval(truth.annotations, results, "segm")
 
 
-def _segmentation(
+def segmentation(
     masks: list[bytes] | None, image: NDArray[np.int64], image_sizes: NDArray[np.int64] | None
 ) -> list[Any] | None:
     """The masks as COCO writes them; `image` is the index of each one's image."""

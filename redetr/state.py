@@ -152,6 +152,8 @@ class State:
     def _require_same_settings(self, path: Path, before: TrainConfig) -> None:
         for name in sorted(asdict(self.config).keys() - _MAY_CHANGE):
             saved, now = getattr(before, name), getattr(self.config, name)
+            if name == "precision" and saved == "auto":
+                continue  # earlier versions chose anew at each start
             if saved != now:
                 raise InputError(
                     f"{path}: saved with {name}={saved}, resumed with {now}: "

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from redetr.choices import ImageSize
+from redetr.choices import ImageSize, Precision
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
 from redetr.data.images import upright
@@ -27,7 +27,7 @@ from redetr.errors import InputError
 from redetr.evaluation import evaluate
 from redetr.metrics import CocoResult
 from redetr.models import build
-from redetr.precision import autocast, pick_precision, weights_dtype
+from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.structures import DetectionModel
 from redetr.weights.reading import Origin, Weights, load_strictly, read_weights, require_fitting
 
@@ -45,17 +45,14 @@ class Detector:
         category_ids: Sequence[int],
         image_size: ImageSize,
         device: str = "auto",
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         trained_on: str | None = None,
         val_fraction: float = 0.0,
     ):
         self.device = pick_device(device)
-        self.dtype = pick_precision(precision, self.device)
-        self.model = (
-            model.to(self.device, weights_dtype(self.dtype))
-            .to(memory_format=torch.channels_last)
-            .eval()
-        )
+        dtype = weights_dtype(PRECISIONS.get(precision, torch.float32))
+        self.model = model.to(self.device, dtype).to(memory_format=torch.channels_last).eval()
+        self.dtype = pick_precision(precision, self.device, self.model, image_size).dtype
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
         self.image_size = image_size
@@ -89,17 +86,18 @@ class Detector:
                 f"{error}; the checkpoint stores this path of its training data: give --data"
             ) from error
 
-    def optimize(self, compile: bool = False, precision: str = "auto") -> "Detector":
+    def optimize(self, compile: bool = False, precision: Precision = "auto") -> "Detector":
         """Speeds up this detector's model (see `for_inference`) and returns the detector.
 
-        A detector in fp32 changes to `precision`: "auto" is bf16 where the hardware multiplies it
-        fast, "fp32" keeps it as it is. With `compile`, the model is compiled, which takes a minute
-        at the first image. Scores and boxes change by rounding: by less than 1e-4 in fp32, by more
-        in bf16. The model no longer gives `aux_outputs`.
+        A detector in fp32 changes to `precision`: "auto" is bf16 where that is faster (see
+        `pick_precision`), "fp32" keeps it as it is. With `compile`, the model is compiled, which
+        takes a minute at the first image. Scores and boxes change by rounding: by less than 1e-4 in
+        fp32, by more in bf16. The model no longer gives `aux_outputs`.
         """
         self.model = for_inference(self.model)
         if self.dtype == torch.float32:
-            self.dtype = pick_precision(precision, self.device)
+            choice = pick_precision(precision, self.device, self.model, self.image_size)
+            self.dtype = choice.dtype
         if compile:
             self.model.compile(dynamic=True)
         return self
@@ -241,7 +239,7 @@ def load(
     source: str | os.PathLike,
     model: str | None = None,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     keep_memory: bool = True,
 ) -> Detector:
     """A `Detector` from weights of any of these kinds:
