@@ -382,13 +382,13 @@ def rtdetr(
     """Returns an RT-DETR with random weights. The defaults are those of R18.
 
     There are no backbone `weights` by name. `norm` is that of all convolutions; frozen BatchNorm
-    means that of the weights it starts from.
-    `width` is that of the backbone's first stage, `expansion` that of the encoder's blocks relative
-    to `enc_hidden_dim`. `points` are those of a query on each level. `sampling="discrete"` reads
-    whole pixels, for devices without `grid_sample`. `eval_idx` is the decoder layer that answers
-    in evaluation, where later layers are not computed; all are trained. `denoising` is the number
-    of groups of noisy queries in training, see `denoising.py`; the published weights were trained
-    with the `class_loss` "varifocal". With `masks`, each query has an instance mask.
+    means that of the weights it starts from. `width` is that of the backbone's first stage,
+    `expansion` that of the encoder's blocks relative to `enc_hidden_dim`. `points` are those of a
+    query on each level. `sampling="discrete"` reads whole pixels, for devices without
+    `grid_sample`. `eval_idx` is the decoder layer that answers in evaluation, where later layers
+    are not computed; all are trained. `denoising` is the number of groups of noisy queries in
+    training, see `denoising.py`; the published weights were trained with the `class_loss`
+    "varifocal". With `masks`, each query has an instance mask.
     """
     body = PResNet(backbone, weights, norm, width)
     pyramid = csp_pyramid(enc_hidden_dim, expansion, norm)
