@@ -444,7 +444,7 @@ class _Run:
         )
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
-        is_best = state.record(line["AP"])
+        is_best = state.record(line["AP"], line["threshold"])
         if is_best:
             save = self.dist.main_only(save_checkpoint)
             save(self.folder / "best.pt", state.to_dict())

@@ -25,7 +25,7 @@ from redetr.detector.tiles import merge_tiles
 from redetr.distributed import pick_device
 from redetr.errors import InputError
 from redetr.evaluation import evaluate
-from redetr.metrics import CocoResult
+from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
 from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.structures import DetectionModel
@@ -36,7 +36,11 @@ _TILES_AT_ONCE = 8
 
 
 class Detector:
-    """A model with its class names and its image size."""
+    """A model with its class names and its image size.
+
+    `threshold` is the smallest score that `predict` shows by default: the one with the best
+    F1 when the model was last evaluated in training, or 0.5 if that was not measured.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class Detector:
         precision: Precision = "fp32",
         trained_on: str | None = None,
         val_fraction: float = 0.0,
+        threshold: float | None = None,
     ):
         self.device = pick_device(device)
         dtype = weights_dtype(PRECISIONS.get(precision, torch.float32))
@@ -57,6 +62,8 @@ class Detector:
         self.category_ids = tuple(category_ids)
         self.image_size = image_size
         self.trained_on, self.val_fraction = trained_on, val_fraction
+        self.has_measured_threshold = threshold is not None
+        self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
 
     @property
     def classes(self) -> list[tuple[int, str]]:
@@ -130,7 +137,7 @@ class Detector:
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
-        threshold: float = 0.5,
+        threshold: float | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
     ) -> Any:
@@ -142,13 +149,16 @@ class Detector:
         keep it, so that they can be drawn; those of a list do not: all would have to stay in
         memory.
 
-        Masks, if the model has them, are of the original image. Large images can be divided into
-        tiles of `tile` px that `overlap` by this share of their side: see `tiles`; detections in
-        tiles have no masks, which would take the memory of the image for each object.
+        `threshold` is the smallest score of a detection, by default that of the detector. Masks, if
+        the model has them, are of the original image. Large images can be divided into tiles of
+        `tile` px that `overlap` by this share of their side: see `tiles`; detections in tiles have
+        no masks, which would take the memory of the image for each object.
 
         Raises InputError for something that is no image, a file that cannot be read, or a threshold
         that is not between 0 and 1.
         """
+        if threshold is None:
+            threshold = self.threshold
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
@@ -277,6 +287,7 @@ def load(
         precision,
         origin.trained_on,
         origin.val_fraction,
+        origin.threshold,
     )
     if keep_memory and detector.device.type == "cpu":
         memory.keep_memory()

@@ -246,10 +246,7 @@ def _anchors(shapes: list[tuple[int, int]], ratio: Tensor) -> Tensor:
 
 
 class RTDETR(DetectionModel):
-    """Backbone, hybrid encoder, decoder. Scores are sigmoids: there is no "no object" class.
-
-    A `mask_head` adds masks; features finer than the encoder's are for these alone.
-    """
+    """Backbone, hybrid encoder, decoder. Scores are sigmoids: there is no "no object" class."""
 
     mean: Tensor
     std: Tensor
@@ -299,7 +296,7 @@ class RTDETR(DetectionModel):
         """
         # The published weights take pixels in [0, 1].
         features = self.backbone(images * self.std + self.mean)
-        num_levels = len(self.encoder.input_proj)
+        num_levels = len(self.encoder.input_proj)  # finer features are for masks alone
         levels = self.encoder(features[-num_levels:], mask)
         ratio = valid_ratio(images, mask)
         outputs = self.decoder(levels, ratio, self.aux_loss, noisy)
