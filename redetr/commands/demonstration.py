@@ -115,10 +115,12 @@ def _threshold_for(predictions: list[Detections], count: int) -> float:
 
 
 def _drawn_truth(image: Tensor, target: StoredTarget, class_names: tuple[str, ...]) -> Image.Image:
-    """The image with the boxes of its objects; crowds are left out."""
+    """The image with the boxes of its objects, and their masks if it has them; crowds are left
+    out."""
     kept = ~target["iscrowd"]
     boxes = target["boxes"][kept]
     labels = target["labels"][kept].tolist()
     names = [class_names[label] for label in labels]
     colors = [class_color(label) for label in labels]
-    return draw_boxes(image, boxes, names, None, colors)
+    masks = target["masks"][kept] if "masks" in target else None
+    return draw_boxes(image, boxes, names, None, colors, masks=masks)
