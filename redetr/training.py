@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ from redetr.structures import DetectionModel
 from redetr.weights.starting import starting_point
 from redetr.wording import counted
 
+# What is shown of a run after an evaluation, given its state, the data that it was evaluated on, and
+# its folder. Returns what the user should know.
+AfterEvaluation = Callable[[State, DetectionDataset, Path], list[str]]
+
 # Below these a run ends poorly, and the user should know.
 _FEW_STEPS = 100_000  # for a faithful variant
 _FEW_IMAGES = 100  # without pretrained weights
@@ -64,12 +68,14 @@ def train(
     config: TrainConfig,
     console: Console | None = None,
     datasets: tuple[DetectionDataset, DetectionDataset] | None = None,
+    after_evaluation: AfterEvaluation | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
     "time_s"; and of the "best" one its "AP" and "step".
 
     `datasets` are your own (train, val), in place of what `config.data` names. Under torchrun,
-    every process calls this. Progress is shown on `console`, by default nowhere. Raises InputError
+    every process calls this. Progress is shown on `console`, by default nowhere. The first process
+    calls `after_evaluation` when an evaluation is recorded; the others wait for it. Raises InputError
     for settings or data that cannot work, before anything is written, and when a GPU's memory is
     full; DivergedError for a loss that is not finite; LostError for a rank or loader process that
     died; StoppedError after a signal, when the state is saved.
@@ -80,7 +86,7 @@ def train(
                 process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
                 watching_workers(),
             ):
-                return _train(config, console, datasets, dist, signals)
+                return _train(config, console, datasets, after_evaluation, dist, signals)
         except KeyboardInterrupt:
             if signals.steps_begun:
                 raise
@@ -92,6 +98,7 @@ def _train(
     config: TrainConfig,
     console: Console | None,
     datasets: tuple[DetectionDataset, DetectionDataset] | None,
+    after_evaluation: AfterEvaluation | None,
     dist: Dist,
     signals: StopSignals,
 ) -> dict[str, Any]:
@@ -112,7 +119,9 @@ def _train(
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
         monitor = open_monitor(folder, state.config.steps, state.step, console, dist)
-        run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals)
+        run = _Run(
+            state, criterion, dist, data, val, folder, lock, monitor, signals, after_evaluation
+        )
         try:
             for note in notes:
                 monitor.say(note)
@@ -247,6 +256,7 @@ class _Run:
     lock: FolderLock
     monitor: Monitor | SilentMonitor
     signals: StopSignals
+    after_evaluation: AfterEvaluation | None
 
     def __post_init__(self) -> None:
         config = self.state.config
@@ -429,7 +439,13 @@ class _Run:
             save(self.folder / "best.pt", state.to_dict())
             export = self.dist.main_only(save_weights)
             export(self.folder / "best.safetensors", averaged.state_dict(), state.about())
+        if self.after_evaluation:
+            self.dist.main_only(self._show)(self.after_evaluation)
         return line
+
+    def _show(self, after_evaluation: AfterEvaluation) -> None:
+        for note in after_evaluation(self.state, self.val, self.folder):
+            self.monitor.say(note)
 
     def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Says how the run ended, and saves it with its last evaluation; returns that and the

@@ -27,6 +27,7 @@ from redetr.detector.records import (
     begin,
     finished,
     join,
+    require_no_foreign_page,
     require_no_predictions,
     summary,
     write_formats,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from redetr.detector.sources import Frame
     from redetr.distributed import Dist
 
-Format = Literal["png", "jpg", "json", "coco", "csv"]
+Format = Literal["png", "jpg", "json", "coco", "csv", "html"]
 
 _LONGEST_WAIT_S = 7 * 86400.0  # for other ranks: one may have a long video left
 _CLASSES_NAMED = 5
@@ -78,9 +79,9 @@ class Predict:
     """Labels on annotated images: auto = where there is room, all, or none."""
     line_width: int | None = None
     """Width of the lines of boxes in px; default: by the size of the image and of the boxes."""
-    save: tuple[Format, ...] = ("png", "json")
+    save: tuple[Format, ...] = ("png", "json", "html")
     """What else to write: annotated images (png or jpg; videos as mp4), predictions.json,
-    predictions.coco.json, predictions.csv."""
+    predictions.coco.json, predictions.csv, a page of the annotated images (html: index.html)."""
     resume: bool = False
     """Resume in --output: skip the images that are in its predictions.jsonl."""
     overwrite: bool = False
@@ -104,6 +105,8 @@ class Predict:
         folder = Path(self.output)
         if not (self.resume or self.overwrite):
             require_no_predictions(folder)
+        if "html" in self.save:
+            require_no_foreign_page(folder)
         faults: list[Fault] = []
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
@@ -149,6 +152,8 @@ class Predict:
             raise InputError(f"--overlap {self.overlap} must be at least 0 and below 1")
         if self.line_width is not None and self.line_width < 1:
             raise InputError(f"--line-width {self.line_width} must be at least 1")
+        if "html" in self.save and not self._draws:
+            raise InputError("--save html shows annotated images: add png or jpg")
         require_images(self.batch_size)
         if not self.source:
             raise InputError("no input: name images or folders after the checkpoint")

@@ -18,10 +18,11 @@ class Train:
     config: TrainConfig
 
     def run(self) -> None:
+        from redetr.commands.run_pictures import draw_run
         from redetr.distributed import main_process_only
         from redetr.training import train
 
-        result = train(self.config, ERRORS)
+        result = train(self.config, ERRORS, after_evaluation=draw_run)
         main_process_only(self._report)(result)
 
     def _report(self, result: dict[str, Any]) -> None:
@@ -32,7 +33,8 @@ class Train:
         OUT.print(line, soft_wrap=True)
         print_results([result])
         OUT.print(
-            f"{self.config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl",
+            f"{self.config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl, "
+            "curves.png, predictions.png (truth beside predictions)",
             soft_wrap=True,
         )
 

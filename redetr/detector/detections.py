@@ -155,12 +155,13 @@ class Detections:
         *,
         labels: LabelChoice = "auto",
         line_width: int | None = None,
+        within_px: int | None = None,
     ) -> Image.Image:
         """The image with its boxes; small images are enlarged.
 
         `image` is the original one (PIL, or uint8 `[3, H, W]`), by default the one kept here.
-        `labels` ("auto": where there is room), `line_width` (px) and `scale` are described at
-        `draw_boxes`. Of a model with a single class, labels are scores, and so are colors: dark
+        `labels` ("auto": where there is room), `line_width` (px), `within_px` and `scale` are
+        described at `draw_boxes`. Of a model with a single class, labels are scores, and so are colors: dark
         blue for 0 to yellow for 1. Raises InputError for an image of another size, or if there is
         none.
         """
@@ -178,7 +179,15 @@ class Detections:
             names = self.names
             colors = [class_color(label) for label in self.labels.tolist()]
         return draw_boxes(
-            image, self.boxes, names, scores, colors, scale, tags=labels, line_width=line_width
+            image,
+            self.boxes,
+            names,
+            scores,
+            colors,
+            scale,
+            tags=labels,
+            line_width=line_width,
+            within_px=within_px,
         )
 
     def _require_size(self, image: Image.Image | Tensor) -> None:

@@ -86,6 +86,7 @@ def draw_boxes(
     *,
     tags: LabelChoice = "auto",
     line_width: int | None = None,
+    within_px: int | None = None,
 ) -> Image.Image:
     """A copy of the image (PIL, or uint8 `[3, H, W]`) with tagged boxes `[N, 4]` (xyxy pixels of
     that image).
@@ -97,9 +98,15 @@ def draw_boxes(
     `scale` enlarges the image by a whole factor before anything is drawn, so that lines and text
     stay crisp; by default, small images are enlarged to about 480 px, and those full of small boxes
     further, at most to 1600 px. Lines are `line_width` px wide, by default 1 or 2 px on most
-    images. Raises ValueError for sequences of different lengths.
+    images. The result is no longer than `within_px`, if given: a larger image is reduced before
+    anything is drawn. Raises ValueError for sequences of different lengths.
     """
     canvas = to_pil(image)
+    if within_px:
+        reduction = min(1.0, within_px / max(canvas.size))
+        canvas.thumbnail((within_px, within_px))
+        boxes = boxes * reduction
+        scale = max(1, within_px // max(canvas.size))
     longest = max(canvas.size)
     if not scale:
         scale = _readable_scale(longest, _median_side(boxes))
