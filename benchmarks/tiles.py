@@ -34,9 +34,9 @@ from pycocotools.cocoeval import COCOeval
 from record import RESULTS, record
 
 from redetr.data import open_dataset
+from redetr.data.windows import tile_windows
 from redetr.detector.detections import Detections
 from redetr.detector.detector import load
-from redetr.detector.tiles import tile_windows
 from redetr.evaluation import evaluate
 from redetr.metrics import GroundTruth, coco_metrics
 from redetr.pages.drawing import class_color, draw_boxes

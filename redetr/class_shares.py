@@ -3,6 +3,7 @@ rank evaluates its share of them, a few at a time, so that neither time nor memo
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from redetr.errors import DivergedError
 from redetr.metrics import (
     CocoResult,
     GroundTruth,
+    Measured,
     Tables,
     TruthObjects,
     check_detections,
@@ -24,8 +26,11 @@ from redetr.structures import DatasetDetections
 _AT_ONCE = 400_000  # detections that are evaluated together; hotcoco takes some 400 bytes for each
 _BEST = 100  # of a class in an image, as in COCO
 
-# A detection on its way to another rank; float64 holds every smaller type exactly.
-_ROW = np.dtype([("image", "i8"), ("label", "i8"), ("score", "f8"), ("box", "f8", (4,))])
+# A detection on its way to another rank; float64 holds every smaller type exactly. Masks follow it,
+# the bytes of one after those of the other.
+_ROW = np.dtype(
+    [("image", "i8"), ("label", "i8"), ("score", "f8"), ("box", "f8", (4,)), ("mask_bytes", "i8")]
+)
 
 
 def shared_metrics(objects: TruthObjects, share: DatasetDetections, dist: Dist) -> CocoResult:
@@ -33,14 +38,28 @@ def shared_metrics(objects: TruthObjects, share: DatasetDetections, dist: Dist) 
     the detections of this one, with all of their images. Errors as there. Communicates.
     """
     _check_everywhere(objects, share, dist)
+    if objects.masks is None:
+        share = replace(share, masks=None)
     mine = to_ranks(share, share.labels % dist.world_size, dist)
+    boxes_alone = replace(mine, masks=None)
+    result = _measure(replace(objects, masks=None), boxes_alone, "bbox", dist)
+    if mine.masks is None:
+        return result
+    return replace(result, masks=_measure(objects, mine, "segm", dist))
+
+
+def _measure(
+    objects: TruthObjects, mine: DatasetDetections, measured: Measured, dist: Dist
+) -> CocoResult:
+    """The numbers from overlaps of boxes or masks; `mine` are the detections of this rank's
+    classes. Communicates."""
     num_classes = len(objects.class_names)
-    found: list[tuple[NDArray[np.int64], Tables]] = []
+    tables_of_shards: list[tuple[NDArray[np.int64], Tables]] = []
     for classes in _shards(mine, num_classes, dist):
-        found.append((classes, _tables(objects, mine, classes)))
+        tables_of_shards.append((classes, _tables(objects, mine, classes, measured)))
     precision = np.full((10, 101, num_classes, 4), -1.0)
     recall = np.full((10, num_classes, 4, 3), -1.0)
-    for classes, tables in dist.gather(found):
+    for classes, tables in dist.gather(tables_of_shards):
         precision[:, :, classes] = tables[0]
         recall[:, classes] = tables[1]
     return result_of_tables(objects.class_names, objects.counts(), (precision, recall))
@@ -52,17 +71,39 @@ def to_ranks(
     """What all ranks send to this one; `ranks` says where each detection goes. Communicates."""
     if dist.world_size == 1:
         return detections
-    parts = []
+    all_rows = []
+    all_masks = []
     for rank in range(dist.world_size):
         part = detections.keep(np.flatnonzero(ranks == rank))
-        rows = np.empty(len(part), _ROW)
+        of_part = part.masks or []
+        rows = np.zeros(len(part), _ROW)
         rows["image"] = part.image_index
         rows["label"] = part.labels
         rows["score"] = part.scores
         rows["box"] = part.boxes
-        parts.append(rows)
-    rows = np.concatenate(dist.exchange(parts))
-    return DatasetDetections(rows["image"], rows["label"], rows["score"], rows["box"])
+        if of_part:
+            rows["mask_bytes"] = [len(mask) for mask in of_part]
+        all_rows.append(rows)
+        all_masks.append(np.frombuffer(bytearray(b"".join(of_part)), np.uint8))
+    received = np.concatenate(dist.exchange(all_rows))
+    masks = None
+    if any(dist.gather([detections.masks is not None])):  # a rank without images does not know
+        joined = np.concatenate(dist.exchange(all_masks)).tobytes()
+        masks = _cut(joined, received["mask_bytes"])
+    return DatasetDetections(
+        image_index=received["image"],
+        labels=received["label"],
+        scores=received["score"],
+        boxes=received["box"],
+        masks=masks,
+    )
+
+
+def _cut(joined: bytes, lengths: NDArray[np.int64]) -> list[bytes]:
+    """Parts of these lengths, which stand one after the other."""
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    return [joined[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 def to_main(detections: DatasetDetections, dist: Dist) -> DatasetDetections:
@@ -101,7 +142,10 @@ def _shards(
 
 
 def _tables(
-    objects: TruthObjects, detections: DatasetDetections, classes: NDArray[np.int64]
+    objects: TruthObjects,
+    detections: DatasetDetections,
+    classes: NDArray[np.int64],
+    measured: Measured,
 ) -> Tables:
     """The tables of these classes: of the images that hold an object or a detection of them."""
     new_label = np.full(len(objects.class_names), -1)
@@ -113,6 +157,10 @@ def _tables(
     if not len(rows):  # then COCO leaves the classes at -1
         count = len(classes)
         return np.full((10, 101, count, 4), -1.0), np.full((10, count, 4, 3), -1.0)
+    masks, image_sizes = None, None
+    if objects.masks is not None and objects.image_sizes is not None:
+        masks = [objects.masks[row] for row in rows.tolist()]
+        image_sizes = objects.image_sizes[images]
     truth = TruthObjects(
         image_ids=objects.image_ids[images],
         class_names=tuple(objects.class_names[label] for label in classes),
@@ -121,14 +169,15 @@ def _tables(
         boxes=objects.boxes[rows],
         area=objects.area[rows],
         iscrowd=objects.iscrowd[rows],
+        masks=masks,
+        image_sizes=image_sizes,
     )
-    of_classes = DatasetDetections(
+    of_classes = replace(
+        part,
         image_index=np.searchsorted(images, part.image_index),
         labels=new_label[part.labels],
-        scores=part.scores,
-        boxes=part.boxes,
     )
-    return tables_of(coco_evaluation(GroundTruth.from_objects(truth), of_classes))
+    return tables_of(coco_evaluation(GroundTruth.from_objects(truth), of_classes, measured))
 
 
 def _best(detections: DatasetDetections) -> NDArray[np.bool_]:

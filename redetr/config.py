@@ -78,11 +78,11 @@ class DataOptions:
     """Which images are learned from, and what is done to them."""
 
     data: str = "digits"
-    """digits, crowns, a folder in COCO, YOLO, Pascal VOC or LabelMe format, or hf:NAME for what
-    Hugging Face `datasets` reads."""
+    """digits, crowns, a folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, or
+    hf:NAME for what Hugging Face `datasets` reads."""
     val_fraction: float = 0.0
-    """Share of the images to hold out for validation if the data has no val split; an image stays
-    in its split from run to run."""
+    """Share of the images to hold out for validation if the data has no val split, the same images
+    in every run; 0 = none."""
     image_size: ImageSize = 0
     """Side (or HEIGHTxWIDTH, multiples of 32), of the faithful variants the shorter side, px;
     default: the data set's, else the model's; of the others no more than the images have."""
@@ -92,8 +92,8 @@ class DataOptions:
     """Share of the run, in whole epochs, in which samples may be mosaics of four images or two
     images mixed: costs AP in short runs, pays in long ones."""
     group_by_size: bool = True
-    """Batches of images of similar size, so that less is padded, for the variants that keep the
-    aspect ratio."""
+    """--no-group-by-size: Fill batches without regard to the sizes of images. By default, the
+    variants that keep the aspect ratio get batches of similar sizes, so that less is padded."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ class ScheduleOptions:
     """How long the run is, how the learning rate falls, and when it is evaluated."""
 
     epochs: float = 0.0
-    """Length of the run in passes over the data (or give --steps)."""
+    """Length of the run in passes over the data, in place of --steps; default: by the number of
+    images."""
     steps: int = 0
-    """Length of the run in optimizer steps (or give --epochs; without either, the data's size
-    decides)."""
+    """Length of the run in optimizer steps, in place of --epochs; default: as --epochs says."""
     schedule: Schedule = "cosine"
     """How the learning rate falls after warm-up."""
     warmup: float = 0.04
@@ -175,6 +175,8 @@ class RunOptions:
     save_every: int = 0
     """Steps between checkpoints; default: as eval_every. A run that is killed loses at most that
     many."""
+    pictures: bool = True
+    """Draw curves.png and predictions.png, truth beside predictions, at each evaluation."""
     timeout_s: float = 600.0
     """Seconds after which a rank that does not answer fails the run."""
     setup_timeout_s: float = 3600.0

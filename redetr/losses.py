@@ -19,6 +19,7 @@ from redetr.boxes import at_least_float32, box_cxcywh_to_xyxy, iou_and_giou
 from redetr.choices import ClassLoss, ClassNormalization
 from redetr.denoising import known_objects
 from redetr.edges import Edges, distillation_sums, localization_sums
+from redetr.mask_losses import mask_sums
 from redetr.matcher import cost_matrix, match
 from redetr.structures import LossConfig, Outputs, Target
 from redetr.wording import counted
@@ -45,6 +46,8 @@ DIVISORS = {
     "loss_fgl": 0,
     "loss_ddf": 2,
     "loss_ddn": 3,
+    "loss_mask": 0,
+    "loss_dice": 0,
 }
 
 
@@ -174,12 +177,13 @@ class SetCriterion(nn.Module):
         `_0`, `_1`, ... for the earlier ones, `_enc` for the encoder's proposals, and `_dn`,
         `_dn_0`, ... for noisy queries if the outputs hold theirs. Layers that hold the edges of
         their boxes as distributions also have `loss_fgl`, and all of these but the last `loss_ddf`
-        and `loss_ddn`: see `edges.py`. `targets` hold `labels` `[T]` and
-        `boxes` `[T, 4]`, cxcywh as fractions of the image. `denominators` `[4]` are those of the
-        method of that name; by default the batch stands alone. Losses of noisy queries are divided
-        by as many times that as there are groups, and those of their distillation as if there were
-        no other queries. Images without objects are fine: every loss stays
-        connected to the graph. Computed in fp32 or fp64.
+        and `loss_ddn`: see `edges.py`. The last layer of a model with masks has `loss_mask` and
+        `loss_dice`: see `mask_losses.py`. `targets` hold `labels` `[T]`, `boxes` `[T, 4]`, cxcywh
+        as fractions of the image, and `masks` `[T, h, w]` where these are known. `denominators`
+        `[4]` are those of the method of that name; by default the batch stands alone. Losses of
+        noisy queries are divided by as many times that as there are groups, and those of their
+        distillation as if there were no other queries. Images without objects are fine: every loss
+        stays connected to the graph. Computed in fp32 or fp64.
 
         Raises ValueError unless there are as many targets as images.
         """
@@ -202,12 +206,12 @@ class SetCriterion(nn.Module):
         dtype = sets[0].logits.dtype
         denominators = denominators.to(logits.device, dtype, non_blocking=True)
         with torch.autocast(logits.device.type, enabled=False):
-            return self._losses(sets, outputs.get("denoising"), targets, denominators)
+            return self._losses(sets, outputs, targets, denominators)
 
     def _losses(
         self,
         sets: list[Predictions],
-        noisy_outputs: Outputs | None,
+        outputs: Outputs,
         targets: list[Target],
         denominators: Tensor,
     ) -> dict[str, Tensor]:
@@ -234,6 +238,11 @@ class SetCriterion(nn.Module):
         for predictions, queries in zip(sets, matched_queries, strict=True):
             sums = self._sums(predictions, queries, labels, boxes)
             total = total + self._divided(sums, denominators, predictions.names, losses)
+        if self.config.has_masks:
+            of_last_layer = matched_queries[0][-1]  # [B, T]
+            sums = mask_sums(outputs, of_last_layer, targets, self.config.mask_region)
+            total = total + self._divided(sums, denominators, [""], losses)
+        noisy_outputs = outputs.get("denoising")
         if noisy_outputs is not None:
             groups = self.config.denoising
             predictions, queries = noisy_predictions(noisy_outputs, num_objects, groups)

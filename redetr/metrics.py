@@ -1,4 +1,4 @@
-"""The twelve COCO numbers and per-class AP, on one process, without printing.
+"""The twelve COCO numbers and per-class AP, of boxes and masks, on one process, without printing.
 
 Shapes: N images, M detections of all images, C classes. All boxes are xyxy in pixels of the
 original image. Numbers are fractions in [0, 1], or nan where there is no ground truth.
@@ -6,9 +6,9 @@ original image. Numbers are fractions in [0, 1], or nan where there is no ground
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import hotcoco
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from redetr.data import DetectionDataset
 from redetr.data.formats.folder import AnnotatedDataset
 from redetr.errors import DivergedError
+from redetr.masks import encode
 from redetr.structures import DatasetDetections, StoredTarget
 from redetr.wording import counted
 
@@ -51,6 +52,9 @@ class TruthObjects:
     boxes: NDArray[np.floating]  # [A, 4]
     area: NDArray[np.floating]  # [A]
     iscrowd: NDArray[np.bool_]  # [A]
+    # both are None where the data set states no masks
+    masks: list[bytes] | None = None  # A, compressed as in `DatasetDetections`
+    image_sizes: NDArray[np.int64] | None = None  # [N, 2] height and width of the stored images
 
     @classmethod
     def from_dataset(cls, dataset: DetectionDataset) -> "TruthObjects":
@@ -73,7 +77,11 @@ class TruthObjects:
     def from_targets(
         cls, targets: Sequence[StoredTarget], class_names: Sequence[str]
     ) -> "TruthObjects":
-        """The objects in `targets`."""
+        """The objects in `targets`, with masks if all targets have them."""
+        masks, image_sizes = None, None
+        if targets and all("masks" in target for target in targets):
+            masks = [counts for target in targets for counts in encode(target["masks"])]
+            image_sizes = np.array([target["orig_size"] for target in targets])
         counts = [len(target["labels"]) for target in targets]
         return cls(
             image_ids=np.array([target["image_id"] for target in targets], np.int64),
@@ -83,6 +91,8 @@ class TruthObjects:
             boxes=_joined([target["boxes"] for target in targets]).reshape(-1, 4),
             area=_joined([target["area"] for target in targets]),
             iscrowd=_joined([target["iscrowd"] for target in targets]).astype(bool),
+            masks=masks,
+            image_sizes=image_sizes,
         )
 
     def counts(self) -> NDArray[np.int64]:
@@ -100,6 +110,7 @@ class GroundTruth:
     class_names: tuple[str, ...]  # C names
     objects: NDArray[np.int64]  # [C], of each class, crowds not counted
     annotations: hotcoco.COCO  # of images numbered by rank, of categories numbered by label
+    image_sizes: NDArray[np.int64] | None = None  # as in `TruthObjects`: None without masks
 
     @classmethod
     def from_dataset(cls, dataset: DetectionDataset) -> "GroundTruth":
@@ -127,9 +138,19 @@ class GroundTruth:
             _xyxy_to_xywh(objects.boxes.astype(np.float64)),
             area=objects.area.astype(np.float64),
             iscrowd=objects.iscrowd,
+            segmentation=_segmentation(objects.masks, objects.image, objects.image_sizes),
         )
-        return cls(ids, rank, objects.class_names, objects.counts(), annotations)
+        return cls(
+            image_ids=ids,
+            rank=rank,
+            class_names=objects.class_names,
+            objects=objects.counts(),
+            annotations=annotations,
+            image_sizes=objects.image_sizes,
+        )
 
+
+Measured = Literal["bbox", "segm"]  # overlaps of boxes or of masks, in COCO's words
 
 # Precision of C classes `[10, 101, C, 4]` at each IoU threshold, recall level and size, and recall
 # `[10, C, 4, 3]` at each threshold, size and number of detections; -1 where there is no object.
@@ -146,6 +167,8 @@ class CocoResult:
     objects: dict[str, int] = field(default_factory=dict)  # of each class, crowds not counted
     # of the whole data set, where they were asked for
     losses: dict[str, float] = field(default_factory=dict)
+    # the same numbers from overlaps of masks, where model and data have them
+    masks: "CocoResult | None" = None
 
     @property
     def ap(self) -> float:
@@ -161,8 +184,16 @@ class CocoResult:
         """The same ready for JSON: None instead of nan.
 
         The twelve numbers, losses with the prefix `val_`, and of each class `per_class` (AP),
-        `per_class_AP50` and `objects`.
+        `per_class_AP50` and `objects`; where masks were measured, `masks` with their twelve
+        numbers, `per_class` and `per_class_AP50`.
         """
+        of_masks = {}
+        if self.masks is not None:
+            of_masks["masks"] = {
+                **_without_nan(self.masks.metrics),
+                "per_class": _without_nan(self.masks.per_class),
+                "per_class_AP50": _without_nan(self.masks.per_class_ap50),
+            }
         losses = {f"val_{name}": round(value, 6) for name, value in self.losses.items()}
         return {
             **_without_nan(self.metrics),
@@ -170,25 +201,33 @@ class CocoResult:
             "per_class": _without_nan(self.per_class),
             "per_class_AP50": _without_nan(self.per_class_ap50),
             "objects": self.objects,
+            **of_masks,
         }
 
 
 def coco_metrics(truth: GroundTruth, detections: DatasetDetections) -> CocoResult:
     """The numbers of COCO's evaluation: in each image the best 100 detections of a class count.
 
-    Raises DivergedError for a score or box that is not finite, ValueError for an image or label
-    that `truth` does not have.
+    Masks are measured where both sides have them. Raises DivergedError for a score or box that is
+    not finite, ValueError for an image or label that `truth` does not have.
     """
-    return coco_result(truth, coco_evaluation(truth, detections))
+    result = coco_result(truth, coco_evaluation(truth, detections))
+    if truth.image_sizes is None or detections.masks is None:
+        return result
+    of_masks = coco_result(truth, coco_evaluation(truth, detections, "segm"))
+    return replace(result, masks=of_masks)
 
 
-def coco_evaluation(truth: GroundTruth, detections: DatasetDetections) -> hotcoco.COCOeval:
+def coco_evaluation(
+    truth: GroundTruth, detections: DatasetDetections, measured: Measured = "bbox"
+) -> hotcoco.COCOeval:
     """hotcoco's evaluation of detections; errors as in `coco_metrics`.
 
     The ids of its images are those in `truth.rank`, those of its categories are labels. Detections
-    and annotations have ids from 1, in the order in which they were given.
+    and annotations have ids from 1, in the order in which they were given. "segm" compares masks,
+    which both sides must have.
     """
-    evaluation = _prepared(truth, detections)
+    evaluation = _prepared(truth, detections, measured)
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
@@ -270,7 +309,9 @@ def ap_by_area(
     return averages
 
 
-def _prepared(truth: GroundTruth, detections: DatasetDetections) -> hotcoco.COCOeval:
+def _prepared(
+    truth: GroundTruth, detections: DatasetDetections, measured: Measured = "bbox"
+) -> hotcoco.COCOeval:
     """hotcoco's evaluation before it computes anything; the detections are checked."""
     columns = (
         detections.image_index,
@@ -281,7 +322,30 @@ def _prepared(truth: GroundTruth, detections: DatasetDetections) -> hotcoco.COCO
     rows = np.column_stack(columns).astype(np.float64)
     check_detections(truth.image_ids, len(truth.class_names), detections)
     rows[:, 0] = truth.rank[detections.image_index]
-    return hotcoco.COCOeval(truth.annotations, truth.annotations.load_res(rows), "bbox")
+    if measured == "bbox":
+        return hotcoco.COCOeval(truth.annotations, truth.annotations.load_res(rows), "bbox")
+    assert detections.masks is not None
+    masks = _segmentation(detections.masks, detections.image_index, truth.image_sizes)
+    assert masks is not None
+    results = truth.annotations.load_res(rows, segmentation=masks)
+    if masks:
+        # As from a file of COCO results without boxes: of small, medium or large area by the mask.
+        ids = np.arange(1, len(masks) + 1)
+        results.update_anns(ids=ids, area=hotcoco.mask.area(masks).astype(np.float64))
+    return hotcoco.COCOeval(truth.annotations, results, "segm")
+
+
+def _segmentation(
+    masks: list[bytes] | None, image: NDArray[np.int64], image_sizes: NDArray[np.int64] | None
+) -> list[Any] | None:
+    """The masks as COCO writes them; `image` is the index of each one's image."""
+    if masks is None or image_sizes is None:
+        return None
+    sizes = image_sizes.tolist()
+    rles: list[Any] = []
+    for counts, index in zip(masks, image.tolist(), strict=True):
+        rles.append({"size": sizes[index], "counts": counts})
+    return rles
 
 
 def check_detections(

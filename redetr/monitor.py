@@ -16,7 +16,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
@@ -30,15 +29,29 @@ from redetr.files import write_whole
 from redetr.structures import Batch
 from redetr.wording import counted
 
+_WIDTH_FOR_BAR = 100  # columns of a terminal
+_LONG_WAIT = 0.25  # for the data, as a share of the time of a step
+
 
 class Monitor:
     """Records lines of numbers in `folder`; shows them on `console` if there is one.
 
-    `close` must be called at the end. A metrics.jsonl that is there already is cut off where a run
+    `class_weight` is that of the class losses in the total. `close` must be called at the end. A
+    metrics.jsonl that is there already is cut off where a run
     resumed at `step` begins: the run repeats the steps after it, and its evaluation.
     """
 
-    def __init__(self, folder: Path, steps: int, step: int = 0, console: Console | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        step: int = 0,
+        console: Console | None = None,
+        class_weight: float = 1.0,
+    ):
+        self._class_weight = class_weight
+        self._lines = 0  # of training
+        self._said_waiting = False
         self._path = folder / "metrics.jsonl"
         broken = _keep_until(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
@@ -48,15 +61,14 @@ class Monitor:
         self._remaining = TimeRemainingColumn(
             elapsed_when_finished=False, table_column=Column(no_wrap=True)
         )
-        # In a narrow terminal, columns that may wrap give way, the widest first: the numbers, then
-        # the bar.
+        # All but the bar fits into 80 columns. In a narrower terminal, the numbers are cut off.
+        bar = [BarColumn(12)] if console is not None and console.width >= _WIDTH_FOR_BAR else []
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
-            BarColumn(12),
-            TimeElapsedColumn(table_column=Column(no_wrap=True)),
-            TextColumn("left"),
+            *bar,
             self._remaining,
+            TextColumn("left"),
             _Numbers(),
             console=console,
             disable=not self._live,
@@ -76,18 +88,40 @@ class Monitor:
     def train_line(self, line: dict[str, Any]) -> None:
         """Records a line of training numbers and shows the most telling ones: beside the bar, or as
         a line."""
-        parts = []
-        for name in ("loss", "loss_ce", "loss_bbox", "loss_giou"):
-            parts.append(f"{name} {line[name]:.3f}")
-        parts.append(f"{line['images_per_s']:.1f} images/s")
-        parts.append(f"waiting for data {100 * line['data_wait']:.0f}%")
-        numbers = "  ".join(parts)
+        numbers = self._numbers(line)
         self._progress.update(self._task, numbers=numbers)
         if not self._live:
             task = self._progress.tasks[0]
             remaining = self._remaining.render(task)
-            self.say(f"step {line['step']}/{task.total:.0f}  left {remaining}  {numbers}")
+            self.say(f"step {line['step']}/{task.total:.0f}  {remaining} left  {numbers}")
+        self._say_if_waiting(line)
         self._record(line)
+
+    def _numbers(self, line: dict[str, Any]) -> str:
+        """Speed and loss in a few words.
+
+        The parts of the loss add up to it: those of the classes and those of the boxes, weighted
+        and summed over all layers.
+        """
+        of_classes = 0.0
+        for name, value in line.items():
+            if name.startswith("loss_ce"):
+                of_classes += self._class_weight * value
+        of_boxes = line["loss"] - of_classes
+        speed = f"{line['images_per_s']:.1f} images/s"
+        return f"{speed}  loss {line['loss']:.2f} (class {of_classes:.1f}, box {of_boxes:.1f})"
+
+    def _say_if_waiting(self, line: dict[str, Any]) -> None:
+        """Says once that steps wait for their data. The first line is passed over: loader processes
+        start in it."""
+        self._lines += 1
+        if self._lines == 1 or self._said_waiting or line["data_wait"] < _LONG_WAIT:
+            return
+        self._said_waiting = True
+        self.say(
+            f"note: {100 * line['data_wait']:.0f}% of the time is spent waiting for data: try more "
+            "--num-workers, a larger --cache-mb, or a faster disk"
+        )
 
     def eval_line(self, line: dict[str, Any]) -> None:
         """Records an evaluation and shows AP."""
@@ -136,10 +170,15 @@ class SilentMonitor:
 
 
 def open_monitor(
-    folder: Path, steps: int, step: int, console: Console | None, dist: Dist
+    folder: Path,
+    steps: int,
+    step: int,
+    console: Console | None,
+    dist: Dist,
+    class_weight: float,
 ) -> Monitor | SilentMonitor:
     """The monitor of this rank for a run that begins or resumes at `step`."""
-    monitor = dist.main_only(Monitor)(folder, steps, step, console)
+    monitor = dist.main_only(Monitor)(folder, steps, step, console, class_weight)
     return SilentMonitor() if monitor is None else monitor
 
 

@@ -13,7 +13,7 @@ from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.inventory import copied_images, inventory, require_unchanged
 from redetr.data.open import absolute_source
-from redetr.distributed import Dist
+from redetr.distributed import Dist, read_launch
 from redetr.ema import ModelEma
 from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_json
@@ -36,6 +36,7 @@ _MAY_CHANGE = {
     "log_every",
     "eval_every",
     "save_every",
+    "pictures",
     "timeout_s",
     "setup_timeout_s",
     "patience",
@@ -154,9 +155,18 @@ class State:
             saved, now = getattr(before, name), getattr(self.config, name)
             if saved != now:
                 raise InputError(
-                    f"{path}: saved with {name}={saved}, resumed with {now}: redetr train "
-                    f"{shlex.quote(str(path.parent))} --resume takes all settings from the run"
+                    f"{path}: saved with {name}={saved}, resumed with {now}: "
+                    f"{resume_command(path.parent)} takes all settings from the run"
                 )
+
+
+def resume_command(folder: Path) -> str:
+    """The command that continues the run in a folder, on as many processes of a host as now."""
+    program = "redetr"
+    launch = read_launch()
+    if launch.world_size > 1:
+        program = f"torchrun --nproc-per-node {launch.local_world_size} -m redetr"
+    return f"{program} train {shlex.quote(str(folder))} --resume"
 
 
 def _changes(file: Path, inventories: dict[str, Any], dist: Dist) -> list[str]:
@@ -187,7 +197,8 @@ def start_folder(
     newest = newest_checkpoint(folder)
     if newest and not state.config.resume:
         raise InputError(
-            f"{folder}: holds a run already: use --resume to continue it, or another --output"
+            f"{folder}: holds a run already: {resume_command(folder)} continues it; or give "
+            "another --output"
         )
     if newest:
         path, saved, notes = newest

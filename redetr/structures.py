@@ -33,6 +33,8 @@ class StoredTarget(TypedDict):
     iscrowd: Tensor  # [T] bool; evaluation ignores detections in crowds, training drops crowds
     area: Tensor  # [T] float32, pixels of the stored image
     masks: NotRequired[Tensor]  # [T, H, W] bool, pixels of the stored image
+    # the same, compressed (see `masks.py`): what `DetectionDataset.compact_target` has instead
+    mask_counts: NotRequired[list[bytes]]
 
 
 class Target(TypedDict):
@@ -62,6 +64,11 @@ class Outputs(TypedDict):
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
     pred_masks: NotRequired[Tensor]  # [B, Q, H / 4, W / 4] logits, over the padded canvas
+    # what masks are products of, for losses that need those of matched queries only: [B, Q, E] and
+    # [B, E, H / 4, W / 4]
+    mask_embed: NotRequired[Tensor]
+    pixel_embed: NotRequired[Tensor]
+    canvas: NotRequired[Size]  # of the padded images, which masks cover
     # D-FINE, see `edges.py`: logits of the bins of each edge, [B, Q, 4 * N], and the boxes from
     # which edges move, [B, Q, 4]
     edge_logits: NotRequired[Tensor]
@@ -81,7 +88,9 @@ class LossConfig:
     how many groups of noisy queries the model is trained with, see `denoising.py`. `loss_fgl`,
     `loss_ddf` and `loss_ddn` are the weights of the losses of edges, see `edges.py`: fine-grained
     localisation (FGL), and distillation (DDF) of queries with an object and of those with none;
-    `reg_scale` is that of the model.
+    `reg_scale` is that of the model. `loss_mask` and `loss_dice` are the weights of the losses of
+    masks, which are judged on the whole canvas or on crops around objects as `mask_region` says:
+    see `mask_losses.py`.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -99,6 +108,14 @@ class LossConfig:
     loss_ddf: float = 0.0
     loss_ddn: float = 0.0
     reg_scale: float = 4.0
+    loss_mask: float = 0.0
+    loss_dice: float = 0.0
+    mask_region: Literal["canvas", "crops"] = "crops"
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the losses of masks are part of the loss."""
+        return self.loss_mask + self.loss_dice > 0
 
     @property
     def has_edges(self) -> bool:

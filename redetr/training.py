@@ -49,14 +49,14 @@ from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_mon
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.precision import pick_precision, weights_dtype
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
-from redetr.state import State, start_folder
+from redetr.state import State, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
 from redetr.structures import DetectionModel
 from redetr.weights.starting import starting_point
 from redetr.wording import counted
 
-# What is shown of a run after an evaluation, given its state, the data that it was evaluated on, and
-# its folder. Returns what the user should know.
+# Shows a run after an evaluation, given its state, the data that it was evaluated on, and its
+# folder. Returns what the user should know.
 AfterEvaluation = Callable[[State, DetectionDataset, Path], list[str]]
 
 # Below these a run ends poorly, and the user should know.
@@ -74,8 +74,8 @@ def train(
     "time_s"; and of the "best" one its "AP" and "step".
 
     `datasets` are your own (train, val), in place of what `config.data` names. Under torchrun,
-    every process calls this. Progress is shown on `console`, by default nowhere. The first process
-    calls `after_evaluation` when an evaluation is recorded; the others wait for it. Raises InputError
+    every process calls this. Progress is shown on `console`, by default nowhere. After each
+    evaluation, the first process calls `after_evaluation` while the others wait. Raises InputError
     for settings or data that cannot work, before anything is written, and when a GPU's memory is
     full; DivergedError for a loss that is not finite; LostError for a rank or loader process that
     died; StoppedError after a signal, when the state is saved.
@@ -118,10 +118,11 @@ def _train(
         notes = _notes(data, state, dist)
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
-        monitor = open_monitor(folder, state.config.steps, state.step, console, dist)
-        run = _Run(
-            state, criterion, dist, data, val, folder, lock, monitor, signals, after_evaluation
-        )
+        steps, class_weight = state.config.steps, criterion.config.loss_ce
+        monitor = open_monitor(folder, steps, state.step, console, dist, class_weight)
+        continuation = "the same call with resume=True" if datasets else resume_command(folder)
+        run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
+        run.after_evaluation = after_evaluation
         try:
             for note in notes:
                 monitor.say(note)
@@ -256,7 +257,8 @@ class _Run:
     lock: FolderLock
     monitor: Monitor | SilentMonitor
     signals: StopSignals
-    after_evaluation: AfterEvaluation | None
+    continuation: str  # what a user does to resume it
+    after_evaluation: AfterEvaluation | None = None
 
     def __post_init__(self) -> None:
         config = self.state.config
@@ -283,8 +285,8 @@ class _Run:
                 self._save()
             if stopped:
                 raise StoppedError(
-                    f"stopped by a signal after step {state.step}; {self.folder}/last.pt is saved, "
-                    "use --resume"
+                    f"stopped by a signal after step {state.step}; {self.folder}/last.pt is saved; "
+                    f"to continue: {self.continuation}"
                 )
             if evaluating:
                 result = self._evaluate()
@@ -417,7 +419,7 @@ class _Run:
         num_batches = math.ceil(len(self.val) / config.eval_batch_size)
         message = (
             f"stopped by a signal in the evaluation of step {state.step}; {self.folder}/last.pt is "
-            "saved, use --resume"
+            f"saved; to continue: {self.continuation}"
         )
         result = evaluate(
             averaged,

@@ -26,7 +26,9 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 def preload() -> None:
     """Has the server, which each process of the tests starts once, import what trains."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # read when PyTorch is imported
-    _CONTEXT.set_forkserver_preload(["redetr.cli", "redetr.training", "redetr.commands.train"])
+    _CONTEXT.set_forkserver_preload(
+        ["redetr.cli", "redetr.training", "redetr.commands.run_pictures"]
+    )
 
 
 def spawn_ranks(function: Any, arguments: tuple[Any, ...], world_size: int) -> None:

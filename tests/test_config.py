@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import MISSING, fields, replace
+from importlib import import_module
 from typing import get_args, get_type_hints
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 
 import redetr
 from redetr.cli import main
+from redetr.commands import COMMANDS
+from redetr.commands.arguments import docstrings_of_fields
 from redetr.config import BOUNDS, Settings, TrainConfig
 from redetr.data import Hints
 from redetr.models import build
@@ -250,10 +253,52 @@ def test_help_lists_every_setting_once_and_in_its_group(command, capsys):
     text = capsys.readouterr().out
     # Framed by lines where the output can show them, else indented.
     flags = re.findall(r"^(?:│ |  )(?:-h, )?--([a-z][a-z-]+)", text, re.MULTILINE)
-    expected = {name.replace("_", "-") for name in WRITTEN | LATER} - {"group-by-size"}
-    others = {"help", "no-group-by-size"} | ({"json"} if command == "verify" else set())
+    expected = {name.replace("_", "-") for name in WRITTEN | LATER}
+    expected -= {"group-by-size", "pictures"}
+    others = {"help", "no-group-by-size", "no-pictures"} | (
+        {"json"} if command == "verify" else set()
+    )
     assert sorted(flags) == sorted(expected | others)
     headings = re.findall(r"^(?:╭─)? (\w+) options ", text, re.MULTILINE)
     assert headings == ["model", "data", "optimizer", "schedule", "loader", "run"]
     data_options = text.partition("data options")[2].partition("optimizer options")[0]
     assert "--augment" in data_options and "--lr" not in data_options
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train redetr_n",
+        "verify redetr_n",
+        *(name for name in COMMANDS if name not in ("train", "verify")),
+    ],
+)
+def test_help_breaks_sentences_where_the_terminal_ends(command, capsys, monkeypatch):
+    """Joined again, each sentence of the source is there, and no line ends early."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.strip("│ ") for line in lines if line.startswith(("│ ", "  "))]
+    text = " ".join(" ".join(rows).split())
+    module = import_module(f"redetr.commands.{command.split()[0]}")
+    has_recipe = command.startswith(("train", "verify"))
+    kind = TrainConfig if has_recipe else getattr(module, command.capitalize())
+    sentences = docstrings_of_fields(kind)
+    assert sentences
+    for sentence in sentences.values():
+        assert re.sub("^--no-[a-z-]+: ", "", sentence) in text
+    assert "{None}" not in text and "(default: )" not in text
+    assert "--no-check: " not in text, "it said --no-check twice"
+
+
+def test_help_says_zero_only_where_it_is_a_value(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "redetr_n", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--epochs says. --schedule" in text, "a default of 0 steps"
+    assert "0 = none. RT-DETR and D-FINE only; each group takes two queries per object, while "
+    assert "while training. (default: 0)" in text
+    with pytest.raises(SystemExit):
+        main(["train", "detr_r50", "--help"])
+    assert "(default: 300)" in " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -12,7 +12,7 @@ from io import StringIO
 
 import pytest
 import torch
-from command_line import train_arguments
+from command_line import lines_of, train_arguments
 from forked import Fork
 from rich.console import Console
 from rich.text import Text
@@ -23,15 +23,13 @@ from redetr.structures import Batch
 LINE = {
     "loss": 8.1234,
     "loss_ce": 1.2,
+    "loss_ce_0": 0.7,
     "loss_bbox": 3.2,
     "loss_giou": 1.1,
     "images_per_s": 12.3,
     "data_wait": 0.03,
 }
-NUMBERS = (
-    "loss 8.123  loss_ce 1.200  loss_bbox 3.200  loss_giou 1.100  12.3 images/s  waiting "
-    "for data 3%"
-)
+NUMBERS = "12.3 images/s  loss 8.12 (class 1.9, box 6.2)"
 
 
 def bars(output: str) -> list[str]:
@@ -50,10 +48,12 @@ def test_only_the_numbers_are_cut_off_in_a_narrow_terminal(tmp_path, width):
     monitor.close()
     last = bars(shown.getvalue())[-1]
     assert len(last) <= width
-    assert re.match(r"step 123457/300000 +[━╸╺]* *0:00:\d\d left \d+:\d\d:\d\d ", last), last
-    numbers = last.split(":")[-1][3:].strip()
+    assert re.match(r"step 123457/300000 +[━╸╺]* *\d+:\d\d:\d\d left ", last), last
+    assert ("━" in last) == (width >= 100)
+    _, numbers = last.split(" left ")
+    numbers = numbers.strip()
     assert NUMBERS.startswith(numbers.removesuffix("…")) and (width < 60 or numbers)
-    assert (numbers == NUMBERS) == (width == 200)
+    assert (numbers == NUMBERS) == (width >= 80)
 
 
 @pytest.mark.skipif(
@@ -84,7 +84,7 @@ def test_a_run_in_a_terminal(shared_coco, tmp_path):
     os.close(mine)
     assert process.returncode == 0
     last = bars(output.decode())[-1]
-    assert re.match(r"step 6/6 +━+ 0:\d\d:\d\d left 0:00:00 loss \d", last) and len(last) <= 80, (
+    assert re.match(r"step 6/6 0:00:00 left [\d.]+ images/s .*loss \d", last) and len(last) <= 80, (
         last
     )
 
@@ -94,15 +94,43 @@ def test_a_run_without_a_terminal_says_lines(shared_coco, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert errors.isascii() and not re.search(r"[\x00-\x09\x0b-\x1f]", errors), errors
-    losses = "  ".join(
-        rf"{name} \d+\.\d{{3}}" for name in ("loss", "loss_ce", "loss_bbox", "loss_giou")
-    )
     lines = re.findall(
-        rf"^step (\d)/6  left ([-\d:]+)  {losses}  [\d.]+ images/s  .*%$", errors, re.MULTILINE
+        r"^(step (\d)/6  ([-\d:]+) left  [\d.]+ images/s  "
+        r"loss [\d.]+ \(class [\d.]+, box [\d.]+\))$",
+        errors,
+        re.MULTILINE,
     )
+    lines, steps = [(step, left) for _, step, left in lines], [line for line, *_ in lines]
+    assert max(map(len, steps)) <= 80
     assert [step for step, _ in lines] == ["2", "3", "4", "6"]  # 3 as well: it is evaluated
     assert lines[-1][1] == "0:00:00"
     assert re.findall(r"^step (\d): AP ", errors, re.MULTILINE) == ["3", "6"]
+
+
+def test_waiting_for_data_is_said_once_with_what_to_do(tmp_path):
+    shown = StringIO()
+    monitor = Monitor(tmp_path, 100, 0, Console(file=shown, width=200))
+    for step, wait in ((20, 0.9), (40, 0.1), (60, 0.4), (80, 0.5)):
+        monitor.train_line({"step": step, **LINE, "data_wait": wait})
+    monitor.close()
+    assert re.findall("(\\d+)% of the time is spent waiting for data", shown.getvalue()) == ["40"]
+    assert "--num-workers" in shown.getvalue()
+
+
+def test_the_parts_of_the_loss_add_up(shared_coco, tmp_path):
+    """Class and box, as a run says them, are its loss; weights are those of the model."""
+    process = Fork(train_arguments(shared_coco, tmp_path / "run", steps=2, log_every=1))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    said = re.findall(r"loss ([\d.]+) \(class ([\d.]+), box ([\d.]+)\)", errors)
+    assert len(said) == 2
+    for (loss, of_classes, of_boxes), line in zip(said, lines_of(tmp_path / "run"), strict=False):
+        assert float(of_classes) + float(of_boxes) == pytest.approx(float(loss), abs=0.11)
+        terms = {name: value for name, value in line.items() if name.startswith("loss_ce")}
+        assert float(of_classes) == pytest.approx(sum(terms.values()), abs=0.06)
+        boxes = sum(5 * value for name, value in line.items() if name.startswith("loss_bbox"))
+        boxes += sum(2 * value for name, value in line.items() if name.startswith("loss_giou"))
+        assert float(of_boxes) == pytest.approx(boxes, abs=0.06)
 
 
 def test_the_silent_monitor_does_all_that_the_other_does():

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from redetr.data.dataset import DetectionDataset
 from redetr.data.loader import Samples
 from redetr.data.mosaic import mixed, mosaic
 from redetr.data.transforms import Transform, augmentation, draws_of
@@ -37,7 +38,7 @@ def stored(number: int, crowd: bool = False) -> tuple[Tensor, dict]:
     }
 
 
-class FourImages:
+class FourImages(DetectionDataset):
     def __len__(self) -> int:
         return 4
 
@@ -47,8 +48,8 @@ class FourImages:
     def stored_size(self, index: int) -> tuple[int, int]:
         return self.target(index)["orig_size"]
 
-    def sample(self, index: int) -> tuple[Tensor, dict]:
-        return stored(index)
+    def image(self, index: int) -> Tensor:
+        return stored(index)[0]
 
 
 def boxes_px(target: dict) -> np.ndarray:

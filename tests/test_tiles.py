@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from redetr.data.windows import tile_windows
 from redetr.detector.detections import Detections
-from redetr.detector.tiles import merge_tiles, tile_windows
+from redetr.detector.tiles import merge_tiles
 from redetr.errors import InputError
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from redetr.choices import Augment
+from redetr.data.dataset import DetectionDataset
 from redetr.data.loader import Samples
 from redetr.data.transforms import (
     Jitter,
@@ -366,7 +367,7 @@ def test_no_jitter_leaves_the_image_alone():
     assert torch.equal(Jitter(0, 0, 0, 0)(draws_of(1), image), image)
 
 
-class Photographs:
+class Photographs(DetectionDataset):
     """One JPEG file of 400 x 300 px with a red rectangle."""
 
     def __init__(self, folder):
@@ -384,7 +385,7 @@ class Photographs:
     def target(self, index):
         return dict(self._target)
 
-    def sample(self, index):
+    def image(self, index):
         raise AssertionError("decoded as a whole")
 
 
@@ -417,15 +418,15 @@ def test_evaluation_decodes_whole_images():
     assert isinstance(resizer(Stretch(80)).draw, Whole)
 
 
-class OneImage:
+class OneImage(DetectionDataset):
     def __init__(self, image_id: int):
         self.image_id = image_id
 
     def __len__(self) -> int:
         return 3
 
-    def sample(self, index: int) -> tuple[Tensor, dict]:
-        return scene([(30, 15, 70, 45)])[0], self.target(index)
+    def image(self, index: int) -> Tensor:
+        return scene([(30, 15, 70, 45)])[0]
 
     def target(self, index: int) -> dict:
         return scene([(30, 15, 70, 45)])[1] | {"image_id": self.image_id}

@@ -10,9 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import tyro
-
-from redetr.commands.arguments import FLAGS, Checkpoint
+from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import OUT, say_origin
 from redetr.errors import InputError
 
@@ -92,4 +90,4 @@ class App:
         return f"{host}:{port}"
 
 
-parse = partial(tyro.cli, App, prog="redetr app", config=FLAGS)
+parse = partial(parse_flags, App, prog="redetr app")

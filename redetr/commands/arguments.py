@@ -1,22 +1,69 @@
 """How arguments look in the help of all commands."""
 
-from typing import Annotated, Any
+import ast
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from redetr.choices import ImageSize, parsed_size, size_text
 
-FLAGS = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json beside it
+Command = TypeVar("Command")
+
+_PAIRS_OFF = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json beside it
 
 Checkpoint = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
 DataPath = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+Sources = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="SOURCE...", help_behavior_hint="(required)"),
+]
+OneImage = Annotated[
+    str | None,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="[IMAGE]", help_behavior_hint=""),
+]
 NewFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NEW")]
 
-SIZES = ConstructorRegistry()
+_RULES = ConstructorRegistry()
 
 
-@SIZES.primitive_rule
+def parse_flags(
+    command: Callable[..., Command],
+    args: list[str],
+    *,
+    prog: str,
+    default: Any = tyro.MISSING_NONPROP,
+    description: str | None = None,
+) -> Command:
+    """The command, a dataclass, with the values that `args` give its fields.
+
+    Prints help, or what is wrong with `args`, and exits, as `tyro.cli` does.
+    """
+    return tyro.cli(
+        command,
+        args=args,
+        default=default,
+        prog=prog,
+        description=description,
+        config=_PAIRS_OFF,
+        registry=_RULES,
+    )
+
+
+@_RULES.primitive_rule
 def _image_size(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """How a flag of type `ImageSize` is written."""
     if info.type != ImageSize:
@@ -28,3 +75,70 @@ def _image_size(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None
         is_instance=lambda value: isinstance(value, int | tuple),
         str_from_instance=lambda value: [size_text(value)],
     )
+
+
+@_RULES.struct_rule
+def _flags(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """The flags of a dataclass.
+
+    As by tyro's own rule, but sentences break where the terminal ends and not where the source
+    does, and defaults are shown only where the sentence does not state them itself.
+    """
+    if not dataclasses.is_dataclass(info.type):
+        return None
+    texts = docstrings_of_fields(info.type)
+    hints = get_type_hints(info.type, include_extras=True)
+    flags = []
+    for setting in dataclasses.fields(info.type):
+        default = getattr(info.default, setting.name, setting.default)
+        if default is dataclasses.MISSING:
+            default = tyro.MISSING_NONPROP
+        text = texts.get(setting.name, "").removeprefix(_off_flag(setting.name) + ": ")
+        kind = _shown(hints[setting.name], text, default)
+        flags.append(StructFieldSpec(setting.name, kind, default, text or None))
+    return StructConstructorSpec(info.type, tuple(flags))
+
+
+def _off_flag(name: str) -> str:
+    """The flag that turns off a field which is True by default."""
+    return "--no-" + name.replace("_", "-")
+
+
+def docstrings_of_fields(kind: type) -> dict[str, str]:
+    """The string below each field of a dataclass and of its bases, on one line."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        source = textwrap.dedent(inspect.getsource(base))
+        (definition,) = ast.parse(source).body
+        assert isinstance(definition, ast.ClassDef)
+        name = ""
+        for statement in definition.body:
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                name = statement.target.id
+                continue
+            if name and isinstance(statement, ast.Expr):
+                texts[name] = " ".join(ast.literal_eval(statement.value).split())
+            name = ""
+    return texts
+
+
+def _shown(kind: Any, text: str, default: Any) -> Any:
+    """The type of a flag with how its help looks: no "{None}|INT" for what may be left out, and no
+    "(default: 0)" where the sentence says what leaving it out means."""
+    if get_origin(kind) is Annotated or dataclasses.is_dataclass(kind):
+        return kind
+    options: dict[str, Any] = {}
+    is_open = default is None or default == () or (not default and "default" in text)
+    if is_open or isinstance(default, bool):
+        options["help_behavior_hint"] = ""
+    members = [member for member in get_args(kind) if member is not type(None)]
+    if len(members) == 1 and type(None) in get_args(kind):
+        options["metavar"] = _placeholder(members[0])
+    return Annotated[kind, tyro.conf.arg(**options)] if options else kind
+
+
+def _placeholder(kind: Any) -> str:
+    """What stands for a value of a type, as in `--lr FLOAT`."""
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    return kind.__name__.upper()

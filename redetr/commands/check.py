@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import tyro
-
 from redetr.choices import ImageSize
-from redetr.commands.arguments import FLAGS, SIZES, DataPath
+from redetr.commands.arguments import DataPath, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_json
 from redetr.errors import InputError
 
@@ -63,4 +61,4 @@ class Check:
             raise SystemExit(InputError.exit_code)
 
 
-parse = partial(tyro.cli, Check, prog="redetr check", config=FLAGS, registry=SIZES)
+parse = partial(parse_flags, Check, prog="redetr check")

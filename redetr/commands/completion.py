@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tyro
 
 from redetr.commands import COMMANDS
-from redetr.commands.arguments import FLAGS
+from redetr.commands.arguments import parse_flags
 from redetr.commands.console import OUT
 from redetr.recipes import RECIPES
 
@@ -148,4 +148,4 @@ def _fish() -> str:
     return "\n".join(lines) + "\n"
 
 
-parse = partial(tyro.cli, Completion, prog="redetr completion", config=FLAGS)
+parse = partial(parse_flags, Completion, prog="redetr completion")

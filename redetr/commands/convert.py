@@ -5,22 +5,34 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
-from redetr.commands.arguments import FLAGS, DataPath, NewFolder
+from redetr.commands.arguments import DataPath, NewFolder, parse_flags
 from redetr.commands.console import OUT, print_json
+from redetr.errors import InputError
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Writes a data set in another format, boxes only; reports what the format cannot hold."""
+    """Writes a data set in another format, boxes only, or cuts its images into tiles; reports what
+    the format cannot hold."""
 
     source: DataPath
-    """A folder in COCO, YOLO, Pascal VOC or LabelMe format, hf:NAME or crowns; stays as it is."""
+    """A folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, hf:NAME or crowns;
+    stays as it is."""
     destination: NewFolder
     """The folder to write, which must not be there yet."""
-    to: Literal["coco", "yolo", "voc"]
+    to: Literal["coco", "yolo", "voc"] = "coco"
     """The format to write."""
+    tile: int | None = None
+    """Cut images that are larger into tiles of this size in px, with their boxes."""
+    overlap: float = 0.2
+    """Share of a tile's side that neighbours have in common, at least."""
+    min_visible: float = 0.4
+    """Share of an object's area that a tile must show to have it; the tile that shows the most of
+    it always has it."""
+    empty_tiles: float = 1.0
+    """Share of the training tiles without objects to keep; val and test keep all."""
+    val_fraction: float = 0.0
+    """Share of the images to write as a val split if there is none; before they are cut."""
     copy: bool = False
     """Copy images; default: hard links, which take no space, where the disk allows them."""
     follow_links: bool = False
@@ -29,9 +41,23 @@ class Convert:
     """Print JSON instead of sentences."""
 
     def run(self) -> None:
+        from redetr.data.formats.cutting import Cut
         from redetr.data.formats.writing import convert
 
-        notes = convert(self.source, Path(self.destination), self.to, self.copy, self.follow_links)
+        cut = None
+        if self.tile is not None:
+            cut = Cut(self.tile, self.overlap, self.min_visible, self.empty_tiles)
+        if not 0 <= self.val_fraction < 1:
+            raise InputError(f"--val-fraction {self.val_fraction} must be at least 0 and below 1")
+        notes = convert(
+            self.source,
+            Path(self.destination),
+            self.to,
+            copy=self.copy,
+            follow_links=self.follow_links,
+            cut=cut,
+            val_fraction=self.val_fraction,
+        )
         if self.json:
             print_json({"destination": self.destination, "told": notes})
         else:
@@ -39,4 +65,4 @@ class Convert:
                 OUT.print(line, soft_wrap=True)
 
 
-parse = partial(tyro.cli, Convert, prog="redetr convert", config=FLAGS)
+parse = partial(parse_flags, Convert, prog="redetr convert")

@@ -5,8 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
+from redetr.commands.arguments import parse_flags
 from redetr.commands.console import OUT
 
 
@@ -29,4 +28,4 @@ class Demo:
         demo(self.data, Path(self.output), self.steps, OUT, self.recipe)
 
 
-parse = partial(tyro.cli, Demo, prog="redetr demo")
+parse = partial(parse_flags, Demo, prog="redetr demo")

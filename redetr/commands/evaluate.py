@@ -6,13 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
 from rich import box
 from rich.progress import Progress
 from rich.table import Table
 
 from redetr.choices import size_text
-from redetr.commands.arguments import FLAGS, Checkpoint
+from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_json, print_results, require_images
 from redetr.wording import counted
 
@@ -187,4 +186,4 @@ def _differences_table(differences: "Mapping[str, Difference]") -> Table:
     return table
 
 
-parse = partial(tyro.cli, Evaluate, prog="redetr evaluate", config=FLAGS)
+parse = partial(parse_flags, Evaluate, prog="redetr evaluate")

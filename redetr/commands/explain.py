@@ -5,10 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
 from rich.progress import Progress
 
-from redetr.commands.arguments import FLAGS, Checkpoint
+from redetr.commands.arguments import Checkpoint, OneImage, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_json, say_origin
 from redetr.errors import InputError
 
@@ -27,7 +26,7 @@ class Explain:
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
-    image: tyro.conf.Positional[str | None] = None
+    image: OneImage = None
     """An image file; or take one from a data set with --image-id."""
     output: str = "explained"
     """Folder for the pages."""
@@ -111,4 +110,4 @@ class Explain:
             return query_habits(detector, dataset, self.samples, lambda: progress.advance(task))
 
 
-parse = partial(tyro.cli, Explain, prog="redetr explain", config=FLAGS)
+parse = partial(parse_flags, Explain, prog="redetr explain")

@@ -5,12 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
 from rich import box
 from rich.table import Table
 
 from redetr.choices import ExportFormat, ExportPrecision
-from redetr.commands.arguments import FLAGS, Checkpoint
+from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import ERRORS, OUT, require_images, say_origin
 from redetr.errors import InputError
 from redetr.wording import counted
@@ -56,7 +55,7 @@ class Export:
     """Points of AP that the file may lose against PyTorch; default: 0.1, with fp16 0.3, with int8
     1.0."""
     check: bool = True
-    """--no-check: write the file without a comparison, and with a threshold of 0.5 in its
+    """--no-check: Write the file without a comparison, and with a threshold of 0.5 in its
     metadata."""
 
     def run(self) -> None:
@@ -130,4 +129,4 @@ def _megabytes(path: Path) -> float:
     return size / 1e6
 
 
-parse = partial(tyro.cli, Export, prog="redetr export", config=FLAGS)
+parse = partial(parse_flags, Export, prog="redetr export")

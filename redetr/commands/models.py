@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich import box
 from rich.table import Table
 
 import redetr
-from redetr.commands.arguments import FLAGS
+from redetr.commands.arguments import parse_flags
 from redetr.commands.console import OUT, percent, print_json
 from redetr.wording import counted
 
@@ -131,4 +130,4 @@ def _shown(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-parse = partial(tyro.cli, Models, prog="redetr models", config=FLAGS)
+parse = partial(parse_flags, Models, prog="redetr models")

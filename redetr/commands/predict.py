@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-import tyro
 from rich.progress import Progress
 
 from redetr.choices import LabelChoice
-from redetr.commands.arguments import FLAGS, Checkpoint
+from redetr.commands.arguments import Checkpoint, Sources, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_file, require_images, say_origin
 from redetr.detector.records import (
     RECORD,
@@ -59,7 +58,7 @@ class Predict:
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
-    source: tyro.conf.Positional[tuple[str, ...]]
+    source: Sources
     """Images, folders, patterns such as 'a/**/*.jpg', http(s) addresses, videos; 0 is the first
     camera."""
     output: str = "predictions"
@@ -377,4 +376,4 @@ class _Result:
     plain: list[str] = field(default_factory=list)  # images of nearly one colour, and which
 
 
-parse = partial(tyro.cli, Predict, prog="redetr predict", config=FLAGS)
+parse = partial(parse_flags, Predict, prog="redetr predict")

@@ -5,7 +5,7 @@ from typing import Any
 
 import tyro
 
-from redetr.commands.arguments import FLAGS, SIZES
+from redetr.commands.arguments import parse_flags
 from redetr.commands.console import ERRORS, OUT, percent, print_results
 from redetr.commands.recipe import ConfigFlags, split_recipe
 from redetr.config import TrainConfig
@@ -22,7 +22,8 @@ class Train:
         from redetr.distributed import main_process_only
         from redetr.training import train
 
-        result = train(self.config, ERRORS, after_evaluation=draw_run)
+        draw = draw_run if self.config.pictures else None
+        result = train(self.config, ERRORS, after_evaluation=draw)
         main_process_only(self._report)(result)
 
     def _report(self, result: dict[str, Any]) -> None:
@@ -32,11 +33,10 @@ class Train:
             line += f"; best.pt is of step {best['step']}, with AP {percent(best['AP'])}"
         OUT.print(line, soft_wrap=True)
         print_results([result])
-        OUT.print(
-            f"{self.config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl, "
-            "curves.png, predictions.png (truth beside predictions)",
-            soft_wrap=True,
-        )
+        written = "best.pt, best.safetensors, last.pt, metrics.jsonl"
+        if self.config.pictures:
+            written += "; look at curves.png, and predictions.png (truth beside predictions)"
+        OUT.print(f"{self.config.output}: {written}", soft_wrap=True)
 
 
 def parse(args: list[str]) -> Train:
@@ -45,13 +45,11 @@ def parse(args: list[str]) -> Train:
         "Trains a model as the recipe says. A flag replaces a setting; the defaults below are "
         "the recipe's."
     )
-    parsed = tyro.cli(
+    parsed = parse_flags(
         tyro.conf.OmitArgPrefixes[ConfigFlags],
         args=flags,
         default=ConfigFlags.of(recipe),
         prog=program,
-        config=FLAGS,
-        registry=SIZES,
         description=about,
     )
     return Train(parsed.joined())

@@ -7,7 +7,7 @@ import tyro
 from rich import box
 from rich.table import Table
 
-from redetr.commands.arguments import FLAGS, SIZES
+from redetr.commands.arguments import parse_flags
 from redetr.commands.console import OUT, print_json
 from redetr.commands.recipe import HELP, ConfigFlags, split_recipe
 from redetr.config import TrainConfig
@@ -73,13 +73,11 @@ def parse(args: list[str]) -> Verify:
         "Proves that the gradients of this layout of ranks and micro-batches are those of one "
         "process."
     )
-    parsed = tyro.cli(
+    parsed = parse_flags(
         tyro.conf.OmitArgPrefixes[_Flags],
         args=flags,
         default=_Flags.of(default),
         prog=program,
-        config=FLAGS,
-        registry=SIZES,
         description=about,
     )
     return Verify(parsed.joined(), parsed.json)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from redetr.choices import Augment
+from redetr.masks import encode
 from redetr.structures import Size, StoredTarget
 
 
@@ -44,6 +45,15 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
     def target(self, index: int) -> StoredTarget:
         """The objects of one image, which is not decoded for it."""
 
+    def objects(self, index: int) -> StoredTarget:
+        """The target without masks: cheaper where these are decoded for it."""
+        return self.compact_target(index)
+
+    def compact_target(self, index: int) -> StoredTarget:
+        """The target with compressed masks, `mask_counts`: whoever needs them one after the other
+        needs no memory for all, `[T, H, W]`."""
+        return _compact(self.target(index))
+
     def stored_size(self, index: int) -> Size:
         """Height and width of one image; cheaper than its target where that is computed."""
         return self.target(index)["orig_size"]
@@ -64,9 +74,14 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         """The most objects in one image, crowds not counted."""
         most = 0
         for index in range(len(self)):
-            is_object = ~self.target(index)["iscrowd"]
+            is_object = ~self.objects(index)["iscrowd"]
             most = max(most, int(is_object.sum()))
         return most
+
+    def compact_sample(self, index: int) -> tuple[Tensor, StoredTarget]:
+        """Image and compact target together."""
+        image, target = self.sample(index)
+        return image, _compact(target)
 
     def __getitem__(self, index: int) -> tuple[Tensor, StoredTarget]:
         return self.sample(index)
@@ -76,3 +91,11 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)} in {self.name}")
         return index % len(self)
+
+
+def _compact(target: StoredTarget) -> StoredTarget:
+    """The target with compressed masks, if it has masks."""
+    if "masks" in target:
+        target["mask_counts"] = encode(target["masks"])
+        del target["masks"]
+    return target

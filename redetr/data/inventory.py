@@ -17,6 +17,7 @@ import numpy as np
 from redetr.data.annotations import Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset
 from redetr.data.formats.folder import AnnotatedDataset, FolderDataset
+from redetr.data.formats.label_images import is_label_folder
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.listing import Contents, contents_of, passed_over
 from redetr.data.headers import read_headers
@@ -210,12 +211,15 @@ def unclaimed_files(splits: Mapping[Split, Annotations]) -> list[Fault]:
 
 
 def _used(folder: Path, splits: Iterable[Annotations]) -> set[str]:
-    """The paths of all images of the splits, relative to the data folder."""
+    """The paths of all images of the splits, label images too, relative to the data folder."""
     used = set()
     for annotations in splits:
         below = os.path.relpath(annotations.folder, folder)
         prefix = "" if below == "." else f"{below}/"
         used |= {prefix + os.fsdecode(name) for name in annotations.names.tolist()}
+        if is_label_folder(annotations.source):
+            below = os.path.relpath(annotations.source, folder)
+            used |= {f"{below}/{name}" for name in contents_of(annotations.source).files}
     return used
 
 

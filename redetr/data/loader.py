@@ -1,5 +1,6 @@
 """Loading samples in worker processes, and putting them on the device as one padded batch."""
 
+import math
 import shutil
 import signal
 import sys
@@ -12,7 +13,7 @@ from dataclasses import replace
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ class Samples(Dataset[Sample]):
         random = draws_of(self.seed, epoch, index)
         draw = self.transform.draw
         if draw.sees_boxes:
-            return self.transform.view(random, self.dataset.target(index)).size
+            return self.transform.view(random, self.dataset.objects(index)).size
         return draw(random, *self.dataset.stored_size(index), _NO_BOXES).size
 
     def _stored(self, index: int) -> StoredSample:
@@ -117,7 +118,7 @@ class Samples(Dataset[Sample]):
         """
         image = self.cache.get(index) if self.cache else None
         if image is not None:
-            return image, self.dataset.target(index)
+            return image, self.dataset.compact_target(index)
         image, target = self._decoded(index)
         if self.cache:
             self.cache.put(index, image)
@@ -127,12 +128,29 @@ class Samples(Dataset[Sample]):
         path = getattr(self.dataset, "path", None)
         closest = self.transform.closest
         if path and closest:
-            target = self.dataset.target(index)
+            target = self.dataset.compact_target(index)
             smallest = closest(*target["orig_size"])
             image, stored_size = decode(path(index), smallest)
             if stored_size == target["orig_size"]:
                 return image, target
-        return self.dataset.sample(index)  # or the error that its file has
+        return self.dataset.compact_sample(index)  # or the error that its file has
+
+
+class _PackedMasks(NamedTuple):
+    """Masks as bits."""
+
+    bits: bytes
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, masks: np.ndarray) -> "_PackedMasks":
+        return cls(np.packbits(masks).tobytes(), masks.shape)
+
+    def unpacked(self) -> np.ndarray:
+        """The masks, bool."""
+        bits = np.frombuffer(self.bits, np.uint8)
+        values = np.unpackbits(bits, count=math.prod(self.shape))
+        return values.view(np.bool_).reshape(self.shape)
 
 
 def _pack(samples: list[Sample] | InputError) -> Any:
@@ -148,6 +166,8 @@ def _pack(samples: list[Sample] | InputError) -> Any:
         arrays: dict[str, Any] = {}
         for name, value in target.items():
             arrays[name] = value.numpy() if isinstance(value, Tensor) else value
+        if "masks" in target:  # most of what travels: eight pixels in a byte
+            arrays["masks"] = _PackedMasks.of(arrays["masks"])
         packed.append((_shared(image) if is_worker else image, arrays))
     return packed
 
@@ -171,6 +191,8 @@ def _unpack(packed: list[tuple[Tensor | np.ndarray, dict[str, Any]]]) -> list[Sa
     for image, arrays in packed:
         target: Any = {}
         for name, value in arrays.items():
+            if isinstance(value, _PackedMasks):
+                value = value.unpacked()
             target[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         if isinstance(image, np.ndarray):
             image = torch.from_numpy(image).permute(2, 0, 1)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from redetr.data.transforms import MIN_VISIBLE, Sample, StoredSample, Transform
 from redetr.data.views import Random, Size, View
@@ -61,10 +62,19 @@ def mosaic(random: Random, transform: Transform, size: Size, sources: list[Store
         scale = torch.tensor([part_width / width, part_height / height]).repeat(2)
         shift = torch.tensor([columns.start / width, rows.start / height, 0, 0])
         target["boxes"] = RelativeBoxes(target["boxes"] * scale + shift)
+        if "masks" in target:
+            target["masks"] = _in_canvas(target["masks"], size, rows, columns)
         targets.append(target)
     image_id = sources[0][1]["image_id"]
     orig_size = sources[0][1]["orig_size"]
     return canvas, _joined(targets, image_id, orig_size, size)
+
+
+def _in_canvas(masks: Tensor, size: Size, rows: slice, columns: slice) -> Tensor:
+    """Masks `[T, h, w]` of a part of an image as masks of all of it, `[T, *size]`."""
+    whole = torch.zeros(len(masks), *size, dtype=torch.bool)
+    whole[:, rows, columns] = masks
+    return whole
 
 
 def _quarters(random: Random, size: Size) -> Iterator[tuple[slice, slice]]:
@@ -102,7 +112,7 @@ def mixed(weight: float, first: Sample, second: Sample) -> Sample:
 def _joined(targets: list[Target], image_id: int, orig_size: Size, size: Size) -> Target:
     """The objects of all targets as those of one image."""
     boxes = torch.cat([target["boxes"] for target in targets])
-    return Target(
+    joined = Target(
         boxes=RelativeBoxes(boxes),
         labels=torch.cat([target["labels"] for target in targets]),
         iscrowd=torch.cat([target["iscrowd"] for target in targets]),
@@ -111,3 +121,6 @@ def _joined(targets: list[Target], image_id: int, orig_size: Size, size: Size) -
         orig_size=orig_size,
         size=size,
     )
+    if "masks" in targets[0]:
+        joined["masks"] = torch.cat([target["masks"] for target in targets])
+    return joined

@@ -44,13 +44,13 @@ def open_dataset(
     name), or that which Hugging Face `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or
     `hf:FOLDER`, and `,boxes=xyxy` behind it if it does not hold xywh.
 
-    Folders are in COCO, YOLO, Pascal VOC or LabelMe format: see `redetr.data.formats.coco`, `yolo`,
-    `voc` and `labelme`. The path of a YAML file in YOLO format stands for its folder, which is read
-    as this file says. Without a val split, a `val_fraction` of the training images is held out as
-    one. Large folders are read once, see `redetr.data.store`; `stamp` is what `stamp_of` says of
-    one, if it is known. With `masks`, targets hold masks. Raises InputError if there is no such
-    folder, layout or split, the annotations are faulty, or no object has a mask where they are
-    asked for.
+    Folders are in COCO, YOLO, Pascal VOC or LabelMe format or have label images: see
+    `redetr.data.formats.coco`, `yolo`, `voc`, `labelme` and `label_images`. The path of a YAML file
+    in YOLO format stands for its folder, which is read as this file says. Without a val split, a
+    `val_fraction` of the training images is held out as one. Large folders are read once, see
+    `redetr.data.store`; `stamp` is what `stamp_of` says of one, if it is known. With `masks`,
+    targets hold masks. Raises InputError if there is no such folder, layout or split, the
+    annotations are faulty, or no object has a mask where they are asked for.
     """
     if split not in SPLITS:
         raise ValueError(f"split is train, val or test, not {split!r}")

@@ -28,6 +28,7 @@ from redetr.data.views import (
     Whole,
     Zoomed,
 )
+from redetr.masks import decode
 from redetr.structures import RelativeBoxes, StoredTarget, Target
 
 Resize = Literal["aspect", "square"]
@@ -167,7 +168,7 @@ def seen(view: View, target: StoredTarget, min_visible: float) -> Target:
     """The target of a view of an image.
 
     Crowds are dropped, and so are boxes of which less than a pixel, or less than `min_visible` of
-    their area, is visible.
+    their area, is visible, and objects with a mask of which nothing is visible.
     """
     whole = view.boxes(target["boxes"].numpy())
     height, width = view.size
@@ -180,10 +181,11 @@ def seen(view: View, target: StoredTarget, min_visible: float) -> Target:
     is_object = ~target["iscrowd"].numpy()
     is_visible = (extent >= 1).all(1) & (visible_area >= min_visible * whole_area)
     kept = is_object & is_visible
+    masks = _visible_masks(view, target, kept)  # [T, *size]
     centers = corners.mean(1)
     cxcywh = np.concatenate([centers, extent], axis=1)[kept]
     boxes = cxcywh / np.tile(sides, 2)
-    return Target(
+    result = Target(
         boxes=RelativeBoxes(torch.from_numpy(boxes)),
         labels=torch.from_numpy(target["labels"].numpy()[kept]),
         iscrowd=torch.from_numpy(np.zeros(len(boxes), bool)),
@@ -192,6 +194,27 @@ def seen(view: View, target: StoredTarget, min_visible: float) -> Target:
         orig_size=target["orig_size"],
         size=view.size,
     )
+    if masks is not None:
+        result["masks"] = masks
+    return result
+
+
+def _visible_masks(view: View, target: StoredTarget, kept: np.ndarray) -> Tensor | None:
+    """What is seen of the masks of objects that are `kept`, bool `[T]`: bool `[kept, *size]`; None
+    if the target has none. Objects of which nothing is seen are no longer `kept`."""
+    if "masks" not in target and "mask_counts" not in target:
+        return None
+    rows = np.flatnonzero(kept)
+    masks = torch.zeros(len(rows), *view.size, dtype=torch.bool)
+    for mask, row in zip(masks, rows.tolist(), strict=True):
+        if "masks" in target:
+            stored = target["masks"][row]
+        else:
+            stored = decode([target["mask_counts"][row]], target["orig_size"])[0]
+        view.show_mask(stored.numpy(), mask.numpy())
+    is_seen = masks.flatten(1).any(1)
+    kept[rows] = is_seen.numpy()
+    return masks[is_seen]
 
 
 class Resizing(Protocol):

@@ -13,9 +13,11 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -74,12 +76,7 @@ class View:
         `image` is uint8 `[3, h, w]`, decoded at its `stored` size or smaller.
         """
         stored_height, stored_width = stored
-        left, top, right, bottom = self.region
-        # The visible part of the image, without what lies beyond it; stored px.
-        left, top = max(left, 0), max(top, 0)
-        right, bottom = min(right, stored_width), min(bottom, stored_height)
-        visible = np.array([[left, top, right, bottom]], float)
-
+        visible = np.array([self._visible(stored)], float)
         _, height, width = image.shape
         scale_x = width / stored_width  # 1, unless the image was decoded smaller
         scale_y = height / stored_height
@@ -99,6 +96,76 @@ class View:
         canvas = torch.full((*self.size, 3), _GREY, dtype=torch.uint8).permute(2, 0, 1)
         canvas[:, top:bottom, left:right] = part
         return canvas
+
+    def show_mask(self, mask: np.ndarray, shown: np.ndarray) -> None:
+        """Writes what is seen of `mask`, bool `[H, W]` of the stored image, to `shown`, bool
+        `[*size]`, which is False everywhere.
+
+        The mask is resampled exactly as the image is, as an image of black and white. What becomes
+        at least half as bright as its brightest pixel belongs to it: so an edge stays where it is,
+        and a line that is thinner than a pixel does not vanish.
+        """
+        visible = self._visible(mask.shape)
+        left, top, right, bottom = visible
+        part = mask[top:bottom, left:right]
+        if self.mirrored:
+            part = part[:, ::-1]
+        part = np.rot90(part, self.quarter_turns)
+        (box,) = self.boxes(np.array([visible], float))
+        left, top, right, bottom = _whole_pixels(box, self.size)
+        _resample_mask(part, shown[top:bottom, left:right])
+
+    def _visible(self, stored: Size) -> Region:
+        """The region, without what lies beyond an image of this size; stored px."""
+        height, width = stored
+        left, top, right, bottom = self.region
+        return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+
+
+def _resample_mask(mask: np.ndarray, shown: np.ndarray) -> None:
+    """Writes `mask`, bool `[h, w]`, to `shown`, bool `[H, W]`, at its size. Only the part around
+    what is set is resampled, a fifth of the time of the whole."""
+    rows = _reach(np.logical_or.reduce(mask, axis=1), len(shown))
+    columns = _reach(np.logical_or.reduce(mask, axis=0), shown.shape[1])
+    if rows is None or columns is None:
+        return
+    part = np.ascontiguousarray(mask[rows.source, columns.source])
+    pixels = Image.fromarray(part.view(np.uint8) * np.uint8(255))
+    size = (columns.result.stop - columns.result.start, rows.result.stop - rows.result.start)
+    box = (columns.start, rows.start, columns.stop, rows.stop)
+    coverage = np.asarray(pixels.resize(size, Image.Resampling.BILINEAR, box)).astype(np.int32)
+    # Rounding is up to 1 in 255: what is covered by half is inside, mirrored or not.
+    shown[rows.result, columns.result] = 2 * coverage + 2 >= max(coverage.max(), 1)
+
+
+class _Reach(NamedTuple):
+    """What belongs together of an axis of a mask and of its resampled version."""
+
+    source: slice  # of the mask
+    result: slice  # of the resampled mask
+    start: float  # where `result` begins and ends, in px from the start of `source`
+    stop: float
+
+
+def _reach(is_set: np.ndarray, length: int) -> _Reach | None:
+    """The part of an axis with True in it and what it becomes at this length, with all pixels that
+    have a share of it; None if nothing is set."""
+    there = np.flatnonzero(is_set)
+    if not len(there):
+        return None
+    first, last = int(there[0]), int(there[-1])
+    scale = len(is_set) / length  # px of the mask per px of the result
+    support = max(scale, 1.0)  # how far from its middle a pixel of the result looks, px of the mask
+    start = max(0, math.floor((first - support) / scale))
+    stop = min(length, math.ceil((last + 1 + support) / scale))
+    source_start = max(0, math.floor(start * scale - support) - 1)
+    source_stop = min(len(is_set), math.ceil(stop * scale + support) + 1)
+    return _Reach(
+        slice(source_start, source_stop),
+        slice(start, stop),
+        start * scale - source_start,
+        min(stop * scale - source_start, source_stop - source_start),
+    )
 
 
 def interleaved(image: Tensor) -> Tensor:

@@ -161,9 +161,9 @@ class Detections:
 
         `image` is the original one (PIL, or uint8 `[3, H, W]`), by default the one kept here.
         `labels` ("auto": where there is room), `line_width` (px), `within_px` and `scale` are
-        described at `draw_boxes`. Of a model with a single class, labels are scores, and so are colors: dark
-        blue for 0 to yellow for 1. Raises InputError for an image of another size, or if there is
-        none.
+        described at `draw_boxes`. Where the model knows a single class, labels are scores, and so
+        are colors: dark blue for 0 to yellow for 1. Raises InputError for an image of another
+        size, or if there is none.
         """
         image = self.image if image is None else image
         if image is None:

@@ -16,10 +16,11 @@ from redetr.data.annotations import Split
 from redetr.data.images import upright
 from redetr.data.loader import images_to_batch
 from redetr.data.transforms import final_size, resizer
+from redetr.data.windows import tile_windows
 from redetr.detector.detections import Detections, detections_of
 from redetr.detector.inference import for_inference
 from redetr.detector.sources import read_source
-from redetr.detector.tiles import merge_tiles, tile_windows
+from redetr.detector.tiles import merge_tiles
 from redetr.distributed import pick_device
 from redetr.errors import InputError
 from redetr.evaluation import evaluate

@@ -1,10 +1,9 @@
-"""Large images in overlapping tiles: their windows, and one set of boxes from those of all tiles.
+"""Large images in overlapping tiles: one set of boxes from those of all tiles.
 
 Windows are (left, top, right, bottom) in pixels of the whole image, boxes are xyxy. Shapes: W
 windows, N boxes.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,45 +11,12 @@ import torch
 from torch import Tensor
 
 from redetr.boxes import box_area, box_iou
+from redetr.data.windows import Window
 from redetr.detector.detections import Detections
-from redetr.errors import InputError
-
-Window = tuple[int, int, int, int]
 
 _SAME_IOU = 0.5  # at which two boxes are of one object, in the part that both of their tiles see
 _INSIDE = 0.7  # the share of a cut box inside another from which it is a part of its object
 _EDGE_SHARE = 0.02  # of a tile's side: a box that ends so near to its edge was cut there
-
-
-def tile_windows(height: int, width: int, tile: int, overlap: float) -> list[Window]:
-    """Windows of one size that cover an image, `tile` px wide and high, or less in a small image.
-
-    Neighbours share at least `overlap` of their side, all about the same. Raises InputError for an
-    impossible tile or overlap.
-    """
-    if tile < 1 or not 0 <= overlap < 1:
-        raise InputError(
-            f"tiles of {tile} px that overlap by {overlap}: give at least 1 px, and 0 <= overlap < "
-            "1"
-        )
-    windows = []
-    for top, bottom in _spans(height, tile, overlap):
-        for left, right in _spans(width, tile, overlap):
-            windows.append((left, top, right, bottom))
-    return windows
-
-
-def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int]]:
-    """Start and end of the tiles along one side."""
-    side = min(tile, length)
-    rest = length - side
-    largest_step = max(1, round(side * (1 - overlap)))
-    count = 1 + math.ceil(rest / largest_step)
-    spans = []
-    for i in range(count):
-        start = round(i * rest / max(1, count - 1))
-        spans.append((start, start + side))
-    return spans
 
 
 def merge_tiles(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import socket
@@ -287,7 +288,7 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(
 def test_a_signal_in_an_evaluation(shared_coco, tmp_path, capsys, monkeypatch):
     """Ends it after its batch; the run resumes with it, and ends as if nothing had been."""
     main(train_arguments(shared_coco, tmp_path / "whole"))
-    arguments = train_arguments(shared_coco, tmp_path / "parts", eval_batch_size=1)
+    arguments = train_arguments(shared_coco, tmp_path / "two parts", eval_batch_size=1)
     batches = []
 
     def decode_with_a_signal(*args):
@@ -300,8 +301,10 @@ def test_a_signal_in_an_evaluation(shared_coco, tmp_path, capsys, monkeypatch):
         lines = fails(capsys, arguments, code=75)
     assert lines[-1].startswith("redetr: stopped by a signal in the evaluation of step 3; ")
     assert len(batches) <= 2
-    main([*arguments, "--resume"])
-    logged = [lines_of(tmp_path / name) for name in ("whole", "parts")]
+    _, command = lines[-1].split("to continue: ")
+    assert shlex.split(command) == ["redetr", "train", str(tmp_path / "two parts"), "--resume"]
+    main(shlex.split(command)[1:])
+    logged = [lines_of(tmp_path / name) for name in ("whole", "two parts")]
     for lines in logged:
         assert [line["step"] for line in lines if "AP" in line] == [3, 6]
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in logged]

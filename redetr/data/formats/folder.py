@@ -51,9 +51,8 @@ def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[A
     An image is held out for validation by the hash of its name: adding others does not move it.
     Raises InputError if one of the two would be empty.
     """
-    limit = fraction * 2**64
     names = annotations.names.tolist()
-    is_val = np.array([_hash(name) < limit for name in names], bool)
+    is_val = np.array([is_chosen(name, fraction) for name in names], bool)
     num_val = int(is_val.sum())
     share = f"{num_val:,} of {counted(len(names), 'image')}"
     if num_val in (0, len(names)):
@@ -66,10 +65,10 @@ def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[A
     return part, f"no val split: {share} are held out as one, chosen by a hash of their names"
 
 
-def _hash(name: bytes) -> int:
-    """A number of 64 bits that only the name decides."""
+def is_chosen(name: bytes, fraction: float) -> bool:
+    """Whether a name is of a `fraction` of all; nothing but the name decides."""
     digest = hashlib.blake2b(name, digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+    return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 class AnnotatedDataset(DetectionDataset):

@@ -8,6 +8,11 @@ from typing import NamedTuple
 from redetr.data.annotations import Annotations, Fault, Split
 from redetr.data.formats.coco import read_coco
 from redetr.data.formats.coco_places import coco_sought, coco_splits, misnamed_files
+from redetr.data.formats.label_images import (
+    label_image_splits,
+    label_images_sought,
+    read_label_images,
+)
 from redetr.data.formats.labelme import labelme_sought, labelme_splits, read_labelme
 from redetr.data.formats.voc import read_voc, voc_sought, voc_splits
 from redetr.data.formats.yolo import read_yolo, yolo_files, yolo_sought, yolo_splits
@@ -34,6 +39,7 @@ _LAYOUTS = {
     "YOLO": _Layout(yolo_splits, yolo_sought, read_yolo),
     "Pascal VOC": _Layout(voc_splits, voc_sought, read_voc),
     "LabelMe": _Layout(labelme_splits, labelme_sought, read_labelme),
+    "label images": _Layout(label_image_splits, label_images_sought, read_label_images),
 }
 # A folder that Hugging Face `datasets` saved has one of the first; one of images that it reads, one
 # of the others.

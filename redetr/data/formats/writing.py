@@ -16,6 +16,8 @@ import numpy as np
 import yaml
 
 from redetr.data.annotations import Annotations, Split
+from redetr.data.formats.cutting import Cut, cut_images
+from redetr.data.formats.folder import hold_out, read_split
 from redetr.data.formats.hub import Address, hub_splits, write_images
 from redetr.data.formats.labels import label_name
 from redetr.data.formats.layouts import read_annotations, splits_of
@@ -35,40 +37,80 @@ def convert(
     form: str,
     copy: bool = False,
     follow_links: bool = False,
+    cut: Cut | None = None,
+    val_fraction: float = 0.0,
 ) -> list[str]:
     """Writes the data set in the folder or YAML file `source` (or crowns, or `hf:NAME`) to
     `destination`; `form` is coco, yolo or voc.
 
     All splits are written, or nothing. Images are hard links to those of `source` where the disk
-    allows it, unless they shall be a `copy`. Returns sentences on what was written and what the
-    format cannot hold. Raises InputError for a faulty data set, for one that the format cannot
-    hold, if `destination` already exists, and for images that are symbolic links out of the data
-    folder, unless `follow_links`: in the data of a stranger they may stand for any file.
+    allows it, unless they shall be a `copy`, or are `cut` into tiles. Without a val split,
+    `val_fraction` of the images are written as one: before they are cut, as tiles of one image
+    have pixels in common. Returns sentences on what was written and what the format cannot hold.
+    Raises InputError for a faulty data set, for one that the format cannot hold, if `destination`
+    already exists, and for images that are symbolic links out of the data folder, unless
+    `follow_links`: in the data of a stranger they may stand for any file.
     """
-    if not str(source).startswith("hf:"):
-        root = folder_of(source)
-        if not root.exists():
-            remedy = "give that of a data set, or crowns"
-            raise InputError("no such folder", where=source, remedy=remedy)
-        _require_new(root, destination)
-        splits = {split: read_annotations(root, split) for split in splits_of(root)}
-        for annotations in splits.values():
-            _require_apart(annotations.folder, destination)  # links may lead out of the root
-        if not follow_links:
-            for annotations in splits.values():
-                _require_no_links_out(annotations, root.parent if root.is_file() else root)
-        return _write(splits, destination, form, copy)
-    address = str(source)
-    _require_new(Path(Address.of(address).name), destination)
+    is_folder = not str(source).startswith("hf:")
+    if is_folder:
+        splits, notes = _read_folder(source, destination, follow_links, val_fraction)
+        if cut is None:
+            return [*_write(splits, destination, form, copy), *notes]
+    else:
+        _require_new(Path(Address.of(str(source)).name), destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".images-") as folder:
-        splits = {}
-        for split in hub_splits(address):
-            splits[split] = write_images(address, split, Path(folder) / split)
-        notes: dict[str, None] = {}  # each once: both splits may have it
-        for annotations in splits.values():
-            notes.update(dict.fromkeys(map(str, annotations.faults)))
+        if not is_folder:
+            splits, notes = _read_hub(str(source), Path(folder) / "whole", val_fraction)
+        if cut is not None:
+            for split, annotations in splits.items():
+                annotations.require_sound()
+                tiles = Path(folder) / "tiles" / split
+                splits[split], sentences = cut_images(annotations, split, cut, tiles, _link)
+                notes += sentences
         return [*_write(splits, destination, form, copy), *notes]
+
+
+def _read_folder(
+    source: str | Path, destination: Path, follow_links: bool, val_fraction: float
+) -> tuple[Splits, list[str]]:
+    """The splits of a folder or a YAML file, and a sentence on `val_fraction`."""
+    root = folder_of(source)
+    if not root.exists():
+        remedy = "give that of a data set, or crowns"
+        raise InputError("no such folder", where=source, remedy=remedy)
+    _require_new(root, destination)
+    names = splits_of(root)
+    if val_fraction and "val" not in names:
+        names = ["train", "val", *(name for name in names if name == "test")]
+    splits = {}
+    notes: dict[str, None] = {}  # each once: both splits have it
+    for split in names:
+        splits[split], note = read_split(root, split, val_fraction)
+        if note:
+            notes[note] = None
+    for annotations in splits.values():
+        _require_apart(annotations.folder, destination)  # links may lead out of the root
+        if not follow_links:
+            _require_no_links_out(annotations, root.parent if root.is_file() else root)
+    return splits, [*notes]
+
+
+def _read_hub(address: str, folder: Path, val_fraction: float) -> tuple[Splits, list[str]]:
+    """The splits of a data set of the hub, whose images are written to `folder`, and sentences on
+    them."""
+    splits = {}
+    for split in hub_splits(address):
+        splits[split] = write_images(address, split, folder / split)
+    notes: dict[str, None] = {}  # each once: both splits may have it
+    for annotations in splits.values():
+        notes.update(dict.fromkeys(map(str, annotations.faults)))
+    if val_fraction and "val" not in splits:
+        everything = splits["train"]
+        for split in ("train", "val"):
+            splits[split], note = hold_out(everything, split, val_fraction)
+            notes[note] = None
+    return splits, [*notes]
 
 
 def _write(splits: Splits, destination: Path, form: str, copy: bool) -> list[str]:

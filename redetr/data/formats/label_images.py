@@ -1,0 +1,276 @@
+"""Data sets whose objects are drawn as label images: a PNG or TIFF of the size of the image, in
+which every pixel of an object has the number of that object, and 0 is background.
+
+Images are in `images/{train,val,test}/` and label images in `masks/{train,val,test}/`, or in
+`train/images/` and `train/masks/` and so on; without these folders, `images/` and `masks/` are
+train. A label image has the name of its image, with any ending of an image, or `_mask` or `_masks`
+before that. Colours count as one number, red + 256 green + 65536 blue. The box of an object is that
+around its pixels, its area their count. All objects are of one class, called `object`.
+"""
+
+import posixpath
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from redetr.data.annotations import (
+    SPLITS,
+    Annotations,
+    Fault,
+    Images,
+    Objects,
+    Rows,
+    Split,
+    assemble,
+)
+from redetr.data.formats.listing import contents_of, first_below
+from redetr.data.formats.paths import read_sizes
+from redetr.data.images import IMAGE_SUFFIXES, open_image
+from redetr.distributed import rank_cores
+from redetr.errors import InputError
+
+CLASS_NAME = "object"
+_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid"),
+    "test": ("test",),
+}
+_IMAGES, _LABELS = "images", "masks"  # names of folders
+_ENDS = ("", "_mask", "_masks")  # of the name of a label image
+_COLOURS = np.array([1, 256, 65536])
+_MOST_COUNTED = 2**16  # numbers up to which a table is faster than sorting all pixels
+
+
+def label_image_splits(root: Path) -> list[Split]:
+    """The splits of the folder whose objects are label images."""
+    return [split for split in SPLITS if _locate(root, split) is not None]
+
+
+def label_images_sought(split: Split) -> str:
+    """Where the split is looked for, in words."""
+    return f"{_IMAGES}/{split}/ beside {_LABELS}/{split}/ with label images"
+
+
+def read_label_images(root: Path, split: Split) -> Annotations:
+    """The split, which has to be there. Raises InputError if it is not; decodes every label
+    image."""
+    location = _locate(root, split)
+    if location is None:
+        raise InputError(f"no {split} split: looked for {label_images_sought(split)}", where=root)
+    folder, labels_folder = location
+    faults: list[Fault] = []
+    names = contents_of(folder).files
+    masks, unclaimed = _matched(names, contents_of(labels_folder).files)
+    _report_unclaimed(labels_folder, unclaimed, faults)
+    read = partial(_read, labels_folder)
+    with ThreadPoolExecutor(rank_cores()) as pool:
+        scenes = list(pool.map(read, masks))
+    images = _read_images(folder, labels_folder, names, scenes, faults)
+    objects = _read_objects(labels_folder, scenes, faults)
+    return assemble(labels_folder, {1: CLASS_NAME}, images, objects, faults)
+
+
+def is_label_folder(source: Path) -> bool:
+    """Whether annotations with this source are label images."""
+    return source.is_dir() and _LABELS in (source.name, source.parent.name)
+
+
+def _locate(root: Path, split: Split) -> tuple[Path, Path] | None:
+    """The folders of the images and of the label images of a split, None if there are none."""
+    for name in _FOLDERS[split]:
+        for images, labels in (
+            (root / _IMAGES / name, root / _LABELS / name),
+            (root / name / _IMAGES, root / name / _LABELS),
+        ):
+            if _are_there(images, labels):
+                return images, labels
+    images, labels = root / _IMAGES, root / _LABELS
+    has_splits = any((labels / name).is_dir() for names in _FOLDERS.values() for name in names)
+    if split == "train" and not has_splits and _are_there(images, labels):
+        return images, labels
+    return None
+
+
+def _are_there(images: Path, labels: Path) -> bool:
+    return bool(first_below(images, IMAGE_SUFFIXES) and first_below(labels, IMAGE_SUFFIXES))
+
+
+def _matched(names: list[str], label_names: list[str]) -> tuple[list[str], list[str]]:
+    """The label image of each image, empty where there is none, and those without an image."""
+    by_stem = {posixpath.splitext(name)[0]: name for name in label_names}
+    unclaimed = set(label_names)
+    matched = []
+    for name in names:
+        stem, _ = posixpath.splitext(name)
+        candidates = [by_stem[stem + end] for end in _ENDS if stem + end in by_stem]
+        matched.append(candidates[0] if candidates else "")
+        unclaimed.difference_update(candidates[:1])
+    return matched, sorted(unclaimed)
+
+
+def _report_unclaimed(folder: Path, unclaimed: list[str], faults: list[Fault]) -> None:
+    rows = Rows(len(unclaimed), faults, lambda i: (folder / unclaimed[i], ""))
+    all_of_them = np.ones(len(unclaimed), bool)
+    remedy = "put its image there, or delete it"
+    rows.fault("label-unclaimed", all_of_them, lambda i: "has no image", remedy, "warning")
+
+
+@dataclass
+class _Scene:
+    """What a label image shows; `problem` is why it cannot be read."""
+
+    name: str  # below the folder of label images; empty if there is none
+    size: tuple[int, int] = (0, 0)  # height, width
+    numbers: list[int] = field(default_factory=list)  # of its objects
+    boxes: list[list[int]] = field(default_factory=list)  # xyxy px
+    areas: list[int] = field(default_factory=list)  # pixels
+    num_parts: int = 0  # that do not touch, if all have the same number
+    problem: str = ""
+
+
+def _read(folder: Path, name: str) -> _Scene:
+    scene = _Scene(name)
+    if not name:
+        return scene
+    try:
+        with open_image(folder / name) as image:
+            numbers = object_numbers(image)
+    except InputError as error:
+        scene.problem = error.text
+        return scene
+    from scipy import ndimage  # slow to import, and needed nowhere else
+
+    height, width = numbers.shape
+    scene.size = (height, width)
+    values, labels = _counted_from_0(numbers)
+    areas = np.bincount(labels.ravel(), minlength=len(values))
+    if len(values) == 2:
+        _, scene.num_parts = ndimage.label(labels, np.ones((3, 3)))
+    for label, location in enumerate(ndimage.find_objects(labels), start=1):
+        rows, columns = location
+        scene.numbers.append(int(values[label]))
+        scene.boxes.append([columns.start, rows.start, columns.stop, rows.stop])
+        scene.areas.append(int(areas[label]))
+    return scene
+
+
+def object_numbers(image: Image.Image) -> NDArray[np.int64]:
+    """The number of the object at each pixel `[H, W]` of an opened label image.
+
+    Raises ValueError for values that are no whole numbers from 0.
+    """
+    if image.mode == "RGB":
+        return np.asarray(image).astype(np.int64) @ _COLOURS
+    values = np.asarray(image)
+    if values.ndim != 2:
+        raise ValueError(f"a label image has one band, or red, green and blue, not {image.mode}")
+    numbers = values.astype(np.int64)
+    if numbers.min() < 0 or not np.array_equal(numbers, values):
+        raise ValueError("the values of a label image must be whole numbers from 0")
+    return numbers
+
+
+def _counted_from_0(numbers: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The numbers that occur, with 0, sorted, and which of them each pixel `[H, W]` has."""
+    highest = int(numbers.max())
+    if highest < _MOST_COUNTED:
+        occurs = np.bincount(numbers.ravel(), minlength=highest + 1) > 0
+        occurs[0] = True
+        labels_of = np.cumsum(occurs) - 1
+        return np.flatnonzero(occurs), labels_of[numbers]
+    with_0 = np.append(numbers.ravel(), 0)
+    values, labels = np.unique(with_0, return_inverse=True)
+    return values, labels[:-1].reshape(numbers.shape)
+
+
+def _read_images(
+    folder: Path, labels_folder: Path, names: list[str], scenes: list[_Scene], faults: list[Fault]
+) -> Images:
+    rows = Rows(len(names), faults, lambda i: (labels_folder / scenes[i].name, ""))
+    rows.fault(
+        "annotation-missing",
+        [not scene.name for scene in scenes],
+        lambda i: f"has no label image of {names[i]}",
+        "put it there: if the image shows no object, one that is 0 everywhere",
+    )
+    rows.fault(
+        "label-image-invalid",
+        [scene.problem != "" for scene in scenes],
+        lambda i: scenes[i].problem,
+        "export the label image again",
+    )
+    sizes = read_sizes(folder, names)
+    rows.fault(
+        "size-invalid",
+        sizes[:, 0] == 0,
+        lambda i: f"its image {names[i]} cannot be read",
+        "replace the image",
+    )
+    label_sizes = np.array([scene.size for scene in scenes], np.int64).reshape(-1, 2)
+
+    def size(i: int) -> str:
+        height, width = label_sizes[i]
+        image_height, image_width = sizes[i]
+        return f"is {width}x{height} px, its image {names[i]} {image_width}x{image_height} px"
+
+    differs = (label_sizes != sizes).any(1)
+    rows.fault("mask-size", differs, size, "export the label image again")
+    _judge_meaning(scenes, rows)
+    ids = np.arange(len(names))
+    return Images(rows, folder, names, ids, sizes, lambda i: names[i])
+
+
+def _judge_meaning(scenes: list[_Scene], rows: Rows) -> None:
+    """Adds an error if label images show where objects are, but not which pixels are of one; a
+    warning if that is rare, as objects may be in parts."""
+    numbers: set[int] = set()
+    for scene in scenes:
+        numbers.update(scene.numbers)
+    if len(numbers) != 1:
+        return
+    (number,) = numbers
+    num_parts = np.array([scene.num_parts for scene in scenes])
+    in_parts = num_parts > 1
+    are_many = 2 * in_parts.sum() > (num_parts > 0).sum()
+    rows.fault(
+        "label-image-semantic",
+        in_parts,
+        lambda i: f"has {number} in {num_parts[i]} parts, and no label image has another number",
+        "give each object its own number (scipy.ndimage.label does where they do not touch)",
+        "error" if are_many else "warning",
+    )
+
+
+def _read_objects(folder: Path, scenes: list[_Scene], faults: list[Fault]) -> Objects:
+    image_of: list[int] = []
+    numbers: list[int] = []
+    boxes: list[list[int]] = []
+    areas: list[int] = []
+    for index, scene in enumerate(scenes):
+        image_of += [index] * len(scene.boxes)
+        numbers += scene.numbers
+        boxes += scene.boxes
+        areas += scene.areas
+
+    def place(i: int) -> tuple[Path, str]:
+        return folder / scenes[image_of[i]].name, f"object {numbers[i]}"
+
+    count = len(boxes)
+    return Objects(
+        rows=Rows(count, faults, place),
+        image=np.array(image_of, np.int64),
+        labels=np.zeros(count, np.int64),
+        corners=np.array(boxes, np.float64).reshape(-1, 4),
+        iscrowd=np.zeros(count, bool),
+        area=np.array(areas, np.float32),
+        ids=np.arange(1, count + 1),
+        quoted=lambda i: f"the box {boxes[i]} around it",
+        remedy="export the label image again",
+        box_format="xyxy",
+    )

@@ -1,0 +1,130 @@
+"""Label images, such as those of Cellpose, StarDist and COCO's panoptic PNGs, become boxes."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from redetr.cli import main
+from redetr.data import open_dataset
+from redetr.data.formats.label_images import CLASS_NAME
+from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.writing import convert
+from redetr.errors import InputError
+
+# The object 7 is in two parts; 300 needs more than 8 bits.
+LABELS = np.zeros((40, 60), np.int32)
+LABELS[2:10, 3:20] = 7
+LABELS[12:14, 5:8] = 7
+LABELS[20:40, 50:60] = 300
+
+
+def save(root: Path, labels: np.ndarray, images: str, masks: str, name: str = "a.png") -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (*labels.shape[:2], 3), dtype=np.uint8)
+    for folder in (images, masks):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise).save(root / images / name)
+    Image.fromarray(labels).save(root / masks / name)
+    return root
+
+
+PLACES = {
+    "side by side": ("images", "masks"),
+    "splits inside": ("images/train", "masks/train"),
+    "splits outside": ("train/images", "train/masks"),
+}
+
+
+@pytest.mark.parametrize("places", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("depth", ["16-bit PNG", "32-bit TIFF", "colours"])
+def test_boxes_by_hand(tmp_path, places, depth):
+    labels = LABELS.astype(np.uint16)
+    name = "a.png"
+    if depth == "32-bit TIFF":
+        labels = LABELS
+        name = "a.tif"
+    elif depth == "colours":
+        labels = np.stack([LABELS % 256, LABELS // 256, 0 * LABELS], 2).astype(np.uint8)
+    root = save(tmp_path, labels, *places, name)
+    assert splits_of(root) == ["train"]
+    annotations = read_annotations(root, "train")
+    annotations.require_sound()
+    assert annotations.boxes.tolist() == [[3, 2, 20, 14], [50, 20, 60, 40]]
+    assert annotations.area.tolist() == [8 * 17 + 2 * 3, 20 * 10]
+    assert annotations.class_names == (CLASS_NAME,)
+    dataset = open_dataset(root, "train")
+    assert dataset.image(0).shape == (3, 40, 60)
+    assert dataset.target(0)["labels"].tolist() == [0, 0]
+
+
+def test_label_images_have_the_name_of_their_image(tmp_path):
+    """With an ending of its own, and `_mask` or `_masks` before it."""
+    for name, suffix in {"a": ".png", "b": "_mask.png", "c": "_masks.tif"}.items():
+        save(tmp_path, LABELS.astype(np.uint16), "images/train", "masks/train", f"{name}.tif")
+        label_file = tmp_path / "masks/train" / f"{name}.tif"
+        Image.open(label_file).save(tmp_path / "masks/train" / f"{name}{suffix}")
+        if suffix != ".tif":
+            label_file.unlink()
+    save(tmp_path, 0 * LABELS, "images/val", "masks/val", "empty.tif")
+    assert read_annotations(tmp_path, "train").object_counts().tolist() == [2, 2, 2]
+    val = read_annotations(tmp_path, "val")
+    assert (len(val), len(val.boxes)) == (1, 0)
+
+
+def test_check_finds_nothing_that_is_passed_over(tmp_path, capsys):
+    for split in ("train", "val"):
+        for number in range(2):
+            labels = np.roll(LABELS, number + (split == "val") * 2, 0)
+            save(tmp_path, labels, f"images/{split}", f"masks/{split}", f"{number}{split}.tif")
+    main(["check", str(tmp_path)])
+    output = capsys.readouterr().out
+    assert "ready to train" in output
+    assert "folder-unused" not in output and "passed over" not in output
+
+
+def faults_of(root: Path) -> dict[str, str]:
+    return {fault.code: fault.severity for fault in read_annotations(root, "train").faults}
+
+
+def test_label_images_without_objects_of_their_own_are_refused(tmp_path):
+    """A semantic mask says where objects are, not which pixels are of one: its box would be around
+    all of them."""
+    semantic = 255 * (LABELS > 0).astype(np.uint8)
+    save(tmp_path / "all", semantic, "images", "masks")
+    assert faults_of(tmp_path / "all") == {"label-image-semantic": "error"}
+    single = np.zeros_like(semantic)
+    single[4:9, 5:30] = 255
+    for number in range(3):
+        save(tmp_path / "few", single, "images", "masks", f"{number}.png")
+    assert faults_of(tmp_path / "few") == {}
+    save(tmp_path / "few", semantic, "images", "masks", "9.png")
+    assert faults_of(tmp_path / "few") == {"label-image-semantic": "warning"}
+
+
+def test_faults_name_the_file(tmp_path):
+    root = save(tmp_path, LABELS, "images", "masks", "a.tif")
+    save(root, LABELS, "images", "masks", "b.tif")
+    save(root, LABELS, "images", "masks", "c.tif")
+    (root / "masks/a.tif").rename(root / "masks/z.tif")
+    Image.fromarray(LABELS[:20]).save(root / "masks/b.tif")
+    Image.fromarray(LABELS.astype(np.float32) + 0.5).save(root / "masks/c.tif")
+    said = {fault.code: str(fault) for fault in read_annotations(root, "train").faults}
+    assert re.search(
+        r"masks: has no label image of a\.tif; put it there", said["annotation-missing"]
+    )
+    assert "masks/b.tif: is 60x20 px, its image b.tif 60x40 px" in said["mask-size"]
+    assert re.search(r"masks/c\.tif: .*whole numbers from 0", said["label-image-invalid"])
+    assert "masks/z.tif: has no image" in said["label-unclaimed"]
+    with pytest.raises(InputError, match=r"; 2 more kinds of faults"):
+        open_dataset(root, "train")
+
+
+def test_conversion(tmp_path):
+    save(tmp_path / "source", LABELS.astype(np.uint16), "images", "masks")
+    convert(tmp_path / "source", tmp_path / "yolo", "yolo")
+    lines = (tmp_path / "yolo/labels/train/a.txt").read_text().splitlines()
+    assert len(lines) == 2
+    annotations = read_annotations(tmp_path / "yolo", "train")
+    assert annotations.boxes.round(3).tolist() == [[3, 2, 20, 14], [50, 20, 60, 40]]
