@@ -604,6 +604,7 @@ def test_videos_are_read_and_written(checkpoint, tmp_path):
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "clip.mp4",
+        "index.html",
         "predictions.json",
         "predictions.jsonl",
     }

@@ -53,7 +53,14 @@ class Panel {
     this.canvas.width = Math.round(picture.width * scale);
     this.canvas.height = Math.round(picture.height * scale);
     this.context = this.canvas.getContext("2d");
+    if (caption !== undefined) this.say(caption);
     this.window = [0, 0, 1, 1]; // the part of the image that is shown
+  }
+
+  /** What a screen reader says instead of the picture. */
+  say(text) {
+    this.canvas.setAttribute("role", "img");
+    this.canvas.setAttribute("aria-label", text);
   }
 
   clear(shade = 0) {
