@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from redetr.choices import ImageSize
 from redetr.class_shares import shared_metrics
@@ -18,10 +19,11 @@ from redetr.data.transforms import final_size, resizer
 from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.losses import DIVISORS, SetCriterion
-from redetr.metrics import CocoResult, TruthObjects
-from redetr.postprocess import decode
+from redetr.masks import encode
+from redetr.metrics import CocoResult, TruthObjects, holds_masks
+from redetr.postprocess import decode, decode_masks
 from redetr.precision import autocast, weights_dtype
-from redetr.structures import DatasetDetections, DetectionModel, Outputs, Target
+from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs, Target
 from redetr.wording import counted
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
@@ -79,7 +81,7 @@ def detect_share(
     """This rank's detections on `dataset`, and with a `criterion` the losses of all of it.
 
     Each image is processed once, over all ranks. `on_batch` gets the number of images after each
-    batch. Communicates at the end.
+    batch. Detections have masks if the model and the targets have them. Communicates at the end.
     """
     dist = dist or _alone(model)
     model.eval()
@@ -88,6 +90,7 @@ def detect_share(
     pin_memory = dist.device.type == "cuda"
     batches = load_batches(samples, sampler, num_workers, pin_memory, loader_timeout_s)
     parts = []
+    with_masks = model.has_masks and holds_masks(dataset)
     indices: list[int] = []
     sums = _LossSums(criterion)
     for keys, batch_samples in zip(sampler, batches, strict=True):
@@ -97,7 +100,7 @@ def detect_share(
         sums.add(outputs, batch.targets)
         batch_indices = [index for _, index in keys]
         indices += batch_indices
-        parts.append(_detections_of_batch(model, outputs, batch.targets, batch_indices))
+        parts.append(_detections_of_batch(model, outputs, batch, batch_indices, with_masks))
         on_batch(len(batch_samples))
     if sorted(dist.gather(indices)) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
@@ -110,19 +113,36 @@ def _alone(model: DetectionModel) -> Dist:
 
 
 def _detections_of_batch(
-    model: DetectionModel, outputs: Outputs, targets: list[Target], indices: list[int]
+    model: DetectionModel, outputs: Outputs, batch: Batch, indices: list[int], with_masks: bool
 ) -> DatasetDetections:
     """The detections in images with these indices."""
-    orig_sizes = torch.tensor([target["orig_size"] for target in targets])
+    orig_sizes = torch.tensor([target["orig_size"] for target in batch.targets])
     kind = model.loss_config.scores
-    scores, labels, boxes, _ = decode(outputs, orig_sizes, kind, model.most_detections)
+    scores, labels, boxes, queries = decode(outputs, orig_sizes, kind, model.most_detections)
     detections_per_image = scores.shape[1]
     return DatasetDetections(
         image_index=np.repeat(np.array(indices), detections_per_image),
         labels=labels.flatten().cpu().numpy(),
         scores=scores.flatten().cpu().numpy(),
         boxes=boxes.flatten(0, 1).cpu().numpy(),
+        masks=_masks_of_batch(outputs, batch, queries) if with_masks else None,
     )
+
+
+def _masks_of_batch(outputs: Outputs, batch: Batch, queries: Tensor) -> list[bytes]:
+    """The compressed masks of `queries` `[B, K]`, those of one image after those of the other."""
+    height, width = batch.images.shape[-2:]
+    masks = []
+    for i, target in enumerate(batch.targets):
+        # Several detections of a query, of different classes, share its mask.
+        distinct, which = queries[i].unique(return_inverse=True)
+        compressed: list[bytes] = []
+        for some in decode_masks(
+            outputs, i, distinct, target["size"], (height, width), target["orig_size"]
+        ):
+            compressed += encode(some)
+        masks += [compressed[row] for row in which.tolist()]
+    return masks
 
 
 _COUNTS = ("boxes", "matched", "unmatched")  # of `SetCriterion.counts`

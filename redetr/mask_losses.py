@@ -53,8 +53,8 @@ def mask_sums(
     """Returns the sums "loss_mask" and "loss_dice" over all objects, each `[1]`, not divided.
 
     `queries` `[B, T]` is the query of every object, Q for those without one. `outputs` hold
-    `canvas` and either `pred_masks` or both `mask_embed` and `pixel_embed`; these come first if all
-    are there. Computed in fp32 or fp64. Does not wait for the device.
+    `canvas` and either `masks_of`, or both `mask_embed` and `pixel_embed`, or `pred_masks`; the
+    first of these that is there counts. Computed in fp32 or fp64. Does not wait for the device.
     """
     objects = _objects_of(targets)
     device = queries.device
@@ -107,6 +107,8 @@ def _objects_of(targets: list[Target]) -> _Objects:
 
 def _matched_masks(outputs: Outputs, queries: Tensor, image: Tensor, row: Tensor) -> Tensor:
     """Returns the logits `[N, h, w]` of the objects' queries; `queries` is `[B, T]`, in [0, Q)."""
+    if "masks_of" in outputs:
+        return outputs["masks_of"](image, queries[image, row])
     if "mask_embed" not in outputs:
         pred_masks = outputs["pred_masks"]
         dtype = torch.promote_types(pred_masks.dtype, torch.float32)

@@ -5,7 +5,7 @@ original image. Numbers are fractions in [0, 1], or nan where there is no ground
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -41,6 +41,12 @@ METRIC_NAMES = (
 )
 
 
+def holds_masks(dataset: DetectionDataset) -> bool:
+    """Whether the targets of a data set hold masks: its source states them, and it was opened for
+    them."""
+    return len(dataset) > 0 and "masks" in dataset.target(0)
+
+
 @dataclass(frozen=True, eq=False)
 class TruthObjects:
     """The objects of N images, A of them, as a data set states them."""
@@ -58,9 +64,9 @@ class TruthObjects:
 
     @classmethod
     def from_dataset(cls, dataset: DetectionDataset) -> "TruthObjects":
-        """The objects of a data set; reads no image."""
-        if not isinstance(dataset, AnnotatedDataset):
-            targets = [dataset.target(i) for i in range(len(dataset))]
+        """The objects of a data set, with masks if its targets hold them; reads no image."""
+        if holds_masks(dataset) or not isinstance(dataset, AnnotatedDataset):
+            targets = (dataset.target(i) for i in range(len(dataset)))
             return cls.from_targets(targets, dataset.class_names)
         source = dataset.annotations
         return cls(
@@ -75,24 +81,35 @@ class TruthObjects:
 
     @classmethod
     def from_targets(
-        cls, targets: Sequence[StoredTarget], class_names: Sequence[str]
+        cls, targets: Iterable[StoredTarget], class_names: Sequence[str]
     ) -> "TruthObjects":
         """The objects in `targets`, with masks if all targets have them."""
-        masks, image_sizes = None, None
-        if targets and all("masks" in target for target in targets):
-            masks = [counts for target in targets for counts in encode(target["masks"])]
-            image_sizes = np.array([target["orig_size"] for target in targets])
-        counts = [len(target["labels"]) for target in targets]
+        ids, counts, sizes = [], [], []
+        boxes, labels, area, iscrowd = [], [], [], []
+        masks: list[bytes] = []
+        has_masks = []
+        for target in targets:
+            ids.append(target["image_id"])
+            counts.append(len(target["labels"]))
+            sizes.append(target["orig_size"])
+            boxes.append(target["boxes"])
+            labels.append(target["labels"])
+            area.append(target["area"])
+            iscrowd.append(target["iscrowd"])
+            has_masks.append("masks" in target)
+            if "masks" in target:
+                masks += encode(target["masks"])
+        all_have_masks = bool(has_masks) and all(has_masks)
         return cls(
-            image_ids=np.array([target["image_id"] for target in targets], np.int64),
+            image_ids=np.array(ids, np.int64),
             class_names=tuple(class_names),
-            image=np.arange(len(targets)).repeat(counts),
-            labels=_joined([target["labels"] for target in targets]).astype(np.int64),
-            boxes=_joined([target["boxes"] for target in targets]).reshape(-1, 4),
-            area=_joined([target["area"] for target in targets]),
-            iscrowd=_joined([target["iscrowd"] for target in targets]).astype(bool),
-            masks=masks,
-            image_sizes=image_sizes,
+            image=np.arange(len(ids)).repeat(counts),
+            labels=_joined(labels).astype(np.int64),
+            boxes=_joined(boxes).reshape(-1, 4),
+            area=_joined(area),
+            iscrowd=_joined(iscrowd).astype(bool),
+            masks=masks if all_have_masks else None,
+            image_sizes=np.array(sizes, np.int64) if all_have_masks else None,
         )
 
     def counts(self) -> NDArray[np.int64]:
@@ -212,10 +229,15 @@ def coco_metrics(truth: GroundTruth, detections: DatasetDetections) -> CocoResul
     not finite, ValueError for an image or label that `truth` does not have.
     """
     result = coco_result(truth, coco_evaluation(truth, detections))
+    return replace(result, masks=mask_metrics(truth, detections))
+
+
+def mask_metrics(truth: GroundTruth, detections: DatasetDetections) -> CocoResult | None:
+    """The numbers from overlaps of masks, None unless both sides have masks; else as
+    `coco_metrics`."""
     if truth.image_sizes is None or detections.masks is None:
-        return result
-    of_masks = coco_result(truth, coco_evaluation(truth, detections, "segm"))
-    return replace(result, masks=of_masks)
+        return None
+    return coco_result(truth, coco_evaluation(truth, detections, "segm"))
 
 
 def coco_evaluation(

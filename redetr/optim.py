@@ -32,8 +32,9 @@ def param_groups(
             continue
         decays = parameter.dim() >= 2 and id(parameter) not in embeddings
         decay = weight_decay if decays else 0.0
+        part = name.removeprefix("detr.")  # the detector of the panoptic DETR
         # backbone.1 of DETR holds positions, which are no part of the pretrained net.
-        in_backbone = name.startswith("backbone.") and not name.startswith("backbone.1.")
+        in_backbone = part.startswith("backbone.") and not part.startswith("backbone.1.")
         rate = lr_backbone if in_backbone else lr
         orthogonal = optimizer == "muon" and decays and is_matrix(name, parameter)
         params = by_kind.setdefault((rate, decay, orthogonal), [])

@@ -3,15 +3,20 @@
 Shapes: B images, Q queries, C classes, K detections of an image.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from redetr.boxes import box_cxcywh_to_xyxy
-from redetr.structures import Outputs
+from redetr.structures import Outputs, Size
 
 Kind = Literal["softmax", "sigmoid"]
+
+_MASKS_AT_ONCE = 16  # at the size of an image: 300 of a photograph would take 400 MB as logits
 
 
 class Decoded(NamedTuple):
@@ -85,3 +90,64 @@ def _best_first(scores: Tensor) -> tuple[Tensor, Tensor]:
 def _rows(boxes: Tensor, index: Tensor) -> Tensor:
     """The boxes `[B, K, 4]` with these indices `[B, K]`."""
     return boxes.gather(1, index[..., None].expand(-1, -1, 4))
+
+
+def decode_masks(
+    outputs: Outputs, image: int, queries: Tensor, size: Size, canvas: Size, orig_size: Size
+) -> Iterator[Tensor]:
+    """The masks of `queries` `[K]` of one image of the batch, bool `[n, H, W]` on the host, a few
+    at a time.
+
+    `size` is what the model saw of the image, without the padding up to `canvas`; `orig_size` is
+    (H, W). Logits are interpolated once, bilinearly, from the model's resolution to the original
+    image; a pixel belongs to an object where they are above 0.
+
+    Deviation: the originals interpolate twice, to the canvas and to the image.
+    """
+    shares = (size[0] / canvas[0], size[1] / canvas[1])
+    for some in queries.split(_MASKS_AT_ONCE):
+        logits = outputs["pred_masks"][image, some].float().cpu()  # [n, h, w]
+        yield masks_of_size(logits, shares, orig_size)
+
+
+def masks_of_size(logits: Tensor, shares: tuple[float, float], size: Size) -> Tensor:
+    """Where `logits` `[N, h, w]` are above 0 once they are interpolated, bool `[N, *size]`.
+
+    `shares` are those of the rows and the columns that show the image; the rest is padding.
+    """
+    points = _pixel_centers(shares, size)  # [*size, 2]
+    masks = torch.zeros(len(logits), *size, dtype=torch.bool)
+    is_inside = logits > 0
+    # Between logits that are not above 0, none is: the rest of the image needs no interpolation.
+    for mask, map, inside in zip(masks, logits, is_inside, strict=True):
+        rows = _reach(inside.any(1), shares[0], size[0])
+        columns = _reach(inside.any(0), shares[1], size[1])
+        grid = points[rows, columns]
+        if grid.numel():
+            values = F.grid_sample(
+                map[None, None], grid[None], padding_mode="border", align_corners=False
+            )
+            mask[rows, columns] = values[0, 0] > 0
+    return masks
+
+
+def _pixel_centers(shares: tuple[float, float], size: Size) -> Tensor:
+    """Where the pixels of an image lie in maps of which it fills these `shares`, `[*size, 2]`:
+    (x, y), from -1 to 1 across the maps."""
+    axes = []
+    for share, length in zip(shares, size, strict=True):
+        centers = (torch.arange(length) + 0.5) / length  # in the image
+        axes.append(2 * share * centers - 1)
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([x, y], -1)
+
+
+def _reach(is_inside: Tensor, share: float, length: int) -> slice:
+    """The pixels, of `length`, that interpolation lets the True ones of a row `[n]` reach."""
+    (cells,) = torch.nonzero(is_inside, as_tuple=True)
+    if not len(cells):
+        return slice(0, 0)
+    pixels_per_cell = length / (share * len(is_inside))
+    start = (int(cells[0]) - 0.5) * pixels_per_cell
+    stop = (int(cells[-1]) + 1.5) * pixels_per_cell
+    return slice(max(0, math.floor(start)), min(length, math.ceil(stop)))

@@ -64,6 +64,9 @@ class Outputs(TypedDict):
     # two-stage variants: every position of the encoder as a proposal
     enc_outputs: NotRequired["Outputs"]
     pred_masks: NotRequired[Tensor]  # [B, Q, H / 4, W / 4] logits, over the padded canvas
+    # the same for chosen queries: their logits [N, H / 4, W / 4] from the indices of their images
+    # and of themselves, [N] each
+    masks_of: NotRequired[Callable[[Tensor, Tensor], Tensor]]
     # what masks are products of, for losses that need those of matched queries only: [B, Q, E] and
     # [B, E, H / 4, W / 4]
     mask_embed: NotRequired[Tensor]

@@ -240,7 +240,7 @@ def _parts(model: DetectionModel) -> dict[str, list[str]]:
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     parts: dict[str, list[str]] = {}
     for name in trained:
-        words = name.split(".")
+        words = name.removeprefix("detr.").split(".")
         part = words[0]
         if part == "transformer":  # encoder and decoder apart
             part = ".".join(words[:2])

@@ -242,7 +242,11 @@ REFUSED = {
         {"position_embedding_type": "rotary"},
         "position_embedding_type is 'rotary', .*sine or learned",
     ),
-    "masks": ({"architectures": ["DetrForSegmentation"]}, "architectures is .*Segmentation'"),
+    "base model": ({"architectures": ["DetrModel"]}, r"architectures is \['DetrModel'\]"),
+    "no masks": (
+        {"architectures": ["DetrForSegmentation"], "activation_function": "relu"},
+        "says that the model has masks, but the weights have no mask head",
+    ),
     "net of timm": (
         {"backbone_config.backbone": "efficientnet_b0"},
         "backbone_config.backbone is 'efficientnet_b0', .* resnet18, .*resnet101",

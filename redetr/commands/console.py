@@ -21,16 +21,23 @@ OUT = Console(highlight=False, markup=False)
 def print_results(results: list[dict[str, Any]]) -> None:
     """Prints the COCO numbers as a table, in percent, and a table of the classes.
 
-    Several results are numbered from 1.
+    Several results are numbered from 1. Numbers of masks stand below those of boxes.
     """
     from redetr.metrics import METRIC_NAMES
 
     numbers = [""]
     if len(results) > 1:
         numbers = [str(number) for number in range(1, len(results) + 1)]
-    table = Table("", *METRIC_NAMES, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    # Without padding, twelve numbers of 100.0 fit a terminal of 80 characters.
+    table = Table("", *METRIC_NAMES, box=box.SIMPLE, padding=0, pad_edge=False)
     for number, result in zip(numbers, results, strict=True):
-        table.add_row(number, *(percent(result[name]) for name in METRIC_NAMES))
+        title = number
+        if "masks" in result:
+            title = number or "boxes"
+        table.add_row(title, *(percent(result[name]) for name in METRIC_NAMES))
+        if "masks" in result:
+            of_masks = result["masks"]
+            table.add_row("masks", *(percent(of_masks[name]) for name in METRIC_NAMES))
     OUT.print(table)
     OUT.print(_class_table(results, numbers))
     if results[0]["AP"] is None:
@@ -38,11 +45,14 @@ def print_results(results: list[dict[str, Any]]) -> None:
 
 
 def _class_table(results: list[dict[str, Any]], numbers: list[str]) -> Table:
-    """AP and AP50 of each class, the best class of the first result on top."""
+    """AP and AP50 of each class, and AP of masks, the best class of the first result on top."""
     table = Table("class", Column("objects", justify="right"))
-    for number in numbers:
-        for metric in ("AP", "AP50"):
-            table.add_column(f"{metric} {number}".strip(), justify="right")
+    for number, result in zip(numbers, results, strict=True):
+        titles = ["AP", "AP50"]
+        if "masks" in result:
+            titles += ["mask AP"]
+        for title in titles:
+            table.add_column(f"{title} {number}".strip(), justify="right")
     first = results[0]
     ap_by_class = first["per_class"]
     best_first = sorted(ap_by_class, key=lambda name: ap_by_class[name] or 0, reverse=True)
@@ -51,6 +61,8 @@ def _class_table(results: list[dict[str, Any]], numbers: list[str]) -> Table:
         for result in results:
             values.append(percent(result["per_class"][name]))
             values.append(percent(result["per_class_AP50"][name]))
+            if "masks" in result:
+                values.append(percent(result["masks"]["per_class"][name]))
         table.add_row(name, str(first["objects"][name]), *values)
     return table
 

@@ -1,7 +1,7 @@
 """`redetr evaluate`"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,7 +65,8 @@ class Evaluate:
         detectors = []
         for checkpoint in self._checkpoints:
             detectors.append(load(checkpoint, device=self.device, precision=self.precision))
-        dataset = detectors[0].open_data(self.split, self.data, self.val_fraction)
+        masks = any(detector.model.has_masks for detector in detectors)
+        dataset = detectors[0].open_data(self.split, self.data, self.val_fraction, masks)
         source = self.data or detectors[0].trained_on
         about = []
         for path, detector in zip(paths, detectors, strict=True):
@@ -129,14 +130,16 @@ class Evaluate:
         about: list[dict[str, Any]],
         detections: list["DatasetDetections"],
     ) -> None:
-        from redetr.metrics import GroundTruth, coco_evaluation, coco_result
+        from redetr.metrics import GroundTruth, coco_evaluation, coco_result, mask_metrics
         from redetr.report import ap_differences, make_report, write_report
 
         truth = GroundTruth.from_dataset(dataset)
         evaluations = [coco_evaluation(truth, detected) for detected in detections]
         results = []
-        for description, evaluation in zip(about, evaluations, strict=True):
-            results.append(description | coco_result(truth, evaluation).to_dict())
+        for description, evaluation, detected in zip(about, evaluations, detections, strict=True):
+            of_masks = mask_metrics(truth, detected)
+            result = replace(coco_result(truth, evaluation), masks=of_masks)
+            results.append(description | result.to_dict())
         differences = ap_differences(*evaluations) if self.compare else None
         if self.json:
             content = results[0]

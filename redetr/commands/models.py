@@ -60,6 +60,7 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
     from redetr.models import MODELS
     from redetr.models.detr import DETR
     from redetr.models.dfine import DFINE
+    from redetr.models.panoptic import PanopticDETR
     from redetr.models.rtdetr import RTDETR
     from redetr.weights.published import PUBLISHED
 
@@ -71,6 +72,8 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
     form = "fast"
     if isinstance(model, DETR):
         form = "faithful"
+    elif isinstance(model, PanopticDETR):
+        form = "panoptic"
     elif isinstance(model, DFINE):
         form = "D-FINE"
     elif isinstance(model, RTDETR):
@@ -79,6 +82,8 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
         "model": name,
         "form": form,
         "published_AP": published.ap if published else None,
+        "published_mask_AP": published.mask_ap if published else None,
+        "published_PQ": published.pq if published else None,
         "parameters": sum(p.numel() for p in model.parameters()),
         "gflops": measured["gflops"].get(name),
         "image_size": model.image_size,
@@ -92,15 +97,16 @@ def _row(name: str, measured: dict[str, Any]) -> dict[str, Any]:
 
 def _print_models(rows: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("model", "AP", "size", "GFLOPs", "px", "queries", "licence"):
-        is_number = column in ("AP", "size", "GFLOPs", "px", "queries")
+    for column in ("model", "AP", "PQ", "size", "GFLOPs", "px", "queries", "licence"):
+        is_number = column not in ("model", "licence")
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     # A table of its own: a name that is broken over lines cannot be copied.
     origins = Table("model", "origin", box=box.SIMPLE_HEAD, pad_edge=False)
     results = Table("measured", "AP", "AP50", "trained", "on", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         size = f"{row['parameters'] / 1e6:.1f} M"
-        cells = [row["model"], _shown(row["published_AP"]), size, _shown(row["gflops"])]
+        cells = [row["model"], _shown(row["published_AP"]), _shown(row["published_PQ"])]
+        cells += [size, _shown(row["gflops"])]
         cells += [str(row["image_size"]), str(row["queries"])]
         cells += [_shown(row["licence"])]
         table.add_row(*cells)
@@ -118,8 +124,9 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
     table.columns[0].no_wrap = results.columns[0].no_wrap = True
     OUT.print(table)
     OUT.print(
-        "AP: on COCO val 2017, as the authors of the weights report it; size: parameters with 80 "
-        "classes; GFLOPs: for one image of px x px, a multiplication and its addition are 2\n"
+        "AP: of boxes on COCO val 2017, as the authors of the weights report it; PQ: panoptic "
+        "quality, the same; size: parameters with 80 classes; GFLOPs: for one image of px x px, "
+        "a multiplication and its addition are 2\n"
     )
     OUT.print(origins)
     OUT.print("origin: what redetr train --weights and redetr.load take, and download\n")

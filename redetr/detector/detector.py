@@ -66,19 +66,23 @@ class Detector:
         return list(zip(self.category_ids, self.class_names, strict=True))
 
     def open_data(
-        self, split: Split, source: str | None = None, val_fraction: float | None = None
+        self,
+        split: Split,
+        source: str | None = None,
+        val_fraction: float | None = None,
+        masks: bool = False,
     ) -> DetectionDataset:
         """The data set at `source`, by default what the model was trained on.
 
-        Raises InputError.
+        With `masks`, its targets hold masks if it states them. Raises InputError.
         """
         held_out = self.val_fraction if val_fraction is None else val_fraction
         if source is not None:
-            return open_dataset(source, split, held_out)
+            return _opened(source, split, held_out, masks)
         if self.trained_on is None:
             raise InputError("the checkpoint does not say what it was trained on: give --data")
         try:
-            return open_dataset(self.trained_on, split, held_out)
+            return _opened(self.trained_on, split, held_out, masks)
         except InputError as error:
             raise InputError(
                 f"{error}; the checkpoint stores this path of its training data: give --data"
@@ -105,13 +109,15 @@ class Detector:
         split: Split = "val",
         batch_size: int = 16,
     ) -> CocoResult:
-        """The twelve COCO numbers and the AP of each class on `data`.
+        """The twelve COCO numbers and the AP of each class on `data`, also of masks, if the model
+        has them and the data states them.
 
         `data` is a data set, an argument of `open_dataset`, or by default what the model was
         trained on. Raises InputError if there is no such data, or it has other classes.
         """
         if not isinstance(data, DetectionDataset):
-            data = self.open_data(split, None if data is None else os.fspath(data))
+            source = None if data is None else os.fspath(data)
+            data = self.open_data(split, source, masks=self.model.has_masks)
         return evaluate(
             self.model,
             data,
@@ -184,6 +190,13 @@ class Detector:
         )
 
 
+def _opened(source: str, split: Split, val_fraction: float, masks: bool) -> DetectionDataset:
+    dataset = open_dataset(source, split, val_fraction)
+    if masks and dataset.has_masks:
+        return open_dataset(source, split, val_fraction, masks=True)
+    return dataset
+
+
 def as_image(image: ImageLike) -> Tensor:
     """An image of any kind as uint8 `[3, H, W]`. Raises InputError."""
     if isinstance(image, (str, os.PathLike)):
@@ -225,16 +238,16 @@ def load(
     """A `Detector` from weights of any of these kinds:
 
     a redetr checkpoint (`last.pt`, `best.pt`: the averaged weights), `best.safetensors`, or a run
-    folder; an official checkpoint of DETR (`{"model": state_dict}`), of the Table Transformer, of
-    RT-DETR, RT-DETRv2 or D-FINE (the averaged weights), or of DEIM or RT-DETRv4 on the architecture
-    of D-FINE, if the file's name says so; a folder that Transformers wrote for
-    `DetrForObjectDetection`, `TableTransformerForObjectDetection`, `RTDetrForObjectDetection`,
-    `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; the hub name of such a folder (needs
-    huggingface-hub).
+    folder; an official checkpoint of DETR (`{"model": state_dict}`), also a panoptic one, of the
+    Table Transformer, of RT-DETR, RT-DETRv2 or D-FINE (the averaged weights), or of DEIM or
+    RT-DETRv4 on the architecture of D-FINE, if the file's name says so; a folder that Transformers
+    wrote for `DetrForObjectDetection`, `DetrForSegmentation`, `TableTransformerForObjectDetection`,
+    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; the hub
+    name of such a folder (needs huggingface-hub).
 
-    `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5". Nothing is
-    unpickled but tensors and plain values. Raises InputError, naming the file, for everything that
-    cannot be loaded.
+    `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5",
+    "detr_r50_dc5_panoptic". Nothing is unpickled but tensors and plain values. Raises InputError,
+    naming the file, for everything that cannot be loaded.
     """
     weights = read_weights(source, model)
     origin = weights.origin

@@ -22,6 +22,7 @@ from redetr.errors import InputError
 from redetr.models.deformable import DeformableAttention, best_positions, position_centers
 from redetr.models.detr import DETR
 from redetr.models.fast import STRIDES, FastDETR
+from redetr.models.panoptic import PanopticDETR
 from redetr.models.rtdetr import RTDETR
 from redetr.models.transformer import MultiheadAttention, for_all_heads
 from redetr.postprocess import best_classes
@@ -117,14 +118,14 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
     model = detector.model
     attention = attention_layers(model)
     recorded = [attention.encoder, *attention.to_queries, *attention.to_image]
-    if isinstance(model, DETR):
+    if isinstance(model, DETR | PanopticDETR):
         recorded.append(model.input_proj)
     batch = model_input(detector, image)
     with recorded_inputs([*recorded, *selecting_modules(model)]) as inputs:
         outputs = with_all_layers(model)(batch)
 
     cross_attention: Maps | Points
-    if isinstance(model, DETR):
+    if isinstance(model, DETR | PanopticDETR):
         (features,) = inputs[model.input_proj]
         shapes = [features.shape[-2:]]
         cross_attention = _maps(attention.to_image, inputs, shapes[0])
@@ -161,7 +162,7 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
 def attention_layers(model: nn.Module) -> AttentionLayers:
     """The layers to look into. Raises InputError for a model without them."""
     layers: Any
-    if isinstance(model, DETR) and len(model.transformer.encoder.layers):
+    if isinstance(model, DETR | PanopticDETR) and len(model.transformer.encoder.layers):
         layers = model.transformer.decoder.layers
         return AttentionLayers(
             encoder=model.transformer.encoder.layers[-1].self_attn,

@@ -19,6 +19,7 @@ from redetr.explain.attention import (
     with_all_layers,
 )
 from redetr.models.detr import DETR
+from redetr.models.panoptic import PanopticDETR
 from redetr.postprocess import best_classes
 
 
@@ -43,7 +44,7 @@ def query_habits(
     """What the queries do on `count` images spread over the data set, or all if it has fewer."""
     model = detector.model
     recorded: list[Any] = []
-    is_faithful = isinstance(model, DETR)
+    is_faithful = isinstance(model, DETR | PanopticDETR)
     if not is_faithful:
         recorded = [attention_layers(model).to_image[0], *selecting_modules(model)]
     boxes = []

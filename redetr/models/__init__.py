@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from redetr.errors import InputError
-from redetr.models import detr, dfine, fast, rtdetr
+from redetr.models import detr, dfine, fast, panoptic, rtdetr
 from redetr.models.detr import detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_table
 from redetr.models.dfine import dfine_l, dfine_m, dfine_n, dfine_s, dfine_x
 from redetr.models.fast import redetr_mobile, redetr_n
+from redetr.models.panoptic import detr_r50_dc5_panoptic, detr_r50_panoptic, detr_r101_panoptic
 from redetr.models.rtdetr import (
     rtdetr_r18,
     rtdetr_r34,
@@ -30,6 +31,9 @@ MODELS: dict[str, Callable[..., DetectionModel]] = {
     "detr_r101": detr_r101,
     "detr_r101_dc5": detr_r101_dc5,
     "detr_table": detr_table,
+    "detr_r50_panoptic": detr_r50_panoptic,
+    "detr_r50_dc5_panoptic": detr_r50_dc5_panoptic,
+    "detr_r101_panoptic": detr_r101_panoptic,
     "redetr_n": redetr_n,
     "redetr_mobile": redetr_mobile,
     "rtdetr_r18": rtdetr_r18,
@@ -113,6 +117,8 @@ def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, 
         rtdetr.require_possible(defaults | overrides)
     if _is_dfine(name):
         dfine.require_possible(defaults | overrides)
+    if MODELS[name].__module__ == panoptic.__name__:
+        panoptic.require_possible(defaults | overrides)
     for option, value in overrides.items():
         is_flag = isinstance(defaults[option], bool)
         if option == "points" and not _is_fast(name):

@@ -413,12 +413,13 @@ class _SmallBlock(nn.Module):
 class SmallResNet(nn.Module):
     """Residual stages at strides 4, 8 and 16 with GroupNorm, trained from scratch.
 
-    Each image is normalised by itself, together with its padding.
+    Each image is normalised by itself, together with its padding. The map of stride 4 is returned
+    only if `strides` has it.
     """
 
     recompute = False
 
-    def __init__(self, widths: tuple[int, int, int]):
+    def __init__(self, widths: tuple[int, int, int], strides: tuple[int, ...] = (8, 16)):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, 2, 1, bias=False),
@@ -436,14 +437,14 @@ class SmallResNet(nn.Module):
             stages.append(nn.Sequential(*stage))
             inputs = width
         self.stages = nn.ModuleList(stages)
-        self.strides = (8, 16)
-        self.num_channels = list(widths[1:])
+        self.strides = (4, 8, 16) if 4 in strides else (8, 16)
+        self.num_channels = list(widths[-len(self.strides) :])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the feature maps at strides 8 and 16, `[B, num_channels[i], h, w]`."""
+        """Returns a feature map `[B, num_channels[i], h, w]` per stride."""
         run = runner(self.recompute)
         x = self.stem(images)
         features = []
@@ -451,7 +452,7 @@ class SmallResNet(nn.Module):
             for block in stage.children():
                 x = run(block, x)
             features.append(x)
-        return features[1:]  # without stride 4
+        return features[-len(self.strides) :]
 
 
 def padding_at(features: Tensor, mask: Tensor | None) -> Tensor:

@@ -18,8 +18,8 @@ def build_backbone(
     """Returns the backbone of a name of torchvision, of "efficientnet_lite0", of "timm:NAME", or of
     three widths.
 
-    Three widths make a `SmallResNet`, which has strides 8 and 16 whatever `strides` says. Raises
-    InputError for a name or an option that does not exist.
+    Three widths make a `SmallResNet`, which has strides 8 and 16 whatever `strides` says, and 4 if
+    they have it. Raises InputError for a name or an option that does not exist.
     """
     is_lite = backbone == EFFICIENTNET_LITE
     if isinstance(backbone, str) and not is_lite and not backbone.startswith("timm:"):
@@ -35,4 +35,4 @@ def build_backbone(
         raise InputError(
             f"a backbone of widths {backbone} is trained from scratch: take no weights ({weights})"
         )
-    return SmallResNet(backbone)
+    return SmallResNet(backbone, strides)

@@ -5,8 +5,9 @@ Official checkpoints load strictly. Shape letters: see `redetr.structures`.
 Source: Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
@@ -15,6 +16,16 @@ from redetr.models.backbones import AnyBackbone, build_backbone
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
 from redetr.models.transformer import MLP, Transformer
 from redetr.structures import DetectionModel, LossConfig, Outputs
+
+
+class Decoded(NamedTuple):
+    """What DETR computes from images before its heads."""
+
+    maps: list[Tensor]  # of the backbone, a `[B, channels, h, w]` for each of its strides
+    projected: Tensor  # [B, D, h, w] the last of them in the width of the transformer
+    memory: Tensor  # [B, S, D] the same after the encoder
+    padding: Tensor | None  # [B, S] True = padding, None = there is none
+    states: Tensor  # [L, B, Q, D] of the queries after each decoder layer
 
 
 class DETR(DetectionModel):
@@ -62,20 +73,30 @@ class DETR(DetectionModel):
         `images` `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there
         is none. Boxes are cxcywh as fractions of the unpadded image.
         """
+        return self.predictions(self.decoded(images, mask).states)
+
+    def decoded(self, images: Tensor, mask: Tensor | None = None) -> Decoded:
+        """Returns what the heads work on, for arguments as those of `forward`."""
         backbone, position_embedding = self.backbone
-        features = backbone(images)[-1]  # [B, channels, h, w]
+        maps = backbone(images)
+        features = maps[-1]
         padding = padding_at(features, mask)  # [B, h, w]
-        pos = position_embedding(padding).flatten(1, 2).to(features.dtype)  # [B, S, D]
+        # Half precision has too few digits for positions.
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        pos = position_embedding(padding, dtype).flatten(1, 2).to(features.dtype)  # [B, S, D]
         queries = self.query_embed.weight.to(features.dtype)  # [Q, D]
         queries = queries.expand(images.shape[0], -1, -1)
 
         # Without a mask, attention needs none: the fused kernels are faster without.
         ignored = None if mask is None else padding.flatten(1)  # [B, S]
-        projected = self.input_proj(features).flatten(2).mT  # [B, S, D]
-        states = self.transformer(projected, pos, queries, ignored)  # [L, B, Q, D]
+        projected = self.input_proj(features)  # [B, D, h, w]
+        states, memory = self.transformer(projected.flatten(2).mT, pos, queries, ignored)
+        return Decoded(maps, projected, memory, ignored, states)
+
+    def predictions(self, states: Tensor) -> Outputs:
+        """Returns logits and boxes of the decoder states `[L, B, Q, D]`."""
         if not self.aux_loss:
             states = states[-1:]
-
         all_logits = at_least_float32(self.class_embed(states))  # [L, B, Q, C + 1]
         all_boxes = at_least_float32(self.bbox_embed(states)).sigmoid()  # [L, B, Q, 4]
         layers: list[Outputs] = []
@@ -86,6 +107,7 @@ class DETR(DetectionModel):
 
 def detr(
     num_classes: int,
+    strides: tuple[int, ...] = (32,),
     *,
     backbone: str | tuple[int, int, int] = "resnet50",
     weights: str | None = None,
@@ -110,6 +132,7 @@ def detr(
 ) -> DETR:
     """Returns a DETR with random transformer weights. The defaults are DETR-R50.
 
+    `strides` are those of the backbone's maps; the transformer takes the last one.
     `weights="imagenet"` loads weights of the backbone. `pre_norm` normalises before attention and
     feed-forward nets in place of after them, and once more after the encoder. `max_size` is the
     most of an image's longer side, px, and `eos_coef` the weight of "no object" in the loss.
@@ -119,7 +142,7 @@ def detr(
     `dec_nheads`, `dec_dim_feedforward` and `norm_between` (see `Transformer`,
     `TransformerDecoder`), which models of Transformers may have.
     """
-    body = build_backbone(backbone, weights, norm, (32,), dilation)
+    body = build_backbone(backbone, weights, norm, strides, dilation)
     transformer = Transformer(
         hidden_dim,
         nheads,

@@ -12,8 +12,9 @@ def freeze(model: DetectionModel, names: Sequence[str]) -> None:
     """Takes the parts of these `names` out of training: no gradients, and fixed statistics.
 
     A name is the path of a module, such as `backbone` or `decoder.layers`; where nothing is there,
-    it is a module one level deeper, so that `encoder` is `transformer.encoder` in DETR. Raises
-    InputError for a name that `model` does not have, or if nothing is left to train.
+    it is a module one level deeper, so that `encoder` is `transformer.encoder` in DETR. The prefix
+    `detr.` of the parts of a panoptic DETR can be left out. Raises InputError for a name that
+    `model` does not have, or if nothing is left to train.
     """
     paths = [_path_of(model, name) for name in names]
     for path in paths:
@@ -32,10 +33,12 @@ def _path_of(model: nn.Module, name: str) -> str:
             continue
         if path == name:
             return path
-        depth = path.count(".")
-        if depth == 0:
+        if path.count(".") == 0:
             parts.append(path)
-        elif depth == 1 and path.endswith(f".{name}"):
+        in_detector = path.removeprefix("detr.")
+        if in_detector == name:
+            return path
+        if in_detector.count(".") == 1 and in_detector.endswith(f".{name}"):
             one_deeper.append(path)
     if len(one_deeper) == 1:
         return one_deeper[0]

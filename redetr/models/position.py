@@ -34,12 +34,12 @@ class PositionEmbeddingSine(nn.Module):
         super().__init__()
         self.num_pos_feats = num_pos_feats
 
-    def forward(self, mask: Tensor) -> Tensor:
-        """Returns the encodings `[B, H, W, 2 * num_pos_feats]`, fp32.
+    def forward(self, mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns the encodings `[B, H, W, 2 * num_pos_feats]`, computed in `dtype`.
 
         `mask` `[B, H, W]` is True = padding.
         """
-        valid = (~mask).float()
+        valid = (~mask).to(dtype)
         # A pixel's row is the number of unpadded pixels down to it, from 1; [B, H, W].
         y = valid.cumsum(1)
         x = valid.cumsum(2)
@@ -65,11 +65,11 @@ class PositionEmbeddingLearned(nn.Module):
         nn.init.uniform_(self.row_embed.weight)
         nn.init.uniform_(self.col_embed.weight)
 
-    def forward(self, mask: Tensor) -> Tensor:
-        """Returns the encodings `[B, H, W, 2 * num_pos_feats]`.
+    def forward(self, mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Returns the encodings `[B, H, W, 2 * num_pos_feats]`, in the dtype of the weights.
 
-        Only the shape of `mask` `[B, H, W]` matters, not its values. Raises InputError for a
-        feature map of more than 50 rows or columns.
+        Only the shape of `mask` `[B, H, W]` matters, not its values, nor does `dtype`. Raises
+        InputError for a feature map of more than 50 rows or columns.
         """
         batch, height, width = mask.shape
         if max(height, width) > _LARGEST_LEARNED_MAP:

@@ -374,14 +374,14 @@ class Transformer(nn.Module):
 
     def forward(
         self, features: Tensor, pos: Tensor, query_pos: Tensor, padding: Tensor | None = None
-    ) -> Tensor:
-        """Returns the decoder states `[L, B, Q, D]`.
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the decoder states `[L, B, Q, D]` and the encoded features `[B, S, D]`.
 
         `features` and `pos` are `[B, S, D]`, `query_pos` is `[B, Q, D]`, and `padding` `[B, S]` is
         True = padding.
         """
         memory = self.encoder(features, pos, padding)
-        return self.decoder(query_pos, memory, pos, padding)
+        return self.decoder(query_pos, memory, pos, padding), memory
 
 
 class MLP(nn.Module):

@@ -1,7 +1,8 @@
 """What the config.json of a DETR of Transformers says, as options of this library's DETR.
 
-It describes a `DetrForObjectDetection` or a `TableTransformerForObjectDetection`, which is the same
-with the norms before attention and feed-forward nets (`pre_norm`).
+It describes a `DetrForObjectDetection`, a `DetrForSegmentation` around one, or a
+`TableTransformerForObjectDetection`, which is the same with the norms before attention and
+feed-forward nets (`pre_norm`).
 
 Sizes that the weights show (backbone, queries, layers, widths) are read off the weights; the config
 decides the rest. The costs of matching, the other weights of the loss and dropout inside attention
@@ -45,8 +46,16 @@ _RESNET = {
     "downsample_in_first_stage": False,
     "downsample_in_bottleneck": False,
 }
-# What holds the base model or masks: its names are others, or its outputs more.
-_OTHER_ARCHITECTURES = ("DetrForSegmentation", "DetrModel", "TableTransformerModel")
+_BASE_MODELS = ("DetrModel", "TableTransformerModel")  # without heads
+_WITH_MASKS = "DetrForSegmentation"
+# What a net must give to a mask head, by the setting that says so.
+_ALL_STAGES = {
+    "out_features": (
+        ["stage1", "stage2", "stage3", "stage4"],
+        ["layer1", "layer2", "layer3", "layer4"],
+    ),
+    "out_indices": ([1, 2, 3, 4],),
+}
 
 
 def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -55,9 +64,12 @@ def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
     Raises InputError, with the setting and its value, for what this library's DETR cannot be.
     """
     architectures = config.get("architectures")
-    for name in architectures if isinstance(architectures, list) else []:
-        if name in _OTHER_ARCHITECTURES:
+    names = architectures if isinstance(architectures, list) else []
+    for name in names:
+        if name in _BASE_MODELS:
             raise _refused("architectures", architectures, "a model ForObjectDetection")
+    if has_masks(config):
+        _require_mask_head(config)
     _require(config, "num_channels", 3)
     nheads = config.get("encoder_attention_heads", 8)
     dec_nheads = config.get("decoder_attention_heads", 8)
@@ -73,6 +85,23 @@ def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
     if dec_nheads != nheads:
         options["dec_nheads"] = dec_nheads
     return options
+
+
+def has_masks(config: dict[str, Any]) -> bool:
+    """Whether this is the config of a model with a mask head."""
+    architectures = config.get("architectures")
+    return isinstance(architectures, list) and _WITH_MASKS in architectures
+
+
+def _require_mask_head(config: dict[str, Any]) -> None:
+    """Raises InputError for a mask head unlike that of the original."""
+    _require(config, "activation_function", "relu")
+    for name in ("backbone_config", "backbone_kwargs"):
+        settings = _table(config, name)
+        for setting, known in _ALL_STAGES.items():
+            value = settings.get(setting)
+            if value is not None and value not in known:
+                raise _refused(f"{name}.{setting}", value, f"{known[0]} with masks")
 
 
 def class_names(config: dict[str, Any], num_classes: int) -> list[str]:

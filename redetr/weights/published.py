@@ -1,7 +1,8 @@
 """Weights that others have published: for which model, where, and under which licence.
 
-AP is what their authors report for COCO val 2017; nothing of it was measured here. Licences are
-those of the cards on the Hugging Face hub, or of the repository where there is no card.
+AP and PQ are what their authors report for COCO val 2017; nothing of it was measured here.
+Licences are those of the cards on the Hugging Face hub, or of the repository where there is no
+card.
 """
 
 import hashlib
@@ -17,11 +18,17 @@ class Published:
 
     origin: str  # a hub name, which --weights and `load` take
     licence: str
-    ap: float | None = None  # in percent; None: its data is not COCO
+    ap: float | None = None  # of boxes, in percent; None: its data is not COCO
+    mask_ap: float | None = None  # in percent; None: it has no masks
+    pq: float | None = None  # panoptic quality in percent, where it is panoptic
 
 
 def _detr(name: str, ap: float) -> Published:
     return Published(f"facebook/detr-{name}", "Apache-2.0", ap)
+
+
+def _panoptic(name: str, pq: float, ap: float, mask_ap: float) -> Published:
+    return Published(f"facebook/detr-{name}-panoptic", "Apache-2.0", ap, mask_ap, pq)
 
 
 def _dfine(name: str, ap: float) -> Published:
@@ -39,6 +46,9 @@ PUBLISHED = {
     "detr_r101": _detr("resnet-101", 43.5),
     "detr_r101_dc5": _detr("resnet-101-dc5", 44.9),
     "detr_table": Published("microsoft/table-transformer-detection", "MIT"),
+    "detr_r50_panoptic": _panoptic("resnet-50", 43.4, 38.8, 31.1),
+    "detr_r50_dc5_panoptic": _panoptic("resnet-50-dc5", 44.6, 40.2, 31.9),
+    "detr_r101_panoptic": _panoptic("resnet-101", 45.1, 40.1, 33.0),
     "rtdetr_r18": _rtdetr("r18vd", 46.4),
     "rtdetr_r34": _rtdetr("r34vd", 48.9),
     "rtdetr_r50m": _rtdetr("r50vd_m", 51.3),
@@ -80,6 +90,9 @@ _FILES = {
     "detr-r50-dc5-f0fb7ef5.pth": ("facebookresearch/detr", "Apache-2.0"),
     "detr-r101-2c7b67e5.pth": ("facebookresearch/detr", "Apache-2.0"),
     "detr-r101-dc5-a2e86def.pth": ("facebookresearch/detr", "Apache-2.0"),
+    "detr-r50-panoptic-00ce5173.pth": ("facebookresearch/detr", "Apache-2.0"),
+    "detr-r50-dc5-panoptic-da08f1b1.pth": ("facebookresearch/detr", "Apache-2.0"),
+    "detr-r101-panoptic-40021d53.pth": ("facebookresearch/detr", "Apache-2.0"),
     "efficientnet-lite0-57934424.pth": ("Google, ImageNet", "Apache-2.0"),
     "resnet18d_ra2-48a79e06.pth": ("timm, ImageNet", "Apache-2.0"),
     "resnet34d_ra2-f8dcfcaf.pth": ("timm, ImageNet", "Apache-2.0"),

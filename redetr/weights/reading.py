@@ -15,7 +15,7 @@ from redetr.choices import ImageSize, size_text
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.structures import DetectionModel
-from redetr.weights import detr_config, dfine, rtdetr
+from redetr.weights import detr_config, dfine, panoptic, rtdetr
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
 from redetr.weights.published import UNKNOWN, origin_of
 
@@ -26,6 +26,7 @@ _LONGEST_OPTION = 500  # characters: a longer one may be built to exhaust the JS
 _LONGEST_ORIGIN = 1000  # characters
 _RUN = "a run of redetr from "
 _COCO_CLASSES = 91  # outputs of official checkpoints, one for each category id
+_COCO_PANOPTIC_CLASSES = 250  # of panoptic ones
 
 
 @dataclass(frozen=True)
@@ -233,15 +234,20 @@ def _from_official(
         return _original_rtdetr(path, tensors, model)
     if dfine.is_dfine(tensors):
         return _original_dfine(path, tensors, model)
-    if not {"query_embed.weight", "class_embed.weight"} <= tensors.keys():
+    if panoptic.is_panoptic(tensors):
+        name, num_classes, described = panoptic.describe(tensors)
+    elif {"query_embed.weight", "class_embed.weight"} <= tensors.keys():
+        name, num_classes, described = describe_detr(tensors)
+    else:
         return Weights(path, tensors, None)
-    name, num_classes, described = describe_detr(tensors)
     if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: only its name says so
         described["dilation"] = True
     if class_names is None:
         class_names = [f"class {i}" for i in range(num_classes)]
         if num_classes == _COCO_CLASSES:
             class_names = coco_class_names()
+        if num_classes == _COCO_PANOPTIC_CLASSES:
+            class_names = panoptic.coco_class_names(num_classes)
     category_ids = tuple(range(num_classes))
     origin = Origin(model or name, described | options, tuple(class_names), category_ids)
     return Weights(path, tensors, origin)
@@ -279,10 +285,19 @@ def _tensors_of_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def _detr_from_transformers(folder: Path, config: dict[str, Any], model: str | None) -> Weights:
-    tensors = from_transformers(_tensors_of_folder(folder))
+    tensors = _tensors_of_folder(folder)
+    classifier = "class_embed.weight"
+    if panoptic.is_panoptic(tensors):
+        tensors = panoptic.from_transformers(tensors)
+        classifier = panoptic.PREFIX + classifier
+    elif detr_config.has_masks(config):
+        text = "says that the model has masks, but the weights have no mask head"
+        raise InputError(text, where=folder / "config.json")
+    else:
+        tensors = from_transformers(tensors)
     num_classes = 0
-    if "class_embed.weight" in tensors:
-        num_classes = tensors["class_embed.weight"].shape[0] - 1
+    if classifier in tensors:
+        num_classes = tensors[classifier].shape[0] - 1
     try:
         options = detr_config.options_from_config(config)
         names = detr_config.class_names(config, num_classes)

@@ -1,6 +1,7 @@
 """How a training run starts from weights."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from redetr.models import options_of
 from redetr.models.backbone import TimmBackbone
 from redetr.models.efficientnet_lite import PACKAGE, EfficientNetLite, from_package_names
 from redetr.models.hgnetv2 import HGNetV2
+from redetr.models.panoptic import PanopticDETR
 from redetr.models.presnet import PResNet
 from redetr.structures import DetectionModel
+from redetr.weights import panoptic
 from redetr.weights.reading import Origin, Weights, is_for_denoising, read_weights
 from redetr.weights.resnet_d import from_timm, is_resnet_d
 from redetr.wording import counted
@@ -86,6 +89,10 @@ def start_from(
         return _start_backbone(weights, model, config)
     _require_same_model(weights.path, weights.origin, config)
     others = weights.origin.class_names
+    prefix = ""
+    if isinstance(model, PanopticDETR):
+        prefix = panoptic.PREFIX
+        weights = replace(weights, tensors=panoptic.with_prefix(weights.tensors))
     num_classes = len(class_names)
     rows_of_classes = []  # here, there
     for name in class_names:
@@ -96,8 +103,9 @@ def start_from(
         rows_of_classes.append((num_classes, len(others)))
     state = model.state_dict()
     num_queries = model.num_queries
-    if "query_embed.weight" in state:  # queries of RT-DETR hold nothing that was learned
-        num_queries = min(num_queries, len(weights.tensors.get("query_embed.weight", ())))
+    queries = prefix + "query_embed.weight"
+    if queries in state:  # queries of RT-DETR hold nothing that was learned
+        num_queries = min(num_queries, len(weights.tensors.get(queries, ())))
     padding_row = (num_classes, len(others))
     by_row = {
         "class_embed.": rows_of_classes,
@@ -108,18 +116,32 @@ def start_from(
     filled = _copy(weights, state, by_row)
     names = {name for name in state if name in weights.tensors or not _is_counter(name)}
     notes = [f"loaded {filled} of {len(names)} tensors from {weights.path}"]
-    if num_shared == 0:
-        notes.append(
-            f"class_embed re-initialised (classes: {len(others)} there, {num_classes} others here)"
-        )
-    elif num_shared < num_classes:
-        share = f"{num_shared} of {counted(num_classes, 'class', 'classes')}"
-        notes.append(f"class_embed: {share} taken by name, the rest re-initialised")
+    notes += _of_classes(num_shared, num_classes, len(others))
     if num_queries < model.num_queries:
         notes.append(f"query_embed: {num_queries} of {model.num_queries} were there")
-    for name in names - weights.tensors.keys():
-        notes.append(f"{name} starts at random")
+    notes += _missing(names - weights.tensors.keys())
     return "; ".join(notes)
+
+
+def _of_classes(num_shared: int, here: int, there: int) -> list[str]:
+    """A note on how many of the classes are taken; none if all are."""
+    if num_shared == 0:
+        return [f"class_embed re-initialised (classes: {there} there, {here} others here)"]
+    if num_shared < here:
+        share = f"{num_shared} of {counted(here, 'class', 'classes')}"
+        return [f"class_embed: {share} taken by name, the rest re-initialised"]
+    return []
+
+
+def _missing(names: set[str]) -> list[str]:
+    """Notes on the tensors of these names, which the weights do not have."""
+    notes = []
+    for name in names:
+        part = "the mask head" if name.startswith(panoptic.HEADS) else name
+        note = f"{part} starts at random"
+        if note not in notes:
+            notes.append(note)
+    return notes
 
 
 def _copy(
@@ -127,9 +149,10 @@ def _copy(
 ) -> int:
     """Copies weights into `state` and returns how many tensors are filled; `by_row` has, by part of
     the name, the rows (here, there) of tensors that are not taken whole. What denoising needs may
-    be missing: it stays as it is.
+    be missing, and so may a mask head as a whole: they stay as they are.
     """
     given = weights.tensors
+    has_masks = panoptic.is_panoptic(given)
     filled = 0
     wrong = []
     for name, tensor in state.items():
@@ -138,7 +161,8 @@ def _copy(
             if part in name:
                 rows = rows_of_part
         if name not in given:
-            if not is_for_denoising(name) and not _is_counter(name):
+            is_head = name.startswith(panoptic.HEADS) and not has_masks
+            if not is_head and not is_for_denoising(name) and not _is_counter(name):
                 wrong.append(name)
         elif not _fits(given[name], tensor, rows):
             wrong.append(name)

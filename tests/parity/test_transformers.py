@@ -152,9 +152,8 @@ def test_same_outputs_of_variations(options):
 
 @pytest.mark.parametrize("options", [{}, {"auxiliary_loss": True}], ids=["plain", "auxiliary"])
 def test_same_outputs_in_fp64(double_by_default, options):
-    """Positions are in fp32 here, whatever the weights are: DETR's of Transformers are not."""
     peer = random_peer(**TINY | options).double()
-    assert_same_outputs(peer, padded_batch(torch.float64), 1e-6)
+    assert_same_outputs(peer, padded_batch(torch.float64), 1e-10)
     learned = random_peer(**TINY | options, position_embedding_type="learned").double()
     assert_same_outputs(learned, padded_batch(torch.float64), 1e-10)
 

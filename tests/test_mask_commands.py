@@ -1,0 +1,46 @@
+"""Commands for a model with masks."""
+
+import json
+
+import pytest
+from reciting import reciting
+
+from redetr.cli import main
+from redetr.data.formats.digits import DigitsDataset
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """The checkpoint called "known" is a model that recites the first validation scenes of digits;
+    others of `digits` do not exist."""
+    monkeypatch.setitem(DigitsDataset.__init__.__globals__["_DEFAULT_SIZES"], "val", 6)
+    monkeypatch.setattr("redetr.weights.reading.locate", lambda checkpoint: checkpoint)
+    scenes = DigitsDataset("val", masks=True)
+    monkeypatch.setattr("redetr.detector.detector.load", lambda *_, **__: reciting(scenes))
+    return "known"
+
+
+def evaluated(capsys, *flags):
+    main(["evaluate", "known", "--data", "digits", "--device", "cpu", *flags])
+    return capsys.readouterr().out
+
+
+def test_evaluate_prints_boxes_and_masks(known, capsys):
+    content = json.loads(evaluated(capsys, "--json"))
+    assert content["AP"] > 0.99 and 0.3 < content["masks"]["AP"] < 0.95
+    text = evaluated(capsys)
+    lines = [line.split() for line in text.splitlines()]
+    boxes = next(line for line in lines if line[:1] == ["boxes"])
+    masks = next(line for line in lines if line[:1] == ["masks"])
+    assert boxes[1] == f"{100 * content['AP']:.1f}"
+    assert masks[1] == f"{100 * content['masks']['AP']:.1f}"
+    assert "mask AP" in text
+
+
+def test_two_checkpoints_are_compared_by_boxes_and_masks(known, capsys):
+    content = json.loads(evaluated(capsys, "--json", "--compare", "known"))
+    assert content["masks"] == content["compared"]["masks"]
+    assert content["masks"] == json.loads(evaluated(capsys, "--json"))["masks"]
+    lines = evaluated(capsys, "--compare", "known").splitlines()
+    rows = [line.split()[0] for line in lines if len(line.split()) == 13]
+    assert rows == ["1", "masks", "2", "masks"]
