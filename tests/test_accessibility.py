@@ -140,5 +140,5 @@ def is_drawn(browser) -> bool:
 
 def assert_scrolling_areas_are_reached(browser) -> None:
     script = """return [...document.querySelectorAll(".wide")].filter((area) =>
-        area.scrollWidth > area.clientWidth + 1 && area.tabIndex < 0).length"""
+        area.checkVisibility() && area.scrollWidth > area.clientWidth + 1 && area.tabIndex < 0).length"""
     WebDriverWait(browser, 10).until(lambda _: browser.execute_script(script) == 0)

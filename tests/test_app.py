@@ -329,7 +329,7 @@ def test_nothing_found_and_taken_away_again(page, image, detector):
     assert "Choose images" in one(page, "#welcome").text
 
 
-def test_several_images_at_once(page, image, detector, tmp_path):
+def test_several_images_at_once(page, server, image, detector, tmp_path):
     """The first is shown; the others are chosen by their thumbnails. A bad one does not stop
     them."""
     bad = tmp_path / "bad.png"
@@ -342,11 +342,14 @@ def test_several_images_at_once(page, image, detector, tmp_path):
     assert one(page, "#find-error").text.startswith("bad.png: not an image")
     for path, button in zip((image, other), thumbnails(page), strict=True):
         button.click()
+        assert page.switch_to.active_element == button
         expected = {"image": path.name, **detector.predict(path, 0.5).to_dict()}
         assert saved_json(page, tmp_path / "saved") == (f"{path.stem}.json", expected)
         assert len(rows(page)) == len(expected["detections"])
     pressed = [button.get_attribute("aria-pressed") for button in thumbnails(page)]
     assert pressed == ["false", "true"]
+    log = page.get_log("browser")  # Chromium notes the answer 400 itself
+    assert [entry["message"].split(" - ")[0] for entry in log] == [f"{server.url}look"]
     page.save_screenshot(str(artefacts(tmp_path) / "app-several.png"))
     one(page, "#remove").click()
     assert saved_json(page, tmp_path / "saved")[0] == "a picture.json"

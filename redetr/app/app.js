@@ -86,6 +86,7 @@ function lookAt(files) {
   const entries = [...files].map((file) => ({ ...NOTHING, file }));
   const taken = entries.slice(0, Math.max(1, MOST_IMAGES - images.length));
   images.push(...taken);
+  listImages();
   show(taken[0]);
   latest("find", async (signal) => {
     const leftOut = entries.length - taken.length;
@@ -96,7 +97,7 @@ function lookAt(files) {
       const problem = await look(entry, signal);
       if (problem) notes.push(alone ? problem : `${entry.file.name}: ${problem}`);
       else if (entry === current()) show(entry);
-      else listImages();
+      listImages();
     }
     if (!shown.answer) byId("find-status").textContent = "";
     fail(notes.join(" "));
@@ -130,7 +131,7 @@ function show(entry) {
   const isThere = Boolean(shown.answer);
   for (const id of ["picture", "controls", "remove"]) byId(id).hidden = !isThere;
   byId("welcome").hidden = isThere;
-  listImages();
+  pressThumbnail();
   if (!isThere) return;
   listClasses();
   resizeCanvas();
@@ -141,9 +142,10 @@ function show(entry) {
 function remove(entry) {
   const index = images.indexOf(entry);
   images.splice(index, 1);
-  if (shown.file !== entry.file) return listImages();
+  listImages();
+  if (shown.file !== entry.file) return;
   byId("file").value = "";
-  return show(images[index] ?? images.at(-1) ?? null);
+  show(images[index] ?? images.at(-1) ?? null);
 }
 
 function removeShown() {
@@ -155,6 +157,13 @@ function removeShown() {
 function listImages() {
   byId("images").hidden = images.length < 2;
   byId("images").replaceChildren(...images.map(thumbnailOf));
+  pressThumbnail();
+}
+
+/** Without making the list anew, so that the keyboard stays where it is. */
+function pressThumbnail() {
+  [...byId("images").querySelectorAll("button")].forEach((button, index) =>
+    button.setAttribute("aria-pressed", images[index]?.file === shown.file));
 }
 
 function thumbnailOf(entry) {
@@ -162,7 +171,6 @@ function thumbnailOf(entry) {
   const button = document.createElement("button");
   button.type = "button";
   button.title = entry.file.name;
-  button.setAttribute("aria-pressed", entry.file === shown.file);
   button.addEventListener("click", () => show(entry));
   if (entry.picture) {
     const image = new Image();

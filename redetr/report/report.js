@@ -1,7 +1,7 @@
 "use strict";
 // Draws the curves of a report and follows the threshold. All numbers are in the page.
 const { data, checkpoints: runs } = JSON.parse(document.getElementById("numbers").textContent);
-const COLORS = ["#1864ab", "#d9480f"], LEVELS = Array.from({ length: 101 }, (_, i) => i / 100);
+const COLORS = ["#1864ab", "#c2410c"], LEVELS = Array.from({ length: 101 }, (_, i) => i / 100);
 const slider = document.querySelector("#threshold input"), select = document.getElementById("class");
 const percent = value => value === null || value === undefined || isNaN(value) ? "-" : (100 * value).toFixed(1);
 const f1 = (p, r) => p === null || r === null ? null : p + r > 0 ? 2 * p * r / (p + r) : 0;
