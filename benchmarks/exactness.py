@@ -4,21 +4,22 @@ process? Ours and peers'.
     pip install transformers timm accelerate     # for the peer; accelerate is what its Trainer runs
     python benchmarks/exactness.py               # DETR, then the grid (about 15 minutes)
     python benchmarks/exactness.py rtdetr        # RT-DETR, then the grid
+    python benchmarks/exactness.py dfine         # D-FINE, then the grid
 
-ResNet-50 of DETR or RT-DETR-R18, 4 images of 128x160 with 1, 1, 7 and 15 objects, no dropout,
-auxiliary losses, fp32, CPU; ranks are processes over gloo. The reference of each implementation is
-its own gradient of the whole batch in one process.
+ResNet-50 of DETR, RT-DETR-R18 or D-FINE-S; 4 images of 128x160 with 1, 1, 7 and 15 objects, no
+dropout, auxiliary losses, fp32, CPU; ranks are processes over gloo. The reference of each
+implementation is its own gradient of the whole batch in one process.
 
-- "transformers": `DetrForObjectDetection` or `RTDetrForObjectDetection` under
-  DistributedDataParallel, for DETR with accelerate's state set up, as its Trainer does; for
+- "transformers": `DetrForObjectDetection`, `RTDetrForObjectDetection` or `DFineForObjectDetection`
+  under DistributedDataParallel, for DETR with accelerate's state set up, as its Trainer does; for
   accumulation the loss of each micro-batch is divided by their number, as the Trainer does. The
-  BatchNorm of its RT-DETR is frozen, as ours is, and it trains without denoising, whose noise would
-  differ between the two sides of the comparison; ours trains with it.
+  BatchNorm of its RT-DETR and D-FINE is frozen, as ours is, and they train without denoising, whose
+  noise would differ between the two sides of the comparison; ours train with it.
 - "original": the rules of the 2020 code on our DETR: box losses over the mean number of boxes per
   rank, the class loss a weighted mean of the local batch, each micro-batch normalised on its own.
 
 The grid calls `redetr verify` under torchrun. Writes results/DATE-exactness.json, or
-DATE-exactness-rtdetr.json.
+DATE-exactness-FAMILY.json.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from peers import freeze_batch_norm, transformers_model
 from record import record
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -40,7 +42,12 @@ from redetr.distributed import process_group
 from redetr.verification import split_gradient, whole_gradient
 
 OBJECTS, SIZE, CLASSES = (1, 1, 7, 15), (128, 160), 5
-RECIPES = {"detr": ["redetr_n", "detr_r50"], "rtdetr": ["rtdetr_r18_finetune"]}  # of the grid
+MODELS = {"rtdetr": "rtdetr_r18", "dfine": "dfine_s"}
+RECIPES = {  # of the grid
+    "detr": ["redetr_n", "detr_r50"],
+    "rtdetr": ["rtdetr_r18_finetune"],
+    "dfine": ["dfine_s_finetune"],
+}
 GRID = ((1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 4), (2, 2))  # ranks, micro-batches
 
 
@@ -77,14 +84,18 @@ def ours(
     if family == "detr":
         model = redetr.build("detr_r50", CLASSES, dropout=0.0)
     else:
-        model = redetr.build("rtdetr_r18", CLASSES, denoising=5)
+        model = redetr.build(MODELS[family], CLASSES, denoising=5)
     model = model.to(memory_format=torch.channels_last)
     return model, redetr.SetCriterion.for_model(model, normalization)
 
 
 def peer(family: str) -> nn.Module:
     torch.manual_seed(0)
-    return peer_detr() if family == "detr" else peer_rtdetr()
+    if family == "detr":
+        return peer_detr()
+    model = transformers_model(MODELS[family], CLASSES).train()
+    freeze_batch_norm(model)
+    return model
 
 
 def peer_detr() -> nn.Module:
@@ -101,30 +112,6 @@ def peer_detr() -> nn.Module:
             auxiliary_loss=True,
         )
     ).train()
-
-
-def peer_rtdetr() -> nn.Module:
-    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
-
-    backbone = RTDetrResNetConfig(
-        layer_type="basic",
-        depths=[2, 2, 2, 2],
-        hidden_sizes=[64, 128, 256, 512],
-        out_indices=[2, 3, 4],
-    )
-    config = RTDetrConfig(
-        backbone_config=backbone,
-        encoder_in_channels=[128, 256, 512],
-        hidden_expansion=0.5,
-        decoder_layers=3,
-        num_labels=CLASSES,
-        num_denoising=0,
-    )
-    model = RTDetrForObjectDetection(config).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    return model
 
 
 def peer_loss(model: nn.Module, samples: list[tuple[Tensor, redetr.Target]]) -> Tensor:

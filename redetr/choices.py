@@ -12,6 +12,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp64"]  # in which a run computes
 Schedule = Literal["cosine", "step", "constant"]
 
 LabelChoice = Literal["auto", "all", "none"]  # auto: labels of boxes where there is room
+MaskChoice = Literal["rle", "polygons", "none"]  # how files write masks
 
 ExportFormat = Literal["onnx", "openvino", "torch"]
 ExportPrecision = Literal["fp32", "fp16", "int8"]  # of the numbers in an exported file

@@ -131,14 +131,13 @@ def _detections_of_batch(
 
 def _masks_of_batch(outputs: Outputs, batch: Batch, queries: Tensor) -> list[bytes]:
     """The compressed masks of `queries` `[B, K]`, those of one image after those of the other."""
-    height, width = batch.images.shape[-2:]
     masks = []
     for i, target in enumerate(batch.targets):
         # Several detections of a query, of different classes, share its mask.
         distinct, which = queries[i].unique(return_inverse=True)
         compressed: list[bytes] = []
         for some in decode_masks(
-            outputs, i, distinct, target["size"], (height, width), target["orig_size"]
+            outputs, i, distinct, target["size"], batch.canvas, target["orig_size"]
         ):
             compressed += encode(some)
         masks += [compressed[row] for row in which.tolist()]

@@ -174,13 +174,18 @@ class Batch:
         return len(self.images)
 
     @property
+    def canvas(self) -> Size:
+        """Height and width of the padded images."""
+        height, width = self.images.shape[-2:]
+        return height, width
+
+    @property
     def padding(self) -> Tensor | None:
         """The mask, or None if every image fills the canvas.
 
         The sizes answer that: reading the mask would wait for the device.
         """
-        height, width = self.images.shape[-2:]
-        if self.sizes and all(size == (height, width) for size in self.sizes):
+        if self.sizes and all(size == self.canvas for size in self.sizes):
             return None
         return self.mask
 

@@ -5,13 +5,11 @@ import os
 import re
 import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import anyio
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 
 from redetr.checkpoint import save_weights
 from redetr.config import TrainConfig
-from tests.command_line import start
+from tests.forked import Fork
 from tests.test_explain import CLASSES, IDS, OPTIONS, picture, small_detector
 
 
@@ -77,7 +75,7 @@ _TOLD = (
 
 @dataclass
 class Server:
-    process: Popen
+    process: Fork
     port: int
     checkpoint: Path
     folder: Path  # all that it writes
@@ -112,18 +110,13 @@ def serving(checkpoint: Path, *flags: Any) -> Iterator[Server]:
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["app", checkpoint, "--port", 0, "--device", "cpu", *flags]
-        process = start(arguments, {"TMPDIR": folder, "PYTHONUNBUFFERED": 1, "HOME": folder})
-        # Of the start only: the tests that share a server may take longer.
-        limit = threading.Timer(300, process.kill)
-        limit.start()
+        process = Fork(arguments, {"TMPDIR": folder, "HOME": folder})
         try:
-            assert process.stdout
-            (port,) = re.findall(
-                r"^open http://127.0.0.1:(\d+)/ in a browser", process.stdout.readline()
-            ) or [0]
-            assert port, process.communicate()[1]
-            limit.cancel()
-            yield Server(process, int(port), checkpoint, Path(folder))
+            started = re.match(
+                r"open http://127.0.0.1:(\d+)/ in a browser", process.first_line(timeout=300)
+            )
+            assert started, process.communicate()[1]
+            yield Server(process, int(started[1]), checkpoint, Path(folder))
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=120)
             told = [line for line in errors.splitlines() if not line.startswith(_TOLD)]
@@ -131,7 +124,6 @@ def serving(checkpoint: Path, *flags: Any) -> Iterator[Server]:
             assert process.returncode == 0
             assert not [path for path in Path(folder).iterdir() if path.is_file()]
         finally:
-            limit.cancel()
             process.kill()
             process.communicate()
 

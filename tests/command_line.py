@@ -37,24 +37,21 @@ def train_arguments(
 def start(
     arguments: list[Any],
     environment: dict[str, Any] | None = None,
-    within: tuple[str, ...] = (),
-    **options: Any,
 ) -> subprocess.Popen:
-    """`within` is a command that runs the one that follows it."""
+    """`python -m redetr` with these arguments."""
     added = {name: str(value) for name, value in (environment or {}).items()}
     return subprocess.Popen(
-        [*within, sys.executable, "-m", "redetr", *map(str, arguments)],
+        [sys.executable, "-m", "redetr", *map(str, arguments)],
         env=os.environ | added,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **options,
     )
 
 
-def run(arguments: list[Any], **options: Any) -> tuple[int, str, str]:
+def run(arguments: list[Any]) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `python -m redetr ...`."""
-    process = start(arguments, **options)
+    process = start(arguments)
     output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors
 

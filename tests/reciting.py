@@ -29,7 +29,7 @@ class Reciting(DetectionModel):
     def forward(self, images, mask=None):
         logits, boxes, masks = [], [], []
         for _ in images:
-            target = self.dataset.target(self.position)
+            target = self.dataset.target(self.position % len(self.dataset))
             self.position += 1
             count = len(target["labels"])
             of_image = torch.full((20, 10), -9.0)
@@ -49,6 +49,6 @@ class Reciting(DetectionModel):
 
 
 def reciting(dataset):
-    """A detector that recites `dataset`, image by image from the first."""
+    """A detector that recites `dataset`, image by image from the first, again and again."""
     model = Reciting(dataset)
     return Detector(model, dataset.class_names, dataset.category_ids, 128, "cpu")

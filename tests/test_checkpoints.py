@@ -12,6 +12,7 @@ from redetr.boxes import box_xyxy_to_cxcywh
 from redetr.checkpoint import save_weights
 from redetr.commands.demonstration import demo_config
 from redetr.data.formats.digits import DigitsDataset
+from redetr.detector import memory
 from redetr.detector.detections import Detections
 from redetr.evaluation import evaluate, labels_in
 from redetr.models import build
@@ -136,3 +137,13 @@ def test_weights_that_a_disk_cannot_take(tmp_path, monkeypatch):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [
         ("best.safetensors", "before")
     ]
+
+
+@pytest.mark.parametrize(("options", "calls"), [({}, 1), ({"keep_memory": False}, 0)])
+def test_a_program_that_loads_a_detector_keeps_memory_unless_it_says_no(
+    options, calls, weights_file, monkeypatch
+):
+    made = []
+    monkeypatch.setattr(memory, "keep_memory", lambda: made.append(1))
+    redetr.load(weights_file(), device="cpu", **options)
+    assert len(made) == calls

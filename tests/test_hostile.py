@@ -7,8 +7,6 @@ import os
 import pickle
 import random
 import struct
-import subprocess
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -20,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import write_tiny_coco
+from forked import run
 from PIL import Image
 
 import redetr
@@ -570,29 +569,16 @@ def test_check_tells_of_hostile_images(name, tmp_path, capsys):
     assert {"image-unreadable"} <= {fault["code"] for fault in json.loads(said.out)["faults"]}
 
 
-def run(*arguments: Any) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "redetr", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=os.environ,
-    )
-
-
 def test_in_a_process_of_its_own(detector, tmp_path):
     """As users meet it: warnings are shown there, and are none."""
     (tmp_path / "bomb.png").write_bytes(BAD_IMAGES["huge PNG"])
-    ended = run("predict", detector[0], tmp_path / "bomb.png", "--output", tmp_path / "out")
-    assert ended.returncode == 1 and "Warning" not in ended.stderr
-    assert [line for line in ended.stderr.splitlines() if "redetr: " in line][-1].endswith(
+    bomb = tmp_path / "bomb.png"
+    code, _, errors = run(["predict", detector[0], bomb, "--output", tmp_path / "out"])
+    assert code == 1 and "Warning" not in errors
+    assert [line for line in errors.splitlines() if "redetr: " in line][-1].endswith(
         "; give another file"
     )
     BAD_WEIGHTS["code in a pickle"](tmp_path / "best.pt", state())
-    ended = run("predict", tmp_path / "best.pt", tmp_path / "bomb.png")
-    assert (
-        ended.returncode == 1
-        and ended.stderr.count("\n") == 1
-        and not (tmp_path / "executed").exists()
-    )
+    code, _, errors = run(["predict", tmp_path / "best.pt", bomb])
+    assert code == 1 and errors.count("\n") == 1
+    assert not (tmp_path / "executed").exists()

@@ -4,16 +4,17 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
-import subprocess
 import sys
 import termios
+from functools import partial
 from io import StringIO
 
 import pytest
 import torch
 from command_line import lines_of, train_arguments
-from forked import Fork
+from forked import Fork, forget_redetr
 from rich.console import Console
 from rich.text import Text
 
@@ -56,33 +57,40 @@ def test_only_the_numbers_are_cut_off_in_a_narrow_terminal(tmp_path, width):
     assert (numbers == NUMBERS) == (width >= 80)
 
 
+def write_errors_to(terminal: str) -> None:
+    """Makes a terminal this process's standard error, as it is for all that is imported later.
+
+    Its size is the terminal's own.
+    """
+    file = os.open(terminal, os.O_WRONLY | os.O_NOCTTY)
+    os.dup2(file, sys.stderr.fileno())
+    os.close(file)
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
+    forget_redetr()
+
+
 @pytest.mark.skipif(
     sys.platform != "linux", reason="needs Linux: asks the kernel for a terminal as it does"
 )
 def test_a_run_in_a_terminal(shared_coco, tmp_path):
     mine, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command = [
-        sys.executable,
-        "-m",
-        "redetr",
-        *map(str, train_arguments(shared_coco, tmp_path / "run")),
-    ]
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {
-        "TERM": "xterm"
-    }
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=theirs
-    ) as process:
-        os.close(theirs)
-        output = b""
-        try:
-            while part := os.read(mine, 4096):
-                output += part
-        except OSError:  # how Linux says that nobody writes any more
-            pass
+    arguments = train_arguments(shared_coco, tmp_path / "run")
+    write_there = partial(write_errors_to, os.ttyname(theirs))
+    process = Fork(arguments, {"TERM": "xterm"}, prepare=[write_there])
+    output = b""
+    while True:
+        has_ended = process.poll() is not None
+        ready, _, _ = select.select([mine], [], [], 0 if has_ended else 0.05)
+        if ready:
+            output += os.read(mine, 4096)
+        elif has_ended:
+            break
+    os.close(theirs)
     os.close(mine)
-    assert process.returncode == 0
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     last = bars(output.decode())[-1]
     assert re.match(r"step 6/6 0:00:00 left [\d.]+ images/s .*loss \d", last) and len(last) <= 80, (
         last

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from rich.progress import Progress
 
-from redetr.choices import LabelChoice
+from redetr.choices import LabelChoice, MaskChoice
 from redetr.commands.arguments import Checkpoint, Sources, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_file, require_images, say_origin
 from redetr.detector.records import (
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from redetr.detector.sources import Frame
     from redetr.distributed import Dist
 
-Format = Literal["png", "jpg", "json", "coco", "csv", "html"]
+Format = Literal["png", "jpg", "masks", "json", "coco", "csv", "html"]
+_IMAGES = ("png", "jpg", "masks")  # of these formats
 
 _LONGEST_WAIT_S = 7 * 86400.0  # for other ranks: one may have a long video left
 _CLASSES_NAMED = 5
@@ -79,8 +80,11 @@ class Predict:
     line_width: int | None = None
     """Width of the lines of boxes in px; default: by the size of the image and of the boxes."""
     save: tuple[Format, ...] = ("png", "json", "html")
-    """What else to write: annotated images (png or jpg; videos as mp4), predictions.json,
-    predictions.coco.json, predictions.csv, a page of the annotated images (html: index.html)."""
+    """What else to write: annotated images (png or jpg; videos as mp4), the masks of each image as
+    a PNG (masks), predictions.json, predictions.coco.json, predictions.csv, a page of the annotated
+    images (html: index.html)."""
+    masks: MaskChoice = "rle"
+    """How JSON files write masks: as compressed RLE, as polygons, or none."""
     resume: bool = False
     """Resume in --output: skip the images that are in its predictions.jsonl."""
     overwrite: bool = False
@@ -115,11 +119,15 @@ class Predict:
             raise InputError(
                 f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}"
             )
+        if "masks" in self.save and not detector.model.has_masks:
+            raise InputError("--save masks: the model finds boxes only, leave out masks")
         # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
         warnings.filterwarnings("ignore", module="PIL")
         folder.mkdir(parents=True, exist_ok=True)
         with process_group(self.device, _LONGEST_WAIT_S) as dist:
             dist.main_only(say_origin)(detector)
+            if detector.model.has_masks and self.tile:
+                dist.main_only(ERRORS.print)("--tile finds boxes only: tiles have no masks")
             dist.main_only(self._report)(faults)
             dist.main_only(begin)(folder, self.resume)
             dist.barrier()
@@ -145,6 +153,8 @@ class Predict:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.resume and self.overwrite:
             raise InputError("--resume continues, --overwrite starts again: give one of them")
+        if self.tile is not None and "masks" in self.save:
+            raise InputError("--save masks: tiles have no masks, leave out --tile or masks")
         if self.tile is not None and self.tile < 1:
             raise InputError(f"--tile {self.tile} must be at least 1")
         if not 0 <= self.overlap < 1:
@@ -236,6 +246,8 @@ class Predict:
             return frame, None, None
         if self.classes:
             detections = detections.of_classes(self.classes)
+        if "masks" in self.save and frame.number is None:
+            save_image(detections.mask_image(), _mask_file(file_names[frame.source]))
         if not self._draws:
             return frame, detections, None
         if frame.number is not None:
@@ -256,7 +268,9 @@ class Predict:
         if self._draws and (detections is not None or frame.number):
             about["picture"] = file_names[frame.source].name
         if detections is not None:
-            yield {**about, **frame.position, **detections.to_dict()}
+            if "masks" in self.save and frame.number is None:
+                about["mask_picture"] = _mask_file(file_names[frame.source]).name
+            yield {**about, **frame.position, **detections.to_dict(self.masks)}
         if frame.error:
             yield {**about, "error": frame.error}
         if frame.is_end:
@@ -281,6 +295,8 @@ class Predict:
         folder = os.path.abspath(self.output)
         taken = {name for name in earlier.values() if name}
         taken.update(present)
+        if self.resume:
+            taken.update(written_images(Path(self.output)))
         for source in sources:
             if os.path.dirname(os.path.abspath(source)) == folder:
                 taken.add(os.path.basename(source))
@@ -289,17 +305,19 @@ class Predict:
         for source in sources:
             stem, suffix = _named_after(source, image_suffix)
             name = f"{stem}.{suffix}"
-            while name in taken:
+            while name in taken or _mask_file(Path(name)).name in taken:
                 count[stem] += 1
                 name = f"{stem}-{count[stem] + 1}.{suffix}"
             taken.add(name)
+            if "masks" in self.save:
+                taken.add(_mask_file(Path(name)).name)
             names[source] = Path(self.output) / name
         return names
 
     def _finish(self, sources: Sequence[str], resumed: int, errors: list[str], rate: float) -> None:
         folder = Path(self.output)
         join(folder, sources)
-        formats = [format for format in self.save if format not in ("png", "jpg")]
+        formats = [format for format in self.save if format not in _IMAGES]
         write_formats(folder, formats)
         if self.json:
             write_formats(folder, ["json"])
@@ -333,6 +351,11 @@ class Predict:
         if rate:
             sentence += f"; {rate:.1f} images/s"
         OUT.print(sentence, soft_wrap=True)
+
+
+def _mask_file(picture: Path) -> Path:
+    """The file of the masks of an image, beside its annotated version."""
+    return picture.with_suffix(".masks.png")
 
 
 def _named_after(source: str, image_suffix: str) -> tuple[str, str]:

@@ -9,8 +9,6 @@ from PIL import Image
 from torch import Tensor
 
 from redetr.data import DetectionDataset
-from redetr.data.transforms import StoredSample
-from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector
 from redetr.pages.curves import plot_curves
 from redetr.pages.drawing import class_color, comparison_grid, draw_boxes, save_image
@@ -72,30 +70,28 @@ def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -
     together: scores that are trained towards the IoU are low while boxes are rough, so no fixed
     threshold suits every stage of training.
     """
-    samples: list[StoredSample] = []
-    predictions: list[Detections] = []
-    num_objects = 0
     shown = min(count, len(dataset))
-    for k in range(shown):
-        index = k * len(dataset) // shown
-        sample = dataset.sample(index)
-        image, target = sample
-        samples.append(sample)
-        predictions.append(detector.predict(image, threshold=0.0))
+    indices = [k * len(dataset) // shown for k in range(shown)]
+    samples = [dataset.sample(index) for index in indices]
+    scores = []
+    num_objects = 0
+    for image, target in samples:
+        # Without their boxes and masks: with a threshold of 0, the masks of an image may take
+        # hundreds of MB. So those that are drawn are computed again.
+        scores.append(detector.predict(image, threshold=0.0).scores)
         is_object = ~target["iscrowd"]
         num_objects += int(is_object.sum())
-    threshold = _threshold_for(predictions, num_objects)
+    threshold = _threshold_for(torch.cat(scores), num_objects)
     scenes = []
-    for (image, target), detections in zip(samples, predictions, strict=True):
+    for image, target in samples:
         truth = _drawn_truth(image, target, dataset.class_names)
-        best = detections.above(threshold)
+        best = detector.predict(image, threshold)
         scenes.append((truth, best.draw(image, within_px=_PANEL_PX)))
     return comparison_grid(scenes, f"found, score {threshold:.2f} and more")
 
 
-def _threshold_for(predictions: list[Detections], count: int) -> float:
+def _threshold_for(scores: Tensor, count: int) -> float:
     """The score that the best `count` of all detections exceed."""
-    scores = torch.cat([detections.scores for detections in predictions])
     if not len(scores):
         return 0.0
     ranked = scores.sort(descending=True).values
@@ -111,4 +107,5 @@ def _drawn_truth(image: Tensor, target: StoredTarget, class_names: tuple[str, ..
     labels = target["labels"][kept].tolist()
     names = [class_names[label] for label in labels]
     colors = [class_color(label) for label in labels]
-    return draw_boxes(image, boxes, names, None, colors, within_px=_PANEL_PX)
+    masks = target["masks"][kept] if "masks" in target else None
+    return draw_boxes(image, boxes, names, None, colors, within_px=_PANEL_PX, masks=masks)

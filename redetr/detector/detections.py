@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from redetr.choices import LabelChoice
+from redetr.choices import LabelChoice, MaskChoice
 from redetr.errors import InputError
+from redetr.masks import encode
+from redetr.outlines import polygons_without_holes
 from redetr.pages.drawing import class_color, draw_boxes, score_color
-from redetr.postprocess import Kind, decode
-from redetr.structures import Outputs, Size
+from redetr.postprocess import Kind, decode, decode_masks
+from redetr.structures import Batch, Outputs, Size
 
 if TYPE_CHECKING:
     import supervision
@@ -48,6 +50,7 @@ class Detections:
     image_size: tuple[int, int]  # height, width of the original image
     # uint8 [3, H, W], where `predict` was given a single image: a notebook shows it
     image: Tensor | None = None
+    masks: Tensor | None = None  # [N, H, W] bool, of the original image; None = boxes only
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -65,12 +68,17 @@ class Detections:
         # NumPy takes all of these, slices backwards too.
         keep = torch.from_numpy(np.ascontiguousarray(np.arange(len(self))[which]))
         return replace(
-            self, scores=self.scores[keep], labels=self.labels[keep], boxes=self.boxes[keep]
+            self,
+            scores=self.scores[keep],
+            labels=self.labels[keep],
+            boxes=self.boxes[keep],
+            masks=None if self.masks is None else self.masks[keep],
         )
 
     def __repr__(self) -> str:
         height, width = self.image_size
-        lines = [f"Detections: {len(self)} in an image of {width}x{height} px"]
+        with_masks = "" if self.masks is None else " with masks"
+        lines = [f"Detections: {len(self)}{with_masks} in an image of {width}x{height} px"]
         for name, score, box, _ in self[:_LISTED]:
             rounded = [round(round(value, 3)) for value in box]
             lines.append(f"  {name} {round(score, 6):.2f} {rounded}")
@@ -101,26 +109,64 @@ class Detections:
         """Only the detections of these classes."""
         return self[[name in names for name in self.names]]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, masks: MaskChoice = "rle") -> dict[str, Any]:
         """JSON-ready: `image_size` (height, width) and `detections`.
 
-        Each of these has `label` (a name), `category_id`, `score` and `box`.
+        Each of these has `label` (a name), `category_id`, `score` and `box`; if there are masks,
+        also `segmentation`, see `segmentations`.
         """
+        segmentations = self.segmentations(masks)
         rows = []
-        for name, score, box, label in self:
+        for (name, score, box, label), segmentation in zip(self, segmentations, strict=True):
             row = {
                 "label": name,
                 "category_id": self.category_ids[label],
                 "score": round(score, 6),
                 "box": [round(value, 3) for value in box],
             }
+            if segmentation is not None:
+                row["segmentation"] = segmentation
             rows.append(row)
         return {"image_size": list(self.image_size), "detections": rows}
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` xywh."""
+    def segmentations(self, masks: MaskChoice = "rle") -> list[Any]:
+        """The mask of each detection as COCO's files write it; None without masks, or for "none".
+
+        "rle" is compressed, `{"size": [height, width], "counts": text}`; "polygons" are lists of
+        x1, y1, x2, y2 ... in pixels, which together cover exactly the pixels of the mask.
+        """
+        if self.masks is None or masks == "none":
+            return [None] * len(self)
+        if masks == "rle":
+            size = list(self.image_size)
+            counts = [text.decode("ascii") for text in encode(self.masks)]
+            return [{"size": size, "counts": text} for text in counts]
+        of_objects = []
+        for mask in self.masks.numpy():
+            polygons = polygons_without_holes(mask)
+            of_objects.append([polygon.ravel().tolist() for polygon in polygons])
+        return of_objects
+
+    def mask_image(self) -> Image.Image:
+        """The masks as one grey image: 0 is background, i + 1 belongs to detection i.
+
+        Where masks overlap, the one with the better score is on top. 8 bits deep, or 16 from 256
+        detections on. Raises InputError without masks.
+        """
+        if self.masks is None:
+            raise InputError("the detections have no masks: the model finds boxes only")
+        numbers = np.zeros(self.image_size, np.uint8 if len(self) < 256 else np.uint16)
+        for i in reversed(range(len(self))):
+            numbers[self.masks[i].numpy()] = i + 1
+        return Image.fromarray(numbers)
+
+    def to_coco(self, image_id: int, masks: MaskChoice = "rle") -> list[dict[str, Any]]:
+        """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` xywh,
+        and `segmentation` if there are masks."""
         entries = []
-        for _, score, (left, top, right, bottom), label in self:
+        segmentations = self.segmentations(masks)
+        for (_, score, corners, label), segmentation in zip(self, segmentations, strict=True):
+            left, top, right, bottom = corners
             xywh = (left, top, right - left, bottom - top)
             entry = {
                 "image_id": image_id,
@@ -128,6 +174,8 @@ class Detections:
                 "bbox": [round(value, 3) for value in xywh],
                 "score": round(score, 6),
             }
+            if segmentation is not None:
+                entry["segmentation"] = segmentation
             entries.append(entry)
         return entries
 
@@ -145,6 +193,7 @@ class Detections:
             xyxy=self.boxes.numpy(),
             confidence=self.scores.numpy(),
             class_id=self.labels.numpy(),
+            mask=None if self.masks is None else self.masks.numpy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
@@ -157,13 +206,13 @@ class Detections:
         line_width: int | None = None,
         within_px: int | None = None,
     ) -> Image.Image:
-        """The image with its boxes; small images are enlarged.
+        """The image with its boxes and masks; small images are enlarged.
 
         `image` is the original one (PIL, or uint8 `[3, H, W]`), by default the one kept here.
         `labels` ("auto": where there is room), `line_width` (px), `within_px` and `scale` are
-        described at `draw_boxes`. Where the model knows a single class, labels are scores, and so
-        are colors: dark blue for 0 to yellow for 1. Raises InputError for an image of another
-        size, or if there is none.
+        described at `draw_boxes`. With masks, each object has its own color. Where the model knows
+        a single class, labels are scores, and so are colors: dark blue for 0 to yellow for 1.
+        Raises InputError for an image of another size, or if there is none.
         """
         image = self.image if image is None else image
         if image is None:
@@ -178,6 +227,8 @@ class Detections:
         else:
             names = self.names
             colors = [class_color(label) for label in self.labels.tolist()]
+        if self.masks is not None:  # neighbours of one class must differ
+            colors = [class_color(i) for i in range(len(self))]
         return draw_boxes(
             image,
             self.boxes,
@@ -188,6 +239,7 @@ class Detections:
             tags=labels,
             line_width=line_width,
             within_px=within_px,
+            masks=self.masks,
         )
 
     def _require_size(self, image: Image.Image | Tensor) -> None:
@@ -213,20 +265,27 @@ def detections_of(
     category_ids: Sequence[int],
     top_k: int,
     threshold: float = 0.0,
+    batch: Batch | None = None,
 ) -> list[Detections]:
     """The `Detections` of each image with a score of `threshold` or more; one device-to-host copy.
 
     `kind` and `top_k` are described at `decode`; `orig_sizes` are (height, width). Boxes are
-    clipped to the image.
+    clipped to the image. With the `batch` that the outputs are of, detections get their masks, if
+    the outputs have any.
     """
     sizes = torch.tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
-    scores, labels, boxes, _ = decode(outputs, sizes, kind, top_k)
+    scores, labels, boxes, queries = decode(outputs, sizes, kind, top_k)
     # One tensor, one copy; fp32 holds every label below 2^24 exactly.
     columns = [boxes, scores[..., None], labels[..., None].float()]
     rows_of_images = torch.cat(columns, dim=-1).cpu()
     detections = []
-    for rows, (height, width) in zip(rows_of_images, orig_sizes, strict=True):
+    for i, (rows, (height, width)) in enumerate(zip(rows_of_images, orig_sizes, strict=True)):
         rows = rows[rows[:, 4] >= threshold]
+        masks = None
+        if batch is not None and "pred_masks" in outputs:
+            best = queries[i, : len(rows)]  # of the best scores, as the rows are
+            groups = decode_masks(outputs, i, best, batch.sizes[i], batch.canvas, (height, width))
+            masks = torch.cat(list(groups))
         in_image = Detections(
             scores=rows[:, 4],
             labels=rows[:, 5].long(),
@@ -234,6 +293,7 @@ def detections_of(
             class_names=tuple(class_names),
             category_ids=tuple(category_ids),
             image_size=(height, width),
+            masks=masks,
         )
         detections.append(in_image)
     return detections

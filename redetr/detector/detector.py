@@ -17,6 +17,7 @@ from redetr.data.images import upright
 from redetr.data.loader import images_to_batch
 from redetr.data.transforms import final_size, resizer
 from redetr.data.windows import tile_windows
+from redetr.detector import memory
 from redetr.detector.detections import Detections, detections_of
 from redetr.detector.inference import for_inference
 from redetr.detector.sources import read_source
@@ -28,7 +29,7 @@ from redetr.metrics import CocoResult
 from redetr.models import build
 from redetr.precision import autocast, pick_precision, weights_dtype
 from redetr.structures import DetectionModel
-from redetr.weights.reading import load_strictly, read_weights, require_fitting
+from redetr.weights.reading import Origin, Weights, load_strictly, read_weights, require_fitting
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 _TILES_AT_ONCE = 8
@@ -143,9 +144,12 @@ class Detector:
         keep it, so that they can be drawn; those of a list do not: all would have to stay in
         memory.
 
-        Large images can be divided into tiles of `tile` px that `overlap` by this share of their
-        side: see `tiles`. Raises InputError for something that is no image, a file that cannot be
-        read, or a threshold that is not between 0 and 1.
+        Masks, if the model has them, are of the original image. Large images can be divided into
+        tiles of `tile` px that `overlap` by this share of their side: see `tiles`; detections in
+        tiles have no masks, which would take the memory of the image for each object.
+
+        Raises InputError for something that is no image, a file that cannot be read, or a threshold
+        that is not between 0 and 1.
         """
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
@@ -169,10 +173,13 @@ class Detector:
         tiles = [image[:, top:bottom, left:right] for left, top, right, bottom in windows]
         in_tiles: list[Detections] = []
         for start in range(0, len(tiles), _TILES_AT_ONCE):
-            in_tiles += self._predict(tiles[start : start + _TILES_AT_ONCE], threshold)
+            some_tiles = tiles[start : start + _TILES_AT_ONCE]
+            in_tiles += self._predict(some_tiles, threshold, masks=False)
         return merge_tiles(in_tiles, windows, (height, width))
 
-    def _predict(self, images: list[Tensor], threshold: float) -> list[Detections]:
+    def _predict(
+        self, images: list[Tensor], threshold: float, masks: bool = True
+    ) -> list[Detections]:
         resize = resizer(final_size(self.model, self.image_size))
         resized = [resize(image) for image in images]
         batch = images_to_batch(resized, self.device, dtype=weights_dtype(self.dtype))
@@ -187,6 +194,7 @@ class Detector:
             self.category_ids,
             top_k=self.model.most_detections,
             threshold=threshold,
+            batch=batch if masks else None,
         )
 
 
@@ -234,6 +242,7 @@ def load(
     model: str | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    keep_memory: bool = True,
 ) -> Detector:
     """A `Detector` from weights of any of these kinds:
 
@@ -246,7 +255,9 @@ def load(
     name of such a folder (needs huggingface-hub).
 
     `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5",
-    "detr_r50_dc5_panoptic". Nothing is unpickled but tensors and plain values. Raises InputError,
+    "detr_r50_dc5_panoptic". On a CPU, this process keeps the memory that it frees, see
+    `detector.memory.keep_memory`, unless `keep_memory` is False: without that, images of 800 px
+    take up to twice as long. Nothing is unpickled but tensors and plain values. Raises InputError,
     naming the file, for everything that cannot be loaded.
     """
     weights = read_weights(source, model)
@@ -257,6 +268,28 @@ def load(
             "it; "
             "if it is a backbone, train with --weights"
         )
+    net = _model_of(weights, origin)
+    net.weights_from = weights.weights_from
+    detector = Detector(
+        net,
+        origin.class_names,
+        origin.category_ids,
+        origin.image_size or net.image_size,
+        device,
+        precision,
+        origin.trained_on,
+        origin.val_fraction,
+    )
+    if keep_memory and detector.device.type == "cpu":
+        memory.keep_memory()
+    return detector
+
+
+def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
+    """The model that a file describes, with its weights.
+
+    Raises InputError if these do not fit.
+    """
     layers = [value for name, value in origin.options.items() if name.endswith("_layers")]
     if any(isinstance(count, int) and count > len(weights.tensors) for count in layers):
         raise InputError(
@@ -267,14 +300,4 @@ def load(
         require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
     net = build(origin.model, len(origin.class_names), **origin.options)
     load_strictly(net, weights)
-    net.weights_from = weights.weights_from
-    return Detector(
-        net,
-        origin.class_names,
-        origin.category_ids,
-        origin.image_size or net.image_size,
-        device,
-        precision,
-        origin.trained_on,
-        origin.val_fraction,
-    )
+    return net

@@ -17,7 +17,7 @@ def keep_memory() -> None:
     glibc returns blocks of 32 MB and more to the system and gets them back page by page, each time:
     a fifth of the time of an answer of DETR-R50 on a CPU. The process keeps until its end the most
     that it has used. This concerns the whole process, so `import redetr` does not do it: the
-    command line does, and your own program may.
+    command line does, and so does `redetr.load`, unless it is called with `keep_memory=False`.
     """
     if sys.platform != "linux":
         return

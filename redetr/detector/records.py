@@ -2,8 +2,9 @@
 made of it at the end.
 
 A line is an image, or a frame of a video: `image` (its name), `picture` (the name of the annotated
-image or video, if there is one), `image_size`, `detections`, of a frame also `frame` and `time_s`.
-A video ends with a line of its `frames`, and a source that cannot be read has an `error` instead.
+image or video, if there is one), `mask_picture` (that of the image of its masks), `image_size`,
+`detections`, of a frame also `frame` and `time_s`. A video ends with a line of its `frames`, and a
+source that cannot be read has an `error` instead.
 Nothing here holds more than the names of all images in memory.
 """
 
@@ -110,11 +111,11 @@ def _pictures(files: list[Path]) -> set[str]:
     names = set()
     for file in files:
         for line in _lines(file):
-            name = line.get("picture")
-            if not isinstance(name, str):
-                continue
-            if Path(name).name == name and name.endswith(_PICTURES):
-                names.add(name)
+            for name in (line.get("picture"), line.get("mask_picture")):
+                if not isinstance(name, str):
+                    continue
+                if Path(name).name == name and name.endswith(_PICTURES):
+                    names.add(name)
     return names
 
 
@@ -272,6 +273,8 @@ def _write_coco(text: TextIO, record: Path) -> None:
                 "score": detection["score"],
                 "file_name": _key(line),
             }
+            if "segmentation" in detection:
+                entry["segmentation"] = detection["segmentation"]
             text.write(f"{separator}  {json.dumps(entry)}")
             separator = ",\n"
     text.write("\n]\n" if separator != "[\n" else "[]\n")

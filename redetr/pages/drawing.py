@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from redetr.choices import LabelChoice
 from redetr.files import write_whole
+from redetr.outlines import outlines
 
 PathLike = str | os.PathLike[str]
 Color = tuple[int, int, int]
@@ -28,6 +30,7 @@ _INK: Color = (33, 37, 41)
 _PAPER: Color = (255, 255, 255)
 _GAP_PX = 12
 _MANY_BOXES = 30  # in one image
+_MASK_OPACITY = 0.4
 _MOST_HIDDEN = 0.15  # of a box, by a tag that has room
 # The colors of scores from 0 to 1, at equal distances: dark to bright, also for the colour-blind.
 SCORE_COLORS: tuple[Color, ...] = (
@@ -87,9 +90,12 @@ def draw_boxes(
     tags: LabelChoice = "auto",
     line_width: int | None = None,
     within_px: int | None = None,
+    masks: Tensor | None = None,
 ) -> Image.Image:
     """A copy of the image (PIL, or uint8 `[3, H, W]`) with tagged boxes `[N, 4]` (xyxy pixels of
-    that image).
+    that image), and with masks, bool `[N, H, W]`.
+
+    Masks are translucent, with a thin outline, below all boxes and tags.
 
     A tag is the text in `labels` with the score in percent, in the color of its box. With `tags` of
     "auto", those without room are left out: they would hide a part of another tag or much of a box.
@@ -106,6 +112,8 @@ def draw_boxes(
         reduction = min(1.0, within_px / max(canvas.size))
         canvas.thumbnail((within_px, within_px))
         boxes = boxes * reduction
+        if masks is not None:
+            masks = _reduced_masks(masks, canvas.size)
         scale = max(1, within_px // max(canvas.size))
     longest = max(canvas.size)
     if not scale:
@@ -122,6 +130,8 @@ def draw_boxes(
     # The edge at x = 10 ends the pixel 9; PIL refuses boxes that are inside out.
     enlarged[:, 2:] = torch.maximum(enlarged[:, :2], enlarged[:, 2:] - 1)
     rectangles = enlarged.double().numpy()
+    if masks is not None:
+        _draw_masks(canvas, masks.numpy(), colors, scale)
     _draw_rectangles(canvas, rectangles, colors, line_width)
     if tags != "none":
         _draw_tags(canvas, rectangles, texts, colors, only_where_room=tags == "auto")
@@ -182,6 +192,21 @@ def save_image(image: Image.Image, path: PathLike) -> None:
     The folder must exist.
     """
     write_whole(Path(path), image.save)
+
+
+def _draw_masks(
+    canvas: Image.Image, masks: np.ndarray, colors: Sequence[Color], scale: int
+) -> None:
+    """Draws masks `[N, H, W]` of the image that the canvas is an enlarged copy of, the first one on
+    top."""
+    drawing = ImageDraw.Draw(canvas)
+    pairs = list(zip(masks, colors, strict=True))
+    for mask, color in reversed(pairs):
+        opacity = Image.fromarray(mask.astype(np.uint8) * round(255 * _MASK_OPACITY))
+        canvas.paste(color, mask=opacity.resize(canvas.size, Image.Resampling.NEAREST))
+        for polygon in outlines(mask):
+            closed = np.append(polygon, polygon[:1], axis=0) * scale
+            drawing.line(closed.ravel().tolist(), fill=color)
 
 
 def _draw_rectangles(
@@ -277,6 +302,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     import matplotlib
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _reduced_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks, bool `[N, H, W]`, for an image of that width and height."""
+    width, height = size
+    pixels = masks[None].float()
+    return F.interpolate(pixels, (height, width), mode="nearest-exact")[0].bool()
 
 
 def _median_side(boxes: Tensor) -> float:

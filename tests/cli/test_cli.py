@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from command_line import SMALL, lines_of, run, start, train_arguments, wait_for_step
+from command_line import SMALL, lines_of, run, train_arguments, wait_for_step
 from forked import Fork
 from PIL import Image
 
@@ -328,7 +328,7 @@ def test_a_signal_saves_the_run(shared_coco, tmp_path, capsys, whole_group):
     folder = tmp_path / "run"
     settings = {"steps": 100_000, "eval_every": 100_000, "num_workers": 2}
     arguments = train_arguments(shared_coco, folder, **settings)
-    process = start(arguments, start_new_session=True)
+    process = Fork(arguments, prepare=[os.setsid])
     try:
         wait_for_step(folder, 3, process)
         said = f"process {process.pid} on "

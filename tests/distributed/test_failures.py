@@ -8,12 +8,13 @@ import resource
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command_line import lines_of, start, told, train_arguments, wait_for_step
+from command_line import lines_of, told, train_arguments, wait_for_step
 from forked import Fork, start_ranks
 from torch import Tensor
 
@@ -84,9 +85,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(shared_coco, whole, tmp_path):
     shutil.copytree(whole, folder)
     shutil.copy(folder / "last.pt", tmp_path / "before.pt")
     limit = (folder / "last.pt").stat().st_size // 2
-    process = start(
+    process = Fork(
         [*train_arguments(shared_coco, folder, steps=20, **EXACT), "--resume"],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        prepare=[partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))],
     )
     line = told(process)
     assert re.match(r"redetr: \S+/last.pt: cannot be written \(\d+ MB are free there\)", line), line

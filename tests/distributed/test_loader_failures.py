@@ -1,13 +1,15 @@
 """Loader processes that die, hang or lack shared memory: the run says so, and nothing is left."""
 
+import ctypes
 import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
-from command_line import lines_of, start, told, train_arguments, wait_for_step
+from command_line import lines_of, told, train_arguments, wait_for_step
 from forked import Fork
 
 # In fp64, rounding does not grow over a run.
@@ -18,7 +20,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def loaders(process: subprocess.Popen) -> list[int]:
+def loaders(process: Fork) -> list[int]:
     """The loader processes of a run."""
     pids = children(process.pid)
     return [pid for pid in pids if "redetr" in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -33,7 +35,7 @@ def loaders(process: subprocess.Popen) -> list[int]:
 )
 def test_a_loader_process_that(number, said, shared_coco, tmp_path):
     settings = {"steps": 100_000, "num_workers": 1, "loader_timeout_s": 3}
-    process = start(train_arguments(shared_coco, tmp_path / "run", **settings, **EXACT))
+    process = Fork(train_arguments(shared_coco, tmp_path / "run", **settings, **EXACT))
     try:
         wait_for_step(tmp_path / "run", 2, process)
         (worker,) = loaders(process)
@@ -50,7 +52,7 @@ def test_a_second_ctrl_c_ends_at_once(shared_coco, tmp_path):
     """Without a word, and nothing is left: here while the run waits for a loader that hangs."""
     folder = tmp_path / "run"
     settings = {"steps": 100_000, "num_workers": 1, "loader_timeout_s": 1000}
-    process = start(train_arguments(shared_coco, folder, **settings, **EXACT))
+    process = Fork(train_arguments(shared_coco, folder, **settings, **EXACT))
     try:
         wait_for_step(folder, 2, process)
         (worker,) = loaders(process)
@@ -72,24 +74,33 @@ def test_a_second_ctrl_c_ends_at_once(shared_coco, tmp_path):
     assert not list(folder.glob(".unfinished*"))
 
 
-def shared_memory_of(size: str) -> tuple[str, ...]:
-    """What runs a command with so little of it."""
-    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
-    within = ("unshare", "--mount", "sh", "-c", mount, "sh")
-    try:
-        tried = subprocess.run([*within, "true"], capture_output=True, text=True)
-    except OSError as error:
-        pytest.skip(f"no mounts can be made here: {error}")
+_CLONE_NEWNS = 0x00020000  # of <sched.h>
+
+
+def limit_shared_memory(size: str) -> None:
+    """Gives this process, in a mount namespace of its own, so little of it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "no mount namespace can be made here")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", "/dev/shm"], check=True)
+
+
+@pytest.fixture(scope="module")
+def can_mount() -> None:
+    tried = Fork.calling(limit_shared_memory, "32k")
+    _, errors = tried.communicate(timeout=60)
     if tried.returncode:
-        pytest.skip(f"no mounts can be made here: {tried.stderr.strip()}")
-    return within
+        reason = errors.strip().splitlines()[-1]
+        pytest.skip(f"no mounts can be made here: {reason}")
 
 
+@pytest.mark.usefixtures("can_mount")
 def test_batches_that_shared_memory_does_not_hold(shared_coco, tmp_path):
     """They travel through pipes, and are those of a run without loader processes."""
     alone_folder, little = tmp_path / "alone", tmp_path / "little"
-    within = shared_memory_of("400k")
-    process = start(train_arguments(shared_coco, little, num_workers=1), within=within)
+    limit = partial(limit_shared_memory, "400k")
+    process = Fork(train_arguments(shared_coco, little, num_workers=1), prepare=[limit])
     alone = Fork(train_arguments(shared_coco, alone_folder))
     _, errors = alone.communicate(timeout=120)
     assert alone.returncode == 0, errors
@@ -101,8 +112,10 @@ def test_batches_that_shared_memory_does_not_hold(shared_coco, tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.usefixtures("can_mount")
 def test_too_little_shared_memory_for_loader_processes(shared_coco, tmp_path):
-    within = shared_memory_of("32k")
-    process = start(train_arguments(shared_coco, tmp_path / "run", num_workers=1), within=within)
+    limit = partial(limit_shared_memory, "32k")
+    arguments = train_arguments(shared_coco, tmp_path / "run", num_workers=1)
+    process = Fork(arguments, prepare=[limit])
     line = told(process)
     assert "--shm-size" in line and "--num-workers 0" in line

@@ -137,7 +137,7 @@ def output_images(folder: str, files: Iterable[str]) -> set[str]:
 
 
 def _recorded_images(record: str) -> set[str]:
-    """The annotated images that a record of `redetr predict` names."""
+    """The annotated images and the images of masks that a record of `redetr predict` names."""
     images = set()
     with open_file(record) as rows:
         for row in rows:
@@ -145,9 +145,11 @@ def _recorded_images(record: str) -> set[str]:
                 line = json.loads(row)
             except (ValueError, RecursionError):  # cut short, or of another program
                 continue
-            name = line.get("picture") if isinstance(line, dict) else None
-            if isinstance(name, str):
-                images.add(name)
+            if not isinstance(line, dict):
+                continue
+            for name in (line.get("picture"), line.get("mask_picture")):
+                if isinstance(name, str):
+                    images.add(name)
     return images
 
 

@@ -1,0 +1,110 @@
+"""What does another busy process cost a training run on the same cores?
+
+    python benchmarks/busy.py
+
+Training steps of `redetr_n` on 16 images of 128x128, on one thread and on all, alone and beside one
+process that computes all the time. Threads wait for each other at the end of each operation. By
+default libgomp lets them spin for a long time, which takes the core from the very thread that the
+others wait for; `GOMP_SPINCOUNT` says for how long. Each side is a process; sides take turns;
+medians. Writes results/DATE-busy.json.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from statistics import median
+from typing import Any
+
+import stand_ins  # noqa: F401 (before anything of redetr)
+import torch
+from record import record
+
+import redetr
+from redetr.detector.memory import keep_memory
+
+IMAGES, SIDE_PX, OBJECTS = 16, 128, 5
+WAITS = {"libgomp's default": None, "GOMP_SPINCOUNT 0": "0"}
+for count in (1000, 10_000):
+    WAITS[f"GOMP_SPINCOUNT {count}"] = str(count)
+
+
+def images_per_second(seconds: float) -> float:
+    """Of training steps in this process, after two that do not count."""
+    keep_memory()
+    torch.manual_seed(0)
+    model = redetr.build("redetr_n", 10).to(memory_format=torch.channels_last).train()
+    criterion = redetr.SetCriterion.for_model(model)
+    shape = (IMAGES, 3, SIDE_PX, SIDE_PX)
+    images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    targets = []
+    for _ in range(IMAGES):
+        boxes = torch.rand(OBJECTS, 4) * 0.3 + 0.2
+        targets.append({"labels": torch.randint(10, (OBJECTS,)), "boxes": boxes})
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        started = time.perf_counter()
+        model.zero_grad()
+        criterion(model(images), targets)["loss"].backward()
+        times.append(time.perf_counter() - started)
+    return IMAGES / median(times[2:])
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def side(threads: int, spin_count: str | None, seconds: float) -> float:
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    environment.pop("GOMP_SPINCOUNT", None)
+    if spin_count is not None:
+        environment["GOMP_SPINCOUNT"] = spin_count
+    command = [sys.executable, __file__, "--seconds", str(seconds), "--here"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def table(rounds: int, seconds: float) -> dict[str, Any]:
+    """Images per second by the state of the machine, the threads and how these wait."""
+    threads = len(os.sched_getaffinity(0))
+    rows: dict[str, dict[str, list[float]]] = {}
+    for _ in range(rounds):
+        for state, beside in (("alone", nullcontext), ("beside a busy process", neighbour)):
+            with beside():
+                measured = rows.setdefault(state, {})
+                measured.setdefault("1 thread", []).append(side(1, None, seconds))
+                for name, spin_count in WAITS.items():
+                    speed = side(threads, spin_count, seconds)
+                    measured.setdefault(f"{threads} threads, {name}", []).append(speed)
+    return {
+        state: {name: {"images/s": round(median(v), 1), "n": len(v)} for name, v in values.items()}
+        for state, values in rows.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8, help="of each side in each round")
+    parser.add_argument("--here", action="store_true", help="measure one side in this process")
+    arguments = parser.parse_args()
+    if arguments.here:
+        print(images_per_second(arguments.seconds))
+        return
+    record("busy", {"setting": vars(arguments), **table(arguments.rounds, arguments.seconds)})
+
+
+if __name__ == "__main__":
+    main()
