@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import redetr
 from redetr.detector.inference import for_inference
 from redetr.optim import build_optimizer, clip_gradients
-from redetr.precision import autocast, pick_precision
+from redetr.precision import PRECISIONS, autocast
 from redetr.structures import Outputs
 
 NUM_CLASSES, OBJECTS = 80, 8
@@ -194,7 +194,7 @@ def main() -> None:
         "--small", action="store_true", help="one small case of each kind, to see that it runs"
     )
     arguments = parser.parse_args()
-    dtype = pick_precision(arguments.precision, torch.device(arguments.device))
+    dtype = PRECISIONS[arguments.precision]
     cases = {"answer": (answers, ANSWERS), "training step": (steps, STEPS)}
     results: dict[str, Any] = {}
     for kind, (work, settings) in cases.items():

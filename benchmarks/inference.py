@@ -31,7 +31,7 @@ from redetr.detector.inference import for_inference
 from redetr.detector.memory import keep_memory
 from redetr.export.files import write_file
 from redetr.export.graph import Plain, trace
-from redetr.precision import autocast, pick_precision
+from redetr.precision import PRECISIONS, autocast
 from redetr.structures import DetectionModel
 
 NUM_CLASSES = 91
@@ -165,7 +165,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1066)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
@@ -176,7 +176,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.exported and arguments.device != "cpu":
         parser.error("--exported measures on the CPU")
-    dtype = pick_precision(arguments.precision, torch.device(arguments.device))
+    dtype = PRECISIONS[arguments.precision]
     rate = matrix_rate(arguments.device, dtype)
     found: dict[str, Any] = {}
     for batch_size in arguments.batch_sizes:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 import redetr
 from redetr.detector.memory import keep_memory
 from redetr.optim import build_optimizer, clip_gradients
-from redetr.precision import autocast, pick_precision
+from redetr.precision import PRECISIONS, autocast
 
 NUM_CLASSES, OBJECTS = 91, 8
 
@@ -141,7 +141,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--width", type=int, default=640)
     parser.add_argument("--batch-size", type=int, default=2)
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="without the others")
     arguments = parser.parse_args()
     gpu = arguments.device == "cuda"
-    dtype = pick_precision(arguments.precision, torch.device(arguments.device))
+    dtype = PRECISIONS[arguments.precision]
     builders: dict[str, tuple[Any, ...]] = {"redetr": (redetr_step, arguments, dtype)}
     if arguments.compile:
         builders["redetr, compiled"] = (redetr_step, arguments, dtype, True)

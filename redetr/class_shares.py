@@ -20,6 +20,7 @@ from redetr.metrics import (
     coco_evaluation,
     result_of_tables,
     tables_of,
+    tables_without_objects,
 )
 from redetr.structures import DatasetDetections
 
@@ -57,12 +58,12 @@ def _measure(
     tables_of_shards: list[tuple[NDArray[np.int64], Tables]] = []
     for classes in _shards(mine, num_classes, dist):
         tables_of_shards.append((classes, _tables(objects, mine, classes, measured)))
-    precision = np.full((10, 101, num_classes, 4), -1.0)
-    recall = np.full((10, num_classes, 4, 3), -1.0)
+    everything = tables_without_objects(num_classes, np.zeros(0))
     for classes, tables in dist.gather(tables_of_shards):
-        precision[:, :, classes] = tables[0]
-        recall[:, classes] = tables[1]
-    return result_of_tables(objects.class_names, objects.counts(), (precision, recall))
+        everything.precision[:, :, classes] = tables.precision
+        everything.recall[:, classes] = tables.recall
+        everything.by_score[:] += tables.by_score
+    return result_of_tables(objects.class_names, objects.counts(), everything)
 
 
 def to_ranks(
@@ -155,8 +156,7 @@ def _tables(
     part = part.keep(_best(part))
     images = np.union1d(objects.image[rows], part.image_index)
     if not len(rows):  # then COCO leaves the classes at -1
-        count = len(classes)
-        return np.full((10, 101, count, 4), -1.0), np.full((10, count, 4, 3), -1.0)
+        return tables_without_objects(len(classes), part.scores)
     masks, image_sizes = None, None
     if objects.masks is not None and objects.image_sizes is not None:
         masks = [objects.masks[row] for row in rows.tolist()]

@@ -65,7 +65,7 @@ class ModelOptions:
     """Groups of noisy queries, which learn to find the objects they start from; 0 = none. RT-DETR
     and D-FINE only; each group takes two queries per object, while training."""
     precision: Precision = "auto"
-    """auto = bf16 (autocast) where the hardware multiplies it fast; fp64 is for proofs."""
+    """auto = bf16 (autocast) where it is faster, on a CPU by a short trial; fp64 is for proofs."""
     recompute: bool = False
     """Less memory for large images: blocks of the backbone and the encoder are computed twice."""
     compile: bool = False
@@ -304,6 +304,17 @@ class TrainConfig(
             if not _is_a(value, kinds[name]):
                 raise InputError(f"setting {name!r} cannot be {value!r}")
         return cls(**values)
+
+    @classmethod
+    def read(cls, file: Path) -> "TrainConfig":
+        """The settings in the `config.json` of a run. Raises InputError if they cannot be read."""
+        try:
+            return cls.from_dict(json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{file}: not the settings of a run ({error}); give a recipe's name or the folder "
+                "of a run"
+            ) from None
 
     def check(self, world_size: int) -> None:
         """Raises InputError for settings that cannot work, naming the flag."""

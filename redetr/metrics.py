@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import hotcoco
 import numpy as np
@@ -155,7 +155,7 @@ class GroundTruth:
             _xyxy_to_xywh(objects.boxes.astype(np.float64)),
             area=objects.area.astype(np.float64),
             iscrowd=objects.iscrowd,
-            segmentation=_segmentation(objects.masks, objects.image, objects.image_sizes),
+            segmentation=segmentation(objects.masks, objects.image, objects.image_sizes),
         )
         return cls(
             image_ids=ids,
@@ -169,9 +169,20 @@ class GroundTruth:
 
 Measured = Literal["bbox", "segm"]  # overlaps of boxes or of masks, in COCO's words
 
-# Precision of C classes `[10, 101, C, 4]` at each IoU threshold, recall level and size, and recall
-# `[10, C, 4, 3]` at each threshold, size and number of detections; -1 where there is no object.
-Tables = tuple[NDArray[np.float64], NDArray[np.float64]]
+DEFAULT_THRESHOLD = 0.5  # the smallest score shown, where no better one was measured
+_SCORE_STEPS = 100
+
+
+class Tables(NamedTuple):
+    """What an evaluation of C classes found; -1 where there is no object."""
+
+    # [10, 101, C, 4], at each IoU threshold, recall level and size
+    precision: NDArray[np.float64]
+    # [10, C, 4, 3], at each IoU threshold, size and number of detections
+    recall: NDArray[np.float64]
+    # [2, 100], all detections, and those that are correct at an IoU of 0.5, by their score in
+    # steps of 0.01; what was found in crowds is not counted
+    by_score: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -184,6 +195,9 @@ class CocoResult:
     objects: dict[str, int] = field(default_factory=dict)  # of each class, crowds not counted
     # of the whole data set, where they were asked for
     losses: dict[str, float] = field(default_factory=dict)
+    # the smallest score to show, in steps of 0.01: the one with the best F1 over all classes at an
+    # IoU of 0.5; None if nothing is found
+    threshold: float | None = None
     # the same numbers from overlaps of masks, where model and data have them
     masks: "CocoResult | None" = None
 
@@ -200,9 +214,9 @@ class CocoResult:
     def to_dict(self) -> dict[str, Any]:
         """The same ready for JSON: None instead of nan.
 
-        The twelve numbers, losses with the prefix `val_`, and of each class `per_class` (AP),
-        `per_class_AP50` and `objects`; where masks were measured, `masks` with their twelve
-        numbers, `per_class` and `per_class_AP50`.
+        The twelve numbers, `threshold`, losses with the prefix `val_`, and of each class
+        `per_class` (AP), `per_class_AP50` and `objects`; where masks were measured, `masks` with
+        their twelve numbers, `per_class` and `per_class_AP50`.
         """
         of_masks = {}
         if self.masks is not None:
@@ -214,6 +228,7 @@ class CocoResult:
         losses = {f"val_{name}": round(value, 6) for name, value in self.losses.items()}
         return {
             **_without_nan(self.metrics),
+            "threshold": self.threshold,
             **losses,
             "per_class": _without_nan(self.per_class),
             "per_class_AP50": _without_nan(self.per_class_ap50),
@@ -264,14 +279,46 @@ def tables_of(evaluation: hotcoco.COCOeval) -> Tables:
     """What an evaluation by `coco_evaluation` found, class by class."""
     assert evaluation.eval is not None
     precision = evaluation.eval["precision"][..., -1]  # of the best 100
-    return precision, evaluation.eval["recall"]
+    bins = evaluation.calibration(n_bins=_SCORE_STEPS, iou_threshold=0.5)["bins"]
+    counts = np.array([row["count"] for row in bins], np.int64)
+    shares_of_correct = np.array([row["avg_accuracy"] for row in bins])
+    correct = np.rint(counts * shares_of_correct).astype(np.int64)
+    return Tables(precision, evaluation.eval["recall"], np.stack([counts, correct]))
+
+
+def tables_without_objects(num_classes: int, scores: NDArray[np.floating]) -> Tables:
+    """The tables of classes of which there is no object, and of wrong detections with `scores`."""
+    steps = np.minimum((scores * _SCORE_STEPS).astype(np.int64), _SCORE_STEPS - 1)
+    counts = np.bincount(steps, minlength=_SCORE_STEPS)
+    return Tables(
+        precision=np.full((10, 101, num_classes, 4), -1.0),
+        recall=np.full((10, num_classes, 4, 3), -1.0),
+        by_score=np.stack([counts, np.zeros_like(counts)]),
+    )
+
+
+def best_threshold(by_score: NDArray[np.int64], num_objects: int) -> float | None:
+    """The score, in steps of 0.01, from which on detections have the best F1; the highest of equal
+    ones. None if no detection is correct.
+
+    `by_score` is that of `Tables`. F1 is the harmonic mean of precision and recall:
+    2 correct / (detections + objects).
+    """
+    at_least = by_score[:, ::-1].cumsum(axis=1)[:, ::-1]  # detections of that score or more
+    detections, correct = at_least[:, 1:]  # a threshold of 0 would show everything
+    if not correct.any():
+        return None
+    f1 = 2 * correct / (detections + num_objects)
+    highest_first = f1[::-1]
+    step = len(f1) - int(highest_first.argmax())
+    return step / _SCORE_STEPS
 
 
 def result_of_tables(
     class_names: tuple[str, ...], objects: NDArray[np.int64], tables: Tables
 ) -> CocoResult:
     """The numbers of the classes with these names and numbers of objects."""
-    all_precisions, recall = tables
+    all_precisions, recall, by_score = tables
     values = [
         *(all_precisions[:, :, :, 0], all_precisions[0, :, :, 0], all_precisions[5, :, :, 0]),
         *(all_precisions[:, :, :, size] for size in (1, 2, 3)),
@@ -292,6 +339,7 @@ def result_of_tables(
         per_class=dict(zip(names, ap.tolist(), strict=True)),
         per_class_ap50=dict(zip(names, ap50.tolist(), strict=True)),
         objects=dict(zip(names, objects.tolist(), strict=True)),
+        threshold=best_threshold(by_score, int(objects.sum())),
     )
 
 
@@ -347,7 +395,7 @@ def _prepared(
     if measured == "bbox":
         return hotcoco.COCOeval(truth.annotations, truth.annotations.load_res(rows), "bbox")
     assert detections.masks is not None
-    masks = _segmentation(detections.masks, detections.image_index, truth.image_sizes)
+    masks = segmentation(detections.masks, detections.image_index, truth.image_sizes)
     assert masks is not None
     results = truth.annotations.load_res(rows, segmentation=masks)
     if masks:
@@ -357,7 +405,7 @@ def _prepared(
     return hotcoco.COCOeval(truth.annotations, results, "segm")
 
 
-def _segmentation(
+def segmentation(
     masks: list[bytes] | None, image: NDArray[np.int64], image_sizes: NDArray[np.int64] | None
 ) -> list[Any] | None:
     """The masks as COCO writes them; `image` is the index of each one's image."""

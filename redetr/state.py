@@ -70,6 +70,7 @@ class State:
     best: dict[str, Any] = field(default_factory=lambda: {"AP": None, "step": 0})
     since_best: int = 0  # evaluations
     evaluated: int = 0  # the step of the last one
+    threshold: float | None = None  # the smallest score to show, by the last evaluation
 
     def about(self) -> dict[str, Any]:
         """What is needed to use the weights without the run, from any directory."""
@@ -79,6 +80,7 @@ class State:
             "category_ids": list(self.category_ids),
             "step": self.step,
             "best": self.best,
+            "threshold": self.threshold,
             "data": absolute_source(self.config.data),
             "weights_from": self.model.weights_from,
         }
@@ -96,9 +98,9 @@ class State:
             **self.about(),
         }
 
-    def record(self, ap: float | None) -> bool:
-        """Notes the AP of an evaluation, and returns whether it is the best. An evaluation that is
-        repeated counts once.
+    def record(self, ap: float | None, threshold: float | None = None) -> bool:
+        """Notes the AP of an evaluation and the threshold that it found, and returns whether it is
+        the best. An evaluation that is repeated counts once.
 
         None is an AP that is undefined: there was no object. Then the last evaluation is the best,
         since nothing can be compared.
@@ -106,6 +108,7 @@ class State:
         if self.step > self.evaluated:
             self.since_best += 1
         self.evaluated = self.step
+        self.threshold = threshold
         best = self.best["AP"]
         is_best = best is None or (ap is not None and ap > best)
         if is_best:
@@ -149,10 +152,13 @@ class State:
         self.since_best = saved.get("since_best", 0)  # older checkpoints have none
         self.model.weights_from = saved.get("weights_from", UNRECORDED)
         self.evaluated = saved.get("evaluated", 0)
+        self.threshold = saved.get("threshold")
 
     def _require_same_settings(self, path: Path, before: TrainConfig) -> None:
         for name in sorted(asdict(self.config).keys() - _MAY_CHANGE):
             saved, now = getattr(before, name), getattr(self.config, name)
+            if name == "precision" and saved == "auto":
+                continue  # earlier versions chose anew at each start
             if saved != now:
                 raise InputError(
                     f"{path}: saved with {name}={saved}, resumed with {now}: "

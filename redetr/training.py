@@ -13,7 +13,7 @@ from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
 from redetr.checkpoint import save_checkpoint, save_weights
-from redetr.choices import size_text
+from redetr.choices import Precision, size_text
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.cache import ImageCache, host, spare_bytes
@@ -47,7 +47,7 @@ from redetr.models.freezing import freeze
 from redetr.models.recompute import recompute_blocks
 from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
-from redetr.precision import pick_precision, weights_dtype
+from redetr.precision import PRECISIONS, pick_precision, weights_dtype
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
@@ -153,8 +153,17 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
         notes.append(_what_is_frozen(model))
     settings = config.resolved(model, data.hints, len(data))
     notes += check_norms(model, dist, settings.accumulate)
-    dtype = weights_dtype(pick_precision(settings.precision, dist.device))
+    if settings.precision == "auto" and not fresh:
+        settings = replace(settings, precision=_precision_of(Path(config.output)))
+    dtype = weights_dtype(PRECISIONS.get(settings.precision, torch.float32))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
+    choice = pick_precision(
+        settings.precision, dist.device, model, settings.image_size, gradient=True
+    )
+    choice = dist.gather([choice])[0]  # the trials of other ranks may end otherwise
+    settings = replace(settings, precision=choice.name)
+    if choice.reason:
+        notes.append(choice.reason)
     if settings.recompute:
         recompute_blocks(model)
     optimizer = build_optimizer(
@@ -180,6 +189,14 @@ def _what_is_frozen(model: DetectionModel) -> str:
     return f"frozen: {', '.join(model.frozen)}; {trained:,} of {total:,} parameters are trained"
 
 
+def _precision_of(folder: Path) -> Precision:
+    """What the run in a folder computes in; "auto" if it does not say."""
+    file = folder / "config.json"
+    if not file.exists():
+        return "auto"
+    return TrainConfig.read(file).precision
+
+
 def _has_checkpoint(folder: Path) -> bool:
     return (folder / "last.pt").exists() or (folder / "previous.pt").exists()
 
@@ -189,13 +206,12 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
     config = state.config
     queries = state.model.num_queries
     parameters = sum(p.numel() for p in state.model.parameters())
-    precision = str(pick_precision(config.precision, dist.device)).removeprefix("torch.")
     images = counted(len(data), "training image")
     steps = counted(config.steps, "step")
     notes = [
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {images} at "
         f"{size_text(config.image_size)} px, {steps} of {config.batch_size}, "
-        f"{dist.world_size} x {dist.device.type}, {precision}"
+        f"{dist.world_size} x {dist.device.type}, {config.precision}"
     ]
     most = data.max_objects()
     if most > queries and not data.hints.num_queries:
@@ -262,7 +278,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         config = self.state.config
-        self.dtype = pick_precision(config.precision, self.dist.device)
+        self.dtype = PRECISIONS[config.precision]
         self.step_log = StepLog(config.batch_size, self.dist.world_size)
 
     def train(self) -> dict[str, Any]:
@@ -435,7 +451,7 @@ class _Run:
         )
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
-        is_best = state.record(line["AP"])
+        is_best = state.record(line["AP"], line["threshold"])
         if is_best:
             save = self.dist.main_only(save_checkpoint)
             save(self.folder / "best.pt", state.to_dict())

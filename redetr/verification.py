@@ -21,7 +21,7 @@ from redetr.data.sampler import global_batch, slice_of
 from redetr.distributed import Dist, process_group, replicate
 from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
-from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
+from redetr.precision import PRECISIONS, autocast, weights_dtype
 from redetr.state import State
 from redetr.step import announce, receive, train_step, training_outputs
 from redetr.structures import DetectionModel, StoredTarget
@@ -120,8 +120,7 @@ def verify(config: TrainConfig) -> Verification:
             data = open_dataset(config.data, "train", config.val_fraction)
         state, criterion = prepare(config, dist, data)
         samples = first_batch(data, state)
-        dtype = pick_precision(config.precision, dist.device)
-        precision = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+        precision = state.config.precision
         return compare(state.model, criterion, samples, dist, config.accumulate, precision)
 
 

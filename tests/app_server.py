@@ -67,6 +67,7 @@ def _spread(head: nn.Linear, inputs: tuple[Tensor], outputs: Tensor) -> None:
 
 
 _TOLD = (
+    "threshold: ",
     "WARNING:  Invalid HTTP request received.",
     "Expected boundary character",
     "weights: ",

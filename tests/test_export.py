@@ -16,6 +16,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+import torch.nn.functional as F
 from command_line import train_arguments
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,9 +27,10 @@ from redetr import Detector, InputError, build
 from redetr.cli import main, parse_command
 from redetr.data import open_dataset
 from redetr.data.views import Fit
+from redetr.export.comparison import detections_apart
 from redetr.export.export import ExportConfig, Trial, describe
 from redetr.export.files import SUFFIXES, open_file, write_file, write_openvino
-from redetr.export.graph import Plain, Processed, trace
+from redetr.export.graph import Plain, Processed, resized_pixels, trace
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 opened = cache(open_file)
@@ -429,7 +431,7 @@ def test_a_trial_of_a_file_with_processing(middle, processed):
 
 
 def test_comparison_and_threshold(middle):
-    """A file that is off by a tenth of the image, and one that is not."""
+    """A file that is off by a twentieth of the image, and one that is not."""
     of = averages(blind=True)
     trial = Trial(of, ExportConfig(), open_dataset(middle, "val"), images=3, batch_size=2)
 
@@ -441,16 +443,21 @@ def test_comparison_and_threshold(middle):
 
     def off(arrays):
         logits, boxes = same(arrays)
-        return [logits + 0.5, boxes + np.float32(0.1)]
+        return [logits + 0.5, boxes + np.float32([0.05, 0.05, 0, 0])]
 
     assert trial.threshold() == 0.88  # the sigmoid of 2 is 0.8808
     comparison = trial.compare(same)
     assert (comparison.images, comparison.ap) == (3, (pytest.approx(100), pytest.approx(100)))
-    assert comparison.differences == {"logits": (0.0, 0.0), "boxes": (0.0, 0.0)}
+    # Of three labels for each image, one scores 0.88.
+    assert (comparison.threshold, comparison.paired, comparison.unpaired) == (0.88, 3, 0)
+    assert comparison.differences == {"scores": (0.0, 0.0), "boxes": (0.0, 0.0)}
     comparison = trial.compare(off)
-    assert comparison.differences["logits"] == (pytest.approx(0.5), pytest.approx(0.5))
-    assert comparison.differences["boxes"] == (pytest.approx(0.1), pytest.approx(0.1))
-    assert comparison.ap[1] < 10
+    assert (comparison.paired, comparison.unpaired, comparison.same) == (3, 0, 0)
+    higher = pytest.approx(1 / (1 + np.exp(-2.5)) - 1 / (1 + np.exp(-2.0)), abs=1e-6)
+    assert comparison.differences["scores"] == (higher, higher)
+    # Images are 80x64, 64x48 and 80x64: a twentieth is 4, 3.2 and 4 px.
+    assert comparison.differences["boxes"] == (pytest.approx(4), pytest.approx(4))
+    assert comparison.ap[1] < 50
 
 
 def test_equal_scores_in_another_order_are_no_difference(fast, middle):
@@ -458,6 +465,7 @@ def test_equal_scores_in_another_order_are_no_difference(fast, middle):
     trial = Trial(
         of, ExportConfig(processing=True), open_dataset(middle, "val"), images=2, batch_size=1
     )
+    trial.threshold = lambda: 0.0  # all of them
     gaps = []
 
     def swapped(arrays):
@@ -501,12 +509,98 @@ def test_a_file_that_moves_ap_is_not_written(middle, tmp_path, monkeypatch):
     arguments = ("best.pt", "--format", "torch", "--output", tmp_path / "d.pt2")
     with pytest.raises(
         InputError,
-        match=r"AP is 0\.00, with PyTorch 100\.00.*drops by more than --max-ap-drop 0\.1",
+        match=r"AP is 0\.00, with PyTorch 100\.00, on 5 images.*drops by more than --max-ap-drop 0\.1 "
+        r"\(95% interval 100\.00 to 100\.00\), so no file was written; try another --format, or "
+        r"accept it with --max-ap-drop 100",
     ):
         exported(monkeypatch, averages(middle, blind=True), *arguments)
     assert not (tmp_path / "d.pt2").exists()
     exported(monkeypatch, averages(middle, blind=True), *arguments, "--max-ap-drop", "100")
     assert (tmp_path / "d.pt2").exists()
+
+
+def test_resized_pixels_are_those_of_training(tmp_path):
+    """In every format: PyTorch rounds bytes after each of its two passes, and so does the file."""
+
+    class Resized(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return resized_pixels(images, 40, 64)
+
+    images = np.random.default_rng(0).integers(0, 256, (1, 3, 97, 101), np.uint8)
+    wanted = F.interpolate(torch.from_numpy(images), (40, 64), mode="bilinear", antialias=True)
+    sample = torch.zeros(1, 3, 97, 101, dtype=torch.uint8)
+    program = torch.export.export(Resized(), (sample,))
+    for form in ("onnx", "openvino", "torch"):
+        path = tmp_path / f"resized{SUFFIXES[form]}"
+        write_file(program, path, "{}", ["images"], ["boxes"], form)
+        (pixels,) = open_file(path)([images])
+        apart = np.abs(pixels - wanted.numpy())
+        assert apart.max() <= 1 and (apart > 0).mean() < 0.01, form  # rounded once: 0.16
+
+
+def shifted(pixels: float, images: int, every: int = 1):
+    """A file whose boxes are off by `pixels` in every so many of the first images."""
+    seen = []
+
+    def opener(path):
+        def run(arrays, run=open_file(path)):
+            logits, boxes = run(arrays)
+            seen.append(path)
+            number = len(seen)
+            if number <= images and number % every == 0:
+                boxes = boxes + np.float32(pixels / 64)
+            return [logits, boxes]
+
+        return run
+
+    return opener
+
+
+def test_a_drop_that_chance_explains_is_a_warning(middle, tmp_path, monkeypatch, capsys):
+    """One of five images is worse: five images cannot tell whether others would be."""
+    path = tmp_path / "d.pt2"
+    arguments = ("best.pt", "--format", "torch", "--output", path)
+    monkeypatch.setattr("redetr.export.export.open_file", shifted(0.6, images=1))
+    exported(monkeypatch, averages(middle, blind=True), *arguments)
+    output, errors = capsys.readouterr()
+    assert path.exists()
+    assert "5 detections with a score of 0.88 or more, in 5 images" in output
+    assert re.search(r"boxes +[\d.]+ px +0 px", output)
+    drop = r"warning: AP drops by [\d.]+, more than 0\.1, but 5 images cannot tell that from chance"
+    assert re.search(drop + r" \(95% interval -?0\.00 to [\d.]+\): more held-out images", errors)
+
+
+@pytest.mark.parametrize("pixels", [0.5, 6])
+def test_a_single_image(middle, tmp_path, monkeypatch, pixels):
+    """It has no confidence interval: what is found in it must be the same up to rounding."""
+    path = tmp_path / "d.pt2"
+    arguments = ("best.pt", "--format", "torch", "--output", path, "--images", "1")
+    arguments += ("--max-ap-drop", "-1")  # even an equal AP drops by more
+    monkeypatch.setattr("redetr.export.export.open_file", shifted(pixels, images=1))
+    if pixels < 1:
+        exported(monkeypatch, averages(middle, blind=True), *arguments)
+    else:
+        with pytest.raises(InputError, match="on 1 image: it drops by more than"):
+            exported(monkeypatch, averages(middle, blind=True), *arguments)
+    assert path.exists() == (pixels < 1)
+
+
+def test_near_ties_that_change_places_are_paired():
+    """By index, the boxes of two detections of nearly the same score seem 50 px apart."""
+    boxes = np.array([[0, 0, 10, 10], [50, 50, 60, 60], [30, 0, 40, 10]], np.float32)
+    pytorch = {"scores": np.array([0.8, 0.7, 0.1]), "labels": np.array([1, 1, 0]), "boxes": boxes}
+    file = {
+        "scores": np.array([0.75, 0.749, 0.1]),
+        "labels": np.array([1, 1, 1]),
+        "boxes": boxes[[1, 0, 2]] + np.float32(0.25),
+    }
+    apart = detections_apart([pytorch], [file], threshold=0.5)
+    assert (apart.paired, apart.unpaired, apart.same) == (2, 0, 2), "the third scores less"
+    differences = apart.differences
+    assert differences["boxes"] == (pytest.approx(0.25), pytest.approx(0.25))
+    assert differences["scores"] == (pytest.approx(0.051), pytest.approx((0.051 + 0.05) / 2))
+    apart = detections_apart([pytorch], [file], threshold=0.05)
+    assert (apart.paired, apart.unpaired) == (2, 1), "another class"
 
 
 def test_int8_and_fp16(of_the_page, middle, tmp_path, monkeypatch, capsys):
@@ -584,6 +678,16 @@ def test_no_check_compares_nothing_where_there_is_data(middle, tmp_path, monkeyp
     output, errors = capsys.readouterr()
     assert "was not compared" in errors and "AP" not in output
     assert metadata(tmp_path / "d.pt2")["threshold"] == 0.5
+
+
+def test_without_a_comparison_the_threshold_is_that_of_the_checkpoint(
+    middle, tmp_path, monkeypatch
+):
+    of = averages(middle, blind=True)
+    of.threshold = 0.31
+    path = tmp_path / "d.pt2"
+    exported(monkeypatch, of, "b", "--format", "torch", "--output", path, "--no-check")
+    assert metadata(path)["threshold"] == 0.31
 
 
 def test_a_file_that_is_better_is_written(middle, tmp_path, monkeypatch):

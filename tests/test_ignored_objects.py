@@ -20,7 +20,8 @@ from redetr.data.formats.flags import flag_of
 from redetr.detector.detector import load
 from redetr.doctor.check import check, essential_faults
 from redetr.errors import InputError
-from redetr.export.export import Comparison, ExportConfig, export
+from redetr.export.comparison import Comparison
+from redetr.export.export import ExportConfig, export
 from redetr.state import State
 from redetr.structures import StoredTarget
 from redetr.training import train
@@ -121,7 +122,7 @@ def test_evaluate_and_report_call_it_undefined(run, shared_coco, tmp_path, capsy
 def test_an_export_is_not_compared_without_objects(run, shared_coco, tmp_path, monkeypatch):
     monkeypatch.setattr("redetr.export.export._build", lambda *_: None)
     monkeypatch.setattr("redetr.export.export.open_file", lambda file: file)
-    undefined = Comparison(5, {}, (float("nan"), float("nan")))
+    undefined = Comparison(5, 0.5, 0, 0, 0, {}, (float("nan"), float("nan")))
     monkeypatch.setattr("redetr.export.export.Trial.compare", lambda *_: undefined)
     held_out = Ignored(open_dataset(shared_coco, "val"))
     detector = load(run[0], device="cpu")

@@ -7,7 +7,6 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
 from redetr.detector.inference import for_inference, fuse_norms
-from redetr.precision import pick_precision
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64}
 FORMS = {
@@ -125,30 +124,3 @@ def test_a_detector_computes_in_the_precision_it_was_given():
     detector.predict(torch.zeros(3, 64, 64, dtype=torch.uint8))
     bf16 = redetr.Detector(model, ["a", "b"], [1, 2], 64, device="cpu", precision="bf16").optimize()
     assert bf16.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        ({}, torch.float32),
-        ({"avx512_bf16": False, "amx_bf16": False}, torch.float32),
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"amx_bf16": True}, torch.bfloat16),
-    ],
-    ids=str,
-)
-def test_auto_asks_the_processor(capabilities, expected, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    model = redetr.build("redetr_n", 2, **SMALL)
-    auto = redetr.Detector(model, ["a", "b"], [1, 2], 64, device="cpu").optimize()
-    assert auto.dtype == pick_precision("auto", torch.device("cpu")) == expected
-    said = redetr.Detector(model, ["a", "b"], [1, 2], 64, device="cpu").optimize(precision="fp32")
-    assert said.dtype == torch.float32
-
-
-def test_emulated_bf16_is_not_taken_for_fast(monkeypatch):
-    """As a T4 says of itself."""
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
-    )
-    assert pick_precision("auto", torch.device("cuda")) == torch.float32

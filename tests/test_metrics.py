@@ -263,7 +263,8 @@ def test_to_dict_is_json_without_nan():
     assert loaded["per_class"]["cat"] is None and loaded["per_class"]["dog"] == pytest.approx(1.0)
     assert loaded["per_class_AP50"] == loaded["per_class"] and loaded["objects"]["dog"] == 1
     nothing = CocoResult({"AP": math.nan}, {}).to_dict()
-    assert nothing == {"AP": None, "per_class": {}, "per_class_AP50": {}, "objects": {}}
+    assert nothing == {"AP": None, "per_class": {}, "per_class_AP50": {}, "objects": {},
+                       "threshold": None}  # fmt: skip
 
 
 def test_numbers_of_each_class():
@@ -341,3 +342,26 @@ def test_more_objects_than_100_are_measured(tmp_path):
             }
 
     assert evaluate(Knowing(), dataset, image_size=size).ap == pytest.approx(1.0)
+
+
+def test_the_threshold_by_hand():
+    """In steps of 0.01, over all classes: the highest score with the best F1."""
+    targets = [target(0, [[0, 0, 10, 10], [20, 0, 30, 10], [50, 0, 70, 10]], [0, 0, 1])]
+    truth = GroundTruth.from_targets(targets, ("cat", "dog", "none of these"))
+    boxes = [[0, 0, 10, 10], [20, 0, 30, 10], [50, 0, 70, 10], [80, 80, 90, 90], [0, 50, 9, 59]]
+    scores, labels = [0.905, 0.415, 0.417, 0.6, 0.3], [0, 0, 1, 2, 0]
+    # F1 at 0.90: 2 / (1 + 3); 0.60: 2 / (2 + 3); 0.41: 6 / (4 + 3), with one of a class that no
+    # object has; 0.30: 6 / (5 + 3).
+    result = coco_metrics(truth, detect(boxes, scores, labels))
+    assert result.threshold == 0.41 and result.to_dict()["threshold"] == 0.41
+    assert coco_metrics(truth, detect(boxes[3:], scores[3:], labels[3:])).threshold is None
+    # Nothing is shown at a threshold of 0, which would be everything.
+    assert coco_metrics(truth, detect(boxes[:1], [0.005], [0])).threshold is None
+
+
+def test_detections_in_crowds_do_not_move_the_threshold():
+    crowd = [0, 0, 100, 100]
+    targets = [target(0, [[200, 0, 210, 10], crowd], [0, 0], [False, True])]
+    boxes = [[200, 0, 210, 10], [10, 10, 20, 20], [30, 30, 40, 40]]
+    truth = GroundTruth.from_targets(targets, ("cat",))
+    assert coco_metrics(truth, detect(boxes, [0.25, 0.2, 0.9], [0, 0, 0])).threshold == 0.25

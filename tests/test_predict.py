@@ -378,7 +378,9 @@ def test_many_classes_are_not_all_told(tmp_path, capsys):
         for i, some in enumerate(labels)
     ]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    Predict("best.pt", ("a.jpg",))._print_summary(predictions.summary(tmp_path), rate=0.0)
+    Predict("best.pt", ("a.jpg",))._print_summary(
+        predictions.summary(tmp_path), rate=0.0, threshold=0.5
+    )
     most = ", ".join(f"{9 - n} class {n}" for n in range(5))
     assert (
         capsys.readouterr().out

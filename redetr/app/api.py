@@ -26,7 +26,7 @@ class Api:
     async def predict(self, request: Request) -> JSONResponse:
         """A line of `predictions.jsonl`, without its `picture`."""
         async with self.uploads.receive(request) as upload:
-            threshold = parse_threshold(upload.threshold)
+            threshold = parse_threshold(upload.threshold, self.detector.threshold)
             detections = await self.turns.take(self._detect, upload, threshold)
         return JSONResponse({"image": upload.name, **detections.to_dict()})
 

@@ -12,7 +12,6 @@ from starlette.routing import Route
 from redetr.app.guard import FRAME_POLICY
 from redetr.app.uploads import (
     MAX_BYTES,
-    THRESHOLD,
     Turns,
     Upload,
     Uploads,
@@ -87,7 +86,7 @@ class Page:
             "app/page.html",
             title=self.title,
             class_names=self.detector.class_names,
-            threshold=THRESHOLD,
+            threshold=self.detector.threshold,
             max_bytes=MAX_BYTES,
             most_gpus=_MOST_GPUS,
         )
@@ -118,7 +117,7 @@ class Page:
     async def explain(self, request: Request) -> JSONResponse:
         """The page on where the model looked in an image."""
         async with self.uploads.receive(request) as upload:
-            threshold = parse_threshold(upload.threshold)
+            threshold = parse_threshold(upload.threshold, self.detector.threshold)
             page = await self.turns.take(self._explain, upload, threshold)
         return JSONResponse({"page": page})
 

@@ -21,7 +21,6 @@ from redetr.errors import InputError
 
 MAX_BYTES = 32 * 2**20  # of an uploaded file
 MAX_PIXELS = 50_000_000  # of its image; decoded, it may take ten bytes for each
-THRESHOLD = 0.5  # unless the client asks for another
 _FORM_BYTES = 2**16  # of a form, besides the file
 _IN_MEMORY = 2**20  # bytes of an upload; the rest waits on disk, in a file without a name
 _MOST_UPLOADS = 64  # that arrive at once: at most 2 GB on disk
@@ -70,11 +69,12 @@ class Turns:
 
 @dataclass(frozen=True)
 class Upload:
-    """What a request sent. The name and the threshold are as the client wrote them."""
+    """What a request sent. The name and the threshold, which may be missing, are as the client
+    wrote them."""
 
     file: BinaryIO
     name: str | None
-    threshold: str
+    threshold: str | None
 
 
 class Uploads:
@@ -120,8 +120,9 @@ async def _read_form(request: Request) -> Upload:
         raise HTTPException(
             400, "the form has no file called image: send one, as curl -F image=@FILE does"
         )
-    threshold = form.get("threshold", THRESHOLD)
-    return Upload(cast(BinaryIO, image.file), image.filename, str(threshold))
+    threshold = form.get("threshold")
+    text = None if threshold is None else str(threshold)
+    return Upload(cast(BinaryIO, image.file), image.filename, text)
 
 
 async def _read_body(request: Request) -> Upload:
@@ -137,8 +138,7 @@ async def _read_body(request: Request) -> Upload:
         file.close()
         raise
     file.seek(0)
-    threshold = request.query_params.get("threshold", THRESHOLD)
-    return Upload(file, None, str(threshold))
+    return Upload(file, None, request.query_params.get("threshold"))
 
 
 async def _limited(request: Request) -> AsyncGenerator[bytes]:
@@ -171,8 +171,11 @@ def read_image(file: BinaryIO) -> Tensor:
         return upright(image)
 
 
-def parse_threshold(text: str) -> float:
-    """The smallest score that a client asks for, 0 to 1. Raises InputError for anything else."""
+def parse_threshold(text: str | None, default: float) -> float:
+    """The smallest score that a client asks for, 0 to 1; `default` if it asks for none. Raises
+    InputError for anything else."""
+    if text is None:
+        return default
     try:
         threshold = float(text)
     except ValueError:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from redetr.commands.arguments import Checkpoint, parse_flags
-from redetr.commands.console import OUT, say_origin
+from redetr.commands.console import OUT, say_origin, say_threshold
 from redetr.errors import InputError
 
 _NEEDED = ("starlette", "uvicorn", "python_multipart")
@@ -54,6 +54,7 @@ class App:
         from redetr.app.server import web_app
 
         say_origin(detector)
+        say_threshold(detector)
         app = web_app(detector, dataset, title=Path(self.checkpoint).name, host=self.host)
         config = uvicorn.Config(
             app,

@@ -81,6 +81,15 @@ def say_origin(detector: "Detector") -> None:
     ERRORS.print(f"weights: {detector.model.weights_from}")
 
 
+def say_threshold(detector: "Detector") -> None:
+    """Which threshold a command takes because none was given, on standard error."""
+    if detector.has_measured_threshold:
+        origin = "the best F1 at the last evaluation of its training"
+    else:
+        origin = "none was measured in training; redetr evaluate says which is best"
+    ERRORS.print(f"threshold: {detector.threshold} ({origin})")
+
+
 def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.progress import Progress
 
 from redetr.commands.arguments import Checkpoint, OneImage, parse_flags
-from redetr.commands.console import ERRORS, OUT, print_json, say_origin
+from redetr.commands.console import ERRORS, OUT, print_json, say_origin, say_threshold
 from redetr.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ class Explain:
     """Share held out of data without a val split; default: that of the training run."""
     samples: int = 100
     """Images of the data set used for statistics of the queries; 0 = none."""
-    threshold: float = 0.5
-    """Smallest score shown at first."""
+    threshold: float | None = None
+    """Smallest score shown at first; default: the one with the best F1 when the model was last
+    evaluated in training, or 0.5 if that was not measured."""
     device: str = "auto"
     """auto, cpu or cuda."""
     json: bool = False
@@ -69,10 +70,12 @@ class Explain:
         folder = Path(self.output)
         folder.mkdir(parents=True, exist_ok=True)
         say_origin(detector)
+        threshold = self.threshold
+        if threshold is None:
+            threshold = detector.threshold
+            say_threshold(detector)
         loss_link = "loss.html" if loss else ""
-        write_image_page(
-            folder / "index.html", explanation, name, self.threshold, habits, loss_link
-        )
+        write_image_page(folder / "index.html", explanation, name, threshold, habits, loss_link)
         if loss:
             write_loss_page(folder / "loss.html", loss, image_link="index.html")
         if self.json:
@@ -90,7 +93,7 @@ class Explain:
             )
         if self.image_id is None and self.world_size != 1:
             raise InputError("--world-size is about the loss: give --image-id as well")
-        if not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.samples < 0:
             raise InputError(f"--samples {self.samples} must not be below 0")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from redetr.data import DetectionDataset
     from redetr.data.annotations import Split
     from redetr.detector.detector import Detector
-    from redetr.export.export import Comparison
+    from redetr.export.comparison import Comparison
 
 # How far AP may drop, in points: by rounding and ties alone; by weights of 16 bits; by weights and
 # values of 8 bits.
@@ -53,9 +53,9 @@ class Export:
     """Images at once in the comparison."""
     max_ap_drop: float | None = None
     """Points of AP that the file may lose against PyTorch; default: 0.1, with fp16 0.3, with int8
-    1.0."""
+    1.0. More is accepted where the images are too few to tell it from chance."""
     check: bool = True
-    """--no-check: Write the file without a comparison, and with a threshold of 0.5 in its
+    """--no-check: Write the file without a comparison, with the threshold of the checkpoint in its
     metadata."""
 
     def run(self) -> None:
@@ -92,7 +92,7 @@ class Export:
         )
         say_origin(detector)
         if comparison:
-            _print(comparison)
+            _print(comparison, limit)
         else:
             ERRORS.print(f"warning: {path} was not compared with PyTorch")
         OUT.print(f"{path} ({_megabytes(path):.1f} MB)", soft_wrap=True)
@@ -107,15 +107,35 @@ class Export:
             raise InputError(f"{error}, or --no-check to export without a comparison") from error
 
 
-def _print(comparison: "Comparison") -> None:
-    """Prints how far the file's numbers are from PyTorch's, and AP of both."""
+def _print(comparison: "Comparison", max_ap_drop: float) -> None:
+    """Prints how far the file's detections are from PyTorch's, and AP of both."""
+    shown = counted(comparison.paired + comparison.unpaired, "detection")
     images = counted(comparison.images, "image")
-    table = Table(images, "largest difference", "usual", box=box.SIMPLE)
-    for name, (largest, usual) in comparison.differences.items():
-        table.add_row(name, f"{largest:.1e}", f"{usual:.1e}")
-    OUT.print(table)
+    title = f"{shown} with a score of {comparison.threshold:g} or more, in {images}"
+    OUT.print(title, soft_wrap=True)
+    if comparison.unpaired:
+        OUT.print(f"{comparison.unpaired:,} of them are in one of PyTorch and the file only")
+    if comparison.paired:
+        table = Table("file and PyTorch", "largest difference", "usual", box=box.SIMPLE)
+        for name, unit, form in (("boxes", " px", ".2g"), ("scores", "", ".1e")):
+            largest, usual = comparison.differences[name]
+            table.add_row(name, f"{largest:{form}}{unit}", f"{usual:{form}}{unit}")
+        OUT.print(table)
     pytorch_ap, file_ap = comparison.ap
     OUT.print(f"AP {pytorch_ap:.2f} with PyTorch, {file_ap:.2f} with the file")
+    if comparison.ap_drop > max_ap_drop:
+        ERRORS.print(
+            f"warning: AP drops by {comparison.ap_drop:.2f}, more than {max_ap_drop:g}, but "
+            f"{images} cannot tell that from chance{_interval(comparison)}: more held-out images "
+            "(--data, --images) would"
+        )
+
+
+def _interval(comparison: "Comparison") -> str:
+    if comparison.interval is None:
+        return ""
+    lower, upper = comparison.interval
+    return f" (95% interval {lower:.2f} to {upper:.2f})"
 
 
 def _name(checkpoint: Path) -> str:

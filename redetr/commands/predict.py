@@ -18,7 +18,14 @@ from rich.progress import Progress
 
 from redetr.choices import LabelChoice, MaskChoice
 from redetr.commands.arguments import Checkpoint, Sources, parse_flags
-from redetr.commands.console import ERRORS, OUT, print_file, require_images, say_origin
+from redetr.commands.console import (
+    ERRORS,
+    OUT,
+    print_file,
+    require_images,
+    say_origin,
+    say_threshold,
+)
 from redetr.detector.records import (
     RECORD,
     Record,
@@ -65,8 +72,9 @@ class Predict:
     output: str = "predictions"
     """Folder for predictions.jsonl (a line for each image as it is done) and what --save asks
     for."""
-    threshold: float = 0.5
-    """Smallest score shown."""
+    threshold: float | None = None
+    """Smallest score shown; default: the one with the best F1 when the model was last evaluated in
+    training, or 0.5 if that was not measured."""
     classes: tuple[str, ...] = ()
     """Only these classes, by name; default: all."""
     tile: int | None = None
@@ -126,6 +134,8 @@ class Predict:
         folder.mkdir(parents=True, exist_ok=True)
         with process_group(self.device, _LONGEST_WAIT_S) as dist:
             dist.main_only(say_origin)(detector)
+            if self.threshold is None:
+                dist.main_only(say_threshold)(detector)
             if detector.model.has_masks and self.tile:
                 dist.main_only(ERRORS.print)("--tile finds boxes only: tiles have no masks")
             dist.main_only(self._report)(faults)
@@ -146,10 +156,11 @@ class Predict:
             errors = [error for result in results for error in result.errors]
             images = sum(result.images for result in results)
             dist.main_only(_warn_of_plain)([name for result in results for name in result.plain])
-            dist.main_only(self._finish)(sources, len(done), errors, images / seconds)
+            threshold = detector.threshold if self.threshold is None else self.threshold
+            dist.main_only(self._finish)(sources, len(done), errors, images / seconds, threshold)
 
     def _check(self) -> None:
-        if not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.resume and self.overwrite:
             raise InputError("--resume continues, --overwrite starts again: give one of them")
@@ -314,7 +325,14 @@ class Predict:
             names[source] = Path(self.output) / name
         return names
 
-    def _finish(self, sources: Sequence[str], resumed: int, errors: list[str], rate: float) -> None:
+    def _finish(
+        self,
+        sources: Sequence[str],
+        resumed: int,
+        errors: list[str],
+        rate: float,
+        threshold: float,
+    ) -> None:
         folder = Path(self.output)
         join(folder, sources)
         formats = [format for format in self.save if format not in _IMAGES]
@@ -323,7 +341,7 @@ class Predict:
             write_formats(folder, ["json"])
             print_file(folder / "predictions.json")
         else:
-            self._print_summary(summary(folder), rate)
+            self._print_summary(summary(folder), rate, threshold)
             known = f", {resumed} of them earlier" if resumed else ""
             OUT.print(
                 f"looked at {len(sources) - len(errors)} of {len(sources)} sources{known}: "
@@ -338,7 +356,7 @@ class Predict:
                 f"{errors[0]}"
             )
 
-    def _print_summary(self, total: Summary, rate: float) -> None:
+    def _print_summary(self, total: Summary, rate: float, threshold: float) -> None:
         if not total.images:
             return
         if total.classes:
@@ -346,7 +364,7 @@ class Predict:
         else:
             sentence = (
                 f"nothing found in {counted(total.images, 'image')} with a score of "
-                f"{self.threshold} or more: lower --threshold"
+                f"{threshold} or more: lower --threshold"
             )
         if rate:
             sentence += f"; {rate:.1f} images/s"

@@ -1,6 +1,5 @@
 """`RECIPE [flags]` or `RUN [flags]`, as train and verify take it."""
 
-import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -107,11 +106,4 @@ def _settings_of(path: Path) -> TrainConfig:
     """Reads the settings of a run from its folder, or from its config.json. Raises InputError if
     they cannot be read."""
     file = path / "config.json" if path.is_dir() else path
-    try:
-        config = TrainConfig.from_dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{file}: not the settings of a run ({error}); give a recipe's name or the folder of a "
-            "run"
-        ) from None
-    return replace(config, output=str(file.parent), resume=False)
+    return replace(TrainConfig.read(file), output=str(file.parent), resume=False)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from redetr.choices import ImageSize
+from redetr.choices import ImageSize, Precision
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
 from redetr.data.images import upright
@@ -25,9 +25,9 @@ from redetr.detector.tiles import merge_tiles
 from redetr.distributed import pick_device
 from redetr.errors import InputError
 from redetr.evaluation import evaluate
-from redetr.metrics import CocoResult
+from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
-from redetr.precision import autocast, pick_precision, weights_dtype
+from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.structures import DetectionModel
 from redetr.weights.reading import Origin, Weights, load_strictly, read_weights, require_fitting
 
@@ -36,7 +36,11 @@ _TILES_AT_ONCE = 8
 
 
 class Detector:
-    """A model with its class names and its image size."""
+    """A model with its class names and its image size.
+
+    `threshold` is the smallest score that `predict` shows by default: the one with the best
+    F1 when the model was last evaluated in training, or 0.5 if that was not measured.
+    """
 
     def __init__(
         self,
@@ -45,21 +49,21 @@ class Detector:
         category_ids: Sequence[int],
         image_size: ImageSize,
         device: str = "auto",
-        precision: str = "fp32",
+        precision: Precision = "fp32",
         trained_on: str | None = None,
         val_fraction: float = 0.0,
+        threshold: float | None = None,
     ):
         self.device = pick_device(device)
-        self.dtype = pick_precision(precision, self.device)
-        self.model = (
-            model.to(self.device, weights_dtype(self.dtype))
-            .to(memory_format=torch.channels_last)
-            .eval()
-        )
+        dtype = weights_dtype(PRECISIONS.get(precision, torch.float32))
+        self.model = model.to(self.device, dtype).to(memory_format=torch.channels_last).eval()
+        self.dtype = pick_precision(precision, self.device, self.model, image_size).dtype
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
         self.image_size = image_size
         self.trained_on, self.val_fraction = trained_on, val_fraction
+        self.has_measured_threshold = threshold is not None
+        self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
 
     @property
     def classes(self) -> list[tuple[int, str]]:
@@ -89,17 +93,18 @@ class Detector:
                 f"{error}; the checkpoint stores this path of its training data: give --data"
             ) from error
 
-    def optimize(self, compile: bool = False, precision: str = "auto") -> "Detector":
+    def optimize(self, compile: bool = False, precision: Precision = "auto") -> "Detector":
         """Speeds up this detector's model (see `for_inference`) and returns the detector.
 
-        A detector in fp32 changes to `precision`: "auto" is bf16 where the hardware multiplies it
-        fast, "fp32" keeps it as it is. With `compile`, the model is compiled, which takes a minute
-        at the first image. Scores and boxes change by rounding: by less than 1e-4 in fp32, by more
-        in bf16. The model no longer gives `aux_outputs`.
+        A detector in fp32 changes to `precision`: "auto" is bf16 where that is faster (see
+        `pick_precision`), "fp32" keeps it as it is. With `compile`, the model is compiled, which
+        takes a minute at the first image. Scores and boxes change by rounding: by less than 1e-4 in
+        fp32, by more in bf16. The model no longer gives `aux_outputs`.
         """
         self.model = for_inference(self.model)
         if self.dtype == torch.float32:
-            self.dtype = pick_precision(precision, self.device)
+            choice = pick_precision(precision, self.device, self.model, self.image_size)
+            self.dtype = choice.dtype
         if compile:
             self.model.compile(dynamic=True)
         return self
@@ -132,7 +137,7 @@ class Detector:
     def predict(
         self,
         images: ImageLike | Sequence[ImageLike],
-        threshold: float = 0.5,
+        threshold: float | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
     ) -> Any:
@@ -144,13 +149,16 @@ class Detector:
         keep it, so that they can be drawn; those of a list do not: all would have to stay in
         memory.
 
-        Masks, if the model has them, are of the original image. Large images can be divided into
-        tiles of `tile` px that `overlap` by this share of their side: see `tiles`; detections in
-        tiles have no masks, which would take the memory of the image for each object.
+        `threshold` is the smallest score of a detection, by default that of the detector. Masks, if
+        the model has them, are of the original image. Large images can be divided into tiles of
+        `tile` px that `overlap` by this share of their side: see `tiles`; detections in tiles have
+        no masks, which would take the memory of the image for each object.
 
         Raises InputError for something that is no image, a file that cannot be read, or a threshold
         that is not between 0 and 1.
         """
+        if threshold is None:
+            threshold = self.threshold
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
@@ -241,7 +249,7 @@ def load(
     source: str | os.PathLike,
     model: str | None = None,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     keep_memory: bool = True,
 ) -> Detector:
     """A `Detector` from weights of any of these kinds:
@@ -279,6 +287,7 @@ def load(
         precision,
         origin.trained_on,
         origin.val_fraction,
+        origin.threshold,
     )
     if keep_memory and detector.device.type == "cpu":
         memory.keep_memory()

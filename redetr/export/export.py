@@ -16,12 +16,10 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from redetr.choices import ExportFormat, ExportPrecision
@@ -31,11 +29,11 @@ from redetr.detector.detections import detections_of
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.evaluation import labels_in, with_labels
+from redetr.export.comparison import Comparison, detections_apart, drop_interval
 from redetr.export.files import SUFFIXES, Arrays, open_file, write_file
 from redetr.export.graph import Plain, Processed, trace
 from redetr.files import write_whole
-from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics
-from redetr.report.analysis import judge, working_threshold
+from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics, coco_result
 from redetr.structures import DatasetDetections, Outputs, collate
 from redetr.wording import counted
 
@@ -85,20 +83,6 @@ class ExportConfig:
             )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A file and PyTorch on the same images."""
-
-    images: int
-    # by output: the largest difference of all images, and the median of each image's largest one
-    differences: dict[str, tuple[float, float]]
-    ap: tuple[float, float]  # PyTorch's and the file's, in percent
-
-    @property
-    def ap_drop(self) -> float:
-        return self.ap[0] - self.ap[1]
-
-
 def export(
     detector: Detector,
     path: Path,
@@ -114,7 +98,7 @@ def export(
 
     The comparison is on the first `images` of `held_out`; without these it is None. int8 finds the
     ranges of values on as many of `train`. Raises InputError if AP drops by more than `max_ap_drop`
-    points; then nothing is written.
+    points and the choice of images does not explain it; then nothing is written.
     """
     config.check()
     if config.precision == "int8" and not train:
@@ -122,15 +106,15 @@ def export(
             "--precision int8 learns the ranges of values on training images: give --data"
         )
     trial = Trial(detector, config, held_out, images, batch_size) if held_out else None
-    threshold = trial.threshold() if trial else 0.5
+    threshold = trial.threshold() if trial else detector.threshold
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / path.with_suffix(SUFFIXES[config.format]).name
         calibration = _calibration(detector, config, train, images) if train else ()
         _build(detector, config, threshold, built, calibration)
         comparison = None
         if trial:
-            comparison = trial.compare(open_file(built))
-            _require_ap(path, comparison, max_ap_drop)
+            comparison = trial.compare(open_file(built), max_ap_drop)
+            _require_ap(path, comparison, config, max_ap_drop)
         _move(built, path)
     return comparison
 
@@ -160,19 +144,40 @@ def _build(
     )
 
 
-def _require_ap(path: Path, comparison: Comparison, max_ap_drop: float) -> None:
+def _require_ap(
+    path: Path, comparison: Comparison, config: ExportConfig, max_ap_drop: float
+) -> None:
+    """Raises InputError if AP is undefined, or drops by more than allowed and not by chance."""
+    images = counted(comparison.images, "image")
     if math.isnan(comparison.ap_drop):
         raise InputError(
-            f"AP is undefined on {counted(comparison.images, 'image')} without an object to find",
+            f"AP is undefined on {images} without an object to find",
             where=path,
             remedy="give --data with objects, more --images, or --no-check",
         )
-    if comparison.ap_drop > max_ap_drop:
-        pytorch_ap, file_ap = comparison.ap
-        raise InputError(
-            f"{path}: AP is {file_ap:.2f}, with PyTorch {pytorch_ap:.2f}: it drops by more than "
-            f"--max-ap-drop {max_ap_drop:g}, so no file was written"
-        )
+    if comparison.ap_drop <= max_ap_drop or comparison.by_chance:
+        return
+    pytorch_ap, file_ap = comparison.ap
+    interval = ""
+    if comparison.interval is not None:
+        lower, upper = comparison.interval
+        interval = f" (95% interval {lower:.2f} to {upper:.2f})"
+    allowed = math.ceil(10 * comparison.ap_drop) / 10
+    raise InputError(
+        f"AP is {file_ap:.2f}, with PyTorch {pytorch_ap:.2f}, on {images}: it drops by more than "
+        f"--max-ap-drop {max_ap_drop:g}{interval}, so no file was written",
+        where=path,
+        remedy=f"{_milder(config)}, or accept it with --max-ap-drop {allowed:g}",
+    )
+
+
+def _milder(config: ExportConfig) -> str:
+    """What to try in place of an export that loses AP."""
+    if config.precision != "fp32":
+        return "take --precision fp32, which loses nothing but rounding"
+    if config.processing:
+        return "leave out --with-processing and prepare images as the metadata says"
+    return "try another --format"
 
 
 def _move(built: Path, path: Path) -> None:
@@ -230,22 +235,6 @@ class _Answer:
     detections: dict[str, np.ndarray]  # scores, labels and boxes
 
 
-def _aligned(pytorch: dict[str, np.ndarray], file: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The file's detections of an image in the order of those of PyTorch that they correspond to.
-
-    Both are sorted by score: where scores are equal but for rounding, two may have changed places.
-    """
-    pairs = {}  # what the detections of PyTorch and of the file are apart, [K, K] or [K, K, 4]
-    for name in ("boxes", "scores", "labels"):
-        pairs[name] = np.abs(pytorch[name][:, None] - file[name])
-    largest = max(1, np.abs(pytorch["boxes"]).max(initial=0))
-    distance = pairs["scores"] + pairs["boxes"].max(-1, initial=0) / largest
-    distance += pairs["labels"] != 0
-    distance = np.nan_to_num(distance, nan=9.0)
-    _, order = linear_sum_assignment(distance)
-    return {name: rows[order] for name, rows in file.items()}
-
-
 class Trial:
     """What PyTorch detects in the first images of a data set, to be compared with a file.
 
@@ -271,31 +260,36 @@ class Trial:
 
     def threshold(self) -> float:
         """The score from which on PyTorch's detections have the best F1."""
-        detections = self._detections(self._pytorch)
-        evaluation = coco_evaluation(self._truth, detections)
-        return working_threshold(judge(self._targets, evaluation, detections))
+        best = coco_metrics(self._truth, self._detections(self._pytorch)).threshold
+        return self._detector.threshold if best is None else best
 
-    def compare(self, run: Run) -> Comparison:
-        """PyTorch and a file that `open_file` opened."""
+    def compare(self, run: Run, max_ap_drop: float = math.inf) -> Comparison:
+        """PyTorch and a file that `open_file` opened. The interval of the drop of AP, which takes
+        seconds, is computed if it is more than `max_ap_drop` points."""
         answers = self._run(run, self._config)
-        pairs = []
-        for expected, answer in zip(self._pytorch, answers, strict=True):
-            if self._config.processing:
-                aligned = _aligned(expected.detections, answer.detections)
-                pairs.append((expected.detections, aligned))
-            else:
-                pairs.append((expected.outputs, answer.outputs))
-        differences = {}
-        for name in self._config.outputs:
-            if name == "labels":
-                continue
-            largest = []
-            for expected_arrays, arrays in pairs:
-                difference = np.abs(expected_arrays[name] - arrays[name])
-                largest.append(float(difference.max(initial=0)))
-            differences[name] = (max(largest), median(largest))
-        ap = (self._ap(self._pytorch), self._ap(answers))
-        return Comparison(len(answers), differences, ap)
+        threshold = self.threshold()
+        apart = detections_apart(
+            [answer.detections for answer in self._pytorch],
+            [answer.detections for answer in answers],
+            threshold,
+        )
+        pytorch = coco_evaluation(self._truth, self._detections(self._pytorch))
+        file = coco_evaluation(self._truth, self._detections(answers))
+        ap_pytorch = 100 * coco_result(self._truth, pytorch).ap
+        ap_file = 100 * coco_result(self._truth, file).ap
+        interval = None
+        if ap_pytorch - ap_file > max_ap_drop:
+            interval = drop_interval(pytorch, file)
+        return Comparison(
+            images=len(answers),
+            threshold=threshold,
+            paired=apart.paired,
+            unpaired=apart.unpaired,
+            same=apart.same,
+            differences=apart.differences,
+            ap=(ap_pytorch, ap_file),
+            interval=interval,
+        )
 
     def _batches_of(self, batch_size: int) -> list[list[int]]:
         """Indices of the images that go in at once.
@@ -370,6 +364,3 @@ class Trial:
             )
             parts.append(part)
         return with_labels(DatasetDetections.concatenate(parts), self._label_of)
-
-    def _ap(self, answers: list[_Answer]) -> float:
-        return 100 * coco_metrics(self._truth, self._detections(answers)).ap

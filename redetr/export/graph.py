@@ -58,10 +58,8 @@ class Processed(nn.Module):
         `images` are uint8 `[B, 3, H, W]`.
         """
         num_images, _, height, width = images.shape
-        size = self._size(height, width)
-        resized = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
-        # Rounded, as the resized images are that the model learned from.
-        outputs = self.model((resized.round() - self.mean) / self.std)
+        resized = resized_pixels(images, *self._size(height, width))
+        outputs = self.model((resized - self.mean) / self.std)
         heights = torch.full((num_images,), height, dtype=torch.float32)
         widths = torch.full((num_images,), width, dtype=torch.float32)
         orig_sizes = torch.stack([heights, widths], -1)
@@ -85,6 +83,20 @@ class Processed(nn.Module):
             limits = [torch.sym_max(1, max_size * side // longer) for side in sides]
             sides = [torch.sym_min(*pair) for pair in zip(sides, limits, strict=True)]
         return sides[0], sides[1]
+
+
+def resized_pixels(images: Tensor, height: int, width: int) -> Tensor:
+    """Images `[B, 3, height, width]`, floats with whole values, of uint8 `images` `[B, 3, H, W]`.
+
+    As PyTorch resizes bytes on a CPU, which is how training, `predict` and `evaluate` see images:
+    first along rows, then along columns, rounded after each. Its weights are 16-bit integers; these
+    are floats, so about one value in 500 is off by 1.
+    """
+    stored_height = images.shape[2]
+    narrow = F.interpolate(images.float(), (stored_height, width), mode="bilinear", antialias=True)
+    rounded = (narrow + 0.5).floor()
+    resized = F.interpolate(rounded, (height, width), mode="bilinear", antialias=True)
+    return (resized + 0.5).floor()
 
 
 def trace(module: Plain | Processed, mask: bool = False) -> ExportedProgram:

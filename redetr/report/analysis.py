@@ -12,7 +12,6 @@ detections per class and image count, not 100 per image; detections in a crowd a
 only classes with objects enter the mean.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -221,14 +220,6 @@ def best_threshold(scores: Floats, correct: Bools, num_objects: int) -> float | 
     same_as_next = scores[1:] == scores[:-1]
     f1[np.flatnonzero(same_as_next)] = 0.0  # a threshold admits equal scores together
     return float(scores[f1.argmax()])
-
-
-def working_threshold(judged: Judgement) -> float:
-    """The best single threshold for all classes, cut to two digits; 0.5 if nothing is found."""
-    best = best_threshold(judged.scores, judged.correct, len(judged.objects))
-    if best is None:
-        return 0.5
-    return math.floor(100 * best) / 100
 
 
 def image_errors(judged: Judgement, threshold: float, num_images: int) -> tuple[Ints, Ints]:

@@ -14,6 +14,7 @@ from hotcoco import COCOeval
 
 from redetr.data import DetectionDataset
 from redetr.metrics import (
+    DEFAULT_THRESHOLD,
     METRIC_NAMES,
     CocoResult,
     GroundTruth,
@@ -34,7 +35,6 @@ from redetr.report.analysis import (
     judge,
     mistakes,
     threshold_curve,
-    working_threshold,
 )
 from redetr.report.comparison import Difference
 from redetr.structures import DatasetDetections, StoredTarget
@@ -77,14 +77,15 @@ def make_report(
     for path, detections in checkpoints:
         evaluation = coco_evaluation(truth, detections)
         judgement = judge(targets, evaluation, detections)
-        threshold = working_threshold(judgement)
+        result = coco_result(truth, evaluation)
+        threshold = DEFAULT_THRESHOLD if result.threshold is None else result.threshold
         judged.append(judgement)
         errors.append(image_errors(judgement, threshold, len(dataset)))
         described.append(
             {
                 "checkpoint": path,
                 "threshold": threshold,
-                **_detection_numbers(judgement, truth, evaluation, threshold),
+                **_detection_numbers(judgement, truth, evaluation, result, threshold),
                 "by_size": _by_size(targets, truth, detections),
                 "by_objects_in_image": _by_objects_in_image(targets, truth, evaluation),
                 "training": _training(Path(path)),
@@ -109,9 +110,12 @@ def make_report(
 
 
 def _detection_numbers(
-    judged: Judgement, truth: GroundTruth, evaluation: COCOeval, threshold: float
+    judged: Judgement,
+    truth: GroundTruth,
+    evaluation: COCOeval,
+    result: CocoResult,
+    threshold: float,
 ) -> dict[str, Any]:
-    result = coco_result(truth, evaluation)
     precision = _precision_at_recall(evaluation)
     has_objects = truth.objects > 0
     if has_objects.any():

@@ -40,6 +40,7 @@ class Origin:
     image_size: ImageSize = 0  # 0 = the model's
     trained_on: str | None = None
     val_fraction: float = 0.0  # held out of it
+    threshold: float | None = None  # with the best F1 at the last evaluation of its run
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,17 @@ def _origin_of_run(path: Path, about: Any) -> Origin:
         # Older checkpoints hold the path as it was given.
         trained_on=str(about.get("data", config.data)),
         val_fraction=config.val_fraction,
+        threshold=_threshold_of_run(path, about.get("threshold")),
     )
+
+
+def _threshold_of_run(path: Path, threshold: Any) -> float | None:
+    """The threshold that a run measured; older ones have none. Raises InputError."""
+    if threshold is None:
+        return None
+    if not isinstance(threshold, float) or not 0 <= threshold <= 1:
+        raise _damaged(path, f"a threshold of {threshold!r:.20}")
+    return threshold
 
 
 def _start_of_run(path: Path, about: dict[str, Any]) -> str:

@@ -93,6 +93,49 @@ def test_a_run_leaves_its_files(trained):
     assert evaluations[0]["per_class"].keys() == {"cup", "plate", "spoon"}
 
 
+def test_the_best_threshold_travels_in_the_checkpoint(trained, shared_coco, tmp_path, capsys):
+    """Every tool shows what scores at least that by default, and says so; older checkpoints have
+    none."""
+    measured = {line["step"]: line["threshold"] for line in lines_of(trained) if "AP" in line}
+    state = torch.load(trained / "last.pt", weights_only=True)
+    assert state["threshold"] == measured[6]
+    best = torch.load(trained / "best.pt", weights_only=True)
+    assert best["threshold"] == measured[best["step"]]
+    with safetensors.safe_open(trained / "best.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["redetr"])["threshold"] == best["threshold"]
+
+    image = shared_coco / "val" / "val-1.jpg"
+    for threshold, said in ((0.02, "0.02 (the best F1 at the last evaluation of its training)"),
+                            (None, "0.5 (none was measured in training; ")):  # fmt: skip
+        checkpoint = tmp_path / f"{threshold}.pt"
+        torch.save(state | {"threshold": threshold}, checkpoint)
+        detector = redetr.load(checkpoint)
+        assert detector.threshold == (threshold or 0.5)
+        expected = detector.predict(image, threshold=threshold or 0.5)
+        assert len(detector.predict(image)) == len(expected)
+        output = tmp_path / f"found-{threshold}"
+        main(
+            [
+                "predict",
+                str(checkpoint),
+                str(image),
+                "--output",
+                str(output),
+                "--save",
+                "json",
+                "--precision",
+                "fp32",
+            ]
+        )
+        assert f"threshold: {said}" in capsys.readouterr().err
+        record = json.loads((output / "predictions.jsonl").read_text())
+        assert len(record["detections"]) == len(expected)
+    assert len(redetr.load(tmp_path / "0.02.pt").predict(image)) > len(expected)
+    main(["predict", str(checkpoint), str(image), "--output", str(output), "--save", "json",
+          "--overwrite", "--threshold", "0.3"])  # fmt: skip
+    assert "threshold:" not in capsys.readouterr().err, "the user chose it"
+
+
 def test_checkpoints_are_plain_values(trained):
     for name, steps in (("last.pt", {6}), ("best.pt", {3, 6})):
         state = torch.load(trained / name, weights_only=True)

@@ -1,0 +1,129 @@
+"""A file and PyTorch on the same images: how far their detections are apart, and whether AP drops
+by more than chance explains.
+
+Arrays are NumPy's: K detections of an image, best score first, with boxes xyxy in pixels of the
+original image.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import torch
+from hotcoco import COCOeval
+from scipy.optimize import linear_sum_assignment
+
+from redetr.boxes import iou_and_giou
+from redetr.report.comparison import ap_differences
+
+ImageDetections = dict[str, np.ndarray]  # scores [K], labels [K] and boxes [K, 4]
+
+_PAIR_IOU = 0.5  # from which on two boxes of one class are taken for one detection
+# A pair is the same if its boxes overlap as much, or are as close. Rounding and near ties leave at
+# least that share of the detections the same.
+_SAME_IOU = 0.9
+_SAME_PX = 1.0
+_SAME_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A file and PyTorch on the same images."""
+
+    images: int
+    threshold: float
+    paired: int  # detections of that score or more that PyTorch and the file both have
+    unpaired: int  # those that one of them lacks
+    same: int  # of the paired ones, those whose boxes agree up to rounding
+    # of the paired ones, "scores" and "boxes" (px): the largest difference and the median
+    differences: dict[str, tuple[float, float]]
+    ap: tuple[float, float]  # PyTorch's and the file's, in percent
+    # the 95% confidence interval of the drop of AP, in points; None with fewer than two images
+    interval: tuple[float, float] | None = None
+
+    @property
+    def ap_drop(self) -> float:
+        return self.ap[0] - self.ap[1]
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether a drop of AP may be chance: detections above the threshold are the same, and the
+        images are too few to tell. A single image never tells."""
+        if self.same < _SAME_SHARE * (self.paired + self.unpaired):
+            return False
+        if self.interval is None:
+            return True
+        lower, _ = self.interval
+        return lower <= 0
+
+
+def drop_interval(pytorch: COCOeval, file: COCOeval) -> tuple[float, float] | None:
+    """The 95% confidence interval of the drop of AP from PyTorch to the file, in points.
+
+    None if there are no objects, or fewer than two images.
+    """
+    differences = ap_differences(pytorch, file)
+    if "AP" not in differences:
+        return None
+    change = differences["AP"]
+    return -100 * change["upper"], -100 * change["lower"]
+
+
+def aligned(pytorch: ImageDetections, file: ImageDetections) -> ImageDetections:
+    """The file's detections of an image in the order of those of PyTorch that they correspond to.
+
+    Both are sorted by score: where scores are equal but for rounding, two may have changed places.
+    """
+    apart = {}  # the detections of PyTorch and of the file, [K, K] or [K, K, 4]
+    for name in ("boxes", "scores", "labels"):
+        apart[name] = np.abs(pytorch[name][:, None] - file[name])
+    largest = max(1, np.abs(pytorch["boxes"]).max(initial=0))
+    distance = apart["scores"] + apart["boxes"].max(-1, initial=0) / largest
+    distance += apart["labels"] != 0
+    distance = np.nan_to_num(distance, nan=9.0)
+    _, order = linear_sum_assignment(distance)
+    return {name: rows[order] for name, rows in file.items()}
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How far detections above a threshold are apart; the fields are those of `Comparison`."""
+
+    paired: int
+    unpaired: int
+    same: int
+    differences: dict[str, tuple[float, float]]
+
+
+def detections_apart(
+    pytorch: Sequence[ImageDetections], file: Sequence[ImageDetections], threshold: float
+) -> Apart:
+    """The detections of each image that score `threshold` or more on either side, compared.
+
+    Low scores are left out: their order is mostly chance, and nobody looks at them.
+    """
+    unpaired = 0
+    num_same = 0
+    differences: dict[str, list[float]] = {"scores": [], "boxes": []}
+    for expected, answer in zip(pytorch, file, strict=True):
+        answer = aligned(expected, answer)
+        shown = (expected["scores"] >= threshold) | (answer["scores"] >= threshold)
+        iou, _ = iou_and_giou(
+            torch.from_numpy(expected["boxes"]), torch.from_numpy(answer["boxes"])
+        )
+        is_pair = (iou.numpy() >= _PAIR_IOU) & (expected["labels"] == answer["labels"])
+        unpaired += int((shown & ~is_pair).sum())
+        shown &= is_pair
+        scores = np.abs(expected["scores"] - answer["scores"])[shown]
+        boxes = np.abs(expected["boxes"] - answer["boxes"])[shown].max(axis=1, initial=0)
+        is_same = (boxes < _SAME_PX) | (iou.numpy()[shown] >= _SAME_IOU)
+        num_same += int(is_same.sum())
+        differences["scores"] += scores.tolist()
+        differences["boxes"] += boxes.tolist()
+    paired = len(differences["scores"])
+    summary = {}
+    for name, values in differences.items():
+        summary[name] = (max(values), median(values)) if values else (math.nan, math.nan)
+    return Apart(paired, unpaired, num_same, summary)

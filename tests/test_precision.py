@@ -1,0 +1,159 @@
+"""What a run or a detector computes in when nobody says."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import redetr
+from redetr import precision
+from redetr.config import TrainConfig
+from redetr.distributed import Dist
+from redetr.precision import PrecisionChoice, pick_precision
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SMALL = ("hidden_dim=32", "dim_feedforward=32", "num_queries=5", "backbone=[8, 16, 16]")
+QUICK = TrainConfig(
+    data="digits",
+    model="redetr_n",
+    model_options=SMALL,
+    batch_size=2,
+    steps=1,
+    image_size=64,
+    device="cpu",
+    num_workers=0,
+)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    options = {"hidden_dim": 32, "dim_feedforward": 32, "num_queries": 5, "backbone": [8, 16, 16]}
+    return redetr.build("redetr_n", 2, **options).train()
+
+
+@pytest.fixture
+def bf16_gain(monkeypatch):
+    """Makes this a processor with bf16 units of which a trial says that."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+
+    def set_gain(gain: float) -> None:
+        monkeypatch.setattr(precision, "_times_faster", lambda ours, other: gain)
+
+    return set_gain
+
+
+@pytest.mark.parametrize("units", [{}, {"avx512_bf16": False, "amx_bf16": False}], ids=str)
+def test_without_bf16_units_there_is_no_trial(units, model, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert pick_precision("auto", CPU, model, 64) == PrecisionChoice("fp32")
+
+
+@pytest.mark.parametrize("units", ["avx512_bf16", "amx_bf16"])
+@pytest.mark.parametrize(("gain", "expected"), [(0.6, "fp32"), (1.04, "fp32"), (1.06, "bf16")])
+def test_units_that_are_slow_are_left_alone(units, gain, expected, model, bf16_gain, monkeypatch):
+    bf16_gain(gain)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {units: True})
+    choice = pick_precision("auto", CPU, model, 64)
+    assert (choice.name, choice.bf16_gain) == (expected, gain)
+    assert f"precision: {expected}, because bf16 runs at {gain:.2f} times" in choice.reason
+    assert pick_precision("fp32", CPU, model, 64) == PrecisionChoice("fp32")
+
+
+def test_emulated_bf16_is_not_taken_for_fast(model, monkeypatch):
+    """As a T4 says of itself."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert pick_precision("auto", GPU, model, 64) == PrecisionChoice("fp32")
+
+
+def test_the_gain_is_the_median_of_what_each_round_says(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    ours = iter([9.0, 0.01, 0.01, 0.1, 0.01, 0.01])
+    other = iter([9.0, 0.02, 0.03, 0.02, 0.02, 0.02])
+
+    def pass_time(durations):
+        clock.now += next(durations)
+
+    gain = precision._times_faster(lambda: pass_time(ours), lambda: pass_time(other))
+    assert gain == pytest.approx(2)  # 2, 3, 0.2, 2, 2; the first of each warms up
+
+
+def test_a_trial_of_slow_rounds_ends(monkeypatch):
+    clock = SimpleNamespace(now=0.0, rounds=0)
+    monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def slow():
+        clock.now += 2
+        clock.rounds += 1
+
+    precision._times_faster(slow, slow)
+    assert clock.rounds == 4  # to warm up, and one round
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_trial_leaves_the_model_and_random_numbers_as_they_are(gradient, model):
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    assert precision._bf16_gain(model, (64, 96), gradient) > 0
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_a_detector_is_optimized_to_what_is_faster(model, bf16_gain):
+    bf16_gain(1.5)
+    detector = redetr.Detector(model, ["a", "b"], [1, 2], 64, device="cpu")
+    assert detector.dtype == torch.float32
+    assert detector.optimize(precision="fp32").dtype == torch.float32
+    assert detector.optimize().dtype == torch.bfloat16
+    assert redetr.Detector(model, ["a"], [1], 64, "cpu", "auto").dtype == torch.bfloat16
+
+
+def test_a_resumed_run_keeps_its_choice(bf16_gain, tmp_path):
+    bf16_gain(1.5)
+    config = replace(QUICK, output=str(tmp_path))
+    redetr.train(config)
+    assert json.loads((tmp_path / "config.json").read_text())["precision"] == "bf16"
+    bf16_gain(0.5)
+    # The same steps: `steps` decides the schedule, and may not change.
+    redetr.train(replace(config, resume=True))
+    assert json.loads((tmp_path / "config.json").read_text())["precision"] == "bf16"
+
+
+def test_a_run_of_an_earlier_version_is_resumed(bf16_gain, tmp_path):
+    """It chose anew at each start."""
+    bf16_gain(0.5)
+    config = replace(QUICK, output=str(tmp_path))
+    redetr.train(config)
+    _write_auto(tmp_path)
+    redetr.train(replace(config, resume=True))
+    assert json.loads((tmp_path / "config.json").read_text())["precision"] == "fp32"
+
+
+def _write_auto(folder: Path) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"precision": "auto"}))
+    checkpoint = torch.load(folder / "last.pt", weights_only=True)
+    checkpoint["config"]["precision"] = "auto"
+    torch.save(checkpoint, folder / "last.pt")
+
+
+def test_all_ranks_take_the_choice_of_the_first(bf16_gain, tmp_path, monkeypatch):
+    bf16_gain(0.5)
+    gather = Dist.gather
+
+    def with_another_rank(dist, items):
+        is_choice = isinstance(items[0], PrecisionChoice)
+        return [PrecisionChoice("bf16", 1.5)] if is_choice else gather(dist, items)
+
+    monkeypatch.setattr(Dist, "gather", with_another_rank)
+    redetr.train(replace(QUICK, output=str(tmp_path)))
+    assert json.loads((tmp_path / "config.json").read_text())["precision"] == "bf16"
