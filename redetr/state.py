@@ -191,6 +191,11 @@ def _changes(file: Path, inventories: dict[str, Any], dist: Dist) -> list[str]:
     return notes
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has been saved there."""
+    return (folder / "last.pt").exists() or (folder / "previous.pt").exists()
+
+
 def start_folder(
     folder: Path, state: State, datasets: dict[str, DetectionDataset], dist: Dist
 ) -> list[str]:

@@ -43,13 +43,13 @@ from redetr.evaluation import evaluate
 from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
 from redetr.models import build
-from redetr.models.freezing import freeze
+from redetr.models.freezing import freeze, what_is_frozen
 from redetr.models.recompute import recompute_blocks
 from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.precision import PRECISIONS, pick_precision, weights_dtype
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
-from redetr.state import State, resume_command, start_folder
+from redetr.state import State, has_checkpoint, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
 from redetr.structures import DetectionModel
 from redetr.weights.starting import starting_point
@@ -142,7 +142,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     and the criterion."""
     torch.manual_seed(config.seed)
     config = config.with_queries(data.hints, data.max_objects())
-    fresh = not (config.resume and _has_checkpoint(Path(config.output)))
+    fresh = not (config.resume and has_checkpoint(Path(config.output)))
     # A resumed run has its weights in its checkpoint; the file that it once started from may be
     # gone.
     start = config if fresh else replace(config, weights=None)
@@ -150,7 +150,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     notes = starting_point(model, config, data.class_names) if fresh else []
     if config.freeze:
         freeze(model, config.freeze)
-        notes.append(_what_is_frozen(model))
+        notes.append(what_is_frozen(model))
     settings = config.resolved(model, data.hints, len(data))
     notes += check_norms(model, dist, settings.accumulate)
     if settings.precision == "auto" and not fresh:
@@ -182,23 +182,12 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     return state, SetCriterion.for_model(model, settings.class_normalization)
 
 
-def _what_is_frozen(model: DetectionModel) -> str:
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    total = sum(size for size, _ in sizes)
-    trained = sum(size for size, is_trained in sizes if is_trained)
-    return f"frozen: {', '.join(model.frozen)}; {trained:,} of {total:,} parameters are trained"
-
-
 def _precision_of(folder: Path) -> Precision:
     """What the run in a folder computes in; "auto" if it does not say."""
     file = folder / "config.json"
     if not file.exists():
         return "auto"
     return TrainConfig.read(file).precision
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return (folder / "last.pt").exists() or (folder / "previous.pt").exists()
 
 
 def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
