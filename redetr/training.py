@@ -51,7 +51,6 @@ from redetr.precision import PRECISIONS, pick_precision, weights_dtype
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, has_checkpoint, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
-from redetr.structures import DetectionModel
 from redetr.weights.starting import starting_point
 from redetr.wording import counted
 

@@ -28,7 +28,8 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
 
     `notes` are sentences that a user should read once, such as how many boxes were left out.
     `has_masks`: whether the source states masks; targets hold them if the data set was opened for
-    that.
+    that. `is_thing`: whether each class is one of things, not of stuff; empty if the source does
+    not say.
     """
 
     name: str
@@ -37,6 +38,7 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
     hints: Hints = Hints()
     notes: tuple[str, ...] = ()
     has_masks: bool = False
+    is_thing: tuple[bool, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...

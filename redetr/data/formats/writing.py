@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
-from redetr.data.annotations import Annotations, Split
+from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.formats.cutting import Cut, cut_images
 from redetr.data.formats.folder import hold_out, read_split
 from redetr.data.formats.hub import Address, hub_splits, write_images
@@ -92,7 +92,7 @@ def _read_folder(
     for annotations in splits.values():
         _require_apart(annotations.folder, destination)  # links may lead out of the root
         if not follow_links:
-            _require_no_links_out(annotations, root.parent if root.is_file() else root)
+            _require_no_links_out(annotations, data_folder(root))
     return splits, [*notes]
 
 
@@ -164,7 +164,7 @@ def _require_new(root: Path, destination: Path) -> None:
     if destination.exists() and not is_empty_folder:
         remedy = "choose another place"
         raise InputError("already exists", where=destination, remedy=remedy)
-    _require_apart(root.parent if root.is_file() else root, destination)
+    _require_apart(data_folder(root), destination)
 
 
 def _require_apart(folder: Path, destination: Path) -> None:
