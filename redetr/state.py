@@ -83,6 +83,7 @@ class State:
             "threshold": self.threshold,
             "data": absolute_source(self.config.data),
             "weights_from": self.model.weights_from,
+            "is_thing": list(self.model.is_thing),
         }
 
     def to_dict(self) -> dict[str, Any]:

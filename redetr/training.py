@@ -146,6 +146,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     # gone.
     start = config if fresh else replace(config, weights=None)
     model = build(config.model, len(data.class_names), **start.model_kwargs())
+    model.is_thing = data.is_thing
     notes = starting_point(model, config, data.class_names) if fresh else []
     if config.freeze:
         freeze(model, config.freeze)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from redetr import panoptic
 from redetr.choices import ImageSize, Precision
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
@@ -20,15 +21,17 @@ from redetr.data.windows import tile_windows
 from redetr.detector import memory
 from redetr.detector.detections import Detections, detections_of
 from redetr.detector.inference import for_inference
+from redetr.detector.segments import PanopticDetections, segments_of
 from redetr.detector.sources import read_source
 from redetr.detector.tiles import merge_tiles
 from redetr.distributed import pick_device
 from redetr.errors import InputError
-from redetr.evaluation import evaluate
+from redetr.evaluation import evaluate, outputs_of
 from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
+from redetr.models.panoptic import PanopticDETR
 from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
-from redetr.structures import DetectionModel
+from redetr.structures import Batch, DetectionModel, Outputs
 from redetr.weights.reading import Origin, Weights, load_strictly, read_weights, require_fitting
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -188,11 +191,7 @@ class Detector:
     def _predict(
         self, images: list[Tensor], threshold: float, masks: bool = True
     ) -> list[Detections]:
-        resize = resizer(final_size(self.model, self.image_size))
-        resized = [resize(image) for image in images]
-        batch = images_to_batch(resized, self.device, dtype=weights_dtype(self.dtype))
-        with autocast(self.device, self.dtype):
-            outputs = self.model(batch.images, batch.padding)
+        batch, outputs = self._outputs(images)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         return detections_of(
             outputs,
@@ -203,7 +202,49 @@ class Detector:
             top_k=self.model.most_detections,
             threshold=threshold,
             batch=batch if masks else None,
+            original_masks=self.model.original_masks,
         )
+
+    def _outputs(self, images: list[Tensor]) -> tuple[Batch, Outputs]:
+        resize = resizer(final_size(self.model, self.image_size))
+        resized = [resize(image) for image in images]
+        batch = images_to_batch(resized, self.device, dtype=weights_dtype(self.dtype))
+        with autocast(self.device, self.dtype):
+            return batch, outputs_of(self.model, batch)
+
+    @torch.inference_mode()
+    def predict_panoptic(
+        self, images: ImageLike | Sequence[ImageLike], threshold: float = panoptic.THRESHOLD
+    ) -> Any:
+        """`PanopticDetections` of one image, or a list of them for a list of images, which are as
+        those of `predict`: every pixel belongs to one segment or none.
+
+        `threshold` is that of scores; the default is what published numbers were measured with.
+        Raises InputError for a model that is not panoptic, and as `predict` does.
+        """
+        if not isinstance(self.model, PanopticDETR):
+            remedy = "load detr_r50_panoptic, detr_r50_dc5_panoptic or detr_r101_panoptic"
+            raise InputError("this model has no panoptic segmentation", remedy=remedy)
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold={threshold} is not between 0 and 1")
+        if not isinstance(images, (list, tuple)):
+            image = as_image(images)  # type: ignore[arg-type]
+            (single,) = self._segments([image], threshold)
+            return replace(single, detections=replace(single.detections, image=image))
+        return self._segments([as_image(image) for image in images], threshold)
+
+    def _segments(self, images: list[Tensor], threshold: float) -> list[PanopticDetections]:
+        if not images:
+            return []
+        batch, outputs = self._outputs(images)
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        is_thing = self.model.is_thing or (True,) * len(self.class_names)
+        segments = []
+        for of_image in panoptic.panoptic_of_batch(
+            outputs, batch.sizes, sizes, is_thing, threshold
+        ):
+            segments.append(segments_of(of_image, self.class_names, self.category_ids))
+        return segments
 
 
 def _opened(source: str, split: Split, val_fraction: float, masks: bool) -> DetectionDataset:
@@ -277,7 +318,6 @@ def load(
             "if it is a backbone, train with --weights"
         )
     net = _model_of(weights, origin)
-    net.weights_from = weights.weights_from
     detector = Detector(
         net,
         origin.class_names,
@@ -309,4 +349,6 @@ def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
         require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
     net = build(origin.model, len(origin.class_names), **origin.options)
     load_strictly(net, weights)
+    net.weights_from = weights.weights_from
+    net.is_thing = origin.is_thing
     return net
