@@ -137,7 +137,8 @@ class State:
     def restore(self, path: Path, saved: dict[str, Any]) -> None:
         """Continues from the checkpoint `saved` in `path`. Raises InputError if it is of another
         run."""
-        self._require_same_settings(path, TrainConfig.from_dict(saved["config"]))
+        settings = {"channels": 3} | saved["config"]  # earlier versions had RGB alone
+        self._require_same_settings(path, TrainConfig.from_dict(settings))
         num_images = saved["num_images"]
         if saved["category_ids"] != list(self.category_ids) or num_images != self.num_images:
             images = counted(num_images, "image")

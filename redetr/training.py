@@ -109,6 +109,8 @@ def _train(
     else:
         data, val = datasets
         faults = essential_faults(data, val)
+    data = data.with_channels(config.channels or data.channels)
+    config = replace(config, channels=data.channels)
     dist.doing("building the model")
     state, criterion = prepare(config, dist, data)
     folder = Path(config.output)

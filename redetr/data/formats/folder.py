@@ -1,5 +1,6 @@
 """Data sets that are folders of images, whatever format their annotations have."""
 
+import copy
 import hashlib
 from abc import abstractmethod
 from dataclasses import replace
@@ -12,7 +13,7 @@ from torch import Tensor
 from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.layouts import read_annotations, splits_of
-from redetr.data.images import read_image
+from redetr.data.images import count_bands, read_image
 from redetr.data.mask_columns import MaskUse
 from redetr.data.store import read_stored
 from redetr.errors import InputError
@@ -197,7 +198,26 @@ class AnnotatedDataset(DetectionDataset):
 
 
 class FolderDataset(AnnotatedDataset):
-    """Images in files."""
+    """Images in files, which are read as RGB, or with all bands where Pillow reads none of them."""
+
+    def __init__(self, annotations: Annotations, name: str, hints: Hints = Hints(), note: str = ""):
+        super().__init__(annotations, name, hints, note)
+        if not len(self):
+            return
+        first = self.path(0)
+        bands, is_pillows = count_bands(first)
+        if not is_pillows and bands > 1:
+            self.channels = bands
+        elif bands > self.channels:
+            text = f"note: {first} has {bands} bands, of which {self.channels} are read; "
+            self.notes += (text + f"--channels {bands} takes all",)
+
+    def with_channels(self, channels: int) -> "FolderDataset":
+        """The same images read with so many bands: whether they have them shows when they are
+        read."""
+        same = copy.copy(self)
+        same.channels = channels
+        return same
 
     def path(self, index: int) -> Path:
         """The file of an image."""
@@ -207,4 +227,4 @@ class FolderDataset(AnnotatedDataset):
         return self.path(index).name
 
     def _read(self, position: int) -> Tensor:
-        return read_image(self.path(position))
+        return read_image(self.path(position), self.channels)
