@@ -114,21 +114,12 @@ class Predict:
 
         self._check()
         folder = Path(self.output)
-        if not (self.resume or self.overwrite):
-            require_no_predictions(folder)
-        if "html" in self.save:
-            require_no_foreign_page(folder)
+        self._require_free(folder)
         faults: list[Fault] = []
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
         detector = load(self.checkpoint, device=self.device).optimize(precision=self.precision)
-        unknown = [name for name in self.classes if name not in detector.class_names]
-        if unknown:
-            raise InputError(
-                f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}"
-            )
-        if "masks" in self.save and not detector.model.has_masks:
-            raise InputError("--save masks: the model finds boxes only, leave out masks")
+        self._require_fitting(detector)
         # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
         warnings.filterwarnings("ignore", module="PIL")
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,6 +168,23 @@ class Predict:
         require_images(self.batch_size)
         if not self.source:
             raise InputError("no input: name images or folders after the checkpoint")
+
+    def _require_free(self, folder: Path) -> None:
+        """Raises InputError if the folder holds what this run would mix with, or replace."""
+        if not (self.resume or self.overwrite):
+            require_no_predictions(folder)
+        if "html" in self.save:
+            require_no_foreign_page(folder)
+
+    def _require_fitting(self, detector: "Detector") -> None:
+        """Raises InputError for classes or masks that the model does not know."""
+        unknown = [name for name in self.classes if name not in detector.class_names]
+        if unknown:
+            raise InputError(
+                f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}"
+            )
+        if "masks" in self.save and not detector.model.has_masks:
+            raise InputError("--save masks: the model finds boxes only, leave out masks")
 
     def _require_kept(self, folder: Path, sources: Sequence[str]) -> None:
         """Raises InputError if --overwrite would delete a source."""

@@ -105,7 +105,7 @@ def _drawn_truth(image: Tensor, target: StoredTarget, class_names: tuple[str, ..
     kept = ~target["iscrowd"]
     boxes = target["boxes"][kept]
     labels = target["labels"][kept].tolist()
-    names = [class_names[label] for label in labels]
+    names = [class_names[label] if len(class_names) > 1 else "" for label in labels]
     colors = [class_color(label) for label in labels]
     masks = target["masks"][kept] if "masks" in target else None
     return draw_boxes(image, boxes, names, None, colors, within_px=_PANEL_PX, masks=masks)

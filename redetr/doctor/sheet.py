@@ -117,7 +117,8 @@ def _panel(
     image: Tensor, boxes: Tensor, labels: list[int], class_names: tuple[str, ...]
 ) -> Image.Image:
     """The image with its boxes (xyxy pixels), at most `_PANEL_PX` large."""
-    names = [class_names[label] for label in labels]
+    # A single class needs no names, which would hide more than they say.
+    names = [class_names[label] if len(class_names) > 1 else "" for label in labels]
     colors = [class_color(label) for label in labels]
     return draw_boxes(image, boxes, names, None, colors, within_px=_PANEL_PX)
 

@@ -121,11 +121,7 @@ def draw_boxes(
     if not scale:
         scale = _readable_scale(longest, _median_side(boxes))
     canvas = ImageOps.scale(canvas, scale)
-    texts = list(labels)
-    if scores is not None:
-        texts = []
-        for label, score in zip(labels, scores, strict=True):
-            texts.append(f"{label} {100 * score:.0f}%".strip())
+    texts = _tag_texts(labels, scores)
     enlarged = boxes * scale  # [N, 4]
     if line_width is None:
         line_width = _line_width(scale * longest, _median_side(enlarged))
@@ -194,6 +190,15 @@ def save_image(image: Image.Image, path: PathLike) -> None:
     The folder must exist.
     """
     write_whole(Path(path), image.save)
+
+
+def _tag_texts(labels: Sequence[str], scores: Sequence[float] | None) -> list[str]:
+    if scores is None:
+        return list(labels)
+    texts = []
+    for label, score in zip(labels, scores, strict=True):
+        texts.append(f"{label} {100 * score:.0f}%".strip())
+    return texts
 
 
 def _draw_masks(
