@@ -121,17 +121,15 @@ def draw_boxes(
     if not scale:
         scale = _readable_scale(longest, _median_side(boxes))
     canvas = ImageOps.scale(canvas, scale)
-    texts = _tag_texts(labels, scores)
     enlarged = boxes * scale  # [N, 4]
     if line_width is None:
         line_width = _line_width(scale * longest, _median_side(enlarged))
-    # The edge at x = 10 ends the pixel 9; PIL refuses boxes that are inside out.
-    enlarged[:, 2:] = torch.maximum(enlarged[:, :2], enlarged[:, 2:] - 1)
-    rectangles = enlarged.double().numpy()
+    rectangles = _rectangles(enlarged)
     if masks is not None:
         _draw_masks(canvas, masks.numpy(), colors, scale)
     _draw_rectangles(canvas, rectangles, colors, line_width)
     if tags != "none":
+        texts = _tag_texts(labels, scores)
         _draw_tags(canvas, rectangles, texts, colors, only_where_room=tags == "auto")
     return canvas
 
@@ -190,6 +188,13 @@ def save_image(image: Image.Image, path: PathLike) -> None:
     The folder must exist.
     """
     write_whole(Path(path), image.save)
+
+
+def _rectangles(boxes: Tensor) -> Boxes:
+    """The boxes as PIL draws them: the edge at x = 10 ends the pixel 9, and none is inside out."""
+    corner_1, corner_2 = boxes[:, :2], boxes[:, 2:] - 1
+    corners = torch.cat([corner_1, torch.maximum(corner_1, corner_2)], dim=1)
+    return corners.double().numpy()
 
 
 def _tag_texts(labels: Sequence[str], scores: Sequence[float] | None) -> list[str]:
