@@ -111,16 +111,13 @@ def draw_boxes(
     """
     canvas = to_pil(image)
     if within_px:
-        reduction = min(1.0, within_px / max(canvas.size))
-        canvas.thumbnail((within_px, within_px))
-        boxes = boxes * reduction
-        if masks is not None:
-            masks = _reduced_masks(masks, canvas.size)
+        boxes, masks = _reduce(canvas, boxes, masks, within_px)
         scale = max(1, within_px // max(canvas.size))
     longest = max(canvas.size)
     if not scale:
         scale = _readable_scale(longest, _median_side(boxes))
     canvas = ImageOps.scale(canvas, scale)
+    texts = _tag_texts(labels, scores)
     enlarged = boxes * scale  # [N, 4]
     if line_width is None:
         line_width = _line_width(scale * longest, _median_side(enlarged))
@@ -129,7 +126,6 @@ def draw_boxes(
         _draw_masks(canvas, masks.numpy(), colors, scale)
     _draw_rectangles(canvas, rectangles, colors, line_width)
     if tags != "none":
-        texts = _tag_texts(labels, scores)
         _draw_tags(canvas, rectangles, texts, colors, only_where_room=tags == "auto")
     return canvas
 
@@ -316,11 +312,16 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
-def _reduced_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks, bool `[N, H, W]`, for an image of that width and height."""
-    width, height = size
-    pixels = masks[None].float()
-    return F.interpolate(pixels, (height, width), mode="nearest-exact")[0].bool()
+def _reduce(
+    canvas: Image.Image, boxes: Tensor, masks: Tensor | None, longest_px: int
+) -> tuple[Tensor, Tensor | None]:
+    """Reduces a larger canvas in place; returns what lies on it, reduced alike."""
+    reduction = min(1.0, longest_px / max(canvas.size))
+    canvas.thumbnail((longest_px, longest_px))
+    if masks is not None:
+        size = (canvas.height, canvas.width)
+        masks = F.interpolate(masks[None].float(), size, mode="nearest-exact")[0].bool()
+    return boxes * reduction, masks
 
 
 def _median_side(boxes: Tensor) -> float:
