@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # these import PyTorch
     from redetr.data import Hints
     from redetr.structures import DetectionModel
 
+PATIENCE = 0.25  # of recipes that end early
 MOST_QUERIES = 300  # that a run takes unless the user asks for more
 _FEWEST_QUERIES = 25
 _STRIDE = 32  # of the coarsest feature map: sizes are multiples of it
@@ -140,8 +141,9 @@ class ScheduleOptions:
     """Steps between evaluations; default: once an epoch, but 5 to 20 times a run."""
     eval_batch_size: int = 16
     """Images that each rank evaluates at once."""
-    patience: int = 0
-    """Evaluations in a row without a better AP after which the run ends; 0 = never."""
+    patience: float = 0.0
+    """Share of the steps without a better AP after which the run ends, but not before the learning
+    rate has fallen to a quarter; 0 = never."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ BOUNDS = {
     "drop_at": _SHARE,
     "eval_every": _AT_LEAST_0,
     "eval_batch_size": _AT_LEAST_1,
-    "patience": _AT_LEAST_0,
+    "patience": _SHARE,
     "num_workers": _AT_LEAST_0,
     "loader_timeout_s": _ABOVE_0,
     "cache_mb": _AT_LEAST_0,
@@ -289,7 +291,7 @@ class TrainConfig(
         """The settings that `to_dict` wrote. Raises InputError for one that this version does not
         know, or of another type."""
         kinds = get_type_hints(cls)
-        values = _with_present_model({**values})
+        values = _with_present_patience(_with_present_model({**values}))
         for name in ("model_options", "freeze"):
             values[name] = tuple(values.get(name, ()))
         if isinstance(values.get("image_size"), list):  # JSON has no tuples
@@ -389,9 +391,9 @@ class TrainConfig(
         return Settings(**values | choices)
 
     def _steps_for(self, num_images: int) -> int:
-        epochs = self.epochs or _suitable_epochs(num_images)
-        images = int(epochs * num_images)
-        return max(1, math.ceil(images / self.batch_size))
+        if not self.epochs:
+            return usual_steps(num_images, self.batch_size)
+        return _steps_of_epochs(self.epochs, num_images, self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -421,11 +423,19 @@ def _suitable_size(model: "DetectionModel", native_size: int | None) -> int:
     return min(model.image_size, multiple)
 
 
-def _suitable_epochs(num_images: int) -> float:
-    """Passes over a data set of this size: many over a small one, so that there are some 1,500
-    steps of 16 images at least, and no more than the usual 36 over a large one.
+def usual_steps(num_images: int, batch_size: int) -> int:
+    """Steps of a run that is not given a length.
+
+    Many passes over a small data set, so that there are some 1,500 steps of 16 images at least, and
+    no more than the usual 36 over a large one.
     """
-    return max(36.0, 24_000 / max(num_images, 1))
+    epochs = max(36.0, 24_000 / max(num_images, 1))
+    return _steps_of_epochs(epochs, num_images, batch_size)
+
+
+def _steps_of_epochs(epochs: float, num_images: int, batch_size: int) -> int:
+    images = int(epochs * num_images)
+    return max(1, math.ceil(images / batch_size))
 
 
 def _suitable_decay(steps: int) -> float:
@@ -454,6 +464,15 @@ def _with_present_model(values: dict[str, Any]) -> dict[str, Any]:
         options = [option for option in options if not option.startswith("num_queries=")]
     given = values.get("model_options", ())  # these come later, and win
     return {**values, "model": "redetr_n", "model_options": (*options, *given)}
+
+
+def _with_present_patience(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run whose patience may be a number of evaluations, as in earlier
+    versions."""
+    patience = values.get("patience")
+    if type(patience) is int and patience > 0:
+        return {**values, "patience": PATIENCE}
+    return values
 
 
 def _option_value(text: str) -> Any:

@@ -17,7 +17,8 @@ import yaml
 
 from redetr.data.annotations import Annotations, Split
 from redetr.data.formats.cutting import Cut, cut_images
-from redetr.data.formats.folder import hold_out, read_split
+from redetr.data.formats.folder import read_split
+from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub import Address, hub_splits, write_images
 from redetr.data.formats.labels import label_name
 from redetr.data.formats.layouts import read_annotations, splits_of
