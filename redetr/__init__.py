@@ -17,6 +17,7 @@ __all__ = [
     "LossConfig",
     "LostError",
     "Outputs",
+    "PanopticDetections",
     "RedetrError",
     "SetCriterion",
     "StoppedError",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from redetr.config import TrainConfig
     from redetr.detector.detections import Detections
     from redetr.detector.detector import Detector, load
+    from redetr.detector.segments import PanopticDetections
     from redetr.errors import DivergedError, InputError, LostError, RedetrError, StoppedError
     from redetr.evaluation import evaluate
     from redetr.losses import SetCriterion
@@ -58,6 +60,7 @@ _MODULES = {
     "LossConfig": "structures",
     "LostError": "errors",
     "Outputs": "structures",
+    "PanopticDetections": "detector.segments",
     "RedetrError": "errors",
     "SetCriterion": "losses",
     "StoppedError": "errors",

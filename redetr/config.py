@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from redetr.choices import (
+    MOST_BANDS,
     Augment,
     ClassNormalization,
     Compression,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # these import PyTorch
 PATIENCE = 0.25  # of recipes that end early
 MOST_QUERIES = 300  # that a run takes unless the user asks for more
 _FEWEST_QUERIES = 25
+_RGB = 3  # channels of most images
 _STRIDE = 32  # of the coarsest feature map: sizes are multiples of it
 
 # Models of earlier versions, by what they are now: redetr_n with these options.
@@ -81,6 +83,9 @@ class DataOptions:
     data: str = "digits"
     """digits, crowns, a folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, or
     hf:NAME for what Hugging Face `datasets` reads."""
+    channels: int | None = None
+    """Bands of the images that are learned from; default: all of .npy files and of TIFF that only
+    the extra tiff reads, else three, RGB."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation if the data has no val split, the same images
     in every run; 0 = none."""
@@ -220,6 +225,7 @@ _BELOW_1 = Bounds(0, 1, open_above=True)
 BOUNDS = {
     "num_queries": _AT_LEAST_0,
     "denoising": _AT_LEAST_0,
+    "channels": Bounds(1, MOST_BANDS),
     "val_fraction": _BELOW_1,
     "image_size": _AT_LEAST_0,
     "mosaic_until": _SHARE,
@@ -275,10 +281,14 @@ class TrainConfig(
             kwargs["num_queries"] = self.num_queries
         if self.denoising:
             kwargs["denoising"] = self.denoising
+        if self.channels not in (None, _RGB):
+            kwargs["channels"] = self.channels
         for option in self.model_options:
             name, equals, value = option.partition("=")
             if not equals:
                 raise InputError(f"model option {option!r} is not of the form name=value")
+            if name == "channels":
+                raise InputError(f"model option {option!r}: give --channels {value}")
             kwargs[name] = _option_value(value)
         return kwargs
 
@@ -383,6 +393,7 @@ class TrainConfig(
             "ema_decay": _suitable_decay(steps) if self.ema_decay is None else self.ema_decay,
             "image_size": image_size or _suitable_size(model, hints.native_size),
             "augment": augment,
+            "channels": self.channels or _RGB,
             "lr_backbone": self.lr if self.lr_backbone is None else self.lr_backbone,
             "eval_every": eval_every,
             "save_every": self.save_every or eval_every,
@@ -408,6 +419,7 @@ class Settings(TrainConfig):
     epochs: float = field()  # 0: the length is in `steps`
     ema_decay: float = field()
     image_size: ImageSize = field()
+    channels: int = field()
     augment: Augment = field()
     lr_backbone: float = field()
     eval_every: int = field()

@@ -407,7 +407,8 @@ def replicate(
 
     Every parameter takes part in every loss by construction, so unused ones are not searched for,
     and the graph is the same in each step: declared as static, except with accumulation, where
-    PyTorch cannot combine that with `no_sync`. Buffers are constants (frozen BatchNorm) or equal on
+    PyTorch cannot combine that with `no_sync`, and where masks are computed after `forward`, whose
+    gradients a static graph would not expect. Buffers are constants (frozen BatchNorm) or equal on
     all ranks (synchronised), so they are not broadcast in each step. `compression="bf16"` halves
     what travels, at a relative error of about 2e-3: no longer exact.
     """
@@ -419,7 +420,7 @@ def replicate(
         model,
         device_ids=device_ids,
         gradient_as_bucket_view=True,
-        static_graph=accumulate == 1,
+        static_graph=accumulate == 1 and not getattr(model, "masks_on_demand", False),
         **options,
     )
     if compression == "bf16":

@@ -85,6 +85,7 @@ def detect_share(
     """
     dist = dist or _alone(model)
     model.eval()
+    dataset = dataset.with_channels(model.channels)
     samples = Samples(dataset, resizer(final_size(model, image_size)), seed=0)
     sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
     pin_memory = dist.device.type == "cuda"
@@ -96,7 +97,7 @@ def detect_share(
     for keys, batch_samples in zip(sampler, batches, strict=True):
         batch = to_batch(batch_samples, dist.device, dtype=weights_dtype(dtype))
         with autocast(dist.device, dtype):
-            outputs = model(batch.images, batch.padding)
+            outputs = outputs_of(model, batch)
         sums.add(outputs, batch.targets)
         batch_indices = [index for _, index in keys]
         indices += batch_indices
@@ -105,6 +106,13 @@ def detect_share(
     if sorted(dist.gather(indices)) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
     return DatasetDetections.concatenate(parts), sums.losses(dist)
+
+
+def outputs_of(model: DetectionModel, batch: Batch) -> Outputs:
+    """What `model` returns for a batch, and where masks are computed on demand, none yet."""
+    if model.masks_on_demand:
+        return model(batch.images, batch.padding, all_masks=False)
+    return model(batch.images, batch.padding)
 
 
 def _alone(model: DetectionModel) -> Dist:
@@ -125,20 +133,21 @@ def _detections_of_batch(
         labels=labels.flatten().cpu().numpy(),
         scores=scores.flatten().cpu().numpy(),
         boxes=boxes.flatten(0, 1).cpu().numpy(),
-        masks=_masks_of_batch(outputs, batch, queries) if with_masks else None,
+        masks=_masks_of_batch(model, outputs, batch, queries) if with_masks else None,
     )
 
 
-def _masks_of_batch(outputs: Outputs, batch: Batch, queries: Tensor) -> list[bytes]:
+def _masks_of_batch(
+    model: DetectionModel, outputs: Outputs, batch: Batch, queries: Tensor
+) -> list[bytes]:
     """The compressed masks of `queries` `[B, K]`, those of one image after those of the other."""
     masks = []
     for i, target in enumerate(batch.targets):
         # Several detections of a query, of different classes, share its mask.
         distinct, which = queries[i].unique(return_inverse=True)
         compressed: list[bytes] = []
-        for some in decode_masks(
-            outputs, i, distinct, target["size"], batch.canvas, target["orig_size"]
-        ):
+        sizes = (target["size"], batch.canvas, target["orig_size"])
+        for some in decode_masks(outputs, i, distinct, *sizes, model.original_masks):
             compressed += encode(some)
         masks += [compressed[row] for row in which.tolist()]
     return masks

@@ -108,19 +108,27 @@ class SetCriterion(nn.Module):
         num_classes: int,
         num_queries: int,
         class_normalization: ClassNormalization = "global",
+        masks_on_demand: bool = False,
     ):
         super().__init__()
         self.config = config
         self.num_classes = num_classes
         self.num_queries = num_queries
         self.class_normalization: ClassNormalization = class_normalization
+        self.masks_on_demand = masks_on_demand  # as in `DetectionModel`
 
     @classmethod
     def for_model(
         cls, model: Any, class_normalization: ClassNormalization = "global"
     ) -> "SetCriterion":
         """Returns the criterion with the weights, costs and scores that belong to `model`."""
-        return cls(model.loss_config, model.num_classes, model.num_queries, class_normalization)
+        return cls(
+            model.loss_config,
+            model.num_classes,
+            model.num_queries,
+            class_normalization,
+            model.masks_on_demand,
+        )
 
     def counts(self, targets: list[Target]) -> Tensor:
         """Returns the numbers of boxes, of queries with a box, and of those without, `[3]`.

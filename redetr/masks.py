@@ -32,6 +32,13 @@ def decode(counts: Sequence[bytes], size: Size) -> Tensor:
     return torch.from_numpy(stacked.view(np.bool_)).permute(2, 0, 1)
 
 
+def box_rle(box: Sequence[float], size: Size) -> bytes:
+    """The compressed RLE of the pixels in a box, xyxy in px of an image of this height and
+    width."""
+    x1, y1, x2, y2 = box
+    return hotcoco.mask.fr_bbox([x1, y1, x2 - x1, y2 - y1], *size)["counts"]
+
+
 def boxes_of_masks(masks: Tensor) -> Tensor:
     """The box around each of `masks`, bool `[N, H, W]`: float32 xyxy `[N, 4]` in pixels, to the
     outer edges of the outermost pixels; zeros around an empty mask.

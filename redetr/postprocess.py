@@ -93,21 +93,49 @@ def _rows(boxes: Tensor, index: Tensor) -> Tensor:
 
 
 def decode_masks(
-    outputs: Outputs, image: int, queries: Tensor, size: Size, canvas: Size, orig_size: Size
+    outputs: Outputs,
+    image: int,
+    queries: Tensor,
+    size: Size,
+    canvas: Size,
+    orig_size: Size,
+    original: bool = False,
 ) -> Iterator[Tensor]:
     """The masks of `queries` `[K]` of one image of the batch, bool `[n, H, W]` on the host, a few
     at a time.
 
     `size` is what the model saw of the image, without the padding up to `canvas`; `orig_size` is
     (H, W). Logits are interpolated once, bilinearly, from the model's resolution to the original
-    image; a pixel belongs to an object where they are above 0.
+    image; a pixel belongs to an object where they are above 0. With `original`, masks are decided
+    by `original_masks`.
 
-    Deviation: the originals interpolate twice, to the canvas and to the image.
+    Deviation: the originals of models in real time interpolate twice, to the canvas and to the
+    image.
     """
     shares = (size[0] / canvas[0], size[1] / canvas[1])
     for some in queries.split(_MASKS_AT_ONCE):
-        logits = outputs["pred_masks"][image, some].float().cpu()  # [n, h, w]
-        yield masks_of_size(logits, shares, orig_size)
+        if "pred_masks" in outputs:
+            logits = outputs["pred_masks"][image, some]
+        else:
+            logits = outputs["masks_of"](torch.full_like(some, image), some)
+        logits = logits.float()  # [n, h, w]
+        if original:
+            yield original_masks(logits, canvas, size, orig_size).cpu()
+        else:
+            yield masks_of_size(logits.cpu(), shares, orig_size)
+
+
+def original_masks(logits: Tensor, canvas: Size, size: Size, orig_size: Size) -> Tensor:
+    """Masks bool `[N, H, W]` of logits `[N, h, w]` as the original panoptic DETR decides them.
+
+    Sizes are those of `decode_masks`. The published mask AP contains two peculiarities: an object
+    is decided at the size that the model saw, and then enlarged to the nearest pixel, so its edges
+    have steps; and the nearest pixel is that of the corners, not of the centres.
+    """
+    on_canvas = F.interpolate(logits[:, None], size=canvas, mode="bilinear")
+    height, width = size
+    masks = on_canvas[..., :height, :width] > 0  # a score above 0.5
+    return F.interpolate(masks.float(), size=orig_size, mode="nearest")[:, 0].bool()
 
 
 def masks_of_size(logits: Tensor, shares: tuple[float, float], size: Size) -> Tensor:

@@ -86,6 +86,7 @@ class State:
             "threshold": self.threshold,
             "data": absolute_source(self.config.data),
             "weights_from": self.model.weights_from,
+            "is_thing": list(self.model.is_thing),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -155,7 +156,8 @@ class State:
     def restore(self, path: Path, saved: dict[str, Any]) -> None:
         """Continues from the checkpoint `saved` in `path`. Raises InputError if it is of another
         run."""
-        self._require_same_settings(path, TrainConfig.from_dict(saved["config"]))
+        settings = {"channels": 3} | saved["config"]  # earlier versions had RGB alone
+        self._require_same_settings(path, TrainConfig.from_dict(settings))
         num_images = saved["num_images"]
         if saved["category_ids"] != list(self.category_ids) or num_images != self.num_images:
             images = counted(num_images, "image")

@@ -69,8 +69,10 @@ def receive(
 
 def training_outputs(model: nn.Module, criterion: SetCriterion, batch: Batch) -> Outputs:
     """Returns what the losses of a batch are computed from: with denoising, also the outputs of
-    noisy queries."""
+    noisy queries, and masks only where they are cheap."""
     groups = criterion.config.denoising
+    if criterion.masks_on_demand:
+        return model(batch.images, batch.padding, all_masks=False)
     if groups == 0:
         return model(batch.images, batch.padding)
     labels, boxes = noisy_queries(batch.targets, groups, criterion.num_classes)

@@ -103,6 +103,8 @@ def _train(
     else:
         data, val = datasets
         faults = essential_faults(data, val)
+    data = data.with_channels(config.channels or data.channels)
+    config = replace(config, channels=data.channels)
     dist.doing("building the model")
     state, criterion = prepare(config, dist, data)
     folder = Path(config.output)
@@ -139,6 +141,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     # gone.
     start = config if fresh else replace(config, weights=None)
     model = build(config.model, len(data.class_names), **start.model_kwargs())
+    model.is_thing = data.is_thing
     notes = starting_point(model, config, data.class_names) if fresh else []
     if config.freeze:
         freeze(model, config.freeze)

@@ -58,16 +58,19 @@ def pytest_xdist_auto_num_workers() -> int:
 # The longest first.
 _LONG = (
     "test_export",
-    "test_app",
     "test_exactness",
-    "test_cli",
-    "test_launch",
-    "test_loader_failures",
+    "test_docs",
+    "test_app",
     "test_hosts",
-    "test_dependencies",
-    "test_failures",
-    "test_hostile",
+    "test_cli",
+    "test_models",
     "test_compile",
+    "test_launch",
+    "test_failures",
+    "test_loader",
+    "test_dependencies",
+    "test_dfine_model",
+    "test_rtdetr_model",
 )
 
 

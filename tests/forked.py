@@ -6,6 +6,7 @@ of how the command line itself starts.
 """
 
 import atexit
+import json
 import multiprocessing
 import os
 import pickle
@@ -16,9 +17,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ import torch.multiprocessing as mp
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOADED = ["redetr.cli", "redetr.training", "redetr.commands.train"]
+FORK_PYTHON = Path(__file__).with_name("fork_python.py")
 
 
 def preload() -> None:
@@ -47,6 +53,16 @@ def forget_redetr() -> None:
             del sys.modules[name]
 
 
+def _write_to(output: Path, errors: Path) -> None:
+    """Appends what this process writes to these files, or pipes."""
+    for path, number in ((output, 1), (errors, 2)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+
+
 def _command_line(arguments: list[str]) -> None:
     """`python -m redetr`."""
     sys.argv[1:] = arguments
@@ -66,11 +82,7 @@ def _run(
     prepare: Sequence[Callable[[], Any]],
 ) -> None:
     """Calls `function` as a new process would, with its output in files of `folder`."""
-    for stream, name in ((sys.stdout, "output"), (sys.stderr, "errors")):
-        file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, stream.fileno())
-        os.close(file)
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    _write_to(folder / "output", folder / "errors")
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ |= environment
     os.chdir(cwd)
@@ -177,6 +189,65 @@ def in_fork(function: Callable[..., Any], *arguments: Any) -> Any:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         return pickle.loads(path.read_bytes())
+
+
+def _as_python(request: dict[str, Any]) -> None:
+    """`python` with the arguments, environment, folder and output of another process."""
+    of_process = Path(f"/proc/{request['pid']}")
+    _write_to(of_process / "fd" / "1", of_process / "fd" / "2")
+    os.environ.clear()
+    os.environ |= request["environment"]
+    os.chdir(request["cwd"])
+    multiprocessing.set_start_method("fork", force=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    words = [word for word in request["arguments"] if word != "-u"]
+    is_module = words[0] == "-m"
+    sys.argv = words[is_module:]
+    try:
+        if is_module:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
+
+
+def _answer(connection: socket.socket) -> None:
+    """Starts the fork that a `fork_python.py` asks for; it does not outlive the one that asked."""
+    with connection, connection.makefile("rw") as file:
+        request = json.loads(file.readline())
+        process = _CONTEXT.Process(target=_as_python, args=(request,))
+        process.start()
+        file.write(f"{process.pid}\n")
+        file.flush()
+        wait([process.sentinel, connection])
+        process.kill()
+        process.join()
+        with suppress(BrokenPipeError):
+            file.write(f"{process.exitcode}\n")
+            file.flush()
+
+
+def _serve(listener: socket.socket) -> None:
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=_answer, args=(connection,), daemon=True).start()
+
+
+@cache
+def launcher_environment() -> dict[str, str]:
+    """Environment in which `fork_python.py` is given forks, and torchrun takes it for Python."""
+    preload()
+    folder = tempfile.mkdtemp(prefix="redetr-server-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{folder}/socket")
+    listener.listen()
+    threading.Thread(target=_serve, args=(listener,), daemon=True).start()
+    python = Path(folder) / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {FORK_PYTHON} "$@"\n')
+    python.chmod(0o755)
+    return {"FORK_SERVER": f"{folder}/socket", "PYTHON_EXEC": str(python)}
 
 
 def start_ranks(

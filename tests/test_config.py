@@ -193,7 +193,9 @@ def test_the_settings_of_earlier_runs_are_read():
     config = TrainConfig.from_dict(WRITTEN)
     assert config.to_dict() == WRITTEN | LATER
     settings = config.resolved(build("redetr_n", 1), Hints(), 100)
-    assert settings.to_dict() == WRITTEN | LATER and json.dumps(settings.to_dict())
+    assert settings.to_dict() == WRITTEN | LATER | {"channels": 3} and json.dumps(
+        settings.to_dict()
+    )
     for name, value in (("lr", True), ("resume", 1), ("augment", "much"), ("model_options", [3])):
         with pytest.raises(redetr.InputError, match=f"setting '{name}' cannot be"):
             TrainConfig.from_dict(WRITTEN | {name: value})

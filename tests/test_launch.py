@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from forked import launcher_environment
 from torch.distributed import run as torchrun
 
 from redetr.cli import parse_command
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.skipif(
 LAUNCH = Path(__file__).parent.parent / "examples" / "launch"
 SLURM, SSH = LAUNCH / "slurm.sbatch", LAUNCH / "ssh.sh"
 BIN = Path(sys.executable).parent
+TORCHRUN = "torch.distributed.run"
 HOSTS = ("127.0.0.1", "127.0.0.2")  # two names of this machine
 JOB_ID = str(os.getpid())  # Slurm's; the port follows from it
 COMMAND = [
@@ -89,13 +91,22 @@ def commands(folder: Path, scripts: dict[str, str]) -> dict[str, str]:
     for name, script in scripts.items():
         (programs / name).write_text(f"#!/bin/bash\n{script}\n")
         (programs / name).chmod(0o755)
+    launcher = launcher_environment()
+    torchrun = programs / "torchrun"  # the real one, in a fork
+    if not torchrun.exists():
+        torchrun.write_text(f'#!/bin/sh\nexec {launcher["PYTHON_EXEC"]} -m {TORCHRUN} "$@"\n')
+        torchrun.chmod(0o755)
     path = f"{programs}:{BIN}:{os.environ['PATH']}"
-    return os.environ | {
-        "PATH": path,
-        "RECORD": str(record),
-        "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"],
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
+    return (
+        os.environ
+        | launcher
+        | {
+            "PATH": path,
+            "RECORD": str(record),
+            "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"],
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+    )
 
 
 def slurm_job(folder: Path, nodes: int = 2, **more: str) -> dict[str, str]:
@@ -326,7 +337,7 @@ def test_ssh_asks_for_hosts(tmp_path):
 def ssh_training(folder: Path) -> dict[str, str]:
     with socket.create_server((HOSTS[0], 0)) as server:
         port = server.getsockname()[1]
-    return ssh_job(folder) | {"TORCHRUN": str(BIN / "torchrun"), "PORT": str(port)}
+    return ssh_job(folder) | {"TORCHRUN": str(folder / "bin" / "torchrun"), "PORT": str(port)}
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("killed", marks=pytest.mark.slow)])

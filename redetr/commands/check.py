@@ -28,6 +28,9 @@ class Check:
     split."""
     thorough: bool = False
     """Also decode all images, and look for images that are nearly the same."""
+    masks: bool = False
+    """The data is meant for training with --masks: what is wrong with a mask is an error then, not
+    a warning."""
     report: str | None = None
     """Folder for a page with samples and histograms."""
     augment: bool = False
@@ -49,6 +52,7 @@ class Check:
             self.thorough,
             self.val_fraction,
             self.image_size,
+            self.masks,
         )
         if self.json:
             print_json(report.to_dict())

@@ -197,7 +197,7 @@ class Predict:
         result = _Result()
         frame = Frame("")
         ahead = 1 if self.tile else self.batch_size
-        detected = self._detect(detector, frames(sources, ahead), ahead)
+        detected = self._detect(detector, frames(sources, ahead, detector.model.channels), ahead)
         jobs = (partial(self._drawn, file_names, *pair) for pair in detected)
         silent = self.json or dist.rank > 0
         with (

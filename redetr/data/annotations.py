@@ -15,24 +15,38 @@ from redetr.data.contradictions import (
     BoxFormat,
     area_differs,
     other_format,
-    outline_agrees,
-    outline_differs,
 )
+from redetr.data.mask_columns import MaskBuilder, MaskColumns
+from redetr.data.mask_faults import (
+    FEW,
+    OVERSHOOT_PX,
+    OVERSHOOT_SHARE,
+    judge_mask_sizes,
+    judge_masks,
+    judge_outlines,
+)
+from redetr.data.segment_images import SegmentImages
 from redetr.errors import InputError
 from redetr.wording import counted
 
 Split = Literal["train", "val", "test"]
 Severity = Literal["error", "warning", "note"]
 
+Masks = MaskColumns | SegmentImages
+
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # a data set need not have the last one
-# People overshoot the border a little: up to this many pixels, or this share of the side, boxes are
-# clipped.
-_OVERSHOOT_PX = 2.0
-_OVERSHOOT_SHARE = 0.01
-# COCO's own train2017 holds 2 boxes without height among 860,001: so few are left out, more are a
-# fault.
-_FEW_EMPTY_BOXES = 1e-4
 _BLOCK = 2**16  # boxes that are cut to their images at a time
+
+
+def data_folder(root: Path) -> Path:
+    """The folder of a data set that is given by it, by a YAML file in it, or by a JSON file in its
+    `annotations/`."""
+    if not root.is_file():
+        return root
+    parent = root.parent
+    if root.suffix == ".json" and parent.name == "annotations":
+        return parent.parent
+    return parent
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,8 @@ class Annotations:
     faults: list[Fault] = field(default_factory=list)
     box_format: BoxFormat = "xyxy"  # of the source
     root: Path | None = None  # the data folder or YAML file as it was given, if it is one
+    masks: Masks | None = None  # [A], if they were read
+    is_thing: tuple[bool, ...] = ()  # of each class, not stuff; empty if the source does not say
     stored: Path | None = None  # what the columns are mapped from, see `data/store.py`
 
     def __len__(self) -> int:
@@ -135,6 +151,8 @@ class Annotations:
             columns[name] = getattr(self, name)[images]
         for name in ("boxes", "labels", "iscrowd", "area", "object_ids"):
             columns[name] = getattr(self, name)[is_kept]
+        if self.masks is not None:
+            columns["masks"] = self.masks.take(np.flatnonzero(is_kept))
         first = np.append(0, np.cumsum(counts))
         return replace(self, first=first, stored=None, **columns)
 
@@ -235,6 +253,7 @@ class Objects:
     box_format: BoxFormat  # of the source
     outlines: np.ndarray | None = None  # [A, 4] float64, xyxy around the outline; NaN = none
     mask_sizes: np.ndarray | None = None  # [A, 2] int64, height and width of its mask; 0 = none
+    masks: MaskBuilder | None = None  # if masks are read
 
 
 def assemble(
@@ -248,6 +267,7 @@ def assemble(
     faults += _contradictions(source, objects, images)
     all_boxes = _boxes_inside(objects, images)
     objects.corners = np.zeros((0, 4))  # no longer needed: the most memory of all
+    masks = judge_masks(objects, images, all_boxes)
     faults += _repeated_names(source, classes)
     faults += _unwritable_names(source, classes)
 
@@ -283,6 +303,7 @@ def assemble(
         object_ids=objects.ids[kept],
         faults=faults,
         box_format=objects.box_format,
+        masks=None if masks is None else masks.take(kept),
     )
 
 
@@ -320,7 +341,7 @@ def _clipped(corners: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> _Clip
     for start in range(0, count, _BLOCK):
         rows = slice(start, start + _BLOCK)
         size = sizes[image[rows]]
-        slip = np.maximum(_OVERSHOOT_PX, _OVERSHOOT_SHARE * size)
+        slip = np.maximum(OVERSHOOT_PX, OVERSHOOT_SHARE * size)
         starts = corners[rows, :2]
         ends = corners[rows, 2:]
         sides = ends - starts
@@ -355,20 +376,14 @@ def _contradictions(source: Path, objects: Objects, images: Images) -> list[Faul
     outlines = objects.outlines
     if outlines is None:
         outlines = np.broadcast_to(np.nan, objects.corners.shape)  # takes no memory
-    _judge_mask_sizes(objects, images, outlines)
+    judge_mask_sizes(objects, images, outlines)
     counted = rows.good & ~objects.iscrowd
     area = np.where(counted, objects.area, -1)
     formats = _format_faults(source, objects, outlines, area, counted)
     if formats:
         return formats
-    differs = counted & outline_differs(objects.corners, outlines)
-
-    def outline(i: int) -> str:
-        span = outlines[i].round(2).tolist()
-        return f"{objects.quoted(i)} is not the box around its outline, which is {span} as xyxy"
-
-    remedy = "only the box is learned: see whether it is right on the page of check --report"
-    rows.fault("outline-differs", differs, outline, remedy, "warning")
+    if objects.masks is None or not objects.masks.for_training:  # else they are judged with masks
+        judge_outlines(objects, objects.corners, counted)
     no_area = area_differs(objects.corners, area, counted)
 
     def areas(i: int) -> str:
@@ -402,28 +417,6 @@ def _format_faults(
     return [Fault("error", f"format-{box_format}", file, where, text, remedy, count)]
 
 
-def _judge_mask_sizes(objects: Objects, images: Images, outlines: np.ndarray) -> None:
-    """Adds faults for masks of another size than their image: errors where the box is that around
-    the mask, and so of another size as well."""
-    if objects.mask_sizes is None or not len(images.sizes):
-        return
-    stated = objects.mask_sizes
-    sizes = images.sizes[objects.image]
-    differs = (stated > 0).all(1) & (stated != sizes).any(1)
-    same_box = outline_agrees(objects.corners, outlines)
-
-    def size(i: int) -> str:
-        height, width = stated[i]
-        image_height, image_width = sizes[i]
-        image = images.called(objects.image[i])
-        return f"its mask is {width}x{height} px, its image {image} {image_width}x{image_height} px"
-
-    remedy = "export the annotations of this image again"
-    objects.rows.fault("mask-size", differs & same_box, size, remedy)
-    remedy += ", or see whether its box is right on the page of check --report"
-    objects.rows.fault("mask-size", differs & ~same_box, size, remedy, "warning")
-
-
 def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:
     """Boxes clipped to their images, float32 xyxy `[A, 4]`. Adds a fault for those that leave them,
     and one for those without area."""
@@ -450,7 +443,7 @@ def _judge_empty_boxes(objects: Objects, clipped: _Clipped) -> None:
     no_side = boxes[:, 2:] <= boxes[:, :2]
     empty = no_side.any(1) & rows.good
     count = int(empty.sum())
-    are_many = count > _FEW_EMPTY_BOXES * len(empty)
+    are_many = count > FEW * len(empty)
     if are_many or (clipped.is_negative & rows.good).any():
 
         def negative(i: int) -> str:

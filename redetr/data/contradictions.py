@@ -175,3 +175,24 @@ def look_like_corners(numbers: np.ndarray, sizes: np.ndarray) -> bool:
         if np.corrcoef(first[:, axis], second[:, axis])[0, 1] < 0.5:
             return False
     return True
+
+
+def cross_themselves(points: np.ndarray) -> np.ndarray:
+    """Which polygons `[S, P, 2]` have sides that cross, bool `[S]`: what is drawn around an object
+    has none."""
+    ends = np.roll(points, -1, axis=1)  # of the sides that begin there
+    crossing = np.zeros(len(points), bool)
+    for lag in range(2, points.shape[1] // 2 + 1):  # each side with those that do not touch it
+        other_points = np.roll(points, -lag, axis=1)
+        other_ends = np.roll(ends, -lag, axis=1)
+        splits_other = _side(points, ends, other_points) * _side(points, ends, other_ends) < 0
+        is_split = _side(other_points, other_ends, points) * _side(other_points, other_ends, ends)
+        crossing |= (splits_other & (is_split < 0)).any(1)
+    return crossing
+
+
+def _side(starts: np.ndarray, ends: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """On which side of a line each point is: below, above or equal to 0, `[S, P]`."""
+    along = ends - starts
+    across = points - starts
+    return along[..., 0] * across[..., 1] - along[..., 1] * across[..., 0]

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from redetr.data.annotations import Annotations, Fault, Split
+from redetr.data.annotations import Annotations, Fault, Split, data_folder
 from redetr.data.dataset import DetectionDataset
 from redetr.data.formats.folder import AnnotatedDataset, FolderDataset
 from redetr.data.formats.label_images import is_label_folder
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.listing import Contents, contents_of, passed_over
+from redetr.data.formats.panoptic import png_folder
 from redetr.data.headers import read_headers
 from redetr.data.store import remembered
 from redetr.distributed import Dist
@@ -196,7 +197,7 @@ def unclaimed_files(splits: Mapping[Split, Annotations]) -> list[Fault]:
     if annotations is None or annotations.root is None:
         return []
     root = annotations.root
-    folder = root.parent if root.is_file() else root
+    folder = data_folder(root)
     used = _used(folder, splits.values())
     contents = _contents(folder, used)
     unused = _unused(contents, used)
@@ -217,9 +218,11 @@ def _used(folder: Path, splits: Iterable[Annotations]) -> set[str]:
         below = os.path.relpath(annotations.folder, folder)
         prefix = "" if below == "." else f"{below}/"
         used |= {prefix + os.fsdecode(name) for name in annotations.names.tolist()}
-        if is_label_folder(annotations.source):
-            below = os.path.relpath(annotations.source, folder)
-            used |= {f"{below}/{name}" for name in contents_of(annotations.source).files}
+        source = annotations.source
+        labels = source if is_label_folder(source) else png_folder(source)
+        if labels is not None:
+            below = os.path.relpath(labels, folder)
+            used |= {f"{below}/{name}" for name in contents_of(labels).files}
     return used
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from redetr.data.annotations import SPLITS, Fault, Split
+from redetr.data.annotations import SPLITS, Fault, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.digits import DigitsDataset
 from redetr.data.formats.folder import open_folder
@@ -58,15 +58,12 @@ def open_dataset(
         raise InputError("has no test split", where=source, remedy="use val")
     if source == "digits":
         return DigitsDataset(split, masks=masks)
-    if masks:
-        text = "has boxes only, and no masks"
-        raise InputError(text, where=source, remedy="leave out --masks, or draw outlines")
     if str(source).startswith("hf:"):
-        return open_hub(str(source), split, val_fraction)
+        return open_hub(str(source), split, val_fraction, masks)
     hints = Hints()
     if source == "crowns":
         hints = Hints(image_size=128, augment="aerial", num_queries=25)
-    return open_folder(folder_of(source), split, hints, val_fraction, stamp)
+    return open_folder(folder_of(source), split, hints, val_fraction, stamp, masks)
 
 
 Check = Callable[[DetectionDataset, DetectionDataset], list[Fault]]
@@ -110,6 +107,6 @@ def _stamp(source: str) -> str | None:
     if source in _EMBEDDED or source.startswith("hf:") or not folder.exists():
         return None
     try:
-        return stamp_of(folder.parent if folder.is_file() else folder)
+        return stamp_of(data_folder(folder))
     except OSError:  # whoever reads it says why
         return None

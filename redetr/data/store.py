@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 import redetr
-from redetr.data.annotations import Annotations, Fault, Split
+from redetr.data.annotations import Annotations, Fault, Masks, Split, data_folder
+from redetr.data.mask_columns import MaskColumns, MaskUse
+from redetr.data.segment_images import SegmentImages
 from redetr.files import UNFINISHED, write_json
 
 # Images and objects from which on a data set is stored: fewer are read in a second.
@@ -31,7 +33,13 @@ _COLUMNS = (
     *("boxes", "labels", "iscrowd", "area", "object_ids"),
 )
 
-Read = Callable[[Path, Split, float], tuple[Annotations, str]]
+# Of masks, if they were read: what holds them, and its columns.
+_MASK_KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "MaskColumns": (MaskColumns, ("points", "first_point", "counts", "first_count")),
+    "SegmentImages": (SegmentImages, ("segment_files", "segment_file", "segment_ids")),
+}
+
+Read = Callable[[Path, Split, float, MaskUse], tuple[Annotations, str]]
 
 
 def stamp_of(folder: Path) -> str:
@@ -68,20 +76,25 @@ def _number(entry: os.DirEntry[str]) -> int:
 
 
 def read_stored(
-    root: Path, split: Split, val_fraction: float, stamp: str | None, read: Read
+    root: Path,
+    split: Split,
+    val_fraction: float,
+    stamp: str | None,
+    read: Read,
+    masks: MaskUse = "none",
 ) -> tuple[Annotations, str]:
     """What `read` returns of a folder, or of a YAML file: from its store if there is one, else
     stored for the next time, if it is large. `stamp` is that of the folder, if it is known."""
-    folder = root.parent if root.is_file() else root
+    folder = data_folder(root)
     try:
         # Before it is read: what changes meanwhile is read again next time.
         stamp = stamp or stamp_of(folder)
     except OSError:  # `read` says why
-        return read(root, split, val_fraction)
-    store = _stores(root, split, val_fraction) / _name(stamp)
+        return read(root, split, val_fraction, masks)
+    store = _stores(root, split, val_fraction, masks) / _name(stamp)
     with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one
         return load(store)
-    annotations, note = read(root, split, val_fraction)
+    annotations, note = read(root, split, val_fraction, masks)
     if not _is_worth_it(annotations, folder):
         return annotations, note
     return _stored(store, annotations, note)
@@ -94,6 +107,13 @@ def load(store: Path) -> tuple[Annotations, str]:
     columns = {}
     for name in _COLUMNS:
         columns[name] = np.load(store / f"{name}.npy", mmap_mode="r")
+    masks: Masks | None = None
+    if about["masks"]:
+        kind, names = _MASK_KINDS[about["masks"]]
+        parts = {name: np.load(store / f"{name}.npy", mmap_mode="r") for name in names}
+        if about["masks_folder"]:
+            parts["folder"] = Path(about["masks_folder"])
+        masks = kind(**parts)
     faults = []
     for fault in about["faults"]:
         faults.append(Fault(**fault | {"file": Path(fault["file"])}))
@@ -105,6 +125,8 @@ def load(store: Path) -> tuple[Annotations, str]:
         faults=faults,
         box_format=about["box_format"],
         root=Path(about["root"]),
+        masks=masks,
+        is_thing=tuple(about["is_thing"]),
         stored=store,
         **columns,
     )
@@ -112,6 +134,8 @@ def load(store: Path) -> tuple[Annotations, str]:
     num_objects = int(annotations.first[num_images])
     lengths = [len(columns[name]) for name in _COLUMNS]
     if lengths != 3 * [num_images] + [num_images + 1] + 5 * [num_objects]:
+        raise ValueError(f"{store}: columns of different lengths")
+    if masks is not None and not masks.is_whole(num_objects):
         raise ValueError(f"{store}: columns of different lengths")
     return annotations, about["note"]
 
@@ -148,10 +172,12 @@ def _digest(annotations: Annotations) -> str:
     return digest.hexdigest()
 
 
-def _stores(root: Path, split: Split, val_fraction: float) -> Path:
-    """Where the stores of a split are."""
+def _stores(root: Path, split: Split, val_fraction: float, masks: MaskUse = "none") -> Path:
+    """Where the stores of a split are, with masks or without."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     identity = f"{root.absolute()}\0{split}\0{val_fraction}"
+    if masks != "none":
+        identity += f"\0{masks}"
     digest = hashlib.blake2b(os.fsencode(identity), digest_size=12).hexdigest()
     return Path(caches) / "redetr" / "annotations" / digest
 
@@ -199,9 +225,14 @@ def _stored(store: Path, annotations: Annotations, note: str) -> tuple[Annotatio
 
 
 def _write(folder: Path, annotations: Annotations, note: str) -> None:
-    for name in _COLUMNS:
+    arrays = {name: getattr(annotations, name) for name in _COLUMNS}
+    masks = annotations.masks
+    kind = type(masks).__name__ if masks is not None else ""
+    for name in _MASK_KINDS[kind][1] if kind else ():
+        arrays[name] = getattr(masks, name)
+    for name, array in arrays.items():
         with open(folder / f"{name}.npy", "wb") as file:
-            np.save(file, getattr(annotations, name), allow_pickle=False)
+            np.save(file, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
     faults = []
@@ -216,6 +247,9 @@ def _write(folder: Path, annotations: Annotations, note: str) -> None:
         "box_format": annotations.box_format,
         "faults": faults,
         "note": note,
+        "masks": kind,
+        "masks_folder": str(masks.folder) if isinstance(masks, SegmentImages) else "",
+        "is_thing": annotations.is_thing,
     }
     write_json(folder / "about.json", about)
 

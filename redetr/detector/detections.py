@@ -264,13 +264,15 @@ def detections_of(
     top_k: int,
     threshold: float = 0.0,
     batch: Batch | None = None,
+    original_masks: bool = False,
 ) -> list[Detections]:
     """The `Detections` of each image with a score of `threshold` or more; one device-to-host copy.
 
     `kind` and `top_k` are described at `decode`; `orig_sizes` are (height, width). Boxes are
     clipped to the image. With the `batch` that the outputs are of, detections get their masks, if
-    the outputs have any.
+    the outputs have any, decided as `original_masks` says (see `decode_masks`).
     """
+    has_masks = "pred_masks" in outputs or "masks_of" in outputs
     sizes = torch.tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
     scores, labels, boxes, queries = decode(outputs, sizes, kind, top_k)
     # One tensor, one copy; fp32 holds every label below 2^24 exactly.
@@ -280,9 +282,10 @@ def detections_of(
     for i, (rows, (height, width)) in enumerate(zip(rows_of_images, orig_sizes, strict=True)):
         rows = rows[rows[:, 4] >= threshold]
         masks = None
-        if batch is not None and "pred_masks" in outputs:
+        if batch is not None and has_masks:
             best = queries[i, : len(rows)]  # of the best scores, as the rows are
-            groups = decode_masks(outputs, i, best, batch.sizes[i], batch.canvas, (height, width))
+            seen = (batch.sizes[i], batch.canvas, (height, width))
+            groups = decode_masks(outputs, i, best, *seen, original_masks)
             masks = torch.cat(list(groups))
         in_image = Detections(
             scores=rows[:, 4],

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from redetr import panoptic
 from redetr.choices import ImageSize, Precision
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
@@ -20,15 +21,18 @@ from redetr.data.windows import tile_windows
 from redetr.detector import memory
 from redetr.detector.detections import Detections, detections_of
 from redetr.detector.inference import for_inference
+from redetr.detector.segments import PanopticDetections, segments_of
 from redetr.detector.sources import read_source
 from redetr.detector.tiles import merge_tiles
 from redetr.distributed import pick_device
 from redetr.errors import InputError
-from redetr.evaluation import evaluate
+from redetr.evaluation import evaluate, outputs_of
 from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
+from redetr.models.channels import RGB
+from redetr.models.panoptic import PanopticDETR
 from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
-from redetr.structures import DetectionModel
+from redetr.structures import Batch, DetectionModel, Outputs
 from redetr.weights.reading import Origin, Weights, load_strictly, read_weights, require_fitting
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -82,12 +86,13 @@ class Detector:
         With `masks`, its targets hold masks if it states them. Raises InputError.
         """
         held_out = self.val_fraction if val_fraction is None else val_fraction
+        channels = self.model.channels
         if source is not None:
-            return _opened(source, split, held_out, masks)
+            return _opened(source, split, held_out, masks).with_channels(channels)
         if self.trained_on is None:
             raise InputError("the checkpoint does not say what it was trained on: give --data")
         try:
-            return _opened(self.trained_on, split, held_out, masks)
+            return _opened(self.trained_on, split, held_out, masks).with_channels(channels)
         except InputError as error:
             raise InputError(
                 f"{error}; the checkpoint stores this path of its training data: give --data"
@@ -162,9 +167,10 @@ class Detector:
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
-            image = as_image(images)  # type: ignore[arg-type]
+            image = as_image(images, self.model.channels)  # type: ignore[arg-type]
             return replace(self._look([image], threshold, tile, overlap)[0], image=image)
-        return self._look([as_image(image) for image in images], threshold, tile, overlap)
+        tensors = [as_image(image, self.model.channels) for image in images]
+        return self._look(tensors, threshold, tile, overlap)
 
     def _look(
         self, images: list[Tensor], threshold: float, tile: int | None, overlap: float
@@ -188,11 +194,7 @@ class Detector:
     def _predict(
         self, images: list[Tensor], threshold: float, masks: bool = True
     ) -> list[Detections]:
-        resize = resizer(final_size(self.model, self.image_size))
-        resized = [resize(image) for image in images]
-        batch = images_to_batch(resized, self.device, dtype=weights_dtype(self.dtype))
-        with autocast(self.device, self.dtype):
-            outputs = self.model(batch.images, batch.padding)
+        batch, outputs = self._outputs(images)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         return detections_of(
             outputs,
@@ -203,7 +205,49 @@ class Detector:
             top_k=self.model.most_detections,
             threshold=threshold,
             batch=batch if masks else None,
+            original_masks=self.model.original_masks,
         )
+
+    def _outputs(self, images: list[Tensor]) -> tuple[Batch, Outputs]:
+        resize = resizer(final_size(self.model, self.image_size))
+        resized = [resize(image) for image in images]
+        batch = images_to_batch(resized, self.device, dtype=weights_dtype(self.dtype))
+        with autocast(self.device, self.dtype):
+            return batch, outputs_of(self.model, batch)
+
+    @torch.inference_mode()
+    def predict_panoptic(
+        self, images: ImageLike | Sequence[ImageLike], threshold: float = panoptic.THRESHOLD
+    ) -> Any:
+        """`PanopticDetections` of one image, or a list of them for a list of images, which are as
+        those of `predict`: every pixel belongs to one segment or none.
+
+        `threshold` is that of scores; the default is what published numbers were measured with.
+        Raises InputError for a model that is not panoptic, and as `predict` does.
+        """
+        if not isinstance(self.model, PanopticDETR):
+            remedy = "load detr_r50_panoptic, detr_r50_dc5_panoptic or detr_r101_panoptic"
+            raise InputError("this model has no panoptic segmentation", remedy=remedy)
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold={threshold} is not between 0 and 1")
+        if not isinstance(images, (list, tuple)):
+            image = as_image(images)  # type: ignore[arg-type]
+            (single,) = self._segments([image], threshold)
+            return replace(single, detections=replace(single.detections, image=image))
+        return self._segments([as_image(image) for image in images], threshold)
+
+    def _segments(self, images: list[Tensor], threshold: float) -> list[PanopticDetections]:
+        if not images:
+            return []
+        batch, outputs = self._outputs(images)
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        is_thing = self.model.is_thing or (True,) * len(self.class_names)
+        segments = []
+        for of_image in panoptic.panoptic_of_batch(
+            outputs, batch.sizes, sizes, is_thing, threshold
+        ):
+            segments.append(segments_of(of_image, self.class_names, self.category_ids))
+        return segments
 
 
 def _opened(source: str, split: Split, val_fraction: float, masks: bool) -> DetectionDataset:
@@ -213,19 +257,21 @@ def _opened(source: str, split: Split, val_fraction: float, masks: bool) -> Dete
     return dataset
 
 
-def as_image(image: ImageLike) -> Tensor:
-    """An image of any kind as uint8 `[3, H, W]`. Raises InputError."""
+def as_image(image: ImageLike, channels: int = 3) -> Tensor:
+    """An image of any kind as uint8 `[channels, H, W]`. Raises InputError."""
     if isinstance(image, (str, os.PathLike)):
-        return read_source(os.fspath(image))
+        return read_source(os.fspath(image), channels)
+    if channels != RGB:
+        return _of_bands(image, channels)
     if isinstance(image, Image.Image):
         return upright(image)
     if isinstance(image, np.ndarray):
-        channels = image.shape[2:]
+        channels_of_array = image.shape[2:]
         if (
             image.dtype != np.uint8
             or not image.size
             or image.ndim < 2
-            or channels not in ((), (3,), (4,))
+            or channels_of_array not in ((), (3,), (4,))
         ):
             raise InputError(
                 "an image array must be uint8 [H, W, 3] (RGB), [H, W] (gray) or [H, W, 4] (RGBA), "
@@ -243,6 +289,21 @@ def as_image(image: ImageLike) -> Tensor:
             f"{list(image.shape)}"
         )
     return image.cpu()
+
+
+def _of_bands(image: Image.Image | np.ndarray | Tensor, channels: int) -> Tensor:
+    """An image for a model of other channels than RGB. Raises InputError if it has others."""
+    if isinstance(image, Tensor):
+        pixels = image.cpu()
+    else:
+        array = np.array(image)
+        pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != channels:
+        raise InputError(
+            f"this model takes uint8 images of {channels} channels (arrays [H, W, {channels}], "
+            f"tensors [{channels}, H, W]), this one is {pixels.dtype} {list(pixels.shape)}"
+        )
+    return pixels
 
 
 def load(
@@ -277,7 +338,6 @@ def load(
             "if it is a backbone, train with --weights"
         )
     net = _model_of(weights, origin)
-    net.weights_from = weights.weights_from
     detector = Detector(
         net,
         origin.class_names,
@@ -309,4 +369,6 @@ def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
         require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
     net = build(origin.model, len(origin.class_names), **origin.options)
     load_strictly(net, weights)
+    net.weights_from = weights.weights_from
+    net.is_thing = origin.is_thing
     return net

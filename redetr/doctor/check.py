@@ -22,12 +22,18 @@ from torch import Tensor
 from redetr.choices import ImageSize
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset, Hints
-from redetr.data.formats.folder import AnnotatedDataset, FolderDataset, read_split
+from redetr.data.formats.folder import (
+    AnnotatedDataset,
+    FolderDataset,
+    read_split,
+    require_masks,
+)
 from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.headers import Header, read_headers
 from redetr.data.images import read_image
 from redetr.data.inventory import unclaimed_files
+from redetr.data.mask_columns import MaskUse
 from redetr.data.open import folder_of, open_dataset
 from redetr.data.store import remembered
 from redetr.doctor.boxes import box_faults, class_counts, class_faults, is_sound, plan_faults
@@ -52,6 +58,7 @@ class Report:
     faults: list[Fault]  # errors first
     plan: Plan
     val_fraction: float = 0.0
+    masks: bool = False  # whether masks are to be trained on
 
     @property
     def errors(self) -> int:
@@ -68,14 +75,21 @@ class Report:
         command = f"redetr train {self.plan.recipe} --data {shlex.quote(self.source)}"
         if self.val_fraction:
             command += f" --val-fraction {self.val_fraction}"
+        if self.masks:
+            command += " --masks"
         return f"ready to train: {command} --output runs/mine"
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """What each split holds; "ignored" are crowds and difficult objects, "at most" is of the
-        objects in an image, sizes are width x height in pixels."""
+        objects in an image, sizes are width x height in pixels, and "masks" are objects with a
+        mask, if any has one."""
         figures: dict[str, dict[str, Any]] = {}
         for split, annotations in self.splits.items():
             figures[split] = _figures(annotations)
+        counts = {split: _count_masks(annotations) for split, annotations in self.splits.items()}
+        if any(counts.values()):
+            for split, count in counts.items():
+                figures[split]["masks"] = count
         return figures
 
     def classes(self) -> dict[str, dict[str, int]]:
@@ -121,6 +135,11 @@ def _figures(annotations: Annotations) -> dict[str, Any]:
     }
 
 
+def _count_masks(annotations: Annotations) -> int:
+    """How many objects have a mask."""
+    return 0 if annotations.masks is None else int(annotations.masks.has_mask.sum())
+
+
 def _size_range(sizes: np.ndarray) -> str:
     """Such as "64x48 to 800x600", from the smallest area to the largest; one size if all are the
     same."""
@@ -142,18 +161,20 @@ def check(
     thorough: bool = False,
     val_fraction: float = 0.0,
     image_size: ImageSize = 0,
+    masks: bool = False,
 ) -> Report:
     """Looks at every annotation and every image file of a data set: `digits`, `crowns`, or a
     folder.
 
     `num_queries` defaults to what training with the recipe would take. `thorough` decodes all
     images, which finds damage in the middle of files, and images that are nearly the same.
-    `val_fraction` is as in `open_dataset`, `image_size` as in `TrainConfig`. Raises InputError if
-    there is no data set.
+    `val_fraction` is as in `open_dataset`, `image_size` as in `TrainConfig`. What is wrong with
+    masks spoils training with `masks` only: else it is a warning. Raises InputError if there is no
+    data set.
     """
     if source == "digits" or source.startswith("hf:"):
-        return _check_without_files(source, recipe, num_queries, val_fraction, image_size)
-    return _check_folder(source, recipe, num_queries, thorough, val_fraction, image_size)
+        return _check_without_files(source, recipe, num_queries, val_fraction, image_size, masks)
+    return _check_folder(source, recipe, num_queries, thorough, val_fraction, image_size, masks)
 
 
 def _check_without_files(
@@ -162,9 +183,10 @@ def _check_without_files(
     num_queries: int | None,
     val_fraction: float,
     image_size: ImageSize,
+    masks: bool,
 ) -> Report:
     """The report on a data set whose images are no files: drawn, or rows of Hugging Face."""
-    datasets, faults = _open(source, val_fraction)
+    datasets, faults = _open(source, val_fraction, masks)
     splits: dict[Split, Annotations] = {}
     for split, dataset in datasets.items():
         splits[split] = _annotations_of(dataset)
@@ -183,7 +205,7 @@ def _check_without_files(
     def pixels(split: Split, index: int) -> Tensor:
         return datasets[split].image(index)
 
-    return Report(source, splits, {}, pixels, _sorted(faults), plan, val_fraction)
+    return Report(source, splits, {}, pixels, _sorted(faults), plan, val_fraction, masks)
 
 
 def _check_folder(
@@ -193,10 +215,13 @@ def _check_folder(
     thorough: bool,
     val_fraction: float,
     image_size: ImageSize,
+    masks: bool,
 ) -> Report:
     """The report on a data set with image files."""
     folder = folder_of(source)
-    splits, faults = _read(folder, val_fraction)
+    splits, faults = _read(folder, val_fraction, "train" if masks else "check")
+    if masks:
+        faults += _without_masks(splits)
     is_complete = not faults
     hints = _hints(source, splits.get("train"))
     plan = Plan.of(recipe, hints, num_queries, image_size)
@@ -214,7 +239,17 @@ def _check_folder(
         path = splits[split].path(index)
         return read_image(path)
 
-    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction)
+    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction, masks)
+
+
+def _without_masks(splits: Mapping[Split, Annotations]) -> list[Fault]:
+    """Why masks cannot be trained on, if no object has one."""
+    for annotations in splits.values():
+        try:
+            require_masks(annotations)
+        except InputError as error:
+            return [Fault.from_error("mask-missing", error, annotations.source)]
+    return []
 
 
 def _hints(source: str, train: Annotations | None) -> Hints:
@@ -281,15 +316,17 @@ def _sorted(faults: list[Fault]) -> list[Fault]:
     return sorted(faults, key=lambda fault: severities.index(fault.severity))
 
 
-def _read(root: Path, val_fraction: float) -> tuple[dict[Split, Annotations], list[Fault]]:
-    """The splits that can be read, and why others cannot. Raises InputError if none can, for the
-    same reason."""
+def _read(
+    root: Path, val_fraction: float, masks: MaskUse
+) -> tuple[dict[Split, Annotations], list[Fault]]:
+    """The splits that can be read, with masks for this use, and why others cannot. Raises
+    InputError if none can, for the same reason."""
     splits: dict[Split, Annotations] = {}
     errors: dict[Split, InputError] = {}
     for split in SPLITS:
         try:
             if split != "test" or split in splits_of(root):
-                splits[split], _ = read_split(root, split, val_fraction)
+                splits[split], _ = read_split(root, split, val_fraction, masks)
         except InputError as error:
             errors[split] = error
     reasons = {str(error) for error in errors.values()}
@@ -298,19 +335,21 @@ def _read(root: Path, val_fraction: float) -> tuple[dict[Split, Annotations], li
     return splits, [_unreadable(split, reason, root) for split, reason in errors.items()]
 
 
-def _open(source: str, val_fraction: float) -> tuple[dict[Split, DetectionDataset], list[Fault]]:
+def _open(
+    source: str, val_fraction: float, masks: bool
+) -> tuple[dict[Split, DetectionDataset], list[Fault]]:
     """The splits of a data set without files, and why its test split, if there is one, cannot be
     read.
 
     Raises InputError if train or val cannot be read.
     """
     datasets: dict[Split, DetectionDataset] = {
-        "train": open_dataset(source, "train", val_fraction),
-        "val": open_dataset(source, "val", val_fraction),
+        "train": open_dataset(source, "train", val_fraction, masks=masks),
+        "val": open_dataset(source, "val", val_fraction, masks=masks),
     }
     try:
         if source != "digits" and "test" in hub_splits(source):
-            datasets["test"] = open_dataset(source, "test")
+            datasets["test"] = open_dataset(source, "test", masks=masks)
     except InputError as error:
         return datasets, [_unreadable("test", error, Path(source))]
     return datasets, []

@@ -7,6 +7,7 @@ The parameter names are those of the official checkpoints, which load strictly: 
 Source: Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, section 4.4.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -145,6 +146,9 @@ class PanopticDETR(DetectionModel):
 
     resize = "aspect"
     image_size = DETR.image_size
+    has_masks = True
+    masks_on_demand = True
+    original_masks = True
 
     def __init__(self, detr: DETR, nheads: int):
         super().__init__()
@@ -152,7 +156,9 @@ class PanopticDETR(DetectionModel):
         self.num_classes = detr.num_classes
         self.num_queries = detr.num_queries
         self.max_size = detr.max_size
-        self.loss_config = detr.loss_config
+        self.loss_config = replace(
+            detr.loss_config, loss_mask=1.0, loss_dice=1.0, mask_region="canvas"
+        )
         hidden_dim = detr.query_embed.embedding_dim
         self.bbox_attention = AttentionMaps(hidden_dim, nheads)
         backbone: Any = detr.backbone[0]

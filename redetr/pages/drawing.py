@@ -66,15 +66,17 @@ def score_color(score: float) -> Color:
 
 
 def to_pil(image: Image.Image | Tensor) -> Image.Image:
-    """A new RGB image from a PIL image or a uint8 tensor `[3, H, W]`.
+    """A new RGB image from a PIL image or a uint8 tensor `[C, H, W]`: the first three channels, or
+    the first one in grey if there are fewer.
 
     Raises ValueError for other tensors.
     """
     if isinstance(image, Image.Image):
         return image.convert("RGB")
-    if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
-        raise ValueError(f"expected a uint8 image [3, H, W], got {image.dtype} {list(image.shape)}")
-    pixels = image.permute(1, 2, 0)  # [H, W, 3]
+    if image.dtype != torch.uint8 or image.ndim != 3:
+        raise ValueError(f"expected a uint8 image [C, H, W], got {image.dtype} {list(image.shape)}")
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    pixels = shown.permute(1, 2, 0)  # [H, W, 3]
     return Image.fromarray(pixels.contiguous().cpu().numpy())
 
 

@@ -40,6 +40,7 @@ class Origin:
     image_size: ImageSize = 0  # 0 = the model's
     trained_on: str | None = None
     val_fraction: float = 0.0  # held out of it
+    is_thing: tuple[bool, ...] = ()  # as in `DetectionModel`
     threshold: float | None = None  # with the best F1 at the last evaluation of its run
 
 
@@ -180,6 +181,7 @@ def _origin_of_run(path: Path, about: Any) -> Origin:
         # Older checkpoints hold the path as it was given.
         trained_on=str(about.get("data", config.data)),
         val_fraction=config.val_fraction,
+        is_thing=_is_thing(path, about, len(class_names)),
         threshold=_threshold_of_run(path, about.get("threshold")),
     )
 
@@ -191,6 +193,14 @@ def _threshold_of_run(path: Path, threshold: Any) -> float | None:
     if not isinstance(threshold, float) or not 0 <= threshold <= 1:
         raise _damaged(path, f"a threshold of {threshold!r:.20}")
     return threshold
+
+
+def _is_thing(path: Path, about: dict[str, Any], num_classes: int) -> tuple[bool, ...]:
+    """Which classes are things; empty if a run did not say. Raises InputError if it is damaged."""
+    flags = _list_in(path, {"is_thing": ()} | about, "is_thing", bool)
+    if flags and len(flags) != num_classes:
+        raise _damaged(path, f"{num_classes} class names, and is_thing of {len(flags)}")
+    return tuple(flags)
 
 
 def _start_of_run(path: Path, about: dict[str, Any]) -> str:
@@ -260,7 +270,12 @@ def _from_official(
         if num_classes == _COCO_PANOPTIC_CLASSES:
             class_names = panoptic.coco_class_names(num_classes)
     category_ids = tuple(range(num_classes))
-    origin = Origin(model or name, described | options, tuple(class_names), category_ids)
+    is_thing: tuple[bool, ...] = ()
+    if num_classes == _COCO_PANOPTIC_CLASSES:
+        is_thing = tuple(category_id <= panoptic.LAST_THING for category_id in category_ids)
+    origin = Origin(
+        model or name, described | options, tuple(class_names), category_ids, is_thing=is_thing
+    )
     return Weights(path, tensors, origin)
 
 

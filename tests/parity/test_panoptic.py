@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import redetr
-from redetr.weights.panoptic import coco_class_names
+from redetr.weights.panoptic import coco_class_names, from_transformers
 from tests.parity.test_official_layout import official_weights, save, shapes
 from tests.transformers_peer import difference, ours_from, padded_batch, randomize, run_peer
 
@@ -77,22 +77,22 @@ def test_masks_are_those_of_transformers(options):
     assert_same_masks(random_peer(**options), 1e-4)
 
 
-def assert_same_in_double_precision(variant: str) -> None:
-    torch.set_default_dtype(torch.float64)  # Transformers makes some tensors in it
-    try:
-        assert_same_masks(random_peer(**VARIANTS[variant]).double(), 1e-9)
-    finally:
-        torch.set_default_dtype(torch.float32)
+@pytest.fixture
+def double_by_default():
+    """Transformers makes some tensors in the default dtype."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
-def test_masks_in_double_precision():
-    assert_same_in_double_precision("other sizes")
+def test_masks_in_double_precision(double_by_default):
+    assert_same_masks(random_peer(**VARIANTS["other sizes"]).double(), 1e-9)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["resnet50", "resnet101", "dilated"])
-def test_masks_of_the_published_nets_in_double_precision(variant):
-    assert_same_in_double_precision(variant)
+def test_masks_of_the_published_nets_in_double_precision(double_by_default, variant):
+    assert_same_masks(random_peer(**VARIANTS[variant]).double(), 1e-9)
 
 
 def test_both_formats_of_a_folder(tmp_path):
@@ -191,3 +191,48 @@ def test_names_of_the_categories():
     some |= {155: "sea", 178: "water-other", 187: "sky-other-merged", 193: "grass-merged"}
     some |= {95: "bridge", 181: "window-other", 195: "paper-merged", 94: "unused", 201: "unused"}
     assert {i: names[i] for i in some} == some
+
+
+def random_labels(batch: redetr.Batch) -> list[dict[str, Tensor]]:
+    """Objects of each image, with masks of its size without padding."""
+    torch.manual_seed(2)
+    labels = []
+    for (height, width), count in zip(batch.sizes, (3, 0, 1), strict=True):
+        coarse = torch.randn(count, 1, 4, 4)
+        masks = nn.functional.interpolate(coarse, size=(height, width))[:, 0] > 0
+        boxes = torch.rand(count, 4, dtype=batch.images.dtype) * 0.4 + 0.1
+        classes = torch.randint(5, (count,))
+        labels.append({"class_labels": classes, "boxes": boxes, "masks": masks})
+    return labels
+
+
+def test_losses_and_gradients_are_those_of_transformers(double_by_default):
+    """In double precision, masks of matched queries against masks of all."""
+    peer = random_peer(**VARIANTS["other sizes"]).double()
+    ours = ours_from(peer)
+    ours.aux_loss = False
+    batch = padded_batch(torch.float64)
+    labels = random_labels(batch)
+    theirs = run_peer(peer, batch, labels=labels)
+    theirs.loss.backward()
+    targets = []
+    for label, size in zip(labels, batch.sizes, strict=True):
+        target = {"labels": label["class_labels"], "boxes": label["boxes"], "size": size}
+        targets.append(target | {"masks": label["masks"]})
+    outputs = ours(batch.images, batch.mask, all_masks=False)
+    losses = redetr.SetCriterion.for_model(ours)(outputs, targets)
+    losses["loss"].backward()
+
+    expected = {name: loss for name, loss in theirs.loss_dict.items() if "card" not in name}
+    assert {"loss_mask", "loss_dice"} < expected.keys()
+    # The weight of "no object" is a constant in fp32 there.
+    torch.testing.assert_close(losses, expected | {"loss": theirs.loss}, rtol=1e-6, atol=0)
+    gradients = {name: parameter.grad for name, parameter in peer.named_parameters()}
+    gradients = from_transformers(gradients)
+    heads = [name for name in gradients if name.startswith(("mask_head.", "bbox_attention."))]
+    assert len(heads) == 32
+    for name in [*heads, "detr.input_proj.weight", "detr.query_embed.weight"]:
+        gradient = ours.get_parameter(name).grad
+        error = (gradient - gradients[name]).norm()
+        # That of a bias before a norm is 0 but for rounding.
+        assert error <= 1e-6 * gradients[name].norm() + 1e-12, name

@@ -8,6 +8,8 @@ or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.js
 
 import math
 import reprlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ from redetr.data.formats.json_lists import read_lists
 from redetr.data.formats.listing import listed_twice
 from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
 from redetr.data.formats.paths import path_inside
+from redetr.data.formats.segmentations import parse_segmentation
 from redetr.data.formats.text_ids import number_text_ids
+from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
@@ -48,15 +52,16 @@ _KEYS = {
         *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation"),
         *(_EXTENT, *_MASK_SIZE, _OUTLINED, _ROTATION),
     ),
-    "categories": ("id", "name"),
+    "categories": ("id", "name", "isthing"),
 }
 _REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
 
-def read_coco(root: Path, split: Split) -> Annotations:
-    """The split, which has to be there. Images are taken from the folder that has most of them.
+def read_coco(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
+    """The split, which has to be there, with masks if there is a builder for them. Images are taken
+    from the folder that has most of them.
 
     Raises InputError for a file that is not JSON of the three lists, and if several files claim to
     be the split.
@@ -64,18 +69,37 @@ def read_coco(root: Path, split: Split) -> Annotations:
     located = coco_locate(root, split)
     if located is None:
         raise InputError(f"no {split} split: looked for {coco_sought(split)}", where=root)
-    file, folders = located
-    lists = _Lists()
-    is_list = read_lists(file, tuple(_KINDS), lists.take)
+    return read_file(*located, masks)
+
+
+def read_file(
+    file: Path,
+    folders: list[Path],
+    masks: MaskBuilder | None = None,
+    rewrite: Callable[[str, list[Any]], list[Any]] | None = None,
+) -> Annotations:
+    """The annotations in a file, whose images are in one of the folders. `rewrite` takes the name
+    of a list and rows of it to rows in COCO's format. Raises InputError as `read_coco`."""
+    lists = _Lists(masks)
+
+    def take(key: str, rows: list[Any]) -> None:
+        lists.take(key, rewrite(key, rows) if rewrite else rows)
+
+    is_list = read_lists(file, tuple(_KINDS), take)
     for key in _KINDS:
         lists.are_objects[key] &= is_list.get(key, False)
     return _annotations(file, lists, folders, _REMEDY)
 
 
-def from_document(source: Path, document: dict[str, list[Row]], remedy: str) -> Annotations:
+def from_document(
+    source: Path,
+    document: dict[str, list[Row]],
+    remedy: str,
+    masks: MaskBuilder | None = None,
+) -> Annotations:
     """The annotations of a document in COCO format; image files are not looked for. `remedy` is
     what to do about a box that leaves its image."""
-    lists = _Lists()
+    lists = _Lists(masks)
     for key, rows in document.items():
         lists.take(key, rows)
     return _annotations(source, lists, [], remedy)
@@ -111,7 +135,9 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str
     label_of = {id_: label for label, id_ in enumerate(classes)}
     label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
     objects = _read_objects(annotations, image, label_of_row[category], remedy)
+    objects.masks = lists.masks
     assembled = assemble(source, classes, read_images, objects, faults)
+    assembled = replace(assembled, is_thing=_read_things(categories, category_ids, classes))
     assembled.faults.extend(listed_twice(assembled))
     return assembled
 
@@ -119,7 +145,8 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str
 class _Lists:
     """The three lists of a file, as columns."""
 
-    def __init__(self) -> None:
+    def __init__(self, masks: MaskBuilder | None) -> None:
+        self.masks = masks
         self.columns = {key: Columns(keys) for key, keys in _KEYS.items()}
         self.are_objects = dict.fromkeys(_KEYS, True)  # else one holds something else
 
@@ -130,6 +157,8 @@ class _Lists:
             return
         if key == "annotations":
             for row in rows:
+                if self.masks is not None:
+                    self.masks.add(parse_segmentation(row.get("segmentation")))
                 _summarize(row)
         self.columns[key].extend(rows)
 
@@ -272,6 +301,14 @@ def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
         if table.good[i]:
             classes[int(ids[i])] = names[i]
     return classes
+
+
+def _read_things(table: _Table, ids: np.ndarray, classes: dict[int, str]) -> tuple[bool, ...]:
+    """Whether each class is one of things, not stuff; empty if the categories do not say."""
+    if table.columns["isthing"].is_absent():
+        return ()
+    is_thing = dict(zip(ids.tolist(), _read_flags(table, "isthing").tolist(), strict=True))
+    return tuple(is_thing[id_] for id_ in classes)
 
 
 def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:

@@ -12,7 +12,7 @@ ROBOFLOW_FILE = "_annotations.coco.json"
 _CVAT_FILE = "instances_default.json"  # of a task that is not divided into splits
 _FIFTYONE_FILE = "labels.json"
 _LABEL_STUDIO_FILE = "result.json"
-_FOLDERS: dict[Split, tuple[str, ...]] = {
+SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
     "val": ("val", "valid", "validation"),
     "test": ("test",),
@@ -27,7 +27,7 @@ def coco_splits(root: Path) -> list[Split]:
 
 def coco_sought(split: Split) -> str:
     """Where the split is looked for, in words."""
-    folder = _FOLDERS[split][min(1, len(_FOLDERS[split]) - 1)]
+    folder = SPLIT_FOLDERS[split][min(1, len(SPLIT_FOLDERS[split]) - 1)]
     return f"annotations/instances_{split}*.json or {folder}/{ROBOFLOW_FILE}"
 
 
@@ -47,12 +47,16 @@ def coco_locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
     file = files[0]
     if file.parent.name != "annotations":
         return file, [file.parent, file.parent / "data", file.parent / "images"]
-    stem = file.stem.removeprefix("instances_")
-    names = [stem, stem.lower(), *_FOLDERS[split]]
+    return file, image_folders(root, file.stem.removeprefix("instances_"), split)
+
+
+def image_folders(root: Path, stem: str, split: Split) -> list[Path]:
+    """Where the images of a split may be, whose annotations are called so, such as `train2017`."""
+    names = [stem, stem.lower(), *SPLIT_FOLDERS[split]]
     folders = []
     for parent in (root, root / "images"):
         folders += [parent / name for name in dict.fromkeys(names)]
-    return file, [*folders, root / "images", root]
+    return [*folders, root / "images", root]
 
 
 def _files(root: Path, split: Split) -> list[Path]:
@@ -63,7 +67,7 @@ def _files(root: Path, split: Split) -> list[Path]:
     if exact.is_file():
         return [exact]
     names = _json_files(folder)
-    alike = "|".join(_FOLDERS[split])
+    alike = "|".join(SPLIT_FOLDERS[split])
     for pattern in (
         f"instances_{split}.*",
         f"(?i:instances_({alike})([^a-z].*)?)",
@@ -72,8 +76,8 @@ def _files(root: Path, split: Split) -> list[Path]:
         matching = [folder / name for name in names if re.fullmatch(rf"{pattern}\.json", name)]
         if matching:
             return matching
-    exported = [root / name / ROBOFLOW_FILE for name in _FOLDERS[split]]
-    exported += [root / name / _FIFTYONE_FILE for name in _FOLDERS[split]]
+    exported = [root / name / ROBOFLOW_FILE for name in SPLIT_FOLDERS[split]]
+    exported += [root / name / _FIFTYONE_FILE for name in SPLIT_FOLDERS[split]]
     if split == "train":  # all of the data in one file
         exported += [folder / _CVAT_FILE, root / ROBOFLOW_FILE]
         if (root / "images").is_dir():

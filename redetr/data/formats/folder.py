@@ -1,5 +1,6 @@
 """Data sets that are folders of images, whatever format their annotations have."""
 
+import copy
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -8,44 +9,70 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redetr.data.annotations import Annotations, Split
+from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.layouts import read_annotations, splits_of
-from redetr.data.images import read_image
+from redetr.data.images import count_bands, read_image
+from redetr.data.mask_columns import MaskUse
 from redetr.data.store import read_stored
 from redetr.errors import InputError
+from redetr.masks import box_rle, decode
 from redetr.structures import Size, StoredTarget
 
 
 def open_folder(
-    root: Path, split: Split, hints: Hints, val_fraction: float, stamp: str | None = None
+    root: Path,
+    split: Split,
+    hints: Hints,
+    val_fraction: float,
+    stamp: str | None = None,
+    masks: bool = False,
 ) -> "FolderDataset":
     """The split of the data set in `root`, a folder or a YAML file. Without a val split,
     `val_fraction` of the images are held out as one. `stamp` is that of the folder, if it is known.
 
     Raises InputError if the split is missing or faulty.
     """
-    annotations, note = read_stored(root, split, val_fraction, stamp, read_split)
-    folder = root.parent if root.is_file() else root
+    use: MaskUse = "train" if masks else "none"
+    annotations, note = read_stored(root, split, val_fraction, stamp, read_split, use)
+    if masks:
+        annotations.require_sound()
+        require_masks(annotations)
+    folder = data_folder(root)
     name = folder.resolve().name
     return FolderDataset(annotations, name, hints, note)
 
 
-def read_split(root: Path, split: Split, val_fraction: float) -> tuple[Annotations, str]:
+def read_split(
+    root: Path, split: Split, val_fraction: float, masks: MaskUse = "none"
+) -> tuple[Annotations, str]:
     """What `open_folder` takes, faults not yet judged, and a sentence on `val_fraction`. Raises
     InputError."""
     if not val_fraction or split == "test":
-        return read_annotations(root, split), ""
+        return read_annotations(root, split, masks), ""
     if "val" not in splits_of(root):
-        everything = read_annotations(root, "train")
+        everything = read_annotations(root, "train", masks)
         return hold_out(everything, split, val_fraction)
-    annotations = read_annotations(root, split)
+    annotations = read_annotations(root, split, masks)
     return annotations, f"{root}: has its own val split, --val-fraction is not used"
 
 
+def require_masks(annotations: Annotations) -> None:
+    """Raises InputError if there are objects, and none of them has a mask."""
+    masks = annotations.masks
+    has_masks = masks is not None and masks.has_mask.any()
+    if has_masks or annotations.iscrowd.all():
+        return
+    remedy = "draw outlines, or train without --masks"
+    raise InputError("has boxes only, and no masks", where=annotations.source, remedy=remedy)
+
+
 class AnnotatedDataset(DetectionDataset):
-    """Images with their annotations. A worker process is sent no more than a few arrays."""
+    """Images with their annotations. A worker process is sent no more than a few arrays.
+
+    Targets hold masks if they were read. Crowds without one have their box as mask.
+    """
 
     def __init__(self, annotations: Annotations, name: str, hints: Hints = Hints(), note: str = ""):
         """Raises InputError if the annotations have errors."""
@@ -59,6 +86,8 @@ class AnnotatedDataset(DetectionDataset):
         self.category_ids = annotations.category_ids
         self.class_names = annotations.class_names
         self.annotations = replace(annotations, faults=[])
+        self.has_masks = annotations.masks is not None
+        self.is_thing = annotations.is_thing
 
     @abstractmethod
     def _read(self, position: int) -> Tensor:
@@ -78,6 +107,24 @@ class AnnotatedDataset(DetectionDataset):
         return int(self.annotations.object_counts().max(initial=0))
 
     def target(self, index: int) -> StoredTarget:
+        target = self.compact_target(index)
+        if "mask_counts" in target:
+            target["masks"] = decode(target.pop("mask_counts"), target["size"])
+        return target
+
+    def compact_target(self, index: int) -> StoredTarget:
+        target = self.objects(index)
+        masks = self.annotations.masks
+        if masks is not None:
+            size = target["size"]
+            objects = self.annotations.objects_of(self._position(index))
+            boxes = target["boxes"].tolist()
+            target["mask_counts"] = []
+            for counts, box in zip(masks.rles(objects, size), boxes, strict=True):
+                target["mask_counts"].append(counts or box_rle(box, size))
+        return target
+
+    def objects(self, index: int) -> StoredTarget:
         position = self._position(index)
         source = self.annotations
         objects = source.objects_of(position)
@@ -124,11 +171,30 @@ class AnnotatedDataset(DetectionDataset):
 
 
 class FolderDataset(AnnotatedDataset):
-    """Images in files."""
+    """Images in files, which are read as RGB, or with all bands where Pillow reads none of them."""
+
+    def __init__(self, annotations: Annotations, name: str, hints: Hints = Hints(), note: str = ""):
+        super().__init__(annotations, name, hints, note)
+        if not len(self):
+            return
+        first = self.path(0)
+        bands, is_pillows = count_bands(first)
+        if not is_pillows and bands > 1:
+            self.channels = bands
+        elif bands > self.channels:
+            text = f"note: {first} has {bands} bands, of which {self.channels} are read; "
+            self.notes += (text + f"--channels {bands} takes all",)
+
+    def with_channels(self, channels: int) -> "FolderDataset":
+        """The same images read with so many bands: whether they have them shows when they are
+        read."""
+        same = copy.copy(self)
+        same.channels = channels
+        return same
 
     def path(self, index: int) -> Path:
         """The file of an image."""
         return self.annotations.path(self._position(index))
 
     def _read(self, position: int) -> Tensor:
-        return read_image(self.path(position))
+        return read_image(self.path(position), self.channels)

@@ -80,7 +80,7 @@ def hub_splits(source: str) -> list[Split]:
     return [split for split, name in names.items() if name]
 
 
-def open_hub(source: str, split: Split, val_fraction: float) -> "HubDataset":
+def open_hub(source: str, split: Split, val_fraction: float, masks: bool = False) -> "HubDataset":
     """The split of `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`; without a val split,
     `val_fraction` is held out.
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from redetr.data.annotations import (
     SPLITS,
@@ -32,8 +32,11 @@ from redetr.data.annotations import (
 from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image
+from redetr.data.mask_columns import MaskBuilder
+from redetr.data.segment_images import object_numbers
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
+from redetr.masks import encode
 
 CLASS_NAME = "object"
 _FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -43,7 +46,6 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 _IMAGES, _LABELS = "images", "masks"  # names of folders
 _ENDS = ("", "_mask", "_masks")  # of the name of a label image
-_COLOURS = np.array([1, 256, 65536])
 _MOST_COUNTED = 2**16  # numbers up to which a table is faster than sorting all pixels
 
 
@@ -57,22 +59,27 @@ def label_images_sought(split: Split) -> str:
     return f"{_IMAGES}/{split}/ beside {_LABELS}/{split}/ with label images"
 
 
-def read_label_images(root: Path, split: Split) -> Annotations:
-    """The split, which has to be there. Raises InputError if it is not; decodes every label
-    image."""
+def read_label_images(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
+    """The split, which has to be there, with masks if there is a builder for them. Raises
+    InputError if it is not there; decodes every label image."""
     location = _locate(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {label_images_sought(split)}", where=root)
     folder, labels_folder = location
     faults: list[Fault] = []
     names = contents_of(folder).files
-    masks, unclaimed = _matched(names, contents_of(labels_folder).files)
+    label_names, unclaimed = _matched(names, contents_of(labels_folder).files)
     _report_unclaimed(labels_folder, unclaimed, faults)
-    read = partial(_read, labels_folder)
+    read = partial(_read, labels_folder, masks is not None)
     with ThreadPoolExecutor(rank_cores()) as pool:
-        scenes = list(pool.map(read, masks))
+        scenes = list(pool.map(read, label_names))
     images = _read_images(folder, labels_folder, names, scenes, faults)
     objects = _read_objects(labels_folder, scenes, faults)
+    if masks is not None:
+        for scene in scenes:
+            for counts in scene.masks:
+                masks.add(counts)
+        objects.masks = masks
     return assemble(labels_folder, {1: CLASS_NAME}, images, objects, faults)
 
 
@@ -130,11 +137,12 @@ class _Scene:
     numbers: list[int] = field(default_factory=list)  # of its objects
     boxes: list[list[int]] = field(default_factory=list)  # xyxy px
     areas: list[int] = field(default_factory=list)  # pixels
+    masks: list[bytes] = field(default_factory=list)  # compressed, if they are asked for
     num_parts: int = 0  # that do not touch, if all have the same number
     problem: str = ""
 
 
-def _read(folder: Path, name: str) -> _Scene:
+def _read(folder: Path, with_masks: bool, name: str) -> _Scene:
     scene = _Scene(name)
     if not name:
         return scene
@@ -157,23 +165,9 @@ def _read(folder: Path, name: str) -> _Scene:
         scene.numbers.append(int(values[label]))
         scene.boxes.append([columns.start, rows.start, columns.stop, rows.stop])
         scene.areas.append(int(areas[label]))
+        if with_masks:
+            scene.masks += encode(torch.from_numpy(labels == label)[None])
     return scene
-
-
-def object_numbers(image: Image.Image) -> NDArray[np.int64]:
-    """The number of the object at each pixel `[H, W]` of an opened label image.
-
-    Raises ValueError for values that are no whole numbers from 0.
-    """
-    if image.mode == "RGB":
-        return np.asarray(image).astype(np.int64) @ _COLOURS
-    values = np.asarray(image)
-    if values.ndim != 2:
-        raise ValueError(f"a label image has one band, or red, green and blue, not {image.mode}")
-    numbers = values.astype(np.int64)
-    if numbers.min() < 0 or not np.array_equal(numbers, values):
-        raise ValueError("the values of a label image must be whole numbers from 0")
-    return numbers
 
 
 def _counted_from_0(numbers: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -32,6 +32,7 @@ from redetr.data.annotations import (
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import Listing, path_inside, read_file, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES
+from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 
 _FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -59,7 +60,7 @@ def labelme_sought(split: Split) -> str:
     return f"{_FOLDERS[split][0]}/*.json beside images"
 
 
-def read_labelme(root: Path, split: Split) -> Annotations:
+def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
     """The split, which has to be there. Raises InputError if no file names an object."""
     folder = _locate(root, split)
     if folder is None:

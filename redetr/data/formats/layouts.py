@@ -14,8 +14,10 @@ from redetr.data.formats.label_images import (
     read_label_images,
 )
 from redetr.data.formats.labelme import labelme_sought, labelme_splits, read_labelme
+from redetr.data.formats.panoptic import panoptic_sought, panoptic_splits, read_panoptic
 from redetr.data.formats.voc import read_voc, voc_sought, voc_splits
 from redetr.data.formats.yolo import read_yolo, yolo_files, yolo_sought, yolo_splits
+from redetr.data.mask_columns import MaskBuilder, MaskUse
 from redetr.errors import InputError
 
 _REMEDIES = {
@@ -31,11 +33,12 @@ class _Layout(NamedTuple):
 
     splits: Callable[[Path], list[Split]]
     sought: Callable[[Split], str]
-    read: Callable[[Path, Split], Annotations]
+    read: Callable[[Path, Split, MaskBuilder | None], Annotations]
 
 
 _LAYOUTS = {
     "COCO": _Layout(coco_splits, coco_sought, read_coco),
+    "COCO panoptic": _Layout(panoptic_splits, panoptic_sought, read_panoptic),
     "YOLO": _Layout(yolo_splits, yolo_sought, read_yolo),
     "Pascal VOC": _Layout(voc_splits, voc_sought, read_voc),
     "LabelMe": _Layout(labelme_splits, labelme_sought, read_labelme),
@@ -54,8 +57,9 @@ def splits_of(root: Path) -> list[Split]:
     return splits
 
 
-def read_annotations(root: Path, split: Split) -> Annotations:
+def read_annotations(root: Path, split: Split, masks: MaskUse = "none") -> Annotations:
     """One split of the data set in a folder, or of a YAML file, with all that is wrong with it.
+    Masks are read for this use.
 
     Raises InputError if there is no such data set or split, or nothing of it can be read.
     """
@@ -63,7 +67,7 @@ def read_annotations(root: Path, split: Split) -> Annotations:
     if split not in splits:
         text = f"no {split} split (looked for {layout.sought(split)})"
         raise InputError(text, where=root, remedy=_REMEDIES[split])
-    annotations = replace(layout.read(root, split), root=root)
+    annotations = replace(layout.read(root, split, MaskBuilder.of(masks)), root=root)
     if split == "train":
         annotations.faults.extend(_other_layouts(root, layout))
     return annotations
@@ -105,6 +109,9 @@ def is_hub_folder(root: Path) -> bool:
 def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
     if root.suffix in (".yaml", ".yml") and root.is_file():
         return _layout_of_yaml(root)
+    if root.suffix == ".json" and root.is_file():
+        layout = _LAYOUTS["COCO panoptic"]
+        return layout, layout.splits(root)
     if not root.is_dir():
         text = "is a file" if root.is_file() else "no such folder"
         remedy = "give the folder of a data set, its data.yaml, or digits or crowns"

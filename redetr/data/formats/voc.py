@@ -34,6 +34,7 @@ from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import Listing, read_lines, read_sizes
 from redetr.data.formats.voc_xml import SIDES, Scene, read_scene
 from redetr.data.images import IMAGE_SUFFIXES
+from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 
 _FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -64,7 +65,7 @@ def voc_sought(split: Split) -> str:
     )
 
 
-def read_voc(root: Path, split: Split) -> Annotations:
+def read_voc(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
     """The split, which has to be there. Raises InputError if it is empty or no file names a
     class."""
     location = _locate(root, split)

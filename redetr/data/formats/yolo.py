@@ -33,6 +33,7 @@ from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import read_file, read_sizes
 from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, Lines
 from redetr.data.formats.yolo_places import KEYS, Places, entries_of
+from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 from redetr.wording import counted
 
@@ -71,8 +72,9 @@ def yolo_sought(split: Split, file: str = _FILES[0]) -> str:
     return f"{' or '.join(KEYS[split])} in {file}"
 
 
-def read_yolo(root: Path, split: Split) -> Annotations:
-    """The split of a folder, or of the file `root`, which has to be there.
+def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
+    """The split of a folder, or of the file `root`, which has to be there, with masks if there is a
+    builder for them: outlines are masks, unless the file says `task: obb`.
 
     Raises InputError for a `data.yaml` that does not name classes and images.
     """
@@ -92,14 +94,20 @@ def read_yolo(root: Path, split: Split) -> Annotations:
     label_files = [f"{file.parent}/{label}" for label in labels]
     has_outlines = config.get("task") in _OUTLINE_TASKS
     key_points = None if has_outlines else _key_points(file, config)
-    lines = Lines(label_files, key_points)
+    if config.get("task") == "obb":
+        masks = None
+    lines = Lines(label_files, key_points, masks)
     if not lines.any_file:
         text = f"no image of {split} has a label file"
         remedy = "put them there, or all images count as empty"
         faults.append(Fault("warning", "labels-missing", Path(label_files[0]), "", text, remedy))
     rows = Rows(len(lines.image), faults, lines.place)
     _judge_lines(rows, lines, classes, has_outlines)
-    objects = _read_objects(rows, lines, images.sizes, list(classes), file)
+    has_masks = masks is not None and masks.for_training
+    objects = _read_objects(rows, lines, images.sizes, list(classes), file, has_masks)
+    if masks is not None:
+        masks.scale(images.sizes[objects.image, ::-1])
+        objects.masks = masks
     return assemble(file, classes, images, objects, faults)
 
 
@@ -233,7 +241,12 @@ def _judge_lines(rows: Rows, lines: Lines, classes: dict[int, str], has_outlines
 
 
 def _read_objects(
-    rows: Rows, lines: Lines, sizes: np.ndarray, classes: list[int], file: Path
+    rows: Rows,
+    lines: Lines,
+    sizes: np.ndarray,
+    classes: list[int],
+    file: Path,
+    has_masks: bool,
 ) -> Objects:
     count = len(lines.image)
     kind = np.array(lines.kind, np.int8)
@@ -248,9 +261,9 @@ def _read_objects(
         lambda i: f"{lines.quoted(i)} begins with no class of {file}",
         f"write one of the {len(classes)} numbers, or add a name",
     )
-    rows.fault(
-        "outline", kind == OUTLINE, lambda i: "is an outline", "its bounding box is taken", "note"
-    )
+    if not has_masks:
+        remedy = "its bounding box is taken"
+        rows.fault("outline", kind == OUTLINE, lambda i: "is an outline", remedy, "note")
     rows.fault(
         "key-points", kind == KEY_POINTS, lambda i: "has key points", "its box is taken", "note"
     )

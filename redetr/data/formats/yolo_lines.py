@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from redetr.data.contradictions import cross_themselves
+from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 from redetr.files import open_file
 from redetr.wording import counted
@@ -61,8 +63,14 @@ class Lines:
     Arrays that grow, not lists: a large data set has millions of lines.
     """
 
-    def __init__(self, files: list[str], key_points: KeyPoints | None = None):
-        """`files` has the label file of each image; it need not be there."""
+    def __init__(
+        self,
+        files: list[str],
+        key_points: KeyPoints | None = None,
+        masks: MaskBuilder | None = None,
+    ):
+        """`files` has the label file of each image; it need not be there. Outlines are added to
+        `masks`, as fractions of their images."""
         self.files = files
         self.key_points = key_points
         self.any_file = False  # whether at least one is there
@@ -85,6 +93,8 @@ class Lines:
                     self.kind.append(kind)
                     self.columns.append(len(words))
                     self.values.extend(values)
+                    if masks is not None:
+                        masks.add([list(map(float, words[1:]))] if kind == OUTLINE else None)
 
     def place(self, i: int) -> tuple[Path, str]:
         """The file of line `i`, and which line of it that is."""
@@ -306,7 +316,11 @@ def _are_key_points(numbers: np.ndarray, dims: int) -> bool:
     if dims == 3 and len(numbers) >= _NOT_BY_CHANCE:
         return True
     has_hidden = (_points(numbers, dims) == 0).all(2).any(1)
-    no_outlines = has_hidden | _cross_themselves(numbers) | ~_fit_outlines(numbers)
+    no_outlines = (
+        has_hidden
+        | cross_themselves(numbers[:, 1:].reshape(len(numbers), -1, 2))
+        | ~_fit_outlines(numbers)
+    )
     return bool(no_outlines.mean() > _MANY)
 
 
@@ -348,25 +362,3 @@ def _fit_outlines(numbers: np.ndarray) -> np.ndarray:
         reach = 2 * (high - low).max(1, keepdims=True)
     is_near = (second >= low - reach) & (second <= high + reach)
     return np.all(is_near, axis=1)
-
-
-def _cross_themselves(numbers: np.ndarray) -> np.ndarray:
-    """Which lines, read as outlines, have sides that cross, bool `[S]`: what is drawn around an
-    object has none."""
-    points = numbers[:, 1:].reshape(len(numbers), -1, 2)  # [S, P, 2]
-    ends = np.roll(points, -1, axis=1)  # of the sides that begin there
-    crossing = np.zeros(len(points), bool)
-    for lag in range(2, points.shape[1] - 1):  # each side with those that do not touch it
-        other_points = np.roll(points, -lag, axis=1)
-        other_ends = np.roll(ends, -lag, axis=1)
-        splits_other = _side(points, ends, other_points) * _side(points, ends, other_ends) < 0
-        is_split = _side(other_points, other_ends, points) * _side(other_points, other_ends, ends)
-        crossing |= (splits_other & (is_split < 0)).any(1)
-    return crossing
-
-
-def _side(starts: np.ndarray, ends: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """On which side of a line each point is: below, above or equal to 0, `[S, P]`."""
-    along = ends - starts
-    across = points - starts
-    return along[..., 0] * across[..., 1] - along[..., 1] * across[..., 0]

@@ -1,0 +1,263 @@
+"""Data sets in COCO's panoptic format: per split a JSON file of images, categories and segments,
+and a folder of PNG files in which the colour of each pixel is the id of its segment.
+
+They are `annotations/panoptic_train*.json` and, of the same name, a folder in `annotations/` or
+beside it; images are where COCO has them. A folder that holds `instances_train*.json` too is read
+by that file: give the path of the panoptic file instead to read it, and the others beside it. An id
+is red + 256 green + 65536 blue, and 0 is no segment. The box of a segment is its `bbox`, or that
+around its pixels. Things and stuff are objects alike; `is_thing` tells them apart.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from redetr.data.annotations import (
+    SPLITS,
+    Annotations,
+    Fault,
+    Rows,
+    Severity,
+    Split,
+    data_folder,
+)
+from redetr.data.contradictions import outline_differs
+from redetr.data.formats.coco import read_file
+from redetr.data.formats.coco_places import SPLIT_FOLDERS, image_folders
+from redetr.data.formats.columns import Row
+from redetr.data.formats.paths import path_inside, read_sizes
+from redetr.data.mask_columns import MaskBuilder
+from redetr.data.segment_images import SegmentImages, read_numbers
+from redetr.errors import InputError
+
+_EXPORT = "export the panoptic annotations again, JSON and PNG together"
+_SAMPLE = 1000  # PNG files that are decoded before training
+_LARGEST_ID = 2**24  # that a colour holds
+_NOWHERE = (np.nan,) * 4
+
+
+def panoptic_splits(root: Path) -> list[Split]:
+    """The splits in COCO's panoptic format of a folder, or beside the JSON file `root`."""
+    return [split for split in SPLITS if _file_of(root, split) is not None]
+
+
+def panoptic_sought(split: Split) -> str:
+    """Where the split is looked for, in words."""
+    return f"annotations/panoptic_{split}*.json"
+
+
+def png_folder(source: Path) -> Path | None:
+    """The folder of PNG files that belongs to a panoptic JSON file, None for other files and where
+    there is none."""
+    if not source.name.startswith("panoptic_") or source.suffix != ".json":
+        return None
+    for folder in (source.with_suffix(""), source.parent.parent / source.stem):
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def _file_of(root: Path, split: Split) -> Path | None:
+    """The JSON file of a split, None if there is none. Raises InputError if there are several."""
+    folder = data_folder(root) / "annotations"
+    alike = "|".join(SPLIT_FOLDERS[split])
+    pattern = re.compile(rf"(?i:panoptic_({alike})([^a-z].*)?\.json)")
+    names = []
+    if folder.is_dir():
+        names = sorted(name for name in os.listdir(folder) if pattern.fullmatch(name))
+    if root.name in names:
+        return root
+    if len(names) > 1:
+        text = f"several files for the {split} split ({', '.join(names)})"
+        raise InputError(text, where=folder, remedy="keep one in annotations/")
+    return folder / names[0] if names else None
+
+
+def read_panoptic(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
+    """The split, which has to be there. Masks are read when they are needed: to train on them, at
+    most 1,000 PNG files are decoded here, from all over the data, and to look at them, all.
+
+    Raises InputError for a file that is not JSON of the three lists.
+    """
+    file = _file_of(root, split)
+    if file is None:
+        raise InputError(f"no {split} split: looked for {panoptic_sought(split)}", where=root)
+    folder = png_folder(file) or file.with_suffix("")
+    segments = _Segments(file, folder)
+    folders = image_folders(data_folder(root), file.stem.removeprefix("panoptic_"), split)
+    annotations = read_file(file, folders, rewrite=segments.as_annotations)
+    annotations.faults.extend(segments.faults)
+    if masks is None:
+        return annotations
+    files = [segments.files.get(id_, "") for id_ in annotations.ids.tolist()]
+    _judge_files(annotations, masks, folder, files)
+    images = annotations.image_of()
+    has_file = np.array([bool(name) for name in files], bool)
+    return replace(
+        annotations,
+        masks=SegmentImages(
+            folder,
+            np.array([os.fsencode(name) for name in files], "S"),
+            np.where(has_file[images], images, -1),
+            annotations.object_ids,
+        ),
+    )
+
+
+class _Segments:
+    """The annotations of a panoptic file, each of which holds the segments of an image."""
+
+    def __init__(self, file: Path, folder: Path):
+        """`folder` is that of the PNG files."""
+        self.file = file
+        self.folder = folder
+        self.files: dict[Any, str] = {}  # name of the PNG file by image id
+        self.faults: list[Fault] = []
+
+    def as_annotations(self, key: str, rows: list[Any]) -> list[Any]:
+        """The rows of a list, in the place of annotations one row for each segment."""
+        if key != "annotations" or not all(isinstance(row, dict) for row in rows):
+            return rows
+        segments = []
+        for row in rows:
+            segments += self._segments_of(row)
+        return segments
+
+    def _segments_of(self, row: Row) -> list[Row]:
+        image_id = row.get("image_id")
+        where = f"annotation of image {image_id!r}"
+        name = path_inside(row.get("file_name"))
+        if not name:
+            text = f"file_name {row.get('file_name')!r} is no path below {self.folder.name}"
+            self._fault("segments-invalid", where, text)
+        elif isinstance(image_id, int):
+            self.files[image_id] = name
+        segments = row.get("segments_info")
+        if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
+            self._fault("segments-invalid", where, "segments_info is no list of objects")
+            return []
+        sound = []
+        seen: set[int] = set()
+        for segment in segments:
+            id_ = segment.get("id")
+            if type(id_) is not int or not 0 < id_ < _LARGEST_ID:
+                text = f"a segment has the id {id_!r}, which is no colour from 1"
+                self._fault("segment-id", where, text)
+            elif id_ in seen:
+                self._fault("segment-id", where, f"segment {id_} is listed twice")
+            else:
+                seen.add(id_)
+                sound.append(segment | {"image_id": image_id})
+        if name and any(segment.get("bbox") is None for segment in sound):
+            self._add_boxes(name, sound)
+        return sound
+
+    def _add_boxes(self, name: str, segments: list[Row]) -> None:
+        """Gives segments without bbox that around their pixels."""
+        try:
+            boxes = _boxes_in(read_numbers(self.folder / name))
+        except InputError as error:
+            self.faults.append(Fault.from_error("panoptic-png", error, self.file))
+            return
+        for segment in segments:
+            if segment.get("bbox") is None and segment["id"] in boxes:
+                x1, y1, x2, y2 = boxes[segment["id"]]
+                segment["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+
+    def _fault(self, code: str, where: str, text: str) -> None:
+        self.faults.append(Fault("error", code, self.file, where, text, _EXPORT))
+
+
+def _boxes_in(numbers: np.ndarray) -> dict[int, tuple[int, int, int, int]]:
+    """The xyxy around the pixels of each number `[H, W]` but 0."""
+    values, labels = np.unique(numbers, return_inverse=True)
+    boxes = {}
+    for value, place in zip(
+        values.tolist(), ndimage.find_objects(labels.reshape(numbers.shape) + 1), strict=True
+    ):
+        rows, columns = place
+        if value:
+            boxes[value] = (columns.start, rows.start, columns.stop, rows.stop)
+    return boxes
+
+
+def _judge_files(
+    annotations: Annotations, masks: MaskBuilder, folder: Path, files: Sequence[str]
+) -> None:
+    """Adds the faults of PNG files: not there, of another size than their images and, where masks
+    are looked at, of other segments than the JSON file lists."""
+    rows = Rows(len(files), annotations.faults, lambda i: (folder / files[i], ""))
+    severity = masks.severity
+    names = [os.fsdecode(name) for name in annotations.names]
+    rows.fault(
+        "panoptic-missing",
+        [not name for name in files],
+        lambda i: f"{annotations.source.name} has no annotation of the image {names[i]}",
+        _EXPORT,
+        severity,
+    )
+    is_named = rows.good & np.array([bool(name) for name in files], bool)
+    is_there = np.array([bool(name) and (folder / name).is_file() for name in files], bool)
+    rows.fault("panoptic-png", is_named & ~is_there, lambda i: "is not there", _EXPORT, severity)
+    sizes = np.zeros((len(files), 2), np.int64)
+    there = np.flatnonzero(is_there)
+    sizes[there] = read_sizes(folder, [files[i] for i in there.tolist()])
+    rows.fault(
+        "panoptic-png", is_there & (sizes[:, 0] == 0), lambda i: "is no image", _EXPORT, severity
+    )
+    is_image = is_there & (sizes[:, 0] > 0)
+
+    def size(i: int) -> str:
+        height, width = sizes[i].tolist()
+        image_height, image_width = annotations.sizes[i].tolist()
+        return f"is {width}x{height} px, its image {names[i]} {image_width}x{image_height} px"
+
+    differs = is_image & (sizes != annotations.sizes).any(1)
+    rows.fault("mask-size", differs, size, _EXPORT, severity)
+    sound = np.flatnonzero(is_image & ~differs)
+    step = -(-len(sound) // _SAMPLE) if masks.for_training else 1
+    _judge_pixels(annotations, rows, folder, files, sound[:: max(step, 1)], severity)
+
+
+def _judge_pixels(
+    annotations: Annotations,
+    rows: Rows,
+    folder: Path,
+    files: Sequence[str],
+    images: np.ndarray,
+    severity: Severity,
+) -> None:
+    """Adds faults for PNG files of these images, int64 `[n]`, that show other segments than the
+    JSON file lists, or elsewhere. Decodes all of them."""
+    texts: dict[str, dict[int, str]] = {"panoptic-png": {}, "segment-missing": {}}
+    texts |= {"segment-unlisted": {}, "outline-differs": {}}
+    for i in images.tolist():
+        try:
+            boxes = _boxes_in(read_numbers(folder / files[i]))
+        except InputError as error:
+            texts["panoptic-png"][i] = error.text
+            continue
+        objects = annotations.objects_of(i)
+        listed = annotations.object_ids[objects].tolist()
+        absent = [id_ for id_ in listed if id_ not in boxes]
+        unlisted = sorted(set(boxes) - set(listed))
+        if absent:
+            texts["segment-missing"][i] = f"segment {absent[0]} has no pixel"
+        if unlisted:
+            number = unlisted[0]
+            texts["segment-unlisted"][i] = f"segment {number} has pixels, and is not listed"
+        around = np.array([boxes.get(id_, _NOWHERE) for id_ in listed]).reshape(-1, 4)
+        differs = outline_differs(annotations.boxes[objects], around)
+        if differs.any():
+            id_ = listed[int(differs.argmax())]
+            texts["outline-differs"][i] = f"segment {id_} is at {boxes[id_]}, its bbox is not"
+    for code, faulty in texts.items():
+        bad = np.zeros(len(files), bool)
+        bad[list(faulty)] = True
+        rows.fault(code, bad, faulty.__getitem__, _EXPORT, severity)

@@ -1,0 +1,133 @@
+"""What COCO's `segmentation` may hold: polygons, or RLE with its counts as numbers or as text."""
+
+import reprlib
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import hotcoco.mask
+import numpy as np
+
+from redetr.data.formats.outlines import is_number
+from redetr.data.mask_columns import MaskProblem
+
+_INVALID = "mask-invalid"
+_EXPORT = "export the annotations again, or delete it"
+_FIRST_CHARACTER = 48  # of compressed counts: characters hold 6 bits each
+_CONTINUED = 0x20  # the bit that says that the number goes on
+_BITS = 5  # of a number in each character
+_LONGEST = 8  # characters of a number: 40 bits
+_LARGEST_SIDE = 2**18  # px
+
+
+def parse_segmentation(value: Any) -> Sequence[Sequence[float]] | bytes | MaskProblem | None:
+    """Polygons as they are, an RLE compressed, what is wrong with it, or None where nothing is
+    stated."""
+    if value is None or value == [] or value == "":
+        return None
+    if isinstance(value, dict):
+        return _parse_rle(value)
+    if isinstance(value, list):
+        return _parse_polygons(value)
+    text = f"its segmentation {reprlib.repr(value)} is neither polygons nor RLE"
+    return MaskProblem(_INVALID, text, _EXPORT)
+
+
+def _parse_polygons(value: list[Any]) -> list[list[float]] | MaskProblem:
+    if all(is_number(number) for number in value):
+        text = "its segmentation is a list of numbers, not of polygons"
+        return MaskProblem(_INVALID, text, "write [[x, y, x, y, ...]]")
+    for number, polygon in enumerate(value, start=1):
+        reason = _no_polygon(polygon)
+        if reason:
+            called = "its polygon" if len(value) == 1 else f"polygon {number} of its {len(value)}"
+            return MaskProblem(_INVALID, f"{called} {reason}", "correct or delete it")
+    return value
+
+
+def _no_polygon(value: Any) -> str:
+    """Why it is none, empty if it is one."""
+    if not isinstance(value, list):
+        return f"is {reprlib.repr(value)}, not [x, y, x, y, ...]"
+    if set(map(type, value)) <= {int, float}:
+        total = sum(value)
+        is_finite = total - total == 0
+    else:
+        is_finite = False
+    if not is_finite or not all(map(is_number, value)):
+        strange = [number for number in value if not is_number(number)]
+        return f"holds {reprlib.repr(strange[0])}, which is no finite number"
+    if len(value) % 2:
+        return f"has {len(value)} numbers, not x and y of each point"
+    if len(value) < 6:
+        return f"has {len(value) // 2} points, and three make an area"
+    return ""
+
+
+def _parse_rle(value: dict[str, Any]) -> bytes | MaskProblem:
+    size = value.get("size")
+    if not _is_size(size):
+        text = f"its RLE has the size {reprlib.repr(size)}, not [height, width]"
+        return MaskProblem(_INVALID, text, _EXPORT)
+    height, width = size
+    counts = value.get("counts")
+    if isinstance(counts, str):
+        counts = counts.encode("utf-8", "surrogatepass")
+    try:
+        numbers = _numbers_of(counts)
+    except ValueError as error:
+        return MaskProblem(_INVALID, f"its RLE {error}", _EXPORT)
+    if (numbers < 0).any():
+        return MaskProblem(_INVALID, f"its RLE has a count of {numbers.min()} pixels", _EXPORT)
+    total = int(numbers.sum())
+    if total != height * width:
+        text = f"the counts of its RLE add up to {total} pixels, not to those of {width}x{height}"
+        return MaskProblem(_INVALID, text, _EXPORT)
+    if isinstance(counts, bytes):
+        return counts
+    rle = {"size": [height, width], "counts": numbers.tolist()}
+    return hotcoco.mask.frPyObjects(rle, height, width)["counts"]
+
+
+def _is_size(value: Any) -> TypeGuard[list[int]]:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return all(type(side) is int and 0 < side < _LARGEST_SIDE for side in value)
+
+
+def _numbers_of(counts: Any) -> np.ndarray:
+    """The numbers of an RLE, int64 `[N]`. Raises ValueError with what is wrong."""
+    if isinstance(counts, list):
+        if not all(type(number) is int and abs(number) < 2**40 for number in counts):
+            strange = [number for number in counts if type(number) is not int]
+            raise ValueError(f"holds {reprlib.repr((strange or counts)[0])}, which is no count")
+        return np.array(counts, np.int64)
+    if not isinstance(counts, bytes):
+        raise ValueError(f"has the counts {reprlib.repr(counts)}, neither numbers nor text")
+    return decompressed(counts)
+
+
+def decompressed(text: bytes) -> np.ndarray:
+    """The numbers in compressed counts, int64 `[N]`. Raises ValueError with what is wrong.
+
+    Source: pycocotools. A number is a sequence of 5 bits, the lowest first, of which the last has
+    the sign; from the third one on, numbers are differences to the one before the last.
+    """
+    values = np.frombuffer(text, np.uint8).astype(np.int64) - _FIRST_CHARACTER
+    if ((values < 0) | (values > 63)).any():
+        raise ValueError(f"has {reprlib.repr(text)} as counts, which are no compressed ones")
+    ends = np.flatnonzero((values & _CONTINUED) == 0)
+    if len(values) and (not len(ends) or ends[-1] != len(values) - 1):
+        raise ValueError("has counts that are cut off")
+    starts = np.append(0, ends[:-1] + 1)[: len(ends)]
+    lengths = ends - starts + 1
+    if len(lengths) and lengths.max() > _LONGEST:
+        raise ValueError("has a count of more than 40 bits")
+    position = np.arange(len(values)) - np.repeat(starts, lengths)
+    bits = (values & (_CONTINUED - 1)) << (_BITS * position)
+    numbers = np.add.reduceat(bits, starts) if len(starts) else np.zeros(0, np.int64)
+    is_negative = (values[ends] & 0x10) > 0
+    numbers = np.where(is_negative, numbers - (1 << (_BITS * lengths)), numbers)
+    # The first two are as they are, the third as well: pycocotools adds from the fourth one on.
+    for start in (1, 2):
+        numbers[start::2] = np.cumsum(numbers[start::2])
+    return numbers

@@ -1,0 +1,174 @@
+"""Masks of many objects as their annotations state them, kept as arrays: polygons or RLE.
+
+They are pixels only where they are used: as polygons they take less memory, and `convert` can write
+what was drawn.
+"""
+
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import hotcoco.mask
+import numpy as np
+
+from redetr.structures import Size
+
+# Whether masks are read: not at all, or to look at them, or to train on them.
+MaskUse = Literal["none", "check", "train"]
+
+_BLOCK = 2**16  # rows that are taken at a time
+
+
+@dataclass(frozen=True, eq=False)
+class MaskColumns:
+    """The masks of A objects; each has polygons, or a compressed RLE, or neither."""
+
+    points: np.ndarray  # [P, 2] float64, x and y in px; NaN between the polygons of an object
+    first_point: np.ndarray  # [A + 1] int64: object `i` has points[first[i] : first[i + 1]]
+    counts: np.ndarray  # [R] uint8, as pycocotools writes them
+    first_count: np.ndarray  # [A + 1] int64
+
+    def __len__(self) -> int:
+        return len(self.first_point) - 1
+
+    @property
+    def has_polygons(self) -> np.ndarray:
+        """Which objects have polygons, bool `[A]`."""
+        return np.diff(self.first_point) > 0
+
+    @property
+    def has_mask(self) -> np.ndarray:
+        """Which objects have polygons or an RLE, bool `[A]`."""
+        return self.has_polygons | (np.diff(self.first_count) > 0)
+
+    def is_whole(self, count: int) -> bool:
+        """Whether these are the masks of so many objects."""
+        lengths = (len(self.first_point), len(self.first_count))
+        ends = (int(self.first_point[-1]), int(self.first_count[-1]))
+        return lengths == (count + 1, count + 1) and ends == (len(self.points), len(self.counts))
+
+    def polygons(self, index: int) -> list[np.ndarray]:
+        """The polygons of an object, each float64 `[points, 2]`."""
+        points = self.points[self.first_point[index] : self.first_point[index + 1]]
+        is_gap = np.isnan(points[:, 0])
+        if not is_gap.any():
+            return [points] if len(points) else []
+        parts = np.split(points, np.flatnonzero(is_gap))
+        return [parts[0], *(part[1:] for part in parts[1:])]
+
+    def rle(self, index: int, size: Size) -> bytes:
+        """The compressed RLE of an object in an image of this height and width, by the rules of
+        pycocotools; empty if it has no mask."""
+        start, stop = self.first_count[index : index + 2].tolist()
+        if stop > start:
+            return self.counts[start:stop].tobytes()
+        polygons = [polygon.ravel().tolist() for polygon in self.polygons(index)]
+        if not polygons:
+            return b""
+        parts = hotcoco.mask.frPyObjects(polygons, *size)
+        return parts[0]["counts"] if len(parts) == 1 else hotcoco.mask.merge(parts)["counts"]
+
+    def rles(self, objects: slice, size: Size) -> list[bytes]:
+        """The same of the objects of an image."""
+        return [self.rle(i, size) for i in range(objects.start, objects.stop)]
+
+    def take(self, rows: np.ndarray) -> "MaskColumns":
+        """The masks of the objects at these indices."""
+        points, first_point = _taken(self.points, self.first_point, rows)
+        counts, first_count = _taken(self.counts, self.first_count, rows)
+        return MaskColumns(points, first_point, counts, first_count)
+
+    def only(self, kept: np.ndarray) -> "MaskColumns":
+        """The same objects, of which those that are not `kept`, bool `[A]`, have no mask."""
+        points, first_point = _emptied(self.points, self.first_point, kept)
+        counts, first_count = _emptied(self.counts, self.first_count, kept)
+        return MaskColumns(points, first_point, counts, first_count)
+
+
+def _taken(
+    values: np.ndarray, first: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values of these rows, one after the other, and where each begins."""
+    lengths = first[rows + 1] - first[rows]
+    starts = np.append(0, np.cumsum(lengths))
+    taken = np.empty((int(starts[-1]), *values.shape[1:]), values.dtype)
+    for block in range(0, len(rows), _BLOCK):
+        part = slice(block, block + _BLOCK)
+        shift = first[rows[part]] - starts[:-1][part]
+        begin, end = int(starts[block]), int(starts[min(block + _BLOCK, len(rows))])
+        sources = np.repeat(shift, lengths[part]) + np.arange(begin, end)
+        taken[begin:end] = values[sources]
+    return taken, starts
+
+
+def _emptied(
+    values: np.ndarray, first: np.ndarray, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The values of the rows that are kept, and where each row begins: those that are not kept
+    have none."""
+    taken, _ = _taken(values, first, np.flatnonzero(kept))
+    lengths = np.where(kept, np.diff(first), 0)
+    return taken, np.append(0, np.cumsum(lengths))
+
+
+class MaskProblem(NamedTuple):
+    """Why what an annotation states is no mask."""
+
+    code: str
+    text: str
+    remedy: str
+
+
+class MaskBuilder:
+    """Masks on their way in, one object after the other.
+
+    `for_training`: what is no mask is an error then, else a warning.
+    """
+
+    @classmethod
+    def of(cls, use: MaskUse) -> "MaskBuilder | None":
+        """What reads masks for this use; None for none."""
+        return None if use == "none" else cls(use == "train")
+
+    def __init__(self, for_training: bool):
+        self.for_training = for_training
+        self.severity: Literal["error", "warning"] = "error" if for_training else "warning"
+        self.problems: dict[int, MaskProblem] = {}  # by the number of the object
+        self._points = array("d")
+        self._first_point = array("q", [0])
+        self._counts = bytearray()
+        self._first_count = array("q", [0])
+
+    def add(self, mask: Sequence[Sequence[float]] | bytes | MaskProblem | None) -> None:
+        """Adds the next object: its polygons `[x, y, x, y, ...]`, its compressed RLE, why it has
+        no mask, or that none is stated."""
+        if isinstance(mask, MaskProblem):
+            self.problems[len(self._first_point) - 1] = mask
+        elif isinstance(mask, bytes):
+            self._counts += mask
+        elif mask is not None:
+            for number, polygon in enumerate(mask):
+                if number:
+                    self._points.extend((math.nan, math.nan))
+                self._points.extend(polygon)
+        self._first_point.append(len(self._points) // 2)
+        self._first_count.append(len(self._counts))
+
+    def scale(self, factors: np.ndarray) -> None:
+        """Multiplies the points of each object by its factors, `[A, 2]`, as fractions of an image
+        become pixels."""
+        points = np.frombuffer(self._points, np.float64).reshape(-1, 2)
+        points *= np.repeat(factors, np.diff(self._first_point), axis=0)
+        # What was 0 or 100 px before it became a fraction is so again.
+        np.round(points, 9, out=points)
+
+    def columns(self) -> MaskColumns:
+        """All that was added."""
+        return MaskColumns(
+            np.frombuffer(self._points, np.float64).reshape(-1, 2),
+            np.frombuffer(self._first_point, np.int64),
+            np.frombuffer(self._counts, np.uint8),
+            np.frombuffer(self._first_count, np.int64),
+        )

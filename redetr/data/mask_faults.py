@@ -1,0 +1,245 @@
+"""What is wrong with masks: each by itself, and with its image and its box.
+
+Where masks are trained on, a mask that is none is an error, and so is an object without one among
+others that have masks. Where only boxes matter, these are warnings, and the mask is left out.
+"""
+
+from typing import TYPE_CHECKING
+
+import hotcoco.mask
+import numpy as np
+
+from redetr.data.contradictions import cross_themselves, outline_agrees, outline_differs
+from redetr.data.mask_columns import MaskBuilder, MaskColumns
+from redetr.structures import Size
+from redetr.wording import counted
+
+if TYPE_CHECKING:
+    from redetr.data.annotations import Images, Objects, Rows, Severity
+
+# People overshoot the border a little: up to this many pixels, or this share of the side, boxes are
+# clipped, and so are polygons.
+OVERSHOOT_PX = 2.0
+OVERSHOOT_SHARE = 0.01
+# COCO's own train2017 holds 2 boxes without height among 860,001, and a few polygons that are
+# smaller than a pixel: so few are left out, more are a fault.
+FEW = 1e-4
+# Codes of the faults with which a mask is left out where it is not trained on.
+MASKS_LEFT_OUT = ("mask-invalid", "mask-size", "mask-outside", "mask-empty")
+_SHARE_OF_BOX = 1 / 200  # what fills less of its box is worth a look
+_MOST_POINTS = 500  # of a polygon that is searched for crossing sides: the time grows with n^2
+_BLOCK = 2**18  # points that are searched at a time
+_BATCH = 2**10  # masks that are measured at a time
+
+
+def judge_mask_sizes(objects: "Objects", images: "Images", outlines: np.ndarray) -> None:
+    """Adds faults for masks of another size than their image: errors where the box is that around
+    the mask, and so of another size as well."""
+    stated = objects.mask_sizes
+    if stated is None or not len(images.sizes):
+        return
+    sizes = images.sizes[objects.image]
+    differs = _sizes_differ(objects, images)
+    same_box = outline_agrees(objects.corners, outlines)
+
+    def size(i: int) -> str:
+        height, width = stated[i]
+        image_height, image_width = sizes[i]
+        image = images.called(objects.image[i])
+        return f"its mask is {width}x{height} px, its image {image} {image_width}x{image_height} px"
+
+    remedy = "export the annotations of this image again"
+    objects.rows.fault("mask-size", differs & same_box, size, remedy)
+    severity = objects.masks.severity if objects.masks is not None else "warning"
+    if severity == "warning":
+        remedy += ", or see whether its box is right on the page of check --report"
+    objects.rows.fault("mask-size", differs & ~same_box, size, remedy, severity)
+
+
+def _sizes_differ(objects: "Objects", images: "Images") -> np.ndarray:
+    """Which objects state a mask of another size than that of their image, bool `[A]`."""
+    stated = objects.mask_sizes
+    if stated is None or not len(images.sizes):
+        return np.zeros(len(objects.image), bool)
+    sizes = images.sizes[objects.image]
+    return (stated > 0).all(1) & (stated != sizes).any(1)
+
+
+def judge_outlines(objects: "Objects", boxes: np.ndarray, counted: np.ndarray) -> None:
+    """Adds a fault for boxes, xyxy `[A, 4]`, that are not at all those around their outlines, of
+    the objects that are `counted`, bool `[A]`."""
+    outlines = objects.outlines
+    if outlines is None:
+        return
+    differs = counted & outline_differs(boxes, outlines)
+
+    def text(i: int) -> str:
+        span = outlines[i].round(2).tolist()
+        return f"{objects.quoted(i)} is not the box around its outline, which is {span} as xyxy"
+
+    severity: Severity = "warning"
+    remedy = "only the box is learned: see whether it is right on the page of check --report"
+    if objects.masks is not None and objects.masks.for_training:
+        severity = "error"
+        remedy = "correct the one that is wrong: see the page of check --report"
+    objects.rows.fault("outline-differs", differs, text, remedy, severity)
+
+
+def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> MaskColumns | None:
+    """The masks of the objects, without those that are none, if they are read; adds the faults of
+    all.
+
+    `boxes` are those of the objects, cut to their images, xyxy `[A, 4]`.
+    """
+    builder = objects.masks
+    if builder is None:
+        return None
+    rows = objects.rows
+    masks = builder.columns()
+    _report_problems(rows, builder)
+    has_problem = np.isin(np.arange(len(masks)), list(builder.problems))
+    sound = masks.has_mask & rows.good & ~has_problem & ~_sizes_differ(objects, images)
+    _report_missing(rows, builder, masks, sound | has_problem | objects.iscrowd)
+    sizes = np.concatenate([images.sizes, [[1, 1]]])[objects.image]  # the last: no image
+    sound &= ~_report_outside(rows, builder, masks, sizes, sound)
+    areas = _areas(masks, sizes, sound)
+    is_empty = sound & (areas == 0)
+    _report_empty(rows, builder, is_empty, int(sound.sum()))
+    sound &= ~is_empty
+    if builder.for_training:
+        judge_outlines(objects, boxes, sound & ~objects.iscrowd)
+    _report_thin(rows, areas, boxes, sound & ~objects.iscrowd)
+    _report_crossing(rows, masks, sound)
+    return masks.only(sound)
+
+
+def _report_problems(rows: "Rows", builder: MaskBuilder) -> None:
+    """Adds the faults of what is no mask by itself."""
+    problems = builder.problems
+    remedies = {problem.remedy: problem.code for problem in problems.values()}
+    for remedy, code in remedies.items():
+        bad = np.zeros(len(rows.good), bool)
+        bad[[row for row, problem in problems.items() if problem.remedy == remedy]] = True
+        rows.fault(code, bad, lambda i: problems[i].text, remedy, builder.severity)
+
+
+def _report_missing(
+    rows: "Rows", builder: MaskBuilder, masks: MaskColumns, is_there: np.ndarray
+) -> None:
+    """Adds a fault for objects without mask among others that have one."""
+    missing = rows.good & ~is_there
+    with_mask = int(masks.has_mask.sum())
+    if not with_mask:
+        return
+    share = f"as {int(missing.sum()):,} of {counted(len(missing), 'object')}"
+    remedy = "draw its outline, or train on boxes alone"
+    severity: Severity = "error" if builder.for_training else "note"
+    rows.fault(
+        "mask-missing", missing, lambda i: f"has a box and no mask, {share}", remedy, severity
+    )
+
+
+def _report_outside(
+    rows: "Rows", builder: MaskBuilder, masks: MaskColumns, sizes: np.ndarray, sound: np.ndarray
+) -> np.ndarray:
+    """Adds a fault for polygons that leave their images, and returns which do, bool `[A]`."""
+    outside = np.zeros(len(masks), bool)
+    with_polygons = np.flatnonzero(masks.has_polygons)
+    if not len(with_polygons):
+        return outside
+    starts = masks.first_point[with_polygons]
+    low = np.fmin.reduceat(masks.points, starts)  # NaN between polygons does not count
+    high = np.fmax.reduceat(masks.points, starts)
+    limits = sizes[with_polygons, ::-1]  # width, height
+    slip = np.maximum(OVERSHOOT_PX, OVERSHOOT_SHARE * limits)
+    outside[with_polygons] = ((low < -slip) | (high > limits + slip)).any(1)
+    outside &= sound
+    row_of = {int(row): number for number, row in enumerate(with_polygons) if outside[row]}
+
+    def text(i: int) -> str:
+        number = row_of[i]
+        span = [*low[number].round(2).tolist(), *high[number].round(2).tolist()]
+        height, width = sizes[i].tolist()
+        return f"its polygons span {span} as xyxy, in an image of {width}x{height} px"
+
+    remedy = "was the image resized? draw the outline again, or cut it at the border"
+    rows.fault("mask-outside", outside, text, remedy, builder.severity)
+    return outside
+
+
+def _areas(masks: MaskColumns, sizes: np.ndarray, sound: np.ndarray) -> np.ndarray:
+    """The pixels of each mask that is `sound`, int64 `[A]`; -1 of others."""
+    areas = np.full(len(masks), -1, np.int64)
+    rows = np.flatnonzero(sound)
+    for start in range(0, len(rows), _BATCH):
+        batch = rows[start : start + _BATCH]
+        rles = []
+        for row in batch.tolist():
+            height, width = sizes[row].tolist()
+            size: Size = (height, width)
+            rles.append({"size": [height, width], "counts": masks.rle(row, size)})
+        areas[batch] = hotcoco.mask.area(rles)
+    return areas
+
+
+def _report_empty(rows: "Rows", builder: MaskBuilder, is_empty: np.ndarray, count: int) -> None:
+    """Adds a fault for masks without a pixel. Where they are few, their objects are left out."""
+    are_few = is_empty.sum() <= FEW * count
+    text = "its mask covers no pixel"
+    if not builder.for_training or not are_few:
+        remedy = "draw it again, or delete the object"
+        rows.fault("mask-empty", is_empty, lambda i: text, remedy, builder.severity)
+        return
+    text += f", and it is left out, as one of {int(is_empty.sum()):,} in {counted(count, 'object')}"
+    rows.fault("mask-empty", is_empty, lambda i: text, "delete it", "warning")
+    rows.good &= ~is_empty
+
+
+def _report_thin(rows: "Rows", areas: np.ndarray, boxes: np.ndarray, sound: np.ndarray) -> None:
+    """Adds a warning for masks that fill next to nothing of their boxes."""
+    box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    is_thin = sound & (areas < _SHARE_OF_BOX * box_areas)
+
+    def text(i: int) -> str:
+        return f"its mask has {areas[i]:,} px, its box {box_areas[i]:,.0f}"
+
+    remedy = "see whether it is so on the page of check --report"
+    rows.fault("mask-thin", is_thin, text, remedy, "warning")
+
+
+def _report_crossing(rows: "Rows", masks: MaskColumns, sound: np.ndarray) -> None:
+    """Adds a warning for polygons whose sides cross."""
+    crossing = sound & _crossing(masks)
+    rows.fault(
+        "mask-crossing",
+        crossing,
+        lambda i: "its outline crosses itself: what it encloses twice is no part of the mask",
+        "draw it again, with its points in order",
+        "warning",
+    )
+
+
+def _crossing(masks: MaskColumns) -> np.ndarray:
+    """Which objects have a polygon of up to 500 points whose sides cross, bool `[A]`."""
+    crossing = np.zeros(len(masks), bool)
+    if not len(masks.points):
+        return crossing
+    is_point = ~np.isnan(masks.points[:, 0])
+    first_of_object = np.zeros(len(masks.points) + 1, bool)
+    first_of_object[masks.first_point] = True
+    after_gap = np.append(True, ~is_point[:-1])
+    before_gap = np.append(~is_point[1:], True)
+    starts = np.flatnonzero(is_point & (first_of_object[:-1] | after_gap))
+    ends = np.flatnonzero(is_point & (first_of_object[1:] | before_gap)) + 1
+    lengths = ends - starts
+    owners = np.searchsorted(masks.first_point, starts, side="right") - 1
+    for length in np.unique(lengths).tolist():
+        if not 3 < length <= _MOST_POINTS:
+            continue
+        same = np.flatnonzero(lengths == length)
+        step = max(1, _BLOCK // length)
+        for first in range(0, len(same), step):
+            polygons = same[first : first + step]
+            points = masks.points[starts[polygons][:, None] + np.arange(length)]
+            crossing[owners[polygons[cross_themselves(points)]]] = True
+    return crossing

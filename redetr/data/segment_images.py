@@ -1,0 +1,100 @@
+"""Masks that are drawn in one image of their ids: COCO's panoptic PNG files.
+
+They are read when they are needed: a file of ids is small, and decoded in a few ms.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from redetr.data.images import open_image
+from redetr.errors import InputError
+from redetr.masks import encode
+from redetr.structures import Size
+
+_COLOURS = np.array([1, 256, 65536])
+_REMEDY = "export the panoptic annotations again, JSON and PNG together"
+
+
+def object_numbers(image: Image.Image) -> NDArray[np.int64]:
+    """The number of the object at each pixel `[H, W]` of an opened label image; colours count as
+    red + 256 green + 65536 blue.
+
+    Raises ValueError for values that are no whole numbers from 0.
+    """
+    if image.mode == "RGB":
+        return np.asarray(image).astype(np.int64) @ _COLOURS
+    values = np.asarray(image)
+    if values.ndim != 2:
+        raise ValueError(f"a label image has one band, or red, green and blue, not {image.mode}")
+    numbers = values.astype(np.int64)
+    if numbers.min() < 0 or not np.array_equal(numbers, values):
+        raise ValueError("the values of a label image must be whole numbers from 0")
+    return numbers
+
+
+def read_numbers(file: Path) -> NDArray[np.int64]:
+    """What `object_numbers` says of a file. Raises InputError if it is no label image."""
+    if not file.is_file():
+        raise InputError("is not there", where=file, remedy=_REMEDY)
+    with open_image(file) as image:
+        return object_numbers(image)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentImages:
+    """Where the masks of A objects are: each in a file, as the pixels that have its id."""
+
+    folder: Path
+    segment_files: np.ndarray  # [F] bytes, paths below the folder
+    segment_file: np.ndarray  # [A] int64, which of the files; -1 = no mask
+    segment_ids: np.ndarray  # [A] int64
+
+    def __len__(self) -> int:
+        return len(self.segment_ids)
+
+    @property
+    def has_mask(self) -> np.ndarray:
+        """Which objects have a mask, bool `[A]`."""
+        return self.segment_file >= 0
+
+    def take(self, rows: np.ndarray) -> "SegmentImages":
+        """The masks of the objects at these indices."""
+        return replace(
+            self,
+            segment_file=self.segment_file[rows],
+            segment_ids=self.segment_ids[rows],
+        )
+
+    def is_whole(self, count: int) -> bool:
+        """Whether these are the masks of so many objects."""
+        return len(self.segment_file) == len(self.segment_ids) == count
+
+    def path(self, index: int) -> Path:
+        """The file of an object."""
+        return self.folder / os.fsdecode(self.segment_files[self.segment_file[index]])
+
+    def rles(self, objects: slice, size: Size) -> list[bytes]:
+        """The compressed RLE of each of the objects, which are those of one image of this height
+        and width. Raises InputError for a file that cannot be read, of another size, or without
+        pixels of an object."""
+        rows = range(objects.start, objects.stop)
+        if not len(rows):
+            return []
+        file = self.path(rows[0])
+        numbers = read_numbers(file)
+        if numbers.shape != size:
+            height, width = numbers.shape
+            text = f"is {width}x{height} px, its image {size[1]}x{size[0]} px"
+            raise InputError(text, where=file, remedy=_REMEDY)
+        masks = torch.from_numpy(numbers == self.segment_ids[objects, None, None])
+        is_there = masks.flatten(1).any(1).tolist()
+        if not all(is_there):
+            absent = self.segment_ids[rows[is_there.index(False)]]
+            raise InputError("has no pixel", where=file, place=f"segment {absent}", remedy=_REMEDY)
+        return encode(masks)

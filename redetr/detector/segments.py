@@ -1,0 +1,73 @@
+"""The segments of an image: a panoptic segmentation, to be drawn and written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from redetr.detector.detections import Detections
+from redetr.masks import boxes_of_masks
+from redetr.panoptic import Panoptic
+
+
+@dataclass(frozen=True, eq=False)
+class PanopticDetections:
+    """Things and stuff of one image, of which no two share a pixel. All tensors are on the host."""
+
+    panoptic: Panoptic  # the id of the segment of each pixel, and what the segments are
+    detections: Detections  # a row for each segment, in that order; boxes are around their pixels
+
+    def __len__(self) -> int:
+        return len(self.panoptic.segments)
+
+    def __repr__(self) -> str:
+        height, width = self.detections.image_size
+        lines = [f"PanopticDetections: {len(self)} segments in an image of {width}x{height} px"]
+        pairs = zip(self.detections.names, self.panoptic.segments, strict=True)
+        for name, segment in pairs:
+            kind = "thing" if segment.is_thing else "stuff"
+            lines.append(f"  {name} ({kind}) {segment.score:.2f}, {segment.area} px")
+        return "\n".join(lines)
+
+    @property
+    def ids(self) -> Tensor:
+        """The id of the segment of each pixel, int32 `[H, W]`: row `id` - 1, 0 = none."""
+        return self.panoptic.ids
+
+    def to_png(self) -> Image.Image:
+        """The map in COCO's panoptic format: the colour of a pixel is the id of its segment."""
+        return self.panoptic.to_png()
+
+    def to_coco(self, image_id: int | str, file_name: str) -> dict[str, Any]:
+        """An entry of the `annotations` of a panoptic JSON file; `file_name` is that of the PNG."""
+        segments_info = self.panoptic.segments_info(self.detections.category_ids)
+        return {"image_id": image_id, "file_name": file_name, "segments_info": segments_info}
+
+    def draw(
+        self, image: Image.Image | Tensor | None = None, scale: int | None = None
+    ) -> Image.Image:
+        """The image with its segments; arguments and errors as those of `Detections.draw`."""
+        return self.detections.draw(image, scale)
+
+
+def segments_of(
+    panoptic: Panoptic, class_names: Sequence[str], category_ids: Sequence[int]
+) -> PanopticDetections:
+    """The segments of an image with the names and ids of their classes."""
+    masks = panoptic.masks()
+    scores = [segment.score for segment in panoptic.segments]
+    labels = [segment.label for segment in panoptic.segments]
+    height, width = panoptic.ids.shape
+    detections = Detections(
+        scores=torch.tensor(scores, dtype=torch.float32),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        boxes=boxes_of_masks(masks),
+        class_names=tuple(class_names),
+        category_ids=tuple(category_ids),
+        image_size=(height, width),
+        masks=masks,
+    )
+    return PanopticDetections(panoptic, detections)
