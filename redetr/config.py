@@ -23,29 +23,17 @@ from redetr.choices import (
     Schedule,
     size_text,
 )
+from redetr.earlier import as_of_today
 from redetr.errors import InputError
 
 if TYPE_CHECKING:  # these import PyTorch
     from redetr.data import Hints
     from redetr.structures import DetectionModel
 
-PATIENCE = 0.25  # of recipes that end early
 MOST_QUERIES = 300  # that a run takes unless the user asks for more
 _FEWEST_QUERIES = 25
 _RGB = 3  # channels of most images
 _STRIDE = 32  # of the coarsest feature map: sizes are multiples of it
-
-# Models of earlier versions, by what they are now: redetr_n with these options.
-_EARLIER_MODELS = {
-    "redetr_s": ("backbone=[64, 128, 256]", "hidden_dim=192", "dim_feedforward=768"),
-    "redetr_m": (
-        "backbone=resnet50",
-        "hidden_dim=256",
-        "dec_layers=6",
-        "dim_feedforward=1024",
-        "num_queries=300",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -301,7 +289,7 @@ class TrainConfig(
         """The settings that `to_dict` wrote. Raises InputError for one that this version does not
         know, or of another type."""
         kinds = get_type_hints(cls)
-        values = _with_present_patience(_with_present_model({**values}))
+        values = as_of_today({**values})
         for name in ("model_options", "freeze"):
             values[name] = tuple(values.get(name, ()))
         if isinstance(values.get("image_size"), list):  # JSON has no tuples
@@ -461,30 +449,6 @@ def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
     for_20_times = math.ceil(steps / 20)
     for_5_times = math.ceil(steps / 5)
     return min(max(per_epoch, for_20_times), for_5_times)
-
-
-def _with_present_model(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run whose model may have the name or the defaults of an earlier version."""
-    model = values.get("model")
-    if model == "redetr_mobile" and "freeze" not in values:  # which all later runs state
-        given = values.get("model_options", ())
-        return {**values, "model_options": ("backbone=mobilenet_v2", *given)}
-    if not isinstance(model, str) or model not in _EARLIER_MODELS:
-        return values
-    options = list(_EARLIER_MODELS[model])
-    if values.get("num_queries") is not None:  # which an option would override
-        options = [option for option in options if not option.startswith("num_queries=")]
-    given = values.get("model_options", ())  # these come later, and win
-    return {**values, "model": "redetr_n", "model_options": (*options, *given)}
-
-
-def _with_present_patience(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run whose patience may be a number of evaluations, as in earlier
-    versions."""
-    patience = values.get("patience")
-    if type(patience) is int and patience > 0:
-        return {**values, "patience": PATIENCE}
-    return values
 
 
 def _option_value(text: str) -> Any:

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from redetr.config import PATIENCE, TrainConfig
+from redetr.choices import PATIENCE
+from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.weights.published import PUBLISHED
 

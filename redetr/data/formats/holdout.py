@@ -62,28 +62,33 @@ def held_out(annotations: Annotations, fraction: float) -> Bools:
         )
     hashes = np.array([_hash(name) for name in annotations.names.tolist()], np.uint64)
     order = np.argsort(hashes, kind="stable")
-    rank = np.empty(num_images, np.int64)
-    rank[order] = np.arange(num_images)
-    by_class = _images_by_class(annotations, rank)
-    is_val = np.zeros(num_images, bool)
-    is_dealt = np.zeros(num_images, bool)
-    frequency = np.full(num_images, num_images)  # images of the rarest class of each image
-    for images in sorted(by_class, key=len):
-        wanted_of_class = int(fraction * len(images) + 0.5)
-        if len(images) > 1:  # one on each side, if there are two
-            wanted_of_class = min(max(wanted_of_class, 1), len(images) - 1)
-        remaining = images[~is_dealt[images]]
-        missing = max(0, wanted_of_class - int(is_val[images].sum()))
-        is_val[remaining[:missing]] = True
-        is_dealt[images] = True
-        frequency[remaining] = len(images)
-    empty = order[~is_dealt[order]]
-    is_val[empty[: max(0, wanted - int(is_val.sum()))]] = True
+    is_val, frequency = _deal(annotations, order, fraction)
+    without_objects = order[frequency[order] == 0]
+    is_val[without_objects[: max(0, wanted - int(is_val.sum()))]] = True
     surplus = int(is_val.sum()) - wanted
     candidates = order[is_val[order] == (surplus > 0)]
     frequent_first = candidates[np.argsort(-frequency[candidates], kind="stable")]
     is_val[frequent_first[: abs(surplus)]] = surplus < 0
     return is_val
+
+
+def _deal(
+    annotations: Annotations, order: NDArray[np.int64], fraction: float
+) -> tuple[Bools, NDArray[np.int64]]:
+    """Which images are held out so that their classes are, `[N]`, and how many images have the
+    rarest class of each, `[N]`; 0 where there is no object."""
+    rank = np.argsort(order)
+    is_val = np.zeros(len(order), bool)
+    frequency = np.zeros(len(order), np.int64)
+    for images in sorted(_images_by_class(annotations, rank), key=len):
+        wanted = int(fraction * len(images) + 0.5)
+        if len(images) > 1:  # one on each side, if there are two
+            wanted = min(max(wanted, 1), len(images) - 1)
+        remaining = images[frequency[images] == 0]
+        missing = max(0, wanted - int(is_val[images].sum()))
+        is_val[remaining[:missing]] = True
+        frequency[remaining] = len(images)
+    return is_val, frequency
 
 
 def _images_by_class(annotations: Annotations, rank: NDArray[np.int64]) -> list[NDArray[np.int64]]:
