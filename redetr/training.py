@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -47,20 +48,19 @@ from redetr.models.freezing import freeze, what_is_frozen
 from redetr.models.recompute import recompute_blocks
 from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
+from redetr.outlook import outlook
 from redetr.precision import PRECISIONS, pick_precision, weights_dtype
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, has_checkpoint, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
 from redetr.weights.starting import starting_point
-from redetr.wording import counted
+from redetr.wording import counted, duration
 
 # Shows a run after an evaluation, given its state, the data that it was evaluated on, and its
 # folder. Returns what the user should know.
 AfterEvaluation = Callable[[State, DetectionDataset, Path], list[str]]
 
-# Below these a run ends poorly, and the user should know.
-_FEW_STEPS = 100_000  # for a faithful variant
-_FEW_IMAGES = 100  # without pretrained weights
+_TIMED_STEPS = 5  # by which the time of a run is estimated, after the first step
 
 
 def train(
@@ -116,7 +116,7 @@ def _train(
     folder = Path(config.output)
     with FolderLock(folder, dist) as lock:
         resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
-        notes = _notes(data, state, dist)
+        notes = _notes(data, val, state, dist)
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
         steps, class_weight = state.config.steps, criterion.config.loss_ce
@@ -192,7 +192,7 @@ def _precision_of(folder: Path) -> Precision:
     return TrainConfig.read(file).precision
 
 
-def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
+def _notes(data: DetectionDataset, val: DetectionDataset, state: State, dist: Dist) -> list[str]:
     """What the user should know before the run starts."""
     config = state.config
     queries = state.model.num_queries
@@ -212,34 +212,10 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
         )
     notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
-    notes += _outlook(config, len(data))
+    notes += outlook(config, len(data), val)
     notes += restart_notes()
     notes += data.notes
     return notes
-
-
-def _outlook(config: Settings, num_images: int) -> list[str]:
-    """A warning where a run cannot end well. The faithful variant needs some 300,000 steps from a
-    pretrained backbone."""
-    if config.weights in (None, "none"):
-        start = "no pretrained weights"
-    elif config.weights == "imagenet":
-        start = "a pretrained backbone only"
-    else:
-        return []
-    images = counted(num_images, "image")
-    run = f"warning: {images}, {counted(config.steps, 'step')}, {start}"
-    if config.is_faithful and config.steps < _FEW_STEPS:
-        return [
-            f"{run}: results of {config.model} will be poor; take redetr_n, or --weights "
-            "facebook/detr-resnet-50"
-        ]
-    if config.weights != "imagenet" and num_images < _FEW_IMAGES:
-        return [
-            f"{run}: results will be poor; more images help most, then pretrained weights (redetr "
-            "models)"
-        ]
-    return []
 
 
 @dataclass
@@ -270,6 +246,7 @@ class _Run:
     def __post_init__(self) -> None:
         config = self.state.config
         self.dtype = PRECISIONS[config.precision]
+        self.timed: list[float] = []  # the first steps of this process, s
         self.step_log = StepLog(config.batch_size, self.dist.world_size)
 
     def train(self) -> dict[str, Any]:
@@ -397,7 +374,23 @@ class _Run:
         state.train_time_s += took
         self.step_log.add(state.step, losses, norm, batches, step_input.waited, took)
         self.monitor.advance(state.step)
+        self._say_estimate(took)
         return False
+
+    def _say_estimate(self, took: float) -> None:
+        """Says once how long the rest will take, by the first steps but the very first."""
+        if len(self.timed) > _TIMED_STEPS:
+            return
+        self.timed.append(took)
+        if len(self.timed) <= _TIMED_STEPS:
+            return
+        remaining = self.state.config.steps - self.state.step
+        seconds = remaining * median(self.timed[1:])
+        if remaining > 0:
+            self.monitor.say(
+                f"the remaining {counted(remaining, 'step')} will take about {duration(seconds)}, "
+                "and evaluations on top"
+            )
 
     def _due(self, every: int) -> bool:
         """Whether what happens every so many steps, and at the end, happens now."""

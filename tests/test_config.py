@@ -226,7 +226,7 @@ def test_the_data_chooses_the_queries_of_fast_variants(recipe, hints, max_object
         ("ema_decay", 1.0, "--ema-decay 1.0 must be at least 0 and below 1"),
         ("warmup", 1.1, "--warmup 1.1 must be from 0 to 1"),
         ("log_every", 0, "--log-every 0 must be at least 1"),
-        ("patience", -1, "--patience -1 must be at least 0"),
+        ("patience", -1, "--patience -1 must be from 0 to 1"),
         ("clip_norm", math.nan, "--clip-norm nan must be at least 0"),
     ],
 )
