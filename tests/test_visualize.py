@@ -4,7 +4,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 from redetr.errors import InputError
@@ -286,6 +285,8 @@ def test_read_metrics_names_the_file_at_fault(tmp_path):
 
 
 def test_the_smoothed_loss_by_hand():
+    from matplotlib.figure import Figure  # half a second, in each process that collects these tests
+
     axes = Figure().subplots()
     losses = [0.0, 3.0, 9.0] + [6.0] * 37  # 40 steps: one neighbour on each side
     _plot_loss(

@@ -90,7 +90,6 @@ SIZES = (
     *[(96, 80)] * 3,
 )
 
-
 _WITHOUT_MASKS = 9  # an image with objects
 
 
@@ -220,7 +219,9 @@ def detections(dist: Dist) -> dict[str, np.ndarray]:
     share, _ = detect_share(model, Rectangles(), dist, image_size=48, batch_size=2)
     detected = DatasetDetections.concatenate(dist.gather([share]))
     order = np.argsort(detected.image_index, kind="stable")
-    return asdict(detected.keep(order))
+    arrays = asdict(detected.keep(order))
+    assert arrays.pop("masks") is None
+    return arrays
 
 
 def run_training(data: Path, output: Path, accumulate: int) -> None:

@@ -14,11 +14,11 @@ from redetr.recipes import get_recipe
 from redetr.weights.resnet_d import from_timm
 from redetr.weights.starting import starting_point
 
-timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.parity
 
 
 def timm_net(name: str) -> nn.Module:
+    timm = pytest.importorskip("timm")  # a second, in each process that collects these tests
     torch.manual_seed(0)
     net = timm.create_model(name).eval()
     for module in net.modules():
