@@ -33,6 +33,7 @@ _MAY_CHANGE = {
     "loader_timeout_s",
     "cache_mb",
     "cache_dir",
+    "log",
     "log_every",
     "eval_every",
     "save_every",

@@ -45,7 +45,7 @@ from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.models.freezing import freeze
 from redetr.models.recompute import recompute_blocks
-from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
+from redetr.monitor import Callback, Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.precision import PRECISIONS, pick_precision, weights_dtype
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
@@ -64,15 +64,17 @@ def train(
     config: TrainConfig,
     console: Console | None = None,
     datasets: tuple[DetectionDataset, DetectionDataset] | None = None,
+    callback: Callback | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
     "time_s"; and of the "best" one its "AP" and "step".
 
     `datasets` are your own (train, val), in place of what `config.data` names. Under torchrun,
-    every process calls this. Progress is shown on `console`, by default nowhere. Raises InputError
-    for settings or data that cannot work, before anything is written, and when a GPU's memory is
-    full; DivergedError for a loss that is not finite; LostError for a rank or loader process that
-    died; StoppedError after a signal, when the state is saved.
+    every process calls this. Progress is shown on `console`, by default nowhere. `callback` is
+    given each line of metrics.jsonl, a dictionary, in the process of the first rank. Raises
+    InputError for settings or data that cannot work, before anything is written, and when a GPU's
+    memory is full; DivergedError for a loss that is not finite; LostError for a rank or loader
+    process that died; StoppedError after a signal, when the state is saved.
     """
     with stop_signals() as signals:
         try:
@@ -80,7 +82,7 @@ def train(
                 process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
                 watching_workers(),
             ):
-                return _train(config, console, datasets, dist, signals)
+                return _train(config, console, datasets, callback, dist, signals)
         except KeyboardInterrupt:
             if signals.steps_begun:
                 raise
@@ -92,6 +94,7 @@ def _train(
     config: TrainConfig,
     console: Console | None,
     datasets: tuple[DetectionDataset, DetectionDataset] | None,
+    callback: Callback | None,
     dist: Dist,
     signals: StopSignals,
 ) -> dict[str, Any]:
@@ -113,8 +116,8 @@ def _train(
         notes = _notes(data, state, dist)
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
-        steps, class_weight = state.config.steps, criterion.config.loss_ce
-        monitor = open_monitor(folder, steps, state.step, console, dist, class_weight)
+        class_weight = criterion.config.loss_ce
+        monitor = open_monitor(folder, state, console, dist, class_weight, callback)
         continuation = "the same call with resume=True" if datasets else resume_command(folder)
         run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
         try:
@@ -128,7 +131,7 @@ def _train(
                 "too large, take --recompute or a smaller --image-size"
             ) from error
         finally:
-            monitor.close()
+            monitor.close(failed=sys.exception() is not None)
 
 
 def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[State, SetCriterion]:
