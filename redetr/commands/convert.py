@@ -12,8 +12,8 @@ from redetr.errors import InputError
 
 @dataclass(frozen=True)
 class Convert:
-    """Writes a data set in another format, boxes only, or cuts its images into tiles; reports what
-    the format cannot hold."""
+    """Writes a data set in another format, with masks if it has any, or cuts its images into tiles;
+    reports what the format cannot hold."""
 
     source: DataPath
     """A folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, hf:NAME or crowns;
