@@ -23,6 +23,9 @@ ImageSize = int | tuple[int, int]
 MOST_BANDS = 64  # of an image
 
 
+PATIENCE = 0.25  # of recipes that end early: a share of the run
+
+
 def parsed_size(text: str) -> ImageSize:
     """The size that is written as `128` or, height first, as `96x128`. Raises ValueError."""
     sides = text.split("x")

@@ -23,6 +23,7 @@ from redetr.choices import (
     Schedule,
     size_text,
 )
+from redetr.earlier import as_of_today
 from redetr.errors import InputError
 
 if TYPE_CHECKING:  # these import PyTorch
@@ -33,18 +34,6 @@ MOST_QUERIES = 300  # that a run takes unless the user asks for more
 _FEWEST_QUERIES = 25
 _RGB = 3  # channels of most images
 _STRIDE = 32  # of the coarsest feature map: sizes are multiples of it
-
-# Models of earlier versions, by what they are now: redetr_n with these options.
-_EARLIER_MODELS = {
-    "redetr_s": ("backbone=[64, 128, 256]", "hidden_dim=192", "dim_feedforward=768"),
-    "redetr_m": (
-        "backbone=resnet50",
-        "hidden_dim=256",
-        "dec_layers=6",
-        "dim_feedforward=1024",
-        "num_queries=300",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -145,8 +134,9 @@ class ScheduleOptions:
     """Steps between evaluations; default: once an epoch, but 5 to 20 times a run."""
     eval_batch_size: int = 16
     """Images that each rank evaluates at once."""
-    patience: int = 0
-    """Evaluations in a row without a better AP after which the run ends; 0 = never."""
+    patience: float = 0.0
+    """Share of the steps without a better AP after which the run ends, but not before the learning
+    rate has fallen to a quarter; 0 = never."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +170,8 @@ class RunOptions:
     save_every: int = 0
     """Steps between checkpoints; default: as eval_every. A run that is killed loses at most that
     many."""
+    pictures: bool = True
+    """Draw curves.png and predictions.png, truth beside predictions, at each evaluation."""
     timeout_s: float = 600.0
     """Seconds after which a rank that does not answer fails the run."""
     setup_timeout_s: float = 3600.0
@@ -238,7 +230,7 @@ BOUNDS = {
     "drop_at": _SHARE,
     "eval_every": _AT_LEAST_0,
     "eval_batch_size": _AT_LEAST_1,
-    "patience": _AT_LEAST_0,
+    "patience": _SHARE,
     "num_workers": _AT_LEAST_0,
     "loader_timeout_s": _ABOVE_0,
     "cache_mb": _AT_LEAST_0,
@@ -299,7 +291,7 @@ class TrainConfig(
         """The settings that `to_dict` wrote. Raises InputError for one that this version does not
         know, or of another type."""
         kinds = get_type_hints(cls)
-        values = _with_present_model({**values})
+        values = as_of_today({**values})
         for name in ("model_options", "freeze"):
             values[name] = tuple(values.get(name, ()))
         if isinstance(values.get("image_size"), list):  # JSON has no tuples
@@ -400,9 +392,9 @@ class TrainConfig(
         return Settings(**values | choices)
 
     def _steps_for(self, num_images: int) -> int:
-        epochs = self.epochs or _suitable_epochs(num_images)
-        images = int(epochs * num_images)
-        return max(1, math.ceil(images / self.batch_size))
+        if not self.epochs:
+            return usual_steps(num_images, self.batch_size)
+        return _steps_of_epochs(self.epochs, num_images, self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,11 +425,19 @@ def _suitable_size(model: "DetectionModel", native_size: int | None) -> int:
     return min(model.image_size, multiple)
 
 
-def _suitable_epochs(num_images: int) -> float:
-    """Passes over a data set of this size: many over a small one, so that there are some 1,500
-    steps of 16 images at least, and no more than the usual 36 over a large one.
+def usual_steps(num_images: int, batch_size: int) -> int:
+    """Steps of a run that is not given a length.
+
+    Many passes over a small data set, so that there are some 1,500 steps of 16 images at least, and
+    no more than the usual 36 over a large one.
     """
-    return max(36.0, 24_000 / max(num_images, 1))
+    epochs = max(36.0, 24_000 / max(num_images, 1))
+    return _steps_of_epochs(epochs, num_images, batch_size)
+
+
+def _steps_of_epochs(epochs: float, num_images: int, batch_size: int) -> int:
+    images = int(epochs * num_images)
+    return max(1, math.ceil(images / batch_size))
 
 
 def _suitable_decay(steps: int) -> float:
@@ -451,21 +451,6 @@ def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
     for_20_times = math.ceil(steps / 20)
     for_5_times = math.ceil(steps / 5)
     return min(max(per_epoch, for_20_times), for_5_times)
-
-
-def _with_present_model(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run whose model may have the name or the defaults of an earlier version."""
-    model = values.get("model")
-    if model == "redetr_mobile" and "freeze" not in values:  # which all later runs state
-        given = values.get("model_options", ())
-        return {**values, "model_options": ("backbone=mobilenet_v2", *given)}
-    if not isinstance(model, str) or model not in _EARLIER_MODELS:
-        return values
-    options = list(_EARLIER_MODELS[model])
-    if values.get("num_queries") is not None:  # which an option would override
-        options = [option for option in options if not option.startswith("num_queries=")]
-    given = values.get("model_options", ())  # these come later, and win
-    return {**values, "model": "redetr_n", "model_options": (*options, *given)}
 
 
 def _option_value(text: str) -> Any:

@@ -25,6 +25,14 @@ def freeze(model: DetectionModel, names: Sequence[str]) -> None:
         raise InputError(f"--freeze {' '.join(names)}: nothing is left to train")
 
 
+def what_is_frozen(model: DetectionModel) -> str:
+    """The frozen parts, and how many parameters are trained, in words."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    total = sum(size for size, _ in sizes)
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    return f"frozen: {', '.join(model.frozen)}; {trained:,} of {total:,} parameters are trained"
+
+
 def _path_of(model: nn.Module, name: str) -> str:
     parts = []
     one_deeper = []

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.formats.folder import FolderDataset, is_chosen
+from redetr.data.formats.folder import FolderDataset
+from redetr.data.formats.holdout import is_chosen
 from redetr.data.images import describe
 from redetr.data.transforms import MIN_VISIBLE
 from redetr.data.windows import Window, tile_windows

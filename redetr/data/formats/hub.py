@@ -22,7 +22,8 @@ from torch import Tensor
 
 from redetr.data.annotations import Annotations, Fault, Rows, Split
 from redetr.data.formats.coco import from_document
-from redetr.data.formats.folder import AnnotatedDataset, hold_out, require_masks
+from redetr.data.formats.folder import AnnotatedDataset, require_masks
+from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub_rows import (
     BoxForm,
     Classes,

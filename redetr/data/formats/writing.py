@@ -13,7 +13,8 @@ import numpy as np
 
 from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.formats.cutting import Cut, cut_images
-from redetr.data.formats.folder import hold_out, read_split
+from redetr.data.formats.folder import read_split
+from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub import Address, hub_splits, write_images
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.mask_writing import as_single_polygons
