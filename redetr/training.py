@@ -99,7 +99,9 @@ def _train(
     config.check(dist.world_size)
     dist.doing("reading and checking annotations and images")
     if datasets is None:
-        data, val, faults = open_on_ranks(config.data, config.val_fraction, dist, essential_faults)
+        data, val, faults = open_on_ranks(
+            config.data, config.val_fraction, dist, essential_faults, config.masks
+        )
     else:
         data, val = datasets
         faults = essential_faults(data, val)
