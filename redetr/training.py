@@ -145,6 +145,12 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     notes = starting_point(model, config, data.class_names) if fresh else []
     if config.freeze:
         freeze(model, config.freeze)
+        if fresh and "detr" in model.frozen and config.weights in (None, "none", "imagenet"):
+            raise InputError(
+                f"{config.model} with a frozen detector needs the weights of one",
+                remedy="give --weights RUN of a training on the same classes (redetr train "
+                f"{config.model.removesuffix('_panoptic')}), or leave --freeze out",
+            )
         notes.append(_what_is_frozen(model))
     settings = config.resolved(model, data.hints, len(data))
     notes += check_norms(model, dist, settings.accumulate)
@@ -445,7 +451,8 @@ class _Run:
         )
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
-        is_best = state.record(line["AP"], line["threshold"])
+        quality = line.get("panoptic", {}).get("PQ")
+        is_best = state.record(line["AP"], line["threshold"], quality)
         if is_best:
             save = self.dist.main_only(save_checkpoint)
             save(self.folder / "best.pt", state.to_dict())
@@ -458,7 +465,10 @@ class _Run:
         best."""
         best = self.state.best
         ap = in_percent(best["AP"])
-        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: AP {ap}")
+        numbers = f"AP {ap}"
+        if "PQ" in best:
+            numbers = f"PQ {in_percent(best['PQ'])}, {numbers}"
+        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: {numbers}")
         self._save()
         return result | {"best": best}
 
