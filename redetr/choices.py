@@ -20,6 +20,11 @@ ExportPrecision = Literal["fp32", "fp16", "int8"]  # of the numbers in an export
 # The size of what a model sees, px: a side (of a square, or the shorter one), or height and width.
 ImageSize = int | tuple[int, int]
 
+MOST_BANDS = 64  # of an image
+
+
+PATIENCE = 0.25  # of recipes that end early: a share of the run
+
 
 def parsed_size(text: str) -> ImageSize:
     """The size that is written as `128` or, height first, as `96x128`. Raises ValueError."""

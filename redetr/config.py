@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from redetr.choices import (
+    MOST_BANDS,
     Augment,
     ClassNormalization,
     Compression,
@@ -22,6 +23,7 @@ from redetr.choices import (
     Schedule,
     size_text,
 )
+from redetr.earlier import as_of_today
 from redetr.errors import InputError
 
 if TYPE_CHECKING:  # these import PyTorch
@@ -30,19 +32,8 @@ if TYPE_CHECKING:  # these import PyTorch
 
 MOST_QUERIES = 300  # that a run takes unless the user asks for more
 _FEWEST_QUERIES = 25
+_RGB = 3  # channels of most images
 _STRIDE = 32  # of the coarsest feature map: sizes are multiples of it
-
-# Models of earlier versions, by what they are now: redetr_n with these options.
-_EARLIER_MODELS = {
-    "redetr_s": ("backbone=[64, 128, 256]", "hidden_dim=192", "dim_feedforward=768"),
-    "redetr_m": (
-        "backbone=resnet50",
-        "hidden_dim=256",
-        "dec_layers=6",
-        "dim_feedforward=1024",
-        "num_queries=300",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -83,6 +74,9 @@ class DataOptions:
     data: str = "digits"
     """digits, crowns, a folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, or
     hf:NAME for what Hugging Face `datasets` reads."""
+    channels: int | None = None
+    """Bands of the images that are learned from; default: all of .npy files and of TIFF that only
+    the extra tiff reads, else three, RGB."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation if the data has no val split, the same images
     in every run; 0 = none."""
@@ -143,8 +137,9 @@ class ScheduleOptions:
     """Steps between evaluations; default: once an epoch, but 5 to 20 times a run."""
     eval_batch_size: int = 16
     """Images that each rank evaluates at once."""
-    patience: int = 0
-    """Evaluations in a row without a better AP after which the run ends; 0 = never."""
+    patience: float = 0.0
+    """Share of the steps without a better AP after which the run ends, but not before the learning
+    rate has fallen to a quarter; 0 = never."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +173,8 @@ class RunOptions:
     save_every: int = 0
     """Steps between checkpoints; default: as eval_every. A run that is killed loses at most that
     many."""
+    pictures: bool = True
+    """Draw curves.png and predictions.png, truth beside predictions, at each evaluation."""
     timeout_s: float = 600.0
     """Seconds after which a rank that does not answer fails the run."""
     setup_timeout_s: float = 3600.0
@@ -221,6 +218,7 @@ _BELOW_1 = Bounds(0, 1, open_above=True)
 BOUNDS = {
     "num_queries": _AT_LEAST_0,
     "denoising": _AT_LEAST_0,
+    "channels": Bounds(1, MOST_BANDS),
     "val_fraction": _BELOW_1,
     "image_size": _AT_LEAST_0,
     "mosaic_until": _SHARE,
@@ -235,7 +233,7 @@ BOUNDS = {
     "drop_at": _SHARE,
     "eval_every": _AT_LEAST_0,
     "eval_batch_size": _AT_LEAST_1,
-    "patience": _AT_LEAST_0,
+    "patience": _SHARE,
     "num_workers": _AT_LEAST_0,
     "loader_timeout_s": _ABOVE_0,
     "cache_mb": _AT_LEAST_0,
@@ -278,10 +276,14 @@ class TrainConfig(
             kwargs["denoising"] = self.denoising
         if self.masks and not self.model.endswith("_panoptic"):  # which has them in any case
             kwargs["masks"] = True
+        if self.channels not in (None, _RGB):
+            kwargs["channels"] = self.channels
         for option in self.model_options:
             name, equals, value = option.partition("=")
             if not equals:
                 raise InputError(f"model option {option!r} is not of the form name=value")
+            if name == "channels":
+                raise InputError(f"model option {option!r}: give --channels {value}")
             kwargs[name] = _option_value(value)
         return kwargs
 
@@ -294,7 +296,7 @@ class TrainConfig(
         """The settings that `to_dict` wrote. Raises InputError for one that this version does not
         know, or of another type."""
         kinds = get_type_hints(cls)
-        values = _with_present_model({**values})
+        values = as_of_today({**values})
         for name in ("model_options", "freeze"):
             values[name] = tuple(values.get(name, ()))
         if isinstance(values.get("image_size"), list):  # JSON has no tuples
@@ -386,6 +388,7 @@ class TrainConfig(
             "ema_decay": _suitable_decay(steps) if self.ema_decay is None else self.ema_decay,
             "image_size": image_size or _suitable_size(model, hints.native_size),
             "augment": augment,
+            "channels": self.channels or _RGB,
             "lr_backbone": self.lr if self.lr_backbone is None else self.lr_backbone,
             "eval_every": eval_every,
             "save_every": self.save_every or eval_every,
@@ -394,9 +397,9 @@ class TrainConfig(
         return Settings(**values | choices)
 
     def _steps_for(self, num_images: int) -> int:
-        epochs = self.epochs or _suitable_epochs(num_images)
-        images = int(epochs * num_images)
-        return max(1, math.ceil(images / self.batch_size))
+        if not self.epochs:
+            return usual_steps(num_images, self.batch_size)
+        return _steps_of_epochs(self.epochs, num_images, self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,6 +414,7 @@ class Settings(TrainConfig):
     epochs: float = field()  # 0: the length is in `steps`
     ema_decay: float = field()
     image_size: ImageSize = field()
+    channels: int = field()
     augment: Augment = field()
     lr_backbone: float = field()
     eval_every: int = field()
@@ -426,11 +430,19 @@ def _suitable_size(model: "DetectionModel", native_size: int | None) -> int:
     return min(model.image_size, multiple)
 
 
-def _suitable_epochs(num_images: int) -> float:
-    """Passes over a data set of this size: many over a small one, so that there are some 1,500
-    steps of 16 images at least, and no more than the usual 36 over a large one.
+def usual_steps(num_images: int, batch_size: int) -> int:
+    """Steps of a run that is not given a length.
+
+    Many passes over a small data set, so that there are some 1,500 steps of 16 images at least, and
+    no more than the usual 36 over a large one.
     """
-    return max(36.0, 24_000 / max(num_images, 1))
+    epochs = max(36.0, 24_000 / max(num_images, 1))
+    return _steps_of_epochs(epochs, num_images, batch_size)
+
+
+def _steps_of_epochs(epochs: float, num_images: int, batch_size: int) -> int:
+    images = int(epochs * num_images)
+    return max(1, math.ceil(images / batch_size))
 
 
 def _suitable_decay(steps: int) -> float:
@@ -444,21 +456,6 @@ def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
     for_20_times = math.ceil(steps / 20)
     for_5_times = math.ceil(steps / 5)
     return min(max(per_epoch, for_20_times), for_5_times)
-
-
-def _with_present_model(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run whose model may have the name or the defaults of an earlier version."""
-    model = values.get("model")
-    if model == "redetr_mobile" and "freeze" not in values:  # which all later runs state
-        given = values.get("model_options", ())
-        return {**values, "model_options": ("backbone=mobilenet_v2", *given)}
-    if not isinstance(model, str) or model not in _EARLIER_MODELS:
-        return values
-    options = list(_EARLIER_MODELS[model])
-    if values.get("num_queries") is not None:  # which an option would override
-        options = [option for option in options if not option.startswith("num_queries=")]
-    given = values.get("model_options", ())  # these come later, and win
-    return {**values, "model": "redetr_n", "model_options": (*options, *given)}
 
 
 def _option_value(text: str) -> Any:

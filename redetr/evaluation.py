@@ -120,6 +120,7 @@ def detect_share(
     """
     dist = dist or _alone(model)
     model.eval()
+    dataset = dataset.with_channels(model.channels)
     samples = Samples(dataset, resizer(final_size(model, image_size)), seed=0)
     sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
     pin_memory = dist.device.type == "cuda"

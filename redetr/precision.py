@@ -87,7 +87,7 @@ def _bf16_gain(model: DetectionModel, image_size: ImageSize, gradient: bool) -> 
     sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     height, width = (min(side, _TRIAL_PX) for side in sides)
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(1, 3, height, width, generator=generator)
+    images = torch.rand(1, model.channels, height, width, generator=generator)
     images = images.contiguous(memory_format=torch.channels_last)
 
     def work(dtype: torch.dtype) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from redetr.choices import PATIENCE
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.weights.published import PUBLISHED
@@ -123,8 +124,8 @@ def detr_tiny() -> TrainConfig:
 def detr_r50_finetune() -> TrainConfig:
     """DETR-R50 from its COCO weights (downloaded): for 100 to 5,000 of your own images.
 
-    The length follows the number of images; the run ends early after five evaluations without a
-    better AP.
+    The length follows the number of images; the run ends early if AP has not
+    risen for a quarter of it.
     """
     return replace(
         _original("detr_r50"),
@@ -135,7 +136,7 @@ def detr_r50_finetune() -> TrainConfig:
         schedule="cosine",
         warmup=0.04,
         ema_decay=None,
-        patience=5,
+        patience=PATIENCE,
     )
 
 
@@ -167,7 +168,7 @@ def redetr_mobile() -> TrainConfig:
 
     Half the learning rate of training from scratch.
     """
-    return TrainConfig(model="redetr_mobile", lr=2e-3, weights="imagenet", patience=5)
+    return TrainConfig(model="redetr_mobile", lr=2e-3, weights="imagenet", patience=PATIENCE)
 
 
 def redetr_n_finetune() -> TrainConfig:
@@ -175,7 +176,7 @@ def redetr_n_finetune() -> TrainConfig:
 
     A lower learning rate; ends early without progress.
     """
-    return replace(redetr_n(), lr=5e-4, patience=5)
+    return replace(redetr_n(), lr=5e-4, patience=PATIENCE)
 
 
 def rtdetr_r18() -> TrainConfig:
@@ -203,8 +204,8 @@ def rtdetr_r18() -> TrainConfig:
 def rtdetr_r18_finetune() -> TrainConfig:
     """RT-DETR-R18 from its COCO weights (downloaded): for your own images.
 
-    Its published rates; the length follows the number of images, and the run ends early after five
-    evaluations without a better AP.
+    Its published rates; the length follows the number of images, and the run ends early if AP
+    has not risen for a quarter of it.
     """
     return TrainConfig(
         model="rtdetr_r18",
@@ -215,7 +216,7 @@ def rtdetr_r18_finetune() -> TrainConfig:
         weight_decay=1e-4,
         clip_norm=0.1,
         ema_decay=0.9999,
-        patience=5,
+        patience=PATIENCE,
         denoising=5,
     )
 

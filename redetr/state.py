@@ -17,6 +17,7 @@ from redetr.distributed import Dist, read_launch
 from redetr.ema import ModelEma
 from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_json
+from redetr.optim import lr_factor
 from redetr.structures import DetectionModel
 from redetr.wording import counted
 
@@ -36,6 +37,7 @@ _MAY_CHANGE = {
     "log_every",
     "eval_every",
     "save_every",
+    "pictures",
     "timeout_s",
     "setup_timeout_s",
     "patience",
@@ -43,6 +45,9 @@ _MAY_CHANGE = {
     "eval_batch_size",
 }
 
+
+_FEWEST_EVALUATIONS = 2  # without a better AP before a run ends early
+_FALLEN_RATE = 0.26  # of the base rate: with "cosine" after two thirds of the run
 
 UNRECORDED = "weights that the run did not record"  # of an earlier version
 
@@ -128,13 +133,29 @@ class State:
         steps, patience = self.config.steps, self.config.patience
         if self.step == steps:
             return f"ended at step {steps} of {steps}"
-        if 0 < patience <= self.since_best:
-            evaluations = counted(self.since_best, "evaluation")
-            return (
-                f"ended early at step {self.step} of {steps}, after {evaluations} in a row "
-                f"without a better AP (--patience {patience})"
-            )
-        return ""
+        waited = self.evaluated - self.best["step"]
+        if not patience or self.since_best < _FEWEST_EVALUATIONS or waited < patience * steps:
+            return ""
+        if not self._rate_has_fallen():
+            return ""
+        return (
+            f"ended early at step {self.step} of {steps}: no better AP in {waited} steps and "
+            f"{self.since_best} evaluations (--patience {patience:g})"
+        )
+
+    def _rate_has_fallen(self) -> bool:
+        """Whether the schedule has lowered the learning rate far enough: AP rises most after it
+        does. A constant rate never falls."""
+        config = self.config
+        warmup_steps = round(config.warmup * config.steps)
+        if self.evaluated < warmup_steps:
+            return False
+        if config.schedule == "constant":
+            return True
+        factor = lr_factor(
+            self.evaluated, config.steps, config.schedule, warmup_steps, config.drop_at
+        )
+        return factor < _FALLEN_RATE
 
     def save(self, folder: Path) -> None:
         """Writes `last.pt`; the checkpoint before it stays as `previous.pt`."""
@@ -143,7 +164,8 @@ class State:
     def restore(self, path: Path, saved: dict[str, Any]) -> None:
         """Continues from the checkpoint `saved` in `path`. Raises InputError if it is of another
         run."""
-        self._require_same_settings(path, TrainConfig.from_dict(saved["config"]))
+        settings = {"channels": 3} | saved["config"]  # earlier versions had RGB alone
+        self._require_same_settings(path, TrainConfig.from_dict(settings))
         num_images = saved["num_images"]
         if saved["category_ids"] != list(self.category_ids) or num_images != self.num_images:
             images = counted(num_images, "image")
@@ -196,6 +218,11 @@ def _changes(file: Path, inventories: dict[str, Any], dist: Dist) -> list[str]:
         if problem is not None:
             raise problem
     return notes
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has been saved there."""
+    return (folder / "last.pt").exists() or (folder / "previous.pt").exists()
 
 
 def start_folder(

@@ -146,6 +146,7 @@ class DetectionModel(nn.Module):
     frozen: tuple[str, ...] = ()  # paths of the modules that are not trained
     weights_from: str = "random weights"  # where its weights, or their training, began; the licence
     has_masks: bool = False  # whether outputs hold `pred_masks`
+    channels: int = 3  # of the images it takes; 3 = RGB
     # whether `forward` takes `all_masks`: False leaves masks to `masks_of`, which the loss and
     # prediction ask for those of the queries that need one
     masks_on_demand: bool = False

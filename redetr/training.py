@@ -3,9 +3,10 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -43,33 +44,37 @@ from redetr.evaluation import evaluate
 from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
 from redetr.models import build
-from redetr.models.freezing import freeze
+from redetr.models.freezing import freeze, what_is_frozen
 from redetr.models.recompute import recompute_blocks
 from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
+from redetr.outlook import outlook
 from redetr.precision import PRECISIONS, pick_precision, weights_dtype
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
-from redetr.state import State, resume_command, start_folder
+from redetr.state import State, has_checkpoint, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
-from redetr.structures import DetectionModel
 from redetr.weights.starting import starting_point
-from redetr.wording import counted
+from redetr.wording import counted, duration
 
-# Below these a run ends poorly, and the user should know.
-_FEW_STEPS = 100_000  # for a faithful variant
-_FEW_IMAGES = 100  # without pretrained weights
+# Shows a run after an evaluation, given its state, the data that it was evaluated on, and its
+# folder. Returns what the user should know.
+AfterEvaluation = Callable[[State, DetectionDataset, Path], list[str]]
+
+_TIMED_STEPS = 5  # by which the time of a run is estimated, after the first step
 
 
 def train(
     config: TrainConfig,
     console: Console | None = None,
     datasets: tuple[DetectionDataset, DetectionDataset] | None = None,
+    after_evaluation: AfterEvaluation | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
     "time_s"; and of the "best" one its "AP" and "step".
 
     `datasets` are your own (train, val), in place of what `config.data` names. Under torchrun,
-    every process calls this. Progress is shown on `console`, by default nowhere. Raises InputError
+    every process calls this. Progress is shown on `console`, by default nowhere. After each
+    evaluation, the first process calls `after_evaluation` while the others wait. Raises InputError
     for settings or data that cannot work, before anything is written, and when a GPU's memory is
     full; DivergedError for a loss that is not finite; LostError for a rank or loader process that
     died; StoppedError after a signal, when the state is saved.
@@ -80,7 +85,7 @@ def train(
                 process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
                 watching_workers(),
             ):
-                return _train(config, console, datasets, dist, signals)
+                return _train(config, console, datasets, after_evaluation, dist, signals)
         except KeyboardInterrupt:
             if signals.steps_begun:
                 raise
@@ -92,6 +97,7 @@ def _train(
     config: TrainConfig,
     console: Console | None,
     datasets: tuple[DetectionDataset, DetectionDataset] | None,
+    after_evaluation: AfterEvaluation | None,
     dist: Dist,
     signals: StopSignals,
 ) -> dict[str, Any]:
@@ -105,18 +111,21 @@ def _train(
     else:
         data, val = datasets
         faults = essential_faults(data, val)
+    data = data.with_channels(config.channels or data.channels)
+    config = replace(config, channels=data.channels)
     dist.doing("building the model")
     state, criterion = prepare(config, dist, data)
     folder = Path(config.output)
     with FolderLock(folder, dist) as lock:
         resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
-        notes = _notes(data, state, dist)
+        notes = _notes(data, val, state, dist)
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
         steps, class_weight = state.config.steps, criterion.config.loss_ce
         monitor = open_monitor(folder, steps, state.step, console, dist, class_weight)
         continuation = "the same call with resume=True" if datasets else resume_command(folder)
         run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
+        run.after_evaluation = after_evaluation
         try:
             for note in notes:
                 monitor.say(note)
@@ -136,7 +145,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     and the criterion."""
     torch.manual_seed(config.seed)
     config = config.with_queries(data.hints, data.max_objects())
-    fresh = not (config.resume and _has_checkpoint(Path(config.output)))
+    fresh = not (config.resume and has_checkpoint(Path(config.output)))
     # A resumed run has its weights in its checkpoint; the file that it once started from may be
     # gone.
     start = config if fresh else replace(config, weights=None)
@@ -145,13 +154,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     notes = starting_point(model, config, data.class_names) if fresh else []
     if config.freeze:
         freeze(model, config.freeze)
-        if fresh and "detr" in model.frozen and config.weights in (None, "none", "imagenet"):
-            raise InputError(
-                f"{config.model} with a frozen detector needs the weights of one",
-                remedy="give --weights RUN of a training on the same classes (redetr train "
-                f"{config.model.removesuffix('_panoptic')}), or leave --freeze out",
-            )
-        notes.append(_what_is_frozen(model))
+        notes.append(what_is_frozen(model))
     settings = config.resolved(model, data.hints, len(data))
     notes += check_norms(model, dist, settings.accumulate)
     if settings.precision == "auto" and not fresh:
@@ -183,13 +186,6 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     return state, SetCriterion.for_model(model, settings.class_normalization)
 
 
-def _what_is_frozen(model: DetectionModel) -> str:
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    total = sum(size for size, _ in sizes)
-    trained = sum(size for size, is_trained in sizes if is_trained)
-    return f"frozen: {', '.join(model.frozen)}; {trained:,} of {total:,} parameters are trained"
-
-
 def _precision_of(folder: Path) -> Precision:
     """What the run in a folder computes in; "auto" if it does not say."""
     file = folder / "config.json"
@@ -198,11 +194,7 @@ def _precision_of(folder: Path) -> Precision:
     return TrainConfig.read(file).precision
 
 
-def _has_checkpoint(folder: Path) -> bool:
-    return (folder / "last.pt").exists() or (folder / "previous.pt").exists()
-
-
-def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
+def _notes(data: DetectionDataset, val: DetectionDataset, state: State, dist: Dist) -> list[str]:
     """What the user should know before the run starts."""
     config = state.config
     queries = state.model.num_queries
@@ -222,34 +214,10 @@ def _notes(data: DetectionDataset, state: State, dist: Dist) -> list[str]:
         )
     notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
-    notes += _outlook(config, len(data))
+    notes += outlook(config, len(data), val)
     notes += restart_notes()
     notes += data.notes
     return notes
-
-
-def _outlook(config: Settings, num_images: int) -> list[str]:
-    """A warning where a run cannot end well. The faithful variant needs some 300,000 steps from a
-    pretrained backbone."""
-    if config.weights in (None, "none"):
-        start = "no pretrained weights"
-    elif config.weights == "imagenet":
-        start = "a pretrained backbone only"
-    else:
-        return []
-    images = counted(num_images, "image")
-    run = f"warning: {images}, {counted(config.steps, 'step')}, {start}"
-    if config.is_faithful and config.steps < _FEW_STEPS:
-        return [
-            f"{run}: results of {config.model} will be poor; take redetr_n, or --weights "
-            "facebook/detr-resnet-50"
-        ]
-    if config.weights != "imagenet" and num_images < _FEW_IMAGES:
-        return [
-            f"{run}: results will be poor; more images help most, then pretrained weights (redetr "
-            "models)"
-        ]
-    return []
 
 
 @dataclass
@@ -275,10 +243,12 @@ class _Run:
     monitor: Monitor | SilentMonitor
     signals: StopSignals
     continuation: str  # what a user does to resume it
+    after_evaluation: AfterEvaluation | None = None
 
     def __post_init__(self) -> None:
         config = self.state.config
         self.dtype = PRECISIONS[config.precision]
+        self.timed: list[float] = []  # the first steps of this process, s
         self.step_log = StepLog(config.batch_size, self.dist.world_size)
 
     def train(self) -> dict[str, Any]:
@@ -406,7 +376,23 @@ class _Run:
         state.train_time_s += took
         self.step_log.add(state.step, losses, norm, batches, step_input.waited, took)
         self.monitor.advance(state.step)
+        self._say_estimate(took)
         return False
+
+    def _say_estimate(self, took: float) -> None:
+        """Says once how long the rest will take, by the first steps but the very first."""
+        if len(self.timed) > _TIMED_STEPS:
+            return
+        self.timed.append(took)
+        if len(self.timed) <= _TIMED_STEPS:
+            return
+        remaining = self.state.config.steps - self.state.step
+        seconds = remaining * median(self.timed[1:])
+        if remaining > 0:
+            self.monitor.say(
+                f"the remaining {counted(remaining, 'step')} will take about {duration(seconds)}, "
+                "and evaluations on top"
+            )
 
     def _due(self, every: int) -> bool:
         """Whether what happens every so many steps, and at the end, happens now."""
@@ -458,7 +444,13 @@ class _Run:
             save(self.folder / "best.pt", state.to_dict())
             export = self.dist.main_only(save_weights)
             export(self.folder / "best.safetensors", averaged.state_dict(), state.about())
+        if self.after_evaluation:
+            self.dist.main_only(self._show)(self.after_evaluation)
         return line
+
+    def _show(self, after_evaluation: AfterEvaluation) -> None:
+        for note in after_evaluation(self.state, self.val, self.folder):
+            self.monitor.say(note)
 
     def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Says how the run ended, and saves it with its last evaluation; returns that and the

@@ -13,3 +13,12 @@ def counted(number: SupportsInt, singular: str, plural: str = "") -> str:
     if count == 1:
         noun = singular
     return f"{count:,} {noun}"
+
+
+def duration(seconds: float) -> str:
+    """A length of time to two digits or so: "40 s", "12 min", "3.4 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

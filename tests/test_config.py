@@ -193,7 +193,9 @@ def test_the_settings_of_earlier_runs_are_read():
     config = TrainConfig.from_dict(WRITTEN)
     assert config.to_dict() == WRITTEN | LATER
     settings = config.resolved(build("redetr_n", 1), Hints(), 100)
-    assert settings.to_dict() == WRITTEN | LATER and json.dumps(settings.to_dict())
+    assert settings.to_dict() == WRITTEN | LATER | {"channels": 3} and json.dumps(
+        settings.to_dict()
+    )
     for name, value in (("lr", True), ("resume", 1), ("augment", "much"), ("model_options", [3])):
         with pytest.raises(redetr.InputError, match=f"setting '{name}' cannot be"):
             TrainConfig.from_dict(WRITTEN | {name: value})
@@ -224,7 +226,7 @@ def test_the_data_chooses_the_queries_of_fast_variants(recipe, hints, max_object
         ("ema_decay", 1.0, "--ema-decay 1.0 must be at least 0 and below 1"),
         ("warmup", 1.1, "--warmup 1.1 must be from 0 to 1"),
         ("log_every", 0, "--log-every 0 must be at least 1"),
-        ("patience", -1, "--patience -1 must be at least 0"),
+        ("patience", -1, "--patience -1 must be from 0 to 1"),
         ("clip_norm", math.nan, "--clip-norm nan must be at least 0"),
     ],
 )
@@ -253,8 +255,11 @@ def test_help_lists_every_setting_once_and_in_its_group(command, capsys):
     text = capsys.readouterr().out
     # Framed by lines where the output can show them, else indented.
     flags = re.findall(r"^(?:│ |  )(?:-h, )?--([a-z][a-z-]+)", text, re.MULTILINE)
-    expected = {name.replace("_", "-") for name in WRITTEN | LATER} - {"group-by-size"}
-    others = {"help", "no-group-by-size"} | ({"json"} if command == "verify" else set())
+    expected = {name.replace("_", "-") for name in WRITTEN | LATER}
+    expected -= {"group-by-size", "pictures"}
+    others = {"help", "no-group-by-size", "no-pictures"} | (
+        {"json"} if command == "verify" else set()
+    )
     assert sorted(flags) == sorted(expected | others)
     headings = re.findall(r"^(?:╭─)? (\w+) options ", text, re.MULTILINE)
     assert headings == ["model", "data", "optimizer", "schedule", "loader", "run"]

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
@@ -22,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from redetr import Detector, InputError, build
 from redetr.cli import main, parse_command
@@ -105,6 +107,28 @@ def plain(fast, tmp_path_factory) -> dict[str, Path]:
     return write_all(fast, tmp_path_factory.mktemp("plain"))
 
 
+def trace_and_convert_once(patch: pytest.MonkeyPatch) -> None:
+    """For exports of one model: each of its two programs is traced once, and turned into ONNX once.
+
+    That takes most of the time of an export.
+    """
+    programs: dict[type, ExportedProgram] = {}
+    convert = cache(torch.onnx.export)
+
+    def traced(module: Plain | Processed, mask: bool = False) -> ExportedProgram:
+        assert not mask
+        if type(module) not in programs:
+            programs[type(module)] = trace(module)
+        return programs[type(module)]
+
+    def converted(program: ExportedProgram, **options: Any) -> Any:
+        hashable = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        return convert(program, **hashable)
+
+    patch.setattr("redetr.export.export.trace", traced)
+    patch.setattr(torch.onnx, "export", converted)
+
+
 @pytest.fixture(scope="module")
 def of_the_page(middle, tmp_path_factory) -> Path:
     """A folder with what the commands of docs/export.md write, here of the quickest of models."""
@@ -113,6 +137,7 @@ def of_the_page(middle, tmp_path_factory) -> Path:
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("redetr ")]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        trace_and_convert_once(patch)
         for line in lines:
             exported(patch, averages(middle, resize="aspect", max_size=70), *shlex.split(line)[2:])
     return folder

@@ -76,14 +76,10 @@ def test_the_command_line_says_it(run, capsys):
     assert "PQ" in printed and "stuff" in printed
 
 
-class Truthful(torch.nn.Module):
-    """A stand-in of a panoptic model that knows the truth, but for a share of the pixels."""
-
-
-def sure(scenes, tmp_path):
+def sure() -> redetr.Detector:
     """A detector with random weights whose queries are sure of a class each."""
     torch.manual_seed(0)
-    model = redetr.build("detr_r50_panoptic", 4, **replace(CONFIG).model_kwargs())
+    model = redetr.build("detr_r50_panoptic", 4, **CONFIG.model_kwargs())
     with torch.no_grad():
         model.detr.class_embed.weight.normal_(0, 3)
         model.detr.class_embed.weight[4] = 0.0
@@ -97,7 +93,7 @@ def sure(scenes, tmp_path):
 
 def test_it_is_that_of_the_files(scenes, tmp_path):
     """What evaluation measures in memory is what panopticapi's rule finds in PNG files."""
-    detector = sure(scenes, tmp_path)
+    detector = sure()
     dataset = open_dataset(str(scenes), "val", masks=True)
     result = evaluate(detector.model, dataset, image_size=64, batch_size=2)
     annotations = []

@@ -78,6 +78,7 @@ HOUR = "2026-11-23-plain-hour.json"
 OVERFIT = "2026-11-22-overfit.json"
 EXACT = "2026-11-22-exactness.json"
 EXACT_RTDETR = "2026-11-28-exactness-rtdetr.json"
+EXACT_DFINE = "2026-11-28-exactness-dfine.json"
 STEP_CPU = "2026-11-23-training-step-cpu-float32.json"
 STEP_FP32 = "2026-11-28-training-step-cuda-float32.json"
 STEP_BF16 = "2026-11-28-training-step-cuda-bfloat16.json"
@@ -392,6 +393,8 @@ EXACTNESS_FIGURES = [
     exactness("the original's rules", "original", "{:.2f}"),
     exactness("redetr, RT-DETR", "redetr", "{:.1e}", EXACT_RTDETR),
     exactness("Transformers 5.24, RT-DETR", "transformers", "{:.2f}", EXACT_RTDETR),
+    exactness("redetr, D-FINE", "redetr", "{:.1e}", EXACT_DFINE),
+    exactness("Transformers 5.24, D-FINE", "transformers", "{:.2f}", EXACT_DFINE),
     Bound(
         "| Transformers 5.23 | {:.2f}, the box head's gradient {:.1f} times too large | {:.2f} |",
         EXACT,

@@ -12,8 +12,8 @@ from redetr.errors import InputError
 
 @dataclass(frozen=True)
 class Convert:
-    """Writes a data set in another format, boxes only, or cuts its images into tiles; reports what
-    the format cannot hold."""
+    """Writes a data set in another format, with masks if it has any, or cuts its images into tiles;
+    reports what the format cannot hold."""
 
     source: DataPath
     """A folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, hf:NAME or crowns;
@@ -31,6 +31,9 @@ class Convert:
     it always has it."""
     empty_tiles: float = 1.0
     """Share of the training tiles without objects to keep; val and test keep all."""
+    channels: int | None = None
+    """Bands that tiles have; default: all of .npy files and of TIFF that only the extra tiff reads,
+    else three, RGB."""
     val_fraction: float = 0.0
     """Share of the images to write as a val split if there is none; before they are cut."""
     copy: bool = False
@@ -46,7 +49,7 @@ class Convert:
 
         cut = None
         if self.tile is not None:
-            cut = Cut(self.tile, self.overlap, self.min_visible, self.empty_tiles)
+            cut = Cut(self.tile, self.overlap, self.min_visible, self.empty_tiles, self.channels)
         if not 0 <= self.val_fraction < 1:
             raise InputError(f"--val-fraction {self.val_fraction} must be at least 0 and below 1")
         notes = convert(

@@ -60,7 +60,7 @@ class Explain:
         dataset = self._dataset(detector)
         loss = None
         if self.image is not None:
-            name, image = Path(self.image).name, as_image(self.image)
+            name, image = Path(self.image).name, as_image(self.image, detector.model.channels)
         else:
             assert dataset is not None and self.image_id is not None
             loss = explain_loss(detector, dataset, self.image_id, self.world_size)

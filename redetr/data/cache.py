@@ -20,7 +20,7 @@ from redetr.data.cgroups import group_memory
 
 _SHARE = 0.25  # of what is free, unless the user says how much
 _HEADER = 8  # bytes: up to where the file is taken
-_ROW = 24  # bytes per image: where its pixels begin (0 = not kept), height, width
+_ROW = 32  # bytes per image: where its pixels begin (0 = not kept), height, width, channels
 
 
 def host() -> str:
@@ -58,7 +58,7 @@ def _row_at(index: int) -> int:
 
 
 class ImageCache:
-    """Images `[3, H, W]` uint8 by number; once it holds `limit` bytes it takes no more.
+    """Images `[C, H, W]` uint8 by number; once it holds `limit` bytes it takes no more.
 
     The file lives as long as the object that made it. Others of this user on this `host()` share it
     by its `path`. Two processes that decode an image at the same time both write it, which costs
@@ -81,8 +81,8 @@ class ImageCache:
         row = os.pread(file, _ROW, _row_at(index))
         if not any(row):  # also beyond the end of the file
             return None
-        start, height, width = np.frombuffer(row, np.int64).tolist()
-        pixels = np.empty((height, width, 3), np.uint8)
+        start, height, width, channels = np.frombuffer(row, np.int64).tolist()
+        pixels = np.empty((height, width, channels), np.uint8)
         os.preadv(file, [pixels.data], start)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -101,8 +101,7 @@ class ImageCache:
         count = os.pwrite(file, pixels.data, start)
         if count == pixels.nbytes:
             # The row last: a process that sees it can read all of the pixels.
-            height, width, _ = pixels.shape
-            row = np.array([start, height, width], np.int64)
+            row = np.array([start, *pixels.shape], np.int64)
             os.pwrite(file, row.data, _row_at(index))
 
     def _take(self, count: int) -> int:

@@ -2,11 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from redetr.choices import Augment
+from redetr.errors import InputError
 from redetr.masks import encode
 from redetr.structures import Size, StoredTarget
 
@@ -29,7 +31,7 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
     `notes` are sentences that a user should read once, such as how many boxes were left out.
     `has_masks`: whether the source states masks; targets hold them if the data set was opened for
     that. `is_thing`: whether each class is one of things, not of stuff; empty if the source does
-    not say.
+    not say. `channels`: bands of the images as they are read, three for RGB.
     """
 
     name: str
@@ -38,6 +40,7 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
     hints: Hints = Hints()
     notes: tuple[str, ...] = ()
     has_masks: bool = False
+    channels: int = 3
     is_thing: tuple[bool, ...] = ()
 
     @abstractmethod
@@ -64,9 +67,26 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         """The id of one image; cheaper than its target where that is computed."""
         return self.target(index)["image_id"]
 
+    def image_name(self, index: int) -> str:
+        """What a user knows an image by: the name of its file, or its id if it has none."""
+        return f"image {self.image_id(index)}"
+
     @abstractmethod
     def image(self, index: int) -> Tensor:
-        """The image, uint8 `[3, H, W]` RGB. Raises InputError if its file cannot be decoded."""
+        """The image, uint8 `[channels, H, W]`, three for RGB.
+
+        Raises InputError if its file cannot be decoded.
+        """
+
+    def with_channels(self, channels: int) -> Self:
+        """The same data set whose images are read with so many bands.
+
+        Raises InputError if they have others.
+        """
+        if channels == self.channels:
+            return self
+        text = f"its images have {self.channels} channels, and the model takes {channels}"
+        raise InputError(text, where=self.name, remedy="train a model with --channels for them")
 
     def sample(self, index: int) -> tuple[Tensor, StoredTarget]:
         """Image and target together: cheaper where both come from one computation."""

@@ -16,15 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from redetr.data.images import (
-    decode,
-    exif_orientation,
-    frame_count,
-    open_image,
-    read_image,
-    require_whole,
-)
-from redetr.data.pixels import is_deep, one_colour
+from redetr.data.images import decode, describe, read_image, require_whole
+from redetr.data.pixels import one_colour
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
 from redetr.files import open_file, write_whole
@@ -92,11 +85,7 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
     """What one file says."""
     try:
         num_bytes = require_whole(path)
-        with open_image(path) as image:
-            width, height = image.size
-            has_many_bits = is_deep(image)
-            orientation = exif_orientation(image)
-            frames = frame_count(image)
+        width, height, orientation, frames, has_many_bits = describe(path)
         header = Header(width, height, orientation, frames=frames)
         # Many bits may be more than training takes, or hold a few values that hide the others.
         may_be_plain = num_bytes < _PLAIN_BYTES * width * height

@@ -1,18 +1,19 @@
 """Image files: read whole, as stored, or refused in one line."""
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
-from redetr.data.pixels import to_rgb
+from redetr.data.bands import bands_shape, has_bands, in_channels, read_bands
+from redetr.data.pixels import PlanesError, is_deep, is_transparent, to_rgb
 from redetr.errors import InputError
 from redetr.files import open_file
 
@@ -31,49 +32,57 @@ _ENDINGS = {
 if "avif" in features.modules and features.check("avif"):  # not in every build of PIL
     _ENDINGS["AVIF"] = (".avif", ".avifs")
 FORMATS = tuple(_ENDINGS)
-IMAGE_SUFFIXES = tuple(chain.from_iterable(_ENDINGS.values()))
+IMAGE_SUFFIXES = (*chain.from_iterable(_ENDINGS.values()), ".npy")
 NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
 _ORIENTATION = 0x0112  # the number of the EXIF tag
-_TIFF_STARTS = (b"II*\0", b"MM\0*")
 _MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 _SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
+_SAMPLES = 277  # another one: values of each pixel
 _REMEDY = "replace the file, or take it out of the annotations"
 
 
-def read_image(path: Path) -> Tensor:
-    """The image in a file, uint8 `[3, H, W]` RGB, as stored: boxes count stored pixels, EXIF is not
-    applied.
+class BandsError(ValueError):
+    """A file that Pillow does not read, and `data/bands.py` may."""
 
-    Raises InputError if the file is missing, not an image, damaged or cut short.
+
+def read_image(path: Path, channels: int = 3) -> Tensor:
+    """The image in a file, uint8 `[channels, H, W]`, as stored: boxes count stored pixels, EXIF is
+    not applied. Three channels are RGB.
+
+    Raises InputError if the file is missing, not an image, damaged or cut short, or has another
+    number of bands.
     """
-    image, _ = decode(path)
+    image, _ = decode(path, channels=channels)
     return image
 
 
-def read_upright(file: Path | BinaryIO, name: str) -> Tensor:
-    """The image in a file as viewers show it: turned as its EXIF tag says, uint8 `[3, H, W]` RGB.
+def read_upright(file: Path | BinaryIO, name: str, channels: int = 3) -> Tensor:
+    """The image in a file as viewers show it: turned as its EXIF tag says, uint8
+    `[channels, H, W]`.
 
     An animation gives its first image. Raises InputError, which calls it `name`, as `read_image`
     does.
     """
-    with open_image(file, name, "give another file") as image:
-        return _upright(image)
+
+    def read(image: Image.Image) -> np.ndarray:
+        return _upright_pixels(image)
+
+    pixels, _ = _decoded(file, name, "give another file", channels, read)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def upright(image: Image.Image) -> Tensor:
     """An image that PIL has opened, as viewers show it."""
     with _decoder_errors("this image", "open another one"):
-        return _upright(image)
+        return torch.from_numpy(_upright_pixels(image)).permute(2, 0, 1)
 
 
-def _upright(image: Image.Image) -> Tensor:
+def _upright_pixels(image: Image.Image) -> np.ndarray:
     pixels = to_rgb(image)
     image.load()  # some files have their tag at the end
     orientation = _orientation_of_loaded(image)
-    if orientation != 1:
-        pixels = _turned(pixels, orientation)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return pixels if orientation == 1 else _turned(pixels, orientation)
 
 
 def _orientation_of_loaded(image: Image.Image) -> int:
@@ -92,7 +101,10 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def decode(
-    file: Path | BinaryIO, needed: tuple[int, int] | None = None, name: str = ""
+    file: Path | BinaryIO,
+    needed: tuple[int, int] | None = None,
+    name: str = "",
+    channels: int = 3,
 ) -> tuple[Tensor, tuple[int, int]]:
     """The image in a file as `read_image` gives it, and its stored size; errors call it `name`, by
     default its path.
@@ -103,14 +115,37 @@ def decode(
     # Not torchvision's decoders: they are deprecated, and that of PNG crashes on some damaged
     # files. simplejpeg and OpenCV take a fifth less time, a tenth of a whole sample's: too little
     # for another dependency.
-    with open_image(file, name) as image:
-        stored = (image.height, image.width)
+
+    def read(image: Image.Image) -> np.ndarray:
         if needed:
             height, width = needed
             image.draft("RGB", (width, height))
-        # Channels of a pixel stay side by side, see `views.interleaved`.
-        pixels = torch.from_numpy(to_rgb(image)).permute(2, 0, 1)
-    return pixels, stored
+        return to_rgb(image)
+
+    pixels, stored = _decoded(file, name or str(file), _REMEDY, channels, read)
+    # Channels of a pixel stay side by side, see `views.interleaved`.
+    return torch.from_numpy(pixels).permute(2, 0, 1), stored
+
+
+def _decoded(
+    file: Path | BinaryIO,
+    name: str,
+    remedy: str,
+    channels: int,
+    read: Callable[[Image.Image], np.ndarray],
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Pixels `[H, W, channels]` of a file, and its stored height and width. `read` returns RGB of
+    what Pillow has opened; other numbers of bands are read as they are. Raises InputError."""
+    with _decoder_errors(name, remedy), _opened(file) as opened:
+        if channels in (1, 3):
+            with suppress(BandsError, PlanesError), _identified(opened) as image:
+                stored = (image.height, image.width)
+                pixels = read(image)
+                return pixels if channels == 3 else in_channels(pixels, channels), stored
+        pixels = in_channels(read_bands(opened), channels)
+        height, width, _ = pixels.shape
+        return pixels, (height, width)
+    raise AssertionError("errors of decoders were raised")  # for the type checker
 
 
 @contextmanager
@@ -130,10 +165,43 @@ def _identified(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        file.seek(0)
-        if file.read(4) not in _TIFF_STARTS:
+        if not has_bands(file):
             raise
-    raise ValueError("this kind of TIFF is not read: save it with 8 or 16 bits")
+    raise BandsError("this kind of TIFF is not read here: save it with 8 or 16 bits")
+
+
+class Description(NamedTuple):
+    """What the header of an image file says."""
+
+    width: int
+    height: int
+    orientation: int  # how viewers turn it, 1 to 8; 1 = not at all
+    frames: int
+    is_deep: bool  # more than 8 bits, or another number of bands than Pillow reads
+
+
+def describe(path: Path) -> Description:
+    """The header of an image file. Raises InputError if it cannot be read."""
+    with _decoder_errors(str(path), _REMEDY), open_file(path) as opened:
+        with suppress(BandsError), _identified(opened) as image:
+            orientation = exif_orientation(image)
+            return Description(*image.size, orientation, frame_count(image), is_deep(image))
+        height, width, _ = bands_shape(opened)
+        return Description(width, height, 1, 1, True)
+    raise AssertionError("errors of decoders were raised")  # for the type checker
+
+
+def count_bands(path: Path) -> tuple[int, bool]:
+    """How many bands a file has, and whether Pillow reads them, which takes no more than three of a
+    TIFF; (3, True) for what cannot be read, and for transparency."""
+    with suppress(Exception), open_file(path) as opened:  # see `_decoder_errors`
+        with suppress(BandsError), _identified(opened) as image:
+            samples = 3
+            if isinstance(image, TiffImagePlugin.TiffImageFile) and not is_transparent(image):
+                samples = max(3, image.tag_v2.get(_SAMPLES, 3))
+            return samples, True
+        return bands_shape(opened)[2], False
+    return 3, True
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -170,8 +238,11 @@ def frame_count(image: Image.Image) -> int:
 def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
     """Width and height from the header of an image file, (0, 0) if it cannot be read."""
     try:
-        with _opened(file) as opened, Image.open(opened, formats=FORMATS) as image:
-            return image.size
+        with _opened(file) as opened:
+            with suppress(BandsError), _identified(opened) as image:
+                return image.size
+            height, width, _ = bands_shape(opened)
+            return width, height
     except Exception:  # see below
         return 0, 0
 
@@ -194,6 +265,8 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
         problem = "the image file is missing"
     except UnidentifiedImageError:
         problem = NO_IMAGE
+    except InputError as error:  # with a cure of its own
+        raise InputError(error.text, where=name, remedy=error.remedy or remedy) from None
     except Exception as error:
         message = str(error) or type(error).__name__
         reason = message.splitlines()[0]

@@ -130,7 +130,8 @@ class Samples(Dataset[Sample]):
         if path and closest:
             target = self.dataset.compact_target(index)
             smallest = closest(*target["orig_size"])
-            image, stored_size = decode(path(index), smallest)
+            channels = self.dataset.channels
+            image, stored_size = decode(path(index), smallest, channels=channels)
             if stored_size == target["orig_size"]:
                 return image, target
         return self.dataset.compact_sample(index)  # or the error that its file has

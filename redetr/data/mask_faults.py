@@ -24,6 +24,8 @@ OVERSHOOT_SHARE = 0.01
 # COCO's own train2017 holds 2 boxes without height among 860,001, and a few polygons that are
 # smaller than a pixel: so few are left out, more are a fault.
 FEW = 1e-4
+# Codes of the faults with which a mask is left out where it is not trained on.
+MASKS_LEFT_OUT = ("mask-invalid", "mask-size", "mask-outside", "mask-empty")
 _SHARE_OF_BOX = 1 / 200  # what fills less of its box is worth a look
 _MOST_POINTS = 500  # of a polygon that is searched for crossing sides: the time grows with n^2
 _BLOCK = 2**18  # points that are searched at a time

@@ -49,7 +49,8 @@ def mosaic(random: Random, transform: Transform, size: Size, sources: list[Store
     """
     transform = replace(transform, min_visible=MIN_VISIBLE)
     height, width = size
-    canvas = torch.empty(height, width, 3, dtype=torch.uint8).permute(2, 0, 1)
+    channels = len(sources[0][0])
+    canvas = torch.empty(height, width, channels, dtype=torch.uint8).permute(2, 0, 1)
     targets = []
     order = random.sample(range(4), 4)
     for source, (rows, columns) in zip(order, _quarters(random, size), strict=True):

@@ -33,6 +33,10 @@ _OPAQUE = {"RGBA": "RGB", "LA": "L"}
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
 
+class PlanesError(ValueError):
+    """A TIFF that Pillow would read wrongly, and tifffile reads."""
+
+
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Pixels `[H, W, 3]` of an image that PIL has opened.
 
@@ -121,7 +125,9 @@ def _range(lowest: float, highest: float, is_float: bool) -> tuple[float, float]
 def _in_8_bits(image: Image.Image) -> Image.Image:
     """The image in a mode of 8 bits; an image that has no more is returned as it is."""
     if _has_deep_planes(image):
-        raise ValueError("16-bit colour in separate planes: save it with its channels side by side")
+        raise PlanesError(
+            "16-bit colour in separate planes: save it with its channels side by side"
+        )
     raw_mode = _raw_mode(image)
     if raw_mode and isinstance(image, ImageFile.ImageFile):
         return _colour_in_8_bits(image, raw_mode)

@@ -93,7 +93,7 @@ class View:
         part = F.resize(interleaved(part), [bottom - top, right - left], antialias=True)
         if part.shape[1:] == self.size:
             return part
-        canvas = torch.full((*self.size, 3), _GREY, dtype=torch.uint8).permute(2, 0, 1)
+        canvas = torch.full((*self.size, len(image)), _GREY, dtype=torch.uint8).permute(2, 0, 1)
         canvas[:, top:bottom, left:right] = part
         return canvas
 

@@ -29,6 +29,7 @@ from redetr.errors import InputError
 from redetr.evaluation import evaluate, outputs_of
 from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
+from redetr.models.channels import RGB
 from redetr.models.panoptic import PanopticDETR
 from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.structures import Batch, DetectionModel, Outputs
@@ -85,12 +86,13 @@ class Detector:
         With `masks`, its targets hold masks if it states them. Raises InputError.
         """
         held_out = self.val_fraction if val_fraction is None else val_fraction
+        channels = self.model.channels
         if source is not None:
-            return _opened(source, split, held_out, masks)
+            return _opened(source, split, held_out, masks).with_channels(channels)
         if self.trained_on is None:
             raise InputError("the checkpoint does not say what it was trained on: give --data")
         try:
-            return _opened(self.trained_on, split, held_out, masks)
+            return _opened(self.trained_on, split, held_out, masks).with_channels(channels)
         except InputError as error:
             raise InputError(
                 f"{error}; the checkpoint stores this path of its training data: give --data"
@@ -165,9 +167,10 @@ class Detector:
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
-            image = as_image(images)  # type: ignore[arg-type]
+            image = as_image(images, self.model.channels)  # type: ignore[arg-type]
             return replace(self._look([image], threshold, tile, overlap)[0], image=image)
-        return self._look([as_image(image) for image in images], threshold, tile, overlap)
+        tensors = [as_image(image, self.model.channels) for image in images]
+        return self._look(tensors, threshold, tile, overlap)
 
     def _look(
         self, images: list[Tensor], threshold: float, tile: int | None, overlap: float
@@ -249,24 +252,27 @@ class Detector:
 
 def _opened(source: str, split: Split, val_fraction: float, masks: bool) -> DetectionDataset:
     dataset = open_dataset(source, split, val_fraction)
-    if masks and dataset.has_masks:
+    # Panoptic data always states masks, which it reads only if they are wanted.
+    if masks and (dataset.has_masks or dataset.is_thing):
         return open_dataset(source, split, val_fraction, masks=True)
     return dataset
 
 
-def as_image(image: ImageLike) -> Tensor:
-    """An image of any kind as uint8 `[3, H, W]`. Raises InputError."""
+def as_image(image: ImageLike, channels: int = 3) -> Tensor:
+    """An image of any kind as uint8 `[channels, H, W]`. Raises InputError."""
     if isinstance(image, (str, os.PathLike)):
-        return read_source(os.fspath(image))
+        return read_source(os.fspath(image), channels)
+    if channels != RGB:
+        return _of_bands(image, channels)
     if isinstance(image, Image.Image):
         return upright(image)
     if isinstance(image, np.ndarray):
-        channels = image.shape[2:]
+        channels_of_array = image.shape[2:]
         if (
             image.dtype != np.uint8
             or not image.size
             or image.ndim < 2
-            or channels not in ((), (3,), (4,))
+            or channels_of_array not in ((), (3,), (4,))
         ):
             raise InputError(
                 "an image array must be uint8 [H, W, 3] (RGB), [H, W] (gray) or [H, W, 4] (RGBA), "
@@ -284,6 +290,21 @@ def as_image(image: ImageLike) -> Tensor:
             f"{list(image.shape)}"
         )
     return image.cpu()
+
+
+def _of_bands(image: Image.Image | np.ndarray | Tensor, channels: int) -> Tensor:
+    """An image for a model of other channels than RGB. Raises InputError if it has others."""
+    if isinstance(image, Tensor):
+        pixels = image.cpu()
+    else:
+        array = np.array(image)
+        pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != channels:
+        raise InputError(
+            f"this model takes uint8 images of {channels} channels (arrays [H, W, {channels}], "
+            f"tensors [{channels}, H, W]), this one is {pixels.dtype} {list(pixels.shape)}"
+        )
+    return pixels
 
 
 def load(

@@ -135,14 +135,16 @@ def is_video(source: str) -> bool:
     return is_camera(source) or (not is_address(source) and source.lower().endswith(VIDEO_SUFFIXES))
 
 
-def frames(sources: Iterable[str], ahead: int) -> Iterator[Frame]:
-    """The frames of all sources in order; other threads read `ahead` of them in advance.
+def frames(sources: Iterable[str], ahead: int, channels: int = 3) -> Iterator[Frame]:
+    """The frames of all sources in order, images with so many `channels`; other threads read
+    `ahead` of them in advance.
 
     A source that cannot be read gives a frame with an `error`; a video ends there.
     """
     for are_videos, group in groupby(sources, is_video):
         if not are_videos:
-            yield from read_ahead((partial(_image_frame, source) for source in group), ahead)
+            jobs = (partial(_image_frame, source, channels) for source in group)
+            yield from read_ahead(jobs, ahead)
             continue
         for source in group:
             reader = _moving_frames(source)
@@ -168,9 +170,9 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _image_frame(source: str) -> Frame:
+def _image_frame(source: str, channels: int) -> Frame:
     try:
-        image = read_source(source)
+        image = read_source(source, channels)
         pixels = image.permute(1, 2, 0).numpy()  # [H, W, 3]
         return Frame(source, image, plain=one_colour(pixels))
     except InputError as error:
@@ -189,14 +191,14 @@ def _moving_frames(source: str) -> Iterator[Frame]:
         yield Frame(source, error=str(error))
 
 
-def read_source(source: str) -> Tensor:
-    """The image at a path or address, upright, uint8 `[3, H, W]`. Raises InputError."""
+def read_source(source: str, channels: int = 3) -> Tensor:
+    """The image at a path or address, upright, uint8 `[channels, H, W]`. Raises InputError."""
     if is_address(source):
-        return read_upright(io.BytesIO(download(source)), source)
+        return read_upright(io.BytesIO(download(source)), source, channels)
     path = Path(source).expanduser()
     if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
         raise InputError(f"{source}: not a file with an image in it")
-    return read_upright(path, source)
+    return read_upright(path, source, channels)
 
 
 def download(address: str) -> bytes:

@@ -406,6 +406,8 @@ def _small_val(train: Annotations, val: Annotations) -> list[Fault]:
     images = counted(len(val), "image")
     text = f"val has {images}, train {len(train):,}: AP will jump from one evaluation to the next"
     remedy = "hold out 10-20% of the images"
+    if len(val) >= 0.1 * (len(train) + len(val)):  # that has been done
+        remedy = "annotate more images: a larger share would be missing in training"
     return [Fault("warning", "val-small", val.source, "", text, remedy)]
 
 

@@ -80,12 +80,16 @@ class Report:
         return f"ready to train: {command} --output runs/mine"
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """What each split holds; "ignored" are crowds and difficult objects, "masks" objects with a
-        mask, "at most" is of the
-        objects in an image, sizes are width x height in pixels."""
+        """What each split holds; "ignored" are crowds and difficult objects, "at most" is of the
+        objects in an image, sizes are width x height in pixels, and "masks" are objects with a
+        mask, if any has one."""
         figures: dict[str, dict[str, Any]] = {}
         for split, annotations in self.splits.items():
             figures[split] = _figures(annotations)
+        counts = {split: _count_masks(annotations) for split, annotations in self.splits.items()}
+        if any(counts.values()):
+            for split, count in counts.items():
+                figures[split]["masks"] = count
         return figures
 
     def classes(self) -> dict[str, dict[str, int]]:
@@ -125,11 +129,15 @@ def _figures(annotations: Annotations) -> dict[str, Any]:
         "empty": int((counts == 0).sum()),
         "objects": int(counts.sum()),
         "ignored": int(annotations.iscrowd.sum()),
-        "masks": int(annotations.masks.has_mask.sum()) if annotations.masks is not None else 0,
         "at most": int(counts.max(initial=0)),
         "classes": len(annotations.class_names),
         "sizes": _size_range(annotations.sizes),
     }
+
+
+def _count_masks(annotations: Annotations) -> int:
+    """How many objects have a mask."""
+    return 0 if annotations.masks is None else int(annotations.masks.has_mask.sum())
 
 
 def _size_range(sizes: np.ndarray) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from redetr.choices import ExportFormat, ExportPrecision
 from redetr.data import DetectionDataset
-from redetr.data.transforms import MEAN, STD, final_size, normalize, resizer
+from redetr.data.transforms import final_size, normalize, resizer, statistics
 from redetr.detector.detections import detections_of
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
@@ -190,6 +190,7 @@ def _move(built: Path, path: Path) -> None:
 def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict[str, Any]:
     """The metadata of the file, for programs that use it."""
     model = detector.model
+    mean, std = statistics(model.channels)
     return {
         "redetr": version("redetr"),
         "weights_from": model.weights_from,
@@ -204,8 +205,8 @@ def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict
         "resize": model.resize,
         "image_size": detector.image_size,
         "max_size": model.max_size,
-        "mean": MEAN,
-        "std": STD,
+        "mean": mean,
+        "std": std,
     }
 
 

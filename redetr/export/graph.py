@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from redetr.choices import ImageSize
-from redetr.data.transforms import MEAN, STD, final_size
+from redetr.data.transforms import final_size, statistics
 from redetr.data.views import Stretch
 from redetr.postprocess import decode
 from redetr.structures import DetectionModel
@@ -47,15 +47,16 @@ class Processed(nn.Module):
         super().__init__()
         self.model = model
         self.final = final_size(model, image_size)
-        mean = torch.tensor(MEAN).mul(255)[:, None, None]
-        std = torch.tensor(STD).mul(255)[:, None, None]
+        means, deviations = statistics(model.channels)
+        mean = torch.tensor(means).mul(255)[:, None, None]
+        std = torch.tensor(deviations).mul(255)[:, None, None]
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels).
 
-        `images` are uint8 `[B, 3, H, W]`.
+        `images` are uint8 `[B, C, H, W]`, with the channels of the model.
         """
         num_images, _, height, width = images.shape
         resized = resized_pixels(images, *self._size(height, width))
@@ -107,7 +108,7 @@ def trace(module: Plain | Processed, mask: bool = False) -> ExportedProgram:
     sides = (96, 160)  # any two that differ
     dtype = torch.uint8 if isinstance(module, Processed) else torch.float32
     batch = Dim("batch")
-    inputs = [torch.zeros(2, 3, *sides, dtype=dtype)]
+    inputs = [torch.zeros(2, module.model.channels, *sides, dtype=dtype)]
     shapes = [{0: batch, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}]
     if mask:
         inputs.append(torch.zeros(2, *sides, dtype=torch.bool))

@@ -4,8 +4,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from redetr.choices import MOST_BANDS
 from redetr.errors import InputError
 from redetr.models import detr, dfine, fast, panoptic, rtdetr
+from redetr.models.channels import RGB, take_channels
 from redetr.models.detr import detr_r50, detr_r50_dc5, detr_r101, detr_r101_dc5, detr_table
 from redetr.models.dfine import dfine_l, dfine_m, dfine_n, dfine_s, dfine_x
 from redetr.models.fast import redetr_mobile, redetr_n
@@ -85,12 +87,13 @@ _GROUPS = 8  # of GroupNorm: widths are multiples of it
 _MOST_CHANNELS = 2**13
 
 
-def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
+def build(name: str, num_classes: int, *, channels: int = 3, **overrides: Any) -> DetectionModel:
     """A model of `MODELS` with random weights; `overrides` as in `models.detr.detr`,
     `models.fast.fast`, `models.rtdetr.rtdetr` or `models.dfine.dfine`.
 
-    `num_classes` is the data set's number of categories. Raises InputError for an unknown name, or
-    an option that is unknown or impossible.
+    `num_classes` is the data set's number of categories. Images have so many `channels`: of others
+    than three, the first convolution is made of that for RGB, see `models.channels`. Raises
+    InputError for an unknown name, or an option that is unknown or impossible.
     """
     defaults = options_of(name)
     for option in overrides:
@@ -113,7 +116,12 @@ def build(name: str, num_classes: int, **overrides: Any) -> DetectionModel:
     except ValueError as error:
         given = ", ".join(f"{option}={value}" for option, value in overrides.items())
         raise InputError(f"model {name} cannot be built with {given}: {error}") from error
-    return MODELS[name](num_classes, **overrides)
+    if channels not in range(1, MOST_BANDS + 1):
+        raise InputError(f"{channels} channels: a model takes from 1 to {MOST_BANDS}")
+    model = MODELS[name](num_classes, **overrides)
+    if channels != RGB:
+        take_channels(model, channels)
+    return model
 
 
 def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, Any]) -> None:

@@ -39,6 +39,14 @@ def _detector(model: nn.Module) -> list[str]:
     return parts
 
 
+def what_is_frozen(model: DetectionModel) -> str:
+    """The frozen parts, and how many parameters are trained, in words."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    total = sum(size for size, _ in sizes)
+    trained = sum(size for size, is_trained in sizes if is_trained)
+    return f"frozen: {', '.join(model.frozen)}; {trained:,} of {total:,} parameters are trained"
+
+
 def _path_of(model: nn.Module, name: str) -> str:
     parts = []
     one_deeper = []

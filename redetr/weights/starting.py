@@ -11,6 +11,7 @@ from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.models import options_of
 from redetr.models.backbone import TimmBackbone
+from redetr.models.channels import RGB, adapted, first_convolution
 from redetr.models.efficientnet_lite import PACKAGE, EfficientNetLite, from_package_names
 from redetr.models.hgnetv2 import HGNetV2
 from redetr.models.panoptic import PanopticDETR
@@ -58,6 +59,13 @@ def starting_point(
         weights = read_weights(config.weights)
         model.weights_from = weights.weights_from
         return [start_from(weights, model, config, class_names)]
+    if panoptic.PREFIX.rstrip(".") in config.freeze:
+        boxes = config.model.removesuffix("_panoptic")
+        raise InputError(
+            f"{config.model} with a frozen detector needs the weights of one",
+            remedy=f"give --weights RUN of redetr train {boxes} on the same classes, or leave "
+            "--freeze out",
+        )
     if any(type(module).__name__.startswith("FrozenBatchNorm") for module in model.modules()):
         return [
             "warning: BatchNorm is frozen over random weights: give --weights, or --model-options "
@@ -114,7 +122,8 @@ def start_from(
         "score_head.": rows_of_classes,  # RT-DETR's name for it
         "query_embed.": [(row, row) for row in range(num_queries)],
     }
-    filled = _copy(weights, state, by_row)
+    tensors = _for_channels(weights.tensors, model)
+    filled = _copy(replace(weights, tensors=tensors), state, by_row)
     names = {name for name in state if name in weights.tensors or not _is_counter(name)}
     notes = [f"loaded {filled} of {len(names)} tensors from {weights.path}"]
     notes += _of_classes(num_shared, num_classes, len(others))
@@ -122,6 +131,15 @@ def start_from(
         notes.append(f"query_embed: {num_queries} of {model.num_queries} were there")
     notes += _missing(names - weights.tensors.keys())
     return "; ".join(notes)
+
+
+def _for_channels(tensors: dict[str, Tensor], model: DetectionModel) -> dict[str, Tensor]:
+    """The tensors, with the kernel of RGB made one for the channels of this model."""
+    path, _ = first_convolution(model)
+    kernel = tensors.get(f"{path}.weight")
+    if kernel is None or model.channels == RGB or kernel.shape[1] != RGB:
+        return tensors
+    return tensors | {f"{path}.weight": adapted(kernel, model.channels)}
 
 
 def _of_classes(num_shared: int, here: int, there: int) -> list[str]:
@@ -197,6 +215,8 @@ def _fits(given: Tensor, tensor: Tensor, rows: list[tuple[int, int]] | None) -> 
 def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None:
     here = options_of(config.model) | config.model_kwargs()
     there = options_of(origin.model) | origin.options
+    for options in (here, there):  # those of RGB are adapted
+        options.pop("channels", None)
     if here.keys() != there.keys():
         text = f"holds a {origin.model}, which is another kind of model than {config.model}"
         raise InputError(text, where=path, remedy=f"take --model {origin.model}")
@@ -235,6 +255,10 @@ def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig
         given = from_package_names(given)
     elif isinstance(net, PResNet) and is_resnet_d(given):
         given = from_timm(given)
+    prefix = next(path for path, module in model.named_modules() if module is body) + "."
+    in_model = {prefix + name: tensor for name, tensor in given.items()}
+    adapted_tensors = _for_channels(in_model, model)
+    given = {name.removeprefix(prefix): tensor for name, tensor in adapted_tensors.items()}
     state = {}
     wrong = []
     for name, tensor in body.state_dict().items():

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shlex
 import shutil
 import signal
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from PIL import Image
 
 import redetr
 from redetr.cli import main
+from redetr.config import TrainConfig
 from redetr.postprocess import decode
+from redetr.state import State
 from redetr.step import announce
 
 ROOT = Path(__file__).parents[2]
@@ -770,8 +774,8 @@ def test_models_lists_what_can_be_built(capsys):
 
 
 def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys, monkeypatch):
-    """With a learning rate of next to nothing AP stays where it is: two more evaluations, and that
-    is it."""
+    """With a learning rate of next to nothing AP stays where it is. The run waits for its schedule:
+    at step 8 of 12, cosine has fallen to a quarter."""
     announced = []
 
     def counted(*args, **kwargs):
@@ -780,36 +784,69 @@ def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys, monkey
 
     monkeypatch.setattr("redetr.training.announce", counted)
     arguments = train_arguments(
-        shared_coco, tmp_path / "run", steps=100, eval_every=2, patience=2, lr=1e-30, ema_decay=0
+        shared_coco, tmp_path / "run", steps=12, eval_every=2, patience=0.3, lr=1e-30, ema_decay=0
     )
     main(arguments)
     evaluations = [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line]
-    assert evaluations == [2, 4, 6]
-    assert len(announced) == 7  # one ahead
-    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 6
+    assert evaluations == [2, 4, 6, 8]
+    assert len(announced) == 9  # one ahead
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 8
     ended = (
-        "ended early at step 6 of 100, after 2 evaluations in a row without a better AP "
-        "(--patience 2)"
+        "ended early at step 8 of 12: no better AP in 6 steps and 3 evaluations (--patience 0.3)"
     )
     assert f"\n{ended}; best.pt is of step 2: AP 0." in capsys.readouterr().err
-    main(
-        [*arguments, "--resume", "--eval-every=4"]
-    )  # it stays ended, and counts no evaluation twice
-    assert len(announced) == 7  # nothing is loaded for a run that has ended
+    main([*arguments, "--resume", "--eval-every=4"])  # it stays ended
+    assert len(announced) == 9  # nothing is loaded for a run that has ended
     told = capsys.readouterr().err
     assert f"nothing to train: {ended}; " in told and "give a larger --patience" in told
     assert f"\n{ended}; best.pt is of step 2: AP 0." in told
-    assert [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line] == [2, 4, 6]
+    assert [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line] == [2, 4, 6, 8]
 
 
-def test_patience_counts_evaluations_also_when_they_come_at_other_steps(shared_coco, tmp_path):
-    """May change when a run goes on: when it is evaluated, how many of them are waited for, what
-    backward keeps."""
-    flags = {"steps": 100, "lr": 1e-30, "ema_decay": 0}
-    main(train_arguments(shared_coco, tmp_path / "run", eval_every=4, patience=1, **flags))
-    resumed = train_arguments(shared_coco, tmp_path / "run", eval_every=3, patience=3, **flags)
-    main([*resumed, "--resume", "--recompute"])
-    assert [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line] == [4, 9, 12]
+@pytest.mark.parametrize(
+    ("schedule", "steps", "every", "end"),
+    [
+        ("cosine", 60, 3, 42),  # not 33: two thirds of the run are over at 40
+        ("step", 60, 3, 42),  # the drop is at 0.67
+        ("constant", 60, 3, 18),  # nothing to wait for but a quarter of the run
+        ("constant", 8, 2, 6),  # two evaluations at least
+        ("cosine", 60, 30, 60),
+    ],
+)
+def test_patience_is_a_share_of_the_run(schedule, steps, every, end):
+    """AP is best at the first evaluation."""
+    state = object.__new__(State)
+    config = replace(TrainConfig(), steps=steps, schedule=schedule, patience=0.25, warmup=0.0)
+    state.config = config
+    state.best, state.since_best, state.evaluated, state.step = {"AP": None, "step": 0}, 0, 0, 0
+    while not state.ending():
+        state.step += 1
+        if state.step % every == 0:
+            state.record(0.3 if state.step == every else 0.2)
+    assert state.step == end
+
+
+def test_patience_of_earlier_versions_counted_evaluations():
+    values = TrainConfig().to_dict()
+    assert TrainConfig.from_dict(values | {"patience": 5}).patience == 0.25
+    assert TrainConfig.from_dict(values | {"patience": 0}).patience == 0
+    assert TrainConfig.from_dict(values | {"patience": 0.1}).patience == 0.1
+
+
+def test_what_a_short_run_on_few_images_should_know_at_its_start(shared_coco, tmp_path, capsys):
+    """The usual length, the time that is left, and a val split that measures little."""
+    main(train_arguments(shared_coco, tmp_path / "run", steps=8, eval_every=8))
+    told = capsys.readouterr().err
+    # 8 images in steps of 4: 24,000 images are 6,000 steps.
+    assert (
+        "note: 8 steps are less than 1% of the usual length for 8 images: --steps 6000, which is the "
+        in told
+    )
+    assert re.search(
+        r"warning: the val split has 5 images with \d objects: too few to judge by", told
+    )
+    estimates = re.findall(r"the remaining 2 steps will take about \d+ s, and evaluations", told)
+    assert len(estimates) == 1
 
 
 @pytest.mark.parametrize(

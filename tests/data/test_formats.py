@@ -2,6 +2,8 @@
 `datasets` reads."""
 
 import shutil
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,14 @@ import pytest
 import torch
 from command_line import lines_of, train_arguments
 from conftest import write_tiny_coco
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 from test_coco import refused
 
 from redetr.cli import main
 from redetr.data import open_dataset
-from redetr.data.formats.folder import hold_out
+from redetr.data.formats.holdout import held_out, hold_out
 from redetr.data.formats.layouts import read_annotations
 from redetr.data.formats.writing import convert
 from redetr.data.images import read_image
@@ -103,34 +107,101 @@ def test_val_fraction_splits_by_name(unsplit):
     train, val = (open_dataset(unsplit, split, 0.1) for split in ("train", "val"))
     assert not names(train) & names(val)
     assert len(train) + len(val) == 300
-    assert 15 < len(val) < 45
+    assert len(val) == 30
     assert (train.category_ids, train.class_names) == (val.category_ids, val.class_names)
     (note,) = train.notes
     assert (
         note
-        == f"no val split: {len(val)} of 300 images are held out as one, chosen by a hash of their "
-        "names"
+        == "no val split: 30 of 300 images are held out as one, chosen by a hash of their names, with "
+        "about that share of each class"
     )
     for dataset in (train, val):
         for index in range(len(dataset)):
             target = dataset.target(index)
             assert f"{target['image_id']}.png" == dataset.path(index).name
             assert len(target["boxes"]) == (target["image_id"] + 1) % 2
-    assert names(val) < names(
-        open_dataset(unsplit, "val", 0.3)
-    )  # of more images, the same and others
+    more = names(open_dataset(unsplit, "val", 0.3))
+    assert names(val) < more and len(more) == 90  # of more images, the same and others
 
 
-def test_val_fraction_does_not_move_images_when_others_come_or_order_changes(unsplit):
+def test_val_fraction_hardly_moves_images_when_others_come_or_order_changes(unsplit):
+    """The first images by the hash of their names are held out: others push a few over the edge."""
     before = names(open_dataset(unsplit, "val", 0.1))
     rows = [
         {"id": 1000 - n, "file_name": f"{n}.png", "width": 8, "height": 8}
         for n in reversed(range(200))
     ]
     rewrite(unsplit, rows, [])
-    assert names(open_dataset(unsplit, "val", 0.1)) == {
-        name for name in before if int(name[:-4]) < 200
-    }
+    after = names(open_dataset(unsplit, "val", 0.1))
+    stayed = {name for name in before if int(name[:-4]) < 200}
+    assert len(after) == 20
+    assert len(after & stayed) >= 15
+
+
+def classes_of(annotations) -> dict[str, int]:
+    """How many images each class is in."""
+    pairs = {*zip(annotations.labels.tolist(), annotations.image_of().tolist(), strict=True)}
+    return Counter(annotations.class_names[label] for label, _ in pairs)
+
+
+def test_a_quarter_of_16_images_is_4_with_a_quarter_of_each_class(unsplit):
+    """As a user counts: 4 of 16, one of the 4 images of the rare class, and 3 of the others."""
+    rows = [{"id": n, "file_name": f"{n}.png", "width": 8, "height": 8} for n in range(16)]
+    boxes = []
+    for n in range(16):
+        for category in [0] if n % 4 else [0, 1]:
+            boxes.append({"id": len(boxes) + 1, "image_id": n, "category_id": category,
+                          "bbox": [1, 1, 3, 3]})  # fmt: skip
+    rewrite(unsplit, rows, boxes)
+    train, val = (open_dataset(unsplit, split, 0.25) for split in ("train", "val"))
+    assert (len(train), len(val)) == (12, 4)
+    assert classes_of(val.annotations) == {"a": 4, "b": 1}
+    assert "4 of 16 images are held out" in val.notes[0]
+    again = open_dataset(unsplit, "val", 0.25)
+    assert names(again) == names(val)
+
+
+@dataclass
+class Objects:
+    """As much of `Annotations` as the choice of images looks at."""
+
+    names: np.ndarray
+    labels: np.ndarray
+    per_image: np.ndarray
+    source: str = "data"
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image_of(self) -> np.ndarray:
+        return np.arange(len(self)).repeat(self.per_image)
+
+
+@given(st.integers(2, 60), st.integers(1, 6), st.floats(0.02, 0.9), st.integers(0, 99))
+def test_any_val_fraction_has_its_number_of_images_and_all_classes(count, classes, fraction, seed):
+    wanted = int(fraction * count + 0.5)
+    assume(0 < wanted < count)
+    random = np.random.default_rng(seed)
+    per_image = random.integers(0, 4, count)
+    first = np.append(0, per_image.cumsum())
+    labels = random.integers(0, classes, first[-1])
+    annotations = Objects(np.array([b"%d.png" % n for n in range(count)]), labels, per_image)
+    is_val = held_out(annotations, fraction)
+    assert is_val.sum() == wanted
+    if wanted < classes or count - wanted < classes:
+        return  # not each class can be on both sides
+    images = annotations.image_of()
+    for label in range(classes):
+        of_class = np.unique(images[labels == label])
+        expected = fraction * len(of_class)
+        assert abs(is_val[of_class].sum() - expected) <= classes + 1
+
+
+def test_a_single_image_cannot_be_divided_and_what_helps_is_said(unsplit):
+    rewrite(unsplit, [{"id": 0, "file_name": "0.png", "width": 8, "height": 8}], [])
+    helps = r"single image; cut it into tiles \(redetr convert FOLDER NEW --tile 640 --overlap 0\)"
+    with pytest.raises(InputError, match=helps):
+        open_dataset(unsplit, "val", 0.25)
 
 
 def test_val_fraction_that_leaves_a_split_empty(unsplit):

@@ -287,14 +287,14 @@ def test_no_finite_pixel_is_refused_in_one_line(tmp_path):
     assert "finite" in read_header(path).problem
 
 
-def test_tiffs_that_would_be_read_wrong_are_refused(tmp_path):
-    """Planes of 16 bits one after the other, of which PIL makes another image, and float64."""
+def test_damaged_tiffs_that_pillow_leaves_to_tifffile_are_refused(tmp_path):
+    """Planes of 16 bits that state one strip for three, and float64 of half its bytes."""
     planes = deep_tiff(WIDE * 257, (284, 2))
     doubles = encoded(Image.fromarray((GREY / 255).astype(np.float32)), "TIFF")
     doubles = doubles.replace(
         struct.pack("<HHIH", 258, 3, 1, 32), struct.pack("<HHIH", 258, 3, 1, 64)
     )
-    for content, says in ((planes, "separate planes"), (doubles, "this kind of TIFF is not read")):
+    for content, says in ((planes, "incorrect StripByteCounts"), (doubles, "failed to read")):
         path = tmp_path / "a.tif"
         path.write_bytes(content)
         with pytest.raises(InputError, match=f"cannot decode the image .*{says}"):

@@ -3,7 +3,8 @@
 An object is kept in each tile that shows at least `min_visible` of its area, and always in the one
 that shows the most of it, so none is lost; its box and its area are those of the visible part.
 Crowds are kept wherever a pixel of them is visible. Boxes alone are cut, no masks. Tiles have the
-name of their image with their offset in px behind it: `a_x00512_y00000.png`. An image that is no
+name of their image with their offset in px behind it: `a_x00512_y00000.png`, or `.npy` for images
+of other channels than RGB. An image that is no
 larger than a tile stays as it is.
 """
 
@@ -20,15 +21,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.formats.folder import FolderDataset, is_chosen
-from redetr.data.images import open_image
-from redetr.data.pixels import is_deep
+from redetr.data.formats.folder import FolderDataset
+from redetr.data.formats.holdout import is_chosen
+from redetr.data.images import describe
 from redetr.data.transforms import MIN_VISIBLE
 from redetr.data.windows import Window, tile_windows
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
 from redetr.wording import counted
 
+RGB = 3
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 _WHOLE = 1 - 1e-6  # a visible share from which nothing is cut off but by rounding
 _QUALITY = 95  # of tiles of a JPEG; those of other images are PNG, which loses nothing
@@ -44,6 +46,7 @@ class Cut:
     overlap: float = 0.2  # at least this share of a tile's side is in the next one, too
     min_visible: float = MIN_VISIBLE  # share of an object's area that a tile must show to have it
     empty_tiles: float = 1.0  # share of the training tiles without objects that are kept
+    channels: int | None = None  # bands of the images that tiles have; None = those found in them
 
     def __post_init__(self) -> None:
         tile_windows(1, 1, self.tile, self.overlap)
@@ -85,9 +88,10 @@ def cut_images(
     cannot be read, or tiles that would share a name.
     """
     images = FolderDataset(annotations, split)
+    images = images.with_channels(cut.channels or images.channels)
     tiles = _Tiles()
     for index in range(len(annotations)):
-        of_image = list(_tiles_of(annotations, index, cut))
+        of_image = list(_tiles_of(annotations, index, cut, images.channels))
         kept = [tile for tile in of_image if split != "train" or _is_kept(tile, annotations, cut)]
         tiles.num_left_out += len(of_image) - len(kept)
         tiles.kept += kept
@@ -96,13 +100,15 @@ def cut_images(
             for tile in kept:
                 _put(link, images.path(index), folder / tile.name)
         elif kept:
-            tiles.num_deep += _has_deep_pixels(images.path(index))
+            tiles.num_deep += describe(images.path(index)).is_deep
             _write_tiles(images, index, kept, folder)
     _require_distinct(annotations, tiles.kept)
     return _annotations(annotations, tiles.kept, folder), _sentences(annotations, split, cut, tiles)
 
 
-def _tiles_of(annotations: Annotations, index: int, cut: Cut) -> Iterator[_Tile]:
+def _tiles_of(
+    annotations: Annotations, index: int, cut: Cut, channels: int = RGB
+) -> Iterator[_Tile]:
     """All tiles of an image; one that has its name if it is no larger than a tile."""
     name = os.fsdecode(annotations.names[index])
     height, width = annotations.sizes[index].tolist()
@@ -119,7 +125,7 @@ def _tiles_of(annotations: Annotations, index: int, cut: Cut) -> Iterator[_Tile]
         left, top, _, _ = window
         shifted = parts[is_kept] - (left, top, left, top)
         yield _Tile(
-            name=name if len(windows) == 1 else _tile_name(name, left, top),
+            name=name if len(windows) == 1 else _tile_name(name, left, top, channels),
             window=window,
             objects=objects.start + np.flatnonzero(is_kept),
             boxes=shifted.astype(np.float32),
@@ -148,9 +154,11 @@ def _visible(window: Window, boxes: NDArray) -> tuple[NDArray, NDArray]:
     return parts, visible / whole
 
 
-def _tile_name(name: str, left: int, top: int) -> str:
+def _tile_name(name: str, left: int, top: int, channels: int) -> str:
     stem, suffix = posixpath.splitext(name)
     kind = suffix if suffix.lower() in _JPEG else ".png"
+    if channels != RGB:
+        kind = ".npy"
     return f"{stem}_x{left:05}_y{top:05}{kind}"
 
 
@@ -161,11 +169,6 @@ def _is_kept(tile: _Tile, annotations: Annotations, cut: Cut) -> bool:
     return has_object or is_chosen(b"empty " + os.fsencode(tile.name), cut.empty_tiles)
 
 
-def _has_deep_pixels(path: Path) -> bool:
-    with open_image(path) as image:
-        return is_deep(image)
-
-
 def _put(put: Link, source: Path, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     put(source, file)
@@ -174,7 +177,7 @@ def _put(put: Link, source: Path, file: Path) -> None:
 def _write_tiles(images: FolderDataset, index: int, tiles: list[_Tile], folder: Path) -> None:
     """Writes the tiles of an image, which is decoded once, on all cores: PIL's encoders run side by
     side."""
-    pixels = images.image(index).permute(1, 2, 0).numpy()  # [H, W, 3]
+    pixels = images.image(index).permute(1, 2, 0).numpy()  # [H, W, C]
     write = partial(_write_tile, pixels, folder)
     with ThreadPoolExecutor(rank_cores()) as pool:
         for _ in pool.map(write, tiles):
@@ -183,9 +186,13 @@ def _write_tiles(images: FolderDataset, index: int, tiles: list[_Tile], folder: 
 
 def _write_tile(pixels: NDArray[np.uint8], folder: Path, tile: _Tile) -> None:
     left, top, right, bottom = tile.window
-    image = Image.fromarray(np.ascontiguousarray(pixels[top:bottom, left:right]))
+    part = np.ascontiguousarray(pixels[top:bottom, left:right])
     file = folder / tile.name
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".npy":
+        np.save(file, part)
+        return
+    image = Image.fromarray(part)
     if file.suffix.lower() in _JPEG:
         image.save(file, "JPEG", quality=_QUALITY, subsampling=0)
     else:

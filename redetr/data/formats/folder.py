@@ -1,6 +1,6 @@
 """Data sets that are folders of images, whatever format their annotations have."""
 
-import hashlib
+import copy
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
+from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.layouts import read_annotations, splits_of
-from redetr.data.images import read_image
+from redetr.data.images import count_bands, read_image
 from redetr.data.mask_columns import MaskUse
 from redetr.data.store import read_stored
 from redetr.errors import InputError
 from redetr.masks import box_rle, decode
 from redetr.structures import Size, StoredTarget
-from redetr.wording import counted
 
 
 def open_folder(
@@ -56,32 +56,6 @@ def read_split(
         return hold_out(everything, split, val_fraction)
     annotations = read_annotations(root, split, masks)
     return annotations, f"{root}: has its own val split, --val-fraction is not used"
-
-
-def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[Annotations, str]:
-    """A train or val split of the images of both, and a sentence about it.
-
-    An image is held out for validation by the hash of its name: adding others does not move it.
-    Raises InputError if one of the two would be empty.
-    """
-    names = annotations.names.tolist()
-    is_val = np.array([is_chosen(name, fraction) for name in names], bool)
-    num_val = int(is_val.sum())
-    share = f"{num_val:,} of {counted(len(names), 'image')}"
-    if num_val in (0, len(names)):
-        text = f"--val-fraction {fraction} holds out {share}"
-        raise InputError(text, where=annotations.source, remedy="choose another one")
-    images = is_val if split == "val" else ~is_val
-    num_objects = len(annotations.boxes)
-    all_objects = np.ones(num_objects, bool)
-    part = annotations.only(images, all_objects)
-    return part, f"no val split: {share} are held out as one, chosen by a hash of their names"
-
-
-def is_chosen(name: bytes, fraction: float) -> bool:
-    """Whether a name is of a `fraction` of all; nothing but the name decides."""
-    digest = hashlib.blake2b(name, digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 def require_masks(annotations: Annotations) -> None:
@@ -197,11 +171,33 @@ class AnnotatedDataset(DetectionDataset):
 
 
 class FolderDataset(AnnotatedDataset):
-    """Images in files."""
+    """Images in files, which are read as RGB, or with all bands where Pillow reads none of them."""
+
+    def __init__(self, annotations: Annotations, name: str, hints: Hints = Hints(), note: str = ""):
+        super().__init__(annotations, name, hints, note)
+        if not len(self):
+            return
+        first = self.path(0)
+        bands, is_pillows = count_bands(first)
+        if not is_pillows and bands > 1:
+            self.channels = bands
+        elif bands > self.channels:
+            text = f"note: {first} has {bands} bands, of which {self.channels} are read; "
+            self.notes += (text + f"--channels {bands} takes all",)
+
+    def with_channels(self, channels: int) -> "FolderDataset":
+        """The same images read with so many bands: whether they have them shows when they are
+        read."""
+        same = copy.copy(self)
+        same.channels = channels
+        return same
 
     def path(self, index: int) -> Path:
         """The file of an image."""
         return self.annotations.path(self._position(index))
 
+    def image_name(self, index: int) -> str:
+        return self.path(index).name
+
     def _read(self, position: int) -> Tensor:
-        return read_image(self.path(position))
+        return read_image(self.path(position), self.channels)

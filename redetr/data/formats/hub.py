@@ -21,7 +21,8 @@ from torch import Tensor
 
 from redetr.data.annotations import Annotations, Fault, Rows, Split
 from redetr.data.formats.coco import from_document
-from redetr.data.formats.folder import AnnotatedDataset, hold_out
+from redetr.data.formats.folder import AnnotatedDataset
+from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub_rows import (
     BoxForm,
     Classes,

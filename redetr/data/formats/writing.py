@@ -1,34 +1,28 @@
-"""The same data set in another format. Boxes only: outlines and whatever else annotations hold are
-left out."""
+"""The same data set in another format: boxes, and masks where it holds them. Whatever else
+annotations hold is left out."""
 
-import json
 import os
 import posixpath
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
-import yaml
 
 from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.formats.cutting import Cut, cut_images
-from redetr.data.formats.folder import hold_out, read_split
+from redetr.data.formats.folder import read_split
+from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub import Address, hub_splits, write_images
-from redetr.data.formats.labels import label_name
 from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.mask_writing import as_single_polygons
+from redetr.data.formats.writers import WRITERS, Splits, count_masks, names_of
+from redetr.data.mask_faults import MASKS_LEFT_OUT
 from redetr.data.open import folder_of
 from redetr.errors import InputError
 from redetr.wording import counted
-
-_VOC_SIDES = ("xmin", "ymin", "xmax", "ymax")
-
-Splits = dict[Split, Annotations]
-Put = Callable[[Path, Path], object]  # makes an image (first) appear at another path (second)
 
 
 def convert(
@@ -65,6 +59,9 @@ def convert(
         if cut is not None:
             for split, annotations in splits.items():
                 annotations.require_sound()
+                if count_masks({split: annotations}):
+                    notes.append(f"masks are not cut: tiles of {split} have boxes alone")
+                    annotations = replace(annotations, masks=None)
                 tiles = Path(folder) / "tiles" / split
                 splits[split], sentences = cut_images(annotations, split, cut, tiles, _link)
                 notes += sentences
@@ -86,9 +83,13 @@ def _read_folder(
     splits = {}
     notes: dict[str, None] = {}  # each once: both splits have it
     for split in names:
-        splits[split], note = read_split(root, split, val_fraction)
+        splits[split], note = read_split(root, split, val_fraction, "check")
         if note:
             notes[note] = None
+        has_masks = count_masks({split: splits[split]}) > 0
+        for fault in splits[split].faults:
+            if has_masks and fault.code in MASKS_LEFT_OUT:
+                notes[f"{fault}: left out"] = None
     for annotations in splits.values():
         _require_apart(annotations.folder, destination)  # links may lead out of the root
         if not follow_links:
@@ -122,7 +123,7 @@ def _write(splits: Splits, destination: Path, form: str, copy: bool) -> list[str
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".unfinished-"))
     try:
-        _WRITERS[form](splits, unfinished, put)
+        WRITERS[form](splits, unfinished, put)
         for split, annotations in splits.items():
             _require_same(annotations, unfinished, split, form)
         unfinished.chmod(0o755)
@@ -144,7 +145,7 @@ def _require_no_links_out(annotations: Annotations, root: Path) -> None:
     data folder."""
     real_root = os.path.realpath(root)
     real_folders: dict[str, str] = {}
-    for name in _names(annotations):
+    for name in names_of(annotations):
         file = os.path.join(annotations.folder, name)
         folder = os.path.dirname(file)
         if folder not in real_folders:
@@ -185,7 +186,11 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
             f"{form} has no areas: objects count as small, medium and large by their boxes"
         )
     if form == "voc":
-        _require_distinct_names(splits)
+        num_masks = count_masks(splits)
+        if num_masks:
+            notes.append(f"voc has no masks: {num_masks:,} are left out")
+            splits = {split: replace(a, masks=None) for split, a in splits.items()}
+        _require_distinctnames_of(splits)
         _require_separate_labels(list(splits.values()))  # one folder for all splits
         return splits, notes + _unused_classes(splits)
     for annotations in splits.values():
@@ -195,13 +200,14 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     objects: Splits = {}
     for split, annotations in splits.items():
         crowds += int(annotations.iscrowd.sum())
-        objects[split] = without_crowds(annotations)
+        objects[split], sentences = as_single_polygons(without_crowds(annotations))
+        notes += [f"{split}: {sentence}" for sentence in sentences]
     if crowds:
         notes.append(f"yolo has no crowds and no objects to ignore: {crowds} are left out")
     return objects, notes
 
 
-def _require_distinct_names(splits: Splits) -> None:
+def _require_distinctnames_of(splits: Splits) -> None:
     """Raises InputError if a format that knows classes by their names alone would make several
     one."""
     for annotations in splits.values():
@@ -258,7 +264,7 @@ def _require_separate_labels(parts: list[Annotations]) -> None:
     """Raises InputError if two images would share a label file."""
     name_of: dict[str, str] = {}
     for annotations in parts:
-        for name in _names(annotations):
+        for name in names_of(annotations):
             stem, _ = posixpath.splitext(name)
             if stem in name_of:
                 text = f"{name_of[stem]!r} and {name!r} would share one label file"
@@ -271,7 +277,7 @@ def _require_same(meant: Annotations, root: Path, split: Split, form: str) -> No
     """Raises InputError if what was written into `root` does not read as what was meant."""
     reason = ""
     try:
-        written = read_annotations(root, split)
+        written = read_annotations(root, split, "none" if meant.masks is None else "check")
         written.require_sound()
         if not _are_same(meant, written):
             reason = "it reads differently"
@@ -283,17 +289,27 @@ def _require_same(meant: Annotations, root: Path, split: Split, form: str) -> No
 
 
 def _are_same(meant: Annotations, written: Annotations) -> bool:
-    if _names(meant) != _names(written):
+    if names_of(meant) != names_of(written):
         return False
     if not np.array_equal(meant.first, written.first):
         return False
     if not np.allclose(meant.boxes, written.boxes, rtol=0, atol=1e-3):
         return False
-    return _classes(meant) == _classes(written)
+    if _classes(meant) != _classes(written):
+        return False
+    return _masks(meant) == _masks(written)
 
 
-def _names(annotations: Annotations) -> list[str]:
-    return [os.fsdecode(name) for name in annotations.names]
+def _masks(annotations: Annotations) -> list[list[bytes]]:
+    """The masks of each image, compressed; of none if no object has one."""
+    masks = annotations.masks
+    if masks is None or not masks.has_mask.any():
+        return []
+    all_masks = []
+    for index in range(len(annotations)):
+        height, width = annotations.sizes[index].tolist()
+        all_masks.append(masks.rles(annotations.objects_of(index), (height, width)))
+    return all_masks
 
 
 def _classes(annotations: Annotations) -> list[str]:
@@ -307,181 +323,3 @@ def _link(source: Path, destination: Path) -> None:
         os.link(os.path.realpath(source), destination)
     except OSError:  # another disk, or one without links
         shutil.copyfile(source, destination)
-
-
-def _put_images(annotations: Annotations, folder: Path, put: Put) -> None:
-    for name in dict.fromkeys(_names(annotations)):
-        source = annotations.folder / name
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        put(source, file)
-
-
-def _decimals(values: np.ndarray) -> np.ndarray:
-    """float32 as float64 with the fewest digits that mean the same float32: 0.1 instead of
-    0.10000000149."""
-    return values.astype("S16").astype(np.float64)
-
-
-class _Scene(NamedTuple):
-    """An image, and which objects are on it."""
-
-    name: str  # path below the folder
-    height: int
-    width: int
-    objects: slice
-
-
-def _scenes(annotations: Annotations) -> Iterator[_Scene]:
-    for i, name in enumerate(_names(annotations)):
-        height, width = annotations.sizes[i].tolist()
-        objects = annotations.objects_of(i)
-        yield _Scene(name, height, width, objects)
-
-
-def _write_coco(splits: Splits, root: Path, put: Put) -> None:
-    """annotations/instances_{split}.json, images in {split}/."""
-    folder = root / "annotations"
-    folder.mkdir()
-    for split, a in splits.items():
-        _put_images(a, root / split, put)
-        images = []
-        for image_id, scene in zip(a.ids.tolist(), _scenes(a), strict=True):
-            images.append(
-                {
-                    "id": image_id,
-                    "file_name": scene.name,
-                    "width": scene.width,
-                    "height": scene.height,
-                }
-            )
-        categories = []
-        for category_id, name in zip(a.category_ids, a.class_names, strict=True):
-            categories.append({"id": category_id, "name": name})
-        document = {
-            "images": images,
-            "annotations": _coco_annotations(a),
-            "categories": categories,
-        }
-        file = folder / f"instances_{split}.json"
-        file.write_text(json.dumps(document))
-
-
-def _coco_annotations(a: Annotations) -> list[dict[str, Any]]:
-    """The objects, under their ids if these are unique."""
-    count = len(a.object_ids)
-    ids = a.object_ids
-    if len(np.unique(ids)) < count:
-        ids = np.arange(1, count + 1)
-    corners = _decimals(a.boxes)
-    starts = corners[:, :2]
-    sides = (corners[:, 2:] - starts).round(9)
-    boxes = np.concatenate([starts, sides], axis=1).tolist()
-    areas = _decimals(a.area).tolist()
-    image_ids = a.ids[a.image_of()].tolist()
-    annotations = []
-    for i in range(count):
-        label = a.labels[i]
-        annotations.append(
-            {
-                "id": int(ids[i]),
-                "image_id": image_ids[i],
-                "category_id": a.category_ids[label],
-                "bbox": boxes[i],
-                "area": areas[i],
-                "iscrowd": int(a.iscrowd[i]),
-            }
-        )
-    return annotations
-
-
-def _write_yolo(splits: Splits, root: Path, put: Put) -> None:
-    """data.yaml, images in images/{split}/, labels in labels/{split}/; classes are numbered from
-    0."""
-    config: dict[str, Any] = {}
-    class_names: tuple[str, ...] = ()
-    for split, a in splits.items():
-        config[split] = f"images/{split}"
-        class_names = a.class_names  # the same in all splits
-        _put_images(a, root / "images" / split, put)
-        for scene in _scenes(a):
-            image = f"images/{split}/{scene.name}"
-            file = root / label_name(image)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lines = _yolo_lines(a, scene)
-            if lines:
-                text = "".join(lines)
-                file.write_text(text)
-    config["names"] = dict(enumerate(class_names))
-    settings = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    config_file = root / "data.yaml"
-    config_file.write_text(settings, encoding="utf-8")
-
-
-def _yolo_lines(a: Annotations, scene: _Scene) -> list[str]:
-    """A line `class cx cy w h` for each object of an image."""
-    size = [scene.width, scene.height, scene.width, scene.height]
-    pixels = a.boxes[scene.objects].astype(np.float64)
-    fractions = pixels / size
-    starts = fractions[:, :2]
-    ends = fractions[:, 2:]
-    centers = (starts + ends) / 2
-    sides = ends - starts
-    boxes = np.concatenate([centers, sides], axis=1).tolist()
-    labels = a.labels[scene.objects].tolist()
-    lines = []
-    for label, box in zip(labels, boxes, strict=True):
-        numbers = " ".join(f"{value:.14g}" for value in box)
-        lines.append(f"{label} {numbers}\n")
-    return lines
-
-
-def _write_voc(splits: Splits, root: Path, put: Put) -> None:
-    """JPEGImages/, Annotations/ and ImageSets/Main/{split}.txt; crowds are marked difficult."""
-    lists = root / "ImageSets" / "Main"
-    lists.mkdir(parents=True)
-    annotations_folder = root / "Annotations"
-    for split, a in splits.items():
-        _put_images(a, root / "JPEGImages", put)
-        boxes = _decimals(a.boxes) + (1, 1, 0, 0)
-        lines = []
-        for scene in _scenes(a):
-            stem, _ = posixpath.splitext(scene.name)
-            lines.append(f"{stem}\n")
-            tree = _voc_tree(a, scene, boxes)
-            content = ElementTree.tostring(tree, encoding="utf-8")
-            file = annotations_folder / f"{stem}.xml"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-        listed = os.fsencode("".join(lines))
-        list_file = lists / f"{split}.txt"
-        list_file.write_bytes(listed)
-
-
-def _voc_tree(a: Annotations, scene: _Scene, boxes: np.ndarray) -> ElementTree.Element:
-    """The annotation of an image; `boxes` are those of all objects, in VOC's pixels."""
-    tree = ElementTree.Element("annotation")
-    if scene.name.isprintable():  # XML holds no other bytes; images are found without it
-        _add(tree, filename=scene.name)
-    size = ElementTree.SubElement(tree, "size")
-    _add(size, width=scene.width, height=scene.height, depth=3)
-    objects = scene.objects
-    for i in range(objects.start, objects.stop):
-        element = ElementTree.SubElement(tree, "object")
-        label = a.labels[i]
-        is_crowd = int(a.iscrowd[i])
-        _add(element, name=a.class_names[label], difficult=is_crowd)
-        box = ElementTree.SubElement(element, "bndbox")
-        for side, value in zip(_VOC_SIDES, boxes[i].tolist(), strict=True):
-            number = f"{value:.12g}"
-            _add(box, **{side: number})
-    ElementTree.indent(tree)
-    return tree
-
-
-def _add(element: ElementTree.Element, **texts: object) -> None:
-    for name, text in texts.items():
-        ElementTree.SubElement(element, name).text = str(text)
-
-
-_WRITERS = {"coco": _write_coco, "yolo": _write_yolo, "voc": _write_voc}

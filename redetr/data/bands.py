@@ -1,0 +1,173 @@
+"""Images with any number of bands: arrays in `.npy` files, and TIFF files that Pillow does not
+read, such as GeoTIFF of satellites.
+
+TIFF needs the extra `tiff` (tifffile, and imagecodecs for its compressions). The first page is
+read. Bands of more than 8 bits become 8 by the rule of `data/pixels.py`: red, green and blue
+together, other bands each for itself, as they may measure different things.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from redetr.choices import MOST_BANDS
+from redetr.data.pixels import scaled_to_8_bits
+from redetr.errors import InputError
+
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
+_NPY_START = b"\x93NUMPY"
+_GREY = np.array([0.299, 0.587, 0.114])  # brightness of red, green and blue
+_NO_DATA = 42113  # a tag of GeoTIFF: the value of pixels without one
+_LAYOUTS = ("YX", "YXS", "YXC", "SYX")  # axes of an image, with S or C for its bands
+
+
+def is_tiff(file: BinaryIO) -> bool:
+    """Whether an opened file begins as a TIFF; it is read from its start again afterwards."""
+    return _start(file) in TIFF_STARTS
+
+
+def has_bands(file: BinaryIO) -> bool:
+    """Whether an opened file is of a kind that `read_bands` reads."""
+    return _start(file) == _NPY_START[:4] or is_tiff(file)
+
+
+def read_bands(file: BinaryIO) -> NDArray:
+    """The values `[H, W, C]` of all bands in an opened file, as stored; NaN where it says that
+    there is none.
+
+    Raises ValueError for a file with other contents, and what NumPy, tifffile and Pillow raise.
+    """
+    start = _start(file)
+    if start == _NPY_START[:4]:
+        values = np.load(file, allow_pickle=False)
+    elif start in TIFF_STARTS:
+        values = _read_tiff(file)
+    else:
+        with Image.open(file) as image:
+            values = np.array(image)
+    _require_image(values.shape, values.dtype)
+    return values.reshape(*values.shape[:2], -1)
+
+
+def bands_shape(file: BinaryIO) -> tuple[int, int, int]:
+    """Height, width and number of bands of what `read_bands` would read, without decoding it."""
+    if _start(file) == _NPY_START[:4]:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0
+        if version[0] > 1:
+            read_header = np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+        _require_image(shape, dtype)
+        return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
+    with ExitStack() as stack:
+        page, axes = _first_page(file, stack)
+        sizes = dict(zip(axes, page.shape, strict=True))
+    bands = sizes.get("S", sizes.get("C", 1))
+    return sizes["Y"], sizes["X"], bands
+
+
+def in_channels(values: NDArray, channels: int) -> NDArray[np.uint8]:
+    """Values `[H, W, C]` as 8 bits for a model of so many channels, `[H, W, channels]`.
+
+    A model of three takes the first three bands, or a single one three times; a model of one takes
+    the brightness of three. Raises ValueError for other numbers of bands than the model takes.
+    """
+    bands = values.shape[2]
+    if channels == 3 and bands == 1:
+        values = values.repeat(3, axis=2)
+    elif channels == 3 and bands > 3:
+        values = values[:, :, :3]
+    elif channels == 1 and bands == 3:
+        return (scaled_to_8_bits(values) @ _GREY).round().astype(np.uint8)[:, :, None]
+    elif bands != channels:
+        raise ValueError(f"it has {bands} bands, and the model takes {channels}")
+    if channels == 3:
+        return scaled_to_8_bits(values)
+    scaled = [scaled_to_8_bits(values[:, :, band]) for band in range(channels)]
+    return np.stack(scaled, axis=2)
+
+
+def _start(file: BinaryIO) -> bytes:
+    """The first bytes of an opened file, which is left at its start."""
+    file.seek(0)
+    start = file.read(4)
+    file.seek(0)
+    return start
+
+
+def _require_image(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype.kind not in "buif":
+        raise ValueError(f"an array of {dtype} is no image")
+    has_bands = len(shape) == 3 and shape[2] <= MOST_BANDS
+    if 0 in shape or not (len(shape) == 2 or has_bands):
+        raise ValueError(
+            f"an array of {list(shape)} is no image: write [height, width, bands], at most "
+            f"{MOST_BANDS} bands"
+        )
+
+
+def _first_page(file: BinaryIO, stack: ExitStack) -> tuple[Any, str]:
+    """The first image of a TIFF file, which is open as long as the stack is, and its axes. Raises
+    InputError without tifffile."""
+    try:
+        import tifffile
+    except ImportError:
+        remedy = 'pip install "redetr[tiff]", or save it with 8 or 16 bits and at most four bands'
+        raise InputError("Pillow does not read this kind of TIFF", remedy=remedy) from None
+    stack.enter_context(_damage_raises(tifffile.logger()))
+    tiff = stack.enter_context(tifffile.TiffFile(file))
+    series = tiff.series[0]
+    axes = series.axes
+    is_stack_of_bands = axes == "CYX" and series.shape[0] <= MOST_BANDS
+    if axes in _LAYOUTS or is_stack_of_bands:
+        return series, axes
+    page = tiff.pages[0]
+    if page.axes not in _LAYOUTS:
+        raise ValueError(f"a TIFF with the axes {page.axes}")
+    return page, page.axes
+
+
+@contextmanager
+def _damage_raises(logger: logging.Logger) -> Iterator[None]:
+    """Raises ValueError for what tifffile logs as an error, after which it would read on."""
+    messages: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    handler = Collect(logging.ERROR)
+    logger.addHandler(handler)
+    propagated, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagated
+    if messages:
+        raise ValueError(messages[0])
+
+
+def _read_tiff(file: BinaryIO) -> NDArray:
+    with ExitStack() as stack:
+        image, axes = _first_page(file, stack)
+        values = image.asarray()
+        page = image.keyframe
+        gap = page.tags.get(_NO_DATA)
+        is_inverted = page.photometric == 0  # white is zero
+    if axes in ("SYX", "CYX"):
+        values = np.moveaxis(values, 0, 2)
+    if is_inverted and values.dtype.kind == "u":
+        values = np.iinfo(values.dtype).max - values
+    try:
+        missing = float(gap.value) if gap else None
+    except ValueError:
+        missing = None
+    if missing is not None and values.dtype != np.uint8:
+        values = np.where(values == missing, np.nan, values)
+    return values

@@ -1,0 +1,46 @@
+"""Settings that earlier versions wrote, as this version reads them."""
+
+from typing import Any
+
+from redetr.choices import PATIENCE
+
+# Models of earlier versions, by what they are now: redetr_n with these options.
+_EARLIER_MODELS = {
+    "redetr_s": ("backbone=[64, 128, 256]", "hidden_dim=192", "dim_feedforward=768"),
+    "redetr_m": (
+        "backbone=resnet50",
+        "hidden_dim=256",
+        "dec_layers=6",
+        "dim_feedforward=1024",
+        "num_queries=300",
+    ),
+}
+
+
+def as_of_today(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run by name, with the names, defaults and units of this version."""
+    return _present_patience(_present_model(values))
+
+
+def _present_model(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run whose model may have the name or the defaults of an earlier version."""
+    model = values.get("model")
+    if model == "redetr_mobile" and "freeze" not in values:  # which all later runs state
+        given = values.get("model_options", ())
+        return {**values, "model_options": ("backbone=mobilenet_v2", *given)}
+    if not isinstance(model, str) or model not in _EARLIER_MODELS:
+        return values
+    options = list(_EARLIER_MODELS[model])
+    if values.get("num_queries") is not None:  # which an option would override
+        options = [option for option in options if not option.startswith("num_queries=")]
+    given = values.get("model_options", ())  # these come later, and win
+    return {**values, "model": "redetr_n", "model_options": (*options, *given)}
+
+
+def _present_patience(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run whose patience may be a number of evaluations, as in earlier
+    versions."""
+    patience = values.get("patience")
+    if type(patience) is int and patience > 0:
+        return {**values, "patience": PATIENCE}
+    return values

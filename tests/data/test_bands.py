@@ -1,0 +1,321 @@
+"""Images that Pillow refuses, and images of other channels than RGB: read, cut, trained on,
+evaluated and predicted, as users of satellites and microscopes do."""
+
+import builtins
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from command_line import train_arguments
+from PIL import Image
+
+import redetr
+from redetr.cli import main
+from redetr.data import open_dataset
+from redetr.data.bands import in_channels
+from redetr.data.headers import read_header
+from redetr.data.images import image_size, read_image
+from redetr.data.transforms import MEAN, STD, Jitter, draws_of, statistics
+from redetr.errors import InputError
+from redetr.models.channels import adapted, first_convolution
+from redetr.weights.reading import read_weights
+from redetr.weights.starting import start_from
+
+RANDOM = np.random.default_rng(0)
+FIVE = RANDOM.integers(0, 256, (40, 60, 5), dtype=np.uint8)
+
+
+def write_tiff(path: Path, values: np.ndarray, **options) -> Path:
+    settings = {"photometric": "minisblack", "planarconfig": "contig"} | options
+    tifffile.imwrite(path, values, **settings)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate"])
+def test_tiff_of_five_bands_of_16_bits(tmp_path, planar, compression):
+    """Each band has its own scale: the first fills 16 bits, the last a few of them."""
+    deep = FIVE.astype(np.uint16) * np.array([257, 64, 16, 4, 1], np.uint16)
+    stored = deep if planar == "contig" else np.moveaxis(deep, 2, 0)
+    path = write_tiff(tmp_path / "a.tif", stored, planarconfig=planar, compression=compression)
+    image = read_image(path, 5)
+    assert image.shape == (5, 40, 60)
+    assert (image[0].numpy() == FIVE[:, :, 0]).all()
+    assert np.abs(image[1:].permute(1, 2, 0).numpy().astype(int) - FIVE[:, :, 1:]).max() <= 1
+    assert image_size(path) == (60, 40)
+    header = read_header(path, looks=True)
+    assert (header.width, header.height, header.problem) == (60, 40, "")
+    assert read_image(path).shape == (3, 40, 60)
+    with pytest.raises(InputError, match=r"a\.tif: .*it has 5 bands, and the model takes 4"):
+        read_image(path, 4)
+
+
+def test_what_pillow_refuses_is_read_as_it_would_be(tmp_path):
+    """Float64 elevation with gaps; 16-bit colour in planes."""
+    heights = np.linspace(100, 900, 40 * 60).reshape(40, 60)
+    heights[3, 4] = -9999
+    gap = (42113, "s", 0, "-9999", True)
+    path = write_tiff(tmp_path / "h.tif", heights, extratags=[gap], planarconfig=None)
+    grey = read_image(path)
+    assert grey[:, 3, 4].tolist() == [0, 0, 0]
+    assert (grey.max(), grey[0, 0, 0]) == (round(900 / 1023 * 255), round(100 / 1023 * 255))
+    colour = FIVE[:, :, :3].astype(np.uint16) * 257
+    planes = tmp_path / "planes.tif"
+    write_tiff(planes, np.moveaxis(colour, 2, 0), photometric="rgb", planarconfig="separate")
+    assert (read_image(planes).permute(1, 2, 0).numpy() == FIVE[:, :, :3]).all()
+
+
+def test_without_tifffile_the_cure_is_named(tmp_path, monkeypatch):
+    path = write_tiff(tmp_path / "a.tif", np.zeros((8, 8)), planarconfig=None)
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name == "tifffile":
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(
+        InputError, match=r'a\.tif: Pillow does not read .*pip install "redetr\[tiff\]"'
+    ):
+        read_image(path)
+
+
+@pytest.mark.parametrize("values, words", [
+    (np.zeros((5, 400, 100), np.uint8), r"write \[height, width, bands\]"),
+    (np.zeros(7), r"array of \[7\] is no image"),
+    (np.array([["a"]]), "is no image"),
+])  # fmt: skip
+def test_arrays_that_are_no_images(tmp_path, values, words):
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(InputError, match=words):
+        read_image(tmp_path / "a.npy")
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:90])
+    with pytest.raises(InputError, match=r"a\.npy: cannot decode"):
+        read_image(tmp_path / "a.npy")
+
+
+def test_arrays_with_objects_are_never_unpickled(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[print]]), allow_pickle=True)
+    with pytest.raises(InputError, match="cannot decode"):
+        read_image(tmp_path / "a.npy")
+    assert image_size(tmp_path / "a.npy") == (0, 0)
+
+
+def test_a_single_channel(tmp_path):
+    grey = FIVE[:, :, 0]
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    np.save(tmp_path / "a.npy", grey)
+    for name in ("a.png", "a.npy"):
+        assert (read_image(tmp_path / name, 1)[0].numpy() == grey).all()
+        assert (read_image(tmp_path / name)[2].numpy() == grey).all()
+    assert in_channels(FIVE[:, :, :3], 1).shape == (40, 60, 1)
+
+
+# --------------------------------------------------------------------------------------------- models
+
+
+def test_the_first_convolution_by_hand():
+    weight = torch.tensor([[[[1.0]], [[2.0]], [[6.0]]]])
+    assert adapted(weight, 5).flatten().tolist() == pytest.approx([0.6, 1.2, 3.6, 1.8, 1.8])
+    assert adapted(weight, 1).flatten().tolist() == [9.0]
+    grey = torch.rand(1, 1, 4, 4)
+    same = torch.nn.functional.conv2d(grey.expand(1, 3, 4, 4), weight)
+    assert torch.allclose(torch.nn.functional.conv2d(grey, adapted(weight, 1)), same, atol=1e-6)
+    assert statistics(3) == (MEAN, STD)
+    assert statistics(4)[0] == (*MEAN, pytest.approx(sum(MEAN) / 3))
+    assert statistics(1)[1] == (pytest.approx(sum(STD) / 3),)
+
+
+@pytest.mark.parametrize("name, options", [
+    ("detr_r50", {"backbone": "resnet18", "enc_layers": 1, "dec_layers": 1}),
+    ("redetr_n", {}),
+    ("redetr_mobile", {}),
+    ("rtdetr_r18", {}),
+    ("dfine_n", {}),
+])  # fmt: skip
+def test_every_family_takes_five_channels_and_learns_from_them(name, options):
+    model = redetr.build(name, 3, channels=5, **options).eval()
+    images = torch.rand(1, 5, 64, 64)
+    outputs = model(images)
+    outputs["pred_logits"].sum().backward()
+    _, convolution = first_convolution(model)
+    assert convolution.weight.grad[:, 4].abs().sum() > 0
+    assert model.channels == 5
+    with pytest.raises(InputError, match="65 channels: a model takes from 1 to 64"):
+        redetr.build(name, 3, channels=65)
+
+
+def test_colours_of_other_channels_change_alike():
+    jitter = Jitter(brightness=0.3, contrast=0.0, saturation=0.3, hue=0.1)
+    image = torch.full((5, 8, 8), 100, dtype=torch.uint8)
+    changed = jitter(draws_of(1), image)
+    assert changed.shape == image.shape
+    assert len(changed.unique()) == 1
+    assert changed[0, 0, 0] != 100
+
+
+# ------------------------------------------------------------------------------------ as a user does it
+
+
+def five_channel_data(root: Path, write) -> Path:
+    """Squares that only the fifth band shows, in COCO format."""
+    for split, count in {"train": 6, "val": 3}.items():
+        (root / split).mkdir(parents=True)
+        images, annotations = [], []
+        for number in range(count):
+            pixels = RANDOM.integers(0, 60, (64, 64, 5), dtype=np.uint16)
+            x, y = RANDOM.integers(0, 40, 2).tolist()
+            pixels[y : y + 20, x : x + 20, 4] = 250
+            name = write(root / split / f"{split}{number}", pixels * 100)
+            images.append({"id": number, "file_name": name, "width": 64, "height": 64})
+            annotations.append(
+                {"id": number, "image_id": number, "category_id": 1, "bbox": [x, y, 20, 20]}
+            )
+        document = {
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 1, "name": "ant"}],
+        }
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / f"annotations/instances_{split}.json").write_text(json.dumps(document))
+    return root
+
+
+def as_npy(path: Path, pixels: np.ndarray) -> str:
+    np.save(path.with_suffix(".npy"), pixels)
+    return f"{path.name}.npy"
+
+
+def as_tiff(path: Path, pixels: np.ndarray) -> str:
+    return write_tiff(path.with_suffix(".tif"), pixels).name
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """The data, and a run on it of two steps."""
+    root = tmp_path_factory.mktemp("bands")
+    data = five_channel_data(root / "data", as_npy)
+    main([str(word) for word in train_arguments(data, root / "run", steps=2, eval_every=2)])
+    return data, root / "run"
+
+
+def test_training_finds_the_channels_and_the_checkpoint_records_them(trained, capsys):
+    data, run = trained
+    assert json.loads((run / "config.json").read_text())["channels"] == 5
+    detector = redetr.load(run)
+    assert detector.model.channels == 5
+    main(["evaluate", str(run), "--json", "--device", "cpu"])
+    assert "AP" in json.loads(capsys.readouterr().out)
+    main(["check", str(data)])
+    assert "ready to train" in capsys.readouterr().out
+
+
+def test_prediction_draws_the_first_three(trained, tmp_path):
+    data, run = trained
+    main(["predict", str(run), str(data / "val"), "--output", str(tmp_path / "out"),
+          "--threshold", "0", "--device", "cpu"])  # fmt: skip
+    assert len(list((tmp_path / "out").glob("*.png")) + list((tmp_path / "out").glob("*.jpg"))) == 3
+    detector = redetr.load(run, device="cpu")
+    image = open_dataset(data, "val").image(0)
+    assert image.shape == (5, 64, 64)
+    from_file = detector.predict(data / "val/val0.npy", threshold=0.0)
+    from_tensor = detector.predict(image, threshold=0.0)
+    from_array = detector.predict(image.permute(1, 2, 0).numpy(), threshold=0.0)
+    assert torch.equal(from_file.boxes, from_tensor.boxes)
+    assert torch.equal(from_file.boxes, from_array.boxes)
+    assert detector.predict(image, threshold=0.0, tile=40).boxes.shape[1] == 4
+    with pytest.raises(InputError, match=r"of 5 channels .*\[3, 64, 64\]"):
+        detector.predict(image[:3])
+
+
+def test_a_model_of_rgb_refuses_other_data(trained, tmp_path):
+    with pytest.raises(InputError, match="give --channels 5"):
+        redetr.TrainConfig(model_options=("channels=5",)).model_kwargs()
+    with pytest.raises(InputError, match="its images have 3 channels, and the model takes 5"):
+        redetr.load(trained[1]).evaluate("digits")
+
+
+def test_fine_tuning_adapts_what_was_learned_from_rgb(trained, tmp_path, tiny_coco):
+    main([str(word) for word in train_arguments(tiny_coco, tmp_path / "rgb", steps=1)])
+    weights = read_weights(tmp_path / "rgb")
+    config = redetr.TrainConfig.from_dict(json.loads((tmp_path / "rgb/config.json").read_text()))
+    model = redetr.build(
+        config.model, len(weights.origin.class_names), **config.model_kwargs(), channels=5
+    )
+    start_from(weights, model, config, weights.origin.class_names)
+    path, convolution = first_convolution(model)
+    kernel = weights.tensors[f"{path}.weight"]
+    assert torch.allclose(convolution.weight[:, :3], kernel * 0.6)
+
+
+def test_export_takes_the_channels(trained, tmp_path, capsys):
+    _, run = trained
+    file = tmp_path / "model.onnx"
+    main(["export", str(run), "--output", str(file)])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file)
+    assert session.get_inputs()[0].shape[1] == 5
+
+
+def test_a_large_tiff_of_16_bits_is_cut_trained_on_and_predicted(tmp_path, capsys):
+    """600 x 400 px here; the time and memory of 6,000 x 4,000 px are a matter of size alone."""
+    source = tmp_path / "source"
+    (source / "train").mkdir(parents=True)
+    pixels = RANDOM.integers(0, 900, (400, 600, 5), dtype=np.uint16)
+    boxes = [[50, 60, 30, 30], [300, 200, 40, 20], [560, 370, 40, 30]]
+    for x, y, width, height in boxes:
+        pixels[y : y + height, x : x + width] = 4000
+    write_tiff(source / "train/scene.tif", pixels, compression="lzw")
+    write_tiff(source / "train/east.tif", pixels[::-1], compression="lzw")
+    flipped = [[x, 400 - y - height, width, height] for x, y, width, height in boxes]
+    annotations = []
+    for image_id, image_boxes in enumerate((boxes, flipped)):
+        for box in image_boxes:
+            number = len(annotations) + 1
+            annotations.append({"id": number, "image_id": image_id, "category_id": 1, "bbox": box})
+    document = {
+        "images": [
+            {"id": 0, "file_name": "scene.tif", "width": 600, "height": 400},
+            {"id": 1, "file_name": "east.tif", "width": 600, "height": 400},
+        ],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "roof"}],
+    }
+    (source / "annotations").mkdir()
+    (source / "annotations/instances_train.json").write_text(json.dumps(document))
+    tiles = tmp_path / "tiles"
+    main(["convert", str(source), str(tiles), "--tile", "160", "--overlap", "0.2",
+          "--empty-tiles", "0.2", "--val-fraction", "0.5"])  # fmt: skip
+    assert "1 image of more than 8 bits" in capsys.readouterr().out
+    dataset = open_dataset(tiles, "train")
+    assert dataset.image(0).shape == (5, 160, 160)
+    main([str(word) for word in train_arguments(tiles, tmp_path / "run", steps=2, eval_every=2)])
+    main(["predict", str(tmp_path / "run"), str(source / "train/scene.tif"), "--tile", "160",
+          "--json", "--threshold", "0", "--output", str(tmp_path / "out")])  # fmt: skip
+    assert (tmp_path / "out").is_dir()
+
+
+def test_more_bands_than_are_read_are_reported(tmp_path):
+    """Pillow reads the first three of a TIFF of four, so training goes on as before unless
+    `--channels` says otherwise."""
+    data = five_channel_data(tmp_path / "data", as_first_four)
+    dataset = open_dataset(data, "train")
+    assert dataset.image(0).shape == (3, 64, 64)
+    assert any(
+        "has 4 bands, of which 3 are read; --channels 4 takes all" in n for n in dataset.notes
+    )
+    assert dataset.with_channels(4).image(0).shape == (4, 64, 64)
+
+
+def as_first_four(path: Path, pixels: np.ndarray) -> str:
+    colour = (pixels[:, :, :4] // 100).astype(np.uint8)
+    options = {"photometric": "rgb", "extrasamples": ["unspecified"]}
+    return write_tiff(path.with_suffix(".tif"), colour, **options).name
