@@ -17,7 +17,8 @@ from pathlib import Path
 from record import RESULTS, record
 from rich.console import Console
 
-from redetr.commands.demonstration import demo_config, prediction_grid
+from redetr.commands.demonstration import demo_config
+from redetr.commands.run_pictures import prediction_grid
 from redetr.data import open_dataset
 from redetr.detector.detector import load
 from redetr.pages.curves import read_metrics
@@ -53,7 +54,7 @@ def main() -> None:
             evaluations[f"seed {seed}"] = run(folder, seed, arguments.steps, masks)
         if masks:
             detector = load(Path(temporary) / str(arguments.seeds[0]))
-            picture = prediction_grid(detector, open_dataset("digits", "val"), count=6)
+            picture = prediction_grid(detector, open_dataset("digits", "val", masks=True), count=6)
             today = datetime.date.today().isoformat()
             save_image(picture, RESULTS / f"{today}-{name}-predictions.jpg")
     last = [lines[-1] for lines in evaluations.values()]

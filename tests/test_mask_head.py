@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import redetr
@@ -225,3 +226,88 @@ def test_a_head_that_is_not_whole_is_refused(tmp_path):
 def test_models_without_such_a_head_say_so():
     with pytest.raises(InputError, match="detr_r50 finds boxes only"):
         redetr.build("detr_r50", 3, masks=True)
+
+
+# What D-FINE-seg calls the parts of the head, by what they are called here.
+DFINE_SEG = {
+    "mask_head.lateral.0.0.": "decoder.mask_decoder.lateral.0.",
+    "mask_head.lateral.0.1.": "decoder.mask_decoder.bn.0.",
+    "mask_head.lateral.1.0.": "decoder.mask_decoder.lateral.1.",
+    "mask_head.lateral.1.1.": "decoder.mask_decoder.bn.1.",
+    "mask_head.lateral.2.0.": "decoder.mask_decoder.lateral.2.",
+    "mask_head.lateral.2.1.": "decoder.mask_decoder.bn.2.",
+    "mask_head.fuse.0.": "decoder.mask_decoder.fusion_conv.",
+    "mask_head.fuse.1.": "decoder.mask_decoder.fusion_norm.",
+    "mask_head.refine.0.": "decoder.mask_decoder.up_conv.",
+    "mask_head.refine.1.": "decoder.mask_decoder.bn1.",
+    "mask_head.queries.": "decoder.mask_head.",
+}
+
+
+def as_dfine_seg(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict under the names of D-FINE-seg, with what its files hold besides."""
+    tensors = {"decoder.anchors": torch.zeros(1, 4, 4)}
+    for name, tensor in state.items():
+        for ours, theirs in DFINE_SEG.items():
+            if name.startswith(ours):
+                name = theirs + name.removeprefix(ours)
+                break
+        tensors[name] = tensor
+    return tensors
+
+
+def pixels_by_hand(tensors: dict[str, Tensor], levels: list[Tensor]) -> Tensor:
+    """What D-FINE-seg's head makes of three levels, written out by its names."""
+    prefix = "decoder.mask_decoder."
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        weight, bias = tensors[f"{prefix}{name}.weight"], tensors[f"{prefix}{name}.bias"]
+        return F.group_norm(x, 32, weight, bias)
+
+    mixed = torch.zeros(())
+    for i, level in enumerate(levels):
+        part = norm(F.conv2d(level, tensors[f"{prefix}lateral.{i}.weight"]), f"bn.{i}")
+        scale = 2**i
+        mixed = mixed + F.interpolate(part, scale_factor=scale, mode="bilinear")
+    mixed = F.conv2d(mixed, tensors[prefix + "fusion_conv.weight"], padding=1)
+    mixed = norm(mixed, "fusion_norm").relu()
+    mixed = F.interpolate(mixed, scale_factor=2, mode="bilinear")
+    mixed = F.conv2d(mixed, tensors[prefix + "up_conv.weight"], padding=1)
+    return norm(mixed, "bn1").relu()
+
+
+@pytest.mark.parametrize("name", ["dfine_n", "dfine_s"])
+def test_files_of_dfine_seg_load(name, tmp_path):
+    """Under its names, the same masks as it computes. That of size n has features of stride 8 of
+    the backbone, as there."""
+    options = {**OPTIONS[name], "nheads": 8}  # the file does not say it
+    torch.manual_seed(0)
+    model = redetr.build(name, len(CLASSES), masks=True, **options).eval()
+    with torch.no_grad():
+        for part, parameter in model.mask_head.named_parameters():
+            if part.endswith((".1.weight", ".1.bias")):  # of norms
+                parameter.uniform_(-1, 1)
+    tensors = as_dfine_seg(model.state_dict())
+    path = tmp_path / f"{name}_seg.pt"
+    torch.save(tensors, path)
+    detector = redetr.load(path, device="cpu")
+    assert detector.model.has_masks
+    for part, tensor in detector.model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[part]), part
+
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(1, 3, 64, 64, generator=generator)
+    seen: list[list[Tensor]] = []
+    head = detector.model.mask_head
+    pixels = head.pixels
+
+    def noting(levels: list[Tensor], fine: Tensor | None = None) -> Tensor:
+        seen.append(levels)
+        return pixels(levels, fine)
+
+    head.pixels = noting
+    with torch.inference_mode():
+        outputs = detector.model(images)
+        expected = pixels_by_hand(tensors, seen[0])
+    assert [level.shape[-1] for level in seen[0]] == [8, 4, 2]
+    torch.testing.assert_close(outputs["pixel_embed"], expected, **LOOSE)
