@@ -124,8 +124,7 @@ def _train(
         notes = _notes(data, val, state, dist)
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
-        class_weight = criterion.config.loss_ce
-        monitor = open_monitor(folder, state, console, dist, class_weight, callback)
+        monitor = open_monitor(folder, state, console, dist, criterion.config.loss_ce, callback)
         continuation = "the same call with resume=True" if datasets else resume_command(folder)
         run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
         run.after_evaluation = after_evaluation
