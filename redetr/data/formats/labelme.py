@@ -367,12 +367,8 @@ def _read_objects(
 
     count = len(labels)
     rows = Rows(count, faults, place)
-    rows.fault(
-        "class-missing",
-        [not label for label in labels],
-        lambda i: "has no label",
-        "write the name of its class",
-    )
+    missing = [not label for label in labels]
+    rows.fault("class-missing", missing, lambda i: "has no label", "write the name of its class")
     corners = np.array(extents, np.float64).reshape(-1, 4)
     invalid = np.isnan(corners).any(1)
     rows.fault(
