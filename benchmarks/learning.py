@@ -20,7 +20,8 @@ from pathlib import Path
 from record import RESULTS, record
 from rich.console import Console
 
-from redetr.commands.demonstration import demo_config, prediction_grid
+from redetr.commands.demonstration import demo_config
+from redetr.commands.run_pictures import prediction_grid
 from redetr.data import open_dataset
 from redetr.detector.detector import load
 from redetr.pages.curves import plot_curves, read_metrics

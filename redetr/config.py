@@ -55,6 +55,9 @@ class ModelOptions:
     denoising: int = 0
     """Groups of noisy queries, which learn to find the objects they start from; 0 = none. RT-DETR
     and D-FINE only; each group takes two queries per object, while training."""
+    masks: bool = False
+    """Find instance masks as well: adds a head for them to the model, and takes them from the
+    data."""
     precision: Precision = "auto"
     """auto = bf16 (autocast) where it is faster, on a CPU by a short trial; fp64 is for proofs."""
     recompute: bool = False
@@ -170,6 +173,8 @@ class RunOptions:
     save_every: int = 0
     """Steps between checkpoints; default: as eval_every. A run that is killed loses at most that
     many."""
+    pictures: bool = True
+    """Draw curves.png and predictions.png, truth beside predictions, at each evaluation."""
     timeout_s: float = 600.0
     """Seconds after which a rank that does not answer fails the run."""
     setup_timeout_s: float = 3600.0
@@ -269,6 +274,8 @@ class TrainConfig(
             kwargs["num_queries"] = self.num_queries
         if self.denoising:
             kwargs["denoising"] = self.denoising
+        if self.masks and not self.model.endswith("_panoptic"):  # which has them in any case
+            kwargs["masks"] = True
         if self.channels not in (None, _RGB):
             kwargs["channels"] = self.channels
         for option in self.model_options:

@@ -37,6 +37,7 @@ _MAY_CHANGE = {
     "log_every",
     "eval_every",
     "save_every",
+    "pictures",
     "timeout_s",
     "setup_timeout_s",
     "patience",
@@ -210,6 +211,11 @@ def _changes(file: Path, inventories: dict[str, Any], dist: Dist) -> list[str]:
         if problem is not None:
             raise problem
     return notes
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has been saved there."""
+    return (folder / "last.pt").exists() or (folder / "previous.pt").exists()
 
 
 def start_folder(

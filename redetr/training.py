@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -44,18 +44,21 @@ from redetr.evaluation import evaluate
 from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
 from redetr.models import build
-from redetr.models.freezing import freeze
+from redetr.models.freezing import freeze, what_is_frozen
 from redetr.models.recompute import recompute_blocks
 from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.outlook import outlook
 from redetr.precision import PRECISIONS, pick_precision, weights_dtype
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
-from redetr.state import State, resume_command, start_folder
+from redetr.state import State, has_checkpoint, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
-from redetr.structures import DetectionModel
 from redetr.weights.starting import starting_point
 from redetr.wording import counted, duration
+
+# Shows a run after an evaluation, given its state, the data that it was evaluated on, and its
+# folder. Returns what the user should know.
+AfterEvaluation = Callable[[State, DetectionDataset, Path], list[str]]
 
 _TIMED_STEPS = 5  # by which the time of a run is estimated, after the first step
 
@@ -64,12 +67,14 @@ def train(
     config: TrainConfig,
     console: Console | None = None,
     datasets: tuple[DetectionDataset, DetectionDataset] | None = None,
+    after_evaluation: AfterEvaluation | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
     "time_s"; and of the "best" one its "AP" and "step".
 
     `datasets` are your own (train, val), in place of what `config.data` names. Under torchrun,
-    every process calls this. Progress is shown on `console`, by default nowhere. Raises InputError
+    every process calls this. Progress is shown on `console`, by default nowhere. After each
+    evaluation, the first process calls `after_evaluation` while the others wait. Raises InputError
     for settings or data that cannot work, before anything is written, and when a GPU's memory is
     full; DivergedError for a loss that is not finite; LostError for a rank or loader process that
     died; StoppedError after a signal, when the state is saved.
@@ -80,7 +85,7 @@ def train(
                 process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
                 watching_workers(),
             ):
-                return _train(config, console, datasets, dist, signals)
+                return _train(config, console, datasets, after_evaluation, dist, signals)
         except KeyboardInterrupt:
             if signals.steps_begun:
                 raise
@@ -92,6 +97,7 @@ def _train(
     config: TrainConfig,
     console: Console | None,
     datasets: tuple[DetectionDataset, DetectionDataset] | None,
+    after_evaluation: AfterEvaluation | None,
     dist: Dist,
     signals: StopSignals,
 ) -> dict[str, Any]:
@@ -99,7 +105,9 @@ def _train(
     config.check(dist.world_size)
     dist.doing("reading and checking annotations and images")
     if datasets is None:
-        data, val, faults = open_on_ranks(config.data, config.val_fraction, dist, essential_faults)
+        data, val, faults = open_on_ranks(
+            config.data, config.val_fraction, dist, essential_faults, config.masks
+        )
     else:
         data, val = datasets
         faults = essential_faults(data, val)
@@ -117,6 +125,7 @@ def _train(
         monitor = open_monitor(folder, steps, state.step, console, dist, class_weight)
         continuation = "the same call with resume=True" if datasets else resume_command(folder)
         run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
+        run.after_evaluation = after_evaluation
         try:
             for note in notes:
                 monitor.say(note)
@@ -136,7 +145,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     and the criterion."""
     torch.manual_seed(config.seed)
     config = config.with_queries(data.hints, data.max_objects())
-    fresh = not (config.resume and _has_checkpoint(Path(config.output)))
+    fresh = not (config.resume and has_checkpoint(Path(config.output)))
     # A resumed run has its weights in its checkpoint; the file that it once started from may be
     # gone.
     start = config if fresh else replace(config, weights=None)
@@ -145,7 +154,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     notes = starting_point(model, config, data.class_names) if fresh else []
     if config.freeze:
         freeze(model, config.freeze)
-        notes.append(_what_is_frozen(model))
+        notes.append(what_is_frozen(model))
     settings = config.resolved(model, data.hints, len(data))
     notes += check_norms(model, dist, settings.accumulate)
     if settings.precision == "auto" and not fresh:
@@ -177,23 +186,12 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     return state, SetCriterion.for_model(model, settings.class_normalization)
 
 
-def _what_is_frozen(model: DetectionModel) -> str:
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    total = sum(size for size, _ in sizes)
-    trained = sum(size for size, is_trained in sizes if is_trained)
-    return f"frozen: {', '.join(model.frozen)}; {trained:,} of {total:,} parameters are trained"
-
-
 def _precision_of(folder: Path) -> Precision:
     """What the run in a folder computes in; "auto" if it does not say."""
     file = folder / "config.json"
     if not file.exists():
         return "auto"
     return TrainConfig.read(file).precision
-
-
-def _has_checkpoint(folder: Path) -> bool:
-    return (folder / "last.pt").exists() or (folder / "previous.pt").exists()
 
 
 def _notes(data: DetectionDataset, val: DetectionDataset, state: State, dist: Dist) -> list[str]:
@@ -245,6 +243,7 @@ class _Run:
     monitor: Monitor | SilentMonitor
     signals: StopSignals
     continuation: str  # what a user does to resume it
+    after_evaluation: AfterEvaluation | None = None
 
     def __post_init__(self) -> None:
         config = self.state.config
@@ -444,7 +443,13 @@ class _Run:
             save(self.folder / "best.pt", state.to_dict())
             export = self.dist.main_only(save_weights)
             export(self.folder / "best.safetensors", averaged.state_dict(), state.about())
+        if self.after_evaluation:
+            self.dist.main_only(self._show)(self.after_evaluation)
         return line
+
+    def _show(self, after_evaluation: AfterEvaluation) -> None:
+        for note in after_evaluation(self.state, self.val, self.folder):
+            self.monitor.say(note)
 
     def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
         """Says how the run ended, and saves it with its last evaluation; returns that and the

@@ -30,7 +30,7 @@ from typing import Any
 import torch.multiprocessing as mp
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOADED = ["redetr.cli", "redetr.training", "redetr.commands.train"]
+_PRELOADED = ["redetr.cli", "redetr.training", "redetr.commands.run_pictures"]
 FORK_PYTHON = Path(__file__).with_name("fork_python.py")
 
 

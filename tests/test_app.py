@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -26,15 +27,17 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import redetr
 from redetr.app.uploads import MAX_BYTES, BusyError, Turns
+from redetr.checkpoint import save_weights
 from redetr.cli import parse_command
 from redetr.commands import app as command
+from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.detector.detector import as_image
 from redetr.errors import InputError
 from redetr.explain import explain, explain_loss
-from redetr.pages.drawing import class_color, to_pil
+from redetr.pages.drawing import class_color, score_color, to_pil
 from tests.app_server import artefacts, serving, write_checkpoint
-from tests.test_explain import picture
+from tests.test_explain import OPTIONS, picture
 from tests.test_explain_page import Page
 
 ROOT = Path(__file__).parent.parent
@@ -323,7 +326,77 @@ def test_nothing_found_and_taken_away_again(page, image, detector):
     assert told(page) == ""
     assert not page.find_elements(By.CSS_SELECTOR, "#explained iframe")
     assert not one(page, "#controls").is_displayed()
-    assert "Choose an image" in one(page, "#welcome").text
+    assert "Choose images" in one(page, "#welcome").text
+
+
+def test_several_images_at_once(page, server, image, detector, tmp_path):
+    """The first is shown; the others are chosen by their thumbnails. A bad one does not stop
+    them."""
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    other = tmp_path / "other.png"
+    with Image.open(image) as file:
+        file.rotate(180).save(other)
+    one(page, "#file").send_keys("\n".join(map(str, (image, bad, other))))
+    wait(page, lambda: len(thumbnails(page)) == 2)
+    assert one(page, "#find-error").text.startswith("bad.png: not an image")
+    for path, button in zip((image, other), thumbnails(page), strict=True):
+        button.click()
+        assert page.switch_to.active_element == button
+        expected = {"image": path.name, **detector.predict(path, 0.5).to_dict()}
+        assert saved_json(page, tmp_path / "saved") == (f"{path.stem}.json", expected)
+        assert len(rows(page)) == len(expected["detections"])
+    pressed = [button.get_attribute("aria-pressed") for button in thumbnails(page)]
+    assert pressed == ["false", "true"]
+    log = page.get_log("browser")  # Chromium notes the answer 400 itself
+    assert [entry["message"].split(" - ")[0] for entry in log] == [f"{server.url}look"]
+    page.save_screenshot(str(artefacts(tmp_path) / "app-several.png"))
+    one(page, "#remove").click()
+    assert saved_json(page, tmp_path / "saved")[0] == "a picture.json"
+    assert not one(page, "#images").is_displayed()
+    one(page, "#remove").click()
+    assert one(page, "#welcome").is_displayed()
+
+
+def thumbnails(page):
+    """The buttons of the images that can be shown."""
+    return page.find_elements(By.CSS_SELECTOR, "#images button:not(:disabled)")
+
+
+def test_dfine_and_a_single_class(browser, shared_coco, image, tmp_path):
+    """D-FINE is looked at, explained and judged; of a single class, colors tell the score."""
+    coco = json.loads((shared_coco / "annotations" / "instances_train.json").read_text())
+    coco["categories"] = [{"id": 7, "name": "cell"}]
+    for annotation in coco["annotations"]:
+        annotation["category_id"] = 7
+    folder = tmp_path / "cells"
+    shutil.copytree(shared_coco / "train", folder / "train")
+    (folder / "train" / "_annotations.coco.json").write_text(json.dumps(coco))
+    torch.manual_seed(0)
+    model = redetr.build("dfine_n", 1, **OPTIONS["dfine_n"])
+    checkpoint = tmp_path / "best.safetensors"
+    options = tuple(f"{name}={json.dumps(value)}" for name, value in OPTIONS["dfine_n"].items())
+    config = replace(
+        TrainConfig(model="dfine_n"), image_size=64, model_options=options, data=str(folder)
+    )
+    about = {"config": config.to_dict(), "class_names": ["cell"], "category_ids": [7]}
+    save_weights(checkpoint, model.state_dict(), {**about, "step": 0, "best": {}})
+    detections = redetr.load(checkpoint, device="cpu").predict(image, 0.0)
+    with serving(checkpoint) as server, opened(server, browser) as page:
+        upload(page, image)
+        set_threshold(page, 0)
+        best = detections.scores[0].item()
+        color = page.execute_script(
+            "return getComputedStyle(document.querySelector('.color')).backgroundColor"
+        )
+        shown = [int(value) for value in re.findall(r"\d+", color)]
+        assert np.abs(np.subtract(shown, score_color(best))).max() <= 1
+        open_explanation(page)
+        with Frame(page, "explained") as frame:
+            assert frame.part("chosen").text.startswith("query ")
+        open_loss(page)
+        with Frame(page, "judged") as frame:
+            assert frame.part("total").text
 
 
 def test_a_bad_file_is_told(page, server, image, tmp_path):
@@ -445,6 +518,10 @@ def test_matching_and_loss_of_a_training_image(page, server, detector, shared_co
     open_loss(page)
     dataset = open_dataset(shared_coco, "train")
     image_id, world_size = one(page, "#image-id"), Select(one(page, "#world-size"))
+    examples = page.find_elements(By.CSS_SELECTOR, "#examples button")
+    names = [example.find_element(By.TAG_NAME, "img").get_attribute("alt") for example in examples]
+    assert names == [f"train-{number}.jpg" for number in range(8)]
+    assert examples[0].get_attribute("aria-pressed") == "true"
     assert image_id.get_attribute("value") == "100"
     with Frame(page, "judged") as frame:
         expected = explain_loss(detector, dataset, 100)
@@ -466,6 +543,12 @@ def test_matching_and_loss_of_a_training_image(page, server, detector, shared_co
     assert "boxes per GPU, on average: (2 + 0) / 2 = 1" in worked(page)
     assert image_id.get_attribute("value") == "101"
 
+    examples[4].click()
+    wait(page, lambda: one(page, "#loss-status").text == "Image 104")
+    assert examples[4].get_attribute("aria-pressed") == "true"
+    worked(page)
+
+    one(page, "#judge summary").click()
     image_id.send_keys(Keys.CONTROL, "a")
     image_id.send_keys("103", Keys.ENTER)
     wait(page, lambda: one(page, "#loss-status").text == "Image 103")

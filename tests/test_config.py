@@ -255,8 +255,11 @@ def test_help_lists_every_setting_once_and_in_its_group(command, capsys):
     text = capsys.readouterr().out
     # Framed by lines where the output can show them, else indented.
     flags = re.findall(r"^(?:│ |  )(?:-h, )?--([a-z][a-z-]+)", text, re.MULTILINE)
-    expected = {name.replace("_", "-") for name in WRITTEN | LATER} - {"group-by-size"}
-    others = {"help", "no-group-by-size"} | ({"json"} if command == "verify" else set())
+    expected = {name.replace("_", "-") for name in WRITTEN | LATER}
+    expected -= {"group-by-size", "pictures"}
+    others = {"help", "no-group-by-size", "no-pictures"} | (
+        {"json"} if command == "verify" else set()
+    )
     assert sorted(flags) == sorted(expected | others)
     headings = re.findall(r"^(?:╭─)? (\w+) options ", text, re.MULTILINE)
     assert headings == ["model", "data", "optimizer", "schedule", "loader", "run"]

@@ -44,7 +44,7 @@ def test_what_fails_at_once_leaves_the_earlier_demo(tmp_path):
 
 
 def test_an_interrupted_demo_is_replaced(tmp_path, monkeypatch):
-    def interrupted(config, console):
+    def interrupted(config, console, **_):
         (tmp_path / "demo" / "last.pt").touch()
         raise KeyboardInterrupt
 

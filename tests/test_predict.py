@@ -262,6 +262,23 @@ def test_labels_and_lines_of_annotated_images(checkpoint, folder, tmp_path, caps
     assert said == "redetr: --line-width 0 must be at least 1"
 
 
+def test_the_page_replaces_no_other(checkpoint, folder, tmp_path, capsys):
+    page = tmp_path / "index.html"
+    page.write_text("<title>precious</title>")
+    source = folder / "val-0.jpg"
+    for flags in ((), ("--overwrite",), ("--resume",)):
+        said = refused(capsys, checkpoint, source, "--output", tmp_path, *flags)
+        assert said.startswith(f"redetr: {page}: is a page that predict has not written; give ")
+    said = refused(capsys, checkpoint, source, "--output", tmp_path, "--save", "html")
+    assert said == "redetr: --save html shows annotated images: add png or jpg"
+    predict(checkpoint, source, "--output", tmp_path, "--save", "png")
+    assert page.read_text() == "<title>precious</title>"
+    page.unlink()
+    for name in ("val-0.jpg", "val-1.jpg"):
+        predict(checkpoint, folder / name, "--output", tmp_path, "--overwrite")
+        assert f'"{folder / name}"' in page.read_text()
+
+
 def test_images_called_by_numbers_have_these_as_ids(checkpoint, folder, tmp_path):
     for number in (42, 139):
         (tmp_path / f"{number:012}.jpg").write_bytes((folder / "val-0.jpg").read_bytes())
@@ -589,6 +606,7 @@ def test_videos_are_read_and_written(checkpoint, tmp_path):
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "clip.mp4",
+        "index.html",
         "predictions.json",
         "predictions.jsonl",
     }

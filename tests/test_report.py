@@ -21,6 +21,7 @@ from redetr.cli import main
 from redetr.data import DetectionDataset
 from redetr.metrics import GroundTruth, coco_metrics
 from redetr.report import make_report, write_report
+from redetr.report.page import _is_dark
 
 
 class Scenes(DetectionDataset):
@@ -135,8 +136,8 @@ def test_working_threshold_and_images():
     assert run["all"]["best"] == {"threshold": pytest.approx(0.6), "precision": pytest.approx(2 / 3),
                                   "recall": pytest.approx(2 / 3), "f1": pytest.approx(2 / 3)}  # fmt: skip
     assert run["threshold"] == 0.6 and run["confusion"] == [[1, 0, 0], [0, 1, 1], [1, 0, 0]]
-    assert numbers["images"] == [{"image_id": 3, "errors": [{"wrong": 0, "missed": 1}]},
-                                 {"image_id": 8, "errors": [{"wrong": 1, "missed": 0}]}]  # fmt: skip
+    assert numbers["images"] == [{"image_id": 3, "name": "image 3", "errors": [{"wrong": 0, "missed": 1}]},
+                                 {"image_id": 8, "name": "image 8", "errors": [{"wrong": 1, "missed": 0}]}]  # fmt: skip
     assert run["training"] is None
 
 
@@ -151,7 +152,11 @@ def test_two_checkpoints_show_where_they_differ():
     better = found.keep(np.array([0, 1]))
     report = make_report(dataset, [("a.pt", better), ("b.pt", only_first)])
     assert report.numbers["images"] == [
-        {"image_id": 8, "errors": [{"wrong": 0, "missed": 0}, {"wrong": 0, "missed": 1}]}
+        {
+            "image_id": 8,
+            "name": "image 8",
+            "errors": [{"wrong": 0, "missed": 0}, {"wrong": 0, "missed": 1}],
+        }
     ]
 
 
@@ -238,7 +243,7 @@ def test_the_page_in_a_browser_without_network(tmp_path, browser):
 
     browser.find_element(By.CSS_SELECTOR, "[data-mode=each]").click()
     assert look(browser)["live"] == ["100.0", "100.0", "100.0", "100.0", "50.0", "66.7"]
-    head = browser.find_element(By.CSS_SELECTOR, ".sortable th:nth-child(2)")
+    head = browser.find_element(By.CSS_SELECTOR, ".sortable th:nth-child(2) button")
     for order in (["2", "1"], ["1", "2"]):  # objects: most first, then fewest first
         head.click()
         rows = browser.find_elements(By.CSS_SELECTOR, ".sortable tbody tr td:nth-child(2)")
@@ -251,6 +256,51 @@ def test_the_page_in_a_browser_without_network(tmp_path, browser):
         in browser.find_element(By.CSS_SELECTOR, "[data-chart=pr] figcaption").text
     )
     assert browser.get_log("browser") == []
+
+
+class Named(Scenes):
+    def image_name(self, index):
+        return f"photo-{index}.jpg"
+
+
+def test_what_a_reader_sees_first(tmp_path, browser):
+    """The advice is the headline; images have the names of their files; sizes are folded, with
+    counts; at 1280 px, charts stand side by side."""
+    dataset, found = scene_of_each_kind()
+    write_report(make_report(Named(dataset.targets), [("a.pt", found)]), tmp_path)
+    view = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
+    browser.get((tmp_path / "index.html").as_uri())
+    advice = browser.find_element(By.CSS_SELECTOR, ".advice strong")
+    assert advice.text.startswith("See ")
+    assert advice.rect["y"] < browser.find_element(By.CLASS_NAME, "card").rect["y"] < 800
+    headings = browser.find_elements(By.CSS_SELECTOR, "article h3")
+    assert [heading.text for heading in headings] == ["photo-0.jpg", "photo-1.jpg"]
+    folded = browser.find_element(By.TAG_NAME, "details")
+    assert folded.text == "By COCO's sizes: 1 small, 2 medium, 0 large objects"
+    folded.find_element(By.TAG_NAME, "summary").click()
+    assert "APl - larger than 96x96 px" in folded.text
+    left, right = browser.find_elements(By.CSS_SELECTOR, "#curves figure")
+    assert left.rect["y"] == right.rect["y"]
+    assert left.rect["x"] + left.rect["width"] <= right.rect["x"]
+    assert right.rect["x"] + right.rect["width"] <= 1280
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_cells_of_the_matrix_can_be_read():
+    """Black or white, at least at the contrast that WCAG asks for."""
+    for correct, color in ((True, (24, 100, 171)), (False, (201, 42, 42))):
+        for percent in range(101):
+            share = percent / 100
+            opacity = share if correct else 0.9 * share
+            mixed = [255 - opacity * (255 - channel) for channel in color]
+            linear = [
+                v / 255 / 12.92 if v <= 10.3 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in mixed
+            ]
+            luminance = np.dot(linear, (0.2126, 0.7152, 0.0722))
+            dark = _is_dark(share, correct)
+            contrast = 1.05 / (luminance + 0.05) if dark else (luminance + 0.05) / 0.05
+            assert contrast >= 4.5
 
 
 def test_the_page_of_two_checkpoints(tmp_path, browser):
@@ -295,7 +345,7 @@ def test_the_page_says_how_sure_a_difference_is(tmp_path, browser):
     rows = browser.find_elements(By.CSS_SELECTOR, "#metrics tbody tr")
     intervals = [row.find_elements(By.CSS_SELECTOR, "td.n")[3].text for row in rows[:3]]
     assert intervals == ["-20.0 to +5.1", "+20.0 to +40.0", ""]
-    last = browser.find_elements(By.CSS_SELECTOR, ".short li")[-1].text
+    last = browser.find_elements(By.CSS_SELECTOR, ".advice li")[-1].text
     assert "B's AP is 12.3 points lower than A's" in last
     assert "-20.0 to +5.1" in last and "the other way round" in last
 

@@ -5,8 +5,17 @@ const byId = (id) => document.getElementById(id);
 const SAVED_PX = 1000; // on a saved picture, text is as large as on a screen of this width
 const SMALL_PX = 1200; // smaller pictures are enlarged, so that text on them is sharp
 
+const MANY_BOXES = 30; // lines get thinner
+const FEW_BOXES = 3; // that have their tags even where these hide something
+const MOST_HIDDEN = 0.15; // of a box, by a tag of another
+const MOST_IMAGES = 100; // whose pictures this page holds; `redetr predict` takes folders
+const NOTHING = { file: null, answer: null, picture: null, colors: {}, scoreColors: null, selected: null };
+
 /** What is shown: the file, the server's answer to it, and the detection that was clicked. */
-const shown = { file: null, answer: null, picture: null, colors: {}, selected: null };
+const shown = { ...NOTHING };
+
+/** All images that came in, each with the fields of `shown`; without `answer` until it is computed. */
+const images = [];
 
 // ---- The server
 
@@ -70,32 +79,110 @@ function showPage(holder, title, html) {
 
 // ---- Detections
 
-function look(file) {
+/** Takes in files, and has the server look at each that it has not looked at, in turn. */
+function lookAt(files) {
+  if (!files.length) return;
   closeCamera();
-  clear();
+  const entries = [...files].map((file) => ({ ...NOTHING, file }));
+  const taken = entries.slice(0, Math.max(1, MOST_IMAGES - images.length));
+  images.push(...taken);
+  listImages();
+  show(taken[0]);
   latest("find", async (signal) => {
-    const content = await ask("look", formOf(file, 0), signal);
+    const leftOut = entries.length - taken.length;
+    const notes = leftOut ? [`${leftOut} files are left out: redetr predict takes whole folders.`] : [];
+    const alone = images.length === 1;
+    const ordered = [...taken, ...images.filter((entry) => !taken.includes(entry))];
+    for (const entry of ordered.filter(({ answer }) => !answer)) {
+      const problem = await look(entry, signal);
+      if (problem) notes.push(alone ? problem : `${entry.file.name}: ${problem}`);
+      else if (entry === current()) show(entry);
+      listImages();
+    }
+    if (!shown.answer) byId("find-status").textContent = "";
+    fail(notes.join(" "));
+  });
+}
+
+/** Fills in the server's answer. An image that cannot be looked at leaves the list: returns what is wrong with it. */
+async function look(entry, signal) {
+  try {
+    const content = await ask("look", formOf(entry.file, 0), signal);
     const picture = new Image();
     picture.src = content.picture;
     await picture.decode();
     signal.throwIfAborted();
-    Object.assign(shown, { file, picture, answer: content.answer, colors: content.colors });
-    listClasses();
-    for (const id of ["picture", "controls", "remove"]) byId(id).hidden = false;
-    byId("welcome").hidden = true;
-    resizeCanvas();
-    refresh();
-  });
+    Object.assign(entry, { picture, answer: content.answer, colors: content.colors, scoreColors: content.score_colors });
+    return "";
+  } catch (problem) {
+    if (signal.aborted) throw problem;
+    remove(entry);
+    return problem.message;
+  }
 }
 
-function clear() {
-  abort("find");
+const current = () => images.find(({ file }) => file === shown.file);
+
+/** Shows an image that came in; null: none. */
+function show(entry) {
   abort("explain");
-  Object.assign(shown, { file: null, answer: null, picture: null, selected: null });
-  for (const id of ["picture", "controls", "remove"]) byId(id).hidden = true;
-  byId("welcome").hidden = false;
-  byId("file").value = "";
   byId("explained").replaceChildren();
+  Object.assign(shown, entry ?? NOTHING, { selected: null });
+  const isThere = Boolean(shown.answer);
+  for (const id of ["picture", "controls", "remove"]) byId(id).hidden = !isThere;
+  byId("welcome").hidden = isThere;
+  pressThumbnail();
+  if (!isThere) return;
+  listClasses();
+  resizeCanvas();
+  refresh();
+}
+
+/** Takes an image away; its neighbour is shown in its place. */
+function remove(entry) {
+  const index = images.indexOf(entry);
+  images.splice(index, 1);
+  listImages();
+  if (shown.file !== entry.file) return;
+  byId("file").value = "";
+  show(images[index] ?? images.at(-1) ?? null);
+}
+
+function removeShown() {
+  remove(current());
+  if (!shown.answer) abort("find");
+}
+
+/** The images to choose from, if there are several. */
+function listImages() {
+  byId("images").hidden = images.length < 2;
+  byId("images").replaceChildren(...images.map(thumbnailOf));
+  pressThumbnail();
+}
+
+/** Without making the list anew, so that the keyboard stays where it is. */
+function pressThumbnail() {
+  [...byId("images").querySelectorAll("button")].forEach((button, index) =>
+    button.setAttribute("aria-pressed", images[index]?.file === shown.file));
+}
+
+function thumbnailOf(entry) {
+  const item = document.createElement("li");
+  const button = document.createElement("button");
+  button.type = "button";
+  button.title = entry.file.name;
+  button.addEventListener("click", () => show(entry));
+  if (entry.picture) {
+    const image = new Image();
+    image.src = entry.picture.src;
+    image.alt = entry.file.name;
+    button.append(image);
+  } else {
+    button.disabled = true;
+    button.append(entry.file.name);
+  }
+  item.append(button);
+  return item;
 }
 
 const threshold = () => Number(byId("threshold").value);
@@ -132,6 +219,16 @@ function refresh() {
 
 const tagOf = ({ label, score }) => `${label} ${score.toFixed(2)}`;
 
+/** The color of its class, or of its score where the model knows a single class: red, green, blue. */
+function colorOf({ label, score }) {
+  const { colors, scoreColors } = shown;
+  if (!scoreColors) return colors[label];
+  const position = score * (scoreColors.length - 1);
+  const below = Math.min(Math.floor(position), scoreColors.length - 2);
+  const mix = (low, channel) => Math.round(low + (position - below) * (scoreColors[below + 1][channel] - low));
+  return scoreColors[below].map(mix);
+}
+
 function rowOf(detection) {
   const button = document.createElement("button");
   button.type = "button";
@@ -139,7 +236,7 @@ function rowOf(detection) {
   button.addEventListener("click", () => select(detection));
   const color = document.createElement("span");
   color.className = "color";
-  color.style.background = `rgb(${shown.colors[detection.label]})`;
+  color.style.background = `rgb(${colorOf(detection)})`;
   button.append(color, detection.label);
   const row = document.createElement("tr");
   row.insertCell().append(button);
@@ -178,14 +275,15 @@ function draw() {
 function paint(canvas, unit) {
   const context = canvas.getContext("2d");
   context.drawImage(shown.picture, 0, 0, canvas.width, canvas.height);
-  const others = chosen().filter((detection) => detection !== shown.selected).reverse();
+  const others = chosen().filter((detection) => detection !== shown.selected);
+  const line = lineWidth(context, unit, others);
   context.globalAlpha = shown.selected ? 0.4 : 1;
-  for (const paintPart of [paintBox, paintTag])
-    for (const detection of others) paintPart(context, unit, detection);
+  for (const detection of [...others].reverse()) paintBox(context, line, detection);
+  for (const tag of tagsWithRoom(context, unit, others)) paintTag(context, unit, tag);
   context.globalAlpha = 1;
   if (!shown.selected) return;
-  paintBox(context, 1.5 * unit, shown.selected);
-  paintTag(context, 1.2 * unit, shown.selected);
+  paintBox(context, 1.5 * line, shown.selected);
+  paintTag(context, 1.2 * unit, tagAt(context, 1.2 * unit, shown.selected));
 }
 
 /** Left, top, right and bottom of a detection on the canvas. */
@@ -196,15 +294,26 @@ function cornersOn({ width, height }, { box }) {
   return [left * scaleX, top * scaleY, right * scaleX, bottom * scaleY];
 }
 
-function paintBox(context, unit, detection) {
+/** Thinner where there are many small boxes. */
+function lineWidth({ canvas }, unit, detections) {
+  if (detections.length <= MANY_BOXES) return 2.5 * unit;
+  const sides = detections.map((detection) => {
+    const [left, top, right, bottom] = cornersOn(canvas, detection);
+    return Math.max(right - left, bottom - top);
+  });
+  const median = sides.sort((one, other) => one - other)[sides.length >> 1];
+  return Math.max(unit, Math.min(2.5 * unit, median / 20));
+}
+
+function paintBox(context, line, detection) {
   const [left, top, right, bottom] = cornersOn(context.canvas, detection);
-  context.lineWidth = 2.5 * unit;
-  context.strokeStyle = `rgb(${shown.colors[detection.label]})`;
+  context.lineWidth = line;
+  context.strokeStyle = `rgb(${colorOf(detection)})`;
   context.strokeRect(left, top, right - left, bottom - top);
 }
 
-/** Name and score above the box, or in it where there is no room above. */
-function paintTag(context, unit, detection) {
+/** A tag above its box, or in it where there is no room above: { detection, text, corners }. */
+function tagAt(context, unit, detection) {
   const { width, height } = context.canvas;
   const [left, top] = cornersOn(context.canvas, detection);
   const text = tagOf(detection);
@@ -212,9 +321,35 @@ function paintTag(context, unit, detection) {
   const tagWidth = context.measureText(text).width + 8 * unit, tagHeight = 19 * unit;
   const x = Math.max(0, Math.min(left - 1.25 * unit, width - tagWidth));
   const y = top >= tagHeight ? top - tagHeight : Math.min(top, height - tagHeight);
-  const color = shown.colors[detection.label];
+  return { detection, text, corners: [x, y, x + tagWidth, y + tagHeight] };
+}
+
+/** The tags that hide no part of a tag before them, nor much of another box; all, if boxes are few. */
+function tagsWithRoom(context, unit, detections) {
+  const tags = detections.map((detection) => tagAt(context, unit, detection));
+  if (tags.length <= FEW_BOXES) return tags.reverse();
+  const boxes = detections.map((detection) => cornersOn(context.canvas, detection));
+  const kept = [];
+  tags.forEach((tag, index) => {
+    const hidesTag = kept.some(({ corners }) => commonArea(corners, tag.corners) > 0);
+    const hidesBox = boxes.some((box, other) =>
+      other !== index && commonArea(box, tag.corners) > MOST_HIDDEN * commonArea(box, box));
+    if (!hidesTag && !hidesBox) kept.push(tag);
+  });
+  return kept;
+}
+
+function commonArea(one, other) {
+  const width = Math.min(one[2], other[2]) - Math.max(one[0], other[0]);
+  const height = Math.min(one[3], other[3]) - Math.max(one[1], other[1]);
+  return Math.max(0, width) * Math.max(0, height);
+}
+
+function paintTag(context, unit, { detection, text, corners: [x, y, right, bottom] }) {
+  const color = colorOf(detection);
+  context.font = `600 ${14 * unit}px system-ui, sans-serif`;
   context.fillStyle = `rgb(${color})`;
-  context.fillRect(x, y, tagWidth, tagHeight);
+  context.fillRect(x, y, right - x, bottom - y);
   context.fillStyle = luminance(color) > 0.179 ? "#000" : "#fff"; // the higher contrast
   context.fillText(text, x + 4 * unit, y + 14.5 * unit);
 }
@@ -284,10 +419,6 @@ function fail(message) {
   byId("find-error").textContent = message;
 }
 
-function lookAtFirst(files) {
-  if (files.length) look(files[0]);
-}
-
 async function paste() {
   if (!navigator.clipboard?.read) return fail("This browser pastes with Ctrl-V only.");
   let items;
@@ -298,7 +429,7 @@ async function paste() {
   }
   for (const item of items) {
     const type = item.types.find((each) => each.startsWith("image/"));
-    if (type) return look(new File([await item.getType(type)], "clipboard.png", { type }));
+    if (type) return lookAt([new File([await item.getType(type)], "clipboard.png", { type })]);
   }
   return fail("There is no image in the clipboard.");
 }
@@ -313,9 +444,8 @@ async function openCamera() {
   } catch (problem) {
     return fail(`The camera cannot be used: ${problem.message}`);
   }
-  clear();
+  for (const id of ["picture", "controls", "remove", "welcome"]) byId(id).hidden = true;
   byId("viewfinder").hidden = false;
-  byId("welcome").hidden = true;
   await byId("video").play();
   return byId("capture").focus();
 }
@@ -323,15 +453,16 @@ async function openCamera() {
 function closeCamera() {
   for (const track of byId("video").srcObject?.getTracks() ?? []) track.stop();
   byId("video").srcObject = null;
+  if (byId("viewfinder").hidden) return;
   byId("viewfinder").hidden = true;
-  byId("welcome").hidden = Boolean(shown.picture);
+  show(current() ?? null);
 }
 
 function capture() {
   const video = byId("video"), canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   canvas.getContext("2d").drawImage(video, 0, 0);
-  canvas.toBlob((blob) => look(new File([blob], "camera.jpg")), "image/jpeg", 0.95);
+  canvas.toBlob((blob) => lookAt([new File([blob], "camera.jpg")]), "image/jpeg", 0.95);
 }
 
 // ---- Matching and loss
@@ -344,8 +475,44 @@ function judge(step) {
     const { image_id, page } = await ask(`judge?${query}`, null, signal);
     byId("loss-status").textContent = `Image ${image_id}`;
     byId("image-id").value = image_id;
+    pressExample(image_id);
     showPage(byId("judged"), "From boxes to loss", page);
   });
+}
+
+/** Some images that are trained on, as thumbnails. */
+async function listExamples() {
+  try {
+    const response = await fetch("examples");
+    const answer = await response.json();
+    if (!response.ok) throw new Error(answer.error);
+    byId("examples").replaceChildren(...answer.examples.map(exampleOf));
+  } catch (problem) {
+    byId("loss-error").textContent = problem.message;
+  }
+}
+
+function exampleOf({ image_id, name, thumbnail }) {
+  const item = document.createElement("li");
+  const button = document.createElement("button");
+  button.type = "button";
+  button.title = name;
+  button.dataset.imageId = image_id;
+  const image = new Image();
+  image.src = thumbnail;
+  image.alt = name;
+  button.append(image);
+  button.addEventListener("click", () => {
+    byId("image-id").value = image_id;
+    judge(0);
+  });
+  item.append(button);
+  return item;
+}
+
+function pressExample(imageId) {
+  for (const button of byId("examples").querySelectorAll("button"))
+    button.setAttribute("aria-pressed", button.dataset.imageId === imageId);
 }
 
 // ---- Tabs
@@ -358,7 +525,7 @@ function open(tab) {
     each.tabIndex = each === tab ? 0 : -1;
     byId(each.getAttribute("aria-controls")).hidden = each !== tab;
   }
-  if (tab.id === "loss-tab" && !byId("judged").hasChildNodes()) judge(0);
+  if (tab.id === "loss-tab" && !byId("judged").hasChildNodes()) listExamples().then(() => judge(0));
 }
 
 tabs.forEach((tab, index) => {
@@ -375,12 +542,12 @@ tabs.forEach((tab, index) => {
 // ---- Events
 
 const on = (id, event, act) => byId(id).addEventListener(event, act);
-on("file", "change", () => lookAtFirst(byId("file").files));
+on("file", "change", () => lookAt(byId("file").files));
 on("camera", "click", openCamera);
 on("capture", "click", capture);
 on("close-camera", "click", closeCamera);
 on("paste", "click", paste);
-on("remove", "click", clear);
+on("remove", "click", removeShown);
 on("threshold", "input", refresh);
 on("class", "change", refresh);
 on("picture", "click", click);
@@ -391,13 +558,13 @@ on("next", "click", () => judge(1));
 on("world-size", "change", () => judge(0));
 on("judge", "submit", (event) => { event.preventDefault(); judge(0); });
 addEventListener("pagehide", closeCamera);
-addEventListener("paste", ({ clipboardData }) => lookAtFirst(clipboardData.files));
+addEventListener("paste", ({ clipboardData }) => lookAt(clipboardData.files));
 for (const event of ["dragover", "dragleave", "drop"]) {
   addEventListener(event, (drag) => {
     drag.preventDefault();
     document.body.classList.toggle("dragging", event === "dragover");
   });
 }
-addEventListener("drop", ({ dataTransfer }) => lookAtFirst(dataTransfer.files));
+addEventListener("drop", ({ dataTransfer }) => lookAt(dataTransfer.files));
 new ResizeObserver(draw).observe(byId("picture"));
 refresh();

@@ -22,12 +22,14 @@ from redetr.data import DetectionDataset
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.explain import explain, explain_loss, image_page, loss_page
-from redetr.pages.drawing import class_color, to_pil
+from redetr.pages.drawing import SCORE_COLORS, class_color, to_pil
 from redetr.pages.images import data_uri
 from redetr.pages.templates import render
 
 _FOLDER = Path(__file__).parent
 _MOST_GPUS = 8
+_EXAMPLES = 12  # images that are trained on, to choose from
+_THUMBNAIL_PX = 160
 _PICTURE_PX = 2048  # longest side of the picture that the page shows and saves
 
 
@@ -47,6 +49,7 @@ class Page:
         self.uploads = uploads
         self.turns = turns
         self._dataset = dataset
+        self._known_examples: list[dict[str, str]] | None = None
 
     def routes(self) -> list[Route]:
         return [
@@ -59,6 +62,7 @@ class Page:
             Route("/app.css", _file("app.css", "text/css")),
             Route("/look", self.look, methods=["POST"]),
             Route("/explain", self.explain, methods=["POST"]),
+            Route("/examples", self.examples),
             Route("/judge", self.judge, methods=["POST"]),
         ]
 
@@ -106,6 +110,8 @@ class Page:
             "answer": {"image": upload.name, **detections.to_dict()},
             "picture": data_uri(picture),
             "colors": colors,
+            # Of a single class, colors tell scores.
+            "score_colors": SCORE_COLORS if len(colors) == 1 else None,
         }
 
     async def explain(self, request: Request) -> JSONResponse:
@@ -119,6 +125,29 @@ class Page:
         image = read_image(upload.file)
         explanation = explain(self.detector, image)
         return image_page(explanation, threshold, title="Where DETR looked")
+
+    async def examples(self, request: Request) -> JSONResponse:
+        """Thumbnails of images that are trained on, spread over the data set."""
+        examples = await self.turns.take(self._examples)
+        return JSONResponse({"examples": examples})
+
+    def _examples(self) -> list[dict[str, str]]:
+        if self._known_examples is not None:
+            return self._known_examples
+        examples = []
+        shown = min(_EXAMPLES, len(self.dataset))
+        for k in range(shown):
+            index = k * len(self.dataset) // shown
+            thumbnail = to_pil(self.dataset.image(index))
+            thumbnail.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+            example = {
+                "image_id": self.image_ids[index],
+                "name": self.dataset.image_name(index),
+                "thumbnail": data_uri(thumbnail),
+            }
+            examples.append(example)
+        self._known_examples = examples
+        return examples
 
     async def judge(self, request: Request) -> JSONResponse:
         """The page on the loss of an image that is trained on.

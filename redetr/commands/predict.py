@@ -33,6 +33,7 @@ from redetr.detector.records import (
     begin,
     finished,
     join,
+    require_no_foreign_page,
     require_no_predictions,
     summary,
     write_formats,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from redetr.detector.sources import Frame
     from redetr.distributed import Dist
 
-Format = Literal["png", "jpg", "masks", "json", "coco", "csv"]
+Format = Literal["png", "jpg", "masks", "json", "coco", "csv", "html"]
 _IMAGES = ("png", "jpg", "masks")  # of these formats
 
 _LONGEST_WAIT_S = 7 * 86400.0  # for other ranks: one may have a long video left
@@ -86,9 +87,10 @@ class Predict:
     """Labels on annotated images: auto = where there is room, all, or none."""
     line_width: int | None = None
     """Width of the lines of boxes in px; default: by the size of the image and of the boxes."""
-    save: tuple[Format, ...] = ("png", "json")
+    save: tuple[Format, ...] = ("png", "json", "html")
     """What else to write: annotated images (png or jpg; videos as mp4), the masks of each image as
-    a PNG (masks), predictions.json, predictions.coco.json, predictions.csv."""
+    a PNG (masks), predictions.json, predictions.coco.json, predictions.csv, a page of the annotated
+    images (html: index.html)."""
     masks: MaskChoice = "rle"
     """How JSON files write masks: as compressed RLE, as polygons, or none."""
     resume: bool = False
@@ -112,19 +114,12 @@ class Predict:
 
         self._check()
         folder = Path(self.output)
-        if not (self.resume or self.overwrite):
-            require_no_predictions(folder)
+        self._require_free(folder)
         faults: list[Fault] = []
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
         detector = load(self.checkpoint, device=self.device).optimize(precision=self.precision)
-        unknown = [name for name in self.classes if name not in detector.class_names]
-        if unknown:
-            raise InputError(
-                f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}"
-            )
-        if "masks" in self.save and not detector.model.has_masks:
-            raise InputError("--save masks: the model finds boxes only, leave out masks")
+        self._require_fitting(detector)
         # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
         warnings.filterwarnings("ignore", module="PIL")
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,9 +163,28 @@ class Predict:
             raise InputError(f"--overlap {self.overlap} must be at least 0 and below 1")
         if self.line_width is not None and self.line_width < 1:
             raise InputError(f"--line-width {self.line_width} must be at least 1")
+        if "html" in self.save and not self._draws:
+            raise InputError("--save html shows annotated images: add png or jpg")
         require_images(self.batch_size)
         if not self.source:
             raise InputError("no input: name images or folders after the checkpoint")
+
+    def _require_free(self, folder: Path) -> None:
+        """Raises InputError if the folder holds what this run would mix with, or replace."""
+        if not (self.resume or self.overwrite):
+            require_no_predictions(folder)
+        if "html" in self.save:
+            require_no_foreign_page(folder)
+
+    def _require_fitting(self, detector: "Detector") -> None:
+        """Raises InputError for classes or masks that the model does not know."""
+        unknown = [name for name in self.classes if name not in detector.class_names]
+        if unknown:
+            raise InputError(
+                f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}"
+            )
+        if "masks" in self.save and not detector.model.has_masks:
+            raise InputError("--save masks: the model finds boxes only, leave out masks")
 
     def _require_kept(self, folder: Path, sources: Sequence[str]) -> None:
         """Raises InputError if --overwrite would delete a source."""

@@ -18,10 +18,12 @@ class Train:
     config: TrainConfig
 
     def run(self) -> None:
+        from redetr.commands.run_pictures import draw_run
         from redetr.distributed import main_process_only
         from redetr.training import train
 
-        result = train(self.config, ERRORS)
+        draw = draw_run if self.config.pictures else None
+        result = train(self.config, ERRORS, after_evaluation=draw)
         main_process_only(self._report)(result)
 
     def _report(self, result: dict[str, Any]) -> None:
@@ -31,10 +33,10 @@ class Train:
             line += f"; best.pt is of step {best['step']}, with AP {percent(best['AP'])}"
         OUT.print(line, soft_wrap=True)
         print_results([result])
-        OUT.print(
-            f"{self.config.output}: best.pt, best.safetensors, last.pt, metrics.jsonl",
-            soft_wrap=True,
-        )
+        written = "best.pt, best.safetensors, last.pt, metrics.jsonl"
+        if self.config.pictures:
+            written += "; look at curves.png, and predictions.png (truth beside predictions)"
+        OUT.print(f"{self.config.output}: {written}", soft_wrap=True)
 
 
 def parse(args: list[str]) -> Train:

@@ -67,6 +67,10 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         """The id of one image; cheaper than its target where that is computed."""
         return self.target(index)["image_id"]
 
+    def image_name(self, index: int) -> str:
+        """What a user knows an image by: the name of its file, or its id if it has none."""
+        return f"image {self.image_id(index)}"
+
     @abstractmethod
     def image(self, index: int) -> Tensor:
         """The image, uint8 `[channels, H, W]`, three for RGB.

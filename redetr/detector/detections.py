@@ -204,14 +204,15 @@ class Detections:
         *,
         labels: LabelChoice = "auto",
         line_width: int | None = None,
+        within_px: int | None = None,
     ) -> Image.Image:
         """The image with its boxes and masks; small images are enlarged.
 
         `image` is the original one (PIL, or uint8 `[3, H, W]`), by default the one kept here.
-        `labels` ("auto": where there is room), `line_width` (px) and `scale` are described at
-        `draw_boxes`. With masks, each object has its own color. Of a model with a single class,
-        labels are scores, and so are colors: dark blue for 0 to yellow for 1. Raises InputError for
-        an image of another size, or if there is none.
+        `labels` ("auto": where there is room), `line_width` (px), `within_px` and `scale` are
+        described at `draw_boxes`. With masks, each object has its own color. Where the model knows
+        a single class, labels are scores, and so are colors: dark blue for 0 to yellow for 1.
+        Raises InputError for an image of another size, or if there is none.
         """
         image = self.image if image is None else image
         if image is None:
@@ -237,6 +238,7 @@ class Detections:
             scale,
             tags=labels,
             line_width=line_width,
+            within_px=within_px,
             masks=self.masks,
         )
 

@@ -23,6 +23,8 @@ from redetr.files import remove_unfinished, write_whole
 RECORD = "predictions.jsonl"
 NAMES = "surrogateescape"  # how Python holds file names that are not UTF-8
 _PICTURES = (".png", ".jpg", ".mp4")
+_PAGE = "index.html"  # the contact sheet
+_HEAD_CHARACTERS = 1000  # of a page, which say who wrote it
 
 Line = dict[str, Any]
 
@@ -50,6 +52,17 @@ def require_no_predictions(folder: Path) -> None:
             f"{folder}: holds predictions already: give another --output, --resume to go on with "
             "them, "
             "or --overwrite to delete them"
+        )
+
+
+def require_no_foreign_page(folder: Path) -> None:
+    """Raises InputError if the contact sheet would replace a page of another tool."""
+    page = folder / _PAGE
+    if page.exists() and _is_foreign_page(page):
+        raise InputError(
+            "is a page that predict has not written",
+            where=page,
+            remedy="give another --output, or --save without html",
         )
 
 
@@ -157,7 +170,22 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _other_formats(folder: Path) -> list[Path]:
-    return [folder / name for name, _ in _FORMATS.values() if (folder / name).exists()]
+    files = []
+    for name, _ in _FORMATS.values():
+        path = folder / name
+        if path.exists() and not _is_foreign_page(path):
+            files.append(path)
+    return files
+
+
+def _is_foreign_page(path: Path) -> bool:
+    """Whether this is a page that `predict` has not written."""
+    if path.suffix != ".html":
+        return False
+    from redetr.detector.contact_sheet import MARK
+
+    with open(path, encoding="utf-8", errors="replace") as text:
+        return MARK not in text.read(_HEAD_CHARACTERS)
 
 
 def _lines(file: Path) -> Iterator[Line]:
@@ -191,7 +219,8 @@ def _write(path: Path, lines: Iterable[Line]) -> None:
 
 
 def write_formats(folder: Path, formats: Sequence[str]) -> None:
-    """Writes predictions.json, predictions.coco.json or predictions.csv ("json", "coco", "csv")."""
+    """Writes predictions.json, predictions.coco.json, predictions.csv or index.html ("json",
+    "coco", "csv", "html")."""
     for format in formats:
         name, write = _FORMATS[format]
 
@@ -265,8 +294,15 @@ def _write_csv(text: TextIO, record: Path) -> None:
             rows.writerow(row)
 
 
+def _write_html(text: TextIO, record: Path) -> None:
+    from redetr.detector.contact_sheet import contact_sheet
+
+    text.write(contact_sheet(_lines(record)))
+
+
 _FORMATS = {
     "json": ("predictions.json", _write_json),
     "coco": ("predictions.coco.json", _write_coco),
     "csv": ("predictions.csv", _write_csv),
+    "html": (_PAGE, _write_html),
 }

@@ -15,7 +15,7 @@ from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation, final_size
 from redetr.doctor.check import Report
 from redetr.doctor.plan import Plan
-from redetr.pages.drawing import class_color, draw_boxes, grid, save_image, to_pil
+from redetr.pages.drawing import class_color, draw_boxes, grid, save_image
 from redetr.pages.images import data_uri, figure_image
 from redetr.pages.templates import render, write_page
 
@@ -116,15 +116,11 @@ def _stored_panel(
 def _panel(
     image: Tensor, boxes: Tensor, labels: list[int], class_names: tuple[str, ...]
 ) -> Image.Image:
-    """The image with its boxes (xyxy pixels), about `_PANEL_PX` large at most."""
-    panel = to_pil(image)
-    longest = max(panel.size)
-    reduction = min(1.0, _PANEL_PX / longest)
-    panel.thumbnail((_PANEL_PX, _PANEL_PX))
-    enlargement = max(1, round(_PANEL_PX / longest))
-    names = [class_names[label] for label in labels]
+    """The image with its boxes (xyxy pixels), at most `_PANEL_PX` large."""
+    # A single class needs no names, which would hide more than they say.
+    names = [class_names[label] if len(class_names) > 1 else "" for label in labels]
     colors = [class_color(label) for label in labels]
-    return draw_boxes(panel, boxes * reduction, names, None, colors, enlargement)
+    return draw_boxes(image, boxes, names, None, colors, within_px=_PANEL_PX)
 
 
 def _histograms(report: Report) -> Image.Image:

@@ -53,7 +53,14 @@ class Panel {
     this.canvas.width = Math.round(picture.width * scale);
     this.canvas.height = Math.round(picture.height * scale);
     this.context = this.canvas.getContext("2d");
+    if (caption !== undefined) this.say(caption);
     this.window = [0, 0, 1, 1]; // the part of the image that is shown
+  }
+
+  /** What a screen reader says instead of the picture. */
+  say(text) {
+    this.canvas.setAttribute("role", "img");
+    this.canvas.setAttribute("aria-label", text);
   }
 
   clear(shade = 0) {
@@ -78,15 +85,18 @@ class Panel {
     context.strokeStyle = color;
     context.strokeRect(x, y, x2 - x, y2 - y);
     if (tag) {
-      context.font = "600 13px system-ui, sans-serif";
-      const wide = context.measureText(tag).width + 8;
-      const lowest = this.canvas.height - 18;
-      const over = beside ? y2 - 18 : y >= 18 ? y - 18 : y2;
-      const at = [Math.max(0, Math.min(beside ? x2 : x, this.canvas.width - wide)), Math.max(0, Math.min(over, lowest))];
+      // Letters keep their size where the canvas is shown smaller, as on a phone.
+      const unit = Math.max(1, this.canvas.width / (this.canvas.clientWidth || this.canvas.width));
+      const high = 18 * unit;
+      context.font = `600 ${13 * unit}px system-ui, sans-serif`;
+      const wide = context.measureText(tag).width + 8 * unit;
+      const over = beside ? y2 - high : y >= high ? y - high : y2;
+      const at = [Math.max(0, Math.min(beside ? x2 : x, this.canvas.width - wide)),
+        Math.max(0, Math.min(over, this.canvas.height - high))];
       context.fillStyle = color;
-      context.fillRect(...at, wide, 18);
+      context.fillRect(...at, wide, high);
       context.fillStyle = "#212529";
-      context.fillText(tag, at[0] + 4, at[1] + 13);
+      context.fillText(tag, at[0] + 4 * unit, at[1] + 13 * unit);
     }
     context.restore();
   }

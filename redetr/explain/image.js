@@ -30,6 +30,7 @@ async function explainImage(root, packed) {
     const shown = ranked.filter((q) => score(q) >= threshold);
     for (const q of [...shown].reverse()) stage.box(box(q), color(q), { tag: `${name(q)} ${score(q).toFixed(2)}` });
     stage.box(box(chosen), CHOSEN, { width: 4, tag: `query ${chosen}: ${name(chosen)} ${score(chosen).toFixed(2)}` });
+    stage.say(`The image with ${shown.length} boxes; query ${chosen} is ${name(chosen)} with a score of ${score(chosen).toFixed(2)}`);
     part("shown").textContent = `${shown.length} of ${queries} queries have a score of ${threshold.toFixed(2)} or more`;
   }
 
@@ -117,6 +118,8 @@ async function explainImage(root, packed) {
     looks.forEach(data.maps ? drawMap : drawPoints);
     talks.forEach(drawSelf);
     drawPath();
+    showEncoder(...center(box(chosen)));
+    showPicks?.(chosen);
     part("list").value = chosen;
     for (const said of root.querySelectorAll("[data-part=chosen]"))
       said.textContent = `query ${chosen} (“${name(chosen)}”, score ${score(chosen).toFixed(2)})`;
@@ -137,15 +140,15 @@ async function explainImage(root, packed) {
   const heads = data.maps ? data.maps.shape[2] : data.where.shape[2];
   buttons(part("heads"), ["all heads", ...range(heads).map((h) => `${h + 1}`)], (h) => { head = h; looks.forEach(data.maps ? drawMap : drawPoints); });
 
-  explainEncoder(part, data, picture, center(box(chosen)));
-  if (part("picks")) drawPicks(new Panel(part("picks"), picture, 420), data);
+  const showEncoder = explainEncoder(part, data, picture);
+  const showPicks = part("picks") && explainPicks(new Panel(part("picks"), picture, 420), part("picks-note"), data);
   const habits = part("habits") && explainHabits(part, data, () => chosen, choose);
   drawQuery();
   return choose;
 }
 
-/** A clicked place of the image and what it attends to in the encoder. */
-function explainEncoder(part, { encoder, encoder_peaks, steps }, picture, start) {
+/** What a place of the image attends to in the encoder: a clicked one, or that of the chosen box. Returns what shows it. */
+function explainEncoder(part, { encoder, encoder_peaks, steps }, picture) {
   const [height, width] = encoder.shape;
   const panel = new Panel(part("encoder"), picture, 420);
   function draw(x, y) {
@@ -159,16 +162,22 @@ function explainEncoder(part, { encoder, encoder_peaks, steps }, picture, start)
       `gets ${percent(peak)} of its attention, ${(peak * height * width).toFixed(1)} times an even share.`;
   }
   panel.onClick(draw);
-  draw(...start);
+  return draw;
 }
 
-/** Where the queries of the fast form start. */
-function drawPicks(panel, { boxes, picks, levels }) {
-  panel.clear(0.35);
-  range(levels.shape[0]).reverse().forEach((q) => {
-    panel.box(boxes.row(0, q), LEVELS[levels.values[q]], { alpha: 0.5, width: 1 });
-    panel.dot(...picks.row(q), 4, LEVELS[levels.values[q]]);
-  });
+/** Where the queries of the fast form start. Returns what stresses one of them. */
+function explainPicks(panel, note, { boxes, picks, levels, strides }) {
+  return (chosen) => {
+    panel.clear(0.35);
+    range(levels.shape[0]).reverse().forEach((q) => {
+      panel.box(boxes.row(0, q), LEVELS[levels.values[q]], { alpha: 0.5, width: 1 });
+      panel.dot(...picks.row(q), 4, LEVELS[levels.values[q]]);
+    });
+    panel.box(boxes.row(0, chosen), CHOSEN, { width: 3 });
+    panel.dot(...picks.row(chosen), 7, CHOSEN);
+    panel.dot(...picks.row(chosen), 4, LEVELS[levels.values[chosen]]);
+    note.textContent = `Yellow: query ${chosen} starts in a cell of ${strides[levels.values[chosen]]} px.`;
+  };
 }
 
 /** What each query does over a data set. Returns what to call when another query is chosen. */

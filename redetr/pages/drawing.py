@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
@@ -90,6 +91,7 @@ def draw_boxes(
     *,
     tags: LabelChoice = "auto",
     line_width: int | None = None,
+    within_px: int | None = None,
     masks: Tensor | None = None,
 ) -> Image.Image:
     """A copy of the image (PIL, or uint8 `[3, H, W]`) with tagged boxes `[N, 4]` (xyxy pixels of
@@ -104,24 +106,22 @@ def draw_boxes(
     `scale` enlarges the image by a whole factor before anything is drawn, so that lines and text
     stay crisp; by default, small images are enlarged to about 480 px, and those full of small boxes
     further, at most to 1600 px. Lines are `line_width` px wide, by default 1 or 2 px on most
-    images. Raises ValueError for sequences of different lengths.
+    images. The result is no longer than `within_px`, if given: a larger image is reduced before
+    anything is drawn. Raises ValueError for sequences of different lengths.
     """
     canvas = to_pil(image)
+    if within_px:
+        boxes, masks = _reduce(canvas, boxes, masks, within_px)
+        scale = max(1, within_px // max(canvas.size))
     longest = max(canvas.size)
     if not scale:
         scale = _readable_scale(longest, _median_side(boxes))
     canvas = ImageOps.scale(canvas, scale)
-    texts = list(labels)
-    if scores is not None:
-        texts = []
-        for label, score in zip(labels, scores, strict=True):
-            texts.append(f"{label} {100 * score:.0f}%".strip())
+    texts = _tag_texts(labels, scores)
     enlarged = boxes * scale  # [N, 4]
     if line_width is None:
         line_width = _line_width(scale * longest, _median_side(enlarged))
-    # The edge at x = 10 ends the pixel 9; PIL refuses boxes that are inside out.
-    enlarged[:, 2:] = torch.maximum(enlarged[:, :2], enlarged[:, 2:] - 1)
-    rectangles = enlarged.double().numpy()
+    rectangles = _rectangles(enlarged)
     if masks is not None:
         _draw_masks(canvas, masks.numpy(), colors, scale)
     _draw_rectangles(canvas, rectangles, colors, line_width)
@@ -184,6 +184,22 @@ def save_image(image: Image.Image, path: PathLike) -> None:
     The folder must exist.
     """
     write_whole(Path(path), image.save)
+
+
+def _rectangles(boxes: Tensor) -> Boxes:
+    """The boxes as PIL draws them: the edge at x = 10 ends the pixel 9, and none is inside out."""
+    corner_1, corner_2 = boxes[:, :2], boxes[:, 2:] - 1
+    corners = torch.cat([corner_1, torch.maximum(corner_1, corner_2)], dim=1)
+    return corners.double().numpy()
+
+
+def _tag_texts(labels: Sequence[str], scores: Sequence[float] | None) -> list[str]:
+    if scores is None:
+        return list(labels)
+    texts = []
+    for label, score in zip(labels, scores, strict=True):
+        texts.append(f"{label} {100 * score:.0f}%".strip())
+    return texts
 
 
 def _draw_masks(
@@ -294,6 +310,18 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     import matplotlib
 
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
+
+
+def _reduce(
+    canvas: Image.Image, boxes: Tensor, masks: Tensor | None, longest_px: int
+) -> tuple[Tensor, Tensor | None]:
+    """Reduces a larger canvas in place; returns what lies on it, reduced alike."""
+    reduction = min(1.0, longest_px / max(canvas.size))
+    canvas.thumbnail((longest_px, longest_px))
+    if masks is not None:
+        size = (canvas.height, canvas.width)
+        masks = F.interpolate(masks[None].float(), size, mode="nearest-exact")[0].bool()
+    return boxes * reduction, masks
 
 
 def _median_side(boxes: Tensor) -> float:

@@ -44,6 +44,8 @@ THRESHOLDS = np.linspace(0, 1, 101)  # of the curves
 IMAGES = 12  # shown
 
 _LEAST_SCORE = 0.05  # of calibration: the many detections below would drown the others
+_COCO_SIZES = ("small", "medium", "large")
+_COCO_EDGES = (32**2, 96**2)  # areas at which the next size begins, px squared
 _SIZES = 4  # groups of object size, each of about as many objects
 _MOST_POINTS = 400  # of a training curve
 
@@ -97,10 +99,11 @@ def make_report(
             "images": len(dataset),
             "objects": len(judged[0].objects),
             "crowds": len(judged[0].crowds),
+            "sizes": _size_counts(targets),
             "classes": list(described[0]["per_class"]),
         },
         "checkpoints": described,
-        "images": [_image_numbers(targets, errors, index) for index in images],
+        "images": [_image_numbers(dataset, targets, errors, index) for index in images],
     }
     if differences is not None:
         numbers["differences"] = differences
@@ -178,11 +181,23 @@ def _at_best_threshold(scores: Floats, correct: Bools, num_objects: int) -> dict
     return {"threshold": threshold, "precision": precision, "recall": recall, "f1": f1}
 
 
+def _object_areas(targets: Sequence[StoredTarget]) -> Floats:
+    """The annotated areas of all objects, px squared."""
+    return np.concatenate([[], *(target["area"][~target["iscrowd"]] for target in targets)])
+
+
+def _size_counts(targets: Sequence[StoredTarget]) -> dict[str, int]:
+    """How many objects COCO calls small, medium and large."""
+    groups = np.searchsorted(_COCO_EDGES, _object_areas(targets), side="right")
+    counts = np.bincount(groups, minlength=len(_COCO_SIZES)).tolist()
+    return dict(zip(_COCO_SIZES, counts, strict=True))
+
+
 def _by_size(
     targets: Sequence[StoredTarget], truth: GroundTruth, detections: DatasetDetections
 ) -> list[dict[str, Any]]:
     """AP of groups of objects by their size."""
-    areas = np.concatenate([[], *(target["area"][~target["iscrowd"]] for target in targets)])
+    areas = _object_areas(targets)
     if not len(areas):
         return []
     edges = np.unique(np.quantile(areas, np.linspace(0, 1, _SIZES + 1)))
@@ -236,10 +251,14 @@ def _worst_images(errors: list[tuple[Ints, Ints]]) -> list[int]:
 
 
 def _image_numbers(
-    targets: Sequence[StoredTarget], errors: list[tuple[Ints, Ints]], index: int
+    dataset: DetectionDataset,
+    targets: Sequence[StoredTarget],
+    errors: list[tuple[Ints, Ints]],
+    index: int,
 ) -> dict[str, Any]:
     counts = [{"wrong": wrong[index], "missed": missed[index]} for wrong, missed in errors]
-    return {"image_id": targets[index]["image_id"], "errors": counts}
+    image_id = targets[index]["image_id"]
+    return {"image_id": image_id, "name": dataset.image_name(index), "errors": counts}
 
 
 def _training(checkpoint: Path) -> dict[str, Any] | None:

@@ -18,19 +18,25 @@ from redetr.report.scenes import scenes
 _FOLDER = Path(__file__).parent
 _MOST_CLASSES = 30  # in the matrix of confusions
 _MOST_CONFUSIONS = 12
-_DARK = 0.55  # share of its row from which a cell of the matrix is dark
+# Colors of full cells of the matrix, as in report.css.
+_HIT = (24, 100, 171)
+_MISS = (201, 42, 42)
+_MISS_OPACITY = 0.9
+_EQUAL_CONTRAST = 0.179  # luminance on which black and white are equally readable
 
 _METRICS = {
     "AP": "the headline: precision over all recalls, mean over classes and IoU 0.50 to 0.95",
     "AP50": "an IoU of 0.5 is enough: is it found at all?",
     "AP75": "an IoU of 0.75 is required: is the box good?",
-    "APs": "objects under 32x32 px",
-    "APm": "32x32 to 96x96 px",
-    "APl": "larger than 96x96 px",
     "AR1": "share of objects found by the best detection of each image",
     "AR10": "by the best 10",
     "AR100": "by the best 100: what a perfect score could reach",
-    "ARs": "AR100 under 32x32 px",
+}
+_SIZE_METRICS = {
+    "APs": "AP of objects under 32x32 px",
+    "APm": "32x32 to 96x96 px",
+    "APl": "larger than 96x96 px",
+    "ARs": "AR100 of objects under 32x32 px",
     "ARm": "32x32 to 96x96 px",
     "ARl": "larger than 96x96 px",
 }
@@ -139,6 +145,7 @@ def _document(report: Report) -> str:
             today=date.today(),
             per_class=per_class,
             metrics=_METRICS,
+            size_metrics=_SIZE_METRICS,
             mistakes=_mistakes(runs),
             summaries=[_summary(run) for run in runs],
             confusions=[_confusions(np.array(run["confusion"]), class_names) for run in runs],
@@ -146,7 +153,7 @@ def _document(report: Report) -> str:
             scenes=scenes(report),
             kinds=KINDS,
             style=inline("pages/page.css") + inline("report/report.css"),
-            script=inline("report/report.js"),
+            script=inline("report/report.js") + inline("pages/scrolling.js"),
         )
     )
 
@@ -214,9 +221,21 @@ def _matrix(counts: np.ndarray, names: list[str]) -> list[tuple[str, list[Cell]]
         row = []
         for j, taken_for in enumerate(names):
             count, share = int(counts[i, j]), float(shares[i, j])
-            row.append(Cell(taken_for, count, share, correct=i == j, dark=share > _DARK))
+            row.append(Cell(taken_for, count, share, i == j, _is_dark(share, correct=i == j)))
         matrix.append((name, row))
     return matrix
+
+
+def _is_dark(share: float, correct: bool) -> bool:
+    """Whether white is easier to read on a cell of the matrix than black, as WCAG measures it."""
+    color = _HIT if correct else _MISS
+    opacity = share if correct else share * _MISS_OPACITY
+    luminance = 0.0
+    for weight, channel in zip((0.2126, 0.7152, 0.0722), color, strict=True):
+        value = 1 - opacity * (1 - channel / 255)
+        linear = value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        luminance += weight * linear
+    return luminance < _EQUAL_CONTRAST
 
 
 def _most_confused(counts: np.ndarray, class_names: list[str]) -> list[tuple[str, str, int]]:

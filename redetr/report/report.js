@@ -1,7 +1,7 @@
 "use strict";
 // Draws the curves of a report and follows the threshold. All numbers are in the page.
 const { data, checkpoints: runs } = JSON.parse(document.getElementById("numbers").textContent);
-const COLORS = ["#1864ab", "#d9480f"], LEVELS = Array.from({ length: 101 }, (_, i) => i / 100);
+const COLORS = ["#1864ab", "#c2410c"], LEVELS = Array.from({ length: 101 }, (_, i) => i / 100);
 const slider = document.querySelector("#threshold input"), select = document.getElementById("class");
 const percent = value => value === null || value === undefined || isNaN(value) ? "-" : (100 * value).toFixed(1);
 const f1 = (p, r) => p === null || r === null ? null : p + r > 0 ? 2 * p * r / (p + r) : 0;
@@ -65,7 +65,7 @@ function drawCurves() {
       for (const entry of Object.values(run.per_class)) lines.push({ points: over(entry.curves.precision_at_recall), color: "#868e96", faint: true });
     const { curves } = entryOf(run, select.value);
     lines.push({ name: mark(k) + (select.value || "all classes"), color: COLORS[k], points: over(curves.precision_at_recall) });
-    const shades = runs.length > 1 ? Array(3).fill(COLORS[k]) : ["#1864ab", "#2b8a3e", "#212529"];
+    const shades = runs.length > 1 ? Array(3).fill(COLORS[k]) : ["#1864ab", "#20702f", "#212529"];
     triples.push({ name: mark(k) + "precision", color: shades[0], dash: "6 3", points: over(curves.precision) },
       { name: mark(k) + "recall", color: shades[1], dash: "2 3", points: over(curves.recall) },
       { name: mark(k) + "F1", color: shades[2], points: over(curves.precision.map((p, i) => f1(p, curves.recall[i]))) });
@@ -108,7 +108,7 @@ function follow() {
     const { precision, recall, f1 } = at(run.all, run);
     return `${runs.length > 1 ? `<b class="who who${k}">${"AB"[k]}</b>` : ""}precision ${percent(precision)} &nbsp; recall ${percent(recall)} &nbsp; F1 ${percent(f1)}`;
   }).join(" &nbsp; ");
-  document.querySelectorAll("#threshold button").forEach(button => button.classList.toggle("on", button.dataset.mode === mode));
+  document.querySelectorAll("#threshold button").forEach(button => button.setAttribute("aria-pressed", button.dataset.mode === mode));
   document.querySelectorAll("td[data-what]").forEach(cell => {
     const { class: name, run, what } = cell.dataset;
     cell.textContent = percent(at(runs[run].per_class[name], runs[run])[what]);
@@ -150,7 +150,12 @@ document.querySelectorAll("#threshold button").forEach(button => button.onclick 
   slider.value = runs[0].threshold;
   follow();
 });
-document.querySelectorAll(".sortable").forEach(table =>
-  [...table.tHead.rows[0].cells].forEach((head, column) => head.onclick = () => sortBy(table, column, head)));
+document.querySelectorAll(".sortable").forEach(table => [...table.tHead.rows[0].cells].forEach((head, column) => {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.append(...head.childNodes);
+  button.onclick = () => sortBy(table, column, head);
+  head.append(button);
+}));
 drawOnce();
 follow();

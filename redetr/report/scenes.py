@@ -37,7 +37,7 @@ class DrawnBox:
 class Scene:
     """An image, the objects in it, and what each checkpoint detected there."""
 
-    image_id: int
+    name: str  # of the image
     picture: str  # a data URI
     width: int
     height: int
@@ -58,7 +58,7 @@ def _scene(report: Report, number: int) -> Scene:
     painter = _Painter(index, width, height, report.dataset.class_names)
     image.thumbnail((_PICTURE_PX, _PICTURE_PX))
     return Scene(
-        image_id=report.numbers["images"][number]["image_id"],
+        name=report.dataset.image_name(index),
         picture=data_uri(image),
         width=width,
         height=height,

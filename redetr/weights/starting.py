@@ -34,6 +34,7 @@ _FREE = (
     "eval_idx",
     "denoising",
     "class_loss",
+    "masks",
 )
 
 # What a model may have that starts from weights with this norm.
@@ -163,7 +164,7 @@ def _copy(
     be missing, and so may a mask head as a whole: they stay as they are.
     """
     given = weights.tensors
-    has_masks = panoptic.is_panoptic(given)
+    has_masks = any(name.startswith(panoptic.HEADS) for name in given)
     filled = 0
     wrong = []
     for name, tensor in state.items():

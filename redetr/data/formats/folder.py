@@ -196,5 +196,8 @@ class FolderDataset(AnnotatedDataset):
         """The file of an image."""
         return self.annotations.path(self._position(index))
 
+    def image_name(self, index: int) -> str:
+        return self.path(index).name
+
     def _read(self, position: int) -> Tensor:
         return read_image(self.path(position), self.channels)

@@ -1,0 +1,112 @@
+"""What a run shows of itself at each evaluation: its curves, and predictions beside the truth."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from redetr.data import DetectionDataset
+from redetr.detector.detector import Detector
+from redetr.pages.curves import plot_curves
+from redetr.pages.drawing import class_color, comparison_grid, draw_boxes, save_image
+from redetr.state import State
+from redetr.structures import StoredTarget
+
+CURVES = "curves.png"
+PREDICTIONS = "predictions.png"
+_SHOWN = 8  # images, so that an evaluation hardly takes longer
+_PANEL_PX = 480
+
+
+def draw_run(state: State, val: DetectionDataset, folder: Path) -> list[str]:
+    """Draws `curves.png` and `predictions.png`, of the averaged weights, into the run folder.
+
+    Returns a warning for each that could not be drawn.
+    """
+    draw = {
+        CURVES: partial(plot_curves, [folder]),
+        PREDICTIONS: partial(_draw_predictions, state, val),
+    }
+    warnings = []
+    for name, draw_file in draw.items():
+        path = folder / name
+        problem = _problem(draw_file, path)
+        if problem:
+            warnings.append(f"warning: {path} is not drawn, and the run goes on: {problem}")
+    return warnings
+
+
+def _problem(draw: Callable[[Path], None], path: Path) -> str:
+    """What went wrong when the file was drawn: whatever it is, a run of days does not end for a
+    picture."""
+    try:
+        draw(path)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _draw_predictions(state: State, val: DetectionDataset, path: Path) -> None:
+    config, model = state.config, state.ema.model
+    detector = Detector(
+        model,
+        state.class_names,
+        state.category_ids,
+        config.image_size,
+        device=next(model.parameters()).device.type,
+        precision=config.precision,
+    )
+    save_image(prediction_grid(detector, val, _SHOWN), path)
+
+
+def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -> Image.Image:
+    """Truth beside predictions for at most `count` images spread over the data set, each about
+    480 px large.
+
+    As many predictions are shown as there are objects, the best-scored of all these images
+    together: scores that are trained towards the IoU are low while boxes are rough, so no fixed
+    threshold suits every stage of training.
+    """
+    shown = min(count, len(dataset))
+    indices = [k * len(dataset) // shown for k in range(shown)]
+    samples = [dataset.sample(index) for index in indices]
+    scores = []
+    num_objects = 0
+    for image, target in samples:
+        # Without their boxes and masks: with a threshold of 0, the masks of an image may take
+        # hundreds of MB. So those that are drawn are computed again.
+        scores.append(detector.predict(image, threshold=0.0).scores)
+        is_object = ~target["iscrowd"]
+        num_objects += int(is_object.sum())
+    threshold = _threshold_for(torch.cat(scores), num_objects)
+    scenes = []
+    for image, target in samples:
+        truth = _drawn_truth(image, target, dataset.class_names)
+        best = detector.predict(image, threshold)
+        scenes.append((truth, best.draw(image, within_px=_PANEL_PX)))
+    return comparison_grid(scenes, f"found, score {threshold:.2f} and more")
+
+
+def _threshold_for(scores: Tensor, count: int) -> float:
+    """The score that the best `count` of all detections exceed."""
+    if not len(scores):
+        return 0.0
+    ranked = scores.sort(descending=True).values
+    last = len(ranked) - 1
+    threshold = ranked[min(count, last)]
+    return float(threshold)
+
+
+def _drawn_truth(image: Tensor, target: StoredTarget, class_names: tuple[str, ...]) -> Image.Image:
+    """The image with the boxes of its objects, and their masks if it has them; crowds are left
+    out."""
+    kept = ~target["iscrowd"]
+    boxes = target["boxes"][kept]
+    labels = target["labels"][kept].tolist()
+    names = [class_names[label] if len(class_names) > 1 else "" for label in labels]
+    colors = [class_color(label) for label in labels]
+    masks = target["masks"][kept] if "masks" in target else None
+    return draw_boxes(image, boxes, names, None, colors, within_px=_PANEL_PX, masks=masks)

@@ -1,0 +1,94 @@
+"""The contact sheet of predictions: a page of all annotated images, filtered by class and score."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from redetr.pages.templates import render
+from redetr.wording import counted
+
+MARK = "redetr predict"  # tells the page from those that others have written
+_MOST_CARDS = 5000  # images and videos on one page, which holds all of their detections
+
+
+def contact_sheet(lines: Iterable[dict[str, Any]]) -> str:
+    """The page as HTML, from the lines of a `predictions.jsonl`.
+
+    It links the annotated images by their names, so it works in their folder only. Of more than
+    5,000 images, it shows the first and says so.
+    """
+    sheet = _Sheet()
+    for line in lines:
+        sheet.add(line)
+    return render(
+        "detector/contact_sheet.html",
+        mark=MARK,
+        title=sheet.title,
+        errors=sheet.errors,
+        left_out=sheet.left_out,
+        shown=counted(_MOST_CARDS, "image"),
+        data={"names": list(sheet.labels), "cards": list(sheet.cards.values())},
+    )
+
+
+@dataclass
+class _Sheet:
+    """What the page shows, gathered line by line."""
+
+    labels: dict[str, int] = field(default_factory=dict)  # position of each class in `names`
+    cards: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the name of the source
+    errors: list[tuple[str, str]] = field(default_factory=list)  # source, what was wrong
+    left_out: int = 0  # images beyond those that are shown
+
+    @property
+    def title(self) -> str:
+        images = counted(len(self.cards) + self.left_out, "image")
+        return f"Predictions in {images}"
+
+    def add(self, line: dict[str, Any]) -> None:
+        source = line["image"]
+        if "error" in line:
+            self.errors.append((source, line["error"]))
+        if "detections" not in line or "picture" not in line:
+            return
+        if "frame" in line:
+            self._add_frame(source, line)
+            return
+        card = self._card(source, line)
+        if card is not None:
+            card["found"] = self._found(line)
+
+    def _card(self, source: str, line: dict[str, Any]) -> dict[str, Any] | None:
+        """The card of an image or video; None if the page is full."""
+        if source in self.cards:
+            return self.cards[source]
+        if len(self.cards) == _MOST_CARDS:
+            self.left_out += "frame" not in line
+            return None
+        card = {
+            "source": source,
+            "picture": line["picture"],
+            "size": line["image_size"],
+            "is_video": "frame" in line,
+            "found": [],
+        }
+        self.cards[source] = card
+        return card
+
+    def _add_frame(self, source: str, line: dict[str, Any]) -> None:
+        """Of a video, however long, the page knows the best detection of each class."""
+        card = self._card(source, line)
+        if card is None:
+            return
+        best = {label: score for label, score, *_ in card["found"]}
+        for label, score, *_ in self._found(line):
+            best[label] = max(score, best.get(label, 0.0))
+        card["found"] = [[label, score] for label, score in best.items()]
+
+    def _found(self, line: dict[str, Any]) -> list[list[float]]:
+        """The detections as [class, score, left, top, right, bottom]."""
+        found = []
+        for detection in line["detections"]:
+            label = self.labels.setdefault(detection["label"], len(self.labels))
+            found.append([label, detection["score"], *detection["box"]])
+        return found
