@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from redetr.masks import encode
 from redetr.metrics import CocoResult, TruthObjects, holds_masks
 from redetr.postprocess import decode, decode_masks
 from redetr.precision import autocast, weights_dtype
-from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs, Target
+from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs, Size, Target
 from redetr.wording import counted
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
@@ -128,29 +129,45 @@ def _detections_of_batch(
     kind = model.loss_config.scores
     scores, labels, boxes, queries = decode(outputs, orig_sizes, kind, model.most_detections)
     detections_per_image = scores.shape[1]
+    masks = None
+    if with_masks:
+        stored_sizes = [target["orig_size"] for target in batch.targets]
+        by_image = compressed_masks(
+            outputs, queries, batch.sizes, batch.canvas, stored_sizes, model.original_masks
+        )
+        masks = list(chain.from_iterable(by_image))
     return DatasetDetections(
         image_index=np.repeat(np.array(indices), detections_per_image),
         labels=labels.flatten().cpu().numpy(),
         scores=scores.flatten().cpu().numpy(),
         boxes=boxes.flatten(0, 1).cpu().numpy(),
-        masks=_masks_of_batch(model, outputs, batch, queries) if with_masks else None,
+        masks=masks,
     )
 
 
-def _masks_of_batch(
-    model: DetectionModel, outputs: Outputs, batch: Batch, queries: Tensor
-) -> list[bytes]:
-    """The compressed masks of `queries` `[B, K]`, those of one image after those of the other."""
-    masks = []
-    for i, target in enumerate(batch.targets):
+def compressed_masks(
+    outputs: Outputs,
+    queries: Tensor,
+    sizes: Sequence[Size],
+    canvas: Size,
+    orig_sizes: Sequence[Size],
+    original: bool = False,
+) -> list[list[bytes]]:
+    """For each image of a batch, the masks of its `queries` `[B, K]`, compressed as in
+    `DatasetDetections`.
+
+    `sizes` are what the model saw of the images, without the padding up to `canvas`; `original` is
+    as in `decode_masks`.
+    """
+    of_images = []
+    for i, (size, orig_size) in enumerate(zip(sizes, orig_sizes, strict=True)):
         # Several detections of a query, of different classes, share its mask.
         distinct, which = queries[i].unique(return_inverse=True)
-        compressed: list[bytes] = []
-        sizes = (target["size"], batch.canvas, target["orig_size"])
-        for some in decode_masks(outputs, i, distinct, *sizes, model.original_masks):
-            compressed += encode(some)
-        masks += [compressed[row] for row in which.tolist()]
-    return masks
+        masks: list[bytes] = []
+        for some in decode_masks(outputs, i, distinct, size, canvas, orig_size, original):
+            masks += encode(some)
+        of_images.append([masks[row] for row in which.tolist()])
+    return of_images
 
 
 _COUNTS = ("boxes", "matched", "unmatched")  # of `SetCriterion.counts`
