@@ -87,7 +87,8 @@ def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> 
         for scene in scenes:
             for polygons in scene.masks:
                 masks.add(polygons)
-    objects = _read_objects(root, scenes, classes, faults, masks)
+    objects = _read_objects(root, scenes, classes, faults)
+    objects.masks = masks
     return assemble(folder, dict(enumerate(classes, start=1)), images, objects, faults)
 
 
@@ -344,11 +345,7 @@ def _classes(root: Path, split: Split, scenes: list[_Scene]) -> list[str]:
 
 
 def _read_objects(
-    root: Path,
-    scenes: list[_Scene],
-    classes: list[str],
-    faults: list[Fault],
-    masks: MaskBuilder | None,
+    root: Path, scenes: list[_Scene], classes: list[str], faults: list[Fault]
 ) -> Objects:
     image_of: list[int] = []
     numbers: list[int] = []
@@ -387,7 +384,6 @@ def _read_objects(
         quoted=lambda i: f"the box {corners[i].round(2).tolist()} around it",
         remedy="was the image resized? put back the one that was annotated",
         box_format="xyxy",
-        masks=masks,
     )
 
 
