@@ -4,7 +4,9 @@ rank evaluates its share of them, a few at a time, so that neither time nor memo
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
+import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +27,7 @@ from redetr.metrics import (
 from redetr.structures import DatasetDetections
 
 _AT_ONCE = 400_000  # detections that are evaluated together; hotcoco takes some 400 bytes for each
+_MASKS_AT_ONCE = 20_000  # of all classes of a group; hotcoco and Python take some kB for each
 _BEST = 100  # of a class in an image, as in COCO
 
 # A detection on its way to another rank; float64 holds every smaller type exactly. Masks follow it,
@@ -177,7 +180,76 @@ def _tables(
         image_index=np.searchsorted(images, part.image_index),
         labels=new_label[part.labels],
     )
-    return tables_of(coco_evaluation(GroundTruth.from_objects(truth), of_classes, measured))
+    if measured == "segm":
+        return _mask_tables(truth, of_classes)
+    return tables_of(coco_evaluation(GroundTruth.from_objects(truth), of_classes))
+
+
+def _mask_tables(objects: TruthObjects, detections: DatasetDetections) -> Tables:
+    """The tables of masks, a few images at a time: of these, hotcoco keeps scores and matches."""
+    categories = [{"id": label, "name": name} for label, name in enumerate(objects.class_names)]
+    streaming = hotcoco.StreamingEval(categories, "segm")
+    object_rows = _rows_by_image(objects.image, len(objects.image_ids))
+    detection_rows = _rows_by_image(detections.image_index, len(objects.image_ids))
+    in_order = objects.image_ids.argsort(kind="stable")  # which breaks ties in score
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for number, image in enumerate(in_order.tolist()):
+        images.append({"id": number})
+        annotations += _object_entries(objects, object_rows[image], number)
+        results += _detection_entries(objects, detections, detection_rows[image], number)
+        if len(results) > _MASKS_AT_ONCE or number == len(in_order) - 1:
+            streaming.update(images, annotations, results)
+            images, annotations, results = [], [], []
+    evaluation = streaming.finalize()
+    evaluation.accumulate()
+    return tables_of(evaluation)
+
+
+def _rows_by_image(image: NDArray[np.int64], num_images: int) -> list[NDArray[np.int64]]:
+    """The rows of each image, in their order."""
+    order = image.argsort(kind="stable")
+    return np.split(order, np.searchsorted(image[order], np.arange(1, num_images)))
+
+
+def _object_entries(
+    objects: TruthObjects, rows: NDArray[np.int64], image_id: int
+) -> list[dict[str, Any]]:
+    """Objects of an image as COCO's annotations."""
+    assert objects.masks is not None and objects.image_sizes is not None
+    entries = []
+    for row in rows.tolist():
+        size = objects.image_sizes[objects.image[row]].tolist()
+        entry = {
+            "id": row + 1,
+            "image_id": image_id,
+            "category_id": int(objects.labels[row]),
+            "bbox": [0, 0, 0, 0],  # of no importance
+            "area": float(objects.area[row]),
+            "iscrowd": int(objects.iscrowd[row]),
+            "segmentation": {"size": size, "counts": objects.masks[row]},
+        }
+        entries.append(entry)
+    return entries
+
+
+def _detection_entries(
+    objects: TruthObjects, detections: DatasetDetections, rows: NDArray[np.int64], image_id: int
+) -> list[dict[str, Any]]:
+    """Detections of an image as COCO's results without boxes: their area is that of the mask."""
+    assert detections.masks is not None and objects.image_sizes is not None
+    entries = []
+    for row in rows.tolist():
+        size = objects.image_sizes[detections.image_index[row]].tolist()
+        entry = {
+            "image_id": image_id,
+            "category_id": int(detections.labels[row]),
+            "score": float(detections.scores[row]),
+            "segmentation": {"size": size, "counts": detections.masks[row]},
+        }
+        entries.append(entry)
+    return entries
 
 
 def _best(detections: DatasetDetections) -> NDArray[np.bool_]:

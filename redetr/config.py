@@ -55,6 +55,9 @@ class ModelOptions:
     denoising: int = 0
     """Groups of noisy queries, which learn to find the objects they start from; 0 = none. RT-DETR
     and D-FINE only; each group takes two queries per object, while training."""
+    masks: bool = False
+    """Find instance masks as well: adds a head for them to the model, and takes them from the
+    data."""
     precision: Precision = "auto"
     """auto = bf16 (autocast) where it is faster, on a CPU by a short trial; fp64 is for proofs."""
     recompute: bool = False
@@ -271,6 +274,8 @@ class TrainConfig(
             kwargs["num_queries"] = self.num_queries
         if self.denoising:
             kwargs["denoising"] = self.denoising
+        if self.masks and not self.model.endswith("_panoptic"):  # which has them in any case
+            kwargs["masks"] = True
         if self.channels not in (None, _RGB):
             kwargs["channels"] = self.channels
         for option in self.model_options:

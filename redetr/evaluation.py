@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ from redetr.errors import InputError
 from redetr.losses import DIVISORS, SetCriterion
 from redetr.masks import encode
 from redetr.metrics import CocoResult, TruthObjects, holds_masks
+from redetr.panoptic import panoptic_of_batch
+from redetr.panoptic_quality import shared_quality
 from redetr.postprocess import decode, decode_masks
 from redetr.precision import autocast, weights_dtype
-from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs, Target
+from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs, Size, Target
 from redetr.wording import counted
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
@@ -35,12 +38,39 @@ def evaluate(
 ) -> CocoResult:
     """The twelve COCO numbers, per-class AP and, with a `criterion`, the losses on `dataset`.
 
-    Options and errors are those of `detect_classes`. Communicates.
+    Where a panoptic model meets panoptic data, also the panoptic quality. Options and errors are
+    those of `detect_classes`. Communicates.
     """
     dist = dist or _alone(model)
-    share, losses = detect_classes(model, dataset, dist, **options)
-    result = shared_metrics(TruthObjects.from_dataset(dataset), share, dist)
+    segments: list[DatasetDetections] = []
+    share, losses = detect_classes(model, dataset, dist, segments=segments, **options)
+    result = with_quality(model, dataset, share, segments, dist)
     return replace(result, losses=losses)
+
+
+def with_quality(
+    model: DetectionModel,
+    dataset: DetectionDataset,
+    share: DatasetDetections,
+    segments: list[DatasetDetections],
+    dist: Dist,
+) -> CocoResult:
+    """The numbers of this rank's detections and, if it can be measured, panoptic quality.
+
+    Both are what `detect_classes` gives. Communicates.
+    """
+    objects = TruthObjects.from_dataset(dataset)
+    result = shared_metrics(objects, share, dist)
+    if not has_quality(model, dataset):
+        return result
+    mine = DatasetDetections.concatenate(segments)
+    return replace(result, panoptic=shared_quality(objects, mine, dataset.is_thing, dist))
+
+
+def has_quality(model: DetectionModel, dataset: DetectionDataset) -> bool:
+    """Whether panoptic quality can be measured: of a panoptic model, on data that says what things
+    and what stuff is, and was opened with masks."""
+    return model.original_masks and bool(dataset.is_thing) and holds_masks(dataset)
 
 
 def detect_classes(
@@ -49,6 +79,7 @@ def detect_classes(
     dist: Dist | None = None,
     *,
     classes: Sequence[tuple[int, str]] | None = None,
+    segments: list[DatasetDetections] | None = None,
     **options: Any,
 ) -> tuple[DatasetDetections, Losses]:
     """What `detect_share` returns, with the labels of the data set; options as there.
@@ -60,7 +91,10 @@ def detect_classes(
     classes of the data set. Communicates.
     """
     label_of = labels_in(dataset, model.num_classes, classes)
-    detections, losses = detect_share(model, dataset, dist, **options)
+    of_model: list[DatasetDetections] = []
+    detections, losses = detect_share(model, dataset, dist, segments=of_model, **options)
+    if segments is not None:
+        segments += [with_labels(part, label_of) for part in of_model]
     return with_labels(detections, label_of), losses
 
 
@@ -77,11 +111,13 @@ def detect_share(
     loader_timeout_s: float = ANSWER_S,
     criterion: SetCriterion | None = None,
     on_batch: Callable[[int], Any] = lambda images: None,
+    segments: list[DatasetDetections] | None = None,
 ) -> tuple[DatasetDetections, Losses]:
     """This rank's detections on `dataset`, and with a `criterion` the losses of all of it.
 
     Each image is processed once, over all ranks. `on_batch` gets the number of images after each
-    batch. Detections have masks if the model and the targets have them. Communicates at the end.
+    batch. To the list of `segments` those of each batch are added, if the quality of them can be
+    measured. Detections have masks if the model and the targets have them. Communicates at the end.
     """
     dist = dist or _alone(model)
     model.eval()
@@ -92,6 +128,7 @@ def detect_share(
     batches = load_batches(samples, sampler, num_workers, pin_memory, loader_timeout_s)
     parts = []
     with_masks = model.has_masks and holds_masks(dataset)
+    with_segments = has_quality(model, dataset)
     indices: list[int] = []
     sums = _LossSums(criterion)
     for keys, batch_samples in zip(sampler, batches, strict=True):
@@ -102,6 +139,8 @@ def detect_share(
         batch_indices = [index for _, index in keys]
         indices += batch_indices
         parts.append(_detections_of_batch(model, outputs, batch, batch_indices, with_masks))
+        if segments is not None and with_segments:
+            segments.append(_segments_of_batch(model, outputs, batch, batch_indices))
         on_batch(len(batch_samples))
     if sorted(dist.gather(indices)) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
@@ -128,29 +167,71 @@ def _detections_of_batch(
     kind = model.loss_config.scores
     scores, labels, boxes, queries = decode(outputs, orig_sizes, kind, model.most_detections)
     detections_per_image = scores.shape[1]
+    masks = None
+    if with_masks:
+        stored_sizes = [target["orig_size"] for target in batch.targets]
+        by_image = compressed_masks(
+            outputs, queries, batch.sizes, batch.canvas, stored_sizes, model.original_masks
+        )
+        masks = list(chain.from_iterable(by_image))
     return DatasetDetections(
         image_index=np.repeat(np.array(indices), detections_per_image),
         labels=labels.flatten().cpu().numpy(),
         scores=scores.flatten().cpu().numpy(),
         boxes=boxes.flatten(0, 1).cpu().numpy(),
-        masks=_masks_of_batch(model, outputs, batch, queries) if with_masks else None,
+        masks=masks,
     )
 
 
-def _masks_of_batch(
-    model: DetectionModel, outputs: Outputs, batch: Batch, queries: Tensor
-) -> list[bytes]:
-    """The compressed masks of `queries` `[B, K]`, those of one image after those of the other."""
-    masks = []
-    for i, target in enumerate(batch.targets):
+def compressed_masks(
+    outputs: Outputs,
+    queries: Tensor,
+    sizes: Sequence[Size],
+    canvas: Size,
+    orig_sizes: Sequence[Size],
+    original: bool = False,
+) -> list[list[bytes]]:
+    """For each image of a batch, the masks of its `queries` `[B, K]`, compressed as in
+    `DatasetDetections`.
+
+    `sizes` are what the model saw of the images, without the padding up to `canvas`; `original` is
+    as in `decode_masks`.
+    """
+    of_images = []
+    for i, (size, orig_size) in enumerate(zip(sizes, orig_sizes, strict=True)):
         # Several detections of a query, of different classes, share its mask.
         distinct, which = queries[i].unique(return_inverse=True)
-        compressed: list[bytes] = []
-        sizes = (target["size"], batch.canvas, target["orig_size"])
-        for some in decode_masks(outputs, i, distinct, *sizes, model.original_masks):
-            compressed += encode(some)
-        masks += [compressed[row] for row in which.tolist()]
-    return masks
+        masks: list[bytes] = []
+        for some in decode_masks(outputs, i, distinct, size, canvas, orig_size, original):
+            masks += encode(some)
+        of_images.append([masks[row] for row in which.tolist()])
+    return of_images
+
+
+def _segments_of_batch(
+    model: DetectionModel, outputs: Outputs, batch: Batch, indices: list[int]
+) -> DatasetDetections:
+    """The segments of images with these indices, with their masks and, for boxes, zeros."""
+    is_thing = model.is_thing or (True,) * model.num_classes
+    orig_sizes = [target["orig_size"] for target in batch.targets]
+    image_index = []
+    labels = []
+    scores = []
+    masks: list[bytes] = []
+    panoptics = panoptic_of_batch(outputs, batch.sizes, orig_sizes, is_thing)
+    for index, panoptic in zip(indices, panoptics, strict=True):
+        for segment in panoptic.segments:
+            image_index.append(index)
+            labels.append(segment.label)
+            scores.append(segment.score)
+        masks += encode(panoptic.masks())
+    return DatasetDetections(
+        image_index=np.array(image_index, np.int64),
+        labels=np.array(labels, np.int64),
+        scores=np.array(scores, np.float32),
+        boxes=np.zeros((len(labels), 4), np.float32),
+        masks=masks,
+    )
 
 
 _COUNTS = ("boxes", "matched", "unmatched")  # of `SetCriterion.counts`

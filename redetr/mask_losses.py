@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from redetr.boxes import at_least_float32
 from redetr.structures import Outputs, Size, Target
 
 _FOCAL_ALPHA = 0.25
@@ -110,15 +111,12 @@ def _matched_masks(outputs: Outputs, queries: Tensor, image: Tensor, row: Tensor
     if "masks_of" in outputs:
         return outputs["masks_of"](image, queries[image, row])
     if "mask_embed" not in outputs:
-        pred_masks = outputs["pred_masks"]
-        dtype = torch.promote_types(pred_masks.dtype, torch.float32)
-        return pred_masks[image, queries[image, row]].to(dtype)
-    mask_embed = outputs["mask_embed"]  # [B, Q, E]
-    pixel_embed = outputs["pixel_embed"]  # [B, E, h, w]
-    dtype = torch.promote_types(mask_embed.dtype, torch.float32)
+        return at_least_float32(outputs["pred_masks"][image, queries[image, row]])
+    mask_embed = at_least_float32(outputs["mask_embed"])  # [B, Q, E]
+    pixel_embed = at_least_float32(outputs["pixel_embed"])  # [B, E, h, w]
     index = queries[..., None].expand(-1, -1, mask_embed.shape[-1])
-    matched = mask_embed.gather(1, index).to(dtype)  # [B, T, E]
-    masks = matched @ pixel_embed.flatten(2).to(dtype)  # [B, T, h * w]
+    matched = mask_embed.gather(1, index)  # [B, T, E]
+    masks = matched @ pixel_embed.flatten(2)  # [B, T, h * w]
     return masks[image, row].unflatten(-1, pixel_embed.shape[-2:])
 
 

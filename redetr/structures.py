@@ -71,6 +71,7 @@ class Outputs(TypedDict):
     # [B, E, H / 4, W / 4]
     mask_embed: NotRequired[Tensor]
     pixel_embed: NotRequired[Tensor]
+    states: NotRequired[Tensor]  # [B, Q, D] of the last layer, within a model that makes masks
     canvas: NotRequired[Size]  # of the padded images, which masks cover
     # D-FINE, see `edges.py`: logits of the bins of each edge, [B, Q, 4 * N], and the boxes from
     # which edges move, [B, Q, 4]

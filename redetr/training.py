@@ -105,7 +105,9 @@ def _train(
     config.check(dist.world_size)
     dist.doing("reading and checking annotations and images")
     if datasets is None:
-        data, val, faults = open_on_ranks(config.data, config.val_fraction, dist, essential_faults)
+        data, val, faults = open_on_ranks(
+            config.data, config.val_fraction, dist, essential_faults, config.masks
+        )
     else:
         data, val = datasets
         faults = essential_faults(data, val)
@@ -435,7 +437,8 @@ class _Run:
         )
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
-        is_best = state.record(line["AP"], line["threshold"])
+        quality = line.get("panoptic", {}).get("PQ")
+        is_best = state.record(line["AP"], line["threshold"], quality)
         if is_best:
             save = self.dist.main_only(save_checkpoint)
             save(self.folder / "best.pt", state.to_dict())
@@ -454,7 +457,10 @@ class _Run:
         best."""
         best = self.state.best
         ap = in_percent(best["AP"])
-        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: AP {ap}")
+        numbers = f"AP {ap}"
+        if "PQ" in best:
+            numbers = f"PQ {in_percent(best['PQ'])}, {numbers}"
+        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: {numbers}")
         self._save()
         return result | {"best": best}
 

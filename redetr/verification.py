@@ -35,6 +35,7 @@ TOLERANCE = {"fp64": 1e-12, "fp32": 3e-6, "bf16": 0.02}
 # Objects of each image of noise. Half of the images hold none: with two ranks, one has no object at
 # all.
 _OBJECTS = (0, 0, 0, 0, 0, 0, 15, 1, 7, 2, 3, 4)
+_INKED = 0.5  # share of the pixels of a box that are in its mask
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,14 @@ class Verification:
 
 
 class Noise(DetectionDataset):
-    """Noise of several sizes with 0 to 15 random boxes."""
+    """Noise of several sizes with 0 to 15 random boxes, and noise in these as `masks`."""
 
     name, class_names, category_ids = "random", ("a", "b", "c"), (1, 2, 3)
     hints = Hints(image_size=128, augment="plain")
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, masks: bool = False):
         self._size = size
+        self.has_masks = masks
 
     def __len__(self) -> int:
         return self._size
@@ -85,7 +87,7 @@ class Noise(DetectionDataset):
         bottom_right = corners.max(1) + 1
         boxes = np.concatenate([top_left, bottom_right], 1).clip(0, [width, height] * 2)
         labels = random.integers(0, 3, objects)
-        return StoredTarget(
+        target = StoredTarget(
             boxes=torch.from_numpy(boxes).float(),
             labels=torch.from_numpy(labels),
             image_id=index,
@@ -94,6 +96,13 @@ class Noise(DetectionDataset):
             iscrowd=torch.zeros(objects, dtype=torch.bool),
             area=torch.ones(objects),
         )
+        if self.has_masks:
+            masks = np.zeros((objects, height, width), bool)
+            for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int), strict=True):
+                part = mask[top:bottom, left:right]
+                part[:] = random.random(part.shape) < _INKED
+            target["masks"] = torch.from_numpy(masks)
+        return target
 
     def image(self, index: int) -> Tensor:
         height, width = self.target(index)["orig_size"]
@@ -115,9 +124,9 @@ def verify(config: TrainConfig) -> Verification:
         config.check(dist.world_size)
         data: DetectionDataset
         if config.data == "random":
-            data = Noise(config.batch_size)
+            data = Noise(config.batch_size, config.masks)
         else:
-            data = open_dataset(config.data, "train", config.val_fraction)
+            data = open_dataset(config.data, "train", config.val_fraction, masks=config.masks)
         state, criterion = prepare(config, dist, data)
         samples = first_batch(data, state)
         precision = state.config.precision

@@ -213,6 +213,7 @@ def test_in_shards_of_few_detections(monkeypatch):
     targets, detections = random_set(3)
     expected = coco_metrics(GroundTruth.from_targets(targets, NAMES), detections).to_dict()
     monkeypatch.setattr(class_shares, "_AT_ONCE", 10)
+    monkeypatch.setattr(class_shares, "_MASKS_AT_ONCE", 5)
     objects = TruthObjects.from_targets(targets, NAMES)
     assert shared_metrics(objects, detections, ALONE).to_dict() == expected
 

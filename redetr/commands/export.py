@@ -100,7 +100,8 @@ class Export:
     def _images_of(self, detector: "Detector", split: "Split") -> "DetectionDataset":
         """The images of the flags, or of the training run. Raises InputError if there are none."""
         try:
-            return detector.open_data(split, self.data, self.val_fraction)
+            masks = detector.model.has_masks
+            return detector.open_data(split, self.data, self.val_fraction, masks)
         except InputError as error:
             if self.data or split == "train":
                 raise
@@ -123,6 +124,12 @@ def _print(comparison: "Comparison", max_ap_drop: float) -> None:
         OUT.print(table)
     pytorch_ap, file_ap = comparison.ap
     OUT.print(f"AP {pytorch_ap:.2f} with PyTorch, {file_ap:.2f} with the file")
+    if comparison.mask_ap:
+        pytorch_ap, file_ap = comparison.mask_ap
+        OUT.print(f"mask AP {pytorch_ap:.2f} with PyTorch, {file_ap:.2f} with the file")
+    if comparison.mask_iou:
+        smallest, usual = comparison.mask_iou
+        OUT.print(f"masks: IoU {smallest:.4f} at least, {usual:.4f} usually")
     if comparison.ap_drop > max_ap_drop:
         ERRORS.print(
             f"warning: AP drops by {comparison.ap_drop:.2f}, more than {max_ap_drop:g}, but "

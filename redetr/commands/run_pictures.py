@@ -101,7 +101,8 @@ def _threshold_for(scores: Tensor, count: int) -> float:
 
 
 def _drawn_truth(image: Tensor, target: StoredTarget, class_names: tuple[str, ...]) -> Image.Image:
-    """The image with the boxes of its objects; crowds are left out."""
+    """The image with the boxes of its objects, and their masks if it has them; crowds are left
+    out."""
     kept = ~target["iscrowd"]
     boxes = target["boxes"][kept]
     labels = target["labels"][kept].tolist()

@@ -59,7 +59,7 @@ def open_dataset(
     if source == "digits":
         return DigitsDataset(split, masks=masks)
     if str(source).startswith("hf:"):
-        return open_hub(str(source), split, val_fraction, masks)
+        return open_hub(str(source), split, val_fraction, "train" if masks else "none")
     hints = Hints()
     if source == "crowns":
         hints = Hints(image_size=128, augment="aerial", num_queries=25)
@@ -70,10 +70,11 @@ Check = Callable[[DetectionDataset, DetectionDataset], list[Fault]]
 
 
 def open_on_ranks(
-    source: str, val_fraction: float, dist: Dist, check: Check
+    source: str, val_fraction: float, dist: Dist, check: Check, masks: bool = False
 ) -> tuple[DetectionDataset, DetectionDataset, list[Fault]]:
     """The train and val split on every rank, and what `check` says of them. The first rank of each
-    host reads and checks; the others open what it has stored. Communicates.
+    host reads and checks; the others open what it has stored. `masks` is as in `open_dataset`.
+    Communicates.
 
     Raises the InputError of any rank on all of them.
     """
@@ -84,8 +85,8 @@ def open_on_ranks(
     if local_rank == 0:
         try:
             stamp = _stamp(source)
-            train = open_dataset(source, "train", val_fraction, stamp)
-            val = open_dataset(source, "val", val_fraction, stamp)
+            train = open_dataset(source, "train", val_fraction, stamp, masks)
+            val = open_dataset(source, "val", val_fraction, stamp, masks)
             faults = check(train, val)
         except InputError as reason:
             error = reason
@@ -96,8 +97,8 @@ def open_on_ranks(
         raise errors[0]
     if local_rank > 0:
         stamp, faults, _ = said[dist.rank - local_rank]
-        train = open_dataset(source, "train", val_fraction, stamp)
-        val = open_dataset(source, "val", val_fraction, stamp)
+        train = open_dataset(source, "train", val_fraction, stamp, masks)
+        val = open_dataset(source, "val", val_fraction, stamp, masks)
     return train, val, faults
 
 

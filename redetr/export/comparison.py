@@ -9,7 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
+import hotcoco.mask
 import numpy as np
 import torch
 from hotcoco import COCOeval
@@ -18,7 +20,8 @@ from scipy.optimize import linear_sum_assignment
 from redetr.boxes import iou_and_giou
 from redetr.report.comparison import ap_differences
 
-ImageDetections = dict[str, np.ndarray]  # scores [K], labels [K] and boxes [K, 4]
+# scores [K], labels [K], boxes [K, 4], and of a model with masks these, compressed, as objects [K]
+ImageDetections = dict[str, np.ndarray]
 
 _PAIR_IOU = 0.5  # from which on two boxes of one class are taken for one detection
 # A pair is the same if its boxes overlap as much, or are as close. Rounding and near ties leave at
@@ -42,20 +45,37 @@ class Comparison:
     ap: tuple[float, float]  # PyTorch's and the file's, in percent
     # the 95% confidence interval of the drop of AP, in points; None with fewer than two images
     interval: tuple[float, float] | None = None
+    # the same two of masks, where model and data have them
+    mask_ap: tuple[float, float] | None = None
+    mask_interval: tuple[float, float] | None = None
+    mask_iou: tuple[float, float] | None = None  # of paired detections: the smallest, the median
 
     @property
     def ap_drop(self) -> float:
         return self.ap[0] - self.ap[1]
 
     @property
+    def mask_ap_drop(self) -> float:
+        """0 where masks were not measured."""
+        return self.mask_ap[0] - self.mask_ap[1] if self.mask_ap else 0.0
+
+    @property
     def by_chance(self) -> bool:
         """Whether a drop of AP may be chance: detections above the threshold are the same, and the
         images are too few to tell. A single image never tells."""
+        return self._may_be_chance(self.interval)
+
+    @property
+    def masks_by_chance(self) -> bool:
+        """The same of the drop of mask AP."""
+        return self._may_be_chance(self.mask_interval)
+
+    def _may_be_chance(self, interval: tuple[float, float] | None) -> bool:
         if self.same < _SAME_SHARE * (self.paired + self.unpaired):
             return False
-        if self.interval is None:
+        if interval is None:
             return True
-        lower, _ = self.interval
+        lower, _ = interval
         return lower <= 0
 
 
@@ -95,6 +115,7 @@ class Apart:
     unpaired: int
     same: int
     differences: dict[str, tuple[float, float]]
+    mask_iou: tuple[float, float] | None
 
 
 def detections_apart(
@@ -107,6 +128,7 @@ def detections_apart(
     unpaired = 0
     num_same = 0
     differences: dict[str, list[float]] = {"scores": [], "boxes": []}
+    mask_ious: list[float] = []
     for expected, answer in zip(pytorch, file, strict=True):
         answer = aligned(expected, answer)
         shown = (expected["scores"] >= threshold) | (answer["scores"] >= threshold)
@@ -122,8 +144,19 @@ def detections_apart(
         num_same += int(is_same.sum())
         differences["scores"] += scores.tolist()
         differences["boxes"] += boxes.tolist()
+        if "masks" in expected:
+            pairs = zip(expected["masks"][shown], answer["masks"][shown], strict=True)
+            mask_ious += [_mask_iou(*pair) for pair in pairs]
     paired = len(differences["scores"])
     summary = {}
     for name, values in differences.items():
         summary[name] = (max(values), median(values)) if values else (math.nan, math.nan)
-    return Apart(paired, unpaired, num_same, summary)
+    mask_iou = (min(mask_ious), median(mask_ious)) if mask_ious else None
+    return Apart(paired, unpaired, num_same, summary, mask_iou)
+
+
+def _mask_iou(expected: Any, answer: Any) -> float:
+    """The IoU of two masks; two without a pixel are the same."""
+    if not hotcoco.mask.area(expected) and not hotcoco.mask.area(answer):
+        return 1.0
+    return float(hotcoco.mask.iou([expected], [answer], [False])[0, 0])

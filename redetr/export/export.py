@@ -25,16 +25,21 @@ from torch import Tensor
 from redetr.choices import ExportFormat, ExportPrecision
 from redetr.data import DetectionDataset
 from redetr.data.transforms import final_size, normalize, resizer, statistics
-from redetr.detector.detections import detections_of
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.evaluation import labels_in, with_labels
-from redetr.export.comparison import Comparison, detections_apart, drop_interval
+from redetr.evaluation import compressed_masks, labels_in, with_labels
+from redetr.export.comparison import (
+    Comparison,
+    ImageDetections,
+    detections_apart,
+    drop_interval,
+)
 from redetr.export.files import SUFFIXES, Arrays, open_file, write_file
 from redetr.export.graph import Plain, Processed, trace
 from redetr.files import write_whole
 from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics, coco_result
-from redetr.structures import DatasetDetections, Outputs, collate
+from redetr.postprocess import decode
+from redetr.structures import DatasetDetections, Outputs, Size, collate
 from redetr.wording import counted
 
 _NEEDED: dict[ExportFormat, tuple[str, ...]] = {
@@ -53,6 +58,7 @@ class ExportConfig:
     precision: ExportPrecision = "fp32"
     processing: bool = False  # images as stored go in, detections come out
     mask: bool = False  # a second input marks the padding
+    masks: bool = False  # mask logits come out as well; `export` sets it for a model that has them
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -60,7 +66,8 @@ class ExportConfig:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return ("scores", "labels", "boxes") if self.processing else ("logits", "boxes")
+        names = ("scores", "labels", "boxes") if self.processing else ("logits", "boxes")
+        return (*names, "masks") if self.masks else names
 
     def check(self) -> None:
         """Raises InputError for options that exclude each other, or a missing package."""
@@ -101,6 +108,7 @@ def export(
     points and the choice of images does not explain it; then nothing is written.
     """
     config.check()
+    config = replace(config, masks=detector.model.has_masks)
     if config.precision == "int8" and not train:
         raise InputError(
             "--precision int8 learns the ranges of values on training images: give --data"
@@ -155,17 +163,22 @@ def _require_ap(
             where=path,
             remedy="give --data with objects, more --images, or --no-check",
         )
-    if comparison.ap_drop <= max_ap_drop or comparison.by_chance:
+    name, drop, pair, limits = "AP", comparison.ap_drop, comparison.ap, comparison.interval
+    may_be_chance = comparison.by_chance
+    if comparison.mask_ap and comparison.mask_ap_drop > drop:
+        name, drop, pair = "mask AP", comparison.mask_ap_drop, comparison.mask_ap
+        limits, may_be_chance = comparison.mask_interval, comparison.masks_by_chance
+    if drop <= max_ap_drop or may_be_chance:
         return
-    pytorch_ap, file_ap = comparison.ap
+    pytorch_ap, file_ap = pair
     interval = ""
-    if comparison.interval is not None:
-        lower, upper = comparison.interval
+    if limits is not None:
+        lower, upper = limits
         interval = f" (95% interval {lower:.2f} to {upper:.2f})"
-    allowed = math.ceil(10 * comparison.ap_drop) / 10
+    allowed = math.ceil(10 * drop) / 10
     raise InputError(
-        f"AP is {file_ap:.2f}, with PyTorch {pytorch_ap:.2f}, on {images}: it drops by more than "
-        f"--max-ap-drop {max_ap_drop:g}{interval}, so no file was written",
+        f"{name} is {file_ap:.2f}, with PyTorch {pytorch_ap:.2f}, on {images}: it drops by more "
+        f"than --max-ap-drop {max_ap_drop:g}{interval}, so no file was written",
         where=path,
         remedy=f"{_milder(config)}, or accept it with --max-ap-drop {allowed:g}",
     )
@@ -228,14 +241,6 @@ def _calibration(
         yield inputs_of(detector, config, [train.image(index)])
 
 
-@dataclass(frozen=True, eq=False)
-class _Answer:
-    """What a model or file computed for one image, arrays by name."""
-
-    outputs: dict[str, np.ndarray]  # the names of `ExportConfig.outputs`
-    detections: dict[str, np.ndarray]  # scores, labels and boxes
-
-
 class Trial:
     """What PyTorch detects in the first images of a data set, to be compared with a file.
 
@@ -269,11 +274,7 @@ class Trial:
         seconds, is computed if it is more than `max_ap_drop` points."""
         answers = self._run(run, self._config)
         threshold = self.threshold()
-        apart = detections_apart(
-            [answer.detections for answer in self._pytorch],
-            [answer.detections for answer in answers],
-            threshold,
-        )
+        apart = detections_apart(self._pytorch, answers, threshold)
         pytorch = coco_evaluation(self._truth, self._detections(self._pytorch))
         file = coco_evaluation(self._truth, self._detections(answers))
         ap_pytorch = 100 * coco_result(self._truth, pytorch).ap
@@ -281,6 +282,7 @@ class Trial:
         interval = None
         if ap_pytorch - ap_file > max_ap_drop:
             interval = drop_interval(pytorch, file)
+        mask_ap, mask_interval = self._mask_ap(answers, max_ap_drop)
         return Comparison(
             images=len(answers),
             threshold=threshold,
@@ -290,7 +292,25 @@ class Trial:
             differences=apart.differences,
             ap=(ap_pytorch, ap_file),
             interval=interval,
+            mask_ap=mask_ap,
+            mask_interval=mask_interval,
+            mask_iou=apart.mask_iou,
         )
+
+    def _mask_ap(
+        self, answers: list[ImageDetections], max_ap_drop: float
+    ) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+        """Mask AP of PyTorch and of the file, and the interval of its drop, as those of boxes."""
+        if self._truth.image_sizes is None or not self._config.masks:
+            return None, None
+        pytorch = coco_evaluation(self._truth, self._detections(self._pytorch), "segm")
+        file = coco_evaluation(self._truth, self._detections(answers), "segm")
+        ap_pytorch = 100 * coco_result(self._truth, pytorch).ap
+        ap_file = 100 * coco_result(self._truth, file).ap
+        interval = None
+        if ap_pytorch - ap_file > max_ap_drop:
+            interval = drop_interval(pytorch, file)
+        return (ap_pytorch, ap_file), interval
 
     def _batches_of(self, batch_size: int) -> list[list[int]]:
         """Indices of the images that go in at once.
@@ -308,60 +328,113 @@ class Trial:
                 batches.append(group[start : start + batch_size])
         return batches
 
-    def _run(self, run: Run, config: ExportConfig) -> list[_Answer]:
-        """The answer for each image, in the order of the data set."""
-        answers: dict[int, _Answer] = {}
+    def _run(self, run: Run, config: ExportConfig) -> list[ImageDetections]:
+        """The detections in each image, in the order of the data set."""
+        answers: dict[int, ImageDetections] = {}
         for batch in self._batches:
             images = [self._dataset.image(index) for index in batch]
-            arrays = run(inputs_of(self._detector, config, images))
-            outputs = []
-            for rows in zip(*arrays, strict=True):
-                outputs.append(dict(zip(config.outputs, rows, strict=True)))
+            inputs = inputs_of(self._detector, config, images)
+            arrays = dict(zip(config.outputs, run(inputs), strict=True))
             if config.processing:
-                detections = outputs
+                detections = self._compressed(arrays, batch)
             else:
-                detections = self._decode(arrays, batch)
-            for index, *answer in zip(batch, outputs, detections, strict=True):
-                answers[index] = _Answer(*answer)
+                detections = self._decode(arrays, inputs, batch)
+            for row, index in enumerate(batch):
+                answers[index] = detections[row]
         return [answers[index] for index in range(len(answers))]
 
     @torch.inference_mode()
     def _run_pytorch(self, arrays: Arrays) -> Arrays:
         inputs = [torch.from_numpy(array) for array in arrays]
-        outputs = self._detector.model(*inputs)
-        return [outputs["pred_logits"].numpy(), outputs["pred_boxes"].numpy()]
+        outputs = Plain(self._detector.model)(*inputs)
+        return [output.numpy() for output in outputs]
 
-    def _decode(self, arrays: Arrays, indices: list[int]) -> list[dict[str, np.ndarray]]:
-        logits, boxes = (torch.from_numpy(array) for array in arrays)
-        detector = self._detector
-        of_images = detections_of(
-            Outputs(pred_logits=logits, pred_boxes=boxes),
-            [self._targets[index]["orig_size"] for index in indices],
-            detector.model.loss_config.scores,
-            detector.class_names,
-            detector.category_ids,
-            top_k=detector.model.most_detections,
+    def _decode(
+        self, arrays: dict[str, np.ndarray], inputs: Arrays, indices: list[int]
+    ) -> list[ImageDetections]:
+        """The detections in these images of the data set; the model has computed `arrays` of
+        `inputs`."""
+        outputs = Outputs(
+            pred_logits=torch.from_numpy(arrays["logits"]),
+            pred_boxes=torch.from_numpy(arrays["boxes"]),
         )
+        orig_sizes = [self._targets[index]["orig_size"] for index in indices]
+        model = self._detector.model
+        found = decode(
+            outputs, torch.tensor(orig_sizes), model.loss_config.scores, model.most_detections
+        )
+        compressed = None
+        if "masks" in arrays:
+            outputs["pred_masks"] = torch.from_numpy(arrays["masks"])
+            canvas = _size_of(inputs[0])
+            sizes = [canvas] * len(indices)
+            if self._config.mask:
+                sizes = [_shown(padding) for padding in inputs[1]]
+            compressed = compressed_masks(
+                outputs, found.queries, sizes, canvas, orig_sizes, model.original_masks
+            )
         decoded = []
-        for detections in of_images:
-            arrays_of_image = {
-                "scores": detections.scores.numpy(),
-                "labels": detections.labels.numpy(),
-                "boxes": detections.boxes.numpy(),
+        for row in range(len(indices)):
+            in_image = {
+                "scores": found.scores[row].numpy(),
+                "labels": found.labels[row].numpy(),
+                "boxes": found.boxes[row].numpy(),
             }
-            decoded.append(arrays_of_image)
+            if compressed is not None:
+                in_image["masks"] = _objects(compressed[row], orig_sizes[row])
+            decoded.append(in_image)
         return decoded
 
-    def _detections(self, answers: list[_Answer]) -> DatasetDetections:
+    def _compressed(
+        self, arrays: dict[str, np.ndarray], indices: list[int]
+    ) -> list[ImageDetections]:
+        """The detections of a file that computes them; their masks, as logits over the images, at
+        the size of these."""
+        detections = []
+        for row in range(len(indices)):
+            detections.append({name: rows[row] for name, rows in arrays.items()})
+        if "masks" in arrays:
+            logits = torch.from_numpy(arrays["masks"])  # [B, K, h, w]
+            outputs = Outputs(pred_logits=logits, pred_boxes=logits, pred_masks=logits)
+            queries = torch.arange(logits.shape[1]).expand(len(indices), -1)
+            whole = _size_of(arrays["masks"])
+            orig_sizes = [self._targets[index]["orig_size"] for index in indices]
+            sizes = [whole] * len(indices)
+            masks = compressed_masks(outputs, queries, sizes, whole, orig_sizes)
+            for in_image, of_image, size in zip(detections, masks, orig_sizes, strict=True):
+                in_image["masks"] = _objects(of_image, size)
+        return detections
+
+    def _detections(self, answers: list[ImageDetections]) -> DatasetDetections:
         """All detections of classes that the data set has, with its labels."""
         parts = []
-        for index, answer in enumerate(answers):
-            in_image = answer.detections
+        for index, in_image in enumerate(answers):
+            masks = None
+            if "masks" in in_image:
+                masks = [rle["counts"] for rle in in_image["masks"]]
             part = DatasetDetections(
                 image_index=np.full(len(in_image["scores"]), index),
                 labels=in_image["labels"],
                 scores=in_image["scores"],
                 boxes=in_image["boxes"],
+                masks=masks,
             )
             parts.append(part)
         return with_labels(DatasetDetections.concatenate(parts), self._label_of)
+
+
+def _size_of(images: np.ndarray) -> Size:
+    height, width = images.shape[-2:]
+    return height, width
+
+
+def _shown(padding: np.ndarray) -> Size:
+    """The size of an image whose padding `[H, W]` is True."""
+    return int((~padding[:, 0]).sum()), int((~padding[0]).sum())
+
+
+def _objects(masks: list[bytes], size: Size) -> np.ndarray:
+    """Compressed masks of an image of this size, as an array that can be indexed."""
+    rles = np.empty(len(masks), object)
+    rles[:] = [{"size": list(size), "counts": counts} for counts in masks]
+    return rles

@@ -61,7 +61,11 @@ def _write_onnx(
     model = exported.model_proto
     # Sizes of intermediate values, as formulas of the tracer's names for the free ones.
     del model.graph.value_info[:]
-    axes = {"images": ("batch", "", "height", "width"), "mask": ("batch", "height", "width")}
+    axes = {
+        "images": ("batch", "", "height", "width"),
+        "mask": ("batch", "height", "width"),
+        "masks": ("batch", "found", "mask_height", "mask_width"),
+    }
     for value in (*model.graph.input, *model.graph.output):
         names = axes.get(value.name, ("batch", "found", ""))
         for axis, name in zip(value.type.tensor_type.shape.dim, names, strict=False):

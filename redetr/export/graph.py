@@ -22,16 +22,20 @@ from redetr.structures import DetectionModel
 
 
 class Plain(nn.Module):
-    """Normalised images, and their padding if asked for, to logits and boxes."""
+    """Normalised images, and their padding if asked for, to logits and boxes, and to mask logits
+    if the model has masks."""
 
     def __init__(self, model: DetectionModel):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits `[B, Q, C]` and boxes `[B, Q, 4]` of `images` `[B, 3, H, W]`."""
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Logits `[B, Q, C]`, boxes `[B, Q, 4]` and mask logits `[B, Q, H / 4, W / 4]` of `images`
+        `[B, 3, H, W]`."""
         outputs = self.model(images, mask)
-        return outputs["pred_logits"], outputs["pred_boxes"]
+        if not self.model.has_masks:
+            return outputs["pred_logits"], outputs["pred_boxes"]
+        return outputs["pred_logits"], outputs["pred_boxes"], outputs["pred_masks"]
 
 
 class Processed(nn.Module):
@@ -53,10 +57,12 @@ class Processed(nn.Module):
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels).
 
-        `images` are uint8 `[B, C, H, W]`, with the channels of the model.
+        `images` are uint8 `[B, C, H, W]`, with the channels of the model. Of one with masks, also
+        their logits `[B, K, h, w]` over the whole image, at the resolution of the model: at that
+        of the image, hundreds of masks would take gigabytes.
         """
         num_images, _, height, width = images.shape
         resized = resized_pixels(images, *self._size(height, width))
@@ -65,8 +71,12 @@ class Processed(nn.Module):
         widths = torch.full((num_images,), width, dtype=torch.float32)
         orig_sizes = torch.stack([heights, widths], -1)
         kind = self.model.loss_config.scores
-        detections = decode(outputs, orig_sizes, kind, self.model.most_detections)
-        return detections.scores, detections.labels, detections.boxes
+        found = decode(outputs, orig_sizes, kind, self.model.most_detections)
+        if not self.model.has_masks:
+            return found.scores, found.labels, found.boxes
+        masks = outputs["pred_masks"]
+        index = found.queries[..., None, None].expand(-1, -1, *masks.shape[-2:])
+        return found.scores, found.labels, found.boxes, masks.gather(1, index)
 
     def _size(self, height: int, width: int) -> tuple[Any, Any]:
         """As `views.Stretch` and `views.Fit`, without a branch.

@@ -100,6 +100,11 @@ def build(name: str, num_classes: int, *, channels: int = 3, **overrides: Any) -
         if option == "denoising" and option not in defaults:
             text = f"model {name} has no denoising: RT-DETR and D-FINE have"
             raise InputError(text, remedy="leave it out, or take --denoising 0")
+        if option == "masks" and option not in defaults:
+            text = (
+                f"model {name} finds boxes only: the fast variants, RT-DETR and D-FINE have masks"
+            )
+            raise InputError(text, remedy="leave out --masks")
         if option not in defaults:
             raise InputError(
                 f"unknown option {option!r} of model {name}: choose from {', '.join(defaults)}"

@@ -30,6 +30,7 @@ from redetr.models.deformable import DeformableAttention, Sampling
 from redetr.models.fast import DecoderLayer
 from redetr.models.hgnetv2 import SIZES, HGNetV2
 from redetr.models.hybrid import HybridEncoder, elan_pyramid
+from redetr.models.mask_head import MaskHead
 from redetr.models.presnet import ConvNorm
 from redetr.models.rtdetr import (
     NUM_LEVELS,
@@ -46,6 +47,7 @@ from redetr.models.transformer import ACTIVATIONS, MLP, Activation
 from redetr.structures import Outputs
 
 _MOST_LEVELS = 4  # of the backbone
+_LEVELS_OF_MASKS = 3  # the finest has stride 8
 _LARGEST_QUERY_POS = 10
 # The head that judges a box by its distributions.
 _PEAKS = 4
@@ -185,6 +187,7 @@ class Decoder(TwoStageDecoder):
                 outputs.append(layer)
             reference = refined.detach()
             x_before = x.detach()
+        outputs[-1]["states"] = x
         return outputs
 
 
@@ -198,8 +201,9 @@ class DFINE(RTDETR):
         encoder: HybridEncoder,
         decoder: Decoder,
         reg_scale: float,
+        mask_head: MaskHead | None = None,
     ):
-        super().__init__(num_classes, backbone, encoder, decoder)
+        super().__init__(num_classes, backbone, encoder, decoder, mask_head=mask_head)
         self.loss_config = replace(
             self.loss_config, loss_fgl=0.15, loss_ddf=1.5, loss_ddn=1.5, reg_scale=reg_scale
         )
@@ -246,6 +250,7 @@ def dfine(
     num_queries: int = 300,
     eval_idx: int = -1,
     denoising: int = 0,
+    masks: bool = False,
 ) -> DFINE:
     """Returns a D-FINE with random weights. The defaults are those of s.
 
@@ -255,17 +260,20 @@ def dfine(
     RepVGG blocks in the encoder's layers. `points` are those of a query on each level, the coarsest
     of which has stride 32. An edge moves by one of `bins` + 1 values; a larger `reg_scale` makes
     those in the middle finer. `activation` is that of the decoder and its heads: "silu" in DEIM and
-    RT-DETRv4. `sampling`, `eval_idx` and `denoising` are as in `rtdetr`.
+    RT-DETRv4. `sampling`, `eval_idx` and `denoising` are as in `rtdetr`. With `masks`, each query
+    has an instance mask; the backbone then has a feature map at stride 8 in any case.
     """
     by_level = points_of_level(points)
-    body = HGNetV2(backbone, weights, norm, width, affine, len(by_level))
+    num_levels = len(by_level)
+    num_features = max(num_levels, _LEVELS_OF_MASKS) if masks else num_levels
+    body = HGNetV2(backbone, weights, norm, width, affine, num_features)
     pyramid = elan_pyramid(enc_hidden_dim, block_width, blocks, norm)
     encoder = HybridEncoder(
-        body.num_channels, enc_hidden_dim, nheads, enc_dim_feedforward, pyramid, norm
+        body.num_channels[-num_levels:], enc_hidden_dim, nheads, enc_dim_feedforward, pyramid, norm
     )
     decoder = Decoder(
         num_classes,
-        [enc_hidden_dim] * len(by_level),
+        [enc_hidden_dim] * num_levels,
         hidden_dim,
         nheads,
         dec_layers,
@@ -280,7 +288,12 @@ def dfine(
         reg_scale,
         ACTIVATIONS[activation],
     )
-    return DFINE(num_classes, body, encoder, decoder, reg_scale)
+    mask_head = None
+    if masks:
+        finer = body.num_channels[:-num_levels]
+        mask_channels = [*finer, *[enc_hidden_dim] * num_levels]
+        mask_head = MaskHead(mask_channels, hidden_dim, hidden_dim)
+    return DFINE(num_classes, body, encoder, decoder, reg_scale, mask_head)
 
 
 def dfine_n(

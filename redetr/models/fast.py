@@ -34,6 +34,7 @@ from redetr.models.deformable import (
     take,
     valid_ratio,
 )
+from redetr.models.mask_head import MaskHead, with_mask_losses
 from redetr.models.position import PositionEmbeddingSine, sine_features
 from redetr.models.transformer import MLP, Activation, MultiheadAttention, TransformerEncoderLayer
 from redetr.structures import DetectionModel, LossConfig, Outputs
@@ -207,7 +208,8 @@ def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Se
 class FastDETR(DetectionModel):
     """Backbone, neck, query selection, deformable decoder.
 
-    Scores are sigmoids: there is no "no object" class.
+    Scores are sigmoids: there is no "no object" class. With `masks`, the backbone has a feature map
+    at stride 4 as well.
     """
 
     resize = "square"  # no padding, one shape
@@ -224,6 +226,7 @@ class FastDETR(DetectionModel):
         dim_feedforward: int,
         points: int,
         num_queries: int,
+        masks: bool = False,
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -232,7 +235,7 @@ class FastDETR(DetectionModel):
         self.aux_loss = True
         self.loss_config = LossConfig(scores="sigmoid", cost_class=2.0, proposals=True)
         self.backbone = nn.ModuleList([backbone])
-        self.neck = Neck(backbone.num_channels, hidden_dim, nheads, dim_feedforward)
+        self.neck = Neck(backbone.num_channels[-2:], hidden_dim, nheads, dim_feedforward)
         self.memory_norm = nn.LayerNorm(hidden_dim)
         self.enc_class_embed = nn.Linear(hidden_dim, num_classes)
         self.enc_bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
@@ -247,6 +250,13 @@ class FastDETR(DetectionModel):
         self.bbox_embed = nn.ModuleList(
             MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(dec_layers)
         )
+        self.mask_head: MaskHead | None = None
+        self.has_masks = masks
+        if masks:
+            levels = [hidden_dim] * len(STRIDES)
+            fine = backbone.num_channels[0]
+            self.mask_head = MaskHead(levels, hidden_dim, hidden_dim // 2, fine)
+            self.loss_config = with_mask_losses(self.loss_config)
         for head in (self.enc_class_embed, *self.class_embed):
             nn.init.constant_(head.bias, _CLASS_BIAS)
         for head in (self.enc_bbox_embed, *self.bbox_embed):  # every box starts as its reference
@@ -256,19 +266,34 @@ class FastDETR(DetectionModel):
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
         """Returns logits `[B, Q, C]` and boxes `[B, Q, 4]` of every decoder layer, as `Outputs`.
 
-        With `aux_loss`, also those of all encoder positions, `[B, S, C]` and `[B, S, 4]`. `images`
-        `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there is none.
+        With `aux_loss`, also those of all encoder positions, `[B, S, C]` and `[B, S, 4]`. A model
+        with masks adds them, see `MaskHead`. `images` `[B, 3, H, W]` are normalised; `mask`
+        `[B, H, W]` is True = padding, None = there is none.
         """
         (backbone,) = self.backbone
-        levels = self.neck(backbone(images), mask)  # three of [B, D, h, w]
+        features = backbone(images)
+        levels = self.neck(features[-2:], mask)  # three of [B, D, h, w]
+        ratio = valid_ratio(images, mask)  # [B, 2]
+        outputs = self._detect(levels, ratio, images.shape[-2:], mask is not None)
+        if self.mask_head is not None:
+            self.mask_head(outputs, levels, features[0], images, ratio, self.aux_loss)
+        del outputs["states"]
+        return outputs
+
+    def _detect(
+        self, levels: list[Tensor], ratio: Tensor, image_size: torch.Size, padded: bool
+    ) -> Outputs:
+        """Returns the outputs of `forward` without masks, and the last `states` of the queries.
+
+        `ratio` `[B, 2]` is the share (x, y) of the canvas that is image.
+        """
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
         flat_levels = [level.flatten(2).mT for level in levels]
         memory = self.memory_norm(torch.cat(flat_levels, dim=1))  # [B, S, D]
-        ratio = valid_ratio(images, mask)  # [B, 2]
-        anchors = _anchors(shapes, images.shape[-2:], ratio)  # [B, S, 4]
+        anchors = _anchors(shapes, image_size, ratio)  # [B, S, 4]
 
         enc_logits = at_least_float32(self.enc_class_embed(memory))  # [B, S, C]
-        if mask is not None:
+        if padded:
             inside = (anchors[..., :2] < 1).all(-1, keepdim=True)  # [B, S, 1]
             enc_logits = torch.where(inside, enc_logits, _PADDING_SCORE)
         best = best_positions(enc_logits, self.num_queries)  # [B, Q]
@@ -320,6 +345,7 @@ class FastDETR(DetectionModel):
                 logits = at_least_float32(class_embed(x))  # [B, Q, C]
                 outputs.append({"pred_logits": logits, "pred_boxes": refined})
             boxes = refined.detach()  # each layer learns its own correction
+        outputs[-1]["states"] = x
         return outputs
 
 
@@ -354,14 +380,24 @@ def fast(
     dim_feedforward: int = 512,
     points: int = 4,
     num_queries: int = 100,
+    masks: bool = False,
 ) -> FastDETR:
     """Returns a fast variant. `backbone` is a name of torchvision or timm, or three widths.
 
-    See `build_backbone` for the names.
+    See `build_backbone` for the names. With `masks`, each query has an instance mask.
     """
-    body = build_backbone(backbone, weights, norm, (8, 16))
+    strides = (4, 8, 16) if masks else (8, 16)
+    body = build_backbone(backbone, weights, norm, strides)
     return FastDETR(
-        num_classes, body, hidden_dim, nheads, dec_layers, dim_feedforward, points, num_queries
+        num_classes,
+        body,
+        hidden_dim,
+        nheads,
+        dec_layers,
+        dim_feedforward,
+        points,
+        num_queries,
+        masks,
     )
 
 

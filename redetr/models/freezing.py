@@ -7,22 +7,36 @@ from torch import nn
 from redetr.errors import InputError
 from redetr.structures import DetectionModel
 
+_MASK_PARTS = ("mask_head", "bbox_attention")
+
 
 def freeze(model: DetectionModel, names: Sequence[str]) -> None:
     """Takes the parts of these `names` out of training: no gradients, and fixed statistics.
 
-    A name is the path of a module, such as `backbone` or `decoder.layers`; where nothing is there,
-    it is a module one level deeper, so that `encoder` is `transformer.encoder` in DETR. The prefix
-    `detr.` of the parts of a panoptic DETR can be left out. Raises InputError for a name that
-    `model` does not have, or if nothing is left to train.
+    "detector" is everything but what makes masks. Any other name is the path of a module, such as
+    `backbone` or `decoder.layers`; where nothing is there, it is a module one level deeper, so that
+    `encoder` is `transformer.encoder` in DETR. The prefix `detr.` of the parts of a panoptic DETR
+    can be left out. Raises InputError for a name that `model` does not have, or if nothing is left
+    to train.
     """
-    paths = [_path_of(model, name) for name in names]
+    paths = []
+    for name in names:
+        paths += _detector(model) if name == "detector" else [_path_of(model, name)]
     for path in paths:
         model.get_submodule(path).requires_grad_(False)
     model.frozen = tuple(paths)
     model.train(model.training)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"--freeze {' '.join(names)}: nothing is left to train")
+
+
+def _detector(model: nn.Module) -> list[str]:
+    """The parts of a model that make no masks."""
+    parts = []
+    for name, module in model.named_children():
+        if name not in _MASK_PARTS and any(True for _ in module.parameters()):
+            parts.append(name)
+    return parts
 
 
 def what_is_frozen(model: DetectionModel) -> str:

@@ -39,6 +39,7 @@ from redetr.models.deformable import (
 )
 from redetr.models.fast import DecoderLayer
 from redetr.models.hybrid import HybridEncoder, csp_pyramid
+from redetr.models.mask_head import MaskHead, with_mask_losses
 from redetr.models.presnet import DEPTHS, ConvNorm, PResNet
 from redetr.models.transformer import MLP, Activation
 from redetr.structures import DetectionModel, LossConfig, Outputs
@@ -102,7 +103,7 @@ class TwoStageDecoder(nn.Module):
         """Returns `Outputs` for the `levels` of the encoder; `ratio` as in `DeformableAttention`.
 
         Without `every_layer`, these are the last layer's alone. With `noisy` queries, they hold
-        theirs as well.
+        theirs as well. They have the last `states` of the queries.
         """
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
         projected = [proj(level) for proj, level in zip(self.input_proj, levels, strict=True)]
@@ -230,6 +231,7 @@ class Decoder(TwoStageDecoder):
                 outputs.append({"pred_logits": logits, "pred_boxes": boxes})
             previous = refined
             reference = refined.detach()
+        outputs[-1]["states"] = x
         return outputs
 
 
@@ -260,6 +262,7 @@ class RTDETR(DetectionModel):
         encoder: HybridEncoder,
         decoder: TwoStageDecoder,
         class_loss: ClassLoss = "mal",
+        mask_head: MaskHead | None = None,
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -272,9 +275,13 @@ class RTDETR(DetectionModel):
             denoising=decoder.denoising,
             class_loss=class_loss,
         )
+        self.has_masks = mask_head is not None
+        if mask_head is not None:
+            self.loss_config = with_mask_losses(self.loss_config)
         self.backbone = backbone
         self.encoder = encoder
         self.decoder = decoder
+        self.mask_head = mask_head
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
 
@@ -289,8 +296,15 @@ class RTDETR(DetectionModel):
         """
         # The published weights take pixels in [0, 1].
         features = self.backbone(images * self.std + self.mean)
-        levels = self.encoder(features, mask)
-        return self.decoder(levels, valid_ratio(images, mask), self.aux_loss, noisy)
+        num_levels = len(self.encoder.input_proj)  # finer features are for masks alone
+        levels = self.encoder(features[-num_levels:], mask)
+        ratio = valid_ratio(images, mask)
+        outputs = self.decoder(levels, ratio, self.aux_loss, noisy)
+        if self.mask_head is not None:
+            all_levels = [*features[:-num_levels], *levels]
+            self.mask_head(outputs, all_levels, None, images, ratio, self.aux_loss)
+        del outputs["states"]
+        return outputs
 
 
 def points_of_level(points: int | Sequence[int]) -> list[int]:
@@ -360,17 +374,18 @@ def rtdetr(
     eval_idx: int = -1,
     denoising: int = 0,
     class_loss: ClassLoss = "mal",
+    masks: bool = False,
 ) -> RTDETR:
     """Returns an RT-DETR with random weights. The defaults are those of R18.
 
     There are no backbone `weights` by name. `norm` is that of all convolutions; frozen BatchNorm
-    means that of the weights it starts from.
-    `width` is that of the backbone's first stage, `expansion` that of the encoder's blocks relative
-    to `enc_hidden_dim`. `points` are those of a query on each level. `sampling="discrete"` reads
-    whole pixels, for devices without `grid_sample`. `eval_idx` is the decoder layer that answers
-    in evaluation, where later layers are not computed; all are trained. `denoising` is the number
-    of groups of noisy queries in training, see `denoising.py`; the published weights were trained
-    with the `class_loss` "varifocal".
+    means that of the weights it starts from. `width` is that of the backbone's first stage,
+    `expansion` that of the encoder's blocks relative to `enc_hidden_dim`. `points` are those of a
+    query on each level. `sampling="discrete"` reads whole pixels, for devices without
+    `grid_sample`. `eval_idx` is the decoder layer that answers in evaluation, where later layers
+    are not computed; all are trained. `denoising` is the number of groups of noisy queries in
+    training, see `denoising.py`; the published weights were trained with the `class_loss`
+    "varifocal". With `masks`, each query has an instance mask.
     """
     body = PResNet(backbone, weights, norm, width)
     pyramid = csp_pyramid(enc_hidden_dim, expansion, norm)
@@ -391,7 +406,9 @@ def rtdetr(
         norm,
         denoising,
     )
-    return RTDETR(num_classes, body, encoder, decoder, class_loss)
+    levels = [enc_hidden_dim] * NUM_LEVELS
+    mask_head = MaskHead(levels, hidden_dim, hidden_dim) if masks else None
+    return RTDETR(num_classes, body, encoder, decoder, class_loss, mask_head)
 
 
 def rtdetr_r18(num_classes: int, **options: Any) -> RTDETR:

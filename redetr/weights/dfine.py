@@ -1,7 +1,8 @@
 """Weights of D-FINE: the original's files and Transformers folders.
 
 The names of the original are our names; those of Transformers are renamed. DEIM and RT-DETRv4 train
-the same architecture with SiLU in the decoder, and write the original's names.
+the same architecture with SiLU in the decoder, and write the original's names. D-FINE-seg adds a
+head for masks to them.
 """
 
 import re
@@ -31,6 +32,17 @@ _FROM_TRANSFORMERS: list[tuple[str, Any]] = [
     (r"^model\.decoder\.lqe_layers\.", "decoder.decoder.lqe_layers."),
     (r"\.mlp\.layers\.0\.", ".linear1."),
     (r"\.mlp\.layers\.1\.", ".linear2."),
+]
+
+# The head for masks in files of D-FINE-seg.
+_FROM_DFINE_SEG: list[tuple[str, Any]] = [
+    (r"^decoder\.mask_decoder\.lateral\.(\d+)\.", r"mask_head.lateral.\1.0."),
+    (r"^decoder\.mask_decoder\.bn\.(\d+)\.", r"mask_head.lateral.\1.1."),
+    (r"^decoder\.mask_decoder\.fusion_conv\.", "mask_head.fuse.0."),
+    (r"^decoder\.mask_decoder\.fusion_norm\.", "mask_head.fuse.1."),
+    (r"^decoder\.mask_decoder\.up_conv\.", "mask_head.refine.0."),
+    (r"^decoder\.mask_decoder\.bn1\.", "mask_head.refine.1."),
+    (r"^decoder\.mask_head\.", "mask_head.queries."),
 ]
 
 # Names that every D-FINE has, with the number of dimensions of their tensors.
@@ -80,8 +92,8 @@ def is_dfine(tensors: dict[str, Tensor]) -> bool:
 
 
 def from_original(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the original code, without what the model does not need."""
-    return _without_unused(rtdetr.renamed(tensors, []))
+    """A state dict of the original code, or of D-FINE-seg, without what the model does not need."""
+    return _without_unused(rtdetr.renamed(tensors, _FROM_DFINE_SEG))
 
 
 def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,6 +152,7 @@ def describe(
         "points": points,
         "bins": len(tensors["decoder.dec_bbox_head.0.layers.2.bias"]) // 4 - 1,
         "reg_scale": float(tensors["decoder.reg_scale"][0]),
+        "masks": any(name.startswith("mask_head.") for name in tensors),
     }
     return f"dfine_{size}", num_classes, options
 

@@ -34,6 +34,7 @@ _FREE = (
     "eval_idx",
     "denoising",
     "class_loss",
+    "masks",
 )
 
 # What a model may have that starts from weights with this norm.
@@ -58,6 +59,13 @@ def starting_point(
         weights = read_weights(config.weights)
         model.weights_from = weights.weights_from
         return [start_from(weights, model, config, class_names)]
+    if panoptic.PREFIX.rstrip(".") in config.freeze:
+        boxes = config.model.removesuffix("_panoptic")
+        raise InputError(
+            f"{config.model} with a frozen detector needs the weights of one",
+            remedy=f"give --weights RUN of redetr train {boxes} on the same classes, or leave "
+            "--freeze out",
+        )
     if any(type(module).__name__.startswith("FrozenBatchNorm") for module in model.modules()):
         return [
             "warning: BatchNorm is frozen over random weights: give --weights, or --model-options "
@@ -163,7 +171,7 @@ def _copy(
     be missing, and so may a mask head as a whole: they stay as they are.
     """
     given = weights.tensors
-    has_masks = panoptic.is_panoptic(given)
+    has_masks = any(name.startswith(panoptic.HEADS) for name in given)
     filled = 0
     wrong = []
     for name, tensor in state.items():

@@ -35,7 +35,7 @@ DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 NUM_CLASSES = 3
 
 # Dropout is off: its masks differ between ranks by nature. The faithful variant has fewer queries
-# than some image has objects.
+# than some image has objects. Two of the others learn masks, and two boxes only.
 SMALL: dict[str, Any] = {
     "backbone": (16, 32, 64),
     "hidden_dim": 32,
@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "detr_r50": {**SMALL, "enc_layers": 1, "dropout": 0.0, "num_queries": 10},
-    "redetr_n": {**SMALL, "num_queries": 20},
+    "redetr_n": {**SMALL, "num_queries": 20, "masks": True},
     "rtdetr_r18": {
         "width": 16,
         "enc_hidden_dim": 32,
@@ -68,6 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "dim_feedforward": 64,
         "num_queries": 20,
         "denoising": 2,
+        "masks": True,
     },
 }
 
@@ -88,6 +89,9 @@ SIZES = (
 )
 
 
+_WITHOUT_MASKS = 9  # an image with objects
+
+
 def global_samples() -> list[Sample]:
     """What the loader yields for one optimizer step: uint8 images and targets."""
     generator = torch.Generator().manual_seed(0)
@@ -106,6 +110,9 @@ def global_samples() -> list[Sample]:
             area=torch.ones(count),
             seed=i,
         )
+        if i != _WITHOUT_MASKS:
+            target["masks"] = torch.rand(count, *size, generator=generator) < 0.3
+            target["masks"][2:3] = False  # not known
         samples.append((image, target))
     return samples
 
