@@ -259,7 +259,8 @@ class Detector:
 
 def _opened(source: str, split: Split, val_fraction: float, masks: bool) -> DetectionDataset:
     dataset = open_dataset(source, split, val_fraction)
-    if masks and dataset.has_masks:
+    # Panoptic data always states masks, which it reads only if they are wanted.
+    if masks and (dataset.has_masks or dataset.is_thing):
         return open_dataset(source, split, val_fraction, masks=True)
     return dataset
 

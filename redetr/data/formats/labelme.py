@@ -87,7 +87,8 @@ def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> 
         for scene in scenes:
             for polygons in scene.masks:
                 masks.add(polygons)
-    objects = _read_objects(root, scenes, classes, faults, masks)
+    objects = _read_objects(root, scenes, classes, faults)
+    objects.masks = masks
     return assemble(folder, dict(enumerate(classes, start=1)), images, objects, faults)
 
 
@@ -344,11 +345,7 @@ def _classes(root: Path, split: Split, scenes: list[_Scene]) -> list[str]:
 
 
 def _read_objects(
-    root: Path,
-    scenes: list[_Scene],
-    classes: list[str],
-    faults: list[Fault],
-    masks: MaskBuilder | None,
+    root: Path, scenes: list[_Scene], classes: list[str], faults: list[Fault]
 ) -> Objects:
     image_of: list[int] = []
     numbers: list[int] = []
@@ -367,17 +364,13 @@ def _read_objects(
 
     count = len(labels)
     rows = Rows(count, faults, place)
-    missing = [not label for label in labels]
-    rows.fault("class-missing", missing, lambda i: "has no label", "write the name of its class")
-    corners = np.array(extents, np.float64).reshape(-1, 4)
-    invalid = np.isnan(corners).any(1)
     rows.fault(
-        "box-invalid",
-        invalid,
-        lambda i: f"is no shape of points that is read ({', '.join(_OBJECTS)})",
-        "draw it again, or delete it",
+        "class-missing",
+        [not label for label in labels],
+        lambda i: "has no label",
+        "write the name of its class",
     )
-    corners[invalid] = (0, 0, 1, 1)
+    corners = _read_corners(rows, extents)
     _note_shapes(root, scenes, faults)
     label_of = {name: label for label, name in enumerate(classes)}
     return Objects(
@@ -391,8 +384,21 @@ def _read_objects(
         quoted=lambda i: f"the box {corners[i].round(2).tolist()} around it",
         remedy="was the image resized? put back the one that was annotated",
         box_format="xyxy",
-        masks=masks,
     )
+
+
+def _read_corners(rows: Rows, extents: list[Extent]) -> np.ndarray:
+    """The boxes of all shapes, xyxy in pixels `[A, 4]`; a fault for each that has none."""
+    corners = np.array(extents, np.float64).reshape(-1, 4)
+    invalid = np.isnan(corners).any(1)
+    rows.fault(
+        "box-invalid",
+        invalid,
+        lambda i: f"is no shape of points that is read ({', '.join(_OBJECTS)})",
+        "draw it again, or delete it",
+    )
+    corners[invalid] = (0, 0, 1, 1)
+    return corners
 
 
 def _note_shapes(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
