@@ -437,7 +437,8 @@ class _Run:
         )
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
-        is_best = state.record(line["AP"], line["threshold"])
+        quality = line.get("panoptic", {}).get("PQ")
+        is_best = state.record(line["AP"], line["threshold"], quality)
         if is_best:
             save = self.dist.main_only(save_checkpoint)
             save(self.folder / "best.pt", state.to_dict())
@@ -456,7 +457,10 @@ class _Run:
         best."""
         best = self.state.best
         ap = in_percent(best["AP"])
-        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: AP {ap}")
+        numbers = f"AP {ap}"
+        if "PQ" in best:
+            numbers = f"PQ {in_percent(best['PQ'])}, {numbers}"
+        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: {numbers}")
         self._save()
         return result | {"best": best}
 
