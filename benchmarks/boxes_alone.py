@@ -21,9 +21,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROUNDS = 5
+ROUNDS = 7
 IMAGES, OBJECTS = 2_000, 10_000
-SAMPLES = 24
+SAMPLES = 96
 ROOT = Path(__file__).parent.parent
 
 

@@ -344,20 +344,6 @@ def _classes(root: Path, split: Split, scenes: list[_Scene]) -> list[str]:
     return sorted(names)
 
 
-def _corners(extents: list[Extent], rows: Rows) -> np.ndarray:
-    """The boxes around shapes, float64 `[A, 4]`. Adds a fault for those that have none."""
-    corners = np.array(extents, np.float64).reshape(-1, 4)
-    invalid = np.isnan(corners).any(1)
-    rows.fault(
-        "box-invalid",
-        invalid,
-        lambda i: f"is no shape of points that is read ({', '.join(_OBJECTS)})",
-        "draw it again, or delete it",
-    )
-    corners[invalid] = (0, 0, 1, 1)
-    return corners
-
-
 def _read_objects(
     root: Path, scenes: list[_Scene], classes: list[str], faults: list[Fault]
 ) -> Objects:
@@ -384,7 +370,7 @@ def _read_objects(
         lambda i: "has no label",
         "write the name of its class",
     )
-    corners = _corners(extents, rows)
+    corners = _read_corners(rows, extents)
     _note_shapes(root, scenes, faults)
     label_of = {name: label for label, name in enumerate(classes)}
     return Objects(
@@ -399,6 +385,20 @@ def _read_objects(
         remedy="was the image resized? put back the one that was annotated",
         box_format="xyxy",
     )
+
+
+def _read_corners(rows: Rows, extents: list[Extent]) -> np.ndarray:
+    """The boxes of all shapes, xyxy in pixels `[A, 4]`; a fault for each that has none."""
+    corners = np.array(extents, np.float64).reshape(-1, 4)
+    invalid = np.isnan(corners).any(1)
+    rows.fault(
+        "box-invalid",
+        invalid,
+        lambda i: f"is no shape of points that is read ({', '.join(_OBJECTS)})",
+        "draw it again, or delete it",
+    )
+    corners[invalid] = (0, 0, 1, 1)
+    return corners
 
 
 def _note_shapes(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
