@@ -54,7 +54,7 @@ def main() -> None:
             evaluations[f"seed {seed}"] = run(folder, seed, arguments.steps, masks)
         if masks:
             detector = load(Path(temporary) / str(arguments.seeds[0]))
-            picture = prediction_grid(detector, open_dataset("digits", "val", masks=True), count=6)
+            picture = prediction_grid(detector, open_dataset("digits", "val", masks=True), count=4)
             today = datetime.date.today().isoformat()
             save_image(picture, RESULTS / f"{today}-{name}-predictions.jpg")
     last = [lines[-1] for lines in evaluations.values()]

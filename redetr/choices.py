@@ -8,6 +8,7 @@ ClassLoss = Literal["mal", "varifocal"]  # of variants with sigmoid scores
 ClassNormalization = Literal["global", "per_rank"]
 Compression = Literal["none", "bf16"]  # of gradients between ranks
 OptimizerName = Literal["muon", "adamw"]
+LoggerName = Literal["tensorboard", "mlflow", "wandb"]
 Precision = Literal["auto", "fp32", "bf16", "fp64"]  # in which a run computes
 Schedule = Literal["cosine", "step", "constant"]
 

@@ -18,6 +18,7 @@ from redetr.choices import (
     ClassNormalization,
     Compression,
     ImageSize,
+    LoggerName,
     OptimizerName,
     Precision,
     Schedule,
@@ -168,6 +169,8 @@ class RunOptions:
     """Seed of weights, data order, augmentation and dropout."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    log: tuple[LoggerName, ...] = ()
+    """Where numbers go beside metrics.jsonl; default: tensorboard, if it is installed."""
     log_every: int = 20
     """Steps between lines in metrics.jsonl, and on the screen when the output is not a terminal."""
     save_every: int = 0
@@ -297,7 +300,7 @@ class TrainConfig(
         know, or of another type."""
         kinds = get_type_hints(cls)
         values = as_of_today({**values})
-        for name in ("model_options", "freeze"):
+        for name in ("model_options", "freeze", "log"):
             values[name] = tuple(values.get(name, ()))
         if isinstance(values.get("image_size"), list):  # JSON has no tuples
             values["image_size"] = tuple(values["image_size"])

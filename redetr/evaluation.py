@@ -22,6 +22,8 @@ from redetr.errors import InputError
 from redetr.losses import DIVISORS, SetCriterion
 from redetr.masks import encode
 from redetr.metrics import CocoResult, TruthObjects, holds_masks
+from redetr.panoptic import panoptic_of_batch
+from redetr.panoptic_quality import shared_quality
 from redetr.postprocess import decode, decode_masks
 from redetr.precision import autocast, weights_dtype
 from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs, Size, Target
@@ -36,12 +38,39 @@ def evaluate(
 ) -> CocoResult:
     """The twelve COCO numbers, per-class AP and, with a `criterion`, the losses on `dataset`.
 
-    Options and errors are those of `detect_classes`. Communicates.
+    Where a panoptic model meets panoptic data, also the panoptic quality. Options and errors are
+    those of `detect_classes`. Communicates.
     """
     dist = dist or _alone(model)
-    share, losses = detect_classes(model, dataset, dist, **options)
-    result = shared_metrics(TruthObjects.from_dataset(dataset), share, dist)
+    segments: list[DatasetDetections] = []
+    share, losses = detect_classes(model, dataset, dist, segments=segments, **options)
+    result = with_quality(model, dataset, share, segments, dist)
     return replace(result, losses=losses)
+
+
+def with_quality(
+    model: DetectionModel,
+    dataset: DetectionDataset,
+    share: DatasetDetections,
+    segments: list[DatasetDetections],
+    dist: Dist,
+) -> CocoResult:
+    """The numbers of this rank's detections and, if it can be measured, panoptic quality.
+
+    Both are what `detect_classes` gives. Communicates.
+    """
+    objects = TruthObjects.from_dataset(dataset)
+    result = shared_metrics(objects, share, dist)
+    if not has_quality(model, dataset):
+        return result
+    mine = DatasetDetections.concatenate(segments)
+    return replace(result, panoptic=shared_quality(objects, mine, dataset.is_thing, dist))
+
+
+def has_quality(model: DetectionModel, dataset: DetectionDataset) -> bool:
+    """Whether panoptic quality can be measured: of a panoptic model, on data that says what things
+    and what stuff is, and was opened with masks."""
+    return model.original_masks and bool(dataset.is_thing) and holds_masks(dataset)
 
 
 def detect_classes(
@@ -50,6 +79,7 @@ def detect_classes(
     dist: Dist | None = None,
     *,
     classes: Sequence[tuple[int, str]] | None = None,
+    segments: list[DatasetDetections] | None = None,
     **options: Any,
 ) -> tuple[DatasetDetections, Losses]:
     """What `detect_share` returns, with the labels of the data set; options as there.
@@ -61,7 +91,10 @@ def detect_classes(
     classes of the data set. Communicates.
     """
     label_of = labels_in(dataset, model.num_classes, classes)
-    detections, losses = detect_share(model, dataset, dist, **options)
+    of_model: list[DatasetDetections] = []
+    detections, losses = detect_share(model, dataset, dist, segments=of_model, **options)
+    if segments is not None:
+        segments += [with_labels(part, label_of) for part in of_model]
     return with_labels(detections, label_of), losses
 
 
@@ -78,11 +111,13 @@ def detect_share(
     loader_timeout_s: float = ANSWER_S,
     criterion: SetCriterion | None = None,
     on_batch: Callable[[int], Any] = lambda images: None,
+    segments: list[DatasetDetections] | None = None,
 ) -> tuple[DatasetDetections, Losses]:
     """This rank's detections on `dataset`, and with a `criterion` the losses of all of it.
 
     Each image is processed once, over all ranks. `on_batch` gets the number of images after each
-    batch. Detections have masks if the model and the targets have them. Communicates at the end.
+    batch. To the list of `segments` those of each batch are added, if the quality of them can be
+    measured. Detections have masks if the model and the targets have them. Communicates at the end.
     """
     dist = dist or _alone(model)
     model.eval()
@@ -93,6 +128,7 @@ def detect_share(
     batches = load_batches(samples, sampler, num_workers, pin_memory, loader_timeout_s)
     parts = []
     with_masks = model.has_masks and holds_masks(dataset)
+    with_segments = has_quality(model, dataset)
     indices: list[int] = []
     sums = _LossSums(criterion)
     for keys, batch_samples in zip(sampler, batches, strict=True):
@@ -103,6 +139,8 @@ def detect_share(
         batch_indices = [index for _, index in keys]
         indices += batch_indices
         parts.append(_detections_of_batch(model, outputs, batch, batch_indices, with_masks))
+        if segments is not None and with_segments:
+            segments.append(_segments_of_batch(model, outputs, batch, batch_indices))
         on_batch(len(batch_samples))
     if sorted(dist.gather(indices)) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
@@ -168,6 +206,32 @@ def compressed_masks(
             masks += encode(some)
         of_images.append([masks[row] for row in which.tolist()])
     return of_images
+
+
+def _segments_of_batch(
+    model: DetectionModel, outputs: Outputs, batch: Batch, indices: list[int]
+) -> DatasetDetections:
+    """The segments of images with these indices, with their masks and, for boxes, zeros."""
+    is_thing = model.is_thing or (True,) * model.num_classes
+    orig_sizes = [target["orig_size"] for target in batch.targets]
+    image_index = []
+    labels = []
+    scores = []
+    masks: list[bytes] = []
+    panoptics = panoptic_of_batch(outputs, batch.sizes, orig_sizes, is_thing)
+    for index, panoptic in zip(indices, panoptics, strict=True):
+        for segment in panoptic.segments:
+            image_index.append(index)
+            labels.append(segment.label)
+            scores.append(segment.score)
+        masks += encode(panoptic.masks())
+    return DatasetDetections(
+        image_index=np.array(image_index, np.int64),
+        labels=np.array(labels, np.int64),
+        scores=np.array(scores, np.float32),
+        boxes=np.zeros((len(labels), 4), np.float32),
+        masks=masks,
+    )
 
 
 _COUNTS = ("boxes", "matched", "unmatched")  # of `SetCriterion.counts`

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import hotcoco
 import numpy as np
@@ -22,6 +22,9 @@ from redetr.errors import DivergedError
 from redetr.masks import encode
 from redetr.structures import DatasetDetections, StoredTarget
 from redetr.wording import counted
+
+if TYPE_CHECKING:
+    from redetr.panoptic_quality import PanopticResult
 
 # In COCO's own order: precision over all sizes, by size, recall by number of detections, recall by
 # size.
@@ -200,6 +203,7 @@ class CocoResult:
     threshold: float | None = None
     # the same numbers from overlaps of masks, where model and data have them
     masks: "CocoResult | None" = None
+    panoptic: "PanopticResult | None" = None  # where model and data are panoptic
 
     @property
     def ap(self) -> float:
@@ -216,9 +220,12 @@ class CocoResult:
 
         The twelve numbers, `threshold`, losses with the prefix `val_`, and of each class
         `per_class` (AP), `per_class_AP50` and `objects`; where masks were measured, `masks` with
-        their twelve numbers, `per_class` and `per_class_AP50`.
+        their twelve numbers, `per_class` and `per_class_AP50`; and where it was measured,
+        `panoptic`, as `PanopticResult.to_dict` gives it.
         """
-        of_masks = {}
+        of_masks: dict[str, Any] = {}
+        if self.panoptic is not None:
+            of_masks["panoptic"] = self.panoptic.to_dict()
         if self.masks is not None:
             of_masks["masks"] = {
                 **_without_nan(self.masks.metrics),

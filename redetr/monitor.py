@@ -2,9 +2,10 @@
 TensorBoard events."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,11 +25,16 @@ from torch import Tensor
 
 from redetr.data.loader import padded_share
 from redetr.distributed import Dist
-from redetr.errors import DivergedError
+from redetr.errors import DivergedError, InputError
 from redetr.files import write_whole
+from redetr.loggers import Logger, numbers_of, open_loggers
 from redetr.structures import Batch
 from redetr.wording import counted
 
+if TYPE_CHECKING:
+    from redetr.state import State
+
+Callback = Callable[[dict[str, Any]], object]  # takes each line of metrics.jsonl
 _WIDTH_FOR_BAR = 100  # columns of a terminal
 _LONG_WAIT = 0.25  # for the data, as a share of the time of a step
 
@@ -48,14 +54,17 @@ class Monitor:
         step: int = 0,
         console: Console | None = None,
         class_weight: float = 1.0,
+        loggers: dict[str, Logger] | None = None,
+        callback: Callback | None = None,
     ):
+        self._loggers = {} if loggers is None else loggers
+        self._callback = callback
         self._class_weight = class_weight
         self._lines = 0  # of training
         self._said_waiting = False
         self._path = folder / "metrics.jsonl"
         broken = _keep_until(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._tensorboard = _tensorboard(folder, step)
         self._console = console
         self._live = console is not None and console.is_interactive  # else lines, as in a file
         self._remaining = TimeRemainingColumn(
@@ -137,17 +146,28 @@ class Monitor:
     def _record(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if self._tensorboard:
-            for name, value in line.items():
-                if isinstance(value, float):
-                    self._tensorboard.add_scalar(name, value, line["step"])
+        numbers = numbers_of(line)
+        for name in list(self._loggers):
+            self._with_logger(name, lambda logger: logger.log(numbers, line["step"]))
+        if self._callback:
+            self._callback(line)
 
-    def close(self) -> None:
-        """Ends the display and closes the files."""
+    def _with_logger(self, name: str, work: Callable[[Logger], None]) -> None:
+        """Does `work` with a logger. One that fails, as where a server is gone, is said and left
+        out: a run does not end for it."""
+        try:
+            work(self._loggers[name])
+        except Exception as error:  # each library has its own
+            del self._loggers[name]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.say(f"warning: --log {name} fails, and gets no more numbers: {reason}")
+
+    def close(self, failed: bool = False) -> None:
+        """Ends the display and closes the files; loggers are told whether the run has `failed`."""
         self._progress.stop()
         self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        for name in list(self._loggers):
+            self._with_logger(name, lambda logger: logger.close(failed))
 
 
 class SilentMonitor:
@@ -165,20 +185,33 @@ class SilentMonitor:
     def say(self, text: str) -> None:
         pass
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         pass
 
 
 def open_monitor(
     folder: Path,
-    steps: int,
-    step: int,
+    state: "State",
     console: Console | None,
     dist: Dist,
     class_weight: float,
+    callback: Callback | None = None,
 ) -> Monitor | SilentMonitor:
-    """The monitor of this rank for a run that begins or resumes at `step`."""
-    monitor = dist.main_only(Monitor)(folder, steps, step, console, class_weight)
+    """The monitor of this rank for a run that begins or resumes as `state` says. Raises InputError,
+    on every rank, for a logger that cannot be opened. Communicates."""
+    config, step = state.config, state.step
+    loggers: dict[str, Logger] | None = None
+    error: InputError | None = None
+    try:
+        loggers = dist.main_only(open_loggers)(config.log, folder, config.to_dict(), step)
+    except InputError as reason:
+        error = reason
+    for problem in dist.gather([error]):
+        if problem is not None:
+            raise problem
+    monitor = dist.main_only(Monitor)(
+        folder, config.steps, step, console, class_weight, loggers, callback
+    )
     return SilentMonitor() if monitor is None else monitor
 
 
@@ -284,15 +317,6 @@ class StepLog:
 def in_percent(ap: float | None) -> str:
     """An AP in words; None is that of a data set without objects."""
     return "undefined (no object to find)" if ap is None else f"{100 * ap:.1f}"
-
-
-def _tensorboard(folder: Path, step: int) -> Any:
-    """A writer of what follows `step`, if the `tensorboard` extra is installed, else None."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
 def _keep_until(path: Path, step: int) -> int:

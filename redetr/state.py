@@ -34,6 +34,7 @@ _MAY_CHANGE = {
     "loader_timeout_s",
     "cache_mb",
     "cache_dir",
+    "log",
     "log_every",
     "eval_every",
     "save_every",
@@ -103,22 +104,29 @@ class State:
             **self.about(),
         }
 
-    def record(self, ap: float | None, threshold: float | None = None) -> bool:
+    def record(
+        self, ap: float | None, threshold: float | None = None, pq: float | None = None
+    ) -> bool:
         """Notes the AP of an evaluation and the threshold that it found, and returns whether it is
         the best. An evaluation that is repeated counts once.
 
         None is an AP that is undefined: there was no object. Then the last evaluation is the best,
-        since nothing can be compared.
+        since nothing can be compared. Where panoptic quality was measured, `pq` decides: with a
+        frozen detector, AP stays as it is.
         """
         if self.step > self.evaluated:
             self.since_best += 1
         self.evaluated = self.step
         self.threshold = threshold
-        best = self.best["AP"]
-        is_best = best is None or (ap is not None and ap > best)
+        judged, best = ap, self.best["AP"]
+        if pq is not None:
+            judged, best = pq, self.best.get("PQ")
+        is_best = best is None or (judged is not None and judged > best)
         if is_best:
             self.since_best = 0
             self.best = {"AP": ap, "step": self.step}
+            if pq is not None:
+                self.best["PQ"] = pq
         return is_best
 
     def ending(self) -> str:

@@ -46,7 +46,7 @@ from redetr.losses import SetCriterion
 from redetr.models import build
 from redetr.models.freezing import freeze, what_is_frozen
 from redetr.models.recompute import recompute_blocks
-from redetr.monitor import Monitor, SilentMonitor, StepLog, in_percent, open_monitor
+from redetr.monitor import Callback, Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import build_optimizer, lr_factor, set_lr
 from redetr.outlook import outlook
 from redetr.precision import PRECISIONS, pick_precision, weights_dtype
@@ -68,16 +68,18 @@ def train(
     console: Console | None = None,
     datasets: tuple[DetectionDataset, DetectionDataset] | None = None,
     after_evaluation: AfterEvaluation | None = None,
+    callback: Callback | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
     "time_s"; and of the "best" one its "AP" and "step".
 
     `datasets` are your own (train, val), in place of what `config.data` names. Under torchrun,
     every process calls this. Progress is shown on `console`, by default nowhere. After each
-    evaluation, the first process calls `after_evaluation` while the others wait. Raises InputError
-    for settings or data that cannot work, before anything is written, and when a GPU's memory is
-    full; DivergedError for a loss that is not finite; LostError for a rank or loader process that
-    died; StoppedError after a signal, when the state is saved.
+    evaluation, the first process calls `after_evaluation` while the others wait; `callback` is
+    given each line of metrics.jsonl there, a dictionary. Raises InputError for settings or data
+    that cannot work, before anything is written, and when a GPU's memory is full; DivergedError for
+    a loss that is not finite; LostError for a rank or loader process that died; StoppedError after
+    a signal, when the state is saved.
     """
     with stop_signals() as signals:
         try:
@@ -85,7 +87,7 @@ def train(
                 process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
                 watching_workers(),
             ):
-                return _train(config, console, datasets, after_evaluation, dist, signals)
+                return _train(config, console, datasets, after_evaluation, callback, dist, signals)
         except KeyboardInterrupt:
             if signals.steps_begun:
                 raise
@@ -98,6 +100,7 @@ def _train(
     console: Console | None,
     datasets: tuple[DetectionDataset, DetectionDataset] | None,
     after_evaluation: AfterEvaluation | None,
+    callback: Callback | None,
     dist: Dist,
     signals: StopSignals,
 ) -> dict[str, Any]:
@@ -121,8 +124,7 @@ def _train(
         notes = _notes(data, val, state, dist)
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
-        steps, class_weight = state.config.steps, criterion.config.loss_ce
-        monitor = open_monitor(folder, steps, state.step, console, dist, class_weight)
+        monitor = open_monitor(folder, state, console, dist, criterion.config.loss_ce, callback)
         continuation = "the same call with resume=True" if datasets else resume_command(folder)
         run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
         run.after_evaluation = after_evaluation
@@ -137,7 +139,7 @@ def _train(
                 "too large, take --recompute or a smaller --image-size"
             ) from error
         finally:
-            monitor.close()
+            monitor.close(failed=sys.exception() is not None)
 
 
 def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[State, SetCriterion]:
@@ -437,7 +439,8 @@ class _Run:
         )
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
-        is_best = state.record(line["AP"], line["threshold"])
+        quality = line.get("panoptic", {}).get("PQ")
+        is_best = state.record(line["AP"], line["threshold"], quality)
         if is_best:
             save = self.dist.main_only(save_checkpoint)
             save(self.folder / "best.pt", state.to_dict())
@@ -456,7 +459,10 @@ class _Run:
         best."""
         best = self.state.best
         ap = in_percent(best["AP"])
-        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: AP {ap}")
+        numbers = f"AP {ap}"
+        if "PQ" in best:
+            numbers = f"PQ {in_percent(best['PQ'])}, {numbers}"
+        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: {numbers}")
         self._save()
         return result | {"best": best}
 

@@ -107,6 +107,14 @@ def test_a_detector_finds_masks_in_pixels_of_the_image(scenes):
         torch.testing.assert_close(box, target["boxes"][best], atol=1e-3, rtol=0)
 
 
+def test_masks_can_be_left_out(scenes):
+    image = scenes.image(0)
+    with_masks = reciting(scenes).predict([image])[0]
+    (boxes_alone,) = reciting(scenes).predict([image], masks=False)
+    assert with_masks.masks is not None and boxes_alone.masks is None
+    assert torch.equal(with_masks.boxes, boxes_alone.boxes)
+
+
 def test_tiles_have_boxes_only(scenes):
     image = torch.zeros(3, 128, 256, dtype=torch.uint8)
     detections = reciting(scenes).predict(image, tile=128)

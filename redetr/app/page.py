@@ -99,7 +99,8 @@ class Page:
 
     def _look(self, upload: Upload) -> dict[str, Any]:
         image = read_image(upload.file)
-        detections = self.detector.predict(image, threshold=0.0)
+        # Masks of all queries, at the size of a photograph, would take gigabytes.
+        detections = self.detector.predict(image, threshold=0.0, masks=False)
         # Browsers lack some of the formats; this is what the model was given.
         picture = to_pil(image)
         picture.thumbnail((_PICTURE_PX, _PICTURE_PX))

@@ -39,9 +39,23 @@ def print_results(results: list[dict[str, Any]]) -> None:
             of_masks = result["masks"]
             table.add_row("masks", *(percent(of_masks[name]) for name in METRIC_NAMES))
     OUT.print(table)
+    for result in results:
+        if "panoptic" in result:
+            OUT.print(_panoptic_table(result["panoptic"]))
     OUT.print(_class_table(results, numbers))
     if results[0]["AP"] is None:
         OUT.print("AP is undefined (-): no object to find; crowds and difficult ones do not count")
+
+
+def _panoptic_table(panoptic: dict[str, Any]) -> Table:
+    """PQ, SQ and RQ of all classes, of things, of stuff, and of each class."""
+    table = Table("panoptic", box=box.SIMPLE, padding=0, pad_edge=False)
+    for name in ("PQ", "SQ", "RQ"):
+        table.add_column(name, justify="right")
+    rows = {"all": panoptic, "things": panoptic["things"], "stuff": panoptic["stuff"]}
+    for title, quality in {**rows, **panoptic["per_class"]}.items():
+        table.add_row(title, *(percent(quality[name]) for name in ("PQ", "SQ", "RQ")))
+    return table
 
 
 def _class_table(results: list[dict[str, Any]], numbers: list[str]) -> Table:

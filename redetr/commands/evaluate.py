@@ -54,10 +54,10 @@ class Evaluate:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
-        from redetr.class_shares import shared_metrics, to_main
+        from redetr.class_shares import to_main
         from redetr.detector.detector import load
         from redetr.distributed import process_group
-        from redetr.metrics import TruthObjects
+        from redetr.evaluation import with_quality
         from redetr.weights.reading import locate
 
         require_images(self.batch_size)
@@ -81,12 +81,13 @@ class Evaluate:
                 }
             )
         with process_group(self.device) as dist:
-            shares = [self._detect(detector, dataset, dist) for detector in detectors]
+            segments: list[Any] = []  # of the only detector
+            shares = [self._detect(detector, dataset, dist, segments) for detector in detectors]
             if self.report or self.compare:  # these look at all detections together
                 detections = [to_main(share, dist) for share in shares]
                 dist.main_only(self._show)(dataset, about, detections)
                 return
-            result = shared_metrics(TruthObjects.from_dataset(dataset), shares[0], dist)
+            result = with_quality(detectors[0].model, dataset, shares[0], segments, dist)
             dist.main_only(self._show_result)(about[0] | result.to_dict())
 
     @property
@@ -94,7 +95,11 @@ class Evaluate:
         return [self.checkpoint, self.compare] if self.compare else [self.checkpoint]
 
     def _detect(
-        self, detector: "Detector", dataset: "DetectionDataset", dist: "Dist"
+        self,
+        detector: "Detector",
+        dataset: "DetectionDataset",
+        dist: "Dist",
+        segments: list["DatasetDetections"],
     ) -> "DatasetDetections":
         from redetr.data.loader import spare_workers, watching_workers
         from redetr.evaluation import detect_classes
@@ -114,6 +119,7 @@ class Evaluate:
                 dtype=detector.dtype,
                 num_workers=num_workers,
                 classes=detector.classes,
+                segments=segments,
                 on_batch=lambda images: progress.advance(task, images * dist.world_size),
             )
             return detections

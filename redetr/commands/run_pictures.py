@@ -78,7 +78,7 @@ def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -
     for image, target in samples:
         # Without their boxes and masks: with a threshold of 0, the masks of an image may take
         # hundreds of MB. So those that are drawn are computed again.
-        scores.append(detector.predict(image, threshold=0.0).scores)
+        scores.append(detector.predict(image, threshold=0.0, masks=False).scores)
         is_object = ~target["iscrowd"]
         num_objects += int(is_object.sum())
     threshold = _threshold_for(torch.cat(scores), num_objects)

@@ -59,7 +59,7 @@ def open_dataset(
     if source == "digits":
         return DigitsDataset(split, masks=masks)
     if str(source).startswith("hf:"):
-        return open_hub(str(source), split, val_fraction, masks)
+        return open_hub(str(source), split, val_fraction, "train" if masks else "none")
     hints = Hints()
     if source == "crowns":
         hints = Hints(image_size=128, augment="aerial", num_queries=25)

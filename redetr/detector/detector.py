@@ -145,6 +145,7 @@ class Detector:
         threshold: float | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
+        masks: bool = True,
     ) -> Any:
         """`Detections` of one image, or a list of them for a list of images.
 
@@ -157,7 +158,8 @@ class Detector:
         `threshold` is the smallest score of a detection, by default that of the detector. Masks, if
         the model has them, are of the original image. Large images can be divided into tiles of
         `tile` px that `overlap` by this share of their side: see `tiles`; detections in tiles have
-        no masks, which would take the memory of the image for each object.
+        no masks, which would take the memory of the image for each object. `masks=False` leaves
+        them out, too.
 
         Raises InputError for something that is no image, a file that cannot be read, or a threshold
         that is not between 0 and 1.
@@ -168,15 +170,20 @@ class Detector:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
             image = as_image(images, self.model.channels)  # type: ignore[arg-type]
-            return replace(self._look([image], threshold, tile, overlap)[0], image=image)
+            return replace(self._look([image], threshold, tile, overlap, masks)[0], image=image)
         tensors = [as_image(image, self.model.channels) for image in images]
-        return self._look(tensors, threshold, tile, overlap)
+        return self._look(tensors, threshold, tile, overlap, masks)
 
     def _look(
-        self, images: list[Tensor], threshold: float, tile: int | None, overlap: float
+        self,
+        images: list[Tensor],
+        threshold: float,
+        tile: int | None,
+        overlap: float,
+        masks: bool,
     ) -> list[Detections]:
         if tile is None:
-            return self._predict(images, threshold) if images else []
+            return self._predict(images, threshold, masks) if images else []
         return [self._predict_tiled(image, threshold, tile, overlap) for image in images]
 
     def _predict_tiled(
@@ -252,7 +259,8 @@ class Detector:
 
 def _opened(source: str, split: Split, val_fraction: float, masks: bool) -> DetectionDataset:
     dataset = open_dataset(source, split, val_fraction)
-    if masks and dataset.has_masks:
+    # Panoptic data always states masks, which it reads only if they are wanted.
+    if masks and (dataset.has_masks or dataset.is_thing):
         return open_dataset(source, split, val_fraction, masks=True)
     return dataset
 

@@ -22,7 +22,8 @@ from redetr.metrics import (
     coco_evaluation,
     coco_result,
 )
-from redetr.pages.curves import Metrics, read_metrics
+from redetr.pages.curves import read_metrics
+from redetr.report.advice import longer_training
 from redetr.report.analysis import (
     Bools,
     Floats,
@@ -260,21 +261,24 @@ def _image_numbers(
     return {"image_id": image_id, "name": dataset.image_name(index), "errors": counts}
 
 
-def _training(checkpoint: Path) -> dict[str, Metrics] | None:
-    """Loss and AP over the steps of the run that the checkpoint lies in; None without one."""
+def _training(checkpoint: Path) -> dict[str, Any] | None:
+    """Loss and AP over the steps of the run that the checkpoint lies in, and what more steps would
+    bring; None without one."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     if not (folder / "metrics.jsonl").is_file():
         return None
     steps = []
     evaluations = []
-    for line in read_metrics(folder):
+    metrics = read_metrics(folder)
+    for line in metrics:
         if line.get("loss") is not None:
             steps.append({"step": line["step"], "loss": line["loss"]})
         if line.get("AP") is not None:
             kept = ("step", "time_s", "AP", "AP50", "val_loss")
             evaluations.append({key: line.get(key) for key in kept})
     every = max(1, math.ceil(len(steps) / _MOST_POINTS))
-    return {"steps": steps[::every], "evaluations": evaluations}
+    longer = longer_training(folder, metrics)
+    return {"steps": steps[::every], "evaluations": evaluations, "longer": longer}
 
 
 def _plain(value: Any) -> Any:

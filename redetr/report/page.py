@@ -1,6 +1,6 @@
 """The page of a report: one HTML file that says what each number means and what to do about it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from redetr.files import write_json
 from redetr.pages.templates import inline, write_page
+from redetr.report.advice import LONGER
 from redetr.report.analysis import KINDS
 from redetr.report.numbers import Report
 from redetr.report.scenes import scenes
@@ -57,8 +58,7 @@ _MISTAKES = {
     ),
     "localization": Mistake(
         "right class, but an IoU of only 0.1 to 0.5",
-        "Check that boxes are drawn tightly and alike; train longer, "
-        "or with a larger --image-size.",
+        "Check that boxes are drawn tightly and alike; try a larger --image-size; train longer.",
     ),
     "both": Mistake(
         "wrong class, and an IoU of only 0.1 to 0.5",
@@ -146,7 +146,7 @@ def _document(report: Report) -> str:
             per_class=per_class,
             metrics=_METRICS,
             size_metrics=_SIZE_METRICS,
-            mistakes=_MISTAKES,
+            mistakes=_mistakes(runs),
             summaries=[_summary(run) for run in runs],
             confusions=[_confusions(np.array(run["confusion"]), class_names) for run in runs],
             leans=[_lean(run["calibration"]) for run in runs],
@@ -172,6 +172,18 @@ def _environment() -> Environment:
     environment.filters["points"] = _points
     environment.filters["change"] = _change
     return environment
+
+
+def _mistakes(runs: list[dict[str, Any]]) -> dict[str, Mistake]:
+    """The kinds of mistakes; where a single run is known, with what is known of its length."""
+    training = runs[0].get("training")
+    if len(runs) > 1 or not training:
+        return _MISTAKES
+    mistakes = {}
+    for kind, mistake in _MISTAKES.items():
+        remedy = mistake.remedy.replace(LONGER, training["longer"])
+        mistakes[kind] = replace(mistake, remedy=remedy)
+    return mistakes
 
 
 def _summary(run: dict[str, Any]) -> Summary | None:

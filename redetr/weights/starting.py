@@ -59,6 +59,13 @@ def starting_point(
         weights = read_weights(config.weights)
         model.weights_from = weights.weights_from
         return [start_from(weights, model, config, class_names)]
+    if panoptic.PREFIX.rstrip(".") in config.freeze:
+        boxes = config.model.removesuffix("_panoptic")
+        raise InputError(
+            f"{config.model} with a frozen detector needs the weights of one",
+            remedy=f"give --weights RUN of redetr train {boxes} on the same classes, or leave "
+            "--freeze out",
+        )
     if any(type(module).__name__.startswith("FrozenBatchNorm") for module in model.modules()):
         return [
             "warning: BatchNorm is frozen over random weights: give --weights, or --model-options "

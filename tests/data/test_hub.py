@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from test_coco import refused, save_image
 from test_fuzz import require_consistent
 
@@ -21,6 +23,7 @@ from redetr.data.formats.writing import convert
 from redetr.data.open import absolute_source
 from redetr.doctor.check import check
 from redetr.errors import InputError
+from redetr.masks import encode
 
 datasets = pytest.importorskip("datasets")
 WIDTH, HEIGHT = 96, 64
@@ -281,3 +284,48 @@ def test_the_address_for_any_directory(tmp_path, monkeypatch):
     (tmp_path / "a@b").mkdir()
     assert absolute_source("hf:a@b,boxes=xyxy") == f"hf:{tmp_path}/a@b,boxes=xyxy"
     assert absolute_source("hf:owner/x@1.0,boxes=xyxy") == "hf:owner/x@1.0,boxes=xyxy"
+
+
+RLE = {"size": datasets.List(datasets.Value("int64")), "counts": datasets.Value("string")}
+MASK_FORMS = {
+    "polygons": datasets.List(datasets.List(datasets.List(datasets.Value("float64")))),
+    "one polygon each": datasets.List(datasets.List(datasets.Value("float64"))),
+    "RLE": datasets.List(RLE),
+    "images": datasets.List(datasets.Image()),
+}
+
+
+@pytest.mark.parametrize("form", MASK_FORMS)
+def test_masks_of_rows(tmp_path, form):
+    """Rectangles of whole pixels: the same in every form."""
+    objects, expected = [], []
+    for x1, y1, x2, y2 in CORNERS:
+        mask = np.zeros((HEIGHT, WIDTH), bool)
+        mask[y1:y2, x1:x2] = True
+        expected.append(mask)
+        polygon = [x1, y1, x2, y1, x2, y2, x1, y2]
+        (counts,) = encode(torch.from_numpy(mask)[None])
+        values = {
+            "polygons": [polygon],
+            "one polygon each": polygon,
+            "RLE": {"size": [HEIGHT, WIDTH], "counts": counts.decode()},
+            "images": Image.fromarray(mask),
+        }
+        row = {"bbox": [[x1, y1, x2 - x1, y2 - y1]], "category": [1]}
+        objects.append(row | {"segmentation": [values[form]]})
+    source = save(tmp_path, objects, fields() | {"segmentation": MASK_FORMS[form]})
+    dataset = open_dataset(source, "train", masks=True)
+    for index, mask in enumerate(expected):
+        np.testing.assert_array_equal(dataset.target(index)["masks"][0].numpy(), mask)
+    assert "masks" not in open_dataset(source, "val").target(0)
+    convert(source, tmp_path / "coco", "coco")
+    again = open_dataset(tmp_path / "coco", "train", masks=True)
+    assert sorted(again.target(i)["masks"].sum().item() for i in range(4)) == sorted(
+        int(mask.sum()) for mask in expected
+    )
+
+
+def test_rows_with_boxes_only_have_no_masks(tmp_path):
+    source = save(tmp_path, [{"bbox": [[5, 4, 30, 22]], "category": [1]}], fields())
+    with pytest.raises(InputError, match="has boxes only, and no masks"):
+        open_dataset(source, "train", masks=True)

@@ -1,5 +1,7 @@
 """Masks as every format states them: equal to those of pycocotools, kept through every change."""
 
+import base64
+import io
 import json
 import pickle
 import warnings
@@ -409,3 +411,41 @@ def test_masks_of_label_images_are_the_pixels_of_a_number(tmp_path):
         Image.fromarray(numbers).save(tmp_path / "masks" / split / "a.png")
     masks = open_dataset(tmp_path, "train", masks=True).target(0)["masks"].numpy()
     np.testing.assert_array_equal(masks, np.stack([numbers == 2, numbers == 7]))
+
+
+def test_masks_of_labelme_are_its_shapes(tmp_path):
+    """A polygon, two parts of one object, a circle, and a mask with a hole, stored as an image."""
+    ring = disc(20, 30, 9) & ~disc(20, 30, 3)
+    rows, columns = np.nonzero(ring)
+    top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
+    content = io.BytesIO()
+    Image.fromarray(ring[top : bottom + 1, left : right + 1]).save(content, "png")
+    shapes: list[dict[str, Any]] = [{"points": np.reshape(TRIANGLE, (-1, 2)).tolist()}]
+    for part in TWO_PARTS:
+        shapes.append({"points": np.reshape(part, (-1, 2)).tolist(), "group_id": 1})
+    shapes.append({"points": [[30, 20], [40, 20]], "shape_type": "circle"})
+    shapes.append(
+        {
+            "points": [[int(left), int(top)], [int(right), int(bottom)]],
+            "shape_type": "mask",
+            "mask": base64.b64encode(content.getvalue()).decode(),
+        }
+    )
+    shapes = [{"label": "thing", "shape_type": "polygon"} | shape for shape in shapes]
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / split / "a.png")
+        text = {"imagePath": "a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH, "shapes": shapes}
+        (tmp_path / split / "a.json").write_text(json.dumps(text))
+    masks = open_dataset(tmp_path, "train", masks=True).target(0)["masks"].numpy()
+    np.testing.assert_array_equal(masks[0], pixels_of([TRIANGLE]))
+    np.testing.assert_array_equal(masks[1], pixels_of(TWO_PARTS))
+    assert masks[2].sum() == pytest.approx(np.pi * 100, rel=0.02)
+    np.testing.assert_array_equal(masks[3], ring)
+    shapes[0]["shape_type"] = "rectangle"
+    shapes[0]["points"] = [[1, 1], [9, 9]]
+    text["shapes"] = shapes
+    (tmp_path / "train" / "a.json").write_text(json.dumps(text))
+    with pytest.raises(InputError, match=r"shape 1 .* has a box and no mask, as 1 of 4 objects"):
+        open_dataset(tmp_path, "train", masks=True)

@@ -2,10 +2,11 @@
 wrote, or from a folder of images with `metadata.jsonl`.
 
 A row holds `image` and `objects`: `bbox` (or `boxes`) and `category` (or `label`, and others), and
-if there are any, `area` and `iscrowd`. Boxes are x, y, width, height in pixels; others are
-recognised where they make sense in no other way, or as `hf:NAME,boxes=xyxy` says. Classes are those
-of a ClassLabel, or all texts or numbers in the rows. Image ids count the rows. No code of a data
-set is run: `datasets` from version 4 on refuses it.
+if there are any, `area`, `iscrowd` and `segmentation` (or `mask`, and others), which is polygons,
+RLE or an image that is not 0 inside. Boxes are x, y, width, height in pixels; others are recognised
+where they make sense in no other way, or as `hf:NAME,boxes=xyxy` says. Classes are those of a
+ClassLabel, or all texts or numbers in the rows. Image ids count the rows. No code of a data set is
+run: `datasets` from version 4 on refuses it.
 """
 
 import io
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from redetr.data.annotations import Annotations, Fault, Rows, Split
 from redetr.data.formats.coco import from_document
-from redetr.data.formats.folder import AnnotatedDataset
+from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub_rows import (
     BoxForm,
@@ -36,6 +37,7 @@ from redetr.data.formats.hub_rows import (
 )
 from redetr.data.formats.layouts import is_saved_by_datasets
 from redetr.data.images import decode, image_size, open_image
+from redetr.data.mask_columns import MaskBuilder, MaskUse
 from redetr.errors import InputError
 
 _SPLITS: dict[Split, tuple[str, ...]] = {
@@ -80,9 +82,11 @@ def hub_splits(source: str) -> list[Split]:
     return [split for split, name in names.items() if name]
 
 
-def open_hub(source: str, split: Split, val_fraction: float, masks: bool = False) -> "HubDataset":
-    """The split of `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`; without a val split,
-    `val_fraction` is held out.
+def open_hub(
+    source: str, split: Split, val_fraction: float, masks: MaskUse = "none"
+) -> "HubDataset":
+    """The split of `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`, with masks for this use; without a
+    val split, `val_fraction` is held out.
 
     Raises InputError if `datasets` is not installed or cannot read it, or if it does not hold
     boxes.
@@ -96,12 +100,16 @@ def open_hub(source: str, split: Split, val_fraction: float, masks: bool = False
         text = f"no {split} split, only {', '.join(splits)}"
         remedy = "use val" if split == "test" else "--val-fraction 0.1 makes one for val"
         raise InputError(text, where=source, remedy=remedy)
-    columns = find_columns(source, rows.features)
+    columns = find_columns(source, rows.features, masks != "none")
     used = {name: splits[name] for name in names.values() if name}
     similar = {name: part for name, part in used.items() if part.features == rows.features}
     form = _box_form(source, columns, similar)
     classes = find_classes(source, columns, similar)
-    annotations = _annotations(source, rows, columns, classes, form)
+    builder = MaskBuilder.of(masks) if "segmentation" in columns.fields else None
+    annotations = _annotations(source, rows, columns, classes, form, builder)
+    if masks == "train":
+        annotations.require_sound()
+        require_masks(annotations)
     note = ""
     if is_held_out:
         annotations, note = hold_out(annotations, split, val_fraction)
@@ -111,7 +119,7 @@ def open_hub(source: str, split: Split, val_fraction: float, masks: bool = False
 def write_images(source: str, split: Split, folder: Path) -> Annotations:
     """The annotations of a split, with its images as files in the folder. Raises InputError as
     `open_hub` does, and for an image that cannot be read."""
-    dataset = open_hub(source, split, 0.0)
+    dataset = open_hub(source, split, 0.0, "check")
     annotations = replace(dataset.annotations, faults=list(dataset.faults))
     folder.mkdir(parents=True)
     names = []
@@ -200,7 +208,12 @@ def _box_form(source: str, columns: Columns, splits: dict[str, Any]) -> BoxForm:
 
 
 def _annotations(
-    source: str, rows: Any, columns: Columns, classes: Classes, form: BoxForm
+    source: str,
+    rows: Any,
+    columns: Columns,
+    classes: Classes,
+    form: BoxForm,
+    masks: MaskBuilder | None,
 ) -> Annotations:
     """The annotations of the rows, by way of COCO's format."""
     images = []
@@ -226,7 +239,7 @@ def _annotations(
     document = {"images": images, "annotations": annotations, "categories": categories}
     address = source.partition(",boxes=")[0]
     remedy = f"if its boxes are no xywh in pixels, say what, as in {address},boxes=xyxy"
-    result = from_document(Path(source), document, remedy)
+    result = from_document(Path(source), document, remedy, masks)
     faults = _row_faults(Path(source), len(images), unequal, resized)
     remedy = "see whether it is so on the page of check --report"
     for note in (form.note, classes.note):
@@ -237,12 +250,15 @@ def _annotations(
 
 def _annotation(thing: Row, classes: Classes, form: BoxForm, size: tuple[int, int]) -> Row:
     """An object under COCO's names, in an image of this width and height."""
-    return {
+    annotation = {
         "category_id": classes.id_of.get(thing["category"]),
         "bbox": form.pixels(thing["bbox"], size),
         "area": form.area(thing.get("area"), size),
         "iscrowd": thing.get("iscrowd"),
     }
+    if "segmentation" in thing:
+        annotation["segmentation"] = form.segmentation(thing["segmentation"], size)
+    return annotation
 
 
 def _states_another_size(row: Row, width: int, height: int) -> bool:

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 from redetr.data.contradictions import FORMATS, BoxFormat, look_like_corners, to_corners
+from redetr.data.formats.outlines import is_number
 from redetr.errors import InputError
+from redetr.masks import encode
 
 Row = dict[str, Any]
 
@@ -37,6 +41,7 @@ _FIELDS = {
     "area": ("area", "areas"),
     "iscrowd": ("iscrowd", "is_crowd"),
 }
+_MASKS = ("segmentation", "segmentations", "polygons", "polygon", "rle", "masks", "mask")
 # Shares of the boxes in a sample.
 _NEARLY_ALL = 0.99
 _MOST = 0.9
@@ -53,7 +58,7 @@ class Columns:
 
     image: str
     objects: str  # the column with the fields; empty if they are columns of the row
-    fields: dict[str, str]  # what is here called bbox, category, area, iscrowd
+    fields: dict[str, str]  # what is here called bbox, category, area, iscrowd, segmentation
 
     def used(self) -> list[str]:
         """The columns that hold objects."""
@@ -92,11 +97,12 @@ def _as_list(name: str, value: Any) -> list[Any]:
     return value
 
 
-def find_columns(source: str, features: Any) -> Columns:
-    """Where images, boxes and classes are. Raises InputError if they are not."""
-    from datasets import Image
+def find_columns(source: str, features: Any, masks: bool = False) -> Columns:
+    """Where images, boxes, classes and, if they are asked for, masks are. Raises InputError if
+    there are no images, boxes or classes."""
+    from datasets import Image as ImageFeature
 
-    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
     image = "image" if "image" in features else next(iter(images), "")
     for objects in (*_OBJECTS, ""):
         fields = features if not objects else _inner(features.get(objects))
@@ -107,6 +113,9 @@ def find_columns(source: str, features: Any) -> Columns:
             known = [alias for alias in aliases if alias in fields]
             if known:
                 there[name] = known[0]
+        known = [alias for alias in _MASKS if masks and alias in fields]
+        if known:
+            there["segmentation"] = known[0]
         if image and "bbox" in there and "category" in there:
             return Columns(image, objects, there)
     columns = ", ".join(features)
@@ -233,6 +242,23 @@ class BoxForm:
         x1, y1, x2, y2 = to_corners(array, self.box_format)[0].round(9).tolist()
         return [x1, y1, x2 - x1, y2 - y1]
 
+    def segmentation(self, value: Any, size: tuple[int, int]) -> Any:
+        """A mask in COCO's form: polygons in pixels, or RLE, also of an image whose pixels are not
+        0 inside; what is none of these stays as it is."""
+        if isinstance(value, Image.Image):
+            return _rle_of(value)
+        if not isinstance(value, list) or not value:
+            return value
+        polygons = value if isinstance(value[0], list) else [value]
+        numbers = [number for polygon in polygons for number in polygon]
+        if not self.fractions or not all(map(is_number, numbers)):
+            return polygons
+        scaled = []
+        for polygon in polygons:
+            points = np.resize(np.array(size, np.float64), len(polygon)) * polygon
+            scaled.append(points.round(9).tolist())
+        return scaled
+
     def area(self, value: Any, size: tuple[int, int]) -> Any:
         """An area in pixels; what is no number stays as it is."""
         is_number = isinstance(value, int | float)
@@ -240,6 +266,16 @@ class BoxForm:
             width, height = size
             return value * width * height
         return value
+
+
+def _rle_of(image: Image.Image) -> Row:
+    """The RLE of what is not 0 in an image."""
+    pixels = np.asarray(image)
+    if pixels.ndim == 3:
+        pixels = pixels.max(2)
+    height, width = pixels.shape
+    (counts,) = encode(torch.from_numpy(pixels != 0)[None])
+    return {"size": [height, width], "counts": counts}
 
 
 def box_form(source: str, sample: Sample, stated: str) -> BoxForm:

@@ -2,12 +2,15 @@
 
 Such files in `train/`, `val/` (or `valid/`) and `test/`, or in folders of these names in `images/`,
 are the splits; files side by side in the folder itself or in `images/` are train. The box of an
-object is that around its polygon, rectangle, circle or mask; shapes of one label and one `group_id`
-are one object; one that is marked `difficult` is ignored in evaluation: `iscrowd` is True. Points
-and lines are no objects. Classes are the labels in all files, sorted, with
-ids from 1; image ids count the sorted names.
+object is that around its polygon, rectangle, circle or mask. If masks are read, its mask is what a
+polygon, a circle (as one of 64 corners) or a mask encloses; a rectangle has none. Shapes of one
+label and one `group_id` are one object; one that is marked `difficult` is ignored in evaluation:
+`iscrowd` is True. Points and lines are no objects. Classes are the labels in all files, sorted,
+with ids from 1; image ids count the sorted names.
 """
 
+import base64
+import io
 import json
 import math
 import posixpath
@@ -31,9 +34,11 @@ from redetr.data.annotations import (
 )
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import Listing, path_inside, read_file, read_sizes
-from redetr.data.images import IMAGE_SUFFIXES
+from redetr.data.images import IMAGE_SUFFIXES, open_image
 from redetr.data.mask_columns import MaskBuilder
+from redetr.data.segment_images import object_numbers
 from redetr.errors import InputError
+from redetr.outlines import polygons_without_holes
 
 _FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -47,6 +52,8 @@ _LARGEST = 1e9  # px
 _TRIED = 5  # files of a folder that show whether it is LabelMe's
 
 Extent = tuple[float, float, float, float]  # x1, y1, x2, y2
+Polygons = list[list[float]]  # each x, y, x, y, ...
+_CORNERS = 64  # of the polygon that stands for a circle
 _NO_EXTENT = (math.nan, math.nan, math.nan, math.nan)
 
 
@@ -67,7 +74,7 @@ def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> 
         raise InputError(f"no {split} split: looked for {labelme_sought(split)}", where=root)
     faults: list[Fault] = []
     files = _files(root, folder)
-    scenes = [_read_scene(root, file) for file in files]
+    scenes = [_read_scene(root, file, masks is not None) for file in files]
     _report_other_files(root, scenes, faults)
     scenes = [scene for scene in scenes if scene.problem != _OTHER_FILE]
     there = Listing(root)
@@ -76,7 +83,12 @@ def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> 
     scenes.sort(key=lambda scene: (scene.image, scene.file))
     images = _read_images(root, scenes, faults)
     classes = _classes(root, split, scenes)
+    if masks is not None:
+        for scene in scenes:
+            for polygons in scene.masks:
+                masks.add(polygons)
     objects = _read_objects(root, scenes, classes, faults)
+    objects.masks = masks
     return assemble(folder, dict(enumerate(classes, start=1)), images, objects, faults)
 
 
@@ -118,8 +130,10 @@ class _Scene:
     extents: list[Extent] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)  # of the shape, from 1
     difficult: list[bool] = field(default_factory=list)
+    masks: list[Polygons | None] = field(default_factory=list)  # None for boxes
     left_out: list[str] = field(default_factory=list)  # kinds of shapes that are no objects
     grouped: int = 0  # shapes that are parts of others
+    with_masks: bool = False  # whether they are read
     problem: str = ""
     image: str = ""  # relative to the root; empty if it is not there
 
@@ -127,8 +141,8 @@ class _Scene:
 _OTHER_FILE = "lists no shapes"
 
 
-def _read_scene(root: Path, file: str) -> _Scene:
-    scene = _Scene(file)
+def _read_scene(root: Path, file: str, with_masks: bool = False) -> _Scene:
+    scene = _Scene(file, with_masks=with_masks)
     try:
         content = json.loads(read_file(root / file))
     except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
@@ -165,12 +179,15 @@ def _add_shape(
     label = shape.get("label")
     name = label.strip() if isinstance(label, str) else ""
     extent = _extent(kind, shape.get("points"))
+    polygons = _polygons(kind, shape) if scene.with_masks else None
     group = shape.get("group_id")
     if isinstance(group, int | str) and (name, group) in group_of:
         index = group_of[name, group]
         x1, y1, x2, y2 = scene.extents[index]
         left, top, right, bottom = extent
         scene.extents[index] = (min(x1, left), min(y1, top), max(x2, right), max(y2, bottom))
+        whole = scene.masks[index]
+        scene.masks[index] = None if whole is None or polygons is None else whole + polygons
         scene.grouped += 1
         return
     if isinstance(group, int | str):
@@ -179,6 +196,7 @@ def _add_shape(
     scene.extents.append(extent)
     scene.numbers.append(number)
     scene.difficult.append(shape.get("difficult") is True)
+    scene.masks.append(polygons)
 
 
 def _extent(kind: Any, points: Any) -> Extent:
@@ -194,6 +212,43 @@ def _extent(kind: Any, points: Any) -> Extent:
     if kind == "mask":  # its first and its last pixel
         return min(x), min(y), max(x) + 1, max(y) + 1
     return min(x), min(y), max(x), max(y)
+
+
+def _polygons(kind: Any, shape: dict[str, Any]) -> Polygons | None:
+    """The polygons of a shape that has an outline of its own; None for boxes, and for what cannot
+    be read."""
+    points: Any = shape.get("points")
+    if math.isnan(_extent(kind, points)[0]):
+        return None
+    if kind == "polygon":
+        return [[float(number) for point in points for number in point]]
+    if kind == "circle":
+        (x, y), (edge_x, edge_y) = points[:2]
+        radius = math.hypot(edge_x - x, edge_y - y)
+        circle = []
+        for corner in range(_CORNERS):
+            angle = 2 * math.pi * corner / _CORNERS
+            circle += [x + radius * math.cos(angle), y + radius * math.sin(angle)]
+        return [circle]
+    if kind == "mask":
+        return _polygons_of_image(shape.get("mask"), points[0])
+    return None
+
+
+def _polygons_of_image(text: Any, start: list[float]) -> Polygons | None:
+    """The polygons around a mask that is stored as an image in base64, whose first pixel lies at
+    `start`; None if it is none."""
+    try:
+        file = io.BytesIO(base64.b64decode(text, validate=True))
+        with open_image(file, "mask") as image:
+            pixels = object_numbers(image)
+    except (TypeError, ValueError, InputError):
+        return None
+    polygons = []
+    for polygon in polygons_without_holes(pixels != 0):
+        shifted = polygon + np.round(start).astype(np.int64)
+        polygons.append(shifted.ravel().astype(np.float64).tolist())
+    return polygons or None
 
 
 def _is_point(value: Any) -> bool:
@@ -315,15 +370,7 @@ def _read_objects(
         lambda i: "has no label",
         "write the name of its class",
     )
-    corners = np.array(extents, np.float64).reshape(-1, 4)
-    invalid = np.isnan(corners).any(1)
-    rows.fault(
-        "box-invalid",
-        invalid,
-        lambda i: f"is no shape of points that is read ({', '.join(_OBJECTS)})",
-        "draw it again, or delete it",
-    )
-    corners[invalid] = (0, 0, 1, 1)
+    corners = _read_corners(rows, extents)
     _note_shapes(root, scenes, faults)
     label_of = {name: label for label, name in enumerate(classes)}
     return Objects(
@@ -338,6 +385,20 @@ def _read_objects(
         remedy="was the image resized? put back the one that was annotated",
         box_format="xyxy",
     )
+
+
+def _read_corners(rows: Rows, extents: list[Extent]) -> np.ndarray:
+    """The boxes of all shapes, xyxy in pixels `[A, 4]`; a fault for each that has none."""
+    corners = np.array(extents, np.float64).reshape(-1, 4)
+    invalid = np.isnan(corners).any(1)
+    rows.fault(
+        "box-invalid",
+        invalid,
+        lambda i: f"is no shape of points that is read ({', '.join(_OBJECTS)})",
+        "draw it again, or delete it",
+    )
+    corners[invalid] = (0, 0, 1, 1)
+    return corners
 
 
 def _note_shapes(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:

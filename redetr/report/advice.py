@@ -1,0 +1,54 @@
+"""What more training would bring, by the length of a run and its curve of AP."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from redetr.config import TrainConfig, usual_steps
+from redetr.errors import InputError
+from redetr.pages.curves import Metrics
+
+LONGER = "train longer"  # as remedies say it of any run
+
+_SHORT = 0.5  # of the usual length
+_LAST_PART = 0.8  # of a run; AP is compared with what it was there
+_RISE = 0.01  # of AP
+_FLAT = 0.34  # share of a run without a better AP from which on more steps do not help
+
+
+def longer_training(folder: Path, metrics: Metrics) -> str:
+    """What to say in place of `LONGER` of the run in `folder`, whose evaluations are in `metrics`.
+
+    A run far shorter than usual wants the usual length; one whose AP still rose at its end, twice
+    its own; one whose AP has long stopped rising, none.
+    """
+    evaluations = [line for line in metrics if line.get("AP") is not None]
+    if not evaluations:
+        return LONGER
+    last = evaluations[-1]
+    steps = last["step"]
+    usual = _usual_length(folder)
+    if usual is not None and steps < _SHORT * usual:
+        percent = 100 * steps // usual
+        return f"{LONGER} (--steps {usual} is the usual length; this run has {percent}% of it)"
+    best = max(evaluations, key=lambda line: line["AP"])
+    if best["step"] <= (1 - _FLAT) * steps:
+        return f"more steps alone will not help (no better AP since step {best['step']})"
+    before = [line["AP"] for line in evaluations if line["step"] <= _LAST_PART * steps]
+    if before and last["AP"] - max(before) >= _RISE:
+        return f"{LONGER} (AP was still rising at the end: --steps {2 * steps})"
+    return f"{LONGER} (AP hardly rose at the end, so expect little)"
+
+
+def _usual_length(folder: Path) -> int | None:
+    """The steps that the run would have had by default; None if its folder does not say. The
+    faithful variants have no usual length: they need far more."""
+    try:
+        config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
+        data: dict[str, Any] = json.loads((folder / "data.json").read_text())
+        num_images = data["train"]["count"]
+    except (OSError, ValueError, KeyError, TypeError, InputError):  # of another version, or gone
+        return None
+    if config.is_faithful:
+        return None
+    return usual_steps(num_images, config.batch_size)

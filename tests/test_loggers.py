@@ -1,0 +1,182 @@
+"""The numbers of a run in MLflow's local store, in an offline run of Weights & Biases, in TensorBoard
+and in a callback, read back from there."""
+
+import json
+import os
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import SMALL
+
+import redetr
+from redetr.errors import InputError
+from redetr.loggers import TensorBoard, open_loggers
+from redetr.monitor import Monitor
+
+SETTINGS = {
+    "steps": 4, "batch_size": 2, "image_size": 64, "device": "cpu", "precision": "fp32",
+    "num_workers": 0, "log_every": 1, "eval_every": 2, "model_options": tuple(SMALL),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """A run of four steps that is resumed after two, told to all three; and what the callback
+    got."""
+    root = tmp_path_factory.mktemp("logged")
+    from conftest import write_tiny_coco
+
+    data = write_tiny_coco(root / "data")
+    lines: list[dict] = []
+
+    class Stop(Exception):
+        pass
+
+    def callback(line: dict) -> None:
+        lines.append(line)
+        if "AP" in line and line["step"] == 2 and len(lines) < 4:
+            raise Stop
+
+    config = redetr.TrainConfig(
+        **SETTINGS, data=str(data), output=str(root / "run"), log=("tensorboard", "mlflow", "wandb")
+    )
+    environment = pytest.MonkeyPatch()
+    environment.setenv("WANDB_MODE", "offline")
+    environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with environment.context():
+        with pytest.raises(Stop):
+            redetr.train(config, callback=callback)
+        redetr.train(redetr.TrainConfig(**config.to_dict() | {
+            "resume": True, "log": config.log, "model_options": config.model_options, "freeze": ()
+        }), callback=callback)  # fmt: skip
+    environment.undo()
+    return root / "run", lines
+
+
+def losses(run: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "AP" not in row}
+
+
+def test_the_callback_gets_each_line(logged):
+    run, lines = logged
+    steps = [(line["step"], "AP" in line) for line in lines]
+    first, resumed = steps[:3], steps[3:]
+    assert first == [(1, False), (2, False), (2, True)]
+    assert resumed == [(2, True), (3, False), (4, False), (4, True)]
+    assert {line["step"]: line["loss"] for line in lines if "AP" not in line} == losses(run)
+
+
+def test_mlflows_local_store_read_back(logged, monkeypatch):
+    run, _ = logged
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=(run.parent / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("redetr")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert (found.info.run_name, found.info.status) == ("run", "FINISHED")
+    assert found.data.params["steps"] == "4"
+    history = client.get_metric_history(found.info.run_id, "loss")
+    assert {entry.step for entry in history} >= {1, 2, 3, 4}
+    of_training = losses(run)
+    assert all(
+        any(entry.step == step and entry.value == loss for entry in history)
+        for step, loss in of_training.items()
+    )
+    assert "AP" in found.data.metrics
+
+
+def records(file: Path) -> Iterator[bytes]:
+    """The records of a log in LevelDB's format, behind the 7 bytes by which Weights & Biases marks
+    it: blocks of 32 KiB with pieces of (checksum, length, whether it is first, middle or last)."""
+    content = file.read_bytes()
+    position, parts = 7, b""
+    while position + 7 <= len(content):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield parts
+            parts = b""
+
+
+def test_weights_and_biases_offline_read_back(logged):
+    """Two files, before and after the run was resumed, of one id."""
+    run, _ = logged
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    number = json.loads((run / "loggers.json").read_text())["wandb"]
+    files = sorted((run / "wandb").glob(f"offline-run-*-{number}/run-{number}.wandb"))
+    assert files
+    logged_losses = {}
+    for content in (content for file in files for content in records(file)):
+        record = Record()
+        record.ParseFromString(content)
+        items = {}
+        for item in record.history.item:
+            items[item.key or "/".join(item.nested_key)] = item.value_json
+        if "loss" in items and "AP" not in items:
+            logged_losses[int(items["_step"])] = float(items["loss"])
+    of_training = losses(run)
+    shared = of_training.keys() & logged_losses.keys()
+    assert {1, 3} <= shared  # the lines of steps 2 and 4 hold those of their evaluation as well
+    assert all(logged_losses[step] == of_training[step] for step in shared)
+
+
+def test_tensorboard_read_back(logged):
+    run, _ = logged
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert {event.step for event in events.Scalars("loss")} == {1, 2, 3, 4}
+
+
+def test_a_logger_that_is_not_installed_is_named_with_its_cure(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(InputError, match=r'--log mlflow: .*pip install "redetr\[mlflow\]"'):
+        open_loggers(("mlflow",), tmp_path, {}, 0)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert open_loggers((), tmp_path, {}, 0) == {}
+
+
+def test_without_a_key_offline_is_offered(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    import wandb
+
+    wandb.teardown()  # it remembers the environment of its first run
+    with pytest.raises(InputError, match=r"--log wandb: .*WANDB_MODE=offline"):
+        open_loggers(("wandb",), tmp_path, {}, 0)
+
+
+def test_a_logger_that_fails_does_not_end_the_run(tmp_path):
+    class Failing(TensorBoard):
+        def __init__(self):
+            self.closed = False
+
+        def log(self, numbers, step):
+            raise ConnectionError("no route to host\nand more")
+
+    from io import StringIO
+
+    from rich.console import Console
+
+    shown = StringIO()
+    console = Console(file=shown, width=200)
+    monitor = Monitor(tmp_path, 10, 0, console, loggers={"mlflow": Failing()})
+    for step in (1, 2):
+        monitor.eval_line({"step": step, "AP": 0.5, "AP50": 0.6})
+    monitor.close()
+    assert shown.getvalue().count("warning: --log mlflow fails") == 1
+    assert "no route to host" in shown.getvalue()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
