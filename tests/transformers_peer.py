@@ -5,22 +5,28 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import redetr
 from redetr.weights.official import from_transformers
 
+no_init_weights = pytest.importorskip("transformers.initialization").no_init_weights
+
 NUM_CLASSES = 5
 SIZES = ((64, 128), (96, 64), (50, 101))
 
 
-def randomize(peer: Any) -> Any:
-    """Leaves nothing of a model at a neutral start: norms, biases and statistics are random.
+def randomized(kind: type, config: Any) -> Any:
+    """A model of Transformers in which nothing is left at a neutral start: norms, biases and
+    statistics are random.
 
     Matrices are as large as in a trained model, so that attention is peaked and positions and masks
     matter.
     """
+    with no_init_weights():  # all are drawn below
+        peer = kind(config)
     torch.manual_seed(0)
     with torch.no_grad():
         for name, tensor in [*peer.named_parameters(), *peer.named_buffers()]:
@@ -35,6 +41,10 @@ def randomize(peer: Any) -> Any:
             elif tensor.dim() == 2:
                 std = 1 if "embeddings" in name else tensor.shape[1] ** -0.5
                 tensor.normal_(0, std)
+            elif tensor.dim() == 4:
+                fan_in = tensor[0].numel()
+                largest = (3 / fan_in) ** 0.5  # a uniform draw is quicker than a normal one
+                tensor.uniform_(-largest, largest)
     return peer.eval()
 
 
@@ -43,7 +53,8 @@ def ours_from(peer: Any) -> torch.nn.Module:
     precision = "fp64" if peer.dtype == torch.float64 else "fp32"
     with TemporaryDirectory() as folder:
         peer.save_pretrained(folder)
-        return redetr.load(folder, device="cpu", precision=precision).model
+        with no_init_weights():  # all come from the folder
+            return redetr.load(folder, device="cpu", precision=precision).model
 
 
 def padded_batch(dtype: torch.dtype, sizes: Sequence[tuple[int, int]] = SIZES) -> redetr.Batch:

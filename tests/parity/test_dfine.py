@@ -23,6 +23,7 @@ from redetr.detector.inference import for_inference
 from redetr.losses import decoder_predictions
 from redetr.matcher import cost_matrix, match
 from redetr.weights.official import coco_class_names
+from tests.transformers_peer import no_init_weights
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -107,9 +108,10 @@ def random_peer(size: str, width: int | None = None, **options: Any) -> Any:
     if "encoder_hidden_dim" in options:
         settings["decoder_in_channels"] = [options["encoder_hidden_dim"]] * levels
     settings["encoder_in_channels"] = backbone.hidden_sizes[-levels:]
-    torch.manual_seed(0)
     config = transformers.DFineConfig(backbone_config=backbone, **settings)
-    peer = transformers.DFineForObjectDetection(config)
+    with no_init_weights():  # all are drawn below
+        peer = transformers.DFineForObjectDetection(config)
+    torch.manual_seed(0)
     for name, tensor in [*peer.named_parameters(), *peer.named_buffers()]:
         if name.endswith((".up", ".reg_scale")):
             continue

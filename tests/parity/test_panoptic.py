@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import redetr
 from redetr.weights.panoptic import coco_class_names, from_transformers
 from tests.parity.test_official_layout import official_weights, save, shapes
-from tests.transformers_peer import difference, ours_from, padded_batch, randomize, run_peer
+from tests.transformers_peer import difference, ours_from, padded_batch, randomized, run_peer
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -41,9 +41,8 @@ def random_peer(**options: Any) -> Any:
         "decoder_layers": 2,
         "num_queries": 5,
     }
-    torch.manual_seed(0)
     config = transformers.DetrConfig(**settings | options)
-    peer = randomize(transformers.DetrForSegmentation(config))
+    peer = randomized(transformers.DetrForSegmentation, config)
     with torch.no_grad():
         for parameter in peer.bbox_attention.parameters():
             parameter.mul_(3)  # so that the maps are peaked

@@ -17,6 +17,7 @@ from torch import Tensor
 import redetr
 from redetr.detector.inference import for_inference
 from redetr.weights.official import coco_class_names
+from tests.transformers_peer import no_init_weights
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -68,11 +69,12 @@ def random_peer(version: str, size: str, width: int = 64, **options: Any) -> Any
         out_indices=[2, 3, 4],
     )
     settings |= {"backbone_config": backbone, "encoder_in_channels": widths[1:]}
+    with no_init_weights():  # all are drawn below
+        if version == "rtdetr":
+            peer = transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(**settings))
+        else:
+            peer = transformers.RTDetrV2ForObjectDetection(transformers.RTDetrV2Config(**settings))
     torch.manual_seed(0)
-    if version == "rtdetr":
-        peer = transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(**settings))
-    else:
-        peer = transformers.RTDetrV2ForObjectDetection(transformers.RTDetrV2Config(**settings))
     for name, tensor in [*peer.named_parameters(), *peer.named_buffers()]:
         fill(name, tensor.data)
     return peer.eval()
@@ -105,7 +107,8 @@ def load(peer: Any, **changes: Any) -> redetr.Detector:
         path = Path(folder, "config.json")
         config = json.loads(path.read_text())
         path.write_text(json.dumps(config | changes))
-        return redetr.load(folder, device="cpu")
+        with no_init_weights():  # all come from the folder
+            return redetr.load(folder, device="cpu")
 
 
 def outputs_of(

