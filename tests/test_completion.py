@@ -53,7 +53,11 @@ def test_commands(scripts):
 
 def test_recipes_and_choices(scripts):
     assert tab(scripts, "redetr train ") == list(RECIPES)
-    assert tab(scripts, "redetr train detr_r101") == ["detr_r101", "detr_r101_dc5"]
+    assert tab(scripts, "redetr train detr_r101") == [
+        "detr_r101",
+        "detr_r101_dc5",
+        "detr_r101_panoptic",
+    ]
     assert tab(scripts, "redetr completion f") == ["fish"]
     assert tab(scripts, "redetr evaluate best.pt --precision ") == ["auto", "fp32", "bf16"]
 

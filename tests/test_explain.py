@@ -370,7 +370,9 @@ def test_the_command(checkpoint, shared_coco, tmp_path):
     ]
     process = Fork([*arguments, "--output", tmp_path / "pages", "--json"])
     output, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (0, "weights: a run of redetr from random weights\n")
+    origin, threshold = errors.splitlines()
+    assert (process.returncode, origin) == (0, "weights: a run of redetr from random weights")
+    assert threshold.startswith("threshold: 0.5 (")
     numbers = json.loads(output)
     assert len(numbers["queries"]) == 9
     assert [gpu["image_id"] for gpu in numbers["loss"]["gpus"]] == [101, 102]

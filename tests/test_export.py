@@ -673,7 +673,7 @@ def test_all_detections_of_a_model_with_many_queries_are_compared(middle):
         2,
         1,
     )
-    assert [len(answer.detections["scores"]) for answer in trial._pytorch] == [150, 150]
+    assert [len(answer["scores"]) for answer in trial._pytorch] == [150, 150]
 
 
 def test_a_run_folder_gives_its_whole_name(middle, tmp_path, monkeypatch):

@@ -66,7 +66,11 @@ def test_to_pil():
     image = torch.arange(2 * 3 * 3, dtype=torch.uint8).reshape(3, 2, 3)
     assert np.array_equal(np.asarray(to_pil(image)), image.permute(1, 2, 0).numpy())
     assert to_pil(Image.new("RGBA", (4, 5))).mode == "RGB"
-    for wrong in (torch.zeros(3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)):
+    bands = torch.arange(5 * 4, dtype=torch.uint8).reshape(5, 2, 2)
+    assert np.array_equal(np.asarray(to_pil(bands)), bands[:3].permute(1, 2, 0).numpy())
+    grey = np.asarray(to_pil(bands[:1]))
+    assert (grey == bands[0, :, :, None].numpy()).all()
+    for wrong in (torch.zeros(3, 4, 4), torch.zeros(4, 4, dtype=torch.uint8)):
         with pytest.raises(ValueError, match="uint8 image"):
             to_pil(wrong)
 

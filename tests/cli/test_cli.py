@@ -226,7 +226,8 @@ def test_predict_writes_pictures_and_numbers(trained, shared_coco, tmp_path):
     found = json.loads((output / "predictions.json").read_text())
     assert json.loads(said) == found
     assert sorted(Path(name).name for name in found) == [f"val-{i}.jpg" for i in range(5)]
-    written = ["predictions.json", "predictions.jsonl", *(f"val-{i}.png" for i in range(5))]
+    listed = ["index.html", "predictions.json", "predictions.jsonl"]
+    written = [*listed, *(f"val-{i}.png" for i in range(5))]
     assert sorted(path.name for path in output.iterdir()) == written
     for name, entry in found.items():
         with Image.open(name) as image, Image.open(output / f"{Path(name).stem}.png") as picture:

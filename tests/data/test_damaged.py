@@ -237,6 +237,7 @@ def mask(height: int, width: int) -> dict[str, Any]:
 
 POLYGON = "<polygon><x1>1</x1><y1>1</y1><x2>9</x2><y2>1</y2><x3>9</x3><y3>5</y3></polygon>"
 HERE = ("instances_train.json", "annotation 1004")
+ALONE = ("mask-missing",)  # the object that is damaged is the only one with a mask
 THERE = ("instances_train.json", "image 103", "train-03.jpg")
 SPLIT, TRAIN, THOROUGH = "split-unreadable", ("instances_train.json",), ("--thorough",)
 LINE = ("train-03.txt", "line 1")
@@ -659,6 +660,7 @@ DAMAGED = {
         annotation(bbox=[2, 3, 20, 16], segmentation=[[40, 30, 60, 30, 60, 44]]),
         *HERE,
         "[40.0, 30.0, 60.0, 44.0] as xyxy",
+        also=ALONE,
     ),
     "box and mask of another size": error(
         "mask-size",
@@ -666,13 +668,14 @@ DAMAGED = {
         *HERE,
         "its mask is 32x24 px",
         "64x48 px",
+        also=ALONE,
     ),
     "mask of another size": warning(
         "mask-size",
         annotation(bbox=[4, 6, 40, 32], segmentation=mask(24, 32)),
         *HERE,
         "its mask is 32x24 px",
-        also=("outline-differs",),
+        also=("outline-differs", *ALONE),
     ),
     "corners beside outlines": error(
         "format-xyxy", both(corners_with_outlines), *TRAIN, "annotation 1000", "write xywh"
