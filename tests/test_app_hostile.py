@@ -360,6 +360,14 @@ def test_many_at_once(server):
     assert answers == [200] * 12
 
 
+def is_closed(connection):
+    """Waits for the end of a connection: it is reset if the server had not read all of it."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
 def test_connections_without_a_request(server):
     """They are closed: the oldest where they are many, and each after a while. Others are
     answered."""
@@ -371,8 +379,8 @@ def test_connections_without_a_request(server):
             connection.sendall(b"GET / HT")
             half_open.append(connection)
         assert server.ask("GET", "/api/health")[0] == 200
-        assert half_open[0].recv(1) == b""
-        assert half_open[-1].recv(1) == b""
+        assert is_closed(half_open[0])
+        assert is_closed(half_open[-1])
 
 
 @pytest.mark.parametrize(

@@ -654,6 +654,17 @@ def test_int8_and_fp16(of_the_page, middle, tmp_path, monkeypatch, capsys):
         assert dtype in {op.output(0).get_element_type().get_type_name() for op in constants}
 
 
+def test_a_file_takes_the_channels_of_the_model():
+    model = Averages()
+    model.channels = 5
+    model.conv = nn.Conv2d(5, 8, 3, padding=1)
+    program = trace(Plain(model))
+    (images,), _ = program.example_inputs
+    assert images.shape[1] == 5
+    logits, boxes = program.module()(torch.rand(3, 5, 64, 96))
+    assert logits.shape[0] == boxes.shape[0] == 3
+
+
 def test_all_detections_of_a_model_with_many_queries_are_compared(middle):
     """As many as the file gives, which may be more than 100."""
 

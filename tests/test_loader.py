@@ -1,6 +1,7 @@
 """Samples on their way to the device: the same from any number of processes, with and without a
 cache."""
 
+import gc
 import math
 import multiprocessing
 import os
@@ -100,6 +101,21 @@ def test_a_damaged_image_is_told_by_any_worker(tiny_coco):
     for num_workers in (0, 2):
         with pytest.raises(InputError, match=rf"{path}: cannot decode the image"):
             loaded(samples, num_workers)
+
+
+def test_loader_processes_end_with_the_error(tiny_coco):
+    """Not 5 s each later, when the garbage collector comes by."""
+    samples = samples_of(tiny_coco)
+    samples.dataset.path(3).write_bytes(b"no image")
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(InputError) as raised:
+            loaded(samples, num_workers=2)
+        del raised
+        assert multiprocessing.active_children() == []
+    finally:
+        gc.enable()
 
 
 def test_a_file_of_another_size_is_told_even_if_it_is_decoded_small(tiny_coco):

@@ -279,7 +279,13 @@ def load_batches(
     batches = _started(loader)
     while (batch := _next(batches, timeout_s)) is not None:
         if isinstance(batch, InputError):
-            raise batch
+            try:
+                raise batch
+            finally:
+                # The error knows this frame. If the frame knew the error, both would stay until a
+                # garbage collection, which closes the queues to the loader processes before it
+                # tells these to end: 5 s of waiting for each.
+                del batch
         yield _unpack(batch)
 
 

@@ -255,16 +255,6 @@ def test_fine_tuning_adapts_what_was_learned_from_rgb(trained, tmp_path, tiny_co
     assert torch.allclose(convolution.weight[:, :3], kernel * 0.6)
 
 
-def test_export_takes_the_channels(trained, tmp_path, capsys):
-    _, run = trained
-    file = tmp_path / "model.onnx"
-    main(["export", str(run), "--output", str(file)])
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(file)
-    assert session.get_inputs()[0].shape[1] == 5
-
-
 def test_a_large_tiff_of_16_bits_is_cut_trained_on_and_predicted(tmp_path, capsys):
     """600 x 400 px here; the time and memory of 6,000 x 4,000 px are a matter of size alone."""
     source = tmp_path / "source"
