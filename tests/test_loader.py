@@ -16,7 +16,7 @@ import torch
 from command_line import lines_of
 
 from redetr.config import TrainConfig
-from redetr.data import open_dataset
+from redetr.data import loader, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.cgroups import group_memory
 from redetr.data.images import decode, read_image
@@ -380,6 +380,16 @@ def test_a_loader_process_that_dies_while_it_gives_a_sample_is_told():
         raise ConnectionResetError(104, "Connection reset by peer")
     with pytest.raises(RuntimeError, match="of another kind"), watching_workers():
         raise RuntimeError("of another kind")
+
+
+def test_a_second_error_does_not_hide_that_a_process_was_silent():
+    """PyTorch raises wherever the main process is, also while the reason is being raised."""
+    with pytest.raises(LostError, match="did not answer within 3 s"), watching_workers():
+        loader._SILENT.append(3)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed")
+    assert loader._SILENT == []
+    with pytest.raises(LostError, match="a loader process died"), watching_workers():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed")
 
 
 def test_a_full_gpu_is_told(run_with, monkeypatch):

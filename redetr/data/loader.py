@@ -43,6 +43,8 @@ _SHARED_MEMORY = (
 
 # The loader processes of this process; those that have ended leave by themselves.
 _WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+# The limit, s, within which they did not answer, so that they were ended; empty otherwise.
+_SILENT: list[float] = []
 
 
 class Samples(Dataset[Sample]):
@@ -297,6 +299,7 @@ def _started(loader: DataLoader) -> Iterator[Any]:
             text = f"{loader.num_workers} loader processes cannot be started"
             raise InputError(text, remedy=_SHARED_MEMORY)
     before = set(active_children())
+    _SILENT.clear()
     batches = iter(loader)
     _WORKERS.update(set(active_children()) - before)
     return batches
@@ -310,13 +313,13 @@ def _next(batches: Iterator[Any], timeout_s: float) -> Any:
     """
     if not _WORKERS:
         return next(batches, None)
-    ended = []
 
     def end() -> None:
-        for worker in _WORKERS:
-            if worker.is_alive():
-                ended.append(worker)
-                worker.kill()
+        alive = [worker for worker in _WORKERS if worker.is_alive()]
+        if alive:
+            _SILENT.append(timeout_s)  # first: PyTorch raises as soon as one has died
+        for worker in alive:
+            worker.kill()
 
     limit = threading.Timer(timeout_s, end)
     limit.daemon = True
@@ -324,12 +327,9 @@ def _next(batches: Iterator[Any], timeout_s: float) -> Any:
     try:
         return next(batches, None)
     except Exception as error:
-        if not ended and "DataLoader timed out" not in str(error):
+        if not _SILENT and "DataLoader timed out" not in str(error):
             raise
-        raise LostError(
-            f"loader processes did not answer within {timeout_s:g} s: a disk hangs, or "
-            f"{_SHARED_MEMORY}; if images take that long to read, raise --loader-timeout-s"
-        ) from error
+        raise LostError(_silence(timeout_s)) from error
     finally:
         limit.cancel()
 
@@ -351,10 +351,14 @@ def watching_workers() -> Iterator[None]:
         raise LostError(reason) from error
     finally:
         _end_workers()
+        _SILENT.clear()
 
 
 def _loss(error: Exception) -> str:
     """Which trouble of loader processes is behind `error`, in words; empty if none is."""
+    if _SILENT and not isinstance(error, LostError):
+        # PyTorch raised, a second time or late, because of a process that was ended here.
+        return _silence(_SILENT[0])
     cause: BaseException | None = error
     while cause is not None and not isinstance(error, LostError):
         if isinstance(cause, RuntimeError) and "DataLoader worker" in str(cause):
@@ -365,6 +369,13 @@ def _loss(error: Exception) -> str:
     if isinstance(error, ConnectionError | EOFError) or _one_has_died():
         return _death(error)
     return ""
+
+
+def _silence(timeout_s: float) -> str:
+    return (
+        f"loader processes did not answer within {timeout_s:g} s: a disk hangs, or "
+        f"{_SHARED_MEMORY}; if images take that long to read, raise --loader-timeout-s"
+    )
 
 
 def _death(error: BaseException) -> str:
