@@ -10,15 +10,12 @@ above what the detections and a fresh process take. The digits are compared. Wri
 results/DATE-class-shares.json.
 """
 
-import multiprocessing
-import os
 import resource
-import socket
 import time
 from typing import Any
 
 import numpy as np
-import torch
+from ranks import in_ranks
 from record import record
 
 from redetr.class_shares import shared_metrics
@@ -74,10 +71,7 @@ def usage() -> tuple[float, float]:
     return used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3
 
 
-def one(way: str, rank: int, ranks: int, port: int, queue: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def measured(rank: int, ranks: int, way: str) -> dict[str, Any]:
     objects = truth()
     share = detections(objects, rank, ranks)
     with process_group("cpu") as dist:
@@ -86,15 +80,13 @@ def one(way: str, rank: int, ranks: int, port: int, queue: Any) -> None:
         result = evaluate(way, objects, share, dist)
         wall_s = time.perf_counter() - started
         after_s, after_mb = usage()
-    queue.put(
-        {
-            "processor_s": after_s - before_s,
-            "wall_s": wall_s,
-            "peak_mb_more": after_mb - before_mb,
-            "peak_mb": after_mb,
-            "result": result,
-        }
-    )
+    return {
+        "processor_s": after_s - before_s,
+        "wall_s": wall_s,
+        "peak_mb_more": after_mb - before_mb,
+        "peak_mb": after_mb,
+        "result": result,
+    }
 
 
 def evaluate(
@@ -105,28 +97,11 @@ def evaluate(
     return shared_metrics(objects, share, dist).to_dict()
 
 
-def measure(way: str, ranks: int) -> list[dict[str, Any]]:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    processes = []
-    for rank in range(ranks):
-        process = context.Process(target=one, args=(way, rank, ranks, port, queue))
-        process.start()
-        processes.append(process)
-    results = [queue.get() for _ in processes]
-    for process in processes:
-        process.join()
-    return results
-
-
 def main() -> None:
     ways = {
-        "whole": measure("whole", 1),
-        "shards": measure("shards", 1),
-        "two_ranks": measure("shards", 2),
+        "whole": in_ranks(1, measured, "whole"),
+        "shards": in_ranks(1, measured, "shards"),
+        "two_ranks": in_ranks(2, measured, "shards"),
     }
     expected = ways["whole"][0]["result"]
     content: dict[str, Any] = {

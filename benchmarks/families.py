@@ -117,6 +117,7 @@ def work_of(name: str, arguments: argparse.Namespace) -> dict[str, dict[str, Apa
 def measured(sides: dict[str, Apart], rounds: int, rate: float, count: bool) -> dict[str, Any]:
     seconds = measure(sides, rounds, warm_up=2)
     result: dict[str, Any] = {
+        "GFLOP/s of a product": round(rate / 1e9, 1),
         "ms": summary(seconds),
         "times faster": times_faster(seconds, "redetr"),
     }
@@ -142,17 +143,15 @@ def main() -> None:
     parser.add_argument("--exported", action="store_true", help="also in ONNX Runtime and OpenVINO")
     arguments = parser.parse_args()
     arguments.device = "cpu"
-    rate = matrix_rate("cpu", torch.float32)
     tables: dict[str, Any] = {}
     for name in arguments.models:
         tables[name] = {}
         for kind, sides in work_of(name, arguments).items():
+            rate = matrix_rate("cpu", torch.float32)  # while the sides wait
             in_torch = kind in ("training step", "inference")
             tables[name][kind] = measured(sides, arguments.rounds, rate, in_torch)
             print(name, kind, tables[name][kind], flush=True)
-    product_rate = round(rate / 1e9, 1)
-    setting = vars(arguments)
-    record("families", {"setting": setting, "GFLOP/s of a product": product_rate, **tables})
+    record("families", {"setting": vars(arguments), **tables})
 
 
 if __name__ == "__main__":

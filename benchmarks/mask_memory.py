@@ -10,16 +10,14 @@ those of whole processes, with PyTorch and the detections. The digits are compar
 results/DATE-mask-memory.json.
 """
 
-import multiprocessing
-import os
 import resource
-import socket
 import time
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ranks import in_ranks
 from record import record
 from torch import Tensor
 
@@ -96,10 +94,7 @@ def detections(known: list[list[bytes]], classes: int, rank: int, ranks: int) ->
     return DatasetDetections.concatenate(parts)
 
 
-def evaluate(classes: int, rank: int, ranks: int, port: int, queue: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def evaluate(rank: int, ranks: int, classes: int) -> dict[str, Any]:
     known = compressed_masks()
     objects = truth(known, classes)
     share = detections(known, classes, rank, ranks)
@@ -109,37 +104,18 @@ def evaluate(classes: int, rank: int, ranks: int, port: int, queue: Any) -> None
         seconds = time.process_time() - started
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     mask_bytes = sum(map(len, share.masks or [])) / max(1, len(share))
-    queue.put(
-        {
-            "processor_s": seconds,
-            "peak_mb": peak_mb,
-            "bytes_per_mask": mask_bytes,
-            "result": result,
-        }
-    )
-
-
-def measure(classes: int, ranks: int) -> list[dict[str, Any]]:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    processes = []
-    for rank in range(ranks):
-        process = context.Process(target=evaluate, args=(classes, rank, ranks, port, queue))
-        process.start()
-        processes.append(process)
-    results = [queue.get() for _ in processes]
-    for process in processes:
-        process.join()
-    return results
+    return {
+        "processor_s": seconds,
+        "peak_mb": peak_mb,
+        "bytes_per_mask": mask_bytes,
+        "result": result,
+    }
 
 
 def main() -> None:
     content: dict[str, Any] = {"images": IMAGES, "masks": IMAGES * MASKS, "image_size": SIZE}
     for classes in (80, 1):
-        ways = {ranks: measure(classes, ranks) for ranks in (1, 2)}
+        ways = {ranks: in_ranks(ranks, evaluate, classes) for ranks in (1, 2)}
         expected = ways[1][0]["result"]
         measured: dict[str, Any] = {"mask_AP": expected["masks"]["AP"]}
         for ranks, processes in ways.items():

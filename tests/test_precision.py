@@ -157,3 +157,13 @@ def test_all_ranks_take_the_choice_of_the_first(bf16_gain, tmp_path, monkeypatch
     monkeypatch.setattr(Dist, "gather", with_another_rank)
     redetr.train(replace(QUICK, output=str(tmp_path)))
     assert json.loads((tmp_path / "config.json").read_text())["precision"] == "bf16"
+
+
+def test_ranks_of_a_detector_take_the_choice_of_the_first(model, bf16_gain, monkeypatch):
+    bf16_gain(0.5)
+    monkeypatch.setattr(Dist, "gather", lambda dist, items: [PrecisionChoice("bf16", 1.5), *items])
+    detector = redetr.Detector(model, ["a", "b"], [1, 2], 64, device="cpu")
+    second = Dist(1, 2, CPU)
+    assert detector.compute_in("auto", second).dtype == torch.bfloat16
+    assert detector.optimize(precision="auto", dist=second).dtype == torch.bfloat16
+    assert detector.compute_in("auto").dtype == torch.float32

@@ -24,7 +24,7 @@ from redetr.detector.inference import for_inference
 from redetr.detector.segments import PanopticDetections, segments_of
 from redetr.detector.sources import read_source
 from redetr.detector.tiles import merge_tiles
-from redetr.distributed import pick_device
+from redetr.distributed import Dist, pick_device
 from redetr.errors import InputError
 from redetr.evaluation import evaluate, outputs_of
 from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
@@ -98,18 +98,31 @@ class Detector:
                 f"{error}; the checkpoint stores this path of its training data: give --data"
             ) from error
 
-    def optimize(self, compile: bool = False, precision: Precision = "auto") -> "Detector":
+    def compute_in(self, precision: Precision, dist: Dist | None = None) -> "Detector":
+        """Computes in `precision` from now on (see `pick_precision`), and returns the detector.
+
+        Its weights are in fp32. With `dist`, all ranks take the choice of the first, because their
+        trials may end otherwise: communicates.
+        """
+        choice = pick_precision(precision, self.device, self.model, self.image_size)
+        if dist is not None:
+            choice = dist.gather([choice])[0]
+        self.dtype = choice.dtype
+        return self
+
+    def optimize(
+        self, compile: bool = False, precision: Precision = "auto", dist: Dist | None = None
+    ) -> "Detector":
         """Speeds up this detector's model (see `for_inference`) and returns the detector.
 
         A detector in fp32 changes to `precision`: "auto" is bf16 where that is faster (see
-        `pick_precision`), "fp32" keeps it as it is. With `compile`, the model is compiled, which
+        `compute_in`), "fp32" keeps it as it is. With `compile`, the model is compiled, which
         takes a minute at the first image. Scores and boxes change by rounding: by less than 1e-4 in
         fp32, by more in bf16. The model no longer gives `aux_outputs`.
         """
         self.model = for_inference(self.model)
         if self.dtype == torch.float32:
-            choice = pick_precision(precision, self.device, self.model, self.image_size)
-            self.dtype = choice.dtype
+            self.compute_in(precision, dist)
         if compile:
             self.model.compile(dynamic=True)
         return self
