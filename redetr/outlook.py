@@ -15,7 +15,8 @@ _ENOUGH_IMAGES, _ENOUGH_OBJECTS = 10, 30  # of a val split
 def outlook(config: Settings, num_images: int, val: DetectionDataset) -> list[str]:
     """Warnings and notes on a run that learns from `num_images`."""
     notes = _too_little_to_learn(config, num_images)
-    notes += _too_short(config, num_images)
+    if isinstance(val, AnnotatedDataset):  # scenes that are drawn have no usual length
+        notes += _too_short(config, num_images)
     notes += _too_small(val)
     return notes
 
@@ -53,8 +54,7 @@ def _too_short(config: Settings, num_images: int) -> list[str]:
     share = f"{percent}%" if percent else "less than 1%"
     return [
         f"note: {counted(config.steps, 'step')} are {share} of the usual "
-        f"length for {counted(num_images, 'image')}: --steps {usual}, which is the default, ends "
-        "better"
+        f"length for {counted(num_images, 'image')}; the default is --steps {usual}"
     ]
 
 

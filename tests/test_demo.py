@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from redetr.commands.demonstration import demo
+from redetr.commands.demonstration import demo, demo_config
+from redetr.data import open_dataset
 from redetr.errors import InputError
+from redetr.outlook import outlook
 from redetr.pages.curves import read_metrics
 
 
@@ -24,6 +26,13 @@ def test_demo_shows_what_it_learned(tmp_path):
         "AP50" in said and f"redetr predict '{folder}/best.pt' IMAGE" in said
     )  # to paste into a shell
     assert read_metrics(folder)[-1]["step"] == 2
+
+
+def test_scenes_that_are_drawn_have_no_usual_length(tmp_path):
+    """A demo is as long as it should be."""
+    config = demo_config("digits", tmp_path, 720)
+    val = open_dataset("digits", "val")
+    assert outlook(config, 20_000, val) == []
 
 
 def test_demo_on_photographs_from_imagenet_weights(tmp_path):

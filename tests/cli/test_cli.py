@@ -840,7 +840,7 @@ def test_what_a_short_run_on_few_images_should_know_at_its_start(shared_coco, tm
     told = capsys.readouterr().err
     # 8 images in steps of 4: 24,000 images are 6,000 steps.
     assert (
-        "note: 8 steps are less than 1% of the usual length for 8 images: --steps 6000, which is the "
+        "note: 8 steps are less than 1% of the usual length for 8 images; the default is --steps 6000"
         in told
     )
     assert re.search(
