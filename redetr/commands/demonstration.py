@@ -53,7 +53,8 @@ def _next_steps(result: dict[str, Any], folder: Path) -> str:
         "  predict    "
         f"redetr predict {checkpoint} IMAGE_OR_FOLDER\n"
         "  your data  "
-        "redetr train redetr_n --data FOLDER --output runs/mine   (COCO, YOLO, VOC or LabelMe format)"
+        "redetr train redetr_n --data FOLDER --output runs/mine   "
+        "(COCO, YOLO, VOC or LabelMe format)"
     )
 
 
