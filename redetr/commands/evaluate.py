@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from redetr.report.comparison import Difference
     from redetr.structures import DatasetDetections
 
+_HELD_OUT_OTHERWISE = (
+    "warning: an earlier version of redetr held out other images for this run, so it may have "
+    "learned from some of these; for an AP to rely on, give --data with a val split"
+)
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -81,6 +86,8 @@ class Evaluate:
                 }
             )
         with process_group(self.device) as dist:
+            if self.data is None and detectors[0].held_out_otherwise:
+                dist.main_only(ERRORS.print)(_HELD_OUT_OTHERWISE)
             for detector in detectors:
                 detector.compute_in(self.precision, dist)
             segments: list[Any] = []  # of the only detector

@@ -67,6 +67,7 @@ class Detector:
         self.image_size = image_size
         self.trained_on, self.val_fraction = trained_on, val_fraction
         self.has_measured_threshold = threshold is not None
+        self.held_out_otherwise = False  # see `Origin`
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
 
     @property
@@ -370,6 +371,7 @@ def load(
         origin.val_fraction,
         origin.threshold,
     )
+    detector.held_out_otherwise = origin.held_out_otherwise
     if keep_memory and detector.device.type == "cpu":
         memory.keep_memory()
     return detector

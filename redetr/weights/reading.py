@@ -42,6 +42,8 @@ class Origin:
     val_fraction: float = 0.0  # held out of it
     is_thing: tuple[bool, ...] = ()  # as in `DetectionModel`
     threshold: float | None = None  # with the best F1 at the last evaluation of its run
+    # whether its run is of an earlier version, which held out other images for the same share
+    held_out_otherwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def _origin_of_run(path: Path, about: Any) -> Origin:
         val_fraction=config.val_fraction,
         is_thing=_is_thing(path, about, len(class_names)),
         threshold=_threshold_of_run(path, about.get("threshold")),
+        held_out_otherwise=config.val_fraction > 0 and "threshold" not in about,
     )
 
 

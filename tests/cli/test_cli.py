@@ -900,10 +900,18 @@ def test_what_was_held_out_is_what_is_evaluated(tiny_coco, tmp_path, capsys):
     )
     capsys.readouterr()
     main(["evaluate", str(tmp_path / "run"), "--json", "--precision", "fp32", "--device", "cpu"])
-    assert json.loads(capsys.readouterr().out)["AR100"] == pytest.approx(best["AR100"], abs=1e-6)
+    output, errors = capsys.readouterr()
+    assert json.loads(output)["AR100"] == pytest.approx(best["AR100"], abs=1e-6)
+    assert "held out other images" not in errors
     inventory = json.loads((tmp_path / "run" / "data.json").read_text())
     train, val = (set(inventory[split]["images"]) for split in ("train", "val"))
     assert val and not train & val and len(train | val) == 8
+
+    checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    del checkpoint["threshold"]  # which an earlier version did not write
+    torch.save(checkpoint, tmp_path / "earlier.pt")
+    main(["evaluate", str(tmp_path / "earlier.pt"), "--precision", "fp32", "--device", "cpu"])
+    assert "warning: an earlier version of redetr held out other images" in capsys.readouterr().err
 
 
 def test_a_run_that_left_no_checkpoint_is_begun_anew(shared_coco, tmp_path, capsys):
