@@ -200,9 +200,10 @@ def _read_images(
         "export the label image again",
     )
     sizes = read_sizes(folder, names)
+    unreadable = (sizes[:, 0] == 0) & rows.good
     rows.fault(
         "size-invalid",
-        sizes[:, 0] == 0,
+        unreadable,
         lambda i: f"its image {names[i]} cannot be read",
         "replace the image",
     )
@@ -217,7 +218,7 @@ def _read_images(
     rows.fault("mask-size", differs, size, "export the label image again")
     _judge_meaning(scenes, rows)
     ids = np.arange(len(names))
-    return Images(rows, folder, names, ids, sizes, lambda i: names[i])
+    return Images(rows, folder, names, ids, sizes, lambda i: names[i], unreadable)
 
 
 def _judge_meaning(scenes: list[_Scene], rows: Rows) -> None:
