@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -238,7 +238,7 @@ class Images:
     ids: np.ndarray  # [N] int64
     sizes: np.ndarray  # [N, 2] int64, height and width
     called: Callable[[int], str]  # what a message calls image `i`
-    unreadable: ArrayLike | None = None  # [N] bool, whose files are no images, or damaged
+    unreadable: Sequence[str] = ()  # names of those whose files are no images, or damaged
 
 
 @dataclass
@@ -290,7 +290,6 @@ def assemble(
     first = np.searchsorted(image[kept], indices)
     boxes = all_boxes[kept]
     area = objects.area[kept]
-    unreadable = np.flatnonzero(False if images.unreadable is None else images.unreadable)
     sides = boxes[:, 2:] - boxes[:, :2]
     return Annotations(
         source=source,
@@ -309,7 +308,7 @@ def assemble(
         faults=faults,
         box_format=objects.box_format,
         masks=None if masks is None else masks.take(kept),
-        unreadable={images.names[i]: NOT_READ for i in unreadable.tolist()},
+        unreadable=dict.fromkeys(images.unreadable, NOT_READ),
     )
 
 

@@ -325,8 +325,9 @@ def _read_images(root: Path, scenes: list[_Scene], faults: list[Fault]) -> Image
         lambda i: "states no size, and its image cannot be read",
         "write imageHeight and imageWidth, or replace the image",
     )
+    lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(scenes))
-    return Images(rows, root, names, ids, sizes, lambda i: names[i], unreadable)
+    return Images(rows, root, names, ids, sizes, lambda i: names[i], lost)
 
 
 def _classes(root: Path, split: Split, scenes: list[_Scene]) -> list[str]:

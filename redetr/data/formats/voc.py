@@ -108,8 +108,9 @@ def _read_images(
         lambda i: "states no size, and its image cannot be read",
         "write width and height, or replace the image",
     )
+    lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(names))
-    return Images(rows, location.images, names, ids, sizes, lambda i: names[i], unreadable)
+    return Images(rows, location.images, names, ids, sizes, lambda i: names[i], lost)
 
 
 @dataclass

@@ -122,8 +122,9 @@ def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> Images:
         lambda i: NOT_READ,
         "replace the file, or delete it with its labels (train --skip-unreadable leaves it out)",
     )
+    lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(names))
-    return Images(rows, folder, names, ids, sizes, lambda i: names[i], unreadable)
+    return Images(rows, folder, names, ids, sizes, lambda i: names[i], lost)
 
 
 def _locate(root: Path) -> Path | None:
