@@ -228,7 +228,9 @@ class Detections:
         described at `draw_boxes`. With masks, each object has its own color. Where the model knows
         a single class, labels are scores, and so are colors: dark blue for 0 to yellow for 1.
         Objects that are followed through a video have their number in the label and a color that
-        they keep; those without a number are grey. Raises InputError for an image of another size, or if there is none.
+        they keep; those without a number are grey.
+
+        Raises InputError for an image of another size, or if there is none.
         """
         image = self.image if image is None else image
         if image is None:
