@@ -22,6 +22,7 @@ from redetr.choices import (
     OptimizerName,
     Precision,
     Schedule,
+    nearest_sizes,
     size_text,
 )
 from redetr.earlier import as_of_today
@@ -169,6 +170,9 @@ class RunOptions:
     """Seed of weights, data order, augmentation and dropout."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    threads: int | None = None
+    """Threads of each rank that compute on the processor; default: OMP_NUM_THREADS, else one a
+    core. Fewer are faster where other programs keep cores busy."""
     log: tuple[LoggerName, ...] = ()
     """Where numbers go beside metrics.jsonl; default: tensorboard, if it is installed."""
     log_every: int = 20
@@ -238,6 +242,7 @@ BOUNDS = {
     "eval_batch_size": _AT_LEAST_1,
     "patience": _SHARE,
     "num_workers": _AT_LEAST_0,
+    "threads": _AT_LEAST_1,
     "loader_timeout_s": _ABOVE_0,
     "cache_mb": _AT_LEAST_0,
     "seed": _AT_LEAST_0,
@@ -339,7 +344,6 @@ class TrainConfig(
                 if number is not None and number not in bounds:
                     flag = name.replace("_", "-")
                     raise InputError(f"--{flag} {number} must be {bounds}")
-        self._check_sides()
         if self.steps and self.epochs:
             raise InputError("give the length of the run as either --epochs or --steps")
         if self.cache_dir and not Path(self.cache_dir).is_dir():
@@ -347,14 +351,22 @@ class TrainConfig(
                 f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"
             )
 
-    def _check_sides(self) -> None:
-        if isinstance(self.image_size, int):
+    def _check_sides(self, model: "DetectionModel") -> None:
+        """Raises InputError for an image size that the model cannot take."""
+        asked = f"--image-size {size_text(self.image_size)}"
+        if model.resize == "aspect":
+            if isinstance(self.image_size, tuple):
+                text = f"{asked}: {self.model} keeps the aspect ratio of images"
+                raise InputError(text, remedy="give one number, the shorter side")
             return
-        if not all(self.image_size) or any(side % _STRIDE for side in self.image_size):
-            raise InputError(
-                f"--image-size {size_text(self.image_size)}: height and width must be multiples of "
-                f"{_STRIDE}"
-            )
+        nearest = nearest_sizes(self.image_size, _STRIDE)
+        is_chosen = self.image_size != 0 and not self.resume  # earlier versions took any side
+        if is_chosen and nearest != [self.image_size]:
+            rule = "the side must be a multiple of"
+            if isinstance(self.image_size, tuple):
+                rule = "height and width must be multiples of"
+            remedy = f"take {' or '.join(map(size_text, nearest))}"
+            raise InputError(f"{asked}: {rule} {_STRIDE}", remedy=remedy)
 
     def with_queries(self, hints: "Hints", max_objects: int) -> "TrainConfig":
         """The same run with `num_queries` chosen by the data, whose images hold at most
@@ -376,12 +388,7 @@ class TrainConfig(
         steps = self.steps or self._steps_for(num_images)
         eval_every = self.eval_every or _suitable_eval_every(steps, num_images, self.batch_size)
         image_size = self.image_size or hints.image_size
-        if isinstance(image_size, tuple) and model.resize == "aspect":
-            raise InputError(
-                f"--image-size {size_text(image_size)}: {self.model} keeps the aspect ratio of "
-                "images",
-                remedy="give one number, the shorter side",
-            )
+        self._check_sides(model)
         augment = self.augment or hints.augment
         if augment is None:
             augment = "detr" if model.resize == "aspect" else "photo"
@@ -409,8 +416,8 @@ class TrainConfig(
 class Settings(TrainConfig):
     """What a run does: a `TrainConfig` with every choice made. config.json and checkpoints hold it.
 
-    Three fields may still be None, each for a reason. `num_queries`: as many as the model has.
-    `num_workers` and `cache_mb`: each host chooses for itself, by its cores and its memory.
+    Four fields may still be None, each for a reason. `num_queries`: as many as the model has.
+    `num_workers`, `threads` and `cache_mb`: each host chooses for itself, by its cores and memory.
     """
 
     steps: int = field()

@@ -31,6 +31,7 @@ _MAY_CHANGE = {
     "compile",
     "accumulate",
     "num_workers",
+    "threads",
     "loader_timeout_s",
     "cache_mb",
     "cache_dir",

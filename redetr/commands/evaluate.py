@@ -13,6 +13,7 @@ from rich.table import Table
 from redetr.choices import size_text
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_json, print_results, require_images
+from redetr.threads import use_threads
 from redetr.wording import counted
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Evaluate:
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = bf16 where it is faster, on a CPU by a short trial."""
+    threads: int | None = None
+    """Threads of each process that compute; default: OMP_NUM_THREADS, else one a core."""
     num_workers: int | None = None
     """Processes that load images; default: by the cores of the host."""
     report: str | None = None
@@ -66,6 +69,7 @@ class Evaluate:
         from redetr.weights.reading import locate
 
         require_images(self.batch_size)
+        use_threads(self.threads)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
         detectors = []
         for checkpoint in self._checkpoints:

@@ -40,6 +40,7 @@ from redetr.detector.records import (
     written_images,
 )
 from redetr.errors import InputError, StoppedError
+from redetr.threads import use_threads
 from redetr.wording import counted
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Predict:
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = bf16 where it is faster, on a CPU by a short trial."""
+    threads: int | None = None
+    """Threads of each process that compute; default: OMP_NUM_THREADS, else one a core."""
     json: bool = False
     """Also print predictions.json."""
 
@@ -118,6 +121,7 @@ class Predict:
         from redetr.distributed import process_group
 
         self._check()
+        use_threads(self.threads)
         folder = Path(self.output)
         self._require_free(folder)
         faults: list[Fault] = []
