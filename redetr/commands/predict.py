@@ -116,8 +116,7 @@ class Predict:
 
     def run(self) -> None:
         from redetr.detector.detector import load
-        from redetr.detector.sources import find_sources, is_video
-        from redetr.detector.tracking import bytetrack_class
+        from redetr.detector.sources import find_sources
         from redetr.distributed import process_group
 
         self._check()
@@ -127,12 +126,7 @@ class Predict:
         faults: list[Fault] = []
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
-        if self.track:
-            if not any(is_video(source) for source in sources):
-                raise InputError(
-                    "--track follows objects through videos: none is among the sources"
-                )
-            bytetrack_class()  # said before anything is loaded
+        self._require_videos(sources)
         detector = load(self.checkpoint, device=self.device)
         self._require_fitting(detector)
         # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
@@ -211,6 +205,17 @@ class Predict:
             if os.path.realpath(source) in deleted:
                 text = f"is an annotated image of {folder}, which --overwrite deletes"
                 raise InputError(text, where=source, remedy="give another --output")
+
+    def _require_videos(self, sources: Sequence[str]) -> None:
+        """Raises InputError if --track has no video, or no package to follow objects with."""
+        from redetr.detector.sources import is_video
+        from redetr.detector.tracking import bytetrack_class
+
+        if not self.track:
+            return
+        if not any(is_video(source) for source in sources):
+            raise InputError("--track follows objects through videos: none is among the sources")
+        bytetrack_class()
 
     def _report(self, faults: "list[Fault]") -> None:
         """Says what was passed over among the sources."""
