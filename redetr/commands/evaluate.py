@@ -13,6 +13,7 @@ from rich.table import Table
 from redetr.choices import size_text
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_json, print_results, require_images
+from redetr.threads import use_threads
 from redetr.wording import counted
 
 if TYPE_CHECKING:
@@ -41,12 +42,16 @@ class Evaluate:
     """The split to evaluate."""
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, after a look at each of them."""
     batch_size: int = 16
     """Images per batch."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = bf16 where it is faster, on a CPU by a short trial."""
+    threads: int | None = None
+    """Threads of each process that compute; default: OMP_NUM_THREADS, else one a core."""
     num_workers: int | None = None
     """Processes that load images; default: by the cores of the host."""
     report: str | None = None
@@ -60,18 +65,24 @@ class Evaluate:
 
     def run(self) -> None:
         from redetr.class_shares import to_main
+        from redetr.data.formats.folder import unreadable_of
+        from redetr.data.unreadable import what_was_left_out
         from redetr.detector.detector import load
         from redetr.distributed import process_group
         from redetr.evaluation import with_quality
         from redetr.weights.reading import locate
 
         require_images(self.batch_size)
+        use_threads(self.threads)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
         detectors = []
         for checkpoint in self._checkpoints:
             detectors.append(load(checkpoint, device=self.device))
         masks = any(detector.model.has_masks for detector in detectors)
-        dataset = detectors[0].open_data(self.split, self.data, self.val_fraction, masks)
+        dataset = detectors[0].open_data(
+            self.split, self.data, self.val_fraction, masks, self.skip_unreadable
+        )
+        unreadable = unreadable_of(dataset)
         source = self.data or detectors[0].trained_on
         about = []
         for path, detector in zip(paths, detectors, strict=True):
@@ -83,9 +94,12 @@ class Evaluate:
                     "images": len(dataset),
                     "image_size": detector.image_size,
                     "weights_from": detector.model.weights_from,
+                    "unreadable": unreadable,
                 }
             )
         with process_group(self.device) as dist:
+            for warning in what_was_left_out(unreadable, self.split):
+                dist.main_only(ERRORS.print)(warning)
             if self.data is None and detectors[0].held_out_otherwise:
                 dist.main_only(ERRORS.print)(_HELD_OUT_OTHERWISE)
             for detector in detectors:
