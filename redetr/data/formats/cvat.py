@@ -109,7 +109,8 @@ def _shape(element: Element, size: list[float]) -> Row | None:
     if element.tag == "polygon":
         return polygon(_points(element.get("points") or ""))
     if element.tag == "ellipse":
-        return ellipse(*(_number(element, name) for name in ("cx", "cy", "rx", "ry")), turn)
+        cx, cy, rx, ry = (_number(element, name) for name in ("cx", "cy", "rx", "ry"))
+        return ellipse(cx, cy, rx, ry, turn)
     if element.tag == "mask":
         return _mask(element, size)
     return None
