@@ -143,9 +143,7 @@ class Predict:
             dist.main_only(begin)(folder, self.resume)
             dist.barrier()
             earlier = finished(folder)
-            # What is in the folder and not of this run stays. An interrupted run may have drawn
-            # images that it did not record: they are drawn again.
-            present = [] if self.resume else os.listdir(folder)
+            present = os.listdir(folder)  # what is not of this run stays
             dist.barrier()
             file_names = self._file_names(sources, earlier, present)
             done = earlier.keys() & set(sources)
@@ -346,14 +344,19 @@ class Predict:
         """The file of the annotated image or video of each source.
 
         Equal names get a number: those from several folders, those of `earlier` runs, and those of
-        files that are `present` in the output folder, such as sources, which stay as they are.
+        files that are `present` in the output folder, such as sources, which stay as they are. An
+        interrupted run may have drawn images that it did not record: they are drawn again.
         """
+        from redetr.pages.drawing import is_drawn
+
         names: dict[str, Path] = {}
         folder = os.path.abspath(self.output)
         taken = {name for name in earlier.values() if name}
         taken.update(present)
         if self.resume:
-            taken.update(written_images(Path(self.output)))
+            recorded = written_images(Path(self.output))
+            drawn = {name for name in taken - recorded if is_drawn(Path(self.output, name))}
+            taken = (taken - drawn) | recorded
         for source in sources:
             if os.path.dirname(os.path.abspath(source)) == folder:
                 taken.add(os.path.basename(source))
