@@ -18,11 +18,14 @@ from redetr.metrics import (
     METRIC_NAMES,
     CocoResult,
     GroundTruth,
+    TruthObjects,
     ap_by_area,
     coco_evaluation,
     coco_result,
+    mask_metrics,
 )
 from redetr.pages.curves import read_metrics
+from redetr.panoptic_quality import PanopticResult
 from redetr.report.advice import longer_training
 from redetr.report.analysis import (
     Bools,
@@ -38,6 +41,7 @@ from redetr.report.analysis import (
     threshold_curve,
 )
 from redetr.report.comparison import Difference
+from redetr.report.masks import MaskPairs, mask_numbers, paired_masks
 from redetr.structures import DatasetDetections, StoredTarget
 
 THRESHOLDS = np.linspace(0, 1, 101)  # of the curves
@@ -58,29 +62,40 @@ class Report:
     dataset: DetectionDataset
     judged: list[Judgement]  # of each checkpoint
     images: list[int]  # indices of the images worth looking at, worst first
+    mask_pairs: list[MaskPairs | None]  # of each checkpoint that has masks, where the data has some
 
 
 def make_report(
     dataset: DetectionDataset,
     checkpoints: Sequence[tuple[str, DatasetDetections]],
     differences: Mapping[str, Difference] | None = None,
+    qualities: Sequence[PanopticResult | None] = (),
 ) -> Report:
     """The report on one or two checkpoints.
 
     Each is given by its path and what `detect_classes` returned on `dataset`; `differences` between
-    two are those by `ap_differences`.
+    two are those by `ap_differences`, of masks under names as "mask AP". `qualities` are the
+    panoptic ones of the checkpoints, where they were measured.
     """
-    targets = [dataset.target(i) for i in range(len(dataset))]
-    truth = GroundTruth.from_targets(targets, dataset.class_names)
+    targets = [dataset.objects(i) for i in range(len(dataset))]
+    objects = TruthObjects.from_dataset(dataset)
+    truth = GroundTruth.from_objects(objects)
     judged = []
     described = []
     errors = []
-    for path, detections in checkpoints:
+    pairs = []
+    qualities = qualities or [None] * len(checkpoints)
+    for (path, detections), quality in zip(checkpoints, qualities, strict=True):
         evaluation = coco_evaluation(truth, detections)
         judgement = judge(targets, evaluation, detections)
         result = coco_result(truth, evaluation)
         threshold = DEFAULT_THRESHOLD if result.threshold is None else result.threshold
+        of_masks = mask_metrics(truth, detections)
+        mask_pairs = None
+        if of_masks is not None:
+            mask_pairs = paired_masks(judgement, objects, threshold)
         judged.append(judgement)
+        pairs.append(mask_pairs)
         errors.append(image_errors(judgement, threshold, len(dataset)))
         described.append(
             {
@@ -89,6 +104,8 @@ def make_report(
                 **_detection_numbers(judgement, truth, evaluation, result, threshold),
                 "by_size": _by_size(targets, truth, detections),
                 "by_objects_in_image": _by_objects_in_image(targets, truth, evaluation),
+                "masks": mask_numbers(of_masks, mask_pairs, judgement),
+                "panoptic": None if quality is None else quality.to_dict(),
                 "training": _training(Path(path)),
             }
         )
@@ -107,7 +124,7 @@ def make_report(
     }
     if differences is not None:
         numbers["differences"] = differences
-    return Report(_plain(numbers), dataset, judged, images)
+    return Report(_plain(numbers), dataset, judged, images, pairs)
 
 
 def _detection_numbers(
