@@ -10,10 +10,12 @@ import torch
 from redetr.choices import Precision, size_text
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
+from redetr.data.annotations import Split
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.formats.folder import AnnotatedDataset
 from redetr.data.loader import spare_workers
 from redetr.data.transforms import Transform, augmentation, final_size
+from redetr.data.unreadable import LIST_FILE, LeaveOut, read_list
 from redetr.distributed import Dist, check_norms, restart_notes
 from redetr.ema import ModelEma
 from redetr.losses import SetCriterion
@@ -27,6 +29,16 @@ from redetr.state import State, has_checkpoint
 from redetr.threads import crowding
 from redetr.weights.starting import starting_point
 from redetr.wording import counted
+
+
+def images_to_leave_out(config: TrainConfig) -> dict[Split, LeaveOut]:
+    """Which images of each split a run leaves out: a resumed one those that it left out before."""
+    if not config.skip_unreadable:
+        return {}
+    folder = Path(config.output)
+    if config.resume and has_checkpoint(folder):
+        return {**read_list(folder / LIST_FILE)}
+    return {"train": "unreadable", "val": "unreadable"}
 
 
 def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[State, SetCriterion]:

@@ -22,7 +22,7 @@ from redetr.distributed import Dist, process_group, replicate
 from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
 from redetr.precision import PRECISIONS, autocast, weights_dtype
-from redetr.preparation import prepare, train_transform
+from redetr.preparation import images_to_leave_out, prepare, train_transform
 from redetr.state import State
 from redetr.step import announce, receive, train_step, training_outputs
 from redetr.structures import DetectionModel, StoredTarget
@@ -126,7 +126,13 @@ def verify(config: TrainConfig) -> Verification:
         if config.data == "random":
             data = Noise(config.batch_size, config.masks)
         else:
-            data = open_dataset(config.data, "train", config.val_fraction, masks=config.masks)
+            data = open_dataset(
+                config.data,
+                "train",
+                config.val_fraction,
+                masks=config.masks,
+                leave_out=images_to_leave_out(config).get("train"),
+            )
         state, criterion = prepare(config, dist, data)
         samples = first_batch(data, state)
         precision = state.config.precision

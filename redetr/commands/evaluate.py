@@ -45,6 +45,8 @@ class Evaluate:
     """The split to evaluate."""
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, after a look at each of them."""
     batch_size: int = 16
     """Images per batch."""
     device: str = "auto"
@@ -66,6 +68,8 @@ class Evaluate:
 
     def run(self) -> None:
         from redetr.class_shares import to_main
+        from redetr.data.formats.folder import unreadable_of
+        from redetr.data.unreadable import what_was_left_out
         from redetr.detector.detector import load
         from redetr.distributed import process_group
         from redetr.evaluation import quality_of, with_quality
@@ -78,7 +82,10 @@ class Evaluate:
         for checkpoint in self._checkpoints:
             detectors.append(load(checkpoint, device=self.device))
         masks = any(detector.model.has_masks for detector in detectors)
-        dataset = detectors[0].open_data(self.split, self.data, self.val_fraction, masks)
+        dataset = detectors[0].open_data(
+            self.split, self.data, self.val_fraction, masks, self.skip_unreadable
+        )
+        unreadable = unreadable_of(dataset)
         source = self.data or detectors[0].trained_on
         about = []
         for path, detector in zip(paths, detectors, strict=True):
@@ -90,9 +97,12 @@ class Evaluate:
                     "images": len(dataset),
                     "image_size": detector.image_size,
                     "weights_from": detector.model.weights_from,
+                    "unreadable": unreadable,
                 }
             )
         with process_group(self.device) as dist:
+            for warning in what_was_left_out(unreadable, self.split):
+                dist.main_only(ERRORS.print)(warning)
             if self.data is None and detectors[0].held_out_otherwise:
                 dist.main_only(ERRORS.print)(_HELD_OUT_OTHERWISE)
             for detector in detectors:

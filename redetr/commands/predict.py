@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from redetr.detector.detections import Detections
     from redetr.detector.detector import Detector
     from redetr.detector.sources import Frame
+    from redetr.detector.tracking import Tracker
     from redetr.distributed import Dist
 
 Format = Literal["png", "jpg", "masks", "json", "coco", "csv", "html"]
@@ -84,6 +85,9 @@ class Predict:
     overlap: float = 0.2
     """Share of a tile's side that neighbours have in common: objects up to this size are seen
     whole."""
+    track: bool = False
+    """Follow objects through videos: each gets a number that it keeps, in the video and the files.
+    Needs: pip install redetr[track]."""
     labels: LabelChoice = "auto"
     """Labels on annotated images: auto = where there is room, all, or none."""
     line_width: int | None = None
@@ -122,6 +126,7 @@ class Predict:
         faults: list[Fault] = []
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
+        self._require_videos(sources)
         detector = load(self.checkpoint, device=self.device)
         self._require_fitting(detector)
         # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
@@ -152,7 +157,7 @@ class Predict:
             errors = [error for result in results for error in result.errors]
             images = sum(result.images for result in results)
             dist.main_only(_warn_of_plain)([name for result in results for name in result.plain])
-            threshold = detector.threshold if self.threshold is None else self.threshold
+            threshold = self._threshold(detector)
             dist.main_only(self._finish)(sources, len(done), errors, images / seconds, threshold)
 
     def _check(self) -> None:
@@ -201,6 +206,17 @@ class Predict:
                 text = f"is an annotated image of {folder}, which --overwrite deletes"
                 raise InputError(text, where=source, remedy="give another --output")
 
+    def _require_videos(self, sources: Sequence[str]) -> None:
+        """Raises InputError if --track has no video, or no package to follow objects with."""
+        from redetr.detector.sources import is_video
+        from redetr.detector.tracking import bytetrack_class
+
+        if not self.track:
+            return
+        if not any(is_video(source) for source in sources):
+            raise InputError("--track follows objects through videos: none is among the sources")
+        bytetrack_class()
+
     def _report(self, faults: "list[Fault]") -> None:
         """Says what was passed over among the sources."""
         for fault in faults:
@@ -211,12 +227,15 @@ class Predict:
     ) -> "_Result":
         """Detects in all sources; other threads than that of the model read and draw images."""
         from redetr.detector.sources import Frame, frames, is_camera, read_ahead
+        from redetr.detector.tracking import Tracker
         from redetr.detector.video import VideoWriter
 
         result = _Result()
         frame = Frame("")
         ahead = 1 if self.tile else self.batch_size
-        detected = self._detect(detector, frames(sources, ahead, detector.model.channels), ahead)
+        read = frames(sources, ahead, detector.model.channels)
+        tracker = Tracker(self._threshold(detector)) if self.track else None
+        detected = self._detect(detector, read, ahead, tracker)
         jobs = (partial(self._drawn, file_names, *pair) for pair in detected)
         silent = self.json or dist.rank > 0
         with (
@@ -248,19 +267,35 @@ class Predict:
         return result
 
     def _detect(
-        self, detector: "Detector", frames: Iterator["Frame"], at_once: int
+        self,
+        detector: "Detector",
+        frames: Iterator["Frame"],
+        at_once: int,
+        tracker: "Tracker | None",
     ) -> Iterator[tuple["Frame", "Detections | None"]]:
-        """Each frame with its detections; None if it has no image."""
+        """Each frame with its detections of the wanted classes; None if it has no image."""
+        threshold = tracker.lowest_score if tracker else self._threshold(detector)
         while batch := list(islice(frames, at_once)):
             images = [frame.image for frame in batch if frame.image is not None]
-            of_images = iter(detector.predict(images, self.threshold, self.tile, self.overlap))
+            of_images = iter(detector.predict(images, threshold, self.tile, self.overlap))
             for frame in batch:
-                yield frame, None if frame.image is None else next(of_images)
+                if frame.image is None:
+                    yield frame, None
+                    continue
+                detections = next(of_images)
+                if self.classes:
+                    detections = detections.of_classes(self.classes)
+                if tracker:
+                    detections = tracker.follow(frame, detections)
+                yield frame, detections
+
+    def _threshold(self, detector: "Detector") -> float:
+        return detector.threshold if self.threshold is None else self.threshold
 
     def _drawn(
         self, file_names: dict[str, Path], frame: "Frame", detections: "Detections | None"
     ) -> tuple["Frame", "Detections | None", "Image.Image | None"]:
-        """The detections of the wanted classes, and the annotated frame of a video.
+        """A frame, its detections, and its annotated version if it is of a video.
 
         An annotated image is saved instead of returned.
         """
@@ -268,8 +303,6 @@ class Predict:
 
         if detections is None or frame.image is None:
             return frame, None, None
-        if self.classes:
-            detections = detections.of_classes(self.classes)
         if "masks" in self.save and frame.number is None:
             save_image(detections.mask_image(), _mask_file(file_names[frame.source]))
         if not self._draws:
@@ -379,6 +412,8 @@ class Predict:
                 f"nothing found in {counted(total.images, 'image')} with a score of "
                 f"{threshold} or more: lower --threshold"
             )
+        if total.tracks:
+            sentence += f"; {counted(total.tracks, 'object')} followed"
         if rate:
             sentence += f"; {rate:.1f} images/s"
         OUT.print(sentence, soft_wrap=True)

@@ -149,6 +149,7 @@ class Summary(NamedTuple):
     images: int
     without: int  # images without detections
     classes: Counter[str]  # objects by the name of their class
+    tracks: int  # identities of all videos together
 
 
 def summary(folder: Path) -> Summary:
@@ -156,12 +157,16 @@ def summary(folder: Path) -> Summary:
     images = 0
     without = 0
     classes = Counter[str]()
+    tracks = set()
     for line in _images(folder / RECORD):
         images += 1
         if not line["detections"]:
             without += 1
-        classes.update(detection["label"] for detection in line["detections"])
-    return Summary(images, without, classes)
+        for detection in line["detections"]:
+            classes[detection["label"]] += 1
+            if detection.get("track_id"):
+                tracks.add((line["image"], detection["track_id"]))
+    return Summary(images, without, classes, len(tracks))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -273,8 +278,9 @@ def _write_coco(text: TextIO, record: Path) -> None:
                 "score": detection["score"],
                 "file_name": _key(line),
             }
-            if "segmentation" in detection:
-                entry["segmentation"] = detection["segmentation"]
+            for key in ("segmentation", "track_id"):
+                if key in detection:
+                    entry[key] = detection[key]
             text.write(f"{separator}  {json.dumps(entry)}")
             separator = ",\n"
     text.write("\n]\n" if separator != "[\n" else "[]\n")
@@ -284,13 +290,14 @@ def _write_csv(text: TextIO, record: Path) -> None:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(
         ("image", "frame", "label", "category_id", "score", "x1", "y1", "x2", "y2", "picture")
+        + ("track_id",)
     )
     for line in _images(record):
         frame = line.get("frame", "")
         picture = line.get("picture", "")
         for detection in line["detections"]:
             row = [line["image"], frame, detection["label"], detection["category_id"]]
-            row += [detection["score"], *detection["box"], picture]
+            row += [detection["score"], *detection["box"], picture, detection.get("track_id")]
             rows.writerow(row)
 
 

@@ -318,14 +318,16 @@ def _read_images(root: Path, scenes: list[_Scene], faults: list[Fault]) -> Image
     sizes = np.array([scene.size for scene in scenes], np.int64).reshape(-1, 2)
     unstated = np.flatnonzero((sizes[:, 0] == 0) & rows.good)
     sizes[unstated] = read_sizes(root, [names[i] for i in unstated])
+    unreadable = (sizes[:, 0] == 0) & rows.good
     rows.fault(
         "size-invalid",
-        sizes[:, 0] == 0,
+        unreadable,
         lambda i: "states no size, and its image cannot be read",
         "write imageHeight and imageWidth, or replace the image",
     )
+    lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(scenes))
-    return Images(rows, root, names, ids, sizes, lambda i: names[i])
+    return Images(rows, root, names, ids, sizes, lambda i: names[i], lost)
 
 
 def _classes(root: Path, split: Split, scenes: list[_Scene]) -> list[str]:

@@ -101,14 +101,16 @@ def _read_images(
     sizes = np.array([scene.size for scene in scenes])
     unstated = np.flatnonzero((sizes <= 0).any(1) & rows.good)
     sizes[unstated] = read_sizes(location.images, [names[i] for i in unstated])
+    unreadable = (sizes.min(1) <= 0) & rows.good
     rows.fault(
         "size-invalid",
-        sizes.min(1) <= 0,
+        unreadable,
         lambda i: "states no size, and its image cannot be read",
         "write width and height, or replace the image",
     )
+    lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(names))
-    return Images(rows, location.images, names, ids, sizes, lambda i: names[i])
+    return Images(rows, location.images, names, ids, sizes, lambda i: names[i], lost)
 
 
 @dataclass

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from redetr.data.annotations import (
+    NOT_READ,
     SPLITS,
     Annotations,
     Fault,
@@ -114,14 +115,16 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
 def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> Images:
     rows = Rows(len(names), faults, lambda i: (folder / names[i], ""))
     sizes = read_sizes(folder, names)
+    unreadable = sizes[:, 0] == 0
     rows.fault(
         "image-unreadable",
-        sizes[:, 0] == 0,
-        lambda i: "not an image, or a damaged one",
-        "replace the file, or delete it with its labels",
+        unreadable,
+        lambda i: NOT_READ,
+        "replace the file, or delete it with its labels (train --skip-unreadable leaves it out)",
     )
+    lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(names))
-    return Images(rows, folder, names, ids, sizes, lambda i: names[i])
+    return Images(rows, folder, names, ids, sizes, lambda i: names[i], lost)
 
 
 def _locate(root: Path) -> Path | None:
