@@ -178,7 +178,8 @@ class Evaluate:
         results = []
         for i, description in enumerate(about):
             result = coco_result(truth, of_boxes[i])
-            mask_result = None if of_masks[i] is None else coco_result(truth, of_masks[i])
+            evaluation = of_masks[i]
+            mask_result = None if evaluation is None else coco_result(truth, evaluation)
             result = replace(result, masks=mask_result, panoptic=qualities[i])
             results.append(description | result.to_dict())
         differences = _differences(of_boxes, of_masks) if self.compare else None
