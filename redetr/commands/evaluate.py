@@ -89,17 +89,7 @@ class Evaluate:
         source = self.data or detectors[0].trained_on
         about = []
         for path, detector in zip(paths, detectors, strict=True):
-            about.append(
-                {
-                    "checkpoint": str(path),
-                    "data": source,
-                    "split": self.split,
-                    "images": len(dataset),
-                    "image_size": detector.image_size,
-                    "weights_from": detector.model.weights_from,
-                    "unreadable": unreadable,
-                }
-            )
+            about.append(self._about(str(path), detector, dataset, source))
         with process_group(self.device) as dist:
             for warning in what_was_left_out(unreadable, self.split):
                 dist.main_only(ERRORS.print)(warning)
@@ -121,6 +111,19 @@ class Evaluate:
                 return
             result = with_quality(detectors[0].model, dataset, shares[0], segments[0], dist)
             dist.main_only(self._show_result)(about[0] | result.to_dict())
+
+    def _about(
+        self, path: str, detector: "Detector", dataset: "DetectionDataset", source: str | None
+    ) -> dict[str, Any]:
+        """What is measured, and on what."""
+        return {
+            "checkpoint": path,
+            "data": source,
+            "split": self.split,
+            "images": len(dataset),
+            "image_size": detector.image_size,
+            "weights_from": detector.model.weights_from,
+        }
 
     @property
     def _checkpoints(self) -> list[str]:

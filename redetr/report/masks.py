@@ -70,14 +70,10 @@ def paired_masks(judged: Judgement, truth: TruthObjects, threshold: float) -> Ma
     )
 
 
-def mask_numbers(
-    result: CocoResult | None, pairs: MaskPairs | None, judged: Judgement
-) -> dict[str, Any] | None:
+def mask_numbers(result: CocoResult, pairs: MaskPairs, judged: Judgement) -> dict[str, Any]:
     """The COCO numbers of masks, and what pairs say: `found` (how many), `iou` (the mean IoU of
     their masks; nan without any) and `poor` (how many are below POOR_IOU), of all, of each class
-    and of groups by size. None without masks."""
-    if result is None or pairs is None:
-        return None
+    and of groups by size."""
     labels = judged.objects.label[pairs.objects]
     per_class = {}
     for label, (name, ap) in enumerate(result.per_class.items()):

@@ -90,13 +90,10 @@ def make_report(
         judgement = judge(targets, evaluation, detections)
         result = coco_result(truth, evaluation)
         threshold = DEFAULT_THRESHOLD if result.threshold is None else result.threshold
-        of_masks = mask_metrics(truth, detections)
-        mask_pairs = None
-        if of_masks is not None:
-            mask_pairs = paired_masks(judgement, objects, threshold)
         judged.append(judgement)
-        pairs.append(mask_pairs)
         errors.append(image_errors(judgement, threshold, len(dataset)))
+        numbers_of_masks, pairs_of_masks = _masks(objects, truth, detections, judgement, threshold)
+        pairs.append(pairs_of_masks)
         described.append(
             {
                 "checkpoint": path,
@@ -104,27 +101,51 @@ def make_report(
                 **_detection_numbers(judgement, truth, evaluation, result, threshold),
                 "by_size": _by_size(targets, truth, detections),
                 "by_objects_in_image": _by_objects_in_image(targets, truth, evaluation),
-                "masks": mask_numbers(of_masks, mask_pairs, judgement),
+                "masks": numbers_of_masks,
                 "panoptic": None if quality is None else quality.to_dict(),
                 "training": _training(Path(path)),
             }
         )
     images = _worst_images(errors)
     numbers = {
-        "data": {
-            "name": dataset.name,
-            "images": len(dataset),
-            "objects": len(judged[0].objects),
-            "crowds": len(judged[0].crowds),
-            "sizes": _size_counts(targets),
-            "classes": list(described[0]["per_class"]),
-        },
+        "data": _data_numbers(dataset, targets, judged[0], list(described[0]["per_class"])),
         "checkpoints": described,
         "images": [_image_numbers(dataset, targets, errors, index) for index in images],
     }
     if differences is not None:
         numbers["differences"] = differences
     return Report(_plain(numbers), dataset, judged, images, pairs)
+
+
+def _masks(
+    objects: TruthObjects,
+    truth: GroundTruth,
+    detections: DatasetDetections,
+    judged: Judgement,
+    threshold: float,
+) -> tuple[dict[str, Any] | None, MaskPairs | None]:
+    """What is known about masks; nothing unless detections and objects have some."""
+    result = mask_metrics(truth, detections)
+    if result is None:
+        return None, None
+    pairs = paired_masks(judged, objects, threshold)
+    return mask_numbers(result, pairs, judged), pairs
+
+
+def _data_numbers(
+    dataset: DetectionDataset,
+    targets: Sequence[StoredTarget],
+    judged: Judgement,
+    class_names: list[str],
+) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "images": len(dataset),
+        "objects": len(judged.objects),
+        "crowds": len(judged.crowds),
+        "sizes": _size_counts(targets),
+        "classes": class_names,
+    }
 
 
 def _detection_numbers(
