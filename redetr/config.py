@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from redetr.bounds import BOUNDS
 from redetr.choices import (
-    MOST_BANDS,
     Augment,
     ClassNormalization,
     Compression,
@@ -79,6 +79,9 @@ class DataOptions:
     channels: int | None = None
     """Bands of the images that are learned from; default: all of .npy files and of TIFF that only
     the extra tiff reads, else three, RGB."""
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, after a look at each of them; unreadable.json in the
+    run folder lists them."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation if the data has no val split, the same images
     in every run; 0 = none."""
@@ -100,9 +103,11 @@ class OptimizerOptions:
     """How a step changes the weights."""
 
     batch_size: int = 16
-    """Images per optimizer step, over all ranks and accumulated micro-batches."""
+    """Images per optimizer step, over all ranks and accumulated micro-batches. auto: the recipe's,
+    in as few micro-batches as the memory holds, as --accumulate 0."""
     accumulate: int = 1
-    """Micro-batches per optimizer step and rank."""
+    """Micro-batches per optimizer step and rank, which give the same gradient; 0 = as few as the
+    memory holds, by a trial before the first step."""
     optimizer: OptimizerName = "muon"
     """muon: AdamW with orthogonal steps for matrices; adamw: as the original, at half the rate or
     less."""
@@ -191,68 +196,6 @@ class RunOptions:
     """bf16 halves what travels between ranks; gradients are then no longer exact."""
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What a number may be: from `lowest` to `highest`; an open end is not allowed itself."""
-
-    lowest: float = 0
-    highest: float = math.inf
-    open_below: bool = False
-    open_above: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        high_enough = value > self.lowest if self.open_below else value >= self.lowest
-        low_enough = value < self.highest if self.open_above else value <= self.highest
-        return high_enough and low_enough
-
-    def __str__(self) -> str:
-        lower = f"above {self.lowest}" if self.open_below else f"at least {self.lowest}"
-        if self.highest == math.inf:
-            return lower
-        if not self.open_below and not self.open_above:
-            return f"from {self.lowest} to {self.highest}"
-        upper = f"below {self.highest}" if self.open_above else f"at most {self.highest}"
-        return f"{lower} and {upper}"
-
-
-_ABOVE_0 = Bounds(open_below=True)
-_AT_LEAST_0 = Bounds()
-_AT_LEAST_1 = Bounds(1)
-_SHARE = Bounds(0, 1)
-_BELOW_1 = Bounds(0, 1, open_above=True)
-
-# What each number may be, where 0 often means: choose for me.
-BOUNDS = {
-    "num_queries": _AT_LEAST_0,
-    "denoising": _AT_LEAST_0,
-    "channels": Bounds(1, MOST_BANDS),
-    "val_fraction": _BELOW_1,
-    "image_size": _AT_LEAST_0,
-    "mosaic_until": _SHARE,
-    "lr": _ABOVE_0,
-    "lr_backbone": _AT_LEAST_0,
-    "weight_decay": _AT_LEAST_0,
-    "clip_norm": _AT_LEAST_0,
-    "ema_decay": _BELOW_1,
-    "epochs": _AT_LEAST_0,
-    "steps": _AT_LEAST_0,
-    "warmup": _SHARE,
-    "drop_at": _SHARE,
-    "eval_every": _AT_LEAST_0,
-    "eval_batch_size": _AT_LEAST_1,
-    "patience": _SHARE,
-    "num_workers": _AT_LEAST_0,
-    "threads": _AT_LEAST_1,
-    "loader_timeout_s": _ABOVE_0,
-    "cache_mb": _AT_LEAST_0,
-    "seed": _AT_LEAST_0,
-    "log_every": _AT_LEAST_1,
-    "save_every": _AT_LEAST_0,
-    "timeout_s": _ABOVE_0,
-    "setup_timeout_s": _ABOVE_0,
-}
-
-
 # The fields of the last base come first.
 @dataclass(frozen=True)
 class TrainConfig(
@@ -331,11 +274,11 @@ class TrainConfig(
 
     def check(self, world_size: int) -> None:
         """Raises InputError for settings that cannot work, naming the flag."""
-        parts = world_size * self.accumulate
-        if self.accumulate < 1 or self.batch_size < parts:
+        parts = world_size * max(self.accumulate, 1)
+        if self.accumulate < 0 or self.batch_size < parts:
             raise InputError(
                 f"--batch-size {self.batch_size} cannot be divided over {world_size} ranks x "
-                f"{self.accumulate} accumulated micro-batches: choose at least {max(parts, 1)}"
+                f"{self.accumulate} accumulated micro-batches: choose at least {parts}"
             )
         for name, bounds in BOUNDS.items():
             value = getattr(self, name)

@@ -23,7 +23,7 @@ from redetr.losses import DIVISORS, SetCriterion
 from redetr.masks import encode
 from redetr.metrics import CocoResult, TruthObjects, holds_masks
 from redetr.panoptic import panoptic_of_batch
-from redetr.panoptic_quality import shared_quality
+from redetr.panoptic_quality import PanopticResult, shared_quality
 from redetr.postprocess import decode, decode_masks
 from redetr.precision import autocast, weights_dtype
 from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs, Size, Target
@@ -61,10 +61,27 @@ def with_quality(
     """
     objects = TruthObjects.from_dataset(dataset)
     result = shared_metrics(objects, share, dist)
+    return replace(result, panoptic=quality_of(model, dataset, segments, dist, objects))
+
+
+def quality_of(
+    model: DetectionModel,
+    dataset: DetectionDataset,
+    segments: list[DatasetDetections],
+    dist: Dist,
+    objects: TruthObjects | None = None,
+) -> PanopticResult | None:
+    """Panoptic quality of the segments that `detect_classes` gives on this rank; None if it cannot
+    be measured.
+
+    `objects` are those of the data set, if they are known already. Communicates.
+    """
     if not has_quality(model, dataset):
-        return result
+        return None
+    if objects is None:
+        objects = TruthObjects.from_dataset(dataset)
     mine = DatasetDetections.concatenate(segments)
-    return replace(result, panoptic=shared_quality(objects, mine, dataset.is_thing, dist))
+    return shared_quality(objects, mine, dataset.is_thing, dist)
 
 
 def has_quality(model: DetectionModel, dataset: DetectionDataset) -> bool:

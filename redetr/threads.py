@@ -2,9 +2,8 @@
 
 On a CPU, the threads of an operation meet at its end. By default those of libgomp, which PyTorch
 uses on Linux, spin while they wait: fastest on free cores. Where another program wants a core as
-well, they spin on the very core that the last thread is waiting for. Threads that sleep early lose
-8% of the speed of small models alone, and keep 1.4 times the speed beside one busy process
-(`benchmarks/busy.py`).
+well, they spin on the very core that the last thread is waiting for. Threads that sleep early are
+a little slower on free cores, and up to five times as fast on busy ones (`benchmarks/busy.py`).
 """
 
 import os

@@ -16,10 +16,13 @@ from torch.nn.parallel import DistributedDataParallel
 from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
+from redetr.data.annotations import Fault
+from redetr.data.formats.folder import unreadable_of
 from redetr.data.loader import Sample, Samples, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import drawn_from
+from redetr.data.unreadable import what_was_left_out
 from redetr.distributed import Dist, process_group, replicate
 from redetr.doctor.check import essential_faults
 from redetr.errors import InputError, StoppedError
@@ -29,7 +32,14 @@ from redetr.losses import SetCriterion
 from redetr.monitor import Callback, Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import lr_factor, set_lr
 from redetr.precision import PRECISIONS, weights_dtype
-from redetr.preparation import first_notes, image_cache, num_workers_of, prepare, train_transform
+from redetr.preparation import (
+    first_notes,
+    image_cache,
+    images_to_leave_out,
+    num_workers_of,
+    prepare,
+    train_transform,
+)
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
@@ -88,14 +98,7 @@ def _train(
     config.check(dist.world_size)
     use_threads(config.threads)
     dist.doing("reading and checking annotations and images")
-    if datasets is None:
-        data, val, faults = open_on_ranks(
-            config.data, config.val_fraction, dist, essential_faults, config.masks
-        )
-    else:
-        data, val = datasets
-        faults = essential_faults(data, val)
-    data = data.with_channels(config.channels or data.channels)
+    data, val, faults = _open(config, datasets, dist)
     config = replace(config, channels=data.channels)
     dist.doing("building the model")
     state, criterion = prepare(config, dist, data)
@@ -103,6 +106,8 @@ def _train(
     with FolderLock(folder, dist) as lock:
         resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
         notes = first_notes(data, val, state, dist)
+        notes += what_was_left_out(unreadable_of(data), "train")
+        notes += what_was_left_out(unreadable_of(val), "val")
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
         monitor = open_monitor(folder, state, console, dist, criterion.config.loss_ce, callback)
@@ -116,11 +121,33 @@ def _train(
         except torch.OutOfMemoryError as error:
             raise InputError(
                 "the GPU's memory does not hold a step: raise --accumulate (the gradient stays "
-                "the same), or lower --eval-batch-size if it was an evaluation; if one image is "
-                "too large, take --recompute or a smaller --image-size"
+                "the same), or take --batch-size auto, which finds how far; lower "
+                "--eval-batch-size if it was an evaluation; if one image is too large, take "
+                "--recompute or a smaller --image-size"
             ) from error
         finally:
             monitor.close(failed=sys.exception() is not None)
+
+
+def _open(
+    config: TrainConfig, datasets: tuple[DetectionDataset, DetectionDataset] | None, dist: Dist
+) -> tuple[DetectionDataset, DetectionDataset, list[Fault]]:
+    """The train and val split, and what is to be said of them. Communicates."""
+    if datasets is None:
+        data, val, faults = open_on_ranks(
+            config.data,
+            config.val_fraction,
+            dist,
+            essential_faults,
+            config.masks,
+            images_to_leave_out(config),
+        )
+    elif config.skip_unreadable:
+        raise InputError("skip_unreadable is about files, and a data set of your own has none")
+    else:
+        data, val = datasets
+        faults = essential_faults(data, val)
+    return data.with_channels(config.channels or data.channels), val, faults
 
 
 @dataclass
@@ -231,7 +258,9 @@ class _Run:
         mosaic_steps = config.mosaic_until * config.steps
         mosaic_epochs = int(mosaic_steps * config.batch_size / len(data))
         cache = image_cache(config, dist, data)
-        samples = Samples(data, train_transform(state), config.seed, cache, mosaic_epochs)
+        samples = Samples(
+            data, train_transform(config, state.model), config.seed, cache, mosaic_epochs
+        )
         # Images of one size need no grouping.
         sizes_differ = state.model.resize == "aspect"
         sampler = TrainSampler(

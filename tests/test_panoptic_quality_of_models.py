@@ -65,7 +65,7 @@ def test_a_run_on_panoptic_data(run):
     assert names <= set().union(*lines)
 
 
-def test_the_command_line_says_it(run, capsys):
+def test_the_command_line_says_it(run, tmp_path, capsys):
     folder, _ = run
     arguments = ["evaluate", str(folder), "--device", "cpu", "--batch-size", "2"]
     main([*arguments, "--json"])
@@ -74,6 +74,12 @@ def test_the_command_line_says_it(run, capsys):
     main(arguments)
     printed = capsys.readouterr().out
     assert "PQ" in printed and "stuff" in printed
+    main([*arguments, "--json", "--compare", str(folder), "--report", str(tmp_path)])
+    compared = json.loads(capsys.readouterr().out)
+    assert compared["panoptic"] == compared["compared"]["panoptic"] == measured["panoptic"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [entry["panoptic"] for entry in report["checkpoints"]] == [measured["panoptic"]] * 2
+    assert "Panoptic quality" in (tmp_path / "index.html").read_text()
 
 
 def sure() -> redetr.Detector:
