@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -135,7 +134,11 @@ class Server(http.server.BaseHTTPRequestHandler):
             return self.answer("video/mp4", self.clip)
         if self.path == "/image":
             return self.answer("image/jpeg", jpeg(Image.new("RGB", SIZE, RED)))
-        self.send_response(200)  # the pictures of a camera
+        return self.send_pictures()
+
+    def send_pictures(self) -> None:
+        """As a camera does; the third request gets others, and the next ones get none."""
+        self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
         self.end_headers()
         type(self).requests += 1
