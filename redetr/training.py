@@ -121,8 +121,9 @@ def _train(
         except torch.OutOfMemoryError as error:
             raise InputError(
                 "the GPU's memory does not hold a step: raise --accumulate (the gradient stays "
-                "the same), or lower --eval-batch-size if it was an evaluation; if one image is "
-                "too large, take --recompute or a smaller --image-size"
+                "the same), or take --batch-size auto, which finds how far; lower "
+                "--eval-batch-size if it was an evaluation; if one image is too large, take "
+                "--recompute or a smaller --image-size"
             ) from error
         finally:
             monitor.close(failed=sys.exception() is not None)
@@ -257,7 +258,9 @@ class _Run:
         mosaic_steps = config.mosaic_until * config.steps
         mosaic_epochs = int(mosaic_steps * config.batch_size / len(data))
         cache = image_cache(config, dist, data)
-        samples = Samples(data, train_transform(state), config.seed, cache, mosaic_epochs)
+        samples = Samples(
+            data, train_transform(config, state.model), config.seed, cache, mosaic_epochs
+        )
         # Images of one size need no grouping.
         sizes_differ = state.model.resize == "aspect"
         sampler = TrainSampler(

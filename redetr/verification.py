@@ -119,7 +119,7 @@ def verify(config: TrainConfig) -> Verification:
     """
     with process_group(config.device, config.timeout_s) as dist:
         if config.batch_size == 0:
-            two_each = 2 * dist.world_size * config.accumulate
+            two_each = 2 * dist.world_size * max(config.accumulate, 1)
             config = replace(config, batch_size=max(len(_OBJECTS), two_each))
         config.check(dist.world_size)
         data: DetectionDataset
@@ -135,8 +135,10 @@ def verify(config: TrainConfig) -> Verification:
             )
         state, criterion = prepare(config, dist, data)
         samples = first_batch(data, state)
-        precision = state.config.precision
-        return compare(state.model, criterion, samples, dist, config.accumulate, precision)
+        settings = state.config
+        return compare(
+            state.model, criterion, samples, dist, settings.accumulate, settings.precision
+        )
 
 
 def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
@@ -147,7 +149,7 @@ def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
         keys = [(0, i) for i in range(config.batch_size)]
     else:
         keys = global_batch(0, config.batch_size, len(data), config.seed)
-    samples = Samples(data, train_transform(state), config.seed)
+    samples = Samples(data, train_transform(config, state.model), config.seed)
     return [samples[key] for key in keys]
 
 

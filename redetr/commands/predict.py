@@ -69,8 +69,8 @@ class Predict:
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     source: Sources
-    """Images, folders, patterns such as 'a/**/*.jpg', http(s) addresses, videos; 0 is the first
-    camera."""
+    """Images, folders, patterns such as 'a/**/*.jpg', videos, http(s) and rtsp addresses; 0 is the
+    first camera."""
     output: str = "predictions"
     """Folder for predictions.jsonl (a line for each image as it is done) and what --save asks
     for."""
@@ -94,6 +94,8 @@ class Predict:
     track: bool = False
     """Follow objects through videos: each gets a number that it keeps, in the video and the files.
     Needs: pip install redetr[track]."""
+    reconnect: int = 10
+    """Attempts in a row to open a live stream that has dropped; 0 = its end is the end."""
     labels: LabelChoice = "auto"
     """Labels on annotated images: auto = where there is room, all, or none."""
     line_width: int | None = None
@@ -188,6 +190,8 @@ class Predict:
             raise InputError(f"--line-width {self.line_width} must be at least 1")
         if "html" in self.save and not self._draws:
             raise InputError("--save html shows annotated images: add png or jpg")
+        if self.reconnect < 0:
+            raise InputError(f"--reconnect {self.reconnect} must be at least 0")
         require_images(self.batch_size)
         if not self.source:
             raise InputError("no input: name images or folders after the checkpoint")
@@ -255,13 +259,15 @@ class Predict:
     ) -> "_Result":
         """Detects in all sources; other threads than that of the model read and draw images."""
         from redetr.detector.sources import Frame, frames, is_camera, read_ahead
+        from redetr.detector.streams import Reconnection, is_stream
         from redetr.detector.tracking import Tracker
         from redetr.detector.video import VideoWriter
 
         result = _Result()
         frame = Frame("")
         ahead = 1 if self.tile else self.batch_size
-        read = frames(sources, ahead, detector.model.channels)
+        reconnection = Reconnection(self.reconnect, say=ERRORS.print)
+        read = frames(sources, ahead, detector.model.channels, reconnection)
         tracker = Tracker(self._threshold(detector)) if self.track else None
         detected = self._detect(detector, read, ahead, tracker)
         jobs = (partial(self._drawn, file_names, *pair) for pair in detected)
@@ -275,7 +281,7 @@ class Predict:
             try:
                 for frame, detections, picture in read_ahead(jobs, ahead):
                     if picture:
-                        video.add(picture, file_names[frame.source], frame.rate)
+                        video.add(picture, file_names[frame.source], frame.rate, frame.time_s)
                     if detections is not None:
                         result.images += 1
                     if frame.plain:
@@ -288,7 +294,7 @@ class Predict:
                         video.close()
                         progress.advance(bar)
             except KeyboardInterrupt:
-                if not is_camera(frame.source):
+                if not (is_camera(frame.source) or is_stream(frame.source)):
                     raise StoppedError(
                         "stopped; the same command with --resume continues"
                     ) from None

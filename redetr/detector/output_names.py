@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from redetr.detector.sources import is_address, is_camera, is_video
+from redetr.detector.sources import is_camera, is_video
+from redetr.detector.streams import is_address, is_rtsp
 
 
 def output_names(
@@ -54,6 +55,6 @@ def _named_after(source: str, image_suffix: str) -> tuple[str, str]:
     suffix = "mp4" if is_video(source) else image_suffix
     if is_camera(source):
         return f"camera-{source}", suffix
-    path = urlsplit(source).path if is_address(source) else source
+    path = urlsplit(source).path if is_address(source) or is_rtsp(source) else source
     stem = re.sub(r"[^\w.-]", "_", Path(path).stem).strip(".")
     return stem or "image", suffix
