@@ -138,7 +138,8 @@ def detect_share(
 
     Each image is processed once, over all ranks. `on_batch` gets the number of images after each
     batch. To the list of `segments` those of each batch are added, if the quality of them can be
-    measured; `is_thing` says which classes of the model are not stuff, by default all. Detections have masks if the model and the targets have them. Communicates at the end.
+    measured; `is_thing` says which classes of the model are not stuff, by default all. Detections
+    have masks if the model and the targets have them. Communicates at the end.
     """
     dist = dist or _alone(model)
     model.eval()

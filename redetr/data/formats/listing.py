@@ -137,7 +137,8 @@ def output_images(folder: str, files: Iterable[str]) -> set[str]:
 
 
 def _recorded_images(record: str) -> set[str]:
-    """The annotated images and the images of masks and segments that a record of `redetr predict` names."""
+    """The annotated images, and those of masks and segments, that a record of `redetr predict`
+    names."""
     images = set()
     with open_file(record) as rows:
         for row in rows:
