@@ -7,6 +7,7 @@ such a program.
 import os
 import shutil
 import subprocess
+import sys
 
 # Programs that the tests look for, and the packages of Debian and its descendants that hold them.
 PACKAGES = {
@@ -16,12 +17,19 @@ PACKAGES = {
     "zsh": "zsh",
     "ip": "iproute2",
 }
+# Those of slow tests, which `make slow` installs.
+SLOW_PACKAGES = {
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "sbatch": "slurm-client",
+    "munged": "munge",
+}
 LIMIT_S = 600
 APT_GET = ("apt-get", "-q", "-o", "Acquire::Retries=2", "-o", "DPkg::Lock::Timeout=120")
 
 
-def missing_packages() -> list[str]:
-    return [package for program, package in PACKAGES.items() if not shutil.which(program)]
+def missing_packages(wanted: dict[str, str]) -> list[str]:
+    return [package for program, package in wanted.items() if not shutil.which(program)]
 
 
 def install(packages: list[str]) -> str:
@@ -45,8 +53,12 @@ def install(packages: list[str]) -> str:
     return ""
 
 
-def main() -> None:
-    packages = missing_packages()
+def main(tier: str = "") -> None:
+    """`tier` is "slow" for the packages of slow tests, too."""
+    wanted = PACKAGES
+    if tier == "slow":
+        wanted = PACKAGES | SLOW_PACKAGES
+    packages = missing_packages(wanted)
     if not packages:
         return
     reason = "apt-get needs root"
@@ -55,7 +67,7 @@ def main() -> None:
     elif os.geteuid() == 0:
         print(f"Installing {' '.join(packages)} for the tests", flush=True)
         reason = install(packages)
-        packages = missing_packages()
+        packages = missing_packages(wanted)
     if packages:
         command = f"apt-get install --no-install-recommends {' '.join(packages)}"
         why = f" ({reason})" if reason else ""
@@ -67,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -437,13 +437,15 @@ def system(tmp_path, monkeypatch, capsys):
         system_packages, "PACKAGES", {"chromium": "chromium", "driver": "chromium-driver"}
     )
 
-    def run(user: int = 0, apt_get: bool = True) -> tuple[str, list[str]]:
+    monkeypatch.setattr(system_packages, "SLOW_PACKAGES", {"slurmd": "slurm-package"})
+
+    def run(user: int = 0, apt_get: bool = True, tier: str = "") -> tuple[str, list[str]]:
         """What the script prints, and the calls of apt-get."""
         monkeypatch.setattr(os, "geteuid", lambda: user)
         if apt_get:
             (tmp_path / "apt-get").write_text(APT_GET)
             (tmp_path / "apt-get").chmod(0o755)
-        system_packages.main()
+        system_packages.main(tier)
         calls = tmp_path / "calls"
         return capsys.readouterr().out, calls.read_text().splitlines() if calls.exists() else []
 
@@ -451,6 +453,12 @@ def system(tmp_path, monkeypatch, capsys):
 
 
 REMEDY = "to run them, as root: apt-get install --no-install-recommends chromium chromium-driver\n"
+
+
+def test_slow_tests_need_further_packages(system):
+    printed, calls = system(tier="slow")
+    assert printed.startswith("Installing chromium chromium-driver slurm-package for the tests\n")
+    assert calls[-1].endswith(" chromium chromium-driver slurm-package")
 
 
 def test_root_installs_what_is_missing(system):
