@@ -192,6 +192,10 @@ class State:
             saved, now = getattr(before, name), getattr(self.config, name)
             if name == "precision" and saved == "auto":
                 continue  # earlier versions chose anew at each start
+            if name == "custom_augment" and saved != now:
+                text = f"saved with your own augmentation {saved}, resumed with {now}"
+                remedy = f"its code is run if you say so: add --custom-augment {saved}"
+                raise InputError(text, where=path, remedy=remedy if saved else "leave it out")
             if saved != now:
                 raise InputError(
                     f"{path}: saved with {name}={saved}, resumed with {now}: "
