@@ -49,6 +49,7 @@ test: $(VENV)/installed-dev system-packages $(LINT_$(DEPS))
 	$(PYTEST) -n auto --dist loadfile $(PYTEST_FLAGS)
 
 slow: $(VENV)/installed-dev
+	$(BIN)/python tests/system_packages.py slow
 	$(PYTEST) -m slow
 
 # With a GPU, in the Python that is there: a virtual environment would take another PyTorch. `make gpu
