@@ -204,11 +204,13 @@ class State:
 
 
 def resume_command(folder: Path) -> str:
-    """The command that continues the run in a folder, on as many processes of a host as now."""
+    """The command that continues the run in a folder, on as many hosts and processes as now."""
     program = "redetr"
     launch = read_launch()
     if launch.world_size > 1:
-        program = f"torchrun --nproc-per-node {launch.local_world_size} -m redetr"
+        hosts = launch.world_size // launch.local_world_size
+        nodes = f"--nnodes {hosts} " if hosts > 1 else ""
+        program = f"torchrun {nodes}--nproc-per-node {launch.local_world_size} -m redetr"
     return f"{program} train {shlex.quote(str(folder))} --resume"
 
 
