@@ -90,6 +90,9 @@ class DataOptions:
     default: the data set's, else the model's; of the others no more than the images have."""
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
+    custom_augment: str | None = None
+    """Your own augmentation after that, FILE.py:NAME, whose code is run: a Compose of
+    Albumentations or of torchvision.transforms.v2. With --augment plain, yours alone."""
     mosaic_until: float = 0.0
     """Share of the run, in whole epochs, in which samples may be mosaics of four images or two
     images mixed: costs AP in short runs, pays in long ones."""
@@ -103,9 +106,11 @@ class OptimizerOptions:
     """How a step changes the weights."""
 
     batch_size: int = 16
-    """Images per optimizer step, over all ranks and accumulated micro-batches."""
+    """Images per optimizer step, over all ranks and accumulated micro-batches. auto: the recipe's,
+    in as few micro-batches as the memory holds, as --accumulate 0."""
     accumulate: int = 1
-    """Micro-batches per optimizer step and rank."""
+    """Micro-batches per optimizer step and rank, which give the same gradient; 0 = as few as the
+    memory holds, by a trial before the first step."""
     optimizer: OptimizerName = "muon"
     """muon: AdamW with orthogonal steps for matrices; adamw: as the original, at half the rate or
     less."""
@@ -272,11 +277,11 @@ class TrainConfig(
 
     def check(self, world_size: int) -> None:
         """Raises InputError for settings that cannot work, naming the flag."""
-        parts = world_size * self.accumulate
-        if self.accumulate < 1 or self.batch_size < parts:
+        parts = world_size * max(self.accumulate, 1)
+        if self.accumulate < 0 or self.batch_size < parts:
             raise InputError(
                 f"--batch-size {self.batch_size} cannot be divided over {world_size} ranks x "
-                f"{self.accumulate} accumulated micro-batches: choose at least {max(parts, 1)}"
+                f"{self.accumulate} accumulated micro-batches: choose at least {parts}"
             )
         for name, bounds in BOUNDS.items():
             value = getattr(self, name)

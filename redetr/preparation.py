@@ -2,8 +2,10 @@
 read, and what the user should know."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,13 +14,16 @@ from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.annotations import Split
 from redetr.data.cache import ImageCache, host, spare_bytes
+from redetr.data.custom_augmentation import CustomAugmentation, load_augmentation
 from redetr.data.formats.folder import AnnotatedDataset
-from redetr.data.loader import spare_workers
+from redetr.data.loader import Samples, spare_workers
 from redetr.data.transforms import Transform, augmentation, final_size
 from redetr.data.unreadable import LIST_FILE, LeaveOut, read_list
 from redetr.distributed import Dist, check_norms, restart_notes
 from redetr.ema import ModelEma
+from redetr.errors import InputError
 from redetr.losses import SetCriterion
+from redetr.micro_batches import choose_accumulation
 from redetr.models import build
 from redetr.models.freezing import freeze, what_is_frozen
 from redetr.models.recompute import recompute_blocks
@@ -26,6 +31,7 @@ from redetr.optim import build_optimizer
 from redetr.outlook import outlook
 from redetr.precision import PRECISIONS, pick_precision, weights_dtype
 from redetr.state import State, has_checkpoint
+from redetr.structures import DetectionModel
 from redetr.threads import crowding
 from redetr.weights.starting import starting_point
 from redetr.wording import counted
@@ -47,17 +53,9 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     torch.manual_seed(config.seed)
     config = config.with_queries(data.hints, data.max_objects())
     fresh = not (config.resume and has_checkpoint(Path(config.output)))
-    # A resumed run has its weights in its checkpoint; the file that it once started from may be
-    # gone.
-    start = config if fresh else replace(config, weights=None)
-    model = build(config.model, len(data.class_names), **start.model_kwargs())
-    model.is_thing = data.is_thing
-    notes = starting_point(model, config, data.class_names) if fresh else []
-    if config.freeze:
-        freeze(model, config.freeze)
-        notes.append(what_is_frozen(model))
+    model, notes = _model(config, data, fresh)
     settings = config.resolved(model, data.hints, len(data))
-    notes += check_norms(model, dist, settings.accumulate)
+    notes += check_norms(model, dist, max(settings.accumulate, 1))
     if settings.precision == "auto" and not fresh:
         settings = replace(settings, precision=_precision_of(Path(config.output)))
     dtype = weights_dtype(PRECISIONS.get(settings.precision, torch.float32))
@@ -71,6 +69,12 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
         notes.append(choice.reason)
     if settings.recompute:
         recompute_blocks(model)
+    criterion = SetCriterion.for_model(model, settings.class_normalization)
+    if settings.accumulate == 0:
+        samples = Samples(data, train_transform(settings, model), settings.seed)
+        parts, note = choose_accumulation(settings, model, criterion, samples, dist)
+        settings = replace(settings, accumulate=parts)
+        notes.append(note)
     optimizer = build_optimizer(
         model, settings.lr, settings.lr_backbone, settings.weight_decay, settings.optimizer
     )
@@ -84,7 +88,24 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
         len(data),
         notes=notes,
     )
-    return state, SetCriterion.for_model(model, settings.class_normalization)
+    return state, criterion
+
+
+def _model(
+    config: TrainConfig, data: DetectionDataset, fresh: bool
+) -> tuple[DetectionModel, list[str]]:
+    """The model of a `fresh` run with its first weights, or of one that is resumed, and what is to
+    be said of it."""
+    # A resumed run has its weights in its checkpoint; the file that it once started from may be
+    # gone.
+    start = config if fresh else replace(config, weights=None)
+    model = build(config.model, len(data.class_names), **start.model_kwargs())
+    model.is_thing = data.is_thing
+    notes = starting_point(model, config, data.class_names) if fresh else []
+    if config.freeze:
+        freeze(model, config.freeze)
+        notes.append(what_is_frozen(model))
+    return model, notes
 
 
 def _precision_of(folder: Path) -> Precision:
@@ -122,10 +143,21 @@ def first_notes(
     return notes
 
 
-def train_transform(state: State) -> Transform:
+def train_transform(config: Settings, model: DetectionModel) -> Transform:
     """What training does to an image."""
-    config, model = state.config, state.model
     return augmentation(config.augment, final_size(model, config.image_size))
+
+
+def custom_augmentation(
+    config: TrainConfig, augment: Callable[..., Any] | None = None
+) -> CustomAugmentation | None:
+    """The user's own augmentation: `augment`, or what the config names. Raises InputError if it
+    cannot be used."""
+    if augment is not None:
+        if config.custom_augment:
+            raise InputError("give either augment or custom_augment, and not both")
+        return CustomAugmentation(augment)
+    return load_augmentation(config.custom_augment) if config.custom_augment else None
 
 
 def num_workers_of(config: Settings) -> int:
