@@ -224,16 +224,21 @@ def passed_over(contents: Contents) -> list[Fault]:
             "delete it",
         ),
     ]
-    faults = []
-    if not contents.is_whole:
-        text = f"holds more than {MOST_OTHERS:,} files of other kinds: not all of it was looked at"
-        remedy = "give the data a folder of its own"
-        faults.append(Fault("warning", "folder-wide", contents.root, "", text, remedy))
+    faults = _cut_short(contents)
     for severity, code, paths, text, remedy in ways:
         if paths:
             place = paths[0]
             faults.append(Fault(severity, code, contents.root, place, text, remedy, len(paths)))
     return faults
+
+
+def _cut_short(contents: Contents) -> list[Fault]:
+    """A warning if not all of the folder was looked at."""
+    if contents.is_whole:
+        return []
+    text = f"holds more than {MOST_OTHERS:,} files of other kinds: not all of it was looked at"
+    remedy = "give the data a folder of its own"
+    return [Fault("warning", "folder-wide", contents.root, "", text, remedy)]
 
 
 def listed_twice(annotations: Annotations) -> list[Fault]:
