@@ -22,10 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redetr.choices import ExportFormat, ExportPrecision
+from redetr.choices import ExportFormat, ExportPrecision, ImageSize, size_text
 from redetr.data import DetectionDataset
 from redetr.data.transforms import final_size, normalize, resizer, statistics
+from redetr.data.views import Final, Stretch
 from redetr.detector.detector import Detector
+from redetr.detector.inference import for_inference
 from redetr.errors import InputError
 from redetr.evaluation import compressed_masks, labels_in, with_labels
 from redetr.export.comparison import (
@@ -36,7 +38,8 @@ from redetr.export.comparison import (
 )
 from redetr.export.files import SUFFIXES, Arrays, open_file, write_file
 from redetr.export.graph import Plain, Processed, trace
-from redetr.files import write_whole
+from redetr.export.mobile import MOBILE
+from redetr.files import UNFINISHED, write_whole
 from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics, coco_result
 from redetr.postprocess import decode
 from redetr.structures import DatasetDetections, Outputs, Size, collate
@@ -46,7 +49,20 @@ _NEEDED: dict[ExportFormat, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
     "torch": (),
+    "executorch": ("executorch",),
+    "litert": ("litert_torch",),
+    "coreml": ("coremltools",),
 }
+# What brings them; for LiteRT, pip finds no versions that suit redetr as well.
+_INSTALL: dict[ExportFormat, str] = {
+    "onnx": 'pip install "redetr[export]"',
+    "openvino": 'pip install "redetr[export]"',
+    "executorch": 'pip install "redetr[executorch]"',
+    "litert": "pip install litert-torch, in an environment of its own (docs/export.md says why)",
+    "coreml": 'pip install "redetr[coreml]"',
+}
+NOT_RUN: tuple[ExportFormat, ...] = ("coreml",)  # Apple's systems alone have the runtime
+_STRIDE = 32  # of what divides the sides of images that are stretched
 Run = Callable[[Arrays], Arrays]
 
 
@@ -59,10 +75,16 @@ class ExportConfig:
     processing: bool = False  # images as stored go in, detections come out
     mask: bool = False  # a second input marks the padding
     masks: bool = False  # mask logits come out as well; `export` sets it for a model that has them
+    size: Size | None = None  # height and width that the file takes; None: any
 
     @property
     def inputs(self) -> tuple[str, ...]:
         return ("images", "mask") if self.mask else ("images",)
+
+    @property
+    def one_image(self) -> bool:
+        """Whether the file takes a single image only."""
+        return self.format in MOBILE
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -71,9 +93,11 @@ class ExportConfig:
 
     def check(self) -> None:
         """Raises InputError for options that exclude each other, or a missing package."""
-        if self.precision == "fp16" and self.format != "openvino":
-            raise InputError("--precision fp16 goes with --format openvino: take that, or fp32")
-        if self.precision == "int8" and self.format == "torch":
+        if self.precision == "fp16" and self.format not in ("openvino", "coreml"):
+            raise InputError(
+                "--precision fp16 goes with --format openvino or coreml: take one of them, or fp32"
+            )
+        if self.precision == "int8" and self.format not in ("onnx", "openvino"):
             raise InputError(
                 "--precision int8 goes with --format onnx or openvino: take one of them, or fp32"
             )
@@ -82,12 +106,41 @@ class ExportConfig:
                 "--with-processing takes images of one size, which have no padding: leave out "
                 "--mask"
             )
+        if self.processing and (self.size or self.one_image):
+            raise InputError(
+                "--with-processing takes images of any size: leave it out for a file of one size, "
+                "and prepare images as its metadata says"
+            )
         missing = [name for name in _NEEDED[self.format] if find_spec(name) is None]
         if missing:
             raise InputError(
-                f"--format {self.format} needs {' and '.join(missing)}: pip install "
-                '"redetr[export]"'
+                f"--format {self.format} needs {' and '.join(missing)}: {_INSTALL[self.format]}"
             )
+
+    def of_model(self, detector: Detector) -> "ExportConfig":
+        """These settings with what the model decides: its masks and, for files of one size, that
+        size and whether padding is an input.
+
+        Raises InputError for a size that the model cannot take, or that must be given.
+        """
+        model = detector.model
+        size = self.size
+        mask = self.mask
+        if self.one_image and size is None:
+            if model.resize == "aspect":
+                raise InputError(
+                    f"--format {self.format} takes images of one size, and this model keeps their "
+                    "aspect ratio: give --fixed-size HEIGHTxWIDTH, into which they are scaled and "
+                    "padded"
+                )
+            size = _pair(detector.image_size)
+        if size and model.resize == "aspect":
+            mask = True
+        elif size and any(side % _STRIDE for side in size):
+            raise InputError(
+                f"--fixed-size {size_text(size)}: height and width must be multiples of {_STRIDE}"
+            )
+        return replace(self, masks=model.has_masks, size=size, mask=mask)
 
 
 def export(
@@ -108,7 +161,7 @@ def export(
     points and the choice of images does not explain it; then nothing is written.
     """
     config.check()
-    config = replace(config, masks=detector.model.has_masks)
+    config = config.of_model(detector)
     if config.precision == "int8" and not train:
         raise InputError(
             "--precision int8 learns the ranges of values on training images: give --data"
@@ -120,7 +173,7 @@ def export(
         calibration = _calibration(detector, config, train, images) if train else ()
         _build(detector, config, threshold, built, calibration)
         comparison = None
-        if trial:
+        if trial and config.format not in NOT_RUN:
             comparison = trial.compare(open_file(built), max_ap_drop)
             _require_ap(path, comparison, config, max_ap_drop)
         _move(built, path)
@@ -137,11 +190,13 @@ def _build(
     """Traces the model and writes it to `path`."""
     if config.processing:
         module: Plain | Processed = Processed(detector.model, detector.image_size)
+    elif config.one_image:
+        module = Plain(for_inference(detector.model))  # these converters fold no BatchNorm
     else:
         module = Plain(detector.model)
     about = json.dumps(describe(detector, config, threshold))
     write_file(
-        trace(module, config.mask),
+        trace(module, config.mask, config.size, config.one_image),
         path,
         about,
         config.inputs,
@@ -196,8 +251,21 @@ def _milder(config: ExportConfig) -> str:
 def _move(built: Path, path: Path) -> None:
     """Copies the parts of a file to `path` and beside it, each of them whole."""
     for part in sorted(built.parent.iterdir()):  # of OpenVINO's two, the weights first
-        target = path if part == built else path.with_suffix(part.suffix)
-        write_whole(target, partial(shutil.copyfile, part))
+        target = path if part == built else path.with_name(part.name)
+        if part.is_dir():
+            _move_folder(part, target)
+        else:
+            write_whole(target, partial(shutil.copyfile, part))
+
+
+def _move_folder(built: Path, path: Path) -> None:
+    """Copies a folder to `path`; one that is there is replaced when the copy is whole."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
+        copy = Path(folder) / "new"
+        shutil.copytree(built, copy)
+        if path.exists():
+            path.rename(Path(folder) / "old")
+        copy.rename(path)
 
 
 def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict[str, Any]:
@@ -218,6 +286,7 @@ def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict
         "resize": model.resize,
         "image_size": detector.image_size,
         "max_size": model.max_size,
+        "size": config.size,
         "mean": mean,
         "std": std,
     }
@@ -227,11 +296,31 @@ def inputs_of(detector: Detector, config: ExportConfig, images: Sequence[Tensor]
     """What a file takes for uint8 `images` `[3, h, w]`; with `processing` they are of one size."""
     if config.processing:
         return [torch.stack(list(images)).numpy()]
-    resize = resizer(final_size(detector.model, detector.image_size))
-    batch = collate([resize(image) for image in images], dtype=torch.float32, convert=normalize)
+    resized = []
+    for image in images:
+        final = _final(detector, config.size, _size_of(image))
+        resized.append(resizer(final)(image))
+    batch = collate(resized, config.size, dtype=torch.float32, convert=normalize)
     if not config.mask:
         return [batch.images.numpy()]
     return [batch.images.numpy(), batch.mask.numpy()]
+
+
+def _final(detector: Detector, canvas: Size | None, stored: Size) -> Final:
+    """The size of an image of `stored` px in a file that takes any size, or `canvas` alone.
+
+    A model that stretches images stretches them to the canvas. One that keeps the aspect ratio
+    makes them smaller where they would reach beyond it.
+    """
+    final = final_size(detector.model, detector.image_size)
+    if canvas is None:
+        return final
+    if isinstance(final, Stretch):
+        return Stretch(*canvas)
+    sides = final(*stored)
+    share = min(1.0, *(most / side for most, side in zip(canvas, sides, strict=True)))
+    height, width = (max(1, int(share * side)) for side in sides)
+    return Stretch(height, width)
 
 
 def _calibration(
@@ -262,7 +351,7 @@ class Trial:
         self._targets = [dataset.target(index) for index in range(min(images, len(dataset)))]
         self._truth = GroundTruth.from_targets(self._targets, dataset.class_names)
         self._batches = self._batches_of(batch_size)
-        self._pytorch = self._run(self._run_pytorch, replace(config, processing=False))
+        self._pytorch = self._run(self._run_pytorch, replace(config, processing=False, size=None))
 
     def threshold(self) -> float:
         """The score from which on PyTorch's detections have the best F1."""
@@ -423,7 +512,11 @@ class Trial:
         return with_labels(DatasetDetections.concatenate(parts), self._label_of)
 
 
-def _size_of(images: np.ndarray) -> Size:
+def _pair(image_size: ImageSize) -> Size:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def _size_of(images: np.ndarray | Tensor) -> Size:
     height, width = images.shape[-2:]
     return height, width
 
