@@ -90,6 +90,9 @@ class DataOptions:
     default: the data set's, else the model's; of the others no more than the images have."""
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
+    custom_augment: str | None = None
+    """Your own augmentation after that, FILE.py:NAME, whose code is run: a Compose of
+    Albumentations or of torchvision.transforms.v2. With --augment plain, yours alone."""
     mosaic_until: float = 0.0
     """Share of the run, in whole epochs, in which samples may be mosaics of four images or two
     images mixed: costs AP in short runs, pays in long ones."""
