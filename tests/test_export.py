@@ -284,6 +284,7 @@ def test_metadata(form, plain):
         "resize": "square",
         "image_size": 96,
         "max_size": None,
+        "size": None,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     }
@@ -765,7 +766,7 @@ def test_refused(arguments, message, monkeypatch):
 
 def test_missing_packages(monkeypatch):
     monkeypatch.setattr(
-        "redetr.export.export.find_spec",
+        "redetr.export.settings.find_spec",
         lambda name: None if name == "openvino" else name,
     )
     with pytest.raises(

@@ -165,7 +165,8 @@ def test_a_model_that_keeps_the_aspect_ratio_pads(stored, shown):
 @pytest.mark.parametrize(
     "settings, options, message",
     [
-        ({"format": "litert"}, {"resize": "aspect"}, "give --fixed-size HEIGHTxWIDTH, into which"),
+        ({"format": "coreml"}, {"resize": "aspect"}, "give --fixed-size HEIGHTxWIDTH, into which"),
+        ({"format": "litert"}, {"resize": "aspect"}, "padded images wrong.* take --format exec"),
         ({"size": (64, 100)}, {}, "--fixed-size 64x100: height and width must be multiples of 32"),
     ],
 )
@@ -177,7 +178,7 @@ def test_sizes_that_a_model_does_not_take(settings, options, message):
 @pytest.mark.parametrize("name", ["executorch", "litert", "coreml"])
 def test_what_is_missing_and_what_brings_it(name, monkeypatch):
     package = {"litert": "litert_torch", "coreml": "coremltools"}.get(name, name)
-    monkeypatch.setattr("redetr.export.export.find_spec", lambda _: None)
+    monkeypatch.setattr("redetr.export.settings.find_spec", lambda _: None)
     install = "pip install litert-torch" if name == "litert" else rf'"redetr\[{name}\]"'
     with pytest.raises(InputError, match=f"--format {name} needs {package}: .*{install}"):
         ExportConfig(name).check()
@@ -211,7 +212,7 @@ def stub(monkeypatch):
             path = path / "Manifest.json"
         torch.export.save(program, path)
 
-    monkeypatch.setattr("redetr.export.export.find_spec", lambda name: name)
+    monkeypatch.setattr("redetr.export.settings.find_spec", lambda name: name)
     for name in ("executorch", "litert", "coreml"):
         monkeypatch.setattr(f"redetr.export.files.write_{name}", write)
     for name in ("executorch", "litert"):

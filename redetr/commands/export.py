@@ -65,8 +65,9 @@ class Export:
 
     def run(self) -> None:
         from redetr.detector.detector import load
-        from redetr.export.export import NOT_RUN, ExportConfig, export
+        from redetr.export.export import export
         from redetr.export.files import SUFFIXES
+        from redetr.export.settings import NOT_RUN, ExportConfig
 
         require_images(self.batch_size)
         if self.images < 1:
