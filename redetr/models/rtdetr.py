@@ -134,15 +134,15 @@ class TwoStageDecoder(nn.Module):
         Positions whose anchor is not used are not excluded: they compete as features of zeros, and
         their box is the constant (1, 1, 1, 1), as in the original.
         """
-        used = _are_used(anchors)  # [B, S, 1]
-        features = self.enc_output(memory * used.to(memory.dtype))  # [B, S, D]
+        used = ((anchors > _BORDER) & (anchors < 1 - _BORDER)).all(-1, keepdim=True)  # [B, S, 1]
+        used = used.to(memory.dtype)  # Core ML takes no truth values from positions
+        features = self.enc_output(memory * used)  # [B, S, D]
         logits = at_least_float32(self.enc_score_head(features))  # [B, S, C]
         best = best_positions(logits, self.num_queries)  # [B, Q]
         content = take(features, best)
         correction = at_least_float32(self.enc_bbox_head(content))
-        starts = take(anchors, best)
-        boxes = (inverse_sigmoid(starts) + correction).sigmoid()  # [B, Q, 4]
-        boxes = torch.where(_are_used(starts), boxes, 1.0)
+        boxes = (inverse_sigmoid(take(anchors, best)) + correction).sigmoid()  # [B, Q, 4]
+        boxes = torch.where(take(used, best) > 0, boxes, 1.0)
         return content, {"pred_logits": take(logits, best), "pred_boxes": boxes}
 
     def _decode(
@@ -234,11 +234,6 @@ class Decoder(TwoStageDecoder):
             reference = refined.detach()
         outputs[-1]["states"] = x
         return outputs
-
-
-def _are_used(anchors: Tensor) -> Tensor:
-    """Whether anchors `[..., 4]` lie inside of the image, `[..., 1]`."""
-    return ((anchors > _BORDER) & (anchors < 1 - _BORDER)).all(-1, keepdim=True)
 
 
 def _anchors(shapes: list[tuple[int, int]], ratio: Tensor) -> Tensor:
