@@ -216,7 +216,7 @@ def _notes(data: DetectionDataset, val: DetectionDataset, state: State, dist: Di
         )
     notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
-    notes += outlook(config, len(data), val)
+    notes += outlook(config, data, val)
     notes += restart_notes()
     notes += data.notes
     return notes
