@@ -28,6 +28,9 @@ PYTEST_FLAGS_newest := $(REPORT_DEPRECATIONS)
 PYTEST_FLAGS_oldest := $(REPORT_DEPRECATIONS)
 PYTEST := $(BIN)/pytest -q $(PYTEST_FLAGS_$(DEPS))
 
+# Some containers set it: all the processes that tests start would then compile this package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .PHONY: demo test slow gpu lint no-lint bench bench-gpu docs docs-pictures clean system-packages always
 
@@ -46,6 +49,7 @@ test: $(VENV)/installed-dev system-packages $(LINT_$(DEPS))
 	$(PYTEST) -n auto --dist loadfile $(PYTEST_FLAGS)
 
 slow: $(VENV)/installed-dev
+	$(BIN)/python tests/system_packages.py slow
 	$(PYTEST) -m slow
 
 # With a GPU, in the Python that is there: a virtual environment would take another PyTorch. `make gpu

@@ -11,8 +11,10 @@ import torch
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
+from redetr.data.formats.folder import unreadable_of
 from redetr.data.inventory import copied_images, inventory, require_unchanged
 from redetr.data.open import absolute_source
+from redetr.data.unreadable import LIST_FILE
 from redetr.distributed import Dist, read_launch
 from redetr.ema import ModelEma
 from redetr.errors import InputError
@@ -31,6 +33,7 @@ _MAY_CHANGE = {
     "compile",
     "accumulate",
     "num_workers",
+    "threads",
     "loader_timeout_s",
     "cache_mb",
     "cache_dir",
@@ -189,6 +192,10 @@ class State:
             saved, now = getattr(before, name), getattr(self.config, name)
             if name == "precision" and saved == "auto":
                 continue  # earlier versions chose anew at each start
+            if name == "custom_augment" and saved != now:
+                text = f"saved with your own augmentation {saved}, resumed with {now}"
+                remedy = f"its code is run if you say so: add --custom-augment {saved}"
+                raise InputError(text, where=path, remedy=remedy if saved else "leave it out")
             if saved != now:
                 raise InputError(
                     f"{path}: saved with {name}={saved}, resumed with {now}: "
@@ -197,11 +204,13 @@ class State:
 
 
 def resume_command(folder: Path) -> str:
-    """The command that continues the run in a folder, on as many processes of a host as now."""
+    """The command that continues the run in a folder, on as many hosts and processes as now."""
     program = "redetr"
     launch = read_launch()
     if launch.world_size > 1:
-        program = f"torchrun --nproc-per-node {launch.local_world_size} -m redetr"
+        hosts = launch.world_size // launch.local_world_size
+        nodes = f"--nnodes {hosts} " if hosts > 1 else ""
+        program = f"torchrun {nodes}--nproc-per-node {launch.local_world_size} -m redetr"
     return f"{program} train {shlex.quote(str(folder))} --resume"
 
 
@@ -264,4 +273,7 @@ def start_folder(
     dist.main_only(remove_unfinished)(folder)
     dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
     dist.main_only(write_json)(folder / "data.json", inventories)
+    if state.config.skip_unreadable:
+        lists = {split: unreadable_of(data) for split, data in datasets.items()}
+        dist.main_only(write_json)(folder / LIST_FILE, lists)
     return notes

@@ -1,12 +1,14 @@
-"""Installs the programs that some tests drive, where that is possible: as root, with apt-get.
+"""Installs the programs and libraries that some tests need, where that is possible: as root, with apt-get.
 
 Elsewhere it says in one line what is missing. The tests run all the same, without those that need
 such a program.
 """
 
+import ctypes.util
 import os
 import shutil
 import subprocess
+import sys
 
 # Programs that the tests look for, and the packages of Debian and its descendants that hold them.
 PACKAGES = {
@@ -16,12 +18,31 @@ PACKAGES = {
     "zsh": "zsh",
     "ip": "iproute2",
 }
+# Those of slow tests, which `make slow` installs.
+SLOW_PACKAGES = {
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "sbatch": "slurm-client",
+    "munged": "munge",
+}
+# The same for libraries, by the names that linkers know: `trackers` brings an OpenCV with windows.
+LIBRARIES = {"GL": "libgl1"}
 LIMIT_S = 600
 APT_GET = ("apt-get", "-q", "-o", "Acquire::Retries=2", "-o", "DPkg::Lock::Timeout=120")
 
 
-def missing_packages() -> list[str]:
-    return [package for program, package in PACKAGES.items() if not shutil.which(program)]
+def missing_packages(programs: dict[str, str]) -> list[str]:
+    """The packages of those programs that are not here."""
+    return [package for program, package in programs.items() if not shutil.which(program)]
+
+
+def missing_libraries() -> list[str]:
+    """The packages of those libraries that are not here."""
+    packages = []
+    for library, package in LIBRARIES.items():
+        if not ctypes.util.find_library(library):
+            packages.append(package)
+    return packages
 
 
 def install(packages: list[str]) -> str:
@@ -45,8 +66,12 @@ def install(packages: list[str]) -> str:
     return ""
 
 
-def main() -> None:
-    packages = missing_packages()
+def main(tier: str = "") -> None:
+    """`tier` is "slow" for the packages of slow tests, too."""
+    wanted = PACKAGES
+    if tier == "slow":
+        wanted = PACKAGES | SLOW_PACKAGES
+    packages = missing_packages(wanted) + missing_libraries()
     if not packages:
         return
     reason = "apt-get needs root"
@@ -55,7 +80,7 @@ def main() -> None:
     elif os.geteuid() == 0:
         print(f"Installing {' '.join(packages)} for the tests", flush=True)
         reason = install(packages)
-        packages = missing_packages()
+        packages = missing_packages(wanted) + missing_libraries()
     if packages:
         command = f"apt-get install --no-install-recommends {' '.join(packages)}"
         why = f" ({reason})" if reason else ""
@@ -67,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -59,8 +59,7 @@ def convert(
         if cut is not None:
             for split, annotations in splits.items():
                 annotations.require_sound()
-                if count_masks({split: annotations}):
-                    notes.append(f"masks are not cut: tiles of {split} have boxes alone")
+                if not count_masks({split: annotations}):
                     annotations = replace(annotations, masks=None)
                 tiles = Path(folder) / "tiles" / split
                 splits[split], sentences = cut_images(annotations, split, cut, tiles, _link)
