@@ -258,7 +258,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     (tmp_path / "a.png").write_text("old")
 
     class Broken:
-        def save(self, path):
+        def save(self, path, **options):
             path.write_text("half")
             raise OSError("disk full")
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from redetr.choices import LabelChoice
@@ -31,6 +32,7 @@ _PAPER: Color = (255, 255, 255)
 NO_COLOR: Color = (150, 150, 150)  # of what is in no class or track
 _GAP_PX = 12
 _CAPTION_PX = 240  # a column may be wider than its images by a caption of this width
+_MARK = "redetr"
 _MANY_BOXES = 30  # in one image
 _MASK_OPACITY = 0.4
 _MOST_HIDDEN = 0.15  # of a box, by a tag that has room
@@ -183,11 +185,28 @@ def comparison_grid(
 
 
 def save_image(image: Image.Image, path: PathLike) -> None:
-    """Writes the image in the format of the path's suffix, whole or not at all.
+    """Writes the image in the format of the path's suffix, PNG or JPEG, whole or not at all, with
+    a mark by which `is_drawn` knows it.
 
     The folder must exist.
     """
-    write_whole(Path(path), image.save)
+    text = PngInfo()
+    text.add_text("Software", _MARK)
+
+    def save(temporary: Path) -> None:
+        image.save(temporary, pnginfo=text, comment=_MARK)  # of each format one
+
+    write_whole(Path(path), save)
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether `save_image` wrote the file."""
+    try:
+        with Image.open(path) as image:
+            marks = (image.info.get("Software"), image.info.get("comment"))
+    except OSError:  # no image
+        return False
+    return _MARK in marks or _MARK.encode() in marks
 
 
 def _rectangles(boxes: Tensor) -> Boxes:
