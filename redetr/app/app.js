@@ -344,7 +344,10 @@ function tagAt(context, unit, detection) {
   return { detection, text, corners: [x, y, x + tagWidth, y + tagHeight] };
 }
 
-/** The tags that hide no part of a tag before them, nor much of another box; all, if boxes are few. */
+/**
+ * The tags that hide no part of a tag before them, nor much of another box, and are no larger than
+ * their own; all, if boxes are few.
+ */
 function tagsWithRoom(context, unit, detections) {
   const tags = detections.map((detection) => tagAt(context, unit, detection));
   if (tags.length <= FEW_BOXES) return tags.reverse();
@@ -354,7 +357,8 @@ function tagsWithRoom(context, unit, detections) {
     const hidesTag = kept.some(({ corners }) => commonArea(corners, tag.corners) > 0);
     const hidesBox = boxes.some((box, other) =>
       other !== index && commonArea(box, tag.corners) > MOST_HIDDEN * commonArea(box, box));
-    if (!hidesTag && !hidesBox) kept.push(tag);
+    const isLarger = commonArea(tag.corners, tag.corners) > commonArea(boxes[index], boxes[index]);
+    if (!hidesTag && !hidesBox && !isLarger) kept.push(tag);
   });
   return kept;
 }
