@@ -28,6 +28,9 @@ PYTEST_FLAGS_newest := $(REPORT_DEPRECATIONS)
 PYTEST_FLAGS_oldest := $(REPORT_DEPRECATIONS)
 PYTEST := $(BIN)/pytest -q $(PYTEST_FLAGS_$(DEPS))
 
+# Some containers set it: all the processes that tests start would then compile this package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .PHONY: demo test slow gpu lint no-lint bench bench-gpu docs docs-pictures clean system-packages always
 

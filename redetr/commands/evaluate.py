@@ -73,9 +73,12 @@ class Evaluate:
         from redetr.detector.detector import load
         from redetr.distributed import process_group
         from redetr.evaluation import quality_of, with_quality
+        from redetr.pages.templates import require_own_page
         from redetr.weights.reading import locate
 
         require_images(self.batch_size)
+        if self.report:
+            require_own_page(Path(self.report), "report.json")
         use_threads(self.threads)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
         detectors = []
@@ -95,6 +98,7 @@ class Evaluate:
                 dist.main_only(ERRORS.print)(warning)
             if self.data is None and detectors[0].held_out_otherwise:
                 dist.main_only(ERRORS.print)(_HELD_OUT_OTHERWISE)
+            dist.main_only(_say_what_was_passed_over)(dataset)
             for detector in detectors:
                 detector.compute_in(self.precision, dist)
             shares = []
@@ -211,6 +215,19 @@ class Evaluate:
             OUT.print("An interval that includes 0 leaves open which checkpoint is better.")
         elif self.compare:
             OUT.print("no intervals of the differences: they need objects on two images or more")
+
+
+def _say_what_was_passed_over(dataset: "DetectionDataset") -> None:
+    """Prints what the data set reports of itself, and the files that nothing claims."""
+    from redetr.data.formats.folder import FolderDataset
+    from redetr.data.inventory import unclaimed_beside
+
+    lines = list(dataset.notes)
+    if isinstance(dataset, FolderDataset):
+        for fault in unclaimed_beside(dataset.annotations):
+            lines.append(f"{fault.severity}: {fault}")
+    for line in lines:
+        ERRORS.print(line, soft_wrap=True, markup=False)
 
 
 def _measured(checkpoint: str, result: dict[str, Any]) -> str:
