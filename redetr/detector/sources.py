@@ -23,13 +23,20 @@ from typing import TypeVar
 from torch import Tensor
 
 from redetr.data.annotations import Fault
-from redetr.data.formats.listing import Contents, contents_of, output_images, passed_over
+from redetr.data.formats.listing import (
+    MOST_OTHERS,
+    Contents,
+    contents_of,
+    output_images,
+    passed_over,
+)
 from redetr.data.images import IMAGE_SUFFIXES, read_upright
 from redetr.data.pixels import one_colour
 from redetr.detector.streams import Reconnection, is_address, is_rtsp, is_stream, stream_frames
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
 from redetr.download import Deadline, web_opener
 from redetr.errors import InputError
+from redetr.wording import counted
 
 T = TypeVar("T")
 
@@ -86,7 +93,14 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
     if is_address(source) or is_rtsp(source) or (is_camera(source) and not path.exists()):
         return [source]
     if path.is_dir():
-        contents = contents_of(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        contents = contents_of(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES, is_wide=False)
+        if not contents.is_whole:
+            images = counted(len(contents.files), "image or video", "images and videos")
+            raise InputError(
+                f"more than {MOST_OTHERS:,} files below it are no images, and {images} so far",
+                where=source,
+                remedy="give the folders of the images, or a pattern such as 'photos/**/*.jpg'",
+            )
         reports = passed_over(contents)
         if not contents.files:
             why = f"looked for {', '.join(IMAGE_SUFFIXES)}"
