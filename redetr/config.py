@@ -389,10 +389,11 @@ def _suitable_size(model: "DetectionModel", native_size: int | None) -> int:
 def usual_steps(num_images: int, batch_size: int) -> int:
     """Steps of a run that is not given a length.
 
-    Many passes over a small data set, so that there are some 1,500 steps of 16 images at least, and
-    no more than the usual 36 over a large one.
+    Many passes over a small data set, so that there are some 1,500 steps of 16 images, but not more
+    than 500; 36 over a large one.
     """
-    epochs = max(36.0, 24_000 / max(num_images, 1))
+    for_24_000_images = 24_000 / max(num_images, 1)
+    epochs = max(36.0, min(500.0, for_24_000_images))
     return _steps_of_epochs(epochs, num_images, batch_size)
 
 

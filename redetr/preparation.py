@@ -138,7 +138,7 @@ def first_notes(
         )
     notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
-    notes += outlook(config, len(data), val)
+    notes += outlook(config, data, val)
     notes += [*restart_notes(), *crowding(), *data.notes]
     return notes
 

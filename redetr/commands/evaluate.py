@@ -90,9 +90,6 @@ class Evaluate:
         )
         unreadable = unreadable_of(dataset)
         source = self.data or detectors[0].trained_on
-        about = []
-        for path, detector in zip(paths, detectors, strict=True):
-            about.append(self._about(str(path), detector, dataset, source))
         with process_group(self.device) as dist:
             for warning in what_was_left_out(unreadable, self.split):
                 dist.main_only(ERRORS.print)(warning)
@@ -101,6 +98,9 @@ class Evaluate:
             dist.main_only(_say_what_was_passed_over)(dataset)
             for detector in detectors:
                 detector.compute_in(self.precision, dist)
+            about = []
+            for path, detector in zip(paths, detectors, strict=True):
+                about.append(self._about(str(path), detector, dataset, source))
             shares = []
             segments: list[list[DatasetDetections]] = []
             for detector in detectors:
@@ -120,12 +120,16 @@ class Evaluate:
         self, path: str, detector: "Detector", dataset: "DetectionDataset", source: str | None
     ) -> dict[str, Any]:
         """What is measured, and on what."""
+        from redetr.precision import precision_name
+
         return {
             "checkpoint": path,
             "data": source,
             "split": self.split,
             "images": len(dataset),
             "image_size": detector.image_size,
+            "precision": precision_name(detector.dtype),
+            "threshold": detector.threshold,
             "weights_from": detector.model.weights_from,
         }
 
@@ -210,6 +214,11 @@ class Evaluate:
             number = f"{i + 1}  " if self.compare else ""
             OUT.print(number + _measured(checkpoint, result), soft_wrap=True)
         print_results(results)
+        if not self.compare:
+            OUT.print(
+                "AP counts detections of every score; redetr predict shows those of "
+                f"{results[0]['threshold']} and more"
+            )
         if differences:
             OUT.print(_differences_table(differences))
             OUT.print("An interval that includes 0 leaves open which checkpoint is better.")
@@ -236,7 +245,7 @@ def _measured(checkpoint: str, result: dict[str, Any]) -> str:
     if Path(checkpoint).is_dir() and Path(path).name == "last.pt":
         path += " (there is no best.pt)"
     size = size_text(result["image_size"])
-    images = f"{counted(result['images'], 'image')}, at {size} px"
+    images = f"{counted(result['images'], 'image')}, at {size} px in {result['precision']}"
     images += f"; weights: {result['weights_from']}"
     return f"{path}: {result['split']} split of {result['data']}, {images}"
 

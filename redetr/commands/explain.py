@@ -88,10 +88,14 @@ class Explain:
                 OUT.print(f"{folder}/loss.html: from boxes to loss", soft_wrap=True)
 
     def _check(self) -> None:
-        if (self.image is None) == (self.image_id is None):
+        if self.image is None and self.image_id is None:
             raise InputError(
                 "nothing to explain: give one image, as a file after the checkpoint or as "
                 "--image-id"
+            )
+        if self.image is not None and self.image_id is not None:
+            raise InputError(
+                f"{self.image} and --image-id {self.image_id} are two images: give one of them"
             )
         if self.image_id is None and self.world_size != 1:
             raise InputError("--world-size is about the loss: give --image-id as well")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
-from redetr.data.bands import bands_shape, has_bands, in_channels, read_bands
+from redetr.data.bands import bands_shape, count_images, has_bands, in_channels, read_bands
 from redetr.data.pixels import PlanesError, is_deep, is_transparent, to_rgb
 from redetr.errors import InputError
 from redetr.files import open_file
@@ -189,7 +189,7 @@ def describe(path: Path) -> Description:
             orientation = exif_orientation(image)
             return Description(*image.size, orientation, frame_count(image), is_deep(image))
         height, width, _ = bands_shape(opened)
-        return Description(width, height, 1, 1, True)
+        return Description(width, height, 1, count_images(opened), True)
     raise AssertionError("errors of decoders were raised")  # for the type checker
 
 

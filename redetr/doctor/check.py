@@ -28,6 +28,7 @@ from redetr.data.formats.folder import (
     read_split,
     require_masks,
 )
+from redetr.data.formats.holdout import FOR_A_SINGLE_IMAGE
 from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.headers import Header, read_headers
@@ -328,6 +329,8 @@ def _read(
             if split != "test" or split in splits_of(root):
                 splits[split], _ = read_split(root, split, val_fraction, masks)
         except InputError as error:
+            if split == "val" and len(splits.get("train", ())) == 1:
+                error.remedy = FOR_A_SINGLE_IMAGE
             errors[split] = error
     reasons = {str(error) for error in errors.values()}
     if not splits and len(reasons) == 1:
