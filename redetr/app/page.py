@@ -106,7 +106,7 @@ class Page:
         return JSONResponse(content)
 
     def _look(self, upload: Upload) -> dict[str, Any]:
-        image = read_image(upload.file)
+        image = read_image(upload.file, self.detector.model.channels)
         detections = self.detector.predict(image, threshold=0.0, masks=False)
         # Browsers lack some of the formats; this is what the model was given.
         picture = to_pil(image)
@@ -156,7 +156,7 @@ class Page:
         return JSONResponse({"page": page})
 
     def _explain(self, upload: Upload, threshold: float) -> str:
-        image = read_image(upload.file)
+        image = read_image(upload.file, self.detector.model.channels)
         explanation = explain(self.detector, image)
         return image_page(explanation, threshold, title="Where DETR looked")
 
