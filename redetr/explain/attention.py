@@ -334,8 +334,9 @@ def _points(modules: list[Any], inputs: Inputs) -> Points:
             all_points.append(_by_level(points[0], module.points, outside=-1.0))
             all_weights.append(_by_level(weights[0], module.points, outside=0.0))
         else:  # as many on each level
-            all_points.append(points[0])
-            all_weights.append(weights[0].unflatten(-1, points.shape[3:5]))
+            by_level = (-1, module.points)
+            all_points.append(points[0].unflatten(2, by_level))
+            all_weights.append(weights[0].unflatten(2, by_level))
     return Points(torch.stack(all_points).cpu(), torch.stack(all_weights).cpu())
 
 
