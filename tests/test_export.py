@@ -34,7 +34,7 @@ from redetr.export.export import ExportConfig, Trial, describe
 from redetr.export.files import SUFFIXES, open_file, write_file, write_openvino
 from redetr.export.graph import Plain, Processed, resized_pixels, trace
 from redetr.export.mobile import MOBILE
-from redetr.structures import DetectionModel, LossConfig, Outputs
+from redetr.structures import DetectionModel, LossConfig, Outputs, Size
 
 opened = cache(open_file)
 ROOT = Path(__file__).parent.parent
@@ -114,14 +114,17 @@ def trace_and_convert_once(patch: pytest.MonkeyPatch) -> None:
 
     That takes most of the time of an export.
     """
-    programs: dict[type, ExportedProgram] = {}
+    programs: dict[tuple[type, Size | None], ExportedProgram] = {}
     convert = cache(torch.onnx.export)
 
-    def traced(module: Plain | Processed, mask: bool = False) -> ExportedProgram:
-        assert not mask
-        if type(module) not in programs:
-            programs[type(module)] = trace(module)
-        return programs[type(module)]
+    def traced(
+        module: Plain | Processed, mask: bool, size: Size | None, one_image: bool
+    ) -> ExportedProgram:
+        assert mask == bool(size) and not one_image
+        key = type(module), size
+        if key not in programs:
+            programs[key] = trace(module, mask, size)
+        return programs[key]
 
     def converted(program: ExportedProgram, **options: Any) -> Any:
         hashable = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}

@@ -206,6 +206,12 @@ def count_bands(path: Path) -> tuple[int, bool]:
     return 3, True
 
 
+def channels_to_look_at(path: Path) -> int:
+    """As how many channels a file is read to look at it: as RGB, or both if it has two bands."""
+    bands, _ = count_bands(path)
+    return 2 if bands == 2 else 3
+
+
 def exif_orientation(image: Image.Image) -> int:
     """How the EXIF tag turns the image, 1 to 8; 1 = not at all."""
     exif = Image.Exif()
@@ -289,5 +295,5 @@ def require_whole(path: Path) -> int:
     whole_jpeg = start.startswith(b"\xff\xd8") and end.rstrip(b"\0").endswith(b"\xff\xd9")
     whole_png = start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
     if not (whole_jpeg or whole_png):
-        read_image(path)
+        read_image(path, channels_to_look_at(path))
     return size

@@ -32,7 +32,7 @@ from redetr.data.formats.holdout import FOR_A_SINGLE_IMAGE
 from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.headers import Header, read_headers
-from redetr.data.images import read_image
+from redetr.data.images import channels_to_look_at, read_image
 from redetr.data.inventory import unclaimed_files
 from redetr.data.mask_columns import MaskUse
 from redetr.data.open import folder_of, open_dataset
@@ -238,7 +238,7 @@ def _check_folder(
 
     def pixels(split: Split, index: int) -> Tensor:
         path = splits[split].path(index)
-        return read_image(path)
+        return read_image(path, channels_to_look_at(path))
 
     return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction, masks)
 

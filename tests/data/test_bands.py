@@ -22,6 +22,7 @@ from redetr.data.bands import in_channels
 from redetr.data.headers import read_header
 from redetr.data.images import image_size, read_image
 from redetr.data.transforms import MEAN, STD, Jitter, draws_of, statistics
+from redetr.detector.sources import find_sources
 from redetr.errors import InputError
 from redetr.models.channels import adapted, first_convolution
 from redetr.weights.reading import read_weights
@@ -91,6 +92,13 @@ def test_pages_that_are_not_read_are_reported(tmp_path, capsys):
     main(["check", str(data)])
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "holds 2 images; only the first is read: save the others as files" in said
+    faults = []
+    (tmp_path / "broken.tif").write_bytes(b"II*")
+    sources = find_sources([str(data / "val"), str(tmp_path)], faults)
+    assert [name for name in sources if name.endswith("broken.tif")]
+    (note,) = [fault for fault in faults if fault.code == "image-frames"]
+    assert note.count == 6 + 3 + 1  # val is in both, and z.tif
+    assert "holds 2 images, and only the first is looked at; save the others" in str(note)
 
 
 def test_without_tifffile_the_cure_is_named(tmp_path, monkeypatch):
@@ -186,15 +194,15 @@ def test_colours_of_other_channels_change_alike():
 # ------------------------------------------------------------------------------------ as a user does it
 
 
-def five_channel_data(root: Path, write) -> Path:
-    """Squares that only the fifth band shows, in COCO format."""
+def five_channel_data(root: Path, write, bands: int = 5) -> Path:
+    """Squares that only the last band shows, in COCO format."""
     for split, count in {"train": 6, "val": 3}.items():
         (root / split).mkdir(parents=True)
         images, annotations = [], []
         for number in range(count):
-            pixels = RANDOM.integers(0, 60, (64, 64, 5), dtype=np.uint16)
+            pixels = RANDOM.integers(0, 60, (64, 64, bands), dtype=np.uint16)
             x, y = RANDOM.integers(0, 40, 2).tolist()
-            pixels[y : y + 20, x : x + 20, 4] = 250
+            pixels[y : y + 20, x : x + 20, -1] = 250
             name = write(root / split / f"{split}{number}", pixels * 100)
             images.append({"id": number, "file_name": name, "width": 64, "height": 64})
             annotations.append(
@@ -260,6 +268,19 @@ def test_prediction_draws_the_first_three(trained, tmp_path):
     assert detector.predict(image, threshold=0.0, tile=40).boxes.shape[1] == 4
     with pytest.raises(InputError, match=r"of 5 channels .*\[3, 64, 64\]"):
         detector.predict(image[:3])
+
+
+@pytest.mark.parametrize("write", [as_npy, as_tiff])
+def test_two_bands(write, tmp_path, capsys):
+    """Neither RGB nor grey, so that nothing may look at them as such."""
+    data = five_channel_data(tmp_path / "data", write, bands=2)
+    main(["check", str(data), "--thorough", "--report", str(tmp_path / "report")])
+    assert "ready to train" in capsys.readouterr().out
+    assert open_dataset(data, "train").channels == 2
+    if write is as_npy:
+        arguments = train_arguments(data, tmp_path / "run", steps=1, eval_every=1)
+        main([str(word) for word in arguments])
+        assert redetr.load(tmp_path / "run", device="cpu").model.channels == 2
 
 
 def test_where_the_model_looked_and_the_loss(trained, tmp_path):
