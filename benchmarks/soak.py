@@ -126,6 +126,17 @@ def disturbed(arguments: list[str], every_s: float, chance: random.Random) -> li
         print(events[-1], flush=True)
 
 
+def shared_memory_of_the_dead(before: set[str]) -> list[str]:
+    """New files in /dev/shm whose process, which their names state, has ended."""
+    left = []
+    for name in sorted(set(os.listdir("/dev/shm")) - before):
+        _, _, rest = name.partition("_")
+        pid, _, _ = rest.partition("_")
+        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+            left.append(name)
+    return left
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -151,7 +162,7 @@ def main() -> None:
             "events": events,
             "equal": same(alone, folder),
             "left in the folder": left_over(folder),
-            "left in /dev/shm": sorted(set(os.listdir("/dev/shm")) - shared_before),
+            "left in /dev/shm": shared_memory_of_the_dead(shared_before),
             "memory of rank 0, MB": {
                 "after a third": round(memory[len(memory) // 3]),
                 "at the end": round(memory[-1]),

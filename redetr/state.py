@@ -11,7 +11,13 @@ import torch
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
-from redetr.data.inventory import copied_images, inventory, require_unchanged
+from redetr.data.inventory import (
+    Inventory,
+    copied_images,
+    inventory,
+    require_unchanged,
+    write_inventories,
+)
 from redetr.data.open import absolute_source
 from redetr.distributed import Dist, read_launch
 from redetr.ema import ModelEma
@@ -205,7 +211,7 @@ def resume_command(folder: Path) -> str:
     return f"{program} train {shlex.quote(str(folder))} --resume"
 
 
-def _changes(file: Path, inventories: dict[str, Any], dist: Dist) -> list[str]:
+def _changes(file: Path, inventories: dict[str, Inventory], dist: Dist) -> list[str]:
     """What rank 0, which has the hashes of all images, says of changed data. Raises its InputError
     on every rank. Communicates."""
     notes: list[str] = []
@@ -263,5 +269,5 @@ def start_folder(
     notes += copied_images(inventories)
     dist.main_only(remove_unfinished)(folder)
     dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
-    dist.main_only(write_json)(folder / "data.json", inventories)
+    dist.main_only(write_inventories)(folder / "data.json", inventories)
     return notes

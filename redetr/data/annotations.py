@@ -224,6 +224,9 @@ class Rows:
         if severity == "error":
             self.good &= ~bad
 
+    def forget(self) -> None:
+        """Lets go of what the rows hold, if that is in memory; no fault can be added any more."""
+
 
 @dataclass
 class Images:
@@ -271,6 +274,8 @@ def assemble(
     faults += _repeated_names(source, classes)
     faults += _unwritable_names(source, classes)
 
+    images.rows.forget()
+    objects.rows.forget()
     good = np.flatnonzero(images.rows.good)
     names = np.array([os.fsencode(images.names[i]) for i in good], "S")
     by_name = np.lexsort((images.ids[good], names))

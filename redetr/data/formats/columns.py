@@ -102,20 +102,26 @@ class Column(Sequence[Any]):
 
     def numbers(self) -> np.ndarray:
         """The values as float64 `[N]`; NaN for what is no number."""
-        return _joined([_numbers(part) for part in self._parts], np.float64)
+        numbers = np.empty(self._count, np.float64)
+        for rows, part in self._placed():
+            numbers[rows] = _numbers(part)
+        return numbers
 
     def whole_numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """The values as int64 `[N]`, and which of them are no whole numbers, bool `[N]` (there it
         is 0)."""
-        pairs = [_whole_numbers(part) for part in self._parts]
-        numbers = _joined([part for part, _ in pairs], np.int64)
-        bad = _joined([part for _, part in pairs], bool)
+        numbers = np.empty(self._count, np.int64)
+        bad = np.empty(self._count, bool)
+        for rows, part in self._placed():
+            numbers[rows], bad[rows] = _whole_numbers(part)
         return numbers, bad
 
     def boxes(self) -> np.ndarray:
         """The values as float64 `[N, 4]`; NaN for what is no number, or not in a list of four."""
-        boxes = _joined([_boxes(part) for part in self._parts], np.float64)
-        return boxes.reshape(-1, 4)
+        boxes = np.empty((self._count, 4), np.float64)
+        for rows, part in self._placed():
+            boxes[rows] = _boxes(part)
+        return boxes
 
     def texts(self) -> list[str]:
         """The values that are text, in order."""
@@ -140,10 +146,17 @@ class Column(Sequence[Any]):
 
     def flags(self) -> tuple[np.ndarray, np.ndarray]:
         """Which rows are marked, bool `[N]`, and where that is not clear, bool `[N]`."""
-        pairs = [_flags(part) for part in self._parts]
-        is_set = _joined([part for part, _ in pairs], bool)
-        unclear = _joined([part for _, part in pairs], bool)
+        is_set = np.empty(self._count, bool)
+        unclear = np.empty(self._count, bool)
+        for rows, part in self._placed():
+            is_set[rows], unclear[rows] = _flags(part)
         return is_set, unclear
+
+    def _placed(self) -> Iterator[tuple[slice, _Part]]:
+        """Each part with its rows. What is made of a part is put in its place at once: all of them
+        side by side would take as much memory as the column again."""
+        for start, part in zip(self._starts, self._parts, strict=True):
+            yield slice(start, start + len(part)), part
 
 
 class Columns:
@@ -256,9 +269,3 @@ def _flags(part: _Part) -> tuple[np.ndarray, np.ndarray]:
     is_set = np.array([flag is True for flag in flags], bool)
     unclear = np.array([flag is None for flag in flags], bool)
     return is_set, unclear
-
-
-def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
-    if not parts:
-        return np.zeros(0, dtype)
-    return np.concatenate(parts)
