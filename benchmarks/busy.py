@@ -2,11 +2,11 @@
 
     python benchmarks/busy.py
 
-Training steps of `redetr_n` on 16 images of 128x128, on one thread and on all, alone and beside one
-process that computes all the time. Threads wait for each other at the end of each operation. By
-default libgomp lets them spin for a long time, which takes the core from the very thread that the
-others wait for; `GOMP_SPINCOUNT` says for how long. Each side is a process; sides take turns;
-medians. Writes results/DATE-busy.json.
+Training steps of `redetr_n` on 16 images of 128x128, on one thread and on all, with the machine as
+it is, whose load is recorded, and beside one more process that computes all the time. Threads wait
+for each other at the end of each operation. By default libgomp lets them spin for a long time,
+which takes the core from the very thread that the others wait for; `GOMP_SPINCOUNT` says for how
+long. Each side is a process; sides take turns; medians. Writes results/DATE-busy.json.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def table(rounds: int, seconds: float) -> dict[str, Any]:
     threads = len(os.sched_getaffinity(0))
     rows: dict[str, dict[str, list[float]]] = {}
     for _ in range(rounds):
-        for state, beside in (("alone", nullcontext), ("beside a busy process", neighbour)):
+        for state, beside in (("as it is", nullcontext), ("beside one more", neighbour)):
             with beside():
                 measured = rows.setdefault(state, {})
                 measured.setdefault("1 thread", []).append(side(1, None, seconds))
@@ -103,7 +103,8 @@ def main() -> None:
     if arguments.here:
         print(images_per_second(arguments.seconds))
         return
-    record("busy", {"setting": vars(arguments), **table(arguments.rounds, arguments.seconds)})
+    content = {"setting": vars(arguments), "load at the start": os.getloadavg()}
+    record("busy", content | table(arguments.rounds, arguments.seconds))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from interleaved import measure
 from record import RESULTS, commit, record
 from rich.console import Console
 
-from redetr import training
+from redetr import preparation, training
 from redetr.commands.demonstration import demo_config
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
@@ -109,7 +109,7 @@ def step_of(variant: str, folder: Path, dist: Dist) -> Callable[[], None]:
     """A training step of a variant; the same images each time."""
     config = config_of(variant, "digits", 100, 0, folder)
     data = open_dataset(config.data, "train")
-    state, criterion = training.prepare(config, dist, data)
+    state, criterion = preparation.prepare(config, dist, data)
     model = replicate(state.model, dist)
     window = training.announce([first_batch(data, state)], criterion, dist)
 

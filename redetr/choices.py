@@ -1,6 +1,7 @@
 """The values that settings and flags take, apart from the code that they steer, because help and
 completion do without PyTorch."""
 
+import math
 from typing import Literal
 
 Augment = Literal["plain", "detr", "photo", "strong", "aerial"]
@@ -43,3 +44,23 @@ def size_text(image_size: ImageSize) -> str:
         return str(image_size)
     height, width = image_size
     return f"{height}x{width}"
+
+
+def nearest_sizes(image_size: ImageSize, multiple: int) -> list[ImageSize]:
+    """The next smaller and the next larger size whose sides are multiples of a number; the size
+    itself if its sides are."""
+    nearest: list[ImageSize] = []
+    if isinstance(image_size, int):
+        nearest += _next_multiples(image_size, multiple)
+    else:
+        height, width = image_size
+        heights = _next_multiples(height, multiple)
+        widths = _next_multiples(width, multiple)
+        nearest += zip(heights, widths, strict=True)
+    return list(dict.fromkeys(nearest))
+
+
+def _next_multiples(side: int, multiple: int) -> tuple[int, int]:
+    smaller = max(multiple, side // multiple * multiple)
+    larger = max(multiple, math.ceil(side / multiple) * multiple)
+    return smaller, larger

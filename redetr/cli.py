@@ -14,6 +14,7 @@ from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
 from redetr.detector.memory import keep_memory
 from redetr.errors import INTERRUPTED, InputError, RedetrError
+from redetr.threads import wait_politely
 
 USAGE = """redetr: DETR you can read in an afternoon and trust on any number of GPUs
 
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"redetr {redetr.__version__}")
         raise SystemExit(0)
     quiet_dependencies()
+    wait_politely()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

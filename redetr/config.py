@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from redetr.bounds import BOUNDS
 from redetr.choices import (
-    MOST_BANDS,
     Augment,
     ClassNormalization,
     Compression,
@@ -22,6 +22,7 @@ from redetr.choices import (
     OptimizerName,
     Precision,
     Schedule,
+    nearest_sizes,
     size_text,
 )
 from redetr.earlier import as_of_today
@@ -78,6 +79,9 @@ class DataOptions:
     channels: int | None = None
     """Bands of the images that are learned from; default: all of .npy files and of TIFF that only
     the extra tiff reads, else three, RGB."""
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, after a look at each of them; unreadable.json in the
+    run folder lists them."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation if the data has no val split, the same images
     in every run; 0 = none."""
@@ -99,9 +103,11 @@ class OptimizerOptions:
     """How a step changes the weights."""
 
     batch_size: int = 16
-    """Images per optimizer step, over all ranks and accumulated micro-batches."""
+    """Images per optimizer step, over all ranks and accumulated micro-batches. auto: the recipe's,
+    in as few micro-batches as the memory holds, as --accumulate 0."""
     accumulate: int = 1
-    """Micro-batches per optimizer step and rank."""
+    """Micro-batches per optimizer step and rank, which give the same gradient; 0 = as few as the
+    memory holds, by a trial before the first step."""
     optimizer: OptimizerName = "muon"
     """muon: AdamW with orthogonal steps for matrices; adamw: as the original, at half the rate or
     less."""
@@ -169,6 +175,9 @@ class RunOptions:
     """Seed of weights, data order, augmentation and dropout."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    threads: int | None = None
+    """Threads of each rank that compute on the processor; default: OMP_NUM_THREADS, else one a
+    core. Fewer are faster where other programs keep cores busy."""
     log: tuple[LoggerName, ...] = ()
     """Where numbers go beside metrics.jsonl; default: tensorboard, if it is installed."""
     log_every: int = 20
@@ -185,67 +194,6 @@ class RunOptions:
     to read what others remember."""
     gradient_compression: Compression = "none"
     """bf16 halves what travels between ranks; gradients are then no longer exact."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What a number may be: from `lowest` to `highest`; an open end is not allowed itself."""
-
-    lowest: float = 0
-    highest: float = math.inf
-    open_below: bool = False
-    open_above: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        high_enough = value > self.lowest if self.open_below else value >= self.lowest
-        low_enough = value < self.highest if self.open_above else value <= self.highest
-        return high_enough and low_enough
-
-    def __str__(self) -> str:
-        lower = f"above {self.lowest}" if self.open_below else f"at least {self.lowest}"
-        if self.highest == math.inf:
-            return lower
-        if not self.open_below and not self.open_above:
-            return f"from {self.lowest} to {self.highest}"
-        upper = f"below {self.highest}" if self.open_above else f"at most {self.highest}"
-        return f"{lower} and {upper}"
-
-
-_ABOVE_0 = Bounds(open_below=True)
-_AT_LEAST_0 = Bounds()
-_AT_LEAST_1 = Bounds(1)
-_SHARE = Bounds(0, 1)
-_BELOW_1 = Bounds(0, 1, open_above=True)
-
-# What each number may be, where 0 often means: choose for me.
-BOUNDS = {
-    "num_queries": _AT_LEAST_0,
-    "denoising": _AT_LEAST_0,
-    "channels": Bounds(1, MOST_BANDS),
-    "val_fraction": _BELOW_1,
-    "image_size": _AT_LEAST_0,
-    "mosaic_until": _SHARE,
-    "lr": _ABOVE_0,
-    "lr_backbone": _AT_LEAST_0,
-    "weight_decay": _AT_LEAST_0,
-    "clip_norm": _AT_LEAST_0,
-    "ema_decay": _BELOW_1,
-    "epochs": _AT_LEAST_0,
-    "steps": _AT_LEAST_0,
-    "warmup": _SHARE,
-    "drop_at": _SHARE,
-    "eval_every": _AT_LEAST_0,
-    "eval_batch_size": _AT_LEAST_1,
-    "patience": _SHARE,
-    "num_workers": _AT_LEAST_0,
-    "loader_timeout_s": _ABOVE_0,
-    "cache_mb": _AT_LEAST_0,
-    "seed": _AT_LEAST_0,
-    "log_every": _AT_LEAST_1,
-    "save_every": _AT_LEAST_0,
-    "timeout_s": _ABOVE_0,
-    "setup_timeout_s": _ABOVE_0,
-}
 
 
 # The fields of the last base come first.
@@ -326,11 +274,11 @@ class TrainConfig(
 
     def check(self, world_size: int) -> None:
         """Raises InputError for settings that cannot work, naming the flag."""
-        parts = world_size * self.accumulate
-        if self.accumulate < 1 or self.batch_size < parts:
+        parts = world_size * max(self.accumulate, 1)
+        if self.accumulate < 0 or self.batch_size < parts:
             raise InputError(
                 f"--batch-size {self.batch_size} cannot be divided over {world_size} ranks x "
-                f"{self.accumulate} accumulated micro-batches: choose at least {max(parts, 1)}"
+                f"{self.accumulate} accumulated micro-batches: choose at least {parts}"
             )
         for name, bounds in BOUNDS.items():
             value = getattr(self, name)
@@ -339,7 +287,6 @@ class TrainConfig(
                 if number is not None and number not in bounds:
                     flag = name.replace("_", "-")
                     raise InputError(f"--{flag} {number} must be {bounds}")
-        self._check_sides()
         if self.steps and self.epochs:
             raise InputError("give the length of the run as either --epochs or --steps")
         if self.cache_dir and not Path(self.cache_dir).is_dir():
@@ -347,14 +294,22 @@ class TrainConfig(
                 f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"
             )
 
-    def _check_sides(self) -> None:
-        if isinstance(self.image_size, int):
+    def _check_sides(self, model: "DetectionModel") -> None:
+        """Raises InputError for an image size that the model cannot take."""
+        asked = f"--image-size {size_text(self.image_size)}"
+        if model.resize == "aspect":
+            if isinstance(self.image_size, tuple):
+                text = f"{asked}: {self.model} keeps the aspect ratio of images"
+                raise InputError(text, remedy="give one number, the shorter side")
             return
-        if not all(self.image_size) or any(side % _STRIDE for side in self.image_size):
-            raise InputError(
-                f"--image-size {size_text(self.image_size)}: height and width must be multiples of "
-                f"{_STRIDE}"
-            )
+        nearest = nearest_sizes(self.image_size, _STRIDE)
+        is_chosen = self.image_size != 0 and not self.resume  # earlier versions took any side
+        if is_chosen and nearest != [self.image_size]:
+            rule = "the side must be a multiple of"
+            if isinstance(self.image_size, tuple):
+                rule = "height and width must be multiples of"
+            remedy = f"take {' or '.join(map(size_text, nearest))}"
+            raise InputError(f"{asked}: {rule} {_STRIDE}", remedy=remedy)
 
     def with_queries(self, hints: "Hints", max_objects: int) -> "TrainConfig":
         """The same run with `num_queries` chosen by the data, whose images hold at most
@@ -376,12 +331,7 @@ class TrainConfig(
         steps = self.steps or self._steps_for(num_images)
         eval_every = self.eval_every or _suitable_eval_every(steps, num_images, self.batch_size)
         image_size = self.image_size or hints.image_size
-        if isinstance(image_size, tuple) and model.resize == "aspect":
-            raise InputError(
-                f"--image-size {size_text(image_size)}: {self.model} keeps the aspect ratio of "
-                "images",
-                remedy="give one number, the shorter side",
-            )
+        self._check_sides(model)
         augment = self.augment or hints.augment
         if augment is None:
             augment = "detr" if model.resize == "aspect" else "photo"
@@ -409,8 +359,8 @@ class TrainConfig(
 class Settings(TrainConfig):
     """What a run does: a `TrainConfig` with every choice made. config.json and checkpoints hold it.
 
-    Three fields may still be None, each for a reason. `num_queries`: as many as the model has.
-    `num_workers` and `cache_mb`: each host chooses for itself, by its cores and its memory.
+    Four fields may still be None, each for a reason. `num_queries`: as many as the model has.
+    `num_workers`, `threads` and `cache_mb`: each host chooses for itself, by its cores and memory.
     """
 
     steps: int = field()

@@ -70,6 +70,21 @@ class Deadline:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
 
+def web_opener(deadline: Deadline) -> urllib.request.OpenerDirector:
+    """Opens addresses of http and https and no others, not even in redirects: no local files."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        *deadline.handlers(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
 class _HttpConnection(http.client.HTTPConnection):
     """A connection that a deadline watches."""
 

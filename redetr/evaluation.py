@@ -23,7 +23,7 @@ from redetr.losses import DIVISORS, SetCriterion
 from redetr.masks import encode
 from redetr.metrics import CocoResult, TruthObjects, holds_masks
 from redetr.panoptic import panoptic_of_batch
-from redetr.panoptic_quality import shared_quality
+from redetr.panoptic_quality import PanopticResult, shared_quality
 from redetr.postprocess import decode, decode_masks
 from redetr.precision import autocast, weights_dtype
 from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs, Size, Target
@@ -61,10 +61,27 @@ def with_quality(
     """
     objects = TruthObjects.from_dataset(dataset)
     result = shared_metrics(objects, share, dist)
+    return replace(result, panoptic=quality_of(model, dataset, segments, dist, objects))
+
+
+def quality_of(
+    model: DetectionModel,
+    dataset: DetectionDataset,
+    segments: list[DatasetDetections],
+    dist: Dist,
+    objects: TruthObjects | None = None,
+) -> PanopticResult | None:
+    """Panoptic quality of the segments that `detect_classes` gives on this rank; None if it cannot
+    be measured.
+
+    `objects` are those of the data set, if they are known already. Communicates.
+    """
     if not has_quality(model, dataset):
-        return result
+        return None
+    if objects is None:
+        objects = TruthObjects.from_dataset(dataset)
     mine = DatasetDetections.concatenate(segments)
-    return replace(result, panoptic=shared_quality(objects, mine, dataset.is_thing, dist))
+    return shared_quality(objects, mine, dataset.is_thing, dist)
 
 
 def has_quality(model: DetectionModel, dataset: DetectionDataset) -> bool:
@@ -92,7 +109,10 @@ def detect_classes(
     """
     label_of = labels_in(dataset, model.num_classes, classes)
     of_model: list[DatasetDetections] = []
-    detections, losses = detect_share(model, dataset, dist, segments=of_model, **options)
+    is_thing = model.is_thing or _things(dataset, label_of)
+    detections, losses = detect_share(
+        model, dataset, dist, segments=of_model, is_thing=is_thing, **options
+    )
     if segments is not None:
         segments += [with_labels(part, label_of) for part in of_model]
     return with_labels(detections, label_of), losses
@@ -112,12 +132,14 @@ def detect_share(
     criterion: SetCriterion | None = None,
     on_batch: Callable[[int], Any] = lambda images: None,
     segments: list[DatasetDetections] | None = None,
+    is_thing: Sequence[bool] = (),
 ) -> tuple[DatasetDetections, Losses]:
     """This rank's detections on `dataset`, and with a `criterion` the losses of all of it.
 
     Each image is processed once, over all ranks. `on_batch` gets the number of images after each
     batch. To the list of `segments` those of each batch are added, if the quality of them can be
-    measured. Detections have masks if the model and the targets have them. Communicates at the end.
+    measured; `is_thing` says which classes of the model are not stuff, by default all. Detections
+    have masks if the model and the targets have them. Communicates at the end.
     """
     dist = dist or _alone(model)
     model.eval()
@@ -140,7 +162,8 @@ def detect_share(
         indices += batch_indices
         parts.append(_detections_of_batch(model, outputs, batch, batch_indices, with_masks))
         if segments is not None and with_segments:
-            segments.append(_segments_of_batch(model, outputs, batch, batch_indices))
+            things = is_thing or (True,) * model.num_classes
+            segments.append(_segments_of_batch(outputs, batch, batch_indices, things))
         on_batch(len(batch_samples))
     if sorted(dist.gather(indices)) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
@@ -209,10 +232,9 @@ def compressed_masks(
 
 
 def _segments_of_batch(
-    model: DetectionModel, outputs: Outputs, batch: Batch, indices: list[int]
+    outputs: Outputs, batch: Batch, indices: list[int], is_thing: Sequence[bool]
 ) -> DatasetDetections:
     """The segments of images with these indices, with their masks and, for boxes, zeros."""
-    is_thing = model.is_thing or (True,) * model.num_classes
     orig_sizes = [target["orig_size"] for target in batch.targets]
     image_index = []
     labels = []
@@ -313,6 +335,14 @@ def labels_in(
     for known in of_model:
         labels.append(of_dataset.index(known) if known in of_dataset else -1)
     return np.array(labels)
+
+
+def _things(dataset: DetectionDataset, label_of: np.ndarray) -> tuple[bool, ...]:
+    """Which classes of a model are things, as the data set says it; those that it does not have
+    are. Empty if it does not say it."""
+    if not dataset.is_thing:
+        return ()
+    return tuple(label < 0 or dataset.is_thing[label] for label in label_of.tolist())
 
 
 def _names_suffice(names: Sequence[str], known: list[tuple[int, str]]) -> bool:

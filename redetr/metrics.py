@@ -257,9 +257,15 @@ def coco_metrics(truth: GroundTruth, detections: DatasetDetections) -> CocoResul
 def mask_metrics(truth: GroundTruth, detections: DatasetDetections) -> CocoResult | None:
     """The numbers from overlaps of masks, None unless both sides have masks; else as
     `coco_metrics`."""
+    evaluation = mask_evaluation(truth, detections)
+    return None if evaluation is None else coco_result(truth, evaluation)
+
+
+def mask_evaluation(truth: GroundTruth, detections: DatasetDetections) -> hotcoco.COCOeval | None:
+    """The evaluation of masks by `coco_evaluation`, None unless both sides have masks."""
     if truth.image_sizes is None or detections.masks is None:
         return None
-    return coco_result(truth, coco_evaluation(truth, detections, "segm"))
+    return coco_evaluation(truth, detections, "segm")
 
 
 def coco_evaluation(

@@ -57,6 +57,13 @@ class PanopticResult:
         }
 
 
+def quality_rows(panoptic: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """The rows of a table of what `PanopticResult.to_dict` gives: of all classes, of things, of
+    stuff, and of each class."""
+    rows = {"all": panoptic, "things": panoptic["things"], "stuff": panoptic["stuff"]}
+    return {**rows, **panoptic["per_class"]}
+
+
 def panoptic_quality(
     truth: TruthObjects, segments: DatasetDetections, is_thing: Sequence[bool]
 ) -> PanopticResult:

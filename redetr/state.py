@@ -11,6 +11,7 @@ import torch
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
+from redetr.data.formats.folder import unreadable_of
 from redetr.data.inventory import (
     Inventory,
     copied_images,
@@ -19,6 +20,7 @@ from redetr.data.inventory import (
     write_inventories,
 )
 from redetr.data.open import absolute_source
+from redetr.data.unreadable import LIST_FILE
 from redetr.distributed import Dist, read_launch
 from redetr.ema import ModelEma
 from redetr.errors import InputError
@@ -37,6 +39,7 @@ _MAY_CHANGE = {
     "compile",
     "accumulate",
     "num_workers",
+    "threads",
     "loader_timeout_s",
     "cache_mb",
     "cache_dir",
@@ -270,4 +273,7 @@ def start_folder(
     dist.main_only(remove_unfinished)(folder)
     dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
     dist.main_only(write_inventories)(folder / "data.json", inventories)
+    if state.config.skip_unreadable:
+        lists = {split: unreadable_of(data) for split, data in datasets.items()}
+        dist.main_only(write_json)(folder / LIST_FILE, lists)
     return notes

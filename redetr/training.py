@@ -1,4 +1,4 @@
-"""Training: set-up and the loop around `step.py`. The same code for one process and for many."""
+"""Training: the loop around `step.py`. The same code for one process and for many."""
 
 import math
 import sys
@@ -14,46 +14,36 @@ from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
 from redetr.checkpoint import save_checkpoint, save_weights
-from redetr.choices import Precision, size_text
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
-from redetr.data.cache import ImageCache, host, spare_bytes
-from redetr.data.formats.folder import AnnotatedDataset
-from redetr.data.loader import (
-    Sample,
-    Samples,
-    load_batches,
-    pools_ahead,
-    spare_workers,
-    watching_workers,
-)
+from redetr.data.annotations import Fault
+from redetr.data.formats.folder import unreadable_of
+from redetr.data.loader import Sample, Samples, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
 from redetr.data.sampler import TrainSampler
-from redetr.data.transforms import Transform, augmentation, drawn_from, final_size
-from redetr.distributed import (
-    Dist,
-    check_norms,
-    process_group,
-    replicate,
-    restart_notes,
-)
+from redetr.data.transforms import drawn_from
+from redetr.data.unreadable import what_was_left_out
+from redetr.distributed import Dist, process_group, replicate
 from redetr.doctor.check import essential_faults
-from redetr.ema import ModelEma
 from redetr.errors import InputError, StoppedError
 from redetr.evaluation import evaluate
 from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
-from redetr.models import build
-from redetr.models.freezing import freeze, what_is_frozen
-from redetr.models.recompute import recompute_blocks
 from redetr.monitor import Callback, Monitor, SilentMonitor, StepLog, in_percent, open_monitor
-from redetr.optim import build_optimizer, lr_factor, set_lr
-from redetr.outlook import outlook
-from redetr.precision import PRECISIONS, pick_precision, weights_dtype
+from redetr.optim import lr_factor, set_lr
+from redetr.precision import PRECISIONS, weights_dtype
+from redetr.preparation import (
+    first_notes,
+    image_cache,
+    images_to_leave_out,
+    num_workers_of,
+    prepare,
+    train_transform,
+)
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
-from redetr.state import State, has_checkpoint, resume_command, start_folder
+from redetr.state import State, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
-from redetr.weights.starting import starting_point
+from redetr.threads import use_threads
 from redetr.wording import counted, duration
 
 # Shows a run after an evaluation, given its state, the data that it was evaluated on, and its
@@ -106,22 +96,18 @@ def _train(
 ) -> dict[str, Any]:
     """What `train` does among its processes."""
     config.check(dist.world_size)
+    use_threads(config.threads)
     dist.doing("reading and checking annotations and images")
-    if datasets is None:
-        data, val, faults = open_on_ranks(
-            config.data, config.val_fraction, dist, essential_faults, config.masks
-        )
-    else:
-        data, val = datasets
-        faults = essential_faults(data, val)
-    data = data.with_channels(config.channels or data.channels)
+    data, val, faults = _open(config, datasets, dist)
     config = replace(config, channels=data.channels)
     dist.doing("building the model")
     state, criterion = prepare(config, dist, data)
     folder = Path(config.output)
     with FolderLock(folder, dist) as lock:
         resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
-        notes = _notes(data, val, state, dist)
+        notes = first_notes(data, val, state, dist)
+        notes += what_was_left_out(unreadable_of(data), "train")
+        notes += what_was_left_out(unreadable_of(val), "val")
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
         monitor = open_monitor(folder, state, console, dist, criterion.config.loss_ce, callback)
@@ -135,91 +121,33 @@ def _train(
         except torch.OutOfMemoryError as error:
             raise InputError(
                 "the GPU's memory does not hold a step: raise --accumulate (the gradient stays "
-                "the same), or lower --eval-batch-size if it was an evaluation; if one image is "
-                "too large, take --recompute or a smaller --image-size"
+                "the same), or take --batch-size auto, which finds how far; lower "
+                "--eval-batch-size if it was an evaluation; if one image is too large, take "
+                "--recompute or a smaller --image-size"
             ) from error
         finally:
             monitor.close(failed=sys.exception() is not None)
 
 
-def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[State, SetCriterion]:
-    """A new run: the model and its optimizer on the device, the settings with every choice made,
-    and the criterion."""
-    torch.manual_seed(config.seed)
-    config = config.with_queries(data.hints, data.max_objects())
-    fresh = not (config.resume and has_checkpoint(Path(config.output)))
-    # A resumed run has its weights in its checkpoint; the file that it once started from may be
-    # gone.
-    start = config if fresh else replace(config, weights=None)
-    model = build(config.model, len(data.class_names), **start.model_kwargs())
-    model.is_thing = data.is_thing
-    notes = starting_point(model, config, data.class_names) if fresh else []
-    if config.freeze:
-        freeze(model, config.freeze)
-        notes.append(what_is_frozen(model))
-    settings = config.resolved(model, data.hints, len(data))
-    notes += check_norms(model, dist, settings.accumulate)
-    if settings.precision == "auto" and not fresh:
-        settings = replace(settings, precision=_precision_of(Path(config.output)))
-    dtype = weights_dtype(PRECISIONS.get(settings.precision, torch.float32))
-    model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
-    choice = pick_precision(
-        settings.precision, dist.device, model, settings.image_size, gradient=True
-    )
-    choice = dist.gather([choice])[0]  # the trials of other ranks may end otherwise
-    settings = replace(settings, precision=choice.name)
-    if choice.reason:
-        notes.append(choice.reason)
-    if settings.recompute:
-        recompute_blocks(model)
-    optimizer = build_optimizer(
-        model, settings.lr, settings.lr_backbone, settings.weight_decay, settings.optimizer
-    )
-    state = State(
-        settings,
-        model,
-        ModelEma(model, settings.ema_decay),
-        optimizer,
-        data.class_names,
-        data.category_ids,
-        len(data),
-        notes=notes,
-    )
-    return state, SetCriterion.for_model(model, settings.class_normalization)
-
-
-def _precision_of(folder: Path) -> Precision:
-    """What the run in a folder computes in; "auto" if it does not say."""
-    file = folder / "config.json"
-    if not file.exists():
-        return "auto"
-    return TrainConfig.read(file).precision
-
-
-def _notes(data: DetectionDataset, val: DetectionDataset, state: State, dist: Dist) -> list[str]:
-    """What the user should know before the run starts."""
-    config = state.config
-    queries = state.model.num_queries
-    parameters = sum(p.numel() for p in state.model.parameters())
-    images = counted(len(data), "training image")
-    steps = counted(config.steps, "step")
-    notes = [
-        f"{config.model}: {parameters / 1e6:.1f} M parameters, {images} at "
-        f"{size_text(config.image_size)} px, {steps} of {config.batch_size}, "
-        f"{dist.world_size} x {dist.device.type}, {config.precision}"
-    ]
-    most = data.max_objects()
-    if most > queries and not data.hints.num_queries:
-        notes.append(
-            f"warning: an image holds {counted(most, 'object')}, the model has "
-            f"{counted(queries, 'query', 'queries')}: the rest stays unmatched; raise --num-queries"
+def _open(
+    config: TrainConfig, datasets: tuple[DetectionDataset, DetectionDataset] | None, dist: Dist
+) -> tuple[DetectionDataset, DetectionDataset, list[Fault]]:
+    """The train and val split, and what is to be said of them. Communicates."""
+    if datasets is None:
+        data, val, faults = open_on_ranks(
+            config.data,
+            config.val_fraction,
+            dist,
+            essential_faults,
+            config.masks,
+            images_to_leave_out(config),
         )
-    notes.append(f"weights: {state.model.weights_from}")
-    notes += state.notes
-    notes += outlook(config, len(data), val)
-    notes += restart_notes()
-    notes += data.notes
-    return notes
+    elif config.skip_unreadable:
+        raise InputError("skip_unreadable is about files, and a data set of your own has none")
+    else:
+        data, val = datasets
+        faults = essential_faults(data, val)
+    return data.with_channels(config.channels or data.channels), val, faults
 
 
 @dataclass
@@ -329,8 +257,10 @@ class _Run:
         state, config, data, dist = self.state, self.state.config, self.data, self.dist
         mosaic_steps = config.mosaic_until * config.steps
         mosaic_epochs = int(mosaic_steps * config.batch_size / len(data))
-        cache = _image_cache(config, dist, data)
-        samples = Samples(data, train_transform(state), config.seed, cache, mosaic_epochs)
+        cache = image_cache(config, dist, data)
+        samples = Samples(
+            data, train_transform(config, state.model), config.seed, cache, mosaic_epochs
+        )
         # Images of one size need no grouping.
         sizes_differ = state.model.resize == "aspect"
         sampler = TrainSampler(
@@ -344,7 +274,7 @@ class _Run:
             accumulate=config.accumulate,
             size_of=samples.size if config.group_by_size and sizes_differ else None,
         )
-        num_workers = _num_workers(config)
+        num_workers = num_workers_of(config)
         if sampler.size_of and num_workers:
             sampler.pools = pools_ahead(sampler)
         pin_memory = dist.device.type == "cuda"
@@ -433,7 +363,7 @@ class _Run:
             dtype=self.dtype,
             criterion=self.criterion,
             batch_size=config.eval_batch_size,
-            num_workers=_num_workers(config),
+            num_workers=num_workers_of(config),
             loader_timeout_s=config.loader_timeout_s,
             on_batch=EvaluationStop(self.signals, self.dist, num_batches, message),
         )
@@ -471,30 +401,3 @@ def learning_rate_factor(config: Settings, step: int) -> float:
     """The schedule of a run at optimizer step `step`."""
     warmup_steps = round(config.warmup * config.steps)
     return lr_factor(step, config.steps, config.schedule, warmup_steps, config.drop_at)
-
-
-def train_transform(state: State) -> Transform:
-    """What training does to an image."""
-    config, model = state.config, state.model
-    return augmentation(config.augment, final_size(model, config.image_size))
-
-
-def _num_workers(config: Settings) -> int:
-    """Loader processes of this rank: as the user says, or by the cores of the host."""
-    if config.num_workers is not None:
-        return config.num_workers
-    return spare_workers()
-
-
-def _image_cache(config: Settings, dist: Dist, data: DetectionDataset) -> ImageCache | None:
-    """What keeps decoded images for all ranks of a host. Communicates."""
-    if config.cache_mb == 0 or sys.platform != "linux" or not isinstance(data, AnnotatedDataset):
-        return None
-    limit = spare_bytes(config.cache_dir) if config.cache_mb is None else config.cache_mb * 10**6
-    cache = ImageCache(len(data), limit, config.cache_dir)
-    this_host = host()
-    for other_host, path in dist.gather([(this_host, cache.path)]):
-        if other_host == this_host:  # all ranks of a host use the file of its first
-            cache.path = path
-            break
-    return cache

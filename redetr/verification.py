@@ -22,10 +22,10 @@ from redetr.distributed import Dist, process_group, replicate
 from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
 from redetr.precision import PRECISIONS, autocast, weights_dtype
+from redetr.preparation import images_to_leave_out, prepare, train_transform
 from redetr.state import State
 from redetr.step import announce, receive, train_step, training_outputs
 from redetr.structures import DetectionModel, StoredTarget
-from redetr.training import prepare, train_transform
 
 # Largest relative error of the whole gradient. In bf16, another split means another rounding of
 # each product. In fp32, rounding grows with the number of queries that a gradient sums over:
@@ -119,18 +119,26 @@ def verify(config: TrainConfig) -> Verification:
     """
     with process_group(config.device, config.timeout_s) as dist:
         if config.batch_size == 0:
-            two_each = 2 * dist.world_size * config.accumulate
+            two_each = 2 * dist.world_size * max(config.accumulate, 1)
             config = replace(config, batch_size=max(len(_OBJECTS), two_each))
         config.check(dist.world_size)
         data: DetectionDataset
         if config.data == "random":
             data = Noise(config.batch_size, config.masks)
         else:
-            data = open_dataset(config.data, "train", config.val_fraction, masks=config.masks)
+            data = open_dataset(
+                config.data,
+                "train",
+                config.val_fraction,
+                masks=config.masks,
+                leave_out=images_to_leave_out(config).get("train"),
+            )
         state, criterion = prepare(config, dist, data)
         samples = first_batch(data, state)
-        precision = state.config.precision
-        return compare(state.model, criterion, samples, dist, config.accumulate, precision)
+        settings = state.config
+        return compare(
+            state.model, criterion, samples, dist, settings.accumulate, settings.precision
+        )
 
 
 def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
@@ -141,7 +149,7 @@ def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
         keys = [(0, i) for i in range(config.batch_size)]
     else:
         keys = global_batch(0, config.batch_size, len(data), config.seed)
-    samples = Samples(data, train_transform(state), config.seed)
+    samples = Samples(data, train_transform(config, state.model), config.seed)
     return [samples[key] for key in keys]
 
 

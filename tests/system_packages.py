@@ -1,9 +1,10 @@
-"""Installs the programs that some tests drive, where that is possible: as root, with apt-get.
+"""Installs the programs and libraries that some tests need, where that is possible: as root, with apt-get.
 
 Elsewhere it says in one line what is missing. The tests run all the same, without those that need
 such a program.
 """
 
+import ctypes.util
 import os
 import shutil
 import subprocess
@@ -16,12 +17,18 @@ PACKAGES = {
     "zsh": "zsh",
     "ip": "iproute2",
 }
+# The same for libraries, by the names that linkers know: `trackers` brings an OpenCV with windows.
+LIBRARIES = {"GL": "libgl1"}
 LIMIT_S = 600
 APT_GET = ("apt-get", "-q", "-o", "Acquire::Retries=2", "-o", "DPkg::Lock::Timeout=120")
 
 
 def missing_packages() -> list[str]:
-    return [package for program, package in PACKAGES.items() if not shutil.which(program)]
+    packages = [package for program, package in PACKAGES.items() if not shutil.which(program)]
+    for library, package in LIBRARIES.items():
+        if not ctypes.util.find_library(library):
+            packages.append(package)
+    return packages
 
 
 def install(packages: list[str]) -> str:

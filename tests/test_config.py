@@ -175,7 +175,14 @@ def test_a_run_leaves_nothing_open(recipe):
     )
     assert isinstance(settings, Settings)
     open_fields = may_be_none(Settings)
-    assert open_fields == {"weights", "num_queries", "num_workers", "cache_mb", "cache_dir"}
+    assert open_fields == {
+        "weights",
+        "num_queries",
+        "num_workers",
+        "threads",
+        "cache_mb",
+        "cache_dir",
+    }
     values = settings.to_dict()
     assert not [name for name in values.keys() - open_fields if values[name] is None]
     assert min(settings.steps, settings.image_size, settings.eval_every, settings.save_every) > 0

@@ -436,6 +436,7 @@ def system(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         system_packages, "PACKAGES", {"chromium": "chromium", "driver": "chromium-driver"}
     )
+    monkeypatch.setattr(system_packages, "LIBRARIES", {"c": "libc6"})  # which is there
 
     def run(user: int = 0, apt_get: bool = True) -> tuple[str, list[str]]:
         """What the script prints, and the calls of apt-get."""
@@ -460,6 +461,13 @@ def test_root_installs_what_is_missing(system):
     assert update.endswith(" update")
     assert install.endswith(" install --yes --no-install-recommends chromium chromium-driver")
     assert system() == ("", calls)  # nothing is missing now
+
+
+def test_libraries_are_found_by_the_names_that_linkers_know(system, monkeypatch):
+    from tests import system_packages
+
+    monkeypatch.setattr(system_packages, "LIBRARIES", {"c": "libc6", "no-such": "libnone1"})
+    assert system_packages.missing_packages() == ["chromium", "chromium-driver", "libnone1"]
 
 
 @pytest.mark.parametrize("options, why", [

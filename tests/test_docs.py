@@ -32,6 +32,8 @@ PARSED_ONLY = {
     "* COCO*": "a data set of 20 GB",
     "* facebook/*": "a download: tests/parity reads such folders",
     "* microsoft/*": "a download: tests/parity reads such folders",
+    "* clip.mp4*": "a video: tests/test_tracking.py makes one",
+    "* rtsp://*": "a camera: tests/test_streams.py has one",
     "* https://*": "a download: tests/test_predict.py has a server of its own",
 }
 PLACES = {

@@ -161,8 +161,13 @@ def test_what_is_no_size(text):
 @pytest.mark.parametrize(
     ("recipe", "size", "code", "message"),
     [
-        ("redetr_n", "96x100", 1, "--image-size 96x100: height and width must be multiples of 32"),
-        ("redetr_n", "0x96", 1, "--image-size 0x96: height and width must be multiples of 32"),
+        (
+            *("redetr_n", "96x100", 1),
+            "--image-size 96x100: height and width must be multiples of 32; take 96x96 or 96x128",
+        ),
+        ("redetr_n", "0x96", 1, "height and width must be multiples of 32; take 32x96"),
+        ("redetr_n", "70", 1, "--image-size 70: the side must be a multiple of 32; take 64 or 96"),
+        ("redetr_n", "7", 1, "--image-size 7: the side must be a multiple of 32; take 32"),
         ("redetr_n", "-32x96", 1, "--image-size -32 must be at least 0"),
         ("detr_tiny", "96x128", 1, "detr_r50 keeps the aspect ratio of images; give one number"),
         ("redetr_n", "96by128", 2, "'96by128' is neither a number of pixels nor HEIGHTxWIDTH"),
@@ -177,6 +182,14 @@ def test_sizes_that_cannot_be(recipe, size, code, message, shared_coco, tmp_path
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in said
     assert not folder.exists()
+
+
+def test_a_run_of_an_earlier_version_keeps_its_odd_size():
+    with torch.device("meta"):
+        model = redetr.build("redetr_n", 3)
+    config = TrainConfig(image_size=70, resume=True)
+    assert model.resize == "square"
+    assert config.resolved(model, Hints(), 10).image_size == 70
 
 
 def test_two_sides_need_a_model_that_stretches():

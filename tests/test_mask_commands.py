@@ -41,6 +41,7 @@ def test_two_checkpoints_are_compared_by_boxes_and_masks(known, capsys):
     content = json.loads(evaluated(capsys, "--json", "--compare", "known"))
     assert content["masks"] == content["compared"]["masks"]
     assert content["masks"] == json.loads(evaluated(capsys, "--json"))["masks"]
+    assert content["differences"]["mask AP"]["difference"] == 0.0
     lines = evaluated(capsys, "--compare", "known").splitlines()
     rows = [line.split()[0] for line in lines if len(line.split()) == 13]
     assert rows == ["1", "masks", "2", "masks"]

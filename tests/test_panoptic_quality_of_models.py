@@ -65,7 +65,7 @@ def test_a_run_on_panoptic_data(run):
     assert names <= set().union(*lines)
 
 
-def test_the_command_line_says_it(run, capsys):
+def test_the_command_line_says_it(run, tmp_path, capsys):
     folder, _ = run
     arguments = ["evaluate", str(folder), "--device", "cpu", "--batch-size", "2"]
     main([*arguments, "--json"])
@@ -74,6 +74,12 @@ def test_the_command_line_says_it(run, capsys):
     main(arguments)
     printed = capsys.readouterr().out
     assert "PQ" in printed and "stuff" in printed
+    main([*arguments, "--json", "--compare", str(folder), "--report", str(tmp_path)])
+    compared = json.loads(capsys.readouterr().out)
+    assert compared["panoptic"] == compared["compared"]["panoptic"] == measured["panoptic"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [entry["panoptic"] for entry in report["checkpoints"]] == [measured["panoptic"]] * 2
+    assert "Panoptic quality" in (tmp_path / "index.html").read_text()
 
 
 def sure() -> redetr.Detector:
@@ -96,6 +102,11 @@ def test_it_is_that_of_the_files(scenes, tmp_path):
     detector = sure()
     dataset = open_dataset(str(scenes), "val", masks=True)
     result = evaluate(detector.model, dataset, image_size=64, batch_size=2)
+    detector.model.is_thing = ()  # as of weights that do not say it: the data does
+    assert (
+        evaluate(detector.model, dataset, image_size=64, batch_size=2).panoptic == result.panoptic
+    )
+    detector.model.is_thing = (True, True, False, False)
     annotations = []
     folder = tmp_path / "predictions"
     folder.mkdir()

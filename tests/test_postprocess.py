@@ -189,6 +189,7 @@ def test_above_and_length():
         0,
     )
     assert found.above(0.5).names == ["dog"]
+    assert len(found[:1].above(0.9)) == 0 and len(found[:1].above(0.5)) == 1
 
 
 def test_iterated_they_are_plain_values():

@@ -176,6 +176,7 @@ README_FIGURES = [
     Bound("only {:.0f}% of the card's bf16 rate", STEP_BF16, percent("limit > share reached")),
 ]
 
+BUSY = "-busy"
 STEP = "training-step-cpu-float32"
 INFERENCE = "-inference-cpu"
 EIGHT = "inference-cpu-batches"
@@ -197,6 +198,12 @@ def inference(row: str, ours: str, kept: str = "") -> Bound:
         f"{faster} > transformers{kept}",
     )
     return Bound(f"{row} | {ROW_OF_MS}", INFERENCE, keys)
+
+
+def busy(row: str, side: str) -> Bound:
+    """A row of the table of waiting threads."""
+    keys = plain(f"as it is > {side} > images/s", f"beside one more > {side} > images/s")
+    return Bound(f"| {row} | {{:.1f}} | {{:.1f}} |", BUSY, keys)
 
 
 def eight_images(row: str, ours: str) -> Bound:
@@ -385,6 +392,14 @@ SPEED_FIGURES = [
             "TFLOP/s of a matrix product > bf16",
         ),
     ),
+    Bound(
+        "its load had been {:.1f} in the five minutes before", BUSY, plain("load at the start > 1")
+    ),
+    busy("two, spinning as libgomp does by default", "2 threads, libgomp's default"),
+    busy("two, `GOMP_SPINCOUNT=10000`", "2 threads, GOMP_SPINCOUNT 10000"),
+    busy("two, `GOMP_SPINCOUNT=1000`", "2 threads, GOMP_SPINCOUNT 1000"),
+    busy("two, `GOMP_SPINCOUNT=0`", "2 threads, GOMP_SPINCOUNT 0"),
+    busy("one", "1 thread"),
 ]
 
 LAYOUTS = ("1x1", "2x1", "3x1", "4x1", "1x2", "1x4", "2x2")

@@ -39,22 +39,23 @@ def print_results(results: list[dict[str, Any]]) -> None:
             of_masks = result["masks"]
             table.add_row("masks", *(percent(of_masks[name]) for name in METRIC_NAMES))
     OUT.print(table)
-    for result in results:
+    for number, result in zip(numbers, results, strict=True):
         if "panoptic" in result:
-            OUT.print(_panoptic_table(result["panoptic"]))
+            OUT.print(_panoptic_table(f"panoptic {number}".strip(), result["panoptic"]))
     OUT.print(_class_table(results, numbers))
     if results[0]["AP"] is None:
         OUT.print("AP is undefined (-): no object to find; crowds and difficult ones do not count")
 
 
-def _panoptic_table(panoptic: dict[str, Any]) -> Table:
+def _panoptic_table(title: str, panoptic: dict[str, Any]) -> Table:
     """PQ, SQ and RQ of all classes, of things, of stuff, and of each class."""
-    table = Table("panoptic", box=box.SIMPLE, padding=0, pad_edge=False)
+    from redetr.panoptic_quality import quality_rows
+
+    table = Table(title, box=box.SIMPLE, padding=0, pad_edge=False)
     for name in ("PQ", "SQ", "RQ"):
         table.add_column(name, justify="right")
-    rows = {"all": panoptic, "things": panoptic["things"], "stuff": panoptic["stuff"]}
-    for title, quality in {**rows, **panoptic["per_class"]}.items():
-        table.add_row(title, *(percent(quality[name]) for name in ("PQ", "SQ", "RQ")))
+    for row, quality in quality_rows(panoptic).items():
+        table.add_row(row, *(percent(quality[name]) for name in ("PQ", "SQ", "RQ")))
     return table
 
 

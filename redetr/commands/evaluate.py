@@ -13,12 +13,16 @@ from rich.table import Table
 from redetr.choices import size_text
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_json, print_results, require_images
+from redetr.threads import use_threads
 from redetr.wording import counted
 
 if TYPE_CHECKING:
+    from hotcoco import COCOeval
+
     from redetr.data import DetectionDataset
     from redetr.detector.detector import Detector
     from redetr.distributed import Dist
+    from redetr.panoptic_quality import PanopticResult
     from redetr.report.comparison import Difference
     from redetr.structures import DatasetDetections
 
@@ -41,12 +45,16 @@ class Evaluate:
     """The split to evaluate."""
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, after a look at each of them."""
     batch_size: int = 16
     """Images per batch."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = bf16 where it is faster, on a CPU by a short trial."""
+    threads: int | None = None
+    """Threads of each process that compute; default: OMP_NUM_THREADS, else one a core."""
     num_workers: int | None = None
     """Processes that load images; default: by the cores of the host."""
     report: str | None = None
@@ -60,44 +68,62 @@ class Evaluate:
 
     def run(self) -> None:
         from redetr.class_shares import to_main
+        from redetr.data.formats.folder import unreadable_of
+        from redetr.data.unreadable import what_was_left_out
         from redetr.detector.detector import load
         from redetr.distributed import process_group
-        from redetr.evaluation import with_quality
+        from redetr.evaluation import quality_of, with_quality
         from redetr.weights.reading import locate
 
         require_images(self.batch_size)
+        use_threads(self.threads)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
         detectors = []
         for checkpoint in self._checkpoints:
             detectors.append(load(checkpoint, device=self.device))
         masks = any(detector.model.has_masks for detector in detectors)
-        dataset = detectors[0].open_data(self.split, self.data, self.val_fraction, masks)
+        dataset = detectors[0].open_data(
+            self.split, self.data, self.val_fraction, masks, self.skip_unreadable
+        )
+        unreadable = unreadable_of(dataset)
         source = self.data or detectors[0].trained_on
         about = []
         for path, detector in zip(paths, detectors, strict=True):
-            about.append(
-                {
-                    "checkpoint": str(path),
-                    "data": source,
-                    "split": self.split,
-                    "images": len(dataset),
-                    "image_size": detector.image_size,
-                    "weights_from": detector.model.weights_from,
-                }
-            )
+            about.append(self._about(str(path), detector, dataset, source))
         with process_group(self.device) as dist:
+            for warning in what_was_left_out(unreadable, self.split):
+                dist.main_only(ERRORS.print)(warning)
             if self.data is None and detectors[0].held_out_otherwise:
                 dist.main_only(ERRORS.print)(_HELD_OUT_OTHERWISE)
             for detector in detectors:
                 detector.compute_in(self.precision, dist)
-            segments: list[Any] = []  # of the only detector
-            shares = [self._detect(detector, dataset, dist, segments) for detector in detectors]
+            shares = []
+            segments: list[list[DatasetDetections]] = []
+            for detector in detectors:
+                segments.append([])
+                shares.append(self._detect(detector, dataset, dist, segments[-1]))
             if self.report or self.compare:  # these look at all detections together
                 detections = [to_main(share, dist) for share in shares]
-                dist.main_only(self._show)(dataset, about, detections)
+                qualities = []
+                for detector, of_detector in zip(detectors, segments, strict=True):
+                    qualities.append(quality_of(detector.model, dataset, of_detector, dist))
+                dist.main_only(self._show)(dataset, about, detections, qualities)
                 return
-            result = with_quality(detectors[0].model, dataset, shares[0], segments, dist)
+            result = with_quality(detectors[0].model, dataset, shares[0], segments[0], dist)
             dist.main_only(self._show_result)(about[0] | result.to_dict())
+
+    def _about(
+        self, path: str, detector: "Detector", dataset: "DetectionDataset", source: str | None
+    ) -> dict[str, Any]:
+        """What is measured, and on what."""
+        return {
+            "checkpoint": path,
+            "data": source,
+            "split": self.split,
+            "images": len(dataset),
+            "image_size": detector.image_size,
+            "weights_from": detector.model.weights_from,
+        }
 
     @property
     def _checkpoints(self) -> list[str]:
@@ -144,18 +170,22 @@ class Evaluate:
         dataset: "DetectionDataset",
         about: list[dict[str, Any]],
         detections: list["DatasetDetections"],
+        qualities: list["PanopticResult | None"],
     ) -> None:
-        from redetr.metrics import GroundTruth, coco_evaluation, coco_result, mask_metrics
-        from redetr.report import ap_differences, make_report, write_report
+        from redetr.metrics import GroundTruth, coco_evaluation, coco_result, mask_evaluation
+        from redetr.report import make_report, write_report
 
         truth = GroundTruth.from_dataset(dataset)
-        evaluations = [coco_evaluation(truth, detected) for detected in detections]
+        of_boxes = [coco_evaluation(truth, detected) for detected in detections]
+        of_masks = [mask_evaluation(truth, detected) for detected in detections]
         results = []
-        for description, evaluation, detected in zip(about, evaluations, detections, strict=True):
-            of_masks = mask_metrics(truth, detected)
-            result = replace(coco_result(truth, evaluation), masks=of_masks)
+        for i, description in enumerate(about):
+            result = coco_result(truth, of_boxes[i])
+            evaluation = of_masks[i]
+            mask_result = None if evaluation is None else coco_result(truth, evaluation)
+            result = replace(result, masks=mask_result, panoptic=qualities[i])
             results.append(description | result.to_dict())
-        differences = ap_differences(*evaluations) if self.compare else None
+        differences = _differences(of_boxes, of_masks) if self.compare else None
         if self.json:
             content = results[0]
             if self.compare:
@@ -165,7 +195,7 @@ class Evaluate:
             self._print(results, differences)
         if self.report:
             checkpoints = list(zip(self._checkpoints, detections, strict=True))
-            report = make_report(dataset, checkpoints, differences)
+            report = make_report(dataset, checkpoints, differences, qualities)
             write_report(report, Path(self.report))
             ERRORS.print(f"{self.report}/index.html: the report; report.json holds its numbers")
 
@@ -192,6 +222,21 @@ def _measured(checkpoint: str, result: dict[str, Any]) -> str:
     images = f"{counted(result['images'], 'image')}, at {size} px"
     images += f"; weights: {result['weights_from']}"
     return f"{path}: {result['split']} split of {result['data']}, {images}"
+
+
+def _differences(
+    of_boxes: list["COCOeval"], of_masks: list["COCOeval | None"]
+) -> dict[str, "Difference"]:
+    """The differences between two checkpoints; those of masks, where both have some, have names as
+    "mask AP"."""
+    from redetr.report import ap_differences
+
+    differences = ap_differences(*of_boxes)
+    first, second = of_masks
+    if first is not None and second is not None:
+        for name, difference in ap_differences(first, second).items():
+            differences[f"mask {name}"] = difference
+    return differences
 
 
 def _differences_table(differences: "Mapping[str, Difference]") -> Table:

@@ -75,7 +75,7 @@ def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
     if not arguments or arguments[0] in HELP:
         _list_recipes(command)
         raise SystemExit(0 if arguments else 2)
-    recipe_name, *flags = arguments
+    recipe_name, *flags = with_micro_batches(arguments)
     if recipe_name.startswith("-"):
         raise InputError(
             f"the name of a recipe, or the folder of a run, comes first, as in redetr {command} "
@@ -88,6 +88,21 @@ def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
     if given & {"--steps", "--epochs"}:  # either one replaces the recipe's length
         recipe = replace(recipe, steps=0, epochs=0.0)
     return recipe, flags, f"redetr {command} {recipe_name}"
+
+
+def with_micro_batches(arguments: list[str]) -> list[str]:
+    """The arguments with `--accumulate 0` in place of `--batch-size auto`: the global batch stays
+    that of the recipe."""
+    rewritten: list[str] = []
+    for argument in arguments:
+        flag = " ".join([*rewritten[-1:], argument]).replace("_", "-")
+        if flag == "--batch-size auto":
+            rewritten[-1:] = ["--accumulate", "0"]
+        elif argument.replace("_", "-") == "--batch-size=auto":
+            rewritten += ["--accumulate", "0"]
+        else:
+            rewritten.append(argument)
+    return rewritten
 
 
 def _list_recipes(command: str) -> None:

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ Severity = Literal["error", "warning", "note"]
 Masks = MaskColumns | SegmentImages
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # a data set need not have the last one
+NOT_READ = "not an image, or a damaged one"
 _BLOCK = 2**16  # boxes that are cut to their images at a time
 
 
@@ -126,6 +127,8 @@ class Annotations:
     masks: Masks | None = None  # [A], if they were read
     is_thing: tuple[bool, ...] = ()  # of each class, not stuff; empty if the source does not say
     stored: Path | None = None  # what the columns are mapped from, see `data/store.py`
+    # why the files of images that are left out cannot be read, by their paths below the folder
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -238,6 +241,7 @@ class Images:
     ids: np.ndarray  # [N] int64
     sizes: np.ndarray  # [N, 2] int64, height and width
     called: Callable[[int], str]  # what a message calls image `i`
+    unreadable: Sequence[str] = ()  # names of those whose files are no images, or damaged
 
 
 @dataclass
@@ -309,6 +313,7 @@ def assemble(
         faults=faults,
         box_format=objects.box_format,
         masks=None if masks is None else masks.take(kept),
+        unreadable=dict.fromkeys(images.unreadable, NOT_READ),
     )
 
 

@@ -34,8 +34,12 @@ def spare_bytes(folder: str | None = None) -> int:
     if folder:
         free = shutil.disk_usage(folder).free
         return int(_SHARE * free)
-    available = min(_host_memory(), group_memory())
-    return max(0, int(_SHARE * available))
+    return int(_SHARE * available_memory())
+
+
+def available_memory() -> int:
+    """Bytes of memory that this host, or the container or job that this process is in, has left."""
+    return max(0, int(min(_host_memory(), group_memory())))
 
 
 def _host_memory() -> int:

@@ -39,7 +39,9 @@ _ORIENTATION = 0x0112  # the number of the EXIF tag
 _MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 _SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
 _SAMPLES = 277  # another one: values of each pixel
-_REMEDY = "replace the file, or take it out of the annotations"
+READ_REMEDY = (
+    "replace the file, or take it out of the annotations (train --skip-unreadable leaves it out)"
+)
 
 
 class BandsError(ValueError):
@@ -122,7 +124,7 @@ def decode(
             image.draft("RGB", (width, height))
         return to_rgb(image)
 
-    pixels, stored = _decoded(file, name or str(file), _REMEDY, channels, read)
+    pixels, stored = _decoded(file, name or str(file), READ_REMEDY, channels, read)
     # Channels of a pixel stay side by side, see `views.interleaved`.
     return torch.from_numpy(pixels).permute(2, 0, 1), stored
 
@@ -150,7 +152,7 @@ def _decoded(
 
 @contextmanager
 def open_image(
-    file: Path | BinaryIO, name: str = "", remedy: str = _REMEDY
+    file: Path | BinaryIO, name: str = "", remedy: str = READ_REMEDY
 ) -> Iterator[Image.Image]:
     """The opened image, to be decoded in the block; what goes wrong there is an InputError."""
     with (
@@ -182,7 +184,7 @@ class Description(NamedTuple):
 
 def describe(path: Path) -> Description:
     """The header of an image file. Raises InputError if it cannot be read."""
-    with _decoder_errors(str(path), _REMEDY), open_file(path) as opened:
+    with _decoder_errors(str(path), READ_REMEDY), open_file(path) as opened:
         with suppress(BandsError), _identified(opened) as image:
             orientation = exif_orientation(image)
             return Description(*image.size, orientation, frame_count(image), is_deep(image))

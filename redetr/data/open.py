@@ -1,14 +1,15 @@
 """The data set that a name, a path or a hub address stands for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from redetr.data.annotations import SPLITS, Fault, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.digits import DigitsDataset
-from redetr.data.formats.folder import open_folder
+from redetr.data.formats.folder import open_folder, unreadable_of
 from redetr.data.formats.hub import Address, open_hub
 from redetr.data.store import stamp_of
+from redetr.data.unreadable import LeaveOut
 from redetr.distributed import Dist, read_launch
 from redetr.errors import InputError
 
@@ -39,6 +40,7 @@ def open_dataset(
     val_fraction: float = 0.0,
     stamp: str | None = None,
     masks: bool = False,
+    leave_out: LeaveOut = None,
 ) -> DetectionDataset:
     """The data set called `digits` or `crowns`, that in a folder (`./digits` is a folder of that
     name), or that which Hugging Face `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or
@@ -49,7 +51,8 @@ def open_dataset(
     in YOLO format stands for its folder, which is read as this file says. Without a val split, a
     `val_fraction` of the training images is held out as one. Large folders are read once, see
     `redetr.data.store`; `stamp` is what `stamp_of` says of one, if it is known. With `masks`,
-    targets hold masks. Raises InputError if there is no such folder, layout or split, the
+    targets hold masks. `leave_out` images that cannot be read: see `redetr.data.unreadable`. Raises
+    InputError if there is no such folder, layout or split, the
     annotations are faulty, or no object has a mask where they are asked for.
     """
     if split not in SPLITS:
@@ -59,46 +62,63 @@ def open_dataset(
     if source == "digits":
         return DigitsDataset(split, masks=masks)
     if str(source).startswith("hf:"):
+        if leave_out is not None:
+            remedy = "write it as a folder (redetr convert), or leave out the flag"
+            raise InputError("--skip-unreadable is about files", where=source, remedy=remedy)
         return open_hub(str(source), split, val_fraction, "train" if masks else "none")
     hints = Hints()
     if source == "crowns":
         hints = Hints(image_size=128, augment="aerial", num_queries=25)
-    return open_folder(folder_of(source), split, hints, val_fraction, stamp, masks)
+    return open_folder(folder_of(source), split, hints, val_fraction, stamp, masks, leave_out)
 
 
 Check = Callable[[DetectionDataset, DetectionDataset], list[Fault]]
 
 
 def open_on_ranks(
-    source: str, val_fraction: float, dist: Dist, check: Check, masks: bool = False
+    source: str,
+    val_fraction: float,
+    dist: Dist,
+    check: Check,
+    masks: bool = False,
+    leave_out: Mapping[Split, LeaveOut] | None = None,
 ) -> tuple[DetectionDataset, DetectionDataset, list[Fault]]:
     """The train and val split on every rank, and what `check` says of them. The first rank of each
-    host reads and checks; the others open what it has stored. `masks` is as in `open_dataset`.
-    Communicates.
+    host reads and checks; the others open what it has stored. `masks` and `leave_out`, of each
+    split, are as in `open_dataset`. Communicates.
 
     Raises the InputError of any rank on all of them.
     """
+
+    def opened(stamp: str | None, without: Mapping[Split, LeaveOut]) -> list[DetectionDataset]:
+        splits: tuple[Split, ...] = ("train", "val")
+        return [
+            open_dataset(source, split, val_fraction, stamp, masks, without.get(split))
+            for split in splits
+        ]
+
     local_rank = read_launch().local_rank
     stamp: str | None = None
     faults: list[Fault] = []
     error: InputError | None = None
+    without: Mapping[Split, LeaveOut] = leave_out or {}
     if local_rank == 0:
         try:
             stamp = _stamp(source)
-            train = open_dataset(source, "train", val_fraction, stamp, masks)
-            val = open_dataset(source, "val", val_fraction, stamp, masks)
+            train, val = opened(stamp, without)
             faults = check(train, val)
+            if leave_out:
+                without = {"train": unreadable_of(train), "val": unreadable_of(val)}
         except InputError as reason:
             error = reason
     dist.meet()
-    said = dist.gather([(stamp, faults, error)])
-    errors = [error for _, _, error in said if error is not None]
+    said = dist.gather([(stamp, faults, without, error)])
+    errors = [error for *_, error in said if error is not None]
     if errors:
         raise errors[0]
     if local_rank > 0:
-        stamp, faults, _ = said[dist.rank - local_rank]
-        train = open_dataset(source, "train", val_fraction, stamp, masks)
-        val = open_dataset(source, "val", val_fraction, stamp, masks)
+        stamp, faults, without, _ = said[dist.rank - local_rank]
+        train, val = opened(stamp, without)
     return train, val, faults
 
 

@@ -49,6 +49,7 @@ def _used(folder: Path, splits: Iterable[Annotations]) -> set[str]:
         below = os.path.relpath(annotations.folder, folder)
         prefix = "" if below == "." else f"{below}/"
         used |= {prefix + os.fsdecode(name) for name in annotations.names.tolist()}
+        used |= {prefix + name for name in annotations.unreadable}
         source = annotations.source
         labels = source if is_label_folder(source) else png_folder(source)
         if labels is not None:

@@ -14,7 +14,7 @@ from redetr.choices import LabelChoice, MaskChoice
 from redetr.errors import InputError
 from redetr.masks import encode
 from redetr.outlines import polygons_without_holes
-from redetr.pages.drawing import class_color, draw_boxes, score_color
+from redetr.pages.drawing import NO_COLOR, Color, class_color, draw_boxes, score_color
 from redetr.postprocess import Kind, decode, decode_masks
 from redetr.structures import Batch, Outputs, Size
 
@@ -51,6 +51,8 @@ class Detections:
     # uint8 [3, H, W], where `predict` was given a single image: a notebook shows it
     image: Tensor | None = None
     masks: Tensor | None = None  # [N, H, W] bool, of the original image; None = boxes only
+    # [N] int64, identities from 1 on in a video, 0 = none yet; None = nothing was followed
+    track_ids: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -65,6 +67,8 @@ class Detections:
         self, which: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor
     ) -> "Detections":
         """Raises IndexError outside of the detections."""
+        if isinstance(which, Tensor):  # NumPy would take a mask of one detection for a number
+            which = which.numpy()
         # NumPy takes all of these, slices backwards too.
         keep = torch.from_numpy(np.ascontiguousarray(np.arange(len(self))[which]))
         return replace(
@@ -73,6 +77,7 @@ class Detections:
             labels=self.labels[keep],
             boxes=self.boxes[keep],
             masks=None if self.masks is None else self.masks[keep],
+            track_ids=None if self.track_ids is None else self.track_ids[keep],
         )
 
     def __repr__(self) -> str:
@@ -101,6 +106,10 @@ class Detections:
         """The class name of each detection."""
         return [self.class_names[label] for label in self.labels.tolist()]
 
+    def with_track_ids(self, track_ids: Tensor) -> "Detections":
+        """The same detections with these identities, [N] int64."""
+        return replace(self, track_ids=track_ids)
+
     def above(self, threshold: float) -> "Detections":
         """Only the detections whose score is `threshold` or more."""
         return self[self.scores >= threshold]
@@ -113,7 +122,8 @@ class Detections:
         """JSON-ready: `image_size` (height, width) and `detections`.
 
         Each of these has `label` (a name), `category_id`, `score` and `box`; if there are masks,
-        also `segmentation`, see `segmentations`.
+        also `segmentation`, see `segmentations`; in a video whose objects are followed also
+        `track_id`, None for an object without an identity yet.
         """
         segmentations = self.segmentations(masks)
         rows = []
@@ -127,6 +137,9 @@ class Detections:
             if segmentation is not None:
                 row["segmentation"] = segmentation
             rows.append(row)
+        if self.track_ids is not None:
+            for row, track_id in zip(rows, self.track_ids.tolist(), strict=True):
+                row["track_id"] = track_id or None
         return {"image_size": list(self.image_size), "detections": rows}
 
     def segmentations(self, masks: MaskChoice = "rle") -> list[Any]:
@@ -180,7 +193,8 @@ class Detections:
         return entries
 
     def to_supervision(self) -> "supervision.Detections":
-        """The same as `supervision.Detections`, class names in `data["class_name"]`.
+        """The same as `supervision.Detections`, class names in `data["class_name"]`, identities in
+        `tracker_id`.
 
         Raises InputError when supervision is not installed.
         """
@@ -194,6 +208,7 @@ class Detections:
             confidence=self.scores.numpy(),
             class_id=self.labels.numpy(),
             mask=None if self.masks is None else self.masks.numpy(),
+            tracker_id=None if self.track_ids is None else self.track_ids.numpy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
@@ -212,6 +227,9 @@ class Detections:
         `labels` ("auto": where there is room), `line_width` (px), `within_px` and `scale` are
         described at `draw_boxes`. With masks, each object has its own color. Where the model knows
         a single class, labels are scores, and so are colors: dark blue for 0 to yellow for 1.
+        Objects that are followed through a video have their number in the label and a color that
+        they keep; those without a number are grey.
+
         Raises InputError for an image of another size, or if there is none.
         """
         image = self.image if image is None else image
@@ -220,27 +238,42 @@ class Detections:
                 "the detections of a list of images do not keep them: give draw the image"
             )
         self._require_size(image)
-        scores = self.scores.tolist()
-        if len(self.class_names) == 1:
-            names = [""] * len(self)
-            colors = [score_color(score) for score in scores]
-        else:
-            names = self.names
-            colors = [class_color(label) for label in self.labels.tolist()]
-        if self.masks is not None:  # neighbours of one class must differ
-            colors = [class_color(i) for i in range(len(self))]
         return draw_boxes(
             image,
             self.boxes,
-            names,
-            scores,
-            colors,
+            self._tags(),
+            self.scores.tolist(),
+            self._colors(),
             scale,
             tags=labels,
             line_width=line_width,
             within_px=within_px,
             masks=self.masks,
         )
+
+    def _tags(self) -> list[str]:
+        """What names each detection in an annotated image."""
+        names = self.names
+        if len(self.class_names) == 1:
+            names = [""] * len(self)
+        if self.track_ids is None:
+            return names
+        tags = []
+        for name, track_id in zip(names, self.track_ids.tolist(), strict=True):
+            number = f"#{track_id}" if track_id else ""
+            tags.append(f"{name} {number}".strip())
+        return tags
+
+    def _colors(self) -> list[Color]:
+        """The color of each detection in an annotated image."""
+        if self.track_ids is not None:
+            ids = self.track_ids.tolist()
+            return [class_color(track_id) if track_id else NO_COLOR for track_id in ids]
+        if self.masks is not None:  # neighbours of one class must differ
+            return [class_color(i) for i in range(len(self))]
+        if len(self.class_names) == 1:
+            return [score_color(score) for score in self.scores.tolist()]
+        return [class_color(label) for label in self.labels.tolist()]
 
     def _require_size(self, image: Image.Image | Tensor) -> None:
         """Raises InputError if the image has another size than that of these detections."""

@@ -17,6 +17,7 @@ from redetr.data.annotations import Split
 from redetr.data.images import upright
 from redetr.data.loader import images_to_batch
 from redetr.data.transforms import final_size, resizer
+from redetr.data.unreadable import LeaveOut
 from redetr.data.windows import tile_windows
 from redetr.detector import memory
 from redetr.detector.detections import Detections, detections_of
@@ -81,19 +82,23 @@ class Detector:
         source: str | None = None,
         val_fraction: float | None = None,
         masks: bool = False,
+        skip_unreadable: bool = False,
     ) -> DetectionDataset:
         """The data set at `source`, by default what the model was trained on.
 
-        With `masks`, its targets hold masks if it states them. Raises InputError.
+        With `masks`, its targets hold masks if it states them. With `skip_unreadable`, images that
+        cannot be read are left out. Raises InputError.
         """
+        leave_out: LeaveOut = "unreadable" if skip_unreadable else None
         held_out = self.val_fraction if val_fraction is None else val_fraction
         channels = self.model.channels
         if source is not None:
-            return _opened(source, split, held_out, masks).with_channels(channels)
+            return _opened(source, split, held_out, masks, leave_out).with_channels(channels)
         if self.trained_on is None:
             raise InputError("the checkpoint does not say what it was trained on: give --data")
         try:
-            return _opened(self.trained_on, split, held_out, masks).with_channels(channels)
+            dataset = _opened(self.trained_on, split, held_out, masks, leave_out)
+            return dataset.with_channels(channels)
         except InputError as error:
             raise InputError(
                 f"{error}; the checkpoint stores this path of its training data: give --data"
@@ -271,11 +276,13 @@ class Detector:
         return segments
 
 
-def _opened(source: str, split: Split, val_fraction: float, masks: bool) -> DetectionDataset:
-    dataset = open_dataset(source, split, val_fraction)
+def _opened(
+    source: str, split: Split, val_fraction: float, masks: bool, leave_out: LeaveOut
+) -> DetectionDataset:
+    dataset = open_dataset(source, split, val_fraction, leave_out=leave_out)
     # Panoptic data always states masks, which it reads only if they are wanted.
     if masks and (dataset.has_masks or dataset.is_thing):
-        return open_dataset(source, split, val_fraction, masks=True)
+        return open_dataset(source, split, val_fraction, masks=True, leave_out=leave_out)
     return dataset
 
 

@@ -1,4 +1,4 @@
-"""Images, folders, patterns, addresses, videos and cameras as frames that are read ahead.
+"""Images, folders, patterns, addresses, videos, streams and cameras as frames that are read ahead.
 
 Memory holds the names of all images, and a few decoded ones.
 """
@@ -7,6 +7,7 @@ import glob
 import http.client
 import io
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections import defaultdict, deque
@@ -25,8 +26,9 @@ from redetr.data.annotations import Fault
 from redetr.data.formats.listing import Contents, contents_of, output_images, passed_over
 from redetr.data.images import IMAGE_SUFFIXES, read_upright
 from redetr.data.pixels import one_colour
+from redetr.detector.streams import Reconnection, is_address, is_rtsp, is_stream, stream_frames
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
-from redetr.download import Deadline
+from redetr.download import Deadline, web_opener
 from redetr.errors import InputError
 
 T = TypeVar("T")
@@ -81,7 +83,7 @@ def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> l
 
 def _names_of(source: str, faults: list[Fault]) -> list[str]:
     path = Path(source).expanduser()
-    if is_address(source) or (is_camera(source) and not path.exists()):
+    if is_address(source) or is_rtsp(source) or (is_camera(source) and not path.exists()):
         return [source]
     if path.is_dir():
         contents = contents_of(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
@@ -122,41 +124,53 @@ def _outputs_among(files: list[str]) -> list[str]:
     return outputs
 
 
-def is_address(source: str) -> bool:
-    return source.lower().startswith(("http://", "https://"))
-
-
 def is_camera(source: str) -> bool:
     return source.isdecimal()
 
 
 def is_video(source: str) -> bool:
-    """Whether it has many frames: a video file or a camera."""
-    return is_camera(source) or (not is_address(source) and source.lower().endswith(VIDEO_SUFFIXES))
+    """Whether it has many frames: a video file, a stream or a camera."""
+    if is_camera(source) or is_stream(source):
+        return True
+    return not is_address(source) and source.lower().endswith(VIDEO_SUFFIXES)
 
 
-def frames(sources: Iterable[str], ahead: int, channels: int = 3) -> Iterator[Frame]:
+def frames(
+    sources: Iterable[str],
+    ahead: int,
+    channels: int = 3,
+    reconnection: Reconnection = Reconnection(),
+) -> Iterator[Frame]:
     """The frames of all sources in order, images with so many `channels`; other threads read
     `ahead` of them in advance.
 
-    A source that cannot be read gives a frame with an `error`; a video ends there.
+    A source that cannot be read gives a frame with an `error`; a video ends there. Streams that
+    drop are opened again as `reconnection` says.
     """
     for are_videos, group in groupby(sources, is_video):
         if not are_videos:
-            jobs = (partial(_image_frame, source, channels) for source in group)
-            yield from read_ahead(jobs, ahead)
+            images = (partial(_image_frame, source, channels) for source in group)
+            yield from read_ahead(images, ahead)
             continue
         for source in group:
-            reader = _moving_frames(source)
-            parts = read_ahead(repeat(partial(next, reader, None)), ahead, threads=1)
+            is_over = threading.Event()
+            reader = _moving_frames(source, reconnection, is_over)
+            jobs = repeat(partial(next, reader, None))
+            parts = read_ahead(jobs, ahead, threads=1, before_end=is_over.set)
             with closing(parts):
                 yield from iter(partial(next, parts), None)
 
 
 def read_ahead(
-    jobs: Iterable[Callable[[], T]], ahead: int, threads: int = _THREADS
+    jobs: Iterable[Callable[[], T]],
+    ahead: int,
+    threads: int = _THREADS,
+    before_end: Callable[[], object] | None = None,
 ) -> Generator[T]:
-    """What the jobs return, in order; `ahead` of them run or wait for the caller in threads."""
+    """What the jobs return, in order; `ahead` of them run or wait for the caller in threads.
+
+    The end, also an early one, waits for the jobs that run; `before_end` may make them hurry.
+    """
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
@@ -167,6 +181,8 @@ def read_ahead(
         while waiting:
             yield waiting.popleft().result()
     finally:
+        if before_end is not None:
+            before_end()
         pool.shutdown(cancel_futures=True)
 
 
@@ -179,9 +195,16 @@ def _image_frame(source: str, channels: int) -> Frame:
         return Frame(source, error=str(error))
 
 
-def _moving_frames(source: str) -> Iterator[Frame]:
+def _moving_frames(
+    source: str, reconnection: Reconnection, is_over: threading.Event
+) -> Iterator[Frame]:
     try:
-        images = camera_frames(int(source)) if is_camera(source) else video_frames(Path(source))
+        if is_camera(source):
+            images = camera_frames(int(source))
+        elif is_stream(source):
+            images = stream_frames(source, reconnection, is_over)
+        else:
+            images = video_frames(Path(source))
         count = 0
         for image, time_s, rate in images:
             yield Frame(source, image, count, rate, time_s)
@@ -206,18 +229,8 @@ def download(address: str) -> bytes:
 
     Raises InputError.
     """
-    # No other schemes, not even in redirects: no local files, no ftp.
-    opener = urllib.request.OpenerDirector()
     deadline = Deadline()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        *deadline.handlers(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
+    opener = web_opener(deadline)
     request = urllib.request.Request(address, headers={"Accept": "image/*"})
     try:
         with deadline.within(_LONGEST_S), opener.open(request, timeout=TIMEOUT_S) as answer:

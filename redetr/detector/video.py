@@ -25,7 +25,8 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpe
 
 # Containers that hold their frames themselves. A disguised playlist would make PyAV open other
 # files and addresses.
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo"
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo"
+_TICKS = 90_000  # a second, of the times in a video; what all usual rates divide
 _LARGEST_PIXELS = 8192 * 8192
 _CAMERA_RATE = 25.0  # frames per second of the video, where the camera does not say
 
@@ -43,29 +44,45 @@ def video_frames(path: Path) -> Iterator[VideoFrame]:
 
     Raises InputError, also midway.
     """
-    av = _pyav()
+    av = pyav()
     if not path.is_file():
         raise InputError(f"{path}: no such video file")
     try:
-        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+        options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         with av.open(f"file:{path}", options=options) as container:
-            if not container.streams.video:
-                raise InputError(f"{path}: no video in this file")
-            stream = container.streams.video[0]
-            if stream.width * stream.height > _LARGEST_PIXELS:
-                raise InputError(
-                    f"{path}: frames of {stream.width}x{stream.height} px are too large"
-                )
-            rate = float(stream.average_rate or _CAMERA_RATE)
+            stream = video_stream(container, str(path))
+            rate = rate_of(stream)
             start_s = (container.start_time or 0) / av.time_base
             for number, frame in enumerate(container.decode(stream)):
-                pixels = _turned(frame.to_ndarray(format="rgb24"), _display_matrix(frame))
-                image = torch.from_numpy(pixels).permute(2, 0, 1)
                 time_s = number / rate if frame.time is None else frame.time - start_s
-                yield VideoFrame(image, time_s, rate)
+                yield VideoFrame(upright_image(frame), time_s, rate)
     except (av.FFmpegError, ValueError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot decode the video ({reason}); give another file") from None
+
+
+def video_stream(container: Any, name: str) -> Any:
+    """The first video of a container that PyAV has opened.
+
+    Raises InputError if there is none, or its frames would fill the memory.
+    """
+    if not container.streams.video:
+        raise InputError(f"{name}: no video in this file")
+    stream = container.streams.video[0]
+    if stream.width * stream.height > _LARGEST_PIXELS:
+        raise InputError(f"{name}: frames of {stream.width}x{stream.height} px are too large")
+    return stream
+
+
+def rate_of(stream: Any) -> float:
+    """The mean frames per second of a video."""
+    return float(stream.average_rate or _CAMERA_RATE)
+
+
+def upright_image(frame: Any) -> Tensor:
+    """A frame of PyAV as uint8 `[3, H, W]`, as players show it."""
+    pixels = _turned(frame.to_ndarray(format="rgb24"), _display_matrix(frame))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
@@ -117,7 +134,7 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
 
 
 class VideoWriter:
-    """Writes MP4 files of H.264, one after another, frame by frame.
+    """Writes MP4 files of H.264, one after another, frame by frame, each shown at its time.
 
     A file gets its name when it is whole.
     """
@@ -125,21 +142,31 @@ class VideoWriter:
     def __init__(self) -> None:
         self._container: Any = None
 
-    def add(self, image: Image.Image, path: Path, rate: float) -> None:
-        """Appends an RGB image to the video at `path`; the first one opens it and sets its size."""
+    def add(self, image: Image.Image, path: Path, rate: float, time_s: float | None = None) -> None:
+        """Appends an RGB image to the video at `path`; the first one opens it and sets its size.
+
+        It is shown at `time_s`, by default 1 / `rate` after the one before.
+        """
         if self._container is None:
             self._path, self._unfinished = path, path.with_name(f"{UNFINISHED}{path.name}")
-            self._container = _pyav().open(str(self._unfinished), "w", format="mp4")
+            self._container = pyav().open(str(self._unfinished), "w", format="mp4")
             self._stream = self._container.add_stream(
                 "libx264", rate=Fraction(rate).limit_denominator(1001)
             )
             # H.264 wants even sides: an odd row or column is left out.
             self._stream.width, self._stream.height = (max(2, side // 2 * 2) for side in image.size)
             self._stream.pix_fmt = "yuv420p"
+            self._stream.codec_context.time_base = Fraction(1, _TICKS)
+            self._next_pts, self._last_pts = 0, -1
         fitted = image.crop((0, 0, self._stream.width, self._stream.height))
-        self._container.mux(
-            self._stream.encode(_pyav().VideoFrame.from_ndarray(np.asarray(fitted)))
-        )
+        frame = pyav().VideoFrame.from_ndarray(np.asarray(fitted))
+        frame.time_base = Fraction(1, _TICKS)
+        frame.pts = self._next_pts
+        if time_s is not None:
+            frame.pts = max(round(_TICKS * time_s), self._last_pts + 1)
+        self._last_pts = frame.pts
+        self._next_pts = frame.pts + round(_TICKS / rate)
+        self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
         """Ends the video, if there is one."""
@@ -150,7 +177,8 @@ class VideoWriter:
             os.replace(self._unfinished, self._path)
 
 
-def _pyav() -> Any:
+def pyav() -> Any:
+    """PyAV. Raises InputError if it is not installed."""
     try:
         import av
     except ImportError:

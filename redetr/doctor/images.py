@@ -10,6 +10,7 @@ import numpy as np
 
 from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.data.header_cache import PLAIN, Headers, first_same
+from redetr.data.images import READ_REMEDY
 
 # Copies of half the size or poor quality differ in 0 to 6 of 64 bits, other images in 10 and more.
 _ALIKE_BITS = 4
@@ -95,7 +96,7 @@ def _content_checks(headers: Headers) -> list[_Check]:
 
 
 _REMEDIES = {
-    "image-unreadable": "replace the file, or take it out of the annotations",
+    "image-unreadable": READ_REMEDY,
     "image-size": "put back the file that was annotated, or export the annotations again",
     "image-turned": (
         "it was annotated as its EXIF tag turns it: save it turned that way, without the tag"

@@ -28,6 +28,7 @@ _READABLE_BOX_PX = 48
 _LARGEST_PX = 1600
 _INK: Color = (33, 37, 41)
 _PAPER: Color = (255, 255, 255)
+NO_COLOR: Color = (150, 150, 150)  # of what is in no class or track
 _GAP_PX = 12
 _MANY_BOXES = 30  # in one image
 _MASK_OPACITY = 0.4

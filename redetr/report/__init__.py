@@ -1,7 +1,7 @@
 """The report of `redetr evaluate --report`: where a detector goes wrong, and what to do about it.
 
-`analysis` judges detections, `comparison` two checkpoints, `numbers` puts together what
-`report.json` holds, `page` and `scenes` turn it into `index.html`.
+`analysis` judges detections, `masks` their masks, `comparison` two checkpoints, `numbers` puts
+together what `report.json` holds, `page` and `scenes` turn it into `index.html`.
 """
 
 from redetr.report.comparison import ap_differences

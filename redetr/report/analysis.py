@@ -79,6 +79,7 @@ class Judgement:
     objects: Boxes  # T
     found_by: Ints  # [T] index of the detection that found the object, -1 for none
     crowds: Boxes
+    masks: list[bytes] | None  # M, of the detections, as in `DatasetDetections`
     evaluation: COCOeval  # of these detections and objects, as if there were no crowds
 
     @cached_property
@@ -90,7 +91,7 @@ class Judgement:
 def judge(
     targets: Sequence[StoredTarget], evaluation: COCOeval, all_detections: DatasetDetections
 ) -> Judgement:
-    """The kind of each detection on the images of `targets`.
+    """The kind of each detection on the images of `targets`, by their boxes.
 
     `evaluation` is that of the same images and detections by `metrics.coco_evaluation`.
     """
@@ -126,6 +127,7 @@ def judge(
         objects=objects,
         found_by=found_by,
         crowds=crowds,
+        masks=kept.masks,
         evaluation=without_crowds,
     )
 
@@ -271,6 +273,7 @@ def _evaluation_without_crowds(
 def _without_crowds(target: StoredTarget) -> StoredTarget:
     is_object = ~target["iscrowd"]
     kept = target.copy()
+    kept.pop("masks", None)
     for key in ("boxes", "labels", "iscrowd", "area"):
         kept[key] = target[key][is_object]
     return kept

@@ -18,11 +18,14 @@ from redetr.metrics import (
     METRIC_NAMES,
     CocoResult,
     GroundTruth,
+    TruthObjects,
     ap_by_area,
     coco_evaluation,
     coco_result,
+    mask_metrics,
 )
 from redetr.pages.curves import read_metrics
+from redetr.panoptic_quality import PanopticResult
 from redetr.report.advice import longer_training
 from redetr.report.analysis import (
     Bools,
@@ -38,6 +41,7 @@ from redetr.report.analysis import (
     threshold_curve,
 )
 from redetr.report.comparison import Difference
+from redetr.report.masks import MaskPairs, mask_numbers, paired_masks
 from redetr.structures import DatasetDetections, StoredTarget
 
 THRESHOLDS = np.linspace(0, 1, 101)  # of the curves
@@ -58,30 +62,38 @@ class Report:
     dataset: DetectionDataset
     judged: list[Judgement]  # of each checkpoint
     images: list[int]  # indices of the images worth looking at, worst first
+    mask_pairs: list[MaskPairs | None]  # of each checkpoint that has masks, where the data has some
 
 
 def make_report(
     dataset: DetectionDataset,
     checkpoints: Sequence[tuple[str, DatasetDetections]],
     differences: Mapping[str, Difference] | None = None,
+    qualities: Sequence[PanopticResult | None] = (),
 ) -> Report:
     """The report on one or two checkpoints.
 
     Each is given by its path and what `detect_classes` returned on `dataset`; `differences` between
-    two are those by `ap_differences`.
+    two are those by `ap_differences`, of masks under names as "mask AP". `qualities` are the
+    panoptic ones of the checkpoints, where they were measured.
     """
-    targets = [dataset.target(i) for i in range(len(dataset))]
-    truth = GroundTruth.from_targets(targets, dataset.class_names)
+    targets = [dataset.objects(i) for i in range(len(dataset))]
+    objects = TruthObjects.from_dataset(dataset)
+    truth = GroundTruth.from_objects(objects)
     judged = []
     described = []
     errors = []
-    for path, detections in checkpoints:
+    pairs = []
+    qualities = qualities or [None] * len(checkpoints)
+    for (path, detections), quality in zip(checkpoints, qualities, strict=True):
         evaluation = coco_evaluation(truth, detections)
         judgement = judge(targets, evaluation, detections)
         result = coco_result(truth, evaluation)
         threshold = DEFAULT_THRESHOLD if result.threshold is None else result.threshold
         judged.append(judgement)
         errors.append(image_errors(judgement, threshold, len(dataset)))
+        numbers_of_masks, pairs_of_masks = _masks(objects, truth, detections, judgement, threshold)
+        pairs.append(pairs_of_masks)
         described.append(
             {
                 "checkpoint": path,
@@ -89,25 +101,51 @@ def make_report(
                 **_detection_numbers(judgement, truth, evaluation, result, threshold),
                 "by_size": _by_size(targets, truth, detections),
                 "by_objects_in_image": _by_objects_in_image(targets, truth, evaluation),
+                "masks": numbers_of_masks,
+                "panoptic": None if quality is None else quality.to_dict(),
                 "training": _training(Path(path)),
             }
         )
     images = _worst_images(errors)
     numbers = {
-        "data": {
-            "name": dataset.name,
-            "images": len(dataset),
-            "objects": len(judged[0].objects),
-            "crowds": len(judged[0].crowds),
-            "sizes": _size_counts(targets),
-            "classes": list(described[0]["per_class"]),
-        },
+        "data": _data_numbers(dataset, targets, judged[0], list(described[0]["per_class"])),
         "checkpoints": described,
         "images": [_image_numbers(dataset, targets, errors, index) for index in images],
     }
     if differences is not None:
         numbers["differences"] = differences
-    return Report(_plain(numbers), dataset, judged, images)
+    return Report(_plain(numbers), dataset, judged, images, pairs)
+
+
+def _masks(
+    objects: TruthObjects,
+    truth: GroundTruth,
+    detections: DatasetDetections,
+    judged: Judgement,
+    threshold: float,
+) -> tuple[dict[str, Any] | None, MaskPairs | None]:
+    """What is known about masks; nothing unless detections and objects have some."""
+    result = mask_metrics(truth, detections)
+    if result is None:
+        return None, None
+    pairs = paired_masks(judged, objects, threshold)
+    return mask_numbers(result, pairs, judged), pairs
+
+
+def _data_numbers(
+    dataset: DetectionDataset,
+    targets: Sequence[StoredTarget],
+    judged: Judgement,
+    class_names: list[str],
+) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "images": len(dataset),
+        "objects": len(judged.objects),
+        "crowds": len(judged.crowds),
+        "sizes": _size_counts(targets),
+        "classes": class_names,
+    }
 
 
 def _detection_numbers(

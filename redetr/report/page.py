@@ -10,10 +10,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from redetr.files import write_json
 from redetr.pages.templates import inline, write_page
+from redetr.panoptic_quality import quality_rows
 from redetr.report.advice import LONGER
 from redetr.report.analysis import KINDS
+from redetr.report.masks import POOR_IOU
 from redetr.report.numbers import Report
-from redetr.report.scenes import scenes
+from redetr.report.scenes import poorest_masks, scenes
 
 _FOLDER = Path(__file__).parent
 _MOST_CLASSES = 30  # in the matrix of confusions
@@ -114,6 +116,14 @@ class Confusions:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """The numbers of masks, of all checkpoints; None where one has no masks."""
+
+    metrics: dict[str, list[float | None]]  # by names as "mask AP"
+    per_class: dict[str, list[dict[str, Any]]]  # `AP`, `iou` and `poor` of each class
+
+
+@dataclass(frozen=True)
 class Lean:
     """What scores of a checkpoint are worth."""
 
@@ -134,6 +144,8 @@ def _document(report: Report) -> str:
     runs = numbers["checkpoints"]
     class_names = numbers["data"]["classes"]
     per_class = {name: [run["per_class"][name] for run in runs] for name in class_names}
+    poorest = [poorest_masks(report, run) for run in range(len(runs))]
+    has_masks = any(run["masks"] for run in runs)
     return (
         _environment()
         .get_template("report.html")
@@ -151,6 +163,10 @@ def _document(report: Report) -> str:
             confusions=[_confusions(np.array(run["confusion"]), class_names) for run in runs],
             leans=[_lean(run["calibration"]) for run in runs],
             scenes=scenes(report),
+            masks=_masks(runs, class_names) if has_masks else None,
+            poor_below=POOR_IOU,
+            poorest_masks=poorest,
+            quality_rows=quality_rows,
             kinds=KINDS,
             style=inline("pages/page.css") + inline("report/report.css"),
             script=inline("report/report.js") + inline("pages/scrolling.js"),
@@ -172,6 +188,21 @@ def _environment() -> Environment:
     environment.filters["points"] = _points
     environment.filters["change"] = _change
     return environment
+
+
+def _masks(runs: list[dict[str, Any]], class_names: list[str]) -> Masks:
+    metrics: dict[str, list[float | None]] = {}
+    for name in ("AP", "AP50", "AP75", "AR100"):
+        values = [run["masks"]["metrics"][name] if run["masks"] else None for run in runs]
+        metrics[f"mask {name}"] = values
+    per_class = {}
+    for name in class_names:
+        entries = []
+        for run in runs:
+            unknown = {"AP": None, "iou": None, "poor": None}
+            entries.append(run["masks"]["per_class"][name] if run["masks"] else unknown)
+        per_class[name] = entries
+    return Masks(metrics, per_class)
 
 
 def _mistakes(runs: list[dict[str, Any]]) -> dict[str, Mistake]:

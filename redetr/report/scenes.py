@@ -1,14 +1,21 @@
-"""The images of a report with their objects and detections, as boxes to draw into a page."""
+"""The images of a report with their objects and detections, as boxes to draw into a page; and its
+poorest masks, drawn beside the true ones."""
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from redetr.pages.drawing import to_pil
+from redetr.masks import decode
+from redetr.pages.drawing import class_color, draw_boxes, to_pil
 from redetr.pages.images import data_uri
 from redetr.report.analysis import KINDS, Boxes, Judgement
+from redetr.report.masks import MaskPairs
 from redetr.report.numbers import Report
 
+_POOREST_MASKS = 12  # shown, of all checkpoints together
+_MASK_PX = 240  # longer side of the image of a mask
+_MARGIN = 0.25  # around an object and its detection, in their longer side
 _PICTURE_PX = 720  # longer side of the embedded picture
 _LEAST_SCORE = 0.05  # of detections that can be shown
 _LETTERS = 1 / 26  # height of letters, as a share of the longer side
@@ -66,6 +73,75 @@ def _scene(report: Report, number: int) -> Scene:
         truth=painter.truth(report.judged[0]),
         detected=[painter.detected(judged) for judged in report.judged],
     )
+
+
+@dataclass(frozen=True)
+class DrawnMasks:
+    """The masks of an object and of the detection that finds it, on the part of the image around
+    both."""
+
+    name: str  # of the image
+    label: str  # of the class
+    score: float
+    mask_iou: float
+    box_iou: float
+    truth: str  # a data URI
+    found: str  # a data URI
+
+
+def poorest_masks(report: Report, run: int) -> list[DrawnMasks]:
+    """The poorest masks of a checkpoint whose boxes are right, the poorest first."""
+    pairs = report.mask_pairs[run]
+    if pairs is None:
+        return []
+    count = min(len(pairs), _POOREST_MASKS // len(report.judged))
+    return [_drawn_masks(report, run, pairs, number) for number in range(count)]
+
+
+def _drawn_masks(report: Report, run: int, pairs: MaskPairs, number: int) -> DrawnMasks:
+    judged = report.judged[run]
+    row = int(pairs.objects[number])
+    found_by = int(pairs.detections[number])
+    index = int(judged.objects.image[row])
+    label = int(judged.objects.label[row])
+    image = to_pil(report.dataset.image(index))
+    boxes = np.stack([judged.objects.xyxy[row], judged.detections.xyxy[found_by]])
+    left, top, right, bottom = _part_around(boxes, image.size)
+    part = image.crop((left, top, right, bottom))
+    in_part = torch.from_numpy(boxes - [left, top, left, top]).float()
+    masks = decode([pairs.true_masks[number], pairs.masks[number]], (image.height, image.width))
+    masks = masks[:, top:bottom, left:right]
+    drawn = []
+    for i in range(2):
+        picture = draw_boxes(
+            part,
+            in_part[i : i + 1],
+            [""],
+            None,
+            [class_color(label)],
+            within_px=_MASK_PX,
+            masks=masks[i : i + 1],
+        )
+        drawn.append(data_uri(picture))
+    return DrawnMasks(
+        name=report.dataset.image_name(index),
+        label=report.dataset.class_names[label],
+        score=float(judged.scores[found_by]),
+        mask_iou=float(pairs.mask_iou[number]),
+        box_iou=float(pairs.box_iou[number]),
+        truth=drawn[0],
+        found=drawn[1],
+    )
+
+
+def _part_around(boxes: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The window around boxes `[N, 4]` with a margin, inside an image of (width, height)."""
+    left_top = boxes[:, :2].min(0)
+    right_bottom = boxes[:, 2:].max(0)
+    margin = _MARGIN * (right_bottom - left_top).max()
+    left, top = np.floor(left_top - margin).clip(0).astype(int).tolist()
+    right, bottom = np.minimum(np.ceil(right_bottom + margin), size).astype(int).tolist()
+    return left, top, right, bottom
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from sound_data import write_coco, write_voc
 from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.data.formats.foreign import foreign_ends
+from redetr.data.formats.layouts import splits_of
 from redetr.doctor.check import check
 from redetr.errors import InputError
 
@@ -168,8 +169,24 @@ def test_all_of_the_data_in_one_file(file, images, coco):
     assert sum(split["images"] for split in report.figures().values()) == 14
 
 
-def test_other_names_are_named_in_the_error(coco, capsys):
+@pytest.mark.parametrize("name", ["annotations/mine.json", "mine.json", "all_train.json"])
+def test_files_with_other_names_are_read(name, coco):
     (coco / VAL).unlink()
+    renamed(coco, {TRAIN: name})
+    assert splits_of(coco) == ["train"]
+    assert open_dataset(coco, "train").max_objects() > 0
+
+
+def test_of_several_files_with_other_names_none_is_taken(coco):
+    renamed(coco, {TRAIN: "mine.json", VAL: "other.json"})
+    with pytest.raises(InputError, match=r"several files for the train split .mine.json, other"):
+        open_dataset(coco, "train")
+
+
+def test_other_names_are_named_in_the_error(coco, capsys):
+    """JSON of something else: whether it is COCO's does not show in its first bytes."""
+    (coco / VAL).unlink()
+    (coco / TRAIN).write_text("{}")
     renamed(coco, {TRAIN: "annotations/mine.json"})
     with pytest.raises(SystemExit):
         main(["check", str(coco)])

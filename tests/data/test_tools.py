@@ -96,22 +96,6 @@ def supervisely(root: Path) -> Path:
     return root
 
 
-def via(root: Path) -> Path:
-    image(root, "a.jpg")
-    shape = {"name": "rect", "x": 24, "y": 16, "width": 36, "height": 32}
-    region = {"shape_attributes": shape, "region_attributes": {"label": "cat"}}
-    text(root, "via_region_data.json", {"a.jpg1": {"filename": "a.jpg", "regions": [region]}})
-    return root
-
-
-def label_studio(root: Path) -> Path:
-    image(root, "images/a.jpg")
-    text(root, "labels/a.txt", f"0 {FRACTIONS}\n")
-    text(root, "classes.txt", "cat\n")
-    text(root, "notes.json", {"categories": [{"id": 0, "name": "cat"}]})
-    return root
-
-
 BNDBOX = "<bndbox><xmin>25</xmin><ymin>17</ymin><xmax>60</xmax><ymax>48</ymax></bndbox>"
 RECTANGLE = [[24, 16, 60, 16, 60, 48, 24, 48]]
 KEY_POINTS = "0.3 0.3 2 0.5 0.3 2 0.5 0.7 1 0 0 0"
@@ -204,9 +188,7 @@ TOOLS = {
     "X-AnyLabeling, difficult": Tool(labelme(difficult=True), "", BOX),
     "LabelMe, a point": Tool(labelme(points=[[3, 4]], shape_type="point"), "names an object"),
     # No format that is read
-    "Supervisely": Tool(supervisely, "no data set found"),
-    "VIA": Tool(via, "no data set found"),
-    "Label Studio, without YAML": Tool(label_studio, "write a data.yaml that names train, val and"),
+    "Supervisely": Tool(supervisely, "in a format that is not read (Supervisely); export in COCO"),
     "FiftyOne": Tool(yolo(f"0 {FRACTIONS}", "dataset.yaml"), "", BOX),
     "another YAML": Tool(yolo(f"0 {FRACTIONS}", "mine.yaml"), "/mine.yaml itself"),
     "another YAML, given": Tool(yolo(f"0 {FRACTIONS}", "mine.yaml"), "", BOX, "mine.yaml"),

@@ -203,7 +203,7 @@ CONFIGS = {
         "train: images/train\nnames: {ant: ant}",
         "'ant' in names is no class number",
     ),
-    "one name": ("train: images/train\nnames: ant", "names is missing or no list of texts"),
+    "one name": ("train: images/train\nnames: ant", "names is 'ant', and no list; write the names"),
     "path of another kind": ("train: [{a: b}]\nnames: [ant]", "train is no path"),
     "no such folder": ("train: images/tarin\nnames: [ant]", "train: 'images/tarin' is not in"),
     "no images": ("train: labels\nnames: [ant]", "train holds no images"),

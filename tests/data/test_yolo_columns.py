@@ -184,7 +184,7 @@ ODD = {
     "commas": ("0,0.5,0.5,0.25,0.25", "it holds commas; write spaces"),
     "commas and spaces": ("0, 0.5, 0.5, 0.25, 0.25", "it holds commas"),
     "decimal commas": ("0 0,5 0,5 0,25 0,25", "and points in them"),
-    "semicolons": ("0;0.5;0.5;0.25;0.25", "it holds commas"),
+    "semicolons": ("0;0.5;0.5;0.25;0.25", "it holds semicolons"),
     "UTF-16": ("\ufeff0 0.5 0.5 0.25 0.25".encode("utf-16-le"), "it is not in UTF-8; save"),
     "name": ("dog 0.5 0.5 0.25 0.25", "begins with a name, 'dog'; write 1, the number"),
     "unknown name": ("cow 0.5 0.5 0.25 0.25", "begins with a name, 'cow'; write class cx"),

@@ -8,7 +8,7 @@ or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.js
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from redetr.data.formats.foreign import FoundFiles, find_files
 from redetr.data.formats.json_lists import read_lists
 from redetr.data.formats.listing import listed_twice
 from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
-from redetr.data.formats.paths import path_inside
+from redetr.data.formats.paths import path_inside, read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
 from redetr.data.formats.text_ids import number_text_ids
 from redetr.data.mask_columns import MaskBuilder
@@ -97,13 +97,15 @@ def from_document(
     document: dict[str, list[Row]],
     remedy: str,
     masks: MaskBuilder | None = None,
+    folders: Sequence[Path] = (),
 ) -> Annotations:
-    """The annotations of a document in COCO format; image files are not looked for. `remedy` is
-    what to do about a box that leaves its image."""
+    """The annotations of a document in COCO format, whose images are in one of the folders; without
+    them, image files are not looked for. `remedy` is what to do about a box that leaves its
+    image."""
     lists = _Lists(masks)
     for key, rows in document.items():
         lists.take(key, rows)
-    return _annotations(source, lists, [], remedy)
+    return _annotations(source, lists, list(folders), remedy)
 
 
 def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str) -> Annotations:
@@ -328,15 +330,7 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "nothing to do, or write that",
         "note",
     )
-    heights, bad_height = table.columns["height"].whole_numbers()
-    widths, bad_width = table.columns["width"].whole_numbers()
-    no_number = bad_height | bad_width
-    table.report(
-        "size-invalid",
-        no_number | (heights <= 0) | (widths <= 0),
-        "{width}x{height} is no size in pixels",
-        "write that of the file",
-    )
+    sizes = _read_sizes(table, found)
     remedy = "put it there, or delete the entry"
     if found.similar:
         remedy = f"write {found.similar!r}, if that is it"
@@ -346,8 +340,38 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         lambda i: f"its file is not in {found.folder}",
         remedy,
     )
-    sizes = np.stack([heights, widths], axis=1)
     return Images(table, found.folder, found.names, ids, sizes, lambda i: str(ids[i]))
+
+
+def _read_sizes(table: _Table, found: FoundFiles) -> np.ndarray:
+    """Height and width of each image, int64 `[N, 2]`: as stated, or if they are not (null, or 0),
+    those of its file."""
+    columns = [table.columns["height"], table.columns["width"]]
+    heights, bad_height = columns[0].whole_numbers()
+    widths, bad_width = columns[1].whole_numbers()
+    sizes = np.stack([heights, widths], axis=1)
+    is_unclear = bad_height | bad_width | (sizes <= 0).any(1)
+    is_unstated = np.zeros(len(sizes), bool)
+    for i in np.flatnonzero(is_unclear & table.good & ~found.is_missing):
+        stated = [column[i] for column in columns]
+        is_unstated[i] = not any(stated) and bool(found.names[i])
+    rows = np.flatnonzero(is_unstated)
+    sizes[rows] = read_sizes(found.folder, [found.names[i] for i in rows])
+    is_read = is_unstated & (sizes > 0).all(1)
+    table.fault(
+        "size-unstated",
+        is_read,
+        lambda i: "states no width and height, and those of its file are taken",
+        "nothing to do, if its boxes are in pixels of that file",
+        "note",
+    )
+    table.report(
+        "size-invalid",
+        is_unclear & ~is_read,
+        "{width}x{height} is no size in pixels",
+        "write that of the file",
+    )
+    return sizes
 
 
 def _read_labels(

@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 from redetr.data.annotations import SPLITS, Split
+from redetr.data.formats.datumaro import is_datumaro
 from redetr.errors import InputError
+from redetr.files import open_file
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 _CVAT_FILE = "instances_default.json"  # of a task that is not divided into splits
@@ -18,11 +20,19 @@ SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 _NAMED = 3  # JSON files in an error
+_ROW_KEYS = (b'"file_name"', b'"image_id"', b'"category_id"')  # of images and annotations
+_HEAD = 2**16  # bytes of a file that show what it is
+_MOST_FILES = 20  # of a folder that are looked into
 
 
 def coco_splits(root: Path) -> list[Split]:
     """The splits of the folder that are in COCO format."""
     return [split for split in SPLITS if _files(root, split)]
+
+
+def other_coco_splits(root: Path) -> list[Split]:
+    """The splits of a folder that are in COCO format under other names."""
+    return [split for split in SPLITS if _other_files(root, split)]
 
 
 def coco_sought(split: Split) -> str:
@@ -37,16 +47,18 @@ def coco_locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
 
     Raises InputError if several files claim to be the split.
     """
-    files = _files(root, split)
+    files = _files(root, split) or _other_files(root, split)
     if not files:
         return None
     if len(files) > 1:
         listed = ", ".join(file.name for file in files)
         text = f"several files for the {split} split ({listed})"
-        raise InputError(text, where=root, remedy="keep one in annotations/")
+        remedy = f"keep one, as annotations/instances_{split}.json"
+        raise InputError(text, where=root, remedy=remedy)
     file = files[0]
     if file.parent.name != "annotations":
-        return file, [file.parent, file.parent / "data", file.parent / "images"]
+        folders = [file.parent, file.parent / "data", file.parent / "images"]
+        return file, [*folders, *image_folders(root, file.stem, split)]
     return file, image_folders(root, file.stem.removeprefix("instances_"), split)
 
 
@@ -74,6 +86,7 @@ def _files(root: Path, split: Split) -> list[Path]:
         f"(?i:({alike})([^a-z].*)?)",
     ):
         matching = [folder / name for name in names if re.fullmatch(rf"{pattern}\.json", name)]
+        matching = [file for file in matching if not is_datumaro(_head(file))]
         if matching:
             return matching
     exported = [root / name / ROBOFLOW_FILE for name in SPLIT_FOLDERS[split]]
@@ -86,6 +99,52 @@ def _files(root: Path, split: Split) -> list[Path]:
         if file.is_file():
             return [file]
     return []
+
+
+def _other_files(root: Path, split: Split) -> list[Path]:
+    """The files that hold rows of COCO, whatever they are called: in the folder of the split, of
+    its name, or for train all that name no split."""
+    for name in SPLIT_FOLDERS[split]:
+        files = _coco_files(root / name)
+        if files:
+            return files
+    for folder in (root, root / "annotations"):
+        files = _coco_files(folder)
+        named: dict[Split, list[Path]] = {name: [] for name in SPLITS}
+        others = []
+        for file in files:
+            words = re.split("[^a-z]+", file.stem.lower())
+            splits = [name for name in SPLITS if set(words) & set(SPLIT_FOLDERS[name])]
+            if len(splits) == 1:
+                named[splits[0]].append(file)
+            else:
+                others.append(file)
+        chosen = named[split] or (others if split == "train" else [])
+        if chosen:
+            return chosen
+    return []
+
+
+def _coco_files(folder: Path) -> list[Path]:
+    """The JSON files in a folder that begin as those of COCO do."""
+    names = _json_files(folder)
+    if len(names) > _MOST_FILES:
+        return []
+    return [folder / name for name in names if _is_coco(_head(folder / name))]
+
+
+def _is_coco(head: bytes) -> bool:
+    is_object = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    return is_object and any(key in head for key in _ROW_KEYS)
+
+
+def _head(file: Path) -> bytes:
+    """How a file begins; empty if it cannot be read."""
+    try:
+        with open_file(file) as opened:
+            return opened.read(_HEAD)
+    except OSError:
+        return b""
 
 
 def misnamed_files(root: Path) -> str:

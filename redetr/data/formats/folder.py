@@ -16,6 +16,7 @@ from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.images import count_bands, read_image
 from redetr.data.mask_columns import MaskUse
 from redetr.data.store import read_stored
+from redetr.data.unreadable import LeaveOut, without
 from redetr.errors import InputError
 from redetr.masks import box_rle, decode
 from redetr.structures import Size, StoredTarget
@@ -28,14 +29,17 @@ def open_folder(
     val_fraction: float,
     stamp: str | None = None,
     masks: bool = False,
+    leave_out: LeaveOut = None,
 ) -> "FolderDataset":
     """The split of the data set in `root`, a folder or a YAML file. Without a val split,
     `val_fraction` of the images are held out as one. `stamp` is that of the folder, if it is known.
+    `leave_out` is as in `unreadable.without`.
 
     Raises InputError if the split is missing or faulty.
     """
     use: MaskUse = "train" if masks else "none"
     annotations, note = read_stored(root, split, val_fraction, stamp, read_split, use)
+    annotations = without(annotations, leave_out)
     if masks:
         annotations.require_sound()
         require_masks(annotations)
@@ -66,6 +70,11 @@ def require_masks(annotations: Annotations) -> None:
         return
     remedy = "draw outlines, or train without --masks"
     raise InputError("has boxes only, and no masks", where=annotations.source, remedy=remedy)
+
+
+def unreadable_of(dataset: DetectionDataset) -> dict[str, str]:
+    """Why images that were left out of a data set cannot be read, by name."""
+    return dataset.annotations.unreadable if isinstance(dataset, AnnotatedDataset) else {}
 
 
 class AnnotatedDataset(DetectionDataset):

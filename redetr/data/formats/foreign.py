@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from redetr.data.formats.paths import Listing, path_inside
+from redetr.data.formats.paths import Listing, inner_ends, path_inside
 from redetr.data.images import IMAGE_SUFFIXES
 
 _LOCAL_FILES = "?d="  # what follows is a path, in the addresses that Label Studio writes
@@ -45,6 +45,12 @@ def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
         found = _found_in(folder, texts, ends)
         if found.is_missing.sum() < best.is_missing.sum():
             best = found
+    if best.is_missing.all():  # the names may all begin with a folder of another machine
+        ends = [_ends(text, candidates) or inner_ends(path_inside(text)) for text in texts]
+        for folder in candidates:
+            found = _found_in(folder, texts, ends)
+            if found.is_missing.sum() < best.is_missing.sum():
+                best = found
     _take_same_names(best)
     return best
 

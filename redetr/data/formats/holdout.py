@@ -39,13 +39,15 @@ def held_out(annotations: Annotations, fraction: float) -> Bools:
     Images are taken in the order of a hash of their names. Classes are dealt with one after the
     other, those of the fewest images first; images without objects come last. Then single images
     change sides until the number is right, those of frequent classes first. Raises InputError if
-    there is a single image, or a side would be empty.
+    there is a single image, a side would be empty, or no image is sound.
 
     Source: Sechidis, Tsoumakas, Vlahavas, "On the Stratification of Multi-label Data", ECML PKDD
     2011, for the order of classes. Deviation: each class is dealt with at once, in time that grows
     with N and not with its square.
     """
     num_images = len(annotations)
+    if num_images == 0:
+        annotations.require_sound()  # what is wrong with all of them
     wanted = int(fraction * num_images + 0.5)
     if num_images == 1:
         raise InputError(

@@ -200,9 +200,10 @@ def _read_images(
         "export the label image again",
     )
     sizes = read_sizes(folder, names)
+    unreadable = (sizes[:, 0] == 0) & rows.good
     rows.fault(
         "size-invalid",
-        sizes[:, 0] == 0,
+        unreadable,
         lambda i: f"its image {names[i]} cannot be read",
         "replace the image",
     )
@@ -216,8 +217,9 @@ def _read_images(
     differs = (label_sizes != sizes).any(1)
     rows.fault("mask-size", differs, size, "export the label image again")
     _judge_meaning(scenes, rows)
+    lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(names))
-    return Images(rows, folder, names, ids, sizes, lambda i: names[i])
+    return Images(rows, folder, names, ids, sizes, lambda i: names[i], lost)
 
 
 def _judge_meaning(scenes: list[_Scene], rows: Rows) -> None:

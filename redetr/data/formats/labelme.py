@@ -1,12 +1,13 @@
 """Data sets as LabelMe saves them: a JSON file beside each image.
 
 Such files in `train/`, `val/` (or `valid/`) and `test/`, or in folders of these names in `images/`,
-are the splits; files side by side in the folder itself or in `images/` are train. The box of an
-object is that around its polygon, rectangle, circle or mask. If masks are read, its mask is what a
-polygon, a circle (as one of 64 corners) or a mask encloses; a rectangle has none. Shapes of one
-label and one `group_id` are one object; one that is marked `difficult` is ignored in evaluation:
-`iscrowd` is True. Points and lines are no objects. Classes are the labels in all files, sorted,
-with ids from 1; image ids count the sorted names.
+are the splits. Files side by side in the folder itself or in `images/` are train, and so are JSON
+files in `annotations/`, `labels/` or `json/` with images in `images/`. The box of an object is that
+around its polygon, rectangle, circle or mask. If masks are read, its mask is what a polygon, a
+circle (as one of 64 corners) or a mask encloses; a rectangle has none. Shapes of one label and one
+`group_id` are one object; one that is marked `difficult` is ignored in evaluation: `iscrowd` is
+True. Points and lines are no objects. Classes are the labels in all files, sorted, with ids from 1;
+image ids count the sorted names.
 """
 
 import base64
@@ -45,6 +46,7 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "val": ("val", "valid"),
     "test": ("test",),
 }
+_JSON_FOLDERS = ("annotations", "labels", "json")  # apart from images/
 # `rotation` is a turned rectangle of X-AnyLabeling, whose files are LabelMe's otherwise.
 _OBJECTS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "circle", "mask")
 _NO_OBJECTS = ("point", "points", "line", "linestrip")
@@ -100,9 +102,9 @@ def _locate(root: Path, split: Split) -> Path | None:
                 return parent / name
     if split != "train" or _locate(root, "val") is not None:
         return None
-    for folder in (root, root / "images"):
-        if _is_labelme(folder, "*.json"):
-            return folder
+    for name in ("", "images", *_JSON_FOLDERS):
+        if _is_labelme(root / name, "*.json"):
+            return root / name
     return None
 
 
@@ -278,10 +280,15 @@ def _find_image(there: Listing, scene: _Scene) -> str:
         candidates.append(posixpath.join(parent, stated))
         candidates.append(posixpath.join(parent, posixpath.basename(stated)))
     stem, _ = posixpath.splitext(name)
-    for file in sorted(there.files(parent)):
-        other_stem, suffix = posixpath.splitext(file)
-        if other_stem == stem and suffix.lower() in IMAGE_SUFFIXES:
-            candidates.append(posixpath.join(parent, file))
+    folders = [parent]
+    if parent in _JSON_FOLDERS:
+        folders += ["images", "."]
+        candidates += [posixpath.join(folder, posixpath.basename(stated)) for folder in folders]
+    for folder in folders:
+        for file in sorted(there.files(folder)):
+            other_stem, suffix = posixpath.splitext(file)
+            if other_stem == stem and suffix.lower() in IMAGE_SUFFIXES:
+                candidates.append(posixpath.join(folder, file))
     for candidate in candidates:
         inside = path_inside(candidate)
         if inside and inside in there:
@@ -318,14 +325,16 @@ def _read_images(root: Path, scenes: list[_Scene], faults: list[Fault]) -> Image
     sizes = np.array([scene.size for scene in scenes], np.int64).reshape(-1, 2)
     unstated = np.flatnonzero((sizes[:, 0] == 0) & rows.good)
     sizes[unstated] = read_sizes(root, [names[i] for i in unstated])
+    unreadable = (sizes[:, 0] == 0) & rows.good
     rows.fault(
         "size-invalid",
-        sizes[:, 0] == 0,
+        unreadable,
         lambda i: "states no size, and its image cannot be read",
         "write imageHeight and imageWidth, or replace the image",
     )
+    lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(scenes))
-    return Images(rows, root, names, ids, sizes, lambda i: names[i])
+    return Images(rows, root, names, ids, sizes, lambda i: names[i], lost)
 
 
 def _classes(root: Path, split: Split, scenes: list[_Scene]) -> list[str]:

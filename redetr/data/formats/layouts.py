@@ -5,9 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from redetr.data.annotations import Annotations, Fault, Split
+from redetr.data.annotations import Annotations, Fault, Split, data_folder
 from redetr.data.formats.coco import read_coco
-from redetr.data.formats.coco_places import coco_sought, coco_splits, misnamed_files
+from redetr.data.formats.coco_places import (
+    coco_sought,
+    coco_splits,
+    misnamed_files,
+    other_coco_splits,
+)
+from redetr.data.formats.exports import export_sought, export_splits, read_export
 from redetr.data.formats.label_images import (
     label_image_splits,
     label_images_sought,
@@ -15,8 +21,9 @@ from redetr.data.formats.label_images import (
 )
 from redetr.data.formats.labelme import labelme_sought, labelme_splits, read_labelme
 from redetr.data.formats.panoptic import panoptic_sought, panoptic_splits, read_panoptic
-from redetr.data.formats.voc import read_voc, voc_sought, voc_splits
-from redetr.data.formats.yolo import read_yolo, yolo_files, yolo_sought, yolo_splits
+from redetr.data.formats.unread import ARCHIVES, unread_format
+from redetr.data.formats.voc import other_voc_splits, read_voc, voc_sought, voc_splits
+from redetr.data.formats.yolo import darknet_splits, read_yolo, yolo_files, yolo_sought, yolo_splits
 from redetr.data.mask_columns import MaskBuilder, MaskUse
 from redetr.errors import InputError
 
@@ -40,9 +47,16 @@ _LAYOUTS = {
     "COCO": _Layout(coco_splits, coco_sought, read_coco),
     "COCO panoptic": _Layout(panoptic_splits, panoptic_sought, read_panoptic),
     "YOLO": _Layout(yolo_splits, yolo_sought, read_yolo),
+    "CVAT, VIA or Datumaro": _Layout(export_splits, export_sought, read_export),
     "Pascal VOC": _Layout(voc_splits, voc_sought, read_voc),
     "LabelMe": _Layout(labelme_splits, labelme_sought, read_labelme),
     "label images": _Layout(label_image_splits, label_images_sought, read_label_images),
+}
+# The same formats under other names of files and folders; looked for where none of the first is.
+_OTHER_LAYOUTS = {
+    "COCO": _LAYOUTS["COCO"]._replace(splits=other_coco_splits),
+    "YOLO": _LAYOUTS["YOLO"]._replace(splits=darknet_splits),
+    "Pascal VOC": _LAYOUTS["Pascal VOC"]._replace(splits=other_voc_splits),
 }
 # A folder that Hugging Face `datasets` saved has one of the first; one of images that it reads, one
 # of the others.
@@ -109,42 +123,64 @@ def is_hub_folder(root: Path) -> bool:
 def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
     if root.suffix in (".yaml", ".yml") and root.is_file():
         return _layout_of_yaml(root)
-    if root.suffix == ".json" and root.is_file():
+    if root.suffix == ".json" and root.name.startswith("panoptic_") and root.is_file():
         layout = _LAYOUTS["COCO panoptic"]
         return layout, layout.splits(root)
     if not root.is_dir():
-        text = "is a file" if root.is_file() else "no such folder"
-        remedy = "give the folder of a data set, its data.yaml, or digits or crowns"
-        raise InputError(text, where=root, remedy=remedy)
+        raise _no_folder(root)
     if not any(root.iterdir()):
         remedy = f"put a data set in {', '.join(_LAYOUTS)} format into it"
         raise InputError("the folder is empty", where=root, remedy=remedy)
     readable = None
-    for layout in _LAYOUTS.values():
-        splits = layout.splits(root)
-        if "train" in splits:
-            return layout, splits
-        if splits and readable is None:
-            readable = layout, splits
-    if readable is not None:
-        return readable
-    if is_hub_folder(root):
-        remedy = f"Hugging Face `datasets` reads it: give hf:{root}"
-        raise InputError("no folder of a format that is read here", where=root, remedy=remedy)
-    sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
-    remedy = f"give the folder that holds one of these ({sought})"
-    settings = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
-    misnamed = misnamed_files(root)
-    if settings:
-        remedy = f"give {settings[0]} itself, if it names the images of a data set in YOLO format"
-    elif (root / "labels").is_dir():
-        remedy = "if it is in YOLO format, write a data.yaml that names train, val and the classes"
-    elif misnamed:
-        remedy = f"{misnamed}; else {remedy}"
+    for layouts in (_LAYOUTS, _OTHER_LAYOUTS):
+        for layout in layouts.values():
+            splits = layout.splits(root)
+            if "train" in splits:
+                return layout, splits
+            if splits and readable is None:
+                readable = layout, splits
+        if readable is not None:
+            return readable
+    raise _no_data_set(root)
+
+
+def _no_folder(root: Path) -> InputError:
+    """Why a path that is no folder is no data set."""
+    remedy = "give the folder of a data set, its data.yaml, or digits or crowns"
+    if not root.is_file():
+        return InputError("no such folder", where=root, remedy=remedy)
+    if root.suffix.lower() in ARCHIVES:
+        remedy = "unpack it, and give the folder"
+    elif root.suffix.lower() in (".json", ".xml"):
+        remedy = f"give its folder, {data_folder(root)}"
+    return InputError("is a file", where=root, remedy=remedy)
+
+
+def _no_data_set(root: Path) -> InputError:
+    """Why there is no data set in a folder, and what would be one."""
     for folder in sorted(root.glob("*/")):
         if any(layout.splits(folder) for layout in _LAYOUTS.values()):
             remedy = f"give {folder}, which holds one"
-    raise InputError("no data set found", where=root, remedy=remedy)
+            return InputError("no data set found", where=root, remedy=remedy)
+    if is_hub_folder(root):
+        remedy = f"Hugging Face `datasets` reads it: give hf:{root}"
+        text = "no folder of a format that is read here"
+        return InputError(text, where=root, remedy=remedy)
+    settings = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    if settings:
+        remedy = f"give {settings[0]} itself, if it names the images of a data set in YOLO format"
+        return InputError("no data set found", where=root, remedy=remedy)
+    text, remedy = unread_format(root)
+    if text:
+        return InputError(f"no data set found: {text}", where=root, remedy=remedy)
+    sought = "; ".join(f"{name}: {layout.sought('train')}" for name, layout in _LAYOUTS.items())
+    remedy = f"give the folder that holds one of these ({sought})"
+    misnamed = misnamed_files(root)
+    if (root / "labels").is_dir():
+        remedy = "if it is in YOLO format, write a data.yaml that names train, val and the classes"
+    elif misnamed:
+        remedy = f"{misnamed}; else {remedy}"
+    return InputError("no data set found", where=root, remedy=remedy)
 
 
 def _layout_of_yaml(file: Path) -> tuple[_Layout, list[Split]]:

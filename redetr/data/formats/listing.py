@@ -137,7 +137,8 @@ def output_images(folder: str, files: Iterable[str]) -> set[str]:
 
 
 def _recorded_images(record: str) -> set[str]:
-    """The annotated images and the images of masks that a record of `redetr predict` names."""
+    """The annotated images, and those of masks and segments, that a record of `redetr predict`
+    names."""
     images = set()
     with open_file(record) as rows:
         for row in rows:
@@ -147,7 +148,8 @@ def _recorded_images(record: str) -> set[str]:
                 continue
             if not isinstance(line, dict):
                 continue
-            for name in (line.get("picture"), line.get("mask_picture")):
+            for key in ("picture", "mask_picture", "panoptic_picture"):
+                name = line.get(key)
                 if isinstance(name, str):
                     images.add(name)
     return images

@@ -84,7 +84,11 @@ class Finder:
         self._real_folders: dict[str, str] = {}
 
     def find(
-        self, text: str, bases: Iterable[str] = ("",), origins: Iterable[str] = ()
+        self,
+        text: str,
+        bases: Iterable[str] = ("",),
+        origins: Iterable[str] = (),
+        ends: bool = False,
     ) -> Resolved:
         """What `text` means relative to one of the `bases` below the data folder, or of the
         `origins`, which are folders anywhere.
@@ -92,7 +96,7 @@ class Finder:
         What is where `text` says is taken or, if it is outside of the data folder, refused. Else
         the path was written on another machine: of an absolute one, the longest end that the data
         folder holds is taken; of `../train/images`, which Roboflow writes one level too high, the
-        rest.
+        rest. With `ends`, this holds for other paths as well: `data/train.txt`, as CVAT writes it.
         """
         if "\0" in text:
             return Resolved()
@@ -113,9 +117,9 @@ class Finder:
         for location in locations:
             if self._is_there(location):
                 return Resolved(outside=location)
-        if not leads_out:
+        if not leads_out and not ends:
             return Resolved()
-        for end in _ends(path):
+        for end in _ends(path) if leads_out else inner_ends(path):
             inside = self._below(end, bases)
             if inside:
                 return Resolved(inside, is_guess=True)
@@ -160,6 +164,11 @@ def _ends(path: str) -> list[str]:
         while path == ".." or path.startswith("../"):
             path = path[3:] or "."
         return [path]
+    return inner_ends(path)
+
+
+def inner_ends(path: str) -> list[str]:
+    """The ends of a path, the longest first, without the whole of it."""
     parts = path.split("/")
     return ["/".join(parts[start:]) for start in range(1, len(parts))]
 

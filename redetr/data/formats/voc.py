@@ -14,6 +14,7 @@ import os
 import posixpath
 import reprlib
 from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from redetr.data.formats.voc_xml import SIDES, Scene, read_scene
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
+from redetr.files import open_file
 
 _FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -43,6 +45,11 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 _XML = (".xml",)
+# Folders of other tools than the devkit's.
+_IMAGE_FOLDERS = ("JPEGImages", "images", "data", "img")
+_XML_FOLDERS = ("Annotations", "annotations", "labels", "xml", "xmls")
+_TRIED = 5  # files of a folder that show whether it is in this format
+_HEAD = 2**14  # bytes that show whether a file is
 
 
 _REMEDIES = {
@@ -57,6 +64,11 @@ def voc_splits(root: Path) -> list[Split]:
     return [split for split in SPLITS if _locate(root, split)]
 
 
+def other_voc_splits(root: Path) -> list[Split]:
+    """The splits of a folder that are in Pascal VOC format under other names of folders."""
+    return [split for split in SPLITS if _locate_elsewhere(root, split)]
+
+
 def voc_sought(split: Split) -> str:
     """Where the split is looked for, in words."""
     return (
@@ -68,7 +80,7 @@ def voc_sought(split: Split) -> str:
 def read_voc(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
     """The split, which has to be there. Raises InputError if it is empty or no file names a
     class."""
-    location = _locate(root, split)
+    location = _locate(root, split) or _locate_elsewhere(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {voc_sought(split)}", where=root)
     faults: list[Fault] = []
@@ -101,14 +113,16 @@ def _read_images(
     sizes = np.array([scene.size for scene in scenes])
     unstated = np.flatnonzero((sizes <= 0).any(1) & rows.good)
     sizes[unstated] = read_sizes(location.images, [names[i] for i in unstated])
+    unreadable = (sizes.min(1) <= 0) & rows.good
     rows.fault(
         "size-invalid",
-        sizes.min(1) <= 0,
+        unreadable,
         lambda i: "states no size, and its image cannot be read",
         "write width and height, or replace the image",
     )
+    lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(names))
-    return Images(rows, location.images, names, ids, sizes, lambda i: names[i])
+    return Images(rows, location.images, names, ids, sizes, lambda i: names[i], lost)
 
 
 @dataclass
@@ -141,6 +155,38 @@ def _locate(root: Path, split: Split) -> _Location | None:
     if split != "train" or "val" in lists:
         return None
     return _Location(images, annotations, lists.get("trainval", lists.get("default")))
+
+
+def _locate_elsewhere(root: Path, split: Split) -> _Location | None:
+    """Where the split is under the names that other tools give to folders, None if there is
+    none: XML files in one folder and images in another, or side by side in the root."""
+    for images, annotations in product(_IMAGE_FOLDERS, _XML_FOLDERS):
+        for name in _FOLDERS[split]:
+            location = _Location(root / images / name, root / annotations / name)
+            if location.images.is_dir() and _is_voc(first_below(location.annotations, _XML)):
+                return location
+    if split != "train":
+        return None
+    for images, annotations in product((*_IMAGE_FOLDERS, "."), _XML_FOLDERS):
+        location = _Location(root / images, root / annotations)
+        if location.images.is_dir() and _is_voc(first_below(location.annotations, _XML)):
+            return location
+    for folder in (root, *(root / name for name in _IMAGE_FOLDERS)):
+        if any(_is_voc(str(file)) for file in islice(sorted(folder.glob("*.xml")), _TRIED)):
+            return _Location(folder, folder)
+    return None
+
+
+def _is_voc(file: str) -> bool:
+    """Whether a file begins as one of VOC, not one of CVAT or of the old LabelMe."""
+    if not file:
+        return False
+    try:
+        with open_file(file) as opened:
+            head = opened.read(_HEAD).replace(b"\0", b"")  # UTF-16
+    except OSError:
+        return False
+    return b"<annotation" in head and b"<annotations" not in head and b"<imagesize>" not in head
 
 
 def _read_files(
@@ -264,7 +310,11 @@ def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
 def _classes(root: Path, read: set[Path], scenes: list[Scene]) -> list[str]:
     """The names of all classes in all splits, sorted."""
     files: set[Path] = set()
-    folders = {location.annotations for split in SPLITS if (location := _locate(root, split))}
+    folders = set()
+    for split in SPLITS:
+        location = _locate(root, split) or _locate_elsewhere(root, split)
+        if location is not None:
+            folders.add(location.annotations)
     for folder in folders:
         files.update(folder / path for path in contents_of(folder, _XML).files)
     names: set[str] = set()

@@ -49,7 +49,7 @@ def read_scene(file: Path, names_only: bool = False) -> Scene:
     try:
         with open_file(file) as opened:
             content = opened.read()
-        encoding = _encoding(content)
+        encoding = encoding_of(content)
         text = content.decode(encoding)
         # A document type may declare entities that grow beyond all memory; no annotation needs one.
         root = None if "<!DOCTYPE" in text else ElementTree.fromstring(text)
@@ -126,7 +126,7 @@ def _outline(element: ElementTree.Element) -> list[float]:
     ]
 
 
-def _encoding(content: bytes) -> str:
+def encoding_of(content: bytes) -> str:
     """The encoding of an XML file: by its byte order mark or first bytes, else as it states."""
     if not content.startswith(b"<?"):  # the declaration, or a mark before it
         for mark, encoding in _MARKS.items():

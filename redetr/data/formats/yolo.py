@@ -6,7 +6,8 @@ applied. A longer line is an outline or an oriented box, `class x y x y x y ...`
 bounding box is taken; with `kpt_shape: [K, 2]` or `[K, 3]` in the YAML file, it is a box and its
 key points, and the box is taken. Where lines look like key points and there is no `kpt_shape`, they
 are refused, unless the file says `task: segment` or `task: obb`. An image without label file holds
-no objects. Category ids are the class numbers, image ids count the sorted names.
+no objects. Category ids are the class numbers, image ids count the sorted names. Without a YAML
+file, `obj.data` or `classes.txt` are read in its place: see `darknet`.
 """
 
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import yaml
 
 from redetr.data.annotations import (
+    NOT_READ,
     SPLITS,
     Annotations,
     Fault,
@@ -28,6 +30,7 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
+from redetr.data.formats.darknet import darknet_config, darknet_file, data_root, is_darknet
 from redetr.data.formats.labels import label_faults, label_name
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import read_file, read_sizes
@@ -47,11 +50,20 @@ def yolo_splits(root: Path) -> list[Split]:
 
     Raises InputError if the file cannot be read.
     """
-    file = _locate(root)
-    if file is None:
-        return []
+    file = root if root.is_file() else _yaml_file(root)
+    return [] if file is None else _splits(file)
+
+
+def darknet_splits(root: Path) -> list[Split]:
+    """The splits of a folder in YOLO format without YAML file. Raises InputError as
+    `yolo_splits`."""
+    file = darknet_file(root)
+    return [] if file is None else _splits(file)
+
+
+def _splits(file: Path) -> list[Split]:
     config = _parse_config(file)
-    splits = []
+    splits: list[Split] = []
     for split in SPLITS:
         entries = entries_of(file, config, split)
         is_there = bool(entries)
@@ -85,17 +97,19 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
     classes = _classes(file, config)
     faults: list[Fault] = []
     below, names = _find_images(file, config, split, faults)
-    folder = file.parent / below
+    root = data_root(file)
+    folder = root / below
     images = _read_images(folder, names, faults)
     prefix = "" if below == "." else f"{below}/"
     image_paths = [prefix + name for name in names]
     labels = [label_name(path) for path in image_paths]
-    faults += label_faults(file.parent, below, image_paths, labels)
-    label_files = [f"{file.parent}/{label}" for label in labels]
+    faults += label_faults(root, below, image_paths, labels)
+    label_files = [f"{root}/{label}" for label in labels]
     has_outlines = config.get("task") in _OUTLINE_TASKS
     key_points = None if has_outlines else _key_points(file, config)
     if config.get("task") == "obb":
         masks = None
+    faults += _count_faults(file, config, classes)
     lines = Lines(label_files, key_points, masks)
     if not lines.any_file:
         text = f"no image of {split} has a label file"
@@ -114,25 +128,33 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
 def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> Images:
     rows = Rows(len(names), faults, lambda i: (folder / names[i], ""))
     sizes = read_sizes(folder, names)
+    unreadable = sizes[:, 0] == 0
     rows.fault(
         "image-unreadable",
-        sizes[:, 0] == 0,
-        lambda i: "not an image, or a damaged one",
-        "replace the file, or delete it with its labels",
+        unreadable,
+        lambda i: NOT_READ,
+        "replace the file, or delete it with its labels (train --skip-unreadable leaves it out)",
     )
+    lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(names))
-    return Images(rows, folder, names, ids, sizes, lambda i: names[i])
+    return Images(rows, folder, names, ids, sizes, lambda i: names[i], lost)
 
 
 def _locate(root: Path) -> Path | None:
     if root.is_file():
         return root
+    return _yaml_file(root) or darknet_file(root)
+
+
+def _yaml_file(root: Path) -> Path | None:
     files = yolo_files(root)
     return root / files[0] if files else None
 
 
 def _parse_config(file: Path) -> dict[str, Any]:
     """What the file says; numbers stay text, so that a class may be called 1 or no."""
+    if is_darknet(file):
+        return darknet_config(file)
     try:
         config = yaml.load(read_file(file), Loader=yaml.BaseLoader)
     # Also not UTF-8 (ValueError), or nested beyond reason.
@@ -154,7 +176,10 @@ def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
         names = {}
     if not names or not all(isinstance(name, str) for name in names.values()):
         text = "names is missing or no list of texts"
-        raise InputError(text, where=file, remedy="write the names of the classes")
+        if isinstance(config.get("names"), str) and config["names"]:
+            text = f"names is {reprlib.repr(config['names'])}, and no list"
+        remedy = "write the names of the classes, as in names: [cat, dog]"
+        raise InputError(text, where=file, remedy=remedy)
     classes = []
     for text, name in names.items():
         is_number = isinstance(text, str) and text.isdecimal() and len(text) < 10
@@ -164,6 +189,16 @@ def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
         number = int(text)
         classes.append((number, name))
     return dict(sorted(classes))
+
+
+def _count_faults(file: Path, config: dict[str, Any], classes: dict[int, str]) -> list[Fault]:
+    """A warning if `nc` is another number than there are names."""
+    stated = config.get("nc")
+    if not isinstance(stated, str) or not stated.isdecimal() or int(stated[:9]) == len(classes):
+        return []
+    text = f"nc: {stated[:9]}, but names has {counted(len(classes), 'class', 'classes')}"
+    remedy = "the names are taken: see whether one is missing, or was split"
+    return [Fault("warning", "classes-differ", file, "", text, remedy)]
 
 
 def _key_points(file: Path, config: dict[str, Any]) -> KeyPoints | None:
@@ -187,7 +222,7 @@ def _find_images(
 ) -> tuple[str, list[str]]:
     """The folder of the images of a split, relative to the data folder, and their sorted paths
     below it."""
-    root = file.parent
+    root = data_root(file)
     places = Places(file, config, faults)
     entries = entries_of(file, config, split)
     locations = places.require(split)

@@ -120,8 +120,9 @@ class Lines:
         text = content.decode("utf-8", "replace")
         if "\0" in text:
             return "it is not in UTF-8", "save the file as UTF-8"
-        if "," in text or ";" in text:
-            return "it holds commas", "write spaces between numbers, and points in them"
+        for mark, name in ((";", "semicolons"), (",", "commas")):
+            if mark in text:
+                return f"it holds {name}", "write spaces between numbers, and points in them"
         words = text.split()
         return _problem_of_words(words, self.key_points, numbers_of)
 

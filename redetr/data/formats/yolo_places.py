@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from redetr.data.annotations import Fault, Rows, Severity, Split
+from redetr.data.formats.darknet import data_root
 from redetr.data.formats.paths import Finder, Resolved, read_lines
 from redetr.errors import InputError
 
@@ -40,7 +41,7 @@ class Places:
         self.file = file
         self.config = config
         self.faults = faults
-        self.root = file.parent
+        self.root = data_root(file)
         self.finder = Finder(self.root)
         self.base = self._find_base()  # the folder that entries are relative to, below the root
 
@@ -66,7 +67,7 @@ class Places:
     def of(self, split: Split) -> list[Resolved]:
         """What the entries of a split lead to."""
         bases = (self.base, "")
-        return [self.finder.find(entry, bases) for entry in self.entries(split)]
+        return [self.finder.find(entry, bases, ends=True) for entry in self.entries(split)]
 
     def entries(self, split: Split) -> list[str]:
         return entries_of(self.file, self.config, split)
@@ -98,6 +99,8 @@ class Places:
         bases = (posixpath.dirname(location), self.base, "")
         lines = read_lines(file)
         resolved = [self.finder.find(line, bases) if line else Resolved() for line in lines]
+        if not any(target.inside for target in resolved):  # all begin with another folder
+            resolved = [self.finder.find(line, bases, ends=line != "") for line in lines]
         rows = Rows(len(lines), self.faults, lambda i: (file, f"line {i + 1}"))
         rows.fault(
             "path-outside",

@@ -1,0 +1,101 @@
+"""Data sets in YOLO format without a YAML file: as Darknet and CVAT's "YOLO 1.1" describe them
+(`obj.data`), or with the names of the classes alone, as Label Studio, LabelImg and Roboflow write
+them (`classes.txt` and others)."""
+
+import posixpath
+from pathlib import Path
+from typing import Any
+
+from redetr.data.formats.listing import first_below
+from redetr.data.formats.paths import read_lines
+from redetr.data.images import IMAGE_SUFFIXES
+from redetr.errors import InputError
+
+_SETTINGS = "obj.data"
+_NAMES = ("classes.txt", "obj.names", "labels/classes.txt", "train/_darknet.labels")
+_FOLDERS = {
+    "train": ("images/train", "train", "images", "data", "."),
+    "val": ("images/val", "images/valid", "val", "valid"),
+    "test": ("images/test", "test"),
+}
+
+
+def darknet_file(root: Path) -> Path | None:
+    """The file that describes the data set in a folder, None if there is none. Names of classes
+    describe one only if there is a label file as well."""
+    if (root / _SETTINGS).is_file():
+        return root / _SETTINGS
+    for name in _NAMES:
+        file = root / name
+        if file.is_file() and _has_labels(root):
+            return file
+    return None
+
+
+def _has_labels(root: Path) -> bool:
+    """Whether a text file lies in `labels/`, or has the stem of the image beside it."""
+    if first_below(root / "labels", (".txt",)):
+        return True
+    for folder in _FOLDERS["train"]:
+        for text in (root / folder).glob("*.txt"):
+            if any(text.with_suffix(suffix).is_file() for suffix in IMAGE_SUFFIXES):
+                return True
+    return False
+
+
+def is_darknet(file: Path) -> bool:
+    """Whether it is a file that `darknet_file` returns."""
+    return file.name == _SETTINGS or file.name in {posixpath.basename(name) for name in _NAMES}
+
+
+def data_root(file: Path) -> Path:
+    """The folder of the data set that a file of `darknet_file` describes."""
+    is_below = any(name.endswith(f"/{file.name}") for name in _NAMES)
+    if is_below and file.parent.name in ("labels", "train"):
+        return file.parent.parent
+    return file.parent
+
+
+def darknet_config(file: Path) -> dict[str, Any]:
+    """What a `data.yaml` of the same data set would say. Raises InputError if no file names the
+    classes."""
+    root = data_root(file)
+    if file.name != _SETTINGS:
+        return {"names": _names(file)} | _folders(root)
+    settings: dict[str, Any] = {}
+    for line in read_lines(file):
+        key, _, value = line.partition("=")
+        settings[key.strip()] = value.strip()
+    named = posixpath.basename(settings.get("names", "").replace("\\", "/"))
+    if not named or not (root / named).is_file():
+        remedy = f"write names = and put that file beside {_SETTINGS}"
+        raise InputError("the file of its classes is not there", where=file, remedy=remedy)
+    config: dict[str, Any] = {"names": _names(root / named)}
+    for split, key in (("train", "train"), ("val", "valid"), ("test", "test")):
+        if settings.get(key):
+            config[split] = settings[key]
+    return config
+
+
+def _names(file: Path) -> list[str]:
+    """The names of the classes, one a line; an empty line within counts as a class."""
+    names = read_lines(file)
+    while names and not names[-1]:
+        names.pop()
+    if not names or not all(names):
+        remedy = "write the name of a class in each line"
+        raise InputError("holds no names of classes, or empty lines", where=file, remedy=remedy)
+    return names
+
+
+def _folders(root: Path) -> dict[str, str]:
+    """The folder of the images of each split that is there."""
+    folders = {}
+    for split, names in _FOLDERS.items():
+        for name in names:
+            if first_below(root / name, IMAGE_SUFFIXES):
+                folders[split] = name
+                break
+    if folders.get("train") in ("images", "data", "."):  # all of the data, without splits
+        return {"train": folders["train"]}
+    return folders

@@ -1,0 +1,166 @@
+"""Video from the net: RTSP and MJPEG of cameras, and video files at addresses.
+
+PyAV reads them, as it reads files. A live stream that drops is opened again.
+"""
+
+import http.client
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import Request
+
+from torch import Tensor
+
+from redetr.data.images import IMAGE_SUFFIXES
+from redetr.detector.video import (
+    CONTAINERS,
+    VIDEO_SUFFIXES,
+    VideoFrame,
+    pyav,
+    rate_of,
+    upright_image,
+    video_stream,
+)
+from redetr.download import Deadline, web_opener
+from redetr.errors import InputError
+
+TIMEOUT_S = 10.0  # for a connection, and for each frame
+_FIRST_WAIT_S = 1.0
+_LONGEST_WAIT_S = 30.0  # between two attempts
+_DAMAGED_PACKETS = 100  # in a row: a stream that begins between two key frames has a few
+_MOVING_TYPES = ("video/", "multipart/x-mixed-replace")
+_MOVING_SUFFIXES = (*VIDEO_SUFFIXES, ".mjpg", ".mjpeg", ".ts")
+# A stream of the net may refer to nothing but the net.
+_RTSP = {
+    "rtsp_transport": "tcp",  # passes firewalls, and loses nothing
+    "format_whitelist": "rtsp",
+    "protocol_whitelist": "rtp,tcp,tls,udp",
+}
+_HTTP = {
+    "format_whitelist": f"{CONTAINERS},mpjpeg",
+    "protocol_whitelist": "http,https,httpproxy,tcp,tls",
+    "reconnect": "1",  # goes on in the middle of a file
+    "reconnect_delay_max": "8",  # s
+}
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Reconnection:
+    """What happens when a live stream drops."""
+
+    attempts: int = 10  # in a row, without an image
+    say: Callable[[str], None] = _say_nothing  # takes a line when a stream drops, and is back
+
+
+def is_address(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
+
+
+def is_rtsp(source: str) -> bool:
+    return source.lower().startswith(("rtsp://", "rtsps://"))
+
+
+@cache
+def is_stream(source: str) -> bool:
+    """Whether it is video from the net.
+
+    An address of http or https that ends neither as images nor as videos do is asked for its type.
+    """
+    if not is_address(source):
+        return is_rtsp(source)
+    path = urlsplit(source).path.lower()
+    if path.endswith(_MOVING_SUFFIXES):
+        return True
+    return not path.endswith(IMAGE_SUFFIXES) and _type_of(source).startswith(_MOVING_TYPES)
+
+
+def _type_of(address: str) -> str:
+    """The type of what is at an address; empty if there is no answer, which its reader reports."""
+    deadline = Deadline()
+    try:
+        with (
+            deadline.within(TIMEOUT_S),
+            web_opener(deadline).open(Request(address), timeout=TIMEOUT_S) as answer,
+        ):
+            return answer.headers.get_content_type()
+    except (OSError, http.client.HTTPException, ValueError):  # ValueError: no such port
+        return ""
+
+
+def stream_frames(
+    address: str, reconnection: Reconnection, is_over: threading.Event
+) -> Iterator[VideoFrame]:
+    """Each frame of video from the net, without end if it is live.
+
+    A file is timed as it states; a frame of a live stream by when it comes, which counts the time
+    without connection. A live stream that drops is opened again after 1, 2, 4, ... seconds, until
+    another thread sets `is_over`. Raises InputError if there is no video at the address, a file
+    breaks off, or a stream does not come back.
+    """
+    av = pyav()
+    started = time.monotonic()
+    has_begun = False
+    failures = 0
+    while True:
+        reason = "it ended"
+        try:
+            with _opened(av, address) as container:
+                stream = video_stream(container, address)
+                is_live = not container.duration and container.size <= 0
+                start_s = (container.start_time or 0) / av.time_base
+                rate = rate_of(stream)
+                for image, time_s in _images(av, container, stream):
+                    if failures:
+                        reconnection.say(f"{address}: the stream is back")
+                        failures = 0
+                    has_begun = True
+                    if is_live:
+                        time_s = time.monotonic() - started
+                    else:
+                        time_s -= start_s
+                    yield VideoFrame(image, time_s, rate)
+            if not is_live:
+                return
+        except (av.FFmpegError, ValueError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            if not has_begun or not is_live:
+                text = f"cannot be read as video ({reason})"
+                remedy = "check the address and the connection"
+                raise InputError(text, where=address, remedy=remedy) from None
+        if failures == 0:
+            reconnection.say(f"{address}: the stream dropped ({reason}); trying to open it again")
+        if failures == reconnection.attempts:
+            text = f"the stream dropped ({reason}) and did not come back in {failures} attempts"
+            raise InputError(text, where=address)
+        if is_over.wait(min(_FIRST_WAIT_S * 2**failures, _LONGEST_WAIT_S)):
+            return
+        failures += 1
+
+
+def _opened(av: Any, address: str) -> Any:
+    options = _RTSP if is_rtsp(address) else _HTTP
+    return av.open(address, options=options, timeout=TIMEOUT_S)
+
+
+def _images(av: Any, container: Any, stream: Any) -> Iterator[tuple[Tensor, float]]:
+    """Each image, and when players show it, s; packets that are damaged are passed over."""
+    damaged = 0
+    for packet in container.demux(stream):
+        try:
+            decoded = packet.decode()
+        except av.InvalidDataError:
+            damaged += 1
+            if damaged > _DAMAGED_PACKETS:
+                raise
+            continue
+        for frame in decoded:
+            damaged = 0
+            yield upright_image(frame), frame.time or 0.0

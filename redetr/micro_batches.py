@@ -1,0 +1,252 @@
+"""The largest micro-batch that the memory holds, found by trial before the first step.
+
+The global batch stays as it is: it is split into as many micro-batches as needed, which give the
+same gradient. What is tried is a step of a copy of the model, on noise of the largest size that the
+run pads images to, with as many objects as the fullest image has: two micro-batches, since
+gradients of the first are kept beside the second, and the optimizer.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from redetr.config import Settings
+from redetr.data.cache import available_memory
+from redetr.data.loader import Samples
+from redetr.data.transforms import Transform
+from redetr.data.views import Stretch
+from redetr.distributed import Dist, read_launch
+from redetr.errors import InputError
+from redetr.losses import SetCriterion
+from redetr.optim import build_optimizer, clip_gradients
+from redetr.precision import PRECISIONS, autocast, weights_dtype
+from redetr.step import training_outputs
+from redetr.structures import Batch, DetectionModel, RelativeBoxes, Size, Target
+from redetr.wording import counted
+
+_SAMPLED = 1000  # images whose sizes are looked at
+_IN_A_MOSAIC = 4  # images
+# Shares of the memory that a step may take: on a GPU the rest is for fragments, on a host also for
+# decoded images and loader processes.
+_SHARE_OF_GPU = 0.9
+_SHARE_OF_HOST = 0.6
+
+
+class Meter(Protocol):
+    """Measures the memory of a device in bytes."""
+
+    def limit(self) -> float:
+        """What this process may take in all."""
+
+    def peak(self, work: Callable[[], None]) -> float:
+        """The most that it takes during `work`; infinite where that ended for want of memory."""
+
+
+class _GpuMeter:
+    def __init__(self, device: torch.device):
+        self._device = device
+
+    def limit(self) -> float:
+        free, _ = torch.cuda.mem_get_info(self._device)
+        return _SHARE_OF_GPU * (free + torch.cuda.memory_reserved(self._device))
+
+    def peak(self, work: Callable[[], None]) -> float:
+        torch.cuda.reset_peak_memory_stats(self._device)
+        try:
+            work()
+        except torch.OutOfMemoryError:
+            return math.inf
+        finally:
+            torch.cuda.empty_cache()
+        return torch.cuda.max_memory_reserved(self._device)
+
+
+class _HostMeter:
+    """By what Linux says of this process, whose ranks share the memory of their host."""
+
+    _STATUS = Path("/proc/self/status")
+
+    def limit(self) -> float:
+        share = _SHARE_OF_HOST / read_launch().local_world_size
+        return self._kilobytes("VmRSS") * 1024 + share * available_memory()
+
+    def peak(self, work: Callable[[], None]) -> float:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        work()
+        return self._kilobytes("VmHWM") * 1024
+
+    def _kilobytes(self, name: str) -> int:
+        for line in self._STATUS.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key == name:
+                return int(value.split()[0])
+        raise OSError(f"{self._STATUS} does not state {name}")
+
+
+def meter_of(device: torch.device) -> Meter:
+    """What measures the memory of a device. Raises InputError where nothing does."""
+    if device.type == "cuda":
+        return _GpuMeter(device)
+    meter = _HostMeter()
+    try:
+        meter.limit()
+        meter.peak(lambda: None)
+    except OSError as error:
+        text = f"--batch-size auto cannot measure the memory of this system ({error})"
+        raise InputError(text, remedy="give --batch-size and --accumulate") from None
+    return meter
+
+
+def largest_fitting(most: int, peak_of: Callable[[int], float], limit: float) -> int:
+    """The largest number up to `most` for which `peak_of` is within the limit; 0 if none is.
+
+    Numbers are doubled, then what is between the last two is halved. One whose peak would be over
+    the limit, by the line through the last two, is not tried: a host ends a process that is.
+    """
+    fits, fails = 0, most + 1
+    peaks: list[tuple[int, float]] = []  # of numbers that fit
+    while fits + 1 < fails:
+        number = min(2 * fits, most) if fails > most else (fits + fails) // 2
+        number = max(1, number)
+        if _predicted(peaks, number) > limit:
+            fails = number
+            continue
+        peak = peak_of(number)
+        if peak > limit:
+            fails = number
+        else:
+            fits = number
+            peaks.append((number, peak))
+    return fits
+
+
+def _predicted(peaks: list[tuple[int, float]], number: int) -> float:
+    if len(peaks) < 2:
+        return 0.0
+    (first, first_peak), (second, second_peak) = peaks[-2:]
+    slope = max(0.0, (second_peak - first_peak) / (second - first))
+    return second_peak + slope * (number - second)
+
+
+def choose_accumulation(
+    config: Settings,
+    model: DetectionModel,
+    criterion: SetCriterion,
+    samples: Samples,
+    dist: Dist,
+) -> tuple[int, str]:
+    """How many micro-batches a rank needs for its share of the global batch, and a sentence on it.
+
+    The rank with the least memory decides for all. Weights, gradients and random numbers stay as
+    they are. Raises InputError if not even the smallest micro-batch fits, or micro-batches would
+    not be exact. Communicates (host only).
+    """
+    if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
+        text = "--batch-size auto: the model trains BatchNorm, which depends on micro-batches"
+        raise InputError(text, remedy="give --batch-size and --accumulate")
+    canvas = largest_canvas(samples, samples.transform)
+    meter = meter_of(dist.device)
+    limit = meter.limit()
+    share = math.ceil(config.batch_size / dist.world_size)
+    trial = _Trial(config, model, criterion, samples, canvas)
+    devices = [dist.device] if dist.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        fits = largest_fitting(share, lambda number: meter.peak(lambda: trial.run(number)), limit)
+    fits = min(dist.gather([fits]))
+    height, width = canvas
+    gigabytes = f"{limit / 1e9:.1f} GB of {dist.device.type} memory"
+    most_parts = config.batch_size // dist.world_size
+    parts = min(math.ceil(config.batch_size / (dist.world_size * max(fits, 1))), most_parts)
+    images = math.ceil(config.batch_size / (dist.world_size * parts))
+    if images > fits:
+        text = f"--batch-size auto: {gigabytes} do not hold {counted(images, 'image')}"
+        remedy = "take --recompute, a smaller --image-size, or a smaller model"
+        raise InputError(f"{text} of {height}x{width} px", remedy=remedy)
+    most = "all of them" if fits == share else counted(fits, "image")
+    return parts, (
+        f"micro-batches: {parts} of {counted(images, 'image')} a rank, as {gigabytes} hold {most} "
+        f"of {height}x{width} px (--accumulate {parts} repeats it)"
+    )
+
+
+def largest_canvas(samples: Samples, transform: Transform) -> Size:
+    """The largest height and the largest width of samples, by those of a first epoch."""
+    final = transform.draw.final
+    if isinstance(final, Stretch):
+        return final.size
+    stride = math.ceil(len(samples) / _SAMPLED)
+    sizes = [samples.size((0, index)) for index in range(0, len(samples), stride)]
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+
+class _Trial:
+    """Steps of a copy of a model, on noise."""
+
+    def __init__(
+        self,
+        config: Settings,
+        model: DetectionModel,
+        criterion: SetCriterion,
+        samples: Samples,
+        canvas: Size,
+    ):
+        self._config = config
+        self._model = model
+        self._criterion = criterion
+        self._canvas = canvas
+        self._channels = samples.dataset.channels
+        self._objects = samples.dataset.max_objects()
+        if config.mosaic_until:
+            self._objects *= _IN_A_MOSAIC
+        self._has_masks = criterion.config.has_masks
+
+    def run(self, number: int) -> None:
+        """An optimizer step of two micro-batches of so many images."""
+        config = self._config
+        model = copy.deepcopy(self._model).train()
+        optimizer = build_optimizer(
+            model, config.lr, config.lr_backbone, config.weight_decay, config.optimizer
+        )
+        dtype = PRECISIONS[config.precision]
+        for _ in range(2):
+            batch = self._batch(number, dtype)
+            with autocast(batch.images.device, dtype):
+                outputs = training_outputs(model, self._criterion, batch)
+            self._criterion(outputs, batch.targets)["loss"].backward()
+        clip_gradients(model, config.clip_norm)
+        optimizer.step()
+
+    def _batch(self, number: int, dtype: torch.dtype) -> Batch:
+        device = next(self._model.parameters()).device
+        height, width = self._canvas
+        shape = (number, self._channels, height, width)
+        images = torch.rand(shape, device=device, dtype=weights_dtype(dtype))
+        padding = torch.zeros(number, height, width, dtype=torch.bool, device=device)
+        # A column of padding, where images may have some: masks of attention take memory.
+        shown = (height, width - 1) if self._model.resize == "aspect" else self._canvas
+        padding[:, :, shown[1] :] = True
+        targets = [self._target(shown) for _ in range(number)]
+        images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(images, padding, targets, [shown] * number)
+
+    def _target(self, size: Size) -> Target:
+        objects = self._objects
+        boxes = torch.rand(objects, 4) * 0.5 + 0.25
+        target = Target(
+            boxes=RelativeBoxes(boxes),
+            labels=torch.randint(self._model.num_classes, (objects,)),
+            image_id=0,
+            orig_size=size,
+            size=size,
+            iscrowd=torch.zeros(objects, dtype=torch.bool),
+            area=torch.ones(objects),
+            seed=0,
+        )
+        if self._has_masks:
+            target["masks"] = torch.rand(objects, *size) < 0.5
+        return target

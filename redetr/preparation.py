@@ -1,0 +1,165 @@
+"""What a run is made of before its first step: the model and its optimizer, how its images are
+read, and what the user should know."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from redetr.choices import Precision, size_text
+from redetr.config import Settings, TrainConfig
+from redetr.data import DetectionDataset
+from redetr.data.annotations import Split
+from redetr.data.cache import ImageCache, host, spare_bytes
+from redetr.data.formats.folder import AnnotatedDataset
+from redetr.data.loader import Samples, spare_workers
+from redetr.data.transforms import Transform, augmentation, final_size
+from redetr.data.unreadable import LIST_FILE, LeaveOut, read_list
+from redetr.distributed import Dist, check_norms, restart_notes
+from redetr.ema import ModelEma
+from redetr.losses import SetCriterion
+from redetr.micro_batches import choose_accumulation
+from redetr.models import build
+from redetr.models.freezing import freeze, what_is_frozen
+from redetr.models.recompute import recompute_blocks
+from redetr.optim import build_optimizer
+from redetr.outlook import outlook
+from redetr.precision import PRECISIONS, pick_precision, weights_dtype
+from redetr.state import State, has_checkpoint
+from redetr.structures import DetectionModel
+from redetr.threads import crowding
+from redetr.weights.starting import starting_point
+from redetr.wording import counted
+
+
+def images_to_leave_out(config: TrainConfig) -> dict[Split, LeaveOut]:
+    """Which images of each split a run leaves out: a resumed one those that it left out before."""
+    if not config.skip_unreadable:
+        return {}
+    folder = Path(config.output)
+    if config.resume and has_checkpoint(folder):
+        return {**read_list(folder / LIST_FILE)}
+    return {"train": "unreadable", "val": "unreadable"}
+
+
+def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[State, SetCriterion]:
+    """A new run: the model and its optimizer on the device, the settings with every choice made,
+    and the criterion."""
+    torch.manual_seed(config.seed)
+    config = config.with_queries(data.hints, data.max_objects())
+    fresh = not (config.resume and has_checkpoint(Path(config.output)))
+    model, notes = _model(config, data, fresh)
+    settings = config.resolved(model, data.hints, len(data))
+    notes += check_norms(model, dist, max(settings.accumulate, 1))
+    if settings.precision == "auto" and not fresh:
+        settings = replace(settings, precision=_precision_of(Path(config.output)))
+    dtype = weights_dtype(PRECISIONS.get(settings.precision, torch.float32))
+    model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
+    choice = pick_precision(
+        settings.precision, dist.device, model, settings.image_size, gradient=True
+    )
+    choice = dist.gather([choice])[0]  # the trials of other ranks may end otherwise
+    settings = replace(settings, precision=choice.name)
+    if choice.reason:
+        notes.append(choice.reason)
+    if settings.recompute:
+        recompute_blocks(model)
+    criterion = SetCriterion.for_model(model, settings.class_normalization)
+    if settings.accumulate == 0:
+        samples = Samples(data, train_transform(settings, model), settings.seed)
+        parts, note = choose_accumulation(settings, model, criterion, samples, dist)
+        settings = replace(settings, accumulate=parts)
+        notes.append(note)
+    optimizer = build_optimizer(
+        model, settings.lr, settings.lr_backbone, settings.weight_decay, settings.optimizer
+    )
+    state = State(
+        settings,
+        model,
+        ModelEma(model, settings.ema_decay),
+        optimizer,
+        data.class_names,
+        data.category_ids,
+        len(data),
+        notes=notes,
+    )
+    return state, criterion
+
+
+def _model(
+    config: TrainConfig, data: DetectionDataset, fresh: bool
+) -> tuple[DetectionModel, list[str]]:
+    """The model of a `fresh` run with its first weights, or of one that is resumed, and what is to
+    be said of it."""
+    # A resumed run has its weights in its checkpoint; the file that it once started from may be
+    # gone.
+    start = config if fresh else replace(config, weights=None)
+    model = build(config.model, len(data.class_names), **start.model_kwargs())
+    model.is_thing = data.is_thing
+    notes = starting_point(model, config, data.class_names) if fresh else []
+    if config.freeze:
+        freeze(model, config.freeze)
+        notes.append(what_is_frozen(model))
+    return model, notes
+
+
+def _precision_of(folder: Path) -> Precision:
+    """What the run in a folder computes in; "auto" if it does not say."""
+    file = folder / "config.json"
+    if not file.exists():
+        return "auto"
+    return TrainConfig.read(file).precision
+
+
+def first_notes(
+    data: DetectionDataset, val: DetectionDataset, state: State, dist: Dist
+) -> list[str]:
+    """What the user should know before the run starts."""
+    config = state.config
+    queries = state.model.num_queries
+    parameters = sum(p.numel() for p in state.model.parameters())
+    images = counted(len(data), "training image")
+    steps = counted(config.steps, "step")
+    notes = [
+        f"{config.model}: {parameters / 1e6:.1f} M parameters, {images} at "
+        f"{size_text(config.image_size)} px, {steps} of {config.batch_size}, "
+        f"{dist.world_size} x {dist.device.type}, {config.precision}"
+    ]
+    most = data.max_objects()
+    if most > queries and not data.hints.num_queries:
+        notes.append(
+            f"warning: an image holds {counted(most, 'object')}, the model has "
+            f"{counted(queries, 'query', 'queries')}: the rest stays unmatched; raise --num-queries"
+        )
+    notes.append(f"weights: {state.model.weights_from}")
+    notes += state.notes
+    notes += outlook(config, len(data), val)
+    notes += [*restart_notes(), *crowding(), *data.notes]
+    return notes
+
+
+def train_transform(config: Settings, model: DetectionModel) -> Transform:
+    """What training does to an image."""
+    return augmentation(config.augment, final_size(model, config.image_size))
+
+
+def num_workers_of(config: Settings) -> int:
+    """Loader processes of this rank: as the user says, or by the cores of the host."""
+    if config.num_workers is not None:
+        return config.num_workers
+    return spare_workers()
+
+
+def image_cache(config: Settings, dist: Dist, data: DetectionDataset) -> ImageCache | None:
+    """What keeps decoded images for all ranks of a host. Communicates."""
+    if config.cache_mb == 0 or sys.platform != "linux" or not isinstance(data, AnnotatedDataset):
+        return None
+    limit = spare_bytes(config.cache_dir) if config.cache_mb is None else config.cache_mb * 10**6
+    cache = ImageCache(len(data), limit, config.cache_dir)
+    this_host = host()
+    for other_host, path in dist.gather([(this_host, cache.path)]):
+        if other_host == this_host:  # all ranks of a host use the file of its first
+            cache.path = path
+            break
+    return cache

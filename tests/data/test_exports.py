@@ -1,0 +1,357 @@
+"""Files of annotation tools in the folders that they write: the same box is read from each, or a
+line says what the format is and what to export."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_coco import save_image
+from test_tools import BNDBOX, BOX, FRACTIONS, HEIGHT, WIDTH, XYWH, coco, image, text, yolo
+
+from redetr.data import open_dataset
+from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.doctor.check import check
+from redetr.errors import InputError
+
+Write = Callable[[Path], None]
+
+
+def files(image_name: str, contents: dict[str, Any]) -> Write:
+    """Writes one image and these files."""
+
+    def write(root: Path) -> None:
+        image(root, image_name)
+        for name, content in contents.items():
+            text(root, name, content)
+
+    return write
+
+
+def cvat(shape: str, name: str = "a.jpg", more: str = "", meta: str = "") -> str:
+    labels = "<labels><label><name>dog</name></label><label><name>cat</name></label></labels>"
+    size = f'width="{WIDTH}" height="{HEIGHT}"'
+    head = f"<version>1.1</version><meta><task>{labels}{meta}</task></meta>"
+    return (
+        f'<annotations>{head}<image id="0" name="{name}" {size}{more}>{shape}</image></annotations>'
+    )
+
+
+CVAT_BOX = '<box label="cat" xtl="24.00" ytl="16.00" xbr="60.00" ybr="48.00"></box>'
+CVAT_RUNS = ", ".join(["0", "1152"])
+
+
+def via(shape: Any, label: Any = None, regions: str = "list") -> dict[str, Any]:
+    region = {"shape_attributes": shape, "region_attributes": label or {"label": "cat"}}
+    listed: Any = [region] if regions == "list" else {"0": region}
+    return {"a.jpg99": {"filename": "a.jpg", "size": 99, "regions": listed, "file_attributes": {}}}
+
+
+RECT = {"name": "rect", "x": 24, "y": 16, "width": 36, "height": 32}
+
+
+def datumaro(**annotation: Any) -> dict[str, Any]:
+    labels = [{"name": "dog", "parent": ""}, {"name": "cat", "parent": ""}]
+    item = {"id": "a", "annotations": [{"id": 0, "label_id": 1, "group": 0} | annotation]}
+    item["image"] = {"path": "a.jpg", "size": [HEIGHT, WIDTH]}
+    return {"info": {}, "categories": {"label": {"labels": labels}}, "items": [item]}
+
+
+def voc(inside: str = BNDBOX) -> str:
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
+    thing = f"<object><name>cat</name>{inside}</object>"
+    return f"<annotation><filename>a.jpg</filename>{size}{thing}</annotation>"
+
+
+def labelme() -> dict[str, Any]:
+    shape = {"label": "cat", "points": [[24, 16], [60, 48]], "shape_type": "rectangle"}
+    size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}
+    return {"shapes": [shape], "imagePath": "..\\images\\a.jpg", "imageData": None} | size
+
+
+def coco_document(name: str = "a.jpg", **size: Any) -> dict[str, Any]:
+    row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": XYWH, "iscrowd": 0}
+    size = size or {"width": WIDTH, "height": HEIGHT}
+    return {
+        "images": [{"id": 1, "file_name": name} | size],
+        "annotations": [row],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+
+
+OUTLINE = [24, 16, 60, 16, 60, 48, 24, 48]
+LINE = f"0 {FRACTIONS}\n"
+OBJ_DATA = "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n"
+
+READ: dict[str, Write] = {
+    "CVAT": files("images/a.jpg", {"annotations.xml": cvat(CVAT_BOX)}),
+    "CVAT, images beside": files("a.jpg", {"annotations.xml": cvat(CVAT_BOX)}),
+    "CVAT, polygon": files(
+        "images/a.jpg",
+        {"a.xml": cvat('<polygon label="cat" points="24.0,16.0;60.0,16.0;60.0,48.0"></polygon>')},
+    ),
+    "CVAT, ellipse": files(
+        "images/a.jpg",
+        {"a.xml": cvat('<ellipse label="cat" cx="42" cy="32" rx="18" ry="16"></ellipse>')},
+    ),
+    "CVAT, turned ellipse": files(
+        "images/a.jpg",
+        {"a.xml": cvat('<ellipse label="cat" cx="42" cy="32" rx="16" ry="18" rotation="90"/>')},
+    ),
+    "CVAT, mask": files(
+        "images/a.jpg",
+        {
+            "a.xml": cvat(
+                f'<mask label="cat" rle="{CVAT_RUNS}" left="24" top="16" width="36" height="32"/>'
+            )
+        },
+    ),
+    "CVAT, turned box": files(
+        "images/a.jpg",
+        {
+            "a.xml": cvat(
+                '<box label="cat" xtl="26" ytl="14" xbr="58" ybr="50" rotation="90.00"></box>'
+            )
+        },
+    ),
+    "FiftyOne, CVAT": files("data/a.jpg", {"labels.xml": cvat(CVAT_BOX)}),
+    "VIA": files("images/a.jpg", {"via_region_data.json": via(RECT)}),
+    "VIA, beside images": files("train/a.jpg", {"train/via_region_data.json": via(RECT)}),
+    "VIA, project": files("a.jpg", {"p.json": {"_via_settings": {}, "_via_img_metadata": via(RECT)}}),
+    "VIA 1": files("a.jpg", {"via_region_data.json": via(RECT, {"type": {"cat": True}}, "dict")}),
+    "VIA, polygon": files(
+        "a.jpg",
+        {
+            "v.json": via(
+                {"name": "polygon", "all_points_x": [24, 60, 60], "all_points_y": [16, 16, 48]},
+                {"kind": "cat"},
+            )
+        },
+    ),
+    "VIA, ellipse": files(
+        "a.jpg", {"v.json": via({"name": "ellipse", "cx": 42, "cy": 32, "rx": 18, "ry": 16})}
+    ),
+    "Datumaro": files(
+        "images/default/a.jpg", {"annotations/default.json": datumaro(type="bbox", bbox=XYWH)}
+    ),
+    "Datumaro, train": files(
+        "images/train/a.jpg", {"annotations/train.json": datumaro(type="polygon", points=OUTLINE)}
+    ),
+    "Datumaro, ellipse": files(
+        "images/train/a.jpg", {"annotations/train.json": datumaro(type="ellipse", points=BOX)}
+    ),
+    "Datumaro, turned box": files(
+        "images/train/a.jpg",
+        {"annotations/train.json": datumaro(type="rotated_bbox", points=[42, 32, 32, 36, 90])},
+    ),
+    "CVAT, YOLO 1.1": files(
+        "obj_train_data/a.jpg",
+        {
+            "obj_train_data/a.txt": LINE,
+            "obj.names": "cat\n",
+            "train.txt": "data/obj_train_data/a.jpg\n",
+            "obj.data": OBJ_DATA,
+        },
+    ),
+    "CVAT, Ultralytics": files(
+        "images/train/a.jpg",
+        {
+            "labels/train/a.txt": LINE,
+            "train.txt": "data/images/train/a.jpg\n",
+            "data.yaml": "names:\n  0: cat\npath: .\ntrain: train.txt\n",
+        },
+    ),
+    "Label Studio, YOLO": files(
+        "images/a.jpg", {"labels/a.txt": LINE, "classes.txt": "cat\n", "notes.json": {}}
+    ),
+    "LabelImg, YOLO": files("a.jpg", {"a.txt": LINE, "classes.txt": "cat\n"}),
+    "FiftyOne, YOLOv4": files(
+        "data/a.jpg", {"data/a.txt": LINE, "obj.names": "cat\n", "images.txt": "data/a.jpg\n"}
+    ),
+    "Roboflow, Darknet": files(
+        "train/a.jpg", {"train/a.txt": LINE, "train/_darknet.labels": "cat\n"}
+    ),
+    "Label Studio, VOC": files("images/a.jpg", {"Annotations/a.xml": voc()}),
+    "FiftyOne, VOC": files("data/a.jpg", {"labels/a.xml": voc()}),
+    "LabelImg, VOC": files("a.jpg", {"a.xml": voc()}),
+    "VOC in images/ and annotations/": files(
+        "images/train/a.jpg", {"annotations/train/a.xml": voc()}
+    ),
+    "FiftyOne, COCO": files("data/a.jpg", {"labels.json": coco_document()}),
+    "RectLabel, COCO": files("images/a.jpg", {"annotations.json": coco_document()}),
+    "COCO, train.json": files("images/a.jpg", {"train.json": coco_document()}),
+    "COCO in the folder of the split": files(
+        "train/images/a.jpg", {"train/annotations.json": coco_document()}
+    ),
+    "COCO, a folder of another machine": files(
+        "train/a.jpg", {"annotations/instances_train.json": coco_document("my data/v1/a.jpg")}
+    ),
+    "COCO without sizes": files(
+        "train/a.jpg", {"annotations/instances_train.json": coco_document(width=None)}
+    ),
+    "COCO, sizes of 0": files(
+        "train/a.jpg", {"annotations/instances_train.json": coco_document(width=0, height=0)}
+    ),
+    "LabelMe, JSON apart": files("images/a.jpg", {"annotations/a.json": labelme()}),
+}  # fmt: skip
+SAID = {
+    "VIA": "states no width and height",
+    "COCO without": "states no width and height",
+    "COCO, sizes": "states no width and height",
+    "CVAT, polygon": "has a segmentation and no bbox",
+    "CVAT, ellipse": "has a segmentation and no bbox",
+    "CVAT, turned ellipse": "has a segmentation and no bbox",
+    "CVAT, turned box": "is turned by 90 degrees",
+    "Datumaro, train": "has a segmentation and no bbox",
+    "Datumaro, ellipse": "has a segmentation and no bbox",
+    "Datumaro, turned": "has a segmentation and no bbox",
+    "CVAT, YOLO": "'data/train.txt' is not there",
+    "CVAT, Ultralytics": "images/train/a.jpg is taken",
+    "COCO, a folder": "'a.jpg' in",
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_it_is_read(tmp_path, name):
+    READ[name](tmp_path)
+    dataset = open_dataset(tmp_path, "train")
+    target = dataset.target(0)
+    np.testing.assert_allclose(target["boxes"], [BOX], atol=1e-3)
+    assert dataset.class_names[target["labels"][0]] == "cat"
+    said = " ".join(dataset.notes)
+    expected = [words for start, words in SAID.items() if name.startswith(start)]
+    assert all(words in said for words in expected)
+    assert bool(said) == bool(expected)
+
+
+NOT_READ: dict[str, tuple[Write, str]] = {
+    "CVAT for video": (
+        files("a.jpg", {"annotations.xml": "<annotations><meta></meta><track id='0'/></annotations>"}),
+        'export as "CVAT for images 1.1"',
+    ),
+    "LabelMe 3": (
+        files("a.jpg", {"a.xml": "<annotation><imagesize></imagesize></annotation>"}),
+        "(the XML of LabelMe 3)",
+    ),
+    "Label Studio": (
+        files("images/a.jpg", {"p.json": [{"annotations": [{"result": [{"original_width": 9}]}]}]}),
+        "(Label Studio's own JSON); export as COCO with images",
+    ),
+    "CreateML": (
+        files("a.jpg", {"a.json": [{"image": "a.jpg", "annotations": [{"coordinates": {}}]}]}),
+        "(CreateML); export in COCO format",
+    ),
+    "Roboflow, CSV": (
+        files("train/a.jpg", {"train/_annotations.csv": "filename,class,xmin,ymin,xmax,ymax\n"}),
+        "train/_annotations.csv is in a format that is not read (CSV)",
+    ),
+    "Open Images": (
+        files("a.jpg", {"a.csv": "ImageID,Source,LabelName,Confidence,XMin\n"}),
+        "(Open Images' CSV)",
+    ),
+    "VIA, CSV": (
+        files("a.jpg", {"a.csv": "filename,region_count,region_shape_attributes\n"}),
+        "(CSV of VIA); export as JSON or COCO",
+    ),
+    "TFRecord": (files("a.jpg", {"train/a.tfrecord": "x"}), "(TFRecord)"),
+    "Keras": (files("a.jpg", {"t/_annotations.txt": "a.jpg 24,16,60,48,0\n"}), "(the text format"),
+    "KITTI": (files("i/a.png", {"l/a.txt": f"Car {'0.5 ' * 14}\n"}), "(KITTI); convert it"),
+    "VoTT": (files("a.jpg", {"a.json": {"assets": {"x": {"asset": {}}}}}), "(VoTT)"),
+    "FiftyOne": (files("d/a.jpg", {"samples.json": {"bounding_box": [0]}}), "(FiftyOne)"),
+    "PaliGemma": (files("a.jpg", {"a.jsonl": '{"suffix": "<loc0256>"}'}), "(PaliGemma)"),
+    "archive": (files("a.jpg", {"data.zip": "PK"}), "data.zip is an archive; unpack it"),
+    "several regions' attributes": (
+        files("a.jpg", {"v.json": via(RECT, {"colour": "red", "kind": "cat"})}),
+        "('colour', 'kind'), and none is called label; call the one that is the class label",
+    ),
+    "several files": (
+        files("a.jpg", {"v.json": via(RECT), "w.json": via(RECT)}),
+        "several files of annotations (v.json, w.json); keep one",
+    ),
+    "no names": (
+        files("a.jpg", {"a.txt": LINE, "classes.txt": "\n"}), "holds no names of classes"
+    ),
+    "no file of names": (
+        files("a.jpg", {"a.txt": LINE, "obj.data": OBJ_DATA}), "the file of its classes is not"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_it_is_named(tmp_path, name):
+    write, words = NOT_READ[name]
+    write(tmp_path)
+    with pytest.raises(InputError) as caught:
+        open_dataset(tmp_path, "train")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("annotations/instances_train.json", "is a file; give its folder, "),
+        ("data.zip", "is a file; unpack it, and give the folder"),
+    ],
+)
+def test_a_file_is_given(tmp_path, name, words):
+    coco()(tmp_path)
+    text(tmp_path, "data.zip", "PK")
+    with pytest.raises(InputError, match=words):
+        open_dataset(tmp_path / name, "train")
+
+
+def test_subsets_of_cvat_are_splits(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        save_image(tmp_path / "images" / name, 1, size=(WIDTH, HEIGHT))
+    one = cvat(CVAT_BOX, "a.jpg", ' subset="Train"')
+    other = cvat(CVAT_BOX, "b.jpg", ' subset="Validation"')
+    shape = other[other.index("<image") :]
+    text(tmp_path, "annotations.xml", one.replace("</annotations>", shape))
+    assert splits_of(tmp_path) == ["train", "val"]
+    names = [read_annotations(tmp_path, split).names.tolist() for split in ("train", "val")]
+    assert names == [[b"a.jpg"], [b"b.jpg"]]
+
+
+def test_shapes_that_are_no_objects_are_counted(tmp_path):
+    point = '<points label="cat" points="1.0,2.0"></points>'
+    files("a.jpg", {"annotations.xml": cvat(CVAT_BOX + point + point + "<tag label='x'/>")})(
+        tmp_path
+    )
+    (fault,) = read_annotations(tmp_path, "train").faults
+    assert fault.code == "shape-left-out"
+    assert fault.count == 2
+    assert "2 points" in fault.text
+
+
+def test_mask_of_cvat(tmp_path):
+    """Its runs lie in its box, along the rows: here the upper half of it."""
+    mask = '<mask label="cat" rle="0,576,576" left="24" top="16" width="36" height="32"/>'
+    files("images/a.jpg", {"annotations.xml": cvat(mask)})(tmp_path)
+    masks = open_dataset(tmp_path, "train", masks=True).target(0)["masks"]
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[16:32, 24:60] = True
+    assert np.array_equal(masks[0], expected)
+
+
+def test_another_format_beside_is_no_rival(tmp_path):
+    """What is in the usual place is read, whatever lies beside it."""
+    yolo(f"0 {FRACTIONS}")(tmp_path)
+    text(tmp_path, "export.json", coco_document())
+    text(tmp_path, "classes.txt", "other\n")
+    assert open_dataset(tmp_path, "train").class_names == ("cat",)
+
+
+def test_number_of_names(tmp_path):
+    yolo(f"0 {FRACTIONS}", nc=3)(tmp_path)
+    (note,) = open_dataset(tmp_path, "train").notes
+    assert "nc: 3, but names has 1 class" in note
+
+
+def test_holding_out_nothing_says_what_is_wrong(tmp_path):
+    coco()(tmp_path)
+    file = tmp_path / "annotations/instances_train.json"
+    file.write_text(file.read_text().replace('"width": 96', '"width": "96"'))
+    with pytest.raises(InputError, match="is no size in pixels"):
+        check(str(tmp_path), val_fraction=0.5)

@@ -1,0 +1,244 @@
+"""`--batch-size auto`: as few micro-batches as the memory holds, which give the same gradient."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from command_line import SMALL, train_arguments
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import redetr
+from redetr import micro_batches
+from redetr.cli import main
+from redetr.commands.recipe import with_micro_batches
+from redetr.config import TrainConfig
+from redetr.data.formats.digits import DigitsDataset
+from redetr.data.loader import Samples
+from redetr.data.transforms import augmentation, final_size
+from redetr.distributed import Dist
+from redetr.errors import InputError
+from redetr.micro_batches import choose_accumulation, largest_canvas, largest_fitting, meter_of
+from redetr.preparation import prepare
+from redetr.verification import verify
+
+CPU = torch.device("cpu")
+QUICK = TrainConfig(
+    model_options=tuple(SMALL),
+    batch_size=12,
+    accumulate=0,
+    steps=2,
+    eval_every=2,
+    image_size=64,
+    device="cpu",
+    precision="fp32",
+    num_workers=0,
+)
+
+
+class Meter:
+    """A device of which each image takes 100 bytes."""
+
+    def __init__(self, limit: float):
+        self._limit = limit
+        self.images: list[int] = []
+
+    def limit(self) -> float:
+        return self._limit
+
+    def peak(self, work) -> float:
+        sizes = []
+        before = micro_batches._Trial._batch
+
+        def noted(trial, number, dtype):
+            sizes.append(number)
+            return before(trial, number, dtype)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(micro_batches._Trial, "_batch", noted)
+            work()
+        assert len(sizes) == 2 and len(set(sizes)) == 1  # two equal micro-batches
+        self.images.append(sizes[0])
+        return 100.0 * sizes[0]
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Sets how many bytes the device has."""
+
+    def set_memory(limit: float) -> Meter:
+        meter = Meter(limit)
+        monkeypatch.setattr(micro_batches, "meter_of", lambda device: meter)
+        return meter
+
+    return set_memory
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    most=st.integers(1, 200),
+    base=st.floats(0, 1000),
+    slope=st.floats(0.1, 100),
+    limit=st.floats(1, 5000),
+)
+def test_the_largest_number_that_fits_is_found(most, base, slope, limit):
+    tried = []
+
+    def peak(number: int) -> float:
+        tried.append(number)
+        return base + slope * number
+
+    fits = [number for number in range(1, most + 1) if base + slope * number <= limit]
+    assert abs(largest_fitting(most, peak, limit) - max(fits, default=0)) <= (
+        1 if any(math.isclose(base + slope * n, limit) for n in range(1, most + 1)) else 0
+    )
+    over = [number for number in tried if base + slope * number > limit * (1 + 1e-9)]
+    assert len(over) <= 1  # and that one before a line through two of them tells
+
+
+def test_a_full_gpu_is_taken_as_such():
+    assert largest_fitting(16, lambda number: math.inf if number > 5 else 1.0, 10.0) == 5
+
+
+def test_the_gradient_is_that_of_the_whole_batch(memory):
+    """Of a batch of twelve images, half of which have no object."""
+    memory(350)
+    result = verify(replace(QUICK, data="random"))
+    assert result.accumulate == 4
+    assert not result.failed
+
+
+def test_a_run_says_and_keeps_its_choice(memory, shared_coco, tmp_path, capsys):
+    meter = memory(150)
+    arguments = train_arguments(shared_coco, tmp_path / "run", steps=1, batch_size="auto")
+    main([str(argument) for argument in arguments])
+    said = capsys.readouterr().err
+    assert (
+        "micro-batches: 16 of 1 image a rank, as 0.0 GB of cpu memory hold 1 image of 64x64 px "
+        "(--accumulate 16 repeats it)" in said
+    )
+    assert meter.images == [1, 2]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["batch_size"], config["accumulate"]) == (16, 16)
+    main(["train", str(tmp_path / "run"), "--resume"])
+    assert meter.images == [1, 2]  # nothing was tried again
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["accumulate"] == 16
+
+
+def test_one_image_that_does_not_fit_is_one_line(memory, shared_coco, tmp_path, capsys):
+    memory(99)
+    arguments = train_arguments(shared_coco, tmp_path / "run", accumulate=0)
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "do not hold 1 image of 64x64 px; take --recompute, a smaller --image-size" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    config = replace(QUICK, accumulate=1, data="digits")
+    data = DigitsDataset("train", size=20)
+    state, criterion = prepare(config, Dist(0, 1, CPU), data)
+    transform = augmentation("plain", final_size(state.model, 64))
+    return state, criterion, Samples(data, transform, 0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "parts"), [(2000, 1), (1200, 1), (1199, 2), (350, 4), (250, 6), (100, 12)]
+)
+def test_as_few_parts_as_the_memory_holds(limit, parts, prepared, memory, monkeypatch):
+    def two_batches(trial, number: int) -> None:
+        trial._batch(number, torch.float32)
+        trial._batch(number, torch.float32)
+
+    monkeypatch.setattr(micro_batches._Trial, "run", two_batches)
+    memory(limit)
+    state, criterion, samples = prepared
+    chosen, note = choose_accumulation(
+        state.config, state.model, criterion, samples, Dist(0, 1, CPU)
+    )
+    assert chosen == parts
+    assert ("hold all of them" in note) == (parts == 1)
+
+
+def test_the_rank_with_the_least_memory_decides(prepared, memory):
+    class TwoRanks(Dist):
+        def gather(self, items):
+            return [*items, 2]
+
+    memory(600)
+    state, criterion, samples = prepared
+    parts, _ = choose_accumulation(
+        state.config, state.model, criterion, samples, TwoRanks(0, 2, CPU)
+    )
+    assert parts == 3  # of two images on each of two ranks
+
+
+def test_a_trial_leaves_weights_and_random_numbers_as_they_are(prepared, memory):
+    memory(1200)
+    state, criterion, samples = prepared
+    weights = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    random = torch.get_rng_state()
+    choose_accumulation(state.config, state.model, criterion, samples, Dist(0, 1, CPU))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(weights[name], t) for name, t in state.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in state.model.parameters())
+
+
+def test_sizes_and_objects_are_the_largest_of_the_run(prepared):
+    state, criterion, samples = prepared
+    trial = micro_batches._Trial(state.config, state.model, criterion, samples, (64, 64))
+    batch = trial._batch(3, torch.float32)
+    assert batch.images.shape == (3, 3, 64, 64)
+    assert [len(target["labels"]) for target in batch.targets] == [8, 8, 8]
+    with torch.device("meta"):
+        faithful = redetr.build("detr_r50", 3)
+    transform = augmentation("detr", final_size(faithful, 100))
+    drawn = Samples(DigitsDataset("train", size=20), transform, 0)
+    sizes = [drawn.size((0, index)) for index in range(20)]
+    expected = max(h for h, _ in sizes), max(w for _, w in sizes)
+    assert largest_canvas(drawn, transform) == expected
+
+
+def test_batch_norm_is_refused(prepared, memory):
+    memory(1200)
+    state, criterion, samples = prepared
+    model = torch.nn.ModuleList([state.model, torch.nn.BatchNorm2d(3)])
+    with pytest.raises(InputError, match="the model trains BatchNorm, which depends on micro-ba"):
+        choose_accumulation(state.config, model, criterion, samples, Dist(0, 1, CPU))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="by what Linux says of a process")
+def test_memory_of_a_host():
+    meter = meter_of(CPU)
+    before = meter.peak(lambda: None)
+    size = 50_000_000
+
+    def work() -> None:
+        torch.ones(size, dtype=torch.uint8)
+
+    assert size * 0.9 < meter.peak(work) - before < 3 * size
+    assert meter.limit() > before
+
+
+def test_a_system_that_does_not_state_memory_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(micro_batches._HostMeter, "_STATUS", tmp_path / "none")
+    with pytest.raises(InputError, match=r"cannot measure the memory .*; give --batch-size and"):
+        meter_of(CPU)
+
+
+@pytest.mark.parametrize(
+    ("words", "rewritten"),
+    [
+        ("--batch-size auto --steps 1", "--accumulate 0 --steps 1"),
+        ("--steps 1 --batch_size=auto", "--steps 1 --accumulate 0"),
+        ("--device auto --batch-size 8", "--device auto --batch-size 8"),
+    ],
+)
+def test_how_it_is_written(words, rewritten):
+    assert with_micro_batches(words.split()) == rewritten.split()
