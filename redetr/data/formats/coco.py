@@ -7,8 +7,7 @@ or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.js
 """
 
 import math
-import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from redetr.data.annotations import (
     assemble,
 )
 from redetr.data.formats.coco_places import coco_locate, coco_sought
-from redetr.data.formats.columns import Column, Columns, Row
+from redetr.data.formats.columns import Columns, Row, name_of, quoted
 from redetr.data.formats.foreign import FoundFiles, find_files
 from redetr.data.formats.json_lists import read_lists
 from redetr.data.formats.listing import listed_twice
@@ -56,8 +55,6 @@ _KEYS = {
     "categories": ("id", "name", "isthing"),
 }
 _REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = 200
 
 
 def read_coco(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
@@ -194,12 +191,12 @@ class _Table(Rows):
         """`kind` is what a row describes."""
         self.columns = columns.columns
         # Not a method of the table: a table that held itself would outlive its last use.
-        name_of = partial(_name_of, kind, self.columns)
-        super().__init__(columns.count, faults, lambda i: (file, name_of(i)))
+        named = partial(name_of, kind, self.columns)
+        super().__init__(columns.count, faults, lambda i: (file, named(i)))
 
     def quoted(self, i: int, key: str) -> str:
         """What row `i` holds there, shortened to one line."""
-        return _SHORT.repr(self.columns[key][i])
+        return quoted(self.columns[key][i])
 
     def forget(self) -> None:
         self.columns.clear()
@@ -242,17 +239,6 @@ class _Table(Rows):
         candidates = rows[nearest]
         is_there = ids[candidates] == wanted
         return np.where(is_there & ~bad, candidates, -1)
-
-
-def _name_of(kind: str, columns: Mapping[str, Column], i: int) -> str:
-    """Such as "image 12 ('a.jpg')", for row `i`."""
-    name = f"{kind} number {i} (without id)"
-    if not columns["id"].lacks(i):
-        name = f"{kind} {_SHORT.repr(columns['id'][i])}"
-    for key in ("file_name", "name"):
-        if key in columns and not columns[key].lacks(i):
-            name += f" ({_SHORT.repr(columns[key][i])})"
-    return name
 
 
 class _Quotes(dict[str, str]):

@@ -1,6 +1,7 @@
 """Rows of JSON kept as columns of arrays: as lists of Python's objects they take ten times the
 memory."""
 
+import reprlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from redetr.data.formats.outlines import LARGEST, is_number
 
 _EXACT = 2**53  # float64 holds every whole number up to here
 _NO_BOX = (np.nan,) * 4
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 200
 
 Row = dict[str, Any]
 
@@ -269,3 +272,19 @@ def _flags(part: _Part) -> tuple[np.ndarray, np.ndarray]:
     is_set = np.array([flag is True for flag in flags], bool)
     unclear = np.array([flag is None for flag in flags], bool)
     return is_set, unclear
+
+
+def quoted(value: Any) -> str:
+    """The value for a message, shortened to one line."""
+    return _SHORT.repr(value)
+
+
+def name_of(kind: str, columns: Mapping[str, Column], i: int) -> str:
+    """Such as "image 12 ('a.jpg')", for row `i`."""
+    name = f"{kind} number {i} (without id)"
+    if not columns["id"].lacks(i):
+        name = f"{kind} {quoted(columns['id'][i])}"
+    for key in ("file_name", "name"):
+        if key in columns and not columns[key].lacks(i):
+            name += f" ({quoted(columns[key][i])})"
+    return name
