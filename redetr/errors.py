@@ -50,6 +50,13 @@ class LostError(RedetrError):
     it."""
 
 
+class LostRankError(LostError):
+    """Another rank died, or did not answer: a new start may do better. The message names this
+    rank."""
+
+    exit_code = 69
+
+
 class DivergedError(RedetrError):
     """A loss or gradient is not finite: the message names the step, the loss terms and the
     images."""

@@ -153,9 +153,7 @@ class Predict:
             dist.main_only(begin)(folder, self.resume)
             dist.barrier()
             earlier = finished(folder)
-            # What is in the folder and not of this run stays. An interrupted run may have drawn
-            # images that it did not record: they are drawn again.
-            present = [] if self.resume else os.listdir(folder)
+            present = os.listdir(folder)  # what is not of this run stays
             dist.barrier()
             file_names = self._file_names(sources, earlier, present)
             done = earlier.keys() & set(sources)
@@ -393,11 +391,14 @@ class Predict:
         """The file of the annotated image or video of each source; those of `earlier` runs, and
         those `present` in the output folder, are taken."""
         from redetr.detector.output_names import output_names
+        from redetr.pages.drawing import is_drawn
 
         folder = Path(self.output)
         taken = {name for name in earlier.values() if name} | set(present)
-        if self.resume:
-            taken |= written_images(folder)
+        if self.resume:  # an interrupted run may have drawn images that it did not record
+            recorded = written_images(folder)
+            drawn = {name for name in taken - recorded if is_drawn(folder / name)}
+            taken = (taken - drawn) | recorded
         image_suffix = "jpg" if "jpg" in self.save else "png"
         return output_names(folder, sources, taken, image_suffix, self._further_images)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from redetr.data.header_cache import PLAIN, Header, HeaderCache, Headers
-from redetr.data.images import decode, describe, read_image, require_whole
+from redetr.data.images import channels_to_look_at, decode, describe, read_image, require_whole
 from redetr.data.pixels import one_colour
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
@@ -75,7 +75,8 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
         # Many bits may be more than training takes, or hold a few values that hide the others.
         may_be_plain = num_bytes < _PLAIN_BYTES * width * height
         if looks or has_many_bits or may_be_plain:
-            thumbnail, _ = decode(path, _THUMBNAIL)  # a JPEG only in part
+            channels = channels_to_look_at(path) if has_many_bits else 3
+            thumbnail, _ = decode(path, _THUMBNAIL, channels=channels)  # a JPEG only in part
             header = header._replace(plain=_plain(path, thumbnail))
             if looks:
                 header = header._replace(looks=_looks(thumbnail))
@@ -114,7 +115,7 @@ def _plain(path: Path, thumbnail: Tensor) -> str:
     """The colour that nearly all pixels of an image have, empty if they differ."""
     if not one_colour(_channels_last(thumbnail)):
         return ""
-    pixels = read_image(path)  # a thumbnail may have lost what is small
+    pixels = read_image(path, len(thumbnail))  # a thumbnail may have lost what is small
     return one_colour(_channels_last(pixels))
 
 
@@ -137,7 +138,7 @@ def _looks(thumbnail: Tensor) -> str:
 def _problem(path: Path) -> str:
     """Why an image cannot be read, in the words of training."""
     try:
-        read_image(path)
+        read_image(path, channels_to_look_at(path))
     except InputError as error:
         return error.text
     return "cannot read the header of the image"

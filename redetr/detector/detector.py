@@ -395,10 +395,20 @@ def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
             f"{weights.path}: the weights do not fit the model: {max(layers)} layers in a small "
             "file"
         )
-    with torch.device("meta"):  # first without memory: a file may describe itself wrongly
-        require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
-    net = build(origin.model, len(origin.class_names), **origin.options)
+    num_classes = len(origin.class_names)
+    # Without memory or random values: all comes from the file, which may describe itself wrongly.
+    with torch.device("meta"):
+        net = build(origin.model, num_classes, **origin.options)
+    require_fitting(net, weights)
+    if _has_computed_buffers(net):
+        net = build(origin.model, num_classes, **origin.options)
     load_strictly(net, weights)
     net.weights_from = weights.weights_from
     net.is_thing = origin.is_thing
     return net
+
+
+def _has_computed_buffers(net: DetectionModel) -> bool:
+    """Whether a model on "meta" lacks values that no file holds, such as RT-DETR's mean colour."""
+    saved = net.state_dict()
+    return any(buffer.is_meta for name, buffer in net.named_buffers() if name not in saved)

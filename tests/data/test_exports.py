@@ -87,6 +87,7 @@ OBJ_DATA = "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup 
 READ: dict[str, Write] = {
     "CVAT": files("images/a.jpg", {"annotations.xml": cvat(CVAT_BOX)}),
     "CVAT, images beside": files("a.jpg", {"annotations.xml": cvat(CVAT_BOX)}),
+    "VIA, in the folder of images": files("images/a.jpg", {"images/v.json": via(RECT)}),
     "CVAT, polygon": files(
         "images/a.jpg",
         {"a.xml": cvat('<polygon label="cat" points="24.0,16.0;60.0,16.0;60.0,48.0"></polygon>')},

@@ -105,7 +105,7 @@ def _locate(root: Path, split: Split) -> _Location | None:
         location = _first(root, split, _files_in(root / name))
         if location is not None:
             return location
-    for folder in (root, annotations):
+    for folder in (root, annotations, root / "images"):
         location = _first(root, split, _files_in(folder))
         if location is not None and split in _splits_in(location):
             return location

@@ -37,6 +37,8 @@ def open_folder(
 
     Raises InputError if the split is missing or faulty.
     """
+    if stamp is None:
+        splits_of(root)  # without a data set there, the folder may be far too large to look through
     use: MaskUse = "train" if masks else "none"
     annotations, note = read_stored(root, split, val_fraction, stamp, read_split, use)
     annotations = without(annotations, leave_out)
