@@ -88,10 +88,9 @@ class Evaluate:
         dataset = detectors[0].open_data(
             self.split, self.data, self.val_fraction, masks, self.skip_unreadable
         )
-        unreadable = unreadable_of(dataset)
         source = self.data or detectors[0].trained_on
         with process_group(self.device) as dist:
-            for warning in what_was_left_out(unreadable, self.split):
+            for warning in what_was_left_out(unreadable_of(dataset), self.split):
                 dist.main_only(ERRORS.print)(warning)
             if self.data is None and detectors[0].held_out_otherwise:
                 dist.main_only(ERRORS.print)(_HELD_OUT_OTHERWISE)
@@ -120,6 +119,7 @@ class Evaluate:
         self, path: str, detector: "Detector", dataset: "DetectionDataset", source: str | None
     ) -> dict[str, Any]:
         """What is measured, and on what."""
+        from redetr.data.formats.folder import unreadable_of
         from redetr.precision import precision_name
 
         return {
@@ -129,8 +129,9 @@ class Evaluate:
             "images": len(dataset),
             "image_size": detector.image_size,
             "precision": precision_name(detector.dtype),
-            "threshold": detector.threshold,
+            "predict_threshold": detector.threshold,
             "weights_from": detector.model.weights_from,
+            "unreadable": unreadable_of(dataset),
         }
 
     @property
@@ -215,10 +216,7 @@ class Evaluate:
             OUT.print(number + _measured(checkpoint, result), soft_wrap=True)
         print_results(results)
         if not self.compare:
-            OUT.print(
-                "AP counts detections of every score; redetr predict shows those of "
-                f"{results[0]['threshold']} and more"
-            )
+            OUT.print(_thresholds(results[0]))
         if differences:
             OUT.print(_differences_table(differences))
             OUT.print("An interval that includes 0 leaves open which checkpoint is better.")
@@ -237,6 +235,15 @@ def _say_what_was_passed_over(dataset: "DetectionDataset") -> None:
             lines.append(f"{fault.severity}: {fault}")
     for line in lines:
         ERRORS.print(line, soft_wrap=True, markup=False)
+
+
+def _thresholds(result: dict[str, Any]) -> str:
+    """Which scores count in the tables, and which of them `predict` shows."""
+    shown = f"redetr predict shows those of {result['predict_threshold']} and more"
+    best = result["threshold"]
+    if best is not None and best != result["predict_threshold"]:
+        shown += f", and F1 is best here with {best}"
+    return f"AP counts detections of every score; {shown}"
 
 
 def _measured(checkpoint: str, result: dict[str, Any]) -> str:

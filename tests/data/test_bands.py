@@ -22,6 +22,7 @@ from redetr.data.bands import in_channels
 from redetr.data.headers import read_header
 from redetr.data.images import image_size, read_image
 from redetr.data.transforms import MEAN, STD, Jitter, draws_of, statistics
+from redetr.detector.sources import find_sources
 from redetr.errors import InputError
 from redetr.models.channels import adapted, first_convolution
 from redetr.weights.reading import read_weights
@@ -91,6 +92,13 @@ def test_pages_that_are_not_read_are_reported(tmp_path, capsys):
     main(["check", str(data)])
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "holds 2 images; only the first is read: save the others as files" in said
+    faults = []
+    (tmp_path / "broken.tif").write_bytes(b"II*")
+    sources = find_sources([str(data / "val"), str(tmp_path)], faults)
+    assert [name for name in sources if name.endswith("broken.tif")]
+    (note,) = [fault for fault in faults if fault.code == "image-frames"]
+    assert note.count == 6 + 3 + 1  # val is in both, and z.tif
+    assert "holds 2 images, and only the first is looked at; save the others" in str(note)
 
 
 def test_without_tifffile_the_cure_is_named(tmp_path, monkeypatch):
