@@ -20,7 +20,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kill import SMALL, finish, last_line, left_over, same, start_ranks, wait_for
+from kill import (
+    SMALL,
+    curve,
+    finish,
+    last_line,
+    left_over,
+    same_state,
+    start_ranks,
+    wait_for,
+)
 from record import record
 
 DISTURBANCES = ("SIGTERM", "SIGINT", "rank killed", "loader killed")
@@ -31,7 +40,7 @@ _RATE_STEPS = 60  # that the rate of a run is measured over
 def arguments_of(folder: Path, steps: int, eval_every: int) -> list[str]:
     text = f"""
         train redetr_n --output {folder} --data digits --steps {steps} --eval-every {eval_every}
-        --save-every {max(1, eval_every // 6)} --batch-size 8 --log-every 10 --device cpu
+        --save-every {max(1, eval_every // 6)} --batch-size 8 --log-every 1 --device cpu
         --precision fp32 --num-workers 1 --image-size 64 --num-queries 10 --timeout-s 60
         --mosaic-until 0.5 --resume --model-options {SMALL}
     """
@@ -160,7 +169,8 @@ def main() -> None:
             "steps": steps,
             "evaluated every": eval_every,
             "events": events,
-            "equal": same(alone, folder),
+            "weights equal": same_state(alone, folder),
+            "curve equal": curve(alone) == curve(folder),
             "left in the folder": left_over(folder),
             "left in /dev/shm": shared_memory_of_the_dead(shared_before),
             "memory of rank 0, MB": {
