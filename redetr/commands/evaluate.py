@@ -88,10 +88,9 @@ class Evaluate:
         dataset = detectors[0].open_data(
             self.split, self.data, self.val_fraction, masks, self.skip_unreadable
         )
-        unreadable = unreadable_of(dataset)
         source = self.data or detectors[0].trained_on
         with process_group(self.device) as dist:
-            for warning in what_was_left_out(unreadable, self.split):
+            for warning in what_was_left_out(unreadable_of(dataset), self.split):
                 dist.main_only(ERRORS.print)(warning)
             if self.data is None and detectors[0].held_out_otherwise:
                 dist.main_only(ERRORS.print)(_HELD_OUT_OTHERWISE)
@@ -120,6 +119,7 @@ class Evaluate:
         self, path: str, detector: "Detector", dataset: "DetectionDataset", source: str | None
     ) -> dict[str, Any]:
         """What is measured, and on what."""
+        from redetr.data.formats.folder import unreadable_of
         from redetr.precision import precision_name
 
         return {
@@ -131,6 +131,7 @@ class Evaluate:
             "precision": precision_name(detector.dtype),
             "predict_threshold": detector.threshold,
             "weights_from": detector.model.weights_from,
+            "unreadable": unreadable_of(dataset),
         }
 
     @property

@@ -147,7 +147,9 @@ def write_exports(coco: Path, root: Path) -> None:
         tags = ["<polygon label='a' points='1,1;9,1;9,9'/><ellipse label='b' cx='9' cy='9' rx='3' "
                 "ry='4'/><mask label='a' rle='0,6' left='2' top='3' width='3' height='2'/>"]  # fmt: skip
         regions = []
-        annotations: list[dict[str, Any]] = [{"type": "polygon", "points": [1, 1, 9, 1, 9, 9]}]
+        annotations: list[dict[str, Any]] = [
+            {"type": "polygon", "points": [1, 1, 9, 1, 9, 9], "label_id": 0}
+        ]
         annotations.append({"type": "rotated_bbox", "points": [20, 20, 9, 5, 30], "label_id": 1})
         for x1, y1, x2, y2 in a.boxes[a.objects_of(number)].tolist():
             tags.append(f"<box label='a' xtl='{x1}' ytl='{y1}' xbr='{x2}' ybr='{y2}'/>")
