@@ -16,6 +16,7 @@ from test_coco import DOCUMENT, write
 
 from redetr.data import open_dataset, store
 from redetr.data.formats import folder
+from redetr.data.formats.listing import contents_of
 from redetr.data.inventory import inventory
 from redetr.data.open import open_on_ranks
 from redetr.distributed import Dist, process_group
@@ -88,6 +89,23 @@ def test_is_read_again_after_a_change(root, kind, monkeypatch):
     assert len(list(after.parent.iterdir())) == 1
     monkeypatch.setattr(store, "_code", lambda: "another version")
     assert open_dataset(root, "train").annotations.stored != after
+
+
+def test_a_run_inside_the_data_folder_is_no_data(root):
+    before = store.stamp_of(root)
+    faults = essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))
+    run = root / "train" / "runs" / "mine"
+    (run / "pictures").mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl", "predictions.png", "pictures/step-3.png"):
+        (run / name).write_text("{}")
+    assert store.stamp_of(root) == before
+    again = essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))
+    assert again == faults
+    assert "pictures/step-3.png" not in " ".join(contents_of(root).files)
+    (root / "metrics.jsonl").touch()
+    (root / "config.json").touch()  # the folder of the data itself is looked into
+    assert store.stamp_of(root) != before
+    assert len(contents_of(root).files) == 6
 
 
 @pytest.mark.parametrize("file", ["about.json", "boxes.npy", "first.npy"])
