@@ -28,8 +28,11 @@ PYTEST_FLAGS_newest := $(REPORT_DEPRECATIONS)
 PYTEST_FLAGS_oldest := $(REPORT_DEPRECATIONS)
 PYTEST := $(BIN)/pytest -q $(PYTEST_FLAGS_$(DEPS))
 
+# Some containers set it: all the processes that tests start would then compile this package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
-.PHONY: demo test slow gpu lint no-lint bench bench-gpu docs docs-pictures clean system-packages always
+.PHONY: demo test slow gpu exits lint no-lint bench bench-gpu docs docs-pictures clean system-packages always
 
 demo: $(VENV)/installed
 	$(BIN)/redetr demo
@@ -46,12 +49,30 @@ test: $(VENV)/installed-dev system-packages $(LINT_$(DEPS))
 	$(PYTEST) -n auto --dist loadfile $(PYTEST_FLAGS)
 
 slow: $(VENV)/installed-dev
+	$(BIN)/python tests/system_packages.py slow
 	$(PYTEST) -m slow
 
 # With a GPU, in the Python that is there: a virtual environment would take another PyTorch. `make gpu
 # PYTHON=.venv/bin/python` for one's own.
 gpu:
 	$(PYTHON) -m pytest -q -m gpu tests/test_gpu.py
+
+# Converters that are large, or that contradict redetr: each kind in an environment of its own. litert-torch wants an older
+# typing-extensions than redetr's flags do, and works with the newer one, which comes last.
+exits: .venv-devices/installed .venv-litert/installed
+	.venv-devices/bin/pytest -q -m exits --strict-skips -k "not litert" tests/test_mobile_export.py
+	.venv-litert/bin/pytest -q -m exits --strict-skips -k litert tests/test_mobile_export.py
+
+.venv-devices/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-devices
+	.venv-devices/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,executorch,coreml]'
+	touch $@
+
+.venv-litert/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-litert
+	.venv-litert/bin/python -m pip install --quiet $$(grep ^torch== constraints.txt) litert-torch==0.10.0
+	.venv-litert/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
@@ -109,5 +130,5 @@ system-packages: $(BIN)/python
 	$(BIN)/python tests/system_packages.py
 
 clean:
-	rm -rf $(VENV_tested) $(VENV_newest) $(VENV_oldest) build dist *.egg-info \
+	rm -rf $(VENV_tested) $(VENV_newest) $(VENV_oldest) .venv-devices .venv-litert build dist *.egg-info \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis

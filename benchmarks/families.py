@@ -3,11 +3,19 @@
     python benchmarks/families.py rtdetr_r18 rtdetr_r50 dfine_s
     python benchmarks/families.py dfine_s --exported     # also both in ONNX Runtime and OpenVINO
 
+The whole table, on a machine that does nothing else (about an hour on two cores):
+
+    python benchmarks/families.py rtdetr_r18 rtdetr_r50 dfine_s --exported
+
 Images of 640x640, fp32 on a CPU, random weights. Training: all losses without denoising, frozen
 BatchNorm, AdamW, the gradient clipped. Each side is a process; ours runs with `keep_memory`, as the
 command line runs it, and theirs both with it and without: the ratio is to the faster one. Sides
 take turns; medians. Also the operations of each, and the time that they need at the rate of a large
-matrix product. OpenVINO computes in fp32 on both sides. Writes results/DATE-families.json.
+matrix product. OpenVINO computes in fp32 on both sides. PyTorch's present exporter to ONNX refuses
+Transformers' D-FINE (`aten._is_all_true`); the one before it takes it.
+
+Writes results/DATE-families.json after each row. Started again with the same settings at the same
+commit, it measures the rows that are missing.
 """
 
 import argparse
@@ -23,7 +31,7 @@ from inference import Answers, answering, onnxruntime_side
 from interleaved import measure, summary, times_faster
 from limits import matrix_rate
 from peers import PEERS, freeze_batch_norm, transformers_model
-from record import record
+from record import unfinished, write
 from torch import Tensor, nn
 from training_step import NUM_CLASSES, batch_of, step_of
 
@@ -33,6 +41,11 @@ from redetr.detector.memory import keep_memory
 from redetr.export.files import write_file
 from redetr.export.graph import Plain, trace
 from redetr.structures import DetectionModel
+
+Sides = dict[str, Apart]
+IN_TORCH = ("training step", "inference")
+EXPORTED = ("ONNX Runtime", "OpenVINO")
+SELECTION = ("models", "exported")  # flags that choose rows, and change none
 
 
 def our_model(name: str) -> DetectionModel:
@@ -78,7 +91,8 @@ def write_models(name: str, images: Tensor, folder: Path) -> dict[str, Path]:
     program = trace(Plain(our_model(name).eval()))
     write_file(program, files["redetr"], "{}", ["images"], ["logits", "boxes"], "onnx")
     theirs: nn.Module = Answers(transformers_model(name, NUM_CLASSES)).eval()
-    torch.onnx.export(theirs, (images,), files["transformers"], dynamo=True, verbose=False)
+    present = not name.startswith("dfine")
+    torch.onnx.export(theirs, (images,), files["transformers"], dynamo=present, verbose=False)
     return files
 
 
@@ -90,38 +104,54 @@ def openvino_side(path: Path, images: Tensor) -> Callable[[], Any]:
     return lambda: compiled([images.numpy()])
 
 
-def work_of(name: str, arguments: argparse.Namespace) -> dict[str, dict[str, Apart]]:
-    """The sides of each kind of work."""
-    training = {
+def training_sides(name: str, arguments: argparse.Namespace) -> Sides:
+    return {
         "redetr": Apart(our_step, name, arguments),
         "transformers": Apart(their_step, name, arguments, False),
         "transformers, memory kept": Apart(their_step, name, arguments, True),
     }
-    images = torch.randn(1, 3, arguments.height, arguments.width)
-    inference = {
+
+
+def inference_sides(name: str, images: Tensor) -> Sides:
+    return {
         "redetr": Apart(our_answer, name, images),
         "transformers": Apart(their_answer, name, images, False),
         "transformers, memory kept": Apart(their_answer, name, images, True),
     }
-    work = {"training step": training, "inference": inference}
-    if arguments.exported:
-        with tempfile.TemporaryDirectory() as folder:
-            files = write_models(name, images, Path(folder))
-            for kind, side in (("ONNX Runtime", onnxruntime_side), ("OpenVINO", openvino_side)):
-                work[kind] = {maker: Apart(side, path, images) for maker, path in files.items()}
-                for made in work[kind].values():
-                    made()  # before the files are gone
-    return work
 
 
-def measured(sides: dict[str, Apart], rounds: int, rate: float, count: bool) -> dict[str, Any]:
+def exported_sides(name: str, images: Tensor, kind: str, folder: Path) -> Sides:
+    """Both files in a runtime, written to `folder` by the first call."""
+    folder.mkdir(exist_ok=True)
+    files = {path.stem: path for path in folder.glob("*.onnx")} or write_models(
+        name, images, folder
+    )
+    side = onnxruntime_side if kind == "ONNX Runtime" else openvino_side
+    return {maker: Apart(side, path, images) for maker, path in files.items()}
+
+
+def sides_of(name: str, kind: str, arguments: argparse.Namespace, folder: Path) -> Sides:
+    """The sides of one row of the table: a model and a kind of work."""
+    if kind == "training step":
+        return training_sides(name, arguments)
+    images = torch.randn(1, 3, arguments.height, arguments.width)
+    if kind == "inference":
+        return inference_sides(name, images)
+    return exported_sides(name, images, kind, folder / name)
+
+
+def measured(sides: Sides, rounds: int, in_torch: bool) -> dict[str, Any]:
+    """A row. Operations are counted where PyTorch computes."""
+    for side in sides.values():
+        side()  # starts it
+    rate = matrix_rate("cpu", torch.float32)  # while the sides wait
     seconds = measure(sides, rounds, warm_up=2)
     result: dict[str, Any] = {
         "GFLOP/s of a product": round(rate / 1e9, 1),
         "ms": summary(seconds),
         "times faster": times_faster(seconds, "redetr"),
     }
-    if count:
+    if in_torch:
         operations = {name: side.operations() for name, side in sides.items()}
         shares = {}
         for name, counted in operations.items():
@@ -143,15 +173,20 @@ def main() -> None:
     parser.add_argument("--exported", action="store_true", help="also in ONNX Runtime and OpenVINO")
     arguments = parser.parse_args()
     arguments.device = "cpu"
-    tables: dict[str, Any] = {}
-    for name in arguments.models:
-        tables[name] = {}
-        for kind, sides in work_of(name, arguments).items():
-            rate = matrix_rate("cpu", torch.float32)  # while the sides wait
-            in_torch = kind in ("training step", "inference")
-            tables[name][kind] = measured(sides, arguments.rounds, rate, in_torch)
-            print(name, kind, tables[name][kind], flush=True)
-    record("families", {"setting": vars(arguments), **tables})
+    setting = {name: value for name, value in vars(arguments).items() if name not in SELECTION}
+    path, tables = unfinished("families", setting)
+    kinds = IN_TORCH + EXPORTED if arguments.exported else IN_TORCH
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models:
+            rows = tables.setdefault(name, {})
+            for kind in kinds:
+                if kind in rows:
+                    continue
+                sides = sides_of(name, kind, arguments, Path(folder))
+                rows[kind] = measured(sides, arguments.rounds, kind in IN_TORCH)
+                write(path, "families", {"setting": setting, **tables})
+                print(name, kind, rows[kind], flush=True)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
 import torch
 
-Sides = dict[str, Callable[[], Any]]
+Sides = Mapping[str, Callable[[], Any]]
 TRANSFORMERS = bool(
     find_spec("transformers") and find_spec("timm")
 )  # a side only where it is installed

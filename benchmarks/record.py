@@ -19,15 +19,46 @@ RESULTS = Path(os.environ.get("REDETR_RESULTS") or Path(__file__).parent / "resu
 
 def record(name: str, content: dict[str, Any]) -> Path:
     """Writes `content` with its circumstances to `results/DATE-NAME.json` and prints the path."""
-    path = RESULTS / f"{datetime.date.today().isoformat()}-{name}.json"
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_json(
-        path,
-        {"name": name, "machine": machine(), "versions": versions(), "commit": commit(), **content},
-    )
+    path = dated(name)
+    write(path, name, content)
     print(json.dumps(content, indent=2))
     print(path)
     return path
+
+
+def dated(name: str) -> Path:
+    """Where a result of today is written."""
+    return RESULTS / f"{datetime.date.today().isoformat()}-{name}.json"
+
+
+def write(path: Path, name: str, content: dict[str, Any]) -> None:
+    """Writes `content` with its circumstances to `path`, in place of what was there."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_json(path, circumstances(name) | content)
+
+
+def circumstances(name: str) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        "name": name,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+    }
+    return about
+
+
+def unfinished(name: str, setting: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Where a measurement in several parts continues, and what is there.
+
+    That is its last result with the same setting and circumstances; else a new one of today, which
+    replaces another one of the same day.
+    """
+    wanted = circumstances(name) | {"setting": setting}
+    for path in sorted(RESULTS.glob(f"*-{name}.json"), reverse=True):
+        content = json.loads(path.read_text())
+        if all(content.get(key) == value for key, value in wanted.items()):
+            return path, {key: part for key, part in content.items() if key not in wanted}
+    return dated(name), {}
 
 
 def machine() -> dict[str, Any]:
@@ -46,7 +77,7 @@ def versions() -> dict[str, str]:
         distribution.name: distribution.version
         for distribution in importlib.metadata.distributions()
     }
-    cuda = {"cuda": torch.version.cuda} if torch.cuda.is_available() else {}
+    cuda = {"cuda": str(torch.version.cuda)} if torch.cuda.is_available() else {}
     return {
         "python": platform.python_version(),
         **cuda,

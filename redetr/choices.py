@@ -16,7 +16,7 @@ Schedule = Literal["cosine", "step", "constant"]
 LabelChoice = Literal["auto", "all", "none"]  # auto: labels of boxes where there is room
 MaskChoice = Literal["rle", "polygons", "none"]  # how files write masks
 
-ExportFormat = Literal["onnx", "openvino", "torch"]
+ExportFormat = Literal["onnx", "openvino", "torch", "executorch", "litert", "coreml"]
 ExportPrecision = Literal["fp32", "fp16", "int8"]  # of the numbers in an exported file
 
 # The size of what a model sees, px: a side (of a square, or the shorter one), or height and width.

@@ -90,6 +90,9 @@ class DataOptions:
     default: the data set's, else the model's; of the others no more than the images have."""
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
+    custom_augment: str | None = None
+    """Your own augmentation after that, FILE.py:NAME, whose code is run: a Compose of
+    Albumentations or of torchvision.transforms.v2. With --augment plain, yours alone."""
     mosaic_until: float = 0.0
     """Share of the run, in whole epochs, in which samples may be mosaics of four images or two
     images mixed: costs AP in short runs, pays in long ones."""
@@ -386,10 +389,11 @@ def _suitable_size(model: "DetectionModel", native_size: int | None) -> int:
 def usual_steps(num_images: int, batch_size: int) -> int:
     """Steps of a run that is not given a length.
 
-    Many passes over a small data set, so that there are some 1,500 steps of 16 images at least, and
-    no more than the usual 36 over a large one.
+    Many passes over a small data set, so that there are some 1,500 steps of 16 images, but not more
+    than 500; 36 over a large one.
     """
-    epochs = max(36.0, 24_000 / max(num_images, 1))
+    for_24_000_images = 24_000 / max(num_images, 1)
+    epochs = max(36.0, min(500.0, for_24_000_images))
     return _steps_of_epochs(epochs, num_images, batch_size)
 
 

@@ -7,6 +7,7 @@ gradients on GPUs over NCCL; `torchrun` is the only launcher.
 import inspect
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -23,10 +24,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from redetr.choices import Compression
-from redetr.errors import InputError, LostError, RedetrError
+from redetr.errors import InputError, LostError, LostRankError
 
 _WAITING = "waiting"
 _POLL_S = 0.02
+_ENDED = "ended"  # key of the store: what the first rank that ended by itself noted
+_ANSWER_S = 1.0  # for that note to arrive; its rank breaks the connections just after it
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,7 +37,8 @@ T = TypeVar("T")
 # gloo has no error class of its own: it raises RuntimeError. Its messages give the line of its own
 # source that failed, such as "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] ...", but
 # for "Application timeout caused pair closure", which says that another rank did not answer.
-_GLOO_MESSAGE = re.compile(r"\[[^\[\]]*\bgloo/[^\[\]]+:\d+\]|caused pair closure")
+_GLOO_LOCATION = re.compile(r"\[[^\[\]]*\bgloo/[^\[\]]+:\d+\]")
+_GLOO_MESSAGE = re.compile(rf"{_GLOO_LOCATION.pattern}|caused pair closure")
 
 
 class SetUp:
@@ -54,8 +58,8 @@ class SetUp:
         self._store.set(str(self._rank), what)
 
     def meet(self) -> None:
-        """Waits until every rank has come here. Raises LostError with what the others do if the
-        limit is over, or if one has ended. Communicates (host only)."""
+        """Waits until every rank has come here. Raises LostRankError with what the others do if
+        the limit is over, or LostError if one has ended. Communicates (host only)."""
         self.doing(_WAITING)
         started = time.monotonic()
         mine = torch.zeros(1)
@@ -70,11 +74,36 @@ class SetUp:
             if not _is_about_communication(error) or not others:
                 raise
             waited_s = time.monotonic() - started
-            raise LostError(
+            kind = LostError if self.end_of_another() else LostRankError
+            raise kind(
                 f"rank {self._rank} waited {waited_s:.0f} s in the set-up for {others}",
                 remedy="the cause stands in that rank's output; if it is only slow, raise "
                 "--setup-timeout-s",
             ) from error
+
+    def end(self, reason: str) -> None:
+        """Notes that this rank ends, and why, for those that will lose it."""
+        with suppress(RuntimeError):  # the rank that holds the store may be gone
+            self.doing(f"ended ({reason})")
+            self._store.set(_ENDED, f"rank {self._rank} ended ({reason})")
+
+    def end_of_another(self) -> str:
+        """Which rank ended by itself, and why; empty if none did, or if nobody can say.
+
+        A store that is cut off answers to nothing, and no time limit covers all of its calls: the
+        question has its own thread.
+        """
+        answers = []
+
+        def ask() -> None:
+            with suppress(RuntimeError):  # no such note, or the rank that holds the store is gone
+                self._store.wait([_ENDED], timedelta(seconds=_ANSWER_S))
+                answers.append(self._store.get(_ENDED).decode())
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(2 * _ANSWER_S)
+        return answers[0] if answers else ""
 
     def _others(self) -> str:
         """What the ranks do that are not waiting, in words."""
@@ -241,9 +270,9 @@ def process_group(
     """The process group for the time of a run: torchrun's if it started this process, else a world
     of one.
 
-    `device` is "auto", "cpu" or "cuda". Raises InputError for a device that is not there, LostError
-    if another rank dies or does not answer within `timeout_s`, or in `Dist.meet` within
-    `setup_timeout_s`.
+    `device` is "auto", "cpu" or "cuda". Raises InputError for a device that is not there,
+    LostRankError if another rank dies or does not answer within `timeout_s`, or in `Dist.meet`
+    within `setup_timeout_s`, LostError if another rank ended by itself: with its reason.
     """
     launch = read_launch()
     rank_device = pick_device(device)
@@ -255,20 +284,12 @@ def process_group(
         if launch.world_size > 1:
             set_up = SetUp(store, launch.rank, launch.world_size, setup_timeout_s)
         yield Dist(launch.rank, launch.world_size, rank_device, set_up)
-    except (RedetrError, KeyboardInterrupt) as error:
-        if set_up:
-            reason = str(error) or "a signal"
-            with suppress(RuntimeError):  # the rank that holds the store may be gone
-                set_up.doing(f"ended ({reason})")
+    except BaseException as error:
+        if _is_about_communication(error):
+            raise _lost_rank(launch.rank, set_up, timeout_s, error) from error
+        if set_up and not isinstance(error, LostRankError):
+            set_up.end(_reason(error))
         raise
-    except RuntimeError as error:
-        if not _is_about_communication(error):
-            raise
-        raise LostError(
-            f"rank {launch.rank} lost another rank: it died, or did not answer within "
-            f"{timeout_s:g} s",
-            remedy=f"the cause stands in that rank's output ({_first_line(error)})",
-        ) from error
     finally:
         if torch_dist.is_initialized():
             _close_group()
@@ -291,16 +312,30 @@ def _close_group() -> None:
     torch_dist.destroy_process_group()
 
 
-def _is_about_communication(error: RuntimeError) -> bool:
+def _is_about_communication(error: BaseException) -> bool:
     """Whether it is from PyTorch's process groups and stores, NCCL or gloo."""
     if isinstance(error, torch_dist.DistError):
         return True
-    return _GLOO_MESSAGE.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and _GLOO_MESSAGE.search(str(error)) is not None
+
+
+def _lost_rank(
+    rank: int, set_up: SetUp | None, timeout_s: float, error: BaseException
+) -> LostError:
+    """What an error of communication means: the end of another rank, as that rank noted it, or a
+    rank that ended without a word."""
+    ended = set_up.end_of_another() if set_up else ""
+    if ended:
+        return LostError(f"rank {rank} ends because {ended}")
+    return LostRankError(
+        f"rank {rank} lost another rank: it died, or did not answer within {timeout_s:g} s",
+        remedy=f"the cause stands in that rank's output ({_reason(error)})",
+    )
 
 
 def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> torch_dist.Store:
-    """Starts the process group; returns the store of all ranks. Raises LostError if the others do
-    not come, InputError for an impossible address."""
+    """Starts the process group; returns the store of all ranks. Raises LostRankError if the others
+    do not come, InputError for an impossible address."""
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
         if launch.world_size == 1:
@@ -317,15 +352,22 @@ def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> torch_dist.Sto
         raise InputError(f"the environment's address {address} cannot work: {error}") from error
     except torch_dist.DistError as error:
         timeout_s = options["timeout"].total_seconds()
-        raise LostError(
+        raise LostRankError(
             f"rank {launch.rank} of {launch.world_size} did not meet the other ranks at {address} "
             f"within {timeout_s:g} s: one of them died, or MASTER_ADDR and MASTER_PORT are wrong",
-            remedy=f"to run one process, unset WORLD_SIZE ({_first_line(error)})",
+            remedy=f"to run one process, unset WORLD_SIZE ({_reason(error)})",
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][-160:]
+def _reason(error: BaseException) -> str:
+    """What an error says, in one line: without gloo's lines of source and its general advice."""
+    if isinstance(error, KeyboardInterrupt):
+        return "a signal"
+    text = str(error) or type(error).__name__
+    first_line = text.splitlines()[0]
+    *_, said = _GLOO_LOCATION.split(first_line)
+    said, _, _ = said.partition(" This is typically caused by")
+    return said.strip(" .")[-160:]
 
 
 def rank_cores() -> int:

@@ -45,9 +45,20 @@ class InputError(RedetrError):
     do."""
 
 
+class NoMasksError(InputError):
+    """Data was opened for masks and has boxes only."""
+
+
 class LostError(RedetrError):
     """A process that this one needs is gone: another rank, or a loader process. The message names
     it."""
+
+
+class LostRankError(LostError):
+    """Another rank died, or did not answer: a new start may do better. The message names this
+    rank."""
+
+    exit_code = 69
 
 
 class DivergedError(RedetrError):

@@ -109,7 +109,10 @@ def detect_classes(
     """
     label_of = labels_in(dataset, model.num_classes, classes)
     of_model: list[DatasetDetections] = []
-    detections, losses = detect_share(model, dataset, dist, segments=of_model, **options)
+    is_thing = model.is_thing or _things(dataset, label_of)
+    detections, losses = detect_share(
+        model, dataset, dist, segments=of_model, is_thing=is_thing, **options
+    )
     if segments is not None:
         segments += [with_labels(part, label_of) for part in of_model]
     return with_labels(detections, label_of), losses
@@ -129,12 +132,14 @@ def detect_share(
     criterion: SetCriterion | None = None,
     on_batch: Callable[[int], Any] = lambda images: None,
     segments: list[DatasetDetections] | None = None,
+    is_thing: Sequence[bool] = (),
 ) -> tuple[DatasetDetections, Losses]:
     """This rank's detections on `dataset`, and with a `criterion` the losses of all of it.
 
     Each image is processed once, over all ranks. `on_batch` gets the number of images after each
     batch. To the list of `segments` those of each batch are added, if the quality of them can be
-    measured. Detections have masks if the model and the targets have them. Communicates at the end.
+    measured; `is_thing` says which classes of the model are not stuff, by default all. Detections
+    have masks if the model and the targets have them. Communicates at the end.
     """
     dist = dist or _alone(model)
     model.eval()
@@ -157,7 +162,8 @@ def detect_share(
         indices += batch_indices
         parts.append(_detections_of_batch(model, outputs, batch, batch_indices, with_masks))
         if segments is not None and with_segments:
-            segments.append(_segments_of_batch(model, outputs, batch, batch_indices))
+            things = is_thing or (True,) * model.num_classes
+            segments.append(_segments_of_batch(outputs, batch, batch_indices, things))
         on_batch(len(batch_samples))
     if sorted(dist.gather(indices)) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
@@ -226,10 +232,9 @@ def compressed_masks(
 
 
 def _segments_of_batch(
-    model: DetectionModel, outputs: Outputs, batch: Batch, indices: list[int]
+    outputs: Outputs, batch: Batch, indices: list[int], is_thing: Sequence[bool]
 ) -> DatasetDetections:
     """The segments of images with these indices, with their masks and, for boxes, zeros."""
-    is_thing = model.is_thing or (True,) * model.num_classes
     orig_sizes = [target["orig_size"] for target in batch.targets]
     image_index = []
     labels = []
@@ -330,6 +335,14 @@ def labels_in(
     for known in of_model:
         labels.append(of_dataset.index(known) if known in of_dataset else -1)
     return np.array(labels)
+
+
+def _things(dataset: DetectionDataset, label_of: np.ndarray) -> tuple[bool, ...]:
+    """Which classes of a model are things, as the data set says it; those that it does not have
+    are. Empty if it does not say it."""
+    if not dataset.is_thing:
+        return ()
+    return tuple(label < 0 or dataset.is_thing[label] for label in label_of.tolist())
 
 
 def _names_suffice(names: Sequence[str], known: list[tuple[int, str]]) -> bool:

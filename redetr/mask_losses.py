@@ -59,16 +59,16 @@ def mask_sums(
     """
     objects = _objects_of(targets)
     device = queries.device
-    image = objects.image.to(device, non_blocking=True)
-    row = objects.row.to(device, non_blocking=True)
-    has_mask = objects.has_mask.to(device, non_blocking=True)
+    image = _sent(objects.image, device)
+    row = _sent(objects.row, device)
+    has_mask = _sent(objects.has_mask, device)
     num_queries = outputs["pred_logits"].shape[1]
     is_judged = has_mask & (queries[image, row] < num_queries)  # [N]
     logits = _matched_masks(outputs, queries.clamp(max=num_queries - 1), image, row)  # [N, h, w]
 
     canvas = outputs["canvas"]
     if region == "canvas":
-        values = _on_canvas(targets, canvas).to(device, non_blocking=True)  # [N, H, W]
+        values = _sent(_on_canvas(targets, canvas), device)  # [N, H, W]
         enlarged = F.interpolate(logits[:, None], size=canvas, mode="bilinear")
         at_points = enlarged[:, 0].flatten(1)
         goals = values.flatten(1).to(logits.dtype)
@@ -76,10 +76,9 @@ def mask_sums(
         by_point = _focal(at_points, goals)
     else:
         points, values, inside = _sampled(targets, canvas)
-        points = points.to(device, logits.dtype, non_blocking=True)  # [N, P, 2]
-        at_points = _read(logits, points)
-        goals = values.to(device, logits.dtype, non_blocking=True)
-        counts = inside.to(device, logits.dtype, non_blocking=True)
+        at_points = _read(logits, _sent(points, device).to(logits.dtype))  # [N, P]
+        goals = _sent(values, device).to(logits.dtype)
+        counts = _sent(inside, device).to(logits.dtype)
         by_point = F.binary_cross_entropy_with_logits(at_points, goals, reduction="none")
     by_object = (by_point * counts).sum(1) / counts.sum(1).clamp(min=1)  # [N]
     dice = _dice(at_points.sigmoid() * counts, goals)
@@ -88,6 +87,14 @@ def mask_sums(
         "loss_mask": (by_object * judged).sum()[None],
         "loss_dice": (dice * judged).sum()[None],
     }
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Returns values of the host on the device; a GPU's copy does not wait for what it computes, as
+    it would from memory that is not pinned."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def _objects_of(targets: list[Target]) -> _Objects:

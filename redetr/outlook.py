@@ -7,21 +7,22 @@ from redetr.wording import counted
 
 # Below these a run ends poorly, and the user should know.
 _FEW_STEPS = 100_000  # for a faithful variant
-_FEW_IMAGES = 100  # without pretrained weights
+_FEW_IMAGES, _FEW_OBJECTS = 100, 300  # without pretrained weights
 _SHORT_SHARE = 0.5  # of the usual length
 _ENOUGH_IMAGES, _ENOUGH_OBJECTS = 10, 30  # of a val split
+_MANY_OBJECTS = 100  # of a val split of few images
 
 
-def outlook(config: Settings, num_images: int, val: DetectionDataset) -> list[str]:
-    """Warnings and notes on a run that learns from `num_images`."""
-    notes = _too_little_to_learn(config, num_images)
+def outlook(config: Settings, train: DetectionDataset, val: DetectionDataset) -> list[str]:
+    """Warnings and notes on a run that learns from `train` and is measured on `val`."""
+    notes = _too_little_to_learn(config, train)
     if isinstance(val, AnnotatedDataset):  # scenes that are drawn have no usual length
-        notes += _too_short(config, num_images)
+        notes += _too_short(config, len(train))
     notes += _too_small(val)
     return notes
 
 
-def _too_little_to_learn(config: Settings, num_images: int) -> list[str]:
+def _too_little_to_learn(config: Settings, train: DetectionDataset) -> list[str]:
     """A warning where a run cannot end well. The faithful variant needs some 300,000 steps from a
     pretrained backbone."""
     if config.weights in (None, "none"):
@@ -30,14 +31,20 @@ def _too_little_to_learn(config: Settings, num_images: int) -> list[str]:
         start = "a pretrained backbone only"
     else:
         return []
-    images = counted(num_images, "image")
+    images = counted(len(train), "image")
+    has_few_objects = True
+    if isinstance(train, AnnotatedDataset):
+        objects = _num_objects(train)
+        images += f" with {counted(objects, 'object')}"
+        has_few_objects = objects < _FEW_OBJECTS
     run = f"warning: {images}, {counted(config.steps, 'step')}, {start}"
     if config.is_faithful and config.steps < _FEW_STEPS:
         return [
             f"{run}: results of {config.model} will be poor; take redetr_n, or --weights "
             "facebook/detr-resnet-50"
         ]
-    if config.weights != "imagenet" and num_images < _FEW_IMAGES:
+    has_few_images = len(train) < _FEW_IMAGES
+    if config.weights != "imagenet" and has_few_images and has_few_objects:
         return [
             f"{run}: results will be poor; more images help most, then pretrained weights (redetr "
             "models)"
@@ -60,13 +67,19 @@ def _too_short(config: Settings, num_images: int) -> list[str]:
 
 def _too_small(val: DetectionDataset) -> list[str]:
     """A warning where AP on the val split is mostly chance."""
-    objects = _ENOUGH_OBJECTS
-    if isinstance(val, AnnotatedDataset):
-        objects = int(val.annotations.object_counts().sum())
-    if len(val) >= _ENOUGH_IMAGES and objects >= _ENOUGH_OBJECTS:
+    if not isinstance(val, AnnotatedDataset):
         return []
-    number = f" with {counted(objects, 'object')}" if isinstance(val, AnnotatedDataset) else ""
+    objects = _num_objects(val)
+    has_enough = len(val) >= _ENOUGH_IMAGES and objects >= _ENOUGH_OBJECTS
+    if has_enough or objects >= _MANY_OBJECTS:
+        return []
+    images = counted(len(val), "image")
+    number = counted(objects, "object")
     return [
-        f"warning: the val split has {counted(len(val), 'image')}{number}: too few to judge by; "
+        f"warning: the val split has {images} with {number}: too few to judge by; "
         "AP, and with it the choice of best.pt, is mostly chance; hold out more, or annotate more"
     ]
+
+
+def _num_objects(dataset: AnnotatedDataset) -> int:
+    return int(dataset.annotations.object_counts().sum())

@@ -125,6 +125,14 @@ def _times_faster(ours: Callable[[], None], other: Callable[[], None]) -> float:
     return median(ratios)
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """The name that users give this number format, a key of `PRECISIONS`."""
+    for name, known in PRECISIONS.items():
+        if known == dtype:
+            return name
+    raise ValueError(f"{dtype} is the format of no precision")
+
+
 def weights_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of weights and images when computing in `dtype`.
 

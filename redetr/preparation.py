@@ -2,8 +2,10 @@
 read, and what the user should know."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,12 +14,14 @@ from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.annotations import Split
 from redetr.data.cache import ImageCache, host, spare_bytes
+from redetr.data.custom_augmentation import CustomAugmentation, load_augmentation
 from redetr.data.formats.folder import AnnotatedDataset
 from redetr.data.loader import Samples, spare_workers
 from redetr.data.transforms import Transform, augmentation, final_size
 from redetr.data.unreadable import LIST_FILE, LeaveOut, read_list
 from redetr.distributed import Dist, check_norms, restart_notes
 from redetr.ema import ModelEma
+from redetr.errors import InputError
 from redetr.losses import SetCriterion
 from redetr.micro_batches import choose_accumulation
 from redetr.models import build
@@ -134,7 +138,7 @@ def first_notes(
         )
     notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
-    notes += outlook(config, len(data), val)
+    notes += outlook(config, data, val)
     notes += [*restart_notes(), *crowding(), *data.notes]
     return notes
 
@@ -142,6 +146,18 @@ def first_notes(
 def train_transform(config: Settings, model: DetectionModel) -> Transform:
     """What training does to an image."""
     return augmentation(config.augment, final_size(model, config.image_size))
+
+
+def custom_augmentation(
+    config: TrainConfig, augment: Callable[..., Any] | None = None
+) -> CustomAugmentation | None:
+    """The user's own augmentation: `augment`, or what the config names. Raises InputError if it
+    cannot be used."""
+    if augment is not None:
+        if config.custom_augment:
+            raise InputError("give either augment or custom_augment, and not both")
+        return CustomAugmentation(augment)
+    return load_augmentation(config.custom_augment) if config.custom_augment else None
 
 
 def num_workers_of(config: Settings) -> int:

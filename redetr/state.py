@@ -192,6 +192,10 @@ class State:
             saved, now = getattr(before, name), getattr(self.config, name)
             if name == "precision" and saved == "auto":
                 continue  # earlier versions chose anew at each start
+            if name == "custom_augment" and saved != now:
+                text = f"saved with your own augmentation {saved}, resumed with {now}"
+                remedy = f"its code is run if you say so: add --custom-augment {saved}"
+                raise InputError(text, where=path, remedy=remedy if saved else "leave it out")
             if saved != now:
                 raise InputError(
                     f"{path}: saved with {name}={saved}, resumed with {now}: "
@@ -200,11 +204,13 @@ class State:
 
 
 def resume_command(folder: Path) -> str:
-    """The command that continues the run in a folder, on as many processes of a host as now."""
+    """The command that continues the run in a folder, on as many hosts and processes as now."""
     program = "redetr"
     launch = read_launch()
     if launch.world_size > 1:
-        program = f"torchrun --nproc-per-node {launch.local_world_size} -m redetr"
+        hosts = launch.world_size // launch.local_world_size
+        nodes = f"--nnodes {hosts} " if hosts > 1 else ""
+        program = f"torchrun {nodes}--nproc-per-node {launch.local_world_size} -m redetr"
     return f"{program} train {shlex.quote(str(folder))} --resume"
 
 

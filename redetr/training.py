@@ -17,6 +17,7 @@ from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.annotations import Fault
+from redetr.data.custom_augmentation import CustomAugmentation
 from redetr.data.formats.folder import unreadable_of
 from redetr.data.loader import Sample, Samples, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
@@ -33,6 +34,7 @@ from redetr.monitor import Callback, Monitor, SilentMonitor, StepLog, in_percent
 from redetr.optim import lr_factor, set_lr
 from redetr.precision import PRECISIONS, weights_dtype
 from redetr.preparation import (
+    custom_augmentation,
     first_notes,
     image_cache,
     images_to_leave_out,
@@ -59,17 +61,19 @@ def train(
     datasets: tuple[DetectionDataset, DetectionDataset] | None = None,
     after_evaluation: AfterEvaluation | None = None,
     callback: Callback | None = None,
+    augment: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
     "time_s"; and of the "best" one its "AP" and "step".
 
-    `datasets` are your own (train, val), in place of what `config.data` names. Under torchrun,
-    every process calls this. Progress is shown on `console`, by default nowhere. After each
-    evaluation, the first process calls `after_evaluation` while the others wait; `callback` is
-    given each line of metrics.jsonl there, a dictionary. Raises InputError for settings or data
-    that cannot work, before anything is written, and when a GPU's memory is full; DivergedError for
-    a loss that is not finite; LostError for a rank or loader process that died; StoppedError after
-    a signal, when the state is saved.
+    `datasets` are your own (train, val), in place of what `config.data` names. `augment` is your
+    own augmentation, a `Compose` of Albumentations or torchvision: see
+    `redetr.data.custom_augmentation`. Under torchrun, every process calls this. Progress is shown
+    on `console`, by default nowhere. After each evaluation, the first process calls
+    `after_evaluation` while the others wait; `callback` is given each line of metrics.jsonl there,
+    a dictionary. Raises InputError for settings or data that cannot work, before anything is
+    written, and when a GPU's memory is full; DivergedError for a loss that is not finite; LostError
+    for a rank or loader process that died; StoppedError after a signal, when the state is saved.
     """
     with stop_signals() as signals:
         try:
@@ -77,7 +81,10 @@ def train(
                 process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
                 watching_workers(),
             ):
-                return _train(config, console, datasets, after_evaluation, callback, dist, signals)
+                custom = custom_augmentation(config, augment)
+                return _train(
+                    config, console, datasets, after_evaluation, callback, custom, dist, signals
+                )
         except KeyboardInterrupt:
             if signals.steps_begun:
                 raise
@@ -91,6 +98,7 @@ def _train(
     datasets: tuple[DetectionDataset, DetectionDataset] | None,
     after_evaluation: AfterEvaluation | None,
     callback: Callback | None,
+    custom: CustomAugmentation | None,
     dist: Dist,
     signals: StopSignals,
 ) -> dict[str, Any]:
@@ -114,6 +122,7 @@ def _train(
         continuation = "the same call with resume=True" if datasets else resume_command(folder)
         run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
         run.after_evaluation = after_evaluation
+        run.custom = custom
         try:
             for note in notes:
                 monitor.say(note)
@@ -174,6 +183,7 @@ class _Run:
     signals: StopSignals
     continuation: str  # what a user does to resume it
     after_evaluation: AfterEvaluation | None = None
+    custom: CustomAugmentation | None = None
 
     def __post_init__(self) -> None:
         config = self.state.config

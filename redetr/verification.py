@@ -22,7 +22,7 @@ from redetr.distributed import Dist, process_group, replicate
 from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
 from redetr.precision import PRECISIONS, autocast, weights_dtype
-from redetr.preparation import images_to_leave_out, prepare, train_transform
+from redetr.preparation import custom_augmentation, images_to_leave_out, prepare, train_transform
 from redetr.state import State
 from redetr.step import announce, receive, train_step, training_outputs
 from redetr.structures import DetectionModel, StoredTarget
@@ -149,7 +149,8 @@ def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
         keys = [(0, i) for i in range(config.batch_size)]
     else:
         keys = global_batch(0, config.batch_size, len(data), config.seed)
-    samples = Samples(data, train_transform(config, state.model), config.seed)
+    custom = custom_augmentation(config)
+    samples = Samples(data, train_transform(config, state.model), config.seed, custom=custom)
     return [samples[key] for key in keys]
 
 

@@ -23,13 +23,16 @@ from tests.forked import Fork
 from tests.test_explain import CLASSES, IDS, OPTIONS, picture, small_detector
 
 
-def write_checkpoint(path: Path, trained_on: Path, form: str = "redetr_n") -> Path:
+def write_checkpoint(
+    path: Path, trained_on: Path, form: str = "redetr_n", masks: bool = False
+) -> Path:
     """Random weights of a small model, whose answers differ.
 
     Scores of the last layer of the fast form are spread from about 0.2 to 0.8; of the faithful
     form, classes and boxes that its queries find in `picture()`.
     """
-    detector = small_detector(form)
+    extra = {"masks": True} if masks else {}
+    detector = small_detector(form, **extra)
     model = detector.model
     if form == "detr_r50":
         heads = (model.class_embed, model.bbox_embed.layers[-1])
@@ -44,7 +47,10 @@ def write_checkpoint(path: Path, trained_on: Path, form: str = "redetr_n") -> Pa
             last.weight.mul_(2)
     options = tuple(f"{name}={json.dumps(value)}" for name, value in OPTIONS[form].items())
     config = replace(
-        TrainConfig(model=form), image_size=64, model_options=options, data=str(trained_on)
+        TrainConfig(model=form, masks=masks),
+        image_size=64,
+        model_options=options,
+        data=str(trained_on),
     )
     about = {
         "config": config.to_dict(),

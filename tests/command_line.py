@@ -69,9 +69,9 @@ def wait_for_step(folder: Path, step: int, process: "subprocess.Popen | Fork") -
         time.sleep(0.02)
 
 
-def told(process: "subprocess.Popen | Fork") -> str:
-    """The one line that a failed process ends with."""
+def told(process: "subprocess.Popen | Fork", code: int = 1) -> str:
+    """The one line that a failed process ends with, and its exit code."""
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1, errors
+    assert process.returncode == code, errors
     assert "Traceback" not in errors, errors
     return errors.strip().splitlines()[-1]

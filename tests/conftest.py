@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     and threads that compete with another process for cores are far slower. What is remembered of
     image files goes to a folder that is deleted at the end.
     """
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask a server for its newest version
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # Started in the background of a shell, tests ignore Ctrl-C, and so would all that they start.
@@ -48,6 +49,20 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_CACHE_HOME"] = cache.name
     if not hasattr(config, "workerinput"):  # of xdist: this process reports
         config.pluginmanager.register(SkipReport(config))
+    elif config.args == config.getini("testpaths"):
+        config.args = _files_of_worker(config)
+
+
+def _files_of_worker(config: pytest.Config) -> list[str]:
+    """All files of tests; every worker of xdist begins with another.
+
+    The first that reads a file compiles its asserts, which takes most of the time, and leaves the
+    result in `__pycache__` for the others.
+    """
+    files = sorted(str(path) for path in (config.rootpath / "tests").rglob("test_*.py"))
+    number = int(config.workerinput["workerid"].removeprefix("gw"))
+    first = len(files) * number // config.workerinput["workercount"]
+    return files[first:] + files[:first]
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -83,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first: at the end, one of them would keep a single core
     busy."""
     rank = {name: number for number, name in enumerate(_LONG)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(_LONG)))
+    items.sort(key=lambda item: (rank.get(item.path.stem, len(_LONG)), item.path))
 
 
 @pytest.fixture(scope="session")

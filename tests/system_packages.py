@@ -8,6 +8,7 @@ import ctypes.util
 import os
 import shutil
 import subprocess
+import sys
 
 # Programs that the tests look for, and the packages of Debian and its descendants that hold them.
 PACKAGES = {
@@ -17,14 +18,27 @@ PACKAGES = {
     "zsh": "zsh",
     "ip": "iproute2",
 }
+# Those of slow tests, which `make slow` installs.
+SLOW_PACKAGES = {
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "sbatch": "slurm-client",
+    "munged": "munge",
+}
 # The same for libraries, by the names that linkers know: `trackers` brings an OpenCV with windows.
 LIBRARIES = {"GL": "libgl1"}
 LIMIT_S = 600
 APT_GET = ("apt-get", "-q", "-o", "Acquire::Retries=2", "-o", "DPkg::Lock::Timeout=120")
 
 
-def missing_packages() -> list[str]:
-    packages = [package for program, package in PACKAGES.items() if not shutil.which(program)]
+def missing_packages(programs: dict[str, str]) -> list[str]:
+    """The packages of those programs that are not here."""
+    return [package for program, package in programs.items() if not shutil.which(program)]
+
+
+def missing_libraries() -> list[str]:
+    """The packages of those libraries that are not here."""
+    packages = []
     for library, package in LIBRARIES.items():
         if not ctypes.util.find_library(library):
             packages.append(package)
@@ -52,8 +66,12 @@ def install(packages: list[str]) -> str:
     return ""
 
 
-def main() -> None:
-    packages = missing_packages()
+def main(tier: str = "") -> None:
+    """`tier` is "slow" for the packages of slow tests, too."""
+    wanted = PACKAGES
+    if tier == "slow":
+        wanted = PACKAGES | SLOW_PACKAGES
+    packages = missing_packages(wanted) + missing_libraries()
     if not packages:
         return
     reason = "apt-get needs root"
@@ -62,7 +80,7 @@ def main() -> None:
     elif os.geteuid() == 0:
         print(f"Installing {' '.join(packages)} for the tests", flush=True)
         reason = install(packages)
-        packages = missing_packages()
+        packages = missing_packages(wanted) + missing_libraries()
     if packages:
         command = f"apt-get install --no-install-recommends {' '.join(packages)}"
         why = f" ({reason})" if reason else ""
@@ -74,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

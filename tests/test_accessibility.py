@@ -25,7 +25,7 @@ from redetr.report import make_report, write_report
 from tests.app_server import artefacts
 from tests.test_contact_sheet import write_folder
 from tests.test_explain import picture, small_detector
-from tests.test_report import scene_of_each_kind
+from tests.test_report import Scenes, scene_of_each_kind
 
 SIZES = {"desk": (1280, 800), "phone": (390, 844)}
 PAGES = (
@@ -56,12 +56,20 @@ def detector():
     return detector
 
 
+class ScenesAsExported(Scenes):
+    """Their images have names as long as those that exporters write."""
+
+    def image_name(self, index):
+        return f"IMG_{index}_jpg.rf.b428cbb02358afc32cf32f9bdb725a51b428cbb02358afc3.jpg"
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, shared_coco, detector):
     """The pages that open from disk, by their names."""
     folder = tmp_path_factory.mktemp("pages")
     write_sheet(check(str(shared_coco)), folder / "check")
-    dataset, found = scene_of_each_kind()
+    scenes, found = scene_of_each_kind()
+    dataset = ScenesAsExported(scenes.targets, scenes.class_names)
     lines = '{"step": 0, "loss": 2.5}\n{"step": 0, "time_s": 1, "AP": 0.5, "AP50": 0.6}\n'
     (folder / "metrics.jsonl").write_text(lines)
     run = str(folder / "best.pt")

@@ -18,7 +18,7 @@ import anyio
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops, ImageDraw
 from selenium.common.exceptions import JavascriptException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -802,3 +802,29 @@ def test_a_port_that_is_taken(server):
         parse_command([*arguments, "99999"]).run()
     with pytest.raises(InputError, match="nowhere: no such folder"):
         parse_command([*arguments, "0", "--data", "nowhere"]).run()
+
+
+def test_masks_are_drawn_below_their_boxes(tmp_path, shared_coco, browser, image):
+    """Without the masks, the picture is another; each mask lies where the model has it."""
+    checkpoint = write_checkpoint(tmp_path / "best.safetensors", shared_coco, masks=True)
+    detector = redetr.load(checkpoint, device="cpu")
+    with torch.no_grad(), serving(checkpoint) as server, opened(server, browser) as page:
+        upload(page, image)
+        set_threshold(page, 0.1)
+        polygons = page.execute_script("return shown.masks")
+        expected = detector.predict(str(image), threshold=0.1)
+        assert len(polygons) == len(expected) > 0
+        canvas = "document.getElementById('picture').toDataURL()"
+        drawn, without = page.execute_script(
+            f"const drawn = {canvas}; shown.masks = []; draw(); return [drawn, {canvas}]"
+        )
+        assert drawn != without
+        for outlined, mask in zip(polygons, expected.masks, strict=True):
+            inside = Image.new("1", (90, 60))
+            for polygon in outlined:  # a hole turns what is around it
+                filled = Image.new("1", inside.size)
+                corners = np.array(polygon) - 0.5
+                ImageDraw.Draw(filled).polygon(corners.tolist(), fill=1)
+                inside = ImageChops.logical_xor(inside, filled)
+            differs = np.array(inside) != mask.numpy()
+            assert differs.mean() < 0.1  # PIL draws the edge itself

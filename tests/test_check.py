@@ -22,11 +22,11 @@ from redetr.data import Hints, open_dataset
 from redetr.data.annotations import Annotations
 from redetr.data.contradictions import BoxFormat, to_corners
 from redetr.data.headers import cache_file, read_header, read_headers
-from redetr.doctor.boxes import box_faults, plan_faults
+from redetr.doctor.boxes import box_faults, class_faults, plan_faults
 from redetr.doctor.check import check, essential_faults, print_report
 from redetr.doctor.images import _first_alike
 from redetr.doctor.plan import Plan
-from redetr.doctor.sheet import write_report
+from redetr.doctor.sheet import _octaves, _whole_numbers, write_report
 from redetr.errors import InputError
 
 
@@ -429,6 +429,36 @@ def test_the_page_needs_nothing_else(root, tmp_path):
     assert not (tmp_path / "page" / "augmented.png").exists()
 
 
+def test_a_single_image_is_cut_into_tiles_and_not_divided(root):
+    file = root / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    document["images"] = document["images"][:1]
+    image_id = document["images"][0]["id"]
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] == image_id]
+    file.write_text(json.dumps(document))
+    (root / "annotations" / "instances_val.json").unlink()
+    (fault,) = [fault for fault in check(str(root)).faults if fault.severity == "error"]
+    assert fault.code == "split-unreadable" and "redetr convert FOLDER NEW --tile" in fault.remedy
+
+
+@pytest.mark.parametrize("source", ["train/_annotations.coco.json", "instances_train.json"])
+def test_the_group_that_roboflow_adds_is_no_fault(source):
+    data = annotations([[0, 0, 9, 9]], [[40, 40]], labels=[1])
+    data = replace(data, source=Path(source), category_ids=(0, 1), class_names=("all", "cup"))
+    is_told = "class-unused" in codes(class_faults({"train": data, "val": data}))
+    assert is_told == (source == "instances_train.json")
+
+
+def test_histograms_have_bins_of_whole_numbers_and_plain_scales():
+    edges = _octaves({"train": np.array([20.0, 70.0]), "val": np.array([], float)})
+    assert (edges[0], edges[-1]) == (16, 128)
+    assert (np.diff(np.log2(edges)) > 0).all()
+    assert _octaves({})[0] == 0.5
+    assert _whole_numbers({"train": np.array([0, 3])}).tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
+    widths = np.diff(_whole_numbers({"train": np.array([480])}))
+    assert set(widths) == {16.0}
+
+
 def test_samples_as_training_sees_them(tmp_path):
     main(["check", "crowns", "--report", str(tmp_path), "--augment"])
     with Image.open(tmp_path / "augmented.png") as sheet:
@@ -448,5 +478,5 @@ def test_the_page_in_a_browser_without_network(tmp_path, browser):
     written("crowns", tmp_path)
     browser.get((tmp_path / "index.html").as_uri())
     shown = "return [...document.images].map(i => i.complete && i.naturalWidth > 500)"
-    assert browser.execute_script(shown) == [True, True, True]
+    assert browser.execute_script(shown) == [True] * 6
     assert browser.get_log("browser") == []

@@ -180,6 +180,7 @@ def test_a_run_leaves_nothing_open(recipe):
         "num_queries",
         "num_workers",
         "threads",
+        "custom_augment",
         "cache_mb",
         "cache_dir",
     }

@@ -1,13 +1,16 @@
 """The demo: what it leaves behind and what it says."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from redetr.commands.demonstration import demo, demo_config
 from redetr.data import open_dataset
+from redetr.data.formats.folder import FolderDataset
 from redetr.errors import InputError
 from redetr.outlook import outlook
 from redetr.pages.curves import read_metrics
@@ -32,7 +35,31 @@ def test_scenes_that_are_drawn_have_no_usual_length(tmp_path):
     """A demo is as long as it should be."""
     config = demo_config("digits", tmp_path, 720)
     val = open_dataset("digits", "val")
-    assert outlook(config, 20_000, val) == []
+    train = open_dataset("digits", "train")
+    assert outlook(config, train, val) == []
+
+
+def test_few_images_of_many_objects_are_no_reason_for_doubt(shared_coco, tmp_path):
+    """Tiles of one image with hundreds of nuclei teach as much as hundreds of photographs."""
+    config = demo_config("digits", tmp_path, 2_000)
+    few = open_dataset(shared_coco, "train")
+    assert isinstance(few, FolderDataset)
+    source = few.annotations
+    copies = np.repeat(np.arange(len(source.boxes)), 100)
+    crowd = replace(
+        source,
+        first=source.first * 100,
+        boxes=source.boxes[copies],
+        labels=source.labels[copies],
+        iscrowd=source.iscrowd[copies],
+        area=source.area[copies],
+        object_ids=np.arange(len(copies)),
+    )
+    many = FolderDataset(crowd, "nuclei", few.hints)
+    assert outlook(config, many, many) == []
+    (poor, chance) = outlook(config, few, few)
+    assert "8 images with 9 objects, 2,000 steps, no pretrained weights: results will be" in poor
+    assert "the val split has 8 images with 9 objects: too few to judge by" in chance
 
 
 def test_demo_on_photographs_from_imagenet_weights(tmp_path):

@@ -438,13 +438,15 @@ def system(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(system_packages, "LIBRARIES", {"c": "libc6"})  # which is there
 
-    def run(user: int = 0, apt_get: bool = True) -> tuple[str, list[str]]:
+    monkeypatch.setattr(system_packages, "SLOW_PACKAGES", {"slurmd": "slurm-package"})
+
+    def run(user: int = 0, apt_get: bool = True, tier: str = "") -> tuple[str, list[str]]:
         """What the script prints, and the calls of apt-get."""
         monkeypatch.setattr(os, "geteuid", lambda: user)
         if apt_get:
             (tmp_path / "apt-get").write_text(APT_GET)
             (tmp_path / "apt-get").chmod(0o755)
-        system_packages.main()
+        system_packages.main(tier)
         calls = tmp_path / "calls"
         return capsys.readouterr().out, calls.read_text().splitlines() if calls.exists() else []
 
@@ -452,6 +454,12 @@ def system(tmp_path, monkeypatch, capsys):
 
 
 REMEDY = "to run them, as root: apt-get install --no-install-recommends chromium chromium-driver\n"
+
+
+def test_slow_tests_need_further_packages(system):
+    printed, calls = system(tier="slow")
+    assert printed.startswith("Installing chromium chromium-driver slurm-package for the tests\n")
+    assert calls[-1].endswith(" chromium chromium-driver slurm-package")
 
 
 def test_root_installs_what_is_missing(system):
@@ -467,7 +475,12 @@ def test_libraries_are_found_by_the_names_that_linkers_know(system, monkeypatch)
     from tests import system_packages
 
     monkeypatch.setattr(system_packages, "LIBRARIES", {"c": "libc6", "no-such": "libnone1"})
-    assert system_packages.missing_packages() == ["chromium", "chromium-driver", "libnone1"]
+    missing = system_packages.missing_packages(system_packages.PACKAGES)
+    assert missing + system_packages.missing_libraries() == [
+        "chromium",
+        "chromium-driver",
+        "libnone1",
+    ]
 
 
 @pytest.mark.parametrize("options, why", [

@@ -70,6 +70,8 @@ def test_every_flag_named_in_a_page_exists(capsys):
     others = {
         "--nnodes",
         "--nproc-per-node",
+        "--gpus-per-node",  # of sbatch
+        "--cpus-per-task",
         "--rdzv-backend",
         "--rdzv-endpoint",
         "--rdzv-id",

@@ -100,7 +100,7 @@ def test_sampling_points_by_hand():
     module = DeformableAttention(8, nheads=4, points=2)
     where, weights = module.samples(torch.zeros(1, 1, 8), torch.tensor([[[0.5, 0.5, 0.4, 0.2]]]))
     expected = torch.tensor([[0.6, 0.5], [0.7, 0.5]])
-    torch.testing.assert_close(where[0, 0, 0], expected.expand(3, -1, -1))
+    torch.testing.assert_close(where[0, 0, 0], expected.repeat(3, 1))
     torch.testing.assert_close(weights, torch.full((1, 1, 4, 6), 1 / 6))
 
 
@@ -383,7 +383,7 @@ def test_the_command(checkpoint, shared_coco, tmp_path):
     ("flags", "message"),
     [
         ([], "nothing to explain"),
-        (["IMAGE", "--image-id=1"], "nothing to explain"),
+        (["IMAGE", "--image-id=1"], "IMAGE and --image-id 1 are two images"),
         (["IMAGE", "--world-size=2"], "--world-size is about the loss"),
         (["IMAGE", "--threshold=2"], "--threshold 2.0 is not between 0 and 1"),
         (["IMAGE", "--samples=-1"], "--samples -1 must not be below 0"),

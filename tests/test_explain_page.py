@@ -17,8 +17,9 @@ from redetr.explain import (
     write_image_page,
     write_loss_page,
 )
+from redetr.explain.attention import model_input
 from redetr.explain.loss_page import letters
-from tests.test_explain import CLASSES, FORMS, IDS, picture, small_detector
+from tests.test_explain import CLASSES, FORMS, IDS, OPTIONS, picture, small_detector
 from tests.test_explain_loss import Renamed, TwoImages, worked_example
 
 TWO_LEVELS = {
@@ -29,6 +30,7 @@ TWO_LEVELS = {
     "points": (1, 2),
     "num_queries": 9,
 }
+PANOPTIC = ("detr_r50_panoptic", {**OPTIONS["detr_r50"], "hidden_dim": 64, "nheads": 8})
 # How many different pixels each canvas shows: one that was never drawn on shows none.
 DRAWN = """return [...document.querySelectorAll("canvas")].map(c => new Set(new Uint32Array(
     c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer)).size)"""
@@ -404,3 +406,24 @@ def test_the_letter_of_an_object_is_seen_beside_its_query(tmp_path, browser):
         return pixels.filter((pixel) => pixel === 0xff66cf51).length""")
     )  # the green of objects, as ABGR
     assert letter > 100
+
+
+@pytest.mark.parametrize(("form", "options"), [("redetr_n", {"masks": True}), PANOPTIC])
+def test_the_mask_of_a_query_stands_beside_its_attention(form, options, tmp_path, browser):
+    detector = small_detector(form, **options)
+    explanation = explain(detector, picture())
+    with torch.no_grad():
+        outputs = detector.model(model_input(detector, picture()))
+    expected = outputs["pred_masks"][0].sigmoid()
+    torch.testing.assert_close(explanation.masks, expected, atol=1e-5, rtol=0)
+    path = tmp_path / "page.html"
+    write_image_page(path, explanation, "a picture", 0.5)
+    page = Page(browser, path)
+    (before,) = page.drawing("mask")
+    ranked = explanation.scores[-1].argsort(descending=True)
+    Select(page.part("list")).select_by_value(str(int(ranked[-1])))
+    assert page.drawing("mask") != [before]
+    share = float((explanation.masks[ranked[-1]] > 0.5).float().mean())
+    caption = page.part("mask").text
+    assert abs(float(caption.split()[1].rstrip("%")) - 100 * share) < 3, caption
+    assert browser.get_log("browser") == []

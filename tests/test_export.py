@@ -33,10 +33,12 @@ from redetr.export.comparison import detections_apart
 from redetr.export.export import ExportConfig, Trial, describe
 from redetr.export.files import SUFFIXES, open_file, write_file, write_openvino
 from redetr.export.graph import Plain, Processed, resized_pixels, trace
-from redetr.structures import DetectionModel, LossConfig, Outputs
+from redetr.export.mobile import MOBILE
+from redetr.structures import DetectionModel, LossConfig, Outputs, Size
 
 opened = cache(open_file)
 ROOT = Path(__file__).parent.parent
+FORMS = ("onnx", "openvino", "torch")  # tests/test_mobile_export.py has the others
 FAST = {
     "backbone": (16, 32, 64),
     "hidden_dim": 32,
@@ -79,7 +81,7 @@ def detector(name: str, num_classes: int = 3, **options) -> Detector:
     return Detector(model, names, range(num_classes), 96, device="cpu")
 
 
-def write_all(of: Detector, folder: Path, forms=tuple(SUFFIXES), **settings) -> dict[str, Path]:
+def write_all(of: Detector, folder: Path, forms=FORMS, **settings) -> dict[str, Path]:
     """One program in several formats, with a threshold of 0.25; turned into ONNX once, which takes
     most of the time."""
     module = Processed(of.model, of.image_size) if settings.get("processing") else Plain(of.model)
@@ -112,14 +114,17 @@ def trace_and_convert_once(patch: pytest.MonkeyPatch) -> None:
 
     That takes most of the time of an export.
     """
-    programs: dict[type, ExportedProgram] = {}
+    programs: dict[tuple[type, Size | None], ExportedProgram] = {}
     convert = cache(torch.onnx.export)
 
-    def traced(module: Plain | Processed, mask: bool = False) -> ExportedProgram:
-        assert not mask
-        if type(module) not in programs:
-            programs[type(module)] = trace(module)
-        return programs[type(module)]
+    def traced(
+        module: Plain | Processed, mask: bool, size: Size | None, one_image: bool
+    ) -> ExportedProgram:
+        assert mask == bool(size) and not one_image
+        key = type(module), size
+        if key not in programs:
+            programs[key] = trace(module, mask, size)
+        return programs[key]
 
     def converted(program: ExportedProgram, **options: Any) -> Any:
         hashable = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
@@ -135,6 +140,7 @@ def of_the_page(middle, tmp_path_factory) -> Path:
     page, folder = (ROOT / "docs/export.md").read_text(), tmp_path_factory.mktemp("page")
     blocks = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("redetr ")]
+    lines = [line for line in lines if not any(f"--format {name}" in line for name in MOBILE)]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         trace_and_convert_once(patch)
@@ -145,7 +151,7 @@ def of_the_page(middle, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def processed(of_the_page) -> dict[str, Path]:
-    return {form: of_the_page / f"detector{suffix}" for form, suffix in SUFFIXES.items()}
+    return {form: of_the_page / f"detector{SUFFIXES[form]}" for form in FORMS}
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -160,14 +166,14 @@ def assert_same(of: Detector, path: Path, *arrays: np.ndarray) -> None:
         np.testing.assert_allclose(output, wanted.numpy(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", SUFFIXES)
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_fast_form_at_any_batch_and_size(form, shape, fast, plain):
     batch, height, width = shape
     assert_same(fast, plain[form], noise(batch, 3, height, width))
 
 
-@pytest.mark.parametrize("form", SUFFIXES)
+@pytest.mark.parametrize("form", FORMS)
 def test_fewer_positions_than_queries(form, fast, plain):
     logits, _ = opened(plain[form])([noise(1, 3, 40, 40)])
     assert logits.shape == (1, 5 * 5 + 3 * 3 + 2 * 2, 3)
@@ -264,7 +270,7 @@ def metadata(path: Path) -> dict:
         return json.loads(archive.read(name))
 
 
-@pytest.mark.parametrize("form", SUFFIXES)
+@pytest.mark.parametrize("form", FORMS)
 def test_metadata(form, plain):
     about = metadata(plain[form])
     assert about.pop("redetr")
@@ -281,6 +287,7 @@ def test_metadata(form, plain):
         "resize": "square",
         "image_size": 96,
         "max_size": None,
+        "size": None,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     }
@@ -322,13 +329,13 @@ def test_processing_gives_what_predict_does(name, tmp_path):
         assert_detects(of, path, **shapes)
 
 
-@pytest.mark.parametrize("form", SUFFIXES)
+@pytest.mark.parametrize("form", FORMS)
 def test_processing_in_every_format(form, processed):
     """Sharp edges, shrunk and enlarged: each runtime resizes by code of its own."""
     assert_detects(averages(resize="aspect", max_size=70), processed[form])
 
 
-@pytest.mark.parametrize("form", SUFFIXES)
+@pytest.mark.parametrize("form", FORMS)
 def test_examples_run_without_redetr(form, processed, strict_python, tmp_path):
     blocked = ["redetr"] if form == "torch" else ["redetr", "torch"]
     start = f"import runpy, sys; sys.modules.update(dict.fromkeys({blocked})); del sys.argv[0]; "
@@ -762,7 +769,7 @@ def test_refused(arguments, message, monkeypatch):
 
 def test_missing_packages(monkeypatch):
     monkeypatch.setattr(
-        "redetr.export.export.find_spec",
+        "redetr.export.settings.find_spec",
         lambda name: None if name == "openvino" else name,
     )
     with pytest.raises(

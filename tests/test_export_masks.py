@@ -11,6 +11,7 @@ from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.export.export import ExportConfig, Trial, export
 from redetr.export.files import SUFFIXES, open_file
+from redetr.models import build
 from redetr.structures import DetectionModel, LossConfig, StoredTarget
 
 LIMIT = 1e-4  # of mask logits, which are between -2 and 8 here
@@ -140,3 +141,22 @@ def test_a_file_with_worse_masks_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="mask AP is"):
         export(bright(), path, ExportConfig("torch"), Squares())
     assert not path.exists()
+
+
+@pytest.mark.slow
+def test_a_panoptic_file_gives_the_masks_of_pytorch(tmp_path):
+    """For any number and size of images, with padding."""
+    torch.manual_seed(0)
+    options = {"backbone": (16, 32, 64), "hidden_dim": 64, "enc_layers": 1, "dec_layers": 1}
+    model = build("detr_r50_panoptic", 2, dim_feedforward=32, num_queries=4, **options)
+    detector = Detector(model, Squares.class_names, Squares.category_ids, 64, "cpu")
+    path = tmp_path / "model.onnx"
+    export(detector, path, ExportConfig("onnx", mask=True))
+    pixels = torch.randn(3, 3, 64, 128)
+    padding = torch.zeros(3, 64, 128, dtype=torch.bool)
+    padding[1, :, 70:] = True
+    *_, masks = open_file(path)([pixels.numpy(), padding.numpy()])
+    with torch.inference_mode():
+        expected = detector.model(pixels, padding)["pred_masks"].numpy()
+    assert expected.shape == (3, 4, 16, 32) and expected.std() > 0.1
+    np.testing.assert_allclose(masks, expected, atol=LIMIT)

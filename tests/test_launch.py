@@ -46,15 +46,16 @@ COMMAND = [
     "3",
 ]
 
-# srun starts the command once per node, and kills it for a TERM, as the real one does. scancel
-# signals the steps only.
+# srun starts the command once per process, and kills it for a TERM, as the real one does. scancel
+# signals the steps only. `distributed/test_slurm.py` has the real ones.
 SLURM_COMMANDS = {
     "scontrol": """
         if [[ $1 == show ]]; then tr , '\\n' <<<"$3"; else echo "$@" >>"$RECORD/scontrol"; fi""",
     "srun": """
-        while [[ $1 == --* ]]; do shift; done
-        for number in $(seq "$SLURM_JOB_NUM_NODES"); do
-            SLURM_NODEID=$((number - 1)) "$@" &
+        : >"$RECORD/tasks"
+        while [[ $1 == --* ]]; do echo "$1" >>"$RECORD/srun"; shift; done
+        for ((number = 0; number < WORLD_SIZE; number++)); do
+            SLURM_PROCID=$number SLURM_LOCALID=$((number % LOCAL_WORLD_SIZE)) "$@" &
             echo $! >>"$RECORD/tasks"
         done
         trap 'kill -KILL $(cat "$RECORD/tasks")' TERM
@@ -80,6 +81,15 @@ RECORDER = """
     case "$*" in *--local-addr\\ 127.0.0.1*) exit "${FIRST_CODE:-0}" ;; esac
     exit "${CODE:-0}"
 """
+# redetr that does the same for its rank. `$CODES` has a code for each start, of which the last one
+# stays.
+RANK_RECORDER = """
+    echo "$*" >>"$RECORD/redetr-$RANK"
+    env | grep -E '^(WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|MASTER_|OMP_)' >"$RECORD/rank-$RANK"
+    codes=(${CODES:-0})
+    start=$(wc -l <"$RECORD/redetr-$RANK")
+    exit "${codes[start - 1]:-${codes[-1]}}"
+"""
 
 
 def commands(folder: Path, scripts: dict[str, str]) -> dict[str, str]:
@@ -96,6 +106,10 @@ def commands(folder: Path, scripts: dict[str, str]) -> dict[str, str]:
     if not torchrun.exists():
         torchrun.write_text(f'#!/bin/sh\nexec {launcher["PYTHON_EXEC"]} -m {TORCHRUN} "$@"\n')
         torchrun.chmod(0o755)
+    redetr = programs / "redetr"
+    if not redetr.exists():
+        redetr.write_text(f'#!/bin/sh\nexec {launcher["PYTHON_EXEC"]} -m redetr "$@"\n')
+        redetr.chmod(0o755)
     path = f"{programs}:{BIN}:{os.environ['PATH']}"
     return (
         os.environ
@@ -227,25 +241,64 @@ def test_scripts_are_clean(script):
         assert code == 0, output
 
 
-def test_slurm_starts_a_torchrun_per_node(tmp_path):
-    environment = slurm_job(tmp_path, torchrun=RECORDER)
+@pytest.mark.parametrize(
+    ("variables", "processes", "cores"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "2"}, 2, 4),
+        ({"SLURM_GPUS_ON_NODE": "0"}, 1, 8),
+        ({"SLURM_GPUS_ON_NODE": ""}, 1, 8),
+        ({"SLURM_GPUS_ON_NODE": "2", "PROCESSES": "3"}, 3, 2),
+    ],
+    ids=str,
+)
+def test_slurm_starts_a_process_per_gpu(tmp_path, variables, processes, cores):
+    environment = slurm_job(tmp_path, redetr=RANK_RECORDER)
+    environment |= {"SLURM_CPUS_PER_TASK": "8", **variables}
+    del environment["OMP_NUM_THREADS"]
     code, output = run([SLURM, *COMMAND], environment)
     assert code == 0, output
-    first, second = recorded(environment)
-    options, config = first
-    assert vars(options) == vars(second[0])
-    assert (options.nnodes, options.nproc_per_node, options.rdzv_backend) == ("2", "1", "c10d")
-    assert (options.rdzv_endpoint, options.rdzv_id) == (
-        f"127.0.0.1:{20000 + int(JOB_ID) % 10000}",
-        JOB_ID,
-    )
-    assert (config.resume, config.seed, config.output) == (True, 3, "/shared/runs/detr")
+    record = tmp_path / "record"
+    options = (record / "srun").read_text().split()
+    assert {"--nodes=2", f"--ntasks-per-node={processes}", f"--ntasks={2 * processes}"} <= {
+        *options
+    }
+    assert {f"--cpus-per-task={cores}", "--cpu-bind=none"} <= {*options}
+    for rank in range(2 * processes):
+        parsed = parse_command((record / f"redetr-{rank}").read_text().split())
+        config = parsed.config
+        assert (config.resume, config.seed, config.output) == (True, 3, "/shared/runs/detr")
+        assert dict(line.split("=") for line in (record / f"rank-{rank}").read_text().split()) == {
+            "WORLD_SIZE": str(2 * processes),
+            "LOCAL_RANK": str(rank % processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(20000 + int(JOB_ID) % 10000),
+            "OMP_NUM_THREADS": str(cores),
+        }
+    assert not (record / f"redetr-{2 * processes}").exists()
 
 
-@pytest.mark.parametrize("code", [0, 1, 7])
-def test_slurm_does_not_requeue_a_job_that_ends_by_itself(tmp_path, code):
-    environment = slurm_job(tmp_path, torchrun=RECORDER) | {"CODE": str(code)}
-    assert run([SLURM, *COMMAND], environment) == (code, "")
+@pytest.mark.parametrize(
+    ("codes", "starts"),
+    [
+        ("0", 1),
+        ("1", 1),
+        ("3", 1),
+        ("75", 1),  # stopped by scancel
+        ("130", 1),
+        ("137 69 0", 3),  # killed, then a lost rank
+        ("69", 4),
+        ("139 1", 2),
+    ],
+)
+def test_slurm_starts_again_what_may_do_better(tmp_path, codes, starts):
+    environment = slurm_job(tmp_path, redetr=RANK_RECORDER) | {"CODES": codes}
+    code, output = run([SLURM, *COMMAND], environment)
+    *_, last = codes.split()
+    assert code == int(last)
+    assert output.count("is started again after exit code") == starts - 1
+    for rank in range(2):
+        assert len((tmp_path / "record" / f"redetr-{rank}").read_text().splitlines()) == starts
     assert not (tmp_path / "record" / "scontrol").exists()
 
 
@@ -264,10 +317,10 @@ def test_slurm_leaves_time_to_save():
         "--output",
         "--open-mode",
     }
-    (shutdown,) = [line for line in SLURM.read_text().splitlines() if "SHUTDOWN_TIMEOUT" in line]
+    (wait_s,) = re.findall(r"--wait=(\d+)", SLURM.read_text())
     target, _, seconds = directives["--signal"].partition("@")
     assert target == "B:USR1"
-    assert int(seconds) > int(shutdown.split("=")[1].split()[0]) > 60
+    assert int(seconds) > int(wait_s) > 60
 
 
 @pytest.mark.parametrize(
@@ -289,7 +342,7 @@ def test_a_slurm_job_saves_before_its_time_is_over(shared_coco, tmp_path, number
     assert "nothing to resume" in output
     assert "2 x cpu" in output
     assert "stopped by a signal after step" in output
-    assert job.returncode != 0
+    assert job.returncode == 75
     assert_saved(folder)
     requests = tmp_path / "record" / "scontrol"
     assert (requests.read_text() if requests.exists() else "") == f"requeue {JOB_ID}\n" * (
@@ -430,7 +483,7 @@ def test_kubernetes_command_is_understood(kubernetes):
 def test_commands_in_the_readme_are_understood():
     text = (LAUNCH / "README.md").read_text()
     lines = re.findall(r"`([^`]*\btrain [^`]*)`", text)
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         words = shlex.split(line.replace("\n", " "))
         parse_command(words[words.index("train") :])

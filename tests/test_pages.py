@@ -8,8 +8,11 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 
 import redetr
+from redetr.cli import main
+from redetr.detector.contact_sheet import contact_sheet
+from redetr.errors import InputError
 from redetr.pages import templates
-from redetr.pages.templates import render, write_page
+from redetr.pages.templates import render, require_own_page, write_page
 
 
 @pytest.fixture
@@ -63,3 +66,26 @@ def test_scripts_and_styles_are_put_in_as_they_are(room):
 def test_a_page_is_written_in_utf8(tmp_path):
     write_page(tmp_path / "a.html", "“1 − GIoU”")
     assert (tmp_path / "a.html").read_bytes().decode("utf-8") == "“1 − GIoU”"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["check", "crowns", "--report"], ["evaluate", "no.pt", "--report"],
+     ["explain", "no.pt", "no.jpg", "--output"]],
+)  # fmt: skip
+def test_no_page_of_another_tool_is_replaced(tmp_path, capsys, command):
+    page = tmp_path / "index.html"
+    page.write_text("<title>precious</title>")
+    with pytest.raises(SystemExit) as ended:
+        main([*command, str(tmp_path)])
+    assert ended.value.code == 1
+    assert f"{page}: is a page that redetr has not written; give another" in capsys.readouterr().err
+    assert page.read_text() == "<title>precious</title>"
+
+
+def test_files_beside_a_page_are_replaced_with_it_only(tmp_path):
+    (tmp_path / "sheet.png").touch()
+    with pytest.raises(InputError, match="is there already, without a page of redetr beside it"):
+        require_own_page(tmp_path, "sheet.png")
+    write_page(tmp_path / "index.html", contact_sheet([]))
+    require_own_page(tmp_path, "sheet.png")

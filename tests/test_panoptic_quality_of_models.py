@@ -102,6 +102,11 @@ def test_it_is_that_of_the_files(scenes, tmp_path):
     detector = sure()
     dataset = open_dataset(str(scenes), "val", masks=True)
     result = evaluate(detector.model, dataset, image_size=64, batch_size=2)
+    detector.model.is_thing = ()  # as of weights that do not say it: the data does
+    assert (
+        evaluate(detector.model, dataset, image_size=64, batch_size=2).panoptic == result.panoptic
+    )
+    detector.model.is_thing = (True, True, False, False)
     annotations = []
     folder = tmp_path / "predictions"
     folder.mkdir()
@@ -147,3 +152,43 @@ def test_the_second_stage_trains_the_masks_alone(run, scenes, tmp_path):
     for name, tensor in before.items():
         assert torch.equal(after[f"detr.{name}"], tensor), name
     assert any(name.startswith("mask_head.") for name in after)
+
+
+@pytest.mark.slow
+def test_a_short_training_reaches_a_panoptic_quality_of_60(tmp_path):
+    """From scratch, boxes and masks together; within a minute or so. It reached 78 after 900 steps
+    and 72 after 600."""
+    scenes = write_scenes(tmp_path / "scenes", {"train": 200, "val": 40})
+    options = {"dec_layers": 2, "dim_feedforward": 128}
+    named = [option for option in OPTIONS if option.split("=")[0] not in options]
+    config = replace(
+        CONFIG,
+        model_options=(*named, *(f"{name}={value}" for name, value in options.items())),
+        num_queries=10,
+        batch_size=8,
+        lr=1e-3,
+        steps=900,
+        eval_every=900,
+        data=str(scenes),
+        output=str(tmp_path / "run"),
+    )
+    result = redetr.train(config)
+    assert result["panoptic"]["PQ"] > 0.6
+    detector = redetr.load(tmp_path / "run", device="cpu")
+    output = tmp_path / "predictions"
+    arguments = ["--device", "cpu", "--precision", "fp32", "--panoptic", "--save", "json"]
+    main(
+        [
+            "predict",
+            str(tmp_path / "run"),
+            str(scenes / "val2017"),
+            *arguments,
+            "--output",
+            str(output),
+        ]
+    )
+    truth = scenes / "annotations" / "panoptic_val2017.json"
+    file = output / "predictions.panoptic.json"
+    expected = pq_compute(str(truth), str(file), pred_folder=str(output))
+    measured = detector.evaluate(str(scenes)).panoptic
+    assert measured.all.pq == pytest.approx(expected["All"]["pq"], abs=1e-9)

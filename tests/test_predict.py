@@ -195,6 +195,22 @@ def test_files_in_the_output_folder_stay(checkpoint, folder, tmp_path):
     assert lines_in(tmp_path)[0]["picture"] == "val-0-2.png"
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_resuming_replaces_no_file_but_those_that_it_drew(checkpoint, folder, tmp_path, suffix):
+    """An interrupted run may have drawn images that it did not record: these it draws again."""
+    flags = (checkpoint, folder, "--output", tmp_path, "--save", suffix)
+    predict(*flags)
+    record = tmp_path / "predictions.jsonl"
+    lines = record.read_text().splitlines(keepends=True)
+    record.write_text("".join(lines[:2]))
+    Image.new("RGB", (9, 9)).save(tmp_path / f"val-3.{suffix}")
+    mine = (tmp_path / f"val-3.{suffix}").read_bytes()
+    predict(*flags, "--resume")
+    names = [line["picture"] for line in lines_in(tmp_path)]
+    assert names == [f"val-{name}.{suffix}" for name in ("0", "1", "2", "3-2", "4")]
+    assert (tmp_path / f"val-3.{suffix}").read_bytes() == mine
+
+
 def test_few_images_are_in_memory_however_many_there_are():
     started = count()
     results = read_ahead((lambda: next(started) for _ in range(100_000)), ahead=5)

@@ -48,6 +48,20 @@ def test_a_folder_that_does_not_say_how_long_is_usual(folder):
     assert advice == "train longer (AP was still rising at the end: --steps 428)"
 
 
+def test_where_hardly_anything_is_lost_the_headline_says_so(folder):
+    """A fraction of a point of AP50 is no reason to train longer or to annotate more."""
+    dataset, found = scene_of_each_kind()
+    report = make_report(dataset, [(str(folder), found)])
+    write_report(report, folder / "lost")
+    mistakes = report.numbers["checkpoints"][0]["mistakes"]
+    for mistake in mistakes.values():
+        mistake["ap50"] = 0.004
+    write_report(report, folder / "hardly")
+    said = "Hardly anything is lost at an IoU of 0.5"
+    assert said not in (folder / "lost" / "index.html").read_text()
+    assert said in (folder / "hardly" / "index.html").read_text()
+
+
 def test_the_page_says_it(folder):
     dataset, found = scene_of_each_kind()
     lines = [json.dumps(line) + "\n" for line in curve(0.1, 0.2, every=107)]

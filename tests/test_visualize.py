@@ -145,19 +145,33 @@ def test_many_small_objects_stay_visible():
 
 
 def test_tags_are_left_out_where_they_have_no_room():
-    boxes = nuclei()
-    image = gray(512, 512)
-    long_names = ["a rather long name of a class"] * len(boxes)
+    """196 objects of 60 px, 10 px apart."""
+    places = [(70 * column + 5, 70 * row + 5) for row in range(14) for column in range(14)]
+    boxes = [[x, y, x + 60, y + 60] for x, y in places]
+    image = gray(1000, 1000)
+    names = ["somewhat long"] * len(boxes)
     pixels = {}
     for tags in ("none", "auto", "all"):
-        drawn = draw(image, boxes, labels=long_names, scale=1, tags=tags)
+        drawn = draw(image, boxes, labels=names, scale=1, line_width=1, tags=tags)
         pixels[tags] = int(changed(image, drawn).sum())
-    outlines = 211 * 4 * 19
+    outlines = 196 * 4 * 59
     assert pixels["none"] == outlines
     assert outlines < pixels["auto"] < pixels["all"]
-    hidden = changed(image, draw(image, boxes, labels=long_names, scale=1))
+    hidden = changed(image, draw(image, boxes, labels=names, scale=1, line_width=1))
     shares = [hidden[y1:y2, x1:x2].mean() for x1, y1, x2, y2 in boxes]
-    assert max(shares) < 0.15 + 0.25  # a line of 1 px around 20 px takes 0.19
+    assert max(shares) < 0.15 + 0.07  # lines of 1 px take 0.065
+
+
+def test_tags_larger_than_their_boxes_are_left_out_among_many():
+    """All together, they would hide an image of hundreds of nuclei."""
+    boxes = [*nuclei()[:150], [100, 380, 400, 500]]
+    image = gray(512, 512)
+    names = ["nucleus"] * len(boxes)
+    without = changed(image, draw(image, boxes, labels=names, scale=1, tags="none"))
+    tagged = changed(image, draw(image, boxes, labels=names, scale=1)) & ~without
+    rows, columns = np.nonzero(tagged)
+    assert len(rows) > 100  # the tag of the large box alone, beside or in it
+    assert np.ptp(rows) < 40 and np.ptp(columns) < 100
 
 
 def test_few_objects_have_their_tags_and_no_wider_lines_than_asked():
@@ -213,6 +227,13 @@ def test_grid_places_panels():
     assert grid([(red, "a longer caption than the panel")], columns=5).width > 50 + 24
 
 
+def test_grid_leaves_out_the_middle_of_a_long_caption():
+    """As exporters name files, with a hash: columns stay about as wide as their images."""
+    name = "IMG_1415_jpg.rf.b428cbb02358afc32cf32f9bdb725a51.jpg"
+    picture = grid([(Image.new("RGB", (50, 40)), name)] * 2, columns=2)
+    assert picture.width < 2 * 240 + 3 * 24
+
+
 def test_comparison_has_the_ground_truth_at_the_left():
     scenes = [(Image.new("RGB", (200, 50), "red"), Image.new("RGB", (200, 50), "lime"))] * 3
     picture = comparison_grid(scenes)
@@ -237,7 +258,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     (tmp_path / "a.png").write_text("old")
 
     class Broken:
-        def save(self, path):
+        def save(self, path, **options):
             path.write_text("half")
             raise OSError("disk full")
 

@@ -1,5 +1,6 @@
 """Models of Transformers with random weights, to compare with."""
 
+import re
 from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -13,6 +14,10 @@ import redetr
 from redetr.weights.official import from_transformers
 
 no_init_weights = pytest.importorskip("transformers.initialization").no_init_weights
+
+# Transformers compiles some 400 regular expressions whenever it saves a model, more than `re`
+# remembers unless it may.
+re._MAXCACHE = 10_000  # type: ignore[attr-defined]
 
 NUM_CLASSES = 5
 SIZES = ((64, 128), (96, 64), (50, 101))
@@ -53,8 +58,7 @@ def ours_from(peer: Any) -> torch.nn.Module:
     precision = "fp64" if peer.dtype == torch.float64 else "fp32"
     with TemporaryDirectory() as folder:
         peer.save_pretrained(folder)
-        with no_init_weights():  # all come from the folder
-            return redetr.load(folder, device="cpu", precision=precision).model
+        return redetr.load(folder, device="cpu", precision=precision).model
 
 
 def padded_batch(dtype: torch.dtype, sizes: Sequence[tuple[int, int]] = SIZES) -> redetr.Batch:

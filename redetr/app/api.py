@@ -31,7 +31,7 @@ class Api:
         return JSONResponse({"image": upload.name, **detections.to_dict()})
 
     def _detect(self, upload: Upload, threshold: float) -> Detections:
-        image = read_image(upload.file)
+        image = read_image(upload.file, self.detector.model.channels)
         return self.detector.predict(image, threshold)
 
     async def health(self, request: Request) -> JSONResponse:

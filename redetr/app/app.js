@@ -9,7 +9,8 @@ const MANY_BOXES = 30; // lines get thinner
 const FEW_BOXES = 3; // that have their tags even where these hide something
 const MOST_HIDDEN = 0.15; // of a box, by a tag of another
 const MOST_IMAGES = 100; // whose pictures this page holds; `redetr predict` takes folders
-const NOTHING = { file: null, answer: null, picture: null, colors: {}, scoreColors: null, selected: null };
+const MASK_OPACITY = 0.4;
+const NOTHING = { file: null, answer: null, picture: null, masks: [], colors: {}, scoreColors: null, selected: null };
 
 /** What is shown: the file, the server's answer to it, and the detection that was clicked. */
 const shown = { ...NOTHING };
@@ -112,7 +113,7 @@ async function look(entry, signal) {
     picture.src = content.picture;
     await picture.decode();
     signal.throwIfAborted();
-    Object.assign(entry, { picture, answer: content.answer, colors: content.colors, scoreColors: content.score_colors });
+    Object.assign(entry, { picture, answer: content.answer, masks: content.masks, colors: content.colors, scoreColors: content.score_colors });
     return "";
   } catch (problem) {
     if (signal.aborted) throw problem;
@@ -278,10 +279,12 @@ function paint(canvas, unit) {
   const others = chosen().filter((detection) => detection !== shown.selected);
   const line = lineWidth(context, unit, others);
   context.globalAlpha = shown.selected ? 0.4 : 1;
+  for (const detection of [...others].reverse()) paintMask(context, detection);
   for (const detection of [...others].reverse()) paintBox(context, line, detection);
   for (const tag of tagsWithRoom(context, unit, others)) paintTag(context, unit, tag);
   context.globalAlpha = 1;
   if (!shown.selected) return;
+  paintMask(context, shown.selected);
   paintBox(context, 1.5 * line, shown.selected);
   paintTag(context, 1.2 * unit, tagAt(context, 1.2 * unit, shown.selected));
 }
@@ -305,6 +308,23 @@ function lineWidth({ canvas }, unit, detections) {
   return Math.max(unit, Math.min(2.5 * unit, median / 20));
 }
 
+/** Fills the outlines of a mask, if it is known; what is in two of them is a hole. */
+function paintMask(context, detection) {
+  const [height, width] = shown.answer.image_size;
+  const scaleX = context.canvas.width / width, scaleY = context.canvas.height / height;
+  const path = new Path2D();
+  for (const polygon of shown.masks[shown.answer.detections.indexOf(detection)] ?? []) {
+    path.moveTo(polygon[0] * scaleX, polygon[1] * scaleY);
+    for (let i = 2; i < polygon.length; i += 2) path.lineTo(polygon[i] * scaleX, polygon[i + 1] * scaleY);
+    path.closePath();
+  }
+  context.save();
+  context.globalAlpha *= MASK_OPACITY;
+  context.fillStyle = `rgb(${colorOf(detection)})`;
+  context.fill(path, "evenodd");
+  context.restore();
+}
+
 function paintBox(context, line, detection) {
   const [left, top, right, bottom] = cornersOn(context.canvas, detection);
   context.lineWidth = line;
@@ -324,7 +344,10 @@ function tagAt(context, unit, detection) {
   return { detection, text, corners: [x, y, x + tagWidth, y + tagHeight] };
 }
 
-/** The tags that hide no part of a tag before them, nor much of another box; all, if boxes are few. */
+/**
+ * The tags that hide no part of a tag before them, nor much of another box, and are no larger than
+ * their own; all, if boxes are few.
+ */
 function tagsWithRoom(context, unit, detections) {
   const tags = detections.map((detection) => tagAt(context, unit, detection));
   if (tags.length <= FEW_BOXES) return tags.reverse();
@@ -334,7 +357,8 @@ function tagsWithRoom(context, unit, detections) {
     const hidesTag = kept.some(({ corners }) => commonArea(corners, tag.corners) > 0);
     const hidesBox = boxes.some((box, other) =>
       other !== index && commonArea(box, tag.corners) > MOST_HIDDEN * commonArea(box, box));
-    if (!hidesTag && !hidesBox) kept.push(tag);
+    const isLarger = commonArea(tag.corners, tag.corners) > commonArea(boxes[index], boxes[index]);
+    if (!hidesTag && !hidesBox && !isLarger) kept.push(tag);
   });
   return kept;
 }

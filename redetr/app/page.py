@@ -4,10 +4,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch.nn.functional as F
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from torch import Tensor
 
 from redetr.app.guard import FRAME_POLICY
 from redetr.app.uploads import (
@@ -19,9 +22,11 @@ from redetr.app.uploads import (
     read_image,
 )
 from redetr.data import DetectionDataset
+from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.explain import explain, explain_loss, image_page, loss_page
+from redetr.outlines import outlines
 from redetr.pages.drawing import SCORE_COLORS, class_color, to_pil
 from redetr.pages.images import data_uri
 from redetr.pages.templates import render
@@ -30,6 +35,9 @@ _FOLDER = Path(__file__).parent
 _MOST_GPUS = 8
 _EXAMPLES = 12  # images that are trained on, to choose from
 _THUMBNAIL_PX = 160
+_MOST_MASKS = 30
+_LEAST_MASK_SCORE = 0.1  # of detections whose masks are shown
+_OUTLINES_PX = 512  # longer side at which masks are outlined: models see them at about a quarter
 _PICTURE_PX = 2048  # longest side of the picture that the page shows and saves
 
 
@@ -98,8 +106,7 @@ class Page:
         return JSONResponse(content)
 
     def _look(self, upload: Upload) -> dict[str, Any]:
-        image = read_image(upload.file)
-        # Masks of all queries, at the size of a photograph, would take gigabytes.
+        image = read_image(upload.file, self.detector.model.channels)
         detections = self.detector.predict(image, threshold=0.0, masks=False)
         # Browsers lack some of the formats; this is what the model was given.
         picture = to_pil(image)
@@ -110,10 +117,36 @@ class Page:
         return {
             "answer": {"image": upload.name, **detections.to_dict()},
             "picture": data_uri(picture),
+            "masks": self._outlines(image, detections),
             "colors": colors,
             # Of a single class, colors tell scores.
             "score_colors": SCORE_COLORS if len(colors) == 1 else None,
         }
+
+    def _outlines(self, image: Tensor, detections: Detections) -> list[list[list[float]]]:
+        """The masks of the best detections, each as polygons of x1, y1, x2, y2 ... in pixels of the
+        image, which enclose holes as well.
+
+        Masks of all queries, at the size of a photograph, would take gigabytes. So the image is
+        looked at once more, for the masks of a few.
+        """
+        if not self.detector.model.has_masks or not len(detections):
+            return []
+        last = min(len(detections), _MOST_MASKS) - 1
+        least = max(_LEAST_MASK_SCORE, float(detections.scores[last]))
+        masks = self.detector.predict(image, threshold=least).masks
+        height, width = masks.shape[1:]
+        reduction = max(1.0, max(height, width) / _OUTLINES_PX)
+        size = (round(height / reduction), round(width / reduction))
+        of_detections = []
+        for mask in masks:
+            reduced = F.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0]
+            scale = np.array([width / size[1], height / size[0]])
+            polygons = []
+            for polygon in outlines(reduced.bool().numpy()):
+                polygons.append((polygon * scale).round(1).ravel().tolist())
+            of_detections.append(polygons)
+        return of_detections
 
     async def explain(self, request: Request) -> JSONResponse:
         """The page on where the model looked in an image."""
@@ -123,7 +156,7 @@ class Page:
         return JSONResponse({"page": page})
 
     def _explain(self, upload: Upload, threshold: float) -> str:
-        image = read_image(upload.file)
+        image = read_image(upload.file, self.detector.model.channels)
         explanation = explain(self.detector, image)
         return image_page(explanation, threshold, title="Where DETR looked")
 

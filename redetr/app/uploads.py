@@ -16,11 +16,13 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from torch import Tensor
 
-from redetr.data.images import FORMATS, NO_IMAGE, upright
+from redetr.data.images import FORMATS, NO_IMAGE, image_size, read_upright, upright
 from redetr.errors import InputError
 
 MAX_BYTES = 32 * 2**20  # of an uploaded file
 MAX_PIXELS = 50_000_000  # of its image; decoded, it may take ten bytes for each
+_TOO_LARGE = f"the image has more than {MAX_PIXELS // 10**6} million pixels: give a smaller one"
+RGB = 3
 _FORM_BYTES = 2**16  # of a form, besides the file
 _IN_MEMORY = 2**20  # bytes of an upload; the rest waits on disk, in a file without a name
 _MOST_UPLOADS = 64  # that arrive at once: at most 2 GB on disk
@@ -153,22 +155,34 @@ async def _limited(request: Request) -> AsyncGenerator[bytes]:
         yield piece
 
 
-def read_image(file: BinaryIO) -> Tensor:
-    """The image in an uploaded file, upright, uint8 `[3, H, W]`.
+def read_image(file: BinaryIO, channels: int = 3) -> Tensor:
+    """The image in an uploaded file, upright, uint8 `[channels, H, W]`.
 
-    Raises InputError if it is no image, damaged, or too large by its header, before it is decoded.
+    Raises InputError if it is no image, damaged, of other bands, or too large by its header, before
+    it is decoded.
     """
-    too_large = f"the image has more than {MAX_PIXELS // 10**6} million pixels: give a smaller one"
+    if channels != RGB:
+        return _read_bands(file, channels)
     try:
         image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(too_large) from None
+        raise InputError(_TOO_LARGE) from None
     except Exception:  # headers can be wrong in more ways than PIL knows
         raise InputError(f"{NO_IMAGE}: give another file") from None
     with image:
         if image.width * image.height > MAX_PIXELS:
-            raise InputError(too_large)
+            raise InputError(_TOO_LARGE)
         return upright(image)
+
+
+def _read_bands(file: BinaryIO, channels: int) -> Tensor:
+    """The same of a file that may be an array or a TIFF of many bands."""
+    width, height = image_size(file)
+    if width * height == 0:
+        raise InputError(f"not an image of {channels} bands (.npy and TIFF are read): give another")
+    if width * height > MAX_PIXELS:
+        raise InputError(_TOO_LARGE)
+    return read_upright(file, "this image", channels)
 
 
 def parse_threshold(text: str | None, default: float) -> float:

@@ -61,7 +61,8 @@ def _panoptic_table(title: str, panoptic: dict[str, Any]) -> Table:
 
 def _class_table(results: list[dict[str, Any]], numbers: list[str]) -> Table:
     """AP and AP50 of each class, and AP of masks, the best class of the first result on top."""
-    table = Table("class", Column("objects", justify="right"))
+    objects = Column("objects", justify="right")
+    table = Table("class", objects, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for number, result in zip(numbers, results, strict=True):
         titles = ["AP", "AP50"]
         if "masks" in result:

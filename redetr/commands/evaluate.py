@@ -73,9 +73,12 @@ class Evaluate:
         from redetr.detector.detector import load
         from redetr.distributed import process_group
         from redetr.evaluation import quality_of, with_quality
+        from redetr.pages.templates import require_own_page
         from redetr.weights.reading import locate
 
         require_images(self.batch_size)
+        if self.report:
+            require_own_page(Path(self.report), "report.json")
         use_threads(self.threads)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
         detectors = []
@@ -85,18 +88,18 @@ class Evaluate:
         dataset = detectors[0].open_data(
             self.split, self.data, self.val_fraction, masks, self.skip_unreadable
         )
-        unreadable = unreadable_of(dataset)
         source = self.data or detectors[0].trained_on
-        about = []
-        for path, detector in zip(paths, detectors, strict=True):
-            about.append(self._about(str(path), detector, dataset, source))
         with process_group(self.device) as dist:
-            for warning in what_was_left_out(unreadable, self.split):
+            for warning in what_was_left_out(unreadable_of(dataset), self.split):
                 dist.main_only(ERRORS.print)(warning)
             if self.data is None and detectors[0].held_out_otherwise:
                 dist.main_only(ERRORS.print)(_HELD_OUT_OTHERWISE)
+            dist.main_only(_say_what_was_passed_over)(dataset)
             for detector in detectors:
                 detector.compute_in(self.precision, dist)
+            about = []
+            for path, detector in zip(paths, detectors, strict=True):
+                about.append(self._about(str(path), detector, dataset, source))
             shares = []
             segments: list[list[DatasetDetections]] = []
             for detector in detectors:
@@ -116,13 +119,19 @@ class Evaluate:
         self, path: str, detector: "Detector", dataset: "DetectionDataset", source: str | None
     ) -> dict[str, Any]:
         """What is measured, and on what."""
+        from redetr.data.formats.folder import unreadable_of
+        from redetr.precision import precision_name
+
         return {
             "checkpoint": path,
             "data": source,
             "split": self.split,
             "images": len(dataset),
             "image_size": detector.image_size,
+            "precision": precision_name(detector.dtype),
+            "predict_threshold": detector.threshold,
             "weights_from": detector.model.weights_from,
+            "unreadable": unreadable_of(dataset),
         }
 
     @property
@@ -206,11 +215,35 @@ class Evaluate:
             number = f"{i + 1}  " if self.compare else ""
             OUT.print(number + _measured(checkpoint, result), soft_wrap=True)
         print_results(results)
+        if not self.compare:
+            OUT.print(thresholds(results[0]))
         if differences:
             OUT.print(_differences_table(differences))
             OUT.print("An interval that includes 0 leaves open which checkpoint is better.")
         elif self.compare:
             OUT.print("no intervals of the differences: they need objects on two images or more")
+
+
+def _say_what_was_passed_over(dataset: "DetectionDataset") -> None:
+    """Prints what the data set reports of itself, and the files that nothing claims."""
+    from redetr.data.formats.folder import FolderDataset
+    from redetr.data.inventory import unclaimed_beside
+
+    lines = list(dataset.notes)
+    if isinstance(dataset, FolderDataset):
+        for fault in unclaimed_beside(dataset.annotations):
+            lines.append(f"{fault.severity}: {fault}")
+    for line in lines:
+        ERRORS.print(line, soft_wrap=True, markup=False)
+
+
+def thresholds(result: dict[str, Any]) -> str:
+    """Which scores count in the tables, and which of them `predict` shows."""
+    shown = f"redetr predict shows those of {result['predict_threshold']} and more"
+    best = result["threshold"]
+    if best is not None and best != result["predict_threshold"]:
+        shown += f", and F1 is best here with {best}"
+    return f"AP counts detections of every score; {shown}"
 
 
 def _measured(checkpoint: str, result: dict[str, Any]) -> str:
@@ -219,7 +252,7 @@ def _measured(checkpoint: str, result: dict[str, Any]) -> str:
     if Path(checkpoint).is_dir() and Path(path).name == "last.pt":
         path += " (there is no best.pt)"
     size = size_text(result["image_size"])
-    images = f"{counted(result['images'], 'image')}, at {size} px"
+    images = f"{counted(result['images'], 'image')}, at {size} px in {result['precision']}"
     images += f"; weights: {result['weights_from']}"
     return f"{path}: {result['split']} split of {result['data']}, {images}"
 

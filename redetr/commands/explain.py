@@ -54,8 +54,11 @@ class Explain:
     def run(self) -> None:
         from redetr.detector.detector import as_image, load
         from redetr.explain import explain, explain_loss, write_image_page, write_loss_page
+        from redetr.pages.templates import require_own_page
 
         self._check()
+        folder = Path(self.output)
+        require_own_page(folder, "loss.html")
         detector = load(self.checkpoint, device=self.device)
         dataset = self._dataset(detector)
         loss = None
@@ -67,7 +70,6 @@ class Explain:
             name, image = f"image {self.image_id} of {dataset.name}", loss.image
         explanation = explain(detector, image)
         habits = self._habits(detector, dataset) if dataset is not None and self.samples else None
-        folder = Path(self.output)
         folder.mkdir(parents=True, exist_ok=True)
         say_origin(detector)
         threshold = self.threshold
@@ -86,10 +88,14 @@ class Explain:
                 OUT.print(f"{folder}/loss.html: from boxes to loss", soft_wrap=True)
 
     def _check(self) -> None:
-        if (self.image is None) == (self.image_id is None):
+        if self.image is None and self.image_id is None:
             raise InputError(
                 "nothing to explain: give one image, as a file after the checkpoint or as "
                 "--image-id"
+            )
+        if self.image is not None and self.image_id is not None:
+            raise InputError(
+                f"{self.image} and --image-id {self.image_id} are two images: give one of them"
             )
         if self.image_id is None and self.world_size != 1:
             raise InputError("--world-size is about the loss: give --image-id as well")

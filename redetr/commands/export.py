@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from redetr.choices import ExportFormat, ExportPrecision
+from redetr.choices import ExportFormat, ExportPrecision, ImageSize
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import ERRORS, OUT, require_images, say_origin
 from redetr.errors import InputError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from redetr.data.annotations import Split
     from redetr.detector.detector import Detector
     from redetr.export.comparison import Comparison
+    from redetr.structures import Size
 
 # How far AP may drop, in points: by rounding and ties alone; by weights of 16 bits; by weights and
 # values of 8 bits.
@@ -32,17 +33,21 @@ class Export:
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     format: ExportFormat = "onnx"
-    """onnx, openvino (.xml and .bin) or torch (a torch.export program, .pt2)."""
+    """onnx, openvino (.xml and .bin), torch (a torch.export program, .pt2), executorch (.pte),
+    litert (.tflite) or coreml (.mlpackage)."""
     output: str | None = None
-    """The file; default: the checkpoint's name with .onnx, .xml or .pt2, in this folder."""
+    """The file; default: the checkpoint's name with the ending of the format, in this folder."""
     precision: ExportPrecision = "fp32"
-    """fp16 (openvino) halves the file; int8 (onnx, openvino) learns the ranges of values on
+    """fp16 (openvino, coreml) halves the file; int8 (onnx, openvino) learns the ranges of values on
     training images."""
     with_processing: bool = False
     """The file takes uint8 images of any size and gives scores, labels and boxes in their
     pixels."""
     mask: bool = False
     """The file takes the padding of a batch as a second input."""
+    fixed_size: ImageSize = 0
+    """Height and width of what the file takes, as TensorRT and devices want it; default: any size,
+    and that of the model for executorch, litert and coreml, which take a single image."""
     data: str | None = None
     """digits, crowns, or a folder to compare on; default: what the checkpoint was trained on."""
     val_fraction: float | None = None
@@ -60,13 +65,20 @@ class Export:
 
     def run(self) -> None:
         from redetr.detector.detector import load
-        from redetr.export.export import ExportConfig, export
+        from redetr.export.export import export
         from redetr.export.files import SUFFIXES
+        from redetr.export.settings import NOT_RUN, ExportConfig
 
         require_images(self.batch_size)
         if self.images < 1:
             raise InputError(f"--images {self.images} must be at least 1")
-        config = ExportConfig(self.format, self.precision, self.with_processing, self.mask)
+        config = ExportConfig(
+            self.format,
+            self.precision,
+            self.with_processing,
+            self.mask,
+            size=self._size(),
+        )
         config.check()
         path = Path(self.output or f"{_name(Path(self.checkpoint))}{SUFFIXES[self.format]}")
         if path.suffix != SUFFIXES[self.format]:
@@ -94,8 +106,17 @@ class Export:
         if comparison:
             _print(comparison, limit)
         else:
-            ERRORS.print(f"warning: {path} was not compared with PyTorch")
+            why = ": Core ML runs on Apple's systems alone" if self.format in NOT_RUN else ""
+            ERRORS.print(f"warning: {path} was not compared with PyTorch{why}", soft_wrap=True)
         OUT.print(f"{path} ({_megabytes(path):.1f} MB)", soft_wrap=True)
+
+    def _size(self) -> "Size | None":
+        """The size of --fixed-size, if it is given."""
+        if not self.fixed_size:
+            return None
+        if isinstance(self.fixed_size, int):
+            return self.fixed_size, self.fixed_size
+        return self.fixed_size
 
     def _images_of(self, detector: "Detector", split: "Split") -> "DetectionDataset":
         """The images of the flags, or of the training run. Raises InputError if there are none."""
@@ -150,10 +171,11 @@ def _name(checkpoint: Path) -> str:
 
 
 def _megabytes(path: Path) -> float:
-    size = path.stat().st_size
-    if path.suffix == ".xml":
-        size += path.with_suffix(".bin").stat().st_size
-    return size / 1e6
+    """The size of a file and what belongs to it, or of a folder."""
+    parts = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    if path.is_dir():
+        parts = [part for part in path.rglob("*") if part.is_file()]
+    return sum(part.stat().st_size for part in parts) / 1e6
 
 
 parse = partial(parse_flags, Export, prog="redetr export")

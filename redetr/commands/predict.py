@@ -1,10 +1,8 @@
 """`redetr predict`"""
 
 import os
-import re
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -12,7 +10,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from rich.progress import Progress
 
@@ -50,9 +47,12 @@ if TYPE_CHECKING:
     from redetr.data.annotations import Fault
     from redetr.detector.detections import Detections
     from redetr.detector.detector import Detector
+    from redetr.detector.segments import PanopticDetections
     from redetr.detector.sources import Frame
     from redetr.detector.tracking import Tracker
     from redetr.distributed import Dist
+
+    Found = Detections | PanopticDetections
 
 Format = Literal["png", "jpg", "masks", "json", "coco", "csv", "html"]
 _IMAGES = ("png", "jpg", "masks")  # of these formats
@@ -76,7 +76,7 @@ class Predict:
     for."""
     threshold: float | None = None
     """Smallest score shown; default: the one with the best F1 when the model was last evaluated in
-    training, or 0.5 if that was not measured."""
+    training, or 0.5 if that was not measured; 0.85 with --panoptic."""
     classes: tuple[str, ...] = ()
     """Only these classes, by name; default: all."""
     tile: int | None = None
@@ -85,6 +85,12 @@ class Predict:
     overlap: float = 0.2
     """Share of a tile's side that neighbours have in common: objects up to this size are seen
     whole."""
+    panoptic: bool = False
+    """Write segments instead of objects, so that every pixel belongs to one or none (models such as
+    detr_r50_panoptic): a PNG of each image, and predictions.panoptic.json."""
+    stuff: tuple[str, ...] = ()
+    """Classes whose segments --panoptic merges, such as sky; default: those that the weights call
+    stuff."""
     track: bool = False
     """Follow objects through videos: each gets a number that it keeps, in the video and the files.
     Needs: pip install redetr[track]."""
@@ -137,7 +143,9 @@ class Predict:
         with process_group(self.device, _LONGEST_WAIT_S) as dist:
             detector.optimize(precision=self.precision, dist=dist)
             dist.main_only(say_origin)(detector)
-            if self.threshold is None:
+            if self.panoptic:
+                dist.main_only(ERRORS.print)(self._settle_stuff(detector))
+            elif self.threshold is None:
                 dist.main_only(say_threshold)(detector)
             if detector.model.has_masks and self.tile:
                 dist.main_only(ERRORS.print)("--tile finds boxes only: tiles have no masks")
@@ -145,9 +153,7 @@ class Predict:
             dist.main_only(begin)(folder, self.resume)
             dist.barrier()
             earlier = finished(folder)
-            # What is in the folder and not of this run stays. An interrupted run may have drawn
-            # images that it did not record: they are drawn again.
-            present = [] if self.resume else os.listdir(folder)
+            present = os.listdir(folder)  # what is not of this run stays
             dist.barrier()
             file_names = self._file_names(sources, earlier, present)
             done = earlier.keys() & set(sources)
@@ -171,6 +177,11 @@ class Predict:
             raise InputError("--save masks: tiles have no masks, leave out --tile or masks")
         if self.tile is not None and self.tile < 1:
             raise InputError(f"--tile {self.tile} must be at least 1")
+        if self.panoptic and (self.tile or self.track):
+            flag = "--tile" if self.tile else "--track"
+            raise InputError(f"{flag} is for objects: leave it out, or --panoptic")
+        if self.stuff and not self.panoptic:
+            raise InputError("--stuff says which segments --panoptic merges: give both")
         if not 0 <= self.overlap < 1:
             raise InputError(f"--overlap {self.overlap} must be at least 0 and below 1")
         if self.line_width is not None and self.line_width < 1:
@@ -192,13 +203,28 @@ class Predict:
 
     def _require_fitting(self, detector: "Detector") -> None:
         """Raises InputError for classes or masks that the model does not know."""
-        unknown = [name for name in self.classes if name not in detector.class_names]
-        if unknown:
-            raise InputError(
-                f"--classes {unknown[0]}: the model knows {', '.join(detector.class_names)}"
-            )
+        for flag, names in (("--classes", self.classes), ("--stuff", self.stuff)):
+            unknown = [name for name in names if name not in detector.class_names]
+            if unknown:
+                known = ", ".join(detector.class_names)
+                raise InputError(f"{flag} {unknown[0]}: the model knows {known}")
+        if self.panoptic and not detector.model.original_masks:
+            remedy = "leave out --panoptic, or give detr_r50_panoptic or one of its kind"
+            raise InputError("this model has no panoptic segmentation", remedy=remedy)
         if "masks" in self.save and not detector.model.has_masks:
             raise InputError("--save masks: the model finds boxes only, leave out masks")
+
+    def _settle_stuff(self, detector: "Detector") -> str:
+        """Takes the classes of --stuff as such, and returns what is taken for stuff, in words."""
+        if self.stuff:
+            detector.model.is_thing = tuple(name not in self.stuff for name in detector.class_names)
+        settled = f"threshold: {self._threshold(detector)}"
+        if not detector.model.is_thing:
+            settled += (
+                "; the weights do not say which classes are stuff, whose segments would be merged: "
+                "name them with --stuff"
+            )
+        return settled
 
     def _require_kept(self, folder: Path, sources: Sequence[str]) -> None:
         """Raises InputError if --overwrite would delete a source."""
@@ -278,12 +304,15 @@ class Predict:
         frames: Iterator["Frame"],
         at_once: int,
         tracker: "Tracker | None",
-    ) -> Iterator[tuple["Frame", "Detections | None"]]:
+    ) -> Iterator[tuple["Frame", "Found | None"]]:
         """Each frame with its detections of the wanted classes; None if it has no image."""
         threshold = tracker.lowest_score if tracker else self._threshold(detector)
         while batch := list(islice(frames, at_once)):
             images = [frame.image for frame in batch if frame.image is not None]
-            of_images = iter(detector.predict(images, threshold, self.tile, self.overlap))
+            if self.panoptic:
+                of_images = iter(detector.predict_panoptic(images, threshold))
+            else:
+                of_images = iter(detector.predict(images, threshold, self.tile, self.overlap))
             for frame in batch:
                 if frame.image is None:
                     yield frame, None
@@ -296,21 +325,27 @@ class Predict:
                 yield frame, detections
 
     def _threshold(self, detector: "Detector") -> float:
-        return detector.threshold if self.threshold is None else self.threshold
+        from redetr.panoptic import THRESHOLD
+
+        if self.threshold is not None:
+            return self.threshold
+        return THRESHOLD if self.panoptic else detector.threshold
 
     def _drawn(
-        self, file_names: dict[str, Path], frame: "Frame", detections: "Detections | None"
-    ) -> tuple["Frame", "Detections | None", "Image.Image | None"]:
+        self, file_names: dict[str, Path], frame: "Frame", detections: "Found | None"
+    ) -> tuple["Frame", "Found | None", "Image.Image | None"]:
         """A frame, its detections, and its annotated version if it is of a video.
 
         An annotated image is saved instead of returned.
         """
+        from redetr.detector.output_names import beside
         from redetr.pages.drawing import save_image
 
         if detections is None or frame.image is None:
             return frame, None, None
-        if "masks" in self.save and frame.number is None:
-            save_image(detections.mask_image(), _mask_file(file_names[frame.source]))
+        if frame.number is None:
+            for kind in self._further_images:
+                save_image(_further_image(detections, kind), beside(file_names[frame.source], kind))
         if not self._draws:
             return frame, detections, None
         if frame.number is not None:
@@ -319,20 +354,24 @@ class Predict:
         return frame, detections, None
 
     def _draw(
-        self, image: "Tensor", detections: "Detections", scale: int | None = None
+        self, image: "Tensor", detections: "Found", scale: int | None = None
     ) -> "Image.Image":
         return detections.draw(image, scale, labels=self.labels, line_width=self.line_width)
 
     def _lines(
-        self, file_names: dict[str, Path], frame: "Frame", detections: "Detections | None"
+        self, file_names: dict[str, Path], frame: "Frame", detections: "Found | None"
     ) -> Iterator[dict[str, Any]]:
         """What the record says about a frame: see `records`."""
+        from redetr.detector.output_names import beside
+
         about: dict[str, Any] = {"image": frame.source}
         if self._draws and (detections is not None or frame.number):
             about["picture"] = file_names[frame.source].name
         if detections is not None:
-            if "masks" in self.save and frame.number is None:
-                about["mask_picture"] = _mask_file(file_names[frame.source]).name
+            if frame.number is None:
+                for kind in self._further_images:
+                    key = "mask_picture" if kind == "masks" else "panoptic_picture"
+                    about[key] = beside(file_names[frame.source], kind).name
             yield {**about, **frame.position, **detections.to_dict(self.masks)}
         if frame.error:
             yield {**about, "error": frame.error}
@@ -349,33 +388,25 @@ class Predict:
         earlier: Mapping[str, str | None],
         present: Sequence[str],
     ) -> dict[str, Path]:
-        """The file of the annotated image or video of each source.
+        """The file of the annotated image or video of each source; those of `earlier` runs, and
+        those `present` in the output folder, are taken."""
+        from redetr.detector.output_names import output_names
+        from redetr.pages.drawing import is_drawn
 
-        Equal names get a number: those from several folders, those of `earlier` runs, and those of
-        files that are `present` in the output folder, such as sources, which stay as they are.
-        """
-        names: dict[str, Path] = {}
-        folder = os.path.abspath(self.output)
-        taken = {name for name in earlier.values() if name}
-        taken.update(present)
-        if self.resume:
-            taken.update(written_images(Path(self.output)))
-        for source in sources:
-            if os.path.dirname(os.path.abspath(source)) == folder:
-                taken.add(os.path.basename(source))
-        count: Counter[str] = Counter()
+        folder = Path(self.output)
+        taken = {name for name in earlier.values() if name} | set(present)
+        if self.resume:  # an interrupted run may have drawn images that it did not record
+            recorded = written_images(folder)
+            drawn = {name for name in taken - recorded if is_drawn(folder / name)}
+            taken = (taken - drawn) | recorded
         image_suffix = "jpg" if "jpg" in self.save else "png"
-        for source in sources:
-            stem, suffix = _named_after(source, image_suffix)
-            name = f"{stem}.{suffix}"
-            while name in taken or _mask_file(Path(name)).name in taken:
-                count[stem] += 1
-                name = f"{stem}-{count[stem] + 1}.{suffix}"
-            taken.add(name)
-            if "masks" in self.save:
-                taken.add(_mask_file(Path(name)).name)
-            names[source] = Path(self.output) / name
-        return names
+        return output_names(folder, sources, taken, image_suffix, self._further_images)
+
+    @property
+    def _further_images(self) -> list[str]:
+        """The kinds of images that are written beside an annotated one."""
+        kinds = ["masks"] if "masks" in self.save else []
+        return [*kinds, "panoptic"] if self.panoptic else kinds
 
     def _finish(
         self,
@@ -387,7 +418,9 @@ class Predict:
     ) -> None:
         folder = Path(self.output)
         join(folder, sources)
-        formats = [format for format in self.save if format not in _IMAGES]
+        formats: list[str] = [format for format in self.save if format not in _IMAGES]
+        if self.panoptic:
+            formats.append("panoptic")
         write_formats(folder, formats)
         if self.json:
             write_formats(folder, ["json"])
@@ -412,7 +445,8 @@ class Predict:
         if not total.images:
             return
         if total.classes:
-            sentence = f"objects found: {_described(total)}"
+            what = "segments" if self.panoptic else "objects"
+            sentence = f"{what} found: {_described(total)}"
         else:
             sentence = (
                 f"nothing found in {counted(total.images, 'image')} with a score of "
@@ -425,22 +459,13 @@ class Predict:
         OUT.print(sentence, soft_wrap=True)
 
 
-def _mask_file(picture: Path) -> Path:
-    """The file of the masks of an image, beside its annotated version."""
-    return picture.with_suffix(".masks.png")
+def _further_image(found: "Found", kind: str) -> "Image.Image":
+    """The image of one of `_further_images`."""
+    from redetr.detector.segments import PanopticDetections
 
-
-def _named_after(source: str, image_suffix: str) -> tuple[str, str]:
-    """Stem and suffix of the annotated image or video of a source."""
-    from redetr.detector.sources import is_camera, is_video
-    from redetr.detector.streams import is_address, is_rtsp
-
-    suffix = "mp4" if is_video(source) else image_suffix
-    if is_camera(source):
-        return f"camera-{source}", suffix
-    path = urlsplit(source).path if is_address(source) or is_rtsp(source) else source
-    stem = re.sub(r"[^\w.-]", "_", Path(path).stem).strip(".")
-    return stem or "image", suffix
+    if kind == "panoptic" and isinstance(found, PanopticDetections):
+        return found.to_png()
+    return found.mask_image()
 
 
 def _warn_of_plain(names: list[str]) -> None:

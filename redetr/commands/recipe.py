@@ -121,4 +121,6 @@ def _settings_of(path: Path) -> TrainConfig:
     """Reads the settings of a run from its folder, or from its config.json. Raises InputError if
     they cannot be read."""
     file = path / "config.json" if path.is_dir() else path
-    return replace(TrainConfig.read(file), output=str(file.parent), resume=False)
+    config = TrainConfig.read(file)
+    # The folder may be a stranger's: code is run if the command names it.
+    return replace(config, output=str(file.parent), resume=False, custom_augment=None)

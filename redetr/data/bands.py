@@ -71,6 +71,19 @@ def bands_shape(file: BinaryIO) -> tuple[int, int, int]:
     return sizes["Y"], sizes["X"], bands
 
 
+def count_images(file: BinaryIO) -> int:
+    """How many images a file holds, of which `read_bands` reads the first; smaller copies and
+    pages that are bands of it do not count."""
+    if _start(file) == _NPY_START[:4]:
+        return 1
+    with ExitStack() as stack:
+        image, _ = _first_page(file, stack)
+        whole_pages = sum(not page.is_reduced for page in image.parent.pages)
+        bands_in_pages = hasattr(image, "levels")  # a series, and not a page
+        read_pages = len(image.pages) if bands_in_pages else 1
+        return 1 + max(0, whole_pages - read_pages)
+
+
 def in_channels(values: NDArray, channels: int) -> NDArray[np.uint8]:
     """Values `[H, W, C]` as 8 bits for a model of so many channels, `[H, W, channels]`.
 

@@ -23,6 +23,7 @@ _LARGER_THAN_BOX = 1.5
 _SHARE_OF_BOX = 1 / 200
 _THIN_ONES = 0.01  # so many objects may still fill less: kites with their string
 _NEARLY_ALL = 0.9
+FEWEST_FOR_CORNERS = 10  # boxes that show whether they are corners
 _BLOCK = 2**16  # rows that are judged at a time
 
 
@@ -162,7 +163,7 @@ def look_like_corners(numbers: np.ndarray, sizes: np.ndarray) -> bool:
     Both ends of an object lie near each other, so they change together; its width has nothing to do
     with its position. `sizes` are width and height of the images, `[A, 2]`.
     """
-    if len(numbers) < 10:
+    if len(numbers) < FEWEST_FOR_CORNERS:
         return False
     first = numbers[:, :2] / sizes
     second = numbers[:, 2:] / sizes

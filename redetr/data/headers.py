@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from redetr.data.images import decode, describe, read_image, require_whole
+from redetr.data.images import channels_to_look_at, decode, describe, read_image, require_whole
 from redetr.data.pixels import one_colour
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
@@ -90,7 +90,8 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
         # Many bits may be more than training takes, or hold a few values that hide the others.
         may_be_plain = num_bytes < _PLAIN_BYTES * width * height
         if looks or has_many_bits or may_be_plain:
-            thumbnail, _ = decode(path, _THUMBNAIL)  # a JPEG only in part
+            channels = channels_to_look_at(path) if has_many_bits else 3
+            thumbnail, _ = decode(path, _THUMBNAIL, channels=channels)  # a JPEG only in part
             header = header._replace(plain=_plain(path, thumbnail))
             if looks:
                 header = header._replace(looks=_looks(thumbnail))
@@ -159,7 +160,7 @@ def _plain(path: Path, thumbnail: Tensor) -> str:
     """The colour that nearly all pixels of an image have, empty if they differ."""
     if not one_colour(_channels_last(thumbnail)):
         return ""
-    pixels = read_image(path)  # a thumbnail may have lost what is small
+    pixels = read_image(path, len(thumbnail))  # a thumbnail may have lost what is small
     return one_colour(_channels_last(pixels))
 
 
@@ -182,7 +183,7 @@ def _looks(thumbnail: Tensor) -> str:
 def _problem(path: Path) -> str:
     """Why an image cannot be read, in the words of training."""
     try:
-        read_image(path)
+        read_image(path, channels_to_look_at(path))
     except InputError as error:
         return error.text
     return "cannot read the header of the image"

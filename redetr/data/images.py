@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
-from redetr.data.bands import bands_shape, has_bands, in_channels, read_bands
+from redetr.data.bands import bands_shape, count_images, has_bands, in_channels, read_bands
 from redetr.data.pixels import PlanesError, is_deep, is_transparent, to_rgb
 from redetr.errors import InputError
 from redetr.files import open_file
@@ -189,7 +189,7 @@ def describe(path: Path) -> Description:
             orientation = exif_orientation(image)
             return Description(*image.size, orientation, frame_count(image), is_deep(image))
         height, width, _ = bands_shape(opened)
-        return Description(width, height, 1, 1, True)
+        return Description(width, height, 1, count_images(opened), True)
     raise AssertionError("errors of decoders were raised")  # for the type checker
 
 
@@ -204,6 +204,12 @@ def count_bands(path: Path) -> tuple[int, bool]:
             return samples, True
         return bands_shape(opened)[2], False
     return 3, True
+
+
+def channels_to_look_at(path: Path) -> int:
+    """As how many channels a file is read to look at it: as RGB, or both if it has two bands."""
+    bands, _ = count_bands(path)
+    return 2 if bands == 2 else 3
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -289,5 +295,5 @@ def require_whole(path: Path) -> int:
     whole_jpeg = start.startswith(b"\xff\xd8") and end.rstrip(b"\0").endswith(b"\xff\xd9")
     whole_png = start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
     if not (whole_jpeg or whole_png):
-        read_image(path)
+        read_image(path, channels_to_look_at(path))
     return size

@@ -211,6 +211,28 @@ def unclaimed_files(splits: Mapping[Split, Annotations]) -> list[Fault]:
     return [*_unused_faults(folder, unused, used), *passed_over(_near(contents, used))]
 
 
+def unclaimed_beside(annotations: Annotations) -> list[Fault]:
+    """What `unclaimed_files` reports, of a single split: of images, only those in the folders of
+    its own. The other splits are read if there are images that they may name."""
+    root = annotations.root
+    if root is None:
+        return []
+    folder = data_folder(root)
+    used = _used(folder, [annotations])
+    contents = _contents(folder, used)
+    folders = _folders(used)
+    unused = [path for path in _unused(contents, used) if path.rpartition("/")[0] in folders]
+    faults = passed_over(_near(contents, used))
+    for split in splits_of(root) if unused else ():
+        try:
+            used |= _used(folder, [read_annotations(root, split)])
+        except InputError as error:
+            fault = Fault.from_error("split-unreadable", error, root)
+            return [replace(fault, severity="warning"), *faults]
+    unused = [path for path in unused if path not in used]
+    return [*_unused_faults(folder, unused, used), *faults]
+
+
 def _used(folder: Path, splits: Iterable[Annotations]) -> set[str]:
     """The paths of all images of the splits, label images too, relative to the data folder."""
     used = set()
@@ -233,7 +255,7 @@ def _folders(paths: Iterable[str]) -> set[str]:
 
 def _contents(folder: Path, used: set[str]) -> Contents:
     """What is below the data folder, also in those linked folders that hold images of the data."""
-    contents = contents_of(folder)
+    contents = contents_of(folder, is_wide=False)
     folders = _folders(used)
     for link in list(contents.links):
         if any(f"{name}/".startswith(f"{link}/") for name in folders):

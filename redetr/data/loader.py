@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from redetr.data.cache import ImageCache
+from redetr.data.custom_augmentation import CustomAugmentation
 from redetr.data.dataset import DetectionDataset
 from redetr.data.images import decode
 from redetr.data.mosaic import combined
@@ -51,6 +52,7 @@ class Samples(Dataset[Sample]):
     """A data set seen through a transform, addressed by (epoch, index).
 
     In the first `mosaic_epochs` epochs, some samples are mosaics and mixtures with other images.
+    `custom` is done to all of them at the end.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class Samples(Dataset[Sample]):
         seed: int,
         cache: ImageCache | None = None,
         mosaic_epochs: int = 0,
+        custom: CustomAugmentation | None = None,
     ):
         self.dataset = dataset
         self.transform = transform
         self.seed = seed
         self.cache = cache
         self.mosaic_epochs = mosaic_epochs
+        self.custom = custom
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -76,8 +80,11 @@ class Samples(Dataset[Sample]):
         A function of (seed, epoch, index), not of the image's id, which differs between the formats
         of a data set.
         """
+        seed = drawn_from(self.seed, *key)
         image, target = self._shown(key)
-        target["seed"] = drawn_from(self.seed, *key)
+        if self.custom:
+            image, target = self.custom(seed, (image, target))
+        target["seed"] = seed
         return image, target
 
     def _shown(self, key: Key) -> Sample:

@@ -8,6 +8,7 @@ from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.digits import DigitsDataset
 from redetr.data.formats.folder import open_folder, unreadable_of
 from redetr.data.formats.hub import Address, open_hub
+from redetr.data.formats.layouts import splits_of
 from redetr.data.store import stamp_of
 from redetr.data.unreadable import LeaveOut
 from redetr.distributed import Dist, read_launch
@@ -123,11 +124,13 @@ def open_on_ranks(
 
 
 def _stamp(source: str) -> str | None:
-    """The stamp of a folder; None of other data sets."""
+    """The stamp of a folder; None of other data sets. Raises InputError for a folder without
+    one."""
     folder = folder_of(source)
     if source in _EMBEDDED or source.startswith("hf:") or not folder.exists():
         return None
     try:
+        splits_of(folder)  # without a data set, the folder may be far too large to look through
         return stamp_of(data_folder(folder))
     except OSError:  # whoever reads it says why
         return None

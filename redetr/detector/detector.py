@@ -26,7 +26,7 @@ from redetr.detector.segments import PanopticDetections, segments_of
 from redetr.detector.sources import read_source
 from redetr.detector.tiles import merge_tiles
 from redetr.distributed import Dist, pick_device
-from redetr.errors import InputError
+from redetr.errors import InputError, NoMasksError
 from redetr.evaluation import evaluate, outputs_of
 from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
@@ -279,11 +279,10 @@ class Detector:
 def _opened(
     source: str, split: Split, val_fraction: float, masks: bool, leave_out: LeaveOut
 ) -> DetectionDataset:
-    dataset = open_dataset(source, split, val_fraction, leave_out=leave_out)
-    # Panoptic data always states masks, which it reads only if they are wanted.
-    if masks and (dataset.has_masks or dataset.is_thing):
-        return open_dataset(source, split, val_fraction, masks=True, leave_out=leave_out)
-    return dataset
+    try:
+        return open_dataset(source, split, val_fraction, masks=masks, leave_out=leave_out)
+    except NoMasksError:  # it is measured by its boxes
+        return open_dataset(source, split, val_fraction, leave_out=leave_out)
 
 
 def as_image(image: ImageLike, channels: int = 3) -> Tensor:
@@ -395,10 +394,20 @@ def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
             f"{weights.path}: the weights do not fit the model: {max(layers)} layers in a small "
             "file"
         )
-    with torch.device("meta"):  # first without memory: a file may describe itself wrongly
-        require_fitting(build(origin.model, len(origin.class_names), **origin.options), weights)
-    net = build(origin.model, len(origin.class_names), **origin.options)
+    num_classes = len(origin.class_names)
+    # Without memory or random values: all comes from the file, which may describe itself wrongly.
+    with torch.device("meta"):
+        net = build(origin.model, num_classes, **origin.options)
+    require_fitting(net, weights)
+    if _has_computed_buffers(net):
+        net = build(origin.model, num_classes, **origin.options)
     load_strictly(net, weights)
     net.weights_from = weights.weights_from
     net.is_thing = origin.is_thing
     return net
+
+
+def _has_computed_buffers(net: DetectionModel) -> bool:
+    """Whether a model on "meta" lacks values that no file holds, such as RT-DETR's mean colour."""
+    saved = net.state_dict()
+    return any(buffer.is_meta for name, buffer in net.named_buffers() if name not in saved)

@@ -2,10 +2,12 @@
 made of it at the end.
 
 A line is an image, or a frame of a video: `image` (its name), `picture` (the name of the annotated
-image or video, if there is one), `mask_picture` (that of the image of its masks), `image_size`,
-`detections`, of a frame also `frame` and `time_s`. A video ends with a line of its `frames`, and a
-source that cannot be read has an `error` instead.
-Nothing here holds more than the names of all images in memory.
+image or video, if there is one), `mask_picture` (that of the image of its masks),
+`panoptic_picture` (that of the image of its segments), `image_size`, `detections`, of a frame also
+`frame` and `time_s`. A video ends with a line of its `frames`, and a source that cannot be read has
+an `error` instead.
+Nothing here holds more than the names of all images in memory, but for segments, of which an image
+has few.
 """
 
 import csv
@@ -22,6 +24,7 @@ from redetr.files import remove_unfinished, write_whole
 
 RECORD = "predictions.jsonl"
 NAMES = "surrogateescape"  # how Python holds file names that are not UTF-8
+_PICTURE_KEYS = ("picture", "mask_picture", "panoptic_picture")
 _PICTURES = (".png", ".jpg", ".mp4")
 _PAGE = "index.html"  # the contact sheet
 _HEAD_CHARACTERS = 1000  # of a page, which say who wrote it
@@ -111,7 +114,8 @@ def _pictures(files: list[Path]) -> set[str]:
     names = set()
     for file in files:
         for line in _lines(file):
-            for name in (line.get("picture"), line.get("mask_picture")):
+            for key in _PICTURE_KEYS:
+                name = line.get(key)
                 if not isinstance(name, str):
                     continue
                 if Path(name).name == name and name.endswith(_PICTURES):
@@ -224,8 +228,8 @@ def _write(path: Path, lines: Iterable[Line]) -> None:
 
 
 def write_formats(folder: Path, formats: Sequence[str]) -> None:
-    """Writes predictions.json, predictions.coco.json, predictions.csv or index.html ("json",
-    "coco", "csv", "html")."""
+    """Writes predictions.json, predictions.coco.json, predictions.csv, index.html or
+    predictions.panoptic.json ("json", "coco", "csv", "html", "panoptic")."""
     for format in formats:
         name, write = _FORMATS[format]
 
@@ -257,16 +261,9 @@ def _write_json(text: TextIO, record: Path) -> None:
 
 
 def _write_coco(text: TextIO, record: Path) -> None:
-    """Writes the entries of a COCO results file; each names its image file as well.
-
-    Images named by whole numbers, as COCO's, have these as their ids; else they are counted from 1.
-    """
-    stems = [Path(_key(line)).stem for line in _images(record)]
-    are_numbers = all(stem.isdecimal() for stem in stems)
-    has_ids = are_numbers and len(set(map(int, stems))) == len(stems)
+    """Writes the entries of a COCO results file; each names its image file as well."""
     separator = "[\n"
-    for count, line in enumerate(_images(record), start=1):
-        image_id = int(stems[count - 1]) if has_ids else count
+    for line, image_id in zip(_images(record), _image_ids(record), strict=True):
         for detection in line["detections"]:
             left, top, right, bottom = detection["box"]
             width = round(right - left, 3)
@@ -284,6 +281,54 @@ def _write_coco(text: TextIO, record: Path) -> None:
             text.write(f"{separator}  {json.dumps(entry)}")
             separator = ",\n"
     text.write("\n]\n" if separator != "[\n" else "[]\n")
+
+
+def _image_ids(record: Path) -> list[int]:
+    """Images named by whole numbers, as COCO's, have these as their ids; else they are counted
+    from 1."""
+    stems = [Path(_key(line)).stem for line in _images(record)]
+    are_numbers = all(stem.isdecimal() for stem in stems)
+    if are_numbers and len(set(map(int, stems))) == len(stems):
+        return [int(stem) for stem in stems]
+    return list(range(1, len(stems) + 1))
+
+
+def _write_panoptic(text: TextIO, record: Path) -> None:
+    """Writes the segments of all images in COCO's panoptic format; its categories are those that
+    were found. Frames of videos, which have no PNG, are left out."""
+    images = []
+    annotations = []
+    categories: dict[int, dict[str, Any]] = {}
+    for line, image_id in zip(_images(record), _image_ids(record), strict=True):
+        if "panoptic_picture" not in line:
+            continue
+        height, width = line["image_size"]
+        name = {"file_name": line["image"]}
+        images.append({"id": image_id, "width": width, "height": height, **name})
+        segments = []
+        for id_, detection in enumerate(line["detections"], start=1):
+            left, top, right, bottom = detection["box"]
+            category_id = detection["category_id"]
+            segment = {
+                "id": id_,
+                "category_id": category_id,
+                "isthing": detection["isthing"],
+                "area": detection["area"],
+                "bbox": [left, top, right - left, bottom - top],
+                "iscrowd": 0,
+                "score": detection["score"],
+            }
+            segments.append(segment)
+            categories[category_id] = {
+                "id": category_id,
+                "name": detection["label"],
+                "isthing": detection["isthing"],
+            }
+        png = line["panoptic_picture"]
+        annotations.append({"image_id": image_id, "file_name": png, "segments_info": segments})
+    by_id = [categories[category_id] for category_id in sorted(categories)]
+    content = {"images": images, "annotations": annotations, "categories": by_id}
+    text.write(json.dumps(content))
 
 
 def _write_csv(text: TextIO, record: Path) -> None:
@@ -312,4 +357,5 @@ _FORMATS = {
     "coco": ("predictions.coco.json", _write_coco),
     "csv": ("predictions.csv", _write_csv),
     "html": (_PAGE, _write_html),
+    "panoptic": ("predictions.panoptic.json", _write_panoptic),
 }

@@ -1,13 +1,14 @@
 """The segments of an image: a panoptic segmentation, to be drawn and written."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from redetr.choices import MaskChoice
 from redetr.detector.detections import Detections
 from redetr.masks import boxes_of_masks
 from redetr.panoptic import Panoptic
@@ -46,11 +47,35 @@ class PanopticDetections:
         segments_info = self.panoptic.segments_info(self.detections.category_ids)
         return {"image_id": image_id, "file_name": file_name, "segments_info": segments_info}
 
+    def to_dict(self, masks: MaskChoice = "rle") -> dict[str, Any]:
+        """What `Detections.to_dict` gives, and of each segment also `area` (px) and `isthing` (1 or
+        0)."""
+        content = self.detections.to_dict(masks)
+        for row, segment in zip(content["detections"], self.panoptic.segments, strict=True):
+            row["area"] = segment.area
+            row["isthing"] = int(segment.is_thing)
+        return content
+
+    def of_classes(self, names: Collection[str]) -> "PanopticDetections":
+        """Only the segments of these classes, numbered anew; the pixels of others have none."""
+        kept = [row for row, name in enumerate(self.detections.names) if name in names]
+        new_ids = torch.zeros(len(self) + 1, dtype=self.ids.dtype)
+        segments = []
+        for new_id, row in enumerate(kept, start=1):
+            new_ids[row + 1] = new_id
+            segments.append(replace(self.panoptic.segments[row], id=new_id))
+        panoptic = Panoptic(new_ids[self.ids.long()], tuple(segments))
+        return PanopticDetections(panoptic, self.detections[kept])
+
+    def mask_image(self) -> Image.Image:
+        """The ids of the segments as one grey image; 0 is none."""
+        return self.detections.mask_image()
+
     def draw(
-        self, image: Image.Image | Tensor | None = None, scale: int | None = None
+        self, image: Image.Image | Tensor | None = None, scale: int | None = None, **options: Any
     ) -> Image.Image:
         """The image with its segments; arguments and errors as those of `Detections.draw`."""
-        return self.detections.draw(image, scale)
+        return self.detections.draw(image, scale, **options)
 
 
 def segments_of(

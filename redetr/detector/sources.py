@@ -13,7 +13,7 @@ import urllib.request
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, repeat
@@ -23,13 +23,20 @@ from typing import TypeVar
 from torch import Tensor
 
 from redetr.data.annotations import Fault
-from redetr.data.formats.listing import Contents, contents_of, output_images, passed_over
-from redetr.data.images import IMAGE_SUFFIXES, read_upright
+from redetr.data.formats.listing import (
+    MOST_OTHERS,
+    Contents,
+    contents_of,
+    output_images,
+    passed_over,
+)
+from redetr.data.images import IMAGE_SUFFIXES, describe, read_upright
 from redetr.data.pixels import one_colour
 from redetr.detector.streams import Reconnection, is_address, is_rtsp, is_stream, stream_frames
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
 from redetr.download import Deadline, web_opener
 from redetr.errors import InputError
+from redetr.wording import counted
 
 T = TypeVar("T")
 
@@ -77,8 +84,23 @@ def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> l
     for source in sources:
         names |= dict.fromkeys(_names_of(source, reports))
     if faults is not None:
-        faults += reports
+        faults += [*reports, *_further_pages(names)]
     return list(names)
+
+
+def _further_pages(names: Iterable[str]) -> list[Fault]:
+    """A note on TIFF files with several pages, of which the first is looked at."""
+    pages: dict[str, int] = {}
+    for name in names:
+        if name.lower().endswith((".tif", ".tiff")) and not is_address(name):
+            with suppress(InputError):  # said when it is read
+                pages[name] = describe(Path(name)).frames
+    several = [name for name, count in pages.items() if count > 1]
+    if not several:
+        return []
+    text = f"holds {pages[several[0]]} images, and only the first is looked at"
+    remedy = "save the others as files"
+    return [Fault("note", "image-frames", Path(several[0]), "", text, remedy, len(several))]
 
 
 def _names_of(source: str, faults: list[Fault]) -> list[str]:
@@ -86,7 +108,14 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
     if is_address(source) or is_rtsp(source) or (is_camera(source) and not path.exists()):
         return [source]
     if path.is_dir():
-        contents = contents_of(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        contents = contents_of(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES, is_wide=False)
+        if not contents.is_whole:
+            images = counted(len(contents.files), "image or video", "images and videos")
+            raise InputError(
+                f"more than {MOST_OTHERS:,} files below it are no images, and {images} so far",
+                where=source,
+                remedy="give the folders of the images, or a pattern such as 'photos/**/*.jpg'",
+            )
         reports = passed_over(contents)
         if not contents.files:
             why = f"looked for {', '.join(IMAGE_SUFFIXES)}"

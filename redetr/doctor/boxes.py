@@ -7,6 +7,7 @@ import numpy as np
 from redetr.choices import ImageSize, size_text
 from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.data.contradictions import from_corners, look_like_corners
+from redetr.data.formats.coco_places import ROBOFLOW_FILE
 from redetr.doctor.images import faults_of, image_place
 from redetr.doctor.plan import Plan, sides_of
 from redetr.wording import counted
@@ -324,7 +325,7 @@ def _badly_counted_classes(train: Annotations, val: Annotations) -> list[Fault]:
         train,
         [
             (
-                ~in_train & ~in_val,
+                ~in_train & ~in_val & ~_is_root(train),
                 "note",
                 "class-unused",
                 lambda i: "has no box in train and val",
@@ -353,6 +354,13 @@ def _badly_counted_classes(train: Annotations, val: Annotations) -> list[Fault]:
             ),
         ],
     )
+
+
+def _is_root(annotations: Annotations) -> np.ndarray:
+    """Which class is the group of all others, bool `[C]`: Roboflow's exports list it as category 0,
+    and no object has it."""
+    ids = np.array(annotations.category_ids)
+    return (ids == 0) & (annotations.source.name == ROBOFLOW_FILE)
 
 
 def _faults_of_classes(train: Annotations, checks: list[Check]) -> list[Fault]:

@@ -28,10 +28,11 @@ from redetr.data.formats.folder import (
     read_split,
     require_masks,
 )
+from redetr.data.formats.holdout import FOR_A_SINGLE_IMAGE
 from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.headers import Header, read_headers
-from redetr.data.images import read_image
+from redetr.data.images import channels_to_look_at, read_image
 from redetr.data.inventory import unclaimed_files
 from redetr.data.mask_columns import MaskUse
 from redetr.data.open import folder_of, open_dataset
@@ -237,7 +238,7 @@ def _check_folder(
 
     def pixels(split: Split, index: int) -> Tensor:
         path = splits[split].path(index)
-        return read_image(path)
+        return read_image(path, channels_to_look_at(path))
 
     return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction, masks)
 
@@ -328,6 +329,8 @@ def _read(
             if split != "test" or split in splits_of(root):
                 splits[split], _ = read_split(root, split, val_fraction, masks)
         except InputError as error:
+            if split == "val" and len(splits.get("train", ())) == 1:
+                error.remedy = FOR_A_SINGLE_IMAGE
             errors[split] = error
     reasons = {str(error) for error in errors.values()}
     if not splits and len(reasons) == 1:

@@ -1,5 +1,7 @@
 """What a data set looks like: samples with their boxes, histograms, and the page of a check."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.data import DetectionDataset, open_dataset
-from redetr.data.annotations import Annotations, Split
+from redetr.data.annotations import Split
 from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation, final_size
 from redetr.doctor.check import Report
@@ -23,10 +25,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PANEL_PX = 400
+_FEW_PANELS_PX = 800  # where a row is not full
 _COLUMNS = 4
 _SAMPLES: dict[Split, int] = {"train": 8, "val": 4, "test": 4}
 _AUGMENTED_SAMPLES = 3
 _BINS = 31
+_HISTOGRAM_PX = 600, 350
+_HISTOGRAM_DPI = 100
+_FEW_OCTAVES = 8  # of a scale: below this, there are numbers between the powers of 2
 _MOST_CLASSES = 30  # in the histogram, the most common ones
 _MOST_LEVEL_NAMES = 8  # names of more classes are turned upright
 
@@ -38,7 +44,7 @@ def write_report(report: Report, folder: Path, augmented: bool = False) -> None:
     set that has errors.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    images = {"Histograms": _histograms(report)}
+    images = {}
     sheet = sample_sheet(report)
     if sheet is not None:
         save_image(sheet, folder / "sheet.png")
@@ -52,18 +58,22 @@ def write_report(report: Report, folder: Path, augmented: bool = False) -> None:
 
 def sample_sheet(report: Report) -> Image.Image | None:
     """Readable images of each split with their boxes; None if there are none with objects."""
-    panels = []
+    samples: list[tuple[Split, int]] = []
     for split, annotations in report.splits.items():
         usable = annotations.object_counts() > 0
         for index, header in enumerate(report.headers.get(split, [])):
             if header.problem:
                 usable[index] = False
         for index in _spread(np.flatnonzero(usable), _SAMPLES[split]):
-            panel = _stored_panel(report, split, annotations, index)
-            file_name = annotations.path(index).name
-            panels.append((panel, f"{split}: {file_name}"))
-    if not panels:
+            samples.append((split, index))
+    if not samples:
         return None
+    within_px = _PANEL_PX if len(samples) >= _COLUMNS else _FEW_PANELS_PX
+    panels = []
+    for split, index in samples:
+        panel = _stored_panel(report, split, index, within_px)
+        file_name = report.splits[split].path(index).name
+        panels.append((panel, f"{split}: {file_name}"))
     return grid(panels, _COLUMNS)
 
 
@@ -101,32 +111,34 @@ def _spread(indices: np.ndarray, count: int) -> list[int]:
     return indices[chosen].tolist()
 
 
-def _stored_panel(
-    report: Report, split: Split, annotations: Annotations, index: int
-) -> Image.Image:
+def _stored_panel(report: Report, split: Split, index: int, within_px: int) -> Image.Image:
     """The image with the boxes that the data set has for it."""
+    annotations = report.splits[split]
     start, stop = annotations.first[index : index + 2]
     objects = slice(start, stop)
     boxes = torch.from_numpy(annotations.boxes[objects])
     labels = annotations.labels[objects].tolist()
     image = report.pixels(split, index)
-    return _panel(image, boxes, labels, annotations.class_names)
+    return _panel(image, boxes, labels, annotations.class_names, within_px)
 
 
 def _panel(
-    image: Tensor, boxes: Tensor, labels: list[int], class_names: tuple[str, ...]
+    image: Tensor,
+    boxes: Tensor,
+    labels: list[int],
+    class_names: tuple[str, ...],
+    within_px: int = _PANEL_PX,
 ) -> Image.Image:
-    """The image with its boxes (xyxy pixels), at most `_PANEL_PX` large."""
+    """The image with its boxes (xyxy pixels), at most `within_px` large."""
     # A single class needs no names, which would hide more than they say.
     names = [class_names[label] if len(class_names) > 1 else "" for label in labels]
     colors = [class_color(label) for label in labels]
-    return draw_boxes(image, boxes, names, None, colors, within_px=_PANEL_PX)
+    return draw_boxes(image, boxes, names, None, colors, within_px=within_px)
 
 
-def _histograms(report: Report) -> Image.Image:
-    """Sizes, shapes, objects per image and per class; each split as shares of its own total."""
-    from matplotlib.figure import Figure
-
+def _histograms(report: Report) -> dict[str, Image.Image]:
+    """Sizes, shapes, objects per image and per class, by title; each split as shares of its own
+    total."""
     areas_px: dict[Split, np.ndarray] = {}  # as the side of a square
     shapes: dict[Split, np.ndarray] = {}
     counts: dict[Split, np.ndarray] = {}
@@ -140,43 +152,74 @@ def _histograms(report: Report) -> Image.Image:
         shapes[split] = widths / heights
         counts[split] = annotations.object_counts()
 
-    figure = Figure(figsize=(12, 7), dpi=100, layout="constrained")
-    all_axes = figure.subplots(2, 2)
-    size_axes, shape_axes, count_axes, class_axes = all_axes.ravel()
+    classes = report.classes()
+    of_classes = "Objects per class"
+    if len(classes) > _MOST_CLASSES:
+        of_classes += f", the {_MOST_CLASSES} most common"
+    plots: dict[str, Callable[[Axes], None]] = {
+        "Size of objects: root of the area, px": partial(_plot_ratios, values=areas_px),
+        "Shape of objects: width / height": partial(_plot_ratios, values=shapes),
+        "Objects per image": partial(_plot_counts, values=counts),
+        of_classes: partial(_plot_classes, classes=classes),
+    }
+    return {title: _histogram(title, plot) for title, plot in plots.items()}
 
-    bins = _octaves(areas_px)
-    _plot_shares(size_axes, areas_px, bins)
-    _title(size_axes, "Size of objects: root of the area, px")
-    size_axes.set_xscale("log")
 
-    bins = _octaves(shapes)
-    _plot_shares(shape_axes, shapes, bins)
-    _title(shape_axes, "Shape of objects: width / height")
-    shape_axes.set_xscale("log")
+def _histogram(title: str, plot: "Callable[[Axes], None]") -> Image.Image:
+    from matplotlib.figure import Figure
 
-    bins = _whole_numbers(counts)
-    _plot_shares(count_axes, counts, bins)
-    _title(count_axes, "Objects per image")
-
-    _plot_classes(class_axes, report.classes())
+    width, height = _HISTOGRAM_PX
+    size = width / _HISTOGRAM_DPI, height / _HISTOGRAM_DPI
+    figure = Figure(figsize=size, dpi=_HISTOGRAM_DPI, layout="constrained")
+    axes = figure.subplots()
+    plot(axes)
+    axes.set_title(title, loc="left", fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
     return figure_image(figure)
 
 
+def _plot_ratios(axes: "Axes", values: dict[Split, np.ndarray]) -> None:
+    """Values of which the double and the half are equally far, on a scale of plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    edges = _octaves(values)
+    _plot_shares(axes, values, edges)
+    axes.set_xscale("log", base=2)
+    few_octaves = edges[-1] < _FEW_OCTAVES * edges[0]
+    subs = (1.0, 1.5) if few_octaves else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(2, subs))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _plot_counts(axes: "Axes", values: dict[Split, np.ndarray]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    _plot_shares(axes, values, _whole_numbers(values))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def _octaves(values: dict[Split, np.ndarray]) -> np.ndarray:
-    """Edges of bins that grow by a factor, around 1 and all values."""
-    everything = np.concatenate([*values.values(), [1]])
-    lowest = everything.min()
-    highest = everything.max() * 1.01
-    return np.geomspace(lowest, highest, _BINS)
+    """Edges of bins that grow by a factor, from a power of 2 below all values to one above; from
+    1/2 to 2 if there is none."""
+    everything = np.concatenate([*values.values()]) if values else np.ones(1)
+    if not len(everything):
+        everything = np.ones(1)
+    lowest = np.floor(np.log2(everything.min()))
+    highest = np.ceil(np.log2(everything.max()))
+    if lowest == highest:
+        lowest -= 1
+        highest += 1
+    return np.logspace(lowest, highest, _BINS, base=2)
 
 
 def _whole_numbers(counts: dict[Split, np.ndarray]) -> np.ndarray:
-    """Edges of bins around all counts, one for each if they are few."""
-    most = 0
-    for count in counts.values():
-        most = max(most, count.max(initial=0))
-    edges = min(most + 2, _BINS)
-    return np.linspace(0, most + 1, edges) - 0.5
+    """Edges of bins around all counts, each of equally many whole numbers."""
+    every_count = np.concatenate([*counts.values()]) if counts else np.zeros(0, np.int64)
+    most = int(every_count.max(initial=0))
+    per_bin = most // _BINS + 1
+    bins = most // per_bin + 1
+    return np.arange(bins + 1) * per_bin - 0.5
 
 
 def _plot_shares(axes: "Axes", values: dict[Split, np.ndarray], bins: np.ndarray) -> None:
@@ -223,10 +266,10 @@ def _plot_classes(axes: "Axes", classes: dict[str, dict[str, int]]) -> None:
     names = [name[:20] for name in common]
     upright = len(names) > _MOST_LEVEL_NAMES
     axes.set_xticks(positions, names, rotation=90 if upright else 0)
-    title = "Objects per class"
-    if len(classes) > _MOST_CLASSES:
-        title += f", the {_MOST_CLASSES} most common"
-    _title(axes, title)
+    axes.set_xlim(-1, max(len(names), 2))  # bars of few classes stay bars
+    axes.set_ylabel("objects")
+    if splits:
+        axes.legend(frameon=False)
 
 
 def _color(number: int) -> str:
@@ -234,15 +277,9 @@ def _color(number: int) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def _title(axes: "Axes", title: str) -> None:
-    axes.set_title(title, loc="left", fontweight="bold")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _page(report: Report, images: dict[str, Image.Image]) -> str:
-    pictures = {}
-    for title, image in images.items():
-        pictures[title] = data_uri(image)
+    histograms = {title: data_uri(image) for title, image in _histograms(report).items()}
+    pictures = {title: data_uri(image) for title, image in images.items()}
     return render(
         "doctor/sheet.html",
         source=report.source,
@@ -250,6 +287,7 @@ def _page(report: Report, images: dict[str, Image.Image]) -> str:
         verdict=report.verdict,
         figures=_table("split", report.figures()),
         faults=report.faults,
+        histograms=histograms,
         pictures=pictures,
         classes=_table("class", report.classes()),
     )

@@ -76,6 +76,8 @@ class Explanation:
     encoder_attention: Tensor
     encoder_stride: int  # px of its cells
     picks: Picks | None  # None for the faithful form
+    # [Q, h, w] of each query, how likely each place belongs to its object; None without masks
+    masks: Tensor | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: what each query answers after every layer, best first, boxes xyxy in px."""
@@ -144,6 +146,7 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
     for module in attention.to_queries:
         self_attention.append(_mean_over_heads(module, inputs))
     encoder_attention = _mean_over_heads(attention.encoder, inputs)
+    masks = outputs["pred_masks"][0].float().sigmoid().cpu() if model.has_masks else None
     return Explanation(
         image=image,
         class_names=detector.class_names,
@@ -156,6 +159,7 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
         encoder_attention=encoder_attention.view(height, width, height, width).cpu(),
         encoder_stride=encoder_stride,
         picks=picks,
+        masks=masks,
     )
 
 
@@ -330,8 +334,9 @@ def _points(modules: list[Any], inputs: Inputs) -> Points:
             all_points.append(_by_level(points[0], module.points, outside=-1.0))
             all_weights.append(_by_level(weights[0], module.points, outside=0.0))
         else:  # as many on each level
-            all_points.append(points[0])
-            all_weights.append(weights[0].unflatten(-1, points.shape[3:5]))
+            by_level = (-1, module.points)
+            all_points.append(points[0].unflatten(2, by_level))
+            all_weights.append(weights[0].unflatten(2, by_level))
     return Points(torch.stack(all_points).cpu(), torch.stack(all_weights).cpu())
 
 

@@ -23,6 +23,7 @@ async function explainImage(root, packed) {
   const stage = new Panel(part("stage"), picture, 640);
   const perLayer = (where) => range(layers).map((layer) => new Panel(part(where), picture, 320, `layer ${layer + 1}`));
   const looks = perLayer("cross"), talks = perLayer("self");
+  const mask = data.masks && new Panel(part("mask"), picture, 320, "mask");
   const path = new Panel(part("path"), picture, 420);
 
   function drawStage() {
@@ -67,6 +68,16 @@ async function explainImage(root, packed) {
     }
     const told = shares.map((share, s) => `${percent(share)} on ${data.strides[s]} px`);
     panel.caption.textContent = `layer ${layer + 1}: ${told.join(", ")}`;
+  }
+
+  function drawMask() {
+    const size = data.masks.shape.slice(1);
+    const shares = Float32Array.from(data.masks.row(chosen), (step) => step / 255);
+    mask.clear(0.55);
+    mask.heat(shares, size, 1);
+    mask.box(box(chosen), CHOSEN);
+    const inside = shares.filter((share) => share > 0.5).length / shares.length;
+    mask.caption.textContent = `mask: ${percent(inside)} of the image`;
   }
 
   /** The part of the image in which the query reads in any layer. */
@@ -116,6 +127,7 @@ async function explainImage(root, packed) {
   function drawQuery() {
     drawStage();
     looks.forEach(data.maps ? drawMap : drawPoints);
+    if (mask) drawMask();
     talks.forEach(drawSelf);
     drawPath();
     showEncoder(...center(box(chosen)));

@@ -14,6 +14,7 @@ from redetr.explain.attention import Explanation, Points
 from redetr.explain.habits import Habits
 from redetr.explain.packing import packed, picture_data
 from redetr.pages.templates import render, write_page
+from redetr.structures import Size
 
 _MOST_CELLS = 1200  # of a map; larger ones are drawn coarser
 _BRIGHTNESS_STEPS = 63  # of a map
@@ -51,6 +52,7 @@ def image_page(
         title=title,
         heading=heading,
         loss_link=loss_link,
+        has_masks=explanation.masks is not None,
         fast=isinstance(explanation.cross_attention, Points),
         strides=explanation.strides,
         colors=_LEVEL_COLORS,
@@ -96,6 +98,9 @@ def image_data(
         data["levels"] = packed(picks.level, np.uint8)
     if habits is not None:
         data |= _habit_data(habits)
+    if explanation.masks is not None:
+        shares = F.adaptive_avg_pool2d(explanation.masks, _coarse_size(explanation.masks))
+        data["masks"] = packed((255 * shares).round(), np.uint8)
     return data
 
 
@@ -175,14 +180,19 @@ def _centers(size: int, count: int) -> Tensor:
 
 def _coarse(maps: Tensor) -> Tensor:
     """Maps `[..., h, w]` with at most about `_MOST_CELLS` cells; they still sum to 1."""
-    height, width = maps.shape[-2:]
-    factor = math.ceil(math.sqrt(height * width / _MOST_CELLS))
-    if factor == 1:
+    size = _coarse_size(maps)
+    if size == maps.shape[-2:]:
         return maps
-    size = math.ceil(height / factor), math.ceil(width / factor)
     pooled = F.adaptive_avg_pool2d(maps.flatten(0, -3), size)
     normalized = pooled / pooled.sum((-2, -1), keepdim=True)
     return normalized.view(*maps.shape[:-2], *size)
+
+
+def _coarse_size(maps: Tensor) -> Size:
+    """The size of maps `[..., h, w]` with at most about `_MOST_CELLS` cells."""
+    height, width = maps.shape[-2:]
+    factor = math.ceil(math.sqrt(height * width / _MOST_CELLS))
+    return math.ceil(height / factor), math.ceil(width / factor)
 
 
 def _brightness(maps: Tensor) -> dict[str, Any]:

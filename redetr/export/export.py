@@ -11,10 +11,9 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from redetr.choices import ExportFormat, ExportPrecision
 from redetr.data import DetectionDataset
 from redetr.data.transforms import final_size, normalize, resizer, statistics
+from redetr.data.views import Final, Stretch
 from redetr.detector.detector import Detector
+from redetr.detector.inference import for_inference
 from redetr.errors import InputError
 from redetr.evaluation import compressed_masks, labels_in, with_labels
 from redetr.export.comparison import (
@@ -36,58 +36,14 @@ from redetr.export.comparison import (
 )
 from redetr.export.files import SUFFIXES, Arrays, open_file, write_file
 from redetr.export.graph import Plain, Processed, trace
-from redetr.files import write_whole
+from redetr.export.settings import NOT_RUN, ExportConfig
+from redetr.files import UNFINISHED, write_whole
 from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics, coco_result
 from redetr.postprocess import decode
 from redetr.structures import DatasetDetections, Outputs, Size, collate
 from redetr.wording import counted
 
-_NEEDED: dict[ExportFormat, tuple[str, ...]] = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
-    "torch": (),
-}
 Run = Callable[[Arrays], Arrays]
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """What the file contains, and how."""
-
-    format: ExportFormat = "onnx"
-    precision: ExportPrecision = "fp32"
-    processing: bool = False  # images as stored go in, detections come out
-    mask: bool = False  # a second input marks the padding
-    masks: bool = False  # mask logits come out as well; `export` sets it for a model that has them
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return ("images", "mask") if self.mask else ("images",)
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        names = ("scores", "labels", "boxes") if self.processing else ("logits", "boxes")
-        return (*names, "masks") if self.masks else names
-
-    def check(self) -> None:
-        """Raises InputError for options that exclude each other, or a missing package."""
-        if self.precision == "fp16" and self.format != "openvino":
-            raise InputError("--precision fp16 goes with --format openvino: take that, or fp32")
-        if self.precision == "int8" and self.format == "torch":
-            raise InputError(
-                "--precision int8 goes with --format onnx or openvino: take one of them, or fp32"
-            )
-        if self.processing and self.mask:
-            raise InputError(
-                "--with-processing takes images of one size, which have no padding: leave out "
-                "--mask"
-            )
-        missing = [name for name in _NEEDED[self.format] if find_spec(name) is None]
-        if missing:
-            raise InputError(
-                f"--format {self.format} needs {' and '.join(missing)}: pip install "
-                '"redetr[export]"'
-            )
 
 
 def export(
@@ -108,7 +64,7 @@ def export(
     points and the choice of images does not explain it; then nothing is written.
     """
     config.check()
-    config = replace(config, masks=detector.model.has_masks)
+    config = config.of_model(detector)
     if config.precision == "int8" and not train:
         raise InputError(
             "--precision int8 learns the ranges of values on training images: give --data"
@@ -120,7 +76,7 @@ def export(
         calibration = _calibration(detector, config, train, images) if train else ()
         _build(detector, config, threshold, built, calibration)
         comparison = None
-        if trial:
+        if trial and config.format not in NOT_RUN:
             comparison = trial.compare(open_file(built), max_ap_drop)
             _require_ap(path, comparison, config, max_ap_drop)
         _move(built, path)
@@ -137,11 +93,13 @@ def _build(
     """Traces the model and writes it to `path`."""
     if config.processing:
         module: Plain | Processed = Processed(detector.model, detector.image_size)
+    elif config.one_image:
+        module = Plain(for_inference(detector.model))  # these converters fold no BatchNorm
     else:
         module = Plain(detector.model)
     about = json.dumps(describe(detector, config, threshold))
     write_file(
-        trace(module, config.mask),
+        trace(module, config.mask, config.size, config.one_image),
         path,
         about,
         config.inputs,
@@ -196,8 +154,21 @@ def _milder(config: ExportConfig) -> str:
 def _move(built: Path, path: Path) -> None:
     """Copies the parts of a file to `path` and beside it, each of them whole."""
     for part in sorted(built.parent.iterdir()):  # of OpenVINO's two, the weights first
-        target = path if part == built else path.with_suffix(part.suffix)
-        write_whole(target, partial(shutil.copyfile, part))
+        target = path if part == built else path.with_name(part.name)
+        if part.is_dir():
+            _move_folder(part, target)
+        else:
+            write_whole(target, partial(shutil.copyfile, part))
+
+
+def _move_folder(built: Path, path: Path) -> None:
+    """Copies a folder to `path`; one that is there is replaced when the copy is whole."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
+        copy = Path(folder) / "new"
+        shutil.copytree(built, copy)
+        if path.exists():
+            path.rename(Path(folder) / "old")
+        copy.rename(path)
 
 
 def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict[str, Any]:
@@ -218,6 +189,7 @@ def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict
         "resize": model.resize,
         "image_size": detector.image_size,
         "max_size": model.max_size,
+        "size": config.size,
         "mean": mean,
         "std": std,
     }
@@ -227,11 +199,31 @@ def inputs_of(detector: Detector, config: ExportConfig, images: Sequence[Tensor]
     """What a file takes for uint8 `images` `[3, h, w]`; with `processing` they are of one size."""
     if config.processing:
         return [torch.stack(list(images)).numpy()]
-    resize = resizer(final_size(detector.model, detector.image_size))
-    batch = collate([resize(image) for image in images], dtype=torch.float32, convert=normalize)
+    resized = []
+    for image in images:
+        final = _final(detector, config.size, _size_of(image))
+        resized.append(resizer(final)(image))
+    batch = collate(resized, config.size, dtype=torch.float32, convert=normalize)
     if not config.mask:
         return [batch.images.numpy()]
     return [batch.images.numpy(), batch.mask.numpy()]
+
+
+def _final(detector: Detector, canvas: Size | None, stored: Size) -> Final:
+    """The size of an image of `stored` px in a file that takes any size, or `canvas` alone.
+
+    A model that stretches images stretches them to the canvas. One that keeps the aspect ratio
+    makes them smaller where they would reach beyond it.
+    """
+    final = final_size(detector.model, detector.image_size)
+    if canvas is None:
+        return final
+    if isinstance(final, Stretch):
+        return Stretch(*canvas)
+    sides = final(*stored)
+    share = min(1.0, *(most / side for most, side in zip(canvas, sides, strict=True)))
+    height, width = (max(1, int(share * side)) for side in sides)
+    return Stretch(height, width)
 
 
 def _calibration(
@@ -262,7 +254,7 @@ class Trial:
         self._targets = [dataset.target(index) for index in range(min(images, len(dataset)))]
         self._truth = GroundTruth.from_targets(self._targets, dataset.class_names)
         self._batches = self._batches_of(batch_size)
-        self._pytorch = self._run(self._run_pytorch, replace(config, processing=False))
+        self._pytorch = self._run(self._run_pytorch, replace(config, processing=False, size=None))
 
     def threshold(self) -> float:
         """The score from which on PyTorch's detections have the best F1."""
@@ -423,7 +415,7 @@ class Trial:
         return with_labels(DatasetDetections.concatenate(parts), self._label_of)
 
 
-def _size_of(images: np.ndarray) -> Size:
+def _size_of(images: np.ndarray | Tensor) -> Size:
     height, width = images.shape[-2:]
     return height, width
 

@@ -1,4 +1,4 @@
-"""Traced programs as files: written as ONNX, OpenVINO or `torch.export`, and opened to run."""
+"""Traced programs as files in each format, and opened to run."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -11,9 +11,23 @@ from torch.export import ExportedProgram
 
 from redetr.choices import ExportFormat, ExportPrecision
 from redetr.export.graph import quiet
+from redetr.export.mobile import (
+    Arrays,
+    open_executorch,
+    open_litert,
+    write_coreml,
+    write_executorch,
+    write_litert,
+)
 
-Arrays = list[np.ndarray]
-SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+SUFFIXES: dict[ExportFormat, str] = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "torch": ".pt2",
+    "executorch": ".pte",
+    "litert": ".tflite",
+    "coreml": ".mlpackage",
+}
 ABOUT = "redetr"  # the name of the metadata in a file
 _OPSET = 20
 
@@ -28,12 +42,22 @@ def write_file(
     precision: ExportPrecision = "fp32",
     calibration: Iterable[Arrays] = (),
 ) -> None:
-    """Writes `program` to `path` (OpenVINO: and a `.bin` beside it) with the metadata `about`.
+    """Writes `program` to `path` with the metadata `about`.
 
-    "int8" takes the ranges of values from the model inputs in `calibration`.
+    OpenVINO has a `.bin` beside it; ExecuTorch and LiteRT, which store no texts, have the metadata
+    beside it, in `FILE.json`. "int8" takes the ranges of values from the model inputs in
+    `calibration`.
     """
     if format == "torch":
         torch.export.save(program, path, extra_files={f"{ABOUT}.json": about})
+        return
+    if format == "coreml":
+        write_coreml(program, path, {ABOUT: about}, inputs, outputs, precision)
+        return
+    if format in ("executorch", "litert"):
+        write = write_executorch if format == "executorch" else write_litert
+        write(program, path)
+        path.with_name(f"{path.name}.json").write_text(about + "\n")
         return
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = path if format == "onnx" else Path(folder) / "model.onnx"
@@ -123,9 +147,16 @@ def write_openvino(
 def open_file(path: Path) -> Callable[[Arrays], Arrays]:
     """A function from input arrays to output arrays that runs a written file on the CPU.
 
-    It computes in fp32 where the file is not quantised.
+    There is none for Core ML, whose runtime is part of Apple's systems. It computes in fp32 where
+    the file is not quantised.
     """
-    openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt2": _open_torch}
+    openers = {
+        ".onnx": _open_onnx,
+        ".xml": _open_openvino,
+        ".pt2": _open_torch,
+        ".pte": open_executorch,
+        ".tflite": open_litert,
+    }
     return openers[path.suffix](path)
 
 

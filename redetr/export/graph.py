@@ -18,7 +18,7 @@ from redetr.choices import ImageSize
 from redetr.data.transforms import final_size, statistics
 from redetr.data.views import Stretch
 from redetr.postprocess import decode
-from redetr.structures import DetectionModel
+from redetr.structures import DetectionModel, Size
 
 
 class Plain(nn.Module):
@@ -110,19 +110,27 @@ def resized_pixels(images: Tensor, height: int, width: int) -> Tensor:
     return (resized + 0.5).floor()
 
 
-def trace(module: Plain | Processed, mask: bool = False) -> ExportedProgram:
+def trace(
+    module: Plain | Processed,
+    mask: bool = False,
+    size: Size | None = None,
+    one_image: bool = False,
+) -> ExportedProgram:
     """The program of a module on the host, for any number and size of images.
 
-    `mask` adds the padding as an input.
+    `mask` adds the padding as an input. With `size`, height and width are fixed, and with
+    `one_image` so is the batch: to a single image.
     """
-    sides = (96, 160)  # any two that differ
+    sides = size or (96, 160)  # any two that differ
+    side = None if size else Dim.DYNAMIC
+    num_images = 1 if one_image else 2
     dtype = torch.uint8 if isinstance(module, Processed) else torch.float32
-    batch = Dim("batch")
-    inputs = [torch.zeros(2, module.model.channels, *sides, dtype=dtype)]
-    shapes = [{0: batch, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}]
+    batch = None if one_image else Dim("batch")
+    inputs = [torch.zeros(num_images, module.model.channels, *sides, dtype=dtype)]
+    shapes = [{0: batch, 2: side, 3: side}]
     if mask:
-        inputs.append(torch.zeros(2, *sides, dtype=torch.bool))
-        shapes.append({0: batch, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC})
+        inputs.append(torch.zeros(num_images, *sides, dtype=torch.bool))
+        shapes.append({0: batch, 1: side, 2: side})
     # Other memory formats are saved with a warning.
     module = deepcopy(module).to(memory_format=torch.contiguous_format).eval()
     module.model.aux_loss = False  # boxes of all positions are there for the loss alone

@@ -84,7 +84,9 @@ class _Quality(nn.Module):
 
         The `distributions` `[B, Q, 4, N]` sum to 1.
         """
-        peaks = distributions.topk(_PEAKS, dim=-1).values  # [B, Q, 4, peaks]
+        # Gathered: LiteRT has no operator for the values of `topk` alone.
+        positions = distributions.topk(_PEAKS, dim=-1).indices
+        peaks = distributions.gather(-1, positions)  # [B, Q, 4, peaks]
         statistics = torch.cat([peaks, peaks.mean(-1, keepdim=True)], -1)
         return self.reg_conf(statistics.flatten(2))
 

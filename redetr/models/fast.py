@@ -78,17 +78,16 @@ class DeformableAttention(nn.Module):
     def samples(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Returns where each query looks, and how much each point counts.
 
-        The points are `[B, Q, heads, levels, points, 2]`, x and y as fractions of the unpadded
+        The points are `[B, Q, heads, levels * points, 2]`, x and y as fractions of the unpadded
         image, and may lie outside of it. The weights are `[B, Q, heads, levels * points]` and sum
-        to 1.
+        to 1. No tensor has six axes, which Core ML does not take.
         """
         batch, num_queries, _ = query.shape
-        split = (batch, num_queries, self.nheads, len(STRIDES), self.points)
+        split = (batch, num_queries, self.nheads, len(STRIDES) * self.points)
         offsets = at_least_float32(self.offsets(query)).view(*split, 2)
-        weights = at_least_float32(self.weights(query)).view(batch, num_queries, self.nheads, -1)
-        weights = weights.softmax(-1)
-        boxes = boxes[:, :, None, None, None, :]
-        centers = boxes[..., :2]  # [B, Q, 1, 1, 1, 2]
+        weights = at_least_float32(self.weights(query)).view(split).softmax(-1)
+        boxes = boxes[:, :, None, None, :]
+        centers = boxes[..., :2]  # [B, Q, 1, 1, 2]
         sizes = boxes[..., 2:]
         # Offset `points` reaches the border of the box: half a size from its centre.
         points = centers + offsets * sizes * (0.5 / self.points)
@@ -108,10 +107,10 @@ class DeformableAttention(nn.Module):
         is the share (x, y) of the canvas that is image.
         """
         points, weights = self.samples(query, boxes)
-        points = points * valid_ratio[:, None, None, None, None]  # as fractions of the canvas
+        points = points * valid_ratio[:, None, None, None]  # as fractions of the canvas
         values = self.value_proj(memory).unflatten(-1, (self.nheads, -1))  # [B, S, heads, d]
         per_level = [self.points] * len(STRIDES)
-        out = read_points(values, shapes, points.flatten(3, 4), weights, per_level)
+        out = read_points(values, shapes, points, weights, per_level)
         return self.out_proj(out.to(query.dtype))
 
 

@@ -205,7 +205,7 @@ class PanopticDETR(DetectionModel):
         outputs["canvas"] = (height, width)
         outputs["masks_of"] = partial(self.masks, decoded)
         if all_masks:
-            num_images = len(images)
+            num_images = images.shape[0]  # a symbol where a file for any number is traced
             index = torch.arange(num_images, device=images.device)
             queries = torch.arange(self.num_queries, device=images.device)
             masks = self.masks(

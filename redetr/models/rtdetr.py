@@ -135,13 +135,14 @@ class TwoStageDecoder(nn.Module):
         their box is the constant (1, 1, 1, 1), as in the original.
         """
         used = ((anchors > _BORDER) & (anchors < 1 - _BORDER)).all(-1, keepdim=True)  # [B, S, 1]
-        features = self.enc_output(memory * used.to(memory.dtype))  # [B, S, D]
+        used = used.to(memory.dtype)  # Core ML takes no truth values from positions
+        features = self.enc_output(memory * used)  # [B, S, D]
         logits = at_least_float32(self.enc_score_head(features))  # [B, S, C]
         best = best_positions(logits, self.num_queries)  # [B, Q]
         content = take(features, best)
         correction = at_least_float32(self.enc_bbox_head(content))
         boxes = (inverse_sigmoid(take(anchors, best)) + correction).sigmoid()  # [B, Q, 4]
-        boxes = torch.where(take(used, best), boxes, 1.0)
+        boxes = torch.where(take(used, best) > 0, boxes, 1.0)
         return content, {"pred_logits": take(logits, best), "pred_boxes": boxes}
 
     def _decode(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from redetr.choices import LabelChoice
@@ -30,6 +31,8 @@ _INK: Color = (33, 37, 41)
 _PAPER: Color = (255, 255, 255)
 NO_COLOR: Color = (150, 150, 150)  # of what is in no class or track
 _GAP_PX = 12
+_CAPTION_PX = 240  # a column may be wider than its images by a caption of this width
+_MARK = "redetr"
 _MANY_BOXES = 30  # in one image
 _MASK_OPACITY = 0.4
 _MOST_HIDDEN = 0.15  # of a box, by a tag that has room
@@ -101,7 +104,8 @@ def draw_boxes(
     Masks are translucent, with a thin outline, below all boxes and tags.
 
     A tag is the text in `labels` with the score in percent, in the color of its box. With `tags` of
-    "auto", those without room are left out: they would hide a part of another tag or much of a box.
+    "auto", those without room are left out: they would hide a part of another tag or much of a box,
+    or are larger than their box among more than 30.
     The first box lies on top and is tagged first; tags stay inside the image.
 
     `scale` enlarges the image by a whole factor before anything is drawn, so that lines and text
@@ -134,8 +138,8 @@ def draw_boxes(
 def grid(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image:
     """One image of (image, caption) panels in rows of `columns`; captions stand above the images.
 
-    Each column is as wide as its widest panel and each row as high as its highest. Raises
-    ValueError for no panels or no columns.
+    Each column is as wide as its widest image and each row as high as its highest. Of a longer
+    caption, the middle is left out. Raises ValueError for no panels or no columns.
     """
     if not panels or columns < 1:
         raise ValueError("a grid needs at least one panel and one column")
@@ -147,7 +151,7 @@ def grid(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image
     heights = []
     for image, caption in panels:
         text_px = round(font.getlength(caption) + 1)
-        widths.append(max(image.width, text_px))
+        widths.append(max(image.width, min(text_px, _CAPTION_PX)))
         heights.append(image.height + caption_px)
     column_widths = [max(widths[column::columns]) for column in range(columns)]
     row_starts = range(0, len(panels), columns)
@@ -160,7 +164,8 @@ def grid(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image
         row, column = divmod(index, columns)
         x = x_edges[column]
         y = y_edges[row]
-        drawing.text((x, y + caption_px / 2), caption, _INK, font, anchor="lm")
+        text = _shortened(caption, column_widths[column], font)
+        drawing.text((x, y + caption_px / 2), text, _INK, font, anchor="lm")
         canvas.paste(image, (x, y + caption_px))
     return canvas
 
@@ -180,11 +185,28 @@ def comparison_grid(
 
 
 def save_image(image: Image.Image, path: PathLike) -> None:
-    """Writes the image in the format of the path's suffix, whole or not at all.
+    """Writes the image in the format of the path's suffix, PNG or JPEG, whole or not at all, with
+    a mark by which `is_drawn` knows it.
 
     The folder must exist.
     """
-    write_whole(Path(path), image.save)
+    text = PngInfo()
+    text.add_text("Software", _MARK)
+
+    def save(temporary: Path) -> None:
+        image.save(temporary, pnginfo=text, comment=_MARK)  # of each format one
+
+    write_whole(Path(path), save)
+
+
+def is_drawn(path: Path) -> bool:
+    """Whether `save_image` wrote the file."""
+    try:
+        with Image.open(path) as image:
+            marks = (image.info.get("Software"), image.info.get("comment"))
+    except OSError:  # no image
+        return False
+    return _MARK in marks or _MARK.encode() in marks
 
 
 def _rectangles(boxes: Tensor) -> Boxes:
@@ -240,16 +262,23 @@ def _draw_tags(
     colors: Sequence[Color],
     only_where_room: bool,
 ) -> None:
-    """Writes the texts beside their boxes, each where it hides least of earlier tags and boxes."""
+    """Writes the texts beside their boxes, each where it hides least of earlier tags and boxes.
+
+    Among many boxes, a tag that is larger than its box has no room: all together would hide the
+    image.
+    """
     drawing = ImageDraw.Draw(canvas)
     font = _font(_font_size(canvas, boxes))
     box_sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
     box_areas = box_sides.prod(1)
     drawn_tags = np.zeros((0, 4))
-    for box, text, color in zip(boxes.tolist(), texts, colors, strict=True):
+    is_crowded = only_where_room and len(boxes) > _MANY_BOXES
+    for box, box_area, text, color in zip(boxes.tolist(), box_areas, texts, colors, strict=True):
         if not text:
             continue
         size = (font.getlength(text) + 8, font.size * 1.25)
+        if is_crowded and size[0] * size[1] > box_area:
+            continue
         best = None
         for tag in _tag_positions(box, size, canvas.size):
             hidden_tags = float(_common_areas(tag, drawn_tags).sum())
@@ -355,6 +384,18 @@ def _font_size(canvas: Image.Image, boxes: Boxes) -> int:
     if math.isinf(median_side):
         return max(15, round(longest / 42))
     return max(11, round(min(longest / 42, median_side / 4)))
+
+
+def _shortened(caption: str, width_px: int, font: ImageFont.FreeTypeFont) -> str:
+    """The caption, without its middle if it is wider than that: both ends of a file name say which
+    it is."""
+    shown = caption
+    kept = len(caption)
+    while font.getlength(shown) > width_px and kept > 2:
+        kept -= 1
+        end = kept // 2
+        shown = f"{caption[: kept - end]}…{caption[len(caption) - end :]}"
+    return shown
 
 
 def _panel_edges(sizes: Sequence[int]) -> list[int]:

@@ -6,8 +6,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from redetr.errors import InputError
 from redetr.files import write_whole
 
+_MARK = '<meta name="generator" content="redetr'
+_HEAD_CHARACTERS = 1000  # of a page, which say who wrote it
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -18,6 +21,23 @@ def render(template: str, **values: Any) -> str:
     `Markup`. Raises UndefinedError if the template needs a value that is not given.
     """
     return _ENVIRONMENT.get_template(template).render(**values)
+
+
+def require_own_page(folder: Path, *others: str) -> None:
+    """Raises InputError if a tool would replace an `index.html` in the folder that redetr has not
+    written, or where there is no page, files with the names of those that it writes beside it."""
+    page = folder / "index.html"
+    remedy = "give another folder"
+    if page.exists():
+        with open(page, encoding="utf-8", errors="replace") as content:
+            is_own = _MARK in content.read(_HEAD_CHARACTERS)
+        if not is_own:
+            raise InputError("is a page that redetr has not written", where=page, remedy=remedy)
+        return
+    for name in others:
+        if (folder / name).exists():
+            text = "is there already, without a page of redetr beside it"
+            raise InputError(text, where=folder / name, remedy=remedy)
 
 
 def write_page(path: Path, html: str) -> None:

@@ -20,6 +20,7 @@ from redetr.report.scenes import poorest_masks, scenes
 _FOLDER = Path(__file__).parent
 _MOST_CLASSES = 30  # in the matrix of confusions
 _MOST_CONFUSIONS = 12
+_HARDLY_LOST = 0.005  # AP50 that the costliest kind of mistake costs
 # Colors of full cells of the matrix, as in report.css.
 _HIT = (24, 100, 171)
 _MISS = (201, 42, 42)
@@ -68,7 +69,7 @@ _MISTAKES = {
     ),
     "duplicate": Mistake(
         "the object was found already, with a higher score",
-        "DETR unlearns these late: train longer. Two annotations on one object teach them: "
+        "DETR unlearns duplicates late: train longer. Two annotations on one object teach them: "
         "redetr check finds those.",
     ),
     "background": Mistake(
@@ -168,6 +169,7 @@ def _document(report: Report) -> str:
             poorest_masks=poorest,
             quality_rows=quality_rows,
             kinds=KINDS,
+            hardly_lost=_HARDLY_LOST,
             style=inline("pages/page.css") + inline("report/report.css"),
             script=inline("report/report.js") + inline("pages/scrolling.js"),
         )

@@ -452,17 +452,25 @@ def is_for_denoising(name: str) -> bool:
 
 
 def load_strictly(model: DetectionModel, weights: Weights) -> None:
-    """Fills all of `model`. Raises InputError if a tensor is missing, unknown, of another shape, or
-    not finite. What only training with denoising needs is left out if the model is built without.
+    """Fills all of `model`, which may be on "meta": its tensors are made then, on the CPU.
+
+    Raises InputError if a tensor is missing, unknown, of another shape, or not finite. What only
+    training with denoising needs is left out if the model is built without.
     """
     require_fitting(model, weights)
     for name, tensor in weights.tensors.items():
         if not tensor.isfinite().all():
             text = f"{name} has values that are not finite: the run has diverged"
             raise InputError(text, where=weights.path)
-    expected = model.state_dict()
-    needed = {name: tensor for name, tensor in weights.tensors.items() if name in expected}
-    model.load_state_dict(needed)
+    needed = {}
+    is_meta = False
+    for name, expected in model.state_dict().items():
+        needed[name] = weights.tensors[name]
+        if expected.is_meta:
+            is_meta = True
+            # A copy: the file may hold another precision, or one tensor under two names.
+            needed[name] = needed[name].to(expected.dtype, copy=True).contiguous()
+    model.load_state_dict(needed, assign=is_meta)
 
 
 def require_fitting(model: DetectionModel, weights: Weights) -> None:

@@ -2,6 +2,7 @@
 evaluated and predicted, as users of satellites and microscopes do."""
 
 import builtins
+import io
 import json
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from command_line import train_arguments
 from PIL import Image
 
 import redetr
+from redetr.app.api import Api
+from redetr.app.uploads import Turns, Upload, Uploads
 from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.data.bands import in_channels
 from redetr.data.headers import read_header
 from redetr.data.images import image_size, read_image
 from redetr.data.transforms import MEAN, STD, Jitter, draws_of, statistics
+from redetr.detector.sources import find_sources
 from redetr.errors import InputError
 from redetr.models.channels import adapted, first_convolution
 from redetr.weights.reading import read_weights
@@ -69,6 +73,32 @@ def test_what_pillow_refuses_is_read_as_it_would_be(tmp_path):
     planes = tmp_path / "planes.tif"
     write_tiff(planes, np.moveaxis(colour, 2, 0), photometric="rgb", planarconfig="separate")
     assert (read_image(planes).permute(1, 2, 0).numpy() == FIVE[:, :, :3]).all()
+
+
+def test_pages_that_are_not_read_are_reported(tmp_path, capsys):
+    """A stack of seven, which Pillow refuses; bands and smaller copies are no pages."""
+    stack = np.zeros((7, 20, 30))
+    assert read_header(write_tiff(tmp_path / "z.tif", stack, planarconfig=None)).frames == 7
+    bands = tmp_path / "bands.tif"
+    write_tiff(bands, np.moveaxis(FIVE, 2, 0), planarconfig="separate")
+    assert read_header(bands).frames == 1
+    pyramid = tmp_path / "pyramid.tif"
+    with tifffile.TiffWriter(pyramid) as writer:
+        options = {"photometric": "minisblack", "planarconfig": "contig"}
+        writer.write(FIVE, subifds=1, **options)
+        writer.write(FIVE[::2, ::2].copy(), subfiletype=1, **options)
+    assert read_header(pyramid).frames == 1
+    data = five_channel_data(tmp_path / "data", as_stack)
+    main(["check", str(data)])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "holds 2 images; only the first is read: save the others as files" in said
+    faults = []
+    (tmp_path / "broken.tif").write_bytes(b"II*")
+    sources = find_sources([str(data / "val"), str(tmp_path)], faults)
+    assert [name for name in sources if name.endswith("broken.tif")]
+    (note,) = [fault for fault in faults if fault.code == "image-frames"]
+    assert note.count == 6 + 3 + 1  # val is in both, and z.tif
+    assert "holds 2 images, and only the first is looked at; save the others" in str(note)
 
 
 def test_without_tifffile_the_cure_is_named(tmp_path, monkeypatch):
@@ -164,15 +194,15 @@ def test_colours_of_other_channels_change_alike():
 # ------------------------------------------------------------------------------------ as a user does it
 
 
-def five_channel_data(root: Path, write) -> Path:
-    """Squares that only the fifth band shows, in COCO format."""
+def five_channel_data(root: Path, write, bands: int = 5) -> Path:
+    """Squares that only the last band shows, in COCO format."""
     for split, count in {"train": 6, "val": 3}.items():
         (root / split).mkdir(parents=True)
         images, annotations = [], []
         for number in range(count):
-            pixels = RANDOM.integers(0, 60, (64, 64, 5), dtype=np.uint16)
+            pixels = RANDOM.integers(0, 60, (64, 64, bands), dtype=np.uint16)
             x, y = RANDOM.integers(0, 40, 2).tolist()
-            pixels[y : y + 20, x : x + 20, 4] = 250
+            pixels[y : y + 20, x : x + 20, -1] = 250
             name = write(root / split / f"{split}{number}", pixels * 100)
             images.append({"id": number, "file_name": name, "width": 64, "height": 64})
             annotations.append(
@@ -195,6 +225,11 @@ def as_npy(path: Path, pixels: np.ndarray) -> str:
 
 def as_tiff(path: Path, pixels: np.ndarray) -> str:
     return write_tiff(path.with_suffix(".tif"), pixels).name
+
+
+def as_stack(path: Path, pixels: np.ndarray) -> str:
+    """Two pages of five bands."""
+    return write_tiff(path.with_suffix(".tif"), np.stack([pixels, pixels])).name
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +268,51 @@ def test_prediction_draws_the_first_three(trained, tmp_path):
     assert detector.predict(image, threshold=0.0, tile=40).boxes.shape[1] == 4
     with pytest.raises(InputError, match=r"of 5 channels .*\[3, 64, 64\]"):
         detector.predict(image[:3])
+
+
+@pytest.mark.parametrize("write", [as_npy, as_tiff])
+def test_two_bands(write, tmp_path, capsys):
+    """Neither RGB nor grey, so that nothing may look at them as such."""
+    data = five_channel_data(tmp_path / "data", write, bands=2)
+    main(["check", str(data), "--thorough", "--report", str(tmp_path / "report")])
+    assert "ready to train" in capsys.readouterr().out
+    assert open_dataset(data, "train").channels == 2
+    if write is as_npy:
+        arguments = train_arguments(data, tmp_path / "run", steps=1, eval_every=1)
+        main([str(word) for word in arguments])
+        assert redetr.load(tmp_path / "run", device="cpu").model.channels == 2
+
+
+def test_where_the_model_looked_and_the_loss(trained, tmp_path):
+    data, run = trained
+    arguments = ["explain", str(run), "--device", "cpu", "--output", str(tmp_path / "pages")]
+    main([*arguments, "--image-id", "1", "--samples", "1"])
+    assert (tmp_path / "pages" / "loss.html").exists()
+    main([*arguments, str(data / "val/val0.npy")])
+    assert "<html" in (tmp_path / "pages" / "index.html").read_text()
+
+
+def test_the_app_takes_files_of_these_bands(trained):
+    data, run = trained
+    detector = redetr.load(run, device="cpu")
+    content = (data / "val/val0.npy").read_bytes()
+    api = Api(detector, Uploads(), Turns())
+    detections = api._detect(Upload(io.BytesIO(content), "a.npy", None), 0.0)
+    assert torch.equal(detections.boxes, detector.predict(data / "val/val0.npy", 0.0).boxes)
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(png, "PNG")
+    huge = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        huge, {"descr": "|u1", "fortran_order": False, "shape": (10**5, 10**5, 5)}
+    )
+    for upload, says in (
+        (png, "this image: .*it has 3 bands, and the model takes 5"),
+        (io.BytesIO(b"nothing"), "not an image of 5 bands"),
+        (huge, "more than 50 million pixels"),
+        (io.BytesIO(content[:200]), "this image: cannot decode"),
+    ):
+        with pytest.raises(InputError, match=says):
+            api._detect(Upload(upload, None, None), 0.0)
 
 
 def test_a_model_of_rgb_refuses_other_data(trained, tmp_path):

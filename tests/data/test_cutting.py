@@ -5,18 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_coco import write
 
 from redetr.cli import main
+from redetr.data import open_dataset
 from redetr.data.annotations import Annotations
 from redetr.data.formats.cutting import Cut, _tiles_of
 from redetr.data.formats.layouts import read_annotations
 from redetr.data.formats.writing import convert
 from redetr.data.images import read_image
+from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
+from redetr.masks import boxes_of_masks, decode, encode
 
 SIZE = (100, 180)  # height, width of the image that is cut by hand
 
@@ -65,12 +69,106 @@ def test_tiles_by_hand(tmp_path):
     second = read_image(tmp_path / "new/train/a_x00080_y00000.png")
     assert (second == whole[:, :, 80:180]).all()
     assert (tmp_path / "new/train/small.png").samefile(source / "train/small.png")
-    assert notes == [
+    unclaimed = [note for note in notes if "no annotation names this image" in note]
+    assert len(unclaimed) == 1  # the images of the annotations that were replaced
+    assert [note for note in notes if note not in unclaimed] == [
         f"{tmp_path}/new: train has 3 images, 5 objects",
         "train: 1 image cut into tiles of 100 px; 1 image no larger than that",
         "train: 2 objects in several tiles, 2 boxes cut at an edge; a tile has the objects of "
         "which it shows 40% of the area, or more than any other tile",
     ]
+
+
+# An L whose upright is in the first tile alone, and whose foot reaches into the second.
+L_SHAPE = [[60, 10, 70, 10, 70, 70, 120, 70, 120, 80, 60, 80]]
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+def test_masks_are_cut_with_their_images(form, tmp_path):
+    """Tiles of 100 px at 0 and 80. Of the L, 200 of 1,200 px are beyond the first tile, 400 in the
+    second, which is a third: its box is no measure. The square is whole in the first."""
+    square = [[5, 5, 25, 5, 25, 25, 5, 25]]
+    boxes = [[60, 10, 60, 70], [5, 5, 20, 20]]
+    source = data(tmp_path / "source", boxes, segmentation=[L_SHAPE, square])
+    notes = convert(source, tmp_path / "new", form, cut=Cut(100, 0.2, min_visible=0.3))
+    assert any("2 boxes cut at an edge" in note for note in notes)
+    first, second, small = (
+        open_dataset(tmp_path / "new", "train", masks=True).target(i) for i in range(3)
+    )
+    assert first["boxes"].tolist() == [[60, 10, 100, 80], [5, 5, 25, 25]]
+    assert second["boxes"].tolist() == [[0, 70, 40, 80]]
+    whole = torch.zeros(2, 100, 180, dtype=torch.bool)
+    whole[0, 10:80, 60:70] = True
+    whole[0, 70:80, 60:120] = True
+    whole[1, 5:25, 5:25] = True
+    assert torch.equal(first["masks"], whole[:, :, :100])
+    assert torch.equal(second["masks"], whole[:1, :, 80:])
+    assert small["masks"].shape == (0, 20, 30)
+    if form == "coco":
+        assert first["area"].tolist() == pytest.approx([1000 / 1200 * 4200, 400], rel=1e-3)
+
+
+def test_a_tile_without_a_pixel_of_an_object_does_not_have_it(tmp_path):
+    """Its box reaches into the second tile, by more than the least share."""
+    corner = [[0, 0, 20, 0, 20, 10, 0, 10], [168, 90, 170, 90, 170, 92, 168, 92]]
+    source = data(tmp_path / "source", [[0, 0, 170, 92]], segmentation=[corner])
+    convert(source, tmp_path / "new", "coco", cut=Cut(100, 0.0, min_visible=0.01))
+    new = open_dataset(tmp_path / "new", "train", masks=True)
+    shown = {new.image_name(i): new.target(i)["boxes"].tolist() for i in range(len(new))}
+    assert shown["a_x00000_y00000.png"] == [[0, 0, 20, 10]]
+    assert shown["a_x00080_y00000.png"] == [[88, 90, 90, 92]]
+    alone = data(tmp_path / "alone", [[0, 0, 170, 92]], segmentation=[corner[:1]])
+    convert(alone, tmp_path / "cut", "coco", cut=Cut(100, 0.0, min_visible=0.01))
+    new = open_dataset(tmp_path / "cut", "train", masks=True)
+    assert [len(new.target(i)["boxes"]) for i in range(3)] == [1, 0, 0]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    tile=st.integers(8, 60),
+    overlap=st.floats(0, 0.6),
+    min_visible=st.floats(0.01, 1),
+)
+def test_the_masks_of_all_tiles_are_those_of_the_image(seed, tile, overlap, min_visible):
+    random = np.random.default_rng(seed)
+    whole = np.zeros((3, 50, 70), bool)
+    for mask in whole:
+        top, left = random.integers(0, 35), random.integers(0, 55)
+        mask[top : top + 15, left : left + 15] = random.random((15, 15)) < 0.5
+        mask[top, left] = True
+    builder = MaskBuilder(for_training=True)
+    for counts in encode(torch.from_numpy(whole)):
+        builder.add(counts)
+    annotations = Annotations(
+        source=Path(),
+        folder=Path(),
+        names=np.array([b"a.png"]),
+        ids=np.array([1]),
+        sizes=np.array([(50, 70)]),
+        category_ids=(5,),
+        class_names=("ant",),
+        first=np.array([0, 3]),
+        boxes=boxes_of_masks(torch.from_numpy(whole)).numpy(),
+        labels=np.zeros(3, np.int64),
+        iscrowd=np.zeros(3, bool),
+        area=whole.sum((1, 2)).astype(np.float32),
+        object_ids=np.arange(3),
+        masks=builder.columns(),
+    )
+    seen = set()
+    for cut_tile in _tiles_of(annotations, 0, Cut(tile, overlap, min_visible)):
+        left, top, right, bottom = cut_tile.window
+        size = (bottom - top, right - left)
+        part = whole[:, top:bottom, left:right]
+        for row, counts, box in zip(cut_tile.objects, cut_tile.masks, cut_tile.boxes, strict=True):
+            seen.add(int(row))
+            mask = decode([counts], size)
+            assert np.array_equal(mask[0].numpy(), part[row])
+            assert boxes_of_masks(mask)[0].tolist() == box.tolist()
+        enough = part.sum((1, 2)) >= (min_visible + 1e-6) * whole.sum((1, 2))
+        assert set(np.flatnonzero(enough)) <= set(cut_tile.objects.tolist())
+    assert seen == {0, 1, 2}
 
 
 def test_an_object_larger_than_a_tile_is_in_the_tile_that_shows_the_most(tmp_path):

@@ -1,6 +1,7 @@
 """Files of annotation tools in the folders that they write: the same box is read from each, or a
 line says what the format is and what to export."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ OBJ_DATA = "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup 
 READ: dict[str, Write] = {
     "CVAT": files("images/a.jpg", {"annotations.xml": cvat(CVAT_BOX)}),
     "CVAT, images beside": files("a.jpg", {"annotations.xml": cvat(CVAT_BOX)}),
+    "VIA, in the folder of images": files("images/a.jpg", {"images/v.json": via(RECT)}),
     "CVAT, polygon": files(
         "images/a.jpg",
         {"a.xml": cvat('<polygon label="cat" points="24.0,16.0;60.0,16.0;60.0,48.0"></polygon>')},
@@ -302,9 +304,10 @@ def test_a_file_is_given(tmp_path, name, words):
         open_dataset(tmp_path / name, "train")
 
 
-def test_subsets_of_cvat_are_splits(tmp_path):
-    for name in ("a.jpg", "b.jpg"):
-        save_image(tmp_path / "images" / name, 1, size=(WIDTH, HEIGHT))
+@pytest.mark.parametrize("folders", [("", ""), ("Train", "Validation")])
+def test_subsets_of_cvat_are_splits(tmp_path, folders):
+    for folder, name in zip(folders, ("a.jpg", "b.jpg"), strict=True):
+        save_image(tmp_path / "images" / folder / name, 1, size=(WIDTH, HEIGHT))
     one = cvat(CVAT_BOX, "a.jpg", ' subset="Train"')
     other = cvat(CVAT_BOX, "b.jpg", ' subset="Validation"')
     shape = other[other.index("<image") :]
@@ -312,6 +315,38 @@ def test_subsets_of_cvat_are_splits(tmp_path):
     assert splits_of(tmp_path) == ["train", "val"]
     names = [read_annotations(tmp_path, split).names.tolist() for split in ("train", "val")]
     assert names == [[b"a.jpg"], [b"b.jpg"]]
+
+
+def test_files_of_datumaro_are_splits(tmp_path):
+    for split in ("train", "val"):
+        image(tmp_path, f"images/{split}/a.jpg")
+        text(tmp_path, f"annotations/{split}.json", datumaro(type="bbox", bbox=XYWH))
+    assert splits_of(tmp_path) == ["train", "val"]
+    assert open_dataset(tmp_path, "val").notes == ()
+
+
+def test_an_object_without_class_is_an_error(tmp_path):
+    files("a.jpg", {"v.json": via(RECT, {"label": {"cat": True, "dog": True}})})(tmp_path)
+    document = json.loads((tmp_path / "v.json").read_text())
+    document["b"] = {"filename": "b.jpg", "regions": via(RECT)["a.jpg99"]["regions"]}
+    (tmp_path / "v.json").write_text(json.dumps(document))
+    image(tmp_path, "b.jpg")
+    with pytest.raises(InputError) as caught:
+        open_dataset(tmp_path, "train")
+    said = "v.json: a shape on image 0 ('a.jpg'): has no class, or several; give it one"
+    assert said in str(caught.value)
+
+
+def test_a_missing_image_without_size(tmp_path):
+    files("b.jpg", {"labels.json": coco_document(width=None)})(tmp_path)
+    with pytest.raises(InputError, match=r"'a.jpg'.: its file is not in"):
+        open_dataset(tmp_path, "train")
+
+
+def test_a_file_of_another_format_beside_it_is_named(tmp_path):
+    files("images/a.jpg", {"v.json": via(RECT), "a.json": coco_document()})(tmp_path)
+    notes = " ".join(open_dataset(tmp_path, "train").notes)
+    assert "is read in CVAT, VIA or Datumaro format, and a.json is not read" in notes
 
 
 def test_shapes_that_are_no_objects_are_counted(tmp_path):
@@ -341,6 +376,13 @@ def test_another_format_beside_is_no_rival(tmp_path):
     text(tmp_path, "export.json", coco_document())
     text(tmp_path, "classes.txt", "other\n")
     assert open_dataset(tmp_path, "train").class_names == ("cat",)
+
+
+def test_labels_in_another_folder(tmp_path):
+    yolo(f"0 {FRACTIONS}")(tmp_path)
+    (tmp_path / "labels").rename(tmp_path / "Annotations")
+    (note,) = open_dataset(tmp_path, "train").notes
+    assert "no image of train has a label file; Annotations/train/a.txt may be one: move" in note
 
 
 def test_number_of_names(tmp_path):

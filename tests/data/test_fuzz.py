@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.writing import convert
 from redetr.errors import InputError
 
-FORMS = ("coco", "yolo", "voc", "pose", "labelme")
+FORMS = ("coco", "yolo", "voc", "pose", "labelme", "cvat", "via", "datumaro", "darknet")
 TOKEN = re.compile(rb'"[^"]*"|-?\d+(?:\.\d+)?|\w+|[][{}<>/:,]')
 ODD = [
     b"",
@@ -90,8 +91,13 @@ def whole(tmp_path_factory) -> dict[str, dict[Path, bytes]]:
     )
     write_pose(root / "yolo", root / "pose")
     write_labelme(root / "coco", root / "labelme")
+    write_exports(root / "coco", root)
+    shutil.copytree(root / "yolo", root / "darknet")
+    (root / "darknet/data.yaml").unlink()
+    (root / "darknet/obj.data").write_text("classes = 3\ntrain = all.txt\nnames = obj.names\n")
+    (root / "darknet/obj.names").write_text("a\nb\nc\n")
     add_outlines(root)
-    kinds = (".json", ".yaml", ".txt", ".xml")
+    kinds = (".json", ".yaml", ".txt", ".xml", ".data", ".names")
     return {
         form: {p: p.read_bytes() for p in sorted((root / form).rglob("*")) if p.suffix in kinds}
         for form in FORMS
@@ -127,6 +133,46 @@ def write_labelme(coco: Path, root: Path) -> None:
             content = {"shapes": shapes, "imagePath": path.name, "imageData": None}
             content |= {"imageHeight": height, "imageWidth": width}
             (root / split / f"{path.stem}.json").write_text(json.dumps(content))
+
+
+def write_exports(coco: Path, root: Path) -> None:
+    """The same boxes in files of CVAT, VIA and Datumaro, with other shapes among them."""
+    a = read_annotations(coco, "train")
+    cvat = []
+    via = {}
+    items: list[dict[str, Any]] = []
+    for number in range(len(a)):
+        name = a.path(number).name
+        height, width = a.sizes[number].tolist()
+        tags = ["<polygon label='a' points='1,1;9,1;9,9'/><ellipse label='b' cx='9' cy='9' rx='3' "
+                "ry='4'/><mask label='a' rle='0,6' left='2' top='3' width='3' height='2'/>"]  # fmt: skip
+        regions = []
+        annotations: list[dict[str, Any]] = [
+            {"type": "polygon", "points": [1, 1, 9, 1, 9, 9], "label_id": 0}
+        ]
+        annotations.append({"type": "rotated_bbox", "points": [20, 20, 9, 5, 30], "label_id": 1})
+        for x1, y1, x2, y2 in a.boxes[a.objects_of(number)].tolist():
+            tags.append(f"<box label='a' xtl='{x1}' ytl='{y1}' xbr='{x2}' ybr='{y2}'/>")
+            box = [x1, y1, x2 - x1, y2 - y1]
+            shape = dict(zip(("x", "y", "width", "height"), box, strict=True)) | {"name": "rect"}
+            regions.append({"shape_attributes": shape, "region_attributes": {"label": "a"}})
+            annotations.append({"type": "bbox", "bbox": box, "label_id": 0})
+        size = f"width='{width}' height='{height}'"
+        cvat.append(f"<image id='{number}' name='{name}' {size}>{''.join(tags)}</image>")
+        via[name] = {"filename": name, "regions": regions, "file_attributes": {}}
+        image = {"path": name, "size": [height, width]}
+        items.append({"id": name, "image": image, "annotations": annotations})
+    labels = {"label": {"labels": [{"name": "a"}, {"name": "b"}]}}
+    texts = {
+        "cvat/annotations.xml": f"<annotations><meta></meta>{''.join(cvat)}</annotations>",
+        "via/images/via.json": json.dumps(via),
+        "datumaro/annotations/train.json": json.dumps({"categories": labels, "items": items}),
+    }
+    for file, content in texts.items():
+        folder = root / file.split("/")[0]
+        shutil.copytree(coco / "train", folder / "images")
+        (root / file).parent.mkdir(exist_ok=True)
+        (root / file).write_text(content)
 
 
 def add_outlines(root: Path) -> None:

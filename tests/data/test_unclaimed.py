@@ -14,10 +14,15 @@ from PIL import Image
 from sound_data import WRITERS, scenes
 
 from redetr.cli import main
-from redetr.data import open_dataset
+from redetr.data import open_dataset, store
 from redetr.data.annotations import Fault
+from redetr.data.formats import listing
+from redetr.data.formats.layouts import read_annotations
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.writing import convert
+from redetr.data.inventory import unclaimed_beside
+from redetr.detector import sources
+from redetr.detector.sources import find_sources
 from redetr.doctor.check import check, essential_faults
 from redetr.errors import InputError
 
@@ -369,3 +374,52 @@ def test_convert_does_not_write_into_a_linked_folder_of_its_source(data, tmp_pat
     with pytest.raises(InputError, match=r"is inside of .*images/train, which stays as it is"):
         convert(root, tmp_path / "store/train/new", "coco", follow_links=True)
     assert len(open_dataset(root, "train")) == 14
+
+
+def test_convert_reports_what_it_does_not_write(data, tmp_path, capsys):
+    root = data("yolo")
+    Image.new("RGB", (9, 9)).save(root / "images/train/odd.xyz", format="png")
+    notes = convert(root, tmp_path / "new", "coco")
+    assert any("odd.xyz: has an ending that is not read" in note for note in notes)
+
+
+def test_a_single_split_reports_what_lies_beside_its_images(data):
+    """As `evaluate` does; the images of other splits in the same folder are claimed by these."""
+    root = data("coco")
+    val = read_annotations(root, "val")
+    assert unclaimed_beside(val) == []
+    save(val.folder / "more.png")
+    save(val.folder / "train-0.png")
+    (fault,) = unclaimed_beside(val)
+    assert (fault.code, fault.count) == ("image-unused", 2)
+    file = root / "annotations/instances_train.json"
+    file.write_text(file.read_text() + "damaged")
+    (fault,) = unclaimed_beside(val)
+    assert (fault.code, fault.severity) == ("split-unreadable", "warning")
+
+
+def test_a_folder_with_far_more_other_files_is_not_walked_to_its_end(data, monkeypatch, tmp_path):
+    """As `/` or a home folder is: predict refuses it, and check says that it has not seen all."""
+    for number in range(40):
+        (tmp_path / f"{number:02}.log").touch()
+    (tmp_path / "photos").mkdir()
+    save(tmp_path / "photos/a.png")
+    for module in (listing, sources):
+        monkeypatch.setattr(module, "MOST_OTHERS", 20)
+    with pytest.raises(InputError) as caught:
+        find_sources([str(tmp_path)])
+    assert "files below it are no images, and 0 images and videos so far; give" in str(caught.value)
+    assert find_sources([str(tmp_path / "photos")]) == [str(tmp_path / "photos/a.png")]
+    root = data("yolo")
+    for number in range(600):
+        (root / f"{number}.log").touch()
+    assert faults_of(root)["folder-wide"].severity == "warning"
+
+
+def test_no_folder_without_data_set_is_walked(monkeypatch, tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    walked = []
+    monkeypatch.setattr(store, "stamp_of", walked.append)
+    with pytest.raises(InputError, match="no data set found"):
+        open_dataset(tmp_path, "train")
+    assert walked == []

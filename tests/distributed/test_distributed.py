@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,11 +23,16 @@ from redetr.distributed import (
     restart_notes,
 )
 from redetr.ema import ModelEma
+from redetr.errors import LostRankError
+from redetr.state import resume_command
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
-GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"
+GLOO = (
+    "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer. This is "
+    "typically caused by a remote worker hanging."
+)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +50,16 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection cl
     ids=str,
 )
 def test_errors_of_communication_are_a_lost_rank(error):
-    with pytest.raises(redetr.LostError, match="rank 0 lost another rank: it died"), one_process():
+    lost = pytest.raises(LostRankError, match="rank 0 lost another rank: it died")
+    with lost as raised, one_process():
         raise error
+    assert raised.value.exit_code == 69
+
+
+def test_a_lost_rank_is_reported_without_advice_for_developers():
+    with pytest.raises(LostRankError) as raised, one_process():
+        raise RuntimeError(GLOO)
+    assert str(raised.value).endswith("in that rank's output (Connection closed by peer)")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +75,14 @@ def test_other_errors_are_not(error):
     with pytest.raises(type(error)) as raised, one_process():
         raise error
     assert raised.value is error
+
+
+def test_the_command_that_resumes_has_as_many_hosts(monkeypatch):
+    launch = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"}
+    for name, value in {**launch, "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    command = "torchrun --nnodes 2 --nproc-per-node 2 -m redetr train runs/a --resume"
+    assert resume_command(Path("runs/a")) == command
 
 
 def one_process():

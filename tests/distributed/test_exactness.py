@@ -39,7 +39,8 @@ DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 NUM_CLASSES = 3
 
 # Dropout is off: its masks differ between ranks by nature. The faithful variant has fewer queries
-# than some image has objects. Two of the others learn masks, and two boxes only.
+# than some image has objects. Two of the others learn
+# boxes only, and three masks.
 SMALL: dict[str, Any] = {
     "backbone": (16, 32, 64),
     "hidden_dim": 32,
@@ -60,6 +61,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "dim_feedforward": 64,
         "num_queries": 20,
         "denoising": 2,
+    },
+    "detr_r50_panoptic": {
+        **SMALL,
+        "nheads": 8,
+        "hidden_dim": 64,
+        "enc_layers": 1,
+        "dec_layers": 1,
+        "dropout": 0.0,
+        "num_queries": 10,
     },
     "dfine_n": {
         "width": 8,

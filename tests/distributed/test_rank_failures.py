@@ -96,12 +96,18 @@ def slow_rank(rank: int, port: int, folder: Path, limit_s: float, ending: str) -
                 raise redetr.InputError("no such folder", where="data")
             if rank == 1 and ending == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if rank == 1:
+            if rank == 1 and not ending:
                 time.sleep(3)
             dist.meet()
+            if rank == 1 and ending == "late error":
+                raise OSError(28, "No space left on device")
+            if rank == 1 and ending == "late kill":
+                os.kill(os.getpid(), signal.SIGKILL)
             said += str(dist.gather([rank]))
     except redetr.RedetrError as error:
-        said = str(error)
+        said = f"{error.exit_code}: {error}"
+    except OSError:
+        said = "ended"
     (folder / f"{rank}.txt").write_text(said)
 
 
@@ -109,9 +115,11 @@ def slow_rank(rank: int, port: int, folder: Path, limit_s: float, ending: str) -
     ("limit_s", "ending", "said"),
     [
         (60, "", r"ready\[0, 1\]"),
-        (1, "", r"rank 0 waited 1 s in the set-up for rank 1: reading the annotations; "),
-        (60, "error", r"rank 0 waited \d s in the set-up for rank 1: ended \(data: no such fol"),
-        (60, "kill", r"rank 0 waited \d s in the set-up for rank 1: reading the annotations; "),
+        (1, "", r"69: rank 0 waited 1 s in the set-up for rank 1: reading the annotations; "),
+        (60, "error", r"1: rank 0 waited \d s in the set-up for rank 1: ended \(data: no such fol"),
+        (60, "kill", r"69: rank 0 waited \d s in the set-up for rank 1: reading the annotations; "),
+        (60, "late error", r"1: rank 0 ends because rank 1 ended \(.*No space left on device\)$"),
+        (60, "late kill", r"69: rank 0 lost another rank: it died, or did not answer within 1 s; "),
     ],
 )
 def test_ranks_that_are_set_up_at_unequal_speed(tmp_path, limit_s, ending, said):

@@ -11,6 +11,7 @@ from test_rtdetr import (
     LARGE_IMAGES,
     NUM_CLASSES,
     SMALL_IMAGES,
+    assert_same_in_both,
     assert_same_in_fp32,
     assert_same_in_fp64,
     fill,
@@ -169,8 +170,7 @@ def test_same_outputs_of_all_sizes(size):
     peer = random_peer(size)
     ours = load(peer).model
     for height, width in LARGE_IMAGES if size == "n" else LARGE_IMAGES[2:]:
-        for dtype in (torch.float64, torch.float32):
-            compare(peer, ours, height, width, dtype, batch=1)
+        assert_same_in_both(peer, ours, height, width, convert=convert)
 
 
 def test_all_layers_and_the_proposals_are_the_same():

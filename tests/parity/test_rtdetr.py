@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import redetr
 from redetr.detector.inference import for_inference
@@ -74,7 +74,7 @@ def random_peer(version: str, size: str, width: int = 64, **options: Any) -> Any
             peer = transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(**settings))
         else:
             peer = transformers.RTDetrV2ForObjectDetection(transformers.RTDetrV2Config(**settings))
-    torch.manual_seed(0)
+    torch.manual_seed(1 if size == "r50m" else 0)  # with 0, all of its boxes are the whole image
     for name, tensor in [*peer.named_parameters(), *peer.named_buffers()]:
         fill(name, tensor.data)
     return peer.eval()
@@ -107,8 +107,7 @@ def load(peer: Any, **changes: Any) -> redetr.Detector:
         path = Path(folder, "config.json")
         config = json.loads(path.read_text())
         path.write_text(json.dumps(config | changes))
-        with no_init_weights():  # all come from the folder
-            return redetr.load(folder, device="cpu")
+        return redetr.load(folder, device="cpu")
 
 
 def outputs_of(
@@ -116,7 +115,7 @@ def outputs_of(
 ) -> tuple[Any, Any]:
     """What both answer to the same pixels in [0, 1], which ours takes normalised."""
     torch.manual_seed(1)
-    pixels = torch.rand(batch, 3, height, width, dtype=dtype)
+    pixels = torch.rand(batch, 3, height, width).to(dtype)  # the same in every precision
     peer.to(dtype)
     ours.to(dtype).eval()
     with torch.no_grad():
@@ -131,12 +130,45 @@ def assert_same_in_fp64(logits: Tensor, boxes: Tensor, outputs: Any) -> None:
 
 def assert_same_in_fp32(logits: Tensor, boxes: Tensor, outputs: Any) -> None:
     """Boxes within 1e-5, logits within 1e-5 of the largest."""
-    scale = logits.abs().max()
-    theirs = torch.cat([logits / scale, boxes], -1).double()
-    given = torch.cat([outputs["pred_logits"] / scale, outputs["pred_boxes"]], -1).double()
-    distances = torch.cdist(theirs, given, p=torch.inf)  # [B, Q, Q]
-    assert distances.min(1).values.max() <= 1e-5
-    assert distances.min(2).values.max() <= 1e-5
+    ours = outputs["pred_logits"], outputs["pred_boxes"]
+    assert distances((logits, boxes), ours).max() <= 1e-5
+
+
+def distances(expected: tuple[Tensor, Tensor], given: tuple[Tensor, Tensor]) -> Tensor:
+    """How far the answers `given` are from those expected, and these from those: the distance of
+    logits, as a share of the largest, or of boxes to those of the nearest query, `[2, B, Q]`.
+    """
+    scale = expected[0].abs().max()
+    queries = [
+        torch.cat([logits / scale, boxes], -1).double() for logits, boxes in (expected, given)
+    ]
+    pairs = torch.cdist(*queries, p=torch.inf)  # [B, Q, Q]
+    return torch.stack([pairs.min(1).values, pairs.min(2).values])
+
+
+def assert_same_in_both(
+    peer: Any, ours: Any, height: int, width: int, layer: int = -1, convert: Any = nn.Module.to
+) -> None:
+    """In fp64 the numbers are the same; in fp32 they are within 1e-5 or as near to those of fp64 as
+    Transformers' are, up to a factor of 2.
+
+    Models of full size with random weights enlarge rounding errors, on some processors more than on
+    others: a query in a hundred may start from another position that scores nearly the same.
+    """
+    answers = []
+    for dtype in (torch.float64, torch.float32):
+        convert(peer, dtype)
+        theirs, outputs = outputs_of(peer, ours, height, width, dtype, batch=1)
+        logits = theirs.intermediate_logits[:, layer]
+        boxes = theirs.intermediate_reference_points[:, layer]
+        answers.append((logits, boxes))
+        if dtype == torch.float64:
+            assert_same_in_fp64(logits, boxes, outputs)
+    exact, rounded = answers
+    their_error = distances(exact, rounded).quantile(0.99)
+    given = outputs["pred_logits"], outputs["pred_boxes"]
+    our_error = distances(exact, given).quantile(0.99)
+    assert our_error <= max(1e-5, 2 * their_error)
 
 
 VERSIONS = ("rtdetr", "rtdetrv2")
@@ -178,17 +210,9 @@ def test_same_outputs_of_all_sizes_scaled_down(version, size):
 def test_same_outputs_of_all_sizes(version, size):
     peer = random_peer(version, size)
     ours = load(peer).model
-    images = LARGE_IMAGES if size == "r18" else LARGE_IMAGES[2:]
-    for height, width in images:
-        for dtype, check in (
-            (torch.float64, assert_same_in_fp64),
-            (torch.float32, assert_same_in_fp32),
-        ):
-            theirs, outputs = outputs_of(peer, ours, height, width, dtype, batch=1)
-            layer = 2 if size == "r50m" else -1
-            logits = theirs.intermediate_logits[:, layer]
-            boxes = theirs.intermediate_reference_points[:, layer]
-            check(logits, boxes, outputs)
+    layer = 2 if size == "r50m" else -1  # Transformers runs all six, the authors three
+    for height, width in LARGE_IMAGES if size == "r18" else LARGE_IMAGES[2:]:
+        assert_same_in_both(peer, ours, height, width, layer)
 
 
 def test_discrete_sampling():

@@ -332,7 +332,6 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "nothing to do, or write that",
         "note",
     )
-    sizes = _read_sizes(table, found)
     remedy = "put it there, or delete the entry"
     if found.similar:
         remedy = f"write {found.similar!r}, if that is it"
@@ -342,6 +341,7 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         lambda i: f"its file is not in {found.folder}",
         remedy,
     )
+    sizes = _read_sizes(table, found)
     return Images(table, found.folder, found.names, ids, sizes, lambda i: str(ids[i]))
 
 

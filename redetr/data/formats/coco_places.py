@@ -125,6 +125,11 @@ def _other_files(root: Path, split: Split) -> list[Path]:
     return []
 
 
+def other_coco_names(root: Path) -> list[str]:
+    """The names of files in the folder that hold rows of COCO."""
+    return [file.name for file in _coco_files(root)]
+
+
 def _coco_files(folder: Path) -> list[Path]:
     """The JSON files in a folder that begin as those of COCO do."""
     names = _json_files(folder)

@@ -2,21 +2,22 @@
 
 An object is kept in each tile that shows at least `min_visible` of its area, and always in the one
 that shows the most of it, so none is lost; its box and its area are those of the visible part.
-Crowds are kept wherever a pixel of them is visible. Boxes alone are cut, no masks. Tiles have the
-name of their image with their offset in px behind it: `a_x00512_y00000.png`, or `.npy` for images
-of other channels than RGB. An image that is no
-larger than a tile stays as it is.
+The area of an object with a mask is that of its pixels, and a box that is cut ends at the visible
+ones. Crowds are kept wherever a pixel of them is visible. Tiles have the name of their image with
+their offset in px behind it: `a_x00512_y00000.png`, or `.npy` for images of other channels than
+RGB. An image that is no larger than a tile stays as it is.
 """
 
 import os
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,10 +25,12 @@ from redetr.data.annotations import Annotations, Split
 from redetr.data.formats.folder import FolderDataset
 from redetr.data.formats.holdout import is_chosen
 from redetr.data.images import describe
+from redetr.data.mask_columns import MaskBuilder, MaskColumns
 from redetr.data.transforms import MIN_VISIBLE
 from redetr.data.windows import Window, tile_windows
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
+from redetr.masks import boxes_of_masks, decode, encode
 from redetr.wording import counted
 
 RGB = 3
@@ -56,6 +59,36 @@ class Cut:
             raise InputError(f"--empty-tiles {self.empty_tiles} must be from 0 to 1")
 
 
+# What `MaskBuilder.add` takes: polygons, a compressed RLE, or none.
+_Mask = Sequence[Sequence[float]] | bytes | None
+
+
+@dataclass
+class _Shape:
+    """The pixels of an object, cut to the box around them."""
+
+    left: int  # px of the image
+    top: int
+    pixels: NDArray[np.bool_]  # [h, w]
+
+    def seen(self, window: Window) -> NDArray[np.bool_]:
+        """What a tile shows of it, with its box around that; without pixels if that is nothing."""
+        left, top, right, bottom = window
+        rows = slice(max(0, top - self.top), max(0, bottom - self.top))
+        columns = slice(max(0, left - self.left), max(0, right - self.left))
+        return self.pixels[rows, columns]
+
+    def mask(self, window: Window) -> NDArray[np.bool_]:
+        """The same as a mask of the tile."""
+        left, top, right, bottom = window
+        mask = np.zeros((bottom - top, right - left), bool)
+        seen = self.seen(window)
+        first_row, first_column = max(0, self.top - top), max(0, self.left - left)
+        height, width = seen.shape
+        mask[first_row : first_row + height, first_column : first_column + width] = seen
+        return mask
+
+
 @dataclass
 class _Tile:
     """A tile, and which objects of its image it has."""
@@ -65,6 +98,7 @@ class _Tile:
     objects: NDArray[np.int64]  # rows of the annotations
     boxes: NDArray[np.float32]  # xyxy px of the tile
     shares: NDArray[np.float32]  # of their area that is visible
+    masks: list[_Mask] = field(default_factory=list)  # of them, if the annotations have masks
 
 
 @dataclass
@@ -116,42 +150,120 @@ def _tiles_of(
     objects = annotations.objects_of(index)
     boxes = annotations.boxes[objects].astype(np.float64)
     iscrowd = annotations.iscrowd[objects]
-    fullest = _fullest(windows, boxes)
+    shapes = _shapes_of(annotations, index) if len(windows) > 1 else []
+    shares = _shares(windows, boxes, shapes)
+    fullest = _fullest(shares)
     for number, window in enumerate(windows):
-        parts, shares = _visible(window, boxes)
+        parts = _cut_boxes(window, boxes)
         extent = parts[:, 2:] - parts[:, :2]
-        is_object = (shares >= cut.min_visible) | (fullest == number)
-        is_kept = np.where(iscrowd, (extent >= 1).all(1), is_object)
+        is_object = (shares[number] >= cut.min_visible) | (fullest == number)
+        is_kept = np.where(iscrowd, (extent >= 1).all(1) & (shares[number] > 0), is_object)
+        rows = np.flatnonzero(is_kept)
         left, top, _, _ = window
-        shifted = parts[is_kept] - (left, top, left, top)
+        shifted = parts - (left, top, left, top)
+        masks: list[_Mask] = []
+        if len(windows) == 1:
+            masks = _whole_masks(annotations, index)
+        elif shapes:
+            is_cut = (parts != boxes).any(1) | (shares[number] < _WHOLE)
+            masks = _cut_masks([shapes[row] for row in rows], window, shifted, rows, is_cut)
         yield _Tile(
             name=name if len(windows) == 1 else _tile_name(name, left, top, channels),
             window=window,
-            objects=objects.start + np.flatnonzero(is_kept),
-            boxes=shifted.astype(np.float32),
-            shares=shares[is_kept].astype(np.float32),
+            objects=objects.start + rows,
+            boxes=shifted[rows].astype(np.float32),
+            shares=shares[number][rows].astype(np.float32),
+            masks=masks,
         )
 
 
-def _fullest(windows: list[Window], boxes: NDArray) -> NDArray[np.int64]:
-    """The window that shows the most of each box, int64 `[T]`; the first of equals."""
-    best = np.zeros(len(boxes))
-    number_of_best = np.zeros(len(boxes), np.int64)
+def _shapes_of(annotations: Annotations, index: int) -> list[_Shape | None]:
+    """The pixels of the objects of an image, `[T]`, None of one without mask; empty if there are no
+    masks. Raises InputError for a mask that cannot be read."""
+    if annotations.masks is None:
+        return []
+    height, width = annotations.sizes[index].tolist()
+    shapes: list[_Shape | None] = []
+    for counts in annotations.masks.rles(annotations.objects_of(index), (height, width)):
+        shape = None
+        if counts:
+            mask = decode([counts], (height, width))[0].numpy()
+            rows = np.flatnonzero(mask.any(1))
+            columns = np.flatnonzero(mask.any(0))
+            if len(rows):
+                top, left = int(rows[0]), int(columns[0])
+                pixels = mask[top : rows[-1] + 1, left : columns[-1] + 1].copy()
+                shape = _Shape(left, top, pixels)
+        shapes.append(shape)
+    return shapes
+
+
+def _whole_masks(annotations: Annotations, index: int) -> list[_Mask]:
+    """The masks of an image that stays as it is, as they are stated."""
+    masks = annotations.masks
+    if masks is None:
+        return []
+    height, width = annotations.sizes[index].tolist()
+    objects = annotations.objects_of(index)
+    whole: list[_Mask] = []
+    for row, counts in enumerate(masks.rles(objects, (height, width)), start=objects.start):
+        polygons = masks.polygons(row) if isinstance(masks, MaskColumns) else []
+        whole.append([polygon.ravel().tolist() for polygon in polygons] or counts or None)
+    return whole
+
+
+def _cut_masks(
+    shapes: list[_Shape | None],
+    window: Window,
+    boxes: NDArray,
+    rows: NDArray[np.int64],
+    is_cut: NDArray[np.bool_],
+) -> list[_Mask]:
+    """The masks of objects in a tile, whose numbers are `rows`. Of those that are cut, `[T]`, puts
+    the box around what is visible into `boxes` `[T, 4]`, px of the tile."""
+    masks: list[_Mask] = []
+    for shape, row in zip(shapes, rows.tolist(), strict=True):
+        if shape is None:
+            masks.append(None)
+            continue
+        mask = torch.from_numpy(shape.mask(window))[None]
+        masks += encode(mask)
+        if is_cut[row]:
+            boxes[row] = boxes_of_masks(mask)[0].numpy()
+    return masks
+
+
+def _shares(
+    windows: list[Window], boxes: NDArray, shapes: list[_Shape | None]
+) -> NDArray[np.float64]:
+    """The share of each object's area that is in each window, `[windows, T]`: of its pixels where
+    it has a mask, else of its box."""
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    shares = np.zeros((len(windows), len(boxes)))
     for number, window in enumerate(windows):
-        _, shares = _visible(window, boxes)
-        is_better = shares > best + 1e-9  # not by rounding alone
-        best = np.where(is_better, shares, best)
+        parts = _cut_boxes(window, boxes)
+        shares[number] = (parts[:, 2:] - parts[:, :2]).prod(1) / areas
+        for row, shape in enumerate(shapes):
+            if shape is not None:
+                shares[number, row] = shape.seen(window).sum() / shape.pixels.sum()
+    return shares
+
+
+def _fullest(shares: NDArray) -> NDArray[np.int64]:
+    """The window that shows the most of each object, int64 `[T]`; the first of equals."""
+    best = np.zeros(shares.shape[1])
+    number_of_best = np.zeros(shares.shape[1], np.int64)
+    for number, of_window in enumerate(shares):
+        is_better = of_window > best + 1e-9  # not by rounding alone
+        best = np.where(is_better, of_window, best)
         number_of_best[is_better] = number
     return number_of_best
 
 
-def _visible(window: Window, boxes: NDArray) -> tuple[NDArray, NDArray]:
-    """The part of each box `[T, 4]` that is in the window, and its share of the area `[T]`."""
+def _cut_boxes(window: Window, boxes: NDArray) -> NDArray:
+    """The part of each box `[T, 4]` that is in the window."""
     left, top, right, bottom = window
-    parts = boxes.clip((left, top, left, top), (right, bottom, right, bottom))
-    visible = (parts[:, 2:] - parts[:, :2]).prod(1)
-    whole = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return parts, visible / whole
+    return boxes.clip((left, top, left, top), (right, bottom, right, bottom))
 
 
 def _tile_name(name: str, left: int, top: int, channels: int) -> str:
@@ -221,6 +333,10 @@ def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> 
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(tile.boxes for tile in tiles)])
     shares = np.concatenate([np.zeros(0, np.float32), *(tile.shares for tile in tiles)])
     counts = [len(tile.objects) for tile in tiles]
+    builder = MaskBuilder(for_training=False)
+    for tile in tiles:
+        for mask in tile.masks:
+            builder.add(mask)
     return Annotations(
         source=annotations.source,
         folder=folder,
@@ -236,6 +352,8 @@ def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> 
         area=annotations.area[rows] * shares,
         object_ids=annotations.object_ids[rows],
         faults=annotations.faults,
+        masks=None if annotations.masks is None else builder.columns(),
+        is_thing=annotations.is_thing,
     )
 
 

@@ -5,6 +5,7 @@ that around it. Classes are the labels of the task in their order, with ids from
 images have a subset each: Train, Validation or Test.
 """
 
+import math
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,6 +24,7 @@ from redetr.errors import InputError
 from redetr.masks import encode
 
 _SUBSET = re.compile(rb"""<image [^>]*\bsubset=["']([^"']*)["']""")
+_LARGEST = 1e9  # px
 _LARGEST_MASK = 2**28  # pixels: a file cannot make this machine allocate more
 
 
@@ -148,6 +150,7 @@ def _mask(element: Element, size: list[float]) -> Row:
 def _number(element: Element, name: str) -> float:
     """The number in an attribute, NaN if there is none."""
     try:
-        return float(element.get(name) or "")
+        number = float(element.get(name) or "")
     except ValueError:
-        return float("nan")
+        return math.nan
+    return number if abs(number) < _LARGEST else math.nan

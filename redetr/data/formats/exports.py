@@ -25,6 +25,7 @@ from redetr.files import open_file
 
 _HEAD = 2**16  # bytes of a file that show which tool wrote it
 _SUFFIXES = (".json", ".xml")
+_SPLIT_NAMES = {name for names in SPLIT_FOLDERS.values() for name in names}
 _MOST_FILES = 20  # of a folder that are looked into: LabelMe's has thousands
 
 
@@ -74,8 +75,20 @@ def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> A
         raise InputError("names no class", where=file, remedy="annotate some images")
     remedy = "was the image resized? put back the one that was annotated"
     annotations = from_document(file, document.lists(), remedy, masks, location.folders)
+    annotations.faults.extend(_without_class(file, document))
     annotations.faults.extend(_left_out(file, document))
     return annotations
+
+
+def _without_class(file: Path, document: Document) -> list[Fault]:
+    """An error if there are objects without class, or with several."""
+    if not document.without_class:
+        return []
+    where = document.without_class[0]
+    text = "has no class, or several"
+    remedy = "give it one in the tool, and export again"
+    count = len(document.without_class)
+    return [Fault("error", "class-missing", file, where, text, remedy, count)]
 
 
 def _left_out(file: Path, document: Document) -> list[Fault]:
@@ -97,7 +110,7 @@ def _locate(root: Path, split: Split) -> _Location | None:
     stems = SPLIT_FOLDERS[split]
     if split == "train":
         stems += ("default",)
-    named = [annotations / f"{stem}.json" for stem in stems]
+    named = [folder / f"{stem}.json" for folder in (annotations, root) for stem in stems]
     location = _first(root, split, [file for file in named if file.is_file()])
     if location is not None:
         return location
@@ -105,8 +118,9 @@ def _locate(root: Path, split: Split) -> _Location | None:
         location = _first(root, split, _files_in(root / name))
         if location is not None:
             return location
-    for folder in (root, annotations):
-        location = _first(root, split, _files_in(folder))
+    for folder in (root, annotations, root / "images"):
+        files = [file for file in _files_in(folder) if file.stem not in _SPLIT_NAMES]
+        location = _first(root, split, files)
         if location is not None and split in _splits_in(location):
             return location
     return None
@@ -130,6 +144,7 @@ def _first(root: Path, split: Split, files: list[Path]) -> _Location | None:
                 parent = file.parent
                 folders = [parent, parent / "images", parent / "data", root / "data", root / "img"]
                 folders += image_folders(root, file.stem, split)
+                folders += _subset_folders(root / "images", split)
                 locations.append(_Location(file, tool, folders))
                 break
     if len(locations) > 1:
@@ -138,6 +153,22 @@ def _first(root: Path, split: Split, files: list[Path]) -> _Location | None:
         remedy = "keep one, or put each with its images into a folder of its own"
         raise InputError(text, where=files[0].parent, remedy=remedy)
     return locations[0] if locations else None
+
+
+def _subset_folders(images: Path, split: Split) -> list[Path]:
+    """The folders of a subset, in whatever letters: CVAT writes Train and Validation."""
+    folders = images.iterdir() if images.is_dir() else ()
+    return sorted(folder for folder in folders if folder.name.lower() in SPLIT_FOLDERS[split])
+
+
+def export_files(root: Path) -> list[str]:
+    """The names of such files in the folder."""
+    names = []
+    for file in _files_in(root):
+        head = _head(file)
+        if any(tool.is_its(head) for tool in _TOOLS):
+            names.append(file.name)
+    return names
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -14,6 +14,11 @@ from redetr.wording import counted
 
 Bools = NDArray[np.bool_]
 
+FOR_A_SINGLE_IMAGE = (
+    "cut it into tiles (redetr convert FOLDER NEW --tile 640 --overlap 0), of which some can be "
+    "held out (--val-fraction 0.2), or annotate a second image"
+)
+
 
 def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[Annotations, str]:
     """A train or val split of the images of both, and a sentence about it.
@@ -53,8 +58,7 @@ def held_out(annotations: Annotations, fraction: float) -> Bools:
         raise InputError(
             f"--val-fraction {fraction} cannot divide a single image",
             where=annotations.source,
-            remedy="cut it into tiles (redetr convert FOLDER NEW --tile 640 --overlap 0), of which "
-            "some can be held out, or annotate a second image",
+            remedy=FOR_A_SINGLE_IMAGE,
         )
     if wanted in (0, num_images):
         raise InputError(

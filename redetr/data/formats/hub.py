@@ -4,7 +4,8 @@ wrote, or from a folder of images with `metadata.jsonl`.
 A row holds `image` and `objects`: `bbox` (or `boxes`) and `category` (or `label`, and others), and
 if there are any, `area`, `iscrowd` and `segmentation` (or `mask`, and others), which is polygons,
 RLE or an image that is not 0 inside. Boxes are x, y, width, height in pixels; others are recognised
-where they make sense in no other way, or as `hf:NAME,boxes=xyxy` says. Classes are those of a
+by names (`xmin`, `x_center`) or where they make sense in no other way, or are as
+`hf:NAME,boxes=xyxy` says. Classes are those of a
 ClassLabel, or all texts or numbers in the rows. Image ids count the rows. No code of a data set is
 run: `datasets` from version 4 on refuses it.
 """
@@ -204,7 +205,7 @@ def _box_form(source: str, columns: Columns, splits: dict[str, Any]) -> BoxForm:
             if things and not isinstance(things, str):
                 size = image_size(_file(row[columns.image]))
                 objects.append((size, things))
-    return box_form(source, Sample.of(objects), Address.of(source).boxes)
+    return box_form(source, Sample.of(objects), Address.of(source).boxes, columns.numbers)
 
 
 def _annotations(

@@ -13,10 +13,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from redetr.data.contradictions import FORMATS, BoxFormat, look_like_corners, to_corners
+from redetr.data.contradictions import (
+    FEWEST_FOR_CORNERS,
+    FORMATS,
+    BoxFormat,
+    look_like_corners,
+    to_corners,
+)
+from redetr.data.formats.hub_boxes import NamedNumbers, named_numbers
 from redetr.data.formats.outlines import is_number
 from redetr.errors import InputError
 from redetr.masks import encode
+from redetr.wording import counted
 
 Row = dict[str, Any]
 
@@ -58,13 +66,19 @@ class Columns:
 
     image: str
     objects: str  # the column with the fields; empty if they are columns of the row
-    fields: dict[str, str]  # what is here called bbox, category, area, iscrowd, segmentation
+    # What is here called bbox, category, area, iscrowd, segmentation. The bbox is empty if its four
+    # numbers are columns beside the others.
+    fields: dict[str, str]
+    numbers: NamedNumbers | None = None  # of a box, if they have names
 
     def used(self) -> list[str]:
         """The columns that hold objects."""
         if self.objects:
             return [self.objects]
-        return list(self.fields.values())
+        columns = [column for column in self.fields.values() if column]
+        if self.numbers is not None and not self.fields["bbox"]:
+            columns += self.numbers.names
+        return columns
 
     def objects_of(self, row: Row) -> list[Row] | str:
         """The objects of a row under our names; if the lists differ in length, what they hold."""
@@ -72,18 +86,35 @@ class Columns:
         if isinstance(fields, list):
             objects = []
             for thing in fields:
-                objects.append({name: thing[column] for name, column in self.fields.items()})
+                objects.append({name: self._value(name, thing) for name in self.fields})
             return objects
         lists = {}
         for name, column in self.fields.items():
-            lists[name] = _as_list(name, (fields or {}).get(column))
+            if name == "bbox" and self.numbers is not None:
+                lists[name] = self.numbers.boxes(self._value_of_row(fields or {}))
+            else:
+                lists[name] = _as_list(name, (fields or {}).get(column))
         lengths = {name: len(values) for name, values in lists.items()}
         if len(set(lengths.values())) > 1:
-            return ", ".join(f"{count} {self.fields[name]}" for name, count in lengths.items())
+            counts = [f"{count} {self.fields[name] or name}" for name, count in lengths.items()]
+            return ", ".join(counts)
         objects = []
         for values in zip(*lists.values(), strict=True):
             objects.append(dict(zip(lists, values, strict=True)))
         return objects
+
+    def _value(self, name: str, thing: Row) -> Any:
+        """A field of one object."""
+        column = self.fields[name]
+        if name != "bbox" or self.numbers is None:
+            return thing[column]
+        (box,) = self.numbers.boxes([thing[column] if column else thing])
+        return box
+
+    def _value_of_row(self, fields: Row) -> Any:
+        """What holds the boxes of a row."""
+        column = self.fields["bbox"]
+        return fields.get(column) if column else fields
 
 
 def _as_list(name: str, value: Any) -> list[Any]:
@@ -116,8 +147,16 @@ def find_columns(source: str, features: Any, masks: bool = False) -> Columns:
         known = [alias for alias in _MASKS if masks and alias in fields]
         if known:
             there["segmentation"] = known[0]
+        numbers = None
+        if "bbox" in there:
+            inner = _inner(fields[there["bbox"]])
+            numbers = named_numbers(inner) if isinstance(inner, dict) else None
+        else:
+            numbers = named_numbers(fields)
+            if numbers is not None:
+                there["bbox"] = ""
         if image and "bbox" in there and "category" in there:
-            return Columns(image, objects, there)
+            return Columns(image, objects, there, numbers)
     columns = ", ".join(features)
     raise InputError(
         "needs columns image and objects, with bbox (or boxes) and category (or label) in it",
@@ -278,8 +317,11 @@ def _rle_of(image: Image.Image) -> Row:
     return {"size": [height, width], "counts": counts}
 
 
-def box_form(source: str, sample: Sample, stated: str) -> BoxForm:
-    """How boxes are written: as `stated`, or, if that is empty, as the sample makes sense.
+def box_form(
+    source: str, sample: Sample, stated: str, numbers_of: NamedNumbers | None = None
+) -> BoxForm:
+    """How boxes are written: as `stated`, or, if that is empty, as the names of their numbers say,
+    or as the sample makes sense.
 
     Raises InputError if it makes sense in several ways, and xywh in pixels is not one of them.
     """
@@ -292,6 +334,10 @@ def box_form(source: str, sample: Sample, stated: str) -> BoxForm:
         raise InputError(f"boxes={stated} is no format", where=source, remedy=remedy)
     if not len(sample.numbers):
         return BoxForm()
+    if numbers_of is not None and numbers_of.is_certain:
+        names = " ".join(numbers_of.names)
+        note = f"its boxes are read as {numbers_of.box_format}, as their names ({names}) say"
+        return BoxForm(numbers_of.box_format, fractions, note)
     numbers = sample.numbers
     area = sample.area
     unit = "in pixels"
@@ -307,7 +353,8 @@ def box_form(source: str, sample: Sample, stated: str) -> BoxForm:
         are_corners = "xyxy" in candidates and look_like_corners(numbers, sample.sizes)
         candidates = ["xywh", "xyxy"] if are_corners else ["xywh"]
     if candidates == ["xywh"] and not fractions:
-        return BoxForm()
+        is_told = len(by_area) == 1 or not _may_be_few_corners(sample)
+        return BoxForm() if is_told else BoxForm(note=_few(source, len(numbers)))
     if len(candidates) == 1:
         note = f"its boxes are read as {candidates[0]} {unit}, as they make sense in no other way"
         return BoxForm(candidates[0], fractions, note)
@@ -317,6 +364,22 @@ def box_form(source: str, sample: Sample, stated: str) -> BoxForm:
     address = source.partition(",boxes=")[0]
     remedy = f"say which, as in {address},boxes={candidates[-1]}"
     raise InputError(text, where=source, remedy=remedy)
+
+
+def _may_be_few_corners(sample: Sample) -> bool:
+    """Whether so few boxes in pixels are given that corners do not show, and they may be some."""
+    numbers = sample.numbers
+    is_few = len(numbers) < FEWEST_FOR_CORNERS
+    return is_few and _makes_sense("xyxy", numbers, sample.sizes, sample.area)
+
+
+def _few(source: str, count: int) -> str:
+    address = source.partition(",boxes=")[0]
+    boxes = counted(count, "box is", "boxes are")
+    return (
+        f"{boxes} too few to tell xywh from xyxy, and taken as xywh: give {address},boxes=xyxy if "
+        "they are corners, or boxes=xywh to settle it"
+    )
 
 
 def _are_fractions(sample: Sample) -> bool:

@@ -58,6 +58,17 @@ def label_faults(root: Path, below: str, images: list[str], labels: list[str]) -
     return faults
 
 
+def label_elsewhere(root: Path, label: str) -> str:
+    """A label file of this name in another folder, at most three levels deep, relative to the data
+    folder; empty if there is none."""
+    name = posixpath.basename(label)
+    for pattern in ("*/", "*/*/", "*/*/*/"):
+        for folder in sorted(root.glob(pattern)):
+            if _holds_labels(folder / name):
+                return (folder / name).relative_to(root).as_posix()
+    return ""
+
+
 def _shared(root: Path, images: list[str], labels: list[str], there: Listing) -> list[Fault]:
     """A warning if images have one label file in common."""
     first_with: dict[str, str] = {}

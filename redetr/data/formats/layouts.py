@@ -11,9 +11,10 @@ from redetr.data.formats.coco_places import (
     coco_sought,
     coco_splits,
     misnamed_files,
+    other_coco_names,
     other_coco_splits,
 )
-from redetr.data.formats.exports import export_sought, export_splits, read_export
+from redetr.data.formats.exports import export_files, export_sought, export_splits, read_export
 from redetr.data.formats.label_images import (
     label_image_splits,
     label_images_sought,
@@ -94,6 +95,10 @@ def _other_layouts(root: Path, layout: _Layout) -> list[Fault]:
     others = []
     if layout.read is read_coco:
         others += yolo_files(root)
+    if layout.read is read_export:
+        others += other_coco_names(root)
+    else:
+        others += export_files(root)
     is_voc = (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir()
     if layout.read is not read_voc and is_voc:
         others.append("JPEGImages")

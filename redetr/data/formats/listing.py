@@ -38,6 +38,9 @@ _OUTPUTS = {
     "demo": {"curves.png", "predictions.png"},  # demo
 }
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+_DEVICES = ("/dev", "/proc", "/run", "/sys")  # no files of a user, some without end
+MOST_OTHERS = 200_000  # files below a folder that are of no kind asked for
+_OTHERS_PER_FILE = 10
 _MOST_ENDINGS = 6  # in a message
 
 
@@ -52,16 +55,21 @@ class Contents:
     links: list[str] = field(default_factory=list)  # to folders, which are not followed
     closed: list[str] = field(default_factory=list)  # folders that cannot be listed
     outputs: list[str] = field(default_factory=list)  # images that redetr wrote
+    is_whole: bool = True  # False: the walk ended, as far too many files are of no kind asked for
 
     def lists(self) -> tuple[list[str], ...]:
         """Each of the lists."""
         return self.files, self.others, self.system, self.links, self.closed, self.outputs
 
 
-def contents_of(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Contents:
+def contents_of(
+    root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, is_wide: bool = True
+) -> Contents:
     """What is below the folder, at any depth. The files asked for end in one of the `suffixes`,
-    which are in lower case; those of the files may be in upper case."""
+    which are in lower case; those of the files may be in upper case. Unless the walk `is_wide`, it
+    ends where there are far more files of other kinds, as below `/` or a home folder."""
     contents = Contents(root)
+    num_files = 0
 
     def on_error(error: OSError) -> None:
         contents.closed.append(os.path.relpath(error.filename, root))
@@ -70,6 +78,10 @@ def contents_of(root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> Conte
         relative = os.path.relpath(parent, root).replace(os.sep, "/")
         below = "" if relative == "." else f"{relative}/"
         folders[:] = _followed(parent, below, folders, contents, suffixes)
+        num_files += len(files)
+        if not is_wide and num_files > MOST_OTHERS + _OTHERS_PER_FILE * len(contents.files):
+            contents.is_whole = False
+            break
         outputs = output_images(parent, files)
         for file in files:
             path = below + file
@@ -107,7 +119,7 @@ def _followed(
         path = os.path.join(parent, folder)
         if os.path.islink(path):
             contents.links.append(below + folder)
-        elif not _is_system(folder):
+        elif not _is_system(folder) and path not in _DEVICES:
             followed.append(folder)
         elif _holds(path, suffixes):
             contents.system.append(below + folder)
@@ -137,7 +149,8 @@ def output_images(folder: str, files: Iterable[str]) -> set[str]:
 
 
 def _recorded_images(record: str) -> set[str]:
-    """The annotated images and the images of masks that a record of `redetr predict` names."""
+    """The annotated images, and those of masks and segments, that a record of `redetr predict`
+    names."""
     images = set()
     with open_file(record) as rows:
         for row in rows:
@@ -147,7 +160,8 @@ def _recorded_images(record: str) -> set[str]:
                 continue
             if not isinstance(line, dict):
                 continue
-            for name in (line.get("picture"), line.get("mask_picture")):
+            for key in ("picture", "mask_picture", "panoptic_picture"):
+                name = line.get(key)
                 if isinstance(name, str):
                     images.add(name)
     return images
@@ -210,12 +224,21 @@ def passed_over(contents: Contents) -> list[Fault]:
             "delete it",
         ),
     ]
-    faults = []
+    faults = _cut_short(contents)
     for severity, code, paths, text, remedy in ways:
         if paths:
             place = paths[0]
             faults.append(Fault(severity, code, contents.root, place, text, remedy, len(paths)))
     return faults
+
+
+def _cut_short(contents: Contents) -> list[Fault]:
+    """A warning if not all of the folder was looked at."""
+    if contents.is_whole:
+        return []
+    text = f"holds more than {MOST_OTHERS:,} files of other kinds: not all of it was looked at"
+    remedy = "give the data a folder of its own"
+    return [Fault("warning", "folder-wide", contents.root, "", text, remedy)]
 
 
 def listed_twice(annotations: Annotations) -> list[Fault]:

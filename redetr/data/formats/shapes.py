@@ -2,6 +2,7 @@
 
 import json
 import math
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class Document:
     annotations: list[Row] = field(default_factory=list)
     categories: list[Row] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)  # the kind, and where
+    without_class: list[str] = field(default_factory=list)  # where objects are that have none
 
     def add_image(self, name: Any, height: Any, width: Any) -> None:
         """Adds an image; its size may be None."""
@@ -30,14 +32,21 @@ class Document:
 
     def add_object(self, category: Any, shape: Row) -> None:
         """Adds an object on the last image: the id of its category, and `bbox` or
-        `segmentation`."""
+        `segmentation`. Without a category, only where it is is kept."""
+        if category is None:
+            self.without_class.append(f"a shape on {self._last_image()}")
+            return
         row = {"id": len(self.annotations) + 1, "image_id": len(self.images) - 1}
         self.annotations.append(row | {"category_id": category} | shape)
 
     def leave_out(self, kind: str) -> None:
         """Notes a shape on the last image that is no object."""
-        name = self.images[-1]["file_name"]
-        self.left_out.append((kind, f"image {len(self.images) - 1} ({name!r})"))
+        plain = kind if kind.isidentifier() else reprlib.repr(kind)
+        self.left_out.append((plain, self._last_image()))
+
+    def _last_image(self) -> str:
+        name = reprlib.repr(self.images[-1]["file_name"])
+        return f"image {len(self.images) - 1} ({name})"
 
     def lists(self) -> dict[str, list[Row]]:
         """The lists by their names in COCO's format."""

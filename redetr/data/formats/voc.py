@@ -160,17 +160,18 @@ def _locate(root: Path, split: Split) -> _Location | None:
 def _locate_elsewhere(root: Path, split: Split) -> _Location | None:
     """Where the split is under the names that other tools give to folders, None if there is
     none: XML files in one folder and images in another, or side by side in the root."""
-    for images, annotations in product(_IMAGE_FOLDERS, _XML_FOLDERS):
-        for name in _FOLDERS[split]:
+    for annotations in _XML_FOLDERS:
+        if not _is_voc(first_below(root / annotations, _XML)):
+            continue
+        for images, name in product(_IMAGE_FOLDERS, _FOLDERS[split]):
             location = _Location(root / images / name, root / annotations / name)
-            if location.images.is_dir() and _is_voc(first_below(location.annotations, _XML)):
+            if location.images.is_dir() and location.annotations.is_dir():
                 return location
+        for images in (*_IMAGE_FOLDERS, ".") if split == "train" else ():
+            if (root / images).is_dir():
+                return _Location(root / images, root / annotations)
     if split != "train":
         return None
-    for images, annotations in product((*_IMAGE_FOLDERS, "."), _XML_FOLDERS):
-        location = _Location(root / images, root / annotations)
-        if location.images.is_dir() and _is_voc(first_below(location.annotations, _XML)):
-            return location
     for folder in (root, *(root / name for name in _IMAGE_FOLDERS)):
         if any(_is_voc(str(file)) for file in islice(sorted(folder.glob("*.xml")), _TRIED)):
             return _Location(folder, folder)

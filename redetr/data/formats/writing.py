@@ -19,6 +19,7 @@ from redetr.data.formats.hub import Address, hub_splits, write_images
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.mask_writing import as_single_polygons
 from redetr.data.formats.writers import WRITERS, Splits, count_masks, names_of
+from redetr.data.inventory import unclaimed_files
 from redetr.data.mask_faults import MASKS_LEFT_OUT
 from redetr.data.open import folder_of
 from redetr.errors import InputError
@@ -59,8 +60,7 @@ def convert(
         if cut is not None:
             for split, annotations in splits.items():
                 annotations.require_sound()
-                if count_masks({split: annotations}):
-                    notes.append(f"masks are not cut: tiles of {split} have boxes alone")
+                if not count_masks({split: annotations}):
                     annotations = replace(annotations, masks=None)
                 tiles = Path(folder) / "tiles" / split
                 splits[split], sentences = cut_images(annotations, split, cut, tiles, _link)
@@ -71,7 +71,8 @@ def convert(
 def _read_folder(
     source: str | Path, destination: Path, follow_links: bool, val_fraction: float
 ) -> tuple[Splits, list[str]]:
-    """The splits of a folder or a YAML file, and a sentence on `val_fraction`."""
+    """The splits of a folder or a YAML file, and sentences on `val_fraction` and on
+    what was passed over."""
     root = folder_of(source)
     if not root.exists():
         remedy = "give that of a data set, or crowns"
@@ -90,6 +91,10 @@ def _read_folder(
         for fault in splits[split].faults:
             if has_masks and fault.code in MASKS_LEFT_OUT:
                 notes[f"{fault}: left out"] = None
+            elif fault.severity != "error":
+                notes[f"{fault.severity}: {fault}"] = None
+    for fault in unclaimed_files(splits):
+        notes[f"{fault.severity}: {fault}"] = None
     for annotations in splits.values():
         _require_apart(annotations.folder, destination)  # links may lead out of the root
         if not follow_links:

@@ -31,7 +31,7 @@ from redetr.data.annotations import (
     assemble,
 )
 from redetr.data.formats.darknet import darknet_config, darknet_file, data_root, is_darknet
-from redetr.data.formats.labels import label_faults, label_name
+from redetr.data.formats.labels import label_elsewhere, label_faults, label_name
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import read_file, read_sizes
 from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, Lines
@@ -114,6 +114,9 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
     if not lines.any_file:
         text = f"no image of {split} has a label file"
         remedy = "put them there, or all images count as empty"
+        elsewhere = label_elsewhere(root, labels[0])
+        if elsewhere:
+            remedy = f"{elsewhere} may be one: move its folder there"
         faults.append(Fault("warning", "labels-missing", Path(label_files[0]), "", text, remedy))
     rows = Rows(len(lines.image), faults, lines.place)
     _judge_lines(rows, lines, classes, has_outlines)

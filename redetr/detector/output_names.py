@@ -1,0 +1,60 @@
+"""What the annotated image or video of each source is called in the output folder."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from redetr.detector.sources import is_camera, is_video
+from redetr.detector.streams import is_address, is_rtsp
+
+
+def output_names(
+    folder: Path,
+    sources: Sequence[str],
+    taken: Collection[str],
+    image_suffix: str,
+    kinds: Collection[str] = (),
+) -> dict[str, Path]:
+    """The file of the annotated image or video of each source.
+
+    Equal names get a number: those from several folders, those that are `taken`, and those of
+    sources in the output folder, which stay as they are. An image has room for further ones
+    `beside` it, of these `kinds`.
+    """
+    names: dict[str, Path] = {}
+    used = set(taken)
+    for source in sources:
+        if os.path.dirname(os.path.abspath(source)) == os.path.abspath(folder):
+            used.add(os.path.basename(source))
+    count: Counter[str] = Counter()
+    for source in sources:
+        stem, suffix = _named_after(source, image_suffix)
+        name = f"{stem}.{suffix}"
+        while _with_others(name, kinds) & used:
+            count[stem] += 1
+            name = f"{stem}-{count[stem] + 1}.{suffix}"
+        used |= _with_others(name, kinds)
+        names[source] = folder / name
+    return names
+
+
+def beside(picture: Path, kind: str) -> Path:
+    """The file of a further image of a source, such as its masks, beside its annotated one."""
+    return picture.with_suffix(f".{kind}.png")
+
+
+def _with_others(name: str, kinds: Collection[str]) -> set[str]:
+    return {name, *(beside(Path(name), kind).name for kind in kinds)}
+
+
+def _named_after(source: str, image_suffix: str) -> tuple[str, str]:
+    """Stem and suffix of the annotated image or video of a source."""
+    suffix = "mp4" if is_video(source) else image_suffix
+    if is_camera(source):
+        return f"camera-{source}", suffix
+    path = urlsplit(source).path if is_address(source) or is_rtsp(source) else source
+    stem = re.sub(r"[^\w.-]", "_", Path(path).stem).strip(".")
+    return stem or "image", suffix

@@ -1,0 +1,115 @@
+"""What an exported file contains, and which formats and models allow it."""
+
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+from redetr.choices import ExportFormat, ExportPrecision, ImageSize, size_text
+from redetr.detector.detector import Detector
+from redetr.errors import InputError
+from redetr.export.mobile import MOBILE
+from redetr.structures import Size
+
+_NEEDED: dict[ExportFormat, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "torch": (),
+    "executorch": ("executorch",),
+    "litert": ("litert_torch",),
+    "coreml": ("coremltools",),
+}
+# What brings them; for LiteRT, pip finds no versions that suit redetr as well.
+_INSTALL: dict[ExportFormat, str] = {
+    "onnx": 'pip install "redetr[export]"',
+    "openvino": 'pip install "redetr[export]"',
+    "executorch": 'pip install "redetr[executorch]"',
+    "litert": "pip install litert-torch, in an environment of its own (docs/export.md says why)",
+    "coreml": 'pip install "redetr[coreml]"',
+}
+NOT_RUN: tuple[ExportFormat, ...] = ("coreml",)  # Apple's systems alone have the runtime
+_STRIDE = 32  # of what divides the sides of images that are stretched
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What the file contains, and how."""
+
+    format: ExportFormat = "onnx"
+    precision: ExportPrecision = "fp32"
+    processing: bool = False  # images as stored go in, detections come out
+    mask: bool = False  # a second input marks the padding
+    masks: bool = False  # mask logits come out as well; `export` sets it for a model that has them
+    size: Size | None = None  # height and width that the file takes; None: any
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("images", "mask") if self.mask else ("images",)
+
+    @property
+    def one_image(self) -> bool:
+        """Whether the file takes a single image only."""
+        return self.format in MOBILE
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        names = ("scores", "labels", "boxes") if self.processing else ("logits", "boxes")
+        return (*names, "masks") if self.masks else names
+
+    def check(self) -> None:
+        """Raises InputError for options that exclude each other, or a missing package."""
+        if self.precision == "fp16" and self.format not in ("openvino", "coreml"):
+            raise InputError(
+                "--precision fp16 goes with --format openvino or coreml: take one of them, or fp32"
+            )
+        if self.precision == "int8" and self.format not in ("onnx", "openvino"):
+            raise InputError(
+                "--precision int8 goes with --format onnx or openvino: take one of them, or fp32"
+            )
+        if self.processing and self.mask:
+            raise InputError(
+                "--with-processing takes images of one size, which have no padding: leave out "
+                "--mask"
+            )
+        if self.processing and (self.size or self.one_image):
+            raise InputError(
+                "--with-processing takes images of any size: leave it out for a file of one size, "
+                "and prepare images as its metadata says"
+            )
+        missing = [name for name in _NEEDED[self.format] if find_spec(name) is None]
+        if missing:
+            raise InputError(
+                f"--format {self.format} needs {' and '.join(missing)}: {_INSTALL[self.format]}"
+            )
+
+    def of_model(self, detector: Detector) -> "ExportConfig":
+        """These settings with what the model decides: its masks and, for files of one size, that
+        size and whether padding is an input.
+
+        Raises InputError for a size that the model cannot take, or that must be given.
+        """
+        model = detector.model
+        size = self.size
+        mask = self.mask
+        if self.format == "litert" and model.resize == "aspect":
+            raise InputError(
+                "--format litert: its converter computes padded images wrong, which this model "
+                "needs; take --format executorch"
+            )
+        if self.one_image and size is None:
+            if model.resize == "aspect":
+                raise InputError(
+                    f"--format {self.format} takes images of one size, and this model keeps their "
+                    "aspect ratio: give --fixed-size HEIGHTxWIDTH, into which they are scaled and "
+                    "padded"
+                )
+            size = _pair(detector.image_size)
+        if size and model.resize == "aspect":
+            mask = True
+        elif size and any(side % _STRIDE for side in size):
+            raise InputError(
+                f"--fixed-size {size_text(size)}: height and width must be multiples of {_STRIDE}"
+            )
+        return replace(self, masks=model.has_masks, size=size, mask=mask)
+
+
+def _pair(image_size: ImageSize) -> Size:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
