@@ -227,7 +227,7 @@ class Evaluate:
 def _say_what_was_passed_over(dataset: "DetectionDataset") -> None:
     """Prints what the data set reports of itself, and the files that nothing claims."""
     from redetr.data.formats.folder import FolderDataset
-    from redetr.data.inventory import unclaimed_beside
+    from redetr.data.unclaimed import unclaimed_beside
 
     lines = list(dataset.notes)
     if isinstance(dataset, FolderDataset):
