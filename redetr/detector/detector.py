@@ -348,8 +348,8 @@ def load(
     Table Transformer, of RT-DETR, RT-DETRv2 or D-FINE (the averaged weights), or of DEIM or
     RT-DETRv4 on the architecture of D-FINE, if the file's name says so; a folder that Transformers
     wrote for `DetrForObjectDetection`, `DetrForSegmentation`, `TableTransformerForObjectDetection`,
-    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; the hub
-    name of such a folder (needs huggingface-hub).
+    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; a folder
+    of `redetr push`; the hub name of any of these folders (needs huggingface-hub).
 
     `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5",
     "detr_r50_dc5_panoptic". On a CPU, this process keeps the memory that it frees, see
