@@ -8,6 +8,7 @@ per image, which a busy machine changes less.
 """
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from pathlib import Path
 from record import record
 
 from redetr.data import open_dataset
-from redetr.data.headers import cache_file, read_headers
+from redetr.data.header_cache import HeaderCache
+from redetr.data.headers import read_headers
 from redetr.data.images import read_image
 from redetr.pages.drawing import to_pil
 
@@ -39,7 +41,7 @@ def write_photographs(folder: Path) -> list[str]:
 
 def sides(folder: Path, names: list[str]) -> dict[str, Callable[[], object]]:
     def afresh(**options: bool) -> None:
-        cache_file(folder).unlink(missing_ok=True)
+        shutil.rmtree(HeaderCache(folder).folder, ignore_errors=True)
         read_headers(folder, names, **options)
 
     return {

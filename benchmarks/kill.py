@@ -117,16 +117,21 @@ def disturbed(case: str, folder: Path, setup_s: float, chance: random.Random) ->
     return fell_into
 
 
-def same(first: Path, second: Path) -> bool:
+def same_state(first: Path, second: Path) -> bool:
     """Whether weights, their average and the optimizer's state are equal bit for bit, and the best
-    result; and whether the logs are, but for times."""
+    result."""
     saved, other = (torch.load(folder / "last.pt", weights_only=True) for folder in (first, second))
     try:
         for key in ("model", "ema", "optimizer"):
             torch.testing.assert_close(saved[key], other[key], rtol=0, atol=0)
     except AssertionError:
         return False
-    return saved["best"] == other["best"] and curve(first) == curve(second)
+    return saved["best"] == other["best"]
+
+
+def same(first: Path, second: Path) -> bool:
+    """Whether the states of two runs are equal, and their logs but for times."""
+    return same_state(first, second) and curve(first) == curve(second)
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:

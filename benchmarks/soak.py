@@ -20,7 +20,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kill import SMALL, finish, last_line, left_over, same, start_ranks, wait_for
+from kill import (
+    SMALL,
+    curve,
+    finish,
+    last_line,
+    left_over,
+    same_state,
+    start_ranks,
+    wait_for,
+)
 from record import record
 
 DISTURBANCES = ("SIGTERM", "SIGINT", "rank killed", "loader killed")
@@ -31,7 +40,7 @@ _RATE_STEPS = 60  # that the rate of a run is measured over
 def arguments_of(folder: Path, steps: int, eval_every: int) -> list[str]:
     text = f"""
         train redetr_n --output {folder} --data digits --steps {steps} --eval-every {eval_every}
-        --save-every {max(1, eval_every // 6)} --batch-size 8 --log-every 10 --device cpu
+        --save-every {max(1, eval_every // 6)} --batch-size 8 --log-every 1 --device cpu
         --precision fp32 --num-workers 1 --image-size 64 --num-queries 10 --timeout-s 60
         --mosaic-until 0.5 --resume --model-options {SMALL}
     """
@@ -126,6 +135,17 @@ def disturbed(arguments: list[str], every_s: float, chance: random.Random) -> li
         print(events[-1], flush=True)
 
 
+def shared_memory_of_the_dead(before: set[str]) -> list[str]:
+    """New files in /dev/shm whose process, which their names state, has ended."""
+    left = []
+    for name in sorted(set(os.listdir("/dev/shm")) - before):
+        _, _, rest = name.partition("_")
+        pid, _, _ = rest.partition("_")
+        if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+            left.append(name)
+    return left
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -149,9 +169,10 @@ def main() -> None:
             "steps": steps,
             "evaluated every": eval_every,
             "events": events,
-            "equal": same(alone, folder),
+            "weights equal": same_state(alone, folder),
+            "curve equal": curve(alone) == curve(folder),
             "left in the folder": left_over(folder),
-            "left in /dev/shm": sorted(set(os.listdir("/dev/shm")) - shared_before),
+            "left in /dev/shm": shared_memory_of_the_dead(shared_before),
             "memory of rank 0, MB": {
                 "after a third": round(memory[len(memory) // 3]),
                 "at the end": round(memory[-1]),

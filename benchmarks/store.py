@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -115,8 +116,7 @@ def main() -> None:
         content: dict[str, Any] = {"images": images, "boxes": boxes, "machine_is_loaded": True}
         content["first_without_store"] = in_processes(1, root, False)[0]
         content["every_further_without_store"] = in_processes(1, root, False)[0]
-        for headers in Path(folder).glob("cache/redetr/images-*.json"):
-            headers.unlink()
+        shutil.rmtree(Path(folder) / "cache" / "redetr" / "images")
         content["first"] = in_processes(1, root, True)[0]
         content["later"] = in_processes(1, root, True)[0]
         content["together"] = in_processes(PROCESSES, root, True)

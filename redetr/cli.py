@@ -27,6 +27,7 @@ USAGE = """redetr: DETR you can read in an afternoon and trust on any number of 
   redetr check PATH [--report DIR]              what would spoil training, before it does
   redetr convert FOLDER NEW --to FORMAT         write the same data set as coco, yolo or voc
   redetr export CHECKPOINT --format FORMAT      ONNX, OpenVINO, torch.export; compared with PyTorch
+  redetr push OWNER/NAME CHECKPOINT             share it on the Hugging Face hub, with a model card
   redetr models                                 list the models: size, cost, measured results
   redetr verify [RECIPE] [flags of train]       prove that many GPUs give the gradients of one
   redetr completion SHELL                       tab completion for bash, zsh and fish

@@ -45,6 +45,10 @@ class InputError(RedetrError):
     do."""
 
 
+class NoMasksError(InputError):
+    """Data was opened for masks and has boxes only."""
+
+
 class LostError(RedetrError):
     """A process that this one needs is gone: another rank, or a loader process. The message names
     it."""

@@ -5,7 +5,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,12 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(opened)
+
+
+def holds_run(names: Container[str]) -> bool:
+    """Whether a folder with files of these names is that of a run, which is no data wherever it
+    is."""
+    return "run.lock" in names or ("config.json" in names and "metrics.jsonl" in names)
 
 
 def remove_unfinished(folder: Path) -> None:

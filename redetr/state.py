@@ -12,7 +12,13 @@ from redetr.checkpoint import newest_checkpoint, save_checkpoint
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.formats.folder import unreadable_of
-from redetr.data.inventory import copied_images, inventory, require_unchanged
+from redetr.data.inventory import (
+    Inventory,
+    copied_images,
+    inventory,
+    require_unchanged,
+    write_inventories,
+)
 from redetr.data.open import absolute_source
 from redetr.data.unreadable import LIST_FILE
 from redetr.distributed import Dist, read_launch
@@ -214,7 +220,7 @@ def resume_command(folder: Path) -> str:
     return f"{program} train {shlex.quote(str(folder))} --resume"
 
 
-def _changes(file: Path, inventories: dict[str, Any], dist: Dist) -> list[str]:
+def _changes(file: Path, inventories: dict[str, Inventory], dist: Dist) -> list[str]:
     """What rank 0, which has the hashes of all images, says of changed data. Raises its InputError
     on every rank. Communicates."""
     notes: list[str] = []
@@ -272,7 +278,7 @@ def start_folder(
     notes += copied_images(inventories)
     dist.main_only(remove_unfinished)(folder)
     dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
-    dist.main_only(write_json)(folder / "data.json", inventories)
+    dist.main_only(write_inventories)(folder / "data.json", inventories)
     if state.config.skip_unreadable:
         lists = {split: unreadable_of(data) for split, data in datasets.items()}
         dist.main_only(write_json)(folder / LIST_FILE, lists)

@@ -120,3 +120,19 @@ def test_every_stage_of_the_gpu_has_its_script(flags: list[str]) -> None:
     scripts = set(re.findall(r"(?:benchmarks|tests)/[a-z_]+\.py", listed))
     assert len(scripts) > 5
     assert [script for script in scripts if not (ROOT / script).exists()] == []
+
+
+def test_a_table_continues_where_it_was(tmp_path, monkeypatch) -> None:
+    """With the same settings; other settings begin another table."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import record
+
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    path, rows = record.unfinished("families", {"rounds": 7})
+    assert rows == {} and not path.exists()
+    row = {"training step": {"times faster": 1.5}}
+    record.write(path, "families", {"setting": {"rounds": 7}, "dfine_s": row})
+    assert record.unfinished("families", {"rounds": 7}) == (path, {"dfine_s": row})
+    assert record.unfinished("families", {"rounds": 3})[1] == {}
+    monkeypatch.setattr(record, "commit", lambda: "another")
+    assert record.unfinished("families", {"rounds": 7})[1] == {}

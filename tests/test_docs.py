@@ -33,6 +33,7 @@ PARSED_ONLY = {
     "* facebook/*": "a download: tests/parity reads such folders",
     "* microsoft/*": "a download: tests/parity reads such folders",
     "* clip.mp4*": "a video: tests/test_tracking.py makes one",
+    "push *": "needs a hub: tests/test_push.py has one",
     "* rtsp://*": "a camera: tests/test_streams.py has one",
     "* https://*": "a download: tests/test_predict.py has a server of its own",
 }

@@ -29,7 +29,17 @@ HEAVY = {
 SUBMODULES = {path.stem for path in Path(redetr.__file__).parent.iterdir()}
 
 WITH_A_RECIPE = ("train", "verify")
-INCOMPLETE = ("evaluate", "predict", "explain", "app", "check", "convert", "export", "completion")
+INCOMPLETE = (
+    "evaluate",
+    "predict",
+    "explain",
+    "app",
+    "check",
+    "convert",
+    "export",
+    "push",
+    "completion",
+)
 INVOCATIONS = [
     ("", 2),
     ("--help", 0),

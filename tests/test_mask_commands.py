@@ -7,6 +7,7 @@ from reciting import reciting
 
 from redetr.cli import main
 from redetr.data.formats.digits import DigitsDataset
+from tests.test_explain import small_detector
 
 
 @pytest.fixture
@@ -45,3 +46,19 @@ def test_two_checkpoints_are_compared_by_boxes_and_masks(known, capsys):
     lines = evaluated(capsys, "--compare", "known").splitlines()
     rows = [line.split()[0] for line in lines if len(line.split()) == 13]
     assert rows == ["1", "masks", "2", "masks"]
+
+
+def test_masks_are_read_where_data_states_them(tiny_coco):
+    """Data says only when it is read for masks whether it has some: polygons, or boxes alone."""
+    detector = small_detector("redetr_n", masks=True)
+    boxes = detector.open_data("val", str(tiny_coco), masks=True)
+    assert not boxes.has_masks and "masks" not in boxes.target(0)
+    file = next(tiny_coco.rglob("*val*.json"))
+    content = json.loads(file.read_text())
+    for row in content["annotations"]:
+        x, y, w, h = row["bbox"]
+        row["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    file.write_text(json.dumps(content))
+    dataset = detector.open_data("val", str(tiny_coco), masks=True)
+    assert dataset.has_masks and dataset.target(0)["masks"].any()
+    assert "masks" not in detector.open_data("val", str(tiny_coco)).target(0)

@@ -15,6 +15,7 @@ COMMANDS = (
     "check",
     "convert",
     "export",
+    "push",
     "models",
     "verify",
     "completion",

@@ -216,7 +216,7 @@ class Evaluate:
             OUT.print(number + _measured(checkpoint, result), soft_wrap=True)
         print_results(results)
         if not self.compare:
-            OUT.print(_thresholds(results[0]))
+            OUT.print(thresholds(results[0]))
         if differences:
             OUT.print(_differences_table(differences))
             OUT.print("An interval that includes 0 leaves open which checkpoint is better.")
@@ -227,7 +227,7 @@ class Evaluate:
 def _say_what_was_passed_over(dataset: "DetectionDataset") -> None:
     """Prints what the data set reports of itself, and the files that nothing claims."""
     from redetr.data.formats.folder import FolderDataset
-    from redetr.data.inventory import unclaimed_beside
+    from redetr.data.unclaimed import unclaimed_beside
 
     lines = list(dataset.notes)
     if isinstance(dataset, FolderDataset):
@@ -237,7 +237,7 @@ def _say_what_was_passed_over(dataset: "DetectionDataset") -> None:
         ERRORS.print(line, soft_wrap=True, markup=False)
 
 
-def _thresholds(result: dict[str, Any]) -> str:
+def thresholds(result: dict[str, Any]) -> str:
     """Which scores count in the tables, and which of them `predict` shows."""
     shown = f"redetr predict shows those of {result['predict_threshold']} and more"
     best = result["threshold"]

@@ -227,6 +227,9 @@ class Rows:
         if severity == "error":
             self.good &= ~bad
 
+    def forget(self) -> None:
+        """Lets go of what the rows hold, if that is in memory; no fault can be added any more."""
+
 
 @dataclass
 class Images:
@@ -265,16 +268,7 @@ def assemble(
 ) -> Annotations:
     """The annotations of a split; `classes` are names by category id, which labels count in their
     order."""
-    image_is_good = np.append(images.rows.good, False)  # the last one is for objects on no image
-    has_class = objects.labels >= 0
-    objects.rows.good &= image_is_good[objects.image] & has_class
-    faults += _contradictions(source, objects, images)
-    all_boxes = _boxes_inside(objects, images)
-    objects.corners = np.zeros((0, 4))  # no longer needed: the most memory of all
-    masks = judge_masks(objects, images, all_boxes)
-    faults += _repeated_names(source, classes)
-    faults += _unwritable_names(source, classes)
-
+    all_boxes, masks = _judged(source, classes, images, objects, faults)
     good = np.flatnonzero(images.rows.good)
     names = np.array([os.fsencode(images.names[i]) for i in good], "S")
     by_name = np.lexsort((images.ids[good], names))
@@ -310,6 +304,26 @@ def assemble(
         masks=None if masks is None else masks.take(kept),
         unreadable=dict.fromkeys(images.unreadable, NOT_READ),
     )
+
+
+def _judged(
+    source: Path, classes: dict[int, str], images: Images, objects: Objects, faults: list[Fault]
+) -> tuple[np.ndarray, MaskColumns | None]:
+    """Adds what is wrong with objects and classes; the boxes, xyxy `[A, 4]`, cut to their images,
+    and the masks. What messages quote is let go of: it takes half of the memory."""
+    image_is_good = np.append(images.rows.good, False)  # the last one is for objects on no image
+    has_class = objects.labels >= 0
+    objects.rows.good &= image_is_good[objects.image] & has_class
+    faults += _contradictions(source, objects, images)
+    all_boxes = _boxes_inside(objects, images)
+    objects.corners = np.zeros((0, 4))  # no longer needed: the most memory of all
+    masks = judge_masks(objects, images, all_boxes)
+    faults += _repeated_names(source, classes)
+    faults += _unwritable_names(source, classes)
+
+    images.rows.forget()
+    objects.rows.forget()
+    return all_boxes, masks
 
 
 def _repeated_names(source: Path, classes: dict[int, str]) -> list[Fault]:

@@ -29,9 +29,10 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
     the source.
 
     `notes` are sentences that a user should read once, such as how many boxes were left out.
-    `has_masks`: whether the source states masks; targets hold them if the data set was opened for
-    that. `is_thing`: whether each class is one of things, not of stuff; empty if the source does
-    not say. `channels`: bands of the images as they are read, three for RGB.
+    `has_masks`: whether the source is known to state masks. Targets hold them if the data set was
+    opened for that, and most sources are not looked through for them otherwise. `is_thing`: whether
+    each class is one of things, not of stuff; empty if the source does not say. `channels`: bands
+    of the images as they are read, three for RGB.
     """
 
     name: str

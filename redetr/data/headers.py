@@ -1,56 +1,36 @@
 """What the headers of image files say, read on all cores and remembered."""
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from redetr.data.header_cache import PLAIN, Header, HeaderCache, Headers
 from redetr.data.images import channels_to_look_at, decode, describe, read_image, require_whole
 from redetr.data.pixels import one_colour
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
-from redetr.files import open_file, write_whole
+from redetr.files import open_file
 
 _PER_TASK = 64  # images that a thread reads before it asks for more
 _CONTRAST = 4.0  # brightness, of 255: a thumbnail with less cannot tell copies apart
 _THUMBNAIL = (192, 216)  # px, height and width
 # per pixel: photographs have 0.1 and more; half of that may still be a drawing
 _PLAIN_BYTES = 0.05
-_LOCK_S = 60  # other ranks write to the cache as well, in an instant
-PLAIN = "plain"
-
-# The types of an entry of the cache: time of change, bytes, then the fields of a Header.
-_ENTRY = (int, int, int, int, int, str, str, str, int, str)
-
-
-class Header(NamedTuple):
-    """What is known of one image file. Pixels as stored; strings are empty where not asked for."""
-
-    width: int = 0
-    height: int = 0
-    orientation: int = 1  # how viewers turn the image; training does not
-    content: str = ""  # hash of the file
-    looks: str = ""  # hash of a thumbnail, "plain" for one without contrast
-    problem: str = ""  # why it cannot be read
-    frames: int = 1  # pages of a TIFF, frames of an animation; the first is read
-    # the colour that nearly all pixels have; empty if they differ, or were not looked at
-    plain: str = ""
 
 
 def read_headers(
     folder: Path, names: Sequence[str], content: bool = False, looks: bool = False
-) -> list[Header]:
+) -> Headers:
     """The headers of images below a folder, read on all cores; sound ones are remembered in the
     user's cache folder.
 
@@ -59,26 +39,31 @@ def read_headers(
     processes: most of the time goes into files, hashes and decoders, and a process that holds a GPU
     should not be forked.
     """
-    file = cache_file(folder)
-    known = _read_cache(file)
-    parts = [names[start : start + _PER_TASK] for start in range(0, len(names), _PER_TASK)]
-    read_part = partial(_read_part, folder, known, content, looks)
-    entries: dict[str, list] = {}
+    encoded = np.array([os.fsencode(name) for name in names], "S")
+    parts = [range(start, min(start + _PER_TASK, len(names))) for start in _starts(len(names))]
     with ThreadPoolExecutor(max(2, rank_cores())) as pool:
-        for part_entries in pool.map(read_part, parts):
-            entries |= part_entries
-
-    headers = []
-    sound: dict[str, list] = {}
-    for name in names:
-        header = Header(*entries[name][2:])
-        headers.append(header)
-        if not header.problem:
-            sound[name] = entries[name]
-    if any(known.get(name) != entry for name, entry in sound.items()):
+        stamps = pool.map(partial(_stamps, folder, names), parts)
+        stamp = np.array(list(chain.from_iterable(stamps)), np.int64).reshape(-1, 2)
+        cache = HeaderCache(folder)
+        rows, is_known = cache.look_up(encoded, stamp, content, looks)
+        headers = Headers(rows)
+        unknown = np.flatnonzero(~is_known).tolist()
+        unread = [unknown[start : start + _PER_TASK] for start in _starts(len(unknown))]
+        read_part = partial(_read_part, folder, names, content, looks)
+        for part in pool.map(read_part, unread):
+            for i, header in part:
+                headers.put(i, header)
+    sound = [i for i in unknown if i not in headers.problems]
+    if sound:
+        rows["stamp"][sound] = stamp[sound]
         with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-            _add_to_cache(file, sound)
+            cache.add(encoded[sound], rows[sound])
     return headers
+
+
+def _starts(count: int) -> range:
+    """Where the parts begin that so many images are read in."""
+    return range(0, count, _PER_TASK)
 
 
 def read_header(path: Path, content: bool = False, looks: bool = False) -> Header:
@@ -104,56 +89,26 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
     return header
 
 
-def cache_file(folder: Path) -> Path:
-    """Where the headers of the images in a folder are remembered."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
-    return Path(caches) / "redetr" / f"images-{digest[:16]}.json"
+def _stamps(folder: Path, names: Sequence[str], part: range) -> list[tuple[int, int]]:
+    """Time of change and bytes of the files, zeros of those that are not there."""
+    stamps = []
+    for i in part:
+        try:
+            stat = os.stat(folder / names[i])
+        except (OSError, ValueError):  # reading it says why
+            stamps.append((0, 0))
+        else:
+            stamps.append((stat.st_mtime_ns, stat.st_size))
+    return stamps
 
 
 def _read_part(
-    folder: Path, known: dict, content: bool, looks: bool, names: Sequence[str]
-) -> dict[str, list]:
-    """Entries of the cache for these images, taken from there if the file is the same as then."""
-    entries = {}
-    for name in names:
-        path = folder / name
-        stamp = [0, 0]
-        if path.exists():
-            stat = path.stat()
-            stamp = [stat.st_mtime_ns, stat.st_size]
-        remembered = known.get(name, [])
-        header = Header(*remembered[2:])
-        is_current = remembered[:2] == stamp
-        lacks_content = content and not header.content
-        lacks_looks = looks and not header.looks
-        if not is_current or lacks_content or lacks_looks:
-            header = read_header(path, content, looks)
-        entries[name] = [*stamp, *header]
-    return entries
-
-
-def _read_cache(file: Path) -> dict[str, list]:
-    """The entries that are whole; what is damaged is read from the images again."""
-    try:
-        known = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):  # not there, or no JSON
-        return {}
-    if not isinstance(known, dict):
-        return {}
-    entries = {}
-    for name, entry in known.items():
-        if isinstance(entry, list) and tuple(map(type, entry)) == _ENTRY:
-            entries[name] = entry
-    return entries
-
-
-def _add_to_cache(file: Path, entries: dict[str, list]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{file}.lock", timeout=_LOCK_S):
-        everything = _read_cache(file) | entries  # other ranks have read other files meanwhile
-        text = json.dumps(everything)
-        write_whole(file, lambda path: path.write_text(text))
+    folder: Path, names: Sequence[str], content: bool, looks: bool, part: list[int]
+) -> list[tuple[int, Header]]:
+    headers = []
+    for i in part:
+        headers.append((i, read_header(folder / names[i], content, looks)))
+    return headers
 
 
 def _plain(path: Path, thumbnail: Tensor) -> str:

@@ -1,35 +1,92 @@
-"""Which images a run was trained on, so that it can be repeated and is not resumed on others; and
-which files of its data folder nothing claims."""
+"""Which images and annotations a run was trained on, so that it can be repeated and is not resumed
+on others."""
 
 import hashlib
 import json
 import os
-import posixpath
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
-from redetr.data.annotations import Annotations, Fault, Split, data_folder
+from redetr.data.annotations import Annotations
 from redetr.data.dataset import DetectionDataset
 from redetr.data.formats.folder import AnnotatedDataset, FolderDataset
-from redetr.data.formats.label_images import is_label_folder
-from redetr.data.formats.layouts import read_annotations, splits_of
-from redetr.data.formats.listing import Contents, contents_of, passed_over
-from redetr.data.formats.panoptic import png_folder
+from redetr.data.header_cache import content_text, first_same
 from redetr.data.headers import read_headers
 from redetr.data.store import remembered
 from redetr.distributed import Dist
 from redetr.errors import InputError
-from redetr.files import write_whole
-from redetr.wording import counted
+from redetr.files import open_file, write_json, write_whole
+
+_MOST_IN_TEXT = 100_000  # images whose hashes are written as text
+_NOT_AS_WRITTEN = (
+    RecursionError,
+    AttributeError,
+    KeyError,
+    TypeError,
+)  # what damaged JSON leads to
 
 
-def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ImageHashes:
+    """Which image files a split has, each name once, sorted as bytes, and the hash of each."""
+
+    names: np.ndarray  # [N] bytes
+    contents: np.ndarray  # [N, 4] uint64, SHA-256; zeros for a file that could not be read
+
+    @classmethod
+    def of(cls, names: np.ndarray, contents: np.ndarray) -> "ImageHashes":
+        """Of names in any order."""
+        distinct, first = np.unique(names, return_index=True)
+        return cls(distinct, contents[first])
+
+    @classmethod
+    def from_json(cls, images: Mapping[str, str]) -> "ImageHashes":
+        """What `to_json` returned. Raises ValueError if it is no such thing."""
+        hashes = [bytes.fromhex(text or 64 * "0") for text in images.values()]
+        if not all(len(hash_) == 32 for hash_ in hashes):
+            raise ValueError("a hash of another length")
+        names = np.array([os.fsencode(name) for name in images], "S")
+        contents = np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, 4)
+        return cls.of(names, contents)
+
+    def to_json(self) -> dict[str, str]:
+        """The hashes as text by the names; of a file that could not be read an empty one."""
+        images = {}
+        for name, content in zip(self.names.tolist(), self.contents, strict=True):
+            images[os.fsdecode(name)] = content_text(content)
+        return images
+
+    def first_change(self, other: "ImageHashes") -> str:
+        """The first name that only one of the two has, or with another hash; empty if they are
+        equal."""
+        common, mine, theirs = np.intersect1d(
+            self.names, other.names, assume_unique=True, return_indices=True
+        )
+        differs = (self.contents[mine] != other.contents[theirs]).any(1)
+        alone = np.setxor1d(self.names, other.names, assume_unique=True)
+        changed = [*common[differs][:1].tolist(), *alone[:1].tolist()]
+        return os.fsdecode(min(changed)) if changed else ""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Which images and annotations a split has, so that a run can be repeated."""
+
+    name: str
+    count: int
+    classes: tuple[str, ...]
+    annotations: dict[str, str] | None  # hashes, by what a message calls it; None: not recorded
+    images: ImageHashes  # of image files, on rank 0
+
+
+def inventory(data: DetectionDataset, dist: Dist) -> Inventory:
     """Which images a data set has, with the hash of each (on rank 0), and hashes of its
     annotations, so that a run can be repeated. Communicates: each rank reads its share of the
     files, so none waits for another longer than for a share.
@@ -37,7 +94,7 @@ def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
     Raises InputError if ranks have read different annotations.
     """
     dist.doing(f"reading the images of {data.name}")
-    images: dict[str, str] = {}
+    images = _NO_IMAGES
     if isinstance(data, FolderDataset):
         images = _contents_of_images(data.annotations, dist)
     hashes = {}
@@ -49,42 +106,50 @@ def inventory(data: DetectionDataset, dist: Dist) -> dict[str, Any]:
         if others != hashes:
             text = f"rank {rank} has read other annotations than rank {dist.rank}"
             raise InputError(text, where=data.name, remedy="give all hosts the same data")
-    return {
-        "name": data.name,
-        "count": len(data),
-        "classes": list(data.class_names),
-        "annotations": hashes,
-        "images": images,
-    }
+    return Inventory(data.name, len(data), tuple(data.class_names), hashes, images)
 
 
-def _contents_of_images(annotations: Annotations, dist: Dist) -> dict[str, str]:
-    """The hash of each image file by its name; on rank 0, where a large data set's are remembered.
+def _contents_of_images(annotations: Annotations, dist: Dist) -> ImageHashes:
+    """The hash of each image file; on rank 0, where a large data set's are remembered.
     Communicates."""
-    stored = annotations.stored
-    file = stored / "contents.npy" if stored else None
+    file = annotations.stored / "contents.npy" if annotations.stored else None
+    contents = None
+    if dist.rank == 0 and file is not None:
+        contents = _read_contents(file, len(annotations))
     # Rank 0 alone decides: what others see may be another host's.
-    is_known, *_ = dist.gather([file is not None and file.exists()])
-    if is_known and file is not None:
-        if dist.rank > 0:
-            return {}
-        hashes = np.load(file, mmap_mode="r").tolist()
-        known = {}
-        for name, hash_ in zip(annotations.names.tolist(), hashes, strict=True):
-            known[os.fsdecode(name)] = hash_.decode()
-        return known
-    share = [os.fsdecode(name) for name in annotations.names[dist.rank :: dist.world_size]]
-    headers = read_headers(annotations.folder, share, content=True)
-    contents = [(name, header.content) for name, header in zip(share, headers, strict=True)]
-    dist.meet()
-    images = dict(sorted(dist.gather(contents)))
-    if dist.rank > 0:
-        return {}
-    if file is not None:
-        hashes = np.array([images[os.fsdecode(name)] for name in annotations.names.tolist()], "S64")
-        with suppress(OSError):  # costs time, nothing else
-            write_whole(file, lambda path: np.save(path, hashes))
-    return images
+    is_known, *_ = dist.gather([contents is not None])
+    if not is_known:
+        share = slice(dist.rank, None, dist.world_size)
+        names = [os.fsdecode(name) for name in annotations.names[share]]
+        headers = read_headers(annotations.folder, names, content=True)
+        dist.meet()
+        shares = dist.gather([headers.rows["content"]])
+        if dist.rank == 0:
+            contents = np.empty((len(annotations), 4), np.uint64)
+            for rank, rows in enumerate(shares):
+                contents[rank :: dist.world_size] = rows
+            if file is not None:
+                _write_array(file, contents)
+    if contents is None:
+        return _NO_IMAGES
+    return ImageHashes.of(annotations.names, contents)
+
+
+def _read_contents(file: Path, count: int) -> np.ndarray | None:
+    """The hashes of so many images; None if they are not there, or damaged."""
+    with suppress(OSError, ValueError, EOFError):
+        contents = np.load(file)
+        if contents.shape == (count, 4) and contents.dtype == np.uint64:
+            return contents
+    return None
+
+
+def _write_array(file: Path, array: np.ndarray) -> None:
+    with suppress(OSError):  # costs time, nothing else
+        write_whole(file, lambda path: np.save(path, array))
+
+
+_NO_IMAGES = ImageHashes(np.zeros(0, "S1"), np.zeros((0, 4), np.uint64))
 
 
 def _hashes(annotations: Annotations) -> dict[str, str]:
@@ -114,7 +179,26 @@ def _bytes(text: bytes) -> np.ndarray:
     return np.frombuffer(text, np.uint8)
 
 
-def require_unchanged(file: Path, inventories: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def write_inventories(file: Path, inventories: Mapping[str, Inventory]) -> None:
+    """Writes the inventories of a run as JSON. The hashes of many images are an array beside it: as
+    text they would take a gigabyte to write and to read."""
+    content = {}
+    for split, current in inventories.items():
+        fields: dict[str, Any] = {
+            "name": current.name,
+            "count": current.count,
+            "classes": list(current.classes),
+            "annotations": current.annotations,
+        }
+        if len(current.images.names) <= _MOST_IN_TEXT:
+            fields["images"] = current.images.to_json()
+        else:
+            write_whole(_array_file(file, split), partial(_save_hashes, current.images))
+        content[split] = fields
+    write_json(file, content)
+
+
+def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[str]:
     """Raises InputError if `file`, the inventories of the run that resumes, has other images,
     another content of one, or other annotations. Returns notes on what could not be compared.
     """
@@ -124,19 +208,19 @@ def require_unchanged(file: Path, inventories: Mapping[str, Mapping[str, Any]]) 
     notes = []
     for split, current in inventories.items():
         recorded = before[split]
-        images = set(recorded["images"].items()) ^ set(current["images"].items())
-        hashes = recorded.get("annotations", {})
-        hashes_now = current["annotations"]
+        image = current.images.first_change(recorded.images)
+        hashes = recorded.annotations or {}
+        hashes_now = current.annotations or {}
         columns = [name for name, value in hashes.items() if hashes_now.get(name) != value]
         change = ""
-        if images:
-            change = f"{min(images)[0]} of {split} is not what it was"
+        if image:
+            change = f"{image} of {split} is not what it was"
         elif columns:
             change = f"the {' and the '.join(columns)} of {split} are not what they were"
         if change:
             remedy = "put the data back, or give another --output"
             raise InputError(f"{change} when the run began", where=file, remedy=remedy)
-        if "annotations" not in recorded:
+        if recorded.annotations is None:
             notes.append(
                 f"note: {file} is of an earlier version, without hashes of annotations: whether "
                 f"those of {split} have changed was not checked"
@@ -144,176 +228,80 @@ def require_unchanged(file: Path, inventories: Mapping[str, Mapping[str, Any]]) 
     return notes
 
 
-def _read_inventories(file: Path) -> dict[str, Any]:
+def _read_inventories(file: Path) -> dict[str, Inventory]:
+    inventories = {}
     try:
         content = json.loads(file.read_bytes())
         for split in ("train", "val"):
-            dict(content[split]["images"])
-            dict(content[split].get("annotations", {}))
-    except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
+            inventories[split] = _read_inventory(file, split, content[split])
+    except (OSError, ValueError, BadZipFile, EOFError, *_NOT_AS_WRITTEN):
         raise InputError(
             "cut short or damaged: whether the data has changed cannot be checked",
             where=file,
             remedy="delete it to resume without that check",
         ) from None
-    return content
+    return inventories
 
 
-def copied_images(inventories: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence on images that several splits have, and one on those that a split has twice; the
-    content of their files is the same."""
-    first_with: dict[str, tuple[str, str]] = {}
-    twice: list[str] = []
-    leaked: list[str] = []
-    for split, inventory_of_split in inventories.items():
-        for name, content in sorted(inventory_of_split["images"].items()):
-            if not content:
-                continue
-            first_split, first = first_with.setdefault(content, (split, name))
-            if first_split != split:
-                leaked.append(f"{name} of {split} is the same image as {first} of {first_split}")
-            elif first != name:
-                twice.append(f"{name} of {split} is the same image as {first}")
-    remedies = {
-        "take it out of one split: AP will be better than on images never seen": leaked,
-        "keep one, with all boxes": twice,
-    }
-    sentences = []
-    for remedy, copies in remedies.items():
-        if copies:
-            more = f" (and {len(copies) - 1} more like it)" if len(copies) > 1 else ""
-            sentences.append(f"warning: {copies[0]}; {remedy}{more}")
-    return sentences
-
-
-def unclaimed_files(splits: Mapping[Split, Annotations]) -> list[Fault]:
-    """The images in the data folder that no split names, and whatever else is passed over there: a
-    line for each kind, with its count and an example.
-
-    `splits` are those that were read, without errors; a test split that is there and not among them
-    is read if there are images that it may name. Nothing is reported of data without a folder.
-    """
-    annotations = next(iter(splits.values()), None)
-    if annotations is None or annotations.root is None:
-        return []
-    root = annotations.root
-    folder = data_folder(root)
-    used = _used(folder, splits.values())
-    contents = _contents(folder, used)
-    unused = _unused(contents, used)
-    if unused and "test" not in splits and "test" in splits_of(root):
-        try:
-            test = read_annotations(root, "test")
-        except InputError as error:
-            return [Fault.from_error("split-unreadable", error, root).in_split("test")]
-        used |= _used(folder, [test])
-        unused = _unused(contents, used)
-    return [*_unused_faults(folder, unused, used), *passed_over(_near(contents, used))]
-
-
-def unclaimed_beside(annotations: Annotations) -> list[Fault]:
-    """What `unclaimed_files` reports, of a single split: of images, only those in the folders of
-    its own. The other splits are read if there are images that they may name."""
-    root = annotations.root
-    if root is None:
-        return []
-    folder = data_folder(root)
-    used = _used(folder, [annotations])
-    contents = _contents(folder, used)
-    folders = _folders(used)
-    unused = [path for path in _unused(contents, used) if path.rpartition("/")[0] in folders]
-    faults = passed_over(_near(contents, used))
-    for split in splits_of(root) if unused else ():
-        try:
-            used |= _used(folder, [read_annotations(root, split)])
-        except InputError as error:
-            fault = Fault.from_error("split-unreadable", error, root)
-            return [replace(fault, severity="warning"), *faults]
-    unused = [path for path in unused if path not in used]
-    return [*_unused_faults(folder, unused, used), *faults]
-
-
-def _used(folder: Path, splits: Iterable[Annotations]) -> set[str]:
-    """The paths of all images of the splits, label images too, relative to the data folder."""
-    used = set()
-    for annotations in splits:
-        below = os.path.relpath(annotations.folder, folder)
-        prefix = "" if below == "." else f"{below}/"
-        used |= {prefix + os.fsdecode(name) for name in annotations.names.tolist()}
-        used |= {prefix + name for name in annotations.unreadable}
-        source = annotations.source
-        labels = source if is_label_folder(source) else png_folder(source)
-        if labels is not None:
-            below = os.path.relpath(labels, folder)
-            used |= {f"{below}/{name}" for name in contents_of(labels).files}
-    return used
-
-
-def _folders(paths: Iterable[str]) -> set[str]:
-    return {path.rpartition("/")[0] for path in paths}
-
-
-def _contents(folder: Path, used: set[str]) -> Contents:
-    """What is below the data folder, also in those linked folders that hold images of the data."""
-    contents = contents_of(folder, is_wide=False)
-    folders = _folders(used)
-    for link in list(contents.links):
-        if any(f"{name}/".startswith(f"{link}/") for name in folders):
-            contents.links.remove(link)
-            linked = contents_of(folder / link)
-            for paths, more in zip(contents.lists(), linked.lists(), strict=True):
-                paths += [posixpath.join(link, path) for path in more]
-    return contents
-
-
-def _unused(contents: Contents, used: set[str]) -> list[str]:
-    return [path for path in contents.files if path not in used]
-
-
-def _unused_faults(folder: Path, unused: list[str], used: set[str]) -> list[Fault]:
-    """A warning on images beside those of the data set, and a note on folders without any of its
-    images."""
-    folders = _folders(used)
-    beside = []
-    elsewhere: dict[str, list[str]] = defaultdict(list)
-    for path in unused:
-        parent, _, name = path.rpartition("/")
-        if parent in folders:
-            beside.append(path)
-        else:
-            elsewhere[parent].append(name)
-    faults = []
-    if beside:
-        text = "no annotation names this image"
-        remedy = "annotate it, or take it out of the folder"
-        faults.append(
-            Fault("warning", "image-unused", folder, beside[0], text, remedy, len(beside))
-        )
-    if elsewhere:
-        parent, names = next(iter(elsewhere.items()))
-        images = counted(len(names), "image")
-        text = f"no split has {images} of this folder, such as {names[0]}"
-        remedy = "nothing to do if they are not meant to be"
-        where = parent or "."
-        faults.append(Fault("note", "folder-unused", folder, where, text, remedy, len(elsewhere)))
-    return faults
-
-
-def _near(contents: Contents, used: set[str]) -> Contents:
-    """The contents without files of unknown kinds far from the images of the data set."""
-    folders = _folders(used)
-    return replace(
-        contents,
-        others=[path for path in contents.others if _is_near(path, folders)],
-        links=[path for path in contents.links if _is_near(path, folders)],
+def _read_inventory(file: Path, split: str, fields: Mapping[str, Any]) -> Inventory:
+    hashes = fields.get("annotations")
+    return Inventory(
+        name=fields["name"],
+        count=fields["count"],
+        classes=tuple(fields["classes"]),
+        annotations=None if hashes is None else dict(hashes),
+        images=_read_images(_array_file(file, split), fields),
     )
 
 
-def _is_near(path: str, folders: set[str]) -> bool:
-    """Whether a folder of images of the data set holds the path, at whatever depth."""
-    parent = path
-    while parent:
-        parent = parent.rpartition("/")[0]
-        if parent in folders:
-            return True
-    return False
+def _array_file(file: Path, split: str) -> Path:
+    return file.with_name(f"{file.stem}-{split}.npz")
+
+
+def _save_hashes(images: ImageHashes, path: Path) -> None:
+    np.savez(path, names=images.names, contents=images.contents)
+
+
+def _read_images(file: Path, fields: Mapping[str, Any]) -> ImageHashes:
+    """The hashes in the text of an inventory, or in the file beside it."""
+    if "images" in fields:
+        return ImageHashes.from_json(fields["images"])
+    with open_file(file) as opened, np.load(opened) as arrays:
+        return ImageHashes(arrays["names"], arrays["contents"])
+
+
+def copied_images(inventories: Mapping[str, Inventory]) -> list[str]:
+    """A sentence on images that several splits have, and one on those that a split has twice; the
+    content of their files is the same."""
+    splits = list(inventories)
+    counts = [len(inventories[split].images.names) for split in splits]
+    split_of = np.repeat(np.arange(len(splits)), counts)
+    starts = np.append(0, np.cumsum(counts))
+    first = first_same(np.concatenate([one.images.contents for one in inventories.values()]))
+    is_copy = first != np.arange(len(first))
+    is_leaked = is_copy & (split_of[first] != split_of)
+
+    def name(i: int) -> str:
+        number = split_of[i]
+        return os.fsdecode(inventories[splits[number]].images.names[i - starts[number]])
+
+    sentences = []
+    leaked = np.flatnonzero(is_leaked)
+    if len(leaked):
+        i, original = leaked[0], first[leaked[0]]
+        text = f"of {splits[split_of[i]]} is the same image as {name(original)} of "
+        text += splits[split_of[original]]
+        remedy = "take it out of one split: AP will be better than on images never seen"
+        sentences.append(_about_copies(name(i), text, remedy, len(leaked)))
+    twice = np.flatnonzero(is_copy & ~is_leaked)
+    if len(twice):
+        i, original = twice[0], first[twice[0]]
+        text = f"of {splits[split_of[i]]} is the same image as {name(original)}"
+        remedy = "keep one, with all boxes"
+        sentences.append(_about_copies(name(i), text, remedy, len(twice)))
+    return sentences
+
+
+def _about_copies(name: str, text: str, remedy: str, count: int) -> str:
+    more = f" (and {count - 1} more like it)" if count > 1 else ""
+    return f"warning: {name} {text}; {remedy}{more}"

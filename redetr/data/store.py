@@ -24,7 +24,7 @@ import redetr
 from redetr.data.annotations import Annotations, Fault, Masks, Split, data_folder
 from redetr.data.mask_columns import MaskColumns, MaskUse
 from redetr.data.segment_images import SegmentImages
-from redetr.files import UNFINISHED, write_json
+from redetr.files import UNFINISHED, holds_run, write_json
 
 # Images and objects from which on a data set is stored: fewer are read in a second.
 WORTH = 100_000
@@ -44,7 +44,7 @@ Read = Callable[[Path, Split, float, MaskUse], tuple[Annotations, str]]
 
 def stamp_of(folder: Path) -> str:
     """A hash of the path, size and time of change of every file below a folder, also of those in
-    linked folders; some 4 us a file."""
+    linked folders, but not of runs; some 4 us a file."""
     total = 0
     seen: set[tuple[int, int]] = set()
     pending = [os.fspath(folder)]
@@ -54,12 +54,15 @@ def stamp_of(folder: Path) -> str:
         if (stat.st_dev, stat.st_ino) in seen:  # a link that leads back
             continue
         seen.add((stat.st_dev, stat.st_ino))
-        with os.scandir(parent) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    pending.append(entry.path)
-                else:
-                    total += _number(entry)  # a sum does not depend on the order of the entries
+        with os.scandir(parent) as opened:
+            entries = list(opened)
+        if parent != os.fspath(folder) and holds_run({entry.name for entry in entries}):
+            continue
+        for entry in entries:
+            if entry.is_dir():
+                pending.append(entry.path)
+            else:
+                total += _number(entry)  # a sum does not depend on the order of the entries
     return f"{total % 2**128:032x}"
 
 

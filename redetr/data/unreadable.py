@@ -35,9 +35,8 @@ def without(annotations: Annotations, leave_out: LeaveOut) -> Annotations:
     unreadable = dict(annotations.unreadable)
     if leave_out == "unreadable":
         headers = read_headers(annotations.folder, names, looks=True)
-        for name, header in zip(names, headers, strict=True):
-            if header.problem:
-                unreadable[name] = header.problem
+        for i, problem in headers.problems.items():
+            unreadable[names[i]] = problem
     elif unreadable.keys() <= leave_out.keys():
         unreadable = dict(leave_out)
     else:

@@ -26,7 +26,7 @@ from redetr.detector.segments import PanopticDetections, segments_of
 from redetr.detector.sources import read_source
 from redetr.detector.tiles import merge_tiles
 from redetr.distributed import Dist, pick_device
-from redetr.errors import InputError
+from redetr.errors import InputError, NoMasksError
 from redetr.evaluation import evaluate, outputs_of
 from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
@@ -279,11 +279,10 @@ class Detector:
 def _opened(
     source: str, split: Split, val_fraction: float, masks: bool, leave_out: LeaveOut
 ) -> DetectionDataset:
-    dataset = open_dataset(source, split, val_fraction, leave_out=leave_out)
-    # Panoptic data always states masks, which it reads only if they are wanted.
-    if masks and (dataset.has_masks or dataset.is_thing):
-        return open_dataset(source, split, val_fraction, masks=True, leave_out=leave_out)
-    return dataset
+    try:
+        return open_dataset(source, split, val_fraction, masks=masks, leave_out=leave_out)
+    except NoMasksError:  # it is measured by its boxes
+        return open_dataset(source, split, val_fraction, leave_out=leave_out)
 
 
 def as_image(image: ImageLike, channels: int = 3) -> Tensor:
@@ -349,8 +348,8 @@ def load(
     Table Transformer, of RT-DETR, RT-DETRv2 or D-FINE (the averaged weights), or of DEIM or
     RT-DETRv4 on the architecture of D-FINE, if the file's name says so; a folder that Transformers
     wrote for `DetrForObjectDetection`, `DetrForSegmentation`, `TableTransformerForObjectDetection`,
-    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; the hub
-    name of such a folder (needs huggingface-hub).
+    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; a folder
+    of `redetr push`; the hub name of any of these folders (needs huggingface-hub).
 
     `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5",
     "detr_r50_dc5_panoptic". On a CPU, this process keeps the memory that it frees, see

@@ -31,12 +31,13 @@ from redetr.data.formats.folder import (
 from redetr.data.formats.holdout import FOR_A_SINGLE_IMAGE
 from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
-from redetr.data.headers import Header, read_headers
+from redetr.data.header_cache import Headers
+from redetr.data.headers import read_headers
 from redetr.data.images import channels_to_look_at, read_image
-from redetr.data.inventory import unclaimed_files
 from redetr.data.mask_columns import MaskUse
 from redetr.data.open import folder_of, open_dataset
 from redetr.data.store import remembered
+from redetr.data.unclaimed import unclaimed_files
 from redetr.doctor.boxes import box_faults, class_counts, class_faults, is_sound, plan_faults
 from redetr.doctor.images import copies, image_faults
 from redetr.doctor.plan import Plan
@@ -54,7 +55,7 @@ class Report:
 
     source: str
     splits: dict[Split, Annotations]
-    headers: dict[Split, list[Header]]  # of the image files; none for data without files
+    headers: dict[Split, Headers]  # of the image files; none for data without files
     pixels: Callable[[Split, int], Tensor]  # image `i` of a split, uint8 [3, H, W]
     faults: list[Fault]  # errors first
     plan: Plan
@@ -280,7 +281,7 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
 def _essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fault]:
     datasets: dict[Split, DetectionDataset] = {"train": train, "val": val}
     splits: dict[Split, Annotations] = {}
-    headers: dict[Split, list[Header]] = {}
+    headers: dict[Split, Headers] = {}
     for split, dataset in datasets.items():
         if isinstance(dataset, AnnotatedDataset):
             splits[split] = dataset.annotations
@@ -292,9 +293,7 @@ def _essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fa
     return _sorted(faults + unclaimed_files(splits))
 
 
-def _faults(
-    splits: Mapping[Split, Annotations], headers: Mapping[Split, list[Header]]
-) -> list[Fault]:
+def _faults(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]) -> list[Fault]:
     """The faults of annotations and image headers."""
     faults = []
     for split, annotations in splits.items():
@@ -307,7 +306,7 @@ def _faults(
     return faults + class_faults(splits)
 
 
-def _headers(annotations: Annotations, content: bool = False, looks: bool = False) -> list[Header]:
+def _headers(annotations: Annotations, content: bool = False, looks: bool = False) -> Headers:
     names = [os.fsdecode(name) for name in annotations.names]
     return read_headers(annotations.folder, names, content, looks)
 

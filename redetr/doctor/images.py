@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from redetr.data.annotations import Annotations, Fault, Severity, Split
-from redetr.data.headers import PLAIN, Header
+from redetr.data.header_cache import PLAIN, Headers, first_same
 from redetr.data.images import READ_REMEDY
 
 # Copies of half the size or poor quality differ in 0 to 6 of 64 bits, other images in 10 and more.
@@ -44,7 +44,7 @@ def image_place(annotations: Annotations, index: int) -> str:
     return f"image {annotations.ids[index]} ({name!r})"
 
 
-def image_faults(annotations: Annotations, headers: list[Header]) -> list[Fault]:
+def image_faults(annotations: Annotations, headers: Headers) -> list[Fault]:
     """Files that cannot be read, are not what was annotated, or hold more or less than an image."""
     faults = []
     for bad, severity, code, text_of in _size_checks(annotations, headers) + _content_checks(
@@ -60,18 +60,13 @@ def image_faults(annotations: Annotations, headers: list[Header]) -> list[Fault]
     return faults
 
 
-def _size_checks(annotations: Annotations, headers: list[Header]) -> list[_Check]:
+def _size_checks(annotations: Annotations, headers: Headers) -> list[_Check]:
     """Which files have another size than annotated, or are turned by viewers."""
-    count = len(headers)
-    actual = np.zeros((count, 2), int)  # width and height
-    is_whole = np.zeros(count, bool)
-    has_tag = np.zeros(count, bool)
-    for i, header in enumerate(headers):
-        actual[i] = (header.width, header.height)
-        is_whole[i] = not header.problem
-        has_tag[i] = header.orientation != 1
+    rows = headers.rows
+    actual = np.stack([rows["width"], rows["height"]], axis=1)
+    has_tag = rows["orientation"] != 1
     stated = annotations.sizes[:, ::-1]
-    differs = (actual != stated).any(1) & is_whole
+    differs = (actual != stated).any(1) & headers.is_sound()
     turned = differs & (actual == annotations.sizes).all(1)
 
     def size(i: int) -> str:
@@ -89,13 +84,12 @@ def _size_checks(annotations: Annotations, headers: list[Header]) -> list[_Check
     ]
 
 
-def _content_checks(headers: list[Header]) -> list[_Check]:
+def _content_checks(headers: Headers) -> list[_Check]:
     """Which files are damaged, of one colour, or hold several images."""
-    damaged = np.array([header.problem != "" for header in headers], bool)
-    is_plain = np.array([header.plain != "" for header in headers], bool)
-    has_frames = np.array([header.frames > 1 for header in headers], bool)
+    is_plain = headers.rows["plain"] != b""
+    has_frames = headers.rows["frames"] > 1
     return [
-        (damaged, "error", "image-unreadable", lambda i: headers[i].problem),
+        (~headers.is_sound(), "error", "image-unreadable", lambda i: headers[i].problem),
         (is_plain, "warning", "image-plain", lambda i: f"is nearly all {headers[i].plain}"),
         (has_frames, "note", "image-frames", lambda i: f"holds {headers[i].frames} images"),
     ]
@@ -119,29 +113,31 @@ _REMEDIES = {
 }
 
 
-def copies(
-    splits: Mapping[Split, Annotations], headers: Mapping[Split, list[Header]]
-) -> list[Fault]:
+def copies(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]) -> list[Fault]:
     """Images that are there twice, in one split or in two."""
-    files: list[Header] = []
-    places: list[str] = []
-    split_names: list[Split] = []
-    for split, annotations in splits.items():
-        files += headers[split]
-        places += [image_place(annotations, i) for i in range(len(annotations))]
-        split_names += [split] * len(annotations)
-    split_of = np.array(split_names, str)
-    originals = _originals(files)
-    copied = originals != np.arange(len(files))
+    if not splits:
+        return []
+    names = list(splits)
+    counts = [len(annotations) for annotations in splits.values()]
+    starts = np.append(0, np.cumsum(counts))
+    split_of = np.repeat(np.arange(len(names)), counts)
+    rows = np.concatenate([headers[split].rows for split in names])
+    originals = _originals(rows)
+    copied = originals != np.arange(len(rows))
     leaked = split_of[originals] != split_of
+
+    def place(i: int) -> str:
+        annotations = splits[names[split_of[i]]]
+        return image_place(annotations, i - starts[split_of[i]])
 
     def describe(i: int) -> tuple[str, str]:
         original = originals[i]
-        return places[i], f"is the same image as {places[original]} of {split_of[original]}"
+        split = names[split_of[original]]
+        return place(i), f"is the same image as {place(original)} of {split}"
 
     faults = []
-    for split, annotations in splits.items():
-        copied_here = copied & (split_of == split)
+    for number, annotations in enumerate(splits.values()):
+        copied_here = copied & (split_of == number)
         faults += faults_of(
             copied_here & ~leaked,
             "warning",
@@ -161,25 +157,21 @@ def copies(
     return faults
 
 
-def _originals(files: list[Header]) -> np.ndarray:
+def _originals(rows: np.ndarray) -> np.ndarray:
     """For each file the first that is the same, or looks alike; itself if there is none, int64
-    `[N]`."""
-    first_with: dict[str, int] = {}
-    same = np.arange(len(files))
-    for i, header in enumerate(files):
-        if header.content:
-            same[i] = first_with.setdefault(header.content, i)
-    alike = _first_alike([header.looks for header in files])
-    return np.where(same == np.arange(len(files)), alike, same)
+    `[N]`. `rows` are those of `Headers`."""
+    same = first_same(rows["content"])
+    alike = _first_alike(rows["looks"])
+    return np.where(same == np.arange(len(rows)), alike, same)
 
 
-def _first_alike(looks: list[str]) -> np.ndarray:
+def _first_alike(looks: np.ndarray) -> np.ndarray:
     """For each image the first that looks like it, but for a few of 64 bits, int64 `[N]`."""
     first = np.arange(len(looks))
-    rows = np.array([i for i, look in enumerate(looks) if look not in ("", PLAIN)], np.int64)
+    rows = np.flatnonzero((looks != b"") & (looks != PLAIN.encode()))
     if not len(rows):
         return first
-    packed = np.frombuffer(b"".join(bytes.fromhex(looks[i]) for i in rows), np.uint64)
+    packed = np.frombuffer(bytes.fromhex(looks[rows].tobytes().decode()), np.uint64)
     _, firsts, which = np.unique(packed, return_index=True, return_inverse=True)
     by_place = np.argsort(firsts)
     places = firsts[by_place]  # of the different ones, in the order of the images

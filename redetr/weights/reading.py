@@ -142,18 +142,21 @@ def locate(source: str | os.PathLike) -> Path:
     if path.exists():
         return path
     if str(source).count("/") == 1 and path.suffix not in (".pt", ".pth", ".safetensors"):
-        return _download(str(source))
+        return _file_of_folder(_download(str(source)))
     remedy = "give a checkpoint, a run folder or a Transformers folder"
     raise InputError("no such file", where=path, remedy=remedy)
 
 
 def _file_of_folder(folder: Path) -> Path:
-    """The checkpoint of a run folder, or the folder itself if it is one of Transformers."""
+    """The checkpoint of a run folder or of a folder that `redetr push` made, or the folder itself
+    if it is one of Transformers."""
     for name in ("best.pt", "last.pt"):
         if (folder / name).exists():
             return folder / name
     if (folder / "config.json").is_file():
         return folder
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
     return folder / "best.pt"
 
 

@@ -28,6 +28,7 @@ from PIL import Image
 
 import redetr
 from redetr.cli import main
+from redetr.commands.evaluate import thresholds
 from redetr.config import TrainConfig
 from redetr.postprocess import decode
 from redetr.state import State
@@ -206,6 +207,14 @@ def test_what_was_measured_stands_above_the_numbers(trained, shared_coco, tmp_pa
         threshold = redetr.load(folder).threshold  # of training; the best one here may differ
         assert f"redetr predict shows those of {threshold} and more" in tables[-1]
         assert int(cup.split()[1]) == sum(thing["category_id"] == 7 for thing in objects)
+
+
+def test_the_threshold_of_predict_is_not_taken_for_the_best_one_here():
+    told = thresholds({"predict_threshold": 0.32, "threshold": 0.4})
+    assert told.endswith("shows those of 0.32 and more, and F1 is best here with 0.4")
+    for best in (0.32, None):
+        told = thresholds({"predict_threshold": 0.32, "threshold": best})
+        assert told.endswith("shows those of 0.32 and more")
 
 
 def test_the_numbers_after_training_say_of_which_step_they_are(shared_coco, tmp_path, capsys):

@@ -16,6 +16,7 @@ from test_coco import DOCUMENT, write
 
 from redetr.data import open_dataset, store
 from redetr.data.formats import folder
+from redetr.data.formats.listing import contents_of
 from redetr.data.inventory import inventory
 from redetr.data.open import open_on_ranks
 from redetr.distributed import Dist, process_group
@@ -90,6 +91,23 @@ def test_is_read_again_after_a_change(root, kind, monkeypatch):
     assert open_dataset(root, "train").annotations.stored != after
 
 
+def test_a_run_inside_the_data_folder_is_no_data(root):
+    before = store.stamp_of(root)
+    faults = essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))
+    run = root / "train" / "runs" / "mine"
+    (run / "pictures").mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl", "predictions.png", "pictures/step-3.png"):
+        (run / name).write_text("{}")
+    assert store.stamp_of(root) == before
+    again = essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))
+    assert again == faults
+    assert "pictures/step-3.png" not in " ".join(contents_of(root).files)
+    (root / "metrics.jsonl").touch()
+    (root / "config.json").touch()  # the folder of the data itself is looked into
+    assert store.stamp_of(root) != before
+    assert len(contents_of(root).files) == 6
+
+
 @pytest.mark.parametrize("file", ["about.json", "boxes.npy", "first.npy"])
 def test_a_damaged_store_is_written_again(root, file):
     first = open_dataset(root, "train").annotations
@@ -144,12 +162,14 @@ def test_the_check_of_images_and_their_hashes_are_remembered(root, monkeypatch):
     alone = Dist(0, 1, torch.device("cpu"))
     faults = essential_faults(train, val)
     hashes = inventory(train, alone)
-    assert set(hashes["images"]) == {"a.png", "b.png", "c.png"}
+    assert set(hashes.images.to_json()) == {"a.png", "b.png", "c.png"}
     forbid(monkeypatch, check, "read_headers")
     monkeypatch.setattr("redetr.data.inventory.read_headers", None)
     train, val = open_dataset(root, "train"), open_dataset(root, "val")
     assert essential_faults(train, val) == faults
-    assert inventory(train, alone) == hashes
+    again = inventory(train, alone)
+    assert again.annotations == hashes.annotations
+    assert again.images.to_json() == hashes.images.to_json()
     (root / "train" / "d.png").touch()
     with pytest.raises(AssertionError, match="read_headers"):
         essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))

@@ -10,14 +10,21 @@ import pytest
 import torch
 
 from redetr.data import open_dataset
-from redetr.data.inventory import inventory, require_unchanged
+from redetr.data.inventory import (
+    ImageHashes,
+    Inventory,
+    copied_images,
+    inventory,
+    require_unchanged,
+    write_inventories,
+)
 from redetr.distributed import Dist
 from redetr.errors import InputError
 
 ALONE = Dist(0, 1, torch.device("cpu"))
 
 
-def inventories(root: Path) -> dict[str, Any]:
+def inventories(root: Path) -> dict[str, Inventory]:
     return {split: inventory(open_dataset(root, split), ALONE) for split in ("train", "val")}
 
 
@@ -25,7 +32,7 @@ def inventories(root: Path) -> dict[str, Any]:
 def recorded(shared_coco, tmp_path_factory) -> Path:
     """The data.json of a run."""
     file = tmp_path_factory.mktemp("run") / "data.json"
-    file.write_text(json.dumps(inventories(shared_coco)))
+    write_inventories(file, inventories(shared_coco))
     return file
 
 
@@ -61,7 +68,9 @@ def renumber(document: dict[str, Any]) -> None:
         annotation["id"] += 1000
 
 
-def changed(root: Path, split: str, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def changed(
+    root: Path, split: str, change: Callable[[dict[str, Any]], None]
+) -> dict[str, Inventory]:
     file = root / "annotations" / f"instances_{split}.json"
     document = json.loads(file.read_text())
     change(document)
@@ -103,14 +112,48 @@ def test_a_changed_image_is_named(tiny_coco, recorded):
         require_unchanged(recorded, inventories(tiny_coco))
 
 
+def test_the_hashes_of_many_images_are_an_array(tiny_coco, tmp_path, monkeypatch):
+    monkeypatch.setattr("redetr.data.inventory._MOST_IN_TEXT", 2)
+    file = tmp_path / "data.json"
+    now = inventories(tiny_coco)
+    write_inventories(file, now)
+    assert require_unchanged(file, now) == []
+    assert "images" not in json.loads(file.read_text())["train"]
+    (tiny_coco / "val" / "val-1.jpg").write_bytes((tiny_coco / "val" / "val-0.jpg").read_bytes())
+    with pytest.raises(InputError, match=r"val-1.jpg of val is not what it was"):
+        require_unchanged(file, inventories(tiny_coco))
+    hashes = tmp_path / "data-val.npz"
+    hashes.write_bytes(hashes.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"data.json: cut short or damaged"):
+        require_unchanged(file, now)
+
+
+def test_copies_in_one_split_and_in_two():
+    def hashed(**contents: str) -> Inventory:
+        texts = {name: 64 * digit if digit else "" for name, digit in contents.items()}
+        return Inventory("", len(texts), (), {}, ImageHashes.from_json(texts))
+
+    train = hashed(a="1", b="2", c="1", d="", e="", f="1")
+    val = hashed(a="3", g="2", h="3", i="")
+    leaked, twice = copied_images({"train": train, "val": val})
+    assert leaked.startswith("warning: g of val is the same image as b of train; take it out")
+    assert leaked.endswith("never seen")
+    assert twice == (
+        "warning: c of train is the same image as a; keep one, with all boxes (and 2 more like it)"
+    )
+    assert copied_images({"val": hashed(a="1", b="", c="")}) == []
+
+
 def test_what_an_earlier_version_recorded(shared_coco, tmp_path):
     """It did not have hashes of annotations: the run resumes with a note."""
-    old = inventories(shared_coco)
+    now = inventories(shared_coco)
+    file = tmp_path / "data.json"
+    write_inventories(file, now)
+    old = json.loads(file.read_text())
     for inventory_of_split in old.values():
         del inventory_of_split["annotations"]
-    file = tmp_path / "data.json"
     file.write_text(json.dumps(old))
-    notes = require_unchanged(file, inventories(shared_coco))
+    notes = require_unchanged(file, now)
     assert [note.rpartition("whether")[2] for note in notes] == [
         " those of train have changed was not checked",
         " those of val have changed was not checked",

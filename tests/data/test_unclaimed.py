@@ -20,7 +20,7 @@ from redetr.data.formats import listing
 from redetr.data.formats.layouts import read_annotations
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.writing import convert
-from redetr.data.inventory import unclaimed_beside
+from redetr.data.unclaimed import unclaimed_beside
 from redetr.detector import sources
 from redetr.detector.sources import find_sources
 from redetr.doctor.check import check, essential_faults

@@ -7,9 +7,9 @@ or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.js
 """
 
 import math
-import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from redetr.data.annotations import (
     assemble,
 )
 from redetr.data.formats.coco_places import coco_locate, coco_sought
-from redetr.data.formats.columns import Columns, Row
+from redetr.data.formats.columns import Columns, Row, name_of, quoted
 from redetr.data.formats.foreign import FoundFiles, find_files
 from redetr.data.formats.json_lists import read_lists
 from redetr.data.formats.listing import listed_twice
@@ -55,8 +55,6 @@ _KEYS = {
     "categories": ("id", "name", "isthing"),
 }
 _REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = 200
 
 
 def read_coco(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
@@ -127,16 +125,8 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str
         "no image has its image_id {image_id}",
         "add it, or delete the annotation",
     )
-    category = annotations.rows_of("category_id", category_ids, has_number)
-    annotations.report(
-        "category-unknown",
-        category < 0,
-        "no category has its category_id {category_id}",
-        "add it, or correct the id",
-    )
-    label_of = {id_: label for label, id_ in enumerate(classes)}
-    label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
-    objects = _read_objects(annotations, image, label_of_row[category], remedy)
+    labels = _read_labels(annotations, category_ids, has_number, classes)
+    objects = _read_objects(annotations, image, labels, remedy)
     objects.masks = lists.masks
     assembled = assemble(source, classes, read_images, objects, faults)
     assembled = replace(assembled, is_thing=_read_things(categories, category_ids, classes))
@@ -199,23 +189,17 @@ class _Table(Rows):
 
     def __init__(self, file: Path, kind: str, columns: Columns, faults: list[Fault]):
         """`kind` is what a row describes."""
-        super().__init__(columns.count, faults, lambda i: (file, self._name(i)))
-        self.kind = kind
         self.columns = columns.columns
-
-    def _name(self, i: int) -> str:
-        """Such as "image 12 ('a.jpg')"."""
-        name = f"{self.kind} number {i} (without id)"
-        if not self.columns["id"].lacks(i):
-            name = f"{self.kind} {self.quoted(i, 'id')}"
-        for key in ("file_name", "name"):
-            if key in self.columns and not self.columns[key].lacks(i):
-                name += f" ({self.quoted(i, key)})"
-        return name
+        # Not a method of the table: a table that held itself would outlive its last use.
+        named = partial(name_of, kind, self.columns)
+        super().__init__(columns.count, faults, lambda i: (file, named(i)))
 
     def quoted(self, i: int, key: str) -> str:
         """What row `i` holds there, shortened to one line."""
-        return _SHORT.repr(self.columns[key][i])
+        return quoted(self.columns[key][i])
+
+    def forget(self) -> None:
+        self.columns.clear()
 
     def report(self, code: str, bad: ArrayLike, text: str, remedy: str) -> None:
         """Adds a fault for the rows that are `bad`, bool `[N]`. `{key}` in the text stands for what
@@ -374,6 +358,23 @@ def _read_sizes(table: _Table, found: FoundFiles) -> np.ndarray:
         "write that of the file",
     )
     return sizes
+
+
+def _read_labels(
+    table: _Table, category_ids: np.ndarray, known: np.ndarray, classes: dict[int, str]
+) -> np.ndarray:
+    """The label of each row, int64 `[A]`; reports those of no category, of which `known` have an
+    id."""
+    category = table.rows_of("category_id", category_ids, known)
+    table.report(
+        "category-unknown",
+        category < 0,
+        "no category has its category_id {category_id}",
+        "add it, or correct the id",
+    )
+    label_of = {id_: label for label, id_ in enumerate(classes)}
+    label_of_row = np.array([label_of.get(id_, -1) for id_ in category_ids.tolist()])
+    return label_of_row[category]
 
 
 def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: str) -> Objects:

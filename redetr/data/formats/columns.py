@@ -1,6 +1,7 @@
 """Rows of JSON kept as columns of arrays: as lists of Python's objects they take ten times the
 memory."""
 
+import reprlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from redetr.data.formats.outlines import LARGEST, is_number
 
 _EXACT = 2**53  # float64 holds every whole number up to here
 _NO_BOX = (np.nan,) * 4
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 200
 
 Row = dict[str, Any]
 
@@ -102,20 +105,26 @@ class Column(Sequence[Any]):
 
     def numbers(self) -> np.ndarray:
         """The values as float64 `[N]`; NaN for what is no number."""
-        return _joined([_numbers(part) for part in self._parts], np.float64)
+        numbers = np.empty(self._count, np.float64)
+        for rows, part in self._placed():
+            numbers[rows] = _numbers(part)
+        return numbers
 
     def whole_numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """The values as int64 `[N]`, and which of them are no whole numbers, bool `[N]` (there it
         is 0)."""
-        pairs = [_whole_numbers(part) for part in self._parts]
-        numbers = _joined([part for part, _ in pairs], np.int64)
-        bad = _joined([part for _, part in pairs], bool)
+        numbers = np.empty(self._count, np.int64)
+        bad = np.empty(self._count, bool)
+        for rows, part in self._placed():
+            numbers[rows], bad[rows] = _whole_numbers(part)
         return numbers, bad
 
     def boxes(self) -> np.ndarray:
         """The values as float64 `[N, 4]`; NaN for what is no number, or not in a list of four."""
-        boxes = _joined([_boxes(part) for part in self._parts], np.float64)
-        return boxes.reshape(-1, 4)
+        boxes = np.empty((self._count, 4), np.float64)
+        for rows, part in self._placed():
+            boxes[rows] = _boxes(part)
+        return boxes
 
     def texts(self) -> list[str]:
         """The values that are text, in order."""
@@ -140,10 +149,17 @@ class Column(Sequence[Any]):
 
     def flags(self) -> tuple[np.ndarray, np.ndarray]:
         """Which rows are marked, bool `[N]`, and where that is not clear, bool `[N]`."""
-        pairs = [_flags(part) for part in self._parts]
-        is_set = _joined([part for part, _ in pairs], bool)
-        unclear = _joined([part for _, part in pairs], bool)
+        is_set = np.empty(self._count, bool)
+        unclear = np.empty(self._count, bool)
+        for rows, part in self._placed():
+            is_set[rows], unclear[rows] = _flags(part)
         return is_set, unclear
+
+    def _placed(self) -> Iterator[tuple[slice, _Part]]:
+        """Each part with its rows. What is made of a part is put in its place at once: all of them
+        side by side would take as much memory as the column again."""
+        for start, part in zip(self._starts, self._parts, strict=True):
+            yield slice(start, start + len(part)), part
 
 
 class Columns:
@@ -258,7 +274,17 @@ def _flags(part: _Part) -> tuple[np.ndarray, np.ndarray]:
     return is_set, unclear
 
 
-def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
-    if not parts:
-        return np.zeros(0, dtype)
-    return np.concatenate(parts)
+def quoted(value: Any) -> str:
+    """The value for a message, shortened to one line."""
+    return _SHORT.repr(value)
+
+
+def name_of(kind: str, columns: Mapping[str, Column], i: int) -> str:
+    """Such as "image 12 ('a.jpg')", for row `i`."""
+    name = f"{kind} number {i} (without id)"
+    if not columns["id"].lacks(i):
+        name = f"{kind} {quoted(columns['id'][i])}"
+    for key in ("file_name", "name"):
+        if key in columns and not columns[key].lacks(i):
+            name += f" ({quoted(columns[key][i])})"
+    return name

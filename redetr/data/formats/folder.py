@@ -17,7 +17,7 @@ from redetr.data.images import count_bands, read_image
 from redetr.data.mask_columns import MaskUse
 from redetr.data.store import read_stored
 from redetr.data.unreadable import LeaveOut, without
-from redetr.errors import InputError
+from redetr.errors import InputError, NoMasksError
 from redetr.masks import box_rle, decode
 from redetr.structures import Size, StoredTarget
 
@@ -65,13 +65,13 @@ def read_split(
 
 
 def require_masks(annotations: Annotations) -> None:
-    """Raises InputError if there are objects, and none of them has a mask."""
+    """Raises NoMasksError if there are objects, and none of them has a mask."""
     masks = annotations.masks
     has_masks = masks is not None and masks.has_mask.any()
     if has_masks or annotations.iscrowd.all():
         return
     remedy = "draw outlines, or train without --masks"
-    raise InputError("has boxes only, and no masks", where=annotations.source, remedy=remedy)
+    raise NoMasksError("has boxes only, and no masks", where=annotations.source, remedy=remedy)
 
 
 def unreadable_of(dataset: DetectionDataset) -> dict[str, str]:

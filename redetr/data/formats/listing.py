@@ -13,7 +13,7 @@ import numpy as np
 
 from redetr.data.annotations import Annotations, Fault, Severity
 from redetr.data.images import IMAGE_SUFFIXES
-from redetr.files import open_file
+from redetr.files import holds_run, open_file
 from redetr.wording import counted
 
 _RECORD = ("predictions", ".jsonl")  # how records of `redetr predict` begin and end
@@ -75,6 +75,9 @@ def contents_of(
         contents.closed.append(os.path.relpath(error.filename, root))
 
     for parent, folders, files in os.walk(root, onerror=on_error):
+        if parent != os.fspath(root) and holds_run(files):
+            folders.clear()
+            continue
         relative = os.path.relpath(parent, root).replace(os.sep, "/")
         below = "" if relative == "." else f"{relative}/"
         folders[:] = _followed(parent, below, folders, contents, suffixes)

@@ -19,9 +19,9 @@ from redetr.data.formats.hub import Address, hub_splits, write_images
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.mask_writing import as_single_polygons
 from redetr.data.formats.writers import WRITERS, Splits, count_masks, names_of
-from redetr.data.inventory import unclaimed_files
 from redetr.data.mask_faults import MASKS_LEFT_OUT
 from redetr.data.open import folder_of
+from redetr.data.unclaimed import unclaimed_files
 from redetr.errors import InputError
 from redetr.wording import counted
 

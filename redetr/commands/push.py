@@ -1,0 +1,99 @@
+"""`redetr push`"""
+
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from redetr.commands.arguments import Checkpoint, parse_flags
+from redetr.commands.console import ERRORS, OUT
+from redetr.errors import InputError
+
+if TYPE_CHECKING:
+    from redetr.detector.detector import Detector
+    from redetr.export.card import Evaluation
+
+_SHOWN = 8  # images, in the picture of the card
+
+Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
+
+
+@dataclass(frozen=True)
+class Push:
+    """Shares a trained model on the Hugging Face hub, with a model card: data, numbers, licence,
+    provenance, a picture. `redetr.load("OWNER/NAME")` takes it back."""
+
+    name: Name
+    """Where it is to be on the hub; HF_ENDPOINT names another hub."""
+    checkpoint: Checkpoint
+    """A checkpoint or a run folder."""
+    to: str | None = None
+    """Only write what would be pushed into this new folder, to look at it first."""
+    licence: str | None = None
+    """Licence of the weights, as the hub names it: apache-2.0, cc-by-4.0, other, ..."""
+    private: bool = False
+    """Create the repository as a private one."""
+    data: str | None = None
+    """What the numbers and the picture are of; default: what the checkpoint was trained on."""
+    val_fraction: float | None = None
+    """Share held out of data without a val split; default: that of the training run."""
+    evaluate: bool = True
+    """--no-evaluate: A card without numbers and picture, where the data is not at hand."""
+    picture: bool = True
+    """--no-picture: Leave the picture out: it shows images of the val split to everyone."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    def run(self) -> None:
+        from redetr.detector.detector import load
+        from redetr.export.card import read_about, write_folder
+        from redetr.export.hub import push, require_access, require_name
+        from redetr.weights.reading import locate, read_weights
+
+        require_name(self.name)
+        if self.to is not None:
+            self._require_new(Path(self.to))
+        path = locate(self.checkpoint)
+        weights = read_weights(path)  # checks what the next line relies on
+        about = read_about(path)
+        if self.to is None:
+            require_access()  # before minutes of evaluation
+        detector = load(path, device=self.device)
+        evaluation = self._evaluated(detector) if self.evaluate else None
+        if not self.licence:
+            ERRORS.print("warning: the card states no licence: --licence says under which one")
+        content = (self.name, weights, about, self.licence, evaluation)
+        if self.to is not None:
+            folder = Path(self.to)
+            folder.mkdir(parents=True, exist_ok=True)
+            files = write_folder(folder, *content)
+            OUT.print(f"{folder}: {', '.join(files)}; nothing was pushed", soft_wrap=True)
+            return
+        with tempfile.TemporaryDirectory(prefix="redetr-push-") as temporary:
+            files = write_folder(Path(temporary), *content)
+            address = push(Path(temporary), files, self.name, self.private)
+        OUT.print(f"{address}: {', '.join(files)}", soft_wrap=True)
+
+    def _require_new(self, folder: Path) -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError("exists already", where=folder, remedy="give a new folder to --to")
+
+    def _evaluated(self, detector: "Detector") -> "Evaluation":
+        """The numbers and the picture of the val split. Raises InputError if it is not there."""
+        from redetr.commands.run_pictures import prediction_grid
+        from redetr.export.card import Evaluation
+
+        masks = detector.model.has_masks
+        try:
+            dataset = detector.open_data("val", self.data, self.val_fraction, masks)
+        except InputError as error:
+            raise InputError(f"{error}, or --no-evaluate for a card without numbers") from error
+        result = detector.evaluate(dataset).to_dict()
+        picture = prediction_grid(detector, dataset, _SHOWN) if self.picture else None
+        return Evaluation("val", len(dataset), result, picture)
+
+
+parse = partial(parse_flags, Push, prog="redetr push")

@@ -1,0 +1,172 @@
+"""What is known of image files, as arrays, and the cache that remembers it from start to start.
+
+The cache of a folder of images is a folder of its own, in the user's, of arrays that are never
+changed: each process adds one with what it has read. When there are many, one process makes one of
+them all. So nobody waits for a lock, on disks of the network neither, and what is lost in between
+is read from the images again.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from redetr.files import write_whole
+
+PLAIN = "plain"
+_MOST_PARTS = 16  # of a cache, before they are made one
+
+_FIELDS = [
+    ("stamp", np.int64, 2),  # time of change in ns and bytes of the file that was read
+    ("width", np.int32),
+    ("height", np.int32),
+    ("orientation", np.int32),
+    ("frames", np.int32),
+    ("content", np.uint64, 4),  # SHA-256; zeros where not asked for
+    ("looks", "S16"),
+    ("plain", "S20"),
+]
+
+
+class Header(NamedTuple):
+    """What is known of one image file. Pixels as stored; strings are empty where not asked for."""
+
+    width: int = 0
+    height: int = 0
+    orientation: int = 1  # how viewers turn the image; training does not
+    content: str = ""  # hash of the file
+    looks: str = ""  # hash of a thumbnail, "plain" for one without contrast
+    problem: str = ""  # why it cannot be read
+    frames: int = 1  # pages of a TIFF, frames of an animation; the first is read
+    # the colour that nearly all pixels have; empty if they differ, or were not looked at
+    plain: str = ""
+
+
+class Headers(Sequence[Header]):
+    """The headers of N images, some 100 bytes each: as a list they would take five times that."""
+
+    def __init__(self, rows: np.ndarray):
+        """`rows` have the fields of `_FIELDS`."""
+        self.rows = rows
+        self.problems: dict[int, str] = {}  # by index
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Header:  # type: ignore[override]
+        row = self.rows[i]
+        return Header(
+            int(row["width"]),
+            int(row["height"]),
+            int(row["orientation"]),
+            content_text(row["content"]),
+            row["looks"].decode(),
+            self.problems.get(int(i), ""),
+            int(row["frames"]),
+            row["plain"].decode(),
+        )
+
+    def put(self, i: int, header: Header) -> None:
+        """Takes the header of image `i`."""
+        row = self.rows[i]
+        row["width"], row["height"] = header.width, header.height
+        row["orientation"], row["frames"] = header.orientation, header.frames
+        row["content"] = np.frombuffer(bytes.fromhex(header.content or 64 * "0"), np.uint64)
+        row["looks"], row["plain"] = header.looks, header.plain
+        if header.problem:
+            self.problems[i] = header.problem
+
+    def is_sound(self) -> np.ndarray:
+        """Which files can be read, bool `[N]`."""
+        sound = np.ones(len(self), bool)
+        sound[list(self.problems)] = False
+        return sound
+
+
+def content_text(content: np.ndarray) -> str:
+    """A hash, uint64 `[4]`, as text; empty for zeros, which stand for none."""
+    return content.tobytes().hex() if content.any() else ""
+
+
+def first_same(contents: np.ndarray) -> np.ndarray:
+    """For each hash, uint64 `[N, 4]`, the first row with the same one; itself if there is none, or
+    it is zeros, which stand for none; int64 `[N]`."""
+    _, first, which = np.unique(contents[:, 0], return_index=True, return_inverse=True)
+    earlier = first[which]
+    is_same = (contents[earlier] == contents).all(1) & contents.any(1)
+    return np.where(is_same, earlier, np.arange(len(contents)))
+
+
+class HeaderCache:
+    """What is remembered of the images in a folder."""
+
+    def __init__(self, folder: Path):
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+        self.folder = Path(caches) / "redetr" / "images" / digest[:16]
+
+    def look_up(
+        self, names: np.ndarray, stamps: np.ndarray, content: bool, looks: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of files with these names, bytes `[N]`, and stamps, `[N, 2]`; and which of them
+        are known, with what is asked for, bool `[N]`."""
+        rows = np.zeros(len(names), _FIELDS)
+        is_known = np.zeros(len(names), bool)
+        for _, part in self._parts():
+            order = np.argsort(part["name"], kind="stable")
+            part_names = part["name"][order]
+            nearest = np.searchsorted(part_names, names).clip(max=len(part) - 1)
+            index = order[nearest]
+            same = part_names[nearest] == names
+            same &= (part["stamp"][index] == stamps).all(1)
+            if content:
+                same &= part["content"][index].any(1)
+            if looks:
+                same &= part["looks"][index] != b""
+            for name in rows.dtype.names or ():
+                rows[name][same] = part[name][index[same]]
+            is_known |= same
+        return rows, is_known
+
+    def add(self, names: np.ndarray, rows: np.ndarray) -> None:
+        """Remembers rows of images with these names. Raises OSError if that cannot be written."""
+        part = np.empty(len(rows), [*_FIELDS, ("name", names.dtype)])
+        part["name"] = names
+        for field in rows.dtype.names or ():
+            part[field] = rows[field]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        others = list(self._parts())
+        if len(others) < _MOST_PARTS:
+            self._write(part)
+            return
+        everything = np.concatenate([part, *(other for _, other in others)])
+        _, newest = np.unique(everything["name"], return_index=True)  # the first of each name
+        self._write(everything[newest])
+        for file, _ in others:
+            file.unlink(missing_ok=True)
+
+    def _write(self, part: np.ndarray) -> None:
+        digest = hashlib.blake2b(part.tobytes(), digest_size=12).hexdigest()
+
+        def save(path: Path) -> None:
+            np.save(path, part, allow_pickle=False)
+
+        write_whole(self.folder / f"part-{digest}.npy", save)
+
+    def _parts(self) -> list[tuple[Path, np.ndarray]]:
+        """The arrays, the newest first; those that are damaged are left out."""
+        parts = []
+        dated = []
+        for file in self.folder.glob("part-*.npy"):
+            with suppress(OSError):  # another process has made one of many
+                dated.append((file.stat().st_mtime_ns, file))
+        for _, file in sorted(dated, reverse=True):
+            with suppress(OSError, ValueError, EOFError):
+                part = np.load(file)
+                if part.dtype.descr[:-1] == np.dtype(_FIELDS).descr and len(part):
+                    parts.append((file, part))
+        return parts

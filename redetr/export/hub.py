@@ -1,0 +1,82 @@
+"""Pushing a folder to the Hugging Face hub, or to another that speaks its protocol."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from redetr.errors import InputError
+
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def require_name(name: str) -> None:
+    """Raises InputError for a name without its owner."""
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no name on the hub", remedy="give OWNER/NAME, as me/cups")
+
+
+def require_access() -> None:
+    """Raises InputError without a token, with one that is not valid, or if the hub is out of
+    reach."""
+    hub = _huggingface_hub()
+    if not hub.get_token():
+        text = "no token for the hub"
+        raise InputError(text, remedy="run `hf auth login` once, or set HF_TOKEN")
+    with _explained():
+        hub.HfApi().whoami()
+
+
+def push(folder: Path, files: list[str], name: str, private: bool) -> str:
+    """Puts these files of a folder into the repository `name`, which is created if there is none,
+    in one commit; returns its address. Other files there stay. Raises InputError."""
+    hub = _huggingface_hub()
+    with _explained(name):
+        api = hub.HfApi()
+        repository = api.create_repo(name, private=private, exist_ok=True)
+        message = "Weights and model card of redetr"
+        api.upload_folder(
+            repo_id=name, folder_path=folder, allow_patterns=files, commit_message=message
+        )
+        return str(repository)
+
+
+@contextmanager
+def _explained(name: str | None = None) -> Iterator[None]:
+    """Turns what the client and its HTTP library raise into one line."""
+    from huggingface_hub import errors
+
+    # A broken connection is an error of the HTTP library, whichever it is.
+    transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise InputError(_first_line(error), where=name) from error
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        remedy = None
+        if status == 401:
+            remedy = "the token is not valid: run `hf auth login`, or set HF_TOKEN"
+        elif status in (403, 404):
+            remedy = "the token may not write there: take one with the right to write"
+        text = f"the hub refuses ({_first_line(error)})"
+        raise InputError(text, where=name, remedy=remedy) from error
+    except (OSError, transport) as error:
+        text = f"cannot reach the hub ({_first_line(error)})"
+        remedy = "check the connection; --to writes the folder without it"
+        raise InputError(text, where=name, remedy=remedy) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:160]
+
+
+def _huggingface_hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        remedy = 'pip install "redetr[hub]"'
+        raise InputError("pushing needs huggingface-hub", remedy=remedy) from None
+    return huggingface_hub
