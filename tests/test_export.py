@@ -807,6 +807,6 @@ def test_from_training_to_a_file(shared_coco, tmp_path, capsys):
         ]
     )
     output, errors = capsys.readouterr()
-    assert errors == ""
+    assert errors == "weights: a run of redetr from random weights\n"
     assert "5 images" in output and "with PyTorch" in output
     assert metadata(tmp_path / "tiny.pt2")["class_names"] == list(CLASSES[0])

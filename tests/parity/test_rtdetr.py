@@ -51,6 +51,10 @@ TINY: dict[str, Any] = {
 }
 
 
+# With 0, all boxes of these are the whole image.
+_SEEDS = {"r50m": 1, "r101": 3}
+
+
 def random_peer(version: str, size: str, width: int = 64, **options: Any) -> Any:
     """A Transformers model of a published size in which nothing is neutral.
 
@@ -74,7 +78,7 @@ def random_peer(version: str, size: str, width: int = 64, **options: Any) -> Any
             peer = transformers.RTDetrForObjectDetection(transformers.RTDetrConfig(**settings))
         else:
             peer = transformers.RTDetrV2ForObjectDetection(transformers.RTDetrV2Config(**settings))
-    torch.manual_seed(1 if size == "r50m" else 0)  # with 0, all of its boxes are the whole image
+    torch.manual_seed(_SEEDS.get(size, 0))
     for name, tensor in [*peer.named_parameters(), *peer.named_buffers()]:
         fill(name, tensor.data)
     return peer.eval()
