@@ -266,7 +266,7 @@ def attack(files: dict[Path, bytes], form: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=200)
+@settings(max_examples=130)
 @given(seed=st.integers(0, 2**32))
 def test_damage_is_read_or_refused(whole, form, seed):
     attack(whole[form], form, seed)
