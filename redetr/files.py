@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".unfinished-"
+RUN_FILES = ("run.lock", "config.json", "metrics.jsonl")  # by which `holds_run` knows
 
 
 def open_file(path: str | os.PathLike) -> BufferedReader:

@@ -24,7 +24,7 @@ import redetr
 from redetr.data.annotations import Annotations, Fault, Masks, Split, data_folder
 from redetr.data.mask_columns import MaskColumns, MaskUse
 from redetr.data.segment_images import SegmentImages
-from redetr.files import UNFINISHED, holds_run, write_json
+from redetr.files import RUN_FILES, UNFINISHED, holds_run, write_json
 
 # Images and objects from which on a data set is stored: fewer are read in a second.
 WORTH = 100_000
@@ -54,15 +54,20 @@ def stamp_of(folder: Path) -> str:
         if (stat.st_dev, stat.st_ino) in seen:  # a link that leads back
             continue
         seen.add((stat.st_dev, stat.st_ino))
-        with os.scandir(parent) as opened:
-            entries = list(opened)
-        if parent != os.fspath(folder) and holds_run({entry.name for entry in entries}):
-            continue
-        for entry in entries:
-            if entry.is_dir():
-                pending.append(entry.path)
-            else:
-                total += _number(entry)  # a sum does not depend on the order of the entries
+        of_folder = 0
+        below = []
+        run_files = set()
+        with os.scandir(parent) as entries:  # one by one: there may be a million
+            for entry in entries:
+                if entry.is_dir():
+                    below.append(entry.path)
+                    continue
+                of_folder += _number(entry)  # a sum does not depend on the order of the entries
+                if entry.name in RUN_FILES:
+                    run_files.add(entry.name)
+        if parent == os.fspath(folder) or not holds_run(run_files):
+            total += of_folder
+            pending += below
     return f"{total % 2**128:032x}"
 
 
