@@ -55,10 +55,7 @@ class LostError(RedetrError):
 
 
 class LostRankError(LostError):
-    """Another rank died, or did not answer: a new start may do better. The message names this
-    rank."""
-
-    exit_code = 69
+    """Another rank died, or did not answer. The message names this rank."""
 
 
 class DivergedError(RedetrError):

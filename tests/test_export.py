@@ -139,8 +139,11 @@ def of_the_page(middle, tmp_path_factory) -> Path:
     """A folder with what the commands of docs/export.md write, here of the quickest of models."""
     page, folder = (ROOT / "docs/export.md").read_text(), tmp_path_factory.mktemp("page")
     blocks = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("redetr ")]
-    lines = [line for line in lines if not any(f"--format {name}" in line for name in MOBILE)]
+    lines = []
+    for line in "".join(blocks).splitlines():
+        is_mobile = any(f"--format {name}" in line for name in MOBILE)
+        if line.startswith("redetr export ") and not is_mobile:
+            lines.append(line)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         trace_and_convert_once(patch)

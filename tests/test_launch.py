@@ -286,8 +286,8 @@ def test_slurm_starts_a_process_per_gpu(tmp_path, variables, processes, cores):
         ("3", 1),
         ("75", 1),  # stopped by scancel
         ("130", 1),
-        ("137 69 0", 3),  # killed, then a lost rank
-        ("69", 4),
+        ("137 139 0", 3),  # killed, and then by its own fault
+        ("137", 4),
         ("139 1", 2),
     ],
 )

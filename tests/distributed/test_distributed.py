@@ -53,7 +53,7 @@ def test_errors_of_communication_are_a_lost_rank(error):
     lost = pytest.raises(LostRankError, match="rank 0 lost another rank: it died")
     with lost as raised, one_process():
         raise error
-    assert raised.value.exit_code == 69
+    assert raised.value.exit_code == 1
 
 
 def test_a_lost_rank_is_reported_without_advice_for_developers():

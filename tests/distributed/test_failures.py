@@ -64,7 +64,7 @@ def test_a_lost_rank_ends_the_others_and_fewer_go_on(shared_coco, tmp_path, whol
     try:
         wait_for_step(folder, 3, first)
         second.send_signal(how)
-        line = told(first, code=69)
+        line = told(first, code=1)
     finally:
         for rank in ranks:
             rank.kill()
