@@ -274,6 +274,9 @@ NOT_READ: dict[str, tuple[Write, str]] = {
     "no names": (
         files("a.jpg", {"a.txt": LINE, "classes.txt": "\n"}), "holds no names of classes"
     ),
+    "a name that no file can have": (
+        files("a.jpg", {"a.txt": LINE, "obj.data": f"names = {'9' * 5000}\n"}), "the file of its cl"
+    ),
     "no file of names": (
         files("a.jpg", {"a.txt": LINE, "obj.data": OBJ_DATA}), "the file of its classes is not"
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from redetr.data.formats.listing import first_below
-from redetr.data.formats.paths import read_lines
+from redetr.data.formats.paths import Listing, read_lines
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.errors import InputError
 
@@ -67,7 +67,7 @@ def darknet_config(file: Path) -> dict[str, Any]:
         key, _, value = line.partition("=")
         settings[key.strip()] = value.strip()
     named = posixpath.basename(settings.get("names", "").replace("\\", "/"))
-    if not named or not (root / named).is_file():
+    if named not in Listing(root):  # whatever the text is, as a path it may be too long
         remedy = f"write names = and put that file beside {_SETTINGS}"
         raise InputError("the file of its classes is not there", where=file, remedy=remedy)
     config: dict[str, Any] = {"names": _names(root / named)}
