@@ -82,7 +82,14 @@ def test_every_flag_named_in_a_page_exists(capsys):
         "--data-binary",
         "--shm-size",
         "--ipc",
-        *("--onnx", "--minShapes", "--optShapes", "--maxShapes", "--saveEngine", "--fp16"),  # of trtexec
+        *(
+            "--onnx",
+            "--minShapes",
+            "--optShapes",
+            "--maxShapes",
+            "--saveEngine",
+            "--fp16",
+        ),  # of trtexec
         *("--trt", "--onnxrt", "--input-shapes", "--rtol", "--atol"),  # of polygraphy
     }
     for command in COMMANDS:
