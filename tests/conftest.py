@@ -1,5 +1,6 @@
 """What every test gets: few threads, no network, and a tiny data set in COCO form."""
 
+import gc
 import json
 import os
 import shutil
@@ -99,6 +100,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     busy."""
     rank = {name: number for number, name in enumerate(_LONG)}
     items.sort(key=lambda item: (rank.get(item.path.stem, len(_LONG)), item.path))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports and the collection made stays until the end: the garbage collector need not
+    look at it again in every test, and the processes that tests fork share its memory."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -494,6 +494,7 @@ def test_a_page_of_data_that_cannot_be_read(root, tmp_path):
 def test_the_page_in_a_browser_without_network(tmp_path, browser):
     """All pictures are there, and the console stays empty."""
     written("crowns", tmp_path)
+    browser.get_log("browser")  # of pages before
     browser.get((tmp_path / "index.html").as_uri())
     shown = "return [...document.images].map(i => i.complete && i.naturalWidth > 500)"
     assert browser.execute_script(shown) == [True] * 6

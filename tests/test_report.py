@@ -223,6 +223,7 @@ def test_the_page_in_a_browser_without_network(tmp_path, browser):
         '{"step": 0, "loss": 2.5}\n{"step": 0, "time_s": 1, "AP": 0.5, "AP50": 0.6}\n'
     )
     write_report(make_report(dataset, [(str(tmp_path), found)]), tmp_path)
+    browser.get_log("browser")  # of pages before
     browser.get((tmp_path / "index.html").as_uri())
     page = look(browser)
     assert (page["charts"], page["outside"], page["best"]) == (5, 0, "0.60") and page["curve"] > 100
@@ -308,6 +309,7 @@ def test_the_page_of_two_checkpoints(tmp_path, browser):
     fewer = found.keep(np.array([0]))
     fewer = replace(fewer, scores=fewer.scores / 2)
     write_report(make_report(dataset, [("a.pt", found), ("b.pt", fewer)]), tmp_path)
+    browser.get_log("browser")  # of pages before
     browser.get((tmp_path / "index.html").as_uri())
     row = browser.find_element(By.CSS_SELECTOR, "#metrics tbody tr").text.split()
     a, b = (

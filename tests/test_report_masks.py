@@ -121,6 +121,7 @@ def test_masks_of_two_checkpoints_in_a_browser(tmp_path, browser):
     write_report(report, tmp_path)
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["checkpoints"][1]["panoptic"]["PQ"] == 0.75
+    browser.get_log("browser")  # of pages before
     browser.get((tmp_path / "index.html").as_uri())
     section = browser.find_element(By.ID, "masks")
     first_row = section.find_element(By.CSS_SELECTOR, "tbody tr").text.split()
