@@ -20,6 +20,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from selenium import webdriver
 
+from redetr.detector.memory import keep_memory
 from tests.skips import SkipReport, pytest_addoption  # noqa: F401 - pytest looks for that hook here
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask a server for its newest version
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    keep_memory()  # page faults took a tenth of the time
     # Started in the background of a shell, tests ignore Ctrl-C, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = tempfile.TemporaryDirectory(prefix="redetr-cache-")
@@ -71,27 +73,59 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
-# The longest first.
+# The longest first: those of more than 8 s on a quiet machine.
 _LONG = (
     "test_export",
-    "test_exactness",
-    "test_docs",
-    "test_app",
-    "test_hosts",
     "test_cli",
+    "test_exactness",
+    "test_app",
+    "test_docs",
+    "test_hosts",
     "test_models",
-    "test_compile",
-    "test_launch",
+    "test_transformers",
+    "test_rtdetr",
+    "test_explain_page",
+    "test_predict",
     "test_failures",
+    "test_launch",
+    "test_damaged",
+    "test_fuzz",
+    "test_weights",
+    "test_imports",
     "test_denoising",
+    "test_rtdetr_model",
+    "test_detr_segmentation",
+    "test_loader",
+    "test_app_hostile",
+    "test_run_pictures",
+    "test_dependencies",
+    "test_dfine_model",
+    "test_compile",
     "test_examples",
     "test_demo",
     "test_benchmarks",
-    "test_run_pictures",
+    "test_inference",
+    "test_dfine",
+    "test_accessibility",
+    "test_hostile",
+    "test_check",
+    "test_rank_failures",
+    "test_loader_failures",
+    "test_image_size",
+    "test_finetune",
+    "test_bands",
+    "test_table_transformer",
+    "test_test_split",
+    "test_export_masks",
+    "test_precision",
+    "test_mask_head",
+    "test_origins",
+    "test_mask_metrics",
+    "test_masks_on_the_command_line",
+    "test_report",
+    "test_damaged_masks",
+    "test_official_layout",
     "test_loggers",
-    "test_dependencies",
-    "test_dfine_model",
-    "test_rtdetr_model",
 )
 
 
