@@ -24,6 +24,15 @@ def open_file(path: str | os.PathLike) -> BufferedReader:
     raise OSError(errno.EINVAL, "a pipe or a device, not a file", os.fspath(path))
 
 
+def first_bytes(path: Path, size: int) -> bytes:
+    """How the file at `path` begins; empty if it cannot be read."""
+    try:
+        with open_file(path) as file:
+            return file.read(size)
+    except OSError:
+        return b""
+
+
 def _open_at_once(path: str, flags: int) -> int:
     """Opens a pipe, too, without waiting for its writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

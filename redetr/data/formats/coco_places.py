@@ -8,7 +8,7 @@ from pathlib import Path
 from redetr.data.annotations import SPLITS, Split
 from redetr.data.formats.datumaro import is_datumaro
 from redetr.errors import InputError
-from redetr.files import open_file
+from redetr.files import first_bytes
 
 ROBOFLOW_FILE = "_annotations.coco.json"
 _CVAT_FILE = "instances_default.json"  # of a task that is not divided into splits
@@ -86,7 +86,7 @@ def _files(root: Path, split: Split) -> list[Path]:
         f"(?i:({alike})([^a-z].*)?)",
     ):
         matching = [folder / name for name in names if re.fullmatch(rf"{pattern}\.json", name)]
-        matching = [file for file in matching if not is_datumaro(_head(file))]
+        matching = [file for file in matching if not is_datumaro(first_bytes(file, _HEAD))]
         if matching:
             return matching
     exported = [root / name / ROBOFLOW_FILE for name in SPLIT_FOLDERS[split]]
@@ -135,21 +135,12 @@ def _coco_files(folder: Path) -> list[Path]:
     names = _json_files(folder)
     if len(names) > _MOST_FILES:
         return []
-    return [folder / name for name in names if _is_coco(_head(folder / name))]
+    return [folder / name for name in names if _is_coco(first_bytes(folder / name, _HEAD))]
 
 
 def _is_coco(head: bytes) -> bool:
     is_object = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
     return is_object and any(key in head for key in _ROW_KEYS)
-
-
-def _head(file: Path) -> bytes:
-    """How a file begins; empty if it cannot be read."""
-    try:
-        with open_file(file) as opened:
-            return opened.read(_HEAD)
-    except OSError:
-        return b""
 
 
 def misnamed_files(root: Path) -> str:

@@ -21,7 +21,7 @@ from redetr.data.formats.shapes import Document
 from redetr.data.formats.via import is_via, read_via
 from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
-from redetr.files import open_file
+from redetr.files import first_bytes
 
 _HEAD = 2**16  # bytes of a file that show which tool wrote it
 _SUFFIXES = (".json", ".xml")
@@ -138,7 +138,7 @@ def _first(root: Path, split: Split, files: list[Path]) -> _Location | None:
     several did."""
     locations = []
     for file in files:
-        head = _head(file)
+        head = first_bytes(file, _HEAD)
         for tool in _TOOLS:
             if tool.is_its(head):
                 parent = file.parent
@@ -165,7 +165,7 @@ def export_files(root: Path) -> list[str]:
     """The names of such files in the folder."""
     names = []
     for file in _files_in(root):
-        head = _head(file)
+        head = first_bytes(file, _HEAD)
         if any(tool.is_its(head) for tool in _TOOLS):
             names.append(file.name)
     return names
@@ -179,12 +179,3 @@ def _files_in(folder: Path) -> list[Path]:
         return []
     files = [path for path in names if not path.name.startswith(".")]
     return files if len(files) <= _MOST_FILES else []
-
-
-def _head(file: Path) -> bytes:
-    """How a file begins; empty if it cannot be read."""
-    try:
-        with open_file(file) as opened:
-            return opened.read(_HEAD)
-    except OSError:
-        return b""

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from redetr.files import open_file
+from redetr.files import first_bytes
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 
@@ -84,7 +84,7 @@ def unread_format(root: Path) -> tuple[str, str]:
     files = list(_files(root))
     for known in _FORMATS:
         for file in files:
-            if file.name.lower().endswith(known.endings) and known.is_its(_head(file)):
+            if file.name.lower().endswith(known.endings) and known.is_its(first_bytes(file, _HEAD)):
                 name = file.relative_to(root)
                 if known.name == "an archive":
                     return f"{name} is an archive", known.remedy
@@ -106,11 +106,3 @@ def _files(root: Path) -> Iterator[Path]:
         wanted = (name for name in names if name.lower().endswith(endings) and name[0] != ".")
         for name in islice(wanted, _MOST_FILES):
             yield folder / name
-
-
-def _head(file: Path) -> bytes:
-    try:
-        with open_file(file) as opened:
-            return opened.read(_HEAD)
-    except OSError:
-        return b""
