@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
-from redetr.choices import ImageSize, size_text
+from redetr.choices import ImageSize, Precision, size_text
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.structures import DetectionModel
@@ -42,6 +42,7 @@ class Origin:
     val_fraction: float = 0.0  # held out of it
     is_thing: tuple[bool, ...] = ()  # as in `DetectionModel`
     threshold: float | None = None  # with the best F1 at the last evaluation of its run
+    precision: Precision | None = None  # what its run computed in; earlier ones did not say
     # whether its run is of an earlier version, which held out other images for the same share
     held_out_otherwise: bool = False
 
@@ -188,6 +189,7 @@ def _origin_of_run(path: Path, about: Any) -> Origin:
         val_fraction=config.val_fraction,
         is_thing=_is_thing(path, about, len(class_names)),
         threshold=_threshold_of_run(path, about.get("threshold")),
+        precision=None if config.precision == "auto" else config.precision,
         held_out_otherwise=config.val_fraction > 0 and "threshold" not in about,
     )
 
