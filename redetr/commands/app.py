@@ -14,6 +14,7 @@ from typing import Literal
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import OUT, say_detector, say_threshold
 from redetr.errors import InputError
+from redetr.threads import use_threads
 
 _NEEDED = ("starlette", "uvicorn", "python_multipart")
 _GOODBYE_S = 1  # for answers that are under way when the server is stopped
@@ -37,6 +38,8 @@ class App:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = what the training run computed in; for other weights bf16 where it is faster, on a CPU
     by a short trial. Explanations are computed in fp32."""
+    threads: int | None = None
+    """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
 
     def run(self) -> None:
         from redetr.detector.detector import load
@@ -48,6 +51,7 @@ class App:
                 raise InputError(
                     f"{package} is not installed; it comes with: pip install redetr[app]"
                 )
+        use_threads(self.threads)
         detector = load(self.checkpoint, device=self.device, precision=self.precision)
         dataset = detector.open_data("train", self.data) if self.data else None
         # Damaged and large files are reported to the client.
