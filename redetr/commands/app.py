@@ -36,8 +36,8 @@ class App:
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto = what the training run computed in; for other weights bf16 where it is faster, on a CPU
-    by a short trial. Explanations are computed in fp32."""
+    """auto = that of the training run, and for other weights bf16 where it is faster. Explanations
+    are computed in fp32."""
     threads: int | None = None
     """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
 

@@ -59,8 +59,7 @@ class Evaluate:
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto = what the training run computed in; for other weights bf16 where it is faster, on a CPU
-    by a short trial."""
+    """auto = that of the training run, and for other weights bf16 where it is faster."""
     threads: int | None = None
     """Threads of each process that compute; default: OMP_NUM_THREADS, else one a core."""
     num_workers: int | None = None

@@ -382,7 +382,7 @@ def load(
         raise lacking_activation(weights.path)
     net = _model_of(weights, origin)
     if precision is None:
-        precision = "fp32" if origin.precision is None else "auto"
+        precision = "fp32" if origin.precision == "auto" else "auto"
     detector = Detector(
         net,
         origin.class_names,
@@ -393,7 +393,7 @@ def load(
         origin.trained_on,
         origin.val_fraction,
         origin.threshold,
-        origin.precision,
+        None if origin.precision == "auto" else origin.precision,
     )
     detector.held_out_otherwise = origin.held_out_otherwise
     if keep_memory and detector.device.type == "cpu":
