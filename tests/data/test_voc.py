@@ -1,6 +1,7 @@
 """Reading data sets in Pascal VOC form: layouts of folders, pixels from 1, and the message for each
 fault."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,42 @@ def test_images_and_annotations_side_by_side(tmp_path):
     assert val.image(0).shape == (3, HEIGHT, WIDTH)
 
 
+def capitals(text: str) -> str:
+    return re.sub(r"<(/?)([a-z])", lambda tag: f"<{tag[1]}{tag[2].upper()}", text)
+
+
+@pytest.mark.parametrize("folders", [("train", "train"), ("images", "labels")])
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda text: text.replace("<annotation>", '<annotation xmlns="http://example.org/voc">'),
+        lambda text: text.replace("object>", "Object>").replace("bndbox>", "BndBox>"),
+        lambda text: re.sub("<(/?)", r"<\1v:", text).replace(
+            ":annotation>", ':annotation xmlns:v="x">', 1
+        ),
+        capitals,
+        lambda text: re.sub("<[^>]*>", lambda tag: tag[0].upper(), text),
+    ],
+    ids=["namespace", "bndbox", "prefix", "first letters", "all letters"],
+)
+def test_other_spellings_of_tags(tmp_path, spell, folders):
+    images, annotations = folders
+    save_image(tmp_path / images / "a.jpg")
+    (tmp_path / annotations).mkdir(exist_ok=True)
+    (tmp_path / annotations / "a.xml").write_text(spell(SCENES["a"]))
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.class_names == ("bee", "tooth")
+    target = dataset.target(0)
+    assert target["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT], [10, 20, 40, 60]]
+    assert target["iscrowd"].tolist() == [True, False]
+
+
+def test_no_file_can_be_read(tmp_path):
+    save_image(tmp_path / "train/a.jpg")
+    (tmp_path / "train/a.xml").write_text(f"<annotations>{SCENES['a']}{SCENES['b']}</annotations>")
+    refused(tmp_path, "train/a.xml: holds several annotations")
+
+
 def test_pixels_counted_from_0_by_other_tools_are_clipped(tmp_path):
     write(tmp_path)
     (tmp_path / "Annotations/b.xml").write_text(scene(element("ant", "0 0 100 80")))
@@ -125,11 +162,20 @@ FAULTS = {
     ),
     "text in the box": (
         scene(element("ant", "1 x 9 9")),
-        "not 4 finite numbers xmin ymin xmax ymax",
+        "has no bndbox of 4 finite numbers xmin ymin xmax ymax",
     ),
-    "NaN in the box": (scene(element("ant", "1 nan 9 9")), "not 4 finite numbers"),
-    "infinite box": (scene(element("ant", "1 1 9 inf")), "not 4 finite numbers"),
-    "no box": (scene("<object><name>ant</name></object>"), "not 4 finite numbers"),
+    "NaN in the box": (scene(element("ant", "1 nan 9 9")), "no bndbox of 4 finite numbers"),
+    "infinite box": (scene(element("ant", "1 1 9 inf")), "no bndbox of 4 finite numbers"),
+    "no box": (scene("<object><name>ant</name></object>"), "no bndbox of 4 finite numbers"),
+    "another name of the box": (
+        scene(element("ant", "1 1 9 9").replace("bndbox", "bbox")),
+        "no bndbox of 4 finite numbers",
+    ),
+    "a comma in a number": (
+        scene(element("ant", "1,5 1 9 9")),
+        "write elements such as <xmin>12.5</xmin>",
+    ),
+    "several images": (f"<annotations>{scene()}{scene()}</annotations>", "several annotations"),
     "no name": (scene("<object></object>"), "object 1 ('')", "has no name"),
     "blank name": (scene(element(" ", "1 1 9 9")), "has no name"),
 }

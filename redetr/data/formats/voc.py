@@ -12,6 +12,7 @@ that any XML file of the folder names, sorted, with ids from 1; image ids count 
 
 import os
 import posixpath
+import re
 import reprlib
 from dataclasses import dataclass
 from itertools import islice, product
@@ -51,6 +52,8 @@ _IMAGE_FOLDERS = ("JPEGImages", "images", "data", "img")
 _XML_FOLDERS = ("Annotations", "annotations", "labels", "xml", "xmls")
 _TRIED = 5  # files of a folder that show whether it is in this format
 _HEAD = 2**14  # bytes that show whether a file is
+# The first element of a file, in any letters and any namespace; CVAT's is <annotations>.
+_ROOT = re.compile(rb"<([\w.-]+:)?annotation[\s>]", re.IGNORECASE)
 
 
 _REMEDIES = {
@@ -209,7 +212,7 @@ def _is_voc(file: str) -> bool:
             head = opened.read(_HEAD).replace(b"\0", b"")  # UTF-16
     except OSError:
         return False
-    return b"<annotation" in head and b"<annotations" not in head and b"<imagesize>" not in head
+    return _ROOT.search(head) is not None and b"<imagesize>" not in head
 
 
 def _read_files(
@@ -331,7 +334,8 @@ def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
 
 
 def _classes(root: Path, read: set[Path], scenes: list[Scene]) -> list[str]:
-    """The names of all classes in all splits, sorted."""
+    """The names of all classes in all splits, sorted. Raises InputError if there are none, with the
+    reason if files cannot be read."""
     files: set[Path] = set()
     folders = set()
     for split in SPLITS:
@@ -348,6 +352,9 @@ def _classes(root: Path, read: set[Path], scenes: list[Scene]) -> list[str]:
         names.update(other.names)
     names.discard("")
     if not names:
+        for scene in scenes:
+            if scene.code:
+                raise InputError(scene.problem, where=scene.file, remedy=_REMEDIES[scene.code])
         raise InputError("no XML file names an object", where=root, remedy="annotate some")
     return sorted(names)
 
@@ -423,8 +430,8 @@ def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:
     rows.fault(
         "box-invalid",
         invalid,
-        lambda i: f"its bndbox is not 4 finite numbers {' '.join(SIDES)}",
-        "correct it",
+        lambda i: f"has no bndbox of 4 finite numbers {' '.join(SIDES)}",
+        "write elements such as <xmin>12.5</xmin>",
     )
     boxes[invalid] = (1, 1, 1, 1)
     rows.fault(
