@@ -115,6 +115,7 @@ def _add_masks(
     counts = [len(scene.names) for scene in scenes]
     around = add_voc_masks(location.annotations, stems, counts, sizes, masks, faults)
     objects.masks = masks
+    assert objects.outlines is not None
     objects.outlines = np.where(np.isnan(around), objects.outlines, around)
 
 
