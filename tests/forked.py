@@ -6,6 +6,7 @@ of how the command line itself starts.
 """
 
 import atexit
+import ctypes
 import json
 import multiprocessing
 import os
@@ -196,10 +197,21 @@ def in_fork(function: Callable[..., Any], *arguments: Any) -> Any:
         return pickle.loads(path.read_bytes())
 
 
+def _enter_network(of_process: Path) -> None:
+    """Enters the network of another process, which may be that of a host of `hosts.py`."""
+    namespace = of_process / "ns" / "net"
+    if namespace.stat().st_ino == Path("/proc/self/ns/net").stat().st_ino:
+        return
+    with namespace.open() as file:
+        if ctypes.CDLL(None).setns(file.fileno(), 0):
+            raise OSError(f"cannot enter {namespace}")
+
+
 def _as_python(request: dict[str, Any]) -> None:
-    """`python` with the arguments, environment, folder and output of another process."""
+    """`python` with the arguments, environment, folder, network and output of another process."""
     of_process = Path(f"/proc/{request['pid']}")
     _write_to(of_process / "fd" / "1", of_process / "fd" / "2")
+    _enter_network(of_process)
     os.environ.clear()
     os.environ |= request["environment"]
     os.chdir(request["cwd"])
@@ -219,18 +231,17 @@ def _as_python(request: dict[str, Any]) -> None:
 
 def _answer(connection: socket.socket) -> None:
     """Starts the fork that a `fork_python.py` asks for; it does not outlive the one that asked."""
-    with connection, connection.makefile("rw") as file:
+    with connection, connection.makefile("r") as file:
         request = json.loads(file.readline())
         process = _CONTEXT.Process(target=_as_python, args=(request,))
         process.start()
-        file.write(f"{process.pid}\n")
-        file.flush()
-        wait([process.sentinel, connection])
+        with suppress(BrokenPipeError):  # the one that asked was killed
+            connection.sendall(f"{process.pid}\n".encode())
+            wait([process.sentinel, connection])
         process.kill()
         process.join()
         with suppress(BrokenPipeError):
-            file.write(f"{process.exitcode}\n")
-            file.flush()
+            connection.sendall(f"{process.exitcode}\n".encode())
 
 
 def _serve(listener: socket.socket) -> None:

@@ -14,6 +14,7 @@ from redetr.data.formats.label_images import is_label_folder
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.listing import Contents, contents_of, passed_over
 from redetr.data.formats.panoptic import png_folder
+from redetr.data.formats.voc_masks import voc_mask_folder
 from redetr.data.images import is_image_name
 from redetr.errors import InputError
 from redetr.wording import counted
@@ -76,6 +77,7 @@ def _used(folder: Path, splits: Iterable[Annotations]) -> set[str]:
         used |= {prefix + name for name in annotations.unreadable}
         source = annotations.source
         labels = source if is_label_folder(source) else png_folder(source)
+        labels = labels or voc_mask_folder(source)
         if labels is not None:
             below = os.path.relpath(labels, folder)
             used |= {f"{below}/{name}" for name in contents_of(labels).files}

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import launcher_environment
 from hosts import PORT, Host, HostsUnavailable, network, wait_for
 
 from redetr.cli import main
@@ -75,6 +76,7 @@ class Job:
     data: Path
     folder: Path
     timeout_s: int = 120
+    in_forks: bool = False  # which start at once, and enter the host's network
 
     def start(self, host: Host, *hold: str) -> subprocess.Popen:
         """A torchrun on this host, with one process. `hold`: where to stop, as `traced_train.py`
@@ -85,8 +87,13 @@ class Job:
         early = [f"{world}:1" for world in range(1, len(self.hosts))]
         first, trace = self.hosts[0], self.folder / "trace"
         trace.mkdir(exist_ok=True)
+        launcher = {}
+        python = sys.executable
+        if self.in_forks:
+            launcher = launcher_environment()
+            python = launcher["PYTHON_EXEC"]
         command = [
-            sys.executable,
+            python,
             "-m",
             "torch.distributed.run",
             f"--nnodes=1:{len(self.hosts)}",
@@ -108,6 +115,7 @@ class Job:
             TRACE=str(trace),
             HOLD=",".join([*early, *hold]),
             **NEW_STORE,
+            **launcher,
         )
 
     def lines(self) -> list[dict[str, Any]]:
@@ -211,7 +219,8 @@ def assert_same_weights(folder: Path, expected: dict[str, torch.Tensor]) -> None
     "hosts", [2, pytest.param(3, marks=pytest.mark.slow)], indirect=True, ids="{} hosts".format
 )
 def test_the_job_goes_on_without_a_host_that_died(hosts, shared_coco, tmp_path, alone):
-    job = Job(hosts, shared_coco, tmp_path)
+    is_default_tier = len(hosts) == 2
+    job = Job(hosts, shared_coco, tmp_path, in_forks=is_default_tier)
     *others, last = hosts
     torchruns = [job.start(host) for host in others]
     job.start(last, f"{len(hosts)}:{HELD_AT}")

@@ -149,6 +149,10 @@ class _Lists:
         if not all(isinstance(row, dict) for row in rows):
             self.are_objects[key] = False
             return
+        if key == "images":
+            for row in rows:
+                if "file_name" not in row:  # LVIS
+                    row["file_name"] = row.get("coco_url")
         if key == "annotations":
             for row in rows:
                 if self.masks is not None:

@@ -215,7 +215,7 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     if form == "voc":
         num_masks = count_masks(splits)
         if num_masks:
-            notes.append(f"voc has no masks: {num_masks:,} are left out")
+            notes.append(f"masks are not written in voc format: {num_masks:,} are left out")
             splits = {split: replace(a, masks=None) for split, a in splits.items()}
         _require_distinctnames_of(splits)
         _require_separate_labels(list(splits.values()))  # one folder for all splits
