@@ -365,35 +365,31 @@ def load(
 
     `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5",
     "detr_r50_dc5_panoptic". `precision` is by default what the training run computed in (see
-    `pick_precision`), and fp32 for weights from elsewhere. On a CPU, this process keeps the memory
-    that it frees, see `detector.memory.keep_memory`, unless `keep_memory` is False: without that,
-    images of 800 px take up to twice as long. Nothing is unpickled but tensors and plain values.
-    Raises InputError, naming the file, for everything that cannot be loaded.
+    `pick_precision`), and fp32 for weights from elsewhere. With `keep_memory`, a process on a CPU
+    keeps the memory that it frees (see `detector.memory`), up to twice as fast at 800 px. Nothing
+    is unpickled but tensors and plain values. Raises InputError, naming the file.
     """
     weights = read_weights(source, model)
     origin = weights.origin
     if origin is None:
         raise InputError(
             f"{weights.path}: neither a redetr checkpoint nor an official one, there is no DETR in "
-            "it; "
-            "if it is a backbone, train with --weights"
+            "it; if it is a backbone, train with --weights"
         )
     if origin.lacks_activation:
         raise lacking_activation(weights.path)
     net = _model_of(weights, origin)
-    if precision is None:
-        precision = "fp32" if origin.precision == "auto" else "auto"
     detector = Detector(
         net,
         origin.class_names,
         origin.category_ids,
         origin.image_size or net.image_size,
         device,
-        precision,
+        precision or ("fp32" if origin.precision is None else "auto"),
         origin.trained_on,
         origin.val_fraction,
         origin.threshold,
-        None if origin.precision == "auto" else origin.precision,
+        origin.precision,
     )
     detector.held_out_otherwise = origin.held_out_otherwise
     if keep_memory and detector.device.type == "cpu":

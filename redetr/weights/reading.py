@@ -42,7 +42,7 @@ class Origin:
     val_fraction: float = 0.0  # held out of it
     is_thing: tuple[bool, ...] = ()  # as in `DetectionModel`
     threshold: float | None = None  # with the best F1 at the last evaluation of its run
-    precision: Precision = "auto"  # what its run computed in; "auto" if that is not known
+    precision: Precision | None = None  # what its run computed in
     held_out_otherwise: bool = False  # by an earlier version: other images for the same share
     # whether nothing says which activation its decoder has: `dfine.lacking_activation`
     lacks_activation: bool = False
@@ -189,7 +189,7 @@ def _origin_of_run(path: Path, about: Any) -> Origin:
         val_fraction=config.val_fraction,
         is_thing=_is_thing(path, about, len(class_names)),
         threshold=_threshold_of_run(path, about.get("threshold")),
-        precision=config.precision,
+        precision=None if config.precision == "auto" else config.precision,
         held_out_otherwise=config.val_fraction > 0 and "threshold" not in about,
     )
 
