@@ -26,6 +26,7 @@ from redetr.preparation import custom_augmentation, images_to_leave_out, prepare
 from redetr.state import State
 from redetr.step import announce, receive, train_step, training_outputs
 from redetr.structures import DetectionModel, StoredTarget
+from redetr.threads import use_threads
 
 # Largest relative error of the whole gradient. In bf16, another split means another rounding of
 # each product. In fp32, rounding grows with the number of queries that a gradient sums over:
@@ -122,6 +123,7 @@ def verify(config: TrainConfig) -> Verification:
             two_each = 2 * dist.world_size * max(config.accumulate, 1)
             config = replace(config, batch_size=max(len(_OBJECTS), two_each))
         config.check(dist.world_size)
+        use_threads(config.threads)
         data: DetectionDataset
         if config.data == "random":
             data = Noise(config.batch_size, config.masks)

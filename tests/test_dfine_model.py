@@ -3,6 +3,8 @@
 tests/parity/test_dfine.py compares its numbers with those of another implementation.
 """
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,7 +43,7 @@ def small(name: str = "dfine_n", num_classes: int = NUM_CLASSES, **options: Any)
 @pytest.mark.parametrize("name", ["dfine_n", "dfine_s", "dfine_m", "dfine_l", "dfine_x"])
 def test_files_of_the_original(name, tmp_path):
     model = small(name, num_classes=80)
-    path = saved(original_tensors(model), tmp_path / "model.pth")
+    path = saved(original_tensors(model), tmp_path / "dfine.pth")
     origin = read_weights(path).origin
     assert origin.model == name
     options = options_of(name) | SMALL
@@ -58,17 +60,47 @@ def test_those_of_others_on_its_architecture(tmp_path):
     model = small("dfine_s", activation="silu")
     tensors = original_tensors(model)
     tensors["encoder.feature_projector.0.weight"] = torch.rand(768, 32)
-    for name in ("deim_dfine_hgnetv2_s_coco_120e.pth", "RTv4-S-hgnet.pth", "RT-DETRv4-S.pth"):
-        loaded = redetr.load(saved(tensors, tmp_path / name), device="cpu").model
-        heads = (loaded.decoder.pre_bbox_head, loaded.decoder.decoder["layers"][0])
-        assert all(head.activation is silu for head in heads)
-    assert activation_of("dfine_s_coco.pth") == "relu"
+    loaded = redetr.load(saved(tensors, tmp_path / "renamed.pth"), device="cpu").model
+    heads = (loaded.decoder.pre_bbox_head, loaded.decoder.decoder["layers"][0])
+    assert all(head.activation is silu for head in heads)
+
+
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [
+        ("deim_dfine_hgnetv2_s_coco_120e.pth", "silu"),
+        ("RTv4-S-hgnet.pth", "silu"),
+        ("RT-DETRv4-S.pth", "silu"),
+        ("deim_hgnetv2_s_custom/best_stg2.pth", "silu"),
+        ("deim/dfine_s_coco.pth", "relu"),
+        ("D-FINE/best_stg1.pth", "relu"),
+        ("weights/best_stg2.pth", None),
+    ],
+)
+def test_the_name_of_a_file_or_its_folder_says_who_trained_it(name, activation):
+    assert activation_of(Path(name), {}) == activation
+
+
+def test_a_file_that_does_not_say_who_trained_it_is_not_guessed_at(tmp_path):
+    """A wrong activation would load without an error, and find nothing."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    path = saved(original_tensors(small(num_classes=1)), folder / "best.pth")
+    with pytest.raises(redetr.InputError, match="put dfine or deim into its name") as refused:
+        redetr.load(path, device="cpu")
+    assert str(path) in str(refused.value) and "--model-options" not in str(refused.value)
+    weights = read_weights(path)
+    with pytest.raises(redetr.InputError, match="give --model-options activation=relu or"):
+        start_from(weights, small(num_classes=1), start_config(), ["a"])
+    config = start_config()
+    config = replace(config, model_options=(*config.model_options, "activation=silu"))
+    assert "loaded" in start_from(weights, small(num_classes=1), config, ["a"])
 
 
 def test_an_unknown_backbone_is_named(tmp_path):
     tensors = original_tensors(small())
     kept = {name: t for name, t in tensors.items() if ".stages.2.blocks.1." not in name}
-    path = saved(kept, tmp_path / "model.pth")
+    path = saved(kept, tmp_path / "dfine.pth")
     with pytest.raises(redetr.InputError, match=r"stages \[1, 1, 1, 1\] of 3 layers: only HGNetV2"):
         redetr.load(path, device="cpu")
 
@@ -76,7 +108,7 @@ def test_an_unknown_backbone_is_named(tmp_path):
 def test_no_d_fine(tmp_path):
     tensors = original_tensors(small())
     del tensors["decoder.reg_scale"]
-    path = saved(tensors, tmp_path / "model.pth")
+    path = saved(tensors, tmp_path / "dfine.pth")
     with pytest.raises(redetr.InputError, match=r"not a D-FINE: decoder\.reg_scale is missing"):
         redetr.load(path, device="cpu")
 
@@ -84,7 +116,7 @@ def test_no_d_fine(tmp_path):
 def test_bins_of_another_width_are_refused(tmp_path):
     tensors = original_tensors(small())
     tensors["decoder.up"] = torch.tensor([0.25])
-    path = saved(tensors, tmp_path / "model.pth")
+    path = saved(tensors, tmp_path / "dfine.pth")
     with pytest.raises(redetr.InputError, match=r"decoder.up is 0.25 in these weights: only 0.5"):
         redetr.load(path, device="cpu")
 
@@ -183,7 +215,7 @@ def start_config(**changes: Any) -> TrainConfig:
 
 def test_heads_start_from_the_rows_of_their_class(tmp_path):
     there = small(num_classes=80)
-    weights = read_weights(saved(original_tensors(there), tmp_path / "model.pth"))
+    weights = read_weights(saved(original_tensors(there), tmp_path / "dfine.pth"))
     here = small(num_classes=3)
     fresh = here.decoder.enc_score_head.weight[1].clone()
     said = start_from(weights, here, start_config(), ["dog", "tree", "person"])
@@ -209,7 +241,7 @@ def test_the_backbone_starts_from_a_file_of_its_own(tmp_path):
 
 
 def test_it_learns_from_where_the_original_stopped(shared_coco, tmp_path):
-    weights = saved(original_tensors(small(num_classes=80)), tmp_path / "model.pth")
+    weights = saved(original_tensors(small(num_classes=80)), tmp_path / "dfine.pth")
     config = start_config(
         data=str(shared_coco),
         output=str(tmp_path / "run"),
@@ -244,7 +276,9 @@ def test_it_learns_from_where_the_original_stopped(shared_coco, tmp_path):
 
 
 def test_weights_of_another_size_name_their_model(tmp_path):
-    weights = read_weights(saved(original_tensors(redetr.build("dfine_s", 3)), tmp_path / "s.pth"))
+    weights = read_weights(
+        saved(original_tensors(redetr.build("dfine_s", 3)), tmp_path / "dfine.pth")
+    )
     config = TrainConfig(model="dfine_n")
-    with pytest.raises(redetr.InputError, match="take --model dfine_s, or see --model-options"):
+    with pytest.raises(redetr.InputError, match=r"take --model dfine_s$"):
         start_from(weights, redetr.build("dfine_n", 3), config, ["a", "b", "c"])

@@ -84,6 +84,35 @@ def test_a_file_tells_the_points_of_each_level(tmp_path):
     assert detector.class_names == ("class 0", "class 1", "class 2")
 
 
+def test_files_of_deim(tmp_path):
+    """Three layers for the positions of queries, and SiLU wherever the decoder has ReLU."""
+    model = small("rtdetrv2_r18", num_classes=80, query_pos_layers=3, activation="silu")
+    shapes = [tuple(layer.weight.shape) for layer in model.decoder.query_pos_head.layers]
+    assert shapes == [(32, 4), (32, 32), (32, 32)]
+    path = saved(original_tensors(model), tmp_path / "renamed.pth")
+    loaded = redetr.load(path, device="cpu").model
+    decoder = loaded.decoder
+    heads = [decoder.query_pos_head, decoder.enc_bbox_head]
+    heads += [*decoder.dec_bbox_head, *decoder.decoder["layers"]]
+    assert all(head.activation is silu for head in heads)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        given, expected = loaded(images), model.eval()(images)
+    torch.testing.assert_close(given["pred_boxes"], expected["pred_boxes"], rtol=0, atol=1e-5)
+
+
+def test_training_from_a_file_of_deim_needs_the_flags_that_the_error_names(tmp_path):
+    there = small("rtdetrv2_r18", query_pos_layers=3, activation="silu")
+    weights = read_weights(saved(original_tensors(there), tmp_path / "model.pth"))
+    flags = "take --model-options activation=silu query_pos_layers=3"
+    with pytest.raises(redetr.InputError, match=flags):
+        start_from(weights, small("rtdetrv2_r18"), start_config(), ["a", "b", "c"])
+    given = (*start_config().model_options, *flags.split()[2:])
+    here = small("rtdetrv2_r18", query_pos_layers=3, activation="silu")
+    config = replace(start_config(), model_options=given)
+    assert "loaded" in start_from(weights, here, config, ["class 0", "class 1", "class 2"])
+
+
 def test_discrete_sampling_is_told_by_the_name_of_the_file(tmp_path):
     tensors = original_tensors(small("rtdetrv2_r18"))
     for name, expected in (("r18vd_dsp_3x.pth", "discrete"), ("r18vd.pth", "bilinear")):
@@ -270,6 +299,8 @@ def test_points_follow_the_image_in_its_canvas():
         ({"points": (1, 2)}, "points must be 1 to 1000 on each of 3 levels"),
         ({"class_loss": "focal"}, "class_loss must be mal or varifocal"),
         ({"sampling": "nearest"}, "sampling must be bilinear or discrete"),
+        ({"query_pos_layers": 4}, "query_pos_layers must be 2 or 3"),
+        ({"activation": "swish"}, "activation must be one of relu"),
     ],
 )
 def test_options_that_cannot_be(options, message):

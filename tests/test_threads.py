@@ -95,7 +95,16 @@ def test_nothing_is_said_where_cores_are_free(load, cores, computing, loaded):
 
 @pytest.mark.parametrize(
     "command",
-    ["train redetr_n --device cpu --data", "evaluate", "predict --output none picture.png"],
+    [
+        "train redetr_n --device cpu --data",
+        "verify redetr_n --device cpu --data",
+        "evaluate",
+        "predict --output none picture.png",
+        "export",
+        "explain --image-id 1",
+        "app",
+        "push owner/name --to copy",
+    ],
 )
 def test_threads_of_a_command(command, monkeypatch, tmp_path):
     """They are set before anything is read, which ends these commands."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import OUT, say_origin, say_threshold
 from redetr.errors import InputError
+from redetr.threads import use_threads
 
 _NEEDED = ("starlette", "uvicorn", "python_multipart")
 _GOODBYE_S = 1  # for answers that are under way when the server is stopped
@@ -33,6 +34,8 @@ class App:
     """digits, crowns, or a folder, for matching and loss; default: the data it was trained on."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    threads: int | None = None
+    """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
 
     def run(self) -> None:
         from redetr.detector.detector import load
@@ -44,6 +47,7 @@ class App:
                 raise InputError(
                     f"{package} is not installed; it comes with: pip install redetr[app]"
                 )
+        use_threads(self.threads)
         detector = load(self.checkpoint, device=self.device)
         dataset = detector.open_data("train", self.data) if self.data else None
         # Damaged and large files are reported to the client.

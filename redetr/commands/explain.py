@@ -10,6 +10,7 @@ from rich.progress import Progress
 from redetr.commands.arguments import Checkpoint, OneImage, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_json, say_origin, say_threshold
 from redetr.errors import InputError
+from redetr.threads import use_threads
 
 if TYPE_CHECKING:
     from redetr.data import DetectionDataset
@@ -48,6 +49,8 @@ class Explain:
     evaluated in training, or 0.5 if that was not measured."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    threads: int | None = None
+    """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
     json: bool = False
     """Also print the numbers."""
 
@@ -59,6 +62,7 @@ class Explain:
         self._check()
         folder = Path(self.output)
         require_own_page(folder, "loss.html")
+        use_threads(self.threads)
         detector = load(self.checkpoint, device=self.device)
         dataset = self._dataset(detector)
         loss = None

@@ -12,6 +12,7 @@ from redetr.choices import ExportFormat, ExportPrecision, ImageSize
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import ERRORS, OUT, require_images, say_origin
 from redetr.errors import InputError
+from redetr.threads import use_threads
 from redetr.wording import counted
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Export:
     """Compare on at most so many held-out images, and read as many training images for int8."""
     batch_size: int = 1
     """Images at once in the comparison."""
+    threads: int | None = None
+    """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
     max_ap_drop: float | None = None
     """Points of AP that the file may lose against PyTorch; default: 0.1, with fp16 0.3, with int8
     1.0. More is accepted where the images are too few to tell it from chance."""
@@ -88,6 +91,7 @@ class Export:
             )
         if not path.parent.is_dir():
             raise InputError(f"--output {path}: there is no folder {path.parent}; create it")
+        use_threads(self.threads)
         detector = load(self.checkpoint, device="cpu")
         held_out = self._images_of(detector, "val") if self.check else None
         train = self._images_of(detector, "train") if self.precision == "int8" else None

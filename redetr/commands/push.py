@@ -11,6 +11,7 @@ import tyro
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import ERRORS, OUT
 from redetr.errors import InputError
+from redetr.threads import use_threads
 
 if TYPE_CHECKING:
     from redetr.detector.detector import Detector
@@ -46,6 +47,8 @@ class Push:
     """--no-picture: Leave the picture out: it shows images of the val split to everyone."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    threads: int | None = None
+    """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
 
     def run(self) -> None:
         from redetr.detector.detector import load
@@ -56,6 +59,7 @@ class Push:
         require_name(self.name)
         if self.to is not None:
             self._require_new(Path(self.to))
+        use_threads(self.threads)
         path = locate(self.checkpoint)
         weights = read_weights(path)  # checks what the next line relies on
         about = read_about(path)

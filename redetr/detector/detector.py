@@ -34,6 +34,7 @@ from redetr.models.channels import RGB
 from redetr.models.panoptic import PanopticDETR
 from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.structures import Batch, DetectionModel, Outputs
+from redetr.weights.dfine import lacking_activation
 from redetr.weights.reading import Origin, Weights, load_strictly, read_weights, require_fitting
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
@@ -346,10 +347,11 @@ def load(
     a redetr checkpoint (`last.pt`, `best.pt`: the averaged weights), `best.safetensors`, or a run
     folder; an official checkpoint of DETR (`{"model": state_dict}`), also a panoptic one, of the
     Table Transformer, of RT-DETR, RT-DETRv2 or D-FINE (the averaged weights), or of DEIM or
-    RT-DETRv4 on the architecture of D-FINE, if the file's name says so; a folder that Transformers
-    wrote for `DetrForObjectDetection`, `DetrForSegmentation`, `TableTransformerForObjectDetection`,
-    `RTDetrForObjectDetection`, `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; a folder
-    of `redetr push`; the hub name of any of these folders (needs huggingface-hub).
+    RT-DETRv4 on the architecture of D-FINE or RT-DETRv2 (on that of D-FINE, the name of the file or
+    of its folder has to say so); a folder that Transformers wrote for `DetrForObjectDetection`,
+    `DetrForSegmentation`, `TableTransformerForObjectDetection`, `RTDetrForObjectDetection`,
+    `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; a folder of `redetr push`; the hub
+    name of any of these folders (needs huggingface-hub).
 
     `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5",
     "detr_r50_dc5_panoptic". On a CPU, this process keeps the memory that it frees, see
@@ -365,6 +367,8 @@ def load(
             "it; "
             "if it is a backbone, train with --weights"
         )
+    if origin.lacks_activation:
+        raise lacking_activation(weights.path)
     net = _model_of(weights, origin)
     detector = Detector(
         net,

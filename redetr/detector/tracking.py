@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from redetr.boxes import box_area, box_iou
 from redetr.detector.detections import Detections
 from redetr.detector.sources import Frame
 from redetr.errors import InputError
@@ -17,15 +18,22 @@ from redetr.errors import InputError
 # A detection below the threshold continues an identity, down to this share of the threshold.
 _LOWEST_SHARE = 0.5
 
+_FIRST_FRAMES = 3  # in a row that show an object before it has an identity
+
+# Detections that show an object again, of the same class or of another.
+_SAME_IOU, _SAME_PLACE_IOU = 0.5, 0.8
+_PART_INSIDE, _PART_SCORE = 0.7, 0.5  # a part: its share inside, and its score beside the whole's
+
 
 class Tracker:
     """Gives the objects of videos identities, frame by frame: 1, 2, ... in each video.
 
     Boxes are matched by their IoU with where a Kalman filter expects the objects known so far;
     classes do not count. First come the detections with a score of `threshold` or more, which alone
-    start an identity, in the second frame in a row that shows the object; then those down to
+    start an identity, in the third frame in a row that shows the object; then those down to
     `lowest_score`, which an occluded object may have. An object that is out of sight for a second
-    or less keeps its identity.
+    or less keeps its identity. Detections that show an object again are left out before that (see
+    `without_duplicates`): each would have an identity otherwise.
 
     Source: Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every Detection Box"
     (ECCV 2022). Deviation: its thresholds are 0.6, 0.7 and 0.1 for every detector.
@@ -44,11 +52,12 @@ class Tracker:
         """Which of the detections are shown, with their `track_ids`.
 
         These are all with a score of the threshold or more, and of the others those that continue
-        an identity. Frames of a video have to come in order. An image, which is no frame of a
-        video, has no identities.
+        an identity, but none that shows an object again. Frames of a video have to come in order.
+        An image, which is no frame of a video, has no identities.
         """
         if frame.number is None:
             return detections.above(self._threshold)
+        detections = without_duplicates(detections)
         if frame.number == 0:
             self._begin(frame.rate)
         if frame.time_s > self._time_s:
@@ -65,6 +74,7 @@ class Tracker:
             frame_rate=rate,
             track_activation_threshold=self._threshold,
             high_conf_det_threshold=self._threshold,
+            minimum_consecutive_frames=_FIRST_FRAMES,
         )
         self._time_s = -math.inf
 
@@ -83,6 +93,30 @@ class Tracker:
         if len(matched):
             track_ids[matched.data["index"]] = matched.tracker_id + 1  # -1 for none
         return track_ids
+
+
+def without_duplicates(detections: Detections) -> Detections:
+    """The detections, best score first, without those that show an object again.
+
+    Such a one overlaps a better one of its class by half (IoU), or one of another class nearly
+    fully, as both classes of one query do; or it shows a part of a better one of its class: it lies
+    in that and has less than half of its score.
+    """
+    boxes = detections.boxes
+    area = box_area(boxes)
+    iou = box_iou(boxes, boxes)  # [N, N]
+    common = (area[:, None] + area) * iou / (1 + iou)
+    same_class = detections.labels[:, None] == detections.labels
+    scores = detections.scores
+    is_inside = common >= _PART_INSIDE * area[:, None]  # row in column
+    is_weak = scores[:, None] < _PART_SCORE * scores
+    is_again = same_class & ((iou >= _SAME_IOU) | (is_inside & is_weak))
+    is_again |= iou >= _SAME_PLACE_IOU
+    kept: list[int] = []
+    for row in range(len(detections)):
+        if not is_again[row, kept].any():
+            kept.append(row)
+    return detections[kept]
 
 
 def bytetrack_class() -> Any:

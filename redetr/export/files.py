@@ -180,7 +180,9 @@ def open_file(path: Path) -> Callable[[Arrays], Arrays]:
 def _open_onnx(path: Path) -> Callable[[Arrays], Arrays]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
 
@@ -188,8 +190,11 @@ def _open_onnx(path: Path) -> Callable[[Arrays], Arrays]:
 def _open_openvino(path: Path) -> Callable[[Arrays], Arrays]:
     import openvino
 
-    # Without the hint, CPUs with bf16 units would compute in bf16.
-    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",  # without it, CPUs with bf16 units would compute in bf16
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    model = openvino.Core().compile_model(path, "CPU", settings)
     return lambda arrays: list(model(arrays).values())
 
 

@@ -35,15 +35,12 @@ from redetr.models.presnet import ConvNorm
 from redetr.models.rtdetr import (
     NUM_LEVELS,
     RTDETR,
-    Image,
-    TwoStageDecoder,
-    init_heads,
-    inverse_sigmoid,
     points_of_level,
     require_common,
     require_points,
 )
 from redetr.models.transformer import ACTIVATIONS, MLP, Activation
+from redetr.models.two_stage import Image, TwoStageDecoder, init_heads, inverse_sigmoid
 from redetr.structures import Outputs
 
 _MOST_LEVELS = 4  # of the backbone

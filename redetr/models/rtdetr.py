@@ -6,18 +6,18 @@ with multi-scale deformable attention that corrects their boxes layer by layer.
 
 Sources: Zhao et al., "DETRs Beat YOLOs on Real-time Object Detection" (CVPR 2024), and Lv et al.,
 "RT-DETRv2" (2024). The parameter names are those of the original implementation of RT-DETRv2; the
-two versions have one architecture, and differ in how they were trained. Deviations: positions are
-encoded row by row, so that images need not be square (the original exchanges rows and columns,
-which no square image shows); padding is masked; a frozen BatchNorm is folded into its convolution,
-and so are the two branches of a RepVGG block. None changes what the published weights compute.
+two versions have one architecture, and differ in how they were trained. DEIM (Huang et al., CVPR
+2025) trains v2 with SiLU in the decoder and a deeper net for the positions of queries. Deviations:
+positions are encoded row by row, so that images need not be square (the original exchanges rows and
+columns, which no square image shows); padding is masked; a frozen BatchNorm is folded into its
+convolution, and so are the two branches of a RepVGG block. None changes what the published weights
+compute.
 
 Shape letters: B images, Q queries, C classes, D width, S positions of all levels together, and
 h, w the size of one level. Boxes are cxcywh, fractions of the unpadded image.
 """
 
-import math
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -27,147 +27,20 @@ from torch import Tensor, nn
 from redetr.boxes import at_least_float32
 from redetr.choices import ClassLoss
 from redetr.data.transforms import MEAN, STD
-from redetr.denoising import NoisyQueries, split_outputs, with_noisy_queries
+from redetr.denoising import NoisyQueries
 from redetr.models.backbone import Norm
-from redetr.models.deformable import (
-    DeformableAttention,
-    Sampling,
-    best_positions,
-    position_centers,
-    take,
-    valid_ratio,
-)
+from redetr.models.deformable import DeformableAttention, Sampling, valid_ratio
 from redetr.models.fast import DecoderLayer
 from redetr.models.hybrid import HybridEncoder, csp_pyramid
 from redetr.models.mask_head import MaskHead, with_mask_losses
 from redetr.models.presnet import DEPTHS, ConvNorm, PResNet
-from redetr.models.transformer import MLP, Activation
+from redetr.models.transformer import ACTIVATIONS, MLP, Activation
+from redetr.models.two_stage import Image, TwoStageDecoder, init_heads, inverse_sigmoid
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 NUM_LEVELS = 3  # strides 8, 16, 32
-_SMALLEST_ANCHOR = 0.05  # side on the finest level, a fraction of the image; it doubles with each
-_BORDER = 0.01  # anchors with a number closer than this to 0 or 1 are not used
 _MOST_POINTS = 1000
 _LARGEST_EXPANSION = 8
-_CLASS_BIAS = -math.log(99)  # a score of 0.01 everywhere: few objects among many positions
-
-# What queries read: memory [B, S, D], the (h, w) of its levels, and the ratio [B, 2]; all as in
-# `DeformableAttention`.
-Image = tuple[Tensor, list[tuple[int, int]], Tensor]
-
-
-def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Returns the logit of `x` in [0, 1]; both odds are at least `eps`."""
-    return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
-
-
-class TwoStageDecoder(nn.Module):
-    """Selects the queries at the best positions; a subclass corrects their boxes layer by layer.
-
-    `input_proj` has a module for each level of the encoder, which brings it to `hidden_dim`.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        input_proj: nn.ModuleList,
-        hidden_dim: int,
-        num_queries: int,
-        denoising: int,
-        activation: Activation = torch.relu,
-    ):
-        super().__init__()
-        self.denoising = denoising
-        self.num_queries = num_queries
-        self.input_proj = input_proj
-        proj = nn.Linear(hidden_dim, hidden_dim)
-        self.enc_output = nn.Sequential(OrderedDict(proj=proj, norm=nn.LayerNorm(hidden_dim)))
-        self.enc_score_head = nn.Linear(hidden_dim, num_classes)
-        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3, activation)
-        self.query_pos_head = MLP(4, 2 * hidden_dim, hidden_dim, 2, activation)
-        for linear in (proj, *self.query_pos_head.layers):
-            nn.init.xavier_uniform_(linear.weight)
-        init_heads([self.enc_score_head], [self.enc_bbox_head])
-        if denoising:
-            self.denoising_class_embed = nn.Embedding(
-                num_classes + 1, hidden_dim, padding_idx=num_classes
-            )
-
-    def forward(
-        self,
-        levels: list[Tensor],
-        ratio: Tensor,
-        every_layer: bool,
-        noisy: NoisyQueries | None = None,
-    ) -> Outputs:
-        """Returns `Outputs` for the `levels` of the encoder; `ratio` as in `DeformableAttention`.
-
-        Without `every_layer`, these are the last layer's alone. With `noisy` queries, they hold
-        theirs as well. They have the last `states` of the queries.
-        """
-        shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        projected = [proj(level) for proj, level in zip(self.input_proj, levels, strict=True)]
-        memory = torch.cat([level.flatten(2).mT for level in projected], 1)  # [B, S, D]
-        content, proposals = self._select(memory, _anchors(shapes, ratio))
-        # The decoder's losses do not teach the encoder, which has its own.
-        boxes = proposals["pred_boxes"].detach()
-        content = content.detach()
-        image = (memory, shapes, ratio)
-        outputs: Outputs
-        if noisy is None:
-            layers = self._decode(content, boxes, image, every_layer)
-            outputs = {**layers[-1], "aux_outputs": layers[:-1]}
-        else:
-            num_queries = content.shape[1]
-            content, boxes, ignored = with_noisy_queries(
-                content, boxes, noisy, self.denoising_class_embed, self.denoising
-            )
-            layers = self._decode(content, boxes, image, every_layer, ignored)
-            outputs = split_outputs(layers, num_queries)
-        if every_layer:
-            outputs["enc_outputs"] = proposals
-        return outputs
-
-    def _select(self, memory: Tensor, anchors: Tensor) -> tuple[Tensor, Outputs]:
-        """Returns the content `[B, Q, D]` of the best positions, and their logits and boxes.
-
-        Positions whose anchor is not used are not excluded: they compete as features of zeros, and
-        their box is the constant (1, 1, 1, 1), as in the original.
-        """
-        used = ((anchors > _BORDER) & (anchors < 1 - _BORDER)).all(-1, keepdim=True)  # [B, S, 1]
-        used = used.to(memory.dtype)  # Core ML takes no truth values from positions
-        features = self.enc_output(memory * used)  # [B, S, D]
-        logits = at_least_float32(self.enc_score_head(features))  # [B, S, C]
-        best = best_positions(logits, self.num_queries)  # [B, Q]
-        content = take(features, best)
-        correction = at_least_float32(self.enc_bbox_head(content))
-        boxes = (inverse_sigmoid(take(anchors, best)) + correction).sigmoid()  # [B, Q, 4]
-        boxes = torch.where(take(used, best) > 0, boxes, 1.0)
-        return content, {"pred_logits": take(logits, best), "pred_boxes": boxes}
-
-    def _decode(
-        self,
-        content: Tensor,
-        boxes: Tensor,
-        image: Image,
-        every_layer: bool,
-        ignored: Tensor | None = None,
-    ) -> list[Outputs]:
-        """Returns the outputs of every decoder layer that is used, or of the last of these only.
-
-        `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start. `ignored`
-        `[B, Q, Q]` is True where a query does not see another one.
-        """
-        raise NotImplementedError
-
-
-def init_heads(score_heads: Iterable[Any], bbox_heads: Iterable[Any]) -> None:
-    """Makes heads start with a low score everywhere, and with boxes that are their reference."""
-    for head in score_heads:
-        nn.init.constant_(head.bias, _CLASS_BIAS)
-    for head in bbox_heads:
-        nn.init.zeros_(head.layers[-1].weight)
-        nn.init.zeros_(head.layers[-1].bias)
 
 
 class Decoder(TwoStageDecoder):
@@ -187,21 +60,33 @@ class Decoder(TwoStageDecoder):
         eval_idx: int,
         norm: Norm,
         denoising: int,
+        activation: Activation,
+        query_pos_layers: int,
     ):
         input_proj = nn.ModuleList(
             ConvNorm(channels, hidden_dim, 1, norm=norm) for channels in num_channels
         )
-        super().__init__(num_classes, input_proj, hidden_dim, num_queries, denoising)
+        super().__init__(
+            num_classes,
+            input_proj,
+            hidden_dim,
+            num_queries,
+            denoising,
+            activation,
+            query_pos_layers,
+        )
         self.last_in_eval = range(dec_layers)[eval_idx]
         attention = partial(DeformableAttention, hidden_dim, nheads, points, sampling)
-        layer = partial(DecoderLayer, hidden_dim, nheads, dim_feedforward, attention)
+        layer = partial(
+            DecoderLayer, hidden_dim, nheads, dim_feedforward, attention, activation=activation
+        )
         layers = nn.ModuleList(layer() for _ in range(dec_layers))
         self.decoder = nn.ModuleDict({"layers": layers})
         self.dec_score_head = nn.ModuleList(
             nn.Linear(hidden_dim, num_classes) for _ in range(dec_layers)
         )
         self.dec_bbox_head = nn.ModuleList(
-            MLP(hidden_dim, hidden_dim, 4, 3) for _ in range(dec_layers)
+            MLP(hidden_dim, hidden_dim, 4, 3, activation) for _ in range(dec_layers)
         )
         init_heads(self.dec_score_head, self.dec_bbox_head)
 
@@ -234,16 +119,6 @@ class Decoder(TwoStageDecoder):
             reference = refined.detach()
         outputs[-1]["states"] = x
         return outputs
-
-
-def _anchors(shapes: list[tuple[int, int]], ratio: Tensor) -> Tensor:
-    """Returns one square box per position, `[B, S, 4]`; beyond 1 in the padding."""
-    by_level = []
-    for i, shape in enumerate(shapes):
-        centers = position_centers(shape, like=ratio) / ratio[:, None]  # [B, h * w, 2]
-        sides = torch.full_like(centers, _SMALLEST_ANCHOR * 2**i)
-        by_level.append(torch.cat([centers, sides], -1))
-    return torch.cat(by_level, 1)
 
 
 class RTDETR(DetectionModel):
@@ -345,6 +220,8 @@ def require_possible(options: dict[str, Any]) -> None:
         raise ValueError(f"backbone must be one of {', '.join(DEPTHS)}")
     if options["class_loss"] not in ("mal", "varifocal"):
         raise ValueError("class_loss must be mal or varifocal")
+    if options["query_pos_layers"] not in (2, 3):
+        raise ValueError("query_pos_layers must be 2 or 3")
     require_common(options)
     if options["width"] % 16:
         raise ValueError("width must be a multiple of 16")
@@ -373,6 +250,8 @@ def rtdetr(
     sampling: Sampling = "bilinear",
     num_queries: int = 300,
     eval_idx: int = -1,
+    activation: str = "relu",
+    query_pos_layers: int = 2,
     denoising: int = 0,
     class_loss: ClassLoss = "mal",
     masks: bool = False,
@@ -384,7 +263,9 @@ def rtdetr(
     `expansion` that of the encoder's blocks relative to `enc_hidden_dim`. `points` are those of a
     query on each level. `sampling="discrete"` reads whole pixels, for devices without
     `grid_sample`. `eval_idx` is the decoder layer that answers in evaluation, where later layers
-    are not computed; all are trained. `denoising` is the number of groups of noisy queries in
+    are not computed; all are trained. `activation` is that of the decoder and its heads, and
+    `query_pos_layers` how many layers make a position encoding of a box: "silu" and 3 in DEIM, see
+    `TwoStageDecoder`. `denoising` is the number of groups of noisy queries in
     training, see `denoising.py`; the published weights were trained with the `class_loss`
     "varifocal". With `masks`, each query has an instance mask.
     """
@@ -406,6 +287,8 @@ def rtdetr(
         eval_idx,
         norm,
         denoising,
+        ACTIVATIONS[activation],
+        query_pos_layers,
     )
     levels = [enc_hidden_dim] * NUM_LEVELS
     mask_head = MaskHead(levels, hidden_dim, hidden_dim) if masks else None

@@ -1,8 +1,8 @@
 """Weights of D-FINE: the original's files and Transformers folders.
 
 The names of the original are our names; those of Transformers are renamed. DEIM and RT-DETRv4 train
-the same architecture with SiLU in the decoder, and write the original's names. D-FINE-seg adds a
-head for masks to them.
+the same architecture with SiLU in the decoder, and write the original's names: `activation_of` says
+how they are told apart. D-FINE-seg adds a head for masks to them.
 """
 
 import re
@@ -203,9 +203,28 @@ def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def activation_of(file_name: str) -> str:
-    """The activation in the decoder of a file of the original's names: only its name says so."""
-    name = file_name.lower().replace("-", "").replace("_", "")
-    if any(trained_by in name for trained_by in ("deim", "rtv4", "rtdetrv4")):
+def activation_of(path: Path, tensors: dict[str, Tensor]) -> str | None:
+    """The activation in the decoder of a file of the original's names; None if nothing says it.
+
+    RT-DETRv4's files hold a projection that no other has. Else the name of the file, or that of its
+    folder, says who trained it.
+    """
+    if any(name.startswith("encoder.feature_projector.") for name in tensors):
         return "silu"
-    return "relu"
+    for name in (path.name, path.absolute().parent.name):
+        letters = re.sub(r"[^a-z0-9]", "", name.lower())
+        if any(trained_by in letters for trained_by in ("deim", "rtv4", "rtdetrv4")):
+            return "silu"
+        if "dfine" in letters:
+            return "relu"
+    return None
+
+
+def lacking_activation(path: Path, or_flag: str = "") -> InputError:
+    """The error for a file of which `activation_of` knows nothing; `or_flag` is what else than its
+    name can say it."""
+    return InputError(
+        "does not say who trained it: D-FINE has ReLU in the decoder, DEIM and RT-DETRv4 have SiLU",
+        where=path,
+        remedy=f"put dfine or deim into its name, or that of its folder{or_flag}",
+    )

@@ -44,6 +44,8 @@ class Origin:
     threshold: float | None = None  # with the best F1 at the last evaluation of its run
     # whether its run is of an earlier version, which held out other images for the same share
     held_out_otherwise: bool = False
+    # whether nothing says which activation its decoder has: `dfine.lacking_activation`
+    lacks_activation: bool = False
 
 
 @dataclass(frozen=True)
@@ -412,12 +414,17 @@ def _original_rtdetr(path: Path, tensors: dict[str, Tensor], model: str | None) 
 
 def _original_dfine(path: Path, tensors: dict[str, Tensor], model: str | None) -> Weights:
     points = rtdetr.points_of(tensors)
+    activation = dfine.activation_of(path, tensors)
     tensors = dfine.from_original(tensors)
     name, num_classes, options = dfine.describe(tensors, points)
-    options["activation"] = dfine.activation_of(path.name)
+    if activation is not None:
+        options["activation"] = activation
     names = rtdetr.names_without_config(num_classes)
     class_names, category_ids = rtdetr.classes(names)
-    return Weights(path, tensors, Origin(model or name, options, class_names, category_ids))
+    origin = Origin(
+        model or name, options, class_names, category_ids, lacks_activation=activation is None
+    )
+    return Weights(path, tensors, origin)
 
 
 def _download(name: str) -> Path:

@@ -1,7 +1,8 @@
 """Weights of RT-DETR and RT-DETRv2: the originals' files and Transformers folders.
 
-The names of the original v2 are our names; those of v1 and of Transformers are renamed. Files of
-others that share the architecture, such as DEIM's, have the original names.
+The names of the original v2 are our names; those of v1 and of Transformers are renamed. DEIM's
+files of v2 have the original names and one layer more for the positions of queries: they are known
+by it, and have SiLU in the decoder.
 """
 
 import re
@@ -207,6 +208,7 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
     if size is None:
         size = "r50" if expansion == 1 else "r50m"
     nheads = 8
+    query_pos_layers = count(tensors, r"decoder\.query_pos_head\.layers\.(\d{1,9})\.")
     sampled = len(tensors["decoder.decoder.layers.0.cross_attn.attention_weights.bias"])
     options = {
         "backbone": backbone,
@@ -219,6 +221,8 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
         "dec_layers": count(tensors, r"decoder\.dec_score_head\.(\d{1,9})\."),
         "dim_feedforward": len(tensors["decoder.decoder.layers.0.linear1.weight"]),
         "points": sampled // (3 * nheads),
+        "activation": "relu" if query_pos_layers == 2 else "silu",
+        "query_pos_layers": query_pos_layers,
     }
     return f"{version}_{size}", num_classes, options
 

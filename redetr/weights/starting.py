@@ -1,5 +1,6 @@
 """How a training run starts from weights."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from redetr.models.panoptic import PanopticDETR
 from redetr.models.presnet import PResNet
 from redetr.structures import DetectionModel
 from redetr.weights import panoptic
+from redetr.weights.dfine import lacking_activation
 from redetr.weights.reading import Origin, Weights, is_for_denoising, read_weights
 from redetr.weights.resnet_d import from_timm, is_resnet_d
 from redetr.wording import counted
@@ -213,7 +215,8 @@ def _fits(given: Tensor, tensor: Tensor, rows: list[tuple[int, int]] | None) -> 
 
 
 def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None:
-    here = options_of(config.model) | config.model_kwargs()
+    given = config.model_kwargs()
+    here = options_of(config.model) | given
     there = options_of(origin.model) | origin.options
     for options in (here, there):  # those of RGB are adapted
         options.pop("channels", None)
@@ -227,6 +230,11 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
             where=path,
             remedy="take --model-options norm=" + _FITTING_NORMS[there["norm"]],
         )
+    if origin.lacks_activation:
+        if "activation" not in given:
+            or_flag = ", or give --model-options activation=relu or activation=silu"
+            raise lacking_activation(path, or_flag)
+        there["activation"] = here["activation"]
     different = []
     for name in here:
         if name == "norm":  # frozen or trained, BatchNorm has the same tensors
@@ -237,10 +245,22 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
         text = (
             f"holds a {origin.model} that does not fit this {config.model}: {', '.join(different)}"
         )
-        remedy = "see --model-options"
-        if origin.model != config.model:
-            remedy = f"take --model {origin.model}, or see --model-options"
-        raise InputError(text, where=path, remedy=remedy)
+        raise InputError(text, where=path, remedy=_fitting_flags(origin, there, config))
+
+
+def _fitting_flags(origin: Origin, there: dict[str, Any], config: TrainConfig) -> str:
+    """The flags that make the model of `config` one with the options `there`."""
+    flags = []
+    if origin.model != config.model:
+        flags.append(f"--model {origin.model}")
+    with_model = options_of(origin.model) | config.model_kwargs()
+    options = []
+    for name, value in there.items():
+        if name not in (*_FREE, "norm") and with_model.get(name) != value:
+            options.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+    if options:
+        flags.append("--model-options " + " ".join(options))
+    return "take " + " ".join(flags)
 
 
 def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig) -> str:

@@ -262,7 +262,9 @@ DAMAGED = {
     "not JSON": error(SPLIT, text(lambda old: "<html>", FILE), *TRAIN, "not JSON"),
     "JSON cut short": error(SPLIT, text(lambda old: old[:500], FILE), *TRAIN, "not JSON"),
     "empty file": error(SPLIT, text(lambda old: "", FILE), *TRAIN, "not JSON"),
-    "another JSON": error(SPLIT, text(lambda old: "[1, 2]", FILE), *TRAIN, '"images" is missing'),
+    "another JSON": error(
+        SPLIT, text(lambda old: "[1, 2]", FILE), *TRAIN, 'a list without "images"'
+    ),
     "not text": error(SPLIT, content(lambda old: b"\xff\xfe\xfd", FILE), *TRAIN, "not JSON"),
     "no images": error(SPLIT, document(lambda d: d.pop("images")), *TRAIN, '"images" is missing'),
     "images is empty": error(

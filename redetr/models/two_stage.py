@@ -1,0 +1,158 @@
+"""The part of a decoder that RT-DETR and D-FINE share: queries start at the best positions.
+
+Source: Zhao et al., "DETRs Beat YOLOs on Real-time Object Detection" (CVPR 2024). The parameter
+names are those of the original implementation of RT-DETRv2.
+
+Shape letters: B images, Q queries, C classes, D width, S positions of all levels together, and
+h, w the size of one level. Boxes are cxcywh, fractions of the unpadded image.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from redetr.boxes import at_least_float32
+from redetr.denoising import NoisyQueries, split_outputs, with_noisy_queries
+from redetr.models.deformable import best_positions, position_centers, take
+from redetr.models.transformer import MLP, Activation
+from redetr.structures import Outputs
+
+_SMALLEST_ANCHOR = 0.05  # side on the finest level, a fraction of the image; it doubles with each
+_BORDER = 0.01  # anchors with a number closer than this to 0 or 1 are not used
+_CLASS_BIAS = -math.log(99)  # a score of 0.01 everywhere: few objects among many positions
+
+# What queries read: memory [B, S, D], the (h, w) of its levels, and the ratio [B, 2]; all as in
+# `DeformableAttention`.
+Image = tuple[Tensor, list[tuple[int, int]], Tensor]
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Returns the logit of `x` in [0, 1]; both odds are at least `eps`."""
+    return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
+
+
+class TwoStageDecoder(nn.Module):
+    """Selects the queries at the best positions; a subclass corrects their boxes layer by layer.
+
+    `input_proj` has a module for each level of the encoder, which brings it to `hidden_dim`.
+    `query_pos_layers` make the position encoding of a query of its box: 2 with twice the width
+    between them, or 3 of the same width (DEIM on RT-DETRv2).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_proj: nn.ModuleList,
+        hidden_dim: int,
+        num_queries: int,
+        denoising: int,
+        activation: Activation,
+        query_pos_layers: int = 2,
+    ):
+        super().__init__()
+        self.denoising = denoising
+        self.num_queries = num_queries
+        self.input_proj = input_proj
+        proj = nn.Linear(hidden_dim, hidden_dim)
+        self.enc_output = nn.Sequential(OrderedDict(proj=proj, norm=nn.LayerNorm(hidden_dim)))
+        self.enc_score_head = nn.Linear(hidden_dim, num_classes)
+        self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3, activation)
+        width = 2 * hidden_dim if query_pos_layers == 2 else hidden_dim
+        self.query_pos_head = MLP(4, width, hidden_dim, query_pos_layers, activation)
+        for linear in (proj, *self.query_pos_head.layers):
+            nn.init.xavier_uniform_(linear.weight)
+        init_heads([self.enc_score_head], [self.enc_bbox_head])
+        if denoising:
+            self.denoising_class_embed = nn.Embedding(
+                num_classes + 1, hidden_dim, padding_idx=num_classes
+            )
+
+    def forward(
+        self,
+        levels: list[Tensor],
+        ratio: Tensor,
+        every_layer: bool,
+        noisy: NoisyQueries | None = None,
+    ) -> Outputs:
+        """Returns `Outputs` for the `levels` of the encoder; `ratio` as in `DeformableAttention`.
+
+        Without `every_layer`, these are the last layer's alone. With `noisy` queries, they hold
+        theirs as well. They have the last `states` of the queries.
+        """
+        shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
+        projected = [proj(level) for proj, level in zip(self.input_proj, levels, strict=True)]
+        memory = torch.cat([level.flatten(2).mT for level in projected], 1)  # [B, S, D]
+        content, proposals = self._select(memory, _anchors(shapes, ratio))
+        # The decoder's losses do not teach the encoder, which has its own.
+        boxes = proposals["pred_boxes"].detach()
+        content = content.detach()
+        image = (memory, shapes, ratio)
+        outputs: Outputs
+        if noisy is None:
+            layers = self._decode(content, boxes, image, every_layer)
+            outputs = {**layers[-1], "aux_outputs": layers[:-1]}
+        else:
+            num_queries = content.shape[1]
+            content, boxes, ignored = with_noisy_queries(
+                content, boxes, noisy, self.denoising_class_embed, self.denoising
+            )
+            layers = self._decode(content, boxes, image, every_layer, ignored)
+            outputs = split_outputs(layers, num_queries)
+        if every_layer:
+            outputs["enc_outputs"] = proposals
+        return outputs
+
+    def _select(self, memory: Tensor, anchors: Tensor) -> tuple[Tensor, Outputs]:
+        """Returns the content `[B, Q, D]` of the best positions, and their logits and boxes.
+
+        Positions whose anchor is not used are not excluded: they compete as features of zeros, and
+        their box is the constant (1, 1, 1, 1), as in the original.
+        """
+        used = ((anchors > _BORDER) & (anchors < 1 - _BORDER)).all(-1, keepdim=True)  # [B, S, 1]
+        used = used.to(memory.dtype)  # Core ML takes no truth values from positions
+        features = self.enc_output(memory * used)  # [B, S, D]
+        logits = at_least_float32(self.enc_score_head(features))  # [B, S, C]
+        best = best_positions(logits, self.num_queries)  # [B, Q]
+        content = take(features, best)
+        correction = at_least_float32(self.enc_bbox_head(content))
+        boxes = (inverse_sigmoid(take(anchors, best)) + correction).sigmoid()  # [B, Q, 4]
+        boxes = torch.where(take(used, best) > 0, boxes, 1.0)
+        return content, {"pred_logits": take(logits, best), "pred_boxes": boxes}
+
+    def _decode(
+        self,
+        content: Tensor,
+        boxes: Tensor,
+        image: Image,
+        every_layer: bool,
+        ignored: Tensor | None = None,
+    ) -> list[Outputs]:
+        """Returns the outputs of every decoder layer that is used, or of the last of these only.
+
+        `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start. `ignored`
+        `[B, Q, Q]` is True where a query does not see another one.
+        """
+        raise NotImplementedError
+
+
+def init_heads(score_heads: Iterable[Any], bbox_heads: Iterable[Any]) -> None:
+    """Makes heads start with a low score everywhere, and with boxes that are their reference."""
+    for head in score_heads:
+        nn.init.constant_(head.bias, _CLASS_BIAS)
+    for head in bbox_heads:
+        nn.init.zeros_(head.layers[-1].weight)
+        nn.init.zeros_(head.layers[-1].bias)
+
+
+def _anchors(shapes: list[tuple[int, int]], ratio: Tensor) -> Tensor:
+    """Returns one square box per position, `[B, S, 4]`; beyond 1 in the padding."""
+    by_level = []
+    for i, shape in enumerate(shapes):
+        centers = position_centers(shape, like=ratio) / ratio[:, None]  # [B, h * w, 2]
+        sides = torch.full_like(centers, _SMALLEST_ANCHOR * 2**i)
+        by_level.append(torch.cat([centers, sides], -1))
+    return torch.cat(by_level, 1)
