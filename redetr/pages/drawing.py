@@ -194,7 +194,9 @@ def save_image(image: Image.Image, path: PathLike) -> None:
     text.add_text("Software", _MARK)
 
     def save(temporary: Path) -> None:
-        image.save(temporary, pnginfo=text, comment=_MARK)  # of each format one
+        # Each format ignores what is of the other. As PNG, a photograph takes a third of the time
+        # of the usual level 6, for a tenth more bytes.
+        image.save(temporary, pnginfo=text, compress_level=3, comment=_MARK)
 
     write_whole(Path(path), save)
 
