@@ -20,7 +20,7 @@ from redetr.commands.console import (
     OUT,
     print_file,
     require_images,
-    say_origin,
+    say_detector,
     say_threshold,
 )
 from redetr.detector.records import (
@@ -116,7 +116,7 @@ class Predict:
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto = bf16 where it is faster, on a CPU by a short trial."""
+    """auto = that of the training run, and for other weights bf16 where it is faster."""
     threads: int | None = None
     """Threads of each process that compute; default: OMP_NUM_THREADS, else one a core."""
     json: bool = False
@@ -142,7 +142,7 @@ class Predict:
         folder.mkdir(parents=True, exist_ok=True)
         with process_group(self.device, _LONGEST_WAIT_S) as dist:
             detector.optimize(precision=self.precision, dist=dist)
-            dist.main_only(say_origin)(detector)
+            dist.main_only(say_detector)(detector)
             if self.panoptic:
                 dist.main_only(ERRORS.print)(self._settle_stuff(detector))
             elif self.threshold is None:
