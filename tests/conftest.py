@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -73,6 +73,37 @@ def _files_of_worker(config: pytest.Config) -> list[str]:
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, as some tests wait most of their time."""
     return (os.cpu_count() or 1) + 1
+
+
+# The files with a test in a browser, which takes seconds to start.
+_IN_A_BROWSER = (
+    "test_accessibility",
+    "test_app",
+    "test_check",
+    "test_contact_sheet",
+    "test_explain_page",
+    "test_report",
+    "test_report_masks",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out files in the order of collection; one process takes all that need a browser.
+
+    By default, the files of most tests come first. Those of the longest tests would be the last.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "browser" if Path(file).stem in _IN_A_BROWSER else file
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 # The longest first: those of more than 8 s on a quiet machine.

@@ -147,8 +147,6 @@ class Predict:
                 dist.main_only(ERRORS.print)(self._settle_stuff(detector))
             elif self.threshold is None:
                 dist.main_only(say_threshold)(detector)
-            if detector.model.has_masks and self.tile:
-                dist.main_only(ERRORS.print)("--tile finds boxes only: tiles have no masks")
             dist.main_only(self._report)(faults)
             dist.main_only(begin)(folder, self.resume)
             dist.barrier()
@@ -173,8 +171,6 @@ class Predict:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.resume and self.overwrite:
             raise InputError("--resume continues, --overwrite starts again: give one of them")
-        if self.tile is not None and "masks" in self.save:
-            raise InputError("--save masks: tiles have no masks, leave out --tile or masks")
         if self.tile is not None and self.tile < 1:
             raise InputError(f"--tile {self.tile} must be at least 1")
         if self.panoptic and (self.tile or self.track):

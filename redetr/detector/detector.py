@@ -187,9 +187,8 @@ class Detector:
 
         `threshold` is the smallest score of a detection, by default that of the detector. Masks, if
         the model has them, are of the original image. Large images can be divided into tiles of
-        `tile` px that `overlap` by this share of their side: see `tiles`; detections in tiles have
-        no masks, which would take the memory of the image for each object. `masks=False` leaves
-        them out, too.
+        `tile` px that `overlap` by this share of their side: see `tiles`; their masks are
+        `CroppedMasks`, as each would take the memory of the image. `masks=False` leaves masks out.
 
         Raises InputError for something that is no image, a file that cannot be read, or a threshold
         that is not between 0 and 1.
@@ -214,10 +213,13 @@ class Detector:
     ) -> list[Detections]:
         if tile is None:
             return self._predict(images, threshold, masks) if images else []
-        return [self._predict_tiled(image, threshold, tile, overlap) for image in images]
+        detections = []
+        for image in images:
+            detections.append(self._predict_tiled(image, threshold, tile, overlap, masks))
+        return detections
 
     def _predict_tiled(
-        self, image: Tensor, threshold: float, tile: int, overlap: float
+        self, image: Tensor, threshold: float, tile: int, overlap: float, masks: bool
     ) -> Detections:
         height, width = image.shape[1:]
         windows = tile_windows(height, width, tile, overlap)
@@ -225,11 +227,11 @@ class Detector:
         in_tiles: list[Detections] = []
         for start in range(0, len(tiles), _TILES_AT_ONCE):
             some_tiles = tiles[start : start + _TILES_AT_ONCE]
-            in_tiles += self._predict(some_tiles, threshold, masks=False)
+            in_tiles += self._predict(some_tiles, threshold, masks, crop_masks=True)
         return merge_tiles(in_tiles, windows, (height, width))
 
     def _predict(
-        self, images: list[Tensor], threshold: float, masks: bool = True
+        self, images: list[Tensor], threshold: float, masks: bool = True, crop_masks: bool = False
     ) -> list[Detections]:
         batch, outputs = self._outputs(images)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
@@ -243,6 +245,7 @@ class Detector:
             threshold=threshold,
             batch=batch if masks else None,
             original_masks=self.model.original_masks,
+            crop_masks=crop_masks,
         )
 
     def _outputs(self, images: list[Tensor]) -> tuple[Batch, Outputs]:
