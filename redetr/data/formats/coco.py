@@ -123,7 +123,7 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str
         "image-unknown",
         image < 0,
         "no image has its image_id {image_id}",
-        "add it, or delete the annotation",
+        "write the id of its image, or delete the annotation",
     )
     labels = _read_labels(annotations, category_ids, has_number, classes)
     objects = _read_objects(annotations, image, labels, remedy)
@@ -218,7 +218,9 @@ class _Table(Rows):
         """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
         twice."""
         ids, bad = self.columns["id"].whole_numbers()
-        self.report("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
+        self.report(
+            "id-invalid", bad, "its id {id} is not a whole number below 2^63", "number all of them"
+        )
         good = np.flatnonzero(self.good)
         _, first = np.unique(ids[good], return_index=True)
         repeated = np.ones(len(ids), bool)
