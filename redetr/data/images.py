@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
+from redetr.data.archives import open_data_file
 from redetr.data.bands import bands_shape, count_images, has_bands, in_channels, read_bands
 from redetr.data.pixels import PlanesError, is_deep, is_transparent, to_rgb
 from redetr.errors import InputError
-from redetr.files import open_file
 
 # The formats of PIL that are read, and the endings of their files. Some of its others run programs
 # (Ghostscript for EPS), or take nearly any file for theirs (TGA, PCX).
@@ -59,6 +59,13 @@ _SAMPLES = 277  # another one: values of each pixel
 READ_REMEDY = (
     "replace the file, or take it out of the annotations (train --skip-unreadable leaves it out)"
 )
+
+
+def is_image_name(path: str) -> bool:
+    """Whether a file ends as images do, and is not hidden, such as the `._a.jpg` that macOS adds to
+    archives."""
+    name = path.rpartition("/")[2]
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 class BandsError(ValueError):
@@ -213,7 +220,7 @@ class Description(NamedTuple):
 
 def describe(path: Path) -> Description:
     """The header of an image file. Raises InputError if it cannot be read."""
-    with _decoder_errors(str(path), READ_REMEDY), open_file(path) as opened:
+    with _decoder_errors(str(path), READ_REMEDY), open_data_file(path) as opened:
         with suppress(BandsError), _identified(opened) as image:
             orientation = exif_orientation(image)
             return Description(*image.size, orientation, frame_count(image), is_deep(image))
@@ -225,7 +232,7 @@ def describe(path: Path) -> Description:
 def count_bands(path: Path) -> tuple[int, bool]:
     """How many bands a file has, and whether Pillow reads them, which takes no more than three of a
     TIFF; (3, True) for what cannot be read, and for transparency."""
-    with suppress(Exception), open_file(path) as opened:  # see `_decoder_errors`
+    with suppress(Exception), open_data_file(path) as opened:  # see `_decoder_errors`
         with suppress(BandsError), _identified(opened) as image:
             samples = 3
             if isinstance(image, TiffImagePlugin.TiffImageFile) and not is_transparent(image):
@@ -285,7 +292,7 @@ def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
 
 
 def _opened(file: Path | BinaryIO | str) -> AbstractContextManager[BinaryIO]:
-    return open_file(file) if isinstance(file, Path | str) else nullcontext(file)
+    return open_data_file(file) if isinstance(file, Path | str) else nullcontext(file)
 
 
 @contextmanager
@@ -314,9 +321,9 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
 def require_whole(path: Path) -> int:
     """The size of an image file in bytes. Raises InputError if it is cut short: JPEG and PNG are
     judged by their last bytes, others decoded."""
-    with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    with open_data_file(path) as file:
         start = file.read(8)
+        size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 16))
         end = file.read()
     whole_jpeg = start.startswith(b"\xff\xd8") and end.rstrip(b"\0").endswith(b"\xff\xd9")

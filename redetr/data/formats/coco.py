@@ -7,7 +7,7 @@ or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.js
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,11 @@ from redetr.data.formats.foreign import FoundFiles, find_files
 from redetr.data.formats.json_lists import read_lists
 from redetr.data.formats.listing import listed_twice
 from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
-from redetr.data.formats.paths import path_inside, read_sizes
+from redetr.data.formats.paths import read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
 from redetr.data.formats.text_ids import number_text_ids
 from redetr.data.mask_columns import MaskBuilder
+from redetr.data.relative_paths import path_inside
 from redetr.errors import InputError
 
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
@@ -89,19 +90,20 @@ def read_file(
     return _annotations(file, lists, folders, _REMEDY)
 
 
-def from_document(
+def from_documents(
     source: Path,
-    document: dict[str, list[Row]],
+    documents: Iterable[dict[str, list[Row]]],
     remedy: str,
     masks: MaskBuilder | None = None,
     folders: Sequence[Path] = (),
 ) -> Annotations:
-    """The annotations of a document in COCO format, whose images are in one of the folders; without
-    them, image files are not looked for. `remedy` is what to do about a box that leaves its
-    image."""
+    """The annotations of documents that together are one in COCO format, whose images are in one of
+    the folders; without them, image files are not looked for. Documents are not kept. `remedy` is
+    what to do about a box that leaves its image."""
     lists = _Lists(masks)
-    for key, rows in document.items():
-        lists.take(key, rows)
+    for document in documents:
+        for key, rows in document.items():
+            lists.take(key, rows)
     return _annotations(source, lists, list(folders), remedy)
 
 

@@ -6,8 +6,8 @@ files side by side in train/, val/ (or valid/) and test/, at any depth. Pixels c
 `1 1 width height`. Boxes are shifted to `xmin - 1, ymin - 1, xmax, ymax`. Objects marked
 `difficult` are ignored in evaluation, as the protocol of VOC does: `iscrowd` is True. An object
 with a `polygon` or a turned `robndbox` and no `bndbox` gets the box around it; beside a `bndbox`, a
-polygon is compared with it. Classes are all that any XML file of the folder names, sorted, with ids
-from 1; image ids count the sorted names.
+polygon is compared with it. Masks are in `SegmentationObject/`, see `voc_masks`. Classes are all
+that any XML file of the folder names, sorted, with ids from 1; image ids count the sorted names.
 """
 
 import os
@@ -34,6 +34,7 @@ from redetr.data.formats.flags import flag_of
 from redetr.data.formats.foreign import is_foreign, listed_stem
 from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import Listing, read_lines, read_sizes
+from redetr.data.formats.voc_masks import add_voc_masks
 from redetr.data.formats.voc_xml import SIDES, Scene, read_scene
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.data.mask_columns import MaskBuilder
@@ -81,8 +82,8 @@ def voc_sought(split: Split) -> str:
 
 
 def read_voc(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The split, which has to be there. Raises InputError if it is empty or no file names a
-    class."""
+    """The split, which has to be there, with masks if there is a builder for them. Raises
+    InputError if it is empty or no file names a class."""
     location = _locate(root, split) or _locate_elsewhere(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {voc_sought(split)}", where=root)
@@ -91,9 +92,31 @@ def read_voc(root: Path, split: Split, masks: MaskBuilder | None = None) -> Anno
     images = _read_images(location, files, names, scenes, faults)
     classes = _classes(root, set(files), scenes)
     objects = _read_objects(files, scenes, classes, faults)
+    if masks is not None:
+        _add_masks(location, scenes, images.sizes, objects, masks, faults)
     return assemble(
         location.annotations, dict(enumerate(classes, start=1)), images, objects, faults
     )
+
+
+def _add_masks(
+    location: "_Location",
+    scenes: list[Scene],
+    sizes: np.ndarray,
+    objects: Objects,
+    masks: MaskBuilder,
+    faults: list[Fault],
+) -> None:
+    """Gives the objects their masks, and the boxes around these as outlines."""
+    stems = []
+    for scene in scenes:
+        below = scene.file.relative_to(location.annotations)
+        stems.append(below.with_suffix("").as_posix())
+    counts = [len(scene.names) for scene in scenes]
+    around = add_voc_masks(location.annotations, stems, counts, sizes, masks, faults)
+    objects.masks = masks
+    assert objects.outlines is not None
+    objects.outlines = np.where(np.isnan(around), objects.outlines, around)
 
 
 def _read_images(
