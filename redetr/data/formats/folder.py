@@ -59,7 +59,7 @@ def read_split(
         return read_annotations(root, split, masks), ""
     if "val" not in splits_of(root):
         everything = read_annotations(root, "train", masks)
-        return hold_out(everything, split, val_fraction)
+        return hold_out(everything, split, val_fraction, root)
     annotations = read_annotations(root, split, masks)
     return annotations, f"{root}: has its own val split, --val-fraction is not used"
 
