@@ -7,6 +7,7 @@ which files are read does not matter.
 import errno
 import os
 import shutil
+import threading
 from bisect import bisect_left
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from redetr.data.remote import RemoteFile, state_of
 from redetr.data.tar_index import read_index, store_index, stored_index
 from redetr.files import open_file
 
@@ -23,6 +25,7 @@ _INSIDE = f"{SUFFIX}/"
 
 # By path: the state that an archive was in, and its index.
 _OPENED: dict[str, tuple[str, "Archive"]] = {}
+_OF_THREAD = threading.local()
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Archive:
     path: str
     rows: np.ndarray  # [N] as `read_index` returns, often mapped from a file
     mtime_ns: int
+    remote: RemoteFile | None = None  # where it is, if not here
 
     def span(self, name: str) -> tuple[int, int]:
         """Where the content of a file begins, and its size in bytes. Raises FileNotFoundError."""
@@ -45,6 +49,8 @@ class Archive:
     def read(self, name: str) -> bytes:
         """What is in a file. Raises OSError."""
         offset, size = self.span(name)
+        if self.remote is not None:
+            return self._received(self.remote, offset, size)
         with open_file(self.path) as file:
             file.seek(offset)
             content = file.read(size)
@@ -52,6 +58,16 @@ class Archive:
             text = f"cut short: {len(content):,} of {size:,} bytes are there"
             raise OSError(errno.EIO, text, self._inside(name))
         return content
+
+    def _received(self, remote: RemoteFile, offset: int, size: int) -> bytes:
+        """A part of an archive on a server. A thread keeps the last one: the check of an image
+        reads it several times."""
+        last = getattr(_OF_THREAD, "received", None)
+        key = (remote, offset, size)
+        if last is None or last[0] != key:
+            last = (key, remote.read(offset, size))
+            _OF_THREAD.received = last
+        return last[1]
 
     def names(self) -> list[str]:
         """The path of each file in the archive, sorted as bytes."""
@@ -69,19 +85,22 @@ def open_archive(path: str | os.PathLike) -> Archive:
     """An archive with its index, which is read from it if it is new or has changed. Raises
     InputError for one that is damaged, OSError if it cannot be read."""
     location = os.path.abspath(path)
-    stat = os.stat(location)
-    state = f"{stat.st_size} {stat.st_mtime_ns}"
+    state = state_of(location)
     known_state, known = _OPENED.get(location, ("", None))
     if known is not None and state == known_state:
         return known
     rows = stored_index(location, state)
+    remote = RemoteFile.in_pointer(location)
     if rows is None:
-        with open_file(location) as file:
-            rows = read_index(file, os.fspath(path))
+        if remote is not None:
+            rows = remote.index()
+        else:
+            with open_file(location) as file:
+                rows = read_index(file, os.fspath(path))
         store_index(location, state, rows)
         mapped = stored_index(location, state)  # loader processes share what is mapped
         rows = rows if mapped is None else mapped
-    archive = Archive(location, rows, stat.st_mtime_ns)
+    archive = Archive(location, rows, os.stat(location).st_mtime_ns, remote)
     _OPENED[location] = state, archive
     return archive
 

@@ -6,6 +6,7 @@ away, in any order: an archive is as good as a folder.
 """
 
 import hashlib
+import io
 import os
 import shutil
 import tarfile
@@ -23,6 +24,7 @@ from redetr.files import write_whole
 
 _BLOCK = 512  # bytes; everything in an archive begins at a multiple of it
 _PIECE = 2**20  # bytes read at a time, of what follows the end
+_FIELDS = ("name", "offset", "size")
 _REMEDY = "write the archive again"
 
 
@@ -134,7 +136,7 @@ def stored_index(archive: str, state: str) -> np.ndarray | None:
     """The index of an archive in this state, mapped; None if it is not there or damaged."""
     with suppress(OSError, ValueError, EOFError):
         rows = np.load(index_folder(archive) / _file_name(state), mmap_mode="r")
-        if rows.dtype.names == ("name", "offset", "size"):
+        if rows.dtype.names == _FIELDS:
             return rows
     return None
 
@@ -145,7 +147,7 @@ def store_index(archive: str, state: str, rows: np.ndarray) -> None:
     file = folder / _file_name(state)
     with suppress(OSError):  # costs time and memory at the next start, nothing else
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, partial(_save, rows))
+        write_whole(file, partial(save_index, rows))
         for other in folder.glob("*.npy"):
             if other != file and not other.name.startswith("."):
                 other.unlink(missing_ok=True)
@@ -156,8 +158,31 @@ def forget_index(archive: str) -> None:
     shutil.rmtree(index_folder(archive), ignore_errors=True)
 
 
-def _save(rows: np.ndarray, path: Path) -> None:
-    np.save(path, rows, allow_pickle=False)
+def require_index(content: bytes, archive_size: int, source: str) -> np.ndarray:
+    """The index in a file of NumPy's format that lies beside an archive of this size. Raises
+    InputError, which calls the file `source`, for one that cannot be its index."""
+    remedy = "delete it, and the archive is read instead"
+    try:
+        rows = np.load(io.BytesIO(content), allow_pickle=False)
+        names = rows["name"]
+        ends = rows["offset"] + rows["size"]
+        is_sound = rows.dtype.names == _FIELDS and names.dtype.kind == "S" and rows.ndim == 1
+        is_sound = is_sound and rows["offset"].dtype == rows["size"].dtype == np.int64
+    except (ValueError, EOFError, OSError, IndexError, TypeError, SyntaxError):
+        is_sound = False
+    if not is_sound:
+        raise InputError("no index of an archive", where=source, remedy=remedy)
+    is_inside = (rows["offset"] >= _BLOCK) & (rows["size"] >= 0) & (ends <= archive_size)
+    is_sorted = (names[1:] > names[:-1]).all()
+    if not is_inside.all() or not is_sorted:
+        raise InputError("not the index of this archive", where=source, remedy=remedy)
+    return rows
+
+
+def save_index(rows: np.ndarray, path: Path) -> None:
+    """Writes an index in NumPy's format."""
+    with open(path, "wb") as file:  # under this name: with a path, NumPy may add an ending
+        np.save(file, rows, allow_pickle=False)
 
 
 def _file_name(state: str) -> str:

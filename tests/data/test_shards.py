@@ -18,7 +18,7 @@ from redetr.data.formats.shard_writing import parse_bytes
 from redetr.data.formats.writing import convert
 from redetr.data.images import read_image
 from redetr.data.inventory import inventory
-from redetr.data.loader import Samples, load_batches
+from redetr.data.loader import Samples, load_batches, watching_workers
 from redetr.data.sampler import TrainSampler
 from redetr.data.tar_index import index_folder
 from redetr.data.transforms import Sample, augmentation
@@ -89,12 +89,13 @@ def shards(shared_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches(
-    root: Path, first_step: int = 0, rank: int = 0, world_size: int = 1
+    root: Path | str, first_step: int = 0, rank: int = 0, world_size: int = 1, num_workers: int = 0
 ) -> list[list[Sample]]:
     """The samples of the steps from `first_step` to 6, of 4 images each, on one rank."""
     samples = Samples(open_dataset(root, "train"), augmentation("strong", Fit(64)), seed=3)
     sampler = TrainSampler(8, 4, 3, first_step, 6, rank, world_size, size_of=samples.size)
-    return list(load_batches(samples, sampler, 0, False))
+    with watching_workers():
+        return list(load_batches(samples, sampler, num_workers, False))
 
 
 def assert_same(some: list[list[Sample]], others: list[list[Sample]]) -> None:

@@ -5,14 +5,18 @@ import os
 import re
 import tarfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.archives import open_data_file
+from redetr.data.archives import archives_in, open_archive, open_data_file
 from redetr.data.formats.writers import Splits, names_of
+from redetr.data.remote import INDEX, LIST_FILE
+from redetr.data.tar_index import save_index
 from redetr.errors import InputError
+from redetr.files import write_json, write_whole
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BLOCK = 512  # bytes: a header, and what contents are filled up to
@@ -55,6 +59,16 @@ def _packed(annotations: Annotations, split: Split, root: Path, limit: int) -> A
             path_of[name] = os.fsencode(f"{archives.add(name, content)}/{name}")
     paths = np.array([path_of[name] for name in names], "S")
     return replace(annotations, names=paths, folder=root, stored=None)
+
+
+def write_file_list(root: Path) -> None:
+    """Writes what a server has to have for `redetr.data.remote`: the index of each archive, and the
+    list of all files."""
+    for archive in archives_in(root):
+        index = partial(save_index, open_archive(archive).rows)
+        write_whole(archive.with_name(archive.name + INDEX), index)
+    files = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
+    write_json(root / LIST_FILE, {"files": files})
 
 
 class _Archives:

@@ -19,7 +19,7 @@ from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub import Address, hub_splits, write_images
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.mask_writing import as_single_polygons
-from redetr.data.formats.shard_writing import pack
+from redetr.data.formats.shard_writing import pack, write_file_list
 from redetr.data.formats.writers import (
     WRITERS,
     Splits,
@@ -128,7 +128,7 @@ def _read_hub(address: str, folder: Path, val_fraction: float) -> tuple[Splits, 
     if val_fraction and "val" not in splits:
         everything = splits["train"]
         for split in ("train", "val"):
-            splits[split], note = hold_out(everything, split, val_fraction)
+            splits[split], note = hold_out(everything, split, val_fraction, address)
             notes[note] = None
     return splits, [*notes]
 
@@ -149,6 +149,7 @@ def _write(
         else:
             splits = pack(splits, unfinished, shard_bytes)
             write_coco_lists(splits, unfinished)
+            write_file_list(unfinished)
         for split, annotations in splits.items():
             _require_same(annotations, unfinished, split, form)
         for archive in archives_in(unfinished):
