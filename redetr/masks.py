@@ -1,10 +1,12 @@
-"""Masks of objects: compressed as COCO does it, and what is around them.
+"""Masks of objects: compressed as COCO does it, cropped, and what is around them.
 
 A mask has as many pixels as its image and is True where the object is visible. Compressed, it is a
 run-length encoding (RLE): `counts` as pycocotools writes them, down the columns, as bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, overload
 
 import hotcoco.mask
 import numpy as np
@@ -14,8 +16,125 @@ from torch import Tensor
 from redetr.structures import Size
 
 
-def encode(masks: Tensor) -> list[bytes]:
+class MaskCrop(NamedTuple):
+    """What is not empty of a mask."""
+
+    pixels: Tensor  # [h, w] bool; [0, 0] of an empty mask
+    top: int
+    left: int
+
+    @classmethod
+    def of(cls, mask: Tensor) -> "MaskCrop":
+        """That of a mask, bool `[H, W]`."""
+        (rows,) = torch.nonzero(mask.any(1), as_tuple=True)
+        if not len(rows):
+            return cls(mask[:0, :0], 0, 0)
+        (columns,) = torch.nonzero(mask.any(0), as_tuple=True)
+        top, bottom = int(rows[0]), int(rows[-1]) + 1
+        left, right = int(columns[0]), int(columns[-1]) + 1
+        pixels = mask[top:bottom, left:right].clone()  # a view would keep the whole mask
+        return cls(pixels, top, left)
+
+    @classmethod
+    def union(cls, crops: Sequence["MaskCrop"]) -> "MaskCrop":
+        """The pixels of one or more crops together."""
+        filled = [crop for crop in crops if crop.pixels.numel()]
+        if len(filled) < 2:
+            return filled[0] if filled else crops[0]
+        top = min(crop.top for crop in filled)
+        left = min(crop.left for crop in filled)
+        bottom = max(crop.top + crop.pixels.shape[0] for crop in filled)
+        right = max(crop.left + crop.pixels.shape[1] for crop in filled)
+        whole = torch.zeros(bottom - top, right - left, dtype=torch.bool)
+        for crop in filled:
+            crop.moved(-top, -left).paint(whole, True)
+        return cls(whole, top, left)
+
+    def moved(self, down: int, right: int) -> "MaskCrop":
+        """The same pixels elsewhere."""
+        return self._replace(top=self.top + down, left=self.left + right)
+
+    def reduced(self, size: Size, new_size: Size) -> "MaskCrop":
+        """The same in an image of another size: each pixel is the nearest one, by the centres."""
+        indices = []
+        starts = []
+        for first, length, old, new in zip(
+            (self.top, self.left), self.pixels.shape, size, new_size, strict=True
+        ):
+            nearest = ((torch.arange(new) + 0.5) * (old / new)).long()
+            is_inside = (nearest >= first) & (nearest < first + length)
+            (inside,) = torch.nonzero(is_inside, as_tuple=True)
+            indices.append(nearest[inside] - first)
+            starts.append(int(inside[0]) if len(inside) else 0)
+        rows, columns = indices
+        return MaskCrop(self.pixels[rows][:, columns], *starts)
+
+    def paint(self, canvas: Tensor, value: int) -> None:
+        """Gives the pixels of a canvas `[H, W]` that are in the mask this value."""
+        height, width = self.pixels.shape
+        part = canvas[self.top : self.top + height, self.left : self.left + width]
+        part[self.pixels] = value
+
+
+@dataclass(frozen=True)
+class CroppedMasks:
+    """Masks of N objects in a large image, of each what is not empty: 300 masks of 6,000 x 4,000 px
+    would take 7 GB.
+
+    A number gives one mask, bool `[H, W]`, and so does iteration, one after the other; numbers give
+    the `CroppedMasks` with these.
+    """
+
+    crops: tuple[MaskCrop, ...]
+    size: Size  # of the image
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """N, H, W, as of the tensor."""
+        return (len(self), *self.size)
+
+    @overload
+    def __getitem__(self, which: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, which: Tensor) -> "CroppedMasks": ...
+    def __getitem__(self, which: int | Tensor) -> "Tensor | CroppedMasks":
+        """Raises IndexError outside of the masks."""
+        if isinstance(which, Tensor):
+            kept = [self.crops[row] for row in which.tolist()]
+            return CroppedMasks(tuple(kept), self.size)
+        mask = torch.zeros(self.size, dtype=torch.bool)
+        self.crops[which].paint(mask, True)
+        return mask
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for row in range(len(self)):
+            yield self[row]
+
+    def dense(self) -> Tensor:
+        """All masks, bool `[N, H, W]`."""
+        masks = torch.zeros(self.shape, dtype=torch.bool)
+        for mask, crop in zip(masks, self.crops, strict=True):
+            crop.paint(mask, True)
+        return masks
+
+
+def crops_of(masks: Iterable[Tensor] | CroppedMasks) -> Iterator[MaskCrop]:
+    """What is not empty of each mask, of a tensor bool `[N, H, W]` or an iterable of bool
+    `[H, W]`."""
+    if isinstance(masks, CroppedMasks):
+        yield from masks.crops
+        return
+    for mask in masks:
+        yield MaskCrop.of(mask)
+
+
+def encode(masks: Tensor | CroppedMasks) -> list[bytes]:
     """The compressed RLE of each of `masks`, bool `[N, H, W]`. Copies them to the host."""
+    if isinstance(masks, CroppedMasks):
+        return [counts for mask in masks for counts in encode(mask[None])]
     stacked = masks.permute(1, 2, 0).cpu().numpy()
     return [rle["counts"] for rle in hotcoco.mask.encode(stacked)]
 

@@ -32,6 +32,8 @@ class PrecisionChoice(NamedTuple):
     name: Literal["fp32", "bf16", "fp64"]
     # how many times faster than fp32 bf16 was in a trial; None: there was none
     bf16_gain: float | None = None
+    # what the training run computed in, if that decided
+    of_run: Precision | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,7 +41,14 @@ class PrecisionChoice(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """A sentence about the trial; empty if there was none."""
+        """A line on why it was chosen; empty if the user or the kind of device decided."""
+        if self.of_run == self.name:
+            return f"precision: {self.name}, as in its training run (--precision chooses)"
+        if self.of_run is not None:
+            return (
+                f"precision: {self.name}; its training run computed in {self.of_run}, which is "
+                "slow on this device (--precision chooses)"
+            )
         if self.bf16_gain is None:
             return ""
         return (
@@ -54,9 +63,12 @@ def pick_precision(
     model: DetectionModel,
     image_size: ImageSize,
     gradient: bool = False,
+    of_run: Precision | None = None,
 ) -> PrecisionChoice:
     """What `precision` means for a model on `device`, where its weights are in fp32.
 
+    "auto" is `of_run`, what the model was trained and evaluated in, so that it answers as it did
+    then; but fp32 if that is fp64, or bf16 on a device without bf16 units. If `of_run` is None,
     "auto" is bf16 where that is faster, else fp32. GPUs with bf16 units are. A CPU may have the
     units and be slow all the same, so there a trial decides: at most half a second of answers of
     `model`, or of steps without the optimizer if `gradient` is True. "fp64" is for proofs: its
@@ -66,12 +78,22 @@ def pick_precision(
         raise InputError(f"unknown precision {precision!r}: choose auto, {', '.join(PRECISIONS)}")
     if precision != "auto":
         return PrecisionChoice(precision)
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    has_units = _has_bf16_units(device)
+    if of_run is not None:
+        name: Literal["fp32", "bf16"] = "bf16" if of_run == "bf16" and has_units else "fp32"
+        return PrecisionChoice(name, of_run=of_run)
+    if device.type == "cuda" and has_units:
         return PrecisionChoice("bf16")
-    if device.type != "cpu" or not _cpu_has_bf16_units():
+    if not has_units:
         return PrecisionChoice("fp32")
     gain = _bf16_gain(model, image_size, gradient)
     return PrecisionChoice("bf16" if gain >= _WORTHWHILE else "fp32", gain)
+
+
+def _has_bf16_units(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _cpu_has_bf16_units()
 
 
 def _cpu_has_bf16_units() -> bool:

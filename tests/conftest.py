@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from selenium import webdriver
 
+from redetr import precision
 from redetr.detector.memory import keep_memory
 from tests.skips import SkipReport, pytest_addoption  # noqa: F401 - pytest looks for that hook here
 
@@ -45,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     keep_memory()  # page faults took a tenth of the time
+    precision._TRIAL_S = 0.0  # one round of the trial of bf16: no test needs to know what is faster
     # Started in the background of a shell, tests ignore Ctrl-C, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = tempfile.TemporaryDirectory(prefix="redetr-cache-")
@@ -71,6 +73,37 @@ def _files_of_worker(config: pytest.Config) -> list[str]:
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores, as some tests wait most of their time."""
     return (os.cpu_count() or 1) + 1
+
+
+# The files with a test in a browser, which takes seconds to start.
+_IN_A_BROWSER = (
+    "test_accessibility",
+    "test_app",
+    "test_check",
+    "test_contact_sheet",
+    "test_explain_page",
+    "test_report",
+    "test_report_masks",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hands out files in the order of collection; one process takes all that need a browser.
+
+    By default, the files of most tests come first. Those of the longest tests would be the last.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "browser" if Path(file).stem in _IN_A_BROWSER else file
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 # The longest first: those of more than 8 s on a quiet machine.
@@ -136,11 +169,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (rank.get(item.path.stem, len(_LONG)), item.path))
 
 
-def pytest_collection_finish() -> None:
-    """What the imports and the collection made stays until the end: the garbage collector need not
-    look at it again in every test, and the processes that tests fork share its memory."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What the imports and the collection make stays until the end: the garbage collector looks at
+    it once, and not in every test, and the processes that tests fork share its memory."""
+    gc.disable()  # a fifth of the time
+    outcome = yield
     gc.collect()
     gc.freeze()
+    gc.enable()
+    return outcome
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """Masks of `Detections`: selected, drawn and converted."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pycocotools.mask
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from reciting import reciting
 
@@ -13,6 +15,7 @@ from redetr.cli import main
 from redetr.data.formats.digits import DigitsDataset
 from redetr.detector.detections import Detections
 from redetr.errors import InputError
+from redetr.masks import CroppedMasks, MaskCrop, crops_of
 
 
 def two_squares():
@@ -115,10 +118,57 @@ def test_masks_can_be_left_out(scenes):
     assert torch.equal(with_masks.boxes, boxes_alone.boxes)
 
 
-def test_tiles_have_boxes_only(scenes):
-    image = torch.zeros(3, 128, 256, dtype=torch.uint8)
-    detections = reciting(scenes).predict(image, tile=128)
-    assert len(detections) > 0 and detections.masks is None
+def test_masks_of_tiles_are_those_of_their_images(scenes):
+    """Two images side by side, each of which is a tile."""
+    image = torch.cat([scenes.image(0), scenes.image(1)], 2)
+    in_tiles = reciting(scenes).predict(image, tile=128, overlap=0.0)
+    alone = reciting(scenes).predict([scenes.image(0), scenes.image(1)])
+    masks = []
+    boxes = []
+    for detections, left in zip(alone, (0, 128), strict=True):
+        masks.append(F.pad(detections.masks, (left, 128 - left)))
+        boxes.append(detections.boxes + torch.tensor([left, 0, left, 0]))
+    by_box = torch.cat(boxes).sum(1).argsort()
+    assert isinstance(in_tiles.masks, CroppedMasks)
+    assert in_tiles.masks.shape == (len(by_box), 128, 256)
+    assert torch.equal(
+        in_tiles.masks.dense()[in_tiles.boxes.sum(1).argsort()], torch.cat(masks)[by_box]
+    )
+    assert reciting(scenes).predict(image, tile=128, masks=False).masks is None
+
+
+def cropped(detections):
+    crops = tuple(crops_of(detections.masks))
+    return replace(detections, masks=CroppedMasks(crops, detections.image_size))
+
+
+def test_cropped_masks_are_used_as_whole_ones():
+    dense = two_squares()  # of which one mask becomes empty
+    dense = replace(dense, masks=torch.cat([dense.masks[:1], torch.zeros_like(dense.masks[1:])]))
+    grey = Image.new("RGB", (30, 20), (90, 90, 90))
+    for whole in (two_squares(), dense):
+        crops = cropped(whole)
+        assert torch.equal(crops.masks.dense(), whole.masks)
+        assert torch.equal(crops.masks[1], whole.masks[1])
+        assert torch.equal(torch.stack(list(crops.masks)), whole.masks)
+        assert torch.equal(crops[[1]].masks.dense(), whole.masks[[1]])
+        for masks in ("rle", "polygons"):
+            assert crops.to_coco(1, masks) == whole.to_coco(1, masks)
+        assert np.array_equal(crops.mask_image(), whole.mask_image())
+        assert np.array_equal(crops.to_supervision().mask, whole.masks)
+        for within_px in (None, 15):
+            drawn = [d.draw(grey, within_px=within_px) for d in (crops, whole)]
+            assert np.array_equal(*drawn)
+
+
+def test_crops_of_parts_together():
+    left = MaskCrop(torch.ones(2, 3, dtype=torch.bool), 4, 5)
+    right = MaskCrop(torch.eye(2, dtype=torch.bool), 5, 7)
+    empty = MaskCrop(torch.zeros(0, 0, dtype=torch.bool), 0, 0)
+    whole = MaskCrop.union([left, empty, right])
+    assert (whole.top, whole.left) == (4, 5)
+    assert whole.pixels.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
+    assert MaskCrop.union([empty]) == empty and MaskCrop.union([empty, left]) == left
 
 
 @pytest.fixture
@@ -167,10 +217,9 @@ def test_predict_writes_masks_in_every_format(known, scenes, capsys):
     assert "mask_picture" not in line
 
 
-def test_what_cannot_have_masks_says_so(known, capsys):
-    with pytest.raises(SystemExit):
-        predict(known, "--save", "masks", "--tile", 64)
-    assert "tiles have no masks, leave out --tile" in capsys.readouterr().err
-    output = predict(known, "--save", "json", "--tile", 64)
-    assert "--tile finds boxes only" in capsys.readouterr().err
-    assert "segmentation" not in (output / "predictions.json").read_text()
+def test_predict_writes_masks_of_tiles(known):
+    output = predict(known, "--save", "png", "masks", "json", "--tile", 128)
+    line = json.loads((output / "predictions.jsonl").read_text().splitlines()[0])
+    mask = pycocotools.mask.decode(line["detections"][0]["segmentation"]).astype(bool)
+    numbers = np.asarray(Image.open(output / line["mask_picture"]))
+    assert mask.any() and np.array_equal(numbers == 1, mask)

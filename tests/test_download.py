@@ -69,6 +69,7 @@ def server():
         ).start()
         yield running
         running.shutdown()
+        running.shutdown()
 
 
 @pytest.fixture

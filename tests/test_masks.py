@@ -4,10 +4,11 @@ import numpy as np
 import pycocotools.mask
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redetr.masks import boxes_of_masks, decode, encode
+from redetr.masks import MaskCrop, boxes_of_masks, decode, encode
 
 
 def random_masks(seed: int) -> torch.Tensor:
@@ -55,3 +56,18 @@ def test_boxes_of_masks_are_those_of_pycocotools(seed):
         rle = pycocotools.mask.encode(np.asfortranarray(mask, np.uint8))
         x, y, width, height = pycocotools.mask.toBbox(rle).tolist()
         assert box == [x, y, x + width, y + height]
+
+
+def test_a_crop_is_reduced_to_the_nearest_pixels():
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(60):
+        height, width, new_height, new_width = torch.randint(1, 60, (4,), generator=generator)
+        size, new_size = (int(height), int(width)), (int(new_height), int(new_width))
+        mask = torch.zeros(size, dtype=torch.bool)
+        top, left = int(height) // 3, int(width) // 2
+        part = mask[top : top + 9, left : left + 7]
+        part |= torch.rand(part.shape, generator=generator) > 0.4
+        reduced = torch.zeros(new_size, dtype=torch.bool)
+        MaskCrop.of(mask).reduced(size, new_size).paint(reduced, True)
+        expected = F.interpolate(mask[None, None].float(), new_size, mode="nearest-exact")
+        assert torch.equal(reduced, expected[0, 0].bool())

@@ -1,4 +1,6 @@
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,10 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def rows():
     """What `redetr models --json` prints, by model."""
-    printed = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("redetr.commands.models.print_json", printed.append)
+    printed = io.StringIO()
+    with redirect_stdout(printed):
         main(["models", "--json"])
-    return {row["model"]: row for row in json.loads(json.dumps(printed[0]))}
+    return {row["model"]: row for row in json.loads(printed.getvalue())}
 
 
 def test_every_model_has_form_size_and_cost(rows):
@@ -31,6 +32,7 @@ def test_every_model_has_form_size_and_cost(rows):
         # Published, rounded: 4, 10, 19, 31, 62.
         assert rows[f"dfine_{size}"]["parameters"] == pytest.approx(millions * 1e6, rel=0.02)
     assert rows["detr_r50"]["parameters"] == pytest.approx(41.5e6, rel=0.01)  # as published
+    assert 2e6 < rows["redetr_n"]["parameters"] < 3e6
     assert all(row["gflops"] > 0 for row in rows.values())
 
 

@@ -10,6 +10,7 @@ import torch
 
 import redetr
 from redetr import precision
+from redetr.cli import main
 from redetr.config import TrainConfig
 from redetr.distributed import Dist
 from redetr.precision import PrecisionChoice, pick_precision
@@ -74,6 +75,7 @@ def test_emulated_bf16_is_not_taken_for_fast(model, monkeypatch):
 def test_the_gain_is_the_median_of_what_each_round_says(monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(precision, "_TRIAL_S", 0.5)
     ours = iter([9.0, 0.01, 0.01, 0.1, 0.01, 0.01])
     other = iter([9.0, 0.02, 0.03, 0.02, 0.02, 0.02])
 
@@ -115,6 +117,72 @@ def test_a_detector_is_optimized_to_what_is_faster(model, bf16_gain):
     assert detector.optimize(precision="fp32").dtype == torch.float32
     assert detector.optimize().dtype == torch.bfloat16
     assert redetr.Detector(model, ["a"], [1], 64, "cpu", "auto").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("of_run", ["fp32", "bf16"])
+def test_a_model_answers_in_what_its_run_computed_in(of_run, model, bf16_gain):
+    bf16_gain(0.5 if of_run == "bf16" else 1.5)  # the trial would choose the other one
+    choice = pick_precision("auto", CPU, model, 64, of_run=of_run)
+    assert choice == PrecisionChoice(of_run, of_run=of_run)
+    assert choice.reason == f"precision: {of_run}, as in its training run (--precision chooses)"
+    other = "fp32" if of_run == "bf16" else "bf16"
+    assert pick_precision(other, CPU, model, 64, of_run=of_run) == PrecisionChoice(other)
+
+
+@pytest.mark.parametrize("of_run", ["fp64", "bf16"])
+def test_without_units_for_it_a_model_answers_in_fp32(of_run, model, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    choice = pick_precision("auto", CPU, model, 64, of_run=of_run)
+    assert choice.name == "fp32"
+    assert f"its training run computed in {of_run}, which is slow on this device" in choice.reason
+
+
+@pytest.fixture(scope="module")
+def run_in_bf16(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bf16") / "run"
+    redetr.train(replace(QUICK, precision="bf16", output=str(folder)))
+    return folder
+
+
+def test_evaluate_measures_the_ap_of_the_run(run_in_bf16, bf16_gain, capsys):
+    """In training and afterwards the same weights have the same AP, to the last digit."""
+    bf16_gain(0.5)
+    main(["evaluate", str(run_in_bf16), "--json", "--device=cpu", "--num-workers=0"])
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    lines = (run_in_bf16 / "metrics.jsonl").read_text().splitlines()
+    in_training = [json.loads(line) for line in lines if "AR100" in line][-1]
+    assert result["precision"] == "bf16"
+    assert result["AR100"] == in_training["AR100"] > 0
+    assert result["AP"] == in_training["AP"]
+    assert "precision: bf16, as in its training run (--precision chooses)" in printed.err
+
+
+def test_a_flag_overrides_the_precision_of_the_run(run_in_bf16, bf16_gain, tmp_path, capsys):
+    bf16_gain(0.5)
+    predict = ["predict", str(run_in_bf16), "examples/digits.png", "--device=cpu"]
+    main([*predict, "--output", str(tmp_path / "auto")])
+    assert "precision: bf16, as in its training run" in capsys.readouterr().err
+    main([*predict, "--output", str(tmp_path / "fp32"), "--precision=fp32"])
+    assert "precision:" not in capsys.readouterr().err
+    in_bf16 = (tmp_path / "auto" / "predictions.json").read_text()
+    assert in_bf16 != (tmp_path / "fp32" / "predictions.json").read_text()
+
+
+def test_python_answers_as_the_command_line_does(run_in_bf16, bf16_gain):
+    bf16_gain(0.5)
+    detector = redetr.load(run_in_bf16, device="cpu")
+    assert detector.dtype == torch.bfloat16
+    assert detector.optimize(precision="fp32").dtype == torch.float32
+    assert detector.optimize().dtype == torch.bfloat16
+    assert redetr.load(run_in_bf16, device="cpu", precision="fp32").dtype == torch.float32
+
+
+def test_explain_says_that_it_computes_in_fp32(run_in_bf16, tmp_path, capsys):
+    main(["explain", str(run_in_bf16), "examples/digits.png", "--output", str(tmp_path / "pages")])
+    assert "precision: fp32, as explanations are; its training run computed in bf16" in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_resumed_run_keeps_its_choice(bf16_gain, tmp_path):

@@ -1,6 +1,7 @@
 """Tiles cover an image, and each object in it is found once, wherever the seams are."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from redetr.data.windows import tile_windows
 from redetr.detector.detections import Detections
 from redetr.detector.tiles import merge_tiles
 from redetr.errors import InputError
+from redetr.masks import CroppedMasks, crops_of
 
 
 @settings(max_examples=40)
@@ -103,6 +105,24 @@ def test_an_object_larger_than_the_overlap_is_put_together():
     assert merged([(0.7, 0, [40, 10, 100, 30])], [(0.9, 0, [0, 11, 80, 30])]) == [
         (0.9, 0, [40, 10, 160, 30])
     ]
+
+
+def test_masks_of_parts_are_one_mask():
+    """The object at 50 to 130 is cut by both tiles; that at 160 is seen by the second one only."""
+    left = in_tile([(0.9, 0, [50, 10, 100, 30])])
+    right = in_tile([(0.8, 0, [0, 10, 50, 30]), (0.7, 0, [80, 50, 90, 60])])
+    tiles = []
+    for detections in (left, right):
+        masks = torch.zeros(len(detections), 100, 100, dtype=torch.bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, detections.boxes.int().tolist(), strict=True):
+            mask[y1 + 1 : y2, x1:x2] = True
+        crops = CroppedMasks(tuple(crops_of(masks)), (100, 100))
+        tiles.append(replace(detections, masks=crops))
+    whole = merge_tiles(tiles, WINDOWS, SIZE)
+    expected = torch.zeros(2, *SIZE, dtype=torch.bool)
+    expected[0, 11:30, 50:130] = True
+    expected[1, 51:60, 160:170] = True
+    assert torch.equal(whole.masks.dense(), expected)
 
 
 def test_an_object_over_four_tiles():

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from redetr.commands.arguments import Checkpoint, parse_flags
-from redetr.commands.console import OUT, say_origin, say_threshold
+from redetr.commands.console import OUT, say_detector, say_threshold
 from redetr.errors import InputError
 from redetr.threads import use_threads
 
@@ -34,6 +35,9 @@ class App:
     """digits, crowns, or a folder, for matching and loss; default: the data it was trained on."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto = that of the training run, and for other weights bf16 where it is faster. Explanations
+    are computed in fp32."""
     threads: int | None = None
     """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
 
@@ -48,7 +52,7 @@ class App:
                     f"{package} is not installed; it comes with: pip install redetr[app]"
                 )
         use_threads(self.threads)
-        detector = load(self.checkpoint, device=self.device)
+        detector = load(self.checkpoint, device=self.device, precision=self.precision)
         dataset = detector.open_data("train", self.data) if self.data else None
         # Damaged and large files are reported to the client.
         warnings.filterwarnings("ignore", module="PIL")
@@ -57,7 +61,7 @@ class App:
         from redetr.app.connections import PromptProtocol
         from redetr.app.server import web_app
 
-        say_origin(detector)
+        say_detector(detector)
         say_threshold(detector)
         app = web_app(detector, dataset, title=Path(self.checkpoint).name, host=self.host)
         config = uvicorn.Config(

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import textwrap
 from collections.abc import Callable
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
@@ -104,6 +105,7 @@ def _off_flag(name: str) -> str:
     return "--no-" + name.replace("_", "-")
 
 
+@cache  # tyro asks many times for the same
 def docstrings_of_fields(kind: type) -> dict[str, str]:
     """The string below each field of a dataclass and of its bases, on one line."""
     texts: dict[str, str] = {}

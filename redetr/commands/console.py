@@ -106,6 +106,27 @@ def say_threshold(detector: "Detector") -> None:
     ERRORS.print(f"threshold: {detector.threshold} ({origin})")
 
 
+def say_detector(detector: "Detector") -> None:
+    """Where the weights come from, and what they compute in, on standard error."""
+    say_origin(detector)
+    say_precision(detector)
+
+
+def say_precision(detector: "Detector") -> None:
+    """What a command computes in, and why, on standard error; nothing if that needs no words."""
+    if detector.precision.reason:
+        ERRORS.print(detector.precision.reason)
+
+
+def say_fp32(detector: "Detector", why: str) -> None:
+    """That a command computes in fp32 for a reason, if the training run did not."""
+    if detector.run_precision not in (None, "fp32"):
+        ERRORS.print(
+            f"precision: fp32, {why}; its training run computed in {detector.run_precision}, so "
+            "scores differ by rounding"
+        )
+
+
 def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2))
 

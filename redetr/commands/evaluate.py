@@ -12,7 +12,14 @@ from rich.table import Table
 
 from redetr.choices import size_text
 from redetr.commands.arguments import Checkpoint, parse_flags
-from redetr.commands.console import ERRORS, OUT, print_json, print_results, require_images
+from redetr.commands.console import (
+    ERRORS,
+    OUT,
+    print_json,
+    print_results,
+    require_images,
+    say_precision,
+)
 from redetr.threads import use_threads
 from redetr.wording import counted
 
@@ -52,7 +59,7 @@ class Evaluate:
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto = bf16 where it is faster, on a CPU by a short trial."""
+    """auto = that of the training run, and for other weights bf16 where it is faster."""
     threads: int | None = None
     """Threads of each process that compute; default: OMP_NUM_THREADS, else one a core."""
     num_workers: int | None = None
@@ -97,6 +104,7 @@ class Evaluate:
             dist.main_only(_say_what_was_passed_over)(dataset)
             for detector in detectors:
                 detector.compute_in(self.precision, dist)
+                dist.main_only(say_precision)(detector)
             about = []
             for path, detector in zip(paths, detectors, strict=True):
                 about.append(self._about(str(path), detector, dataset, source))

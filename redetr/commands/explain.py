@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.progress import Progress
 
 from redetr.commands.arguments import Checkpoint, OneImage, parse_flags
-from redetr.commands.console import ERRORS, OUT, print_json, say_origin, say_threshold
+from redetr.commands.console import ERRORS, OUT, print_json, say_fp32, say_origin, say_threshold
 from redetr.errors import InputError
 from redetr.threads import use_threads
 
@@ -71,11 +71,12 @@ class Explain:
         else:
             assert dataset is not None and self.image_id is not None
             loss = explain_loss(detector, dataset, self.image_id, self.world_size)
-            name, image = f"image {self.image_id} of {dataset.name}", loss.image
+            name, image = f"{loss.image_name} of {dataset.name}", loss.image
         explanation = explain(detector, image)
         habits = self._habits(detector, dataset) if dataset is not None and self.samples else None
         folder.mkdir(parents=True, exist_ok=True)
         say_origin(detector)
+        say_fp32(detector, "as explanations are")
         threshold = self.threshold
         if threshold is None:
             threshold = detector.threshold

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from redetr.choices import ExportFormat, ExportPrecision, ImageSize
 from redetr.commands.arguments import Checkpoint, parse_flags
-from redetr.commands.console import ERRORS, OUT, require_images, say_origin
+from redetr.commands.console import ERRORS, OUT, require_images, say_fp32, say_origin
 from redetr.errors import InputError
 from redetr.threads import use_threads
 from redetr.wording import counted
@@ -107,6 +107,7 @@ class Export:
             max_ap_drop=limit,
         )
         say_origin(detector)
+        say_fp32(detector, "in PyTorch as in the file")
         if comparison:
             _print(comparison, limit)
         else:

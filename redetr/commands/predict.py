@@ -20,7 +20,7 @@ from redetr.commands.console import (
     OUT,
     print_file,
     require_images,
-    say_origin,
+    say_detector,
     say_threshold,
 )
 from redetr.detector.records import (
@@ -116,7 +116,7 @@ class Predict:
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto = bf16 where it is faster, on a CPU by a short trial."""
+    """auto = that of the training run, and for other weights bf16 where it is faster."""
     threads: int | None = None
     """Threads of each process that compute; default: OMP_NUM_THREADS, else one a core."""
     json: bool = False
@@ -142,13 +142,11 @@ class Predict:
         folder.mkdir(parents=True, exist_ok=True)
         with process_group(self.device, _LONGEST_WAIT_S) as dist:
             detector.optimize(precision=self.precision, dist=dist)
-            dist.main_only(say_origin)(detector)
+            dist.main_only(say_detector)(detector)
             if self.panoptic:
                 dist.main_only(ERRORS.print)(self._settle_stuff(detector))
             elif self.threshold is None:
                 dist.main_only(say_threshold)(detector)
-            if detector.model.has_masks and self.tile:
-                dist.main_only(ERRORS.print)("--tile finds boxes only: tiles have no masks")
             dist.main_only(self._report)(faults)
             dist.main_only(begin)(folder, self.resume)
             dist.barrier()
@@ -173,8 +171,6 @@ class Predict:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.resume and self.overwrite:
             raise InputError("--resume continues, --overwrite starts again: give one of them")
-        if self.tile is not None and "masks" in self.save:
-            raise InputError("--save masks: tiles have no masks, leave out --tile or masks")
         if self.tile is not None and self.tile < 1:
             raise InputError(f"--tile {self.tile} must be at least 1")
         if self.panoptic and (self.tile or self.track):

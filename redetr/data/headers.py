@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from redetr.data.archives import open_data_file, stamp_of_file
 from redetr.data.header_cache import PLAIN, Header, HeaderCache, Headers
 from redetr.data.images import channels_to_look_at, decode, describe, read_image, require_whole
 from redetr.data.pixels import one_colour
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
-from redetr.files import open_file
 
 _PER_TASK = 64  # images that a thread reads before it asks for more
 _CONTRAST = 4.0  # brightness, of 255: a thumbnail with less cannot tell copies apart
@@ -81,7 +81,7 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
             if looks:
                 header = header._replace(looks=_looks(thumbnail))
         if content:
-            with open_file(path) as file:
+            with open_data_file(path) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             header = header._replace(content=digest)
     except (InputError, OSError):
@@ -94,11 +94,9 @@ def _stamps(folder: Path, names: Sequence[str], part: range) -> list[tuple[int, 
     stamps = []
     for i in part:
         try:
-            stat = os.stat(folder / names[i])
-        except (OSError, ValueError):  # reading it says why
+            stamps.append(stamp_of_file(folder / names[i]))
+        except (OSError, ValueError, InputError):  # reading it says why
             stamps.append((0, 0))
-        else:
-            stamps.append((stat.st_mtime_ns, stat.st_size))
     return stamps
 
 

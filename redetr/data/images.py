@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
+from redetr.data.archives import open_data_file
 from redetr.data.bands import bands_shape, count_images, has_bands, in_channels, read_bands
 from redetr.data.pixels import PlanesError, is_deep, is_transparent, to_rgb
 from redetr.errors import InputError
-from redetr.files import open_file
 
 # The formats of PIL that are read, and the endings of their files. Some of its others run programs
 # (Ghostscript for EPS), or take nearly any file for theirs (TGA, PCX).
@@ -35,6 +35,23 @@ FORMATS = tuple(_ENDINGS)
 IMAGE_SUFFIXES = (*chain.from_iterable(_ENDINGS.values()), ".npy")
 NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
+# What lies in place of images: an offset, the bytes there, and what they show.
+_OTHER_FILES = (
+    (0, b"version https://git-lfs", "a pointer of Git LFS, which `git lfs pull` replaces"),
+    (0, b"<", "text such as a web page or SVG"),
+    (4, b"ftypheic", "HEIC"),
+    (4, b"ftypheix", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypavif", "AVIF, which this Pillow lacks"),
+    (4, b"ftyp", "a video"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL ", "JPEG XL"),
+    (128, b"DICM", "DICOM"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"%PDF", "PDF"),
+    (0, b"PK\3\4", "an archive"),
+)
+_HEAD = 132  # bytes that show it
 _ORIENTATION = 0x0112  # the number of the EXIF tag
 _MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 _SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
@@ -42,6 +59,13 @@ _SAMPLES = 277  # another one: values of each pixel
 READ_REMEDY = (
     "replace the file, or take it out of the annotations (train --skip-unreadable leaves it out)"
 )
+
+
+def is_image_name(path: str) -> bool:
+    """Whether a file ends as images do, and is not hidden, such as the `._a.jpg` that macOS adds to
+    archives."""
+    name = path.rpartition("/")[2]
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 class BandsError(ValueError):
@@ -168,8 +192,20 @@ def _identified(file: BinaryIO) -> Image.Image:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         if not has_bands(file):
-            raise
+            raise InputError(_no_image(file)) from None
     raise BandsError("this kind of TIFF is not read here: save it with 8 or 16 bits")
+
+
+def _no_image(file: BinaryIO) -> str:
+    """Why a file is not read as an image, as far as its first bytes show."""
+    file.seek(0)
+    head = file.read(_HEAD)
+    if not head:
+        return "not an image: the file is empty"
+    for offset, start, name in _OTHER_FILES:
+        if head[offset:].startswith(start):
+            return f"not an image that is read, but {name} ({', '.join(FORMATS)} are read)"
+    return NO_IMAGE
 
 
 class Description(NamedTuple):
@@ -184,7 +220,7 @@ class Description(NamedTuple):
 
 def describe(path: Path) -> Description:
     """The header of an image file. Raises InputError if it cannot be read."""
-    with _decoder_errors(str(path), READ_REMEDY), open_file(path) as opened:
+    with _decoder_errors(str(path), READ_REMEDY), open_data_file(path) as opened:
         with suppress(BandsError), _identified(opened) as image:
             orientation = exif_orientation(image)
             return Description(*image.size, orientation, frame_count(image), is_deep(image))
@@ -196,7 +232,7 @@ def describe(path: Path) -> Description:
 def count_bands(path: Path) -> tuple[int, bool]:
     """How many bands a file has, and whether Pillow reads them, which takes no more than three of a
     TIFF; (3, True) for what cannot be read, and for transparency."""
-    with suppress(Exception), open_file(path) as opened:  # see `_decoder_errors`
+    with suppress(Exception), open_data_file(path) as opened:  # see `_decoder_errors`
         with suppress(BandsError), _identified(opened) as image:
             samples = 3
             if isinstance(image, TiffImagePlugin.TiffImageFile) and not is_transparent(image):
@@ -256,7 +292,7 @@ def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
 
 
 def _opened(file: Path | BinaryIO | str) -> AbstractContextManager[BinaryIO]:
-    return open_file(file) if isinstance(file, Path | str) else nullcontext(file)
+    return open_data_file(file) if isinstance(file, Path | str) else nullcontext(file)
 
 
 @contextmanager
@@ -271,8 +307,6 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         problem = "the image file is missing"
-    except UnidentifiedImageError:
-        problem = NO_IMAGE
     except InputError as error:  # with a cure of its own
         raise InputError(error.text, where=name, remedy=error.remedy or remedy) from None
     except Exception as error:
@@ -287,9 +321,9 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
 def require_whole(path: Path) -> int:
     """The size of an image file in bytes. Raises InputError if it is cut short: JPEG and PNG are
     judged by their last bytes, others decoded."""
-    with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    with open_data_file(path) as file:
         start = file.read(8)
+        size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 16))
         end = file.read()
     whole_jpeg = start.startswith(b"\xff\xd8") and end.rstrip(b"\0").endswith(b"\xff\xd9")

@@ -9,6 +9,7 @@ from redetr.data.formats.digits import DigitsDataset
 from redetr.data.formats.folder import open_folder, unreadable_of
 from redetr.data.formats.hub import Address, open_hub
 from redetr.data.formats.layouts import splits_of
+from redetr.data.remote import is_address, mirror
 from redetr.data.store import stamp_of
 from redetr.data.unreadable import LeaveOut
 from redetr.distributed import Dist, read_launch
@@ -20,15 +21,17 @@ _CROWNS = Path(__file__).parent / "formats" / "crowns"
 
 def folder_of(source: str | Path) -> Path:
     """The folder (or the YAML file of YOLO format) of a data set that is given by its path, or
-    called crowns."""
+    called crowns; for an address, a folder in the user's cache, see `redetr.data.remote`."""
     if source == "crowns":
         return _CROWNS
+    if is_address(source):
+        return mirror(str(source))
     return Path(source).expanduser()
 
 
 def absolute_source(source: str) -> str:
     """The same data set for `open_dataset` from any working directory."""
-    if source in _EMBEDDED:
+    if source in _EMBEDDED or is_address(source):
         return source
     if not source.startswith("hf:"):
         return str(Path(source).expanduser().absolute())
@@ -45,7 +48,8 @@ def open_dataset(
 ) -> DetectionDataset:
     """The data set called `digits` or `crowns`, that in a folder (`./digits` is a folder of that
     name), or that which Hugging Face `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or
-    `hf:FOLDER`, and `,boxes=xyxy` behind it if it does not hold xywh.
+    `hf:FOLDER`, and `,boxes=xyxy` behind it if it does not hold xywh; or that in tar archives at an
+    address, `https://host/shards`.
 
     Folders are in COCO, YOLO, Pascal VOC or LabelMe format or have label images: see
     `redetr.data.formats.coco`, `yolo`, `voc`, `labelme` and `label_images`. The path of a YAML file

@@ -9,10 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from redetr.data.annotations import Annotations, Fault, Split, data_folder
+from redetr.data.archives import archives_in, open_archive, split_path
 from redetr.data.formats.label_images import is_label_folder
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.listing import Contents, contents_of, passed_over
 from redetr.data.formats.panoptic import png_folder
+from redetr.data.formats.voc_masks import voc_mask_folder
+from redetr.data.images import is_image_name
 from redetr.errors import InputError
 from redetr.wording import counted
 
@@ -74,6 +77,7 @@ def _used(folder: Path, splits: Iterable[Annotations]) -> set[str]:
         used |= {prefix + name for name in annotations.unreadable}
         source = annotations.source
         labels = source if is_label_folder(source) else png_folder(source)
+        labels = labels or voc_mask_folder(source)
         if labels is not None:
             below = os.path.relpath(labels, folder)
             used |= {f"{below}/{name}" for name in contents_of(labels).files}
@@ -94,7 +98,24 @@ def _contents(folder: Path, used: set[str]) -> Contents:
             linked = contents_of(folder / link)
             for paths, more in zip(contents.lists(), linked.lists(), strict=True):
                 paths += [posixpath.join(link, path) for path in more]
+    contents.files += _archived(folder, folders)
     return contents
+
+
+def _archived(folder: Path, folders: set[str]) -> list[str]:
+    """The images in the archives beside those that hold images of the data set, and in these."""
+    archives = set()
+    for name in folders:
+        parts = split_path(folder / name)
+        if parts is not None:
+            archives.update(archives_in(Path(parts[0]).parent))
+    paths = []
+    for archive in sorted(archives):
+        below = os.path.relpath(archive, folder)
+        for name in open_archive(archive).names():
+            if is_image_name(name):
+                paths.append(f"{below}/{name}")
+    return paths
 
 
 def _unused(contents: Contents, used: set[str]) -> list[str]:

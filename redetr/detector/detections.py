@@ -12,7 +12,7 @@ from torch import Tensor
 
 from redetr.choices import LabelChoice, MaskChoice
 from redetr.errors import InputError
-from redetr.masks import encode
+from redetr.masks import CroppedMasks, crops_of, encode
 from redetr.outlines import polygons_without_holes
 from redetr.pages.drawing import NO_COLOR, Color, class_color, draw_boxes, score_color
 from redetr.postprocess import Kind, decode, decode_masks
@@ -50,7 +50,9 @@ class Detections:
     image_size: tuple[int, int]  # height, width of the original image
     # uint8 [3, H, W], where `predict` was given a single image: a notebook shows it
     image: Tensor | None = None
-    masks: Tensor | None = None  # [N, H, W] bool, of the original image; None = boxes only
+    # [N, H, W] bool, of the original image, as `CroppedMasks` if it was seen in tiles; None = boxes
+    # only
+    masks: Tensor | CroppedMasks | None = None
     # [N] int64, identities from 1 on in a video, 0 = none yet; None = nothing was followed
     track_ids: Tensor | None = None
 
@@ -155,9 +157,10 @@ class Detections:
             counts = [text.decode("ascii") for text in encode(self.masks)]
             return [{"size": size, "counts": text} for text in counts]
         of_objects = []
-        for mask in self.masks.numpy():
-            polygons = polygons_without_holes(mask)
-            of_objects.append([polygon.ravel().tolist() for polygon in polygons])
+        for pixels, top, left in crops_of(self.masks):
+            polygons = polygons_without_holes(pixels.numpy())
+            shift = np.array([left, top])
+            of_objects.append([(polygon + shift).ravel().tolist() for polygon in polygons])
         return of_objects
 
     def mask_image(self) -> Image.Image:
@@ -168,10 +171,12 @@ class Detections:
         """
         if self.masks is None:
             raise InputError("the detections have no masks: the model finds boxes only")
-        numbers = np.zeros(self.image_size, np.uint8 if len(self) < 256 else np.uint16)
+        numbers = torch.zeros(self.image_size, dtype=torch.int32)
+        crops = list(crops_of(self.masks))
         for i in reversed(range(len(self))):
-            numbers[self.masks[i].numpy()] = i + 1
-        return Image.fromarray(numbers)
+            crops[i].paint(numbers, i + 1)
+        depth = np.uint8 if len(self) < 256 else np.uint16
+        return Image.fromarray(numbers.numpy().astype(depth))
 
     def to_coco(self, image_id: int, masks: MaskChoice = "rle") -> list[dict[str, Any]]:
         """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` xywh,
@@ -203,11 +208,12 @@ class Detections:
         except ImportError as error:
             message = "supervision is not installed; it comes with: pip install redetr[supervision]"
             raise InputError(message) from error
+        masks = self.masks.dense() if isinstance(self.masks, CroppedMasks) else self.masks
         return supervision.Detections(
             xyxy=self.boxes.numpy(),
             confidence=self.scores.numpy(),
             class_id=self.labels.numpy(),
-            mask=None if self.masks is None else self.masks.numpy(),
+            mask=None if masks is None else masks.numpy(),
             tracker_id=None if self.track_ids is None else self.track_ids.numpy(),
             data={"class_name": np.array(self.names, dtype=str)},
         )
@@ -300,12 +306,14 @@ def detections_of(
     threshold: float = 0.0,
     batch: Batch | None = None,
     original_masks: bool = False,
+    crop_masks: bool = False,
 ) -> list[Detections]:
     """The `Detections` of each image with a score of `threshold` or more; one device-to-host copy.
 
     `kind` and `top_k` are described at `decode`; `orig_sizes` are (height, width). Boxes are
     clipped to the image. With the `batch` that the outputs are of, detections get their masks, if
-    the outputs have any, decided as `original_masks` says (see `decode_masks`).
+    the outputs have any, decided as `original_masks` says (see `decode_masks`); with `crop_masks`
+    as `CroppedMasks`.
     """
     has_masks = "pred_masks" in outputs or "masks_of" in outputs
     sizes = torch.tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
@@ -316,12 +324,16 @@ def detections_of(
     detections = []
     for i, (rows, (height, width)) in enumerate(zip(rows_of_images, orig_sizes, strict=True)):
         rows = rows[rows[:, 4] >= threshold]
-        masks = None
+        masks: Tensor | CroppedMasks | None = None
         if batch is not None and has_masks:
             best = queries[i, : len(rows)]  # of the best scores, as the rows are
             seen = (batch.sizes[i], batch.canvas, (height, width))
             groups = decode_masks(outputs, i, best, *seen, original_masks)
-            masks = torch.cat(list(groups))
+            if crop_masks:
+                crops = [crop for group in groups for crop in crops_of(group)]
+                masks = CroppedMasks(tuple(crops), (height, width))
+            else:
+                masks = torch.cat(list(groups))
         in_image = Detections(
             scores=rows[:, 4],
             labels=rows[:, 5].long(),

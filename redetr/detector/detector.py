@@ -46,6 +46,8 @@ class Detector:
 
     `threshold` is the smallest score that `predict` shows by default: the one with the best
     F1 when the model was last evaluated in training, or 0.5 if that was not measured.
+    `run_precision` is what the training run computed in, None if unknown; `precision` is what this
+    detector computes in, and why.
     """
 
     def __init__(
@@ -59,14 +61,16 @@ class Detector:
         trained_on: str | None = None,
         val_fraction: float = 0.0,
         threshold: float | None = None,
+        run_precision: Precision | None = None,
     ):
         self.device = pick_device(device)
         dtype = weights_dtype(PRECISIONS.get(precision, torch.float32))
         self.model = model.to(self.device, dtype).to(memory_format=torch.channels_last).eval()
-        self.dtype = pick_precision(precision, self.device, self.model, image_size).dtype
+        self.run_precision = run_precision
+        self.image_size = image_size
+        self.compute_in(precision)
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
-        self.image_size = image_size
         self.trained_on, self.val_fraction = trained_on, val_fraction
         self.has_measured_threshold = threshold is not None
         self.held_out_otherwise = False  # see `Origin`
@@ -111,9 +115,12 @@ class Detector:
         Its weights are in fp32. With `dist`, all ranks take the choice of the first, because their
         trials may end otherwise: communicates.
         """
-        choice = pick_precision(precision, self.device, self.model, self.image_size)
+        choice = pick_precision(
+            precision, self.device, self.model, self.image_size, of_run=self.run_precision
+        )
         if dist is not None:
             choice = dist.gather([choice])[0]
+        self.precision = choice
         self.dtype = choice.dtype
         return self
 
@@ -122,13 +129,16 @@ class Detector:
     ) -> "Detector":
         """Speeds up this detector's model (see `for_inference`) and returns the detector.
 
-        A detector in fp32 changes to `precision`: "auto" is bf16 where that is faster (see
-        `compute_in`), "fp32" keeps it as it is. With `compile`, the model is compiled, which
+        It computes in `precision` from now on, unless its weights are in fp64. "auto" keeps bf16,
+        and changes fp32 to bf16 where that is faster, unless its training run computed in fp32
+        (see `pick_precision`). With `compile`, the model is compiled, which
         takes a minute at the first image. Scores and boxes change by rounding: by less than 1e-4 in
         fp32, by more in bf16. The model no longer gives `aux_outputs`.
         """
         self.model = for_inference(self.model)
-        if self.dtype == torch.float32:
+        keeps = self.dtype == torch.float64
+        keeps |= self.dtype == torch.bfloat16 and precision == "auto"
+        if not keeps:
             self.compute_in(precision, dist)
         if compile:
             self.model.compile(dynamic=True)
@@ -177,9 +187,8 @@ class Detector:
 
         `threshold` is the smallest score of a detection, by default that of the detector. Masks, if
         the model has them, are of the original image. Large images can be divided into tiles of
-        `tile` px that `overlap` by this share of their side: see `tiles`; detections in tiles have
-        no masks, which would take the memory of the image for each object. `masks=False` leaves
-        them out, too.
+        `tile` px that `overlap` by this share of their side: see `tiles`; their masks are
+        `CroppedMasks`, as each would take the memory of the image. `masks=False` leaves masks out.
 
         Raises InputError for something that is no image, a file that cannot be read, or a threshold
         that is not between 0 and 1.
@@ -204,10 +213,13 @@ class Detector:
     ) -> list[Detections]:
         if tile is None:
             return self._predict(images, threshold, masks) if images else []
-        return [self._predict_tiled(image, threshold, tile, overlap) for image in images]
+        detections = []
+        for image in images:
+            detections.append(self._predict_tiled(image, threshold, tile, overlap, masks))
+        return detections
 
     def _predict_tiled(
-        self, image: Tensor, threshold: float, tile: int, overlap: float
+        self, image: Tensor, threshold: float, tile: int, overlap: float, masks: bool
     ) -> Detections:
         height, width = image.shape[1:]
         windows = tile_windows(height, width, tile, overlap)
@@ -215,11 +227,11 @@ class Detector:
         in_tiles: list[Detections] = []
         for start in range(0, len(tiles), _TILES_AT_ONCE):
             some_tiles = tiles[start : start + _TILES_AT_ONCE]
-            in_tiles += self._predict(some_tiles, threshold, masks=False)
+            in_tiles += self._predict(some_tiles, threshold, masks, crop_masks=True)
         return merge_tiles(in_tiles, windows, (height, width))
 
     def _predict(
-        self, images: list[Tensor], threshold: float, masks: bool = True
+        self, images: list[Tensor], threshold: float, masks: bool = True, crop_masks: bool = False
     ) -> list[Detections]:
         batch, outputs = self._outputs(images)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
@@ -233,6 +245,7 @@ class Detector:
             threshold=threshold,
             batch=batch if masks else None,
             original_masks=self.model.original_masks,
+            crop_masks=crop_masks,
         )
 
     def _outputs(self, images: list[Tensor]) -> tuple[Batch, Outputs]:
@@ -339,7 +352,7 @@ def load(
     source: str | os.PathLike,
     model: str | None = None,
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     keep_memory: bool = True,
 ) -> Detector:
     """A `Detector` from weights of any of these kinds:
@@ -354,18 +367,17 @@ def load(
     name of any of these folders (needs huggingface-hub).
 
     `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5",
-    "detr_r50_dc5_panoptic". On a CPU, this process keeps the memory that it frees, see
-    `detector.memory.keep_memory`, unless `keep_memory` is False: without that, images of 800 px
-    take up to twice as long. Nothing is unpickled but tensors and plain values. Raises InputError,
-    naming the file, for everything that cannot be loaded.
+    "detr_r50_dc5_panoptic". `precision` is by default what the training run computed in (see
+    `pick_precision`), and fp32 for weights from elsewhere. With `keep_memory`, a process on a CPU
+    keeps the memory that it frees (see `detector.memory`), up to twice as fast at 800 px. Nothing
+    is unpickled but tensors and plain values. Raises InputError, naming the file.
     """
     weights = read_weights(source, model)
     origin = weights.origin
     if origin is None:
         raise InputError(
             f"{weights.path}: neither a redetr checkpoint nor an official one, there is no DETR in "
-            "it; "
-            "if it is a backbone, train with --weights"
+            "it; if it is a backbone, train with --weights"
         )
     if origin.lacks_activation:
         raise lacking_activation(weights.path)
@@ -376,10 +388,11 @@ def load(
         origin.category_ids,
         origin.image_size or net.image_size,
         device,
-        precision,
+        precision or ("fp32" if origin.precision is None else "auto"),
         origin.trained_on,
         origin.val_fraction,
         origin.threshold,
+        origin.precision,
     )
     detector.held_out_otherwise = origin.held_out_otherwise
     if keep_memory and detector.device.type == "cpu":

@@ -23,6 +23,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from redetr.data.annotations import Fault
+from redetr.data.archives import SUFFIX as ARCHIVE
+from redetr.data.archives import archives_in, open_archive, split_path
 from redetr.data.formats.listing import (
     MOST_OTHERS,
     Contents,
@@ -30,7 +32,7 @@ from redetr.data.formats.listing import (
     output_images,
     passed_over,
 )
-from redetr.data.images import IMAGE_SUFFIXES, describe, read_upright
+from redetr.data.images import IMAGE_SUFFIXES, describe, is_image_name, read_upright
 from redetr.data.pixels import one_colour
 from redetr.detector.streams import Reconnection, is_address, is_rtsp, is_stream, stream_frames
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
@@ -75,6 +77,7 @@ def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> l
     """The single images, addresses, videos and cameras that `sources` stand for, each once.
 
     Folders are searched at all depths for images and videos, without following links to folders;
+    tar archives, and those in a folder that is named, for images;
     patterns such as `photos/**/*.jpg` are expanded; a whole number is a camera. Annotated images
     that earlier predictions wrote are no sources, unless they are named one by one. What is passed
     over is added to `faults`. Raises InputError for a source that does not exist.
@@ -117,14 +120,17 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
                 remedy="give the folders of the images, or a pattern such as 'photos/**/*.jpg'",
             )
         reports = passed_over(contents)
-        if not contents.files:
+        archived = _archived(archives_in(path))
+        if not contents.files and not archived:
             why = f"looked for {', '.join(IMAGE_SUFFIXES)}"
             if reports:
                 why += f"; {reports[0].where} {reports[0].text}"
             raise InputError(f"{source}: no images in this folder ({why})")
         faults += reports
-        return [str(path / name) for name in contents.files]
-    if os.path.lexists(path):
+        return [str(path / name) for name in contents.files] + archived
+    if path.suffix == ARCHIVE and path.is_file():
+        return _archived([path])
+    if os.path.lexists(path) or split_path(path) is not None:
         return [str(path)]
     matches = sorted(glob.glob(str(path), recursive=True))
     if not matches:
@@ -138,7 +144,21 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
     if len(outputs) == len(files):
         raise InputError(f"{source}: the pattern matches only images that redetr wrote")
     faults += passed_over(Contents(path, outputs=outputs))
-    return sorted(set(files) - set(outputs))
+    names = []
+    for file in sorted(set(files) - set(outputs)):
+        names += _archived([Path(file)]) if file.endswith(ARCHIVE) else [file]
+    return names
+
+
+def _archived(archives: list[Path]) -> list[str]:
+    """The images in tar archives. Raises InputError for one that is damaged or without images."""
+    sources = []
+    for archive in archives:
+        names = [name for name in open_archive(archive).names() if is_image_name(name)]
+        if not names:
+            raise InputError("no images in this archive", where=archive)
+        sources += [f"{archive}/{name}" for name in names]
+    return sources
 
 
 def _outputs_among(files: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Large images in overlapping tiles: one set of boxes from those of all tiles.
+"""Large images in overlapping tiles: one set of boxes and masks from those of all tiles.
 
 Windows are (left, top, right, bottom) in pixels of the whole image, boxes are xyxy. Shapes: W
 windows, N boxes.
@@ -13,6 +13,7 @@ from torch import Tensor
 from redetr.boxes import box_area, box_iou
 from redetr.data.windows import Window
 from redetr.detector.detections import Detections
+from redetr.masks import CroppedMasks, MaskCrop, crops_of
 
 _SAME_IOU = 0.5  # at which two boxes are of one object, in the part that both of their tiles see
 _INSIDE = 0.7  # the share of a cut box inside another from which it is a part of its object
@@ -29,6 +30,9 @@ def merge_tiles(
     and agree in the part of the image that both tiles see. The box with the best score that is not
     cut is kept; if all are cut, the object is larger than the overlap, and the hull of its parts is
     kept. Boxes of one tile are never merged: the model has distinguished them.
+
+    Masks, if there are, are `CroppedMasks`: that of the box that is kept, or those of the parts
+    together.
     """
     boxes = _in_whole_image(tiles, windows)
     labels = torch.cat([detections.labels for detections in tiles])
@@ -41,8 +45,10 @@ def merge_tiles(
 
     best_first = scores.argsort(descending=True, stable=True).tolist()
     kept = []
+    parts_of = []
     merged = boxes.clone()
     for box, members in _objects(best_first, same, cut.tolist()):
+        parts_of.append(members)
         parts = boxes[members]
         left_top = parts[:, :2].amin(0)
         right_bottom = parts[:, 2:].amax(0)
@@ -54,7 +60,26 @@ def merge_tiles(
         scores=scores[kept],
         labels=labels[kept],
         boxes=merged[kept],
+        masks=_merged_masks(tiles, windows, parts_of, image_size),
     )
+
+
+def _merged_masks(
+    tiles: Sequence[Detections],
+    windows: Sequence[Window],
+    parts_of: list[list[int]],
+    image_size: tuple[int, int],
+) -> CroppedMasks | None:
+    """The mask of each object from those of its parts; None if the tiles have no masks."""
+    crops = []
+    for detections, (left, top, _, _) in zip(tiles, windows, strict=True):
+        if detections.masks is None:
+            return None
+        crops += [crop.moved(top, left) for crop in crops_of(detections.masks)]
+    merged = []
+    for members in parts_of:
+        merged.append(MaskCrop.union([crops[member] for member in members]))
+    return CroppedMasks(tuple(merged), image_size)
 
 
 def _in_whole_image(tiles: Sequence[Detections], windows: Sequence[Window]) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
-from redetr.choices import ImageSize, size_text
+from redetr.choices import ImageSize, Precision, size_text
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.structures import DetectionModel
@@ -42,8 +42,8 @@ class Origin:
     val_fraction: float = 0.0  # held out of it
     is_thing: tuple[bool, ...] = ()  # as in `DetectionModel`
     threshold: float | None = None  # with the best F1 at the last evaluation of its run
-    # whether its run is of an earlier version, which held out other images for the same share
-    held_out_otherwise: bool = False
+    precision: Precision | None = None  # what its run computed in
+    held_out_otherwise: bool = False  # by an earlier version: other images for the same share
     # whether nothing says which activation its decoder has: `dfine.lacking_activation`
     lacks_activation: bool = False
 
@@ -63,8 +63,7 @@ def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights
     take.
 
     `model` names the variant of official weights that do not say so themselves (DC5). Nothing is
-    unpickled but tensors and plain values. Raises InputError, naming the file, for everything that
-    cannot be read.
+    unpickled but tensors and plain values. Raises InputError, naming the file.
     """
     path = locate(source)
     if path.is_dir():
@@ -190,6 +189,7 @@ def _origin_of_run(path: Path, about: Any) -> Origin:
         val_fraction=config.val_fraction,
         is_thing=_is_thing(path, about, len(class_names)),
         threshold=_threshold_of_run(path, about.get("threshold")),
+        precision=None if config.precision == "auto" else config.precision,
         held_out_otherwise=config.val_fraction > 0 and "threshold" not in about,
     )
 

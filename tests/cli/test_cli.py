@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import safetensors
 import torch
-from command_line import SMALL, lines_of, run, train_arguments, wait_for_step
+from command_line import SMALL, lines_of, train_arguments, wait_for_step
 from forked import Fork
 from PIL import Image
 
@@ -56,16 +56,37 @@ def refused(capsys, arguments: list[str], *fragments: str) -> None:
         assert fragment in lines[0]
 
 
+# Several command lines in one process, as each new one would import PyTorch anew.
+COMMAND_LINES = """
+import json, sys
+from redetr.cli import main
+for arguments in json.loads(sys.argv[1]):
+    main(arguments)
+"""
+
+
 @pytest.fixture(scope="module")
-def trained(shared_coco, tmp_path_factory) -> Path:
-    """The folder of a finished run, trained in a process of its own with two loader processes."""
+def new_process(shared_coco, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """`redetr train` with two loader processes, and `redetr predict`, in a new process in which
+    every warning is an error; and the folder of the run."""
     folder = tmp_path_factory.mktemp("runs") / "new" / "run"
-    code, output, errors = run(train_arguments(shared_coco, folder, num_workers=2))
-    assert code == 0, errors
-    assert "Traceback" not in errors
-    assert "Warning" not in errors
-    assert "AP50" in output
-    assert str(folder) in output
+    train = train_arguments(shared_coco, folder, num_workers=2)
+    image = ROOT / "examples" / "digits.png"
+    predicted = folder.parent / "predicted"
+    predict = ["predict", folder / "best.pt", image, "--device=cpu", "--output", predicted]
+    command_lines = json.dumps([train, predict], default=str)
+    strict = [sys.executable, "-W", "error", "-c", COMMAND_LINES, command_lines]
+    return folder, subprocess.run(strict, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def trained(new_process) -> Path:
+    """The folder of a finished run."""
+    folder, ended = new_process
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "AP50" in ended.stdout
+    assert str(folder) in ended.stdout
     return folder
 
 
@@ -227,15 +248,12 @@ def test_the_numbers_after_training_say_of_which_step_they_are(shared_coco, tmp_
     )
 
 
-def test_predict_writes_pictures_and_numbers(trained, shared_coco, tmp_path):
+def test_predict_writes_pictures_and_numbers(trained, shared_coco, tmp_path, capsys):
     output = tmp_path / "found"
-    process = Fork(
-        ["predict", trained, shared_coco / "val", "--output", output, "--threshold=0", "--json"]
-    )
-    said, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    words = [trained, shared_coco / "val", "--output", output, "--threshold=0", "--json"]
+    main(["predict", *map(str, words)])
     found = json.loads((output / "predictions.json").read_text())
-    assert json.loads(said) == found
+    assert json.loads(capsys.readouterr().out) == found
     assert sorted(Path(name).name for name in found) == [f"val-{i}.jpg" for i in range(5)]
     listed = ["index.html", "predictions.json", "predictions.jsonl"]
     written = [*listed, *(f"val-{i}.png" for i in range(5))]
@@ -776,15 +794,6 @@ def test_usage(capsys):
         assert said in capsys.readouterr().out
 
 
-def test_models_lists_what_can_be_built(capsys):
-    main(["models", "--json"])
-    rows = {row["model"]: row for row in json.loads(capsys.readouterr().out)}
-    assert rows.keys() == redetr.MODELS.keys()
-    assert 2e6 < rows["redetr_n"]["parameters"] < 3e6
-    main(["models"])
-    assert "detr_r50_dc5" in capsys.readouterr().out
-
-
 def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys, monkeypatch):
     """With a learning rate of next to nothing AP stays where it is. The run waits for its schedule:
     at step 8 of 12, cosine has fallen to a quarter."""
@@ -851,7 +860,7 @@ def test_what_a_short_run_on_few_images_should_know_at_its_start(shared_coco, tm
     told = capsys.readouterr().err
     # 8 images in steps of 4, each image 500 times.
     assert (
-        "note: 8 steps are less than 1% of the usual length for 8 images; the default is --steps 1000"
+        "note: the run of 8 steps has less than 1% of the usual length for 8 images; the default is --steps 1000"
         in told
     )
     assert re.search(
@@ -1035,18 +1044,9 @@ def test_a_checkpoint_finds_its_data_from_another_directory(
     assert f"split of {tmp_path}/elsewhere/moved, " in capsys.readouterr().out
 
 
-def test_nothing_of_a_dependency_reaches_the_terminal(trained, tmp_path):
+def test_nothing_of_a_dependency_reaches_the_terminal(new_process):
     """Not even where every warning is an error."""
-    command = [
-        "predict",
-        trained / "best.pt",
-        ROOT / "examples" / "digits.png",
-        "--device=cpu",
-        "--output",
-        tmp_path,
-    ]
-    strict = [sys.executable, "-W", "error", "-m", "redetr", *map(str, command)]
-    ended = subprocess.run(strict, capture_output=True, text=True, timeout=120)
+    _, ended = new_process
     assert ended.returncode == 0, ended.stderr
     assert "Warning" not in ended.stderr
     assert "predictions.jsonl" in ended.stdout
@@ -1072,7 +1072,8 @@ warnings.warn("gone", {category})
     "variables", [{"WORLD_SIZE": 1}, {"RANK": 1}, {"WORLD_SIZE": 1, "RANK": 0}], ids=str
 )
 def test_leftovers_of_a_launcher_do_not_swallow_the_result(trained, variables):
-    process = Fork(["evaluate", trained / "best.pt", "--device=cpu"], variables)
+    arguments = ["evaluate", trained / "best.pt", "--device=cpu", "--precision=fp32"]
+    process = Fork(arguments, variables)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "AP50" in output

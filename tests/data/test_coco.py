@@ -521,6 +521,8 @@ def test_folder_is_missing_empty_or_of_no_known_layout(tmp_path):
     refused(tmp_path / "nowhere", "nowhere", "no such folder", "digits")
     refused(tmp_path, str(tmp_path), "empty")
     save_image(tmp_path / "images" / "a.png")
+    refused(tmp_path, "holds images and no annotations; give the folder that holds both")
+    (tmp_path / "notes.txt").write_text("of May\n")
     refused(tmp_path, "annotations/instances_train*.json", "_annotations.coco.json")
     refused(tmp_path / "images" / "a.png", "is a file")
     with pytest.raises(ValueError, match="train, val or test"):

@@ -81,6 +81,14 @@ def coco_document(name: str = "a.jpg", **size: Any) -> dict[str, Any]:
     }
 
 
+def lvis(address: str) -> dict[str, Any]:
+    """Its images have no names but addresses."""
+    document = coco_document()
+    del document["images"][0]["file_name"]
+    document["images"][0]["coco_url"] = address
+    return document
+
+
 OUTLINE = [24, 16, 60, 16, 60, 48, 24, 48]
 LINE = f"0 {FRACTIONS}\n"
 OBJ_DATA = "classes = 1\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n"
@@ -195,6 +203,9 @@ READ: dict[str, Write] = {
     "COCO, sizes of 0": files(
         "train/a.jpg", {"annotations/instances_train.json": coco_document(width=0, height=0)}
     ),
+    "LVIS": files(
+        "train/a.jpg", {"annotations/lvis_v1_train.json": lvis("http://a.org/train2017/a.jpg")}
+    ),
     "LabelMe, JSON apart": files("images/a.jpg", {"annotations/a.json": labelme()}),
 }  # fmt: skip
 SAID = {
@@ -211,6 +222,7 @@ SAID = {
     "CVAT, YOLO": "'data/train.txt' is not there",
     "CVAT, Ultralytics": "images/train/a.jpg is taken",
     "COCO, a folder": "'a.jpg' in",
+    "LVIS": "'a.jpg' in",
 }
 
 
@@ -227,6 +239,7 @@ def test_it_is_read(tmp_path, name):
     assert bool(said) == bool(expected)
 
 
+RESULTS = [{"image_id": 1, "category_id": 1, "bbox": XYWH, "score": 0.9}]
 NOT_READ: dict[str, tuple[Write, str]] = {
     "CVAT for video": (
         files("a.jpg", {"annotations.xml": "<annotations><meta></meta><track id='0'/></annotations>"}),
@@ -238,7 +251,76 @@ NOT_READ: dict[str, tuple[Write, str]] = {
     ),
     "Label Studio": (
         files("images/a.jpg", {"p.json": [{"annotations": [{"result": [{"original_width": 9}]}]}]}),
-        "(Label Studio's own JSON); export as COCO with images",
+        "(Label Studio's own format); export as COCO with images",
+    ),
+    "Label Studio, short": (
+        files("images/a.jpg", {"p.json": [{"image": "a.jpg", "label": [{"rectanglelabels": []}]}]}),
+        "(Label Studio's own format); export as COCO with images",
+    ),
+    "Label Studio, CSV": (
+        files("images/a.jpg", {"p.csv": 'id,image,label\n1,a.jpg,"[{""rectanglelabels"":[]}]"\n'}),
+        "(Label Studio's own format); export as COCO with images",
+    ),
+    "results": (files("images/a.jpg", {"results.json": RESULTS}), "(COCO results, without images"),
+    "results in place of annotations": (
+        files("a.jpg", {"annotations/instances_train.json": RESULTS}),
+        "is a list without \"images\" and \"categories\", as results of a model are; give the file",
+    ),
+    "captions": (
+        files("a.jpg", {"c.json": [{"annotations": [{"image_id": 1, "caption": "a cat"}]}]}),
+        "(COCO captions, without boxes)",
+    ),
+    "V7": (
+        files("i/a.jpg", {"a.json": {"item": {"slots": []}, "annotations": [{"bounding_box": {}}]}}),
+        "(V7 Darwin); export in COCO format",
+    ),
+    "SuperAnnotate": (
+        files("a.jpg", {"a.json": {"a.jpg": {"instances": [{"className": "cat"}]}}}),
+        "(SuperAnnotate)",
+    ),
+    "Labelbox": (files("a.jpg", {"a.ndjson": {"data_row": {"external_id": "a.jpg"}}}), "(Labelbox)"),
+    "Scale": (
+        files("a.jpg", {"t.json": [{"task_id": "1", "response": {"annotations": []}}]}),
+        "(Scale); convert it to COCO format",
+    ),
+    "BDD100K": (
+        files("i/a.jpg", {"labels/100k/train/a.json": {"frames": [{"objects": [{"box2d": {}}]}]}}),
+        "labels/100k/train/a.json is in a format that is not read (BDD100K); convert it",
+    ),
+    "Cityscapes": (
+        files("a.png", {"g/t/x/a.json": {"imgHeight": 9, "objects": [{"polygon": []}]}}),
+        "(Cityscapes)",
+    ),
+    "Sloth": (
+        files("a.jpg", {"a.json": [{"filename": "a.jpg", "class": "image", "annotations": []}]}),
+        "(Sloth)",
+    ),
+    "SageMaker": (files("a.jpg", {"o.manifest": {"source-ref": "s3://b/a.jpg"}}), "(SageMaker's"),
+    "Vertex AI": (files("a.jpg", {"o.jsonl": {"imageGcsUri": "gs://b/a.jpg"}}), "(Vertex AI's JSON"),
+    "Vertex AI, CSV": (files("a.jpg", {"o.csv": "TRAIN,gs://b/a.jpg,cat,0,0,,\n"}), "AI's CSV)"),
+    "Azure": (files("a.jpg", {"o.jsonl": {"label": [{"topX": 0.5}]}}), "(Azure's JSON Lines)"),
+    "JSON Lines": (files("a.jpg", {"train.jsonl": {"filename": "a.jpg"}}), "(JSON Lines)"),
+    "another CSV": (files("a.jpg", {"train.csv": 'image_id,bbox\na,"[1, 2, 3, 4]"\n'}), "(CSV)"),
+    "DOTA": (
+        files("a.png", {"labelTxt/a.txt": "imagesource:x\ngsd:0.1\n1 2 3 2 3 4 1 4 small-car 0\n"}),
+        "labelTxt/a.txt is in a format that is not read (DOTA); convert it to COCO format",
+    ),
+    "WIDER FACE": (
+        files("a.jpg", {"w.txt": "0/a.jpg\n1\n24 16 36 32 0 0 0 0 0 0 \n"}), "(WIDER FACE)"
+    ),
+    "MOT": (files("img1/1.jpg", {"gt/gt.txt": "1,1,24,16,36,32,1,1,1.0\n"}), "(MOT Challenge"),
+    "VisDrone": (files("i/a.jpg", {"l/a.txt": "24,16,36,32,1,4,0,0\r\n"}), "or VisDrone)"),
+    "imglab": (
+        files("a.jpg", {"a.xml": "<dataset><images><image file='a.jpg'/></images></dataset>"}),
+        "(the XML of dlib's imglab)",
+    ),
+    "parts of TFRecord": (files("a.jpg", {"train-00000-of-00010": "x"}), "(TFRecord)"),
+    "pickle": (files("a.jpg", {"train.pkl": "x"}), "(pickle, which may run programs); convert it"),
+    "MATLAB": (files("a.jpg", {"train.mat": "x"}), "(MATLAB)"),
+    "HDF5": (files("a.jpg", {"train.h5": "x"}), "(HDF5)"),
+    "a spreadsheet": (files("a.jpg", {"boxes.xlsx": "PK"}), "(a spreadsheet)"),
+    "images alone": (
+        files("train/cat/a.jpg", {}), "it holds images and no annotations; give the folder that holds both"
     ),
     "CreateML": (
         files("a.jpg", {"a.json": [{"image": "a.jpg", "annotations": [{"coordinates": {}}]}]}),
@@ -384,8 +466,9 @@ def test_another_format_beside_is_no_rival(tmp_path):
 def test_labels_in_another_folder(tmp_path):
     yolo(f"0 {FRACTIONS}")(tmp_path)
     (tmp_path / "labels").rename(tmp_path / "Annotations")
-    (note,) = open_dataset(tmp_path, "train").notes
-    assert "no image of train has a label file; Annotations/train/a.txt may be one: move" in note
+    words = "no image of train has a label file; Annotations/train/a.txt may be one: move"
+    with pytest.raises(InputError, match=words):
+        open_dataset(tmp_path, "train")
 
 
 def test_number_of_names(tmp_path):

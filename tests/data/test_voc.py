@@ -1,14 +1,18 @@
 """Reading data sets in Pascal VOC form: layouts of folders, pixels from 1, and the message for each
 fault."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_coco import HEIGHT, WIDTH, refused, save_image
 
 from redetr.data import open_dataset
 from redetr.data.formats.layouts import read_annotations, splits_of
-from redetr.errors import InputError
+from redetr.data.unclaimed import unclaimed_files
+from redetr.errors import InputError, NoMasksError
 
 
 def element(name: str, box: str, extra: str = "") -> str:
@@ -97,6 +101,42 @@ def test_images_and_annotations_side_by_side(tmp_path):
     assert val.image(0).shape == (3, HEIGHT, WIDTH)
 
 
+def capitals(text: str) -> str:
+    return re.sub(r"<(/?)([a-z])", lambda tag: f"<{tag[1]}{tag[2].upper()}", text)
+
+
+@pytest.mark.parametrize("folders", [("train", "train"), ("images", "labels")])
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda text: text.replace("<annotation>", '<annotation xmlns="http://example.org/voc">'),
+        lambda text: text.replace("object>", "Object>").replace("bndbox>", "BndBox>"),
+        lambda text: re.sub("<(/?)", r"<\1v:", text).replace(
+            ":annotation>", ':annotation xmlns:v="x">', 1
+        ),
+        capitals,
+        lambda text: re.sub("<[^>]*>", lambda tag: tag[0].upper(), text),
+    ],
+    ids=["namespace", "bndbox", "prefix", "first letters", "all letters"],
+)
+def test_other_spellings_of_tags(tmp_path, spell, folders):
+    images, annotations = folders
+    save_image(tmp_path / images / "a.jpg")
+    (tmp_path / annotations).mkdir(exist_ok=True)
+    (tmp_path / annotations / "a.xml").write_text(spell(SCENES["a"]))
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.class_names == ("bee", "tooth")
+    target = dataset.target(0)
+    assert target["boxes"].tolist() == [[0, 0, WIDTH, HEIGHT], [10, 20, 40, 60]]
+    assert target["iscrowd"].tolist() == [True, False]
+
+
+def test_no_file_can_be_read(tmp_path):
+    save_image(tmp_path / "train/a.jpg")
+    (tmp_path / "train/a.xml").write_text(f"<annotations>{SCENES['a']}{SCENES['b']}</annotations>")
+    refused(tmp_path, "train/a.xml: holds several annotations")
+
+
 def test_pixels_counted_from_0_by_other_tools_are_clipped(tmp_path):
     write(tmp_path)
     (tmp_path / "Annotations/b.xml").write_text(scene(element("ant", "0 0 100 80")))
@@ -122,11 +162,20 @@ FAULTS = {
     ),
     "text in the box": (
         scene(element("ant", "1 x 9 9")),
-        "not 4 finite numbers xmin ymin xmax ymax",
+        "has no bndbox of 4 finite numbers xmin ymin xmax ymax",
     ),
-    "NaN in the box": (scene(element("ant", "1 nan 9 9")), "not 4 finite numbers"),
-    "infinite box": (scene(element("ant", "1 1 9 inf")), "not 4 finite numbers"),
-    "no box": (scene("<object><name>ant</name></object>"), "not 4 finite numbers"),
+    "NaN in the box": (scene(element("ant", "1 nan 9 9")), "no bndbox of 4 finite numbers"),
+    "infinite box": (scene(element("ant", "1 1 9 inf")), "no bndbox of 4 finite numbers"),
+    "no box": (scene("<object><name>ant</name></object>"), "no bndbox of 4 finite numbers"),
+    "another name of the box": (
+        scene(element("ant", "1 1 9 9").replace("bndbox", "bbox")),
+        "no bndbox of 4 finite numbers",
+    ),
+    "a comma in a number": (
+        scene(element("ant", "1,5 1 9 9")),
+        "write elements such as <xmin>12.5</xmin>",
+    ),
+    "several images": (f"<annotations>{scene()}{scene()}</annotations>", "several annotations"),
     "no name": (scene("<object></object>"), "object 1 ('')", "has no name"),
     "blank name": (scene(element(" ", "1 1 9 9")), "has no name"),
 }
@@ -234,3 +283,75 @@ def test_a_list_with_a_byte_order_mark(tmp_path, encoding):
     write(tmp_path)
     (tmp_path / "ImageSets/Main/train.txt").write_bytes("a\r\nc\r\n".encode(encoding))
     assert len(open_dataset(tmp_path, "train")) == 2
+
+
+# ----------------------------------------------------------------------------- masks
+
+
+def with_masks(root: Path) -> Path:
+    """The devkit's masks: in a.png, a void edge around both objects."""
+    write(root)
+    a = np.zeros((HEIGHT, WIDTH), np.uint8)
+    a[20:60, 10:40] = 255
+    a[22:58, 12:38] = 2
+    a[2:18, 2:98] = 1
+    c = np.zeros((HEIGHT, WIDTH), np.uint8)
+    c[20:40, 10:30] = 1
+    for stem, numbers in (("a", a), ("b", 0 * a), ("c", c)):
+        save_numbers(root, stem, numbers)
+    return root
+
+
+def save_numbers(root: Path, stem: str, numbers: np.ndarray) -> None:
+    """A mask of VOC, whose pixels are indices of a palette."""
+    image = Image.fromarray(numbers).convert("P")
+    image.putpalette([channel for i in range(256) for channel in (i, 255 - i, i // 2)])
+    (root / "SegmentationObject").mkdir(exist_ok=True)
+    image.save(root / "SegmentationObject" / f"{stem}.png")
+
+
+def test_masks(tmp_path):
+    dataset = open_dataset(with_masks(tmp_path), "train", masks=True)
+    masks = dataset.target(0)["masks"]
+    expected = np.zeros((2, HEIGHT, WIDTH), bool)
+    expected[0, 2:18, 2:98] = True
+    expected[1, 22:58, 12:38] = True
+    assert np.array_equal(masks, expected)
+    assert dataset.target(1)["masks"].shape == (0, HEIGHT, WIDTH)
+    assert dataset.target(2)["masks"].sum() == 400
+    assert dataset.target(0)["boxes"].tolist()[1] == [10, 20, 40, 60]  # with the void edge
+    assert not unclaimed_files({"train": dataset.annotations})
+    assert "masks" not in open_dataset(tmp_path, "train").target(0)
+
+
+def test_boxes_without_masks(tmp_path):
+    with pytest.raises(NoMasksError, match="has boxes only"):
+        open_dataset(write(tmp_path), "train", masks=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "change"),
+    [
+        ("mask-missing", "as 1 of 3 objects", lambda file, _: file.unlink()),
+        ("mask-invalid", "not an image", lambda file, _: file.write_bytes(b"no image")),
+        ("mask-size", "is 50x40 px", lambda file, image: image.resize((50, 40)).save(file)),
+        ("mask-empty", "no pixel", lambda file, image: image.point(lambda _: 0).save(file)),
+        ("segment-unlisted", "7 has pixels", lambda file, image: image.point(_7_below).save(file)),
+        ("outline-differs", "outline", lambda file, image: image.rotate(180).save(file)),
+    ],
+)
+def test_faults_of_masks(tmp_path, code, text, change):
+    file = with_masks(tmp_path) / "SegmentationObject" / "c.png"
+    with Image.open(file) as image:
+        change(file, image.copy())
+    faults = read_annotations(tmp_path, "train", "train").faults
+    assert [(fault.code, fault.severity) for fault in faults] == [(code, "error")]
+    assert text in str(faults[0]) and "c." in str(faults[0])
+    for fault in read_annotations(tmp_path, "train", "check").faults:
+        assert fault.severity != "error"
+    assert not read_annotations(tmp_path, "train").faults
+
+
+def _7_below(number: int) -> int:
+    """Object 1 stays, and background becomes an object that the XML file does not list."""
+    return number or 7

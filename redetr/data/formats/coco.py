@@ -7,7 +7,7 @@ or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.js
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,11 @@ from redetr.data.formats.foreign import FoundFiles, find_files
 from redetr.data.formats.json_lists import read_lists
 from redetr.data.formats.listing import listed_twice
 from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
-from redetr.data.formats.paths import path_inside, read_sizes
+from redetr.data.formats.paths import read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
 from redetr.data.formats.text_ids import number_text_ids
 from redetr.data.mask_columns import MaskBuilder
+from redetr.data.relative_paths import path_inside
 from redetr.errors import InputError
 
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
@@ -89,19 +90,20 @@ def read_file(
     return _annotations(file, lists, folders, _REMEDY)
 
 
-def from_document(
+def from_documents(
     source: Path,
-    document: dict[str, list[Row]],
+    documents: Iterable[dict[str, list[Row]]],
     remedy: str,
     masks: MaskBuilder | None = None,
     folders: Sequence[Path] = (),
 ) -> Annotations:
-    """The annotations of a document in COCO format, whose images are in one of the folders; without
-    them, image files are not looked for. `remedy` is what to do about a box that leaves its
-    image."""
+    """The annotations of documents that together are one in COCO format, whose images are in one of
+    the folders; without them, image files are not looked for. Documents are not kept. `remedy` is
+    what to do about a box that leaves its image."""
     lists = _Lists(masks)
-    for key, rows in document.items():
-        lists.take(key, rows)
+    for document in documents:
+        for key, rows in document.items():
+            lists.take(key, rows)
     return _annotations(source, lists, list(folders), remedy)
 
 
@@ -123,7 +125,7 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str
         "image-unknown",
         image < 0,
         "no image has its image_id {image_id}",
-        "add it, or delete the annotation",
+        "write the id of its image, or delete the annotation",
     )
     labels = _read_labels(annotations, category_ids, has_number, classes)
     objects = _read_objects(annotations, image, labels, remedy)
@@ -147,6 +149,9 @@ class _Lists:
         if not all(isinstance(row, dict) for row in rows):
             self.are_objects[key] = False
             return
+        if key == "images":
+            for row in rows:
+                row.setdefault("file_name", row.get("coco_url"))  # LVIS
         if key == "annotations":
             for row in rows:
                 if self.masks is not None:
@@ -214,7 +219,8 @@ class _Table(Rows):
         """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
         twice."""
         ids, bad = self.columns["id"].whole_numbers()
-        self.report("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
+        text = "its id {id} is not a whole number below 2^63"
+        self.report("id-invalid", bad, text, "number all of them")
         good = np.flatnonzero(self.good)
         _, first = np.unique(ids[good], return_index=True)
         repeated = np.ones(len(ids), bool)
@@ -273,8 +279,8 @@ def _text_ids(source: Path, table: _Table, annotations: _Table, key: str) -> lis
     text = number_text_ids(table.columns["id"], annotations.columns[key])
     if not text:
         return []
-    where = f"the {key}s"
-    return [Fault("note", "id-text", source, where, text, "nothing to do, or write numbers")]
+    remedy = "nothing to do, or write numbers"
+    return [Fault("note", "id-text", source, f"the {key}s", text, remedy)]
 
 
 def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:

@@ -45,7 +45,7 @@ def coco_locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
     """The annotation file of the split and the folders where its images may be; None if there is
     none.
 
-    Raises InputError if several files claim to be the split.
+    Raises InputError if several files claim to be the split, and for a list of results.
     """
     files = _files(root, split) or _other_files(root, split)
     if not files:
@@ -56,6 +56,9 @@ def coco_locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
         remedy = f"keep one, as annotations/instances_{split}.json"
         raise InputError(text, where=root, remedy=remedy)
     file = files[0]
+    if first_bytes(file, _HEAD).lstrip().startswith(b"["):
+        text = 'is a list without "images" and "categories", as results of a model are'
+        raise InputError(text, where=file, remedy="give the file of annotations it was made for")
     if file.parent.name != "annotations":
         folders = [file.parent, file.parent / "data", file.parent / "images"]
         return file, [*folders, *image_folders(root, file.stem, split)]

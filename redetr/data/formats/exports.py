@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
-from redetr.data.formats.coco import from_document
+from redetr.data.formats.coco import from_documents
 from redetr.data.formats.coco_places import SPLIT_FOLDERS, image_folders
 from redetr.data.formats.cvat import cvat_splits, is_cvat, read_cvat
 from redetr.data.formats.datumaro import is_datumaro, read_datumaro
@@ -74,7 +74,7 @@ def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> A
     if not document.categories:
         raise InputError("names no class", where=file, remedy="annotate some images")
     remedy = "was the image resized? put back the one that was annotated"
-    annotations = from_document(file, document.lists(), remedy, masks, location.folders)
+    annotations = from_documents(file, [document.lists()], remedy, masks, location.folders)
     annotations.faults.extend(_without_class(file, document))
     annotations.faults.extend(_left_out(file, document))
     return annotations

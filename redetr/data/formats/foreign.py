@@ -12,8 +12,10 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from redetr.data.formats.paths import Listing, inner_ends, path_inside
+from redetr.data.archives import archives_in, open_archive
+from redetr.data.formats.paths import Listing, inner_ends
 from redetr.data.images import IMAGE_SUFFIXES
+from redetr.data.relative_paths import path_inside
 
 _LOCAL_FILES = "?d="  # what follows is a path, in the addresses that Label Studio writes
 _QUOTES = "\"'"
@@ -92,7 +94,8 @@ def _similar(name: str, there: Listing) -> str:
         for candidate in sorted(there.files(folder)):
             candidate_stem, suffix = posixpath.splitext(candidate)
             is_image = suffix.lower() in IMAGE_SUFFIXES
-            if is_image and candidate_stem.casefold() in (stem.casefold(), file.casefold()):
+            spellings = (stem.strip().casefold(), file.strip().casefold())
+            if is_image and candidate_stem.casefold() in spellings:
                 return posixpath.join(folder, candidate)
     return ""
 
@@ -108,8 +111,28 @@ def _found_in(folder: Path, texts: list[Any], ends: list[list[str]]) -> FoundFil
                 break
         names.append(name)
     is_missing = np.array([name not in there for name in names], bool)
+    _take_from_archives(folder, names, is_missing)
     is_foreign = np.array([bool(ends_of_text) for ends_of_text in ends], bool) & ~is_missing
     return FoundFiles(folder, names, is_foreign, is_missing)
+
+
+def _take_from_archives(folder: Path, names: list[str], is_missing: np.ndarray) -> None:
+    """Finds missing files of a folder in its archives; one that several of these have stays
+    missing, as it could be either."""
+    missing = np.flatnonzero(is_missing)
+    archives = archives_in(folder) if len(missing) else []
+    if not archives:
+        return
+    sought = np.array([os.fsencode(names[i]) for i in missing], "S")
+    holder = np.full(len(sought), -1)  # which archive has it; -2 = several
+    for number, archive in enumerate(archives):
+        rows = open_archive(archive).rows
+        is_there = np.isin(sought, rows["name"])
+        holder[is_there] = np.where(holder[is_there] == -1, number, -2)
+    for i, number in zip(missing.tolist(), holder.tolist(), strict=True):
+        if number >= 0:
+            names[i] = f"{archives[number].name}/{names[i]}"
+            is_missing[i] = False
 
 
 def _ends(text: Any, folders: list[Path]) -> list[str]:

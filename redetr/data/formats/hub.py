@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from redetr.data.annotations import Annotations, Fault, Rows, Split
-from redetr.data.formats.coco import from_document
+from redetr.data.formats.coco import from_documents
 from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub_rows import (
@@ -113,7 +113,7 @@ def open_hub(
         require_masks(annotations)
     note = ""
     if is_held_out:
-        annotations, note = hold_out(annotations, split, val_fraction)
+        annotations, note = hold_out(annotations, split, val_fraction, source)
     return HubDataset(annotations, rows, columns.image, note)
 
 
@@ -240,7 +240,7 @@ def _annotations(
     document = {"images": images, "annotations": annotations, "categories": categories}
     address = source.partition(",boxes=")[0]
     remedy = f"if its boxes are no xywh in pixels, say what, as in {address},boxes=xyxy"
-    result = from_document(Path(source), document, remedy, masks)
+    result = from_documents(Path(source), [document], remedy, masks)
     faults = _row_faults(Path(source), len(images), unequal, resized)
     remedy = "see whether it is so on the page of check --report"
     for note in (form.note, classes.note):

@@ -34,9 +34,10 @@ from redetr.data.annotations import (
     assemble,
 )
 from redetr.data.formats.listing import contents_of
-from redetr.data.formats.paths import Listing, path_inside, read_file, read_sizes
+from redetr.data.formats.paths import Listing, read_file, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image
 from redetr.data.mask_columns import MaskBuilder
+from redetr.data.relative_paths import path_inside
 from redetr.data.segment_images import object_numbers
 from redetr.errors import InputError
 from redetr.outlines import polygons_without_holes

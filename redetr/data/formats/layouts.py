@@ -22,6 +22,7 @@ from redetr.data.formats.label_images import (
 )
 from redetr.data.formats.labelme import labelme_sought, labelme_splits, read_labelme
 from redetr.data.formats.panoptic import panoptic_sought, panoptic_splits, read_panoptic
+from redetr.data.formats.shards import read_shards, shard_splits, shards_sought
 from redetr.data.formats.unread import ARCHIVES, unread_format
 from redetr.data.formats.voc import other_voc_splits, read_voc, voc_sought, voc_splits
 from redetr.data.formats.yolo import darknet_splits, read_yolo, yolo_files, yolo_sought, yolo_splits
@@ -52,6 +53,7 @@ _LAYOUTS = {
     "Pascal VOC": _Layout(voc_splits, voc_sought, read_voc),
     "LabelMe": _Layout(labelme_splits, labelme_sought, read_labelme),
     "label images": _Layout(label_image_splits, label_images_sought, read_label_images),
+    "WebDataset": _Layout(shard_splits, shards_sought, read_shards),
 }
 # The same formats under other names of files and folders; looked for where none of the first is.
 _OTHER_LAYOUTS = {

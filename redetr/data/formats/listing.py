@@ -24,8 +24,9 @@ _DOCUMENTS = (".doc", ".docx", ".pdf", ".url", ".xls", ".xlsx")
 _SETTINGS = (".cfg", ".conf", ".data", ".ini", ".names", ".toml", ".yaml", ".yml")
 _PROGRAMS = (".ipynb", ".js", ".py", ".sh")
 _ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst")
-_STORED = (".bin", ".cache", ".db", ".lock", ".onnx", ".pkl", ".pt", ".pth", ".safetensors")
-_NO_IMAGES = {*_TEXTS, *_DOCUMENTS, *_SETTINGS, *_PROGRAMS, *_ARCHIVES, *_STORED}
+_STORED = (".bin", ".cache", ".db", ".index", ".lock")
+_WEIGHTS = (".onnx", ".pkl", ".pt", ".pth", ".safetensors")
+_NO_IMAGES = {*_TEXTS, *_DOCUMENTS, *_SETTINGS, *_PROGRAMS, *_ARCHIVES, *_STORED, *_WEIGHTS}
 # What systems and tools leave, as everything that begins with a dot.
 _SYSTEM_NAMES = frozenset(
     ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")

@@ -31,8 +31,9 @@ from redetr.data.contradictions import outline_differs
 from redetr.data.formats.coco import read_file
 from redetr.data.formats.coco_places import SPLIT_FOLDERS, image_folders
 from redetr.data.formats.columns import Row
-from redetr.data.formats.paths import path_inside, read_sizes
+from redetr.data.formats.paths import read_sizes
 from redetr.data.mask_columns import MaskBuilder
+from redetr.data.relative_paths import path_inside
 from redetr.data.segment_images import SegmentImages, read_numbers
 from redetr.errors import InputError
 

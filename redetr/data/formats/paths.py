@@ -4,16 +4,16 @@ their images are."""
 import codecs
 import os
 import posixpath
-import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from redetr.data.archives import names_below
 from redetr.data.images import image_size
+from redetr.data.relative_paths import is_absolute, path_inside
 from redetr.errors import InputError
 from redetr.files import open_file
 
@@ -21,29 +21,9 @@ _READERS = 8  # threads; on a cold disk, most of the time is waiting for it
 _PER_TASK = 256  # images that a thread reads before it asks for more
 
 
-def path_inside(name: Any) -> str:
-    """The relative path with forward slashes and no detours; empty if it is none or leads
-    elsewhere."""
-    if not isinstance(name, str) or not name or "\0" in name:
-        return ""
-    forward = name.replace("\\", "/")
-    path = posixpath.normpath(forward)
-    if path in (".", "..") or path.startswith("../") or _is_absolute(path):
-        return ""
-    try:
-        os.fsencode(path)
-    except UnicodeEncodeError:  # half of a surrogate pair: no file can have that name
-        return ""
-    return path
-
-
-def _is_absolute(path: str) -> bool:
-    """Whether it begins at the root, or at a drive of Windows."""
-    return path.startswith("/") or re.match("[A-Za-z]:", path) is not None
-
-
 class Listing:
-    """Which files are below a folder. Lists each directory once: asking file by file is slow."""
+    """Which files are below a folder, also in archives. Lists each directory once: asking file by
+    file is slow."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -52,11 +32,7 @@ class Listing:
     def files(self, parent: str) -> set[str]:
         """The names in the directory `parent` below the folder; none if it is not there."""
         if parent not in self._files:
-            try:
-                names = os.listdir(self.root / parent)
-            except (OSError, ValueError):  # not there, or no path: it holds a null byte
-                names = []
-            self._files[parent] = set(names)
+            self._files[parent] = names_below(self.root / parent)
         return self._files[parent]
 
     def __contains__(self, name: str) -> bool:
@@ -102,7 +78,7 @@ class Finder:
             return Resolved()
         forward = posixpath.expanduser(text.replace("\\", "/"))
         path = posixpath.normpath(forward)
-        leads_out = _is_absolute(path) or path == ".." or path.startswith("../")
+        leads_out = is_absolute(path) or path == ".." or path.startswith("../")
         inside = "" if leads_out else self._below(path, bases)
         if inside:
             return Resolved(inside)
@@ -160,7 +136,7 @@ class Finder:
 
 def _ends(path: str) -> list[str]:
     """What a path of another machine may be called here, the longest first."""
-    if not _is_absolute(path):
+    if not is_absolute(path):
         while path == ".." or path.startswith("../"):
             path = path[3:] or "."
         return [path]
@@ -177,10 +153,18 @@ def read_file(file: Path) -> bytes:
     """What is in an annotation file. Raises InputError if it cannot be read."""
     try:
         with open_file(file) as opened:
-            return opened.read()
+            content = opened.read()
     except OSError as error:
         text = f"cannot be read: {error.strerror}"
         raise InputError(text, where=file, remedy="copy the annotations again") from None
+    _require_no_pointer(file, content)
+    return content
+
+
+def _require_no_pointer(file: Path, head: bytes) -> None:
+    if head.startswith(b"version https://git-lfs"):
+        text = "is a pointer of Git LFS, in place of the annotations"
+        raise InputError(text, where=file, remedy="git lfs pull replaces it")
 
 
 def read_blocks(file: Path, size: int) -> Iterator[bytes]:
@@ -189,6 +173,8 @@ def read_blocks(file: Path, size: int) -> Iterator[bytes]:
     try:
         with open_file(file) as opened:
             while block := opened.read(size):
+                if opened.tell() == len(block):
+                    _require_no_pointer(file, block)
                 yield block
     except OSError as error:
         text = f"cannot be read: {error.strerror}"

@@ -1,18 +1,26 @@
 """Formats that are not read: which of them the files in a folder are in, and what to export
 instead."""
 
+import codecs
 import os
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from redetr.data.images import IMAGE_SUFFIXES
 from redetr.files import first_bytes
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 
 _EXPORT = "export in COCO format"
-_MOST_FILES = 300  # in each folder that is looked into
+_CONVERT = "convert it to COCO format"
+_WITH_IMAGES = "export as COCO with images"
+_RESULTS = "give the file of annotations that they were made for"
+_LABEL_STUDIO = "Label Studio's own format"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # of a large file in parts, as TensorFlow writes them
+_MOST_FILES = 100  # in each folder that is looked into
 _MOST_FOLDERS = 20
 _HEAD = 2**12  # bytes
 
@@ -31,78 +39,133 @@ def _holds(*parts: bytes) -> Callable[[bytes], bool]:
     return lambda head: all(part in head for part in parts)
 
 
-def _is_keras(head: bytes) -> bool:
-    """Whether a line is `a.jpg 24,16,60,48,0`."""
-    words = head.split(b"\n")[0].split()
-    return len(words) > 1 and b"." in words[0] and words[1].count(b",") == 4
+def _begins(pattern: bytes) -> Callable[[bytes], bool]:
+    """Whether the first bytes match the regular expression."""
+    compiled = re.compile(pattern)
+    return lambda head: compiled.match(head.removeprefix(codecs.BOM_UTF8)) is not None
 
 
-def _is_kitti(head: bytes) -> bool:
-    """Whether a line is a class and 14 or 15 numbers."""
-    words = head.split(b"\n")[0].split()
-    return len(words) in (15, 16) and words[0][:1].isalpha()
+def _is_coco_results(head: bytes) -> bool:
+    """Whether it is a list of detections, or of COCO's annotations."""
+    keys = (b'"image_id"', b'"category_id"')
+    return head.lstrip().startswith(b"[") and all(key in head for key in keys)
 
 
 def _anything(head: bytes) -> bool:
     return True
 
 
+_NUMBER = rb"-?[\d.]+(?:e-?\d+)?"
+_KERAS = rb"\S.*\.\w+ \d+,\d+,\d+,\d+,\d+"  # a.jpg 24,16,60,48,0
+_KITTI = rb"[A-Za-z]\S*( +%b){14,15}[ \r]*(\n|$)" % _NUMBER  # a class and 14 or 15 numbers
+# 8 numbers and a class, behind lines such as `imagesource:GoogleEarth`.
+_DOTA = rb"(imagesource:.*\n|gsd:.*\n)*(%b +){8}[A-Za-z]" % _NUMBER
+_WIDER_FACE = rb"\S+\.jpe?g[ \r]*\n\d+[ \r]*\n(\d+ +){9}"  # a name, a count, then boxes
+_MOT = rb"\d+,(-?\d+),(%b,){4,7}%b[ \r]*(\n|$)" % (_NUMBER, _NUMBER)  # also VisDrone
+_LABELS = (b'"shape"', b'"title"')
+
+# The first that fits a file counts.
 _FORMATS = (
+    _Format((".json",), _is_coco_results, "COCO results, without images and classes", _RESULTS),
     _Format((".json",), _holds(b'"geometryType"'), "Supervisely"),
-    _Format((".json",), _holds(b'"classes"', b'"title"', b'"shape"'), "Supervisely"),
-    _Format(
-        (".json",),
-        _holds(b'"original_width"'),
-        "Label Studio's own JSON",
-        "export as COCO with images",
-    ),
-    _Format(
-        (".json",), _holds(b'"annotations"', b'"data"', b'"result"'), "Label Studio's own JSON"
-    ),
+    _Format((".json",), _holds(b'"classes"', *_LABELS), "Supervisely"),
+    _Format((".json",), _holds(b'"original_width"'), _LABEL_STUDIO, _WITH_IMAGES),
+    _Format((".json", ".csv", ".tsv"), _holds(b"rectanglelabels"), _LABEL_STUDIO, _WITH_IMAGES),
+    _Format((".json", ".csv", ".tsv"), _holds(b"polygonlabels"), _LABEL_STUDIO, _WITH_IMAGES),
+    _Format((".json",), _holds(b'"annotations"', b'"data"', b'"result"'), _LABEL_STUDIO),
     _Format((".json",), _holds(b'"coordinates"', b'"image"'), "CreateML"),
     _Format((".json",), _holds(b'"assets"', b'"asset"'), "VoTT"),
+    _Format((".json",), _holds(b'"slots"', b'"item"'), "V7 Darwin"),
+    _Format((".json",), _holds(b'"className"', b'"instances"'), "SuperAnnotate"),
+    _Format((".json", ".ndjson", ".jsonl"), _holds(b'"data_row"'), "Labelbox"),
+    _Format((".json",), _holds(b'"External ID"'), "Labelbox"),
+    _Format((".json",), _holds(b'"task_id"', b'"response"'), "Scale", _CONVERT),
+    _Format((".json",), _holds(b'"task_id"', b'"attachment"'), "Scale", _CONVERT),
     _Format((".json",), _holds(b'"bounding_box"'), "FiftyOne", "export as COCODetectionDataset"),
-    _Format((".json",), _holds(b'"attributes"', b'"box2d"'), "BDD100K"),
+    _Format((".json",), _holds(b'"box2d"'), "BDD100K", _CONVERT),
+    _Format((".json",), _holds(b'"imgHeight"', b'"polygon"'), "Cityscapes", _CONVERT),
+    _Format((".json",), _holds(b'"annotations"', b'"filename"', b'"class"'), "Sloth", _CONVERT),
+    _Format((".json",), _holds(b'"caption"', b'"image_id"'), "COCO captions, without boxes"),
     _Format((".jsonl",), _holds(b'"suffix"', b"<loc"), "PaliGemma"),
+    _Format((".manifest", ".jsonl"), _holds(b'"source-ref"'), "SageMaker's manifest", _CONVERT),
+    _Format((".jsonl",), _holds(b'"imageGcsUri"'), "Vertex AI's JSON Lines", _CONVERT),
+    _Format((".jsonl",), _holds(b'"topX"'), "Azure's JSON Lines"),
     _Format((".csv",), _holds(b"region_shape_attributes"), "CSV of VIA", "export as JSON or COCO"),
-    _Format((".csv",), _holds(b"ImageID", b"LabelName"), "Open Images' CSV"),
-    _Format((".csv",), _holds(b"xmin", b"ymin"), "CSV"),
-    _Format((".csv",), _holds(b".jpg,"), "CSV"),
-    _Format((".csv",), _holds(b".png,"), "CSV"),
+    _Format((".csv",), _holds(b"ImageID", b"LabelName"), "Open Images' CSV", _CONVERT),
+    _Format((".csv",), _holds(b"gs://"), "Vertex AI's CSV", _CONVERT),
     _Format((".tfrecord", ".tfrecords", ".record"), _anything, "TFRecord"),
     _Format((".xml",), _holds(b"<imagesize>"), "the XML of LabelMe 3"),
-    _Format((".txt",), _is_keras, "the text format of Keras YOLO"),
-    _Format((".txt",), _is_kitti, "KITTI", "convert it to COCO format"),
+    _Format((".xml",), _holds(b"<dataset>", b"<images>"), "the XML of dlib's imglab", _CONVERT),
+    _Format((".txt",), _begins(_KERAS), "the text format of Keras YOLO"),
+    _Format((".txt",), _begins(_KITTI), "KITTI", _CONVERT),
+    _Format((".txt",), _begins(_DOTA), "DOTA", _CONVERT),
+    _Format((".txt",), _begins(_WIDER_FACE), "WIDER FACE", _CONVERT),
+    _Format((".txt",), _begins(_MOT), "MOT Challenge or VisDrone", _CONVERT),
+    _Format((".mat",), _anything, "MATLAB", _CONVERT),
+    _Format((".pkl", ".pickle"), _anything, "pickle, which may run programs", _CONVERT),
+    _Format((".h5", ".hdf5"), _anything, "HDF5", _CONVERT),
+    _Format((".xls", ".xlsx", ".ods"), _anything, "a spreadsheet", _CONVERT),
+    _Format((".csv", ".tsv"), _anything, "CSV"),
+    _Format((".jsonl", ".ndjson"), _anything, "JSON Lines", _CONVERT),
     _Format(ARCHIVES, _anything, "an archive", "unpack it"),
     _Format((".parquet", ".arrow"), _anything, "Parquet", "give hf:FOLDER"),
 )
 
 
 def unread_format(root: Path) -> tuple[str, str]:
-    """What is in a folder without a data set that is read, such as "a.json is in Supervisely
-    format", and what to do about it; both empty if nothing is known."""
-    files = list(_files(root))
+    """What is in a folder without a data set that is read, such as "a.json is in a format
+    that is not read (Supervisely)", and what to do about it; both empty if nothing is known."""
+    heads = {file: first_bytes(file, _HEAD) for file in _files(root)}
     for known in _FORMATS:
-        for file in files:
-            if file.name.lower().endswith(known.endings) and known.is_its(first_bytes(file, _HEAD)):
+        for file, head in heads.items():
+            if _full_name(file.name).endswith(known.endings) and known.is_its(head):
                 name = file.relative_to(root)
                 if known.name == "an archive":
                     return f"{name} is an archive", known.remedy
                 return f"{name} is in a format that is not read ({known.name})", known.remedy
+    if not heads and _holds_images(root):
+        remedy = "give the folder that holds both, or draw boxes in a tool such as CVAT"
+        return "it holds images and no annotations", remedy
     return "", ""
 
 
+def _holds_images(root: Path) -> bool:
+    for folder in _folders(root):
+        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in _visible_names(folder)):
+            return True
+    return False
+
+
 def _files(root: Path) -> Iterator[Path]:
-    """Some of the files in the folder and, two levels deep, in those in it."""
-    folders = [root]
-    for pattern in ("*/", "*/*/"):
-        folders += islice(sorted(root.glob(pattern)), _MOST_FOLDERS)
+    """Some of the files in the folder and, three levels deep, in those in it."""
     endings = tuple(ending for known in _FORMATS for ending in known.endings)
-    for folder in folders:
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError:
-            continue
-        wanted = (name for name in names if name.lower().endswith(endings) and name[0] != ".")
+    for folder in _folders(root):
+        names = _visible_names(folder)
+        wanted = (name for name in names if _full_name(name).endswith(endings))
         for name in islice(wanted, _MOST_FILES):
             yield folder / name
+
+
+def _folders(root: Path) -> list[Path]:
+    """The folder and some of those in it, three levels deep."""
+    folders = [root]
+    level = [root]
+    for _ in range(3):
+        below = [inner for folder in level for inner in sorted(folder.glob("*/"))]
+        level = below[:_MOST_FOLDERS]
+        folders += level
+    return folders
+
+
+def _visible_names(folder: Path) -> list[str]:
+    """The names in the folder, none if it cannot be listed."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def _full_name(name: str) -> str:
+    """The name in lower case, with an ending if it is a part of a large file."""
+    return _SHARD.sub(".tfrecord", name.lower())

@@ -6,12 +6,13 @@ files side by side in train/, val/ (or valid/) and test/, at any depth. Pixels c
 `1 1 width height`. Boxes are shifted to `xmin - 1, ymin - 1, xmax, ymax`. Objects marked
 `difficult` are ignored in evaluation, as the protocol of VOC does: `iscrowd` is True. An object
 with a `polygon` or a turned `robndbox` and no `bndbox` gets the box around it; beside a `bndbox`, a
-polygon is compared with it. Classes are all that any XML file of the folder names, sorted, with ids
-from 1; image ids count the sorted names.
+polygon is compared with it. Masks are in `SegmentationObject/`, see `voc_masks`. Classes are all
+that any XML file of the folder names, sorted, with ids from 1; image ids count the sorted names.
 """
 
 import os
 import posixpath
+import re
 import reprlib
 from dataclasses import dataclass
 from itertools import islice, product
@@ -33,6 +34,7 @@ from redetr.data.formats.flags import flag_of
 from redetr.data.formats.foreign import is_foreign, listed_stem
 from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import Listing, read_lines, read_sizes
+from redetr.data.formats.voc_masks import add_voc_masks
 from redetr.data.formats.voc_xml import SIDES, Scene, read_scene
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.data.mask_columns import MaskBuilder
@@ -50,6 +52,8 @@ _IMAGE_FOLDERS = ("JPEGImages", "images", "data", "img")
 _XML_FOLDERS = ("Annotations", "annotations", "labels", "xml", "xmls")
 _TRIED = 5  # files of a folder that show whether it is in this format
 _HEAD = 2**14  # bytes that show whether a file is
+# The first element of a file, in any letters and any namespace; CVAT's is <annotations>.
+_ROOT = re.compile(rb"<([\w.-]+:)?annotation[\s>]", re.IGNORECASE)
 
 
 _REMEDIES = {
@@ -78,8 +82,8 @@ def voc_sought(split: Split) -> str:
 
 
 def read_voc(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The split, which has to be there. Raises InputError if it is empty or no file names a
-    class."""
+    """The split, which has to be there, with masks if there is a builder for them. Raises
+    InputError if it is empty or no file names a class."""
     location = _locate(root, split) or _locate_elsewhere(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {voc_sought(split)}", where=root)
@@ -88,9 +92,31 @@ def read_voc(root: Path, split: Split, masks: MaskBuilder | None = None) -> Anno
     images = _read_images(location, files, names, scenes, faults)
     classes = _classes(root, set(files), scenes)
     objects = _read_objects(files, scenes, classes, faults)
+    if masks is not None:
+        _add_masks(location, scenes, images.sizes, objects, masks, faults)
     return assemble(
         location.annotations, dict(enumerate(classes, start=1)), images, objects, faults
     )
+
+
+def _add_masks(
+    location: "_Location",
+    scenes: list[Scene],
+    sizes: np.ndarray,
+    objects: Objects,
+    masks: MaskBuilder,
+    faults: list[Fault],
+) -> None:
+    """Gives the objects their masks, and the boxes around these as outlines."""
+    stems = []
+    for scene in scenes:
+        below = scene.file.relative_to(location.annotations)
+        stems.append(below.with_suffix("").as_posix())
+    counts = [len(scene.names) for scene in scenes]
+    around = add_voc_masks(location.annotations, stems, counts, sizes, masks, faults)
+    objects.masks = masks
+    assert objects.outlines is not None
+    objects.outlines = np.where(np.isnan(around), objects.outlines, around)
 
 
 def _read_images(
@@ -187,7 +213,7 @@ def _is_voc(file: str) -> bool:
             head = opened.read(_HEAD).replace(b"\0", b"")  # UTF-16
     except OSError:
         return False
-    return b"<annotation" in head and b"<annotations" not in head and b"<imagesize>" not in head
+    return _ROOT.search(head) is not None and b"<imagesize>" not in head
 
 
 def _read_files(
@@ -309,7 +335,8 @@ def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
 
 
 def _classes(root: Path, read: set[Path], scenes: list[Scene]) -> list[str]:
-    """The names of all classes in all splits, sorted."""
+    """The names of all classes in all splits, sorted. Raises InputError if there are none, with the
+    reason if files cannot be read."""
     files: set[Path] = set()
     folders = set()
     for split in SPLITS:
@@ -326,6 +353,9 @@ def _classes(root: Path, read: set[Path], scenes: list[Scene]) -> list[str]:
         names.update(other.names)
     names.discard("")
     if not names:
+        for scene in scenes:
+            if scene.code:
+                raise InputError(scene.problem, where=scene.file, remedy=_REMEDIES[scene.code])
         raise InputError("no XML file names an object", where=root, remedy="annotate some")
     return sorted(names)
 
@@ -401,10 +431,17 @@ def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:
     rows.fault(
         "box-invalid",
         invalid,
-        lambda i: f"its bndbox is not 4 finite numbers {' '.join(SIDES)}",
-        "correct it",
+        lambda i: f"has no bndbox of 4 finite numbers {' '.join(SIDES)}",
+        "write elements such as <xmin>12.5</xmin>",
     )
     boxes[invalid] = (1, 1, 1, 1)
+    rows.fault(
+        "pixels-from-0",
+        has_box & (boxes[:, :2] == 0).any(1),
+        lambda i: "begins at pixel 0, where VOC counts from 1: boxes are read a pixel too far",
+        "add 1 to all numbers, or ignore it where a pixel does not matter",
+        "note",
+    )
     rows.fault(
         "outline",
         ~has_box,

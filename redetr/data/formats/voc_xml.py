@@ -1,4 +1,6 @@
-"""What an XML file in Pascal VOC format says, read in the encoding that it states."""
+"""What an XML file in Pascal VOC format says, read in the encoding that it states. The letters of
+tags may be large, and tags in a namespace are read as those without.
+"""
 
 import codecs
 import math
@@ -67,14 +69,25 @@ def read_scene(file: Path, names_only: bool = False) -> Scene:
     if root is None:
         problem = "declares a document type, which is refused"
         return Scene(file, code="xml-invalid", problem=problem)
+    _simplify_tags(root)
     if names_only:
         names = [element.findtext("name") or "" for element in root.iter("object")]
         return Scene(file, names=[name.strip() for name in names])
     return _scene_of(file, root)
 
 
+def _simplify_tags(root: ElementTree.Element) -> None:
+    """Takes tags such as `{http://example.org}BndBox` to `bndbox`."""
+    for element in root.iter():
+        _, _, name = element.tag.rpartition("}")
+        element.tag = name.lower()
+
+
 def _scene_of(file: Path, root: ElementTree.Element) -> Scene:
     """What the elements of a file say."""
+    if len(root.findall("annotation")) > 1:
+        problem = "holds several annotations, where each image has an XML file of its own"
+        return Scene(file, code="xml-invalid", problem=problem)
     named = root.findtext("filename") or ""
     image = posixpath.basename(named.strip().replace("\\", "/"))
     objects = list(root.iter("object"))

@@ -68,10 +68,16 @@ def _scenes(annotations: Annotations) -> Iterator[_Scene]:
 
 def _write_coco(splits: Splits, root: Path, put: Put) -> None:
     """annotations/instances_{split}.json, images in {split}/."""
+    for split, a in splits.items():
+        _put_images(a, root / split, put)
+    write_coco_lists(splits, root)
+
+
+def write_coco_lists(splits: Splits, root: Path) -> None:
+    """annotations/instances_{split}.json, without images."""
     folder = root / "annotations"
     folder.mkdir()
     for split, a in splits.items():
-        _put_images(a, root / split, put)
         images = []
         for image_id, scene in zip(a.ids.tolist(), _scenes(a), strict=True):
             images.append(

@@ -12,15 +12,24 @@ from pathlib import Path
 import numpy as np
 
 from redetr.data.annotations import Annotations, Split, data_folder
+from redetr.data.archives import archives_in, copy_data_file
 from redetr.data.formats.cutting import Cut, cut_images
 from redetr.data.formats.folder import read_split
 from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub import Address, hub_splits, write_images
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.formats.mask_writing import as_single_polygons
-from redetr.data.formats.writers import WRITERS, Splits, count_masks, names_of
+from redetr.data.formats.shard_writing import pack, write_file_list
+from redetr.data.formats.writers import (
+    WRITERS,
+    Splits,
+    count_masks,
+    names_of,
+    write_coco_lists,
+)
 from redetr.data.mask_faults import MASKS_LEFT_OUT
 from redetr.data.open import folder_of
+from redetr.data.tar_index import forget_index
 from redetr.data.unclaimed import unclaimed_files
 from redetr.errors import InputError
 from redetr.wording import counted
@@ -34,6 +43,7 @@ def convert(
     follow_links: bool = False,
     cut: Cut | None = None,
     val_fraction: float = 0.0,
+    shard_bytes: int | None = None,
 ) -> list[str]:
     """Writes the data set in the folder or YAML file `source` (or crowns, or `hf:NAME`) to
     `destination`; `form` is coco, yolo or voc.
@@ -41,16 +51,20 @@ def convert(
     All splits are written, or nothing. Images are hard links to those of `source` where the disk
     allows it, unless they shall be a `copy`, or are `cut` into tiles. Without a val split,
     `val_fraction` of the images are written as one: before they are cut, as tiles of one image
-    have pixels in common. Returns sentences on what was written and what the format cannot hold.
-    Raises InputError for a faulty data set, for one that the format cannot hold, if `destination`
-    already exists, and for images that are symbolic links out of the data folder, unless
-    `follow_links`: in the data of a stranger they may stand for any file.
+    have pixels in common. With `shard_bytes`, images are packed into tar archives of about this
+    size, which only COCO's format can name. Returns sentences on what was written and what the
+    format cannot hold. Raises InputError for a faulty data set, for one that the format cannot
+    hold, if `destination` already exists, and for images that are symbolic links out of the data
+    folder, unless `follow_links`: in the data of a stranger they may stand for any file.
     """
+    if shard_bytes is not None and form != "coco":
+        text = f"{form} cannot name images in archives"
+        raise InputError(text, remedy="leave out --shards, or write coco")
     is_folder = not str(source).startswith("hf:")
     if is_folder:
         splits, notes = _read_folder(source, destination, follow_links, val_fraction)
         if cut is None:
-            return [*_write(splits, destination, form, copy), *notes]
+            return [*_write(splits, destination, form, copy, shard_bytes), *notes]
     else:
         _require_new(Path(Address.of(str(source)).name), destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +79,7 @@ def convert(
                 tiles = Path(folder) / "tiles" / split
                 splits[split], sentences = cut_images(annotations, split, cut, tiles, _link)
                 notes += sentences
-        return [*_write(splits, destination, form, copy), *notes]
+        return [*_write(splits, destination, form, copy, shard_bytes), *notes]
 
 
 def _read_folder(
@@ -114,23 +128,32 @@ def _read_hub(address: str, folder: Path, val_fraction: float) -> tuple[Splits, 
     if val_fraction and "val" not in splits:
         everything = splits["train"]
         for split in ("train", "val"):
-            splits[split], note = hold_out(everything, split, val_fraction)
+            splits[split], note = hold_out(everything, split, val_fraction, address)
             notes[note] = None
     return splits, [*notes]
 
 
-def _write(splits: Splits, destination: Path, form: str, copy: bool) -> list[str]:
+def _write(
+    splits: Splits, destination: Path, form: str, copy: bool, shard_bytes: int | None
+) -> list[str]:
     """What `convert` does with the splits of any source."""
     for annotations in splits.values():
         annotations.require_sound()
     splits, notes = _fitted(splits, form)
-    put = shutil.copyfile if copy else _link
+    put = copy_data_file if copy else _link
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".unfinished-"))
     try:
-        WRITERS[form](splits, unfinished, put)
+        if shard_bytes is None:
+            WRITERS[form](splits, unfinished, put)
+        else:
+            splits = pack(splits, unfinished, shard_bytes)
+            write_coco_lists(splits, unfinished)
+            write_file_list(unfinished)
         for split, annotations in splits.items():
             _require_same(annotations, unfinished, split, form)
+        for archive in archives_in(unfinished):
+            forget_index(str(archive))  # of a path that is gone in a moment
         unfinished.chmod(0o755)
         os.rename(unfinished, destination)
     except BaseException:
@@ -193,7 +216,7 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     if form == "voc":
         num_masks = count_masks(splits)
         if num_masks:
-            notes.append(f"voc has no masks: {num_masks:,} are left out")
+            notes.append(f"masks are not written in voc format: {num_masks:,} are left out")
             splits = {split: replace(a, masks=None) for split, a in splits.items()}
         _require_distinctnames_of(splits)
         _require_separate_labels(list(splits.values()))  # one folder for all splits
@@ -327,4 +350,4 @@ def _link(source: Path, destination: Path) -> None:
     try:
         os.link(os.path.realpath(source), destination)
     except OSError:  # another disk, or one without links
-        shutil.copyfile(source, destination)
+        copy_data_file(source, destination)
