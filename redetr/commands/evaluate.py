@@ -117,10 +117,8 @@ class Evaluate:
                 detections = [to_main(share, dist) for share in shares]
                 qualities = []
                 for detector, of_detector in zip(detectors, segments, strict=True):
-                    quality = quality_of(
-                        detector.model, dataset, of_detector, dist, by_image=bool(self.compare)
-                    )
-                    qualities.append(quality)
+                    measured = (detector.model, dataset, of_detector, dist)
+                    qualities.append(quality_of(*measured, by_image=bool(self.compare)))
                 dist.main_only(self._show)(dataset, about, detections, qualities)
                 return
             result = with_quality(detectors[0].model, dataset, shares[0], segments[0], dist)
