@@ -170,8 +170,8 @@ class AnnotatedDataset(DetectionDataset):
         remedy = "put back the file that was annotated, or export the annotations again"
         if (width, height) == (stated_height, stated_width):
             remedy = (
-                "it was annotated as its EXIF tag turns it: save it turned that way, without "
-                "the tag"
+                "was it turned since, or annotated as its EXIF tag turns it? save it as it was "
+                "annotated, without the tag"
             )
         statement = f"{self.annotations.source} says {stated_width}x{stated_height}"
         raise InputError(
