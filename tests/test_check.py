@@ -143,7 +143,7 @@ def test_a_path_with_a_colon_and_a_semicolon(tmp_path):
     """The parts of a fault are those of the error, however the folder is called."""
     root = write_coco(tmp_path / "a: b; c")
     val = root / "annotations" / "instances_val.json"
-    val.write_text("[]")
+    val.write_text("{}")
     (root / "train" / "train-03.jpg").write_bytes(b"")
     unreadable, image = check(str(root)).faults
     assert (unreadable.code, unreadable.file) == ("split-unreadable", val)
