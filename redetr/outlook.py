@@ -60,7 +60,7 @@ def _too_short(config: Settings, num_images: int) -> list[str]:
     percent = 100 * config.steps // usual
     share = f"{percent}%" if percent else "less than 1%"
     return [
-        f"note: {counted(config.steps, 'step')} are {share} of the usual "
+        f"note: the run of {counted(config.steps, 'step')} has {share} of the usual "
         f"length for {counted(num_images, 'image')}; the default is --steps {usual}"
     ]
 

@@ -116,7 +116,17 @@ def serving(checkpoint: Path, *flags: Any) -> Iterator[Server]:
     In the end, Ctrl-C must stop it without a word, and no upload may be left on disk.
     """
     with tempfile.TemporaryDirectory() as folder:
-        arguments = ["app", checkpoint, "--port", 0, "--device", "cpu", *flags]
+        arguments = [
+            "app",
+            checkpoint,
+            "--port",
+            0,
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+            *flags,
+        ]
         process = Fork(arguments, {"TMPDIR": folder, "HOME": folder})
         try:
             started = re.match(

@@ -146,7 +146,7 @@ def open_loss(page):
 
 
 def wait_for_loss(page):
-    wait(page, lambda: one(page, "#loss-status").text.startswith("Image "))
+    wait(page, lambda: "(id " in one(page, "#loss-status").text)
 
 
 def saved(page, button, folder):
@@ -327,6 +327,15 @@ def test_nothing_found_and_taken_away_again(page, image, detector):
     assert not page.find_elements(By.CSS_SELECTOR, "#explained iframe")
     assert not one(page, "#controls").is_displayed()
     assert "Choose images" in one(page, "#welcome").text
+
+
+def test_while_the_model_works_the_page_says_so(page, image):
+    page.execute_script("window.fetch = () => new Promise(() => {})")  # a server that takes long
+    one(page, "#file").send_keys(str(image))
+    wait(page, lambda: one(page, "#waiting").is_displayed())
+    assert one(page, "#waiting").text == f"Looking for objects in {image.name} …"
+    assert told(page) == "Computing…"
+    assert not one(page, "#welcome").is_displayed()
 
 
 def test_several_images_at_once(page, server, image, detector, tmp_path):
@@ -539,19 +548,19 @@ def test_matching_and_loss_of_a_training_image(page, server, detector, shared_co
     assert "boxes per GPU, on average: (1 + 2) / 2 = 1.5" in worked(page)
 
     one(page, "#next").click()
-    wait(page, lambda: one(page, "#loss-status").text == "Image 101")
+    wait(page, lambda: one(page, "#loss-status").text.endswith("(id 101)"))
     assert "boxes per GPU, on average: (2 + 0) / 2 = 1" in worked(page)
     assert image_id.get_attribute("value") == "101"
 
     examples[4].click()
-    wait(page, lambda: one(page, "#loss-status").text == "Image 104")
+    wait(page, lambda: one(page, "#loss-status").text.endswith("(id 104)"))
     assert examples[4].get_attribute("aria-pressed") == "true"
     worked(page)
 
     one(page, "#judge summary").click()
     image_id.send_keys(Keys.CONTROL, "a")
     image_id.send_keys("103", Keys.ENTER)
-    wait(page, lambda: one(page, "#loss-status").text == "Image 103")
+    wait(page, lambda: one(page, "#loss-status").text.endswith("(id 103)"))
     worked(page)
 
     image_id.send_keys(Keys.CONTROL, "a")

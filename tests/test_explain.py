@@ -377,6 +377,10 @@ def test_the_command(checkpoint, shared_coco, tmp_path):
     assert len(numbers["queries"]) == 9
     assert [gpu["image_id"] for gpu in numbers["loss"]["gpus"]] == [101, 102]
     assert {path.name for path in (tmp_path / "pages").iterdir()} == {"index.html", "loss.html"}
+    document = json.loads((shared_coco / "annotations" / "instances_val.json").read_text())
+    (name,) = [image["file_name"] for image in document["images"] if image["id"] == 101]
+    for page in ("index.html", "loss.html"):
+        assert name in (tmp_path / "pages" / page).read_text()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from redetr.errors import InputError
 from redetr.pages.curves import _plot_loss, plot_curves, read_metrics
@@ -240,6 +240,9 @@ def test_comparison_has_the_ground_truth_at_the_left():
     assert picture.size == (12 + 4 * 212, 12 + 2 * (50 + 28 + 12))
     assert picture.getpixel((20, 60)) == picture.getpixel((444, 60)) == (255, 0, 0)
     assert picture.getpixel((232, 60)) == picture.getpixel((656, 60)) == (0, 255, 0)
+    named = comparison_grid(scenes, names=["a.jpg", "ground truth", "ground truth"])
+    changed = ImageChops.difference(picture, named).getbbox()
+    assert changed and changed[2] < 12 + 200 and changed[3] <= 12 + 28  # the first caption alone
 
 
 @pytest.mark.parametrize(("panels", "columns"), [([], 2), ([(Image.new("RGB", (4, 4)), "")], 0)])

@@ -131,7 +131,10 @@ function show(entry) {
   Object.assign(shown, entry ?? NOTHING, { selected: null });
   const isThere = Boolean(shown.answer);
   for (const id of ["picture", "controls", "remove"]) byId(id).hidden = !isThere;
-  byId("welcome").hidden = isThere;
+  const isWaited = Boolean(shown.file) && !isThere;
+  byId("welcome").hidden = isThere || isWaited;
+  byId("waiting").hidden = !isWaited;
+  byId("waiting").textContent = isWaited ? `Looking for objects in ${shown.file.name} …` : "";
   pressThumbnail();
   if (!isThere) return;
   listClasses();
@@ -496,8 +499,9 @@ function judge(step) {
     byId("judged").replaceChildren();
     const image = byId("image-id").value, gpus = byId("world-size").value;
     const query = new URLSearchParams({ image_id: image, world_size: gpus, step });
-    const { image_id, page } = await ask(`judge?${query}`, null, signal);
-    byId("loss-status").textContent = `Image ${image_id}`;
+    const { image_id, name, page } = await ask(`judge?${query}`, null, signal);
+    const hasFile = name !== `image ${image_id}`;
+    byId("loss-status").textContent = hasFile ? `${name} (id ${image_id})` : `Image ${image_id}`;
     byId("image-id").value = image_id;
     pressExample(image_id);
     showPage(byId("judged"), "From boxes to loss", page);

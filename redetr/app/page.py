@@ -201,10 +201,11 @@ class Page:
                 f"{self.dataset.name} has no image with this id: try another, such as {some}"
             )
         index = ids.index(image_id) if image_id else 0
-        chosen = ids[(index + step) % len(ids)]
+        index = (index + step) % len(ids)
+        chosen = ids[index]
         explanation = explain_loss(self.detector, self.dataset, int(chosen), world_size)
         page = loss_page(explanation, title="From boxes to loss")
-        return {"image_id": chosen, "page": page}
+        return {"image_id": chosen, "name": self.dataset.image_name(index), "page": page}
 
 
 def _file(name: str, media_type: str, headers: dict[str, str] | None = None) -> Any:

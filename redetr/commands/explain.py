@@ -71,7 +71,7 @@ class Explain:
         else:
             assert dataset is not None and self.image_id is not None
             loss = explain_loss(detector, dataset, self.image_id, self.world_size)
-            name, image = f"image {self.image_id} of {dataset.name}", loss.image
+            name, image = f"{loss.image_name} of {dataset.name}", loss.image
         explanation = explain(detector, image)
         habits = self._habits(detector, dataset) if dataset is not None and self.samples else None
         folder.mkdir(parents=True, exist_ok=True)

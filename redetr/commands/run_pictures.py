@@ -63,8 +63,8 @@ def _draw_predictions(state: State, val: DetectionDataset, path: Path) -> None:
 
 
 def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -> Image.Image:
-    """Truth beside predictions for at most `count` images spread over the data set, each about
-    480 px large.
+    """Truth, with the name of the image, beside predictions for at most `count` images spread over
+    the data set, each about 480 px large.
 
     As many predictions are shown as there are objects, the best-scored of all these images
     together: scores that are trained towards the IoU are low while boxes are rough, so no fixed
@@ -87,7 +87,8 @@ def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -
         truth = _drawn_truth(image, target, dataset.class_names)
         best = detector.predict(image, threshold)
         scenes.append((truth, best.draw(image, within_px=_PANEL_PX)))
-    return comparison_grid(scenes, f"found, score {threshold:.2f} and more")
+    names = [f"truth: {dataset.image_name(index)}" for index in indices]
+    return comparison_grid(scenes, f"found, score {threshold:.2f} and more", names)
 
 
 def _threshold_for(scores: Tensor, count: int) -> float:

@@ -402,7 +402,7 @@ def _contradictions(source: Path, objects: Objects, images: Images) -> list[Faul
     if formats:
         return formats
     if objects.masks is None or not objects.masks.for_training:  # else they are judged with masks
-        judge_outlines(objects, objects.corners, counted)
+        judge_outlines(objects, images, objects.corners, counted)
     no_area = area_differs(objects.corners, area, counted)
 
     def areas(i: int) -> str:

@@ -35,6 +35,23 @@ FORMATS = tuple(_ENDINGS)
 IMAGE_SUFFIXES = (*chain.from_iterable(_ENDINGS.values()), ".npy")
 NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
+# What lies in place of images: an offset, the bytes there, and what they show.
+_OTHER_FILES = (
+    (0, b"version https://git-lfs", "a pointer of Git LFS, which `git lfs pull` replaces"),
+    (0, b"<", "text such as a web page or SVG"),
+    (4, b"ftypheic", "HEIC"),
+    (4, b"ftypheix", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypavif", "AVIF, which this Pillow lacks"),
+    (4, b"ftyp", "a video"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL ", "JPEG XL"),
+    (128, b"DICM", "DICOM"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"%PDF", "PDF"),
+    (0, b"PK\3\4", "an archive"),
+)
+_HEAD = 132  # bytes that show it
 _ORIENTATION = 0x0112  # the number of the EXIF tag
 _MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 _SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
@@ -175,8 +192,20 @@ def _identified(file: BinaryIO) -> Image.Image:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         if not has_bands(file):
-            raise
+            raise InputError(_no_image(file)) from None
     raise BandsError("this kind of TIFF is not read here: save it with 8 or 16 bits")
+
+
+def _no_image(file: BinaryIO) -> str:
+    """Why a file is not read as an image, as far as its first bytes show."""
+    file.seek(0)
+    head = file.read(_HEAD)
+    if not head:
+        return "not an image: the file is empty"
+    for offset, start, name in _OTHER_FILES:
+        if head[offset:].startswith(start):
+            return f"not an image that is read, but {name} ({', '.join(FORMATS)} are read)"
+    return NO_IMAGE
 
 
 class Description(NamedTuple):
@@ -278,8 +307,6 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         problem = "the image file is missing"
-    except UnidentifiedImageError:
-        problem = NO_IMAGE
     except InputError as error:  # with a cure of its own
         raise InputError(error.text, where=name, remedy=error.remedy or remedy) from None
     except Exception as error:

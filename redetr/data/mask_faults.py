@@ -26,6 +26,7 @@ OVERSHOOT_SHARE = 0.01
 FEW = 1e-4
 # Codes of the faults with which a mask is left out where it is not trained on.
 MASKS_LEFT_OUT = ("mask-invalid", "mask-size", "mask-outside", "mask-empty")
+_MANY = 10  # boxes that are not wrong one by one
 _SHARE_OF_BOX = 1 / 200  # what fills less of its box is worth a look
 _MOST_POINTS = 500  # of a polygon that is searched for crossing sides: the time grows with n^2
 _BLOCK = 2**18  # points that are searched at a time
@@ -65,9 +66,11 @@ def _sizes_differ(objects: "Objects", images: "Images") -> np.ndarray:
     return (stated > 0).all(1) & (stated != sizes).any(1)
 
 
-def judge_outlines(objects: "Objects", boxes: np.ndarray, counted: np.ndarray) -> None:
+def judge_outlines(
+    objects: "Objects", images: "Images", boxes: np.ndarray, counted: np.ndarray
+) -> None:
     """Adds a fault for boxes, xyxy `[A, 4]`, that are not at all those around their outlines, of
-    the objects that are `counted`, bool `[A]`."""
+    the objects that are `counted`, bool `[A]`: an error if they are most of many."""
     outlines = objects.outlines
     if outlines is None:
         return
@@ -82,6 +85,13 @@ def judge_outlines(objects: "Objects", boxes: np.ndarray, counted: np.ndarray) -
     if objects.masks is not None and objects.masks.for_training:
         severity = "error"
         remedy = "correct the one that is wrong: see the page of check --report"
+    comparable = counted & ~np.isnan(outlines).any(1) & ~_sizes_differ(objects, images)
+    num_differing = int((differs & comparable).sum())
+    if num_differing >= _MANY and num_differing > comparable.sum() / 2:
+        severity = "error"
+        remedy = (
+            "most boxes contradict their outlines: export both again, or leave out the wrong one"
+        )
     objects.rows.fault("outline-differs", differs, text, remedy, severity)
 
 
@@ -107,7 +117,7 @@ def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> Mask
     _report_empty(rows, builder, is_empty, int(sound.sum()))
     sound &= ~is_empty
     if builder.for_training:
-        judge_outlines(objects, boxes, sound & ~objects.iscrowd)
+        judge_outlines(objects, images, boxes, sound & ~objects.iscrowd)
     _report_thin(rows, areas, boxes, sound & ~objects.iscrowd)
     _report_crossing(rows, masks, sound)
     return masks.only(sound)

@@ -28,7 +28,7 @@ from redetr.data.formats.folder import (
     read_split,
     require_masks,
 )
-from redetr.data.formats.holdout import FOR_A_SINGLE_IMAGE
+from redetr.data.formats.holdout import for_a_single_image
 from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.header_cache import Headers
@@ -329,7 +329,7 @@ def _read(
                 splits[split], _ = read_split(root, split, val_fraction, masks)
         except InputError as error:
             if split == "val" and len(splits.get("train", ())) == 1:
-                error.remedy = FOR_A_SINGLE_IMAGE
+                error.remedy = for_a_single_image(root)
             errors[split] = error
     reasons = {str(error) for error in errors.values()}
     if not splits and len(reasons) == 1:

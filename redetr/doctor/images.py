@@ -79,7 +79,8 @@ def _size_checks(annotations: Annotations, headers: Headers) -> list[_Check]:
 
     return [
         (differs & ~turned, "error", "image-size", size),
-        (turned, "error", "image-turned", size),
+        (turned & has_tag, "error", "image-turned", size),
+        (turned & ~has_tag, "error", "image-sideways", size),
         (has_tag & ~differs, "warning", "image-orientation", orientation),
     ]
 
@@ -100,6 +101,10 @@ _REMEDIES = {
     "image-size": "put back the file that was annotated, or export the annotations again",
     "image-turned": (
         "it was annotated as its EXIF tag turns it: save it turned that way, without the tag"
+    ),
+    "image-sideways": (
+        "put back the file that was annotated, or exchange width and height in the annotations if "
+        "boxes fit (see the sheet of --report)"
     ),
     "image-orientation": (
         "training and evaluation take it as stored, predict turns it: save it turned, without the "

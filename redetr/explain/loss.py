@@ -73,6 +73,7 @@ class NoisyAnswers:
 class LossExplanation:
     """The loss of one image, and of the batch it is in. All tensors are on the host."""
 
+    image_name: str  # as in `DetectionDataset.image_name`
     image: Tensor  # uint8 [3, H, W], as it is stored
     class_names: tuple[str, ...]
     labels: Tensor  # [T] of the objects
@@ -153,6 +154,7 @@ def explain_loss(
         noisy = _noisy_answers(noise, outputs[0]["denoising"], targets[0], groups)
     losses_together = criterion(_joined(outputs), targets)
     return LossExplanation(
+        image_name=dataset.image_name(index),
         image=dataset.image(index),
         class_names=detector.class_names,
         labels=targets[0]["labels"],

@@ -15,7 +15,7 @@ from redetr.pages.templates import render, write_page
 
 def write_loss_page(path: Path, explanation: LossExplanation, image_link: str = "") -> None:
     """Writes the page, which needs no other file."""
-    name = f"image {explanation.shares[0].image_id}"
+    name = explanation.image_name
     heading = f"From boxes to loss: {name}"
     page = loss_page(explanation, f"loss of {name}", heading, image_link)
     write_page(path, page)

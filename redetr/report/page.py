@@ -69,8 +69,8 @@ _MISTAKES = {
     ),
     "duplicate": Mistake(
         "the object was found already, with a higher score",
-        "DETR unlearns duplicates late: train longer. Two annotations on one object teach them: "
-        "redetr check finds those.",
+        "DETR learns late to give one box for each object: train longer. Objects annotated twice "
+        "teach duplicates: redetr check finds them.",
     ),
     "background": Mistake(
         "there is no object",

@@ -860,7 +860,7 @@ def test_what_a_short_run_on_few_images_should_know_at_its_start(shared_coco, tm
     told = capsys.readouterr().err
     # 8 images in steps of 4, each image 500 times.
     assert (
-        "note: 8 steps are less than 1% of the usual length for 8 images; the default is --steps 1000"
+        "note: the run of 8 steps has less than 1% of the usual length for 8 images; the default is --steps 1000"
         in told
     )
     assert re.search(

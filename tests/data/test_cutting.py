@@ -73,7 +73,7 @@ def test_tiles_by_hand(tmp_path):
     assert len(unclaimed) == 1  # the images of the annotations that were replaced
     assert [note for note in notes if note not in unclaimed] == [
         f"{tmp_path}/new: train has 3 images, 5 objects",
-        "train: 1 image cut into tiles of 100 px; 1 image no larger than that",
+        "train: 1 image cut into tiles of 100 px; 1 image is no larger than that, and not cut",
         "train: 2 objects in several tiles, 2 boxes cut at an edge; a tile has the objects of "
         "which it shows 40% of the area, or more than any other tile",
     ]
@@ -263,7 +263,7 @@ def test_a_val_split_is_held_out_before_cutting(tmp_path):
         stems.append({name.split(b"_x")[0] for name in tiles})
     assert stems[0] and stems[1] and not stems[0] & stems[1]
     assert len(stems[0] | stems[1]) == 6
-    assert any("are held out as one" in note for note in notes)
+    assert any("are held out for validation" in note for note in notes)
 
 
 def test_jpeg_stays_jpeg_and_deep_images_have_8_bits_by_the_rule_of_the_whole(tmp_path):

@@ -2,6 +2,7 @@
 training."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -215,12 +216,24 @@ def xml(old: str, new: str, count: int = 1) -> Callable[[Path], None]:
     return text(lambda content: content.replace(old, new, count), "Annotations/train-03.xml")
 
 
+def zero_based(root: Path) -> None:
+    """The first box of train-03 in VOC form begins at the border."""
+    file = root / "Annotations/train-03.xml"
+    file.write_text(re.sub("<xmin>[^<]*", "<xmin>0", file.read_text(), count=1))
+
+
 def corners_with_outlines(document: Any) -> None:
     """Corners in place of width and height, in the upper left, where nothing leaves its image."""
     for number, row in enumerate(document["annotations"]):
         x1, y1, x2, y2 = ((5, 4, 24, 20), (26, 20, 36, 26), (14, 16, 33, 30))[number % 3]
         outline = [x1, y1, x2, y1, x2, y2, x1, y2]
         row.update(bbox=[x1, y1, x2, y2], segmentation=[outline])
+
+
+def transposed(document: Any) -> None:
+    """Boxes y x height width beside outlines of x y."""
+    for row in document["annotations"]:
+        row.update(bbox=[2, 30, 8, 10], segmentation=[[30, 2, 40, 2, 40, 10, 30, 10]])
 
 
 def with_columns(more: str) -> Callable[[Path], None]:
@@ -257,11 +270,13 @@ def note(code: str, do: Change, *says: str, **more: Any) -> Damage:
     return Damage("note", code, do, says, **more)
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 DAMAGED = {
     # the annotation file as a whole
     "not JSON": error(SPLIT, text(lambda old: "<html>", FILE), *TRAIN, "not JSON"),
     "JSON cut short": error(SPLIT, text(lambda old: old[:500], FILE), *TRAIN, "not JSON"),
     "empty file": error(SPLIT, text(lambda old: "", FILE), *TRAIN, "not JSON"),
+    "a pointer": error(SPLIT, content(lambda old: POINTER, FILE), *TRAIN, "git lfs pull"),
     "another JSON": error(
         SPLIT, text(lambda old: "[1, 2]", FILE), *TRAIN, 'a list without "images"'
     ),
@@ -416,9 +431,20 @@ DAMAGED = {
         options=THOROUGH,
     ),
     "file is a web page": error(
-        "image-unreadable", content(lambda old: b"<html>404"), *THERE, "not an image"
+        "image-unreadable",
+        content(lambda old: b"<html>404"),
+        *THERE,
+        "not an image that is read, but text such as a web page",
     ),
-    "file is empty": error("image-unreadable", content(lambda old: b""), *THERE, "not an image"),
+    "file is a pointer": error(
+        "image-unreadable", content(lambda old: POINTER), *THERE, "git lfs pull"
+    ),
+    "file is HEIC": error(
+        "image-unreadable", content(lambda old: b"\0\0\0\x18ftypheic" + bytes(99)), *THERE, "HEIC"
+    ),
+    "file is empty": error(
+        "image-unreadable", content(lambda old: b""), *THERE, "not an image: the file is empty"
+    ),
     "header is noise": error(
         "image-unreadable", content(lambda old: old[:2] + bytes(200) + old[202:]), *THERE
     ),
@@ -473,8 +499,15 @@ DAMAGED = {
         "image-size", image(width=65), *THERE, "is 64x48 px, but annotated as 65x48"
     ),
     "file on its side": error(
-        "image-turned",
+        "image-sideways",
         resaved(lambda old: old.transpose(Image.Transpose.ROTATE_90)),
+        *THERE,
+        "is 48x64",
+        "put back the file",
+    ),
+    "file on its side, with a tag": error(
+        "image-turned",
+        resaved(lambda old: old.transpose(Image.Transpose.ROTATE_90), exif=turned(6)),
         *THERE,
         "is 48x64",
         "EXIF",
@@ -609,7 +642,12 @@ DAMAGED = {
         also=("labels-missing", "class-only-val"),
     ),
     "YOLO: unknown class": error(
-        "class-unknown", line("3 0.5 0.5 0.2 0.2"), *LINE, "3 0.5", form="yolo"
+        "class-unknown",
+        line("3 0.5 0.5 0.2 0.2"),
+        *LINE,
+        "3 0.5",
+        "one of its numbers (0, 1, 2)",
+        form="yolo",
     ),
     "YOLO: class is a name": error(
         "line-invalid", line("cup 0.5 0.5 0.2 0.2"), *LINE, "cup", form="yolo"
@@ -664,6 +702,12 @@ DAMAGED = {
         "[40.0, 30.0, 60.0, 44.0] as xyxy",
         also=ALONE,
     ),
+    "outlines of other objects": error(
+        "outline-differs",
+        both(transposed),
+        *TRAIN,
+        "most boxes contradict their outlines",
+    ),
     "box and mask of another size": error(
         "mask-size",
         annotation(bbox=[2, 3, 20, 16], segmentation=mask(24, 32)),
@@ -712,6 +756,9 @@ DAMAGED = {
         form="yolo",
     ),
     # Pascal VOC
+    "VOC: pixels from 0": note(
+        "pixels-from-0", zero_based, "train-03.xml", "VOC counts from 1", form="voc"
+    ),
     "VOC: outline of another object": warning(
         "outline-differs",
         xml("<name>cup</name>", f"<name>cup</name>{POLYGON}"),
@@ -817,7 +864,11 @@ DAMAGED = {
     "width is a fraction": error("size-invalid", image(width=64.5), *THERE, "64.5x48"),
     "height is negative": error("size-invalid", image(height=-48), *THERE, "64x-48"),
     "width and height exchanged": error(
-        "image-turned", image(width=48, height=64), *THERE, "EXIF", also=("box-outside",)
+        "image-sideways",
+        image(width=48, height=64),
+        *THERE,
+        "exchange width and height",
+        also=("box-outside",),
     ),
     "file name is a number": error("path-outside", image(file_name=7), "image 103", "7"),
     "file name is empty": error("path-outside", image(file_name=""), "image 103"),
@@ -955,6 +1006,11 @@ NO_DATA = {
         "no data set found",
     ),
     "not YAML": ("yolo", text(lambda old: "names: [", "data.yaml"), "data.yaml: not YAML"),
+    "a key twice": (
+        "yolo",
+        text(lambda old: f"{old}\nnames: [cup, bowl, dish]\n", "data.yaml"),
+        "'names' is there twice",
+    ),
     "YAML of another kind": (
         "yolo",
         text(lambda old: "- 1", "data.yaml"),

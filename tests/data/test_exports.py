@@ -466,8 +466,9 @@ def test_another_format_beside_is_no_rival(tmp_path):
 def test_labels_in_another_folder(tmp_path):
     yolo(f"0 {FRACTIONS}")(tmp_path)
     (tmp_path / "labels").rename(tmp_path / "Annotations")
-    (note,) = open_dataset(tmp_path, "train").notes
-    assert "no image of train has a label file; Annotations/train/a.txt may be one: move" in note
+    words = "no image of train has a label file; Annotations/train/a.txt may be one: move"
+    with pytest.raises(InputError, match=words):
+        open_dataset(tmp_path, "train")
 
 
 def test_number_of_names(tmp_path):

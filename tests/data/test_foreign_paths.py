@@ -114,6 +114,7 @@ def test_other_spellings_of_the_same_name(written, stored, coco):
         ("train-03.jpg", "TRAIN-03.JPG"),
         ("train-03.jpg", "train-03.jpeg"),
         ("train-03", "train-03.jpg"),
+        (" train-03.jpg ", "train-03.jpg"),
         ("images/upload/train-03.jpg", "train-03.jpg"),
     ],
 )

@@ -1,6 +1,7 @@
 """The same scenes in every form: the same targets, the same training; splits by hash; what
 `datasets` reads."""
 
+import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def test_val_fraction_splits_by_name(unsplit):
     (note,) = train.notes
     assert (
         note
-        == "no val split: 30 of 300 images are held out as one, chosen by a hash of their names, with "
+        == "no val split: 30 of 300 images are held out for validation, chosen by a hash of their names, with "
         "about that share of each class"
     )
     for dataset in (train, val):
@@ -199,7 +200,8 @@ def test_any_val_fraction_has_its_number_of_images_and_all_classes(count, classe
 
 def test_a_single_image_cannot_be_divided_and_what_helps_is_said(unsplit):
     rewrite(unsplit, [{"id": 0, "file_name": "0.png", "width": 8, "height": 8}], [])
-    helps = r"single image; cut it into tiles \(redetr convert FOLDER NEW --tile 640 --overlap 0\)"
+    command = f"redetr convert {unsplit} {unsplit}-tiles --tile 640 --overlap 0"
+    helps = re.escape(f"single image; cut it into tiles ({command})")
     with pytest.raises(InputError, match=helps):
         open_dataset(unsplit, "val", 0.25)
 
@@ -229,7 +231,7 @@ def test_val_fraction_in_training(forms, tmp_path, capsys):
             )
         )
     )
-    held_out, _ = hold_out(read_annotations(tmp_path / "data", "train"), "val", 0.3)
+    held_out, _ = hold_out(read_annotations(tmp_path / "data", "train"), "val", 0.3, tmp_path)
     errors = capsys.readouterr().err
     assert f"{len(held_out)} of 8 images are held out" in errors
     assert f"{8 - len(held_out)} training images" in errors

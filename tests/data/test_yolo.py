@@ -1,6 +1,7 @@
 """Reading data sets in YOLO form: layouts of folders, lines of labels, and the message for each
 fault."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -154,10 +155,10 @@ def test_classes_of_one_name_are_told(tmp_path):
 
 def test_no_label_file_at_all_is_told(tmp_path):
     write(tmp_path, labels="labels/trian")
-    assert any(
-        "no image of train has a label file" in note
-        for note in open_dataset(tmp_path, "train").notes
-    )
+    text = "no image of train has a label file"
+    refused(tmp_path, text, "labels/trian/a.txt may be one: move its folder there")
+    shutil.rmtree(tmp_path / "labels")
+    assert any(text in note for note in open_dataset(tmp_path, "train").notes)
 
 
 LINES = {
@@ -165,7 +166,12 @@ LINES = {
     "outside": ("1 0.1 0.5 0.4 0.1", "leaves its image b.png"),
     "empty": ("1 0.5 0.5 0 0.1", "zero or negative size"),
     "negative": ("1 0.5 0.5 0.1 -0.1", "zero or negative size"),
-    "unknown class": ("3 0.5 0.5 0.1 0.1", "begins with no class", "data.yaml", "one of the 3"),
+    "unknown class": (
+        "3 0.5 0.5 0.1 0.1",
+        "begins with no class",
+        "data.yaml",
+        "one of its numbers (0, 1, 2)",
+    ),
     "negative class": ("-1 0.5 0.5 0.1 0.1", "begins with no class"),
     "half a class": ("0.5 0.5 0.5 0.1 0.1", "begins with no class"),
     "short": ("1 0.5 0.5 0.1", "neither a box nor an outline"),

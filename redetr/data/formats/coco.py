@@ -125,7 +125,7 @@ def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str
         "image-unknown",
         image < 0,
         "no image has its image_id {image_id}",
-        "add it, or delete the annotation",
+        "write the id of its image, or delete the annotation",
     )
     labels = _read_labels(annotations, category_ids, has_number, classes)
     objects = _read_objects(annotations, image, labels, remedy)
@@ -151,8 +151,7 @@ class _Lists:
             return
         if key == "images":
             for row in rows:
-                if "file_name" not in row:  # LVIS
-                    row["file_name"] = row.get("coco_url")
+                row.setdefault("file_name", row.get("coco_url"))  # LVIS
         if key == "annotations":
             for row in rows:
                 if self.masks is not None:
@@ -220,7 +219,8 @@ class _Table(Rows):
         """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
         twice."""
         ids, bad = self.columns["id"].whole_numbers()
-        self.report("id-invalid", bad, "its id {id} is not a whole number", "number all of them")
+        text = "its id {id} is not a whole number below 2^63"
+        self.report("id-invalid", bad, text, "number all of them")
         good = np.flatnonzero(self.good)
         _, first = np.unique(ids[good], return_index=True)
         repeated = np.ones(len(ids), bool)
@@ -279,8 +279,8 @@ def _text_ids(source: Path, table: _Table, annotations: _Table, key: str) -> lis
     text = number_text_ids(table.columns["id"], annotations.columns[key])
     if not text:
         return []
-    where = f"the {key}s"
-    return [Fault("note", "id-text", source, where, text, "nothing to do, or write numbers")]
+    remedy = "nothing to do, or write numbers"
+    return [Fault("note", "id-text", source, f"the {key}s", text, remedy)]
 
 
 def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:

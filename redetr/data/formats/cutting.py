@@ -360,14 +360,17 @@ def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> 
 def _sentences(annotations: Annotations, split: Split, cut: Cut, tiles: _Tiles) -> list[str]:
     """What was done to a split, in words."""
     num_cut = len(annotations) - tiles.num_whole
+    whole = ""
+    if tiles.num_whole:
+        is_are = counted(tiles.num_whole, "image is", "images are")
+        whole = f"; {is_are} no larger than that, and not cut"
     rows = [tile.objects for tile in tiles.kept]
     times = np.bincount(np.concatenate([np.zeros(0, np.int64), *rows]))
     num_several = int((times > 1).sum())
     shares = [tile.shares for tile in tiles.kept]
     num_parts = int((np.concatenate([np.zeros(0), *shares]) < _WHOLE).sum())
     sentences = [
-        f"{split}: {counted(num_cut, 'image')} cut into tiles of {cut.tile} px; "
-        f"{counted(tiles.num_whole, 'image')} no larger than that",
+        f"{split}: {counted(num_cut, 'image')} cut into tiles of {cut.tile} px{whole}",
         f"{split}: {counted(num_several, 'object')} in several tiles, "
         f"{counted(num_parts, 'box', 'boxes')} cut at an edge; a tile has the objects of which it "
         f"shows {100 * cut.min_visible:g}% of the area, or more than any other tile",

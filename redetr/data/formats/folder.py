@@ -59,7 +59,7 @@ def read_split(
         return read_annotations(root, split, masks), ""
     if "val" not in splits_of(root):
         everything = read_annotations(root, "train", masks)
-        return hold_out(everything, split, val_fraction)
+        return hold_out(everything, split, val_fraction, root)
     annotations = read_annotations(root, split, masks)
     return annotations, f"{root}: has its own val split, --val-fraction is not used"
 
@@ -170,8 +170,8 @@ class AnnotatedDataset(DetectionDataset):
         remedy = "put back the file that was annotated, or export the annotations again"
         if (width, height) == (stated_height, stated_width):
             remedy = (
-                "it was annotated as its EXIF tag turns it: save it turned that way, without "
-                "the tag"
+                "was it turned since, or annotated as its EXIF tag turns it? save it as it was "
+                "annotated, without the tag"
             )
         statement = f"{self.annotations.source} says {stated_width}x{stated_height}"
         raise InputError(

@@ -94,7 +94,8 @@ def _similar(name: str, there: Listing) -> str:
         for candidate in sorted(there.files(folder)):
             candidate_stem, suffix = posixpath.splitext(candidate)
             is_image = suffix.lower() in IMAGE_SUFFIXES
-            if is_image and candidate_stem.casefold() in (stem.casefold(), file.casefold()):
+            spellings = (stem.strip().casefold(), file.strip().casefold())
+            if is_image and candidate_stem.casefold() in spellings:
                 return posixpath.join(folder, candidate)
     return ""
 

@@ -4,6 +4,7 @@ Shapes: N images, A objects, C classes.
 """
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,26 +15,39 @@ from redetr.wording import counted
 
 Bools = NDArray[np.bool_]
 
-FOR_A_SINGLE_IMAGE = (
-    "cut it into tiles (redetr convert FOLDER NEW --tile 640 --overlap 0), of which some can be "
-    "held out (--val-fraction 0.2), or annotate a second image"
-)
+
+def for_a_single_image(source: str | Path) -> str:
+    """What helps where the data set at `source` cannot be divided."""
+    convert = f"redetr convert {source} {source}-tiles --tile 640 --overlap 0"
+    return (
+        f"cut it into tiles ({convert}), of which some can be held out (--val-fraction 0.2), or "
+        "annotate a second image"
+    )
 
 
-def hold_out(annotations: Annotations, split: Split, fraction: float) -> tuple[Annotations, str]:
-    """A train or val split of the images of both, and a sentence about it.
+def hold_out(
+    annotations: Annotations, split: Split, fraction: float, source: str | Path
+) -> tuple[Annotations, str]:
+    """A train or val split of the images of both, which the user calls `source`, and a sentence
+    about it.
 
     The split depends on names, classes and the fraction alone, so it is the same for every seed,
     rank and format. Raises InputError if one of the two would be empty.
     """
+    if len(annotations) == 1:
+        raise InputError(
+            f"--val-fraction {fraction} cannot divide a single image",
+            where=annotations.source,
+            remedy=for_a_single_image(source),
+        )
     is_val = held_out(annotations, fraction)
     images = is_val if split == "val" else ~is_val
     every_object = np.ones(len(annotations.boxes), bool)
     part = annotations.only(images, every_object)
     share = f"{is_val.sum():,} of {counted(len(is_val), 'image')}"
     return part, (
-        f"no val split: {share} are held out as one, chosen by a hash of their names, with about "
-        "that share of each class"
+        f"no val split: {share} are held out for validation, chosen by a hash of their names, with "
+        "about that share of each class"
     )
 
 
@@ -44,7 +58,7 @@ def held_out(annotations: Annotations, fraction: float) -> Bools:
     Images are taken in the order of a hash of their names. Classes are dealt with one after the
     other, those of the fewest images first; images without objects come last. Then single images
     change sides until the number is right, those of frequent classes first. Raises InputError if
-    there is a single image, a side would be empty, or no image is sound.
+    a side would be empty, or no image is sound.
 
     Source: Sechidis, Tsoumakas, Vlahavas, "On the Stratification of Multi-label Data", ECML PKDD
     2011, for the order of classes. Deviation: each class is dealt with at once, in time that grows
@@ -54,12 +68,6 @@ def held_out(annotations: Annotations, fraction: float) -> Bools:
     if num_images == 0:
         annotations.require_sound()  # what is wrong with all of them
     wanted = int(fraction * num_images + 0.5)
-    if num_images == 1:
-        raise InputError(
-            f"--val-fraction {fraction} cannot divide a single image",
-            where=annotations.source,
-            remedy=FOR_A_SINGLE_IMAGE,
-        )
     if wanted in (0, num_images):
         raise InputError(
             f"--val-fraction {fraction} holds out {wanted:,} of {counted(num_images, 'image')}",

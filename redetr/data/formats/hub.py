@@ -113,7 +113,7 @@ def open_hub(
         require_masks(annotations)
     note = ""
     if is_held_out:
-        annotations, note = hold_out(annotations, split, val_fraction)
+        annotations, note = hold_out(annotations, split, val_fraction, source)
     return HubDataset(annotations, rows, columns.image, note)
 
 

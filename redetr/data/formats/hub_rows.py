@@ -202,7 +202,8 @@ def find_classes(source: str, columns: Columns, splits: dict[str, Any]) -> Class
     values.discard(None)
     if values and all(isinstance(value, str) for value in values):
         texts = sorted(values)
-        note = f"the {len(texts)} texts in {column} are its classes, in alphabetical order"
+        number = counted(len(texts), "text")
+        note = f"its classes are the {number} that {column} holds, in alphabetical order"
         return Classes(dict(enumerate(texts)), {text: i for i, text in enumerate(texts)}, note)
     if values and all(type(value) is int for value in values):
         note = f"{column} holds numbers without names: classes are called by them"

@@ -153,10 +153,18 @@ def read_file(file: Path) -> bytes:
     """What is in an annotation file. Raises InputError if it cannot be read."""
     try:
         with open_file(file) as opened:
-            return opened.read()
+            content = opened.read()
     except OSError as error:
         text = f"cannot be read: {error.strerror}"
         raise InputError(text, where=file, remedy="copy the annotations again") from None
+    _require_no_pointer(file, content)
+    return content
+
+
+def _require_no_pointer(file: Path, head: bytes) -> None:
+    if head.startswith(b"version https://git-lfs"):
+        text = "is a pointer of Git LFS, in place of the annotations"
+        raise InputError(text, where=file, remedy="git lfs pull replaces it")
 
 
 def read_blocks(file: Path, size: int) -> Iterator[bytes]:
@@ -165,6 +173,8 @@ def read_blocks(file: Path, size: int) -> Iterator[bytes]:
     try:
         with open_file(file) as opened:
             while block := opened.read(size):
+                if opened.tell() == len(block):
+                    _require_no_pointer(file, block)
                 yield block
     except OSError as error:
         text = f"cannot be read: {error.strerror}"

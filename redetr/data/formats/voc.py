@@ -436,6 +436,13 @@ def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:
     )
     boxes[invalid] = (1, 1, 1, 1)
     rows.fault(
+        "pixels-from-0",
+        has_box & (boxes[:, :2] == 0).any(1),
+        lambda i: "begins at pixel 0, where VOC counts from 1: boxes are read a pixel too far",
+        "add 1 to all numbers, or ignore it where a pixel does not matter",
+        "note",
+    )
+    rows.fault(
         "outline",
         ~has_box,
         lambda i: "has an outline and no bndbox",

@@ -128,7 +128,7 @@ def _read_hub(address: str, folder: Path, val_fraction: float) -> tuple[Splits, 
     if val_fraction and "val" not in splits:
         everything = splits["train"]
         for split in ("train", "val"):
-            splits[split], note = hold_out(everything, split, val_fraction)
+            splits[split], note = hold_out(everything, split, val_fraction, address)
             notes[note] = None
     return splits, [*notes]
 

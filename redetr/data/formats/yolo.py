@@ -27,6 +27,7 @@ from redetr.data.annotations import (
     Images,
     Objects,
     Rows,
+    Severity,
     Split,
     assemble,
 )
@@ -41,6 +42,7 @@ from redetr.errors import InputError
 from redetr.wording import counted
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_LISTED = 10  # numbers of classes in an error
 _OUTLINE_TASKS = ("segment", "obb")  # values of `task` with which long lines are outlines
 
 
@@ -115,9 +117,11 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
         text = f"no image of {split} has a label file"
         remedy = "put them there, or all images count as empty"
         elsewhere = label_elsewhere(root, labels[0])
+        severity: Severity = "warning"
         if elsewhere:
+            severity = "error"
             remedy = f"{elsewhere} may be one: move its folder there"
-        faults.append(Fault("warning", "labels-missing", Path(label_files[0]), "", text, remedy))
+        faults.append(Fault(severity, "labels-missing", Path(label_files[0]), "", text, remedy))
     rows = Rows(len(lines.image), faults, lines.place)
     _judge_lines(rows, lines, classes, has_outlines)
     has_masks = masks is not None and masks.for_training
@@ -154,12 +158,27 @@ def _yaml_file(root: Path) -> Path | None:
     return root / files[0] if files else None
 
 
+class _Loader(yaml.BaseLoader):
+    """Numbers stay text. A key that is there twice is refused: the last one would count without a
+    word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if key.value in seen:
+                text = f"{key.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _parse_config(file: Path) -> dict[str, Any]:
     """What the file says; numbers stay text, so that a class may be called 1 or no."""
     if is_darknet(file):
         return darknet_config(file)
     try:
-        config = yaml.load(read_file(file), Loader=yaml.BaseLoader)
+        config = yaml.load(read_file(file), Loader=_Loader)
     # Also not UTF-8 (ValueError), or nested beyond reason.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -278,6 +297,13 @@ def _judge_lines(rows: Rows, lines: Lines, classes: dict[int, str], has_outlines
         rows.fault("key-points-outside", is_stray, lambda i: text, remedy, "warning")
 
 
+def _listed(numbers: list[int]) -> str:
+    """Numbers of classes in ascending order: each, or of many the first and the last."""
+    if len(numbers) > _LISTED:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
+
+
 def _read_objects(
     rows: Rows,
     lines: Lines,
@@ -297,7 +323,7 @@ def _read_objects(
         "class-unknown",
         unknown,
         lambda i: f"{lines.quoted(i)} begins with no class of {file}",
-        f"write one of the {len(classes)} numbers, or add a name",
+        f"write one of its numbers ({_listed(classes)}), or add a name",
     )
     if not has_masks:
         remedy = "its bounding box is taken"
