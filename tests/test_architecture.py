@@ -156,6 +156,7 @@ def test_a_step_waits_for_the_device_in_the_matcher_only():
         "models/fast.py",
         "models/hgnetv2.py",
         "models/hybrid.py",
+        "models/linear.py",
         "models/presnet.py",
         "models/rtdetr.py",
         "models/transformer.py",

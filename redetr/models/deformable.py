@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
+from redetr.models.linear import Linear
 
 Sampling = Literal["bilinear", "discrete"]
 
@@ -119,8 +120,11 @@ class DeformableAttention(nn.Module):
         for zero in (self.sampling_offsets.weight, attention.weight, attention.bias):
             nn.init.zeros_(zero)
         if projects:
-            self.value_proj = _projection(hidden_dim)
-            self.output_proj = _projection(hidden_dim)
+            self.value_proj = Linear(hidden_dim, hidden_dim)
+            self.output_proj = Linear(hidden_dim, hidden_dim)
+            for projection in (self.value_proj, self.output_proj):
+                nn.init.xavier_uniform_(projection.weight)
+                nn.init.zeros_(projection.bias)
         if sampling == "discrete":  # whole pixels have no gradient
             self.sampling_offsets.requires_grad_(False)
 
@@ -161,13 +165,6 @@ class DeformableAttention(nn.Module):
         values = self.value_proj(memory).unflatten(-1, (self.nheads, -1))  # [B, S, heads, d]
         out = read_points(values, shapes, points, weights, self.points, self.sampling)
         return self.output_proj(out.to(query.dtype))
-
-
-def _projection(hidden_dim: int) -> nn.Linear:
-    linear = nn.Linear(hidden_dim, hidden_dim)
-    nn.init.xavier_uniform_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
 
 
 def valid_ratio(images: Tensor, mask: Tensor | None) -> Tensor:

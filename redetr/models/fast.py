@@ -34,6 +34,7 @@ from redetr.models.deformable import (
     take,
     valid_ratio,
 )
+from redetr.models.linear import Linear
 from redetr.models.mask_head import MaskHead, with_mask_losses
 from redetr.models.position import PositionEmbeddingSine, sine_features
 from redetr.models.transformer import MLP, Activation, MultiheadAttention, TransformerEncoderLayer
@@ -65,7 +66,7 @@ class DeformableAttention(nn.Module):
         samples = nheads * len(STRIDES) * points
         self.offsets = nn.Linear(hidden_dim, samples * 2)
         self.weights = nn.Linear(hidden_dim, samples)
-        self.value_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.value_proj = Linear(hidden_dim, hidden_dim)
         self.out_proj = nn.Linear(hidden_dim, hidden_dim)
         with torch.no_grad():
             self.offsets.bias.copy_(star_offsets(nheads, [points] * len(STRIDES)))
@@ -135,8 +136,8 @@ class DecoderLayer(nn.Module):
         self.activation = activation
         self.self_attn = MultiheadAttention(hidden_dim, nheads)
         self.cross_attn = cross_attention()
-        self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
+        self.linear1 = Linear(hidden_dim, dim_feedforward)
+        self.linear2 = Linear(dim_feedforward, hidden_dim)
         self.norm1 = nn.LayerNorm(hidden_dim)
         if gate is None:
             self.norm2 = nn.LayerNorm(hidden_dim)
@@ -236,7 +237,7 @@ class FastDETR(DetectionModel):
         self.backbone = nn.ModuleList([backbone])
         self.neck = Neck(backbone.num_channels[-2:], hidden_dim, nheads, dim_feedforward)
         self.memory_norm = nn.LayerNorm(hidden_dim)
-        self.enc_class_embed = nn.Linear(hidden_dim, num_classes)
+        self.enc_class_embed = Linear(hidden_dim, num_classes)
         self.enc_bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.query_pos = MLP(2 * hidden_dim, hidden_dim, hidden_dim, 2)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
+from redetr.models.linear import Linear, linear
 from redetr.models.recompute import runner
 
 Activation = Callable[[Tensor], Tensor]
@@ -102,7 +103,7 @@ class MultiheadAttention(nn.Module):
         self.dropout = dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_dim, hidden_dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden_dim))
-        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
+        self.out_proj = Linear(hidden_dim, hidden_dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -118,15 +119,15 @@ class MultiheadAttention(nn.Module):
         if query is key:
             # Self-attention: one product for both projections.
             split = 2 * query.shape[-1]
-            query_and_key = F.linear(query, weights[:split], biases[:split])  # [B, N, 2 * D]
+            query_and_key = linear(query, weights[:split], biases[:split])  # [B, N, 2 * D]
             q, k = query_and_key.chunk(2, dim=-1)
-            v = F.linear(value, weights[split:], biases[split:])
+            v = linear(value, weights[split:], biases[split:])
             return q, k, v
         query_weight, key_weight, value_weight = weights.chunk(3)
         query_bias, key_bias, value_bias = biases.chunk(3)
-        q = F.linear(query, query_weight, query_bias)
-        k = F.linear(key, key_weight, key_bias)
-        v = F.linear(value, value_weight, value_bias)
+        q = linear(query, query_weight, query_bias)
+        k = linear(key, key_weight, key_bias)
+        v = linear(value, value_weight, value_bias)
         return q, k, v
 
     def forward(
@@ -160,8 +161,8 @@ class TransformerEncoderLayer(nn.Module):
     ):
         super().__init__()
         self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
-        self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
+        self.linear1 = Linear(hidden_dim, dim_feedforward)
+        self.linear2 = Linear(dim_feedforward, hidden_dim)
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.dropout = Dropout(dropout)
@@ -205,8 +206,8 @@ class TransformerDecoderLayer(nn.Module):
         super().__init__()
         self.self_attn = MultiheadAttention(hidden_dim, nheads, dropout)
         self.multihead_attn = MultiheadAttention(hidden_dim, nheads, dropout)
-        self.linear1 = nn.Linear(hidden_dim, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
+        self.linear1 = Linear(hidden_dim, dim_feedforward)
+        self.linear2 = Linear(dim_feedforward, hidden_dim)
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.norm3 = nn.LayerNorm(hidden_dim)

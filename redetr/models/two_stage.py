@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from redetr.boxes import at_least_float32
 from redetr.denoising import NoisyQueries, split_outputs, with_noisy_queries
 from redetr.models.deformable import best_positions, position_centers, take
+from redetr.models.linear import Linear
 from redetr.models.transformer import MLP, Activation
 from redetr.structures import Outputs
 
@@ -57,9 +58,9 @@ class TwoStageDecoder(nn.Module):
         self.denoising = denoising
         self.num_queries = num_queries
         self.input_proj = input_proj
-        proj = nn.Linear(hidden_dim, hidden_dim)
+        proj = Linear(hidden_dim, hidden_dim)
         self.enc_output = nn.Sequential(OrderedDict(proj=proj, norm=nn.LayerNorm(hidden_dim)))
-        self.enc_score_head = nn.Linear(hidden_dim, num_classes)
+        self.enc_score_head = Linear(hidden_dim, num_classes)
         self.enc_bbox_head = MLP(hidden_dim, hidden_dim, 4, 3, activation)
         width = 2 * hidden_dim if query_pos_layers == 2 else hidden_dim
         self.query_pos_head = MLP(4, width, hidden_dim, query_pos_layers, activation)
