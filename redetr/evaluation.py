@@ -70,18 +70,20 @@ def quality_of(
     segments: list[DatasetDetections],
     dist: Dist,
     objects: TruthObjects | None = None,
+    by_image: bool = False,
 ) -> PanopticResult | None:
     """Panoptic quality of the segments that `detect_classes` gives on this rank; None if it cannot
     be measured.
 
-    `objects` are those of the data set, if they are known already. Communicates.
+    `objects` are those of the data set, if they are known already; `by_image` is that of
+    `shared_quality`. Communicates.
     """
     if not has_quality(model, dataset):
         return None
     if objects is None:
         objects = TruthObjects.from_dataset(dataset)
     mine = DatasetDetections.concatenate(segments)
-    return shared_quality(objects, mine, dataset.is_thing, dist)
+    return shared_quality(objects, mine, dataset.is_thing, dist, by_image)
 
 
 def has_quality(model: DetectionModel, dataset: DetectionDataset) -> bool:

@@ -14,7 +14,13 @@ from PIL import Image
 from redetr.distributed import Dist, process_group
 from redetr.masks import encode
 from redetr.metrics import TruthObjects
-from redetr.panoptic_quality import panoptic_quality, shared_quality
+from redetr.panoptic_quality import (
+    image_counts,
+    mean_quality,
+    panoptic_quality,
+    shared_quality,
+)
+from redetr.report import pq_difference
 from redetr.structures import DatasetDetections
 
 NAMES = ("cat", "dog", "sky", "grass", "never seen")
@@ -160,6 +166,41 @@ def test_equal_to_the_plain_rule_with_void_and_crowds(seed):
 
 
 @pytest.mark.parity
+def counts_of(images):
+    return image_counts(*as_arrays(images), IS_THING)
+
+
+def test_counts_of_images_add_up_to_the_quality():
+    images = random_images(3)
+    result = panoptic_quality(*as_arrays(images), IS_THING)
+    counts = counts_of(images)
+    assert counts.shape == (len(images), len(NAMES), 4)
+    assert mean_quality(counts.sum(0)) == pytest.approx(result.all.pq, abs=1e-12)
+    assert np.array_equal(counts.sum(0)[:, :3], [row[:3] for row in plain_rule(images).values()])
+    assert np.isnan(mean_quality(np.zeros((2, 4))))
+
+
+def test_the_interval_of_pq_is_that_of_a_bootstrap():
+    """Two predictions of the same truth, on images that are drawn with replacement."""
+    images = random_images(5, count=40)
+    first = counts_of(images)
+    second = counts_of([(*image[:3], image[0], image[1]) for image in images[:20]] + images[20:])
+    rng = np.random.default_rng(0)
+    changes = []
+    for _ in range(400):
+        drawn = rng.integers(0, len(images), len(images))
+        changes.append(mean_quality(second[drawn].sum(0)) - mean_quality(first[drawn].sum(0)))
+    lower, upper = np.quantile(changes, [0.025, 0.975])
+    change = pq_difference(first, second)["PQ"]
+    tolerance = 0.2 * (upper - lower)
+    assert change["difference"] == mean_quality(second.sum(0)) - mean_quality(first.sum(0)) > 0
+    assert change["lower"] == pytest.approx(lower, abs=tolerance)
+    assert change["upper"] == pytest.approx(upper, abs=tolerance)
+    back = pq_difference(second, first)["PQ"]
+    assert back["lower"] == pytest.approx(-change["upper"])
+    assert pq_difference(first[:1], second[:1]) == pq_difference(0 * first, 0 * second) == {}
+
+
 def test_files_give_the_same(tmp_path):
     """COCO's panoptic files of the same images, read by hotcoco."""
     images = random_images(7)

@@ -77,9 +77,12 @@ def test_the_command_line_says_it(run, tmp_path, capsys):
     main([*arguments, "--json", "--compare", str(folder), "--report", str(tmp_path)])
     compared = json.loads(capsys.readouterr().out)
     assert compared["panoptic"] == compared["compared"]["panoptic"] == measured["panoptic"]
+    nothing = {"difference": 0.0, "lower": 0.0, "upper": 0.0}
+    assert compared["differences"]["PQ"] == nothing
     report = json.loads((tmp_path / "report.json").read_text())
     assert [entry["panoptic"] for entry in report["checkpoints"]] == [measured["panoptic"]] * 2
-    assert "Panoptic quality" in (tmp_path / "index.html").read_text()
+    page = " ".join((tmp_path / "index.html").read_text().split())
+    assert "Panoptic quality" in page and "PQ of B is 0.0 points higher" in page
 
 
 def sure() -> redetr.Detector:

@@ -53,7 +53,7 @@ class Evaluate:
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     skip_unreadable: bool = False
-    """Leave out images that cannot be read, after a look at each of them."""
+    """Decode all images first and leave out those that cannot be read."""
     batch_size: int = 16
     """Images per batch."""
     device: str = "auto"
@@ -117,7 +117,8 @@ class Evaluate:
                 detections = [to_main(share, dist) for share in shares]
                 qualities = []
                 for detector, of_detector in zip(detectors, segments, strict=True):
-                    qualities.append(quality_of(detector.model, dataset, of_detector, dist))
+                    measured = (detector.model, dataset, of_detector, dist)
+                    qualities.append(quality_of(*measured, by_image=bool(self.compare)))
                 dist.main_only(self._show)(dataset, about, detections, qualities)
                 return
             result = with_quality(detectors[0].model, dataset, shares[0], segments[0], dist)
@@ -202,7 +203,7 @@ class Evaluate:
             mask_result = None if evaluation is None else coco_result(truth, evaluation)
             result = replace(result, masks=mask_result, panoptic=qualities[i])
             results.append(description | result.to_dict())
-        differences = _differences(of_boxes, of_masks) if self.compare else None
+        differences = _differences(of_boxes, of_masks, qualities) if self.compare else None
         if self.json:
             content = results[0]
             if self.compare:
@@ -266,17 +267,22 @@ def _measured(checkpoint: str, result: dict[str, Any]) -> str:
 
 
 def _differences(
-    of_boxes: list["COCOeval"], of_masks: list["COCOeval | None"]
+    of_boxes: list["COCOeval"],
+    of_masks: list["COCOeval | None"],
+    qualities: list["PanopticResult | None"],
 ) -> dict[str, "Difference"]:
     """The differences between two checkpoints; those of masks, where both have some, have names as
     "mask AP"."""
-    from redetr.report import ap_differences
+    from redetr.report import ap_differences, pq_difference
 
     differences = ap_differences(*of_boxes)
     first, second = of_masks
     if first is not None and second is not None:
         for name, difference in ap_differences(first, second).items():
             differences[f"mask {name}"] = difference
+    counts = [quality.by_image for quality in qualities if quality is not None]
+    if len(counts) == 2 and counts[0] is not None and counts[1] is not None:
+        differences |= pq_difference(counts[0], counts[1])
     return differences
 
 

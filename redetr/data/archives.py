@@ -52,6 +52,8 @@ class Archive:
         if self.remote is not None:
             return self._received(self.remote, offset, size)
         with open_file(self.path) as file:
+            if hasattr(os, "posix_fadvise"):  # else as much again is read ahead, for nothing
+                os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_RANDOM)
             file.seek(offset)
             content = file.read(size)
         if len(content) < size:

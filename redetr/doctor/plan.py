@@ -1,6 +1,7 @@
 """What a recipe would do with a data set."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ class Plan:
     num_queries: int
 
     @classmethod
+    @cache  # a model is built for it
     def of(
         cls, recipe: str, hints: Hints, num_queries: int | None, image_size: ImageSize = 0
     ) -> "Plan":

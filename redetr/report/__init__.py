@@ -4,8 +4,8 @@
 together what `report.json` holds, `page` and `scenes` turn it into `index.html`.
 """
 
-from redetr.report.comparison import ap_differences
+from redetr.report.comparison import ap_differences, pq_difference
 from redetr.report.numbers import make_report
 from redetr.report.page import write_report
 
-__all__ = ["ap_differences", "make_report", "write_report"]
+__all__ = ["ap_differences", "make_report", "pq_difference", "write_report"]

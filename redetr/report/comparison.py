@@ -4,6 +4,9 @@ from typing import Any, TypedDict
 
 import numpy as np
 from hotcoco import COCOeval
+from numpy.typing import NDArray
+
+from redetr.panoptic_quality import mean_quality
 
 METRICS = ("AP", "AP50", "AP75")  # those over all sizes
 
@@ -49,6 +52,24 @@ def ap_differences(first: COCOeval, second: COCOeval) -> dict[str, Difference]:
         if before["_overall"][name] >= 0:  # else there are no objects
             differences[name] = _difference(before, after, name)
     return differences
+
+
+def pq_difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> dict[str, Difference]:
+    """The difference in PQ, as "PQ", between two evaluations of the same images, given by their
+    `image_counts`; see `ap_differences`."""
+    num_images = len(first)
+    if num_images < _LEAST_IMAGES:
+        return {}
+    halves = _random_halves(np.arange(num_images), _MOST_HALVES)
+    changes = []
+    for images in halves.values():
+        before, after = (mean_quality(counts[images].sum(0)) for counts in (first, second))
+        changes.append(after - before)
+    difference = float(mean_quality(second.sum(0)) - mean_quality(first.sum(0)))
+    if np.isnan(difference):  # there are no objects
+        return {}
+    lower, upper = np.nanquantile(changes, _QUANTILES).tolist()
+    return {"PQ": {"difference": difference, "lower": lower, "upper": upper}}
 
 
 def _difference(before: dict[str, Any], after: dict[str, Any], name: str) -> Difference:
