@@ -75,6 +75,7 @@ class Watcher:
     has_measured_threshold = True
     class_names = ("ball",)
     model = SimpleNamespace(has_masks=False, channels=3, weights_from="nowhere")
+    precision = SimpleNamespace(reason="")
     blue = 0
 
     def optimize(self, **_):
