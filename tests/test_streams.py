@@ -77,7 +77,6 @@ class Watcher:
     precision = PrecisionChoice("fp32")
     class_names = ("ball",)
     model = SimpleNamespace(has_masks=False, channels=3, weights_from="nowhere")
-    precision = SimpleNamespace(reason="")
     blue = 0
 
     def optimize(self, **_):
