@@ -62,7 +62,7 @@ def save(name: str, picture: Image.Image) -> None:
     """As JPEG, no wider than a page needs it."""
     picture = picture.convert("RGB")
     picture.thumbnail((_KEPT_PX, 10 * _KEPT_PX), Image.Resampling.LANCZOS)
-    picture.save(IMAGES / f"{name}.jpg", quality=80, optimize=True)
+    picture.save(IMAGES / f"{name}.jpg", quality=70, optimize=True)
     print(f"docs/images/{name}.jpg: {(IMAGES / f'{name}.jpg').stat().st_size // 1024} KB")
 
 

@@ -77,17 +77,17 @@ class DataOptions:
     """digits, crowns, a folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, or
     hf:NAME for what Hugging Face `datasets` reads."""
     channels: int | None = None
-    """Bands of the images that are learned from; default: all of .npy files and of TIFF that only
-    the extra tiff reads, else three, RGB."""
+    """Bands of the images; default: all bands of .npy files and of TIFF files that need the extra
+    tiff, otherwise three (RGB)."""
     skip_unreadable: bool = False
-    """Leave out images that cannot be read, after a look at each of them; unreadable.json in the
-    run folder lists them."""
+    """Decode all images first and leave out those that cannot be read; unreadable.json in the run
+    folder lists them."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation if the data has no val split, the same images
     in every run; 0 = none."""
     image_size: ImageSize = 0
-    """Side (or HEIGHTxWIDTH, multiples of 32), of the faithful variants the shorter side, px;
-    default: the data set's, else the model's; of the others no more than the images have."""
+    """Size in px, a side or HEIGHTxWIDTH (multiples of 32); for the faithful variants, the shorter
+    side. Default: that of the data set or the model; the other variants do not enlarge images."""
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
     custom_augment: str | None = None
@@ -189,7 +189,8 @@ class RunOptions:
     """Steps between checkpoints; default: as eval_every. A run that is killed loses at most that
     many."""
     pictures: bool = True
-    """Draw curves.png and predictions.png, truth beside predictions, at each evaluation."""
+    """Leave out curves.png and predictions.png (truth beside predictions), which are drawn at each
+    evaluation by default."""
     timeout_s: float = 600.0
     """Seconds after which a rank that does not answer fails the run."""
     setup_timeout_s: float = 3600.0

@@ -46,7 +46,7 @@ def _too_little_to_learn(config: Settings, train: DetectionDataset) -> list[str]
     has_few_images = len(train) < _FEW_IMAGES
     if config.weights != "imagenet" and has_few_images and has_few_objects:
         return [
-            f"{run}: results will be poor; more images help most, then pretrained weights (redetr "
+            f"{run}: little to learn from; more images help most, then pretrained weights (redetr "
             "models)"
         ]
     return []

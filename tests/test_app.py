@@ -39,6 +39,8 @@ from redetr.pages.drawing import class_color, score_color, to_pil
 from tests.app_server import artefacts, serving, write_checkpoint
 from tests.test_explain import OPTIONS, picture
 from tests.test_explain_page import Page
+from tests.test_panoptic_quality_of_models import CONFIG as PANOPTIC
+from tests.test_panoptic_quality_of_models import sure
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "app.md").read_text()
@@ -837,3 +839,40 @@ def test_masks_are_drawn_below_their_boxes(tmp_path, shared_coco, browser, image
                 inside = ImageChops.logical_xor(inside, filled)
             differs = np.array(inside) != mask.numpy()
             assert differs.mean() < 0.1  # PIL draws the edge itself
+
+
+def test_segments_of_a_panoptic_model(tmp_path, browser, image):
+    """A checkbox chooses them in the place of detections: they are listed, and saved."""
+    detector = sure()
+    about = {
+        "config": PANOPTIC.to_dict(),
+        "class_names": detector.class_names,
+        "category_ids": detector.category_ids,
+        "is_thing": list(detector.model.is_thing),
+        "step": 0,
+        "best": {},
+    }
+    checkpoint = tmp_path / "best.safetensors"
+    save_weights(checkpoint, detector.model.state_dict(), about)
+    expected = redetr.load(checkpoint, device="cpu").predict_panoptic(str(image))
+    with serving(checkpoint) as server, opened(server, browser) as page:
+        upload(page, image)
+        assert "detections with a score of" in told(page)
+        one(page, "#segments").click()
+        assert f"{len(expected)} segment" in told(page)
+        _, content = saved_json(page, tmp_path)
+        segments = content["detections"]
+        names = [segment["label"] for segment in segments]
+        assert names == expected.detections.names and len(names) > 0
+        assert [segment["area"] for segment in segments] == [
+            segment.area for segment in expected.panoptic.segments
+        ]
+        polygons = page.execute_script("return shown.masks")
+        assert len(polygons) == len(expected)
+        one(page, "#segments").click()
+        assert "detections with a score of" in told(page)
+
+
+def test_no_segments_of_other_models(page, image):
+    upload(page, image)
+    assert not one(page, "#segments").is_displayed()

@@ -269,6 +269,7 @@ def test_help_lists_every_setting_once_and_in_its_group(command, capsys):
         {"json"} if command == "verify" else set()
     )
     assert sorted(flags) == sorted(expected | others)
+    assert re.search(r"--no-pictures\s+Leave out curves.png", text)  # no negation of its own help
     headings = re.findall(r"^(?:╭─)? (\w+) options ", text, re.MULTILINE)
     assert headings == ["model", "data", "optimizer", "schedule", "loader", "run"]
     data_options = text.partition("data options")[2].partition("optimizer options")[0]

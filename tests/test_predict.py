@@ -375,7 +375,7 @@ def test_the_command_says_what_was_found(checkpoint, folder, tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"objects found: {counted.total()} in 5 of 5 images: {most}; ")
     assert re.search(r"; \d+\.\d images/s$", said[0])
-    assert said[1:] == [f"looked at 5 of 5 sources: {tmp_path}/all/predictions.jsonl"]
+    assert said[1:] == [f"processed 5 of 5 sources: {tmp_path}/all/predictions.jsonl"]
     predict(
         checkpoint, folder, "--output", tmp_path / "all", "--resume"
     )  # nothing is left: there is no speed
@@ -498,7 +498,7 @@ def test_two_processes_write_what_one_does(checkpoint, folder, tmp_path):
     said = "".join(output for _, output, _ in ranks)
     errors = "".join(errors for _, _, errors in ranks)
     assert errors.count(f"redetr: {bad}: not an image") == 1
-    assert said.count("looked at 5 of 6") == 1
+    assert said.count("processed 5 of 6") == 1
     counts = [
         re.search(r"objects found: \d+ in 5 of 5 images.*(?=;)", output).group()
         for output in (said, said_alone)

@@ -21,6 +21,7 @@ from redetr.detector.detections import Detections
 from redetr.detector.sources import Frame, frames
 from redetr.detector.streams import Reconnection
 from redetr.detector.video import VideoWriter, video_frames
+from redetr.precision import PrecisionChoice
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 SIZE = (64, 48)
@@ -73,6 +74,7 @@ class Watcher:
 
     threshold = 0.5
     has_measured_threshold = True
+    precision = PrecisionChoice("fp32")
     class_names = ("ball",)
     model = SimpleNamespace(has_masks=False, channels=3, weights_from="nowhere")
     blue = 0
@@ -106,7 +108,7 @@ def test_ctrl_c_ends_a_stream_with_whole_files(tmp_path, capsys, monkeypatch):
         main(["predict", "best.pt", address, "--output", str(tmp_path)])
     said = capsys.readouterr()
     assert "the stream dropped" in said.err and "the stream is back" in said.err
-    assert "looked at 1 of 1 sources" in said.out
+    assert "processed 1 of 1 sources" in said.out
     text = (tmp_path / "predictions.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     assert len(json.loads((tmp_path / "predictions.json").read_text())) == len(lines)

@@ -19,6 +19,7 @@ from redetr.detector.sources import Frame
 from redetr.detector.tracking import Tracker, without_duplicates
 from redetr.detector.video import VideoWriter, video_frames
 from redetr.pages.drawing import NO_COLOR, class_color
+from redetr.precision import PrecisionChoice
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 SIDE = 24
@@ -188,6 +189,7 @@ class ColourDetector:
 
     threshold = 0.5
     has_measured_threshold = True
+    precision = PrecisionChoice("fp32")
     class_names = ("ball",)
     model = SimpleNamespace(has_masks=False, channels=3, weights_from="nowhere")
 

@@ -10,7 +10,7 @@ const FEW_BOXES = 3; // that have their tags even where these hide something
 const MOST_HIDDEN = 0.15; // of a box, by a tag of another
 const MOST_IMAGES = 100; // whose pictures this page holds; `redetr predict` takes folders
 const MASK_OPACITY = 0.4;
-const NOTHING = { file: null, answer: null, picture: null, masks: [], colors: {}, scoreColors: null, selected: null };
+const NOTHING = { file: null, answer: null, picture: null, masks: [], segments: null, colors: {}, scoreColors: null, selected: null };
 
 /** What is shown: the file, the server's answer to it, and the detection that was clicked. */
 const shown = { ...NOTHING };
@@ -113,7 +113,7 @@ async function look(entry, signal) {
     picture.src = content.picture;
     await picture.decode();
     signal.throwIfAborted();
-    Object.assign(entry, { picture, answer: content.answer, masks: content.masks, colors: content.colors, scoreColors: content.score_colors });
+    Object.assign(entry, { picture, answer: content.answer, masks: content.masks, segments: content.segments, colors: content.colors, scoreColors: content.score_colors });
     return "";
   } catch (problem) {
     if (signal.aborted) throw problem;
@@ -122,6 +122,9 @@ async function look(entry, signal) {
   }
 }
 
+/** Whether the segments of a panoptic model are shown, in the place of its detections. */
+const areSegments = () => Boolean(shown.segments) && byId("segments").checked;
+
 const current = () => images.find(({ file }) => file === shown.file);
 
 /** Shows an image that came in; null: none. */
@@ -129,6 +132,8 @@ function show(entry) {
   abort("explain");
   byId("explained").replaceChildren();
   Object.assign(shown, entry ?? NOTHING, { selected: null });
+  byId("segments-control").hidden = !shown.segments;
+  if (areSegments()) Object.assign(shown, shown.segments);
   const isThere = Boolean(shown.answer);
   for (const id of ["picture", "controls", "remove"]) byId(id).hidden = !isThere;
   const isWaited = Boolean(shown.file) && !isThere;
@@ -208,7 +213,8 @@ function refresh() {
   const detections = chosen();
   if (!detections.includes(shown.selected)) shown.selected = null;
   const number = detections.length || "No";
-  const noun = detections.length === 1 ? "detection" : "detections";
+  const kind = areSegments() ? "segment" : "detection";
+  const noun = detections.length === 1 ? kind : `${kind}s`;
   const label = byId("class").value;
   const count = label ? `${number} ${noun} of ${label}` : `${number} ${noun}`;
   const best = shown.answer.detections.find(ofClass);
@@ -283,12 +289,13 @@ function paint(canvas, unit) {
   const line = lineWidth(context, unit, others);
   context.globalAlpha = shown.selected ? 0.4 : 1;
   for (const detection of [...others].reverse()) paintMask(context, detection);
-  for (const detection of [...others].reverse()) paintBox(context, line, detection);
+  if (!areSegments())
+    for (const detection of [...others].reverse()) paintBox(context, line, detection);
   for (const tag of tagsWithRoom(context, unit, others)) paintTag(context, unit, tag);
   context.globalAlpha = 1;
   if (!shown.selected) return;
   paintMask(context, shown.selected);
-  paintBox(context, 1.5 * line, shown.selected);
+  if (!areSegments()) paintBox(context, 1.5 * line, shown.selected);
   paintTag(context, 1.2 * unit, tagAt(context, 1.2 * unit, shown.selected));
 }
 
@@ -325,6 +332,11 @@ function paintMask(context, detection) {
   context.globalAlpha *= MASK_OPACITY;
   context.fillStyle = `rgb(${colorOf(detection)})`;
   context.fill(path, "evenodd");
+  if (areSegments()) { // neighbours may have one color
+    context.globalAlpha = 1;
+    context.strokeStyle = "white";
+    context.stroke(path);
+  }
   context.restore();
 }
 
@@ -578,6 +590,7 @@ on("paste", "click", paste);
 on("remove", "click", removeShown);
 on("threshold", "input", refresh);
 on("class", "change", refresh);
+on("segments", "change", () => show(current()));
 on("picture", "click", click);
 on("explain", "click", explain);
 on("save-picture", "click", savePicture);

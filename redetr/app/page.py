@@ -118,6 +118,7 @@ class Page:
             "answer": {"image": upload.name, **detections.to_dict()},
             "picture": data_uri(picture),
             "masks": self._outlines(image, detections),
+            "segments": self._segments(image, upload.name),
             "colors": colors,
             # Of a single class, colors tell scores.
             "score_colors": SCORE_COLORS if len(colors) == 1 else None,
@@ -134,19 +135,18 @@ class Page:
             return []
         last = min(len(detections), _MOST_MASKS) - 1
         least = max(_LEAST_MASK_SCORE, float(detections.scores[last]))
-        masks = self.detector.predict(image, threshold=least).masks
-        height, width = masks.shape[1:]
-        reduction = max(1.0, max(height, width) / _OUTLINES_PX)
-        size = (round(height / reduction), round(width / reduction))
-        of_detections = []
-        for mask in masks:
-            reduced = F.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0]
-            scale = np.array([width / size[1], height / size[0]])
-            polygons = []
-            for polygon in outlines(reduced.bool().numpy()):
-                polygons.append((polygon * scale).round(1).ravel().tolist())
-            of_detections.append(polygons)
-        return of_detections
+        return _outlines_of(self.detector.predict(image, threshold=least).masks)
+
+    def _segments(self, image: Tensor, name: str | None) -> dict[str, Any] | None:
+        """What a panoptic model makes of an image: an answer as that of detections, with a row for
+        each segment, and their outlines; None of other models."""
+        if not self.detector.model.original_masks:
+            return None
+        segments = self.detector.predict_panoptic([image])[0]
+        return {
+            "answer": {"image": name, **segments.to_dict("none")},
+            "masks": _outlines_of(segments.detections.masks),
+        }
 
     async def explain(self, request: Request) -> JSONResponse:
         """The page on where the model looked in an image."""
@@ -206,6 +206,22 @@ class Page:
         explanation = explain_loss(self.detector, self.dataset, int(chosen), world_size)
         page = loss_page(explanation, title="From boxes to loss")
         return {"image_id": chosen, "name": self.dataset.image_name(index), "page": page}
+
+
+def _outlines_of(masks: Tensor) -> list[list[list[float]]]:
+    """The outlines of masks `[N, H, W]`, reduced: of each, the polygons of `Page._outlines`."""
+    height, width = masks.shape[1:]
+    reduction = max(1.0, max(height, width) / _OUTLINES_PX)
+    size = (round(height / reduction), round(width / reduction))
+    scale = np.array([width / size[1], height / size[0]])
+    of_masks = []
+    for mask in masks:
+        reduced = F.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0]
+        polygons = []
+        for polygon in outlines(reduced.bool().numpy()):
+            polygons.append((polygon * scale).round(1).ravel().tolist())
+        of_masks.append(polygons)
+    return of_masks
 
 
 def _file(name: str, media_type: str, headers: dict[str, str] | None = None) -> Any:

@@ -18,23 +18,23 @@ class Check:
     data: DataPath
     """digits, crowns, a folder, or hf:NAME."""
     model: str = "redetr_n"
-    """The recipe that the data set is meant for."""
+    """The recipe to train with."""
     queries: int | None = None
-    """Most objects that the model can find in an image; default: what training would take."""
+    """Most objects that the model can find in an image; default: what training would choose."""
     image_size: ImageSize = 0
-    """Side, or HEIGHTxWIDTH, that training is meant to take, px; default: its choice."""
+    """Image size of the planned training in px, a side or HEIGHTxWIDTH; default: what training
+    would choose."""
     val_fraction: float = 0.0
     """Share of the images to hold out for validation, as training will, if the data has no val
     split."""
     thorough: bool = False
     """Also decode all images, and look for images that are nearly the same."""
     masks: bool = False
-    """The data is meant for training with --masks: what is wrong with a mask is an error then, not
-    a warning."""
+    """Check for training with --masks: faulty masks are errors, not warnings."""
     report: str | None = None
     """Folder for a page with samples and histograms."""
     augment: bool = False
-    """Also show samples as training sees them, in the folder of --report; not of a data set with
+    """Also draw samples as training sees them into the folder of --report, if the data set has no
     errors."""
     json: bool = False
     """Print JSON instead of tables."""

@@ -19,28 +19,28 @@ class Convert:
     """A folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, hf:NAME or crowns;
     stays as it is."""
     destination: NewFolder
-    """The folder to write, which must not be there yet."""
+    """The folder to write, which must not exist yet."""
     to: Literal["coco", "yolo", "voc"] = "coco"
     """The format to write."""
     tile: int | None = None
     """Cut images that are larger into tiles of this size in px, with their boxes."""
     overlap: float = 0.2
-    """Share of a tile's side that neighbours have in common, at least."""
+    """Smallest overlap of neighbouring tiles, as a share of their side."""
     min_visible: float = 0.4
     """Share of an object's area that a tile must show to have it; the tile that shows the most of
     it always has it."""
     empty_tiles: float = 1.0
     """Share of the training tiles without objects to keep; val and test keep all."""
     channels: int | None = None
-    """Bands that tiles have; default: all of .npy files and of TIFF that only the extra tiff reads,
-    else three, RGB."""
+    """Bands of the tiles; default: all bands of .npy files and of TIFF files that need the extra
+    tiff, otherwise three (RGB)."""
     val_fraction: float = 0.0
     """Share of the images to write as a val split if there is none; before they are cut."""
     copy: bool = False
     """Copy images; default: hard links, which take no space, where the disk allows them."""
     shards: str | None = None
-    """Pack images into tar archives of this size, such as 1GB, for which a disk or a server is
-    faster than for single files; --to coco only."""
+    """Pack images into tar archives of this size, such as 1GB, which disks and servers read faster
+    than single files; --to coco only."""
     follow_links: bool = False
     """Also take images that are symbolic links out of the data folder."""
     json: bool = False
@@ -66,8 +66,13 @@ class Convert:
             val_fraction=self.val_fraction,
             shard_bytes=None if self.shards is None else parse_bytes(self.shards),
         )
+        if self.tile is not None:
+            notes.append(
+                f"predict whole images in tiles of this size, too: redetr predict CHECKPOINT IMAGE "
+                f"--tile {self.tile}"
+            )
         if self.json:
-            print_json({"destination": self.destination, "told": notes})
+            print_json({"destination": self.destination, "notes": notes})
         else:
             for line in notes:
                 OUT.print(line, soft_wrap=True)

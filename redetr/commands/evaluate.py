@@ -53,7 +53,7 @@ class Evaluate:
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     skip_unreadable: bool = False
-    """Leave out images that cannot be read, after a look at each of them."""
+    """Decode all images first and leave out those that cannot be read."""
     batch_size: int = 16
     """Images per batch."""
     device: str = "auto"

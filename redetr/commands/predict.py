@@ -425,7 +425,7 @@ class Predict:
             self._print_summary(summary(folder), rate, threshold)
             known = f", {resumed} of them earlier" if resumed else ""
             OUT.print(
-                f"looked at {len(sources) - len(errors)} of {len(sources)} sources{known}: "
+                f"processed {len(sources) - len(errors)} of {len(sources)} sources{known}: "
                 f"{folder}/{RECORD}",
                 soft_wrap=True,
             )

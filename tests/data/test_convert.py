@@ -257,7 +257,7 @@ def test_json_for_machines(tmp_path, capsys):
     main(["convert", str(tmp_path / "source"), str(tmp_path / "new"), "--to", "coco", "--json"])
     content = json.loads(capsys.readouterr().out)
     assert content["destination"] == f"{tmp_path}/new"
-    assert content["told"][0] == f"{tmp_path}/new: train has 3 images, 4 objects"
+    assert content["notes"][0] == f"{tmp_path}/new: train has 3 images, 4 objects"
 
 
 @pytest.mark.parametrize("linked", ["train/train-1.jpg", "train"])
