@@ -1,6 +1,7 @@
 """`--masks` from training to prediction: on digits, with a small model and few steps."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,12 +9,21 @@ from command_line import train_arguments
 
 import redetr
 from redetr.cli import main
+from redetr.data.formats import digits
 from redetr.errors import InputError
 from redetr.verification import verify
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_digits() -> Iterator[None]:
+    """The digits have 30 validation images instead of 300."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(digits._DEFAULT_SIZES, "val", 30)
+        yield
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(few_digits, tmp_path_factory):
     """Three steps with masks."""
     folder = tmp_path_factory.mktemp("masks") / "run"
     main([str(word) for word in [*train_arguments("digits", folder, steps=3), "--masks"]])
