@@ -190,6 +190,7 @@ def test_a_table_transformer(table_folder):
     assert same(model, theirs)
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_a_table_transformer_is_trained(table_folder, tmp_path):
     config = replace(
         TABLE,

@@ -1,7 +1,6 @@
 """`--masks` from training to prediction: on digits, with a small model and few steps."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,17 +8,8 @@ from command_line import train_arguments
 
 import redetr
 from redetr.cli import main
-from redetr.data.formats import digits
 from redetr.errors import InputError
 from redetr.verification import verify
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_digits() -> Iterator[None]:
-    """The digits have 30 validation images instead of 300."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(digits._DEFAULT_SIZES, "val", 30)
-        yield
 
 
 @pytest.fixture(scope="module")
