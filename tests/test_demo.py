@@ -58,7 +58,9 @@ def test_few_images_of_many_objects_are_no_reason_for_doubt(shared_coco, tmp_pat
     many = FolderDataset(crowd, "nuclei", few.hints)
     assert outlook(config, many, many) == []
     (poor, chance) = outlook(config, few, few)
-    assert "8 images with 9 objects, 2,000 steps, no pretrained weights: results will be" in poor
+    assert (
+        "8 images with 9 objects, 2,000 steps, no pretrained weights: little to learn from" in poor
+    )
     assert "the val split has 8 images with 9 objects: too few to judge by" in chance
 
 
