@@ -2,6 +2,7 @@
 of another."""
 
 import resource
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -30,6 +31,11 @@ class Apart:
 
     def operations(self) -> int:
         return self._ask(_operations)
+
+    def processor_s(self) -> float:
+        """The processor time of the process until now, of all its threads: what else the machine
+        does hardly counts in it."""
+        return self._ask(time.process_time)
 
     def peak_mb(self) -> int:
         """What the work took at most until now: on a GPU what torch counts, on a CPU what the

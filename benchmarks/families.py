@@ -11,15 +11,19 @@ Images of 640x640, fp32 on a CPU, random weights. Training: all losses without d
 BatchNorm, AdamW, the gradient clipped. Each side is a process; ours runs with `keep_memory`, as the
 command line runs it, and theirs both with it and without: the ratio is to the faster one. Sides
 take turns; medians. Also the operations of each, and the time that they need at the rate of a large
-matrix product. OpenVINO computes in fp32 on both sides. PyTorch's present exporter to ONNX refuses
-Transformers' D-FINE (`aten._is_all_true`); the one before it takes it.
+matrix product: of MKL, which convolutions can exceed. OpenVINO computes in fp32 on both sides.
+PyTorch's present exporter to ONNX refuses Transformers' D-FINE (`aten._is_all_true`); the one
+before it takes it. With --processor-time, times are those that a process gets from the processor,
+of all its threads, which other programs on the machine hardly change.
 
 Writes results/DATE-families.json after each row. Started again with the same settings at the same
 commit, it measures the rows that are missing.
 """
 
 import argparse
+import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -140,12 +144,17 @@ def sides_of(name: str, kind: str, arguments: argparse.Namespace, folder: Path) 
     return exported_sides(name, images, kind, folder / name)
 
 
-def measured(sides: Sides, rounds: int, in_torch: bool) -> dict[str, Any]:
+def measured(sides: Sides, rounds: int, in_torch: bool, processor_time: bool) -> dict[str, Any]:
     """A row. Operations are counted where PyTorch computes."""
     for side in sides.values():
         side()  # starts it
-    rate = matrix_rate("cpu", torch.float32)  # while the sides wait
-    seconds = measure(sides, rounds, warm_up=2)
+    # While the sides wait.
+    if processor_time:
+        rate = matrix_rate("cpu", torch.float32, clock=time.process_time)
+        seconds = measure(sides, rounds, warm_up=2, clock=Apart.processor_s)
+    else:
+        rate = matrix_rate("cpu", torch.float32)
+        seconds = measure(sides, rounds, warm_up=2)
     result: dict[str, Any] = {
         "GFLOP/s of a product": round(rate / 1e9, 1),
         "ms": summary(seconds),
@@ -171,8 +180,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2, help="of the training step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--exported", action="store_true", help="also in ONNX Runtime and OpenVINO")
+    parser.add_argument("--processor-time", action="store_true", help="on a busy machine")
     arguments = parser.parse_args()
     arguments.device = "cpu"
+    if arguments.processor_time:
+        os.environ["GOMP_SPINCOUNT"] = "0"  # waiting threads take none
     setting = {name: value for name, value in vars(arguments).items() if name not in SELECTION}
     path, tables = unfinished("families", setting)
     kinds = IN_TORCH + EXPORTED if arguments.exported else IN_TORCH
@@ -183,7 +195,9 @@ def main() -> None:
                 if kind in rows:
                     continue
                 sides = sides_of(name, kind, arguments, Path(folder))
-                rows[kind] = measured(sides, arguments.rounds, kind in IN_TORCH)
+                rows[kind] = measured(
+                    sides, arguments.rounds, kind in IN_TORCH, arguments.processor_time
+                )
                 write(path, "families", {"setting": setting, **tables})
                 print(name, kind, rows[kind], flush=True)
     print(path)

@@ -22,15 +22,20 @@ def operations(work: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def matrix_rate(device: str, dtype: torch.dtype, tries: int = 15) -> float:
+def matrix_rate(
+    device: str,
+    dtype: torch.dtype,
+    tries: int = 15,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Operations per second in a product of large matrices."""
     side = _SIDE[torch.device(device).type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(tries + 2):
         wait()
-        started = time.perf_counter()
+        started = clock()
         a @ b
         wait()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     return 2 * side**3 / median(seconds[2:])

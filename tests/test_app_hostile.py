@@ -26,6 +26,8 @@ import redetr
 from redetr.app import uploads
 from redetr.app.server import web_app
 from redetr.app.uploads import MAX_BYTES, MAX_PIXELS
+from redetr.commands.app import App
+from redetr.errors import InputError
 from tests.app_server import ask_within, peak_memory, serving, write_checkpoint
 from tests.test_explain import small_detector
 
@@ -387,11 +389,45 @@ def test_connections_without_a_request(server):
     "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", "", "[", "[::1", "x@y:z"]
 )
 def test_another_name_of_this_machine(host, server):
-    status, text = server.ask("GET", "/api/health", headers={"Host": host})
+    status, text = server.ask("GET", "/api/health", headers={"host": host})
     assert (status, json.loads(text)) == (
         400,
-        {"error": "this server is called 127.0.0.1 or localhost or ::1: use that name"},
+        {
+            "error": "this server is called 127.0.0.1 or localhost or ::1: use that name, or start "
+            "it with --allow-host NAME"
+        },
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("192.168.1.7:7860", 200),  # any address: a name is what another site can point here
+        ("[fe80::1]:7860", 200),
+        ("localhost:7860", 200),
+        ("MyMachine:7860", 200),
+        ("detr.example", 200),
+        ("evil.example", 400),
+        ("192.168.1.7.evil.example", 400),
+        ("detr.example.evil.example:7860", 400),
+        ("", 400),
+    ],
+)
+def test_a_name_that_another_site_points_here(host, status, monkeypatch):
+    """DNS rebinding, of a server that the network reaches."""
+    monkeypatch.setattr("socket.gethostname", lambda: "mymachine")
+    app = web_app(small_detector("redetr_n"), None, "", "0.0.0.0", ["detr.example"])
+    found, text = ask_within(app, "GET", "/api/health", {"host": host})
+    assert found == status
+    if status == 400:
+        names = "detr.example or mymachine or localhost"
+        assert json.loads(text)["error"].startswith(f"this server is called {names}: use that")
+
+
+@pytest.mark.parametrize("name", ["", "http://a.example", "a.example:80", "a b/c"])
+def test_a_name_to_allow_that_is_none(name):
+    with pytest.raises(InputError, match="without http:// and without a port"):
+        App("run", allow_host=(name,))._allowed_names()
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,9 @@ def test_few_images_of_many_objects_are_no_reason_for_doubt(shared_coco, tmp_pat
 
 def test_demo_on_photographs_from_imagenet_weights(tmp_path):
     """`redetr demo --data crowns --recipe redetr_mobile`"""
-    demo("crowns", tmp_path / "demo", 1, Console(quiet=True), "redetr_mobile")
+    console = Console(record=True, width=120)
+    demo("crowns", tmp_path / "demo", 1, console, "redetr_mobile")
+    assert "redetr train redetr_mobile --data FOLDER" in console.export_text()
     config = json.loads((tmp_path / "demo/config.json").read_text())
     assert (config["model"], config["weights"], config["steps"]) == ("redetr_mobile", "imagenet", 1)
 

@@ -100,7 +100,7 @@ def test_the_page_on_architecture_names_nothing_that_is_gone():
 
 def test_every_fault_of_the_check_is_explained():
     after_severity = re.findall(r'"(?:error|warning|note)",\s*"([a-z-]+)"', SOURCE)
-    of_a_reader = re.findall(r'(?:report|fault)\(\s*"([a-z-]+)"', SOURCE)
+    of_a_reader = re.findall(r'\b(?:report|fault)\(\s*"([a-z-]+)"', SOURCE)
     assert "box-invalid" in of_a_reader
     codes = {*after_severity, *of_a_reader} - {"warning"}
     assert "class-rare" in codes

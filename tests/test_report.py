@@ -287,6 +287,12 @@ def test_what_a_reader_sees_first(tmp_path, browser):
     assert left.rect["y"] == right.rect["y"]
     assert left.rect["x"] + left.rect["width"] <= right.rect["x"]
     assert right.rect["x"] + right.rect["width"] <= 1280
+    view |= {"width": 390, "height": 844, "mobile": True}  # a phone: no column is a word wide
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
+    rows = browser.find_elements(By.CSS_SELECTOR, ".remedies tbody tr")
+    assert len(rows) == 6
+    assert max(row.rect["height"] for row in rows) < 250
+    assert max(row.rect["x"] + row.rect["width"] for row in rows) <= 390
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 

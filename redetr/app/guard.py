@@ -1,6 +1,7 @@
 """What a request has to pass before it is answered, and what every answer forbids the browser."""
 
 from collections.abc import Collection, MutableMapping
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,13 +34,15 @@ _HEADERS = {
 class Guard:
     """Around the whole application. Refuses what web sites send through the browser of a visitor.
 
-    If `hosts` is given, it answers under these names only. So another site cannot point a name of
-    its own at a server that listens to this machine alone.
+    It answers under the names in `hosts` only, and with `any_address` under every IP address. So
+    another site cannot point a name of its own at this server and read from it through a browser
+    that may reach it, behind a firewall or on this machine (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str] | None):
+    def __init__(self, app: ASGIApp, hosts: Collection[str], any_address: bool):
         self._app = app
         self._hosts = hosts
+        self._any_address = any_address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_guarded(message: MutableMapping[str, Any]) -> None:
@@ -57,17 +60,33 @@ class Guard:
         await answer(scope, receive, send_guarded)
 
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
-        if self._hosts and _hostname(headers.get("host", "")) not in self._hosts:
+        if not self._is_its_own(hostname(headers.get("host", ""))):
             names = " or ".join(self._hosts)
-            return JSONResponse({"error": f"this server is called {names}: use that name"}, 400)
+            text = f"this server is called {names}: use that name"
+            text += ", or start it with --allow-host NAME"
+            return JSONResponse({"error": text}, 400)
         if method not in _READING and _is_cross_site(headers):
             return JSONResponse(
                 {"error": "another web site sent this request: open the page of this server"}, 403
             )
         return None
 
+    def _is_its_own(self, name: str) -> bool:
+        """Whether the server answers under this name."""
+        if name in self._hosts:
+            return True
+        return self._any_address and _is_ip_address(name)
 
-def _hostname(host: str) -> str:
+
+def _is_ip_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def hostname(host: str) -> str:
     """The name in a Host header, without its port; empty if there is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""

@@ -1,6 +1,7 @@
 """The application that uvicorn serves: the page at `/`, the endpoint below `/api`."""
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Collection
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,8 +20,15 @@ from redetr.errors import InputError
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def web_app(detector: Detector, dataset: DetectionDataset | None, title: str, host: str) -> Guard:
-    """The guarded application for a detector that is called `title`, served at the address `host`.
+def web_app(
+    detector: Detector,
+    dataset: DetectionDataset | None,
+    title: str,
+    host: str,
+    allowed: Collection[str] = (),
+) -> Guard:
+    """The guarded application for a detector that is called `title`, served at the address `host`,
+    and under the `allowed` names.
 
     `dataset` holds the images that the page judges, by default those the detector was trained on.
     """
@@ -32,7 +40,17 @@ def web_app(detector: Detector, dataset: DetectionDataset | None, title: str, ho
         routes=[*page.routes(), *api.routes()],
         exception_handlers=_ERROR_ANSWERS,
     )
-    return Guard(app, hosts=_LOOPBACK if host in _LOOPBACK else None)
+    if host in _LOOPBACK:
+        return Guard(app, hosts=(*_LOOPBACK, *allowed), any_address=False)
+    of_machine = (socket.gethostname().lower(), "localhost")
+    names = () if _is_any(host) else (host.lower(),)
+    hosts = dict.fromkeys((*allowed, *names, *of_machine))
+    return Guard(app, hosts=tuple(hosts), any_address=True)
+
+
+def _is_any(host: str) -> bool:
+    """Whether an address stands for all of this machine."""
+    return host in ("", "0.0.0.0", "::")
 
 
 def _refused(request: Request, error: HTTPException) -> JSONResponse:

@@ -29,6 +29,9 @@ class App:
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets in whoever can reach this machine, without a password."""
+    allow_host: tuple[str, ...] = ()
+    """Further names under which it answers, such as that of a server in front of it. Without them,
+    these are localhost and this machine's own name, and with --host any IP address."""
     port: int = 7860
     """0 = any free one."""
     data: str | None = None
@@ -61,9 +64,12 @@ class App:
         from redetr.app.connections import PromptProtocol
         from redetr.app.server import web_app
 
+        names = self._allowed_names()
         say_detector(detector)
         say_threshold(detector)
-        app = web_app(detector, dataset, title=Path(self.checkpoint).name, host=self.host)
+        app = web_app(
+            detector, dataset, title=Path(self.checkpoint).name, host=self.host, allowed=names
+        )
         config = uvicorn.Config(
             app,
             http=PromptProtocol,
@@ -82,6 +88,18 @@ class App:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             with suppress(KeyboardInterrupt):
                 server.run([listening])
+
+    def _allowed_names(self) -> list[str]:
+        """The names of --allow-host. Raises InputError for what cannot be one."""
+        from redetr.app.guard import hostname
+
+        names = [name.lower() for name in self.allow_host]
+        for name in names:
+            if not name or hostname(name) != name:
+                text = f"--allow-host {name!r} is no name"
+                remedy = "give it without http:// and without a port, as in detector.example"
+                raise InputError(text, remedy=remedy)
+        return names
 
     def _socket(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET

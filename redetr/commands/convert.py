@@ -66,6 +66,11 @@ class Convert:
             val_fraction=self.val_fraction,
             shard_bytes=None if self.shards is None else parse_bytes(self.shards),
         )
+        if self.tile is not None:
+            notes.append(
+                f"predict whole images in tiles of this size, too: redetr predict CHECKPOINT IMAGE "
+                f"--tile {self.tile}"
+            )
         if self.json:
             print_json({"destination": self.destination, "notes": notes})
         else:

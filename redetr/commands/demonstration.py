@@ -35,10 +35,10 @@ def demo(data: str, folder: Path, steps: int, console: Console, recipe: str = "r
     folder.mkdir(parents=True)
     (folder / "demo").touch()
     result = train(config, console, after_evaluation=draw_run)
-    console.print(_next_steps(result, folder), soft_wrap=True, markup=False)
+    console.print(_next_steps(result, folder, recipe), soft_wrap=True, markup=False)
 
 
-def _next_steps(result: dict[str, Any], folder: Path) -> str:
+def _next_steps(result: dict[str, Any], folder: Path, recipe: str) -> str:
     """What the demo measured, and what to do with it."""
     ap = in_percent(result["AP"])
     ap50 = in_percent(result["AP50"])
@@ -53,7 +53,7 @@ def _next_steps(result: dict[str, Any], folder: Path) -> str:
         "  predict    "
         f"redetr predict {checkpoint} IMAGE_OR_FOLDER\n"
         "  your data  "
-        "redetr train redetr_n --data FOLDER --output runs/mine   "
+        f"redetr train {recipe} --data FOLDER --output runs/mine   "
         "(COCO, YOLO, VOC or LabelMe format)"
     )
 

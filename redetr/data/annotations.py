@@ -374,12 +374,15 @@ def _clipped(corners: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> _Clip
 
 
 def _unwritable_names(source: Path, classes: dict[int, str]) -> list[Fault]:
-    """An error if names of classes hold what no text file or terminal takes."""
-    ids = [id_ for id_, name in classes.items() if not all(map(_is_writable, name))]
+    """An error if names of classes are blank, or hold what no text file or terminal takes."""
+    ids = []
+    for id_, name in classes.items():
+        if not name.strip() or not all(map(_is_writable, name)):
+            ids.append(id_)
     if not ids:
         return []
     where = f"category {ids[0]}"
-    text = f"its name {classes[ids[0]]!a} holds control characters, or half of a character"
+    text = f"its name {classes[ids[0]]!a} is blank, or holds control characters or half a character"
     remedy = "write another name"
     return [Fault("error", "name-invalid", source, where, text, remedy, len(ids))]
 

@@ -23,6 +23,8 @@ _SMALL_PX = 8  # the finest stride of the fast models: what is smaller falls bet
 _MANY_SMALL, _FEW_SMALL = 0.25, 0.1  # shares of the boxes
 _SAME_IOU = 0.99
 _MANY_IGNORED = 0.8  # share of the objects: no data set marks so many on purpose
+_WHOLE = 0.98  # of each side of an image
+_NEARLY_ALL = 0.9
 _SURE = 10  # boxes all on one side: by chance in one of 2**10 data sets
 
 
@@ -45,6 +47,7 @@ def box_faults(annotations: Annotations) -> list[Fault]:
     if annotations.iscrowd.all():  # also if there is none
         return [*faults, _no_objects(annotations)]
     faults += _ignored(annotations)
+    faults += _whole_images(annotations)
     counts = np.diff(annotations.first)
     return faults + faults_of(
         counts == 0,
@@ -83,6 +86,18 @@ def _ignored(a: Annotations) -> list[Fault]:
     remedy = "write iscrowd (ignore, difficult) 0 for those that are single objects"
     where = _object_place(a, int(a.iscrowd.argmax()))
     return [Fault(severity, "object-ignored", a.source, where, text, remedy)]
+
+
+def _whole_images(a: Annotations) -> list[Fault]:
+    """A warning if nearly all boxes are their whole images, as in data made for classification."""
+    sizes = a.sizes[a.image_of(), ::-1]  # [A, 2], width and height
+    sides = a.boxes[:, 2:] - a.boxes[:, :2]
+    is_whole = (sides >= _WHOLE * sizes).all(1)
+    if len(is_whole) < _SURE or is_whole.mean() < _NEARLY_ALL:
+        return []
+    text = f"{is_whole.sum()} of {counted(len(is_whole), 'box', 'boxes')} are their whole images"
+    remedy = "draw boxes around the objects: these do not show where objects are"
+    return [Fault("warning", "box-whole", a.source, "", text, remedy)]
 
 
 def _formats(a: Annotations) -> list[Fault]:

@@ -159,7 +159,7 @@ async function explainImage(root, packed) {
   return choose;
 }
 
-/** What a place of the image attends to in the encoder: a clicked one, or that of the chosen box. Returns what shows it. */
+/** What a cell of the image attends to in the encoder: a clicked one, or that of the chosen box. Returns what shows it. */
 function explainEncoder(part, { encoder, encoder_peaks, steps }, picture) {
   const [height, width] = encoder.shape;
   const panel = new Panel(part("encoder"), picture, 420);
@@ -170,7 +170,7 @@ function explainEncoder(part, { encoder, encoder_peaks, steps }, picture) {
     panel.clear(0.55);
     panel.heat(weights, [height, width], peak);
     panel.box([column / width, row / height, (column + 1) / width, (row + 1) / height], CHOSEN);
-    part("encoder-note").textContent = `Row ${row + 1} of ${height}, column ${column + 1} of ${width}: the brightest place ` +
+    part("encoder-note").textContent = `Row ${row + 1} of ${height}, column ${column + 1} of ${width}: the brightest cell ` +
       `gets ${percent(peak)} of its attention, ${(peak * height * width).toFixed(1)} times an even share.`;
   }
   panel.onClick(draw);

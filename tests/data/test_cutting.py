@@ -74,8 +74,8 @@ def test_tiles_by_hand(tmp_path):
     assert [note for note in notes if note not in unclaimed] == [
         f"{tmp_path}/new: train has 3 images, 5 objects",
         "train: 1 image cut into tiles of 100 px; 1 image is no larger than that, and not cut",
-        "train: 2 objects in several tiles, 2 boxes cut at an edge; a tile has the objects of "
-        "which it shows 40% of the area, or more than any other tile",
+        "train: 2 objects in several tiles, 2 boxes cut at an edge; a tile has an object if it "
+        "shows 40% of its area, or more than any other tile",
     ]
 
 
@@ -275,7 +275,7 @@ def test_jpeg_stays_jpeg_and_deep_images_have_8_bits_by_the_rule_of_the_whole(tm
     document["images"][1].update(width=180, height=100)
     file.write_text(json.dumps(document))
     notes = convert(source, tmp_path / "new", "coco", cut=Cut(100))
-    assert "train: 1 image of more than 8 bits, whose tiles have 8" in notes
+    assert "train: 1 image of more than 8 bits; tiles have 8" in notes
     folder = tmp_path / "new/train"
     with Image.open(folder / "a_x00080_y00000.jpg") as image:
         assert image.format == "JPEG"
@@ -308,5 +308,7 @@ def test_command(tmp_path, capsys):
     source = data(tmp_path / "source", [[0, 0, 10, 10]])
     arguments = ["convert", str(source), str(tmp_path / "new"), "--tile", "100", "--overlap", "0.2"]
     main(arguments)
-    assert "train has 3 images, 1 object" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "train has 3 images, 1 object" in said
+    assert "redetr predict CHECKPOINT IMAGE --tile 100" in said
     assert (tmp_path / "new/annotations/instances_train.json").is_file()

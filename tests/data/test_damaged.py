@@ -1,6 +1,7 @@
 """Data sets with one fault each: all are found and named, and none is trained on that would spoil
 training."""
 
+import gzip
 import json
 import re
 import shutil
@@ -276,6 +277,7 @@ DAMAGED = {
     "not JSON": error(SPLIT, text(lambda old: "<html>", FILE), *TRAIN, "not JSON"),
     "JSON cut short": error(SPLIT, text(lambda old: old[:500], FILE), *TRAIN, "not JSON"),
     "empty file": error(SPLIT, text(lambda old: "", FILE), *TRAIN, "not JSON"),
+    "compressed": error(SPLIT, content(lambda old: gzip.compress(old), FILE), *TRAIN, "gunzip"),
     "a pointer": error(SPLIT, content(lambda old: POINTER, FILE), *TRAIN, "git lfs pull"),
     "another JSON": error(
         SPLIT, text(lambda old: "[1, 2]", FILE), *TRAIN, 'a list without "images"'
@@ -702,6 +704,13 @@ DAMAGED = {
         "[40.0, 30.0, 60.0, 44.0] as xyxy",
         also=ALONE,
     ),
+    "boxes are whole images": warning(
+        "box-whole",
+        both(lambda d: [row.update(bbox=[0, 0, 64, 48]) for row in d["annotations"]]),
+        *TRAIN,
+        "42 of 42 boxes are their whole images",
+    ),
+    "category of a blank": error("name-invalid", category(name=" "), *TRAIN, "is blank"),
     "outlines of other objects": error(
         "outline-differs",
         both(transposed),
@@ -756,6 +765,22 @@ DAMAGED = {
         form="yolo",
     ),
     # Pascal VOC
+    "VOC: file name of another image": warning(
+        "filename-differs",
+        xml("train-03.jpg", "train-04.jpg"),
+        "train-03.xml",
+        "train-03.jpg is taken",
+        form="voc",
+    ),
+    "YOLO: a second YAML file": warning(
+        "layout-unused",
+        lambda root: shutil.copy(root / "data.yaml", root / "dataset.yaml"),
+        "dataset.yaml is not read",
+        form="yolo",
+    ),
+    "YOLO: digits of other scripts": error(
+        "line-invalid", line("\uff11 0.5 0.5 0.2 0.2"), *LINE, "not those of ASCII", form="yolo"
+    ),
     "VOC: pixels from 0": note(
         "pixels-from-0", zero_based, "train-03.xml", "VOC counts from 1", form="voc"
     ),

@@ -334,6 +334,10 @@ NOT_READ: dict[str, tuple[Write, str]] = {
         files("a.jpg", {"a.csv": "ImageID,Source,LabelName,Confidence,XMin\n"}),
         "(Open Images' CSV)",
     ),
+    "VIA, an angle beyond numbers": (
+        files("a.jpg", {"v.json": via({"name": "ellipse", "cx": 42, "cy": 32, "rx": 9, "ry": 8} | {"theta": 10**400})}),
+        "is neither polygons",
+    ),
     "VIA, CSV": (
         files("a.jpg", {"a.csv": "filename,region_count,region_shape_attributes\n"}),
         "(CSV of VIA); export as JSON or COCO",

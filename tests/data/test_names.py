@@ -93,10 +93,9 @@ def test_voc_would_make_one_class_of_two(tmp_path, capsys):
     assert "2 called 'cup' would become one; give each its own name" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["", " cup"])
-def test_what_a_format_cannot_hold_is_said_of_the_source(name, tmp_path, capsys):
+def test_what_a_format_cannot_hold_is_said_of_the_source(tmp_path, capsys):
     root = write_coco(tmp_path / "data")
-    rewritten(root, lambda d: d["categories"][0].update(name=name))
+    rewritten(root, lambda d: d["categories"][0].update(name=" cup"))
     with pytest.raises(SystemExit):
         main(["convert", str(root), str(tmp_path / "voc"), "--to", "voc"])
     said = capsys.readouterr().err
@@ -104,7 +103,7 @@ def test_what_a_format_cannot_hold_is_said_of_the_source(name, tmp_path, capsys)
     assert "unfinished" not in said
 
 
-@pytest.mark.parametrize("name", ["\ud83d", "\x1b[31mcup", "cup\x00"])
+@pytest.mark.parametrize("name", ["", "\t", "\ud83d", "\x1b[31mcup", "cup\x00"])
 def test_names_that_cannot_be_written_are_refused_at_the_start(name, tmp_path):
     root = write_coco(tmp_path / "data")
     rewritten(root, lambda d: d["categories"][1].update(name=name))

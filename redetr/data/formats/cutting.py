@@ -372,12 +372,12 @@ def _sentences(annotations: Annotations, split: Split, cut: Cut, tiles: _Tiles) 
     sentences = [
         f"{split}: {counted(num_cut, 'image')} cut into tiles of {cut.tile} px{whole}",
         f"{split}: {counted(num_several, 'object')} in several tiles, "
-        f"{counted(num_parts, 'box', 'boxes')} cut at an edge; a tile has the objects of which it "
-        f"shows {100 * cut.min_visible:g}% of the area, or more than any other tile",
+        f"{counted(num_parts, 'box', 'boxes')} cut at an edge; a tile has an object if it shows "
+        f"{100 * cut.min_visible:g}% of its area, or more than any other tile",
     ]
     if tiles.num_left_out:
         sentences.append(f"{split}: {counted(tiles.num_left_out, 'empty tile')} left out")
     if tiles.num_deep:
         deep = counted(tiles.num_deep, "image")
-        sentences.append(f"{split}: {deep} of more than 8 bits, whose tiles have 8")
+        sentences.append(f"{split}: {deep} of more than 8 bits; tiles have 8")
     return sentences

@@ -36,13 +36,10 @@ def is_cvat(head: bytes) -> bool:
 
 def cvat_splits(file: Path) -> list[Split]:
     """The splits of a file: its subsets, or if it has none of the usual names, train."""
-    subsets = {name.decode("utf-8", "replace") for name in _SUBSET.findall(read_file(file))}
-    splits = [split for split in SPLITS if any(_is_of(name, split) for name in subsets)]
+    subsets = [name.decode("utf-8", "replace") for name in _SUBSET.findall(read_file(file))]
+    names = {subset.lower() for subset in subsets}
+    splits = [split for split in SPLITS if names & set(SPLIT_FOLDERS[split])]
     return splits or ["train"]
-
-
-def _is_of(subset: str, split: Split) -> bool:
-    return subset.lower() in SPLIT_FOLDERS[split]
 
 
 def read_cvat(file: Path, split: Split) -> Document:
@@ -55,17 +52,25 @@ def read_cvat(file: Path, split: Split) -> Document:
         raise InputError(text, where=file, remedy=remedy)
     images = root.findall("image")
     if cvat_splits(file) != ["train"]:
-        images = [image for image in images if _is_of(image.get("subset") or "", split)]
-    names = _labels(root)
-    number_of = {name: number for number, name in enumerate(names, start=1)}
+        images = [image for image in images if _subset(image) in SPLIT_FOLDERS[split]]
     document = Document()
-    document.categories = [{"id": id_, "name": name} for name, id_ in number_of.items()]
+    id_of = document.add_categories(_labels(root))
     for image in images:
-        size = [_number(image, side) for side in ("height", "width")]
-        document.add_image(image.get("name"), *(int(side) if side > 0 else None for side in size))
+        height = _number(image, "height")
+        width = _number(image, "width")
+        document.add_image(image.get("name"), _side(height), _side(width))
         for shape in image:
-            _add_shape(document, shape, number_of, size)
+            _add_shape(document, shape, id_of, (height, width))
     return document
+
+
+def _subset(image: Element) -> str:
+    return (image.get("subset") or "").lower()
+
+
+def _side(number: float) -> int | None:
+    """A side in pixels, None for what is none."""
+    return int(number) if number > 0 else None
 
 
 def _parse(file: Path) -> Element:
@@ -82,15 +87,19 @@ def _parse(file: Path) -> Element:
 
 def _labels(root: Element) -> list[str]:
     """The names of the labels of the task, and those of shapes that it does not list."""
-    names = dict.fromkeys(label.findtext("name") or "" for label in root.iterfind("meta//label"))
-    shapes = [shape.get("label") or "" for shape in root.iterfind("image/*")]
-    names |= dict.fromkeys(sorted(set(shapes)))
+    listed = [label.findtext("name") or "" for label in root.iterfind("meta//label")]
+    used = {_label(shape) for shape in root.iterfind("image/*")}
+    names = dict.fromkeys([*listed, *sorted(used)])  # in order, each once
     names.pop("", None)
     return list(names)
 
 
+def _label(shape: Element) -> str:
+    return shape.get("label") or ""
+
+
 def _add_shape(
-    document: Document, element: Element, number_of: dict[str, int], size: list[float]
+    document: Document, element: Element, id_of: dict[str, int], size: tuple[float, float]
 ) -> None:
     if element.tag == "tag":  # of the image as a whole
         return
@@ -98,53 +107,74 @@ def _add_shape(
     if shape is None:
         document.leave_out(element.tag)
         return
-    document.add_object(number_of.get(element.get("label") or ""), shape)
+    document.add_object(id_of.get(_label(element)), shape)
 
 
-def _shape(element: Element, size: list[float]) -> Row | None:
+def _shape(element: Element, size: tuple[float, float]) -> Row | None:
     """The box or the outline of an object; None if it is none."""
-    degrees = _number(element, "rotation")
-    turn = 0.0 if np.isnan(degrees) else degrees
     if element.tag == "box":
-        x1, y1, x2, y2 = (_number(element, side) for side in ("xtl", "ytl", "xbr", "ybr"))
-        return {"bbox": [x1, y1, x2 - x1, y2 - y1], "attributes": {"rotation": turn}}
+        return _box(element)
     if element.tag == "polygon":
         return polygon(_points(element.get("points") or ""))
     if element.tag == "ellipse":
-        cx, cy, rx, ry = (_number(element, name) for name in ("cx", "cy", "rx", "ry"))
-        return ellipse(cx, cy, rx, ry, turn)
+        center_x, center_y, radius_x, radius_y = _numbers(element, "cx", "cy", "rx", "ry")
+        return ellipse(center_x, center_y, radius_x, radius_y, _degrees(element))
     if element.tag == "mask":
         return _mask(element, size)
     return None
 
 
+def _box(element: Element) -> Row:
+    """A box as it was before it was turned, and by how many degrees it is."""
+    x1, y1, x2, y2 = _numbers(element, "xtl", "ytl", "xbr", "ybr")
+    attributes = {"rotation": _degrees(element)}
+    return {"bbox": [x1, y1, x2 - x1, y2 - y1], "attributes": attributes}
+
+
+def _degrees(element: Element) -> float:
+    """By how much a shape is turned."""
+    degrees = _number(element, "rotation")
+    return 0.0 if math.isnan(degrees) else degrees
+
+
 def _points(text: str) -> list[float]:
     """The numbers of `x,y;x,y;...`; none if it is something else."""
+    numbers = []
     try:
-        return [float(number) for pair in text.split(";") for number in pair.split(",")]
+        for pair in text.split(";"):
+            numbers += [float(number) for number in pair.split(",")]
     except ValueError:
         return []
+    return numbers
 
 
-def _mask(element: Element, size: list[float]) -> Row:
-    """A mask, whose runs lie in its own box, along the rows."""
-    x, y, width, height = (_number(element, side) for side in ("left", "top", "width", "height"))
+def _mask(element: Element, size: tuple[float, float]) -> Row:
+    """A mask, whose runs lie in its own box, along the rows; only the box if they do not fit it."""
+    x, y, width, height = _numbers(element, "left", "top", "width", "height")
     shape: Row = {"bbox": [x, y, width, height]}
     try:
         runs = [int(run) for run in (element.get("rle") or "").split(",")]
-        rows, columns = (int(side) for side in size)
-        left, top, right, bottom = (int(side) for side in (x, y, x + width, y + height))
-    except ValueError:
+        rows, columns = map(int, size)
+        left, top, right, bottom = map(int, (x, y, x + width, y + height))
+    except ValueError:  # also for NaN
         return shape
+    num_pixels = (right - left) * (bottom - top)
     is_inside = 0 <= left < right <= columns and 0 <= top < bottom <= rows
-    is_whole = min(runs) >= 0 and sum(runs) == (right - left) * (bottom - top)
-    if not (is_inside and is_whole and rows * columns <= _LARGEST_MASK):
+    is_whole = min(runs) >= 0 and sum(runs) == num_pixels
+    if not is_inside or not is_whole or rows * columns > _LARGEST_MASK:
         return shape
-    inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    whole = np.zeros((rows, columns), bool)
-    whole[top:bottom, left:right] = inside.reshape(bottom - top, right - left)
-    (counts,) = encode(torch.from_numpy(whole)[None])
-    return shape | {"segmentation": {"size": [rows, columns], "counts": counts}}
+    is_object = np.arange(len(runs)) % 2 == 1  # runs of background come first
+    inside = np.repeat(is_object, runs)
+    mask = np.zeros((rows, columns), bool)
+    mask[top:bottom, left:right] = inside.reshape(bottom - top, right - left)
+    (counts,) = encode(torch.from_numpy(mask)[None])
+    shape["segmentation"] = {"size": [rows, columns], "counts": counts}
+    return shape
+
+
+def _numbers(element: Element, *names: str) -> list[float]:
+    """The numbers in these attributes, NaN for those that are none."""
+    return [_number(element, name) for name in names]
 
 
 def _number(element: Element, name: str) -> float:

@@ -4,16 +4,22 @@ Boxes, polygons, masks, ellipses and turned boxes are objects, and crowds are ig
 and others are none. Category ids are the numbers of the labels, from 0.
 """
 
+import math
 import re
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeGuard
 
 from redetr.data.annotations import Split
 from redetr.data.formats.columns import Row
 from redetr.data.formats.outlines import is_number
-from redetr.data.formats.shapes import Document, ellipse, parse_json, polygon
+from redetr.data.formats.shapes import (
+    Document,
+    as_dict,
+    as_list,
+    ellipse,
+    parse_json,
+    polygon,
+)
 from redetr.errors import InputError
 
 _CATEGORIES = re.compile(rb'"categories"\s*:\s*\{')  # COCO's are a list
@@ -27,38 +33,34 @@ def is_datumaro(head: bytes) -> bool:
 
 def read_datumaro(file: Path, split: Split) -> Document:
     """All images of the file. Raises InputError if it is not JSON of Datumaro."""
-    content = parse_json(file)
-    names = _labels(content)
-    items = content.get("items") if isinstance(content, dict) else None
-    if names is None or not isinstance(items, list):
+    content = as_dict(parse_json(file))
+    labels = as_dict(as_dict(content.get("categories")).get("label")).get("labels")
+    items = content.get("items")
+    if not _are_dicts(labels) or not isinstance(items, list):
         text = "holds no labels and items, as Datumaro writes them"
         raise InputError(text, where=file, remedy="export in Datumaro or COCO format again")
     document = Document()
-    document.categories = [{"id": number, "name": name} for number, name in enumerate(names)]
+    for number, label in enumerate(labels):
+        document.categories.append({"id": number, "name": label.get("name")})
     for item in items:
-        row = item if isinstance(item, dict) else {}
-        _add_item(document, row)
+        _add_item(document, as_dict(item))
     return document
 
 
-def _labels(content: Any) -> list[Any] | None:
-    """The names of the labels, in order; None if there are none."""
-    for key in ("categories", "label", "labels"):
-        content = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(content, list) or not all(isinstance(label, dict) for label in content):
-        return None
-    return [label.get("name") for label in content]
+def _are_dicts(rows: Any) -> TypeGuard[list[Row]]:
+    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
 def _add_item(document: Document, item: Row) -> None:
-    media = item.get("image") or item.get("media")
-    image = media if isinstance(media, dict) else {}
-    size = image.get("size")
-    height, width = size if isinstance(size, list) and len(size) == 2 else (None, None)
+    image = as_dict(item.get("image") or item.get("media"))
+    height = None
+    width = None
+    size = as_list(image.get("size"))
+    if len(size) == 2:
+        height, width = size
     document.add_image(image.get("path") or item.get("id"), height, width)
-    annotations = item.get("annotations")
-    for annotation in annotations if isinstance(annotations, list) else []:
-        _add_annotation(document, annotation if isinstance(annotation, dict) else {})
+    for annotation in as_list(item.get("annotations")):
+        _add_annotation(document, as_dict(annotation))
 
 
 def _add_annotation(document: Document, annotation: Row) -> None:
@@ -69,11 +71,10 @@ def _add_annotation(document: Document, annotation: Row) -> None:
     if shape is None:
         document.leave_out(str(kind))
         return
-    attributes = annotation.get("attributes")
-    if isinstance(attributes, dict):
-        shape["iscrowd"] = attributes.get("is_crowd")
-        if is_number(attributes.get("rotation")):
-            shape["attributes"] = {"rotation": attributes["rotation"]}
+    attributes = as_dict(annotation.get("attributes"))
+    shape["iscrowd"] = attributes.get("is_crowd")
+    if is_number(attributes.get("rotation")):
+        shape["attributes"] = {"rotation": attributes["rotation"]}
     document.add_object(annotation.get("label_id"), shape)
 
 
@@ -87,25 +88,36 @@ def _shape(annotation: Row) -> Row | None:
         return {"segmentation": [points]}
     if kind == "mask":
         return {"segmentation": annotation.get("rle"), "bbox": annotation.get("bbox")}
-    numbers = points if isinstance(points, list) else []
-    if kind == "ellipse":  # the corners of the box around it
-        if len(numbers) != 4 or not all(map(is_number, numbers)):
-            return polygon(numbers)
-        x1, y1, x2, y2 = numbers
-        return ellipse((x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2)
-    if kind == "rotated_bbox":  # centre, sides and degrees
-        if len(numbers) != 5 or not all(map(is_number, numbers)):
-            return polygon(numbers)
-        return _turned(*numbers)
+    if kind == "ellipse":
+        return _ellipse(as_list(points))
+    if kind == "rotated_bbox":
+        return _turned_box(as_list(points))
     return None
 
 
-def _turned(cx: float, cy: float, width: float, height: float, degrees: float) -> Row:
-    """The corners of a turned rectangle as an outline."""
-    turn = np.radians(degrees)
-    along = np.array([np.cos(turn), np.sin(turn)]) * width / 2
-    across = np.array([-np.sin(turn), np.cos(turn)]) * height / 2
+def _ellipse(corners: list[Any]) -> Row:
+    """The outline of an ellipse from x1, y1, x2, y2 around it; a message quotes what is none."""
+    if len(corners) != 4 or not all(map(is_number, corners)):
+        return polygon(corners)
+    x1, y1, x2, y2 = corners
+    center_x = (x1 + x2) / 2
+    center_y = (y1 + y2) / 2
+    return ellipse(center_x, center_y, (x2 - x1) / 2, (y2 - y1) / 2)
+
+
+def _turned_box(numbers: list[Any]) -> Row:
+    """The outline of a turned box from its centre, sides and degrees; a message quotes what is
+    none."""
+    if len(numbers) != 5 or not all(map(is_number, numbers)):
+        return polygon(numbers)
+    center_x, center_y, width, height, degrees = numbers
+    cosine = math.cos(math.radians(degrees))
+    sine = math.sin(math.radians(degrees))
     corners = []
-    for corner in (along + across, along - across, -along - across, across - along):
-        corners += [cx + float(corner[0]), cy + float(corner[1])]
+    for right, down in ((0.5, 0.5), (0.5, -0.5), (-0.5, -0.5), (-0.5, 0.5)):
+        along = right * width
+        across = down * height
+        x = center_x + along * cosine - across * sine
+        y = center_y + along * sine + across * cosine
+        corners += [x, y]
     return polygon(corners)

@@ -97,6 +97,8 @@ def _other_layouts(root: Path, layout: _Layout) -> list[Fault]:
     others = []
     if layout.read is read_coco:
         others += yolo_files(root)
+    if layout.read is read_yolo:
+        others += yolo_files(root)[1:]
     if layout.read is read_export:
         others += other_coco_names(root)
     else:

@@ -17,6 +17,7 @@ from redetr.data.relative_paths import is_absolute, path_inside
 from redetr.errors import InputError
 from redetr.files import open_file
 
+_GZIP = b"\x1f\x8b"
 _READERS = 8  # threads; on a cold disk, most of the time is waiting for it
 _PER_TASK = 256  # images that a thread reads before it asks for more
 
@@ -157,14 +158,17 @@ def read_file(file: Path) -> bytes:
     except OSError as error:
         text = f"cannot be read: {error.strerror}"
         raise InputError(text, where=file, remedy="copy the annotations again") from None
-    _require_no_pointer(file, content)
+    _require_plain(file, content)
     return content
 
 
-def _require_no_pointer(file: Path, head: bytes) -> None:
+def _require_plain(file: Path, head: bytes) -> None:
+    """Raises InputError if a file stands for another one, or is compressed."""
     if head.startswith(b"version https://git-lfs"):
         text = "is a pointer of Git LFS, in place of the annotations"
         raise InputError(text, where=file, remedy="git lfs pull replaces it")
+    if head.startswith(_GZIP):
+        raise InputError("is compressed with gzip", where=file, remedy="unpack it with gunzip")
 
 
 def read_blocks(file: Path, size: int) -> Iterator[bytes]:
@@ -174,7 +178,7 @@ def read_blocks(file: Path, size: int) -> Iterator[bytes]:
         with open_file(file) as opened:
             while block := opened.read(size):
                 if opened.tell() == len(block):
-                    _require_no_pointer(file, block)
+                    _require_plain(file, block)
                 yield block
     except OSError as error:
         text = f"cannot be read: {error.strerror}"

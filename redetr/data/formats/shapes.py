@@ -3,6 +3,7 @@
 import json
 import math
 import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ class Document:
     categories: list[Row] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)  # the kind, and where
     without_class: list[str] = field(default_factory=list)  # where objects are that have none
+
+    def add_categories(self, names: Iterable[str]) -> dict[str, int]:
+        """Adds the categories of these names, with ids from 1, and returns the ids."""
+        id_of = {}
+        for id_, name in enumerate(names, start=1):
+            self.categories.append({"id": id_, "name": name})
+            id_of[name] = id_
+        return id_of
 
     def add_image(self, name: Any, height: Any, width: Any) -> None:
         """Adds an image; its size may be None."""
@@ -66,6 +75,16 @@ def parse_json(file: Path) -> Any:
         raise InputError(f"not JSON: {error}", where=file, remedy=remedy) from None
 
 
+def as_dict(value: Any) -> Row:
+    """A value of JSON that should be an object; an empty one in place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """A value of JSON that should be a list; an empty one in place of anything else."""
+    return value if isinstance(value, list) else []
+
+
 def polygon(points: list[Any]) -> Row:
     """The outline x, y, x, y, ...; a message quotes what is none."""
     return {"segmentation": [points]}
@@ -78,11 +97,14 @@ def ellipse(cx: Any, cy: Any, rx: Any, ry: Any, degrees: Any = 0.0) -> Row:
     if not all(map(is_number, numbers)):
         return polygon(numbers)
     turn = math.radians(degrees)
+    cosine = math.cos(turn)
+    sine = math.sin(turn)
     points = []
     for corner in range(_CORNERS):
         angle = 2 * math.pi * corner / _CORNERS
         along = rx * math.cos(angle)
         across = ry * math.sin(angle)
-        points.append(cx + along * math.cos(turn) - across * math.sin(turn))
-        points.append(cy + along * math.sin(turn) + across * math.cos(turn))
+        x = cx + along * cosine - across * sine
+        y = cy + along * sine + across * cosine
+        points += [x, y]
     return polygon(points)

@@ -5,14 +5,22 @@ region is the value of its attribute `label`, `class`, `name`, `type` or `catego
 one. Classes are sorted by name, with ids from 1. Sizes of images are read from their files.
 """
 
+import math
 import reprlib
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from redetr.data.annotations import Split
 from redetr.data.formats.columns import Row
-from redetr.data.formats.shapes import Document, ellipse, parse_json, polygon
+from redetr.data.formats.outlines import is_number
+from redetr.data.formats.shapes import (
+    Document,
+    as_dict,
+    as_list,
+    ellipse,
+    parse_json,
+    polygon,
+)
 from redetr.errors import InputError
 
 _ATTRIBUTES = ("label", "class", "name", "type", "category")
@@ -29,60 +37,63 @@ def is_via(head: bytes) -> bool:
 def read_via(file: Path, split: Split) -> Document:
     """All images of the file. Raises InputError if it is not JSON of VIA, or if several attributes
     may be the class."""
-    content = parse_json(file)
-    if isinstance(content, dict) and "_via_img_metadata" in content:
-        content = content["_via_img_metadata"]
-    images = list(content.values()) if isinstance(content, dict) else content
-    if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
-        text = "holds no images with regions, as VIA writes them"
-        raise InputError(text, where=file, remedy="export the annotations as JSON again")
+    images = _images(file)
     attribute = _class_attribute(file, images)
-    names: dict[str, int] = {}
+    names = set()
     for image in images:
         for region in _regions(image):
-            names.setdefault(_class_of(region, attribute), 0)
-    names.pop("", None)
-    number_of = {name: number for number, name in enumerate(sorted(names), start=1)}
+            names.add(_class_of(region, attribute))
+    names.discard("")
     document = Document()
-    document.categories = [{"id": id_, "name": name} for name, id_ in number_of.items()]
+    id_of = document.add_categories(sorted(names))
     for image in images:
         document.add_image(image.get("filename"), None, None)
         for region in _regions(image):
-            _add_region(document, region, number_of.get(_class_of(region, attribute)))
+            category = id_of.get(_class_of(region, attribute))
+            _add_region(document, region, category)
     return document
+
+
+def _images(file: Path) -> list[Row]:
+    """The images of a project or of an export. Raises InputError if there are none."""
+    content = parse_json(file)
+    if isinstance(content, dict):
+        by_name = content.get("_via_img_metadata", content)
+        content = list(by_name.values()) if isinstance(by_name, dict) else by_name
+    if not isinstance(content, list) or not all(isinstance(image, dict) for image in content):
+        text = "holds no images with regions, as VIA writes them"
+        raise InputError(text, where=file, remedy="export the annotations as JSON again")
+    return content
 
 
 def _regions(image: Row) -> list[Row]:
     """The regions of an image: a list, or of VIA 1 a dict by their numbers."""
-    regions = image.get("regions") or []
+    regions = image.get("regions")
     if isinstance(regions, dict):
         regions = list(regions.values())
-    if not isinstance(regions, list):
-        return []
-    return [region if isinstance(region, dict) else {} for region in regions]
+    return [as_dict(region) for region in as_list(regions)]
 
 
 def _class_attribute(file: Path, images: list[Row]) -> str:
-    """The attribute of regions that is their class."""
-    counts: Counter[str] = Counter()
+    """The attribute of regions that is their class; empty if they have none. Raises InputError if
+    it may be one of several."""
+    names: dict[str, None] = {}  # in order, each once
     for image in images:
         for region in _regions(image):
-            counts.update(_attributes(region).keys())
-    known = [name for name in counts if name.lower() in _ATTRIBUTES]
-    if len(known) > 1:
-        known.sort(key=lambda name: _ATTRIBUTES.index(name.lower()))
-    if known:
-        return known[0]
-    if len(counts) > 1:
-        listed = ", ".join(map(reprlib.repr, sorted(counts)))
+            names.update(dict.fromkeys(_attributes(region)))
+    for usual in _ATTRIBUTES:
+        for name in names:
+            if name.lower() == usual:
+                return name
+    if len(names) > 1:
+        listed = ", ".join(map(reprlib.repr, sorted(names)))
         text = f"its regions have several attributes ({listed}), and none is called label"
         raise InputError(text, where=file, remedy="call the one that is the class label")
-    return next(iter(counts), "")
+    return next(iter(names), "")
 
 
 def _attributes(region: Row) -> Row:
-    attributes = region.get("region_attributes")
-    return attributes if isinstance(attributes, dict) else {}
+    return as_dict(region.get("region_attributes"))
 
 
 def _class_of(region: Row, attribute: str) -> str:
@@ -97,9 +108,7 @@ def _class_of(region: Row, attribute: str) -> str:
 
 
 def _add_region(document: Document, region: Row, category: int | None) -> None:
-    shape = region.get("shape_attributes")
-    if not isinstance(shape, dict):
-        shape = {}
+    shape = as_dict(region.get("shape_attributes"))
     kind = shape.get("name")
     if kind in _NO_OBJECTS:
         document.leave_out(kind)
@@ -110,22 +119,31 @@ def _add_region(document: Document, region: Row, category: int | None) -> None:
 def _outline(shape: Row) -> Row:
     """The box or outline of a region; a message quotes what is none."""
     kind = shape.get("name")
+    center_x = shape.get("cx")
+    center_y = shape.get("cy")
     if kind == "circle":
         radius = shape.get("r")
-        return ellipse(shape.get("cx"), shape.get("cy"), radius, radius)
+        return ellipse(center_x, center_y, radius, radius)
     if kind == "ellipse":
-        center = (shape.get("cx"), shape.get("cy"))
-        return ellipse(*center, shape.get("rx"), shape.get("ry"), _degrees(shape.get("theta")))
+        degrees = _degrees(shape.get("theta"))
+        return ellipse(center_x, center_y, shape.get("rx"), shape.get("ry"), degrees)
     if kind == "polygon":
-        x = shape.get("all_points_x")
-        y = shape.get("all_points_y")
-        if not isinstance(x, list) or not isinstance(y, list) or len(x) != len(y):
-            return polygon([x, y])
-        return polygon([number for point in zip(x, y, strict=True) for number in point])
+        return _polygon(shape.get("all_points_x"), shape.get("all_points_y"))
     return {"bbox": [shape.get(side) for side in ("x", "y", "width", "height")]}
 
 
+def _polygon(x: Any, y: Any) -> Row:
+    """The outline through points that are given by all their x and all their y."""
+    if not isinstance(x, list) or not isinstance(y, list) or len(x) != len(y):
+        return polygon([x, y])
+    points: list[Any] = []
+    for point in zip(x, y, strict=True):
+        points += point
+    return polygon(points)
+
+
 def _degrees(radians: Any) -> Any:
+    """An angle in degrees, 0 if there is none; anything else as it is."""
     if radians is None:
         return 0.0
-    return radians * 57.29577951308232 if type(radians) in (int, float) else radians
+    return math.degrees(radians) if is_number(radians) else radians

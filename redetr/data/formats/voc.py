@@ -258,6 +258,7 @@ def _images_of(
                 candidates[stem].append(stem + suffix)
     image_of = {}
     shared = []
+    names_another = []
     for stem, scene in scene_of.items():
         images = candidates[stem]
         named = posixpath.join(posixpath.dirname(stem), scene.image)
@@ -265,6 +266,8 @@ def _images_of(
             images = [named]
         image_of[stem] = images[0] if images else ""
         shared.append(len(images) > 1)
+        is_another = scene.image and named != image_of[stem] and named in there
+        names_another.append(bool(images and is_another))
     files = [scene.file for scene in scene_of.values()]
     stems = list(scene_of)
 
@@ -272,11 +275,19 @@ def _images_of(
         listed = ", ".join(candidates[stems[i]])
         return f"{listed} share this file; it is taken for the first"
 
-    Rows(len(files), faults, lambda i: (files[i], "")).fault(
+    rows = Rows(len(files), faults, lambda i: (files[i], ""))
+    rows.fault(
         "annotation-shared",
         shared,
         names,
         "give each image its own name and XML file",
+        "warning",
+    )
+    rows.fault(
+        "filename-differs",
+        names_another,
+        lambda i: f"its filename is that of another image; {image_of[stems[i]]} is taken",
+        "correct filename, or call the file after its image",
         "warning",
     )
     return image_of

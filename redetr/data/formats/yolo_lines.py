@@ -237,6 +237,8 @@ def _problem_of_words(
         if not abs(float(word)) < _LARGEST:  # also not a number
             return f"{word} is not a finite fraction", write_box
     count = len(words)
+    if count == 5:
+        return "its blanks or digits are not those of ASCII", write_box
     if key_points is not None:
         shape = f"kpt_shape: [{key_points.count}, {key_points.dims}]"
         columns = counted(count, "column")
