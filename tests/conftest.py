@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from selenium import webdriver
 
 from redetr import precision
+from redetr.data.formats import digits
 from redetr.detector.memory import keep_memory
 from tests.skips import SkipReport, pytest_addoption  # noqa: F401 - pytest looks for that hook here
 
@@ -225,6 +226,14 @@ def tiny_coco(tmp_path: Path) -> Path:
 def shared_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same folder for all tests that leave it as it is."""
     return write_tiny_coco(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def few_digits() -> Iterator[None]:
+    """The digits have 30 validation images instead of 300."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(digits._DEFAULT_SIZES, "val", 30)
+        yield
 
 
 def write_tiny_coco(root: Path) -> Path:
