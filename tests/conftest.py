@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from selenium import webdriver
 
 from redetr import precision
+from redetr.data.formats import digits
 from redetr.detector.memory import keep_memory
 from tests.skips import SkipReport, pytest_addoption  # noqa: F401 - pytest looks for that hook here
 
@@ -172,13 +173,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What the imports and the collection make stays until the end: the garbage collector looks at
-    it once, and not in every test, and the processes that tests fork share its memory."""
+    """What the imports and the collection make stays until the end: the garbage collector need not
+    look at it, neither now nor in every test, and the processes that tests fork share its
+    memory."""
     gc.disable()  # a fifth of the time
     outcome = yield
-    gc.collect()
     gc.freeze()
     gc.enable()
+    gc.set_threshold(700, 10, 100)  # of the oldest objects, a tenth of the usual collections
     return outcome
 
 
@@ -224,6 +226,14 @@ def tiny_coco(tmp_path: Path) -> Path:
 def shared_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same folder for all tests that leave it as it is."""
     return write_tiny_coco(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def few_digits() -> Iterator[None]:
+    """The digits have 30 validation images instead of 300."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(digits._DEFAULT_SIZES, "val", 30)
+        yield
 
 
 def write_tiny_coco(root: Path) -> Path:

@@ -275,9 +275,14 @@ def launcher_environment() -> dict[str, str]:
 
 
 def start_ranks(
-    world_size: int, arguments: list[Any], cwds: list[Path] | None = None, **environment: Any
+    world_size: int,
+    arguments: list[Any],
+    cwds: list[Path] | None = None,
+    prepare: Sequence[Callable[[], Any]] = (),
+    **environment: Any,
 ) -> list[Fork]:
-    """The processes that torchrun would start on one host; `cwds` gives the folder of each."""
+    """The processes that torchrun would start on one host; `cwds` gives the folder of each, and
+    each calls `prepare` first."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -286,7 +291,7 @@ def start_ranks(
         launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
         launch |= {"LOCAL_WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         cwd = cwds[rank] if cwds else None
-        ranks.append(Fork(arguments, launch | environment, cwd))
+        ranks.append(Fork(arguments, launch | environment, cwd, prepare))
     return ranks
 
 

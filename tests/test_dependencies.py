@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -315,13 +317,25 @@ def pytest_arguments(deps: str) -> list[str]:
     return words[1:]
 
 
+@pytest.fixture(scope="module")
+def warned(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
+    """What `WARNERS` come to with these arguments; `newest` and `oldest` have the same."""
+
+    @cache
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        folder = tmp_path_factory.mktemp("warners")
+        (folder / "test_warners.py").write_text(WARNERS)
+        return run_pytest(folder, *arguments)
+
+    return run
+
+
 @pytest.mark.parametrize("deps", INSTALLATIONS)
-def test_deprecations_fail_nothing_but_with_the_tested_versions(deps, tmp_path):
+def test_deprecations_fail_nothing_but_with_the_tested_versions(deps, warned):
     """They are listed with their places; any other warning fails."""
-    (tmp_path / "test_warners.py").write_text(WARNERS)
     arguments = pytest_arguments(deps)
     assert arguments[:1] == ["-q"] and arguments[-4:] == ["-n", "auto", "--dist", "loadfile"]
-    done = run_pytest(tmp_path, *arguments[:-4], "-n", "1")
+    done = warned(*arguments[:-4], "-n", "1")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED
     assert "RuntimeWarning: numbers are lost" in done.stdout
     if deps == "tested":

@@ -6,14 +6,13 @@ import math
 import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import lines_of
+from forked import in_fork
 
 from redetr.config import TrainConfig
 from redetr.data import loader, open_dataset
@@ -267,6 +266,12 @@ def test_memory_that_groups_leave(tmp_path, mounts, own, groups, left):
     assert group_memory(tmp_path) == left * GB
 
 
+def _spare_bytes_within(group: Path) -> int:
+    """`spare_bytes` of this process, from now on in a control group."""
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    return spare_bytes()
+
+
 def test_a_limit_of_the_kernel_is_kept_to():
     """In a group of a gigabyte, made for a process of its own."""
     own = [line.split(":")[2] for line in Path("/proc/self/cgroup").read_text().splitlines()
@@ -277,19 +282,11 @@ def test_a_limit_of_the_kernel_is_kept_to():
         (group / "memory.limit_in_bytes").write_text(str(10**9))
     except OSError as error:
         pytest.skip(f"no control groups can be made here: {error}")
-    program = """if True:
-        import os, sys
-        open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
-        from redetr.data.cache import spare_bytes
-        print(spare_bytes())
-    """
     try:
-        ended = subprocess.run(
-            [sys.executable, "-c", program, group], capture_output=True, text=True
-        )
+        spare = in_fork(_spare_bytes_within, group)
     finally:
         group.rmdir()
-    assert 0 < int(ended.stdout) <= 0.25 * 10**9, ended.stderr
+    assert 0 < spare <= 0.25 * 10**9
 
 
 # The batch.

@@ -22,7 +22,7 @@ def known(monkeypatch):
 
 
 def evaluated(capsys, *flags):
-    main(["evaluate", "known", "--data", "digits", "--device", "cpu", *flags])
+    main(["evaluate", "known", "--data", "digits", "--device=cpu", "--precision=fp32", *flags])
     return capsys.readouterr().out
 
 

@@ -15,6 +15,8 @@ from redetr.config import TrainConfig
 from redetr.distributed import Dist
 from redetr.precision import PrecisionChoice, pick_precision
 
+pytestmark = pytest.mark.usefixtures("few_digits")
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SMALL = ("hidden_dim=32", "dim_feedforward=32", "num_queries=5", "backbone=[8, 16, 16]")
 QUICK = TrainConfig(

@@ -72,6 +72,7 @@ def learned(row: str, file: str, evaluation: str) -> Bound:
 
 
 DIGITS = "2026-11-23-learning-digits.json"
+FAMILIES = "2026-11-28-families.json"
 DIGITS_BEFORE = "2026-11-22-learning-digits.json"
 CROWNS = "2026-11-23-learning-crowns.json"
 HOUR = "2026-11-23-plain-hour.json"
@@ -221,7 +222,43 @@ def eight_images(row: str, ours: str) -> Bound:
     )
 
 
+def family(row: str, model: str, kind: str) -> Bound:
+    """A row of the table of RT-DETR and D-FINE."""
+    keys = (
+        "ms > redetr > ms",
+        "ms > transformers > ms",
+        "times faster > transformers",
+        "ms > transformers, memory kept > ms",
+        "times faster > transformers, memory kept",
+        "GFLOP > redetr",
+        "GFLOP > transformers",
+    )
+    paths = [f"{model} > {kind} > {key}" for key in keys]
+    text = f"| {row} | {{:,.0f}} ms | {{:,.0f}} ms | {{}} | {{:,.0f}} ms | {{}} | {{:.0f}} | {{:.0f}} |"
+    return Bound(text, FAMILIES, plain(*paths))
+
+
+def share(model: str, kind: str, side: str) -> str:
+    return f"{model} > {kind} > share of the product rate > {side}"
+
+
 SPEED_FIGURES = [
+    family("training step, RT-DETR-R18, two images", "rtdetr_r18", "training step"),
+    family("inference, RT-DETR-R18, one image", "rtdetr_r18", "inference"),
+    family("training step, D-FINE-S, two images", "dfine_s", "training step"),
+    family("inference, D-FINE-S, one image", "dfine_s", "inference"),
+    Bound("Images are {}x{}", FAMILIES, plain("setting > height", "setting > width")),
+    Bound(
+        "at {:.2f} times the rate of a large matrix product in training and {:.2f} times in inference, "
+        "Transformers at {:.2f} and {:.2f}",
+        FAMILIES,
+        plain(
+            share("rtdetr_r18", "training step", "redetr"),
+            share("rtdetr_r18", "inference", "redetr"),
+            share("rtdetr_r18", "training step", "transformers, memory kept"),
+            share("rtdetr_r18", "inference", "transformers, memory kept"),
+        ),
+    ),
     Bound(
         f"| training step, DETR-R50, {{}} x {{}}x{{}} | {ROW_OF_MS}",
         STEP,

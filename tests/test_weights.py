@@ -190,10 +190,10 @@ def test_a_table_transformer(table_folder):
     assert same(model, theirs)
 
 
-def test_a_table_transformer_is_trained(table_folder, tmp_path):
+def test_a_table_transformer_is_trained(table_folder, shared_coco, tmp_path):
     config = replace(
         TABLE,
-        data="digits",
+        data=str(shared_coco),
         output=str(tmp_path / "run"),
         weights=str(table_folder),
         steps=1,

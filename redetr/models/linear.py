@@ -29,12 +29,12 @@ class Linear(nn.Linear):
 def _as_convolution(x: Tensor) -> bool:
     """Whether `x` is `[B, S, D]` in fp32, untraced, and its convolutions are left to oneDNN."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()  # first: a compiled graph cannot ask for the threads
+        and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.dim() == 3
         and x.is_contiguous()
         and torch.get_num_threads() > 1  # a single one computes them as matrix products
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )

@@ -13,7 +13,7 @@ from redetr.verification import verify
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(few_digits, tmp_path_factory):
     """Three steps with masks."""
     folder = tmp_path_factory.mktemp("masks") / "run"
     main([str(word) for word in [*train_arguments("digits", folder, steps=3), "--masks"]])

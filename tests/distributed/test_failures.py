@@ -3,11 +3,13 @@
 Ranks are real processes, with the environment that torchrun gives them.
 """
 
+import os
 import re
 import resource
 import shutil
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ import torch
 from command_line import lines_of, told, train_arguments, wait_for_step
 from forked import Fork, start_ranks
 from torch import Tensor
+
+from redetr import evaluation
+from redetr.postprocess import decode
 
 # In fp64, rounding does not grow over a run.
 EXACT = {"precision": "fp64", "log_every": 1, "eval_every": 100}
@@ -76,6 +81,57 @@ def test_a_lost_rank_ends_the_others_and_fewer_go_on(shared_coco, tmp_path, whol
     difference = weights(folder) - weights(whole)
     assert difference.norm() < 1e-12 * weights(whole).norm()
     assert [line["step"] for line in lines_of(folder)] == [line["step"] for line in lines_of(whole)]
+
+
+def wait_in_evaluations(folder: Path) -> None:
+    """In this process, each batch of an evaluation leaves a file, and the first one waits until the
+    test has written another."""
+
+    def decode_and_wait(*arguments: Any) -> Any:
+        number = len(list(folder.glob(f"batch-{os.getpid()}-*")))
+        (folder / f"batch-{os.getpid()}-{number}").touch()
+        while not (folder / "signal sent").exists():
+            time.sleep(0.01)
+        return decode(*arguments)
+
+    evaluation.decode = decode_and_wait
+
+
+def test_a_signal_to_one_rank_ends_the_evaluation_of_all(shared_coco, tmp_path):
+    """After a batch or two, not after the evaluation; what was trained is saved before it."""
+    data = tmp_path / "data"
+    for name in ("train", "val"):
+        shutil.copytree(shared_coco / "train", data / name)
+        file = data / "annotations" / f"instances_{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        shutil.copy(shared_coco / "annotations" / "instances_train.json", file)
+    flags = {"steps": 4, "eval_every": 2, "eval_batch_size": 1}
+    arguments = train_arguments(data, tmp_path / "run", **flags)
+    prepare = [partial(wait_in_evaluations, tmp_path)]
+    ranks = start_ranks(2, arguments, prepare=prepare)
+    try:
+        for rank in ranks:
+            wait_for_file(tmp_path, f"batch-{rank.pid}-0", rank)
+        ranks[1].send_signal(signal.SIGTERM)
+        (tmp_path / "signal sent").touch()
+        line = told(ranks[0], code=75)
+        ranks[1].communicate(timeout=60)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+    assert line.startswith("redetr: stopped by a signal in the evaluation of step 2; ")
+    assert ranks[1].returncode == 75
+    for rank in ranks:
+        assert len(list(tmp_path.glob(f"batch-{rank.pid}-*"))) < 4  # of its half of 8 images
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2
+
+
+def wait_for_file(folder: Path, name: str, process: Fork) -> None:
+    """Returns when the file is there. Fails if the process ends before."""
+    while not (folder / name).exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(shared_coco, whole, tmp_path):

@@ -186,8 +186,8 @@ def test_same_outputs_of_r18(version):
     peer = random_peer(version, "r18")
     ours = load(peer).model
     assert sum(p.numel() for p in ours.parameters()) == pytest.approx(20e6, rel=0.02)  # published
-    for height, width in SMALL_IMAGES:
-        theirs, outputs = outputs_of(peer, ours, height, width, torch.float64)
+    for batch, (height, width) in zip((2, 1, 1), SMALL_IMAGES, strict=True):
+        theirs, outputs = outputs_of(peer, ours, height, width, torch.float64, batch)
         assert_same_in_fp64(theirs.logits, theirs.pred_boxes, outputs)
     theirs, outputs = outputs_of(peer, ours, 128, 192, torch.float32)
     assert_same_in_fp32(theirs.logits, theirs.pred_boxes, outputs)
