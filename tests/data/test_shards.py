@@ -405,6 +405,8 @@ def test_images_in_archives_are_sources_of_predictions(tmp_path):
     assert find_sources([str(path.parent)]) == images
     assert find_sources([str(path.parent / "*.tar")]) == images
     assert find_sources([images[1]]) == images[1:]
+    (path.parent / "photo.jpg").touch()  # then the archive may be a copy of anything
+    assert find_sources([str(path.parent)]) == [str(path.parent / "photo.jpg")]
     empty = write_tar(tmp_path / "empty.tar", {"x.txt": b""})
     with pytest.raises(InputError, match=r"empty\.tar: no images in this archive"):
         find_sources([str(empty)])
