@@ -1,7 +1,9 @@
 """Panoptic quality of a panoptic model: measured in evaluation, in a run, and on the command line."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from redetr.data import open_dataset
 from redetr.evaluation import evaluate
 from tests.panoptic_scenes import CATEGORIES, write_scenes
 
+RECIPES = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
 OPTIONS = (
     "backbone=[16, 32, 64]",
     "hidden_dim=64",
@@ -155,6 +158,16 @@ def test_the_second_stage_trains_the_masks_alone(run, scenes, tmp_path):
     for name, tensor in before.items():
         assert torch.equal(after[f"detr.{name}"], tensor), name
     assert any(name.startswith("mask_head.") for name in after)
+
+
+def test_the_quality_in_the_docs_is_the_recorded_one():
+    root = Path(__file__).parent.parent
+    sentence = re.search(r"a PQ of (\S+) after (\d+) steps.*?\(\.\./(\S+?)\)", RECIPES, re.DOTALL)
+    quality, steps, file = sentence.groups()
+    measured = json.loads((root / file).read_text())
+    assert (quality, int(steps)) == (f"{100 * measured['mean PQ']:.1f}", measured["steps"])
+    of_seed = measured["runs"]["seed 0"]
+    assert of_seed["PQ"] == pytest.approx(of_seed["PQ of files"], abs=1e-9)
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> l
     """The single images, addresses, videos and cameras that `sources` stand for, each once.
 
     Folders are searched at all depths for images and videos, without following links to folders;
-    tar archives, and those in a folder that is named, for images;
+    tar archives, and those in a folder without other images, for images;
     patterns such as `photos/**/*.jpg` are expanded; a whole number is a camera. Annotated images
     that earlier predictions wrote are no sources, unless they are named one by one. What is passed
     over is added to `faults`. Raises InputError for a source that does not exist.
@@ -120,14 +120,14 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
                 remedy="give the folders of the images, or a pattern such as 'photos/**/*.jpg'",
             )
         reports = passed_over(contents)
-        archived = _archived(archives_in(path))
-        if not contents.files and not archived:
+        archives = [] if contents.files else archives_in(path)
+        if not contents.files and not archives:
             why = f"looked for {', '.join(IMAGE_SUFFIXES)}"
             if reports:
                 why += f"; {reports[0].where} {reports[0].text}"
             raise InputError(f"{source}: no images in this folder ({why})")
         faults += reports
-        return [str(path / name) for name in contents.files] + archived
+        return [str(path / name) for name in contents.files] or _archived(archives)
     if path.suffix == ARCHIVE and path.is_file():
         return _archived([path])
     if os.path.lexists(path) or split_path(path) is not None:

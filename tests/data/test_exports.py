@@ -348,6 +348,8 @@ NOT_READ: dict[str, tuple[Write, str]] = {
     "VoTT": (files("a.jpg", {"a.json": {"assets": {"x": {"asset": {}}}}}), "(VoTT)"),
     "FiftyOne": (files("d/a.jpg", {"samples.json": {"bounding_box": [0]}}), "(FiftyOne)"),
     "PaliGemma": (files("a.jpg", {"a.jsonl": '{"suffix": "<loc0256>"}'}), "(PaliGemma)"),
+    "tar": (files("a.jpg", {"a.tar": ""}), "unpack or rename it: train-000.tar is read"),
+    "tgz": (files("a.jpg", {"a.tar.gz": ""}), "unpack or decompress it: train-000.tar is read"),
     "archive": (files("a.jpg", {"data.zip": "PK"}), "data.zip is an archive; unpack it"),
     "several regions' attributes": (
         files("a.jpg", {"v.json": via(RECT, {"colour": "red", "kind": "cat"})}),
@@ -384,11 +386,13 @@ def test_it_is_named(tmp_path, name):
     [
         ("annotations/instances_train.json", "is a file; give its folder, "),
         ("data.zip", "is a file; unpack it, and give the folder"),
+        ("train.tar", "is a file; give its folder: an archive called train-000.tar need not be"),
     ],
 )
 def test_a_file_is_given(tmp_path, name, words):
     coco()(tmp_path)
-    text(tmp_path, "data.zip", "PK")
+    for archive in ("data.zip", "train.tar"):
+        text(tmp_path, archive, "PK")
     with pytest.raises(InputError, match=words):
         open_dataset(tmp_path / name, "train")
 

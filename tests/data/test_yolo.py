@@ -176,6 +176,7 @@ LINES = {
     "half a class": ("0.5 0.5 0.5 0.1 0.1", "begins with no class"),
     "short": ("1 0.5 0.5 0.1", "neither a box nor an outline"),
     "with a score": ("1 0.5 0.5 0.1 0.1 0.9", "neither a box nor an outline"),
+    "underscore": ("1 0.5 0.5 0.1 0.2_5", "'0.2_5' is no number"),
     "text": ("bee 0.5 0.5 0.1 0.1", "'bee 0.5", "neither a box nor an outline"),
     "commas": ("1,0.5,0.5,0.1,0.1", "neither a box nor an outline"),
     "NaN": ("1 0.5 nan 0.1 0.1", "neither a box nor an outline"),

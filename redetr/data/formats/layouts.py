@@ -158,7 +158,9 @@ def _no_folder(root: Path) -> InputError:
     remedy = "give the folder of a data set, its data.yaml, or digits or crowns"
     if not root.is_file():
         return InputError("no such folder", where=root, remedy=remedy)
-    if root.suffix.lower() in ARCHIVES:
+    if root.suffix.lower() == ".tar":
+        remedy = "give its folder: an archive called train-000.tar need not be unpacked"
+    elif root.suffix.lower() in ARCHIVES:
         remedy = "unpack it, and give the folder"
     elif root.suffix.lower() in (".json", ".xml"):
         remedy = f"give its folder, {data_folder(root)}"

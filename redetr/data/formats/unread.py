@@ -19,6 +19,8 @@ _CONVERT = "convert it to COCO format"
 _WITH_IMAGES = "export as COCO with images"
 _RESULTS = "give the file of annotations that they were made for"
 _LABEL_STUDIO = "Label Studio's own format"
+# Which tar archives are read without being unpacked.
+_TAR = "train-000.tar is read, with a .json file for each image or COCO's file beside it"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # of a large file in parts, as TensorFlow writes them
 _MOST_FILES = 100  # in each folder that is looked into
 _MOST_FOLDERS = 20
@@ -107,6 +109,8 @@ _FORMATS = (
     _Format((".xls", ".xlsx", ".ods"), _anything, "a spreadsheet", _CONVERT),
     _Format((".csv", ".tsv"), _anything, "CSV"),
     _Format((".jsonl", ".ndjson"), _anything, "JSON Lines", _CONVERT),
+    _Format((".tar.gz", ".tgz"), _anything, "an archive", f"unpack or decompress it: {_TAR}"),
+    _Format((".tar",), _anything, "an archive", f"unpack or rename it: {_TAR}"),
     _Format(ARCHIVES, _anything, "an archive", "unpack it"),
     _Format((".parquet", ".arrow"), _anything, "Parquet", "give hf:FOLDER"),
 )

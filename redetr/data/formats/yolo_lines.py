@@ -87,7 +87,7 @@ class Lines:
             for number, line in enumerate(content.splitlines(), start=1):
                 words = line.split()
                 if words:
-                    kind, values = _parse(words, key_points)
+                    kind, values = _parse(line, words, key_points)
                     self.image.append(index)
                     self.line.append(number)
                     self.kind.append(kind)
@@ -188,8 +188,12 @@ def _content(file: str) -> bytes | None:
         raise InputError(text, where=file, remedy="copy the labels again") from None
 
 
-def _parse(words: list[bytes], key_points: KeyPoints | None) -> tuple[int, Sequence[float]]:
-    """The kind of a line, its class, and its box as cxcywh fractions."""
+def _parse(
+    line: bytes, words: list[bytes], key_points: KeyPoints | None
+) -> tuple[int, Sequence[float]]:
+    """The kind of a line of these words, its class, and its box as cxcywh fractions."""
+    if b"_" in line:  # Python reads 2_5 as 25
+        return BAD, _NO_VALUES
     try:
         numbers = list(map(float, words))
     except ValueError:
@@ -261,7 +265,7 @@ def _is_number(word: str) -> bool:
         float(word)
     except ValueError:
         return False
-    return True
+    return "_" not in word
 
 
 def _doubt(numbers: np.ndarray) -> Doubt | None:
