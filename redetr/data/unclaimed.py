@@ -11,7 +11,8 @@ from pathlib import Path
 from redetr.data.annotations import Annotations, Fault, Split, data_folder
 from redetr.data.archives import archives_in, open_archive, split_path
 from redetr.data.formats.label_images import is_label_folder
-from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.labels import LABEL_SUFFIX, label_name
+from redetr.data.formats.layouts import annotation_suffix, read_annotations, splits_of
 from redetr.data.formats.listing import Contents, contents_of, passed_over
 from redetr.data.formats.panoptic import png_folder
 from redetr.data.formats.voc_masks import voc_mask_folder
@@ -42,7 +43,11 @@ def unclaimed_files(splits: Mapping[Split, Annotations]) -> list[Fault]:
             return [Fault.from_error("split-unreadable", error, root).in_split("test")]
         used |= _used(folder, [test])
         unused = _unused(contents, used)
-    return [*_unused_faults(folder, unused, used), *passed_over(_near(contents, used))]
+    return [
+        *_unused_faults(folder, unused, used),
+        *_unread_namesakes(root, contents, used),
+        *passed_over(_near(contents, used)),
+    ]
 
 
 def unclaimed_beside(annotations: Annotations) -> list[Fault]:
@@ -56,7 +61,7 @@ def unclaimed_beside(annotations: Annotations) -> list[Fault]:
     contents = _contents(folder, used)
     folders = _folders(used)
     unused = [path for path in _unused(contents, used) if path.rpartition("/")[0] in folders]
-    faults = passed_over(_near(contents, used))
+    faults = [*_unread_namesakes(root, contents, used), *passed_over(_near(contents, used))]
     for split in splits_of(root) if unused else ():
         try:
             used |= _used(folder, [read_annotations(root, split)])
@@ -148,6 +153,27 @@ def _unused_faults(folder: Path, unused: list[str], used: set[str]) -> list[Faul
         remedy = "nothing to do if they are not meant to be"
         where = parent or "."
         faults.append(Fault("note", "folder-unused", folder, where, text, remedy, len(elsewhere)))
+    return faults
+
+
+def _unread_namesakes(root: Path, contents: Contents, used: set[str]) -> list[Fault]:
+    """A warning on files beside images of the data set that are called as they are, as annotations
+    in another format would be, and are not read."""
+    folders = _folders(used)
+    suffix = annotation_suffix(root)
+    faults = []
+    for path, count in contents.namesakes.items():
+        parent, _, _ = path.rpartition("/")
+        stem, ending = posixpath.splitext(path)
+        is_read = ending.lower() == suffix
+        if suffix == LABEL_SUFFIX:
+            is_read = label_name(stem) == path
+        if parent in folders and not is_read:
+            text = "lies beside the image of that name, and is not read"
+            remedy = "delete such files, or give the images that they describe a folder of their own"
+            faults.append(
+                Fault("warning", "annotation-unread", contents.root, path, text, remedy, count)
+            )
     return faults
 
 

@@ -107,6 +107,33 @@ def test_an_ending_that_is_not_read_is_reported_with_its_label(data):
     assert "images/train/a.heic is not read" in faults["label-unclaimed"].text
 
 
+@pytest.mark.parametrize(
+    ("form", "folder", "ending", "count"),
+    [("coco", "train", ".xml", 1), ("yolo", "images/train", ".txt", 2)]
+    + [("voc", "JPEGImages", ".json", 1)],
+)
+def test_annotations_of_another_kind_beside_the_images(data, form, folder, ending, count):
+    root = data(form)
+    first, *others = sorted((root / folder).glob("train-*"))
+    for image in [first, *others[: count - 1]]:
+        image.with_suffix(ending).write_text("")
+    (root / folder / f"notes{ending}").write_text("of no image")
+    faults = faults_of(root)
+    assert faults.keys() == {"annotation-unread"}
+    place = f"data/{folder}/{first.stem}{ending}"
+    assert summary(faults["annotation-unread"]) == ("warning", place, count)
+
+
+def test_a_file_in_coco_format_that_no_split_reads(data):
+    root = data("coco")
+    annotations = root / "annotations"
+    shutil.copy(annotations / "instances_train.json", annotations / "train2.json")
+    (annotations / "licence.json").write_text('{"text": "free"}')
+    faults = faults_of(root)
+    assert faults.keys() == {"json-unread"}
+    assert summary(faults["json-unread"]) == ("note", "annotations/train2.json", 1)
+
+
 NAMES = {
     "photo.webp.jpg": "photo.txt",  # stem taken up to the first dot
     "1a2b3c4d-street.png": "street.txt",  # a prefix of an upload

@@ -133,6 +133,17 @@ def other_coco_names(root: Path) -> list[str]:
     return [file.name for file in _coco_files(root)]
 
 
+def unread_coco_files(root: Path) -> list[Path]:
+    """The files that hold rows of COCO beside those of the splits, and are of no split."""
+    read = []
+    for split in SPLITS:
+        read += _files(root, split) or _other_files(root, split)
+    unread = []
+    for folder in {file.parent: None for file in read}:
+        unread += [file for file in _coco_files(folder) if file not in read]
+    return unread
+
+
 def _coco_files(folder: Path) -> list[Path]:
     """The JSON files in a folder that begin as those of COCO do."""
     names = _json_files(folder)

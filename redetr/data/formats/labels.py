@@ -15,7 +15,7 @@ from redetr.data.formats.paths import Listing
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.files import open_file
 
-_SUFFIX = ".txt"
+LABEL_SUFFIX = ".txt"
 _MOST = 300  # label files without image whose names are compared with those of images
 _SEPARATED = "(?:^|[^0-9a-z]){}(?:$|[^0-9a-z])"
 
@@ -26,8 +26,8 @@ def label_name(image: str) -> str:
     path, _ = posixpath.splitext(image)
     start, folder, end = f"/{path}".rpartition("/images/")
     if not folder:
-        return path + _SUFFIX
-    return f"{start}/labels/{end}{_SUFFIX}"[1:]
+        return path + LABEL_SUFFIX
+    return f"{start}/labels/{end}{LABEL_SUFFIX}"[1:]
 
 
 def label_faults(root: Path, below: str, images: list[str], labels: list[str]) -> list[Fault]:
@@ -100,11 +100,11 @@ def _unclaimed(
         files = {posixpath.join(folder, f) for folder in folders for f in there.files(folder)}
     else:
         folder = posixpath.dirname(label_name(f"{below}/x"))
-        contents = contents_of(root / folder, (_SUFFIX,))
+        contents = contents_of(root / folder, (LABEL_SUFFIX,))
         files = {posixpath.join(folder, file) for file in contents.files}
     unclaimed = []
     for file in sorted(files - claimed, key=os.fsencode):
-        is_text = file.lower().endswith(_SUFFIX)
+        is_text = file.lower().endswith(LABEL_SUFFIX)
         is_hidden = posixpath.basename(file).startswith(".")
         if is_text and not is_hidden and _holds_labels(root / file):
             unclaimed.append(file)

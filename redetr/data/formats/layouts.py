@@ -13,6 +13,7 @@ from redetr.data.formats.coco_places import (
     misnamed_files,
     other_coco_names,
     other_coco_splits,
+    unread_coco_files,
 )
 from redetr.data.formats.exports import export_files, export_sought, export_splits, read_export
 from redetr.data.formats.label_images import (
@@ -21,6 +22,7 @@ from redetr.data.formats.label_images import (
     read_label_images,
 )
 from redetr.data.formats.labelme import labelme_sought, labelme_splits, read_labelme
+from redetr.data.formats.labels import LABEL_SUFFIX
 from redetr.data.formats.panoptic import panoptic_sought, panoptic_splits, read_panoptic
 from redetr.data.formats.shards import read_shards, shard_splits, shards_sought
 from redetr.data.formats.unread import ARCHIVES, unread_format
@@ -43,15 +45,16 @@ class _Layout(NamedTuple):
     splits: Callable[[Path], list[Split]]
     sought: Callable[[Split], str]
     read: Callable[[Path, Split, MaskBuilder | None], Annotations]
+    suffix: str = ""  # of the annotations, if each image has a file of them
 
 
 _LAYOUTS = {
     "COCO": _Layout(coco_splits, coco_sought, read_coco),
     "COCO panoptic": _Layout(panoptic_splits, panoptic_sought, read_panoptic),
-    "YOLO": _Layout(yolo_splits, yolo_sought, read_yolo),
+    "YOLO": _Layout(yolo_splits, yolo_sought, read_yolo, LABEL_SUFFIX),
     "CVAT, VIA or Datumaro": _Layout(export_splits, export_sought, read_export),
-    "Pascal VOC": _Layout(voc_splits, voc_sought, read_voc),
-    "LabelMe": _Layout(labelme_splits, labelme_sought, read_labelme),
+    "Pascal VOC": _Layout(voc_splits, voc_sought, read_voc, ".xml"),
+    "LabelMe": _Layout(labelme_splits, labelme_sought, read_labelme, ".json"),
     "label images": _Layout(label_image_splits, label_images_sought, read_label_images),
     "WebDataset": _Layout(shard_splits, shards_sought, read_shards),
 }
@@ -107,11 +110,29 @@ def _other_layouts(root: Path, layout: _Layout) -> list[Fault]:
     if layout.read is not read_voc and is_voc:
         others.append("JPEGImages")
     if not others:
-        return []
+        return _unread_json(root) if layout.read is read_coco else []
     name = next(name for name, known in _LAYOUTS.items() if known.read is layout.read)
     text = f"the folder is read in {name} format, and {others[0]} is not read"
     remedy = "give the path of the YAML file, or a folder of its own, to read that"
     return [Fault("warning", "layout-unused", root, "", text, remedy)]
+
+
+def _unread_json(root: Path) -> list[Fault]:
+    """A note if annotation files in COCO format lie beside those that are read."""
+    unread = unread_coco_files(root)
+    if not unread:
+        return []
+    text = "is in COCO format, and no split reads it"
+    remedy = "nothing to do if it is not meant to be"
+    place = unread[0].name
+    count = len(unread)
+    return [Fault("note", "json-unread", unread[0].parent, place, text, remedy, count)]
+
+
+def annotation_suffix(root: Path) -> str:
+    """How the files of annotations end, in lower case, if each image has one; else empty."""
+    layout, _ = _layout_of(root)
+    return layout.suffix
 
 
 def is_saved_by_datasets(root: Path) -> bool:

@@ -56,6 +56,9 @@ class Contents:
     links: list[str] = field(default_factory=list)  # to folders, which are not followed
     closed: list[str] = field(default_factory=list)  # folders that cannot be listed
     outputs: list[str] = field(default_factory=list)  # images that redetr wrote
+    # of each folder and ending, how many such files lie beside one asked for and are called as it
+    # is, like the annotations of an image; by the path of the first
+    namesakes: dict[str, int] = field(default_factory=dict)
     is_whole: bool = True  # False: the walk ended, as far too many files are of no kind asked for
 
     def lists(self) -> tuple[list[str], ...]:
@@ -99,9 +102,29 @@ def contents_of(
                 contents.files.append(path)
             elif may_be_image(parent, file):
                 contents.others.append(path)
+        contents.namesakes.update(_namesakes(below, files, suffixes))
     for paths in contents.lists():
         paths.sort(key=os.fsencode)
     return contents
+
+
+def _namesakes(below: str, files: list[str], suffixes: tuple[str, ...]) -> dict[str, int]:
+    """The files of a folder that end as annotations do and are called as one of the `suffixes` is:
+    of each ending the path of the first, and how many there are."""
+    texts = [file for file in files if file.lower().endswith(_ANNOTATION_SUFFIXES)]
+    if not texts:
+        return {}
+    stems = set()
+    for file in files:
+        if file.lower().endswith(suffixes):
+            stem, _ = posixpath.splitext(file)
+            stems.add(stem)
+    by_ending: dict[str, list[str]] = {}
+    for text in texts:
+        stem, ending = posixpath.splitext(text)
+        if stem in stems and not _is_system(text):
+            by_ending.setdefault(ending.lower(), []).append(text)
+    return {below + min(names): len(names) for names in by_ending.values()}
 
 
 def first_below(root: Path, suffixes: tuple[str, ...]) -> str:
