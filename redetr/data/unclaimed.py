@@ -170,7 +170,9 @@ def _unread_namesakes(root: Path, contents: Contents, used: set[str]) -> list[Fa
             is_read = label_name(stem) == path
         if parent in folders and not is_read:
             text = "lies beside the image of that name, and is not read"
-            remedy = "delete such files, or give the images that they describe a folder of their own"
+            remedy = (
+                "delete such files, or give the images that they describe a folder of their own"
+            )
             faults.append(
                 Fault("warning", "annotation-unread", contents.root, path, text, remedy, count)
             )
