@@ -33,6 +33,12 @@ class FoundFiles:
     is_missing: np.ndarray  # [N], not in the folder
     similar: str = ""  # a file in the folder that the first missing one may be
 
+    @classmethod
+    def unsought(cls, texts: list[Any]) -> "FoundFiles":
+        """Of a document whose files are not looked for."""
+        nowhere = np.zeros(len(texts), bool)
+        return cls(Path(), [path_inside(text) for text in texts], nowhere, nowhere)
+
 
 def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
     """The files in the first of the folders that holds most of them.
@@ -41,16 +47,21 @@ def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
     unless there is a file where it leads: that one is not read, nor another in its place.
     """
     candidates = [folder for folder in folders if folder.is_dir()] or folders[:1]
+    inside = [path_inside(text) for text in texts]
     ends = [_ends(text, candidates) for text in texts]
-    best = _found_in(candidates[0], texts, ends)
+    best = _found_in(candidates[0], inside, ends)
     for folder in candidates[1:]:
-        found = _found_in(folder, texts, ends)
+        if not best.is_missing.any():
+            break
+        found = _found_in(folder, inside, ends)
         if found.is_missing.sum() < best.is_missing.sum():
             best = found
     if best.is_missing.all():  # the names may all begin with a folder of another machine
-        ends = [_ends(text, candidates) or inner_ends(path_inside(text)) for text in texts]
+        ends = []
+        for text, path in zip(texts, inside, strict=True):
+            ends.append(_ends(text, candidates) or inner_ends(path))
         for folder in candidates:
-            found = _found_in(folder, texts, ends)
+            found = _found_in(folder, inside, ends)
             if found.is_missing.sum() < best.is_missing.sum():
                 best = found
     _take_same_names(best)
@@ -100,11 +111,12 @@ def _similar(name: str, there: Listing) -> str:
     return ""
 
 
-def _found_in(folder: Path, texts: list[Any], ends: list[list[str]]) -> FoundFiles:
+def _found_in(folder: Path, inside: list[str], ends: list[list[str]]) -> FoundFiles:
+    """The files in a folder, by their paths `inside` it or, where a path has such, by its ends."""
     there = Listing(folder)
     names = []
-    for text, ends_of_text in zip(texts, ends, strict=True):
-        name = "" if ends_of_text else path_inside(text)
+    for path, ends_of_text in zip(inside, ends, strict=True):
+        name = "" if ends_of_text else path
         for end in ends_of_text:
             if end in there:
                 name = end
