@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from io import BufferedReader, BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,8 @@ def read_headers(
             is_new |= ~rows["content"].any(1)
             hashed = np.flatnonzero(is_known & is_new)
             hashes = pool.map(partial(_hash_part, folder, names), _tasks(hashed.tolist()))
-            for part, digests in zip(_tasks(hashed), hashes, strict=True):
-                rows["content"][part] = np.frombuffer(digests, np.uint64).reshape(-1, 4)
+            digests = b"".join(hashes)
+            rows["content"][hashed] = np.frombuffer(digests, np.uint64).reshape(-1, 4)
             is_known &= rows["content"].any(1)  # reading the others says what is wrong with them
         read_part = partial(_read_part, folder, names, content, looks)
         for part in pool.map(read_part, _tasks(np.flatnonzero(~is_known).tolist())):
@@ -75,7 +75,7 @@ def _tasks(images: Sequence[int]) -> list[Sequence[int]]:
 def read_header(path: Path, content: bool = False, looks: bool = False) -> Header:
     """What one file says."""
     try:
-        with open_data_file(path) as file:  # once: opening it takes as long as reading its header
+        with open_data_file(path) as file:  # once, for all that is read of it
             num_bytes = require_whole(file, path)
             width, height, orientation, frames, has_many_bits = describe(file, str(path))
             digest = _hash(file).hex() if content else ""
@@ -116,7 +116,7 @@ def _hash_part(folder: Path, names: Sequence[str], part: Sequence[int]) -> bytes
     return b"".join(hashes)
 
 
-def _hash(file: BinaryIO) -> bytes:
+def _hash(file: BytesIO | BufferedReader) -> bytes:
     """SHA-256 of all of an opened file."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").digest()
