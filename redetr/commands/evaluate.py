@@ -80,12 +80,12 @@ class Evaluate:
         from redetr.detector.detector import load
         from redetr.distributed import process_group
         from redetr.evaluation import quality_of, with_quality
-        from redetr.pages.templates import require_own_page
+        from redetr.pages.templates import require_redetr_page
         from redetr.weights.reading import locate
 
         require_images(self.batch_size)
         if self.report:
-            require_own_page(Path(self.report), "report.json")
+            require_redetr_page(Path(self.report), "report.json")
         use_threads(self.threads)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
         detectors = []

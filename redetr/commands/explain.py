@@ -57,11 +57,11 @@ class Explain:
     def run(self) -> None:
         from redetr.detector.detector import as_image, load
         from redetr.explain import explain, explain_loss, write_image_page, write_loss_page
-        from redetr.pages.templates import require_own_page
+        from redetr.pages.templates import require_redetr_page
 
         self._check()
         folder = Path(self.output)
-        require_own_page(folder, "loss.html")
+        require_redetr_page(folder, "loss.html")
         use_threads(self.threads)
         detector = load(self.checkpoint, device=self.device)
         dataset = self._dataset(detector)

@@ -210,8 +210,8 @@ def _is_worth_it(annotations: Annotations, folder: Path) -> bool:
     if len(annotations.ids) + len(annotations.boxes) < WORTH:
         return False
     has_errors = any(fault.severity == "error" for fault in annotations.faults)
-    places = (annotations.source, annotations.folder)
-    return not has_errors and all(place.is_relative_to(folder) for place in places)
+    paths = (annotations.source, annotations.folder)
+    return not has_errors and all(path.is_relative_to(folder) for path in paths)
 
 
 def _stored(store: Path, annotations: Annotations, note: str) -> tuple[Annotations, str]:

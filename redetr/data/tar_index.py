@@ -45,7 +45,7 @@ def read_index(file: BinaryIO, archive: str) -> np.ndarray:
         name = path_inside(member.name)
         problem = _problem(member, name)
         if problem:
-            raise InputError(problem, where=archive, place=repr(member.name), remedy=_REMEDY)
+            raise InputError(problem, where=archive, item=repr(member.name), remedy=_REMEDY)
         names.append(os.fsencode(name))
         spans.extend((member.offset_data, member.size))
     return as_index(names, np.array(spans, np.int64).reshape(-1, 2), archive)
@@ -63,7 +63,7 @@ def as_index(names: list[bytes], spans: np.ndarray, archive: str) -> np.ndarray:
     is_repeated = rows["name"][1:] == rows["name"][:-1]
     if is_repeated.any():
         name = os.fsdecode(rows["name"][int(is_repeated.argmax())])
-        raise InputError("is there twice", where=archive, place=repr(name), remedy=_REMEDY)
+        raise InputError("is there twice", where=archive, item=repr(name), remedy=_REMEDY)
     return rows
 
 

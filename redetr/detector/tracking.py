@@ -21,7 +21,7 @@ _LOWEST_SHARE = 0.5
 _FIRST_FRAMES = 3  # in a row that show an object before it has an identity
 
 # Detections that show an object again, of the same class or of another.
-_SAME_IOU, _SAME_PLACE_IOU = 0.5, 0.8
+_SAME_IOU, _OTHER_CLASS_IOU = 0.5, 0.8
 _PART_INSIDE, _PART_SCORE = 0.7, 0.5  # a part: its share inside, and its score beside the whole's
 
 
@@ -83,12 +83,12 @@ class Tracker:
         import supervision
 
         # Detections come back in another order: their indices travel with them.
-        given = supervision.Detections(
+        unmatched = supervision.Detections(
             xyxy=detections.boxes.numpy(),
             confidence=detections.scores.numpy(),
             data={"index": np.arange(len(detections))},
         )
-        matched = self._bytetrack.update(given, timestamp=self._time_s)
+        matched = self._bytetrack.update(unmatched, timestamp=self._time_s)
         track_ids = np.zeros(len(detections), np.int64)
         if len(matched):
             track_ids[matched.data["index"]] = matched.tracker_id + 1  # -1 for none
@@ -111,7 +111,7 @@ def without_duplicates(detections: Detections) -> Detections:
     is_inside = common >= _PART_INSIDE * area[:, None]  # row in column
     is_weak = scores[:, None] < _PART_SCORE * scores
     is_again = same_class & ((iou >= _SAME_IOU) | (is_inside & is_weak))
-    is_again |= iou >= _SAME_PLACE_IOU
+    is_again |= iou >= _OTHER_CLASS_IOU
     kept: list[int] = []
     for row in range(len(detections)):
         if not is_again[row, kept].any():

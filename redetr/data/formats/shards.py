@@ -126,7 +126,7 @@ def _scenes(path: Path) -> Iterator[tuple[str, Row]]:
             stem, _ = posixpath.splitext(name)
             if stem in image_of:
                 text = f"there is {image_of[stem]!r} as well, with one JSON file for both"
-                raise InputError(text, where=path, place=repr(name), remedy="rename one")
+                raise InputError(text, where=path, item=repr(name), remedy="rename one")
             image_of[stem] = name
     _require_pairs(path, all_names, image_of)
     for i in np.argsort(archive.rows["offset"]).tolist():
@@ -147,12 +147,12 @@ def _require_pairs(path: Path, names: list[str], image_of: dict[str, str]) -> No
         if others:
             text += f", only {others[0]}, which holds no boxes that are read here"
         remedy = 'write it, {"annotations": []} if nothing is on the image'
-        raise InputError(text, where=path, place=repr(image_of[stem]), remedy=remedy)
+        raise InputError(text, where=path, item=repr(image_of[stem]), remedy=remedy)
     alone = sorted(annotated - image_of.keys())
     if alone:
         text = "no image of this name is beside it"
         remedy = "put it there, or leave out the JSON file"
-        raise InputError(text, where=path, place=repr(f"{alone[0]}.json"), remedy=remedy)
+        raise InputError(text, where=path, item=repr(f"{alone[0]}.json"), remedy=remedy)
 
 
 def _read_scene(archive: Archive, name: str, path: Path) -> Row:
@@ -162,12 +162,12 @@ def _read_scene(archive: Archive, name: str, path: Path) -> Row:
         content = json.loads(archive.read(name))
     except _NOT_AS_WRITTEN as error:
         text = f"not JSON: {error}"
-        raise InputError(text, where=path, place=repr(name), remedy=remedy) from None
+        raise InputError(text, where=path, item=repr(name), remedy=remedy) from None
     except OSError as error:
         text = f"cannot be read: {error.strerror}"
-        raise InputError(text, where=path, place=repr(name), remedy="copy it again") from None
+        raise InputError(text, where=path, item=repr(name), remedy="copy it again") from None
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if isinstance(annotations, list) and all(isinstance(row, dict) for row in annotations):
         return content
     text = '"annotations" is missing or not a list of objects'
-    raise InputError(text, where=path, place=repr(name), remedy=remedy)
+    raise InputError(text, where=path, item=repr(name), remedy=remedy)
