@@ -99,7 +99,7 @@ def begin_again() -> None:
     """What a new process does not know."""
     remote.mirror.cache_clear()
     archives._OPENED.clear()
-    archives._OF_THREAD = threading.local()
+    archives._THREAD = threading.local()
 
 
 def refused(address: str, *fragments: str) -> None:
@@ -160,8 +160,8 @@ def test_passing_failures_are_waited_out(server):
     server.failures = ["503", "cut", "429", "cut"]
     assert data.image(1).shape[0] == 3
     assert not server.failures
-    server.failures = ["503"] * remote._TRIES
-    archives._OF_THREAD = threading.local()
+    server.failures = ["503"] * remote._ATTEMPTS
+    archives._THREAD = threading.local()
     with pytest.raises(InputError, match=r"train-1\.jpg: no answer of the server in 5 tries .*503"):
         data.image(1)
 
@@ -202,11 +202,17 @@ def test_a_list_that_is_none(server, content, fragments):
     refused(server.address, *fragments)
 
 
-@pytest.mark.parametrize("of_another", [True, False])
-def test_an_index_of_something_else(server, of_another):
+def test_the_index_of_another_archive(server):
     index = server.folder / "train-00000.tar.index"
     content = index.read_bytes()
-    index.write_bytes(content[:-8] + b"\x7f" * 8 if of_another else b"\x93NUMPY nothing")
+    index.write_bytes(content[:-8] + b"\x7f" * 8)
+    refused(server.address, "train-00000.tar.index", "not the index of this archive", "delete it")
+
+
+@pytest.mark.parametrize("content", [b"\x93NUMPY nothing", b"PK\3\4 as of a zip archive"])
+def test_an_index_of_something_else(server, content):
+    index = server.folder / "train-00000.tar.index"
+    index.write_bytes(content)
     refused(server.address, "train-00000.tar.index", "index of", "delete it")
 
 
