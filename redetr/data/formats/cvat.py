@@ -19,12 +19,11 @@ from redetr.data.formats.coco_places import SPLIT_FOLDERS
 from redetr.data.formats.columns import Row
 from redetr.data.formats.paths import read_file
 from redetr.data.formats.shapes import Document, ellipse, polygon
-from redetr.data.formats.voc_xml import encoding_of
+from redetr.data.formats.voc_xml import encoding_of, number_in
 from redetr.errors import InputError
 from redetr.masks import encode
 
 _SUBSET = re.compile(rb"""<image [^>]*\bsubset=["']([^"']*)["']""")
-_LARGEST = 1e9  # px
 _LARGEST_MASK = 2**28  # pixels that a file can make this machine allocate
 
 
@@ -136,7 +135,7 @@ def _box(element: Element) -> Row:
 
 def _degrees(element: Element) -> float:
     """The angle by which a shape is turned clockwise."""
-    degrees = _number(element, "rotation")
+    degrees = number_in(element.get("rotation"))
     return 0.0 if math.isnan(degrees) else degrees
 
 
@@ -166,9 +165,10 @@ def _mask(element: Element, size: tuple[float, float]) -> Row:
         return shape
     mask_height = bottom - top
     mask_width = right - left
-    is_inside = 0 <= left < right <= columns and 0 <= top < bottom <= rows
+    x_fits = 0 <= left < right <= columns
+    y_fits = 0 <= top < bottom <= rows
     runs_fit = min(runs) >= 0 and sum(runs) == mask_height * mask_width
-    if not is_inside or not runs_fit or rows * columns > _LARGEST_MASK:
+    if not (x_fits and y_fits and runs_fit) or rows * columns > _LARGEST_MASK:
         return shape
     is_object = np.arange(len(runs)) % 2 == 1
     pixels = np.repeat(is_object, runs)
@@ -181,13 +181,4 @@ def _mask(element: Element, size: tuple[float, float]) -> Row:
 
 def _numbers(element: Element, *names: str) -> list[float]:
     """The numbers in these attributes, NaN for each that holds no number."""
-    return [_number(element, name) for name in names]
-
-
-def _number(element: Element, name: str) -> float:
-    """The number in an attribute, NaN if it holds none."""
-    try:
-        number = float(element.get(name) or "")
-    except ValueError:
-        return math.nan
-    return number if abs(number) < _LARGEST else math.nan
+    return [number_in(element.get(name)) for name in names]
