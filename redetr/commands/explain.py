@@ -50,7 +50,7 @@ class Explain:
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
-    """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
+    """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
     json: bool = False
     """Also print the numbers."""
 

@@ -118,7 +118,7 @@ class Predict:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = that of the training run, and for other weights bf16 where it is faster."""
     threads: int | None = None
-    """Threads of each process that compute; default: OMP_NUM_THREADS, else one a core."""
+    """Threads of each process that compute; default: OMP_NUM_THREADS, else one per core."""
     json: bool = False
     """Also print predictions.json."""
 

@@ -48,7 +48,7 @@ class Push:
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
-    """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
+    """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
 
     def run(self) -> None:
         from redetr.detector.detector import load
