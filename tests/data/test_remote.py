@@ -3,6 +3,7 @@
 import http.server
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,11 @@ class Server(http.server.ThreadingHTTPServer):
         self.sent: list[tuple[str, int]] = []  # names and bytes
         self.sends_parts = True
         self.failures: list[str] = []  # what happens to the next requests for parts
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that closes its connection between two requests is no error."""
+        if not isinstance(sys.exception(), ConnectionResetError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:
