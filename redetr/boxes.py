@@ -99,6 +99,16 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return iou
 
 
+def intersection_areas(boxes1: Tensor, boxes2: Tensor, iou: Tensor) -> Tensor:
+    """Returns the areas `[N, M]` that `xyxy` boxes `[N, 4]` and `[M, 4]` share, from their `iou`.
+
+    IoU = I / (A1 + A2 - I), so I = (A1 + A2) IoU / (1 + IoU).
+    """
+    area1 = box_area(boxes1)[:, None]
+    area2 = box_area(boxes2)
+    return (area1 + area2) * iou / (1 + iou)
+
+
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Returns the GIoU `[N, M]` of all pairs of `xyxy` boxes `[N, 4]` and `[M, 4]`."""
     rows = boxes1.unsqueeze(-2)  # [N, 1, 4]

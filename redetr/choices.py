@@ -1,5 +1,5 @@
-"""The values that settings and flags take, apart from the code that they steer, because help and
-completion do without PyTorch."""
+"""The values of settings and flags, separate from the code that they control, so that help and
+completion need no PyTorch."""
 
 import math
 from typing import Literal
@@ -10,36 +10,38 @@ ClassNormalization = Literal["global", "per_rank"]
 Compression = Literal["none", "bf16"]  # of gradients between ranks
 OptimizerName = Literal["muon", "adamw"]
 LoggerName = Literal["tensorboard", "mlflow", "wandb"]
-Precision = Literal["auto", "fp32", "bf16", "fp64"]  # in which a run computes
+Precision = Literal["auto", "fp32", "bf16", "fp64"]  # the number format of a run
 Schedule = Literal["cosine", "step", "constant"]
 
-LabelChoice = Literal["auto", "all", "none"]  # auto: labels of boxes where there is room
+LabelChoice = Literal["auto", "all", "none"]  # auto: boxes have labels where there is room
 MaskChoice = Literal["rle", "polygons", "none"]  # how files write masks
 
 ExportFormat = Literal["onnx", "openvino", "torch", "executorch", "litert", "coreml"]
 ExportPrecision = Literal["fp32", "fp16", "int8"]  # of the numbers in an exported file
 
-# The size of what a model sees, px: a side (of a square, or the shorter one), or height and width.
+# The size of images as a model sees them, px: a side (of a square, or the shorter side), or height
+# and width.
 ImageSize = int | tuple[int, int]
 
 MOST_BANDS = 64  # of an image
 
-
-PATIENCE = 0.25  # of recipes that end early: a share of the run
+PATIENCE = 0.25  # share of the run without a better AP after which fine-tuning recipes end
 
 
 def parsed_size(text: str) -> ImageSize:
-    """The size that is written as `128` or, height first, as `96x128`. Raises ValueError."""
+    """The size in a text such as `128` or, height first, `96x128`. Raises ValueError."""
     sides = text.split("x")
-    if len(sides) > 2 or not all(side.removeprefix("-").isdecimal() for side in sides):
+    are_numbers = all(side.removeprefix("-").isdecimal() for side in sides)
+    if len(sides) > 2 or not are_numbers:
         raise ValueError(f"{text!r} is neither a number of pixels nor HEIGHTxWIDTH")
     if len(sides) == 1:
-        return int(sides[0])
-    return int(sides[0]), int(sides[1])
+        return int(text)
+    height, width = sides
+    return int(height), int(width)
 
 
 def size_text(image_size: ImageSize) -> str:
-    """How `parsed_size` takes a size."""
+    """The text from which `parsed_size` reads this size."""
     if isinstance(image_size, int):
         return str(image_size)
     height, width = image_size
@@ -61,6 +63,6 @@ def nearest_sizes(image_size: ImageSize, multiple: int) -> list[ImageSize]:
 
 
 def _next_multiples(side: int, multiple: int) -> tuple[int, int]:
-    smaller = max(multiple, side // multiple * multiple)
-    larger = max(multiple, math.ceil(side / multiple) * multiple)
-    return smaller, larger
+    below = side // multiple
+    above = math.ceil(side / multiple)
+    return max(1, below) * multiple, max(1, above) * multiple

@@ -365,9 +365,9 @@ def _reason(error: BaseException) -> str:
         return "a signal"
     text = str(error) or type(error).__name__
     first_line = text.splitlines()[0]
-    *_, said = _GLOO_LOCATION.split(first_line)
-    said, _, _ = said.partition(" This is typically caused by")
-    return said.strip(" .")[-160:]
+    *_, reason = _GLOO_LOCATION.split(first_line)
+    reason, _, _ = reason.partition(" This is typically caused by")
+    return reason.strip(" .")[-160:]
 
 
 def rank_cores() -> int:

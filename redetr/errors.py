@@ -9,7 +9,7 @@ INTERRUPTED = 130  # the exit code of a program that Ctrl-C has ended, in every 
 class RedetrError(Exception):
     """An error that is shown to the user as one line, without a traceback.
 
-    `str()` of it is `where: place: text; remedy`, without the parts that are not given. Code that
+    `str()` of it is `where: item: text; remedy`, without the parts that are not given. Code that
     needs a part reads the attribute: a path may hold a colon or a semicolon itself.
     """
 
@@ -20,19 +20,19 @@ class RedetrError(Exception):
         text: str,
         *,
         where: str | os.PathLike | None = None,
-        place: str = "",
+        item: str = "",
         remedy: str | None = None,
     ):
         super().__init__(text)  # also what pickle passes on; the attributes follow by themselves
         self.text = text  # what is wrong
         self.where = where  # the file, folder or data set
-        self.place = place  # in that file, such as "annotation 17"
+        self.item = item  # in that file, such as "annotation 17"
         self.remedy = remedy  # what to do about it
 
     def __str__(self) -> str:
         line = self.text
-        if self.place:
-            line = f"{self.place}: {line}"
+        if self.item:
+            line = f"{self.item}: {line}"
         if self.where is not None:
             line = f"{os.fspath(self.where)}: {line}"
         if self.remedy:

@@ -227,8 +227,8 @@ def compressed_masks(
         # Several detections of a query, of different classes, share its mask.
         distinct, which = queries[i].unique(return_inverse=True)
         masks: list[bytes] = []
-        for some in decode_masks(outputs, i, distinct, size, canvas, orig_size, original):
-            masks += encode(some)
+        for chunk in decode_masks(outputs, i, distinct, size, canvas, orig_size, original):
+            masks += encode(chunk)
         of_images.append([masks[row] for row in which.tolist()])
     return of_images
 

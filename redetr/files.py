@@ -1,6 +1,7 @@
 """Files written whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -76,6 +77,17 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(opened)
+
+
+def cache_folder(name: str) -> Path:
+    """The folder `name` of redetr in the user's cache: `~/.cache`, or XDG_CACHE_HOME."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "redetr" / name
+
+
+def hashed_name(identity: bytes) -> str:
+    """A file name of 24 characters for `identity`, which may be too long or too odd for one."""
+    return hashlib.blake2b(identity, digest_size=12).hexdigest()
 
 
 def holds_run(names: Container[str]) -> bool:

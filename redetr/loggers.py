@@ -1,10 +1,10 @@
 """Where the numbers of a run go beside metrics.jsonl: TensorBoard, MLflow, Weights & Biases, and
 functions of your own.
 
-A logger is chosen by `--log NAME`, needs the extra of its name, and is told each line that
+A logger is chosen by `--log NAME`, needs the extra of its name, and receives each line that
 metrics.jsonl gets. MLflow's server is what MLFLOW_TRACKING_URI says, else a folder `mlruns` beside
 the run folder; WANDB_MODE=offline keeps what Weights & Biases gets in the run folder. A resumed run
-goes on under its id, which `loggers.json` in the run folder holds.
+continues under its id, which `loggers.json` in the run folder holds.
 """
 
 import json
@@ -25,7 +25,7 @@ _LONGEST_PARAMETER = 500  # of MLflow
 
 
 class Logger(Protocol):
-    """What is told the numbers of a run."""
+    """Receives the numbers of a run."""
 
     def log(self, numbers: dict[str, float], step: int) -> None:
         """Takes the numbers of a step."""

@@ -163,7 +163,7 @@ class Monitor:
             self.say(f"warning: --log {name} fails, and gets no more numbers: {reason}")
 
     def close(self, failed: bool = False) -> None:
-        """Ends the display and closes the files; loggers are told whether the run has `failed`."""
+        """Ends the display and closes the files; loggers learn whether the run has `failed`."""
         self._progress.stop()
         self._file.close()
         for name in list(self._loggers):

@@ -99,8 +99,8 @@ def image_counts(
     for image in range(len(counts)):
         per_class = _evaluated(truth, segments, is_thing, [image])["per_class"]
         for label in range(len(is_thing)):
-            found = per_class[label]
-            counts[image, label] = [found[name] for name in ("tp", "fp", "fn", "iou")]
+            numbers = per_class[label]
+            counts[image, label] = [numbers[name] for name in ("tp", "fp", "fn", "iou")]
     return counts
 
 

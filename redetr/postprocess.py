@@ -113,11 +113,11 @@ def decode_masks(
     image.
     """
     shares = (size[0] / canvas[0], size[1] / canvas[1])
-    for some in queries.split(_MASKS_AT_ONCE):
+    for chunk in queries.split(_MASKS_AT_ONCE):
         if "pred_masks" in outputs:
-            logits = outputs["pred_masks"][image, some]
+            logits = outputs["pred_masks"][image, chunk]
         else:
-            logits = outputs["masks_of"](torch.full_like(some, image), some)
+            logits = outputs["masks_of"](torch.full_like(chunk, image), chunk)
         logits = logits.float()  # [n, h, w]
         if original:
             yield original_masks(logits, canvas, size, orig_size).cpu()

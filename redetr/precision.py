@@ -1,4 +1,4 @@
-"""The number format to compute in."""
+"""The number format of computations, and the trial that chooses it on a CPU."""
 
 import time
 from collections.abc import Callable
@@ -18,21 +18,22 @@ PRECISIONS: dict[str, torch.dtype] = {
     "fp64": torch.float64,
 }
 
-# The trial of "auto" on a CPU: images of at most this side; so many rounds, fewer if time is up.
+# The trial of "auto" on a CPU: images of at most this side, and so many rounds, or fewer if they
+# take longer than this time.
 _TRIAL_PX = 320
 _TRIAL_ROUNDS = 5
 _TRIAL_S = 0.5
-# bf16 has to be so many times faster than fp32: less does not pay for its rounding.
+# bf16 is chosen if it is so many times faster than fp32; a smaller gain is not worth its rounding.
 _WORTHWHILE = 1.05
 
 
 class PrecisionChoice(NamedTuple):
-    """What to compute in, and why."""
+    """A number format, and why it was chosen."""
 
     name: Literal["fp32", "bf16", "fp64"]
-    # how many times faster than fp32 bf16 was in a trial; None: there was none
+    # how many times faster than fp32 bf16 was in the trial; None without a trial
     bf16_gain: float | None = None
-    # what the training run computed in, if that decided
+    # the precision of the training run, if that decided
     of_run: Precision | None = None
 
     @property
@@ -41,7 +42,7 @@ class PrecisionChoice(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """A line on why it was chosen; empty if the user or the kind of device decided."""
+        """A line that gives the reason; empty if the user or the kind of device decided."""
         if self.of_run == self.name:
             return f"precision: {self.name}, as in its training run (--precision chooses)"
         if self.of_run is not None:
@@ -65,14 +66,15 @@ def pick_precision(
     gradient: bool = False,
     of_run: Precision | None = None,
 ) -> PrecisionChoice:
-    """What `precision` means for a model on `device`, where its weights are in fp32.
+    """The number format that `precision` means for a model with fp32 weights on `device`.
 
-    "auto" is `of_run`, what the model was trained and evaluated in, so that it answers as it did
-    then; but fp32 if that is fp64, or bf16 on a device without bf16 units. If `of_run` is None,
-    "auto" is bf16 where that is faster, else fp32. GPUs with bf16 units are. A CPU may have the
-    units and be slow all the same, so there a trial decides: at most half a second of answers of
-    `model`, or of steps without the optimizer if `gradient` is True. "fp64" is for proofs: its
-    rounding errors stay invisible over a whole run. Raises InputError for an unknown name.
+    "auto" is `of_run`, the precision in which the model was trained and evaluated, so that it
+    predicts as it did then. It is fp32 instead if `of_run` is fp64, or bf16 on a device without
+    bf16 units. If `of_run` is None, "auto" is bf16 where that is faster, else fp32. It is faster on
+    GPUs with bf16 units. A CPU may have the units and still be slow, so a trial decides there: at
+    most half a second of forward passes of `model`, with backward passes if `gradient` is True.
+    "fp64" is for proofs, as its rounding errors stay invisible over a whole run. Raises InputError
+    for an unknown name.
     """
     if precision not in ("auto", *PRECISIONS):
         raise InputError(f"unknown precision {precision!r}: choose auto, {', '.join(PRECISIONS)}")
@@ -102,9 +104,9 @@ def _cpu_has_bf16_units() -> bool:
 
 
 def _bf16_gain(model: DetectionModel, image_size: ImageSize, gradient: bool) -> float:
-    """How many times faster than in fp32 the model runs in bf16 on a CPU.
+    """How many times faster the model runs in bf16 than in fp32 on a CPU.
 
-    The weights, their gradients, and the state of random numbers stay as they are.
+    The weights, their gradients and the state of the random number generators do not change.
     """
     sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     height, width = (min(side, _TRIAL_PX) for side in sides)
@@ -112,7 +114,7 @@ def _bf16_gain(model: DetectionModel, image_size: ImageSize, gradient: bool) -> 
     images = torch.rand(1, model.channels, height, width, generator=generator)
     images = images.contiguous(memory_format=torch.channels_last)
 
-    def work(dtype: torch.dtype) -> None:
+    def run(dtype: torch.dtype) -> None:
         with torch.set_grad_enabled(gradient), autocast(images.device, dtype):
             outputs = model(images)
         if gradient:
@@ -123,46 +125,48 @@ def _bf16_gain(model: DetectionModel, image_size: ImageSize, gradient: bool) -> 
     was_training = model.training
     model.eval()  # no dropout, no statistics
     try:
-        return _times_faster(lambda: work(torch.bfloat16), lambda: work(torch.float32))
+        return _times_faster(lambda: run(torch.bfloat16), lambda: run(torch.float32))
     finally:
         model.train(was_training)
 
 
-def _times_faster(ours: Callable[[], None], other: Callable[[], None]) -> float:
-    """How many times faster `ours` is than `other`: the median over rounds in which each has its
-    turn."""
-    ours()
-    other()
+def _times_faster(candidate: Callable[[], None], reference: Callable[[], None]) -> float:
+    """How many times faster `candidate` runs than `reference`: the median over rounds with one run
+    of each."""
+    candidate()
+    reference()
     ratios: list[float] = []
     end = time.perf_counter() + _TRIAL_S
     for _ in range(_TRIAL_ROUNDS):
         started = time.perf_counter()
         if ratios and started > end:
             break
-        ours()
-        changed = time.perf_counter()
-        other()
+        candidate()
+        between = time.perf_counter()
+        reference()
         ended = time.perf_counter()
-        ratios.append((ended - changed) / (changed - started))
+        candidate_s = between - started
+        reference_s = ended - between
+        ratios.append(reference_s / candidate_s)
     return median(ratios)
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """The name that users give this number format, a key of `PRECISIONS`."""
-    for name, known in PRECISIONS.items():
-        if known == dtype:
+    """The key of `PRECISIONS` for this dtype."""
+    for name, precision_dtype in PRECISIONS.items():
+        if precision_dtype == dtype:
             return name
     raise ValueError(f"{dtype} is the format of no precision")
 
 
 def weights_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of weights and images when computing in `dtype`.
+    """The dtype of weights and images for computations in `dtype`.
 
-    bf16 is computed by autocast, whose weights are fp32.
+    bf16 is computed by autocast, which keeps weights in fp32.
     """
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Autocast to bf16; other types mean none."""
+    """Autocast for bf16; for other types, a context that does nothing."""
     return torch.autocast(device.type, dtype=dtype) if dtype == torch.bfloat16 else nullcontext()

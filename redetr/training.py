@@ -293,7 +293,7 @@ class _Run:
             yield [next(batches) for _ in range(config.accumulate)]
 
     def _step(self, model: DistributedDataParallel, step_input: _StepInput) -> bool:
-        """Takes an optimizer step, unless a rank was told to stop; returns whether one was."""
+        """Takes an optimizer step, unless a rank has to stop; returns whether one has to."""
         state, config = self.state, self.state.config
         batches, denominators, stopped = receive(
             step_input.window, self.criterion, self.dist, weights_dtype(self.dtype)

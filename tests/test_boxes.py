@@ -14,6 +14,7 @@ from redetr.boxes import (
     box_iou,
     box_xyxy_to_cxcywh,
     generalized_box_iou,
+    intersection_areas,
     iou_and_giou,
 )
 
@@ -42,6 +43,13 @@ def test_formats_by_hand():
     assert torch.equal(box_xyxy_to_cxcywh(xyxy), cxcywh)
     assert torch.equal(box_cxcywh_to_xyxy(cxcywh), xyxy)
     assert box_cxcywh_to_xyxy(torch.zeros(2, 0, 4)).shape == (2, 0, 4)
+
+
+def test_intersection_areas_by_hand():
+    boxes1 = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    boxes2 = torch.tensor([[1.0, 1.0, 3.0, 3.0], [0.0, 0.0, 2.0, 1.0], [5.0, 5.0, 6.0, 6.0]])
+    areas = intersection_areas(boxes1, boxes2, box_iou(boxes1, boxes2))
+    assert areas[0].tolist() == pytest.approx([1, 2, 0])
 
 
 def test_area_of_an_inverted_box_is_zero():

@@ -17,7 +17,7 @@ FOLDER = Path("a: b; c")  # a name that no message can be split at
         ({}, "is odd"),
         ({"where": FOLDER}, "a: b; c: is odd"),
         ({"where": "hf:name", "remedy": "mend it"}, "hf:name: is odd; mend it"),
-        ({"where": FOLDER, "place": "line 3"}, "a: b; c: line 3: is odd"),
+        ({"where": FOLDER, "item": "line 3"}, "a: b; c: line 3: is odd"),
         ({"remedy": "mend it"}, "is odd; mend it"),
     ],
 )
@@ -26,7 +26,7 @@ def test_the_line_has_the_parts_that_are_given(parts, line):
 
 
 def test_parts_survive_the_way_to_another_process():
-    error = InputError("is odd", where=FOLDER, place="line 3", remedy="mend it")
+    error = InputError("is odd", where=FOLDER, item="line 3", remedy="mend it")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is InputError
     assert vars(copy) == vars(error)

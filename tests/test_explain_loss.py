@@ -105,7 +105,7 @@ def test_the_worked_example_alone():
     (share,) = found.shares
     assert share.sums["loss_bbox"] == pytest.approx(0.55)
     assert share.losses["loss_bbox"] == pytest.approx(0.275)
-    assert share.divisors == share.own_divisors
+    assert share.divisors == share.single_divisors
     assert share.divisors[:2] == pytest.approx((2, 11.8))  # 2 + 0.1 * 98
 
 
@@ -116,7 +116,7 @@ def test_the_worked_example_on_two_gpus():
     first, second = found.shares
     assert (first.objects, second.objects) == (2, 4)
     assert first.losses["loss_bbox"] == pytest.approx(0.55 / 3)
-    assert first.own_losses["loss_bbox"] == pytest.approx(0.275)
+    assert first.single_losses["loss_bbox"] == pytest.approx(0.275)
     assert first.divisors[:2] == pytest.approx((3, 12.7))  # (11.8 + 13.6) / 2
     assert second.sums["loss_bbox"] == pytest.approx(0.1 + 0.1 + 0.1 + 0.1)
     assert found.together["loss_bbox"] == pytest.approx((0.55 + 0.4) / 6)
@@ -206,8 +206,10 @@ def test_denoising_is_shown_apart(shared_coco):
     with torch.no_grad():
         outputs = training_outputs(detector.model, criterion, batch)
         expected = criterion(outputs, batch.targets)
-    own_losses = found.shares[0].own_losses
-    assert own_losses == pytest.approx({name: x.item() for name, x in expected.items()}, rel=1e-4)
+    single_losses = found.shares[0].single_losses
+    assert single_losses == pytest.approx(
+        {name: x.item() for name, x in expected.items()}, rel=1e-4
+    )
 
     noisy, count = found.noisy, len(found.labels)
     assert noisy is not None and noisy.boxes.shape == (3, 2, count, 4)

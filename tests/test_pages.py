@@ -12,7 +12,7 @@ from redetr.cli import main
 from redetr.detector.contact_sheet import contact_sheet
 from redetr.errors import InputError
 from redetr.pages import templates
-from redetr.pages.templates import render, require_own_page, write_page
+from redetr.pages.templates import render, require_redetr_page, write_page
 
 
 @pytest.fixture
@@ -86,6 +86,6 @@ def test_no_page_of_another_tool_is_replaced(tmp_path, capsys, command):
 def test_files_beside_a_page_are_replaced_with_it_only(tmp_path):
     (tmp_path / "sheet.png").touch()
     with pytest.raises(InputError, match="is there already, without a page of redetr beside it"):
-        require_own_page(tmp_path, "sheet.png")
+        require_redetr_page(tmp_path, "sheet.png")
     write_page(tmp_path / "index.html", contact_sheet([]))
-    require_own_page(tmp_path, "sheet.png")
+    require_redetr_page(tmp_path, "sheet.png")

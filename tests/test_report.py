@@ -20,7 +20,7 @@ from test_metrics import (
 from redetr.cli import main
 from redetr.data import DetectionDataset
 from redetr.metrics import GroundTruth, coco_metrics
-from redetr.pages.templates import require_own_page
+from redetr.pages.templates import require_redetr_page
 from redetr.report import make_report, write_report
 from redetr.report.page import _is_dark
 
@@ -224,7 +224,7 @@ def test_the_page_in_a_browser_without_network(tmp_path, browser):
         '{"step": 0, "loss": 2.5}\n{"step": 0, "time_s": 1, "AP": 0.5, "AP50": 0.6}\n'
     )
     write_report(make_report(dataset, [(str(tmp_path), found)]), tmp_path)
-    require_own_page(tmp_path, "report.json")  # a second report may replace it
+    require_redetr_page(tmp_path, "report.json")  # a second report may replace it
     browser.get_log("browser")  # of pages before
     browser.get((tmp_path / "index.html").as_uri())
     page = look(browser)

@@ -68,7 +68,7 @@ def test_one_mistake_of_each_kind():
         "background",
     ]
     assert found.scores.tolist() == [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
-    assert found.found_by.tolist() == [0, -1, -1, -1]
+    assert found.finder.tolist() == [0, -1, -1, -1]
     # Of the three that are not found, two would be without the mistake.
     assert mistakes(found)["missed"]["count"] == 1
 
@@ -124,7 +124,7 @@ def test_better_overlap_wins_and_score_goes_first():
     pair = target(0, [[0, 0, 100, 100], [20, 0, 120, 100]], [0, 0])
     found = judged([pair], [(0, 0, 0.5, [0, 0, 100, 100]), (0, 0, 0.9, [18, 0, 118, 100])])
     assert found.scores.tolist() == pytest.approx([0.9, 0.5])
-    assert found.found_by.tolist() == [1, 0]
+    assert found.finder.tolist() == [1, 0]
     assert kinds_of(found) == ["correct", "correct"]
 
 
@@ -144,7 +144,7 @@ def test_an_object_before_a_crowd():
     both = target(0, [[0, 0, 400, 400], [10, 10, 50, 50]], [0, 0], [True, False])
     found = judged([both], [(0, 0, 0.9, [10, 10, 50, 50]), (0, 0, 0.8, [10, 10, 50, 49])])
     assert kinds_of(found) == ["correct"]
-    assert found.found_by.tolist() == [0]
+    assert found.finder.tolist() == [0]
 
 
 def test_confusion_by_hand():
@@ -224,7 +224,7 @@ def test_kinds_add_up_to_the_counts_of_hotcoco(seed, crowd_share, per_image, dec
     counts = np.bincount(found.kinds, minlength=len(KINDS)).tolist()
     table = mistakes(found)
     assert counts[1:] == [table[kind]["count"] for kind in KINDS[1:]]
-    assert counts[0] == np.count_nonzero(found.found_by >= 0)
+    assert counts[0] == np.count_nonzero(found.finder >= 0)
 
 
 @pytest.mark.parity

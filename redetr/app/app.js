@@ -122,7 +122,7 @@ async function look(entry, signal) {
   }
 }
 
-/** Whether the segments of a panoptic model are shown, in the place of its detections. */
+/** Whether the segments of a panoptic model are shown, instead of its detections. */
 const areSegments = () => Boolean(shown.segments) && byId("segments").checked;
 
 const current = () => images.find(({ file }) => file === shown.file);
@@ -147,7 +147,7 @@ function show(entry) {
   refresh();
 }
 
-/** Takes an image away; its neighbour is shown in its place. */
+/** Takes an image away; its neighbour is shown instead. */
 function remove(entry) {
   const index = images.indexOf(entry);
   images.splice(index, 1);
@@ -222,7 +222,7 @@ function refresh() {
   byId("find-status").textContent = `${count} with a score of ${smallest} or more.${hint}`;
   const first = detections.slice(0, 10).map(tagOf).join(", ");
   byId("picture").setAttribute("aria-label", `The image with ${count}: ${first}`);
-  byId("found").hidden = !detections.length;
+  byId("detections").hidden = !detections.length;
   byId("rows").replaceChildren(...detections.map(rowOf));
   draw();
 }

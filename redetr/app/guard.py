@@ -60,7 +60,7 @@ class Guard:
         await answer(scope, receive, send_guarded)
 
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
-        if not self._is_its_own(hostname(headers.get("host", ""))):
+        if not self._is_server_name(hostname(headers.get("host", ""))):
             names = " or ".join(self._hosts)
             text = f"this server is called {names}: use that name"
             text += ", or start it with --allow-host NAME"
@@ -71,7 +71,7 @@ class Guard:
             )
         return None
 
-    def _is_its_own(self, name: str) -> bool:
+    def _is_server_name(self, name: str) -> bool:
         """Whether the server answers under this name."""
         if name in self._hosts:
             return True

@@ -196,9 +196,9 @@ class Page:
     def _judge(self, image_id: str, step: int, world_size: int) -> dict[str, str]:
         ids = self.image_ids
         if image_id and image_id not in ids:
-            some = ", ".join(ids[:5])
+            examples = ", ".join(ids[:5])
             raise InputError(
-                f"{self.dataset.name} has no image with this id: try another, such as {some}"
+                f"{self.dataset.name} has no image with this id: try another, such as {examples}"
             )
         index = ids.index(image_id) if image_id else 0
         index = (index + step) % len(ids)

@@ -43,7 +43,7 @@ class App:
     """auto = that of the training run, and for other weights bf16 where it is faster. Explanations
     are computed in fp32."""
     threads: int | None = None
-    """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
+    """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
 
     def run(self) -> None:
         with quick_imports():

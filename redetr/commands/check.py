@@ -44,12 +44,12 @@ class Check:
         with quick_imports():
             from redetr.doctor.check import check, print_report
             from redetr.doctor.sheet import write_report
-            from redetr.pages.templates import require_own_page
+            from redetr.pages.templates import require_redetr_page
 
         if self.augment and not self.report:
             raise InputError("--augment needs a folder to write to", remedy="add --report FOLDER")
         if self.report:
-            require_own_page(Path(self.report), "sheet.png", "augmented.png")
+            require_redetr_page(Path(self.report), "sheet.png", "augmented.png")
         report = check(
             self.data,
             self.model,

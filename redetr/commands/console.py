@@ -1,4 +1,4 @@
-"""Where commands print, and how results look there."""
+"""The output of commands: consoles, tables of results, and lines about a detector."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from redetr.errors import InputError
 if TYPE_CHECKING:
     from redetr.detector.detector import Detector
 
-# Names of classes and paths may have brackets, which are no markup.
+# Without markup, because names of classes and paths may have brackets.
 ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 OUT = Console(highlight=False, markup=False)
 
@@ -60,7 +60,7 @@ def _panoptic_table(title: str, panoptic: dict[str, Any]) -> Table:
 
 
 def _class_table(results: list[dict[str, Any]], numbers: list[str]) -> Table:
-    """AP and AP50 of each class, and AP of masks, the best class of the first result on top."""
+    """AP, AP50 and mask AP of each class; the best class of the first result comes first."""
     objects = Column("objects", justify="right")
     table = Table("class", objects, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for number, result in zip(numbers, results, strict=True):
@@ -93,12 +93,12 @@ def require_images(batch_size: int) -> None:
 
 
 def say_origin(detector: "Detector") -> None:
-    """Where the weights come from, and under which licence, on standard error."""
+    """Prints the origin and the licence of the weights on standard error."""
     ERRORS.print(f"weights: {detector.model.weights_from}")
 
 
 def say_threshold(detector: "Detector") -> None:
-    """Which threshold a command takes because none was given, on standard error."""
+    """Prints the default threshold and its reason on standard error."""
     if detector.has_measured_threshold:
         origin = "the best F1 at the last evaluation of its training"
     else:
@@ -107,19 +107,19 @@ def say_threshold(detector: "Detector") -> None:
 
 
 def say_detector(detector: "Detector") -> None:
-    """Where the weights come from, and what they compute in, on standard error."""
+    """Prints the origin and the precision of the weights on standard error."""
     say_origin(detector)
     say_precision(detector)
 
 
 def say_precision(detector: "Detector") -> None:
-    """What a command computes in, and why, on standard error; nothing if that needs no words."""
+    """Prints the precision of a command and its reason, if there is one, on standard error."""
     if detector.precision.reason:
         ERRORS.print(detector.precision.reason)
 
 
 def say_fp32(detector: "Detector", why: str) -> None:
-    """That a command computes in fp32 for a reason, if the training run did not."""
+    """Prints on standard error why a command computes in fp32, if the training run did not."""
     if detector.run_precision not in (None, "fp32"):
         ERRORS.print(
             f"precision: fp32, {why}; its training run computed in {detector.run_precision}, so "

@@ -62,7 +62,7 @@ class Evaluate:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = that of the training run, and for other weights bf16 where it is faster."""
     threads: int | None = None
-    """Threads of each process that compute; default: OMP_NUM_THREADS, else one a core."""
+    """Threads of each process that compute; default: OMP_NUM_THREADS, else one per core."""
     num_workers: int | None = None
     """Processes that load images; default: by the cores of the host."""
     report: str | None = None
@@ -82,12 +82,12 @@ class Evaluate:
             from redetr.detector.detector import load
             from redetr.distributed import process_group
             from redetr.evaluation import quality_of, with_quality
-            from redetr.pages.templates import require_own_page
+            from redetr.pages.templates import require_redetr_page
             from redetr.weights.reading import locate
 
         require_images(self.batch_size)
         if self.report:
-            require_own_page(Path(self.report), "report.json")
+            require_redetr_page(Path(self.report), "report.json")
         use_threads(self.threads)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
         detectors = [load(checkpoint, device=self.device) for checkpoint in self._checkpoints]

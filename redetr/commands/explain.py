@@ -51,7 +51,7 @@ class Explain:
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
-    """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
+    """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
     json: bool = False
     """Also print the numbers."""
 
@@ -59,11 +59,11 @@ class Explain:
         with quick_imports():
             from redetr.detector.detector import as_image, load
             from redetr.explain import explain, explain_loss, write_image_page, write_loss_page
-            from redetr.pages.templates import require_own_page
+            from redetr.pages.templates import require_redetr_page
 
         self._check()
         folder = Path(self.output)
-        require_own_page(folder, "loss.html")
+        require_redetr_page(folder, "loss.html")
         use_threads(self.threads)
         detector = load(self.checkpoint, device=self.device)
         dataset = self._dataset(detector)

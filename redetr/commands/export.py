@@ -59,7 +59,7 @@ class Export:
     batch_size: int = 1
     """Images at once in the comparison."""
     threads: int | None = None
-    """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
+    """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
     max_ap_drop: float | None = None
     """Points of AP that the file may lose against PyTorch; default: 0.1, with fp16 0.3, with int8
     1.0. More is accepted where the images are too few to tell it from chance."""

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from redetr.detector.tracking import Tracker
     from redetr.distributed import Dist
 
-    Found = Detections | PanopticDetections
+    Prediction = Detections | PanopticDetections
 
 Format = Literal["png", "jpg", "masks", "json", "coco", "csv", "html"]
 _IMAGES = ("png", "jpg", "masks")  # of these formats
@@ -119,7 +119,7 @@ class Predict:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = that of the training run, and for other weights bf16 where it is faster."""
     threads: int | None = None
-    """Threads of each process that compute; default: OMP_NUM_THREADS, else one a core."""
+    """Threads of each process that compute; default: OMP_NUM_THREADS, else one per core."""
     json: bool = False
     """Also print predictions.json."""
 
@@ -302,7 +302,7 @@ class Predict:
         frames: Iterator["Frame"],
         at_once: int,
         tracker: "Tracker | None",
-    ) -> Iterator[tuple["Frame", "Found | None"]]:
+    ) -> Iterator[tuple["Frame", "Prediction | None"]]:
         """Each frame with its detections of the wanted classes; None if it has no image."""
         threshold = tracker.lowest_score if tracker else self._threshold(detector)
         while batch := list(islice(frames, at_once)):
@@ -330,8 +330,8 @@ class Predict:
         return THRESHOLD if self.panoptic else detector.threshold
 
     def _drawn(
-        self, file_names: dict[str, Path], frame: "Frame", detections: "Found | None"
-    ) -> tuple["Frame", "Found | None", "Image.Image | None"]:
+        self, file_names: dict[str, Path], frame: "Frame", detections: "Prediction | None"
+    ) -> tuple["Frame", "Prediction | None", "Image.Image | None"]:
         """A frame, its detections, and its annotated version if it is of a video.
 
         An annotated image is saved instead of returned.
@@ -352,12 +352,12 @@ class Predict:
         return frame, detections, None
 
     def _draw(
-        self, image: "Tensor", detections: "Found", scale: int | None = None
+        self, image: "Tensor", detections: "Prediction", scale: int | None = None
     ) -> "Image.Image":
         return detections.draw(image, scale, labels=self.labels, line_width=self.line_width)
 
     def _lines(
-        self, file_names: dict[str, Path], frame: "Frame", detections: "Found | None"
+        self, file_names: dict[str, Path], frame: "Frame", detections: "Prediction | None"
     ) -> Iterator[dict[str, Any]]:
         """What the record says about a frame: see `records`."""
         from redetr.detector.output_names import beside
@@ -443,8 +443,8 @@ class Predict:
         if not total.images:
             return
         if total.classes:
-            what = "segments" if self.panoptic else "objects"
-            sentence = f"{what} found: {_described(total)}"
+            kind = "segments" if self.panoptic else "objects"
+            sentence = f"{kind} found: {_described(total)}"
         else:
             sentence = (
                 f"nothing found in {counted(total.images, 'image')} with a score of "
@@ -457,13 +457,13 @@ class Predict:
         OUT.print(sentence, soft_wrap=True)
 
 
-def _further_image(found: "Found", kind: str) -> "Image.Image":
+def _further_image(prediction: "Prediction", kind: str) -> "Image.Image":
     """The image of one of `_further_images`."""
     from redetr.detector.segments import PanopticDetections
 
-    if kind == "panoptic" and isinstance(found, PanopticDetections):
-        return found.to_png()
-    return found.mask_image()
+    if kind == "panoptic" and isinstance(prediction, PanopticDetections):
+        return prediction.to_png()
+    return prediction.mask_image()
 
 
 def _warn_of_plain(names: list[str]) -> None:

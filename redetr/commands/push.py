@@ -49,7 +49,7 @@ class Push:
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
-    """Threads that compute; default: OMP_NUM_THREADS, else one a core."""
+    """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
 
     def run(self) -> None:
         with quick_imports():

@@ -74,14 +74,14 @@ class Fault:
         if error.where is not None:
             file = Path(error.where)
         remedy = error.remedy or ""
-        return cls("error", code, file, error.place, error.text, remedy)
+        return cls("error", code, file, error.item, error.text, remedy)
 
     def to_error(self, addition: str = "") -> InputError:
         """An error with the same parts; `addition` ends its line."""
         return InputError(
             self.text,
             where=self.file,
-            place=self.where,
+            item=self.where,
             remedy=self.remedy + self._repetitions() + addition,
         )
 
@@ -201,11 +201,11 @@ class Rows:
     """Images, objects or classes on their way in: what is wrong with some is collected, and they
     are left out."""
 
-    def __init__(self, count: int, faults: list[Fault], place: Callable[[int], tuple[Path, str]]):
-        """`place` returns the file of row `i` and where in it the row is."""
+    def __init__(self, count: int, faults: list[Fault], locate: Callable[[int], tuple[Path, str]]):
+        """`locate` returns the file of row `i` and where in it the row is."""
         self.good = np.ones(count, bool)
         self.faults = faults
-        self.place = place
+        self.locate = locate
 
     def fault(
         self,
@@ -221,7 +221,7 @@ class Rows:
         if not bad.any():
             return
         row = int(bad.argmax())
-        file, where = self.place(row)
+        file, where = self.locate(row)
         count = int(bad.sum())
         self.faults.append(Fault(severity, code, file, where, text(row), remedy, count))
         if severity == "error":
@@ -433,7 +433,7 @@ def _format_faults(
     box_format, shown_by = other
     row = int(shown_by.argmax())
     count = int(shown_by.sum())
-    file, where = objects.rows.place(row)
+    file, where = objects.rows.locate(row)
     text = f"{objects.quoted(row)} fits its own outline or area as {box_format} only"
     remedy = f"write {objects.box_format}: boxes are {box_format}, as their outlines and areas say"
     return [Fault("error", f"format-{box_format}", file, where, text, remedy, count)]

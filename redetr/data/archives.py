@@ -1,7 +1,7 @@
-"""Files in folders and in tar archives alike: `shards/train-000.tar/a.jpg` is the path of one.
+"""Files in folders and in tar archives alike: `shards/train-000.tar/a.jpg` is the path of `a.jpg`
+in an archive.
 
-A file in an archive is read by its position, which the index of the archive has, so the order in
-which files are read does not matter.
+The index of an archive says where each file in it begins, so files are read in any order.
 """
 
 import errno
@@ -12,7 +12,6 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,9 +22,9 @@ from redetr.files import open_file
 SUFFIX = ".tar"
 _INSIDE = f"{SUFFIX}/"
 
-# By path: the state that an archive was in, and its index.
+# For each path, the state that the archive was in when it was opened, and its index.
 _OPENED: dict[str, tuple[str, "Archive"]] = {}
-_OF_THREAD = threading.local()
+_THREAD = threading.local()
 
 
 @dataclass(frozen=True)
@@ -35,64 +34,67 @@ class Archive:
     path: str
     rows: np.ndarray  # [N] as `read_index` returns, often mapped from a file
     mtime_ns: int
-    remote: RemoteFile | None = None  # where it is, if not here
+    remote: RemoteFile | None = None  # the archive on a server, if `path` only points to it
 
     def span(self, name: str) -> tuple[int, int]:
-        """Where the content of a file begins, and its size in bytes. Raises FileNotFoundError."""
-        sought = os.fsencode(name)
-        i = bisect_left(self.rows, sought, key=_name)
-        if i == len(self.rows) or self.rows[i]["name"] != sought:
-            raise FileNotFoundError(errno.ENOENT, "no such file in the archive", self._inside(name))
+        """The offset and the size of a file's content in bytes. Raises FileNotFoundError."""
+        encoded_name = os.fsencode(name)
+        names = self.rows["name"]
+        i = bisect_left(names, encoded_name)
+        if i == len(names) or names[i] != encoded_name:
+            path = self._path_of(name)
+            raise FileNotFoundError(errno.ENOENT, "no such file in the archive", path)
         row = self.rows[i]
         return int(row["offset"]), int(row["size"])
 
     def read(self, name: str) -> bytes:
-        """What is in a file. Raises OSError."""
+        """The content of a file. Raises OSError."""
         offset, size = self.span(name)
         if self.remote is not None:
             return self._received(self.remote, offset, size)
         with open_file(self.path) as file:
-            if hasattr(os, "posix_fadvise"):  # else as much again is read ahead, for nothing
+            if hasattr(os, "posix_fadvise"):
+                # The kernel would read the same amount again ahead, which nobody asks for.
                 os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_RANDOM)
             file.seek(offset)
             content = file.read(size)
         if len(content) < size:
             text = f"cut short: {len(content):,} of {size:,} bytes are there"
-            raise OSError(errno.EIO, text, self._inside(name))
+            raise OSError(errno.EIO, text, self._path_of(name))
         return content
 
     def _received(self, remote: RemoteFile, offset: int, size: int) -> bytes:
-        """A part of an archive on a server. A thread keeps the last one: the check of an image
-        reads it several times."""
-        last = getattr(_OF_THREAD, "received", None)
-        key = (remote, offset, size)
-        if last is None or last[0] != key:
-            last = (key, remote.read(offset, size))
-            _OF_THREAD.received = last
-        return last[1]
+        """A part of an archive on a server.
+
+        Each thread keeps the last part, because the check of an image reads it several times.
+        """
+        part = (remote, offset, size)
+        last_part, content = getattr(_THREAD, "received", (None, b""))
+        if part != last_part:
+            content = remote.read(offset, size)
+            _THREAD.received = (part, content)
+        return content
 
     def names(self) -> list[str]:
         """The path of each file in the archive, sorted as bytes."""
         return list(map(os.fsdecode, self.rows["name"].tolist()))
 
-    def _inside(self, name: str) -> str:
+    def _path_of(self, name: str) -> str:
         return f"{self.path}/{name}"
 
 
-def _name(row: Any) -> bytes:
-    return row["name"]
-
-
 def open_archive(path: str | os.PathLike) -> Archive:
-    """An archive with its index, which is read from it if it is new or has changed. Raises
-    InputError for one that is damaged, OSError if it cannot be read."""
+    """The archive at `path` with its index, which is made if the archive is new or has changed.
+
+    Raises InputError for a damaged archive, OSError if it cannot be read.
+    """
     location = os.path.abspath(path)
     state = state_of(location)
-    known_state, known = _OPENED.get(location, ("", None))
-    if known is not None and state == known_state:
-        return known
-    rows = stored_index(location, state)
+    opened_state, opened = _OPENED.get(location, ("", None))
+    if opened is not None and opened_state == state:
+        return opened
     remote = RemoteFile.in_pointer(location)
+    rows = stored_index(location, state)
     if rows is None:
         if remote is not None:
             rows = remote.index()
@@ -100,30 +102,37 @@ def open_archive(path: str | os.PathLike) -> Archive:
             with open_file(location) as file:
                 rows = read_index(file, os.fspath(path))
         store_index(location, state, rows)
-        mapped = stored_index(location, state)  # loader processes share what is mapped
-        rows = rows if mapped is None else mapped
+        mapped = stored_index(location, state)
+        if mapped is not None:  # loader processes share the memory of what is mapped
+            rows = mapped
     archive = Archive(location, rows, os.stat(location).st_mtime_ns, remote)
-    _OPENED[location] = state, archive
+    _OPENED[location] = (state, archive)
     return archive
 
 
 def split_path(path: str | os.PathLike) -> tuple[str, str] | None:
-    """The path of an archive, and that of a file in it; None for the path of any other file."""
+    """The path of an archive and the path of a file in it; None if `path` is that of no archive
+    and of nothing in one."""
     text = os.fspath(path)
-    end = text.find(_INSIDE)
-    while end >= 0:
-        archive = text[: end + len(SUFFIX)]
+    start = text.find(_INSIDE)
+    while start >= 0:
+        end = start + len(SUFFIX)
+        archive = text[:end]
         if os.path.isfile(archive):
-            return archive, text[end + len(_INSIDE) :].rstrip("/")
-        end = text.find(_INSIDE, end + 1)
+            name = text[end + 1 :].rstrip("/")
+            return archive, name
+        start = text.find(_INSIDE, end)
     if text.endswith(SUFFIX) and os.path.isfile(text):
         return text, ""
     return None
 
 
 def open_data_file(path: str | os.PathLike) -> BytesIO | BufferedReader:
-    """The file at `path`, in a folder or in an archive, opened for reading; of one in an archive,
-    all is read. Raises OSError as `open_file` does, and InputError for a damaged archive."""
+    """The file at `path`, in a folder or in an archive, opened for reading.
+
+    A file in an archive is read at once. Raises OSError as `open_file` does, and InputError for a
+    damaged archive.
+    """
     try:
         return open_file(path)
     except NotADirectoryError:
@@ -135,8 +144,8 @@ def open_data_file(path: str | os.PathLike) -> BytesIO | BufferedReader:
 
 
 def stamp_of_file(path: str | os.PathLike) -> tuple[int, int]:
-    """When a file was changed (ns), in an archive when that was, and its bytes. Raises OSError and
-    ValueError."""
+    """When a file was changed, in ns, and its size in bytes; a file in an archive has the time of
+    the archive. Raises OSError and ValueError."""
     try:
         stat = os.stat(path)
     except NotADirectoryError:
@@ -145,35 +154,38 @@ def stamp_of_file(path: str | os.PathLike) -> tuple[int, int]:
             raise
     else:
         return stat.st_mtime_ns, stat.st_size
-    archive = open_archive(parts[0])
-    _, size = archive.span(parts[1])
+    path_of_archive, name = parts
+    archive = open_archive(path_of_archive)
+    _, size = archive.span(name)
     return archive.mtime_ns, size
 
 
 def names_below(path: str | os.PathLike) -> set[str]:
-    """The names in a folder, or in an archive or a folder of it; none if it is not there. Raises
-    InputError for a damaged archive."""
+    """The names in a folder, in an archive, or in a folder of an archive; none if `path` does not
+    exist. Raises InputError for a damaged archive."""
     try:
         return set(os.listdir(path))
     except NotADirectoryError:
         parts = split_path(path)
-    except (OSError, ValueError):  # not there, or no path: it holds a null byte
+    except (OSError, ValueError):  # it does not exist, or is no path: it holds a null byte
         return set()
     if parts is None:
         return set()
-    rows = open_archive(parts[0]).rows
-    prefix = os.fsencode(f"{parts[1]}/") if parts[1] else b""
-    start = bisect_left(rows, prefix, key=_name)
+    archive, folder = parts
+    prefix = os.fsencode(f"{folder}/") if folder else b""
+    paths = open_archive(archive).rows["name"]
+    start = bisect_left(paths, prefix)
     names = set()
-    for name in rows["name"][start:].tolist():
-        if not name.startswith(prefix):
+    for path_inside in paths[start:].tolist():
+        if not path_inside.startswith(prefix):
             break
-        names.add(os.fsdecode(name[len(prefix) :].split(b"/", 1)[0]))
+        name, _, _ = path_inside.removeprefix(prefix).partition(b"/")
+        names.add(os.fsdecode(name))
     return names
 
 
 def copy_data_file(source: Path, destination: Path) -> None:
-    """Writes what is in a file, in a folder or in an archive, into another one."""
+    """Copies a file of a folder or of an archive."""
     try:
         shutil.copyfile(source, destination)
     except NotADirectoryError:
@@ -182,11 +194,14 @@ def copy_data_file(source: Path, destination: Path) -> None:
 
 
 def archives_in(folder: Path) -> list[Path]:
-    """The tar archives in a folder, sorted by name as bytes; none if it is not there."""
+    """The tar archives in a folder, sorted by name as bytes; none if it cannot be listed."""
     try:
         names = os.listdir(folder)
     except OSError:
         return []
-    is_archive = [name for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
-    archives = [folder / name for name in sorted(is_archive, key=os.fsencode)]
-    return [archive for archive in archives if archive.is_file()]
+    archives = []
+    for name in sorted(names, key=os.fsencode):
+        file = folder / name
+        if name.endswith(SUFFIX) and not name.startswith(".") and file.is_file():
+            archives.append(file)
+    return archives

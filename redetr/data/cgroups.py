@@ -28,15 +28,15 @@ def group_memory(root: Path = Path("/")) -> float:
     A limit holds for all groups inside of a group, so each group from that of the process up to the
     outermost counts. `root` is where the file system begins.
     """
-    left = math.inf
+    remaining = math.inf
     for folder, files in _groups(root):
-        left = min(left, _left_in(folder, files))
-    return left
+        remaining = min(remaining, _remaining_in(folder, files))
+    return remaining
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
     """The folders of the groups that this process is in, innermost first."""
-    own_groups = (root / "proc/self/cgroup").read_text().splitlines()
+    process_groups = (root / "proc/self/cgroup").read_text().splitlines()
     for mount in (root / "proc/self/mountinfo").read_text().splitlines():
         options, _, kind = mount.partition(" - ")
         _, _, _, shown, mounted_at, *_ = options.split(" ")
@@ -44,7 +44,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
         is_v2 = file_system == "cgroup2"
         if not is_v2 and (file_system != "cgroup" or "memory" not in controllers.split(",")):
             continue
-        for group in own_groups:
+        for group in process_groups:
             _, group_controllers, path = group.split(":", maxsplit=2)
             controller = "" if is_v2 else "memory"
             if controller in group_controllers.split(","):
@@ -65,7 +65,7 @@ def _upwards(outermost: Path, shown: str, path: str) -> Iterator[Path]:
     yield outermost
 
 
-def _left_in(folder: Path, files: _Files) -> float:
+def _remaining_in(folder: Path, files: _Files) -> float:
     """Bytes that the limit of one group leaves."""
     limit = math.inf
     for name in files.limits:

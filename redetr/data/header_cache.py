@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from redetr.files import write_whole
+from redetr.files import cache_folder, hashed_name, write_whole
 
 PLAIN = "plain"
 _MOST_PARTS = 16  # of a cache, before they are made one
@@ -105,9 +105,8 @@ class HeaderCache:
     """What is remembered of the images in a folder."""
 
     def __init__(self, folder: Path):
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
-        self.folder = Path(caches) / "redetr" / "images" / digest[:16]
+        self.folder = cache_folder("images") / digest[:16]
 
     def look_up(
         self, names: np.ndarray, stamps: np.ndarray, looks: bool
@@ -151,7 +150,7 @@ class HeaderCache:
             file.unlink(missing_ok=True)
 
     def _write(self, part: np.ndarray) -> None:
-        digest = hashlib.blake2b(part.tobytes(), digest_size=12).hexdigest()
+        digest = hashed_name(part.tobytes())
 
         def save(path: Path) -> None:
             np.save(path, part, allow_pickle=False)

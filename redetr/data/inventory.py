@@ -277,7 +277,7 @@ def copied_images(inventories: Mapping[str, Inventory]) -> list[str]:
     counts = [len(inventories[split].images.names) for split in splits]
     split_of = np.repeat(np.arange(len(splits)), counts)
     starts = np.append(0, np.cumsum(counts))
-    first = first_same(np.concatenate([one.images.contents for one in inventories.values()]))
+    first = first_same(np.concatenate([split.images.contents for split in inventories.values()]))
     is_copy = first != np.arange(len(first))
     is_leaked = is_copy & (split_of[first] != split_of)
 

@@ -117,12 +117,12 @@ def open_on_ranks(
         except InputError as reason:
             error = reason
     dist.meet()
-    said = dist.gather([(stamp, faults, without, error)])
-    errors = [error for *_, error in said if error is not None]
+    replies = dist.gather([(stamp, faults, without, error)])
+    errors = [error for *_, error in replies if error is not None]
     if errors:
         raise errors[0]
     if local_rank > 0:
-        stamp, faults, without, _ = said[dist.rank - local_rank]
+        stamp, faults, without, _ = replies[dist.rank - local_rank]
         train, val = opened(stamp, without)
     return train, val, faults
 

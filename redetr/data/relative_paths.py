@@ -1,4 +1,4 @@
-"""Paths below a folder or in an archive, as files of strangers state them."""
+"""Relative paths in files that come from elsewhere."""
 
 import os
 import posixpath
@@ -7,13 +7,13 @@ from typing import Any
 
 
 def path_inside(name: Any) -> str:
-    """The relative path with forward slashes and no detours; empty if it is none or leads
-    elsewhere."""
+    """`name` as a path below a folder or in an archive: with forward slashes, and without `.` and
+    `..`. Empty if `name` is no such path, or leads out of the folder."""
     if not isinstance(name, str) or not name or "\0" in name:
         return ""
-    forward = name.replace("\\", "/")
-    path = posixpath.normpath(forward)
-    if path in (".", "..") or path.startswith("../") or is_absolute(path):
+    path = posixpath.normpath(name.replace("\\", "/"))
+    leads_out = path == ".." or path.startswith("../") or is_absolute(path)
+    if path == "." or leads_out:
         return ""
     try:
         os.fsencode(path)
@@ -23,5 +23,5 @@ def path_inside(name: Any) -> str:
 
 
 def is_absolute(path: str) -> bool:
-    """Whether it begins at the root, or at a drive of Windows."""
+    """Whether a path begins at the root, or at a drive of Windows."""
     return path.startswith("/") or re.match("[A-Za-z]:", path) is not None

@@ -1,13 +1,12 @@
-"""Archives on a server, of which parts are read when they are needed (range requests).
+"""Archives on a server, which are read part by part when they are needed (range requests).
 
 A data set at an address such as `https://host/shards` has a list of its files there,
-`shards.json`: `{"files": ["annotations/instances_train.json", "train-00000.tar", ...]}`. Locally it
-is a folder in the user's cache, with small files in full and a pointer in place of each archive:
-its address, size and version. Whatever reads the archive there asks the server for the part.
+`shards.json`: `{"files": ["annotations/instances_train.json", "train-00000.tar", ...]}`. Its mirror
+is a folder in the user's cache with a full copy of each small file, and a pointer instead of each
+archive: its address, size and version. Code that reads an archive in the mirror asks the server.
 """
 
 import errno
-import hashlib
 import http.client
 import io
 import json
@@ -15,13 +14,13 @@ import os
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -30,31 +29,35 @@ from filelock import FileLock
 from redetr.data.relative_paths import path_inside
 from redetr.data.tar_index import read_index, require_index, store_index, stored_index
 from redetr.errors import InputError
-from redetr.files import first_bytes, write_whole
+from redetr.files import cache_folder, first_bytes, hashed_name, write_whole
 
 LIST_FILE = "shards.json"
 ARCHIVE = ".tar"
-INDEX = ".index"  # behind the name of an archive: its index
-_MARK = b"redetr: an archive on a server\n"
-_SMALL = 2**16  # bytes that are asked for at least when an archive is listed
-_TIMEOUT_S = 30.0  # for a connection, and for each piece that is read from it
-_TRIES = 5
-_PAUSE_S = 0.5  # before the second try; twice as long before each further one
-_AT_ONCE = 16  # requests
-_PASSING = (408, 429, 500, 502, 503, 504)  # status codes that may be another one in a moment
+INDEX = ".index"  # the index of an archive has this ending behind the archive's name
+_MARK = b"redetr: an archive on a server\n"  # how a pointer begins
+_LARGEST_POINTER = 2**16  # bytes
+_LARGEST_VERSION = 2**12  # bytes
+_BUFFER = 2**16  # bytes of one request while the headers in an archive are read
+_TIMEOUT_S = 30.0  # for a connection, and for each chunk that is read from it
+_ATTEMPTS = 5
+_PAUSE_S = 0.5  # before the second attempt; twice as long before each further one
+_CONCURRENT_REQUESTS = 16
+_TEMPORARY = (408, 429, 500, 502, 503, 504)  # status codes of failures that may pass
+
+_Reply = TypeVar("_Reply")
 
 
 def is_address(source: str | Path) -> bool:
     return str(source).startswith(("http://", "https://"))
 
 
-class _PassingError(Exception):
-    """A request failed that may succeed in a moment."""
+class _TemporaryError(Exception):
+    """A request failed, and may succeed in a moment."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on a server, in the state that it was in when the server was asked."""
+    """A file on a server, in the version that the server had when it was asked."""
 
     address: str
     size: int  # bytes
@@ -62,45 +65,48 @@ class RemoteFile:
 
     @classmethod
     def at(cls, address: str) -> "RemoteFile":
-        """Asks the server. Raises InputError if it does not answer, or does not send parts."""
-        size, version, _ = _request(address, 0, 1)
+        """Asks the server for the size and version of a file. Raises InputError if it does not
+        answer, or sends whole files only."""
+        size, version, _ = _request_part(address, 0, 1)
         return cls(address, size, version)
 
     @classmethod
     def in_pointer(cls, file: str | os.PathLike) -> "RemoteFile | None":
-        """The file that a local one points to; None if that is no pointer."""
-        content = first_bytes(Path(file), 2**16)
+        """The file that a local pointer points to; None if the local file is no pointer."""
+        content = first_bytes(Path(file), _LARGEST_POINTER)
         if not content.startswith(_MARK):
             return None
-        return cls(**json.loads(content.removeprefix(_MARK)))
+        fields = json.loads(content.removeprefix(_MARK))
+        return cls(**fields)
 
     def pointer(self) -> bytes:
-        """What a local file holds in place of this one."""
-        return _MARK + json.dumps(asdict(self)).encode()
+        """The content of a local file that points to this one."""
+        fields = json.dumps(asdict(self))
+        return _MARK + fields.encode()
 
     def read(self, offset: int, size: int) -> bytes:
         """A part of the file. Raises InputError if it cannot be read, or has changed."""
         if size <= 0:
             return b""
-        total, version, content = _request(self.address, offset, size)
+        total, version, content = _request_part(self.address, offset, size)
         if (total, version) != (self.size, self.version):
             remedy = "start again: a run does not resume on other data"
             raise InputError("has changed on the server", where=self.address, remedy=remedy)
         return content
 
     def index(self) -> np.ndarray:
-        """Where the files in the archive begin, from the header of each: a request for each file of
-        more than 64 kB. Raises InputError."""
-        with io.BufferedReader(_Whole(self), _SMALL) as file:
+        """The index of this archive from the headers in it, as `read_index` returns it. Costs one
+        request for each file of more than 64 kB in the archive. Raises InputError."""
+        with io.BufferedReader(_RemoteStream(self), _BUFFER) as file:
             return read_index(file, self.address)
 
 
-class _Whole(io.RawIOBase):
-    """All of a remote file, as a file."""
+class _RemoteStream(io.RawIOBase):
+    """A remote file as a stream from which Python reads."""
 
     def __init__(self, remote: RemoteFile):
         self._remote = remote
-        self._at = 0
+        self._position = 0  # in bytes
 
     def readable(self) -> bool:
         return True
@@ -109,39 +115,46 @@ class _Whole(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._remote.size}[whence]
-        if start + offset < 0:
+        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._remote.size}
+        position = starts[whence] + offset
+        if position < 0:
             raise OSError(errno.EINVAL, "a position before the file")
-        self._at = start + offset
-        return self._at
+        self._position = position
+        return position
 
     def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), self._remote.size - self._at))
-        buffer[:size] = self._remote.read(self._at, size)
-        self._at += size
+        remaining = max(0, self._remote.size - self._position)
+        size = min(len(buffer), remaining)
+        buffer[:size] = self._remote.read(self._position, size)
+        self._position += size
         return size
 
 
-_of_process = threading.local()
+_THREAD = threading.local()
 
 
 def _connections() -> Any:
-    """Connections that stay open from request to request, of this thread and process: a fork must
-    not use those of its parent. Raises InputError if urllib3 is not installed."""
-    if getattr(_of_process, "number", None) != os.getpid():
+    """The connections of this thread, which stay open between requests.
+
+    They also belong to this process, because a fork must not use those of its parent. Raises
+    InputError if urllib3 is not installed.
+    """
+    if getattr(_THREAD, "process_id", None) != os.getpid():
         try:
             import urllib3
         except ImportError:
             remedy = "pip install 'redetr[http]'"
             raise InputError("data on a server needs urllib3", remedy=remedy) from None
-        _of_process.number = os.getpid()
-        _of_process.pools = {}
+        _THREAD.process_id = os.getpid()
+        _THREAD.direct = urllib3.PoolManager()
+        _THREAD.pools = {}
+        proxies = urllib.request.getproxies()
         for scheme in ("http", "https"):
-            proxy = urllib.request.getproxies().get(scheme)
-            pool = urllib3.ProxyManager(proxy) if proxy else urllib3.PoolManager()
-            _of_process.pools[scheme] = pool
-        _of_process.direct = urllib3.PoolManager()
-    return _of_process
+            pool = _THREAD.direct
+            if proxies.get(scheme):
+                pool = urllib3.ProxyManager(proxies[scheme])
+            _THREAD.pools[scheme] = pool
+    return _THREAD
 
 
 def _pool_for(address: str) -> Any:
@@ -152,35 +165,31 @@ def _pool_for(address: str) -> Any:
     return connections.pools[parts.scheme]
 
 
-def _request(address: str, offset: int, size: int) -> tuple[int, str, bytes]:
-    """Bytes of a file on a server, with the size of all of it and its version. Raises
-    InputError."""
-    return _with_patience(address, partial(_part, address, offset, size))
-
-
-def _with_patience(address: str, attempt: Any) -> Any:
-    """What `attempt` returns, tried again while the server or the connection fails for the moment.
-    Raises InputError."""
-    for number in range(_TRIES):
+def _with_retries(address: str, request: Callable[[], _Reply]) -> _Reply:
+    """Returns what `request` returns. It is called again after a failure that may pass, at most
+    `_ATTEMPTS` times. Raises InputError."""
+    for attempt in range(_ATTEMPTS):
         try:
-            return attempt()
-        except _PassingError as error:
+            return request()
+        except _TemporaryError as error:
             reason = str(error)
-        if number < _TRIES - 1:
-            time.sleep(_PAUSE_S * 2**number)
-    text = f"no answer of the server in {_TRIES} tries ({reason})"
+        if attempt < _ATTEMPTS - 1:
+            time.sleep(_PAUSE_S * 2**attempt)
+    text = f"no answer of the server in {_ATTEMPTS} tries ({reason})"
     raise InputError(text, where=address, remedy="try again when it answers")
 
 
 @contextmanager
-def _answer(address: str, headers: dict[str, str]) -> Iterator[Any]:
-    """The server's answer, whose content is not read yet. Raises InputError, and `_PassingError`,
-    also for what fails in the block."""
+def _opened(address: str, headers: dict[str, str]) -> Iterator[Any]:
+    """The server's response, whose content is still to be read.
+
+    Raises InputError, and `_TemporaryError`, also for failures while the content is read.
+    """
     import urllib3
 
     pool = _pool_for(address)
     try:
-        answer = pool.request(
+        response = pool.request(
             "GET",
             address,
             headers=headers | {"Accept-Encoding": "identity"},
@@ -189,101 +198,119 @@ def _answer(address: str, headers: dict[str, str]) -> Iterator[Any]:
             timeout=urllib3.Timeout(_TIMEOUT_S),
         )
         try:
-            if answer.status in _PASSING:
-                raise _PassingError(f"HTTP {answer.status}")
-            yield answer
+            if response.status in _TEMPORARY:
+                raise _TemporaryError(f"HTTP {response.status}")
+            yield response
         finally:
-            is_read = answer.status in (http.client.OK, http.client.PARTIAL_CONTENT)
-            if not (is_read and answer.isclosed()):
-                answer.close()  # what is left of it is not wanted
-            answer.release_conn()
+            has_content = response.status in (http.client.OK, http.client.PARTIAL_CONTENT)
+            if not has_content or not response.isclosed():
+                response.close()  # else the rest would have to be read first
+            response.release_conn()
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise _PassingError(reason or type(error).__name__) from error
+        words = str(error).split()
+        reason = " ".join(words)[:160]
+        raise _TemporaryError(reason or type(error).__name__) from error
 
 
-def _part(address: str, offset: int, size: int) -> tuple[int, str, bytes]:
-    """`_request`, tried once."""
-    headers = {"Range": f"bytes={offset}-{offset + size - 1}"}
-    with _answer(address, headers) as answer:
-        if answer.status == http.client.OK:
+def _request_part(address: str, offset: int, size: int) -> tuple[int, str, bytes]:
+    """The size of a file on a server, its version, and `size` bytes of it from `offset` on. Raises
+    InputError."""
+    return _with_retries(address, partial(_try_part, address, offset, size))
+
+
+def _try_part(address: str, offset: int, size: int) -> tuple[int, str, bytes]:
+    """What `_request_part` returns, by a single request."""
+    last = offset + size - 1
+    with _opened(address, {"Range": f"bytes={offset}-{last}"}) as response:
+        if response.status == http.client.OK:
             text = "the server sends whole files only, and no parts (range requests)"
             remedy = "download the archives, and give the folder"
             raise InputError(text, where=address, remedy=remedy)
-        if answer.status != http.client.PARTIAL_CONTENT:
-            raise _refusal(address, answer.status)
-        span, _, total = answer.headers.get("Content-Range", "").partition("/")
-        if not span.startswith(f"bytes {offset}-") or not total.isdecimal():
-            text = f"the server answers with another part ({answer.headers.get('Content-Range')})"
+        if response.status != http.client.PARTIAL_CONTENT:
+            raise _status_error(address, response.status)
+        content_range = response.headers.get("Content-Range", "")
+        span, _, total_text = content_range.partition("/")
+        if not span.startswith(f"bytes {offset}-") or not total_text.isdecimal():
+            text = f"the server answers with another part ({content_range or 'no Content-Range'})"
             raise InputError(text, where=address, remedy="download the archives")
-        content = answer.read(size)
-    expected = min(size, int(total) - offset)
+        content = response.read(size)
+    total = int(total_text)
+    expected = min(size, total - offset)
     if len(content) != expected:
-        raise _PassingError(f"{len(content):,} of {expected:,} bytes arrived")
-    return int(total), _version(answer), content
+        raise _TemporaryError(f"{len(content):,} of {expected:,} bytes arrived")
+    return total, _version(response), content
 
 
-def _version(answer: Any) -> str:
-    return answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+def _version(response: Any) -> str:
+    headers = response.headers
+    return headers.get("ETag") or headers.get("Last-Modified") or ""
 
 
-def _refusal(address: str, status: int) -> InputError:
+def _status_error(address: str, status: int) -> InputError:
     name = http.client.responses.get(status, "")
-    remedy = "check the address, and that it needs no password"
-    return InputError(f"HTTP {status} {name}".strip(), where=address, remedy=remedy)
+    text = f"HTTP {status} {name}".strip()
+    return InputError(
+        text, where=address, remedy="check the address, and that it needs no password"
+    )
 
 
-def _whole(address: str, known_version: str) -> tuple[str, bytes | None]:
-    """The version of a small file and its content; None if it is the one that is known."""
-    headers = {"If-None-Match": known_version} if known_version.startswith(('"', "W/")) else {}
-    with _answer(address, headers) as answer:
-        if answer.status == http.client.NOT_MODIFIED:
+def _request_file(address: str, known_version: str = "") -> tuple[str, bytes | None]:
+    """The version and the content of a small file; no content if it has the known version. Raises
+    InputError."""
+    return _with_retries(address, partial(_try_file, address, known_version))
+
+
+def _try_file(address: str, known_version: str) -> tuple[str, bytes | None]:
+    """What `_request_file` returns, by a single request."""
+    headers = {}
+    if known_version.startswith(('"', "W/")):  # an ETag, not a time
+        headers["If-None-Match"] = known_version
+    with _opened(address, headers) as response:
+        if response.status == http.client.NOT_MODIFIED:
             return known_version, None
-        if answer.status != http.client.OK:
-            raise _refusal(address, answer.status)
-        content = answer.read()
-        length = answer.headers.get("Content-Length", "")
+        if response.status != http.client.OK:
+            raise _status_error(address, response.status)
+        content = response.read()
+        length = response.headers.get("Content-Length", "")
         if length.isdecimal() and len(content) != int(length):
-            raise _PassingError(f"{len(content):,} of {length} bytes arrived")
-    return _version(answer), content
+            raise _TemporaryError(f"{len(content):,} of {length} bytes arrived")
+    return _version(response), content
 
 
-def _fetch(address: str, known_version: str = "") -> tuple[str, bytes | None]:
-    """`_whole`, tried again. Raises InputError."""
-    return _with_patience(address, partial(_whole, address, known_version))
-
-
-@cache  # a process asks once: what changes meanwhile is noticed when it is read
+@cache  # one update per process: reading a file that has changed since then raises an error
 def mirror(address: str) -> Path:
     """The local folder of the data set at an address, brought up to date. Files that have not
     changed stay as they are. Raises InputError."""
     address = address.rstrip("/")
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    digest = hashlib.blake2b(address.encode(), digest_size=12).hexdigest()
-    name = path_inside(urlsplit(address).path.rpartition("/")[2]) or "data"
-    folder = Path(caches) / "redetr" / "remote" / digest / name
+    _, _, last_part = urlsplit(address).path.rpartition("/")
+    name = path_inside(last_part) or "data"
+    folder = cache_folder("remote") / hashed_name(address.encode()) / name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(".lock")):
-        _bring_up_to_date(address, folder)
+        _update_mirror(address, folder)
     return folder
 
 
-def _bring_up_to_date(address: str, folder: Path) -> None:
-    names = _listed(f"{address}/{LIST_FILE}")
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        update = partial(_update, address, folder, frozenset(names))
-        list(pool.map(update, [name for name in names if not name.endswith(ARCHIVE + INDEX)]))
+def _update_mirror(address: str, folder: Path) -> None:
+    names = _read_list(f"{address}/{LIST_FILE}")
+    update = partial(_update_file, address, folder, frozenset(names))
+    mirrored = [name for name in names if not name.endswith(ARCHIVE + INDEX)]
+    with ThreadPoolExecutor(_CONCURRENT_REQUESTS) as pool:
+        updates = pool.map(update, mirrored)
+        list(updates)  # raises the first error
     for file in sorted(folder.rglob("*")):
-        below = file.relative_to(folder).as_posix()
-        if file.is_file() and below not in names and not file.name.startswith("."):
-            file.unlink(missing_ok=True)  # the server has it no longer
+        if file.name.startswith(".") or not file.is_file():
+            continue
+        name = file.relative_to(folder).as_posix()
+        if name not in names:  # the server has deleted it
+            file.unlink(missing_ok=True)
 
 
-def _listed(address: str) -> list[str]:
-    """The files that a list names. Raises InputError."""
+def _read_list(address: str) -> list[str]:
+    """The names in the list of files at an address. Raises InputError."""
     remedy = "redetr convert --shards writes it; put it beside the archives"
     try:
-        _, content = _fetch(address)
+        _, content = _request_file(address)
     except InputError as error:
         raise InputError(error.text, where=address, remedy=error.remedy or remedy) from None
     try:
@@ -300,34 +327,48 @@ def _listed(address: str) -> list[str]:
     return names
 
 
-def _update(address: str, folder: Path, names: frozenset[str], name: str) -> None:
-    """Brings one file of a mirror up to date."""
-    location = f"{address}/{quote(name)}"
+def _update_file(address: str, folder: Path, names: frozenset[str], name: str) -> None:
+    """Brings the file `name` of a mirror up to date; `names` are all files on the server."""
+    file_address = f"{address}/{quote(name)}"
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not name.endswith(ARCHIVE):
-        version_file = file.with_name(f".{file.name}.version")
-        known = first_bytes(version_file, 2**12).decode(errors="replace") if file.exists() else ""
-        version, content = _fetch(location, known)
-        if content is not None:
-            _replace(file, content)
-            _replace(version_file, version.encode())
-        return
-    remote = RemoteFile.at(location)
+    if name.endswith(ARCHIVE):
+        _update_pointer(file_address, file, has_index=name + INDEX in names)
+    else:
+        _update_copy(file_address, file)
+
+
+def _update_pointer(address: str, file: Path, has_index: bool) -> None:
+    """Points `file` to the archive at an address, and stores its index if the server has it."""
+    remote = RemoteFile.at(address)
     _replace(file, remote.pointer())
     state = state_of(file)
-    if name + INDEX in names and stored_index(str(file), state) is None:
-        _, content = _fetch(location + INDEX)
-        store_index(str(file), state, require_index(content or b"", remote.size, location + INDEX))
+    if has_index and stored_index(str(file), state) is None:
+        index_address = address + INDEX
+        _, content = _request_file(index_address)
+        rows = require_index(content or b"", remote.size, index_address)
+        store_index(str(file), state, rows)
+
+
+def _update_copy(address: str, file: Path) -> None:
+    """Copies a small file, unless `file` is its current version."""
+    version_file = file.with_name(f".{file.name}.version")
+    known_version = ""
+    if file.exists():
+        known_version = first_bytes(version_file, _LARGEST_VERSION).decode(errors="replace")
+    version, content = _request_file(address, known_version)
+    if content is not None:
+        _replace(file, content)
+        _replace(version_file, version.encode())
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Writes a file, unless it holds that already: its time of change is what others go by."""
+    """Writes a file unless it has this content already: caches depend on its time of change."""
     if not file.exists() or file.read_bytes() != content:
         write_whole(file, lambda path: path.write_bytes(content))
 
 
 def state_of(archive: str | os.PathLike) -> str:
-    """What names the state that an archive, or the pointer to one, is in."""
+    """A text that changes with an archive, or with the pointer to one."""
     stat = os.stat(archive)
     return f"{stat.st_size} {stat.st_mtime_ns}"

@@ -96,5 +96,5 @@ class SegmentImages:
         is_there = masks.flatten(1).any(1).tolist()
         if not all(is_there):
             absent = self.segment_ids[rows[is_there.index(False)]]
-            raise InputError("has no pixel", where=file, place=f"segment {absent}", remedy=_REMEDY)
+            raise InputError("has no pixel", where=file, item=f"segment {absent}", remedy=_REMEDY)
         return encode(masks)

@@ -24,7 +24,14 @@ import redetr
 from redetr.data.annotations import Annotations, Fault, Masks, Split, data_folder
 from redetr.data.mask_columns import MaskColumns, MaskUse
 from redetr.data.segment_images import SegmentImages
-from redetr.files import RUN_FILES, UNFINISHED, holds_run, write_json
+from redetr.files import (
+    RUN_FILES,
+    UNFINISHED,
+    cache_folder,
+    hashed_name,
+    holds_run,
+    write_json,
+)
 
 # Images and objects from which on a data set is stored: fewer are read in a second.
 WORTH = 100_000
@@ -182,17 +189,15 @@ def _digest(annotations: Annotations) -> str:
 
 def _stores(root: Path, split: Split, val_fraction: float, masks: MaskUse = "none") -> Path:
     """Where the stores of a split are, with masks or without."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     identity = f"{root.absolute()}\0{split}\0{val_fraction}"
     if masks != "none":
         identity += f"\0{masks}"
-    digest = hashlib.blake2b(os.fsencode(identity), digest_size=12).hexdigest()
-    return Path(caches) / "redetr" / "annotations" / digest
+    return cache_folder("annotations") / hashed_name(os.fsencode(identity))
 
 
 def _name(stamp: str) -> str:
     """The name of a store of data in the state of this stamp."""
-    return hashlib.blake2b(f"{stamp}{_code()}".encode(), digest_size=12).hexdigest()
+    return hashed_name(f"{stamp}{_code()}".encode())
 
 
 @functools.cache
@@ -210,8 +215,8 @@ def _is_worth_it(annotations: Annotations, folder: Path) -> bool:
     if len(annotations.ids) + len(annotations.boxes) < WORTH:
         return False
     has_errors = any(fault.severity == "error" for fault in annotations.faults)
-    places = (annotations.source, annotations.folder)
-    return not has_errors and all(place.is_relative_to(folder) for place in places)
+    paths = (annotations.source, annotations.folder)
+    return not has_errors and all(path.is_relative_to(folder) for path in paths)
 
 
 def _stored(store: Path, annotations: Annotations, note: str) -> tuple[Annotations, str]:

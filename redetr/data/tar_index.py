@@ -1,11 +1,10 @@
 """Where the files in a tar archive begin: read once, then mapped by every process that needs it.
 
-The index of an archive lies in the user's cache, named after the path, the size and the time of
-change of the archive, so that one that has changed is read again. With it, each file is one read
-away, in any order: an archive is as good as a folder.
+The index of an archive is kept in the user's cache under the path, the size and the time of
+change of the archive, so an archive that has changed is read again. With the index, any file takes
+a single read, in any order: an archive is as good as a folder.
 """
 
-import hashlib
 import io
 import os
 import shutil
@@ -15,60 +14,69 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.lib.format import read_array
 
 from redetr.data.relative_paths import path_inside
 from redetr.errors import InputError
-from redetr.files import write_whole
+from redetr.files import cache_folder, hashed_name, write_whole
 
 _BLOCK = 512  # bytes; everything in an archive begins at a multiple of it
-_PIECE = 2**20  # bytes read at a time, of what follows the end
+_CHUNK = 2**20  # bytes read at a time of what follows the end
 _FIELDS = ("name", "offset", "size")
 _REMEDY = "write the archive again"
+_COPY_AGAIN = "copy or write it again"
+# How files begin in the formats gzip, bzip2, xz and Zstandard.
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 def read_index(file: BinaryIO, archive: str) -> np.ndarray:
-    """The files in an archive that is opened, sorted by name as bytes: structured `[N]`, with
-    `name`, and with `offset` and `size` of the content in bytes.
+    """The index of an opened archive: a structured array `[N]`, sorted by `name` as bytes, with the
+    `offset` and the `size` of each file's content in bytes.
 
-    `archive` is its name in errors. Raises InputError for one that is cut short or damaged, and for
-    what only unpacking could make a file of its own: links, sparse files, paths that lead out of
-    the archive, a name that is there twice.
+    Errors call the archive `archive`. Raises InputError for an archive that is cut short or
+    damaged, and for members that are no files until they are unpacked: links, sparse files, paths
+    that lead out of the archive, a name that occurs twice.
     """
     names: list[bytes] = []
-    spans = array("q")  # a list would take seven times the memory
+    spans = array("q")  # offset, size, offset, size, ...; a list would take 7 times the memory
     for member in _members(file, archive):
         if member.isdir():
             continue
         name = path_inside(member.name)
         problem = _problem(member, name)
         if problem:
-            raise InputError(problem, where=archive, place=repr(member.name), remedy=_REMEDY)
+            raise InputError(problem, where=archive, item=repr(member.name), remedy=_REMEDY)
         names.append(os.fsencode(name))
         spans.extend((member.offset_data, member.size))
-    return as_index(names, np.array(spans, np.int64).reshape(-1, 2), archive)
+    pairs = np.array(spans, np.int64).reshape(-1, 2)
+    return _sorted_index(names, pairs, archive)
 
 
-def as_index(names: list[bytes], spans: np.ndarray, archive: str) -> np.ndarray:
+def _sorted_index(names: list[bytes], spans: np.ndarray, archive: str) -> np.ndarray:
     """The index of files with these names and spans (offset and size, `[N, 2]`). Raises InputError
-    for a name that is there twice."""
+    for a name that occurs twice."""
     longest = max(map(len, names), default=1)
-    rows = np.empty(len(names), [("name", f"S{longest}"), ("offset", "i8"), ("size", "i8")])
+    dtype = [("name", f"S{longest}"), ("offset", "i8"), ("size", "i8")]
+    rows = np.empty(len(names), dtype)
     rows["name"] = names
     rows["offset"] = spans[:, 0]
     rows["size"] = spans[:, 1]
-    rows = rows[np.argsort(rows["name"], kind="stable")]
-    is_repeated = rows["name"][1:] == rows["name"][:-1]
+    order = np.argsort(rows["name"], kind="stable")
+    rows = rows[order]
+    sorted_names = rows["name"]
+    is_repeated = sorted_names[1:] == sorted_names[:-1]
     if is_repeated.any():
-        name = os.fsdecode(rows["name"][int(is_repeated.argmax())])
-        raise InputError("is there twice", where=archive, place=repr(name), remedy=_REMEDY)
+        first = int(is_repeated.argmax())
+        name = os.fsdecode(sorted_names[first])
+        raise InputError("is there twice", where=archive, item=repr(name), remedy=_REMEDY)
     return rows
 
 
 def _problem(member: tarfile.TarInfo, name: str) -> str:
-    """Why a member cannot be read from where it is; empty if it can."""
+    """Why a member cannot be read without unpacking; empty if it can."""
     if not name:
         return "its path leads out of the archive"
     if member.islnk() or member.issym():
@@ -79,74 +87,75 @@ def _problem(member: tarfile.TarInfo, name: str) -> str:
 
 
 def _members(file: BinaryIO, archive: str) -> Iterator[tarfile.TarInfo]:
-    """The members of an archive. Raises InputError unless it is whole to its end."""
+    """The members of an archive. Raises InputError unless the archive is whole up to its end."""
     try:
-        tar = tarfile.open(  # noqa: SIM115 - it holds no more than `file`, which its opener closes
+        tar = tarfile.open(  # noqa: SIM115 - whoever opened `file` closes it
             fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape"
         )
-        before = -1
+        previous_offset = -1
         while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # else a kilobyte for each would stay
-            if member.size < 0 or tar.offset <= before:
+            tar.members.clear()  # type: ignore[attr-defined]  # each would keep a kilobyte
+            if member.size < 0 or tar.offset <= previous_offset:
                 raise tarfile.ReadError("a member of negative size")
-            before = tar.offset
+            previous_offset = tar.offset
             yield member
         _require_end(file, tar.offset, archive)
-    # ValueError and the others: numbers and records in headers that `tarfile` does not check.
+    # Numbers and records in headers, which `tarfile` does not check, raise the other kinds.
     except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
-        text = f"no whole tar archive ({error})"
         if isinstance(error, tarfile.ReadError) and _is_compressed(file):
             text = "compressed, so that its files cannot be read one by one"
             raise InputError(text, where=archive, remedy="decompress it") from None
-        raise InputError(text, where=archive, remedy="copy or write it again") from None
+        text = f"no whole tar archive ({error})"
+        raise InputError(text, where=archive, remedy=_COPY_AGAIN) from None
 
 
 def _is_compressed(file: BinaryIO) -> bool:
-    """Whether a file is one of gzip, bzip2, xz or Zstandard."""
     file.seek(0)
-    starts = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-    return file.read(6).startswith(starts)
+    head = file.read(6)
+    return head.startswith(_COMPRESSED)
 
 
 def _require_end(file: BinaryIO, offset: int, archive: str) -> None:
-    """Raises InputError unless the archive ends at this byte, where `tarfile` has stopped: it does
-    so as well at a header that is damaged, or where a file is cut between two members."""
+    """Raises InputError unless the archive ends at this byte, where `tarfile` stopped reading.
+
+    It also stops at a damaged header, and where a file is cut between two members.
+    """
     file.seek(offset)
     end = file.read(_BLOCK)
     if len(end) < _BLOCK:
         text = f"cut short: it has no end after {offset:,} bytes"
-        raise InputError(text, where=archive, remedy="copy or write it again")
+        raise InputError(text, where=archive, remedy=_COPY_AGAIN)
     if any(end):
         text = f"damaged at byte {offset:,}, where a file should begin"
-        raise InputError(text, where=archive, remedy="copy or write it again")
-    while piece := file.read(_PIECE):
-        if piece.count(0) < len(piece):
+        raise InputError(text, where=archive, remedy=_COPY_AGAIN)
+    while chunk := file.read(_CHUNK):
+        if chunk.strip(b"\0"):
             text = f"holds more after its end at byte {offset:,}"
             remedy = "if archives were joined, give each a file of its own"
             raise InputError(text, where=archive, remedy=remedy)
 
 
 def index_folder(archive: str) -> Path:
-    """Where the indices of an archive are, of each state that it was in."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    digest = hashlib.blake2b(os.fsencode(os.path.abspath(archive)), digest_size=12).hexdigest()
-    return Path(caches) / "redetr" / "archives" / digest
+    """The folder in the user's cache with the index of each state that the archive was in."""
+    path = os.fsencode(os.path.abspath(archive))
+    return cache_folder("archives") / hashed_name(path)
 
 
 def stored_index(archive: str, state: str) -> np.ndarray | None:
-    """The index of an archive in this state, mapped; None if it is not there or damaged."""
+    """The index of an archive in this state, mapped; None if it is missing or damaged."""
+    file = index_folder(archive) / _file_name(state)
     with suppress(OSError, ValueError, EOFError):
-        rows = np.load(index_folder(archive) / _file_name(state), mmap_mode="r")
-        if rows.dtype.names == _FIELDS:
+        rows = np.load(file, mmap_mode="r")
+        if _is_index(rows):
             return rows.view(np.ndarray)  # still mapped; a `memmap` takes 2 us for each item
     return None
 
 
 def store_index(archive: str, state: str, rows: np.ndarray) -> None:
-    """Keeps the index of an archive in this state, in place of those of earlier ones."""
+    """Stores the index of an archive in this state, and deletes those of earlier states."""
     folder = index_folder(archive)
     file = folder / _file_name(state)
-    with suppress(OSError):  # costs time and memory at the next start, nothing else
+    with suppress(OSError):  # without it, the next start takes more time and memory
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, partial(save_index, rows))
         for other in folder.glob("*.npy"):
@@ -160,31 +169,41 @@ def forget_index(archive: str) -> None:
 
 
 def require_index(content: bytes, archive_size: int, source: str) -> np.ndarray:
-    """The index in a file of NumPy's format that lies beside an archive of this size. Raises
-    InputError, which calls the file `source`, for one that cannot be its index."""
+    """The index that the `content` of an index file holds, for an archive of this size in bytes.
+
+    Raises InputError if it cannot be the index of that archive. Errors call the file `source`.
+    """
     remedy = "delete it, and the archive is read instead"
-    try:
-        rows = np.load(io.BytesIO(content), allow_pickle=False)
-        names = rows["name"]
-        ends = rows["offset"] + rows["size"]
-        is_sound = rows.dtype.names == _FIELDS and names.dtype.kind == "S" and rows.ndim == 1
-        is_sound = is_sound and rows["offset"].dtype == rows["size"].dtype == np.int64
-    except (ValueError, EOFError, OSError, IndexError, TypeError, SyntaxError):
-        is_sound = False
-    if not is_sound:
+    rows: Any = None
+    with suppress(ValueError, EOFError, OSError, TypeError, SyntaxError):
+        rows = read_array(io.BytesIO(content), allow_pickle=False)
+    if not _is_index(rows):
         raise InputError("no index of an archive", where=source, remedy=remedy)
-    is_inside = (rows["offset"] >= _BLOCK) & (rows["size"] >= 0) & (ends <= archive_size)
+    offsets = rows["offset"]
+    sizes = rows["size"]
+    names = rows["name"]
+    is_inside = (offsets >= _BLOCK) & (sizes >= 0) & (offsets + sizes <= archive_size)
     is_sorted = (names[1:] > names[:-1]).all()
     if not is_inside.all() or not is_sorted:
         raise InputError("not the index of this archive", where=source, remedy=remedy)
     return rows
 
 
+def _is_index(rows: Any) -> bool:
+    """Whether `rows`, which a file of NumPy's held, has the type of an index."""
+    if not isinstance(rows, np.ndarray) or rows.ndim != 1 or rows.dtype.names != _FIELDS:
+        return False
+    name = rows.dtype["name"]
+    offset = rows.dtype["offset"]
+    size = rows.dtype["size"]
+    return name.kind == "S" and offset == size == np.int64
+
+
 def save_index(rows: np.ndarray, path: Path) -> None:
     """Writes an index in NumPy's format."""
-    with open(path, "wb") as file:  # under this name: with a path, NumPy may add an ending
+    with open(path, "wb") as file:  # given a path, NumPy may add an ending to the name
         np.save(file, rows, allow_pickle=False)
 
 
 def _file_name(state: str) -> str:
-    return hashlib.blake2b(state.encode(), digest_size=12).hexdigest() + ".npy"
+    return f"{hashed_name(state.encode())}.npy"

@@ -1,5 +1,4 @@
-"""Which files of a data folder nothing claims: images that no split names, and what is passed
-over."""
+"""Files in a data folder that belong to no split: images, and files of other kinds."""
 
 import os
 import posixpath
@@ -22,11 +21,11 @@ from redetr.wording import counted
 
 
 def unclaimed_files(splits: Mapping[Split, Annotations]) -> list[Fault]:
-    """The images in the data folder that no split names, and whatever else is passed over there: a
-    line for each kind, with its count and an example.
+    """The images in the data folder that no split names, and other files that are passed over: one
+    fault for each kind, with its count and an example.
 
-    `splits` are those that were read, without errors; a test split that is there and not among them
-    is read if there are images that it may name. Nothing is reported of data without a folder.
+    `splits` were read without errors. A test split that is not among them is read as well if it may
+    name images that the others do not. Data without a folder has no faults.
     """
     annotations = next(iter(splits.values()), None)
     if annotations is None or annotations.root is None:
@@ -51,8 +50,10 @@ def unclaimed_files(splits: Mapping[Split, Annotations]) -> list[Fault]:
 
 
 def unclaimed_beside(annotations: Annotations) -> list[Fault]:
-    """What `unclaimed_files` reports, of a single split: of images, only those in the folders of
-    its own. The other splits are read if there are images that they may name."""
+    """What `unclaimed_files` reports, for a single split: of images, only those in its folders.
+
+    The other splits are read if they may name images that this one does not.
+    """
     root = annotations.root
     if root is None:
         return []
@@ -60,9 +61,10 @@ def unclaimed_beside(annotations: Annotations) -> list[Fault]:
     used = _used(folder, [annotations])
     contents = _contents(folder, used)
     folders = _folders(used)
-    unused = [path for path in _unused(contents, used) if path.rpartition("/")[0] in folders]
+    unused = [path for path in _unused(contents, used) if posixpath.dirname(path) in folders]
     faults = [*_unread_namesakes(root, contents, used), *passed_over(_near(contents, used))]
-    for split in splits_of(root) if unused else ():
+    other_splits = splits_of(root) if unused else []
+    for split in other_splits:
         try:
             used |= _used(folder, [read_annotations(root, split)])
         except InputError as error:
@@ -73,42 +75,55 @@ def unclaimed_beside(annotations: Annotations) -> list[Fault]:
 
 
 def _used(folder: Path, splits: Iterable[Annotations]) -> set[str]:
-    """The paths of all images of the splits, label images too, relative to the data folder."""
+    """The paths of all images and label images of the splits, relative to the data folder."""
     used = set()
     for annotations in splits:
-        below = os.path.relpath(annotations.folder, folder)
-        prefix = "" if below == "." else f"{below}/"
-        used |= {prefix + os.fsdecode(name) for name in annotations.names.tolist()}
-        used |= {prefix + name for name in annotations.unreadable}
-        source = annotations.source
-        labels = source if is_label_folder(source) else png_folder(source)
-        labels = labels or voc_mask_folder(source)
-        if labels is not None:
-            below = os.path.relpath(labels, folder)
-            used |= {f"{below}/{name}" for name in contents_of(labels).files}
+        parent = os.path.relpath(annotations.folder, folder)
+        names = [os.fsdecode(name) for name in annotations.names.tolist()]
+        names += annotations.unreadable
+        used.update(_below(parent, names))
+        label_images = _label_image_folder(annotations.source)
+        if label_images is not None:
+            parent = os.path.relpath(label_images, folder)
+            used.update(_below(parent, contents_of(label_images).files))
     return used
 
 
+def _below(parent: str, names: Iterable[str]) -> list[str]:
+    """The paths of names in `parent`, which is "." for the data folder itself."""
+    prefix = "" if parent == "." else f"{parent}/"
+    return [prefix + name for name in names]
+
+
+def _label_image_folder(source: Path) -> Path | None:
+    """The folder of the label images that belong to a file or folder of annotations, if any."""
+    if is_label_folder(source):
+        return source
+    return png_folder(source) or voc_mask_folder(source)
+
+
 def _folders(paths: Iterable[str]) -> set[str]:
-    return {path.rpartition("/")[0] for path in paths}
+    return {posixpath.dirname(path) for path in paths}
 
 
 def _contents(folder: Path, used: set[str]) -> Contents:
-    """What is below the data folder, also in those linked folders that hold images of the data."""
+    """The contents of the data folder, with linked folders and archives that hold used images."""
     contents = contents_of(folder, is_wide=False)
     folders = _folders(used)
     for link in list(contents.links):
-        if any(f"{name}/".startswith(f"{link}/") for name in folders):
-            contents.links.remove(link)
-            linked = contents_of(folder / link)
-            for paths, more in zip(contents.lists(), linked.lists(), strict=True):
-                paths += [posixpath.join(link, path) for path in more]
+        is_used = any(f"{name}/".startswith(f"{link}/") for name in folders)
+        if not is_used:
+            continue
+        contents.links.remove(link)
+        linked = contents_of(folder / link)
+        for paths, linked_paths in zip(contents.lists(), linked.lists(), strict=True):
+            paths += _below(link, linked_paths)
     contents.files += _archived(folder, folders)
     return contents
 
 
 def _archived(folder: Path, folders: set[str]) -> list[str]:
-    """The images in the archives beside those that hold images of the data set, and in these."""
+    """The images in archives that hold used images, and in the archives beside these."""
     archives = set()
     for name in folders:
         parts = split_path(folder / name)
@@ -116,10 +131,8 @@ def _archived(folder: Path, folders: set[str]) -> list[str]:
             archives.update(archives_in(Path(parts[0]).parent))
     paths = []
     for archive in sorted(archives):
-        below = os.path.relpath(archive, folder)
-        for name in open_archive(archive).names():
-            if is_image_name(name):
-                paths.append(f"{below}/{name}")
+        images = [name for name in open_archive(archive).names() if is_image_name(name)]
+        paths += _below(os.path.relpath(archive, folder), images)
     return paths
 
 
@@ -128,8 +141,7 @@ def _unused(contents: Contents, used: set[str]) -> list[str]:
 
 
 def _unused_faults(folder: Path, unused: list[str], used: set[str]) -> list[Fault]:
-    """A warning on images beside those of the data set, and a note on folders without any of its
-    images."""
+    """A warning on unused images beside used ones, and a note on folders with only unused ones."""
     folders = _folders(used)
     beside = []
     elsewhere: dict[str, list[str]] = defaultdict(list)
@@ -143,9 +155,8 @@ def _unused_faults(folder: Path, unused: list[str], used: set[str]) -> list[Faul
     if beside:
         text = "no annotation names this image"
         remedy = "annotate it, or take it out of the folder"
-        faults.append(
-            Fault("warning", "image-unused", folder, beside[0], text, remedy, len(beside))
-        )
+        count = len(beside)
+        faults.append(Fault("warning", "image-unused", folder, beside[0], text, remedy, count))
     if elsewhere:
         parent, names = next(iter(elsewhere.items()))
         images = counted(len(names), "image")
@@ -157,30 +168,27 @@ def _unused_faults(folder: Path, unused: list[str], used: set[str]) -> list[Faul
 
 
 def _unread_namesakes(root: Path, contents: Contents, used: set[str]) -> list[Fault]:
-    """A warning on files beside images of the data set that are called as they are, as annotations
-    in another format would be, and are not read."""
+    """A warning on files that have the name of a used image beside them and are not read: they may
+    be annotations in another format."""
     folders = _folders(used)
     suffix = annotation_suffix(root)
     faults = []
     for path, count in contents.namesakes.items():
-        parent, _, _ = path.rpartition("/")
+        parent = posixpath.dirname(path)
         stem, ending = posixpath.splitext(path)
         is_read = ending.lower() == suffix
         if suffix == LABEL_SUFFIX:
             is_read = label_name(stem) == path
         if parent in folders and not is_read:
             text = "lies beside the image of that name, and is not read"
-            remedy = (
-                "delete such files, or give the images that they describe a folder of their own"
-            )
-            faults.append(
-                Fault("warning", "annotation-unread", contents.root, path, text, remedy, count)
-            )
+            remedy = "delete such files, or move the images that they describe to another folder"
+            fault = Fault("warning", "annotation-unread", contents.root, path, text, remedy, count)
+            faults.append(fault)
     return faults
 
 
 def _near(contents: Contents, used: set[str]) -> Contents:
-    """The contents without files of unknown kinds far from the images of the data set."""
+    """The contents without other files and links that lie in no folder of used images."""
     folders = _folders(used)
     return replace(
         contents,
@@ -190,10 +198,10 @@ def _near(contents: Contents, used: set[str]) -> Contents:
 
 
 def _is_near(path: str, folders: set[str]) -> bool:
-    """Whether a folder of images of the data set holds the path, at whatever depth."""
+    """Whether the path lies in one of the folders, at any depth."""
     parent = path
     while parent:
-        parent = parent.rpartition("/")[0]
+        parent = posixpath.dirname(parent)
         if parent in folders:
             return True
     return False

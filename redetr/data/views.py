@@ -108,12 +108,13 @@ class View:
         visible = self._visible(mask.shape)
         left, top, right, bottom = visible
         part = mask[top:bottom, left:right]
-        if self.mirrored:
-            part = part[:, ::-1]
-        part = np.rot90(part, self.quarter_turns)
         (box,) = self.boxes(np.array([visible], float))
         left, top, right, bottom = _whole_pixels(box, self.size)
-        _resample_mask(part, shown[top:bottom, left:right])
+        # The result is turned back, not the mask forth: rounding is the same, mirrored or not.
+        turned_back = np.rot90(shown[top:bottom, left:right], -self.quarter_turns)
+        if self.mirrored:
+            turned_back = turned_back[:, ::-1]
+        _resample_mask(part, turned_back)
 
     def _visible(self, stored: Size) -> Region:
         """The region, without what lies beyond an image of this size; stored px."""
@@ -134,7 +135,7 @@ def _resample_mask(mask: np.ndarray, shown: np.ndarray) -> None:
     size = (columns.result.stop - columns.result.start, rows.result.stop - rows.result.start)
     box = (columns.start, rows.start, columns.stop, rows.stop)
     coverage = np.asarray(pixels.resize(size, Image.Resampling.BILINEAR, box)).astype(np.int32)
-    # Rounding is up to 1 in 255: what is covered by half is inside, mirrored or not.
+    # Rounding is up to 1 in 255: what is covered by half is inside.
     shown[rows.result, columns.result] = 2 * coverage + 2 >= max(coverage.max(), 1)
 
 

@@ -13,34 +13,34 @@ const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
 function listClasses() {
   const counts = names.map(() => 0);
-  for (const { found } of cards) for (const detection of found) counts[detection[LABEL]]++;
+  for (const { detections } of cards) for (const detection of detections) counts[detection[LABEL]]++;
   const byName = names.map((name, label) => ({ name, label }));
   byName.sort((one, other) => one.name.localeCompare(other.name));
   const options = byName.map(({ name, label }) => new Option(`${name} (${counts[label]})`, label));
-  const empty = cards.filter(({ found }) => !found.length).length;
+  const empty = cards.filter(({ detections }) => !detections.length).length;
   byId("class").replaceChildren(
     new Option(`all (${counted(cards.length, "image")})`, ANY), ...options, new Option(`nothing found (${empty})`, NONE));
 }
 
 function lowestScore() {
   let lowest = 1;
-  for (const { found } of cards) for (const detection of found) lowest = Math.min(lowest, detection[SCORE]);
+  for (const { detections } of cards) for (const detection of detections) lowest = Math.min(lowest, detection[SCORE]);
   return Math.floor(100 * lowest) / 100;
 }
 
 const least = lowestScore();
 
 /** The detections of a card that class and score choose. */
-function chosenOf({ found }) {
+function chosenOf({ detections }) {
   const label = byId("class").value, smallest = Number(byId("score").value);
-  return found.filter((detection) =>
+  return detections.filter((detection) =>
     detection[SCORE] >= smallest && (label === ANY || Number(label) === detection[LABEL]));
 }
 
 /** Whether a card is shown, given its chosen detections. */
-function isShown({ found }, chosen) {
+function isShown({ detections }, chosen) {
   const label = byId("class").value;
-  if (label === NONE) return found.length === 0;
+  if (label === NONE) return detections.length === 0;
   return chosen.length > 0 || (label === ANY && Number(byId("score").value) <= least);
 }
 
@@ -84,15 +84,15 @@ function cardOf({ card, chosen }) {
 function countsOf(chosen) {
   const counts = new Map();
   for (const detection of chosen) counts.set(detection[LABEL], (counts.get(detection[LABEL]) ?? 0) + 1);
-  const mostFirst = [...counts].sort((one, other) => other[1] - one[1]);
-  const told = mostFirst.map(([label, count]) => names[label] + (count > 1 ? ` × ${count}` : ""));
-  return told.join(", ") || "no objects";
+  const mostFirst = [...counts].sort((a, b) => b[1] - a[1]);
+  const parts = mostFirst.map(([label, count]) => names[label] + (count > 1 ? ` × ${count}` : ""));
+  return parts.join(", ") || "no objects";
 }
 
 /** Of a video, the best score of each class is known. */
 function bestOf(chosen) {
-  const told = chosen.map((detection) => `${names[detection[LABEL]]} up to ${detection[SCORE].toFixed(2)}`);
-  return told.join(", ") || "no objects";
+  const parts = chosen.map((detection) => `${names[detection[LABEL]]} up to ${detection[SCORE].toFixed(2)}`);
+  return parts.join(", ") || "no objects";
 }
 
 function videoOf({ picture }) {
@@ -106,7 +106,7 @@ function videoOf({ picture }) {
 }
 
 /** The annotated image as a link to itself. With a filter, the chosen boxes are framed. */
-function imageOf({ picture, size, found }, chosen, counts) {
+function imageOf({ picture, size, detections }, chosen, counts) {
   const link = document.createElement("a");
   link.className = "frame";
   link.href = encodeURIComponent(picture);
@@ -115,7 +115,7 @@ function imageOf({ picture, size, found }, chosen, counts) {
   Object.assign(image, { loading: "lazy", width, height, alt: `${picture}: ${counts}`, src: link.href });
   image.style.height = "auto";
   link.append(image);
-  if (chosen.length < found.length) link.append(framesOf(chosen, width, height));
+  if (chosen.length < detections.length) link.append(framesOf(chosen, width, height));
   return link;
 }
 

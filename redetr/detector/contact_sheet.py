@@ -56,7 +56,7 @@ class _Sheet:
             return
         card = self._card(source, line)
         if card is not None:
-            card["found"] = self._found(line)
+            card["detections"] = self._detections(line)
 
     def _card(self, source: str, line: dict[str, Any]) -> dict[str, Any] | None:
         """The card of an image or video; None if the page is full."""
@@ -70,7 +70,7 @@ class _Sheet:
             "picture": line["picture"],
             "size": line["image_size"],
             "is_video": "frame" in line,
-            "found": [],
+            "detections": [],
         }
         self.cards[source] = card
         return card
@@ -80,15 +80,15 @@ class _Sheet:
         card = self._card(source, line)
         if card is None:
             return
-        best = {label: score for label, score, *_ in card["found"]}
-        for label, score, *_ in self._found(line):
+        best = {label: score for label, score, *_ in card["detections"]}
+        for label, score, *_ in self._detections(line):
             best[label] = max(score, best.get(label, 0.0))
-        card["found"] = [[label, score] for label, score in best.items()]
+        card["detections"] = [[label, score] for label, score in best.items()]
 
-    def _found(self, line: dict[str, Any]) -> list[list[float]]:
+    def _detections(self, line: dict[str, Any]) -> list[list[float]]:
         """The detections as [class, score, left, top, right, bottom]."""
-        found = []
+        detections = []
         for detection in line["detections"]:
             label = self.labels.setdefault(detection["label"], len(self.labels))
-            found.append([label, detection["score"], *detection["box"]])
-        return found
+            detections.append([label, detection["score"], *detection["box"]])
+        return detections

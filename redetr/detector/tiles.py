@@ -1,4 +1,4 @@
-"""Large images in overlapping tiles: one set of boxes and masks from those of all tiles.
+"""Large images in overlapping tiles: the boxes and masks of all tiles, merged.
 
 Windows are (left, top, right, bottom) in pixels of the whole image, boxes are xyxy. Shapes: W
 windows, N boxes.
@@ -10,14 +10,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from redetr.boxes import box_area, box_iou
+from redetr.boxes import box_area, box_iou, intersection_areas
 from redetr.data.windows import Window
 from redetr.detector.detections import Detections
 from redetr.masks import CroppedMasks, MaskCrop, crops_of
 
-_SAME_IOU = 0.5  # at which two boxes are of one object, in the part that both of their tiles see
-_INSIDE = 0.7  # the share of a cut box inside another from which it is a part of its object
-_EDGE_SHARE = 0.02  # of a tile's side: a box that ends so near to its edge was cut there
+_SAME_IOU = 0.5  # boxes of one object overlap at least so much
+_INSIDE = 0.7  # a cut box is a part of another's object if this share of it lies inside the other
+_EDGE_SHARE = 0.02  # a box that ends within this share of its tile's side from the edge is cut
 
 
 def merge_tiles(
@@ -27,12 +27,12 @@ def merge_tiles(
 
     A box that ends at an inner edge of its tile is cut. Boxes of one class from two tiles are one
     object if they overlap by half (IoU), if one is cut and lies in the other, or if both are cut
-    and agree in the part of the image that both tiles see. The box with the best score that is not
-    cut is kept; if all are cut, the object is larger than the overlap, and the hull of its parts is
-    kept. Boxes of one tile are never merged: the model has distinguished them.
+    and agree in the part of the image that both tiles see. Of these, the box with the best score
+    that is not cut is kept. If all are cut, the object is larger than the overlap, and the hull of
+    its parts is kept. Boxes of one tile are never merged, because the model distinguished them.
 
-    Masks, if there are, are `CroppedMasks`: that of the box that is kept, or those of the parts
-    together.
+    Masks become `CroppedMasks`: an object has the mask of the box that is kept, or the union of
+    the masks of its parts.
     """
     boxes = _in_whole_image(tiles, windows)
     labels = torch.cat([detections.labels for detections in tiles])
@@ -75,15 +75,17 @@ def _merged_masks(
     for detections, (left, top, _, _) in zip(tiles, windows, strict=True):
         if detections.masks is None:
             return None
-        crops += [crop.moved(top, left) for crop in crops_of(detections.masks)]
+        for crop in crops_of(detections.masks):
+            crops.append(crop.moved(top, left))
     merged = []
     for members in parts_of:
-        merged.append(MaskCrop.union([crops[member] for member in members]))
+        parts = [crops[member] for member in members]
+        merged.append(MaskCrop.union(parts))
     return CroppedMasks(tuple(merged), image_size)
 
 
 def _in_whole_image(tiles: Sequence[Detections], windows: Sequence[Window]) -> Tensor:
-    """All boxes `[N, 4]` in pixels of the whole image."""
+    """The boxes of all tiles, `[N, 4]` in pixels of the whole image."""
     boxes = []
     for detections, (left, top, _, _) in zip(tiles, windows, strict=True):
         offset = torch.tensor([left, top, left, top], dtype=torch.float32)
@@ -94,7 +96,7 @@ def _in_whole_image(tiles: Sequence[Detections], windows: Sequence[Window]) -> T
 def _objects(
     best_first: list[int], same: list[list[int]], is_cut: list[bool]
 ) -> list[tuple[int, list[int]]]:
-    """For each object its box with the best score, and the boxes whose hull it gets."""
+    """For each object, its box with the best score, and the boxes whose hull is its final box."""
     rank = {box: number for number, box in enumerate(best_first)}
     remaining = set(best_first)
     objects = []
@@ -103,9 +105,9 @@ def _objects(
             continue
         members = [box]
         members += [other for other in same[box] if other in remaining]
-        whole = [member for member in members if not is_cut[member]]
-        if whole:
-            best = min(whole, key=rank.__getitem__)
+        uncut = [member for member in members if not is_cut[member]]
+        if uncut:
+            best = min(uncut, key=rank.__getitem__)
             objects.append((box, [best]))
             if best != box:
                 members += same[best]
@@ -119,9 +121,9 @@ def _objects(
 def _followed(
     parts: list[int], same: list[list[int]], is_cut: list[bool], remaining: set[int]
 ) -> list[int]:
-    """The parts of an object that is larger than the overlap, followed from tile to tile."""
+    """The parts of an object that is larger than the overlap, collected from tile to tile."""
     parts = list(parts)
-    for part in parts:  # grows meanwhile
+    for part in parts:  # the list grows during the loop
         for other in same[part]:
             if other in remaining and is_cut[other] and other not in parts:
                 parts.append(other)
@@ -131,31 +133,32 @@ def _followed(
 def _is_cut(boxes: Tensor, frames: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Which boxes `[N, 4]` end at an edge of their window `[N, 4]` inside the image, bool `[N]`."""
     height, width = image_size
-    left_top, right_bottom = frames[:, :2], frames[:, 2:]
-    slack = (right_bottom - left_top) * _EDGE_SHARE
+    left_top = frames[:, :2]
+    right_bottom = frames[:, 2:]
+    slack = (right_bottom - left_top) * _EDGE_SHARE  # [N, 2]
     near_start = boxes[:, :2] - left_top <= slack
     near_end = right_bottom - boxes[:, 2:] <= slack
     starts_inside = left_top > 0
     ends_inside = right_bottom < torch.tensor([width, height])
-    cut = (near_start & starts_inside) | (near_end & ends_inside)
-    return cut.any(1)
+    cut_at_start = near_start & starts_inside
+    cut_at_end = near_end & ends_inside
+    return (cut_at_start | cut_at_end).any(1)
 
 
 def _same_objects(
     boxes: Tensor, labels: Tensor, cut: Tensor, tile_of_box: Tensor, frames: Tensor
 ) -> list[list[int]]:
-    """For each box those of other tiles that show the same object."""
+    """For each box, the boxes of other tiles that show the same object."""
     same: list[list[int]] = [[] for _ in boxes]
     counts = tile_of_box.bincount(minlength=len(frames)).tolist()
     rows_of_tile = torch.arange(len(boxes)).split(counts)
     overlap = torch.triu(box_iou(frames, frames), diagonal=1)
     for a, b in torch.nonzero(overlap).tolist():
-        rows_a, rows_b = rows_of_tile[a], rows_of_tile[b]
+        rows_a = rows_of_tile[a]
+        rows_b = rows_of_tile[b]
         if not len(rows_a) or not len(rows_b):
             continue
-        left_top = torch.maximum(frames[a], frames[b])[:2]
-        right_bottom = torch.minimum(frames[a], frames[b])[2:]
-        seen_twice = torch.cat([left_top, right_bottom])
+        seen_twice = _clipped(frames[a], frames[b])  # [4]
         alike = _alike(boxes[rows_a], boxes[rows_b], cut[rows_a], cut[rows_b], seen_twice)
         alike &= labels[rows_a][:, None] == labels[rows_b]
         for i, j in torch.nonzero(alike).tolist():
@@ -169,20 +172,25 @@ def _same_objects(
 def _alike(
     boxes1: Tensor, boxes2: Tensor, cut1: Tensor, cut2: Tensor, seen_twice: Tensor
 ) -> Tensor:
-    """Which pairs of boxes `[N, 4]`, `[M, 4]` of two tiles are of one object, bool `[N, M]`."""
+    """Which pairs of boxes `[N, 4]`, `[M, 4]` of two tiles are of one object, bool `[N, M]`.
+
+    `cut1` `[N]` and `cut2` `[M]` say which boxes are cut, and both tiles see the frame `seen_twice`
+    `[4]`.
+    """
     iou = box_iou(boxes1, boxes2)
-    area1 = box_area(boxes1)[:, None]
-    area2 = box_area(boxes2)
-    common = (area1 + area2) * iou / (1 + iou)
+    shared = intersection_areas(boxes1, boxes2, iou)
     cut1 = cut1[:, None]
-    first_inside = cut1 & (common >= _INSIDE * area1)
-    second_inside = cut2 & (common >= _INSIDE * area2)
-    iou_of_parts = box_iou(_clipped(boxes1, seen_twice), _clipped(boxes2, seen_twice))
-    parts_agree = cut1 & cut2 & (iou_of_parts >= _SAME_IOU)
-    return (iou >= _SAME_IOU) | first_inside | second_inside | parts_agree
+    first_inside = cut1 & (shared >= _INSIDE * box_area(boxes1)[:, None])
+    second_inside = cut2 & (shared >= _INSIDE * box_area(boxes2))
+    parts1 = _clipped(boxes1, seen_twice)
+    parts2 = _clipped(boxes2, seen_twice)
+    parts_agree = box_iou(parts1, parts2) >= _SAME_IOU
+    both_cut = cut1 & cut2
+    return (iou >= _SAME_IOU) | first_inside | second_inside | (both_cut & parts_agree)
 
 
 def _clipped(boxes: Tensor, frame: Tensor) -> Tensor:
-    left_top = torch.maximum(boxes[:, :2], frame[:2])
-    right_bottom = torch.minimum(boxes[:, 2:], frame[2:])
-    return torch.cat([left_top, right_bottom], 1)
+    """The parts of boxes `[..., 4]` inside a frame `[4]`."""
+    left_top = torch.maximum(boxes[..., :2], frame[:2])
+    right_bottom = torch.minimum(boxes[..., 2:], frame[2:])
+    return torch.cat([left_top, right_bottom], -1)

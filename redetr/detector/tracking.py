@@ -1,7 +1,7 @@
-"""Identities of the objects in videos, by ByteTrack as the package `trackers` has it.
+"""Identities of the objects in videos, by ByteTrack from the package `trackers`.
 
-That package is kept by the authors of supervision, which has given its own ByteTrack up for it
-(Apache-2.0). It depends on OpenCV: 190 MB on disk, so it is an extra.
+The authors of supervision maintain that package (Apache-2.0) in place of supervision's own
+ByteTrack. It is an extra, because it depends on OpenCV, which takes 190 MB on disk.
 """
 
 import math
@@ -10,30 +10,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from redetr.boxes import box_area, box_iou
+from redetr.boxes import box_area, box_iou, intersection_areas
 from redetr.detector.detections import Detections
 from redetr.detector.sources import Frame
 from redetr.errors import InputError
 
-# A detection below the threshold continues an identity, down to this share of the threshold.
+# Weaker detections continue an identity, down to this share of the threshold.
 _LOWEST_SHARE = 0.5
+# An object has no identity until so many frames in a row show it.
+_FIRST_FRAMES = 3
 
-_FIRST_FRAMES = 3  # in a row that show an object before it has an identity
-
-# Detections that show an object again, of the same class or of another.
-_SAME_IOU, _SAME_PLACE_IOU = 0.5, 0.8
-_PART_INSIDE, _PART_SCORE = 0.7, 0.5  # a part: its share inside, and its score beside the whole's
+# From this IoU on, two detections show the same object.
+_SAME_CLASS_IOU = 0.5
+_OTHER_CLASS_IOU = 0.8
+# A detection shows a part of an object if this share of it lies inside the object's detection, and
+# its score is less than this share of that one's.
+_PART_INSIDE = 0.7
+_PART_SCORE = 0.5
 
 
 class Tracker:
     """Gives the objects of videos identities, frame by frame: 1, 2, ... in each video.
 
-    Boxes are matched by their IoU with where a Kalman filter expects the objects known so far;
-    classes do not count. First come the detections with a score of `threshold` or more, which alone
-    start an identity, in the third frame in a row that shows the object; then those down to
-    `lowest_score`, which an occluded object may have. An object that is out of sight for a second
-    or less keeps its identity. Detections that show an object again are left out before that (see
-    `without_duplicates`): each would have an identity otherwise.
+    A Kalman filter predicts the boxes of the objects known so far, and detections are matched to
+    these by IoU, whatever their class. Detections with a score of `threshold` or more come first.
+    Only they start an identity, in the third frame in a row that shows the object. Then come those
+    down to `lowest_score`, which an occluded object may have. An object that is out of sight for a
+    second or less keeps its identity. Duplicates are left out first, as each would get an identity
+    (see `without_duplicates`).
 
     Source: Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every Detection Box"
     (ECCV 2022). Deviation: its thresholds are 0.6, 0.7 and 0.1 for every detector.
@@ -49,11 +53,11 @@ class Tracker:
         self._time_s = -math.inf
 
     def follow(self, frame: Frame, detections: Detections) -> Detections:
-        """Which of the detections are shown, with their `track_ids`.
+        """The detections to show, with their `track_ids`.
 
-        These are all with a score of the threshold or more, and of the others those that continue
-        an identity, but none that shows an object again. Frames of a video have to come in order.
-        An image, which is no frame of a video, has no identities.
+        They have a score of the threshold or more, or continue an identity; duplicates are left
+        out. Frames of a video have to come in order. Detections in an image that is no frame of a
+        video have no identities.
         """
         if frame.number is None:
             return detections.above(self._threshold)
@@ -62,12 +66,13 @@ class Tracker:
             self._begin(frame.rate)
         if frame.time_s > self._time_s:
             self._time_s = frame.time_s
-        else:  # a damaged video goes back in time, which ByteTrack refuses
+        else:  # time goes backwards in a damaged video, which ByteTrack refuses
             self._time_s += 1 / frame.rate
         track_ids = self._matched(detections)
         followed = detections.with_track_ids(torch.from_numpy(track_ids))
         is_sure = detections.scores >= self._threshold
-        return followed[is_sure | torch.from_numpy(track_ids > 0)]
+        is_tracked = torch.from_numpy(track_ids > 0)
+        return followed[is_sure | is_tracked]
 
     def _begin(self, rate: float) -> None:
         self._bytetrack = self._bytetrack_class(
@@ -82,13 +87,13 @@ class Tracker:
         """The identity of each detection, [N]; 0 where there is none."""
         import supervision
 
-        # Detections come back in another order: their indices travel with them.
-        given = supervision.Detections(
+        # Detections come back in another order, so their indices travel with them.
+        unmatched = supervision.Detections(
             xyxy=detections.boxes.numpy(),
             confidence=detections.scores.numpy(),
             data={"index": np.arange(len(detections))},
         )
-        matched = self._bytetrack.update(given, timestamp=self._time_s)
+        matched = self._bytetrack.update(unmatched, timestamp=self._time_s)
         track_ids = np.zeros(len(detections), np.int64)
         if len(matched):
             track_ids[matched.data["index"]] = matched.tracker_id + 1  # -1 for none
@@ -98,23 +103,23 @@ class Tracker:
 def without_duplicates(detections: Detections) -> Detections:
     """The detections, best score first, without those that show an object again.
 
-    Such a one overlaps a better one of its class by half (IoU), or one of another class nearly
-    fully, as both classes of one query do; or it shows a part of a better one of its class: it lies
-    in that and has less than half of its score.
+    A duplicate overlaps a better detection of its class by half (IoU), or one of any class nearly
+    fully, as two classes of one query do. Or it shows a part of a better detection's object: it has
+    the same class, lies inside that detection, and has less than half of its score.
     """
     boxes = detections.boxes
-    area = box_area(boxes)
-    iou = box_iou(boxes, boxes)  # [N, N]
-    common = (area[:, None] + area) * iou / (1 + iou)
-    same_class = detections.labels[:, None] == detections.labels
     scores = detections.scores
-    is_inside = common >= _PART_INSIDE * area[:, None]  # row in column
+    iou = box_iou(boxes, boxes)  # [N, N]
+    same_class = detections.labels[:, None] == detections.labels
+    smallest_share = _PART_INSIDE * box_area(boxes)
+    is_inside = intersection_areas(boxes, boxes, iou) >= smallest_share[:, None]  # row in column
     is_weak = scores[:, None] < _PART_SCORE * scores
-    is_again = same_class & ((iou >= _SAME_IOU) | (is_inside & is_weak))
-    is_again |= iou >= _SAME_PLACE_IOU
+    is_part = is_inside & is_weak
+    is_duplicate = same_class & ((iou >= _SAME_CLASS_IOU) | is_part)
+    is_duplicate |= iou >= _OTHER_CLASS_IOU
     kept: list[int] = []
     for row in range(len(detections)):
-        if not is_again[row, kept].any():
+        if not is_duplicate[row, kept].any():
             kept.append(row)
     return detections[kept]
 
@@ -125,7 +130,7 @@ def bytetrack_class() -> Any:
         from trackers import ByteTrackTracker
     except ImportError as error:
         remedy = "pip install redetr[track]"
-        if "libGL" in str(error):  # of a machine without a screen
+        if "libGL" in str(error):  # missing on machines without a screen
             remedy = "apt-get install libgl1, or pip install opencv-python-headless after trackers"
         text = f"objects are followed by the package trackers ({error})"
         raise InputError(text, remedy=remedy) from error

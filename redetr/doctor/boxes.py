@@ -8,7 +8,7 @@ from redetr.choices import ImageSize, size_text
 from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.data.contradictions import from_corners, look_like_corners
 from redetr.data.formats.coco_places import ROBOFLOW_FILE
-from redetr.doctor.images import faults_of, image_place
+from redetr.doctor.images import faults_of, image_reference
 from redetr.doctor.plan import Plan, sides_of
 from redetr.wording import counted
 
@@ -54,7 +54,7 @@ def box_faults(annotations: Annotations) -> list[Fault]:
         "note",
         "image-empty",
         annotations.source,
-        lambda i: (image_place(annotations, i), "holds no object"),
+        lambda i: (image_reference(annotations, i), "holds no object"),
         "fine if there is none to see: a model learns from that as well",
     )
 
@@ -84,7 +84,7 @@ def _ignored(a: Annotations) -> list[Fault]:
         "learned or measured"
     )
     remedy = "write iscrowd (ignore, difficult) 0 for those that are single objects"
-    where = _object_place(a, int(a.iscrowd.argmax()))
+    where = _object_reference(a, int(a.iscrowd.argmax()))
     return [Fault(severity, "object-ignored", a.source, where, text, remedy)]
 
 
@@ -118,7 +118,7 @@ def _fractions(a: Annotations, sizes: np.ndarray) -> list[Fault]:
     fractions = in_first_pixel & (sizes.min(1) > 15)
     if fractions.mean() <= 0.9:
         return []
-    where = _object_place(a, int(fractions.argmax()))
+    where = _object_reference(a, int(fractions.argmax()))
     boxes = counted(len(fractions), "box", "boxes")
     text = f"fractions given as pixels: {fractions.sum():,} of {boxes} in the first pixel"
     remedy = "multiply x and width by the width of the image, y and height by its height"
@@ -218,7 +218,7 @@ def _boxes_twice(a: Annotations) -> list[Fault]:
 
     def describe(i: int) -> tuple[str, str]:
         text = f"is the same box as annotation {a.object_ids[original[i]]}"
-        return _object_place(a, i), text
+        return _object_reference(a, i), text
 
     return faults_of(
         original >= 0,
@@ -264,9 +264,9 @@ def _same_boxes(a: Annotations) -> np.ndarray:
     return original
 
 
-def _object_place(a: Annotations, index: int) -> str:
+def _object_reference(a: Annotations, index: int) -> str:
     image = int(a.image_of()[index])
-    return f"annotation {a.object_ids[index]} in {image_place(a, image)}"
+    return f"annotation {a.object_ids[index]} in {image_reference(a, image)}"
 
 
 def class_faults(splits: Mapping[Split, Annotations]) -> list[Fault]:
@@ -441,7 +441,7 @@ def _crowded(a: Annotations, num_queries: int) -> list[Fault]:
     def describe(i: int) -> tuple[str, str]:
         queries = counted(num_queries, "query", "queries")
         text = f"holds {counted(counts[i], 'object')}, the model has {queries}"
-        return image_place(a, i), text
+        return image_reference(a, i), text
 
     most = counts.max(initial=0)
     remedy = f"take --num-queries {most}, or cut the images into tiles"

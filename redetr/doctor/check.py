@@ -95,8 +95,8 @@ class Report:
         return figures
 
     def classes(self) -> dict[str, dict[str, int]]:
-        """Objects by class and split, crowds not counted; classes of one name are told apart by
-        their labels."""
+        """Objects by class and split, crowds not counted; classes of the same name are
+        distinguished by their labels."""
         table: dict[str, dict[str, int]] = {}
         for split, annotations in self.splits.items():
             names = distinct_names(annotations.class_names)

@@ -38,7 +38,7 @@ def faults_of(
     return [Fault(severity, code, file, where, text, remedy, len(rows))]
 
 
-def image_place(annotations: Annotations, index: int) -> str:
+def image_reference(annotations: Annotations, index: int) -> str:
     """Such as "image 12 ('a.jpg')"."""
     name = os.fsdecode(annotations.names[index])
     return f"image {annotations.ids[index]} ({name!r})"
@@ -52,7 +52,7 @@ def image_faults(annotations: Annotations, headers: Headers) -> list[Fault]:
     ):
 
         def describe(i: int, text_of: Callable[[int], str] = text_of) -> tuple[str, str]:
-            where = image_place(annotations, i)
+            where = image_reference(annotations, i)
             return where, text_of(i)
 
         remedy = _REMEDIES[code]
@@ -131,14 +131,14 @@ def copies(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]
     copied = originals != np.arange(len(rows))
     leaked = split_of[originals] != split_of
 
-    def place(i: int) -> str:
+    def reference(i: int) -> str:
         annotations = splits[names[split_of[i]]]
-        return image_place(annotations, i - starts[split_of[i]])
+        return image_reference(annotations, i - starts[split_of[i]])
 
     def describe(i: int) -> tuple[str, str]:
         original = originals[i]
         split = names[split_of[original]]
-        return place(i), f"is the same image as {place(original)} of {split}"
+        return reference(i), f"is the same image as {reference(original)} of {split}"
 
     faults = []
     for number, annotations in enumerate(splits.values()):
@@ -178,11 +178,11 @@ def _first_alike(looks: np.ndarray) -> np.ndarray:
         return first
     packed = np.frombuffer(bytes.fromhex(looks[rows].tobytes().decode()), np.uint64)
     _, firsts, which = np.unique(packed, return_index=True, return_inverse=True)
-    by_place = np.argsort(firsts)
-    places = firsts[by_place]  # of the different ones, in the order of the images
-    nearest = _first_near(packed[places])
-    index_of = np.argsort(by_place)
-    first[rows] = rows[places[nearest[index_of[which]]]]
+    order = np.argsort(firsts)
+    ordered_firsts = firsts[order]  # of the different ones, in the order of the images
+    nearest = _first_near(packed[ordered_firsts])
+    index_of = np.argsort(order)
+    first[rows] = rows[ordered_firsts[nearest[index_of[which]]]]
     return first
 
 
@@ -203,14 +203,14 @@ def _first_near(bits: np.ndarray) -> np.ndarray:
         order = np.argsort(keys, kind="stable")  # equal keys stay in the order of the images
         keys = keys[order]
         distance = 1
-        left = np.arange(len(keys) - 1)
-        while len(left):
-            left = left[keys[left] == keys[left + distance]]
-            earlier = order[left]
-            later = order[left + distance]
+        rows = np.arange(len(keys) - 1)
+        while len(rows):
+            rows = rows[keys[rows] == keys[rows + distance]]
+            earlier = order[rows]
+            later = order[rows + distance]
             differing = np.bitwise_count(bits[earlier] ^ bits[later])
             is_near = differing <= _ALIKE_BITS
             np.minimum.at(first, later[is_near], earlier[is_near])
             distance += 1
-            left = left[left + distance < len(keys)]
+            rows = rows[rows + distance < len(keys)]
     return first

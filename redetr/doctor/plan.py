@@ -58,8 +58,8 @@ class Plan:
             scale = np.array([width, height]) / sizes
         else:
             (shorter,) = sides_of(image_size)
-            (own_shorter,) = sides_of(self.config.image_size)
-            longest = (self.max_size or np.inf) * shorter / own_shorter
+            (nominal_shorter,) = sides_of(self.config.image_size)
+            longest = (self.max_size or np.inf) * shorter / nominal_shorter
             by_shorter, by_longer = shorter / sizes.min(1), longest / sizes.max(1)
             scale = np.minimum(by_shorter, by_longer)[:, None]
         sides = (boxes[:, 2:] - boxes[:, :2]) * scale  # [A, 2]

@@ -9,15 +9,15 @@ const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
 const range = (count) => [...Array(count).keys()];
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 
-/** The array that Python packed: {shape, values}. `row(...index)` of it is the part at those leading places. */
+/** The array that Python packed: {shape, values}. `row(...index)` of it is the part at those leading indices. */
 async function unpacked({ dtype, shape, bytes }) {
   const raw = Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0));
   const stream = new Blob([raw]).stream().pipeThrough(new DecompressionStream("deflate"));
   const values = new KINDS[dtype](await new Response(stream).arrayBuffer());
   const row = (...index) => {
     const size = shape.slice(index.length).reduce((a, b) => a * b, 1);
-    const place = index.reduce((all, i, axis) => all * shape[axis] + i, 0);
-    return values.subarray(place * size, (place + 1) * size);
+    const start = index.reduce((all, i, axis) => all * shape[axis] + i, 0);
+    return values.subarray(start * size, (start + 1) * size);
   };
   return { shape, values, row };
 }
@@ -133,7 +133,7 @@ class Panel {
     this.context.drawImage(small, 0, 0, this.canvas.width, this.canvas.height);
   }
 
-  /** Calls `act(x, y)` with the place in the image that was clicked. */
+  /** Calls `act(x, y)` with the clicked position in the image. */
   onClick(act) {
     this.canvas.style.cursor = "crosshair";
     this.canvas.addEventListener("click", (event) => {

@@ -66,8 +66,8 @@ async function explainImage(root, packed) {
       shares[s] += weight / used.length;
       panel.dot(x / data.unit, y / data.unit, 1 + 9 * Math.sqrt(weight), LEVELS[s], 0.85);
     }
-    const told = shares.map((share, s) => `${percent(share)} on ${data.strides[s]} px`);
-    panel.caption.textContent = `layer ${layer + 1}: ${told.join(", ")}`;
+    const parts = shares.map((share, s) => `${percent(share)} on ${data.strides[s]} px`);
+    panel.caption.textContent = `layer ${layer + 1}: ${parts.join(", ")}`;
   }
 
   function drawMask() {
@@ -101,8 +101,8 @@ async function explainImage(root, packed) {
     for (const q of others.slice(0, 12).reverse())
       panel.box(box(q), "#4dabf7", { alpha: weights[q] / most, width: 1 + 3 * (weights[q] / most) });
     panel.box(box(chosen), CHOSEN);
-    const told = others.slice(0, 3).map((q) => `${percent(weights[q])} to query ${q} (“${name(q)}” ${score(q).toFixed(2)})`);
-    panel.caption.textContent = `layer ${layer + 1}: ${percent(weights[chosen])} to itself, ${told.join(", ")}`;
+    const parts = others.slice(0, 3).map((q) => `${percent(weights[q])} to query ${q} (“${name(q)}” ${score(q).toFixed(2)})`);
+    panel.caption.textContent = `layer ${layer + 1}: ${percent(weights[chosen])} to itself, ${parts.join(", ")}`;
   }
 
   function drawPath() {
@@ -198,18 +198,18 @@ function explainHabits(part, { habits, habit_levels, strides }, chosen, choose) 
   blank.getContext("2d").fillRect(0, 0, 200, 200);
   const [images, queries] = habits.shape;
   if (habit_levels) { // start points, one panel for each level
-    const picked = strides.map(() => new Map()); // how often each place, per level
+    const picked = strides.map(() => new Map()); // how often each cell, per level
     habit_levels.values.forEach((level, i) => {
-      const place = habits.values.subarray(2 * i, 2 * i + 2).join();
-      picked[level].set(place, (picked[level].get(place) ?? 0) + 1);
+      const cell = habits.values.subarray(2 * i, 2 * i + 2).join();
+      picked[level].set(cell, (picked[level].get(cell) ?? 0) + 1);
     });
-    const most = Math.max(...picked.flatMap((places) => [...places.values()]));
+    const most = Math.max(...picked.flatMap((cells) => [...cells.values()]));
     const columns = new Set(habits.values.filter((_, i) => i % 2 === 0)).size, largest = Math.min(9, 250 / columns);
     strides.forEach((stride, s) => {
       const panel = new Panel(part("habits"), blank, 300, `one cell for ${stride} px`);
       panel.clear();
-      for (const [place, times] of picked[s]) {
-        const [x, y] = place.split(",").map((v) => v / 255);
+      for (const [cell, times] of picked[s]) {
+        const [x, y] = cell.split(",").map((v) => v / 255);
         panel.dot(x, y, 1 + largest * Math.sqrt(times / most), LEVELS[s], 0.8);
       }
     });
@@ -219,8 +219,8 @@ function explainHabits(part, { habits, habit_levels, strides }, chosen, choose) 
   const draw = (panel, q, radius) => {
     panel.clear();
     for (const i of range(images)) {
-      const found = habits.row(i, q);
-      panel.dot(found[0] / 255, found[1] / 255, radius, kind(found), 0.8);
+      const box = habits.row(i, q);
+      panel.dot(box[0] / 255, box[1] / 255, radius, kind(box), 0.8);
     }
   };
   const large = new Panel(part("habit"), blank, 300, "");

@@ -38,8 +38,8 @@ class Share:
     sums: Losses  # not divided; without "loss"
     divisors: Divisors
     losses: Losses
-    own_divisors: Divisors  # as if the image were the whole batch
-    own_losses: Losses
+    single_divisors: Divisors  # as if the image were the whole batch
+    single_losses: Losses
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,10 +210,10 @@ def _batch(
         )
     ids = [dataset.image_id(index) for index in range(size)]
     if image_id not in ids:
-        some = ", ".join(map(str, ids[:5]))
+        examples = ", ".join(map(str, ids[:5]))
         raise InputError(
             f"{dataset.name}: no image has the id {image_id}: "
-            f"take another --image-id, such as {some}"
+            f"take another --image-id, such as {examples}"
         )
     model = detector.model
     dataset_label = labels_in(dataset, model.num_classes, detector.classes).tolist()
@@ -239,7 +239,7 @@ def _share(
 ) -> Share:
     counts = criterion.counts([target])
     divisors = criterion.denominators(counts, total, world_size)
-    own_divisors = criterion.denominators(counts, counts)
+    single_divisors = criterion.denominators(counts, counts)
     sums = _numbers(criterion(outputs, [target], torch.ones_like(divisors)))
     del sums["loss"]  # its parts have different divisors
     return Share(
@@ -248,8 +248,8 @@ def _share(
         sums=sums,
         divisors=tuple(divisors.tolist()),
         losses=_numbers(criterion(outputs, [target], divisors)),
-        own_divisors=tuple(own_divisors.tolist()),
-        own_losses=_numbers(criterion(outputs, [target], own_divisors)),
+        single_divisors=tuple(single_divisors.tolist()),
+        single_losses=_numbers(criterion(outputs, [target], single_divisors)),
     )
 
 
@@ -305,12 +305,12 @@ def _undivided(
     config = replace(criterion.config, proposals=False)
     alone = SetCriterion(config, criterion.num_classes, num_queries)
     outputs = Outputs(pred_logits=logits, pred_boxes=boxes)
-    some: Target = {
+    selected: Target = {
         **target,
         "labels": target["labels"][objects],
         "boxes": RelativeBoxes(target["boxes"][objects]),
     }
-    losses = alone(outputs, [some], torch.ones(len(DIVISORS)))
+    losses = alone(outputs, [selected], torch.ones(len(DIVISORS)))
     terms = [losses[name] for name in _TERMS]
     return torch.stack(terms).cpu()
 

@@ -27,7 +27,7 @@ def loss_page(
     """The page as HTML; `image_link` is the address of the page from image to boxes, if any."""
     first = explanation.shares[0]
     queries = explanation.predicted.shape[1]
-    class_divisor = first.own_divisors[DIVISORS["loss_ce"]]
+    class_divisor = first.single_divisors[DIVISORS["loss_ce"]]
     return render(
         "explain/loss.html",
         title=title,
@@ -143,9 +143,9 @@ def _worked_lines(explanation: LossExplanation) -> list[str]:
     else:
         lines = [f"L1 distance: {l1_sum}"]
 
-    own_divisor = format_number(first.own_divisors[0])
-    own_loss = format_number(first.own_losses["loss_bbox"])
-    lines.append(f"one GPU alone: {l1_sum} / {own_divisor} = {own_loss}")
+    single_divisor = format_number(first.single_divisors[0])
+    single_loss = format_number(first.single_losses["loss_bbox"])
+    lines.append(f"one GPU alone: {l1_sum} / {single_divisor} = {single_loss}")
     if world_size == 1:
         return lines
 
@@ -193,7 +193,7 @@ class _Spread:
         for gpu, share in enumerate(shares):
             rows.append(_gpu_row(gpu, share, world_size))
         losses = [share.losses["loss_bbox"] for share in shares]
-        own_losses = [share.own_losses["loss_bbox"] for share in shares]
+        single_losses = [share.single_losses["loss_bbox"] for share in shares]
         return cls(
             height=height,
             width=width,
@@ -202,7 +202,7 @@ class _Spread:
             sum=sum(share.sums["loss_bbox"] for share in shares),
             mean=sum(losses) / world_size,
             together=explanation.together["loss_bbox"],
-            naive=sum(own_losses) / world_size,
+            naive=sum(single_losses) / world_size,
         )
 
 
@@ -232,7 +232,7 @@ def _terms(explanation: LossExplanation) -> _Table:
         titles["loss_fgl"] = "edges (FGL)"
     for name, title in titles.items():
         divisor = DIVISORS[name]
-        values = [first.sums[name], first.own_divisors[divisor], first.own_losses[name]]
+        values = [first.sums[name], first.single_divisors[divisor], first.single_losses[name]]
         if spread:
             values += [first.divisors[divisor], first.losses[name]]
         rows.append([title, *map(format_number, values)])

@@ -352,7 +352,7 @@ class Trial:
         )
         orig_sizes = [self._targets[index]["orig_size"] for index in indices]
         model = self._detector.model
-        found = decode(
+        decoded = decode(
             outputs, torch.tensor(orig_sizes), model.loss_config.scores, model.most_detections
         )
         compressed = None
@@ -363,19 +363,19 @@ class Trial:
             if self._config.mask:
                 sizes = [_shown(padding) for padding in inputs[1]]
             compressed = compressed_masks(
-                outputs, found.queries, sizes, canvas, orig_sizes, model.original_masks
+                outputs, decoded.queries, sizes, canvas, orig_sizes, model.original_masks
             )
-        decoded = []
+        of_images = []
         for row in range(len(indices)):
             in_image = {
-                "scores": found.scores[row].numpy(),
-                "labels": found.labels[row].numpy(),
-                "boxes": found.boxes[row].numpy(),
+                "scores": decoded.scores[row].numpy(),
+                "labels": decoded.labels[row].numpy(),
+                "boxes": decoded.boxes[row].numpy(),
             }
             if compressed is not None:
                 in_image["masks"] = _objects(compressed[row], orig_sizes[row])
-            decoded.append(in_image)
-        return decoded
+            of_images.append(in_image)
+        return of_images
 
     def _compressed(
         self, arrays: dict[str, np.ndarray], indices: list[int]

@@ -71,12 +71,12 @@ class Processed(nn.Module):
         widths = torch.full((num_images,), width, dtype=torch.float32)
         orig_sizes = torch.stack([heights, widths], -1)
         kind = self.model.loss_config.scores
-        found = decode(outputs, orig_sizes, kind, self.model.most_detections)
+        decoded = decode(outputs, orig_sizes, kind, self.model.most_detections)
         if not self.model.has_masks:
-            return found.scores, found.labels, found.boxes
+            return decoded.scores, decoded.labels, decoded.boxes
         masks = outputs["pred_masks"]
-        index = found.queries[..., None, None].expand(-1, -1, *masks.shape[-2:])
-        return found.scores, found.labels, found.boxes, masks.gather(1, index)
+        index = decoded.queries[..., None, None].expand(-1, -1, *masks.shape[-2:])
+        return decoded.scores, decoded.labels, decoded.boxes, masks.gather(1, index)
 
     def _size(self, height: int, width: int) -> tuple[Any, Any]:
         """As `views.Stretch` and `views.Fit`, without a branch.

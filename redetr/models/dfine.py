@@ -40,7 +40,7 @@ from redetr.models.rtdetr import (
     require_points,
 )
 from redetr.models.transformer import ACTIVATIONS, MLP, Activation
-from redetr.models.two_stage import Image, TwoStageDecoder, init_heads, inverse_sigmoid
+from redetr.models.two_stage import EncoderOutput, TwoStageDecoder, init_heads, inverse_sigmoid
 from redetr.structures import Outputs
 
 _MOST_LEVELS = 4  # of the backbone
@@ -146,7 +146,7 @@ class Decoder(TwoStageDecoder):
         self,
         content: Tensor,
         boxes: Tensor,
-        image: Image,
+        encoded: EncoderOutput,
         every_layer: bool,
         ignored: Tensor | None = None,
     ) -> list[Outputs]:
@@ -165,7 +165,7 @@ class Decoder(TwoStageDecoder):
         for i in range(last + 1):
             query_pos = self.query_pos_head(reference)  # [B, Q, D]
             query_pos = query_pos.clamp(-_LARGEST_QUERY_POS, _LARGEST_QUERY_POS)
-            x = layers[i](x, query_pos, reference, *image, ignored)
+            x = layers[i](x, query_pos, reference, *encoded, ignored)
             if i == 0:
                 correction = at_least_float32(self.pre_bbox_head(x))
                 start = (inverse_sigmoid(reference) + correction).sigmoid()  # [B, Q, 4]

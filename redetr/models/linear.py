@@ -1,8 +1,8 @@
-"""Linear layers, on a CPU as convolutions.
+"""Linear layers, computed as convolutions on a CPU.
 
-PyTorch takes convolutions from oneDNN and matrix products in fp32 from MKL, which is made for
-Intel's processors: on an AMD EPYC, the same numbers took 11 ms by MKL and 4.9 ms by oneDNN (8,400
-positions of width 256). A shape that is new costs oneDNN a plan, which 300 positions outweigh.
+PyTorch computes convolutions by oneDNN, and matrix products in fp32 by MKL, which is made for
+Intel's processors. On an AMD EPYC, the same numbers took 11 ms by MKL and 4.9 ms by oneDNN (8,400
+positions of width 256). oneDNN plans for each new shape, which pays off from 300 positions on.
 """
 
 import torch
@@ -27,14 +27,14 @@ class Linear(nn.Linear):
 
 
 def _as_convolution(x: Tensor) -> bool:
-    """Whether `x` is `[B, S, D]` in fp32, untraced, and its convolutions are left to oneDNN."""
+    """Whether oneDNN would compute convolutions of `x`: `[B, S, D]` in fp32, and not traced."""
     return (
-        not torch.compiler.is_compiling()  # first: a compiled graph cannot ask for the threads
+        not torch.compiler.is_compiling()  # comes first: a compiled graph cannot ask for threads
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.dim() == 3
         and x.is_contiguous()
-        and torch.get_num_threads() > 1  # a single one computes them as matrix products
+        and torch.get_num_threads() > 1  # with one thread, convolutions are matrix products
         and torch.backends.mkldnn.is_available()
         and not torch.is_autocast_enabled("cpu")
     )

@@ -35,7 +35,7 @@ from redetr.models.hybrid import HybridEncoder, csp_pyramid
 from redetr.models.mask_head import MaskHead, with_mask_losses
 from redetr.models.presnet import DEPTHS, ConvNorm, PResNet
 from redetr.models.transformer import ACTIVATIONS, MLP, Activation
-from redetr.models.two_stage import Image, TwoStageDecoder, init_heads, inverse_sigmoid
+from redetr.models.two_stage import EncoderOutput, TwoStageDecoder, init_heads, inverse_sigmoid
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 NUM_LEVELS = 3  # strides 8, 16, 32
@@ -94,7 +94,7 @@ class Decoder(TwoStageDecoder):
         self,
         content: Tensor,
         boxes: Tensor,
-        image: Image,
+        encoded: EncoderOutput,
         every_layer: bool,
         ignored: Tensor | None = None,
     ) -> list[Outputs]:
@@ -106,7 +106,7 @@ class Decoder(TwoStageDecoder):
         outputs: list[Outputs] = []
         for i in range(last + 1):
             query_pos = self.query_pos_head(reference)  # [B, Q, D]
-            x = layers[i](x, query_pos, reference, *image, ignored)
+            x = layers[i](x, query_pos, reference, *encoded, ignored)
             correction = at_least_float32(self.dec_bbox_head[i](x))
             refined = (inverse_sigmoid(reference) + correction).sigmoid()  # [B, Q, 4]
             if every_layer or i == last:

@@ -1,10 +1,10 @@
-"""The part of a decoder that RT-DETR and D-FINE share: queries start at the best positions.
+"""Query selection as RT-DETR and D-FINE share it: queries start at the best positions.
 
 Source: Zhao et al., "DETRs Beat YOLOs on Real-time Object Detection" (CVPR 2024). The parameter
 names are those of the original implementation of RT-DETRv2.
 
-Shape letters: B images, Q queries, C classes, D width, S positions of all levels together, and
-h, w the size of one level. Boxes are cxcywh, fractions of the unpadded image.
+Shape letters: B images, Q queries, C classes, D width, S positions of all levels together, h, w
+the size of one level. Boxes are cxcywh, fractions of the unpadded image.
 """
 
 import math
@@ -22,13 +22,13 @@ from redetr.models.linear import Linear
 from redetr.models.transformer import MLP, Activation
 from redetr.structures import Outputs
 
-_SMALLEST_ANCHOR = 0.05  # side on the finest level, a fraction of the image; it doubles with each
-_BORDER = 0.01  # anchors with a number closer than this to 0 or 1 are not used
+_SMALLEST_ANCHOR = 0.05  # side on the finest level, a fraction of the image; doubles per level
+_BORDER = 0.01  # anchors with a coordinate closer than this to 0 or 1 are not used
 _CLASS_BIAS = -math.log(99)  # a score of 0.01 everywhere: few objects among many positions
 
 # What queries read: memory [B, S, D], the (h, w) of its levels, and the ratio [B, 2]; all as in
 # `DeformableAttention`.
-Image = tuple[Tensor, list[tuple[int, int]], Tensor]
+EncoderOutput = tuple[Tensor, list[tuple[int, int]], Tensor]
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
@@ -39,9 +39,9 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
 class TwoStageDecoder(nn.Module):
     """Selects the queries at the best positions; a subclass corrects their boxes layer by layer.
 
-    `input_proj` has a module for each level of the encoder, which brings it to `hidden_dim`.
-    `query_pos_layers` make the position encoding of a query of its box: 2 with twice the width
-    between them, or 3 of the same width (DEIM on RT-DETRv2).
+    `input_proj` has a module for each level of the encoder, which projects it to `hidden_dim`.
+    `query_pos_layers` is the number of layers that turn the box of a query into its position
+    encoding: 2 with twice the width between them, or 3 of the same width (DEIM on RT-DETRv2).
     """
 
     def __init__(
@@ -81,27 +81,27 @@ class TwoStageDecoder(nn.Module):
     ) -> Outputs:
         """Returns `Outputs` for the `levels` of the encoder; `ratio` as in `DeformableAttention`.
 
-        Without `every_layer`, these are the last layer's alone. With `noisy` queries, they hold
-        theirs as well. They have the last `states` of the queries.
+        They include the last `states` of the queries. Without `every_layer`, they are those of the
+        last layer only. With `noisy` queries, they hold the outputs of these as well.
         """
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
         projected = [proj(level) for proj, level in zip(self.input_proj, levels, strict=True)]
         memory = torch.cat([level.flatten(2).mT for level in projected], 1)  # [B, S, D]
         content, proposals = self._select(memory, _anchors(shapes, ratio))
-        # The decoder's losses do not teach the encoder, which has its own.
+        # The decoder's losses do not train the selection, which has its own losses.
         boxes = proposals["pred_boxes"].detach()
         content = content.detach()
-        image = (memory, shapes, ratio)
+        encoded = (memory, shapes, ratio)
         outputs: Outputs
         if noisy is None:
-            layers = self._decode(content, boxes, image, every_layer)
+            layers = self._decode(content, boxes, encoded, every_layer)
             outputs = {**layers[-1], "aux_outputs": layers[:-1]}
         else:
             num_queries = content.shape[1]
             content, boxes, ignored = with_noisy_queries(
                 content, boxes, noisy, self.denoising_class_embed, self.denoising
             )
-            layers = self._decode(content, boxes, image, every_layer, ignored)
+            layers = self._decode(content, boxes, encoded, every_layer, ignored)
             outputs = split_outputs(layers, num_queries)
         if every_layer:
             outputs["enc_outputs"] = proposals
@@ -110,11 +110,12 @@ class TwoStageDecoder(nn.Module):
     def _select(self, memory: Tensor, anchors: Tensor) -> tuple[Tensor, Outputs]:
         """Returns the content `[B, Q, D]` of the best positions, and their logits and boxes.
 
-        Positions whose anchor is not used are not excluded: they compete as features of zeros, and
-        their box is the constant (1, 1, 1, 1), as in the original.
+        `memory` is `[B, S, D]`, `anchors` `[B, S, 4]`. Positions whose anchor is not used still
+        compete, with features of zeros and the constant box (1, 1, 1, 1), as in the original.
         """
-        used = ((anchors > _BORDER) & (anchors < 1 - _BORDER)).all(-1, keepdim=True)  # [B, S, 1]
-        used = used.to(memory.dtype)  # Core ML takes no truth values from positions
+        is_inside = (anchors > _BORDER) & (anchors < 1 - _BORDER)
+        used = is_inside.all(-1, keepdim=True)  # [B, S, 1]
+        used = used.to(memory.dtype)  # Core ML cannot gather truth values
         features = self.enc_output(memory * used)  # [B, S, D]
         logits = at_least_float32(self.enc_score_head(features))  # [B, S, C]
         best = best_positions(logits, self.num_queries)  # [B, Q]
@@ -128,20 +129,20 @@ class TwoStageDecoder(nn.Module):
         self,
         content: Tensor,
         boxes: Tensor,
-        image: Image,
+        encoded: EncoderOutput,
         every_layer: bool,
         ignored: Tensor | None = None,
     ) -> list[Outputs]:
-        """Returns the outputs of every decoder layer that is used, or of the last of these only.
+        """Returns the outputs of every decoder layer that is used, or of the last one only.
 
-        `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start. `ignored`
-        `[B, Q, Q]` is True where a query does not see another one.
+        The queries start with `content` `[B, Q, D]` and `boxes` `[B, Q, 4]`. `ignored` `[B, Q, Q]`
+        is True where a query does not see another one.
         """
         raise NotImplementedError
 
 
 def init_heads(score_heads: Iterable[Any], bbox_heads: Iterable[Any]) -> None:
-    """Makes heads start with a low score everywhere, and with boxes that are their reference."""
+    """Initialises heads so that all scores are low and each box equals its reference."""
     for head in score_heads:
         nn.init.constant_(head.bias, _CLASS_BIAS)
     for head in bbox_heads:
@@ -150,7 +151,7 @@ def init_heads(score_heads: Iterable[Any], bbox_heads: Iterable[Any]) -> None:
 
 
 def _anchors(shapes: list[tuple[int, int]], ratio: Tensor) -> Tensor:
-    """Returns one square box per position, `[B, S, 4]`; beyond 1 in the padding."""
+    """Returns one square box per position, `[B, S, 4]`; those in the padding lie beyond 1."""
     by_level = []
     for i, shape in enumerate(shapes):
         centers = position_centers(shape, like=ratio) / ratio[:, None]  # [B, h * w, 2]

@@ -23,15 +23,15 @@ def render(template: str, **values: Any) -> str:
     return _ENVIRONMENT.get_template(template).render(**values)
 
 
-def require_own_page(folder: Path, *others: str) -> None:
+def require_redetr_page(folder: Path, *others: str) -> None:
     """Raises InputError if a tool would replace an `index.html` in the folder that redetr has not
     written, or where there is no page, files with the names of those that it writes beside it."""
     page = folder / "index.html"
     remedy = "give another folder"
     if page.exists():
         with open(page, encoding="utf-8", errors="replace") as content:
-            is_own = _MARK in content.read(_HEAD_CHARACTERS)
-        if not is_own:
+            is_redetr_page = _MARK in content.read(_HEAD_CHARACTERS)
+        if not is_redetr_page:
             raise InputError("is a page that redetr has not written", where=page, remedy=remedy)
         return
     for name in others:

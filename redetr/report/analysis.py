@@ -77,7 +77,7 @@ class Judgement:
     scores: Floats  # [M]
     kinds: Ints  # [M] index into KINDS
     objects: Boxes  # T
-    found_by: Ints  # [T] index of the detection that found the object, -1 for none
+    finder: Ints  # [T] index of the detection that found the object, -1 for none
     crowds: Boxes
     masks: list[bytes] | None  # M, of the detections, as in `DatasetDetections`
     evaluation: COCOeval  # of these detections and objects, as if there were no crowds
@@ -109,12 +109,12 @@ def judge(
 
     matches = diagnostics["dt_match"]
     number_of_object = np.cumsum(~is_crowd) - 1
-    found_object = np.full(len(all_detections), -1)
-    found_object[_rows(matches)] = number_of_object[_rows(matches.values())]
-    found_object = found_object[rows]
-    correct = found_object >= 0
-    found_by = np.full(len(objects), -1)
-    found_by[found_object[correct]] = np.flatnonzero(correct)
+    object_of = np.full(len(all_detections), -1)
+    object_of[_rows(matches)] = number_of_object[_rows(matches.values())]
+    object_of = object_of[rows]
+    correct = object_of >= 0
+    finder = np.full(len(objects), -1)
+    finder[object_of[correct]] = np.flatnonzero(correct)
 
     kinds = _kinds(detections, objects, correct, len(targets))
     num_classes = len(evaluation.params.cat_ids)
@@ -125,7 +125,7 @@ def judge(
         scores=scores,
         kinds=kinds,
         objects=objects,
-        found_by=found_by,
+        finder=finder,
         crowds=crowds,
         masks=kept.masks,
         evaluation=without_crowds,
@@ -228,8 +228,8 @@ def image_errors(judged: Judgement, threshold: float, num_images: int) -> tuple[
     """`[N]` wrong detections of `threshold` or more, and `[N]` objects that none of them found."""
     shown = judged.scores >= threshold
     wrong = judged.detections.image[shown & ~judged.correct]
-    found = np.append(shown, False)[judged.found_by]  # -1 takes the False
-    missed = judged.objects.image[~found]
+    is_found = np.append(shown, False)[judged.finder]  # -1 takes the False
+    missed = judged.objects.image[~is_found]
     wrong_counts = np.bincount(wrong, minlength=num_images)
     missed_counts = np.bincount(missed, minlength=num_images)
     return wrong_counts, missed_counts

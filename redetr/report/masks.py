@@ -47,17 +47,17 @@ def paired_masks(judged: Judgement, truth: TruthObjects, threshold: float) -> Ma
     rles: Any = segmentation(judged.masks, judged.detections.image, truth.image_sizes)
     areas = np.array([hotcoco.mask.area([rle])[0] for rle in true_rles], np.float64)
     shown = np.append(judged.scores >= threshold, False)  # -1 takes the False
-    objects = np.flatnonzero(shown[judged.found_by] & (areas > 0))
-    detections = judged.found_by[objects]
+    objects = np.flatnonzero(shown[judged.finder] & (areas > 0))
+    detections = judged.finder[objects]
     mask_iou = np.zeros(len(objects))
     box_iou = np.zeros(len(objects))
     pairs = zip(objects.tolist(), detections.tolist(), strict=True)
-    for i, (row, found_by) in enumerate(pairs):
-        overlap = hotcoco.mask.iou([rles[found_by]], [true_rles[row]], [False])
+    for i, (row, finder) in enumerate(pairs):
+        overlap = hotcoco.mask.iou([rles[finder]], [true_rles[row]], [False])
         mask_iou[i] = np.asarray(overlap).item()
-        found = judged.detections.xywh[[found_by]]
-        there = judged.objects.xywh[[row]]
-        box_iou[i] = np.asarray(bbox_iou(found, there, np.zeros(1, bool))).item()
+        detected = judged.detections.xywh[[finder]]
+        true = judged.objects.xywh[[row]]
+        box_iou[i] = np.asarray(bbox_iou(detected, true, np.zeros(1, bool))).item()
     order = np.argsort(mask_iou, kind="stable")
     return MaskPairs(
         objects=objects[order],

@@ -117,7 +117,7 @@ function follow() {
     let wrong = 0, missed = 0, shown = 0;
     const threshold = thresholdOf(runs[scene.dataset.run]);
     scene.querySelectorAll(".box").forEach(box => {
-      const visible = "score" in box.dataset ? +box.dataset.score >= threshold : +box.dataset.found < threshold;
+      const visible = "score" in box.dataset ? +box.dataset.score >= threshold : +box.dataset.finderScore < threshold;
       box.classList.toggle("hidden", !visible);
       shown += visible;
       if (visible && box.classList.contains("missed")) missed++;

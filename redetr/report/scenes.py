@@ -37,7 +37,7 @@ class DrawnBox:
     label_y: float
     anchor: str  # whether the label starts or ends at label_x
     score: float | None = None  # of a detection
-    found_score: float | None = None  # of what found the object; -1 for nothing
+    finder_score: float | None = None  # of what found the object; -1 for nothing
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class DrawnMasks:
     mask_iou: float
     box_iou: float
     truth: str  # a data URI
-    found: str  # a data URI
+    detected_mask: str  # a data URI
 
 
 def poorest_masks(report: Report, run: int) -> list[DrawnMasks]:
@@ -101,11 +101,11 @@ def poorest_masks(report: Report, run: int) -> list[DrawnMasks]:
 def _drawn_masks(report: Report, run: int, pairs: MaskPairs, number: int) -> DrawnMasks:
     judged = report.judged[run]
     row = int(pairs.objects[number])
-    found_by = int(pairs.detections[number])
+    finder = int(pairs.detections[number])
     index = int(judged.objects.image[row])
     label = int(judged.objects.label[row])
     image = to_pil(report.dataset.image(index))
-    boxes = np.stack([judged.objects.xyxy[row], judged.detections.xyxy[found_by]])
+    boxes = np.stack([judged.objects.xyxy[row], judged.detections.xyxy[finder]])
     left, top, right, bottom = _part_around(boxes, image.size)
     part = image.crop((left, top, right, bottom))
     in_part = torch.from_numpy(boxes - [left, top, left, top]).float()
@@ -126,11 +126,11 @@ def _drawn_masks(report: Report, run: int, pairs: MaskPairs, number: int) -> Dra
     return DrawnMasks(
         name=report.dataset.image_name(index),
         label=report.dataset.class_names[label],
-        score=float(judged.scores[found_by]),
+        score=float(judged.scores[finder]),
         mask_iou=float(pairs.mask_iou[number]),
         box_iou=float(pairs.box_iou[number]),
         truth=drawn[0],
-        found=drawn[1],
+        detected_mask=drawn[1],
     )
 
 
@@ -165,10 +165,10 @@ class _Painter:
     def detected(self, judged: Judgement) -> list[DrawnBox]:
         """Every object, to be shown as missed if nothing that is shown found it, and detections."""
         drawn = []
-        finder_scores = np.append(judged.scores, -1.0)[judged.found_by]
+        finder_scores = np.append(judged.scores, -1.0)[judged.finder]
         for i in self._rows(judged.objects):
-            found_score = float(finder_scores[i])
-            drawn.append(self._box(judged.objects, i, "missed", found_score=found_score))
+            finder_score = float(finder_scores[i])
+            drawn.append(self._box(judged.objects, i, "missed", finder_score=finder_score))
         for i in reversed(self._rows(judged.detections)):
             score = float(judged.scores[i])
             if score >= _LEAST_SCORE:
@@ -185,7 +185,7 @@ class _Painter:
         i: int,
         kind: str,
         score: float | None = None,
-        found_score: float | None = None,
+        finder_score: float | None = None,
     ) -> DrawnBox:
         left, top, right, bottom = boxes.xyxy[i].tolist()
         name = self.class_names[boxes.label[i]]
@@ -204,5 +204,5 @@ class _Painter:
             label_y=max(top, 1.2 * self.font_size),  # stays in the image
             anchor="end" if ends_at_box else "start",
             score=score,
-            found_score=found_score,
+            finder_score=finder_score,
         )

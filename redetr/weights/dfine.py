@@ -2,7 +2,7 @@
 
 The names of the original are our names; those of Transformers are renamed. DEIM and RT-DETRv4 train
 the same architecture with SiLU in the decoder, and write the original's names: `activation_of` says
-how they are told apart. D-FINE-seg adds a head for masks to them.
+how they are distinguished. D-FINE-seg adds a head for masks to them.
 """
 
 import re

@@ -304,34 +304,34 @@ def _read_things(table: _Table, ids: np.ndarray, classes: dict[int, str]) -> tup
 
 def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
     texts = list(table.columns["file_name"])
-    found = find_files(texts, folders) if folders else FoundFiles.unsought(texts)
+    files = find_files(texts, folders) if folders else FoundFiles.unsought(texts)
     table.report(
         "path-outside",
-        [not name for name in found.names],
+        [not name for name in files.names],
         "file_name {file_name} is no path inside the data folder",
-        f"write the path of its file below {found.folder}, or put that file there",
+        f"write the path of its file below {files.folder}, or put that file there",
     )
     table.fault(
         "path-foreign",
-        found.is_foreign,
-        lambda i: f"it is not there as written, and {found.names[i]!r} in {found.folder} is taken",
+        files.is_foreign,
+        lambda i: f"it is not there as written, and {files.names[i]!r} in {files.folder} is taken",
         "nothing to do, or write that",
         "note",
     )
     remedy = "put it there, or delete the entry"
-    if found.similar:
-        remedy = f"write {found.similar!r}, if that is it"
+    if files.similar:
+        remedy = f"write {files.similar!r}, if that is it"
     table.fault(
         "image-missing",
-        found.is_missing,
-        lambda i: f"its file is not in {found.folder}",
+        files.is_missing,
+        lambda i: f"its file is not in {files.folder}",
         remedy,
     )
-    sizes = _read_sizes(table, found)
-    return Images(table, found.folder, found.names, ids, sizes, lambda i: str(ids[i]))
+    sizes = _read_sizes(table, files)
+    return Images(table, files.folder, files.names, ids, sizes, lambda i: str(ids[i]))
 
 
-def _read_sizes(table: _Table, found: FoundFiles) -> np.ndarray:
+def _read_sizes(table: _Table, files: FoundFiles) -> np.ndarray:
     """Height and width of each image, int64 `[N, 2]`: as stated, or if they are not (null, or 0),
     those of its file."""
     columns = [table.columns["height"], table.columns["width"]]
@@ -340,11 +340,11 @@ def _read_sizes(table: _Table, found: FoundFiles) -> np.ndarray:
     sizes = np.stack([heights, widths], axis=1)
     is_unclear = bad_height | bad_width | (sizes <= 0).any(1)
     is_unstated = np.zeros(len(sizes), bool)
-    for i in np.flatnonzero(is_unclear & table.good & ~found.is_missing):
+    for i in np.flatnonzero(is_unclear & table.good & ~files.is_missing):
         stated = [column[i] for column in columns]
-        is_unstated[i] = not any(stated) and bool(found.names[i])
+        is_unstated[i] = not any(stated) and bool(files.names[i])
     rows = np.flatnonzero(is_unstated)
-    sizes[rows] = read_sizes(found.folder, [found.names[i] for i in rows])
+    sizes[rows] = read_sizes(files.folder, [files.names[i] for i in rows])
     is_read = is_unstated & (sizes > 0).all(1)
     table.fault(
         "size-unstated",

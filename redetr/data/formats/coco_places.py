@@ -1,5 +1,4 @@
-"""Where the splits of a data set in COCO format are: their annotation files, and the folders of
-their images."""
+"""The annotation files and image folders of the splits of a data set in COCO format."""
 
 import os
 import re
@@ -11,7 +10,7 @@ from redetr.errors import InputError
 from redetr.files import first_bytes
 
 ROBOFLOW_FILE = "_annotations.coco.json"
-_CVAT_FILE = "instances_default.json"  # of a task that is not divided into splits
+_CVAT_FILE = "instances_default.json"  # a task without splits
 _FIFTYONE_FILE = "labels.json"
 _LABEL_STUDIO_FILE = "result.json"
 SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -19,31 +18,31 @@ SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "val": ("val", "valid", "validation"),
     "test": ("test",),
 }
-_NAMED = 3  # JSON files in an error
+_MOST_NAMES = 3  # of JSON files in a message
 _ROW_KEYS = (b'"file_name"', b'"image_id"', b'"category_id"')  # of images and annotations
-_HEAD = 2**16  # bytes of a file that show what it is
-_MOST_FILES = 20  # of a folder that are looked into
+_HEAD = 2**16  # bytes of a file that show its format
+_MOST_FILES = 20  # a folder with more JSON files is not searched
 
 
 def coco_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are in COCO format."""
+    """The splits of the folder that have COCO files under the usual names."""
     return [split for split in SPLITS if _files(root, split)]
 
 
 def other_coco_splits(root: Path) -> list[Split]:
-    """The splits of a folder that are in COCO format under other names."""
+    """The splits of the folder that have COCO files under other names."""
     return [split for split in SPLITS if _other_files(root, split)]
 
 
 def coco_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
-    folder = SPLIT_FOLDERS[split][min(1, len(SPLIT_FOLDERS[split]) - 1)]
+    """What a folder needs for a split in this format, in words."""
+    folder = "valid" if split == "val" else split  # as Roboflow names it
     return f"annotations/instances_{split}*.json or {folder}/{ROBOFLOW_FILE}"
 
 
 def coco_locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
-    """The annotation file of the split and the folders where its images may be; None if there is
-    none.
+    """The annotation file of the split and the folders where its images may be; None without a
+    file.
 
     Raises InputError if several files claim to be the split, and for a list of results.
     """
@@ -56,27 +55,31 @@ def coco_locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
         remedy = f"keep one, as annotations/instances_{split}.json"
         raise InputError(text, where=root, remedy=remedy)
     file = files[0]
-    if first_bytes(file, _HEAD).lstrip().startswith(b"["):
+    head = first_bytes(file, _HEAD)
+    if head.lstrip().startswith(b"["):
         text = 'is a list without "images" and "categories", as results of a model are'
         raise InputError(text, where=file, remedy="give the file of annotations it was made for")
-    if file.parent.name != "annotations":
-        folders = [file.parent, file.parent / "data", file.parent / "images"]
-        return file, [*folders, *image_folders(root, file.stem, split)]
-    return file, image_folders(root, file.stem.removeprefix("instances_"), split)
+    parent = file.parent
+    if parent.name == "annotations":
+        stem = file.stem.removeprefix("instances_")
+        return file, image_folders(root, stem, split)
+    beside = [parent, parent / "data", parent / "images"]
+    return file, beside + image_folders(root, file.stem, split)
 
 
 def image_folders(root: Path, stem: str, split: Split) -> list[Path]:
-    """Where the images of a split may be, whose annotations are called so, such as `train2017`."""
-    names = [stem, stem.lower(), *SPLIT_FOLDERS[split]]
-    folders = []
-    for parent in (root, root / "images"):
-        folders += [parent / name for name in dict.fromkeys(names)]
-    return [*folders, root / "images", root]
+    """The folders where the images of a split may be; `stem` is the name of its annotations, such
+    as `train2017`."""
+    images = root / "images"
+    names = dict.fromkeys([stem, stem.lower(), *SPLIT_FOLDERS[split]])
+    folders = [root / name for name in names]
+    folders += [images / name for name in names]
+    return [*folders, images, root]
 
 
 def _files(root: Path, split: Split) -> list[Path]:
-    """The annotation files that claim to be the split: those with the most telling names that are
-    there."""
+    """The annotation files that claim to be the split, by the most specific kind of name that
+    occurs."""
     folder = root / "annotations"
     exact = folder / f"instances_{split}.json"
     if exact.is_file():
@@ -92,9 +95,10 @@ def _files(root: Path, split: Split) -> list[Path]:
         matching = [file for file in matching if not is_datumaro(first_bytes(file, _HEAD))]
         if matching:
             return matching
-    exported = [root / name / ROBOFLOW_FILE for name in SPLIT_FOLDERS[split]]
-    exported += [root / name / _FIFTYONE_FILE for name in SPLIT_FOLDERS[split]]
-    if split == "train":  # all of the data in one file
+    split_folders = [root / name for name in SPLIT_FOLDERS[split]]
+    exported = [split_folder / ROBOFLOW_FILE for split_folder in split_folders]
+    exported += [split_folder / _FIFTYONE_FILE for split_folder in split_folders]
+    if split == "train":  # exports with all of the data in one file
         exported += [folder / _CVAT_FILE, root / ROBOFLOW_FILE]
         if (root / "images").is_dir():
             exported.append(root / _LABEL_STUDIO_FILE)
@@ -105,51 +109,59 @@ def _files(root: Path, split: Split) -> list[Path]:
 
 
 def _other_files(root: Path, split: Split) -> list[Path]:
-    """The files that hold rows of COCO, whatever they are called: in the folder of the split, of
-    its name, or for train all that name no split."""
+    """COCO files under any names: those in the folder of the split, else those with the split in
+    their name; for train, also those without any split in their name."""
     for name in SPLIT_FOLDERS[split]:
         files = _coco_files(root / name)
         if files:
             return files
     for folder in (root, root / "annotations"):
-        files = _coco_files(folder)
-        named: dict[Split, list[Path]] = {name: [] for name in SPLITS}
-        others = []
-        for file in files:
-            words = re.split("[^a-z]+", file.stem.lower())
-            splits = [name for name in SPLITS if set(words) & set(SPLIT_FOLDERS[name])]
-            if len(splits) == 1:
-                named[splits[0]].append(file)
-            else:
-                others.append(file)
-        chosen = named[split] or (others if split == "train" else [])
-        if chosen:
-            return chosen
+        of_split = []
+        of_no_split = []
+        for file in _coco_files(folder):
+            named_split = _split_in_name(file)
+            if named_split == split:
+                of_split.append(file)
+            elif named_split is None:
+                of_no_split.append(file)
+        if of_split:
+            return of_split
+        if of_no_split and split == "train":
+            return of_no_split
     return []
 
 
+def _split_in_name(file: Path) -> Split | None:
+    """The split that is a word in the name of a file; None without one, or with several."""
+    words = set(re.split("[^a-z]+", file.stem.lower()))
+    splits = [split for split in SPLITS if words.intersection(SPLIT_FOLDERS[split])]
+    return splits[0] if len(splits) == 1 else None
+
+
 def other_coco_names(root: Path) -> list[str]:
-    """The names of files in the folder that hold rows of COCO."""
+    """The names of the COCO files in the folder."""
     return [file.name for file in _coco_files(root)]
 
 
 def unread_coco_files(root: Path) -> list[Path]:
-    """The files that hold rows of COCO beside those of the splits, and are of no split."""
+    """The COCO files beside those of the splits that belong to no split."""
     read = []
     for split in SPLITS:
         read += _files(root, split) or _other_files(root, split)
+    folders = dict.fromkeys(file.parent for file in read)  # in order, each once
     unread = []
-    for folder in {file.parent: None for file in read}:
+    for folder in folders:
         unread += [file for file in _coco_files(folder) if file not in read]
     return unread
 
 
 def _coco_files(folder: Path) -> list[Path]:
-    """The JSON files in a folder that begin as those of COCO do."""
+    """The JSON files in a folder that begin like COCO's; none if the folder has too many."""
     names = _json_files(folder)
     if len(names) > _MOST_FILES:
         return []
-    return [folder / name for name in names if _is_coco(first_bytes(folder / name, _HEAD))]
+    files = [folder / name for name in names]
+    return [file for file in files if _is_coco(first_bytes(file, _HEAD))]
 
 
 def _is_coco(head: bytes) -> bool:
@@ -158,13 +170,14 @@ def _is_coco(head: bytes) -> bool:
 
 
 def misnamed_files(root: Path) -> str:
-    """A sentence on JSON files that may be annotations of COCO, empty if there are none."""
-    names = _json_files(root) + [
-        f"annotations/{name}" for name in _json_files(root / "annotations")
-    ]
+    """A sentence on JSON files that may be in COCO format; empty if there are none."""
+    names = _json_files(root)
+    names += [f"annotations/{name}" for name in _json_files(root / "annotations")]
     if not names:
         return ""
-    listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    listed = ", ".join(names[:_MOST_NAMES])
+    if len(names) > _MOST_NAMES:
+        listed += ", ..."
     return f"if {listed} is in COCO format, call it annotations/instances_train.json"
 
 

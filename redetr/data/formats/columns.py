@@ -5,7 +5,7 @@ import reprlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -18,6 +18,11 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
 
 Row = dict[str, Any]
+
+
+def are_rows(value: Any) -> TypeGuard[list[Row]]:
+    """Whether a value of JSON is a list of objects."""
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
 class _Absent:

@@ -1,8 +1,8 @@
 """Files that CVAT exports as "CVAT for images 1.1": XML with all images of a task or project.
 
-Boxes, polygons, ellipses and masks are objects; points, lines and cuboids are none. A turned box is
-that around it. Classes are the labels of the task in their order, with ids from 1. In a project,
-images have a subset each: Train, Validation or Test.
+Boxes, polygons, ellipses and masks are objects; points, lines and cuboids are not. A turned box
+becomes the upright box around it. Classes are the labels of the task in their order, with ids from
+1. In a project, each image belongs to a subset: Train, Validation or Test.
 """
 
 import math
@@ -19,32 +19,32 @@ from redetr.data.formats.coco_places import SPLIT_FOLDERS
 from redetr.data.formats.columns import Row
 from redetr.data.formats.paths import read_file
 from redetr.data.formats.shapes import Document, ellipse, polygon
-from redetr.data.formats.voc_xml import encoding_of
+from redetr.data.formats.voc_xml import encoding_of, number_in
 from redetr.errors import InputError
 from redetr.masks import encode
 
 _SUBSET = re.compile(rb"""<image [^>]*\bsubset=["']([^"']*)["']""")
-_LARGEST = 1e9  # px
-_LARGEST_MASK = 2**28  # pixels: a file cannot make this machine allocate more
+_LARGEST_MASK = 2**28  # pixels that a file can make this machine allocate
 
 
 def is_cvat(head: bytes) -> bool:
-    """Whether a file that begins so is one of CVAT."""
+    """Whether a file that begins with these bytes is in CVAT's format."""
     text = head.replace(b"\0", b"")  # UTF-16
     return b"<annotations>" in text and (b"<meta>" in text or b"<image " in text)
 
 
 def cvat_splits(file: Path) -> list[Split]:
-    """The splits of a file: its subsets, or if it has none of the usual names, train."""
-    subsets = [name.decode("utf-8", "replace") for name in _SUBSET.findall(read_file(file))]
-    names = {subset.lower() for subset in subsets}
-    splits = [split for split in SPLITS if names & set(SPLIT_FOLDERS[split])]
+    """The splits that are subsets of a file; train if no subset has a usual name."""
+    subsets = set()
+    for name in _SUBSET.findall(read_file(file)):
+        subsets.add(name.decode("utf-8", "replace").lower())
+    splits = [split for split in SPLITS if subsets.intersection(SPLIT_FOLDERS[split])]
     return splits or ["train"]
 
 
 def read_cvat(file: Path, split: Split) -> Document:
-    """The images of the split. Raises InputError for a file that is no XML, or that has tracks of a
-    video."""
+    """The images of the split. Raises InputError for a file that is not XML, and for one with the
+    tracks of a video."""
     root = _parse(file)
     if root.find("track") is not None:
         text = "holds tracks, as CVAT for video writes them, which are not read"
@@ -56,8 +56,7 @@ def read_cvat(file: Path, split: Split) -> Document:
     document = Document()
     id_of = document.add_categories(_labels(root))
     for image in images:
-        height = _number(image, "height")
-        width = _number(image, "width")
+        height, width = _numbers(image, "height", "width")
         document.add_image(image.get("name"), _side(height), _side(width))
         for shape in image:
             _add_shape(document, shape, id_of, (height, width))
@@ -69,7 +68,7 @@ def _subset(image: Element) -> str:
 
 
 def _side(number: float) -> int | None:
-    """A side in pixels, None for what is none."""
+    """A side of an image in pixels; None if the file states no valid one."""
     return int(number) if number > 0 else None
 
 
@@ -86,12 +85,13 @@ def _parse(file: Path) -> Element:
 
 
 def _labels(root: Element) -> list[str]:
-    """The names of the labels of the task, and those of shapes that it does not list."""
+    """The labels of the task, followed by labels of shapes that the task does not list."""
     listed = [label.findtext("name") or "" for label in root.iterfind("meta//label")]
     used = {_label(shape) for shape in root.iterfind("image/*")}
-    names = dict.fromkeys([*listed, *sorted(used)])  # in order, each once
-    names.pop("", None)
-    return list(names)
+    labels = dict.fromkeys(listed)  # in order, each once
+    labels.update(dict.fromkeys(sorted(used)))
+    labels.pop("", None)
+    return list(labels)
 
 
 def _label(shape: Element) -> str:
@@ -111,7 +111,7 @@ def _add_shape(
 
 
 def _shape(element: Element, size: tuple[float, float]) -> Row | None:
-    """The box or the outline of an object; None if it is none."""
+    """The box or the outline of an element; None if it is no object."""
     if element.tag == "box":
         return _box(element)
     if element.tag == "polygon":
@@ -125,20 +125,22 @@ def _shape(element: Element, size: tuple[float, float]) -> Row | None:
 
 
 def _box(element: Element) -> Row:
-    """A box as it was before it was turned, and by how many degrees it is."""
-    x1, y1, x2, y2 = _numbers(element, "xtl", "ytl", "xbr", "ybr")
-    attributes = {"rotation": _degrees(element)}
-    return {"bbox": [x1, y1, x2 - x1, y2 - y1], "attributes": attributes}
+    """A box before it was turned, and the angle in degrees by which it was."""
+    left, top, right, bottom = _numbers(element, "xtl", "ytl", "xbr", "ybr")
+    return {
+        "bbox": [left, top, right - left, bottom - top],
+        "attributes": {"rotation": _degrees(element)},
+    }
 
 
 def _degrees(element: Element) -> float:
-    """By how much a shape is turned."""
-    degrees = _number(element, "rotation")
+    """The angle by which a shape is turned clockwise."""
+    degrees = number_in(element.get("rotation"))
     return 0.0 if math.isnan(degrees) else degrees
 
 
 def _points(text: str) -> list[float]:
-    """The numbers of `x,y;x,y;...`; none if it is something else."""
+    """The numbers of `x,y;x,y;...`; no numbers if the text is something else."""
     numbers = []
     try:
         for pair in text.split(";"):
@@ -149,38 +151,34 @@ def _points(text: str) -> list[float]:
 
 
 def _mask(element: Element, size: tuple[float, float]) -> Row:
-    """A mask, whose runs lie in its own box, along the rows; only the box if they do not fit it."""
+    """A mask: `rle` has runs along the rows of the mask's box, background first. Without valid
+    runs, only the box. `size` is (height, width) of the image."""
     x, y, width, height = _numbers(element, "left", "top", "width", "height")
     shape: Row = {"bbox": [x, y, width, height]}
+    rle = element.get("rle") or ""
     try:
-        runs = [int(run) for run in (element.get("rle") or "").split(",")]
+        runs = [int(run) for run in rle.split(",")]
         rows, columns = map(int, size)
-        left, top, right, bottom = map(int, (x, y, x + width, y + height))
+        left, top = int(x), int(y)
+        right, bottom = int(x + width), int(y + height)
     except ValueError:  # also for NaN
         return shape
-    num_pixels = (right - left) * (bottom - top)
-    is_inside = 0 <= left < right <= columns and 0 <= top < bottom <= rows
-    is_whole = min(runs) >= 0 and sum(runs) == num_pixels
-    if not is_inside or not is_whole or rows * columns > _LARGEST_MASK:
+    mask_height = bottom - top
+    mask_width = right - left
+    x_fits = 0 <= left < right <= columns
+    y_fits = 0 <= top < bottom <= rows
+    runs_fit = min(runs) >= 0 and sum(runs) == mask_height * mask_width
+    if not (x_fits and y_fits and runs_fit) or rows * columns > _LARGEST_MASK:
         return shape
-    is_object = np.arange(len(runs)) % 2 == 1  # runs of background come first
-    inside = np.repeat(is_object, runs)
+    is_object = np.arange(len(runs)) % 2 == 1
+    pixels = np.repeat(is_object, runs)
     mask = np.zeros((rows, columns), bool)
-    mask[top:bottom, left:right] = inside.reshape(bottom - top, right - left)
+    mask[top:bottom, left:right] = pixels.reshape(mask_height, mask_width)
     (counts,) = encode(torch.from_numpy(mask)[None])
     shape["segmentation"] = {"size": [rows, columns], "counts": counts}
     return shape
 
 
 def _numbers(element: Element, *names: str) -> list[float]:
-    """The numbers in these attributes, NaN for those that are none."""
-    return [_number(element, name) for name in names]
-
-
-def _number(element: Element, name: str) -> float:
-    """The number in an attribute, NaN if there is none."""
-    try:
-        number = float(element.get(name) or "")
-    except ValueError:
-        return math.nan
-    return number if abs(number) < _LARGEST else math.nan
+    """The numbers in these attributes, NaN for each that holds no number."""
+    return [number_in(element.get(name)) for name in names]

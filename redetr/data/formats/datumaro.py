@@ -1,16 +1,15 @@
 """Files in Datumaro's own format: `annotations/SUBSET.json`, images in `images/SUBSET/`.
 
-Boxes, polygons, masks, ellipses and turned boxes are objects, and crowds are ignored; points, lines
-and others are none. Category ids are the numbers of the labels, from 0.
+Boxes, polygons, masks, ellipses and turned boxes are objects, and crowds are ignored. Points, lines
+and other shapes are no objects. A category's id is the index of its label, from 0.
 """
 
-import math
 import re
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from redetr.data.annotations import Split
-from redetr.data.formats.columns import Row
+from redetr.data.formats.columns import Row, are_rows
 from redetr.data.formats.outlines import is_number
 from redetr.data.formats.shapes import (
     Document,
@@ -19,36 +18,34 @@ from redetr.data.formats.shapes import (
     ellipse,
     parse_json,
     polygon,
+    turned,
 )
 from redetr.errors import InputError
 
 _CATEGORIES = re.compile(rb'"categories"\s*:\s*\{')  # COCO's are a list
-_NO_SHAPES = ("label", "caption")  # of the image as a whole
+_OF_IMAGE = ("label", "caption")  # annotations of the image as a whole
 
 
 def is_datumaro(head: bytes) -> bool:
-    """Whether a file that begins so is one of Datumaro."""
+    """Whether a file that begins with these bytes is in Datumaro's format."""
     return b'"dm_format_version"' in head or _CATEGORIES.search(head) is not None
 
 
 def read_datumaro(file: Path, split: Split) -> Document:
-    """All images of the file. Raises InputError if it is not JSON of Datumaro."""
+    """All images of the file. Raises InputError unless it is JSON in Datumaro's format."""
     content = as_dict(parse_json(file))
-    labels = as_dict(as_dict(content.get("categories")).get("label")).get("labels")
+    categories = as_dict(content.get("categories"))
+    labels = as_dict(categories.get("label")).get("labels")
     items = content.get("items")
-    if not _are_dicts(labels) or not isinstance(items, list):
+    if not are_rows(labels) or not isinstance(items, list):
         text = "holds no labels and items, as Datumaro writes them"
         raise InputError(text, where=file, remedy="export in Datumaro or COCO format again")
     document = Document()
-    for number, label in enumerate(labels):
-        document.categories.append({"id": number, "name": label.get("name")})
+    for index, label in enumerate(labels):
+        document.categories.append({"id": index, "name": label.get("name")})
     for item in items:
         _add_item(document, as_dict(item))
     return document
-
-
-def _are_dicts(rows: Any) -> TypeGuard[list[Row]]:
-    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
 def _add_item(document: Document, item: Row) -> None:
@@ -65,7 +62,7 @@ def _add_item(document: Document, item: Row) -> None:
 
 def _add_annotation(document: Document, annotation: Row) -> None:
     kind = annotation.get("type")
-    if kind in _NO_SHAPES:
+    if kind in _OF_IMAGE:
         return
     shape = _shape(annotation)
     if shape is None:
@@ -73,13 +70,14 @@ def _add_annotation(document: Document, annotation: Row) -> None:
         return
     attributes = as_dict(annotation.get("attributes"))
     shape["iscrowd"] = attributes.get("is_crowd")
-    if is_number(attributes.get("rotation")):
-        shape["attributes"] = {"rotation": attributes["rotation"]}
+    rotation = attributes.get("rotation")
+    if is_number(rotation):
+        shape["attributes"] = {"rotation": rotation}
     document.add_object(annotation.get("label_id"), shape)
 
 
 def _shape(annotation: Row) -> Row | None:
-    """The box or the outline of an object; None if it is none."""
+    """The box or the outline of an annotation; None if it is no object."""
     kind = annotation.get("type")
     points = annotation.get("points")
     if kind == "bbox":
@@ -96,28 +94,30 @@ def _shape(annotation: Row) -> Row | None:
 
 
 def _ellipse(corners: list[Any]) -> Row:
-    """The outline of an ellipse from x1, y1, x2, y2 around it; a message quotes what is none."""
+    """The outline of an ellipse from x1, y1, x2, y2 around it. Other values become the outline, so
+    that the message about it quotes them."""
     if len(corners) != 4 or not all(map(is_number, corners)):
         return polygon(corners)
     x1, y1, x2, y2 = corners
     center_x = (x1 + x2) / 2
     center_y = (y1 + y2) / 2
-    return ellipse(center_x, center_y, (x2 - x1) / 2, (y2 - y1) / 2)
+    radius_x = (x2 - x1) / 2
+    radius_y = (y2 - y1) / 2
+    return ellipse(center_x, center_y, radius_x, radius_y)
 
 
 def _turned_box(numbers: list[Any]) -> Row:
-    """The outline of a turned box from its centre, sides and degrees; a message quotes what is
-    none."""
+    """The outline of a turned box from its centre, sides and degrees. Other values become the
+    outline, so that the message about it quotes them."""
     if len(numbers) != 5 or not all(map(is_number, numbers)):
         return polygon(numbers)
     center_x, center_y, width, height, degrees = numbers
-    cosine = math.cos(math.radians(degrees))
-    sine = math.sin(math.radians(degrees))
-    corners = []
-    for right, down in ((0.5, 0.5), (0.5, -0.5), (-0.5, -0.5), (-0.5, 0.5)):
-        along = right * width
-        across = down * height
-        x = center_x + along * cosine - across * sine
-        y = center_y + along * sine + across * cosine
-        corners += [x, y]
-    return polygon(corners)
+    half_width = width / 2
+    half_height = height / 2
+    offsets = (
+        (half_width, half_height),
+        (half_width, -half_height),
+        (-half_width, -half_height),
+        (-half_width, half_height),
+    )
+    return polygon(turned(offsets, (center_x, center_y), degrees))

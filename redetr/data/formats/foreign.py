@@ -49,45 +49,45 @@ def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
     candidates = [folder for folder in folders if folder.is_dir()] or folders[:1]
     inside = [path_inside(text) for text in texts]
     ends = [_ends(text, candidates) for text in texts]
-    best = _found_in(candidates[0], inside, ends)
+    best = _files_in(candidates[0], inside, ends)
     for folder in candidates[1:]:
         if not best.is_missing.any():
             break
-        found = _found_in(folder, inside, ends)
-        if found.is_missing.sum() < best.is_missing.sum():
-            best = found
+        files = _files_in(folder, inside, ends)
+        if files.is_missing.sum() < best.is_missing.sum():
+            best = files
     if best.is_missing.all():  # the names may all begin with a folder of another machine
         ends = []
         for text, path in zip(texts, inside, strict=True):
             ends.append(_ends(text, candidates) or inner_ends(path))
         for folder in candidates:
-            found = _found_in(folder, inside, ends)
-            if found.is_missing.sum() < best.is_missing.sum():
-                best = found
+            files = _files_in(folder, inside, ends)
+            if files.is_missing.sum() < best.is_missing.sum():
+                best = files
     _take_same_names(best)
     return best
 
 
-def _take_same_names(found: FoundFiles) -> None:
+def _take_same_names(files: FoundFiles) -> None:
     """Finds missing files whose names are stored in another normal form of Unicode, as macOS does,
     or without the escapes of an address; and one with nearly the name of the first that is still
     missing."""
-    there = Listing(found.folder)
+    there = Listing(files.folder)
     same: dict[str, dict[str, str]] = {}  # by folder: names by their letters
-    for i in np.flatnonzero(found.is_missing):
-        parent, file = posixpath.split(found.names[i])
+    for i in np.flatnonzero(files.is_missing):
+        parent, file = posixpath.split(files.names[i])
         if parent not in same:
             same[parent] = {_composed(name): name for name in there.files(parent)}
         for spelling in (file, unquote(file)):
             actual = same[parent].get(_composed(spelling))
-            if found.names[i] and actual:
-                found.names[i] = posixpath.join(parent, actual)
-                found.is_missing[i] = False
-                found.is_foreign[i] = True
+            if files.names[i] and actual:
+                files.names[i] = posixpath.join(parent, actual)
+                files.is_missing[i] = False
+                files.is_foreign[i] = True
                 break
-    missing = [found.names[i] for i in np.flatnonzero(found.is_missing) if found.names[i]]
+    missing = [files.names[i] for i in np.flatnonzero(files.is_missing) if files.names[i]]
     if missing:
-        found.similar = _similar(missing[0], there)
+        files.similar = _similar(missing[0], there)
 
 
 def _composed(name: str) -> str:
@@ -111,7 +111,7 @@ def _similar(name: str, there: Listing) -> str:
     return ""
 
 
-def _found_in(folder: Path, inside: list[str], ends: list[list[str]]) -> FoundFiles:
+def _files_in(folder: Path, inside: list[str], ends: list[list[str]]) -> FoundFiles:
     """The files in a folder, by their paths `inside` it or, where a path has such, by its ends."""
     there = Listing(folder)
     names = []

@@ -354,8 +354,8 @@ def box_form(
         are_corners = "xyxy" in candidates and look_like_corners(numbers, sample.sizes)
         candidates = ["xywh", "xyxy"] if are_corners else ["xywh"]
     if candidates == ["xywh"] and not fractions:
-        is_told = len(by_area) == 1 or not _may_be_few_corners(sample)
-        return BoxForm() if is_told else BoxForm(note=_few(source, len(numbers)))
+        is_certain = len(by_area) == 1 or not _may_be_few_corners(sample)
+        return BoxForm() if is_certain else BoxForm(note=_few(source, len(numbers)))
     if len(candidates) == 1:
         note = f"its boxes are read as {candidates[0]} {unit}, as they make sense in no other way"
         return BoxForm(candidates[0], fractions, note)

@@ -211,8 +211,8 @@ class _Document:
         if not lines:
             column += self._column
         line = self._lines + lines + 1
-        place = f"line {line} column {column} (char {self._characters + position})"
-        return ValueError(f"{message}: {place}")
+        position_text = f"line {line} column {column} (char {self._characters + position})"
+        return ValueError(f"{message}: {position_text}")
 
 
 def _decoded(file: Path) -> Iterator[str]:
@@ -227,8 +227,8 @@ def _decoded(file: Path) -> Iterator[str]:
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            place = count - len(pending) + error.start
-            raise ValueError(f"no {error.encoding} at byte {place}: {error.reason}") from None
+            offset = count - len(pending) + error.start
+            raise ValueError(f"no {error.encoding} at byte {offset}: {error.reason}") from None
         count += len(block)
         if text:
             yield text

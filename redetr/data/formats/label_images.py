@@ -254,12 +254,12 @@ def _read_objects(folder: Path, scenes: list[_Scene], faults: list[Fault]) -> Ob
         boxes += scene.boxes
         areas += scene.areas
 
-    def place(i: int) -> tuple[Path, str]:
+    def locate(i: int) -> tuple[Path, str]:
         return folder / scenes[image_of[i]].name, f"object {numbers[i]}"
 
     count = len(boxes)
     return Objects(
-        rows=Rows(count, faults, place),
+        rows=Rows(count, faults, locate),
         image=np.array(image_of, np.int64),
         labels=np.zeros(count, np.int64),
         corners=np.array(boxes, np.float64).reshape(-1, 4),

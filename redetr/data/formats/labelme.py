@@ -369,11 +369,11 @@ def _read_objects(
         extents += scene.extents
         iscrowd += scene.difficult
 
-    def place(i: int) -> tuple[Path, str]:
+    def locate(i: int) -> tuple[Path, str]:
         return root / scenes[image_of[i]].file, f"shape {numbers[i]} ({reprlib.repr(labels[i])})"
 
     count = len(labels)
-    rows = Rows(count, faults, place)
+    rows = Rows(count, faults, locate)
     rows.fault(
         "class-missing",
         [not label for label in labels],

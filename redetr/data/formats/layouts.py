@@ -72,7 +72,7 @@ _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 def splits_of(root: Path) -> list[Split]:
     """The splits of the data set in a folder, or of a YAML file. Raises InputError if it has none,
-    or they cannot be told apart."""
+    or if they cannot be distinguished."""
     _, splits = _layout_of(root)
     return splits
 
@@ -124,9 +124,9 @@ def _unread_json(root: Path) -> list[Fault]:
         return []
     text = "is in COCO format, and no split reads it"
     remedy = "nothing to do if it is not meant to be"
-    place = unread[0].name
+    example = unread[0].name
     count = len(unread)
-    return [Fault("note", "json-unread", unread[0].parent, place, text, remedy, count)]
+    return [Fault("note", "json-unread", unread[0].parent, example, text, remedy, count)]
 
 
 def annotation_suffix(root: Path) -> str:

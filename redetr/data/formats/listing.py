@@ -254,8 +254,8 @@ def passed_over(contents: Contents) -> list[Fault]:
     faults = _cut_short(contents)
     for severity, code, paths, text, remedy in ways:
         if paths:
-            place = paths[0]
-            faults.append(Fault(severity, code, contents.root, place, text, remedy, len(paths)))
+            example = paths[0]
+            faults.append(Fault(severity, code, contents.root, example, text, remedy, len(paths)))
     return faults
 
 

@@ -179,10 +179,10 @@ def _boxes_in(numbers: np.ndarray) -> dict[int, tuple[int, int, int, int]]:
     """The xyxy around the pixels of each number `[H, W]` but 0."""
     values, labels = np.unique(numbers, return_inverse=True)
     boxes = {}
-    for value, place in zip(
+    for value, slices in zip(
         values.tolist(), ndimage.find_objects(labels.reshape(numbers.shape) + 1), strict=True
     ):
-        rows, columns = place
+        rows, columns = slices
         if value:
             boxes[value] = (columns.start, rows.start, columns.stop, rows.stop)
     return boxes

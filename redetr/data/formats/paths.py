@@ -115,11 +115,11 @@ class Finder:
 
     def _inside(self, location: str) -> str:
         """The path below the data folder of an absolute one; empty if it is not there."""
-        for root, place in ((self._root, location), (self._real_root, self._real(location))):
-            if place == root:
+        for root, path in ((self._root, location), (self._real_root, self._real(location))):
+            if path == root:
                 return "."
-            if place.startswith(f"{root}/"):
-                inside = place[len(root) + 1 :]
+            if path.startswith(f"{root}/"):
+                inside = path[len(root) + 1 :]
                 if inside in self.there:
                     return inside
         return ""

@@ -18,16 +18,16 @@ _CORNERS = 64  # of the polygon that stands for an ellipse
 
 @dataclass
 class Document:
-    """The lists of a data set, and the shapes in it that are no objects."""
+    """The lists of a data set in COCO's format, and the shapes in it that are no objects."""
 
     images: list[Row] = field(default_factory=list)
     annotations: list[Row] = field(default_factory=list)
     categories: list[Row] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)  # the kind, and where
-    without_class: list[str] = field(default_factory=list)  # where objects are that have none
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # each kind, and its image
+    without_class: list[str] = field(default_factory=list)  # which objects have no class
 
     def add_categories(self, names: Iterable[str]) -> dict[str, int]:
-        """Adds the categories of these names, with ids from 1, and returns the ids."""
+        """Adds categories with these names and ids from 1; returns the ids by name."""
         id_of = {}
         for id_, name in enumerate(names, start=1):
             self.categories.append({"id": id_, "name": name})
@@ -40,22 +40,28 @@ class Document:
         self.images.append(row)
 
     def add_object(self, category: Any, shape: Row) -> None:
-        """Adds an object on the last image: the id of its category, and `bbox` or
-        `segmentation`. Without a category, only where it is is kept."""
+        """Adds an object on the last image from the id of its category and its `shape`, which has
+        `bbox` or `segmentation`. An object without a category is only noted."""
         if category is None:
             self.without_class.append(f"a shape on {self._last_image()}")
             return
-        row = {"id": len(self.annotations) + 1, "image_id": len(self.images) - 1}
-        self.annotations.append(row | {"category_id": category} | shape)
+        row = {
+            "id": len(self.annotations) + 1,
+            "image_id": len(self.images) - 1,
+            "category_id": category,
+            **shape,
+        }
+        self.annotations.append(row)
 
     def leave_out(self, kind: str) -> None:
         """Notes a shape on the last image that is no object."""
-        plain = kind if kind.isidentifier() else reprlib.repr(kind)
-        self.left_out.append((plain, self._last_image()))
+        shown = kind if kind.isidentifier() else reprlib.repr(kind)
+        self.left_out.append((shown, self._last_image()))
 
     def _last_image(self) -> str:
-        name = reprlib.repr(self.images[-1]["file_name"])
-        return f"image {len(self.images) - 1} ({name})"
+        image = self.images[-1]
+        name = reprlib.repr(image["file_name"])
+        return f"image {image['id']} ({name})"
 
     def lists(self) -> dict[str, list[Row]]:
         """The lists by their names in COCO's format."""
@@ -67,7 +73,7 @@ class Document:
 
 
 def parse_json(file: Path) -> Any:
-    """What a JSON file holds. Raises InputError if it is none."""
+    """The content of a JSON file. Raises InputError if it is not JSON."""
     try:
         return json.loads(read_file(file))
     except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
@@ -86,25 +92,35 @@ def as_list(value: Any) -> list[Any]:
 
 
 def polygon(points: list[Any]) -> Row:
-    """The outline x, y, x, y, ...; a message quotes what is none."""
+    """An outline x, y, x, y, ... in pixels. The values may be anything: whoever checks them quotes
+    them."""
     return {"segmentation": [points]}
 
 
 def ellipse(cx: Any, cy: Any, rx: Any, ry: Any, degrees: Any = 0.0) -> Row:
-    """The outline of an ellipse that is turned clockwise about its centre, by its radii; a message
-    quotes what is none."""
+    """The outline of an ellipse with these radii, turned clockwise about its centre. Values that
+    are no numbers become the outline, so that the message about it quotes them."""
     numbers = [cx, cy, rx, ry, degrees]
     if not all(map(is_number, numbers)):
         return polygon(numbers)
-    turn = math.radians(degrees)
-    cosine = math.cos(turn)
-    sine = math.sin(turn)
-    points = []
+    offsets = []
     for corner in range(_CORNERS):
         angle = 2 * math.pi * corner / _CORNERS
-        along = rx * math.cos(angle)
-        across = ry * math.sin(angle)
-        x = cx + along * cosine - across * sine
-        y = cy + along * sine + across * cosine
+        offsets.append((rx * math.cos(angle), ry * math.sin(angle)))
+    return polygon(turned(offsets, (cx, cy), degrees))
+
+
+def turned(
+    offsets: Iterable[tuple[float, float]], center: tuple[float, float], degrees: float
+) -> list[float]:
+    """The points x, y, x, y, ... at these offsets from the centre, turned clockwise about it."""
+    center_x, center_y = center
+    angle = math.radians(degrees)
+    cosine = math.cos(angle)
+    sine = math.sin(angle)
+    points = []
+    for right, down in offsets:
+        x = center_x + right * cosine - down * sine
+        y = center_y + right * sine + down * cosine
         points += [x, y]
-    return polygon(points)
+    return points

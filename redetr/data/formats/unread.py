@@ -1,11 +1,9 @@
-"""Formats that are not read: which of them the files in a folder are in, and what to export
-instead."""
+"""Formats that redetr does not read: how to recognise their files, and what to export instead."""
 
 import codecs
 import os
 import re
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,34 +19,35 @@ _RESULTS = "give the file of annotations that they were made for"
 _LABEL_STUDIO = "Label Studio's own format"
 # Which tar archives are read without being unpacked.
 _TAR = "train-000.tar is read, with a .json file for each image or COCO's file beside it"
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # of a large file in parts, as TensorFlow writes them
-_MOST_FILES = 100  # in each folder that is looked into
-_MOST_FOLDERS = 20
-_HEAD = 2**12  # bytes
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # the name of a part of a TFRecord file ends so
+_MOST_FILES = 100  # that are looked into, per folder
+_MOST_FOLDERS = 20  # that are looked into, per level
+_LEVELS = 3  # of folders below the data folder
+_HEAD = 2**12  # bytes of a file that show its format
 
 
 class _Format(NamedTuple):
-    """A format by the endings and the first bytes of its files."""
+    """A format that is recognised by the endings and the first bytes of its files."""
 
     endings: tuple[str, ...]  # in lower case
-    is_its: Callable[[bytes], bool]
+    matches: Callable[[bytes], bool]
     name: str
     remedy: str = _EXPORT
 
 
 def _holds(*parts: bytes) -> Callable[[bytes], bool]:
-    """Whether all of the parts are in the first bytes."""
+    """A test of whether the first bytes hold all of the parts."""
     return lambda head: all(part in head for part in parts)
 
 
 def _begins(pattern: bytes) -> Callable[[bytes], bool]:
-    """Whether the first bytes match the regular expression."""
+    """A test of whether the first bytes match the regular expression."""
     compiled = re.compile(pattern)
     return lambda head: compiled.match(head.removeprefix(codecs.BOM_UTF8)) is not None
 
 
 def _is_coco_results(head: bytes) -> bool:
-    """Whether it is a list of detections, or of COCO's annotations."""
+    """Whether a file holds a list of detections, or of COCO's annotations."""
     keys = (b'"image_id"', b'"category_id"')
     return head.lstrip().startswith(b"[") and all(key in head for key in keys)
 
@@ -66,7 +65,7 @@ _WIDER_FACE = rb"\S+\.jpe?g[ \r]*\n\d+[ \r]*\n(\d+ +){9}"  # a name, a count, th
 _MOT = rb"\d+,(-?\d+),(%b,){4,7}%b[ \r]*(\n|$)" % (_NUMBER, _NUMBER)  # also VisDrone
 _LABELS = (b'"shape"', b'"title"')
 
-# The first that fits a file counts.
+# If several formats match a file, the first one counts.
 _FORMATS = (
     _Format((".json",), _is_coco_results, "COCO results, without images and classes", _RESULTS),
     _Format((".json",), _holds(b'"geometryType"'), "Supervisely"),
@@ -117,16 +116,19 @@ _FORMATS = (
 
 
 def unread_format(root: Path) -> tuple[str, str]:
-    """What is in a folder without a data set that is read, such as "a.json is in a format
+    """What a folder holds instead of a data set that can be read, such as "a.json is in a format
     that is not read (Supervisely)", and what to do about it; both empty if nothing is known."""
     heads = {file: first_bytes(file, _HEAD) for file in _files(root)}
-    for known in _FORMATS:
+    for format_ in _FORMATS:
         for file, head in heads.items():
-            if _full_name(file.name).endswith(known.endings) and known.is_its(head):
-                name = file.relative_to(root)
-                if known.name == "an archive":
-                    return f"{name} is an archive", known.remedy
-                return f"{name} is in a format that is not read ({known.name})", known.remedy
+            has_ending = _full_name(file.name).endswith(format_.endings)
+            if not has_ending or not format_.matches(head):
+                continue
+            name = file.relative_to(root)
+            text = f"{name} is in a format that is not read ({format_.name})"
+            if format_.name == "an archive":
+                text = f"{name} is an archive"
+            return text, format_.remedy
     if not heads and _holds_images(root):
         remedy = "give the folder that holds both, or draw boxes in a tool such as CVAT"
         return "it holds images and no annotations", remedy
@@ -135,34 +137,39 @@ def unread_format(root: Path) -> tuple[str, str]:
 
 def _holds_images(root: Path) -> bool:
     for folder in _folders(root):
-        if any(name.lower().endswith(IMAGE_SUFFIXES) for name in _visible_names(folder)):
-            return True
+        for name in _visible_names(folder):
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                return True
     return False
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Some of the files in the folder and, three levels deep, in those in it."""
-    endings = tuple(ending for known in _FORMATS for ending in known.endings)
+    """The first files with an ending of these formats, in the folder and in folders below it."""
+    endings: list[str] = []
+    for format_ in _FORMATS:
+        endings += format_.endings
     for folder in _folders(root):
         names = _visible_names(folder)
-        wanted = (name for name in names if _full_name(name).endswith(endings))
-        for name in islice(wanted, _MOST_FILES):
+        candidates = [name for name in names if _full_name(name).endswith(tuple(endings))]
+        for name in candidates[:_MOST_FILES]:
             yield folder / name
 
 
 def _folders(root: Path) -> list[Path]:
-    """The folder and some of those in it, three levels deep."""
+    """The folder and the first folders of each level below it."""
     folders = [root]
     level = [root]
-    for _ in range(3):
-        below = [inner for folder in level for inner in sorted(folder.glob("*/"))]
+    for _ in range(_LEVELS):
+        below: list[Path] = []
+        for folder in level:
+            below += sorted(folder.glob("*/"))
         level = below[:_MOST_FOLDERS]
         folders += level
     return folders
 
 
 def _visible_names(folder: Path) -> list[str]:
-    """The names in the folder, none if it cannot be listed."""
+    """The names in the folder; none if it cannot be listed."""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -171,5 +178,5 @@ def _visible_names(folder: Path) -> list[str]:
 
 
 def _full_name(name: str) -> str:
-    """The name in lower case, with an ending if it is a part of a large file."""
+    """The name in lower case; a part of a TFRecord file gets the ending of one."""
     return _SHARD.sub(".tfrecord", name.lower())

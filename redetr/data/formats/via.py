@@ -1,8 +1,9 @@
 """Files of the VGG Image Annotator (VIA): a project, or its annotations exported as JSON.
 
-Rectangles, polygons, circles and ellipses are objects; points and lines are none. The class of a
-region is the value of its attribute `label`, `class`, `name`, `type` or `category`, or of its only
-one. Classes are sorted by name, with ids from 1. Sizes of images are read from their files.
+Rectangles, polygons, circles and ellipses are objects; points and lines are not. The class of a
+region is the value of its attribute `label`, `class`, `name`, `type` or `category`, or of the only
+attribute there is. Classes are sorted by name, with ids from 1. The image files say how large the
+images are.
 """
 
 import math
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from redetr.data.annotations import Split
-from redetr.data.formats.columns import Row
+from redetr.data.formats.columns import Row, are_rows
 from redetr.data.formats.outlines import is_number
 from redetr.data.formats.shapes import (
     Document,
@@ -28,15 +29,15 @@ _NO_OBJECTS = ("point", "polyline", "line")
 
 
 def is_via(head: bytes) -> bool:
-    """Whether a file that begins so is one of VIA."""
+    """Whether a file that begins with these bytes is in VIA's format."""
     if b'"_via_settings"' in head or b'"shape_attributes"' in head:
         return True
     return b'"filename"' in head and b'"regions"' in head and b'"file_attributes"' in head
 
 
 def read_via(file: Path, split: Split) -> Document:
-    """All images of the file. Raises InputError if it is not JSON of VIA, or if several attributes
-    may be the class."""
+    """All images of the file. Raises InputError unless it is JSON in VIA's format, and if several
+    attributes may be the class."""
     images = _images(file)
     attribute = _class_attribute(file, images)
     names = set()
@@ -60,14 +61,14 @@ def _images(file: Path) -> list[Row]:
     if isinstance(content, dict):
         by_name = content.get("_via_img_metadata", content)
         content = list(by_name.values()) if isinstance(by_name, dict) else by_name
-    if not isinstance(content, list) or not all(isinstance(image, dict) for image in content):
+    if not are_rows(content):
         text = "holds no images with regions, as VIA writes them"
         raise InputError(text, where=file, remedy="export the annotations as JSON again")
     return content
 
 
 def _regions(image: Row) -> list[Row]:
-    """The regions of an image: a list, or of VIA 1 a dict by their numbers."""
+    """The regions of an image: a list, or in files of VIA 1 a dict by number."""
     regions = image.get("regions")
     if isinstance(regions, dict):
         regions = list(regions.values())
@@ -75,8 +76,8 @@ def _regions(image: Row) -> list[Row]:
 
 
 def _class_attribute(file: Path, images: list[Row]) -> str:
-    """The attribute of regions that is their class; empty if they have none. Raises InputError if
-    it may be one of several."""
+    """The attribute of regions that is their class; empty if they have no attributes. Raises
+    InputError if several attributes may be the class."""
     names: dict[str, None] = {}  # in order, each once
     for image in images:
         for region in _regions(image):
@@ -97,7 +98,7 @@ def _attributes(region: Row) -> Row:
 
 
 def _class_of(region: Row, attribute: str) -> str:
-    """The class of a region; empty if it has none, or several."""
+    """The class of a region; empty if it has no class or several."""
     value: Any = _attributes(region).get(attribute)
     if isinstance(value, dict):  # checkboxes
         chosen = [name for name, is_chosen in value.items() if is_chosen]
@@ -117,7 +118,7 @@ def _add_region(document: Document, region: Row, category: int | None) -> None:
 
 
 def _outline(shape: Row) -> Row:
-    """The box or outline of a region; a message quotes what is none."""
+    """The box or outline of a region, in whatever values the file has."""
     kind = shape.get("name")
     center_x = shape.get("cx")
     center_y = shape.get("cy")
@@ -129,11 +130,12 @@ def _outline(shape: Row) -> Row:
         return ellipse(center_x, center_y, shape.get("rx"), shape.get("ry"), degrees)
     if kind == "polygon":
         return _polygon(shape.get("all_points_x"), shape.get("all_points_y"))
-    return {"bbox": [shape.get(side) for side in ("x", "y", "width", "height")]}
+    bbox = [shape.get(name) for name in ("x", "y", "width", "height")]
+    return {"bbox": bbox}
 
 
 def _polygon(x: Any, y: Any) -> Row:
-    """The outline through points that are given by all their x and all their y."""
+    """The outline through points, from their x coordinates and their y coordinates."""
     if not isinstance(x, list) or not isinstance(y, list) or len(x) != len(y):
         return polygon([x, y])
     points: list[Any] = []
@@ -143,7 +145,7 @@ def _polygon(x: Any, y: Any) -> Row:
 
 
 def _degrees(radians: Any) -> Any:
-    """An angle in degrees, 0 if there is none; anything else as it is."""
+    """An angle in degrees, 0 if none is stated; a value that is no number stays as it is."""
     if radians is None:
         return 0.0
     return math.degrees(radians) if is_number(radians) else radians

@@ -393,10 +393,10 @@ def _read_objects(
     boxes = np.array(all_boxes, np.float64).reshape(-1, 4)
     outlines = np.array(all_outlines, np.float64).reshape(-1, 4)
 
-    def place(i: int) -> tuple[Path, str]:
+    def locate(i: int) -> tuple[Path, str]:
         return files[image_of[i]], f"object {number_of[i]} ({reprlib.repr(names[i])})"
 
-    rows = Rows(len(names), faults, place)
+    rows = Rows(len(names), faults, locate)
     rows.fault(
         "class-missing",
         [not name for name in names],

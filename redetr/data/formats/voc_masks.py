@@ -1,5 +1,6 @@
-"""Masks of Pascal VOC: `SegmentationObject/` beside `Annotations/`, in which the pixels of the i-th
-object of an XML file have the number i, 0 is background, and 255 is void.
+"""Masks of Pascal VOC, from the folder `SegmentationObject/` beside `Annotations/`.
+
+In the PNG file of an image, 0 is background, 255 is void, and i is the i-th object of the XML file.
 """
 
 import math
@@ -24,15 +25,17 @@ from redetr.errors import InputError
 from redetr.masks import boxes_of_masks, encode
 
 _FOLDER = "SegmentationObject"
-_VOID = 255  # edges of objects, and what nobody has drawn
-_EDGE_PX = 5  # of void around an object, which its box includes
+_VOID = 255  # the edges of objects, and pixels that nobody has annotated
+_EDGE_PX = 5  # width of the void edge around an object, which its box includes
 _EXPORT = "export the masks again"
 
 
 def voc_mask_folder(annotations: Path) -> Path | None:
-    """The folder of masks that belongs to one of XML files, None if there is none."""
+    """The folder of masks beside a folder of XML files; None if there is none."""
     folder = annotations.parent / _FOLDER
-    return folder if annotations.name == "Annotations" and folder.is_dir() else None
+    if annotations.name == "Annotations" and folder.is_dir():
+        return folder
+    return None
 
 
 def add_voc_masks(
@@ -43,19 +46,19 @@ def add_voc_masks(
     builder: MaskBuilder,
     faults: list[Fault],
 ) -> NDArray[np.float64]:
-    """Adds the masks of all objects to the builder, and what is wrong with their files to the
-    faults; returns the boxes around them, xyxy `[A, 4]` in pixels, NaN without a mask. Decodes all
-    files.
+    """Adds the masks of all A objects to the builder, and the faults of their files to `faults`.
 
-    `stems` are the paths of the XML files without ending, `counts` how many objects each has, and
-    `sizes` `[N, 2]` the height and width of their images.
+    Returns the boxes around the masks, xyxy `[A, 4]` in pixels, NaN where there is no mask. `stems`
+    are the paths of the N XML files without their ending, `counts` the numbers of objects in them,
+    and `sizes` `[N, 2]` the height and width of the images. Decodes all files.
     """
     folder = voc_mask_folder(annotations)
     if folder is None:
         scenes = [_Scene([None] * count) for count in counts]
     else:
         with ThreadPoolExecutor(rank_cores()) as pool:
-            scenes = list(pool.map(partial(_read, folder), stems, counts, sizes.tolist()))
+            read = partial(_read_scene, folder)
+            scenes = list(pool.map(read, stems, counts, sizes.tolist()))
     boxes = np.full((sum(counts), 4), np.nan)
     row = 0
     for scene in scenes:
@@ -64,9 +67,11 @@ def add_voc_masks(
             if box is not None:
                 boxes[row] = box
             row += 1
-    rows = Rows(
-        len(stems), faults, lambda i: (annotations.parent / _FOLDER / f"{stems[i]}.png", "")
-    )
+
+    def locate(i: int) -> tuple[Path, str]:
+        return annotations.parent / _FOLDER / f"{stems[i]}.png", ""
+
+    rows = Rows(len(stems), faults, locate)
     rows.fault(
         "segment-unlisted",
         [scene.unlisted > 0 for scene in scenes],
@@ -79,16 +84,16 @@ def add_voc_masks(
 
 @dataclass
 class _Scene:
-    """What a file of masks shows."""
+    """The content of a PNG file."""
 
-    masks: list[bytes | MaskProblem | None]  # of each object of the XML file
-    # xyxy px, around the masks and their void edges; NaN around an empty one
+    masks: list[bytes | MaskProblem | None]  # one for each object of the XML file
+    # xyxy px around each mask with its void edge, NaN for an empty mask; empty without masks
     boxes: list[list[float]] = field(default_factory=list)
-    unlisted: int = 0  # the first number that no object has
+    unlisted: int = 0  # the smallest number that is no object of the XML file
 
 
-def _read(folder: Path, stem: str, count: int, size: Sequence[int]) -> _Scene:
-    """The masks of the objects of an image of (H, W); none without a file."""
+def _read_scene(folder: Path, stem: str, count: int, size: Sequence[int]) -> _Scene:
+    """The masks of the `count` objects in an image of `size` (H, W); all None without a file."""
     file = folder / f"{stem}.png"
     if not os.path.lexists(file):
         return _Scene([None] * count)
@@ -98,17 +103,22 @@ def _read(folder: Path, stem: str, count: int, size: Sequence[int]) -> _Scene:
     except InputError as error:
         problem = MaskProblem("mask-invalid", f"its mask {file}: {error.text}", _EXPORT)
         return _Scene([problem] * count)
-    height, width = numbers.shape
-    if [height, width] != list(size):
-        text = f"its mask in {file} is {width}x{height} px, its image {size[1]}x{size[0]} px"
-        return _Scene([MaskProblem("mask-size", text, _EXPORT)] * count)
-    masks = torch.from_numpy(numbers == np.arange(1, count + 1)[:, None, None])  # [n, H, W]
+    mask_height, mask_width = numbers.shape
+    height, width = size
+    if (mask_height, mask_width) != (height, width):
+        text = f"its mask in {file} is {mask_width}x{mask_height} px, its image {width}x{height} px"
+        problem = MaskProblem("mask-size", text, _EXPORT)
+        return _Scene([problem] * count)
+    object_ids = np.arange(1, count + 1)
+    masks = torch.from_numpy(numbers == object_ids[:, None, None])  # [count, H, W]
     boxes = boxes_of_masks(masks)
-    if (numbers == _VOID).any():
+    is_void = numbers == _VOID
+    if is_void.any():
         boxes += torch.tensor([-_EDGE_PX, -_EDGE_PX, _EDGE_PX, _EDGE_PX])
-    boxes[~masks.flatten(1).any(1)] = math.nan
+    is_empty = ~masks.flatten(1).any(1)
+    boxes[is_empty] = math.nan
     scene = _Scene([*encode(masks)], boxes.tolist())
-    further = numbers[(numbers > count) & (numbers != _VOID)]
-    if further.size:
-        scene.unlisted = int(further.min())
+    unlisted = numbers[(numbers > count) & ~is_void]
+    if unlisted.size:
+        scene.unlisted = int(unlisted.min())
     return scene

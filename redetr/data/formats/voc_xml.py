@@ -1,5 +1,5 @@
-"""What an XML file in Pascal VOC format says, read in the encoding that it states. The letters of
-tags may be large, and tags in a namespace are read as those without.
+"""Reading an XML file in Pascal VOC format, in the encoding that it states. Tags may be in capital
+letters or in a namespace.
 """
 
 import codecs
@@ -14,7 +14,7 @@ from redetr.files import open_file
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 _LARGEST = 1e9  # px
-# How files begin that need not state their encoding. UTF-32 is first: its mark begins as UTF-16's.
+# Encodings by the first bytes of a file. UTF-32 comes first, as its mark begins like UTF-16's.
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -24,21 +24,21 @@ _MARKS = {
     b"<\0": "utf-16-le",
     b"\0<": "utf-16-be",
 }
-# As browsers do: programs state the older standard, and write letters of the newer one.
+# Programs state the older standard and write letters of the newer one; browsers do the same.
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift-jis": "cp932", "euc-kr": "cp949"}
 
 
 @dataclass
 class Scene:
-    """What an XML file says. If it cannot be read, `code` and `problem` are of its fault."""
+    """The content of an XML file; `code` and `problem` describe why it cannot be read."""
 
     file: Path
     image: str = ""  # the name of its image, without folders
     is_annotation: bool = True  # other programs write XML files beside images too
-    size: tuple[int, int] = (0, 0)  # height, width; 0 = not said
-    names: list[str] = field(default_factory=list)  # of the class of each object
+    size: tuple[int, int] = (0, 0)  # height, width; 0 if the file does not state them
+    names: list[str] = field(default_factory=list)  # the class of each object
     boxes: list[list[float]] = field(default_factory=list)  # xmin ymin xmax ymax
-    outlines: list[list[float]] = field(default_factory=list)  # the same around it; NaN = none
+    outlines: list[list[float]] = field(default_factory=list)  # the box around each; NaN without
     has_box: list[bool] = field(default_factory=list)
     difficult: list[str] = field(default_factory=list)
     code: str = ""
@@ -46,14 +46,14 @@ class Scene:
 
 
 def read_scene(file: Path, names_only: bool = False) -> Scene:
-    """What the file says, or only the names of the classes in it."""
+    """The content of the file, or only the names of the classes in it."""
     encoding = "UTF-8"
     try:
         with open_file(file) as opened:
             content = opened.read()
         encoding = encoding_of(content)
         text = content.decode(encoding)
-        # A document type may declare entities that grow beyond all memory; no annotation needs one.
+        # A document type, which no annotation needs, may declare entities that fill the memory.
         root = None if "<!DOCTYPE" in text else ElementTree.fromstring(text)
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
@@ -77,19 +77,19 @@ def read_scene(file: Path, names_only: bool = False) -> Scene:
 
 
 def _simplify_tags(root: ElementTree.Element) -> None:
-    """Takes tags such as `{http://example.org}BndBox` to `bndbox`."""
+    """Changes tags such as `{http://example.org}BndBox` to `bndbox`."""
     for element in root.iter():
         _, _, name = element.tag.rpartition("}")
         element.tag = name.lower()
 
 
 def _scene_of(file: Path, root: ElementTree.Element) -> Scene:
-    """What the elements of a file say."""
+    """The content of a file with this root element."""
     if len(root.findall("annotation")) > 1:
         problem = "holds several annotations, where each image has an XML file of its own"
         return Scene(file, code="xml-invalid", problem=problem)
-    named = root.findtext("filename") or ""
-    image = posixpath.basename(named.strip().replace("\\", "/"))
+    path = root.findtext("filename") or ""
+    image = posixpath.basename(path.strip().replace("\\", "/"))
     objects = list(root.iter("object"))
     scene = Scene(file, image, is_annotation=root.tag == "annotation" or bool(objects))
     size = root.find("size")
@@ -101,12 +101,11 @@ def _scene_of(file: Path, root: ElementTree.Element) -> Scene:
         name = element.findtext("name") or ""
         outline = _outline(element)
         bndbox = element.find("bndbox")
-        has_box = bndbox is not None
         box = outline
-        if has_box:
+        if bndbox is not None:
             box = [_number(bndbox, side) for side in SIDES]
         scene.outlines.append(outline)
-        scene.has_box.append(has_box)
+        scene.has_box.append(bndbox is not None)
         scene.names.append(name.strip())
         scene.boxes.append(box)
         scene.difficult.append(element.findtext("difficult") or "")
@@ -115,18 +114,28 @@ def _scene_of(file: Path, root: ElementTree.Element) -> Scene:
 
 def _outline(element: ElementTree.Element) -> list[float]:
     """xmin, ymin, xmax, ymax around the polygon or the turned box of an object; NaN if it has
-    none."""
-    numbers: dict[str, list[float]] = {"x": [], "y": []}
-    for point in element.iterfind("polygon//*"):  # x1 y1 x2 y2 ..., or pt with x and y
-        if point.tag[:1] in numbers and not len(point):
-            numbers[point.tag[0]].append(_number(point, "."))
-    x = numbers["x"]
-    y = numbers["y"]
+    neither."""
+    x: list[float] = []
+    y: list[float] = []
+    for child in element.iterfind("polygon//*"):  # x1 y1 x2 y2 ..., or pt with x and y
+        if len(child):
+            continue
+        if child.tag.startswith("x"):
+            x.append(_number(child, "."))
+        elif child.tag.startswith("y"):
+            y.append(_number(child, "."))
     if len(x) > 2 and len(x) == len(y) and not math.isnan(sum(x + y)):
         return [min(x), min(y), max(x), max(y)]
-    robndbox = element.find("robndbox")
-    turned = [_number(robndbox, name) for name in ("cx", "cy", "w", "h", "angle")]
-    center_x, center_y, width, height, angle = turned  # radians
+    return _around_turned(element.find("robndbox"))
+
+
+def _around_turned(robndbox: ElementTree.Element | None) -> list[float]:
+    """xmin, ymin, xmax, ymax around a turned box; NaN without one."""
+    center_x = _number(robndbox, "cx")
+    center_y = _number(robndbox, "cy")
+    width = _number(robndbox, "w")
+    height = _number(robndbox, "h")
+    angle = _number(robndbox, "angle")  # radians
     cosine = abs(math.cos(angle))
     sine = abs(math.sin(angle))
     half_width = (width * cosine + height * sine) / 2
@@ -152,13 +161,19 @@ def encoding_of(content: bytes) -> str:
     stated = declaration[1].decode("ascii", "replace")
     name = stated.lower().replace("_", "-")
     if name.startswith(("utf-16", "utf-32", "ucs")):
-        return "UTF-8"  # .NET states UTF-16 of text that it saves as UTF-8: its letters are bytes
+        return "UTF-8"  # .NET states UTF-16 for text that it saves as UTF-8
     return _SUPERSETS.get(name, stated)
 
 
 def _number(parent: ElementTree.Element | None, tag: str) -> float:
     """The number in the child with this tag, NaN if there is none."""
-    text = "" if parent is None else parent.findtext(tag)
+    if parent is None:
+        return math.nan
+    return number_in(parent.findtext(tag))
+
+
+def number_in(text: str | None) -> float:
+    """The number in a text, NaN if there is none or it is beyond all images."""
     try:
         number = float(text or "")
     except ValueError:

@@ -36,7 +36,7 @@ from redetr.data.formats.labels import label_elsewhere, label_faults, label_name
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import read_file, read_sizes
 from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, Lines
-from redetr.data.formats.yolo_places import KEYS, Places, entries_of
+from redetr.data.formats.yolo_places import KEYS, ImagePaths, entries_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 from redetr.wording import counted
@@ -70,7 +70,7 @@ def _splits(file: Path) -> list[Split]:
         entries = entries_of(file, config, split)
         is_there = bool(entries)
         if split == "test":
-            is_there = any(entry.inside for entry in Places(file, config, []).of(split))
+            is_there = any(entry.inside for entry in ImagePaths(file, config, []).of(split))
         if is_there:
             splits.append(split)
     return splits
@@ -122,7 +122,7 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
             severity = "error"
             remedy = f"{elsewhere} may be one: move its folder there"
         faults.append(Fault(severity, "labels-missing", Path(label_files[0]), "", text, remedy))
-    rows = Rows(len(lines.image), faults, lines.place)
+    rows = Rows(len(lines.image), faults, lines.locate)
     _judge_lines(rows, lines, classes, has_outlines)
     has_masks = masks is not None and masks.for_training
     objects = _read_objects(rows, lines, images.sizes, list(classes), file, has_masks)
@@ -245,16 +245,16 @@ def _find_images(
     """The folder of the images of a split, relative to the data folder, and their sorted paths
     below it."""
     root = data_root(file)
-    places = Places(file, config, faults)
+    image_paths = ImagePaths(file, config, faults)
     entries = entries_of(file, config, split)
-    locations = places.require(split)
+    locations = image_paths.require(split)
     folder = "."
     if len(locations) == 1 and (root / locations[0]).is_dir():
         folder = locations[0]
     names: set[str] = set()
     for location in locations:
         if (root / location).is_file():
-            names.update(places.listed(location))
+            names.update(image_paths.listed(location))
             continue
         below = posixpath.relpath(location, folder)
         for name in contents_of(root / location).files:

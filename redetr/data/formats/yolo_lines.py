@@ -96,7 +96,7 @@ class Lines:
                     if masks is not None:
                         masks.add([list(map(float, words[1:]))] if kind == OUTLINE else None)
 
-    def place(self, i: int) -> tuple[Path, str]:
+    def locate(self, i: int) -> tuple[Path, str]:
         """The file of line `i`, and which line of it that is."""
         return Path(self._file(i)), f"line {self.line[i]}"
 

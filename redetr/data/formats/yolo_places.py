@@ -33,7 +33,7 @@ def entries_of(file: Path, config: dict[str, Any], split: Split) -> list[str]:
     return entries
 
 
-class Places:
+class ImagePaths:
     """Where the images are that a `data.yaml` names: in its folder."""
 
     def __init__(self, file: Path, config: dict[str, Any], faults: list[Fault]):
@@ -77,17 +77,17 @@ class Places:
         there."""
         locations = []
         for entry, resolved in zip(self.entries(split), self.of(split), strict=True):
-            said = f"{split}: {reprlib.repr(entry)}"
+            quoted = f"{split}: {reprlib.repr(entry)}"
             if resolved.outside:
-                text = f"{said} is outside of {self.root}, the folder of this file"
+                text = f"{quoted} is outside of {self.root}, the folder of this file"
                 remedy = "move this file up, or write a path relative to it"
                 raise InputError(text, where=self.file, remedy=remedy)
             if not resolved.inside:
-                text = f"{said} is not in {self.root}"
+                text = f"{quoted} is not in {self.root}"
                 remedy = "put it there, or write a path relative to this file"
                 raise InputError(text, where=self.file, remedy=remedy)
             if resolved.is_guess and not entry.startswith(".."):
-                text = f"{said} is not there, {self.root / resolved.inside} is taken"
+                text = f"{quoted} is not there, {self.root / resolved.inside} is taken"
                 remedy = "write a path relative to this file"
                 self._add("note", "path-foreign", "", text, remedy)
             locations.append(resolved.inside)
