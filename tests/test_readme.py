@@ -1,5 +1,5 @@
-"""The README is short, and it names every file of the core. Its figures, and those of the pages on
-speed and exactness, are those of results.
+"""The README is short, and it names every file of the core. Its figures, those of the pages on speed and
+exactness, and those of starts are those of results.
 
 `test_docs.py` runs its commands and Python.
 """
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SPEED = (ROOT / "docs/speed.md").read_text()
 EXACTNESS = (ROOT / "docs/exactness.md").read_text()
+SCALING = (ROOT / "docs/scaling.md").read_text()
 RESULTS = ROOT / "benchmarks/results"
 FIRST_SCREEN = "\n".join(README.splitlines()[:40])
 MEASURED = README.split("## Measured\n")[1].split("\n## ")[0]
@@ -463,11 +464,37 @@ for layout in LAYOUTS:
     errors = plain(f"grid > detr_r50 > {layout} > fp64", f"grid > detr_r50 > {layout} > fp32")
     EXACTNESS_FIGURES.append(Bound(row, EXACT, errors))
 
-PAGES = {"README": README, "speed": SPEED, "exactness": EXACTNESS}
+START = "-start"
+
+
+def start_row(text: str, start: str) -> Bound:
+    """A row of the table of starts: seconds before and now, and their ratio."""
+    keys = plain(f"{start} > before > processor_s", f"{start} > now > processor_s")
+    return Bound(
+        f"| {text} | {{:.1f}} s | {{:.1f}} s | {{:.2f}} |", START, (*keys, Key(f"{start} > ratio"))
+    )
+
+
+SCALING_FIGURES = [
+    Bound(
+        "{:,} images and {:,} boxes as there, or as many in YOLO format",
+        START,
+        plain("setting > images", "setting > boxes"),
+    ),
+    Bound("medians of {} rounds", START, plain("setting > rounds")),
+    start_row("COCO, first", "COCO, first"),
+    start_row("COCO, later", "COCO, second"),
+    start_row("YOLO, first", "YOLO, first"),
+    start_row("YOLO, later", "YOLO, second"),
+    start_row("8 images", "few images, second"),
+]
+
+PAGES = {"README": README, "speed": SPEED, "exactness": EXACTNESS, "scaling": SCALING}
 FIGURES = {
     "README": README_FIGURES,
     "speed": SPEED_FIGURES,
     "exactness": EXACTNESS_FIGURES,
+    "scaling": SCALING_FIGURES,
 }
 ALL_FIGURES = [(page, bound) for page, bounds in FIGURES.items() for bound in bounds]
 
