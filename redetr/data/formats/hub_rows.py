@@ -139,24 +139,24 @@ def find_columns(source: str, features: Any, masks: bool = False) -> Columns:
         fields = features if not objects else _inner(features.get(objects))
         if not isinstance(fields, dict):
             continue
-        there = {}
+        column_of = {}
         for name, aliases in _FIELDS.items():
-            known = [alias for alias in aliases if alias in fields]
-            if known:
-                there[name] = known[0]
-        known = [alias for alias in _MASKS if masks and alias in fields]
-        if known:
-            there["segmentation"] = known[0]
+            present = [alias for alias in aliases if alias in fields]
+            if present:
+                column_of[name] = present[0]
+        present = [alias for alias in _MASKS if masks and alias in fields]
+        if present:
+            column_of["segmentation"] = present[0]
         numbers = None
-        if "bbox" in there:
-            inner = _inner(fields[there["bbox"]])
+        if "bbox" in column_of:
+            inner = _inner(fields[column_of["bbox"]])
             numbers = named_numbers(inner) if isinstance(inner, dict) else None
         else:
             numbers = named_numbers(fields)
             if numbers is not None:
-                there["bbox"] = ""
-        if image and "bbox" in there and "category" in there:
-            return Columns(image, objects, there, numbers)
+                column_of["bbox"] = ""
+        if image and "bbox" in column_of and "category" in column_of:
+            return Columns(image, objects, column_of, numbers)
     columns = ", ".join(features)
     raise InputError(
         "needs columns image and objects, with bbox (or boxes) and category (or label) in it",

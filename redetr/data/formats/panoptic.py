@@ -207,8 +207,8 @@ def _judge_files(
     is_there = np.array([bool(name) and (folder / name).is_file() for name in files], bool)
     rows.fault("panoptic-png", is_named & ~is_there, lambda i: "is not there", _EXPORT, severity)
     sizes = np.zeros((len(files), 2), np.int64)
-    there = np.flatnonzero(is_there)
-    sizes[there] = read_sizes(folder, [files[i] for i in there.tolist()])
+    existing = np.flatnonzero(is_there)
+    sizes[existing] = read_sizes(folder, [files[i] for i in existing.tolist()])
     rows.fault(
         "panoptic-png", is_there & (sizes[:, 0] == 0), lambda i: "is no image", _EXPORT, severity
     )

@@ -54,7 +54,7 @@ class Finder:
     """Finds what the paths in an annotation file mean, inside the data folder only."""
 
     def __init__(self, root: Path):
-        self.there = Listing(root)
+        self.listing = Listing(root)
         self._root = os.path.abspath(root)
         self._real_root = os.path.realpath(root)
         self._everywhere = Listing(Path("/"))
@@ -109,7 +109,7 @@ class Finder:
             if candidate == ".":
                 return "."
             inside = path_inside(candidate)
-            if inside and inside in self.there:
+            if inside and inside in self.listing:
                 return inside
         return ""
 
@@ -120,7 +120,7 @@ class Finder:
                 return "."
             if path.startswith(f"{root}/"):
                 inside = path[len(root) + 1 :]
-                if inside in self.there:
+                if inside in self.listing:
                     return inside
         return ""
 
