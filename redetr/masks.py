@@ -169,7 +169,7 @@ def boxes_of_masks(masks: Tensor) -> Tensor:
 
 
 def _extent(is_set: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the first True of each row of `[N, L]` begins and the last ends, float32 `[N]`."""
+    """The start of the first True and the end of the last one in each row, float32 `[N]`."""
     length = is_set.shape[1]
     starts = torch.arange(length, device=is_set.device)
     first = torch.where(is_set, starts, length).amin(1)

@@ -357,7 +357,7 @@ class Predict:
     def _lines(
         self, file_names: dict[str, Path], frame: "Frame", detections: "Prediction | None"
     ) -> Iterator[dict[str, Any]]:
-        """What the record says about a frame: see `records`."""
+        """The record of a frame: see `records`."""
         from redetr.detector.output_names import beside
 
         about: dict[str, Any] = {"image": frame.source}

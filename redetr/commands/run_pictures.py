@@ -1,4 +1,4 @@
-"""What a run shows of itself at each evaluation: its curves, and predictions beside the truth."""
+"""The pictures of a run at each evaluation: its curves, and predictions beside the truth."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""What the headers of image files say, read on all cores and remembered."""
+"""The headers of image files, read on all cores and cached."""
 
 import hashlib
 import os
@@ -62,12 +62,12 @@ def read_headers(
 
 
 def _starts(count: int) -> range:
-    """Where the parts begin that so many images are read in."""
+    """The starts of the parts in which so many images are read."""
     return range(0, count, _PER_TASK)
 
 
 def read_header(path: Path, content: bool = False, looks: bool = False) -> Header:
-    """What one file says."""
+    """The header of one file."""
     try:
         num_bytes = require_whole(path)
         width, height, orientation, frames, has_many_bits = describe(path)

@@ -209,7 +209,7 @@ def _no_image(file: BinaryIO) -> str:
 
 
 class Description(NamedTuple):
-    """What the header of an image file says."""
+    """The content of an image file's header."""
 
     width: int
     height: int

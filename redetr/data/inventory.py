@@ -48,7 +48,7 @@ class ImageHashes:
 
     @classmethod
     def from_json(cls, images: Mapping[str, str]) -> "ImageHashes":
-        """What `to_json` returned. Raises ValueError if it is no such thing."""
+        """The inverse of `to_json`. Raises ValueError for anything that it does not return."""
         hashes = [bytes.fromhex(text or 64 * "0") for text in images.values()]
         if not all(len(hash_) == 32 for hash_ in hashes):
             raise ValueError("a hash of another length")

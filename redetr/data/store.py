@@ -188,7 +188,7 @@ def _digest(annotations: Annotations) -> str:
 
 
 def _stores(root: Path, split: Split, val_fraction: float, masks: MaskUse = "none") -> Path:
-    """Where the stores of a split are, with masks or without."""
+    """The folder of the stores of a split, with masks or without."""
     identity = f"{root.absolute()}\0{split}\0{val_fraction}"
     if masks != "none":
         identity += f"\0{masks}"

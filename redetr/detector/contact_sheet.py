@@ -33,7 +33,7 @@ def contact_sheet(lines: Iterable[dict[str, Any]]) -> str:
 
 @dataclass
 class _Sheet:
-    """What the page shows, gathered line by line."""
+    """The contents of the page, gathered line by line."""
 
     labels: dict[str, int] = field(default_factory=dict)  # position of each class in `names`
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the name of the source
@@ -76,7 +76,7 @@ class _Sheet:
         return card
 
     def _add_frame(self, source: str, line: dict[str, Any]) -> None:
-        """Of a video, however long, the page knows the best detection of each class."""
+        """Keeps only the best detection of each class of a video, which may be long."""
         card = self._card(source, line)
         if card is None:
             return

@@ -54,7 +54,7 @@ def _say_nothing(text: str) -> None:
 
 @dataclass(frozen=True)
 class Reconnection:
-    """What happens when a live stream drops."""
+    """How to reconnect when a live stream drops."""
 
     attempts: int = 10  # in a row, without an image
     say: Callable[[str], None] = _say_nothing  # takes a line when a stream drops, and is back

@@ -1,4 +1,4 @@
-"""What an exported file contains, and which formats and models allow it."""
+"""The settings of an exported file, and which formats and models allow them."""
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -31,7 +31,7 @@ _STRIDE = 32  # of what divides the sides of images that are stretched
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What the file contains, and how."""
+    """The contents of an exported file."""
 
     format: ExportFormat = "onnx"
     precision: ExportPrecision = "fp32"

@@ -200,7 +200,7 @@ class _Table(Rows):
         super().__init__(columns.count, faults, lambda i: (file, named(i)))
 
     def quoted(self, i: int, key: str) -> str:
-        """What row `i` holds there, shortened to one line."""
+        """The value of row `i` under `key`, shortened to one line."""
         return quoted(self.columns[key][i])
 
     def forget(self) -> None:
@@ -248,7 +248,7 @@ class _Table(Rows):
 
 
 class _Quotes(dict[str, str]):
-    """What a row holds, as `_Table.quoted` quotes it; nothing is quoted that is not asked for."""
+    """The values of a row, as `_Table.quoted` quotes them, quoted only when they are asked for."""
 
     def __init__(self, table: _Table, row: int):
         super().__init__()

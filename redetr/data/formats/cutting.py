@@ -72,7 +72,7 @@ class _Shape:
     pixels: NDArray[np.bool_]  # [h, w]
 
     def seen(self, window: Window) -> NDArray[np.bool_]:
-        """What a tile shows of it, with its box around that; without pixels if that is nothing."""
+        """The part that a tile shows, with the box around it; without pixels if it shows none."""
         left, top, right, bottom = window
         rows = slice(max(0, top - self.top), max(0, bottom - self.top))
         columns = slice(max(0, left - self.left), max(0, right - self.left))
@@ -358,7 +358,7 @@ def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> 
 
 
 def _sentences(annotations: Annotations, split: Split, cut: Cut, tiles: _Tiles) -> list[str]:
-    """What was done to a split, in words."""
+    """A sentence on how a split was cut."""
     num_cut = len(annotations) - tiles.num_whole
     whole = ""
     if tiles.num_whole:

@@ -62,7 +62,7 @@ _SMALLEST_PX = 16  # in images that are smaller, pixels look like fractions
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a row has its image and its objects."""
+    """The columns of a row that hold its image and its objects."""
 
     image: str
     objects: str  # the column with the fields; empty if they are columns of the row
@@ -166,7 +166,7 @@ def find_columns(source: str, features: Any, masks: bool = False) -> Columns:
 
 
 def _inner(feature: Any) -> Any:
-    """What a list holds, in any version of `datasets`."""
+    """The type of a list's items, in any version of `datasets`."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return feature

@@ -66,7 +66,7 @@ def labelme_splits(root: Path) -> list[Split]:
 
 
 def labelme_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
+    """What a folder needs for a split in this format, in words."""
     return f"{_FOLDERS[split][0]}/*.json beside images"
 
 
@@ -124,7 +124,7 @@ def _files(root: Path, folder: Path) -> list[str]:
 
 @dataclass
 class _Scene:
-    """What a file says. If it cannot be read, `problem` is why."""
+    """The content of a file; `problem` says why it cannot be read."""
 
     file: str  # relative to the root
     image_path: str = ""  # as the file states it

@@ -49,7 +49,7 @@ def panoptic_splits(root: Path) -> list[Split]:
 
 
 def panoptic_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
+    """What a folder needs for a split in this format, in words."""
     return f"annotations/panoptic_{split}*.json"
 
 

@@ -1,4 +1,4 @@
-"""What COCO's `segmentation` may hold: polygons, or RLE with its counts as numbers or as text."""
+"""The values of COCO's `segmentation`: polygons, or RLE with counts as numbers or as text."""
 
 import reprlib
 from collections.abc import Sequence

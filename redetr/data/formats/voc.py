@@ -74,7 +74,7 @@ def other_voc_splits(root: Path) -> list[Split]:
 
 
 def voc_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
+    """What a folder needs for a split in this format, in words."""
     return (
         f"ImageSets/Main/{split}.txt beside JPEGImages/ and Annotations/, or "
         f"{_FOLDERS[split][0]}/*.xml"
@@ -153,7 +153,7 @@ def _read_images(
 
 @dataclass
 class _Location:
-    """Where a split is."""
+    """The files and folders of a split."""
 
     images: Path  # folder
     annotations: Path  # folder

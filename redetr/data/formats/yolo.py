@@ -82,7 +82,7 @@ def yolo_files(root: Path) -> list[str]:
 
 
 def yolo_sought(split: Split, file: str = _FILES[0]) -> str:
-    """Where the split is looked for, in words."""
+    """What a folder needs for a split in this format, in words."""
     return f"{' or '.join(KEYS[split])} in {file}"
 
 
@@ -174,7 +174,7 @@ class _Loader(yaml.BaseLoader):
 
 
 def _parse_config(file: Path) -> dict[str, Any]:
-    """What the file says; numbers stay text, so that a class may be called 1 or no."""
+    """The content of the file; numbers stay text, so that a class may be called 1 or no."""
     if is_darknet(file):
         return darknet_config(file)
     try:
@@ -224,7 +224,7 @@ def _count_faults(file: Path, config: dict[str, Any], classes: dict[int, str]) -
 
 
 def _key_points(file: Path, config: dict[str, Any]) -> KeyPoints | None:
-    """What `kpt_shape` says; None if it is not there. Raises InputError if it is no shape."""
+    """The value of `kpt_shape`; None if it is missing. Raises InputError if it is no shape."""
     shape = config.get("kpt_shape")
     if shape is None:
         return None
