@@ -1,6 +1,7 @@
 """The data set doctor: figures, cache, statistics, page. What it finds in damaged data:
 tests/data/test_damaged.py."""
 
+import hashlib
 import io
 import json
 import os
@@ -236,6 +237,46 @@ def test_headers_are_remembered(tmp_path):
         True,
         True,
     ]
+
+
+def test_a_known_header_is_not_read_again_for_the_hash_of_its_file(tmp_path):
+    """A start reads headers first, and hashes later."""
+    names = ["a.png", "b.png", "c.png"]
+    for number, name in enumerate(names):
+        Image.new("RGB", (30 + number, 20)).save(tmp_path / name)
+    first = list(read_headers(tmp_path, names))
+    assert not any(header.content for header in first)
+    hashes = [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in names]
+    expected = [header._replace(content=hash_) for header, hash_ in zip(first, hashes, strict=True)]
+    with patch("redetr.data.headers.read_header", side_effect=AssertionError):
+        assert list(read_headers(tmp_path, names, content=True)) == expected
+        with patch("redetr.data.headers.open_data_file", side_effect=AssertionError):
+            assert list(read_headers(tmp_path, names, content=True)) == expected
+            assert list(read_headers(tmp_path, names)) == expected
+    # One that can no longer be opened is read as any other, which says what is wrong with it.
+    shutil.rmtree(HeaderCache(tmp_path).folder)
+    read_headers(tmp_path, names)
+
+    def opened(path):
+        if str(path).endswith("b.png"):
+            raise OSError
+        return open(path, "rb")
+
+    with patch("redetr.data.headers.open_data_file", opened):
+        headers = read_headers(tmp_path, names, content=True)
+    assert [bool(header.content) for header in headers] == [True, False, True]
+    assert list(headers.problems) == [1]
+    assert list(read_headers(tmp_path, names, content=True)) == expected
+
+
+def test_a_hash_and_looks_of_different_starts_are_both_known(tmp_path):
+    Image.effect_noise((30, 20), 90).convert("RGB").save(tmp_path / "a.png")
+    (with_looks,) = read_headers(tmp_path, ["a.png"], looks=True)
+    (with_hash,) = read_headers(tmp_path, ["a.png"], content=True)
+    assert with_looks.looks
+    assert with_hash == with_looks._replace(content=with_hash.content)
+    with patch("redetr.data.headers.open_data_file", side_effect=AssertionError):
+        assert list(read_headers(tmp_path, ["a.png"], content=True, looks=True)) == [with_hash]
 
 
 @pytest.mark.parametrize("cut", [0, 9, 100, -9, None], ids=str)

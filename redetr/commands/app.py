@@ -14,6 +14,7 @@ from typing import Literal
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import OUT, say_detector, say_threshold
 from redetr.errors import InputError
+from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 
 _NEEDED = ("starlette", "uvicorn", "python_multipart")
@@ -45,7 +46,8 @@ class App:
     """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
 
     def run(self) -> None:
-        from redetr.detector.detector import load
+        with quick_imports():
+            from redetr.detector.detector import load
 
         if not 0 <= self.port < 2**16:
             raise InputError(f"--port {self.port} is not between 0 and 65535")

@@ -8,6 +8,7 @@ from redetr.choices import ImageSize
 from redetr.commands.arguments import DataPath, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_json
 from redetr.errors import InputError
+from redetr.garbage import quick_imports
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Check:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
-        from redetr.doctor.check import check, print_report
-        from redetr.doctor.sheet import write_report
-        from redetr.pages.templates import require_redetr_page
+        with quick_imports():
+            from redetr.doctor.check import check, print_report
+            from redetr.doctor.sheet import write_report
+            from redetr.pages.templates import require_redetr_page
 
         if self.augment and not self.report:
             raise InputError("--augment needs a folder to write to", remedy="add --report FOLDER")

@@ -8,6 +8,7 @@ from typing import Literal
 from redetr.commands.arguments import DataPath, NewFolder, parse_flags
 from redetr.commands.console import OUT, print_json
 from redetr.errors import InputError
+from redetr.garbage import quick_imports
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ class Convert:
     """Print JSON instead of sentences."""
 
     def run(self) -> None:
-        from redetr.data.formats.cutting import Cut
-        from redetr.data.formats.shard_writing import parse_bytes
-        from redetr.data.formats.writing import convert
+        with quick_imports():
+            from redetr.data.formats.cutting import Cut
+            from redetr.data.formats.shard_writing import parse_bytes
+            from redetr.data.formats.writing import convert
 
         cut = None
         if self.tile is not None:

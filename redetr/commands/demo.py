@@ -7,6 +7,7 @@ from typing import Literal
 
 from redetr.commands.arguments import parse_flags
 from redetr.commands.console import OUT
+from redetr.garbage import quick_imports
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Demo:
     """Length of the run; default: about five minutes on two cores."""
 
     def run(self) -> None:
-        from redetr.commands.demonstration import demo
+        with quick_imports():
+            from redetr.commands.demonstration import demo
 
         demo(self.data, Path(self.output), self.steps, OUT, self.recipe)
 

@@ -20,6 +20,7 @@ from redetr.commands.console import (
     require_images,
     say_precision,
 )
+from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 from redetr.wording import counted
 
@@ -74,23 +75,22 @@ class Evaluate:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
-        from redetr.class_shares import to_main
-        from redetr.data.formats.folder import unreadable_of
-        from redetr.data.unreadable import what_was_left_out
-        from redetr.detector.detector import load
-        from redetr.distributed import process_group
-        from redetr.evaluation import quality_of, with_quality
-        from redetr.pages.templates import require_redetr_page
-        from redetr.weights.reading import locate
+        with quick_imports():
+            from redetr.class_shares import to_main
+            from redetr.data.formats.folder import unreadable_of
+            from redetr.data.unreadable import what_was_left_out
+            from redetr.detector.detector import load
+            from redetr.distributed import process_group
+            from redetr.evaluation import quality_of, with_quality
+            from redetr.pages.templates import require_redetr_page
+            from redetr.weights.reading import locate
 
         require_images(self.batch_size)
         if self.report:
             require_redetr_page(Path(self.report), "report.json")
         use_threads(self.threads)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
-        detectors = []
-        for checkpoint in self._checkpoints:
-            detectors.append(load(checkpoint, device=self.device))
+        detectors = [load(checkpoint, device=self.device) for checkpoint in self._checkpoints]
         masks = any(detector.model.has_masks for detector in detectors)
         dataset = detectors[0].open_data(
             self.split, self.data, self.val_fraction, masks, self.skip_unreadable

@@ -10,6 +10,7 @@ from rich.progress import Progress
 from redetr.commands.arguments import Checkpoint, OneImage, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_json, say_fp32, say_origin, say_threshold
 from redetr.errors import InputError
+from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 
 if TYPE_CHECKING:
@@ -55,9 +56,10 @@ class Explain:
     """Also print the numbers."""
 
     def run(self) -> None:
-        from redetr.detector.detector import as_image, load
-        from redetr.explain import explain, explain_loss, write_image_page, write_loss_page
-        from redetr.pages.templates import require_redetr_page
+        with quick_imports():
+            from redetr.detector.detector import as_image, load
+            from redetr.explain import explain, explain_loss, write_image_page, write_loss_page
+            from redetr.pages.templates import require_redetr_page
 
         self._check()
         folder = Path(self.output)

@@ -12,6 +12,7 @@ from redetr.choices import ExportFormat, ExportPrecision, ImageSize
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import ERRORS, OUT, require_images, say_fp32, say_origin
 from redetr.errors import InputError
+from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 from redetr.wording import counted
 
@@ -67,10 +68,11 @@ class Export:
     metadata."""
 
     def run(self) -> None:
-        from redetr.detector.detector import load
-        from redetr.export.export import export
-        from redetr.export.files import SUFFIXES
-        from redetr.export.settings import NOT_RUN, ExportConfig
+        with quick_imports():
+            from redetr.detector.detector import load
+            from redetr.export.export import export
+            from redetr.export.files import SUFFIXES
+            from redetr.export.settings import NOT_RUN, ExportConfig
 
         require_images(self.batch_size)
         if self.images < 1:

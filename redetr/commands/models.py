@@ -12,6 +12,7 @@ from rich.table import Table
 import redetr
 from redetr.commands.arguments import parse_flags
 from redetr.commands.console import OUT, percent, print_json
+from redetr.garbage import quick_imports
 from redetr.wording import counted
 
 # `gflops`: by `gflops` below, because counting takes seconds; `results`: from benchmarks/results.
@@ -27,7 +28,8 @@ class Models:
     """Print JSON instead of tables."""
 
     def run(self) -> None:
-        from redetr.models import MODELS
+        with quick_imports():
+            from redetr.models import MODELS
 
         measured = json.loads(MEASURED.read_text(encoding="utf-8"))
         rows = [_row(name, measured) for name in MODELS]

@@ -37,6 +37,7 @@ from redetr.detector.records import (
     written_images,
 )
 from redetr.errors import InputError, StoppedError
+from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 from redetr.wording import counted
 
@@ -123,9 +124,10 @@ class Predict:
     """Also print predictions.json."""
 
     def run(self) -> None:
-        from redetr.detector.detector import load
-        from redetr.detector.sources import find_sources
-        from redetr.distributed import process_group
+        with quick_imports():
+            from redetr.detector.detector import load
+            from redetr.detector.sources import find_sources
+            from redetr.distributed import process_group
 
         self._check()
         use_threads(self.threads)

@@ -11,6 +11,7 @@ import tyro
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import ERRORS, OUT
 from redetr.errors import InputError
+from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 
 if TYPE_CHECKING:
@@ -51,10 +52,11 @@ class Push:
     """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
 
     def run(self) -> None:
-        from redetr.detector.detector import load
-        from redetr.export.card import read_about, write_folder
-        from redetr.export.hub import push, require_access, require_name
-        from redetr.weights.reading import locate, read_weights
+        with quick_imports():
+            from redetr.detector.detector import load
+            from redetr.export.card import read_about, write_folder
+            from redetr.export.hub import push, require_access, require_name
+            from redetr.weights.reading import locate, read_weights
 
         require_name(self.name)
         if self.to is not None:

@@ -9,6 +9,7 @@ from redetr.commands.arguments import parse_flags
 from redetr.commands.console import ERRORS, OUT, percent, print_results
 from redetr.commands.recipe import ConfigFlags, split_recipe
 from redetr.config import TrainConfig
+from redetr.garbage import quick_imports
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,10 @@ class Train:
     config: TrainConfig
 
     def run(self) -> None:
-        from redetr.commands.run_pictures import draw_run
-        from redetr.distributed import main_process_only
-        from redetr.training import train
+        with quick_imports():
+            from redetr.commands.run_pictures import draw_run
+            from redetr.distributed import main_process_only
+            from redetr.training import train
 
         draw = draw_run if self.config.pictures else None
         result = train(self.config, ERRORS, after_evaluation=draw)

@@ -12,6 +12,7 @@ from redetr.commands.console import OUT, print_json
 from redetr.commands.recipe import HELP, ConfigFlags, split_recipe
 from redetr.config import TrainConfig
 from redetr.errors import RedetrError
+from redetr.garbage import quick_imports
 from redetr.wording import counted
 
 
@@ -24,8 +25,9 @@ class Verify:
     json: bool = False
 
     def run(self) -> None:
-        from redetr.distributed import main_process_only
-        from redetr.verification import verify
+        with quick_imports():
+            from redetr.distributed import main_process_only
+            from redetr.verification import verify
 
         result = verify(self.config)
         report = print_json if self.json else _print_verification

@@ -109,10 +109,10 @@ class HeaderCache:
         self.folder = cache_folder("images") / digest[:16]
 
     def look_up(
-        self, names: np.ndarray, stamps: np.ndarray, content: bool, looks: bool
+        self, names: np.ndarray, stamps: np.ndarray, looks: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         """The rows of files with these names, bytes `[N]`, and stamps, `[N, 2]`; and which of them
-        are known, with what is asked for, bool `[N]`."""
+        are known, bool `[N]`: with looks if these are asked for, with their hashes or without."""
         rows = np.zeros(len(names), _FIELDS)
         is_known = np.zeros(len(names), bool)
         for _, part in self._parts():
@@ -122,13 +122,14 @@ class HeaderCache:
             index = order[nearest]
             same = part_names[nearest] == names
             same &= (part["stamp"][index] == stamps).all(1)
-            if content:
-                same &= part["content"][index].any(1)
             if looks:
                 same &= part["looks"][index] != b""
+            is_new = same & ~is_known
             for name in rows.dtype.names or ():
-                rows[name][same] = part[name][index[same]]
+                rows[name][is_new] = part[name][index[is_new]]
             is_known |= same
+            has_no_hash = same & ~rows["content"].any(1)
+            rows["content"][has_no_hash] = part["content"][index[has_no_hash]]
         return rows, is_known
 
     def add(self, names: np.ndarray, rows: np.ndarray) -> None:

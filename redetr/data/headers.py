@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from io import BufferedReader, BytesIO
 from itertools import chain
 from pathlib import Path
 
@@ -40,38 +41,45 @@ def read_headers(
     should not be forked.
     """
     encoded = np.array([os.fsencode(name) for name in names], "S")
-    parts = [range(start, min(start + _PER_TASK, len(names))) for start in _starts(len(names))]
     with ThreadPoolExecutor(max(2, rank_cores())) as pool:
-        stamps = pool.map(partial(_stamps, folder, names), parts)
+        stamps = pool.map(partial(_stamps, folder, names), _tasks(range(len(names))))
         stamp = np.array(list(chain.from_iterable(stamps)), np.int64).reshape(-1, 2)
         cache = HeaderCache(folder)
-        rows, is_known = cache.look_up(encoded, stamp, content, looks)
+        rows, is_known = cache.look_up(encoded, stamp, looks)
         headers = Headers(rows)
-        unknown = np.flatnonzero(~is_known).tolist()
-        unread = [unknown[start : start + _PER_TASK] for start in _starts(len(unknown))]
+        is_new = ~is_known
+        if content:  # training asks for it later than for the rest, which is not read again
+            is_new |= ~rows["content"].any(1)
+            hashed = np.flatnonzero(is_known & is_new)
+            hashes = pool.map(partial(_hash_part, folder, names), _tasks(hashed.tolist()))
+            digests = b"".join(hashes)
+            rows["content"][hashed] = np.frombuffer(digests, np.uint64).reshape(-1, 4)
+            is_known &= rows["content"].any(1)  # reading the others says what is wrong with them
         read_part = partial(_read_part, folder, names, content, looks)
-        for part in pool.map(read_part, unread):
+        for part in pool.map(read_part, _tasks(np.flatnonzero(~is_known).tolist())):
             for i, header in part:
                 headers.put(i, header)
-    sound = [i for i in unknown if i not in headers.problems]
-    if sound:
-        rows["stamp"][sound] = stamp[sound]
+    is_new &= headers.is_sound()
+    if is_new.any():
+        rows["stamp"][is_new] = stamp[is_new]
         with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-            cache.add(encoded[sound], rows[sound])
+            cache.add(encoded[is_new], rows[is_new])
     return headers
 
 
-def _starts(count: int) -> range:
-    """The starts of the parts in which so many images are read."""
-    return range(0, count, _PER_TASK)
+def _tasks(images: Sequence[int]) -> list[Sequence[int]]:
+    """The images in parts that a thread reads at a time."""
+    return [images[start : start + _PER_TASK] for start in range(0, len(images), _PER_TASK)]
 
 
 def read_header(path: Path, content: bool = False, looks: bool = False) -> Header:
     """The header of one file."""
     try:
-        num_bytes = require_whole(path)
-        width, height, orientation, frames, has_many_bits = describe(path)
-        header = Header(width, height, orientation, frames=frames)
+        with open_data_file(path) as file:  # once, for all that is read of it
+            num_bytes = require_whole(file, path)
+            width, height, orientation, frames, has_many_bits = describe(file, str(path))
+            digest = _hash(file).hex() if content else ""
+        header = Header(width, height, orientation, digest, frames=frames)
         # Many bits may be more than training takes, or hold a few values that hide the others.
         may_be_plain = num_bytes < _PLAIN_BYTES * width * height
         if looks or has_many_bits or may_be_plain:
@@ -80,28 +88,42 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
             header = header._replace(plain=_plain(path, thumbnail))
             if looks:
                 header = header._replace(looks=_looks(thumbnail))
-        if content:
-            with open_data_file(path) as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            header = header._replace(content=digest)
     except (InputError, OSError):
         return Header(problem=_problem(path))
     return header
 
 
-def _stamps(folder: Path, names: Sequence[str], part: range) -> list[tuple[int, int]]:
+def _stamps(folder: Path, names: Sequence[str], part: Sequence[int]) -> list[tuple[int, int]]:
     """Time of change and bytes of the files, zeros of those that are not there."""
     stamps = []
     for i in part:
         try:
-            stamps.append(stamp_of_file(folder / names[i]))
+            stamps.append(stamp_of_file(f"{folder}/{names[i]}"))
         except (OSError, ValueError, InputError):  # reading it says why
             stamps.append((0, 0))
     return stamps
 
 
+def _hash_part(folder: Path, names: Sequence[str], part: Sequence[int]) -> bytes:
+    """The hashes of files, one after another; zeros for those that cannot be read."""
+    hashes = []
+    for i in part:
+        try:
+            with open_data_file(f"{folder}/{names[i]}") as file:
+                hashes.append(_hash(file))
+        except (OSError, InputError):
+            hashes.append(bytes(32))
+    return b"".join(hashes)
+
+
+def _hash(file: BytesIO | BufferedReader) -> bytes:
+    """SHA-256 of all of an opened file."""
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").digest()
+
+
 def _read_part(
-    folder: Path, names: Sequence[str], content: bool, looks: bool, part: list[int]
+    folder: Path, names: Sequence[str], content: bool, looks: bool, part: Sequence[int]
 ) -> list[tuple[int, Header]]:
     headers = []
     for i in part:

@@ -218,9 +218,10 @@ class Description(NamedTuple):
     is_deep: bool  # more than 8 bits, or another number of bands than Pillow reads
 
 
-def describe(path: Path) -> Description:
-    """The header of an image file. Raises InputError if it cannot be read."""
-    with _decoder_errors(str(path), READ_REMEDY), open_data_file(path) as opened:
+def describe(file: Path | BinaryIO, name: str = "") -> Description:
+    """The header of an image file. Raises InputError if it cannot be read, which calls it `name`,
+    by default its path."""
+    with _decoder_errors(name or str(file), READ_REMEDY), _opened(file) as opened:
         with suppress(BandsError), _identified(opened) as image:
             orientation = exif_orientation(image)
             return Description(*image.size, orientation, frame_count(image), is_deep(image))
@@ -318,14 +319,13 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
     raise InputError(problem, where=name, remedy=remedy)
 
 
-def require_whole(path: Path) -> int:
-    """The size of an image file in bytes. Raises InputError if it is cut short: JPEG and PNG are
-    judged by their last bytes, others decoded."""
-    with open_data_file(path) as file:
-        start = file.read(8)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 16))
-        end = file.read()
+def require_whole(file: BinaryIO, path: Path) -> int:
+    """The size in bytes of the opened image file at `path`. Raises InputError if it is cut short:
+    JPEG and PNG are judged by their last bytes, others decoded."""
+    start = file.read(8)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 16))
+    end = file.read()
     whole_jpeg = start.startswith(b"\xff\xd8") and end.rstrip(b"\0").endswith(b"\xff\xd9")
     whole_png = start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
     if not (whole_jpeg or whole_png):

@@ -35,7 +35,6 @@ from redetr.data.formats.paths import read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
 from redetr.data.formats.text_ids import number_text_ids
 from redetr.data.mask_columns import MaskBuilder
-from redetr.data.relative_paths import path_inside
 from redetr.errors import InputError
 
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
@@ -305,10 +304,7 @@ def _read_things(table: _Table, ids: np.ndarray, classes: dict[int, str]) -> tup
 
 def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
     texts = list(table.columns["file_name"])
-    nowhere = np.zeros(len(texts), bool)
-    files = FoundFiles(Path(), [path_inside(text) for text in texts], nowhere, nowhere)
-    if folders:
-        files = find_files(texts, folders)
+    files = find_files(texts, folders) if folders else FoundFiles.unsought(texts)
     table.report(
         "path-outside",
         [not name for name in files.names],

@@ -34,6 +34,12 @@ class FoundFiles:
     is_missing: np.ndarray  # bool [N], not in the folder
     similar: str = ""  # a file in the folder that may be the first missing one
 
+    @classmethod
+    def unsought(cls, texts: list[Any]) -> "FoundFiles":
+        """The names of a document whose files are not looked for."""
+        nowhere = np.zeros(len(texts), bool)
+        return cls(Path(), [path_inside(text) for text in texts], nowhere, nowhere)
+
 
 def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
     """The files, in the first of the folders that holds the most of them.
@@ -42,16 +48,21 @@ def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
     leads to an existing file, neither that file nor a substitute is read.
     """
     candidates = [folder for folder in folders if folder.is_dir()] or folders[:1]
+    inside = [path_inside(text) for text in texts]
     ends = [_ends(text, candidates) for text in texts]
-    best = _files_in(candidates[0], texts, ends)
+    best = _files_in(candidates[0], inside, ends)
     for folder in candidates[1:]:
-        files = _files_in(folder, texts, ends)
+        if not best.is_missing.any():
+            break
+        files = _files_in(folder, inside, ends)
         if files.is_missing.sum() < best.is_missing.sum():
             best = files
     if best.is_missing.all():  # the names may all begin with a folder of another machine
-        ends = [_ends(text, candidates) or inner_ends(path_inside(text)) for text in texts]
+        ends = []
+        for text, path in zip(texts, inside, strict=True):
+            ends.append(_ends(text, candidates) or inner_ends(path))
         for folder in candidates:
-            files = _files_in(folder, texts, ends)
+            files = _files_in(folder, inside, ends)
             if files.is_missing.sum() < best.is_missing.sum():
                 best = files
     _take_same_names(best)
@@ -104,11 +115,12 @@ def _similar(name: str, listing: Listing) -> str:
     return ""
 
 
-def _files_in(folder: Path, texts: list[Any], ends: list[list[str]]) -> FoundFiles:
+def _files_in(folder: Path, inside: list[str], ends: list[list[str]]) -> FoundFiles:
+    """The files in a folder, by their paths `inside` it or, for paths with `ends`, by these."""
     listing = Listing(folder)
     names = []
-    for text, ends_of_text in zip(texts, ends, strict=True):
-        name = "" if ends_of_text else path_inside(text)
+    for path, ends_of_text in zip(inside, ends, strict=True):
+        name = "" if ends_of_text else path
         for end in ends_of_text:
             if end in listing:
                 name = end

@@ -1,17 +1,16 @@
 """The lists of a JSON file, read through a window: the file may be larger than the memory."""
 
 import codecs
-import gc
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from redetr.data.formats.paths import read_blocks
 from redetr.errors import InputError
+from redetr.garbage import no_garbage_collection
 
 _BLOCK = 2**22  # bytes read at a time
 _BATCH = 2**14  # rows handed over at a time, at least
@@ -34,24 +33,11 @@ def read_lists(file: Path, keys: tuple[str, ...], take: TakeRows) -> dict[str, b
     reader.
     """
     try:
-        with _no_garbage_collection():
+        with no_garbage_collection():
             return _Document(file).lists(keys, take)
     except (ValueError, RecursionError) as error:  # also not UTF-8, or nested beyond reason
         remedy = "export or copy the annotations again"
         raise InputError(f"not JSON: {error}", where=file, remedy=remedy) from None
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """In the block, Python does not look for reference cycles: among millions of new rows there are
-    none, and the search takes a third of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Document:
