@@ -55,7 +55,7 @@ def box_faults(annotations: Annotations) -> list[Fault]:
         "image-empty",
         annotations.source,
         lambda i: (image_reference(annotations, i), "holds no object"),
-        "fine if there is none to see: a model learns from that as well",
+        "correct if none is visible: a model learns from empty images as well",
     )
 
 

@@ -22,7 +22,7 @@ _INSTALL: dict[ExportFormat, str] = {
     "onnx": 'pip install "redetr[export]"',
     "openvino": 'pip install "redetr[export]"',
     "executorch": 'pip install "redetr[executorch]"',
-    "litert": "pip install litert-torch, in an environment of its own (docs/export.md says why)",
+    "litert": "pip install litert-torch, in a separate environment (docs/export.md says why)",
     "coreml": 'pip install "redetr[coreml]"',
 }
 NOT_RUN: tuple[ExportFormat, ...] = ("coreml",)  # Apple's systems alone have the runtime

@@ -415,7 +415,7 @@ def _read_flags(table: _Table, key: str) -> np.ndarray:
         "flag-invalid",
         unclear,
         lambda i: f"{key} {table.quoted(i, key)} is neither 0 nor 1, and counts as 0",
-        "write 1 for what is to be ignored, else 0",
+        "write 1 for objects to ignore, else 0",
         "warning",
     )
     return is_set

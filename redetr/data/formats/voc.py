@@ -431,7 +431,7 @@ def _read_marks(rows: Rows, marks: list[str]) -> np.ndarray:
         "flag-invalid",
         [flag is None for flag in flags],
         lambda i: f"difficult {reprlib.repr(marks[i])} is neither 0 nor 1, and counts as 0",
-        "write 1 for what is to be ignored, else 0",
+        "write 1 for objects to ignore, else 0",
         "warning",
     )
     return np.array([flag is True for flag in flags], bool)
