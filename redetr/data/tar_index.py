@@ -71,7 +71,7 @@ def _sorted_index(names: list[bytes], spans: np.ndarray, archive: str) -> np.nda
     if is_repeated.any():
         first = int(is_repeated.argmax())
         name = os.fsdecode(sorted_names[first])
-        raise InputError("is there twice", where=archive, item=repr(name), remedy=_REMEDY)
+        raise InputError("occurs twice", where=archive, item=repr(name), remedy=_REMEDY)
     return rows
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from redetr.pages.templates import render
 from redetr.wording import counted
 
-MARK = "redetr predict"  # tells the page from those that others have written
+MARK = "redetr predict"  # distinguishes the page from those of other programs
 _MOST_CARDS = 5000  # images and videos on one page, which holds all of their detections
 
 

@@ -43,7 +43,7 @@ _RTSP = {
 _HTTP = {
     "format_whitelist": f"{CONTAINERS},mpjpeg",
     "protocol_whitelist": "http,https,httpproxy,tcp,tls",
-    "reconnect": "1",  # goes on in the middle of a file
+    "reconnect": "1",  # continues in the middle of a file
     "reconnect_delay_max": "8",  # s
 }
 

@@ -224,7 +224,7 @@ class _Table(Rows):
         _, first = np.unique(ids[good], return_index=True)
         repeated = np.ones(len(ids), bool)
         repeated[good[first]] = False
-        self.report("id-twice", repeated, "its id {id} is there twice", "give each its own")
+        self.report("id-twice", repeated, "its id {id} occurs twice", "give each its own")
         return ids
 
     def rows_of(self, key: str, ids: np.ndarray, known: np.ndarray) -> np.ndarray:

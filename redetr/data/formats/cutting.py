@@ -103,7 +103,7 @@ class _Tile:
 
 @dataclass
 class _Tiles:
-    """The tiles of a split, and what there is to say about them."""
+    """The tiles of a split, and the numbers to report about them."""
 
     kept: list[_Tile] = field(default_factory=list)
     num_whole: int = 0  # images that are no larger than a tile

@@ -284,7 +284,7 @@ class BoxForm:
 
     def segmentation(self, value: Any, size: tuple[int, int]) -> Any:
         """A mask in COCO's form: polygons in pixels, or RLE, also of an image whose pixels are not
-        0 inside; what is none of these stays as it is."""
+        0 inside; other values stay as they are."""
         if isinstance(value, Image.Image):
             return _rle_of(value)
         if not isinstance(value, list) or not value:

@@ -5,7 +5,7 @@ They are `annotations/panoptic_train*.json` and, of the same name, a folder in `
 beside it; images are where COCO has them. A folder that holds `instances_train*.json` too is read
 by that file: give the path of the panoptic file instead to read it, and the others beside it. An id
 is red + 256 green + 65536 blue, and 0 is no segment. The box of a segment is its `bbox`, or that
-around its pixels. Things and stuff are objects alike; `is_thing` tells them apart.
+around its pixels. Things and stuff are objects alike; `is_thing` distinguishes them.
 """
 
 import os

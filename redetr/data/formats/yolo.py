@@ -159,15 +159,15 @@ def _yaml_file(root: Path) -> Path | None:
 
 
 class _Loader(yaml.BaseLoader):
-    """Numbers stay text. A key that is there twice is refused: the last one would count without a
-    word."""
+    """Numbers stay text. A key that occurs twice is refused: the last value would count
+    without a word."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if key.value in seen:
-                text = f"{key.value!r} is there twice"
+                text = f"{key.value!r} occurs twice"
                 raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
