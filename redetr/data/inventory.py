@@ -42,7 +42,7 @@ class ImageHashes:
 
     @classmethod
     def of(cls, names: np.ndarray, contents: np.ndarray) -> "ImageHashes":
-        """Of names in any order."""
+        """The hashes of files whose names are in any order, each name once."""
         distinct, first = np.unique(names, return_index=True)
         return cls(distinct, contents[first])
 

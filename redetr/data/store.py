@@ -40,7 +40,7 @@ _COLUMNS = (
     *("boxes", "labels", "iscrowd", "area", "object_ids"),
 )
 
-# Of masks, if they were read: what holds them, and its columns.
+# The classes that hold masks, if they were read, and their columns.
 _MASK_KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "MaskColumns": (MaskColumns, ("points", "first_point", "counts", "first_count")),
     "SegmentImages": (SegmentImages, ("segment_files", "segment_file", "segment_ids")),

@@ -14,8 +14,8 @@ _MOST_CARDS = 5000  # images and videos on one page, which holds all of their de
 def contact_sheet(lines: Iterable[dict[str, Any]]) -> str:
     """The page as HTML, from the lines of a `predictions.jsonl`.
 
-    It links the annotated images by their names, so it works in their folder only. Of more than
-    5,000 images, it shows the first and says so.
+    It links the annotated images by their names, so it works in their folder only. It shows
+    at most 5,000 images, and says so if there are more.
     """
     sheet = _Sheet()
     for line in lines:

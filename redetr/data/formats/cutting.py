@@ -219,8 +219,8 @@ def _cut_masks(
     rows: NDArray[np.int64],
     is_cut: NDArray[np.bool_],
 ) -> list[_Mask]:
-    """The masks of objects in a tile, whose numbers are `rows`. Of those that are cut, `[T]`, puts
-    the box around what is visible into `boxes` `[T, 4]`, px of the tile."""
+    """The masks of T objects in a tile, whose numbers are `rows`. Where an object `is_cut`, its box
+    in `boxes` `[T, 4]`, px of the tile, becomes that around its visible pixels."""
     masks: list[_Mask] = []
     for shape, row in zip(shapes, rows.tolist(), strict=True):
         if shape is None:
