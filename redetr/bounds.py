@@ -1,4 +1,4 @@
-"""What the numbers among the settings of a run may be."""
+"""The allowed ranges of the numbers among the settings of a run."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from redetr.choices import MOST_BANDS
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a number may be: from `lowest` to `highest`; an open end is not allowed itself."""
+    """The range of a number, from `lowest` to `highest`; an open end is itself not allowed."""
 
     lowest: float = 0
     highest: float = math.inf

@@ -72,7 +72,7 @@ def _measure(
 def to_ranks(
     detections: DatasetDetections, ranks: NDArray[np.int64], dist: Dist
 ) -> DatasetDetections:
-    """What all ranks send to this one; `ranks` says where each detection goes. Communicates."""
+    """The detections that all ranks send to this one; `ranks` has the receivers. Communicates."""
     if dist.world_size == 1:
         return detections
     all_rows = []

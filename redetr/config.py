@@ -40,7 +40,7 @@ _STRIDE = 32  # of the coarsest feature map: sizes are multiples of it
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What is trained, what it starts from, and how it computes."""
+    """The model, its starting weights, and its computation."""
 
     model: str = "redetr_n"
     """Name of the model, see `redetr models`."""
@@ -58,7 +58,7 @@ class ModelOptions:
     """Groups of noisy queries, which learn to find the objects they start from; 0 = none. RT-DETR
     and D-FINE only; each group takes two queries per object, while training."""
     masks: bool = False
-    """Find instance masks as well: adds a head for them to the model, and takes them from the
+    """Also train on instance masks: adds a mask head to the model, and reads masks from the
     data."""
     precision: Precision = "auto"
     """auto = bf16 (autocast) where it is faster, on a CPU by a short trial; fp64 is for proofs."""
@@ -71,7 +71,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which images are learned from, and what is done to them."""
+    """The images of a run, and their augmentation."""
 
     data: str = "digits"
     """digits, crowns, a folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, or
@@ -91,14 +91,14 @@ class DataOptions:
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
     custom_augment: str | None = None
-    """Your own augmentation after that, FILE.py:NAME, whose code is run: a Compose of
-    Albumentations or of torchvision.transforms.v2. With --augment plain, yours alone."""
+    """Your own augmentation after --augment, FILE.py:NAME, whose code is run: a Compose of
+    Albumentations or of torchvision.transforms.v2. With --augment plain, it is the only one."""
     mosaic_until: float = 0.0
     """Share of the run, in whole epochs, in which samples may be mosaics of four images or two
     images mixed: costs AP in short runs, pays in long ones."""
     group_by_size: bool = True
-    """--no-group-by-size: Fill batches without regard to the sizes of images. By default, the
-    variants that keep the aspect ratio get batches of similar sizes, so that less is padded."""
+    """--no-group-by-size: Fill batches regardless of the sizes of images. By default, variants that
+    keep the aspect ratio get batches of similar sizes, which need less padding."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,12 @@ class LoaderOptions:
     cache_mb: int | None = None
     """Decoded images kept in memory, MB per host; default: a quarter of what is free; 0 = none."""
     cache_dir: str | None = None
-    """Folder of a local disk to keep them on instead, while the run lasts."""
+    """Folder on a local disk that holds decoded images instead, for the time of the run."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where the run happens, and what it leaves behind."""
+    """The device and the outputs of a run."""
 
     output: str = "runs/last"
     """The run folder: checkpoints, metrics.jsonl, config.json."""
@@ -179,23 +179,23 @@ class RunOptions:
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
-    """Threads of each rank that compute on the processor; default: OMP_NUM_THREADS, else one a
-    core. Fewer are faster where other programs keep cores busy."""
+    """Threads of each rank that compute on the processor; default: OMP_NUM_THREADS, else one per
+    core. Fewer are faster if other programs keep cores busy."""
     log: tuple[LoggerName, ...] = ()
     """Where numbers go beside metrics.jsonl; default: tensorboard, if it is installed."""
     log_every: int = 20
     """Steps between lines in metrics.jsonl, and on the screen when the output is not a terminal."""
     save_every: int = 0
-    """Steps between checkpoints; default: as eval_every. A run that is killed loses at most that
-    many."""
+    """Steps between checkpoints; default: as eval_every. A killed run loses at most so many
+    steps."""
     pictures: bool = True
     """Leave out curves.png and predictions.png (truth beside predictions), which are drawn at each
     evaluation by default."""
     timeout_s: float = 600.0
     """Seconds after which a rank that does not answer fails the run."""
     setup_timeout_s: float = 3600.0
-    """Seconds after which a rank that is not ready for the first step fails the run: one may have
-    to read what others remember."""
+    """Seconds after which a rank that is not ready for the first step fails the run; a rank may
+    have to read data that others have in a cache."""
     gradient_compression: Compression = "none"
     """bf16 halves what travels between ranks; gradients are then no longer exact."""
 

@@ -31,7 +31,7 @@ _SMALLEST_SIDE = 1e-5  # an edge may move across the opposite one: such boxes ha
 
 
 class NoisyQueries(NamedTuple):
-    """Where noisy queries start."""
+    """The starting points of noisy queries."""
 
     labels: Tensor  # [B, M] int64; padding has C, the number of classes
     boxes: Tensor  # [B, M, 4] float32

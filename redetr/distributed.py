@@ -106,7 +106,7 @@ class SetUp:
         return answers[0] if answers else ""
 
     def _others(self) -> str:
-        """What the ranks do that are not waiting, in words."""
+        """A text on what the ranks do that are not waiting."""
         described = []
         for rank in range(self._world_size):
             what = "starting"
@@ -360,7 +360,7 @@ def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> torch_dist.Sto
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says, in one line: without gloo's lines of source and its general advice."""
+    """The message of an error in one line, without gloo's source lines and general advice."""
     if isinstance(error, KeyboardInterrupt):
         return "a signal"
     text = str(error) or type(error).__name__

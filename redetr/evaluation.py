@@ -173,7 +173,7 @@ def detect_share(
 
 
 def outputs_of(model: DetectionModel, batch: Batch) -> Outputs:
-    """What `model` returns for a batch, and where masks are computed on demand, none yet."""
+    """The outputs of `model` for a batch; masks on demand are not computed yet."""
     if model.masks_on_demand:
         return model(batch.images, batch.padding, all_masks=False)
     return model(batch.images, batch.padding)

@@ -1,4 +1,4 @@
-"""Masks of objects: compressed as COCO does it, cropped, and what is around them.
+"""Masks of objects: compressed as in COCO, cropped, and the boxes around them.
 
 A mask has as many pixels as its image and is True where the object is visible. Compressed, it is a
 run-length encoding (RLE): `counts` as pycocotools writes them, down the columns, as bytes.
@@ -17,7 +17,7 @@ from redetr.structures import Size
 
 
 class MaskCrop(NamedTuple):
-    """What is not empty of a mask."""
+    """The smallest part of a mask that holds all its pixels."""
 
     pixels: Tensor  # [h, w] bool; [0, 0] of an empty mask
     top: int
@@ -25,7 +25,7 @@ class MaskCrop(NamedTuple):
 
     @classmethod
     def of(cls, mask: Tensor) -> "MaskCrop":
-        """That of a mask, bool `[H, W]`."""
+        """The crop of a mask, bool `[H, W]`."""
         (rows,) = torch.nonzero(mask.any(1), as_tuple=True)
         if not len(rows):
             return cls(mask[:0, :0], 0, 0)
@@ -37,7 +37,7 @@ class MaskCrop(NamedTuple):
 
     @classmethod
     def union(cls, crops: Sequence["MaskCrop"]) -> "MaskCrop":
-        """The pixels of one or more crops together."""
+        """The union of one or more crops."""
         filled = [crop for crop in crops if crop.pixels.numel()]
         if len(filled) < 2:
             return filled[0] if filled else crops[0]
@@ -45,17 +45,17 @@ class MaskCrop(NamedTuple):
         left = min(crop.left for crop in filled)
         bottom = max(crop.top + crop.pixels.shape[0] for crop in filled)
         right = max(crop.left + crop.pixels.shape[1] for crop in filled)
-        whole = torch.zeros(bottom - top, right - left, dtype=torch.bool)
+        pixels = torch.zeros(bottom - top, right - left, dtype=torch.bool)
         for crop in filled:
-            crop.moved(-top, -left).paint(whole, True)
-        return cls(whole, top, left)
+            crop.moved(-top, -left).paint(pixels, True)
+        return cls(pixels, top, left)
 
     def moved(self, down: int, right: int) -> "MaskCrop":
-        """The same pixels elsewhere."""
+        """The same pixels at another position."""
         return self._replace(top=self.top + down, left=self.left + right)
 
     def reduced(self, size: Size, new_size: Size) -> "MaskCrop":
-        """The same in an image of another size: each pixel is the nearest one, by the centres."""
+        """The crop in an image of another size: each pixel has the value of the nearest one."""
         indices = []
         starts = []
         for first, length, old, new in zip(
@@ -70,7 +70,7 @@ class MaskCrop(NamedTuple):
         return MaskCrop(self.pixels[rows][:, columns], *starts)
 
     def paint(self, canvas: Tensor, value: int) -> None:
-        """Gives the pixels of a canvas `[H, W]` that are in the mask this value."""
+        """Sets the pixels of a canvas `[H, W]` that are in the mask to this value."""
         height, width = self.pixels.shape
         part = canvas[self.top : self.top + height, self.left : self.left + width]
         part[self.pixels] = value
@@ -78,11 +78,11 @@ class MaskCrop(NamedTuple):
 
 @dataclass(frozen=True)
 class CroppedMasks:
-    """Masks of N objects in a large image, of each what is not empty: 300 masks of 6,000 x 4,000 px
+    """Masks of N objects in a large image, each as its crop: 300 full masks of 6,000 x 4,000 px
     would take 7 GB.
 
-    A number gives one mask, bool `[H, W]`, and so does iteration, one after the other; numbers give
-    the `CroppedMasks` with these.
+    An integer index gives one mask, bool `[H, W]`; a tensor of indices gives the `CroppedMasks` of
+    these. Iteration gives the masks one after the other.
     """
 
     crops: tuple[MaskCrop, ...]
@@ -93,7 +93,7 @@ class CroppedMasks:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """N, H, W, as of the tensor."""
+        """N, H, W, the shape of the dense masks."""
         return (len(self), *self.size)
 
     @overload
@@ -101,10 +101,10 @@ class CroppedMasks:
     @overload
     def __getitem__(self, which: Tensor) -> "CroppedMasks": ...
     def __getitem__(self, which: int | Tensor) -> "Tensor | CroppedMasks":
-        """Raises IndexError outside of the masks."""
+        """Raises IndexError for an index that no mask has."""
         if isinstance(which, Tensor):
-            kept = [self.crops[row] for row in which.tolist()]
-            return CroppedMasks(tuple(kept), self.size)
+            chosen = [self.crops[index] for index in which.tolist()]
+            return CroppedMasks(tuple(chosen), self.size)
         mask = torch.zeros(self.size, dtype=torch.bool)
         self.crops[which].paint(mask, True)
         return mask
@@ -122,8 +122,7 @@ class CroppedMasks:
 
 
 def crops_of(masks: Iterable[Tensor] | CroppedMasks) -> Iterator[MaskCrop]:
-    """What is not empty of each mask, of a tensor bool `[N, H, W]` or an iterable of bool
-    `[H, W]`."""
+    """The crop of each mask, from a tensor, bool `[N, H, W]`, or an iterable of bool `[H, W]`."""
     if isinstance(masks, CroppedMasks):
         yield from masks.crops
         return
@@ -142,7 +141,7 @@ def encode(masks: Tensor | CroppedMasks) -> list[bytes]:
 def decode(counts: Sequence[bytes], size: Size) -> Tensor:
     """The masks of images of this height and width, bool `[N, H, W]`.
 
-    Raises ValueError for what is no RLE, or one of a larger image.
+    Raises ValueError for an invalid RLE, and for that of a larger image.
     """
     if not counts:
         return torch.zeros((0, *size), dtype=torch.bool)
@@ -170,7 +169,7 @@ def boxes_of_masks(masks: Tensor) -> Tensor:
 
 
 def _extent(is_set: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the first True of each row of `[N, L]` begins and the last ends, float32 `[N]`."""
+    """The start of the first True and the end of the last one in each row, float32 `[N]`."""
     length = is_set.shape[1]
     starts = torch.arange(length, device=is_set.device)
     first = torch.where(is_set, starts, length).amin(1)

@@ -111,7 +111,7 @@ def match(costs: list[Tensor], num_objects: list[int]) -> list[Tensor]:
     flat_chosen = np.concatenate([queries.ravel() for queries in chosen])
     packed = torch.from_numpy(flat_chosen)
     if device.type == "cuda":
-        # From pinned memory, the copy back runs while the host goes on launching kernels.
+        # From pinned memory, the copy back runs while the host continues to launch kernels.
         packed = packed.pin_memory().to(device, non_blocking=True)
 
     sizes = [queries.size for queries in chosen]

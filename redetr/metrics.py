@@ -177,7 +177,7 @@ _SCORE_STEPS = 100
 
 
 class Tables(NamedTuple):
-    """What an evaluation of C classes found; -1 where there is no object."""
+    """The results of an evaluation of C classes; -1 where there is no object."""
 
     # [10, 101, C, 4], at each IoU threshold, recall level and size
     precision: NDArray[np.float64]
@@ -289,7 +289,7 @@ def coco_result(truth: GroundTruth, evaluation: hotcoco.COCOeval) -> CocoResult:
 
 
 def tables_of(evaluation: hotcoco.COCOeval) -> Tables:
-    """What an evaluation by `coco_evaluation` found, class by class."""
+    """The results of an evaluation by `coco_evaluation`, class by class."""
     assert evaluation.eval is not None
     precision = evaluation.eval["precision"][..., -1]  # of the best 100
     bins = evaluation.calibration(n_bins=_SCORE_STEPS, iou_threshold=0.5)["bins"]

@@ -41,7 +41,7 @@ class Meter(Protocol):
     """Measures the memory of a device in bytes."""
 
     def limit(self) -> float:
-        """What this process may take in all."""
+        """The bytes that this process may use in all."""
 
     def peak(self, work: Callable[[], None]) -> float:
         """The most that it takes during `work`; infinite where that ended for want of memory."""
@@ -89,7 +89,7 @@ class _HostMeter:
 
 
 def meter_of(device: torch.device) -> Meter:
-    """What measures the memory of a device. Raises InputError where nothing does."""
+    """A meter of the memory of a device. Raises InputError if its memory cannot be measured."""
     if device.type == "cuda":
         return _GpuMeter(device)
     meter = _HostMeter()

@@ -342,7 +342,7 @@ def _keep_until(path: Path, step: int) -> int:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """What a line of metrics.jsonl holds; None if it is broken."""
+    """The content of a line of metrics.jsonl; None if the line is broken."""
     try:
         entry = json.loads(line.strip(b"\0"))
     except (ValueError, RecursionError):

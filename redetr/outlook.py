@@ -1,4 +1,4 @@
-"""What can be said of a run before it starts: where it cannot end well, and why."""
+"""Warnings, before a run starts, that it cannot end well, and why."""
 
 from redetr.config import Settings, usual_steps
 from redetr.data import DetectionDataset

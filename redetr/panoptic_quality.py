@@ -1,11 +1,11 @@
 """Panoptic quality: PQ, SQ and RQ of all classes, of things, of stuff, and of each class.
 
-Matching is hotcoco's, which follows panopticapi: pixels that no object of the truth covers are
-void; a segment that lies in void, or in a crowd of its class, by more than half does not count
-against the model.
+hotcoco matches segments as panopticapi does. Pixels that no object of the truth covers are void. A
+segment does not count against the model if more than half of it lies in void or in a crowd of its
+class.
 
-Source: Kirillov et al., "Panoptic Segmentation", CVPR 2019. Deviation from panopticapi: what is
-undefined is None, where that divides by zero or reports 0.
+Source: Kirillov et al., "Panoptic Segmentation", CVPR 2019. Deviation from panopticapi: an
+undefined value is None; panopticapi divides by zero or reports 0.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ from redetr.structures import DatasetDetections
 
 @dataclass(frozen=True)
 class Quality:
-    """Fractions in [0, 1]; None where there is neither an object nor a segment of the class, or of
-    any class of the group."""
+    """Fractions in [0, 1]; None if the class, or every class of the group, has neither an object
+    nor a segment."""
 
     pq: float | None  # the mean over classes of sq * rq
     sq: float | None  # segmentation: mean IoU of matched segments
@@ -45,11 +45,11 @@ class PanopticResult:
     things: Quality
     stuff: Quality
     per_class: dict[str, Quality]
-    by_image: NDArray[np.float64] | None = None  # `image_counts`, where they are asked for
+    by_image: NDArray[np.float64] | None = None  # `image_counts`, if requested
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: `PQ`, `SQ` and `RQ` of all classes, and the same in `things`, `stuff` and of
-        each class in `per_class`."""
+        """JSON-ready: `PQ`, `SQ` and `RQ` of all classes, and the same three in `things`, in
+        `stuff`, and for each class in `per_class`."""
         return {
             **self.all.to_dict(),
             "things": self.things.to_dict(),
@@ -59,8 +59,8 @@ class PanopticResult:
 
 
 def quality_rows(panoptic: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """The rows of a table of what `PanopticResult.to_dict` gives: of all classes, of things, of
-    stuff, and of each class."""
+    """The rows of a table from `PanopticResult.to_dict`: all classes, things, stuff, and each
+    class."""
     rows = {"all": panoptic, "things": panoptic["things"], "stuff": panoptic["stuff"]}
     return {**rows, **panoptic["per_class"]}
 
@@ -68,10 +68,10 @@ def quality_rows(panoptic: dict[str, Any]) -> dict[str, dict[str, float | None]]
 def panoptic_quality(
     truth: TruthObjects, segments: DatasetDetections, is_thing: Sequence[bool]
 ) -> PanopticResult:
-    """The quality of `segments`, of which no two cover the same pixel, as in the truth.
+    """The quality of `segments`, no two of which cover the same pixel, as in the truth.
 
-    Both have masks; `is_thing` `[C]` says of each class whether it is a thing or stuff. Scores and
-    boxes do not matter. Raises ValueError without masks, and for a segment that others cover.
+    Both have masks; `is_thing` `[C]` is True for things and False for stuff. Scores and boxes do
+    not matter. Raises ValueError without masks, and for a segment that others cover.
     """
     if truth.masks is None or truth.image_sizes is None or segments.masks is None:
         raise ValueError("panoptic quality needs masks of the truth and of the segments")
@@ -89,10 +89,11 @@ def panoptic_quality(
 def image_counts(
     truth: TruthObjects, segments: DatasetDetections, is_thing: Sequence[bool]
 ) -> NDArray[np.float64]:
-    """What the quality of each image is made of, `[N, C, 4]`: matched segments, others, objects
-    without one, and the sum of IoU over matches. `mean_quality` of their sums is that of all.
+    """The counts behind the quality of each image, `[N, C, 4]`: matched segments, unmatched
+    segments, unmatched objects, and the sum of IoU over matches.
 
-    Arguments are those of `panoptic_quality`; some 0.2 ms an image.
+    `mean_quality` of their sum over images is the PQ of these images. The arguments are those of
+    `panoptic_quality`. Takes some 0.2 ms per image.
     """
     assert truth.image_sizes is not None
     counts = np.zeros((len(truth.image_sizes), len(is_thing), 4))
@@ -105,13 +106,15 @@ def image_counts(
 
 
 def mean_quality(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """PQ `[...]` of counts `[..., C, 4]`, the mean over the classes that occur; NaN without any."""
-    matched, others, missed, iou = np.moveaxis(counts, -1, 0)
-    weight = matched + (others + missed) / 2
+    """PQ `[...]` of counts `[..., C, 4]`, averaged over the classes that occur; NaN without any."""
+    matched, false_positives, missed, iou = np.moveaxis(counts, -1, 0)  # each [..., C]
+    weight = matched + (false_positives + missed) / 2
     occurs = weight > 0
-    pq = np.where(occurs, iou / np.where(occurs, weight, 1), 0)
+    safe_weight = np.where(occurs, weight, 1)
+    pq = np.where(occurs, iou / safe_weight, 0)
     num_classes = occurs.sum(-1)
-    return np.where(num_classes > 0, pq.sum(-1) / np.maximum(num_classes, 1), np.nan)
+    mean = pq.sum(-1) / np.maximum(num_classes, 1)
+    return np.where(num_classes > 0, mean, np.nan)
 
 
 def _evaluated(
@@ -120,7 +123,7 @@ def _evaluated(
     is_thing: Sequence[bool],
     images: Sequence[int],
 ) -> dict[str, Any]:
-    """What hotcoco finds on these images."""
+    """The results of hotcoco on these images."""
     assert truth.masks is not None and truth.image_sizes is not None
     assert segments.masks is not None
     categories = []
@@ -164,10 +167,10 @@ def shared_quality(
     dist: Dist,
     by_image: bool = False,
 ) -> PanopticResult:
-    """What `panoptic_quality` returns, the same on each rank and for any number of ranks; `share`
-    are the segments of this one. With `by_image`, also the `image_counts`. Communicates.
+    """Returns `panoptic_quality`, the same on every rank and for any number of ranks; `share` has
+    the segments of this rank. With `by_image`, the result has `image_counts` too. Communicates.
 
-    All segments go to the first rank: they do not overlap, so they are few.
+    All segments are sent to the first rank: they do not overlap, so there are few of them.
     """
     segments = to_main(share, dist)
     results: list[PanopticResult] = []
@@ -182,6 +185,6 @@ def shared_quality(
 
 
 def _quality(numbers: dict[str, Any]) -> Quality:
-    """What hotcoco found; -1 is its undefined."""
+    """The quality from hotcoco's numbers, in which -1 means undefined."""
     values = [numbers[name] for name in ("pq", "sq", "rq")]
     return Quality(*(None if value < 0 else float(value) for value in values))

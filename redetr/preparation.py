@@ -109,7 +109,7 @@ def _model(
 
 
 def _precision_of(folder: Path) -> Precision:
-    """What the run in a folder computes in; "auto" if it does not say."""
+    """The precision of the run in a folder; "auto" if it states none."""
     file = folder / "config.json"
     if not file.exists():
         return "auto"
@@ -119,7 +119,7 @@ def _precision_of(folder: Path) -> Precision:
 def first_notes(
     data: DetectionDataset, val: DetectionDataset, state: State, dist: Dist
 ) -> list[str]:
-    """What the user should know before the run starts."""
+    """Messages to the user before the run starts."""
     config = state.config
     queries = state.model.num_queries
     parameters = sum(p.numel() for p in state.model.parameters())
@@ -168,7 +168,7 @@ def num_workers_of(config: Settings) -> int:
 
 
 def image_cache(config: Settings, dist: Dist, data: DetectionDataset) -> ImageCache | None:
-    """What keeps decoded images for all ranks of a host. Communicates."""
+    """The cache of decoded images for all ranks of a host. Communicates."""
     if config.cache_mb == 0 or sys.platform != "linux" or not isinstance(data, AnnotatedDataset):
         return None
     limit = spare_bytes(config.cache_dir) if config.cache_mb is None else config.cache_mb * 10**6

@@ -87,7 +87,7 @@ class State:
     threshold: float | None = None  # the smallest score to show, by the last evaluation
 
     def about(self) -> dict[str, Any]:
-        """What is needed to use the weights without the run, from any directory."""
+        """Everything needed to use the weights without the run, from any directory."""
         return {
             "config": self.config.to_dict(),
             "class_names": list(self.class_names),

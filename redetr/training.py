@@ -102,7 +102,7 @@ def _train(
     dist: Dist,
     signals: StopSignals,
 ) -> dict[str, Any]:
-    """What `train` does among its processes."""
+    """Trains as one of the processes of a run."""
     config.check(dist.world_size)
     use_threads(config.threads)
     dist.doing("reading and checking annotations and images")

@@ -84,7 +84,7 @@ def test_a_failure_to_draw_is_said_and_the_run_goes_on(shared_coco, tmp_path, mo
     result = train(config, Console(file=output, width=200), after_evaluation=draw_run)
     assert result["step"] == 2
     path = tmp_path / "run" / "curves.png"
-    text = f"warning: {path} is not drawn, and the run goes on: ValueError: no ink\n"
+    text = f"warning: {path} is not drawn, and the run continues: ValueError: no ink\n"
     assert output.getvalue().count(text) == 2
     assert not path.exists()
     assert (tmp_path / "run" / "predictions.png").exists()

@@ -1,4 +1,4 @@
-"""What a request has to pass before it is answered, and what every answer forbids the browser."""
+"""Checks of each request before it is answered, and headers that restrict the browser."""
 
 from collections.abc import Collection, MutableMapping
 from ipaddress import ip_address

@@ -1,4 +1,4 @@
-"""What the page asks for: detections, their explanation, and how training judges an image."""
+"""The answers to the page: detections, their explanation, and how training judges an image."""
 
 from functools import cached_property
 from pathlib import Path
@@ -120,7 +120,7 @@ class Page:
             "masks": self._outlines(image, detections),
             "segments": self._segments(image, upload.name),
             "colors": colors,
-            # Of a single class, colors tell scores.
+            # With a single class, colours show scores.
             "score_colors": SCORE_COLORS if len(colors) == 1 else None,
         }
 
@@ -225,7 +225,7 @@ def _outlines_of(masks: Tensor) -> list[list[list[float]]]:
 
 
 def _file(name: str, media_type: str, headers: dict[str, str] | None = None) -> Any:
-    """What answers a request with a file of this folder."""
+    """A handler that answers requests with a file of this folder."""
     content = (_FOLDER / name).read_bytes()
 
     async def answer(request: Request) -> Response:

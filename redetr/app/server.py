@@ -67,9 +67,7 @@ def _nobody_waits(request: Request, error: ClientDisconnect) -> Response:
 
 
 def _failed(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(
-        {"error": "this should not have happened: the server's log tells more"}, 500
-    )
+    return JSONResponse({"error": "this should not have happened: see the server's log"}, 500)
 
 
 # Every answer to a wrong request is {"error": "..."}, one line.

@@ -64,7 +64,7 @@ class Turns:
         self._gate = _Gate(1 + _MOST_WAITING, "too many images are waiting: try again in a moment")
 
     async def take(self, work: Callable[..., T], *arguments: Any) -> T:
-        """What `work` returns, run in a thread. Raises BusyError."""
+        """Runs `work` in a thread and returns its result. Raises BusyError."""
         with self._gate.admit():
             return await to_thread.run_sync(work, *arguments, limiter=self._model)
 

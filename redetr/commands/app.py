@@ -29,10 +29,11 @@ class App:
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 lets in whoever can reach this machine, without a password."""
+    """Address to listen on; 0.0.0.0 admits everyone who can reach this machine, without a
+    password."""
     allow_host: tuple[str, ...] = ()
-    """Further names under which it answers, such as that of a server in front of it. Without them,
-    these are localhost and this machine's own name, and with --host any IP address."""
+    """Further names under which it answers, such as that of a proxy in front of it. It always
+    answers to localhost and the name of this machine, and with --host to any IP address."""
     port: int = 7860
     """0 = any free one."""
     data: str | None = None

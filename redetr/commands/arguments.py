@@ -140,7 +140,7 @@ def _shown(kind: Any, text: str, default: Any) -> Any:
 
 
 def _placeholder(kind: Any) -> str:
-    """What stands for a value of a type, as in `--lr FLOAT`."""
+    """The placeholder for a value of a type, as in `--lr FLOAT`."""
     if get_origin(kind) is Literal:
         return "{" + ",".join(get_args(kind)) + "}"
     return kind.__name__.upper()

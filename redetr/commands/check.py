@@ -13,8 +13,7 @@ from redetr.garbage import quick_imports
 
 @dataclass(frozen=True)
 class Check:
-    """Reports what in a data set would spoil training, before it does; exits with 1 if anything
-    would."""
+    """Finds faults of a data set before they spoil training; exits with 1 if there are any."""
 
     data: DataPath
     """digits, crowns, a folder, or hf:NAME."""

@@ -24,26 +24,26 @@ class Convert:
     to: Literal["coco", "yolo", "voc"] = "coco"
     """The format to write."""
     tile: int | None = None
-    """Cut images that are larger into tiles of this size in px, with their boxes."""
+    """Cut larger images into tiles of this size in px, with their boxes."""
     overlap: float = 0.2
     """Smallest overlap of neighbouring tiles, as a share of their side."""
     min_visible: float = 0.4
-    """Share of an object's area that a tile must show to have it; the tile that shows the most of
-    it always has it."""
+    """Share of an object's area that a tile must show to contain it; the tile that shows the most
+    of an object always contains it."""
     empty_tiles: float = 1.0
     """Share of the training tiles without objects to keep; val and test keep all."""
     channels: int | None = None
     """Bands of the tiles; default: all bands of .npy files and of TIFF files that need the extra
     tiff, otherwise three (RGB)."""
     val_fraction: float = 0.0
-    """Share of the images to write as a val split if there is none; before they are cut."""
+    """Share of the images to write as a val split if there is none, chosen before cutting."""
     copy: bool = False
     """Copy images; default: hard links, which take no space, where the disk allows them."""
     shards: str | None = None
     """Pack images into tar archives of this size, such as 1GB, which disks and servers read faster
     than single files; --to coco only."""
     follow_links: bool = False
-    """Also take images that are symbolic links out of the data folder."""
+    """Also accept images that are symbolic links out of the data folder."""
     json: bool = False
     """Print JSON instead of sentences."""
 

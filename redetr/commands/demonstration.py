@@ -39,7 +39,7 @@ def demo(data: str, folder: Path, steps: int, console: Console, recipe: str = "r
 
 
 def _next_steps(result: dict[str, Any], folder: Path, recipe: str) -> str:
-    """What the demo measured, and what to do with it."""
+    """The results of the demo, and the next steps."""
     ap = in_percent(result["AP"])
     ap50 = in_percent(result["AP50"])
     minutes = result["time_s"] / 60

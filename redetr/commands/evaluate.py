@@ -66,11 +66,10 @@ class Evaluate:
     num_workers: int | None = None
     """Processes that load images; default: by the cores of the host."""
     report: str | None = None
-    """Folder for a page on what goes wrong, where, and what to do (index.html), with its numbers
+    """Folder for a page on mistakes and their remedies (index.html), with its numbers
     (report.json)."""
     compare: str | None = None
-    """A second checkpoint, whose numbers stand beside those of the first, in the page of --report
-    as well."""
+    """A second checkpoint to compare with the first, in the page of --report as well."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -247,7 +246,7 @@ def _say_what_was_passed_over(dataset: "DetectionDataset") -> None:
 
 
 def thresholds(result: dict[str, Any]) -> str:
-    """Which scores count in the tables, and which of them `predict` shows."""
+    """A sentence on the scores that count in the tables, and those that `predict` shows."""
     shown = f"redetr predict shows those of {result['predict_threshold']} and more"
     best = result["threshold"]
     if best is not None and best != result["predict_threshold"]:
@@ -256,7 +255,7 @@ def thresholds(result: dict[str, Any]) -> str:
 
 
 def _measured(checkpoint: str, result: dict[str, Any]) -> str:
-    """What was measured, and on what."""
+    """A sentence on the checkpoint and the data that were measured."""
     path = result["checkpoint"]
     if Path(checkpoint).is_dir() and Path(path).name == "last.pt":
         path += " (there is no best.pt)"
@@ -287,7 +286,7 @@ def _differences(
 
 
 def _differences_table(differences: "Mapping[str, Difference]") -> Table:
-    """What the second checkpoint gains on the first, with confidence intervals, in points."""
+    """The gain of the second checkpoint over the first in points, with confidence intervals."""
     table = Table("", "2 - 1", "95% interval", box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for name, change in differences.items():
         difference = f"{100 * change['difference']:+.1f}"

@@ -35,10 +35,10 @@ class Explain:
     data: str | None = None
     """digits, crowns, or a folder: also shows what each query looks for over its images."""
     image_id: int | None = None
-    """An image of the data set, by its id; default data: what the checkpoint was trained on."""
+    """The id of an image of the data set; without --data, of the data of the training run."""
     world_size: int = 1
-    """GPUs that the batch is spread over, for the loss: the image on the first, the next images on
-    the others."""
+    """GPUs among which the loss page divides the batch: the image is on the first GPU, and the next
+    images are on the others."""
     split: Literal["val", "train"] = "val"
     """The split to take images from."""
     val_fraction: float | None = None

@@ -30,7 +30,7 @@ _MAX_AP_DROP: dict[ExportPrecision, float] = {"fp32": 0.1, "fp16": 0.3, "int8": 
 
 @dataclass(frozen=True)
 class Export:
-    """A file that runs without redetr, compared with PyTorch on held-out images."""
+    """Writes a file that runs without redetr, and compares it with PyTorch on held-out images."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
@@ -40,29 +40,29 @@ class Export:
     output: str | None = None
     """The file; default: the checkpoint's name with the ending of the format, in this folder."""
     precision: ExportPrecision = "fp32"
-    """fp16 (openvino, coreml) halves the file; int8 (onnx, openvino) learns the ranges of values on
-    training images."""
+    """fp16 (openvino, coreml) halves the file; int8 (onnx, openvino) measures the ranges of values
+    on training images."""
     with_processing: bool = False
     """The file takes uint8 images of any size and gives scores, labels and boxes in their
     pixels."""
     mask: bool = False
     """The file takes the padding of a batch as a second input."""
     fixed_size: ImageSize = 0
-    """Height and width of what the file takes, as TensorRT and devices want it; default: any size,
-    and that of the model for executorch, litert and coreml, which take a single image."""
+    """Fixed height and width of the input, as TensorRT and devices need it; default: any size, but
+    the model's size for executorch, litert and coreml, which take a single image."""
     data: str | None = None
     """digits, crowns, or a folder to compare on; default: what the checkpoint was trained on."""
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     images: int = 200
-    """Compare on at most so many held-out images, and read as many training images for int8."""
+    """Most held-out images for the comparison, and most training images for int8."""
     batch_size: int = 1
-    """Images at once in the comparison."""
+    """Images per batch in the comparison."""
     threads: int | None = None
     """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
     max_ap_drop: float | None = None
     """Points of AP that the file may lose against PyTorch; default: 0.1, with fp16 0.3, with int8
-    1.0. More is accepted where the images are too few to tell it from chance."""
+    1.0. More is accepted if there are too few images to distinguish it from chance."""
     check: bool = True
     """--no-check: Write the file without a comparison, with the threshold of the checkpoint in its
     metadata."""

@@ -64,7 +64,7 @@ _CLASSES_NAMED = 5
 
 @dataclass(frozen=True)
 class Predict:
-    """Finds objects in images, folders, patterns, addresses, videos and cameras; writes annotated
+    """Detects objects in images, folders, patterns, addresses, videos and cameras; writes annotated
     images and the detections. Under torchrun, the images are divided among the processes."""
 
     checkpoint: Checkpoint
@@ -73,19 +73,18 @@ class Predict:
     """Images, folders, patterns such as 'a/**/*.jpg', videos, http(s) and rtsp addresses; 0 is the
     first camera."""
     output: str = "predictions"
-    """Folder for predictions.jsonl (a line for each image as it is done) and what --save asks
-    for."""
+    """Folder for predictions.jsonl (a line for each image as soon as it is processed) and the
+    outputs of --save."""
     threshold: float | None = None
     """Smallest score shown; default: the one with the best F1 when the model was last evaluated in
     training, or 0.5 if that was not measured; 0.85 with --panoptic."""
     classes: tuple[str, ...] = ()
     """Only these classes, by name; default: all."""
     tile: int | None = None
-    """Look at large images in tiles of this size in px; about what the model saw in training is
-    best."""
+    """Cut large images into tiles of this size in px; best is about the size of training images."""
     overlap: float = 0.2
-    """Share of a tile's side that neighbours have in common: objects up to this size are seen
-    whole."""
+    """Smallest overlap of neighbouring tiles, as a share of their side; objects up to this size are
+    whole in some tile."""
     panoptic: bool = False
     """Write segments instead of objects, so that every pixel belongs to one or none (models such as
     detr_r50_panoptic): a PNG of each image, and predictions.panoptic.json."""
@@ -96,13 +95,13 @@ class Predict:
     """Follow objects through videos: each gets a number that it keeps, in the video and the files.
     Needs: pip install redetr[track]."""
     reconnect: int = 10
-    """Attempts in a row to open a live stream that has dropped; 0 = its end is the end."""
+    """Attempts in a row to reopen a live stream that has dropped; 0 = do not reopen it."""
     labels: LabelChoice = "auto"
     """Labels on annotated images: auto = where there is room, all, or none."""
     line_width: int | None = None
     """Width of the lines of boxes in px; default: by the size of the image and of the boxes."""
     save: tuple[Format, ...] = ("png", "json", "html")
-    """What else to write: annotated images (png or jpg; videos as mp4), the masks of each image as
+    """Further outputs: annotated images (png or jpg; videos as mp4), the masks of each image as
     a PNG (masks), predictions.json, predictions.coco.json, predictions.csv, a page of the annotated
     images (html: index.html)."""
     masks: MaskChoice = "rle"
@@ -113,7 +112,7 @@ class Predict:
     """Delete what an earlier predict wrote into --output, and start again; other files there
     stay."""
     batch_size: int = 4
-    """Images at once."""
+    """Images per batch."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -359,7 +358,7 @@ class Predict:
     def _lines(
         self, file_names: dict[str, Path], frame: "Frame", detections: "Prediction | None"
     ) -> Iterator[dict[str, Any]]:
-        """What the record says about a frame: see `records`."""
+        """The record of a frame: see `records`."""
         from redetr.detector.output_names import beside
 
         about: dict[str, Any] = {"image": frame.source}

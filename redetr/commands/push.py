@@ -26,24 +26,24 @@ Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
 @dataclass(frozen=True)
 class Push:
     """Shares a trained model on the Hugging Face hub, with a model card: data, numbers, licence,
-    provenance, a picture. `redetr.load("OWNER/NAME")` takes it back."""
+    provenance, a picture. `redetr.load("OWNER/NAME")` loads it again."""
 
     name: Name
-    """Where it is to be on the hub; HF_ENDPOINT names another hub."""
+    """The repository on the hub, OWNER/NAME; HF_ENDPOINT names another hub."""
     checkpoint: Checkpoint
     """A checkpoint or a run folder."""
     to: str | None = None
-    """Only write what would be pushed into this new folder, to look at it first."""
+    """Write what would be pushed into this new folder and push nothing."""
     licence: str | None = None
     """Licence of the weights, as the hub names it: apache-2.0, cc-by-4.0, other, ..."""
     private: bool = False
     """Create the repository as a private one."""
     data: str | None = None
-    """What the numbers and the picture are of; default: what the checkpoint was trained on."""
+    """The data for the numbers and the picture; default: that of the training run."""
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     evaluate: bool = True
-    """--no-evaluate: A card without numbers and picture, where the data is not at hand."""
+    """--no-evaluate: Make a card without numbers and picture, if the data is not at hand."""
     picture: bool = True
     """--no-picture: Leave the picture out: it shows images of the val split to everyone."""
     device: str = "auto"

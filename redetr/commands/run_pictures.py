@@ -1,4 +1,4 @@
-"""What a run shows of itself at each evaluation: its curves, and predictions beside the truth."""
+"""The pictures of a run at each evaluation: its curves, and predictions beside the truth."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +35,7 @@ def draw_run(state: State, val: DetectionDataset, folder: Path) -> list[str]:
         path = folder / name
         problem = _problem(draw_file, path)
         if problem:
-            warnings.append(f"warning: {path} is not drawn, and the run goes on: {problem}")
+            warnings.append(f"warning: {path} is not drawn, and the run continues: {problem}")
     return warnings
 
 

@@ -1,4 +1,4 @@
-"""What every reader of a data set yields: one split as arrays, and all that is wrong with it."""
+"""The result of every reader of a data set: one split as arrays, and its faults."""
 
 import os
 import unicodedata

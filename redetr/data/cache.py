@@ -57,7 +57,7 @@ def _nameless_file(folder: str) -> int:
 
 
 def _row_at(index: int) -> int:
-    """Where the row of an image begins in the file."""
+    """The offset of an image's row in the file."""
     return _HEADER + _ROW * index
 
 

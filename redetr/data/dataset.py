@@ -1,4 +1,4 @@
-"""What all data sets have in common: uint8 images, boxes in xyxy pixels, contiguous labels."""
+"""The interface of data sets: uint8 images, boxes in xyxy pixels, contiguous labels."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from redetr.structures import Size, StoredTarget
 
 @dataclass(frozen=True)
 class Hints:
-    """What suits a data set when the user says nothing; None leaves the choice to the recipe."""
+    """The default settings for a data set; None leaves the choice to the recipe."""
 
     image_size: int | None = None  # px: the side of a square, or the shorter side
     # longer side of the stored images: the fast variants do not enlarge them by default
@@ -69,7 +69,7 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         return self.target(index)["image_id"]
 
     def image_name(self, index: int) -> str:
-        """What a user knows an image by: the name of its file, or its id if it has none."""
+        """The name of an image for users: that of its file, or its id if it has no file."""
         return f"image {self.image_id(index)}"
 
     @abstractmethod

@@ -33,7 +33,7 @@ _FIELDS = [
 
 
 class Header(NamedTuple):
-    """What is known of one image file. Pixels as stored; strings are empty where not asked for."""
+    """The facts about one image file. Pixels are as stored; strings not asked for are empty."""
 
     width: int = 0
     height: int = 0
@@ -102,7 +102,7 @@ def first_same(contents: np.ndarray) -> np.ndarray:
 
 
 class HeaderCache:
-    """What is remembered of the images in a folder."""
+    """The cached facts about the images in a folder."""
 
     def __init__(self, folder: Path):
         digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()

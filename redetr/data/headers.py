@@ -1,4 +1,4 @@
-"""What the headers of image files say, read on all cores and remembered."""
+"""The headers of image files, read on all cores and cached."""
 
 import hashlib
 import os
@@ -73,7 +73,7 @@ def _tasks(images: Sequence[int]) -> list[Sequence[int]]:
 
 
 def read_header(path: Path, content: bool = False, looks: bool = False) -> Header:
-    """What one file says."""
+    """The header of one file."""
     try:
         with open_data_file(path) as file:  # once, for all that is read of it
             num_bytes = require_whole(file, path)

@@ -119,7 +119,7 @@ def _orientation_of_loaded(image: Image.Image) -> int:
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels `[H, W, 3]` as an EXIF tag turns them; a number that is none of EXIF's turns
+    """Pixels `[H, W, 3]` as an EXIF tag turns them; a number that EXIF does not define turns
     nothing."""
     image = Image.fromarray(pixels)
     image.getexif()[_ORIENTATION] = orientation
@@ -209,7 +209,7 @@ def _no_image(file: BinaryIO) -> str:
 
 
 class Description(NamedTuple):
-    """What the header of an image file says."""
+    """The content of an image file's header."""
 
     width: int
     height: int

@@ -42,13 +42,13 @@ class ImageHashes:
 
     @classmethod
     def of(cls, names: np.ndarray, contents: np.ndarray) -> "ImageHashes":
-        """Of names in any order."""
+        """The hashes of files whose names are in any order, each name once."""
         distinct, first = np.unique(names, return_index=True)
         return cls(distinct, contents[first])
 
     @classmethod
     def from_json(cls, images: Mapping[str, str]) -> "ImageHashes":
-        """What `to_json` returned. Raises ValueError if it is no such thing."""
+        """The inverse of `to_json`. Raises ValueError for anything that it does not return."""
         hashes = [bytes.fromhex(text or 64 * "0") for text in images.values()]
         if not all(len(hash_) == 32 for hash_ in hashes):
             raise ValueError("a hash of another length")

@@ -293,7 +293,7 @@ def load_batches(
             finally:
                 # The error knows this frame. If the frame knew the error, both would stay until a
                 # garbage collection, which closes the queues to the loader processes before it
-                # tells these to end: 5 s of waiting for each.
+                # asks these to end, and waits 5 s for each.
                 del batch
         yield _unpack(batch)
 

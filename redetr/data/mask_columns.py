@@ -129,7 +129,7 @@ class MaskBuilder:
 
     @classmethod
     def of(cls, use: MaskUse) -> "MaskBuilder | None":
-        """What reads masks for this use; None for none."""
+        """A builder of masks for this use; None if masks are not read."""
         return None if use == "none" else cls(use == "train")
 
     def __init__(self, for_training: bool):

@@ -208,7 +208,7 @@ def _has_deep_planes(image: Image.Image) -> bool:
 
 
 def _tiff_tag(image: Image.Image, number: int) -> object:
-    """What a TIFF file says there, None if nothing; of other files always None."""
+    """The value of a TIFF file's tag; None if it has none, and for other files."""
     tags = getattr(image, "tag_v2", None)
     return None if tags is None else tags.get(number)
 

@@ -39,7 +39,7 @@ def object_numbers(image: Image.Image) -> NDArray[np.int64]:
 
 
 def read_numbers(file: Path) -> NDArray[np.int64]:
-    """What `object_numbers` says of a file. Raises InputError if it is no label image."""
+    """The `object_numbers` of a file. Raises InputError if it is no label image."""
     if not file.is_file():
         raise InputError("is not there", where=file, remedy=_REMEDY)
     with open_image(file) as image:
@@ -48,7 +48,7 @@ def read_numbers(file: Path) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class SegmentImages:
-    """Where the masks of A objects are: each in a file, as the pixels that have its id."""
+    """The masks of A objects, each stored in a file as the pixels that have its id."""
 
     folder: Path
     segment_files: np.ndarray  # [F] bytes, paths below the folder

@@ -40,7 +40,7 @@ _COLUMNS = (
     *("boxes", "labels", "iscrowd", "area", "object_ids"),
 )
 
-# Of masks, if they were read: what holds them, and its columns.
+# The classes that hold masks, if they were read, and their columns.
 _MASK_KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "MaskColumns": (MaskColumns, ("points", "first_point", "counts", "first_count")),
     "SegmentImages": (SegmentImages, ("segment_files", "segment_file", "segment_ids")),
@@ -188,7 +188,7 @@ def _digest(annotations: Annotations) -> str:
 
 
 def _stores(root: Path, split: Split, val_fraction: float, masks: MaskUse = "none") -> Path:
-    """Where the stores of a split are, with masks or without."""
+    """The folder of the stores of a split, with masks or without."""
     identity = f"{root.absolute()}\0{split}\0{val_fraction}"
     if masks != "none":
         identity += f"\0{masks}"

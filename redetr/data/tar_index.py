@@ -71,7 +71,7 @@ def _sorted_index(names: list[bytes], spans: np.ndarray, archive: str) -> np.nda
     if is_repeated.any():
         first = int(is_repeated.argmax())
         name = os.fsdecode(sorted_names[first])
-        raise InputError("is there twice", where=archive, item=repr(name), remedy=_REMEDY)
+        raise InputError("occurs twice", where=archive, item=repr(name), remedy=_REMEDY)
     return rows
 
 
@@ -131,7 +131,7 @@ def _require_end(file: BinaryIO, offset: int, archive: str) -> None:
     while chunk := file.read(_CHUNK):
         if chunk.strip(b"\0"):
             text = f"holds more after its end at byte {offset:,}"
-            remedy = "if archives were joined, give each a file of its own"
+            remedy = "if archives were joined, keep each in its own file"
             raise InputError(text, where=archive, remedy=remedy)
 
 

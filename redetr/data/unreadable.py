@@ -68,7 +68,7 @@ def what_was_left_out(unreadable: Mapping[str, str], split: Split) -> list[str]:
 
 
 def read_list(file: Path) -> dict[Split, dict[str, str]]:
-    """What a run wrote into its `LIST_FILE`. Raises InputError if it cannot be read."""
+    """The `LIST_FILE` of a run. Raises InputError if it cannot be read."""
     try:
         content = json.loads(file.read_bytes())
         lists: dict[Split, dict[str, str]] = {}

@@ -151,10 +151,10 @@ class _Reach(NamedTuple):
 def _reach(is_set: np.ndarray, length: int) -> _Reach | None:
     """The part of an axis with True in it and what it becomes at this length, with all pixels that
     have a share of it; None if nothing is set."""
-    there = np.flatnonzero(is_set)
-    if not len(there):
+    set_indices = np.flatnonzero(is_set)
+    if not len(set_indices):
         return None
-    first, last = int(there[0]), int(there[-1])
+    first, last = int(set_indices[0]), int(set_indices[-1])
     scale = len(is_set) / length  # px of the mask per px of the result
     support = max(scale, 1.0)  # how far from its middle a pixel of the result looks, px of the mask
     start = max(0, math.floor((first - support) / scale))

@@ -1,4 +1,4 @@
-"""Where overlapping tiles lie in a large image."""
+"""The windows of overlapping tiles in a large image."""
 
 import math
 

@@ -7,15 +7,15 @@ from typing import Any
 from redetr.pages.templates import render
 from redetr.wording import counted
 
-MARK = "redetr predict"  # tells the page from those that others have written
+MARK = "redetr predict"  # distinguishes the page from those of other programs
 _MOST_CARDS = 5000  # images and videos on one page, which holds all of their detections
 
 
 def contact_sheet(lines: Iterable[dict[str, Any]]) -> str:
     """The page as HTML, from the lines of a `predictions.jsonl`.
 
-    It links the annotated images by their names, so it works in their folder only. Of more than
-    5,000 images, it shows the first and says so.
+    It links the annotated images by their names, so it works in their folder only. It shows
+    at most 5,000 images, and says so if there are more.
     """
     sheet = _Sheet()
     for line in lines:
@@ -33,7 +33,7 @@ def contact_sheet(lines: Iterable[dict[str, Any]]) -> str:
 
 @dataclass
 class _Sheet:
-    """What the page shows, gathered line by line."""
+    """The contents of the page, gathered line by line."""
 
     labels: dict[str, int] = field(default_factory=dict)  # position of each class in `names`
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the name of the source
@@ -76,7 +76,7 @@ class _Sheet:
         return card
 
     def _add_frame(self, source: str, line: dict[str, Any]) -> None:
-        """Of a video, however long, the page knows the best detection of each class."""
+        """Keeps only the best detection of each class of a video, which may be long."""
         card = self._card(source, line)
         if card is None:
             return

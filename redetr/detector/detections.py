@@ -94,7 +94,7 @@ class Detections:
         return "\n".join(lines)
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: the image with its boxes, or the text if the image is unknown."""
+        """The image with its boxes for a notebook, which shows text if the image is unknown."""
         if self.image is None:
             return None
         picture = self.draw()
@@ -258,7 +258,7 @@ class Detections:
         )
 
     def _tags(self) -> list[str]:
-        """What names each detection in an annotated image."""
+        """The label of each detection in an annotated image."""
         names = self.names
         if len(self.class_names) == 1:
             names = [""] * len(self)

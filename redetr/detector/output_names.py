@@ -1,4 +1,4 @@
-"""What the annotated image or video of each source is called in the output folder."""
+"""The names of annotated images and videos in the output folder."""
 
 import os
 import re

@@ -43,7 +43,7 @@ _RTSP = {
 _HTTP = {
     "format_whitelist": f"{CONTAINERS},mpjpeg",
     "protocol_whitelist": "http,https,httpproxy,tcp,tls",
-    "reconnect": "1",  # goes on in the middle of a file
+    "reconnect": "1",  # continues in the middle of a file
     "reconnect_delay_max": "8",  # s
 }
 
@@ -54,7 +54,7 @@ def _say_nothing(text: str) -> None:
 
 @dataclass(frozen=True)
 class Reconnection:
-    """What happens when a live stream drops."""
+    """How to reconnect when a live stream drops."""
 
     attempts: int = 10  # in a row, without an image
     say: Callable[[str], None] = _say_nothing  # takes a line when a stream drops, and is back

@@ -27,8 +27,8 @@ def merge_tiles(
 
     A box that ends at an inner edge of its tile is cut. Boxes of one class from two tiles are one
     object if they overlap by half (IoU), if one is cut and lies in the other, or if both are cut
-    and agree in the part of the image that both tiles see. Of these, the box with the best score
-    that is not cut is kept. If all are cut, the object is larger than the overlap, and the hull of
+    and agree in the part of the image that both tiles see. The best of these that is not cut
+    is kept. If all are cut, the object is larger than the overlap, and the hull of
     its parts is kept. Boxes of one tile are never merged, because the model distinguished them.
 
     Masks become `CroppedMasks`: an object has the mask of the box that is kept, or the union of

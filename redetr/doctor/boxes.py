@@ -1,4 +1,4 @@
-"""What is wrong with the boxes and classes of a data set, beyond what its readers refuse."""
+"""Faults of the boxes and classes of a data set, beyond those that its readers refuse."""
 
 from collections.abc import Callable, Mapping
 
@@ -55,7 +55,7 @@ def box_faults(annotations: Annotations) -> list[Fault]:
         "image-empty",
         annotations.source,
         lambda i: (image_reference(annotations, i), "holds no object"),
-        "fine if there is none to see: a model learns from that as well",
+        "correct if none is visible: a model learns from empty images as well",
     )
 
 
@@ -406,7 +406,7 @@ def _different_classes(train: Annotations, other: Annotations, split: Split) -> 
 
 
 def plan_faults(splits: Mapping[Split, Annotations], plan: Plan) -> list[Fault]:
-    """What does not suit the model and its image size, and a val split that measures little."""
+    """Faults of data that does not suit the model and its image size, or of a tiny val split."""
     faults = []
     for split, annotations in splits.items():
         trains_on_crops = split == "train" and plan.config.augment == "aerial"

@@ -51,7 +51,7 @@ COLORS = {"error": "bold red", "warning": "yellow", "note": "dim"}  # in order o
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found."""
+    """The result of a check."""
 
     source: str
     splits: dict[Split, Annotations]
@@ -69,7 +69,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """What to do, in plain words."""
+        """The conclusion, in plain words."""
         if self.errors == 1:
             return "1 error would spoil training. Fix it and run again."
         if self.errors:

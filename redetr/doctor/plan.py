@@ -1,4 +1,4 @@
-"""What a recipe would do with a data set."""
+"""The plan of a recipe for a data set."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -18,7 +18,7 @@ from redetr.recipes import get_recipe
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe would do with a data set, as far as it concerns boxes."""
+    """The plan of a recipe for a data set, as far as it concerns boxes."""
 
     recipe: str
     config: Settings

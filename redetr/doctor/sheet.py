@@ -1,4 +1,4 @@
-"""What a data set looks like: samples with their boxes, histograms, and the page of a check."""
+"""The page of a check: samples with their boxes, and histograms."""
 
 from collections.abc import Callable
 from functools import partial

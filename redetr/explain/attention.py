@@ -53,7 +53,7 @@ class Points:
 
 @dataclass(frozen=True, eq=False)
 class Picks:
-    """Where such queries start: the best positions of all levels, best first."""
+    """The starting points of selected queries: the best positions of all levels, best first."""
 
     level: Tensor  # [Q] index into the strides
     centers: Tensor  # [Q, 2] x, y of the position
@@ -62,7 +62,7 @@ class Picks:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What a model did with one image. All tensors are fp32 on the host."""
+    """The computation of a model on one image. All tensors are fp32 on the host."""
 
     image: Tensor  # uint8 [3, H, W], as it was given
     class_names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What the queries of a model do over a data set."""
+"""The habits of a model's queries over a data set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from redetr.postprocess import best_classes
 
 @dataclass(frozen=True, eq=False)
 class Habits:
-    """What the queries did on N images of a data set."""
+    """The habits of queries on N images of a data set."""
 
     boxes: Tensor  # [N, Q, 4] cxcywh, of the last layer
     scores: Tensor  # [N, Q]
@@ -41,7 +41,7 @@ def query_habits(
     count: int,
     on_image: Callable[[], Any] = lambda: None,
 ) -> Habits:
-    """What the queries do on `count` images spread over the data set, or all if it has fewer."""
+    """The habits of queries on `count` images spread over the data set, or on all of fewer."""
     model = detector.model
     recorded: list[Any] = []
     is_faithful = isinstance(model, DETR | PanopticDETR)

@@ -68,7 +68,7 @@ def image_page(
 def image_data(
     explanation: Explanation, threshold: float, habits: Habits | None = None
 ) -> dict[str, Any]:
-    """What `explainImage` takes, JSON-ready."""
+    """The argument of `explainImage`, JSON-ready."""
     boxes = explanation.boxes
     picks = explanation.picks
     if picks is not None:
@@ -106,7 +106,7 @@ def image_data(
 
 @dataclass(frozen=True)
 class _HabitSummary:
-    """What the page says in words about the habits of the queries."""
+    """Sentences about the habits of the queries."""
 
     images: int
     levels: list[list[str]]  # a row of the table for each level; none for learned queries

@@ -31,7 +31,7 @@ _TERMS = ("loss_ce", "loss_bbox", "loss_giou")
 
 @dataclass(frozen=True)
 class Share:
-    """What one GPU computes from its image."""
+    """The losses that one GPU computes from its image."""
 
     image_id: int
     objects: int
@@ -178,7 +178,7 @@ def _noise_of(noise: NoisyQueries, position: int, device: torch.device) -> Noisy
 def _noisy_answers(
     noise: NoisyQueries, outputs: Outputs, target: Target, groups: int
 ) -> NoisyAnswers:
-    """What the first group of the first image does; `outputs` are those under "denoising"."""
+    """The first group of the first image; `outputs` are those under "denoising"."""
     predictions = decoder_predictions(outputs)
     num_objects = len(target["labels"])
 
@@ -322,7 +322,7 @@ def _only(cost: str, config: LossConfig) -> LossConfig:
 
 
 def _joined(outputs: list[Outputs]) -> Outputs:
-    """What the model would return for all images in one batch."""
+    """The outputs of the model for all images in one batch."""
     joined: Any = {}
     for name, value in outputs[0].items():
         values: list[Any] = [output[name] for output in outputs]  # type: ignore[literal-required]

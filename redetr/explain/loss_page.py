@@ -53,7 +53,7 @@ def loss_page(
 
 
 def loss_data(explanation: LossExplanation) -> dict[str, Any]:
-    """What `explainLoss` takes, JSON-ready."""
+    """The argument of `explainLoss`, JSON-ready."""
     num_queries = explanation.predicted.shape[1]
     queries = explanation.queries.clamp(max=num_queries - 1)
     queries_of_boxes = queries[..., None].expand(-1, -1, 4)
@@ -110,7 +110,7 @@ def _object_names(explanation: LossExplanation) -> list[str]:
 
 
 def _layer_names(explanation: LossExplanation) -> list[str]:
-    """What the decoder's layers are called; D-FINE answers once more, within the first one."""
+    """The names of the decoder's layers; D-FINE has one more output, within the first layer."""
     count = len(explanation.predicted)
     if explanation.config.has_edges:
         return ["first boxes", *(f"layer {i}" for i in range(1, count))]
@@ -240,7 +240,7 @@ def _terms(explanation: LossExplanation) -> _Table:
 
 
 def _noisy_table(explanation: LossExplanation) -> _Table:
-    """What each noisy query of the first group starts from, and answers in the last layer."""
+    """The start of each noisy query of the first group, and its output in the last layer."""
     heads = ["object", "query", "starts as", "IoU at the start", "IoU at the end", "score"]
     noisy = explanation.noisy
     if noisy is None:

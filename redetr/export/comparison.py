@@ -62,7 +62,7 @@ class Comparison:
     @property
     def by_chance(self) -> bool:
         """Whether a drop of AP may be chance: detections above the threshold are the same, and the
-        images are too few to tell. A single image never tells."""
+        images are too few to decide. A single image never decides."""
         return self._may_be_chance(self.interval)
 
     @property

@@ -143,7 +143,7 @@ def _require_ap(
 
 
 def _milder(config: ExportConfig) -> str:
-    """What to try in place of an export that loses AP."""
+    """What to try instead of an export that loses AP."""
     if config.precision != "fp32":
         return "take --precision fp32, which loses nothing but rounding"
     if config.processing:
@@ -196,7 +196,7 @@ def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict
 
 
 def inputs_of(detector: Detector, config: ExportConfig, images: Sequence[Tensor]) -> Arrays:
-    """What a file takes for uint8 `images` `[3, h, w]`; with `processing` they are of one size."""
+    """The inputs of a file for uint8 `images` `[3, h, w]`; of one size with `processing`."""
     if config.processing:
         return [torch.stack(list(images)).numpy()]
     resized = []

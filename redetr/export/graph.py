@@ -60,9 +60,9 @@ class Processed(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels).
 
-        `images` are uint8 `[B, C, H, W]`, with the channels of the model. Of one with masks, also
-        their logits `[B, K, h, w]` over the whole image, at the resolution of the model: at that
-        of the image, hundreds of masks would take gigabytes.
+        `images` are uint8 `[B, C, H, W]`, with the channels of the model. A model with masks also
+        gives their logits `[B, K, h, w]` over the whole image, at its own resolution: at that of
+        the image, hundreds of masks would take gigabytes.
         """
         num_images, _, height, width = images.shape
         resized = resized_pixels(images, *self._size(height, width))

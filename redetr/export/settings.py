@@ -1,4 +1,4 @@
-"""What an exported file contains, and which formats and models allow it."""
+"""The settings of an exported file, and which formats and models allow them."""
 
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ _INSTALL: dict[ExportFormat, str] = {
     "onnx": 'pip install "redetr[export]"',
     "openvino": 'pip install "redetr[export]"',
     "executorch": 'pip install "redetr[executorch]"',
-    "litert": "pip install litert-torch, in an environment of its own (docs/export.md says why)",
+    "litert": "pip install litert-torch, in a separate environment (docs/export.md says why)",
     "coreml": 'pip install "redetr[coreml]"',
 }
 NOT_RUN: tuple[ExportFormat, ...] = ("coreml",)  # Apple's systems alone have the runtime
@@ -31,7 +31,7 @@ _STRIDE = 32  # of what divides the sides of images that are stretched
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What the file contains, and how."""
+    """The contents of an exported file."""
 
     format: ExportFormat = "onnx"
     precision: ExportPrecision = "fp32"

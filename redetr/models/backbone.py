@@ -371,7 +371,7 @@ def _timm_features(
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"timm:{name}: timm cannot give it ({reason[:160]}); `timm.list_models()` has the "
-            "names; where there is no net, get the file of its weights elsewhere and train with "
+            "names; without a network, get the file of its weights elsewhere and train with "
             "--weights FILE"
         ) from error
     has_strides = net.feature_info.reduction() == list(strides)

@@ -19,7 +19,7 @@ from redetr.structures import DetectionModel, LossConfig, Outputs
 
 
 class Decoded(NamedTuple):
-    """What DETR computes from images before its heads."""
+    """The results of DETR before its heads."""
 
     maps: list[Tensor]  # of the backbone, a `[B, channels, h, w]` for each of its strides
     projected: Tensor  # [B, D, h, w] the last of them in the width of the transformer

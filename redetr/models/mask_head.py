@@ -81,7 +81,7 @@ class MaskHead(nn.Module):
         """Adds masks to `outputs`, which hold the `states` of the queries, `[B, Q, D]`.
 
         In evaluation these are `pred_masks`; in training, or if `parts` are wanted, the embeddings
-        that they are products of. Of the padded `images` `[B, 3, H, W]`, only the size counts;
+        that they are products of. Only the size of the padded `images` `[B, 3, H, W]` counts;
         `ratio` `[B, 2]` is the share (x, y) of it that is image.
         """
         pixel_embed = self.pixels(levels, fine)

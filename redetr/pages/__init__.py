@@ -1,1 +1,1 @@
-"""What is shown: drawings, curves, and templates of HTML pages that need no other file."""
+"""Drawings, curves, and templates of HTML pages that need no other file."""

@@ -138,8 +138,8 @@ def draw_boxes(
 def grid(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image:
     """One image of (image, caption) panels in rows of `columns`; captions stand above the images.
 
-    Each column is as wide as its widest image and each row as high as its highest. Of a longer
-    caption, the middle is left out. Raises ValueError for no panels or no columns.
+    Each column is as wide as its widest image and each row as high as its highest. The middle
+    of a longer caption is left out. Raises ValueError for no panels or no columns.
     """
     if not panels or columns < 1:
         raise ValueError("a grid needs at least one panel and one column")

@@ -1,4 +1,4 @@
-"""What more training would bring, by the length of a run and its curve of AP."""
+"""Advice on longer training, from the length of a run and its curve of AP."""
 
 import json
 from pathlib import Path

@@ -124,7 +124,7 @@ def _masks(
     judged: Judgement,
     threshold: float,
 ) -> tuple[dict[str, Any] | None, MaskPairs | None]:
-    """What is known about masks; nothing unless detections and objects have some."""
+    """The numbers of masks; empty unless detections and objects have masks."""
     result = mask_metrics(truth, detections)
     if result is None:
         return None, None

@@ -87,7 +87,7 @@ _MISTAKES = {
 
 @dataclass(frozen=True)
 class Summary:
-    """What a reader should know about a checkpoint first."""
+    """The summary of a checkpoint that the page begins with."""
 
     threshold: float
     precision: float
@@ -126,7 +126,7 @@ class Masks:
 
 @dataclass(frozen=True)
 class Lean:
-    """What scores of a checkpoint are worth."""
+    """How reliable the scores of a checkpoint are."""
 
     error: float  # expected calibration error
     excess: float  # mean score less the share of correct detections

@@ -254,7 +254,7 @@ def count(tensors: dict[str, Tensor], pattern: str) -> int:
 
 
 def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The options that only the config.json of a Transformers folder tells; `file` is its path.
+    """The options that only the config.json of a Transformers folder states; `file` is its path.
 
     Raises InputError for a setting under which this library's model would be another function.
     """

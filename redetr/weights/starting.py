@@ -77,7 +77,7 @@ def starting_point(
 
 
 def _imagenet_origin(model: DetectionModel, options: dict[str, Any]) -> str:
-    """Where `build` took the ImageNet weights of the backbone from, and their licence."""
+    """The origin and licence of the ImageNet weights that `build` took for the backbone."""
     for module in model.modules():
         if isinstance(module, EfficientNetLite):
             return f"ImageNet weights of Google, in the package {PACKAGE} (Apache-2.0)"

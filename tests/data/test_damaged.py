@@ -310,7 +310,7 @@ DAMAGED = {
     "image id is text": note("id-text", image(id="103"), "image_ids", "'103' is read as 103"),
     "image id is a word": error("id-invalid", image(id="a"), "'a'", "train-03.jpg", also=ORPHANS),
     "image id twice": error(
-        "id-twice", image(id=101), "train-03.jpg", "id 101 is there twice", also=ORPHANS
+        "id-twice", image(id=101), "train-03.jpg", "id 101 occurs twice", also=ORPHANS
     ),
     "no file name": error("path-outside", without("file_name", "images", 3), "image 103", "None"),
     "file name climbs out": error(
@@ -353,7 +353,7 @@ DAMAGED = {
     ),
     # categories
     "category id twice": error(
-        "id-twice", category(id=7), "plate", "id 7 is there twice", also=("category-unknown",)
+        "id-twice", category(id=7), "plate", "id 7 occurs twice", also=("category-unknown",)
     ),
     "category id is text": note("id-text", category(id="12"), "category_ids", "'12' is read as 12"),
     "category id is a word": error(
@@ -1034,7 +1034,7 @@ NO_DATA = {
     "a key twice": (
         "yolo",
         text(lambda old: f"{old}\nnames: [cup, bowl, dish]\n", "data.yaml"),
-        "'names' is there twice",
+        "'names' occurs twice",
     ),
     "YAML of another kind": (
         "yolo",

@@ -80,7 +80,7 @@ def test_text_of_no_encoding_is_placed(tmp_path, monkeypatch):
 
 def test_a_list_that_is_there_twice_is_refused(tmp_path):
     (tmp_path / "rows.json").write_text('{"rows": [{}], "rows": []}')
-    with pytest.raises(InputError, match='"rows" is there twice'):
+    with pytest.raises(InputError, match='"rows" occurs twice'):
         read(tmp_path / "rows.json")
 
 

@@ -199,7 +199,7 @@ class _Table(Rows):
         super().__init__(columns.count, faults, lambda i: (file, named(i)))
 
     def quoted(self, i: int, key: str) -> str:
-        """What row `i` holds there, shortened to one line."""
+        """The value of row `i` under `key`, shortened to one line."""
         return quoted(self.columns[key][i])
 
     def forget(self) -> None:
@@ -224,7 +224,7 @@ class _Table(Rows):
         _, first = np.unique(ids[good], return_index=True)
         repeated = np.ones(len(ids), bool)
         repeated[good[first]] = False
-        self.report("id-twice", repeated, "its id {id} is there twice", "give each its own")
+        self.report("id-twice", repeated, "its id {id} occurs twice", "give each its own")
         return ids
 
     def rows_of(self, key: str, ids: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -247,7 +247,7 @@ class _Table(Rows):
 
 
 class _Quotes(dict[str, str]):
-    """What a row holds, as `_Table.quoted` quotes it; nothing is quoted that is not asked for."""
+    """The values of a row, as `_Table.quoted` quotes them, quoted only when they are asked for."""
 
     def __init__(self, table: _Table, row: int):
         super().__init__()
@@ -415,7 +415,7 @@ def _read_flags(table: _Table, key: str) -> np.ndarray:
         "flag-invalid",
         unclear,
         lambda i: f"{key} {table.quoted(i, key)} is neither 0 nor 1, and counts as 0",
-        "write 1 for what is to be ignored, else 0",
+        "write 1 for objects to ignore, else 0",
         "warning",
     )
     return is_set

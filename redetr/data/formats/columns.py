@@ -26,7 +26,7 @@ def are_rows(value: Any) -> TypeGuard[list[Row]]:
 
 
 class _Absent:
-    """What stands for a key that a row does not have."""
+    """The placeholder for a key that a row does not have."""
 
 
 _ABSENT = _Absent()

@@ -72,7 +72,7 @@ class _Shape:
     pixels: NDArray[np.bool_]  # [h, w]
 
     def seen(self, window: Window) -> NDArray[np.bool_]:
-        """What a tile shows of it, with its box around that; without pixels if that is nothing."""
+        """The part that a tile shows, with the box around it; without pixels if it shows none."""
         left, top, right, bottom = window
         rows = slice(max(0, top - self.top), max(0, bottom - self.top))
         columns = slice(max(0, left - self.left), max(0, right - self.left))
@@ -103,7 +103,7 @@ class _Tile:
 
 @dataclass
 class _Tiles:
-    """The tiles of a split, and what there is to say about them."""
+    """The tiles of a split, and the numbers to report about them."""
 
     kept: list[_Tile] = field(default_factory=list)
     num_whole: int = 0  # images that are no larger than a tile
@@ -219,8 +219,8 @@ def _cut_masks(
     rows: NDArray[np.int64],
     is_cut: NDArray[np.bool_],
 ) -> list[_Mask]:
-    """The masks of objects in a tile, whose numbers are `rows`. Of those that are cut, `[T]`, puts
-    the box around what is visible into `boxes` `[T, 4]`, px of the tile."""
+    """The masks of T objects in a tile, whose numbers are `rows`. Where an object `is_cut`, its box
+    in `boxes` `[T, 4]`, px of the tile, becomes that around its visible pixels."""
     masks: list[_Mask] = []
     for shape, row in zip(shapes, rows.tolist(), strict=True):
         if shape is None:
@@ -358,7 +358,7 @@ def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> 
 
 
 def _sentences(annotations: Annotations, split: Split, cut: Cut, tiles: _Tiles) -> list[str]:
-    """What was done to a split, in words."""
+    """A sentence on how a split was cut."""
     num_cut = len(annotations) - tiles.num_whole
     whole = ""
     if tiles.num_whole:

@@ -1,10 +1,10 @@
 """Data sets that an annotation tool exports as one file: CVAT for images (XML), the VGG Image
 Annotator (JSON) and Datumaro (JSON).
 
-The file is `annotations/train.json` (or `default.json`), lies in `train/` beside images, or in the
-folder of the data set, where it is train; files of CVAT may divide their images into subsets. Each
-is read by way of COCO's lists, with all checks of that format; ids count images and shapes in the
-order of the file.
+The file is `annotations/train.json` (or `default.json`), lies in `train/` beside images, or lies in
+the folder of the data set and is train. A file of CVAT may divide its images into subsets. Files
+are read as COCO's lists, with all checks of that format; ids count images and shapes in the order
+of the file.
 """
 
 from collections import Counter
@@ -26,13 +26,13 @@ from redetr.files import first_bytes
 _HEAD = 2**16  # bytes of a file that show which tool wrote it
 _SUFFIXES = (".json", ".xml")
 _SPLIT_NAMES = {name for names in SPLIT_FOLDERS.values() for name in names}
-_MOST_FILES = 20  # of a folder that are looked into: LabelMe's has thousands
+_MOST_FILES = 20  # a folder with more is not searched: LabelMe's folders have thousands
 
 
 class _Tool(NamedTuple):
-    """Whether a file that begins so is one of the tool, and what it says of a split."""
+    """How to recognise a tool's files by their first bytes, and how to read a split from one."""
 
-    is_its: Callable[[bytes], bool]
+    matches: Callable[[bytes], bool]
     read: Callable[[Path, Split], Document]
 
 
@@ -46,23 +46,23 @@ _TOOLS = (
 class _Location(NamedTuple):
     file: Path
     tool: _Tool
-    folders: list[Path]  # where its images may be
+    folders: list[Path]  # where the images may be
 
 
 def export_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are in such files. Raises InputError if several claim to be
-    one."""
+    """The splits of the folder that are in such files. Raises InputError if several files claim to
+    be the same split."""
     return [split for split in SPLITS if _locate(root, split) is not None]
 
 
 def export_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
+    """What a folder needs for a split in these formats, in words."""
     return f"annotations.xml, annotations/{split}.json, or a JSON file in {split}/"
 
 
 def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The split, which has to be there, with masks if there is a builder for them. Raises
-    InputError for a file that cannot be read."""
+    """The annotations of a split, with masks if there is a builder for them. Raises InputError for
+    a split that is missing, or a file that cannot be read."""
     location = _locate(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {export_sought(split)}", where=root)
@@ -81,7 +81,7 @@ def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> A
 
 
 def _without_class(file: Path, document: Document) -> list[Fault]:
-    """An error if there are objects without class, or with several."""
+    """An error if there are objects without a class, or with several."""
     if not document.without_class:
         return []
     where = document.without_class[0]
@@ -105,22 +105,24 @@ def _left_out(file: Path, document: Document) -> list[Fault]:
 
 
 def _locate(root: Path, split: Split) -> _Location | None:
-    """Where the split is, None if there is none."""
+    """The file of the split; None without one."""
     annotations = root / "annotations"
     stems = SPLIT_FOLDERS[split]
     if split == "train":
         stems += ("default",)
-    named = [folder / f"{stem}.json" for folder in (annotations, root) for stem in stems]
-    location = _first(root, split, [file for file in named if file.is_file()])
+    usual_files = []
+    for folder in (annotations, root):
+        usual_files += [folder / f"{stem}.json" for stem in stems]
+    location = _only_export(root, split, [file for file in usual_files if file.is_file()])
     if location is not None:
         return location
     for name in SPLIT_FOLDERS[split]:
-        location = _first(root, split, _files_in(root / name))
+        location = _only_export(root, split, _files_in(root / name))
         if location is not None:
             return location
     for folder in (root, annotations, root / "images"):
         files = [file for file in _files_in(folder) if file.stem not in _SPLIT_NAMES]
-        location = _first(root, split, files)
+        location = _only_export(root, split, files)
         if location is not None and split in _splits_in(location):
             return location
     return None
@@ -133,49 +135,57 @@ def _splits_in(location: _Location) -> list[Split]:
     return ["train"]
 
 
-def _first(root: Path, split: Split, files: list[Path]) -> _Location | None:
-    """The only one of the files that such a tool wrote; None if none did. Raises InputError if
-    several did."""
+def _only_export(root: Path, split: Split, files: list[Path]) -> _Location | None:
+    """The only file that such a tool has exported; None if none has. Raises InputError for several
+    of them."""
     locations = []
     for file in files:
-        head = first_bytes(file, _HEAD)
-        for tool in _TOOLS:
-            if tool.is_its(head):
-                parent = file.parent
-                folders = [parent, parent / "images", parent / "data", root / "data", root / "img"]
-                folders += image_folders(root, file.stem, split)
-                folders += _subset_folders(root / "images", split)
-                locations.append(_Location(file, tool, folders))
-                break
+        tool = _tool_of(file)
+        if tool is None:
+            continue
+        parent = file.parent
+        folders = [parent, parent / "images", parent / "data", root / "data", root / "img"]
+        folders += image_folders(root, file.stem, split)
+        folders += _subset_folders(root / "images", split)
+        locations.append(_Location(file, tool, folders))
     if len(locations) > 1:
         names = ", ".join(location.file.name for location in locations[:3])
         text = f"several files of annotations ({names})"
-        remedy = "keep one, or put each with its images into a folder of its own"
+        remedy = "keep one, or put each with its images into a separate folder"
         raise InputError(text, where=files[0].parent, remedy=remedy)
     return locations[0] if locations else None
 
 
+def _tool_of(file: Path) -> _Tool | None:
+    """The tool that has exported a file; None if it is another one's."""
+    head = first_bytes(file, _HEAD)
+    for tool in _TOOLS:
+        if tool.matches(head):
+            return tool
+    return None
+
+
 def _subset_folders(images: Path, split: Split) -> list[Path]:
-    """The folders of a subset, in whatever letters: CVAT writes Train and Validation."""
-    folders = images.iterdir() if images.is_dir() else ()
-    return sorted(folder for folder in folders if folder.name.lower() in SPLIT_FOLDERS[split])
+    """The folders of a subset, whatever their case: CVAT writes Train and Validation."""
+    if not images.is_dir():
+        return []
+    names = SPLIT_FOLDERS[split]
+    return sorted(folder for folder in images.iterdir() if folder.name.lower() in names)
 
 
 def export_files(root: Path) -> list[str]:
     """The names of such files in the folder."""
-    names = []
-    for file in _files_in(root):
-        head = first_bytes(file, _HEAD)
-        if any(tool.is_its(head) for tool in _TOOLS):
-            names.append(file.name)
-    return names
+    return [file.name for file in _files_in(root) if _tool_of(file) is not None]
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Files in the folder that may be exports; none if it has as many as images."""
+    """The files in the folder that may be exports; none if there are too many."""
     try:
-        names = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+        paths = sorted(folder.iterdir())
     except OSError:
         return []
-    files = [path for path in names if not path.name.startswith(".")]
+    files = []
+    for path in paths:
+        if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
+            files.append(path)
     return files if len(files) <= _MOST_FILES else []

@@ -1,5 +1,6 @@
-"""Paths that annotation files brought from another machine, such as `/content/data/a.jpg`,
-`..\\..\\media\\a.jpg` or the address of an annotation server: what they mean in the data folder."""
+"""Paths that were written on another machine, such as `/content/data/a.jpg`,
+`..\\..\\media\\a.jpg` or the address of an annotation server: which files of the data folder they
+mean."""
 
 import os
 import posixpath
@@ -17,7 +18,7 @@ from redetr.data.formats.paths import Listing, inner_ends
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.data.relative_paths import path_inside
 
-_LOCAL_FILES = "?d="  # what follows is a path, in the addresses that Label Studio writes
+_LOCAL_FILES = "?d="  # a path follows, in the addresses that Label Studio writes
 _QUOTES = "\"'"
 _XML = ".xml"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -25,26 +26,26 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 @dataclass
 class FoundFiles:
-    """Where the N files that a document names are."""
+    """The N files that a document names."""
 
     folder: Path
-    names: list[str]  # [N], paths below the folder; empty for those that lead elsewhere
-    is_foreign: np.ndarray  # [N], found by the end of a path of another machine
-    is_missing: np.ndarray  # [N], not in the folder
-    similar: str = ""  # a file in the folder that the first missing one may be
+    names: list[str]  # [N] paths below the folder; empty for paths that lead elsewhere
+    is_foreign: np.ndarray  # bool [N], matched by the end of a path of another machine
+    is_missing: np.ndarray  # bool [N], not in the folder
+    similar: str = ""  # a file in the folder that may be the first missing one
 
     @classmethod
     def unsought(cls, texts: list[Any]) -> "FoundFiles":
-        """Of a document whose files are not looked for."""
+        """The names of a document whose files are not looked for."""
         nowhere = np.zeros(len(texts), bool)
         return cls(Path(), [path_inside(text) for text in texts], nowhere, nowhere)
 
 
 def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
-    """The files in the first of the folders that holds most of them.
+    """The files, in the first of the folders that holds the most of them.
 
-    A path that leads out of the folder is looked for by its last parts, the longest end first,
-    unless there is a file where it leads: that one is not read, nor another in its place.
+    A path that leads out of the folder is matched by its last parts, the longest end first. If it
+    leads to an existing file, neither that file nor a substitute is read.
     """
     candidates = [folder for folder in folders if folder.is_dir()] or folders[:1]
     inside = [path_inside(text) for text in texts]
@@ -70,16 +71,19 @@ def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
 
 def _take_same_names(files: FoundFiles) -> None:
     """Finds missing files whose names are stored in another normal form of Unicode, as macOS does,
-    or without the escapes of an address; and one with nearly the name of the first that is still
-    missing."""
-    there = Listing(files.folder)
-    same: dict[str, dict[str, str]] = {}  # by folder: names by their letters
+    or without the escapes of an address.
+
+    Also sets `similar` to a file with nearly the name of the first one that is still missing.
+    """
+    listing = Listing(files.folder)
+    by_letters: dict[str, dict[str, str]] = {}  # folder -> composed name -> name as stored
     for i in np.flatnonzero(files.is_missing):
         parent, file = posixpath.split(files.names[i])
-        if parent not in same:
-            same[parent] = {_composed(name): name for name in there.files(parent)}
+        if parent not in by_letters:
+            names = listing.files(parent)
+            by_letters[parent] = {_composed(name): name for name in names}
         for spelling in (file, unquote(file)):
-            actual = same[parent].get(_composed(spelling))
+            actual = by_letters[parent].get(_composed(spelling))
             if files.names[i] and actual:
                 files.names[i] = posixpath.join(parent, actual)
                 files.is_missing[i] = False
@@ -87,22 +91,22 @@ def _take_same_names(files: FoundFiles) -> None:
                 break
     missing = [files.names[i] for i in np.flatnonzero(files.is_missing) if files.names[i]]
     if missing:
-        files.similar = _similar(missing[0], there)
+        files.similar = _similar(missing[0], listing)
 
 
 def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _similar(name: str, there: Listing) -> str:
-    """A file with this name in other letters, with another ending, or in another folder; empty if
-    there is none."""
+def _similar(name: str, listing: Listing) -> str:
+    """A file with this name in another case, with another ending, or in another folder; empty
+    without one."""
     parent, file = posixpath.split(name)
     for folder in dict.fromkeys((parent, "")):
-        if file in there.files(folder):
+        if file in listing.files(folder):
             return posixpath.join(folder, file)
         stem, _ = posixpath.splitext(file)
-        for candidate in sorted(there.files(folder)):
+        for candidate in sorted(listing.files(folder)):
             candidate_stem, suffix = posixpath.splitext(candidate)
             is_image = suffix.lower() in IMAGE_SUFFIXES
             spellings = (stem.strip().casefold(), file.strip().casefold())
@@ -112,49 +116,51 @@ def _similar(name: str, there: Listing) -> str:
 
 
 def _files_in(folder: Path, inside: list[str], ends: list[list[str]]) -> FoundFiles:
-    """The files in a folder, by their paths `inside` it or, where a path has such, by its ends."""
-    there = Listing(folder)
+    """The files in a folder, by their paths `inside` it or, for paths with `ends`, by these."""
+    listing = Listing(folder)
     names = []
     for path, ends_of_text in zip(inside, ends, strict=True):
         name = "" if ends_of_text else path
         for end in ends_of_text:
-            if end in there:
+            if end in listing:
                 name = end
                 break
         names.append(name)
-    is_missing = np.array([name not in there for name in names], bool)
+    is_missing = np.array([name not in listing for name in names], bool)
     _take_from_archives(folder, names, is_missing)
     is_foreign = np.array([bool(ends_of_text) for ends_of_text in ends], bool) & ~is_missing
     return FoundFiles(folder, names, is_foreign, is_missing)
 
 
 def _take_from_archives(folder: Path, names: list[str], is_missing: np.ndarray) -> None:
-    """Finds missing files of a folder in its archives; one that several of these have stays
-    missing, as it could be either."""
+    """Finds missing files of a folder in its archives. A file that is in several archives stays
+    missing, as it could be any of them."""
     missing = np.flatnonzero(is_missing)
     archives = archives_in(folder) if len(missing) else []
     if not archives:
         return
-    sought = np.array([os.fsencode(names[i]) for i in missing], "S")
-    holder = np.full(len(sought), -1)  # which archive has it; -2 = several
+    missing_names = np.array([os.fsencode(names[i]) for i in missing], "S")
+    archive_of = np.full(len(missing_names), -1)  # its number; -1 = none, -2 = several
     for number, archive in enumerate(archives):
         rows = open_archive(archive).rows
-        is_there = np.isin(sought, rows["name"])
-        holder[is_there] = np.where(holder[is_there] == -1, number, -2)
-    for i, number in zip(missing.tolist(), holder.tolist(), strict=True):
+        is_there = np.isin(missing_names, rows["name"])
+        archive_of[is_there] = np.where(archive_of[is_there] == -1, number, -2)
+    for i, number in zip(missing.tolist(), archive_of.tolist(), strict=True):
         if number >= 0:
             names[i] = f"{archives[number].name}/{names[i]}"
             is_missing[i] = False
 
 
 def _ends(text: Any, folders: list[Path]) -> list[str]:
-    """What a path that leads out may be called here; empty for others, and for one that leads to
-    a file that is there."""
+    """The paths below a folder that a path leading out of it may mean; empty for other paths, and
+    for one that leads to an existing file."""
     if not isinstance(text, str) or "\0" in text:
         return []
     ends = foreign_ends(text)
     forward = text.replace("\\", "/")
-    for folder in folders if ends else ():
+    if not ends:
+        return []
+    for folder in folders:
         location = posixpath.normpath(posixpath.join(os.path.abspath(folder), forward))
         if os.path.lexists(location) and not _is_below(location, folders):
             return []
@@ -166,7 +172,7 @@ def _is_below(location: str, folders: list[Path]) -> bool:
 
 
 def foreign_ends(text: str) -> list[str]:
-    """The ends of a path that leads out of its folder, the longest first; empty if it does not."""
+    """The ends of a path that leads out of its folder, the longest first; empty for other paths."""
     if path_inside(text) and not _is_address(text):
         return []
     path = text.replace("\\", "/")
@@ -183,20 +189,20 @@ def _is_address(path: str) -> bool:
     return _ADDRESS.match(path) is not None or _LOCAL_FILES in path
 
 
-def listed_stem(line: str, there: Listing) -> str:
-    """The path without ending that a line of a list of Pascal VOC means, `there` being the folder
-    of XML files; empty if it leads elsewhere.
+def listed_stem(line: str, listing: Listing) -> str:
+    """The path without ending that a line in a list of Pascal VOC means; empty if it leads
+    elsewhere. `listing` is that of the folder of XML files.
 
     Some tools put names with blanks in quotes, or write the whole name of the image or its path.
     """
-    name = line if f"{line}{_XML}" in there else _unquoted(line)
+    name = line if f"{line}{_XML}" in listing else _unquoted(line)
     inside = path_inside(name)
     below = re.sub("^(JPEGImages|Annotations)/", "", inside)
     for end in [inside, below, *foreign_ends(name)]:
         stem, suffix = posixpath.splitext(end)
         is_file_name = suffix.lower() in (*IMAGE_SUFFIXES, _XML)
         for candidate in (end, stem if is_file_name else end):
-            if candidate and f"{candidate}{_XML}" in there:
+            if candidate and f"{candidate}{_XML}" in listing:
                 return candidate
     return inside
 

@@ -1,4 +1,4 @@
-"""Which images of a data set without a val split are held out as one.
+"""A val split for data sets without one: which images are held out.
 
 Shapes: N images, A objects, C classes.
 """
@@ -17,7 +17,7 @@ Bools = NDArray[np.bool_]
 
 
 def for_a_single_image(source: str | Path) -> str:
-    """What helps where the data set at `source` cannot be divided."""
+    """The remedy if the data set at `source` cannot be divided."""
     convert = f"redetr convert {source} {source}-tiles --tile 640 --overlap 0"
     return (
         f"cut it into tiles ({convert}), of which some can be held out (--val-fraction 0.2), or "

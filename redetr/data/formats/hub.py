@@ -297,7 +297,7 @@ def _encoded(rows: Any, column: str) -> Any:
 
 
 def _file(image: Row | None) -> Any:
-    """What PIL opens; an empty file for a row without image."""
+    """A file that PIL can open; an empty one for a row without an image."""
     if image is None or (image["bytes"] is None and image["path"] is None):
         return io.BytesIO()
     if image["bytes"] is None:

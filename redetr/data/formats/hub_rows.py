@@ -62,7 +62,7 @@ _SMALLEST_PX = 16  # in images that are smaller, pixels look like fractions
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a row has its image and its objects."""
+    """The columns of a row that hold its image and its objects."""
 
     image: str
     objects: str  # the column with the fields; empty if they are columns of the row
@@ -139,24 +139,24 @@ def find_columns(source: str, features: Any, masks: bool = False) -> Columns:
         fields = features if not objects else _inner(features.get(objects))
         if not isinstance(fields, dict):
             continue
-        there = {}
+        column_of = {}
         for name, aliases in _FIELDS.items():
-            known = [alias for alias in aliases if alias in fields]
-            if known:
-                there[name] = known[0]
-        known = [alias for alias in _MASKS if masks and alias in fields]
-        if known:
-            there["segmentation"] = known[0]
+            present = [alias for alias in aliases if alias in fields]
+            if present:
+                column_of[name] = present[0]
+        present = [alias for alias in _MASKS if masks and alias in fields]
+        if present:
+            column_of["segmentation"] = present[0]
         numbers = None
-        if "bbox" in there:
-            inner = _inner(fields[there["bbox"]])
+        if "bbox" in column_of:
+            inner = _inner(fields[column_of["bbox"]])
             numbers = named_numbers(inner) if isinstance(inner, dict) else None
         else:
             numbers = named_numbers(fields)
             if numbers is not None:
-                there["bbox"] = ""
-        if image and "bbox" in there and "category" in there:
-            return Columns(image, objects, there, numbers)
+                column_of["bbox"] = ""
+        if image and "bbox" in column_of and "category" in column_of:
+            return Columns(image, objects, column_of, numbers)
     columns = ", ".join(features)
     raise InputError(
         "needs columns image and objects, with bbox (or boxes) and category (or label) in it",
@@ -166,7 +166,7 @@ def find_columns(source: str, features: Any, masks: bool = False) -> Columns:
 
 
 def _inner(feature: Any) -> Any:
-    """What a list holds, in any version of `datasets`."""
+    """The type of a list's items, in any version of `datasets`."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return feature
@@ -284,7 +284,7 @@ class BoxForm:
 
     def segmentation(self, value: Any, size: tuple[int, int]) -> Any:
         """A mask in COCO's form: polygons in pixels, or RLE, also of an image whose pixels are not
-        0 inside; what is none of these stays as it is."""
+        0 inside; other values stay as they are."""
         if isinstance(value, Image.Image):
             return _rle_of(value)
         if not isinstance(value, list) or not value:

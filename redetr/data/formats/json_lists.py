@@ -85,7 +85,7 @@ class _Document:
             self._at += 1
             self._skip_space()
             if key in is_list:
-                raise self._error(f'"{key}" is there twice', self._at)
+                raise self._error(f'"{key}" occurs twice', self._at)
             if key in keys:
                 is_list[key] = self._next() == "["
             if key in keys and is_list[key]:

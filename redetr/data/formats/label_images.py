@@ -55,7 +55,7 @@ def label_image_splits(root: Path) -> list[Split]:
 
 
 def label_images_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
+    """What a folder needs for a split in this format, in words."""
     return f"{_IMAGES}/{split}/ beside {_LABELS}/{split}/ with label images"
 
 
@@ -130,7 +130,7 @@ def _report_unclaimed(folder: Path, unclaimed: list[str], faults: list[Fault]) -
 
 @dataclass
 class _Scene:
-    """What a label image shows; `problem` is why it cannot be read."""
+    """The content of a label image; `problem` says why it cannot be read."""
 
     name: str  # below the folder of label images; empty if there is none
     size: tuple[int, int] = (0, 0)  # height, width

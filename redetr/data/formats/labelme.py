@@ -66,7 +66,7 @@ def labelme_splits(root: Path) -> list[Split]:
 
 
 def labelme_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
+    """What a folder needs for a split in this format, in words."""
     return f"{_FOLDERS[split][0]}/*.json beside images"
 
 
@@ -80,9 +80,9 @@ def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> 
     scenes = [_read_scene(root, file, masks is not None) for file in files]
     _report_other_files(root, scenes, faults)
     scenes = [scene for scene in scenes if scene.problem != _OTHER_FILE]
-    there = Listing(root)
+    listing = Listing(root)
     for scene in scenes:
-        scene.image = _find_image(there, scene)
+        scene.image = _find_image(listing, scene)
     scenes.sort(key=lambda scene: (scene.image, scene.file))
     images = _read_images(root, scenes, faults)
     classes = _classes(root, split, scenes)
@@ -124,7 +124,7 @@ def _files(root: Path, folder: Path) -> list[str]:
 
 @dataclass
 class _Scene:
-    """What a file says. If it cannot be read, `problem` is why."""
+    """The content of a file; `problem` says why it cannot be read."""
 
     file: str  # relative to the root
     image_path: str = ""  # as the file states it
@@ -271,7 +271,7 @@ def _report_other_files(root: Path, scenes: list[_Scene], faults: list[Fault]) -
     )
 
 
-def _find_image(there: Listing, scene: _Scene) -> str:
+def _find_image(listing: Listing, scene: _Scene) -> str:
     """The image of a file, relative to the root: as it states, by the last part of that, or of the
     same name; empty if there is none."""
     parent, name = posixpath.split(scene.file)
@@ -286,13 +286,13 @@ def _find_image(there: Listing, scene: _Scene) -> str:
         folders += ["images", "."]
         candidates += [posixpath.join(folder, posixpath.basename(stated)) for folder in folders]
     for folder in folders:
-        for file in sorted(there.files(folder)):
+        for file in sorted(listing.files(folder)):
             other_stem, suffix = posixpath.splitext(file)
             if other_stem == stem and suffix.lower() in IMAGE_SUFFIXES:
                 candidates.append(posixpath.join(folder, file))
     for candidate in candidates:
         inside = path_inside(candidate)
-        if inside and inside in there:
+        if inside and inside in listing:
             return inside
     return ""
 

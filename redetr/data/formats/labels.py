@@ -1,4 +1,4 @@
-"""Which label file belongs to which image in YOLO format, and those that belong to none."""
+"""The label files of images in YOLO format, and label files that belong to no image."""
 
 import os
 import posixpath
@@ -16,12 +16,12 @@ from redetr.data.images import IMAGE_SUFFIXES
 from redetr.files import open_file
 
 LABEL_SUFFIX = ".txt"
-_MOST = 300  # label files without image whose names are compared with those of images
+_MOST_COMPARED = 300  # label files without image whose names are compared with those of images
 _SEPARATED = "(?:^|[^0-9a-z]){}(?:$|[^0-9a-z])"
 
 
 def label_name(image: str) -> str:
-    """The label file of an image, both relative to the data folder: the last folder `images`
+    """The path of an image's label file, both relative to the data folder: the last folder `images`
     becomes `labels`."""
     path, _ = posixpath.splitext(image)
     start, folder, end = f"/{path}".rpartition("/images/")
@@ -31,21 +31,23 @@ def label_name(image: str) -> str:
 
 
 def label_faults(root: Path, below: str, images: list[str], labels: list[str]) -> list[Fault]:
-    """What is wrong with the label files as files: one for two images, or one for none.
+    """The faults of label files that belong to several images, or to none.
 
     `images` and the label file of each are relative to the data folder `root`. The images are all
-    in its folder `below`, or if that is ".", those that a list names.
+    those in its folder `below`, or if that is ".", those that a list names.
     """
-    there = Listing(root)
-    faults = _shared(root, images, labels, there)
-    unclaimed = _unclaimed(root, below, images, labels, there)
+    listing = Listing(root)
+    faults = _shared(root, images, labels, listing)
+    unclaimed = _unclaimed(root, below, images, labels, listing)
     if not unclaimed:
         return faults
-    bare = [image for image, label in zip(images, labels, strict=True) if label not in there]
+    unlabelled = [
+        image for image, label in zip(images, labels, strict=True) if label not in listing
+    ]
     meant: list[tuple[str, str]] = []  # a label file, and the image without one that it may mean
-    others = unclaimed[_MOST:]
-    for label in unclaimed[:_MOST]:
-        image = _image_meant(label, bare)
+    others = unclaimed[_MOST_COMPARED:]
+    for label in unclaimed[:_MOST_COMPARED]:
+        image = _image_meant(label, unlabelled)
         if image:
             meant.append((label, image))
         else:
@@ -54,7 +56,7 @@ def label_faults(root: Path, below: str, images: list[str], labels: list[str]) -
         faults.append(_of_another_name(root, meant))
     if others:
         folders = {posixpath.dirname(image) for image in images}
-        faults.append(_of_no_image(root, others, folders, there))
+        faults.append(_of_no_image(root, others, folders, listing))
     return faults
 
 
@@ -69,13 +71,13 @@ def label_elsewhere(root: Path, label: str) -> str:
     return ""
 
 
-def _shared(root: Path, images: list[str], labels: list[str], there: Listing) -> list[Fault]:
-    """A warning if images have one label file in common."""
+def _shared(root: Path, images: list[str], labels: list[str], listing: Listing) -> list[Fault]:
+    """A warning if images share a label file."""
     first_with: dict[str, str] = {}
     pairs = []
     for image, label in zip(images, labels, strict=True):
         first = first_with.setdefault(label, image)
-        if first != image and label in there:
+        if first != image and label in listing:
             pairs.append((label, first, image))
     if not pairs:
         return []
@@ -86,18 +88,20 @@ def _shared(root: Path, images: list[str], labels: list[str], there: Listing) ->
 
 
 def _unclaimed(
-    root: Path, below: str, images: list[str], labels: list[str], there: Listing
+    root: Path, below: str, images: list[str], labels: list[str], listing: Listing
 ) -> list[str]:
-    """The label files in the folders of those of the images that belong to no image, sorted."""
+    """The label files that belong to no image, in the folders of label files, sorted."""
     claimed = set(labels)
     image_folders = {posixpath.dirname(image) for image in images}
-    if below == ".":  # images that a list names: it need not name all of a folder
+    if below == ".":  # a list names the images, and need not name all images of a folder
         for folder in image_folders:
-            for file in there.files(folder):
+            for file in listing.files(folder):
                 if file.lower().endswith(IMAGE_SUFFIXES):
                     claimed.add(label_name(posixpath.join(folder, file)))
         folders = {posixpath.dirname(label) for label in claimed}
-        files = {posixpath.join(folder, f) for folder in folders for f in there.files(folder)}
+        files: set[str] = set()
+        for folder in folders:
+            files.update(posixpath.join(folder, file) for file in listing.files(folder))
     else:
         folder = posixpath.dirname(label_name(f"{below}/x"))
         contents = contents_of(root / folder, (LABEL_SUFFIX,))
@@ -112,7 +116,7 @@ def _unclaimed(
 
 
 def _holds_labels(file: Path) -> bool:
-    """Whether the first line is one of a label file, not of a list of classes or a note."""
+    """Whether the first line is that of a label file, not of a list of classes or a note."""
     try:
         with open_file(file) as lines:
             written = (line for line in lines if line.strip())
@@ -125,20 +129,20 @@ def _holds_labels(file: Path) -> bool:
 
 
 def _of_another_name(root: Path, meant: list[tuple[str, str]]) -> Fault:
-    """An error: these images would be learned as empty."""
+    """An error for label files that nearly match images, which would be learned as empty."""
     label, image = meant[0]
     text = f"belongs to no image; is it of {image}, which has no label file?"
     remedy = f"call it {posixpath.basename(label_name(image))}, or delete it"
     return Fault("error", "label-unclaimed", root / label, "", text, remedy, len(meant))
 
 
-def _of_no_image(root: Path, labels: list[str], folders: set[str], there: Listing) -> Fault:
-    """A warning; `folders` are those of the images."""
+def _of_no_image(root: Path, labels: list[str], folders: set[str], listing: Listing) -> Fault:
+    """A warning for label files of no image; `folders` are those of the images."""
     label = labels[0]
     text = "belongs to no image"
     remedy = "put its image there, or delete it"
     for folder in folders:
-        for file in there.files(folder):
+        for file in listing.files(folder):
             path = posixpath.join(folder, file)
             if path != label and label_name(path) == label:
                 text = f"is left out, as {path} is not read as an image"
@@ -146,12 +150,12 @@ def _of_no_image(root: Path, labels: list[str], folders: set[str], there: Listin
     return Fault("warning", "label-unclaimed", root / label, "", text, remedy, len(labels))
 
 
-def _image_meant(label: str, bare: Iterable[str]) -> str:
-    """The only one of these images whose name the label file seems to hold; else nothing."""
+def _image_meant(label: str, unlabelled: Iterable[str]) -> str:
+    """The only one of the images that the label file seems to mean; empty for none or several."""
     stem, _ = posixpath.splitext(posixpath.basename(label))
     wanted = _plain(stem)
     parts = re.compile(_SEPARATED.format(re.escape(wanted)))
-    similar = (image for image in bare if _is_similar(wanted, parts, image))
+    similar = (image for image in unlabelled if _is_similar(wanted, parts, image))
     candidates = list(islice(similar, 2))
     if len(candidates) != 1:
         return ""
@@ -159,15 +163,22 @@ def _image_meant(label: str, bare: Iterable[str]) -> str:
 
 
 def _is_similar(wanted: str, parts: re.Pattern[str], image: str) -> bool:
-    """Whether the name of a label file is that of an image, but for a part of it, its ending, or
-    how its letters are written."""
+    """Whether the names of a label file and an image differ only by a part, the ending, or the
+    spelling of letters."""
     name = _plain(posixpath.basename(image))
     stem, _ = posixpath.splitext(name)
-    letters = re.sub(r"[^\w]|_", "", wanted)
-    is_same = letters in (re.sub(r"[^\w]|_", "", stem), re.sub(r"[^\w]|_", "", name))
-    return bool(letters) and (is_same or parts.search(stem) is not None)
+    letters = _letters(wanted)
+    if not letters:
+        return False
+    is_same = letters in (_letters(stem), _letters(name))
+    return is_same or parts.search(stem) is not None
+
+
+def _letters(name: str) -> str:
+    """The letters and digits of a name."""
+    return re.sub(r"[^\w]|_", "", name)
 
 
 def _plain(name: str) -> str:
-    """The name as one that was not encoded for an address, in composed small letters."""
+    """The name in composed lower-case letters, without the escapes of an address."""
     return unicodedata.normalize("NFC", unquote(name)).lower()

@@ -113,7 +113,7 @@ def _other_layouts(root: Path, layout: _Layout) -> list[Fault]:
         return _unread_json(root) if layout.read is read_coco else []
     name = next(name for name, known in _LAYOUTS.items() if known.read is layout.read)
     text = f"the folder is read in {name} format, and {others[0]} is not read"
-    remedy = "give the path of the YAML file, or a folder of its own, to read that"
+    remedy = "to read it, give the path of the YAML file, or move that data to another folder"
     return [Fault("warning", "layout-unused", root, "", text, remedy)]
 
 

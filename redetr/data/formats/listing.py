@@ -264,7 +264,7 @@ def _cut_short(contents: Contents) -> list[Fault]:
     if contents.is_whole:
         return []
     text = f"holds more than {MOST_OTHERS:,} files of other kinds: not all of it was looked at"
-    remedy = "give the data a folder of its own"
+    remedy = "move the data to a separate folder"
     return [Fault("warning", "folder-wide", contents.root, "", text, remedy)]
 
 

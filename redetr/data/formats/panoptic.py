@@ -5,7 +5,7 @@ They are `annotations/panoptic_train*.json` and, of the same name, a folder in `
 beside it; images are where COCO has them. A folder that holds `instances_train*.json` too is read
 by that file: give the path of the panoptic file instead to read it, and the others beside it. An id
 is red + 256 green + 65536 blue, and 0 is no segment. The box of a segment is its `bbox`, or that
-around its pixels. Things and stuff are objects alike; `is_thing` tells them apart.
+around its pixels. Things and stuff are objects alike; `is_thing` distinguishes them.
 """
 
 import os
@@ -49,7 +49,7 @@ def panoptic_splits(root: Path) -> list[Split]:
 
 
 def panoptic_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
+    """What a folder needs for a split in this format, in words."""
     return f"annotations/panoptic_{split}*.json"
 
 
@@ -207,8 +207,8 @@ def _judge_files(
     is_there = np.array([bool(name) and (folder / name).is_file() for name in files], bool)
     rows.fault("panoptic-png", is_named & ~is_there, lambda i: "is not there", _EXPORT, severity)
     sizes = np.zeros((len(files), 2), np.int64)
-    there = np.flatnonzero(is_there)
-    sizes[there] = read_sizes(folder, [files[i] for i in there.tolist()])
+    existing = np.flatnonzero(is_there)
+    sizes[existing] = read_sizes(folder, [files[i] for i in existing.tolist()])
     rows.fault(
         "panoptic-png", is_there & (sizes[:, 0] == 0), lambda i: "is no image", _EXPORT, severity
     )

@@ -43,7 +43,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a path that an annotation file names leads to."""
+    """The file that a path in an annotation file leads to."""
 
     inside: str = ""  # its path below the data folder; empty if it is not there
     outside: str = ""  # where it is outside of the data folder, which is not read
@@ -54,7 +54,7 @@ class Finder:
     """Finds what the paths in an annotation file mean, inside the data folder only."""
 
     def __init__(self, root: Path):
-        self.there = Listing(root)
+        self.listing = Listing(root)
         self._root = os.path.abspath(root)
         self._real_root = os.path.realpath(root)
         self._everywhere = Listing(Path("/"))
@@ -109,7 +109,7 @@ class Finder:
             if candidate == ".":
                 return "."
             inside = path_inside(candidate)
-            if inside and inside in self.there:
+            if inside and inside in self.listing:
                 return inside
         return ""
 
@@ -120,7 +120,7 @@ class Finder:
                 return "."
             if path.startswith(f"{root}/"):
                 inside = path[len(root) + 1 :]
-                if inside in self.there:
+                if inside in self.listing:
                     return inside
         return ""
 
@@ -136,7 +136,7 @@ class Finder:
 
 
 def _ends(path: str) -> list[str]:
-    """What a path of another machine may be called here, the longest first."""
+    """The paths here that a path of another machine may mean, the longest first."""
     if not is_absolute(path):
         while path == ".." or path.startswith("../"):
             path = path[3:] or "."
@@ -151,7 +151,7 @@ def inner_ends(path: str) -> list[str]:
 
 
 def read_file(file: Path) -> bytes:
-    """What is in an annotation file. Raises InputError if it cannot be read."""
+    """The content of an annotation file. Raises InputError if it cannot be read."""
     try:
         with open_file(file) as opened:
             content = opened.read()

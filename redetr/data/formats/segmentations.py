@@ -1,4 +1,4 @@
-"""What COCO's `segmentation` may hold: polygons, or RLE with its counts as numbers or as text."""
+"""The values of COCO's `segmentation`: polygons, or RLE with counts as numbers or as text."""
 
 import reprlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from redetr.data.mask_columns import MaskProblem
 _INVALID = "mask-invalid"
 _EXPORT = "export the annotations again, or delete it"
 _FIRST_CHARACTER = 48  # of compressed counts: characters hold 6 bits each
-_CONTINUED = 0x20  # the bit that says that the number goes on
+_CONTINUED = 0x20  # the bit that says that the number continues
 _BITS = 5  # of a number in each character
 _LONGEST = 8  # characters of a number: 40 bits
 _LARGEST_SIDE = 2**18  # px

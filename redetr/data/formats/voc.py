@@ -74,7 +74,7 @@ def other_voc_splits(root: Path) -> list[Split]:
 
 
 def voc_sought(split: Split) -> str:
-    """Where the split is looked for, in words."""
+    """What a folder needs for a split in this format, in words."""
     return (
         f"ImageSets/Main/{split}.txt beside JPEGImages/ and Annotations/, or "
         f"{_FOLDERS[split][0]}/*.xml"
@@ -153,7 +153,7 @@ def _read_images(
 
 @dataclass
 class _Location:
-    """Where a split is."""
+    """The files and folders of a split."""
 
     images: Path  # folder
     annotations: Path  # folder
@@ -249,10 +249,10 @@ def _images_of(
 ) -> dict[str, str]:
     """The path of the image of each annotation file, empty if there is none: that which has its
     stem; of several, that which the file names, or the first."""
-    there = Listing(location.images)
+    listing = Listing(location.images)
     candidates: dict[str, list[str]] = {stem: [] for stem in scene_of}
     for parent in {posixpath.dirname(stem) for stem in scene_of}:
-        for file in sorted(there.files(parent)):
+        for file in sorted(listing.files(parent)):
             stem, suffix = posixpath.splitext(posixpath.join(parent, file))
             if suffix.lower() in IMAGE_SUFFIXES and stem in candidates:
                 candidates[stem].append(stem + suffix)
@@ -261,12 +261,12 @@ def _images_of(
     names_another = []
     for stem, scene in scene_of.items():
         images = candidates[stem]
-        named = posixpath.join(posixpath.dirname(stem), scene.image)
-        if named in images or (not images and scene.image and named in there):
-            images = [named]
+        named_image = posixpath.join(posixpath.dirname(stem), scene.image)
+        if named_image in images or (not images and scene.image and named_image in listing):
+            images = [named_image]
         image_of[stem] = images[0] if images else ""
         shared.append(len(images) > 1)
-        is_another = scene.image and named != image_of[stem] and named in there
+        is_another = scene.image and named_image != image_of[stem] and named_image in listing
         names_another.append(bool(images and is_another))
     files = [scene.file for scene in scene_of.values()]
     stems = list(scene_of)
@@ -308,14 +308,14 @@ def _files(location: "_Location", faults: list[Fault]) -> dict[str, Path]:
 def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
     """The paths without ending, below the folder of annotations, that a list of images names, each
     once."""
-    there = Listing(folder)
+    listing = Listing(folder)
     lines = read_lines(file)
     stems: dict[str, None] = {}  # in order, each once
     outside = []
     repeated = []
     foreign = []
     for line in lines:
-        stem = listed_stem(line, there)
+        stem = listed_stem(line, listing)
         outside.append(line != "" and stem == "")
         repeated.append(stem in stems)
         foreign.append(stem != "" and is_foreign(line))
@@ -338,7 +338,9 @@ def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
     rows.fault(
         "path-foreign",
         foreign,
-        lambda i: f"{lines[i]!r} leads elsewhere, and {listed_stem(lines[i], there)}.xml is taken",
+        lambda i: (
+            f"{lines[i]!r} leads elsewhere, and {listed_stem(lines[i], listing)}.xml is taken"
+        ),
         "nothing to do, or write its name without ending",
         "note",
     )
@@ -429,7 +431,7 @@ def _read_marks(rows: Rows, marks: list[str]) -> np.ndarray:
         "flag-invalid",
         [flag is None for flag in flags],
         lambda i: f"difficult {reprlib.repr(marks[i])} is neither 0 nor 1, and counts as 0",
-        "write 1 for what is to be ignored, else 0",
+        "write 1 for objects to ignore, else 0",
         "warning",
     )
     return np.array([flag is True for flag in flags], bool)

@@ -86,7 +86,7 @@ def _simplify_tags(root: ElementTree.Element) -> None:
 def _scene_of(file: Path, root: ElementTree.Element) -> Scene:
     """The content of a file with this root element."""
     if len(root.findall("annotation")) > 1:
-        problem = "holds several annotations, where each image has an XML file of its own"
+        problem = "holds several annotations: each image needs its own XML file"
         return Scene(file, code="xml-invalid", problem=problem)
     path = root.findtext("filename") or ""
     image = posixpath.basename(path.strip().replace("\\", "/"))

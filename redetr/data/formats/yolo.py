@@ -82,7 +82,7 @@ def yolo_files(root: Path) -> list[str]:
 
 
 def yolo_sought(split: Split, file: str = _FILES[0]) -> str:
-    """Where the split is looked for, in words."""
+    """What a folder needs for a split in this format, in words."""
     return f"{' or '.join(KEYS[split])} in {file}"
 
 
@@ -159,22 +159,22 @@ def _yaml_file(root: Path) -> Path | None:
 
 
 class _Loader(yaml.BaseLoader):
-    """Numbers stay text. A key that is there twice is refused: the last one would count without a
-    word."""
+    """Numbers stay text. A key that occurs twice is refused: the last value would count
+    without a word."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if key.value in seen:
-                text = f"{key.value!r} is there twice"
+                text = f"{key.value!r} occurs twice"
                 raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def _parse_config(file: Path) -> dict[str, Any]:
-    """What the file says; numbers stay text, so that a class may be called 1 or no."""
+    """The content of the file; numbers stay text, so that a class may be called 1 or no."""
     if is_darknet(file):
         return darknet_config(file)
     try:
@@ -224,7 +224,7 @@ def _count_faults(file: Path, config: dict[str, Any], classes: dict[int, str]) -
 
 
 def _key_points(file: Path, config: dict[str, Any]) -> KeyPoints | None:
-    """What `kpt_shape` says; None if it is not there. Raises InputError if it is no shape."""
+    """The value of `kpt_shape`; None if it is missing. Raises InputError if it is no shape."""
     shape = config.get("kpt_shape")
     if shape is None:
         return None

@@ -38,7 +38,7 @@ _FOUR_POINTS = 9  # columns of an oriented box
 
 @dataclass(frozen=True)
 class KeyPoints:
-    """What `kpt_shape` says: so many points in each line, each of 2 or 3 numbers."""
+    """The meaning of `kpt_shape`: so many points in each line, each of 2 or 3 numbers."""
 
     count: int
     dims: int
@@ -177,7 +177,7 @@ def _sample(rows: np.ndarray) -> np.ndarray:
 
 
 def _content(file: str) -> bytes | None:
-    """What is in the file, None if there is none. Raises InputError if it cannot be read."""
+    """The content of the file, None without a file. Raises InputError if it cannot be read."""
     try:
         with open_file(file) as opened:
             return opened.read().removeprefix(_BYTE_ORDER_MARK)

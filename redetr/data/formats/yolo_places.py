@@ -34,7 +34,7 @@ def entries_of(file: Path, config: dict[str, Any], split: Split) -> list[str]:
 
 
 class ImagePaths:
-    """Where the images are that a `data.yaml` names: in its folder."""
+    """The paths of the images that a `data.yaml` names, in its folder."""
 
     def __init__(self, file: Path, config: dict[str, Any], faults: list[Fault]):
         """Raises InputError if its `path` is another folder."""
@@ -65,7 +65,7 @@ class ImagePaths:
         return base.inside
 
     def of(self, split: Split) -> list[Resolved]:
-        """What the entries of a split lead to."""
+        """The files and folders to which the entries of a split lead."""
         bases = (self.base, "")
         return [self.finder.find(entry, bases, ends=True) for entry in self.entries(split)]
 
