@@ -42,11 +42,12 @@ LINT_tested := lint
 LINT_newest := no-lint
 LINT_oldest := no-lint
 
-# PYTEST_FLAGS=--strict-skips, of continuous integration, takes a skipped test for a failure.
+# PYTEST_FLAGS=--strict-skips, of continuous integration, takes a skipped test for a failure. Without the limit on restarts,
+# a process that crashes leaves pytest-xdist waiting forever; with it, the test is a failure like any other.
 test: $(VENV)/installed-dev system-packages $(LINT_$(DEPS))
 	$(BIN)/python -m pip check || { echo "A package that redetr no longer needs can do that: rm -r $(VENV), then again"; exit 1; }
 	$(BIN)/python tests/versions.py
-	$(PYTEST) -n auto --dist loadfile $(PYTEST_FLAGS)
+	$(PYTEST) -n auto --dist loadfile --max-worker-restart=0 $(PYTEST_FLAGS)
 
 slow: $(VENV)/installed-dev
 	$(BIN)/python tests/system_packages.py slow
