@@ -72,12 +72,24 @@ class RemoteFile:
 
     @classmethod
     def in_pointer(cls, file: str | os.PathLike) -> "RemoteFile | None":
-        """The file that a local pointer points to; None if the local file is no pointer."""
-        content = first_bytes(Path(file), _LARGEST_POINTER)
+        """The file that a pointer in a mirror points to; None if the local file is none.
+
+        Other folders hold no pointers: a data set from a stranger must not choose a server. Raises
+        InputError for a damaged pointer.
+        """
+        path = Path(file)
+        if not path.is_relative_to(_mirrors()):
+            return None
+        content = first_bytes(path, _LARGEST_POINTER)
         if not content.startswith(_MARK):
             return None
-        fields = json.loads(content.removeprefix(_MARK))
-        return cls(**fields)
+        try:
+            fields = json.loads(content.removeprefix(_MARK))
+            return cls(**fields)
+        except (ValueError, TypeError):
+            text = "is no whole pointer to an archive on a server"
+            remedy = "delete it, and start again"
+            raise InputError(text, where=path, remedy=remedy) from None
 
     def pointer(self) -> bytes:
         """The content of a local file that points to this one."""
@@ -277,6 +289,11 @@ def _try_file(address: str, known_version: str) -> tuple[str, bytes | None]:
     return _version(response), content
 
 
+def _mirrors() -> Path:
+    """The folder in the user's cache with a mirror of each data set on a server."""
+    return Path(os.path.abspath(cache_folder("remote")))
+
+
 @cache  # one update per process: reading a file that has changed since then raises an error
 def mirror(address: str) -> Path:
     """The local folder of the data set at an address, brought up to date. Files that have not
@@ -284,7 +301,7 @@ def mirror(address: str) -> Path:
     address = address.rstrip("/")
     _, _, last_part = urlsplit(address).path.rpartition("/")
     name = path_inside(last_part) or "data"
-    folder = cache_folder("remote") / hashed_name(address.encode()) / name
+    folder = _mirrors() / hashed_name(address.encode()) / name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(".lock")):
         _update_mirror(address, folder)

@@ -33,6 +33,7 @@ def _as_convolution(x: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.dim() == 3
+        and x.numel() > 0  # there is no empty convolution
         and x.is_contiguous()
         and torch.get_num_threads() > 1  # with one thread, convolutions are matrix products
         and torch.backends.mkldnn.is_available()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_shards import LIMIT, assert_same, batches
+from test_shards import LIMIT, assert_same, batches, refused
 
 from redetr.cli import main
 from redetr.data import archives, open_dataset, remote
@@ -106,15 +106,6 @@ def begin_again() -> None:
     remote.mirror.cache_clear()
     archives._OPENED.clear()
     archives._THREAD = threading.local()
-
-
-def refused(address: str, *fragments: str) -> None:
-    with pytest.raises(InputError) as caught:
-        open_dataset(address, "train")
-    message = str(caught.value)
-    assert "\n" not in message
-    for fragment in fragments:
-        assert fragment in message
 
 
 def test_batches_are_those_of_the_folder_bit_for_bit(shared_coco, server):
@@ -226,3 +217,18 @@ def test_no_server(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(remote, "_PAUSE_S", 0.0)
     refused("http://127.0.0.1:9/shards", "shards.json: no answer of the server in 5 tries")
+
+
+def test_only_mirrors_hold_pointers(server, tmp_path):
+    """A data set from somewhere else does not choose what is asked for; a damaged mirror says so."""
+    mirror = remote.mirror(server.address)
+    pointer = next(mirror.glob("*.tar"))
+    folder = Path(shutil.copytree(mirror, tmp_path / "copied"))
+    begin_again()
+    num_requests = len(server.sent)
+    refused(folder, "no whole tar archive", pointer.name)
+    assert len(server.sent) == num_requests
+    content = pointer.read_bytes()
+    pointer.write_bytes(content[:-3])
+    with pytest.raises(InputError, match="no whole pointer to an archive on a server"):
+        archives.open_archive(pointer)

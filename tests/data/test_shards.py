@@ -72,7 +72,7 @@ def web_dataset(root: Path, **changes: bytes) -> Path:
     return root
 
 
-def refused(root: Path, *fragments: str) -> None:
+def refused(root: Path | str, *fragments: str) -> None:
     with pytest.raises(InputError) as caught:
         open_dataset(root, "train")
     message = str(caught.value)
