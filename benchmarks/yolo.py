@@ -1,116 +1,275 @@
-"""What does YOLO11n learn from scratch on digits in the time that `redetr_n` needs? With its own
-defaults.
+"""Which learns more in the same time, from scratch: redetr_n or a nano YOLO with its own defaults?
 
-    pip install ultralytics                          # AGPL-3.0: installed by who runs this, and by
-    nothing else here python benchmarks/yolo.py --minutes 5            # beside: python
-    benchmarks/learning.py digits
+    pip install ultralytics        # AGPL-3.0: installed by whoever runs this, and by nothing else
+    python benchmarks/yolo.py --sets dense shapes digits --minutes 1 2 5 --threads 1 --seeds 0 1 2
 
-Fixed scenes (Ultralytics reads files): 8,000 of those that `redetr_n` sees 20,000 of; validated on
-the same 300, and judged by the same evaluation. Ultralytics stops by its clock, without
-evaluations. Writes results/DATE-yolo-digits.json.
+All read the same files: 2,000 images of each set of `scenes.py`, or 8,000 images of digits, and 300
+for validation. Each run is a process of its own, held to as many cores as it has threads; sides
+take turns. All spend the given minutes on training: Ultralytics stops by its clock, `redetr_n`
+takes as many steps as its first steps say that fit. What a run really took is written beside its
+AP. The boxes of all models are judged by one evaluation, which equals pycocotools.
+
+A stopped benchmark goes on where it was. Writes results/DATE-yolo.json and a plot of the curves.
 """
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import tempfile
+import time
+from dataclasses import replace
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 from PIL import Image
 from record import record
+from scenes import SIDE_PX, write_description, write_labels, write_scenes
 
-from redetr.data.formats.digits import DigitsDataset
-from redetr.metrics import GroundTruth, coco_metrics
-from redetr.structures import DatasetDetections
+SETS = ("dense", "shapes", "digits")
+SIDES = ("redetr_n", "yolo11n", "yolo26n")
+DIGITS = {"train": 8000, "val": 300}
+BATCH_SIZE = 16
+TIMED_STEPS = 20
+WARM_UP_STEPS = 5
+FOLDER = Path("runs/benchmark-yolo")
 
-SCENES = {"train": 8000, "val": 300}
+
+class Row(NamedTuple):
+    """A run: what is trained, and how."""
+
+    data: str
+    threads: int
+    minutes: float
+    seed: int
+    side: str
+
+    @property
+    def file(self) -> Path:
+        """Where its result is kept."""
+        name = f"{self.data}-{self.threads}-threads-{self.minutes:g}-min-{self.seed}-{self.side}"
+        return FOLDER / f"{name}.json"
 
 
-def write_scenes(root: Path) -> Path:
-    """Images and labels in YOLO form; returns the file that describes them."""
-    for split, count in SCENES.items():
-        images, labels = (root / kind / split for kind in ("images", "labels"))
-        images.mkdir(parents=True), labels.mkdir(parents=True)
+def write_digits(folder: Path) -> None:
+    """Images and labels of `digits` in YOLO form."""
+    from redetr.data.formats.digits import DigitsDataset
+
+    for split, count in DIGITS.items():
         dataset = DigitsDataset(split, size=count)
+        images = folder / "images" / split
+        images.mkdir(parents=True)
         for index in range(count):
             image, target = dataset.sample(index)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(images / f"{index:05}.png")
-            lines = []
-            for label, (x1, y1, x2, y2) in zip(
-                target["labels"].tolist(), target["boxes"].tolist(), strict=True
-            ):
-                box = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
-                lines.append(" ".join([str(label), *(f"{value / 128:.6f}" for value in box)]))
-            (labels / f"{index:05}.txt").write_text("\n".join(lines))
-    names = "".join(f"  {label}: '{label}'\n" for label in range(10))
-    described = root / "data.yaml"
-    described.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames:\n{names}")
-    return described
+            pixels = image.permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(images / f"{index:05}.png", compress_level=1)
+            objects = zip(target["labels"].tolist(), target["boxes"].tolist(), strict=True)
+            write_labels(folder / "labels" / split / f"{index:05}.txt", list(objects))
+    write_description(folder, [str(digit) for digit in range(10)])
 
 
-def judge(model, folder: Path) -> dict:
-    """COCO numbers of `model` on the validation scenes."""
-    dataset = DigitsDataset("val", size=SCENES["val"])
-    index, scores, labels, boxes = [], [], [], []
-    for number in range(len(dataset)):
-        (found,) = model.predict(
-            folder / f"images/val/{number:05}.png", imgsz=128, conf=0.001, verbose=False
-        )
-        index.append(torch.full((len(found),), number))
-        (
-            scores.append(found.boxes.conf),
-            labels.append(found.boxes.cls.long()),
-            boxes.append(found.boxes.xyxy),
-        )
-    truth = GroundTruth.from_dataset(dataset)
-    detections = DatasetDetections(
-        image_index=torch.cat(index).numpy(),
-        labels=torch.cat(labels).cpu().numpy(),
-        scores=torch.cat(scores).cpu().numpy(),
-        boxes=torch.cat(boxes).cpu().numpy(),
+def data_of(name: str) -> Path:
+    """The YAML file of a data set, which is written if it is not there."""
+    folder = FOLDER / "data" / name
+    description = folder / "data.yaml"  # written last
+    if not description.exists():
+        if name == "digits":
+            write_digits(folder)
+        else:
+            write_scenes(name, folder)
+    return description
+
+
+def run_redetr(row: Row, data: Path, folder: Path) -> dict[str, Any]:
+    """Trains `redetr_n`; returns seconds, steps and COCO numbers."""
+    from rich.console import Console
+
+    import redetr
+    from redetr.recipes import get_recipe
+    from redetr.training import train
+
+    settings = replace(
+        get_recipe("redetr_n"),
+        data=str(data),
+        seed=row.seed,
+        threads=row.threads,
+        batch_size=BATCH_SIZE,
+        num_workers=0 if row.threads == 1 else None,
+        pictures=False,
     )
-    return coco_metrics(truth, detections).to_dict()
+    console = Console(stderr=True)
+    timed = replace(settings, steps=TIMED_STEPS, log_every=1, output=str(folder / "timed"))
+    train(timed, console)
+    warm = step_seconds(folder / "timed")[WARM_UP_STEPS:]
+    steps = round(60 * row.minutes / median(warm))
+    whole = replace(settings, steps=steps, eval_every=steps, output=str(folder / "run"))
+    train(whole, console)
+    seconds = sum(step_seconds(folder / "run"))
+    model = redetr.load(folder / "run")
+    detections = model.predict(images_of(data), threshold=0.0)
+    boxes = [(d.scores.numpy(), d.labels.numpy(), d.boxes.numpy()) for d in detections]
+    return {"steps": steps, "seconds": round(seconds, 1), **judged(boxes, data)}
+
+
+def step_seconds(run: Path) -> list[float]:
+    """Seconds of all steps, from the log of a run: a number for each line."""
+    seconds = []
+    before = 0
+    for text in (run / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        if "images_per_s" in line:
+            images = BATCH_SIZE * (line["step"] - before)
+            before = line["step"]
+            seconds.append(images / line["images_per_s"])
+    return seconds
+
+
+def run_yolo(row: Row, data: Path, folder: Path) -> dict[str, Any]:
+    """Trains a YOLO with its defaults; returns seconds, epochs and COCO numbers."""
+    import torch
+    from ultralytics import YOLO
+
+    model = YOLO(f"{row.side}.yaml")
+    moments: list[float] = []
+    # It would choose one thread less than there are cores.
+    model.add_callback("on_train_start", lambda trainer: torch.set_num_threads(row.threads))
+    model.add_callback("on_train_epoch_start", lambda trainer: moments.append(time.perf_counter()))
+    model.add_callback("on_train_epoch_end", lambda trainer: moments.append(time.perf_counter()))
+    more = {"workers": 0} if row.threads == 1 else {}
+    model.train(
+        data=str(data),
+        imgsz=SIDE_PX,
+        batch=BATCH_SIZE,
+        time=row.minutes / 60,
+        seed=row.seed,
+        device="cpu",
+        pretrained=False,
+        val=False,
+        plots=False,
+        project=str(folder),
+        name="run",
+        **more,
+    )
+    starts, ends = moments[::2], moments[1::2]
+    seconds = sum(end - start for start, end in zip(starts, ends, strict=False))
+    model = YOLO(folder / "run/weights/last.pt")
+    boxes = []
+    for file in images_of(data):
+        (answer,) = model.predict(file, imgsz=SIDE_PX, conf=0.001, verbose=False)
+        of_image = answer.boxes.cpu()
+        labels = of_image.cls.long().numpy()
+        boxes.append((of_image.conf.numpy(), labels, of_image.xyxy.numpy()))
+    return {"epochs": len(ends), "seconds": round(seconds, 1), **judged(boxes, data)}
+
+
+def images_of(data: Path) -> list[Path]:
+    """The validation images, in the order of their names."""
+    return sorted((data.parent / "images/val").iterdir())
+
+
+def judged(boxes: list[tuple[Any, Any, Any]], data: Path) -> dict[str, float]:
+    """COCO numbers, in percent, of the (scores, labels, boxes) of each validation image."""
+    from redetr.data import open_dataset
+    from redetr.metrics import GroundTruth, coco_metrics
+    from redetr.structures import DatasetDetections
+
+    index = [np.full(len(scores), i) for i, (scores, _, _) in enumerate(boxes)]
+    detections = DatasetDetections(
+        image_index=np.concatenate(index),
+        labels=np.concatenate([labels for _, labels, _ in boxes]),
+        scores=np.concatenate([scores for scores, _, _ in boxes]),
+        boxes=np.concatenate([image_boxes for _, _, image_boxes in boxes]),
+    )
+    truth = GroundTruth.from_dataset(open_dataset(str(data), "val"))
+    numbers = coco_metrics(truth, detections).to_dict()
+    return {name: round(100 * numbers[name], 2) for name in ("AP", "AP50", "AP75")}
+
+
+def run(row: Row) -> None:
+    """A run, in this process, which is held to as many cores as it has threads."""
+    cores = sorted(os.sched_getaffinity(0))[: row.threads]
+    os.sched_setaffinity(0, cores)
+    data = data_of(row.data)
+    work = run_redetr if row.side == "redetr_n" else run_yolo
+    with tempfile.TemporaryDirectory() as folder:
+        result = work(row, data, Path(folder))
+    row.file.write_text(json.dumps(row._asdict() | result))
+
+
+def draw(rows: list[dict[str, Any]], file: Path) -> None:
+    """AP by minutes: a plot for each set and number of threads."""
+    from matplotlib import pyplot as plt
+
+    panels = sorted({(row["data"], row["threads"]) for row in rows})
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.5), squeeze=False)
+    for axis, (data, threads) in zip(axes[0], panels, strict=True):
+        for side in SIDES:
+            by_minutes: dict[float, list[float]] = {}
+            for row in rows:
+                if (row["data"], row["threads"], row["side"]) == (data, threads, side):
+                    by_minutes.setdefault(row["minutes"], []).append(row["AP"])
+            minutes = sorted(by_minutes)
+            axis.plot(minutes, [median(by_minutes[m]) for m in minutes], marker="o", label=side)
+            for m in minutes:
+                axis.scatter([m] * len(by_minutes[m]), by_minutes[m], s=6, color="grey")
+        axis.set_title(f"{data}, {threads} thread{'s' if threads > 1 else ''}")
+        axis.set_xlabel("minutes of training")
+    axes[0, 0].set_ylabel("AP")
+    axes[0, 0].legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+
+
+def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The median AP of all seeds, by what was trained for how long, and by side."""
+    table: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+        sides = table.setdefault(f"{row['data']}, {row['minutes']:g} min, {threads}", {})
+        sides.setdefault(row["side"], []).append(row["AP"])
+    return {
+        name: {side: median(values) for side, values in sides.items()}
+        for name, sides in table.items()
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--sets", choices=SETS, nargs="+", default=["dense", "shapes"])
+    parser.add_argument("--minutes", type=float, nargs="+", default=[1, 2, 5])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sides", choices=SIDES, nargs="+", default=list(SIDES))
+    parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    from ultralytics import YOLO
-
-    runs = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        described = write_scenes(folder)
-        for seed in arguments.seeds:
-            model = YOLO("yolo11n.yaml")
-            model.train(
-                data=str(described),
-                imgsz=128,
-                batch=16,
-                time=arguments.minutes / 60,
-                seed=seed,
-                device="cpu",
-                pretrained=False,
-                val=False,
-                plots=False,
-                project=str(folder / "runs"),
-                name=str(seed),
-            )
-            model = YOLO(folder / "runs" / str(seed) / "weights" / "last.pt")
-            runs[seed] = judge(model, folder)
-    record(
-        "yolo-digits",
-        {
-            "setting": vars(arguments),
-            "ultralytics": version("ultralytics"),
-            "scenes": SCENES,
-            "by seed": runs,
-        },
-    )
+    if arguments.row:
+        run(Row(*arguments.row))
+        return
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    done = []
+    choices = (arguments.seeds, arguments.sets, arguments.threads, arguments.minutes)
+    for seed, data, threads, minutes in product(*choices):
+        data_of(data)
+        for side in arguments.sides:
+            row = Row(data, threads, minutes, seed, side)
+            if not row.file.exists():
+                command = [sys.executable, __file__, "--row", json.dumps(row)]
+                subprocess.run(
+                    command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
+                )
+            done.append(json.loads(row.file.read_text()))
+            print(done[-1], flush=True)
+    setting = {name: value for name, value in vars(arguments).items() if name != "row"}
+    content = {"setting": setting, "ultralytics": version("ultralytics")}
+    path = record("yolo", {**content, "median AP": medians(done), "runs": done})
+    draw(done, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Settings that earlier versions wrote, as this version reads them."""
+"""What earlier versions wrote: settings, as this one reads them, and weights of no use to it."""
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from redetr.choices import PATIENCE
+from redetr.errors import InputError
 
 # Models of earlier versions, by what they are now: redetr_n with these options.
 _EARLIER_MODELS = {
@@ -15,6 +18,21 @@ _EARLIER_MODELS = {
         "num_queries=300",
     ),
 }
+
+
+# A layer of the small backbone of versions up to 0.1.0, which this version does not have.
+_EARLIER_LAYER = "backbone.0.stem.0.weight"
+
+
+def require_present_network(tensor_names: Collection[str], path: Path) -> None:
+    """Raises InputError for weights of a model whose network is another one by now."""
+    if _EARLIER_LAYER in tensor_names:
+        raise InputError(
+            "these weights are of redetr 0.1.0 or before, whose models trained from scratch had "
+            "another backbone",
+            where=path,
+            remedy="train anew, or use them with that version",
+        )
 
 
 def as_of_today(values: dict[str, Any]) -> dict[str, Any]:

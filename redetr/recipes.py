@@ -160,7 +160,7 @@ def detr_table_finetune() -> TrainConfig:
 
 def redetr_n() -> TrainConfig:
     """Nano, from scratch: minutes on a CPU. Measured numbers are in the README."""
-    return TrainConfig(model="redetr_n")
+    return TrainConfig(model="redetr_n", lr=6e-3)
 
 
 def redetr_mobile() -> TrainConfig:

@@ -157,7 +157,7 @@ def test_a_step_waits_for_the_device_in_the_matcher_only():
         "models/hgnetv2.py",
         "models/hybrid.py",
         "models/linear.py",
-        "models/presnet.py",
+        "models/resnet_vd.py",
         "models/rtdetr.py",
         "models/transformer.py",
         "models/two_stage.py",

@@ -2,10 +2,12 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
 import torch
+from rich.console import Console
 
 import redetr
 from redetr.boxes import box_xyxy_to_cxcywh
@@ -17,6 +19,7 @@ from redetr.detector.detections import Detections
 from redetr.evaluation import evaluate, labels_in
 from redetr.models import build
 from redetr.structures import DetectionModel, Outputs
+from redetr.training import train
 from redetr.weights.official import coco_class_names
 
 
@@ -147,3 +150,27 @@ def test_a_program_that_loads_a_detector_keeps_memory_unless_it_says_no(
     monkeypatch.setattr(memory, "keep_memory", lambda: made.append(1))
     redetr.load(weights_file(), device="cpu", **options)
     assert len(made) == calls
+
+
+# A layer of the small backbone that models trained from scratch had in version 0.1.0.
+LAYER_OF_0_1 = "backbone.0.stem.0.weight"
+
+
+def test_weights_of_the_network_of_an_earlier_version_are_refused(tmp_path, shared_coco):
+    """By everything that reads them, in one line that says what to do."""
+    run = tmp_path / "run"
+    config = replace(demo_config("digits", run, 1), data=str(shared_coco), eval_batch_size=2)
+    train(config, Console(stderr=True))
+    checkpoint = torch.load(run / "last.pt", weights_only=True)
+    for weights in (checkpoint["model"], checkpoint["ema"]):
+        weights[LAYER_OF_0_1] = torch.zeros(32, 3, 3, 3)
+    for name in ("last.pt", "best.pt"):
+        torch.save(checkpoint, run / name)
+    message = "are of redetr 0.1.0 or before.*; train anew, or use them with that version"
+    with pytest.raises(redetr.InputError, match=message):
+        redetr.load(run)
+    with pytest.raises(redetr.InputError, match=message):
+        train(replace(config, resume=True), Console(stderr=True))
+    with pytest.raises(redetr.InputError, match=message):
+        starting = replace(config, weights=str(run), output=str(tmp_path / "next"))
+        train(starting, Console(stderr=True))

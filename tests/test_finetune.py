@@ -88,7 +88,7 @@ def test_a_resumed_run_needs_them_no_more(before, tmp_path):
 
 
 def test_weights_that_do_not_fit_leave_no_folder(before, tmp_path):
-    with pytest.raises(redetr.InputError, match="hidden_dim is 32 there and 128 here"):
+    with pytest.raises(redetr.InputError, match="hidden_dim is 32 there and 64 here"):
         run(replace(before, weights=before.output, model_options=(), output=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 

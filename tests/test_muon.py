@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import redetr
+from redetr import muon
 from redetr.muon import Muon, orthogonalized
 from redetr.optim import build_optimizer, param_groups
 
@@ -24,6 +25,17 @@ def test_singular_values_come_near_one_and_vectors_stay(shape, dtype):
     assert near_one[not_tiny].all()
     assert (turned - torch.diag_embed(new_values)).abs().max() < 1e-4
     assert orthogonalized(matrices).dtype == dtype
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_wide_matrices_take_the_shorter_way_to_the_same_result(dtype, tolerance):
+    """Also where some directions have next to no gradient."""
+    torch.manual_seed(0)
+    scales = torch.logspace(0, -6, 32, dtype=dtype)
+    wide = torch.randn(2, 32, 288, dtype=dtype) * scales[:, None]
+    wide = wide / torch.linalg.matrix_norm(wide, keepdim=True)
+    difference = muon._iterated_wide(wide) - muon._iterated(wide)
+    assert difference.abs().max() < tolerance
 
 
 def test_the_scale_of_a_gradient_does_not_matter_and_nothing_stays_nothing():

@@ -162,7 +162,7 @@ def test_evaluate_measures_the_ap_of_the_run(run_in_bf16, bf16_gain, capsys):
 
 def test_a_flag_overrides_the_precision_of_the_run(run_in_bf16, bf16_gain, tmp_path, capsys):
     bf16_gain(0.5)
-    predict = ["predict", str(run_in_bf16), "examples/digits.png", "--device=cpu"]
+    predict = ["predict", str(run_in_bf16), "examples/digits.png", "--device=cpu", "--threshold=0"]
     main([*predict, "--output", str(tmp_path / "auto")])
     assert "precision: bf16, as in its training run" in capsys.readouterr().err
     main([*predict, "--output", str(tmp_path / "fp32"), "--precision=fp32"])

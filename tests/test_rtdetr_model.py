@@ -20,7 +20,7 @@ from redetr.config import TrainConfig
 from redetr.models import options_of
 from redetr.models.deformable import DeformableAttention, read_points
 from redetr.models.hybrid import RepVGGBlock, grid_sines
-from redetr.models.presnet import PResNet
+from redetr.models.resnet_vd import PResNet
 from redetr.training import train
 from redetr.weights.reading import read_weights
 from redetr.weights.starting import start_from

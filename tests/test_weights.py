@@ -435,7 +435,7 @@ def test_queries_are_taken_as_far_as_they_go(config, tmp_path):
     [
         (FAST, replace(FAST, model_options=()), "holds a redetr_n that does not fit this redetr_n: "
                                                 "backbone is "
-         "(16, 32, 64) there and (32, 64, 128) here, hidden_dim is 32 there and 128 here"),
+         "(16, 32, 64) there and (32, 64, 128) here, hidden_dim is 32 there and 64 here"),
         (FAST, replace(FAST, model_options=(*FAST.model_options, "dec_layers=6")), "holds a redetr_n "
          "that does not fit this redetr_n: dec_layers is 2 there and 6 here"),
         (FAST, DETR, "holds a redetr_n, which is another kind of model than detr_r50; "

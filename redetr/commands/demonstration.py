@@ -17,7 +17,7 @@ from redetr.monitor import in_percent
 from redetr.recipes import get_recipe
 from redetr.training import train
 
-_STEPS = {"digits": 720, "crowns": 600}  # of redetr_n: about five minutes on two cores
+_STEPS = {"digits": 1500, "crowns": 1200}  # of redetr_n: three to five minutes on two cores
 
 
 def demo(data: str, folder: Path, steps: int, console: Console, recipe: str = "redetr_n") -> None:

@@ -35,7 +35,8 @@ from redetr.models.panoptic import PanopticDETR
 from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
 from redetr.structures import Batch, DetectionModel, Outputs
 from redetr.weights.dfine import lacking_activation
-from redetr.weights.reading import Origin, Weights, load_strictly, read_weights, require_fitting
+from redetr.weights.filling import load_strictly, require_fitting
+from redetr.weights.reading import Origin, Weights, read_weights
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 _TILES_AT_ONCE = 8

@@ -12,7 +12,7 @@ from redetr.models.backbone import Backbone
 from redetr.models.efficientnet_lite import EfficientNetLite
 from redetr.models.hgnetv2 import HGConv
 from redetr.models.hybrid import RepVGGBlock
-from redetr.models.presnet import ConvNorm
+from redetr.models.resnet_vd import ConvNorm
 from redetr.structures import DetectionModel
 
 

@@ -1,8 +1,7 @@
 """Backbones: normalised images `[B, 3, H, W]` to feature maps by stride.
 
-`Backbone` is a ResNet or MobileNet of torchvision, `TimmBackbone` a net of timm, `SmallResNet` a
-small residual net to train from scratch. All take images normalised by ImageNet's mean and
-deviation.
+`Backbone` is a ResNet or MobileNet of torchvision, `TimmBackbone` a net of timm. Both take images
+normalised by ImageNet's mean and deviation.
 """
 
 import math
@@ -383,76 +382,6 @@ def _timm_features(
             f"at strides {needed}; this one has {present}"
         )
     return net
-
-
-class _SmallBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut.
-
-    The scale of the second norm starts at 0, so that the block starts as its shortcut.
-    """
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm1 = _group_norm(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = _group_norm(outputs)
-        nn.init.zeros_(self.norm2.weight)
-        if stride == 1:
-            self.shortcut: nn.Module = nn.Identity()
-        else:
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns `[B, outputs, h / stride, w / stride]` for `x` `[B, inputs, h, w]`."""
-        out = self.norm1(self.conv1(x)).relu_()
-        out = self.norm2(self.conv2(out))
-        return out.add_(self.shortcut(x)).relu_()
-
-
-class SmallResNet(nn.Module):
-    """Residual stages at strides 4, 8 and 16 with GroupNorm, trained from scratch.
-
-    Each image is normalised by itself, together with its padding. The map of stride 4 is returned
-    only if `strides` has it.
-    """
-
-    recompute = False
-
-    def __init__(self, widths: tuple[int, int, int], strides: tuple[int, ...] = (8, 16)):
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 3, 2, 1, bias=False),
-            _group_norm(widths[0]),
-            nn.ReLU(inplace=True),
-        )
-        # The first stage has the most pixels, so a block of it costs the most.
-        num_blocks = (1, 2, 2)
-        stages = []
-        inputs = widths[0]
-        for width, blocks in zip(widths, num_blocks, strict=True):
-            stage = [_SmallBlock(inputs, width, stride=2)]
-            for _ in range(blocks - 1):
-                stage.append(_SmallBlock(width, width, stride=1))
-            stages.append(nn.Sequential(*stage))
-            inputs = width
-        self.stages = nn.ModuleList(stages)
-        self.strides = (4, 8, 16) if 4 in strides else (8, 16)
-        self.num_channels = list(widths[-len(self.strides) :])
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns a feature map `[B, num_channels[i], h, w]` per stride."""
-        run = runner(self.recompute)
-        x = self.stem(images)
-        features = []
-        for stage in self.stages:
-            for block in stage.children():
-                x = run(block, x)
-            features.append(x)
-        return features[-len(self.strides) :]
 
 
 def padding_at(features: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,9 +1,10 @@
 """The backbone that a name or three widths stand for."""
 
 from redetr.errors import InputError
-from redetr.models.backbone import RESNETS, Backbone, Norm, SmallResNet, TimmBackbone
+from redetr.models.backbone import RESNETS, Backbone, Norm, TimmBackbone
 from redetr.models.efficientnet_lite import NAME as EFFICIENTNET_LITE
 from redetr.models.efficientnet_lite import EfficientNetLite
+from redetr.models.resnet_vd import SmallResNet
 
 AnyBackbone = Backbone | TimmBackbone | EfficientNetLite | SmallResNet
 

@@ -31,7 +31,7 @@ from redetr.models.fast import DecoderLayer
 from redetr.models.hgnetv2 import SIZES, HGNetV2
 from redetr.models.hybrid import HybridEncoder, elan_pyramid
 from redetr.models.mask_head import MaskHead
-from redetr.models.presnet import ConvNorm
+from redetr.models.resnet_vd import ConvNorm
 from redetr.models.rtdetr import (
     NUM_LEVELS,
     RTDETR,

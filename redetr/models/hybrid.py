@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from redetr.models.backbone import Norm, folded, padding_at
-from redetr.models.presnet import ConvNorm
+from redetr.models.resnet_vd import ConvNorm
 from redetr.models.transformer import TransformerEncoderLayer
 
 

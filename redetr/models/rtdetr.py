@@ -33,7 +33,7 @@ from redetr.models.deformable import DeformableAttention, Sampling, valid_ratio
 from redetr.models.fast import DecoderLayer
 from redetr.models.hybrid import HybridEncoder, csp_pyramid
 from redetr.models.mask_head import MaskHead, with_mask_losses
-from redetr.models.presnet import DEPTHS, ConvNorm, PResNet
+from redetr.models.resnet_vd import DEPTHS, ConvNorm, PResNet
 from redetr.models.transformer import ACTIVATIONS, MLP, Activation
 from redetr.models.two_stage import EncoderOutput, TwoStageDecoder, init_heads, inverse_sigmoid
 from redetr.structures import DetectionModel, LossConfig, Outputs

@@ -14,7 +14,6 @@ from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
 from redetr.choices import ImageSize, Precision, size_text
 from redetr.config import TrainConfig
 from redetr.errors import InputError
-from redetr.structures import DetectionModel
 from redetr.weights import detr_config, dfine, panoptic, rtdetr
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
 from redetr.weights.published import UNKNOWN, origin_of
@@ -450,51 +449,3 @@ def _download(name: str) -> Path:
             remedy="download the folder (config.json, model.safetensors) elsewhere and pass its "
             "path",
         ) from error
-
-
-def is_for_denoising(name: str) -> bool:
-    """Whether a tensor serves noisy queries alone: published files have it, and of our models those
-    that are built to be trained with denoising."""
-    return name.endswith("denoising_class_embed.weight")
-
-
-def load_strictly(model: DetectionModel, weights: Weights) -> None:
-    """Fills all of `model`, which may be on "meta": its tensors are made then, on the CPU.
-
-    Raises InputError if a tensor is missing, unknown, of another shape, or not finite. What only
-    training with denoising needs is left out if the model is built without.
-    """
-    require_fitting(model, weights)
-    for name, tensor in weights.tensors.items():
-        if not tensor.isfinite().all():
-            text = f"{name} has values that are not finite: the run has diverged"
-            raise InputError(text, where=weights.path)
-    needed = {}
-    is_meta = False
-    for name, expected in model.state_dict().items():
-        needed[name] = weights.tensors[name]
-        if expected.is_meta:
-            is_meta = True
-            # A copy: the file may hold another precision, or one tensor under two names.
-            needed[name] = needed[name].to(expected.dtype, copy=True).contiguous()
-    model.load_state_dict(needed, assign=is_meta)
-
-
-def require_fitting(model: DetectionModel, weights: Weights) -> None:
-    """Raises InputError if a tensor of `model` is missing, unknown, or of another shape; `model`
-    may be on "meta"."""
-    expected = model.state_dict()
-    given = weights.tensors
-    missing = expected.keys() - given.keys()
-    unknown = {name for name in given.keys() - expected.keys() if not is_for_denoising(name)}
-    misshapen = set()
-    for name in expected.keys() & given.keys():
-        if expected[name].shape != given[name].shape:
-            misshapen.add(name)
-    unfit = missing | unknown | misshapen
-    if unfit:
-        raise InputError(
-            f"the weights do not fit the model: {len(missing)} missing, {len(unknown)} unknown, "
-            f"{len(misshapen)} of another shape, such as {min(unfit)}",
-            where=weights.path,
-        )

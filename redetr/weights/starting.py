@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from redetr.config import TrainConfig
+from redetr.earlier import require_present_network
 from redetr.errors import InputError
 from redetr.models import options_of
 from redetr.models.backbone import TimmBackbone
@@ -16,11 +17,12 @@ from redetr.models.channels import RGB, adapted, first_convolution
 from redetr.models.efficientnet_lite import PACKAGE, EfficientNetLite, from_package_names
 from redetr.models.hgnetv2 import HGNetV2
 from redetr.models.panoptic import PanopticDETR
-from redetr.models.presnet import PResNet
+from redetr.models.resnet_vd import PResNet
 from redetr.structures import DetectionModel
 from redetr.weights import panoptic
 from redetr.weights.dfine import lacking_activation
-from redetr.weights.reading import Origin, Weights, is_for_denoising, read_weights
+from redetr.weights.filling import is_for_denoising
+from redetr.weights.reading import Origin, Weights, read_weights
 from redetr.weights.resnet_d import from_timm, is_resnet_d
 from redetr.wording import counted
 
@@ -98,6 +100,7 @@ def start_from(
     """
     if weights.origin is None:
         return _start_backbone(weights, model, config)
+    require_present_network(weights.tensors, weights.path)
     _require_same_model(weights.path, weights.origin, config)
     others = weights.origin.class_names
     prefix = ""

@@ -42,7 +42,7 @@ NUM_CLASSES = 3
 # than some image has objects. Two of the others learn
 # boxes only, and three masks.
 SMALL: dict[str, Any] = {
-    "backbone": (16, 32, 64),
+    "backbone": (32, 32, 64),
     "hidden_dim": 32,
     "nheads": 4,
     "dec_layers": 2,

@@ -9,7 +9,7 @@ from torch import nn
 import redetr
 from redetr.config import TrainConfig
 from redetr.data.transforms import MEAN, STD
-from redetr.models.presnet import PResNet
+from redetr.models.resnet_vd import PResNet
 from redetr.recipes import get_recipe
 from redetr.weights.resnet_d import from_timm
 from redetr.weights.starting import starting_point

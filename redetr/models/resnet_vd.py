@@ -1,4 +1,5 @@
-"""The ResNet of RT-DETR, known as ResNet-vd, and its convolution block.
+"""ResNet-vd, the backbone of RT-DETR and, in a small size, of the fast variants; its convolution
+block.
 
 Sources: He et al., "Bag of Tricks for Image Classification" (CVPR 2019), variant D: a stem of three
 small convolutions, and shortcuts that average before they project. The parameter names are those of
@@ -6,6 +7,7 @@ the original implementation of RT-DETRv2.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -97,35 +99,27 @@ class _Bottleneck(nn.Module):
         return F.relu(out + self.short(x), inplace=True)
 
 
-class PResNet(nn.Module):
-    """A ResNet-vd of `DEPTHS`, all of it trained; `width` is that of its first stage.
+class ResNetVd(nn.Module):
+    """A ResNet-vd, all of it trained: a stage of `depths[i]` blocks of `widths[i]` channels at
+    stride 4, 8, 16, ... each.
 
-    It takes the images' values as they are, without ImageNet's mean and deviation: the caller
-    decides.
+    `num_channels` has the channels of each stage's output.
     """
 
     recompute = False
 
     def __init__(
         self,
-        name: str,
-        weights: str | None = None,
-        norm: Norm = "frozen_batch",
-        width: int = 64,
+        block: type[_BasicBlock] | type[_Bottleneck],
+        widths: Sequence[int],
+        depths: Sequence[int],
+        norm: Norm,
     ):
         super().__init__()
-        if weights is not None:
-            raise InputError(
-                f"{name} has no weights named {weights!r}: start from those of a detector, such as "
-                "--weights PekingU/rtdetr_r18vd, or from a file of the backbone's weights"
-            )
-        if name not in DEPTHS:
-            raise InputError(f"unknown backbone {name!r}: choose one of {', '.join(DEPTHS)}")
         if norm not in NORMS:
             raise InputError(f"unknown norm {norm!r} of a backbone: choose {', '.join(NORMS)}")
-        block = _Bottleneck if name in _BOTTLENECKS else _BasicBlock
-
         stem = OrderedDict[str, nn.Module]()
+        width = widths[0]
         sizes = [(3, width // 2, 2), (width // 2, width // 2, 1), (width // 2, width, 1)]
         for i, (inputs, outputs, stride) in enumerate(sizes, start=1):
             relu = nn.ReLU(inplace=True)
@@ -133,25 +127,23 @@ class PResNet(nn.Module):
         self.conv1 = nn.Sequential(stem)
 
         self.res_layers = nn.ModuleList()
-        self.num_channels: list[int] = []  # of strides 8, 16 and 32
+        self.num_channels: list[int] = []
         inputs = width
-        for stage, depth in enumerate(DEPTHS[name]):
-            stage_width = width * 2**stage
+        for stage, (stage_width, depth) in enumerate(zip(widths, depths, strict=True)):
             blocks = nn.ModuleList()
             for i in range(depth):
                 stride = 2 if i == 0 and stage > 0 else 1
                 blocks.append(block(inputs, stage_width, stride, i == 0, norm))
                 inputs = block.expansion * stage_width
             self.res_layers.append(nn.ModuleDict({"blocks": blocks}))
-            if stage > 0:
-                self.num_channels.append(inputs)
+            self.num_channels.append(inputs)
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns the feature maps `[B, num_channels[i], h, w]` at strides 8, 16 and 32."""
+        """Returns the feature maps `[B, num_channels[i], h, w]`, that of stride 4 first."""
         run = runner(self.recompute)
         x = self.conv1(images)
         x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
@@ -160,4 +152,52 @@ class PResNet(nn.Module):
             for block in stage["blocks"]:  # type: ignore[index]
                 x = run(block, x)
             features.append(x)
-        return features[1:]
+        return features
+
+
+class PResNet(ResNetVd):
+    """A backbone of `DEPTHS`; `width` is that of its first stage, and doubles with each.
+
+    It takes the images' values as they are, without ImageNet's mean and deviation: the caller
+    decides.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: str | None = None,
+        norm: Norm = "frozen_batch",
+        width: int = 64,
+    ):
+        if weights is not None:
+            raise InputError(
+                f"{name} has no weights named {weights!r}: start from those of a detector, such as "
+                "--weights PekingU/rtdetr_r18vd, or from a file of the backbone's weights"
+            )
+        if name not in DEPTHS:
+            raise InputError(f"unknown backbone {name!r}: choose one of {', '.join(DEPTHS)}")
+        block = _Bottleneck if name in _BOTTLENECKS else _BasicBlock
+        widths = [width * 2**stage for stage in range(4)]
+        super().__init__(block, widths, DEPTHS[name], norm)
+        del self.num_channels[0]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Returns the feature maps `[B, num_channels[i], h, w]` at strides 8, 16 and 32."""
+        return super().forward(images)[1:]
+
+
+class SmallResNet(ResNetVd):
+    """One block each at strides 4, 8 and 16, with GroupNorm, for training from scratch.
+
+    Each image is normalised by itself, together with its padding. The map of stride 4 is returned
+    only if `strides` has it.
+    """
+
+    def __init__(self, widths: tuple[int, int, int], strides: tuple[int, ...] = (8, 16)):
+        super().__init__(_BasicBlock, widths, depths=(1, 1, 1), norm="group")
+        self.strides = (4, 8, 16) if 4 in strides else (8, 16)
+        self.num_channels = self.num_channels[-len(self.strides) :]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Returns a feature map `[B, num_channels[i], h, w]` per stride."""
+        return super().forward(images)[-len(self.strides) :]
