@@ -28,7 +28,7 @@ from redetr.pages.curves import read_metrics
 from redetr.pages.drawing import save_image
 from redetr.training import train
 
-STEPS = 720  # those of the demo
+STEPS = 1500  # those of the demo
 EVALUATIONS = 3
 
 

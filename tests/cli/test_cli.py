@@ -424,7 +424,7 @@ def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, shared_coco,
     folder = tmp_path / "copy"
     shutil.copytree(trained, folder)
     refused(capsys, train_arguments(shared_coco, folder), "holds a run already", "--resume")
-    refused(capsys, [*train_arguments(shared_coco, folder, lr=0.5), "--resume"], "lr=0.004", "0.5")
+    refused(capsys, [*train_arguments(shared_coco, folder, lr=0.5), "--resume"], "lr=0.006", "0.5")
     main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
     told = capsys.readouterr()
     assert "AP50" in told.out and "nothing to train: ended at step 6 of 6; " in told.err
