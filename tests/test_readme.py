@@ -129,7 +129,6 @@ README_FIGURES = [
     learned(f"{UNSEEN} | `redetr_n`", DIGITS, "evaluations > redetr_n, seed 0 > 1"),
     learned(f"{UNSEEN} | `redetr_n`", DIGITS, "evaluations > redetr_n, seed 0 > 3"),
     learned(f"{UNSEEN} | `redetr_n`", DIGITS, "evaluations > redetr_n, seed 0 > 4"),
-    learned(f"{UNSEEN} | `redetr_n` with AdamW", DIGITS_BEFORE, "evaluations > redetr_n > -1"),
     learned(
         f"{UNSEEN} | plain DETR of the same size (`detr_tiny`), AdamW",
         DIGITS_BEFORE,

@@ -10,6 +10,7 @@ import errno
 import http.client
 import io
 import json
+import math
 import os
 import threading
 import time
@@ -39,6 +40,7 @@ _LARGEST_POINTER = 2**16  # bytes
 _LARGEST_VERSION = 2**12  # bytes
 _BUFFER = 2**16  # bytes of one request while the headers in an archive are read
 _TIMEOUT_S = 30.0  # for a connection, and for each chunk that is read from it
+_SLOWEST = 10_000  # bytes per second, after the first `_TIMEOUT_S`
 _ATTEMPTS = 5
 _PAUSE_S = 0.5  # before the second attempt; twice as long before each further one
 _CONCURRENT_REQUESTS = 16
@@ -245,12 +247,30 @@ def _try_part(address: str, offset: int, size: int) -> tuple[int, str, bytes]:
         if not span.startswith(f"bytes {offset}-") or not total_text.isdecimal():
             text = f"the server answers with another part ({content_range or 'no Content-Range'})"
             raise InputError(text, where=address, remedy="download the archives")
-        content = response.read(size)
+        content = _content(response, size)
     total = int(total_text)
     expected = min(size, total - offset)
     if len(content) != expected:
         raise _TemporaryError(f"{len(content):,} of {expected:,} bytes arrived")
     return total, _version(response), content
+
+
+def _content(response: Any, size: float = math.inf) -> bytes:
+    """The content, at most `size` bytes of it. A server that sends it too slowly to ever end is a
+    failure that may pass."""
+    started = time.monotonic()
+    content = bytearray()
+    while len(content) < size:
+        chunk = response.read1(min(_BUFFER, size - len(content)))
+        if not chunk:
+            break
+        content += chunk
+        taken = time.monotonic() - started
+        if taken > _TIMEOUT_S + len(content) / _SLOWEST:
+            raise _TemporaryError(f"{len(content):,} bytes in {taken:.0f} s")
+    if response.length_remaining == 0:
+        response.read()  # of nothing: ends the response, so that the connection stays open
+    return bytes(content)
 
 
 def _version(response: Any) -> str:
@@ -282,7 +302,7 @@ def _try_file(address: str, known_version: str) -> tuple[str, bytes | None]:
             return known_version, None
         if response.status != http.client.OK:
             raise _status_error(address, response.status)
-        content = response.read()
+        content = _content(response)
         length = response.headers.get("Content-Length", "")
         if length.isdecimal() and len(content) != int(length):
             raise _TemporaryError(f"{len(content):,} of {length} bytes arrived")

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if failure == "cut":
             part = part[: len(part) // 2]
             self.close_connection = True
+        if failure == "drip":
+            for byte in part:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.02)
         self.wfile.write(part)
 
     def log_message(self, *args: object) -> None:
@@ -161,6 +166,30 @@ def test_passing_failures_are_waited_out(server):
     archives._THREAD = threading.local()
     with pytest.raises(InputError, match=r"train-1\.jpg: no answer of the server in 5 tries .*503"):
         data.image(1)
+
+
+def test_a_server_that_drips_is_not_waited_for(server, monkeypatch):
+    """Each byte comes in time, and the last one never would."""
+    monkeypatch.setattr(remote, "_TIMEOUT_S", 0.3)
+    data = open_dataset(server.address, "train")
+    server.failures = ["drip"]
+    assert data.image(1).shape[0] == 3  # by the second request
+    server.failures = ["drip"] * remote._ATTEMPTS
+    archives._THREAD = threading.local()
+    with pytest.raises(InputError, match=r"no answer of the server in 5 tries .* bytes in 0 s"):
+        data.image(1)
+
+
+def test_connections_stay_open(server):
+    """Requests in turn need one connection, whatever the size of the part."""
+    opened = []
+    accept = server.get_request
+    server.get_request = lambda: opened.append(accept()) or opened[-1]
+    archive = remote.RemoteFile.at(f"{server.address}/train-00000.tar")
+    archive.read(0, 100)
+    archive.read(512, archive.size)
+    archive.read(512, 1024)
+    assert len(opened) == 1
 
 
 def test_what_no_waiting_helps_against(server):
