@@ -268,8 +268,6 @@ def _content(response: Any, size: float = math.inf) -> bytes:
         taken = time.monotonic() - started
         if taken > _TIMEOUT_S + len(content) / _SLOWEST:
             raise _TemporaryError(f"{len(content):,} bytes in {taken:.0f} s")
-    if response.length_remaining == 0:
-        response.read()  # of nothing: ends the response, so that the connection stays open
     return bytes(content)
 
 
