@@ -74,8 +74,8 @@ class DataOptions:
     """The images of a run, and their augmentation."""
 
     data: str = "digits"
-    """digits, crowns, a folder (COCO, YOLO, Pascal VOC, LabelMe, CVAT, VIA or Datumaro format, label
-    images, or tar archives of these), an https:// address of such archives, or hf:NAME for what
+    """digits, crowns, a folder (COCO, YOLO, Pascal VOC, LabelMe, CVAT, VIA or Datumaro format, or
+    label images; tar archives of these), an https:// address of archives, or hf:NAME for what
     Hugging Face `datasets` reads."""
     channels: int | None = None
     """Bands of the images; default: all bands of .npy files and of TIFF files that need the extra

@@ -2,10 +2,13 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redetr.choices import PATIENCE
 from redetr.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Models of earlier versions, by what they are now: redetr_n with these options.
 _EARLIER_MODELS = {
@@ -19,9 +22,25 @@ _EARLIER_MODELS = {
     ),
 }
 
-
 # A layer of the small backbone of versions up to 0.1.0, which this version does not have.
 _EARLIER_LAYER = "backbone.0.stem.0.weight"
+
+# Layers of the fast variants by their names up to 0.1.0, which are now those of RT-DETR.
+_EARLIER_NAMES = {
+    ".cross_attn.offsets.": ".cross_attn.sampling_offsets.",
+    ".cross_attn.weights.": ".cross_attn.attention_weights.",
+    ".cross_attn.out_proj.": ".cross_attn.output_proj.",
+}
+
+
+def with_present_names(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """The weights of a run, with the names of this version."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        for earlier, present in _EARLIER_NAMES.items():
+            name = name.replace(earlier, present)
+        renamed[name] = tensor
+    return renamed
 
 
 def require_present_network(tensor_names: Collection[str], path: Path) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import redetr
 from redetr.boxes import box_xyxy_to_cxcywh
-from redetr.checkpoint import save_weights
+from redetr.checkpoint import read_safetensors, save_weights
 from redetr.commands.demonstration import demo_config
 from redetr.data.formats.digits import DigitsDataset
 from redetr.detector import memory
@@ -150,6 +150,20 @@ def test_a_program_that_loads_a_detector_keeps_memory_unless_it_says_no(
     monkeypatch.setattr(memory, "keep_memory", lambda: made.append(1))
     redetr.load(weights_file(), device="cpu", **options)
     assert len(made) == calls
+
+
+def test_the_names_of_an_earlier_version_are_read(weights_file):
+    """Those of the attention to the image in the fast variants of version 0.1.0."""
+    path = weights_file()
+    tensors, metadata = read_safetensors(path)
+    earlier = {}
+    for name, tensor in tensors.items():
+        name = name.replace("sampling_offsets", "offsets")
+        name = name.replace("attention_weights", "weights").replace("output_proj", "out_proj")
+        earlier[name] = tensor
+    assert earlier.keys() != tensors.keys()
+    safetensors.torch.save_file(earlier, path, metadata)
+    torch.testing.assert_close(redetr.load(path).model.state_dict(), tensors)
 
 
 # A layer of the small backbone that models trained from scratch had in version 0.1.0.

@@ -20,7 +20,8 @@ from redetr.errors import InputError
 from redetr.explain import Points, explain, query_habits
 from redetr.explain.attention import attention_weights
 from redetr.models import build
-from redetr.models.fast import STRIDES, DeformableAttention
+from redetr.models.deformable import DeformableAttention
+from redetr.models.fast import STRIDES
 from redetr.models.transformer import MultiheadAttention
 from redetr.structures import DetectionModel, Outputs
 from tests.forked import Fork
@@ -97,7 +98,7 @@ def test_attention_weights_are_those_of_pytorch():
 def test_sampling_points_by_hand():
     """At first, head 0 of four looks to the right: point k lies k/2 of half the box's width beside
     its centre."""
-    module = DeformableAttention(8, nheads=4, points=2)
+    module = DeformableAttention(8, nheads=4, points=[2, 2, 2], sampling="bilinear")
     where, weights = module.samples(torch.zeros(1, 1, 8), torch.tensor([[[0.5, 0.5, 0.4, 0.2]]]))
     expected = torch.tensor([[0.6, 0.5], [0.7, 0.5]])
     torch.testing.assert_close(where[0, 0, 0], expected.repeat(3, 1))
@@ -195,13 +196,13 @@ def test_points_are_those_of_each_layer():
     for where, weights, (module, query, boxes) in zip(
         cross.where, cross.weights, calls, strict=True
     ):
-        offsets = module.offsets(query).view(9, 4, 3, 4, 2)
+        offsets = module.sampling_offsets(query).view(9, 4, 3, 4, 2)
         centers, sizes = boxes[0, :, None, None, None, :2], boxes[0, :, None, None, None, 2:]
         torch.testing.assert_close(
             where, centers + offsets * sizes / 8
         )  # 4 points reach half of the box
         torch.testing.assert_close(
-            weights.flatten(-2), module.weights(query).view(9, 4, 12).softmax(-1)
+            weights.flatten(-2), module.attention_weights(query).view(9, 4, 12).softmax(-1)
         )
 
 

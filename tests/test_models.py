@@ -17,8 +17,8 @@ from redetr.models.backbone import (
     padding_at,
 )
 from redetr.models.backbones import build_backbone
+from redetr.models.deformable import DeformableAttention
 from redetr.models.detr import DETR
-from redetr.models.fast import DeformableAttention
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
 from redetr.models.recompute import recompute_blocks
 from redetr.models.resnet_vd import SmallResNet
@@ -568,9 +568,9 @@ def test_deformable_attention_looks_at_the_image_wherever_the_canvas_ends():
     """Boxes are fractions of the image; the same features in a canvas of twice the width give the
     same answer."""
     torch.manual_seed(0)
-    attention = DeformableAttention(16, nheads=2, points=3).double()
-    nn.init.normal_(attention.offsets.weight, std=0.3)
-    nn.init.normal_(attention.weights.weight)
+    attention = DeformableAttention(16, nheads=2, points=[3, 3, 3], sampling="bilinear").double()
+    nn.init.normal_(attention.sampling_offsets.weight, std=0.3)
+    nn.init.normal_(attention.attention_weights.weight)
     query = torch.randn(1, 5, 16).double()
     boxes = 0.2 + 0.6 * torch.rand(1, 5, 4).double()
     levels = [torch.randn(1, 16, side, side).double() for side in (8, 4, 2)]

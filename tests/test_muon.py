@@ -135,7 +135,7 @@ def test_which_parameters_are_matrices():
             orthogonal |= {names[id(p)] for p in group["params"]}
     assert "decoder.0.self_attn.in_proj_weight" in orthogonal
     assert "decoder.2.linear1.weight" in orthogonal
-    assert "decoder.1.cross_attn.offsets.weight" in orthogonal
+    assert "decoder.1.cross_attn.sampling_offsets.weight" in orthogonal
     assert "neck.fuse8.0.weight" in orthogonal
     assert "bbox_embed.0.layers.2.weight" not in orthogonal  # 4 rows
     for name in orthogonal:

@@ -19,7 +19,7 @@ from redetr.boxes import at_least_float32, box_cxcywh_to_xyxy
 from redetr.data.transforms import final_size, normalize, resizer
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.models.deformable import DeformableAttention, best_positions, position_centers
+from redetr.models.deformable import best_positions, position_centers
 from redetr.models.detr import DETR
 from redetr.models.fast import STRIDES, FastDETR
 from redetr.models.panoptic import PanopticDETR
@@ -330,13 +330,8 @@ def _points(modules: list[Any], inputs: Inputs) -> Points:
     for module in modules:
         query, boxes, *_ = inputs[module]
         points, weights = module.samples(query, boxes)
-        if isinstance(module, DeformableAttention):
-            all_points.append(_by_level(points[0], module.points, outside=-1.0))
-            all_weights.append(_by_level(weights[0], module.points, outside=0.0))
-        else:  # as many on each level
-            by_level = (-1, module.points)
-            all_points.append(points[0].unflatten(2, by_level))
-            all_weights.append(weights[0].unflatten(2, by_level))
+        all_points.append(_by_level(points[0], module.points, outside=-1.0))
+        all_weights.append(_by_level(weights[0], module.points, outside=0.0))
     return Points(torch.stack(all_points).cpu(), torch.stack(all_weights).cpu())
 
 

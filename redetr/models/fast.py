@@ -27,10 +27,9 @@ from redetr.boxes import at_least_float32
 from redetr.models.backbone import Norm, padding_at
 from redetr.models.backbones import AnyBackbone, build_backbone
 from redetr.models.deformable import (
+    DeformableAttention,
     best_positions,
     position_centers,
-    read_points,
-    star_offsets,
     take,
     valid_ratio,
 )
@@ -52,68 +51,6 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:
     x = x.clamp(eps, 1 - eps)
     odds = x / (1 - x)
     return odds.log()
-
-
-class DeformableAttention(nn.Module):
-    """Attention of each query to a few learned points around its box, on every level.
-
-    Source: Deformable DETR, equation 3.
-    """
-
-    def __init__(self, hidden_dim: int, nheads: int, points: int):
-        super().__init__()
-        self.nheads = nheads
-        self.points = points
-        samples = nheads * len(STRIDES) * points
-        self.offsets = nn.Linear(hidden_dim, samples * 2)
-        self.weights = nn.Linear(hidden_dim, samples)
-        self.value_proj = Linear(hidden_dim, hidden_dim)
-        self.out_proj = nn.Linear(hidden_dim, hidden_dim)
-        with torch.no_grad():
-            self.offsets.bias.copy_(star_offsets(nheads, [points] * len(STRIDES)))
-        for zero in (self.offsets.weight, self.weights.weight, self.weights.bias):
-            nn.init.zeros_(zero)
-        for linear in (self.value_proj, self.out_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-
-    def samples(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns where each query looks, and how much each point counts.
-
-        The points are `[B, Q, heads, levels * points, 2]`, x and y as fractions of the unpadded
-        image, and may lie outside of it. The weights are `[B, Q, heads, levels * points]` and sum
-        to 1. No tensor has six axes, which Core ML does not take.
-        """
-        batch, num_queries, _ = query.shape
-        split = (batch, num_queries, self.nheads, len(STRIDES) * self.points)
-        offsets = at_least_float32(self.offsets(query)).view(*split, 2)
-        weights = at_least_float32(self.weights(query)).view(split).softmax(-1)
-        boxes = boxes[:, :, None, None, :]
-        centers = boxes[..., :2]  # [B, Q, 1, 1, 2]
-        sizes = boxes[..., 2:]
-        # Offset `points` reaches the border of the box: half a size from its centre.
-        points = centers + offsets * sizes * (0.5 / self.points)
-        return points, weights
-
-    def forward(
-        self,
-        query: Tensor,
-        boxes: Tensor,
-        memory: Tensor,
-        shapes: list[tuple[int, int]],
-        valid_ratio: Tensor,
-    ) -> Tensor:
-        """Returns `[B, Q, D]` for `query` `[B, Q, D]`, its `boxes` `[B, Q, 4]` and the `memory`.
-
-        `memory` is `[B, S, D]`, `shapes` are the (h, w) of its levels, and `valid_ratio` `[B, 2]`
-        is the share (x, y) of the canvas that is image.
-        """
-        points, weights = self.samples(query, boxes)
-        points = points * valid_ratio[:, None, None, None]  # as fractions of the canvas
-        values = self.value_proj(memory).unflatten(-1, (self.nheads, -1))  # [B, S, heads, d]
-        per_level = [self.points] * len(STRIDES)
-        out = read_points(values, shapes, points, weights, per_level)
-        return self.out_proj(out.to(query.dtype))
 
 
 class DecoderLayer(nn.Module):
@@ -242,7 +179,8 @@ class FastDETR(DetectionModel):
         self.enc_bbox_embed = MLP(hidden_dim, hidden_dim, 4, 3)
         self.query_embed = nn.Embedding(num_queries, hidden_dim)
         self.query_pos = MLP(2 * hidden_dim, hidden_dim, hidden_dim, 2)
-        cross_attention = partial(DeformableAttention, hidden_dim, nheads, points)
+        by_level = [points] * len(STRIDES)
+        cross_attention = partial(DeformableAttention, hidden_dim, nheads, by_level, "bilinear")
         layer = (hidden_dim, nheads, dim_feedforward, cross_attention)
         self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(dec_layers))
         self.class_embed = nn.ModuleList(

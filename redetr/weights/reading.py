@@ -13,6 +13,7 @@ from torch import Tensor
 from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
 from redetr.choices import ImageSize, Precision, size_text
 from redetr.config import TrainConfig
+from redetr.earlier import with_present_names
 from redetr.errors import InputError
 from redetr.weights import detr_config, dfine, panoptic, rtdetr
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
@@ -82,7 +83,7 @@ def _read_torch(path: Path, model: str | None) -> Weights:
         averaged = content.get("ema")
         if averaged is None or averaged == {}:
             averaged = content["model"]
-        tensors = _require_tensors(path, averaged)
+        tensors = with_present_names(_require_tensors(path, averaged))
         return Weights(path, tensors, _origin_of_run(path, content), _start_of_run(path, content))
     content = rtdetr.unwrapped(content)
     for key in ("model", "state_dict"):
@@ -104,6 +105,7 @@ def _read_safetensors(path: Path, model: str | None) -> Weights:
         about = json.loads(metadata["redetr"])
     except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
+    tensors = with_present_names(tensors)
     return Weights(path, tensors, _origin_of_run(path, about), _start_of_run(path, about))
 
 
