@@ -1,4 +1,4 @@
-"""The fast variant: a two-stage DETR with a multi-scale deformable decoder, all in this file.
+"""The fast variant: a two-stage DETR with a multi-scale deformable decoder.
 
 It learns in minutes where the faithful variant needs days: queries start at the best-scored
 positions of the feature maps, look only at a few points around their box (`grid_sample`, no custom
