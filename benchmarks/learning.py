@@ -1,4 +1,4 @@
-"""What does a detector learn in five minutes on two cores, from scratch? The fast form against
+"""What does a detector learn in minutes on two cores, from scratch? The fast form against
 plain DETR.
 
     python benchmarks/learning.py digits --plain      # redetr_n, then plain DETR for the same

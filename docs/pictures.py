@@ -1,6 +1,6 @@
 """Makes the pictures of the documentation by the commands that it describes: `make docs-pictures`.
 
-They show `runs/demo`, which is made first if it is not there (about five minutes on two cores).
+They show `runs/demo`, which is made first if it is not there (three to four minutes on two cores).
 Pages are photographed in a headless Chromium (Debian: chromium, chromium-driver).
 """
 

@@ -21,7 +21,7 @@ class Demo:
     output: str = "runs/demo"
     """The run folder; an earlier demo there is replaced."""
     steps: int = 0
-    """Length of the run; default: about five minutes on two cores."""
+    """Length of the run; default: three to five minutes on two cores."""
 
     def run(self) -> None:
         with quick_imports():
