@@ -22,10 +22,10 @@ _EARLIER_MODELS = {
     ),
 }
 
-# A layer of the small backbone of versions up to 0.1.0, which this version does not have.
+# A layer of the small backbone of earlier versions, which this version does not have.
 _EARLIER_LAYER = "backbone.0.stem.0.weight"
 
-# Layers of the fast variants by their names up to 0.1.0, which are now those of RT-DETR.
+# Layers of the fast variants by their names in earlier versions; now they are those of RT-DETR.
 _EARLIER_NAMES = {
     ".cross_attn.offsets.": ".cross_attn.sampling_offsets.",
     ".cross_attn.weights.": ".cross_attn.attention_weights.",
@@ -47,8 +47,8 @@ def require_present_network(tensor_names: Collection[str], path: Path) -> None:
     """Raises InputError for weights of a model whose network is another one by now."""
     if _EARLIER_LAYER in tensor_names:
         raise InputError(
-            "these weights are of redetr 0.1.0 or before, whose models trained from scratch had "
-            "another backbone",
+            "these weights are of an earlier version of redetr, whose models trained from scratch "
+            "had another backbone",
             where=path,
             remedy="train anew, or use them with that version",
         )

@@ -153,7 +153,7 @@ def test_a_program_that_loads_a_detector_keeps_memory_unless_it_says_no(
 
 
 def test_the_names_of_an_earlier_version_are_read(weights_file):
-    """Those of the attention to the image in the fast variants of version 0.1.0."""
+    """Those of the attention to the image in the fast variants."""
     path = weights_file()
     tensors, metadata = read_safetensors(path)
     earlier = {}
@@ -166,8 +166,8 @@ def test_the_names_of_an_earlier_version_are_read(weights_file):
     torch.testing.assert_close(redetr.load(path).model.state_dict(), tensors)
 
 
-# A layer of the small backbone that models trained from scratch had in version 0.1.0.
-LAYER_OF_0_1 = "backbone.0.stem.0.weight"
+# A layer of the small backbone that models trained from scratch had before.
+EARLIER_LAYER = "backbone.0.stem.0.weight"
 
 
 def test_weights_of_the_network_of_an_earlier_version_are_refused(tmp_path, shared_coco):
@@ -177,10 +177,10 @@ def test_weights_of_the_network_of_an_earlier_version_are_refused(tmp_path, shar
     train(config, Console(stderr=True))
     checkpoint = torch.load(run / "last.pt", weights_only=True)
     for weights in (checkpoint["model"], checkpoint["ema"]):
-        weights[LAYER_OF_0_1] = torch.zeros(32, 3, 3, 3)
+        weights[EARLIER_LAYER] = torch.zeros(32, 3, 3, 3)
     for name in ("last.pt", "best.pt"):
         torch.save(checkpoint, run / name)
-    message = "are of redetr 0.1.0 or before.*; train anew, or use them with that version"
+    message = "are of an earlier version of redetr.*; train anew, or use them with that version"
     with pytest.raises(redetr.InputError, match=message):
         redetr.load(run)
     with pytest.raises(redetr.InputError, match=message):
