@@ -43,7 +43,7 @@ def test_alone_with_accumulation(capsys):
         "all",
     } <= result["parameters"].keys()
     assert 0 < result["errors"]["fp64"]["all"] < 1e-12
-    assert 0 < result["errors"]["fp32"]["all"] < 1e-6
+    assert result["errors"]["fp32"]["all"] < 1e-6
 
 
 def test_a_layout_that_is_not_exact_fails(capsys):
@@ -82,7 +82,7 @@ def test_on_own_data_as_training_augments_it(shared_coco):
     )
     result = redetr.verify(config)
     assert result.failed == []
-    assert 1e-6 < result.errors["bf16"]["all"] < 0.02
+    assert result.errors["bf16"]["all"] < 0.02
 
 
 def test_on_two_ranks():
