@@ -44,14 +44,16 @@ def _colour(generator: np.random.Generator) -> tuple[int, int, int]:
 def _paste(image: Image.Image, large: Image.Image, colour: tuple[int, int, int]) -> Box | None:
     """Colours `image` where `large`, an 8-bit mask of SCALE times its size, is white.
 
-    Returns the box of the visible pixels, None if there are none.
+    Returns the box of the visible pixels, in px of the mask; None if there are none.
     """
     mask = large.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX)
     image.paste(colour, mask=mask)
     return large.getbbox()
 
 
-def _turned(points: list[tuple[float, float]], centre: np.ndarray, angle: float, radius: float):
+def _turned(
+    points: list[tuple[float, float]], centre: np.ndarray, angle: float, radius: float
+) -> list[tuple[float, float]]:
     """Points of a shape of radius 1 around 0, turned, enlarged and moved, in px of the mask."""
     cosine, sine = math.cos(angle), math.sin(angle)
     turned = []

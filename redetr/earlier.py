@@ -45,7 +45,8 @@ def with_present_names(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
 
 def require_present_network(tensor_names: Collection[str], path: Path) -> None:
     """Raises InputError for weights of a model whose network is another one by now."""
-    if _EARLIER_LAYER in tensor_names:
+    # A panoptic DETR has a prefix before it.
+    if any(name.endswith(_EARLIER_LAYER) for name in tensor_names):
         raise InputError(
             "these weights are of an earlier version of redetr, whose models trained from scratch "
             "had another backbone",

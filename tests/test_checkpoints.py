@@ -170,14 +170,15 @@ def test_the_names_of_an_earlier_version_are_read(weights_file):
 EARLIER_LAYER = "backbone.0.stem.0.weight"
 
 
-def test_weights_of_the_network_of_an_earlier_version_are_refused(tmp_path, shared_coco):
+@pytest.mark.parametrize("prefix", ["", "detr."])  # of the panoptic DETR
+def test_weights_of_the_network_of_an_earlier_version_are_refused(prefix, tmp_path, shared_coco):
     """By everything that reads them, in one line that says what to do."""
     run = tmp_path / "run"
     config = replace(demo_config("digits", run, 1), data=str(shared_coco), eval_batch_size=2)
     train(config, Console(stderr=True))
     checkpoint = torch.load(run / "last.pt", weights_only=True)
     for weights in (checkpoint["model"], checkpoint["ema"]):
-        weights[EARLIER_LAYER] = torch.zeros(32, 3, 3, 3)
+        weights[prefix + EARLIER_LAYER] = torch.zeros(32, 3, 3, 3)
     for name in ("last.pt", "best.pt"):
         torch.save(checkpoint, run / name)
     message = "are of an earlier version of redetr.*; train anew, or use them with that version"

@@ -1,5 +1,7 @@
 """Masks and segments of images by a panoptic detector."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,16 @@ from redetr.postprocess import original_masks
 from tests.test_panoptic_model import OPTIONS
 
 SIZES = ((90, 120), (64, 50))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Untrained masks are nearly equal. On eight threads, masks of few queries are rounded otherwise
+    than those of all, and half a percent of the pixels go to another one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +93,7 @@ def test_segments_are_those_of_the_rule(detector, images, whole):
             detector.model.is_thing,
             SIZES[i],
         )
-        # Untrained masks are nearly equal: rounding decides a few pixels, more on many threads.
-        assert (segments.ids != expected.ids).float().mean() < 2e-2
+        assert (segments.ids != expected.ids).float().mean() < 1e-3
         assert len(segments) == len(expected.segments) > 1
         names = [detector.class_names[segment.label] for segment in expected.segments]
         assert segments.detections.names == names

@@ -341,7 +341,7 @@ def fast(
 
 
 def redetr_n(num_classes: int, **options: Any) -> FastDETR:
-    """Nano: a small residual net trained from scratch; 0.7 M parameters."""
+    """Nano: a small residual net trained from scratch; about 0.75 M parameters."""
     return fast(num_classes, **options)
 
 

@@ -148,8 +148,10 @@ def threads_for(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_num_threads()
     if dtype == torch.float32:
         torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build(name: str, normalization: Any = "global") -> tuple[DetectionModel, redetr.SetCriterion]:
