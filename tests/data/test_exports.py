@@ -346,6 +346,10 @@ NOT_READ: dict[str, tuple[Write, str]] = {
     "TFRecord": (files("a.jpg", {"train/a.tfrecord": "x"}), "(TFRecord)"),
     "Keras": (files("a.jpg", {"t/_annotations.txt": "a.jpg 24,16,60,48,0\n"}), "(the text format"),
     "KITTI": (files("i/a.png", {"l/a.txt": f"Car {'0.5 ' * 14}\n"}), "(KITTI); convert it"),
+    "VIA 3": (
+        files("a.jpg", {"a.json": {"project": {"vid_list": []}, "view": {"1": {"fid_list": []}}}}),
+        "(VIA 3)",
+    ),
     "VoTT": (files("a.jpg", {"a.json": {"assets": {"x": {"asset": {}}}}}), "(VoTT)"),
     "FiftyOne": (files("d/a.jpg", {"samples.json": {"bounding_box": [0]}}), "(FiftyOne)"),
     "PaliGemma": (files("a.jpg", {"a.jsonl": '{"suffix": "<loc0256>"}'}), "(PaliGemma)"),

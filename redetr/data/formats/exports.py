@@ -173,7 +173,6 @@ def _only_export(root: Path, split: Split, files: list[Path]) -> _Location | Non
         parent = file.parent
         folders = [parent, parent / "images", parent / "data", root / "data", root / "img"]
         folders += image_folders(root, file.stem, split)
-        folders += _subset_folders(root / "images", split)
         locations.append(_Location(file, tool, folders))
     if len(locations) > 1:
         names = ", ".join(location.file.name for location in locations[:3])
@@ -190,14 +189,6 @@ def _tool_of(file: Path) -> _Tool | None:
         if tool.matches(head):
             return tool
     return None
-
-
-def _subset_folders(images: Path, split: Split) -> list[Path]:
-    """The folders of a subset, whatever their case: CVAT writes Train and Validation."""
-    if not images.is_dir():
-        return []
-    names = SPLIT_FOLDERS[split]
-    return sorted(folder for folder in images.iterdir() if folder.name.lower() in names)
 
 
 def export_files(root: Path) -> list[str]:

@@ -33,7 +33,7 @@ from redetr.data.annotations import (
 from redetr.data.formats.flags import flag_of
 from redetr.data.formats.foreign import is_foreign, listed_stem
 from redetr.data.formats.listing import contents_of, first_below
-from redetr.data.formats.paths import Listing, read_lines, read_sizes
+from redetr.data.formats.paths import Listing, composed, in_capitals, read_lines, read_sizes
 from redetr.data.formats.voc_masks import add_voc_masks
 from redetr.data.formats.voc_xml import SIDES, Scene, read_scene
 from redetr.data.images import IMAGE_SUFFIXES
@@ -88,6 +88,8 @@ def read_voc(root: Path, split: Split, masks: MaskBuilder | None = None) -> Anno
     if location is None:
         raise InputError(f"no {split} split: looked for {voc_sought(split)}", where=root)
     faults: list[Fault] = []
+    if split == "train" and location.listed is None:
+        faults += _unread_lists(root)
     files, names, scenes = _read_files(location, faults)
     images = _read_images(location, files, names, scenes, faults)
     classes = _classes(root, set(files), scenes)
@@ -163,8 +165,8 @@ class _Location:
 def _locate(root: Path, split: Split) -> _Location | None:
     """Where the split is, None if there is none. Images that no list of a devkit folder names
     belong to no split."""
-    images = root / "JPEGImages"
-    annotations = root / "Annotations"
+    images = _folder(root, "JPEGImages")
+    annotations = _folder(root, "Annotations")
     if not images.is_dir() or not annotations.is_dir():
         for name in _FOLDERS[split]:
             folder = root / name
@@ -173,7 +175,7 @@ def _locate(root: Path, split: Split) -> _Location | None:
         return None
     lists = {}
     for name in ("train", "val", "trainval", "test", "default"):  # the last one is of CVAT
-        file = root / "ImageSets" / "Main" / f"{name}.txt"
+        file = _folder(_folder(root, "ImageSets"), "Main") / f"{name}.txt"
         if file.is_file():
             lists[name] = file
     if split in lists:
@@ -183,25 +185,48 @@ def _locate(root: Path, split: Split) -> _Location | None:
     return _Location(images, annotations, lists.get("trainval", lists.get("default")))
 
 
+def _folder(parent: Path, name: str) -> Path:
+    """The folder of this name, or the only one that has it in other capitals."""
+    exact = parent / name
+    if exact.is_dir():
+        return exact
+    others = in_capitals(parent, [name])
+    return others[0] if len(others) == 1 else exact
+
+
 def _locate_elsewhere(root: Path, split: Split) -> _Location | None:
     """Where the split is under the names that other tools give to folders, None if there is
     none: XML files in one folder and images in another, or side by side in the root."""
-    for annotations in _XML_FOLDERS:
-        if not _is_voc(first_below(root / annotations, _XML)):
+    image_folders = [_folder(root, name) for name in _IMAGE_FOLDERS]
+    for annotations in [_folder(root, name) for name in _XML_FOLDERS]:
+        if not _is_voc(first_below(annotations, _XML)):
             continue
-        for images, name in product(_IMAGE_FOLDERS, _FOLDERS[split]):
-            location = _Location(root / images / name, root / annotations / name)
+        for images, name in product(image_folders, _FOLDERS[split]):
+            location = _Location(images / name, annotations / name)
             if location.images.is_dir() and location.annotations.is_dir():
                 return location
-        for images in (*_IMAGE_FOLDERS, ".") if split == "train" else ():
-            if (root / images).is_dir():
-                return _Location(root / images, root / annotations)
+        for images in (*image_folders, root) if split == "train" else ():
+            if images.is_dir():
+                return _Location(images, annotations)
     if split != "train":
         return None
-    for folder in (root, *(root / name for name in _IMAGE_FOLDERS)):
+    for folder in (root, *image_folders):
         if any(_is_voc(str(file)) for file in islice(sorted(folder.glob("*.xml")), _TRIED)):
             return _Location(folder, folder)
     return None
+
+
+def _unread_lists(root: Path) -> list[Fault]:
+    """A warning if there are lists of splits, but not where those of detection are."""
+    lists = []
+    for file in sorted(_folder(root, "ImageSets").glob("*/*.txt")):
+        if file.stem in ("train", "val", "trainval", "test") and file.parent.name != "Main":
+            lists.append(file)
+    if not lists:
+        return []
+    text = "is not read, and all images are train"
+    remedy = "copy the lists to ImageSets/Main if they are the splits"
+    return [Fault("warning", "list-unread", lists[0], "", text, remedy, len(lists))]
 
 
 def _is_voc(file: str) -> bool:
@@ -250,18 +275,20 @@ def _images_of(
     """The path of the image of each annotation file, empty if there is none: that which has its
     stem; of several, that which the file names, or the first."""
     listing = Listing(location.images)
-    candidates: dict[str, list[str]] = {stem: [] for stem in scene_of}
+    candidates: dict[str, list[str]] = {composed(stem): [] for stem in scene_of}
     for parent in {posixpath.dirname(stem) for stem in scene_of}:
         for file in sorted(listing.files(parent)):
-            stem, suffix = posixpath.splitext(posixpath.join(parent, file))
-            if suffix.lower() in IMAGE_SUFFIXES and stem in candidates:
-                candidates[stem].append(stem + suffix)
+            path = posixpath.join(parent, file)
+            stem, suffix = posixpath.splitext(path)
+            if suffix.lower() in IMAGE_SUFFIXES and composed(stem) in candidates:
+                candidates[composed(stem)].append(path)
     image_of = {}
     shared = []
     names_another = []
     for stem, scene in scene_of.items():
-        images = candidates[stem]
+        images = candidates[composed(stem)]
         named_image = posixpath.join(posixpath.dirname(stem), scene.image)
+        named_image = listing.spelled(named_image) or named_image
         if named_image in images or (not images and scene.image and named_image in listing):
             images = [named_image]
         image_of[stem] = images[0] if images else ""
@@ -272,7 +299,7 @@ def _images_of(
     stems = list(scene_of)
 
     def names(i: int) -> str:
-        listed = ", ".join(candidates[stems[i]])
+        listed = ", ".join(candidates[composed(stems[i])])
         return f"{listed} share this file; it is taken for the first"
 
     rows = Rows(len(files), faults, lambda i: (files[i], ""))
@@ -383,6 +410,7 @@ def _read_objects(
     all_outlines: list[list[float]] = []
     has_box: list[bool] = []
     marks: list[str] = []  # of difficult objects
+    repeated: list[str] = []  # what an object has several of
     for index, scene in enumerate(scenes):
         count = len(scene.names)
         image_of += [index] * count
@@ -392,6 +420,7 @@ def _read_objects(
         all_outlines += scene.outlines
         has_box += scene.has_box
         marks += scene.difficult
+        repeated += scene.repeated
     boxes = np.array(all_boxes, np.float64).reshape(-1, 4)
     outlines = np.array(all_outlines, np.float64).reshape(-1, 4)
 
@@ -404,6 +433,12 @@ def _read_objects(
         [not name for name in names],
         lambda i: "has no name",
         "write the name of its class",
+    )
+    rows.fault(
+        "object-several",
+        [tag != "" for tag in repeated],
+        lambda i: f"has several {repeated[i]} elements, as if it were several objects",
+        "write an <object> for each",
     )
     _judge_boxes(rows, boxes, np.array(has_box, bool))
     label_of = {name: label for label, name in enumerate(classes)}
