@@ -28,9 +28,11 @@ _HEAD = 2**12  # bytes of a file that show its format
 
 
 # Names of folders as formats look for them. Windows and macOS take others for the same.
-_SPELLINGS = ("Annotations", "annotations", "images", "labels", "masks", "json", "xml", "xmls")
-_SPELLINGS += ("train", "val", "valid", "validation", "test")
-_SPELLINGS += ("ImageSets", "JPEGImages", "Main", "SegmentationObject")
+_SPELLINGS = (
+    *("Annotations", "annotations", "images", "labels", "masks", "json", "xml", "xmls"),
+    *("train", "val", "valid", "validation", "test"),
+    *("ImageSets", "JPEGImages", "Main", "SegmentationObject"),
+)
 
 
 class _Format(NamedTuple):
