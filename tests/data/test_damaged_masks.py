@@ -92,14 +92,19 @@ def segments(change: Callable[[Any], Any]) -> Callable[[Path], None]:
     return rewrite("panoptic_train.json", lambda d: change(d["annotations"][0]))
 
 
-def png(change: Callable[[np.ndarray], np.ndarray], mode: str = "RGB") -> Callable[[Path], None]:
+def png(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
     def do(root: Path) -> None:
         file = root / "annotations" / "panoptic_train" / "1.png"
         with Image.open(file) as image:
             pixels = np.array(image)
-        Image.fromarray(change(pixels)).convert(mode).save(file)
+        Image.fromarray(change(pixels)).save(file)
 
     return do
+
+
+def half_transparent(pixels: np.ndarray) -> np.ndarray:
+    opacity = np.full((*pixels.shape[:2], 1), 128, np.uint8)
+    return np.concatenate([pixels, opacity], axis=2)
 
 
 def repainted(color: tuple[int, int, int]) -> Callable[[np.ndarray], np.ndarray]:
@@ -366,8 +371,8 @@ DAMAGES = {
     "a PNG that is turned": Damage(
         "mask-size", png(lambda old: old.transpose(1, 0, 2)), "is 40x60 px", "", "panoptic"
     ),
-    "a PNG with a band too many": Damage(
-        "panoptic-png", png(lambda old: old, "RGBA"), "not RGBA", "", "panoptic"
+    "a PNG with transparent pixels": Damage(
+        "panoptic-png", png(half_transparent), "numbers are not certain", "", "panoptic"
     ),
     "a segment without pixels": Damage(
         "segment-missing", png(repainted((0, 0, 0))), "segment 300 has no pixel", "", "panoptic"
