@@ -1,5 +1,4 @@
-"""Folders of Transformers as users have them: in several files, with names and images of their own.
-"""
+"""Folders of Transformers as users have them: in several files, with names and images of their own."""
 
 import json
 import shutil
