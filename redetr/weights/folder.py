@@ -44,7 +44,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             return _tensors_of(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
-            tensors = {}
+            tensors: dict[str, Tensor] = {}
             for file in _shards(index):
                 tensors |= _tensors_of(file)
             return tensors
