@@ -428,18 +428,7 @@ def _read_objects(
         return files[image_of[i]], f"object {number_of[i]} ({reprlib.repr(names[i])})"
 
     rows = Rows(len(names), faults, locate)
-    rows.fault(
-        "class-missing",
-        [not name for name in names],
-        lambda i: "has no name",
-        "write the name of its class",
-    )
-    rows.fault(
-        "object-several",
-        [tag != "" for tag in repeated],
-        lambda i: f"has several {repeated[i]} elements, as if it were several objects",
-        "write an <object> for each",
-    )
+    _judge_elements(rows, names, repeated)
     _judge_boxes(rows, boxes, np.array(has_box, bool))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = [label_of.get(name, -1) for name in names]
@@ -470,6 +459,22 @@ def _read_marks(rows: Rows, marks: list[str]) -> np.ndarray:
         "warning",
     )
     return np.array([flag is True for flag in flags], bool)
+
+
+def _judge_elements(rows: Rows, names: list[str], repeated: list[str]) -> None:
+    """Adds faults for objects without a name, and for those with several names or boxes."""
+    rows.fault(
+        "class-missing",
+        [not name for name in names],
+        lambda i: "has no name",
+        "write the name of its class",
+    )
+    rows.fault(
+        "object-several",
+        [tag != "" for tag in repeated],
+        lambda i: f"has several {repeated[i]} elements, as if it were several objects",
+        "write an <object> for each",
+    )
 
 
 def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:
