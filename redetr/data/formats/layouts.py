@@ -26,7 +26,8 @@ from redetr.data.formats.labels import LABEL_SUFFIX
 from redetr.data.formats.panoptic import panoptic_sought, panoptic_splits, read_panoptic
 from redetr.data.formats.shards import read_shards, shard_splits, shards_sought
 from redetr.data.formats.unread import ARCHIVES, misspelt_folders, unread_format
-from redetr.data.formats.voc import other_voc_splits, read_voc, voc_sought, voc_splits
+from redetr.data.formats.voc import read_voc
+from redetr.data.formats.voc_places import other_voc_splits, voc_sought, voc_splits
 from redetr.data.formats.yolo import darknet_splits, read_yolo, yolo_files, yolo_sought, yolo_splits
 from redetr.data.mask_columns import MaskBuilder, MaskUse
 from redetr.errors import InputError
