@@ -158,7 +158,7 @@ def main() -> None:
     chance = random.Random(settings.seed)
     shared_before = set(os.listdir("/dev/shm"))
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(2) as pool:
-        rate_folders = [Path(temporary) / "rate", Path(temporary) / "second rate"]
+        rate_folders = [Path(temporary) / "rate-0", Path(temporary) / "rate-1"]
         rate = min(pool.map(steps_per_s, rate_folders))
         steps = max(_RATE_STEPS, round(60 * settings.minutes * rate))
         eval_every = min(steps, max(10, round(60 * rate)))

@@ -439,6 +439,17 @@ def test_sound_masks_have_no_fault(form, tmp_path):
     assert open_dataset(root, "train", masks=True).target(0)["masks"].any()
 
 
+def test_panoptic_ids_may_be_text(tmp_path):
+    root = write_sound(tmp_path / "panoptic", "panoptic")
+    file = root / "annotations/panoptic_train.json"
+    content = json.loads(file.read_text())
+    for row in content["annotations"]:
+        row["image_id"] = str(row["image_id"])
+    file.write_text(json.dumps(content))
+    dataset = open_dataset(root, "train", masks=True)
+    assert all(dataset.target(i)["masks"].any() for i in range(len(dataset)))
+
+
 def test_there_are_many():
     assert len(DAMAGES) >= 60
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +393,16 @@ def test_masks_as_images_of_any_kind_are_the_same(mode):
     rle = BoxForm().segmentation(Image.open(file), (60, 40))
     assert pycocotools.mask.toBbox(rle).tolist() == [20, 10, 23, 20]
     assert pycocotools.mask.area(rle) == 20 * 23
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "quoted"), [(LABEL, -1, "-1"), (datasets.List(LABEL), [0], "[0]")]
+)
+def test_a_class_that_is_none_is_quoted(tmp_path, label, value, quoted):
+    source = save(tmp_path, [{"bbox": [[5, 4, 30, 22]], "category": [value]}], fields(label))
+    refused_text = f"no category has its category_id {re.escape(quoted)};"
+    with pytest.raises(InputError, match=refused_text):
+        open_dataset(source, "train")
 
 
 def test_rows_with_boxes_only_have_no_masks(tmp_path):

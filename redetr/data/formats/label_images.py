@@ -30,7 +30,7 @@ from redetr.data.annotations import (
     assemble,
 )
 from redetr.data.formats.listing import contents_of, first_below
-from redetr.data.formats.paths import read_sizes
+from redetr.data.formats.paths import composed, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.segment_images import object_numbers
@@ -111,11 +111,11 @@ def _are_there(images: Path, labels: Path) -> bool:
 
 def _matched(names: list[str], label_names: list[str]) -> tuple[list[str], list[str]]:
     """The label image of each image, empty where there is none, and those without an image."""
-    by_stem = {posixpath.splitext(name)[0]: name for name in label_names}
+    by_stem = {composed(posixpath.splitext(name)[0]): name for name in label_names}
     unclaimed = set(label_names)
     matched = []
     for name in names:
-        stem, _ = posixpath.splitext(name)
+        stem, _ = posixpath.splitext(composed(name))
         candidates = [by_stem[stem + end] for end in _ENDS if stem + end in by_stem]
         matched.append(candidates[0] if candidates else "")
         unclaimed.difference_update(candidates[:1])
