@@ -557,6 +557,23 @@ def test_labels_in_another_folder(tmp_path):
         open_dataset(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        ("cat\n", ""),
+        ("dog\n", "class 0 is 'dog' here, and 'cat' in the YAML file"),
+        ("cat\ndog\n", "lists 2 classes, and the YAML file 1"),
+    ],
+)
+def test_a_list_of_other_classes_beside_the_yaml_file(tmp_path, listed, words):
+    """Label Studio writes it in alphabetical order: another one would exchange classes."""
+    yolo(f"0 {FRACTIONS}")(tmp_path)
+    text(tmp_path, "classes.txt", listed)
+    faults = read_annotations(tmp_path, "train").faults
+    assert [fault.code for fault in faults] == ["classes-differ"] * bool(words)
+    assert words in "".join(fault.text for fault in faults)
+
+
 def test_number_of_names(tmp_path):
     yolo(f"0 {FRACTIONS}", nc=3)(tmp_path)
     (note,) = open_dataset(tmp_path, "train").notes
