@@ -66,10 +66,10 @@ def voc(inside: str = BNDBOX) -> str:
     return f"<annotation><filename>a.jpg</filename>{size}{thing}</annotation>"
 
 
-def labelme() -> dict[str, Any]:
+def labelme(name: str = "a.jpg") -> dict[str, Any]:
     shape = {"label": "cat", "points": [[24, 16], [60, 48]], "shape_type": "rectangle"}
     size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}
-    return {"shapes": [shape], "imagePath": "..\\images\\a.jpg", "imageData": None} | size
+    return {"shapes": [shape], "imagePath": f"..\\images\\{name}", "imageData": None} | size
 
 
 def coco_document(name: str = "a.jpg", **size: Any) -> dict[str, Any]:
@@ -206,6 +206,9 @@ READ: dict[str, Write] = {
     ),
     "LVIS": files(
         "train/a.jpg", {"annotations/lvis_v1_train.json": lvis("http://a.org/train2017/a.jpg")}
+    ),
+    "LabelMe, called like a split": files(
+        "images/train_1.jpg", {"annotations/train_1.json": labelme("train_1.jpg")}
     ),
     "LabelMe, JSON apart": files("images/a.jpg", {"annotations/a.json": labelme()}),
 }  # fmt: skip

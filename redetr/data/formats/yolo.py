@@ -224,8 +224,9 @@ def _class_faults(file: Path, config: dict[str, Any], classes: dict[int, str]) -
     file has others."""
     faults = []
     stated = config.get("nc")
-    is_number = isinstance(stated, str) and stated.isdecimal()
-    if is_number and int(stated[:9]) != len(classes):
+    if not isinstance(stated, str) or not stated.isdecimal():
+        stated = ""
+    if stated and int(stated[:9]) != len(classes):
         text = f"nc: {stated[:9]}, but names has {counted(len(classes), 'class', 'classes')}"
         remedy = "the names are taken: see whether one is missing, or was split"
         faults.append(Fault("warning", "classes-differ", file, "", text, remedy))
