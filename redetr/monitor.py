@@ -160,7 +160,7 @@ class Monitor:
         except Exception as error:  # each library has its own
             del self._loggers[name]
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.say(f"warning: --log {name} fails, and gets no more numbers: {reason}")
+            self.say(f"warning: --log {name} fails and is dropped: {reason}")
 
     def close(self, failed: bool = False) -> None:
         """Ends the display and closes the files; loggers learn whether the run has `failed`."""
@@ -316,7 +316,7 @@ class StepLog:
 
 def in_percent(ap: float | None) -> str:
     """An AP in words; None is that of a data set without objects."""
-    return "undefined (no object to find)" if ap is None else f"{100 * ap:.1f}"
+    return "undefined (no objects to find)" if ap is None else f"{100 * ap:.1f}"
 
 
 def _keep_until(path: Path, step: int) -> int:

@@ -156,7 +156,7 @@ def precision_name(dtype: torch.dtype) -> str:
     for name, precision_dtype in PRECISIONS.items():
         if precision_dtype == dtype:
             return name
-    raise ValueError(f"{dtype} is the format of no precision")
+    raise ValueError(f"no precision computes in {dtype}")
 
 
 def weights_dtype(dtype: torch.dtype) -> torch.dtype:

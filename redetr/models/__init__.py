@@ -98,12 +98,10 @@ def build(name: str, num_classes: int, *, channels: int = 3, **overrides: Any) -
     defaults = options_of(name)
     for option in overrides:
         if option == "denoising" and option not in defaults:
-            text = f"model {name} has no denoising: RT-DETR and D-FINE have"
-            raise InputError(text, remedy="leave it out, or take --denoising 0")
+            text = f"model {name} has no denoising: only RT-DETR and D-FINE have"
+            raise InputError(text, remedy="leave it out, or use --denoising 0")
         if option == "masks" and option not in defaults:
-            text = (
-                f"model {name} finds boxes only: the fast variants, RT-DETR and D-FINE have masks"
-            )
+            text = f"model {name} predicts only boxes: masks need a fast variant, RT-DETR or D-FINE"
             raise InputError(text, remedy="leave out --masks")
         if option not in defaults:
             raise InputError(

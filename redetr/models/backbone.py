@@ -300,7 +300,7 @@ class TimmBackbone(nn.Module):
         require_known(weights, norm)
         if norm == "group":
             raise InputError(
-                f"timm:{name} cannot change to norm=group: take norm=frozen_batch or sync_batch"
+                f"timm:{name} cannot have norm=group: use norm=frozen_batch or sync_batch"
             )
         net = _timm_features(timm.create_model, name, bool(weights), strides)
         self.licence = net.pretrained_cfg.get("license") or "timm does not say its licence"
@@ -332,7 +332,7 @@ class TimmBackbone(nn.Module):
             self.body.set_grad_checkpointing(value)
         except AssertionError:  # timm's word for a net that has no blocks to compute twice
             raise InputError(
-                "--recompute: this backbone of timm cannot do that; leave the flag out"
+                "--recompute: this timm backbone does not support it; leave the flag out"
             ) from None
         self._recompute = value
 
@@ -369,8 +369,8 @@ def _timm_features(
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"timm:{name}: timm cannot give it ({reason[:160]}); `timm.list_models()` has the "
-            "names; without a network, get the file of its weights elsewhere and train with "
+            f"timm:{name}: timm cannot provide it ({reason[:160]}); `timm.list_models()` has the "
+            "names; without a network, download its weights on another machine and train with "
             "--weights FILE"
         ) from error
     has_strides = net.feature_info.reduction() == list(strides)
@@ -378,8 +378,9 @@ def _timm_features(
         needed = ", ".join(map(str, strides))
         present = ", ".join(map(str, last_index))
         raise InputError(
-            f"timm:{name} cannot be a backbone: that takes images of any size and has feature maps "
-            f"at strides {needed}; this one has {present}"
+            f"timm:{name} cannot be a backbone: a backbone takes images of any size and has "
+            f"feature maps at strides {needed}, but this one has "
+            f"{present}"
         )
     return net
 

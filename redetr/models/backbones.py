@@ -34,6 +34,7 @@ def build_backbone(
         return TimmBackbone(timm_name, weights, strides, norm)
     if weights:
         raise InputError(
-            f"a backbone of widths {backbone} is trained from scratch: take no weights ({weights})"
+            f"a backbone of widths {backbone} is trained from scratch: leave out weights "
+            f"({weights})"
         )
     return SmallResNet(backbone, strides)

@@ -65,6 +65,6 @@ def _path_of(model: nn.Module, name: str) -> str:
     if len(one_deeper) == 1:
         return one_deeper[0]
     raise InputError(
-        f"--freeze {name}: the model has no such part; it has {', '.join(parts)}, and what is "
-        "inside them, such as decoder.0"
+        f"--freeze {name}: the model has no such part; it has {', '.join(parts)}, and their parts, "
+        "such as decoder.0"
     )

@@ -24,7 +24,7 @@ def recompute_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise InputError(
-                "--recompute would update the statistics of a trained BatchNorm twice: take "
+                "--recompute would update the statistics of a trained BatchNorm twice: use "
                 "norm=group or norm=frozen_batch"
             )
     for module in model.modules():

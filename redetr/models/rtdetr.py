@@ -200,7 +200,7 @@ def require_common(options: dict[str, Any]) -> None:
         raise ValueError("enc_hidden_dim must be a multiple of 8 and of nheads")
     eval_idx, dec_layers = options["eval_idx"], options["dec_layers"]
     if not -dec_layers <= eval_idx < dec_layers:
-        raise ValueError(f"eval_idx is {eval_idx}, and there are {dec_layers} decoder layers")
+        raise ValueError(f"eval_idx is {eval_idx}, but there are {dec_layers} decoder layers")
 
 
 def require_points(points: Any, num_levels: int) -> None:

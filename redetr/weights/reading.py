@@ -91,7 +91,9 @@ def _read_torch(path: Path, model: str | None) -> Weights:
             content = content.get(key, content)
     values = content.values() if isinstance(content, dict) else []
     if not any(isinstance(value, Tensor) for value in values):
-        text = "neither a redetr checkpoint nor tensors by name, alone or as 'model' of a dict"
+        text = (
+            "neither a redetr checkpoint nor a dict of named tensors (or one under the key 'model')"
+        )
         raise InputError(text, where=path)
     return _from_official(path, _require_tensors(path, content), model)
 
@@ -112,12 +114,12 @@ def _read_safetensors(path: Path, model: str | None) -> Weights:
 def _require_tensors(path: Path, tensors: Any) -> dict[str, Tensor]:
     """`tensors`, which have to be whole tensors by name. Raises InputError."""
     if not isinstance(tensors, dict):
-        raise InputError("damaged, its weights are not a dict of named tensors", where=path)
+        raise InputError("damaged: its weights are not a dict of named tensors", where=path)
     for name, tensor in tensors.items():
         if not isinstance(name, str):
-            raise InputError(f"damaged, {name!r} is not a valid tensor name", where=path)
+            raise InputError(f"damaged: {name!r} is not a valid tensor name", where=path)
         if not _is_whole(tensor):
-            raise InputError(f"damaged, {name} is no tensor with all of its values", where=path)
+            raise InputError(f"damaged: {name} is not a complete tensor", where=path)
     return tensors
 
 
@@ -222,13 +224,13 @@ def _start_of_run(path: Path, about: dict[str, Any]) -> str:
         else:
             began = f"{weights} {UNKNOWN}"
     if not isinstance(began, str) or len(began) > _LONGEST_ORIGIN or not began.isprintable():
-        raise _damaged(path, "weights_from is no short line")
+        raise _damaged(path, "weights_from is not a short line")
     return began if began.startswith(_RUN) else _RUN + began
 
 
 def _config_of_run(path: Path, values: Any) -> TrainConfig:
     if not isinstance(values, dict):
-        raise _damaged(path, "config is no table")
+        raise _damaged(path, "config is not a table")
     options = _list_in(path, {"model_options": ()} | values, "model_options", str)
     if any(len(option) > _LONGEST_OPTION for option in options):
         raise _damaged(path, f"an option of more than {_LONGEST_OPTION} characters")
@@ -243,7 +245,7 @@ def _config_of_run(path: Path, values: Any) -> TrainConfig:
 def _list_in(path: Path, table: dict[str, Any], key: str, kind: type[T]) -> list[T]:
     """The values of that type under a key. Raises InputError if they are something else."""
     values = table.get(key)
-    problem = _damaged(path, f"{key} is no list of {kind.__name__}")
+    problem = _damaged(path, f"{key} is not a list of {kind.__name__}")
     if not isinstance(values, list | tuple):
         raise problem
     for value in values:
@@ -446,8 +448,9 @@ def _download(name: str) -> Path:
         message = str(error).strip() or type(error).__name__
         reason = message.splitlines()[0][:160]
         raise InputError(
-            f"no such file, and the hub did not give it ({reason})",
+            f"no such file, and it cannot be downloaded from the hub ({reason})",
             where=name,
-            remedy="download the folder (config.json, model.safetensors) elsewhere and pass its "
-            "path",
+            remedy="download the folder (config.json, model.safetensors) on another machine, and "
+            "give "
+            "its path",
         ) from error
