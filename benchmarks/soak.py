@@ -1,13 +1,13 @@
 """Does a run that is stopped and killed for an hour, again and again, stay the same run?
 
-    python benchmarks/soak.py                 # an hour undisturbed, and an hour with disturbances
+    python benchmarks/soak.py                 # an hour
     python benchmarks/soak.py --minutes 1 --every-s 20
 
-Trains on two ranks with loader processes, and evaluates once a minute. In the second run, every few
-minutes a signal comes, or a rank or a loader is killed, and the run is resumed. Its curve and its
-weights are compared with the undisturbed run's, bit for bit. Recorded are also the memory of a rank
-over the undisturbed run, and what was left in the folder and in /dev/shm. Writes
-results/DATE-soak.json.
+Two runs train side by side, each on two ranks with loader processes, and evaluate once a minute.
+One is left alone. In the other, every few minutes a signal comes, or a rank or a loader is killed,
+and the run is resumed. The curves and the weights of both are compared bit for bit. Recorded are
+also the memory of a rank over the undisturbed run, and what was left in the folder and in /dev/shm.
+Writes results/DATE-soak.json.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -156,14 +157,16 @@ def main() -> None:
     settings = parser.parse_args()
     chance = random.Random(settings.seed)
     shared_before = set(os.listdir("/dev/shm"))
-    with tempfile.TemporaryDirectory() as temporary:
-        rate = steps_per_s(Path(temporary) / "rate")
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(2) as pool:
+        rate_folders = [Path(temporary) / "rate-0", Path(temporary) / "rate-1"]
+        rate = min(pool.map(steps_per_s, rate_folders))
         steps = max(_RATE_STEPS, round(60 * settings.minutes * rate))
         eval_every = min(steps, max(10, round(60 * rate)))
         alone = Path(temporary) / "alone"
         folder = Path(temporary) / "disturbed"
-        memory = undisturbed(arguments_of(alone, steps, eval_every))
+        left_alone = pool.submit(undisturbed, arguments_of(alone, steps, eval_every))
         events = disturbed(arguments_of(folder, steps, eval_every), settings.every_s, chance)
+        memory = left_alone.result()
         result = {
             "minutes": settings.minutes,
             "steps": steps,

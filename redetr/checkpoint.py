@@ -5,6 +5,7 @@ import pickle
 import shutil
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,13 +78,17 @@ def _explaining_full_disk(path: Path) -> Iterator[None]:
 
 
 def read_torch(path: Path) -> Any:
-    """The content of a `.pt` or `.pth` file, tensors and plain values only. Raises InputError
-    naming the file."""
+    """The content of a `.pt` or `.pth` file, tensors and plain values only.
+
+    Plain is also the table of arguments (`Namespace`) that the original DETR writes beside its
+    weights. Raises InputError naming the file.
+    """
     if not path.exists():
         raise InputError("no such file", where=path)
     try:
         _require_zip_whole(path)
-        with warnings.catch_warnings():  # about foreign pickles, of which the error says enough
+        # The warnings are about foreign pickles, of which the error says enough.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     # Any exception, because only library calls can raise here: a damaged or foreign pickle makes

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from redetr.cli import main
+from redetr.commands import console
 from redetr.commands.models import gflops
 from redetr.models import MODELS
 from redetr.recipes import get_recipe
@@ -37,7 +38,7 @@ def test_every_model_has_form_size_and_cost(rows):
 
 
 def test_tables_fit_a_terminal(rows, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(console.OUT, "width", 80)
     main(["models"])
     printed = capsys.readouterr().out
     assert "…" not in printed

@@ -127,6 +127,35 @@ def test_a_file_without_an_average(tmp_path):
     assert all(torch.equal(given[key], tensor) for key, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_a_file_of_a_wrapped_model(wrapper, tmp_path):
+    """By DataParallel, by `torch.compile`, or by both."""
+    model = small("rtdetrv2_r18")
+    tensors = original_tensors(model)
+    wrapped = {wrapper + name: tensor for name, tensor in tensors.items()}
+    given = redetr.load(saved(wrapped, tmp_path / "model.pth"), device="cpu").model.state_dict()
+    assert all(torch.equal(given[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def test_an_average_without_a_module_around_it(tmp_path):
+    model = small("rtdetrv2_r18")
+    tensors = original_tensors(model)
+    trained = {name: tensor / 2 for name, tensor in tensors.items()}
+    for content in ({"model": trained, "ema": tensors}, {"ema": {"module": {}}, "model": tensors}):
+        torch.save(content, tmp_path / "model.pth")
+        given = redetr.load(tmp_path / "model.pth", device="cpu").model.state_dict()
+        assert all(torch.equal(given[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("dec_layers", "answers"), [(2, 1), (4, 3), (6, 2)])
+def test_the_last_layer_answers_unless_the_model_is_the_published_r50m(
+    dec_layers, answers, tmp_path
+):
+    model = small("rtdetrv2_r50m", dec_layers=dec_layers, eval_idx=-1)
+    path = saved(original_tensors(model), tmp_path / "model.pth")
+    assert redetr.load(path, device="cpu").model.decoder.last_in_eval == answers
+
+
 def test_an_unknown_backbone_is_named(tmp_path):
     tensors = original_tensors(small())
     kept = {name: t for name, t in tensors.items() if "res_layers.3.blocks.1." not in name}

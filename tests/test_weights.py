@@ -301,24 +301,6 @@ def test_settings_that_cannot_be_had_are_named(name, table_folder, tmp_path):
     assert "\n" not in str(refused.value)
 
 
-SIZES = {
-    "both": ({"size": {"shortest_edge": 640, "longest_edge": 900}}, (640, 900)),
-    "older": ({"size": 600, "max_size": 1000}, (600, 1000)),
-    "longest alone": ({"size": {"longest_edge": 1000}}, (1000, 1000)),
-    "at most": ({"size": {"max_height": 480, "max_width": 480}}, (480, 480)),
-    "stretched": ({"size": {"height": 480, "width": 480}}, (800, 800)),
-    "nothing": ({}, (800, 800)),
-}
-
-
-@pytest.mark.parametrize(("processor", "expected"), SIZES.values(), ids=SIZES.keys())
-def test_image_sizes_of_a_folder(processor, expected, table_folder, tmp_path):
-    folder = changed_config(table_folder, tmp_path / "sized", {})
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    detector = redetr.load(folder, device="cpu")
-    assert (detector.image_size, detector.model.max_size) == expected
-
-
 def check_start_from_transformers(source, folder):
     model, said = start(source, RESNET)
     theirs = redetr.load(folder, device="cpu").model

@@ -1,6 +1,8 @@
 """The output of commands: consoles, tables of results, and lines about a detector."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,20 @@ from redetr.errors import InputError
 if TYPE_CHECKING:
     from redetr.detector.detector import Detector
 
+# A file or a pipe has no width: Rich would take 80 characters, and break the rows of wide tables.
+_WIDTH_OF_FILES = 200
+
+
+def _width_of_output() -> int | None:
+    """Characters in a line of standard output; None: as wide as the terminal, or COLUMNS."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return None
+    return _WIDTH_OF_FILES
+
+
 # Without markup, because names of classes and paths may have brackets.
 ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-OUT = Console(highlight=False, markup=False)
+OUT = Console(width=_width_of_output(), highlight=False, markup=False)
 
 
 def print_results(results: list[dict[str, Any]]) -> None:

@@ -193,7 +193,9 @@ def _identified(file: BinaryIO) -> Image.Image:
     except UnidentifiedImageError:
         if not has_bands(file):
             raise InputError(_no_image(file)) from None
-    raise BandsError("this kind of TIFF cannot be read: save it with 8 or 16 bits")
+    raise BandsError(
+        "arrays and this kind of TIFF cannot be read: save it as a PNG or TIFF file of 8 or 16 bits"
+    )
 
 
 def _no_image(file: BinaryIO) -> str:

@@ -10,14 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
-from redetr.data.images import open_image
+from redetr.data.images import frame_count, open_image
 from redetr.errors import InputError
 from redetr.masks import encode
 from redetr.structures import Size
 
+_LOSSY = ("JPEG", "MPO", "AVIF")
+_WEBP_WITHOUT_LOSSES = b"VP8L"  # the name of a part of the file
 _COLOURS = np.array([1, 256, 65536])
+_WITH_OPACITY = {"RGBA": "RGB", "LA": "L"}
+_OPAQUE = 255
 _REMEDY = "export the panoptic annotations again, JSON and PNG together"
 
 
@@ -25,17 +29,46 @@ def object_numbers(image: Image.Image) -> NDArray[np.int64]:
     """The number of the object at each pixel `[H, W]` of an opened label image; colours count as
     red + 256 green + 65536 blue.
 
-    Raises ValueError for values that are no whole numbers from 0.
+    Raises InputError for a file that was saved with losses, for several images in one file, and
+    for pixels that are not opaque; ValueError for values that are no whole numbers from 0.
     """
-    if image.mode == "RGB":
-        return np.asarray(image).astype(np.int64) @ _COLOURS
-    values = np.asarray(image)
+    if has_losses(image):
+        text = f"is a label image in {image.format} with losses, which change the numbers of pixels"
+        raise InputError(text, remedy="save it as PNG from the original")
+    pages = frame_count(image)
+    if pages > 1:
+        text = f"holds {pages} images, and a label image is a single one"
+        raise InputError(text, remedy="write one image, in which each object has its own number")
+    image.seek(0)
+    values = np.asarray(_without_opacity(image))
+    if values.ndim == 3 and values.shape[2] == len(_COLOURS):
+        return values.astype(np.int64) @ _COLOURS
     if values.ndim != 2:
         raise ValueError(f"a label image has one band, or red, green and blue, not {image.mode}")
     numbers = values.astype(np.int64)
     if numbers.min() < 0 or not np.array_equal(numbers, values):
         raise ValueError("the values of a label image must be whole numbers from 0")
     return numbers
+
+
+def has_losses(image: Image.Image) -> bool:
+    """Whether the file of an opened image that is not yet decoded was saved with losses."""
+    if image.format == "WEBP" and isinstance(image, ImageFile.ImageFile) and image.fp is not None:
+        image.fp.seek(0)
+        return _WEBP_WITHOUT_LOSSES not in image.fp.read()
+    return image.format in _LOSSY
+
+
+def _without_opacity(image: Image.Image) -> Image.Image:
+    """The image without its last band if that says how opaque pixels are: matplotlib writes it.
+    Raises InputError if some are not."""
+    if image.mode not in _WITH_OPACITY:
+        return image
+    lowest, _ = image.getchannel("A").getextrema()
+    if lowest != _OPAQUE:
+        text = "is a label image with transparent pixels, whose numbers are not certain"
+        raise InputError(text, remedy="save it without transparency")
+    return image.convert(_WITH_OPACITY[image.mode])
 
 
 def read_numbers(file: Path) -> NDArray[np.int64]:

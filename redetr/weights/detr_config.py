@@ -104,41 +104,6 @@ def _require_mask_head(config: dict[str, Any]) -> None:
                 raise _refused(f"{name}.{setting}", value, f"{known[0]} with masks")
 
 
-def class_names(config: dict[str, Any], num_classes: int) -> list[str]:
-    """The names of `id2label`, "class i" where it has none. Raises InputError if it is no table."""
-    labels = _table(config, "id2label")
-    names = []
-    for i in range(num_classes):
-        name = labels.get(str(i), f"class {i}")
-        names.append(str(name))
-    return names
-
-
-def image_sizes(processor: dict[str, Any]) -> tuple[int, int] | None:
-    """The shorter side and the most of the longer side, px, in a preprocessor_config.json.
-
-    A longer side alone, as in some Table Transformers, is that of every image. None where the
-    file gives no size, or images do not keep their aspect ratio.
-    """
-    size = processor.get("size")
-    if isinstance(size, dict):
-        longest = _pixels(size.get("longest_edge", size.get("max_width")))
-        shorter = _pixels(size.get("shortest_edge", size.get("max_height", longest)))
-    else:  # of older versions
-        longest = _pixels(processor.get("max_size"))
-        shorter = _pixels(size)
-    if shorter and longest:
-        return shorter, longest
-    return None
-
-
-def _pixels(value: Any) -> int:
-    """A length in pixels, 0 if it is none."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    return 0
-
-
 def _activation(config: dict[str, Any]) -> str:
     name = config.get("activation_function", "relu")
     if not isinstance(name, str) or name not in _ACTIVATIONS:

@@ -2,12 +2,12 @@
 
 import json
 import os
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
@@ -15,9 +15,10 @@ from redetr.choices import ImageSize, Precision, size_text
 from redetr.config import TrainConfig
 from redetr.earlier import with_present_names
 from redetr.errors import InputError
-from redetr.weights import detr_config, dfine, panoptic, rtdetr
+from redetr.weights import detr_config, dfine, folder, panoptic, rtdetr
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
 from redetr.weights.published import UNKNOWN, origin_of
+from redetr.weights.tensors import require_tensors, unwrapped, without_wrappers
 
 T = TypeVar("T")
 
@@ -25,6 +26,11 @@ _LARGEST_PX = 1 << 14  # of an image that a file may claim its model takes
 _LONGEST_OPTION = 500  # characters: a longer one may be built to exhaust the JSON parser
 _LONGEST_ORIGIN = 1000  # characters
 _RUN = "a run of redetr from "
+# Patterns of files: those of the first kind, or else those of the second.
+_WEIGHTS_ON_HUB = (
+    ["model*.safetensors", "model.safetensors.index.json"],
+    ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
+)
 _COCO_CLASSES = 91  # outputs of official checkpoints, one for each category id
 _COCO_PANOPTIC_CLASSES = 250  # of panoptic ones
 
@@ -83,24 +89,33 @@ def _read_torch(path: Path, model: str | None) -> Weights:
         averaged = content.get("ema")
         if averaged is None or averaged == {}:
             averaged = content["model"]
-        tensors = with_present_names(_require_tensors(path, averaged))
+        tensors = with_present_names(require_tensors(path, averaged))
         return Weights(path, tensors, _origin_of_run(path, content), _start_of_run(path, content))
-    content = rtdetr.unwrapped(content)
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict):
-            content = content.get(key, content)
+    arguments = content.get("args") if isinstance(content, dict) else None
+    content = unwrapped(content)
     values = content.values() if isinstance(content, dict) else []
     if not any(isinstance(value, Tensor) for value in values):
         text = (
             "neither a redetr checkpoint nor a dict of named tensors (or one under the key 'model')"
         )
         raise InputError(text, where=path)
-    return _from_official(path, _require_tensors(path, content), model)
+    tensors = require_tensors(path, content)
+    return _from_official(path, tensors, model, **_options_of_arguments(arguments))
+
+
+def _options_of_arguments(arguments: Any) -> dict[str, Any]:
+    """What the arguments that the original DETR was trained with say and no tensor does."""
+    options = {}
+    if isinstance(arguments, Namespace):
+        for name in ("dilation", "nheads"):
+            if hasattr(arguments, name):
+                options[name] = getattr(arguments, name)
+    return options
 
 
 def _read_safetensors(path: Path, model: str | None) -> Weights:
     tensors, metadata = read_safetensors(path)
-    _require_tensors(path, tensors)
+    require_tensors(path, tensors)
     if "redetr" not in metadata:
         return _from_official(path, tensors, model)
     try:
@@ -111,30 +126,6 @@ def _read_safetensors(path: Path, model: str | None) -> Weights:
     return Weights(path, tensors, _origin_of_run(path, about), _start_of_run(path, about))
 
 
-def _require_tensors(path: Path, tensors: Any) -> dict[str, Tensor]:
-    """`tensors`, which have to be whole tensors by name. Raises InputError."""
-    if not isinstance(tensors, dict):
-        raise InputError("damaged: its weights are not a dict of named tensors", where=path)
-    for name, tensor in tensors.items():
-        if not isinstance(name, str):
-            raise InputError(f"damaged: {name!r} is not a valid tensor name", where=path)
-        if not _is_whole(tensor):
-            raise InputError(f"damaged: {name} is not a complete tensor", where=path)
-    return tensors
-
-
-def _is_whole(tensor: Any) -> bool:
-    """Whether it is a dense tensor in memory whose shape is no larger than what is stored."""
-    if not isinstance(tensor, Tensor):
-        return False
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        return False
-    if tensor.numel() == 0:
-        return False
-    needed = tensor.numel() * tensor.element_size()
-    return needed <= tensor.untyped_storage().nbytes()
-
-
 def locate(source: str | os.PathLike) -> Path:
     """The file, or Transformers folder, that `source` stands for. A run folder stands for its
     `best.pt`, or else its `last.pt`; a hub name is downloaded. Raises InputError if there is
@@ -143,6 +134,8 @@ def locate(source: str | os.PathLike) -> Path:
     path = Path(source)
     if path.is_dir():
         path = _file_of_folder(path)
+    elif path.name in folder.WEIGHTS and (path.parent / folder.CONFIG).is_file():
+        path = path.parent  # of Transformers: the folder says what the tensors are
     if path.exists():
         return path
     if str(source).count("/") == 1 and path.suffix not in (".pt", ".pth", ".safetensors"):
@@ -151,17 +144,17 @@ def locate(source: str | os.PathLike) -> Path:
     raise InputError("no such file", where=path, remedy=remedy)
 
 
-def _file_of_folder(folder: Path) -> Path:
+def _file_of_folder(path: Path) -> Path:
     """The checkpoint of a run folder or of a folder that `redetr push` made, or the folder itself
     if it is one of Transformers."""
     for name in ("best.pt", "last.pt"):
-        if (folder / name).exists():
-            return folder / name
-    if (folder / "config.json").is_file():
-        return folder
-    if (folder / "model.safetensors").is_file():
-        return folder / "model.safetensors"
-    return folder / "best.pt"
+        if (path / name).exists():
+            return path / name
+    if (path / folder.CONFIG).is_file():
+        return path
+    if (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
+    return path / "best.pt"
 
 
 def _damaged(path: Path, reason: str) -> InputError:
@@ -262,6 +255,7 @@ def _from_official(
     **options: Any,
 ) -> Weights:
     """Weights under the official names of DETR, or under any others."""
+    tensors = without_wrappers(tensors)
     if rtdetr.is_rtdetr(tensors):
         return _original_rtdetr(path, tensors, model)
     if dfine.is_dfine(tensors):
@@ -290,58 +284,37 @@ def _from_official(
     return Weights(path, tensors, origin)
 
 
-def _read_transformers(folder: Path, model: str | None) -> Weights:
-    file = folder / "config.json"
-    config = _read_config(file)
+def _read_transformers(path: Path, model: str | None) -> Weights:
+    file = path / folder.CONFIG
+    config = folder.read_config(file)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in _READERS:
         known = ", ".join(_READERS)
         raise InputError(f"model_type is {model_type!r}: only {known} can be loaded", where=file)
-    return _READERS[model_type](folder, config, model)
+    return _READERS[model_type](path, config, model)
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    """The settings in a file of a Transformers folder. Raises InputError if they are no table."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # also not UTF-8, or no JSON
-        raise InputError(f"cannot be read ({error})", where=file) from error
-    if not isinstance(config, dict):
-        raise InputError("not the config.json of a model: no table of settings", where=file)
-    return config
-
-
-def _tensors_of_folder(folder: Path) -> dict[str, Tensor]:
-    path = folder / "model.safetensors"
-    if path.exists():
-        content, _ = read_safetensors(path)
-    else:
-        path = folder / "pytorch_model.bin"
-        content = read_torch(path)
-    return _require_tensors(path, content)
-
-
-def _detr_from_transformers(folder: Path, config: dict[str, Any], model: str | None) -> Weights:
-    tensors = _tensors_of_folder(folder)
+def _detr_from_transformers(path: Path, config: dict[str, Any], model: str | None) -> Weights:
+    tensors = folder.read_tensors(path)
     classifier = "class_embed.weight"
     if panoptic.is_panoptic(tensors):
         tensors = panoptic.from_transformers(tensors)
         classifier = panoptic.PREFIX + classifier
     elif detr_config.has_masks(config):
         text = "says that the model has masks, but the weights have no mask head"
-        raise InputError(text, where=folder / "config.json")
+        raise InputError(text, where=path / folder.CONFIG)
     else:
         tensors = from_transformers(tensors)
-    num_classes = 0
-    if classifier in tensors:
-        num_classes = tensors[classifier].shape[0] - 1
     try:
         options = detr_config.options_from_config(config)
-        names = detr_config.class_names(config, num_classes)
     except InputError as error:
-        raise InputError(str(error), where=folder / "config.json") from error
-    weights = _from_official(folder, tensors, model, names, **options)
-    sizes = _image_sizes(folder)
+        raise InputError(str(error), where=path / folder.CONFIG) from error
+    names = None
+    if classifier in tensors:
+        num_classes = tensors[classifier].shape[0] - 1
+        names = folder.class_names(path, config, num_classes)
+    weights = _from_official(path, tensors, model, names, **options)
+    sizes = folder.sizes_keeping_aspect(path)
     if weights.origin is None or sizes is None:
         return weights
     image_size, max_size = sizes
@@ -350,44 +323,25 @@ def _detr_from_transformers(folder: Path, config: dict[str, Any], model: str | N
     return replace(weights, origin=origin)
 
 
-def _image_sizes(folder: Path) -> tuple[int, int] | None:
-    """The sizes that a folder says images are resized to, px; None if it says nothing."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return None
-    sizes = detr_config.image_sizes(_read_config(file))
-    if sizes is not None and max(sizes) >= _LARGEST_PX:
-        raise _damaged(file, f"images of {max(sizes)} px")
-    return sizes
-
-
-def _rtdetr_from_transformers(folder: Path, config: dict[str, Any], model: str | None) -> Weights:
-    options = rtdetr.options_from_config(folder / "config.json", config)
-    tensors = rtdetr.from_transformers(_tensors_of_folder(folder))
+def _rtdetr_from_transformers(path: Path, config: dict[str, Any], model: str | None) -> Weights:
+    options = rtdetr.options_from_config(path / folder.CONFIG, config)
+    tensors = rtdetr.from_transformers(folder.read_tensors(path))
     version = rtdetr.MODEL_TYPES[config["model_type"]]
     name, num_classes, described = rtdetr.describe(version, tensors)
-    class_names, category_ids = _classes_of_folder(folder, config, num_classes)
-    origin = Origin(model or name, described | options, class_names, category_ids)
-    return Weights(folder, tensors, origin)
+    names = folder.class_names(path, config, num_classes)
+    image_size = folder.size_when_stretched(path)
+    origin = Origin(model or name, described | options, *rtdetr.classes(names), image_size)
+    return Weights(path, tensors, origin)
 
 
-def _dfine_from_transformers(folder: Path, config: dict[str, Any], model: str | None) -> Weights:
-    options = dfine.options_from_config(folder / "config.json", config)
-    tensors = dfine.from_transformers(_tensors_of_folder(folder))
+def _dfine_from_transformers(path: Path, config: dict[str, Any], model: str | None) -> Weights:
+    options = dfine.options_from_config(path / folder.CONFIG, config)
+    tensors = dfine.from_transformers(folder.read_tensors(path))
     name, num_classes, described = dfine.describe(tensors)
-    class_names, category_ids = _classes_of_folder(folder, config, num_classes)
-    origin = Origin(model or name, described | options, class_names, category_ids)
-    return Weights(folder, tensors, origin)
-
-
-def _classes_of_folder(
-    folder: Path, config: dict[str, Any], num_classes: int
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    try:
-        names = detr_config.class_names(config, num_classes)
-    except InputError as error:
-        raise InputError(str(error), where=folder / "config.json") from error
-    return rtdetr.classes(names)
+    names = folder.class_names(path, config, num_classes)
+    image_size = folder.size_when_stretched(path)
+    origin = Origin(model or name, described | options, *rtdetr.classes(names), image_size)
+    return Weights(path, tensors, origin)
 
 
 # By `model_type` in the config.json of a Transformers folder: what reads such a folder, given its
@@ -437,13 +391,17 @@ def _download(name: str) -> Path:
     except ImportError:
         text = "no such file, and hub names need: pip install huggingface-hub"
         raise InputError(text, where=name) from None
-    files = ["config.json", "preprocessor_config.json", "*.safetensors", "pytorch_model.bin"]
+    settings = [folder.CONFIG, folder.IMAGES]
     # OSError is also LocalEntryNotFoundError, for what is not in the cache of a machine without
     # network. The base is that of the client's HTTP library, whichever it is: a broken connection.
     transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     causes = (OSError, errors.HfHubHTTPError, errors.HFValidationError, transport)
     try:
-        return Path(snapshot_download(name, allow_patterns=files))
+        for weights in _WEIGHTS_ON_HUB:
+            path = Path(snapshot_download(name, allow_patterns=[*settings, *weights]))
+            if any(path.glob(weights[0])):
+                break
+        return path
     except causes as error:
         message = str(error).strip() or type(error).__name__
         reason = message.splitlines()[0][:160]

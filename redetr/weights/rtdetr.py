@@ -108,6 +108,8 @@ _SUPPORTED_BACKBONE: dict[str, Any] = {
     "downsample_in_bottleneck": False,
 }
 
+_LAYERS_OF_R50M = 6  # of the decoder as published, whose third one answers
+
 # Names of COCO's classes in the folders on the hub that differ from COCO's own.
 _OTHER_NAMES = {
     "motorbike": "motorcycle",
@@ -118,17 +120,6 @@ _OTHER_NAMES = {
     "tvmonitor": "tv",
     "hair dryer": "hair drier",
 }
-
-
-def unwrapped(content: Any) -> Any:
-    """The moving average of the weights in a checkpoint of the originals; anything else as it is.
-
-    It is what the authors evaluate.
-    """
-    ema = content.get("ema") if isinstance(content, dict) else None
-    if isinstance(ema, dict) and isinstance(ema.get("module"), dict):
-        return ema["module"]
-    return content
 
 
 def is_rtdetr(tensors: dict[str, Tensor]) -> bool:
@@ -210,6 +201,7 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
     nheads = 8
     query_pos_layers = count(tensors, r"decoder\.query_pos_head\.layers\.(\d{1,9})\.")
     sampled = len(tensors["decoder.decoder.layers.0.cross_attn.attention_weights.bias"])
+    dec_layers = count(tensors, r"decoder\.dec_score_head\.(\d{1,9})\.")
     options = {
         "backbone": backbone,
         "width": len(tensors["backbone.conv1.conv1_3.conv.weight"]),
@@ -218,12 +210,14 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
         "expansion": expansion,
         "hidden_dim": hidden_dim,
         "nheads": nheads,
-        "dec_layers": count(tensors, r"decoder\.dec_score_head\.(\d{1,9})\."),
+        "dec_layers": dec_layers,
         "dim_feedforward": len(tensors["decoder.decoder.layers.0.linear1.weight"]),
         "points": sampled // (3 * nheads),
         "activation": "relu" if query_pos_layers == 2 else "silu",
         "query_pos_layers": query_pos_layers,
     }
+    if size == "r50m" and dec_layers != _LAYERS_OF_R50M:
+        options["eval_idx"] = -1  # no published one: nothing says that another layer answers
     return f"{version}_{size}", num_classes, options
 
 

@@ -118,6 +118,18 @@ def test_reads_boxes_labels_and_images(tmp_path):
         dataset.target(3)
 
 
+def test_what_is_in_the_file_and_not_read_is_said(tmp_path):
+    def change(document: dict[str, Any]) -> None:
+        document["images"][0]["neg_category_ids"] = [7]
+        document["annotations"][0] |= {"keypoints": [1, 2, 2], "num_keypoints": 1}
+        document["annotations"][1] |= {"keypoints": []}
+
+    write(tmp_path, damaged(change))
+    faults = read_annotations(tmp_path, "train").faults
+    found = {(fault.code, fault.severity, fault.count) for fault in faults}
+    assert found == {("key-points", "note", 1), ("classes-partial", "warning", 1)}
+
+
 def test_images_without_annotations_are_kept(tmp_path):
     write(tmp_path, DOCUMENT)
     target = open_dataset(str(tmp_path), "train").target(1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask
 import pytest
 from test_coco import save_image
 from test_tools import BNDBOX, BOX, FRACTIONS, HEIGHT, WIDTH, XYWH, coco, image, text, yolo
@@ -349,6 +350,10 @@ NOT_READ: dict[str, tuple[Write, str]] = {
     "TFRecord": (files("a.jpg", {"train/a.tfrecord": "x"}), "(TFRecord)"),
     "Keras": (files("a.jpg", {"t/_annotations.txt": "a.jpg 24,16,60,48,0\n"}), "(the text format"),
     "KITTI": (files("i/a.png", {"l/a.txt": f"Car {'0.5 ' * 14}\n"}), "(KITTI); convert it"),
+    "VIA 3": (
+        files("a.jpg", {"a.json": {"project": {"vid_list": []}, "view": {"1": {"fid_list": []}}}}),
+        "(VIA 3)",
+    ),
     "VoTT": (files("a.jpg", {"a.json": {"assets": {"x": {"asset": {}}}}}), "(VoTT)"),
     "FiftyOne": (files("d/a.jpg", {"samples.json": {"bounding_box": [0]}}), "(FiftyOne)"),
     "PaliGemma": (files("a.jpg", {"a.jsonl": '{"suffix": "<loc0256>"}'}), "(PaliGemma)"),
@@ -412,6 +417,79 @@ def test_subsets_of_cvat_are_splits(tmp_path, folders):
     assert splits_of(tmp_path) == ["train", "val"]
     names = [read_annotations(tmp_path, split).names.tolist() for split in ("train", "val")]
     assert names == [[b"a.jpg"], [b"b.jpg"]]
+
+
+def test_images_of_other_subsets_are_counted(tmp_path):
+    texts = []
+    for name, subset in {"a": "Train", "b": "Validation", "c": "Extra", "d": ""}.items():
+        save_image(tmp_path / f"images/{name}.jpg", 1, size=(WIDTH, HEIGHT))
+        document = cvat(CVAT_BOX, f"{name}.jpg", f' subset="{subset}"')
+        texts.append(document[document.index("<image") : document.index("</annotations>")])
+    text(tmp_path, "annotations.xml", f"<annotations><meta/>{''.join(texts)}</annotations>")
+    (fault,) = read_annotations(tmp_path, "train").faults
+    assert (fault.code, fault.count) == ("subset-unread", 2)
+    assert "(1 in 'Extra', 1 in '')" in fault.text
+    assert read_annotations(tmp_path, "val").faults == []
+
+
+UPPER = [24, 16, 60, 16, 60, 24]
+LOWER = [24, 48, 60, 48, 60, 40]
+
+
+def grouped_by_cvat(parts: list[tuple[list[float] | None, int]]) -> str:
+    """Polygons, or None for a box, each with its group."""
+    shapes = ""
+    for points, group in parts:
+        shape = CVAT_BOX
+        if points is not None:
+            pairs = ";".join(f"{x},{y}" for x, y in zip(points[::2], points[1::2], strict=True))
+            shape = f'<polygon label="cat" points="{pairs}"></polygon>'
+        shapes += shape.replace(' label="cat"', f' label="cat" group_id="{group}"')
+    return cvat(shapes)
+
+
+def grouped_by_datumaro(parts: list[tuple[list[float] | None, int]]) -> dict[str, Any]:
+    document = datumaro()
+    annotations = []
+    for points, group in parts:
+        shape = {"type": "bbox", "bbox": XYWH}
+        if points is not None:
+            shape = {"type": "polygon", "points": points}
+        annotations.append(shape | {"label_id": 1, "group": group})
+    document["items"][0]["annotations"] = annotations
+    return document
+
+
+PARTS = {
+    "two polygons": ([(UPPER, 5), (LOWER, 5)], 1),
+    "a box and its polygons": ([(None, 5), (UPPER, 5), (LOWER, 5)], 1),
+    "two groups": ([(UPPER, 5), (LOWER, 6)], 2),
+    "no group": ([(UPPER, 0), (LOWER, 0)], 2),
+    "boxes alone": ([(None, 5), (None, 5)], 2),
+}
+
+
+@pytest.mark.parametrize("tool", ["CVAT", "Datumaro"])
+@pytest.mark.parametrize("name", PARTS)
+def test_polygons_of_one_group_are_one_object(tmp_path, name, tool):
+    """Datumaro stores the parts of an object of COCO so, and both write COCO so."""
+    parts, count = PARTS[name]
+    image(tmp_path, "images/train/a.jpg")
+    if tool == "CVAT":
+        text(tmp_path, "annotations.xml", grouped_by_cvat(parts))
+    else:
+        text(tmp_path, "annotations/train.json", grouped_by_datumaro(parts))
+    annotations = read_annotations(tmp_path, "train", "check")
+    assert len(annotations.boxes) == count
+    notes = [fault.count for fault in annotations.faults if fault.code == "shape-grouped"]
+    if count == 1:
+        np.testing.assert_allclose(annotations.boxes, [BOX])
+        assert notes == [len(parts) - 1]
+        (counts,) = annotations.masks.rles(slice(0, 1), (HEIGHT, WIDTH))
+        area = pycocotools.mask.area({"size": [HEIGHT, WIDTH], "counts": counts})
+        assert area == pytest.approx(36 * 8, rel=0.1)
+    else:
+        assert notes == []
 
 
 def test_files_of_datumaro_are_splits(tmp_path):

@@ -2,10 +2,15 @@
 what would make this very file work."""
 
 import json
+import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from sound_data import write_coco, write_voc
+from test_tools import BNDBOX, BOX, FRACTIONS, HEIGHT, WIDTH, image, labelme, text
+from test_tools import coco as tool_coco
 
 from redetr.cli import main
 from redetr.data import open_dataset
@@ -213,6 +218,8 @@ def listed(root: Path, line: str) -> Path:
         ("{}.jpg", []),
         ("{}.xml", []),
         ("JPEGImages/{}.jpg", []),
+        ("{}  1", []),
+        ("{} -1", []),
         ("/home/me/VOC/JPEGImages/{}.jpg", ["path-foreign"]),
         ("..\\JPEGImages\\{}.jpg", ["path-foreign"]),
     ],
@@ -241,3 +248,103 @@ def test_a_list_does_not_take_another_image(tmp_path):
     root = listed(write_voc(tmp_path / "voc"), "other/{}")
     with pytest.raises(InputError, match="cannot be read"):
         open_dataset(root, "train")
+
+
+MULLER = {form: unicodedata.normalize(form, "M\u00fcller") for form in ("NFC", "NFD")}
+
+
+def accents_in_yolo(root: Path) -> None:
+    write_yolo_of(root, f"images/{MULLER['NFD']}.jpg", f"labels/{MULLER['NFC']}.txt")
+    text(root, "data.yaml", {"train": "train.txt", "names": ["cat"]})
+    text(root, "train.txt", f"images/{MULLER['NFC']}.jpg\n")
+
+
+def accents_in_voc(root: Path) -> None:
+    image(root, f"JPEGImages/{MULLER['NFD']}.jpg")
+    text(root, f"Annotations/{MULLER['NFC']}.xml", voc_scene(f"{MULLER['NFC']}.jpg"))
+    text(root, "ImageSets/Main/train.txt", f"{MULLER['NFD']}\n")
+
+
+def accents_in_labelme(root: Path) -> None:
+    labelme()(root)
+    (root / "a.jpg").rename(root / f"{MULLER['NFD']}.jpg")
+    (root / "a.json").rename(root / f"{MULLER['NFC']}.json")
+
+
+def accents_in_label_images(root: Path) -> None:
+    image(root, f"images/{MULLER['NFD']}.jpg")
+    numbers = np.zeros((HEIGHT, WIDTH), np.uint8)
+    numbers[16:48, 24:60] = 1
+    (root / "masks").mkdir()
+    Image.fromarray(numbers).save(root / f"masks/{MULLER['NFC']}.png")
+
+
+def write_yolo_of(root: Path, image_name: str, label_name: str) -> None:
+    image(root, image_name)
+    text(root, label_name, f"0 {FRACTIONS}\n")
+
+
+def capitals_in_yolo(root: Path) -> None:
+    write_yolo_of(root, "images/Train/A.JPG", "labels/Train/A.txt")
+    text(root, "data.yaml", {"train": "lists/train.txt", "names": ["cat"]})
+    text(root, "Lists/Train.txt", "images/train/a.jpg\n")
+
+
+def capitals_in_coco(root: Path) -> None:
+    tool_coco(folder="Train")(root)
+
+
+def capitals_in_voc(root: Path) -> None:
+    image(root, "JPEGimages/a.jpg")
+    image(root, "JPEGimages/b.jpg")
+    for name in "ab":
+        text(root, f"annotations/{name}.xml", voc_scene(f"{name}.jpg"))
+    text(root, "imagesets/main/train.txt", "a\n")
+
+
+def capitals_of_other_folders_in_voc(root: Path) -> None:
+    image(root, "Images/a.jpg")
+    text(root, "annotations/a.xml", voc_scene("a.jpg"))
+
+
+def voc_scene(file: str) -> str:
+    thing = f"<object><name>cat</name>{BNDBOX}</object>"
+    return f"<annotation><filename>{file}</filename>{thing}</annotation>"
+
+
+OTHER_SPELLINGS = (
+    *(accents_in_yolo, accents_in_voc, accents_in_labelme, accents_in_label_images),
+    *(capitals_in_yolo, capitals_in_coco, capitals_in_voc, capitals_of_other_folders_in_voc),
+)
+
+
+@pytest.mark.parametrize("write", OTHER_SPELLINGS)
+def test_accents_and_capitals_of_other_systems(write, tmp_path):
+    """macOS stores letters apart from their accents; Windows takes Train for train."""
+    write(tmp_path)
+    dataset = open_dataset(tmp_path, "train")
+    assert len(dataset) == 1
+    np.testing.assert_allclose(dataset.target(0)["boxes"], [BOX], atol=1e-3)
+
+
+def test_of_two_files_that_differ_in_capitals_none_is_a_guess(tmp_path):
+    capitals_in_yolo(tmp_path)
+    image(tmp_path, "images/Train/a.JPG")
+    with pytest.raises(InputError, match=r"'images/train/a\.jpg' is not in"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("Annotations", "if Annotations/instances_train.json is in COCO format, call it annotat"),
+        ("VALID", "call VALID valid, as capitals count"),
+    ],
+)
+def test_capitals_that_are_not_read_are_named(folder, words, tmp_path):
+    if folder == "Annotations":
+        tool_coco(f"{folder}/instances_train.json")(tmp_path)
+    else:
+        text(tmp_path, f"{folder}/a.xml", voc_scene("a.jpg"))
+    with pytest.raises(InputError, match=words):
+        open_dataset(tmp_path, "train")

@@ -1,10 +1,13 @@
 """Rows of Hugging Face data sets in the forms in which they are published."""
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -379,6 +382,31 @@ def test_masks_of_rows(tmp_path, form):
     assert sorted(again.target(i)["masks"].sum().item() for i in range(4)) == sorted(
         int(mask.sum()) for mask in expected
     )
+
+
+@pytest.mark.parametrize("mode", ["PNG", "JPEG", "opaque"])
+def test_masks_as_images_of_any_kind_are_the_same(mode):
+    """Losses leave specks around an object, and a band of opacity is no object."""
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 20:43] = 255
+    image = Image.fromarray(mask)
+    if mode == "opaque":
+        image = image.convert("RGBA")
+    file = io.BytesIO()
+    image.save(file, "JPEG" if mode == "JPEG" else "PNG")
+    rle = BoxForm().segmentation(Image.open(file), (60, 40))
+    assert pycocotools.mask.toBbox(rle).tolist() == [20, 10, 23, 20]
+    assert pycocotools.mask.area(rle) == 20 * 23
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "quoted"), [(LABEL, -1, "-1"), (datasets.List(LABEL), [0], "[0]")]
+)
+def test_a_class_that_is_none_is_quoted(tmp_path, label, value, quoted):
+    source = save(tmp_path, [{"bbox": [[5, 4, 30, 22]], "category": [value]}], fields(label))
+    refused_text = f"no category has its category_id {re.escape(quoted)};"
+    with pytest.raises(InputError, match=refused_text):
+        open_dataset(source, "train")
 
 
 def test_rows_with_boxes_only_have_no_masks(tmp_path):

@@ -103,6 +103,79 @@ def test_label_images_without_objects_of_their_own_are_refused(tmp_path):
     assert faults_of(tmp_path / "few") == {"label-image-semantic": "warning"}
 
 
+BALL = (np.hypot(*np.mgrid[-20:20, -30:30]) < 15).astype(np.uint8)
+
+
+def as_jpeg(file: Path) -> None:
+    Image.fromarray(200 * BALL).save(file.with_suffix(".jpg"))
+
+
+def as_webp(file: Path) -> None:
+    Image.fromarray(200 * BALL).convert("RGB").save(file.with_suffix(".webp"), quality=70)
+
+
+def as_pages(file: Path) -> None:
+    pages = [Image.fromarray(np.roll(BALL, shift, 1)) for shift in (0, 9)]
+    pages[0].save(file.with_suffix(".tif"), save_all=True, append_images=pages[1:])
+
+
+def as_glass(file: Path) -> None:
+    ball = Image.fromarray(BALL).convert("RGBA")
+    ball.putalpha(Image.fromarray(255 * BALL))
+    ball.save(file)
+
+
+def resized(file: Path) -> None:
+    small = Image.fromarray(200 * BALL).resize((30, 20), Image.Resampling.NEAREST)
+    small.resize((60, 40), Image.Resampling.BILINEAR).save(file)
+
+
+REFUSED = {
+    "JPEG": (as_jpeg, "label-image-invalid", "in JPEG with losses"),
+    "WebP": (as_webp, "label-image-invalid", "in WEBP with losses"),
+    "pages": (as_pages, "label-image-invalid", "holds 2 images"),
+    "transparent": (as_glass, "label-image-invalid", "transparent pixels"),
+    "resized smoothly": (resized, "label-image-smooth", "are only steps between two others"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_label_images_that_lost_their_numbers_are_refused(tmp_path, name):
+    """Each of them would be read as dozens of objects along edges, or without most of its own."""
+    write, code, words = REFUSED[name]
+    root = save(tmp_path, BALL, "images", "masks")
+    file = root / "masks/a.png"
+    file.unlink()
+    write(file)
+    (fault,) = read_annotations(root, "train").faults
+    assert (fault.code, fault.severity) == (code, "error")
+    assert words in fault.text
+
+
+def test_label_images_without_losses_in_any_mode(tmp_path):
+    modes = {"RGBA": ".png", "LA": ".png", "P": ".png", "RGB": ".webp", "1": ".png"}
+    for number, (mode, suffix) in enumerate(modes.items()):
+        save(tmp_path, BALL, "images", "masks", f"{number}.png")
+        (tmp_path / f"masks/{number}.png").unlink()
+        ball = Image.fromarray(255 * BALL if mode == "1" else BALL).convert(mode)
+        ball.save(tmp_path / f"masks/{number}{suffix}", lossless=True)
+    annotations = read_annotations(tmp_path, "train")
+    assert annotations.faults == []
+    assert annotations.object_counts().tolist() == [1] * len(modes)
+
+
+def test_objects_that_touch_or_have_two_pixels_are_no_steps(tmp_path):
+    tiles = np.arange(1, 301, dtype=np.int32).reshape(15, 20).repeat(3, 0).repeat(3, 1)
+    save(tmp_path, tiles, "images", "masks", "a.tif")
+    spots = np.zeros((40, 60), np.int32)
+    spots[::4, ::4] = np.arange(1, 151).reshape(10, 15)
+    spots[::4, 1::4] = spots[::4, ::4]
+    save(tmp_path, spots, "images", "masks", "b.tif")
+    annotations = read_annotations(tmp_path, "train")
+    assert [fault.code for fault in annotations.faults] == []
+    assert annotations.object_counts().tolist() == [300, 150]
+
+
 def test_faults_name_the_file(tmp_path):
     root = save(tmp_path, LABELS, "images", "masks", "a.tif")
     save(root, LABELS, "images", "masks", "b.tif")

@@ -91,6 +91,28 @@ def test_lists_of_images(tmp_path, lists, train, val):
         assert dataset.class_names == ("ant", "bee", "tooth")  # whatever the split holds
 
 
+def test_lists_of_other_tasks_are_not_passed_over_in_silence(tmp_path):
+    write(tmp_path, {})
+    for name in ("train", "val"):
+        (tmp_path / "ImageSets/Segmentation").mkdir(exist_ok=True)
+        (tmp_path / f"ImageSets/Segmentation/{name}.txt").write_text("a\n")
+    (fault,) = read_annotations(tmp_path, "train").faults
+    assert (fault.code, fault.severity, fault.count) == ("list-unread", "warning", 2)
+
+
+@pytest.mark.parametrize("tag", ["name", "bndbox"])
+def test_an_object_with_several_boxes_or_names_is_an_error(tmp_path, tag):
+    """Only the first of them would be read."""
+    write(tmp_path)
+    file = tmp_path / "Annotations/c.xml"
+    text = file.read_text()
+    whole = re.search(f"<{tag}>.*?</{tag}>", text)[0]
+    file.write_text(text.replace(whole, 2 * whole))
+    (fault,) = read_annotations(tmp_path, "train").faults
+    assert (fault.code, fault.severity) == ("object-several", "error")
+    assert f"has several {tag} elements" in fault.text
+
+
 def test_images_and_annotations_side_by_side(tmp_path):
     for folder, stems in (("train", "ab"), ("valid", "c")):
         for stem in stems:

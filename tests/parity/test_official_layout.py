@@ -3,6 +3,7 @@
 And what it computes.
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from redetr.models.transformer import (
     TransformerDecoderLayer,
     TransformerEncoderLayer,
 )
+from redetr.weights.reading import read_weights
 
 pytestmark = pytest.mark.parity
 
@@ -117,6 +119,15 @@ def test_the_dilated_variant_is_known_by_file_name_or_argument(tmp_path, file, m
     with torch.inference_mode():
         (features,) = detector.model.backbone[0](torch.zeros(1, 3, 64, 96))
     assert features.shape == (1, 2048, 4, 6)  # stride 16
+
+
+def test_arguments_of_a_training_say_what_the_tensors_do_not(tmp_path):
+    """The original's script writes them beside the weights."""
+    arguments = Namespace(dilation=True, nheads=4, backbone="resnet50", device="cuda", lr=1e-4)
+    content = {"model": official_weights(num_queries=5), "epoch": 299, "args": arguments}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    options = read_weights(tmp_path / "checkpoint.pth").origin.options
+    assert (options["dilation"], options["nheads"], options["enc_layers"]) == (True, 4, 6)
 
 
 def test_a_resnet101_is_recognised(tmp_path):

@@ -9,24 +9,21 @@ or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.js
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from redetr.data.annotations import (
     Annotations,
     Fault,
     Images,
     Objects,
-    Rows,
     Split,
     assemble,
 )
 from redetr.data.formats.coco_places import coco_locate, coco_sought
-from redetr.data.formats.columns import Columns, Row, name_of, quoted
+from redetr.data.formats.columns import Columns, Row, Table
 from redetr.data.formats.foreign import FoundFiles, find_files
 from redetr.data.formats.json_lists import read_lists
 from redetr.data.formats.listing import listed_twice
@@ -40,17 +37,20 @@ from redetr.errors import InputError
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NO_BOX = [math.nan] * 4
 # Keys that `_summarize` adds to an annotation, which no file has: the xyxy around its outline, the
-# size of its mask, whether its bbox is taken from there, and by how many degrees it is turned.
+# size of its mask, whether its bbox is taken from there, by how many degrees it is turned, and
+# whether it has key points; and to an image, whether only some classes were searched for in it.
 _EXTENT = "\0extent"
 _MASK_SIZE = ("\0mask height", "\0mask width")
 _OUTLINED = "\0outlined"
 _ROTATION = "\0rotation"
+_KEY_POINTS = "\0key points"
+_PARTIAL = "\0partial"
 # What is kept of the rows of each list.
 _KEYS = {
-    "images": ("id", "file_name", "width", "height"),
+    "images": ("id", "file_name", "width", "height", _PARTIAL),
     "annotations": (
         *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation"),
-        *(_EXTENT, *_MASK_SIZE, _OUTLINED, _ROTATION),
+        *(_EXTENT, *_MASK_SIZE, _OUTLINED, _ROTATION, _KEY_POINTS),
     ),
     "categories": ("id", "name", "isthing"),
 }
@@ -151,6 +151,8 @@ class _Lists:
         if key == "images":
             for row in rows:
                 row.setdefault("file_name", row.get("coco_url"))  # LVIS
+                if "neg_category_ids" in row:  # also LVIS
+                    row[_PARTIAL] = 1
         if key == "annotations":
             for row in rows:
                 if self.masks is not None:
@@ -165,6 +167,8 @@ def _summarize(row: Row) -> None:
     attributes = row.get("attributes")
     if isinstance(attributes, dict) and is_number(attributes.get("rotation")):
         row[_ROTATION] = attributes["rotation"] % 180
+    if row.get("keypoints"):
+        row[_KEY_POINTS] = 1
     outline = row.get("segmentation")
     if not outline:
         return
@@ -188,77 +192,7 @@ def _summarize(row: Row) -> None:
     del row["segmentation"]
 
 
-class _Table(Rows):
-    """One of the three lists of a file."""
-
-    def __init__(self, file: Path, kind: str, columns: Columns, faults: list[Fault]):
-        """`kind` is what a row describes."""
-        self.columns = columns.columns
-        # Not a method of the table: a table that held itself would outlive its last use.
-        named = partial(name_of, kind, self.columns)
-        super().__init__(columns.count, faults, lambda i: (file, named(i)))
-
-    def quoted(self, i: int, key: str) -> str:
-        """The value of row `i` under `key`, shortened to one line."""
-        return quoted(self.columns[key][i])
-
-    def forget(self) -> None:
-        self.columns.clear()
-
-    def report(self, code: str, bad: ArrayLike, text: str, remedy: str) -> None:
-        """Adds a fault for the rows that are `bad`, bool `[N]`. `{key}` in the text stands for what
-        the first of them holds there."""
-
-        def filled(i: int) -> str:
-            return text.format_map(_Quotes(self, i))
-
-        self.fault(code, bad, filled, remedy)
-
-    def ids(self) -> np.ndarray:
-        """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
-        twice."""
-        ids, bad = self.columns["id"].whole_numbers()
-        text = "its id {id} is not a whole number below 2^63"
-        self.report("id-invalid", bad, text, "number all of them")
-        good = np.flatnonzero(self.good)
-        _, first = np.unique(ids[good], return_index=True)
-        repeated = np.ones(len(ids), bool)
-        repeated[good[first]] = False
-        self.report("id-twice", repeated, "its id {id} occurs twice", "give each its own")
-        return ids
-
-    def rows_of(self, key: str, ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-        """Which row of another table each of these rows names by its id, int64 `[N]`; -1 for none.
-
-        `ids` are those of the other table, where they are `known`.
-        """
-        wanted, bad = self.columns[key].whole_numbers()
-        rows = np.flatnonzero(known)
-        if not len(rows):
-            return np.full(len(wanted), -1)
-        order = np.argsort(ids[rows])
-        rows = rows[order]
-        last = len(rows) - 1
-        nearest = np.searchsorted(ids[rows], wanted)
-        nearest = nearest.clip(max=last)
-        candidates = rows[nearest]
-        is_there = ids[candidates] == wanted
-        return np.where(is_there & ~bad, candidates, -1)
-
-
-class _Quotes(dict[str, str]):
-    """The values of a row, as `_Table.quoted` quotes them, quoted only when they are asked for."""
-
-    def __init__(self, table: _Table, row: int):
-        super().__init__()
-        self.table = table
-        self.row = row
-
-    def __missing__(self, key: str) -> str:
-        return self.table.quoted(self.row, key)
-
-
-def _tables(file: Path, lists: _Lists, faults: list[Fault]) -> list[_Table]:
+def _tables(file: Path, lists: _Lists, faults: list[Fault]) -> list[Table]:
     """Images, annotations and categories."""
     tables = []
     for key, kind in _KINDS.items():
@@ -269,11 +203,11 @@ def _tables(file: Path, lists: _Lists, faults: list[Fault]) -> list[_Table]:
         if not columns.count and key != "annotations":
             remedy = "export the annotations again"
             raise InputError(f'"{key}" is empty', where=file, remedy=remedy)
-        tables.append(_Table(file, kind, columns, faults))
+        tables.append(Table(file, kind, columns, faults))
     return tables
 
 
-def _text_ids(source: Path, table: _Table, annotations: _Table, key: str) -> list[Fault]:
+def _text_ids(source: Path, table: Table, annotations: Table, key: str) -> list[Fault]:
     """A note if ids are text, which become numbers."""
     text = number_text_ids(table.columns["id"], annotations.columns[key])
     if not text:
@@ -282,7 +216,7 @@ def _text_ids(source: Path, table: _Table, annotations: _Table, key: str) -> lis
     return [Fault("note", "id-text", source, f"the {key}s", text, remedy)]
 
 
-def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
+def _read_categories(table: Table, ids: np.ndarray) -> dict[int, str]:
     """Names by id, sorted by id."""
     names = list(table.columns["name"])
     invalid = [not isinstance(name, str) for name in names]
@@ -294,7 +228,7 @@ def _read_categories(table: _Table, ids: np.ndarray) -> dict[int, str]:
     return classes
 
 
-def _read_things(table: _Table, ids: np.ndarray, classes: dict[int, str]) -> tuple[bool, ...]:
+def _read_things(table: Table, ids: np.ndarray, classes: dict[int, str]) -> tuple[bool, ...]:
     """Whether each class is one of things, not stuff; empty if the categories do not say."""
     if table.columns["isthing"].is_absent():
         return ()
@@ -302,7 +236,7 @@ def _read_things(table: _Table, ids: np.ndarray, classes: dict[int, str]) -> tup
     return tuple(is_thing[id_] for id_ in classes)
 
 
-def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
+def _read_images(table: Table, ids: np.ndarray, folders: list[Path]) -> Images:
     texts = list(table.columns["file_name"])
     files = find_files(texts, folders) if folders else FoundFiles.unsought(texts)
     table.report(
@@ -327,11 +261,19 @@ def _read_images(table: _Table, ids: np.ndarray, folders: list[Path]) -> Images:
         lambda i: f"its file is not in {files.folder}",
         remedy,
     )
+    partial, _ = table.columns[_PARTIAL].flags()
+    table.fault(
+        "classes-partial",
+        partial,
+        lambda i: "lists the classes that were searched for in it, as LVIS does",
+        "AP here counts other objects that are found as false: measure it with LVIS's own tool",
+        "warning",
+    )
     sizes = _read_sizes(table, files)
     return Images(table, files.folder, files.names, ids, sizes, lambda i: str(ids[i]))
 
 
-def _read_sizes(table: _Table, files: FoundFiles) -> np.ndarray:
+def _read_sizes(table: Table, files: FoundFiles) -> np.ndarray:
     """Height and width of each image, int64 `[N, 2]`: as stated, or if they are not (null, or 0),
     those of its file."""
     columns = [table.columns["height"], table.columns["width"]]
@@ -363,7 +305,7 @@ def _read_sizes(table: _Table, files: FoundFiles) -> np.ndarray:
 
 
 def _read_labels(
-    table: _Table, category_ids: np.ndarray, known: np.ndarray, classes: dict[int, str]
+    table: Table, category_ids: np.ndarray, known: np.ndarray, classes: dict[int, str]
 ) -> np.ndarray:
     """The label of each row, int64 `[A]`; reports those of no category, of which `known` have an
     id."""
@@ -379,11 +321,13 @@ def _read_labels(
     return label_of_row[category]
 
 
-def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: str) -> Objects:
+def _read_objects(table: Table, image: np.ndarray, labels: np.ndarray, remedy: str) -> Objects:
     ids, without_id = table.columns["id"].whole_numbers()
     _report_outlines(table)
     corners = _read_boxes(table)
     corners[:, 2:] += corners[:, :2]  # in place: a large data set has millions
+    key_points, _ = table.columns[_KEY_POINTS].flags()
+    table.fault("key-points", key_points, lambda i: "has key points", "its box is taken", "note")
     area = table.columns["area"].numbers()
     is_crowd = _read_flags(table, "iscrowd")
     is_ignored = _read_flags(table, "ignore")
@@ -408,7 +352,7 @@ def _read_objects(table: _Table, image: np.ndarray, labels: np.ndarray, remedy: 
     )
 
 
-def _read_flags(table: _Table, key: str) -> np.ndarray:
+def _read_flags(table: Table, key: str) -> np.ndarray:
     """Which rows are marked, bool `[A]`; reports where that is not clear."""
     is_set, unclear = table.columns[key].flags()
     table.fault(
@@ -421,7 +365,7 @@ def _read_flags(table: _Table, key: str) -> np.ndarray:
     return is_set
 
 
-def _read_mask_sizes(table: _Table) -> np.ndarray | None:
+def _read_mask_sizes(table: Table) -> np.ndarray | None:
     """Height and width of the mask of each row, int64 `[A, 2]`, 0 where there is none; None if no
     row has one."""
     columns = [table.columns[key] for key in _MASK_SIZE]
@@ -430,7 +374,7 @@ def _read_mask_sizes(table: _Table) -> np.ndarray | None:
     return np.stack([column.whole_numbers()[0] for column in columns], axis=1)
 
 
-def _read_boxes(table: _Table) -> np.ndarray:
+def _read_boxes(table: Table) -> np.ndarray:
     """x, y, width, height of each row, float64 `[A, 4]`; reports those that are not four
     numbers."""
     boxes = table.columns["bbox"].boxes()
@@ -445,7 +389,7 @@ def _read_boxes(table: _Table) -> np.ndarray:
     return boxes
 
 
-def _report_outlines(table: _Table) -> None:
+def _report_outlines(table: Table) -> None:
     """Adds the faults of rows that have a segmentation and no bbox."""
     if table.columns[_OUTLINED].is_absent():
         return
@@ -461,7 +405,7 @@ def _report_outlines(table: _Table) -> None:
     _note_outlines(table, outlined, "has a segmentation but no bbox")
 
 
-def _replace_empty_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarray) -> None:
+def _replace_empty_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray) -> None:
     """Makes a box that around its outline where it has width or height 0, as some tools write it,
     and the outline has not."""
     is_empty = (corners[:, 2:] == corners[:, :2]).any(1)
@@ -471,7 +415,7 @@ def _replace_empty_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarra
     corners[replaced] = outlines[replaced]
 
 
-def _turn_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarray | None) -> None:
+def _turn_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray | None) -> None:
     """Makes a box that around the turned rectangle where an object without outline states its
     `rotation` in degrees, as CVAT does: its bbox is that of the rectangle before it was turned."""
     if table.columns[_ROTATION].is_absent():
@@ -492,5 +436,5 @@ def _turn_boxes(table: _Table, corners: np.ndarray, outlines: np.ndarray | None)
     corners[is_turned] = around_turned(corners[is_turned], degrees[is_turned])
 
 
-def _note_outlines(table: _Table, outlined: np.ndarray, text: str) -> None:
+def _note_outlines(table: Table, outlined: np.ndarray, text: str) -> None:
     table.fault("outline", outlined, lambda i: text, "its bounding box is used", "note")

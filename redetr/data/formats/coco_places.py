@@ -6,6 +6,7 @@ from pathlib import Path
 
 from redetr.data.annotations import SPLITS, Split
 from redetr.data.formats.datumaro import is_datumaro
+from redetr.data.formats.paths import in_capitals
 from redetr.errors import InputError
 from redetr.files import first_bytes
 
@@ -76,6 +77,7 @@ def image_folders(root: Path, stem: str, split: Split) -> list[Path]:
     names = dict.fromkeys([stem, stem.lower(), *SPLIT_FOLDERS[split]])
     folders = [root / name for name in names]
     folders += [images / name for name in names]
+    folders += [*in_capitals(root, names), *in_capitals(images, names)]
     return [*folders, images, root]
 
 
@@ -173,8 +175,9 @@ def _is_coco(head: bytes) -> bool:
 
 def misnamed_files(root: Path) -> str:
     """A sentence on JSON files that may be in COCO format; empty if there are none."""
-    names = _json_files(root)
-    names += [f"annotations/{name}" for name in _json_files(root / "annotations")]
+    names = _json_files(root, any_capitals=True)
+    for folder in [root / "annotations", *in_capitals(root, ["annotations"])]:
+        names += [f"{folder.name}/{name}" for name in _json_files(folder, any_capitals=True)]
     if not names:
         return ""
     listed = ", ".join(names[:_MOST_NAMES])
@@ -183,9 +186,15 @@ def misnamed_files(root: Path) -> str:
     return f"if {listed} is in COCO format, rename it to annotations/instances_train.json"
 
 
-def _json_files(folder: Path) -> list[str]:
+def _json_files(folder: Path, any_capitals: bool = False) -> list[str]:
+    """The names of the JSON files in a folder, with `any_capitals` also those that end in .JSON."""
     try:
         names = os.listdir(folder)
     except OSError:
         return []
-    return sorted(name for name in names if name.endswith(".json") and not name.startswith("."))
+    files = []
+    for name in names:
+        ending = name.lower() if any_capitals else name
+        if ending.endswith(".json") and not name.startswith("."):
+            files.append(name)
+    return sorted(files)

@@ -5,10 +5,14 @@ import reprlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from redetr.data.annotations import Fault, Rows
 from redetr.data.formats.flags import flag_of
 from redetr.data.formats.outlines import LARGEST, is_number
 
@@ -293,3 +297,73 @@ def name_of(kind: str, columns: Mapping[str, Column], i: int) -> str:
         if key in columns and not columns[key].lacks(i):
             name += f" ({quoted(columns[key][i])})"
     return name
+
+
+class Table(Rows):
+    """Rows of one of the lists of a file, with what is wrong with them."""
+
+    def __init__(self, file: Path, kind: str, columns: Columns, faults: list[Fault]):
+        """`kind` is what a row describes."""
+        self.columns = columns.columns
+        # Not a method of the table: a table that held itself would outlive its last use.
+        named = partial(name_of, kind, self.columns)
+        super().__init__(columns.count, faults, lambda i: (file, named(i)))
+
+    def quoted(self, i: int, key: str) -> str:
+        """The value of row `i` under `key`, shortened to one line."""
+        return quoted(self.columns[key][i])
+
+    def forget(self) -> None:
+        self.columns.clear()
+
+    def report(self, code: str, bad: ArrayLike, text: str, remedy: str) -> None:
+        """Adds a fault for the rows that are `bad`, bool `[N]`. `{key}` in the text stands for what
+        the first of them holds there."""
+
+        def filled(i: int) -> str:
+            return text.format_map(_Quotes(self, i))
+
+        self.fault(code, bad, filled, remedy)
+
+    def ids(self) -> np.ndarray:
+        """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
+        twice."""
+        ids, bad = self.columns["id"].whole_numbers()
+        text = "its id {id} is not a whole number below 2^63"
+        self.report("id-invalid", bad, text, "number all of them")
+        good = np.flatnonzero(self.good)
+        _, first = np.unique(ids[good], return_index=True)
+        repeated = np.ones(len(ids), bool)
+        repeated[good[first]] = False
+        self.report("id-twice", repeated, "its id {id} occurs twice", "give each its own")
+        return ids
+
+    def rows_of(self, key: str, ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Which row of another table each of these rows names by its id, int64 `[N]`; -1 for none.
+
+        `ids` are those of the other table, where they are `known`.
+        """
+        wanted, bad = self.columns[key].whole_numbers()
+        rows = np.flatnonzero(known)
+        if not len(rows):
+            return np.full(len(wanted), -1)
+        order = np.argsort(ids[rows])
+        rows = rows[order]
+        last = len(rows) - 1
+        nearest = np.searchsorted(ids[rows], wanted)
+        nearest = nearest.clip(max=last)
+        candidates = rows[nearest]
+        is_there = ids[candidates] == wanted
+        return np.where(is_there & ~bad, candidates, -1)
+
+
+class _Quotes(dict[str, str]):
+    """The values of a row, as `Table.quoted` quotes them, quoted only when they are asked for."""
+
+    def __init__(self, table: Table, row: int):
+        super().__init__()
+        self.table = table
+        self.row = row
+
+    def __missing__(self, key: str) -> str:
+        return self.table.quoted(self.row, key)

@@ -1,7 +1,8 @@
 """Files that CVAT exports as "CVAT for images 1.1": XML with all images of a task or project.
 
 Boxes, polygons, ellipses and masks are objects; points, lines and cuboids are not. A turned box
-becomes the upright box around it. Classes are the labels of the task in their order, with ids from
+becomes the upright box around it. Polygons of one label and one group are parts of one object, as
+in CVAT's export of COCO. Classes are the labels of the task in their order, with ids from
 1. In a project, each image belongs to a subset: Train, Validation or Test.
 """
 
@@ -51,9 +52,10 @@ def read_cvat(file: Path, split: Split) -> Document:
         remedy = 'export as "CVAT for images 1.1" or COCO'
         raise InputError(text, where=file, remedy=remedy)
     images = root.findall("image")
-    if cvat_splits(file) != ["train"]:
-        images = [image for image in images if _subset(image) in SPLIT_FOLDERS[split]]
     document = Document()
+    if cvat_splits(file) != ["train"]:
+        document.other_subsets = _other_subsets(images)
+        images = [image for image in images if _subset(image) in SPLIT_FOLDERS[split]]
     id_of = document.add_categories(_labels(root))
     for image in images:
         height, width = _numbers(image, "height", "width")
@@ -61,6 +63,15 @@ def read_cvat(file: Path, split: Split) -> Document:
         for shape in image:
             _add_shape(document, shape, id_of, (height, width))
     return document
+
+
+def _other_subsets(images: list[Element]) -> list[str]:
+    """The subset of each image that belongs to no split."""
+    subsets = []
+    for image in images:
+        if not any(_subset(image) in names for names in SPLIT_FOLDERS.values()):
+            subsets.append(image.get("subset") or "")
+    return subsets
 
 
 def _subset(image: Element) -> str:
@@ -107,7 +118,7 @@ def _add_shape(
     if shape is None:
         document.leave_out(element.tag)
         return
-    document.add_object(id_of.get(_label(element)), shape)
+    document.add_object(id_of.get(_label(element)), shape, element.get("group_id"))
 
 
 def _shape(element: Element, size: tuple[float, float]) -> Row | None:

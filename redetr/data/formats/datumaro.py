@@ -1,7 +1,8 @@
 """Files in Datumaro's own format: `annotations/SUBSET.json`, images in `images/SUBSET/`.
 
 Boxes, polygons, masks, ellipses and turned boxes are objects, and crowds are ignored. Points, lines
-and other shapes are no objects. A category's id is the index of its label, from 0.
+and other shapes are no objects. Polygons of one label and one group are parts of one object: that
+is how Datumaro stores those of COCO. A category's id is the index of its label, from 0.
 """
 
 import re
@@ -73,7 +74,7 @@ def _add_annotation(document: Document, annotation: Row) -> None:
     rotation = attributes.get("rotation")
     if is_number(rotation):
         shape["attributes"] = {"rotation": rotation}
-    document.add_object(annotation.get("label_id"), shape)
+    document.add_object(annotation.get("label_id"), shape, annotation.get("group"))
 
 
 def _shape(annotation: Row) -> Row | None:

@@ -73,10 +73,14 @@ def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> A
         raise InputError("names no image", where=file, remedy=remedy)
     if not document.categories:
         raise InputError("names no class", where=file, remedy="annotate some images")
+    document.join_groups()
     remedy = "was the image resized? restore the one that was annotated"
     annotations = from_documents(file, [document.lists()], remedy, masks, location.folders)
     annotations.faults.extend(_without_class(file, document))
     annotations.faults.extend(_left_out(file, document))
+    annotations.faults.extend(_grouped(file, document))
+    if split == "train":
+        annotations.faults.extend(_other_subsets(file, document))
     return annotations
 
 
@@ -102,6 +106,29 @@ def _left_out(file: Path, document: Document) -> list[Fault]:
     remedy = "draw a box or a polygon"
     count = len(document.left_out)
     return [Fault("warning", "shape-left-out", file, where, text, remedy, count)]
+
+
+def _grouped(file: Path, document: Document) -> list[Fault]:
+    """A note if shapes are parts of one object."""
+    if not document.grouped_in:
+        return []
+    where = document.grouped_in[0]
+    text = "polygons of one label and one group are parts of one object"
+    remedy = "the box around all of them is taken"
+    count = len(document.grouped_in)
+    return [Fault("note", "shape-grouped", file, where, text, remedy, count)]
+
+
+def _other_subsets(file: Path, document: Document) -> list[Fault]:
+    """A warning if images are in no split."""
+    if not document.other_subsets:
+        return []
+    names = Counter(document.other_subsets)
+    listed = ", ".join(f"{count} in {name!r}" for name, count in names.most_common())
+    text = f"it has images in subsets that are no split, and are not read ({listed})"
+    remedy = "call the subset Train, Validation or Test in CVAT, and export again"
+    count = len(document.other_subsets)
+    return [Fault("warning", "subset-unread", file, "", text, remedy, count)]
 
 
 def _locate(root: Path, split: Split) -> _Location | None:
@@ -146,7 +173,6 @@ def _only_export(root: Path, split: Split, files: list[Path]) -> _Location | Non
         parent = file.parent
         folders = [parent, parent / "images", parent / "data", root / "data", root / "img"]
         folders += image_folders(root, file.stem, split)
-        folders += _subset_folders(root / "images", split)
         locations.append(_Location(file, tool, folders))
     if len(locations) > 1:
         names = ", ".join(location.file.name for location in locations[:3])
@@ -163,14 +189,6 @@ def _tool_of(file: Path) -> _Tool | None:
         if tool.matches(head):
             return tool
     return None
-
-
-def _subset_folders(images: Path, split: Split) -> list[Path]:
-    """The folders of a subset, whatever their case: CVAT writes Train and Validation."""
-    if not images.is_dir():
-        return []
-    names = SPLIT_FOLDERS[split]
-    return sorted(folder for folder in images.iterdir() if folder.name.lower() in names)
 
 
 def export_files(root: Path) -> list[str]:

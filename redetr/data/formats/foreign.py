@@ -5,7 +5,6 @@ mean."""
 import os
 import posixpath
 import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from urllib.parse import unquote
 import numpy as np
 
 from redetr.data.archives import archives_in, open_archive
-from redetr.data.formats.paths import Listing, inner_ends
+from redetr.data.formats.paths import Listing, composed, inner_ends
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.data.relative_paths import path_inside
 
 _LOCAL_FILES = "?d="  # a path follows, in the addresses that Label Studio writes
 _QUOTES = "\"'"
 _XML = ".xml"
+_FLAGS = ("-1", "0", "1")  # in lists of a class: not on the image, only difficult ones, on it
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -81,9 +81,9 @@ def _take_same_names(files: FoundFiles) -> None:
         parent, file = posixpath.split(files.names[i])
         if parent not in by_letters:
             names = listing.files(parent)
-            by_letters[parent] = {_composed(name): name for name in names}
+            by_letters[parent] = {composed(name): name for name in names}
         for spelling in (file, unquote(file)):
-            actual = by_letters[parent].get(_composed(spelling))
+            actual = by_letters[parent].get(composed(spelling))
             if files.names[i] and actual:
                 files.names[i] = posixpath.join(parent, actual)
                 files.is_missing[i] = False
@@ -92,10 +92,6 @@ def _take_same_names(files: FoundFiles) -> None:
     missing = [files.names[i] for i in np.flatnonzero(files.is_missing) if files.names[i]]
     if missing:
         files.similar = _similar(missing[0], listing)
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _similar(name: str, listing: Listing) -> str:
@@ -194,7 +190,11 @@ def listed_stem(line: str, listing: Listing) -> str:
     elsewhere. `listing` is that of the folder of XML files.
 
     Some tools put names with blanks in quotes, or write the whole name of the image or its path.
+    Lists of a class, such as `cat_train.txt`, say behind each name whether the image shows one.
     """
+    words = line.split()
+    if len(words) == 2 and words[1] in _FLAGS and f"{line}{_XML}" not in listing:
+        line = words[0]
     name = line if f"{line}{_XML}" in listing else _unquoted(line)
     inside = path_inside(name)
     below = re.sub("^(JPEGImages|Annotations)/", "", inside)
@@ -202,8 +202,9 @@ def listed_stem(line: str, listing: Listing) -> str:
         stem, suffix = posixpath.splitext(end)
         is_file_name = suffix.lower() in (*IMAGE_SUFFIXES, _XML)
         for candidate in (end, stem if is_file_name else end):
-            if candidate and f"{candidate}{_XML}" in listing:
-                return candidate
+            spelled = listing.spelled(f"{candidate}{_XML}") if candidate else ""
+            if spelled:
+                return spelled.removesuffix(_XML)
     return inside
 
 

@@ -251,8 +251,11 @@ def _annotations(
 
 def _annotation(thing: Row, classes: Classes, form: BoxForm, size: tuple[int, int]) -> Row:
     """An object under COCO's names, in an image of this width and height."""
+    category = thing["category"]
+    if not isinstance(category, list | dict):
+        category = classes.id_of.get(category, category)
     annotation = {
-        "category_id": classes.id_of.get(thing["category"]),
+        "category_id": category,
         "bbox": form.pixels(thing["bbox"], size),
         "area": form.area(thing.get("area"), size),
         "iscrowd": thing.get("iscrowd"),

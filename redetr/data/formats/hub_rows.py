@@ -22,6 +22,7 @@ from redetr.data.contradictions import (
 )
 from redetr.data.formats.hub_boxes import NamedNumbers, named_numbers
 from redetr.data.formats.outlines import is_number
+from redetr.data.segment_images import has_losses
 from redetr.errors import InputError
 from redetr.masks import encode
 from redetr.wording import counted
@@ -309,12 +310,17 @@ class BoxForm:
 
 
 def _rle_of(image: Image.Image) -> Row:
-    """The RLE of what is not 0 in an image."""
+    """The RLE of what is not 0 in an image; of one saved with losses, of what is brighter
+    than half of the brightest. A band that says that all is opaque does not count."""
+    is_lossy = has_losses(image)  # before it is decoded
     pixels = np.asarray(image)
+    if image.mode in ("LA", "RGBA") and pixels[..., -1].min() == pixels[..., -1].max():
+        pixels = pixels[..., :-1]
     if pixels.ndim == 3:
         pixels = pixels.max(2)
+    limit = pixels.max() // 2 if is_lossy else 0
     height, width = pixels.shape
-    (counts,) = encode(torch.from_numpy(pixels != 0)[None])
+    (counts,) = encode(torch.from_numpy(pixels > limit)[None])
     return {"size": [height, width], "counts": counts}
 
 

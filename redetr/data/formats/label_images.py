@@ -30,7 +30,7 @@ from redetr.data.annotations import (
     assemble,
 )
 from redetr.data.formats.listing import contents_of, first_below
-from redetr.data.formats.paths import read_sizes
+from redetr.data.formats.paths import composed, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.segment_images import object_numbers
@@ -46,6 +46,7 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 _IMAGES, _LABELS = "images", "masks"  # names of folders
 _ENDS = ("", "_mask", "_masks")  # of the name of a label image
+_MOST_OF_OBJECT = 0.5  # share of its pixels
 _MOST_COUNTED = 2**16  # numbers up to which a table is faster than sorting all pixels
 
 
@@ -110,11 +111,11 @@ def _are_there(images: Path, labels: Path) -> bool:
 
 def _matched(names: list[str], label_names: list[str]) -> tuple[list[str], list[str]]:
     """The label image of each image, empty where there is none, and those without an image."""
-    by_stem = {posixpath.splitext(name)[0]: name for name in label_names}
+    by_stem = {composed(posixpath.splitext(name)[0]): name for name in label_names}
     unclaimed = set(label_names)
     matched = []
     for name in names:
-        stem, _ = posixpath.splitext(name)
+        stem, _ = posixpath.splitext(composed(name))
         candidates = [by_stem[stem + end] for end in _ENDS if stem + end in by_stem]
         matched.append(candidates[0] if candidates else "")
         unclaimed.difference_update(candidates[:1])
@@ -139,6 +140,7 @@ class _Scene:
     areas: list[int] = field(default_factory=list)  # pixels
     masks: list[bytes] = field(default_factory=list)  # compressed, if they are asked for
     num_parts: int = 0  # that do not touch, if all have the same number
+    num_edges: int = 0  # objects that lie only between lower and higher numbers
     problem: str = ""
 
 
@@ -158,6 +160,7 @@ def _read(folder: Path, with_masks: bool, name: str) -> _Scene:
     scene.size = (height, width)
     values, labels = _counted_from_0(numbers)
     areas = np.bincount(labels.ravel(), minlength=len(values))
+    scene.num_edges = _count_edges(labels, areas)
     if len(values) == 2:
         _, scene.num_parts = ndimage.label(labels, np.ones((3, 3)))
     for label, location in enumerate(ndimage.find_objects(labels), start=1):
@@ -168,6 +171,27 @@ def _read(folder: Path, with_masks: bool, name: str) -> _Scene:
         if with_masks:
             scene.masks += encode(torch.from_numpy(labels == label)[None])
     return scene
+
+
+def _count_edges(labels: NDArray[Any], areas: NDArray[np.int64]) -> int:
+    """How many objects have most of their pixels between a neighbour of a lower number and one of
+    a higher number. What was resized smoothly or saved with losses has many such numbers along its
+    edges; objects that were drawn have next to none."""
+    padded = np.pad(labels, 1, mode="edge")
+    has_lower = np.zeros(labels.shape, bool)
+    has_higher = np.zeros(labels.shape, bool)
+    for neighbours in (
+        padded[:-2, 1:-1],
+        padded[2:, 1:-1],
+        padded[1:-1, :-2],
+        padded[1:-1, 2:],
+    ):
+        has_lower |= neighbours < labels
+        has_higher |= neighbours > labels
+    between = labels[has_lower & has_higher]
+    counts = np.bincount(between, minlength=len(areas))
+    is_edge = counts > _MOST_OF_OBJECT * areas
+    return int(is_edge[1:].sum())
 
 
 def _counted_from_0(numbers: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -225,6 +249,7 @@ def _read_images(
 def _judge_meaning(scenes: list[_Scene], rows: Rows) -> None:
     """Adds an error if label images show where objects are, but not which pixels are of one; a
     warning if that is rare, as objects may be in parts."""
+    _judge_edges(scenes, rows)
     numbers: set[int] = set()
     for scene in scenes:
         numbers.update(scene.numbers)
@@ -240,6 +265,20 @@ def _judge_meaning(scenes: list[_Scene], rows: Rows) -> None:
         lambda i: f"has {number} in {num_parts[i]} parts, and no label image has another number",
         "give each object its own number (scipy.ndimage.label does where they do not touch)",
         "error" if are_many else "warning",
+    )
+
+
+def _judge_edges(scenes: list[_Scene], rows: Rows) -> None:
+    """Adds an error if most numbers in the label images are no objects, but steps along edges."""
+    edges = np.array([scene.num_edges for scene in scenes])
+    counts = np.array([len(scene.numbers) for scene in scenes])
+    if 2 * edges.sum() <= counts.sum():
+        return
+    rows.fault(
+        "label-image-smooth",
+        2 * edges > counts,
+        lambda i: f"{edges[i]} of its {counts[i]} numbers are only steps between two others",
+        "was it resized smoothly, or saved with losses? save it as PNG, resized without new values",
     )
 
 

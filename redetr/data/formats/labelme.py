@@ -34,7 +34,7 @@ from redetr.data.annotations import (
     assemble,
 )
 from redetr.data.formats.listing import contents_of
-from redetr.data.formats.paths import Listing, read_file, read_sizes
+from redetr.data.formats.paths import Listing, composed, read_file, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.relative_paths import path_inside
@@ -288,12 +288,13 @@ def _find_image(listing: Listing, scene: _Scene) -> str:
     for folder in folders:
         for file in sorted(listing.files(folder)):
             other_stem, suffix = posixpath.splitext(file)
-            if other_stem == stem and suffix.lower() in IMAGE_SUFFIXES:
+            if composed(other_stem) == composed(stem) and suffix.lower() in IMAGE_SUFFIXES:
                 candidates.append(posixpath.join(folder, file))
     for candidate in candidates:
         inside = path_inside(candidate)
-        if inside and inside in listing:
-            return inside
+        spelled = listing.spelled(inside) if inside else ""
+        if spelled:
+            return spelled
     return ""
 
 

@@ -30,6 +30,18 @@ def label_name(image: str) -> str:
     return f"{start}/labels/{end}{LABEL_SUFFIX}"[1:]
 
 
+def label_names(root: Path, images: Iterable[str]) -> list[str]:
+    """The path of the label file of each image, relative to the data folder `root`: as `label_name`
+    gives it, or as a file of that name is stored in another normal form of Unicode."""
+    listing = Listing(root)
+    labels = []
+    for image in images:
+        label = label_name(image)
+        spelled = "" if label.isascii() else listing.spelled(label)
+        labels.append(spelled or label)
+    return labels
+
+
 def label_faults(root: Path, below: str, images: list[str], labels: list[str]) -> list[Fault]:
     """The faults of label files that belong to several images, or to none.
 

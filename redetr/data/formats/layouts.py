@@ -25,8 +25,9 @@ from redetr.data.formats.labelme import labelme_sought, labelme_splits, read_lab
 from redetr.data.formats.labels import LABEL_SUFFIX
 from redetr.data.formats.panoptic import panoptic_sought, panoptic_splits, read_panoptic
 from redetr.data.formats.shards import read_shards, shard_splits, shards_sought
-from redetr.data.formats.unread import ARCHIVES, unread_format
-from redetr.data.formats.voc import other_voc_splits, read_voc, voc_sought, voc_splits
+from redetr.data.formats.unread import ARCHIVES, misspelt_folders, unread_format
+from redetr.data.formats.voc import read_voc
+from redetr.data.formats.voc_places import other_voc_splits, voc_sought, voc_splits
 from redetr.data.formats.yolo import darknet_splits, read_yolo, yolo_files, yolo_sought, yolo_splits
 from redetr.data.mask_columns import MaskBuilder, MaskUse
 from redetr.errors import InputError
@@ -201,6 +202,9 @@ def _no_data_set(root: Path) -> InputError:
     settings = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     if settings:
         remedy = f"give {settings[0]} itself, if it names the images of a data set in YOLO format"
+        return InputError("no data set found", where=root, remedy=remedy)
+    for path, usual in misspelt_folders(root).items():
+        remedy = f"call {path} {usual}, as capitals count"
         return InputError("no data set found", where=root, remedy=remedy)
     text, remedy = unread_format(root)
     if text:

@@ -96,7 +96,7 @@ def read_panoptic(root: Path, split: Split, masks: MaskBuilder | None = None) ->
     annotations.faults.extend(segments.faults)
     if masks is None:
         return annotations
-    files = [segments.files.get(id_, "") for id_ in annotations.ids.tolist()]
+    files = [segments.files.get(str(id_), "") for id_ in annotations.ids.tolist()]
     _judge_files(annotations, masks, folder, files)
     images = annotations.image_of()
     has_file = np.array([bool(name) for name in files], bool)
@@ -118,7 +118,7 @@ class _Segments:
         """`folder` is that of the PNG files."""
         self.file = file
         self.folder = folder
-        self.files: dict[Any, str] = {}  # name of the PNG file by image id
+        self.files: dict[str, str] = {}  # name of the PNG file by the text of its image id
         self.faults: list[Fault] = []
 
     def as_annotations(self, key: str, rows: list[Any]) -> list[Any]:
@@ -137,8 +137,8 @@ class _Segments:
         if not name:
             text = f"file_name {row.get('file_name')!r} is not a path inside {self.folder.name}"
             self._fault("segments-invalid", where, text)
-        elif isinstance(image_id, int):
-            self.files[image_id] = name
+        else:
+            self.files[str(image_id)] = name  # ids may be text that becomes a number
         segments = row.get("segments_info")
         if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
             self._fault("segments-invalid", where, "segments_info is not a list of objects")

@@ -4,7 +4,8 @@ their images are."""
 import codecs
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,29 @@ _READERS = 8  # threads; on a cold disk, most of the time is waiting for it
 _PER_TASK = 256  # images that a thread reads before it asks for more
 
 
+Normal = Callable[[str], str]
+
+
+def composed(name: str) -> str:
+    """The name with letters and their accents as one character."""
+    return unicodedata.normalize("NFC", name)
+
+
+def without_capitals(name: str) -> str:
+    """The same name for all spellings that Windows and macOS take for one."""
+    return composed(name).casefold()
+
+
+def in_capitals(parent: Path, names: Collection[str]) -> list[Path]:
+    """The files and folders with these names in other capitals: CVAT writes `Train`."""
+    try:
+        entries = sorted(os.listdir(parent))
+    except OSError:
+        return []
+    wanted = {name.lower() for name in names}
+    return [parent / name for name in entries if name not in names and name.lower() in wanted]
+
+
 class Listing:
     """Which files are below a folder, also in archives. Lists each directory once: asking file by
     file is slow."""
@@ -29,6 +53,7 @@ class Listing:
     def __init__(self, root: Path):
         self.root = root
         self._files: dict[str, set[str]] = {}
+        self._spellings: dict[tuple[str, Normal], dict[str, list[str]]] = {}
 
     def files(self, parent: str) -> set[str]:
         """The names in the directory `parent` below the folder; none if it is not there."""
@@ -39,6 +64,30 @@ class Listing:
     def __contains__(self, name: str) -> bool:
         parent, _, file = name.rpartition("/")
         return file in self.files(parent)
+
+    def spelled(self, name: str, normal: Normal = composed) -> str:
+        """The path of the only file whose name is the same once both are made `normal`; empty
+        without one, or with several. By default, that is the name in any normal form of Unicode:
+        macOS stores letters and their accents apart."""
+        if name in self:
+            return name
+        if normal is composed and name.isascii():
+            return ""
+        parent, _, file = name.rpartition("/")
+        if parent:
+            parent = self.spelled(parent, normal)
+            if not parent:
+                return ""
+        key = (parent, normal)
+        if key not in self._spellings:
+            by_spelling: dict[str, list[str]] = {}
+            for stored in self.files(parent):
+                by_spelling.setdefault(normal(stored), []).append(stored)
+            self._spellings[key] = by_spelling
+        candidates = self._spellings[key].get(normal(file), [])
+        if len(candidates) != 1:
+            return ""
+        return posixpath.join(parent, candidates[0])
 
 
 @dataclass(frozen=True)
@@ -74,6 +123,7 @@ class Finder:
         the path was written on another machine: of an absolute one, the longest end that the data
         folder holds is taken; of `../train/images`, which Roboflow writes one level too high, the
         rest. With `ends`, this holds for other paths as well: `data/train.txt`, as CVAT writes it.
+        A relative path may differ in capitals, which Windows and macOS do not distinguish.
         """
         if "\0" in text:
             return Resolved()
@@ -94,23 +144,27 @@ class Finder:
         for location in locations:
             if self._is_there(location):
                 return Resolved(outside=location)
-        if not leads_out and not ends:
-            return Resolved()
+        if not leads_out:
+            inside = self._below(path, bases, without_capitals)
+            if inside or not ends:
+                return Resolved(inside, is_guess=bool(inside))
         for end in _ends(path) if leads_out else inner_ends(path):
             inside = self._below(end, bases)
             if inside:
                 return Resolved(inside, is_guess=True)
         return Resolved()
 
-    def _below(self, path: str, bases: Iterable[str]) -> str:
-        """The first of the paths below the bases that is there; empty if none is."""
+    def _below(self, path: str, bases: Iterable[str], normal: Normal = composed) -> str:
+        """The first of the paths below the bases that is there, in a spelling that `normal` makes
+        the same; empty if none is."""
         for base in bases:
             candidate = posixpath.normpath(posixpath.join(base, path))
             if candidate == ".":
                 return "."
             inside = path_inside(candidate)
-            if inside and inside in self.listing:
-                return inside
+            spelled = self.listing.spelled(inside, normal) if inside else ""
+            if spelled:
+                return spelled
         return ""
 
     def _inside(self, location: str) -> str:

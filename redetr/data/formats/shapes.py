@@ -5,6 +5,7 @@ import math
 import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from redetr.data.formats.outlines import is_number
 from redetr.data.formats.paths import read_file
 from redetr.errors import InputError
 
+_NO_GROUP = (0, "0", "")
 _CORNERS = 64  # of the polygon that stands for an ellipse
 
 
@@ -25,6 +27,9 @@ class Document:
     categories: list[Row] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)  # each kind, and its image
     without_class: list[str] = field(default_factory=list)  # which objects have no class
+    groups: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)  # see `add_object`
+    other_subsets: list[str] = field(default_factory=list)  # of each image that is in no split
+    grouped_in: list[str] = field(default_factory=list)  # image of each shape that joined another
 
     def add_categories(self, names: Iterable[str]) -> dict[str, int]:
         """Adds categories with these names and ids from 1; returns the ids by name."""
@@ -39,12 +44,16 @@ class Document:
         row = {"id": len(self.images), "file_name": name, "height": height, "width": width}
         self.images.append(row)
 
-    def add_object(self, category: Any, shape: Row) -> None:
+    def add_object(self, category: Any, shape: Row, group: Any = None) -> None:
         """Adds an object on the last image from the id of its category and its `shape`, which has
-        `bbox` or `segmentation`. An object without a category is only noted."""
+        `bbox` or `segmentation`. An object without a category is only noted. Shapes of one category
+        and `group`, a number but 0 or its text, may be one object: see `join_groups`."""
         if category is None:
             self.without_class.append(f"a shape on {self._last_image()}")
             return
+        if isinstance(group, int | str) and group not in _NO_GROUP:
+            key = (len(self.images), category, group)
+            self.groups.setdefault(key, []).append(len(self.annotations))
         row = {
             "id": len(self.annotations) + 1,
             "image_id": len(self.images) - 1,
@@ -53,15 +62,33 @@ class Document:
         }
         self.annotations.append(row)
 
+    def join_groups(self) -> None:
+        """Makes one object of the polygons of a group, and drops its boxes, as the tools do when
+        they export COCO. Groups of boxes alone stay apart: they may be several objects."""
+        joined = set()
+        for rows in self.groups.values():
+            outlined = [row for row in rows if self.annotations[row].get("segmentation")]
+            outlines = [self.annotations[row]["segmentation"] for row in outlined]
+            are_polygons = all(isinstance(outline, list) for outline in outlines)
+            if not outlined or not (are_polygons or len(outlined) == 1):
+                continue
+            first, *_ = outlined
+            if are_polygons:
+                self.annotations[first]["segmentation"] = list(chain.from_iterable(outlines))
+            others = [row for row in rows if row != first]
+            joined.update(others)
+            image = self.images[self.annotations[first]["image_id"]]
+            self.grouped_in += [_image_reference(image)] * len(others)
+        kept = [row for i, row in enumerate(self.annotations) if i not in joined]
+        self.annotations = kept
+
     def leave_out(self, kind: str) -> None:
         """Notes a shape on the last image that is no object."""
         shown = kind if kind.isidentifier() else reprlib.repr(kind)
         self.left_out.append((shown, self._last_image()))
 
     def _last_image(self) -> str:
-        image = self.images[-1]
-        name = reprlib.repr(image["file_name"])
-        return f"image {image['id']} ({name})"
+        return _image_reference(self.images[-1])
 
     def lists(self) -> dict[str, list[Row]]:
         """The lists by their names in COCO's format."""
@@ -70,6 +97,11 @@ class Document:
             "annotations": self.annotations,
             "categories": self.categories,
         }
+
+
+def _image_reference(image: Row) -> str:
+    name = reprlib.repr(image["file_name"])
+    return f"image {image['id']} ({name})"
 
 
 def parse_json(file: Path) -> Any:

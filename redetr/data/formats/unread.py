@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import posixpath
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,14 @@ _MOST_FILES = 100  # that are looked into, per folder
 _MOST_FOLDERS = 20  # that are looked into, per level
 _LEVELS = 3  # of folders below the data folder
 _HEAD = 2**12  # bytes of a file that show its format
+
+
+# Names of folders as formats look for them. Windows and macOS take others for the same.
+_SPELLINGS = (
+    *("Annotations", "annotations", "images", "labels", "masks", "json", "xml", "xmls"),
+    *("train", "val", "valid", "validation", "test"),
+    *("ImageSets", "JPEGImages", "Main", "SegmentationObject"),
+)
 
 
 class _Format(NamedTuple):
@@ -75,6 +84,7 @@ _FORMATS = (
     _Format((".json", ".csv", ".tsv"), _holds(b"polygonlabels"), _LABEL_STUDIO, _WITH_IMAGES),
     _Format((".json",), _holds(b'"annotations"', b'"data"', b'"result"'), _LABEL_STUDIO),
     _Format((".json",), _holds(b'"coordinates"', b'"image"'), "CreateML"),
+    _Format((".json",), _holds(b'"vid_list"', b'"fid_list"'), "VIA 3", _CONVERT),
     _Format((".json",), _holds(b'"assets"', b'"asset"'), "VoTT"),
     _Format((".json",), _holds(b'"slots"', b'"item"'), "V7 Darwin"),
     _Format((".json",), _holds(b'"className"', b'"instances"'), "SuperAnnotate"),
@@ -133,6 +143,26 @@ def unread_format(root: Path) -> tuple[str, str]:
         remedy = "give the folder that holds both, or draw boxes in a tool such as CVAT"
         return "it holds images and no annotations", remedy
     return "", ""
+
+
+def misspelt_folders(root: Path) -> dict[str, str]:
+    """The folders in the data folder, and in folders that formats look for, whose names differ in
+    capitals from what formats look for, and what these are: paths below the data folder."""
+    spelled = {name.lower(): name for name in _SPELLINGS}
+    right = set(_SPELLINGS)
+    misspelt = {}
+    parents = [""]
+    while parents:
+        parent = parents.pop()
+        for name in _visible_names(root / parent):
+            usual = spelled.get(name.lower())
+            if usual is None or not (root / parent / name).is_dir():
+                continue
+            path = posixpath.join(parent, name)
+            parents.append(path)
+            if name not in right:
+                misspelt[path] = posixpath.join(parent, usual)
+    return misspelt
 
 
 def _holds_images(root: Path) -> bool:

@@ -12,10 +12,7 @@ that any XML file of the folder names, sorted, with ids from 1; image ids count 
 
 import os
 import posixpath
-import re
 import reprlib
-from dataclasses import dataclass
-from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -32,29 +29,14 @@ from redetr.data.annotations import (
 )
 from redetr.data.formats.flags import flag_of
 from redetr.data.formats.foreign import is_foreign, listed_stem
-from redetr.data.formats.listing import contents_of, first_below
-from redetr.data.formats.paths import Listing, read_lines, read_sizes
+from redetr.data.formats.listing import contents_of
+from redetr.data.formats.paths import Listing, composed, read_lines, read_sizes
 from redetr.data.formats.voc_masks import add_voc_masks
+from redetr.data.formats.voc_places import XML, VocLocation, locate_voc, unread_lists, voc_sought
 from redetr.data.formats.voc_xml import SIDES, Scene, read_scene
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
-from redetr.files import open_file
-
-_FOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid"),
-    "test": ("test",),
-}
-_XML = (".xml",)
-# Folders of other tools than the devkit's.
-_IMAGE_FOLDERS = ("JPEGImages", "images", "data", "img")
-_XML_FOLDERS = ("Annotations", "annotations", "labels", "xml", "xmls")
-_TRIED = 5  # files of a folder that show whether it is in this format
-_HEAD = 2**14  # bytes that show whether a file is
-# The first element of a file, in any letters and any namespace; CVAT's is <annotations>.
-_ROOT = re.compile(rb"<([\w.-]+:)?annotation[\s>]", re.IGNORECASE)
-
 
 _REMEDIES = {
     "annotation-missing": "add it, or remove the image from the list",
@@ -63,31 +45,15 @@ _REMEDIES = {
 }
 
 
-def voc_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are in Pascal VOC format."""
-    return [split for split in SPLITS if _locate(root, split)]
-
-
-def other_voc_splits(root: Path) -> list[Split]:
-    """The splits of a folder that are in Pascal VOC format under other names of folders."""
-    return [split for split in SPLITS if _locate_elsewhere(root, split)]
-
-
-def voc_sought(split: Split) -> str:
-    """What a folder needs for a split in this format, in words."""
-    return (
-        f"ImageSets/Main/{split}.txt beside JPEGImages/ and Annotations/, or "
-        f"{_FOLDERS[split][0]}/*.xml"
-    )
-
-
 def read_voc(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
     """The split, which has to be there, with masks if there is a builder for them. Raises
     InputError if it is empty or no file names a class."""
-    location = _locate(root, split) or _locate_elsewhere(root, split)
+    location = locate_voc(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {voc_sought(split)}", where=root)
     faults: list[Fault] = []
+    if split == "train" and location.listed is None:
+        faults += unread_lists(root)
     files, names, scenes = _read_files(location, faults)
     images = _read_images(location, files, names, scenes, faults)
     classes = _classes(root, set(files), scenes)
@@ -100,7 +66,7 @@ def read_voc(root: Path, split: Split, masks: MaskBuilder | None = None) -> Anno
 
 
 def _add_masks(
-    location: "_Location",
+    location: VocLocation,
     scenes: list[Scene],
     sizes: np.ndarray,
     objects: Objects,
@@ -120,7 +86,7 @@ def _add_masks(
 
 
 def _read_images(
-    location: "_Location",
+    location: VocLocation,
     files: list[Path],
     names: list[str],
     scenes: list[Scene],
@@ -151,73 +117,8 @@ def _read_images(
     return Images(rows, location.images, names, ids, sizes, lambda i: names[i], lost)
 
 
-@dataclass
-class _Location:
-    """The files and folders of a split."""
-
-    images: Path  # folder
-    annotations: Path  # folder
-    listed: Path | None = None  # the file that names the images; without it, all XML files count
-
-
-def _locate(root: Path, split: Split) -> _Location | None:
-    """Where the split is, None if there is none. Images that no list of a devkit folder names
-    belong to no split."""
-    images = root / "JPEGImages"
-    annotations = root / "Annotations"
-    if not images.is_dir() or not annotations.is_dir():
-        for name in _FOLDERS[split]:
-            folder = root / name
-            if first_below(folder, _XML):
-                return _Location(folder, folder)
-        return None
-    lists = {}
-    for name in ("train", "val", "trainval", "test", "default"):  # the last one is of CVAT
-        file = root / "ImageSets" / "Main" / f"{name}.txt"
-        if file.is_file():
-            lists[name] = file
-    if split in lists:
-        return _Location(images, annotations, lists[split])
-    if split != "train" or "val" in lists:
-        return None
-    return _Location(images, annotations, lists.get("trainval", lists.get("default")))
-
-
-def _locate_elsewhere(root: Path, split: Split) -> _Location | None:
-    """Where the split is under the names that other tools give to folders, None if there is
-    none: XML files in one folder and images in another, or side by side in the root."""
-    for annotations in _XML_FOLDERS:
-        if not _is_voc(first_below(root / annotations, _XML)):
-            continue
-        for images, name in product(_IMAGE_FOLDERS, _FOLDERS[split]):
-            location = _Location(root / images / name, root / annotations / name)
-            if location.images.is_dir() and location.annotations.is_dir():
-                return location
-        for images in (*_IMAGE_FOLDERS, ".") if split == "train" else ():
-            if (root / images).is_dir():
-                return _Location(root / images, root / annotations)
-    if split != "train":
-        return None
-    for folder in (root, *(root / name for name in _IMAGE_FOLDERS)):
-        if any(_is_voc(str(file)) for file in islice(sorted(folder.glob("*.xml")), _TRIED)):
-            return _Location(folder, folder)
-    return None
-
-
-def _is_voc(file: str) -> bool:
-    """Whether a file begins as one of VOC, not one of CVAT or of the old LabelMe."""
-    if not file:
-        return False
-    try:
-        with open_file(file) as opened:
-            head = opened.read(_HEAD).replace(b"\0", b"")  # UTF-16
-    except OSError:
-        return False
-    return _ROOT.search(head) is not None and b"<imagesize>" not in head
-
-
 def _read_files(
-    location: "_Location", faults: list[Fault]
+    location: VocLocation, faults: list[Fault]
 ) -> tuple[list[Path], list[str], list[Scene]]:
     """The annotation files, the path of the image of each (empty if there is none), and what it
     says, sorted by the image. Raises InputError if there is no file."""
@@ -245,23 +146,25 @@ def _read_files(
 
 
 def _images_of(
-    location: "_Location", scene_of: dict[str, Scene], faults: list[Fault]
+    location: VocLocation, scene_of: dict[str, Scene], faults: list[Fault]
 ) -> dict[str, str]:
     """The path of the image of each annotation file, empty if there is none: that which has its
     stem; of several, that which the file names, or the first."""
     listing = Listing(location.images)
-    candidates: dict[str, list[str]] = {stem: [] for stem in scene_of}
+    candidates: dict[str, list[str]] = {composed(stem): [] for stem in scene_of}
     for parent in {posixpath.dirname(stem) for stem in scene_of}:
         for file in sorted(listing.files(parent)):
-            stem, suffix = posixpath.splitext(posixpath.join(parent, file))
-            if suffix.lower() in IMAGE_SUFFIXES and stem in candidates:
-                candidates[stem].append(stem + suffix)
+            path = posixpath.join(parent, file)
+            stem, suffix = posixpath.splitext(path)
+            if suffix.lower() in IMAGE_SUFFIXES and composed(stem) in candidates:
+                candidates[composed(stem)].append(path)
     image_of = {}
     shared = []
     names_another = []
     for stem, scene in scene_of.items():
-        images = candidates[stem]
+        images = candidates[composed(stem)]
         named_image = posixpath.join(posixpath.dirname(stem), scene.image)
+        named_image = listing.spelled(named_image) or named_image
         if named_image in images or (not images and scene.image and named_image in listing):
             images = [named_image]
         image_of[stem] = images[0] if images else ""
@@ -272,7 +175,7 @@ def _images_of(
     stems = list(scene_of)
 
     def names(i: int) -> str:
-        listed = ", ".join(candidates[stems[i]])
+        listed = ", ".join(candidates[composed(stems[i])])
         return f"{listed} share this file; it is used for the first"
 
     rows = Rows(len(files), faults, lambda i: (files[i], ""))
@@ -293,13 +196,13 @@ def _images_of(
     return image_of
 
 
-def _files(location: "_Location", faults: list[Fault]) -> dict[str, Path]:
+def _files(location: VocLocation, faults: list[Fault]) -> dict[str, Path]:
     """The annotation files by their paths without ending."""
     folder = location.annotations
     if location.listed:
         return {stem: folder / f"{stem}.xml" for stem in _listed(location.listed, folder, faults)}
     files = {}
-    for path in contents_of(folder, _XML).files:
+    for path in contents_of(folder, XML).files:
         stem, _ = posixpath.splitext(path)
         files[stem] = folder / path
     return files
@@ -351,11 +254,11 @@ def _classes(root: Path, read: set[Path], scenes: list[Scene]) -> list[str]:
     files: set[Path] = set()
     folders = set()
     for split in SPLITS:
-        location = _locate(root, split) or _locate_elsewhere(root, split)
+        location = locate_voc(root, split)
         if location is not None:
             folders.add(location.annotations)
     for folder in folders:
-        files.update(folder / path for path in contents_of(folder, _XML).files)
+        files.update(folder / path for path in contents_of(folder, XML).files)
     names: set[str] = set()
     for scene in scenes:
         names.update(scene.names)
@@ -381,6 +284,7 @@ def _read_objects(
     all_outlines: list[list[float]] = []
     has_box: list[bool] = []
     marks: list[str] = []  # of difficult objects
+    repeated: list[str] = []  # what an object has several of
     for index, scene in enumerate(scenes):
         count = len(scene.names)
         image_of += [index] * count
@@ -390,6 +294,7 @@ def _read_objects(
         all_outlines += scene.outlines
         has_box += scene.has_box
         marks += scene.difficult
+        repeated += scene.repeated
     boxes = np.array(all_boxes, np.float64).reshape(-1, 4)
     outlines = np.array(all_outlines, np.float64).reshape(-1, 4)
 
@@ -397,12 +302,7 @@ def _read_objects(
         return files[image_of[i]], f"object {number_of[i]} ({reprlib.repr(names[i])})"
 
     rows = Rows(len(names), faults, locate)
-    rows.fault(
-        "class-missing",
-        [not name for name in names],
-        lambda i: "has no name",
-        "write the name of its class",
-    )
+    _judge_elements(rows, names, repeated)
     _judge_boxes(rows, boxes, np.array(has_box, bool))
     label_of = {name: label for label, name in enumerate(classes)}
     labels = [label_of.get(name, -1) for name in names]
@@ -433,6 +333,22 @@ def _read_marks(rows: Rows, marks: list[str]) -> np.ndarray:
         "warning",
     )
     return np.array([flag is True for flag in flags], bool)
+
+
+def _judge_elements(rows: Rows, names: list[str], repeated: list[str]) -> None:
+    """Adds faults for objects without a name, and for those with several names or boxes."""
+    rows.fault(
+        "class-missing",
+        [not name for name in names],
+        lambda i: "has no name",
+        "write the name of its class",
+    )
+    rows.fault(
+        "object-several",
+        [tag != "" for tag in repeated],
+        lambda i: f"has several {repeated[i]} elements, as if it were several objects",
+        "write an <object> for each",
+    )
 
 
 def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from redetr.files import open_file
 
+_SINGLE = ("name", "bndbox")  # elements that an object has once
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 _LARGEST = 1e9  # px
 # Encodings by the first bytes of a file. UTF-32 comes first, as its mark begins like UTF-16's.
@@ -41,6 +42,7 @@ class Scene:
     outlines: list[list[float]] = field(default_factory=list)  # the box around each; NaN without
     has_box: list[bool] = field(default_factory=list)
     difficult: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)  # a tag that an object has twice, or ""
     code: str = ""
     problem: str = ""
 
@@ -109,6 +111,8 @@ def _scene_of(file: Path, root: ElementTree.Element) -> Scene:
         scene.names.append(name.strip())
         scene.boxes.append(box)
         scene.difficult.append(element.findtext("difficult") or "")
+        tags = [tag for tag in _SINGLE if len(element.findall(tag)) > 1]
+        scene.repeated.append(tags[0] if tags else "")
     return scene
 
 

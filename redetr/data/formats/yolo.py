@@ -32,7 +32,7 @@ from redetr.data.annotations import (
     assemble,
 )
 from redetr.data.formats.darknet import darknet_config, darknet_file, data_root, is_darknet
-from redetr.data.formats.labels import label_elsewhere, label_faults, label_name
+from redetr.data.formats.labels import label_elsewhere, label_faults, label_names
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import read_file, read_sizes
 from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, Lines
@@ -104,7 +104,7 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
     images = _read_images(folder, names, faults)
     prefix = "" if below == "." else f"{below}/"
     image_paths = [prefix + name for name in names]
-    labels = [label_name(path) for path in image_paths]
+    labels = label_names(root, image_paths)
     faults += label_faults(root, below, image_paths, labels)
     label_files = [f"{root}/{label}" for label in labels]
     has_outlines = config.get("task") in _OUTLINE_TASKS

@@ -1,0 +1,137 @@
+"""The folders and lists of the splits of a data set in Pascal VOC format: in the layout of the
+devkit, and in those of other tools."""
+
+import re
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+
+from redetr.data.annotations import SPLITS, Fault, Split
+from redetr.data.formats.listing import first_below
+from redetr.data.formats.paths import in_capitals
+from redetr.files import open_file
+
+_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid"),
+    "test": ("test",),
+}
+XML = (".xml",)
+# Folders of other tools than the devkit's.
+_IMAGE_FOLDERS = ("JPEGImages", "images", "data", "img")
+_XML_FOLDERS = ("Annotations", "annotations", "labels", "xml", "xmls")
+_TRIED = 5  # files of a folder that show whether it is in this format
+_HEAD = 2**14  # bytes that show whether a file is
+# The first element of a file, in any letters and any namespace; CVAT's is <annotations>.
+_ROOT = re.compile(rb"<([\w.-]+:)?annotation[\s>]", re.IGNORECASE)
+
+
+@dataclass
+class VocLocation:
+    """The files and folders of a split."""
+
+    images: Path  # folder
+    annotations: Path  # folder
+    listed: Path | None = None  # the file that names the images; without it, all XML files count
+
+
+def voc_splits(root: Path) -> list[Split]:
+    """The splits of the folder that are in Pascal VOC format."""
+    return [split for split in SPLITS if _locate(root, split)]
+
+
+def other_voc_splits(root: Path) -> list[Split]:
+    """The splits of a folder that are in Pascal VOC format under other names of folders."""
+    return [split for split in SPLITS if _locate_elsewhere(root, split)]
+
+
+def voc_sought(split: Split) -> str:
+    """What a folder needs for a split in this format, in words."""
+    return (
+        f"ImageSets/Main/{split}.txt beside JPEGImages/ and Annotations/, or "
+        f"{_FOLDERS[split][0]}/*.xml"
+    )
+
+
+def locate_voc(root: Path, split: Split) -> VocLocation | None:
+    """Where the split is, under the names of the devkit or under others; None if there is none."""
+    return _locate(root, split) or _locate_elsewhere(root, split)
+
+
+def _locate(root: Path, split: Split) -> VocLocation | None:
+    """Where the split is, None if there is none. Images that no list of a devkit folder names
+    belong to no split."""
+    images = _folder(root, "JPEGImages")
+    annotations = _folder(root, "Annotations")
+    if not images.is_dir() or not annotations.is_dir():
+        for name in _FOLDERS[split]:
+            folder = root / name
+            if first_below(folder, XML):
+                return VocLocation(folder, folder)
+        return None
+    lists = {}
+    for name in ("train", "val", "trainval", "test", "default"):  # the last one is of CVAT
+        file = _folder(_folder(root, "ImageSets"), "Main") / f"{name}.txt"
+        if file.is_file():
+            lists[name] = file
+    if split in lists:
+        return VocLocation(images, annotations, lists[split])
+    if split != "train" or "val" in lists:
+        return None
+    return VocLocation(images, annotations, lists.get("trainval", lists.get("default")))
+
+
+def _folder(parent: Path, name: str) -> Path:
+    """The folder of this name, or the only one that has it in other capitals."""
+    exact = parent / name
+    if exact.is_dir():
+        return exact
+    others = in_capitals(parent, [name])
+    return others[0] if len(others) == 1 else exact
+
+
+def _locate_elsewhere(root: Path, split: Split) -> VocLocation | None:
+    """Where the split is under the names that other tools give to folders, None if there is
+    none: XML files in one folder and images in another, or side by side in the root."""
+    image_folders = [_folder(root, name) for name in _IMAGE_FOLDERS]
+    for annotations in [_folder(root, name) for name in _XML_FOLDERS]:
+        if not _is_voc(first_below(annotations, XML)):
+            continue
+        for images, name in product(image_folders, _FOLDERS[split]):
+            location = VocLocation(images / name, annotations / name)
+            if location.images.is_dir() and location.annotations.is_dir():
+                return location
+        for images in (*image_folders, root) if split == "train" else ():
+            if images.is_dir():
+                return VocLocation(images, annotations)
+    if split != "train":
+        return None
+    for folder in (root, *image_folders):
+        if any(_is_voc(str(file)) for file in islice(sorted(folder.glob("*.xml")), _TRIED)):
+            return VocLocation(folder, folder)
+    return None
+
+
+def unread_lists(root: Path) -> list[Fault]:
+    """A warning if there are lists of splits, but not where those of detection are."""
+    lists = []
+    for file in sorted(_folder(root, "ImageSets").glob("*/*.txt")):
+        if file.stem in ("train", "val", "trainval", "test") and file.parent.name.lower() != "main":
+            lists.append(file)
+    if not lists:
+        return []
+    text = "is not read, and all images are train"
+    remedy = "copy the lists to ImageSets/Main if they are the splits"
+    return [Fault("warning", "list-unread", lists[0], "", text, remedy, len(lists))]
+
+
+def _is_voc(file: str) -> bool:
+    """Whether a file begins as one of VOC, not one of CVAT or of the old LabelMe."""
+    if not file:
+        return False
+    try:
+        with open_file(file) as opened:
+            head = opened.read(_HEAD).replace(b"\0", b"")  # UTF-16
+    except OSError:
+        return False
+    return _ROOT.search(head) is not None and b"<imagesize>" not in head

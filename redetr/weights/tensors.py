@@ -1,0 +1,62 @@
+"""Tensors by name, as files of others hold them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redetr.errors import InputError
+
+# What wraps a model, and so prefixes its names: DataParallel and `torch.compile`.
+_WRAPPERS = ("module.", "_orig_mod.")
+
+
+def require_tensors(path: Path, tensors: Any) -> dict[str, Tensor]:
+    """`tensors`, which have to be whole tensors by name. Raises InputError."""
+    if not isinstance(tensors, dict):
+        raise InputError("damaged: its weights are not a dict of named tensors", where=path)
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise InputError(f"damaged: {name!r} is not a valid tensor name", where=path)
+        if not _is_whole(tensor):
+            raise InputError(f"damaged: {name} is not a complete tensor", where=path)
+    return tensors
+
+
+def _is_whole(tensor: Any) -> bool:
+    """Whether it is a dense tensor in memory whose shape is no larger than what is stored."""
+    if not isinstance(tensor, Tensor):
+        return False
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        return False
+    if tensor.numel() == 0:
+        return False
+    needed = tensor.numel() * tensor.element_size()
+    return needed <= tensor.untyped_storage().nbytes()
+
+
+def without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names they have in the model itself, where all have the prefix of what
+    wrapped it."""
+    for prefix in _WRAPPERS:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+            return without_wrappers(inner)
+    return tensors
+
+
+def unwrapped(content: Any) -> Any:
+    """The weights in a checkpoint of the originals: the moving average, which their authors
+    evaluate, or else the model. Anything else as it is."""
+    if not isinstance(content, dict):
+        return content
+    averaged = content.get("ema")
+    if isinstance(averaged, dict):
+        averaged = averaged.get("module", averaged)
+    if isinstance(averaged, dict) and any(isinstance(x, Tensor) for x in averaged.values()):
+        return averaged
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict):
+            content = content.get(key, content)
+    return content

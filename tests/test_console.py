@@ -1,0 +1,33 @@
+import sys
+
+from rich.console import Console
+
+from redetr.commands import console
+
+ROW = {
+    "AP": 0.5,
+    "per_class": {"a long class name " * 6: 0.5},
+    "per_class_AP50": {"a long class name " * 6: 0.75},
+    "objects": {"a long class name " * 6: 12},
+}
+
+
+def lines_of_the_class_table(width: int | None, capsys) -> list[str]:
+    Console(width=width).print(console._class_table([ROW], [""]))
+    return [line for line in capsys.readouterr().out.splitlines() if "class name" in line]
+
+
+def test_a_row_in_a_file_is_a_line(monkeypatch, capsys):
+    """A file has no width, so that what searches it by line finds a whole row."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    (line,) = lines_of_the_class_table(console._width_of_output(), capsys)
+    assert line.split()[-3:] == ["12", "50.0", "75.0"]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert len(lines_of_the_class_table(console._width_of_output(), capsys)) > 1
+
+
+def test_a_terminal_has_its_own_width(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert console._width_of_output() is None
