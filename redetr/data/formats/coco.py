@@ -327,7 +327,7 @@ def _read_objects(table: Table, image: np.ndarray, labels: np.ndarray, remedy: s
     corners = _read_boxes(table)
     corners[:, 2:] += corners[:, :2]  # in place: a large data set has millions
     key_points, _ = table.columns[_KEY_POINTS].flags()
-    table.fault("key-points", key_points, lambda i: "has key points", "its box is taken", "note")
+    table.fault("key-points", key_points, lambda i: "has key points", "its box is used", "note")
     area = table.columns["area"].numbers()
     is_crowd = _read_flags(table, "iscrowd")
     is_ignored = _read_flags(table, "ignore")
