@@ -114,8 +114,7 @@ _REMEDIES = {
         "look at it: replace it if it is damaged, or clip its extreme values if a few of them hide "
         "the rest"
     ),
-    "image-frames": "only the first is read: save the others as separate files if they are "
-    "annotated",
+    "image-frames": "only the first is read: save the others as files if they are annotated",
 }
 
 

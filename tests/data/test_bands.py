@@ -92,7 +92,7 @@ def test_pages_that_are_not_read_are_reported(tmp_path, capsys):
     data = five_channel_data(tmp_path / "data", as_stack)
     main(["check", str(data)])
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "holds 2 images; only the first is read: save the others as separate files" in said
+    assert "holds 2 images; only the first is read: save the others as files" in said
     faults = []
     (tmp_path / "broken.tif").write_bytes(b"II*")
     sources = find_sources([str(data / "val"), str(tmp_path)], faults)

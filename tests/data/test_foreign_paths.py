@@ -337,7 +337,10 @@ def test_of_two_files_that_differ_in_capitals_none_is_a_guess(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "words"),
     [
-        ("Annotations", "if Annotations/instances_train.json is in COCO format, rename it to annotat"),
+        (
+            "Annotations",
+            "if Annotations/instances_train.json is in COCO format, rename it to annotat",
+        ),
         ("VALID", "call VALID valid, as capitals count"),
     ],
 )

@@ -151,7 +151,7 @@ def test_a_form_that_is_not_clear_is_settled_by_the_address(tmp_path):
     expected = {"xywh": [10, 13, 38, 32], "xyxy": [10, 13, 29, 19]}
     for box_format, box in expected.items():
         assert boxes_of(f"{source},boxes={box_format}") == [box] * 3
-    with pytest.raises(InputError, match="boxes=yolo is no format; write one of xywh, cxcywh"):
+    with pytest.raises(InputError, match="boxes=yolo is not a format; write one of xywh, cxcywh"):
         open_dataset(f"{source},boxes=yolo", "train")
 
 

@@ -115,7 +115,7 @@ def test_no_path_leads_out_of_the_folder(tmp_path, train):
         }
         assert names == {"a.png", "b.png", "c.png"}
     except InputError as error:
-        assert "is not in" in str(error) or "is outside of" in str(error)
+        assert "is not in" in str(error) or "is outside" in str(error)
 
 
 def test_sizes_and_boxes_are_those_of_the_stored_image(tmp_path):
@@ -347,10 +347,10 @@ def test_the_folder_itself_may_be_named_and_linked(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"path": "/home/someone/else"}, ["warning", "path: /home/someone/else is not there"]),
-        ({"path": "datasets/other"}, ["warning", "path: datasets/other is not there"]),
+        ({"path": "/home/someone/else"}, ["warning", "path: /home/someone/else does not exist"]),
+        ({"path": "datasets/other"}, ["warning", "path: datasets/other does not exist"]),
         ({"path": "/home/someone/data"}, []),  # the name of the folder itself
-        ({"train": "D:\\mine\\images\\train"}, ["note", "is not there"]),
+        ({"train": "D:\\mine\\images\\train"}, ["note", "does not exist"]),
         ({"train": "../images/train"}, []),  # as Roboflow writes
     ],
 )

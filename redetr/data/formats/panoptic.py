@@ -210,7 +210,11 @@ def _judge_files(
     existing = np.flatnonzero(is_there)
     sizes[existing] = read_sizes(folder, [files[i] for i in existing.tolist()])
     rows.fault(
-        "panoptic-png", is_there & (sizes[:, 0] == 0), lambda i: "is no image", _EXPORT, severity
+        "panoptic-png",
+        is_there & (sizes[:, 0] == 0),
+        lambda i: "is not an image",
+        _EXPORT,
+        severity,
     )
     is_image = is_there & (sizes[:, 0] > 0)
 
