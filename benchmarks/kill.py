@@ -4,9 +4,9 @@
 
 Each run trains twenty steps of a small model on two ranks with two micro-batches and a loader
 process, evaluates twice and saves after every step. One of its ranks is killed: in the set-up, in a
-step, in an evaluation. The other ends by itself, and both are started again. Half of the runs have
-mosaics and denoising, the other half dropout. What a run ends with is compared bit for bit with one
-that was left alone. Writes results/DATE-kill.json.
+step, in an evaluation. The other ends by itself, and both are started again. A third of the runs
+have mosaics and denoising, a third dropout, and a third read their images from tar archives. What a
+run ends with is compared bit for bit with one that was left alone. Writes results/DATE-kill.json.
 """
 
 import argparse
@@ -25,19 +25,23 @@ import torch
 from record import record
 from rich.progress import track
 
+from redetr.data.formats.writing import convert
+
 STEPS = 20
 EVAL_EVERY = 10
 FLAGS = f"""
-    --data digits --steps {STEPS} --batch-size 8 --accumulate 2 --save-every 1
-    --eval-every {EVAL_EVERY} --log-every 1 --device cpu --precision fp32 --num-workers 1
-    --image-size 64 --num-queries 10 --timeout-s 60 --resume
+    --steps {STEPS} --batch-size 8 --accumulate 2 --save-every 1 --eval-every {EVAL_EVERY}
+    --log-every 1 --device cpu --precision fp32 --num-workers 1 --image-size 64 --timeout-s 60
+    --resume
 """
+DIGITS = "--data digits --num-queries 10"
 SMALL = "backbone=[16,32,64] hidden_dim=32 nheads=4 dec_layers=2 dim_feedforward=64"
 CASES = {
-    "mosaics and denoising": f"rtdetr_r18_finetune {FLAGS} --weights none --mosaic-until 0.7 "
-    "--denoising 5 --model-options width=16 enc_hidden_dim=32 enc_dim_feedforward=48 "
-    "hidden_dim=32 dim_feedforward=64",
-    "dropout": f"detr_tiny {FLAGS} --model-options {SMALL} enc_layers=1 dropout=0.3",
+    "mosaics and denoising": f"rtdetr_r18_finetune {DIGITS} {FLAGS} --weights none "
+    "--mosaic-until 0.7 --denoising 5 --model-options width=16 enc_hidden_dim=32 "
+    "enc_dim_feedforward=48 hidden_dim=32 dim_feedforward=64",
+    "dropout": f"detr_tiny {DIGITS} {FLAGS} --model-options {SMALL} enc_layers=1 dropout=0.3",
+    "archives": f"redetr_n --data {{archives}} {FLAGS} --model-options {SMALL}",
 }
 MOMENTS = ("set-up", "step", "evaluation")
 RANKS = 2
@@ -93,7 +97,7 @@ def kill(ranks: list[subprocess.Popen], victim: int) -> None:
 
 
 def arguments_of(case: str, folder: Path) -> list[str]:
-    recipe, *flags = CASES[case].split()
+    recipe, *flags = CASES[case].format(archives=folder.parent / "archives").split()
     return ["train", recipe, "--output", str(folder), *flags]
 
 
@@ -159,6 +163,7 @@ def main() -> None:
     chance = random.Random(arguments.seed)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
+        convert("crowns", Path(temporary) / "archives", "coco", shard_bytes=1_000_000)
         alone = {}
         setup_s = 0.0
         for case in CASES:

@@ -1,16 +1,18 @@
 """What does a large data set cost at the start of a run, in time and memory?
 
-    python benchmarks/store.py [IMAGES BOXES]
+    python benchmarks/store.py
+    python benchmarks/store.py --images 1000000 --boxes 15000000 --processes 40 --with-store-only
 
 A data set in COCO format, by default of 100,000 images (hard links of one file) and 1.5 M boxes.
 Each way in a process of its own, all in one run: without a store, as every rank did at every start
 before; the first start, which writes the store and reads every image's header; a later start. Then
-four processes at the same time that have it open and have read every box: what each adds to the
-memory of the machine (proportional set size: shared pages are divided among those who share them).
-Processor time, and memory above that of a process that has imported the library. Writes
-results/DATE-store.json.
+several processes, by default four, that have it open at the same time and have read every box: what
+each adds to the memory of the machine (proportional set size: shared pages are divided among those
+who share them). Forty are as many as eight ranks with four loaders each. Processor time, and memory
+above that of a process that has imported the library. Writes results/DATE-store.json.
 """
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -18,6 +20,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from record import record
 from redetr.data import open_dataset, store
 from redetr.doctor.check import essential_faults
 
-CLASSES, PROCESSES = 80, 4
+CLASSES = 80
 _LINKS = 60_000  # of one file, which file systems limit
 
 
@@ -73,6 +76,7 @@ def start(root: Path, queue: Any, is_stored: bool = True, barrier: Any = None) -
     if not is_stored:
         store.WORTH = sys.maxsize
     used = resource.getrusage(resource.RUSAGE_SELF)
+    started = time.monotonic()
     shared_before = proportional_mb()
     train, val = open_dataset(root, "train"), open_dataset(root, "val")
     if barrier is None:
@@ -85,6 +89,7 @@ def start(root: Path, queue: Any, is_stored: bool = True, barrier: Any = None) -
         content["mb_of_the_machine"] = proportional_mb() - shared_before
         barrier.wait()
     after = resource.getrusage(resource.RUSAGE_SELF)
+    content["s"] = round(time.monotonic() - started, 1)
     content["processor_s"] = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     content["peak_mb"] = (after.ru_maxrss - used.ru_maxrss) / 1e3
     queue.put(content)
@@ -107,19 +112,28 @@ def in_processes(count: int, *arguments: Any) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    images, boxes = [int(number) for number in sys.argv[1:]] or (100_000, 1_500_000)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--boxes", type=int, default=1_500_000)
+    parser.add_argument("--processes", type=int, default=4, help="that have it open together")
+    parser.add_argument("--with-store-only", action="store_true")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
         root = Path(folder) / "data"
-        write_split(root, "train", images, boxes)
+        write_split(root, "train", arguments.images, arguments.boxes)
         write_split(root, "val", 64, 500)
-        content: dict[str, Any] = {"images": images, "boxes": boxes, "machine_is_loaded": True}
-        content["first_without_store"] = in_processes(1, root, False)[0]
-        content["every_further_without_store"] = in_processes(1, root, False)[0]
-        shutil.rmtree(Path(folder) / "cache" / "redetr" / "images")
+        content: dict[str, Any] = {"images": arguments.images, "boxes": arguments.boxes}
+        content["load_before"] = os.getloadavg()[0]
+        if not arguments.with_store_only:
+            content["first_without_store"] = in_processes(1, root, False)[0]
+            content["every_further_without_store"] = in_processes(1, root, False)[0]
+            shutil.rmtree(Path(folder) / "cache" / "redetr" / "images")
         content["first"] = in_processes(1, root, True)[0]
         content["later"] = in_processes(1, root, True)[0]
-        content["together"] = in_processes(PROCESSES, root, True)
+        content["together"] = in_processes(arguments.processes, root, True)
         files = Path(folder).glob("cache/redetr/annotations/*/*/*.npy")
         content["store_mb"] = sum(file.stat().st_size for file in files) / 1e6
     record("store", content)

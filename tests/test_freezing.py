@@ -66,7 +66,8 @@ def test_a_name_stands_for_a_part(model, name, path):
     [
         (
             ["backbone", "encodr"],
-            "--freeze encodr: the model has no such part; it has backbone, encoder, decoder, and",
+            "--freeze encodr: .*; it has backbone, encoder, decoder, and what is inside them, "
+            "such as backbone.conv1$",
         ),
         (["enc"], "--freeze enc: the model has no such part"),
         (["layers"], "--freeze layers: the model has no such part"),

@@ -15,6 +15,7 @@ from redetr.checkpoint import read_safetensors, save_checkpoint
 from redetr.cli import main
 from redetr.config import TrainConfig
 from redetr.models import build
+from redetr.weights.reading import locate
 
 OPTIONS = (
     "backbone=[8,16,32]",
@@ -100,6 +101,28 @@ def test_what_is_pushed_is_what_is_loaded(run, server, tmp_path, capsys, monkeyp
         assert torch.equal(tensor, given.model.state_dict()[name])
     assert taken.model.weights_from == given.model.weights_from
     assert not list(Path(constants.HF_HUB_CACHE).rglob("*.pt"))
+
+
+ON_HUB = {
+    "safetensors beside pickles": (
+        ["model.safetensors", "pytorch_model.bin", "checkpoint-5/model.safetensors", "args.bin"],
+        ["model.safetensors"],
+    ),
+    "shards": (
+        ["model-1.safetensors", "model.safetensors.index.json", "pytorch_model.bin"],
+        ["model-1.safetensors", "model.safetensors.index.json"],
+    ),
+    "older": (["pytorch_model.bin", "tf_model.h5"], ["pytorch_model.bin"]),
+}
+
+
+@pytest.mark.parametrize(("files", "taken"), ON_HUB.values(), ids=ON_HUB.keys())
+def test_weights_are_taken_once(files, taken, server):
+    settings = ["config.json", "preprocessor_config.json"]
+    server.repositories["me/detr"] = dict.fromkeys([*settings, *files, "README.md"], b"{}")
+    folder = locate("me/detr")
+    given = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert given == {*settings, *taken}
 
 
 def test_the_folder_can_be_looked_at_first(run, tmp_path, capsys):

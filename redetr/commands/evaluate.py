@@ -247,7 +247,7 @@ def _say_what_was_passed_over(dataset: "DetectionDataset") -> None:
 
 def thresholds(result: dict[str, Any]) -> str:
     """A sentence on the scores that count in the tables, and those that `predict` shows."""
-    shown = f"redetr predict shows those of {result['predict_threshold']} and more"
+    shown = f"redetr predict shows those with a score of at least {result['predict_threshold']}"
     best = result["threshold"]
     if best is not None and best != result["predict_threshold"]:
         shown += f", and F1 is best here with {best}"

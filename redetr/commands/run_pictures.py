@@ -88,7 +88,7 @@ def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -
         best = detector.predict(image, threshold)
         scenes.append((truth, best.draw(image, within_px=_PANEL_PX)))
     names = [f"truth: {dataset.image_name(index)}" for index in indices]
-    return comparison_grid(scenes, f"found, score {threshold:.2f} and more", names)
+    return comparison_grid(scenes, f"predictions, score ≥ {threshold:.2f}", names)
 
 
 def _threshold_for(scores: Tensor, count: int) -> float:

@@ -49,6 +49,7 @@ def what_is_frozen(model: DetectionModel) -> str:
 
 def _path_of(model: nn.Module, name: str) -> str:
     parts = []
+    inner = []
     one_deeper = []
     for path, module in model.named_modules():
         if not path or not any(True for _ in module.parameters()):
@@ -57,6 +58,8 @@ def _path_of(model: nn.Module, name: str) -> str:
             return path
         if path.count(".") == 0:
             parts.append(path)
+        else:
+            inner.append(path)
         in_detector = path.removeprefix("detr.")
         if in_detector == name:
             return path
@@ -66,5 +69,5 @@ def _path_of(model: nn.Module, name: str) -> str:
         return one_deeper[0]
     raise InputError(
         f"--freeze {name}: the model has no such part; it has {', '.join(parts)}, and their parts, "
-        "such as decoder.0"
+        f"such as {inner[0]}"
     )
