@@ -42,8 +42,8 @@ _GLOO_MESSAGE = re.compile(rf"{_GLOO_LOCATION.pattern}|caused pair closure")
 
 
 class SetUp:
-    """The part of a run before its first step, in which ranks may be minutes apart: one has to read
-    what another remembers. It has its own time limit, and ranks note what they do."""
+    """The part of a run before its first step, in which ranks may be minutes apart, because one has
+    to read what another has cached. It has its own time limit, and ranks note what they do."""
 
     def __init__(self, store: torch_dist.Store, rank: int, world_size: int, limit_s: float):
         """Communicates."""
@@ -58,7 +58,7 @@ class SetUp:
         self._store.set(str(self._rank), what)
 
     def meet(self) -> None:
-        """Waits until every rank has come here. Raises LostRankError with what the others do if
+        """Waits until every rank has arrived. Raises LostRankError with what the others do if
         the limit is over, or LostError if one has ended. Communicates (host only)."""
         self.doing(_WAITING)
         started = time.monotonic()
@@ -119,7 +119,7 @@ class SetUp:
 
 @dataclass(frozen=True)
 class Dist:
-    """Who this process is."""
+    """The rank of this process, and its communication with the others."""
 
     rank: int
     world_size: int
@@ -138,7 +138,8 @@ class Dist:
             self.set_up.meet()
 
     def main_only(self, function: Callable[P, Any]) -> Callable[P, Any]:
-        """`function` on rank 0; on the other ranks something that does nothing and returns None."""
+        """`function` on rank 0; on the other ranks, a function that does nothing and returns
+        None."""
         return function if self.rank == 0 else lambda *args, **kwargs: None
 
     def gather_rows(self, row: list[float]) -> Callable[[], Tensor]:
@@ -214,7 +215,7 @@ def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher says of this process. Without a launcher: one process, alone."""
+    """What the launcher states about this process. Without a launcher: a single process."""
 
     rank: int = 0
     world_size: int = 1

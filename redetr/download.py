@@ -127,7 +127,7 @@ def fetch(url: str, path: Path) -> Path:
     A name that ends in a hash, as `resnet50-0676ba61.pth` does, is held to it. If several
     processes on a machine need the file, one downloads it and the others wait. What a broken
     connection leaves in `path.part` is continued, at once and by later calls. Raises InputError
-    with the path where the file can be put by hand.
+    with the path where the user can put the file.
     """
     if path.exists():  # before anything is written: a cache may be read-only
         return require_hash(path, path.name)

@@ -173,14 +173,14 @@ def detect_share(
 
 
 def outputs_of(model: DetectionModel, batch: Batch) -> Outputs:
-    """The outputs of `model` for a batch; masks on demand are not computed yet."""
+    """The outputs of `model` for a batch; masks that are computed on demand are left out."""
     if model.masks_on_demand:
         return model(batch.images, batch.padding, all_masks=False)
     return model(batch.images, batch.padding)
 
 
 def _alone(model: DetectionModel) -> Dist:
-    """A world of this process."""
+    """A process group of this process alone."""
     return Dist(0, 1, next(model.parameters()).device)
 
 
@@ -357,7 +357,7 @@ def _names_suffice(names: Sequence[str], known: list[tuple[int, str]]) -> bool:
 
 
 def _first(classes: Sequence[tuple[int, str]]) -> str:
-    """The first classes, in words."""
+    """Describes the first classes."""
     described = [f"{name} ({category_id})" for category_id, name in classes[:_CLASSES_NAMED]]
     if len(classes) > _CLASSES_NAMED:
         described.append("...")

@@ -1,5 +1,4 @@
-"""What a run is at one moment: weights, their average, optimizer, position; how it is saved and
-resumed."""
+"""The state of a run: weights, their average, optimizer, position; how it is saved and resumed."""
 
 import shlex
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from redetr.optim import lr_factor
 from redetr.structures import DetectionModel
 from redetr.wording import counted
 
-# The settings that a resumed run may change; all others decide what is computed.
+# The settings that a resumed run may change; all others affect the result.
 _NO_AP = -1.0  # in older checkpoints, before the first evaluation
 _MAY_CHANGE = {
     "output",
@@ -65,7 +64,7 @@ UNRECORDED = "weights that the run did not record"  # of an earlier version
 
 @dataclass
 class State:
-    """All that a checkpoint holds and a resumed run needs.
+    """Everything that a checkpoint holds and a resumed run needs.
 
     The data order, augmentation and the learning rate are functions of the config and `step`;
     dropout is one of the rank as well.

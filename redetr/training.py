@@ -48,7 +48,7 @@ from redetr.step import Window, announce, receive, train_step
 from redetr.threads import use_threads
 from redetr.wording import counted, duration
 
-# Shows a run after an evaluation, given its state, the data that it was evaluated on, and its
+# Presents a run after an evaluation, given its state, the data that it was evaluated on, and its
 # folder. Returns what the user should know.
 AfterEvaluation = Callable[[State, DetectionDataset, Path], list[str]]
 
@@ -295,7 +295,7 @@ class _Run:
             yield [next(batches) for _ in range(config.accumulate)]
 
     def _step(self, model: DistributedDataParallel, step_input: _StepInput) -> bool:
-        """Takes an optimizer step, unless a rank has to stop; returns whether one has to."""
+        """Takes an optimizer step, unless a rank has to stop; returns whether any rank has to."""
         state, config = self.state, self.state.config
         batches, denominators, stopped = receive(
             step_input.window, self.criterion, self.dist, weights_dtype(self.dtype)

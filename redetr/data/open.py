@@ -1,4 +1,4 @@
-"""The data set that a name, a path or a hub address stands for."""
+"""Opens a data set by name, path or hub address."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -35,7 +35,7 @@ Norm = Literal["frozen_batch", "group", "sync_batch"]
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """Eight groups, or as many as divide both 8 and `channels`."""
+    """GroupNorm with eight groups, or with the most that divide both 8 and `channels`."""
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
@@ -60,7 +60,8 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
 
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does the work of `conv`, without bias, and `norm`."""
+    """Weight and bias of the single convolution that equals `conv`, without bias, followed by
+    `norm`."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # [C]
     bias = norm.bias - norm.running_mean * scale
     weight = conv.weight * scale[:, None, None, None]
@@ -68,7 +69,8 @@ def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def fuse_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
-    """Makes a frozen `norm` part of `conv`, for inference; returns what remains of the norm."""
+    """Folds a frozen `norm` into `conv`, for inference; returns the module that replaces the
+    norm."""
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm
     weight, bias = folded(conv, norm)
@@ -93,7 +95,7 @@ def _residual_block(x: Tensor, block: BasicBlock | Bottleneck) -> Tensor:
 def _chain(x: Tensor, layers: Iterable[nn.Module], recompute: bool = False) -> Tensor:
     """Runs torchvision's `layers` in turn, each convolution with the norm that follows it.
 
-    With `recompute`, blocks are computed twice in place of keeping their intermediates.
+    With `recompute`, blocks are computed twice instead of keeping their intermediates.
     """
     run = runner(recompute)
     layers = iter(layers)
@@ -122,11 +124,11 @@ class Backbone(nn.Module):
     `weights="imagenet"` loads torchvision's weights; None leaves random ones. `dilation` replaces
     the stride of the last stage by dilation (DC5).
 
-    With `norm="frozen_batch"`, nothing before stride 8 is trained, as in the original: filters that
-    serve any image, few weights, and the largest feature maps, which then need no gradient.
-    `norm="group"` uses GroupNorm in place of frozen BatchNorm and trains everything: the choice for
-    training from scratch. `norm="sync_batch"` trains BatchNorm with statistics over all ranks: GPUs
-    only, exact over ranks but not over accumulated micro-batches.
+    With `norm="frozen_batch"`, nothing before stride 8 is trained, as in the original: its filters
+    serve any image, it has few weights, and its feature maps are the largest, which then need no
+    gradient. `norm="group"` uses GroupNorm in place of frozen BatchNorm and trains everything: the
+    choice for training from scratch. `norm="sync_batch"` trains BatchNorm with statistics over all
+    ranks: GPUs only, exact over ranks but not over accumulated micro-batches.
 
     Raises InputError for an unknown name, or options that do not go together.
     """
@@ -181,7 +183,7 @@ class Backbone(nn.Module):
         return stages
 
     def _cut(self, last_stage: int) -> None:
-        """Removes what follows stage `last_stage` (an index of `_STRIDES`).
+        """Removes the layers after stage `last_stage` (an index of `_STRIDES`).
 
         It would be computed for nothing, and get no gradient.
         """

@@ -1,4 +1,4 @@
-"""The backbone that a name or three widths stand for."""
+"""Builds a backbone from a name or from three widths."""
 
 from redetr.errors import InputError
 from redetr.models.backbone import RESNETS, Backbone, Norm, TimmBackbone
