@@ -152,7 +152,7 @@ def test_a_split_of_crowds_is_an_error(shared_coco, tmp_path):
     assert fault.text.startswith(f"{count} objects, all of them crowds or difficult")
     assert "iscrowd" in fault.remedy
     assert report.figures()["val"]["objects"] == 0
-    with pytest.raises(InputError, match=f"{count} objects, all crowds"):
+    with pytest.raises(InputError, match=f"{count} objects, all of them crowds"):
         essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))
 
 

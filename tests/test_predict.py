@@ -852,7 +852,9 @@ def test_a_turned_photograph_is_told_until_it_is_one_picture_for_training_and_pr
         assert train.image(0).shape == as_image(path).mT.shape
         return
     for look in (faults, lambda: train.image(0)):
-        with pytest.raises(InputError, match=r"annotated as its EXIF tag turns it(:|\?) save it "):
+        with pytest.raises(
+            InputError, match=r"annotated as its EXIF tag rotates it(:|\?) save it "
+        ):
             look()
     page = (Path(__file__).parent.parent / "docs/your-data.md").read_text()
     scripts = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -434,7 +434,7 @@ def _format_faults(
     row = int(shown_by.argmax())
     count = int(shown_by.sum())
     file, where = objects.rows.locate(row)
-    text = f"{objects.quoted(row)} fits its outline or area only as {box_format} only"
+    text = f"{objects.quoted(row)} fits its outline or area only as {box_format}"
     remedy = f"write {objects.box_format}: boxes are {box_format}, as their outlines and areas say"
     return [Fault("error", f"format-{box_format}", file, where, text, remedy, count)]
 

@@ -155,7 +155,7 @@ TOOLS = {
         coco(bbox=[10, 10, 40, 30], area=600), "as xyxy only; write xywh"
     ),
     "corners beside an outline": Tool(
-        coco(bbox=BOX, segmentation=RECTANGLE), "fits its outline or area only as xyxy only"
+        coco(bbox=BOX, segmentation=RECTANGLE), "fits its outline or area only as xyxy"
     ),
     "CVAT, default split": Tool(
         coco("annotations/instances_default.json", "images/default", attributes={"rotation": 0.0}),
