@@ -2,6 +2,8 @@
 what would make this very file work."""
 
 import json
+import shutil
+import tarfile
 import unicodedata
 from pathlib import Path
 
@@ -330,6 +332,31 @@ def test_of_two_files_that_differ_in_capitals_none_is_a_guess(tmp_path):
     image(tmp_path, "images/Train/a.JPG")
     with pytest.raises(InputError, match=r"'images/train/a\.jpg' is not in"):
         open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("archives", [("train", "val"), ("images", "images")])
+def test_folders_in_archives(archives, coco):
+    """Both splits have images of the same names, and train has two that val has not."""
+    for split, archive in zip(("train", "val"), archives, strict=True):
+        file = coco / f"annotations/instances_{split}.json"
+        file.write_text(file.read_text().replace(f'"{split}-', '"'))
+        for path in (coco / split).iterdir():
+            path.rename(path.with_name(path.name.removeprefix(f"{split}-")))
+        with tarfile.open(coco / f"{archive}.tar", "a") as tar:
+            tar.add(coco / split, split)
+        shutil.rmtree(coco / split)
+    for split, archive, count in zip(("train", "val"), archives, (14, 10), strict=True):
+        dataset = open_dataset(coco, split)
+        paths = {str(dataset.path(i).parent.relative_to(coco)) for i in range(len(dataset))}
+        assert (len(dataset), paths) == (count, {f"{archive}.tar/{split}"})
+        assert f"'{archive}.tar/{split}/00.jpg' in" in " ".join(dataset.notes)
+
+
+def test_a_file_that_is_called_like_an_address_is_that_file(coco):
+    (coco / "train/train-00.jpg").rename(coco / "train/?d=1.jpg")
+    file = coco / TRAIN
+    file.write_text(file.read_text().replace("train-00.jpg", "?d=1.jpg"))
+    assert open_dataset(coco, "train").notes == ()
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,8 @@ def test_a_job_that_is_requeued(cluster, shared_coco, tmp_path, undisturbed):
 
 
 def test_a_job_whose_time_is_over(cluster, shared_coco, tmp_path, undisturbed):
-    job = submit(cluster, shared_coco, tmp_path, "--time=1", "--signal=B:USR1@30")
+    # Slurm may signal up to a minute early; where much else runs, a start takes half a minute.
+    job = submit(cluster, shared_coco, tmp_path, "--time=3", "--signal=B:USR1@60")
     job.assert_completed(least_restarts=1)
     assert_undisturbed(tmp_path, undisturbed)
 
@@ -134,7 +135,8 @@ def is_training(pid: str) -> bool:
 
 
 def test_a_job_whose_node_dies(cluster, shared_coco, tmp_path, undisturbed):
-    """All its processes are killed, those of Slurm too. Later, it is back."""
+    """All its processes are killed, those of Slurm too. Later, it is back. Slurm counts a restart,
+    and says why in the log only if the job is still running when it notices."""
     job = submit(cluster, shared_coco, tmp_path)
     job.wait_until_held()
     cluster.hosts["node2"].kill()
@@ -142,7 +144,6 @@ def test_a_job_whose_node_dies(cluster, shared_coco, tmp_path, undisturbed):
     cluster.start_node("node2")
     job.assert_completed(least_restarts=1)
     assert "redetr: rank 0 lost another rank" in job.said()
-    assert "DUE TO NODE FAILURE" in job.said()
     assert_undisturbed(tmp_path, undisturbed)
 
 

@@ -19,6 +19,7 @@ from redetr.data.relative_paths import path_inside
 
 _LOCAL_FILES = "?d="  # a path follows, in the addresses that Label Studio writes
 _QUOTES = "\"'"
+_OF_ALL_SPLITS = ("images", "data", "img")  # names of folders
 _XML = ".xml"
 _FLAGS = ("-1", "0", "1")  # in lists of a class: not on the image, only difficult ones, on it
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -65,6 +66,8 @@ def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
             files = _files_in(folder, inside, ends)
             if files.is_missing.sum() < best.is_missing.sum():
                 best = files
+    names_of_split = {folder.name for folder in folders} - {*_OF_ALL_SPLITS, best.folder.name}
+    _take_from_folders_of_archives(best, names_of_split)
     _take_same_names(best)
     return best
 
@@ -115,16 +118,20 @@ def _files_in(folder: Path, inside: list[str], ends: list[list[str]]) -> FoundFi
     """The files in a folder, by their paths `inside` it or, for paths with `ends`, by these."""
     listing = Listing(folder)
     names = []
+    from_ends = []
     for path, ends_of_text in zip(inside, ends, strict=True):
+        if path and path in listing:  # whatever the name looks like
+            ends_of_text = []
         name = "" if ends_of_text else path
         for end in ends_of_text:
             if end in listing:
                 name = end
                 break
         names.append(name)
+        from_ends.append(bool(ends_of_text))
     is_missing = np.array([name not in listing for name in names], bool)
     _take_from_archives(folder, names, is_missing)
-    is_foreign = np.array([bool(ends_of_text) for ends_of_text in ends], bool) & ~is_missing
+    is_foreign = np.array(from_ends, bool) & ~is_missing
     return FoundFiles(folder, names, is_foreign, is_missing)
 
 
@@ -145,6 +152,30 @@ def _take_from_archives(folder: Path, names: list[str], is_missing: np.ndarray) 
         if number >= 0:
             names[i] = f"{archives[number].name}/{names[i]}"
             is_missing[i] = False
+
+
+def _take_from_folders_of_archives(files: FoundFiles, names_of_split: set[str]) -> None:
+    """Finds files that are still missing in folders of the archives: `tar cf train.tar train` puts
+    all into one. Archives and folders in them that are called after the split come first, since
+    another split may have images of the same names; those in several folders stay missing."""
+    alike = "|".join(map(re.escape, names_of_split))
+    of_split = re.compile(rf"(^|/)({alike})([^a-z/][^/]*)?/", re.IGNORECASE)
+    wanted = {files.names[i] for i in np.flatnonzero(files.is_missing)}
+    paths_of: dict[str, list[str]] = {}
+    for archive in archives_in(files.folder) if wanted else []:
+        for path in open_archive(archive).names():
+            for end in inner_ends(path):
+                if end in wanted:
+                    paths_of.setdefault(end, []).append(f"{archive.name}/{path}")
+    in_split = {name: list(filter(of_split.search, paths)) for name, paths in paths_of.items()}
+    if any(in_split.values()):
+        paths_of = in_split
+    for i in np.flatnonzero(files.is_missing):
+        paths = paths_of.get(files.names[i], [])
+        if len(paths) == 1:
+            files.names[i] = paths[0]
+            files.is_missing[i] = False
+            files.is_foreign[i] = True
 
 
 def _ends(text: Any, folders: list[Path]) -> list[str]:
