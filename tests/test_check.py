@@ -423,6 +423,23 @@ def test_objects_that_grow_downwards_are_not_taken_for_corners():
         assert box_faults(annotations(boxes.tolist(), [(100, 100)], box_format=box_format)) == []
 
 
+def test_boxes_of_smaller_copies_are_told():
+    random = np.random.default_rng(5)
+    starts = random.uniform(0, 50, (80, 2))
+    boxes = np.concatenate([starts, starts + random.uniform(2, 10, (80, 2))], axis=1)
+    boxes[0] = [0, 0, 60, 60]
+
+    def codes_of(boxes: np.ndarray, box_format: str = "xywh") -> list[str]:
+        return codes(box_faults(annotations(boxes.tolist(), [(100, 100)], box_format=box_format)))
+
+    assert codes_of(boxes) == ["boxes-scaled"]
+    assert codes_of(boxes, "cxcywh") == []  # fractions have no scale
+    assert codes_of(boxes[:40]) == []  # too few to be sure
+    assert codes_of(boxes + 20) == []
+    boxes[1] = [50, 20, 90, 40]
+    assert codes_of(boxes) == []
+
+
 def test_large_objects_in_the_middle_are_not_taken_for_xyxy():
     assert (
         box_faults(annotations([[5, 5 + i, 90, 95] for i in range(0, 30, 3)], [(100, 100)])) == []

@@ -363,6 +363,23 @@ def test_heads_start_from_the_rows_of_their_class(tmp_path):
     assert "2 of 3 classes matched by name" in said and "query" not in said
 
 
+def test_what_is_not_taken_from_a_file_is_named(tmp_path):
+    """A mask head is left out; learned queries would make it another model."""
+    tensors = original_tensors(small("rtdetrv2_r18", masks=True))
+    del tensors["decoder.denoising_class_embed.weight"]
+    classes = ["class 0", "class 1", "class 2"]
+    path = saved(tensors, tmp_path / "model.pth")
+    said = start_from(read_weights(path), small("rtdetrv2_r18"), start_config(), classes)
+    assert said.endswith("; the mask head is left out: --masks takes it")
+
+    saved(tensors | {"decoder.tgt_embed.weight": torch.zeros(300, 32)}, path)
+    here = small("rtdetrv2_r18")
+    before = {name: tensor.clone() for name, tensor in here.state_dict().items()}
+    with pytest.raises(redetr.InputError, match=r"has 1 tensor that .* such as decoder\.tgt_embed"):
+        start_from(read_weights(path), here, start_config(), classes)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in here.state_dict().items())
+
+
 def test_the_backbone_starts_from_a_file_of_its_own(tmp_path):
     torch.manual_seed(3)
     backbone = PResNet("resnet18vd", width=16)

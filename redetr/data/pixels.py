@@ -4,7 +4,8 @@
 14 or 16 bits, or 0 to 1 for floats, whichever is the smallest that holds the values of the image.
 Where they leave these scales (negative, or more than 16 bits), or fill less than a quarter of one,
 the smallest value of the image becomes black and the largest one white. So 12 bits in a 16-bit file
-are not dark, and 28,000 to 32,000 of a thermal camera are not grey.
+are not dark, and 28,000 to 32,000 of a thermal camera are not grey. One pixel in ten thousand at
+either end does not count, and is clipped: a hot pixel would make the whole image dark.
 
 **Transparency.** Transparent pixels are shown over white, as in browsers: their own colour, which
 no viewer shows, is often arbitrary.
@@ -20,6 +21,7 @@ from PIL import Image, ImageFile
 
 _SCALES = (0xFF, 0x3FF, 0xFFF, 0x3FFF, 0xFFFF)  # the largest values of 8 to 16 bits
 _LEAST_FILLED = 0.25  # share of a scale
+_CLIPPED = 1e-4  # share of the values at each end that may exceed the scale
 _SAMPLED_SIDE = 256  # px: enough to see that pixels differ
 _FEW_PIXELS = 1e-3  # share of an image: dead pixels, or a frame around nothing
 _NEARLY_ONE = 3  # levels between which noise and JPEG move a plain surface
@@ -97,14 +99,25 @@ def scaled_to_8_bits(values: NDArray) -> NDArray[np.uint8]:
     finite = values if is_finite.all() else values[is_finite]
     if not finite.size:
         raise ValueError("no pixel is a finite number")
-    lowest = float(finite.min())
-    highest = float(finite.max())
+    lowest, highest = _extent(finite)
     is_float = np.issubdtype(values.dtype, np.floating)
     black, white = _range(lowest, highest, is_float)
     wide = values.astype(np.float64)
     wide[~is_finite] = black
     levels = (wide - black) * (255 / (white - black))
     return levels.round().clip(0, 255).astype(np.uint8)
+
+
+def _extent(values: NDArray) -> tuple[float, float]:
+    """The smallest and the largest value without the few most extreme ones, unless all others are
+    equal."""
+    num_clipped = int(_CLIPPED * values.size)
+    if num_clipped:
+        low, high = num_clipped, values.size - 1 - num_clipped
+        ordered = np.partition(values, (low, high), axis=None)
+        if ordered[low] < ordered[high]:
+            return float(ordered[low]), float(ordered[high])
+    return float(values.min()), float(values.max())
 
 
 def _range(lowest: float, highest: float, is_float: bool) -> tuple[float, float]:

@@ -4,6 +4,10 @@ every process, which share it.
 A store is a folder in the user's cache, named after the data set, the state of all files below it
 (paths, sizes, times of change) and the code of this package: what has changed is read again. It is
 written under another name and renamed, so each is whole or not there.
+
+A new store replaces those of earlier states, but not while a process has them open: its loader
+processes may yet open them by their path, and on a shared disk a file that another host removes is
+gone for those who have it mapped. So each process that has a store open locks its files.
 """
 
 import functools
@@ -12,6 +16,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -32,6 +37,11 @@ from redetr.files import (
     holds_run,
     write_json,
 )
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where nobody can remove an open file
+    fcntl = None  # type: ignore[assignment]
 
 # Images and objects from which on a data set is stored: fewer are read in a second.
 WORTH = 100_000
@@ -119,13 +129,13 @@ def load(store: Path) -> tuple[Annotations, str]:
     """The annotations in a store, mapped, and the sentence about them. Raises OSError, ValueError,
     KeyError or TypeError if it is not there or damaged."""
     about = json.loads((store / "about.json").read_bytes())
-    columns = {}
+    columns: dict[str, Any] = {}
     for name in _COLUMNS:
-        columns[name] = np.load(store / f"{name}.npy", mmap_mode="r")
+        columns[name] = _mapped(store / f"{name}.npy")
     masks: Masks | None = None
     if about["masks"]:
         kind, names = _MASK_KINDS[about["masks"]]
-        parts = {name: np.load(store / f"{name}.npy", mmap_mode="r") for name in names}
+        parts: dict[str, Any] = {name: _mapped(store / f"{name}.npy") for name in names}
         if about["masks_folder"]:
             parts["folder"] = Path(about["masks_folder"])
         masks = kind(**parts)
@@ -153,6 +163,21 @@ def load(store: Path) -> tuple[Annotations, str]:
     if masks is not None and not masks.is_whole(num_objects):
         raise ValueError(f"{store}: columns of different lengths")
     return annotations, about["note"]
+
+
+def _mapped(file: Path) -> np.ndarray:
+    """The array in a file, mapped. As long as it is in memory, nobody removes the file's store."""
+    lock = os.open(file, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # a disk without locks
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        array = np.load(file, mmap_mode="r")
+    except BaseException:
+        os.close(lock)
+        raise
+    weakref.finalize(array, os.close, lock)
+    return array
 
 
 def reopened(store: Path, faults: list[Fault]) -> Annotations:
@@ -268,7 +293,28 @@ def _write(folder: Path, annotations: Annotations, note: str) -> None:
 
 
 def _remove_others(store: Path) -> None:
-    """Removes stores of earlier states of the same data; who has one open keeps it."""
+    """Removes stores of earlier states of the same data that nobody has open."""
     for other in store.parent.iterdir():
-        if other != store and not other.name.startswith(UNFINISHED):
-            shutil.rmtree(other, ignore_errors=True)
+        if other == store or other.name.startswith(UNFINISHED) or _is_open(other):
+            continue
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_open(store: Path) -> bool:
+    """Whether any process has a store open."""
+    return any(_is_locked(file) for file in store.glob("*.npy"))
+
+
+def _is_locked(file: Path) -> bool:
+    if fcntl is None:
+        return False
+    opened = os.open(file, os.O_RDWR)  # shared disks lock no file that is open for reading alone
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a disk without locks
+        return False
+    finally:
+        os.close(opened)
+    return False

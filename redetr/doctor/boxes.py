@@ -25,6 +25,8 @@ _SAME_IOU = 0.99
 _MANY_IGNORED = 0.8  # share of the objects: no data set marks so many on purpose
 _WHOLE = 0.98  # of each side of an image
 _NEARLY_ALL = 0.9
+_REACHED = 2 / 3  # of the sides of images by boxes that were drawn on smaller copies, at most
+_ANYWHERE = 50  # boxes that are in all parts of their images, if those are theirs
 _SURE = 10  # boxes all on one side: by chance in one of 2**10 data sets
 
 
@@ -109,7 +111,27 @@ def _formats(a: Annotations) -> list[Fault]:
     faults = _fractions(a, sizes)
     if not any(fault.code.startswith("format-") for fault in a.faults):  # reported by the reader
         faults += _two_corners(a, sizes, outside) or _lopsided(a, sizes, outside > 0)
-    return faults
+    return faults or _upper_left(a, sizes)
+
+
+def _upper_left(a: Annotations, sizes: np.ndarray) -> list[Fault]:
+    """A warning if many boxes in pixels begin at the upper left corners of their images, and none
+    of them reaches the other sides: they may be those of smaller copies."""
+    if a.box_format == "cxcywh" or len(a.boxes) < _ANYWHERE:
+        return []
+    nearest = (a.boxes[:, :2] / sizes).min(0)
+    farthest = (a.boxes[:, 2:] / sizes).max(0)
+    if (nearest > 0.1).any() or (farthest > _REACHED).any():
+        return []
+    if len(np.unique(a.boxes, axis=0)) < _ANYWHERE:  # one box many times is nowhere else
+        return []
+    width, height = farthest.tolist()
+    text = (
+        f"all {len(a.boxes):,} boxes lie in the upper left {width:.0%} x {height:.0%} of their "
+        "images: were they drawn on smaller copies?"
+    )
+    remedy = "look at the page of --report: put back the images that were annotated, or scale boxes"
+    return [Fault("warning", "boxes-scaled", a.source, "", text, remedy)]
 
 
 def _fractions(a: Annotations, sizes: np.ndarray) -> list[Fault]:

@@ -128,6 +128,7 @@ def start_from(
         "query_embed.": [(row, row) for row in range(num_queries)],
     }
     tensors = _for_channels(weights.tensors, model)
+    left_out = _left_out(weights.path, tensors.keys() - state.keys())
     filled = _copy(replace(weights, tensors=tensors), state, by_row)
     names = {name for name in state if name in weights.tensors or not _is_counter(name)}
     notes = [f"loaded {filled} of {len(names)} tensors from {weights.path}"]
@@ -135,6 +136,7 @@ def start_from(
     if num_queries < model.num_queries:
         notes.append(f"query_embed: {num_queries} of {model.num_queries} loaded")
     notes += _missing(names - weights.tensors.keys())
+    notes += left_out
     return "; ".join(notes)
 
 
@@ -155,6 +157,23 @@ def _of_classes(num_shared: int, here: int, there: int) -> list[str]:
         share = f"{num_shared} of {counted(here, 'class', 'classes')}"
         return [f"class_embed: {share} matched by name, the rest re-initialised"]
     return []
+
+
+def _left_out(path: Path, names: set[str]) -> list[str]:
+    """A note on the mask head, if it is among these names, which the model does not have. Raises
+    InputError for anything else that was learned."""
+    has_masks = False
+    unknown = []
+    for name in names:
+        if name.startswith(panoptic.HEADS):
+            has_masks = True
+        elif not is_for_denoising(name) and not _is_counter(name):
+            unknown.append(name)
+    if unknown:
+        tensors = counted(len(unknown), "tensor")
+        text = f"has {tensors} that this model does not have, such as {min(unknown)}"
+        raise InputError(text, where=path)
+    return ["the mask head is left out: --masks takes it"] if has_masks else []
 
 
 def _missing(names: set[str]) -> list[str]:

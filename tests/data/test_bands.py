@@ -90,9 +90,13 @@ def test_pages_that_are_not_read_are_reported(tmp_path, capsys):
         writer.write(FIVE[::2, ::2].copy(), subfiletype=1, **options)
     assert read_header(pyramid).frames == 1
     data = five_channel_data(tmp_path / "data", as_stack)
-    main(["check", str(data)])
-    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "holds 2 images; only the first is read: save the others as files" in said
+    main(["check", str(data), "--json"])
+    faults_by_code = {}
+    for fault in json.loads(capsys.readouterr().out)["faults"]:
+        faults_by_code[fault["code"]] = fault
+    many_pages = faults_by_code["image-frames"]
+    assert many_pages["text"] == "holds 2 images"
+    assert many_pages["remedy"].startswith("only the first is read: save the others as files")
     faults = []
     (tmp_path / "broken.tif").write_bytes(b"II*")
     sources = find_sources([str(data / "val"), str(tmp_path)], faults)

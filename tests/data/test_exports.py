@@ -66,10 +66,10 @@ def voc(inside: str = BNDBOX) -> str:
     return f"<annotation><filename>a.jpg</filename>{size}{thing}</annotation>"
 
 
-def labelme() -> dict[str, Any]:
+def labelme(name: str = "a.jpg") -> dict[str, Any]:
     shape = {"label": "cat", "points": [[24, 16], [60, 48]], "shape_type": "rectangle"}
     size = {"imageHeight": HEIGHT, "imageWidth": WIDTH}
-    return {"shapes": [shape], "imagePath": "..\\images\\a.jpg", "imageData": None} | size
+    return {"shapes": [shape], "imagePath": f"..\\images\\{name}", "imageData": None} | size
 
 
 def coco_document(name: str = "a.jpg", **size: Any) -> dict[str, Any]:
@@ -206,6 +206,9 @@ READ: dict[str, Write] = {
     ),
     "LVIS": files(
         "train/a.jpg", {"annotations/lvis_v1_train.json": lvis("http://a.org/train2017/a.jpg")}
+    ),
+    "LabelMe, called like a split": files(
+        "images/train_1.jpg", {"annotations/train_1.json": labelme("train_1.jpg")}
     ),
     "LabelMe, JSON apart": files("images/a.jpg", {"annotations/a.json": labelme()}),
 }  # fmt: skip
@@ -559,6 +562,23 @@ def test_labels_in_another_folder(tmp_path):
     words = "no image of train has a label file; Annotations/train/a.txt may be one: move"
     with pytest.raises(InputError, match=words):
         open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        ("cat\n", ""),
+        ("dog\n", "class 0 is 'dog' here, and 'cat' in the YAML file"),
+        ("cat\ndog\n", "lists 2 classes, and the YAML file 1"),
+    ],
+)
+def test_a_list_of_other_classes_beside_the_yaml_file(tmp_path, listed, words):
+    """Label Studio writes it in alphabetical order: another one would exchange classes."""
+    yolo(f"0 {FRACTIONS}")(tmp_path)
+    text(tmp_path, "classes.txt", listed)
+    faults = read_annotations(tmp_path, "train").faults
+    assert [fault.code for fault in faults] == ["classes-differ"] * bool(words)
+    assert words in "".join(fault.text for fault in faults)
 
 
 def test_number_of_names(tmp_path):

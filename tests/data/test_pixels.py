@@ -158,6 +158,25 @@ def test_the_rule():
         scaled_to_8_bits(np.array([np.nan]))
 
 
+def test_hot_and_dead_pixels_do_not_choose_the_scale():
+    values = np.full((100, 200), 1000, np.uint16)
+    values[:50] = 4000
+    values[0, 0] = 65_535  # one in 20,000
+    levels = scaled_to_8_bits(values)
+    assert [levels[0, 0], levels[0, 1], levels[99, 0]] == [255, 249, 62]  # of 4,095
+    values[0, :5] = 65_535
+    assert scaled_to_8_bits(values)[99, 0] == 4  # one in 4,000 may be an object
+    celsius = np.linspace(20, 40, 20_000)
+    celsius[7] = -273
+    assert np.abs(scaled_to_8_bits(celsius) - np.linspace(0, 255, 20_000))[8:].max() < 0.6
+
+
+def test_what_few_pixels_show_on_a_plain_ground_is_kept():
+    values = np.zeros((200, 200), np.uint16)
+    values[3, 4] = 4000
+    assert scaled_to_8_bits(values)[3, 4] == 249
+
+
 def test_pixels_without_a_value_do_not_count(tmp_path):
     """Elevation models state a number that means none."""
     metres = 200 + GREY.astype(np.float32)

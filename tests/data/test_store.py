@@ -91,6 +91,21 @@ def test_is_read_again_after_a_change(root, kind, monkeypatch):
     assert open_dataset(root, "train").annotations.stored != after
 
 
+def test_a_store_that_is_open_is_kept(root):
+    """A loader process of a run that goes on may open it by its path, on another host too."""
+    dataset = open_dataset(root, "train")
+    store_of_the_run = dataset.annotations.stored
+    sent = pickle.dumps(dataset.annotations)
+    CHANGES["a new file"](root)
+    changed = open_dataset(root, "train").annotations.stored
+    assert changed != store_of_the_run
+    assert_same(pickle.loads(sent), dataset.annotations)
+    del dataset
+    CHANGES["annotations"](root)
+    open_dataset(root, "train")
+    assert not store_of_the_run.exists()
+
+
 def test_a_run_inside_the_data_folder_is_no_data(root):
     before = store.stamp_of(root)
     faults = essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))

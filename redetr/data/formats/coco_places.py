@@ -21,6 +21,7 @@ SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 _MOST_NAMES = 3  # of JSON files in a message
 _ROW_KEYS = (b'"file_name"', b'"image_id"', b'"category_id"')  # of images and annotations
+_LABELME = re.compile(rb'"shapes"\s*:\s*\[|"imageData"\s*:')  # keys, and no names of classes
 _HEAD = 2**16  # bytes of a file that show its format
 _MOST_FILES = 20  # a folder with more JSON files is not searched
 
@@ -95,8 +96,11 @@ def _files(root: Path, split: Split) -> list[Path]:
         f"(?i:instances_({alike})([^a-z].*)?)",
         f"(?i:({alike})([^a-z].*)?)",
     ):
-        matching = [folder / name for name in names if re.fullmatch(rf"{pattern}\.json", name)]
-        matching = [file for file in matching if not is_datumaro(first_bytes(file, _HEAD))]
+        matching = []
+        for name in names:
+            is_named = re.fullmatch(rf"{pattern}\.json", name) is not None
+            if is_named and not _is_of_another_tool(first_bytes(folder / name, _HEAD)):
+                matching.append(folder / name)
         if matching:
             return matching
     split_folders = [root / name for name in SPLIT_FOLDERS[split]]
@@ -110,6 +114,11 @@ def _files(root: Path, split: Split) -> list[Path]:
         if file.is_file():
             return [file]
     return []
+
+
+def _is_of_another_tool(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is Datumaro's, or LabelMe's of a single image."""
+    return is_datumaro(head) or _LABELME.search(head) is not None
 
 
 def _other_files(root: Path, split: Split) -> list[Path]:

@@ -6,10 +6,12 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
+from redetr.data.annotations import Fault
 from redetr.data.formats.listing import first_below
 from redetr.data.formats.paths import Listing, read_lines
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.errors import InputError
+from redetr.wording import counted
 
 _SETTINGS = "obj.data"
 _NAMES = ("classes.txt", "obj.names", "labels/classes.txt", "train/_darknet.labels")
@@ -86,6 +88,23 @@ def _names(file: Path) -> list[str]:
         remedy = "write one class name per line"
         raise InputError("holds no class names, or empty lines", where=file, remedy=remedy)
     return names
+
+
+def other_names(root: Path, names: list[str]) -> Fault | None:
+    """A warning if a file of names beside a `data.yaml` lists other classes than the `names` of
+    that, or in another order."""
+    for file in [root / name for name in _NAMES]:
+        listed = [name for name in read_lines(file) if name] if file.is_file() else names
+        if listed == names:
+            continue
+        text = f"lists {counted(len(listed), 'class', 'classes')}, and the YAML file {len(names)}"
+        for number, (name, other) in enumerate(zip(names, listed, strict=False)):
+            if name != other:
+                text = f"class {number} is {other!r} here, and {name!r} in the YAML file"
+                break
+        remedy = "the YAML file is taken: see whether classes are right on the page of --report"
+        return Fault("warning", "classes-differ", file, "", text, remedy)
+    return None
 
 
 def _folders(root: Path) -> dict[str, str]:

@@ -31,7 +31,13 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
-from redetr.data.formats.darknet import darknet_config, darknet_file, data_root, is_darknet
+from redetr.data.formats.darknet import (
+    darknet_config,
+    darknet_file,
+    data_root,
+    is_darknet,
+    other_names,
+)
 from redetr.data.formats.labels import label_elsewhere, label_faults, label_names
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import read_file, read_sizes
@@ -111,7 +117,7 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
     key_points = None if has_outlines else _key_points(file, config)
     if config.get("task") == "obb":
         masks = None
-    faults += _count_faults(file, config, classes)
+    faults += _class_faults(file, config, classes)
     lines = Lines(label_files, key_points, masks)
     if not lines.any_file:
         text = f"no image of {split} has a label file"
@@ -213,14 +219,23 @@ def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
     return dict(sorted(classes))
 
 
-def _count_faults(file: Path, config: dict[str, Any], classes: dict[int, str]) -> list[Fault]:
-    """A warning if `nc` is another number than there are names."""
+def _class_faults(file: Path, config: dict[str, Any], classes: dict[int, str]) -> list[Fault]:
+    """Warnings if `nc` is another number than there are names, and if a list of names beside the
+    file has others."""
+    faults = []
     stated = config.get("nc")
-    if not isinstance(stated, str) or not stated.isdecimal() or int(stated[:9]) == len(classes):
-        return []
-    text = f"nc: {stated[:9]}, but names has {counted(len(classes), 'class', 'classes')}"
-    remedy = "the names are used: check whether one is missing or was split"
-    return [Fault("warning", "classes-differ", file, "", text, remedy)]
+    if not isinstance(stated, str) or not stated.isdecimal():
+        stated = ""
+    if stated and int(stated[:9]) != len(classes):
+        text = f"nc: {stated[:9]}, but names has {counted(len(classes), 'class', 'classes')}"
+        remedy = "the names are used: check whether one is missing or was split"
+        faults.append(Fault("warning", "classes-differ", file, "", text, remedy))
+    is_numbered_from_0 = list(classes) == list(range(len(classes)))
+    if is_numbered_from_0 and not is_darknet(file):
+        other = other_names(data_root(file), list(classes.values()))
+        if other is not None:
+            faults.append(other)
+    return faults
 
 
 def _key_points(file: Path, config: dict[str, Any]) -> KeyPoints | None:
