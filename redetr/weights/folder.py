@@ -130,8 +130,9 @@ def size_when_stretched(folder: Path) -> ImageSize:
     if not file.is_file():
         return 0
     processor = read_config(file)
-    _require(file, processor, _PREPARATION | {"do_normalize": False})
+    _require(file, processor, _PREPARATION)
     _require_numbers(file, processor, {})
+    _require_no_normalization(file, processor)
     size = processor.get("size")
     if size is None:
         return 0
@@ -166,6 +167,16 @@ def _require_numbers(file: Path, processor: dict[str, Any], supported: dict[str,
         given = processor.get(name)
         if given is not None and not _is_close(given, value):
             raise _refused(file, name, given, value)
+
+
+def _require_no_normalization(file: Path, processor: dict[str, Any]) -> None:
+    """Raises InputError for pixels that are not left in [0, 1]; a mean of 0 and a deviation of 1,
+    as PaddleDetection writes them, leave them so."""
+    if not processor.get("do_normalize"):
+        return
+    for name, neutral in (("image_mean", 0.0), ("image_std", 1.0)):
+        if not _is_close(processor.get(name), (neutral,) * 3):
+            raise _refused(file, "do_normalize", True, False)
 
 
 def _is_close(given: Any, value: Any) -> bool:

@@ -115,13 +115,15 @@ def test_images_are_stretched_to_the_size_of_the_folder(rtdetr_folder, tmp_path)
     assert detector.image_size == (96, 160)
     (folder / "preprocessor_config.json").write_text('{"size": {"height": 480, "width": 480}}')
     assert redetr.load(folder, device="cpu").image_size == 480
-    (folder / "preprocessor_config.json").write_text("{}")
+    neutral = {"do_normalize": True, "image_mean": [0.0, 0, 0], "image_std": [1.0, 1, 1]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(neutral))
     assert redetr.load(folder, device="cpu").image_size == 640
 
 
 NO_SQUARE = ": this model needs a height and a width"
 STRETCHED_REFUSED = {
     "normalised": ({"do_normalize": True}, "do_normalize is True: this model needs False"),
+    "mean": ({"do_normalize": True, "image_mean": [0.0, 0, 0]}, "do_normalize is True"),
     "values": ({"do_rescale": False}, "do_rescale is False: this model needs True"),
     "factor": ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.00784"),
     "filter": ({"resample": 3}, "resample is 3: this model needs 2"),
