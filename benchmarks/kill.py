@@ -47,7 +47,23 @@ MOMENTS = ("set-up", "step", "evaluation")
 RANKS = 2
 
 
-def start_ranks(arguments: list[str], count: int = RANKS) -> list[subprocess.Popen]:
+class Rank(subprocess.Popen):
+    """A process whose standard error goes to a file: a pipe that nobody reads fills up, and then
+    stops the process."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open until the process has ended)
+        super().__init__(command, env=environment, stdout=subprocess.DEVNULL, stderr=self._errors)
+
+    def end(self) -> str:
+        """Waits for the end of the process; returns what it wrote to standard error."""
+        self.wait()
+        with self._errors as file:
+            file.seek(0)
+            return file.read()
+
+
+def start_ranks(arguments: list[str], count: int = RANKS) -> list[Rank]:
     """`redetr` with these arguments in as many processes, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -57,21 +73,15 @@ def start_ranks(arguments: list[str], count: int = RANKS) -> list[subprocess.Pop
     ranks = []
     for rank in range(count):
         added = shared | {"RANK": rank, "LOCAL_RANK": rank}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "redetr", *arguments],
-            env=os.environ | {name: str(value) for name, value in added.items()},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        ranks.append(process)
+        environment = os.environ | {name: str(value) for name, value in added.items()}
+        ranks.append(Rank([sys.executable, "-m", "redetr", *arguments], environment))
     return ranks
 
 
-def finish(ranks: list[subprocess.Popen]) -> None:
+def finish(ranks: list[Rank]) -> None:
     """Waits until a run has ended well."""
     for process in ranks:
-        _, errors = process.communicate()
+        errors = process.end()
         if process.returncode:
             raise SystemExit(f"a run failed with exit code {process.returncode}:\n{errors}")
 
@@ -83,17 +93,17 @@ def last_line(folder: Path) -> dict[str, Any]:
     return json.loads(lines[-1]) if lines else {"step": 0}
 
 
-def wait_for(folder: Path, ranks: list[subprocess.Popen], step: int) -> None:
+def wait_for(folder: Path, ranks: list[Rank], step: int) -> None:
     """Until the run has logged `step`, or has ended."""
     while last_line(folder)["step"] < step and ranks[0].poll() is None:
         time.sleep(0.01)
 
 
-def kill(ranks: list[subprocess.Popen], victim: int) -> None:
+def kill(ranks: list[Rank], victim: int) -> None:
     """Kills one rank, and waits until the others have ended by themselves."""
     ranks[victim].kill()
     for process in ranks:
-        process.communicate()
+        process.end()
 
 
 def arguments_of(case: str, folder: Path) -> list[str]:

@@ -14,7 +14,6 @@ import argparse
 import os
 import random
 import signal
-import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from typing import Any
 
 from kill import (
     SMALL,
+    Rank,
     curve,
     finish,
     last_line,
@@ -59,7 +59,7 @@ def steps_per_s(folder: Path) -> float:
     return rate
 
 
-def memory_mb(process: subprocess.Popen) -> float:
+def memory_mb(process: Rank) -> float:
     """What a process holds; 0 once it has ended."""
     status = Path(f"/proc/{process.pid}/status")
     try:
@@ -83,7 +83,7 @@ def undisturbed(arguments: list[str]) -> list[float]:
     return [sample for sample in samples if sample]
 
 
-def loaders_of(process: subprocess.Popen) -> list[int]:
+def loaders_of(process: Rank) -> list[int]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     loaders = []
     for child in children:
@@ -92,7 +92,7 @@ def loaders_of(process: subprocess.Popen) -> list[int]:
     return loaders
 
 
-def disturb(ranks: list[subprocess.Popen], what: str, chance: random.Random) -> None:
+def disturb(ranks: list[Rank], what: str, chance: random.Random) -> None:
     """Does it to one rank, or to all where a terminal or a batch system would."""
     victim = chance.choice(ranks)
     if what == "rank killed":
@@ -123,7 +123,7 @@ def disturbed(arguments: list[str], every_s: float, chance: random.Random) -> li
             return events
         disturb(ranks, what, chance)
         started = time.monotonic()
-        errors = [process.communicate()[1] for process in ranks]
+        errors = [process.end() for process in ranks]
         events.append(
             {
                 "what": what,

@@ -61,7 +61,7 @@ def iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     boxes1 = _bounded(boxes1)
     boxes2 = _bounded(boxes2)
 
-    # Each coordinate by itself, [...]: on a CPU several times faster than intermediates [..., 2].
+    # One coordinate at a time, [...]: several times faster on a CPU than intermediates [..., 2].
     left1, top1, right1, bottom1 = boxes1.unbind(-1)
     left2, top2, right2, bottom2 = boxes2.unbind(-1)
 

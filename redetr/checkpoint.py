@@ -45,7 +45,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | 
         except InputError as error:
             notes.append(str(error))
     if notes:
-        text = f"no whole checkpoint to resume from: {'; '.join(notes)}"
+        text = f"no intact checkpoint to resume from: {'; '.join(notes)}"
         raise InputError(text, where=folder)
     return None
 
@@ -67,13 +67,13 @@ def save_weights(path: Path, weights: dict[str, torch.Tensor], about: dict[str, 
 
 @contextmanager
 def _explaining_full_disk(path: Path) -> Iterator[None]:
-    """Around the writers of PyTorch and safetensors, whose errors name neither the file nor the
-    cause."""
+    """Names the file and the likely cause, as the errors of PyTorch's and safetensors' writers do
+    not."""
     try:
         yield
     except (RuntimeError, safetensors.SafetensorError) as error:
         free = shutil.disk_usage(path.parent).free / 1e6
-        text = f"cannot be written ({free:.0f} MB are free there); what was there before is kept"
+        text = f"cannot be written ({free:.0f} MB are free there); the previous file is kept"
         raise InputError(text, where=path) from error
 
 
@@ -91,8 +91,9 @@ def read_torch(path: Path) -> Any:
         with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    # All kinds, around calls of libraries alone: a damaged or foreign pickle makes the unpickler
-    # raise whatever its instructions lead to, and a damaged zip file is little better.
+    # Any exception, because only library calls can raise here: a damaged or foreign pickle makes
+    # the unpickler raise whatever its instructions lead to, and a damaged zip file is little
+    # better.
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -100,10 +101,10 @@ def read_torch(path: Path) -> Any:
 def _unreadable(path: Path, error: Exception) -> InputError:
     """Why `torch.load` has refused a file."""
     if path.suffix in _EXPORTED:
-        text = "an exported file, which the scripts in examples/export run"
+        text = "an exported file: run it with the scripts in examples/export"
         return InputError(text, where=path, remedy=_REMEDY)
     if isinstance(error, pickle.UnpicklingError):  # PyTorch's advice here is to load it unsafely
-        reason = "torch.save has not written it, or it holds more than tensors and plain values"
+        reason = "torch.save did not write it, or it holds more than tensors and plain values"
         text = f"not a checkpoint that can be read safely ({reason})"
         return InputError(text, where=path, remedy=_REMEDY)
     message = str(error).strip() or type(error).__name__
@@ -113,14 +114,14 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _require_zip_whole(path: Path) -> None:
-    """Raises ValueError for a zip file with a wrong checksum, at which `torch.load` does not look,
-    and for a packed one, which may be far larger than it seems."""
+    """Raises ValueError for a zip file with a wrong checksum, which `torch.load` does not check,
+    and for a compressed one, which may be far larger than it seems."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError(
-                "it is packed, which torch.save does not do, and may be far larger than it seems"
+                "it is compressed, which torch.save never does, and may be far larger than it seems"
             )
         damaged = archive.testzip()
     if damaged:

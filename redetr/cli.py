@@ -19,38 +19,37 @@ from redetr.threads import wait_politely
 USAGE = """redetr: DETR you can read in an afternoon and trust on any number of GPUs
 
   redetr demo                                   train on handwritten digits for a few minutes
-  redetr train RECIPE --data PATH --output DIR  train on digits, crowns or your own folder of images
-  redetr evaluate CHECKPOINT [--report DIR]     COCO numbers, AP per class; a page of errors
-  redetr predict CHECKPOINT SOURCE...           detect in images, folders, videos, URLs
-  redetr explain CHECKPOINT IMAGE               pages that show where the model looked, and its loss
-  redetr app CHECKPOINT                         a page to drop images on, and an HTTP endpoint
-  redetr check PATH [--report DIR]              what would spoil training, before it does
-  redetr convert FOLDER NEW --to FORMAT         write the same data set as coco, yolo or voc
-  redetr export CHECKPOINT --format FORMAT      ONNX, OpenVINO, torch.export; compared with PyTorch
-  redetr push OWNER/NAME CHECKPOINT             share it on the Hugging Face hub, with a model card
-  redetr models                                 list the models: size, cost, measured results
-  redetr verify [RECIPE] [flags of train]       prove that many GPUs give the gradients of one
-  redetr completion SHELL                       tab completion for bash, zsh and fish
+  redetr check PATH [--report DIR]              find faults in a data set before training does
+  redetr train RECIPE --data PATH --output DIR  train on your own images, or on digits or crowns
+  redetr evaluate CHECKPOINT [--report DIR]     measure AP; write a report on the mistakes
+  redetr predict CHECKPOINT SOURCE...           detect objects in images, folders, videos, URLs
+  redetr explain CHECKPOINT IMAGE               show where the model looked, and how its loss arises
+  redetr app CHECKPOINT                         serve a web page for your images, and an HTTP API
+  redetr convert FOLDER NEW --to FORMAT         write a data set as coco, yolo or voc
+  redetr export CHECKPOINT --format FORMAT      export to ONNX, OpenVINO and others; check the AP
+  redetr push OWNER/NAME CHECKPOINT             share a model on the Hugging Face hub
+  redetr models                                 list the models with their size, cost and results
+  redetr verify [RECIPE] [flags of train]       prove that many GPUs compute the gradient of one
+  redetr completion SHELL                       print tab completion for bash, zsh or fish
 
-redetr COMMAND --help lists the flags, redetr train the recipes; --json prints JSON where
-supported; redetr --version prints the version.
+redetr COMMAND --help lists the flags of a command, redetr train lists the recipes.
+--json prints JSON where supported; redetr --version prints the version.
 Several GPUs: torchrun --nproc-per-node 8 -m redetr train RECIPE ...
 """
 
 
 def parse_command(arguments: list[str]) -> Any:
-    """The command with its settings, ready to `run()`. Exits with 2 for what cannot be
-    understood."""
+    """The command with its settings, ready to `run()`. Exits with 2 if it cannot be parsed."""
     command, *rest = arguments
     if command not in COMMANDS:
-        ERRORS.print(f"redetr: unknown command {command!r}: choose {', '.join(COMMANDS)}")
+        ERRORS.print(f"redetr: unknown command {command!r}: choose from {', '.join(COMMANDS)}")
         raise SystemExit(2)
     return import_module(f"redetr.commands.{command}").parse(args=rest)
 
 
 def quiet_dependencies() -> None:
-    """Keeps messages for developers off the terminal of users: the deprecations of dependencies,
-    and the C++ log of PyTorch, whose stack traces would bury the one line on what is wrong.
+    """Keeps messages for developers off the user's terminal: deprecation warnings of dependencies,
+    and PyTorch's C++ log, whose stack traces would bury the one line that says what is wrong.
 
     Call it before PyTorch is imported. TORCH_CPP_LOG_LEVEL in the environment wins.
     """
@@ -60,7 +59,7 @@ def quiet_dependencies() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line; ends the process with the exit code of the error, if there is one."""
+    """Runs the command line. If there is an error, ends the process with its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in HELP:
         print(USAGE, end="")

@@ -1,8 +1,8 @@
 """The settings of a training run.
 
 `TrainConfig` is what a user asks for: a recipe fills it, flags override it, and it may leave
-choices open. `Settings` is what a run does, with every choice made; `TrainConfig.resolved` makes
-the one from the other, once the data and the model are known.
+choices open. `Settings` is what a run does, with every choice made. `TrainConfig.resolved` turns
+the first into the second, once the data and the model are known.
 """
 
 import json
@@ -43,40 +43,41 @@ class ModelOptions:
     """The model, its starting weights, and its computation."""
 
     model: str = "redetr_n"
-    """Name of the model, see `redetr models`."""
+    """Name of the model: see `redetr models`."""
     num_queries: int | None = None
-    """Most objects the model can find in an image; default of the fast variants: twice the most in
-    a training image."""
+    """Number of queries, the most objects that the model can detect in an image; default of the
+    fast variants: twice the most in any training image."""
     model_options: tuple[str, ...] = ()
     """Options of the model as name=value, such as num_queries=300."""
     weights: str | None = None
-    """Where to start: imagenet (the backbone alone), none, or a checkpoint, run folder,
-    Transformers folder or hub name (fine-tuning), or a file of a backbone's weights."""
+    """Weights to start from: imagenet (backbone only), none, a checkpoint, run folder, Transformers
+    folder or hub name (fine-tuning), or a file of backbone weights."""
     freeze: tuple[str, ...] = ()
-    """Parts of the model that are not trained, such as backbone or encoder."""
+    """Parts of the model to freeze, such as backbone or encoder."""
     denoising: int = 0
-    """Groups of noisy queries, which learn to find the objects they start from; 0 = none. RT-DETR
-    and D-FINE only; each group takes two queries per object, while training."""
+    """Groups of denoising queries, which start from noisy objects and learn to recover them; 0 =
+    none. RT-DETR and D-FINE only; each group adds two queries per object in training."""
     masks: bool = False
-    """Also train on instance masks: adds a mask head to the model, and reads masks from the
-    data."""
+    """Also train on instance masks: add a mask head to the model, and read masks from the data."""
     precision: Precision = "auto"
-    """auto = bf16 (autocast) where it is faster, on a CPU by a short trial; fp64 is for proofs."""
+    """auto = bf16 (autocast) where it is faster, which a short trial decides on a CPU; fp64 is for
+    proofs."""
     recompute: bool = False
-    """Less memory for large images: blocks of the backbone and the encoder are computed twice."""
+    """Save memory with large images: compute the blocks of the backbone and the encoder twice
+    (activation checkpointing)."""
     compile: bool = False
-    """Compile the model with torch.compile: minutes at first, then faster steps; dropout
+    """Compile the model with torch.compile: takes minutes at first, then steps are faster; dropout
     masks differ."""
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The images of a run, and their augmentation."""
+    """The images and their augmentation."""
 
     data: str = "digits"
-    """digits, crowns, a folder (COCO, YOLO, Pascal VOC, LabelMe, CVAT, VIA or Datumaro format, or
-    label images; tar archives of these), an https:// address of archives, or hf:NAME for what
-    Hugging Face `datasets` reads."""
+    """digits, crowns, a folder (COCO, YOLO, Pascal VOC, LabelMe, CVAT, VIA or Datumaro format,
+    label images, or tar archives), an https:// address of archives, or hf:NAME for a data set of
+    Hugging Face `datasets`."""
     channels: int | None = None
     """Bands of the images; default: all bands of .npy files and of TIFF files that need the extra
     tiff, otherwise three (RGB)."""
@@ -84,22 +85,23 @@ class DataOptions:
     """Decode all images first and leave out those that cannot be read; unreadable.json in the run
     folder lists them."""
     val_fraction: float = 0.0
-    """Share of the images to hold out for validation if the data has no val split, the same images
-    in every run; 0 = none."""
+    """If the data has no val split, hold out this share of the images for validation, the same
+    images in every run; 0 = none."""
     image_size: ImageSize = 0
     """Size in px, a side or HEIGHTxWIDTH (multiples of 32); for the faithful variants, the shorter
-    side. Default: that of the data set or the model; the other variants do not enlarge images."""
+    side; default: that of the data set, else of the model. Only the faithful variants enlarge
+    images."""
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
     custom_augment: str | None = None
-    """Your own augmentation after --augment, FILE.py:NAME, whose code is run: a Compose of
-    Albumentations or of torchvision.transforms.v2. With --augment plain, it is the only one."""
+    """FILE.py:NAME, your own augmentation, applied after --augment: a Compose of Albumentations or
+    torchvision.transforms.v2. The file is executed. With --augment plain, it is the only one."""
     mosaic_until: float = 0.0
-    """Share of the run, in whole epochs, in which samples may be mosaics of four images or two
-    images mixed: costs AP in short runs, pays in long ones."""
+    """Share of the run, in whole epochs, in which samples may be mosaics of four images or mixes of
+    two: costs AP in short runs, pays off in long ones."""
     group_by_size: bool = True
-    """--no-group-by-size: Fill batches regardless of the sizes of images. By default, variants that
-    keep the aspect ratio get batches of similar sizes, which need less padding."""
+    """--no-group-by-size: Fill batches regardless of image size. By default, variants that keep the
+    aspect ratio get batches of similar sizes, which need less padding."""
 
 
 @dataclass(frozen=True)
@@ -107,26 +109,28 @@ class OptimizerOptions:
     """How a step changes the weights."""
 
     batch_size: int = 16
-    """Images per optimizer step, over all ranks and accumulated micro-batches. auto: the recipe's,
-    in as few micro-batches as the memory holds, as --accumulate 0."""
+    """Images per optimizer step, over all ranks and accumulated micro-batches. auto = the recipe's,
+    in as few micro-batches as fit in memory (--accumulate 0)."""
     accumulate: int = 1
-    """Micro-batches per optimizer step and rank, which give the same gradient; 0 = as few as the
-    memory holds, by a trial before the first step."""
+    """Micro-batches per optimizer step and rank; the gradient stays the same. 0 = as few as fit in
+    memory, found by a trial before the first step."""
     optimizer: OptimizerName = "muon"
-    """muon: AdamW with orthogonal steps for matrices; adamw: as the original, at half the rate or
-    less."""
+    """muon = AdamW with orthogonal steps for matrices; adamw = as in the original, which needs half
+    the learning rate or less."""
     lr: float = 4e-3
     """Learning rate."""
     lr_backbone: float | None = None
-    """Learning rate of the backbone (default: lr)."""
+    """Learning rate of the backbone; default: that of --lr."""
     weight_decay: float = 1e-2
-    """Decoupled decay, not applied to norms, biases and embeddings."""
+    """Decoupled weight decay, not applied to norms, biases and embeddings."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient; 0 = no clipping."""
+    """Maximum norm of the gradient; 0 = no clipping."""
     ema_decay: float | None = None
-    """Decay of the moving average of the weights; 0 = none; default: by the length of the run."""
+    """Decay of the moving average of the weights; 0 = none; default: depends on the length of the
+    run."""
     class_normalization: ClassNormalization = "global"
-    """Class loss divided by the whole step's count, or by each rank's as in the original."""
+    """Divide the class loss by the count of the whole step, or as in the original by that of each
+    rank."""
 
 
 @dataclass(frozen=True)
@@ -134,37 +138,39 @@ class ScheduleOptions:
     """How long the run is, how the learning rate falls, and when it is evaluated."""
 
     epochs: float = 0.0
-    """Length of the run in passes over the data, in place of --steps; default: by the number of
-    images."""
+    """Length of the run in passes over the data, instead of --steps; default: depends on the number
+    of images."""
     steps: int = 0
-    """Length of the run in optimizer steps, in place of --epochs; default: as --epochs says."""
+    """Length of the run in optimizer steps, instead of --epochs; default: see --epochs."""
     schedule: Schedule = "cosine"
     """How the learning rate falls after warm-up."""
     warmup: float = 0.04
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps over which the learning rate rises."""
     drop_at: float = 0.67
     """Share of the steps after which the "step" schedule drops to a tenth."""
     eval_every: int = 0
-    """Steps between evaluations; default: once an epoch, but 5 to 20 times a run."""
+    """Steps between evaluations; default: once per epoch, but 5 to 20 times per run."""
     eval_batch_size: int = 16
-    """Images that each rank evaluates at once."""
+    """Images per rank and batch in evaluation."""
     patience: float = 0.0
-    """Share of the steps without a better AP after which the run ends, but not before the learning
+    """Stop early if AP has not improved for this share of the steps, but not before the learning
     rate has fallen to a quarter; 0 = never."""
 
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How a host reads its images: nothing here changes what is computed."""
+    """How a host reads its images. None of this changes the results."""
 
     num_workers: int | None = None
     """Loader processes per rank; default: cores per rank minus one, at most 8."""
     loader_timeout_s: float = 120.0
-    """Seconds after which a loader process that does not answer fails the run."""
+    """The run fails if a loader process does not respond for this many seconds."""
     cache_mb: int | None = None
-    """Decoded images kept in memory, MB per host; default: a quarter of what is free; 0 = none."""
+    """Cache of decoded images in memory, MB per host; 0 = none; default: a quarter of the free
+    memory."""
     cache_dir: str | None = None
-    """Folder on a local disk that holds decoded images instead, for the time of the run."""
+    """Folder on a local disk in which to cache decoded images instead, for the duration of the
+    run."""
 
 
 @dataclass(frozen=True)
@@ -174,31 +180,31 @@ class RunOptions:
     output: str = "runs/last"
     """The run folder: checkpoints, metrics.jsonl, config.json."""
     resume: bool = False
-    """Continue from the output folder's newest whole checkpoint if there is one."""
+    """Resume from the newest intact checkpoint in the output folder, if there is one."""
     seed: int = 0
     """Seed of weights, data order, augmentation and dropout."""
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
-    """Threads of each rank that compute on the processor; default: OMP_NUM_THREADS, else one per
-    core. Fewer are faster if other programs keep cores busy."""
+    """Compute threads of each rank; default: OMP_NUM_THREADS, else one per core. Fewer are faster
+    if other programs keep the cores busy."""
     log: tuple[LoggerName, ...] = ()
-    """Where numbers go beside metrics.jsonl; default: tensorboard, if it is installed."""
+    """Loggers besides metrics.jsonl; default: tensorboard, if it is installed."""
     log_every: int = 20
     """Steps between lines in metrics.jsonl, and on the screen when the output is not a terminal."""
     save_every: int = 0
-    """Steps between checkpoints; default: as eval_every. A killed run loses at most so many
-    steps."""
+    """Steps between checkpoints, the most that a killed run loses; default: that of
+    --eval-every."""
     pictures: bool = True
-    """Leave out curves.png and predictions.png (truth beside predictions), which are drawn at each
-    evaluation by default."""
+    """--no-pictures: Do not draw curves.png and predictions.png (truth beside predictions) at each
+    evaluation."""
     timeout_s: float = 600.0
-    """Seconds after which a rank that does not answer fails the run."""
+    """The run fails if a rank does not respond for this many seconds."""
     setup_timeout_s: float = 3600.0
-    """Seconds after which a rank that is not ready for the first step fails the run; a rank may
-    have to read data that others have in a cache."""
+    """The run fails if a rank is not ready for the first step after this many seconds: longer than
+    --timeout-s, because a rank may have to read data that others have cached."""
     gradient_compression: Compression = "none"
-    """bf16 halves what travels between ranks; gradients are then no longer exact."""
+    """bf16 halves the traffic between ranks; gradients are then no longer exact."""
 
 
 # The fields of the last base come first.
@@ -206,7 +212,7 @@ class RunOptions:
 class TrainConfig(
     RunOptions, LoaderOptions, ScheduleOptions, OptimizerOptions, DataOptions, ModelOptions
 ):
-    """What a user asks `redetr train` for. Every field is a flag; the groups are those of its help.
+    """What a user asks of `redetr train`. Every field is a flag, grouped as in its help.
 
     Where a default depends on the data, the model or the machine, None or 0 leaves the choice open.
     """
@@ -260,7 +266,8 @@ class TrainConfig(
         for name, value in values.items():
             if name not in kinds:
                 raise InputError(
-                    f"setting {name!r} is not known to this version of redetr: a newer one wrote it"
+                    f"setting {name!r} is not known to this version of redetr: a newer version "
+                    "wrote it"
                 )
             if not _is_a(value, kinds[name]):
                 raise InputError(f"setting {name!r} cannot be {value!r}")
@@ -273,8 +280,8 @@ class TrainConfig(
             return cls.from_dict(json.loads(file.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
-                f"{file}: not the settings of a run ({error}); give a recipe's name or the folder "
-                "of a run"
+                f"{file}: not the settings of a run ({error}); give the name of a recipe or a run "
+                "folder"
             ) from None
 
     def check(self, world_size: int) -> None:
@@ -293,7 +300,7 @@ class TrainConfig(
                     flag = name.replace("_", "-")
                     raise InputError(f"--{flag} {number} must be {bounds}")
         if self.steps and self.epochs:
-            raise InputError("give the length of the run as either --epochs or --steps")
+            raise InputError("--epochs and --steps both set the length of the run: give only one")
         if self.cache_dir and not Path(self.cache_dir).is_dir():
             raise InputError(
                 f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"
@@ -313,7 +320,7 @@ class TrainConfig(
             rule = "the side must be a multiple of"
             if isinstance(self.image_size, tuple):
                 rule = "height and width must be multiples of"
-            remedy = f"take {' or '.join(map(size_text, nearest))}"
+            remedy = f"use {' or '.join(map(size_text, nearest))}"
             raise InputError(f"{asked}: {rule} {_STRIDE}", remedy=remedy)
 
     def with_queries(self, hints: "Hints", max_objects: int) -> "TrainConfig":

@@ -1,4 +1,4 @@
-"""Contrastive denoising: in training, more queries, which start from the objects with noise.
+"""Contrastive denoising: in training, extra queries that start from noisy objects.
 
 In each group, every object has two noisy queries. The box of the positive one is nearly right, and
 it is to find the object; that of the negative one is further off, and it is to find nothing. Which

@@ -42,8 +42,8 @@ _GLOO_MESSAGE = re.compile(rf"{_GLOO_LOCATION.pattern}|caused pair closure")
 
 
 class SetUp:
-    """The part of a run before its first step, in which ranks may be minutes apart: one has to read
-    what another remembers. It has its own time limit, and ranks note what they do."""
+    """The part of a run before its first step, in which ranks may be minutes apart, because one has
+    to read what another has cached. It has its own time limit, and ranks note what they do."""
 
     def __init__(self, store: torch_dist.Store, rank: int, world_size: int, limit_s: float):
         """Communicates."""
@@ -58,7 +58,7 @@ class SetUp:
         self._store.set(str(self._rank), what)
 
     def meet(self) -> None:
-        """Waits until every rank has come here. Raises LostRankError with what the others do if
+        """Waits until every rank has arrived. Raises LostRankError with what the others do if
         the limit is over, or LostError if one has ended. Communicates (host only)."""
         self.doing(_WAITING)
         started = time.monotonic()
@@ -77,7 +77,7 @@ class SetUp:
             kind = LostError if self.end_of_another() else LostRankError
             raise kind(
                 f"rank {self._rank} waited {waited_s:.0f} s in the set-up for {others}",
-                remedy="the cause stands in that rank's output; if it is only slow, raise "
+                remedy="see that rank's output for the cause; if it is only slow, raise "
                 "--setup-timeout-s",
             ) from error
 
@@ -88,10 +88,10 @@ class SetUp:
             self._store.set(_ENDED, f"rank {self._rank} ended ({reason})")
 
     def end_of_another(self) -> str:
-        """Which rank ended by itself, and why; empty if none did, or if nobody can say.
+        """Which rank ended by itself, and why; empty if none did, or if that is unknown.
 
-        A store that is cut off answers to nothing, and no time limit covers all of its calls: the
-        question has its own thread.
+        A store that is cut off does not respond, and no time limit covers all of its calls, so a
+        thread asks it.
         """
         answers = []
 
@@ -106,7 +106,7 @@ class SetUp:
         return answers[0] if answers else ""
 
     def _others(self) -> str:
-        """A text on what the ranks do that are not waiting."""
+        """Describes what the ranks that are not waiting are doing."""
         described = []
         for rank in range(self._world_size):
             what = "starting"
@@ -119,7 +119,7 @@ class SetUp:
 
 @dataclass(frozen=True)
 class Dist:
-    """Who this process is."""
+    """The rank of this process, and its communication with the others."""
 
     rank: int
     world_size: int
@@ -138,7 +138,8 @@ class Dist:
             self.set_up.meet()
 
     def main_only(self, function: Callable[P, Any]) -> Callable[P, Any]:
-        """`function` on rank 0; on the other ranks something that does nothing and returns None."""
+        """`function` on rank 0; on the other ranks, a function that does nothing and returns
+        None."""
         return function if self.rank == 0 else lambda *args, **kwargs: None
 
     def gather_rows(self, row: list[float]) -> Callable[[], Tensor]:
@@ -214,7 +215,7 @@ def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher says of this process. Without a launcher: one process, alone."""
+    """What the launcher states about this process. Without a launcher: a single process."""
 
     rank: int = 0
     world_size: int = 1
@@ -236,14 +237,14 @@ def read_launch() -> Launch:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise InputError(
-            f"the environment says WORLD_SIZE={world_size}, but lacks {', '.join(missing)}: start "
+            f"the environment sets WORLD_SIZE={world_size}, but not {', '.join(missing)}: start "
             "with torchrun, or unset WORLD_SIZE to run one process"
         )
     _number_in_environment("MASTER_PORT", default=0, least=1)  # PyTorch would raise a traceback
     rank = _number_in_environment("RANK", default=0, least=0)
     if rank >= world_size:
         raise InputError(
-            f"the environment says RANK={rank}, but WORLD_SIZE={world_size}: start with torchrun, "
+            f"the environment sets RANK={rank}, but WORLD_SIZE={world_size}: start with torchrun, "
             "or unset both to run one process"
         )
     local_rank = _number_in_environment("LOCAL_RANK", default=0, least=0)
@@ -257,8 +258,9 @@ def _number_in_environment(name: str, default: int, least: int) -> int:
         return default
     if not text.isascii() or not text.isdigit() or int(text) < least:
         raise InputError(
-            f"the environment says {name}={text}, which is not a number from {least}: start with "
-            f"torchrun, or unset {name}"
+            f"the environment sets {name}={text}, which is not an integer of at least {least}: "
+            "start "
+            f"with torchrun, or unset {name}"
         )
     return int(text)
 
@@ -270,7 +272,7 @@ def process_group(
     """The process group for the time of a run: torchrun's if it started this process, else a world
     of one.
 
-    `device` is "auto", "cpu" or "cuda". Raises InputError for a device that is not there,
+    `device` is "auto", "cpu" or "cuda". Raises InputError for a missing device,
     LostRankError if another rank dies or does not answer within `timeout_s`, or in `Dist.meet`
     within `setup_timeout_s`, LostError if another rank ended by itself: with its reason.
     """
@@ -322,14 +324,14 @@ def _is_about_communication(error: BaseException) -> bool:
 def _lost_rank(
     rank: int, set_up: SetUp | None, timeout_s: float, error: BaseException
 ) -> LostError:
-    """What an error of communication means: the end of another rank, as that rank noted it, or a
-    rank that ended without a word."""
+    """What a communication error means: another rank ended, and noted why, or it ended without a
+    note."""
     ended = set_up.end_of_another() if set_up else ""
     if ended:
         return LostError(f"rank {rank} ends because {ended}")
     return LostRankError(
-        f"rank {rank} lost another rank: it died, or did not answer within {timeout_s:g} s",
-        remedy=f"the cause stands in that rank's output ({_reason(error)})",
+        f"rank {rank} lost another rank: it died, or did not respond within {timeout_s:g} s",
+        remedy=f"see that rank's output for the cause ({_reason(error)})",
     )
 
 
@@ -349,7 +351,9 @@ def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> torch_dist.Sto
         )
         return store
     except ValueError as error:
-        raise InputError(f"the environment's address {address} cannot work: {error}") from error
+        raise InputError(
+            f"the address {address} of the environment cannot be used: {error}"
+        ) from error
     except torch_dist.DistError as error:
         timeout_s = options["timeout"].total_seconds()
         raise LostRankError(
@@ -371,7 +375,7 @@ def _reason(error: BaseException) -> str:
 
 
 def rank_cores() -> int:
-    """How many processor cores this process may use, shared among the ranks of its host."""
+    """How many processor cores this process may use: its share among the ranks of its host."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         usable = len(os.sched_getaffinity(0))
     else:
@@ -384,8 +388,8 @@ def restart_notes() -> list[str]:
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
         return [
-            "warning: restarted ranks may find the addresses of dead ones: export "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"
+            "warning: restarted ranks may get the addresses of dead ones: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before you start torchrun"
         ]
     return []
 
@@ -398,23 +402,20 @@ def pick_device(device: str) -> torch.device:
         raise InputError(f"unknown device {device!r}: choose auto, cpu or cuda")
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
-        raise InputError(
-            "device 'cuda' was asked for, but no CUDA device is visible: use --device cpu"
-        )
+        raise InputError("--device cuda: no CUDA device is visible; use --device cpu")
     if device == "cpu" or not has_cuda:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise InputError(
             f"process {local_rank} has no GPU of its own: start at most "
-            f"{torch.cuda.device_count()} a node"
+            f"{torch.cuda.device_count()} per node"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
 def check_norms(model: nn.Module, dist: Dist, accumulate: int) -> list[str]:
-    """Warnings for the user about BatchNorm layers that are trained: their statistics depend on the
-    batch.
+    """Warnings for the user about trained BatchNorm layers, whose statistics depend on the batch.
 
     Raises InputError where a run would not be what it seems: different statistics in each rank or
     micro-batch, or synchronised BatchNorm on a CPU, where PyTorch has none.
@@ -425,12 +426,12 @@ def check_norms(model: nn.Module, dist: Dist, accumulate: int) -> list[str]:
     if len(synchronised) < len(norms) and dist.world_size * accumulate > 1:
         raise InputError(
             "the model trains BatchNorm, whose statistics would differ between ranks and "
-            "micro-batches: take norm=group or norm=frozen_batch, norm=sync_batch on GPUs, or one "
+            "micro-batches: use norm=group or norm=frozen_batch, norm=sync_batch on GPUs, or one "
             "rank without --accumulate"
         )
     if synchronised and dist.device.type == "cpu":
         raise InputError(
-            "norm=sync_batch runs on GPUs only: take --model-options norm=frozen_batch with "
+            "norm=sync_batch runs only on GPUs: use --model-options norm=frozen_batch with "
             "pretrained weights, norm=group without"
         )
     if synchronised and accumulate > 1:

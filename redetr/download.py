@@ -127,7 +127,7 @@ def fetch(url: str, path: Path) -> Path:
     A name that ends in a hash, as `resnet50-0676ba61.pth` does, is held to it. If several
     processes on a machine need the file, one downloads it and the others wait. What a broken
     connection leaves in `path.part` is continued, at once and by later calls. Raises InputError
-    with the path where the file can be put by hand.
+    with the path where the user can put the file.
     """
     if path.exists():  # before anything is written: a cache may be read-only
         return require_hash(path, path.name)
@@ -138,7 +138,7 @@ def fetch(url: str, path: Path) -> Path:
             try:
                 _download(url, part)
             except (OSError, http.client.HTTPException) as error:
-                remedy = f"put that file at {path}"
+                remedy = f"download it elsewhere and put it at {path}"
                 raise InputError(f"cannot get {url} ({error})", remedy=remedy) from error
             require_hash(part, path.name).replace(path)
     return path
@@ -161,7 +161,7 @@ def _download(url: str, part: Path) -> None:
             if _size(part) == total:
                 return
             if _size(part) <= before:
-                raise OSError(f"the connection broke off after {_size(part)} of {total} bytes")
+                raise OSError(f"the connection broke after {_size(part)} of {total} bytes")
 
 
 def _receive(url: str, part: Path, start: int) -> int:
@@ -178,7 +178,7 @@ def _receive(url: str, part: Path, start: int) -> int:
         if answer.status != http.client.PARTIAL_CONTENT:
             start = 0
         if "Content-Length" not in answer.headers:
-            raise OSError("the answer does not say how long it is")
+            raise OSError("the server does not state the length of the file")
         total = start + int(answer.headers["Content-Length"])
         columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
         with (
@@ -210,9 +210,11 @@ def require_hash(path: Path, name: str) -> Path:
     if actual.startswith(expected[1]):
         return path
     if path.name == name:
-        text = f"damaged, its hash is {actual[:8]}: delete it, and it will be downloaded"
+        text = f"damaged (its hash is {actual[:8]}): delete it, and it will be downloaded again"
         raise InputError(text, where=path)
     path.unlink()
     raise InputError(
-        f"{name} arrived damaged, its hash is {actual[:8]}: try again, or place it there manually"
+        f"the download of {name} is damaged (its hash is {actual[:8]}): try again, or put the file "
+        "there "
+        "yourself"
     )

@@ -44,14 +44,14 @@ def with_present_names(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
 
 
 def require_present_network(tensor_names: Collection[str], path: Path) -> None:
-    """Raises InputError for weights of a model whose network is another one by now."""
+    """Raises InputError for weights of a model whose network has changed since."""
     # A panoptic DETR has a prefix before it.
     if any(name.endswith(_EARLIER_LAYER) for name in tensor_names):
         raise InputError(
-            "these weights are of an earlier version of redetr, whose models trained from scratch "
-            "had another backbone",
+            "these weights are from an earlier version of redetr, whose models trained from "
+            "scratch had another backbone",
             where=path,
-            remedy="train anew, or use them with that version",
+            remedy="train again, or use that version",
         )
 
 

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: what is evaluated and shipped."""
+"""An exponential moving average of the weights, which is evaluated and shipped."""
 
 import copy
 

@@ -173,14 +173,14 @@ def detect_share(
 
 
 def outputs_of(model: DetectionModel, batch: Batch) -> Outputs:
-    """The outputs of `model` for a batch; masks on demand are not computed yet."""
+    """The outputs of `model` for a batch; masks that are computed on demand are left out."""
     if model.masks_on_demand:
         return model(batch.images, batch.padding, all_masks=False)
     return model(batch.images, batch.padding)
 
 
 def _alone(model: DetectionModel) -> Dist:
-    """A world of this process."""
+    """A process group of this process alone."""
     return Dist(0, 1, next(model.parameters()).device)
 
 
@@ -320,7 +320,7 @@ def labels_in(
     if len(of_model) != num_classes or (unknown and not by_name):
         of_these = f", such as {_first(classes)}" if classes else ""
         theirs = (
-            f"of which it does not know {_first(unknown)}"
+            f"of which the model does not know {_first(unknown)}"
             if unknown
             else f"such as {_first(of_dataset)}"
         )
@@ -340,15 +340,16 @@ def labels_in(
 
 
 def _things(dataset: DetectionDataset, label_of: np.ndarray) -> tuple[bool, ...]:
-    """Which classes of a model are things, as the data set says it; those that it does not have
-    are. Empty if it does not say it."""
+    """Which classes of a model are things, according to the data set; classes that it lacks count
+    as things. Empty if it does not state it."""
     if not dataset.is_thing:
         return ()
     return tuple(label < 0 or dataset.is_thing[label] for label in label_of.tolist())
 
 
 def _names_suffice(names: Sequence[str], known: list[tuple[int, str]]) -> bool:
-    """Whether each name is one class of the data and one that the model knows, whatever the ids."""
+    """Whether each name belongs to exactly one class of the data and of the model, whatever the
+    ids."""
     if len(set(names)) < len(names):
         return False
     counts = Counter(name for _, name in known)
@@ -356,7 +357,7 @@ def _names_suffice(names: Sequence[str], known: list[tuple[int, str]]) -> bool:
 
 
 def _first(classes: Sequence[tuple[int, str]]) -> str:
-    """The first classes, in words."""
+    """Describes the first classes."""
     described = [f"{name} ({category_id})" for category_id, name in classes[:_CLASSES_NAMED]]
     if len(classes) > _CLASSES_NAMED:
         described.append("...")

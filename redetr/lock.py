@@ -100,15 +100,16 @@ class FolderLock:
                 self.path.parent.rmdir()
 
     def require_held(self) -> None:
-        """Raises LostError if another run has taken the folder over, because this one was stopped
-        or cut off for long."""
+        """Raises LostError if another run has taken the folder over, because this one was suspended
+        or cut off for too long."""
         if self._file < 0:
             return
         holder = _read(self._file)
         if holder is not None and holder != self._me:
             raise LostError(
-                f"{self.path.parent}: another run has taken over ({holder}): this one was stopped "
-                "or cut off for long, and saves nothing more"
+                f"{self.path.parent}: another run has taken over ({holder}): this one was "
+                "suspended "
+                "or cut off for too long, and saves nothing more"
             )
 
     def _problem(self) -> str | None:

@@ -49,7 +49,7 @@ def open_loggers(
         try:
             loggers[name] = _LOGGERS[name](folder, settings, step)
         except ImportError:
-            text = f"--log {name}: it is not installed"
+            text = f"--log {name}: the package is not installed"
             raise InputError(text, remedy=f'pip install "redetr[{name}]"') from None
     return loggers
 

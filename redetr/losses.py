@@ -1,4 +1,4 @@
-"""The set loss: sums over matched and unmatched queries, divided by counts that are given.
+"""The set loss: sums over matched and unmatched queries, divided by given counts.
 
 The criterion never communicates. For training that is exact over ranks and accumulation steps, the
 caller adds up `counts` over all micro-batches of an optimizer step and all ranks, and passes
@@ -79,7 +79,7 @@ def decoder_predictions(outputs: Outputs) -> Predictions:
 def noisy_predictions(
     outputs: Outputs, num_objects: list[int], groups: int
 ) -> tuple[Predictions, Tensor]:
-    """Returns the predictions of noisy queries, and which of them is to find which object.
+    """Returns the predictions of the denoising queries, and which object each is to detect.
 
     `outputs` are those under "denoising". The query of every object in every group is
     `[L, B, groups * T]`, the number of noisy queries for none. Padding gets scores of 0 that learn

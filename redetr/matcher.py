@@ -1,4 +1,4 @@
-"""Bipartite matching: which query answers for which object.
+"""Bipartite matching: assigns each object to one query.
 
 All decoder layers, images and proposal sets of a step are assigned from a single device-to-host
 copy.
@@ -16,8 +16,8 @@ from torch import Tensor
 from redetr.boxes import box_cxcywh_to_xyxy, iou_and_giou
 from redetr.structures import LossConfig
 
-# Replaces NaN and infinite costs: such a pair is chosen last. The loss itself stays NaN and is
-# reported there.
+# Replaces NaN and infinite costs, so that such a pair is chosen last. The loss itself stays NaN and
+# is reported there.
 _WORST_COST = 1e6
 # Weights of the focal cost, as in Deformable DETR: alpha 0.25, gamma 2.
 _FOCAL_POSITIVE = 0.25
@@ -40,7 +40,7 @@ def cost_matrix(
     predicted = boxes.unsqueeze(-2)  # [L, B, Q, 1, 4]
     target = target_boxes.unsqueeze(-3)  # [B, 1, T, 4]
 
-    # Each coordinate by itself: differences `[L, B, Q, T, 4]` would take four times the memory.
+    # One coordinate at a time: differences `[L, B, Q, T, 4]` would take four times the memory.
     l1 = (predicted[..., 0] - target[..., 0]).abs()
     for coordinate in (1, 2, 3):
         difference = predicted[..., coordinate] - target[..., coordinate]

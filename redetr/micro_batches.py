@@ -164,13 +164,13 @@ def choose_accumulation(
     parts = min(math.ceil(config.batch_size / (dist.world_size * max(fits, 1))), most_parts)
     images = math.ceil(config.batch_size / (dist.world_size * parts))
     if images > fits:
-        text = f"--batch-size auto: {gigabytes} do not hold {counted(images, 'image')}"
-        remedy = "take --recompute, a smaller --image-size, or a smaller model"
+        text = f"--batch-size auto: {gigabytes} cannot hold {counted(images, 'image')}"
+        remedy = "use --recompute, a smaller --image-size, or a smaller model"
         raise InputError(f"{text} of {height}x{width} px", remedy=remedy)
     most = "all of them" if fits == share else counted(fits, "image")
     return parts, (
-        f"micro-batches: {parts} of {counted(images, 'image')} a rank, as {gigabytes} hold {most} "
-        f"of {height}x{width} px (--accumulate {parts} repeats it)"
+        f"micro-batches: {parts} of {counted(images, 'image')} per rank, since {gigabytes} hold "
+        f"{most} of {height}x{width} px (--accumulate {parts} repeats this)"
     )
 
 

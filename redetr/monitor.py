@@ -1,4 +1,4 @@
-"""What a run reports while it lasts: losses read together, a progress bar or lines, metrics.jsonl,
+"""The reports of a run in progress: losses read together, a progress bar or lines, metrics.jsonl,
 TensorBoard events."""
 
 import json
@@ -95,8 +95,8 @@ class Monitor:
         self._progress.update(self._task, completed=step)
 
     def train_line(self, line: dict[str, Any]) -> None:
-        """Records a line of training numbers and shows the most telling ones: beside the bar, or as
-        a line."""
+        """Records a line of training numbers and shows the most informative ones: beside the bar,
+        or as a line."""
         numbers = self._numbers(line)
         self._progress.update(self._task, numbers=numbers)
         if not self._live:
@@ -121,7 +121,7 @@ class Monitor:
         return f"{speed}  loss {line['loss']:.2f} (class {of_classes:.1f}, box {of_boxes:.1f})"
 
     def _say_if_waiting(self, line: dict[str, Any]) -> None:
-        """Says once that steps wait for their data. The first line is passed over: loader processes
+        """Reports once that steps wait for their data. The first line is skipped: loader processes
         start in it."""
         self._lines += 1
         if self._lines == 1 or self._said_waiting or line["data_wait"] < _LONG_WAIT:
@@ -160,7 +160,7 @@ class Monitor:
         except Exception as error:  # each library has its own
             del self._loggers[name]
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.say(f"warning: --log {name} fails, and gets no more numbers: {reason}")
+            self.say(f"warning: --log {name} fails and is dropped: {reason}")
 
     def close(self, failed: bool = False) -> None:
         """Ends the display and closes the files; loggers learn whether the run has `failed`."""
@@ -316,7 +316,7 @@ class StepLog:
 
 def in_percent(ap: float | None) -> str:
     """An AP in words; None is that of a data set without objects."""
-    return "undefined (no object to find)" if ap is None else f"{100 * ap:.1f}"
+    return "undefined (no objects to find)" if ap is None else f"{100 * ap:.1f}"
 
 
 def _keep_until(path: Path, step: int) -> int:

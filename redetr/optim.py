@@ -16,7 +16,7 @@ def param_groups(
     weight_decay: float,
     optimizer: OptimizerName = "adamw",
 ) -> list[dict]:
-    """Returns the trainable parameters by learning rate, weight decay and kind of step.
+    """Returns the trainable parameters, grouped by learning rate, weight decay and kind of step.
 
     The backbone learns with `lr_backbone`, everything else with `lr`. Norms, biases and embeddings
     do not decay. The schedule multiplies `base_lr` of a group; `orthogonal` is for `Muon`.

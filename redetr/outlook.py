@@ -23,12 +23,12 @@ def outlook(config: Settings, train: DetectionDataset, val: DetectionDataset) ->
 
 
 def _too_little_to_learn(config: Settings, train: DetectionDataset) -> list[str]:
-    """A warning where a run cannot end well. The faithful variant needs some 300,000 steps from a
+    """A warning if a run cannot end well. The faithful variant needs some 300,000 steps from a
     pretrained backbone."""
     if config.weights in (None, "none"):
         start = "no pretrained weights"
     elif config.weights == "imagenet":
-        start = "a pretrained backbone only"
+        start = "only a pretrained backbone"
     else:
         return []
     images = counted(len(train), "image")
@@ -40,7 +40,7 @@ def _too_little_to_learn(config: Settings, train: DetectionDataset) -> list[str]
     run = f"warning: {images}, {counted(config.steps, 'step')}, {start}"
     if config.is_faithful and config.steps < _FEW_STEPS:
         return [
-            f"{run}: results of {config.model} will be poor; take redetr_n, or --weights "
+            f"{run}: results of {config.model} will be poor; use redetr_n, or --weights "
             "facebook/detr-resnet-50"
         ]
     has_few_images = len(train) < _FEW_IMAGES
@@ -60,8 +60,8 @@ def _too_short(config: Settings, num_images: int) -> list[str]:
     percent = 100 * config.steps // usual
     share = f"{percent}%" if percent else "less than 1%"
     return [
-        f"note: the run of {counted(config.steps, 'step')} has {share} of the usual "
-        f"length for {counted(num_images, 'image')}; the default is --steps {usual}"
+        f"note: {counted(config.steps, 'step')} are {share} of the usual length for "
+        f"{counted(num_images, 'image')}; the default is --steps {usual}"
     ]
 
 
@@ -76,8 +76,8 @@ def _too_small(val: DetectionDataset) -> list[str]:
     images = counted(len(val), "image")
     number = counted(objects, "object")
     return [
-        f"warning: the val split has {images} with {number}: too few to judge by; "
-        "AP, and with it the choice of best.pt, is mostly chance; hold out more, or annotate more"
+        f"warning: the val split has only {images} with {number}, so AP and the choice of best.pt "
+        "are mostly chance; hold out more images, or annotate more"
     ]
 
 

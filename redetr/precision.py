@@ -23,7 +23,8 @@ PRECISIONS: dict[str, torch.dtype] = {
 _TRIAL_PX = 320
 _TRIAL_ROUNDS = 5
 _TRIAL_S = 0.5
-# bf16 is chosen if it is so many times faster than fp32; a smaller gain is not worth its rounding.
+# bf16 is chosen if it is at least this many times faster than fp32; a smaller gain is not worth its
+# rounding.
 _WORTHWHILE = 1.05
 
 
@@ -156,7 +157,7 @@ def precision_name(dtype: torch.dtype) -> str:
     for name, precision_dtype in PRECISIONS.items():
         if precision_dtype == dtype:
             return name
-    raise ValueError(f"{dtype} is the format of no precision")
+    raise ValueError(f"no precision computes in {dtype}")
 
 
 def weights_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -134,7 +134,7 @@ def first_notes(
     if most > queries and not data.hints.num_queries:
         notes.append(
             f"warning: an image holds {counted(most, 'object')}, the model has "
-            f"{counted(queries, 'query', 'queries')}: the rest stays unmatched; raise --num-queries"
+            f"{counted(queries, 'query', 'queries')}: the rest stay unmatched; raise --num-queries"
         )
     notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
@@ -155,7 +155,7 @@ def custom_augmentation(
     cannot be used."""
     if augment is not None:
         if config.custom_augment:
-            raise InputError("give either augment or custom_augment, and not both")
+            raise InputError("give augment or custom_augment, not both")
         return CustomAugmentation(augment)
     return load_augmentation(config.custom_augment) if config.custom_augment else None
 

@@ -297,7 +297,7 @@ def get_recipe(name: str) -> TrainConfig:
         return RECIPES[name]()
     recipe = _recipe_for(name)
     if recipe is not None:
-        raise InputError(f"{name} is a model, not a recipe", remedy=f"take {recipe}")
+        raise InputError(f"{name} is a model, not a recipe", remedy=f"use {recipe}")
     raise InputError(f"unknown recipe {name!r}: choose one of {', '.join(RECIPES)}")
 
 

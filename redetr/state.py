@@ -1,5 +1,4 @@
-"""What a run is at one moment: weights, their average, optimizer, position; how it is saved and
-resumed."""
+"""The state of a run: weights, their average, optimizer, position; how it is saved and resumed."""
 
 import shlex
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from redetr.optim import lr_factor
 from redetr.structures import DetectionModel
 from redetr.wording import counted
 
-# The settings that a resumed run may change; all others decide what is computed.
+# The settings that a resumed run may change; all others affect the result.
 _NO_AP = -1.0  # in older checkpoints, before the first evaluation
 _MAY_CHANGE = {
     "output",
@@ -65,7 +64,7 @@ UNRECORDED = "weights that the run did not record"  # of an earlier version
 
 @dataclass
 class State:
-    """All that a checkpoint holds and a resumed run needs.
+    """Everything that a checkpoint holds and a resumed run needs.
 
     The data order, augmentation and the learning rate are functions of the config and `step`;
     dropout is one of the rank as well.
@@ -202,7 +201,7 @@ class State:
                 continue  # earlier versions chose anew at each start
             if name == "custom_augment" and saved != now:
                 text = f"saved with your own augmentation {saved}, resumed with {now}"
-                remedy = f"its code is run if you say so: add --custom-augment {saved}"
+                remedy = f"to allow its code to run, add --custom-augment {saved}"
                 raise InputError(text, where=path, remedy=remedy if saved else "leave it out")
             if saved != now:
                 raise InputError(
@@ -212,7 +211,7 @@ class State:
 
 
 def resume_command(folder: Path) -> str:
-    """The command that continues the run in a folder, on as many hosts and processes as now."""
+    """The command that resumes the run in a folder, on as many hosts and processes as now."""
     program = "redetr"
     launch = read_launch()
     if launch.world_size > 1:
@@ -223,8 +222,8 @@ def resume_command(folder: Path) -> str:
 
 
 def _changes(file: Path, inventories: dict[str, Inventory], dist: Dist) -> list[str]:
-    """What rank 0, which has the hashes of all images, says of changed data. Raises its InputError
-    on every rank. Communicates."""
+    """What rank 0, which has the hashes of all images, reports on changed data. Raises its
+    InputError on every rank. Communicates."""
     notes: list[str] = []
     error: InputError | None = None
     if dist.rank == 0:
@@ -246,16 +245,16 @@ def has_checkpoint(folder: Path) -> bool:
 def start_folder(
     folder: Path, state: State, datasets: dict[str, DetectionDataset], dist: Dist
 ) -> list[str]:
-    """Begins a run in a folder that is locked for it, or restores `state` from there; returns what
-    to tell the user. Communicates.
+    """Begins a run in a folder that is locked for it, or restores `state` from there; returns notes
+    for the user. Communicates.
 
-    Raises InputError if a run is there already, if it cannot be resumed, if its `datasets` have
-    changed, or if ranks see different folders. Nothing is written then.
+    Raises InputError if the folder already holds a run, if that cannot be resumed, if its
+    `datasets` have changed, or if ranks see different folders. Nothing is written then.
     """
     newest = newest_checkpoint(folder)
     if newest and not state.config.resume:
         raise InputError(
-            f"{folder}: holds a run already: {resume_command(folder)} continues it; or give "
+            f"{folder}: already holds a run: {resume_command(folder)} resumes it; or give "
             "another --output"
         )
     if newest:
@@ -263,7 +262,7 @@ def start_folder(
         state.restore(path, saved)
         notes.append(f"resumed from {path} at step {state.step}")
     elif state.config.resume:
-        notes = [f"nothing to resume in {folder}, starting anew"]
+        notes = [f"nothing to resume in {folder}, starting a new run"]
     else:
         notes = []
     dist.meet()
@@ -271,8 +270,8 @@ def start_folder(
     steps = dist.gather_rows([state.step])()[:, 0].tolist()
     if len(set(steps)) > 1:
         raise InputError(
-            f"{folder}: ranks found different checkpoints there, of steps {steps}: --output must "
-            "be a folder that all hosts share"
+            f"{folder}: ranks see different checkpoints there, of steps {steps}: --output must be "
+            "a folder that all hosts share"
         )
     inventories = {split: inventory(data, dist) for split, data in datasets.items()}
     if newest:

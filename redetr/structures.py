@@ -1,4 +1,4 @@
-"""What travels between the parts: targets, batches, model outputs.
+"""The data structures that the parts exchange: targets, batches, model outputs.
 
 Shape letters, used everywhere: B images, Q queries, C classes, L decoder layers, T boxes of an
 image, D width of the model, H W height and width, S flattened positions of all feature levels.
@@ -23,7 +23,7 @@ RelativeBoxes = NewType("RelativeBoxes", Tensor)  # cxcywh, fractions of the unp
 
 
 class StoredTarget(TypedDict):
-    """The objects of one image as a data set yields them; transforms turn it into a `Target`."""
+    """The objects of one image as a data set returns them; transforms turn it into a `Target`."""
 
     boxes: Tensor  # [T, 4] float32, xyxy in pixels of the stored image
     labels: Tensor  # [T] int64 in [0, C)
@@ -38,7 +38,7 @@ class StoredTarget(TypedDict):
 
 
 class Target(TypedDict):
-    """The objects of one image as criteria and matchers take them."""
+    """The objects of one image, as criteria and matchers expect them."""
 
     boxes: RelativeBoxes  # [T, 4] float32
     labels: Tensor  # [T] int64 in [0, C)
@@ -52,7 +52,7 @@ class Target(TypedDict):
 
 
 class Outputs(TypedDict):
-    """What `model(images, mask)` returns.
+    """The result of `model(images, mask)`.
 
     The last decoder layer is on top, the earlier ones are in `aux_outputs`.
     """
@@ -128,7 +128,7 @@ class LossConfig:
 
 
 class DetectionModel(nn.Module):
-    """What the rest of the library expects of a model.
+    """The interface that the rest of the library expects of a model.
 
     `forward(images, mask=None)` returns `Outputs`. One that can be trained with denoising takes
     `NoisyQueries` as a third argument.
@@ -172,7 +172,7 @@ class DetectionModel(nn.Module):
 
 @dataclass
 class Batch:
-    """Images padded at the right and bottom to one canvas, and the objects in them."""
+    """Images padded on the right and at the bottom to one canvas, and the objects in them."""
 
     images: Tensor  # [B, 3, H, W] float
     mask: Tensor  # [B, H, W] bool, True = padding
@@ -192,7 +192,7 @@ class Batch:
     def padding(self) -> Tensor | None:
         """The mask, or None if every image fills the canvas.
 
-        The sizes answer that: reading the mask would wait for the device.
+        It is decided from the sizes, because reading the mask would wait for the device.
         """
         if self.sizes and all(size == self.canvas for size in self.sizes):
             return None

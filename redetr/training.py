@@ -48,7 +48,7 @@ from redetr.step import Window, announce, receive, train_step
 from redetr.threads import use_threads
 from redetr.wording import counted, duration
 
-# Shows a run after an evaluation, given its state, the data that it was evaluated on, and its
+# Presents a run after an evaluation, given its state, the data that it was evaluated on, and its
 # folder. Returns what the user should know.
 AfterEvaluation = Callable[[State, DetectionDataset, Path], list[str]]
 
@@ -102,7 +102,7 @@ def _train(
     dist: Dist,
     signals: StopSignals,
 ) -> dict[str, Any]:
-    """Trains as one of the processes of a run."""
+    """Trains, as one of the processes of a run."""
     config.check(dist.world_size)
     use_threads(config.threads)
     dist.doing("reading and checking annotations and images")
@@ -129,10 +129,9 @@ def _train(
             return run.train()
         except torch.OutOfMemoryError as error:
             raise InputError(
-                "the GPU's memory does not hold a step: raise --accumulate (the gradient stays "
-                "the same), or take --batch-size auto, which finds how far; lower "
-                "--eval-batch-size if it was an evaluation; if one image is too large, take "
-                "--recompute or a smaller --image-size"
+                "out of GPU memory: raise --accumulate (the gradient stays the same), or let "
+                "--batch-size auto choose it; in an evaluation, lower --eval-batch-size; if a "
+                "single image is too large, use --recompute or a smaller --image-size"
             ) from error
         finally:
             monitor.close(failed=sys.exception() is not None)
@@ -141,7 +140,7 @@ def _train(
 def _open(
     config: TrainConfig, datasets: tuple[DetectionDataset, DetectionDataset] | None, dist: Dist
 ) -> tuple[DetectionDataset, DetectionDataset, list[Fault]]:
-    """The train and val split, and what is to be said of them. Communicates."""
+    """The train and val split, and the faults to report. Communicates."""
     if datasets is None:
         data, val, faults = open_on_ranks(
             config.data,
@@ -152,7 +151,9 @@ def _open(
             images_to_leave_out(config),
         )
     elif config.skip_unreadable:
-        raise InputError("skip_unreadable is about files, and a data set of your own has none")
+        raise InputError(
+            "skip_unreadable applies to image files, which a data set of your own does not have"
+        )
     else:
         data, val = datasets
         faults = essential_faults(data, val)
@@ -161,7 +162,7 @@ def _open(
 
 @dataclass
 class _StepInput:
-    """What an optimizer step of the loop begins with: its window, and when it was fetched."""
+    """The input of an optimizer step: its window, and when it was fetched."""
 
     window: Window
     started: float  # when the loop began to fetch, s
@@ -170,7 +171,7 @@ class _StepInput:
 
 @dataclass
 class _Run:
-    """A run under way: what is trained, on what, and where it reports."""
+    """A run in progress: what is trained, on what data, and where it reports."""
 
     state: State
     criterion: SetCriterion
@@ -192,8 +193,8 @@ class _Run:
         self.step_log = StepLog(config.batch_size, self.dist.world_size)
 
     def train(self) -> dict[str, Any]:
-        """The loop. Evaluation comes after saving, so a run stopped or killed in it begins with it
-        when resumed."""
+        """The loop. Evaluation comes after saving, so a run that is stopped or killed during an
+        evaluation begins with it when resumed."""
         state, config = self.state, self.state.config
         model = self._replica()
         self._say_if_ended()
@@ -226,8 +227,8 @@ class _Run:
         return replicate(model, self.dist, config.accumulate, config.gradient_compression)
 
     def _sizes_vary(self) -> bool | None:
-        """Whether a compiled model sees images of many sizes; None: number of noisy queries, which
-        the compiler finds out."""
+        """Whether a compiled model sees inputs of many sizes; None leaves it to the compiler to
+        find out, where only the number of noisy queries varies."""
         if self.state.model.resize == "aspect":
             return True
         return None if self.state.model.loss_config.denoising else False
@@ -238,16 +239,17 @@ class _Run:
         if not reason:
             return
         if self.state.step == self.state.config.steps:
-            further = "begin another --output with --weights"
+            further = "start a run in another --output with --weights"
         else:
             further = "give a larger --patience, or 0"
         self.monitor.say(
-            f"nothing to train: {reason}; repeating its last evaluation; to train on, {further}"
+            f"nothing to train: {reason}; repeating the last evaluation; to train further, "
+            f"{further}"
         )
 
     def _step_inputs(self) -> Iterator[_StepInput]:
-        """The steps still to do, until the run has ended. Each window is announced a step ahead:
-        what ranks tell each other about it travels while the one before it is computed."""
+        """The remaining steps, until the run ends. Each window is announced a step ahead, so that
+        the ranks' messages about it travel while the previous one is computed."""
         state = self.state
         windows = self._windows()
         ahead: Window | None = None
@@ -293,7 +295,7 @@ class _Run:
             yield [next(batches) for _ in range(config.accumulate)]
 
     def _step(self, model: DistributedDataParallel, step_input: _StepInput) -> bool:
-        """Takes an optimizer step, unless a rank has to stop; returns whether one has to."""
+        """Takes an optimizer step, unless a rank has to stop; returns whether any rank has to."""
         state, config = self.state, self.state.config
         batches, denominators, stopped = receive(
             step_input.window, self.criterion, self.dist, weights_dtype(self.dtype)
@@ -322,7 +324,8 @@ class _Run:
         return False
 
     def _say_estimate(self, took: float) -> None:
-        """Says once how long the rest will take, by the first steps but the very first."""
+        """Reports once how long the rest will take, judging by the first steps except the very
+        first."""
         if len(self.timed) > _TIMED_STEPS:
             return
         self.timed.append(took)
@@ -333,11 +336,11 @@ class _Run:
         if remaining > 0:
             self.monitor.say(
                 f"the remaining {counted(remaining, 'step')} will take about {duration(seconds)}, "
-                "and evaluations on top"
+                "plus evaluations"
             )
 
     def _due(self, every: int) -> bool:
-        """Whether what happens every so many steps, and at the end, happens now."""
+        """Whether something is due that happens every `every` steps and at the end."""
         step = self.state.step
         return step % every == 0 or step == self.state.config.steps
 
@@ -395,8 +398,8 @@ class _Run:
             self.monitor.say(note)
 
     def _finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Says how the run ended, and saves it with its last evaluation; returns that and the
-        best."""
+        """Reports how the run ended, and saves it with its last evaluation; returns the last and
+        the best results."""
         best = self.state.best
         ap = in_percent(best["AP"])
         numbers = f"AP {ap}"

@@ -796,7 +796,8 @@ def test_work_is_done_one_at_a_time():
 def test_without_the_extra(package, monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: name != package or None)
     with pytest.raises(
-        InputError, match=rf"^{package} is not installed; it comes with: pip install redetr\[app\]$"
+        InputError,
+        match=rf"^{package} is not installed; install it with: pip install redetr\[app\]$",
     ):
         parse_command(["app", "anything.pt"]).run()
 
@@ -806,7 +807,7 @@ def test_a_port_that_is_taken(server):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
-            InputError, match=f"cannot listen at 127.0.0.1, port {port} .*: give another"
+            InputError, match=f"cannot listen on 127.0.0.1, port {port} .*: give another"
         ):
             parse_command([*arguments, str(port)]).run()
     with pytest.raises(InputError, match="--port 99999 is not between 0 and 65535"):

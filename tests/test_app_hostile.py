@@ -393,7 +393,8 @@ def test_another_name_of_this_machine(host, server):
     assert (status, json.loads(text)) == (
         400,
         {
-            "error": "this server is called 127.0.0.1 or localhost or ::1: use that name, or start "
+            "error": "this server answers to 127.0.0.1 or localhost or ::1: use that name, or "
+            "start "
             "it with --allow-host NAME"
         },
     )
@@ -421,7 +422,7 @@ def test_a_name_that_another_site_points_here(host, status, monkeypatch):
     assert found == status
     if status == 400:
         names = "detr.example or mymachine or localhost"
-        assert json.loads(text)["error"].startswith(f"this server is called {names}: use that")
+        assert json.loads(text)["error"].startswith(f"this server answers to {names}: use that")
 
 
 @pytest.mark.parametrize("name", ["", "http://a.example", "a.example:80", "a b/c"])
@@ -454,7 +455,7 @@ def test_what_another_site_sends(headers, status, server):
         found, text = server.ask("POST", address, PNG, headers)
         assert found == status, (address, text)
     assert status == 200 or json.loads(text) == {
-        "error": "another web site sent this request: open the page of this server"
+        "error": "another web site sent this request: open this server's own page"
     }
 
 
@@ -628,7 +629,7 @@ def test_slow_clients_are_counted(monkeypatch):
             for _ in range(3):
                 group.start_soon(client)
             await anyio.wait_all_tasks_blocked()
-            assert errors == ["too many images are being sent: try again in a moment"]
+            assert errors == ["too many uploads at once: try again in a moment"]
             group.cancel_scope.cancel()
         async with anyio.create_task_group() as group:
             for _ in range(2):

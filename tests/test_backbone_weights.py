@@ -77,7 +77,9 @@ def test_download(cache, tmp_path, monkeypatch):
 
 def test_offline_says_where_the_file_belongs(cache, monkeypatch):
     point_at("http://127.0.0.1:9/resnet18-f37072fd.pth", monkeypatch)  # nobody listens there
-    with pytest.raises(InputError, match=f"put that file at {cache}/resnet18-f37072fd.pth"):
+    with pytest.raises(
+        InputError, match=f"download it elsewhere and put it at {cache}/resnet18-f37072fd.pth"
+    ):
         Backbone("resnet18", "imagenet")
 
 
@@ -148,7 +150,7 @@ def test_a_file_of_timm(tmp_path):
             ("backbone=mobilenet_v2", "norm=group"),
             "trained with BatchNorm: it needs norm=frozen_batch",
         ),
-        ("redetr_n", (), "weights of a backbone, but that of redetr_n is trained from scratch"),
+        ("redetr_n", (), "backbone weights, but the backbone of redetr_n is trained from scratch"),
     ],
 )
 def test_files_of_other_backbones_are_refused(model, options, message, tmp_path):

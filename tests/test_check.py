@@ -137,7 +137,7 @@ def test_crowds_are_no_objects(root):
     assert report.classes()["cup"]["val"] == 9
     [fault] = report.faults
     assert (fault.severity, fault.code) == ("note", "object-ignored")
-    assert fault.text.startswith("1 of 30 objects (3%) marked as crowds")
+    assert fault.text.startswith("1 of 30 objects (3%) are marked as crowds")
 
 
 def test_a_path_with_a_colon_and_a_semicolon(tmp_path):
@@ -383,11 +383,11 @@ def scattered(count: int, shift: float, box_format: BoxFormat) -> Annotations:
     ("box_format", "shift", "says"),
     [
         ("xywh", 0, ""),
-        ("xywh", 0.5, "the centre given as the corner?"),
+        ("xywh", 0.5, "the centre instead of the corner?"),
         ("xywh", -0.5, ""),  # no mistake that is made gives this
         ("cxcywh", 0, ""),
-        ("cxcywh", 0.5, "the lower right corner given as the centre?"),
-        ("cxcywh", -0.5, "the corner given as the centre?"),
+        ("cxcywh", 0.5, "the lower right corner instead of the centre?"),
+        ("cxcywh", -0.5, "the corner instead of the centre?"),
         ("xyxy", 0, ""),
         ("xyxy", 0.5, "boxes moved by half their size?"),
         ("xyxy", -0.5, ""),
@@ -471,7 +471,7 @@ def test_sizes_as_the_model_sees_them(recipe, hints, size, expected):
 
 def test_a_larger_image_size_is_proposed_where_it_helps():
     plan = Plan.of("redetr_n", Hints(image_size=320), None)
-    for side, says in ((8, "--image-size 480 (then 0%)"), (1, "tiles, or take finer images")):
+    for side, says in ((8, "--image-size 480 (then 0%)"), (1, "tiles, or use images of a higher")):
         [fault] = plan_faults({"train": annotations([[0, 0, side, side]] * 4, [(480, 480)])}, plan)
         assert (fault.code, fault.count) == ("object-small", 4)
         assert says in fault.remedy

@@ -57,7 +57,7 @@ def test_classes_are_matched_by_id_and_name():
     )
     classes[7] = (7, "another thing")
     with pytest.raises(
-        redetr.InputError, match=r"digits has 10, of which it does not know 2 \(7\): "
+        redetr.InputError, match=r"digits has 10, of which the model does not know 2 \(7\): "
     ):
         evaluate(Oracle(dataset), dataset, image_size=128, classes=classes)
 
@@ -181,7 +181,7 @@ def test_weights_of_the_network_of_an_earlier_version_are_refused(prefix, tmp_pa
         weights[prefix + EARLIER_LAYER] = torch.zeros(32, 3, 3, 3)
     for name in ("last.pt", "best.pt"):
         torch.save(checkpoint, run / name)
-    message = "are of an earlier version of redetr.*; train anew, or use them with that version"
+    message = "are from an earlier version of redetr.*; train again, or use that version"
     with pytest.raises(redetr.InputError, match=message):
         redetr.load(run)
     with pytest.raises(redetr.InputError, match=message):

@@ -61,7 +61,7 @@ def test_few_images_of_many_objects_are_no_reason_for_doubt(shared_coco, tmp_pat
     assert (
         "8 images with 9 objects, 2,000 steps, no pretrained weights: little to learn from" in poor
     )
-    assert "the val split has 8 images with 9 objects: too few to judge by" in chance
+    assert "the val split has only 8 images with 9 objects, so AP" in chance
 
 
 def test_demo_on_photographs_from_imagenet_weights(tmp_path):
@@ -96,7 +96,7 @@ def test_an_interrupted_demo_is_replaced(tmp_path, monkeypatch):
 
 def test_demo_does_not_delete_what_is_no_demo(tmp_path):
     (tmp_path / "precious").touch()
-    with pytest.raises(InputError, match="no earlier demo"):
+    with pytest.raises(InputError, match="not an earlier demo"):
         demo("digits", tmp_path, 2, Console(quiet=True))
     assert (tmp_path / "precious").exists()
     with pytest.raises(InputError, match="no such folder"):

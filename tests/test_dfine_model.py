@@ -200,7 +200,7 @@ def test_an_empty_mask_is_no_mask(norm):
         ({"points": (6, 0)}, "points must be 1 to 1000 on each of 2 levels"),
         ({"points": "6"}, "points must be a number, or 3 of them"),
         ({"activation": "swish"}, "activation must be one of relu"),
-        ({"dec_layers": 2, "eval_idx": 2}, "eval_idx is 2, and there are 2 decoder layers"),
+        ({"dec_layers": 2, "eval_idx": 2}, "eval_idx is 2, but there are 2 decoder layers"),
     ],
 )
 def test_options_that_cannot_be(options, message):
@@ -226,7 +226,7 @@ def test_heads_start_from_the_rows_of_their_class(tmp_path):
         for row, source in {0: 16, 2: 0}.items():  # of the 80 classes
             assert torch.equal(ours.weight[row], theirs.weight[source])
     assert torch.equal(here.decoder.enc_score_head.weight[1], fresh)
-    assert "2 of 3 classes taken by name" in said
+    assert "2 of 3 classes matched by name" in said
 
 
 def test_the_backbone_starts_from_a_file_of_its_own(tmp_path):
@@ -280,5 +280,5 @@ def test_weights_of_another_size_name_their_model(tmp_path):
         saved(original_tensors(redetr.build("dfine_s", 3)), tmp_path / "dfine.pth")
     )
     config = TrainConfig(model="dfine_n")
-    with pytest.raises(redetr.InputError, match=r"take --model dfine_s$"):
+    with pytest.raises(redetr.InputError, match=r"use --model dfine_s$"):
         start_from(weights, redetr.build("dfine_n", 3), config, ["a", "b", "c"])

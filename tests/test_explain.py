@@ -389,7 +389,7 @@ def test_the_command(checkpoint, shared_coco, tmp_path):
     [
         ([], "nothing to explain"),
         (["IMAGE", "--image-id=1"], "IMAGE and --image-id 1 are two images"),
-        (["IMAGE", "--world-size=2"], "--world-size is about the loss"),
+        (["IMAGE", "--world-size=2"], "--world-size is for the loss page"),
         (["IMAGE", "--threshold=2"], "--threshold 2.0 is not between 0 and 1"),
         (["IMAGE", "--samples=-1"], "--samples -1 must not be below 0"),
         (["IMAGE"], "IMAGE: "),

@@ -261,8 +261,8 @@ def test_numbers_as_json():
 @pytest.mark.parametrize(
     ("image_id", "world_size", "message"),
     [
-        (9, 1, "two images: no image has the id 9: take another --image-id, such as 1, 2"),
-        (1, 3, "--world-size 3: give each GPU an image, two images has 2"),
+        (9, 1, "two images: no image has the id 9: give another --image-id, such as 1, 2"),
+        (1, 3, "--world-size 3: each GPU needs an image, and two images has 2"),
         (1, 0, "--world-size 0"),
     ],
 )
@@ -273,7 +273,7 @@ def test_what_cannot_be_shown(image_id, world_size, message):
 
 
 def test_classes_that_the_model_does_not_know():
-    with pytest.raises(InputError, match="two images has 6, of which it does not know A"):
+    with pytest.raises(InputError, match="two images has 6, of which the model does not know A"):
         explain_loss(Detector(Fixed(), CLASSES * 2, IDS * 2, SIDE, "cpu"), TwoImages(), 1)
 
 

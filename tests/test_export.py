@@ -711,7 +711,9 @@ def test_a_file_is_called_as_its_checkpoint_by_default(of_the_page):
 def test_without_data(tmp_path, monkeypatch, capsys):
     path = tmp_path / "d.pt2"
     arguments = ("best.pt", "--format", "torch", "--output", path)
-    with pytest.raises(InputError, match="what it was trained on: give --data, or --no-check"):
+    with pytest.raises(
+        InputError, match="does not state its training data: give --data, or --no-check"
+    ):
         exported(monkeypatch, averages(), *arguments)
     exported(monkeypatch, averages(), *arguments, "--no-check")
     assert "was not compared" in capsys.readouterr().err
@@ -754,15 +756,15 @@ def test_a_file_that_is_better_is_written(middle, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--precision", "fp16"), "fp16 goes with --format openvino"),
-        (("--precision", "int8", "--format", "torch"), "int8 goes with --format onnx or openvino"),
+        (("--precision", "fp16"), "fp16 needs --format openvino"),
+        (("--precision", "int8", "--format", "torch"), "int8 needs --format onnx or openvino"),
         (("--mask", "--with-processing"), "leave out --mask"),
         (("--output", "detector.xml"), "must end in .onnx"),
         (("--output", "nowhere/detector.onnx"), "no folder nowhere"),
         (("--images", "0"), "--images 0 must be at least 1"),
         (("--batch-size", "0"), "--batch-size 0 must be at least 1"),
         (("--data", "nowhere"), "nowhere: no such folder"),
-        (("--precision", "int8", "--no-check"), "what it was trained on: give --data$"),
+        (("--precision", "int8", "--no-check"), "does not state its training data: give --data$"),
     ],
 )
 def test_refused(arguments, message, monkeypatch):

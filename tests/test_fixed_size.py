@@ -165,8 +165,8 @@ def test_a_model_that_keeps_the_aspect_ratio_pads(stored, shown):
 @pytest.mark.parametrize(
     "settings, options, message",
     [
-        ({"format": "coreml"}, {"resize": "aspect"}, "give --fixed-size HEIGHTxWIDTH, into which"),
-        ({"format": "litert"}, {"resize": "aspect"}, "padded images wrong.* take --format exec"),
+        ({"format": "coreml"}, {"resize": "aspect"}, "give --fixed-size HEIGHTxWIDTH, to which"),
+        ({"format": "litert"}, {"resize": "aspect"}, "wrong for padded images.* use --format exec"),
         ({"size": (64, 100)}, {}, "--fixed-size 64x100: height and width must be multiples of 32"),
     ],
 )
@@ -187,8 +187,8 @@ def test_what_is_missing_and_what_brings_it(name, monkeypatch):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"precision": "int8"}, "int8 goes with --format onnx or openvino"),
-        ({"precision": "fp16"}, "fp16 goes with --format openvino or coreml"),
+        ({"precision": "int8"}, "int8 needs --format onnx or openvino"),
+        ({"precision": "fp16"}, "fp16 needs --format openvino or coreml"),
         ({"processing": True}, "--with-processing takes images of any size"),
     ],
 )
@@ -259,5 +259,5 @@ def test_core_ml_is_a_folder_that_is_replaced_whole(stub, middle, tmp_path, monk
     assert [path.name for path in folder.iterdir()] == ["Manifest.json"]
     assert [path.name for path in tmp_path.glob("*d*")] == ["d.mlpackage"]
     output, errors = capsys.readouterr()
-    assert "was not compared with PyTorch: Core ML runs on Apple's systems alone" in errors
+    assert "was not compared with PyTorch: Core ML runs only on Apple's systems" in errors
     assert "AP " not in output and re.search(r"d\.mlpackage \(0\.[1-9] MB\)", output)

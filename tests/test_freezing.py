@@ -66,7 +66,7 @@ def test_a_name_stands_for_a_part(model, name, path):
     [
         (
             ["backbone", "encodr"],
-            "--freeze encodr: .*; it has backbone, encoder, decoder, and what is inside them, "
+            "--freeze encodr: .*; it has backbone, encoder, decoder, and their parts, "
             "such as backbone.conv1$",
         ),
         (["enc"], "--freeze enc: the model has no such part"),

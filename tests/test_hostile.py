@@ -412,7 +412,7 @@ BAD_WEIGHTS: dict[str, Make] = {
     "option without value": option("hidden_dim"),
     "option of many digits": option("hidden_dim=" + "9" * 5000),
     "option of many brackets": option("hidden_dim=" + "[" * 100_000),
-    "option that is no number": option("hidden_dim=[64]"),
+    "option that is not a number": option("hidden_dim=[64]"),
     "options are no texts": config(model_options=[1, [2]]),
     "unknown option": option("system=1"),
     "a billion layers": option("dec_layers=1000000000"),
@@ -510,7 +510,8 @@ def test_bad_weights_are_refused_in_one_line(kind, name, tmp_path, monkeypatch):
 
 CONFIGS = {
     "list": b"[]", "text": b'"detr"', "bytes": b"\xff\xfe", "deep": b"[" * 10**5, "empty": b"",
-    "number": b"3", "labels": b'{"model_type": "detr", "id2label": [1]}', "backbone": b'{"model_type": "detr", '
+    "number": b"3", "labels": b'{"model_type": "detr", "id2label": '
+                              b'[1]}', "backbone": b'{"model_type": "detr", '
                                                                       b'"backbone_config": "x"}',
     "heads": b'{"model_type": "detr", "encoder_attention_heads": '
              b'"many"}', "no weights": b'{"model_type": "detr"}',

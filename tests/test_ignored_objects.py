@@ -89,7 +89,7 @@ def run(shared_coco, tmp_path_factory) -> tuple[Path, str]:
 
 def test_training_calls_ap_undefined(run):
     folder, said = run
-    assert "step 1: AP undefined (no object to find)" in said
+    assert "step 1: AP undefined (no objects to find)" in said
     assert "best.pt is of step 2: AP undefined" in said
     evaluations = [line for line in lines_of(folder) if "AP" in line]
     assert [line["AP"] for line in evaluations] == [None, None]
@@ -108,7 +108,7 @@ def test_evaluate_and_report_call_it_undefined(run, shared_coco, tmp_path, capsy
     last = str(folder / "last.pt")
     main([*arguments, "--report", str(page), "--compare", last])
     said = " ".join(capsys.readouterr().out.split())
-    assert "AP is undefined (-): no object to find" in said
+    assert "AP is undefined (-): there are no objects to find" in said
     assert "no intervals of the differences" in said
     html = " ".join((page / "index.html").read_text().split())
     assert "AP is undefined: there is no object to find." in html
@@ -149,10 +149,10 @@ def test_a_split_of_crowds_is_an_error(shared_coco, tmp_path):
     [fault] = [fault for fault in report.faults if fault.code == "no-objects"]
     count = report.figures()["val"]["ignored"]
     assert fault.severity == "error"
-    assert fault.text.startswith(f"{count} objects, all crowds or difficult")
+    assert fault.text.startswith(f"{count} objects, all of them crowds or difficult")
     assert "iscrowd" in fault.remedy
     assert report.figures()["val"]["objects"] == 0
-    with pytest.raises(InputError, match=f"{count} objects, all crowds"):
+    with pytest.raises(InputError, match=f"{count} objects, all of them crowds"):
         essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))
 
 

@@ -226,7 +226,7 @@ def test_a_head_that_is_not_whole_is_refused(tmp_path):
 
 
 def test_models_without_such_a_head_say_so():
-    with pytest.raises(InputError, match="detr_r50 finds boxes only"):
+    with pytest.raises(InputError, match="detr_r50 predicts only boxes"):
         redetr.build("detr_r50", 3, masks=True)
 
 

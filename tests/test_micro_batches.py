@@ -118,8 +118,9 @@ def test_a_run_says_and_keeps_its_choice(memory, shared_coco, tmp_path, capsys):
     main([str(argument) for argument in arguments])
     said = capsys.readouterr().err
     assert (
-        "micro-batches: 16 of 1 image a rank, as 0.0 GB of cpu memory hold 1 image of 64x64 px "
-        "(--accumulate 16 repeats it)" in said
+        "micro-batches: 16 of 1 image per rank, since 0.0 GB of cpu memory hold 1 image of 64x64 "
+        "px "
+        "(--accumulate 16 repeats this)" in said
     )
     assert meter.images == [1, 2]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -136,7 +137,7 @@ def test_one_image_that_does_not_fit_is_one_line(memory, shared_coco, tmp_path, 
         main([str(argument) for argument in arguments])
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()[-1:]
-    assert "do not hold 1 image of 64x64 px; take --recompute, a smaller --image-size" in line
+    assert "cannot hold 1 image of 64x64 px; use --recompute, a smaller --image-size" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -50,7 +50,7 @@ def test_families(name, form, tmp_path):
     """Two images, one after the other; of the faithful variant, one of them padded."""
     of = spread(name, **FAMILIES[name])
     if form == "litert" and name == "detr_r50":
-        with pytest.raises(InputError, match="padded images wrong"):
+        with pytest.raises(InputError, match="wrong for padded images"):
             ExportConfig(form, size=SIZE).of_model(of)
         return
     config = ExportConfig(form, size=SIZE).of_model(of)

@@ -154,22 +154,22 @@ def test_sizes_are_those_of_the_documentation():
         (
             "redetr_n",
             {"backbone": "timm:resnet7"},
-            "timm:resnet7: timm cannot give it .Unknown model",
+            "timm:resnet7: timm cannot provide it .Unknown model",
         ),
         (
             "redetr_n",
             {"backbone": "timm:resnet18", "weights": "imagenet"},
-            "timm cannot give it .*--weights FILE",
+            "timm cannot provide it .*--weights FILE",
         ),
         (
             "redetr_n",
             {"backbone": "timm:resnet18", "norm": "group"},
-            "timm:resnet18 cannot change to norm=group",
+            "timm:resnet18 cannot have norm=group",
         ),
         (
             "redetr_n",
             {"backbone": "timm:vit_tiny_patch16_224"},
-            "at strides 8, 16; this one has 16",
+            "at strides 8, 16, but this one has 16",
         ),
         ("redetr_n", {"backbone": "timm:swin_tiny_patch4_window7_224"}, "takes images of any size"),
         ("redetr_mobile", {"weights": "coco"}, "unknown backbone weights 'coco'"),
@@ -691,10 +691,10 @@ def test_blocks_computed_twice_give_the_same_gradient_from_less_memory(name, opt
 def test_what_cannot_be_computed_twice_is_refused():
     with pytest.raises(
         redetr.InputError,
-        match="statistics of a trained BatchNorm twice: take norm=group or norm=frozen_batch",
+        match="statistics of a trained BatchNorm twice: use norm=group or norm=frozen_batch",
     ):
         recompute_blocks(small("redetr_n", backbone="resnet18", norm="sync_batch"))
     with torch.device("meta"):  # it has wide layers
         model = small("redetr_n", backbone="timm:vgg11_bn")
-    with pytest.raises(redetr.InputError, match="this backbone of timm cannot do that"):
+    with pytest.raises(redetr.InputError, match="this timm backbone does not support it"):
         recompute_blocks(model)

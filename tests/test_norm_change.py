@@ -84,13 +84,11 @@ def test_group_norm_has_no_use_for_statistics(tmp_path):
     options = (*frozen_config.model_options, "norm=group")
     config = replace(frozen_config, model_options=options)
     path = saved(built(frozen_config, 1), frozen_config, tmp_path / "frozen.safetensors")
-    message = (
-        "its norm is frozen_batch, of which norm=group has no use; take --model-options norm=fr"
-    )
+    message = "its norm is frozen_batch, which norm=group cannot use; use --model-options norm=fr"
     with pytest.raises(redetr.InputError, match=message):
         starting_point(built(config, 2), replace(config, weights=str(path)), CLASSES)
     path = saved(built(config, 1), config, tmp_path / "group.safetensors")
     with pytest.raises(
-        redetr.InputError, match=r"of which norm=frozen_batch has no use; take .*=group"
+        redetr.InputError, match=r"which norm=frozen_batch cannot use; use .*=group"
     ):
         starting_point(built(frozen_config, 2), replace(frozen_config, weights=str(path)), CLASSES)

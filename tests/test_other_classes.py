@@ -129,8 +129,8 @@ def before(request, tmp_path_factory):
     [
         (("fork", "spoon", "plate", "cup"), None),
         (("spoon", "cup"), None),
-        (("bowl", "plate", "knife", "fork", "pan", "cup"), "3 of 6 classes taken by name"),
-        (("plate", "bowl"), "1 of 2 classes taken by name"),
+        (("bowl", "plate", "knife", "fork", "pan", "cup"), "3 of 6 classes matched by name"),
+        (("plate", "bowl"), "1 of 2 classes matched by name"),
     ],
     ids=["another order", "a subset", "others too", "others instead"],
 )

@@ -79,13 +79,13 @@ def test_no_page_of_another_tool_is_replaced(tmp_path, capsys, command):
     with pytest.raises(SystemExit) as ended:
         main([*command, str(tmp_path)])
     assert ended.value.code == 1
-    assert f"{page}: is a page that redetr has not written; give another" in capsys.readouterr().err
+    assert f"{page}: is a page that redetr did not write; give another" in capsys.readouterr().err
     assert page.read_text() == "<title>precious</title>"
 
 
 def test_files_beside_a_page_are_replaced_with_it_only(tmp_path):
     (tmp_path / "sheet.png").touch()
-    with pytest.raises(InputError, match="is there already, without a page of redetr beside it"):
+    with pytest.raises(InputError, match="already exists, without a redetr page beside it"):
         require_redetr_page(tmp_path, "sheet.png")
     write_page(tmp_path / "index.html", contact_sheet([]))
     require_redetr_page(tmp_path, "sheet.png")

@@ -66,7 +66,7 @@ def test_dropping_goes_on_until_nothing_is_small():
 
 
 def test_stuff_is_merged_and_the_merged_segment_is_dropped_again():
-    """The quirk: what was merged has no pixel left, so it is dropped, and its pixels are given
+    """The quirk: what was merged has no pixels left, so it is dropped, and its pixels are given
     away without merging: here to the thing, which is second best there."""
     maps = logits_of(["00000011111122222"])
     maps[0, 0, 12:] = -4.0

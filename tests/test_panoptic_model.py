@@ -191,7 +191,7 @@ def test_everything_starts_from_one_with_masks(tmp_path):
     assert line == f"loaded {len(tensors)} of {len(tensors)} tensors from {path}"
     tensors, line = started(path, ("sky", "grass"))
     assert torch.equal(tensors["detr.class_embed.bias"][0], weights["detr.class_embed.bias"][1])
-    assert "1 of 2 classes taken by name" in line
+    assert "1 of 2 classes matched by name" in line
     detector = redetr.load(path, device="cpu")
     torch.testing.assert_close(detector.model.state_dict(), weights, rtol=0, atol=0)
     assert detector.category_ids == (1, 2)

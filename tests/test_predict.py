@@ -155,18 +155,17 @@ def test_what_is_passed_over_in_a_folder_is_reported(checkpoint, folder, tmp_pat
     assert len(lines_in(tmp_path / "out")) == 5
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if line.startswith(("warning: ", "note: "))] == [
-        f"warning: {source}: a.heic: has an ending that is not read, and is passed over (of such "
-        "files: 2 .heic, 1 .arw, 1 no ending); convert it if it belongs to the data (and 3 more "
+        f"warning: {source}: a.heic: has a suffix that is not read, and is skipped (such files: "
+        "2 .heic, 1 .arw, 1 no suffix); convert it if it belongs to the data (and 3 more "
         "like it)",
         f"warning: {source}: more: is a link to a folder, which is not followed; put the folder "
         "itself there",
-        f"note: {source}: .hidden.png: is hidden or was left by a system, and is passed over; "
-        "delete it",
+        f"note: {source}: .hidden.png: is hidden or a system file, and is skipped; delete it",
     ]
     for path in source.glob("p*"):
         path.unlink()
     said = refused(capsys, checkpoint, source, "--output", tmp_path / "other")
-    assert "no images in this folder" in said and "a.heic has an ending that is not read" in said
+    assert "no images in this folder" in said and "a.heic has a suffix that is not read" in said
 
 
 @pytest.mark.parametrize("output", ["predictions", "."])
@@ -180,7 +179,7 @@ def test_what_predict_wrote_is_no_source(checkpoint, folder, tmp_path, capsys, m
         predict(*flags, again)
         assert (tmp_path / "in" / output / "predictions.jsonl").read_text() == first
         said = capsys.readouterr().err
-        assert "is an image that redetr wrote, and is passed over" in said
+        assert "is an image that redetr wrote, and is skipped" in said
     assert find_sources(["**/*.*g"]) == [f"val-{number}.jpg" for number in range(5)]
     said = refused(capsys, checkpoint, f"{output}/val-1.png", "--overwrite", "--output", output)
     assert "which --overwrite deletes" in said
@@ -284,7 +283,7 @@ def test_the_page_replaces_no_other(checkpoint, folder, tmp_path, capsys):
     source = folder / "val-0.jpg"
     for flags in ((), ("--overwrite",), ("--resume",)):
         said = refused(capsys, checkpoint, source, "--output", tmp_path, *flags)
-        assert said.startswith(f"redetr: {page}: is a page that predict has not written; give ")
+        assert said.startswith(f"redetr: {page}: is a page that predict did not write; give ")
     said = refused(capsys, checkpoint, source, "--output", tmp_path, "--save", "html")
     assert said == "redetr: --save html shows annotated images: add png or jpg"
     predict(checkpoint, source, "--output", tmp_path, "--save", "png")
@@ -431,10 +430,10 @@ def test_earlier_predictions_are_deleted_on_demand_only(checkpoint, folder, tmp_
     before = {path: path.read_bytes() for path in out.iterdir()}
     said = refused(capsys, *arguments)
     assert said.startswith(
-        f"redetr: {out}: holds predictions already: give another --output, --resume"
+        f"redetr: {out}: already holds predictions: give another --output, --resume"
     )
     assert {path: path.read_bytes() for path in out.iterdir()} == before
-    assert "give one of them" in refused(capsys, *arguments, "--resume", "--overwrite")
+    assert "give only one" in refused(capsys, *arguments, "--resume", "--overwrite")
     for name in ("mine.jpg", "notes.txt"):
         (out / name).touch()
     with open(out / "predictions.jsonl", "a") as record:  # as one from elsewhere might say
@@ -849,11 +848,13 @@ def test_a_turned_photograph_is_told_until_it_is_one_picture_for_training_and_pr
     if annotated == "as stored":
         (fault,) = faults()
         assert (fault.severity, fault.code) == ("warning", "image-orientation")
-        assert "training and evaluation take it as stored, predict turns it" in str(fault)
+        assert "training and evaluation use it as stored, predict rotates it" in str(fault)
         assert train.image(0).shape == as_image(path).mT.shape
         return
     for look in (faults, lambda: train.image(0)):
-        with pytest.raises(InputError, match=r"annotated as its EXIF tag turns it(:|\?) save it "):
+        with pytest.raises(
+            InputError, match=r"annotated as its EXIF tag rotates it(:|\?) save it "
+        ):
             look()
     page = (Path(__file__).parent.parent / "docs/your-data.md").read_text()
     scripts = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -97,7 +97,7 @@ def test_stuff_is_named_where_weights_do_not_say_it(detector, scenes, tmp_path, 
     ("flags", "text"),
     [
         (("--panoptic", "--tile", "32"), "--tile is for objects"),
-        (("--stuff", "sky"), "--stuff says which segments --panoptic merges"),
+        (("--stuff", "sky"), "--stuff names the segments that --panoptic merges"),
         (("--panoptic", "--stuff", "sea"), "--stuff sea: the model knows ball, crate"),
     ],
 )

@@ -178,7 +178,9 @@ def test_a_private_repository(run, server):
 
 
 def test_what_the_hub_refuses_is_one_line(run, server, tmp_path, capsys, monkeypatch):
-    assert "the token may not write there" in refused(capsys, "them/cups", run, "--no-evaluate")
+    assert "the token has no write permission there" in refused(
+        capsys, "them/cups", run, "--no-evaluate"
+    )
     monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
     assert "the token is not valid" in refused(capsys, "me/cups", run)
     monkeypatch.delenv("HF_TOKEN")
@@ -194,7 +196,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(run, online, capsys, monkeypat
 
 
 def test_what_cannot_be_pushed(run, tmp_path, capsys):
-    assert "'cups' is no name on the hub; give OWNER/NAME" in refused(capsys, "cups", run)
+    assert "'cups' is not a name on the hub; give OWNER/NAME" in refused(capsys, "cups", run)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").touch()
     assert "exists already" in refused(capsys, "me/cups", run, "--to", tmp_path / "full")
@@ -204,5 +206,5 @@ def test_what_cannot_be_pushed(run, tmp_path, capsys):
     content["data"] = str(tmp_path / "gone")
     save_checkpoint(tmp_path / "moved.pt", content)
     line = refused(capsys, "me/cups", tmp_path / "moved.pt", "--to", tmp_path / "new")
-    assert "or --no-evaluate for a card without numbers" in line
+    assert "or give --no-evaluate for a card without results" in line
     assert not (tmp_path / "new").exists()

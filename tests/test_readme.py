@@ -1,5 +1,5 @@
-"""The README is short, and it names every file of the core. Its figures, those of the pages on speed and
-exactness, and those of starts are those of results.
+"""The README is short, and it names every file of the core. Its figures, those of the pages on
+speed and exactness, and those of starts are those of results.
 
 `test_docs.py` runs its commands and Python.
 """
@@ -170,7 +170,7 @@ README_FIGURES = [
     training_step("NVIDIA H200, fp32", STEP_FP32),
     training_step("NVIDIA H200, bf16", STEP_BF16, "transformers, bf16", (" (fp32)", " (bf16)")),
     Bound(
-        "needs {:,} MB of GPU memory, against {:,} MB (2020, fp32) and {:,} MB",
+        "needs {:,} MB of GPU memory, compared with {:,} MB (2020, fp32) and {:,} MB",
         STEP_BF16,
         plain("peak MB > redetr", "peak MB > 2020", "peak MB > transformers, bf16"),
     ),
@@ -234,7 +234,10 @@ def family(row: str, model: str, kind: str) -> Bound:
         "GFLOP > transformers",
     )
     paths = [f"{model} > {kind} > {key}" for key in keys]
-    text = f"| {row} | {{:,.0f}} ms | {{:,.0f}} ms | {{}} | {{:,.0f}} ms | {{}} | {{:.0f}} | {{:.0f}} |"
+    text = (
+        f"| {row} | {{:,.0f}} ms | {{:,.0f}} ms | {{}} | {{:,.0f}} ms | {{}} | {{:.0f}} | "
+        f"{{:.0f}} |"
+    )
     return Bound(text, FAMILIES, plain(*paths))
 
 
@@ -249,7 +252,8 @@ SPEED_FIGURES = [
     family("inference, D-FINE-S, one image", "dfine_s", "inference"),
     Bound("Images are {}x{}", FAMILIES, plain("setting > height", "setting > width")),
     Bound(
-        "at {:.2f} times the rate of a large matrix product in training and {:.2f} times in inference, "
+        "at {:.2f} times the rate of a large matrix product in training and {:.2f} times in "
+        "inference, "
         "Transformers at {:.2f} and {:.2f}",
         FAMILIES,
         plain(
@@ -274,7 +278,7 @@ SPEED_FIGURES = [
         ),
     ),
     Bound(
-        "| its peak memory | {:,} MB | {:,} MB | | {:,} MB | |",
+        "| peak memory of the step | {:,} MB | {:,} MB | | {:,} MB | |",
         STEP,
         plain("peak MB > redetr", "peak MB > 2020", "peak MB > transformers"),
     ),
@@ -282,7 +286,7 @@ SPEED_FIGURES = [
     inference("memory kept as in the command line", "redetr, memory kept"),
     inference("the same in Python", "redetr"),
     inference(
-        "the same with `keep_memory` (below) on all sides", "redetr, memory kept", ", memory kept"
+        "the same with `keep_memory` (below) for all", "redetr, memory kept", ", memory kept"
     ),
     inference("the same as `redetr export --format openvino` writes it", "redetr, OpenVINO"),
     eight_images("inference, eight images at once, memory kept", "redetr, memory kept"),
@@ -476,7 +480,7 @@ def start_row(text: str, start: str) -> Bound:
 
 SCALING_FIGURES = [
     Bound(
-        "{:,} images and {:,} boxes as there, or as many in YOLO format",
+        "{:,} images and {:,} boxes, or as many in YOLO format",
         START,
         plain("setting > images", "setting > boxes"),
     ),

@@ -104,7 +104,7 @@ def test_files_of_deim(tmp_path):
 def test_training_from_a_file_of_deim_needs_the_flags_that_the_error_names(tmp_path):
     there = small("rtdetrv2_r18", query_pos_layers=3, activation="silu")
     weights = read_weights(saved(original_tensors(there), tmp_path / "model.pth"))
-    flags = "take --model-options activation=silu query_pos_layers=3"
+    flags = "use --model-options activation=silu query_pos_layers=3"
     with pytest.raises(redetr.InputError, match=flags):
         start_from(weights, small("rtdetrv2_r18"), start_config(), ["a", "b", "c"])
     given = (*start_config().model_options, *flags.split()[2:])
@@ -324,7 +324,7 @@ def test_points_follow_the_image_in_its_canvas():
         ({"enc_hidden_dim": 36}, "enc_hidden_dim must be a multiple of 8 and of nheads"),
         ({"enc_hidden_dim": 40}, "enc_hidden_dim times expansion must be a multiple of 8"),
         ({"width": 24}, "width must be a multiple of 16"),
-        ({"eval_idx": 3}, "eval_idx is 3, and there are 3 decoder layers"),
+        ({"eval_idx": 3}, "eval_idx is 3, but there are 3 decoder layers"),
         ({"points": (1, 2)}, "points must be 1 to 1000 on each of 3 levels"),
         ({"class_loss": "focal"}, "class_loss must be mal or varifocal"),
         ({"sampling": "nearest"}, "sampling must be bilinear or discrete"),
@@ -360,7 +360,7 @@ def test_heads_start_from_the_rows_of_their_class(tmp_path):
     assert torch.equal(
         here.encoder.input_proj[0].conv.weight, there.encoder.input_proj[0].conv.weight
     )
-    assert "2 of 3 classes taken by name" in said and "query" not in said
+    assert "2 of 3 classes matched by name" in said and "query" not in said
 
 
 def test_what_is_not_taken_from_a_file_is_named(tmp_path):

@@ -29,7 +29,8 @@ RATE = 10.0
 
 @pytest.fixture(autouse=True, scope="module")
 def _trackers() -> None:
-    """Imported here, as it takes a second, and where its OpenCV finds no libGL, the tests say so."""
+    """Imported here, as it takes a second, and where its OpenCV finds no libGL, the tests say
+    so."""
     pytest.importorskip("trackers", exc_type=ImportError)
 
 
@@ -255,7 +256,9 @@ def test_what_cannot_be_followed(clip, tmp_path, capsys, monkeypatch):
         return capsys.readouterr().err
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert "--track follows objects through videos: none" in refused(tmp_path / "a.png")
+    assert "--track follows objects through videos, but the sources contain none" in refused(
+        tmp_path / "a.png"
+    )
     monkeypatch.setitem(sys.modules, "trackers", None)
     assert "pip install redetr[track]" in refused(clip)
     assert not (tmp_path / "new").exists()

@@ -308,7 +308,7 @@ def test_read_metrics_names_the_file_at_fault(tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*nowhere"):
         read_metrics(tmp_path / "nowhere")
     (tmp_path / "metrics.jsonl").write_text("step 1\n")
-    with pytest.raises(InputError, match=r"metrics\.jsonl is not made of JSON lines"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl is not JSON Lines"):
         read_metrics(tmp_path)
 
 

@@ -108,7 +108,8 @@ def test_an_official_file(tmp_path):
     assert same(model, expected)
     count = len(model.state_dict())
     assert said == (f"loaded {count - 2} of {count} tensors from {tmp_path / 'detr.pth'}; "
-                    "class_embed re-initialised (classes: 3 there, 3 others here)")  # fmt: skip
+                    "class_embed re-initialised (3 classes there, 3 other classes "
+                    "here)")  # fmt: skip
 
 
 def test_an_official_file_of_coco(tmp_path):
@@ -118,7 +119,7 @@ def test_an_official_file_of_coco(tmp_path):
     assert torch.equal(
         model.class_embed.weight, torch.stack([there[18], random[1], there[1], there[91]])
     )
-    assert said.endswith("; class_embed: 2 of 3 classes taken by name, the rest re-initialised")
+    assert said.endswith("; class_embed: 2 of 3 classes matched by name, the rest re-initialised")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_a_table_transformer(table_folder):
     theirs = redetr.load(table_folder, device="cpu").model
     rows = theirs.class_embed.weight[[2, 0, 3]]  # the last one is "no object"
     assert torch.equal(model.class_embed.weight[1:], rows)
-    assert "class_embed: 2 of 3 classes taken by name" in report
+    assert "class_embed: 2 of 3 classes matched by name" in report
     theirs.class_embed = model.class_embed
     assert same(model, theirs)
 
@@ -308,7 +309,7 @@ def check_start_from_transformers(source, folder):
     )  # plate, no object
     theirs.class_embed = model.class_embed
     assert same(model, theirs)
-    assert "class_embed: 1 of 3 classes taken by name" in said
+    assert "class_embed: 1 of 3 classes matched by name" in said
 
 
 def test_a_folder_of_transformers(transformers_folder):
@@ -327,7 +328,7 @@ def test_a_hub_name(transformers_folder, tmp_path, monkeypatch):
     check_start_from_transformers("somebody/detr", transformers_folder)
     with pytest.raises(
         redetr.InputError,
-        match=r"somebody/else: no such file, and the hub did not give it .*pass its",
+        match=r"somebody/else: no such file, and it cannot be downloaded from the hub .*give its",
     ):
         start("somebody/else")
 
@@ -345,10 +346,12 @@ def test_a_hub_that_breaks_off(monkeypatch):
 
     for error in (OSError("no network"), transport("no network")):
         give(error)
-        with pytest.raises(redetr.InputError, match=r"^a/b: .*did not give it .no network"):
+        with pytest.raises(
+            redetr.InputError, match=r"^a/b: .*cannot be downloaded from the hub .no network"
+        ):
             start("a/b")
     give(OSError())
-    with pytest.raises(redetr.InputError, match=r"did not give it .OSError"):
+    with pytest.raises(redetr.InputError, match=r"cannot be downloaded from the hub .OSError"):
         start("a/b")
     give(TypeError("a mistake"))
     with pytest.raises(TypeError, match="a mistake"):
@@ -380,7 +383,7 @@ def test_classes_are_taken_by_name(config, tmp_path):
         assert torch.equal(found, torch.stack(expected))
     count = len(model.state_dict())
     assert said == (f"loaded {count - len(heads)} of {count} tensors from {tmp_path / 'last.pt'}; "
-                    "class_embed: 2 of 4 classes taken by name, the rest "
+                    "class_embed: 2 of 4 classes matched by name, the rest "
                     "re-initialised")  # fmt: skip
 
 
@@ -409,7 +412,7 @@ def test_queries_are_taken_as_far_as_they_go(config, tmp_path):
     assert torch.equal(
         more.query_embed.weight[5:], fresh(replace(config, num_queries=8)).query_embed.weight[5:]
     )
-    assert said.endswith("; query_embed: 5 of 8 were there")
+    assert said.endswith("; query_embed: 5 of 8 loaded")
 
 
 @pytest.mark.parametrize(
@@ -420,8 +423,8 @@ def test_queries_are_taken_as_far_as_they_go(config, tmp_path):
          "(16, 32, 64) there and (32, 64, 128) here, hidden_dim is 32 there and 64 here"),
         (FAST, replace(FAST, model_options=(*FAST.model_options, "dec_layers=6")), "holds a redetr_n "
          "that does not fit this redetr_n: dec_layers is 2 there and 6 here"),
-        (FAST, DETR, "holds a redetr_n, which is another kind of model than detr_r50; "
-                      "take --model redetr_n"),
+        (FAST, DETR, "holds a redetr_n, a different model from detr_r50; "
+                      "use --model redetr_n"),
         (DETR, replace(DETR, model_options=(*DETR.model_options, "nheads=4")), "nheads is 2 there "
                                                                                "and 4 here"),
     ],
@@ -481,9 +484,9 @@ def test_what_is_no_checkpoint_says_what_to_give(name, tmp_path):
     (tmp_path / name).write_text('{"model": "redetr_n"}')
     with pytest.raises(redetr.InputError) as told:
         redetr.load(tmp_path / name)
-    what = "an exported file, which the scripts in examples/export run"
+    what = "an exported file: run it with the scripts in examples/export"
     if name == "config.json":
-        reason = "torch.save has not written it, or it holds more than tensors and plain values"
+        reason = "torch.save did not write it, or it holds more than tensors and plain values"
         what = f"not a checkpoint that can be read safely ({reason})"
     assert (
         str(told.value)
@@ -504,9 +507,10 @@ def test_a_damaged_checkpoint_says_what_is_wrong(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1, 2], "neither a redetr checkpoint nor tensors"), ({"model": {"a": 1}}, "neither a redetr "
+    [([1, 2], "neither a redetr checkpoint nor a dict"), ({"model": {"a": 1}}, "neither a redetr "
                                                                                 "checkpoint nor"),
-     ({"weight": torch.zeros(1)}, "weights of a backbone, but that of detr_r50 is trained from")],
+     ({"weight": torch.zeros(1)}, "backbone weights, but the backbone of detr_r50 is trained "
+                                  "from")],
 )  # fmt: skip
 def test_other_files_are_refused(content, message, tmp_path):
     torch.save(content, tmp_path / "x.pt")
@@ -525,4 +529,4 @@ def test_random_weights_under_frozen_norms_are_said_to_be_bad():
     assert starting_point(fresh(config), config, CLASSES) == []
     config = replace(RESNET, weights="none")
     (said,) = starting_point(fresh(config), config, CLASSES)
-    assert said.startswith("warning: BatchNorm is frozen over random weights")
+    assert said.startswith("warning: BatchNorm is frozen, but the weights are random")

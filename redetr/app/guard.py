@@ -62,12 +62,12 @@ class Guard:
     def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
         if not self._is_server_name(hostname(headers.get("host", ""))):
             names = " or ".join(self._hosts)
-            text = f"this server is called {names}: use that name"
+            text = f"this server answers to {names}: use that name"
             text += ", or start it with --allow-host NAME"
             return JSONResponse({"error": text}, 400)
         if method not in _READING and _is_cross_site(headers):
             return JSONResponse(
-                {"error": "another web site sent this request: open the page of this server"}, 403
+                {"error": "another web site sent this request: open this server's own page"}, 403
             )
         return None
 

@@ -67,7 +67,7 @@ def _nobody_waits(request: Request, error: ClientDisconnect) -> Response:
 
 
 def _failed(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": "this should not have happened: see the server's log"}, 500)
+    return JSONResponse({"error": "unexpected error: see the server's log"}, 500)
 
 
 # Every answer to a wrong request is {"error": "..."}, one line.

@@ -83,7 +83,7 @@ class Uploads:
     """Receives images, at most `_MOST_UPLOADS` of them at once."""
 
     def __init__(self) -> None:
-        self._gate = _Gate(_MOST_UPLOADS, "too many images are being sent: try again in a moment")
+        self._gate = _Gate(_MOST_UPLOADS, "too many uploads at once: try again in a moment")
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[Upload]:
@@ -120,7 +120,7 @@ async def _read_form(request: Request) -> Upload:
     if not isinstance(image, UploadFile):
         await form.close()
         raise HTTPException(
-            400, "the form has no file called image: send one, as curl -F image=@FILE does"
+            400, "the form has no file named image: send one, as curl -F image=@FILE does"
         )
     threshold = form.get("threshold")
     text = None if threshold is None else str(threshold)

@@ -1,8 +1,8 @@
-"""One module for each command: a dataclass of its flags that can `run()`, and `parse(args)`, which
+"""One module per command: a dataclass of its flags with a `run()` method, and `parse(args)`, which
 fills it.
 
-What computes is imported by the methods that need it: help, usage errors and completion do without
-PyTorch, which takes seconds to import.
+PyTorch takes seconds to import, so only the methods that compute import it. Help, usage errors and
+completion do without.
 """
 
 COMMANDS = (

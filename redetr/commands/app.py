@@ -18,33 +18,34 @@ from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 
 _NEEDED = ("starlette", "uvicorn", "python_multipart")
-_GOODBYE_S = 1  # for answers that are under way when the server is stopped
+_GOODBYE_S = 1  # for requests in progress when the server is stopped
 
 
 @dataclass(frozen=True)
 class App:
-    """A page in the browser: drop an image, see what is found, where the model looked, and how
-    training would judge it; and the same over HTTP. Uploads stay here and are not kept."""
+    """Serve a web page: drop an image on it to see the detections, where the model looked, and how
+    training would judge them. Programs get detections over HTTP. Uploads stay on this machine and
+    are not kept."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 admits everyone who can reach this machine, without a
+    """Address to listen on; 0.0.0.0 lets in everyone who can reach this machine, without a
     password."""
     allow_host: tuple[str, ...] = ()
-    """Further names under which it answers, such as that of a proxy in front of it. It always
-    answers to localhost and the name of this machine, and with --host to any IP address."""
+    """Further host names to answer to, such as that of a proxy in front of the server. It always
+    answers to localhost and this machine's name, and with --host to any IP address."""
     port: int = 7860
-    """0 = any free one."""
+    """Port to listen on; 0 = any free port."""
     data: str | None = None
-    """digits, crowns, or a folder, for matching and loss; default: the data it was trained on."""
+    """Data for "Matching and loss": digits, crowns, or a folder; default: the training data."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto = that of the training run, and for other weights bf16 where it is faster. Explanations
-    are computed in fp32."""
+    """auto = that of the training run; for weights from elsewhere, bf16 where it is faster.
+    Explanations are computed in fp32."""
     threads: int | None = None
-    """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
+    """Compute threads; default: OMP_NUM_THREADS, else one per core."""
 
     def run(self) -> None:
         with quick_imports():
@@ -55,7 +56,7 @@ class App:
         for package in _NEEDED:
             if not find_spec(package):
                 raise InputError(
-                    f"{package} is not installed; it comes with: pip install redetr[app]"
+                    f"{package} is not installed; install it with: pip install redetr[app]"
                 )
         use_threads(self.threads)
         detector = load(self.checkpoint, device=self.device, precision=self.precision)
@@ -83,23 +84,23 @@ class App:
             timeout_graceful_shutdown=_GOODBYE_S,
         )
         server = uvicorn.Server(config)
-        # Answers that are under way are cut off at the end, which needs no traceback.
+        # Requests in progress are cut off at the end, which needs no traceback.
         logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
         with self._socket() as listening:
             address = self._address(listening)
-            OUT.print(f"open http://{address}/ in a browser; Ctrl-C ends it", soft_wrap=True)
+            OUT.print(f"open http://{address}/ in a browser; press Ctrl-C to stop", soft_wrap=True)
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             with suppress(KeyboardInterrupt):
                 server.run([listening])
 
     def _allowed_names(self) -> list[str]:
-        """The names of --allow-host. Raises InputError for what cannot be one."""
+        """The names of --allow-host. Raises InputError for anything that cannot be a host name."""
         from redetr.app.guard import hostname
 
         names = [name.lower() for name in self.allow_host]
         for name in names:
             if not name or hostname(name) != name:
-                text = f"--allow-host {name!r} is no name"
+                text = f"--allow-host {name!r} is not a host name"
                 remedy = "give it without http:// and without a port, as in detector.example"
                 raise InputError(text, remedy=remedy)
         return names
@@ -111,7 +112,7 @@ class App:
         except OSError as error:
             where = f"{self.host}, port {self.port}"
             raise InputError(
-                f"cannot listen at {where} ({error}): give another --host or --port"
+                f"cannot listen on {where} ({error}): give another --host or --port"
             ) from None
 
     def _address(self, listening: socket.socket) -> str:

@@ -13,29 +13,29 @@ from redetr.garbage import quick_imports
 
 @dataclass(frozen=True)
 class Check:
-    """Finds faults of a data set before they spoil training; exits with 1 if there are any."""
+    """Find faults in a data set before they spoil training; the exit code is 1 if there are any."""
 
     data: DataPath
     """digits, crowns, a folder, or hf:NAME."""
     model: str = "redetr_n"
     """The recipe to train with."""
     queries: int | None = None
-    """Most objects that the model can find in an image; default: what training would choose."""
+    """Most objects that the model can detect in an image; default: what training would choose."""
     image_size: ImageSize = 0
-    """Image size of the planned training in px, a side or HEIGHTxWIDTH; default: what training
+    """Image size that you plan to train at, in px, a side or HEIGHTxWIDTH; default: what training
     would choose."""
     val_fraction: float = 0.0
-    """Share of the images to hold out for validation, as training will, if the data has no val
-    split."""
+    """If the data has no val split, hold out this share of the images for validation, as training
+    does."""
     thorough: bool = False
-    """Also decode all images, and look for images that are nearly the same."""
+    """Also decode all images, and look for near-duplicates."""
     masks: bool = False
-    """Check for training with --masks: faulty masks are errors, not warnings."""
+    """Check the data for training with --masks: faulty masks are errors, not warnings."""
     report: str | None = None
-    """Folder for a page with samples and histograms."""
+    """Folder to write a page with samples and histograms to."""
     augment: bool = False
-    """Also draw samples as training sees them into the folder of --report, if the data set has no
-    errors."""
+    """Also draw augmented samples, as training sees them, into the folder of --report, if the data
+    set has no errors."""
     json: bool = False
     """Print JSON instead of tables."""
 

@@ -35,8 +35,7 @@ _ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"
 
 @dataclass(frozen=True)
 class Completion:
-    """Prints a script with which the shell completes commands, recipes, flags and their choices at
-    the Tab key.
+    """Print a shell script that completes commands, recipes, flags and their choices on Tab.
 
     bash: redetr completion bash > ~/.local/share/bash-completion/completions/redetr
 
@@ -45,7 +44,7 @@ class Completion:
     fish: redetr completion fish > ~/.config/fish/completions/redetr.fish"""
 
     shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
-    """The shell to write for."""
+    """The shell to print it for."""
 
     def run(self) -> None:
         if self.shell == "fish":
@@ -59,7 +58,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class _Argument:
-    """A field of a command, as the shell completes it."""
+    """A field of a command, as shells complete it."""
 
     name: str
     flag: str  # "" for a positional argument

@@ -57,7 +57,10 @@ def print_results(results: list[dict[str, Any]]) -> None:
             OUT.print(_panoptic_table(f"panoptic {number}".strip(), result["panoptic"]))
     OUT.print(_class_table(results, numbers))
     if results[0]["AP"] is None:
-        OUT.print("AP is undefined (-): no object to find; crowds and difficult ones do not count")
+        OUT.print(
+            "AP is undefined (-): there are no objects to find (crowds and difficult objects "
+            "do not count)"
+        )
 
 
 def _panoptic_table(title: str, panoptic: dict[str, Any]) -> Table:
@@ -113,9 +116,9 @@ def say_origin(detector: "Detector") -> None:
 def say_threshold(detector: "Detector") -> None:
     """Prints the default threshold and its reason on standard error."""
     if detector.has_measured_threshold:
-        origin = "the best F1 at the last evaluation of its training"
+        origin = "best F1 in the last evaluation of the training run"
     else:
-        origin = "none was measured in training; redetr evaluate says which is best"
+        origin = "not measured in training; redetr evaluate reports the best one"
     ERRORS.print(f"threshold: {detector.threshold} ({origin})")
 
 

@@ -13,14 +13,14 @@ from redetr.garbage import quick_imports
 
 @dataclass(frozen=True)
 class Convert:
-    """Writes a data set in another format, with masks if it has any, or cuts its images into tiles;
-    reports what the format cannot hold."""
+    """Write a data set in another format, with its masks, or cut its images into tiles; report what
+    the format cannot hold."""
 
     source: DataPath
     """A folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, hf:NAME or crowns;
-    stays as it is."""
+    it is not changed."""
     destination: NewFolder
-    """The folder to write, which must not exist yet."""
+    """The folder to write; it must not exist yet."""
     to: Literal["coco", "yolo", "voc"] = "coco"
     """The format to write."""
     tile: int | None = None
@@ -28,22 +28,22 @@ class Convert:
     overlap: float = 0.2
     """Smallest overlap of neighbouring tiles, as a share of their side."""
     min_visible: float = 0.4
-    """Share of an object's area that a tile must show to contain it; the tile that shows the most
-    of an object always contains it."""
+    """A tile gets an object if it shows at least this share of the object's area; the tile that
+    shows most of an object always gets it."""
     empty_tiles: float = 1.0
-    """Share of the training tiles without objects to keep; val and test keep all."""
+    """Share of the empty training tiles to keep; val and test keep all."""
     channels: int | None = None
     """Bands of the tiles; default: all bands of .npy files and of TIFF files that need the extra
     tiff, otherwise three (RGB)."""
     val_fraction: float = 0.0
-    """Share of the images to write as a val split if there is none, chosen before cutting."""
+    """If there is no val split, write this share of the images as one, chosen before cutting."""
     copy: bool = False
-    """Copy images; default: hard links, which take no space, where the disk allows them."""
+    """Copy images; default: hard links, which take no space, where the disk supports them."""
     shards: str | None = None
-    """Pack images into tar archives of this size, such as 1GB, which disks and servers read faster
-    than single files; --to coco only."""
+    """Pack images into tar archives of this size, such as 1GB: disks and servers read these faster
+    than single files. With --to coco only."""
     follow_links: bool = False
-    """Also accept images that are symbolic links out of the data folder."""
+    """Also accept images that are symbolic links to files outside the data folder."""
     json: bool = False
     """Print JSON instead of sentences."""
 
@@ -70,7 +70,8 @@ class Convert:
         )
         if self.tile is not None:
             notes.append(
-                f"predict whole images in tiles of this size, too: redetr predict CHECKPOINT IMAGE "
+                "predict on whole images in tiles of this size as well: redetr predict CHECKPOINT "
+                "IMAGE "
                 f"--tile {self.tile}"
             )
         if self.json:

@@ -12,16 +12,17 @@ from redetr.garbage import quick_imports
 
 @dataclass(frozen=True)
 class Demo:
-    """Trains a detector for a few minutes, evaluates it and shows its predictions."""
+    """Train a detector for a few minutes, evaluate it and show its predictions."""
 
     data: str = "digits"
-    """digits, or crowns for real aerial photographs."""
+    """digits, or crowns (tree crowns in aerial photographs)."""
     recipe: Literal["redetr_n", "redetr_mobile"] = "redetr_n"
-    """redetr_n learns from scratch, redetr_mobile from ImageNet weights (extra imagenet)."""
+    """redetr_n learns from scratch, redetr_mobile from ImageNet weights (needs the extra
+    imagenet)."""
     output: str = "runs/demo"
-    """The run folder; an earlier demo there is replaced."""
+    """The run folder; replaces an earlier demo there."""
     steps: int = 0
-    """Length of the run; default: three to five minutes on two cores."""
+    """Length of the run in optimizer steps; default: three to five minutes on two cores."""
 
     def run(self) -> None:
         with quick_imports():

@@ -21,10 +21,10 @@ _STEPS = {"digits": 1500, "crowns": 1200}  # of redetr_n: three to five minutes 
 
 
 def demo(data: str, folder: Path, steps: int, console: Console, recipe: str = "redetr_n") -> None:
-    """Trains by a recipe on `data` into `folder` (an earlier demo there is replaced), draws curves
-    and predictions, and says on `console` what to do next."""
+    """Trains a recipe on `data` into `folder` (replacing an earlier demo there), draws curves and
+    predictions, and prints the next steps on `console`."""
     if folder.exists() and not (folder / "demo").exists():
-        raise InputError(f"{folder}: exists and is no earlier demo: give another --output")
+        raise InputError(f"{folder}: exists and is not an earlier demo: give another --output")
     config = demo_config(data, folder, steps, recipe)
     # Before an earlier demo is removed.
     config.check(world_size=1)
@@ -59,7 +59,7 @@ def _next_steps(result: dict[str, Any], folder: Path, recipe: str) -> str:
 
 
 def demo_config(data: str, folder: Path, steps: int, recipe: str = "redetr_n") -> TrainConfig:
-    """The recipe for a demo's length."""
+    """The recipe, shortened to a demo."""
     length = steps or _STEPS.get(data, _STEPS["digits"])
     settings = get_recipe(recipe)
     return replace(settings, data=data, output=str(folder), steps=length, epochs=0.0, patience=0)

@@ -42,17 +42,17 @@ _HELD_OUT_OTHERWISE = (
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measures a checkpoint: the twelve COCO numbers and AP per class, with --report also a page on
-    its mistakes."""
+    """Measure a checkpoint: the twelve COCO numbers and AP per class. With --report, also write a
+    page on its mistakes."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     data: str | None = None
-    """digits, crowns, or a folder; default: what the checkpoint was trained on."""
+    """digits, crowns, or a folder; default: the training data."""
     split: Literal["val", "test", "train"] = "val"
     """The split to evaluate."""
     val_fraction: float | None = None
-    """Share held out of data without a val split; default: that of the training run."""
+    """Share to hold out of data without a val split; default: that of the training run."""
     skip_unreadable: bool = False
     """Decode all images first and leave out those that cannot be read."""
     batch_size: int = 16
@@ -60,16 +60,16 @@ class Evaluate:
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto = that of the training run, and for other weights bf16 where it is faster."""
+    """auto = that of the training run; for weights from elsewhere, bf16 where it is faster."""
     threads: int | None = None
-    """Threads of each process that compute; default: OMP_NUM_THREADS, else one per core."""
+    """Compute threads of each process; default: OMP_NUM_THREADS, else one per core."""
     num_workers: int | None = None
-    """Processes that load images; default: by the cores of the host."""
+    """Processes that load images; default: depends on the cores of the host."""
     report: str | None = None
-    """Folder for a page on mistakes and their remedies (index.html), with its numbers
-    (report.json)."""
+    """Folder to write a page on mistakes and their remedies (index.html) and its numbers
+    (report.json) to."""
     compare: str | None = None
-    """A second checkpoint to compare with the first, in the page of --report as well."""
+    """A second checkpoint to compare with the first, also on the page of --report."""
     json: bool = False
     """Print JSON instead of tables."""
 

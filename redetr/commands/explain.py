@@ -21,37 +21,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Explain:
-    """Shows what DETR did with an image, as pages that open from disk.
+    """Show what the model did with an image, on pages that open from disk.
 
-    index.html goes from the image to the boxes; loss.html, with --image-id, from the boxes to the
-    loss."""
+    index.html leads from the image to the boxes; loss.html, written with --image-id, from the boxes
+    to the loss."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     image: OneImage = None
-    """An image file; or take one from a data set with --image-id."""
+    """An image file. For an image of a data set, give --image-id instead."""
     output: str = "explained"
-    """Folder for the pages."""
+    """Folder to write the pages to."""
     data: str | None = None
-    """digits, crowns, or a folder: also shows what each query looks for over its images."""
+    """digits, crowns, or a folder: also show what each query looks for, over its images."""
     image_id: int | None = None
-    """The id of an image of the data set; without --data, of the data of the training run."""
+    """The id of an image of the data set; without --data, of the training data."""
     world_size: int = 1
-    """GPUs among which the loss page divides the batch: the image is on the first GPU, and the next
-    images are on the others."""
+    """Number of GPUs that the loss page splits the batch over: the first GPU gets this image, the
+    others the images that follow it."""
     split: Literal["val", "train"] = "val"
     """The split to take images from."""
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     samples: int = 100
-    """Images of the data set used for statistics of the queries; 0 = none."""
+    """Images of the data set to use for statistics on the queries; 0 = none."""
     threshold: float | None = None
-    """Smallest score shown at first; default: the one with the best F1 when the model was last
-    evaluated in training, or 0.5 if that was not measured."""
+    """Lowest score shown at first; default: the score with the best F1 in the last evaluation of
+    the training run, or 0.5 if there is none."""
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
-    """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
+    """Compute threads; default: OMP_NUM_THREADS, else one per core."""
     json: bool = False
     """Also print the numbers."""
 
@@ -97,15 +97,14 @@ class Explain:
     def _check(self) -> None:
         if self.image is None and self.image_id is None:
             raise InputError(
-                "nothing to explain: give one image, as a file after the checkpoint or as "
-                "--image-id"
+                "nothing to explain: give an image file after the checkpoint, or --image-id"
             )
         if self.image is not None and self.image_id is not None:
             raise InputError(
-                f"{self.image} and --image-id {self.image_id} are two images: give one of them"
+                f"{self.image} and --image-id {self.image_id} are two images: give only one"
             )
         if self.image_id is None and self.world_size != 1:
-            raise InputError("--world-size is about the loss: give --image-id as well")
+            raise InputError("--world-size is for the loss page: give --image-id as well")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.samples < 0:

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from redetr.export.comparison import Comparison
     from redetr.structures import Size
 
-# How far AP may drop, in points: by rounding and ties alone; by weights of 16 bits; by weights and
-# values of 8 bits.
+# How far AP may drop, in points: through rounding and ties; through 16-bit weights; through 8-bit
+# weights and values of 8 bits.
 _MAX_AP_DROP: dict[ExportPrecision, float] = {"fp32": 0.1, "fp16": 0.3, "int8": 1.0}
 
 
 @dataclass(frozen=True)
 class Export:
-    """Writes a file that runs without redetr, and compares it with PyTorch on held-out images."""
+    """Write a file that runs without redetr, and compare it with PyTorch on held-out images."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
@@ -38,34 +38,34 @@ class Export:
     """onnx, openvino (.xml and .bin), torch (a torch.export program, .pt2), executorch (.pte),
     litert (.tflite) or coreml (.mlpackage)."""
     output: str | None = None
-    """The file; default: the checkpoint's name with the ending of the format, in this folder."""
+    """The file; default: the checkpoint's name with the format's suffix, in the current folder."""
     precision: ExportPrecision = "fp32"
-    """fp16 (openvino, coreml) halves the file; int8 (onnx, openvino) measures the ranges of values
-    on training images."""
+    """fp16 (openvino, coreml) halves the file size; int8 (onnx, openvino) is calibrated on training
+    images."""
     with_processing: bool = False
-    """The file takes uint8 images of any size and gives scores, labels and boxes in their
-    pixels."""
+    """Include pre- and postprocessing: the file takes uint8 images of any size, and returns scores,
+    labels, and boxes in pixels of these images."""
     mask: bool = False
-    """The file takes the padding of a batch as a second input."""
+    """Give the file a second input, the padding mask of the batch."""
     fixed_size: ImageSize = 0
-    """Fixed height and width of the input, as TensorRT and devices need it; default: any size, but
-    the model's size for executorch, litert and coreml, which take a single image."""
+    """Fixed height and width of the input, as TensorRT and devices need; default: any size, but the
+    model's own size for executorch, litert and coreml, which take a single image."""
     data: str | None = None
-    """digits, crowns, or a folder to compare on; default: what the checkpoint was trained on."""
+    """digits, crowns, or a folder to compare on; default: the training data."""
     val_fraction: float | None = None
-    """Share held out of data without a val split; default: that of the training run."""
+    """Share to hold out of data without a val split; default: that of the training run."""
     images: int = 200
-    """Most held-out images for the comparison, and most training images for int8."""
+    """Maximum number of held-out images for the comparison, and of training images for int8."""
     batch_size: int = 1
     """Images per batch in the comparison."""
     threads: int | None = None
-    """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
+    """Compute threads; default: OMP_NUM_THREADS, else one per core."""
     max_ap_drop: float | None = None
-    """Points of AP that the file may lose against PyTorch; default: 0.1, with fp16 0.3, with int8
-    1.0. More is accepted if there are too few images to distinguish it from chance."""
+    """Points of AP that the file may lose against PyTorch; default: 0.1, for fp16 0.3, for int8
+    1.0. A larger drop is accepted if there are too few images to distinguish it from chance."""
     check: bool = True
-    """--no-check: Write the file without a comparison, with the threshold of the checkpoint in its
-    metadata."""
+    """--no-check: Write the file without comparing it; its metadata has the checkpoint's
+    threshold."""
 
     def run(self) -> None:
         with quick_imports():
@@ -113,7 +113,7 @@ class Export:
         if comparison:
             _print(comparison, limit)
         else:
-            why = ": Core ML runs on Apple's systems alone" if self.format in NOT_RUN else ""
+            why = ": Core ML runs only on Apple's systems" if self.format in NOT_RUN else ""
             ERRORS.print(f"warning: {path} was not compared with PyTorch{why}", soft_wrap=True)
         OUT.print(f"{path} ({_megabytes(path):.1f} MB)", soft_wrap=True)
 
@@ -143,7 +143,7 @@ def _print(comparison: "Comparison", max_ap_drop: float) -> None:
     title = f"{shown} with a score of {comparison.threshold:g} or more, in {images}"
     OUT.print(title, soft_wrap=True)
     if comparison.unpaired:
-        OUT.print(f"{comparison.unpaired:,} of them are in one of PyTorch and the file only")
+        OUT.print(f"{comparison.unpaired:,} of them come from only one of PyTorch and the file")
     if comparison.paired:
         table = Table("file and PyTorch", "largest difference", "usual", box=box.SIMPLE)
         for name, unit, form in (("boxes", " px", ".2g"), ("scores", "", ".1e")):

@@ -22,7 +22,8 @@ MEASURED = Path(redetr.__file__).parent / "models" / "measured.json"
 
 @dataclass(frozen=True)
 class Models:
-    """Lists the models: published weights with their licence, size, cost, and measured results."""
+    """List the models: published weights with their licence, size and cost, and measured
+    results."""
 
     json: bool = False
     """Print JSON instead of tables."""
@@ -102,7 +103,7 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
     for column in ("model", "AP", "PQ", "size", "GFLOPs", "px", "queries", "licence"):
         is_number = column not in ("model", "licence")
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
-    # A table of its own: a name that is broken over lines cannot be copied.
+    # In a separate table, because a name that is broken over lines cannot be copied.
     origins = Table("model", "origin", box=box.SIMPLE_HEAD, pad_edge=False)
     results = Table("measured", "AP", "AP50", "trained", "on", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:

@@ -64,61 +64,61 @@ _CLASSES_NAMED = 5
 
 @dataclass(frozen=True)
 class Predict:
-    """Detects objects in images, folders, patterns, addresses, videos and cameras; writes annotated
-    images and the detections. Under torchrun, the images are divided among the processes."""
+    """Detect objects in images, folders, videos, URLs and cameras; write the detections and
+    annotated images. Under torchrun, the processes share the images."""
 
     checkpoint: Checkpoint
     """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
     source: Sources
-    """Images, folders, patterns such as 'a/**/*.jpg', videos, http(s) and rtsp addresses; 0 is the
-    first camera."""
+    """Images, folders, patterns such as 'a/**/*.jpg', videos, http(s) and rtsp URLs; 0 is the first
+    camera."""
     output: str = "predictions"
-    """Folder for predictions.jsonl (a line for each image as soon as it is processed) and the
+    """Folder for predictions.jsonl (a line per image, written as soon as it is processed) and the
     outputs of --save."""
     threshold: float | None = None
-    """Smallest score shown; default: the one with the best F1 when the model was last evaluated in
-    training, or 0.5 if that was not measured; 0.85 with --panoptic."""
+    """Lowest score to report; default: the score with the best F1 in the last evaluation of the
+    training run, or 0.5 if there is none; 0.85 with --panoptic."""
     classes: tuple[str, ...] = ()
-    """Only these classes, by name; default: all."""
+    """Report only these classes, by name; default: all."""
     tile: int | None = None
-    """Cut large images into tiles of this size in px; best is about the size of training images."""
+    """Cut large images into tiles of this size in px; about the size of the training images is
+    best."""
     overlap: float = 0.2
-    """Smallest overlap of neighbouring tiles, as a share of their side; objects up to this size are
-    whole in some tile."""
+    """Smallest overlap of neighbouring tiles, as a share of their side; objects no larger than the
+    overlap are whole in some tile."""
     panoptic: bool = False
-    """Write segments instead of objects, so that every pixel belongs to one or none (models such as
-    detr_r50_panoptic): a PNG of each image, and predictions.panoptic.json."""
+    """Write panoptic segments instead of objects: each pixel belongs to at most one segment. For
+    models such as detr_r50_panoptic; writes a PNG per image and predictions.panoptic.json."""
     stuff: tuple[str, ...] = ()
-    """Classes whose segments --panoptic merges, such as sky; default: those that the weights call
-    stuff."""
+    """Classes such as sky, whose segments --panoptic merges; default: the stuff classes of the
+    weights."""
     track: bool = False
-    """Follow objects through videos: each gets a number that it keeps, in the video and the files.
-    Needs: pip install redetr[track]."""
+    """Track objects through videos: each keeps its number, in the video and in the files. Needs:
+    pip install redetr[track]."""
     reconnect: int = 10
-    """Attempts in a row to reopen a live stream that has dropped; 0 = do not reopen it."""
+    """Consecutive attempts to reopen a live stream that has dropped; 0 = do not reopen it."""
     labels: LabelChoice = "auto"
-    """Labels on annotated images: auto = where there is room, all, or none."""
+    """Labels on annotated images: all, none, or auto = where there is room."""
     line_width: int | None = None
-    """Width of the lines of boxes in px; default: by the size of the image and of the boxes."""
+    """Line width of boxes in px; default: depends on the size of the image and of the boxes."""
     save: tuple[Format, ...] = ("png", "json", "html")
-    """Further outputs: annotated images (png or jpg; videos as mp4), the masks of each image as
-    a PNG (masks), predictions.json, predictions.coco.json, predictions.csv, a page of the annotated
-    images (html: index.html)."""
+    """Further outputs: png or jpg = annotated images (and videos as mp4), masks = a PNG of the
+    masks of each image, json = predictions.json, coco = predictions.coco.json, csv =
+    predictions.csv, html = index.html, a page of the annotated images."""
     masks: MaskChoice = "rle"
-    """How JSON files write masks: as compressed RLE, as polygons, or none."""
+    """Masks in JSON files: as compressed RLE, as polygons, or none."""
     resume: bool = False
-    """Resume in --output: skip the images that are in its predictions.jsonl."""
+    """Resume in --output: skip the images that its predictions.jsonl already lists."""
     overwrite: bool = False
-    """Delete what an earlier predict wrote into --output, and start again; other files there
-    stay."""
+    """Delete what an earlier predict wrote to --output and start again; other files there stay."""
     batch_size: int = 4
     """Images per batch."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto = that of the training run, and for other weights bf16 where it is faster."""
+    """auto = that of the training run; for weights from elsewhere, bf16 where it is faster."""
     threads: int | None = None
-    """Threads of each process that compute; default: OMP_NUM_THREADS, else one per core."""
+    """Compute threads of each process; default: OMP_NUM_THREADS, else one per core."""
     json: bool = False
     """Also print predictions.json."""
 
@@ -171,14 +171,14 @@ class Predict:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.resume and self.overwrite:
-            raise InputError("--resume continues, --overwrite starts again: give one of them")
+            raise InputError("--resume continues and --overwrite starts again: give only one")
         if self.tile is not None and self.tile < 1:
             raise InputError(f"--tile {self.tile} must be at least 1")
         if self.panoptic and (self.tile or self.track):
             flag = "--tile" if self.tile else "--track"
             raise InputError(f"{flag} is for objects: leave it out, or --panoptic")
         if self.stuff and not self.panoptic:
-            raise InputError("--stuff says which segments --panoptic merges: give both")
+            raise InputError("--stuff names the segments that --panoptic merges: give both")
         if not 0 <= self.overlap < 1:
             raise InputError(f"--overlap {self.overlap} must be at least 0 and below 1")
         if self.line_width is not None and self.line_width < 1:
@@ -189,10 +189,10 @@ class Predict:
             raise InputError(f"--reconnect {self.reconnect} must be at least 0")
         require_images(self.batch_size)
         if not self.source:
-            raise InputError("no input: name images or folders after the checkpoint")
+            raise InputError("no input: give images or folders after the checkpoint")
 
     def _require_free(self, folder: Path) -> None:
-        """Raises InputError if the folder holds what this run would mix with, or replace."""
+        """Raises InputError if the folder holds files that this run would mix with or replace."""
         if not (self.resume or self.overwrite):
             require_no_predictions(folder)
         if "html" in self.save:
@@ -206,13 +206,13 @@ class Predict:
                 known = ", ".join(detector.class_names)
                 raise InputError(f"{flag} {unknown[0]}: the model knows {known}")
         if self.panoptic and not detector.model.original_masks:
-            remedy = "leave out --panoptic, or give detr_r50_panoptic or one of its kind"
+            remedy = "leave out --panoptic, or give a panoptic model such as detr_r50_panoptic"
             raise InputError("this model has no panoptic segmentation", remedy=remedy)
         if "masks" in self.save and not detector.model.has_masks:
-            raise InputError("--save masks: the model finds boxes only, leave out masks")
+            raise InputError("--save masks: the model predicts only boxes; leave out masks")
 
     def _settle_stuff(self, detector: "Detector") -> str:
-        """Takes the classes of --stuff as such, and returns what is taken for stuff, in words."""
+        """Applies --stuff, and describes in words which classes count as stuff."""
         if self.stuff:
             detector.model.is_thing = tuple(name not in self.stuff for name in detector.class_names)
         settled = f"threshold: {self._threshold(detector)}"
@@ -234,18 +234,18 @@ class Predict:
                 raise InputError(text, where=source, remedy="give another --output")
 
     def _require_videos(self, sources: Sequence[str]) -> None:
-        """Raises InputError if --track has no video, or no package to follow objects with."""
+        """Raises InputError if --track has no video, or the tracking package is not installed."""
         from redetr.detector.sources import is_video
         from redetr.detector.tracking import bytetrack_class
 
         if not self.track:
             return
         if not any(is_video(source) for source in sources):
-            raise InputError("--track follows objects through videos: none is among the sources")
+            raise InputError("--track follows objects through videos, but the sources contain none")
         bytetrack_class()
 
     def _report(self, faults: "list[Fault]") -> None:
-        """Says what was passed over among the sources."""
+        """Reports which sources were skipped."""
         for fault in faults:
             ERRORS.print(f"{fault.severity}: {fault}")
 

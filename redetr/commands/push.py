@@ -25,31 +25,32 @@ Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
 
 @dataclass(frozen=True)
 class Push:
-    """Shares a trained model on the Hugging Face hub, with a model card: data, numbers, licence,
-    provenance, a picture. `redetr.load("OWNER/NAME")` loads it again."""
+    """Share a trained model on the Hugging Face hub, with a model card: data, results, licence,
+    provenance, a picture. `redetr.load("OWNER/NAME")` loads it."""
 
     name: Name
     """The repository on the hub, OWNER/NAME; HF_ENDPOINT names another hub."""
     checkpoint: Checkpoint
     """A checkpoint or a run folder."""
     to: str | None = None
-    """Write what would be pushed into this new folder and push nothing."""
+    """Write what would be pushed to this new folder, and push nothing."""
     licence: str | None = None
     """Licence of the weights, as the hub names it: apache-2.0, cc-by-4.0, other, ..."""
     private: bool = False
-    """Create the repository as a private one."""
+    """If the repository does not exist, create it as a private one."""
     data: str | None = None
-    """The data for the numbers and the picture; default: that of the training run."""
+    """The data for the results and the picture; default: the training data."""
     val_fraction: float | None = None
-    """Share held out of data without a val split; default: that of the training run."""
+    """Share to hold out of data without a val split; default: that of the training run."""
     evaluate: bool = True
-    """--no-evaluate: Make a card without numbers and picture, if the data is not at hand."""
+    """--no-evaluate: Write a card without results and picture, for when the data is not
+    available."""
     picture: bool = True
-    """--no-picture: Leave the picture out: it shows images of the val split to everyone."""
+    """--no-picture: Leave out the picture, which shows images of the val split to everyone."""
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
-    """Threads that compute; default: OMP_NUM_THREADS, else one per core."""
+    """Compute threads; default: OMP_NUM_THREADS, else one per core."""
 
     def run(self) -> None:
         with quick_imports():
@@ -70,7 +71,7 @@ class Push:
         detector = load(path, device=self.device)
         evaluation = self._evaluated(detector) if self.evaluate else None
         if not self.licence:
-            ERRORS.print("warning: the card states no licence: --licence says under which one")
+            ERRORS.print("warning: the card states no licence; give it with --licence")
         content = (self.name, weights, about, self.licence, evaluation)
         if self.to is not None:
             folder = Path(self.to)
@@ -85,7 +86,7 @@ class Push:
 
     def _require_new(self, folder: Path) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError("exists already", where=folder, remedy="give a new folder to --to")
+            raise InputError("exists already", where=folder, remedy="give a new folder with --to")
 
     def _evaluated(self, detector: "Detector") -> "Evaluation":
         """The numbers and the picture of the val split. Raises InputError if it is not there."""
@@ -96,7 +97,9 @@ class Push:
         try:
             dataset = detector.open_data("val", self.data, self.val_fraction, masks)
         except InputError as error:
-            raise InputError(f"{error}, or --no-evaluate for a card without numbers") from error
+            raise InputError(
+                f"{error}, or give --no-evaluate for a card without results"
+            ) from error
         result = detector.evaluate(dataset).to_dict()
         picture = prediction_grid(detector, dataset, _SHOWN) if self.picture else None
         return Evaluation("val", len(dataset), result, picture)

@@ -78,8 +78,8 @@ def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
     recipe_name, *flags = with_micro_batches(arguments)
     if recipe_name.startswith("-"):
         raise InputError(
-            f"the name of a recipe, or the folder of a run, comes first, as in redetr {command} "
-            f"redetr_n {recipe_name}: choose one of {', '.join(RECIPES)}"
+            f"the name of a recipe or a run folder comes first, as in redetr {command} redetr_n "
+            f"{recipe_name}: choose one of {', '.join(RECIPES)}"
         )
     path = Path(recipe_name)
     is_run = recipe_name not in RECIPES and path.exists()
@@ -107,8 +107,8 @@ def with_micro_batches(arguments: list[str]) -> list[str]:
 
 def _list_recipes(command: str) -> None:
     title = (
-        f"redetr {command} RECIPE FLAGS, or the folder of a run; all flags: redetr "
-        f"{command} RECIPE --help"
+        f"redetr {command} RECIPE [FLAGS]; a run folder repeats its run; "
+        f"redetr {command} RECIPE --help lists the flags"
     )
     table = Table("recipe", "what it is", title=title)
     for name, function in RECIPES.items():

@@ -44,8 +44,8 @@ class Train:
 def parse(args: list[str]) -> Train:
     recipe, flags, program = split_recipe("train", args)
     about = (
-        "Trains a model as the recipe says. A flag replaces a setting; the defaults below are "
-        "the recipe's."
+        "Train a model with the settings of a recipe. Flags override them; the defaults below "
+        "are the recipe's."
     )
     parsed = parse_flags(
         tyro.conf.OmitArgPrefixes[ConfigFlags],

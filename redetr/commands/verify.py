@@ -18,8 +18,7 @@ from redetr.wording import counted
 
 @dataclass(frozen=True)
 class Verify:
-    """Proves that the gradients of this layout of ranks and micro-batches are those of one
-    process."""
+    """Prove that this layout of ranks and micro-batches computes the gradient of one process."""
 
     config: TrainConfig
     json: bool = False

@@ -335,7 +335,7 @@ def _repeated_names(source: Path, classes: dict[int, str]) -> list[Fault]:
     name = repeated[0]
     count = counts[name]
     text = f"{count} classes are called {name!r}"
-    remedy = "give each its own name, or make them one"
+    remedy = "give each its own name, or merge them"
     return [Fault("warning", "class-twice", source, "", text, remedy, len(repeated))]
 
 
@@ -413,7 +413,7 @@ def _contradictions(source: Path, objects: Objects, images: Images) -> list[Faul
         stated = f"area {objects.area[i]:.12g}"
         return f"{stated} cannot be that of {objects.quoted(i)} of {width * height:.12g} px"
 
-    remedy = "the area of the box is counted, as AP of small and large objects goes by areas"
+    remedy = "the area of its box is used instead, because AP by size depends on areas"
     rows.fault("area-differs", no_area, areas, remedy, "warning")
     objects.area = np.where(no_area, -1, objects.area)
     return []
@@ -434,7 +434,7 @@ def _format_faults(
     row = int(shown_by.argmax())
     count = int(shown_by.sum())
     file, where = objects.rows.locate(row)
-    text = f"{objects.quoted(row)} fits its own outline or area as {box_format} only"
+    text = f"{objects.quoted(row)} fits its outline or area only as {box_format}"
     remedy = f"write {objects.box_format}: boxes are {box_format}, as their outlines and areas say"
     return [Fault("error", f"format-{box_format}", file, where, text, remedy, count)]
 

@@ -98,7 +98,7 @@ def in_channels(values: NDArray, channels: int) -> NDArray[np.uint8]:
     elif channels == 1 and bands == 3:
         return (scaled_to_8_bits(values) @ _GREY).round().astype(np.uint8)[:, :, None]
     elif bands != channels:
-        raise ValueError(f"it has {bands} bands, and the model takes {channels}")
+        raise ValueError(f"it has {bands} bands, but the model takes {channels}")
     if channels == 3:
         return scaled_to_8_bits(values)
     scaled = [scaled_to_8_bits(values[:, :, band]) for band in range(channels)]
@@ -115,11 +115,11 @@ def _start(file: BinaryIO) -> bytes:
 
 def _require_image(shape: tuple[int, ...], dtype: np.dtype) -> None:
     if dtype.kind not in "buif":
-        raise ValueError(f"an array of {dtype} is no image")
+        raise ValueError(f"an array of {dtype} is not an image")
     has_bands = len(shape) == 3 and shape[2] <= MOST_BANDS
     if 0 in shape or not (len(shape) == 2 or has_bands):
         raise ValueError(
-            f"an array of {list(shape)} is no image: write [height, width, bands], at most "
+            f"an array of {list(shape)} is not an image: write [height, width, bands], at most "
             f"{MOST_BANDS} bands"
         )
 
@@ -131,7 +131,7 @@ def _first_page(file: BinaryIO, stack: ExitStack) -> tuple[Any, str]:
         import tifffile
     except ImportError:
         remedy = 'pip install "redetr[tiff]", or save it with 8 or 16 bits and at most four bands'
-        raise InputError("Pillow does not read this kind of TIFF", remedy=remedy) from None
+        raise InputError("Pillow cannot read this kind of TIFF", remedy=remedy) from None
     stack.enter_context(_damage_raises(tifffile.logger()))
     tiff = stack.enter_context(tifffile.TiffFile(file))
     series = tiff.series[0]

@@ -84,7 +84,7 @@ class CustomAugmentation:
     def _require_image(self, image: Any, before: Tensor) -> None:
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.dim() != 3:
             kind = getattr(image, "dtype", type(image).__name__)
-            text = f"returns an image of {kind}, and not 8-bit pixels"
+            text = f"returns an image of {kind}, not 8-bit pixels"
             remedy = "leave out normalisation and conversion: they come afterwards"
             raise InputError(text, where=self._name, remedy=remedy)
         if len(image) != len(before):
@@ -97,7 +97,7 @@ def load_augmentation(source: str) -> CustomAugmentation:
     InputError if it is not there."""
     path, colon, name = source.rpartition(":")
     if not colon or not name.isidentifier():
-        text = f"--custom-augment {source}: not of the form FILE.py:NAME"
+        text = f"--custom-augment {source}: not in the form FILE.py:NAME"
         raise InputError(text)
     file = Path(path)
     if not file.is_file():
@@ -125,7 +125,7 @@ def _for_pixels(compose: Any, name: str) -> Any:
         processor.params.format = "pascal_voc"
     elif _moves_pixels(compose):
         remedy = 'add bbox_params=A.BboxParams("pascal_voc") to the Compose'
-        raise InputError("does not take boxes, which it would move", where=name, remedy=remedy)
+        raise InputError("does not transform boxes", where=name, remedy=remedy)
     return compose
 
 

@@ -86,7 +86,7 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         """
         if channels == self.channels:
             return self
-        text = f"its images have {self.channels} channels, and the model takes {channels}"
+        text = f"its images have {self.channels} channels, but the model takes {channels}"
         raise InputError(text, where=self.name, remedy="train a model with --channels for them")
 
     def sample(self, index: int) -> tuple[Tensor, StoredTarget]:

@@ -37,7 +37,7 @@ NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
 # What lies in place of images: an offset, the bytes there, and what they show.
 _OTHER_FILES = (
-    (0, b"version https://git-lfs", "a pointer of Git LFS, which `git lfs pull` replaces"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, which `git lfs pull` replaces"),
     (0, b"<", "text such as a web page or SVG"),
     (4, b"ftypheic", "HEIC"),
     (4, b"ftypheix", "HEIC"),
@@ -57,7 +57,7 @@ _MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 _SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
 _SAMPLES = 277  # another one: values of each pixel
 READ_REMEDY = (
-    "replace the file, or take it out of the annotations (train --skip-unreadable leaves it out)"
+    "replace the file, or remove it from the annotations (train --skip-unreadable leaves it out)"
 )
 
 
@@ -194,7 +194,7 @@ def _identified(file: BinaryIO) -> Image.Image:
         if not has_bands(file):
             raise InputError(_no_image(file)) from None
     raise BandsError(
-        "arrays and this kind of TIFF are not read here: save it as PNG or TIFF of 8 or 16 bits"
+        "arrays and this kind of TIFF cannot be read: save it as a PNG or TIFF file of 8 or 16 bits"
     )
 
 

@@ -203,7 +203,7 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
     another content of one, or other annotations. Returns notes on what could not be compared.
     """
     if not file.exists():
-        return [f"warning: {file} is gone: whether the data has changed was not checked"]
+        return [f"warning: {file} is missing: whether the data has changed was not checked"]
     before = _read_inventories(file)
     notes = []
     for split, current in inventories.items():
@@ -218,12 +218,13 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
         elif columns:
             change = f"the {' and the '.join(columns)} of {split} are not what they were"
         if change:
-            remedy = "put the data back, or give another --output"
+            remedy = "restore the data, or give another --output"
             raise InputError(f"{change} when the run began", where=file, remedy=remedy)
         if recorded.annotations is None:
             notes.append(
-                f"note: {file} is of an earlier version, without hashes of annotations: whether "
-                f"those of {split} have changed was not checked"
+                f"note: {file} is from an earlier version, without hashes of annotations: whether "
+                "those "
+                f"of {split} have changed was not checked"
             )
     return notes
 
@@ -291,7 +292,7 @@ def copied_images(inventories: Mapping[str, Inventory]) -> list[str]:
         i, original = leaked[0], first[leaked[0]]
         text = f"of {splits[split_of[i]]} is the same image as {name(original)} of "
         text += splits[split_of[original]]
-        remedy = "take it out of one split: AP will be better than on images never seen"
+        remedy = "remove it from one split: otherwise AP is higher than on unseen images"
         sentences.append(_about_copies(name(i), text, remedy, len(leaked)))
     twice = np.flatnonzero(is_copy & ~is_leaked)
     if len(twice):

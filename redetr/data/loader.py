@@ -380,7 +380,7 @@ def _loss(error: Exception) -> str:
 
 def _silence(timeout_s: float) -> str:
     return (
-        f"loader processes did not answer within {timeout_s:g} s: a disk hangs, or "
+        f"loader processes did not respond within {timeout_s:g} s: a disk hangs, or "
         f"{_SHARED_MEMORY}; if images take that long to read, raise --loader-timeout-s"
     )
 
@@ -388,7 +388,7 @@ def _silence(timeout_s: float) -> str:
 def _death(error: BaseException) -> str:
     message = str(error).strip() or type(error).__name__
     return (
-        "a loader process died, most often for want of memory: lower --num-workers "
+        "a loader process died, most often because memory ran out: lower --num-workers "
         f"({message[:160]})"
     )
 

@@ -53,7 +53,7 @@ def judge_mask_sizes(objects: "Objects", images: "Images", outlines: np.ndarray)
     objects.rows.fault("mask-size", differs & same_box, size, remedy)
     severity = objects.masks.severity if objects.masks is not None else "warning"
     if severity == "warning":
-        remedy += ", or see whether its box is right on the page of check --report"
+        remedy += ", or check on the page of check --report whether its box is right"
     objects.rows.fault("mask-size", differs & ~same_box, size, remedy, severity)
 
 
@@ -81,10 +81,10 @@ def judge_outlines(
         return f"{objects.quoted(i)} is not the box around its outline, which is {span} as xyxy"
 
     severity: Severity = "warning"
-    remedy = "only the box is learned: see whether it is right on the page of check --report"
+    remedy = "only the box is learned: check on the page of check --report whether it is right"
     if objects.masks is not None and objects.masks.for_training:
         severity = "error"
-        remedy = "correct the one that is wrong: see the page of check --report"
+        remedy = "correct the one that is wrong (see the page of check --report)"
     comparable = counted & ~np.isnan(outlines).any(1) & ~_sizes_differ(objects, images)
     num_differing = int((differs & comparable).sum())
     if num_differing >= _MANY and num_differing > comparable.sum() / 2:
@@ -142,10 +142,10 @@ def _report_missing(
     if not with_mask:
         return
     share = f"as {int(missing.sum()):,} of {counted(len(missing), 'object')}"
-    remedy = "draw its outline, or train on boxes alone"
+    remedy = "draw its outline, or train only on boxes"
     severity: Severity = "error" if builder.for_training else "note"
     rows.fault(
-        "mask-missing", missing, lambda i: f"has a box and no mask, {share}", remedy, severity
+        "mask-missing", missing, lambda i: f"has a box but no mask, {share}", remedy, severity
     )
 
 
@@ -172,7 +172,7 @@ def _report_outside(
         height, width = sizes[i].tolist()
         return f"its polygons span {span} as xyxy, in an image of {width}x{height} px"
 
-    remedy = "was the image resized? draw the outline again, or cut it at the border"
+    remedy = "was the image resized? draw the outline again, or clip it at the border"
     rows.fault("mask-outside", outside, text, remedy, builder.severity)
     return outside
 
@@ -213,7 +213,7 @@ def _report_thin(rows: "Rows", areas: np.ndarray, boxes: np.ndarray, sound: np.n
     def text(i: int) -> str:
         return f"its mask has {areas[i]:,} px, its box {box_areas[i]:,.0f}"
 
-    remedy = "see whether it is so on the page of check --report"
+    remedy = "check this on the page of check --report"
     rows.fault("mask-thin", is_thin, text, remedy, "warning")
 
 
@@ -223,7 +223,7 @@ def _report_crossing(rows: "Rows", masks: MaskColumns, sound: np.ndarray) -> Non
     rows.fault(
         "mask-crossing",
         crossing,
-        lambda i: "its outline crosses itself: what it encloses twice is no part of the mask",
+        lambda i: "its outline crosses itself: what it encloses twice is not part of the mask",
         "draw it again, with its points in order",
         "warning",
     )

@@ -1,4 +1,4 @@
-"""The data set that a name, a path or a hub address stands for."""
+"""Opens a data set by name, path or hub address."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -69,7 +69,9 @@ def open_dataset(
     if str(source).startswith("hf:"):
         if leave_out is not None:
             remedy = "write it as a folder (redetr convert), or leave out the flag"
-            raise InputError("--skip-unreadable is about files", where=source, remedy=remedy)
+            raise InputError(
+                "--skip-unreadable applies to image files", where=source, remedy=remedy
+            )
         return open_hub(str(source), split, val_fraction, "train" if masks else "none")
     hints = Hints()
     if source == "crowns":

@@ -89,8 +89,8 @@ class RemoteFile:
             fields = json.loads(content.removeprefix(_MARK))
             return cls(**fields)
         except (ValueError, TypeError):
-            text = "is no whole pointer to an archive on a server"
-            remedy = "delete it, and start again"
+            text = "is not a complete pointer to an archive on a server"
+            remedy = "delete it and start again"
             raise InputError(text, where=path, remedy=remedy) from None
 
     def pointer(self) -> bytes:
@@ -104,7 +104,7 @@ class RemoteFile:
             return b""
         total, version, content = _request_part(self.address, offset, size)
         if (total, version) != (self.size, self.version):
-            remedy = "start again: a run does not resume on other data"
+            remedy = "start a new run: runs do not resume on changed data"
             raise InputError("has changed on the server", where=self.address, remedy=remedy)
         return content
 
@@ -158,7 +158,7 @@ def _connections() -> Any:
             import urllib3
         except ImportError:
             remedy = "pip install 'redetr[http]'"
-            raise InputError("data on a server needs urllib3", remedy=remedy) from None
+            raise InputError("reading data from a server needs urllib3", remedy=remedy) from None
         _THREAD.process_id = os.getpid()
         _THREAD.direct = urllib3.PoolManager()
         _THREAD.pools = {}
@@ -189,8 +189,8 @@ def _with_retries(address: str, request: Callable[[], _Reply]) -> _Reply:
             reason = str(error)
         if attempt < _ATTEMPTS - 1:
             time.sleep(_PAUSE_S * 2**attempt)
-    text = f"no answer of the server in {_ATTEMPTS} tries ({reason})"
-    raise InputError(text, where=address, remedy="try again when it answers")
+    text = f"no answer from the server in {_ATTEMPTS} tries ({reason})"
+    raise InputError(text, where=address, remedy="try again later")
 
 
 @contextmanager
@@ -237,15 +237,15 @@ def _try_part(address: str, offset: int, size: int) -> tuple[int, str, bytes]:
     last = offset + size - 1
     with _opened(address, {"Range": f"bytes={offset}-{last}"}) as response:
         if response.status == http.client.OK:
-            text = "the server sends whole files only, and no parts (range requests)"
-            remedy = "download the archives, and give the folder"
+            text = "the server sends only whole files, not parts of them (range requests)"
+            remedy = "download the archives and give their folder"
             raise InputError(text, where=address, remedy=remedy)
         if response.status != http.client.PARTIAL_CONTENT:
             raise _status_error(address, response.status)
         content_range = response.headers.get("Content-Range", "")
         span, _, total_text = content_range.partition("/")
         if not span.startswith(f"bytes {offset}-") or not total_text.isdecimal():
-            text = f"the server answers with another part ({content_range or 'no Content-Range'})"
+            text = f"the server sent another part ({content_range or 'no Content-Range'})"
             raise InputError(text, where=address, remedy="download the archives")
         content = _content(response, size)
     total = int(total_text)
@@ -280,7 +280,7 @@ def _status_error(address: str, status: int) -> InputError:
     name = http.client.responses.get(status, "")
     text = f"HTTP {status} {name}".strip()
     return InputError(
-        text, where=address, remedy="check the address, and that it needs no password"
+        text, where=address, remedy="check the address, and that it does not require a password"
     )
 
 
@@ -353,11 +353,11 @@ def _read_list(address: str) -> list[str]:
     except (ValueError, RecursionError, KeyError, TypeError):
         names = None
     if not isinstance(names, list) or not names:
-        text = 'no list of files, {"files": ["train-00000.tar", ...]}'
+        text = 'not a list of files, {"files": ["train-00000.tar", ...]}'
         raise InputError(text, where=address, remedy=remedy)
     for name in names:
         if not isinstance(name, str) or path_inside(name) != name:
-            text = f"names {name!r}, which is no path below its folder"
+            text = f"names {name!r}, which is not a path inside its folder"
             raise InputError(text, where=address, remedy="correct it")
     return names
 

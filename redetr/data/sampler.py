@@ -1,4 +1,4 @@
-"""Which image is in which batch: a function of (seed, step) alone.
+"""Which image is in which batch: a function of only (seed, step).
 
 It does not depend on the ranks, micro-batches and workers. The data order is one endless sequence,
 epoch after epoch, each a permutation of all images. Global batch `k` is the `k`-th run of

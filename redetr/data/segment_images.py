@@ -74,7 +74,7 @@ def _without_opacity(image: Image.Image) -> Image.Image:
 def read_numbers(file: Path) -> NDArray[np.int64]:
     """The `object_numbers` of a file. Raises InputError if it is no label image."""
     if not file.is_file():
-        raise InputError("is not there", where=file, remedy=_REMEDY)
+        raise InputError("is missing", where=file, remedy=_REMEDY)
     with open_image(file) as image:
         return object_numbers(image)
 
@@ -129,5 +129,5 @@ class SegmentImages:
         is_there = masks.flatten(1).any(1).tolist()
         if not all(is_there):
             absent = self.segment_ids[rows[is_there.index(False)]]
-            raise InputError("has no pixel", where=file, item=f"segment {absent}", remedy=_REMEDY)
+            raise InputError("has no pixels", where=file, item=f"segment {absent}", remedy=_REMEDY)
         return encode(masks)

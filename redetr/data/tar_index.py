@@ -78,11 +78,11 @@ def _sorted_index(names: list[bytes], spans: np.ndarray, archive: str) -> np.nda
 def _problem(member: tarfile.TarInfo, name: str) -> str:
     """Why a member cannot be read without unpacking; empty if it can."""
     if not name:
-        return "its path leads out of the archive"
+        return "its path leads outside the archive"
     if member.islnk() or member.issym():
-        return "is a link, and its content lies elsewhere (tar --dereference --hard-dereference)"
+        return "is a link to content elsewhere (tar --dereference --hard-dereference)"
     if member.issparse() or not member.isreg():
-        return "is no plain file"
+        return "is not a plain file"
     return ""
 
 
@@ -105,7 +105,7 @@ def _members(file: BinaryIO, archive: str) -> Iterator[tarfile.TarInfo]:
         if isinstance(error, tarfile.ReadError) and _is_compressed(file):
             text = "compressed, so that its files cannot be read one by one"
             raise InputError(text, where=archive, remedy="decompress it") from None
-        text = f"no whole tar archive ({error})"
+        text = f"not a complete tar archive ({error})"
         raise InputError(text, where=archive, remedy=_COPY_AGAIN) from None
 
 
@@ -130,7 +130,7 @@ def _require_end(file: BinaryIO, offset: int, archive: str) -> None:
         raise InputError(text, where=archive, remedy=_COPY_AGAIN)
     while chunk := file.read(_CHUNK):
         if chunk.strip(b"\0"):
-            text = f"holds more after its end at byte {offset:,}"
+            text = f"holds more data after its end at byte {offset:,}"
             remedy = "if archives were joined, keep each in its own file"
             raise InputError(text, where=archive, remedy=remedy)
 
@@ -173,7 +173,7 @@ def require_index(content: bytes, archive_size: int, source: str) -> np.ndarray:
 
     Raises InputError if it cannot be the index of that archive. Errors call the file `source`.
     """
-    remedy = "delete it, and the archive is read instead"
+    remedy = "delete it: the archive is then read instead"
     rows: Any = None
     with suppress(ValueError, EOFError, OSError, TypeError, SyntaxError):
         rows = read_array(io.BytesIO(content), allow_pickle=False)

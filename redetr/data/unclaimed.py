@@ -154,14 +154,14 @@ def _unused_faults(folder: Path, unused: list[str], used: set[str]) -> list[Faul
     faults = []
     if beside:
         text = "no annotation names this image"
-        remedy = "annotate it, or take it out of the folder"
+        remedy = "annotate it, or remove it from the folder"
         count = len(beside)
         faults.append(Fault("warning", "image-unused", folder, beside[0], text, remedy, count))
     if elsewhere:
         parent, names = next(iter(elsewhere.items()))
         images = counted(len(names), "image")
-        text = f"no split has {images} of this folder, such as {names[0]}"
-        remedy = "nothing to do if they are not meant to be"
+        text = f"no split has {images} in this folder, such as {names[0]}"
+        remedy = "nothing to do if that is intended"
         where = parent or "."
         faults.append(Fault("note", "folder-unused", folder, where, text, remedy, len(elsewhere)))
     return faults
@@ -180,7 +180,7 @@ def _unread_namesakes(root: Path, contents: Contents, used: set[str]) -> list[Fa
         if suffix == LABEL_SUFFIX:
             is_read = label_name(stem) == path
         if parent in folders and not is_read:
-            text = "lies beside the image of that name, and is not read"
+            text = "is beside the image of that name, but is not read"
             remedy = "delete such files, or move the images that they describe to another folder"
             fault = Fault("warning", "annotation-unread", contents.root, path, text, remedy, count)
             faults.append(fault)

@@ -62,7 +62,7 @@ def what_was_left_out(unreadable: Mapping[str, str], split: Split) -> list[str]:
     images = counted(len(unreadable), "image")
     others = " and others" if len(unreadable) > 1 else ""
     return [
-        f"warning: {images} of {split} left out, as they cannot be read: {first} "
+        f"warning: {images} of {split} left out, because they cannot be read: {first} "
         f"({unreadable[first]}){others}"
     ]
 
@@ -75,6 +75,6 @@ def read_list(file: Path) -> dict[Split, dict[str, str]]:
         for split in SPLITS:
             lists[split] = dict(content.get(split, {}))
     except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
-        text = f"cannot be read ({error}), and says which images the run leaves out"
-        raise InputError(text, where=file, remedy="put it back") from None
+        text = f"cannot be read ({error}), and lists the images that the run leaves out"
+        raise InputError(text, where=file, remedy="restore it") from None
     return lists

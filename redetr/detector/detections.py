@@ -170,7 +170,7 @@ class Detections:
         detections on. Raises InputError without masks.
         """
         if self.masks is None:
-            raise InputError("the detections have no masks: the model finds boxes only")
+            raise InputError("the detections have no masks: the model predicts only boxes")
         numbers = torch.zeros(self.image_size, dtype=torch.int32)
         crops = list(crops_of(self.masks))
         for i in reversed(range(len(self))):
@@ -206,7 +206,9 @@ class Detections:
         try:
             import supervision
         except ImportError as error:
-            message = "supervision is not installed; it comes with: pip install redetr[supervision]"
+            message = (
+                "supervision is not installed; install it with: pip install redetr[supervision]"
+            )
             raise InputError(message) from error
         masks = self.masks.dense() if isinstance(self.masks, CroppedMasks) else self.masks
         return supervision.Detections(

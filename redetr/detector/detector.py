@@ -101,7 +101,7 @@ class Detector:
         if source is not None:
             return _opened(source, split, held_out, masks, leave_out).with_channels(channels)
         if self.trained_on is None:
-            raise InputError("the checkpoint does not say what it was trained on: give --data")
+            raise InputError("the checkpoint does not state its training data: give --data")
         try:
             dataset = _opened(self.trained_on, split, held_out, masks, leave_out)
             return dataset.with_channels(channels)
@@ -323,8 +323,7 @@ def as_image(image: ImageLike, channels: int = 3) -> Tensor:
         return upright(Image.fromarray(image))
     if not isinstance(image, Tensor):
         raise InputError(
-            f"cannot take a {type(image).__name__} for an image: give a path, PIL image, array or "
-            "tensor"
+            f"an image cannot be a {type(image).__name__}: give a path, PIL image, array or tensor"
         )
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise InputError(
@@ -377,7 +376,7 @@ def load(
     origin = weights.origin
     if origin is None:
         raise InputError(
-            f"{weights.path}: neither a redetr checkpoint nor an official one, there is no DETR in "
+            f"{weights.path}: neither a redetr checkpoint nor an official one: there is no DETR in "
             "it; if it is a backbone, train with --weights"
         )
     if origin.lacks_activation:
@@ -409,8 +408,8 @@ def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
     layers = [value for name, value in origin.options.items() if name.endswith("_layers")]
     if any(isinstance(count, int) and count > len(weights.tensors) for count in layers):
         raise InputError(
-            f"{weights.path}: the weights do not fit the model: {max(layers)} layers in a small "
-            "file"
+            f"{weights.path}: the weights do not fit the model: the file is too small for "
+            f"{max(layers)} layers"
         )
     num_classes = len(origin.class_names)
     # Without memory or random values: all comes from the file, which may describe itself wrongly.

@@ -52,9 +52,8 @@ def require_no_predictions(folder: Path) -> None:
     """Raises InputError if the folder holds what an earlier run wrote."""
     if _files(folder) or _other_formats(folder):
         raise InputError(
-            f"{folder}: holds predictions already: give another --output, --resume to go on with "
-            "them, "
-            "or --overwrite to delete them"
+            f"{folder}: already holds predictions: give another --output, --resume to continue "
+            "them, or --overwrite to delete them"
         )
 
 
@@ -63,7 +62,7 @@ def require_no_foreign_page(folder: Path) -> None:
     page = folder / _PAGE
     if page.exists() and _is_foreign_page(page):
         raise InputError(
-            "is a page that predict has not written",
+            "is a page that predict did not write",
             where=page,
             remedy="give another --output, or --save without html",
         )

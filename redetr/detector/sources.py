@@ -101,7 +101,7 @@ def _further_pages(names: Iterable[str]) -> list[Fault]:
     several = [name for name, count in pages.items() if count > 1]
     if not several:
         return []
-    text = f"holds {pages[several[0]]} images, and only the first is looked at"
+    text = f"holds {pages[several[0]]} images, of which only the first is used"
     remedy = "save the others as files"
     return [Fault("note", "image-frames", Path(several[0]), "", text, remedy, len(several))]
 
@@ -115,7 +115,7 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
         if not contents.is_whole:
             images = counted(len(contents.files), "image or video", "images and videos")
             raise InputError(
-                f"more than {MOST_OTHERS:,} files below it are no images, and {images} so far",
+                f"more than {MOST_OTHERS:,} files in it are not images, and {images} so far",
                 where=source,
                 remedy="give the folders of the images, or a pattern such as 'photos/**/*.jpg'",
             )

@@ -132,6 +132,6 @@ def bytetrack_class() -> Any:
         remedy = "pip install redetr[track]"
         if "libGL" in str(error):  # missing on machines without a screen
             remedy = "apt-get install libgl1, or pip install opencv-python-headless after trackers"
-        text = f"objects are followed by the package trackers ({error})"
+        text = f"tracking objects needs the package trackers ({error})"
         raise InputError(text, remedy=remedy) from error
     return ByteTrackTracker

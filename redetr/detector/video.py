@@ -118,7 +118,7 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
     try:
         import cv2
     except ImportError:
-        raise InputError("cameras are read by OpenCV: pip install redetr[camera]") from None
+        raise InputError("reading cameras needs OpenCV: pip install redetr[camera]") from None
     camera = cv2.VideoCapture(number)
     try:
         rate = camera.get(cv2.CAP_PROP_FPS) or _CAMERA_RATE
@@ -126,7 +126,9 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
         while True:
             is_read, bgr = camera.read()
             if not is_read:
-                raise InputError(f"camera {number}: gives no pictures; is it connected, and free?")
+                raise InputError(
+                    f"camera {number}: gives no images; is it connected, and not in use?"
+                )
             image = torch.from_numpy(bgr[:, :, ::-1].copy()).permute(2, 0, 1)
             yield VideoFrame(image, time.monotonic() - started, rate)
     finally:
@@ -182,5 +184,5 @@ def pyav() -> Any:
     try:
         import av
     except ImportError:
-        raise InputError("videos are read by PyAV: pip install redetr[video]") from None
+        raise InputError("reading videos needs PyAV: pip install redetr[video]") from None
     return av

@@ -56,8 +56,8 @@ def box_faults(annotations: Annotations) -> list[Fault]:
         "note",
         "image-empty",
         annotations.source,
-        lambda i: (image_reference(annotations, i), "holds no object"),
-        "correct if none is visible: a model learns from empty images as well",
+        lambda i: (image_reference(annotations, i), "has no objects"),
+        "nothing to do if none is visible: models learn from empty images as well",
     )
 
 
@@ -68,8 +68,8 @@ def _no_objects(a: Annotations) -> Fault:
     remedy = "annotate, or export again"
     if count:
         objects = counted(count, "object")
-        text = f"{objects}, all crowds or difficult ones, which are never learned or measured"
-        remedy = "write iscrowd (ignore, difficult) 0 for those that are single objects"
+        text = f"{objects}, all of them crowds or difficult, which are never learned or measured"
+        remedy = "write iscrowd (ignore, difficult) 0 for single objects"
     return Fault("error", "no-objects", a.source, "", text, remedy)
 
 
@@ -82,23 +82,23 @@ def _ignored(a: Annotations) -> list[Fault]:
     severity: Severity = "warning" if share > _MANY_IGNORED else "note"
     objects = counted(len(a.iscrowd), "object")
     text = (
-        f"{count:,} of {objects} ({share:.0%}) marked as crowds or difficult ones, which are never "
+        f"{count:,} of {objects} ({share:.0%}) are marked as crowds or difficult, which are never "
         "learned or measured"
     )
-    remedy = "write iscrowd (ignore, difficult) 0 for those that are single objects"
+    remedy = "write iscrowd (ignore, difficult) 0 for single objects"
     where = _object_reference(a, int(a.iscrowd.argmax()))
     return [Fault(severity, "object-ignored", a.source, where, text, remedy)]
 
 
 def _whole_images(a: Annotations) -> list[Fault]:
-    """A warning if nearly all boxes are their whole images, as in data made for classification."""
+    """A warning if nearly all boxes cover the whole image, as in data made for classification."""
     sizes = a.sizes[a.image_of(), ::-1]  # [A, 2], width and height
     sides = a.boxes[:, 2:] - a.boxes[:, :2]
     is_whole = (sides >= _WHOLE * sizes).all(1)
     if len(is_whole) < _SURE or is_whole.mean() < _NEARLY_ALL:
         return []
-    text = f"{is_whole.sum()} of {counted(len(is_whole), 'box', 'boxes')} are their whole images"
-    remedy = "draw boxes around the objects: these do not show where objects are"
+    text = f"{is_whole.sum()} of {counted(len(is_whole), 'box', 'boxes')} cover the whole image"
+    remedy = "draw boxes around the objects: these do not show where they are"
     return [Fault("warning", "box-whole", a.source, "", text, remedy)]
 
 
@@ -158,36 +158,37 @@ def _two_corners(a: Annotations, sizes: np.ndarray, outside: int) -> list[Fault]
     remedy = _CORNER_REMEDIES[a.box_format]
     if many_outside and corners.mean() > 0.95:
         text = (
-            f"{outside} boxes leave their image, {corners.sum()} of the other {len(numbers)} make "
-            "sense as xyxy"
+            f"{outside} boxes leave their image, {corners.sum()} of the other {len(numbers)} fit "
+            "as xyxy"
         )
         return [Fault("error", "format-xyxy", a.source, "", text, remedy)]
     if not look_like_corners(numbers, sizes):
         return []
     text = (
-        f"two corners given as {a.box_format}? All last two numbers are larger than the first two "
-        f"and change with them, in {counted(len(numbers), 'box', 'boxes')}"
+        f"two corners given as {a.box_format}? The last two numbers are always larger than the "
+        "first two and change with them, "
+        f"in {counted(len(numbers), 'box', 'boxes')}"
     )
     return [Fault("warning", "format-xyxy", a.source, "", text, remedy)]
 
 
 _CORNER_REMEDIES = {
     "xywh": "write [x, y, width, height]: subtract x and y from the last two numbers",
-    "cxcywh": "write class cx cy w h: the middle of both corners, and their difference",
+    "cxcywh": "write class cx cy w h: the middle of the two corners, and their difference",
 }
 # What boxes are, by their format, that lie nearer to the right and lower border, or to the others,
 # than half their size.
 _MOVED = {
     ("xywh", "right or lower"): (
-        "the centre given as the corner",
+        "the centre instead of the corner",
         "write the upper left one: x - width / 2",
     ),
     ("cxcywh", "left or upper"): (
-        "the corner given as the centre",
+        "the corner instead of the centre",
         "write the centre: x + width / 2",
     ),
     ("cxcywh", "right or lower"): (
-        "the lower right corner given as the centre",
+        "the lower right corner instead of the centre",
         "write the centre: x - width / 2",
     ),
     ("xyxy", "right or lower"): (
@@ -216,10 +217,10 @@ def _lopsided(a: Annotations, sizes: np.ndarray, leaving: bool) -> list[Fault]:
         return []
     guess, remedy = _MOVED[a.box_format, side]
     count = int(counts_start.sum() + counts_end.sum())
-    chance = f"if they were anywhere, 1 in {2 ** min(count, 20):,}"
+    chance = f"if boxes were placed at random, 1 in {2 ** min(count, 20):,}"
     observation = (
-        f"{count} boxes are nearer to the {side} border than half their size, none to the opposite "
-        "ones"
+        f"{count} boxes are nearer to the {side} border than half their size, and none to the "
+        "opposite border"
     )
     text = f"{guess}? {observation} ({chance})"
     return [Fault("warning", "format-center", a.source, "", text, remedy)]
@@ -248,7 +249,7 @@ def _boxes_twice(a: Annotations) -> list[Fault]:
         "box-twice",
         a.source,
         describe,
-        "delete one of them: the model is asked to find the object twice",
+        "delete one: otherwise the model has to detect the object twice",
     )
 
 
@@ -333,14 +334,14 @@ def _odd_names(train: Annotations) -> list[Fault]:
                 "warning",
                 "class-alike",
                 lambda i: f"has nearly the same name as {twins[i]!r}",
-                "make them one class if they mean the same",
+                "merge them if they mean the same",
             ),
             (
                 np.array(background, bool),
                 "warning",
                 "class-background",
                 lambda i: "is treated as an ordinary class",
-                "take it out: what is in no box is background",
+                "remove it: everything outside boxes is background",
             ),
         ],
     )
@@ -365,22 +366,22 @@ def _badly_counted_classes(train: Annotations, val: Annotations) -> list[Fault]:
                 ~in_train & ~in_val & ~_is_root(train),
                 "note",
                 "class-unused",
-                lambda i: "has no box in train and val",
-                "take it out, or annotate it",
+                lambda i: "has no boxes in train or val",
+                "remove it, or annotate objects of it",
             ),
             (
                 ~in_train & in_val,
                 "warning",
                 "class-only-val",
                 lambda i: f"has {boxes(measured[i])}, only in val",
-                "move images of it to train: its AP will be 0",
+                "move some of its images to train, or its AP will be 0",
             ),
             (
                 in_train & ~in_val,
                 "warning",
                 "class-only-train",
                 lambda i: f"has {boxes(learned[i])}, only in train",
-                "move images of it to val: its AP cannot be measured",
+                "move some of its images to val, or its AP cannot be measured",
             ),
             (
                 in_train & few,
@@ -422,7 +423,7 @@ def _different_classes(train: Annotations, other: Annotations, split: Split) -> 
     only_in = "train" if first in in_train else split
     id_, name = first
     text = f"train and {split} list different categories: {id_} ({name!r}) is only in {only_in}"
-    remedy = "write the same categories into both annotation files"
+    remedy = "list the same categories in both annotation files"
     fault = Fault("error", "category-differs", other.source, "", text, remedy, len(differing))
     return fault.in_split(split)
 
@@ -452,7 +453,7 @@ def _small_val(train: Annotations, val: Annotations) -> list[Fault]:
     text = f"val has {images}, train {len(train):,}: AP will jump from one evaluation to the next"
     remedy = "hold out 10-20% of the images"
     if len(val) >= 0.1 * (len(train) + len(val)):  # that has been done
-        remedy = "annotate more images: a larger share would be missing in training"
+        remedy = "annotate more images: a larger val split would take too many from training"
     return [Fault("warning", "val-small", val.source, "", text, remedy)]
 
 
@@ -466,7 +467,7 @@ def _crowded(a: Annotations, num_queries: int) -> list[Fault]:
         return image_reference(a, i), text
 
     most = counts.max(initial=0)
-    remedy = f"take --num-queries {most}, or cut the images into tiles"
+    remedy = f"use --num-queries {most}, or cut the images into tiles"
     return faults_of(counts > num_queries, "warning", "image-crowded", a.source, describe, remedy)
 
 
@@ -477,7 +478,7 @@ def _small_objects(train: Annotations, plan: Plan) -> list[Fault]:
     small = plan.shorter_sides(train, size) < _SMALL_PX
     if not len(small) or small.mean() <= _MANY_SMALL:
         return []
-    remedy = "cut the images into tiles, or take finer images"
+    remedy = "cut the images into tiles, or use images of a higher resolution"
     for factor in (1.5, 2, 3, 4):
         enlarged = tuple(round(side * factor / 32) * 32 for side in sides_of(size))
         larger: ImageSize = enlarged[0] if isinstance(size, int) else (enlarged[0], enlarged[1])
@@ -489,7 +490,7 @@ def _small_objects(train: Annotations, plan: Plan) -> list[Fault]:
             )
             break
     text = (
-        f"{small.mean():.0%} of the boxes are under {_SMALL_PX} px where the model sees images at "
+        f"{small.mean():.0%} of the boxes are under {_SMALL_PX} px when the model sees images at "
         f"{size_text(size)} px"
     )
     count = int(small.sum())

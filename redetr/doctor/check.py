@@ -200,7 +200,7 @@ def _check_without_files(
         scenes = len(dataset)
         if scenes > len(splits[split]):
             text = (
-                f"{scenes:,} scenes, drawn on demand: these are the figures of the first {_SCENES}"
+                f"{scenes:,} scenes, drawn on demand: the figures are those of the first {_SCENES}"
             )
             faults.append(Fault("note", "drawn", Path(source), split, text, "nothing to do"))
 

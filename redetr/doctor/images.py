@@ -98,21 +98,21 @@ def _content_checks(headers: Headers) -> list[_Check]:
 
 _REMEDIES = {
     "image-unreadable": READ_REMEDY,
-    "image-size": "put back the file that was annotated, or export the annotations again",
+    "image-size": "restore the file that was annotated, or export the annotations again",
     "image-turned": (
-        "it was annotated as its EXIF tag turns it: save it turned that way, without the tag"
+        "it was annotated as its EXIF tag rotates it: save it rotated, without the tag"
     ),
     "image-sideways": (
-        "put back the file that was annotated, or exchange width and height in the annotations if "
+        "restore the file that was annotated, or swap width and height in the annotations if the "
         "boxes fit (see the sheet of --report)"
     ),
     "image-orientation": (
-        "training and evaluation take it as stored, predict turns it: save it turned, without the "
-        "tag, with boxes that fit (see the sheet of --report)"
+        "training and evaluation use it as stored, predict rotates it: save it rotated, without "
+        "the tag, and with boxes that fit (see the sheet of --report)"
     ),
     "image-plain": (
-        "look at it: replace it if it is damaged, and cut off its extreme values if a few of them "
-        "hide the others"
+        "look at it: replace it if it is damaged, or clip its extreme values if a few of them hide "
+        "the rest"
     ),
     "image-frames": "only the first is read: save the others as files if they are annotated",
 }
@@ -157,7 +157,7 @@ def copies(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]
             "image-leak",
             annotations.source,
             describe,
-            "take it out of one split: AP will be better than on images never seen",
+            "remove it from one split: otherwise AP is higher than on unseen images",
         )
     return faults
 

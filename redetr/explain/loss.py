@@ -206,14 +206,14 @@ def _batch(
     size = len(dataset)
     if not 1 <= world_size <= size:
         raise InputError(
-            f"--world-size {world_size}: give each GPU an image, {dataset.name} has {size}"
+            f"--world-size {world_size}: each GPU needs an image, and {dataset.name} has {size}"
         )
     ids = [dataset.image_id(index) for index in range(size)]
     if image_id not in ids:
         examples = ", ".join(map(str, ids[:5]))
         raise InputError(
             f"{dataset.name}: no image has the id {image_id}: "
-            f"take another --image-id, such as {examples}"
+            f"give another --image-id, such as {examples}"
         )
     model = detector.model
     dataset_label = labels_in(dataset, model.num_classes, detector.classes).tolist()

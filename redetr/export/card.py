@@ -46,7 +46,7 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
     else:
         about = read_checkpoint(checkpoint)
     if about is None:
-        text = "not written by a run of redetr: what others have published is not pushed again"
+        text = "not written by a redetr run: push shares only models that redetr trained"
         raise InputError(text, where=checkpoint)
     names = ("class_names", "category_ids", "step", "best", "threshold", "weights_from", "is_thing")
     kept = {name: about[name] for name in names if name in about}
@@ -151,7 +151,7 @@ def _use(name: str, about: dict[str, Any]) -> str:
     if about.get("threshold") is not None:
         text += (
             f"\n\nBy default, detections have a score of {about['threshold']:g} or more: the "
-            "threshold with the best F1 when the model was last evaluated in training."
+            "threshold with the best F1 in the last evaluation of the training run."
         )
     return text
 
@@ -199,5 +199,5 @@ def _data(about: dict[str, Any]) -> str:
 
 
 def _provenance(weights_from: str, licence: str | None) -> str:
-    stated = licence or "not stated by its author; ask before you use them"
+    stated = licence or "not stated by the author; ask before you use them"
     return f"Weights: {weights_from}.\n\nLicence of these weights: {stated}."

@@ -66,9 +66,7 @@ def export(
     config.check()
     config = config.of_model(detector)
     if config.precision == "int8" and not train:
-        raise InputError(
-            "--precision int8 learns the ranges of values on training images: give --data"
-        )
+        raise InputError("--precision int8 is calibrated on training images: give --data")
     trial = Trial(detector, config, held_out, images, batch_size) if held_out else None
     threshold = trial.threshold() if trial else detector.threshold
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +115,7 @@ def _require_ap(
     images = counted(comparison.images, "image")
     if math.isnan(comparison.ap_drop):
         raise InputError(
-            f"AP is undefined on {images} without an object to find",
+            f"AP is undefined on {images} without objects to find",
             where=path,
             remedy="give --data with objects, more --images, or --no-check",
         )
@@ -145,9 +143,9 @@ def _require_ap(
 def _milder(config: ExportConfig) -> str:
     """What to try instead of an export that loses AP."""
     if config.precision != "fp32":
-        return "take --precision fp32, which loses nothing but rounding"
+        return "use --precision fp32, which differs only by rounding"
     if config.processing:
-        return "leave out --with-processing and prepare images as the metadata says"
+        return "leave out --with-processing, and prepare images as the metadata states"
     return "try another --format"
 
 

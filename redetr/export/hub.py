@@ -14,7 +14,9 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 def require_name(name: str) -> None:
     """Raises InputError for a name without its owner."""
     if not _NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no name on the hub", remedy="give OWNER/NAME, as me/cups")
+        raise InputError(
+            f"{name!r} is not a name on the hub", remedy="give OWNER/NAME, such as me/cups"
+        )
 
 
 def require_access() -> None:
@@ -59,7 +61,7 @@ def _explained(name: str | None = None) -> Iterator[None]:
         if status == 401:
             remedy = "the token is not valid: run `hf auth login`, or set HF_TOKEN"
         elif status in (403, 404):
-            remedy = "the token may not write there: take one with the right to write"
+            remedy = "the token has no write permission there: use one that has"
         text = f"the hub refuses ({_first_line(error)})"
         raise InputError(text, where=name, remedy=remedy) from error
     except (OSError, transport) as error:

@@ -58,21 +58,22 @@ class ExportConfig:
         """Raises InputError for options that exclude each other, or a missing package."""
         if self.precision == "fp16" and self.format not in ("openvino", "coreml"):
             raise InputError(
-                "--precision fp16 goes with --format openvino or coreml: take one of them, or fp32"
+                "--precision fp16 needs --format openvino or coreml: use one of them, or fp32"
             )
         if self.precision == "int8" and self.format not in ("onnx", "openvino"):
             raise InputError(
-                "--precision int8 goes with --format onnx or openvino: take one of them, or fp32"
+                "--precision int8 needs --format onnx or openvino: use one of them, or fp32"
             )
         if self.processing and self.mask:
             raise InputError(
-                "--with-processing takes images of one size, which have no padding: leave out "
+                "with --with-processing, all images of a batch have one size and need no padding: "
+                "leave out "
                 "--mask"
             )
         if self.processing and (self.size or self.one_image):
             raise InputError(
                 "--with-processing takes images of any size: leave it out for a file of one size, "
-                "and prepare images as its metadata says"
+                "and prepare images as its metadata states"
             )
         missing = [name for name in _NEEDED[self.format] if find_spec(name) is None]
         if missing:
@@ -91,14 +92,14 @@ class ExportConfig:
         mask = self.mask
         if self.format == "litert" and model.resize == "aspect":
             raise InputError(
-                "--format litert: its converter computes padded images wrong, which this model "
-                "needs; take --format executorch"
+                "--format litert: its converter is wrong for padded images, which this model "
+                "needs; use --format executorch"
             )
         if self.one_image and size is None:
             if model.resize == "aspect":
                 raise InputError(
-                    f"--format {self.format} takes images of one size, and this model keeps their "
-                    "aspect ratio: give --fixed-size HEIGHTxWIDTH, into which they are scaled and "
+                    f"--format {self.format} takes images of one size, but this model keeps their "
+                    "aspect ratio: give --fixed-size HEIGHTxWIDTH, to which images are scaled and "
                     "padded"
                 )
             size = _pair(detector.image_size)

@@ -56,7 +56,7 @@ MODELS: dict[str, Callable[..., DetectionModel]] = {
 }
 
 
-# The least and the most of options that are numbers. The upper bounds are far above every useful
+# The minimum and maximum of numeric options. The upper bounds are far above every useful
 # model; they keep the sizes of its tensors within what PyTorch can count.
 _BOUNDS: dict[str, tuple[float, float]] = {
     "width": (8, 2**13),
@@ -91,19 +91,17 @@ def build(name: str, num_classes: int, *, channels: int = 3, **overrides: Any) -
     """A model of `MODELS` with random weights; `overrides` as in `models.detr.detr`,
     `models.fast.fast`, `models.rtdetr.rtdetr` or `models.dfine.dfine`.
 
-    `num_classes` is the data set's number of categories. Images have so many `channels`: of others
-    than three, the first convolution is made of that for RGB, see `models.channels`. Raises
-    InputError for an unknown name, or an option that is unknown or impossible.
+    `num_classes` is the data set's number of categories. `channels` is that of the images: unless
+    it is three, the first convolution is derived from the one for RGB, see `models.channels`.
+    Raises InputError for an unknown name, or an option that is unknown or invalid.
     """
     defaults = options_of(name)
     for option in overrides:
         if option == "denoising" and option not in defaults:
-            text = f"model {name} has no denoising: RT-DETR and D-FINE have"
-            raise InputError(text, remedy="leave it out, or take --denoising 0")
+            text = f"model {name} has no denoising: only RT-DETR and D-FINE have"
+            raise InputError(text, remedy="leave it out, or use --denoising 0")
         if option == "masks" and option not in defaults:
-            text = (
-                f"model {name} finds boxes only: the fast variants, RT-DETR and D-FINE have masks"
-            )
+            text = f"model {name} predicts only boxes: masks need a fast variant, RT-DETR or D-FINE"
             raise InputError(text, remedy="leave out --masks")
         if option not in defaults:
             raise InputError(
@@ -125,7 +123,7 @@ def build(name: str, num_classes: int, *, channels: int = 3, **overrides: Any) -
 
 
 def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """Raises ValueError, with the reason, for options that no model can be built with."""
+    """Raises ValueError, with the reason, for options that no model supports."""
     if _is_rtdetr(name):
         rtdetr.require_possible(defaults | overrides)
     if _is_dfine(name):
@@ -203,7 +201,7 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def _functions(name: str) -> list[Callable[..., DetectionModel]]:
-    """The functions that a model is built by, the most general one first."""
+    """The functions that build a model, the most general one first."""
     model = MODELS[name]
     if _is_fast(name):
         return [fast.fast, model]

@@ -35,7 +35,7 @@ Norm = Literal["frozen_batch", "group", "sync_batch"]
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
-    """Eight groups, or as many as divide both 8 and `channels`."""
+    """GroupNorm with eight groups, or with the most that divide both 8 and `channels`."""
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
@@ -60,7 +60,8 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
 
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that does the work of `conv`, without bias, and `norm`."""
+    """Weight and bias of the single convolution that equals `conv`, without bias, followed by
+    `norm`."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # [C]
     bias = norm.bias - norm.running_mean * scale
     weight = conv.weight * scale[:, None, None, None]
@@ -68,7 +69,8 @@ def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def fuse_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
-    """Makes a frozen `norm` part of `conv`, for inference; returns what remains of the norm."""
+    """Folds a frozen `norm` into `conv`, for inference; returns the module that replaces the
+    norm."""
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm
     weight, bias = folded(conv, norm)
@@ -93,7 +95,7 @@ def _residual_block(x: Tensor, block: BasicBlock | Bottleneck) -> Tensor:
 def _chain(x: Tensor, layers: Iterable[nn.Module], recompute: bool = False) -> Tensor:
     """Runs torchvision's `layers` in turn, each convolution with the norm that follows it.
 
-    With `recompute`, blocks are computed twice in place of keeping their intermediates.
+    With `recompute`, blocks are computed twice instead of keeping their intermediates.
     """
     run = runner(recompute)
     layers = iter(layers)
@@ -122,11 +124,11 @@ class Backbone(nn.Module):
     `weights="imagenet"` loads torchvision's weights; None leaves random ones. `dilation` replaces
     the stride of the last stage by dilation (DC5).
 
-    With `norm="frozen_batch"`, nothing before stride 8 is trained, as in the original: filters that
-    serve any image, few weights, and the largest feature maps, which then need no gradient.
-    `norm="group"` uses GroupNorm in place of frozen BatchNorm and trains everything: the choice for
-    training from scratch. `norm="sync_batch"` trains BatchNorm with statistics over all ranks: GPUs
-    only, exact over ranks but not over accumulated micro-batches.
+    With `norm="frozen_batch"`, nothing before stride 8 is trained, as in the original: its filters
+    serve any image, it has few weights, and its feature maps are the largest, which then need no
+    gradient. `norm="group"` uses GroupNorm in place of frozen BatchNorm and trains everything: the
+    choice for training from scratch. `norm="sync_batch"` trains BatchNorm with statistics over all
+    ranks: GPUs only, exact over ranks but not over accumulated micro-batches.
 
     Raises InputError for an unknown name, or options that do not go together.
     """
@@ -181,7 +183,7 @@ class Backbone(nn.Module):
         return stages
 
     def _cut(self, last_stage: int) -> None:
-        """Removes what follows stage `last_stage` (an index of `_STRIDES`).
+        """Removes the layers after stage `last_stage` (an index of `_STRIDES`).
 
         It would be computed for nothing, and get no gradient.
         """
@@ -300,7 +302,7 @@ class TimmBackbone(nn.Module):
         require_known(weights, norm)
         if norm == "group":
             raise InputError(
-                f"timm:{name} cannot change to norm=group: take norm=frozen_batch or sync_batch"
+                f"timm:{name} cannot have norm=group: use norm=frozen_batch or sync_batch"
             )
         net = _timm_features(timm.create_model, name, bool(weights), strides)
         self.licence = net.pretrained_cfg.get("license") or "timm does not say its licence"
@@ -332,7 +334,7 @@ class TimmBackbone(nn.Module):
             self.body.set_grad_checkpointing(value)
         except AssertionError:  # timm's word for a net that has no blocks to compute twice
             raise InputError(
-                "--recompute: this backbone of timm cannot do that; leave the flag out"
+                "--recompute: this timm backbone does not support it; leave the flag out"
             ) from None
         self._recompute = value
 
@@ -369,8 +371,8 @@ def _timm_features(
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"timm:{name}: timm cannot give it ({reason[:160]}); `timm.list_models()` has the "
-            "names; without a network, get the file of its weights elsewhere and train with "
+            f"timm:{name}: timm cannot provide it ({reason[:160]}); `timm.list_models()` has the "
+            "names; without a network, download its weights on another machine and train with "
             "--weights FILE"
         ) from error
     has_strides = net.feature_info.reduction() == list(strides)
@@ -378,8 +380,9 @@ def _timm_features(
         needed = ", ".join(map(str, strides))
         present = ", ".join(map(str, last_index))
         raise InputError(
-            f"timm:{name} cannot be a backbone: that takes images of any size and has feature maps "
-            f"at strides {needed}; this one has {present}"
+            f"timm:{name} cannot be a backbone: a backbone takes images of any size and has "
+            f"feature maps at strides {needed}, but this one has "
+            f"{present}"
         )
     return net
 

@@ -1,4 +1,4 @@
-"""The backbone that a name or three widths stand for."""
+"""Builds a backbone from a name or from three widths."""
 
 from redetr.errors import InputError
 from redetr.models.backbone import RESNETS, Backbone, Norm, TimmBackbone
@@ -34,6 +34,7 @@ def build_backbone(
         return TimmBackbone(timm_name, weights, strides, norm)
     if weights:
         raise InputError(
-            f"a backbone of widths {backbone} is trained from scratch: take no weights ({weights})"
+            f"a backbone of widths {backbone} is trained from scratch: leave out weights "
+            f"({weights})"
         )
     return SmallResNet(backbone, strides)

@@ -1,4 +1,4 @@
-"""Models of images with another number of channels than three."""
+"""Models for images with a number of channels other than three."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ _PER_CHANNEL = ("scale", "shift", "mean", "std")
 
 
 def first_convolution(model: DetectionModel) -> tuple[str, nn.Conv2d]:
-    """The convolution that sees the image, and its path in the model."""
+    """The convolution that reads the image, and its path in the model."""
     for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and "backbone" in path.split("."):
             return path, module
@@ -19,7 +19,7 @@ def first_convolution(model: DetectionModel) -> tuple[str, nn.Conv2d]:
 
 
 def adapted(weight: Tensor, channels: int) -> Tensor:
-    """A kernel for so many channels, `[D, channels, k, k]`, from one for RGB `[D, 3, k, k]`.
+    """A kernel for `channels` channels, `[D, channels, k, k]`, from one for RGB `[D, 3, k, k]`.
 
     Of three and more, the first three keep their weights and each other channel gets their mean; of
     fewer, each gets the mean. All are scaled by `3 / channels`, so that sums stay about as large.
@@ -36,8 +36,8 @@ def _for_channels(values: Tensor, channels: int) -> Tensor:
 
 
 def take_channels(model: DetectionModel, channels: int) -> None:
-    """Makes a model for RGB one for so many channels. Its first convolution is trained, frozen or
-    not: what it does with the other channels has never been learned."""
+    """Converts a model for RGB into one for `channels` channels. Its first convolution is trained,
+    frozen or not: what it does with the other channels has never been learned."""
     _, convolution = first_convolution(model)
     convolution.weight = nn.Parameter(adapted(convolution.weight.detach(), channels))
     convolution.in_channels = channels

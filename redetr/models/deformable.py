@@ -22,7 +22,7 @@ Sampling = Literal["bilinear", "discrete"]
 
 
 def star_offsets(nheads: int, points: Sequence[int]) -> Tensor:
-    """Returns offsets to start from, `[heads * P * 2]`, for `points` on each level.
+    """Returns initial offsets, `[heads * P * 2]`, for `points` on each level.
 
     Each head starts in its own direction, with point k at k steps: a star around the centre.
     """
@@ -74,7 +74,7 @@ def read_points(
 
 
 def _nearest(level: Tensor, points: Tensor) -> Tensor:
-    """Returns what `level` `[N, d, h, w]` holds at `points` `[N, Q, points, 2]`.
+    """Returns the values of `level` `[N, d, h, w]` at `points` `[N, Q, points, 2]`.
 
     The result is `[N, d, Q, points]`.
 

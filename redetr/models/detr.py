@@ -29,7 +29,7 @@ class Decoded(NamedTuple):
 
 
 class DETR(DetectionModel):
-    """CNN backbone, transformer encoder and decoder; every object query gives a class and a box.
+    """CNN backbone, transformer encoder and decoder; every object query predicts a class and a box.
 
     Deviations from the original: frozen BatchNorm is folded into the convolutions, attention runs
     on a fused kernel where that is fast, tensors are batch first. None changes the function
@@ -76,7 +76,7 @@ class DETR(DetectionModel):
         return self.predictions(self.decoded(images, mask).states)
 
     def decoded(self, images: Tensor, mask: Tensor | None = None) -> Decoded:
-        """Returns what the heads work on, for arguments as those of `forward`."""
+        """Returns the inputs of the heads; arguments as in `forward`."""
         backbone, position_embedding = self.backbone
         maps = backbone(images)
         features = maps[-1]

@@ -52,7 +52,7 @@ _QUALITY_WIDTH = 64
 
 
 class _Gate(nn.Module):
-    """Weighs a query and what it has read, number by number."""
+    """Mixes a query with what it has read, with a gate per channel."""
 
     def __init__(self, hidden_dim: int):
         super().__init__()
@@ -191,7 +191,8 @@ class Decoder(TwoStageDecoder):
 
 
 class DFINE(RTDETR):
-    """An RT-DETR of the parts of D-FINE. Scores are sigmoids: there is no "no object" class."""
+    """An RT-DETR built from the parts of D-FINE. Scores are sigmoids: there is no "no object"
+    class."""
 
     def __init__(
         self,
@@ -209,7 +210,7 @@ class DFINE(RTDETR):
 
 
 def require_possible(options: dict[str, Any]) -> None:
-    """Raises ValueError, with the reason, for `options` that no D-FINE can be built with."""
+    """Raises ValueError, with the reason, for `options` that no D-FINE supports."""
     points = options["points"]
     num_levels = len(points) if isinstance(points, tuple | list) else NUM_LEVELS
     if num_levels not in range(2, _MOST_LEVELS + 1):

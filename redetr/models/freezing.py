@@ -68,6 +68,6 @@ def _path_of(model: nn.Module, name: str) -> str:
     if len(one_deeper) == 1:
         return one_deeper[0]
     raise InputError(
-        f"--freeze {name}: the model has no such part; it has {', '.join(parts)}, and what is "
-        f"inside them, such as {inner[0]}"
+        f"--freeze {name}: the model has no such part; it has {', '.join(parts)}, and their parts, "
+        f"such as {inner[0]}"
     )

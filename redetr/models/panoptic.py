@@ -244,7 +244,7 @@ class PanopticDETR(DetectionModel):
 
 
 def panoptic(num_classes: int, nheads: int = 8, **options: Any) -> PanopticDETR:
-    """Returns a panoptic DETR of random weights; options as those of `detr`."""
+    """Returns a panoptic DETR with random weights; options as in `detr`."""
     detector = detr(num_classes, _STRIDES, nheads=nheads, **options)
     return PanopticDETR(detector, nheads)
 

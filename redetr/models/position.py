@@ -74,7 +74,7 @@ class PositionEmbeddingLearned(nn.Module):
         batch, height, width = mask.shape
         if max(height, width) > _LARGEST_LEARNED_MAP:
             raise InputError(
-                f"learned positions cover at most 50 x 50 features, this map has {height} x "
+                f"learned positions cover at most 50 x 50 features, but this map has {height} x "
                 f"{width}: take "
                 "smaller images, or position=sine"
             )

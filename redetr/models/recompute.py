@@ -1,4 +1,4 @@
-"""Training with less memory: intermediates of a block are not kept, but computed twice.
+"""Activation checkpointing: the intermediates of a block are recomputed instead of kept.
 
 The blocks are those of the backbone and the layers of the faithful variant's encoder, whose maps
 grow with the image; everything else is kept as usual. It costs a second forward pass of the blocks.
@@ -24,7 +24,7 @@ def recompute_blocks(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.training:
             raise InputError(
-                "--recompute would update the statistics of a trained BatchNorm twice: take "
+                "--recompute would update the statistics of a trained BatchNorm twice: use "
                 "norm=group or norm=frozen_batch"
             )
     for module in model.modules():

@@ -189,7 +189,7 @@ def points_of_level(points: int | Sequence[int]) -> list[int]:
 
 
 def require_common(options: dict[str, Any]) -> None:
-    """Raises ValueError, with the reason, for `options` that no model of this kind can have."""
+    """Raises ValueError, with the reason, for `options` that no model of this family supports."""
     if options["sampling"] not in ("bilinear", "discrete"):
         raise ValueError("sampling must be bilinear or discrete")
     for name in ("width", "enc_hidden_dim", "nheads", "dec_layers", "eval_idx"):
@@ -200,7 +200,7 @@ def require_common(options: dict[str, Any]) -> None:
         raise ValueError("enc_hidden_dim must be a multiple of 8 and of nheads")
     eval_idx, dec_layers = options["eval_idx"], options["dec_layers"]
     if not -dec_layers <= eval_idx < dec_layers:
-        raise ValueError(f"eval_idx is {eval_idx}, and there are {dec_layers} decoder layers")
+        raise ValueError(f"eval_idx is {eval_idx}, but there are {dec_layers} decoder layers")
 
 
 def require_points(points: Any, num_levels: int) -> None:
@@ -214,7 +214,7 @@ def require_points(points: Any, num_levels: int) -> None:
 
 
 def require_possible(options: dict[str, Any]) -> None:
-    """Raises ValueError, with the reason, for `options` that no RT-DETR can be built with."""
+    """Raises ValueError, with the reason, for `options` that no RT-DETR supports."""
     require_points(options["points"], NUM_LEVELS)
     if options["backbone"] not in DEPTHS:
         raise ValueError(f"backbone must be one of {', '.join(DEPTHS)}")

@@ -33,7 +33,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Returns `x` with a share `p` of its entries 0 and the others scaled by 1 / (1 - p).
+    """Returns `x` with a share `p` of its entries set to 0 and the others scaled by 1 / (1 - p).
 
     On a CPU, `F.dropout` draws one random number per entry, which takes a good part of a training
     step of DETR. Here 64 random bits decide about four entries (`p` is met to 2^-17).
@@ -82,7 +82,7 @@ def attention(
         weights = dropout(scores.softmax(-1), p)
         return weights.to(v.dtype) @ v
 
-    # PyTorch's mask is the other way round: True = attend.
+    # PyTorch's mask is the opposite: True = attend.
     attended = None if ignored is None else ~ignored
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attended, dropout_p=p)
 

@@ -1,4 +1,4 @@
-"""Query selection as RT-DETR and D-FINE share it: queries start at the best positions.
+"""Query selection, shared by RT-DETR and D-FINE: queries start at the best positions.
 
 Source: Zhao et al., "DETRs Beat YOLOs on Real-time Object Detection" (CVPR 2024). The parameter
 names are those of the original implementation of RT-DETRv2.

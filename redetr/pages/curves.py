@@ -66,9 +66,9 @@ def read_metrics(run: PathLike) -> Metrics:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path} is not made of JSON lines: {error}") from error
+        raise InputError(f"{path} is not JSON Lines: {error}") from error
     if not all(isinstance(entry, dict) and "step" in entry for entry in entries):
-        raise InputError("a line has no step: it is not the log of a run", where=path)
+        raise InputError("a line has no step, so this is not the log of a run", where=path)
     return entries
 
 

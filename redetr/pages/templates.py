@@ -32,11 +32,11 @@ def require_redetr_page(folder: Path, *others: str) -> None:
         with open(page, encoding="utf-8", errors="replace") as content:
             is_redetr_page = _MARK in content.read(_HEAD_CHARACTERS)
         if not is_redetr_page:
-            raise InputError("is a page that redetr has not written", where=page, remedy=remedy)
+            raise InputError("is a page that redetr did not write", where=page, remedy=remedy)
         return
     for name in others:
         if (folder / name).exists():
-            text = "is there already, without a page of redetr beside it"
+            text = "already exists, without a redetr page beside it"
             raise InputError(text, where=folder / name, remedy=remedy)
 
 

@@ -221,10 +221,10 @@ def activation_of(path: Path, tensors: dict[str, Tensor]) -> str | None:
 
 
 def lacking_activation(path: Path, or_flag: str = "") -> InputError:
-    """The error for a file of which `activation_of` knows nothing; `or_flag` is what else than its
-    name can say it."""
+    """The error for a file whose activation `activation_of` cannot determine; `or_flag` names
+    another remedy than renaming it."""
     return InputError(
         "does not say who trained it: D-FINE has ReLU in the decoder, DEIM and RT-DETRv4 have SiLU",
         where=path,
-        remedy=f"put dfine or deim into its name, or that of its folder{or_flag}",
+        remedy=f"put dfine or deim into its name or that of its folder{or_flag}",
     )

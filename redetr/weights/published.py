@@ -105,10 +105,10 @@ UNKNOWN = "of unknown origin and licence"
 def origin_of(source: str | os.PathLike, path: Path) -> str:
     """Returns where the weights at `path` come from, and their licence, in words.
 
-    `source` is what the user gave for them. A file is known by its name and its content; the word
-    of a local file or folder about itself counts for nothing.
+    `source` is what the user gave for them. A file is identified by its name and its content; what
+    a local file or folder states about itself counts for nothing.
     """
-    import torchvision  # a second, which nobody waits for who only asks for names
+    import torchvision  # takes a second, which listing the names should not cost
 
     from redetr.models.backbone import MOBILENETS, RESNETS
 

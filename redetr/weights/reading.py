@@ -98,7 +98,9 @@ def _read_torch(path: Path, model: str | None) -> Weights:
     content = unwrapped(content)
     values = content.values() if isinstance(content, dict) else []
     if not any(isinstance(value, Tensor) for value in values):
-        text = "neither a redetr checkpoint nor tensors by name, alone or as 'model' of a dict"
+        text = (
+            "neither a redetr checkpoint nor a dict of named tensors (or one under the key 'model')"
+        )
         raise InputError(text, where=path)
     tensors = require_tensors(path, content)
     return _from_official(path, tensors, model, **_options_of_arguments(arguments))
@@ -218,13 +220,13 @@ def _start_of_run(path: Path, about: dict[str, Any]) -> str:
         else:
             began = f"{weights} {UNKNOWN}"
     if not isinstance(began, str) or len(began) > _LONGEST_ORIGIN or not began.isprintable():
-        raise _damaged(path, "weights_from is no short line")
+        raise _damaged(path, "weights_from is not a short line")
     return began if began.startswith(_RUN) else _RUN + began
 
 
 def _config_of_run(path: Path, values: Any) -> TrainConfig:
     if not isinstance(values, dict):
-        raise _damaged(path, "config is no table")
+        raise _damaged(path, "config is not a table")
     options = _list_in(path, {"model_options": ()} | values, "model_options", str)
     if any(len(option) > _LONGEST_OPTION for option in options):
         raise _damaged(path, f"an option of more than {_LONGEST_OPTION} characters")
@@ -239,7 +241,7 @@ def _config_of_run(path: Path, values: Any) -> TrainConfig:
 def _list_in(path: Path, table: dict[str, Any], key: str, kind: type[T]) -> list[T]:
     """The values of that type under a key. Raises InputError if they are something else."""
     values = table.get(key)
-    problem = _damaged(path, f"{key} is no list of {kind.__name__}")
+    problem = _damaged(path, f"{key} is not a list of {kind.__name__}")
     if not isinstance(values, list | tuple):
         raise problem
     for value in values:
@@ -416,8 +418,9 @@ def _download(name: str) -> Path:
         message = str(error).strip() or type(error).__name__
         reason = message.splitlines()[0][:160]
         raise InputError(
-            f"no such file, and the hub did not give it ({reason})",
+            f"no such file, and it cannot be downloaded from the hub ({reason})",
             where=name,
-            remedy="download the folder (config.json, model.safetensors) elsewhere and pass its "
-            "path",
+            remedy="download the folder (config.json, model.safetensors) on another machine, and "
+            "give "
+            "its path",
         ) from error

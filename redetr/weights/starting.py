@@ -41,7 +41,7 @@ _FREE = (
     "masks",
 )
 
-# What a model may have that starts from weights with this norm.
+# The norms that a model may have if it starts from weights with this norm.
 _FITTING_NORMS = {
     "frozen_batch": "frozen_batch (exact) or sync_batch",
     "sync_batch": "frozen_batch (exact) or sync_batch",
@@ -52,8 +52,8 @@ _FITTING_NORMS = {
 def starting_point(
     model: DetectionModel, config: TrainConfig, class_names: Sequence[str]
 ) -> list[str]:
-    """Fills `model`, just built for a new run, as `config.weights` says; returns what to report to
-    the user about it."""
+    """Fills `model`, just built for a new run, from `config.weights`; returns notes for the
+    user."""
     if config.weights == "imagenet":
         model.weights_from = _imagenet_origin(
             model, options_of(config.model) | config.model_kwargs()
@@ -66,14 +66,14 @@ def starting_point(
     if panoptic.PREFIX.rstrip(".") in config.freeze:
         boxes = config.model.removesuffix("_panoptic")
         raise InputError(
-            f"{config.model} with a frozen detector needs the weights of one",
-            remedy=f"give --weights RUN of redetr train {boxes} on the same classes, or leave "
-            "--freeze out",
+            f"{config.model} with a frozen detector needs the weights of a trained detector",
+            remedy=f"give --weights RUN, a run of redetr train {boxes} on the same classes, or "
+            "leave --freeze out",
         )
     if any(type(module).__name__.startswith("FrozenBatchNorm") for module in model.modules()):
         return [
-            "warning: BatchNorm is frozen over random weights: give --weights, or --model-options "
-            "norm=group"
+            "warning: BatchNorm is frozen, but the weights are random: give --weights, or "
+            "--model-options norm=group"
         ]
     return []
 
@@ -134,7 +134,7 @@ def start_from(
     notes = [f"loaded {filled} of {len(names)} tensors from {weights.path}"]
     notes += _of_classes(num_shared, num_classes, len(others))
     if num_queries < model.num_queries:
-        notes.append(f"query_embed: {num_queries} of {model.num_queries} were there")
+        notes.append(f"query_embed: {num_queries} of {model.num_queries} loaded")
     notes += _missing(names - weights.tensors.keys())
     notes += left_out
     return "; ".join(notes)
@@ -150,12 +150,12 @@ def _for_channels(tensors: dict[str, Tensor], model: DetectionModel) -> dict[str
 
 
 def _of_classes(num_shared: int, here: int, there: int) -> list[str]:
-    """A note on how many of the classes are taken; none if all are."""
+    """A note on how many of the classes match; none if all do."""
     if num_shared == 0:
-        return [f"class_embed re-initialised (classes: {there} there, {here} others here)"]
+        return [f"class_embed re-initialised ({there} classes there, {here} other classes here)"]
     if num_shared < here:
         share = f"{num_shared} of {counted(here, 'class', 'classes')}"
-        return [f"class_embed: {share} taken by name, the rest re-initialised"]
+        return [f"class_embed: {share} matched by name, the rest re-initialised"]
     return []
 
 
@@ -177,7 +177,7 @@ def _left_out(path: Path, names: set[str]) -> list[str]:
 
 
 def _missing(names: set[str]) -> list[str]:
-    """Notes on the tensors of these names, which the weights do not have."""
+    """Notes on the tensors of these names, which the weights lack."""
     notes = []
     for name in names:
         part = "the mask head" if name.startswith(panoptic.HEADS) else name
@@ -223,7 +223,7 @@ def _copy(
 
 
 def _is_counter(name: str) -> bool:
-    """Whether it counts the batches of a trained BatchNorm, of which a frozen one knows nothing."""
+    """Whether it counts the batches of a trained BatchNorm, which a frozen one lacks."""
     return name.endswith(".num_batches_tracked")
 
 
@@ -243,14 +243,14 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
     for options in (here, there):  # those of RGB are adapted
         options.pop("channels", None)
     if here.keys() != there.keys():
-        text = f"holds a {origin.model}, which is another kind of model than {config.model}"
-        raise InputError(text, where=path, remedy=f"take --model {origin.model}")
+        text = f"holds a {origin.model}, a different model from {config.model}"
+        raise InputError(text, where=path, remedy=f"use --model {origin.model}")
     norms = {here["norm"], there["norm"]}
     if len(norms) == 2 and "group" in norms:
         raise InputError(
-            f"its norm is {there['norm']}, of which norm={here['norm']} has no use",
+            f"its norm is {there['norm']}, which norm={here['norm']} cannot use",
             where=path,
-            remedy="take --model-options norm=" + _FITTING_NORMS[there["norm"]],
+            remedy="use --model-options norm=" + _FITTING_NORMS[there["norm"]],
         )
     if origin.lacks_activation:
         if "activation" not in given:
@@ -282,7 +282,7 @@ def _fitting_flags(origin: Origin, there: dict[str, Any], config: TrainConfig) -
             options.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
     if options:
         flags.append("--model-options " + " ".join(options))
-    return "take " + " ".join(flags)
+    return "use " + " ".join(flags)
 
 
 def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig) -> str:
@@ -290,7 +290,7 @@ def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig
     net: Any = model.get_submodule("backbone")
     body = net if isinstance(net, PResNet | HGNetV2) else getattr(net[0], "body", None)
     if body is None:
-        text = f"weights of a backbone, but that of {config.model} is trained from scratch"
+        text = f"backbone weights, but the backbone of {config.model} is trained from scratch"
         raise InputError(text, where=weights.path)
     given = weights.tensors
     if isinstance(net, nn.ModuleList) and isinstance(net[0], EfficientNetLite):
@@ -313,9 +313,9 @@ def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig
     if wrong:
         raise InputError(
             f"neither a DETR nor a {backbone}: {len(wrong)} of its {len(state)} tensors are "
-            f"missing there or of another shape, such as {wrong[0]}",
+            f"missing or have another shape, such as {wrong[0]}",
             where=weights.path,
-            remedy="choose its net with --model-options backbone=NAME",
+            remedy="choose the matching backbone with --model-options backbone=NAME",
         )
     if options["norm"] == "group" and any(name.endswith("running_mean") for name in given):
         text = "trained with BatchNorm: it needs norm=frozen_batch or sync_batch"

@@ -15,12 +15,12 @@ _WRAPPERS = ("module.", "_orig_mod.")
 def require_tensors(path: Path, tensors: Any) -> dict[str, Tensor]:
     """`tensors`, which have to be whole tensors by name. Raises InputError."""
     if not isinstance(tensors, dict):
-        raise InputError("damaged, its weights are not a dict of named tensors", where=path)
+        raise InputError("damaged: its weights are not a dict of named tensors", where=path)
     for name, tensor in tensors.items():
         if not isinstance(name, str):
-            raise InputError(f"damaged, {name!r} is not a valid tensor name", where=path)
+            raise InputError(f"damaged: {name!r} is not a valid tensor name", where=path)
         if not _is_whole(tensor):
-            raise InputError(f"damaged, {name} is no tensor with all of its values", where=path)
+            raise InputError(f"damaged: {name} is not a complete tensor", where=path)
     return tensors
 
 

@@ -131,8 +131,8 @@ def test_the_best_threshold_travels_in_the_checkpoint(trained, shared_coco, tmp_
         assert json.loads(file.metadata()["redetr"])["threshold"] == best["threshold"]
 
     image = shared_coco / "val" / "val-1.jpg"
-    for threshold, said in ((0.02, "0.02 (the best F1 at the last evaluation of its training)"),
-                            (None, "0.5 (none was measured in training; ")):  # fmt: skip
+    for threshold, said in ((0.02, "0.02 (best F1 in the last evaluation of the training run)"),
+                            (None, "0.5 (not measured in training; ")):  # fmt: skip
         checkpoint = tmp_path / f"{threshold}.pt"
         torch.save(state | {"threshold": threshold}, checkpoint)
         detector = redetr.load(checkpoint)
@@ -423,7 +423,7 @@ def test_a_signal_saves_the_run(shared_coco, tmp_path, capsys, whole_group):
 def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, shared_coco, capsys, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(trained, folder)
-    refused(capsys, train_arguments(shared_coco, folder), "holds a run already", "--resume")
+    refused(capsys, train_arguments(shared_coco, folder), "already holds a run", "--resume")
     refused(capsys, [*train_arguments(shared_coco, folder, lr=0.5), "--resume"], "lr=0.006", "0.5")
     main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
     told = capsys.readouterr()
@@ -540,10 +540,10 @@ BAD_SETTINGS = {
     "two lengths": ({"epochs": 2}, "--epochs", "--steps"),
     "learning rate": ({"lr": 0}, "--lr 0"),
     "recipe": ({"recipe": "detr_r51"}, "unknown recipe 'detr_r51'", "detr_r50"),
-    "model for recipe": ({"recipe": "dfine_n"}, "dfine_n is a model", "take dfine_n_finetune"),
+    "model for recipe": ({"recipe": "dfine_n"}, "dfine_n is a model", "use dfine_n_finetune"),
     "model without recipe": (
         {"recipe": "rtdetrv2_r18"},
-        "take rtdetr_r18_finetune --model rtdetrv2_r18 --weights PekingU/rtdetr_v2_r18vd",
+        "use rtdetr_r18_finetune --model rtdetrv2_r18 --weights PekingU/rtdetr_v2_r18vd",
     ),
     "BatchNorm over ranks": (
         {"options": ["norm=sync_batch", "backbone=resnet18"]},
@@ -584,7 +584,7 @@ def test_bad_settings_are_refused_before_anything_is_written(case, shared_coco, 
 
 
 def test_a_flag_in_place_of_the_recipe(capsys):
-    said = "or the folder of a run, comes first, as in redetr train redetr_n --data: choose one of"
+    said = "or a run folder comes first, as in redetr train redetr_n --data: choose one of"
     refused(capsys, ["train", "--data", "digits"], said, "detr_r50", "redetr_mobile")
 
 
@@ -694,7 +694,7 @@ def test_no_whole_checkpoint(trained, shared_coco, tmp_path, capsys):
     refused(
         capsys,
         [*train_arguments(shared_coco, folder), "--resume"],
-        "no whole checkpoint",
+        "no intact checkpoint",
         "last.pt",
         "previous.pt",
     )
@@ -710,7 +710,7 @@ def test_a_checkpoint_of_other_classes_is_not_evaluated(trained, tiny_coco, caps
     assert lines[-1].startswith(
         "redetr: the model knows 3 classes, such as cup (7), plate (12), spoon (90); tiny has 4, "
     )
-    assert "of which it does not know fork (91): " in lines[-1]
+    assert "of which the model does not know fork (91): " in lines[-1]
 
 
 def measured(capsys, checkpoint: Path, data: Path) -> dict[str, Any]:
@@ -860,12 +860,10 @@ def test_what_a_short_run_on_few_images_should_know_at_its_start(shared_coco, tm
     told = capsys.readouterr().err
     # 8 images in steps of 4, each image 500 times.
     assert (
-        "note: the run of 8 steps has less than 1% of the usual length for 8 images; the default is --steps 1000"
-        in told
+        "note: 8 steps are less than 1% of the usual length for 8 images; the default "
+        "is --steps 1000" in told
     )
-    assert re.search(
-        r"warning: the val split has 5 images with \d objects: too few to judge by", told
-    )
+    assert re.search(r"warning: the val split has only 5 images with \d objects, so AP", told)
     estimates = re.findall(r"the remaining 2 steps will take about \d+ s, and evaluations", told)
     assert len(estimates) == 1
 
@@ -877,7 +875,7 @@ def test_what_a_short_run_on_few_images_should_know_at_its_start(shared_coco, tm
             "detr_tiny",
             {},
             r"8 images with \d+ objects, 1 step, no pretrained weights: results of detr_r50 will be poor; "
-            "take redetr_n",
+            "use redetr_n",
         ),
         (
             "redetr_n",
@@ -946,7 +944,7 @@ def test_a_run_that_left_no_checkpoint_is_begun_anew(shared_coco, tmp_path, caps
     main(train_arguments(shared_coco, folder, steps=1, eval_every=1))
     before = {name: (folder / name).read_bytes() for name in ("config.json", "data.json")}
     capsys.readouterr()
-    refused(capsys, train_arguments(shared_coco, folder, seed=5), "holds a run already")
+    refused(capsys, train_arguments(shared_coco, folder, seed=5), "already holds a run")
     assert before == {name: (folder / name).read_bytes() for name in before}
     for file in folder.glob("*.pt"):
         file.unlink()
@@ -984,7 +982,7 @@ def test_the_folder_of_a_run_stands_for_its_settings(shared_coco, tmp_path, caps
         torch.equal(value, saved[1]["model"][name]) for name, value in saved[0]["model"].items()
     )
     capsys.readouterr()
-    refused(capsys, ["train", str(folder)], "holds a run already")
+    refused(capsys, ["train", str(folder)], "already holds a run")
     main(["train", str(folder / "config.json"), "--steps=2", f"--output={tmp_path / 'again'}"])
     configs = [
         json.loads((run / "config.json").read_text()) for run in (folder, tmp_path / "again")

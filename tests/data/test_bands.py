@@ -38,7 +38,8 @@ def write_tiff(path: Path, values: np.ndarray, **options) -> Path:
     return path
 
 
-# ---------------------------------------------------------------------------------------------- files
+# ----------------------------------------------------------------------------------------------
+# files
 
 
 @pytest.mark.parametrize("planar", ["contig", "separate"])
@@ -56,7 +57,7 @@ def test_tiff_of_five_bands_of_16_bits(tmp_path, planar, compression):
     header = read_header(path, looks=True)
     assert (header.width, header.height, header.problem) == (60, 40, "")
     assert read_image(path).shape == (3, 40, 60)
-    with pytest.raises(InputError, match=r"a\.tif: .*it has 5 bands, and the model takes 4"):
+    with pytest.raises(InputError, match=r"a\.tif: .*it has 5 bands, but the model takes 4"):
         read_image(path, 4)
 
 
@@ -102,7 +103,7 @@ def test_pages_that_are_not_read_are_reported(tmp_path, capsys):
     assert [name for name in sources if name.endswith("broken.tif")]
     (note,) = [fault for fault in faults if fault.code == "image-frames"]
     assert note.count == 6 + 3 + 1  # val is in both, and z.tif
-    assert "holds 2 images, and only the first is looked at; save the others" in str(note)
+    assert "holds 2 images, of which only the first is used; save the others" in str(note)
 
 
 def test_without_tifffile_the_cure_is_named(tmp_path, monkeypatch):
@@ -116,15 +117,15 @@ def test_without_tifffile_the_cure_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(
-        InputError, match=r'a\.tif: Pillow does not read .*pip install "redetr\[tiff\]"'
+        InputError, match=r'a\.tif: Pillow cannot read .*pip install "redetr\[tiff\]"'
     ):
         read_image(path)
 
 
 @pytest.mark.parametrize("values, words", [
     (np.zeros((5, 400, 100), np.uint8), r"write \[height, width, bands\]"),
-    (np.zeros(7), r"array of \[7\] is no image"),
-    (np.array([["a"]]), "is no image"),
+    (np.zeros(7), r"array of \[7\] is not an image"),
+    (np.array([["a"]]), "is not an image"),
 ])  # fmt: skip
 def test_arrays_that_are_no_images(tmp_path, values, words):
     np.save(tmp_path / "a.npy", values)
@@ -152,7 +153,8 @@ def test_a_single_channel(tmp_path):
     assert in_channels(FIVE[:, :, :3], 1).shape == (40, 60, 1)
 
 
-# --------------------------------------------------------------------------------------------- models
+# ---------------------------------------------------------------------------------------------
+# models
 
 
 def test_the_first_convolution_by_hand():
@@ -195,7 +197,8 @@ def test_colours_of_other_channels_change_alike():
     assert changed[0, 0, 0] != 100
 
 
-# ------------------------------------------------------------------------------------ as a user does it
+# ------------------------------------------------------------------------------------ as a user
+# does it
 
 
 def five_channel_data(root: Path, write, bands: int = 5) -> Path:
@@ -310,7 +313,7 @@ def test_the_app_takes_files_of_these_bands(trained):
         huge, {"descr": "|u1", "fortran_order": False, "shape": (10**5, 10**5, 5)}
     )
     for upload, says in (
-        (png, "this image: .*it has 3 bands, and the model takes 5"),
+        (png, "this image: .*it has 3 bands, but the model takes 5"),
         (io.BytesIO(b"nothing"), "not an image of 5 bands"),
         (huge, "more than 50 million pixels"),
         (io.BytesIO(content[:200]), "this image: cannot decode"),
@@ -322,7 +325,7 @@ def test_the_app_takes_files_of_these_bands(trained):
 def test_a_model_of_rgb_refuses_other_data(trained, tmp_path):
     with pytest.raises(InputError, match="give --channels 5"):
         redetr.TrainConfig(model_options=("channels=5",)).model_kwargs()
-    with pytest.raises(InputError, match="its images have 3 channels, and the model takes 5"):
+    with pytest.raises(InputError, match="its images have 3 channels, but the model takes 5"):
         redetr.load(trained[1]).evaluate("digits")
 
 

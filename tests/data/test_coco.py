@@ -208,7 +208,7 @@ def test_an_outline_stands_for_a_missing_box(tmp_path, outline, empty):
     dataset = open_dataset(tmp_path, "train")
     assert dataset.target(2)["boxes"][[0, -1]].tolist() == [[10, 20, 40, 60]] * 2
     assert dataset.notes == (
-        f"{file}: annotation 901: has a segmentation and no bbox; its bounding box is taken (and 1 "
+        f"{file}: annotation 901: has a segmentation but no bbox; its bounding box is used (and 1 "
         "more like it)",
     )
 
@@ -387,7 +387,7 @@ FAULTS = {
     "half a surrogate pair": (
         lambda d: d["images"][2].update(file_name="\ud800.png"),
         "image 20",
-        "no path inside",
+        "not a path inside",
     ),
     "absolute": (
         lambda d: d["images"][2].update(file_name="/etc/hosts"),

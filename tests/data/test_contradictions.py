@@ -57,7 +57,7 @@ def test_an_outline_stands_for_a_box_without_area(tmp_path, box):
     coco(tmp_path, [{"bbox": box, "segmentation": polygon(10, 10, 40, 30)}] * 3)
     dataset = open_dataset(tmp_path, "train")
     assert [dataset.target(i)["boxes"].tolist() for i in range(3)] == [[[10, 10, 40, 30]]] * 3
-    assert "has a segmentation and a bbox without area; its bounding box" in dataset.notes[0]
+    assert "has a segmentation, but its bbox has no area; its bounding box" in dataset.notes[0]
     assert "(and 2 more" in dataset.notes[0]
 
 
@@ -94,7 +94,7 @@ def test_corners_given_as_width_and_height(tmp_path):
         outline = polygon(x1, y1, x2, y2)
         objects.append({"bbox": [x1, y1, x2, y2], "area": area, "segmentation": outline})
     coco(tmp_path / "both", objects)
-    line = "annotation 1: bbox [5, 4, 30, 22] fits its own outline or area as xyxy only"
+    line = "annotation 1: bbox [5, 4, 30, 22] fits its outline or area only as xyxy"
     message = refused(tmp_path / "both", line, "write xywh: boxes are xyxy", "(and 11 more")
     for dropped in ("area", "segmentation"):
         rest = [{key: row[key] for key in row if key != dropped} for row in objects]
@@ -111,7 +111,7 @@ def test_centres_given_as_corners(tmp_path):
         box = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
         objects.append({"bbox": box, "segmentation": polygon(x1, y1, x2, y2)})
     coco(tmp_path, objects)
-    refused(tmp_path, "bbox [17.5, 13.0, 25, 18] fits its own outline or area as cxcywh only")
+    refused(tmp_path, "bbox [17.5, 13.0, 25, 18] fits its outline or area only as cxcywh")
 
 
 @pytest.mark.parametrize("read_as", FORMATS)

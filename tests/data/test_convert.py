@@ -132,8 +132,8 @@ def test_files_of_the_other_forms(tmp_path):
     """Worked by hand: the first box is 10 20 30 40 in an image of 100 x 80."""
     write(tmp_path / "source", DOCUMENT)
     notes = convert(tmp_path / "source", tmp_path / "yolo", "yolo")
-    assert notes[1:3] == ["yolo has no areas: objects count as small, medium and large by their "
-                         "boxes",
+    assert notes[1:3] == ["yolo has no areas: boxes decide which objects count as small, medium "
+                         "and large",
                          "yolo has no crowds and no objects to ignore: 2 are left out"]  # fmt: skip
     assert (tmp_path / "yolo/labels/train/c.txt").read_text() == "2 0.25 0.5 0.3 0.5\n"
     config = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
@@ -190,7 +190,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
     before = contents(tmp_path)
     for place, words in (
         ("there", "already exists"),
-        ("source/new", "is inside of"),
+        ("source/new", "is inside"),
         ("source", "already exists"),
     ):
         with pytest.raises(InputError, match=words):
@@ -249,7 +249,7 @@ def test_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["convert", str(tmp_path / "crowns"), str(tmp_path / "crowns"), "--to", "coco"])
     assert ended.value.code == 1
-    assert "already exists; choose another place" in capsys.readouterr().err
+    assert "already exists; choose another folder" in capsys.readouterr().err
 
 
 def test_json_for_machines(tmp_path, capsys):

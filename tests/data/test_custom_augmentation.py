@@ -166,7 +166,7 @@ def test_a_run(name, file, shared_coco, tmp_path, capsys):
     assert losses[0] == losses[1]
     with pytest.raises(SystemExit):
         main(["train", str(folder), "--resume"])
-    assert f"its code is run if you say so: add --custom-augment {file}:{name}" in (
+    assert f"to allow its code to run, add --custom-augment {file}:{name}" in (
         capsys.readouterr().err
     )
     main(["train", str(folder), "--resume", "--custom-augment", f"{file}:{name}"])
@@ -186,7 +186,7 @@ def test_in_python():
         device="cpu",
         custom_augment="mine.py:FLIP",
     )
-    with pytest.raises(InputError, match="either augment or custom_augment"):
+    with pytest.raises(InputError, match="give augment or custom_augment"):
         redetr.train(config, augment=FLIPPED[0])
 
 
@@ -198,7 +198,7 @@ def test_a_file_travels_by_its_name(file):
 @pytest.mark.parametrize(
     ("text", "source", "says"),
     [
-        ("", "mine.py", "--custom-augment .*mine.py: not of the form FILE.py:NAME"),
+        ("", "mine.py", "--custom-augment .*mine.py: not in the form FILE.py:NAME"),
         ("", "none.py:FLIP", "none.py: no such file; give FILE.py:NAME"),
         ("x = 1 / 0", "mine.py:x", "mine.py: ZeroDivisionError: division by zero"),
         ("y = 1", "mine.py:x", "mine.py: has no x; give the name"),
@@ -206,7 +206,7 @@ def test_a_file_travels_by_its_name(file):
         (
             "import albumentations as A\nx = A.Compose([A.HorizontalFlip()])",
             "mine.py:x",
-            r'mine.py:x: does not take boxes, which it would move; add bbox_params=A.BboxParams\("pascal_voc"\)',
+            r'mine.py:x: does not transform boxes; add bbox_params=A.BboxParams\("pascal_voc"\)',
         ),
     ],
 )
@@ -219,8 +219,8 @@ def test_what_cannot_be_used_is_one_line(text, source, says, tmp_path):
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        (v2.ToDtype(torch.float32, scale=True), "returns an image of torch.float32, and not 8-bit"),
-        (A.Compose([A.Normalize()]), "returns an image of torch.float32, and not 8-bit pixels"),
+        (v2.ToDtype(torch.float32, scale=True), "returns an image of torch.float32, not 8-bit"),
+        (A.Compose([A.Normalize()]), "returns an image of torch.float32, not 8-bit pixels"),
         (v2.Grayscale(), "makes 1 channels of 3; keep them"),
         (v2.ToPILImage(), "returns an image of Image"),
         (lambda image: image, "fails on image 12 (TypeError: "),

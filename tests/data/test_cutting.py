@@ -1,4 +1,5 @@
-"""Large images cut into tiles with their boxes, as a user of aerial or microscopy images does it."""
+"""Large images cut into tiles with their boxes, as a user of aerial or microscopy images does
+it."""
 
 import json
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_tiles_by_hand(tmp_path):
     assert [note for note in notes if note not in unclaimed] == [
         f"{tmp_path}/new: train has 3 images, 5 objects",
         "train: 1 image cut into tiles of 100 px; 1 image is no larger than that, and not cut",
-        "train: 2 objects in several tiles, 2 boxes cut at an edge; a tile has an object if it "
+        "train: 2 objects in several tiles, 2 boxes cut at an edge; a tile gets an object if it "
         "shows 40% of its area, or more than any other tile",
     ]
 

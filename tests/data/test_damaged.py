@@ -366,7 +366,7 @@ DAMAGED = {
         "no-objects",
         document(lambda d: [row.update(iscrowd=1) for row in d["annotations"]]),
         *TRAIN,
-        "42 objects, all crowds",
+        "42 objects, all of them crowds",
         "iscrowd",
         also=("class-only-val",),
     ),
@@ -461,7 +461,7 @@ DAMAGED = {
         as_other_kind(Image.fromarray(spiked()), "b.png"),
         "image 103 ('b.png')",
         "(0, 0, 0)",
-        "cut off its extreme values",
+        "clip its extreme values",
     ),
     "black": warning(
         "image-plain",
@@ -505,7 +505,7 @@ DAMAGED = {
         resaved(lambda old: old.transpose(Image.Transpose.ROTATE_90)),
         *THERE,
         "is 48x64",
-        "put back the file",
+        "restore the file",
     ),
     "file on its side, with a tag": error(
         "image-turned",
@@ -555,7 +555,7 @@ DAMAGED = {
         "format-xyxy",
         boxes(lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]),
         *TRAIN,
-        "make sense as xyxy",
+        "fit as xyxy",
         also=("box-outside",),
     ),
     "fractions": error(
@@ -664,7 +664,7 @@ DAMAGED = {
         "format-center",
         labels(as_corner),
         "data.yaml",
-        "corner given as the centre",
+        "corner instead of the centre",
         form="yolo",
         also=("box-outside",),
     ),
@@ -708,7 +708,7 @@ DAMAGED = {
         "box-whole",
         both(lambda d: [row.update(bbox=[0, 0, 64, 48]) for row in d["annotations"]]),
         *TRAIN,
-        "42 of 42 boxes are their whole images",
+        "42 of 42 boxes cover the whole image",
     ),
     "category of a blank": error("name-invalid", category(name=" "), *TRAIN, "is blank"),
     "outlines of other objects": error(
@@ -769,7 +769,7 @@ DAMAGED = {
         "filename-differs",
         xml("train-03.jpg", "train-04.jpg"),
         "train-03.xml",
-        "train-03.jpg is taken",
+        "train-03.jpg is used",
         form="voc",
     ),
     "YOLO: a second YAML file": warning(
@@ -779,7 +779,7 @@ DAMAGED = {
         form="yolo",
     ),
     "YOLO: digits of other scripts": error(
-        "line-invalid", line("\uff11 0.5 0.5 0.2 0.2"), *LINE, "not those of ASCII", form="yolo"
+        "line-invalid", line("\uff11 0.5 0.5 0.2 0.2"), *LINE, "are not ASCII", form="yolo"
     ),
     "VOC: pixels from 0": note(
         "pixels-from-0", zero_based, "train-03.xml", "VOC counts from 1", form="voc"
@@ -892,7 +892,7 @@ DAMAGED = {
         "image-sideways",
         image(width=48, height=64),
         *THERE,
-        "exchange width and height",
+        "swap width and height",
         also=("box-outside",),
     ),
     "file name is a number": error("path-outside", image(file_name=7), "image 103", "7"),
@@ -902,14 +902,17 @@ DAMAGED = {
     "file name in capitals": error(
         "image-missing", image(file_name="TRAIN-03.JPG"), "image 103", "write 'train-03.jpg'"
     ),
-    "file name without ending": error(
+    "file name without suffix": error(
         "image-missing", image(file_name="train-03"), "image 103", "write 'train-03.jpg'"
     ),
     "file name of another folder": error(
         "image-missing", image(file_name="old/train-03.jpg"), "write 'train-03.jpg'"
     ),
     "path of another machine, lost": error(
-        "path-outside", image(file_name="/content/lost.jpg"), "image 103", "below"
+        "path-outside",
+        image(file_name="/content/lost.jpg"),
+        "image 103",
+        "write the path of its file",
     ),
     "link to nowhere": error(
         "image-unreadable",
@@ -1054,7 +1057,7 @@ NO_DATA = {
     "class of no number": (
         "yolo",
         text(lambda old: old.split("[")[0] + "{a: b}", "data.yaml"),
-        "no class number",
+        "not a class number",
     ),
 }
 

@@ -129,23 +129,26 @@ DAMAGES = {
     "an odd number": Damage(
         "mask-invalid", polygon(5.5, 4, 30, 9, 12, 33, 7), "has 7 numbers, not x and y"
     ),
-    "two points": Damage("mask-invalid", polygon(5, 4, 30, 9), "has 2 points, and three make"),
-    "one point": Damage("mask-invalid", polygon(5, 4), "has 1 points, and three make"),
-    "no point": Damage("mask-invalid", segmentation([[]]), "has 0 points, and three make"),
+    "two points": Damage("mask-invalid", polygon(5, 4, 30, 9), "has 2 points, but an area needs "
+                                                               "three"),
+    "one point": Damage("mask-invalid", polygon(5, 4), "has 1 points, but an area needs three"),
+    "no point": Damage("mask-invalid", segmentation([[]]), "has 0 points, but an area needs three"),
     "NaN": Damage(
-        "mask-invalid", polygon(5.5, 4, 30, float("nan"), 12, 33), "holds nan, which is no finite"
+        "mask-invalid", polygon(5.5, 4, 30, float("nan"), 12, 33), "holds nan, which is not a "
+                                                                   "finite"
     ),
     "infinity": Damage(
-        "mask-invalid", polygon(5.5, 4, 30, float("inf"), 12, 33), "holds inf, which is no finite"
+        "mask-invalid", polygon(5.5, 4, 30, float("inf"), 12, 33), "holds inf, which is not a "
+                                                                   "finite"
     ),
     "minus infinity and infinity": Damage(
         "mask-invalid", polygon(float("-inf"), 4, float("inf"), 9, 12, 33), "holds -inf, which"
     ),
     "an enormous number": Damage(
-        "mask-invalid", polygon(5.5, 4, 1e300, 9, 12, 33), "holds 1e+300, which is no finite"
+        "mask-invalid", polygon(5.5, 4, 1e300, 9, 12, 33), "holds 1e+300, which is not a finite"
     ),
     "text": Damage(
-        "mask-invalid", polygon(5.5, 4, "30", 9, 12, 33), "holds '30', which is no finite number"
+        "mask-invalid", polygon(5.5, 4, "30", 9, 12, 33), "holds '30', which is not a finite number"
     ),
     "null": Damage("mask-invalid", polygon(5.5, 4, None, 9, 12, 33), "holds None, which is no"),
     "true": Damage("mask-invalid", polygon(5.5, 4, True, 9, 12, 33), "holds True, which is no"),
@@ -173,7 +176,7 @@ DAMAGES = {
         "mask-outside", polygon(X1, -9, X2, Y1, X2, Y2), "in an image of 60x40 px"
     ),
     "below the image": Damage(
-        "mask-outside", polygon(X1, Y1, X2, Y1, X2, 55), "draw the outline again, or cut it"
+        "mask-outside", polygon(X1, Y1, X2, Y1, X2, 55), "draw the outline again, or clip it"
     ),
     "of an image twice as large": Damage(
         "mask-outside", segmentation([[2 * v for v in TRIANGLE]]), "was the image resized?"
@@ -214,7 +217,7 @@ DAMAGES = {
     ),
     "a second part that crosses itself": Damage(
         "mask-crossing", segmentation([TRIANGLE, [8, 8, 20, 20, 20, 8, 8, 20]]),
-        "what it encloses twice is no part of the mask", is_learned=True,
+        "what it encloses twice is not part of the mask", is_learned=True,
     ),
     "two specks in a large box": Damage(
         "mask-thin", lambda root: annotation(
@@ -222,10 +225,10 @@ DAMAGES = {
         )(root), "its box 2,400", is_learned=True,
     ),
     "no segmentation": Damage(
-        "mask-missing", without_segmentation, "has a box and no mask, as 1 of 8 objects"
+        "mask-missing", without_segmentation, "has a box but no mask, as 1 of 8 objects"
     ),
     "null segmentation": Damage("mask-missing", segmentation(None), "draw its outline, or train"),
-    "empty segmentation": Damage("mask-missing", segmentation([]), "has a box and no mask"),
+    "empty segmentation": Damage("mask-missing", segmentation([]), "has a box but no mask"),
     # RLE
     "empty object": Damage("mask-invalid", segmentation({}), "has the size None, not [height"),
     "width before height": Damage(
@@ -271,19 +274,21 @@ DAMAGES = {
         NUMBERS_AT,
     ),
     "half a pixel": Damage(
-        "mask-invalid", counts(lambda old: [0.5, *old], NUMBERS), "holds 0.5, which is no count",
+        "mask-invalid", counts(lambda old: [0.5, *old], NUMBERS), "holds 0.5, which is not a count",
         NUMBERS_AT,
     ),
     "text among the counts": Damage(
-        "mask-invalid", counts(lambda old: ["7", *old], NUMBERS), "holds '7', which is no count",
+        "mask-invalid", counts(lambda old: ["7", *old], NUMBERS), "holds '7', which is not a count",
         NUMBERS_AT,
     ),
     "true among the counts": Damage(
-        "mask-invalid", counts(lambda old: [True, *old], NUMBERS), "holds True, which is no count",
+        "mask-invalid", counts(lambda old: [True, *old], NUMBERS), "holds True, which is not a "
+                                                                   "count",
         NUMBERS_AT,
     ),
     "an enormous count": Damage(
-        "mask-invalid", counts(lambda old: [2**70, *old], NUMBERS), "which is no count", NUMBERS_AT
+        "mask-invalid", counts(lambda old: [2**70, *old], NUMBERS), "which is not a "
+                                                                    "count", NUMBERS_AT
     ),
     "text that is cut": Damage(
         "mask-invalid", counts(lambda old: old[: len(old) // 2]), "its RLE", RLE_AT
@@ -295,10 +300,10 @@ DAMAGES = {
         "mask-invalid", counts(lambda old: old + "5"), "add up to", RLE_AT
     ),
     "a blank in the text": Damage(
-        "mask-invalid", counts(lambda old: f"{old[:5]} {old[5:]}"), "no compressed ones", RLE_AT
+        "mask-invalid", counts(lambda old: f"{old[:5]} {old[5:]}"), "not compressed counts", RLE_AT
     ),
     "letters of no ASCII": Damage(
-        "mask-invalid", counts(lambda old: f"{old}é"), "which are no compressed ones", RLE_AT
+        "mask-invalid", counts(lambda old: f"{old}é"), "which are not compressed counts", RLE_AT
     ),
     "no text": Damage("mask-invalid", rle(counts=""), "add up to 0 pixels, not to", RLE_AT),
     "a number without end": Damage(
@@ -358,10 +363,10 @@ DAMAGES = {
     ),
     # panoptic
     "a PNG that is gone": Damage(
-        "panoptic-png", lambda root: of_png(root).unlink(), "1.png: is not there", "", "panoptic"
+        "panoptic-png", lambda root: of_png(root).unlink(), "1.png: is missing", "", "panoptic"
     ),
     "a PNG that is none": Damage(
-        "panoptic-png", lambda root: of_png(root).write_bytes(b"?"), "1.png: is no image", "",
+        "panoptic-png", lambda root: of_png(root).write_bytes(b"?"), "1.png: is not an image", "",
         "panoptic",
     ),
     "a PNG of another size": Damage(
@@ -375,12 +380,12 @@ DAMAGES = {
         "panoptic-png", png(half_transparent), "numbers are not certain", "", "panoptic"
     ),
     "a segment without pixels": Damage(
-        "segment-missing", png(repainted((0, 0, 0))), "segment 300 has no pixel", "", "panoptic"
+        "segment-missing", png(repainted((0, 0, 0))), "segment 300 has no pixels", "", "panoptic"
     ),
     "pixels that no segment lists": Damage(
         "segment-unlisted",
         segments(lambda row: row["segments_info"].pop()),
-        "has pixels, and is not listed", "", "panoptic",
+        "has pixels, but is not listed", "", "panoptic",
     ),
     "a segment listed twice": Damage(
         "segment-id", segments(lambda row: row["segments_info"][1].update(id=300)),
@@ -388,7 +393,7 @@ DAMAGES = {
     ),
     "segment 0": Damage(
         "segment-id", segments(lambda row: row["segments_info"][0].update(id=0)),
-        "has the id 0, which is no colour", "annotation of image 1", "panoptic",
+        "has the id 0, which is not a colour", "annotation of image 1", "panoptic",
         boxes_are_sound=False,
     ),
     "an id that no colour holds": Damage(
@@ -401,11 +406,11 @@ DAMAGES = {
     ),
     "no list of segments": Damage(
         "segments-invalid", segments(lambda row: row.pop("segments_info")),
-        "segments_info is no list", "annotation of image 1", "panoptic", boxes_are_sound=False,
+        "segments_info is not a list", "annotation of image 1", "panoptic", boxes_are_sound=False,
     ),
     "a PNG elsewhere": Damage(
         "segments-invalid", segments(lambda row: row.update(file_name="../../1.png")),
-        "is no path below panoptic_train", "annotation of image 1", "panoptic",
+        "is not a path inside panoptic_train", "annotation of image 1", "panoptic",
         boxes_are_sound=False,
     ),
     "an image without segments": Damage(

@@ -175,5 +175,5 @@ def test_masks_are_where_the_ink_of_a_digit_is_on_top():
 
 
 def test_data_with_boxes_only_has_no_masks():
-    with pytest.raises(InputError, match="has boxes only, and no masks; draw outlines"):
+    with pytest.raises(InputError, match="has only boxes, no masks; draw outlines"):
         open_dataset("crowns", "train", masks=True)

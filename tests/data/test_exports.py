@@ -216,15 +216,15 @@ SAID = {
     "VIA": "states no width and height",
     "COCO without": "states no width and height",
     "COCO, sizes": "states no width and height",
-    "CVAT, polygon": "has a segmentation and no bbox",
-    "CVAT, ellipse": "has a segmentation and no bbox",
-    "CVAT, turned ellipse": "has a segmentation and no bbox",
-    "CVAT, turned box": "is turned by 90 degrees",
-    "Datumaro, train": "has a segmentation and no bbox",
-    "Datumaro, ellipse": "has a segmentation and no bbox",
-    "Datumaro, turned": "has a segmentation and no bbox",
-    "CVAT, YOLO": "'data/train.txt' is not there",
-    "CVAT, Ultralytics": "images/train/a.jpg is taken",
+    "CVAT, polygon": "has a segmentation but no bbox",
+    "CVAT, ellipse": "has a segmentation but no bbox",
+    "CVAT, turned ellipse": "has a segmentation but no bbox",
+    "CVAT, turned box": "is rotated by 90 degrees",
+    "Datumaro, train": "has a segmentation but no bbox",
+    "Datumaro, ellipse": "has a segmentation but no bbox",
+    "Datumaro, turned": "has a segmentation but no bbox",
+    "CVAT, YOLO": "'data/train.txt' does not exist",
+    "CVAT, Ultralytics": "images/train/a.jpg is used",
     "COCO, a folder": "'a.jpg' in",
     "LVIS": "'a.jpg' in",
 }
@@ -246,7 +246,8 @@ def test_it_is_read(tmp_path, name):
 RESULTS = [{"image_id": 1, "category_id": 1, "bbox": XYWH, "score": 0.9}]
 NOT_READ: dict[str, tuple[Write, str]] = {
     "CVAT for video": (
-        files("a.jpg", {"annotations.xml": "<annotations><meta></meta><track id='0'/></annotations>"}),
+        files("a.jpg", {"annotations.xml": "<annotations><meta></meta><track "
+                                           "id='0'/></annotations>"}),
         'export as "CVAT for images 1.1"',
     ),
     "LabelMe 3": (
@@ -268,7 +269,8 @@ NOT_READ: dict[str, tuple[Write, str]] = {
     "results": (files("images/a.jpg", {"results.json": RESULTS}), "(COCO results, without images"),
     "results in place of annotations": (
         files("a.jpg", {"annotations/instances_train.json": RESULTS}),
-        "is a list without \"images\" and \"categories\", as results of a model are; give the file",
+        "is a list without \"images\" and \"categories\", like the results of a model; give the "
+        "annotation file",
     ),
     "captions": (
         files("a.jpg", {"c.json": [{"annotations": [{"image_id": 1, "caption": "a cat"}]}]}),
@@ -300,7 +302,8 @@ NOT_READ: dict[str, tuple[Write, str]] = {
         "(Sloth)",
     ),
     "SageMaker": (files("a.jpg", {"o.manifest": {"source-ref": "s3://b/a.jpg"}}), "(SageMaker's"),
-    "Vertex AI": (files("a.jpg", {"o.jsonl": {"imageGcsUri": "gs://b/a.jpg"}}), "(Vertex AI's JSON"),
+    "Vertex AI": (files("a.jpg", {"o.jsonl": {"imageGcsUri": "gs://b/a.jpg"}}), "(Vertex AI's "
+                                                                                "JSON"),
     "Vertex AI, CSV": (files("a.jpg", {"o.csv": "TRAIN,gs://b/a.jpg,cat,0,0,,\n"}), "AI's CSV)"),
     "Azure": (files("a.jpg", {"o.jsonl": {"label": [{"topX": 0.5}]}}), "(Azure's JSON Lines)"),
     "JSON Lines": (files("a.jpg", {"train.jsonl": {"filename": "a.jpg"}}), "(JSON Lines)"),
@@ -324,7 +327,8 @@ NOT_READ: dict[str, tuple[Write, str]] = {
     "HDF5": (files("a.jpg", {"train.h5": "x"}), "(HDF5)"),
     "a spreadsheet": (files("a.jpg", {"boxes.xlsx": "PK"}), "(a spreadsheet)"),
     "images alone": (
-        files("train/cat/a.jpg", {}), "it holds images and no annotations; give the folder that holds both"
+        files("train/cat/a.jpg", {}), "it holds images and no annotations; give the folder that "
+                                      "holds both"
     ),
     "CreateML": (
         files("a.jpg", {"a.json": [{"image": "a.jpg", "annotations": [{"coordinates": {}}]}]}),
@@ -368,13 +372,13 @@ NOT_READ: dict[str, tuple[Write, str]] = {
         "several files of annotations (v.json, w.json); keep one",
     ),
     "no names": (
-        files("a.jpg", {"a.txt": LINE, "classes.txt": "\n"}), "holds no names of classes"
+        files("a.jpg", {"a.txt": LINE, "classes.txt": "\n"}), "holds no class names"
     ),
     "a name that no file can have": (
         files("a.jpg", {"a.txt": LINE, "obj.data": f"names = {'9' * 5000}\n"}), "the file of its cl"
     ),
     "no file of names": (
-        files("a.jpg", {"a.txt": LINE, "obj.data": OBJ_DATA}), "the file of its classes is not"
+        files("a.jpg", {"a.txt": LINE, "obj.data": OBJ_DATA}), "the file of its classes is"
     ),
 }  # fmt: skip
 
@@ -587,5 +591,5 @@ def test_holding_out_nothing_says_what_is_wrong(tmp_path):
     coco()(tmp_path)
     file = tmp_path / "annotations/instances_train.json"
     file.write_text(file.read_text().replace('"width": 96', '"width": "96"'))
-    with pytest.raises(InputError, match="is no size in pixels"):
+    with pytest.raises(InputError, match="is not a size in pixels"):
         check(str(tmp_path), val_fraction=0.5)

@@ -60,7 +60,7 @@ def test_paths_of_another_machine(prefix, coco):
     report = check(str(coco))
     [fault] = report.faults
     assert (fault.severity, fault.code, fault.count) == ("note", "path-foreign", 14)
-    assert f"'train-00.jpg' in {coco}/train is taken" in fault.text
+    assert f"'train-00.jpg' in {coco}/train is used" in fault.text
     assert open_dataset(coco, "train").image(0).shape == (3, 48, 64)
 
 
@@ -83,7 +83,7 @@ def test_a_file_outside_is_neither_read_nor_replaced(coco, tmp_path):
     document["images"][0]["file_name"] = str(outside / "train-00.jpg")
     (coco / TRAIN).write_text(json.dumps(document))
     with pytest.raises(
-        InputError, match=f"no path inside the data folder; write the path .*{coco}"
+        InputError, match=f"not a path inside the data folder; write the path .*{coco}"
     ):
         open_dataset(coco, "train")
 
@@ -112,7 +112,7 @@ def test_other_spellings_of_the_same_name(written, stored, coco):
     (coco / TRAIN).write_text(json.dumps(document))
     [fault] = check(str(coco)).faults
     assert (fault.severity, fault.code) == ("note", "path-foreign")
-    assert f"{stored!r} in {coco}/train is taken" in fault.text
+    assert f"{stored!r} in {coco}/train is used" in fault.text
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_similar_name_is_proposed(written, stored, coco):
     document = json.loads((coco / TRAIN).read_text())
     document["images"][3]["file_name"] = written
     (coco / TRAIN).write_text(json.dumps(document))
-    with pytest.raises(InputError, match=f"is not in .*; write '{stored}', if that is it"):
+    with pytest.raises(InputError, match=f"is not in .*; write '{stored}', if that is the file"):
         open_dataset(coco, "train")
 
 
@@ -199,7 +199,9 @@ def test_other_names_are_named_in_the_error(coco, capsys):
     with pytest.raises(SystemExit):
         main(["check", str(coco)])
     said = capsys.readouterr().err
-    assert "if annotations/mine.json is in COCO format, call it annotations/instances_train" in said
+    assert (
+        "if annotations/mine.json is in COCO format, rename it to annotations/instances_train"
+    ) in said
 
 
 def listed(root: Path, line: str) -> Path:
@@ -362,7 +364,10 @@ def test_a_file_that_is_called_like_an_address_is_that_file(coco):
 @pytest.mark.parametrize(
     ("folder", "words"),
     [
-        ("Annotations", "if Annotations/instances_train.json is in COCO format, call it annotat"),
+        (
+            "Annotations",
+            "if Annotations/instances_train.json is in COCO format, rename it to annotat",
+        ),
         ("VALID", "call VALID valid, as capitals count"),
     ],
 )

@@ -113,7 +113,8 @@ def test_val_fraction_splits_by_name(unsplit):
     (note,) = train.notes
     assert (
         note
-        == "no val split: 30 of 300 images are held out for validation, chosen by a hash of their names, with "
+        == "no val split: 30 of 300 images are held out for validation, chosen by a hash of their "
+        "names, with "
         "about that share of each class"
     )
     for dataset in (train, val):
@@ -367,7 +368,7 @@ def test_datasets_decode_images_as_files_are(saved, tmp_path):
     pixels = open_dataset(f"hf:{tmp_path}/of grey.png", "train").image(0)
     assert torch.equal(pixels, read_image(tmp_path / "grey.png"))
     assert pixels.unique().numel() == 256
-    with pytest.raises(InputError, match="0x0 is no size in pixels"):
+    with pytest.raises(InputError, match="0x0 is not a size in pixels"):
         open_dataset(f"hf:{tmp_path}/of drawn.eps", "train").image(0)
 
 

@@ -75,7 +75,7 @@ def test_corners_with_areas(tmp_path):
     source = save(tmp_path, objects, features)
     assert boxes_of(source) == [list(box) for box in CORNERS]
     (note,) = open_dataset(source, "val").notes
-    assert "its boxes are read as xyxy in pixels, as they make sense in no other way" in note
+    assert "its boxes are read as xyxy in pixels, the only format that fits" in note
     assert "hub-form" in {fault.code for fault in check(source).faults}
 
 
@@ -111,7 +111,7 @@ def test_numbers_of_a_box_have_names(tmp_path, form):
     dataset = open_dataset(save(tmp_path, [objects], features), "train")
     assert dataset.target(0)["boxes"].tolist() == [list(map(float, box)), list(map(float, other))]
     (note,) = dataset.notes
-    assert "its boxes are read as xyxy, as their names (xmin ymin xmax ymax) say" in note
+    assert "its boxes are read as xyxy, as their names (xmin ymin xmax ymax) state" in note
 
 
 def test_names_of_centres_and_fractions(tmp_path):
@@ -125,7 +125,9 @@ def test_a_few_boxes_that_may_be_corners(tmp_path):
     """They are taken as width and height, and a line says so until the address settles it."""
     source = save(tmp_path, [{"bbox": [[5, 4, 30, 22]], "category": [0]}], fields())
     (note,) = open_dataset(source, "train").notes
-    assert f"too few to tell xywh from xyxy, and taken as xywh: give {source},boxes=xyxy" in note
+    assert (
+        f"are too few to tell xywh from xyxy, and are read as xywh: give {source},boxes=xyxy"
+    ) in note
     assert open_dataset(f"{source},boxes=xywh", "train").notes == ()
     assert boxes_of(f"{source},boxes=xyxy") == [[5, 4, 30, 22]]
 
@@ -141,7 +143,7 @@ def test_a_form_that_is_not_clear_is_settled_by_the_address(tmp_path):
     objects = [{"bbox": [[0.1, 0.2, 0.3, 0.3]], "category": [0]}] * 3
     source = save(tmp_path, objects, fields())
     with pytest.raises(
-        InputError, match="may be xywh or xyxy as fractions of the image; say which"
+        InputError, match="may be xywh or xyxy as fractions of the image; state which"
     ):
         open_dataset(source, "train")
     with pytest.raises(InputError, match=rf"as in {source},boxes=xyxy"):
@@ -149,7 +151,7 @@ def test_a_form_that_is_not_clear_is_settled_by_the_address(tmp_path):
     expected = {"xywh": [10, 13, 38, 32], "xyxy": [10, 13, 29, 19]}
     for box_format, box in expected.items():
         assert boxes_of(f"{source},boxes={box_format}") == [box] * 3
-    with pytest.raises(InputError, match="boxes=yolo is no format; write one of xywh, cxcywh"):
+    with pytest.raises(InputError, match="boxes=yolo is not a format; write one of xywh, cxcywh"):
         open_dataset(f"{source},boxes=yolo", "train")
 
 
@@ -184,7 +186,7 @@ def test_small_objects_in_a_corner_are_not_taken_for_width_and_height():
     starts = random.uniform(20, 250, (100, 2))
     boxes = np.concatenate([starts, starts + random.uniform(5, 20, (100, 2))], axis=1)
     sample = Sample(boxes, np.tile([640.0, 640.0], (100, 1)), np.full(100, -1.0))
-    with pytest.raises(InputError, match="may be xywh or xyxy in pixels; say which"):
+    with pytest.raises(InputError, match="may be xywh or xyxy in pixels; state which"):
         box_form("hf:x", sample, "")
     assert box_form("hf:x", sample, "xywh") == BoxForm("xywh")
 
@@ -214,7 +216,7 @@ def test_a_row_without_image(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "objects": fields()})
     rows = {"image": [None], "objects": [{"bbox": [[5, 4, 30, 22]], "category": [1]}]}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(InputError, match=r"image 0 .*0x0 is no size in pixels"):
+    with pytest.raises(InputError, match=r"image 0 .*0x0 is not a size in pixels"):
         open_dataset(f"hf:{tmp_path}/saved", "train")
 
 
@@ -277,7 +279,9 @@ def test_lists_of_different_lengths(tmp_path):
 def test_columns_that_state_another_size(tmp_path):
     objects = [{"bbox": [[5, 4, 30, 22]], "category": [1]}] * 2
     source = save(tmp_path, objects, fields(), width=[WIDTH, HEIGHT], height=[HEIGHT, WIDTH])
-    with pytest.raises(InputError, match="row 1: its columns say 64x96 px, its image is 96x64 px"):
+    with pytest.raises(
+        InputError, match="row 1: its columns state 64x96 px, but its image is 96x64 px"
+    ):
         open_dataset(source, "train")
 
 
@@ -330,7 +334,7 @@ def test_conversion(tmp_path, form, capsys):
         assert first.image(number).equal(second.image(number))
     names = {path.name for path in tmp_path.iterdir()}
     assert names <= {"folder", "new", "cache"}  # nothing is left behind
-    with pytest.raises(InputError, match="is inside of"):
+    with pytest.raises(InputError, match="is inside"):
         convert(f"hf:{root}", root / "inside", form)
 
 
@@ -407,5 +411,5 @@ def test_a_class_that_is_none_is_quoted(tmp_path, label, value, quoted):
 
 def test_rows_with_boxes_only_have_no_masks(tmp_path):
     source = save(tmp_path, [{"bbox": [[5, 4, 30, 22]], "category": [1]}], fields())
-    with pytest.raises(InputError, match="has boxes only, and no masks"):
+    with pytest.raises(InputError, match="has only boxes, no masks"):
         open_dataset(source, "train", masks=True)

@@ -184,9 +184,7 @@ def test_faults_name_the_file(tmp_path):
     Image.fromarray(LABELS[:20]).save(root / "masks/b.tif")
     Image.fromarray(LABELS.astype(np.float32) + 0.5).save(root / "masks/c.tif")
     said = {fault.code: str(fault) for fault in read_annotations(root, "train").faults}
-    assert re.search(
-        r"masks: has no label image of a\.tif; put it there", said["annotation-missing"]
-    )
+    assert re.search(r"masks: has no label image for a\.tif; add it", said["annotation-missing"])
     assert "masks/b.tif: is 60x20 px, its image b.tif 60x40 px" in said["mask-size"]
     assert re.search(r"masks/c\.tif: .*whole numbers from 0", said["label-image-invalid"])
     assert "masks/z.tif: has no image" in said["label-unclaimed"]

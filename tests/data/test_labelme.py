@@ -91,7 +91,7 @@ def test_groups_are_one_object(tmp_path):
         [60, 60, 70, 70],
     ]
     (note,) = dataset.notes
-    assert "are parts of one object; the box around all of them is taken" in note
+    assert "are parts of one object; the box around all of them is used" in note
 
 
 def test_points_and_lines_are_told(tmp_path):
@@ -99,7 +99,7 @@ def test_points_and_lines_are_told(tmp_path):
     write(tmp_path, "a", TRIANGLE, point, shape([[5, 5], [9, 9]], kind="linestrip"))
     (fault,) = read_annotations(tmp_path, "train").faults
     assert (fault.severity, fault.code, fault.count) == ("warning", "shape-left-out", 2)
-    assert fault.text == "a point is no object, and is left out"
+    assert fault.text == "a point is not an object and is left out"
 
 
 @pytest.mark.parametrize(
@@ -125,12 +125,12 @@ FAULTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "outside": (shape([[10, 20], [140, 20], [40, 60]]), ("shape 2", "leaves its image", "resized")),
     "no label": (shape([[1, 2], [3, 4], [5, 6]], None), ("shape 2 ('')", "has no label")),
     "blank label": (shape([[1, 2], [3, 4], [5, 6]], "  "), ("has no label",)),
-    "no points": (shape(None), ("shape 2 ('cat')", "no shape of points that is read")),
-    "text": (shape([["a", 2], [3, 4]]), ("no shape of points",)),
-    "a number": (shape([1, 2]), ("no shape of points",)),
-    "NaN": (shape([[float("nan"), 2], [3, 4]]), ("no shape of points",)),
-    "one point": (shape([[1, 2]]), ("no shape of points",)),
-    "unknown kind": (shape([[1, 2], [3, 4]], kind="cuboid"), ("no shape of points", "circle")),
+    "no points": (shape(None), ("shape 2 ('cat')", "not a supported shape")),
+    "text": (shape([["a", 2], [3, 4]]), ("not a supported shape",)),
+    "a number": (shape([1, 2]), ("not a supported shape",)),
+    "NaN": (shape([[float("nan"), 2], [3, 4]]), ("not a supported shape",)),
+    "one point": (shape([[1, 2]]), ("not a supported shape",)),
+    "unknown kind": (shape([[1, 2], [3, 4]], kind="cuboid"), ("not a supported shape", "circle")),
     "no shape": ("text", ("shape 2 ('')", "has no label")),
 }
 
@@ -153,7 +153,7 @@ def test_files_that_are_no_annotation(tmp_path):
     refused(tmp_path, "b.json: its image a.png has another file as well; keep one")
     write(tmp_path, "b", TRIANGLE)
     (tmp_path / "b.png").unlink()
-    refused(tmp_path, "b.json: its image 'b.png' is not there")
+    refused(tmp_path, "b.json: its image 'b.png' is missing")
     write(tmp_path / "empty", "a")
     refused(tmp_path / "empty", "no file names an object")
 
@@ -162,7 +162,7 @@ def test_no_path_leads_out_of_the_folder(tmp_path):
     save_image(tmp_path / "secret.png")
     write(tmp_path / "data", "a", TRIANGLE, imagePath="../secret.png")
     (tmp_path / "data/a.png").unlink()
-    refused(tmp_path / "data", "its image '../secret.png' is not there")
+    refused(tmp_path / "data", "its image '../secret.png' is missing")
 
 
 @pytest.mark.parametrize("folder", ["images/default", "images", "."])
@@ -190,6 +190,6 @@ def test_cvat(tmp_path, folder):
     expected = [[10, 20, 50, 40], [20, 10, 40, 50]]
     np.testing.assert_allclose(dataset.target(0)["boxes"], expected, rtol=1e-6)
     (note,) = dataset.notes
-    assert "annotation 2: its rectangle is turned by 90 degrees; the box around it is" in note
+    assert "annotation 2: its rectangle is rotated by 90 degrees; the box around it is" in note
     with pytest.raises(InputError, match="no val split"):
         open_dataset(tmp_path, "val")

@@ -142,7 +142,7 @@ def test_a_crowd_has_its_own_mask_or_its_box(tmp_path):
 
 def test_boxes_only_is_one_line(tmp_path):
     root = write_coco(tmp_path, [[]], bbox=[3, 4, 10, 20])
-    with pytest.raises(InputError, match="has boxes only, and no masks; draw outlines"):
+    with pytest.raises(InputError, match="has only boxes, no masks; draw outlines"):
         open_dataset(root, "train", masks=True)
 
 
@@ -387,13 +387,13 @@ def test_masks_of_yolo_are_its_outlines(tmp_path):
 
 def test_oriented_boxes_are_no_masks(tmp_path):
     root = write_yolo(tmp_path, [line_of(TWO_PARTS[1])], "task: obb\n")
-    with pytest.raises(InputError, match="has boxes only"):
+    with pytest.raises(InputError, match="has only boxes"):
         open_dataset(root, "train", masks=True)
 
 
 def test_a_box_among_outlines_is_refused(tmp_path):
     root = write_yolo(tmp_path, [line_of(TRIANGLE), "0 0.5 0.5 0.2 0.2"])
-    expected = "line 2: has a box and no mask, as 1 of 2 objects; draw its outline"
+    expected = "line 2: has a box but no mask, as 1 of 2 objects; draw its outline"
     with pytest.raises(InputError, match=expected):
         open_dataset(root, "train", masks=True)
     assert len(open_dataset(root, "train").target(0)["boxes"]) == 2
@@ -447,5 +447,5 @@ def test_masks_of_labelme_are_its_shapes(tmp_path):
     shapes[0]["points"] = [[1, 1], [9, 9]]
     text["shapes"] = shapes
     (tmp_path / "train" / "a.json").write_text(json.dumps(text))
-    with pytest.raises(InputError, match=r"shape 1 .* has a box and no mask, as 1 of 4 objects"):
+    with pytest.raises(InputError, match=r"shape 1 .* has a box but no mask, as 1 of 4 objects"):
         open_dataset(tmp_path, "train", masks=True)

@@ -154,7 +154,12 @@ def test_check_and_predict_take_an_address(server, capsys, tmp_path):
 
 def test_a_server_that_sends_no_parts(server):
     server.sends_parts = False
-    refused(server.address, "train-00000.tar", "no parts (range requests)", "download the archives")
+    refused(
+        server.address,
+        "train-00000.tar",
+        "not parts of them (range requests)",
+        "download the archives",
+    )
 
 
 def test_passing_failures_are_waited_out(server):
@@ -164,7 +169,9 @@ def test_passing_failures_are_waited_out(server):
     assert not server.failures
     server.failures = ["503"] * remote._ATTEMPTS
     archives._THREAD = threading.local()
-    with pytest.raises(InputError, match=r"train-1\.jpg: no answer of the server in 5 tries .*503"):
+    with pytest.raises(
+        InputError, match=r"train-1\.jpg: no answer from the server in 5 tries .*503"
+    ):
         data.image(1)
 
 
@@ -176,7 +183,7 @@ def test_a_server_that_drips_is_not_waited_for(server, monkeypatch):
     assert data.image(1).shape[0] == 3  # by the second request
     server.failures = ["drip"] * remote._ATTEMPTS
     archives._THREAD = threading.local()
-    with pytest.raises(InputError, match=r"no answer of the server in 5 tries .* bytes in 0 s"):
+    with pytest.raises(InputError, match=r"no answer from the server in 5 tries .* bytes in 0 s"):
         data.image(1)
 
 
@@ -201,7 +208,7 @@ def test_an_archive_that_changes_is_not_mixed_with_the_old_one(server):
     data = open_dataset(server.address, "train")
     changed = server.folder / "train-00000.tar"
     changed.write_bytes(changed.read_bytes() + bytes(512))
-    with pytest.raises(InputError, match="has changed on the server; start again"):
+    with pytest.raises(InputError, match="has changed on the server; start a new run"):
         data.image(1)
     begin_again()
     assert open_dataset(server.address, "train").image(0).shape[0] == 3
@@ -212,10 +219,10 @@ def test_an_archive_that_changes_is_not_mixed_with_the_old_one(server):
     ("content", "fragments"),
     [
         (None, ("shards.json", "HTTP 404")),
-        (b"<html>", ("shards.json", "no list of files")),
-        (b'{"files": []}', ("no list of files",)),
-        (b'{"files": ["../a.json"]}', ("names '../a.json', which is no path below",)),
-        (b'{"files": ["/etc/passwd"]}', ("is no path below",)),
+        (b"<html>", ("shards.json", "not a list of files")),
+        (b'{"files": []}', ("not a list of files",)),
+        (b'{"files": ["../a.json"]}', ("names '../a.json', which is not a path inside",)),
+        (b'{"files": ["/etc/passwd"]}', ("is not a path inside",)),
         (b'{"files": [7]}', ("names 7",)),
         (b'{"files": ["gone.json"]}', ("gone.json", "HTTP 404")),
     ],
@@ -245,19 +252,20 @@ def test_an_index_of_something_else(server, content):
 def test_no_server(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(remote, "_PAUSE_S", 0.0)
-    refused("http://127.0.0.1:9/shards", "shards.json: no answer of the server in 5 tries")
+    refused("http://127.0.0.1:9/shards", "shards.json: no answer from the server in 5 tries")
 
 
 def test_only_mirrors_hold_pointers(server, tmp_path):
-    """A data set from somewhere else does not choose what is asked for; a damaged mirror says so."""
+    """A data set from somewhere else does not choose what is asked for; a damaged mirror says
+    so."""
     mirror = remote.mirror(server.address)
     pointer = next(mirror.glob("*.tar"))
     folder = Path(shutil.copytree(mirror, tmp_path / "copied"))
     begin_again()
     num_requests = len(server.sent)
-    refused(folder, "no whole tar archive", pointer.name)
+    refused(folder, "not a complete tar archive", pointer.name)
     assert len(server.sent) == num_requests
     content = pointer.read_bytes()
     pointer.write_bytes(content[:-3])
-    with pytest.raises(InputError, match="no whole pointer to an archive on a server"):
+    with pytest.raises(InputError, match="not a complete pointer to an archive on a server"):
         archives.open_archive(pointer)

@@ -170,7 +170,7 @@ def test_sizes():
     assert parse_bytes("1.5 mb") == 1_500_000
     assert parse_bytes("700") == 700
     for text in ("", "GB", "-1GB", "0", "1XB", "1 GB 2", "nan"):
-        with pytest.raises(InputError, match="is no size"):
+        with pytest.raises(InputError, match="is not a size"):
             parse_bytes(text)
 
 
@@ -209,13 +209,13 @@ def test_classes_may_be_names_and_images_have_ids(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "fragments"),
     [
-        ({"x.png": b""}, ("'x.png'", "no x.json is beside it", "if nothing is on the image")),
+        ({"x.png": b""}, ("'x.png'", "no x.json is beside it", "if the image shows no object")),
         ({"x.png": b"", "x.cls": b"4"}, ("only x.cls", "no boxes")),
         ({"x.json": b"{}"}, ("'x.json'", "no image of this name")),
         ({"x.png": b"", "x.json": b"{}"}, ("'x.json'", '"annotations" is missing')),
         ({"x.png": b"", "x.json": b"[1"}, ("'x.json'", "not JSON")),
         ({"x.png": b"", "x.json": b"[" * 100_000}, ("'x.json'", "not JSON")),
-        ({"b.jpg": b""}, ("'b.jpg' as well",)),
+        ({"b.jpg": b""}, ("'b.jpg' has the same",)),
         ({"x.png": image_bytes(), "x.json": scene([0, 0, 99, 9])}, ("leaves its image",)),
         ({"x.png": b"no image", "x.json": scene()}, ("train-000.tar/x.png", "size")),
     ],
@@ -227,7 +227,7 @@ def test_what_is_missing_beside_an_image(tmp_path, changes, fragments):
 def test_classes_have_to_be_named(tmp_path):
     root = web_dataset(tmp_path)
     (root / "categories.json").write_text('{"a": 1}')
-    refused(root, "categories.json", "no list of categories")
+    refused(root, "categories.json", "not a list of categories")
     (root / "categories.json").unlink()
     refused(root, "categories.json: is missing", '[{"id": 1, "name": "cat"}]')
 
@@ -261,10 +261,10 @@ def compress(content: bytes) -> bytes:
         (cut_in_a_file, "unexpected end of data"),
         (cut_between_files, "cut short: it has no end after"),
         (damage_a_header, "damaged at byte"),
-        (join, "holds more after its end"),
+        (join, "holds more data after its end"),
         (compress, "compressed"),
         (lambda content: b"", "empty file"),
-        (lambda content: b"x" * 5000, "no whole tar archive"),
+        (lambda content: b"x" * 5000, "not a complete tar archive"),
     ],
 )
 def test_a_damaged_archive_is_refused(tmp_path, damage, text):
@@ -277,14 +277,14 @@ def test_a_damaged_archive_is_refused(tmp_path, damage, text):
 @pytest.mark.parametrize(
     ("name", "header", "text"),
     [
-        ("../x.png", {}, "leads out of the archive"),
-        ("/x.png", {}, "leads out of the archive"),
-        ("in/../../x.png", {}, "leads out of the archive"),
+        ("../x.png", {}, "leads outside the archive"),
+        ("/x.png", {}, "leads outside the archive"),
+        ("in/../../x.png", {}, "leads outside the archive"),
         ("b.png", {}, "occurs twice"),
         ("in/../b.png", {}, "occurs twice"),
         ("x.png", {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0}, "is a link"),
         ("x.png", {"type": tarfile.LNKTYPE, "linkname": "b.png", "size": 0}, "is a link"),
-        ("x.png", {"type": tarfile.FIFOTYPE, "size": 0}, "is no plain file"),
+        ("x.png", {"type": tarfile.FIFOTYPE, "size": 0}, "is not a plain file"),
     ],
 )
 def test_members_that_are_no_files_of_the_archive(tmp_path, name, header, text):

@@ -1,4 +1,5 @@
-"""What annotation tools write, with the traits of each: read right, or refused in words that help."""
+"""What annotation tools write, with the traits of each: read right, or refused in words that
+help."""
 
 import json
 from collections.abc import Callable
@@ -131,7 +132,7 @@ TOOLS = {
         yolo(f"0 {FRACTIONS} {KEY_POINTS}", kpt_shape="4 x 3"), "kpt_shape '4 x 3' is not"
     ),
     "CVAT, oriented boxes": Tool(yolo(TURNED), "is an outline", BOX),
-    "DOTA": Tool(yolo("24 16 60 16 60 48 24 48 cat 0"), "it is a line of DOTA"),
+    "DOTA": Tool(yolo("24 16 60 16 60 48 24 48 cat 0"), "it is a line in DOTA format"),
     "FiftyOne, with confidence": Tool(yolo(f"0 {FRACTIONS} 0.93"), "may be a score, a track id"),
     "Ultralytics, tracks": Tool(yolo(f"0 {FRACTIONS} 0.93 1"), "a score and a track id?"),
     "Ultralytics, masks with confidence": Tool(
@@ -141,7 +142,7 @@ TOOLS = {
     # Parts that contradict each other, or stand for each other
     "a polygon beside a box without area": Tool(
         coco(segmentation=RECTANGLE, bbox=[0, 0, 0, 0], area=0, isbbox=False),
-        "a bbox without area; its bounding box is taken",
+        "but its bbox has no area; its bounding box is used",
         BOX,
     ),
     "a flat outline": Tool(coco(segmentation=RECTANGLE[0]), "", BOX),
@@ -154,7 +155,7 @@ TOOLS = {
         coco(bbox=[10, 10, 40, 30], area=600), "as xyxy only; write xywh"
     ),
     "corners beside an outline": Tool(
-        coco(bbox=BOX, segmentation=RECTANGLE), "fits its own outline or area as xyxy only"
+        coco(bbox=BOX, segmentation=RECTANGLE), "fits its outline or area only as xyxy"
     ),
     "CVAT, default split": Tool(
         coco("annotations/instances_default.json", "images/default", attributes={"rotation": 0.0}),
@@ -172,7 +173,7 @@ TOOLS = {
             "</polygon>"), "is not the box around its outline", BOX),
     "roLabelImg": Tool(
         voc("<robndbox><cx>42.5</cx><cy>32.5</cy><w>31</w><h>35</h><angle>1.570796</angle>"
-            "</robndbox>"), "has an outline and no bndbox", BOX),
+            "</robndbox>"), "has an outline but no bndbox", BOX),
     "width and height in VOC": Tool(
         voc("<bndbox><xmin>60</xmin><ymin>40</ymin><xmax>20</xmax><ymax>10</ymax></bndbox>"),
         "if it is xywh, write its corners",

@@ -136,8 +136,8 @@ def test_copies_in_one_split_and_in_two():
     train = hashed(a="1", b="2", c="1", d="", e="", f="1")
     val = hashed(a="3", g="2", h="3", i="")
     leaked, twice = copied_images({"train": train, "val": val})
-    assert leaked.startswith("warning: g of val is the same image as b of train; take it out")
-    assert leaked.endswith("never seen")
+    assert leaked.startswith("warning: g of val is the same image as b of train; remove it")
+    assert leaked.endswith("on unseen images")
     assert twice == (
         "warning: c of train is the same image as a; keep one, with all boxes (and 2 more like it)"
     )
@@ -162,7 +162,7 @@ def test_what_an_earlier_version_recorded(shared_coco, tmp_path):
 
 def test_a_record_that_is_gone(tmp_path):
     (note,) = require_unchanged(tmp_path / "data.json", {})
-    assert "data.json is gone: whether the data has changed was not checked" in note
+    assert "data.json is missing: whether the data has changed was not checked" in note
 
 
 @pytest.mark.parametrize("content", [b"", b'{"train": {"na', b"[]", b'{"train": 3}', b"\0" * 9])

@@ -150,7 +150,7 @@ def test_label_files_whose_names_are_not_those_of_their_images(data):
         (root / "labels/train" / label).write_text(LINE)
     fault = faults_of(root)["label-unclaimed"]
     assert summary(fault) == ("error", "lane_3.txt/", 6)
-    assert fault.text.startswith("belongs to no image; is it of images/train/lane#3.png")
+    assert fault.text.startswith("belongs to no image; does it belong to images/train/lane#3.png")
     assert fault.remedy.startswith("call it lane#3.txt")
 
 
@@ -267,7 +267,7 @@ def test_images_that_no_split_names(data, form):
         save(root / folder / "more.png", 3)
     faults = faults_of(root)
     assert summary(faults["folder-unused"]) == ("note", "data/extra", 1)
-    assert faults["folder-unused"].text.startswith("no split has 2 images of this folder")
+    assert faults["folder-unused"].text.startswith("no split has 2 images in this folder")
     if form != "yolo":  # where it is an image without objects
         assert summary(faults["image-unused"]) == ("warning", f"data/{folder}/more.png", 1)
 
@@ -325,10 +325,12 @@ def test_training_reports_what_check_reports(data, tmp_path, capsys):
     save(root / "extra/a.png")
     main(train_arguments(root, tmp_path / "run", steps=1, eval_every=1))
     said = capsys.readouterr().err
-    assert "warning: val-04.jpg of val is the same image as train-03.jpg of train; take it" in said
+    assert (
+        "warning: val-04.jpg of val is the same image as train-03.jpg of train; remove it"
+    ) in said
     assert "warning: train-05.jpg of train is the same image as train-03.jpg; keep one" in said
-    assert f"note: {root}: extra: no split has 1 image of this folder, such as a.png" in said
-    assert f"note: {root}: train/._train-00.jpg: is hidden or was left by a system" in said
+    assert f"note: {root}: extra: no split has 1 image in this folder, such as a.png" in said
+    assert f"note: {root}: train/._train-00.jpg: is hidden or a system file" in said
     assert faults_of(root).keys() == {"image-leak", "image-twice", "folder-unused", "system-file"}
 
 
@@ -396,7 +398,7 @@ def test_convert_does_not_write_into_a_linked_folder_of_its_source(data, tmp_pat
     root = data("yolo")
     (root / "images").rename(tmp_path / "store")
     (root / "images").symlink_to(tmp_path / "store", target_is_directory=True)
-    with pytest.raises(InputError, match=r"is inside of .*images/train, which stays as it is"):
+    with pytest.raises(InputError, match=r"is inside .*images/train, which must not change"):
         convert(root, tmp_path / "store/train/new", "coco", follow_links=True)
     assert len(open_dataset(root, "train")) == 14
 
@@ -405,7 +407,7 @@ def test_convert_reports_what_it_does_not_write(data, tmp_path, capsys):
     root = data("yolo")
     Image.new("RGB", (9, 9)).save(root / "images/train/odd.xyz", format="png")
     notes = convert(root, tmp_path / "new", "coco")
-    assert any("odd.xyz: has an ending that is not read" in note for note in notes)
+    assert any("odd.xyz: has a suffix that is not read" in note for note in notes)
 
 
 def test_a_single_split_reports_what_lies_beside_its_images(data):
@@ -433,7 +435,7 @@ def test_a_folder_with_far_more_other_files_is_not_walked_to_its_end(data, monke
         monkeypatch.setattr(module, "MOST_OTHERS", 20)
     with pytest.raises(InputError) as caught:
         find_sources([str(tmp_path)])
-    assert "files below it are no images, and 0 images and videos so far; give" in str(caught.value)
+    assert "files in it are not images, and 0 images and videos so far; give" in str(caught.value)
     assert find_sources([str(tmp_path / "photos")]) == [str(tmp_path / "photos/a.png")]
     root = data("yolo")
     for number in range(600):

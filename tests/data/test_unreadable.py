@@ -62,8 +62,8 @@ def test_a_run_leaves_them_out_and_keeps_the_list(data, tmp_path, capsys):
     folder = tmp_path / "run"
     main(command(root, folder, "--skip-unreadable"))
     said = capsys.readouterr().err
-    assert "warning: 3 images of train left out, as they cannot be read: train-03" in said
-    assert "warning: 1 image of val left out, as they cannot be read: val-02" in said
+    assert "warning: 3 images of train left out, because they cannot be read: train-03" in said
+    assert "warning: 1 image of val left out, because they cannot be read: val-02" in said
     assert "no annotation names" not in said
     lists = json.loads((folder / "unreadable.json").read_text())
     assert {split: sorted(of_split) for split, of_split in lists.items()} == names
@@ -137,7 +137,7 @@ def test_nothing_is_left(tmp_path):
 
 
 def test_what_has_no_files_says_so():
-    with pytest.raises(InputError, match="hf:mine: --skip-unreadable is about files"):
+    with pytest.raises(InputError, match="hf:mine: --skip-unreadable applies to image files"):
         open_dataset("hf:mine", "train", leave_out="unreadable")
 
 
@@ -145,5 +145,7 @@ def test_a_damaged_list_is_not_taken_for_an_empty_one(tmp_path):
     file = tmp_path / "unreadable.json"
     for text in ("", "[]", '{"train": 1}'):
         file.write_text(text)
-        with pytest.raises(InputError, match="says which images the run leaves out; put it back"):
+        with pytest.raises(
+            InputError, match="lists the images that the run leaves out; restore it"
+        ):
             read_list(file)

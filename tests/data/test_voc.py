@@ -227,7 +227,7 @@ def test_no_path_leads_out_of_the_folder(tmp_path):
     (tmp_path / "secret.xml").write_text(SCENES["a"])
     refused(
         tmp_path / "data",
-        "train.txt: line 2: '../../secret' is no path inside",
+        "train.txt: line 2: '../../secret' is not a path inside",
         "(and 1 more like it)",
     )
     assert len(read_annotations(tmp_path / "data", "train")) == 1
@@ -287,8 +287,8 @@ def test_an_encoding_that_the_first_bytes_show(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("stated", "says"),
     [
-        ("martian", "states an encoding that is not known, martian"),
-        ("hex", "states an encoding that is not known, hex"),
+        ("martian", "states an unknown encoding, martian"),
+        ("hex", "states an unknown encoding, hex"),
         ("utf-8", "not XML in utf-8"),
         ("ascii", "not XML in ascii"),
     ],
@@ -347,7 +347,7 @@ def test_masks(tmp_path):
 
 
 def test_boxes_without_masks(tmp_path):
-    with pytest.raises(NoMasksError, match="has boxes only"):
+    with pytest.raises(NoMasksError, match="has only boxes"):
         open_dataset(write(tmp_path), "train", masks=True)
 
 

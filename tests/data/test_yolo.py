@@ -54,9 +54,7 @@ def test_reads_boxes_labels_and_images(tmp_path):
     assert len(dataset.target(1)["boxes"]) == 0
     np.testing.assert_allclose(dataset.target(0)["boxes"], [[10, 8, 20, 24]], rtol=1e-6)
     (note,) = dataset.notes
-    assert (
-        note == f"{tmp_path}/labels/train/a.txt: line 1: is an outline; its bounding box is taken"
-    )
+    assert note == f"{tmp_path}/labels/train/a.txt: line 1: is an outline; its bounding box is used"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +115,7 @@ def test_no_path_leads_out_of_the_folder(tmp_path, train):
         }
         assert names == {"a.png", "b.png", "c.png"}
     except InputError as error:
-        assert "is not in" in str(error) or "is outside of" in str(error)
+        assert "is not in" in str(error) or "is outside" in str(error)
 
 
 def test_sizes_and_boxes_are_those_of_the_stored_image(tmp_path):
@@ -168,15 +166,15 @@ LINES = {
     "negative": ("1 0.5 0.5 0.1 -0.1", "zero or negative size"),
     "unknown class": (
         "3 0.5 0.5 0.1 0.1",
-        "begins with no class",
+        "does not begin with a class",
         "data.yaml",
         "one of its numbers (0, 1, 2)",
     ),
-    "negative class": ("-1 0.5 0.5 0.1 0.1", "begins with no class"),
-    "half a class": ("0.5 0.5 0.5 0.1 0.1", "begins with no class"),
+    "negative class": ("-1 0.5 0.5 0.1 0.1", "does not begin with a class"),
+    "half a class": ("0.5 0.5 0.5 0.1 0.1", "does not begin with a class"),
     "short": ("1 0.5 0.5 0.1", "neither a box nor an outline"),
     "with a score": ("1 0.5 0.5 0.1 0.1 0.9", "neither a box nor an outline"),
-    "underscore": ("1 0.5 0.5 0.1 0.2_5", "'0.2_5' is no number"),
+    "underscore": ("1 0.5 0.5 0.1 0.2_5", "'0.2_5' is not a number"),
     "text": ("bee 0.5 0.5 0.1 0.1", "'bee 0.5", "neither a box nor an outline"),
     "commas": ("1,0.5,0.5,0.1,0.1", "neither a box nor an outline"),
     "NaN": ("1 0.5 nan 0.1 0.1", "neither a box nor an outline"),
@@ -204,14 +202,14 @@ CONFIGS = {
     "no names": ("train: images/train", "names is missing"),
     "names of another kind": (
         "train: images/train\nnames: {0: [1]}",
-        "names is missing or no list of texts",
+        "names is missing or not a list of texts",
     ),
     "names without number": (
         "train: images/train\nnames: {ant: ant}",
-        "'ant' in names is no class number",
+        "'ant' in names is not a class number",
     ),
     "one name": ("train: images/train\nnames: ant", "names is 'ant', and no list; write the names"),
-    "path of another kind": ("train: [{a: b}]\nnames: [ant]", "train is no path"),
+    "path of another kind": ("train: [{a: b}]\nnames: [ant]", "train is not a path"),
     "no such folder": ("train: images/tarin\nnames: [ant]", "train: 'images/tarin' is not in"),
     "no images": ("train: labels\nnames: [ant]", "train holds no images"),
 }
@@ -272,14 +270,14 @@ def test_the_yaml_file_stands_for_its_folder(tmp_path, name):
     )
     assert (given.name, given.class_names, len(given)) == ("mine", expected.class_names, 3)
     assert given.notes == (
-        f"{root}/labels/train/a.txt: line 1: is an outline; its bounding box is taken",
+        f"{root}/labels/train/a.txt: line 1: is an outline; its bounding box is used",
     )
     assert given.target(2)["boxes"].tolist() == expected.target(2)["boxes"].tolist()
     assert given.image(2).equal(expected.image(2))
     assert convert(root / name, tmp_path / "new", "coco")[0] == (
         f"{tmp_path}/new: train has 3 images, 3 objects, val has 3 images, 3 objects"
     )
-    with pytest.raises(InputError, match="is inside of"):
+    with pytest.raises(InputError, match="is inside"):
         convert(root / name, root / "new", "coco")
     assert not [
         fault for fault in check(str(root / name)).faults if fault.code == "split-unreadable"
@@ -313,7 +311,7 @@ def test_a_path_that_leaves_the_folder_of_the_yaml_is_refused(tmp_path, path, mo
     monkeypatch.chdir(tmp_path)  # tools write paths relative to the working directory too
     file = write_elsewhere(tmp_path)
     file.write_text(yaml.safe_dump(CONFIG | {"path": path.format(root=tmp_path)}))
-    says = f"is outside of {tmp_path}/project, the folder of this file; move this file to "
+    says = f"is outside {tmp_path}/project, the folder of this file; move this file to "
     refused(file, f"{file}: path: ", says + f"{tmp_path}/store/mine, without path")
 
 
@@ -321,7 +319,7 @@ def test_a_path_that_leaves_the_folder_of_the_yaml_is_refused(tmp_path, path, mo
 def test_a_split_outside_of_the_folder_is_refused(tmp_path, train):
     file = write_elsewhere(tmp_path)
     file.write_text(yaml.safe_dump(CONFIG | {"train": train.format(root=tmp_path)}))
-    refused(file, f"{file}: train: ", f"is outside of {tmp_path}/project, the folder of this file")
+    refused(file, f"{file}: train: ", f"is outside {tmp_path}/project, the folder of this file")
 
 
 @pytest.mark.parametrize("path", ["mine", "./mine/", "{root}/store/mine", "store/mine"])
@@ -349,10 +347,10 @@ def test_the_folder_itself_may_be_named_and_linked(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"path": "/home/someone/else"}, ["warning", "path: /home/someone/else is not there"]),
-        ({"path": "datasets/other"}, ["warning", "path: datasets/other is not there"]),
+        ({"path": "/home/someone/else"}, ["warning", "path: /home/someone/else does not exist"]),
+        ({"path": "datasets/other"}, ["warning", "path: datasets/other does not exist"]),
         ({"path": "/home/someone/data"}, []),  # the name of the folder itself
-        ({"train": "D:\\mine\\images\\train"}, ["note", "is not there"]),
+        ({"train": "D:\\mine\\images\\train"}, ["note", "does not exist"]),
         ({"train": "../images/train"}, []),  # as Roboflow writes
     ],
 )
@@ -370,9 +368,9 @@ def test_images_of_a_list_that_are_elsewhere(tmp_path):
     save_image(tmp_path / "other/images/train/a.png")
     inside = f"{root}/images/train/c.png"
     (root / "all.txt").write_text(f"{tmp_path}/other/images/train/a.png\n{inside}\n")
-    refused(root, "all.txt: line 1: ", f"is outside of {root}")
+    refused(root, "all.txt: line 1: ", f"is outside {root}")
     (root / "all.txt").write_text(f"{tmp_path}/other/images/train/a.png\n")
-    refused(root, "all.txt: line 1: ", f"is outside of {root}")
+    refused(root, "all.txt: line 1: ", f"is outside {root}")
     (root / "all.txt").write_text(f"/nowhere/images/train/a.png\n{inside}\n", encoding="utf-16")
     annotations = read_annotations(root, "train")
     assert annotations.names.tolist() == [b"images/train/a.png", b"images/train/c.png"]

@@ -59,7 +59,7 @@ def test_key_points_are_no_outline(tmp_path, name):
     for number in range(4):
         np.testing.assert_allclose(dataset.target(number)["boxes"], [[38.4, 19.2, 57.6, 44.8]])
     assert dataset.notes == (
-        f"{tmp_path}/labels/train/000.txt: line 1: has key points; its box is taken (and 2 more "
+        f"{tmp_path}/labels/train/000.txt: line 1: has key points; its box is used (and 2 more "
         "like it)",
     )
     write(tmp_path, [line] * 3 + ["1 0.5 0.5 0.2 0.4"])
@@ -158,7 +158,7 @@ def test_key_points_outside_of_their_boxes_are_told(tmp_path):
         if fault.code == "key-points-outside"
     ]
     assert (fault.where, fault.severity) == ("line 1", "warning")
-    assert fault.text == "its key points lie outside of its box, as in 3 of 3 lines"
+    assert fault.text == "its key points lie outside its box, as in 3 of 3 lines"
 
 
 @pytest.mark.parametrize(
@@ -189,8 +189,8 @@ ODD = {
     "name": ("dog 0.5 0.5 0.25 0.25", "begins with a name, 'dog'; write 1, the number"),
     "unknown name": ("cow 0.5 0.5 0.25 0.25", "begins with a name, 'cow'; write class cx"),
     "not a number": ("0 nan 0.5 0.25 0.25", "nan is not a finite fraction"),
-    "text": ("0 x 0.5 0.25 0.25", "'x' is no number"),
-    "DOTA": ("10 10 40 10 40 30 10 30 dog 0", "a line of DOTA"),
+    "text": ("0 x 0.5 0.25 0.25", "'x' is not a number"),
+    "DOTA": ("10 10 40 10 40 30 10 30 dog 0", "a line in DOTA format"),
     "outline with a score": ("0 .1 .1 .2 .1 .2 .2 0.9 .1 0.5", "score or a track id at the end"),
 }
 

@@ -59,7 +59,9 @@ def test_errors_of_communication_are_a_lost_rank(error):
 def test_a_lost_rank_is_reported_without_advice_for_developers():
     with pytest.raises(LostRankError) as raised, one_process():
         raise RuntimeError(GLOO)
-    assert str(raised.value).endswith("in that rank's output (Connection closed by peer)")
+    assert str(raised.value).endswith(
+        "see that rank's output for the cause (Connection closed by peer)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_synchronised_batch_norm_is_for_gpus_and_not_exact_over_accumulation():
     model = with_norm(nn.SyncBatchNorm(8))
     assert check_norms(model, Dist(0, 8, CUDA), accumulate=1) == []
     assert "not over accumulated" in check_norms(model, Dist(0, 8, CUDA), accumulate=2)[0]
-    with pytest.raises(redetr.InputError, match="GPUs only"):
+    with pytest.raises(redetr.InputError, match="only on GPUs"):
         check_norms(model, Dist(0, 1, CPU), accumulate=1)
 
 
@@ -125,7 +127,7 @@ def test_models_can_be_built_with_it_and_a_cpu_refuses_to_train_them(shared_coco
         device="cpu",
         model_options=("norm=sync_batch",),
     )
-    with pytest.raises(redetr.InputError, match="GPUs only"):
+    with pytest.raises(redetr.InputError, match="only on GPUs"):
         redetr.train(config)
     assert not (tmp_path / "run").exists()
 
@@ -255,22 +257,22 @@ def test_leftovers_of_a_launcher_do_not_stop_a_single_process(variables, address
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"WORLD_SIZE": 2}, "WORLD_SIZE=2, but lacks RANK:"),
+        ({"WORLD_SIZE": 2}, "WORLD_SIZE=2, but not RANK:"),
         (
             {"WORLD_SIZE": 2, "MASTER_ADDR": None, "MASTER_PORT": ""},
-            "lacks RANK, MASTER_ADDR, MASTER_PORT:",
+            "but not RANK, MASTER_ADDR, MASTER_PORT:",
         ),
         ({"WORLD_SIZE": 2, "RANK": 2}, "RANK=2, but WORLD_SIZE=2"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is not a number from 1"),
-        ({"WORLD_SIZE": 0}, "WORLD_SIZE=0, which is not a number from 1"),
-        ({"WORLD_SIZE": 2, "RANK": -1}, "RANK=-1, which is not a number from 0"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is not an integer of at least 1"),
+        ({"WORLD_SIZE": 0}, "WORLD_SIZE=0, which is not an integer of at least 1"),
+        ({"WORLD_SIZE": 2, "RANK": -1}, "RANK=-1, which is not an integer of at least 0"),
         (
             {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_WORLD_SIZE": 0},
-            "LOCAL_WORLD_SIZE=0, which is not a number from 1",
+            "LOCAL_WORLD_SIZE=0, which is not an integer of at least 1",
         ),
         (
             {"WORLD_SIZE": 2, "RANK": 0, "MASTER_PORT": "http"},
-            "MASTER_PORT=http, which is not a number from 1",
+            "MASTER_PORT=http, which is not an integer of at least 1",
         ),
     ],
     ids=str,

@@ -30,7 +30,7 @@ def loaders(process: Fork) -> list[int]:
     ("number", "said"),
     [
         pytest.param(signal.SIGKILL, "a loader process died, ", id="dies"),
-        pytest.param(signal.SIGSTOP, "loader processes did not answer within 3 s: ", id="hangs"),
+        pytest.param(signal.SIGSTOP, "loader processes did not respond within 3 s: ", id="hangs"),
     ],
 )
 def test_a_loader_process_that(number, said, shared_coco, tmp_path):

@@ -220,7 +220,7 @@ def _read_categories(table: Table, ids: np.ndarray) -> dict[int, str]:
     """Names by id, sorted by id."""
     names = list(table.columns["name"])
     invalid = [not isinstance(name, str) for name in names]
-    table.report("name-invalid", invalid, "its name {name} is no text", "write one")
+    table.report("name-invalid", invalid, "its name {name} is not text", "write one")
     classes = {}
     for i in np.argsort(ids):
         if table.good[i]:
@@ -242,19 +242,19 @@ def _read_images(table: Table, ids: np.ndarray, folders: list[Path]) -> Images:
     table.report(
         "path-outside",
         [not name for name in files.names],
-        "file_name {file_name} is no path inside the data folder",
-        f"write the path of its file below {files.folder}, or put that file there",
+        "file_name {file_name} is not a path inside the data folder",
+        f"write the path of its file inside {files.folder}, or put that file there",
     )
     table.fault(
         "path-foreign",
         files.is_foreign,
-        lambda i: f"it is not there as written, and {files.names[i]!r} in {files.folder} is taken",
-        "nothing to do, or write that",
+        lambda i: f"it is not there as written, and {files.names[i]!r} in {files.folder} is used",
+        "nothing to do, or correct it",
         "note",
     )
     remedy = "put it there, or delete the entry"
     if files.similar:
-        remedy = f"write {files.similar!r}, if that is it"
+        remedy = f"write {files.similar!r}, if that is the file"
     table.fault(
         "image-missing",
         files.is_missing,
@@ -291,15 +291,15 @@ def _read_sizes(table: Table, files: FoundFiles) -> np.ndarray:
     table.fault(
         "size-unstated",
         is_read,
-        lambda i: "states no width and height, and those of its file are taken",
+        lambda i: "states no width and height: those of its file are used",
         "nothing to do, if its boxes are in pixels of that file",
         "note",
     )
     table.report(
         "size-invalid",
         is_unclear & ~is_read,
-        "{width}x{height} is no size in pixels",
-        "write that of the file",
+        "{width}x{height} is not a size in pixels",
+        "write the size of the file",
     )
     return sizes
 
@@ -327,7 +327,7 @@ def _read_objects(table: Table, image: np.ndarray, labels: np.ndarray, remedy: s
     corners = _read_boxes(table)
     corners[:, 2:] += corners[:, :2]  # in place: a large data set has millions
     key_points, _ = table.columns[_KEY_POINTS].flags()
-    table.fault("key-points", key_points, lambda i: "has key points", "its box is taken", "note")
+    table.fault("key-points", key_points, lambda i: "has key points", "its box is used", "note")
     area = table.columns["area"].numbers()
     is_crowd = _read_flags(table, "iscrowd")
     is_ignored = _read_flags(table, "ignore")
@@ -359,7 +359,7 @@ def _read_flags(table: Table, key: str) -> np.ndarray:
         "flag-invalid",
         unclear,
         lambda i: f"{key} {table.quoted(i, key)} is neither 0 nor 1, and counts as 0",
-        "write 1 for objects to ignore, else 0",
+        "write 1 for objects to ignore, 0 for others",
         "warning",
     )
     return is_set
@@ -402,7 +402,7 @@ def _report_outlines(table: Table) -> None:
         "y, ...]] nor RLE",
         "correct it, or write a bbox",
     )
-    _note_outlines(table, outlined, "has a segmentation and no bbox")
+    _note_outlines(table, outlined, "has a segmentation but no bbox")
 
 
 def _replace_empty_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray) -> None:
@@ -411,7 +411,7 @@ def _replace_empty_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray
     is_empty = (corners[:, 2:] == corners[:, :2]).any(1)
     has_area = (outlines[:, 2:] > outlines[:, :2]).all(1)  # not NaN
     replaced = is_empty & has_area
-    _note_outlines(table, replaced, "has a segmentation and a bbox without area")
+    _note_outlines(table, replaced, "has a segmentation, but its bbox has no area")
     corners[replaced] = outlines[replaced]
 
 
@@ -429,12 +429,12 @@ def _turn_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray | None) 
     table.fault(
         "box-turned",
         is_turned,
-        lambda i: f"its rectangle is turned by {degrees[i]:.12g} degrees",
-        "the box around it is taken",
+        lambda i: f"its rectangle is rotated by {degrees[i]:.12g} degrees",
+        "the box around it is used",
         "note",
     )
     corners[is_turned] = around_turned(corners[is_turned], degrees[is_turned])
 
 
 def _note_outlines(table: Table, outlined: np.ndarray, text: str) -> None:
-    table.fault("outline", outlined, lambda i: text, "its bounding box is taken", "note")
+    table.fault("outline", outlined, lambda i: text, "its bounding box is used", "note")

@@ -59,8 +59,10 @@ def coco_locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
     file = files[0]
     head = first_bytes(file, _HEAD)
     if head.lstrip().startswith(b"["):
-        text = 'is a list without "images" and "categories", as results of a model are'
-        raise InputError(text, where=file, remedy="give the file of annotations it was made for")
+        text = 'is a list without "images" and "categories", like the results of a model'
+        raise InputError(
+            text, where=file, remedy="give the annotation file that the results were made for"
+        )
     parent = file.parent
     if parent.name == "annotations":
         stem = file.stem.removeprefix("instances_")
@@ -190,7 +192,7 @@ def misnamed_files(root: Path) -> str:
     listed = ", ".join(names[:_MOST_NAMES])
     if len(names) > _MOST_NAMES:
         listed += ", ..."
-    return f"if {listed} is in COCO format, call it annotations/instances_train.json"
+    return f"if {listed} is in COCO format, rename it to annotations/instances_train.json"
 
 
 def _json_files(folder: Path, any_capitals: bool = False) -> list[str]:

@@ -372,7 +372,7 @@ def _sentences(annotations: Annotations, split: Split, cut: Cut, tiles: _Tiles) 
     sentences = [
         f"{split}: {counted(num_cut, 'image')} cut into tiles of {cut.tile} px{whole}",
         f"{split}: {counted(num_several, 'object')} in several tiles, "
-        f"{counted(num_parts, 'box', 'boxes')} cut at an edge; a tile has an object if it shows "
+        f"{counted(num_parts, 'box', 'boxes')} cut at an edge; a tile gets an object if it shows "
         f"{100 * cut.min_visible:g}% of its area, or more than any other tile",
     ]
     if tiles.num_left_out:

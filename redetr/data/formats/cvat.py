@@ -48,7 +48,7 @@ def read_cvat(file: Path, split: Split) -> Document:
     tracks of a video."""
     root = _parse(file)
     if root.find("track") is not None:
-        text = "holds tracks, as CVAT for video writes them, which are not read"
+        text = "holds tracks, as CVAT writes them for video, which cannot be read"
         remedy = 'export as "CVAT for images 1.1" or COCO'
         raise InputError(text, where=file, remedy=remedy)
     images = root.findall("image")

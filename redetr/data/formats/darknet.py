@@ -71,7 +71,7 @@ def darknet_config(file: Path) -> dict[str, Any]:
     named = posixpath.basename(settings.get("names", "").replace("\\", "/"))
     if named not in Listing(root):  # whatever the text is, as a path it may be too long
         remedy = f"write names = and put that file beside {_SETTINGS}"
-        raise InputError("the file of its classes is not there", where=file, remedy=remedy)
+        raise InputError("the file of its classes is missing", where=file, remedy=remedy)
     config: dict[str, Any] = {"names": _names(root / named)}
     for split, key in (("train", "train"), ("val", "valid"), ("test", "test")):
         if settings.get(key):
@@ -85,8 +85,8 @@ def _names(file: Path) -> list[str]:
     while names and not names[-1]:
         names.pop()
     if not names or not all(names):
-        remedy = "write the name of a class in each line"
-        raise InputError("holds no names of classes, or empty lines", where=file, remedy=remedy)
+        remedy = "write one class name per line"
+        raise InputError("holds no class names, or empty lines", where=file, remedy=remedy)
     return names
 
 

@@ -39,7 +39,7 @@ def read_datumaro(file: Path, split: Split) -> Document:
     labels = as_dict(categories.get("label")).get("labels")
     items = content.get("items")
     if not are_rows(labels) or not isinstance(items, list):
-        text = "holds no labels and items, as Datumaro writes them"
+        text = "holds no labels and items in Datumaro's format"
         raise InputError(text, where=file, remedy="export in Datumaro or COCO format again")
     document = Document()
     for index, label in enumerate(labels):

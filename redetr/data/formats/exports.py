@@ -74,7 +74,7 @@ def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> A
     if not document.categories:
         raise InputError("names no class", where=file, remedy="annotate some images")
     document.join_groups()
-    remedy = "was the image resized? put back the one that was annotated"
+    remedy = "was the image resized? restore the one that was annotated"
     annotations = from_documents(file, [document.lists()], remedy, masks, location.folders)
     annotations.faults.extend(_without_class(file, document))
     annotations.faults.extend(_left_out(file, document))
@@ -102,7 +102,7 @@ def _left_out(file: Path, document: Document) -> list[Fault]:
     kinds = Counter(kind for kind, _ in document.left_out)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     kind, where = document.left_out[0]
-    text = f"a {kind} is no object that is read, and is left out (of such shapes: {listed})"
+    text = f"a {kind} is not an object and is left out (such shapes: {listed})"
     remedy = "draw a box or a polygon"
     count = len(document.left_out)
     return [Fault("warning", "shape-left-out", file, where, text, remedy, count)]

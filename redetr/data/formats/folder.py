@@ -61,7 +61,7 @@ def read_split(
         everything = read_annotations(root, "train", masks)
         return hold_out(everything, split, val_fraction, root)
     annotations = read_annotations(root, split, masks)
-    return annotations, f"{root}: has its own val split, --val-fraction is not used"
+    return annotations, f"{root}: has its own val split, so --val-fraction is not used"
 
 
 def require_masks(annotations: Annotations) -> None:
@@ -71,7 +71,7 @@ def require_masks(annotations: Annotations) -> None:
     if has_masks or annotations.iscrowd.all():
         return
     remedy = "draw outlines, or train without --masks"
-    raise NoMasksError("has boxes only, and no masks", where=annotations.source, remedy=remedy)
+    raise NoMasksError("has only boxes, no masks", where=annotations.source, remedy=remedy)
 
 
 def unreadable_of(dataset: DetectionDataset) -> dict[str, str]:
@@ -167,10 +167,10 @@ class AnnotatedDataset(DetectionDataset):
         stated_height, stated_width = self.annotations.sizes[position].tolist()
         if (height, width) == (stated_height, stated_width):
             return image
-        remedy = "put back the file that was annotated, or export the annotations again"
+        remedy = "restore the file that was annotated, or export the annotations again"
         if (width, height) == (stated_height, stated_width):
             remedy = (
-                "was it turned since, or annotated as its EXIF tag turns it? save it as it was "
+                "was it rotated later, or annotated as its EXIF tag rotates it? save it as it was "
                 "annotated, without the tag"
             )
         statement = f"{self.annotations.source} says {stated_width}x{stated_height}"

@@ -20,7 +20,7 @@ def for_a_single_image(source: str | Path) -> str:
     """The remedy if the data set at `source` cannot be divided."""
     convert = f"redetr convert {source} {source}-tiles --tile 640 --overlap 0"
     return (
-        f"cut it into tiles ({convert}), of which some can be held out (--val-fraction 0.2), or "
+        f"cut it into tiles ({convert}), some of which can be held out (--val-fraction 0.2), or "
         "annotate a second image"
     )
 

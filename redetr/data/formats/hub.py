@@ -227,7 +227,7 @@ def _annotations(
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         if _states_another_size(row, width, height):
             stated = f"{row['width']}x{row['height']} px"
-            resized[image_id] = f"its columns say {stated}, its image is {width}x{height} px"
+            resized[image_id] = f"its columns state {stated}, but its image is {width}x{height} px"
         objects = columns.objects_of(row)
         if isinstance(objects, str):
             unequal[image_id] = f"its lists differ in length: {objects}"
@@ -239,10 +239,10 @@ def _annotations(
     categories = [{"id": id_, "name": name} for id_, name in classes.names.items()]
     document = {"images": images, "annotations": annotations, "categories": categories}
     address = source.partition(",boxes=")[0]
-    remedy = f"if its boxes are no xywh in pixels, say what, as in {address},boxes=xyxy"
+    remedy = f"if its boxes are not xywh in pixels, state their format, as in {address},boxes=xyxy"
     result = from_documents(Path(source), [document], remedy, masks)
     faults = _row_faults(Path(source), len(images), unequal, resized)
-    remedy = "see whether it is so on the page of check --report"
+    remedy = "check this on the page of check --report"
     for note in (form.note, classes.note):
         if note:
             faults.append(Fault("note", "hub-form", Path(source), "", note, remedy))
@@ -287,7 +287,7 @@ def _row_faults(
         "image-size",
         np.isin(numbers, list(resized)),
         lambda i: resized[i],
-        "its boxes may be those of another size: correct the columns or the image",
+        "its boxes may refer to another size: correct the columns or the image",
     )
     return faults
 

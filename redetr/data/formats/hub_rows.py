@@ -204,15 +204,15 @@ def find_classes(source: str, columns: Columns, splits: dict[str, Any]) -> Class
     if values and all(isinstance(value, str) for value in values):
         texts = sorted(values)
         number = counted(len(texts), "text")
-        note = f"its classes are the {number} that {column} holds, in alphabetical order"
+        note = f"its classes are the {number} values of {column}, in alphabetical order"
         return Classes(dict(enumerate(texts)), {text: i for i, text in enumerate(texts)}, note)
     if values and all(type(value) is int for value in values):
-        note = f"{column} holds numbers without names: classes are called by them"
+        note = f"{column} holds numbers without names, which become the class names"
         return Classes(
             {id_: str(id_) for id_ in sorted(values)}, {id_: id_ for id_ in values}, note
         )
     raise InputError(
-        f"{column} is no ClassLabel, and holds neither texts nor whole numbers",
+        f"{column} is not a ClassLabel, and holds neither texts nor whole numbers",
         where=source,
         remedy="cast it with cast_column",
     )
@@ -338,12 +338,12 @@ def box_form(
             if stated == box_format:
                 return BoxForm(box_format, fractions)
         remedy = f"write one of {', '.join(FORMATS)}"
-        raise InputError(f"boxes={stated} is no format", where=source, remedy=remedy)
+        raise InputError(f"boxes={stated} is not a format", where=source, remedy=remedy)
     if not len(sample.numbers):
         return BoxForm()
     if numbers_of is not None and numbers_of.is_certain:
         names = " ".join(numbers_of.names)
-        note = f"its boxes are read as {numbers_of.box_format}, as their names ({names}) say"
+        note = f"its boxes are read as {numbers_of.box_format}, as their names ({names}) state"
         return BoxForm(numbers_of.box_format, fractions, note)
     numbers = sample.numbers
     area = sample.area
@@ -363,13 +363,13 @@ def box_form(
         is_certain = len(by_area) == 1 or not _may_be_few_corners(sample)
         return BoxForm() if is_certain else BoxForm(note=_few(source, len(numbers)))
     if len(candidates) == 1:
-        note = f"its boxes are read as {candidates[0]} {unit}, as they make sense in no other way"
+        note = f"its boxes are read as {candidates[0]} {unit}, the only format that fits"
         return BoxForm(candidates[0], fractions, note)
     if not candidates:  # the reader reports each box
         return BoxForm("xywh", fractions)
     text = f"its boxes may be {' or '.join(candidates)} {unit}"
     address = source.partition(",boxes=")[0]
-    remedy = f"say which, as in {address},boxes={candidates[-1]}"
+    remedy = f"state which, as in {address},boxes={candidates[-1]}"
     raise InputError(text, where=source, remedy=remedy)
 
 
@@ -384,7 +384,8 @@ def _few(source: str, count: int) -> str:
     address = source.partition(",boxes=")[0]
     boxes = counted(count, "box is", "boxes are")
     return (
-        f"{boxes} too few to tell xywh from xyxy, and taken as xywh: give {address},boxes=xyxy if "
+        f"{boxes} are too few to tell xywh from xyxy, and are read as xywh: give "
+        f"{address},boxes=xyxy if "
         "they are corners, or boxes=xywh to settle it"
     )
 

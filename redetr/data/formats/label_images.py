@@ -125,7 +125,7 @@ def _matched(names: list[str], label_names: list[str]) -> tuple[list[str], list[
 def _report_unclaimed(folder: Path, unclaimed: list[str], faults: list[Fault]) -> None:
     rows = Rows(len(unclaimed), faults, lambda i: (folder / unclaimed[i], ""))
     all_of_them = np.ones(len(unclaimed), bool)
-    remedy = "put its image there, or delete it"
+    remedy = "add its image, or delete it"
     rows.fault("label-unclaimed", all_of_them, lambda i: "has no image", remedy, "warning")
 
 
@@ -214,8 +214,8 @@ def _read_images(
     rows.fault(
         "annotation-missing",
         [not scene.name for scene in scenes],
-        lambda i: f"has no label image of {names[i]}",
-        "put it there: if the image shows no object, one that is 0 everywhere",
+        lambda i: f"has no label image for {names[i]}",
+        "add it; if the image shows no object, add one that is 0 everywhere",
     )
     rows.fault(
         "label-image-invalid",

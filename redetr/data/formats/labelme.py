@@ -265,8 +265,8 @@ def _report_other_files(root: Path, scenes: list[_Scene], faults: list[Fault]) -
     rows.fault(
         "file-other",
         [scene.problem == _OTHER_FILE for scene in scenes],
-        lambda i: "lists no shapes, as LabelMe's files do, and is passed over",
-        "put it elsewhere",
+        lambda i: "lists no shapes, as LabelMe's files do, and is skipped",
+        "move it elsewhere",
         "warning",
     )
 
@@ -309,7 +309,7 @@ def _read_images(root: Path, scenes: list[_Scene], faults: list[Fault]) -> Image
     rows.fault(
         "image-missing",
         [not scene.image for scene in scenes],
-        lambda i: f"its image {reprlib.repr(scenes[i].image_path)} is not there",
+        lambda i: f"its image {reprlib.repr(scenes[i].image_path)} is missing",
         "put it beside this file",
     )
     seen: set[str] = set()
@@ -393,7 +393,7 @@ def _read_objects(
         area=np.full(count, -1, np.float32),
         ids=np.arange(1, count + 1),
         quoted=lambda i: f"the box {corners[i].round(2).tolist()} around it",
-        remedy="was the image resized? put back the one that was annotated",
+        remedy="was the image resized? restore the one that was annotated",
         box_format="xyxy",
     )
 
@@ -405,7 +405,7 @@ def _read_corners(rows: Rows, extents: list[Extent]) -> np.ndarray:
     rows.fault(
         "box-invalid",
         invalid,
-        lambda i: f"is no shape of points that is read ({', '.join(_OBJECTS)})",
+        lambda i: f"is not a supported shape ({', '.join(_OBJECTS)})",
         "draw it again, or delete it",
     )
     corners[invalid] = (0, 0, 1, 1)
@@ -417,7 +417,7 @@ def _note_shapes(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
     lines = [(scene, kind) for scene in scenes for kind in scene.left_out]
     if lines:
         scene, kind = lines[0]
-        text = f"a {kind} is no object, and is left out"
+        text = f"a {kind} is not an object and is left out"
         faults.append(
             Fault(
                 "warning",
@@ -433,6 +433,6 @@ def _note_shapes(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
     if groups:
         count = sum(scene.grouped for scene in groups)
         text = "shapes of one label and one group_id are parts of one object"
-        remedy = "the box around all of them is taken"
+        remedy = "the box around all of them is used"
         file = root / groups[0].file
         faults.append(Fault("note", "shape-grouped", file, "", text, remedy, count))

@@ -143,7 +143,7 @@ def _holds_labels(file: Path) -> bool:
 def _of_another_name(root: Path, meant: list[tuple[str, str]]) -> Fault:
     """An error for label files that nearly match images, which would be learned as empty."""
     label, image = meant[0]
-    text = f"belongs to no image; is it of {image}, which has no label file?"
+    text = f"belongs to no image; does it belong to {image}, which has no label file?"
     remedy = f"call it {posixpath.basename(label_name(image))}, or delete it"
     return Fault("error", "label-unclaimed", root / label, "", text, remedy, len(meant))
 
@@ -152,12 +152,12 @@ def _of_no_image(root: Path, labels: list[str], folders: set[str], listing: List
     """A warning for label files of no image; `folders` are those of the images."""
     label = labels[0]
     text = "belongs to no image"
-    remedy = "put its image there, or delete it"
+    remedy = "add its image, or delete it"
     for folder in folders:
         for file in listing.files(folder):
             path = posixpath.join(folder, file)
             if path != label and label_name(path) == label:
-                text = f"is left out, as {path} is not read as an image"
+                text = f"is left out, because {path} is not read as an image"
                 remedy = "convert it to JPEG or PNG"
     return Fault("warning", "label-unclaimed", root / label, "", text, remedy, len(labels))
 

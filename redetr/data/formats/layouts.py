@@ -123,8 +123,8 @@ def _unread_json(root: Path) -> list[Fault]:
     unread = unread_coco_files(root)
     if not unread:
         return []
-    text = "is in COCO format, and no split reads it"
-    remedy = "nothing to do if it is not meant to be"
+    text = "is in COCO format, but no split uses it"
+    remedy = "nothing to do if that is intended"
     example = unread[0].name
     count = len(unread)
     return [Fault("note", "json-unread", unread[0].parent, example, text, remedy, count)]
@@ -197,7 +197,7 @@ def _no_data_set(root: Path) -> InputError:
             return InputError("no data set found", where=root, remedy=remedy)
     if is_hub_folder(root):
         remedy = f"Hugging Face `datasets` reads it: give hf:{root}"
-        text = "no folder of a format that is read here"
+        text = "not a folder in a supported format"
         return InputError(text, where=root, remedy=remedy)
     settings = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     if settings:

@@ -212,14 +212,14 @@ def may_be_image(folder: str, file: str) -> bool:
 
 def passed_over(contents: Contents) -> list[Fault]:
     """A line for each way in which files below the folder were passed over."""
-    endings = Counter(posixpath.splitext(path)[1] or "no ending" for path in contents.others)
+    endings = Counter(posixpath.splitext(path)[1] or "no suffix" for path in contents.others)
     counts = ", ".join(f"{count} {end}" for end, count in endings.most_common(_MOST_ENDINGS))
     ways: list[tuple[Severity, str, list[str], str, str]] = [
         (
             "warning",
             "file-passed-over",
             contents.others,
-            f"has an ending that is not read, and is passed over (of such files: {counts})",
+            f"has a suffix that is not read, and is skipped (such files: {counts})",
             "convert it if it belongs to the data",
         ),
         (
@@ -233,21 +233,21 @@ def passed_over(contents: Contents) -> list[Fault]:
             "warning",
             "folder-closed",
             contents.closed,
-            "cannot be listed, and is passed over",
-            "allow reading it",
+            "cannot be listed, and is skipped",
+            "give read permission",
         ),
         (
             "note",
             "output-passed-over",
             contents.outputs,
-            "is an image that redetr wrote, and is passed over",
+            "is an image that redetr wrote, and is skipped",
             "write results into another folder",
         ),
         (
             "note",
             "system-file",
             contents.system,
-            "is hidden or was left by a system, and is passed over",
+            "is hidden or a system file, and is skipped",
             "delete it",
         ),
     ]
@@ -263,7 +263,7 @@ def _cut_short(contents: Contents) -> list[Fault]:
     """A warning if not all of the folder was looked at."""
     if contents.is_whole:
         return []
-    text = f"holds more than {MOST_OTHERS:,} files of other kinds: not all of it was looked at"
+    text = f"holds more than {MOST_OTHERS:,} files of other types: it was only partly searched"
     remedy = "move the data to a separate folder"
     return [Fault("warning", "folder-wide", contents.root, "", text, remedy)]
 
@@ -285,7 +285,7 @@ def listed_twice(annotations: Annotations) -> list[Fault]:
     if differing:
         text += ", and each entry lacks objects of the other"
     where = f"image {annotations.ids[i]} ({os.fsdecode(names[i])!r})"
-    remedy = "make them one entry, with all objects"
+    remedy = "merge them into one entry with all objects"
     source = annotations.source
     return [Fault(severity, "image-listed-twice", source, where, text, remedy, len(repeated))]
 

@@ -135,20 +135,20 @@ class _Segments:
         where = f"annotation of image {image_id!r}"
         name = path_inside(row.get("file_name"))
         if not name:
-            text = f"file_name {row.get('file_name')!r} is no path below {self.folder.name}"
+            text = f"file_name {row.get('file_name')!r} is not a path inside {self.folder.name}"
             self._fault("segments-invalid", where, text)
         else:
             self.files[str(image_id)] = name  # ids may be text that becomes a number
         segments = row.get("segments_info")
         if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
-            self._fault("segments-invalid", where, "segments_info is no list of objects")
+            self._fault("segments-invalid", where, "segments_info is not a list of objects")
             return []
         sound = []
         seen: set[int] = set()
         for segment in segments:
             id_ = segment.get("id")
             if type(id_) is not int or not 0 < id_ < _LARGEST_ID:
-                text = f"a segment has the id {id_!r}, which is no colour from 1"
+                text = f"a segment has the id {id_!r}, which is not a colour from 1"
                 self._fault("segment-id", where, text)
             elif id_ in seen:
                 self._fault("segment-id", where, f"segment {id_} is listed twice")
@@ -205,12 +205,16 @@ def _judge_files(
     )
     is_named = rows.good & np.array([bool(name) for name in files], bool)
     is_there = np.array([bool(name) and (folder / name).is_file() for name in files], bool)
-    rows.fault("panoptic-png", is_named & ~is_there, lambda i: "is not there", _EXPORT, severity)
+    rows.fault("panoptic-png", is_named & ~is_there, lambda i: "is missing", _EXPORT, severity)
     sizes = np.zeros((len(files), 2), np.int64)
     existing = np.flatnonzero(is_there)
     sizes[existing] = read_sizes(folder, [files[i] for i in existing.tolist()])
     rows.fault(
-        "panoptic-png", is_there & (sizes[:, 0] == 0), lambda i: "is no image", _EXPORT, severity
+        "panoptic-png",
+        is_there & (sizes[:, 0] == 0),
+        lambda i: "is not an image",
+        _EXPORT,
+        severity,
     )
     is_image = is_there & (sizes[:, 0] > 0)
 
@@ -249,10 +253,10 @@ def _judge_pixels(
         absent = [id_ for id_ in listed if id_ not in boxes]
         unlisted = sorted(set(boxes) - set(listed))
         if absent:
-            texts["segment-missing"][i] = f"segment {absent[0]} has no pixel"
+            texts["segment-missing"][i] = f"segment {absent[0]} has no pixels"
         if unlisted:
             number = unlisted[0]
-            texts["segment-unlisted"][i] = f"segment {number} has pixels, and is not listed"
+            texts["segment-unlisted"][i] = f"segment {number} has pixels, but is not listed"
         around = np.array([boxes.get(id_, _NOWHERE) for id_ in listed]).reshape(-1, 4)
         differs = outline_differs(annotations.boxes[objects], around)
         if differs.any():

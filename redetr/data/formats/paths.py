@@ -219,7 +219,7 @@ def read_file(file: Path) -> bytes:
 def _require_plain(file: Path, head: bytes) -> None:
     """Raises InputError if a file stands for another one, or is compressed."""
     if head.startswith(b"version https://git-lfs"):
-        text = "is a pointer of Git LFS, in place of the annotations"
+        text = "is a Git LFS pointer instead of the annotations"
         raise InputError(text, where=file, remedy="git lfs pull replaces it")
     if head.startswith(_GZIP):
         raise InputError("is compressed with gzip", where=file, remedy="unpack it with gunzip")

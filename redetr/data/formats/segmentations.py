@@ -55,11 +55,11 @@ def _no_polygon(value: Any) -> str:
         is_finite = False
     if not is_finite or not all(map(is_number, value)):
         strange = [number for number in value if not is_number(number)]
-        return f"holds {reprlib.repr(strange[0])}, which is no finite number"
+        return f"holds {reprlib.repr(strange[0])}, which is not a finite number"
     if len(value) % 2:
         return f"has {len(value)} numbers, not x and y of each point"
     if len(value) < 6:
-        return f"has {len(value) // 2} points, and three make an area"
+        return f"has {len(value) // 2} points, but an area needs three"
     return ""
 
 
@@ -99,7 +99,7 @@ def _numbers_of(counts: Any) -> np.ndarray:
     if isinstance(counts, list):
         if not all(type(number) is int and abs(number) < 2**40 for number in counts):
             strange = [number for number in counts if type(number) is not int]
-            raise ValueError(f"holds {reprlib.repr((strange or counts)[0])}, which is no count")
+            raise ValueError(f"holds {reprlib.repr((strange or counts)[0])}, which is not a count")
         return np.array(counts, np.int64)
     if not isinstance(counts, bytes):
         raise ValueError(f"has the counts {reprlib.repr(counts)}, neither numbers nor text")
@@ -114,7 +114,7 @@ def decompressed(text: bytes) -> np.ndarray:
     """
     values = np.frombuffer(text, np.uint8).astype(np.int64) - _FIRST_CHARACTER
     if ((values < 0) | (values > 63)).any():
-        raise ValueError(f"has {reprlib.repr(text)} as counts, which are no compressed ones")
+        raise ValueError(f"has {reprlib.repr(text)} as counts, which are not compressed counts")
     ends = np.flatnonzero((values & _CONTINUED) == 0)
     if len(values) and (not len(ends) or ends[-1] != len(values) - 1):
         raise ValueError("has counts that are cut off")

@@ -31,7 +31,7 @@ def parse_bytes(text: str) -> int:
         prefix = parts[2]
         count = int(number * _BYTES[prefix])
     if count < 1:
-        raise InputError(f"{text!r} is no size", remedy="write it as in 500MB or 1GB")
+        raise InputError(f"{text!r} is not a size", remedy="write a size such as 500MB or 1GB")
     return count
 
 

@@ -78,7 +78,7 @@ def _read_categories(file: Path) -> list[Row]:
     except _INVALID_JSON as error:
         raise InputError(f"not JSON: {error}", where=file, remedy=remedy) from None
     if not are_rows(categories):
-        raise InputError("is no list of categories", where=file, remedy=remedy)
+        raise InputError("is not a list of categories", where=file, remedy=remedy)
     return categories
 
 
@@ -136,7 +136,7 @@ def _images_by_stem(path: Path, names: list[str]) -> dict[str, str]:
             continue
         stem, _ = posixpath.splitext(name)
         if stem in image_of:
-            text = f"there is {image_of[stem]!r} as well, with one JSON file for both"
+            text = f"{image_of[stem]!r} has the same JSON file"
             raise InputError(text, where=path, item=repr(name), remedy="rename one")
         image_of[stem] = name
     return image_of
@@ -156,14 +156,14 @@ def _require_pairs(path: Path, names: list[str], image_of: dict[str, str]) -> No
         others = [name for name in names if name.startswith(f"{stem}.") and name != image]
         text = f"its objects are missing: no {stem}.json is beside it"
         if others:
-            text += f", only {others[0]}, which holds no boxes that are read here"
-        remedy = 'write it, {"annotations": []} if nothing is on the image'
+            text += f", only {others[0]}, which holds no boxes that can be read"
+        remedy = 'write it, {"annotations": []} if the image shows no object'
         raise InputError(text, where=path, item=repr(image), remedy=remedy)
     without_image = sorted(annotated - image_of.keys())
     if without_image:
         file = f"{without_image[0]}.json"
-        text = "no image of this name is beside it"
-        remedy = "put it there, or leave out the JSON file"
+        text = "there is no image of this name"
+        remedy = "add the image, or leave out the JSON file"
         raise InputError(text, where=path, item=repr(file), remedy=remedy)
 
 

@@ -39,7 +39,7 @@ from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 
 _REMEDIES = {
-    "annotation-missing": "put it there, or take the image out of the list",
+    "annotation-missing": "add it, or remove the image from the list",
     "xml-encoding": "save it as UTF-8, or state its encoding in its first line",
     "xml-invalid": "export or copy the annotations again",
 }
@@ -100,7 +100,7 @@ def _read_images(
         "image-missing",
         [not name for name in names],
         lambda i: f"{location.images} has no such image",
-        "put it there, or delete this file",
+        "add it, or delete this file",
     )
     sizes = np.array([scene.size for scene in scenes])
     unstated = np.flatnonzero((sizes <= 0).any(1) & rows.good)
@@ -131,10 +131,10 @@ def _read_files(
         else:
             others.append(file)
     if others:
-        text = "is no annotation, and is passed over"
+        text = "is not an annotation, and is skipped"
         faults.append(Fault("note", "xml-other", others[0], "", text, "nothing to do", len(others)))
     if not scene_of:
-        remedy = "write one a line, without ending"
+        remedy = "write one name per line, without suffix"
         where = location.listed or location.annotations
         raise InputError("names no image", where=where, remedy=remedy)
     image_of = _images_of(location, scene_of, faults)
@@ -176,7 +176,7 @@ def _images_of(
 
     def names(i: int) -> str:
         listed = ", ".join(candidates[composed(stems[i])])
-        return f"{listed} share this file; it is taken for the first"
+        return f"{listed} share this file; it is used for the first"
 
     rows = Rows(len(files), faults, lambda i: (files[i], ""))
     rows.fault(
@@ -189,8 +189,8 @@ def _images_of(
     rows.fault(
         "filename-differs",
         names_another,
-        lambda i: f"its filename is that of another image; {image_of[stems[i]]} is taken",
-        "correct filename, or call the file after its image",
+        lambda i: f"its filename names another image; {image_of[stems[i]]} is used",
+        "correct filename, or name the file after its image",
         "warning",
     )
     return image_of
@@ -235,16 +235,14 @@ def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
     rows.fault(
         "path-outside",
         outside,
-        lambda i: f"{reprlib.repr(lines[i])} is no path inside the data folder",
-        "write the name of an image without ending",
+        lambda i: f"{reprlib.repr(lines[i])} is not a path inside the data folder",
+        "write the name of an image without suffix",
     )
     rows.fault(
         "path-foreign",
         foreign,
-        lambda i: (
-            f"{lines[i]!r} leads elsewhere, and {listed_stem(lines[i], listing)}.xml is taken"
-        ),
-        "nothing to do, or write its name without ending",
+        lambda i: f"{lines[i]!r} leads elsewhere, and {listed_stem(lines[i], listing)}.xml is used",
+        "nothing to do, or write its name without suffix",
         "note",
     )
     return list(stems)
@@ -331,7 +329,7 @@ def _read_marks(rows: Rows, marks: list[str]) -> np.ndarray:
         "flag-invalid",
         [flag is None for flag in flags],
         lambda i: f"difficult {reprlib.repr(marks[i])} is neither 0 nor 1, and counts as 0",
-        "write 1 for objects to ignore, else 0",
+        "write 1 for objects to ignore, 0 for others",
         "warning",
     )
     return np.array([flag is True for flag in flags], bool)
@@ -367,14 +365,14 @@ def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:
     rows.fault(
         "pixels-from-0",
         has_box & (boxes[:, :2] == 0).any(1),
-        lambda i: "begins at pixel 0, where VOC counts from 1: boxes are read a pixel too far",
-        "add 1 to all numbers, or ignore it where a pixel does not matter",
+        lambda i: "begins at pixel 0, where VOC counts from 1: boxes are read shifted by a pixel",
+        "add 1 to all numbers, or ignore this if a pixel does not matter",
         "note",
     )
     rows.fault(
         "outline",
         ~has_box,
-        lambda i: "has an outline and no bndbox",
-        "its bounding box is taken",
+        lambda i: "has an outline but no bndbox",
+        "its bounding box is used",
         "note",
     )

@@ -75,7 +75,7 @@ def add_voc_masks(
     rows.fault(
         "segment-unlisted",
         [scene.unlisted > 0 for scene in scenes],
-        lambda i: f"{scenes[i].unlisted} has pixels, and the XML file has {counts[i]} objects",
+        lambda i: f"{scenes[i].unlisted} has pixels, but the XML file has {counts[i]} objects",
         _EXPORT,
         builder.severity,
     )

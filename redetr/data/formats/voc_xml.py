@@ -61,7 +61,7 @@ def read_scene(file: Path, names_only: bool = False) -> Scene:
         problem = f"cannot be read: {error.strerror}"
         return Scene(file, code="annotation-missing", problem=problem)
     except LookupError:
-        problem = f"states an encoding that is not known, {encoding}"
+        problem = f"states an unknown encoding, {encoding}"
         return Scene(file, code="xml-encoding", problem=problem)
     except UnicodeError as error:
         problem = f"not XML in {encoding}: {error}"

@@ -182,8 +182,8 @@ def _require_no_links_out(annotations: Annotations, root: Path) -> None:
         if os.path.islink(real_file):
             real_file = os.path.realpath(real_file)
         if os.path.commonpath([real_root, real_file]) != real_root:
-            text = f"a symbolic link leads to {real_file}, out of the data folder"
-            remedy = "put the file there, or use --follow-links if the data is yours"
+            text = f"a symbolic link leads to {real_file}, outside the data folder"
+            remedy = "put the file there, or use --follow-links if you trust the data"
             raise InputError(text, where=file, remedy=remedy)
 
 
@@ -191,7 +191,7 @@ def _require_new(root: Path, destination: Path) -> None:
     """Raises InputError if there is no room for the result."""
     is_empty_folder = destination.is_dir() and not any(destination.iterdir())
     if destination.exists() and not is_empty_folder:
-        remedy = "choose another place"
+        remedy = "choose another folder"
         raise InputError("already exists", where=destination, remedy=remedy)
     _require_apart(data_folder(root), destination)
 
@@ -199,8 +199,8 @@ def _require_new(root: Path, destination: Path) -> None:
 def _require_apart(folder: Path, destination: Path) -> None:
     """Raises InputError if the result would be written into a folder of the source."""
     if destination.resolve().is_relative_to(folder.resolve()):
-        text = f"is inside of {folder}, which stays as it is"
-        raise InputError(text, where=destination, remedy="choose another place")
+        text = f"is inside {folder}, which must not change"
+        raise InputError(text, where=destination, remedy="choose another folder")
 
 
 def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
@@ -211,12 +211,12 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     notes = []
     if any(_has_outlines(annotations) for annotations in splits.values()):
         notes.append(
-            f"{form} has no areas: objects count as small, medium and large by their boxes"
+            f"{form} has no areas: boxes decide which objects count as small, medium and large"
         )
     if form == "voc":
         num_masks = count_masks(splits)
         if num_masks:
-            notes.append(f"masks are not written in voc format: {num_masks:,} are left out")
+            notes.append(f"the voc format has no masks: {num_masks:,} are left out")
             splits = {split: replace(a, masks=None) for split, a in splits.items()}
         _require_distinctnames_of(splits)
         _require_separate_labels(list(splits.values()))  # one folder for all splits
@@ -242,7 +242,7 @@ def _require_distinctnames_of(splits: Splits) -> None:
         counts = Counter(annotations.class_names)
         for name, count in counts.items():
             if count > 1:
-                text = f"voc has no ids of classes: {count} called {name!r} would become one"
+                text = f"voc has no class ids: {count} called {name!r} would become one"
                 remedy = "give each its own name"
                 raise InputError(text, where=annotations.source, remedy=remedy)
 
@@ -270,7 +270,7 @@ def _require_same_classes(splits: Splits) -> None:
     for split in others:
         annotations = splits[split]
         if annotations.class_names != class_names:
-            text = f"{split} lists other classes than {first}, yolo has one list for all"
+            text = f"{split} lists other classes than {first}, but yolo has one list for all splits"
             raise InputError(text, where=annotations.source, remedy="make them the same")
 
 
@@ -312,7 +312,7 @@ def _require_same(meant: Annotations, root: Path, split: Split, form: str) -> No
     except InputError as error:  # it names a file that is deleted in a moment
         reason = error.text
     if reason:
-        remedy = "are the names of its classes empty, or have they blanks at an end?"
+        remedy = "is a class name empty, or does it begin or end with a blank?"
         raise InputError(f"{form} cannot hold it ({reason})", where=meant.source, remedy=remedy)
 
 

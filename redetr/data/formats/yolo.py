@@ -121,7 +121,7 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
     lines = Lines(label_files, key_points, masks)
     if not lines.any_file:
         text = f"no image of {split} has a label file"
-        remedy = "put them there, or all images count as empty"
+        remedy = "add them: otherwise all images count as empty"
         elsewhere = label_elsewhere(root, labels[0])
         severity: Severity = "warning"
         if elsewhere:
@@ -203,7 +203,7 @@ def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
     if not isinstance(names, dict):
         names = {}
     if not names or not all(isinstance(name, str) for name in names.values()):
-        text = "names is missing or no list of texts"
+        text = "names is missing or not a list of texts"
         if isinstance(config.get("names"), str) and config["names"]:
             text = f"names is {reprlib.repr(config['names'])}, and no list"
         remedy = "write the names of the classes, as in names: [cat, dog]"
@@ -212,7 +212,7 @@ def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
     for text, name in names.items():
         is_number = isinstance(text, str) and text.isdecimal() and len(text) < 10
         if not is_number:
-            problem = f"{reprlib.repr(text)} in names is no class number"
+            problem = f"{reprlib.repr(text)} in names is not a class number"
             raise InputError(problem, where=file, remedy="number them from 0")
         number = int(text)
         classes.append((number, name))
@@ -228,7 +228,7 @@ def _class_faults(file: Path, config: dict[str, Any], classes: dict[int, str]) -
         stated = ""
     if stated and int(stated[:9]) != len(classes):
         text = f"nc: {stated[:9]}, but names has {counted(len(classes), 'class', 'classes')}"
-        remedy = "the names are taken: see whether one is missing, or was split"
+        remedy = "the names are used: check whether one is missing or was split"
         faults.append(Fault("warning", "classes-differ", file, "", text, remedy))
     is_numbered_from_0 = list(classes) == list(range(len(classes)))
     if is_numbered_from_0 and not is_darknet(file):
@@ -305,10 +305,8 @@ def _judge_lines(rows: Rows, lines: Lines, classes: dict[int, str], has_outlines
         first, count, sample = strays
         is_stray = np.zeros(len(kind), bool)
         is_stray[first] = True
-        text = (
-            f"its key points lie outside of its box, as in {count:,} of {counted(sample, 'line')}"
-        )
-        remedy = "is the box given as corners? write class cx cy w h before the key points"
+        text = f"its key points lie outside its box, as in {count:,} of {counted(sample, 'line')}"
+        remedy = "does the box consist of corners? write class cx cy w h before the key points"
         rows.fault("key-points-outside", is_stray, lambda i: text, remedy, "warning")
 
 
@@ -337,14 +335,14 @@ def _read_objects(
     rows.fault(
         "class-unknown",
         unknown,
-        lambda i: f"{lines.quoted(i)} begins with no class of {file}",
+        lambda i: f"{lines.quoted(i)} does not begin with a class of {file}",
         f"write one of its numbers ({_listed(classes)}), or add a name",
     )
     if not has_masks:
-        remedy = "its bounding box is taken"
+        remedy = "its bounding box is used"
         rows.fault("outline", kind == OUTLINE, lambda i: "is an outline", remedy, "note")
     rows.fault(
-        "key-points", kind == KEY_POINTS, lambda i: "has key points", "its box is taken", "note"
+        "key-points", kind == KEY_POINTS, lambda i: "has key points", "its box is used", "note"
     )
     return Objects(
         rows=rows,

@@ -234,15 +234,15 @@ def _problem_of_words(
         return f"it begins with a name, {reprlib.repr(words[0])}", remedy
     if len(words) == 10 and texts == words[8:9]:
         remedy = "write class x1 y1 x2 y2 x3 y3 x4 y4 as fractions of the image"
-        return "it is a line of DOTA, with the class behind the corners", remedy
+        return "it is a line in DOTA format, with the class after the corners", remedy
     if texts:
-        return f"{reprlib.repr(texts[0])} is no number", write_box
+        return f"{reprlib.repr(texts[0])} is not a number", write_box
     for word in words:
         if not abs(float(word)) < _LARGEST:  # also not a number
             return f"{word} is not a finite fraction", write_box
     count = len(words)
     if count == 5:
-        return "its blanks or digits are not those of ASCII", write_box
+        return "its blanks or digits are not ASCII", write_box
     if key_points is not None:
         shape = f"kpt_shape: [{key_points.count}, {key_points.dims}]"
         columns = counted(count, "column")

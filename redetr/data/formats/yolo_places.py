@@ -29,7 +29,7 @@ def entries_of(file: Path, config: dict[str, Any], split: Split) -> list[str]:
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) for entry in entries):
         remedy = "write a folder of images, relative to this file"
-        raise InputError(f"{split} is no path", where=file, remedy=remedy)
+        raise InputError(f"{split} is not a path", where=file, remedy=remedy)
     return entries
 
 
@@ -52,7 +52,7 @@ class ImagePaths:
         base = self.finder.find(stated, origins=[os.getcwd()])
         if base.outside:
             raise InputError(
-                f"path: {stated} is outside of {self.root}, the folder of this file",
+                f"path: {stated} is outside {self.root}, the folder of this file",
                 where=self.file,
                 remedy=f"move this file to {base.outside}, without path",
             )
@@ -60,7 +60,7 @@ class ImagePaths:
             taken = self.root / base.inside
             names = (self.root.resolve().name, taken.name)
             if posixpath.basename(posixpath.normpath(stated.replace("\\", "/"))) not in names:
-                text = f"path: {stated} is not there, {taken} is taken"
+                text = f"path: {stated} does not exist; {taken} is used"
                 self._add("warning", "path-foreign", "", text, "write the path of the data")
         return base.inside
 
@@ -79,7 +79,7 @@ class ImagePaths:
         for entry, resolved in zip(self.entries(split), self.of(split), strict=True):
             quoted = f"{split}: {reprlib.repr(entry)}"
             if resolved.outside:
-                text = f"{quoted} is outside of {self.root}, the folder of this file"
+                text = f"{quoted} is outside {self.root}, the folder of this file"
                 remedy = "move this file up, or write a path relative to it"
                 raise InputError(text, where=self.file, remedy=remedy)
             if not resolved.inside:
@@ -87,7 +87,7 @@ class ImagePaths:
                 remedy = "put it there, or write a path relative to this file"
                 raise InputError(text, where=self.file, remedy=remedy)
             if resolved.is_guess and not entry.startswith(".."):
-                text = f"{quoted} is not there, {self.root / resolved.inside} is taken"
+                text = f"{quoted} does not exist; {self.root / resolved.inside} is used"
                 remedy = "write a path relative to this file"
                 self._add("note", "path-foreign", "", text, remedy)
             locations.append(resolved.inside)
@@ -105,7 +105,7 @@ class ImagePaths:
         rows.fault(
             "path-outside",
             [target.outside != "" for target in resolved],
-            lambda i: f"{reprlib.repr(lines[i])} is outside of {self.root}",
+            lambda i: f"{reprlib.repr(lines[i])} is outside {self.root}",
             "move the image into it, or write a path inside",
         )
         rows.fault(
@@ -120,7 +120,7 @@ class ImagePaths:
         rows.fault(
             "path-foreign",
             [target.is_guess for target in resolved],
-            lambda i: f"{reprlib.repr(lines[i])} is not there, {resolved[i].inside} is taken",
+            lambda i: f"{reprlib.repr(lines[i])} does not exist; {resolved[i].inside} is used",
             "write paths relative to the list",
             "note",
         )
