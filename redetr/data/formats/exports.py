@@ -96,7 +96,7 @@ def _without_class(file: Path, document: Document) -> list[Fault]:
 
 
 def _left_out(file: Path, document: Document) -> list[Fault]:
-    """A warning if there are shapes that are no objects."""
+    """A warning if there are shapes that are not objects."""
     if not document.left_out:
         return []
     kinds = Counter(kind for kind, _ in document.left_out)
