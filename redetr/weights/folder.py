@@ -25,6 +25,17 @@ _PREPARATION: dict[str, Any] = {"do_resize": True, "do_rescale": True, "resample
 _TOLERANCE = 1e-3  # of numbers that are rounded in some folders
 
 
+def is_of_transformers(folder: Path) -> bool:
+    """Whether a folder has the settings of a model, and not those of timm, which name an
+    `architecture` and hold nothing that its weights do not. Raises InputError if they are
+    damaged."""
+    file = folder / CONFIG
+    if not file.is_file():
+        return False
+    config = read_config(file)
+    return "model_type" in config or "architecture" not in config
+
+
 def read_config(file: Path) -> dict[str, Any]:
     """The settings in a file of a Transformers folder. Raises InputError if they are not a
     table."""

@@ -153,7 +153,10 @@ def test_files_that_are_no_annotation(tmp_path):
     refused(tmp_path, "b.json: its image a.png has another file as well; keep one")
     write(tmp_path, "b", TRIANGLE)
     (tmp_path / "b.png").unlink()
-    refused(tmp_path, "b.json: its image 'b.png' is missing")
+    refused(tmp_path, "b.json: its image 'b.png' is missing; put it beside this file")
+    write(tmp_path, "b", TRIANGLE, imageData="aGk=")
+    (tmp_path / "b.png").unlink()
+    refused(tmp_path, "'b.png' is missing, but for the copy in imageData")
     write(tmp_path / "empty", "a")
     refused(tmp_path / "empty", "no file names an object")
 

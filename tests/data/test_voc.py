@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_coco import HEIGHT, WIDTH, refused, save_image
 
@@ -344,6 +345,27 @@ def test_masks(tmp_path):
     assert dataset.target(0)["boxes"].tolist()[1] == [10, 20, 40, 60]  # with the void edge
     assert not unclaimed_files({"train": dataset.annotations})
     assert "masks" not in open_dataset(tmp_path, "train").target(0)
+
+
+# The devkit's palette, from its documentation: background, three objects and void.
+PALETTE = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 255: (224, 224, 192)}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_masks_in_the_colours_of_the_palette(tmp_path, mode):
+    """As CVAT and Datumaro write them."""
+    plain = with_masks(tmp_path / "plain")
+    coloured = with_masks(tmp_path / "coloured")
+    for file in (coloured / "SegmentationObject").iterdir():
+        numbers = np.asarray(Image.open(file))
+        colours = np.zeros((*numbers.shape, 3), np.uint8)
+        for number, colour in PALETTE.items():
+            colours[numbers == number] = colour
+        Image.fromarray(colours).convert(mode).save(file)
+    expected, actual = (open_dataset(root, "train", masks=True) for root in (plain, coloured))
+    assert actual.notes == expected.notes
+    for i in range(len(expected)):
+        assert torch.equal(actual.target(i)["masks"], expected.target(i)["masks"])
 
 
 def test_boxes_without_masks(tmp_path):

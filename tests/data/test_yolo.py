@@ -260,7 +260,7 @@ def test_missing_split_is_named(tmp_path):
         open_dataset(tmp_path, "val")
 
 
-@pytest.mark.parametrize("name", ["data.yaml", "mine.yml"])
+@pytest.mark.parametrize("name", ["data.yaml", "mine.yml", "DATA.YAML"])
 def test_the_yaml_file_stands_for_its_folder(tmp_path, name):
     root = write(tmp_path / "mine", CONFIG | {"names": ["what", "another", "file says"]})
     (root / name).write_text(yaml.safe_dump(CONFIG | {"val": "images/train"}))
@@ -282,6 +282,13 @@ def test_the_yaml_file_stands_for_its_folder(tmp_path, name):
     assert not [
         fault for fault in check(str(root / name)).faults if fault.code == "split-unreadable"
     ]
+
+
+def test_a_yaml_file_in_capitals_is_named(tmp_path):
+    root = write(tmp_path)
+    (root / "data.yaml").rename(root / "data.YAML")
+    with pytest.raises(InputError, match=r"no data set found; give .*data\.YAML itself"):
+        open_dataset(root, "train")
 
 
 def test_the_yaml_file_is_named_in_messages(tmp_path):

@@ -137,6 +137,7 @@ class _Scene:
     left_out: list[str] = field(default_factory=list)  # kinds of shapes that are not objects
     grouped: int = 0  # shapes that are parts of others
     with_masks: bool = False  # whether they are read
+    is_embedded: bool = False  # whether the image is in the file itself
     problem: str = ""
     image: str = ""  # relative to the root; empty if it is not there
 
@@ -157,6 +158,7 @@ def _read_scene(root: Path, file: str, with_masks: bool = False) -> _Scene:
         return scene
     image_path = content.get("imagePath")
     scene.image_path = image_path if isinstance(image_path, str) else ""
+    scene.is_embedded = bool(content.get("imageData"))
     height = content.get("imageHeight")
     width = content.get("imageWidth")
     if _is_size(height) and _is_size(width):
@@ -306,12 +308,7 @@ def _read_images(root: Path, scenes: list[_Scene], faults: list[Fault]) -> Image
         lambda i: scenes[i].problem,
         "save it in LabelMe again",
     )
-    rows.fault(
-        "image-missing",
-        [not scene.image for scene in scenes],
-        lambda i: f"its image {reprlib.repr(scenes[i].image_path)} is missing",
-        "put it beside this file",
-    )
+    _judge_missing(rows, scenes)
     seen: set[str] = set()
     repeated = []
     for scene in scenes:
@@ -337,6 +334,17 @@ def _read_images(root: Path, scenes: list[_Scene], faults: list[Fault]) -> Image
     lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(scenes))
     return Images(rows, root, names, ids, sizes, lambda i: names[i], lost)
+
+
+def _judge_missing(rows: Rows, scenes: list[_Scene]) -> None:
+    """Adds faults for images that are not there."""
+
+    def text(i: int) -> str:
+        missing = f"its image {reprlib.repr(scenes[i].image_path)} is missing"
+        return f"{missing}, but for the copy in imageData" if scenes[i].is_embedded else missing
+
+    is_missing = [not scene.image for scene in scenes]
+    rows.fault("image-missing", is_missing, text, "put it beside this file")
 
 
 def _classes(root: Path, split: Split, scenes: list[_Scene]) -> list[str]:

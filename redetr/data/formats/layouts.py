@@ -68,6 +68,7 @@ _OTHER_LAYOUTS = {
 # A folder that Hugging Face `datasets` saved has one of the first; one of images that it reads, one
 # of the others.
 _SAVED = ("dataset_dict.json", "state.json")
+_YAML = (".yaml", ".yml")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
@@ -152,7 +153,7 @@ def is_hub_folder(root: Path) -> bool:
 
 
 def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
-    if root.suffix in (".yaml", ".yml") and root.is_file():
+    if root.suffix.lower() in _YAML and root.is_file():
         return _layout_of_yaml(root)
     if root.suffix == ".json" and root.name.startswith("panoptic_") and root.is_file():
         layout = _LAYOUTS["COCO panoptic"]
@@ -199,7 +200,7 @@ def _no_data_set(root: Path) -> InputError:
         remedy = f"Hugging Face `datasets` reads it: give hf:{root}"
         text = "not a folder in a supported format"
         return InputError(text, where=root, remedy=remedy)
-    settings = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    settings = sorted(file for file in root.glob("*.*") if file.suffix.lower() in _YAML)
     if settings:
         remedy = f"give {settings[0]} itself, if it names the images of a data set in YOLO format"
         return InputError("no data set found", where=root, remedy=remedy)

@@ -1,6 +1,7 @@
 """Masks of Pascal VOC, from the folder `SegmentationObject/` beside `Annotations/`.
 
 In the PNG file of an image, 0 is background, 255 is void, and i is the i-th object of the XML file.
+CVAT and Datumaro write the colours of the devkit's palette in place of these numbers.
 """
 
 import math
@@ -100,6 +101,8 @@ def _read_scene(folder: Path, stem: str, count: int, size: Sequence[int]) -> _Sc
     try:
         with open_image(file) as image:
             numbers = object_numbers(image)
+            if image.mode in ("RGB", "RGBA"):
+                numbers = _indices_of_colours(numbers)
     except InputError as error:
         problem = MaskProblem("mask-invalid", f"its mask {file}: {error.text}", _EXPORT)
         return _Scene([problem] * count)
@@ -122,3 +125,19 @@ def _read_scene(folder: Path, stem: str, count: int, size: Sequence[int]) -> _Sc
     if unlisted.size:
         scene.unlisted = int(unlisted.min())
     return scene
+
+
+def _indices_of_colours(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The indices in the devkit's palette of colours, which are given as red + 256 green + 65536
+    blue, `[H, W]`; if some are not in it, the numbers as they are.
+
+    The palette takes the bits of an index in turn for red, green and blue, beginning with the
+    highest bit of each.
+    """
+    indices = np.zeros_like(numbers)
+    for channel in range(3):
+        values = numbers >> (8 * channel)
+        for bit in range(8):
+            is_set = (values >> (7 - bit)) & 1
+            indices |= is_set << (3 * bit + channel)
+    return indices if indices.max() <= _VOID else numbers
