@@ -37,7 +37,8 @@ def is_of_transformers(folder: Path) -> bool:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The settings in a file of a Transformers folder. Raises InputError if they are no table."""
+    """The settings in a file of a Transformers folder. Raises InputError if they are not a
+    table."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # also not UTF-8, or no JSON
@@ -89,7 +90,7 @@ def _shards(index: Path) -> list[Path]:
 def class_names(folder: Path, config: dict[str, Any], num_classes: int) -> list[str]:
     """The names in `id2label`, "class i" where it has none.
 
-    Raises InputError if it is no table, or if it names a class that the weights do not have.
+    Raises InputError if it is not a table, or if it names a class that the weights do not have.
     """
     labels = config.get("id2label") or {}
     if not isinstance(labels, dict):

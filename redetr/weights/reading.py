@@ -1,4 +1,4 @@
-"""Weights from files, and what they say about their detector."""
+"""Reads weight files, and what they state about their detector."""
 
 import json
 import os
@@ -211,7 +211,7 @@ def _is_thing(path: Path, about: dict[str, Any], num_classes: int) -> tuple[bool
 
 
 def _start_of_run(path: Path, about: dict[str, Any]) -> str:
-    """Where a run began. Raises InputError if what it wrote about that is no short line."""
+    """Where a run began. Raises InputError if what it wrote about that is not a short line."""
     began = about.get("weights_from")
     if began is None:  # an older version
         weights = _config_of_run(path, about.get("config")).weights

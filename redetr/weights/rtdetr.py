@@ -262,7 +262,7 @@ def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def require_settings(file: Path, settings: dict[str, Any], supported: dict[str, Any]) -> None:
     """Raises InputError for a setting that has another than its supported value, or if `settings`
-    are no table."""
+    are not a table."""
     if not isinstance(settings, dict):
         raise InputError("backbone_config has to be a table of settings", where=file)
     for name, value in supported.items():
