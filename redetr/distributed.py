@@ -209,7 +209,7 @@ def _as_bytes(rows: np.ndarray) -> Tensor:
 
 
 def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:
-    """As `Dist.main_only`, outside of a process group: for what is reported after the run."""
+    """As `Dist.main_only`, outside a process group: for what is reported after the run."""
     return function if read_launch().rank == 0 else lambda *args, **kwargs: None
 
 
@@ -228,8 +228,8 @@ def read_launch() -> Launch:
     harm.
 
     A world of one needs nobody's address, so it starts whatever else is set. Raises InputError for
-    values that are no numbers or contradict each other, and for a larger world whose processes have
-    no way to meet.
+    values that are not numbers or contradict each other, and for a larger world whose processes
+    have no way to meet.
     """
     world_size = _number_in_environment("WORLD_SIZE", default=1, least=1)
     if world_size == 1:

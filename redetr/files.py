@@ -16,8 +16,8 @@ RUN_FILES = ("run.lock", "config.json", "metrics.jsonl")  # by which `holds_run`
 
 
 def open_file(path: str | os.PathLike) -> BufferedReader:
-    """The file at `path`, opened for reading. Raises OSError, also for what is no regular file: a
-    pipe or a device may keep its reader waiting, or never end."""
+    """The file at `path`, opened for reading. Raises OSError, also for what is not a regular file:
+    a pipe or a device may keep its reader waiting, or never end."""
     file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - closed by the caller
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
@@ -91,7 +91,7 @@ def hashed_name(identity: bytes) -> str:
 
 
 def holds_run(names: Container[str]) -> bool:
-    """Whether a folder with files of these names is that of a run, which is no data wherever it
+    """Whether a folder with files of these names is that of a run, which is not data wherever it
     is."""
     return "run.lock" in names or ("config.json" in names and "metrics.jsonl" in names)
 

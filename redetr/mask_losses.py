@@ -169,7 +169,7 @@ def _sampled(targets: list[Target], canvas: Size) -> tuple[Tensor, Tensor, Tenso
 def points_around(target: Target) -> Tensor:
     """Returns the points in the frames around the objects of a target, `[T, P, 2]` on the host.
 
-    They are x and y as fractions of the image, and may lie outside of it. A target without a `seed`
+    They are x and y as fractions of the image, and may lie outside it. A target without a `seed`
     has the centres of the cells.
     """
     boxes = target["boxes"]

@@ -67,7 +67,7 @@ class _GpuMeter:
 
 
 class _HostMeter:
-    """By what Linux says of this process, whose ranks share the memory of their host."""
+    """Measures with Linux's numbers for this process; the ranks share the memory of their host."""
 
     _STATUS = Path("/proc/self/status")
 

@@ -33,7 +33,7 @@ def param_groups(
         decays = parameter.dim() >= 2 and id(parameter) not in embeddings
         decay = weight_decay if decays else 0.0
         part = name.removeprefix("detr.")  # the detector of the panoptic DETR
-        # backbone.1 of DETR holds positions, which are no part of the pretrained net.
+        # backbone.1 of DETR holds positions, which are not part of the pretrained net.
         in_backbone = part.startswith("backbone.") and not part.startswith("backbone.1.")
         rate = lr_backbone if in_backbone else lr
         orthogonal = optimizer == "muon" and decays and is_matrix(name, parameter)

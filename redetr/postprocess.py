@@ -42,7 +42,7 @@ def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> Deco
     Source: Carion et al., "End-to-End Object Detection with Transformers", 2020 (softmax); Zhu et
     al., "Deformable DETR", 2021 (sigmoid). Deviations: pairs are ranked by logit and not by score,
     so that scores which round to the same fp32 number keep their order; the originals leave boxes
-    as predicted. Cutting off what lies outside of the image never lowers a box's IoU with an object
+    as predicted. Cutting off what lies outside the image never lowers a box's IoU with an object
     inside, so AP is that of the originals or slightly above.
     """
     logits = outputs["pred_logits"].float()

@@ -143,7 +143,7 @@ def detr_r50_finetune() -> TrainConfig:
 def detr_table() -> TrainConfig:
     """Table Transformer from ImageNet weights, 20 epochs of PubTables-1M.
 
-    The published recipe, but for its schedule: a cosine in place of a factor of 0.9 in each epoch.
+    The published recipe, but for its schedule: a cosine instead of a factor of 0.9 in each epoch.
     """
     return replace(_original("detr_table"), epochs=20, batch_size=2, lr=5e-5, schedule="cosine")
 
@@ -182,9 +182,9 @@ def redetr_n_finetune() -> TrainConfig:
 def rtdetr_r18() -> TrainConfig:
     """RT-DETR-R18 from ImageNet weights, 72 epochs of COCO: give --weights FILE; GPUs only.
 
-    The published training (46.4 AP), from timm's resnet18d_ra2-48a79e06.pth in place of the
+    The published training (46.4 AP), from timm's resnet18d_ra2-48a79e06.pth instead of the
     authors' backbone. Deviations: images of one size, where the authors draw 480 to 800 px for each
-    batch, and this project's class loss in place of the varifocal one.
+    batch, and this project's class loss instead of the varifocal one.
 
     torchrun --nproc-per-node 4 -m redetr train rtdetr_r18 --data COCO --weights FILE
     """

@@ -39,7 +39,7 @@ def wait_politely(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def use_threads(count: int | None) -> None:
-    """Computes on so many threads from now on; None leaves it as it is. Raises InputError for a
+    """Sets the number of compute threads; None leaves it as it is. Raises InputError for a
     number below 1."""
     import torch
 

@@ -66,7 +66,7 @@ def train(
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
     "time_s"; and of the "best" one its "AP" and "step".
 
-    `datasets` are your own (train, val), in place of what `config.data` names. `augment` is your
+    `datasets` are your own (train, val), instead of what `config.data` names. `augment` is your
     own augmentation, a `Compose` of Albumentations or torchvision: see
     `redetr.data.custom_augmentation`. Under torchrun, every process calls this. Progress is shown
     on `console`, by default nowhere. After each evaluation, the first process calls

@@ -160,5 +160,5 @@ def test_a_damaged_line_is_refused(line, mobile, tmp_path):
     config, _ = mobile
     saved = torch.load(Path(config.output) / "best.pt", weights_only=True)
     torch.save(saved | {"weights_from": line}, tmp_path / "best.pt")
-    with pytest.raises(redetr.InputError, match="weights_from is no short line"):
+    with pytest.raises(redetr.InputError, match="weights_from is not a short line"):
         read_weights(tmp_path / "best.pt")

@@ -158,8 +158,8 @@ async def _limited(request: Request) -> AsyncGenerator[bytes]:
 def read_image(file: BinaryIO, channels: int = 3) -> Tensor:
     """The image in an uploaded file, upright, uint8 `[channels, H, W]`.
 
-    Raises InputError if it is no image, damaged, of other bands, or too large by its header, before
-    it is decoded.
+    Raises InputError if it is not an image, damaged, of other bands, or too large by its header,
+    before it is decoded.
     """
     if channels != RGB:
         return _read_bands(file, channels)

@@ -28,7 +28,7 @@ class App:
     are not kept."""
 
     checkpoint: Checkpoint
-    """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
+    """A checkpoint, a run folder, a published weight file, or a Transformers folder or hub name."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets in everyone who can reach this machine, without a
     password."""

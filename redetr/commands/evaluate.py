@@ -46,7 +46,7 @@ class Evaluate:
     page on its mistakes."""
 
     checkpoint: Checkpoint
-    """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
+    """A checkpoint, a run folder, a published weight file, or a Transformers folder or hub name."""
     data: str | None = None
     """digits, crowns, or a folder; default: the training data."""
     split: Literal["val", "test", "train"] = "val"

@@ -27,7 +27,7 @@ class Explain:
     to the loss."""
 
     checkpoint: Checkpoint
-    """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
+    """A checkpoint, a run folder, a published weight file, or a Transformers folder or hub name."""
     image: OneImage = None
     """An image file. For an image of a data set, give --image-id instead."""
     output: str = "explained"

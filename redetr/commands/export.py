@@ -33,7 +33,7 @@ class Export:
     """Write a file that runs without redetr, and compare it with PyTorch on held-out images."""
 
     checkpoint: Checkpoint
-    """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
+    """A checkpoint, a run folder, a published weight file, or a Transformers folder or hub name."""
     format: ExportFormat = "onnx"
     """onnx, openvino (.xml and .bin), torch (a torch.export program, .pt2), executorch (.pte),
     litert (.tflite) or coreml (.mlpackage)."""

@@ -68,7 +68,7 @@ class Predict:
     annotated images. Under torchrun, the processes share the images."""
 
     checkpoint: Checkpoint
-    """A checkpoint, a run folder, an official DETR file, or a Transformers folder."""
+    """A checkpoint, a run folder, a published weight file, or a Transformers folder or hub name."""
     source: Sources
     """Images, folders, patterns such as 'a/**/*.jpg', videos, http(s) and rtsp URLs; 0 is the first
     camera."""

@@ -91,7 +91,7 @@ def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
 
 
 def with_micro_batches(arguments: list[str]) -> list[str]:
-    """The arguments with `--accumulate 0` in place of `--batch-size auto`: the global batch stays
+    """The arguments with `--accumulate 0` instead of `--batch-size auto`: the global batch stays
     that of the recipe."""
     rewritten: list[str] = []
     for argument in arguments:

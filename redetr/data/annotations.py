@@ -228,7 +228,7 @@ class Rows:
             self.good &= ~bad
 
     def forget(self) -> None:
-        """Lets go of what the rows hold, if that is in memory; no fault can be added any more."""
+        """Frees what the rows hold, if that is in memory; no more faults can be added."""
 
 
 @dataclass
@@ -241,7 +241,7 @@ class Images:
     ids: np.ndarray  # [N] int64
     sizes: np.ndarray  # [N, 2] int64, height and width
     called: Callable[[int], str]  # what a message calls image `i`
-    unreadable: Sequence[str] = ()  # names of those whose files are no images, or damaged
+    unreadable: Sequence[str] = ()  # names of those whose files are not images, or damaged
 
 
 @dataclass
@@ -392,7 +392,7 @@ def _is_writable(character: str) -> bool:
 
 
 def _contradictions(source: Path, objects: Objects, images: Images) -> list[Fault]:
-    """What the parts of single objects say against each other. Areas that cannot be are replaced by
+    """Contradictions between the parts of an object. Impossible areas are replaced by
     those of the boxes."""
     rows = objects.rows
     outlines = objects.outlines

@@ -167,7 +167,7 @@ def names_below(path: str | os.PathLike) -> set[str]:
         return set(os.listdir(path))
     except NotADirectoryError:
         parts = split_path(path)
-    except (OSError, ValueError):  # it does not exist, or is no path: it holds a null byte
+    except (OSError, ValueError):  # it does not exist, or is not a path: it holds a null byte
         return set()
     if parts is None:
         return set()

@@ -25,7 +25,7 @@ _V2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
 def group_memory(root: Path = Path("/")) -> float:
     """Bytes that the limits on this process leave; infinite without a limit.
 
-    A limit holds for all groups inside of a group, so each group from that of the process up to the
+    A limit holds for all groups inside a group, so each group from that of the process up to the
     outermost counts. `root` is where the file system begins.
     """
     remaining = math.inf

@@ -134,7 +134,7 @@ def _box_processor(compose: Any) -> Any:
 
 
 def _moves_pixels(transform: Any) -> bool:
-    """Whether a transform of Albumentations, or one inside of it, moves pixels, and so boxes."""
+    """Whether a transform of Albumentations, or one inside it, moves pixels, and so boxes."""
     from albumentations import DualTransform
 
     inner = getattr(transform, "transforms", ())

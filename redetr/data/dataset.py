@@ -80,7 +80,7 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         """
 
     def with_channels(self, channels: int) -> Self:
-        """The same data set whose images are read with so many bands.
+        """The same data set, whose images are read with `channels` bands.
 
         Raises InputError if they have others.
         """
@@ -110,7 +110,7 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         return self.sample(index)
 
     def _position(self, index: int) -> int:
-        """`index` counted from the front. Raises IndexError outside of the data set."""
+        """`index` counted from the front. Raises IndexError outside the data set."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)} in {self.name}")
         return index % len(self)

@@ -1,4 +1,4 @@
-"""What is known of image files, as arrays, and the cache that remembers it from start to start.
+"""The headers of image files as arrays, and the cache that keeps them between starts.
 
 The cache of a folder of images is a folder of its own, in the user's, of arrays that are never
 changed: each process adds one with what it has read. When there are many, one process makes one of

@@ -35,7 +35,7 @@ FORMATS = tuple(_ENDINGS)
 IMAGE_SUFFIXES = (*chain.from_iterable(_ENDINGS.values()), ".npy")
 NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
-# What lies in place of images: an offset, the bytes there, and what they show.
+# Content that is found instead of images: an offset, the bytes there, and their meaning.
 _OTHER_FILES = (
     (0, b"version https://git-lfs", "a Git LFS pointer, which `git lfs pull` replaces"),
     (0, b"<", "text such as a web page or SVG"),

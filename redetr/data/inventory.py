@@ -136,7 +136,7 @@ def _contents_of_images(annotations: Annotations, dist: Dist) -> ImageHashes:
 
 
 def _read_contents(file: Path, count: int) -> np.ndarray | None:
-    """The hashes of so many images; None if they are not there, or damaged."""
+    """The hashes of this many images; None if they are missing or damaged."""
     with suppress(OSError, ValueError, EOFError):
         contents = np.load(file)
         if contents.shape == (count, 4) and contents.dtype == np.uint64:

@@ -114,7 +114,7 @@ def _emptied(
 
 
 class MaskProblem(NamedTuple):
-    """Why what an annotation states is no mask."""
+    """Why what an annotation states is not a mask."""
 
     code: str
     text: str
@@ -124,7 +124,7 @@ class MaskProblem(NamedTuple):
 class MaskBuilder:
     """Masks on their way in, one object after the other.
 
-    `for_training`: what is no mask is an error then, else a warning.
+    `for_training`: what is not a mask is an error then, else a warning.
     """
 
     @classmethod

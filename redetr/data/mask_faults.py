@@ -1,4 +1,4 @@
-"""What is wrong with masks: each by itself, and with its image and its box.
+"""The faults of masks: of each mask alone, and compared with its image and its box.
 
 Where masks are trained on, a mask that is none is an error, and so is an object without one among
 others that have masks. Where only boxes matter, these are warnings, and the mask is left out.
@@ -124,7 +124,7 @@ def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> Mask
 
 
 def _report_problems(rows: "Rows", builder: MaskBuilder) -> None:
-    """Adds the faults of what is no mask by itself."""
+    """Adds the faults of what is not a mask by itself."""
     problems = builder.problems
     remedies = {problem.remedy: problem.code for problem in problems.values()}
     for remedy, code in remedies.items():

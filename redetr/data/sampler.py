@@ -41,7 +41,7 @@ def global_batch(
     With `size_of`, which returns the (height, width) of a sample, images trade places within epochs
     and runs of 64 batches, so that those of a batch have nearly the same size. With the original's
     multi-scale augmentation of COCO, it brings the padding of a batch of 16 from 54% down to 9%.
-    Each image still comes once an epoch. The cost: the sizes in a batch are no longer drawn
+    Each image still occurs once per epoch. The cost: the sizes in a batch are no longer drawn
     independently.
     """
     if size_of:

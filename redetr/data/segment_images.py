@@ -30,7 +30,7 @@ def object_numbers(image: Image.Image) -> NDArray[np.int64]:
     red + 256 green + 65536 blue.
 
     Raises InputError for a file that was saved with losses, for several images in one file, and
-    for pixels that are not opaque; ValueError for values that are no whole numbers from 0.
+    for pixels that are not opaque; ValueError for values that are not whole numbers from 0.
     """
     if has_losses(image):
         text = f"is a label image in {image.format} with losses, which change the numbers of pixels"
@@ -72,7 +72,7 @@ def _without_opacity(image: Image.Image) -> Image.Image:
 
 
 def read_numbers(file: Path) -> NDArray[np.int64]:
-    """The `object_numbers` of a file. Raises InputError if it is no label image."""
+    """The `object_numbers` of a file. Raises InputError if it is not a label image."""
     if not file.is_file():
         raise InputError("is missing", where=file, remedy=_REMEDY)
     with open_image(file) as image:

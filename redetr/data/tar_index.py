@@ -37,7 +37,7 @@ def read_index(file: BinaryIO, archive: str) -> np.ndarray:
     `offset` and the `size` of each file's content in bytes.
 
     Errors call the archive `archive`. Raises InputError for an archive that is cut short or
-    damaged, and for members that are no files until they are unpacked: links, sparse files, paths
+    damaged, and for members that are not files until they are unpacked: links, sparse files, paths
     that lead out of the archive, a name that occurs twice.
     """
     names: list[bytes] = []

@@ -68,7 +68,7 @@ class Detections:
     def __getitem__(
         self, which: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor
     ) -> "Detections":
-        """Raises IndexError outside of the detections."""
+        """Raises IndexError outside the detections."""
         if isinstance(which, Tensor):  # NumPy would take a mask of one detection for a number
             which = which.numpy()
         # NumPy takes all of these, slices backwards too.

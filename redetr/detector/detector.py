@@ -191,8 +191,8 @@ class Detector:
         `tile` px that `overlap` by this share of their side: see `tiles`; their masks are
         `CroppedMasks`, as each would take the memory of the image. `masks=False` leaves masks out.
 
-        Raises InputError for something that is no image, a file that cannot be read, or a threshold
-        that is not between 0 and 1.
+        Raises InputError for something that is not an image, a file that cannot be read, or a
+        threshold that is not between 0 and 1.
         """
         if threshold is None:
             threshold = self.threshold

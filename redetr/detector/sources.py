@@ -79,7 +79,7 @@ def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> l
     Folders are searched at all depths for images and videos, without following links to folders;
     tar archives, and those in a folder without other images, for images;
     patterns such as `photos/**/*.jpg` are expanded; a whole number is a camera. Annotated images
-    that earlier predictions wrote are no sources, unless they are named one by one. What is passed
+    that earlier predictions wrote are not sources, unless they are named one by one. What is passed
     over is added to `faults`. Raises InputError for a source that does not exist.
     """
     names: dict[str, None] = {}  # a set that keeps the order
@@ -190,7 +190,7 @@ def frames(
     channels: int = 3,
     reconnection: Reconnection = Reconnection(),
 ) -> Iterator[Frame]:
-    """The frames of all sources in order, images with so many `channels`; other threads read
+    """The frames of all sources in order, images with `channels` channels; other threads read
     `ahead` of them in advance.
 
     A source that cannot be read gives a frame with an `error`; a video ends there. Streams that

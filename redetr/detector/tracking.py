@@ -1,6 +1,6 @@
 """Identities of the objects in videos, by ByteTrack from the package `trackers`.
 
-The authors of supervision maintain that package (Apache-2.0) in place of supervision's own
+The authors of supervision maintain that package (Apache-2.0) instead of supervision's own
 ByteTrack. It is an extra, because it depends on OpenCV, which takes 190 MB on disk.
 """
 
@@ -56,8 +56,8 @@ class Tracker:
         """The detections to show, with their `track_ids`.
 
         They have a score of the threshold or more, or continue an identity; duplicates are left
-        out. Frames of a video have to come in order. Detections in an image that is no frame of a
-        video have no identities.
+        out. Frames of a video have to come in order. Detections in an image that is not a frame of
+        a video have no identities.
         """
         if frame.number is None:
             return detections.above(self._threshold)

@@ -74,7 +74,7 @@ def _no_objects(a: Annotations) -> Fault:
 
 
 def _ignored(a: Annotations) -> list[Fault]:
-    """How many objects are ignored: a warning if they are most of them."""
+    """How many objects are ignored: a warning if most are."""
     count = int(a.iscrowd.sum())
     if not count:
         return []

@@ -187,7 +187,7 @@ def _check_without_files(
     image_size: ImageSize,
     masks: bool,
 ) -> Report:
-    """The report on a data set whose images are no files: drawn, or rows of Hugging Face."""
+    """The report on a data set whose images are not files: drawn, or rows of Hugging Face."""
     datasets, faults = _open(source, val_fraction, masks)
     splits: dict[Split, Annotations] = {}
     for split, dataset in datasets.items():

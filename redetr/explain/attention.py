@@ -42,11 +42,11 @@ class Maps:
 class Points:
     """Cross-attention of all other forms: every query reads a few points of each level.
 
-    Levels with fewer points than others are filled up with points outside of the image, of weight
+    Levels with fewer points than others are filled up with points outside the image, of weight
     0.
     """
 
-    # [L, Q, heads, S, points, 2] x, y; outside of the image, there is nothing to read
+    # [L, Q, heads, S, points, 2] x, y; outside the image, there is nothing to read
     where: Tensor
     weights: Tensor  # [L, Q, heads, S, points], sums to 1 over (S, points)
 

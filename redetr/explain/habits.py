@@ -29,7 +29,7 @@ class Habits:
 
     boxes: Tensor  # [N, Q, 4] cxcywh, of the last layer
     scores: Tensor  # [N, Q]
-    centers: Tensor | None  # [N, Q, 2] where queries started that are no learned vectors
+    centers: Tensor | None  # [N, Q, 2] where queries started that are not learned vectors
     level: Tensor | None  # [N, Q] index into the strides
     strides: tuple[int, ...]  # px of a cell of each level; none for the faithful form
 

@@ -126,7 +126,7 @@ class Backbone(nn.Module):
 
     With `norm="frozen_batch"`, nothing before stride 8 is trained, as in the original: its filters
     serve any image, it has few weights, and its feature maps are the largest, which then need no
-    gradient. `norm="group"` uses GroupNorm in place of frozen BatchNorm and trains everything: the
+    gradient. `norm="group"` uses GroupNorm instead of frozen BatchNorm and trains everything: the
     choice for training from scratch. `norm="sync_batch"` trains BatchNorm with statistics over all
     ranks: GPUs only, exact over ranks but not over accumulated micro-batches.
 

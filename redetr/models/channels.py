@@ -28,7 +28,8 @@ def adapted(weight: Tensor, channels: int) -> Tensor:
 
 
 def _for_channels(values: Tensor, channels: int) -> Tensor:
-    """Values of RGB `[D, 3, ...]` for so many channels, the mean of the three for others."""
+    """RGB values `[D, 3, ...]` extended to `channels` channels; the others get the mean of the
+    three."""
     mean = values.mean(1, keepdim=True)
     if channels < RGB:
         return torch.cat([mean] * channels, 1)

@@ -79,7 +79,7 @@ def _nearest(level: Tensor, points: Tensor) -> Tensor:
     The result is `[N, d, Q, points]`.
 
     Source: the discrete sampling of RT-DETRv2, whose rounding moves the points by half a pixel;
-    points outside of the level read its border.
+    points outside the level read its border.
     """
     height, width = level.shape[-2:]
     x = (points[..., 0] * width + 0.5).long().clamp(0, width - 1)  # [N, Q, points]
@@ -131,7 +131,7 @@ class DeformableAttention(nn.Module):
     def samples(self, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Returns where each query looks, `[B, Q, heads, P, 2]`, and the weights of these points.
 
-        The points are fractions of the unpadded image, and may lie outside of it; the weights
+        The points are fractions of the unpadded image, and may lie outside it; the weights
         `[B, Q, heads, P]` sum to 1.
         """
         batch, num_queries, _ = query.shape

@@ -5,7 +5,7 @@ mixed, doubled in size and mixed again, at stride 4, where the backbone's own ma
 a query is an MLP of its state after the last decoder layer. A mask costs a product, so there may be
 hundreds; in training, the loss asks for those of matched queries only.
 
-In evaluation, what lies outside of a query's box is taken for background: pixels are embedded by
+In evaluation, what lies outside a query's box is taken for background: pixels are embedded by
 convolutions, which cannot tell two equal objects at two positions apart.
 
 Sources: Li et al., "Mask DINO" (CVPR 2023), for the product; Saakyan and Solntsev, "D-FINE-seg"
@@ -30,7 +30,7 @@ from redetr.models.transformer import MLP
 from redetr.structures import LossConfig, Outputs
 
 _MOST_GROUPS = 32  # of GroupNorm
-_BACKGROUND = -5.0  # the logit of what is outside of a box, at most: a score of 0.007
+_BACKGROUND = -5.0  # the logit of what is outside a box, at most: a score of 0.007
 _LOSS_WEIGHT = 2.0  # of both losses
 
 
@@ -104,7 +104,7 @@ def _conv_norm(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 
 def _within_boxes(logits: Tensor, boxes: Tensor, ratio: Tensor) -> Tensor:
-    """Returns `logits` `[B, Q, h, w]` with those outside of `boxes` `[B, Q, 4]` lowered.
+    """Returns `logits` `[B, Q, h, w]` with those outside `boxes` `[B, Q, 4]` lowered.
 
     A pixel counts as inside if its centre is in the box, or less than a pixel beside it.
     """

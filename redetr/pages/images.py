@@ -1,4 +1,4 @@
-"""Images inside of a page."""
+"""Images inside a page."""
 
 import base64
 import io

@@ -17,7 +17,7 @@ _FLAT = 0.34  # share of a run without a better AP from which on more steps do n
 
 
 def longer_training(folder: Path, metrics: Metrics) -> str:
-    """What to say in place of `LONGER` of the run in `folder`, whose evaluations are in `metrics`.
+    """What to say instead of `LONGER` of the run in `folder`, whose evaluations are in `metrics`.
 
     A run far shorter than usual wants the usual length; one whose AP still rose at its end, twice
     its own; one whose AP has long stopped rising, none.

@@ -121,7 +121,7 @@ def _position(config: dict[str, Any]) -> str:
 def _is_dilated(config: dict[str, Any]) -> bool:
     """Whether the last stage of the backbone is dilated.
 
-    Raises InputError for a backbone that is no ResNet-18, 34, 50 or 101.
+    Raises InputError for a backbone that is not a ResNet-18, 34, 50 or 101.
 
     Configs of every version are understood as Transformers 5 does: without a `backbone_config`,
     older settings describe a net of timm, or Transformers' own ResNet-50.

@@ -25,8 +25,20 @@ _PREPARATION: dict[str, Any] = {"do_resize": True, "do_rescale": True, "resample
 _TOLERANCE = 1e-3  # of numbers that are rounded in some folders
 
 
+def is_of_transformers(folder: Path) -> bool:
+    """Whether a folder has the settings of a model, and not those of timm, which name an
+    `architecture` and hold nothing that its weights do not. Raises InputError if they are
+    damaged."""
+    file = folder / CONFIG
+    if not file.is_file():
+        return False
+    config = read_config(file)
+    return "model_type" in config or "architecture" not in config
+
+
 def read_config(file: Path) -> dict[str, Any]:
-    """The settings in a file of a Transformers folder. Raises InputError if they are no table."""
+    """The settings in a file of a Transformers folder. Raises InputError if they are not a
+    table."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # also not UTF-8, or no JSON
@@ -78,7 +90,7 @@ def _shards(index: Path) -> list[Path]:
 def class_names(folder: Path, config: dict[str, Any], num_classes: int) -> list[str]:
     """The names in `id2label`, "class i" where it has none.
 
-    Raises InputError if it is no table, or if it names a class that the weights do not have.
+    Raises InputError if it is not a table, or if it names a class that the weights do not have.
     """
     labels = config.get("id2label") or {}
     if not isinstance(labels, dict):

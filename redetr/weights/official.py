@@ -98,7 +98,7 @@ def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]
     """Model name, number of classes and options of a state dict with official names.
 
     Dilation (DC5) leaves no trace in the weights: the caller has to know. Heads are 32 wide, as in
-    every published DETR. Raises InputError if this is no DETR.
+    every published DETR. Raises InputError if this is not a DETR.
     """
     for needed, dimensions in _NEEDED.items():
         if needed not in weights:

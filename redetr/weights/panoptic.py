@@ -67,7 +67,7 @@ def with_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def describe(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]:
     """Model name, number of classes and options of a state dict with official names.
 
-    Dilation (DC5) leaves no trace in the weights. Raises InputError if this is no panoptic DETR.
+    Dilation (DC5) leaves no trace in the weights. Raises InputError if this is not a panoptic DETR.
     """
     of_detector = {}
     for name, tensor in weights.items():

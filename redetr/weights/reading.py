@@ -1,4 +1,4 @@
-"""Weights from files, and what they say about their detector."""
+"""Reads weight files, and what they state about their detector."""
 
 import json
 import os
@@ -33,6 +33,9 @@ _WEIGHTS_ON_HUB = (
 )
 _COCO_CLASSES = 91  # outputs of official checkpoints, one for each category id
 _COCO_PANOPTIC_CLASSES = 250  # of panoptic ones
+# The Table Transformer that finds rows and columns: nothing else says what size its images have.
+_QUERIES_OF_STRUCTURE = 125
+_PX_OF_STRUCTURE = 1000  # of the longer side
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,8 @@ def locate(source: str | os.PathLike) -> Path:
     path = Path(source)
     if path.is_dir():
         path = _file_of_folder(path)
-    elif path.name in folder.WEIGHTS and (path.parent / folder.CONFIG).is_file():
-        path = path.parent  # of Transformers: the folder says what the tensors are
+    elif path.name in folder.WEIGHTS and folder.is_of_transformers(path.parent):
+        path = path.parent  # it says what the tensors are
     if path.exists():
         return path
     if str(source).count("/") == 1 and path.suffix not in (".pt", ".pth", ".safetensors"):
@@ -145,12 +148,12 @@ def locate(source: str | os.PathLike) -> Path:
 
 
 def _file_of_folder(path: Path) -> Path:
-    """The checkpoint of a run folder or of a folder that `redetr push` made, or the folder itself
-    if it is one of Transformers."""
+    """The weights in a run folder, in one of timm or in one that `redetr push` made, or the folder
+    itself if it is one of Transformers."""
     for name in ("best.pt", "last.pt"):
         if (path / name).exists():
             return path / name
-    if (path / folder.CONFIG).is_file():
+    if folder.is_of_transformers(path):
         return path
     if (path / "model.safetensors").is_file():
         return path / "model.safetensors"
@@ -208,7 +211,7 @@ def _is_thing(path: Path, about: dict[str, Any], num_classes: int) -> tuple[bool
 
 
 def _start_of_run(path: Path, about: dict[str, Any]) -> str:
-    """Where a run began. Raises InputError if what it wrote about that is no short line."""
+    """Where a run began. Raises InputError if what it wrote about that is not a short line."""
     began = about.get("weights_from")
     if began is None:  # an older version
         weights = _config_of_run(path, about.get("config")).weights
@@ -268,6 +271,10 @@ def _from_official(
         return Weights(path, tensors, None)
     if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: only its name says so
         described["dilation"] = True
+    image_size = 0
+    if name == "detr_table" and described["num_queries"] == _QUERIES_OF_STRUCTURE:
+        image_size = _PX_OF_STRUCTURE
+        described["max_size"] = _PX_OF_STRUCTURE
     if class_names is None:
         class_names = [f"class {i}" for i in range(num_classes)]
         if num_classes == _COCO_CLASSES:
@@ -279,7 +286,12 @@ def _from_official(
     if num_classes == _COCO_PANOPTIC_CLASSES:
         is_thing = tuple(category_id <= panoptic.LAST_THING for category_id in category_ids)
     origin = Origin(
-        model or name, described | options, tuple(class_names), category_ids, is_thing=is_thing
+        model or name,
+        described | options,
+        tuple(class_names),
+        category_ids,
+        image_size,
+        is_thing=is_thing,
     )
     return Weights(path, tensors, origin)
 

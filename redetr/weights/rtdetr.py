@@ -254,12 +254,15 @@ def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     """
     require_settings(file, config, SUPPORTED)
     require_settings(file, config.get("backbone_config") or {}, _SUPPORTED_BACKBONE)
-    return decoder_options(file, config)
+    options = decoder_options(file, config)
+    if config.get("model_type") == "rt_detr":  # Transformers' first version has no other sampling
+        options["sampling"] = "bilinear"
+    return options
 
 
 def require_settings(file: Path, settings: dict[str, Any], supported: dict[str, Any]) -> None:
     """Raises InputError for a setting that has another than its supported value, or if `settings`
-    are no table."""
+    are not a table."""
     if not isinstance(settings, dict):
         raise InputError("backbone_config has to be a table of settings", where=file)
     for name, value in supported.items():

@@ -864,7 +864,7 @@ def test_what_a_short_run_on_few_images_should_know_at_its_start(shared_coco, tm
         "is --steps 1000" in told
     )
     assert re.search(r"warning: the val split has only 5 images with \d objects, so AP", told)
-    estimates = re.findall(r"the remaining 2 steps will take about \d+ s, and evaluations", told)
+    estimates = re.findall(r"the remaining 2 steps will take about \d+ s, plus evaluations", told)
     assert len(estimates) == 1
 
 

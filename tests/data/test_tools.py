@@ -152,7 +152,7 @@ TOOLS = {
         coco(segmentation=MASK | {"size": [96, 64]}), "its mask is 64x96 px, its image", BOX
     ),
     "corners beside an area": Tool(
-        coco(bbox=[10, 10, 40, 30], area=600), "as xyxy only; write xywh"
+        coco(bbox=[10, 10, 40, 30], area=600), "as xyxy; write xywh"
     ),
     "corners beside an outline": Tool(
         coco(bbox=BOX, segmentation=RECTANGLE), "fits its outline or area only as xyxy"

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_rtdetr import TINY, random_peer
 
 import redetr
 from redetr.data.transforms import MEAN, STD
+from redetr.weights.reading import read_weights
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -98,6 +99,14 @@ def test_an_index_names_files_of_its_folder_only(name, rtdetr_folder, tmp_path):
 def test_the_file_of_weights_stands_for_its_folder(rtdetr_folder):
     detector = redetr.load(rtdetr_folder / "model.safetensors", device="cpu")
     assert detector.class_names[0] == "LABEL_0"
+
+
+def test_a_folder_of_timm_is_its_weights(tmp_path):
+    save_file({"conv1.weight": torch.ones(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18d"}')
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        weights = read_weights(path)
+        assert weights.origin is None and list(weights.tensors) == ["conv1.weight"]
 
 
 @pytest.mark.parametrize("labels", [{"1": "a", "5": "b"}, {"0": "a", "b": "c"}])

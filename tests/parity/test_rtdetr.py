@@ -227,6 +227,12 @@ def test_discrete_sampling():
     assert_same_in_fp64(theirs.logits, theirs.pred_boxes, outputs)
 
 
+def test_the_first_version_has_no_discrete_sampling():
+    peer = random_peer("rtdetr", "r18", **TINY)
+    for layer in load(peer, decoder_method="discrete").model.decoder.decoder["layers"]:
+        assert layer.cross_attn.sampling == "bilinear"
+
+
 def test_all_layers_and_the_proposals_are_the_same():
     peer = random_peer("rtdetr", "r18", **TINY)
     ours = load(peer).model

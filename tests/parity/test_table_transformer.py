@@ -11,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
 from redetr.weights.official import from_transformers
+from redetr.weights.reading import read_weights
 from tests.transformers_peer import (
     NUM_CLASSES,
     assert_same_losses_and_gradients,
@@ -142,3 +143,8 @@ def test_a_file_of_the_original_loads(tmp_path):
     with torch.device("meta"):
         built = redetr.build("detr_table", num_classes=2)
     assert built.state_dict().keys() == weights.keys()
+
+    # That of rows and columns.
+    torch.save(weights | {"query_embed.weight": torch.zeros(125, 256)}, path)
+    origin = read_weights(path).origin
+    assert (origin.image_size, origin.options["max_size"]) == (1000, 1000)

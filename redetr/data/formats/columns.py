@@ -113,14 +113,14 @@ class Column(Sequence[Any]):
         return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
     def numbers(self) -> np.ndarray:
-        """The values as float64 `[N]`; NaN for what is no number."""
+        """The values as float64 `[N]`; NaN for what is not a number."""
         numbers = np.empty(self._count, np.float64)
         for rows, part in self._placed():
             numbers[rows] = _numbers(part)
         return numbers
 
     def whole_numbers(self) -> tuple[np.ndarray, np.ndarray]:
-        """The values as int64 `[N]`, and which of them are no whole numbers, bool `[N]` (there it
+        """The values as int64 `[N]`, and which of them are not whole numbers, bool `[N]` (there it
         is 0)."""
         numbers = np.empty(self._count, np.int64)
         bad = np.empty(self._count, bool)
@@ -129,7 +129,8 @@ class Column(Sequence[Any]):
         return numbers, bad
 
     def boxes(self) -> np.ndarray:
-        """The values as float64 `[N, 4]`; NaN for what is no number, or not in a list of four."""
+        """The values as float64 `[N, 4]`; NaN for what is not a number, or not in a list of
+        four."""
         boxes = np.empty((self._count, 4), np.float64)
         for rows, part in self._placed():
             boxes[rows] = _boxes(part)
@@ -186,7 +187,7 @@ class Columns:
 
 
 def _number_of(value: Any) -> float:
-    """The value, NaN if it is no number."""
+    """The value, NaN if it is not a number."""
     return float(value) if is_number(value) else np.nan
 
 
@@ -326,7 +327,7 @@ class Table(Rows):
         self.fault(code, bad, filled, remedy)
 
     def ids(self) -> np.ndarray:
-        """The ids of the rows, int64 `[N]`; reports those that are no whole number or there
+        """The ids of the rows, int64 `[N]`; reports those that are not whole number or there
         twice."""
         ids, bad = self.columns["id"].whole_numbers()
         text = "its id {id} is not a whole number below 2^63"

@@ -122,7 +122,7 @@ def _add_shape(
 
 
 def _shape(element: Element, size: tuple[float, float]) -> Row | None:
-    """The box or the outline of an element; None if it is no object."""
+    """The box or the outline of an element; None if it is not an object."""
     if element.tag == "box":
         return _box(element)
     if element.tag == "polygon":

@@ -102,7 +102,9 @@ def other_names(root: Path, names: list[str]) -> Fault | None:
             if name != other:
                 text = f"class {number} is {other!r} here, and {name!r} in the YAML file"
                 break
-        remedy = "the YAML file is taken: see whether classes are right on the page of --report"
+        remedy = (
+            "the YAML file is used: check on the page of --report whether the classes are right"
+        )
         return Fault("warning", "classes-differ", file, "", text, remedy)
     return None
 

@@ -1,7 +1,7 @@
 """Files in Datumaro's own format: `annotations/SUBSET.json`, images in `images/SUBSET/`.
 
 Boxes, polygons, masks, ellipses and turned boxes are objects, and crowds are ignored. Points, lines
-and other shapes are no objects. Polygons of one label and one group are parts of one object: that
+and other shapes are not objects. Polygons of one label and one group are parts of one object: that
 is how Datumaro stores those of COCO. A category's id is the index of its label, from 0.
 """
 
@@ -78,7 +78,7 @@ def _add_annotation(document: Document, annotation: Row) -> None:
 
 
 def _shape(annotation: Row) -> Row | None:
-    """The box or the outline of an annotation; None if it is no object."""
+    """The box or the outline of an annotation; None if it is not an object."""
     kind = annotation.get("type")
     points = annotation.get("points")
     if kind == "bbox":

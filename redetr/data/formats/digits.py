@@ -1,6 +1,6 @@
 """Scenes of handwritten digits, drawn on demand: a data set that needs no download.
 
-A scene is a textured background, a few strokes that are no digits, 1 to 8 digits and noise. The
+A scene is a textured background, a few strokes that are not digits, 1 to 8 digits and noise. The
 digits are scans of handwriting (1,797 of 8x8 px, see `scans/ATTRIBUTION.md`), each turned, slanted,
 stretched and inked anew. Scans that appear in validation never appear in training.
 
@@ -67,7 +67,7 @@ class DigitsDataset(DetectionDataset):
 
     Boxes are tight around the ink of a digit, areas are those of the boxes. A mask has the pixels
     where the ink of its digit is on top: of a digit that others cover in part, the mask is without
-    the covered part, the box is not. Ink of less than `_INKED` is no part of either.
+    the covered part, the box is not. Ink of less than `_INKED` is not part of either.
     """
 
     name = "digits"

@@ -96,7 +96,7 @@ def _without_class(file: Path, document: Document) -> list[Fault]:
 
 
 def _left_out(file: Path, document: Document) -> list[Fault]:
-    """A warning if there are shapes that are no objects."""
+    """A warning if there are shapes that are not objects."""
     if not document.left_out:
         return []
     kinds = Counter(kind for kind, _ in document.left_out)
@@ -114,7 +114,7 @@ def _grouped(file: Path, document: Document) -> list[Fault]:
         return []
     where = document.grouped_in[0]
     text = "polygons of one label and one group are parts of one object"
-    remedy = "the box around all of them is taken"
+    remedy = "the box around all of them is used"
     count = len(document.grouped_in)
     return [Fault("note", "shape-grouped", file, where, text, remedy, count)]
 
@@ -125,7 +125,7 @@ def _other_subsets(file: Path, document: Document) -> list[Fault]:
         return []
     names = Counter(document.other_subsets)
     listed = ", ".join(f"{count} in {name!r}" for name, count in names.most_common())
-    text = f"it has images in subsets that are no split, and are not read ({listed})"
+    text = f"it has images in subsets that are not splits, which are not read ({listed})"
     remedy = "call the subset Train, Validation or Test in CVAT, and export again"
     count = len(document.other_subsets)
     return [Fault("warning", "subset-unread", file, "", text, remedy, count)]

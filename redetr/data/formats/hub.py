@@ -183,7 +183,7 @@ def _load(source: str) -> dict[str, Any]:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """For reading files of this machine, which is no download."""
+    """For reading files of this machine, which is not a download."""
     from datasets import disable_progress_bars, enable_progress_bars
     from datasets.utils import are_progress_bars_disabled
 

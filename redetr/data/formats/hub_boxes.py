@@ -33,7 +33,7 @@ class NamedNumbers(NamedTuple):
 
     def boxes(self, value: Any) -> list[Any]:
         """The boxes of the objects of a row: of a list of dicts, of a dict of lists, or of the
-        dict of a single box; what is no box stays as it is."""
+        dict of a single box; what is not a box stays as it is."""
         if isinstance(value, list):
             return [self._box(item) for item in value]
         if not isinstance(value, dict):

@@ -234,7 +234,8 @@ class Sample:
 
     @classmethod
     def of(cls, objects: Iterable[tuple[tuple[int, int], list[Row]]]) -> "Sample":
-        """The sample of images (width and height) and their objects; what is no box is left out."""
+        """The sample of images (width and height) and their objects; what is not a box is left
+        out."""
         numbers = []
         sizes = []
         area = []
@@ -272,8 +273,8 @@ class BoxForm:
     note: str = ""  # why it is not the usual one
 
     def pixels(self, box: Any, size: tuple[int, int]) -> Any:
-        """x, y, width, height in pixels of a box in an image of this size; what is no box stays as
-        it is."""
+        """x, y, width, height in pixels of a box in an image of this size; what is not a box stays
+        as it is."""
         numbers = _four_numbers(box)
         if numbers is None or (self.box_format == "xywh" and not self.fractions):
             return box
@@ -301,7 +302,7 @@ class BoxForm:
         return scaled
 
     def area(self, value: Any, size: tuple[int, int]) -> Any:
-        """An area in pixels; what is no number stays as it is."""
+        """An area in pixels; what is not a number stays as it is."""
         is_number = isinstance(value, int | float)
         if self.fractions and is_number and value <= 1:
             width, height = size

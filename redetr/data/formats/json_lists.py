@@ -169,7 +169,7 @@ class _Document:
         return self._window[self._at : self._at + 1]
 
     def _skip_space(self) -> None:
-        """Goes to the next character that is no space, so that it is in the window."""
+        """Goes to the next character that is not a space, so that it is in the window."""
         while True:
             space = _SPACE.match(self._window, self._at)
             assert space is not None

@@ -270,7 +270,7 @@ def _judge_meaning(scenes: list[_Scene], rows: Rows) -> None:
 
 
 def _judge_edges(scenes: list[_Scene], rows: Rows) -> None:
-    """Adds an error if most numbers in the label images are no objects, but steps along edges."""
+    """Adds an error if most numbers in the label images are not objects, but steps along edges."""
     edges = np.array([scene.num_edges for scene in scenes])
     counts = np.array([len(scene.numbers) for scene in scenes])
     if 2 * edges.sum() <= counts.sum():

@@ -6,8 +6,8 @@ files in `annotations/`, `labels/` or `json/` with images in `images/`. The box 
 around its polygon, rectangle, circle or mask. If masks are read, its mask is what a polygon, a
 circle (as one of 64 corners) or a mask encloses; a rectangle has none. Shapes of one label and one
 `group_id` are one object; one that is marked `difficult` is ignored in evaluation: `iscrowd` is
-True. Points and lines are no objects. Classes are the labels in all files, sorted, with ids from 1;
-image ids count the sorted names.
+True. Points and lines are not objects. Classes are the labels in all files, sorted, with ids from
+1; image ids count the sorted names.
 """
 
 import base64
@@ -134,7 +134,7 @@ class _Scene:
     numbers: list[int] = field(default_factory=list)  # of the shape, from 1
     difficult: list[bool] = field(default_factory=list)
     masks: list[Polygons | None] = field(default_factory=list)  # None for boxes
-    left_out: list[str] = field(default_factory=list)  # kinds of shapes that are no objects
+    left_out: list[str] = field(default_factory=list)  # kinds of shapes that are not objects
     grouped: int = 0  # shapes that are parts of others
     with_masks: bool = False  # whether they are read
     is_embedded: bool = False  # whether the image is in the file itself
@@ -421,7 +421,7 @@ def _read_corners(rows: Rows, extents: list[Extent]) -> np.ndarray:
 
 
 def _note_shapes(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
-    """Adds notes on shapes that are no objects of their own."""
+    """Adds notes on shapes that are not objects of their own."""
     lines = [(scene, kind) for scene in scenes for kind in scene.left_out]
     if lines:
         scene, kind = lines[0]

@@ -177,7 +177,7 @@ def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
 
 
 def _no_folder(root: Path) -> InputError:
-    """Why a path that is no folder is no data set."""
+    """Why a path that is not a folder is not a data set."""
     remedy = "give the folder of a data set, its data.yaml, or digits or crowns"
     if not root.is_file():
         return InputError("no such folder", where=root, remedy=remedy)

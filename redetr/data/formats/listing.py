@@ -1,4 +1,4 @@
-"""What lies below a folder: files of the kinds that are asked for, and all that is passed over; and
+"""The contents of a folder: files of the requested types, and everything that is skipped; and
 images that are listed twice."""
 
 import json
@@ -162,7 +162,7 @@ def _holds(folder: str, suffixes: tuple[str, ...]) -> bool:
 
 
 def output_images(folder: str, files: Iterable[str]) -> set[str]:
-    """Which of the `files` in a folder are images that redetr wrote there, which are no data."""
+    """Which of the `files` in a folder are images that redetr wrote there, which are not data."""
     names = set(files)
     outputs: set[str] = set()
     for mark, images in _OUTPUTS.items():
@@ -260,7 +260,7 @@ def passed_over(contents: Contents) -> list[Fault]:
 
 
 def _cut_short(contents: Contents) -> list[Fault]:
-    """A warning if not all of the folder was looked at."""
+    """A warning if the folder was only partly searched."""
     if contents.is_whole:
         return []
     text = f"holds more than {MOST_OTHERS:,} files of other types: it was only partly searched"

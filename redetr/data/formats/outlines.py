@@ -53,7 +53,7 @@ def _is_polygon(value: Any) -> bool:
 
 
 def to_floats(values: list[Any]) -> np.ndarray:
-    """The values as float64; NaN for what is no number."""
+    """The values as float64; NaN for what is not a number."""
     kinds = set(map(type, values))
     if kinds <= {int, float}:
         with suppress(OverflowError):
@@ -68,7 +68,8 @@ def to_floats(values: list[Any]) -> np.ndarray:
 
 
 def is_number(value: Any) -> bool:
-    """Whether int64 holds it and float32 holds its square; NaN and infinity are no numbers here."""
+    """Whether int64 holds it and float32 holds its square; NaN and infinity are not numbers
+    here."""
     return type(value) in (int, float) and abs(value) < LARGEST
 
 

@@ -4,7 +4,7 @@ and a folder of PNG files in which the colour of each pixel is the id of its seg
 They are `annotations/panoptic_train*.json` and, of the same name, a folder in `annotations/` or
 beside it; images are where COCO has them. A folder that holds `instances_train*.json` too is read
 by that file: give the path of the panoptic file instead to read it, and the others beside it. An id
-is red + 256 green + 65536 blue, and 0 is no segment. The box of a segment is its `bbox`, or that
+is red + 256 green + 65536 blue, and 0 is not a segment. The box of a segment is its `bbox`, or that
 around its pixels. Things and stuff are objects alike; `is_thing` distinguishes them.
 """
 

@@ -95,7 +95,7 @@ class Resolved:
     """The file that a path in an annotation file leads to."""
 
     inside: str = ""  # its path below the data folder; empty if it is not there
-    outside: str = ""  # where it is outside of the data folder, which is not read
+    outside: str = ""  # where it is outside the data folder, which is not read
     is_guess: bool = False  # nothing is where it says: `inside` is the same end in the data folder
 
 
@@ -119,7 +119,7 @@ class Finder:
         """What `text` means relative to one of the `bases` below the data folder, or of the
         `origins`, which are folders anywhere.
 
-        What is where `text` says is taken or, if it is outside of the data folder, refused. Else
+        What is where `text` says is taken or, if it is outside the data folder, refused. Else
         the path was written on another machine: of an absolute one, the longest end that the data
         folder holds is taken; of `../train/images`, which Roboflow writes one level too high, the
         rest. With `ends`, this holds for other paths as well: `data/train.txt`, as CVAT writes it.

@@ -20,7 +20,7 @@ _CORNERS = 64  # of the polygon that stands for an ellipse
 
 @dataclass
 class Document:
-    """The lists of a data set in COCO's format, and the shapes in it that are no objects."""
+    """The lists of a data set in COCO's format, and the shapes in it that are not objects."""
 
     images: list[Row] = field(default_factory=list)
     annotations: list[Row] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Document:
         self.annotations = kept
 
     def leave_out(self, kind: str) -> None:
-        """Notes a shape on the last image that is no object."""
+        """Notes a shape on the last image that is not an object."""
         shown = kind if kind.isidentifier() else reprlib.repr(kind)
         self.left_out.append((shown, self._last_image()))
 
@@ -114,12 +114,12 @@ def parse_json(file: Path) -> Any:
 
 
 def as_dict(value: Any) -> Row:
-    """A value of JSON that should be an object; an empty one in place of anything else."""
+    """A value of JSON that should be an object; an empty one instead of anything else."""
     return value if isinstance(value, dict) else {}
 
 
 def as_list(value: Any) -> list[Any]:
-    """A value of JSON that should be a list; an empty one in place of anything else."""
+    """A value of JSON that should be a list; an empty one instead of anything else."""
     return value if isinstance(value, list) else []
 
 
@@ -131,7 +131,7 @@ def polygon(points: list[Any]) -> Row:
 
 def ellipse(cx: Any, cy: Any, rx: Any, ry: Any, degrees: Any = 0.0) -> Row:
     """The outline of an ellipse with these radii, turned clockwise about its centre. Values that
-    are no numbers become the outline, so that the message about it quotes them."""
+    are not numbers become the outline, so that the message about it quotes them."""
     numbers = [cx, cy, rx, ry, degrees]
     if not all(map(is_number, numbers)):
         return polygon(numbers)

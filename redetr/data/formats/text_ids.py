@@ -7,7 +7,7 @@ def number_text_ids(ids: Column, references: Column) -> str:
     """Makes numbers of ids that are text, and of the references to them; returns a sentence on it,
     empty if there was nothing to do.
 
-    Text that is a number becomes that number. If all ids are text and some are no numbers, they
+    Text that is a number becomes that number. If all ids are text and some are not numbers, they
     are numbered in alphabetical order, the same for each file that has the same ids. Nothing is
     changed where ids are there twice, which others report.
     """

@@ -145,7 +145,7 @@ def _polygon(x: Any, y: Any) -> Row:
 
 
 def _degrees(radians: Any) -> Any:
-    """An angle in degrees, 0 if none is stated; a value that is no number stays as it is."""
+    """An angle in degrees, 0 if none is stated; a value that is not a number stays as it is."""
     if radians is None:
         return 0.0
     return math.degrees(radians) if is_number(radians) else radians

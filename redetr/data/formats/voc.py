@@ -352,7 +352,7 @@ def _judge_elements(rows: Rows, names: list[str], repeated: list[str]) -> None:
 
 
 def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:
-    """Adds faults for boxes `[A, 4]` that are no numbers, which get others, and for outlines that
+    """Adds faults for boxes `[A, 4]` that are not numbers, which get others, and for outlines that
     stand for a box."""
     invalid = np.isnan(boxes).any(1)
     rows.fault(

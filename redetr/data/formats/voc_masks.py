@@ -90,7 +90,7 @@ class _Scene:
     masks: list[bytes | MaskProblem | None]  # one for each object of the XML file
     # xyxy px around each mask with its void edge, NaN for an empty mask; empty without masks
     boxes: list[list[float]] = field(default_factory=list)
-    unlisted: int = 0  # the smallest number that is no object of the XML file
+    unlisted: int = 0  # the smallest number that is not an object of the XML file
 
 
 def _read_scene(folder: Path, stem: str, count: int, size: Sequence[int]) -> _Scene:

@@ -86,7 +86,7 @@ def _read_folder(
     source: str | Path, destination: Path, follow_links: bool, val_fraction: float
 ) -> tuple[Splits, list[str]]:
     """The splits of a folder or a YAML file, and sentences on `val_fraction` and on
-    what was passed over."""
+    what was skipped."""
     root = folder_of(source)
     if not root.exists():
         remedy = "give that of a data set, or crowns"
@@ -275,7 +275,7 @@ def _require_same_classes(splits: Splits) -> None:
 
 
 def without_crowds(annotations: Annotations) -> Annotations:
-    """All images, and the objects that are no crowds."""
+    """All images, and the objects that are not crowds."""
     all_images = np.ones(len(annotations), bool)
     return annotations.only(all_images, ~annotations.iscrowd)
 

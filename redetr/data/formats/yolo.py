@@ -239,7 +239,7 @@ def _class_faults(file: Path, config: dict[str, Any], classes: dict[int, str]) -
 
 
 def _key_points(file: Path, config: dict[str, Any]) -> KeyPoints | None:
-    """The value of `kpt_shape`; None if it is missing. Raises InputError if it is no shape."""
+    """The value of `kpt_shape`; None if it is missing. Raises InputError if it is not a shape."""
     shape = config.get("kpt_shape")
     if shape is None:
         return None

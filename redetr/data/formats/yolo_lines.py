@@ -142,7 +142,7 @@ class Lines:
         return _doubt(self._numbers(same))
 
     def stray_key_points(self) -> tuple[int, int, int] | None:
-        """The first line whose key points lie outside of its box, how many of a sample do, and of
+        """The first line whose key points lie outside its box, how many of a sample do, and of
         how many; None if it is not most of them."""
         kinds = np.array(self.kind, np.int8)
         rows = np.flatnonzero(kinds == KEY_POINTS)
@@ -301,7 +301,7 @@ def _are_tracked(numbers: np.ndarray) -> bool:
 
 def _are_oriented_boxes(numbers: np.ndarray) -> bool:
     """Whether four points are the corners of a parallelogram: its diagonals share their middle,
-    also in fractions of an image that is no square."""
+    also in fractions of an image that is not a square."""
     corners = numbers[:, 1:].reshape(-1, 4, 2)
     gaps = np.abs(corners[:, 0] + corners[:, 2] - corners[:, 1] - corners[:, 3])
     extents = np.ptp(corners, axis=1)
