@@ -141,7 +141,12 @@ def test_an_average_without_a_module_around_it(tmp_path):
     model = small("rtdetrv2_r18")
     tensors = original_tensors(model)
     trained = {name: tensor / 2 for name, tensor in tensors.items()}
-    for content in ({"model": trained, "ema": tensors}, {"ema": {"module": {}}, "model": tensors}):
+    contents = [
+        {"model": trained, "ema": tensors},
+        {"model": trained, "model_ema": tensors},
+        {"ema": {"module": {}}, "model": tensors},
+    ]
+    for content in contents:
         torch.save(content, tmp_path / "model.pth")
         given = redetr.load(tmp_path / "model.pth", device="cpu").model.state_dict()
         assert all(torch.equal(given[key], tensor) for key, tensor in model.state_dict().items())

@@ -10,6 +10,8 @@ from redetr.errors import InputError
 
 # What wraps a model, and so prefixes its names: DataParallel and `torch.compile`.
 _WRAPPERS = ("module.", "_orig_mod.")
+# Keys of the moving average: of RT-DETR and its followers, of Deformable DETR's, of timm.
+_AVERAGES = ("ema", "model_ema", "state_dict_ema")
 
 
 def require_tensors(path: Path, tensors: Any) -> dict[str, Tensor]:
@@ -51,11 +53,12 @@ def unwrapped(content: Any) -> Any:
     evaluate, or else the model. Anything else as it is."""
     if not isinstance(content, dict):
         return content
-    averaged = content.get("ema")
-    if isinstance(averaged, dict):
-        averaged = averaged.get("module", averaged)
-    if isinstance(averaged, dict) and any(isinstance(x, Tensor) for x in averaged.values()):
-        return averaged
+    for key in _AVERAGES:
+        averaged = content.get(key)
+        if isinstance(averaged, dict):
+            averaged = averaged.get("module", averaged)
+        if isinstance(averaged, dict) and any(isinstance(x, Tensor) for x in averaged.values()):
+            return averaged
     for key in ("model", "state_dict"):
         if isinstance(content, dict):
             content = content.get(key, content)
