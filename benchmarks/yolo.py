@@ -205,10 +205,12 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     """AP by minutes: a plot for each set and number of threads."""
     from matplotlib import pyplot as plt
 
+    trained = {row["side"] for row in rows}
+    sides = [side for side in SIDES if side in trained]
     panels = sorted({(row["data"], row["threads"]) for row in rows})
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.5), squeeze=False)
     for axis, (data, threads) in zip(axes[0], panels, strict=True):
-        for side in SIDES:
+        for side in sides:
             by_minutes: dict[float, list[float]] = {}
             for row in rows:
                 if (row["data"], row["threads"], row["side"]) == (data, threads, side):
