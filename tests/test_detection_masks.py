@@ -72,7 +72,7 @@ def test_one_image_of_all_masks():
     many = detections[[1] * 300]
     assert np.asarray(many.mask_image()).max() == 1 and many.mask_image().mode == "I;16"
     boxes_alone = Detections(**(vars(detections) | {"masks": None}))
-    with pytest.raises(InputError, match="boxes only"):
+    with pytest.raises(InputError, match="only boxes"):
         boxes_alone.mask_image()
 
 

@@ -126,7 +126,7 @@ def test_an_export_is_not_compared_without_objects(run, shared_coco, tmp_path, m
     monkeypatch.setattr("redetr.export.export.Trial.compare", lambda *_: undefined)
     held_out = Ignored(open_dataset(shared_coco, "val"))
     detector = load(run[0], device="cpu")
-    with pytest.raises(InputError, match="AP is undefined on 5 images without an object"):
+    with pytest.raises(InputError, match="AP is undefined on 5 images without objects to find"):
         export(detector, tmp_path / "a.onnx", ExportConfig(), held_out)
     assert not list(tmp_path.iterdir())
 
@@ -188,4 +188,4 @@ def test_the_share_that_is_ignored(share, severity, shared_coco, tmp_path):
     [fault] = [fault for fault in faults if fault.code == "object-ignored"]
     assert fault.severity == severity
     ignored = check(str(root)).figures()["val"]["ignored"]
-    assert fault.text.startswith(f"{ignored} of ") and "%) marked as crowds" in fault.text
+    assert fault.text.startswith(f"{ignored} of ") and "%) are marked as crowds" in fault.text

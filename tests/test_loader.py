@@ -382,12 +382,18 @@ def test_a_loader_process_that_dies_while_it_gives_a_sample_is_told():
 
 def test_a_second_error_does_not_hide_that_a_process_was_silent():
     """PyTorch raises wherever the main process is, also while the reason is being raised."""
-    with pytest.raises(LostError, match="did not answer within 3 s"), watching_workers():
+    with pytest.raises(LostError, match="did not respond within 3 s"), watching_workers():
         loader._SILENT.append(3)
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed")
     assert loader._SILENT == []
     with pytest.raises(LostError, match="a loader process died"), watching_workers():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed")
+
+
+def test_more_loader_processes_than_cores_are_not_warned_of(shared_coco, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    (batch,) = load_batches(samples_of(shared_coco), [[(0, 0), (0, 1)]], 2, pin_memory=False)
+    assert len(batch) == 2
 
 
 def test_a_full_gpu_is_told(run_with, monkeypatch):

@@ -261,6 +261,12 @@ def pools_ahead(sampler: TrainSampler) -> Iterator[list[list[Key]]]:
         yield batches
 
 
+class _Loader(DataLoader):
+    def check_worker_number_rationality(self) -> None:
+        """PyTorch would warn twice at each start of more processes than cores; the user chose their
+        number."""
+
+
 def load_batches(
     samples: Samples,
     sampler: Sampler[list[Key]],
@@ -274,7 +280,7 @@ def load_batches(
     that cannot be read. Within `watching_workers`, a process that dies, or whose batch does not
     arrive within `timeout_s`, raises LostError.
     """
-    loader = DataLoader(
+    loader = _Loader(
         samples,
         batch_sampler=sampler,
         num_workers=num_workers,

@@ -226,16 +226,18 @@ def test_what_was_measured_stands_above_the_numbers(trained, shared_coco, tmp_pa
         assert [word for word in header if word.isalnum()] == ["class", "objects", "AP", "AP50"]
         (cup,) = [line for line in tables if " cup " in line]
         threshold = redetr.load(folder).threshold  # of training; the best one here may differ
-        assert f"redetr predict shows those with a score of at least {threshold}" in tables[-1]
+        assert f"redetr predict shows those with a score of at least {threshold}" in " ".join(
+            tables
+        )
         assert int(cup.split()[1]) == sum(thing["category_id"] == 7 for thing in objects)
 
 
 def test_the_threshold_of_predict_is_not_taken_for_the_best_one_here():
     told = thresholds({"predict_threshold": 0.32, "threshold": 0.4})
-    assert told.endswith("shows those of 0.32 and more, and F1 is best here with 0.4")
+    assert told.endswith("shows those with a score of at least 0.32, and F1 is best here with 0.4")
     for best in (0.32, None):
         told = thresholds({"predict_threshold": 0.32, "threshold": best})
-        assert told.endswith("shows those of 0.32 and more")
+        assert told.endswith("shows those with a score of at least 0.32")
 
 
 def test_the_numbers_after_training_say_of_which_step_they_are(shared_coco, tmp_path, capsys):

@@ -75,7 +75,7 @@ def test_a_lost_rank_ends_the_others_and_fewer_go_on(shared_coco, tmp_path, whol
             rank.kill()
             rank.communicate()
     assert line.startswith(
-        "redetr: rank 0 lost another rank: it died, or did not answer within 8 s"
+        "redetr: rank 0 lost another rank: it died, or did not respond within 8 s"
     )
     assert "resumed from" in finish(arguments)
     difference = weights(folder) - weights(whole)
