@@ -212,6 +212,10 @@ def test_what_a_form_cannot_hold_is_refused(tmp_path):
     for form in ("yolo", "voc"):
         with pytest.raises(InputError, match=r"'a\.jpg' and 'a\.png' would share one label file"):
             convert(tmp_path / "two", tmp_path / "new", form)
+    write(tmp_path / "twice", DOCUMENT)
+    write(tmp_path / "twice", DOCUMENT, "annotations/instances_val.json", "val")
+    with pytest.raises(InputError, match=r"two splits have an image 'a\.png', which would share"):
+        convert(tmp_path / "twice", tmp_path / "new", "voc")
     write(tmp_path / "unequal", DOCUMENT)
     fewer = damaged(lambda d: (d["categories"].pop(0), d["annotations"].pop(0)))
     write(tmp_path / "unequal", fewer, "annotations/instances_val.json", "val")

@@ -296,6 +296,8 @@ def _require_separate_labels(parts: list[Annotations]) -> None:
             stem, _ = posixpath.splitext(name)
             if stem in name_of:
                 text = f"{name_of[stem]!r} and {name!r} would share one label file"
+                if name_of[stem] == name:
+                    text = f"two splits have an image {name!r}, which would share one label file"
                 remedy = "rename one of them"
                 raise InputError(text, where=annotations.source, remedy=remedy)
             name_of[stem] = name
