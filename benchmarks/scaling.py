@@ -31,15 +31,26 @@ from redetr.step import announce, receive, train_step
 from redetr.verification import Noise
 
 ROUNDS, STEPS, LOCAL_BATCH = 7, 4, 8
-# Gradients in bytes: parameters that are trained, in fp32. One-way bandwidth of the narrowest place
-# in the ring, where one rank of each host sends to the next host, and latency of one message.
-MODELS = {"redetr_n": 2_200_476 * 4, "detr_r50": 41_279_752 * 4}
+_BYTES = 4  # of a number in fp32
+# One-way bandwidth of the narrowest link in the ring, where a rank of each host sends to the next
+# host, and latency of one message.
 NETWORKS = {
     "NVLink": (300e9, 5e-6),
     "InfiniBand, 400 Gb/s": (50e9, 5e-6),
     "Ethernet, 100 Gb/s": (12.5e9, 20e-6),
     "Ethernet, 10 Gb/s": (1.25e9, 20e-6),
 }
+
+
+def gradient_bytes_of(name: str) -> int:
+    """The gradient of a model for 80 classes: all parameters that are trained."""
+    with torch.device("meta"):
+        model = redetr.build(name, 80)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return _BYTES * sum(parameter.numel() for parameter in trained)
+
+
+MODELS = {name: gradient_bytes_of(name) for name in ("redetr_n", "detr_r50")}
 
 
 def all_reduce_s(gradient_bytes: float, ranks: int, bandwidth: float, latency_s: float) -> float:
