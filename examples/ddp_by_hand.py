@@ -74,7 +74,8 @@ def rank_main(rank: int, folder: Path) -> None:
     )  # objects weigh 1/4 on rank 0 and 1/8 on rank 1, not 1/6
     torch.save([right, wrong], folder / f"{rank}.pt")
     dist.destroy_process_group()
-    os._exit(0)  # at once: where Python tidies up, PyTorch 2.14 sometimes aborts in a thread of gloo
+    # At once: while Python tidies up, PyTorch 2.14 sometimes aborts the process.
+    os._exit(0)
 
 
 def with_ddp() -> list[Tensor]:
