@@ -259,8 +259,7 @@ def _number_in_environment(name: str, default: int, least: int) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < least:
         raise InputError(
             f"the environment sets {name}={text}, which is not an integer of at least {least}: "
-            "start "
-            f"with torchrun, or unset {name}"
+            f"start with torchrun, or unset {name}"
         )
     return int(text)
 

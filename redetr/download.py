@@ -215,6 +215,5 @@ def require_hash(path: Path, name: str) -> Path:
     path.unlink()
     raise InputError(
         f"the download of {name} is damaged (its hash is {actual[:8]}): try again, or put the file "
-        "there "
-        "yourself"
+        "there yourself"
     )

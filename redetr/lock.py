@@ -108,8 +108,7 @@ class FolderLock:
         if holder is not None and holder != self._me:
             raise LostError(
                 f"{self.path.parent}: another run has taken over ({holder}): this one was "
-                "suspended "
-                "or cut off for too long, and saves nothing more"
+                "suspended or cut off for too long, and saves nothing more"
             )
 
     def _problem(self) -> str | None:

@@ -71,8 +71,7 @@ class Convert:
         if self.tile is not None:
             notes.append(
                 "predict on whole images in tiles of this size as well: redetr predict CHECKPOINT "
-                "IMAGE "
-                f"--tile {self.tile}"
+                f"IMAGE --tile {self.tile}"
             )
         if self.json:
             print_json({"destination": self.destination, "notes": notes})

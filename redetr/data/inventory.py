@@ -223,8 +223,7 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
         if recorded.annotations is None:
             notes.append(
                 f"note: {file} is from an earlier version, without hashes of annotations: whether "
-                "those "
-                f"of {split} have changed was not checked"
+                f"those of {split} have changed was not checked"
             )
     return notes
 

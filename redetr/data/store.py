@@ -308,7 +308,11 @@ def _is_open(store: Path) -> bool:
 def _is_locked(file: Path) -> bool:
     if fcntl is None:
         return False
-    opened = os.open(file, os.O_RDWR)  # shared disks lock no file that is open for reading alone
+    try:
+        # For writing as well: shared disks do not lock files that are open for reading alone.
+        opened = os.open(file, os.O_RDWR)
+    except OSError:  # another process is removing it, or it belongs to another user
+        return False
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

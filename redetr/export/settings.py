@@ -67,8 +67,7 @@ class ExportConfig:
         if self.processing and self.mask:
             raise InputError(
                 "with --with-processing, all images of a batch have one size and need no padding: "
-                "leave out "
-                "--mask"
+                "leave out --mask"
             )
         if self.processing and (self.size or self.one_image):
             raise InputError(

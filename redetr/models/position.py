@@ -75,8 +75,7 @@ class PositionEmbeddingLearned(nn.Module):
         if max(height, width) > _LARGEST_LEARNED_MAP:
             raise InputError(
                 f"learned positions cover at most 50 x 50 features, but this map has {height} x "
-                f"{width}: take "
-                "smaller images, or position=sine"
+                f"{width}: use smaller images, or position=sine"
             )
         rows = self.row_embed.weight[:height, None]  # [H, 1, num_pos_feats]
         rows = rows.expand(-1, width, -1)

@@ -77,8 +77,7 @@ def join_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
                 if part is None or part.dim() == 0 or part.shape != tensor.shape:
                     raise InputError(
                         f"these weights are not a DETR: {name} lacks a key or value projection of "
-                        "its "
-                        "shape"
+                        "its shape"
                     )
                 parts.append(part)
             joined[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)

@@ -421,6 +421,5 @@ def _download(name: str) -> Path:
             f"no such file, and it cannot be downloaded from the hub ({reason})",
             where=name,
             remedy="download the folder (config.json, model.safetensors) on another machine, and "
-            "give "
-            "its path",
+            "give its path",
         ) from error

@@ -106,6 +106,17 @@ def test_a_store_that_is_open_is_kept(root):
     assert not store_of_the_run.exists()
 
 
+def test_a_file_that_cannot_be_opened_keeps_no_store(root):
+    """Such as one that another process is just removing: the new store is used all the same."""
+    before = open_dataset(root, "train").annotations.stored
+    (before / "boxes.npy").unlink()
+    (before / "boxes.npy").mkdir()
+    CHANGES["a new file"](root)
+    after = open_dataset(root, "train").annotations.stored
+    assert after is not None and after != before
+    assert not before.exists()
+
+
 def test_a_run_inside_the_data_folder_is_no_data(root):
     before = store.stamp_of(root)
     faults = essential_faults(open_dataset(root, "train"), open_dataset(root, "val"))
