@@ -286,9 +286,10 @@ def _image_ids(record: Path) -> list[int]:
     """Images named by whole numbers, as COCO's, have these as their ids; else they are counted
     from 1."""
     stems = [Path(_key(line)).stem for line in _images(record)]
-    are_numbers = all(stem.isdecimal() for stem in stems)
-    if are_numbers and len(set(map(int, stems))) == len(stems):
-        return [int(stem) for stem in stems]
+    if all(stem.isdecimal() for stem in stems):
+        numbers = [int(stem) for stem in stems]
+        if len(set(numbers)) == len(numbers):
+            return numbers
     return list(range(1, len(stems) + 1))
 
 

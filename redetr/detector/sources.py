@@ -295,11 +295,8 @@ def download(address: str) -> bytes:
                         "the file"
                     )
             return bytes(content)
-    except (
-        OSError,
-        http.client.HTTPException,
-        ValueError,
-    ) as error:  # ValueError: no such port, a space in it
+    # ValueError: the address has a space or an impossible port.
+    except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise InputError(

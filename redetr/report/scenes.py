@@ -138,9 +138,13 @@ def _part_around(boxes: np.ndarray, size: tuple[int, int]) -> tuple[int, int, in
     """The window around boxes `[N, 4]` with a margin, inside an image of (width, height)."""
     left_top = boxes[:, :2].min(0)
     right_bottom = boxes[:, 2:].max(0)
-    margin = _MARGIN * (right_bottom - left_top).max()
-    left, top = np.floor(left_top - margin).clip(0).astype(int).tolist()
-    right, bottom = np.minimum(np.ceil(right_bottom + margin), size).astype(int).tolist()
+    longest_side = (right_bottom - left_top).max()
+    margin = _MARGIN * longest_side
+    start = np.floor(left_top - margin).clip(0)
+    end = np.ceil(right_bottom + margin)
+    end = np.minimum(end, size)
+    left, top = start.astype(int).tolist()
+    right, bottom = end.astype(int).tolist()
     return left, top, right, bottom
 
 

@@ -292,10 +292,15 @@ def classes(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     Names decide: if they are those of COCO's 80 classes in COCO's order, the ids are COCO's, which
     have gaps; all others are numbered from 0.
     """
-    coco = {name: i for i, name in enumerate(coco_class_names()) if name != "unused"}
-    as_coco = [_OTHER_NAMES.get(name, name) for name in names]
-    if as_coco == list(coco):
-        return tuple(coco), tuple(coco.values())
+    coco_names = []
+    coco_ids = []
+    for category_id, name in enumerate(coco_class_names()):
+        if name != "unused":
+            coco_names.append(name)
+            coco_ids.append(category_id)
+    usual_names = [_OTHER_NAMES.get(name, name) for name in names]
+    if usual_names == coco_names:
+        return tuple(coco_names), tuple(coco_ids)
     return tuple(names), tuple(range(len(names)))
 
 

@@ -277,7 +277,8 @@ def _flags(part: _Part) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(len(part), bool), np.zeros(len(part), bool)
     if isinstance(part, np.ndarray) and part.ndim == 1:
         is_set = part == 1
-        return is_set, ~is_set & (part != 0) & ~np.isnan(part)
+        is_clear = (part == 0) | np.isnan(part)
+        return is_set, ~(is_set | is_clear)
     flags = [flag_of(None if value is _ABSENT else value) for value in _values(part)]
     is_set = np.array([flag is True for flag in flags], bool)
     unclear = np.array([flag is None for flag in flags], bool)

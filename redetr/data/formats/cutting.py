@@ -74,9 +74,11 @@ class _Shape:
     def seen(self, window: Window) -> NDArray[np.bool_]:
         """The part that a tile shows, with the box around it; without pixels if it shows none."""
         left, top, right, bottom = window
-        rows = slice(max(0, top - self.top), max(0, bottom - self.top))
-        columns = slice(max(0, left - self.left), max(0, right - self.left))
-        return self.pixels[rows, columns]
+        start_row = max(0, top - self.top)
+        stop_row = max(0, bottom - self.top)
+        start_column = max(0, left - self.left)
+        stop_column = max(0, right - self.left)
+        return self.pixels[start_row:stop_row, start_column:stop_column]
 
     def mask(self, window: Window) -> NDArray[np.bool_]:
         """The same as a mask of the tile."""
@@ -242,7 +244,8 @@ def _shares(
     shares = np.zeros((len(windows), len(boxes)))
     for number, window in enumerate(windows):
         parts = _cut_boxes(window, boxes)
-        shares[number] = (parts[:, 2:] - parts[:, :2]).prod(1) / areas
+        part_areas = (parts[:, 2:] - parts[:, :2]).prod(1)
+        shares[number] = part_areas / areas
         for row, shape in enumerate(shapes):
             if shape is not None:
                 shares[number, row] = shape.seen(window).sum() / shape.pixels.sum()

@@ -366,12 +366,16 @@ def _cubic_weights() -> np.ndarray:
 
     Source: cubic convolution of Keys 1981, with a = -0.5.
     """
-    positions = (np.arange(_BANK_SIDE) - _BORDER + 0.5) / _CELL - 0.5  # in px of the scan
-    t = np.abs(positions[:, None] - np.arange(8))  # distance from each sample
-    near = 1.5 * t**3 - 2.5 * t**2 + 1
-    far = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
-    weights = np.where(t < 2, far, 0)
-    weights = np.where(t <= 1, near, weights)
+    pixels = np.arange(_BANK_SIDE) - _BORDER
+    positions = (pixels + 0.5) / _CELL - 0.5  # in px of the scan
+    samples = np.arange(8)
+    distance = np.abs(positions[:, None] - samples)
+    square = distance**2
+    cube = distance**3
+    near = 1.5 * cube - 2.5 * square + 1
+    far = -0.5 * cube + 2.5 * square - 4 * distance + 2
+    weights = np.where(distance < 2, far, 0)
+    weights = np.where(distance <= 1, near, weights)
     return weights.astype(np.float32)
 
 
@@ -450,7 +454,8 @@ def _bow(random: np.random.Generator, length: float) -> np.ndarray:
     height = int(y.max() + radius + 2)
     width = int(x.max() + radius + 2)
     rows, columns = np.mgrid[:height, :width]
-    distances = np.hypot(columns[..., None] - x, rows[..., None] - y)  # [h, w, points]
-    distance = distances.min(-1)
+    gaps_x = columns[..., None] - x  # [h, w, points]
+    gaps_y = rows[..., None] - y
+    distance = np.hypot(gaps_x, gaps_y).min(-1)
     ink = np.clip(radius + 0.5 - distance, 0, 1)  # a soft edge, a pixel wide
     return ink.astype(np.float32)

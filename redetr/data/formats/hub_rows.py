@@ -406,11 +406,13 @@ def _makes_sense(
     slip = np.maximum(_SLIP_PX, _SLIP_SHARE * sizes)
     starts = boxes[:, :2]
     ends = boxes[:, 2:]
-    is_inside = (starts >= -slip) & (ends <= sizes + slip) & (ends > starts)
+    is_inside = (starts >= -slip) & (ends <= sizes + slip)
+    has_area = ends > starts
+    sound = np.all(is_inside & has_area, axis=1)
     largest = _LARGER_THAN_BOX * (ends - starts + 1).prod(1)
-    is_large = (area < 0) | (area <= largest)
-    sound = np.all(is_inside, axis=1)
-    return bool(sound.mean() >= _NEARLY_ALL and is_large.mean() >= _MOST)
+    is_unknown = area < 0
+    area_fits = is_unknown | (area <= largest)
+    return bool(sound.mean() >= _NEARLY_ALL and area_fits.mean() >= _MOST)
 
 
 def _fits_area(box_format: BoxFormat, numbers: np.ndarray, area: np.ndarray) -> float:

@@ -206,17 +206,22 @@ def _add_shape(
 
 def _extent(kind: Any, points: Any) -> Extent:
     """The box around a shape; NaN if it has none."""
-    pairs = points if isinstance(points, list) else []
-    if kind not in _OBJECTS or len(pairs) < 2 or not all(map(_is_point, pairs)):
+    if kind not in _OBJECTS or not isinstance(points, list):
         return _NO_EXTENT
-    x = [float(point[0]) for point in pairs]
-    y = [float(point[1]) for point in pairs]
+    if len(points) < 2 or not all(map(_is_point, points)):
+        return _NO_EXTENT
     if kind == "circle":  # its centre, and a point on it
-        radius = math.hypot(x[1] - x[0], y[1] - y[0])
-        return x[0] - radius, y[0] - radius, x[0] + radius, y[0] + radius
+        center_x, center_y = map(float, points[0])
+        edge_x, edge_y = map(float, points[1])
+        radius = math.hypot(edge_x - center_x, edge_y - center_y)
+        return center_x - radius, center_y - radius, center_x + radius, center_y + radius
+    x = [float(point[0]) for point in points]
+    y = [float(point[1]) for point in points]
+    left, right = min(x), max(x)
+    top, bottom = min(y), max(y)
     if kind == "mask":  # its first and its last pixel
-        return min(x), min(y), max(x) + 1, max(y) + 1
-    return min(x), min(y), max(x), max(y)
+        return left, top, right + 1, bottom + 1
+    return left, top, right, bottom
 
 
 def _polygons(kind: Any, shape: dict[str, Any]) -> Polygons | None:

@@ -103,9 +103,12 @@ def as_one(rings: list[np.ndarray]) -> np.ndarray:
     first, *others = sorted(rings, key=len, reverse=True)
     joined = first
     for ring in others:
-        gaps = ((joined[:, None] - ring[None]) ** 2).sum(2)  # [P, points of the ring]
-        at, begin = np.unravel_index(int(gaps.argmin()), gaps.shape)
-        turned = np.roll(ring, -int(begin), axis=0)
-        detour = np.concatenate([turned, turned[:1], joined[at : at + 1]])
-        joined = np.concatenate([joined[: at + 1], detour, joined[at + 1 :]])
+        offsets = joined[:, None] - ring[None]  # [P, points of the ring, 2]
+        gaps = (offsets**2).sum(2)
+        exit_point, entry_point = np.unravel_index(int(gaps.argmin()), gaps.shape)
+        before = joined[: exit_point + 1]
+        after = joined[exit_point + 1 :]
+        turned = np.roll(ring, -int(entry_point), axis=0)
+        detour = np.concatenate([turned, turned[:1], before[-1:]])  # around the ring, and back
+        joined = np.concatenate([before, detour, after])
     return joined

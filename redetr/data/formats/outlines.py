@@ -79,7 +79,10 @@ def around_turned(corners: np.ndarray, degrees: np.ndarray) -> np.ndarray:
     angles = np.radians(degrees)[:, None]
     cosine = np.abs(np.cos(angles))
     sine = np.abs(np.sin(angles))
-    centers = (corners[:, :2] + corners[:, 2:]) / 2
-    half_sides = (corners[:, 2:] - corners[:, :2]) / 2
-    half_spans = half_sides * cosine + half_sides[:, ::-1] * sine
+    starts = corners[:, :2]
+    ends = corners[:, 2:]
+    centers = (starts + ends) / 2
+    half_sides = (ends - starts) / 2
+    other_half_sides = half_sides[:, ::-1]  # height beside width
+    half_spans = half_sides * cosine + other_half_sides * sine
     return np.concatenate([centers - half_spans, centers + half_spans], axis=1)

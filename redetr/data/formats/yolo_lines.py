@@ -303,9 +303,10 @@ def _are_oriented_boxes(numbers: np.ndarray) -> bool:
     """Whether four points are the corners of a parallelogram: its diagonals share their middle,
     also in fractions of an image that is not a square."""
     corners = numbers[:, 1:].reshape(-1, 4, 2)
-    gaps = np.abs(corners[:, 0] + corners[:, 2] - corners[:, 1] - corners[:, 3])
-    extents = np.ptp(corners, axis=1)
-    is_turned_box = (gaps <= 0.05 * extents + 1e-3).all(1)
+    first, second, third, fourth = corners.swapaxes(0, 1)
+    gaps = np.abs(first + third - second - fourth)  # between the middles of the diagonals, twice
+    tolerances = 0.05 * np.ptp(corners, axis=1) + 1e-3
+    is_turned_box = (gaps <= tolerances).all(1)
     return bool(is_turned_box.mean() > _HALF)
 
 
@@ -335,8 +336,11 @@ def _are_boxes(numbers: np.ndarray) -> np.ndarray:
     """Whether columns 1 to 4 are a box inside the image as cxcywh, bool `[S]`."""
     centers = numbers[:, 1:3]
     half_sides = numbers[:, 3:5] / 2
-    is_inside = (centers - half_sides >= -0.01) & (centers + half_sides <= 1.01)
-    return np.all(is_inside & (half_sides > 0), axis=1)
+    starts = centers - half_sides
+    ends = centers + half_sides
+    is_inside = (starts >= -0.01) & (ends <= 1.01)
+    has_area = half_sides > 0
+    return np.all(is_inside & has_area, axis=1)
 
 
 def _fit_key_points(numbers: np.ndarray, dims: int) -> np.ndarray:
@@ -345,9 +349,11 @@ def _fit_key_points(numbers: np.ndarray, dims: int) -> np.ndarray:
     centers = numbers[:, None, 1:3]
     sides = numbers[:, None, 3:5]
     points = _points(numbers, dims)
-    is_near = (np.abs(points - centers) <= 0.6 * sides + 0.01).all(2)
+    distances = np.abs(points - centers)
+    is_near = (distances <= 0.6 * sides + 0.01).all(2)
     is_hidden = (points == 0).all(2)
-    return _are_boxes(numbers) & (is_near | is_hidden).all(1)
+    fits = is_near | is_hidden  # [S, points]
+    return _are_boxes(numbers) & fits.all(1)
 
 
 def _points(numbers: np.ndarray, dims: int) -> np.ndarray:
