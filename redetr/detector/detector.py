@@ -371,12 +371,11 @@ def load(
     `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; a folder of `redetr push`; the hub
     name of any of these folders (needs huggingface-hub).
 
-    `model` names the variant if the weights do not identify it: "detr_r50_dc5", "detr_r101_dc5" or
+    `model` names the variant if the weights do not: "detr_r50_dc5", "detr_r101_dc5",
     "detr_r50_dc5_panoptic". `precision` is by default that of the training run (see
     `pick_precision`), and fp32 for weights from elsewhere. With `keep_memory`, a process on a CPU
     keeps the memory that it frees (see `detector.memory`), which is up to twice as fast at 800 px.
-    Only tensors and plain values are unpickled. Raises InputError, which names the file, if it
-    cannot be read or does not fit.
+    Only tensors and plain values are unpickled. Raises InputError, naming the file.
     """
     weights = read_weights(source, model)
     origin = weights.origin
