@@ -74,9 +74,8 @@ def make_report(
     """The report on one or two checkpoints.
 
     Each checkpoint is given by its path and the result of `detect_classes` on `dataset`.
-    `differences` are the result of `ap_differences` for two checkpoints; those of masks have names
-    such as "mask AP". `qualities` are the panoptic qualities of the checkpoints, if they were
-    measured.
+    `differences` come from `ap_differences`; those of masks have names such as "mask AP".
+    `qualities` are panoptic qualities, if they were measured.
     """
     targets = [dataset.objects(i) for i in range(len(dataset))]
     objects = TruthObjects.from_dataset(dataset)
