@@ -94,10 +94,9 @@ def start_from(
     """Copies all weights that fit into `model`, built for the run `config`; returns a line on what
     was copied.
 
-    Weights of a detector must belong to the same model with the same options. Rows of classes are
-    matched by name, the row of "no object" is always copied, and as many queries are copied as both
-    models have. Weights of a backbone fill the backbone. Raises InputError if the weights do not
-    fit this model.
+    Weights of a detector must have the same model and options. Rows of classes are matched by name,
+    that of "no object" is always copied, and so are the queries that both models have. Weights of a
+    backbone fill the backbone. Raises InputError if the weights do not fit.
     """
     if weights.origin is None:
         return _start_backbone(weights, model, config)

@@ -1,10 +1,10 @@
 """Data sets that an annotation tool exports as one file: CVAT for images (XML), the VGG Image
 Annotator (JSON) and Datumaro (JSON).
 
-The file is `annotations/train.json` (or `default.json`), lies in `train/` beside images, or lies in
-the folder of the data set and is train. A file of CVAT may divide its images into subsets. Files
-are read as COCO's lists, with all checks of that format; ids count images and shapes in the order
-of the file.
+The file is `annotations/train.json` (or `default.json`), or any file in `train/` next to images, or
+a file in the folder of the data set, which is then the train split. A CVAT file may divide its
+images into subsets. Files are converted to COCO's lists and get all checks of that format; ids
+count images and shapes in the order of the file.
 """
 
 from collections import Counter
@@ -50,8 +50,8 @@ class _Location(NamedTuple):
 
 
 def export_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are in such files. Raises InputError if several files claim to
-    be the same split."""
+    """The splits of the folder that have such files. Raises InputError if several files claim to be
+    the same split."""
     return [split for split in SPLITS if _locate(root, split) is not None]
 
 
@@ -61,8 +61,8 @@ def export_sought(split: Split) -> str:
 
 
 def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The annotations of a split, with masks if there is a builder for them. Raises InputError for
-    a split that is missing, or a file that cannot be read."""
+    """The annotations of a split, with masks if there is a builder for them. Raises InputError if
+    the split is missing, or if its file cannot be read."""
     location = _locate(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {export_sought(split)}", where=root)
@@ -118,7 +118,7 @@ def _unread_subsets(file: Path, subsets: list[str]) -> Fault:
 
 
 def _locate(root: Path, split: Split) -> _Location | None:
-    """The file of the split; None without one."""
+    """The file of the split; None if there is none."""
     annotations = root / "annotations"
     stems = SPLIT_FOLDERS[split]
     if split == "train":
@@ -149,8 +149,8 @@ def _splits_in(location: _Location) -> list[Split]:
 
 
 def _only_export(root: Path, split: Split, files: list[Path]) -> _Location | None:
-    """The only file that such a tool has exported; None if none has. Raises InputError for several
-    of them."""
+    """The only one of the files that such a tool exported; None if there is none. Raises InputError
+    if there are several."""
     locations = []
     for file in files:
         tool = _tool_of(file)
@@ -169,7 +169,7 @@ def _only_export(root: Path, split: Split, files: list[Path]) -> _Location | Non
 
 
 def _tool_of(file: Path) -> _Tool | None:
-    """The tool that has exported a file; None if it is another one's."""
+    """The tool that exported a file; None for files of other tools."""
     head = first_bytes(file, _HEAD)
     for tool in _TOOLS:
         if tool.matches(head):
