@@ -81,7 +81,7 @@ def test_all_are_shown_at_first(sheet):
     )
     assert widths == [[True, 80]] * 4
     not_read = sheet.find_element(By.TAG_NAME, "details")
-    assert not_read.text == "1 not read"
+    assert not_read.text == "1 could not be read"
     assert not sheet.find_elements(By.TAG_NAME, "rect")
 
 

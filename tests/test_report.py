@@ -357,7 +357,7 @@ def test_the_page_says_how_sure_a_difference_is(tmp_path, browser):
     assert intervals == ["-20.0 to +5.1", "+20.0 to +40.0", ""]
     last = browser.find_elements(By.CSS_SELECTOR, ".advice li")[-1].text
     assert "B's AP is 12.3 points lower than A's" in last
-    assert "-20.0 to +5.1" in last and "the other way round" in last
+    assert "-20.0 to +5.1" in last and "the order may be reversed" in last
 
 
 def test_names_and_paths_are_text(tmp_path):
