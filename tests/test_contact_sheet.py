@@ -132,4 +132,4 @@ def test_a_large_folder_says_what_it_leaves_out(monkeypatch):
     line: dict = {"picture": "a.png", "image_size": [4, 4], "detections": []}
     page = contact_sheet.contact_sheet({"image": f"{i}.jpg", **line} for i in range(5))
     assert "<h1>Predictions in 5 images</h1>" in page
-    assert "The first 2 images are here. 3 more are in predictions.jsonl." in page
+    assert "This page shows the first 2 images. 3 more are in predictions.jsonl." in page
