@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from redetr.class_names import canonical
 from redetr.errors import InputError
 from redetr.weights.official import coco_class_names, join_projections
 
@@ -109,17 +110,6 @@ _SUPPORTED_BACKBONE: dict[str, Any] = {
 }
 
 _LAYERS_OF_R50M = 6  # of the decoder as published, whose third one answers
-
-# Names of COCO's classes in the folders on the hub that differ from COCO's own.
-_OTHER_NAMES = {
-    "motorbike": "motorcycle",
-    "aeroplane": "airplane",
-    "sofa": "couch",
-    "pottedplant": "potted plant",
-    "diningtable": "dining table",
-    "tvmonitor": "tv",
-    "hair dryer": "hair drier",
-}
 
 
 def is_rtdetr(tensors: dict[str, Tensor]) -> bool:
@@ -293,8 +283,7 @@ def classes(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     have gaps; all others are numbered from 0.
     """
     coco = {name: i for i, name in enumerate(coco_class_names()) if name != "unused"}
-    as_coco = [_OTHER_NAMES.get(name, name) for name in names]
-    if as_coco == list(coco):
+    if [canonical(name) for name in names] == list(coco):
         return tuple(coco), tuple(coco.values())
     return tuple(names), tuple(range(len(names)))
 
