@@ -2,7 +2,7 @@
 Transformers.
 
     python benchmarks/inference.py
-    python benchmarks/inference.py --exported         # also both models in ONNX Runtime and OpenVINO
+    python benchmarks/inference.py --exported   # also both models in ONNX Runtime and OpenVINO
     python benchmarks/inference.py --compile --precision bf16
     python benchmarks/inference.py --device cuda --precision bf16
 
