@@ -78,9 +78,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def config_of(variant: str, data: str, steps: int, seed: int, folder: Path) -> TrainConfig:
     changes = {name: value for name, value in VARIANTS[variant].items() if name != "options"}
     config = demo_config(data, folder, steps)
-    steps = (
-        steps * config.batch_size // changes.get("batch_size", config.batch_size)
-    )  # as many images
+    # The number of images stays the same.
+    steps = steps * config.batch_size // changes.get("batch_size", config.batch_size)
     options = VARIANTS[variant].get("options", ())
     return replace(
         config, steps=steps, seed=seed, eval_every=steps, model_options=options, **changes

@@ -1,8 +1,8 @@
 """Everything that only a GPU can show, in one call: tests, proofs, resuming, speed and memory.
 
-    python benchmarks/gpu.py                            # what `make bench-gpu` runs; nine minutes
-    at most python benchmarks/gpu.py --device cpu --quick       # tiny sizes, to see that it runs
-    python benchmarks/gpu.py --stages resume rates      # these alone
+    python benchmarks/gpu.py                         # `make bench-gpu`: nine minutes at most
+    python benchmarks/gpu.py --device cpu --quick    # tiny sizes, to see that it runs
+    python benchmarks/gpu.py --stages resume rates   # these alone
 
 Each stage is a process with a time limit and a log of its own; one that fails does not stop the
 others. First come, side by side, those whose times do not matter: tests, proofs, and compilations,

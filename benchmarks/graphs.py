@@ -101,9 +101,8 @@ def answers(
     result: dict[str, Any] = {}
     if arguments.device == "cuda":
         graph, outputs = captured(lambda: rounding(images))
-        images.copy_(
-            images_of(count, side, arguments.device).flip(-1)
-        )  # others than those captured
+        # The images differ from those that were captured.
+        images.copy_(images_of(count, side, arguments.device).flip(-1))
         graph.replay()
         result["boxes apart"] = apart(outputs, plain())
         sides["graph"] = graph.replay

@@ -1,8 +1,9 @@
 """How fast is an answer? DETR-R50 on images of 800x1066, batch 1 and 8, against the 2020 way and
 Transformers.
 
-    python benchmarks/inference.py python benchmarks/inference.py --exported         # also both
-    models in ONNX Runtime and OpenVINO python benchmarks/inference.py --compile --precision bf16
+    python benchmarks/inference.py
+    python benchmarks/inference.py --exported   # also both models in ONNX Runtime and OpenVINO
+    python benchmarks/inference.py --compile --precision bf16
     python benchmarks/inference.py --device cuda --precision bf16
 
 Random weights: they do not change the time. The model alone, without resizing. Each side is a

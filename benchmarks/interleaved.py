@@ -11,9 +11,8 @@ import torch
 
 Sides = Mapping[str, Callable[[], Any]]
 S = TypeVar("S", bound=Callable[[], Any])
-TRANSFORMERS = bool(
-    find_spec("transformers") and find_spec("timm")
-)  # a side only where it is installed
+# Whether Transformers can be a side of the comparison.
+TRANSFORMERS = bool(find_spec("transformers") and find_spec("timm"))
 
 
 def wall_clock(side: Callable[[], Any]) -> float:

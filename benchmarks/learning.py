@@ -1,9 +1,9 @@
 """What does a detector learn in minutes on two cores, from scratch? The fast form against
 plain DETR.
 
-    python benchmarks/learning.py digits --plain      # redetr_n, then plain DETR for the same
-    training time python benchmarks/learning.py digits --seeds 0 1 2 python benchmarks/learning.py
-    crowns              # redetr_n on aerial photographs
+    python benchmarks/learning.py digits --plain   # then plain DETR for the same training time
+    python benchmarks/learning.py digits --seeds 0 1 2
+    python benchmarks/learning.py crowns           # redetr_n on aerial photographs
 
 Steps are fixed, not minutes: schedules on a wall clock are fragile on a shared machine. The
 training time that is reported excludes evaluation. Writes results/DATE-learning-DATA.json and a

@@ -186,8 +186,8 @@ class RunOptions:
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
-    """Compute threads of each rank; default: OMP_NUM_THREADS, else one per core. Fewer are faster
-    if other programs keep the cores busy."""
+    """Compute threads of each rank; default: OMP_NUM_THREADS, else one per core, or fewer if other
+    programs keep the cores busy and a trial at the start shows that fewer are faster."""
     log: tuple[LoggerName, ...] = ()
     """Loggers besides metrics.jsonl; default: tensorboard, if it is installed."""
     log_every: int = 20

@@ -6,9 +6,10 @@ from redetr.class_names import canonical, other_spellings, same_classes
 from redetr.weights.official import coco_class_names
 
 VOC = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
-    "person pottedplant sheep sofa train tvmonitor"
-).split()
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
 AS_IN_COCO = {
     "aeroplane": "airplane",
     "diningtable": "dining table",

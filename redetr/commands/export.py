@@ -179,7 +179,9 @@ def _name(checkpoint: Path) -> str:
 
 def _megabytes(path: Path) -> float:
     """The size of a file and what belongs to it, or of a folder."""
-    parts = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    parts = [path]
+    if path.suffix == ".xml":
+        parts.append(path.with_suffix(".bin"))
     if path.is_dir():
         parts = [part for part in path.rglob("*") if part.is_file()]
     return sum(part.stat().st_size for part in parts) / 1e6

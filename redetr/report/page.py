@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that says what each number means and what to do about it."""
+"""The page of a report: one HTML file that explains each number and what to do about it."""
 
 from dataclasses import dataclass, replace
 from datetime import date
@@ -21,7 +21,7 @@ _FOLDER = Path(__file__).parent
 _MOST_CLASSES = 30  # in the matrix of confusions
 _MOST_CONFUSIONS = 12
 _HARDLY_LOST = 0.005  # AP50 that the costliest kind of mistake costs
-# Colors of full cells of the matrix, as in report.css.
+# The colors of full cells of the matrix, as in report.css.
 _HIT = (24, 100, 171)
 _MISS = (201, 42, 42)
 _MISS_OPACITY = 0.9
@@ -110,7 +110,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Confusions:
-    """Which classes were taken for which by a checkpoint."""
+    """Which classes a checkpoint confuses."""
 
     matrix: list[tuple[str, list[Cell]]]  # name and row of each class; empty with too many
     most: list[tuple[str, str, int]]  # class, what it was taken for, how often
@@ -118,7 +118,7 @@ class Confusions:
 
 @dataclass(frozen=True)
 class Masks:
-    """The numbers of masks, of all checkpoints; None where one has no masks."""
+    """The numbers of masks for all checkpoints; None for a checkpoint without masks."""
 
     metrics: dict[str, list[float | None]]  # by names as "mask AP"
     per_class: dict[str, list[dict[str, Any]]]  # `AP`, `iou` and `poor` of each class
@@ -129,11 +129,12 @@ class Lean:
     """How reliable the scores of a checkpoint are."""
 
     error: float  # expected calibration error
-    excess: float  # mean score less the share of correct detections
+    excess: float  # mean score minus the share of correct detections
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Writes `index.html`, which needs no other file, and `report.json`; makes the folder."""
+    """Writes `index.html`, which needs no other file, and `report.json` to the folder, which is
+    created if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report.numbers)
     document = _document(report)
@@ -177,7 +178,7 @@ def _document(report: Report) -> str:
 
 
 def _environment() -> Environment:
-    """Templates of this folder; text that is not `Markup` is escaped."""
+    """The templates of this folder. Text that is not `Markup` is escaped."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -208,7 +209,7 @@ def _masks(runs: list[dict[str, Any]], class_names: list[str]) -> Masks:
 
 
 def _mistakes(runs: list[dict[str, Any]]) -> dict[str, Mistake]:
-    """The kinds of mistakes; where a single run is known, with what is known of its length."""
+    """The kinds of mistakes. If the report is on a single run, its length is taken into account."""
     training = runs[0].get("training")
     if len(runs) > 1 or not training:
         return _MISTAKES
@@ -260,7 +261,8 @@ def _matrix(counts: np.ndarray, names: list[str]) -> list[tuple[str, list[Cell]]
 
 
 def _is_dark(share: float, correct: bool) -> bool:
-    """Whether white is easier to read on a cell of the matrix than black, as WCAG measures it."""
+    """Whether white text has more contrast than black on a cell of the matrix, by the formula of
+    WCAG."""
     color = _HIT if correct else _MISS
     opacity = share if correct else share * _MISS_OPACITY
     luminance = 0.0
@@ -301,12 +303,12 @@ def _percent(fraction: float | None) -> str:
 
 
 def _points(difference: float | None) -> str:
-    """A difference of fractions in points, with its sign."""
+    """A difference of fractions in percentage points, with its sign."""
     return "-" if difference is None else f"{100 * difference:+.1f}"
 
 
 def _change(values: list[float | None]) -> float | None:
-    """The second value less the first, if both were measured."""
+    """The second value minus the first, if both were measured."""
     first, second = values
     if first is None or second is None:
         return None
