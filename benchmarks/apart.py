@@ -26,8 +26,12 @@ class Apart:
         self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         self._made = self._process.submit(_begin, build, arguments)
 
-    def __call__(self) -> None:
+    def ready(self) -> None:
+        """Waits until the work is made."""
         self._made.result()
+
+    def __call__(self) -> None:
+        self.ready()
         self._ask(_work)
 
     def operations(self) -> int:

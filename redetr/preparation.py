@@ -150,10 +150,13 @@ def first_notes(
     parameters = sum(p.numel() for p in state.model.parameters())
     images = counted(len(data), "training image")
     steps = counted(config.steps, "step")
+    device = f"{dist.world_size} x {dist.device.type}"
+    if dist.device.type == "cpu":
+        device += f" with {counted(torch.get_num_threads(), 'thread')}"
     notes = [
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {images} at "
         f"{size_text(config.image_size)} px, {steps} of {config.batch_size}, "
-        f"{dist.world_size} x {dist.device.type}, {config.precision}"
+        f"{device}, {config.precision}"
     ]
     most = data.max_objects()
     if most > queries and not data.hints.num_queries:

@@ -211,6 +211,7 @@ def trained(folder: Path, **settings) -> list[str]:
         steps=1,
         image_size=64,
         device="cpu",
+        precision="fp32",
         num_workers=0,
         output=str(folder),
         **settings,
@@ -229,7 +230,8 @@ def test_a_resumed_run_keeps_its_threads(loaded, trial_says, tmp_path):
     assert TrainConfig.read(run / "config.json").threads == 1
     torch.set_num_threads(2)
     trial_says(None)
-    trained(run, resume=True)
+    said = trained(run, resume=True)
+    assert "1 x cpu with 1 thread, fp32" in said[0]
     assert torch.get_num_threads() == 1
     assert TrainConfig.read(run / "config.json").threads == 1
 

@@ -121,6 +121,14 @@ def test_an_official_file_of_coco(tmp_path):
     assert said.endswith("; class_embed: 2 of 3 classes matched by name, the rest re-initialised")
 
 
+def test_classes_of_pascal_voc_start_from_those_of_coco(tmp_path):
+    path = write("official", tmp_path, RESNET, classes=tuple("?" * 91))
+    model, said = start(path, RESNET, ("tvmonitor", "dog", "Aeroplane"))
+    there = fresh(RESNET, 91, seed=7).class_embed.weight
+    assert torch.equal(model.class_embed.weight, there[[72, 18, 5, 91]])
+    assert said.endswith("; classes here = there: tvmonitor = tv, Aeroplane = airplane")
+
+
 @pytest.fixture(scope="module")
 def transformers_folder(tmp_path_factory):
     transformers = pytest.importorskip("transformers")

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from redetr.class_names import canonical
 from redetr.errors import InputError
 from redetr.weights.official import coco_class_names, join_projections
 
@@ -109,17 +110,6 @@ _SUPPORTED_BACKBONE: dict[str, Any] = {
 }
 
 _LAYERS_OF_R50M = 6  # of the published decoder, of which the third gives the predictions
-
-# Class names in the folders on the hub that differ from COCO's names.
-_OTHER_NAMES = {
-    "motorbike": "motorcycle",
-    "aeroplane": "airplane",
-    "sofa": "couch",
-    "pottedplant": "potted plant",
-    "diningtable": "dining table",
-    "tvmonitor": "tv",
-    "hair dryer": "hair drier",
-}
 
 
 def is_rtdetr(tensors: dict[str, Tensor]) -> bool:
@@ -302,8 +292,7 @@ def classes(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
         if name != "unused":
             coco_names.append(name)
             coco_ids.append(category_id)
-    usual_names = [_OTHER_NAMES.get(name, name) for name in names]
-    if usual_names == coco_names:
+    if [canonical(name) for name in names] == coco_names:
         return tuple(coco_names), tuple(coco_ids)
     return tuple(names), tuple(range(len(names)))
 

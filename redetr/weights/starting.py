@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from redetr.class_names import other_spellings, same_classes
 from redetr.config import TrainConfig
 from redetr.earlier import require_present_network
 from redetr.errors import InputError
@@ -108,10 +109,7 @@ def start_from(
         prefix = panoptic.PREFIX
         weights = replace(weights, tensors=panoptic.with_prefix(weights.tensors))
     num_classes = len(class_names)
-    rows_of_classes = []  # here, there
-    for name in class_names:
-        if name in others:
-            rows_of_classes.append((class_names.index(name), others.index(name)))
+    rows_of_classes = list(same_classes(class_names, others).items())  # here, there
     num_shared = len(rows_of_classes)
     if model.loss_config.scores == "softmax":  # "no object" is the last row
         rows_of_classes.append((num_classes, len(others)))
@@ -133,6 +131,9 @@ def start_from(
     names = {name for name in state if name in weights.tensors or not _is_counter(name)}
     notes = [f"loaded {filled} of {len(names)} tensors from {weights.path}"]
     notes += _of_classes(num_shared, num_classes, len(others))
+    spellings = other_spellings(class_names, others)
+    if spellings:
+        notes.append(f"classes here = there: {spellings}")
     if num_queries < model.num_queries:
         notes.append(f"query_embed: {num_queries} of {model.num_queries} loaded")
     notes += _missing(names - weights.tensors.keys())
