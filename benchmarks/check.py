@@ -44,13 +44,12 @@ def sides(folder: Path, names: list[str]) -> dict[str, Callable[[], object]]:
         shutil.rmtree(HeaderCache(folder).folder, ignore_errors=True)
         read_headers(folder, names, **options)
 
+    # "remembered" has to follow "thorough", which fills the cache.
     return {
         "headers": afresh,
         "headers_and_content": lambda: afresh(content=True),
         "thorough": lambda: afresh(content=True, looks=True),
-        "remembered": lambda: read_headers(
-            folder, names, content=True, looks=True
-        ),  # right after "thorough"
+        "remembered": lambda: read_headers(folder, names, content=True, looks=True),
         "decoded_one_by_one": lambda: [read_image(folder / name) for name in names],
     }
 

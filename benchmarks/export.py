@@ -77,9 +77,8 @@ def compare(checkpoint: str, images: int, folder: Path) -> list[dict]:
     runs = []
     for form, precision, processing in FILES:
         config = ExportConfig(form, precision, processing)
-        path = (
-            folder / f"{form}-{precision}-{processing}{SUFFIXES[form]}"
-        )  # OpenVINO keeps its file mapped
+        # Each file has its own name, because OpenVINO keeps a file mapped.
+        path = folder / f"{form}-{precision}-{processing}{SUFFIXES[form]}"
         some = (
             inputs_of(detector, config, [train.image(index)])
             for index in range(min(100, len(train)))

@@ -1,5 +1,5 @@
-"""Several ways to do one thing, measured in turn: what disturbs the machine disturbs all of
-them."""
+"""Measures several ways to do the same thing in turn, so that other load of the machine affects all
+of them."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,9 +11,8 @@ import torch
 
 Sides = Mapping[str, Callable[[], Any]]
 S = TypeVar("S", bound=Callable[[], Any])
-TRANSFORMERS = bool(
-    find_spec("transformers") and find_spec("timm")
-)  # a side only where it is installed
+# Whether Transformers can be a side of the comparison.
+TRANSFORMERS = bool(find_spec("transformers") and find_spec("timm"))
 
 
 def wall_clock(side: Callable[[], Any]) -> float:

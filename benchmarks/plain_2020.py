@@ -46,9 +46,8 @@ class Plain(nn.Module):
         self.model = model.to(memory_format=torch.contiguous_format)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
-        mask = (
-            torch.zeros_like(images[:, 0], dtype=torch.bool) if mask is None else mask
-        )  # there always was one
+        # The original always passes a mask.
+        mask = torch.zeros_like(images[:, 0], dtype=torch.bool) if mask is None else mask
         with (
             patch.object(backbone, "conv_norm", _conv_norm),
             patch.object(transformer, "attention", _attention),
@@ -116,7 +115,7 @@ def _layer_losses(
 
 
 def plain_criterion(outputs: Outputs, targets: list[Target], *_: Any) -> dict[str, Tensor]:
-    """The losses of all layers and their weighted sum "loss", of a softmax form; the batch stands
+    """The losses of all layers and their weighted sum "loss", of a softmax model; the batch stands
     alone."""
     device = outputs["pred_logits"].device
     boxes = torch.as_tensor(

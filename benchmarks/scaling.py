@@ -106,9 +106,8 @@ def measure(dist: Dist) -> dict[str, list[float]]:
         target = noise.target(i) | {"size": (128, 128)}
         target["boxes"] = torch.rand_like(target["boxes"]) * 0.4 + 0.2
         samples.append((image, target))
-    replica = replicate(
-        model, dist, accumulate=2
-    )  # no static graph: steps with and without exchange take turns
+    # `accumulate=2` avoids a static graph: steps with and without an exchange take turns.
+    replica = replicate(model, dist, accumulate=2)
     gradient = torch.zeros(sum(p.numel() for p in model.parameters()))
 
     def exchange() -> Any:

@@ -1,8 +1,9 @@
 """How fast is a training step? DETR-R50 on 2 images of 512x640, all losses, against the 2020 way
 and Transformers.
 
-    python benchmarks/training_step.py python benchmarks/training_step.py --device cuda --height 800
-    --width 1066 --batch-size 4 --precision bf16
+    python benchmarks/training_step.py
+    python benchmarks/training_step.py --device cuda --height 800 --width 1066 \\
+        --batch-size 4 --precision bf16
 
 The same work on all sides: the stem and the first stage are frozen, auxiliary losses are on,
 dropout is where the original has it (Transformers leaves out two of three unless told), AdamW

@@ -94,8 +94,8 @@ class DataOptions:
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
     custom_augment: str | None = None
-    """FILE.py:NAME, your own augmentation, applied after --augment: a Compose of Albumentations or
-    torchvision.transforms.v2. The file is executed. With --augment plain, it is the only one."""
+    """Your own augmentation, applied after --augment: NAME in FILE.py, a Compose of Albumentations
+    or torchvision.transforms.v2. The file is executed. With --augment plain, it is the only one."""
     mosaic_until: float = 0.0
     """Share of the run, in whole epochs, in which samples may be mosaics of four images or mixes of
     two: costs AP in short runs, pays off in long ones."""
@@ -186,8 +186,8 @@ class RunOptions:
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
-    """Compute threads of each rank; default: OMP_NUM_THREADS, else one per core. Fewer are faster
-    if other programs keep the cores busy."""
+    """Compute threads of each rank; default: OMP_NUM_THREADS, else one per core, or fewer if other
+    programs keep the cores busy and a trial at the start shows that fewer are faster."""
     log: tuple[LoggerName, ...] = ()
     """Loggers besides metrics.jsonl; default: tensorboard, if it is installed."""
     log_every: int = 20

@@ -7,6 +7,7 @@ gradients on GPUs over NCCL; `torchrun` is the only launcher.
 import inspect
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from redetr.choices import Compression
 from redetr.errors import InputError, LostError, LostRankError
+from redetr.threads import cores
 
 _WAITING = "waiting"
 _POLL_S = 0.02
@@ -280,6 +282,7 @@ def process_group(
     backend = "cpu:gloo,cuda:nccl" if rank_device.type == "cuda" else "gloo"
     options: dict[str, Any] = {"backend": backend, "timeout": timedelta(seconds=timeout_s)}
     set_up = None
+    excepthook = sys.excepthook
     try:
         store = _meet_other_ranks(launch, options)
         if launch.world_size > 1:
@@ -294,6 +297,10 @@ def process_group(
     finally:
         if torch_dist.is_initialized():
             _close_group()
+        if launch.world_size == 1:
+            # Since the group began, PyTorch's hook prefixes each line of a traceback with the rank:
+            # once more for each group, so for each run in a notebook.
+            sys.excepthook = excepthook
 
 
 # The group that was closed last, by process. A forked one inherits its parent's without the threads
@@ -375,11 +382,7 @@ def _reason(error: BaseException) -> str:
 
 def rank_cores() -> int:
     """How many processor cores this process may use: its share among the ranks of its host."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        usable = len(os.sched_getaffinity(0))
-    else:
-        usable = os.cpu_count() or 1
-    return usable // read_launch().local_world_size
+    return cores() // read_launch().local_world_size
 
 
 def restart_notes() -> list[str]:

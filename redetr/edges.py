@@ -42,7 +42,9 @@ def bin_values(bound: Tensor, bins: int) -> Tensor:
     exponents = torch.arange(1, bins // 2, device=bound.device, dtype=bound.dtype)
     outwards = ratio**exponents - 1  # [bins / 2 - 1]
     inwards = -outwards.flip(0)
-    return torch.cat([-2 * bound, inwards, torch.zeros_like(bound), outwards, 2 * bound])
+    zero = torch.zeros_like(bound)
+    farthest = 2 * bound
+    return torch.cat([-farthest, inwards, zero, outwards, farthest])
 
 
 def move_edges(boxes: Tensor, moves: Tensor, reg_scale: Tensor | float) -> Tensor:
@@ -77,11 +79,14 @@ def between_values(moves: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     These are the index of the value to the left, at most N - 2, and the share `[...]` of the one to
     the right. Moves beyond the ends are those of the ends.
     """
-    moves = torch.maximum(torch.minimum(moves, values[-1]), values[0])
+    moves = torch.minimum(moves, values[-1])
+    moves = torch.maximum(moves, values[0])
     left = torch.searchsorted(values, moves.contiguous(), right=True) - 1
     left = left.clamp(0, len(values) - 2)
-    width = values[left + 1] - values[left]
-    return left, (moves - values[left]) / width
+    left_value = values[left]
+    width = values[left + 1] - left_value
+    right_share = (moves - left_value) / width
+    return left, right_share
 
 
 def localization_sums(
@@ -97,18 +102,23 @@ def localization_sums(
     layers, _, num_queries, _, num_values = logits.shape
     safe_queries = queries.clamp(max=num_queries - 1)
     index = safe_queries[..., None].expand(-1, -1, -1, 4 * num_values)
-    matched_logits = logits.flatten(3).gather(2, index).unflatten(-1, (4, -1))  # [L, B, T, 4, N]
+    matched_logits = logits.flatten(3).gather(2, index)
+    matched_logits = matched_logits.unflatten(-1, (4, -1))  # [L, B, T, 4, N]
     first_boxes = edges.first_boxes.expand(layers, -1, -1, -1)
     first_boxes = first_boxes.gather(2, index[..., :4])  # [L, B, T, 4]
 
     bound = boxes.new_full((1,), UP * reg_scale)
     values = bin_values(bound, num_values - 1)
-    left, right_share = between_values(moves_between(first_boxes, boxes, reg_scale), values)
+    moves = moves_between(first_boxes, boxes, reg_scale)
+    left, right_share = between_values(moves, values)
+    left_share = 1 - right_share
+    left = left[..., None]
     log_shares = matched_logits.log_softmax(-1)
-    log_left = log_shares.gather(-1, left[..., None])[..., 0]  # [L, B, T, 4]
-    log_right = log_shares.gather(-1, left[..., None] + 1)[..., 0]
-    cross_entropy = -(1 - right_share) * log_left - right_share * log_right
-    return (cross_entropy.sum(-1) * iou).sum((1, 2))
+    log_left = log_shares.gather(-1, left)[..., 0]  # [L, B, T, 4]
+    log_right = log_shares.gather(-1, left + 1)[..., 0]
+    cross_entropy = -left_share * log_left - right_share * log_right
+    of_boxes = cross_entropy.sum(-1) * iou  # [L, B, T]
+    return of_boxes.sum((1, 2))
 
 
 def distillation_sums(
@@ -130,8 +140,10 @@ def distillation_sums(
     layers, batch, num_queries = divergence.shape
     # One column more than queries: objects without a query write there, and it is cut off.
     empty = divergence.new_zeros(layers, batch, num_queries + 1)
-    weights = empty.scatter(2, queries[:-1], iou[:-1])[..., :-1]
-    is_free = empty.scatter(2, queries[:-1], 1.0)[..., :-1] == 0
+    weights = empty.scatter(2, queries[:-1], iou[:-1])
+    weights = weights[..., :-1]
+    is_matched = empty.scatter(2, queries[:-1], 1.0)
+    is_free = is_matched[..., :-1] == 0
     confidence = logits.detach().sigmoid().amax(-1)  # [B, Q]
     of_matched = (divergence * weights).sum((1, 2))
     of_others = (divergence * confidence * is_free).sum((1, 2))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from redetr.choices import ImageSize
+from redetr.class_names import same_classes
 from redetr.class_shares import shared_metrics
 from redetr.data import DetectionDataset
 from redetr.data.loader import ANSWER_S, Samples, load_batches, to_batch
@@ -106,7 +107,8 @@ def detect_classes(
     `classes` are the (category id, name) of the model's labels, by default those of the data set;
     classes that the data set does not have are left out (official checkpoints have 91 outputs for
     COCO's 80 categories). Where the model lacks an id with its name, all are matched by distinct
-    names alone: conversion of data changes ids. Raises InputError if the model does not know all
+    names alone: conversion of data changes ids. Other spellings, such as Pascal VOC's, count as the
+    same name (`class_names.py`). Raises InputError if the model does not know all
     classes of the data set. Communicates.
     """
     label_of = labels_in(dataset, model.num_classes, classes)
@@ -313,12 +315,19 @@ def labels_in(
 
     `classes` and errors are described at `detect_classes`.
     """
-    of_dataset: list[Any] = list(zip(dataset.category_ids, dataset.class_names, strict=True))
-    of_model: list[Any] = of_dataset if classes is None else list(classes)
+    of_dataset = list(zip(dataset.category_ids, dataset.class_names, strict=True))
+    of_model = of_dataset if classes is None else list(classes)
     unknown = [wanted for wanted in of_dataset if wanted not in of_model]
-    by_name = bool(unknown) and _names_suffice(dataset.class_names, of_model)
-    if len(of_model) != num_classes or (unknown and not by_name):
-        of_these = f", such as {_first(classes)}" if classes else ""
+    model_labels = {}  # by the label in the data set
+    if unknown:
+        model_labels = _matched_by_name(dataset.class_names, [name for _, name in of_model])
+    else:
+        for label, wanted in enumerate(of_dataset):
+            model_labels[label] = of_model.index(wanted)
+    if len(of_model) != num_classes or len(model_labels) < len(of_dataset):
+        if model_labels:
+            unknown = [wanted for i, wanted in enumerate(of_dataset) if i not in model_labels]
+        of_these = f", such as {_first(of_model)}" if classes else ""
         theirs = (
             f"of which the model does not know {_first(unknown)}"
             if unknown
@@ -330,13 +339,10 @@ def labels_in(
             f"{dataset.name} has {len(of_dataset)}, {theirs}: "
             "give data with the categories it was trained on"
         )
-    if by_name:
-        of_dataset = list(dataset.class_names)
-        of_model = [name for _, name in of_model]
-    labels = []
-    for known in of_model:
-        labels.append(of_dataset.index(known) if known in of_dataset else -1)
-    return np.array(labels)
+    labels = np.full(num_classes, -1)
+    for label, model_label in model_labels.items():
+        labels[model_label] = label
+    return labels
 
 
 def _things(dataset: DetectionDataset, label_of: np.ndarray) -> tuple[bool, ...]:
@@ -347,13 +353,16 @@ def _things(dataset: DetectionDataset, label_of: np.ndarray) -> tuple[bool, ...]
     return tuple(label < 0 or dataset.is_thing[label] for label in label_of.tolist())
 
 
-def _names_suffice(names: Sequence[str], known: list[tuple[int, str]]) -> bool:
-    """Whether each name belongs to exactly one class of the data and of the model, whatever the
-    ids."""
+def _matched_by_name(names: Sequence[str], known: Sequence[str]) -> dict[int, int]:
+    """`same_classes`, whatever the ids; empty if a name belongs to several classes of the data, or
+    of the model."""
     if len(set(names)) < len(names):
-        return False
-    counts = Counter(name for _, name in known)
-    return all(counts[name] == 1 for name in names)
+        return {}
+    matches = same_classes(names, known)
+    counts = Counter(known)
+    if any(counts[known[match]] > 1 for match in matches.values()):
+        return {}
+    return matches
 
 
 def _first(classes: Sequence[tuple[int, str]]) -> str:

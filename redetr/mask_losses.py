@@ -199,9 +199,11 @@ def _focal(logits: Tensor, goals: Tensor) -> Tensor:
     """Returns the focal loss of every point, of the shape of `logits`; `goals` are 0 or 1."""
     scores = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, goals, reduction="none")
-    of_goal = scores * goals + (1 - scores) * (1 - goals)
-    alpha = _FOCAL_ALPHA * goals + (1 - _FOCAL_ALPHA) * (1 - goals)
-    return alpha * (1 - of_goal) ** _FOCAL_GAMMA * cross_entropy
+    background = 1 - goals
+    score_of_goal = scores * goals + (1 - scores) * background
+    alpha = _FOCAL_ALPHA * goals + (1 - _FOCAL_ALPHA) * background
+    focus = (1 - score_of_goal) ** _FOCAL_GAMMA
+    return alpha * focus * cross_entropy
 
 
 def _dice(scores: Tensor, goals: Tensor) -> Tensor:

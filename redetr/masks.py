@@ -30,8 +30,10 @@ class MaskCrop(NamedTuple):
         if not len(rows):
             return cls(mask[:0, :0], 0, 0)
         (columns,) = torch.nonzero(mask.any(0), as_tuple=True)
-        top, bottom = int(rows[0]), int(rows[-1]) + 1
-        left, right = int(columns[0]), int(columns[-1]) + 1
+        top = int(rows[0])
+        bottom = int(rows[-1]) + 1
+        left = int(columns[0])
+        right = int(columns[-1]) + 1
         pixels = mask[top:bottom, left:right].clone()  # a view would keep the whole mask
         return cls(pixels, top, left)
 

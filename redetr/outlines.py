@@ -67,10 +67,11 @@ def _edges(mask: NDArray[np.bool_]) -> dict[tuple[int, int, int], tuple[int, int
 def _runs(changes: NDArray[np.int8]) -> list[list[int]]:
     """Line, start, stop and value of every run of equal values in `[L, n]`, without those of 0."""
     padded = np.pad(changes, ((0, 0), (1, 1)))
-    line, at = np.nonzero(padded[:, 1:] != padded[:, :-1])
-    value = padded[line, at + 1]
-    runs = np.flatnonzero(value)  # each ends where the next value of its line begins
-    columns = (line[runs], at[runs], at[np.minimum(runs + 1, len(at) - 1)], value[runs])
+    line, start = np.nonzero(padded[:, 1:] != padded[:, :-1])  # where the value changes
+    value = padded[line, start + 1]
+    runs = np.flatnonzero(value)
+    following = np.minimum(runs + 1, len(start) - 1)  # a run ends where the next value begins
+    columns = (line[runs], start[runs], start[following], value[runs])
     return np.stack(columns, axis=1).tolist()
 
 

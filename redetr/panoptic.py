@@ -84,11 +84,14 @@ def id2rgb(ids: NDArray) -> NDArray[np.uint8]:
 
     Raises ValueError for an id that has no colour.
     """
-    if ids.size and not 0 <= ids.min() <= ids.max() < 256**3:
-        raise ValueError(f"ids from {ids.min()} to {ids.max()}: colours have 0 to {256**3 - 1}")
+    largest = 256**3 - 1
+    if ids.size and (ids.min() < 0 or ids.max() > largest):
+        raise ValueError(f"ids from {ids.min()} to {ids.max()}: colours have 0 to {largest}")
     ids = ids.astype(np.int64)
-    digits = [ids % 256, ids // 256 % 256, ids // 256**2]
-    return np.stack(digits, -1).astype(np.uint8)
+    red = ids % 256
+    green = ids // 256 % 256
+    blue = ids // 256**2
+    return np.stack([red, green, blue], -1).astype(np.uint8)
 
 
 def rgb2id(colours: NDArray) -> NDArray[np.int32]:

@@ -1,9 +1,6 @@
 """The number format of computations, and the trial that chooses it on a CPU."""
 
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from statistics import median
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,21 +8,13 @@ import torch
 from redetr.choices import ImageSize, Precision
 from redetr.errors import InputError
 from redetr.structures import DetectionModel
+from redetr.trial import WORTHWHILE, times_faster, trial_pass
 
 PRECISIONS: dict[str, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp64": torch.float64,
 }
-
-# The trial of "auto" on a CPU: images of at most this side, and so many rounds, or fewer if they
-# take longer than this time.
-_TRIAL_PX = 320
-_TRIAL_ROUNDS = 5
-_TRIAL_S = 0.5
-# bf16 is chosen if it is at least this many times faster than fp32; a smaller gain is not worth its
-# rounding.
-_WORTHWHILE = 1.05
 
 
 class PrecisionChoice(NamedTuple):
@@ -90,7 +79,7 @@ def pick_precision(
     if not has_units:
         return PrecisionChoice("fp32")
     gain = _bf16_gain(model, image_size, gradient)
-    return PrecisionChoice("bf16" if gain >= _WORTHWHILE else "fp32", gain)
+    return PrecisionChoice("bf16" if gain >= WORTHWHILE else "fp32", gain)
 
 
 def _has_bf16_units(device: torch.device) -> bool:
@@ -105,51 +94,15 @@ def _cpu_has_bf16_units() -> bool:
 
 
 def _bf16_gain(model: DetectionModel, image_size: ImageSize, gradient: bool) -> float:
-    """How many times faster the model runs in bf16 than in fp32 on a CPU.
+    """How many times faster the model runs in bf16 than in fp32 on a CPU."""
+    cpu = torch.device("cpu")
+    with trial_pass(model, image_size, gradient) as run:
 
-    The weights, their gradients and the state of the random number generators do not change.
-    """
-    sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    height, width = (min(side, _TRIAL_PX) for side in sides)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(1, model.channels, height, width, generator=generator)
-    images = images.contiguous(memory_format=torch.channels_last)
+        def run_in_bf16() -> None:
+            with autocast(cpu, torch.bfloat16):
+                run()
 
-    def run(dtype: torch.dtype) -> None:
-        with torch.set_grad_enabled(gradient), autocast(images.device, dtype):
-            outputs = model(images)
-        if gradient:
-            total = outputs["pred_logits"].float().mean() + outputs["pred_boxes"].float().mean()
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            torch.autograd.grad(total, parameters, allow_unused=True)
-
-    was_training = model.training
-    model.eval()  # no dropout, no statistics
-    try:
-        return _times_faster(lambda: run(torch.bfloat16), lambda: run(torch.float32))
-    finally:
-        model.train(was_training)
-
-
-def _times_faster(candidate: Callable[[], None], reference: Callable[[], None]) -> float:
-    """How many times faster `candidate` runs than `reference`: the median over rounds with one run
-    of each."""
-    candidate()
-    reference()
-    ratios: list[float] = []
-    end = time.perf_counter() + _TRIAL_S
-    for _ in range(_TRIAL_ROUNDS):
-        started = time.perf_counter()
-        if ratios and started > end:
-            break
-        candidate()
-        between = time.perf_counter()
-        reference()
-        ended = time.perf_counter()
-        candidate_s = between - started
-        reference_s = ended - between
-        ratios.append(reference_s / candidate_s)
-    return median(ratios)
+        return times_faster(run_in_bf16, run)
 
 
 def precision_name(dtype: torch.dtype) -> str:

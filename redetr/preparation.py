@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from redetr.choices import Precision, size_text
+from redetr.choices import size_text
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.annotations import Split
@@ -32,7 +32,7 @@ from redetr.outlook import outlook
 from redetr.precision import PRECISIONS, pick_precision, weights_dtype
 from redetr.state import State, has_checkpoint
 from redetr.structures import DetectionModel
-from redetr.threads import crowding
+from redetr.threads import crowding, pick_threads, use_threads
 from redetr.weights.starting import starting_point
 from redetr.wording import counted
 
@@ -56,10 +56,12 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     model, notes = _model(config, data, fresh)
     settings = config.resolved(model, data.hints, len(data))
     notes += check_norms(model, dist, max(settings.accumulate, 1))
-    if settings.precision == "auto" and not fresh:
-        settings = replace(settings, precision=_precision_of(Path(config.output)))
+    if not fresh:
+        settings = _with_choices_of(Path(config.output), settings)
     dtype = weights_dtype(PRECISIONS.get(settings.precision, torch.float32))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
+    settings, thread_notes = _with_threads(settings, model, dist, fresh)
+    notes += thread_notes
     choice = pick_precision(
         settings.precision, dist.device, model, settings.image_size, gradient=True
     )
@@ -108,12 +110,35 @@ def _model(
     return model, notes
 
 
-def _precision_of(folder: Path) -> Precision:
-    """The precision of the run in a folder; "auto" if it states none."""
+def _with_threads(
+    settings: Settings, model: DetectionModel, dist: Dist, fresh: bool
+) -> tuple[Settings, list[str]]:
+    """The settings with the number of threads that a trial chose, if there was one, and what is to
+    be said of it.
+
+    A resumed run computes on as many as before, so that it ends with the same weights.
+    """
+    choice = None
+    one_process = dist.world_size == 1 and dist.device.type == "cpu"
+    if fresh and settings.threads is None and one_process:
+        choice = pick_threads(model, settings.image_size, gradient=True)
+    if choice is None:
+        return settings, crowding()
+    return replace(settings, threads=choice.threads), [choice.reason]
+
+
+def _with_choices_of(folder: Path, settings: Settings) -> Settings:
+    """The settings of a resumed run, with what trials chose at its start."""
     file = folder / "config.json"
     if not file.exists():
-        return "auto"
-    return TrainConfig.read(file).precision
+        return settings
+    run = TrainConfig.read(file)
+    if settings.precision == "auto":
+        settings = replace(settings, precision=run.precision)
+    if settings.threads is None:
+        use_threads(run.threads)
+        settings = replace(settings, threads=run.threads)
+    return settings
 
 
 def first_notes(
@@ -125,10 +150,13 @@ def first_notes(
     parameters = sum(p.numel() for p in state.model.parameters())
     images = counted(len(data), "training image")
     steps = counted(config.steps, "step")
+    device = f"{dist.world_size} x {dist.device.type}"
+    if dist.device.type == "cpu":
+        device += f" with {counted(torch.get_num_threads(), 'thread')}"
     notes = [
         f"{config.model}: {parameters / 1e6:.1f} M parameters, {images} at "
         f"{size_text(config.image_size)} px, {steps} of {config.batch_size}, "
-        f"{dist.world_size} x {dist.device.type}, {config.precision}"
+        f"{device}, {config.precision}"
     ]
     most = data.max_objects()
     if most > queries and not data.hints.num_queries:
@@ -139,7 +167,7 @@ def first_notes(
     notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
     notes += outlook(config, data, val)
-    notes += [*restart_notes(), *crowding(), *data.notes]
+    notes += [*restart_notes(), *data.notes]
     return notes
 
 

@@ -264,13 +264,14 @@ class DatasetDetections:
     masks: list[bytes] | None = None
 
     def __post_init__(self) -> None:
-        rows = (len(self.scores),)
-        if self.masks is not None and len(self.masks) != len(self.scores):
-            raise ValueError(f"{len(self.masks)} masks of {len(self.scores)} detections")
-        columns = (self.image_index.shape, self.labels.shape, self.scores.shape)
-        if columns != (rows, rows, rows) or self.boxes.shape != (*rows, 4):
-            shapes = ", ".join(str(shape) for shape in (*columns, self.boxes.shape))
-            raise ValueError(f"image_index, labels, scores and boxes do not fit together: {shapes}")
+        count = len(self.scores)
+        if self.masks is not None and len(self.masks) != count:
+            raise ValueError(f"{len(self.masks)} masks of {count} detections")
+        arrays = (self.image_index, self.labels, self.scores, self.boxes)
+        shapes = [array.shape for array in arrays]
+        if shapes != [(count,), (count,), (count,), (count, 4)]:
+            listed = ", ".join(str(shape) for shape in shapes)
+            raise ValueError(f"image_index, labels, scores and boxes do not fit together: {listed}")
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -6,15 +6,23 @@ well, they spin on the very core that the last thread is waiting for. Threads th
 a little slower on free cores, and up to five times as fast on busy ones (`benchmarks/busy.py`).
 """
 
+import math
 import os
 from collections.abc import MutableMapping
 from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from redetr.errors import InputError
+
+if TYPE_CHECKING:  # PyTorch reads the environment when it is imported
+    from redetr.choices import ImageSize
+    from redetr.structures import DetectionModel
 
 SPIN_COUNT = "1000"  # rounds of waiting, a few microseconds; by default thousands of millions
 # What a user may set to decide it, of libgomp and of any OpenMP.
 _VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+_CGROUP = Path("/sys/fs/cgroup")
 _SPARE = 0.5  # of a core: a lower load is that of a system at rest
 
 
@@ -50,18 +58,100 @@ def use_threads(count: int | None) -> None:
     torch.set_num_threads(count)
 
 
-def crowding() -> list[str]:
-    """A note where other programs keep cores busy that this process wants."""
+def cores() -> int:
+    """How many cores this process may keep busy: those that it may run on, or fewer if a container
+    limits its time."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, round(min(count, _time_limit())))
+
+
+def _time_limit() -> float:
+    """Seconds of processor time per second that a container's limit allows (`docker --cpus`)."""
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        quota, period = (_CGROUP / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    with suppress(OSError, ValueError):  # version 1, in which -1 is no limit
+        quota = (_CGROUP / "cpu/cpu.cfs_quota_us").read_text()
+        period = (_CGROUP / "cpu/cpu.cfs_period_us").read_text()
+        if int(quota) > 0:
+            return int(quota) / int(period)
+    return math.inf
+
+
+def free_threads() -> int | None:
+    """How many threads of PyTorch would have a core of their own, if those of now do not: because
+    other programs use the cores, or because a container limits the time on them."""
     import torch
 
     threads = torch.get_num_threads()
-    cores = os.cpu_count() or 1
     busy = load()
-    free = cores - busy
-    if threads == 1 or busy <= _SPARE or free >= threads:
+    free: float = cores()
+    if busy > _SPARE:
+        free = min(free, (os.cpu_count() or 1) - busy)
+    if threads == 1 or free >= threads:
+        return None
+    return max(1, min(threads - 1, round(free)))
+
+
+class ThreadChoice(NamedTuple):
+    """A number of threads, and the trial that chose it."""
+
+    threads: int
+    rejected: int
+    gain: float  # how many times as fast as the rejected number
+
+    @property
+    def reason(self) -> str:
+        return (
+            f"threads: {self.threads}, because other programs use the cores, and it is "
+            f"{self.gain:.2f} times as fast as {self.rejected} (--threads chooses)"
+        )
+
+
+def pick_threads(
+    model: "DetectionModel", image_size: "ImageSize", gradient: bool = False
+) -> ThreadChoice | None:
+    """Makes PyTorch compute on fewer threads if that is faster, because not all of them have a core
+    of their own. A trial of at most half a second decides; None without one.
+
+    The model is on a CPU. With `gradient`, the trial has backward passes. OMP_NUM_THREADS in the
+    environment is the user's decision.
+    """
+    import torch
+
+    from redetr.trial import WORTHWHILE, times_faster, trial_pass
+
+    fewer = free_threads()
+    if fewer is None or "OMP_NUM_THREADS" in os.environ:
+        return None
+    before = torch.get_num_threads()
+    with trial_pass(model, image_size, gradient) as run:
+
+        def run_on(count: int) -> None:
+            torch.set_num_threads(count)
+            run()
+
+        gain = times_faster(lambda: run_on(fewer), lambda: run_on(before))
+    is_faster = gain >= WORTHWHILE
+    count = fewer if is_faster else before
+    torch.set_num_threads(count)
+    if is_faster:
+        return ThreadChoice(fewer, before, gain)
+    return ThreadChoice(before, fewer, 1 / gain)
+
+
+def crowding() -> list[str]:
+    """A note where not all threads have a core of their own."""
+    import torch
+
+    fewer = free_threads()
+    if fewer is None:
         return []
-    fewer = max(1, min(threads - 1, round(free)))
     return [
-        f"note: {threads} threads compute, and the load of this machine with {cores} cores was "
-        f"{busy:.1f} in the last minute: if other programs stay that busy, try --threads {fewer}"
+        f"note: {torch.get_num_threads()} threads compute, and the load of this machine with "
+        f"{os.cpu_count() or 1} cores was {load():.1f} in the last minute: if other programs stay "
+        f"that busy, try --threads {fewer}"
     ]

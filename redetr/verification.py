@@ -304,4 +304,6 @@ def _relative_error(
     expectations = [expected[name].flatten() for name in names]
     difference = torch.cat(differences).norm()
     norm = torch.cat(expectations).norm()
-    return (difference / norm).item() if norm > 0 else difference.item()
+    if norm > 0:
+        return (difference / norm).item()
+    return difference.item()

@@ -72,12 +72,13 @@ def _spread(head: nn.Linear, inputs: tuple[Tensor], outputs: Tensor) -> None:
     head.bias.copy_((head.bias - mean) / deviation)
 
 
+# One line for each attack, and where the weights come from.
 _TOLD = (
     "threshold: ",
     "WARNING:  Invalid HTTP request received.",
     "Expected boundary character",
     "weights: ",
-)  # of attacks, a line each; and where the weights come from
+)
 
 
 @dataclass

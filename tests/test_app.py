@@ -242,9 +242,8 @@ def click_another(page, explanation, shown):
         after = [frame.drawing(name) for name in parts]
         for old, new in zip(before, after, strict=True):
             assert all(a != b for a, b in zip(old, new, strict=True))
-        assert (
-            page.execute_script("return origin") == "null"
-        )  # it reaches nothing of the page around it
+        # The frame cannot reach the page around it.
+        assert page.execute_script("return origin") == "null"
 
 
 def overlap(a, b):

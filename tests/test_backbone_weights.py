@@ -120,9 +120,8 @@ def test_a_file_of_timm(tmp_path):
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_var.uniform_(0.5, 1.5)
-    torch.save(
-        {"state_dict": net.state_dict()}, tmp_path / "mine.pth.tar"
-    )  # as timm's training script writes it
+    # This is what timm's training script writes.
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "mine.pth.tar")
     built, said = start(
         tmp_path / "mine.pth.tar", "redetr_mobile", "backbone=timm:efficientnet_lite0"
     )

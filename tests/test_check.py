@@ -228,9 +228,8 @@ def test_headers_are_remembered(tmp_path):
         (tmp_path / "a.png").read_bytes().ljust(stamp.st_size, b"\0")[: stamp.st_size]
     )
     os.utime(tmp_path / "a.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-    assert list(read_headers(tmp_path, names)) == list(
-        first
-    )  # the same time and size: the file is not looked into
+    # Time and size are the same, so the file is not read again.
+    assert list(read_headers(tmp_path, names)) == list(first)
     larger.save(tmp_path / "a.png")
     assert [header.width for header in read_headers(tmp_path, names)] == [31, 30]
     assert [bool(header.content) for header in read_headers(tmp_path, names, content=True)] == [

@@ -74,6 +74,17 @@ def test_classes_with_other_ids_are_matched_by_names_that_tell_them_apart():
         labels_in(dataset, 91, [*classes[:90], (90, "3")])
 
 
+def test_other_spellings_of_classes_are_matched():
+    dataset = DigitsDataset("val", size=6)
+    dataset.class_names = ("aeroplane", *dataset.class_names[1:])
+    classes = [(k, name) for k, name in enumerate(["x", *dataset.class_names, "airplane"])]
+    classes[1] = (1, "y")
+    assert labels_in(dataset, 12, classes).tolist() == [-1, -1, *range(1, 10), 0]
+    classes[1] = (1, "airplane")  # which of them it is, nothing says
+    with pytest.raises(redetr.InputError, match=r"does not know aeroplane \(0\): "):
+        labels_in(dataset, 12, classes)
+
+
 def test_coco_names_have_80_categories():
     names = coco_class_names()
     assert len(names) == 91 and names.count("unused") == 11

@@ -25,9 +25,8 @@ def test_demo_shows_what_it_learned(tmp_path):
         with Image.open(folder / name) as picture:
             assert min(picture.size) > 300
     said = console.export_text()
-    assert (
-        "AP50" in said and f"redetr predict '{folder}/best.pt' IMAGE" in said
-    )  # to paste into a shell
+    # The command can be pasted into a shell.
+    assert "AP50" in said and f"redetr predict '{folder}/best.pt' IMAGE" in said
     assert read_metrics(folder)[-1]["step"] == 2
 
 

@@ -67,32 +67,40 @@ def kept_from_running(command: str) -> list[str]:
 
 
 def test_every_flag_named_in_a_page_exists(capsys):
-    """In sentences and tables too; those of other programs have theirs."""
+    """Also in sentences and tables. Flags of other programs are listed here."""
     others = {
+        # torchrun
         "--nnodes",
         "--nproc-per-node",
-        "--gpus-per-node",  # of sbatch
-        "--cpus-per-task",
         "--rdzv-backend",
         "--rdzv-endpoint",
         "--rdzv-id",
         "--max-restarts",
         "--standalone",
         "--local-addr",
+        # sbatch
         "--nodes",
-        "--data-binary",
-        "--processor-time",  # of benchmarks/families.py
+        "--gpus-per-node",
+        "--cpus-per-task",
+        # docker
         "--shm-size",
         "--ipc",
-        *(
-            "--onnx",
-            "--minShapes",
-            "--optShapes",
-            "--maxShapes",
-            "--saveEngine",
-            "--fp16",
-        ),  # of trtexec
-        *("--trt", "--onnxrt", "--input-shapes", "--rtol", "--atol"),  # of polygraphy
+        # trtexec
+        "--onnx",
+        "--minShapes",
+        "--optShapes",
+        "--maxShapes",
+        "--saveEngine",
+        "--fp16",
+        # polygraphy
+        "--trt",
+        "--onnxrt",
+        "--input-shapes",
+        "--rtol",
+        "--atol",
+        # curl, and benchmarks/families.py
+        "--data-binary",
+        "--processor-time",
     }
     for command in COMMANDS:
         with pytest.raises(SystemExit):

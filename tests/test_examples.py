@@ -41,11 +41,11 @@ def test_the_worked_example_comes_out_exactly(printed):
 
 def test_three_ways_to_one_gradient(printed):
     rows = [[float(value) for value in re.findall(NUMBER, line)] for line in printed.splitlines()]
-    by_hand, ddp, alone, own_counts = (row for row in rows if row)
+    by_hand, ddp, one_process, counts_per_rank = (row for row in rows if row)
     assert len(by_hand) == 8
     assert ddp == pytest.approx(by_hand, abs=1e-6)
-    assert alone == pytest.approx(by_hand, abs=1e-6)
-    assert max(abs(a - b) for a, b in zip(own_counts, alone, strict=True)) > 0.01
+    assert one_process == pytest.approx(by_hand, abs=1e-6)
+    assert max(abs(a - b) for a, b in zip(counts_per_rank, one_process, strict=True)) > 0.01
 
 
 def test_the_page_shows_what_the_example_prints(printed):

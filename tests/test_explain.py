@@ -198,9 +198,8 @@ def test_points_are_those_of_each_layer():
     ):
         offsets = module.sampling_offsets(query).view(9, 4, 3, 4, 2)
         centers, sizes = boxes[0, :, None, None, None, :2], boxes[0, :, None, None, None, 2:]
-        torch.testing.assert_close(
-            where, centers + offsets * sizes / 8
-        )  # 4 points reach half of the box
+        # 4 points reach half of the box.
+        torch.testing.assert_close(where, centers + offsets * sizes / 8)
         torch.testing.assert_close(
             weights.flatten(-2), module.attention_weights(query).view(9, 4, 12).softmax(-1)
         )

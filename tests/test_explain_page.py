@@ -139,11 +139,12 @@ def test_the_table_of_layers(form, tmp_path, browser):
         "layer 2",
         "layer 3",
     ]
+    # Half of the widths is shared: 0.2 / 0.4.
     assert rows[-3][2:] == [
         "0.900",
         "18, 12, 45, 48",
         "0.50",
-    ]  # half of the widths is shared: 0.2 / 0.4
+    ]
     assert rows[-1][2:] == ["0.900", "9, 12, 36, 48", "1.00"]
 
 
@@ -221,7 +222,7 @@ def test_the_grids_are_those_of_the_model(form, options, words, colors, tmp_path
     page = Page(browser, tmp_path / "index.html")
     text = " ".join(browser.find_element(By.TAG_NAME, "body").text.split())
     assert words in text
-    assert f"attends to on the grid of {explanation.encoder_stride}:" in text
+    assert f"attends on the grid of {explanation.encoder_stride}." in text
     assert f", {colors} for one cell per 32 px." in text
     assert f"on {explanation.strides[0]} px" in page.part("cross").text
     assert page.errors() == []
@@ -274,7 +275,7 @@ def test_the_worked_example_on_its_page(tmp_path, browser):
     ]
     text = browser.find_element(By.TAG_NAME, "body").text
     assert (
-        "The mean of the losses is 0.15833: 0.95 / 6, what one GPU with all the images would "
+        "The mean of the losses is 0.15833: 0.95 / 6, which is what one GPU with all images would "
         "compute (0.15833)." in text
     )
     assert "the mean would be 0.1875, 18.4% off" in text  # (0.275 + 0.1) / 2
@@ -395,8 +396,8 @@ def test_the_letter_of_an_object_is_seen_beside_its_query(tmp_path, browser):
         threshold=0.5,
     )
     browser.get((tmp_path / "index.html").as_uri())
-    letter = (
-        browser.execute_script("""
+    # The green of objects, as ABGR.
+    letter = browser.execute_script("""
         const canvas = Object.assign(document.createElement("canvas"), {width: 400, height: 400});
         const context = canvas.getContext("2d"), window = [0, 0, 1, 1];
         const panel = Object.assign(Object.create(Panel.prototype), {canvas, context, window});
@@ -404,7 +405,6 @@ def test_the_letter_of_an_object_is_seen_beside_its_query(tmp_path, browser):
         panel.box([0.1, 0.01, 0.2, 0.3], CHOSEN, {tag: "query 0"});
         const pixels = new Uint32Array(context.getImageData(0, 0, 400, 400).data.buffer);
         return pixels.filter((pixel) => pixel === 0xff66cf51).length""")
-    )  # the green of objects, as ABGR
     assert letter > 100
 
 

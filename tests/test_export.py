@@ -266,9 +266,8 @@ def metadata(path: Path) -> dict:
         )
     if path.suffix == ".xml":
         return json.loads(openvino.Core().read_model(path).get_rt_info("redetr").value)
-    with ZipFile(
-        path
-    ) as archive:  # torch.export.load takes long; examples/export/run_torch.py asks it
+    # Read from the archive, because torch.export.load takes long. examples/export/run_torch.py uses it.
+    with ZipFile(path) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/redetr.json"))
         return json.loads(archive.read(name))
 

@@ -60,9 +60,10 @@ def test_a_run_starts_from_the_weights_of_another(before, tmp_path):
     assert first_loss(tmp_path / "new") < 1.5 * last
     assert "loaded" in said and f"tensors from {before.output}/best.pt\n" in said
     begun = torch.load(tmp_path / "new/last.pt", weights_only=True)
+    # Two steps of this run, without the 40 of the other.
     assert {
         float(state["step"]) for state in begun["optimizer"]["state"].values() if "step" in state
-    } == {2}  # not 42
+    } == {2}
     assert begun["config"]["weights"] == before.output
 
 
@@ -74,9 +75,8 @@ def test_a_resumed_run_needs_them_no_more(before, tmp_path):
     )
     run(config)
     whole = torch.load(tmp_path / "run/last.pt", weights_only=True)
-    (tmp_path / "run/previous.pt").rename(
-        tmp_path / "run/last.pt"
-    )  # as if it had been killed after step 2
+    # As if the run had been killed after step 2.
+    (tmp_path / "run/previous.pt").rename(tmp_path / "run/last.pt")
     weights.unlink()
     said = run(replace(config, resume=True))
     assert "resumed from" in said
@@ -128,9 +128,8 @@ def test_the_mobile_recipe_trains_from_a_file(before, mobilenet, tmp_path):
     }
     early = {name for name in trained if name.split(".")[4] in ("0", "1", "2", "3")}
     norms = {name for name in trained if trained[name].dim() == 1}
-    assert (
-        same == early | norms
-    )  # the norms and what comes before stride 8 stay; all else has moved
+    # The norms and all that comes before stride 8 are frozen; everything else has changed.
+    assert same == early | norms
     redetr.load(tmp_path / "run", device="cpu")
 
 

@@ -53,9 +53,8 @@ def test_the_same_numbers(name, padded):
     for key in ("pred_logits", "pred_boxes"):
         torch.testing.assert_close(given[key], expected[key], rtol=1e-9, atol=1e-9)
     assert expected["aux_outputs"] and not given["aux_outputs"] and "enc_outputs" not in given
-    assert all(
-        torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()
-    )  # it is a copy
+    # The model itself is unchanged.
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", FORMS)

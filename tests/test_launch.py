@@ -297,7 +297,7 @@ def test_slurm_starts_again_what_may_do_better(tmp_path, codes, starts):
     code, output = run([SLURM, *COMMAND], environment)
     *_, last = codes.split()
     assert code == int(last)
-    assert output.count("is started again after exit code") == starts - 1
+    assert output.count("is restarted after exit code") == starts - 1
     for rank in range(2):
         assert len((tmp_path / "record" / f"redetr-{rank}").read_text().splitlines()) == starts
     assert not (tmp_path / "record" / "scontrol").exists()
@@ -357,10 +357,11 @@ def test_ssh_starts_a_torchrun_per_host(tmp_path):
     code, output = run(
         [SSH, *COMMAND, "--model-options", "num_queries=30", "it's=a $(word)"], environment
     )
+    # The exit code of the first host: the loss of another host does not matter.
     assert (code, output) == (
         0,
         "",
-    )  # the first host's; a host that was lost on the way does not matter
+    )
     assert sorted((tmp_path / "record" / "ssh").read_text().split()) == [HOSTS[0], f"me@{HOSTS[1]}"]
     told = sorted(recorded(environment), key=lambda pair: pair[0].local_addr)
     assert [options.local_addr for options, _ in told] == list(HOSTS)
@@ -448,10 +449,11 @@ def test_kubernetes_parts_fit_together(kubernetes):
     (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     pod = job["template"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
+    # The names of the runtime torch-distributed.
     assert (job["name"], container["name"]) == (
         "node",
         "node",
-    )  # as in the runtime torch-distributed
+    )
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert [mount["name"] for mount in container["volumeMounts"]] == list(volumes)
     assert volumes["shared"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]

@@ -136,9 +136,8 @@ def test_samples_of_several_images_are_a_function_of_seed_epoch_and_id(augment, 
         assert tuple(image.shape[1:]) == target["size"] == samples.size(key)
     counts = [len(target["labels"]) for _, target in forwards.values()]
     assert max(counts) >= 3
-    assert (
-        sum(count > 1 for count in counts) > 25
-    )  # about 7 in 10 are of several images, some without a second object
+    # About 7 in 10 samples combine several images, some of which add no object.
+    assert sum(count > 1 for count in counts) > 25
 
 
 def test_later_epochs_show_one_image_each_as_without_mosaics():

@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -44,7 +43,7 @@ def bf16_gain(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
 
     def set_gain(gain: float) -> None:
-        monkeypatch.setattr(precision, "_times_faster", lambda ours, other: gain)
+        monkeypatch.setattr(precision, "times_faster", lambda ours, other: gain)
 
     return set_gain
 
@@ -72,44 +71,6 @@ def test_emulated_bf16_is_not_taken_for_fast(model, monkeypatch):
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
     )
     assert pick_precision("auto", GPU, model, 64) == PrecisionChoice("fp32")
-
-
-def test_the_gain_is_the_median_of_what_each_round_says(monkeypatch):
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    monkeypatch.setattr(precision, "_TRIAL_S", 0.5)
-    ours = iter([9.0, 0.01, 0.01, 0.1, 0.01, 0.01])
-    other = iter([9.0, 0.02, 0.03, 0.02, 0.02, 0.02])
-
-    def pass_time(durations):
-        clock.now += next(durations)
-
-    gain = precision._times_faster(lambda: pass_time(ours), lambda: pass_time(other))
-    assert gain == pytest.approx(2)  # 2, 3, 0.2, 2, 2; the first of each warms up
-
-
-def test_a_trial_of_slow_rounds_ends(monkeypatch):
-    clock = SimpleNamespace(now=0.0, rounds=0)
-    monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-
-    def slow():
-        clock.now += 2
-        clock.rounds += 1
-
-    precision._times_faster(slow, slow)
-    assert clock.rounds == 4  # to warm up, and one round
-
-
-@pytest.mark.parametrize("gradient", [False, True])
-def test_a_trial_leaves_the_model_and_random_numbers_as_they_are(gradient, model):
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    random = torch.get_rng_state()
-    assert precision._bf16_gain(model, (64, 96), gradient) > 0
-    assert model.training
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert torch.equal(torch.get_rng_state(), random)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, state[name])
 
 
 def test_a_detector_is_optimized_to_what_is_faster(model, bf16_gain):

@@ -359,9 +359,8 @@ def test_what_cannot_be_read_does_not_stop_the_rest(checkpoint, folder, tmp_path
     assert ["error" in line for line in lines_in(tmp_path / "out")] == [False, True, False]
     assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == 2
     (tmp_path / "in/1.jpg").write_bytes((folder / "val-0.jpg").read_bytes())
-    predict(
-        checkpoint, tmp_path / "in", "--output", tmp_path / "out", "--resume"
-    )  # what failed is tried again
+    # Sources that failed are tried again.
+    predict(checkpoint, tmp_path / "in", "--output", tmp_path / "out", "--resume")
     assert "2 of them earlier" in capsys.readouterr().out
     assert ["error" in line for line in lines_in(tmp_path / "out")] == [False] * 3
 
@@ -375,9 +374,8 @@ def test_the_command_says_what_was_found(checkpoint, folder, tmp_path, capsys):
     assert said[0].startswith(f"objects found: {counted.total()} in 5 of 5 images: {most}; ")
     assert re.search(r"; \d+\.\d images/s$", said[0])
     assert said[1:] == [f"processed 5 of 5 sources: {tmp_path}/all/predictions.jsonl"]
-    predict(
-        checkpoint, folder, "--output", tmp_path / "all", "--resume"
-    )  # nothing is left: there is no speed
+    # Nothing is left to do, so no speed is reported.
+    predict(checkpoint, folder, "--output", tmp_path / "all", "--resume")
     assert capsys.readouterr().out.splitlines()[0] == said[0].rpartition(";")[0]
     predict(checkpoint, folder, "--output", tmp_path / "none", threshold=1.0)
     said = capsys.readouterr().out
@@ -407,12 +405,10 @@ def test_resuming_looks_at_the_rest_only(checkpoint, folder, tmp_path, capsys):
     predict(checkpoint, folder, "--output", tmp_path)
     whole = (tmp_path / "predictions.jsonl").read_text()
     rows = whole.splitlines(keepends=True)
-    known = json.loads(rows[1]) | {
-        "detections": []
-    }  # so that it shows whether it is looked at again
-    (tmp_path / "predictions.jsonl").write_text(
-        rows[0] + json.dumps(known) + "\n" + rows[2][:40]
-    )  # killed there
+    # Would change if the image were processed again.
+    known = json.loads(rows[1]) | {"detections": []}
+    # The last line is cut off, as if the run had been killed there.
+    (tmp_path / "predictions.jsonl").write_text(rows[0] + json.dumps(known) + "\n" + rows[2][:40])
     (tmp_path / "val-0.png").unlink()
     predict(checkpoint, folder, "--output", tmp_path, "--resume", "--batch-size", 1)
     after = lines_in(tmp_path)

@@ -2,14 +2,26 @@
 
 import subprocess
 import sys
+from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from redetr import cli, threads
+import redetr
+from redetr import cli, threads, trial
 from redetr.cli import main
+from redetr.config import TrainConfig
 from redetr.errors import InputError
-from redetr.threads import crowding, use_threads, wait_politely
+from redetr.threads import (
+    cores,
+    crowding,
+    free_threads,
+    pick_threads,
+    use_threads,
+    wait_politely,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -20,12 +32,17 @@ def threads_as_before():
 
 
 @pytest.fixture
-def loaded(monkeypatch):
-    """Sets the load and the cores of this machine."""
+def loaded(monkeypatch, tmp_path):
+    """Sets the load and the cores of this machine, which has no limit but in files of `tmp_path`."""
 
     def set_load(load: float, cores: int = 2) -> None:
         monkeypatch.setattr(threads.os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
         monkeypatch.setattr(threads.os, "cpu_count", lambda: cores)
+        affinity = set(range(cores))
+        monkeypatch.setattr(
+            threads.os, "sched_getaffinity", lambda process: affinity, raising=False
+        )
+        monkeypatch.setattr(threads, "_CGROUP", tmp_path)
 
     return set_load
 
@@ -91,6 +108,140 @@ def test_nothing_is_said_where_cores_are_free(load, cores, computing, loaded):
     loaded(load, cores)
     torch.set_num_threads(computing)
     assert crowding() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("cpu.max", "400000 100000", 4),
+        ("cpu.max", "50000 100000", 1),
+        ("cpu.max", "max 100000", 16),
+        ("cpu/cpu.cfs_quota_us", "250000", 2),
+        ("cpu/cpu.cfs_quota_us", "-1", 16),
+    ],
+)
+def test_the_limit_of_a_container_counts(file, text, expected, loaded, tmp_path):
+    loaded(0.0, cores=16)
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+    (tmp_path / file).write_text(f"{text}\n")
+    torch.set_num_threads(16)
+    assert cores() == expected
+    assert free_threads() == (expected if expected < 16 else None)
+
+
+def test_cores_that_this_process_may_not_run_on_do_not_count(loaded, monkeypatch):
+    loaded(3.0, cores=16)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    assert cores() == 2
+    torch.set_num_threads(2)
+    assert free_threads() is None  # 13 of 16 are free, of which these may be two
+
+
+@pytest.fixture
+def trial_says(monkeypatch):
+    """Sets how many times as fast fewer threads are, each of which runs once in the trial."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    computing = []
+
+    def set_gain(gain: float | None) -> list[int]:
+        def times_faster(candidate, reference):
+            assert gain is not None, "no trial was expected"
+            for run in (candidate, reference):
+                run()
+                computing.append(torch.get_num_threads())
+            return gain
+
+        monkeypatch.setattr(trial, "times_faster", times_faster)
+        return computing
+
+    return set_gain
+
+
+@pytest.fixture(scope="module")
+def model():
+    options = {"hidden_dim": 32, "dim_feedforward": 32, "num_queries": 5, "backbone": [8, 16, 16]}
+    return redetr.build("redetr_n", 2, **options)
+
+
+@pytest.mark.parametrize(
+    ("gain", "count", "reason"),
+    [
+        (1.5, 1, "threads: 1, because other programs use the cores, and it is 1.50 times as fast"),
+        (1.04, 2, "threads: 2, because other programs use the cores, and it is 0.96 times as fast"),
+        (0.5, 2, "threads: 2, because other programs use the cores, and it is 2.00 times as fast"),
+    ],
+)
+def test_a_trial_chooses_the_threads(gain, count, reason, model, loaded, trial_says):
+    loaded(1.0)
+    torch.set_num_threads(2)
+    computing = trial_says(gain)
+    choice = pick_threads(model, 64, gradient=True)
+    assert computing == [1, 2]
+    assert torch.get_num_threads() == choice.threads == count
+    assert choice.reason == f"{reason} as {3 - count} (--threads chooses)"
+
+
+def test_there_is_no_trial_on_free_cores(model, loaded, trial_says):
+    """So runs on a machine at rest compute on as many threads each time."""
+    loaded(0.3)
+    torch.set_num_threads(2)
+    trial_says(None)
+    assert pick_threads(model, 64) is None
+    assert torch.get_num_threads() == 2
+
+
+def test_the_environment_decides_before_a_trial(model, loaded, trial_says, monkeypatch):
+    loaded(1.0)
+    torch.set_num_threads(2)
+    trial_says(None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert pick_threads(model, 64) is None
+
+
+def trained(folder: Path, **settings) -> list[str]:
+    """What a run of one step says."""
+    said = StringIO()
+    options = ("hidden_dim=32", "dim_feedforward=32", "num_queries=5", "backbone=[8, 16, 16]")
+    config = TrainConfig(
+        data="digits",
+        model="redetr_n",
+        model_options=options,
+        batch_size=2,
+        steps=1,
+        image_size=64,
+        device="cpu",
+        precision="fp32",
+        num_workers=0,
+        output=str(folder),
+        **settings,
+    )
+    redetr.train(config, Console(file=said, width=300))
+    return said.getvalue().splitlines()
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_resumed_run_keeps_its_threads(loaded, trial_says, tmp_path):
+    loaded(1.0)
+    torch.set_num_threads(2)
+    trial_says(1.5)
+    run = tmp_path / "run"
+    assert any("threads: 1, because" in line for line in trained(run))
+    assert TrainConfig.read(run / "config.json").threads == 1
+    torch.set_num_threads(2)
+    trial_says(None)
+    said = trained(run, resume=True)
+    assert "1 x cpu with 1 thread, fp32" in said[0]
+    assert torch.get_num_threads() == 1
+    assert TrainConfig.read(run / "config.json").threads == 1
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_run_with_threads_of_the_user_has_no_trial(loaded, trial_says, tmp_path):
+    loaded(1.0)
+    trial_says(None)
+    said = trained(tmp_path / "run", threads=2)
+    assert any(line.endswith("try --threads 1") for line in said)
 
 
 @pytest.mark.parametrize(

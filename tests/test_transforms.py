@@ -155,9 +155,8 @@ def test_draws_are_a_function_of_the_seed(augment):
     first, _ = look(transform, *sample, seed=1)
     again, _ = look(transform, *sample, seed=1)
     assert torch.equal(first, again)
-    assert torch.equal(
-        before[0], torch.get_rng_state()
-    )  # the random numbers of everybody else are left alone
+    # The global random state is untouched.
+    assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
     others = [look(transform, *sample, seed=seed)[0] for seed in range(2, 12)]
     assert any(other.shape != first.shape or not torch.equal(other, first) for other in others)
@@ -268,9 +267,8 @@ def test_crops_of_the_original():
         left, top, right, bottom = view.region
         assert 0 <= left < right <= 640
         assert 0 <= top < bottom <= 480
-        assert (
-            384 * 0.8 - 1 <= view.region_size[0] <= 480
-        )  # 600 px to 480: at least 307 px are left
+        # Scaled from 600 px to 480, so a crop of 384 px shows 307 px of the original.
+        assert 384 * 0.8 - 1 <= view.region_size[0] <= 480
         assert 384 * 0.8 - 1 <= view.region_size[1] <= 600 * 1.2 + 1
         shape, window = view.size[1] / view.size[0], view.region_size[1] / view.region_size[0]
         assert shape == pytest.approx(window, rel=0.01)  # hardly distorted by whole pixels
@@ -439,9 +437,8 @@ def test_samples_differ_by_epoch_and_image_but_not_by_order():
     transform = augmentation("detr", Stretch(32))
     samples = Samples(OneImage(7), transform, seed=3)
     first, second = samples[0, 0][0], samples[1, 0][0]
-    assert torch.equal(
-        Samples(OneImage(8), transform, 3)[0, 0][0], first
-    )  # the place decides, whatever the id
+    # The index decides, whatever the id.
+    assert torch.equal(Samples(OneImage(8), transform, 3)[0, 0][0], first)
     assert torch.equal(samples[0, 0][0], first)
     others = [samples[epoch, 0][0] for epoch in range(1, 6)] + [samples[0, 1][0]]
     assert not all(torch.equal(other, first) for other in others)

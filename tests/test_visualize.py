@@ -114,9 +114,8 @@ def test_tags_stay_in_the_picture_and_apart():
         return [(drawn == class_color(i)).all(-1) for i in range(len(boxes))]
 
     for box in ([0, 0, 60, 60], [360, 0, 400, 30], [380, 380, 400, 400], [-50, -50, 500, 500]):
-        assert (
-            tag_pixels([box])[0].sum() > 200
-        )  # far more than the outline that is left at a corner
+        # Far more pixels than those of an outline at a corner.
+        assert tag_pixels([box])[0].sum() > 200
     same = tag_pixels([[100, 100, 200, 200]] * 3)
     assert min(mask.sum() for mask in same) > 300
 

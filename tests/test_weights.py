@@ -32,9 +32,8 @@ DETR = TrainConfig(
         "dim_feedforward=32",
     ),
 )
-RESNET = replace(
-    DETR, model_options=("backbone=resnet18", *DETR.model_options[1:])
-)  # other programs know only these
+# Other programs know only these backbones.
+RESNET = replace(DETR, model_options=("backbone=resnet18", *DETR.model_options[1:]))
 FAST = TrainConfig(model="redetr_n", num_queries=5, model_options=(
     "backbone=[16, 32, 64]", "hidden_dim=32", "nheads=4", "dec_layers=2", "dim_feedforward=64",
 ))  # fmt: skip
@@ -120,6 +119,14 @@ def test_an_official_file_of_coco(tmp_path):
         model.class_embed.weight, torch.stack([there[18], random[1], there[1], there[91]])
     )
     assert said.endswith("; class_embed: 2 of 3 classes matched by name, the rest re-initialised")
+
+
+def test_classes_of_pascal_voc_start_from_those_of_coco(tmp_path):
+    path = write("official", tmp_path, RESNET, classes=tuple("?" * 91))
+    model, said = start(path, RESNET, ("tvmonitor", "dog", "Aeroplane"))
+    there = fresh(RESNET, 91, seed=7).class_embed.weight
+    assert torch.equal(model.class_embed.weight, there[[72, 18, 5, 91]])
+    assert said.endswith("; classes here = there: tvmonitor = tv, Aeroplane = airplane")
 
 
 @pytest.fixture(scope="module")
@@ -304,9 +311,8 @@ def test_settings_that_cannot_be_had_are_named(name, table_folder, tmp_path):
 def check_start_from_transformers(source, folder):
     model, said = start(source, RESNET)
     theirs = redetr.load(folder, device="cpu").model
-    assert torch.equal(
-        model.class_embed.weight[[1, 3]], theirs.class_embed.weight[[0, 2]]
-    )  # plate, no object
+    # The rows of "plate" and "no object".
+    assert torch.equal(model.class_embed.weight[[1, 3]], theirs.class_embed.weight[[0, 2]])
     theirs.class_embed = model.class_embed
     assert same(model, theirs)
     assert "class_embed: 1 of 3 classes matched by name" in said
@@ -377,9 +383,8 @@ def test_classes_are_taken_by_name(config, tmp_path):
     assert len(heads) == (2 if config is DETR else 6)  # the fast form: two layers and the encoder
     for name in heads:
         found, given, new = (m.state_dict()[name] for m in (model, there, random))
-        expected = [given[2], new[1], given[0], new[3]] + (
-            [given[3]] if config is DETR else []
-        )  # "no object" is last
+        # The row of "no object" is the last.
+        expected = [given[2], new[1], given[0], new[3]] + ([given[3]] if config is DETR else [])
         assert torch.equal(found, torch.stack(expected))
     count = len(model.state_dict())
     assert said == (f"loaded {count - len(heads)} of {count} tensors from {tmp_path / 'last.pt'}; "

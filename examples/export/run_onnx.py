@@ -16,12 +16,16 @@ from PIL import Image
 def main(file: str, image: str, threshold: float | None = None) -> None:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["redetr"])
-    pixels = np.asarray(Image.open(image).convert("RGB")).transpose(2, 0, 1)  # uint8 [3, H, W]
+    rgb = Image.open(image).convert("RGB")
+    pixels = np.asarray(rgb).transpose(2, 0, 1)  # uint8 [3, H, W]
     scores, labels, boxes = session.run(None, {"images": pixels[None]})
-    threshold = about["threshold"] if threshold is None else threshold
+    if threshold is None:
+        threshold = about["threshold"]
     for score, label, box in zip(scores[0], labels[0], boxes[0], strict=True):
         if score >= threshold:
-            print(about["class_names"][label], f"{score:.2f}", [round(float(side)) for side in box])
+            name = about["class_names"][label]
+            rounded = [round(float(side)) for side in box]  # xyxy, px of the image
+            print(name, f"{score:.2f}", rounded)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,16 @@ def main(file: str, image: str, threshold: float | None = None) -> None:
     about = json.loads(model.get_rt_info("redetr").value)
     # f32: CPUs with bf16 units would otherwise compute in bf16, faster and a little less exact.
     detect = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    pixels = np.asarray(Image.open(image).convert("RGB")).transpose(2, 0, 1)  # uint8 [3, H, W]
+    rgb = Image.open(image).convert("RGB")
+    pixels = np.asarray(rgb).transpose(2, 0, 1)  # uint8 [3, H, W]
     scores, labels, boxes = detect([pixels[None]]).values()
-    threshold = about["threshold"] if threshold is None else threshold
+    if threshold is None:
+        threshold = about["threshold"]
     for score, label, box in zip(scores[0], labels[0], boxes[0], strict=True):
         if score >= threshold:
-            print(about["class_names"][label], f"{score:.2f}", [round(float(side)) for side in box])
+            name = about["class_names"][label]
+            rounded = [round(float(side)) for side in box]  # xyxy, px of the image
+            print(name, f"{score:.2f}", rounded)
 
 
 if __name__ == "__main__":

@@ -15,17 +15,21 @@ from PIL import Image
 
 def main(file: str, image: str, threshold: float | None = None) -> None:
     extra = {"redetr.json": ""}
-    model = torch.export.load(file, extra_files=extra).module(check_guards=False)
+    program = torch.export.load(file, extra_files=extra)
+    model = program.module(check_guards=False)
     about = json.loads(extra["redetr.json"])
-    pixels = torch.from_numpy(np.array(Image.open(image).convert("RGB"))).permute(
-        2, 0, 1
-    )  # uint8 [3, H, W]
+    rgb = Image.open(image).convert("RGB")
+    pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)  # uint8 [3, H, W]
     with torch.no_grad():
-        scores, labels, boxes = (output[0].tolist() for output in model(pixels[None]))
-    threshold = about["threshold"] if threshold is None else threshold
+        outputs = model(pixels[None])
+    scores, labels, boxes = (output[0].tolist() for output in outputs)
+    if threshold is None:
+        threshold = about["threshold"]
     for score, label, box in zip(scores, labels, boxes, strict=True):
         if score >= threshold:
-            print(about["class_names"][label], f"{score:.2f}", [round(side) for side in box])
+            name = about["class_names"][label]
+            rounded = [round(side) for side in box]  # xyxy, px of the image
+            print(name, f"{score:.2f}", rounded)
 
 
 if __name__ == "__main__":

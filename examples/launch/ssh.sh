@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
-# redetr on several hosts, over nothing but ssh. What stands after the file's name is redetr's own command line:
+# redetr on several hosts, with nothing but ssh. All arguments are passed on to redetr:
 #
 #   HOSTS="node1 user@node2" examples/launch/ssh.sh train detr_r50 --data /shared/coco --output /shared/runs/detr
 #
-# Every host needs this folder, the data and --output at the same path, and lets you in without a password. The first
-# host must last to the end; any other may be lost. Ctrl-C saves and stops the run. Ends with the first host's code.
+# Every host needs this folder, the data and --output at the same path, and must accept your login without a password.
+# The first host must stay up until the end; the run survives the loss of any other. Ctrl-C saves and stops the run. The
+# exit code is that of the first host.
 #
 #   PROCESSES  processes per host (default: one per GPU)
 #   TORCHRUN   torchrun on the hosts (default: .venv/bin/torchrun)
-#   PORT       where hosts find each other, on the first one (default: 29400)
+#   PORT       of the first host, where the hosts find each other (default: 29400)
 set -euo pipefail
 read -ra hosts <<<"${HOSTS:?names of the hosts, with spaces between}"
 
 environment=(
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1   # processes that are started anew meet in a new place
-    TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150     # s that torchrun leaves its processes to save; its default is 30
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1   # restarted processes meet at a new store
+    TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150     # seconds for processes to save; the default is 30
 )
 for name in NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME; do
     [[ -z ${!name:-} ]] || environment+=("$name=${!name}")
 done
 
-# Runs on each host: a command that is ended with the connection. Else a lost ssh would leave it on the GPUs.
+# Runs on each host: a command that ends with the connection. Otherwise, it would stay on the GPUs after ssh is lost.
 # shellcheck disable=SC2016
 on_host='
 cd "$1" || exit
@@ -35,13 +36,13 @@ code=$?
 kill $watch 2>/dev/null
 exit $code'
 
-# Words as every login shell reads them; what `printf %q` writes, some do not.
+# Quotes words so that every login shell reads them; some do not read the output of `printf %q`.
 quoted() {
     local word apostrophe="'\\''"
     for word in "$@"; do printf "'%s' " "${word//\'/$apostrophe}"; done
 }
 
-# As long as this script holds the pipe open for writing, the standard input of the connections does not end.
+# The standard input of the connections stays open as long as this script holds the pipe open for writing.
 pipe=$(mktemp --dry-run)
 mkfifo -m 600 "$pipe"
 exec {hold}<>"$pipe"
@@ -60,7 +61,7 @@ for host in "${hosts[@]}"; do
         --rdzv-backend c10d --rdzv-id redetr --rdzv-endpoint "$first:${PORT:-29400}"
         --rdzv-conf "is_host=$is_first" -m redetr "$@" --resume)
     {
-        trap '' INT   # Ctrl-C is for this script; the connections bring what the hosts still have to say
+        trap '' INT   # only this script handles Ctrl-C; the connections still carry the last output of the hosts
         ssh -o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3 "$host" \
             "$(quoted bash -c "$on_host" bash "$PWD" "${command[@]}")" <&"$input" 2>&1 | sed -u "s/^/$name: /"
     } {hold}>&- &
@@ -72,13 +73,13 @@ finish() {
     while true; do
         code=0
         wait "$1" || code=$?
-        kill -0 "$1" 2>/dev/null || return "$code"   # a signal ends `wait`, not the training
+        kill -0 "$1" 2>/dev/null || return "$code"   # a signal interrupts `wait`, not the training
     done
 }
 
 code=0
 finish "${connections[0]}" || code=$?
-[[ $code == 0 ]] || stop   # without the first host, the others have nobody to ask
+[[ $code == 0 ]] || stop   # without the first host, the others cannot find each other
 for connection in "${connections[@]:1}"; do
     finish "$connection" || true
 done

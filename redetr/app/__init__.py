@@ -1,5 +1,6 @@
-"""The room of `redetr app`: a web page for a detector and an HTTP endpoint, in Starlette.
+"""`redetr app`: a web page and an HTTP endpoint for a detector, with Starlette.
 
-`server.web_app` joins the parts: `guard` decides which requests are answered, `uploads` reads
-images from strangers, `api` answers programs, and `page` answers `page.html` with its script.
+`server.web_app` puts the parts together: `guard` decides which requests are answered, `uploads`
+reads images from untrusted clients, `api` serves programs, and `page` serves `page.html` and the
+requests of its script.
 """

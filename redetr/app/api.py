@@ -10,7 +10,7 @@ from redetr.detector.detector import Detector
 
 
 class Api:
-    """Answers programs, by the same detector that answers the page."""
+    """Serves programs, with the same detector as the page."""
 
     def __init__(self, detector: Detector, uploads: Uploads, turns: Turns):
         self.detector = detector

@@ -1,4 +1,4 @@
-"""Connections on which no request arrives, closed before they keep others out."""
+"""Closes idle connections before they keep others out."""
 
 import asyncio
 from typing import Any
@@ -10,8 +10,8 @@ _MOST_SILENT = 200  # connections without a request; a process may often have 1,
 
 
 class PromptProtocol(H11Protocol):
-    """HTTP, on connections that are closed if the head of a request is not there in time, and the
-    oldest of them if there are too many."""
+    """HTTP. A connection is closed if the head of a request does not arrive in time, and the oldest
+    idle one is closed if there are too many."""
 
     _silent: dict["PromptProtocol", asyncio.TimerHandle] = {}  # of all connections
 

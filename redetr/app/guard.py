@@ -16,7 +16,7 @@ _PAGE_POLICY = (
     "media-src 'self' blob:; connect-src 'self'; frame-src 'self'; form-action 'none'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
-# An explanation holds its script, style and pictures, in a frame that reaches nothing around it.
+# An explanation contains its script, style and images. Its frame cannot reach the page around it.
 FRAME_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; form-action 'none'; base-uri 'none'; frame-ancestors 'self'; "
@@ -32,11 +32,12 @@ _HEADERS = {
 
 
 class Guard:
-    """Around the whole application. Refuses what web sites send through the browser of a visitor.
+    """Wraps the whole application, and refuses requests that other web sites send through a
+    visitor's browser.
 
-    It answers under the names in `hosts` only, and with `any_address` under every IP address. So
-    another site cannot point a name of its own at this server and read from it through a browser
-    that may reach it, behind a firewall or on this machine (DNS rebinding).
+    Requests are answered only if they name one of `hosts` as the host, or any IP address with
+    `any_address`. Otherwise, another site could point its own host name at this server, behind a
+    firewall or on this machine, and read from it through the browser of a visitor (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], any_address: bool):
@@ -72,7 +73,7 @@ class Guard:
         return None
 
     def _is_server_name(self, name: str) -> bool:
-        """Whether the server answers under this name."""
+        """Whether the server may be addressed by this host name."""
         if name in self._hosts:
             return True
         return self._any_address and _is_ip_address(name)
@@ -95,7 +96,8 @@ def hostname(host: str) -> str:
 
 
 def _is_cross_site(headers: Headers) -> bool:
-    """Whether a browser sent the request for a page of another site. Programs do not say."""
+    """Whether a browser sent the request on behalf of another site. Programs send no such
+    headers."""
     site = headers.get("sec-fetch-site")
     if site is not None:  # also right behind a proxy that changes the host
         return site not in ("same-origin", "none")

@@ -1,4 +1,5 @@
-"""The answers to the page: detections, their explanation, and how training judges an image."""
+"""Serves the page and its requests: detections, their explanation, and the loss of a training
+image."""
 
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,7 @@ _PICTURE_PX = 2048  # longest side of the picture that the page shows and saves
 
 
 class Page:
-    """The page and its requests. Whatever looks at an image takes turns with all other work."""
+    """The page and its requests. Images are processed one at a time (see `Turns`)."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class Page:
 
     @cached_property
     def dataset(self) -> DetectionDataset:
-        """Images that are trained on, opened when they are first needed. Raises InputError."""
+        """The training images, opened on first use. Raises InputError if they cannot be opened."""
         if self._dataset is not None:
             return self._dataset
         return self.detector.open_data("train")
@@ -100,7 +101,7 @@ class Page:
         )
 
     async def look(self, request: Request) -> JSONResponse:
-        """All detections of an image, which the page filters, and what it draws them on."""
+        """All detections of an image, which the page filters, and the image to draw them on."""
         async with self.uploads.receive(request) as upload:
             content = await self.turns.take(self._look, upload)
         return JSONResponse(content)
@@ -108,7 +109,7 @@ class Page:
     def _look(self, upload: Upload) -> dict[str, Any]:
         image = read_image(upload.file, self.detector.model.channels)
         detections = self.detector.predict(image, threshold=0.0, masks=False)
-        # Browsers lack some of the formats; this is what the model was given.
+        # Browsers cannot show all formats, so the page gets the image that the model was given.
         picture = to_pil(image)
         picture.thumbnail((_PICTURE_PX, _PICTURE_PX))
         colors = {}
@@ -125,11 +126,11 @@ class Page:
         }
 
     def _outlines(self, image: Tensor, detections: Detections) -> list[list[list[float]]]:
-        """The masks of the best detections, each as polygons of x1, y1, x2, y2 ... in pixels of the
-        image, which enclose holes as well.
+        """The masks of the best detections, each as polygons x1, y1, x2, y2, ... in pixels of the
+        image. Holes have polygons of their own.
 
-        Masks of all queries, at the size of a photograph, would take gigabytes. So the image is
-        looked at once more, for the masks of a few.
+        The masks of all queries, at the size of a photograph, would take gigabytes. So the model
+        runs a second time, to get the masks of a few detections.
         """
         if not self.detector.model.has_masks or not len(detections):
             return []
@@ -138,8 +139,8 @@ class Page:
         return _outlines_of(self.detector.predict(image, threshold=least).masks)
 
     def _segments(self, image: Tensor, name: str | None) -> dict[str, Any] | None:
-        """What a panoptic model makes of an image: an answer as that of detections, with a row for
-        each segment, and their outlines; None of other models."""
+        """The segments that a panoptic model finds in an image, in the form of detections, with
+        their outlines. None for other models."""
         if not self.detector.model.original_masks:
             return None
         segments = self.detector.predict_panoptic([image])[0]
@@ -149,7 +150,7 @@ class Page:
         }
 
     async def explain(self, request: Request) -> JSONResponse:
-        """The page on where the model looked in an image."""
+        """The page that shows where the model looked in an image."""
         async with self.uploads.receive(request) as upload:
             threshold = parse_threshold(upload.threshold, self.detector.threshold)
             page = await self.turns.take(self._explain, upload, threshold)
@@ -161,7 +162,7 @@ class Page:
         return image_page(explanation, threshold, title="Where DETR looked")
 
     async def examples(self, request: Request) -> JSONResponse:
-        """Thumbnails of images that are trained on, spread over the data set."""
+        """Thumbnails of training images, spread over the data set."""
         examples = await self.turns.take(self._examples)
         return JSONResponse({"examples": examples})
 
@@ -184,9 +185,10 @@ class Page:
         return examples
 
     async def judge(self, request: Request) -> JSONResponse:
-        """The page on the loss of an image that is trained on.
+        """The page on the loss of a training image.
 
-        The query names it by its id (by default the first); `step` 1 takes the image after it.
+        The query of the request gives the id of the image (by default, the first); with `step` 1,
+        the page is on the next image.
         """
         image_id = request.query_params.get("image_id", "").strip()
         step = _whole_number(request, "step", 0, 1)
@@ -209,7 +211,8 @@ class Page:
 
 
 def _outlines_of(masks: Tensor) -> list[list[list[float]]]:
-    """The outlines of masks `[N, H, W]`, reduced: of each, the polygons of `Page._outlines`."""
+    """The polygons of each mask in bool `[N, H, W]`, as in `Page._outlines`, traced at a lower
+    resolution."""
     height, width = masks.shape[1:]
     reduction = max(1.0, max(height, width) / _OUTLINES_PX)
     size = (round(height / reduction), round(width / reduction))
@@ -225,7 +228,7 @@ def _outlines_of(masks: Tensor) -> list[list[list[float]]]:
 
 
 def _file(name: str, media_type: str, headers: dict[str, str] | None = None) -> Any:
-    """A handler that answers requests with a file of this folder."""
+    """A handler that serves a file of this folder."""
     content = (_FOLDER / name).read_bytes()
 
     async def answer(request: Request) -> Response:
@@ -235,7 +238,8 @@ def _file(name: str, media_type: str, headers: dict[str, str] | None = None) -> 
 
 
 def _whole_number(request: Request, name: str, least: int, most: int) -> int:
-    """A parameter of the query, by default `least`. Raises HTTPException if it is out of range."""
+    """A parameter of the request's query, by default `least`. Raises HTTPException if it is no
+    whole number from `least` to `most`."""
     text = request.query_params.get(name, str(least))
     allowed = [str(number) for number in range(least, most + 1)]
     if text not in allowed:

@@ -1,4 +1,4 @@
-"""The application that uvicorn serves: the page at `/`, the endpoint below `/api`."""
+"""The application that uvicorn runs: the page at `/`, and the endpoint below `/api`."""
 
 import socket
 from collections.abc import Callable, Collection
@@ -27,10 +27,11 @@ def web_app(
     host: str,
     allowed: Collection[str] = (),
 ) -> Guard:
-    """The guarded application for a detector that is called `title`, served at the address `host`,
-    and under the `allowed` names.
+    """The guarded application for a detector with this `title`. It is served at the address `host`,
+    and under the `allowed` host names.
 
-    `dataset` holds the images that the page judges, by default those the detector was trained on.
+    `dataset` has the images whose loss the page explains; by default, those that the detector was
+    trained on.
     """
     uploads = Uploads()
     turns = Turns()
@@ -49,7 +50,7 @@ def web_app(
 
 
 def _is_any(host: str) -> bool:
-    """Whether an address stands for all of this machine."""
+    """Whether an address stands for all addresses of this machine."""
     return host in ("", "0.0.0.0", "::")
 
 
@@ -70,7 +71,7 @@ def _failed(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": "unexpected error: see the server's log"}, 500)
 
 
-# Every answer to a wrong request is {"error": "..."}, one line.
+# Every invalid request is answered with {"error": "..."}, in one line.
 _ERROR_ANSWERS: dict[Any, Callable[..., Response]] = {
     HTTPException: _refused,
     InputError: _wrong_input,

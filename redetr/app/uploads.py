@@ -1,4 +1,5 @@
-"""Images from strangers: limited as they arrive, checked before decoding, processed in turns."""
+"""Images from untrusted clients: limited while they arrive, checked before they are decoded, and
+processed one at a time."""
 
 import math
 import tempfile
@@ -33,11 +34,11 @@ T = TypeVar("T")
 
 
 class BusyError(InputError):
-    """Too many clients ask at once."""
+    """Too many clients sent requests at once."""
 
 
 class _Gate:
-    """Admits a limited number of clients at once and refuses the others."""
+    """Admits a limited number of clients at once, and refuses the others."""
 
     def __init__(self, most: int, refusal: str):
         self._most = most
@@ -46,7 +47,7 @@ class _Gate:
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Counts a client while the context lasts. Raises BusyError if there are too many."""
+        """Counts a client as long as the context lasts. Raises BusyError if there are too many."""
         if self._inside >= self._most:
             raise BusyError(self._refusal)
         self._inside += 1
@@ -57,22 +58,22 @@ class _Gate:
 
 
 class Turns:
-    """Runs work one piece at a time, in the order of arrival, so that memory holds one image."""
+    """Runs one job at a time, in the order of arrival, so that memory holds one image."""
 
     def __init__(self) -> None:
         self._model = CapacityLimiter(1)
         self._gate = _Gate(1 + _MOST_WAITING, "too many images are waiting: try again in a moment")
 
     async def take(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Runs `work` in a thread and returns its result. Raises BusyError."""
+        """Runs `work` in a thread, and returns its result. Raises BusyError if too many clients
+        wait."""
         with self._gate.admit():
             return await to_thread.run_sync(work, *arguments, limiter=self._model)
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What a request sent. The name and the threshold, which may be missing, are as the client
-    wrote them."""
+    """The contents of a request. The name and the threshold may be missing, and are unchecked."""
 
     file: BinaryIO
     name: str | None
@@ -144,7 +145,7 @@ async def _read_body(request: Request) -> Upload:
 
 
 async def _limited(request: Request) -> AsyncGenerator[bytes]:
-    """The body as it arrives. Raises HTTPException as soon as it is too large."""
+    """The body, chunk by chunk. Raises HTTPException as soon as it is too large."""
     size = 0
     async for piece in request.stream():
         size += len(piece)
@@ -158,8 +159,8 @@ async def _limited(request: Request) -> AsyncGenerator[bytes]:
 def read_image(file: BinaryIO, channels: int = 3) -> Tensor:
     """The image in an uploaded file, upright, uint8 `[channels, H, W]`.
 
-    Raises InputError if it is not an image, damaged, of other bands, or too large by its header,
-    before it is decoded.
+    Raises InputError if it is not an image, is damaged, has another number of bands, or is too
+    large by its header, which is checked before decoding.
     """
     if channels != RGB:
         return _read_bands(file, channels)
@@ -176,7 +177,7 @@ def read_image(file: BinaryIO, channels: int = 3) -> Tensor:
 
 
 def _read_bands(file: BinaryIO, channels: int) -> Tensor:
-    """The same of a file that may be an array or a TIFF of many bands."""
+    """The image in a file that may be a NumPy array or a TIFF with many bands."""
     width, height = image_size(file)
     if width * height == 0:
         raise InputError(f"not an image of {channels} bands (.npy and TIFF are read): give another")
@@ -186,7 +187,7 @@ def _read_bands(file: BinaryIO, channels: int) -> Tensor:
 
 
 def parse_threshold(text: str | None, default: float) -> float:
-    """The smallest score that a client asks for, 0 to 1; `default` if it asks for none. Raises
+    """The lowest score that a client asks for, from 0 to 1; `default` if it gives none. Raises
     InputError for anything else."""
     if text is None:
         return default

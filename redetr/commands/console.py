@@ -12,9 +12,11 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderHook, Re
 from rich.segment import Segment
 from rich.table import Column, Table
 
+from redetr.class_names import other_spellings
 from redetr.errors import InputError
 
 if TYPE_CHECKING:
+    from redetr.data import DetectionDataset
     from redetr.detector.detector import Detector
 
 # A file or a pipe has no width: Rich would take 80 characters, and break the rows of wide tables.
@@ -162,6 +164,13 @@ def say_precision(detector: "Detector") -> None:
     """Prints the precision of a command and its reason, if there is one, on standard error."""
     if detector.precision.reason:
         ERRORS.print(detector.precision.reason)
+
+
+def say_spellings(detector: "Detector", dataset: "DetectionDataset") -> None:
+    """Prints on standard error which classes have other names in the data than in the model."""
+    spellings = other_spellings(dataset.class_names, detector.class_names)
+    if spellings:
+        ERRORS.print(f"classes of the data = of the model: {spellings}")
 
 
 def say_fp32(detector: "Detector", why: str) -> None:

@@ -19,6 +19,7 @@ from redetr.commands.console import (
     print_results,
     require_images,
     say_precision,
+    say_spellings,
 )
 from redetr.garbage import quick_imports
 from redetr.threads import use_threads
@@ -104,6 +105,7 @@ class Evaluate:
             for detector in detectors:
                 detector.compute_in(self.precision, dist)
                 dist.main_only(say_precision)(detector)
+                dist.main_only(say_spellings)(detector, dataset)
             about = []
             for path, detector in zip(paths, detectors, strict=True):
                 about.append(self._about(str(path), detector, dataset, source))

@@ -476,13 +476,16 @@ def _warn_of_plain(names: list[str]) -> None:
 
 def _described(total: Summary) -> str:
     """The objects of a summary in words."""
-    none = f" (none in {total.without})" if total.without else ""
-    images = f"{total.images - total.without:,} of {counted(total.images, 'image')}{none}"
+    with_objects = total.images - total.without
+    images = f"{with_objects:,} of {counted(total.images, 'image')}"
+    if total.without:
+        images += f" (none in {total.without})"
     most_common = total.classes.most_common(_CLASSES_NAMED)
     classes = ", ".join(f"{count} {name}" for name, count in most_common)
     further = len(total.classes) - _CLASSES_NAMED
-    more = f" and {counted(further, 'more class', 'more classes')}" if further > 0 else ""
-    return f"{total.classes.total()} in {images}: {classes}{more}"
+    if further > 0:
+        classes += f" and {counted(further, 'more class', 'more classes')}"
+    return f"{total.classes.total()} in {images}: {classes}"
 
 
 @dataclass

@@ -94,8 +94,9 @@ def other_format(
 def _agree(boxes: np.ndarray, outlines: np.ndarray, area: np.ndarray) -> np.ndarray:
     """Which boxes are those around their outlines, or without one have their area, bool `[A]`."""
     box_areas = _areas(boxes)
-    same_area = np.abs(box_areas - area) <= _SAME_AREA * area
-    same_area &= (area > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    has_area = (area > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+    gap = np.abs(box_areas - area)
+    same_area = has_area & (gap <= _SAME_AREA * area)
     has_outline = ~np.isnan(outlines).any(1)
     return np.where(has_outline, outline_agrees(boxes, outlines), same_area)
 
@@ -150,9 +151,12 @@ def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     added on each side, so that thin outlines compare as well."""
     starts = np.maximum(boxes[:, :2], others[:, :2]) - 1
     ends = np.minimum(boxes[:, 2:], others[:, 2:]) + 1
-    shared = (ends - starts).clip(0).prod(1)
-    grown = np.array([-1, -1, 1, 1])
-    union = _areas(boxes + grown) + _areas(others + grown) - shared
+    sides = (ends - starts).clip(0)
+    shared = sides.prod(1)
+    margin = np.array([-1, -1, 1, 1])
+    areas = _areas(boxes + margin)
+    other_areas = _areas(others + margin)
+    union = areas + other_areas - shared
     return shared / np.maximum(union, 1e-9)
 
 
@@ -186,9 +190,11 @@ def cross_themselves(points: np.ndarray) -> np.ndarray:
     for lag in range(2, points.shape[1] // 2 + 1):  # each side with those that do not touch it
         other_points = np.roll(points, -lag, axis=1)
         other_ends = np.roll(ends, -lag, axis=1)
-        splits_other = _side(points, ends, other_points) * _side(points, ends, other_ends) < 0
-        is_split = _side(other_points, other_ends, points) * _side(other_points, other_ends, ends)
-        crossing |= (splits_other & (is_split < 0)).any(1)
+        # Two sides cross if the ends of each lie on different sides of the other.
+        from_this = _side(points, ends, other_points) * _side(points, ends, other_ends)
+        from_other = _side(other_points, other_ends, points) * _side(other_points, other_ends, ends)
+        sides_cross = (from_this < 0) & (from_other < 0)
+        crossing |= sides_cross.any(1)
     return crossing
 
 

@@ -97,8 +97,10 @@ def first_same(contents: np.ndarray) -> np.ndarray:
     it is zeros, which stand for none; int64 `[N]`."""
     _, first, which = np.unique(contents[:, 0], return_index=True, return_inverse=True)
     earlier = first[which]
-    is_same = (contents[earlier] == contents).all(1) & contents.any(1)
-    return np.where(is_same, earlier, np.arange(len(contents)))
+    is_same = (contents[earlier] == contents).all(1)
+    is_known = contents.any(1)
+    rows = np.arange(len(contents))
+    return np.where(is_same & is_known, earlier, rows)
 
 
 class HeaderCache:

@@ -25,12 +25,8 @@ from redetr.errors import InputError
 from redetr.files import open_file, write_json, write_whole
 
 _MOST_IN_TEXT = 100_000  # images whose hashes are written as text
-_NOT_AS_WRITTEN = (
-    RecursionError,
-    AttributeError,
-    KeyError,
-    TypeError,
-)  # what damaged JSON leads to
+# The errors that damaged JSON leads to.
+_NOT_AS_WRITTEN = (RecursionError, AttributeError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,15 @@ def _taken(
     """The values of these rows, one after the other, and where each begins."""
     lengths = first[rows + 1] - first[rows]
     starts = np.append(0, np.cumsum(lengths))
-    taken = np.empty((int(starts[-1]), *values.shape[1:]), values.dtype)
-    for block in range(0, len(rows), _BLOCK):
-        part = slice(block, block + _BLOCK)
-        shift = first[rows[part]] - starts[:-1][part]
-        begin, end = int(starts[block]), int(starts[min(block + _BLOCK, len(rows))])
-        sources = np.repeat(shift, lengths[part]) + np.arange(begin, end)
+    count = int(starts[-1])
+    taken = np.empty((count, *values.shape[1:]), values.dtype)
+    for start_row in range(0, len(rows), _BLOCK):
+        stop_row = min(start_row + _BLOCK, len(rows))
+        block = slice(start_row, stop_row)
+        begin = int(starts[start_row])
+        end = int(starts[stop_row])
+        shift = first[rows[block]] - starts[block]  # of each row, from its new to its old position
+        sources = np.repeat(shift, lengths[block]) + np.arange(begin, end)
         taken[begin:end] = values[sources]
     return taken, starts
 

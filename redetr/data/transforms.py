@@ -120,7 +120,9 @@ class Jitter:
     def _without_colour(self, random: Random, image: Tensor, mean: float) -> Tensor:
         brightness = _factor(random, self.brightness)
         contrast = _factor(random, self.contrast)
-        changed = image.float() * (brightness * contrast) + brightness * (1 - contrast) * mean
+        scale = brightness * contrast
+        shift = brightness * (1 - contrast) * mean  # contrast is about the mean brightness
+        changed = image.float() * scale + shift
         return changed.round_().clamp_(0, 255).to(torch.uint8)
 
     def matrix(self, random: Random, mean: np.ndarray) -> np.ndarray:

@@ -132,11 +132,14 @@ def _resample_mask(mask: np.ndarray, shown: np.ndarray) -> None:
         return
     part = np.ascontiguousarray(mask[rows.source, columns.source])
     pixels = Image.fromarray(part.view(np.uint8) * np.uint8(255))
-    size = (columns.result.stop - columns.result.start, rows.result.stop - rows.result.start)
+    shown_part = shown[rows.result, columns.result]
+    height, width = shown_part.shape
     box = (columns.start, rows.start, columns.stop, rows.stop)
-    coverage = np.asarray(pixels.resize(size, Image.Resampling.BILINEAR, box)).astype(np.int32)
+    resized = pixels.resize((width, height), Image.Resampling.BILINEAR, box)
+    coverage = np.asarray(resized).astype(np.int32)
     # Rounding is up to 1 in 255: what is covered by half is inside.
-    shown[rows.result, columns.result] = 2 * coverage + 2 >= max(coverage.max(), 1)
+    full = max(coverage.max(), 1)
+    shown_part[:] = 2 * coverage + 2 >= full
 
 
 class _Reach(NamedTuple):
@@ -369,10 +372,13 @@ def _iou(boxes: np.ndarray, region: Region) -> np.ndarray:
     left, top, right, bottom = region
     starts = np.maximum(boxes[:, :2], (left, top))
     ends = np.minimum(boxes[:, 2:], (right, bottom))
-    common = (ends - starts).clip(min=0).prod(1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    both = areas + (right - left) * (bottom - top)
-    return common / (both - common)
+    common_sides = (ends - starts).clip(min=0)
+    common = common_sides.prod(1)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    areas = sides.prod(1)
+    region_area = (right - left) * (bottom - top)
+    union = areas + region_area - common
+    return common / union
 
 
 @dataclass(frozen=True)

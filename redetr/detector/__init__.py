@@ -1,2 +1,2 @@
 """A trained model that is ready to use: load it, and predict on images, folders, videos and
-addresses."""
+URLs."""

@@ -1,4 +1,5 @@
-"""The contact sheet of predictions: a page of all annotated images, filtered by class and score."""
+"""The contact sheet of predictions: a page of all annotated images, with filters for class and
+score."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ _MOST_CARDS = 5000  # images and videos on one page, which holds all of their de
 def contact_sheet(lines: Iterable[dict[str, Any]]) -> str:
     """The page as HTML, from the lines of a `predictions.jsonl`.
 
-    It links the annotated images by their names, so it works in their folder only. It shows
-    at most 5,000 images, and says so if there are more.
+    It links to the annotated images by name, so it must stay in their folder. It shows at most
+    5,000 images, and states how many are left out.
     """
     sheet = _Sheet()
     for line in lines:
@@ -33,7 +34,7 @@ def contact_sheet(lines: Iterable[dict[str, Any]]) -> str:
 
 @dataclass
 class _Sheet:
-    """The contents of the page, gathered line by line."""
+    """The contents of the page, collected line by line."""
 
     labels: dict[str, int] = field(default_factory=dict)  # position of each class in `names`
     cards: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the name of the source
@@ -76,7 +77,8 @@ class _Sheet:
         return card
 
     def _add_frame(self, source: str, line: dict[str, Any]) -> None:
-        """Keeps only the best detection of each class of a video, which may be long."""
+        """Adds a frame to the card of its video, which keeps only the best detection of each
+        class."""
         card = self._card(source, line)
         if card is None:
             return

@@ -38,8 +38,8 @@ class Detection(NamedTuple):
 class Detections:
     """The objects found in one image, best score first. All tensors are on the host.
 
-    Iterated, they give a `Detection` each; indexed by a number, a slice, numbers or a bool mask
-    `[N]`, the `Detections` that this selects.
+    Iterating yields a `Detection` for each object. Indexing with a number, a slice, a sequence of
+    numbers or a bool mask `[N]` returns `Detections` of the selected objects.
     """
 
     scores: Tensor  # [N] float32
@@ -48,12 +48,12 @@ class Detections:
     class_names: tuple[str, ...]  # C names
     category_ids: tuple[int, ...]  # C ids, as the annotation files number the classes
     image_size: tuple[int, int]  # height, width of the original image
-    # uint8 [3, H, W], where `predict` was given a single image: a notebook shows it
+    # uint8 [3, H, W], kept if `predict` was given a single image; notebooks show it
     image: Tensor | None = None
-    # [N, H, W] bool, of the original image, as `CroppedMasks` if it was seen in tiles; None = boxes
-    # only
+    # [N, H, W] bool, pixels of the original image; `CroppedMasks` if it was divided into tiles;
+    # None = boxes only
     masks: Tensor | CroppedMasks | None = None
-    # [N] int64, identities from 1 on in a video, 0 = none yet; None = nothing was followed
+    # [N] int64, identities in a video, from 1 on, 0 = none yet; None = without tracking
     track_ids: Tensor | None = None
 
     def __len__(self) -> int:
@@ -68,10 +68,11 @@ class Detections:
     def __getitem__(
         self, which: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor
     ) -> "Detections":
-        """Raises IndexError outside the detections."""
-        if isinstance(which, Tensor):  # NumPy would take a mask of one detection for a number
+        """The selected detections, always as `Detections`. Raises IndexError for a number out of
+        range."""
+        if isinstance(which, Tensor):  # NumPy would read a mask of one detection as a number
             which = which.numpy()
-        # NumPy takes all of these, slices backwards too.
+        # NumPy accepts all of these, and slices with negative steps.
         keep = torch.from_numpy(np.ascontiguousarray(np.arange(len(self))[which]))
         return replace(
             self,
@@ -94,7 +95,8 @@ class Detections:
         return "\n".join(lines)
 
     def _repr_png_(self) -> bytes | None:
-        """The image with its boxes for a notebook, which shows text if the image is unknown."""
+        """The annotated image as PNG, for notebooks. None if there is no image; a notebook then
+        shows the text."""
         if self.image is None:
             return None
         picture = self.draw()
@@ -121,11 +123,11 @@ class Detections:
         return self[[name in names for name in self.names]]
 
     def to_dict(self, masks: MaskChoice = "rle") -> dict[str, Any]:
-        """JSON-ready: `image_size` (height, width) and `detections`.
+        """A dict for JSON, with `image_size` (height, width) and `detections`.
 
-        Each of these has `label` (a name), `category_id`, `score` and `box`; if there are masks,
-        also `segmentation`, see `segmentations`; in a video whose objects are followed also
-        `track_id`, None for an object without an identity yet.
+        Each detection has `label` (the name of its class), `category_id`, `score` and `box` (xyxy,
+        pixels of the original image). With masks, it also has `segmentation` (see `segmentations`).
+        With tracking, it also has `track_id`, which is None as long as the object has no identity.
         """
         segmentations = self.segmentations(masks)
         rows = []
@@ -145,10 +147,11 @@ class Detections:
         return {"image_size": list(self.image_size), "detections": rows}
 
     def segmentations(self, masks: MaskChoice = "rle") -> list[Any]:
-        """The mask of each detection as COCO's files write it; None without masks, or for "none".
+        """The mask of each detection in COCO's format; None for each if there are no masks, or for
+        "none".
 
-        "rle" is compressed, `{"size": [height, width], "counts": text}`; "polygons" are lists of
-        x1, y1, x2, y2 ... in pixels, which together cover exactly the pixels of the mask.
+        "rle" gives compressed RLE, `{"size": [height, width], "counts": text}`. "polygons" gives
+        lists of x1, y1, x2, y2, ... in pixels, which together cover exactly the pixels of the mask.
         """
         if self.masks is None or masks == "none":
             return [None] * len(self)
@@ -166,8 +169,8 @@ class Detections:
     def mask_image(self) -> Image.Image:
         """The masks as one grey image: 0 is background, i + 1 belongs to detection i.
 
-        Where masks overlap, the one with the better score is on top. 8 bits deep, or 16 from 256
-        detections on. Raises InputError without masks.
+        Where masks overlap, the one with the better score is on top. The image has 8 bits, or 16
+        from 256 detections on. Raises InputError if there are no masks.
         """
         if self.masks is None:
             raise InputError("the detections have no masks: the model predicts only boxes")
@@ -179,8 +182,8 @@ class Detections:
         return Image.fromarray(numbers.numpy().astype(depth))
 
     def to_coco(self, image_id: int, masks: MaskChoice = "rle") -> list[dict[str, Any]]:
-        """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` xywh,
-        and `segmentation` if there are masks."""
+        """Entries of a COCO results file: `category_id` as in the annotation files, `bbox` as xywh
+        in pixels of the original image, and `segmentation` if there are masks."""
         entries = []
         segmentations = self.segmentations(masks)
         for (_, score, corners, label), segmentation in zip(self, segmentations, strict=True):
@@ -198,10 +201,10 @@ class Detections:
         return entries
 
     def to_supervision(self) -> "supervision.Detections":
-        """The same as `supervision.Detections`, class names in `data["class_name"]`, identities in
-        `tracker_id`.
+        """The same detections as `supervision.Detections`, with class names in `data["class_name"]`
+        and identities in `tracker_id`.
 
-        Raises InputError when supervision is not installed.
+        Raises InputError if supervision is not installed.
         """
         try:
             import supervision
@@ -231,14 +234,14 @@ class Detections:
     ) -> Image.Image:
         """The image with its boxes and masks; small images are enlarged.
 
-        `image` is the original one (PIL, or uint8 `[3, H, W]`), by default the one kept here.
-        `labels` ("auto": where there is room), `line_width` (px), `within_px` and `scale` are
-        described at `draw_boxes`. With masks, each object has its own color. Where the model knows
-        a single class, labels are scores, and so are colors: dark blue for 0 to yellow for 1.
-        Objects that are followed through a video have their number in the label and a color that
-        they keep; those without a number are grey.
+        `image` is the original image (PIL, or uint8 `[3, H, W]`); by default, the one kept in
+        `image`. `labels` ("auto": where there is room), `line_width` (px), `within_px` and `scale`
+        are described in `draw_boxes`. With masks, each object has its own color. If the model has a
+        single class, labels are scores, and colors show them, from dark blue for 0 to yellow for 1.
+        Objects that are tracked in a video have their number in the label and keep their color;
+        those without a number are grey.
 
-        Raises InputError for an image of another size, or if there is none.
+        Raises InputError if there is no image, or if it has another size.
         """
         image = self.image if image is None else image
         if image is None:
@@ -284,7 +287,7 @@ class Detections:
         return [class_color(label) for label in self.labels.tolist()]
 
     def _require_size(self, image: Image.Image | Tensor) -> None:
-        """Raises InputError if the image has another size than that of these detections."""
+        """Raises InputError if the image does not have the size `image_size`."""
         if isinstance(image, Image.Image):
             width, height = image.size
         else:
@@ -310,17 +313,18 @@ def detections_of(
     original_masks: bool = False,
     crop_masks: bool = False,
 ) -> list[Detections]:
-    """The `Detections` of each image with a score of `threshold` or more; one device-to-host copy.
+    """The `Detections` of each image with a score of `threshold` or more.
 
-    `kind` and `top_k` are described at `decode`; `orig_sizes` are (height, width). Boxes are
-    clipped to the image. With the `batch` that the outputs are of, detections get their masks, if
-    the outputs have any, decided as `original_masks` says (see `decode_masks`); with `crop_masks`
-    as `CroppedMasks`.
+    `orig_sizes` are (height, width); `kind` and `top_k` are described in `decode`. Boxes are xyxy
+    in pixels of the original image, clipped to it. If the outputs have masks and `batch` is the
+    batch that they belong to, detections have masks, as `CroppedMasks` with `crop_masks`;
+    `original_masks` is described in `decode_masks`. Synchronises: boxes, scores and labels are
+    copied to the host at once.
     """
     has_masks = "pred_masks" in outputs or "masks_of" in outputs
     sizes = torch.tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
     scores, labels, boxes, queries = decode(outputs, sizes, kind, top_k)
-    # One tensor, one copy; fp32 holds every label below 2^24 exactly.
+    # One tensor, so one copy to the host. fp32 represents every label below 2^24 exactly.
     columns = [boxes, scores[..., None], labels[..., None].float()]
     rows_of_images = torch.cat(columns, dim=-1).cpu()
     detections = []

@@ -43,12 +43,12 @@ _TILES_AT_ONCE = 8
 
 
 class Detector:
-    """A model with its class names and its image size.
+    """A model with its class names and its image size, ready for prediction.
 
-    `threshold` is the smallest score that `predict` shows by default: the one with the best
-    F1 when the model was last evaluated in training, or 0.5 if that was not measured.
-    `run_precision` is what the training run computed in, None if unknown; `precision` is what this
-    detector computes in, and why.
+    `threshold` is the lowest score that `predict` returns by default: the score with the best F1 at
+    the last evaluation in training, or 0.5 if that was not measured. `run_precision` is the
+    precision of the training run, or None if it is unknown; `precision` is the precision of this
+    detector, and the reason for it.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Detector:
 
     @property
     def classes(self) -> list[tuple[int, str]]:
-        """Category id and name of each label."""
+        """The category id and name of each label, in the order of labels."""
         return list(zip(self.category_ids, self.class_names, strict=True))
 
     def open_data(
@@ -90,10 +90,11 @@ class Detector:
         masks: bool = False,
         skip_unreadable: bool = False,
     ) -> DetectionDataset:
-        """The data set at `source`, by default what the model was trained on.
+        """The data set at `source`; by default, the one that the model was trained on.
 
-        With `masks`, its targets hold masks if it states them. With `skip_unreadable`, images that
-        cannot be read are left out. Raises InputError.
+        With `masks`, targets have masks if the data set has them. With `skip_unreadable`, images
+        that cannot be read are left out. Raises InputError if the data set cannot be opened, or if
+        no `source` is given and the checkpoint does not name one.
         """
         leave_out: LeaveOut = "unreadable" if skip_unreadable else None
         held_out = self.val_fraction if val_fraction is None else val_fraction
@@ -111,10 +112,10 @@ class Detector:
             ) from error
 
     def compute_in(self, precision: Precision, dist: Dist | None = None) -> "Detector":
-        """Computes in `precision` from now on (see `pick_precision`), and returns the detector.
+        """Switches to `precision` (see `pick_precision`), and returns the detector.
 
-        Its weights are in fp32. With `dist`, all ranks take the choice of the first, because their
-        trials may end otherwise: communicates.
+        The weights stay in fp32. With `dist`, all ranks adopt the choice of rank 0, because their
+        trials may differ; this communicates.
         """
         choice = pick_precision(
             precision, self.device, self.model, self.image_size, of_run=self.run_precision
@@ -131,10 +132,11 @@ class Detector:
         """Speeds up this detector's model (see `for_inference`) and returns the detector.
 
         It computes in `precision` from now on, unless its weights are in fp64. "auto" keeps bf16,
-        and changes fp32 to bf16 where that is faster, unless its training run computed in fp32
-        (see `pick_precision`). With `compile`, the model is compiled, which
-        takes a minute at the first image. Scores and boxes change by rounding: by less than 1e-4 in
-        fp32, by more in bf16. The model no longer gives `aux_outputs`.
+        and replaces fp32 by bf16 where that is faster, unless the training run computed in fp32
+        (see `pick_precision`). With `compile`, the model is compiled, which takes a minute at the
+        first image. Scores and boxes change by rounding: by less than 1e-4 in fp32, by more in
+        bf16. The model no longer returns `aux_outputs`. With `dist`, all ranks adopt the choice of
+        rank 0; this communicates.
         """
         self.model = for_inference(self.model)
         keeps = self.dtype == torch.float64
@@ -151,11 +153,11 @@ class Detector:
         split: Split = "val",
         batch_size: int = 16,
     ) -> CocoResult:
-        """The twelve COCO numbers and the AP of each class on `data`, also of masks, if the model
-        has them and the data states them.
+        """The twelve COCO numbers and the AP of each class on `data`; those of masks as well, if
+        both the model and the data have masks.
 
-        `data` is a data set, an argument of `open_dataset`, or by default what the model was
-        trained on. Raises InputError if there is no such data, or it has other classes.
+        `data` is a data set or an argument of `open_dataset`; by default, it is the data that the
+        model was trained on. Raises InputError if the data cannot be opened or has other classes.
         """
         if not isinstance(data, DetectionDataset):
             source = None if data is None else os.fspath(data)
@@ -180,16 +182,17 @@ class Detector:
     ) -> Any:
         """`Detections` of one image, or a list of them for a list of images.
 
-        An image is a path, an address (http, https), a PIL image, a uint8 array `[H, W, 3]` (RGB),
-        `[H, W]` (gray) or `[H, W, 4]` (RGBA), or a uint8 tensor `[3, H, W]`. Files and PIL images
-        are turned as their EXIF tag says. A list is one batch. The detections of a single image
-        keep it, so that they can be drawn; those of a list do not: all would have to stay in
-        memory.
+        An image is a path, a URL (http, https), a PIL image, a uint8 array `[H, W, 3]` (RGB), `[H,
+        W]` (gray) or `[H, W, 4]` (RGBA), or a uint8 tensor `[3, H, W]`. Files and PIL images are
+        rotated as their EXIF tag says. A list is processed as one batch. The detections of a single
+        image keep the image, so that they can be drawn. Those of a list do not, because all images
+        would have to stay in memory.
 
-        `threshold` is the smallest score of a detection, by default that of the detector. Masks, if
-        the model has them, are of the original image. Large images can be divided into tiles of
-        `tile` px that `overlap` by this share of their side: see `tiles`; their masks are
-        `CroppedMasks`, as each would take the memory of the image. `masks=False` leaves masks out.
+        `threshold` is the lowest score of a detection; by default, that of the detector. Masks, if
+        the model has them, have the size of the original image. Large images can be divided into
+        tiles with a side of `tile` px, which `overlap` by this share of their side (see `tiles`).
+        Their masks are `CroppedMasks`, because each would otherwise take as much memory as the
+        image. `masks=False` leaves masks out.
 
         Raises InputError for something that is not an image, a file that cannot be read, or a
         threshold that is not between 0 and 1.
@@ -260,11 +263,12 @@ class Detector:
     def predict_panoptic(
         self, images: ImageLike | Sequence[ImageLike], threshold: float = panoptic.THRESHOLD
     ) -> Any:
-        """`PanopticDetections` of one image, or a list of them for a list of images, which are as
-        those of `predict`: every pixel belongs to one segment or none.
+        """`PanopticDetections` of one image, or a list of them for a list of images, given as to
+        `predict`. Every pixel belongs to at most one segment.
 
-        `threshold` is that of scores; the default is what published numbers were measured with.
-        Raises InputError for a model that is not panoptic, and as `predict` does.
+        `threshold` is the score above which a query becomes a segment; published results use the
+        default. Raises InputError if the model is not panoptic, and for the same reasons as
+        `predict`.
         """
         if not isinstance(self.model, PanopticDETR):
             remedy = "load detr_r50_panoptic, detr_r50_dc5_panoptic or detr_r101_panoptic"
@@ -335,7 +339,8 @@ def as_image(image: ImageLike, channels: int = 3) -> Tensor:
 
 
 def _of_bands(image: Image.Image | np.ndarray | Tensor, channels: int) -> Tensor:
-    """An image for a model of other channels than RGB. Raises InputError if it has others."""
+    """An image for a model that does not take RGB, as uint8 `[channels, H, W]`. Raises InputError
+    if it has another number of channels."""
     if isinstance(image, Tensor):
         pixels = image.cpu()
     else:
@@ -367,11 +372,11 @@ def load(
     `RTDetrV2ForObjectDetection` or `DFineForObjectDetection`; a folder of `redetr push`; the hub
     name of any of these folders (needs huggingface-hub).
 
-    `model` names the variant where the weights do not: "detr_r50_dc5", "detr_r101_dc5",
-    "detr_r50_dc5_panoptic". `precision` is by default what the training run computed in (see
+    `model` names the variant if the weights do not: "detr_r50_dc5", "detr_r101_dc5",
+    "detr_r50_dc5_panoptic". `precision` is by default that of the training run (see
     `pick_precision`), and fp32 for weights from elsewhere. With `keep_memory`, a process on a CPU
-    keeps the memory that it frees (see `detector.memory`), up to twice as fast at 800 px. Nothing
-    is unpickled but tensors and plain values. Raises InputError, naming the file.
+    keeps the memory that it frees (see `detector.memory`), which is up to twice as fast at 800 px.
+    Only tensors and plain values are unpickled. Raises InputError, naming the file.
     """
     weights = read_weights(source, model)
     origin = weights.origin
@@ -413,7 +418,8 @@ def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
             f"{max(layers)} layers"
         )
     num_classes = len(origin.class_names)
-    # Without memory or random values: all comes from the file, which may describe itself wrongly.
+    # Built without memory or random values: all values come from the file, whose description of
+    # itself may be wrong.
     with torch.device("meta"):
         net = build(origin.model, num_classes, **origin.options)
     require_fitting(net, weights)
@@ -426,6 +432,7 @@ def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
 
 
 def _has_computed_buffers(net: DetectionModel) -> bool:
-    """Whether a model on "meta" lacks values that no file holds, such as RT-DETR's mean colour."""
+    """Whether a model on the device "meta" has buffers that no file holds, such as RT-DETR's mean
+    colour."""
     saved = net.state_dict()
     return any(buffer.is_meta for name, buffer in net.named_buffers() if name not in saved)

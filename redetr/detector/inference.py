@@ -1,4 +1,4 @@
-"""A model made ready to answer: the same function with less work in it."""
+"""Prepares a model for inference: the same function, with less computation."""
 
 import copy
 from itertools import pairwise
@@ -19,9 +19,10 @@ from redetr.structures import DetectionModel
 def for_inference(model: DetectionModel) -> DetectionModel:
     """A copy of `model` in evaluation mode that computes nothing which only the loss needs.
 
-    It gives no `aux_outputs`. In torchvision's nets, EfficientNet-Lite, RT-DETR and D-FINE, frozen
-    BatchNorm becomes part of the weights of the convolution before it; nets of timm may have it
-    elsewhere and stay as they are. Numbers change by rounding: by less than 1e-4 in the tests.
+    It returns no `aux_outputs`. In the backbones of torchvision, EfficientNet-Lite, RT-DETR and
+    D-FINE, frozen BatchNorm becomes part of the weights of the convolution before it. Backbones of
+    timm may have it elsewhere and are not changed. Outputs change by rounding: by less than 1e-4 in
+    the tests.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     model.aux_loss = False
@@ -37,7 +38,7 @@ def for_inference(model: DetectionModel) -> DetectionModel:
 
 
 def fuse_norms(parent: nn.Module) -> None:
-    """Fuses each frozen BatchNorm with the convolution that stands before it in `parent`."""
+    """Fuses each frozen BatchNorm in `parent` with the convolution right before it."""
     for (_, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
             conv.weight, conv.bias = fuse_conv_bn_weights(

@@ -1,23 +1,24 @@
-"""Memory of computations on a CPU, kept between large arrays.
+"""Keeps freed memory in the process between computations on a CPU.
 
-The C library would give it back to the system each time.
+Otherwise, the C library would return large arrays to the system each time.
 """
 
 import ctypes
 import sys
 
-# mallopt's names for them (malloc.h), and the largest value it takes.
+# The names that mallopt gives to its settings (malloc.h), and the largest value it accepts.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 2**31 - 1
 
 
 def keep_memory() -> None:
-    """Keeps the memory that this process frees for its next arrays. Only glibc is affected.
+    """Lets this process reuse the memory that it frees for its next arrays. Only affects glibc.
 
-    glibc returns blocks of 32 MB and more to the system and gets them back page by page, each time:
-    a fifth of the time of an answer of DETR-R50 on a CPU. The process keeps until its end the most
-    that it has used. This concerns the whole process, so `import redetr` does not do it: the
-    command line does, and so does `redetr.load`, unless it is called with `keep_memory=False`.
+    By default, glibc returns blocks of 32 MB and more to the system and gets them back page by page
+    each time, which is a fifth of the inference time of DETR-R50 on a CPU. In exchange, the process
+    keeps its peak memory until it ends. As this affects the whole process, `import redetr` does not
+    do it: the command line does, and so does `redetr.load`, unless it is called with
+    `keep_memory=False`.
     """
     if sys.platform != "linux":
         return

@@ -20,9 +20,9 @@ def output_names(
 ) -> dict[str, Path]:
     """The file of the annotated image or video of each source.
 
-    Equal names get a number: those from several folders, those that are `taken`, and those of
-    sources in the output folder, which stay as they are. An image has room for further ones
-    `beside` it, of these `kinds`.
+    Names that collide get a number: equal names from several folders, names that are `taken`, and
+    names of sources in the output folder, which are never overwritten. Each name also leaves room
+    for further images `beside` it, of these `kinds`.
     """
     names: dict[str, Path] = {}
     used = set(taken)
@@ -42,7 +42,7 @@ def output_names(
 
 
 def beside(picture: Path, kind: str) -> Path:
-    """The file of a further image of a source, such as its masks, beside its annotated one."""
+    """The file of a further image of a source, such as its masks, next to its annotated image."""
     return picture.with_suffix(f".{kind}.png")
 
 

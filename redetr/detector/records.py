@@ -1,13 +1,13 @@
 """The detections in many images: predictions.jsonl, written line by line, and the other formats,
-made of it at the end.
+which are made from it at the end.
 
-A line is an image, or a frame of a video: `image` (its name), `picture` (the name of the annotated
-image or video, if there is one), `mask_picture` (that of the image of its masks),
-`panoptic_picture` (that of the image of its segments), `image_size`, `detections`, of a frame also
-`frame` and `time_s`. A video ends with a line of its `frames`, and a source that cannot be read has
-an `error` instead.
-Nothing here holds more than the names of all images in memory, but for segments, of which an image
-has few.
+A line is an image or a frame of a video: `image` (its name), `picture` (the name of the annotated
+image or video, if there is one), `mask_picture` (the name of the image of its masks),
+`panoptic_picture` (the name of the image of its segments), `image_size` (height, width) and
+`detections`; frames also have `frame` and `time_s`. The last line of a video states how many
+`frames` it has. For a source that cannot be read, the line has an `error` instead.
+
+Memory holds the names of all images at most, and the segments, of which an image has few.
 """
 
 import csv
@@ -33,7 +33,7 @@ Line = dict[str, Any]
 
 
 class Record:
-    """The lines of one process; each of several processes writes its own file until `join`."""
+    """The lines that one process writes. Each process has its own file until `join`."""
 
     def __init__(self, folder: Path, rank: int = 0, world_size: int = 1):
         path = folder / (RECORD if world_size == 1 else f"predictions.part-{rank}.jsonl")
@@ -49,7 +49,7 @@ class Record:
 
 
 def require_no_predictions(folder: Path) -> None:
-    """Raises InputError if the folder holds what an earlier run wrote."""
+    """Raises InputError if the folder holds the output of an earlier run."""
     if _files(folder) or _other_formats(folder):
         raise InputError(
             f"{folder}: already holds predictions: give another --output, --resume to continue "
@@ -69,11 +69,11 @@ def require_no_foreign_page(folder: Path) -> None:
 
 
 def begin(folder: Path, resume: bool) -> None:
-    """Makes the folder ready for a run.
+    """Prepares the folder for a run.
 
-    With `resume`, all whole lines of an earlier run are brought into one file, without errors and
-    videos that were not processed to their end. Otherwise all that it wrote is deleted, the
-    annotated images that its lines name included.
+    With `resume`, the complete lines of an earlier run are joined into one file, without errors and
+    without videos that were not processed to their end. Otherwise, all that the earlier run wrote
+    is deleted, including the annotated images that its lines name.
     """
     files = _files(folder)
     if not resume:
@@ -123,7 +123,7 @@ def _pictures(files: list[Path]) -> set[str]:
 
 
 def finished(folder: Path) -> dict[str, str | None]:
-    """The name of the annotated version of each image and video that was processed to its end."""
+    """For each image and video that was processed to its end, the name of its annotated version."""
     pictures = {}
     for line in _distinct(_files(folder)):
         is_video_end = "frames" in line
@@ -134,7 +134,7 @@ def finished(folder: Path) -> dict[str, str | None]:
 
 
 def join(folder: Path, order: Sequence[str]) -> None:
-    """Joins the files of all processes, which have each followed the `order` of names."""
+    """Joins the files of all processes. Each process wrote its lines in the `order` of names."""
     position = {name: number for number, name in enumerate(order)}
     parts = [file for file in _files(folder) if file.name != RECORD]
     if not parts:
@@ -187,7 +187,7 @@ def _other_formats(folder: Path) -> list[Path]:
 
 
 def _is_foreign_page(path: Path) -> bool:
-    """Whether this is a page that `predict` has not written."""
+    """Whether the file is a page that was not written by `predict`."""
     if path.suffix != ".html":
         return False
     from redetr.detector.contact_sheet import MARK
@@ -233,7 +233,7 @@ def write_formats(folder: Path, formats: Sequence[str]) -> None:
         name, write = _FORMATS[format]
 
         def write_text(temporary: Path, write: Any = write) -> None:
-            # Names of files need not be UTF-8: they are written as they are.
+            # File names need not be UTF-8: their bytes are written unchanged.
             with open(temporary, "w", encoding="utf-8", errors=NAMES, newline="") as text:
                 write(text, folder / RECORD)
 
@@ -241,12 +241,12 @@ def write_formats(folder: Path, formats: Sequence[str]) -> None:
 
 
 def _images(record: Path) -> Iterator[Line]:
-    """The lines of images and frames, without errors and ends of videos."""
+    """The lines of images and frames, without those of errors and ends of videos."""
     return (line for line in _lines(record) if "detections" in line)
 
 
 def _key(line: Line) -> str:
-    """The name of an image; of a frame also its number."""
+    """The name of an image, or the name and number of a frame."""
     return f"{line['image']}#{line['frame']}" if "frame" in line else line["image"]
 
 
@@ -283,18 +283,19 @@ def _write_coco(text: TextIO, record: Path) -> None:
 
 
 def _image_ids(record: Path) -> list[int]:
-    """Images named by whole numbers, as COCO's, have these as their ids; else they are counted
-    from 1."""
+    """The COCO id of each image: the whole number in its name, if all names are distinct numbers,
+    as COCO's are. Otherwise, images are counted from 1."""
     stems = [Path(_key(line)).stem for line in _images(record)]
-    are_numbers = all(stem.isdecimal() for stem in stems)
-    if are_numbers and len(set(map(int, stems))) == len(stems):
-        return [int(stem) for stem in stems]
+    if all(stem.isdecimal() for stem in stems):
+        numbers = [int(stem) for stem in stems]
+        if len(set(numbers)) == len(numbers):
+            return numbers
     return list(range(1, len(stems) + 1))
 
 
 def _write_panoptic(text: TextIO, record: Path) -> None:
-    """Writes the segments of all images in COCO's panoptic format; its categories are those that
-    were found. Frames of videos, which have no PNG, are left out."""
+    """Writes the segments of all images in COCO's panoptic format, with the categories that occur.
+    Frames of videos have no PNG and are left out."""
     images = []
     annotations = []
     categories: dict[int, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""The segments of an image: a panoptic segmentation, to be drawn and written."""
+"""The panoptic segmentation of an image, which can be drawn and written to files."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,8 @@ from redetr.panoptic import Panoptic
 
 @dataclass(frozen=True, eq=False)
 class PanopticDetections:
-    """Things and stuff of one image, of which no two share a pixel. All tensors are on the host."""
+    """The segments of one image, things and stuff, which do not overlap. All tensors are on the
+    host."""
 
     panoptic: Panoptic  # the id of the segment of each pixel, and what the segments are
     detections: Detections  # a row for each segment, in that order; boxes are around their pixels
@@ -35,7 +36,8 @@ class PanopticDetections:
 
     @property
     def ids(self) -> Tensor:
-        """The id of the segment of each pixel, int32 `[H, W]`: row `id` - 1, 0 = none."""
+        """The id of the segment of each pixel, int32 `[H, W]`: `id` - 1 is the row in `detections`,
+        and 0 is no segment."""
         return self.panoptic.ids
 
     def to_png(self) -> Image.Image:
@@ -48,8 +50,8 @@ class PanopticDetections:
         return {"image_id": image_id, "file_name": file_name, "segments_info": segments_info}
 
     def to_dict(self, masks: MaskChoice = "rle") -> dict[str, Any]:
-        """What `Detections.to_dict` gives, and of each segment also `area` (px) and `isthing` (1 or
-        0)."""
+        """The dict of `Detections.to_dict`, with the `area` (px) and `isthing` (1 or 0) of each
+        segment."""
         content = self.detections.to_dict(masks)
         for row, segment in zip(content["detections"], self.panoptic.segments, strict=True):
             row["area"] = segment.area
@@ -57,7 +59,8 @@ class PanopticDetections:
         return content
 
     def of_classes(self, names: Collection[str]) -> "PanopticDetections":
-        """Only the segments of these classes, numbered anew; the pixels of others have none."""
+        """Only the segments of these classes, renumbered from 1; pixels of other segments get id
+        0."""
         kept = [row for row, name in enumerate(self.detections.names) if name in names]
         new_ids = torch.zeros(len(self) + 1, dtype=self.ids.dtype)
         segments = []
@@ -68,13 +71,14 @@ class PanopticDetections:
         return PanopticDetections(panoptic, self.detections[kept])
 
     def mask_image(self) -> Image.Image:
-        """The ids of the segments as one grey image; 0 is none."""
+        """The ids of the segments as one grey image; 0 is no segment."""
         return self.detections.mask_image()
 
     def draw(
         self, image: Image.Image | Tensor | None = None, scale: int | None = None, **options: Any
     ) -> Image.Image:
-        """The image with its segments; arguments and errors as those of `Detections.draw`."""
+        """The image with its segments drawn. Arguments and errors are those of
+        `Detections.draw`."""
         return self.detections.draw(image, scale, **options)
 
 

@@ -1,6 +1,6 @@
-"""Images, folders, patterns, addresses, videos, streams and cameras as frames that are read ahead.
+"""Reads images, folders, patterns, URLs, videos, streams and cameras as frames, a few frames ahead.
 
-Memory holds the names of all images, and a few decoded ones.
+The names of all images are held in memory, but only a few decoded ones.
 """
 
 import glob
@@ -51,7 +51,8 @@ _THREADS = min(4, os.cpu_count() or 1)  # decoders and encoders let others run
 
 @dataclass(frozen=True)
 class Frame:
-    """An image to process, the end of a video, or the reason why a source cannot be read."""
+    """An image to process, the end of a video, or an error that says why a source cannot be
+    read."""
 
     source: str  # as the user, or the folder, names it
     image: Tensor | None = None  # uint8 [3, H, W]
@@ -67,20 +68,20 @@ class Frame:
 
     @property
     def position(self) -> dict[str, int | float]:
-        """Its position in its video; empty for an image."""
+        """The number and time of a frame in its video; empty for an image."""
         if self.number is None:
             return {}
         return {"frame": self.number, "time_s": round(self.time_s, 3)}
 
 
 def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> list[str]:
-    """The single images, addresses, videos and cameras that `sources` stand for, each once.
+    """The images, URLs, videos and cameras that `sources` refer to, each once.
 
-    Folders are searched at all depths for images and videos, without following links to folders;
-    tar archives, and those in a folder without other images, for images;
-    patterns such as `photos/**/*.jpg` are expanded; a whole number is a camera. Annotated images
-    that earlier predictions wrote are not sources, unless they are named one by one. What is passed
-    over is added to `faults`. Raises InputError for a source that does not exist.
+    Folders are searched for images and videos at all depths, without following links to folders.
+    Tar archives are searched for images, also the archives in a folder without other images.
+    Patterns such as `photos/**/*.jpg` are expanded. A whole number is a camera. Annotated images
+    that earlier predictions wrote are not sources, unless they are named one by one. Files that are
+    skipped are reported in `faults`. Raises InputError for a source that does not exist.
     """
     names: dict[str, None] = {}  # a set that keeps the order
     reports: list[Fault] = []
@@ -92,7 +93,7 @@ def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> l
 
 
 def _further_pages(names: Iterable[str]) -> list[Fault]:
-    """A note on TIFF files with several pages, of which the first is looked at."""
+    """A note on TIFF files with several pages, of which only the first is read."""
     pages: dict[str, int] = {}
     for name in names:
         if name.lower().endswith((".tif", ".tiff")) and not is_address(name):
@@ -135,7 +136,7 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
     matches = sorted(glob.glob(str(path), recursive=True))
     if not matches:
         raise InputError(f"{source}: no such file or folder")
-    # Links may lead round in circles: of several ways to a file, the first one counts.
+    # Links may form cycles: of several paths to a file, only the first is kept.
     by_real_path = {os.path.realpath(match): match for match in reversed(matches)}
     files = sorted(match for match in by_real_path.values() if not os.path.isdir(match))
     if not files:
@@ -178,7 +179,7 @@ def is_camera(source: str) -> bool:
 
 
 def is_video(source: str) -> bool:
-    """Whether it has many frames: a video file, a stream or a camera."""
+    """Whether the source is a video file, a stream or a camera."""
     if is_camera(source) or is_stream(source):
         return True
     return not is_address(source) and source.lower().endswith(VIDEO_SUFFIXES)
@@ -190,11 +191,10 @@ def frames(
     channels: int = 3,
     reconnection: Reconnection = Reconnection(),
 ) -> Iterator[Frame]:
-    """The frames of all sources in order, images with `channels` channels; other threads read
-    `ahead` of them in advance.
+    """The frames of all sources in order. Other threads read up to `ahead` frames in advance.
 
-    A source that cannot be read gives a frame with an `error`; a video ends there. Streams that
-    drop are opened again as `reconnection` says.
+    Images have `channels` channels. A source that cannot be read yields a frame with an `error`,
+    which also ends a video. Streams that drop are opened again as `reconnection` says.
     """
     for are_videos, group in groupby(sources, is_video):
         if not are_videos:
@@ -216,9 +216,11 @@ def read_ahead(
     threads: int = _THREADS,
     before_end: Callable[[], object] | None = None,
 ) -> Generator[T]:
-    """What the jobs return, in order; `ahead` of them run or wait for the caller in threads.
+    """The results of the jobs, in order. Up to `ahead` jobs run in threads, or have a result that
+    the caller has not yet taken.
 
-    The end, also an early one, waits for the jobs that run; `before_end` may make them hurry.
+    When the generator ends or is closed early, it waits for the jobs that are running. It calls
+    `before_end` first, which may make them finish sooner.
     """
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(threads)
@@ -275,9 +277,10 @@ def read_source(source: str, channels: int = 3) -> Tensor:
 
 
 def download(address: str) -> bytes:
-    """The image at an address of http or https, of a limited size, within a limited time.
+    """The bytes of the image at a URL (http or https).
 
-    Raises InputError.
+    Raises InputError if it is not an image, cannot be read, is larger than `LARGEST_BYTES`, or
+    takes longer than two minutes.
     """
     deadline = Deadline()
     opener = web_opener(deadline)
@@ -296,11 +299,8 @@ def download(address: str) -> bytes:
                         "the file"
                     )
             return bytes(content)
-    except (
-        OSError,
-        http.client.HTTPException,
-        ValueError,
-    ) as error:  # ValueError: no such port, a space in it
+    # ValueError: the address has a space or an impossible port.
+    except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise InputError(

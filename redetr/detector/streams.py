@@ -1,6 +1,7 @@
-"""Video from the net: RTSP and MJPEG of cameras, and video files at addresses.
+"""Reads video from the network with PyAV: RTSP and MJPEG streams of cameras, and video files at
+URLs.
 
-PyAV reads them, as it reads files. A live stream that drops is opened again.
+A live stream that drops is opened again.
 """
 
 import http.client
@@ -34,7 +35,7 @@ _LONGEST_WAIT_S = 30.0  # between two attempts
 _DAMAGED_PACKETS = 100  # in a row: a stream that begins between two key frames has a few
 _MOVING_TYPES = ("video/", "multipart/x-mixed-replace")
 _MOVING_SUFFIXES = (*VIDEO_SUFFIXES, ".mjpg", ".mjpeg", ".ts")
-# A stream of the net may refer to nothing but the net.
+# A stream from the network may refer to other network addresses only.
 _RTSP = {
     "rtsp_transport": "tcp",  # passes firewalls, and loses nothing
     "format_whitelist": "rtsp",
@@ -70,9 +71,10 @@ def is_rtsp(source: str) -> bool:
 
 @cache
 def is_stream(source: str) -> bool:
-    """Whether it is video from the net.
+    """Whether the source is video from the network.
 
-    An address of http or https that ends neither as images nor as videos do is asked for its type.
+    If a URL (http or https) has neither the suffix of an image nor that of a video, the server is
+    asked for its media type.
     """
     if not is_address(source):
         return is_rtsp(source)
@@ -83,7 +85,7 @@ def is_stream(source: str) -> bool:
 
 
 def _type_of(address: str) -> str:
-    """The type of what is at an address; empty if there is no answer, which its reader reports."""
+    """The media type at a URL. Empty if there is no answer, which the reader reports later."""
     deadline = Deadline()
     try:
         with (
@@ -98,12 +100,12 @@ def _type_of(address: str) -> str:
 def stream_frames(
     address: str, reconnection: Reconnection, is_over: threading.Event
 ) -> Iterator[VideoFrame]:
-    """Each frame of video from the net, without end if it is live.
+    """The frames of video from the network; a live stream does not end.
 
-    A file is timed as it states; a frame of a live stream by when it comes, which counts the time
-    without connection. A live stream that drops is opened again after 1, 2, 4, ... seconds, until
-    another thread sets `is_over`. Raises InputError if there is no video at the address, a file
-    breaks off, or a stream does not come back.
+    Frames of a file have the times that the file states. Frames of a live stream have the time of
+    their arrival, which includes the time without a connection. A live stream that drops is opened
+    again after 1, 2, 4, ... seconds, until another thread sets `is_over`. Raises InputError if
+    there is no video at the URL, a file ends too early, or a stream does not come back.
     """
     av = pyav()
     started = time.monotonic()
@@ -151,7 +153,7 @@ def _opened(av: Any, address: str) -> Any:
 
 
 def _images(av: Any, container: Any, stream: Any) -> Iterator[tuple[Tensor, float]]:
-    """Each image, and when players show it, s; packets that are damaged are passed over."""
+    """Each image with its presentation time in seconds. Damaged packets are skipped."""
     damaged = 0
     for packet in container.demux(stream):
         try:

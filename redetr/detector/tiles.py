@@ -1,4 +1,4 @@
-"""Large images in overlapping tiles: the boxes and masks of all tiles, merged.
+"""Merges the boxes and masks that were detected in overlapping tiles of a large image.
 
 Windows are (left, top, right, bottom) in pixels of the whole image, boxes are xyxy. Shapes: W
 windows, N boxes.
@@ -23,13 +23,14 @@ _EDGE_SHARE = 0.02  # a box that ends within this share of its tile's side from 
 def merge_tiles(
     tiles: Sequence[Detections], windows: Sequence[Window], image_size: tuple[int, int]
 ) -> Detections:
-    """The detections of the whole image (height, width) from those of its tiles, each object once.
+    """The detections of the whole image of `image_size` (height, width), merged from those of its
+    tiles, so that each object appears once.
 
     A box that ends at an inner edge of its tile is cut. Boxes of one class from two tiles are one
-    object if they overlap by half (IoU), if one is cut and lies in the other, or if both are cut
-    and agree in the part of the image that both tiles see. The best of these that is not cut
-    is kept. If all are cut, the object is larger than the overlap, and the hull of
-    its parts is kept. Boxes of one tile are never merged, because the model distinguished them.
+    object if their IoU is at least 0.5, if one is cut and lies in the other, or if both are cut and
+    agree in the part of the image that both tiles show. Of these boxes, the best one that is not
+    cut is kept. If all are cut, the object is larger than the overlap, and the hull of its parts is
+    kept. Boxes of one tile are never merged, because the model distinguished them.
 
     Masks become `CroppedMasks`: an object has the mask of the box that is kept, or the union of
     the masks of its parts.
@@ -131,7 +132,8 @@ def _followed(
 
 
 def _is_cut(boxes: Tensor, frames: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Which boxes `[N, 4]` end at an edge of their window `[N, 4]` inside the image, bool `[N]`."""
+    """Which boxes `[N, 4]` end at an edge of their window `[N, 4]` that is not an edge of the
+    image, bool `[N]`."""
     height, width = image_size
     left_top = frames[:, :2]
     right_bottom = frames[:, 2:]
@@ -172,9 +174,9 @@ def _same_objects(
 def _alike(
     boxes1: Tensor, boxes2: Tensor, cut1: Tensor, cut2: Tensor, seen_twice: Tensor
 ) -> Tensor:
-    """Which pairs of boxes `[N, 4]`, `[M, 4]` of two tiles are of one object, bool `[N, M]`.
+    """Which pairs of boxes `[N, 4]`, `[M, 4]` of two tiles show the same object, bool `[N, M]`.
 
-    `cut1` `[N]` and `cut2` `[M]` say which boxes are cut, and both tiles see the frame `seen_twice`
+    `cut1` `[N]` and `cut2` `[M]` state which boxes are cut. Both tiles show the region `seen_twice`
     `[4]`.
     """
     iou = box_iou(boxes1, boxes2)

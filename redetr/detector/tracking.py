@@ -15,12 +15,12 @@ from redetr.detector.detections import Detections
 from redetr.detector.sources import Frame
 from redetr.errors import InputError
 
-# Weaker detections continue an identity, down to this share of the threshold.
+# Detections below the threshold, down to this share of it, can continue an identity.
 _LOWEST_SHARE = 0.5
-# An object has no identity until so many frames in a row show it.
+# An object gets an identity after it was detected in this many frames in a row.
 _FIRST_FRAMES = 3
 
-# From this IoU on, two detections show the same object.
+# Two detections with at least this IoU show the same object.
 _SAME_CLASS_IOU = 0.5
 _OTHER_CLASS_IOU = 0.8
 # A detection shows a part of an object if this share of it lies inside the object's detection, and
@@ -30,14 +30,14 @@ _PART_SCORE = 0.5
 
 
 class Tracker:
-    """Gives the objects of videos identities, frame by frame: 1, 2, ... in each video.
+    """Assigns identities to the objects of videos, frame by frame: 1, 2, ... in each video.
 
     A Kalman filter predicts the boxes of the objects known so far, and detections are matched to
-    these by IoU, whatever their class. Detections with a score of `threshold` or more come first.
-    Only they start an identity, in the third frame in a row that shows the object. Then come those
-    down to `lowest_score`, which an occluded object may have. An object that is out of sight for a
-    second or less keeps its identity. Duplicates are left out first, as each would get an identity
-    (see `without_duplicates`).
+    these by IoU, whatever their class. Detections with a score of `threshold` or more are matched
+    first. Only they start an identity, in the third frame in a row that shows the object. Weaker
+    detections down to `lowest_score` follow, because an occluded object may have such a score. An
+    object that is out of sight for a second or less keeps its identity. Duplicates are removed
+    beforehand, because each would get an identity (see `without_duplicates`).
 
     Source: Zhang et al., "ByteTrack: Multi-Object Tracking by Associating Every Detection Box"
     (ECCV 2022). Deviation: its thresholds are 0.6, 0.7 and 0.1 for every detector.
@@ -55,9 +55,9 @@ class Tracker:
     def follow(self, frame: Frame, detections: Detections) -> Detections:
         """The detections to show, with their `track_ids`.
 
-        They have a score of the threshold or more, or continue an identity; duplicates are left
-        out. Frames of a video have to come in order. Detections in an image that is not a frame of
-        a video have no identities.
+        These are the detections that have a score of at least the threshold or continue an
+        identity, without duplicates. The frames of a video must be passed in order. Detections in
+        an image that is not a frame of a video have no identities.
         """
         if frame.number is None:
             return detections.above(self._threshold)
@@ -84,10 +84,10 @@ class Tracker:
         self._time_s = -math.inf
 
     def _matched(self, detections: Detections) -> np.ndarray:
-        """The identity of each detection, [N]; 0 where there is none."""
+        """The identity of each detection, int `[N]`; 0 if it has none."""
         import supervision
 
-        # Detections come back in another order, so their indices travel with them.
+        # ByteTrack returns detections in another order, so their indices are passed along.
         unmatched = supervision.Detections(
             xyxy=detections.boxes.numpy(),
             confidence=detections.scores.numpy(),
@@ -101,11 +101,12 @@ class Tracker:
 
 
 def without_duplicates(detections: Detections) -> Detections:
-    """The detections, best score first, without those that show an object again.
+    """The detections, best score first, without duplicates of the same object.
 
-    A duplicate overlaps a better detection of its class by half (IoU), or one of any class nearly
-    fully, as two classes of one query do. Or it shows a part of a better detection's object: it has
-    the same class, lies inside that detection, and has less than half of its score.
+    A duplicate has an IoU of at least 0.5 with a better detection of its class, or overlaps one of
+    any class nearly fully, as two classes of one query do. Or it shows a part of a better
+    detection's object: it has the same class, lies inside that detection, and has less than half of
+    its score.
     """
     boxes = detections.boxes
     scores = detections.scores
@@ -125,7 +126,7 @@ def without_duplicates(detections: Detections) -> Detections:
 
 
 def bytetrack_class() -> Any:
-    """ByteTrack. Raises InputError where its package is missing, or cannot be imported."""
+    """The class ByteTrack. Raises InputError if its package is missing or cannot be imported."""
     try:
         from trackers import ByteTrackTracker
     except ImportError as error:

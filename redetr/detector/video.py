@@ -1,8 +1,8 @@
 """Frames of videos and cameras, and annotated videos.
 
-Files are read and written by PyAV: half the size of OpenCV, it writes H.264, which browsers play,
-and reports what is wrong with a damaged file. Its packages open no cameras: only for these OpenCV
-is needed.
+Files are read and written with PyAV. It is half the size of OpenCV, writes H.264, which browsers
+play, and reports what is wrong with a damaged file. Its wheels cannot open cameras, so OpenCV is
+needed for these.
 """
 
 import os
@@ -24,7 +24,7 @@ from redetr.files import UNFINISHED
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg")
 
 # Containers that hold their frames themselves. A disguised playlist would make PyAV open other
-# files and addresses.
+# files and URLs.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo"
 _TICKS = 90_000  # a second, of the times in a video; what all usual rates divide
 _LARGEST_PIXELS = 8192 * 8192
@@ -40,9 +40,9 @@ class VideoFrame(NamedTuple):
 
 
 def video_frames(path: Path) -> Iterator[VideoFrame]:
-    """Each frame, turned and timed as the file states.
+    """Each frame of a video file, upright, with its time.
 
-    Raises InputError, also midway.
+    Raises InputError if the file cannot be decoded, which may happen after some frames.
     """
     av = pyav()
     if not path.is_file():
@@ -62,9 +62,9 @@ def video_frames(path: Path) -> Iterator[VideoFrame]:
 
 
 def video_stream(container: Any, name: str) -> Any:
-    """The first video of a container that PyAV has opened.
+    """The first video stream of a container that PyAV has opened.
 
-    Raises InputError if there is none, or its frames would fill the memory.
+    Raises InputError if there is none, or if its frames are too large for memory.
     """
     if not container.streams.video:
         raise InputError(f"{name}: no video in this file")
@@ -80,14 +80,14 @@ def rate_of(stream: Any) -> float:
 
 
 def upright_image(frame: Any) -> Tensor:
-    """A frame of PyAV as uint8 `[3, H, W]`, as players show it."""
+    """A frame of PyAV as uint8 `[3, H, W]`, upright as players show it."""
     pixels = _turned(frame.to_ndarray(format="rgb24"), _display_matrix(frame))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
-    """How players turn a decoded frame: `(a, b, c, d)`, which puts the pixel at (x, y) to
-    (a x + c y, b x + d y)."""
+    """How players turn a decoded frame: `(a, b, c, d)` moves the pixel at (x, y) to (a x + c y, b x
+    + d y)."""
     for side_data in frame.side_data:
         if side_data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side_data))
@@ -96,8 +96,8 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
 
 
 def _turned(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """Pixels `[H, W, 3]` turned by quarters, the nearest to a display matrix, and mirrored as it
-    says."""
+    """Pixels `[H, W, 3]` rotated by the multiple of 90 degrees that is nearest to a display matrix,
+    and mirrored if it says so."""
     a, b, c, d = matrix
     x_from, y_from = a, d
     if abs(b) + abs(c) > abs(a) + abs(d):
@@ -111,9 +111,9 @@ def _turned(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray
 
 
 def camera_frames(number: int) -> Iterator[VideoFrame]:
-    """Frames of a camera of this machine as they come, without end.
+    """The frames of a camera of this machine, without end.
 
-    Raises InputError if there is none.
+    Raises InputError if it gives none.
     """
     try:
         import cv2
@@ -136,9 +136,9 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
 
 
 class VideoWriter:
-    """Writes MP4 files of H.264, one after another, frame by frame, each shown at its time.
+    """Writes MP4 files (H.264) one after another, frame by frame.
 
-    A file gets its name when it is whole.
+    Each frame is shown at its time. A file gets its final name when it is complete.
     """
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class VideoWriter:
             self._stream = self._container.add_stream(
                 "libx264", rate=Fraction(rate).limit_denominator(1001)
             )
-            # H.264 wants even sides: an odd row or column is left out.
+            # H.264 needs even sides, so the last row or column of an odd side is left out.
             self._stream.width, self._stream.height = (max(2, side // 2 * 2) for side in image.size)
             self._stream.pix_fmt = "yuv420p"
             self._stream.codec_context.time_base = Fraction(1, _TICKS)
@@ -171,7 +171,7 @@ class VideoWriter:
         self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Ends the video, if there is one."""
+        """Completes the current video, if there is one, and gives it its name."""
         if self._container is not None:
             self._container.mux(self._stream.encode())
             self._container.close()

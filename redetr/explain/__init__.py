@@ -1,7 +1,8 @@
-"""The room of `redetr explain`: what DETR did with an image, and how training would judge it.
+"""`redetr explain`: what DETR does with an image, and how training would judge the result.
 
-`attention` and `habits` compute what the first page shows, `loss` computes the second. `image_page`
-and `loss_page` fill the templates `image.html` and `loss.html`; the scripts of the same names draw.
+`attention` and `habits` compute the contents of the first page, and `loss` those of the second.
+`image_page` and `loss_page` fill the templates `image.html` and `loss.html`, whose scripts
+(`image.js`, `loss.js`) draw.
 """
 
 from redetr.explain.attention import Explanation, Maps, Picks, Points, explain

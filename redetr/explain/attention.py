@@ -1,8 +1,8 @@
-"""What DETR did with an image: where its queries looked, and how their boxes moved.
+"""What DETR does with an image: where its queries look, and how their boxes move.
 
-Attention is recomputed from the inputs of its layers: models need no changes and lose no time.
-Shapes: L decoder layers, Q queries, S strides (levels), h w the feature map.
-Boxes are fractions of the image.
+Attention is recomputed from the inputs of its layers, so models need no changes and lose no time.
+Shapes: L decoder layers, Q queries, S strides (levels), h w the feature map. Boxes are fractions of
+the image.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,20 +33,21 @@ Inputs = dict[nn.Module, tuple]  # the arguments that each module was called wit
 
 @dataclass(frozen=True, eq=False)
 class Maps:
-    """Cross-attention of the faithful form: every query weighs all positions of the feature map."""
+    """Cross-attention of the faithful variant: every query weighs all positions of the feature
+    map."""
 
     weights: Tensor  # [L, Q, heads, h, w], sums to 1 over (h, w)
 
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Cross-attention of all other forms: every query reads a few points of each level.
+    """Cross-attention of all other variants: every query reads a few points of each level.
 
-    Levels with fewer points than others are filled up with points outside the image, of weight
+    Levels with fewer points than others are padded with points outside the image, whose weight is
     0.
     """
 
-    # [L, Q, heads, S, points, 2] x, y; outside the image, there is nothing to read
+    # [L, Q, heads, S, points, 2] x, y; may lie outside the image
     where: Tensor
     weights: Tensor  # [L, Q, heads, S, points], sums to 1 over (S, points)
 
@@ -70,17 +71,18 @@ class Explanation:
     scores: Tensor  # [L, Q] of the best class
     labels: Tensor  # [L, Q] the best class
     cross_attention: Maps | Points
-    strides: tuple[int, ...]  # px of a cell of each level; none for the faithful form
+    strides: tuple[int, ...]  # px of a cell of each level; none for the faithful variant
     self_attention: Tensor  # [L, Q, Q], mean over heads; each row sums to 1
     # [h, w, h, w] last encoder layer, mean over heads; sums to 1 over the last two
     encoder_attention: Tensor
     encoder_stride: int  # px of its cells
-    picks: Picks | None  # None for the faithful form
-    # [Q, h, w] of each query, how likely each place belongs to its object; None without masks
+    picks: Picks | None  # None for the faithful variant
+    # [Q, h, w] for each query, how likely each position belongs to its object; None without masks
     masks: Tensor | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: what each query answers after every layer, best first, boxes xyxy in px."""
+        """A dict for JSON: the prediction of each query after every layer, best query first. Boxes
+        are xyxy in pixels of the image."""
         height, width = self.image.shape[-2:]
         boxes_px = self.boxes * torch.tensor([width, height, width, height])
         ranked = self.scores[-1].argsort(descending=True)
@@ -115,7 +117,7 @@ class AttentionLayers:
 def explain(detector: Detector, image: Tensor) -> Explanation:
     """What `detector` does with `image`, uint8 `[3, H, W]`.
 
-    Raises InputError for a model without attention layers.
+    Raises InputError if the model has no attention layers that can be explained.
     """
     model = detector.model
     attention = attention_layers(model)
@@ -164,7 +166,7 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
 
 
 def attention_layers(model: nn.Module) -> AttentionLayers:
-    """The layers to look into. Raises InputError for a model without them."""
+    """The attention layers of the model. Raises InputError if it has none that can be explained."""
     layers: Any
     if isinstance(model, DETR | PanopticDETR) and len(model.transformer.encoder.layers):
         layers = model.transformer.decoder.layers
@@ -202,14 +204,15 @@ def selecting_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def strides_of(batch: Tensor, shapes: list[tuple[int, int]]) -> tuple[int, ...]:
-    """How many px of the images a cell of each level stands for; `shapes` are their (h, w)."""
+    """The size of a cell of each level in pixels of the images; `shapes` are the (h, w) of the
+    levels."""
     image_height = batch.shape[-2]
     return tuple(round(image_height / height) for height, _ in shapes)
 
 
 @contextmanager
 def recorded_inputs(modules: Sequence[nn.Module]) -> Iterator[Inputs]:
-    """A dict that holds the arguments of each module once a forward pass has run."""
+    """A dict that holds the arguments of each module after a forward pass."""
     inputs: Inputs = {}
 
     def record(module: nn.Module, arguments: tuple) -> None:
@@ -226,7 +229,7 @@ def recorded_inputs(modules: Sequence[nn.Module]) -> Iterator[Inputs]:
 def with_all_layers(model: DetectionModel) -> DetectionModel:
     """The same model, not compiled, which also returns the outputs of all earlier layers.
 
-    A model that is optimized for prediction leaves them out, and those of the encoder.
+    A model that was optimized for prediction leaves them out, as well as those of the encoder.
     """
     whole = copy(model)
     whole.aux_loss = True
@@ -262,7 +265,7 @@ def attention_weights(
 
 
 def picked_proposals(model: DetectionModel, outputs: Outputs, inputs: Inputs) -> Picks:
-    """Level and position of the proposals that became queries.
+    """The level and position of the proposals that became queries.
 
     `inputs` are those of the first deformable attention and of `selecting_modules`.
     """
@@ -289,7 +292,8 @@ def _answers(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes `[L, Q, 4]` xyxy, and scores and labels `[L, Q]` of the best classes, on the host.
 
-    What comes before the last L, a proposal within the first layer of D-FINE, is left out.
+    Only the last L outputs are used: D-FINE has one more, which is a proposal within its first
+    layer.
     """
     boxes = []
     scores = []
@@ -336,9 +340,9 @@ def _points(modules: list[Any], inputs: Inputs) -> Points:
 
 
 def _by_level(values: Tensor, counts: list[int], outside: float) -> Tensor:
-    """`[Q, heads, S, points, ...]` of `[Q, heads, P, ...]`, counts[i] of them on level i.
+    """`[Q, heads, S, points, ...]` from `[Q, heads, P, ...]`, of which counts[i] are on level i.
 
-    Levels with fewer points than others are filled up with `outside`.
+    Levels with fewer points than others are padded with `outside`.
     """
     levels = []
     for level in values.split(counts, 2):

@@ -31,7 +31,7 @@ class Habits:
     scores: Tensor  # [N, Q]
     centers: Tensor | None  # [N, Q, 2] where queries started that are not learned vectors
     level: Tensor | None  # [N, Q] index into the strides
-    strides: tuple[int, ...]  # px of a cell of each level; none for the faithful form
+    strides: tuple[int, ...]  # px of a cell of each level; none for the faithful variant
 
 
 @torch.no_grad()
@@ -41,7 +41,8 @@ def query_habits(
     count: int,
     on_image: Callable[[], Any] = lambda: None,
 ) -> Habits:
-    """The habits of queries on `count` images spread over the data set, or on all of fewer."""
+    """The habits of queries on `count` images spread over the data set, or on all images if there
+    are fewer."""
     model = detector.model
     recorded: list[Any] = []
     is_faithful = isinstance(model, DETR | PanopticDETR)

@@ -30,7 +30,7 @@ def write_image_page(
     habits: Habits | None = None,
     loss_link: str = "",
 ) -> None:
-    """Writes the page, which needs no other file. `name` is that of the image."""
+    """Writes the page as a single file. `name` is the name of the image."""
     heading = f"From image to boxes: {name}"
     page = image_page(explanation, threshold, name, heading, habits, loss_link)
     write_page(path, page)
@@ -44,7 +44,7 @@ def image_page(
     habits: Habits | None = None,
     loss_link: str = "",
 ) -> str:
-    """The page as HTML; `loss_link` is the address of the page on the loss, if there is one."""
+    """The page as HTML. `loss_link` is a link to the page on the loss, if there is one."""
     layers, queries = explanation.scores.shape
     height, width = explanation.encoder_attention.shape[:2]
     return render(
@@ -68,7 +68,7 @@ def image_page(
 def image_data(
     explanation: Explanation, threshold: float, habits: Habits | None = None
 ) -> dict[str, Any]:
-    """The argument of `explainImage`, JSON-ready."""
+    """The argument of `explainImage`, for JSON."""
     boxes = explanation.boxes
     picks = explanation.picks
     if picks is not None:
@@ -121,7 +121,8 @@ class _HabitSummary:
 
 
 def _level_row(habits: Habits, at_level: Tensor, level: int) -> list[str]:
-    """How many queries start at the level, bool `[N, Q]`, and how large their boxes are."""
+    """How many queries start at the level, and how large their boxes are; `at_level` is bool
+    `[N, Q]`."""
     num_queries = at_level.shape[1]
     best_tenth = at_level[:, : max(1, num_queries // 10)]
     widths, heights = habits.boxes[..., 2], habits.boxes[..., 3]
@@ -164,7 +165,7 @@ def _habit_data(habits: Habits) -> dict[str, Any]:
 
 
 def _coarse_encoder(attention: Tensor) -> Tensor:
-    """The encoder's attention `[h, w, h, w]`, coarser on both sides."""
+    """The encoder's attention `[h, w, h, w]`, with fewer cells on both sides."""
     height, width = attention.shape[:2]
     maps = _coarse(attention)
     rows = _centers(height, maps.shape[2])

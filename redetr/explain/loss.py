@@ -1,7 +1,10 @@
-"""How training would judge a model's answer to one image: matching, loss terms, and their divisors.
+"""How training would judge a model's predictions for one image: matching, loss terms, and their
+divisors.
 
-All numbers come from the functions that train: `cost_matrix`, `match`, `SetCriterion`. The batch is
-one image on each of W GPUs, as one optimizer step sees it, without augmentation and dropout.
+All numbers come from the functions that training uses: `cost_matrix`, `match`, `SetCriterion`. The
+batch is that of one optimizer step with one image on each of W GPUs, without augmentation and
+dropout.
+
 Shapes: L decoder layers, Q queries, T objects of the image; boxes are fractions of the image.
 """
 
@@ -56,8 +59,8 @@ class NoisyAnswers:
     scores: Tensor  # [L, 2, T] of the object's class
 
     def of_object(self, index: int) -> dict[str, Any]:
-        """JSON-ready: what the positive and the negative query of an object start from, and what
-        they answer after each layer."""
+        """A dict for JSON: the start of the positive and the negative query of an object, and their
+        predictions after each layer."""
         described = {}
         for sign, kind in enumerate(("positive", "negative")):
             described[kind] = {
@@ -71,7 +74,7 @@ class NoisyAnswers:
 
 @dataclass(frozen=True, eq=False)
 class LossExplanation:
-    """The loss of one image, and of the batch it is in. All tensors are on the host."""
+    """The loss of one image, and of its batch. All tensors are on the host."""
 
     image_name: str  # as in `DetectionDataset.image_name`
     image: Tensor  # uint8 [3, H, W], as it is stored
@@ -90,7 +93,8 @@ class LossExplanation:
     noisy: NoisyAnswers | None = None  # None without denoising
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: query, costs and losses of each object in every layer; losses of each GPU."""
+        """A dict for JSON: query, costs and losses of each object in every layer, and the losses of
+        each GPU."""
         objects = []
         for index, label in enumerate(self.labels.tolist()):
             layers = []
@@ -108,7 +112,8 @@ class LossExplanation:
         return {"objects": objects, "gpus": gpus, "together": self.together}
 
     def _matched_pair(self, layer: int, index: int) -> dict[str, Any]:
-        """The query that an object got in a layer, and what the pair costs."""
+        """The query that was matched to an object in a layer, with the costs and losses of the
+        pair."""
         query = int(self.queries[layer, index])
         num_queries = self.predicted.shape[1]
         if query >= num_queries:
@@ -124,10 +129,11 @@ class LossExplanation:
 def explain_loss(
     detector: Detector, dataset: DetectionDataset, image_id: int, world_size: int = 1
 ) -> LossExplanation:
-    """The loss of the image with that id on GPU 0; the others have the images that follow it.
+    """The loss of the image with this id, which is on GPU 0; the other GPUs have the images that
+    follow it.
 
-    Raises InputError if there is no such image, the data set has fewer images than there are GPUs,
-    or the model does not know its classes.
+    Raises InputError if there is no such image, if the data set has fewer images than there are
+    GPUs, or if the model does not know its classes.
     """
     model = detector.model
     whole_model = with_all_layers(model)
@@ -178,7 +184,7 @@ def _noise_of(noise: NoisyQueries, position: int, device: torch.device) -> Noisy
 def _noisy_answers(
     noise: NoisyQueries, outputs: Outputs, target: Target, groups: int
 ) -> NoisyAnswers:
-    """The first group of the first image; `outputs` are those under "denoising"."""
+    """The first group of the first image; `outputs` are the outputs under "denoising"."""
     predictions = decoder_predictions(outputs)
     num_objects = len(target["labels"])
 
@@ -202,7 +208,8 @@ def _noisy_answers(
 def _batch(
     detector: Detector, dataset: DetectionDataset, image_id: int, world_size: int
 ) -> tuple[int, list[Sample]]:
-    """The index of the image, and a sample for each GPU from there on, with the model's labels."""
+    """The index of the image, and one sample for each GPU, starting with that image, with the
+    model's labels."""
     size = len(dataset)
     if not 1 <= world_size <= size:
         raise InputError(
@@ -241,7 +248,7 @@ def _share(
     divisors = criterion.denominators(counts, total, world_size)
     single_divisors = criterion.denominators(counts, counts)
     sums = _numbers(criterion(outputs, [target], torch.ones_like(divisors)))
-    del sums["loss"]  # its parts have different divisors
+    del sums["loss"]  # its terms have different divisors
     return Share(
         image_id=target["image_id"],
         objects=len(target["labels"]),
@@ -297,7 +304,7 @@ def _matching(criterion: SetCriterion, outputs: Outputs, target: Target) -> dict
 def _undivided(
     criterion: SetCriterion, logits: Tensor, boxes: Tensor, target: Target, objects: list[int]
 ) -> Tensor:
-    """The undivided losses `[3]` of queries `[1, q, ...]` if the image held only these objects.
+    """The undivided losses `[3]` of queries `[1, q, ...]`, as if the image had only these objects.
 
     With one query and one object, matching has no choice.
     """
@@ -316,7 +323,7 @@ def _undivided(
 
 
 def _only(cost: str, config: LossConfig) -> LossConfig:
-    """The same configuration without the other two costs."""
+    """The same configuration with this cost alone."""
     others: dict[str, Any] = {name: 0.0 for name in _COSTS if name != cost}
     return replace(config, **others)
 

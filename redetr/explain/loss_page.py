@@ -14,7 +14,7 @@ from redetr.pages.templates import render, write_page
 
 
 def write_loss_page(path: Path, explanation: LossExplanation, image_link: str = "") -> None:
-    """Writes the page, which needs no other file."""
+    """Writes the page as a single file."""
     name = explanation.image_name
     heading = f"From boxes to loss: {name}"
     page = loss_page(explanation, f"loss of {name}", heading, image_link)
@@ -24,7 +24,7 @@ def write_loss_page(path: Path, explanation: LossExplanation, image_link: str = 
 def loss_page(
     explanation: LossExplanation, title: str, heading: str = "", image_link: str = ""
 ) -> str:
-    """The page as HTML; `image_link` is the address of the page from image to boxes, if any."""
+    """The page as HTML. `image_link` is a link to the page from image to boxes, if there is one."""
     first = explanation.shares[0]
     queries = explanation.predicted.shape[1]
     class_divisor = first.single_divisors[DIVISORS["loss_ce"]]
@@ -53,7 +53,7 @@ def loss_page(
 
 
 def loss_data(explanation: LossExplanation) -> dict[str, Any]:
-    """The argument of `explainLoss`, JSON-ready."""
+    """The argument of `explainLoss`, for JSON."""
     num_queries = explanation.predicted.shape[1]
     queries = explanation.queries.clamp(max=num_queries - 1)
     queries_of_boxes = queries[..., None].expand(-1, -1, 4)
@@ -81,7 +81,7 @@ def loss_data(explanation: LossExplanation) -> dict[str, Any]:
 
 
 def letters(count: int) -> list[str]:
-    """Labels to tell objects apart: A to Z, then A1 to Z1, and so on."""
+    """Labels that distinguish objects: A to Z, then A1 to Z1, and so on."""
     labels = []
     for index in range(count):
         round_, letter = divmod(index, 26)
@@ -132,7 +132,7 @@ def _assignment(explanation: LossExplanation) -> _Table:
 
 
 def _worked_lines(explanation: LossExplanation) -> list[str]:
-    """How the L1 loss of the last layer comes about, step by step."""
+    """How the L1 loss of the last layer is computed, step by step."""
     shares = explanation.shares
     first = shares[0]
     world_size = len(shares)
@@ -164,7 +164,7 @@ def _worked_lines(explanation: LossExplanation) -> list[str]:
 
 @dataclass(frozen=True)
 class _Spread:
-    """The L1 loss of a batch spread over several GPUs."""
+    """The L1 loss of a batch that is spread over several GPUs."""
 
     height: int  # of the padded images, px
     width: int
@@ -177,7 +177,7 @@ class _Spread:
 
     @property
     def percent_off(self) -> float:
-        """By how much the naive mean is wrong."""
+        """The error of the naive mean in percent."""
         return 100 * abs(self.naive - self.mean) / self.mean
 
     @classmethod

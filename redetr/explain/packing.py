@@ -1,4 +1,5 @@
-"""What both pages give their scripts: the picture with its classes, and arrays as compressed bytes.
+"""The data that both pages pass to their scripts: the image with its classes, and arrays as
+compressed bytes.
 
 Compression keeps a page with 100 queries in 6 layers at a few MB.
 """
@@ -17,7 +18,7 @@ _LONGEST_SIDE_PX = 960
 
 
 def picture_data(image: Tensor, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """The picture, its original size in pixels, and names and colors of the classes."""
+    """The image, its original size in pixels, and the names and colors of the classes."""
     picture = to_pil(image)
     width, height = picture.size
     picture.thumbnail((_LONGEST_SIDE_PX, _LONGEST_SIDE_PX))
@@ -35,7 +36,7 @@ def picture_data(image: Tensor, class_names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def packed(array: Tensor | np.ndarray, dtype: Any) -> dict[str, Any]:
-    """An array for the scripts: its type, shape, and compressed bytes."""
+    """An array for the scripts: its type, shape and compressed bytes."""
     values = np.ascontiguousarray(np.asarray(array).astype(dtype))
     compressed = zlib.compress(values.tobytes(), 9)
     return {

@@ -61,10 +61,14 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
 def _without_folders(source: str) -> str:
     """The last part of a path; other names, such as those on a hub, stay."""
     if source.startswith("hf:"):
-        kind, _, name = source.partition(":")
-        return f"{kind}:{PurePath(name).name}" if name.startswith("/") else source
-    is_hub_name = source.count("/") == 1 and source[0] not in "./~" and not Path(source).exists()
-    return source if is_hub_name else PurePath(source).name
+        name = source.removeprefix("hf:")
+        if name.startswith("/"):
+            return f"hf:{PurePath(name).name}"
+        return source
+    is_path = source.startswith((".", "/", "~")) or Path(source).exists()
+    if source.count("/") == 1 and not is_path:  # a name on the hub
+        return source
+    return PurePath(source).name
 
 
 def write_folder(

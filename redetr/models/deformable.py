@@ -28,9 +28,11 @@ def star_offsets(nheads: int, points: Sequence[int]) -> Tensor:
     """
     angle = torch.arange(nheads) * (2 * math.pi / nheads)
     direction = torch.stack([angle.cos(), angle.sin()], -1)  # [heads, 2]
-    direction = direction / direction.abs().amax(-1, keepdim=True)  # on a square
-    steps = torch.cat([torch.arange(1, count + 1) for count in points])  # [P]
-    star = direction[:, None, :] * steps[None, :, None]  # [heads, P, 2]
+    longer_part = direction.abs().amax(-1, keepdim=True)
+    direction = direction / longer_part  # on a square
+    steps_by_level = [torch.arange(1, count + 1) for count in points]
+    steps = torch.cat(steps_by_level)  # [P]
+    star = direction[:, None] * steps[:, None]  # [heads, P, 2]
     return star.flatten()
 
 
@@ -82,12 +84,15 @@ def _nearest(level: Tensor, points: Tensor) -> Tensor:
     points outside the level read its border.
     """
     height, width = level.shape[-2:]
-    x = (points[..., 0] * width + 0.5).long().clamp(0, width - 1)  # [N, Q, points]
-    y = (points[..., 1] * height + 0.5).long().clamp(0, height - 1)
-    positions = (y * width + x).flatten(1)  # [N, Q * points]
-    positions = positions[:, None].expand(-1, level.shape[1], -1)  # [N, d, Q * points]
-    read = level.flatten(2).gather(-1, positions)
-    return read.unflatten(-1, points.shape[1:3])
+    x = points[..., 0] * width  # [N, Q, points]
+    y = points[..., 1] * height
+    column = (x + 0.5).long().clamp(0, width - 1)
+    row = (y + 0.5).long().clamp(0, height - 1)
+    position = row * width + column
+    position = position.flatten(1)[:, None]  # [N, 1, Q * points]
+    position = position.expand(-1, level.shape[1], -1)  # [N, d, Q * points]
+    values = level.flatten(2).gather(-1, position)
+    return values.unflatten(-1, points.shape[1:3])
 
 
 class DeformableAttention(nn.Module):
@@ -185,10 +190,12 @@ def position_centers(shape: tuple[int, int], like: Tensor) -> Tensor:
     They are fractions of the canvas, on the device and in the dtype of `like`.
     """
     height, width = shape
-    device, dtype = like.device, like.dtype
-    y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
-    x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
-    centers = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)  # [h, w, 2]
+    rows = torch.arange(height, device=like.device, dtype=like.dtype)
+    columns = torch.arange(width, device=like.device, dtype=like.dtype)
+    y = (rows + 0.5) / height
+    x = (columns + 0.5) / width
+    grid = torch.meshgrid(x, y, indexing="xy")
+    centers = torch.stack(grid, -1)  # [h, w, 2]
     return centers.flatten(0, 1)
 
 

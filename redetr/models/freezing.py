@@ -41,10 +41,14 @@ def _detector(model: nn.Module) -> list[str]:
 
 def what_is_frozen(model: DetectionModel) -> str:
     """The frozen parts, and how many parameters are trained, in words."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    total = sum(size for size, _ in sizes)
-    trained = sum(size for size, is_trained in sizes if is_trained)
-    return f"frozen: {', '.join(model.frozen)}; {trained:,} of {total:,} parameters are trained"
+    total = 0
+    trained = 0
+    for parameter in model.parameters():
+        total += parameter.numel()
+        if parameter.requires_grad:
+            trained += parameter.numel()
+    names = ", ".join(model.frozen)
+    return f"frozen: {names}; {trained:,} of {total:,} parameters are trained"
 
 
 def _path_of(model: nn.Module, name: str) -> str:

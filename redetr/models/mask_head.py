@@ -109,14 +109,20 @@ def _within_boxes(logits: Tensor, boxes: Tensor, ratio: Tensor) -> Tensor:
     A pixel counts as inside if its centre is in the box, or less than a pixel beside it.
     """
     height, width = logits.shape[-2:]
-    x = (torch.arange(width, device=logits.device) + 0.5) / width
-    y = (torch.arange(height, device=logits.device) + 0.5) / height
-    on_canvas = box_cxcywh_to_xyxy(boxes) * ratio.repeat(1, 2)[:, None]  # [B, Q, 4]
+    # Centres and sides of pixels, as fractions of the canvas.
+    x = (torch.arange(width, device=logits.device) + 0.5) / width  # [w]
+    y = (torch.arange(height, device=logits.device) + 0.5) / height  # [h]
+    pixel_width = 1 / width
+    pixel_height = 1 / height
+
+    on_image = box_cxcywh_to_xyxy(boxes)  # [B, Q, 4]
+    on_canvas = on_image * ratio.repeat(1, 2)[:, None]
     left, top, right, bottom = on_canvas[..., None].unbind(2)  # each [B, Q, 1]
-    in_columns = (x > left - 1 / width) & (x < right + 1 / width)  # [B, Q, w]
-    in_rows = (y > top - 1 / height) & (y < bottom + 1 / height)  # [B, Q, h]
+    in_columns = (x > left - pixel_width) & (x < right + pixel_width)  # [B, Q, w]
+    in_rows = (y > top - pixel_height) & (y < bottom + pixel_height)  # [B, Q, h]
     inside = in_rows[..., :, None] & in_columns[..., None, :]
-    return torch.where(inside, logits, logits.clamp(max=_BACKGROUND))
+    lowered = logits.clamp(max=_BACKGROUND)
+    return torch.where(inside, logits, lowered)
 
 
 def with_mask_losses(config: LossConfig) -> LossConfig:

@@ -100,7 +100,15 @@ def _plot_ap(axes: "Axes", lines: Metrics, color: str, name: str) -> None:
     for key, style in (("AP", "-"), ("AP50", "--")):
         percent = [100 * line.get(key, math.nan) for line in lines]
         label = f"{name} {key}".strip()
-        axes.plot(minutes, percent, style, color=color, marker="o", markersize=3, label=label)
+        axes.plot(
+            minutes,
+            percent,
+            linestyle=style,
+            color=color,
+            marker="o",
+            markersize=3,
+            label=label,
+        )
 
 
 def _label_axes(axes: "Axes", title: str, x_label: str, legend: bool) -> None:

@@ -1,7 +1,7 @@
-"""The report of `redetr evaluate --report`: where a detector goes wrong, and what to do about it.
+"""The report of `redetr evaluate --report`: the mistakes of a detector, and what to do about them.
 
-`analysis` judges detections, `masks` their masks, `comparison` two checkpoints, `numbers` puts
-together what `report.json` holds, `page` and `scenes` turn it into `index.html`.
+`analysis` judges detections, `masks` judges their masks, and `comparison` compares two checkpoints.
+`numbers` collects the contents of `report.json`, from which `page` and `scenes` make `index.html`.
 """
 
 from redetr.report.comparison import ap_differences, pq_difference

@@ -1,4 +1,4 @@
-"""Advice on longer training, from the length of a run and its curve of AP."""
+"""Advice on longer training, based on the length of a run and its AP over time."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from redetr.config import TrainConfig, usual_steps
 from redetr.errors import InputError
 from redetr.pages.curves import Metrics
 
-LONGER = "train longer"  # as remedies say it of any run
+LONGER = "train longer"  # in remedies; replaced if a run is known
 
 _SHORT = 0.5  # of the usual length
 _LAST_PART = 0.8  # of a run; AP is compared with what it was there
@@ -17,10 +17,12 @@ _FLAT = 0.34  # share of a run without a better AP from which on more steps do n
 
 
 def longer_training(folder: Path, metrics: Metrics) -> str:
-    """What to say instead of `LONGER` of the run in `folder`, whose evaluations are in `metrics`.
+    """The advice that replaces `LONGER` for the run in `folder`, whose evaluations are in
+    `metrics`.
 
-    A run far shorter than usual wants the usual length; one whose AP still rose at its end, twice
-    its own; one whose AP has long stopped rising, none.
+    A run that is much shorter than usual should have the usual length. If the AP was still rising
+    at the end, the run should be twice as long. If the AP stopped rising long before the end, a
+    longer run does not help.
     """
     evaluations = [line for line in metrics if line.get("AP") is not None]
     if not evaluations:
@@ -37,12 +39,12 @@ def longer_training(folder: Path, metrics: Metrics) -> str:
     before = [line["AP"] for line in evaluations if line["step"] <= _LAST_PART * steps]
     if before and last["AP"] - max(before) >= _RISE:
         return f"{LONGER} (AP was still rising at the end: --steps {2 * steps})"
-    return f"{LONGER} (AP hardly rose at the end, so expect little)"
+    return f"{LONGER} (AP hardly rose at the end, so expect little improvement)"
 
 
 def _usual_length(folder: Path) -> int | None:
-    """The steps that the run would have had by default; None if its folder does not say. The
-    faithful variants have no usual length: they need far more."""
+    """The default number of steps for the run; None if its folder does not have the settings. The
+    faithful variants have no usual length, because they need far more."""
     try:
         config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
         data: dict[str, Any] = json.loads((folder / "data.json").read_text())

@@ -1,15 +1,16 @@
-"""What a detector gets right and wrong at an IoU of 0.5, and how much AP each mistake costs.
+"""The correct and wrong detections of a detector at an IoU of 0.5, and how much AP each kind of
+mistake costs.
 
-Matching, AP, the cost of mistakes, and confusions are hotcoco's. Here is what it does not report:
-the kind of each single detection, and precision and recall over thresholds.
+Matching, AP, the cost of mistakes and confusions come from hotcoco. This module adds what hotcoco
+does not report: the kind of each detection, and precision and recall over thresholds.
 
 Shapes: N images, M detections that count, T objects (crowds are not objects), C classes. Boxes are
 xyxy in pixels of the original image.
 
 Source: Bolya, Foley, Hays, Hoffman, "TIDE: A General Toolbox for Identifying Object Detection
-Errors", ECCV 2020, for the kinds of mistakes. Deviations, all towards COCO's own evaluation: 100
-detections per class and image count, not 100 per image; detections in a crowd are not mistakes;
-only classes with objects enter the mean.
+Errors", ECCV 2020, for the kinds of mistakes. Deviations, all to agree with COCO's evaluation: 100
+detections count per class and image, not per image; detections in a crowd are not mistakes; the
+mean is over classes with objects only.
 """
 
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ from redetr.structures import DatasetDetections, StoredTarget
 KINDS = ("correct", "class", "localization", "both", "duplicate", "background")
 
 _CORRECT, _CLASS, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND = range(len(KINDS))
-_MATCH_IOU = 0.5  # at which a detection finds an object
-_BACKGROUND_IOU = 0.1  # up to which a detection lies on background
+_MATCH_IOU = 0.5  # a detection finds an object at this IoU or more
+_BACKGROUND_IOU = 0.1  # a detection lies on background up to this IoU
 _TIDE_NAMES = {
     "class": "Cls",
     "localization": "Loc",
@@ -65,7 +66,7 @@ class Boxes:
         return np.concatenate([left_top, size], axis=1)
 
     def take(self, which: NDArray) -> "Boxes":
-        """The boxes at these indices, or where this mask is True."""
+        """The boxes at these indices, or those where this mask is True."""
         return Boxes(self.image[which], self.label[which], self.xyxy[which])
 
 
@@ -84,7 +85,7 @@ class Judgement:
 
     @cached_property
     def correct(self) -> Bools:
-        """`[M]`, whether the detection is the first to find an object."""
+        """Bool `[M]`, whether the detection is the first to find an object."""
         return self.kinds == _CORRECT
 
 
@@ -93,7 +94,7 @@ def judge(
 ) -> Judgement:
     """The kind of each detection on the images of `targets`, by their boxes.
 
-    `evaluation` is that of the same images and detections by `metrics.coco_evaluation`.
+    `evaluation` is the result of `metrics.coco_evaluation` for the same images and detections.
     """
     annotations, is_crowd = _annotations(targets)
     objects = annotations.take(~is_crowd)
@@ -135,14 +136,16 @@ def judge(
 def mistakes(judged: Judgement) -> dict[str, dict[str, Any]]:
     """The number of mistakes of each kind, and the AP50 (a fraction) that fixing them would gain.
 
-    A mistake of class or localization is fixed in the detection with the best score, if the object
-    was not found; others on that object, and all other mistakes, are removed; missed objects are
-    not counted (a class of which none remains keeps an AP of 0).
+    To fix a mistake of class or localization, the detection with the best score is corrected if its
+    object was not found, and other detections of that object are removed. All other wrong
+    detections are removed, and missed objects are not counted (a class without any objects left
+    keeps an AP of 0).
     """
     tide = judged.evaluation.tide_errors(_MATCH_IOU, _BACKGROUND_IOU)
     table = {}
     for kind, tide_name in _TIDE_NAMES.items():
-        # Below zero is rounding, or an object of another class that loses a detection: no gain.
+        # A negative value is due to rounding, or to an object of another class that loses a
+        # detection: no gain.
         gain = max(0.0, tide["delta_ap"][tide_name])
         table[kind] = {"count": tide["counts"][tide_name], "ap50": gain}
     return table
@@ -151,12 +154,12 @@ def mistakes(judged: Judgement) -> dict[str, dict[str, Any]]:
 def confusion(judged: Judgement, threshold: float) -> Ints:
     """Counts `[C + 1, C + 1]`: rows are objects, columns what they were taken for.
 
-    The last row and column are background. Detections of `threshold` or more take the object that
-    they overlap most, best score first, whatever its class.
+    The last row and column are background. Each detection with a score of `threshold` or more, best
+    score first, is assigned to the object that it overlaps most, whatever its class.
     """
     table = judged.evaluation.confusion_matrix(
         iou_thr=_MATCH_IOU,
-        max_det=max(1, len(judged.detections)),  # else 100 per image, whatever their classes
+        max_det=max(1, len(judged.detections)),  # the default is 100 per image, whatever the class
         min_score=threshold,
     )
     return table["matrix"].astype(np.int64)
@@ -167,8 +170,9 @@ def calibration(
 ) -> dict[str, Any]:
     """How far scores of `least_score` or more are from the share of correct detections.
 
-    `error` is the expected calibration error (None without detections); `bins` gives the number of
-    detections, mean score and share of correct ones in each bin of scores that is not empty.
+    `error` is the expected calibration error (None without detections). `bins` has the number of
+    detections, the mean score and the share of correct detections for each bin of scores that is
+    not empty.
 
     Source: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
     """
@@ -197,8 +201,8 @@ def threshold_curve(
 ) -> tuple[Floats, Floats]:
     """Precision and recall of the detections that score each threshold or more.
 
-    Precision is nan where no detection does, recall is nan without objects. Detections are given
-    best score first.
+    Precision is NaN at thresholds that no detection reaches, and recall is NaN without objects.
+    Detections must be sorted, best score first.
     """
     counts = np.searchsorted(-scores, -thresholds, side="right")
     hits = np.append(0, np.cumsum(correct))[counts]
@@ -209,10 +213,10 @@ def threshold_curve(
 
 
 def best_threshold(scores: Floats, correct: Bools, num_objects: int) -> float | None:
-    """The highest score at which the detections from it upwards have the best F1.
+    """The score threshold with the best F1; the highest of several.
 
-    None if no detection is correct. F1 is the harmonic mean of precision and recall:
-    2 hits / (detections + objects).
+    None if no detection is correct. F1 is the harmonic mean of precision and recall: 2 correct /
+    (detections + objects).
     """
     if not correct.any():
         return None
@@ -220,12 +224,13 @@ def best_threshold(scores: Floats, correct: Bools, num_objects: int) -> float | 
     detections = np.arange(1, len(scores) + 1)
     f1 = 2 * hits / (detections + num_objects)
     same_as_next = scores[1:] == scores[:-1]
-    f1[np.flatnonzero(same_as_next)] = 0.0  # a threshold admits equal scores together
+    f1[np.flatnonzero(same_as_next)] = 0.0  # a threshold keeps all detections with the same score
     return float(scores[f1.argmax()])
 
 
 def image_errors(judged: Judgement, threshold: float, num_images: int) -> tuple[Ints, Ints]:
-    """`[N]` wrong detections of `threshold` or more, and `[N]` objects that none of them found."""
+    """For each image, `[N]`, the number of wrong detections with a score of `threshold` or more,
+    and the number of objects that no such detection found."""
     shown = judged.scores >= threshold
     wrong = judged.detections.image[shown & ~judged.correct]
     is_found = np.append(shown, False)[judged.finder]  # -1 takes the False
@@ -253,10 +258,10 @@ def _annotations(targets: Sequence[StoredTarget]) -> tuple[Boxes, Bools]:
 def _evaluation_without_crowds(
     targets: Sequence[StoredTarget], num_classes: int, detections: Boxes, scores: Floats
 ) -> COCOeval:
-    """hotcoco's evaluation of the detections that count on the objects alone.
+    """hotcoco's evaluation of the detections that count, without crowds.
 
-    Its analysis of mistakes and confusions takes crowds for background, and detections in them for
-    mistakes.
+    hotcoco's analysis of mistakes and confusions treats crowds as background, and detections in
+    them as mistakes.
     """
     objects = [_without_crowds(target) for target in targets]
     class_names = [str(label) for label in range(num_classes)]
@@ -280,7 +285,8 @@ def _without_crowds(target: StoredTarget) -> StoredTarget:
 
 
 def _kinds(detections: Boxes, objects: Boxes, correct: Bools, num_images: int) -> Ints:
-    """Index into KINDS of each detection; of several kinds that fit, the one set last here."""
+    """The index into KINDS for each detection. If several kinds apply, the last one that is set
+    here counts."""
     same_class, other_class = _best_overlaps(detections, objects, num_images)
     poor_box = (same_class >= _BACKGROUND_IOU) & (same_class <= _MATCH_IOU)
     nearest = np.maximum(same_class, other_class)
@@ -294,7 +300,8 @@ def _kinds(detections: Boxes, objects: Boxes, correct: Bools, num_images: int) -
 
 
 def _best_overlaps(detections: Boxes, objects: Boxes, num_images: int) -> tuple[Floats, Floats]:
-    """`[M]` the largest IoU with an object of the same class, and with one of another class."""
+    """For each detection, `[M]`, the largest IoU with an object of the same class, and with an
+    object of another class."""
     same_class = np.zeros(len(detections))
     other_class = np.zeros(len(detections))
     detection_rows = _rows_by_image(detections, num_images)
@@ -320,5 +327,5 @@ def _rows_by_image(boxes: Boxes, num_images: int) -> list[Ints]:
 
 
 def _rows(ids: Any) -> Ints:
-    """The rows of annotations or detections with these ids, which hotcoco counts from 1."""
+    """The rows of annotations or detections with these ids, which hotcoco numbers from 1."""
     return np.fromiter(ids, np.int64, len(ids)) - 1

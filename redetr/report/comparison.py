@@ -1,4 +1,4 @@
-"""How sure the difference between two checkpoints is."""
+"""Confidence intervals for the difference between two checkpoints."""
 
 from typing import Any, TypedDict
 
@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from redetr.panoptic_quality import mean_quality
 
-METRICS = ("AP", "AP50", "AP75")  # those over all sizes
+METRICS = ("AP", "AP50", "AP75")  # the metrics over all sizes
 
-_LEAST_IMAGES = 2  # one has no halves
+_LEAST_IMAGES = 2  # a single image cannot be halved
 _MOST_HALVES = 1000
 _LEAST_HALVES = 200
 _DRAWN_IMAGES = 500_000  # of all halves together: within a minute on two cores
@@ -18,7 +18,7 @@ _QUANTILES = (0.025, 0.975)  # of a 95% confidence interval
 
 
 class Difference(TypedDict):
-    """A metric of the second checkpoint less that of the first, a fraction."""
+    """A metric of the second checkpoint minus that of the first, as a fraction."""
 
     difference: float
     lower: float  # of the 95% confidence interval
@@ -28,13 +28,14 @@ class Difference(TypedDict):
 def ap_differences(first: COCOeval, second: COCOeval) -> dict[str, Difference]:
     """The differences in METRICS between two evaluations of the same images by `coco_evaluation`.
 
-    The intervals reflect the choice of images, not that of the seed of training. Empty without
-    objects or with fewer than two images.
+    The intervals reflect the choice of images, but not the seed of training. Empty if there are no
+    objects or fewer than two images.
 
-    Both are measured on random halves of the images. A mean over n/2 of n images, drawn without
-    replacement, varies around the mean over all of them as that varies around the truth, so the
-    quantiles of the differences are the interval. hotcoco's own `compare` (1.3) draws n with
-    replacement but counts an image drawn twice once, so its intervals are a quarter too narrow.
+    Both checkpoints are measured on random halves of the images. A mean over n/2 of n images, drawn
+    without replacement, varies around the mean over all images as much as the latter varies around
+    the true mean, so the quantiles of the differences give the interval. hotcoco's own `compare`
+    (1.3) draws n images with replacement, but counts an image that is drawn twice only once, so its
+    intervals are a quarter too narrow.
 
     Source: Shao, Wu, "A General Theory for Jackknife Variance Estimation", Annals of Statistics
     1989, for leaving out more than one. Deviation: quantiles instead of a variance.
@@ -49,7 +50,7 @@ def ap_differences(first: COCOeval, second: COCOeval) -> dict[str, Difference]:
     after = _over_all_sizes(second).slice_by(halves)
     differences = {}
     for name in METRICS:
-        if before["_overall"][name] >= 0:  # else there are no objects
+        if before["_overall"][name] >= 0:  # -1 without objects
             differences[name] = _difference(before, after, name)
     return differences
 
@@ -75,7 +76,7 @@ def pq_difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> di
 def _difference(before: dict[str, Any], after: dict[str, Any], name: str) -> Difference:
     changes = {}
     for part, numbers in before.items():
-        if numbers[name] >= 0:  # else there are no objects in this half
+        if numbers[name] >= 0:  # -1 without objects in this half
             changes[part] = after[part][name] - numbers[name]
     difference = changes.pop("_overall")
     lower, upper = np.quantile(list(changes.values()), _QUANTILES).tolist()
@@ -93,7 +94,7 @@ def _random_halves(image_ids: np.ndarray, count: int) -> dict[str, list[int]]:
 
 
 def _over_all_sizes(evaluation: COCOeval) -> COCOeval:
-    """The same evaluation without groups of size: a half takes a quarter of the time."""
+    """The same evaluation without size groups, with which a half takes a quarter of the time."""
     reduced = COCOeval(evaluation.coco_gt, evaluation.coco_dt, evaluation.params.iou_type)
     reduced.params.area_rng = reduced.params.area_rng[:1]
     reduced.params.area_rng_lbl = reduced.params.area_rng_lbl[:1]

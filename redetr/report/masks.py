@@ -1,6 +1,6 @@
-"""How well masks fit the objects that are found: where a box is right, is its mask?
+"""How well masks fit the objects that are found: if a box is right, is its mask right too?
 
-A pair is an object with the detection that finds it, by their boxes: of the same class, with an IoU
+A pair is an object and the detection that finds it, which has the same class and a box with an IoU
 of 0.5 or more. Shapes: P pairs, M detections that count, T objects, as in `analysis.py`.
 """
 
@@ -14,20 +14,20 @@ from hotcoco.primitives import bbox_iou
 from redetr.metrics import METRIC_NAMES, CocoResult, TruthObjects, segmentation
 from redetr.report.analysis import Floats, Ints, Judgement
 
-POOR_IOU = 0.5  # below which the mask of a right box is poor
+POOR_IOU = 0.5  # the mask of a right box is poor below this IoU
 
 _SIZES = 4  # groups of object size, each of about as many pairs
 
 
 @dataclass(frozen=True, eq=False)
 class MaskPairs:
-    """The pairs whose masks are both known, the poorest mask first."""
+    """The pairs in which both masks are known, poorest mask first."""
 
     objects: Ints  # [P] index of the object
     detections: Ints  # [P] index of the detection
     mask_iou: Floats  # [P]
     box_iou: Floats  # [P]
-    sides: Floats  # [P] root of the area of the true mask, px
+    sides: Floats  # [P] square root of the area of the true mask, px
     true_masks: list[bytes]  # P, as in `DatasetDetections`
     masks: list[bytes]  # P
 
@@ -36,10 +36,10 @@ class MaskPairs:
 
 
 def paired_masks(judged: Judgement, truth: TruthObjects, threshold: float) -> MaskPairs:
-    """The pairs of detections of `threshold` or more with the objects in `truth`, which are those
-    of `judged` and have masks, as the detections have.
+    """The pairs of objects and detections with a score of `threshold` or more. `truth` has the same
+    objects as `judged`, with their masks; the detections must have masks too.
 
-    An object whose mask is empty has none that is known.
+    An empty mask of an object counts as unknown.
     """
     assert truth.masks is not None and judged.masks is not None
     true_masks = [truth.masks[row] for row in np.flatnonzero(~truth.iscrowd).tolist()]
@@ -71,9 +71,9 @@ def paired_masks(judged: Judgement, truth: TruthObjects, threshold: float) -> Ma
 
 
 def mask_numbers(result: CocoResult, pairs: MaskPairs, judged: Judgement) -> dict[str, Any]:
-    """The COCO numbers of masks, and what pairs say: `found` (how many), `iou` (the mean IoU of
-    their masks; nan without any) and `poor` (how many are below POOR_IOU), of all, of each class
-    and of groups by size."""
+    """The COCO numbers of masks, and three numbers of pairs: `found` (how many there are), `iou`
+    (the mean IoU of their masks; NaN without pairs) and `poor` (how many are below POOR_IOU), for
+    all pairs, for each class and for groups by size."""
     labels = judged.objects.label[pairs.objects]
     per_class = {}
     for label, (name, ap) in enumerate(result.per_class.items()):
@@ -90,7 +90,7 @@ def mask_numbers(result: CocoResult, pairs: MaskPairs, judged: Judgement) -> dic
 
 
 def _by_size(pairs: MaskPairs) -> list[dict[str, Any]]:
-    """Groups of pairs by the size of their objects, each of about as many."""
+    """Groups of pairs by the size of their objects, with about equally many pairs each."""
     smallest_first = np.argsort(pairs.sides, kind="stable")
     groups = []
     for rows in np.array_split(smallest_first, _SIZES):

@@ -1,6 +1,6 @@
-"""What is known about the detections of one or two checkpoints, as plain numbers ready for JSON.
+"""The numbers of a report on one or two checkpoints, as plain values for JSON.
 
-Fractions are in [0, 1]; None stands where there is nothing to measure.
+Fractions are in [0, 1]. None means that there is nothing to measure.
 """
 
 import math
@@ -47,7 +47,7 @@ from redetr.structures import DatasetDetections, StoredTarget
 THRESHOLDS = np.linspace(0, 1, 101)  # of the curves
 IMAGES = 12  # shown
 
-_LEAST_SCORE = 0.05  # of calibration: the many detections below would drown the others
+_LEAST_SCORE = 0.05  # for calibration: the many detections below would dominate
 _COCO_SIZES = ("small", "medium", "large")
 _COCO_EDGES = (32**2, 96**2)  # areas at which the next size begins, px squared
 _SIZES = 4  # groups of object size, each of about as many objects
@@ -56,7 +56,7 @@ _MOST_POINTS = 400  # of a training curve
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Numbers for `report.json`, and what drawing the images needs besides."""
+    """The numbers for `report.json`, and the data for drawing the images."""
 
     numbers: dict[str, Any]
     dataset: DetectionDataset
@@ -73,9 +73,9 @@ def make_report(
 ) -> Report:
     """The report on one or two checkpoints.
 
-    Each is given by its path and what `detect_classes` returned on `dataset`; `differences` between
-    two are those by `ap_differences`, of masks under names as "mask AP". `qualities` are the
-    panoptic ones of the checkpoints, where they were measured.
+    Each checkpoint is given by its path and the result of `detect_classes` on `dataset`.
+    `differences` come from `ap_differences`; those of masks have names such as "mask AP".
+    `qualities` are panoptic qualities, if they were measured.
     """
     targets = [dataset.objects(i) for i in range(len(dataset))]
     objects = TruthObjects.from_dataset(dataset)
@@ -174,7 +174,8 @@ def _detection_numbers(
 
 
 def _precision_at_recall(evaluation: COCOeval) -> Floats:
-    """COCO's precision at an IoU of 0.5 over its recall levels, `[C, 101]`; nan without objects."""
+    """COCO's precision at an IoU of 0.5 over its recall levels, `[C, 101]`; NaN for classes without
+    objects."""
     assert evaluation.eval is not None
     precision = evaluation.eval["precision"][0, :, :, 0, -1].T  # all sizes, best 100
     return np.where(precision < 0, np.nan, precision)
@@ -196,7 +197,8 @@ def _per_class(
 def _curves(
     scores: Floats, correct: Bools, num_objects: int, precision_at_recall: Floats
 ) -> dict[str, Any]:
-    """AP50, the best threshold with what it gives, and three curves over recall and threshold."""
+    """AP50, the best threshold with its precision and recall, and three curves over recall and
+    threshold."""
     precision, recall = threshold_curve(scores, correct, num_objects, THRESHOLDS)
     return {
         "AP50": precision_at_recall.mean(),
@@ -225,7 +227,7 @@ def _object_areas(targets: Sequence[StoredTarget]) -> Floats:
 
 
 def _size_counts(targets: Sequence[StoredTarget]) -> dict[str, int]:
-    """How many objects COCO calls small, medium and large."""
+    """The numbers of objects that are small, medium and large by COCO's definition."""
     groups = np.searchsorted(_COCO_EDGES, _object_areas(targets), side="right")
     counts = np.bincount(groups, minlength=len(_COCO_SIZES)).tolist()
     return dict(zip(_COCO_SIZES, counts, strict=True))
@@ -234,7 +236,7 @@ def _size_counts(targets: Sequence[StoredTarget]) -> dict[str, int]:
 def _by_size(
     targets: Sequence[StoredTarget], truth: GroundTruth, detections: DatasetDetections
 ) -> list[dict[str, Any]]:
-    """AP of groups of objects by their size."""
+    """The AP of groups of objects by size."""
     areas = _object_areas(targets)
     if not len(areas):
         return []
@@ -257,7 +259,7 @@ def _by_size(
 def _by_objects_in_image(
     targets: Sequence[StoredTarget], truth: GroundTruth, evaluation: COCOeval
 ) -> list[dict[str, Any]]:
-    """AP of groups of images by the number of their objects: 1, 2 to 3, 4 to 7, and so on."""
+    """The AP of groups of images by the number of their objects: 1, 2 to 3, 4 to 7, and so on."""
     counts = np.array([np.count_nonzero(~target["iscrowd"]) for target in targets], np.int64)
     octaves = np.unique(np.log2(counts[counts > 0]).astype(int))
     groups = []
@@ -277,7 +279,8 @@ def _by_objects_in_image(
 
 
 def _worst_images(errors: list[tuple[Ints, Ints]]) -> list[int]:
-    """Images with the most errors; of two checkpoints those where their numbers differ most."""
+    """The images with the most errors, or for two checkpoints, those whose numbers of errors differ
+    most."""
     totals = [wrong + missed for wrong, missed in errors]
     if len(totals) == 1:
         weight = totals[0]
@@ -300,8 +303,8 @@ def _image_numbers(
 
 
 def _training(checkpoint: Path) -> dict[str, Any] | None:
-    """Loss and AP over the steps of the run that the checkpoint lies in, and what more steps would
-    bring; None without one."""
+    """Loss and AP over the steps of the checkpoint's run, and advice on its length; None if the
+    checkpoint is not in the folder of a run."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     if not (folder / "metrics.jsonl").is_file():
         return None
@@ -320,7 +323,7 @@ def _training(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """The same with Python's own numbers, and None instead of nan."""
+    """The same value with Python's numbers instead of NumPy's, and None instead of NaN."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that says what each number means and what to do about it."""
+"""The page of a report: one HTML file that explains each number and what to do about it."""
 
 from dataclasses import dataclass, replace
 from datetime import date
@@ -21,19 +21,19 @@ _FOLDER = Path(__file__).parent
 _MOST_CLASSES = 30  # in the matrix of confusions
 _MOST_CONFUSIONS = 12
 _HARDLY_LOST = 0.005  # AP50 that the costliest kind of mistake costs
-# Colors of full cells of the matrix, as in report.css.
+# The colors of full cells of the matrix, as in report.css.
 _HIT = (24, 100, 171)
 _MISS = (201, 42, 42)
 _MISS_OPACITY = 0.9
 _EQUAL_CONTRAST = 0.179  # luminance on which black and white are equally readable
 
 _METRICS = {
-    "AP": "the headline: precision over all recalls, mean over classes and IoU 0.50 to 0.95",
-    "AP50": "an IoU of 0.5 is enough: is it found at all?",
-    "AP75": "an IoU of 0.75 is required: is the box good?",
-    "AR1": "share of objects found by the best detection of each image",
-    "AR10": "by the best 10",
-    "AR100": "by the best 100: what a perfect score could reach",
+    "AP": "the main metric: mean precision over recalls, classes and IoU from 0.50 to 0.95",
+    "AP50": "AP at an IoU of 0.5: are objects found at all?",
+    "AP75": "AP at an IoU of 0.75: is the box accurate?",
+    "AR1": "recall with the best detection of each class in each image",
+    "AR10": "recall with the best 10",
+    "AR100": "recall with the best 100",
 }
 _SIZE_METRICS = {
     "APs": "AP of objects under 32x32 px",
@@ -55,22 +55,23 @@ class Mistake:
 
 _MISTAKES = {
     "class": Mistake(
-        "right place, wrong class",
+        "right position, wrong class",
         "See which classes are confused; check that annotators agree on them; "
         "add examples of them.",
     ),
     "localization": Mistake(
         "right class, but an IoU of only 0.1 to 0.5",
-        "Check that boxes are drawn tightly and alike; try a larger --image-size; train longer.",
+        "Check that boxes are drawn tightly and consistently; try a larger --image-size; train "
+        "longer.",
     ),
     "both": Mistake(
         "wrong class, and an IoU of only 0.1 to 0.5",
         "Mostly an early stage of training: train longer.",
     ),
     "duplicate": Mistake(
-        "the object was found already, with a higher score",
-        "DETR learns late to give one box for each object: train longer. Objects annotated twice "
-        "teach duplicates: redetr check finds them.",
+        "the object is already found, with a higher score",
+        "DETR learns only late in training to predict one box per object: train longer. Objects "
+        "that are annotated twice teach duplicates: redetr check finds them.",
     ),
     "background": Mistake(
         "there is no object",
@@ -79,8 +80,8 @@ _MISTAKES = {
     ),
     "missed": Mistake(
         "an object without any detection near it",
-        "See size and crowding: small objects want a larger --image-size, crowded images more "
-        "--num-queries, rare looks more examples.",
+        "See size and crowding: small objects need a larger --image-size, crowded images need more "
+        "--num-queries, and unusual objects need more examples.",
     ),
 }
 
@@ -101,7 +102,7 @@ class Summary:
 class Cell:
     """A cell of the matrix of confusions."""
 
-    taken_for: str
+    predicted: str
     count: int
     share: float  # of its row
     correct: bool
@@ -110,15 +111,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Confusions:
-    """Which classes were taken for which by a checkpoint."""
+    """Which classes a checkpoint confuses."""
 
     matrix: list[tuple[str, list[Cell]]]  # name and row of each class; empty with too many
-    most: list[tuple[str, str, int]]  # class, what it was taken for, how often
+    most: list[tuple[str, str, int]]  # true class, predicted class, count
 
 
 @dataclass(frozen=True)
 class Masks:
-    """The numbers of masks, of all checkpoints; None where one has no masks."""
+    """The numbers of masks for all checkpoints; None for a checkpoint without masks."""
 
     metrics: dict[str, list[float | None]]  # by names as "mask AP"
     per_class: dict[str, list[dict[str, Any]]]  # `AP`, `iou` and `poor` of each class
@@ -129,11 +130,12 @@ class Lean:
     """How reliable the scores of a checkpoint are."""
 
     error: float  # expected calibration error
-    excess: float  # mean score less the share of correct detections
+    excess: float  # mean score minus the share of correct detections
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Writes `index.html`, which needs no other file, and `report.json`; makes the folder."""
+    """Writes `index.html`, which needs no other file, and `report.json` to the folder, which is
+    created if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report.numbers)
     document = _document(report)
@@ -177,7 +179,7 @@ def _document(report: Report) -> str:
 
 
 def _environment() -> Environment:
-    """Templates of this folder; text that is not `Markup` is escaped."""
+    """The templates of this folder. Text that is not `Markup` is escaped."""
     environment = Environment(
         loader=FileSystemLoader(_FOLDER),
         autoescape=True,
@@ -208,7 +210,7 @@ def _masks(runs: list[dict[str, Any]], class_names: list[str]) -> Masks:
 
 
 def _mistakes(runs: list[dict[str, Any]]) -> dict[str, Mistake]:
-    """The kinds of mistakes; where a single run is known, with what is known of its length."""
+    """The kinds of mistakes. If the report is on a single run, its length is taken into account."""
     training = runs[0].get("training")
     if len(runs) > 1 or not training:
         return _MISTAKES
@@ -252,15 +254,16 @@ def _matrix(counts: np.ndarray, names: list[str]) -> list[tuple[str, list[Cell]]
     matrix = []
     for i, name in enumerate(names):
         row = []
-        for j, taken_for in enumerate(names):
+        for j, predicted in enumerate(names):
             count, share = int(counts[i, j]), float(shares[i, j])
-            row.append(Cell(taken_for, count, share, i == j, _is_dark(share, correct=i == j)))
+            row.append(Cell(predicted, count, share, i == j, _is_dark(share, correct=i == j)))
         matrix.append((name, row))
     return matrix
 
 
 def _is_dark(share: float, correct: bool) -> bool:
-    """Whether white is easier to read on a cell of the matrix than black, as WCAG measures it."""
+    """Whether white text has more contrast than black on a cell of the matrix, by the formula of
+    WCAG."""
     color = _HIT if correct else _MISS
     opacity = share if correct else share * _MISS_OPACITY
     luminance = 0.0
@@ -301,12 +304,12 @@ def _percent(fraction: float | None) -> str:
 
 
 def _points(difference: float | None) -> str:
-    """A difference of fractions in points, with its sign."""
+    """A difference of fractions in percentage points, with its sign."""
     return "-" if difference is None else f"{100 * difference:+.1f}"
 
 
 def _change(values: list[float | None]) -> float | None:
-    """The second value less the first, if both were measured."""
+    """The second value minus the first, if both were measured."""
     first, second = values
     if first is None or second is None:
         return None

@@ -1,5 +1,5 @@
-"""The images of a report with their objects and detections, as boxes to draw into a page; and its
-poorest masks, drawn beside the true ones."""
+"""The images of a report with their objects and detections, as boxes to draw on a page, and its
+poorest masks next to the true ones."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from redetr.report.numbers import Report
 
 _POOREST_MASKS = 12  # shown, of all checkpoints together
 _MASK_PX = 240  # longer side of the image of a mask
-_MARGIN = 0.25  # around an object and its detection, in their longer side
+_MARGIN = 0.25  # around an object and its detection, as a share of their longer side
 _PICTURE_PX = 720  # longer side of the embedded picture
 _LEAST_SCORE = 0.05  # of detections that can be shown
 _LETTERS = 1 / 26  # height of letters, as a share of the longer side
@@ -42,7 +42,7 @@ class DrawnBox:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image, the objects in it, and what each checkpoint detected there."""
+    """An image, its objects, and the detections of each checkpoint."""
 
     name: str  # of the image
     picture: str  # a data URI
@@ -54,7 +54,7 @@ class Scene:
 
 
 def scenes(report: Report) -> list[Scene]:
-    """The scenes of the images that a report shows."""
+    """The scenes for the images that a report shows."""
     return [_scene(report, number) for number in range(len(report.images))]
 
 
@@ -77,7 +77,7 @@ def _scene(report: Report, number: int) -> Scene:
 
 @dataclass(frozen=True)
 class DrawnMasks:
-    """The masks of an object and of the detection that finds it, on the part of the image around
+    """The masks of an object and of the detection that finds it, in the part of the image around
     both."""
 
     name: str  # of the image
@@ -90,7 +90,7 @@ class DrawnMasks:
 
 
 def poorest_masks(report: Report, run: int) -> list[DrawnMasks]:
-    """The poorest masks of a checkpoint whose boxes are right, the poorest first."""
+    """The poorest masks of a checkpoint among those whose boxes are right, poorest first."""
     pairs = report.mask_pairs[run]
     if pairs is None:
         return []
@@ -135,12 +135,17 @@ def _drawn_masks(report: Report, run: int, pairs: MaskPairs, number: int) -> Dra
 
 
 def _part_around(boxes: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The window around boxes `[N, 4]` with a margin, inside an image of (width, height)."""
+    """The window (left, top, right, bottom) around boxes `[N, 4]`, with a margin, inside an image
+    of `size` (width, height), all in pixels."""
     left_top = boxes[:, :2].min(0)
     right_bottom = boxes[:, 2:].max(0)
-    margin = _MARGIN * (right_bottom - left_top).max()
-    left, top = np.floor(left_top - margin).clip(0).astype(int).tolist()
-    right, bottom = np.minimum(np.ceil(right_bottom + margin), size).astype(int).tolist()
+    longest_side = (right_bottom - left_top).max()
+    margin = _MARGIN * longest_side
+    start = np.floor(left_top - margin).clip(0)
+    end = np.ceil(right_bottom + margin)
+    end = np.minimum(end, size)
+    left, top = start.astype(int).tolist()
+    right, bottom = end.astype(int).tolist()
     return left, top, right, bottom
 
 
@@ -163,7 +168,8 @@ class _Painter:
         return crowds + objects
 
     def detected(self, judged: Judgement) -> list[DrawnBox]:
-        """Every object, to be shown as missed if nothing that is shown found it, and detections."""
+        """The objects, which the page shows as missed if no shown detection found them, and the
+        detections."""
         drawn = []
         finder_scores = np.append(judged.scores, -1.0)[judged.finder]
         for i in self._rows(judged.objects):

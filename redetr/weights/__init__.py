@@ -1,1 +1,1 @@
-"""Weights from files: read them, and start a training run from them."""
+"""Reads weights from files, and starts training runs from them."""

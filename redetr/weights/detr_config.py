@@ -1,12 +1,12 @@
-"""What the config.json of a DETR of Transformers says, as options of this library's DETR.
+"""Translates the config.json of a DETR of Transformers to options of this library's DETR.
 
-It describes a `DetrForObjectDetection`, a `DetrForSegmentation` around one, or a
-`TableTransformerForObjectDetection`, which is the same with the norms before attention and
-feed-forward nets (`pre_norm`).
+The config describes a `DetrForObjectDetection`, a `DetrForSegmentation` around one, or a
+`TableTransformerForObjectDetection`, which is the same but has the norms before attention and
+feed-forward networks (`pre_norm`).
 
-Sizes that the weights show (backbone, queries, layers, widths) are read off the weights; the config
-decides the rest. The costs of matching, the other weights of the loss and dropout inside attention
-do not change what the model computes and are left out.
+Sizes that the weights show (backbone, queries, layers, widths) are taken from the weights, and the
+rest from the config. The costs of matching, the other weights of the loss and dropout inside
+attention do not change the predictions of the model, and are left out.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from redetr.errors import InputError
 from redetr.models.backbone import RESNETS
 
-# Names of Transformers for the functions in `models.transformer.ACTIVATIONS`.
+# Transformers' names for the functions in `models.transformer.ACTIVATIONS`.
 _ACTIVATIONS = {
     "relu": "relu",
     "relu6": "relu6",
@@ -32,13 +32,14 @@ _ACTIVATIONS = {
     "tanh": "tanh",
     "sigmoid": "sigmoid",
 }
-# Blocks in the stages of Transformers' own ResNet-18 and 34, 50 and 101, and their widths.
+# The numbers of blocks in the stages of Transformers' own ResNet-18, 34, 50 and 101, and their
+# widths.
 _DEPTHS = {
     "basic": ([2, 2, 2, 2], [3, 4, 6, 3]),
     "bottleneck": ([3, 4, 6, 3], [3, 4, 23, 3]),
 }
 _WIDTHS = {"basic": [64, 128, 256, 512], "bottleneck": [256, 512, 1024, 2048]}
-# Settings of Transformers' own ResNet that can have a single value.
+# Settings of Transformers' own ResNet for which only one value is supported.
 _RESNET = {
     "num_channels": 3,
     "embedding_size": 64,
@@ -48,7 +49,7 @@ _RESNET = {
 }
 _BASE_MODELS = ("DetrModel", "TableTransformerModel")  # without heads
 _WITH_MASKS = "DetrForSegmentation"
-# What a net must give to a mask head, by the setting that says so.
+# The feature maps that a mask head needs from the backbone, by the setting that names them.
 _ALL_STAGES = {
     "out_features": (
         ["stage1", "stage2", "stage3", "stage4"],
@@ -61,7 +62,7 @@ _ALL_STAGES = {
 def options_from_config(config: dict[str, Any]) -> dict[str, Any]:
     """The options of `models.detr.detr` that a config states.
 
-    Raises InputError, with the setting and its value, for what this library's DETR cannot be.
+    Raises InputError, with the setting and its value, if this library's DETR does not support it.
     """
     architectures = config.get("architectures")
     names = architectures if isinstance(architectures, list) else []
@@ -94,7 +95,7 @@ def has_masks(config: dict[str, Any]) -> bool:
 
 
 def _require_mask_head(config: dict[str, Any]) -> None:
-    """Raises InputError for a mask head unlike that of the original."""
+    """Raises InputError if the mask head differs from that of the original."""
     _require(config, "activation_function", "relu")
     for name in ("backbone_config", "backbone_kwargs"):
         settings = _table(config, name)
@@ -121,10 +122,9 @@ def _position(config: dict[str, Any]) -> str:
 def _is_dilated(config: dict[str, Any]) -> bool:
     """Whether the last stage of the backbone is dilated.
 
-    Raises InputError for a backbone that is not a ResNet-18, 34, 50 or 101.
-
-    Configs of every version are understood as Transformers 5 does: without a `backbone_config`,
-    older settings describe a net of timm, or Transformers' own ResNet-50.
+    Configs of all versions are interpreted as by Transformers 5: without a `backbone_config`, older
+    settings describe a backbone of timm, or Transformers' own ResNet-50. Raises InputError for a
+    backbone that is not a ResNet-18, 34, 50 or 101.
     """
     settings = _table(config, "backbone_config")
     if settings:
@@ -152,7 +152,8 @@ def _require_timm_resnet(field: str, name: Any) -> None:
 
 
 def _has_stride_16(settings: dict[str, Any], prefix: str) -> bool:
-    """Whether a net of timm is dilated. Raises InputError for settings that it cannot have."""
+    """Whether a backbone of timm is dilated. Raises InputError for settings that are not
+    supported."""
     _require(settings, "num_channels", 3, prefix)
     _require(settings, "in_chans", 3, prefix)
     _require_last_stage(settings, prefix)
@@ -163,7 +164,7 @@ def _has_stride_16(settings: dict[str, Any], prefix: str) -> bool:
 
 
 def _require_resnet(settings: dict[str, Any]) -> None:
-    """Raises InputError unless Transformers' own ResNet is one of torchvision's."""
+    """Raises InputError if Transformers' own ResNet differs from all of torchvision's."""
     for name, value in _RESNET.items():
         _require(settings, name, value, "backbone_config")
     _require_last_stage(settings, "backbone_config")
@@ -180,7 +181,7 @@ def _require_resnet(settings: dict[str, Any]) -> None:
 
 
 def _require_last_stage(settings: dict[str, Any], prefix: str) -> None:
-    """Raises InputError unless the last feature map of the backbone is that of its last stage."""
+    """Raises InputError if the last feature map of the backbone is not that of its last stage."""
     for name, last in (("out_features", ("stage4", "layer4")), ("out_indices", (4, -1))):
         values = settings.get(name)
         if values is None:

@@ -1,8 +1,8 @@
-"""Weights of D-FINE: the original's files and Transformers folders.
+"""Weights of D-FINE: files of the original code, and Transformers folders.
 
-The names of the original are our names; those of Transformers are renamed. DEIM and RT-DETRv4 train
-the same architecture with SiLU in the decoder, and write the original's names: `activation_of` says
-how they are distinguished. D-FINE-seg adds a head for masks to them.
+This library uses the parameter names of the original; those of Transformers are renamed. DEIM and
+RT-DETRv4 train the same architecture with SiLU in the decoder, and their files have the same names:
+see `activation_of` for how they are distinguished. D-FINE-seg adds a mask head.
 """
 
 import re
@@ -17,7 +17,7 @@ from redetr.models.hgnetv2 import SIZES
 from redetr.weights import rtdetr
 from redetr.weights.official import join_projections
 
-# Each rule is applied to each name, in order, before those that D-FINE shares with RT-DETR.
+# Each rule is applied to each name, in order, before the rules that D-FINE shares with RT-DETR.
 _FROM_TRANSFORMERS: list[tuple[str, Any]] = [
     (r"^model\.backbone\.model\.embedder\.", "backbone.stem."),
     (r"^model\.backbone\.model\.encoder\.", "backbone."),
@@ -34,7 +34,7 @@ _FROM_TRANSFORMERS: list[tuple[str, Any]] = [
     (r"\.mlp\.layers\.1\.", ".linear2."),
 ]
 
-# The head for masks in files of D-FINE-seg.
+# The mask head in files of D-FINE-seg.
 _FROM_DFINE_SEG: list[tuple[str, Any]] = [
     (r"^decoder\.mask_decoder\.lateral\.(\d+)\.", r"mask_head.lateral.\1.0."),
     (r"^decoder\.mask_decoder\.bn\.(\d+)\.", r"mask_head.lateral.\1.1."),
@@ -60,14 +60,14 @@ _NEEDED = {
     "decoder.decoder.layers.0.cross_attn.attention_weights.bias": 1,
 }
 
-# A second name of the same numbers, what they amount to, and what RT-DETRv4 compares with another
-# network while it trains.
+# Tensors that the model does not need: a second name for the same numbers, values that are computed
+# from them, and a projection that RT-DETRv4 uses only in training.
 _UNUSED = (
     r"^decoder\.decoder\.(up|reg_scale|project)$",
     r"^encoder\.feature_projector\.",
 )
 
-# Settings of Transformers' config that other values would make another function of.
+# Settings of Transformers' config for which only these values give the function of our model.
 _SUPPORTED = {
     "layer_scale": 1,
     "top_prob_values": 4,
@@ -85,19 +85,20 @@ _STRIDES = [4, 8, 16, 32]
 
 
 def is_dfine(tensors: dict[str, Tensor]) -> bool:
-    """Whether the names are those of an original D-FINE."""
+    """Whether the names are those of the original D-FINE."""
     return "decoder.pre_bbox_head.layers.0.weight" in tensors and any(
         name.startswith("backbone.stem.") for name in tensors
     )
 
 
 def from_original(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the original code, or of D-FINE-seg, without what the model does not need."""
+    """A state dict of the original code or of D-FINE-seg, without tensors that the model does not
+    need."""
     return _without_unused(rtdetr.renamed(tensors, _FROM_DFINE_SEG))
 
 
 def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of Transformers' `DFineForObjectDetection` under our names."""
+    """A state dict of Transformers' `DFineForObjectDetection`, with our names."""
     names = rtdetr.renamed(tensors, [*_FROM_TRANSFORMERS, *rtdetr.FROM_TRANSFORMERS])
     return join_projections(_without_unused(names))
 
@@ -113,10 +114,10 @@ def _without_unused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def describe(
     tensors: dict[str, Tensor], points: int | tuple[int, ...] | None = None
 ) -> tuple[str, int, dict[str, Any]]:
-    """Model name, number of classes and options of a state dict under our names.
+    """Model name, number of classes and options of a state dict with our names.
 
-    `points` are those of a query on each level; None = as published. Raises InputError for a
-    backbone that is not known.
+    `points` are the points of a query on each level; None = as in published models. Raises
+    InputError if this is not a D-FINE, or if its backbone is unknown.
     """
     for needed, dimensions in _NEEDED.items():
         if needed not in tensors:
@@ -174,7 +175,8 @@ def _backbone(tensors: dict[str, Tensor]) -> str:
 def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The options that only the config.json of a Transformers folder states; `file` is its path.
 
-    Raises InputError for a setting under which this library's model would be another function.
+    Raises InputError for a setting with which this library's model would compute a different
+    function.
     """
     num_levels = config.get("num_feature_levels", 3)
     if num_levels not in (2, 3):
@@ -204,10 +206,11 @@ def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def activation_of(path: Path, tensors: dict[str, Tensor]) -> str | None:
-    """The activation in the decoder of a file of the original's names; None if nothing says it.
+    """The activation in the decoder of a file with the original's names; None if it cannot be
+    determined.
 
-    RT-DETRv4's files hold a projection that no other has. Else the name of the file, or that of its
-    folder, says who trained it.
+    RT-DETRv4's files have a projection that no others have. Otherwise, the name of the file or of
+    its folder shows who trained it.
     """
     if any(name.startswith("encoder.feature_projector.") for name in tensors):
         return "silu"
@@ -221,8 +224,8 @@ def activation_of(path: Path, tensors: dict[str, Tensor]) -> str | None:
 
 
 def lacking_activation(path: Path, or_flag: str = "") -> InputError:
-    """The error for a file whose activation `activation_of` cannot determine; `or_flag` names
-    another remedy than renaming it."""
+    """The error for a file whose activation `activation_of` cannot determine; `or_flag` names a
+    remedy besides renaming the file."""
     return InputError(
         "does not say who trained it: D-FINE has ReLU in the decoder, DEIM and RT-DETRv4 have SiLU",
         where=path,

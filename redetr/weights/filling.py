@@ -1,4 +1,4 @@
-"""How a model is filled with all of the weights in a file."""
+"""Loads all weights of a file into a model."""
 
 from redetr.earlier import require_present_network
 from redetr.errors import InputError
@@ -7,16 +7,17 @@ from redetr.weights.reading import Weights
 
 
 def is_for_denoising(name: str) -> bool:
-    """Whether a tensor serves noisy queries alone: published files have it, and of our models those
-    that are built to be trained with denoising."""
+    """Whether a tensor serves noisy queries only. Published files have such tensors; our models
+    have them if they are built for training with denoising."""
     return name.endswith("denoising_class_embed.weight")
 
 
 def load_strictly(model: DetectionModel, weights: Weights) -> None:
-    """Fills all of `model`, which may be on "meta": its tensors are made then, on the CPU.
+    """Fills all tensors of `model`. If it is on the device "meta", its tensors are created on the
+    CPU.
 
-    Raises InputError if a tensor is missing, unknown, of another shape, or not finite. What only
-    training with denoising needs is left out if the model is built without.
+    Tensors that only training with denoising needs are skipped if the model is built without.
+    Raises InputError if a tensor is missing, unknown, of another shape, or not finite.
     """
     require_fitting(model, weights)
     for name, tensor in weights.tensors.items():
@@ -29,14 +30,14 @@ def load_strictly(model: DetectionModel, weights: Weights) -> None:
         needed[name] = weights.tensors[name]
         if expected.is_meta:
             is_meta = True
-            # A copy: the file may hold another precision, or one tensor under two names.
+            # A copy, because the file may have another precision, or one tensor under two names.
             needed[name] = needed[name].to(expected.dtype, copy=True).contiguous()
     model.load_state_dict(needed, assign=is_meta)
 
 
 def require_fitting(model: DetectionModel, weights: Weights) -> None:
-    """Raises InputError if a tensor of `model` is missing, unknown, or of another shape; `model`
-    may be on "meta"."""
+    """Raises InputError if a tensor of `model` is missing, unknown, or of another shape. `model`
+    may be on the device "meta"."""
     expected = model.state_dict()
     given = weights.tensors
     missing = expected.keys() - given.keys()

@@ -1,5 +1,5 @@
-"""What a folder of Transformers holds: settings, tensors, the names of classes, and how its images
-are prepared."""
+"""Reads a folder of Transformers: its settings, tensors, class names, and how images are
+prepared."""
 
 import json
 from pathlib import Path
@@ -15,20 +15,20 @@ from redetr.weights.tensors import require_tensors
 
 CONFIG = "config.json"
 IMAGES = "preprocessor_config.json"
-# Weights in one file; a file with this name and ".index.json" says which of several has a tensor.
+# Weights in one file. If there are several, a file with this name and ".index.json" states which
+# file has which tensor.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _LARGEST_PX = 1 << 14  # of an image that a file may claim its model takes
-_LONGER_SIDE = 1333  # px, where a folder of an older version gives the shorter side alone
+_LONGER_SIDE = 1333  # px, if a folder of an older version gives the shorter side only
 _BILINEAR = 2  # number of the filter in PIL
-# What becomes of an image, apart from its size.
+# How images are prepared, apart from their size.
 _PREPARATION: dict[str, Any] = {"do_resize": True, "do_rescale": True, "resample": _BILINEAR}
 _TOLERANCE = 1e-3  # of numbers that are rounded in some folders
 
 
 def is_of_transformers(folder: Path) -> bool:
-    """Whether a folder has the settings of a model, and not those of timm, which name an
-    `architecture` and hold nothing that its weights do not. Raises InputError if they are
-    damaged."""
+    """Whether a folder has the settings of a Transformers model, rather than those of a backbone of
+    timm, which name an `architecture`. Raises InputError if the settings are damaged."""
     file = folder / CONFIG
     if not file.is_file():
         return False
@@ -37,11 +37,11 @@ def is_of_transformers(folder: Path) -> bool:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The settings in a file of a Transformers folder. Raises InputError if they are not a
-    table."""
+    """The settings in a file of a Transformers folder. Raises InputError if it cannot be read or
+    holds no table."""
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # also not UTF-8, or no JSON
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or not JSON
         raise InputError(f"cannot be read ({error})", where=file) from error
     if not isinstance(config, dict):
         raise InputError("not the config.json of a model: no table of settings", where=file)
@@ -49,8 +49,8 @@ def read_config(file: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors in the file, or files, of a folder. Raises InputError if there is none, or if one
-    is damaged."""
+    """The tensors in the weight files of a folder. Raises InputError if there is none, or if one is
+    damaged."""
     for name in WEIGHTS:
         if (folder / name).exists():
             return _tensors_of(folder / name)
@@ -72,7 +72,7 @@ def _tensors_of(file: Path) -> dict[str, Tensor]:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names. Raises InputError unless they are files of its folder."""
+    """The files that an index names. Raises InputError if one is not a file of its folder."""
     file_of_tensor = read_config(index).get("weight_map")
     if not isinstance(file_of_tensor, dict) or not file_of_tensor:
         raise InputError("has no weight_map, a table of tensors and their files", where=index)
@@ -88,9 +88,10 @@ def _shards(index: Path) -> list[Path]:
 
 
 def class_names(folder: Path, config: dict[str, Any], num_classes: int) -> list[str]:
-    """The names in `id2label`, "class i" where it has none.
+    """The names in `id2label`, or "class i" for a class without one.
 
-    Raises InputError if it is not a table, or if it names a class that the weights do not have.
+    Raises InputError if `id2label` is not a table, or if it names a class that the weights do not
+    have.
     """
     labels = config.get("id2label") or {}
     if not isinstance(labels, dict):
@@ -104,10 +105,11 @@ def class_names(folder: Path, config: dict[str, Any], num_classes: int) -> list[
 
 
 def sizes_keeping_aspect(folder: Path) -> tuple[int, int] | None:
-    """The shorter side and the most of the longer side, px, that a folder resizes images to.
+    """The shorter side and the maximum of the longer side, in pixels, to which images are resized.
 
-    A longer side alone, as in some Table Transformers, is that of every image. None where the
-    folder does not say it. Raises InputError for images that are not prepared as those of DETR.
+    If only a longer side is given, as in some Table Transformers, every image is resized to it.
+    None if the folder does not state a size. Raises InputError if images are not prepared as for
+    DETR.
     """
     file = folder / IMAGES
     if not file.is_file():
@@ -124,7 +126,7 @@ def sizes_keeping_aspect(folder: Path) -> tuple[int, int] | None:
     if by_name.keys() == {"max_height", "max_width"}:
         longest = by_name["max_width"]
         shorter = longest if longest == by_name["max_height"] else None
-    if not isinstance(size, dict):  # of older versions
+    if not isinstance(size, dict):  # written by older versions
         shorter = size
         longest = processor.get("max_size", _LONGER_SIDE)
     known = "a shortest_edge and a longest_edge, or a max_height and an equal max_width"
@@ -134,9 +136,9 @@ def sizes_keeping_aspect(folder: Path) -> tuple[int, int] | None:
 
 
 def size_when_stretched(folder: Path) -> ImageSize:
-    """The size, px, that a folder stretches images to; 0 where it does not say it.
+    """The size in pixels to which images are stretched; 0 if the folder does not state it.
 
-    Raises InputError for images that are not prepared as those of RT-DETR and D-FINE.
+    Raises InputError if images are not prepared as for RT-DETR and D-FINE.
     """
     file = folder / IMAGES
     if not file.is_file():
@@ -157,7 +159,7 @@ def size_when_stretched(folder: Path) -> ImageSize:
 
 
 def _require_pixels(file: Path, size: Any, side: Any, known: str) -> None:
-    """Raises InputError unless `side` of a `size` is a length in pixels."""
+    """Raises InputError if `side`, one of the sides in `size`, is not a valid length in pixels."""
     is_length = isinstance(side, int) and not isinstance(side, bool) and side > 0
     if not is_length:
         raise InputError(f"size is {size!r:.100}: this model needs {known}", where=file)
@@ -182,8 +184,8 @@ def _require_numbers(file: Path, processor: dict[str, Any], supported: dict[str,
 
 
 def _require_no_normalization(file: Path, processor: dict[str, Any]) -> None:
-    """Raises InputError for pixels that are not left in [0, 1]; a mean of 0 and a deviation of 1,
-    as PaddleDetection writes them, leave them so."""
+    """Raises InputError if pixels are normalised instead of left in [0, 1]. A mean of 0 and a
+    deviation of 1, which PaddleDetection writes, leave them unchanged."""
     if not processor.get("do_normalize"):
         return
     for name, neutral in (("image_mean", 0.0), ("image_std", 1.0)):
@@ -192,7 +194,7 @@ def _require_no_normalization(file: Path, processor: dict[str, Any]) -> None:
 
 
 def _is_close(given: Any, value: Any) -> bool:
-    """Whether a number, or each of several, is that of `value` but for rounding."""
+    """Whether a number, or each number of a list, equals `value` up to rounding."""
     if isinstance(value, float):
         is_number = isinstance(given, int | float) and not isinstance(given, bool)
         return is_number and abs(given - value) <= _TOLERANCE * value

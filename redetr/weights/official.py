@@ -1,9 +1,8 @@
-"""Weights of other DETRs: the official checkpoints and Transformers folders, as models of this
-library.
+"""Weights of DETR and Table Transformer: the official checkpoints and Transformers folders.
 
-Official names are our names. Transformers splits the in-projection of attention in three and
-renames the rest; the table below holds for folders written by any version of it (`out_proj` and
-`fc1` on disk).
+This library uses the official parameter names. Transformers splits the in-projection of attention
+in three, and renames the rest. The table below is valid for folders of all its versions (`out_proj`
+and `fc1` on disk).
 """
 
 import re
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from redetr.errors import InputError
 
-# In order: the first matching rule of each list entry is applied, then the next entry.
+# Each rule is applied to each name, in order.
 _FROM_TRANSFORMERS: list[tuple[str, Any]] = [
     (r"^model\.backbone\.(conv_encoder\.)?model\.", "backbone.0.body."),
     (
@@ -52,8 +51,8 @@ _FROM_TRANSFORMERS_RESNET: list[tuple[str, Any]] = [
 
 
 def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of Transformers' `DetrForObjectDetection`, or of its
-    `TableTransformerForObjectDetection`, under the official names."""
+    """A state dict of Transformers' `DetrForObjectDetection` or
+    `TableTransformerForObjectDetection`, with the official names."""
     renamed = {}
     for name, tensor in weights.items():
         for pattern, replacement in [*_FROM_TRANSFORMERS, *_FROM_TRANSFORMERS_RESNET]:
@@ -64,8 +63,8 @@ def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def join_projections(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Projections of query, key and value as one tensor. Raises InputError if one is missing, or
-    they do not fit together."""
+    """The weights, with the projections of query, key and value joined into one tensor. Raises
+    InputError if one is missing, or if their shapes differ."""
     joined = {}
     for name, tensor in weights.items():
         if not re.search(r"\.[qkv]_proj\.", name):
@@ -132,7 +131,7 @@ def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]
 
 
 def _backbone_of(weights: dict[str, Tensor]) -> str:
-    """The name of the ResNet. Raises InputError if it is none that is known."""
+    """The name of the ResNet. Raises InputError if it is unknown."""
     blocks = []
     for stage in (1, 2, 3, 4):
         blocks.append(_count(weights, rf"backbone\.0\.body\.layer{stage}\.(\d{{1,9}})\."))
@@ -151,7 +150,7 @@ def _backbone_of(weights: dict[str, Tensor]) -> str:
 
 
 def _count(weights: dict[str, Tensor], pattern: str) -> int:
-    """How many layers the names have; their index is the group of the pattern."""
+    """The number of layers in the names; the group of the pattern matches the index of a layer."""
     count = 0
     for name in weights:
         match = re.match(pattern, name)
@@ -160,8 +159,8 @@ def _count(weights: dict[str, Tensor], pattern: str) -> int:
     return count
 
 
-# Category ids of COCO have gaps; official checkpoints have 91 outputs, one per id, and the gaps
-# never fire.
+# COCO's category ids have gaps. Official checkpoints have 91 outputs, one per id; those of the gaps
+# are never predicted.
 _COCO_NAMES = """
 1 person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant
 13 stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe
@@ -180,7 +179,7 @@ _COCO_NAMES = """
 
 
 def coco_class_names() -> list[str]:
-    """The names of category ids 0 to 90, "unused" where COCO has none."""
+    """The names of category ids 0 to 90; "unused" for ids without a category."""
     names = ["unused"] * 91
     for line in _COCO_NAMES.strip().splitlines():
         first, _, listed = line.partition(" ")

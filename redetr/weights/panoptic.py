@@ -1,7 +1,8 @@
 """Weights of the panoptic DETR: the official checkpoints and Transformers folders.
 
-Official names are our names: the detector's have the prefix `detr.`. Transformers writes the mask
-head under the official names by default, and in its own format under others.
+This library uses the official parameter names, in which those of the detector have the prefix
+`detr.`. Transformers writes the mask head with the official names by default, and with others in
+its own format.
 """
 
 import re
@@ -23,7 +24,7 @@ _FROM_TRANSFORMERS: list[tuple[str, str]] = [
     (r"^mask_head\.conv([12])\.norm\.", r"mask_head.gn\1."),
     (r"^mask_head\.output_conv\.", "mask_head.out_lay."),
 ]
-# The three stages that add a finer map: their layers are 3, 4 and 5, their adapters 1, 2 and 3.
+# The three stages that add a finer map have the layers 3, 4 and 5 and the adapters 1, 2 and 3.
 for _stage in range(3):
     _prefix = rf"^mask_head\.fpn_stages\.{_stage}\."
     _FROM_TRANSFORMERS += [
@@ -34,14 +35,14 @@ for _stage in range(3):
 
 
 def is_panoptic(weights: dict[str, Tensor]) -> bool:
-    """Whether these are the official names, or those of Transformers, of a DETR with a mask
+    """Whether these weights have the official or the Transformers names of a DETR with a mask
     head."""
     has_detector = any(name.startswith(PREFIX) for name in weights)
     return has_detector and any(name.startswith(HEADS) for name in weights)
 
 
 def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of Transformers' `DetrForSegmentation` under the official names."""
+    """A state dict of Transformers' `DetrForSegmentation`, with the official names."""
     renamed = {}
     of_detector = {}
     for name, tensor in weights.items():
@@ -57,8 +58,8 @@ def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a DETR without masks under the names they have in a panoptic one; those of a
-    panoptic one as they are."""
+    """The tensors of a DETR without masks, with the names that they have in a panoptic DETR. Those
+    of a panoptic DETR are returned unchanged."""
     if is_panoptic(weights):
         return weights
     return {PREFIX + name: tensor for name, tensor in weights.items()}
@@ -121,8 +122,8 @@ _STUFF_NAMES = """
 
 
 def coco_class_names(num_classes: int) -> list[str]:
-    """The names of category ids 0 to `num_classes` - 1 of COCO panoptic, "unused" where it has
-    none."""
+    """The names of category ids 0 to `num_classes` - 1 of COCO panoptic; "unused" for ids without a
+    category."""
     names = official.coco_class_names() + ["unused"] * (num_classes - LAST_THING - 1)
     for line in _STUFF_NAMES.strip().splitlines():
         first, _, listed = line.partition(" ")

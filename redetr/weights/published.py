@@ -1,8 +1,7 @@
-"""Weights that others have published: for which model, where, and under which licence.
+"""Weights that others have published: the model, where they are, and their licence.
 
-AP and PQ are what their authors report for COCO val 2017; nothing of it was measured here.
-Licences are those of the cards on the Hugging Face hub, or of the repository where there is no
-card.
+AP and PQ are those that the authors report for COCO val 2017, and were not measured here. Licences
+come from the cards on the Hugging Face hub, or from the repository if there is no card.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Published:
-    """The weights that a model of `MODELS` is known for."""
+    """Published weights of a model in `MODELS`."""
 
     origin: str  # a hub name, which --weights and `load` take
     licence: str
@@ -66,25 +65,25 @@ PUBLISHED = {
     "dfine_x": _dfine("xlarge", 55.8),
 }
 
-# Licences by hub name. The first pattern that fits decides.
+# Licences by hub name. The first pattern that matches decides.
 _HUB_LICENCES = (
     ("facebook/detr-*", "Apache-2.0"),
     ("microsoft/table-transformer-*", "MIT"),
     ("PekingU/rtdetr_*", "Apache-2.0"),
-    # As their maintainer states; there is no statement on those from Objects365 (obj2coco).
+    # As their maintainer states, who makes no statement on those from Objects365 (obj2coco).
     ("ustc-community/dfine-*-coco", "Apache-2.0"),
 )
 
 
 def licence_of_hub_name(name: str) -> str | None:
-    """Returns the licence of weights on the hub, or None where it is not known here."""
+    """Returns the licence of weights on the hub, or None if it is unknown."""
     for pattern, licence in _HUB_LICENCES:
         if fnmatchcase(name, pattern):
             return licence
     return None
 
 
-# Files by name, which ends in the hash that they are known by: whose they are, and the licence.
+# The owner and licence of files, by their name, which ends with a hash of their content.
 _FILES = {
     "detr-r50-e632da11.pth": ("facebookresearch/detr", "Apache-2.0"),
     "detr-r50-dc5-f0fb7ef5.pth": ("facebookresearch/detr", "Apache-2.0"),
@@ -103,12 +102,12 @@ UNKNOWN = "of unknown origin and licence"
 
 
 def origin_of(source: str | os.PathLike, path: Path) -> str:
-    """Returns where the weights at `path` come from, and their licence, in words.
+    """Returns the origin and licence of the weights at `path`, in words.
 
-    `source` is what the user gave for them. A file is identified by its name and its content; what
-    a local file or folder states about itself counts for nothing.
+    `source` is the argument that the user gave. A file is identified by its name and content;
+    statements that a local file or folder makes about itself are ignored.
     """
-    import torchvision  # takes a second, which listing the names should not cost
+    import torchvision  # takes a second, which listing the weights should not need
 
     from redetr.models.backbone import MOBILENETS, RESNETS
 

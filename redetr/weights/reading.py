@@ -1,4 +1,4 @@
-"""Reads weight files, and what they state about their detector."""
+"""Reads weight files, and the description of the detector in them."""
 
 import json
 import os
@@ -26,14 +26,14 @@ _LARGEST_PX = 1 << 14  # of an image that a file may claim its model takes
 _LONGEST_OPTION = 500  # characters: a longer one may be built to exhaust the JSON parser
 _LONGEST_ORIGIN = 1000  # characters
 _RUN = "a run of redetr from "
-# Patterns of files: those of the first kind, or else those of the second.
+# Patterns of files. The second is tried only if no file matches the first.
 _WEIGHTS_ON_HUB = (
     ["model*.safetensors", "model.safetensors.index.json"],
     ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
 )
 _COCO_CLASSES = 91  # outputs of official checkpoints, one for each category id
 _COCO_PANOPTIC_CLASSES = 250  # of panoptic ones
-# The Table Transformer that finds rows and columns: nothing else says what size its images have.
+# The Table Transformer that finds rows and columns does not state its image size.
 _QUERIES_OF_STRUCTURE = 125
 _PX_OF_STRUCTURE = 1000  # of the longer side
 
@@ -53,13 +53,13 @@ class Origin:
     threshold: float | None = None  # with the best F1 at the last evaluation of its run
     precision: Precision | None = None  # what its run computed in
     held_out_otherwise: bool = False  # by an earlier version: other images for the same share
-    # whether nothing says which activation its decoder has: `dfine.lacking_activation`
+    # whether the activation in the decoder is unknown, see `dfine.lacking_activation`
     lacks_activation: bool = False
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name; `origin` is None for those of a backbone alone, or of an unknown program."""
+    """Tensors by name. `origin` is None for the weights of a backbone or of an unknown program."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -69,10 +69,11 @@ class Weights:
 
 def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights:
     """The weights in a file or folder, or under a hub name, of any kind that `load` and `--weights`
-    take.
+    accept.
 
-    `model` names the variant of official weights that do not say so themselves (DC5). Nothing is
-    unpickled but tensors and plain values. Raises InputError, naming the file.
+    `model` names the variant of official weights that do not identify it themselves (DC5). Only
+    tensors and plain values are unpickled. Raises InputError, which names the file, if it cannot be
+    read.
     """
     path = locate(source)
     if path.is_dir():
@@ -81,7 +82,7 @@ def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights
         weights = _read_safetensors(path, model)
     else:
         weights = _read_torch(path, model)
-    if weights.weights_from:  # a run of this library said so
+    if weights.weights_from:  # stated by a run of this library
         return weights
     return replace(weights, weights_from=origin_of(source, path))
 
@@ -107,7 +108,7 @@ def _read_torch(path: Path, model: str | None) -> Weights:
 
 
 def _options_of_arguments(arguments: Any) -> dict[str, Any]:
-    """What the arguments that the original DETR was trained with say and no tensor does."""
+    """The options that the training arguments of the original DETR state, but no tensor shows."""
     options = {}
     if isinstance(arguments, Namespace):
         for name in ("dilation", "nheads"):
@@ -130,15 +131,16 @@ def _read_safetensors(path: Path, model: str | None) -> Weights:
 
 
 def locate(source: str | os.PathLike) -> Path:
-    """The file, or Transformers folder, that `source` stands for. A run folder stands for its
-    `best.pt`, or else its `last.pt`; a hub name is downloaded. Raises InputError if there is
-    nothing.
+    """The file or Transformers folder that `source` refers to.
+
+    A run folder refers to its `best.pt`, or else to its `last.pt`; a hub name is downloaded. Raises
+    InputError if there is no such file or folder.
     """
     path = Path(source)
     if path.is_dir():
         path = _file_of_folder(path)
     elif path.name in folder.WEIGHTS and folder.is_of_transformers(path.parent):
-        path = path.parent  # it says what the tensors are
+        path = path.parent  # the folder describes the tensors
     if path.exists():
         return path
     if str(source).count("/") == 1 and path.suffix not in (".pt", ".pth", ".safetensors"):
@@ -148,8 +150,8 @@ def locate(source: str | os.PathLike) -> Path:
 
 
 def _file_of_folder(path: Path) -> Path:
-    """The weights in a run folder, in one of timm or in one that `redetr push` made, or the folder
-    itself if it is one of Transformers."""
+    """The weights in a run folder, a folder of timm or a folder that `redetr push` wrote; or the
+    folder itself, if it is a Transformers folder."""
     for name in ("best.pt", "last.pt"):
         if (path / name).exists():
             return path / name
@@ -165,8 +167,8 @@ def _damaged(path: Path, reason: str) -> InputError:
 
 
 def _origin_of_run(path: Path, about: Any) -> Origin:
-    """What a run wrote about its weights. Raises InputError if that is damaged, or written by a
-    newer version."""
+    """The description that a run wrote about its weights. Raises InputError if it is damaged, or
+    written by a newer version."""
     if not isinstance(about, dict):
         raise _damaged(path, "no table")
     class_names = _list_in(path, about, "class_names", str)
@@ -183,7 +185,7 @@ def _origin_of_run(path: Path, about: Any) -> Origin:
         class_names=tuple(class_names),
         category_ids=tuple(category_ids),
         image_size=config.image_size,
-        # Older checkpoints hold the path as it was given.
+        # Older checkpoints hold the path as the user gave it.
         trained_on=str(about.get("data", config.data)),
         val_fraction=config.val_fraction,
         is_thing=_is_thing(path, about, len(class_names)),
@@ -194,7 +196,8 @@ def _origin_of_run(path: Path, about: Any) -> Origin:
 
 
 def _threshold_of_run(path: Path, threshold: Any) -> float | None:
-    """The threshold that a run measured; older ones have none. Raises InputError."""
+    """The threshold that a run measured; None for older runs. Raises InputError if it is
+    damaged."""
     if threshold is None:
         return None
     if not isinstance(threshold, float) or not 0 <= threshold <= 1:
@@ -203,7 +206,8 @@ def _threshold_of_run(path: Path, threshold: Any) -> float | None:
 
 
 def _is_thing(path: Path, about: dict[str, Any], num_classes: int) -> tuple[bool, ...]:
-    """Which classes are things; empty if a run did not say. Raises InputError if it is damaged."""
+    """Which classes are things; empty if the run did not state it. Raises InputError if it is
+    damaged."""
     flags = _list_in(path, {"is_thing": ()} | about, "is_thing", bool)
     if flags and len(flags) != num_classes:
         raise _damaged(path, f"{num_classes} class names, and is_thing of {len(flags)}")
@@ -211,9 +215,10 @@ def _is_thing(path: Path, about: dict[str, Any], num_classes: int) -> tuple[bool
 
 
 def _start_of_run(path: Path, about: dict[str, Any]) -> str:
-    """Where a run began. Raises InputError if what it wrote about that is not a short line."""
+    """The weights that a run started from, in words. Raises InputError if the text is not a short
+    line."""
     began = about.get("weights_from")
-    if began is None:  # an older version
+    if began is None:  # written by an older version
         weights = _config_of_run(path, about.get("config")).weights
         if weights in (None, "none"):
             began = "random weights"
@@ -239,7 +244,7 @@ def _config_of_run(path: Path, values: Any) -> TrainConfig:
 
 
 def _list_in(path: Path, table: dict[str, Any], key: str, kind: type[T]) -> list[T]:
-    """The values of that type under a key. Raises InputError if they are something else."""
+    """The list under a key. Raises InputError if it is not a list of values of this type."""
     values = table.get(key)
     problem = _damaged(path, f"{key} is not a list of {kind.__name__}")
     if not isinstance(values, list | tuple):
@@ -257,7 +262,7 @@ def _from_official(
     class_names: Sequence[str] | None = None,
     **options: Any,
 ) -> Weights:
-    """Weights under the official names of DETR, or under any others."""
+    """The weights in a file with the official names of DETR, or any other names."""
     tensors = without_wrappers(tensors)
     if rtdetr.is_rtdetr(tensors):
         return _original_rtdetr(path, tensors, model)
@@ -269,7 +274,7 @@ def _from_official(
         name, num_classes, described = describe_detr(tensors)
     else:
         return Weights(path, tensors, None)
-    if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: only its name says so
+    if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: only the file name shows it
         described["dilation"] = True
     image_size = 0
     if name == "detr_table" and described["num_queries"] == _QUERIES_OF_STRUCTURE:
@@ -356,8 +361,8 @@ def _dfine_from_transformers(path: Path, config: dict[str, Any], model: str | No
     return Weights(path, tensors, origin)
 
 
-# By `model_type` in the config.json of a Transformers folder: what reads such a folder, given its
-# path, its config and the name of a model or None.
+# The functions that read a Transformers folder, by the `model_type` in its config.json. They take
+# its path, its config and the name of a model or None.
 _READERS: dict[str, Callable[[Path, dict[str, Any], str | None], Weights]] = {
     "detr": _detr_from_transformers,
     "table-transformer": _detr_from_transformers,
@@ -374,7 +379,7 @@ def _original_rtdetr(path: Path, tensors: dict[str, Tensor], model: str | None) 
     name, num_classes, options = rtdetr.describe(version, tensors)
     if points is not None:
         options["points"] = points
-    if "_dsp_" in path.name.lower():  # rtdetrv2_r18vd_dsp_...pth: only its name says so
+    if "_dsp_" in path.name.lower():  # rtdetrv2_r18vd_dsp_...pth: only the file name shows it
         options["sampling"] = "discrete"
     names = rtdetr.names_without_config(num_classes)
     class_names, category_ids = rtdetr.classes(names)
@@ -397,15 +402,16 @@ def _original_dfine(path: Path, tensors: dict[str, Tensor], model: str | None) -
 
 
 def _download(name: str) -> Path:
-    """The folder of a hub name. Raises InputError if the hub does not give it."""
+    """The downloaded folder of a hub name. Raises InputError if it cannot be downloaded."""
     try:
         from huggingface_hub import errors, snapshot_download
     except ImportError:
         text = "no such file, and hub names need: pip install huggingface-hub"
         raise InputError(text, where=name) from None
     settings = [folder.CONFIG, folder.IMAGES]
-    # OSError is also LocalEntryNotFoundError, for what is not in the cache of a machine without
-    # network. The base is that of the client's HTTP library, whichever it is: a broken connection.
+    # OSError includes LocalEntryNotFoundError, which a machine without a network raises for files
+    # that are not in its cache. A broken connection raises an error of the client's HTTP library,
+    # whichever that is, so its base class is caught.
     transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     causes = (OSError, errors.HfHubHTTPError, errors.HFValidationError, transport)
     try:

@@ -1,10 +1,10 @@
 """ImageNet weights of timm's ResNet-D for the backbone of RT-DETR.
 
-resnet18d, 34d, 50d and 101d are its ResNet-vd, but for two things. In 18d and 34d the first block
-adds its input as it is, where ResNet-vd projects it: the projection starts as the identity. And
-RT-DETR takes pixels in [0, 1], where timm subtracts the mean and divides by the deviation: both
-become part of the first convolution and its norm. The result is the same function, but for a border
-of one pixel: timm pads with the mean colour, RT-DETR with black.
+timm's resnet18d, 34d, 50d and 101d are the ResNet-vd of RT-DETR, with two differences. In 18d and
+34d, the first block adds its unchanged input, while ResNet-vd projects it, so the projection starts
+as the identity. And RT-DETR takes pixels in [0, 1], while timm subtracts the mean and divides by
+the deviation, so both become part of the first convolution and its norm. The result is the same
+function, except for a border of one pixel: timm pads with the mean colour, and RT-DETR with black.
 """
 
 import re
@@ -37,12 +37,12 @@ _EPS = 1e-5  # of the norms
 
 
 def is_resnet_d(tensors: dict[str, Tensor]) -> bool:
-    """Whether the names are those of a ResNet-D of timm."""
+    """Whether the tensor names are those of timm's ResNet-D."""
     return {"conv1.6.weight", "layer1.0.conv1.weight"} <= tensors.keys()
 
 
 def from_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns weights of a ResNet-D of timm under the names of `PResNet`, for pixels in [0, 1]."""
+    """Returns weights of timm's ResNet-D with the names of `PResNet`, for pixels in [0, 1]."""
     renamed = {}
     for name, tensor in tensors.items():
         for pattern, replacement in _RENAMES:
@@ -59,7 +59,7 @@ def from_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _identity(width: int) -> dict[str, Tensor]:
-    """A projection and a norm that change nothing."""
+    """The weights of a projection and a norm that together are the identity."""
     return {
         f"{_SHORTCUT}.conv.weight": torch.eye(width)[:, :, None, None],
         f"{_SHORTCUT}.norm.weight": torch.ones(width),

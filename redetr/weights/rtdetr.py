@@ -1,8 +1,8 @@
-"""Weights of RT-DETR and RT-DETRv2: the originals' files and Transformers folders.
+"""Weights of RT-DETR and RT-DETRv2: files of the original code, and Transformers folders.
 
-The names of the original v2 are our names; those of v1 and of Transformers are renamed. DEIM's
-files of v2 have the original names and one layer more for the positions of queries: they are known
-by it, and have SiLU in the decoder.
+This library uses the parameter names of the original v2; those of v1 and of Transformers are
+renamed. DEIM's files of v2 have the original names, but one more layer for the positions of
+queries, by which they are recognised, and SiLU in the decoder.
 """
 
 import re
@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from redetr.class_names import canonical
 from redetr.errors import InputError
 from redetr.weights.official import coco_class_names, join_projections
 
-# By `model_type` in the config.json of a Transformers folder: how the names of its models begin.
+# The prefixes of model names, by the `model_type` in the config.json of a Transformers folder.
 MODEL_TYPES = {"rt_detr": "rtdetr", "rt_detr_v2": "rtdetrv2"}
 
 # Each rule is applied to each name, in order.
@@ -75,7 +76,7 @@ _NEEDED = {
     "decoder.decoder.layers.0.cross_attn.attention_weights.bias": 1,
 }
 
-# What the model does not need: it computes this for the size of the image.
+# Tensors that the model does not need, because it computes them for the size of the image.
 _UNUSED = (
     r"\.num_batches_tracked$",
     r"^decoder\.(anchors|valid_mask)$",
@@ -83,7 +84,7 @@ _UNUSED = (
     r"^encoder\.pos_embed\d*$",
 )
 
-# Settings of Transformers' config that other values would make another function of.
+# Settings of Transformers' config for which only these values give the function of our model.
 SUPPORTED: dict[str, Any] = {
     "activation_function": "silu",
     "encoder_activation_function": "gelu",
@@ -108,42 +109,33 @@ _SUPPORTED_BACKBONE: dict[str, Any] = {
     "downsample_in_bottleneck": False,
 }
 
-_LAYERS_OF_R50M = 6  # of the decoder as published, whose third one answers
-
-# Names of COCO's classes in the folders on the hub that differ from COCO's own.
-_OTHER_NAMES = {
-    "motorbike": "motorcycle",
-    "aeroplane": "airplane",
-    "sofa": "couch",
-    "pottedplant": "potted plant",
-    "diningtable": "dining table",
-    "tvmonitor": "tv",
-    "hair dryer": "hair drier",
-}
+_LAYERS_OF_R50M = 6  # of the published decoder, of which the third gives the predictions
 
 
 def is_rtdetr(tensors: dict[str, Tensor]) -> bool:
-    """Whether the names are those of an original RT-DETR, of either version."""
+    """Whether the names are those of the original RT-DETR, v1 or v2."""
     return "decoder.enc_score_head.weight" in tensors and any(
         name.startswith("backbone.res_layers.") for name in tensors
     )
 
 
 def from_original(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the original code, v1 or v2, under our names."""
+    """A state dict of the original code, v1 or v2, with our names."""
     return renamed(tensors, _FROM_V1)
 
 
 def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of Transformers' `RTDetrForObjectDetection`, or v2's, under our names."""
+    """A state dict of Transformers' `RTDetrForObjectDetection` or `RTDetrV2ForObjectDetection`,
+    with our names."""
     return join_projections(renamed(tensors, FROM_TRANSFORMERS))
 
 
 def renamed(tensors: dict[str, Tensor], rules: Sequence[tuple[str, Any]]) -> dict[str, Tensor]:
-    """Tensors by their new names, without those that no model needs; each of the `rules`, a pattern
-    and its replacement, is applied to each name, in order."""
+    """The tensors with their new names, without those that no model needs. Each of the `rules`, a
+    pattern and its replacement, is applied to each name, in order."""
     by_new_name = {}
-    # Sorted, because a folder may hold a head twice: that of model.decoder, which is used, is last.
+    # Sorted, because a folder may hold a head twice: the one in model.decoder, which is used, comes
+    # last.
     for old_name in sorted(tensors):
         name = old_name
         for pattern, replacement in rules:
@@ -154,16 +146,16 @@ def renamed(tensors: dict[str, Tensor], rules: Sequence[tuple[str, Any]]) -> dic
 
 
 def version_of(tensors: dict[str, Tensor]) -> str:
-    """How the name of the model begins that a state dict of the original code belongs to."""
+    """The prefix of the model's name, from a state dict of the original code."""
     if "encoder.input_proj.0.0.weight" in tensors:
         return "rtdetr"
     return "rtdetrv2"
 
 
 def points_of(tensors: dict[str, Tensor]) -> int | tuple[int, ...] | None:
-    """The points of a query on each level, which v2 stores; None where they are not stored.
+    """The points of a query on each level, which v2 stores; None if they are not stored.
 
-    The buffer has one entry for each point: 1 over the number of points on its level.
+    The buffer has one entry for each point: 1 / the number of points on its level.
     """
     scale = tensors.get("decoder.decoder.layers.0.cross_attn.num_points_scale")
     if scale is None:
@@ -179,11 +171,11 @@ def points_of(tensors: dict[str, Tensor]) -> int | tuple[int, ...] | None:
 
 
 def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]:
-    """Model name, number of classes and options of a state dict under our names.
+    """Model name, number of classes and options of a state dict with our names.
 
-    Some options leave no trace in the weights: heads are taken to be 8, as in every published
-    model, points to be the same on all levels, and sampling to be bilinear. Raises InputError for
-    a backbone that is not known.
+    Some options do not show in the weights. They are assumed to be 8 heads, as in every published
+    model, the same number of points on all levels, and bilinear sampling. Raises InputError if this
+    is not an RT-DETR, or if its backbone is unknown.
     """
     for needed, dimensions in _NEEDED.items():
         if needed not in tensors:
@@ -217,7 +209,7 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
         "query_pos_layers": query_pos_layers,
     }
     if size == "r50m" and dec_layers != _LAYERS_OF_R50M:
-        options["eval_idx"] = -1  # no published one: nothing says that another layer answers
+        options["eval_idx"] = -1  # not a published model, so assume that the last layer predicts
     return f"{version}_{size}", num_classes, options
 
 
@@ -242,7 +234,7 @@ def _backbone(tensors: dict[str, Tensor]) -> str:
 
 
 def count(tensors: dict[str, Tensor], pattern: str) -> int:
-    """How many parts the names have; the index of a part is the group of the pattern."""
+    """The number of parts in the names; the group of the pattern matches the index of a part."""
     matches = [re.match(pattern, name) for name in tensors]
     return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
@@ -250,19 +242,20 @@ def count(tensors: dict[str, Tensor], pattern: str) -> int:
 def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The options that only the config.json of a Transformers folder states; `file` is its path.
 
-    Raises InputError for a setting under which this library's model would be another function.
+    Raises InputError for a setting with which this library's model would compute a different
+    function.
     """
     require_settings(file, config, SUPPORTED)
     require_settings(file, config.get("backbone_config") or {}, _SUPPORTED_BACKBONE)
     options = decoder_options(file, config)
-    if config.get("model_type") == "rt_detr":  # Transformers' first version has no other sampling
+    if config.get("model_type") == "rt_detr":  # v1 has no other sampling in Transformers
         options["sampling"] = "bilinear"
     return options
 
 
 def require_settings(file: Path, settings: dict[str, Any], supported: dict[str, Any]) -> None:
-    """Raises InputError for a setting that has another than its supported value, or if `settings`
-    are not a table."""
+    """Raises InputError if a setting does not have its supported value, or if `settings` is not a
+    table."""
     if not isinstance(settings, dict):
         raise InputError("backbone_config has to be a table of settings", where=file)
     for name, value in supported.items():
@@ -272,7 +265,8 @@ def require_settings(file: Path, settings: dict[str, Any], supported: dict[str, 
 
 
 def decoder_options(file: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The options of the decoder in a config.json; `file` is its path. Raises InputError."""
+    """The options of the decoder in a config.json; `file` is its path. Raises InputError if it
+    states an unsupported value."""
     nheads = config.get("decoder_attention_heads", 8)
     if config.get("encoder_attention_heads", 8) != nheads:
         text = "encoder_attention_heads and decoder_attention_heads must be the same"
@@ -287,20 +281,25 @@ def decoder_options(file: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def classes(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Class names and category ids of a model whose config has these names.
+    """The class names and category ids of a model whose config has these names.
 
-    Names decide: if they are those of COCO's 80 classes in COCO's order, the ids are COCO's, which
-    have gaps; all others are numbered from 0.
+    If they are the names of COCO's 80 classes in COCO's order, the ids are COCO's, which have gaps.
+    Otherwise, classes are numbered from 0.
     """
-    coco = {name: i for i, name in enumerate(coco_class_names()) if name != "unused"}
-    as_coco = [_OTHER_NAMES.get(name, name) for name in names]
-    if as_coco == list(coco):
-        return tuple(coco), tuple(coco.values())
+    coco_names = []
+    coco_ids = []
+    for category_id, name in enumerate(coco_class_names()):
+        if name != "unused":
+            coco_names.append(name)
+            coco_ids.append(category_id)
+    if [canonical(name) for name in names] == coco_names:
+        return tuple(coco_names), tuple(coco_ids)
     return tuple(names), tuple(range(len(names)))
 
 
 def names_without_config(num_classes: int) -> list[str]:
-    """The class names of an original's file, which holds none: COCO's where it has 80 classes."""
+    """The class names for a file of the original code, which has none: COCO's if there are 80
+    classes."""
     if num_classes == 80:
         return [name for name in coco_class_names() if name != "unused"]
     return [f"class {i}" for i in range(num_classes)]

@@ -1,4 +1,4 @@
-"""How a training run starts from weights."""
+"""Initialises a training run from weights."""
 
 import json
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from redetr.class_names import other_spellings, same_classes
 from redetr.config import TrainConfig
 from redetr.earlier import require_present_network
 from redetr.errors import InputError
@@ -26,7 +27,7 @@ from redetr.weights.reading import Origin, Weights, read_weights
 from redetr.weights.resnet_d import from_timm, is_resnet_d
 from redetr.wording import counted
 
-# Options that no tensor depends on, or only one that is taken row by row.
+# Options that affect no tensor, or only tensors that are copied row by row.
 _FREE = (
     "weights",
     "num_queries",
@@ -41,7 +42,7 @@ _FREE = (
     "masks",
 )
 
-# The norms that a model may have if it starts from weights with this norm.
+# The norms that a model may have if it starts from weights with a given norm.
 _FITTING_NORMS = {
     "frozen_batch": "frozen_batch (exact) or sync_batch",
     "sync_batch": "frozen_batch (exact) or sync_batch",
@@ -52,8 +53,8 @@ _FITTING_NORMS = {
 def starting_point(
     model: DetectionModel, config: TrainConfig, class_names: Sequence[str]
 ) -> list[str]:
-    """Fills `model`, just built for a new run, from `config.weights`; returns notes for the
-    user."""
+    """Initialises `model`, which was just built for a new run, from `config.weights`; returns notes
+    for the user."""
     if config.weights == "imagenet":
         model.weights_from = _imagenet_origin(
             model, options_of(config.model) | config.model_kwargs()
@@ -79,7 +80,7 @@ def starting_point(
 
 
 def _imagenet_origin(model: DetectionModel, options: dict[str, Any]) -> str:
-    """The origin and licence of the ImageNet weights that `build` took for the backbone."""
+    """The origin and licence of the ImageNet weights that `build` loaded for the backbone."""
     for module in model.modules():
         if isinstance(module, EfficientNetLite):
             return f"ImageNet weights of Google, in the package {PACKAGE} (Apache-2.0)"
@@ -91,12 +92,12 @@ def _imagenet_origin(model: DetectionModel, options: dict[str, Any]) -> str:
 def start_from(
     weights: Weights, model: DetectionModel, config: TrainConfig, class_names: Sequence[str]
 ) -> str:
-    """Fills `model`, built for the run `config`, with what serves it; returns a line on what that
-    was.
+    """Copies all weights that fit into `model`, built for the run `config`; returns a line on what
+    was copied.
 
-    Weights of a detector must be of the same model and options. Rows of a class are taken by the
-    class's name, that of "no object" always, and as many queries as both have. Weights of a
-    backbone fill the backbone. Raises InputError for weights that cannot serve this model.
+    Weights of a detector must have the same model and options. Rows of classes are matched by name,
+    that of "no object" is always copied, and so are the queries that both models have. Weights of a
+    backbone fill the backbone. Raises InputError if the weights do not fit.
     """
     if weights.origin is None:
         return _start_backbone(weights, model, config)
@@ -108,17 +109,14 @@ def start_from(
         prefix = panoptic.PREFIX
         weights = replace(weights, tensors=panoptic.with_prefix(weights.tensors))
     num_classes = len(class_names)
-    rows_of_classes = []  # here, there
-    for name in class_names:
-        if name in others:
-            rows_of_classes.append((class_names.index(name), others.index(name)))
+    rows_of_classes = list(same_classes(class_names, others).items())  # here, there
     num_shared = len(rows_of_classes)
     if model.loss_config.scores == "softmax":  # "no object" is the last row
         rows_of_classes.append((num_classes, len(others)))
     state = model.state_dict()
     num_queries = model.num_queries
     queries = prefix + "query_embed.weight"
-    if queries in state:  # queries of RT-DETR hold nothing that was learned
+    if queries in state:  # RT-DETR has no learned queries
         num_queries = min(num_queries, len(weights.tensors.get(queries, ())))
     padding_row = (num_classes, len(others))
     by_row = {
@@ -133,6 +131,9 @@ def start_from(
     names = {name for name in state if name in weights.tensors or not _is_counter(name)}
     notes = [f"loaded {filled} of {len(names)} tensors from {weights.path}"]
     notes += _of_classes(num_shared, num_classes, len(others))
+    spellings = other_spellings(class_names, others)
+    if spellings:
+        notes.append(f"classes here = there: {spellings}")
     if num_queries < model.num_queries:
         notes.append(f"query_embed: {num_queries} of {model.num_queries} loaded")
     notes += _missing(names - weights.tensors.keys())
@@ -141,7 +142,7 @@ def start_from(
 
 
 def _for_channels(tensors: dict[str, Tensor], model: DetectionModel) -> dict[str, Tensor]:
-    """The tensors, with the kernel of RGB made one for the channels of this model."""
+    """The tensors, with the first convolution converted from RGB to the channels of this model."""
     path, _ = first_convolution(model)
     kernel = tensors.get(f"{path}.weight")
     if kernel is None or model.channels == RGB or kernel.shape[1] != RGB:
@@ -150,7 +151,7 @@ def _for_channels(tensors: dict[str, Tensor], model: DetectionModel) -> dict[str
 
 
 def _of_classes(num_shared: int, here: int, there: int) -> list[str]:
-    """A note on how many of the classes match; none if all do."""
+    """A note on how many of the classes match by name; empty if all do."""
     if num_shared == 0:
         return [f"class_embed re-initialised ({there} classes there, {here} other classes here)"]
     if num_shared < here:
@@ -160,8 +161,8 @@ def _of_classes(num_shared: int, here: int, there: int) -> list[str]:
 
 
 def _left_out(path: Path, names: set[str]) -> list[str]:
-    """A note on the mask head, if it is among these names, which the model does not have. Raises
-    InputError for anything else that was learned."""
+    """A note on the mask head, if it is among these tensors, which the model does not have. Raises
+    InputError if there are any other learned tensors."""
     has_masks = False
     unknown = []
     for name in names:
@@ -177,7 +178,7 @@ def _left_out(path: Path, names: set[str]) -> list[str]:
 
 
 def _missing(names: set[str]) -> list[str]:
-    """Notes on the tensors of these names, which the weights lack."""
+    """Notes on the tensors that the weights lack."""
     notes = []
     for name in names:
         part = "the mask head" if name.startswith(panoptic.HEADS) else name
@@ -190,9 +191,11 @@ def _missing(names: set[str]) -> list[str]:
 def _copy(
     weights: Weights, state: dict[str, Tensor], by_row: dict[str, list[tuple[int, int]]]
 ) -> int:
-    """Copies weights into `state` and returns how many tensors are filled; `by_row` has, by part of
-    the name, the rows (here, there) of tensors that are not taken whole. What denoising needs may
-    be missing, and so may a mask head as a whole: they stay as they are.
+    """Copies weights into `state`, and returns the number of tensors that were filled.
+
+    For tensors that are not copied as a whole, `by_row` has the rows (here, there), by a part of
+    their name. Tensors for denoising may be missing, and so may the mask head as a whole; both keep
+    their values.
     """
     given = weights.tensors
     has_masks = any(name.startswith(panoptic.HEADS) for name in given)
@@ -223,12 +226,12 @@ def _copy(
 
 
 def _is_counter(name: str) -> bool:
-    """Whether it counts the batches of a trained BatchNorm, which a frozen one lacks."""
+    """Whether the tensor counts the batches of a trained BatchNorm, which a frozen one lacks."""
     return name.endswith(".num_batches_tracked")
 
 
 def _fits(given: Tensor, tensor: Tensor, rows: list[tuple[int, int]] | None) -> bool:
-    """Whether `tensor` can be filled from `given`: whole, or with these rows (here, there)."""
+    """Whether `tensor` can be filled from `given`, as a whole or with these rows (here, there)."""
     if rows is None:
         return given.shape == tensor.shape
     if given.dim() != tensor.dim() or given.shape[1:] != tensor.shape[1:]:
@@ -240,7 +243,7 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
     given = config.model_kwargs()
     here = options_of(config.model) | given
     there = options_of(origin.model) | origin.options
-    for options in (here, there):  # those of RGB are adapted
+    for options in (here, there):  # the first convolution is adapted to other channels
         options.pop("channels", None)
     if here.keys() != there.keys():
         text = f"holds a {origin.model}, a different model from {config.model}"
@@ -259,7 +262,7 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
         there["activation"] = here["activation"]
     different = []
     for name in here:
-        if name == "norm":  # frozen or trained, BatchNorm has the same tensors
+        if name == "norm":  # BatchNorm has the same tensors, frozen or trained
             continue
         if name not in _FREE and there[name] != here[name]:
             different.append(f"{name} is {there[name]} there and {here[name]} here")
@@ -271,7 +274,7 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
 
 
 def _fitting_flags(origin: Origin, there: dict[str, Any], config: TrainConfig) -> str:
-    """The flags that make the model of `config` one with the options `there`."""
+    """The flags that give the model of `config` the options `there`."""
     flags = []
     if origin.model != config.model:
         flags.append(f"--model {origin.model}")

@@ -1,4 +1,4 @@
-"""Tensors by name, as files of others hold them."""
+"""Finds the tensors in weight files of other programs."""
 
 from pathlib import Path
 from typing import Any
@@ -8,14 +8,16 @@ from torch import Tensor
 
 from redetr.errors import InputError
 
-# What wraps a model, and so prefixes its names: DataParallel and `torch.compile`.
+# Prefixes of names in wrapped models: DataParallel and `torch.compile`.
 _WRAPPERS = ("module.", "_orig_mod.")
-# Keys of the moving average: of RT-DETR and its followers, of Deformable DETR's, of timm.
+# Keys of the moving average: of RT-DETR and its successors, of Deformable DETR's successors, and of
+# timm.
 _AVERAGES = ("ema", "model_ema", "state_dict_ema")
 
 
 def require_tensors(path: Path, tensors: Any) -> dict[str, Tensor]:
-    """`tensors`, which have to be whole tensors by name. Raises InputError."""
+    """Returns `tensors` unchanged. Raises InputError unless it is a dict of complete tensors by
+    name."""
     if not isinstance(tensors, dict):
         raise InputError("damaged: its weights are not a dict of named tensors", where=path)
     for name, tensor in tensors.items():
@@ -27,7 +29,7 @@ def require_tensors(path: Path, tensors: Any) -> dict[str, Tensor]:
 
 
 def _is_whole(tensor: Any) -> bool:
-    """Whether it is a dense tensor in memory whose shape is no larger than what is stored."""
+    """Whether this is a dense tensor in memory, with storage for all elements of its shape."""
     if not isinstance(tensor, Tensor):
         return False
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
@@ -39,8 +41,7 @@ def _is_whole(tensor: Any) -> bool:
 
 
 def without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the names they have in the model itself, where all have the prefix of what
-    wrapped it."""
+    """The tensors without the prefix of a wrapper, if all of their names have it."""
     for prefix in _WRAPPERS:
         if tensors and all(name.startswith(prefix) for name in tensors):
             inner = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -49,8 +50,8 @@ def without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unwrapped(content: Any) -> Any:
-    """The weights in a checkpoint of the originals: the moving average, which their authors
-    evaluate, or else the model. Anything else as it is."""
+    """The weights in a checkpoint of an original code: the moving average, which its authors
+    evaluate, or else the model. Other content is returned unchanged."""
     if not isinstance(content, dict):
         return content
     for key in _AVERAGES:

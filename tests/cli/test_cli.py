@@ -333,9 +333,8 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(
     def announce_with_a_signal(*args, **kwargs):
         calls.append(args)
         if len(calls) == 2:
-            signal.raise_signal(
-                signal.SIGTERM
-            )  # arrives before step 1; all ranks are told with the counts of step 3
+            # The signal arrives before step 1; all ranks learn of it with the counts of step 3.
+            signal.raise_signal(signal.SIGTERM)
         return announce(*args, **kwargs)
 
     monkeypatch.setattr("redetr.training.announce", announce_with_a_signal)
@@ -345,9 +344,8 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(
     assert lines[-1].startswith("redetr: stopped by a signal")
     assert torch.load(tmp_path / "parts" / "last.pt", weights_only=True)["step"] == 2
     main([*arguments, "--resume"])
-    assert (
-        len(calls) == 4 + 4
-    )  # windows 1 to 4, of which the last two were not computed, and 3 to 6
+    # Steps 1 to 4, of which the last two were not computed, and then 3 to 6.
+    assert len(calls) == 4 + 4
 
     whole, parts = (
         torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")

@@ -180,12 +180,13 @@ def test_small_overshoot_is_clipped(tmp_path):
 
 MASK = np.zeros((HEIGHT, WIDTH), np.uint8)
 MASK[20:60, 10:40] = 1
+# The mask as RLE counts, which go down the columns.
 RUNS = [
     10 * HEIGHT + 20,
     *[40, HEIGHT - 40] * 29,
     40,
     60 * HEIGHT + 20,
-]  # down the columns, as RLE counts
+]
 
 
 @pytest.mark.parametrize(

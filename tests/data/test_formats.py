@@ -275,9 +275,8 @@ def saved(forms, tmp_path_factory) -> Path:
     }
     splits = {}
     for split, name in (("train", "train"), ("val", "validation")):
-        lists = {
-            key: datasets.List(value) for key, value in fields.items()
-        }  # the older way, lists in a dict
+        # The older way: a dict of lists.
+        lists = {key: datasets.List(value) for key, value in fields.items()}
         things = datasets.List(fields) if split == "train" else lists
         features = datasets.Features({"image": datasets.Image(), "objects": things})
         a = read_annotations(forms["coco"], split)

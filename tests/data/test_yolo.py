@@ -95,12 +95,13 @@ def test_several_folders(tmp_path):
     write(tmp_path, CONFIG | {"train": ["images/one", "images/train"]})
     save_image(tmp_path / "images/one/z.png")
     dataset = open_dataset(tmp_path, "train")
+    # The images are one/z, train/a, train/b and train/c.
     assert [len(dataset.target(i)["boxes"]) for i in range(4)] == [
         0,
         1,
         0,
         2,
-    ]  # one/z, train/a, train/b, train/c
+    ]
 
 
 @pytest.mark.parametrize(

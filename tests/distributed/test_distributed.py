@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import sys
 import weakref
 from pathlib import Path
 
@@ -165,6 +166,13 @@ def test_a_closed_group_is_freed_only_when_the_next_one_is_closed():
         pass
     gc.collect()
     assert first() is None
+
+
+def test_tracebacks_after_a_run_are_as_before_it():
+    hook = sys.excepthook
+    with process_group("cpu"):
+        assert sys.excepthook is not hook  # PyTorch's, which states the rank
+    assert sys.excepthook is hook
 
 
 def close_a_group() -> None:

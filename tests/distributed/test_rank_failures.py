@@ -78,9 +78,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared_coco, tmp_path):
     assert found[0]["said"].startswith(
         f"step 3: not finite: loss_giou, loss; images {found[1]['images'][2]};"
     )
-    assert (
-        torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2
-    )  # nothing broken was saved
+    # Nothing broken was saved.
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2
 
 
 def slow_rank(rank: int, port: int, folder: Path, limit_s: float, ending: str) -> None:

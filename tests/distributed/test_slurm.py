@@ -125,7 +125,7 @@ def test_a_job_whose_process_is_killed(cluster, shared_coco, tmp_path, undisturb
     os.kill(int(rank), signal.SIGKILL)
     job.assert_completed()
     assert "redetr: rank 0 lost another rank" in job.said()
-    assert "redetr is started again after exit code 137" in job.said()
+    assert "redetr is restarted after exit code 137" in job.said()
     assert_undisturbed(tmp_path, undisturbed)
 
 

@@ -1,1 +1,1 @@
-"""The formats of data sets: read into annotations, and written."""
+"""Reads and writes the formats of data sets."""

@@ -1,9 +1,10 @@
-"""Data sets in COCO format: per split one JSON file of images, annotations and categories.
+"""Data sets in COCO format: for each split, a JSON file of images, annotations and categories.
 
-Labels count all categories, sorted by id. Crowds and boxes marked `"ignore"` have `iscrowd` True.
-Boxes that leave their image by up to 2 px or 1% of its side are clipped. Images without annotations
-are kept. Where there is no `bbox`, or one without area, the extent of the `segmentation` (polygons
-or RLE) is the box; elsewhere the two are compared. CVAT's `instances_default.json` is train.
+Labels are the positions of categories, sorted by id. Crowds and boxes marked `"ignore"` have
+`iscrowd` True. Boxes that exceed their image by up to 2 px or 1% of its side are clipped. Images
+without annotations are kept. If there is no `bbox`, or it has no area, the box is the extent of the
+`segmentation` (polygons or RLE); otherwise, the two are compared. CVAT's `instances_default.json`
+is the train split.
 """
 
 import math
@@ -36,16 +37,17 @@ from redetr.errors import InputError
 
 _KINDS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _NO_BOX = [math.nan] * 4
-# Keys that `_summarize` adds to an annotation, which no file has: the xyxy around its outline, the
-# size of its mask, whether its bbox is taken from there, by how many degrees it is turned, and
-# whether it has key points; and to an image, whether only some classes were searched for in it.
+# Keys that occur in no file. `_summarize` adds to an annotation: the xyxy around its outline, the
+# size of its mask, whether its bbox is taken from the outline, by how many degrees its box is
+# rotated, and whether it has key points; and to an image: whether only some classes were annotated
+# in it.
 _EXTENT = "\0extent"
 _MASK_SIZE = ("\0mask height", "\0mask width")
 _OUTLINED = "\0outlined"
 _ROTATION = "\0rotation"
 _KEY_POINTS = "\0key points"
 _PARTIAL = "\0partial"
-# What is kept of the rows of each list.
+# The keys that are kept of the rows of each list.
 _KEYS = {
     "images": ("id", "file_name", "width", "height", _PARTIAL),
     "annotations": (
@@ -58,11 +60,11 @@ _REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
 
 
 def read_coco(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The split, which has to be there, with masks if there is a builder for them. Images are taken
-    from the folder that has most of them.
+    """The annotations of a split, with masks if there is a builder for them.
 
-    Raises InputError for a file that is not JSON of the three lists, and if several files claim to
-    be the split.
+    Images are taken from the folder that has most of them. Raises InputError if the split is
+    missing, if several files claim to be the split, or if its file is not JSON with the three
+    lists.
     """
     located = coco_locate(root, split)
     if located is None:
@@ -76,8 +78,11 @@ def read_file(
     masks: MaskBuilder | None = None,
     rewrite: Callable[[str, list[Any]], list[Any]] | None = None,
 ) -> Annotations:
-    """The annotations in a file, whose images are in one of the folders. `rewrite` takes the name
-    of a list and rows of it to rows in COCO's format. Raises InputError as `read_coco`."""
+    """The annotations in a file, whose images are in one of the folders.
+
+    `rewrite` takes the name of a list and some of its rows, and returns rows in COCO's format.
+    Raises InputError like `read_coco`.
+    """
     lists = _Lists(masks)
 
     def take(key: str, rows: list[Any]) -> None:
@@ -96,9 +101,11 @@ def from_documents(
     masks: MaskBuilder | None = None,
     folders: Sequence[Path] = (),
 ) -> Annotations:
-    """The annotations of documents that together are one in COCO format, whose images are in one of
-    the folders; without them, image files are not looked for. Documents are not kept. `remedy` is
-    what to do about a box that leaves its image."""
+    """The annotations of documents that together form one in COCO format.
+
+    Images are in one of the folders; without folders, image files are not looked for. Documents are
+    not kept in memory. `remedy` states what to do about a box that exceeds its image.
+    """
     lists = _Lists(masks)
     for document in documents:
         for key, rows in document.items():
@@ -107,13 +114,14 @@ def from_documents(
 
 
 def _annotations(source: Path, lists: "_Lists", folders: list[Path], remedy: str) -> Annotations:
-    """The annotations of the three lists. Without `folders`, image files are not looked for."""
+    """The annotations in the three lists. Without `folders`, image files are not looked for."""
     faults: list[Fault] = []
     images, annotations, categories = _tables(source, lists, faults)
     faults += _text_ids(source, images, annotations, "image_id")
     faults += _text_ids(source, categories, annotations, "category_id")
     category_ids = categories.ids()
-    has_number = categories.good.copy()  # before those without a name are left out
+    # Copied here, because categories without a name are left out below.
+    has_number = categories.good.copy()
     classes = _read_categories(categories, category_ids)
     image_ids = images.ids()
     is_known = images.good.copy()
@@ -141,7 +149,7 @@ class _Lists:
     def __init__(self, masks: MaskBuilder | None) -> None:
         self.masks = masks
         self.columns = {key: Columns(keys) for key, keys in _KEYS.items()}
-        self.are_objects = dict.fromkeys(_KEYS, True)  # else one holds something else
+        self.are_objects = dict.fromkeys(_KEYS, True)  # False for a list with other items
 
     def take(self, key: str, rows: list[Any]) -> None:
         """Adds rows to the list of this name."""
@@ -162,8 +170,8 @@ class _Lists:
 
 
 def _summarize(row: Row) -> None:
-    """Replaces the outline of an annotation, which is most of a large file, by its extent; writes a
-    bbox where there is none."""
+    """Replaces the outline of an annotation, which takes most of a large file, by its extent.
+    Writes a bbox if there is none."""
     attributes = row.get("attributes")
     if isinstance(attributes, dict) and is_number(attributes.get("rotation")):
         row[_ROTATION] = attributes["rotation"] % 180
@@ -186,7 +194,7 @@ def _summarize(row: Row) -> None:
         row[_OUTLINED] = 1
         around = extent_of(outline)
         if around is None:
-            return  # a message quotes it
+            return  # kept, because a message quotes it
         x1, y1, x2, y2 = around
         row["bbox"] = [x1, y1, x2 - x1, y2 - y1]
     del row["segmentation"]
@@ -208,7 +216,7 @@ def _tables(file: Path, lists: _Lists, faults: list[Fault]) -> list[Table]:
 
 
 def _text_ids(source: Path, table: Table, annotations: Table, key: str) -> list[Fault]:
-    """A note if ids are text, which become numbers."""
+    """A note if ids are text. They become numbers."""
     text = number_text_ids(table.columns["id"], annotations.columns[key])
     if not text:
         return []
@@ -229,7 +237,7 @@ def _read_categories(table: Table, ids: np.ndarray) -> dict[int, str]:
 
 
 def _read_things(table: Table, ids: np.ndarray, classes: dict[int, str]) -> tuple[bool, ...]:
-    """Whether each class is one of things, not stuff; empty if the categories do not say."""
+    """Whether each class is a thing rather than stuff; empty if the categories do not state it."""
     if table.columns["isthing"].is_absent():
         return ()
     is_thing = dict(zip(ids.tolist(), _read_flags(table, "isthing").tolist(), strict=True))
@@ -274,8 +282,8 @@ def _read_images(table: Table, ids: np.ndarray, folders: list[Path]) -> Images:
 
 
 def _read_sizes(table: Table, files: FoundFiles) -> np.ndarray:
-    """Height and width of each image, int64 `[N, 2]`: as stated, or if they are not (null, or 0),
-    those of its file."""
+    """Height and width of each image, int64 `[N, 2]`, as stated. If they are not stated (null or
+    0), those of its file."""
     columns = [table.columns["height"], table.columns["width"]]
     heights, bad_height = columns[0].whole_numbers()
     widths, bad_width = columns[1].whole_numbers()
@@ -307,8 +315,10 @@ def _read_sizes(table: Table, files: FoundFiles) -> np.ndarray:
 def _read_labels(
     table: Table, category_ids: np.ndarray, known: np.ndarray, classes: dict[int, str]
 ) -> np.ndarray:
-    """The label of each row, int64 `[A]`; reports those of no category, of which `known` have an
-    id."""
+    """The label of each row, int64 `[A]`.
+
+    Reports rows without a category; of the categories, `known` have an id.
+    """
     category = table.rows_of("category_id", category_ids, known)
     table.report(
         "category-unknown",
@@ -325,7 +335,7 @@ def _read_objects(table: Table, image: np.ndarray, labels: np.ndarray, remedy: s
     ids, without_id = table.columns["id"].whole_numbers()
     _report_outlines(table)
     corners = _read_boxes(table)
-    corners[:, 2:] += corners[:, :2]  # in place: a large data set has millions
+    corners[:, 2:] += corners[:, :2]  # in place, as a large data set has millions of boxes
     key_points, _ = table.columns[_KEY_POINTS].flags()
     table.fault("key-points", key_points, lambda i: "has key points", "its box is used", "note")
     area = table.columns["area"].numbers()
@@ -353,7 +363,7 @@ def _read_objects(table: Table, image: np.ndarray, labels: np.ndarray, remedy: s
 
 
 def _read_flags(table: Table, key: str) -> np.ndarray:
-    """Which rows are marked, bool `[A]`; reports where that is not clear."""
+    """Which rows are marked, bool `[A]`. Reports marks that are not clear."""
     is_set, unclear = table.columns[key].flags()
     table.fault(
         "flag-invalid",
@@ -366,8 +376,8 @@ def _read_flags(table: Table, key: str) -> np.ndarray:
 
 
 def _read_mask_sizes(table: Table) -> np.ndarray | None:
-    """Height and width of the mask of each row, int64 `[A, 2]`, 0 where there is none; None if no
-    row has one."""
+    """Height and width of the mask of each row, int64 `[A, 2]`, or 0 for rows without one. None if
+    no row has a mask."""
     columns = [table.columns[key] for key in _MASK_SIZE]
     if columns[0].is_absent():
         return None
@@ -375,8 +385,7 @@ def _read_mask_sizes(table: Table) -> np.ndarray | None:
 
 
 def _read_boxes(table: Table) -> np.ndarray:
-    """x, y, width, height of each row, float64 `[A, 4]`; reports those that are not four
-    numbers."""
+    """x, y, width and height of each row, float64 `[A, 4]`. Reports rows without four numbers."""
     boxes = table.columns["bbox"].boxes()
     invalid = np.isnan(boxes).any(1)
     boxes[invalid] = (0, 0, 1, 1)
@@ -390,7 +399,7 @@ def _read_boxes(table: Table) -> np.ndarray:
 
 
 def _report_outlines(table: Table) -> None:
-    """Adds the faults of rows that have a segmentation and no bbox."""
+    """Reports rows that have a segmentation but no bbox."""
     if table.columns[_OUTLINED].is_absent():
         return
     outlined, _ = table.columns[_OUTLINED].flags()
@@ -406,8 +415,8 @@ def _report_outlines(table: Table) -> None:
 
 
 def _replace_empty_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray) -> None:
-    """Makes a box that around its outline where it has width or height 0, as some tools write it,
-    and the outline has not."""
+    """Replaces boxes with a width or height of 0, which some tools write, by the box around their
+    outline, if that has an area."""
     is_empty = (corners[:, 2:] == corners[:, :2]).any(1)
     has_area = (outlines[:, 2:] > outlines[:, :2]).all(1)  # not NaN
     replaced = is_empty & has_area
@@ -416,8 +425,8 @@ def _replace_empty_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray
 
 
 def _turn_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray | None) -> None:
-    """Makes a box that around the turned rectangle where an object without outline states its
-    `rotation` in degrees, as CVAT does: its bbox is that of the rectangle before it was turned."""
+    """Replaces boxes with a `rotation` in degrees, but without an outline, by the box around the
+    rotated rectangle: CVAT writes the bbox of the rectangle before its rotation."""
     if table.columns[_ROTATION].is_absent():
         return
     degrees = np.nan_to_num(table.columns[_ROTATION].numbers())

@@ -11,7 +11,7 @@ from redetr.errors import InputError
 from redetr.files import first_bytes
 
 ROBOFLOW_FILE = "_annotations.coco.json"
-_CVAT_FILE = "instances_default.json"  # a task without splits
+_CVAT_FILE = "instances_default.json"  # of a task without splits
 _FIFTYONE_FILE = "labels.json"
 _LABEL_STUDIO_FILE = "result.json"
 SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -21,32 +21,32 @@ SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 _MOST_NAMES = 3  # of JSON files in a message
 _ROW_KEYS = (b'"file_name"', b'"image_id"', b'"category_id"')  # of images and annotations
-_LABELME = re.compile(rb'"shapes"\s*:\s*\[|"imageData"\s*:')  # keys, and no names of classes
+_LABELME = re.compile(rb'"shapes"\s*:\s*\[|"imageData"\s*:')  # matches keys, not class names
 _HEAD = 2**16  # bytes of a file that show its format
 _MOST_FILES = 20  # a folder with more JSON files is not searched
 
 
 def coco_splits(root: Path) -> list[Split]:
-    """The splits of the folder that have COCO files under the usual names."""
+    """The splits in the folder that have COCO files with the usual names."""
     return [split for split in SPLITS if _files(root, split)]
 
 
 def other_coco_splits(root: Path) -> list[Split]:
-    """The splits of the folder that have COCO files under other names."""
+    """The splits in the folder that have COCO files with other names."""
     return [split for split in SPLITS if _other_files(root, split)]
 
 
 def coco_sought(split: Split) -> str:
     """What a folder needs for a split in this format, in words."""
-    folder = "valid" if split == "val" else split  # as Roboflow names it
+    folder = "valid" if split == "val" else split  # Roboflow's name
     return f"annotations/instances_{split}*.json or {folder}/{ROBOFLOW_FILE}"
 
 
 def coco_locate(root: Path, split: Split) -> tuple[Path, list[Path]] | None:
-    """The annotation file of the split and the folders where its images may be; None without a
-    file.
+    """The annotation file of the split, and the folders where its images may be; None if there is
+    no file.
 
-    Raises InputError if several files claim to be the split, and for a list of results.
+    Raises InputError if several files claim to be the split, or if the file is a list of results.
     """
     files = _files(root, split) or _other_files(root, split)
     if not files:
@@ -83,8 +83,8 @@ def image_folders(root: Path, stem: str, split: Split) -> list[Path]:
 
 
 def _files(root: Path, split: Split) -> list[Path]:
-    """The annotation files that claim to be the split, by the most specific kind of name that
-    occurs."""
+    """The annotation files that claim to be the split. Only those with the most specific kind of
+    name are returned."""
     folder = root / "annotations"
     exact = folder / f"instances_{split}.json"
     if exact.is_file():
@@ -106,7 +106,7 @@ def _files(root: Path, split: Split) -> list[Path]:
     split_folders = [root / name for name in SPLIT_FOLDERS[split]]
     exported = [split_folder / ROBOFLOW_FILE for split_folder in split_folders]
     exported += [split_folder / _FIFTYONE_FILE for split_folder in split_folders]
-    if split == "train":  # exports with all of the data in one file
+    if split == "train":  # exports that have all data in one file
         exported += [folder / _CVAT_FILE, root / ROBOFLOW_FILE]
         if (root / "images").is_dir():
             exported.append(root / _LABEL_STUDIO_FILE)
@@ -117,12 +117,13 @@ def _files(root: Path, split: Split) -> list[Path]:
 
 
 def _is_of_another_tool(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is Datumaro's, or LabelMe's of a single image."""
+    """Whether a file that begins with these bytes is Datumaro's, or LabelMe's file for a single
+    image."""
     return is_datumaro(head) or _LABELME.search(head) is not None
 
 
 def _other_files(root: Path, split: Split) -> list[Path]:
-    """COCO files under any names: those in the folder of the split, else those with the split in
+    """COCO files with any name: those in the folder of the split, or else those with the split in
     their name; for train, also those without any split in their name."""
     for name in SPLIT_FOLDERS[split]:
         files = _coco_files(root / name)
@@ -145,7 +146,7 @@ def _other_files(root: Path, split: Split) -> list[Path]:
 
 
 def _split_in_name(file: Path) -> Split | None:
-    """The split that is a word in the name of a file; None without one, or with several."""
+    """The split that occurs as a word in the name of a file; None if there is none, or several."""
     words = set(re.split("[^a-z]+", file.stem.lower()))
     splits = [split for split in SPLITS if words.intersection(SPLIT_FOLDERS[split])]
     return splits[0] if len(splits) == 1 else None
@@ -157,11 +158,11 @@ def other_coco_names(root: Path) -> list[str]:
 
 
 def unread_coco_files(root: Path) -> list[Path]:
-    """The COCO files beside those of the splits that belong to no split."""
+    """The COCO files that belong to no split, in the folders of those that do."""
     read = []
     for split in SPLITS:
         read += _files(root, split) or _other_files(root, split)
-    folders = dict.fromkeys(file.parent for file in read)  # in order, each once
+    folders = dict.fromkeys(file.parent for file in read)  # an ordered set
     unread = []
     for folder in folders:
         unread += [file for file in _coco_files(folder) if file not in read]
@@ -183,7 +184,7 @@ def _is_coco(head: bytes) -> bool:
 
 
 def misnamed_files(root: Path) -> str:
-    """A sentence on JSON files that may be in COCO format; empty if there are none."""
+    """A remedy for JSON files that may be in COCO format; empty if there are none."""
     names = _json_files(root, any_capitals=True)
     for folder in [root / "annotations", *in_capitals(root, ["annotations"])]:
         names += [f"{folder.name}/{name}" for name in _json_files(folder, any_capitals=True)]
@@ -196,7 +197,8 @@ def misnamed_files(root: Path) -> str:
 
 
 def _json_files(folder: Path, any_capitals: bool = False) -> list[str]:
-    """The names of the JSON files in a folder, with `any_capitals` also those that end in .JSON."""
+    """The names of the JSON files in a folder; with `any_capitals`, also those with the suffix
+    .JSON."""
     try:
         names = os.listdir(folder)
     except OSError:

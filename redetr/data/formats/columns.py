@@ -1,5 +1,5 @@
-"""Rows of JSON kept as columns of arrays: as lists of Python's objects they take ten times the
-memory."""
+"""Keeps rows of JSON as columns of arrays, in a tenth of the memory that lists of Python objects
+take."""
 
 import reprlib
 from bisect import bisect_right
@@ -16,7 +16,7 @@ from redetr.data.annotations import Fault, Rows
 from redetr.data.formats.flags import flag_of
 from redetr.data.formats.outlines import LARGEST, is_number
 
-_EXACT = 2**53  # float64 holds every whole number up to here
+_EXACT = 2**53  # float64 represents every whole number up to here
 _NO_BOX = (np.nan,) * 4
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 200
@@ -30,7 +30,7 @@ def are_rows(value: Any) -> TypeGuard[list[Row]]:
 
 
 class _Absent:
-    """The placeholder for a key that a row does not have."""
+    """The value for a key that a row does not have."""
 
 
 _ABSENT = _Absent()
@@ -54,7 +54,7 @@ class _Missing:
 
 @dataclass(frozen=True)
 class _Mixed:
-    """Numbers of which some are whole in Python's sense: `[n]`, or `[n, 4]` for boxes."""
+    """A mix of Python's int and float: `[n]`, or `[n, 4]` for boxes."""
 
     numbers: np.ndarray  # float64
     is_int: np.ndarray  # bool
@@ -75,8 +75,8 @@ _Part = np.ndarray | _Missing | _Mixed | list
 
 
 class Column(Sequence[Any]):
-    """What the rows hold under one key, None where they lack it: exactly the values of the file,
-    most of them kept as arrays."""
+    """The values of the rows under one key; None for rows without it. The values are exactly those
+    of the file, although most are stored in arrays."""
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
@@ -84,7 +84,7 @@ class Column(Sequence[Any]):
         self._count = 0
 
     def extend(self, values: list[Any]) -> None:
-        """Adds the values of further rows; `_ABSENT` for those that lack the key."""
+        """Appends the values of further rows; `_ABSENT` for rows without the key."""
         if not values:
             return
         self._parts.append(_packed(values))
@@ -104,7 +104,7 @@ class Column(Sequence[Any]):
                 yield None if value is _ABSENT else value
 
     def lacks(self, i: int) -> bool:
-        """Whether row `i` does not have the key."""
+        """Whether row `i` lacks the key."""
         return self._stored(i) is _ABSENT
 
     def _stored(self, i: int) -> Any:
@@ -113,15 +113,15 @@ class Column(Sequence[Any]):
         return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
     def numbers(self) -> np.ndarray:
-        """The values as float64 `[N]`; NaN for what is not a number."""
+        """The values as float64 `[N]`; NaN for values that are not numbers."""
         numbers = np.empty(self._count, np.float64)
         for rows, part in self._placed():
             numbers[rows] = _numbers(part)
         return numbers
 
     def whole_numbers(self) -> tuple[np.ndarray, np.ndarray]:
-        """The values as int64 `[N]`, and which of them are not whole numbers, bool `[N]` (there it
-        is 0)."""
+        """The values as int64 `[N]`, and which of them are not whole numbers, bool `[N]`; the value
+        of these is 0."""
         numbers = np.empty(self._count, np.int64)
         bad = np.empty(self._count, bool)
         for rows, part in self._placed():
@@ -129,7 +129,7 @@ class Column(Sequence[Any]):
         return numbers, bad
 
     def boxes(self) -> np.ndarray:
-        """The values as float64 `[N, 4]`; NaN for what is not a number, or not in a list of
+        """The values as float64 `[N, 4]`; NaN for values that are not numbers, or not in a list of
         four."""
         boxes = np.empty((self._count, 4), np.float64)
         for rows, part in self._placed():
@@ -145,7 +145,7 @@ class Column(Sequence[Any]):
         return texts
 
     def replace_texts(self, number_of: Mapping[str, int]) -> None:
-        """Puts the number of a text in its place, where it has one."""
+        """Replaces the texts in `number_of` by their numbers."""
         for i, part in enumerate(self._parts):
             if isinstance(part, list):
                 values = []
@@ -158,7 +158,7 @@ class Column(Sequence[Any]):
         return all(isinstance(part, _Missing) for part in self._parts)
 
     def flags(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows are marked, bool `[N]`, and where that is not clear, bool `[N]`."""
+        """Which rows are marked, bool `[N]`, and which have an unclear mark, bool `[N]`."""
         is_set = np.empty(self._count, bool)
         unclear = np.empty(self._count, bool)
         for rows, part in self._placed():
@@ -226,7 +226,7 @@ def _packed_numbers(values: list[Any], kinds: set[type]) -> _Part:
 
 
 def _int_type(least: int, most: int) -> type[np.signedinteger]:
-    """The smallest type that holds both numbers."""
+    """The smallest integer type that can hold both numbers."""
     for dtype in (np.int8, np.int16, np.int32):
         limits = np.iinfo(dtype)
         if limits.min <= least and most <= limits.max:
@@ -235,7 +235,7 @@ def _int_type(least: int, most: int) -> type[np.signedinteger]:
 
 
 def _numbers(part: _Part) -> np.ndarray:
-    """The numbers in a part of one number a row, float64 `[n]`."""
+    """The numbers in a part with one number for each row, float64 `[n]`."""
     if isinstance(part, np.ndarray | _Mixed):
         numbers = part.numbers if isinstance(part, _Mixed) else part.astype(np.float64)
         if numbers.ndim == 1:
@@ -277,7 +277,8 @@ def _flags(part: _Part) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(len(part), bool), np.zeros(len(part), bool)
     if isinstance(part, np.ndarray) and part.ndim == 1:
         is_set = part == 1
-        return is_set, ~is_set & (part != 0) & ~np.isnan(part)
+        is_clear = (part == 0) | np.isnan(part)
+        return is_set, ~(is_set | is_clear)
     flags = [flag_of(None if value is _ABSENT else value) for value in _values(part)]
     is_set = np.array([flag is True for flag in flags], bool)
     unclear = np.array([flag is None for flag in flags], bool)
@@ -285,12 +286,12 @@ def _flags(part: _Part) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quoted(value: Any) -> str:
-    """The value for a message, shortened to one line."""
+    """The value for a message, shortened to a line."""
     return _SHORT.repr(value)
 
 
 def name_of(kind: str, columns: Mapping[str, Column], i: int) -> str:
-    """Such as "image 12 ('a.jpg')", for row `i`."""
+    """The name of row `i` in messages, such as "image 12 ('a.jpg')"."""
     name = f"{kind} number {i} (without id)"
     if not columns["id"].lacks(i):
         name = f"{kind} {quoted(columns['id'][i])}"
@@ -301,12 +302,13 @@ def name_of(kind: str, columns: Mapping[str, Column], i: int) -> str:
 
 
 class Table(Rows):
-    """Rows of one of the lists of a file, with what is wrong with them."""
+    """The rows of one list of a file, with their faults."""
 
     def __init__(self, file: Path, kind: str, columns: Columns, faults: list[Fault]):
-        """`kind` is what a row describes."""
+        """`kind` names what a row describes, such as "image"."""
         self.columns = columns.columns
-        # Not a method of the table: a table that held itself would outlive its last use.
+        # Not a method: a table that refers to itself would stay in memory until the next garbage
+        # collection.
         named = partial(name_of, kind, self.columns)
         super().__init__(columns.count, faults, lambda i: (file, named(i)))
 
@@ -318,8 +320,8 @@ class Table(Rows):
         self.columns.clear()
 
     def report(self, code: str, bad: ArrayLike, text: str, remedy: str) -> None:
-        """Adds a fault for the rows that are `bad`, bool `[N]`. `{key}` in the text stands for what
-        the first of them holds there."""
+        """Adds a fault for the rows that are `bad`, bool `[N]`. `{key}` in the text is replaced by
+        the value that the first of these rows has under that key."""
 
         def filled(i: int) -> str:
             return text.format_map(_Quotes(self, i))
@@ -327,7 +329,7 @@ class Table(Rows):
         self.fault(code, bad, filled, remedy)
 
     def ids(self) -> np.ndarray:
-        """The ids of the rows, int64 `[N]`; reports those that are not whole number or there
+        """The ids of the rows, int64 `[N]`. Reports ids that are not whole numbers or occur
         twice."""
         ids, bad = self.columns["id"].whole_numbers()
         text = "its id {id} is not a whole number below 2^63"
@@ -340,9 +342,10 @@ class Table(Rows):
         return ids
 
     def rows_of(self, key: str, ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-        """Which row of another table each of these rows names by its id, int64 `[N]`; -1 for none.
+        """For each row, the row of another table that it names by its id, int64 `[N]`; -1 if there
+        is none.
 
-        `ids` are those of the other table, where they are `known`.
+        `ids` are the ids of the other table, which are valid where they are `known`.
         """
         wanted, bad = self.columns[key].whole_numbers()
         rows = np.flatnonzero(known)
@@ -359,7 +362,7 @@ class Table(Rows):
 
 
 class _Quotes(dict[str, str]):
-    """The values of a row, as `Table.quoted` quotes them, quoted only when they are asked for."""
+    """The values of a row, quoted by `Table.quoted` on access."""
 
     def __init__(self, table: Table, row: int):
         super().__init__()

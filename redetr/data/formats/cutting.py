@@ -1,11 +1,11 @@
-"""Large images and their boxes, cut into tiles for training.
+"""Cuts large images and their annotations into tiles for training.
 
-An object is kept in each tile that shows at least `min_visible` of its area, and always in the one
-that shows the most of it, so none is lost; its box and its area are those of the visible part.
-The area of an object with a mask is that of its pixels, and a box that is cut ends at the visible
-ones. Crowds are kept wherever a pixel of them is visible. Tiles have the name of their image with
-their offset in px behind it: `a_x00512_y00000.png`, or `.npy` for images of other channels than
-RGB. An image that is no larger than a tile stays as it is.
+An object is kept in each tile that shows at least `min_visible` of its area, and always in the tile
+that shows most of it, so that none is lost. Its box and area are those of the visible part. If the
+object has a mask, its area is the number of its pixels, and a box that is cut ends at the visible
+pixels. Crowds are kept in all tiles that show a pixel of them. Tiles are named after their image
+and their offset in px: `a_x00512_y00000.png`, or `.npy` for images with other channels than RGB. An
+image that is no larger than a tile is not changed.
 """
 
 import os
@@ -35,19 +35,19 @@ from redetr.wording import counted
 
 RGB = 3
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
-_WHOLE = 1 - 1e-6  # a visible share from which nothing is cut off but by rounding
-_QUALITY = 95  # of tiles of a JPEG; those of other images are PNG, which loses nothing
+_WHOLE = 1 - 1e-6  # an object with this visible share is whole, up to rounding
+_QUALITY = 95  # of tiles of a JPEG; tiles of other images are PNG, which is lossless
 
 Link = Callable[[Path, Path], object]  # makes an image (first) appear at another path (second)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How images are cut. Raises InputError for what cannot be."""
+    """How images are cut. Raises InputError for values that are out of range."""
 
     tile: int  # px
-    overlap: float = 0.2  # at least this share of a tile's side is in the next one, too
-    min_visible: float = MIN_VISIBLE  # share of an object's area that a tile must show to have it
+    overlap: float = 0.2  # at least this share of a tile's side is also in the next tile
+    min_visible: float = MIN_VISIBLE  # a tile keeps an object if it shows this share of its area
     empty_tiles: float = 1.0  # share of the training tiles without objects that are kept
     channels: int | None = None  # bands of the images that tiles have; None = those found in them
 
@@ -59,7 +59,7 @@ class Cut:
             raise InputError(f"--empty-tiles {self.empty_tiles} must be from 0 to 1")
 
 
-# What `MaskBuilder.add` takes: polygons, a compressed RLE, or none.
+# The argument of `MaskBuilder.add`: polygons, a compressed RLE, or None.
 _Mask = Sequence[Sequence[float]] | bytes | None
 
 
@@ -72,14 +72,16 @@ class _Shape:
     pixels: NDArray[np.bool_]  # [h, w]
 
     def seen(self, window: Window) -> NDArray[np.bool_]:
-        """The part that a tile shows, with the box around it; without pixels if it shows none."""
+        """The part of `pixels` that is in the window, `[h, w]`; empty if there is none."""
         left, top, right, bottom = window
-        rows = slice(max(0, top - self.top), max(0, bottom - self.top))
-        columns = slice(max(0, left - self.left), max(0, right - self.left))
-        return self.pixels[rows, columns]
+        start_row = max(0, top - self.top)
+        stop_row = max(0, bottom - self.top)
+        start_column = max(0, left - self.left)
+        stop_column = max(0, right - self.left)
+        return self.pixels[start_row:stop_row, start_column:stop_column]
 
     def mask(self, window: Window) -> NDArray[np.bool_]:
-        """The same as a mask of the tile."""
+        """The mask of the object in the tile, bool `[H, W]` of the size of the window."""
         left, top, right, bottom = window
         mask = np.zeros((bottom - top, right - left), bool)
         seen = self.seen(window)
@@ -91,7 +93,7 @@ class _Shape:
 
 @dataclass
 class _Tile:
-    """A tile, and which objects of its image it has."""
+    """A tile, and the objects in it."""
 
     name: str
     window: Window
@@ -114,12 +116,12 @@ class _Tiles:
 def cut_images(
     annotations: Annotations, split: Split, cut: Cut, folder: Path, link: Link
 ) -> tuple[Annotations, list[str]]:
-    """Writes the tiles of a split to `folder`, and returns their annotations with sentences on
+    """Writes the tiles of a split to `folder`, and returns their annotations, and sentences on
     them.
 
-    Images of more than 8 bits have 8 afterwards, by the rule of `data/pixels.py`, which sees the
-    whole image. `link` is for images that stay as they are. Raises InputError for an image that
-    cannot be read, or tiles that would share a name.
+    Images of more than 8 bits are converted to 8, by the rule of `data/pixels.py` for the whole
+    image. `link` is called for images that are not changed. Raises InputError if an image cannot be
+    read, or if two tiles would have the same name.
     """
     images = FolderDataset(annotations, split)
     images = images.with_channels(cut.channels or images.channels)
@@ -143,7 +145,7 @@ def cut_images(
 def _tiles_of(
     annotations: Annotations, index: int, cut: Cut, channels: int = RGB
 ) -> Iterator[_Tile]:
-    """All tiles of an image; one that has its name if it is no larger than a tile."""
+    """All tiles of an image. If it is no larger than a tile, the only one has its name."""
     name = os.fsdecode(annotations.names[index])
     height, width = annotations.sizes[index].tolist()
     windows = tile_windows(height, width, cut.tile, cut.overlap)
@@ -178,8 +180,8 @@ def _tiles_of(
 
 
 def _shapes_of(annotations: Annotations, index: int) -> list[_Shape | None]:
-    """The pixels of the objects of an image, `[T]`, None of one without mask; empty if there are no
-    masks. Raises InputError for a mask that cannot be read."""
+    """The pixels of the T objects of an image, None for objects without a mask; empty if the
+    annotations have no masks. Raises InputError if a mask cannot be read."""
     if annotations.masks is None:
         return []
     height, width = annotations.sizes[index].tolist()
@@ -199,7 +201,7 @@ def _shapes_of(annotations: Annotations, index: int) -> list[_Shape | None]:
 
 
 def _whole_masks(annotations: Annotations, index: int) -> list[_Mask]:
-    """The masks of an image that stays as it is, as they are stated."""
+    """The masks of an image that is not changed, as they are stored."""
     masks = annotations.masks
     if masks is None:
         return []
@@ -219,8 +221,11 @@ def _cut_masks(
     rows: NDArray[np.int64],
     is_cut: NDArray[np.bool_],
 ) -> list[_Mask]:
-    """The masks of T objects in a tile, whose numbers are `rows`. Where an object `is_cut`, its box
-    in `boxes` `[T, 4]`, px of the tile, becomes that around its visible pixels."""
+    """The masks of T objects in a tile, whose indices are `rows`.
+
+    If an object `is_cut`, its box in `boxes` `[T, 4]` (xyxy, px of the tile) is replaced by the box
+    around its visible pixels.
+    """
     masks: list[_Mask] = []
     for shape, row in zip(shapes, rows.tolist(), strict=True):
         if shape is None:
@@ -236,13 +241,14 @@ def _cut_masks(
 def _shares(
     windows: list[Window], boxes: NDArray, shapes: list[_Shape | None]
 ) -> NDArray[np.float64]:
-    """The share of each object's area that is in each window, `[windows, T]`: of its pixels where
-    it has a mask, else of its box."""
+    """The share of each object's area that is in each window, `[windows, T]`. The area is that of
+    its pixels if it has a mask, or else of its box."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     shares = np.zeros((len(windows), len(boxes)))
     for number, window in enumerate(windows):
         parts = _cut_boxes(window, boxes)
-        shares[number] = (parts[:, 2:] - parts[:, :2]).prod(1) / areas
+        part_areas = (parts[:, 2:] - parts[:, :2]).prod(1)
+        shares[number] = part_areas / areas
         for row, shape in enumerate(shapes):
             if shape is not None:
                 shares[number, row] = shape.seen(window).sum() / shape.pixels.sum()
@@ -250,11 +256,11 @@ def _shares(
 
 
 def _fullest(shares: NDArray) -> NDArray[np.int64]:
-    """The window that shows the most of each object, int64 `[T]`; the first of equals."""
+    """For each object, the window that shows most of it, int64 `[T]`; the first of several."""
     best = np.zeros(shares.shape[1])
     number_of_best = np.zeros(shares.shape[1], np.int64)
     for number, of_window in enumerate(shares):
-        is_better = of_window > best + 1e-9  # not by rounding alone
+        is_better = of_window > best + 1e-9  # more than rounding
         best = np.where(is_better, of_window, best)
         number_of_best[is_better] = number
     return number_of_best
@@ -275,9 +281,11 @@ def _tile_name(name: str, left: int, top: int, channels: int) -> str:
 
 
 def _is_kept(tile: _Tile, annotations: Annotations, cut: Cut) -> bool:
-    """Whether a training tile has an object, or is drawn by its name from those without."""
+    """Whether a training tile is kept: it has an object, or is drawn, by its name, from those
+    without."""
     has_object = not annotations.iscrowd[tile.objects].all()
-    # Other draws than those of --val-fraction, which would hold out just these.
+    # The draw differs from that of --val-fraction, which would otherwise hold out exactly these
+    # tiles.
     return has_object or is_chosen(b"empty " + os.fsencode(tile.name), cut.empty_tiles)
 
 
@@ -287,8 +295,7 @@ def _put(put: Link, source: Path, file: Path) -> None:
 
 
 def _write_tiles(images: FolderDataset, index: int, tiles: list[_Tile], folder: Path) -> None:
-    """Writes the tiles of an image, which is decoded once, on all cores: PIL's encoders run side by
-    side."""
+    """Writes the tiles of an image, which is decoded once. The tiles are encoded on all cores."""
     pixels = images.image(index).permute(1, 2, 0).numpy()  # [H, W, C]
     write = partial(_write_tile, pixels, folder)
     with ThreadPoolExecutor(rank_cores()) as pool:
@@ -328,7 +335,7 @@ def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> 
     for tile in tiles:
         left, top, right, bottom = tile.window
         sizes.append((bottom - top, right - left))
-    # The empty arrays give the types, also where there is no tile.
+    # The empty arrays determine the types, even if there are no tiles.
     rows = np.concatenate([np.zeros(0, np.int64), *(tile.objects for tile in tiles)])
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(tile.boxes for tile in tiles)])
     shares = np.concatenate([np.zeros(0, np.float32), *(tile.shares for tile in tiles)])
@@ -358,7 +365,7 @@ def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> 
 
 
 def _sentences(annotations: Annotations, split: Split, cut: Cut, tiles: _Tiles) -> list[str]:
-    """A sentence on how a split was cut."""
+    """Sentences on how a split was cut."""
     num_cut = len(annotations) - tiles.num_whole
     whole = ""
     if tiles.num_whole:

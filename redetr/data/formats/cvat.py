@@ -1,9 +1,9 @@
 """Files that CVAT exports as "CVAT for images 1.1": XML with all images of a task or project.
 
-Boxes, polygons, ellipses and masks are objects; points, lines and cuboids are not. A turned box
-becomes the upright box around it. Polygons of one label and one group are parts of one object, as
-in CVAT's export of COCO. Classes are the labels of the task in their order, with ids from
-1. In a project, each image belongs to a subset: Train, Validation or Test.
+Boxes, polygons, ellipses and masks are objects; points, lines and cuboids are not. A rotated box
+becomes the upright box around it. Polygons with the same label and group are parts of one object,
+as in CVAT's COCO export. Classes are the labels of the task in their order, with ids from 1. In a
+project, each image belongs to a subset: Train, Validation or Test.
 """
 
 import math
@@ -35,7 +35,7 @@ def is_cvat(head: bytes) -> bool:
 
 
 def cvat_splits(file: Path) -> list[Split]:
-    """The splits that are subsets of a file; train if no subset has a usual name."""
+    """The splits that have a subset in a file; train if no subset has a usual name."""
     subsets = set()
     for name in _SUBSET.findall(read_file(file)):
         subsets.add(name.decode("utf-8", "replace").lower())
@@ -44,8 +44,8 @@ def cvat_splits(file: Path) -> list[Split]:
 
 
 def read_cvat(file: Path, split: Split) -> Document:
-    """The images of the split. Raises InputError for a file that is not XML, and for one with the
-    tracks of a video."""
+    """The images of a split. Raises InputError if the file is not XML, or if it has the tracks of a
+    video."""
     root = _parse(file)
     if root.find("track") is not None:
         text = "holds tracks, as CVAT writes them for video, which cannot be read"
@@ -96,10 +96,10 @@ def _parse(file: Path) -> Element:
 
 
 def _labels(root: Element) -> list[str]:
-    """The labels of the task, followed by labels of shapes that the task does not list."""
+    """The labels of the task, followed by those labels of shapes that the task does not list."""
     listed = [label.findtext("name") or "" for label in root.iterfind("meta//label")]
     used = {_label(shape) for shape in root.iterfind("image/*")}
-    labels = dict.fromkeys(listed)  # in order, each once
+    labels = dict.fromkeys(listed)  # an ordered set
     labels.update(dict.fromkeys(sorted(used)))
     labels.pop("", None)
     return list(labels)
@@ -122,7 +122,7 @@ def _add_shape(
 
 
 def _shape(element: Element, size: tuple[float, float]) -> Row | None:
-    """The box or the outline of an element; None if it is not an object."""
+    """The box or outline of an element, in COCO's format; None if it is not an object."""
     if element.tag == "box":
         return _box(element)
     if element.tag == "polygon":
@@ -136,7 +136,7 @@ def _shape(element: Element, size: tuple[float, float]) -> Row | None:
 
 
 def _box(element: Element) -> Row:
-    """A box before it was turned, and the angle in degrees by which it was."""
+    """A box before its rotation, and the angle in degrees."""
     left, top, right, bottom = _numbers(element, "xtl", "ytl", "xbr", "ybr")
     return {
         "bbox": [left, top, right - left, bottom - top],
@@ -145,13 +145,13 @@ def _box(element: Element) -> Row:
 
 
 def _degrees(element: Element) -> float:
-    """The angle by which a shape is turned clockwise."""
+    """The clockwise rotation of a shape in degrees."""
     degrees = number_in(element.get("rotation"))
     return 0.0 if math.isnan(degrees) else degrees
 
 
 def _points(text: str) -> list[float]:
-    """The numbers of `x,y;x,y;...`; no numbers if the text is something else."""
+    """The numbers in `x,y;x,y;...`; an empty list if the text is something else."""
     numbers = []
     try:
         for pair in text.split(";"):
@@ -162,8 +162,8 @@ def _points(text: str) -> list[float]:
 
 
 def _mask(element: Element, size: tuple[float, float]) -> Row:
-    """A mask: `rle` has runs along the rows of the mask's box, background first. Without valid
-    runs, only the box. `size` is (height, width) of the image."""
+    """A mask. `rle` has runs along the rows of the mask's box, background first; if it is not
+    valid, only the box is returned. `size` is the (height, width) of the image."""
     x, y, width, height = _numbers(element, "left", "top", "width", "height")
     shape: Row = {"bbox": [x, y, width, height]}
     rle = element.get("rle") or ""
@@ -191,5 +191,5 @@ def _mask(element: Element, size: tuple[float, float]) -> Row:
 
 
 def _numbers(element: Element, *names: str) -> list[float]:
-    """The numbers in these attributes, NaN for each that holds no number."""
+    """The numbers in these attributes; NaN for an attribute that holds no number."""
     return [number_in(element.get(name)) for name in names]

@@ -1,5 +1,5 @@
-"""Data sets in YOLO format without a YAML file: as Darknet and CVAT's "YOLO 1.1" describe them
-(`obj.data`), or with the names of the classes alone, as Label Studio, LabelImg and Roboflow write
+"""Data sets in YOLO format without a YAML file. They have either the `obj.data` of Darknet and
+CVAT's "YOLO 1.1", or only the names of the classes, as Label Studio, LabelImg and Roboflow write
 them (`classes.txt` and others)."""
 
 import posixpath
@@ -23,8 +23,8 @@ _FOLDERS = {
 
 
 def darknet_file(root: Path) -> Path | None:
-    """The file that describes the data set in a folder, None if there is none. Names of classes
-    describe one only if there is a label file as well."""
+    """The file that describes the data set in a folder; None if there is none. A file of class
+    names counts only if there is a label file as well."""
     if (root / _SETTINGS).is_file():
         return root / _SETTINGS
     for name in _NAMES:
@@ -35,7 +35,7 @@ def darknet_file(root: Path) -> Path | None:
 
 
 def _has_labels(root: Path) -> bool:
-    """Whether a text file lies in `labels/`, or has the stem of the image beside it."""
+    """Whether there is a text file in `labels/`, or one with the stem of an image in its folder."""
     if first_below(root / "labels", (".txt",)):
         return True
     for folder in _FOLDERS["train"]:
@@ -46,7 +46,7 @@ def _has_labels(root: Path) -> bool:
 
 
 def is_darknet(file: Path) -> bool:
-    """Whether it is a file that `darknet_file` returns."""
+    """Whether this is a file that `darknet_file` may return."""
     return file.name == _SETTINGS or file.name in {posixpath.basename(name) for name in _NAMES}
 
 
@@ -59,8 +59,7 @@ def data_root(file: Path) -> Path:
 
 
 def darknet_config(file: Path) -> dict[str, Any]:
-    """What a `data.yaml` of the same data set would say. Raises InputError if no file names the
-    classes."""
+    """The equivalent contents of a `data.yaml`. Raises InputError if no file names the classes."""
     root = data_root(file)
     if file.name != _SETTINGS:
         return {"names": _names(file)} | _folders(root)
@@ -69,7 +68,7 @@ def darknet_config(file: Path) -> dict[str, Any]:
         key, _, value = line.partition("=")
         settings[key.strip()] = value.strip()
     named = posixpath.basename(settings.get("names", "").replace("\\", "/"))
-    if named not in Listing(root):  # whatever the text is, as a path it may be too long
+    if named not in Listing(root):  # not `is_file`, as the text may be too long for a path
         remedy = f"write names = and put that file beside {_SETTINGS}"
         raise InputError("the file of its classes is missing", where=file, remedy=remedy)
     config: dict[str, Any] = {"names": _names(root / named)}
@@ -80,7 +79,8 @@ def darknet_config(file: Path) -> dict[str, Any]:
 
 
 def _names(file: Path) -> list[str]:
-    """The names of the classes, one a line; an empty line within counts as a class."""
+    """The names of the classes, one per line. Raises InputError for a file without names, or with
+    an empty line between them."""
     names = read_lines(file)
     while names and not names[-1]:
         names.pop()
@@ -91,8 +91,8 @@ def _names(file: Path) -> list[str]:
 
 
 def other_names(root: Path, names: list[str]) -> Fault | None:
-    """A warning if a file of names beside a `data.yaml` lists other classes than the `names` of
-    that, or in another order."""
+    """A warning if a file of class names next to a `data.yaml` differs from its `names` in classes
+    or their order."""
     for file in [root / name for name in _NAMES]:
         listed = [name for name in read_lines(file) if name] if file.is_file() else names
         if listed == names:
@@ -110,7 +110,7 @@ def other_names(root: Path, names: list[str]) -> Fault | None:
 
 
 def _folders(root: Path) -> dict[str, str]:
-    """The folder of the images of each split that is there."""
+    """The folder of images of each split that exists."""
     folders = {}
     for split, names in _FOLDERS.items():
         for name in names:

@@ -1,8 +1,8 @@
 """Files in Datumaro's own format: `annotations/SUBSET.json`, images in `images/SUBSET/`.
 
-Boxes, polygons, masks, ellipses and turned boxes are objects, and crowds are ignored. Points, lines
-and other shapes are not objects. Polygons of one label and one group are parts of one object: that
-is how Datumaro stores those of COCO. A category's id is the index of its label, from 0.
+Boxes, polygons, masks, ellipses and rotated boxes are objects, and crowds are ignored. Points,
+lines and other shapes are not objects. Polygons with the same label and group are parts of one
+object, which is how Datumaro stores COCO's. The id of a category is the index of its label, from 0.
 """
 
 import re
@@ -33,7 +33,7 @@ def is_datumaro(head: bytes) -> bool:
 
 
 def read_datumaro(file: Path, split: Split) -> Document:
-    """All images of the file. Raises InputError unless it is JSON in Datumaro's format."""
+    """All images of the file. Raises InputError if it is not JSON in Datumaro's format."""
     content = as_dict(parse_json(file))
     categories = as_dict(content.get("categories"))
     labels = as_dict(categories.get("label")).get("labels")
@@ -78,7 +78,7 @@ def _add_annotation(document: Document, annotation: Row) -> None:
 
 
 def _shape(annotation: Row) -> Row | None:
-    """The box or the outline of an annotation; None if it is not an object."""
+    """The box or outline of an annotation, in COCO's format; None if it is not an object."""
     kind = annotation.get("type")
     points = annotation.get("points")
     if kind == "bbox":
@@ -95,8 +95,8 @@ def _shape(annotation: Row) -> Row | None:
 
 
 def _ellipse(corners: list[Any]) -> Row:
-    """The outline of an ellipse from x1, y1, x2, y2 around it. Other values become the outline, so
-    that the message about it quotes them."""
+    """The outline of an ellipse, from the x1, y1, x2, y2 around it. Invalid values are returned as
+    the outline, so that a message quotes them."""
     if len(corners) != 4 or not all(map(is_number, corners)):
         return polygon(corners)
     x1, y1, x2, y2 = corners
@@ -108,8 +108,8 @@ def _ellipse(corners: list[Any]) -> Row:
 
 
 def _turned_box(numbers: list[Any]) -> Row:
-    """The outline of a turned box from its centre, sides and degrees. Other values become the
-    outline, so that the message about it quotes them."""
+    """The outline of a rotated box, from its centre, sides and degrees. Invalid values are returned
+    as the outline, so that a message quotes them."""
     if len(numbers) != 5 or not all(map(is_number, numbers)):
         return polygon(numbers)
     center_x, center_y, width, height, degrees = numbers

@@ -1,10 +1,10 @@
 """Scenes of handwritten digits, drawn on demand: a data set that needs no download.
 
-A scene is a textured background, a few strokes that are not digits, 1 to 8 digits and noise. The
-digits are scans of handwriting (1,797 of 8x8 px, see `scans/ATTRIBUTION.md`), each turned, slanted,
-stretched and inked anew. Scans that appear in validation never appear in training.
+A scene has a textured background, a few strokes that are not digits, 1 to 8 digits, and noise. The
+digits are scans of handwriting (1,797 of 8x8 px, see `scans/ATTRIBUTION.md`), which are rotated,
+slanted, stretched and coloured at random. Scans that appear in validation never appear in training.
 
-The order of the random draws is part of the data set: results recorded with it rest on the scenes.
+The order of the random draws is part of the data set: recorded results depend on the scenes.
 """
 
 import math
@@ -27,12 +27,12 @@ _GLYPH_HEIGHTS_PX = (16, 44)
 _INKED = 72  # of 255: fainter pixels do not count for the box
 _MOST_HIDDEN = 0.3  # share of a digit's ink that others may cover
 _POSITIONS_TRIED = 6
-_CONTRAST = 65  # least difference in brightness, of 255, between a digit and the ground
+_CONTRAST = 65  # least difference in brightness, of 255, between a digit and the background
 _CONTRAST_BETWEEN = 45  # and between two digits that overlap
 _SHADES_TRIED = 12
 _TINT = 60  # how far the channels of a colour may be apart
 
-# The scans are enlarged once into a bank, which is sampled at the nearest pixel.
+# The scans are enlarged once, into a bank that is then sampled at the nearest pixel.
 _CELL = 8  # px of the bank per px of a scan
 _BORDER = 8  # px of the bank around a scan, free of ink
 _SCAN_SIDE = 8 * _CELL
@@ -65,9 +65,9 @@ class _Glyph:
 class DigitsDataset(DetectionDataset):
     """Scenes of 128x128 px; scene `i` depends on (seed, split, i) only.
 
-    Boxes are tight around the ink of a digit, areas are those of the boxes. A mask has the pixels
-    where the ink of its digit is on top: of a digit that others cover in part, the mask is without
-    the covered part, the box is not. Ink of less than `_INKED` is not part of either.
+    Boxes (xyxy, px) are tight around the ink of a digit, and areas are those of the boxes. A mask
+    has the pixels in which the ink of its digit is on top. So if other digits cover a part, it is
+    missing in the mask, but not in the box. Ink fainter than `_INKED` belongs to neither.
     """
 
     name = "digits"
@@ -77,8 +77,8 @@ class DigitsDataset(DetectionDataset):
     hints = Hints(image_size=_SIDE, augment="plain", num_queries=25)
 
     def __init__(self, split: Split, seed: int = 0, size: int | None = None, masks: bool = False):
-        """A split of `size` scenes, by default 20,000 for training and 300 for validation. Targets
-        hold masks if `masks`."""
+        """A split of `size` scenes; by default, 20,000 for training and 300 for validation. With
+        `masks`, targets have masks."""
         if size is None:
             size = _DEFAULT_SIZES[split]
         self.split: Split = split
@@ -106,7 +106,7 @@ class DigitsDataset(DetectionDataset):
 
     def sample(self, index: int) -> tuple[Tensor, StoredTarget]:
         random = self._random(index)
-        glyphs = _arranged(random, self.split)  # drawn first: the target needs no painting
+        glyphs = _arranged(random, self.split)  # drawn first, so that `target` need not paint
         scene = _painted(random, glyphs)
         return torch.from_numpy(scene), self._target_of(glyphs, index)
 
@@ -117,7 +117,7 @@ class DigitsDataset(DetectionDataset):
         return target
 
     def _random(self, index: int) -> np.random.Generator:
-        """Returns the generator of a scene."""
+        """Returns the random generator of a scene."""
         split_number = _SPLITS.index(self.split)
         return np.random.default_rng([self.seed, split_number, self._position(index)])
 
@@ -151,7 +151,8 @@ def _visible(glyphs: list[_Glyph]) -> Tensor:
 def _arranged(random: np.random.Generator, split: Split) -> list[_Glyph]:
     """Draws the digits of a scene, from the lowest to the topmost.
 
-    None is hidden by more than `_MOST_HIDDEN`. A digit for which no position is free is left out.
+    No digit is hidden by more than `_MOST_HIDDEN`. A digit for which no position is free is left
+    out.
     """
     bank, labels = _scans(split)
     owner = np.zeros((_SIDE, _SIDE), np.int8)  # number of the glyph whose ink is on top, from 1
@@ -184,7 +185,7 @@ def _arranged(random: np.random.Generator, split: Split) -> list[_Glyph]:
 def _warped(random: np.random.Generator, scan: np.ndarray) -> np.ndarray:
     """Draws a size, stretch, slant and angle for a scan `[_BANK_SIDE, _BANK_SIDE]` of the bank.
 
-    Returns its ink, uint8 `[h, w]`, cut tight.
+    Returns its ink, uint8 `[h, w]`, without empty borders.
     """
     u = random.random(4).tolist()
     least_px, most_px = _GLYPH_HEIGHTS_PX
@@ -195,21 +196,21 @@ def _warped(random: np.random.Generator, scan: np.ndarray) -> np.ndarray:
     cos = math.cos(angle)
     sin = math.sin(angle)
 
-    # The matrix [[xx, xy], [yx, yy]] leads from the scan to the scene, both from their centres:
-    # rotation @ [[width, slant * height], [0, height]].
+    # The matrix [[xx, xy], [yx, yy]] maps offsets from the centre of the scan to offsets in the
+    # scene: rotation @ [[width, slant * height], [0, height]].
     xx = cos * width
     xy = (cos * slant - sin) * height
     yx = sin * width
     yy = (sin * slant + cos) * height
     determinant = width * height
 
-    # The pixels of the scene that the turned square of the scan may reach.
+    # The pixels of the scene that the rotated square of the scan can reach.
     half_x = (abs(xx) + abs(xy)) * _SCAN_SIDE / 2
     half_y = (abs(yx) + abs(yy)) * _SCAN_SIDE / 2
     x = np.arange(-half_x, half_x, dtype=np.float32) / determinant
     y = np.arange(-half_y, half_y, dtype=np.float32)[:, None] / determinant
 
-    # The inverse matrix leads from these back to the scan; both [h, w].
+    # The inverse matrix maps these back to the scan; both [h, w].
     columns = yy * x - xy * y
     rows = xx * y - yx * x
     flat_indices = _BANK_SIDE * _bank_index(rows) + _bank_index(columns)
@@ -219,7 +220,7 @@ def _warped(random: np.random.Generator, scan: np.ndarray) -> np.ndarray:
 def _bank_index(from_center: np.ndarray) -> np.ndarray:
     """Returns the nearest row or column of the bank, intp; `from_center` is overwritten.
 
-    Whatever is outside falls on the border, which has no ink.
+    Positions outside get an index on the border, which has no ink.
     """
     half = (_BANK_SIDE - 1) / 2
     np.maximum(from_center, -half, out=from_center)
@@ -239,7 +240,7 @@ def _cut_tight(ink: np.ndarray) -> np.ndarray:
 
 
 def _extent(inked: np.ndarray) -> tuple[int, int]:
-    """Returns the index of the first True, and that after the last one."""
+    """Returns the index of the first True, and the index after the last one."""
     start = int(inked.argmax())
     after = int(inked[::-1].argmax())
     return start, len(inked) - after
@@ -270,9 +271,9 @@ def _painted(random: np.random.Generator, glyphs: list[_Glyph]) -> np.ndarray:
 
 
 def _brightness(random: np.random.Generator, ground: float, below: list[float]) -> float:
-    """Draws a brightness in 0..255 that stands out from the ground and the digits below.
+    """Draws a brightness from 0 to 255 that stands out from the background and the digits below.
 
-    Returns the last one drawn if none of a few does.
+    If several draws do not, the last one is returned.
     """
     for value in (255 * random.random(_SHADES_TRIED)).tolist():
         stands_out = abs(value - ground) >= _CONTRAST
@@ -285,7 +286,7 @@ def _brightness(random: np.random.Generator, ground: float, below: list[float]) 
 
 
 def _color(random: np.random.Generator, brightness: float) -> np.ndarray:
-    """Draws a colour, float32 `[3]`, of about that brightness."""
+    """Draws a colour, float32 `[3]`, of about this brightness."""
     channels = [brightness + _TINT * (u - 0.5) for u in random.random(3).tolist()]
     return np.array(channels, np.float32)
 
@@ -298,7 +299,7 @@ def _paint(scene: np.ndarray, ink: np.ndarray, left: int, top: int, color: np.nd
 
 
 def _paint_stroke(random: np.random.Generator, scene: np.ndarray, ground: float) -> None:
-    """Paints a random stroke at a random position, darker or brighter than the ground."""
+    """Paints a random stroke at a random position, darker or brighter than the background."""
     strokes = _strokes()
     pick, x, y, contrast = random.random(4).tolist()
     ink = strokes[int(pick * len(strokes))]
@@ -338,7 +339,7 @@ def _scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
     of_split = in_validation(digits) == (split == "val")
     enlarge = _cubic_weights()  # [_BANK_SIDE, 8]
     smooth = enlarge @ scans[of_split].astype(np.float32) @ enlarge.T / 16
-    # A harder edge than that of the scans, as of a pen.
+    # Edges are sharper than in the scans, as if drawn with a pen.
     ink = np.clip((smooth - 0.2) / 0.5, 0, 1)
     return (255 * ink).astype(np.uint8), digits[of_split]
 
@@ -366,27 +367,31 @@ def _cubic_weights() -> np.ndarray:
 
     Source: cubic convolution of Keys 1981, with a = -0.5.
     """
-    positions = (np.arange(_BANK_SIDE) - _BORDER + 0.5) / _CELL - 0.5  # in px of the scan
-    t = np.abs(positions[:, None] - np.arange(8))  # distance from each sample
-    near = 1.5 * t**3 - 2.5 * t**2 + 1
-    far = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
-    weights = np.where(t < 2, far, 0)
-    weights = np.where(t <= 1, near, weights)
+    pixels = np.arange(_BANK_SIDE) - _BORDER
+    positions = (pixels + 0.5) / _CELL - 0.5  # in px of the scan
+    samples = np.arange(8)
+    distance = np.abs(positions[:, None] - samples)
+    square = distance**2
+    cube = distance**3
+    near = 1.5 * cube - 2.5 * square + 1
+    far = -0.5 * cube + 2.5 * square - 4 * distance + 2
+    weights = np.where(distance < 2, far, 0)
+    weights = np.where(distance <= 1, near, weights)
     return weights.astype(np.float32)
 
 
 @lru_cache
 def _textures() -> np.ndarray:
-    """Draws the textures of grounds, float32 `[16, 192, 192]` of mean 0 and deviation 1.
+    """Draws the textures of backgrounds, float32 `[16, 192, 192]` of mean 0 and deviation 1.
 
-    They are clouds and grain, which is noise whose power falls with its frequency, and for a third
-    of them stripes that are bent by it.
+    They range from clouds to grain: noise whose power falls with the frequency. A third of them
+    have stripes that the noise bends.
     """
     random = np.random.default_rng(1)
     frequency_y = np.fft.fftfreq(_TEXTURE_SIDE)[:, None]
     frequency_x = np.fft.rfftfreq(_TEXTURE_SIDE)[None, :]
     frequency = np.hypot(frequency_y, frequency_x)
-    frequency[0, 0] = np.inf  # takes out the mean
+    frequency[0, 0] = np.inf  # removes the mean
     y, x = np.mgrid[:_TEXTURE_SIDE, :_TEXTURE_SIDE] / _TEXTURE_SIDE
     textures = []
     for number in range(_TEXTURES):
@@ -421,9 +426,9 @@ def _noise() -> np.ndarray:
 
 @lru_cache
 def _strokes() -> list[np.ndarray]:
-    """Draws bows, float32 `[h, w]`, that nobody takes for a digit.
+    """Draws curved strokes, float32 `[h, w]`, that cannot be mistaken for digits.
 
-    They are longer than any digit, or for a third of them shorter.
+    They are longer than any digit, or, for a third of them, shorter.
     """
     random = np.random.default_rng(3)
     long = random.uniform(60, 110, _STROKES)
@@ -437,20 +442,21 @@ def _bow(random: np.random.Generator, length: float) -> np.ndarray:
     """Draws a stroke of `length` px, float32 `[h, w]`, bent by up to a fifth of its length."""
     angle = random.uniform(0, np.pi)
     bend = random.uniform(-0.2, 0.2) * length
-    # Points of the middle line: a parabola, turned by `angle`.
+    # Points on the centre line: a parabola, rotated by `angle`.
     t = np.linspace(-1, 1, max(8, int(length)))
     along = t * length / 2
     across = bend * (1 - t**2)
     x = along * np.cos(angle) - across * np.sin(angle)
     y = along * np.sin(angle) + across * np.cos(angle)
-    # Moved so that the stroke begins a pixel from the border.
+    # Shifted so that the stroke begins a pixel from the border.
     radius = random.uniform(0.5, 1.2)
     x = x - x.min() + radius + 1
     y = y - y.min() + radius + 1
     height = int(y.max() + radius + 2)
     width = int(x.max() + radius + 2)
     rows, columns = np.mgrid[:height, :width]
-    distances = np.hypot(columns[..., None] - x, rows[..., None] - y)  # [h, w, points]
-    distance = distances.min(-1)
+    gaps_x = columns[..., None] - x  # [h, w, points]
+    gaps_y = rows[..., None] - y
+    distance = np.hypot(gaps_x, gaps_y).min(-1)
     ink = np.clip(radius + 0.5 - distance, 0, 1)  # a soft edge, a pixel wide
     return ink.astype(np.float32)

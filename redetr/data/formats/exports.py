@@ -1,10 +1,10 @@
 """Data sets that an annotation tool exports as one file: CVAT for images (XML), the VGG Image
 Annotator (JSON) and Datumaro (JSON).
 
-The file is `annotations/train.json` (or `default.json`), lies in `train/` beside images, or lies in
-the folder of the data set and is train. A file of CVAT may divide its images into subsets. Files
-are read as COCO's lists, with all checks of that format; ids count images and shapes in the order
-of the file.
+The file is `annotations/train.json` (or `default.json`), or any file in `train/` next to images, or
+a file in the folder of the data set, which is then the train split. A CVAT file may divide its
+images into subsets. Files are converted to COCO's lists and get all checks of that format; ids
+count images and shapes in the order of the file.
 """
 
 from collections import Counter
@@ -50,8 +50,8 @@ class _Location(NamedTuple):
 
 
 def export_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are in such files. Raises InputError if several files claim to
-    be the same split."""
+    """The splits of the folder that have such files. Raises InputError if several files claim to be
+    the same split."""
     return [split for split in SPLITS if _locate(root, split) is not None]
 
 
@@ -61,8 +61,8 @@ def export_sought(split: Split) -> str:
 
 
 def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The annotations of a split, with masks if there is a builder for them. Raises InputError for
-    a split that is missing, or a file that cannot be read."""
+    """The annotations of a split, with masks if there is a builder for them. Raises InputError if
+    the split is missing, or if its file cannot be read."""
     location = _locate(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {export_sought(split)}", where=root)
@@ -76,63 +76,49 @@ def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> A
     document.join_groups()
     remedy = "was the image resized? restore the one that was annotated"
     annotations = from_documents(file, [document.lists()], remedy, masks, location.folders)
-    annotations.faults.extend(_without_class(file, document))
-    annotations.faults.extend(_left_out(file, document))
-    annotations.faults.extend(_grouped(file, document))
-    if split == "train":
-        annotations.faults.extend(_other_subsets(file, document))
+    annotations.faults.extend(_faults_of_shapes(file, document))
+    if split == "train" and document.other_subsets:
+        annotations.faults.append(_unread_subsets(file, document.other_subsets))
     return annotations
 
 
-def _without_class(file: Path, document: Document) -> list[Fault]:
-    """An error if there are objects without a class, or with several."""
-    if not document.without_class:
-        return []
-    where = document.without_class[0]
-    text = "has no class, or several"
-    remedy = "give it one in the tool, and export again"
-    count = len(document.without_class)
-    return [Fault("error", "class-missing", file, where, text, remedy, count)]
+def _faults_of_shapes(file: Path, document: Document) -> list[Fault]:
+    """One fault for each kind of shape that is not read as it is drawn."""
+    faults = []
+    if document.without_class:
+        where = document.without_class[0]
+        text = "has no class, or several"
+        remedy = "give it one in the tool, and export again"
+        count = len(document.without_class)
+        faults.append(Fault("error", "class-missing", file, where, text, remedy, count))
+    if document.left_out:
+        kind, where = document.left_out[0]
+        kinds = Counter(kind for kind, _ in document.left_out)
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        text = f"a {kind} is not an object and is left out (such shapes: {listed})"
+        remedy = "draw a box or a polygon"
+        count = len(document.left_out)
+        faults.append(Fault("warning", "shape-left-out", file, where, text, remedy, count))
+    if document.grouped_in:
+        where = document.grouped_in[0]
+        text = "polygons of one label and one group are parts of one object"
+        remedy = "the box around all of them is used"
+        count = len(document.grouped_in)
+        faults.append(Fault("note", "shape-grouped", file, where, text, remedy, count))
+    return faults
 
 
-def _left_out(file: Path, document: Document) -> list[Fault]:
-    """A warning if there are shapes that are not objects."""
-    if not document.left_out:
-        return []
-    kinds = Counter(kind for kind, _ in document.left_out)
-    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    kind, where = document.left_out[0]
-    text = f"a {kind} is not an object and is left out (such shapes: {listed})"
-    remedy = "draw a box or a polygon"
-    count = len(document.left_out)
-    return [Fault("warning", "shape-left-out", file, where, text, remedy, count)]
-
-
-def _grouped(file: Path, document: Document) -> list[Fault]:
-    """A note if shapes are parts of one object."""
-    if not document.grouped_in:
-        return []
-    where = document.grouped_in[0]
-    text = "polygons of one label and one group are parts of one object"
-    remedy = "the box around all of them is used"
-    count = len(document.grouped_in)
-    return [Fault("note", "shape-grouped", file, where, text, remedy, count)]
-
-
-def _other_subsets(file: Path, document: Document) -> list[Fault]:
-    """A warning if images are in no split."""
-    if not document.other_subsets:
-        return []
-    names = Counter(document.other_subsets)
+def _unread_subsets(file: Path, subsets: list[str]) -> Fault:
+    """A warning about images whose subset is no split; `subsets` has an entry for each image."""
+    names = Counter(subsets)
     listed = ", ".join(f"{count} in {name!r}" for name, count in names.most_common())
     text = f"it has images in subsets that are not splits, which are not read ({listed})"
     remedy = "call the subset Train, Validation or Test in CVAT, and export again"
-    count = len(document.other_subsets)
-    return [Fault("warning", "subset-unread", file, "", text, remedy, count)]
+    return Fault("warning", "subset-unread", file, "", text, remedy, len(subsets))
 
 
 def _locate(root: Path, split: Split) -> _Location | None:
-    """The file of the split; None without one."""
+    """The file of the split; None if there is none."""
     annotations = root / "annotations"
     stems = SPLIT_FOLDERS[split]
     if split == "train":
@@ -163,8 +149,8 @@ def _splits_in(location: _Location) -> list[Split]:
 
 
 def _only_export(root: Path, split: Split, files: list[Path]) -> _Location | None:
-    """The only file that such a tool has exported; None if none has. Raises InputError for several
-    of them."""
+    """The only one of the files that such a tool exported; None if there is none. Raises InputError
+    if there are several."""
     locations = []
     for file in files:
         tool = _tool_of(file)
@@ -183,7 +169,7 @@ def _only_export(root: Path, split: Split, files: list[Path]) -> _Location | Non
 
 
 def _tool_of(file: Path) -> _Tool | None:
-    """The tool that has exported a file; None if it is another one's."""
+    """The tool that exported a file; None for files of other tools."""
     head = first_bytes(file, _HEAD)
     for tool in _TOOLS:
         if tool.matches(head):

@@ -7,8 +7,8 @@ _NO = ("", "0", "false", "no", "n", "none", "null", "unspecified")
 
 
 def flag_of(value: Any) -> bool | None:
-    """Whether the value marks an object; None if that is not clear."""
-    if value is None or value != value:  # also NaN, which pandas writes for what is missing
+    """Whether the value marks an object; None if it is not clear."""
+    if value is None or value != value:  # NaN: pandas writes it for missing values
         return False
     if isinstance(value, str):
         word = value.strip().lower()

@@ -1,4 +1,4 @@
-"""Data sets that are folders of images, whatever format their annotations have."""
+"""Data sets of images in a folder, with annotations in any format."""
 
 import copy
 from abc import abstractmethod
@@ -31,14 +31,14 @@ def open_folder(
     masks: bool = False,
     leave_out: LeaveOut = None,
 ) -> "FolderDataset":
-    """The split of the data set in `root`, a folder or a YAML file. Without a val split,
-    `val_fraction` of the images are held out as one. `stamp` is that of the folder, if it is known.
-    `leave_out` is as in `unreadable.without`.
+    """A split of the data set in `root`, a folder or a YAML file.
 
-    Raises InputError if the split is missing or faulty.
+    If there is no val split, `val_fraction` of the images are held out for validation. `stamp` is
+    the stamp of the folder, if it is known; `leave_out` is described in `unreadable.without`.
+    Raises InputError if the split is missing or has errors.
     """
     if stamp is None:
-        splits_of(root)  # without a data set there, the folder may be far too large to look through
+        splits_of(root)  # raises first: a folder without a data set may be far too large to search
     use: MaskUse = "train" if masks else "none"
     annotations, note = read_stored(root, split, val_fraction, stamp, read_split, use)
     annotations = without(annotations, leave_out)
@@ -53,8 +53,8 @@ def open_folder(
 def read_split(
     root: Path, split: Split, val_fraction: float, masks: MaskUse = "none"
 ) -> tuple[Annotations, str]:
-    """What `open_folder` takes, faults not yet judged, and a sentence on `val_fraction`. Raises
-    InputError."""
+    """The annotations for `open_folder`, whose faults were not yet judged, and a sentence on
+    `val_fraction`. Raises InputError if the split cannot be read."""
     if not val_fraction or split == "test":
         return read_annotations(root, split, masks), ""
     if "val" not in splits_of(root):
@@ -65,7 +65,7 @@ def read_split(
 
 
 def require_masks(annotations: Annotations) -> None:
-    """Raises NoMasksError if there are objects, and none of them has a mask."""
+    """Raises NoMasksError if there are objects, but none of them has a mask."""
     masks = annotations.masks
     has_masks = masks is not None and masks.has_mask.any()
     if has_masks or annotations.iscrowd.all():
@@ -75,14 +75,15 @@ def require_masks(annotations: Annotations) -> None:
 
 
 def unreadable_of(dataset: DetectionDataset) -> dict[str, str]:
-    """Why images that were left out of a data set cannot be read, by name."""
+    """The names of the images that were left out of a data set, with the reasons why they cannot be
+    read."""
     return dataset.annotations.unreadable if isinstance(dataset, AnnotatedDataset) else {}
 
 
 class AnnotatedDataset(DetectionDataset):
-    """Images with their annotations. A worker process is sent no more than a few arrays.
+    """Images with their annotations. Sent to worker processes as a few arrays.
 
-    Targets hold masks if they were read. Crowds without one have their box as mask.
+    Targets have masks if masks were read. The mask of a crowd without one is its box.
     """
 
     def __init__(self, annotations: Annotations, name: str, hints: Hints = Hints(), note: str = ""):
@@ -102,7 +103,8 @@ class AnnotatedDataset(DetectionDataset):
 
     @abstractmethod
     def _read(self, position: int) -> Tensor:
-        """The decoded image. Raises InputError."""
+        """The decoded image, uint8 `[channels, H, W]`. Raises InputError if it cannot be
+        decoded."""
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -155,10 +157,10 @@ class AnnotatedDataset(DetectionDataset):
         )
 
     def image(self, index: int) -> Tensor:
-        """The pixels as stored, uint8 `[3, H, W]`: boxes count these, so EXIF orientation is not
-        applied.
+        """The pixels as stored, uint8 `[channels, H, W]`. Boxes refer to these, so EXIF orientation
+        is not applied.
 
-        Raises InputError if the file cannot be decoded or does not have the size that the
+        Raises InputError if the file cannot be decoded, or if it does not have the size that the
         annotations state.
         """
         position = self._position(index)
@@ -182,7 +184,8 @@ class AnnotatedDataset(DetectionDataset):
 
 
 class FolderDataset(AnnotatedDataset):
-    """Images in files, which are read as RGB, or with all bands where Pillow reads none of them."""
+    """Images in files. They are read as RGB, or with all bands if Pillow cannot read any of
+    them."""
 
     def __init__(self, annotations: Annotations, name: str, hints: Hints = Hints(), note: str = ""):
         super().__init__(annotations, name, hints, note)
@@ -197,8 +200,8 @@ class FolderDataset(AnnotatedDataset):
             self.notes += (text + f"--channels {bands} takes all",)
 
     def with_channels(self, channels: int) -> "FolderDataset":
-        """The same images read with so many bands: whether they have them shows when they are
-        read."""
+        """The same images, read with `channels` bands. Whether they have as many is checked when
+        they are read."""
         same = copy.copy(self)
         same.channels = channels
         return same

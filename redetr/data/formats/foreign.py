@@ -1,6 +1,5 @@
-"""Paths that were written on another machine, such as `/content/data/a.jpg`,
-`..\\..\\media\\a.jpg` or the address of an annotation server: which files of the data folder they
-mean."""
+"""Finds the files of the data folder that paths of other machines mean, such as
+`/content/data/a.jpg`, `..\\..\\media\\a.jpg` or the URL of an annotation server."""
 
 import os
 import posixpath
@@ -17,7 +16,7 @@ from redetr.data.formats.paths import Listing, composed, inner_ends
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.data.relative_paths import path_inside
 
-_LOCAL_FILES = "?d="  # a path follows, in the addresses that Label Studio writes
+_LOCAL_FILES = "?d="  # followed by a path, in the URLs that Label Studio writes
 _QUOTES = "\"'"
 _OF_ALL_SPLITS = ("images", "data", "img")  # names of folders
 _XML = ".xml"
@@ -31,22 +30,23 @@ class FoundFiles:
 
     folder: Path
     names: list[str]  # [N] paths below the folder; empty for paths that lead elsewhere
-    is_foreign: np.ndarray  # bool [N], matched by the end of a path of another machine
+    is_foreign: np.ndarray  # bool [N], matched by the end of a path from another machine
     is_missing: np.ndarray  # bool [N], not in the folder
     similar: str = ""  # a file in the folder that may be the first missing one
 
     @classmethod
     def unsought(cls, texts: list[Any]) -> "FoundFiles":
-        """The names of a document whose files are not looked for."""
+        """The names in a document, without a search for the files."""
         nowhere = np.zeros(len(texts), bool)
         return cls(Path(), [path_inside(text) for text in texts], nowhere, nowhere)
 
 
 def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
-    """The files, in the first of the folders that holds the most of them.
+    """The files with these names, in the folder that has most of them, or the first of several such
+    folders.
 
-    A path that leads out of the folder is matched by its last parts, the longest end first. If it
-    leads to an existing file, neither that file nor a substitute is read.
+    A path that leads out of the folder is matched by its last parts, longest first. If it leads to
+    an existing file, neither that file nor a substitute is read.
     """
     candidates = [folder for folder in folders if folder.is_dir()] or folders[:1]
     inside = [path_inside(text) for text in texts]
@@ -58,7 +58,7 @@ def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
         files = _files_in(folder, inside, ends)
         if files.is_missing.sum() < best.is_missing.sum():
             best = files
-    if best.is_missing.all():  # the names may all begin with a folder of another machine
+    if best.is_missing.all():  # all names may begin with a folder of another machine
         ends = []
         for text, path in zip(texts, inside, strict=True):
             ends.append(_ends(text, candidates) or inner_ends(path))
@@ -73,10 +73,10 @@ def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
 
 
 def _take_same_names(files: FoundFiles) -> None:
-    """Finds missing files whose names are stored in another normal form of Unicode, as macOS does,
-    or without the escapes of an address.
+    """Finds missing files whose stored names are in another normal form of Unicode, as on macOS, or
+    without the escapes of a URL.
 
-    Also sets `similar` to a file with nearly the name of the first one that is still missing.
+    Also sets `similar` to a file with nearly the same name as the first one that is still missing.
     """
     listing = Listing(files.folder)
     by_letters: dict[str, dict[str, str]] = {}  # folder -> composed name -> name as stored
@@ -98,8 +98,8 @@ def _take_same_names(files: FoundFiles) -> None:
 
 
 def _similar(name: str, listing: Listing) -> str:
-    """A file with this name in another case, with another ending, or in another folder; empty
-    without one."""
+    """A file with this name in other case, with another suffix, or in another folder; empty if
+    there is none."""
     parent, file = posixpath.split(name)
     for folder in dict.fromkeys((parent, "")):
         if file in listing.files(folder):
@@ -115,12 +115,12 @@ def _similar(name: str, listing: Listing) -> str:
 
 
 def _files_in(folder: Path, inside: list[str], ends: list[list[str]]) -> FoundFiles:
-    """The files in a folder, by their paths `inside` it or, for paths with `ends`, by these."""
+    """The files in a folder, by their paths `inside` it, or by one of the `ends` of their paths."""
     listing = Listing(folder)
     names = []
     from_ends = []
     for path, ends_of_text in zip(inside, ends, strict=True):
-        if path and path in listing:  # whatever the name looks like
+        if path and path in listing:  # takes precedence over all interpretations of the name
             ends_of_text = []
         name = "" if ends_of_text else path
         for end in ends_of_text:
@@ -137,13 +137,13 @@ def _files_in(folder: Path, inside: list[str], ends: list[list[str]]) -> FoundFi
 
 def _take_from_archives(folder: Path, names: list[str], is_missing: np.ndarray) -> None:
     """Finds missing files of a folder in its archives. A file that is in several archives stays
-    missing, as it could be any of them."""
+    missing, because it is ambiguous."""
     missing = np.flatnonzero(is_missing)
     archives = archives_in(folder) if len(missing) else []
     if not archives:
         return
     missing_names = np.array([os.fsencode(names[i]) for i in missing], "S")
-    archive_of = np.full(len(missing_names), -1)  # its number; -1 = none, -2 = several
+    archive_of = np.full(len(missing_names), -1)  # index of the archive; -1 = none, -2 = several
     for number, archive in enumerate(archives):
         rows = open_archive(archive).rows
         is_there = np.isin(missing_names, rows["name"])
@@ -155,9 +155,12 @@ def _take_from_archives(folder: Path, names: list[str], is_missing: np.ndarray) 
 
 
 def _take_from_folders_of_archives(files: FoundFiles, names_of_split: set[str]) -> None:
-    """Finds files that are still missing in folders of the archives: `tar cf train.tar train` puts
-    all into one. Archives and folders in them that are called after the split come first, since
-    another split may have images of the same names; those in several folders stay missing."""
+    """Finds files that are still missing in folders inside the archives, which
+    `tar cf train.tar train` creates.
+
+    Archives and folders that are named after the split come first, since another split may have
+    images with the same names. Files that are in several folders stay missing.
+    """
     alike = "|".join(map(re.escape, names_of_split))
     of_split = re.compile(rf"(^|/)({alike})([^a-z/][^/]*)?/", re.IGNORECASE)
     wanted = {files.names[i] for i in np.flatnonzero(files.is_missing)}
@@ -179,8 +182,8 @@ def _take_from_folders_of_archives(files: FoundFiles, names_of_split: set[str]) 
 
 
 def _ends(text: Any, folders: list[Path]) -> list[str]:
-    """The paths below a folder that a path leading out of it may mean; empty for other paths, and
-    for one that leads to an existing file."""
+    """The paths inside a folder that a path leading out of it may mean; empty for other paths, and
+    for a path to an existing file."""
     if not isinstance(text, str) or "\0" in text:
         return []
     ends = foreign_ends(text)
@@ -199,7 +202,7 @@ def _is_below(location: str, folders: list[Path]) -> bool:
 
 
 def foreign_ends(text: str) -> list[str]:
-    """The ends of a path that leads out of its folder, the longest first; empty for other paths."""
+    """The ends of a path that leads out of its folder, longest first; empty for other paths."""
     if path_inside(text) and not _is_address(text):
         return []
     path = text.replace("\\", "/")
@@ -217,11 +220,12 @@ def _is_address(path: str) -> bool:
 
 
 def listed_stem(line: str, listing: Listing) -> str:
-    """The path without ending that a line in a list of Pascal VOC means; empty if it leads
-    elsewhere. `listing` is that of the folder of XML files.
+    """The path without suffix that a line in a list of Pascal VOC means; empty if it leads out of
+    the folder. `listing` is that of the folder of XML files.
 
-    Some tools put names with blanks in quotes, or write the whole name of the image or its path.
-    Lists of a class, such as `cat_train.txt`, say behind each name whether the image shows one.
+    Some tools quote names with spaces, or write the file name of the image or its path. In lists of
+    a class, such as `cat_train.txt`, each name is followed by a flag that states whether the image
+    shows an object of the class.
     """
     words = line.split()
     if len(words) == 2 and words[1] in _FLAGS and f"{line}{_XML}" not in listing:
@@ -240,7 +244,7 @@ def listed_stem(line: str, listing: Listing) -> str:
 
 
 def is_foreign(line: str) -> bool:
-    """Whether a line of a list leads out of its folder."""
+    """Whether a line of a list is a path that leads out of its folder."""
     return bool(foreign_ends(_unquoted(line)))
 
 

@@ -1,4 +1,4 @@
-"""A val split for data sets without one: which images are held out.
+"""Chooses the images that are held out for validation, for data sets without a val split.
 
 Shapes: N images, A objects, C classes.
 """
@@ -17,7 +17,7 @@ Bools = NDArray[np.bool_]
 
 
 def for_a_single_image(source: str | Path) -> str:
-    """The remedy if the data set at `source` cannot be divided."""
+    """The remedy for a data set at `source` with a single image, which cannot be divided."""
     convert = f"redetr convert {source} {source}-tiles --tile 640 --overlap 0"
     return (
         f"cut it into tiles ({convert}), some of which can be held out (--val-fraction 0.2), or "
@@ -28,11 +28,11 @@ def for_a_single_image(source: str | Path) -> str:
 def hold_out(
     annotations: Annotations, split: Split, fraction: float, source: str | Path
 ) -> tuple[Annotations, str]:
-    """A train or val split of the images of both, which the user calls `source`, and a sentence
-    about it.
+    """The train or val split of annotations that have the images of both, and a sentence on it.
 
-    The split depends on names, classes and the fraction alone, so it is the same for every seed,
-    rank and format. Raises InputError if one of the two would be empty.
+    The split depends only on names, classes and the fraction, so it is the same for every seed,
+    rank and format. `source` is the user's name for the data set. Raises InputError if one of the
+    two splits would be empty.
     """
     if len(annotations) == 1:
         raise InputError(
@@ -52,21 +52,21 @@ def hold_out(
 
 
 def held_out(annotations: Annotations, fraction: float) -> Bools:
-    """Whether each of the N images is held out: `fraction` of them, rounded, and of the images of
-    each class, as far as possible.
+    """Whether each image is held out, bool `[N]`: `fraction` of all images, rounded, and as far as
+    possible, of the images of each class.
 
-    Images are taken in the order of a hash of their names. Classes are dealt with one after the
-    other, those of the fewest images first; images without objects come last. Then single images
-    change sides until the number is right, those of frequent classes first. Raises InputError if
-    a side would be empty, or no image is sound.
+    Images are taken in the order of a hash of their names. Classes are processed one after another,
+    those with the fewest images first, and images without objects last. Then single images change
+    sides until the number is right, those of frequent classes first. Raises InputError if a side
+    would be empty, or if all images have errors.
 
     Source: Sechidis, Tsoumakas, Vlahavas, "On the Stratification of Multi-label Data", ECML PKDD
-    2011, for the order of classes. Deviation: each class is dealt with at once, in time that grows
-    with N and not with its square.
+    2011, for the order of classes. Deviation: all images of a class are assigned at once, in time
+    linear in N instead of quadratic.
     """
     num_images = len(annotations)
     if num_images == 0:
-        annotations.require_sound()  # what is wrong with all of them
+        annotations.require_sound()  # raises: all images have errors
     wanted = int(fraction * num_images + 0.5)
     if wanted in (0, num_images):
         raise InputError(
@@ -89,14 +89,14 @@ def held_out(annotations: Annotations, fraction: float) -> Bools:
 def _deal(
     annotations: Annotations, order: NDArray[np.int64], fraction: float
 ) -> tuple[Bools, NDArray[np.int64]]:
-    """Which images are held out so that their classes are, `[N]`, and how many images have the
-    rarest class of each, `[N]`; 0 where there is no object."""
+    """Which images are held out to have the fraction of each class, bool `[N]`, and the number of
+    images with the rarest class in each image, `[N]`, which is 0 for images without objects."""
     rank = np.argsort(order)
     is_val = np.zeros(len(order), bool)
     frequency = np.zeros(len(order), np.int64)
     for images in sorted(_images_by_class(annotations, rank), key=len):
         wanted = int(fraction * len(images) + 0.5)
-        if len(images) > 1:  # one on each side, if there are two
+        if len(images) > 1:  # at least one image on each side
             wanted = min(max(wanted, 1), len(images) - 1)
         remaining = images[frequency[images] == 0]
         missing = max(0, wanted - int(is_val[images].sum()))
@@ -116,11 +116,11 @@ def _images_by_class(annotations: Annotations, rank: NDArray[np.int64]) -> list[
 
 
 def is_chosen(name: bytes, fraction: float) -> bool:
-    """Whether a name is of a `fraction` of all; nothing but the name decides."""
+    """Whether a name belongs to this `fraction` of all names. Depends only on the name."""
     return _hash(name) < fraction * 2**64
 
 
 def _hash(name: bytes) -> int:
-    """A number of 64 bits that only the name decides."""
+    """A number of 64 bits that depends only on the name."""
     digest = hashlib.blake2b(name, digest_size=8).digest()
     return int.from_bytes(digest, "big")

@@ -1,13 +1,12 @@
 """Data sets that Hugging Face `datasets` reads: from the hub, from a folder that `save_to_disk`
 wrote, or from a folder of images with `metadata.jsonl`.
 
-A row holds `image` and `objects`: `bbox` (or `boxes`) and `category` (or `label`, and others), and
-if there are any, `area`, `iscrowd` and `segmentation` (or `mask`, and others), which is polygons,
-RLE or an image that is not 0 inside. Boxes are x, y, width, height in pixels; others are recognised
-by names (`xmin`, `x_center`) or where they make sense in no other way, or are as
-`hf:NAME,boxes=xyxy` says. Classes are those of a
-ClassLabel, or all texts or numbers in the rows. Image ids count the rows. No code of a data set is
-run: `datasets` from version 4 on refuses it.
+A row has `image` and `objects`: `bbox` (or `boxes`) and `category` (or `label`, and others), and
+optionally `area`, `iscrowd` and `segmentation` (or `mask`, and others), which is polygons, RLE or
+an image that is not 0 inside. Boxes are x, y, width, height in pixels. Other formats are recognised
+by names (`xmin`, `x_center`), or if the numbers make sense in no other format, or are stated as in
+`hf:NAME,boxes=xyxy`. Classes are those of a ClassLabel, or all texts or numbers in the rows. Image
+ids are row numbers. Code in a data set is never run: `datasets` refuses it from version 4 on.
 """
 
 import io
@@ -51,7 +50,7 @@ _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIF
 
 
 class Address(NamedTuple):
-    """The parts of `hf:NAME@REVISION,boxes=FORMAT`; empty where they are not given."""
+    """The parts of `hf:NAME@REVISION,boxes=FORMAT`; empty if they are not given."""
 
     name: str
     revision: str
@@ -62,13 +61,13 @@ class Address(NamedTuple):
         """The parts of a source that begins with `hf:`."""
         text, _, boxes = source.removeprefix("hf:").partition(",boxes=")
         path = os.path.expanduser(text)
-        if os.path.isdir(path):  # whatever its name holds
+        if os.path.isdir(path):  # even if its name has an @
             return cls(path, "", boxes)
         name, _, revision = text.partition("@")
         return cls(name, revision, boxes)
 
     def absolute(self) -> str:
-        """The same source for any working directory."""
+        """The source with an absolute path, if it is a folder."""
         name = os.path.abspath(self.name) if os.path.isdir(self.name) else self.name
         revision = f"@{self.revision}" if self.revision else ""
         boxes = f",boxes={self.boxes}" if self.boxes else ""
@@ -76,7 +75,7 @@ class Address(NamedTuple):
 
 
 def hub_splits(source: str) -> list[Split]:
-    """The splits that are there. Raises InputError if `datasets` is not installed or cannot read
+    """The splits of the data set. Raises InputError if `datasets` is not installed or cannot read
     it."""
     splits = _load(source)
     names = _split_names(splits)
@@ -86,11 +85,10 @@ def hub_splits(source: str) -> list[Split]:
 def open_hub(
     source: str, split: Split, val_fraction: float, masks: MaskUse = "none"
 ) -> "HubDataset":
-    """The split of `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`, with masks for this use; without a
-    val split, `val_fraction` is held out.
+    """A split of `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`, with masks for this use.
 
-    Raises InputError if `datasets` is not installed or cannot read it, or if it does not hold
-    boxes.
+    If there is no val split, `val_fraction` of the images are held out for validation. Raises
+    InputError if `datasets` is not installed or cannot read the data set, or if it has no boxes.
     """
     splits = _load(source)
     names = _split_names(splits)
@@ -118,8 +116,8 @@ def open_hub(
 
 
 def write_images(source: str, split: Split, folder: Path) -> Annotations:
-    """The annotations of a split, with its images as files in the folder. Raises InputError as
-    `open_hub` does, and for an image that cannot be read."""
+    """The annotations of a split, whose images are written to files in the folder. Raises
+    InputError like `open_hub`, and if an image cannot be read."""
     dataset = open_hub(source, split, 0.0, "check")
     annotations = replace(dataset.annotations, faults=list(dataset.faults))
     folder.mkdir(parents=True)
@@ -129,25 +127,25 @@ def write_images(source: str, split: Split, folder: Path) -> Annotations:
         stem = os.fsdecode(annotations.names[position])
         with open_image(io.BytesIO(content), f"{source}: image {stem}") as image:
             suffix = _SUFFIXES.get(image.format or "", f".{(image.format or '').lower()}")
-        name = f"{split}-{stem}{suffix}"  # VOC has one folder for all splits
+        name = f"{split}-{stem}{suffix}"  # VOC uses one folder for all splits
         (folder / name).write_bytes(content)
         names.append(os.fsencode(name))
     return replace(annotations, folder=folder, names=np.array(names, "S"))
 
 
 def _split_names(splits: dict[str, Any]) -> dict[Split, str]:
-    """The name of each split there, empty if there is none."""
+    """The name of each split in the data set; empty if it has no such split."""
     names: dict[Split, str] = {}
     for split, aliases in _SPLITS.items():
         names[split] = ""
-        for alias in reversed(aliases):  # the first one wins
+        for alias in reversed(aliases):  # the first alias takes precedence
             if alias in splits:
                 names[split] = alias
     return names
 
 
 def _load(source: str) -> dict[str, Any]:
-    """Its splits by name."""
+    """The splits of a data set, by name."""
     try:
         import datasets
     except ImportError:
@@ -162,8 +160,8 @@ def _load(source: str) -> dict[str, Any]:
                 loaded = datasets.load_dataset(address.name)
         else:
             loaded = datasets.load_dataset(address.name, revision=address.revision or None)
-    # OSError: offline, unknown name, no permission. RuntimeError: a data set that needs its code to
-    # run. The others: damaged files, whose content `datasets` does not check before it uses it.
+    # OSError: offline, unknown name, or no permission. RuntimeError: the data set needs to run its
+    # own code. The others: damaged files, because `datasets` does not check their contents.
     except (
         OSError,
         RuntimeError,
@@ -172,7 +170,7 @@ def _load(source: str) -> dict[str, Any]:
         LookupError,
         datasets.exceptions.DatasetsError,
     ) as error:
-        cause = error.__cause__ or error  # the one that names the file
+        cause = error.__cause__ or error  # the cause names the file
         reason = " ".join(str(cause).split())[:160]
         text = f"`datasets` cannot read it ({reason})"
         raise InputError(text, where=source, remedy="check the name, or give a folder") from None
@@ -183,7 +181,7 @@ def _load(source: str) -> dict[str, Any]:
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """For reading files of this machine, which is not a download."""
+    """Hides progress bars while files of this machine are read, which is not a download."""
     from datasets import disable_progress_bars, enable_progress_bars
     from datasets.utils import are_progress_bars_disabled
 
@@ -197,7 +195,8 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def _box_form(source: str, columns: Columns, splits: dict[str, Any]) -> BoxForm:
-    """How boxes are written, the same in all splits: a small one may not show it."""
+    """The format of boxes. It is determined from all splits together, as a small split may not show
+    it."""
     objects = []
     for rows in splits.values():
         for row in sample_rows(_encoded(rows, columns.image), _SAMPLE):
@@ -216,10 +215,10 @@ def _annotations(
     form: BoxForm,
     masks: MaskBuilder | None,
 ) -> Annotations:
-    """The annotations of the rows, by way of COCO's format."""
+    """The annotations of the rows, which are converted to COCO's format."""
     images = []
     annotations: list[Row] = []
-    unequal = {}  # rows whose lists differ in length, and what they hold
+    unequal = {}  # rows whose lists differ in length, and the lengths
     resized = {}  # rows that state another size than that of their image
     for image_id, row in enumerate(_encoded(rows, columns.image)):
         width, height = image_size(_file(row[columns.image]))
@@ -250,7 +249,7 @@ def _annotations(
 
 
 def _annotation(thing: Row, classes: Classes, form: BoxForm, size: tuple[int, int]) -> Row:
-    """An object under COCO's names, in an image of this width and height."""
+    """An object with COCO's keys, in an image of `size` (width, height)."""
     category = thing["category"]
     if not isinstance(category, list | dict):
         category = classes.id_of.get(category, category)
@@ -266,7 +265,7 @@ def _annotation(thing: Row, classes: Classes, form: BoxForm, size: tuple[int, in
 
 
 def _states_another_size(row: Row, width: int, height: int) -> bool:
-    """Whether the row has a width and height that are not those of its image."""
+    """Whether the row states a width and height that differ from those of its image."""
     stated = (row.get("width"), row.get("height"))
     return width > 0 and None not in stated and stated != (width, height)
 
@@ -293,14 +292,14 @@ def _row_faults(
 
 
 def _encoded(rows: Any, column: str) -> Any:
-    """The rows with images as they are stored, not decoded."""
+    """The rows with images as stored, without decoding them."""
     from datasets import Image as ImageFeature
 
     return rows.cast_column(column, ImageFeature(decode=False))
 
 
 def _file(image: Row | None) -> Any:
-    """A file that PIL can open; an empty one for a row without an image."""
+    """A file that PIL can open; an empty file for a row without an image."""
     if image is None or (image["bytes"] is None and image["path"] is None):
         return io.BytesIO()
     if image["bytes"] is None:
@@ -318,7 +317,7 @@ class HubDataset(AnnotatedDataset):
         self._column = column
 
     def content(self, position: int) -> bytes:
-        """The file of an image. Raises OSError if it is gone."""
+        """The content of an image file. Raises OSError if the file no longer exists."""
         image = self._image(position)
         if image["bytes"] is None:
             return Path(image["path"]).read_bytes()

@@ -21,19 +21,19 @@ _FORMATS: tuple[tuple[BoxFormat, tuple[str, ...]], ...] = (
 
 
 class NamedNumbers(NamedTuple):
-    """The names of the four numbers of a box in the rows, and the format that they mean."""
+    """The names of the four numbers of a box in the rows, and the box format that they imply."""
 
     names: tuple[str, ...]
     box_format: BoxFormat
 
     @property
     def is_certain(self) -> bool:
-        """Whether they say what they mean: x and y may be those of a corner or of the centre."""
+        """Whether the names are unambiguous: x and y may be those of a corner or of the centre."""
         return self.names[0] != "x"
 
     def boxes(self, value: Any) -> list[Any]:
-        """The boxes of the objects of a row: of a list of dicts, of a dict of lists, or of the
-        dict of a single box; what is not a box stays as it is."""
+        """The boxes of the objects of a row, from a list of dicts, a dict of lists, or the dict of
+        a single box. Values that are not boxes are returned unchanged."""
         if isinstance(value, list):
             return [self._box(item) for item in value]
         if not isinstance(value, dict):
@@ -53,7 +53,7 @@ class NamedNumbers(NamedTuple):
 
 
 def named_numbers(columns: Collection[str]) -> NamedNumbers | None:
-    """The four of the columns that are the numbers of a box; None if they are not there."""
+    """The four columns that hold the numbers of a box; None if there are none."""
     by_lower = {name.lower(): name for name in columns}
     for box_format, names in _FORMATS:
         if all(name in by_lower for name in names):

@@ -1,8 +1,9 @@
-"""What the rows of a Hugging Face data set hold: where boxes and classes are, and in which form.
+"""Interprets the rows of a Hugging Face data set: which columns have boxes and classes, and in
+which format.
 
-Data sets of the hub agree on nothing. Objects are a list of dicts, a dict of lists, or columns of
-the row itself; classes are ClassLabels, plain numbers or texts; boxes are xywh, xyxy or cxcywh, in
-pixels or as fractions of the image, and none of that is written down but for the names of classes.
+Data sets on the hub have no common format. Objects are a list of dicts, a dict of lists, or columns
+of the row itself. Classes are ClassLabels, plain numbers or texts. Boxes are xywh, xyxy or cxcywh,
+in pixels or as fractions of the image. Of all this, only the names of classes are stated.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,7 +30,7 @@ from redetr.wording import counted
 
 Row = dict[str, Any]
 
-# Names of columns, the usual one first.
+# Names of columns, the most usual first.
 _OBJECTS = ("objects", "annotations", "object", "annotation", "labels", "label", "target")
 _FIELDS = {
     "bbox": ("bbox", "bboxes", "boxes", "box"),
@@ -67,8 +68,8 @@ class Columns:
 
     image: str
     objects: str  # the column with the fields; empty if they are columns of the row
-    # What is here called bbox, category, area, iscrowd, segmentation. The bbox is empty if its four
-    # numbers are columns beside the others.
+    # The names of the columns that are called bbox, category, area, iscrowd and segmentation here.
+    # The bbox is empty if its four numbers are columns of their own.
     fields: dict[str, str]
     numbers: NamedNumbers | None = None  # of a box, if they have names
 
@@ -82,7 +83,8 @@ class Columns:
         return columns
 
     def objects_of(self, row: Row) -> list[Row] | str:
-        """The objects of a row under our names; if the lists differ in length, what they hold."""
+        """The objects of a row with our names for the columns. If the lists differ in length, a
+        text with the lengths."""
         fields = row[self.objects] if self.objects else row
         if isinstance(fields, list):
             objects = []
@@ -113,13 +115,14 @@ class Columns:
         return box
 
     def _value_of_row(self, fields: Row) -> Any:
-        """What holds the boxes of a row."""
+        """The value that holds the boxes of a row."""
         column = self.fields["bbox"]
         return fields.get(column) if column else fields
 
 
 def _as_list(name: str, value: Any) -> list[Any]:
-    """The values of a field for all objects of a row; a row may hold a single object."""
+    """The values of a field for all objects of a row, which may have a single object without a
+    list."""
     if value is None:
         return []
     if not isinstance(value, list):
@@ -130,8 +133,8 @@ def _as_list(name: str, value: Any) -> list[Any]:
 
 
 def find_columns(source: str, features: Any, masks: bool = False) -> Columns:
-    """Where images, boxes, classes and, if they are asked for, masks are. Raises InputError if
-    there are no images, boxes or classes."""
+    """The columns with images, boxes, classes and, on request, masks. Raises InputError if there
+    are no images, boxes or classes."""
     from datasets import Image as ImageFeature
 
     images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
@@ -167,7 +170,7 @@ def find_columns(source: str, features: Any, masks: bool = False) -> Columns:
 
 
 def _inner(feature: Any) -> Any:
-    """The type of a list's items, in any version of `datasets`."""
+    """The type of the items of a list, in any version of `datasets`."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return feature
@@ -179,11 +182,11 @@ class Classes:
 
     names: dict[int, str]
     id_of: dict[Any, int]
-    note: str  # how they were found; empty for a ClassLabel
+    note: str  # how the classes were determined; empty for a ClassLabel
 
 
 def find_classes(source: str, columns: Columns, splits: dict[str, Any]) -> Classes:
-    """The classes that the column states, or all that any row of any split names.
+    """The classes that the column states, or all classes that occur in any row of any split.
 
     Raises InputError if they are neither numbers nor texts.
     """
@@ -219,23 +222,23 @@ def find_classes(source: str, columns: Columns, splits: dict[str, Any]) -> Class
 
 
 def _hashable(value: Any) -> Any:
-    """A class as the rows give it; a list or dict, which is none, becomes a type."""
+    """The value of a class in the rows. A list or dict, which is not a class, is replaced by its
+    type."""
     return type(value) if isinstance(value, list | dict) else value
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A boxes as the rows give them, with width and height of their images and, below 0 where none
-    is stated, their areas."""
+    """A boxes as the rows state them, with the sizes of their images, and their areas."""
 
     numbers: np.ndarray  # [A, 4] float64
-    sizes: np.ndarray  # [A, 2]
-    area: np.ndarray  # [A]
+    sizes: np.ndarray  # [A, 2], width and height of the image
+    area: np.ndarray  # [A], negative if it is not stated
 
     @classmethod
     def of(cls, objects: Iterable[tuple[tuple[int, int], list[Row]]]) -> "Sample":
-        """The sample of images (width and height) and their objects; what is not a box is left
-        out."""
+        """The sample from images (width and height) with their objects. Values that are not boxes
+        are left out."""
         numbers = []
         sizes = []
         area = []
@@ -266,15 +269,15 @@ def _four_numbers(value: Any) -> list[float] | None:
 
 @dataclass(frozen=True)
 class BoxForm:
-    """How the boxes of a data set are written."""
+    """The format of boxes in a data set."""
 
     box_format: BoxFormat = "xywh"
     fractions: bool = False
-    note: str = ""  # why it is not the usual one
+    note: str = ""  # why it is not the usual format
 
     def pixels(self, box: Any, size: tuple[int, int]) -> Any:
-        """x, y, width, height in pixels of a box in an image of this size; what is not a box stays
-        as it is."""
+        """A box as x, y, width, height in pixels, in an image of `size` (width, height). Values
+        that are not boxes are returned unchanged."""
         numbers = _four_numbers(box)
         if numbers is None or (self.box_format == "xywh" and not self.fractions):
             return box
@@ -285,8 +288,8 @@ class BoxForm:
         return [x1, y1, x2 - x1, y2 - y1]
 
     def segmentation(self, value: Any, size: tuple[int, int]) -> Any:
-        """A mask in COCO's form: polygons in pixels, or RLE, also of an image whose pixels are not
-        0 inside; other values stay as they are."""
+        """A mask in COCO's format: polygons in pixels, or RLE, to which an image that is not 0
+        inside is converted. Other values are returned unchanged."""
         if isinstance(value, Image.Image):
             return _rle_of(value)
         if not isinstance(value, list) or not value:
@@ -302,7 +305,7 @@ class BoxForm:
         return scaled
 
     def area(self, value: Any, size: tuple[int, int]) -> Any:
-        """An area in pixels; what is not a number stays as it is."""
+        """An area in square pixels. Values that are not numbers are returned unchanged."""
         is_number = isinstance(value, int | float)
         if self.fractions and is_number and value <= 1:
             width, height = size
@@ -311,9 +314,10 @@ class BoxForm:
 
 
 def _rle_of(image: Image.Image) -> Row:
-    """The RLE of what is not 0 in an image; of one saved with losses, of what is brighter
-    than half of the brightest. A band that says that all is opaque does not count."""
-    is_lossy = has_losses(image)  # before it is decoded
+    """The RLE of the pixels that are not 0. In an image with lossy compression, these are the
+    pixels brighter than half of the maximum. An alpha channel that is opaque everywhere is
+    ignored."""
+    is_lossy = has_losses(image)  # has to be called before decoding
     pixels = np.asarray(image)
     if image.mode in ("LA", "RGBA") and pixels[..., -1].min() == pixels[..., -1].max():
         pixels = pixels[..., :-1]
@@ -328,10 +332,10 @@ def _rle_of(image: Image.Image) -> Row:
 def box_form(
     source: str, sample: Sample, stated: str, numbers_of: NamedNumbers | None = None
 ) -> BoxForm:
-    """How boxes are written: as `stated`, or, if that is empty, as the names of their numbers say,
-    or as the sample makes sense.
+    """The format of boxes: as `stated`, or else as the names of their numbers imply, or else the
+    format in which the sample makes sense.
 
-    Raises InputError if it makes sense in several ways, and xywh in pixels is not one of them.
+    Raises InputError if several formats make sense, and xywh in pixels is not one of them.
     """
     fractions = _are_fractions(sample)
     if stated:
@@ -375,7 +379,7 @@ def box_form(
 
 
 def _may_be_few_corners(sample: Sample) -> bool:
-    """Whether so few boxes in pixels are given that corners do not show, and they may be some."""
+    """Whether boxes in pixels may be corners, but are too few to decide it."""
     numbers = sample.numbers
     is_few = len(numbers) < FEWEST_FOR_CORNERS
     return is_few and _makes_sense("xyxy", numbers, sample.sizes, sample.area)
@@ -401,26 +405,28 @@ def _are_fractions(sample: Sample) -> bool:
 def _makes_sense(
     box_format: BoxFormat, numbers: np.ndarray, sizes: np.ndarray, area: np.ndarray
 ) -> bool:
-    """Whether boxes of this format lie in their images, and are no smaller than their areas."""
+    """Whether boxes of this format lie in their images, and are not smaller than their areas."""
     boxes = to_corners(numbers, box_format)
     slip = np.maximum(_SLIP_PX, _SLIP_SHARE * sizes)
     starts = boxes[:, :2]
     ends = boxes[:, 2:]
-    is_inside = (starts >= -slip) & (ends <= sizes + slip) & (ends > starts)
+    is_inside = (starts >= -slip) & (ends <= sizes + slip)
+    has_area = ends > starts
+    sound = np.all(is_inside & has_area, axis=1)
     largest = _LARGER_THAN_BOX * (ends - starts + 1).prod(1)
-    is_large = (area < 0) | (area <= largest)
-    sound = np.all(is_inside, axis=1)
-    return bool(sound.mean() >= _NEARLY_ALL and is_large.mean() >= _MOST)
+    is_unknown = area < 0
+    area_fits = is_unknown | (area <= largest)
+    return bool(sound.mean() >= _NEARLY_ALL and area_fits.mean() >= _MOST)
 
 
 def _fits_area(box_format: BoxFormat, numbers: np.ndarray, area: np.ndarray) -> float:
-    """The share of the boxes that have the area that is stated."""
+    """The share of boxes whose area is the stated one."""
     boxes = to_corners(numbers, box_format)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     return float((np.abs(areas - area) <= _SAME_AREA * area).mean())
 
 
 def sample_rows(rows: Any, most: int) -> Iterator[Row]:
-    """At most so many of the rows, from all over them."""
+    """At most `most` rows, spread over all of them."""
     step = max(1, -(-len(rows) // most))
     yield from rows.select(range(0, len(rows), step))

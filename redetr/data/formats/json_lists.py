@@ -1,4 +1,5 @@
-"""The lists of a JSON file, read through a window: the file may be larger than the memory."""
+"""Reads the lists of a JSON file through a window, so that the file may be larger than the
+memory."""
 
 import codecs
 import json
@@ -13,12 +14,13 @@ from redetr.errors import InputError
 from redetr.garbage import no_garbage_collection
 
 _BLOCK = 2**22  # bytes read at a time
-_BATCH = 2**14  # rows handed over at a time, at least
-_LONGEST = 2**20  # characters at the end of the window, in which its last object is looked for
-# A value that the end of the window cuts is refused this close to it, in characters.
+_BATCH = 2**14  # minimum number of rows that are passed on at a time
+_LONGEST = 2**20  # characters at the end of the window that are searched for its last object
+# If the end of the window cuts a value, the parser reports an error within so many characters of
+# the end.
 _NEAR = 16
 _SPACE = re.compile(r"[ \t\n\r]*")
-# The last object of a list in a text, which follows another one.
+# The start of the last object of a list in a text.
 _LAST_OBJECT = re.compile(r".*\}[ \t\n\r]*,[ \t\n\r]*(\{)", re.DOTALL)
 _DECODER = json.JSONDecoder()
 
@@ -26,11 +28,10 @@ TakeRows = Callable[[str, list[Any]], None]
 
 
 def read_lists(file: Path, keys: tuple[str, ...], take: TakeRows) -> dict[str, bool]:
-    """Hands the items of the lists under these keys of an object in a JSON file to `take`, in
-    batches, and returns for each key that is there whether it is a list.
+    """Passes the items of the lists under these keys of a JSON file to `take`, in batches. Returns
+    for each key in the file whether its value is a list.
 
-    Raises InputError for a file that is not JSON, with the words and the position of Python's own
-    reader.
+    Raises InputError if the file is not JSON, with the message and position of Python's own parser.
     """
     try:
         with no_garbage_collection():
@@ -41,21 +42,21 @@ def read_lists(file: Path, keys: tuple[str, ...], take: TakeRows) -> dict[str, b
 
 
 class _Document:
-    """A JSON file, of which a window is in memory: what was read is forgotten."""
+    """A JSON file, of which a window is in memory. Text that was read is dropped."""
 
     def __init__(self, file: Path):
         self._text = _decoded(file)
         self._window = ""
         self._at = 0  # in the window
-        self._is_whole = False  # whether the window reaches to the end of the file
-        self._is_new = True  # whether nothing was tried with this window
-        # What was forgotten, for the position of an error.
+        self._is_whole = False  # whether the window extends to the end of the file
+        self._is_new = True  # whether nothing was read from this window yet
+        # The dropped text, for the position of an error.
         self._characters = 0
         self._lines = 0
-        self._column = 0  # characters since its last line break
+        self._column = 0  # characters since the last line break
 
     def lists(self, keys: tuple[str, ...], take: TakeRows) -> dict[str, bool]:
-        """As `read_lists`; raises ValueError."""
+        """Does the work of `read_lists`. Raises ValueError if the file is not JSON."""
         self._skip_space()
         is_list: dict[str, bool] = {}
         if self._next() == "{":
@@ -69,7 +70,7 @@ class _Document:
         return is_list
 
     def _members(self, keys: tuple[str, ...], take: TakeRows, is_list: dict[str, bool]) -> None:
-        """The members of the object, up to its closing brace."""
+        """Reads the members of the object, up to its closing brace."""
         self._skip_space()
         if self._next() == "}":
             self._at += 1
@@ -102,7 +103,7 @@ class _Document:
             self._at += 1
 
     def _items(self, key: str, take: TakeRows) -> None:
-        """The items of a list, up to its closing bracket."""
+        """Reads the items of a list, up to its closing bracket."""
         self._skip_space()
         if self._next() == "]":
             self._at += 1
@@ -125,9 +126,10 @@ class _Document:
             self._skip_space()
 
     def _objects(self) -> list[Any]:
-        """The items that lie whole in the window, but for the last one; none if that is not clear.
+        """The items that are completely in the window, except the last one; empty if it is not
+        clear which these are.
 
-        Together, they are read in a third of the time: Python's reader remembers their keys.
+        Reading them together takes a third of the time, because Python's parser reuses their keys.
         """
         if not self._is_new:
             return []
@@ -140,7 +142,7 @@ class _Document:
             return []
         text = self._window[self._at : cut]
         try:
-            # A cut inside an item or a string leaves brackets or quotes open.
+            # A cut inside an item or string leaves brackets or quotes open.
             items = json.loads(f"[{text.rstrip().removesuffix(',')}]")
         except ValueError:
             return []
@@ -148,7 +150,7 @@ class _Document:
         return items
 
     def _value(self) -> Any:
-        """The value that begins here."""
+        """Reads the value that begins at the current position."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._window, self._at)
@@ -158,18 +160,18 @@ class _Document:
                 if is_cut and self._read_on():
                     continue
                 raise self._error(error.msg, error.pos) from None
-            # A number at the end of the window may continue after it, even one in front of "e+".
+            # A number at the end of the window may continue after it, also one before "e+".
             if end >= len(self._window) - 2 and self._read_on():
                 continue
             self._at = end
             return value
 
     def _next(self) -> str:
-        """The character that is next, empty at the end of the file."""
+        """The next character that is not a space; empty at the end of the file."""
         return self._window[self._at : self._at + 1]
 
     def _skip_space(self) -> None:
-        """Goes to the next character that is not a space, so that it is in the window."""
+        """Moves to the next character that is not a space, which is then in the window."""
         while True:
             space = _SPACE.match(self._window, self._at)
             assert space is not None
@@ -178,8 +180,8 @@ class _Document:
                 return
 
     def _read_on(self) -> bool:
-        """Moves the window on, and widens it if nothing of it was read; False at the end of the
-        file."""
+        """Moves the window forward, and enlarges it if nothing in it was read. False at the end of
+        the file."""
         if self._is_whole:
             return False
         passed = self._window[: self._at]
@@ -204,7 +206,7 @@ class _Document:
         return True
 
     def _error(self, message: str, position: int) -> ValueError:
-        """An error at this position of the window, in the words of the `json` module."""
+        """An error at a position in the window, with the wording of the `json` module."""
         passed = self._window[:position]
         lines = passed.count("\n")
         column = len(passed.rpartition("\n")[2]) + 1

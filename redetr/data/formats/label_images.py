@@ -1,11 +1,12 @@
-"""Data sets whose objects are drawn as label images: a PNG or TIFF of the size of the image, in
-which every pixel of an object has the number of that object, and 0 is background.
+"""Data sets with label images: a PNG or TIFF of the size of each image, in which every pixel of an
+object has the number of that object, and 0 is background.
 
 Images are in `images/{train,val,test}/` and label images in `masks/{train,val,test}/`, or in
 `train/images/` and `train/masks/` and so on; without these folders, `images/` and `masks/` are
-train. A label image has the name of its image, with any ending of an image, or `_mask` or `_masks`
-before that. Colours count as one number, red + 256 green + 65536 blue. The box of an object is that
-around its pixels, its area their count. All objects are of one class, called `object`.
+train. A label image has the name of its image, with any image suffix, and optionally `_mask` or
+`_masks` before that. A colour stands for the number red + 256 green + 65536 blue. The box of an
+object is tight around its pixels, and its area is their number. All objects have one class, called
+`object`.
 """
 
 import posixpath
@@ -47,7 +48,7 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 _IMAGES, _LABELS = "images", "masks"  # names of folders
 _ENDS = ("", "_mask", "_masks")  # of the name of a label image
 _MOST_OF_OBJECT = 0.5  # share of its pixels
-_MOST_COUNTED = 2**16  # numbers up to which a table is faster than sorting all pixels
+_MOST_COUNTED = 2**16  # up to this number, a table is faster than sorting all pixels
 
 
 def label_image_splits(root: Path) -> list[Split]:
@@ -61,8 +62,8 @@ def label_images_sought(split: Split) -> str:
 
 
 def read_label_images(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The split, which has to be there, with masks if there is a builder for them. Raises
-    InputError if it is not there; decodes every label image."""
+    """The annotations of a split, with masks if there is a builder for them. Decodes every label
+    image. Raises InputError if the split is missing."""
     location = _locate(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {label_images_sought(split)}", where=root)
@@ -85,12 +86,12 @@ def read_label_images(root: Path, split: Split, masks: MaskBuilder | None = None
 
 
 def is_label_folder(source: Path) -> bool:
-    """Whether annotations with this source are label images."""
+    """Whether annotations with this source come from label images."""
     return source.is_dir() and _LABELS in (source.name, source.parent.name)
 
 
 def _locate(root: Path, split: Split) -> tuple[Path, Path] | None:
-    """The folders of the images and of the label images of a split, None if there are none."""
+    """The folders of the images and label images of a split; None if there are none."""
     for name in _FOLDERS[split]:
         for images, labels in (
             (root / _IMAGES / name, root / _LABELS / name),
@@ -110,7 +111,8 @@ def _are_there(images: Path, labels: Path) -> bool:
 
 
 def _matched(names: list[str], label_names: list[str]) -> tuple[list[str], list[str]]:
-    """The label image of each image, empty where there is none, and those without an image."""
+    """The label image of each image, empty if there is none; and the label images without an
+    image."""
     by_stem = {composed(posixpath.splitext(name)[0]): name for name in label_names}
     unclaimed = set(label_names)
     matched = []
@@ -135,12 +137,12 @@ class _Scene:
 
     name: str  # below the folder of label images; empty if there is none
     size: tuple[int, int] = (0, 0)  # height, width
-    numbers: list[int] = field(default_factory=list)  # of its objects
+    numbers: list[int] = field(default_factory=list)  # of the objects
     boxes: list[list[int]] = field(default_factory=list)  # xyxy px
     areas: list[int] = field(default_factory=list)  # pixels
     masks: list[bytes] = field(default_factory=list)  # compressed, if they are asked for
-    num_parts: int = 0  # that do not touch, if all have the same number
-    num_edges: int = 0  # objects that lie only between lower and higher numbers
+    num_parts: int = 0  # parts that do not touch, if all have the same number
+    num_edges: int = 0  # objects that are only steps between a lower and a higher number
     problem: str = ""
 
 
@@ -174,9 +176,12 @@ def _read(folder: Path, with_masks: bool, name: str) -> _Scene:
 
 
 def _count_edges(labels: NDArray[Any], areas: NDArray[np.int64]) -> int:
-    """How many objects have most of their pixels between a neighbour of a lower number and one of
-    a higher number. What was resized smoothly or saved with losses has many such numbers along its
-    edges; objects that were drawn have next to none."""
+    """The number of objects with most of their pixels between a neighbour with a lower number and
+    one with a higher number.
+
+    Label images that were resized with interpolation or saved with lossy compression have many such
+    numbers along edges; drawn objects have hardly any.
+    """
     labels = labels.astype(np.min_scalar_type(len(areas)))  # a third of the time
     padded = np.pad(labels, 1, mode="edge")
     has_lower = np.zeros(labels.shape, bool)
@@ -196,7 +201,8 @@ def _count_edges(labels: NDArray[Any], areas: NDArray[np.int64]) -> int:
 
 
 def _counted_from_0(numbers: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The numbers that occur, with 0, sorted, and which of them each pixel `[H, W]` has."""
+    """The numbers that occur and 0, sorted, and for each pixel, `[H, W]`, the index of its
+    number."""
     highest = int(numbers.max())
     if highest < _MOST_COUNTED:
         occurs = np.bincount(numbers.ravel(), minlength=highest + 1) > 0
@@ -248,8 +254,8 @@ def _read_images(
 
 
 def _judge_meaning(scenes: list[_Scene], rows: Rows) -> None:
-    """Adds an error if label images show where objects are, but not which pixels are of one; a
-    warning if that is rare, as objects may be in parts."""
+    """Adds an error if label images show where objects are, but do not separate them; or a warning
+    if that is rare, as an object may have several parts."""
     _judge_edges(scenes, rows)
     numbers: set[int] = set()
     for scene in scenes:
@@ -270,7 +276,8 @@ def _judge_meaning(scenes: list[_Scene], rows: Rows) -> None:
 
 
 def _judge_edges(scenes: list[_Scene], rows: Rows) -> None:
-    """Adds an error if most numbers in the label images are not objects, but steps along edges."""
+    """Adds an error if most numbers in the label images are steps along edges instead of
+    objects."""
     edges = np.array([scene.num_edges for scene in scenes])
     counts = np.array([len(scene.numbers) for scene in scenes])
     if 2 * edges.sum() <= counts.sum():

@@ -1,12 +1,12 @@
-"""Data sets as LabelMe saves them: a JSON file beside each image.
+"""Data sets in LabelMe format: a JSON file next to each image.
 
-Such files in `train/`, `val/` (or `valid/`) and `test/`, or in folders of these names in `images/`,
-are the splits. Files side by side in the folder itself or in `images/` are train, and so are JSON
-files in `annotations/`, `labels/` or `json/` with images in `images/`. The box of an object is that
-around its polygon, rectangle, circle or mask. If masks are read, its mask is what a polygon, a
-circle (as one of 64 corners) or a mask encloses; a rectangle has none. Shapes of one label and one
-`group_id` are one object; one that is marked `difficult` is ignored in evaluation: `iscrowd` is
-True. Points and lines are not objects. Classes are the labels in all files, sorted, with ids from
+The splits are such files in `train/`, `val/` (or `valid/`) and `test/`, or in folders with these
+names in `images/`. Files in the folder itself or in `images/` are the train split, and so are JSON
+files in `annotations/`, `labels/` or `json/` with images in `images/`. The box of an object is
+tight around its polygon, rectangle, circle or mask. If masks are read, polygons, circles (as
+polygons with 64 corners) and masks have one, and rectangles have none. Shapes with the same label
+and `group_id` are one object. Objects marked `difficult` are ignored in evaluation (`iscrowd` is
+True). Points and lines are not objects. Classes are the labels in all files, sorted, with ids from
 1; image ids count the sorted names.
 """
 
@@ -48,11 +48,11 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 _JSON_FOLDERS = ("annotations", "labels", "json")  # apart from images/
-# `rotation` is a turned rectangle of X-AnyLabeling, whose files are LabelMe's otherwise.
+# `rotation` is a rotated rectangle of X-AnyLabeling, which otherwise writes LabelMe's format.
 _OBJECTS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "circle", "mask")
 _NO_OBJECTS = ("point", "points", "line", "linestrip")
 _LARGEST = 1e9  # px
-_TRIED = 5  # files of a folder that show whether it is LabelMe's
+_TRIED = 5  # files that are read to recognise a folder in LabelMe format
 
 Extent = tuple[float, float, float, float]  # x1, y1, x2, y2
 Polygons = list[list[float]]  # each x, y, x, y, ...
@@ -61,7 +61,7 @@ _NO_EXTENT = (math.nan, math.nan, math.nan, math.nan)
 
 
 def labelme_splits(root: Path) -> list[Split]:
-    """The splits of the folder that are LabelMe's."""
+    """The splits of the folder that are in LabelMe format."""
     return [split for split in SPLITS if _locate(root, split) is not None]
 
 
@@ -71,7 +71,8 @@ def labelme_sought(split: Split) -> str:
 
 
 def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The split, which has to be there. Raises InputError if no file names an object."""
+    """The annotations of a split, with masks if there is a builder for them. Raises InputError if
+    the split is missing, or if no file names an object."""
     folder = _locate(root, split)
     if folder is None:
         raise InputError(f"no {split} split: looked for {labelme_sought(split)}", where=root)
@@ -96,7 +97,7 @@ def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> 
 
 
 def _locate(root: Path, split: Split) -> Path | None:
-    """The folder of the split, None if there is none."""
+    """The folder of the split; None if there is none."""
     for parent in (root, root / "images"):
         for name in _FOLDERS[split]:
             if _is_labelme(parent / name):
@@ -110,7 +111,7 @@ def _locate(root: Path, split: Split) -> Path | None:
 
 
 def _is_labelme(folder: Path, pattern: str = "**/*.json") -> bool:
-    """Whether JSON files in the folder list shapes."""
+    """Whether JSON files in the folder have lists of shapes."""
     files = islice(folder.glob(pattern), _TRIED)
     return any(b'"shapes"' in read_file(file) for file in files)
 
@@ -128,15 +129,15 @@ class _Scene:
 
     file: str  # relative to the root
     image_path: str = ""  # as the file states it
-    size: tuple[int, int] = (0, 0)  # height, width; 0 = not said
+    size: tuple[int, int] = (0, 0)  # height, width; 0 = not stated
     labels: list[str] = field(default_factory=list)
     extents: list[Extent] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)  # of the shape, from 1
     difficult: list[bool] = field(default_factory=list)
     masks: list[Polygons | None] = field(default_factory=list)  # None for boxes
     left_out: list[str] = field(default_factory=list)  # kinds of shapes that are not objects
-    grouped: int = 0  # shapes that are parts of others
-    with_masks: bool = False  # whether they are read
+    grouped: int = 0  # shapes that are parts of another object
+    with_masks: bool = False  # whether masks are read
     is_embedded: bool = False  # whether the image is in the file itself
     problem: str = ""
     image: str = ""  # relative to the root; empty if it is not there
@@ -176,8 +177,8 @@ def _is_size(value: Any) -> bool:
 def _add_shape(
     scene: _Scene, shape: dict[str, Any], number: int, group_of: dict[tuple[str, Any], int]
 ) -> None:
-    """Adds an object, or makes one larger that has the same group."""
-    kind = shape.get("shape_type") or "polygon"  # LabelMe 3 may not say
+    """Adds an object, or extends the object with the same group."""
+    kind = shape.get("shape_type") or "polygon"  # LabelMe 3 may not state it
     if kind in _NO_OBJECTS:
         scene.left_out.append(kind)
         return
@@ -205,23 +206,27 @@ def _add_shape(
 
 
 def _extent(kind: Any, points: Any) -> Extent:
-    """The box around a shape; NaN if it has none."""
-    pairs = points if isinstance(points, list) else []
-    if kind not in _OBJECTS or len(pairs) < 2 or not all(map(_is_point, pairs)):
+    """The box around a shape; NaN if the shape has none."""
+    if kind not in _OBJECTS or not isinstance(points, list):
         return _NO_EXTENT
-    x = [float(point[0]) for point in pairs]
-    y = [float(point[1]) for point in pairs]
+    if len(points) < 2 or not all(map(_is_point, points)):
+        return _NO_EXTENT
     if kind == "circle":  # its centre, and a point on it
-        radius = math.hypot(x[1] - x[0], y[1] - y[0])
-        return x[0] - radius, y[0] - radius, x[0] + radius, y[0] + radius
+        center_x, center_y = map(float, points[0])
+        edge_x, edge_y = map(float, points[1])
+        radius = math.hypot(edge_x - center_x, edge_y - center_y)
+        return center_x - radius, center_y - radius, center_x + radius, center_y + radius
+    x = [float(point[0]) for point in points]
+    y = [float(point[1]) for point in points]
+    left, right = min(x), max(x)
+    top, bottom = min(y), max(y)
     if kind == "mask":  # its first and its last pixel
-        return min(x), min(y), max(x) + 1, max(y) + 1
-    return min(x), min(y), max(x), max(y)
+        return left, top, right + 1, bottom + 1
+    return left, top, right, bottom
 
 
 def _polygons(kind: Any, shape: dict[str, Any]) -> Polygons | None:
-    """The polygons of a shape that has an outline of its own; None for boxes, and for what cannot
-    be read."""
+    """The polygons of a shape that is not a box; None for boxes and for invalid shapes."""
     points: Any = shape.get("points")
     if math.isnan(_extent(kind, points)[0]):
         return None
@@ -241,8 +246,8 @@ def _polygons(kind: Any, shape: dict[str, Any]) -> Polygons | None:
 
 
 def _polygons_of_image(text: Any, start: list[float]) -> Polygons | None:
-    """The polygons around a mask that is stored as an image in base64, whose first pixel lies at
-    `start`; None if it is none."""
+    """The polygons around a mask that is stored as an image in base64, whose first pixel is at
+    `start`; None if it is not a valid image."""
     try:
         file = io.BytesIO(base64.b64decode(text, validate=True))
         with open_image(file, "mask") as image:
@@ -274,8 +279,8 @@ def _report_other_files(root: Path, scenes: list[_Scene], faults: list[Fault]) -
 
 
 def _find_image(listing: Listing, scene: _Scene) -> str:
-    """The image of a file, relative to the root: as it states, by the last part of that, or of the
-    same name; empty if there is none."""
+    """The image of a file, relative to the root. It is found by the path in the file, by the name
+    in that path, or by the name of the file; empty if there is none."""
     parent, name = posixpath.split(scene.file)
     stated = scene.image_path.replace("\\", "/")
     candidates = []

@@ -1,4 +1,5 @@
-"""The label files of images in YOLO format, and label files that belong to no image."""
+"""Matches images and label files in YOLO format, and reports label files that belong to no
+image."""
 
 import os
 import posixpath
@@ -16,13 +17,13 @@ from redetr.data.images import IMAGE_SUFFIXES
 from redetr.files import open_file
 
 LABEL_SUFFIX = ".txt"
-_MOST_COMPARED = 300  # label files without image whose names are compared with those of images
+_MOST_COMPARED = 300  # label files without an image that are compared with the names of images
 _SEPARATED = "(?:^|[^0-9a-z]){}(?:$|[^0-9a-z])"
 
 
 def label_name(image: str) -> str:
-    """The path of an image's label file, both relative to the data folder: the last folder `images`
-    becomes `labels`."""
+    """The path of an image's label file, in which the last folder `images` is replaced by `labels`.
+    Both paths are relative to the data folder."""
     path, _ = posixpath.splitext(image)
     start, folder, end = f"/{path}".rpartition("/images/")
     if not folder:
@@ -31,8 +32,8 @@ def label_name(image: str) -> str:
 
 
 def label_names(root: Path, images: Iterable[str]) -> list[str]:
-    """The path of the label file of each image, relative to the data folder `root`: as `label_name`
-    gives it, or as a file of that name is stored in another normal form of Unicode."""
+    """The path of the label file of each image, relative to the data folder `root`. It is that of
+    `label_name`, or the same name in another normal form of Unicode, if that is stored."""
     listing = Listing(root)
     labels = []
     for image in images:
@@ -45,8 +46,8 @@ def label_names(root: Path, images: Iterable[str]) -> list[str]:
 def label_faults(root: Path, below: str, images: list[str], labels: list[str]) -> list[Fault]:
     """The faults of label files that belong to several images, or to none.
 
-    `images` and the label file of each are relative to the data folder `root`. The images are all
-    those in its folder `below`, or if that is ".", those that a list names.
+    `images` and their `labels` are relative to the data folder `root`. They are all images in its
+    folder `below`, or, if that is ".", the images in a list.
     """
     listing = Listing(root)
     faults = _shared(root, images, labels, listing)
@@ -56,7 +57,7 @@ def label_faults(root: Path, below: str, images: list[str], labels: list[str]) -
     unlabelled = [
         image for image, label in zip(images, labels, strict=True) if label not in listing
     ]
-    meant: list[tuple[str, str]] = []  # a label file, and the image without one that it may mean
+    meant: list[tuple[str, str]] = []  # label files, each with an image to which it may belong
     others = unclaimed[_MOST_COMPARED:]
     for label in unclaimed[:_MOST_COMPARED]:
         image = _image_meant(label, unlabelled)
@@ -102,10 +103,10 @@ def _shared(root: Path, images: list[str], labels: list[str], listing: Listing) 
 def _unclaimed(
     root: Path, below: str, images: list[str], labels: list[str], listing: Listing
 ) -> list[str]:
-    """The label files that belong to no image, in the folders of label files, sorted."""
+    """The label files that belong to no image, in all folders of label files, sorted."""
     claimed = set(labels)
     image_folders = {posixpath.dirname(image) for image in images}
-    if below == ".":  # a list names the images, and need not name all images of a folder
+    if below == ".":  # a list need not name all images of a folder
         for folder in image_folders:
             for file in listing.files(folder):
                 if file.lower().endswith(IMAGE_SUFFIXES):
@@ -128,7 +129,7 @@ def _unclaimed(
 
 
 def _holds_labels(file: Path) -> bool:
-    """Whether the first line is that of a label file, not of a list of classes or a note."""
+    """Whether the first line is that of a label file, rather than a list of classes or a note."""
     try:
         with open_file(file) as lines:
             written = (line for line in lines if line.strip())
@@ -141,7 +142,8 @@ def _holds_labels(file: Path) -> bool:
 
 
 def _of_another_name(root: Path, meant: list[tuple[str, str]]) -> Fault:
-    """An error for label files that nearly match images, which would be learned as empty."""
+    """An error for label files that nearly match images, because these images would count as
+    empty."""
     label, image = meant[0]
     text = f"belongs to no image; does it belong to {image}, which has no label file?"
     remedy = f"call it {posixpath.basename(label_name(image))}, or delete it"
@@ -149,7 +151,7 @@ def _of_another_name(root: Path, meant: list[tuple[str, str]]) -> Fault:
 
 
 def _of_no_image(root: Path, labels: list[str], folders: set[str], listing: Listing) -> Fault:
-    """A warning for label files of no image; `folders` are those of the images."""
+    """A warning for label files without an image; `folders` are the folders of images."""
     label = labels[0]
     text = "belongs to no image"
     remedy = "add its image, or delete it"
@@ -163,7 +165,8 @@ def _of_no_image(root: Path, labels: list[str], folders: set[str], listing: List
 
 
 def _image_meant(label: str, unlabelled: Iterable[str]) -> str:
-    """The only one of the images that the label file seems to mean; empty for none or several."""
+    """The only image to which the label file seems to belong; empty if there are none or
+    several."""
     stem, _ = posixpath.splitext(posixpath.basename(label))
     wanted = _plain(stem)
     parts = re.compile(_SEPARATED.format(re.escape(wanted)))
@@ -175,7 +178,7 @@ def _image_meant(label: str, unlabelled: Iterable[str]) -> str:
 
 
 def _is_similar(wanted: str, parts: re.Pattern[str], image: str) -> bool:
-    """Whether the names of a label file and an image differ only by a part, the ending, or the
+    """Whether the names of a label file and an image differ only in a part, the suffix, or the
     spelling of letters."""
     name = _plain(posixpath.basename(image))
     stem, _ = posixpath.splitext(name)
@@ -192,5 +195,5 @@ def _letters(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """The name in composed lower-case letters, without the escapes of an address."""
+    """The name in composed lower-case letters, without the escapes of a URL."""
     return unicodedata.normalize("NFC", unquote(name)).lower()

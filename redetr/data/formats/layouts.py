@@ -1,4 +1,4 @@
-"""Which format a folder of data is in, which splits it has, and how one is read."""
+"""Determines the format of a data folder and its splits, and reads a split."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,13 +40,13 @@ _REMEDIES = {
 
 
 class _Layout(NamedTuple):
-    """A format of data sets: the splits that are in a folder, where one is looked for (in words),
-    how it is read."""
+    """A format of data sets: functions that return the splits in a folder, describe where a split
+    is looked for, and read a split."""
 
     splits: Callable[[Path], list[Split]]
     sought: Callable[[Split], str]
     read: Callable[[Path, Split, MaskBuilder | None], Annotations]
-    suffix: str = ""  # of the annotations, if each image has a file of them
+    suffix: str = ""  # of annotation files, if each image has one
 
 
 _LAYOUTS = {
@@ -59,31 +59,32 @@ _LAYOUTS = {
     "label images": _Layout(label_image_splits, label_images_sought, read_label_images),
     "WebDataset": _Layout(shard_splits, shards_sought, read_shards),
 }
-# The same formats under other names of files and folders; looked for where none of the first is.
+# The same formats with other names of files and folders, which are looked for if none of the first
+# is found.
 _OTHER_LAYOUTS = {
     "COCO": _LAYOUTS["COCO"]._replace(splits=other_coco_splits),
     "YOLO": _LAYOUTS["YOLO"]._replace(splits=darknet_splits),
     "Pascal VOC": _LAYOUTS["Pascal VOC"]._replace(splits=other_voc_splits),
 }
-# A folder that Hugging Face `datasets` saved has one of the first; one of images that it reads, one
-# of the others.
+# A folder that Hugging Face `datasets` saved has one of the first files; an image folder that it
+# reads has one of the others.
 _SAVED = ("dataset_dict.json", "state.json")
 _YAML = (".yaml", ".yml")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def splits_of(root: Path) -> list[Split]:
-    """The splits of the data set in a folder, or of a YAML file. Raises InputError if it has none,
-    or if they cannot be distinguished."""
+    """The splits of the data set in a folder, or of a YAML file. Raises InputError if there are
+    none, or if they are ambiguous."""
     _, splits = _layout_of(root)
     return splits
 
 
 def read_annotations(root: Path, split: Split, masks: MaskUse = "none") -> Annotations:
-    """One split of the data set in a folder, or of a YAML file, with all that is wrong with it.
-    Masks are read for this use.
+    """A split of the data set in a folder, or of a YAML file, with all of its faults, and with
+    masks for this use.
 
-    Raises InputError if there is no such data set or split, or nothing of it can be read.
+    Raises InputError if there is no such data set or split, or if it cannot be read at all.
     """
     layout, splits = _layout_of(root)
     if split not in splits:
@@ -96,7 +97,7 @@ def read_annotations(root: Path, split: Split, masks: MaskUse = "none") -> Annot
 
 
 def _other_layouts(root: Path, layout: _Layout) -> list[Fault]:
-    """A warning if the folder holds a data set in another format too, which is not read."""
+    """A warning if the folder also has a data set in another format, which is not read."""
     if root.is_file():
         return []
     others = []
@@ -120,7 +121,7 @@ def _other_layouts(root: Path, layout: _Layout) -> list[Fault]:
 
 
 def _unread_json(root: Path) -> list[Fault]:
-    """A note if annotation files in COCO format lie beside those that are read."""
+    """A note if there are annotation files in COCO format that are not read."""
     unread = unread_coco_files(root)
     if not unread:
         return []
@@ -132,7 +133,7 @@ def _unread_json(root: Path) -> list[Fault]:
 
 
 def annotation_suffix(root: Path) -> str:
-    """How the files of annotations end, in lower case, if each image has one; else empty."""
+    """The suffix of annotation files, in lower case, if each image has one; otherwise empty."""
     layout, _ = _layout_of(root)
     return layout.suffix
 
@@ -143,7 +144,8 @@ def is_saved_by_datasets(root: Path) -> bool:
 
 
 def is_hub_folder(root: Path) -> bool:
-    """Whether Hugging Face `datasets` reads the folder: saved, or images with their metadata."""
+    """Whether Hugging Face `datasets` reads the folder: it was saved by it, or has images with
+    metadata."""
     if is_saved_by_datasets(root):
         return True
     for folder in (root, *sorted(root.glob("*/"))):
@@ -177,7 +179,7 @@ def _layout_of(root: Path) -> tuple[_Layout, list[Split]]:
 
 
 def _no_folder(root: Path) -> InputError:
-    """Why a path that is not a folder is not a data set."""
+    """The error for a path that is not a folder."""
     remedy = "give the folder of a data set, its data.yaml, or digits or crowns"
     if not root.is_file():
         return InputError("no such folder", where=root, remedy=remedy)
@@ -191,7 +193,7 @@ def _no_folder(root: Path) -> InputError:
 
 
 def _no_data_set(root: Path) -> InputError:
-    """Why there is no data set in a folder, and what would be one."""
+    """The error for a folder without a data set, with the most helpful remedy."""
     for folder in sorted(root.glob("*/")):
         if any(layout.splits(folder) for layout in _LAYOUTS.values()):
             remedy = f"give {folder}, which holds one"

@@ -1,5 +1,5 @@
-"""The contents of a folder: files of the requested types, and everything that is skipped; and
-images that are listed twice."""
+"""Lists the contents of a folder, with all files that are skipped, and finds images that are listed
+twice."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from redetr.data.images import IMAGE_SUFFIXES
 from redetr.files import holds_run, open_file
 from redetr.wording import counted
 
-_RECORD = ("predictions", ".jsonl")  # how records of `redetr predict` begin and end
+_RECORD = ("predictions", ".jsonl")  # prefix and suffix of records of `redetr predict`
 
-# Files that lie beside images and are none: nobody misses them.
+# Files that are often next to images, and are skipped without a report.
 _TEXTS = (".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".rst", ".tsv", ".txt", ".xml")
 _DOCUMENTS = (".doc", ".docx", ".pdf", ".url", ".xls", ".xlsx")
 _SETTINGS = (".cfg", ".conf", ".data", ".ini", ".names", ".toml", ".yaml", ".yml")
@@ -27,20 +27,20 @@ _ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"
 _STORED = (".bin", ".cache", ".db", ".index", ".lock")
 _WEIGHTS = (".onnx", ".pkl", ".pt", ".pth", ".safetensors")
 _NO_IMAGES = {*_TEXTS, *_DOCUMENTS, *_SETTINGS, *_PROGRAMS, *_ARCHIVES, *_STORED, *_WEIGHTS}
-# What systems and tools leave, as everything that begins with a dot.
+# Files of systems and tools, as are all files that begin with a dot.
 _SYSTEM_NAMES = frozenset(
     ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
     + ("__pycache__", "node_modules", "site-packages")
 )
 _ANNOTATION_SUFFIXES = (".txt", ".xml", ".json")
-# The images that other commands write, beside a file by which their folders are known.
+# Images that other commands write, by a file that identifies their folder.
 _OUTPUTS = {
     "index.html": {"sheet.png", "augmented.png"},  # check --report
     "demo": {"curves.png", "predictions.png"},  # demo
 }
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
-_DEVICES = ("/dev", "/proc", "/run", "/sys")  # no files of a user, some without end
-MOST_OTHERS = 200_000  # files below a folder that are of no kind asked for
+_DEVICES = ("/dev", "/proc", "/run", "/sys")  # no user files, and some have no end
+MOST_OTHERS = 200_000  # files below a folder that are not of a requested type
 _OTHERS_PER_FILE = 10
 _MOST_ENDINGS = 6  # in a message
 
@@ -50,16 +50,16 @@ class Contents:
     """The files below a folder, as paths relative to it with forward slashes, sorted as bytes."""
 
     root: Path
-    files: list[str] = field(default_factory=list)  # of the kinds asked for
-    others: list[str] = field(default_factory=list)  # of other kinds, which may be images
-    system: list[str] = field(default_factory=list)  # like images or annotations, but hidden
+    files: list[str] = field(default_factory=list)  # of the requested types
+    others: list[str] = field(default_factory=list)  # of other types, which may be images
+    system: list[str] = field(default_factory=list)  # of the requested types, but hidden
     links: list[str] = field(default_factory=list)  # to folders, which are not followed
     closed: list[str] = field(default_factory=list)  # folders that cannot be listed
     outputs: list[str] = field(default_factory=list)  # images that redetr wrote
     # of each folder and ending, how many such files lie beside one asked for and are called as it
     # is, like the annotations of an image; by the path of the first
     namesakes: dict[str, int] = field(default_factory=dict)
-    is_whole: bool = True  # False: the walk ended, as far too many files are of no kind asked for
+    is_whole: bool = True  # False: the search ended early, as there are far too many other files
 
     def lists(self) -> tuple[list[str], ...]:
         """Each of the lists."""
@@ -69,9 +69,12 @@ class Contents:
 def contents_of(
     root: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, is_wide: bool = True
 ) -> Contents:
-    """What is below the folder, at any depth. The files asked for end in one of the `suffixes`,
-    which are in lower case; those of the files may be in upper case. Unless the walk `is_wide`, it
-    ends where there are far more files of other kinds, as below `/` or a home folder."""
+    """The contents of the folder, at any depth.
+
+    The requested files have one of the `suffixes`, given in lower case, in lower or upper case.
+    Unless `is_wide`, the search ends early if there are far more files of other types, as below `/`
+    or a home folder.
+    """
     contents = Contents(root)
     num_files = 0
 
@@ -109,8 +112,8 @@ def contents_of(
 
 
 def _namesakes(below: str, files: list[str], suffixes: tuple[str, ...]) -> dict[str, int]:
-    """The files of a folder that end as annotations do and are called as one of the `suffixes` is:
-    of each ending the path of the first, and how many there are."""
+    """Counts the files of a folder that have a suffix of annotations and the stem of a file with
+    one of the `suffixes`, by the path of the first file with each suffix."""
     texts = [file for file in files if file.lower().endswith(_ANNOTATION_SUFFIXES)]
     if not texts:
         return {}
@@ -128,7 +131,7 @@ def _namesakes(below: str, files: list[str], suffixes: tuple[str, ...]) -> dict[
 
 
 def first_below(root: Path, suffixes: tuple[str, ...]) -> str:
-    """The path of some file that `contents_of` would return; empty if there is none."""
+    """The path of any file that `contents_of` would return; empty if there is none."""
     for parent, folders, files in os.walk(root):
         folders[:] = [folder for folder in folders if not _is_system(folder)]
         for file in files:
@@ -140,7 +143,7 @@ def first_below(root: Path, suffixes: tuple[str, ...]) -> str:
 def _followed(
     parent: str, below: str, folders: list[str], contents: Contents, suffixes: tuple[str, ...]
 ) -> list[str]:
-    """The folders in `parent` to look into; the others are added to the `contents`."""
+    """The folders in `parent` to search; the others are added to the `contents`."""
     followed = []
     for folder in sorted(folders):
         path = os.path.join(parent, folder)
@@ -154,7 +157,7 @@ def _followed(
 
 
 def _holds(folder: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a folder that is not looked into holds files of the kinds asked for."""
+    """Whether a folder that is not searched has files of the requested types."""
     try:
         return any(file.lower().endswith(suffixes) for file in os.listdir(folder))
     except OSError:
@@ -162,7 +165,7 @@ def _holds(folder: str, suffixes: tuple[str, ...]) -> bool:
 
 
 def output_images(folder: str, files: Iterable[str]) -> set[str]:
-    """Which of the `files` in a folder are images that redetr wrote there, which are not data."""
+    """The images among the `files` of a folder that redetr wrote there, and that are not data."""
     names = set(files)
     outputs: set[str] = set()
     for mark, images in _OUTPUTS.items():
@@ -176,14 +179,14 @@ def output_images(folder: str, files: Iterable[str]) -> set[str]:
 
 
 def _recorded_images(record: str) -> set[str]:
-    """The annotated images, and those of masks and segments, that a record of `redetr predict`
+    """The annotated images, and the images of masks and segments, that a record of `redetr predict`
     names."""
     images = set()
     with open_file(record) as rows:
         for row in rows:
             try:
                 line = json.loads(row)
-            except (ValueError, RecursionError):  # cut short, or of another program
+            except (ValueError, RecursionError):  # cut off, or written by another program
                 continue
             if not isinstance(line, dict):
                 continue
@@ -199,7 +202,8 @@ def _is_system(name: str) -> bool:
 
 
 def may_be_image(folder: str, file: str) -> bool:
-    """Whether a file of no known ending may be an image; if it has none, its first bytes say so."""
+    """Whether a file with an unknown suffix may be an image. If it has no suffix, its first bytes
+    decide."""
     _, suffix = posixpath.splitext(file)
     if suffix:
         return suffix.lower() not in _NO_IMAGES
@@ -211,7 +215,7 @@ def may_be_image(folder: str, file: str) -> bool:
 
 
 def passed_over(contents: Contents) -> list[Fault]:
-    """A line for each way in which files below the folder were passed over."""
+    """A fault for each reason for which files below the folder were skipped."""
     endings = Counter(posixpath.splitext(path)[1] or "no suffix" for path in contents.others)
     counts = ", ".join(f"{count} {end}" for end, count in endings.most_common(_MOST_ENDINGS))
     ways: list[tuple[Severity, str, list[str], str, str]] = [
@@ -269,8 +273,8 @@ def _cut_short(contents: Contents) -> list[Fault]:
 
 
 def listed_twice(annotations: Annotations) -> list[Fault]:
-    """An error if one image file has several entries with different objects, as of several
-    annotators; a warning if they are the same."""
+    """An error if one image file has several entries with different objects, as from several
+    annotators; a warning if the objects are the same."""
     names = annotations.names
     repeated = np.flatnonzero(names[1:] == names[:-1]) + 1  # images are sorted by name
     if not len(repeated):

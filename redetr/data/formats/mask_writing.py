@@ -1,5 +1,5 @@
-"""Masks as the formats of other programs hold them: COCO's polygons and RLE, and the one polygon of
-an object in YOLO's lines."""
+"""Converts masks to the formats of other programs: COCO's polygons and RLE, and YOLO's single
+polygon for each object."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,8 +17,8 @@ _MOVED_PX = 1.0  # boxes that change by more are reported
 
 
 def coco_segmentations(annotations: Annotations) -> list[Any]:
-    """The `segmentation` of each object, polygons as they are and other masks as RLE; None of those
-    without mask. Raises InputError for a mask that cannot be read."""
+    """The `segmentation` of each object: polygons as stored, other masks as RLE, and None for
+    objects without a mask. Raises InputError if a mask cannot be read."""
     masks = annotations.masks
     if masks is None:
         return [None] * len(annotations.boxes)
@@ -39,8 +39,8 @@ def coco_segmentations(annotations: Annotations) -> list[Any]:
 
 
 def as_single_polygons(annotations: Annotations) -> tuple[Annotations, list[str]]:
-    """The same objects with masks of one polygon and the boxes around these, as lines of YOLO hold
-    them, and sentences on what changes. Raises InputError for a mask that cannot be read."""
+    """The same objects for YOLO's lines, with masks of one polygon and the boxes around them; and
+    sentences on what changes. Raises InputError if a mask cannot be read."""
     masks = annotations.masks
     if masks is None:
         return annotations, []
@@ -68,8 +68,8 @@ def as_single_polygons(annotations: Annotations) -> tuple[Annotations, list[str]
 
 
 def _boxes_around(annotations: Annotations, masks: MaskColumns) -> np.ndarray:
-    """The boxes around polygons, cut to their images, float32 xyxy `[A, 4]`; those of the
-    annotations where there is none."""
+    """The boxes around polygons, clipped to their images, float32 xyxy `[A, 4]`. Objects without
+    polygons keep their box."""
     boxes = annotations.boxes.copy()
     rows = np.flatnonzero(masks.has_polygons)
     if len(rows):
@@ -91,21 +91,23 @@ def _single_polygon(masks: Masks, i: int, counts: bytes, size: Size) -> np.ndarr
         joined = as_one(polygons)
         single = MaskBuilder(for_training=False)
         single.add([joined.ravel().tolist()])
-        if single.columns().rle(0, size) == counts:  # not so if parts overlap
+        if single.columns().rle(0, size) == counts:  # differs if parts overlap
             return joined
     mask = decode([counts], size)[0].numpy()
     return as_one([ring.astype(np.float64) for ring in outlines(mask)])
 
 
 def as_one(rings: list[np.ndarray]) -> np.ndarray:
-    """One polygon `[P, 2]` of several: they are joined by lines there and back, which enclose
-    nothing."""
+    """Joins several polygons to one, `[P, 2]`, by lines there and back, which enclose no area."""
     first, *others = sorted(rings, key=len, reverse=True)
     joined = first
     for ring in others:
-        gaps = ((joined[:, None] - ring[None]) ** 2).sum(2)  # [P, points of the ring]
-        at, begin = np.unravel_index(int(gaps.argmin()), gaps.shape)
-        turned = np.roll(ring, -int(begin), axis=0)
-        detour = np.concatenate([turned, turned[:1], joined[at : at + 1]])
-        joined = np.concatenate([joined[: at + 1], detour, joined[at + 1 :]])
+        offsets = joined[:, None] - ring[None]  # [P, points of the ring, 2]
+        gaps = (offsets**2).sum(2)
+        exit_point, entry_point = np.unravel_index(int(gaps.argmin()), gaps.shape)
+        before = joined[: exit_point + 1]
+        after = joined[exit_point + 1 :]
+        turned = np.roll(ring, -int(entry_point), axis=0)
+        detour = np.concatenate([turned, turned[:1], before[-1:]])  # around the ring, and back
+        joined = np.concatenate([before, detour, after])
     return joined

@@ -1,5 +1,4 @@
-"""COCO's polygons, masks and turned rectangles: the boxes around them; and which JSON values are
-numbers."""
+"""The boxes around COCO's polygons, masks and rotated rectangles."""
 
 import math
 from contextlib import suppress
@@ -13,9 +12,10 @@ LARGEST = 2**63
 
 
 def quick_extent(polygons: list[Any]) -> tuple[Any, ...] | None:
-    """The xyxy around polygons, as a tuple, which JSON does not have; None if they are none.
+    """The xyxy around polygons; None if they are not valid polygons. A tuple, which is a type that
+    JSON does not have.
 
-    No more than two passes over the numbers: they are most of a large file.
+    Passes over the numbers at most twice, because they take most of a large file.
     """
     try:
         points = polygons[0] if len(polygons) == 1 else list(chain.from_iterable(polygons))
@@ -48,12 +48,12 @@ def extent_of(outline: Any) -> tuple[float, float, float, float] | None:
 
 
 def _is_polygon(value: Any) -> bool:
-    """Whether it is a list of x and y of three points or more."""
+    """Whether the value is a list of x and y for at least three points."""
     return isinstance(value, list) and len(value) > 5 and len(value) % 2 == 0
 
 
 def to_floats(values: list[Any]) -> np.ndarray:
-    """The values as float64; NaN for what is not a number."""
+    """The values as float64; NaN for values that are not numbers."""
     kinds = set(map(type, values))
     if kinds <= {int, float}:
         with suppress(OverflowError):
@@ -68,18 +68,21 @@ def to_floats(values: list[Any]) -> np.ndarray:
 
 
 def is_number(value: Any) -> bool:
-    """Whether int64 holds it and float32 holds its square; NaN and infinity are not numbers
-    here."""
+    """Whether the value is a number that fits in int64 and whose square fits in float32. NaN and
+    infinity are not numbers here."""
     return type(value) in (int, float) and abs(value) < LARGEST
 
 
 def around_turned(corners: np.ndarray, degrees: np.ndarray) -> np.ndarray:
-    """The xyxy around rectangles that are turned about their centres, float64 `[A, 4]`; `corners`
-    are theirs before that, also xyxy."""
+    """The xyxy around rectangles that are rotated about their centres, float64 `[A, 4]`. `corners`
+    are xyxy before the rotation."""
     angles = np.radians(degrees)[:, None]
     cosine = np.abs(np.cos(angles))
     sine = np.abs(np.sin(angles))
-    centers = (corners[:, :2] + corners[:, 2:]) / 2
-    half_sides = (corners[:, 2:] - corners[:, :2]) / 2
-    half_spans = half_sides * cosine + half_sides[:, ::-1] * sine
+    starts = corners[:, :2]
+    ends = corners[:, 2:]
+    centers = (starts + ends) / 2
+    half_sides = (ends - starts) / 2
+    other_half_sides = half_sides[:, ::-1]  # height beside width
+    half_spans = half_sides * cosine + other_half_sides * sine
     return np.concatenate([centers - half_spans, centers + half_spans], axis=1)

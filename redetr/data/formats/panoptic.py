@@ -1,11 +1,11 @@
-"""Data sets in COCO's panoptic format: per split a JSON file of images, categories and segments,
-and a folder of PNG files in which the colour of each pixel is the id of its segment.
+"""Data sets in COCO's panoptic format: for each split, a JSON file of images, categories and
+segments, and a folder of PNG files in which the colour of each pixel is the id of its segment.
 
-They are `annotations/panoptic_train*.json` and, of the same name, a folder in `annotations/` or
-beside it; images are where COCO has them. A folder that holds `instances_train*.json` too is read
-by that file: give the path of the panoptic file instead to read it, and the others beside it. An id
-is red + 256 green + 65536 blue, and 0 is not a segment. The box of a segment is its `bbox`, or that
-around its pixels. Things and stuff are objects alike; `is_thing` distinguishes them.
+The file is `annotations/panoptic_train*.json`, and the folder has the same name, in `annotations/`
+or next to it; images are where COCO has them. If the folder also has `instances_train*.json`, that
+file is read instead: to read the panoptic files of all splits, give the path of one of them. An id
+is red + 256 green + 65536 blue, and 0 is no segment. The box of a segment is its `bbox`, or the box
+around its pixels. Both things and stuff are objects; `is_thing` distinguishes them.
 """
 
 import os
@@ -39,12 +39,12 @@ from redetr.errors import InputError
 
 _EXPORT = "export the panoptic annotations again, JSON and PNG together"
 _SAMPLE = 1000  # PNG files that are decoded before training
-_LARGEST_ID = 2**24  # that a colour holds
+_LARGEST_ID = 2**24  # the number of colours
 _NOWHERE = (np.nan,) * 4
 
 
 def panoptic_splits(root: Path) -> list[Split]:
-    """The splits in COCO's panoptic format of a folder, or beside the JSON file `root`."""
+    """The splits in COCO's panoptic format in a folder, or next to the JSON file `root`."""
     return [split for split in SPLITS if _file_of(root, split) is not None]
 
 
@@ -54,7 +54,7 @@ def panoptic_sought(split: Split) -> str:
 
 
 def png_folder(source: Path) -> Path | None:
-    """The folder of PNG files that belongs to a panoptic JSON file, None for other files and where
+    """The folder of PNG files that belongs to a panoptic JSON file; None for other files, or if
     there is none."""
     if not source.name.startswith("panoptic_") or source.suffix != ".json":
         return None
@@ -65,7 +65,7 @@ def png_folder(source: Path) -> Path | None:
 
 
 def _file_of(root: Path, split: Split) -> Path | None:
-    """The JSON file of a split, None if there is none. Raises InputError if there are several."""
+    """The JSON file of a split; None if there is none. Raises InputError if there are several."""
     folder = data_folder(root) / "annotations"
     alike = "|".join(SPLIT_FOLDERS[split])
     pattern = re.compile(rf"(?i:panoptic_({alike})([^a-z].*)?\.json)")
@@ -81,10 +81,11 @@ def _file_of(root: Path, split: Split) -> Path | None:
 
 
 def read_panoptic(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The split, which has to be there. Masks are read when they are needed: to train on them, at
-    most 1,000 PNG files are decoded here, from all over the data, and to look at them, all.
+    """The annotations of a split.
 
-    Raises InputError for a file that is not JSON of the three lists.
+    Masks are read when they are needed. For training on masks, up to 1,000 PNG files, spread over
+    the data, are decoded and checked here; for a check of the data, all of them are. Raises
+    InputError if the split is missing, or if its file is not JSON with the three lists.
     """
     file = _file_of(root, split)
     if file is None:
@@ -112,17 +113,17 @@ def read_panoptic(root: Path, split: Split, masks: MaskBuilder | None = None) ->
 
 
 class _Segments:
-    """The annotations of a panoptic file, each of which holds the segments of an image."""
+    """The annotations of a panoptic file, each of which has the segments of an image."""
 
     def __init__(self, file: Path, folder: Path):
-        """`folder` is that of the PNG files."""
+        """`folder` has the PNG files."""
         self.file = file
         self.folder = folder
-        self.files: dict[str, str] = {}  # name of the PNG file by the text of its image id
+        self.files: dict[str, str] = {}  # names of PNG files, by the image id as text
         self.faults: list[Fault] = []
 
     def as_annotations(self, key: str, rows: list[Any]) -> list[Any]:
-        """The rows of a list, in the place of annotations one row for each segment."""
+        """The rows of a list. Annotations are replaced by a row for each of their segments."""
         if key != "annotations" or not all(isinstance(row, dict) for row in rows):
             return rows
         segments = []
@@ -160,7 +161,7 @@ class _Segments:
         return sound
 
     def _add_boxes(self, name: str, segments: list[Row]) -> None:
-        """Gives segments without bbox that around their pixels."""
+        """Gives segments without a bbox the box around their pixels."""
         try:
             boxes = _boxes_in(read_numbers(self.folder / name))
         except InputError as error:
@@ -176,7 +177,7 @@ class _Segments:
 
 
 def _boxes_in(numbers: np.ndarray) -> dict[int, tuple[int, int, int, int]]:
-    """The xyxy around the pixels of each number `[H, W]` but 0."""
+    """The xyxy around the pixels of each number in `numbers` `[H, W]`, except 0."""
     values, labels = np.unique(numbers, return_inverse=True)
     boxes = {}
     for value, slices in zip(
@@ -191,8 +192,8 @@ def _boxes_in(numbers: np.ndarray) -> dict[int, tuple[int, int, int, int]]:
 def _judge_files(
     annotations: Annotations, masks: MaskBuilder, folder: Path, files: Sequence[str]
 ) -> None:
-    """Adds the faults of PNG files: not there, of another size than their images and, where masks
-    are looked at, of other segments than the JSON file lists."""
+    """Adds the faults of PNG files: missing ones, sizes that differ from those of their images,
+    and, if masks are checked, segments that differ from those in the JSON file."""
     rows = Rows(len(files), annotations.faults, lambda i: (folder / files[i], ""))
     severity = masks.severity
     names = [os.fsdecode(name) for name in annotations.names]
@@ -238,8 +239,8 @@ def _judge_pixels(
     images: np.ndarray,
     severity: Severity,
 ) -> None:
-    """Adds faults for PNG files of these images, int64 `[n]`, that show other segments than the
-    JSON file lists, or elsewhere. Decodes all of them."""
+    """Adds faults if the PNG files of these images, int64 `[n]`, have other segments than the JSON
+    file, or in other places. Decodes all of these files."""
     texts: dict[str, dict[int, str]] = {"panoptic-png": {}, "segment-missing": {}}
     texts |= {"segment-unlisted": {}, "outline-differs": {}}
     for i in images.tolist():

@@ -1,5 +1,5 @@
-"""Files that annotations name: inside the data folder, or refused; there or missing; how large
-their images are."""
+"""Finds the files that annotations name, inside the data folder only, and reads the sizes of
+images."""
 
 import codecs
 import os
@@ -19,25 +19,25 @@ from redetr.errors import InputError
 from redetr.files import open_file
 
 _GZIP = b"\x1f\x8b"
-_READERS = 8  # threads; on a cold disk, most of the time is waiting for it
-_PER_TASK = 256  # images that a thread reads before it asks for more
+_READERS = 8  # threads, which mostly wait if the disk is not cached
+_PER_TASK = 256  # images in a task of a thread
 
 
 Normal = Callable[[str], str]
 
 
 def composed(name: str) -> str:
-    """The name with letters and their accents as one character."""
+    """The name in Unicode's composed form, in which a letter and its accent are one character."""
     return unicodedata.normalize("NFC", name)
 
 
 def without_capitals(name: str) -> str:
-    """The same name for all spellings that Windows and macOS take for one."""
+    """A name that is the same for all spellings that Windows and macOS do not distinguish."""
     return composed(name).casefold()
 
 
 def in_capitals(parent: Path, names: Collection[str]) -> list[Path]:
-    """The files and folders with these names in other capitals: CVAT writes `Train`."""
+    """The files and folders with these names in any case: CVAT writes `Train`."""
     try:
         entries = sorted(os.listdir(parent))
     except OSError:
@@ -47,8 +47,8 @@ def in_capitals(parent: Path, names: Collection[str]) -> list[Path]:
 
 
 class Listing:
-    """Which files are below a folder, also in archives. Lists each directory once: asking file by
-    file is slow."""
+    """The files below a folder, also in archives. Each directory is listed once, because checking
+    file by file is slow."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -56,7 +56,8 @@ class Listing:
         self._spellings: dict[tuple[str, Normal], dict[str, list[str]]] = {}
 
     def files(self, parent: str) -> set[str]:
-        """The names in the directory `parent` below the folder; none if it is not there."""
+        """The names in the directory `parent` below the folder; an empty set if it does not
+        exist."""
         if parent not in self._files:
             self._files[parent] = names_below(self.root / parent)
         return self._files[parent]
@@ -66,9 +67,12 @@ class Listing:
         return file in self.files(parent)
 
     def spelled(self, name: str, normal: Normal = composed) -> str:
-        """The path of the only file whose name is the same once both are made `normal`; empty
-        without one, or with several. By default, that is the name in any normal form of Unicode:
-        macOS stores letters and their accents apart."""
+        """The path of the only file whose name equals `name` after `normal` was applied to both;
+        empty if there is none, or several.
+
+        By default, names are equal in any normal form of Unicode, because macOS stores letters and
+        accents separately.
+        """
         if name in self:
             return name
         if normal is composed and name.isascii():
@@ -94,13 +98,13 @@ class Listing:
 class Resolved:
     """The file that a path in an annotation file leads to."""
 
-    inside: str = ""  # its path below the data folder; empty if it is not there
-    outside: str = ""  # where it is outside the data folder, which is not read
-    is_guess: bool = False  # nothing is where it says: `inside` is the same end in the data folder
+    inside: str = ""  # the path below the data folder; empty if the file is not there
+    outside: str = ""  # the path of a file outside the data folder, which is not read
+    is_guess: bool = False  # the path does not exist, and `inside` has the same end
 
 
 class Finder:
-    """Finds what the paths in an annotation file mean, inside the data folder only."""
+    """Finds the files that the paths in an annotation file mean, inside the data folder only."""
 
     def __init__(self, root: Path):
         self.listing = Listing(root)
@@ -116,14 +120,14 @@ class Finder:
         origins: Iterable[str] = (),
         ends: bool = False,
     ) -> Resolved:
-        """What `text` means relative to one of the `bases` below the data folder, or of the
-        `origins`, which are folders anywhere.
+        """The file that `text` means, relative to one of the `bases` below the data folder, or to
+        one of the `origins`, which are folders anywhere.
 
-        What is where `text` says is taken or, if it is outside the data folder, refused. Else
-        the path was written on another machine: of an absolute one, the longest end that the data
-        folder holds is taken; of `../train/images`, which Roboflow writes one level too high, the
-        rest. With `ends`, this holds for other paths as well: `data/train.txt`, as CVAT writes it.
-        A relative path may differ in capitals, which Windows and macOS do not distinguish.
+        If the path exists, it is used, or refused if it is outside the data folder. Otherwise, it
+        was written on another machine. Then the longest end of an absolute path that exists in the
+        data folder is used, and of `../train/images`, which Roboflow writes one level too high, the
+        rest. With `ends`, this applies to other paths as well, such as CVAT's `data/train.txt`. The
+        case of a relative path may differ, as on Windows and macOS.
         """
         if "\0" in text:
             return Resolved()
@@ -155,8 +159,8 @@ class Finder:
         return Resolved()
 
     def _below(self, path: str, bases: Iterable[str], normal: Normal = composed) -> str:
-        """The first of the paths below the bases that is there, in a spelling that `normal` makes
-        the same; empty if none is."""
+        """The first of the paths below the bases that exists, in any spelling that `normal` makes
+        equal; empty if none exists."""
         for base in bases:
             candidate = posixpath.normpath(posixpath.join(base, path))
             if candidate == ".":
@@ -168,7 +172,7 @@ class Finder:
         return ""
 
     def _inside(self, location: str) -> str:
-        """The path below the data folder of an absolute one; empty if it is not there."""
+        """The part of an absolute path below the data folder; empty if it does not exist there."""
         for root, path in ((self._root, location), (self._real_root, self._real(location))):
             if path == root:
                 return "."
@@ -182,7 +186,7 @@ class Finder:
         return location == "/" or location.removeprefix("/") in self._everywhere
 
     def _real(self, location: str) -> str:
-        """The path with the links to its folder followed."""
+        """The path, with links in its folder resolved."""
         folder, name = posixpath.split(location)
         if folder not in self._real_folders:
             self._real_folders[folder] = os.path.realpath(folder)
@@ -190,7 +194,7 @@ class Finder:
 
 
 def _ends(path: str) -> list[str]:
-    """The paths here that a path of another machine may mean, the longest first."""
+    """The paths on this machine that a path of another machine may mean, longest first."""
     if not is_absolute(path):
         while path == ".." or path.startswith("../"):
             path = path[3:] or "."
@@ -199,7 +203,7 @@ def _ends(path: str) -> list[str]:
 
 
 def inner_ends(path: str) -> list[str]:
-    """The ends of a path, the longest first, without the whole of it."""
+    """The ends of a path, longest first, without the whole path."""
     parts = path.split("/")
     return ["/".join(parts[start:]) for start in range(1, len(parts))]
 
@@ -217,7 +221,7 @@ def read_file(file: Path) -> bytes:
 
 
 def _require_plain(file: Path, head: bytes) -> None:
-    """Raises InputError if a file stands for another one, or is compressed."""
+    """Raises InputError if a file is a pointer of Git LFS, or is compressed."""
     if head.startswith(b"version https://git-lfs"):
         text = "is a Git LFS pointer instead of the annotations"
         raise InputError(text, where=file, remedy="git lfs pull replaces it")
@@ -226,7 +230,7 @@ def _require_plain(file: Path, head: bytes) -> None:
 
 
 def read_blocks(file: Path, size: int) -> Iterator[bytes]:
-    """What is in an annotation file, `size` bytes at a time. Raises InputError if it cannot be
+    """The content of an annotation file, `size` bytes at a time. Raises InputError if it cannot be
     read."""
     try:
         with open_file(file) as opened:
@@ -240,8 +244,8 @@ def read_blocks(file: Path, size: int) -> Iterator[bytes]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file that names files, without the blanks around them; UTF-8, or with a
-    byte order mark UTF-16, as PowerShell writes. Raises InputError if it cannot be read."""
+    """The stripped lines of a text file that names files. The encoding is UTF-8, or UTF-16 with a
+    byte order mark, which PowerShell writes. Raises InputError if the file cannot be read."""
     content = read_file(file).removeprefix(codecs.BOM_UTF8)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         content = content.decode("utf-16", "replace").encode()
@@ -249,8 +253,8 @@ def read_lines(file: Path) -> list[str]:
 
 
 def read_sizes(folder: Path, names: list[str]) -> np.ndarray:
-    """Height and width of each image as stored, int64 `[N, 2]`, from the first bytes of its file; 0
-    if it has none."""
+    """Height and width of each image as stored, int64 `[N, 2]`, from the header of its file; 0 if
+    it cannot be read."""
 
     def read_part(start: int) -> list[tuple[int, int]]:
         sizes = []

@@ -1,4 +1,4 @@
-"""The values of COCO's `segmentation`: polygons, or RLE with counts as numbers or as text."""
+"""Parses COCO's `segmentation`: polygons, or RLE with counts as numbers or text."""
 
 import reprlib
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from redetr.data.mask_columns import MaskProblem
 _INVALID = "mask-invalid"
 _EXPORT = "export the annotations again, or delete it"
 _FIRST_CHARACTER = 48  # of compressed counts: characters hold 6 bits each
-_CONTINUED = 0x20  # the bit that says that the number continues
+_CONTINUED = 0x20  # this bit is set if the number continues
 _BITS = 5  # of a number in each character
 _LONGEST = 8  # characters of a number: 40 bits
 _LARGEST_SIDE = 2**18  # px
 
 
 def parse_segmentation(value: Any) -> Sequence[Sequence[float]] | bytes | MaskProblem | None:
-    """Polygons as they are, an RLE compressed, what is wrong with it, or None where nothing is
-    stated."""
+    """Polygons unchanged, an RLE compressed, None if there is no mask, or the problem of an invalid
+    value."""
     if value is None or value == [] or value == "":
         return None
     if isinstance(value, dict):
@@ -45,7 +45,7 @@ def _parse_polygons(value: list[Any]) -> list[list[float]] | MaskProblem:
 
 
 def _no_polygon(value: Any) -> str:
-    """Why it is none, empty if it is one."""
+    """Why the value is not a polygon; empty if it is one."""
     if not isinstance(value, list):
         return f"is {reprlib.repr(value)}, not [x, y, x, y, ...]"
     if set(map(type, value)) <= {int, float}:
@@ -95,7 +95,8 @@ def _is_size(value: Any) -> TypeGuard[list[int]]:
 
 
 def _numbers_of(counts: Any) -> np.ndarray:
-    """The numbers of an RLE, int64 `[N]`. Raises ValueError with what is wrong."""
+    """The numbers of an RLE, int64 `[N]`. Raises ValueError, with the reason, if they are not
+    valid."""
     if isinstance(counts, list):
         if not all(type(number) is int and abs(number) < 2**40 for number in counts):
             strange = [number for number in counts if type(number) is not int]
@@ -107,10 +108,12 @@ def _numbers_of(counts: Any) -> np.ndarray:
 
 
 def decompressed(text: bytes) -> np.ndarray:
-    """The numbers in compressed counts, int64 `[N]`. Raises ValueError with what is wrong.
+    """The numbers in compressed counts, int64 `[N]`. Raises ValueError, with the reason, if they
+    are not valid.
 
-    Source: pycocotools. A number is a sequence of 5 bits, the lowest first, of which the last has
-    the sign; from the third one on, numbers are differences to the one before the last.
+    Source: pycocotools. A number is a sequence of groups of 5 bits, lowest first, of which the last
+    has the sign. From the fourth number on, each is stored as the difference to the number two
+    places before it.
     """
     values = np.frombuffer(text, np.uint8).astype(np.int64) - _FIRST_CHARACTER
     if ((values < 0) | (values > 63)).any():
@@ -127,7 +130,7 @@ def decompressed(text: bytes) -> np.ndarray:
     numbers = np.add.reduceat(bits, starts) if len(starts) else np.zeros(0, np.int64)
     is_negative = (values[ends] & 0x10) > 0
     numbers = np.where(is_negative, numbers - (1 << (_BITS * lengths)), numbers)
-    # The first two are as they are, the third as well: pycocotools adds from the fourth one on.
+    # The first three numbers are stored directly; pycocotools adds differences from the fourth on.
     for start in (1, 2):
         numbers[start::2] = np.cumsum(numbers[start::2])
     return numbers

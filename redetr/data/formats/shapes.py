@@ -1,4 +1,4 @@
-"""Shapes that annotation tools export, as rows of COCO's lists."""
+"""Converts shapes that annotation tools export to rows of COCO's lists."""
 
 import json
 import math
@@ -20,16 +20,16 @@ _CORNERS = 64  # of the polygon that stands for an ellipse
 
 @dataclass
 class Document:
-    """The lists of a data set in COCO's format, and the shapes in it that are not objects."""
+    """The lists of a data set in COCO's format, and its shapes that are not objects."""
 
     images: list[Row] = field(default_factory=list)
     annotations: list[Row] = field(default_factory=list)
     categories: list[Row] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)  # each kind, and its image
-    without_class: list[str] = field(default_factory=list)  # which objects have no class
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # kind and image of each shape
+    without_class: list[str] = field(default_factory=list)  # locations of such objects
     groups: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)  # see `add_object`
-    other_subsets: list[str] = field(default_factory=list)  # of each image that is in no split
-    grouped_in: list[str] = field(default_factory=list)  # image of each shape that joined another
+    other_subsets: list[str] = field(default_factory=list)  # of images that are in no split
+    grouped_in: list[str] = field(default_factory=list)  # images of shapes that joined an object
 
     def add_categories(self, names: Iterable[str]) -> dict[str, int]:
         """Adds categories with these names and ids from 1; returns the ids by name."""
@@ -45,9 +45,12 @@ class Document:
         self.images.append(row)
 
     def add_object(self, category: Any, shape: Row, group: Any = None) -> None:
-        """Adds an object on the last image from the id of its category and its `shape`, which has
-        `bbox` or `segmentation`. An object without a category is only noted. Shapes of one category
-        and `group`, a number but 0 or its text, may be one object: see `join_groups`."""
+        """Adds an object to the last image.
+
+        `shape` has `bbox` or `segmentation`. An object whose `category`, an id, is None is only
+        noted. Shapes with the same category and `group`, a number other than 0 or its text, may be
+        one object: see `join_groups`.
+        """
         if category is None:
             self.without_class.append(f"a shape on {self._last_image()}")
             return
@@ -63,8 +66,9 @@ class Document:
         self.annotations.append(row)
 
     def join_groups(self) -> None:
-        """Makes one object of the polygons of a group, and drops its boxes, as the tools do when
-        they export COCO. Groups of boxes alone stay apart: they may be several objects."""
+        """Joins the polygons of each group to one object, and drops its boxes, as the tools do when
+        they export COCO. Groups of boxes only are not joined, because they may be several
+        objects."""
         joined = set()
         for rows in self.groups.values():
             outlined = [row for row in rows if self.annotations[row].get("segmentation")]
@@ -83,7 +87,7 @@ class Document:
         self.annotations = kept
 
     def leave_out(self, kind: str) -> None:
-        """Notes a shape on the last image that is not an object."""
+        """Notes a shape of the last image that is not an object."""
         shown = kind if kind.isidentifier() else reprlib.repr(kind)
         self.left_out.append((shown, self._last_image()))
 
@@ -114,24 +118,24 @@ def parse_json(file: Path) -> Any:
 
 
 def as_dict(value: Any) -> Row:
-    """A value of JSON that should be an object; an empty one instead of anything else."""
+    """A JSON value that should be an object; any other value is replaced by an empty object."""
     return value if isinstance(value, dict) else {}
 
 
 def as_list(value: Any) -> list[Any]:
-    """A value of JSON that should be a list; an empty one instead of anything else."""
+    """A JSON value that should be a list; any other value is replaced by an empty list."""
     return value if isinstance(value, list) else []
 
 
 def polygon(points: list[Any]) -> Row:
-    """An outline x, y, x, y, ... in pixels. The values may be anything: whoever checks them quotes
-    them."""
+    """An outline x, y, x, y, ... in pixels. Values are not checked here; the reader of the rows
+    does that, and quotes invalid ones."""
     return {"segmentation": [points]}
 
 
 def ellipse(cx: Any, cy: Any, rx: Any, ry: Any, degrees: Any = 0.0) -> Row:
-    """The outline of an ellipse with these radii, turned clockwise about its centre. Values that
-    are not numbers become the outline, so that the message about it quotes them."""
+    """The outline of an ellipse with these radii, rotated clockwise about its centre. Values that
+    are not numbers are returned as the outline, so that a message quotes them."""
     numbers = [cx, cy, rx, ry, degrees]
     if not all(map(is_number, numbers)):
         return polygon(numbers)
@@ -145,7 +149,7 @@ def ellipse(cx: Any, cy: Any, rx: Any, ry: Any, degrees: Any = 0.0) -> Row:
 def turned(
     offsets: Iterable[tuple[float, float]], center: tuple[float, float], degrees: float
 ) -> list[float]:
-    """The points x, y, x, y, ... at these offsets from the centre, turned clockwise about it."""
+    """The points x, y, x, y, ... at these offsets from the centre, rotated clockwise about it."""
     center_x, center_y = center
     angle = math.radians(degrees)
     cosine = math.cos(angle)

@@ -1,4 +1,5 @@
-"""The images of a data set in tar archives of a limited size, in the order of the data set."""
+"""Packs the images of a data set into tar archives of a limited size, in the order of the data
+set."""
 
 import io
 import os
@@ -23,7 +24,8 @@ _BLOCK = 512  # bytes of a header; contents are padded to a multiple of it
 
 
 def parse_bytes(text: str) -> int:
-    """The number of bytes in a text such as `500MB`, `1.5 GB` or `100000`. Raises InputError."""
+    """The number of bytes in a text such as `500MB`, `1.5 GB` or `100000`. Raises InputError for
+    other texts."""
     parts = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
     count = 0
     if parts:
@@ -39,8 +41,8 @@ def pack(splits: Splits, root: Path, limit: int) -> Splits:
     """Writes the images of all splits into archives in `root`: `train-00000.tar` and so on. Returns
     the splits with the new paths of their images.
 
-    An archive has about `limit` bytes at most, or a single image. The same images make the same
-    archives, byte for byte. Raises OSError for an image that cannot be read.
+    An archive has at most about `limit` bytes, or a single image. The same images give the same
+    archives, byte for byte. Raises OSError if an image cannot be read.
     """
     packed = {}
     for split, annotations in splits.items():
@@ -77,7 +79,7 @@ def write_file_list(root: Path) -> None:
 
 
 class _ArchiveWriter:
-    """Writes the archives of a split, one after the other."""
+    """Writes the archives of a split, one after another."""
 
     def __init__(self, split: Split, root: Path, limit: int):
         self._split = split
@@ -99,8 +101,8 @@ class _ArchiveWriter:
             self._tar = None
 
     def add(self, name: str, content: bytes) -> str:
-        """Writes a file, into a new archive if the current one would become too large. Returns the
-        name of the archive."""
+        """Writes a file to the current archive, or to a new one if that would become too large.
+        Returns the name of the archive."""
         size = _BLOCK + len(content)
         if self._tar is not None and self._tar.offset + size > self._limit:
             self._close()
@@ -108,10 +110,10 @@ class _ArchiveWriter:
             self._archive = f"{self._split}-{self._count:05d}.tar"
             self._tar = self._open(self._root / self._archive)
             self._count += 1
-        member = tarfile.TarInfo(name)  # without owner and time, so that equal images are equal
+        member = tarfile.TarInfo(name)  # without owner and time, so that archives are reproducible
         member.size = len(content)
         self._tar.addfile(member, io.BytesIO(content))
-        self._tar.getmembers().clear()  # each would keep a kilobyte
+        self._tar.getmembers().clear()  # each member would take a kilobyte of memory
         return self._archive
 
     def _open(self, path: Path) -> tarfile.TarFile:

@@ -1,10 +1,10 @@
 """Tar archives in WebDataset format: `a.jpg` and `a.json` are an image and its objects.
 
-`a.json` holds what a COCO file says about the image: `{"annotations": [{"bbox": [x, y, width,
+`a.json` has what a COCO file states about the image: `{"annotations": [{"bbox": [x, y, width,
 height], "category_id": 1}, ...]}`. Objects may also have `area`, `iscrowd` and `segmentation`, and
-the image `id`, `width` and `height`. `categories.json` beside the archives is COCO's list of
-categories; objects may name their `"category": "cat"` instead of its id. The name of an archive, or
-of its folder, begins with the split: `train-000.tar`, `val/0.tar`.
+the image may have `id`, `width` and `height`. `categories.json`, next to the archives, is COCO's
+list of categories. Objects may name their category (`"category": "cat"`) instead of its id. The
+name of an archive, or of its folder, begins with the split: `train-000.tar`, `val/0.tar`.
 
 `data/formats/coco.py` reads archives of images that a COCO file annotates.
 """
@@ -32,11 +32,11 @@ _CATEGORIES = "categories.json"
 _IMAGE_KEYS = ("id", "width", "height")
 _EXAMPLE = '[{"id": 1, "name": "cat"}]'
 _REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
-_INVALID_JSON = (ValueError, RecursionError)  # what `json.loads` raises
+_INVALID_JSON = (ValueError, RecursionError)  # the errors of `json.loads`
 
 
 def shard_splits(root: Path) -> list[Split]:
-    """The splits of which a folder has tar archives."""
+    """The splits for which the folder has tar archives."""
     return [split for split in SPLITS if archives_of(root, split)]
 
 
@@ -56,10 +56,10 @@ def archives_of(root: Path, split: Split) -> list[Path]:
 
 
 def read_shards(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The annotations of a split that the folder has, with masks if there is a builder for them.
+    """The annotations of a split, with masks if there is a builder for them.
 
-    Raises InputError for a damaged archive, for an image without a JSON file or the reverse, and
-    for JSON that is not as described above.
+    Raises InputError if an archive is damaged, if an image has no JSON file or the reverse, or if
+    the JSON is not as described above.
     """
     categories = _read_categories(root / _CATEGORIES)
     archives = archives_of(root, split)
@@ -68,7 +68,7 @@ def read_shards(root: Path, split: Split, masks: MaskBuilder | None = None) -> A
 
 
 def _read_categories(file: Path) -> list[Row]:
-    """COCO's list of categories. Raises InputError if the file is missing, or no such list."""
+    """COCO's list of categories. Raises InputError if the file is missing or is not such a list."""
     remedy = f"write COCO's list of them, {_EXAMPLE}"
     if not file.is_file():
         text = "is missing: it names the classes of the archives"
@@ -85,7 +85,8 @@ def _read_categories(file: Path) -> list[Row]:
 def _documents(
     root: Path, archives: list[Path], categories: list[Row]
 ) -> Iterator[dict[str, list[Row]]]:
-    """The rows of COCO's lists: first the categories, then the rows of each archive."""
+    """Documents with the rows of COCO's lists: first the categories, then the rows of each
+    archive."""
     yield {"images": [], "annotations": [], "categories": categories}
     category_ids = {}
     for category in categories:
@@ -115,7 +116,7 @@ def _documents(
 
 def _scenes(path: Path) -> Iterator[tuple[str, Row]]:
     """The name of each image in an archive and the content of its JSON file, in the order of the
-    JSON files in the archive. Raises InputError."""
+    JSON files. Raises InputError like `read_shards`."""
     archive = open_archive(path)
     names = archive.names()
     image_of = _images_by_stem(path, names)
@@ -128,7 +129,7 @@ def _scenes(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _images_by_stem(path: Path, names: list[str]) -> dict[str, str]:
-    """The images among the names by their paths without ending. Raises InputError if two images
+    """The images among the names, by their paths without suffix. Raises InputError if two images
     would share a JSON file."""
     image_of: dict[str, str] = {}
     for name in names:
@@ -143,7 +144,7 @@ def _images_by_stem(path: Path, names: list[str]) -> dict[str, str]:
 
 
 def _require_pairs(path: Path, names: list[str], image_of: dict[str, str]) -> None:
-    """Raises InputError unless each image has a JSON file and each JSON file an image."""
+    """Raises InputError unless each image has a JSON file, and each JSON file has an image."""
     annotated = set()
     for name in names:
         is_hidden = posixpath.basename(name).startswith(".")
@@ -168,7 +169,7 @@ def _require_pairs(path: Path, names: list[str], image_of: dict[str, str]) -> No
 
 
 def _read_scene(archive: Archive, name: str, path: Path) -> Row:
-    """The content of the JSON file `name` in an archive. Raises InputError."""
+    """The content of the JSON file `name` in an archive. Raises InputError if it is not valid."""
     remedy = 'write {"annotations": [{"bbox": [x, y, width, height], "category_id": 1}]}'
     try:
         content = json.loads(archive.read(name))

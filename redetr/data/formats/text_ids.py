@@ -1,15 +1,15 @@
-"""Ids that are text in a file of COCO's format, which wants whole numbers."""
+"""Converts ids that are text in a file in COCO's format, which requires whole numbers."""
 
 from redetr.data.formats.columns import Column
 
 
 def number_text_ids(ids: Column, references: Column) -> str:
-    """Makes numbers of ids that are text, and of the references to them; returns a sentence on it,
-    empty if there was nothing to do.
+    """Converts ids that are text to numbers, together with the references to them. Returns a
+    sentence on it, empty if nothing was converted.
 
     Text that is a number becomes that number. If all ids are text and some are not numbers, they
-    are numbered in alphabetical order, the same for each file that has the same ids. Nothing is
-    changed where ids are there twice, which others report.
+    are numbered in alphabetical order, which is the same for all files with the same ids. If an id
+    occurs twice, nothing is changed, and the reader reports it.
     """
     texts = ids.texts()
     wanted = references.texts()
@@ -25,7 +25,7 @@ def number_text_ids(ids: Column, references: Column) -> str:
 
 
 def _numbers(texts: list[str], num_rows: int, wanted: list[str]) -> dict[str, int]:
-    """The number of each text, empty if there is no sound way to number them."""
+    """The number of each text; empty if the texts cannot be numbered safely."""
     everything = list(dict.fromkeys([*texts, *wanted]))
     if all(_is_number(text) for text in everything):
         return {text: int(text) for text in everything}

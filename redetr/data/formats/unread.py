@@ -18,16 +18,16 @@ _CONVERT = "convert it to COCO format"
 _WITH_IMAGES = "export as COCO with images"
 _RESULTS = "give the file of annotations that they were made for"
 _LABEL_STUDIO = "Label Studio's own format"
-# Which tar archives are read without being unpacked.
+# A remedy that states which tar archives are read without being unpacked.
 _TAR = "train-000.tar is read, with a .json file for each image or COCO's file beside it"
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # the name of a part of a TFRecord file ends so
-_MOST_FILES = 100  # that are looked into, per folder
-_MOST_FOLDERS = 20  # that are looked into, per level
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # the end of the name of a part of a TFRecord file
+_MOST_FILES = 100  # that are read per folder
+_MOST_FOLDERS = 20  # that are searched per level
 _LEVELS = 3  # of folders below the data folder
 _HEAD = 2**12  # bytes of a file that show its format
 
 
-# Names of folders as formats look for them. Windows and macOS take others for the same.
+# The names of folders for which formats look. Windows and macOS do not distinguish other capitals.
 _SPELLINGS = (
     *("Annotations", "annotations", "images", "labels", "masks", "json", "xml", "xmls"),
     *("train", "val", "valid", "validation", "test"),
@@ -36,9 +36,9 @@ _SPELLINGS = (
 
 
 class _Format(NamedTuple):
-    """A format that is recognised by the endings and the first bytes of its files."""
+    """A format that is recognised by the suffixes and the first bytes of its files."""
 
-    endings: tuple[str, ...]  # in lower case
+    endings: tuple[str, ...]  # suffixes, in lower case
     matches: Callable[[bytes], bool]
     name: str
     remedy: str = _EXPORT
@@ -56,7 +56,7 @@ def _begins(pattern: bytes) -> Callable[[bytes], bool]:
 
 
 def _is_coco_results(head: bytes) -> bool:
-    """Whether a file holds a list of detections, or of COCO's annotations."""
+    """Whether a file is a list of detections, or of COCO's annotations."""
     keys = (b'"image_id"', b'"category_id"')
     return head.lstrip().startswith(b"[") and all(key in head for key in keys)
 
@@ -68,7 +68,7 @@ def _anything(head: bytes) -> bool:
 _NUMBER = rb"-?[\d.]+(?:e-?\d+)?"
 _KERAS = rb"\S.*\.\w+ \d+,\d+,\d+,\d+,\d+"  # a.jpg 24,16,60,48,0
 _KITTI = rb"[A-Za-z]\S*( +%b){14,15}[ \r]*(\n|$)" % _NUMBER  # a class and 14 or 15 numbers
-# 8 numbers and a class, behind lines such as `imagesource:GoogleEarth`.
+# 8 numbers and a class, after lines such as `imagesource:GoogleEarth`.
 _DOTA = rb"(imagesource:.*\n|gsd:.*\n)*(%b +){8}[A-Za-z]" % _NUMBER
 _WIDER_FACE = rb"\S+\.jpe?g[ \r]*\n\d+[ \r]*\n(\d+ +){9}"  # a name, a count, then boxes
 _MOT = rb"\d+,(-?\d+),(%b,){4,7}%b[ \r]*(\n|$)" % (_NUMBER, _NUMBER)  # also VisDrone
@@ -126,8 +126,8 @@ _FORMATS = (
 
 
 def unread_format(root: Path) -> tuple[str, str]:
-    """What a folder holds instead of a data set that can be read, such as "a.json is in a format
-    that is not read (Supervisely)", and what to do about it; both empty if nothing is known."""
+    """What a folder contains instead of a data set that can be read, such as "a.json is in a format
+    that is not read (Supervisely)", and a remedy; both empty if nothing is recognised."""
     heads = {file: first_bytes(file, _HEAD) for file in _files(root)}
     for format_ in _FORMATS:
         for file, head in heads.items():
@@ -146,8 +146,8 @@ def unread_format(root: Path) -> tuple[str, str]:
 
 
 def misspelt_folders(root: Path) -> dict[str, str]:
-    """The folders in the data folder, and in folders that formats look for, whose names differ in
-    capitals from what formats look for, and what these are: paths below the data folder."""
+    """Folders whose names differ only in case from names for which formats look. Maps their paths
+    below the data folder to the expected paths."""
     spelled = {name.lower(): name for name in _SPELLINGS}
     right = set(_SPELLINGS)
     misspelt = {}
@@ -174,7 +174,7 @@ def _holds_images(root: Path) -> bool:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """The first files with an ending of these formats, in the folder and in folders below it."""
+    """The first files with a suffix of these formats, in the folder and in folders below it."""
     endings: list[str] = []
     for format_ in _FORMATS:
         endings += format_.endings
@@ -199,7 +199,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _visible_names(folder: Path) -> list[str]:
-    """The names in the folder; none if it cannot be listed."""
+    """The names in the folder; empty if it cannot be listed."""
     try:
         names = os.listdir(folder)
     except OSError:
@@ -208,5 +208,5 @@ def _visible_names(folder: Path) -> list[str]:
 
 
 def _full_name(name: str) -> str:
-    """The name in lower case; a part of a TFRecord file gets the ending of one."""
+    """The name in lower case. A part of a TFRecord file gets the suffix of one."""
     return _SHARD.sub(".tfrecord", name.lower())

@@ -1,9 +1,9 @@
 """Files of the VGG Image Annotator (VIA): a project, or its annotations exported as JSON.
 
 Rectangles, polygons, circles and ellipses are objects; points and lines are not. The class of a
-region is the value of its attribute `label`, `class`, `name`, `type` or `category`, or of the only
-attribute there is. Classes are sorted by name, with ids from 1. The image files say how large the
-images are.
+region is the value of its attribute `label`, `class`, `name`, `type` or `category`, or of its only
+attribute. Classes are sorted by name, with ids from 1. The sizes of images are read from their
+files.
 """
 
 import math
@@ -36,7 +36,7 @@ def is_via(head: bytes) -> bool:
 
 
 def read_via(file: Path, split: Split) -> Document:
-    """All images of the file. Raises InputError unless it is JSON in VIA's format, and if several
+    """All images of the file. Raises InputError if it is not JSON in VIA's format, or if several
     attributes may be the class."""
     images = _images(file)
     attribute = _class_attribute(file, images)
@@ -68,7 +68,7 @@ def _images(file: Path) -> list[Row]:
 
 
 def _regions(image: Row) -> list[Row]:
-    """The regions of an image: a list, or in files of VIA 1 a dict by number."""
+    """The regions of an image. They are a list, or, in files of VIA 1, a dict by number."""
     regions = image.get("regions")
     if isinstance(regions, dict):
         regions = list(regions.values())
@@ -78,7 +78,7 @@ def _regions(image: Row) -> list[Row]:
 def _class_attribute(file: Path, images: list[Row]) -> str:
     """The attribute of regions that is their class; empty if they have no attributes. Raises
     InputError if several attributes may be the class."""
-    names: dict[str, None] = {}  # in order, each once
+    names: dict[str, None] = {}  # an ordered set
     for image in images:
         for region in _regions(image):
             names.update(dict.fromkeys(_attributes(region)))
@@ -98,7 +98,7 @@ def _attributes(region: Row) -> Row:
 
 
 def _class_of(region: Row, attribute: str) -> str:
-    """The class of a region; empty if it has no class or several."""
+    """The class of a region; empty if it has none or several."""
     value: Any = _attributes(region).get(attribute)
     if isinstance(value, dict):  # checkboxes
         chosen = [name for name, is_chosen in value.items() if is_chosen]
@@ -118,7 +118,7 @@ def _add_region(document: Document, region: Row, category: int | None) -> None:
 
 
 def _outline(shape: Row) -> Row:
-    """The box or outline of a region, in whatever values the file has."""
+    """The box or outline of a region, with unchecked values."""
     kind = shape.get("name")
     center_x = shape.get("cx")
     center_y = shape.get("cy")
@@ -135,7 +135,7 @@ def _outline(shape: Row) -> Row:
 
 
 def _polygon(x: Any, y: Any) -> Row:
-    """The outline through points, from their x coordinates and their y coordinates."""
+    """The outline through points with these x and y coordinates."""
     if not isinstance(x, list) or not isinstance(y, list) or len(x) != len(y):
         return polygon([x, y])
     points: list[Any] = []
@@ -145,7 +145,8 @@ def _polygon(x: Any, y: Any) -> Row:
 
 
 def _degrees(radians: Any) -> Any:
-    """An angle in degrees, 0 if none is stated; a value that is not a number stays as it is."""
+    """An angle in degrees; 0 if none is stated. A value that is not a number is returned
+    unchanged."""
     if radians is None:
         return 0.0
     return math.degrees(radians) if is_number(radians) else radians

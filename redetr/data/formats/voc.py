@@ -1,13 +1,14 @@
-"""Data sets in Pascal VOC format: an XML file per image, in any encoding that the file states.
+"""Data sets in Pascal VOC format: an XML file for each image, in the encoding that the file states.
 
-Either JPEGImages/, Annotations/ and ImageSets/Main/{train,val,trainval,test}.txt, or images and XML
-files side by side in train/, val/ (or valid/) and test/, at any depth. Pixels count from 1 and
-`xmax, ymax` are the last ones inside, as in the devkit: a box of the whole image is
-`1 1 width height`. Boxes are shifted to `xmin - 1, ymin - 1, xmax, ymax`. Objects marked
-`difficult` are ignored in evaluation, as the protocol of VOC does: `iscrowd` is True. An object
-with a `polygon` or a turned `robndbox` and no `bndbox` gets the box around it; beside a `bndbox`, a
-polygon is compared with it. Masks are in `SegmentationObject/`, see `voc_masks`. Classes are all
-that any XML file of the folder names, sorted, with ids from 1; image ids count the sorted names.
+The folders are either JPEGImages/, Annotations/ and ImageSets/Main/{train,val,trainval,test}.txt,
+or train/, val/ (or valid/) and test/ with images and XML files side by side, at any depth. As in
+the devkit, pixels count from 1, and `xmax, ymax` are the last pixels inside, so a box of the whole
+image is `1 1 width height`. Boxes are converted to `xmin - 1, ymin - 1, xmax, ymax`. Objects marked
+`difficult` are ignored in evaluation, as in the protocol of VOC: `iscrowd` is True. An object with
+a `polygon` or a rotated `robndbox` but no `bndbox` gets the box around that; if there is a
+`bndbox`, a polygon is compared with it. Masks are in `SegmentationObject/`, see `voc_masks`.
+Classes are all names in the XML files of the folder, sorted, with ids from 1; image ids count the
+sorted names.
 """
 
 import os
@@ -46,8 +47,8 @@ _REMEDIES = {
 
 
 def read_voc(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The split, which has to be there, with masks if there is a builder for them. Raises
-    InputError if it is empty or no file names a class."""
+    """The annotations of a split, with masks if there is a builder for them. Raises InputError if
+    the split is missing or empty, or if no file names a class."""
     location = locate_voc(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {voc_sought(split)}", where=root)
@@ -73,7 +74,7 @@ def _add_masks(
     masks: MaskBuilder,
     faults: list[Fault],
 ) -> None:
-    """Gives the objects their masks, and the boxes around these as outlines."""
+    """Adds masks to the objects, and the boxes around them as outlines."""
     stems = []
     for scene in scenes:
         below = scene.file.relative_to(location.annotations)
@@ -120,8 +121,8 @@ def _read_images(
 def _read_files(
     location: VocLocation, faults: list[Fault]
 ) -> tuple[list[Path], list[str], list[Scene]]:
-    """The annotation files, the path of the image of each (empty if there is none), and what it
-    says, sorted by the image. Raises InputError if there is no file."""
+    """The annotation files, the path of the image of each (empty if there is none), and its
+    content, sorted by image. Raises InputError if there is no file."""
     scene_of: dict[str, Scene] = {}
     others = []
     for stem, file in _files(location, faults).items():
@@ -148,8 +149,8 @@ def _read_files(
 def _images_of(
     location: VocLocation, scene_of: dict[str, Scene], faults: list[Fault]
 ) -> dict[str, str]:
-    """The path of the image of each annotation file, empty if there is none: that which has its
-    stem; of several, that which the file names, or the first."""
+    """The path of the image of each annotation file; empty if there is none. It is the image with
+    the same stem. If there are several, it is the one that the file names, or else the first."""
     listing = Listing(location.images)
     candidates: dict[str, list[str]] = {composed(stem): [] for stem in scene_of}
     for parent in {posixpath.dirname(stem) for stem in scene_of}:
@@ -197,7 +198,7 @@ def _images_of(
 
 
 def _files(location: VocLocation, faults: list[Fault]) -> dict[str, Path]:
-    """The annotation files by their paths without ending."""
+    """The annotation files, by their paths without suffix."""
     folder = location.annotations
     if location.listed:
         return {stem: folder / f"{stem}.xml" for stem in _listed(location.listed, folder, faults)}
@@ -209,11 +210,11 @@ def _files(location: VocLocation, faults: list[Fault]) -> dict[str, Path]:
 
 
 def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
-    """The paths without ending, below the folder of annotations, that a list of images names, each
+    """The paths below the folder of annotations, without suffix, that a list of images names, each
     once."""
     listing = Listing(folder)
     lines = read_lines(file)
-    stems: dict[str, None] = {}  # in order, each once
+    stems: dict[str, None] = {}  # an ordered set
     outside = []
     repeated = []
     foreign = []
@@ -250,7 +251,7 @@ def _listed(file: Path, folder: Path, faults: list[Fault]) -> list[str]:
 
 def _classes(root: Path, read: set[Path], scenes: list[Scene]) -> list[str]:
     """The names of all classes in all splits, sorted. Raises InputError if there are none, with the
-    reason if files cannot be read."""
+    reason if there are files that cannot be read."""
     files: set[Path] = set()
     folders = set()
     for split in SPLITS:
@@ -283,8 +284,8 @@ def _read_objects(
     all_boxes: list[list[float]] = []
     all_outlines: list[list[float]] = []
     has_box: list[bool] = []
-    marks: list[str] = []  # of difficult objects
-    repeated: list[str] = []  # what an object has several of
+    marks: list[str] = []  # the value of `difficult` of each object
+    repeated: list[str] = []  # the element that an object has several times, or ""
     for index, scene in enumerate(scenes):
         count = len(scene.names)
         image_of += [index] * count
@@ -323,7 +324,7 @@ def _read_objects(
 
 
 def _read_marks(rows: Rows, marks: list[str]) -> np.ndarray:
-    """Which objects are marked difficult, bool `[A]`; reports where that is not clear."""
+    """Which objects are marked difficult, bool `[A]`. Reports marks that are not clear."""
     flags = [flag_of(mark) for mark in marks]
     rows.fault(
         "flag-invalid",
@@ -336,7 +337,7 @@ def _read_marks(rows: Rows, marks: list[str]) -> np.ndarray:
 
 
 def _judge_elements(rows: Rows, names: list[str], repeated: list[str]) -> None:
-    """Adds faults for objects without a name, and for those with several names or boxes."""
+    """Adds faults for objects without a name, or with several names or boxes."""
     rows.fault(
         "class-missing",
         [not name for name in names],
@@ -352,8 +353,8 @@ def _judge_elements(rows: Rows, names: list[str], repeated: list[str]) -> None:
 
 
 def _judge_boxes(rows: Rows, boxes: np.ndarray, has_box: np.ndarray) -> None:
-    """Adds faults for boxes `[A, 4]` that are not numbers, which get others, and for outlines that
-    stand for a box."""
+    """Adds faults for boxes `[A, 4]` that are not numbers or begin at 0, and for objects whose
+    outline replaces a box."""
     invalid = np.isnan(boxes).any(1)
     rows.fault(
         "box-invalid",

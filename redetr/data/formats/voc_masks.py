@@ -1,7 +1,7 @@
-"""Masks of Pascal VOC, from the folder `SegmentationObject/` beside `Annotations/`.
+"""Reads masks of Pascal VOC from the folder `SegmentationObject/`, which is next to `Annotations/`.
 
 In the PNG file of an image, 0 is background, 255 is void, and i is the i-th object of the XML file.
-CVAT and Datumaro write the colours of the devkit's palette in place of these numbers.
+CVAT and Datumaro write the colours of the devkit's palette instead of these numbers.
 """
 
 import math
@@ -26,13 +26,13 @@ from redetr.errors import InputError
 from redetr.masks import boxes_of_masks, encode
 
 _FOLDER = "SegmentationObject"
-_VOID = 255  # the edges of objects, and pixels that nobody has annotated
+_VOID = 255  # edges of objects, and pixels without annotation
 _EDGE_PX = 5  # width of the void edge around an object, which its box includes
 _EXPORT = "export the masks again"
 
 
 def voc_mask_folder(annotations: Path) -> Path | None:
-    """The folder of masks beside a folder of XML files; None if there is none."""
+    """The folder of masks that belongs to a folder of XML files; None if there is none."""
     folder = annotations.parent / _FOLDER
     if annotations.name == "Annotations" and folder.is_dir():
         return folder
@@ -49,9 +49,9 @@ def add_voc_masks(
 ) -> NDArray[np.float64]:
     """Adds the masks of all A objects to the builder, and the faults of their files to `faults`.
 
-    Returns the boxes around the masks, xyxy `[A, 4]` in pixels, NaN where there is no mask. `stems`
-    are the paths of the N XML files without their ending, `counts` the numbers of objects in them,
-    and `sizes` `[N, 2]` the height and width of the images. Decodes all files.
+    Returns the boxes around the masks, xyxy `[A, 4]` in pixels; NaN for objects without a mask.
+    `stems` are the paths of the N XML files without suffix, `counts` their numbers of objects, and
+    `sizes` `[N, 2]` the height and width of the images. Decodes all files.
     """
     folder = voc_mask_folder(annotations)
     if folder is None:
@@ -88,13 +88,15 @@ class _Scene:
     """The content of a PNG file."""
 
     masks: list[bytes | MaskProblem | None]  # one for each object of the XML file
-    # xyxy px around each mask with its void edge, NaN for an empty mask; empty without masks
+    # xyxy px around each mask with its void edge; NaN for an empty mask; an empty list without
+    # masks
     boxes: list[list[float]] = field(default_factory=list)
     unlisted: int = 0  # the smallest number that is not an object of the XML file
 
 
 def _read_scene(folder: Path, stem: str, count: int, size: Sequence[int]) -> _Scene:
-    """The masks of the `count` objects in an image of `size` (H, W); all None without a file."""
+    """The masks of the `count` objects in an image of `size` (height, width); all None if there is
+    no file."""
     file = folder / f"{stem}.png"
     if not os.path.lexists(file):
         return _Scene([None] * count)
@@ -128,11 +130,11 @@ def _read_scene(folder: Path, stem: str, count: int, size: Sequence[int]) -> _Sc
 
 
 def _indices_of_colours(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The indices in the devkit's palette of colours, which are given as red + 256 green + 65536
-    blue, `[H, W]`; if some are not in it, the numbers as they are.
+    """The indices in the devkit's palette for colours, `[H, W]`, which are given as red + 256 green
+    + 65536 blue. If some are not in the palette, the numbers are returned unchanged.
 
-    The palette takes the bits of an index in turn for red, green and blue, beginning with the
-    highest bit of each.
+    The bits of an index are assigned to red, green and blue in turn, beginning with the highest bit
+    of each colour.
     """
     indices = np.zeros_like(numbers)
     for channel in range(3):

@@ -1,5 +1,5 @@
-"""The folders and lists of the splits of a data set in Pascal VOC format: in the layout of the
-devkit, and in those of other tools."""
+"""Finds the folders and lists of the splits of a data set in Pascal VOC format, in the layout of
+the devkit or of other tools."""
 
 import re
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 XML = (".xml",)
-# Folders of other tools than the devkit's.
+# The folders that other tools write.
 _IMAGE_FOLDERS = ("JPEGImages", "images", "data", "img")
 _XML_FOLDERS = ("Annotations", "annotations", "labels", "xml", "xmls")
-_TRIED = 5  # files of a folder that show whether it is in this format
-_HEAD = 2**14  # bytes that show whether a file is
-# The first element of a file, in any letters and any namespace; CVAT's is <annotations>.
+_TRIED = 5  # files that are read to recognise a folder in this format
+_HEAD = 2**14  # bytes that are read to recognise a file
+# The first element of a file, in any case and any namespace; CVAT's is <annotations>.
 _ROOT = re.compile(rb"<([\w.-]+:)?annotation[\s>]", re.IGNORECASE)
 
 
@@ -32,7 +32,7 @@ class VocLocation:
 
     images: Path  # folder
     annotations: Path  # folder
-    listed: Path | None = None  # the file that names the images; without it, all XML files count
+    listed: Path | None = None  # the list of images; None = all XML files
 
 
 def voc_splits(root: Path) -> list[Split]:
@@ -41,7 +41,7 @@ def voc_splits(root: Path) -> list[Split]:
 
 
 def other_voc_splits(root: Path) -> list[Split]:
-    """The splits of a folder that are in Pascal VOC format under other names of folders."""
+    """The splits of a folder that are in Pascal VOC format with other names of folders."""
     return [split for split in SPLITS if _locate_elsewhere(root, split)]
 
 
@@ -54,13 +54,14 @@ def voc_sought(split: Split) -> str:
 
 
 def locate_voc(root: Path, split: Split) -> VocLocation | None:
-    """Where the split is, under the names of the devkit or under others; None if there is none."""
+    """The location of a split, with the devkit's names of folders or with others; None if there is
+    none."""
     return _locate(root, split) or _locate_elsewhere(root, split)
 
 
 def _locate(root: Path, split: Split) -> VocLocation | None:
-    """Where the split is, None if there is none. Images that no list of a devkit folder names
-    belong to no split."""
+    """The location of a split, with the devkit's names of folders; None if there is none. Images
+    that are in no list belong to no split."""
     images = _folder(root, "JPEGImages")
     annotations = _folder(root, "Annotations")
     if not images.is_dir() or not annotations.is_dir():
@@ -70,7 +71,7 @@ def _locate(root: Path, split: Split) -> VocLocation | None:
                 return VocLocation(folder, folder)
         return None
     lists = {}
-    for name in ("train", "val", "trainval", "test", "default"):  # the last one is of CVAT
+    for name in ("train", "val", "trainval", "test", "default"):  # CVAT writes default
         file = _folder(_folder(root, "ImageSets"), "Main") / f"{name}.txt"
         if file.is_file():
             lists[name] = file
@@ -82,7 +83,7 @@ def _locate(root: Path, split: Split) -> VocLocation | None:
 
 
 def _folder(parent: Path, name: str) -> Path:
-    """The folder of this name, or the only one that has it in other capitals."""
+    """The folder with this name, or the only one whose name differs only in case."""
     exact = parent / name
     if exact.is_dir():
         return exact
@@ -91,8 +92,8 @@ def _folder(parent: Path, name: str) -> Path:
 
 
 def _locate_elsewhere(root: Path, split: Split) -> VocLocation | None:
-    """Where the split is under the names that other tools give to folders, None if there is
-    none: XML files in one folder and images in another, or side by side in the root."""
+    """The location of a split, with other tools' names of folders: XML files and images in two
+    folders, or both in the root. None if there is none."""
     image_folders = [_folder(root, name) for name in _IMAGE_FOLDERS]
     for annotations in [_folder(root, name) for name in _XML_FOLDERS]:
         if not _is_voc(first_below(annotations, XML)):
@@ -113,7 +114,7 @@ def _locate_elsewhere(root: Path, split: Split) -> VocLocation | None:
 
 
 def unread_lists(root: Path) -> list[Fault]:
-    """A warning if there are lists of splits, but not where those of detection are."""
+    """A warning if there are lists of splits, but not in the folder for detection."""
     lists = []
     for file in sorted(_folder(root, "ImageSets").glob("*/*.txt")):
         if file.stem in ("train", "val", "trainval", "test") and file.parent.name.lower() != "main":
@@ -126,7 +127,7 @@ def unread_lists(root: Path) -> list[Fault]:
 
 
 def _is_voc(file: str) -> bool:
-    """Whether a file begins as one of VOC, not one of CVAT or of the old LabelMe."""
+    """Whether a file begins like those of VOC, and not like those of CVAT or the old LabelMe."""
     if not file:
         return False
     try:

@@ -1,6 +1,5 @@
-"""Reading an XML file in Pascal VOC format, in the encoding that it states. Tags may be in capital
-letters or in a namespace.
-"""
+"""Reads an XML file in Pascal VOC format, in the encoding that it states. Tags may be in any case
+and any namespace."""
 
 import codecs
 import math
@@ -12,10 +11,11 @@ from xml.etree import ElementTree
 
 from redetr.files import open_file
 
-_SINGLE = ("name", "bndbox")  # elements that an object has once
+_SINGLE = ("name", "bndbox")  # elements that an object has only once
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 _LARGEST = 1e9  # px
-# Encodings by the first bytes of a file. UTF-32 comes first, as its mark begins like UTF-16's.
+# Encodings by the first bytes of a file. UTF-32 comes first, because its mark begins with that of
+# UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -25,24 +25,25 @@ _MARKS = {
     b"<\0": "utf-16-le",
     b"\0<": "utf-16-be",
 }
-# Programs state the older standard and write letters of the newer one; browsers do the same.
+# Programs state the older standard but write characters of the newer one, which browsers read
+# likewise.
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift-jis": "cp932", "euc-kr": "cp949"}
 
 
 @dataclass
 class Scene:
-    """The content of an XML file; `code` and `problem` describe why it cannot be read."""
+    """The content of an XML file; `code` and `problem` state why it cannot be read."""
 
     file: Path
     image: str = ""  # the name of its image, without folders
-    is_annotation: bool = True  # other programs write XML files beside images too
+    is_annotation: bool = True  # False: an XML file of another kind
     size: tuple[int, int] = (0, 0)  # height, width; 0 if the file does not state them
     names: list[str] = field(default_factory=list)  # the class of each object
     boxes: list[list[float]] = field(default_factory=list)  # xmin ymin xmax ymax
-    outlines: list[list[float]] = field(default_factory=list)  # the box around each; NaN without
+    outlines: list[list[float]] = field(default_factory=list)  # the box around each outline, or NaN
     has_box: list[bool] = field(default_factory=list)
     difficult: list[str] = field(default_factory=list)
-    repeated: list[str] = field(default_factory=list)  # a tag that an object has twice, or ""
+    repeated: list[str] = field(default_factory=list)  # a tag that an object repeats, or ""
     code: str = ""
     problem: str = ""
 
@@ -55,7 +56,7 @@ def read_scene(file: Path, names_only: bool = False) -> Scene:
             content = opened.read()
         encoding = encoding_of(content)
         text = content.decode(encoding)
-        # A document type, which no annotation needs, may declare entities that fill the memory.
+        # A document type, which no annotation needs, can declare entities that fill the memory.
         root = None if "<!DOCTYPE" in text else ElementTree.fromstring(text)
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
@@ -117,7 +118,7 @@ def _scene_of(file: Path, root: ElementTree.Element) -> Scene:
 
 
 def _outline(element: ElementTree.Element) -> list[float]:
-    """xmin, ymin, xmax, ymax around the polygon or the turned box of an object; NaN if it has
+    """xmin, ymin, xmax, ymax around the polygon or the rotated box of an object; NaN if it has
     neither."""
     x: list[float] = []
     y: list[float] = []
@@ -134,7 +135,7 @@ def _outline(element: ElementTree.Element) -> list[float]:
 
 
 def _around_turned(robndbox: ElementTree.Element | None) -> list[float]:
-    """xmin, ymin, xmax, ymax around a turned box; NaN without one."""
+    """xmin, ymin, xmax, ymax around a rotated box; NaN if there is none."""
     center_x = _number(robndbox, "cx")
     center_y = _number(robndbox, "cy")
     width = _number(robndbox, "w")
@@ -153,8 +154,8 @@ def _around_turned(robndbox: ElementTree.Element | None) -> list[float]:
 
 
 def encoding_of(content: bytes) -> str:
-    """The encoding of an XML file: by its byte order mark or first bytes, else as it states."""
-    if not content.startswith(b"<?"):  # the declaration, or a mark before it
+    """The encoding of an XML file, from its byte order mark or first bytes, or else as stated."""
+    if not content.startswith(b"<?"):  # perhaps a mark instead of a declaration
         for mark, encoding in _MARKS.items():
             if content.startswith(mark):
                 return encoding
@@ -170,14 +171,14 @@ def encoding_of(content: bytes) -> str:
 
 
 def _number(parent: ElementTree.Element | None, tag: str) -> float:
-    """The number in the child with this tag, NaN if there is none."""
+    """The number in the child with this tag; NaN if there is none."""
     if parent is None:
         return math.nan
     return number_in(parent.findtext(tag))
 
 
 def number_in(text: str | None) -> float:
-    """The number in a text, NaN if there is none or it is beyond all images."""
+    """The number in a text; NaN if there is none, or if it is too large for any image."""
     try:
         number = float(text or "")
     except ValueError:

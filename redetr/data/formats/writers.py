@@ -1,4 +1,4 @@
-"""Data sets written as files: COCO's lists, YOLO's lines, VOC's XML."""
+"""Writes data sets as COCO's lists, YOLO's lines or VOC's XML."""
 
 import json
 import os
@@ -23,7 +23,7 @@ Put = Callable[[Path, Path], object]  # makes an image (first) appear at another
 
 
 def names_of(annotations: Annotations) -> list[str]:
-    """The path of each image below the folder."""
+    """The path of each image, relative to the folder."""
     return [os.fsdecode(name) for name in annotations.names]
 
 
@@ -45,13 +45,13 @@ def _put_images(annotations: Annotations, folder: Path, put: Put) -> None:
 
 
 def _decimals(values: np.ndarray) -> np.ndarray:
-    """float32 as float64 with the fewest digits that mean the same float32: 0.1 instead of
+    """float32 values as float64 with the fewest digits that identify them: 0.1 instead of
     0.10000000149."""
     return values.astype("S16").astype(np.float64)
 
 
 class _Scene(NamedTuple):
-    """An image, and which objects are on it."""
+    """An image and its objects."""
 
     name: str  # path below the folder
     height: int
@@ -106,7 +106,7 @@ def write_coco_lists(splits: Splits, root: Path) -> None:
 
 
 def _coco_annotations(a: Annotations) -> list[dict[str, Any]]:
-    """The objects, under their ids if these are unique."""
+    """The objects, with their ids if these are unique."""
     count = len(a.object_ids)
     ids = a.object_ids
     if len(np.unique(ids)) < count:
@@ -161,8 +161,8 @@ def _write_yolo(splits: Splits, root: Path, put: Put) -> None:
 
 
 def _yolo_lines(a: Annotations, scene: _Scene) -> list[str]:
-    """A line for each object of an image: `class x y x y x y ...` of one with a mask, else
-    `class cx cy w h`."""
+    """A line for each object of an image: `class x y x y x y ...` for an object with a mask,
+    otherwise `class cx cy w h`."""
     size = [scene.width, scene.height, scene.width, scene.height]
     pixels = a.boxes[scene.objects].astype(np.float64)
     fractions = pixels / size
@@ -206,9 +206,10 @@ def _write_voc(splits: Splits, root: Path, put: Put) -> None:
 
 
 def _voc_tree(a: Annotations, scene: _Scene, boxes: np.ndarray) -> ElementTree.Element:
-    """The annotation of an image; `boxes` are those of all objects, in VOC's pixels."""
+    """The annotation of an image; `boxes` are the boxes of all objects, with VOC's pixels from
+    1."""
     tree = ElementTree.Element("annotation")
-    if scene.name.isprintable():  # XML holds no other bytes; images are found without it
+    if scene.name.isprintable():  # XML cannot hold other characters, and the name is not needed
         _add(tree, filename=scene.name)
     size = ElementTree.SubElement(tree, "size")
     _add(size, width=scene.width, height=scene.height, depth=3)

@@ -1,5 +1,5 @@
-"""The same data set in another format: boxes, and masks where it holds them. Whatever else
-annotations hold is left out."""
+"""Converts a data set to another format: its boxes, and its masks if the format has them. All other
+parts of annotations are left out."""
 
 import os
 import posixpath
@@ -46,16 +46,16 @@ def convert(
     shard_bytes: int | None = None,
 ) -> list[str]:
     """Writes the data set in the folder or YAML file `source` (or crowns, or `hf:NAME`) to
-    `destination`; `form` is coco, yolo or voc.
+    `destination`, in the format `form`: coco, yolo or voc.
 
-    All splits are written, or nothing. Images are hard links to those of `source` where the disk
-    allows it, unless they shall be a `copy`, or are `cut` into tiles. Without a val split,
-    `val_fraction` of the images are written as one: before they are cut, as tiles of one image
-    have pixels in common. With `shard_bytes`, images are packed into tar archives of about this
-    size, which only COCO's format can name. Returns sentences on what was written and what the
-    format cannot hold. Raises InputError for a faulty data set, for one that the format cannot
-    hold, if `destination` already exists, and for images that are symbolic links out of the data
-    folder, unless `follow_links`: in the data of a stranger they may stand for any file.
+    All splits are written, or nothing. Images are hard links to those of `source` if the disk
+    allows it, unless `copy` is set or they are `cut` into tiles. If there is no val split,
+    `val_fraction` of the images become one; they are chosen before cutting, because tiles of one
+    image overlap. With `shard_bytes`, images are packed into tar archives of about this size, which
+    only COCO's format supports. Returns sentences on what was written, and on what the format
+    cannot represent. Raises InputError if the data set has errors, if the format cannot represent
+    it, if `destination` already exists, or if images are symbolic links out of the data folder,
+    which in untrusted data may lead to any file. `follow_links` allows them.
     """
     if shard_bytes is not None and form != "coco":
         text = f"{form} cannot name images in archives"
@@ -85,8 +85,7 @@ def convert(
 def _read_folder(
     source: str | Path, destination: Path, follow_links: bool, val_fraction: float
 ) -> tuple[Splits, list[str]]:
-    """The splits of a folder or a YAML file, and sentences on `val_fraction` and on
-    what was skipped."""
+    """The splits of a folder or YAML file, and sentences on `val_fraction` and on skipped files."""
     root = folder_of(source)
     if not root.exists():
         remedy = "give that of a data set, or crowns"
@@ -96,7 +95,7 @@ def _read_folder(
     if val_fraction and "val" not in names:
         names = ["train", "val", *(name for name in names if name == "test")]
     splits = {}
-    notes: dict[str, None] = {}  # each once: both splits have it
+    notes: dict[str, None] = {}  # an ordered set, as both splits have the same notes
     for split in names:
         splits[split], note = read_split(root, split, val_fraction, "check")
         if note:
@@ -110,19 +109,19 @@ def _read_folder(
     for fault in unclaimed_files(splits):
         notes[f"{fault.severity}: {fault}"] = None
     for annotations in splits.values():
-        _require_apart(annotations.folder, destination)  # links may lead out of the root
+        _require_apart(annotations.folder, destination)  # which may be outside `source`, by a link
         if not follow_links:
             _require_no_links_out(annotations, data_folder(root))
     return splits, [*notes]
 
 
 def _read_hub(address: str, folder: Path, val_fraction: float) -> tuple[Splits, list[str]]:
-    """The splits of a data set of the hub, whose images are written to `folder`, and sentences on
+    """The splits of a data set on the hub, whose images are written to `folder`, and sentences on
     them."""
     splits = {}
     for split in hub_splits(address):
         splits[split] = write_images(address, split, folder / split)
-    notes: dict[str, None] = {}  # each once: both splits may have it
+    notes: dict[str, None] = {}  # an ordered set, as both splits may have the same notes
     for annotations in splits.values():
         notes.update(dict.fromkeys(map(str, annotations.faults)))
     if val_fraction and "val" not in splits:
@@ -136,7 +135,7 @@ def _read_hub(address: str, folder: Path, val_fraction: float) -> tuple[Splits, 
 def _write(
     splits: Splits, destination: Path, form: str, copy: bool, shard_bytes: int | None
 ) -> list[str]:
-    """What `convert` does with the splits of any source."""
+    """Writes the splits of any source, for `convert`."""
     for annotations in splits.values():
         annotations.require_sound()
     splits, notes = _fitted(splits, form)
@@ -153,7 +152,7 @@ def _write(
         for split, annotations in splits.items():
             _require_same(annotations, unfinished, split, form)
         for archive in archives_in(unfinished):
-            forget_index(str(archive))  # of a path that is gone in a moment
+            forget_index(str(archive))  # its folder is about to be renamed
         unfinished.chmod(0o755)
         os.rename(unfinished, destination)
     except BaseException:
@@ -169,8 +168,8 @@ def _write(
 
 
 def _require_no_links_out(annotations: Annotations, root: Path) -> None:
-    """Raises InputError for an image that is, or lies behind, a symbolic link to what is not in the
-    data folder."""
+    """Raises InputError if the path of an image has a symbolic link that leads out of the data
+    folder."""
     real_root = os.path.realpath(root)
     real_folders: dict[str, str] = {}
     for name in names_of(annotations):
@@ -188,7 +187,7 @@ def _require_no_links_out(annotations: Annotations, root: Path) -> None:
 
 
 def _require_new(root: Path, destination: Path) -> None:
-    """Raises InputError if there is no room for the result."""
+    """Raises InputError if the result cannot be written to `destination`."""
     is_empty_folder = destination.is_dir() and not any(destination.iterdir())
     if destination.exists() and not is_empty_folder:
         remedy = "choose another folder"
@@ -204,8 +203,8 @@ def _require_apart(folder: Path, destination: Path) -> None:
 
 
 def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
-    """What the format can hold of the splits, and sentences on the rest. Raises InputError if names
-    would be lost."""
+    """The part of the splits that the format can represent, and sentences on the rest. Raises
+    InputError if names would be lost."""
     if form == "coco":
         return splits, []
     notes = []
@@ -218,7 +217,7 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
         if num_masks:
             notes.append(f"the voc format has no masks: {num_masks:,} are left out")
             splits = {split: replace(a, masks=None) for split, a in splits.items()}
-        _require_distinctnames_of(splits)
+        _require_distinct_names(splits)
         _require_separate_labels(list(splits.values()))  # one folder for all splits
         return splits, notes + _unused_classes(splits)
     for annotations in splits.values():
@@ -235,9 +234,9 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     return objects, notes
 
 
-def _require_distinctnames_of(splits: Splits) -> None:
-    """Raises InputError if a format that knows classes by their names alone would make several
-    one."""
+def _require_distinct_names(splits: Splits) -> None:
+    """Raises InputError if several classes have the same name, for a format that identifies classes
+    by name."""
     for annotations in splits.values():
         counts = Counter(annotations.class_names)
         for name, count in counts.items():
@@ -248,7 +247,7 @@ def _require_distinctnames_of(splits: Splits) -> None:
 
 
 def _unused_classes(splits: Splits) -> list[str]:
-    """A sentence on the classes that VOC cannot name, since no object has them."""
+    """A sentence on the classes without objects, which VOC cannot represent."""
     listed: set[str] = set()
     used: set[str] = set()
     for a in splits.values():
@@ -281,7 +280,7 @@ def without_crowds(annotations: Annotations) -> Annotations:
 
 
 def _has_outlines(annotations: Annotations) -> bool:
-    """Whether the areas are not those of the boxes."""
+    """Whether areas differ from those of the boxes."""
     boxes = annotations.boxes
     sides = boxes[:, 2:] - boxes[:, :2]
     areas = sides.prod(1)
@@ -304,14 +303,14 @@ def _require_separate_labels(parts: list[Annotations]) -> None:
 
 
 def _require_same(meant: Annotations, root: Path, split: Split, form: str) -> None:
-    """Raises InputError if what was written into `root` does not read as what was meant."""
+    """Raises InputError if the files in `root` are not read as the annotations `meant`."""
     reason = ""
     try:
         written = read_annotations(root, split, "none" if meant.masks is None else "check")
         written.require_sound()
         if not _are_same(meant, written):
             reason = "it reads differently"
-    except InputError as error:  # it names a file that is deleted in a moment
+    except InputError as error:  # it names a file that is about to be deleted
         reason = error.text
     if reason:
         remedy = "is a class name empty, or does it begin or end with a blank?"
@@ -331,7 +330,7 @@ def _are_same(meant: Annotations, written: Annotations) -> bool:
 
 
 def _masks(annotations: Annotations) -> list[list[bytes]]:
-    """The masks of each image, compressed; of none if no object has one."""
+    """The masks of each image, compressed; an empty list if no object has a mask."""
     masks = annotations.masks
     if masks is None or not masks.has_mask.any():
         return []
@@ -351,5 +350,5 @@ def _classes(annotations: Annotations) -> list[str]:
 def _link(source: Path, destination: Path) -> None:
     try:
         os.link(os.path.realpath(source), destination)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or a file system without hard links
         copy_data_file(source, destination)

@@ -1,13 +1,13 @@
-"""Data sets in YOLO format: `data.yaml` names classes and splits; beside images/ lies labels/, a
-text file per image.
+"""Data sets in YOLO format: `data.yaml` names classes and splits, and `labels/`, next to `images/`,
+has a text file for each image.
 
-A line is `class cx cy w h`, the box as fractions of the image as stored: EXIF orientation is not
-applied. A longer line is an outline or an oriented box, `class x y x y x y ...`, of which the
-bounding box is taken; with `kpt_shape: [K, 2]` or `[K, 3]` in the YAML file, it is a box and its
-key points, and the box is taken. Where lines look like key points and there is no `kpt_shape`, they
-are refused, unless the file says `task: segment` or `task: obb`. An image without label file holds
-no objects. Category ids are the class numbers, image ids count the sorted names. Without a YAML
-file, `obj.data` or `classes.txt` are read in its place: see `darknet`.
+A line is `class cx cy w h`, a box in fractions of the stored image, without EXIF orientation. A
+longer line, `class x y x y x y ...`, is an outline or an oriented box, whose bounding box is used.
+With `kpt_shape: [K, 2]` or `[K, 3]` in the YAML file, it is a box with key points, and the box is
+used. If lines look like key points but there is no `kpt_shape`, they are refused, unless the file
+states `task: segment` or `task: obb`. An image without a label file has no objects. Category ids
+are the class numbers, and image ids count the sorted names. If there is no YAML file, `obj.data` or
+`classes.txt` is read instead: see `darknet`.
 """
 
 import os
@@ -53,8 +53,8 @@ _OUTLINE_TASKS = ("segment", "obb")  # values of `task` with which long lines ar
 
 
 def yolo_splits(root: Path) -> list[Split]:
-    """The splits that the `data.yaml` of the folder (or `root`, if it is a file) names; test only
-    if it is there, since tools always write its name.
+    """The splits that `data.yaml` in the folder `root` names, or `root` itself, if it is a file.
+    The test split is included only if it exists, since tools always name it.
 
     Raises InputError if the file cannot be read.
     """
@@ -63,7 +63,7 @@ def yolo_splits(root: Path) -> list[Split]:
 
 
 def darknet_splits(root: Path) -> list[Split]:
-    """The splits of a folder in YOLO format without YAML file. Raises InputError as
+    """The splits of a folder in YOLO format without a YAML file. Raises InputError like
     `yolo_splits`."""
     file = darknet_file(root)
     return [] if file is None else _splits(file)
@@ -83,7 +83,7 @@ def _splits(file: Path) -> list[Split]:
 
 
 def yolo_files(root: Path) -> list[str]:
-    """The names of the YAML files in the folder that may describe it, the one that does first."""
+    """The names of the YAML files in the folder that may describe it. The first one is used."""
     return [name for name in _FILES if (root / name).is_file()]
 
 
@@ -93,10 +93,11 @@ def yolo_sought(split: Split, file: str = _FILES[0]) -> str:
 
 
 def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
-    """The split of a folder, or of the file `root`, which has to be there, with masks if there is a
-    builder for them: outlines are masks, unless the file says `task: obb`.
+    """The annotations of a split of the folder or YAML file `root`, with masks if there is a
+    builder for them.
 
-    Raises InputError for a `data.yaml` that does not name classes and images.
+    Outlines are masks, unless the file states `task: obb`. Raises InputError if the split is
+    missing, or if `data.yaml` does not name classes and images.
     """
     file = _locate(root)
     if file is None:
@@ -165,8 +166,8 @@ def _yaml_file(root: Path) -> Path | None:
 
 
 class _Loader(yaml.BaseLoader):
-    """Numbers stay text. A key that occurs twice is refused: the last value would count
-    without a word."""
+    """Keeps numbers as text, and refuses a key that occurs twice, of which YAML would silently use
+    the last value."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -180,12 +181,12 @@ class _Loader(yaml.BaseLoader):
 
 
 def _parse_config(file: Path) -> dict[str, Any]:
-    """The content of the file; numbers stay text, so that a class may be called 1 or no."""
+    """The content of the file. Numbers are kept as text, so that a class may be called 1 or no."""
     if is_darknet(file):
         return darknet_config(file)
     try:
         config = yaml.load(read_file(file), Loader=_Loader)
-    # Also not UTF-8 (ValueError), or nested beyond reason.
+    # ValueError: not UTF-8. RecursionError: nested too deeply.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"not YAML: {reason}", where=file, remedy="write it again") from None
@@ -196,7 +197,7 @@ def _parse_config(file: Path) -> dict[str, Any]:
 
 
 def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
-    """Names by number, sorted."""
+    """The class names by number, sorted."""
     names = config.get("names")
     if isinstance(names, list):
         names = {str(number): name for number, name in enumerate(names)}
@@ -220,8 +221,8 @@ def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
 
 
 def _class_faults(file: Path, config: dict[str, Any], classes: dict[int, str]) -> list[Fault]:
-    """Warnings if `nc` is another number than there are names, and if a list of names beside the
-    file has others."""
+    """Warnings if `nc` is not the number of names, or if a list of class names next to the file
+    differs."""
     faults = []
     stated = config.get("nc")
     if not isinstance(stated, str) or not stated.isdecimal():
@@ -239,7 +240,7 @@ def _class_faults(file: Path, config: dict[str, Any], classes: dict[int, str]) -
 
 
 def _key_points(file: Path, config: dict[str, Any]) -> KeyPoints | None:
-    """The value of `kpt_shape`; None if it is missing. Raises InputError if it is not a shape."""
+    """The value of `kpt_shape`; None if it is missing. Raises InputError if it is not valid."""
     shape = config.get("kpt_shape")
     if shape is None:
         return None
@@ -276,7 +277,7 @@ def _find_images(
             names.add(posixpath.normpath(f"{below}/{name}"))
     if not names:
         for fault in faults:
-            if fault.severity == "error":  # such as images of a list that are elsewhere
+            if fault.severity == "error":  # such as listed images outside the folder
                 raise fault.to_error()
         text = f"{split} holds no images ({reprlib.repr(entries)})"
         raise InputError(text, where=file, remedy="put them there")
@@ -284,8 +285,8 @@ def _find_images(
 
 
 def _judge_lines(rows: Rows, lines: Lines, classes: dict[int, str], has_outlines: bool) -> None:
-    """Adds faults for lines that cannot be read, or whose columns may mean two things;
-    `has_outlines` if the YAML file settles that."""
+    """Adds faults for lines that cannot be read, or whose columns are ambiguous. `has_outlines`:
+    the YAML file states that long lines are outlines."""
     kind = np.array(lines.kind, np.int8)
     is_bad = kind == BAD
     if is_bad.any():
@@ -311,7 +312,8 @@ def _judge_lines(rows: Rows, lines: Lines, classes: dict[int, str], has_outlines
 
 
 def _listed(numbers: list[int]) -> str:
-    """Numbers of classes in ascending order: each, or of many the first and the last."""
+    """The numbers of classes, in ascending order: all of them, or if there are many, the first and
+    the last."""
     if len(numbers) > _LISTED:
         return f"{numbers[0]} to {numbers[-1]}"
     return ", ".join(map(str, numbers))
@@ -359,12 +361,12 @@ def _read_objects(
 
 
 def _corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """xyxy pixels of boxes that are cxcywh fractions, float64 `[A, 4]`; `sizes` are width and
-    height of their images."""
+    """Boxes as xyxy in pixels, float64 `[A, 4]`, from cxcywh fractions. `sizes` `[A, 2]` are width
+    and height of their images."""
     centers = boxes[:, :2]
     half_sides = boxes[:, 2:] / 2
     starts = centers - half_sides
     ends = centers + half_sides
     fractions = np.concatenate([starts, ends], axis=1)
     corners = fractions * np.tile(sizes, 2)
-    return corners.round(9)  # px: what was 0 or 100 before it became a fraction is so again
+    return corners.round(9)  # px; whole numbers that were stored as fractions are whole again

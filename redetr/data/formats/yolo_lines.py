@@ -1,9 +1,9 @@
-"""The lines of YOLO label files, and what their columns mean.
+"""Reads the lines of YOLO label files, and determines what their columns mean.
 
-Five columns are `class cx cy w h`. More are an outline, `class x y x y x y ...`; a box with key
-points, `class cx cy w h x y x y ...` or `... x y v x y v ...`; or what a tracker writes, a box with
-a score and an id. The number of columns does not decide between them: `kpt_shape` does, and without
-it the numbers have to look like an outline.
+Five columns are `class cx cy w h`. More columns are an outline, `class x y x y x y ...`; or a box
+with key points, `class cx cy w h x y x y ...` or `... x y v x y v ...`; or a box with a score and
+an id, which trackers write. The number of columns does not distinguish these. `kpt_shape` does, and
+without it, the numbers have to look like an outline.
 """
 
 import reprlib
@@ -25,7 +25,7 @@ BOX, OUTLINE, KEY_POINTS, BAD = range(4)
 _NO_VALUES = (-1.0, 0.0, 0.0, 1.0, 1.0)  # class and box of a line that cannot be read
 _LARGEST = 1e6  # as a fraction of an image
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_SAMPLE = 1000  # lines that are looked at again where columns may mean two things
+_SAMPLE = 1000  # lines that are examined if columns are ambiguous
 # Shares of the lines in the sample.
 _NEARLY_ALL = 0.95
 _MOST = 0.9
@@ -38,19 +38,20 @@ _FOUR_POINTS = 9  # columns of an oriented box
 
 @dataclass(frozen=True)
 class KeyPoints:
-    """The meaning of `kpt_shape`: so many points in each line, each of 2 or 3 numbers."""
+    """The value of `kpt_shape`: the number of points in each line, and of numbers (2 or 3) for each
+    point."""
 
     count: int
     dims: int
 
     @property
     def columns(self) -> int:
-        """The columns of a line with class and box."""
+        """The number of columns of a line, including class and box."""
         return 5 + self.count * self.dims
 
 
 class Doubt(NamedTuple):
-    """What the longer lines may be, other than outlines."""
+    """What longer lines may be instead of outlines."""
 
     columns: int  # of the lines in question
     text: str
@@ -58,9 +59,9 @@ class Doubt(NamedTuple):
 
 
 class Lines:
-    """The lines of all label files: A of them, read one file after the other.
+    """The A lines of all label files.
 
-    Arrays that grow, not lists: a large data set has millions of lines.
+    They are kept in arrays instead of lists, because a large data set has millions of lines.
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class Lines:
         key_points: KeyPoints | None = None,
         masks: MaskBuilder | None = None,
     ):
-        """`files` has the label file of each image; it need not be there. Outlines are added to
+        """`files` has the label file of each image, which need not exist. Outlines are added to
         `masks`, as fractions of their images."""
         self.files = files
         self.key_points = key_points
-        self.any_file = False  # whether at least one is there
+        self.any_file = False  # whether at least one file exists
         self.image = array("q")  # [A], index of the image
         self.line = array("q")  # [A], from 1
         self.kind = array("b")  # [A]
@@ -97,7 +98,7 @@ class Lines:
                         masks.add([list(map(float, words[1:]))] if kind == OUTLINE else None)
 
     def locate(self, i: int) -> tuple[Path, str]:
-        """The file of line `i`, and which line of it that is."""
+        """The file of line `i`, and its line number there."""
         return Path(self._file(i)), f"line {self.line[i]}"
 
     def quoted(self, i: int) -> str:
@@ -115,7 +116,8 @@ class Lines:
         return content.splitlines()[number - 1]
 
     def problem(self, i: int, numbers_of: dict[str, int]) -> tuple[str, str]:
-        """Why line `i` cannot be read, and what to do; `numbers_of` are the classes by name."""
+        """Why line `i` cannot be read, and a remedy; `numbers_of` has the numbers of classes by
+        name."""
         content = self._text(i)
         text = content.decode("utf-8", "replace")
         if "\0" in text:
@@ -127,8 +129,8 @@ class Lines:
         return _problem_of_words(words, self.key_points, numbers_of)
 
     def doubt(self) -> Doubt | None:
-        """Whether lines that are taken for outlines look like something else; None if they do
-        not."""
+        """What lines that are read as outlines seem to be instead; None if they look like
+        outlines."""
         columns = np.array(self.columns, np.int64)
         kinds = np.array(self.kind, np.int8)
         outlines = np.flatnonzero(kinds == OUTLINE)
@@ -142,8 +144,8 @@ class Lines:
         return _doubt(self._numbers(same))
 
     def stray_key_points(self) -> tuple[int, int, int] | None:
-        """The first line whose key points lie outside its box, how many of a sample do, and of
-        how many; None if it is not most of them."""
+        """The first line whose key points are outside its box, the number of such lines in a
+        sample, and the size of the sample; None if it is not most of them."""
         kinds = np.array(self.kind, np.int8)
         rows = np.flatnonzero(kinds == KEY_POINTS)
         if self.key_points is None or not len(rows):
@@ -156,8 +158,8 @@ class Lines:
         return int(first), int(strays.sum()), len(rows)
 
     def _numbers(self, rows: np.ndarray) -> np.ndarray:
-        """What these lines hold, or a sample of them, float64 `[S, columns]`: they have the same
-        number of columns."""
+        """The numbers in these lines, or in a sample of them, float64 `[S, columns]`. All lines
+        must have the same number of columns."""
         numbers = []
         file = ""
         lines: list[bytes] = []
@@ -171,13 +173,13 @@ class Lines:
 
 
 def _sample(rows: np.ndarray) -> np.ndarray:
-    """At most `_SAMPLE` of the rows, from all over them, in order."""
+    """At most `_SAMPLE` of the rows, spread over all of them, in order."""
     step = -(-len(rows) // _SAMPLE)
     return rows[::step]
 
 
 def _content(file: str) -> bytes | None:
-    """The content of the file, None without a file. Raises InputError if it cannot be read."""
+    """The content of the file; None if there is no file. Raises InputError if it cannot be read."""
     try:
         with open_file(file) as opened:
             return opened.read().removeprefix(_BYTE_ORDER_MARK)
@@ -191,7 +193,7 @@ def _content(file: str) -> bytes | None:
 def _parse(
     line: bytes, words: list[bytes], key_points: KeyPoints | None
 ) -> tuple[int, Sequence[float]]:
-    """The kind of a line of these words, its class, and its box as cxcywh fractions."""
+    """The kind of a line with these words, its class, and its box as cxcywh fractions."""
     if b"_" in line:  # Python reads 2_5 as 25
         return BAD, _NO_VALUES
     try:
@@ -199,7 +201,7 @@ def _parse(
     except ValueError:
         return BAD, _NO_VALUES
     total = sum(map(abs, numbers))
-    if not total < _LARGEST:  # also not a number
+    if not total < _LARGEST:  # also true for NaN
         return BAD, _NO_VALUES
     if len(numbers) == 5:
         return BOX, numbers
@@ -224,7 +226,7 @@ def _parse(
 def _problem_of_words(
     words: list[str], key_points: KeyPoints | None, numbers_of: dict[str, int]
 ) -> tuple[str, str]:
-    """Why a line of these words cannot be read, and what to do."""
+    """Why a line with these words cannot be read, and a remedy."""
     write_box = "write class cx cy w h"
     texts = [word for word in words if not _is_number(word)]
     if texts == words[:1]:
@@ -238,7 +240,7 @@ def _problem_of_words(
     if texts:
         return f"{reprlib.repr(texts[0])} is not a number", write_box
     for word in words:
-        if not abs(float(word)) < _LARGEST:  # also not a number
+        if not abs(float(word)) < _LARGEST:  # also true for NaN
             return f"{word} is not a finite fraction", write_box
     count = len(words)
     if count == 5:
@@ -269,8 +271,8 @@ def _is_number(word: str) -> bool:
 
 
 def _doubt(numbers: np.ndarray) -> Doubt | None:
-    """What lines of the same number of columns may be, other than outlines, from their numbers
-    `[S, columns]`."""
+    """What lines with the same number of columns may be instead of outlines, judging by their
+    numbers `[S, columns]`."""
     columns = numbers.shape[1]
     points = (columns - 1) // 2
     text = f"has {columns} columns, as nearly all long lines: an outline of {points} points, or "
@@ -300,17 +302,18 @@ def _are_tracked(numbers: np.ndarray) -> bool:
 
 
 def _are_oriented_boxes(numbers: np.ndarray) -> bool:
-    """Whether four points are the corners of a parallelogram: its diagonals share their middle,
-    also in fractions of an image that is not a square."""
+    """Whether four points are the corners of a rotated box: a parallelogram, whose diagonals have
+    the same midpoint. This also holds in fractions of an image that is not square."""
     corners = numbers[:, 1:].reshape(-1, 4, 2)
-    gaps = np.abs(corners[:, 0] + corners[:, 2] - corners[:, 1] - corners[:, 3])
-    extents = np.ptp(corners, axis=1)
-    is_turned_box = (gaps <= 0.05 * extents + 1e-3).all(1)
+    first, second, third, fourth = corners.swapaxes(0, 1)
+    gaps = np.abs(first + third - second - fourth)  # between the middles of the diagonals, twice
+    tolerances = 0.05 * np.ptp(corners, axis=1) + 1e-3
+    is_turned_box = (gaps <= tolerances).all(1)
     return bool(is_turned_box.mean() > _HALF)
 
 
 def _are_key_points(numbers: np.ndarray, dims: int) -> bool:
-    """Whether the numbers make more sense as a box and points of `dims` numbers."""
+    """Whether the numbers are more likely a box and points with `dims` numbers each."""
     if dims == 3:
         visibility = numbers[:, 7::3]
         is_flag = np.isin(visibility, (0, 1, 2)).all(1)
@@ -319,7 +322,7 @@ def _are_key_points(numbers: np.ndarray, dims: int) -> bool:
             return True
     if _fit_key_points(numbers, dims).mean() < _MOST:
         return False
-    # No outline reads as points with scores, but by chance.
+    # Outlines look like points with visibility flags only by chance.
     if dims == 3 and len(numbers) >= _NOT_BY_CHANCE:
         return True
     has_hidden = (_points(numbers, dims) == 0).all(2).any(1)
@@ -332,32 +335,37 @@ def _are_key_points(numbers: np.ndarray, dims: int) -> bool:
 
 
 def _are_boxes(numbers: np.ndarray) -> np.ndarray:
-    """Whether columns 1 to 4 are a box inside the image as cxcywh, bool `[S]`."""
+    """Whether columns 1 to 4 can be a box (cxcywh) inside the image, bool `[S]`."""
     centers = numbers[:, 1:3]
     half_sides = numbers[:, 3:5] / 2
-    is_inside = (centers - half_sides >= -0.01) & (centers + half_sides <= 1.01)
-    return np.all(is_inside & (half_sides > 0), axis=1)
+    starts = centers - half_sides
+    ends = centers + half_sides
+    is_inside = (starts >= -0.01) & (ends <= 1.01)
+    has_area = half_sides > 0
+    return np.all(is_inside & has_area, axis=1)
 
 
 def _fit_key_points(numbers: np.ndarray, dims: int) -> np.ndarray:
-    """Whether columns 1 to 4 are a box, and what follows are points in it or near it, bool
+    """Whether columns 1 to 4 can be a box, and the following ones points in it or near it, bool
     `[S]`."""
     centers = numbers[:, None, 1:3]
     sides = numbers[:, None, 3:5]
     points = _points(numbers, dims)
-    is_near = (np.abs(points - centers) <= 0.6 * sides + 0.01).all(2)
+    distances = np.abs(points - centers)
+    is_near = (distances <= 0.6 * sides + 0.01).all(2)
     is_hidden = (points == 0).all(2)
-    return _are_boxes(numbers) & (is_near | is_hidden).all(1)
+    fits = is_near | is_hidden  # [S, points]
+    return _are_boxes(numbers) & fits.all(1)
 
 
 def _points(numbers: np.ndarray, dims: int) -> np.ndarray:
-    """x and y of the key points behind a box, `[S, count, 2]`."""
+    """x and y of the key points that follow a box, `[S, count, 2]`."""
     count = (numbers.shape[1] - 5) // dims
     return numbers[:, 5:].reshape(len(numbers), count, dims)[:, :, :2]
 
 
 def _fit_outlines(numbers: np.ndarray) -> np.ndarray:
-    """Whether columns 3 and 4 are a point near all others, bool `[S]`: in a line with key points
+    """Whether columns 3 and 4 are a point near all others, bool `[S]`. In a line with key points,
     they are width and height."""
     points = numbers[:, 1:].reshape(len(numbers), -1, 2)
     second = points[:, 1]
@@ -365,7 +373,7 @@ def _fit_outlines(numbers: np.ndarray) -> np.ndarray:
     low = others.min(1)
     high = others.max(1)
     reach = high - low
-    if others.shape[1] == 2:  # of a triangle: any of its corners may be far from the others
+    if others.shape[1] == 2:  # a triangle, in which any corner may be far from the others
         reach = 2 * (high - low).max(1, keepdims=True)
     is_near = (second >= low - reach) & (second <= high + reach)
     return np.all(is_near, axis=1)

@@ -1,5 +1,5 @@
-"""Where the images are that a `data.yaml` names. They are in its folder: what it names elsewhere is
-refused, and what is not there is looked for by the end of its path, with a note."""
+"""Finds the images that a `data.yaml` names. They have to be in its folder: files elsewhere are
+refused, and paths that do not exist are looked for by their ends, with a note."""
 
 import os
 import posixpath
@@ -20,7 +20,7 @@ KEYS: dict[Split, tuple[str, ...]] = {
 
 
 def entries_of(file: Path, config: dict[str, Any], split: Split) -> list[str]:
-    """The folders and lists of images of a split, as the file says them."""
+    """The folders and lists of images of a split, as written in the file."""
     value: Any = []
     for key in KEYS[split]:
         if config.get(key):
@@ -37,13 +37,13 @@ class ImagePaths:
     """The paths of the images that a `data.yaml` names, in its folder."""
 
     def __init__(self, file: Path, config: dict[str, Any], faults: list[Fault]):
-        """Raises InputError if its `path` is another folder."""
+        """Raises InputError if `path` in the file leads out of its folder."""
         self.file = file
         self.config = config
         self.faults = faults
         self.root = data_root(file)
         self.finder = Finder(self.root)
-        self.base = self._find_base()  # the folder that entries are relative to, below the root
+        self.base = self._find_base()  # entries are relative to this folder below the root
 
     def _find_base(self) -> str:
         stated = self.config.get("path")
@@ -73,8 +73,8 @@ class ImagePaths:
         return entries_of(self.file, self.config, split)
 
     def require(self, split: Split) -> list[str]:
-        """Where the entries of a split are below the data folder. Raises InputError if one is not
-        there."""
+        """The paths of the entries of a split below the data folder. Raises InputError if one does
+        not exist there."""
         locations = []
         for entry, resolved in zip(self.entries(split), self.of(split), strict=True):
             quoted = f"{split}: {reprlib.repr(entry)}"
@@ -94,12 +94,12 @@ class ImagePaths:
         return locations
 
     def listed(self, location: str) -> list[str]:
-        """The images that a text file lists, one a line."""
+        """The images that a text file lists, one per line."""
         file = self.root / location
         bases = (posixpath.dirname(location), self.base, "")
         lines = read_lines(file)
         resolved = [self.finder.find(line, bases) if line else Resolved() for line in lines]
-        if not any(target.inside for target in resolved):  # all begin with another folder
+        if not any(target.inside for target in resolved):  # all paths may begin with another folder
             resolved = [self.finder.find(line, bases, ends=line != "") for line in lines]
         rows = Rows(len(lines), self.faults, lambda i: (file, f"line {i + 1}"))
         rows.fault(

@@ -1,0 +1,57 @@
+"""Trials of a model's own work."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import redetr
+from redetr import trial
+from redetr.trial import times_faster, trial_pass
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    options = {"hidden_dim": 32, "dim_feedforward": 32, "num_queries": 5, "backbone": [8, 16, 16]}
+    return redetr.build("redetr_n", 2, **options).train()
+
+
+def test_the_gain_is_the_median_of_what_each_round_says(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(trial, "_MOST_S", 0.5)
+    ours = iter([9.0, 0.01, 0.01, 0.1, 0.01, 0.01])
+    other = iter([9.0, 0.02, 0.03, 0.02, 0.02, 0.02])
+
+    def pass_time(durations):
+        clock.now += next(durations)
+
+    gain = times_faster(lambda: pass_time(ours), lambda: pass_time(other))
+    assert gain == pytest.approx(2)  # 2, 3, 0.2, 2, 2; the first of each warms up
+
+
+def test_a_trial_of_slow_rounds_ends(monkeypatch):
+    clock = SimpleNamespace(now=0.0, rounds=0)
+    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def slow():
+        clock.now += 2
+        clock.rounds += 1
+
+    times_faster(slow, slow)
+    assert clock.rounds == 4  # to warm up, and one round
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_trial_leaves_the_model_and_random_numbers_as_they_are(gradient, model):
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    with trial_pass(model, (64, 96), gradient) as run:
+        assert not model.training
+        run()
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name])
