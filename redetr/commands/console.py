@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType, RenderHook, RenderResult
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.segment import Segment
 from rich.table import Column, Table
 
@@ -35,7 +35,7 @@ class _Escaped:
     """What Rich prints, with control characters as escape sequences: names of classes and files
     come from strangers, and could rewrite what a terminal shows."""
 
-    def __init__(self, content: RenderableType):
+    def __init__(self, content: ConsoleRenderable):
         self._content = content
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -48,7 +48,7 @@ class _Escaped:
 
 
 class _Escaping(RenderHook):
-    def process_renderables(self, renderables: list[RenderableType]) -> list[RenderableType]:
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         return [_Escaped(content) for content in renderables]
 
 
