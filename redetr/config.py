@@ -94,8 +94,8 @@ class DataOptions:
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
     custom_augment: str | None = None
-    """FILE.py:NAME, your own augmentation, applied after --augment: a Compose of Albumentations or
-    torchvision.transforms.v2. The file is executed. With --augment plain, it is the only one."""
+    """Your own augmentation, applied after --augment: NAME in FILE.py, a Compose of Albumentations
+    or torchvision.transforms.v2. The file is executed. With --augment plain, it is the only one."""
     mosaic_until: float = 0.0
     """Share of the run, in whole epochs, in which samples may be mosaics of four images or mixes of
     two: costs AP in short runs, pays off in long ones."""

@@ -301,6 +301,7 @@ def test_help_breaks_sentences_where_the_terminal_ends(command, capsys, monkeypa
         assert re.sub("^--no-[a-z-]+: ", "", sentence) in text
     assert "{None}" not in text and "(default: )" not in text
     assert "--no-check: " not in text, "it said --no-check twice"
+    assert not re.search(r"--[a-z-]+ \[?(STR|TEXT)\b", text), "a placeholder names the value"
 
 
 def test_help_says_zero_only_where_it_is_a_value(capsys):
