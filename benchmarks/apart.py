@@ -1,5 +1,5 @@
-"""Each side in a process of its own, as each user's program is one: no side lives with the memory
-of another."""
+"""Runs each side of a comparison in its own process, like a user's program, so that no side is
+affected by the memory of another."""
 
 import resource
 import time
@@ -15,10 +15,11 @@ from limits import operations
 
 
 class Apart:
-    """`build(*arguments)` makes the work there; a call of this does it once and waits.
+    """`build(*arguments)` creates the work in a new process. Calling this object does the work
+    once, and waits for it.
 
-    Sides are made side by side: imports and the start of a GPU take seconds each. Before times
-    count, call each once.
+    Sides are created concurrently, because imports and the start of a GPU take seconds. Call each
+    side once before measuring.
     """
 
     def __init__(self, build: Callable[..., Callable[[], Any]], *arguments: Any):
@@ -37,14 +38,14 @@ class Apart:
         return self._ask(_operations)
 
     def processor_s(self) -> float:
-        """The processor time of the process until now, of all its threads: what else the machine
-        does hardly counts in it."""
+        """The processor time of the process so far, over all of its threads. Other load of the
+        machine hardly affects it."""
         return self._ask(time.process_time)
 
     def peak_mb(self) -> int:
-        """What the work took at most until now: on a GPU what torch counts, on a CPU what the
-        process grew by since its imports. On Linux that counts from the size of the process that
-        started this one, which so has to be small."""
+        """The peak memory of the work so far: on a GPU as counted by torch, on a CPU as the growth
+        of the process since its imports. On Linux, the peak includes the size of the process that
+        started this one, which therefore has to be small."""
         return self._ask(_peak_mb)
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:

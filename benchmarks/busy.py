@@ -2,13 +2,14 @@
 
     python benchmarks/busy.py
 
-Training steps of `redetr_n` on 16 images of 128x128, on one thread and on all, with the machine as
-it is, whose load is recorded, and beside one more process that computes all the time. Threads wait
-for each other at the end of each operation. By default libgomp lets them spin for a long time,
-which takes the core from the very thread that the others wait for; `GOMP_SPINCOUNT` says for how
-long. "auto" is what `redetr train` does beside another program, whose load is taken for granted: it
-waits 1000 times and lets a trial choose the threads. Each side is a process; sides take turns;
-medians. Writes results/DATE-busy.json.
+Training steps of `redetr_n` on 16 images of 128x128, on one thread and on all threads. They are
+measured on the machine as it is, whose load is recorded, and with one more process that computes
+all the time. Threads wait for each other at the end of each operation. By default, libgomp lets
+them spin for a long time, which takes the core away from the very thread for which the others wait;
+`GOMP_SPINCOUNT` sets the number of spins. "auto" is what `redetr train` does next to another
+program, whose load is assumed here: it spins 1000 times, and lets a trial choose the number of
+threads. Each side is a process; sides take turns; results are medians. Writes
+results/DATE-busy.json.
 """
 
 import argparse
@@ -36,8 +37,8 @@ for count in (1000, 10_000):
 
 
 def images_per_second(seconds: float, auto: bool) -> float:
-    """Of training steps in this process, after two that do not count. With `auto`, a trial chooses
-    its threads."""
+    """The rate of training steps in this process, after two warm-up steps. With `auto`, a trial
+    chooses the number of threads."""
     keep_memory()
     torch.manual_seed(0)
     model = redetr.build("redetr_n", 10).to(memory_format=torch.channels_last).train()

@@ -48,7 +48,7 @@ def truth() -> TruthObjects:
 
 
 def detections(objects: TruthObjects, rank: int, ranks: int) -> DatasetDetections:
-    """Of every image that is this rank's: each object once, moved a little, and others."""
+    """The detections in the images of this rank: each object once, slightly moved, and others."""
     parts = []
     for start in range(rank * 1000, IMAGES, ranks * 1000):
         rng = np.random.default_rng(start)

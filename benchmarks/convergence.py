@@ -5,11 +5,11 @@
     python benchmarks/convergence.py                        # lists the variants
     python benchmarks/convergence.py --cost                 # what a step of each takes
 
-Every run counts steps, not minutes; what a step costs is measured apart. The schedule runs to its
-end in each run, so a short run says what a short recipe gives. Adds a line for each run to
-results/convergence.jsonl; convergence.md says what was learned from them, also of variants that
-were parts of the code and are gone with their question. One seed differs from another by 3 AP or
-so: smaller differences are no evidence.
+Every run has a number of steps instead of minutes; the cost of a step is measured separately. The
+schedule is completed in each run, so a short run shows what a short recipe can reach. Adds a line
+for each run to results/convergence.jsonl. convergence.md states what was learned, also from
+variants whose code has been removed. Seeds differ by about 3 AP, so smaller differences are not
+evidence.
 """
 
 import argparse
@@ -53,7 +53,7 @@ RTDETR: dict[str, Any] = {
 }
 VARIFOCAL: dict[str, Any] = {**RTDETR, "options": (*RTDETR["options"], "class_loss=varifocal")}
 
-# What a variant changes: settings, or options of the model.
+# The settings, or options of the model, that each variant changes.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "adamw": {"optimizer": "adamw", "lr": 2e-3},
@@ -105,7 +105,7 @@ def run(variant: str, data: str, steps: int, seed: int) -> dict[str, Any]:
 
 
 def step_of(variant: str, folder: Path, dist: Dist) -> Callable[[], None]:
-    """A training step of a variant; the same images each time."""
+    """A training step of a variant, always on the same images."""
     config = config_of(variant, "digits", 100, 0, folder)
     data = open_dataset(config.data, "train")
     state, criterion = preparation.prepare(config, dist, data)

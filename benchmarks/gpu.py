@@ -1,15 +1,15 @@
 """Everything that only a GPU can show, in one call: tests, proofs, resuming, speed and memory.
 
-    python benchmarks/gpu.py                         # `make bench-gpu`: nine minutes at most
-    python benchmarks/gpu.py --device cpu --quick    # tiny sizes, to see that it runs
-    python benchmarks/gpu.py --stages resume rates   # these alone
+    python benchmarks/gpu.py                        # like `make bench-gpu`; at most nine minutes
+    python benchmarks/gpu.py --device cpu --quick   # tiny sizes, to see that it runs
+    python benchmarks/gpu.py --stages resume rates  # only these stages
 
-Each stage is a process with a time limit and a log of its own; one that fails does not stop the
-others. First come, side by side, those whose times do not matter: tests, proofs, and compilations,
-which are kept for later. Then come those that measure time, one after the other, the most telling
-first. A stage that does not fit into --budget-s is skipped. Writes FOLDER/logs, FOLDER/results (as
-benchmarks/results), FOLDER/summary.json, and after each stage all of it to --archive, by default
-FOLDER.tar.gz.
+Each stage is a process with its own time limit and log; if one fails, the others still run. Stages
+whose times do not matter run first, side by side: tests, proofs, and compilations, which are cached
+for later. Then the stages that measure time run one after another, the most important first. A
+stage that does not fit into --budget-s is skipped. Writes FOLDER/logs, FOLDER/results (as
+benchmarks/results) and FOLDER/summary.json, and after each stage all of it to --archive (default:
+FOLDER.tar.gz).
 """
 
 import argparse

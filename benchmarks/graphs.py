@@ -1,16 +1,16 @@
-"""What do CUDA graphs bring? The model's answer, and the model's part of a training step, captured
+"""How much faster are CUDA graphs? Inference, and the model's part of a training step, are captured
 once and replayed.
 
     python benchmarks/graphs.py --device cuda
 
-A small model on a GPU waits for Python to launch its kernels; a graph launches them all at once. An
-answer is one graph. A training step cannot be one: the assignment between queries and objects is
-computed on the host in its middle. So the graphs are the model's forward and backward passes, by
-`torch.cuda.make_graphed_callables`; matching, losses, clipping and the optimizer stay as they are.
-Such graphs take one size of images, and no DistributedDataParallel is around them here: what is
-measured is what there would be to gain, with --compile also against `torch.compile`. Outputs and
-losses are compared, and how far they are apart is recorded. Without a GPU only the plain sides run.
-Writes results/DATE-graphs-DEVICE.json.
+A small model on a GPU waits for Python to launch its kernels; a graph launches them all at once.
+Inference is one graph. A training step cannot be one, because the assignment between queries and
+objects is computed on the host in its middle. So its graphs are the model's forward and backward
+passes, made by `torch.cuda.make_graphed_callables`; matching, losses, clipping and the optimizer
+are not captured. Such graphs accept one size of images, and there is no DistributedDataParallel
+here: the result is the possible gain, with --compile also compared with `torch.compile`. The
+differences between outputs and losses are recorded. Without a GPU, only the plain sides run. Writes
+results/DATE-graphs-DEVICE.json.
 """
 
 import argparse
@@ -37,8 +37,8 @@ STEPS = (("redetr_n", 16, 128), ("redetr_n", 16, 640), ("detr_r50", 4, 800))
 
 
 class Rounding(nn.Module):
-    """The model under autocast that keeps no cast weights: a graph cannot use a cache that was
-    filled outside of it."""
+    """The model under autocast without its cache of cast weights, because a graph cannot use a
+    cache that was filled outside of it."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         super().__init__()
@@ -88,7 +88,7 @@ def apart(first: Outputs, second: Outputs) -> float:
 def answers(
     name: str, count: int, side: int, arguments: argparse.Namespace, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """How long the sides take for an answer."""
+    """The times of the sides for inference."""
     images = images_of(count, side, arguments.device)
     model = for_inference(build(name, arguments.device))
     rounding = Rounding(model, dtype)
@@ -139,8 +139,7 @@ def step_of(
 def steps(
     name: str, count: int, side: int, arguments: argparse.Namespace, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """How long the sides take for a training step on the same images, each with weights of its
-    own."""
+    """The times of the sides for a training step on the same images, each with its own weights."""
     images = images_of(count, side, arguments.device)
     models = {"plain": build(name, arguments.device).train()}
     called: dict[str, Any] = {"plain": Rounding(models["plain"], dtype)}

@@ -1,15 +1,16 @@
-"""How fast is an answer? DETR-R50 on images of 800x1066, batch 1 and 8, against the 2020 way and
-Transformers.
+"""How fast is inference? DETR-R50 on images of 800x1066, with batches of 1 and 8, compared with the
+code of 2020 and with Transformers.
 
     python benchmarks/inference.py
-    python benchmarks/inference.py --exported   # also both models in ONNX Runtime and OpenVINO
+    python benchmarks/inference.py --exported  # also both models in ONNX Runtime and OpenVINO
     python benchmarks/inference.py --compile --precision bf16
     python benchmarks/inference.py --device cuda --precision bf16
 
-Random weights: they do not change the time. The model alone, without resizing. Each side is a
-process; sides take turns; medians. On a CPU, each also with `keep_memory`, as the command line runs
-ours. OpenVINO computes in the precision that it takes by default. Also the operations, and the time
-that they need at the rate of a large matrix product. Writes results/DATE-inference-DEVICE.json.
+Weights are random, which does not change the time. The model is measured without resizing. Each
+side is a process; sides take turns; results are medians. On a CPU, each side is also measured with
+`keep_memory`, which our command line uses. OpenVINO computes in its default precision. Also reports
+the operations, and the time that they take at the rate of a large matrix product. Writes
+results/DATE-inference-DEVICE.json.
 """
 
 import argparse

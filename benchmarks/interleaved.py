@@ -1,5 +1,5 @@
-"""Several ways to do one thing, measured in turn: what disturbs the machine disturbs all of
-them."""
+"""Measures several ways to do the same thing in turn, so that other load of the machine affects all
+of them."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -1,12 +1,13 @@
-"""Does a run that is killed with `kill -9` at any moment, and resumed, end as if nothing had been?
+"""Does a run that is killed with `kill -9` at any moment, and resumed, end like an undisturbed run?
 
     python benchmarks/kill.py             # twenty runs, each killed at three random moments
 
 Each run trains twenty steps of a small model on two ranks with two micro-batches and a loader
 process, evaluates twice and saves after every step. One of its ranks is killed: in the set-up, in a
 step, in an evaluation. The other ends by itself, and both are started again. A third of the runs
-have mosaics and denoising, a third dropout, and a third read their images from tar archives. What a
-run ends with is compared bit for bit with one that was left alone. Writes results/DATE-kill.json.
+have mosaics and denoising, a third dropout, and a third read their images from tar archives. The
+final state of a run is compared bit for bit with that of an undisturbed run. Writes
+results/DATE-kill.json.
 """
 
 import argparse
@@ -112,7 +113,8 @@ def arguments_of(case: str, folder: Path) -> list[str]:
 
 
 def disturbed(case: str, folder: Path, setup_s: float, chance: random.Random) -> list[str]:
-    """Trains with a kill in each kind of moment, in any order; returns what they fell into."""
+    """Trains with a kill in each phase, in random order; returns the phases and steps of the
+    kills."""
     fell_into = []
     for moment in chance.sample(MOMENTS, len(MOMENTS)):
         first = last_line(folder)["step"]
@@ -132,8 +134,8 @@ def disturbed(case: str, folder: Path, setup_s: float, chance: random.Random) ->
 
 
 def same_state(first: Path, second: Path) -> bool:
-    """Whether weights, their average and the optimizer's state are equal bit for bit, and the best
-    result."""
+    """Whether weights, their average, the state of the optimizer and the best result are equal bit
+    for bit."""
     saved, other = (torch.load(folder / "last.pt", weights_only=True) for folder in (first, second))
     try:
         for key in ("model", "ema", "optimizer"):
@@ -144,7 +146,7 @@ def same_state(first: Path, second: Path) -> bool:
 
 
 def same(first: Path, second: Path) -> bool:
-    """Whether the states of two runs are equal, and their logs but for times."""
+    """Whether the states of two runs are equal, and their logs without times."""
     return same_state(first, second) and curve(first) == curve(second)
 
 

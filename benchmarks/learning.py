@@ -1,14 +1,14 @@
-"""What does a detector learn in minutes on two cores, from scratch? The fast form against
+"""What does a detector learn in minutes on two cores, from scratch? Compares the fast variant with
 plain DETR.
 
-    python benchmarks/learning.py digits --plain   # then plain DETR for the same training time
+    python benchmarks/learning.py digits --plain  # also plain DETR, for the same training time
     python benchmarks/learning.py digits --seeds 0 1 2
-    python benchmarks/learning.py crowns           # redetr_n on aerial photographs
+    python benchmarks/learning.py crowns          # redetr_n on aerial photographs
 
-Steps are fixed, not minutes: schedules on a wall clock are fragile on a shared machine. The
-training time that is reported excludes evaluation. Writes results/DATE-learning-DATA.json and a
-plot (and a picture of predictions) beside it. One seed; the spread over seeds was several AP in
-trials.
+The number of steps is fixed instead of the time, because schedules on a wall clock are fragile on a
+shared machine. The reported training time excludes evaluation. Writes
+results/DATE-learning-DATA.json, with a plot and a picture of predictions next to it. In trials,
+seeds differed by several AP.
 """
 
 import argparse

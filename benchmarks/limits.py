@@ -1,4 +1,4 @@
-"""What the machine could do at best, and what a side asks of it: the rate of products,
+"""The best that the machine can do, and the demand of a side: the rate of matrix products, and
 operations."""
 
 import time
@@ -10,7 +10,7 @@ import torch
 from interleaved import wait
 from torch.utils.flop_counter import FlopCounterMode
 
-_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices: large enough that more is not faster
+_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices; larger ones are not faster
 
 
 def operations(work: Callable[[], Any]) -> int:

@@ -47,7 +47,7 @@ def blobs(seed: int) -> Tensor:
 
 
 def compressed_masks() -> list[list[bytes]]:
-    """Of some images, their masks, as evaluation compresses them."""
+    """The masks of some images, compressed as in evaluation."""
     of_images = []
     queries = torch.arange(MASKS)
     for batch in range(DECODED):
@@ -79,7 +79,7 @@ def truth(known: list[list[bytes]], classes: int) -> TruthObjects:
 
 
 def detections(known: list[list[bytes]], classes: int, rank: int, ranks: int) -> DatasetDetections:
-    """Those of the images of this rank; every mask has its own memory."""
+    """The detections in the images of this rank. Every mask has its own memory."""
     parts = []
     for index in range(rank, IMAGES, ranks):
         rng = np.random.default_rng(index)

@@ -1,4 +1,4 @@
-"""Does the faithful form train? A small DETR memorises 8 digit scenes.
+"""Does the faithful variant train? A small DETR memorises 8 digit scenes.
 
     python benchmarks/overfit.py
 

@@ -115,7 +115,7 @@ def _layer_losses(
 
 
 def plain_criterion(outputs: Outputs, targets: list[Target], *_: Any) -> dict[str, Tensor]:
-    """The losses of all layers and their weighted sum "loss", of a softmax form; the batch stands
+    """The losses of all layers and their weighted sum "loss", of a softmax model; the batch stands
     alone."""
     device = outputs["pred_logits"].device
     boxes = torch.as_tensor(

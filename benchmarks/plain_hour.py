@@ -1,9 +1,9 @@
-"""What does plain DETR learn in an hour? The faithful form scaled down (`detr_tiny`), on digits
+"""What does plain DETR learn in an hour? The faithful variant scaled down (`detr_tiny`), on digits
 from scratch.
 
     OMP_NUM_THREADS=1 python benchmarks/plain_hour.py
 
-Steps are counted, not minutes, as in learning.py, which shows the fast form on the same images.
+Steps are counted, not minutes, as in learning.py, which shows the fast variant on the same images.
 Writes results/DATE-plain-hour.json and a plot of the curve.
 """
 

@@ -1,4 +1,4 @@
-"""The same function in several processes that make a process group."""
+"""Runs a function in several processes that form a process group."""
 
 import multiprocessing
 import os
@@ -12,8 +12,8 @@ import torch
 def in_ranks(
     ranks: int, function: Callable[..., dict[str, Any]], *arguments: Any
 ) -> list[dict[str, Any]]:
-    """What `function(rank, ranks, *arguments)` returns in each of so many new processes, which have
-    one thread each and find each other."""
+    """The results of `function(rank, ranks, *arguments)` in `ranks` new processes with one thread
+    each, which form a process group."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     with socket.socket() as listener:

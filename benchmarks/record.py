@@ -1,5 +1,4 @@
-"""Results of benchmarks as dated files: what was measured, on what, with which versions, at which
-commit."""
+"""Writes results of benchmarks to dated files, with the machine, the versions and the commit."""
 
 import datetime
 import importlib.metadata
@@ -27,12 +26,12 @@ def record(name: str, content: dict[str, Any]) -> Path:
 
 
 def dated(name: str) -> Path:
-    """Where a result of today is written."""
+    """The file for today's result."""
     return RESULTS / f"{datetime.date.today().isoformat()}-{name}.json"
 
 
 def write(path: Path, name: str, content: dict[str, Any]) -> None:
-    """Writes `content` with its circumstances to `path`, in place of what was there."""
+    """Writes `content` with its circumstances to `path`, which is replaced."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(path, circumstances(name) | content)
 
@@ -48,10 +47,10 @@ def circumstances(name: str) -> dict[str, Any]:
 
 
 def unfinished(name: str, setting: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Where a measurement in several parts continues, and what is there.
+    """The file in which a measurement of several parts continues, and its content.
 
-    That is its last result with the same setting and circumstances; else a new one of today, which
-    replaces another one of the same day.
+    It is the last result with the same setting and circumstances, or else a new one of today, which
+    replaces another result of the same day.
     """
     wanted = circumstances(name) | {"setting": setting}
     for path in sorted(RESULTS.glob(f"*-{name}.json"), reverse=True):
@@ -86,8 +85,8 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with "+" if files differ from it; a copy without git is told it
-    in REDETR_COMMIT."""
+    """The commit of the checkout, with "+" if files differ from it. In a copy without git,
+    REDETR_COMMIT states it."""
     if named := os.environ.get("REDETR_COMMIT"):
         return named
     run = subprocess.run(

@@ -3,12 +3,12 @@ device?
 
     python benchmarks/resume.py --device cuda
 
-Each case trains three times: straight, straight again, and stopped half-way and resumed, each part
-in a process of its own. Where kernels repeat themselves, all three end with the same bits. Some
-CUDA kernels add with atomics, among them the gradient of `grid_sample` in the fast form: then two
-straight runs differ, too, and a resumed run may differ from them by no more than that. The
-"repeatable" cases ask PyTorch for deterministic kernels and record where it has none. Writes
-results/DATE-resume-DEVICE.json.
+Each case trains three times: uninterrupted, uninterrupted again, and stopped half-way and resumed.
+Each part is a process. If all kernels are deterministic, all three runs end with the same bits.
+Some CUDA kernels add with atomics, among them the gradient of `grid_sample` in the fast variant.
+Then the two uninterrupted runs differ as well, and the resumed run may differ from them by no more
+than that. The "repeatable" cases ask PyTorch for deterministic kernels, and record where it has
+none. Writes results/DATE-resume-DEVICE.json.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from redetr.errors import StoppedError
 from redetr.recipes import get_recipe
 from redetr.state import State
 
-# Recipe, optimizer, whether deterministic kernels are asked for.
+# Recipe, optimizer, and whether deterministic kernels are requested.
 CASES = (
     ("redetr_n", "muon", False),
     ("redetr_n", "adamw", False),
@@ -43,7 +43,7 @@ _TIMES = ("time_s", "images_per_s", "data_wait")
 
 
 def stop_at_first_save() -> None:
-    """From now on, this process gets a signal to end once its state is saved, as by Ctrl-C."""
+    """From now on, this process gets a signal to stop, as from Ctrl-C, once its state is saved."""
     save = State.save
 
     def saving(state: State, folder: Path) -> None:
@@ -54,7 +54,7 @@ def stop_at_first_save() -> None:
 
 
 def repeat_kernels() -> None:
-    """Asks for kernels that repeat themselves; where there are none, PyTorch warns."""
+    """Requests deterministic kernels; PyTorch warns where there are none."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -97,14 +97,14 @@ def train(
 
 
 def losses(folder: Path) -> list[dict[str, float]]:
-    """What was logged, without times."""
+    """The logged losses, without times."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in _TIMES} for line in lines]
 
 
 def difference(first: Path, second: Path) -> dict[str, Any]:
-    """Whether two runs ended with the same bits, how far apart the weights are, the first step
-    whose numbers differ."""
+    """Whether two runs ended with the same bits, the largest difference between weights, and the
+    first step whose numbers differ."""
     saved, other = (torch.load(folder / "last.pt", weights_only=True) for folder in (first, second))
     weights, other_weights = (
         torch.cat([w.double().flatten() for w in s["model"].values()]) for s in (saved, other)

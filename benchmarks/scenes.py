@@ -1,10 +1,10 @@
-"""Two made-up data sets for comparisons: many small cells of one class, and six shapes to tell
-apart.
+"""Two synthetic data sets for comparisons: many small cells of one class, and six classes of
+shapes.
 
     python benchmarks/scenes.py dense FOLDER
     python benchmarks/scenes.py shapes FOLDER
 
-Images of 128x128 px with labels in YOLO form, so that every trainer reads the same files. `dense`
+Images of 128x128 px with labels in YOLO format, so that every trainer reads the same files. `dense`
 has 15 to 45 soft, overlapping ellipses of 6 to 22 px on a noisy ground. `shapes` has 1 to 7 filled
 shapes of 10 to 56 px, turned and coloured at random, among others that are not to be found: lines,
 letters, outlines and polygons of five edges. Each image is drawn from (split, index).
@@ -181,7 +181,7 @@ SCENES: dict[str, tuple[Callable[[np.random.Generator], Scene], list[str]]] = {
 
 
 def write_scenes(name: str, folder: Path) -> Path:
-    """Writes a data set of `SCENES` in YOLO form; returns the YAML file that describes it."""
+    """Writes a data set of `SCENES` in YOLO format; returns the YAML file that describes it."""
     draw, names = SCENES[name]
     for split, count in COUNTS.items():
         images = folder / "images" / split
@@ -195,7 +195,7 @@ def write_scenes(name: str, folder: Path) -> Path:
 
 
 def write_labels(file: Path, objects: Sequence[tuple[int, Sequence[float]]]) -> None:
-    """Writes labels and boxes, x1, y1, x2, y2 in px, of an image in YOLO form."""
+    """Writes the labels and boxes (x1, y1, x2, y2 in px) of an image in YOLO format."""
     lines = []
     for label, (x1, y1, x2, y2) in objects:
         numbers = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
@@ -206,7 +206,7 @@ def write_labels(file: Path, objects: Sequence[tuple[int, Sequence[float]]]) -> 
 
 
 def write_description(folder: Path, names: Sequence[str]) -> Path:
-    """Writes the YAML file of a data set in YOLO form; returns its path."""
+    """Writes the YAML file of a data set in YOLO format; returns its path."""
     lines = [f"path: {folder.resolve()}", "train: images/train", "val: images/val", "names:"]
     for label, name in enumerate(names):
         lines.append(f"  {label}: '{name}'")

@@ -116,7 +116,7 @@ def round_of(packages: dict[str, Path], data: dict[str, Path], folder: Path) -> 
 
 
 def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Of one kind of start, by its rounds."""
+    """The numbers for one kind of start, from its rounds."""
     content: dict[str, Any] = {}
     for side in ("before", "now"):
         values = [times[side] for times in rounds]

@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 
 def write_digits(folder: Path) -> None:
-    """Images and labels of `digits` in YOLO form."""
+    """Images and labels of `digits` in YOLO format."""
     from redetr.data.formats.digits import DigitsDataset
 
     for split, count in DIGITS.items():

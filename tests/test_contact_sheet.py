@@ -81,7 +81,7 @@ def test_all_are_shown_at_first(sheet):
     )
     assert widths == [[True, 80]] * 4
     not_read = sheet.find_element(By.TAG_NAME, "details")
-    assert not_read.text == "1 not read"
+    assert not_read.text == "1 could not be read"
     assert not sheet.find_elements(By.TAG_NAME, "rect")
 
 
@@ -132,4 +132,4 @@ def test_a_large_folder_says_what_it_leaves_out(monkeypatch):
     line: dict = {"picture": "a.png", "image_size": [4, 4], "detections": []}
     page = contact_sheet.contact_sheet({"image": f"{i}.jpg", **line} for i in range(5))
     assert "<h1>Predictions in 5 images</h1>" in page
-    assert "The first 2 images are here. 3 more are in predictions.jsonl." in page
+    assert "This page shows the first 2 images. 3 more are in predictions.jsonl." in page

@@ -222,7 +222,7 @@ def test_the_grids_are_those_of_the_model(form, options, words, colors, tmp_path
     page = Page(browser, tmp_path / "index.html")
     text = " ".join(browser.find_element(By.TAG_NAME, "body").text.split())
     assert words in text
-    assert f"attends to on the grid of {explanation.encoder_stride}:" in text
+    assert f"attends on the grid of {explanation.encoder_stride}." in text
     assert f", {colors} for one cell per 32 px." in text
     assert f"on {explanation.strides[0]} px" in page.part("cross").text
     assert page.errors() == []
@@ -275,7 +275,7 @@ def test_the_worked_example_on_its_page(tmp_path, browser):
     ]
     text = browser.find_element(By.TAG_NAME, "body").text
     assert (
-        "The mean of the losses is 0.15833: 0.95 / 6, what one GPU with all the images would "
+        "The mean of the losses is 0.15833: 0.95 / 6, which is what one GPU with all images would "
         "compute (0.15833)." in text
     )
     assert "the mean would be 0.1875, 18.4% off" in text  # (0.275 + 0.1) / 2

@@ -186,7 +186,7 @@ def test_nothing_found_nothing_there(tmp_path, objects):
     for _ in ("made", "written over"):
         write_report(make_report(dataset, [("a.pt", nothing)]), tmp_path / "report")
     page = (tmp_path / "report" / "index.html").read_text()
-    says = "No detection is right" if objects else "AP is undefined"
+    says = "No detection is correct" if objects else "AP is undefined"
     assert says in page and "nan%" not in page and ">nan" not in page
 
 
@@ -232,9 +232,9 @@ def test_the_page_in_a_browser_without_network(tmp_path, browser):
     assert page["pictures"] == [100, 100]
     assert page["captions"] == [
         "ground truth ",
-        "found (0 wrong, 1 missed)",
+        "predictions (0 wrong, 1 missed)",
         "ground truth ",
-        "found (1 wrong, 0 missed)",
+        "predictions (1 wrong, 0 missed)",
     ]
     # cat: one right, one wrong, one there; dog: one right, two there.
     assert page["live"] == ["50.0", "100.0", "66.7", "100.0", "50.0", "66.7"]
@@ -242,7 +242,7 @@ def test_the_page_in_a_browser_without_network(tmp_path, browser):
     slide(browser, 0.85)
     page = look(browser)
     assert page["live"] == ["100.0", "100.0", "100.0", "-", "0.0", "-"]
-    assert page["captions"][3] == "found (0 wrong, 1 missed)" and page["shown"] == 3
+    assert page["captions"][3] == "predictions (0 wrong, 1 missed)" and page["shown"] == 3
 
     browser.find_element(By.CSS_SELECTOR, "[data-mode=each]").click()
     assert look(browser)["live"] == ["100.0", "100.0", "100.0", "100.0", "50.0", "66.7"]
@@ -357,7 +357,7 @@ def test_the_page_says_how_sure_a_difference_is(tmp_path, browser):
     assert intervals == ["-20.0 to +5.1", "+20.0 to +40.0", ""]
     last = browser.find_elements(By.CSS_SELECTOR, ".advice li")[-1].text
     assert "B's AP is 12.3 points lower than A's" in last
-    assert "-20.0 to +5.1" in last and "the other way round" in last
+    assert "-20.0 to +5.1" in last and "the order may be reversed" in last
 
 
 def test_names_and_paths_are_text(tmp_path):

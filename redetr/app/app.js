@@ -1,21 +1,21 @@
 "use strict";
-// The page of `redetr app`. An image is sent once; threshold and class filter its detections here.
+// The page of `redetr app`. An image is sent only once; threshold and class filter its detections in the page.
 
 const byId = (id) => document.getElementById(id);
-const SAVED_PX = 1000; // on a saved picture, text is as large as on a screen of this width
-const SMALL_PX = 1200; // smaller pictures are enlarged, so that text on them is sharp
+const SAVED_PX = 1000; // on a saved picture, text has the size that it has on a screen of this width
+const SMALL_PX = 1200; // smaller pictures are enlarged to keep text on them sharp
 
-const MANY_BOXES = 30; // lines get thinner
-const FEW_BOXES = 3; // that have their tags even where these hide something
-const MOST_HIDDEN = 0.15; // of a box, by a tag of another
-const MOST_IMAGES = 100; // whose pictures this page holds; `redetr predict` takes folders
+const MANY_BOXES = 30; // from here on, lines are thinner
+const FEW_BOXES = 3; // up to here, all tags are shown, even those that hide something
+const MOST_HIDDEN = 0.15; // share of a box that the tag of another box may hide
+const MOST_IMAGES = 100; // that this page keeps in memory; `redetr predict` handles folders
 const MASK_OPACITY = 0.4;
 const NOTHING = { file: null, answer: null, picture: null, masks: [], segments: null, colors: {}, scoreColors: null, selected: null };
 
 /** What is shown: the file, the server's answer to it, and the detection that was clicked. */
 const shown = { ...NOTHING };
 
-/** All images that came in, each with the fields of `shown`; without `answer` until it is computed. */
+/** All images, each with the fields of `shown`; `answer` is missing until it is computed. */
 const images = [];
 
 // ---- The server
@@ -281,7 +281,7 @@ function draw() {
   if (shown.picture) paint(canvas, canvas.width / (canvas.clientWidth || canvas.width));
 }
 
-/** Paints picture, boxes and tags; a pixel of the screen is `unit` pixels of the canvas. */
+/** Draws the picture, boxes and tags; a pixel of the screen is `unit` pixels of the canvas. */
 function paint(canvas, unit) {
   const context = canvas.getContext("2d");
   context.drawImage(shown.picture, 0, 0, canvas.width, canvas.height);
@@ -414,7 +414,7 @@ function click(event) {
   select(below.sort((one, other) => area(one) - area(other))[0] ?? null);
 }
 
-// ---- What can be saved
+// ---- Saving
 
 const stem = () => shown.file.name.replace(/\.[^.]*$/, "");
 
@@ -452,14 +452,14 @@ function explain() {
   });
 }
 
-// ---- Ways for an image to come in
+// ---- Sources of images
 
 function fail(message) {
   byId("find-error").textContent = message;
 }
 
 async function paste() {
-  if (!navigator.clipboard?.read) return fail("This browser pastes with Ctrl-V only.");
+  if (!navigator.clipboard?.read) return fail("In this browser, paste with Ctrl-V.");
   let items;
   try {
     items = await navigator.clipboard.read();
@@ -476,7 +476,7 @@ async function paste() {
 async function openCamera() {
   fail("");
   if (!navigator.mediaDevices)
-    return fail("Browsers allow cameras only on the server's own machine or over https.");
+    return fail("Browsers allow the camera only over https, or on the machine of the server.");
   const wanted = { video: { facingMode: "environment" } };
   try {
     byId("video").srcObject = await navigator.mediaDevices.getUserMedia(wanted);

@@ -1,4 +1,4 @@
-"""How arguments look in the help of all commands."""
+"""The appearance of arguments in the help of all commands."""
 
 import ast
 import dataclasses
@@ -37,6 +37,29 @@ OneImage = Annotated[
     tyro.conf.arg(metavar="[IMAGE]", help_behavior_hint=""),
 ]
 NewFolder = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NEW")]
+NewFile = Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+
+# The placeholders of text values in the help, by the field of the flag.
+_TEXT_PLACEHOLDERS = {
+    "allow_host": "HOST...",
+    "cache_dir": "DIR",
+    "classes": "NAME...",
+    "compare": "CHECKPOINT",
+    "custom_augment": "FILE.py:NAME",
+    "data": "PATH",
+    "device": "DEVICE",
+    "freeze": "PART...",
+    "host": "ADDRESS",
+    "licence": "NAME",
+    "model": "NAME",
+    "model_options": "NAME=VALUE...",
+    "output": "DIR",
+    "report": "DIR",
+    "shards": "SIZE",
+    "stuff": "NAME...",
+    "to": "DIR",
+    "weights": "WEIGHTS",
+}
 
 _RULES = ConstructorRegistry()
 
@@ -95,7 +118,7 @@ def _flags(info: StructTypeInfo) -> StructConstructorSpec | None:
         if default is dataclasses.MISSING:
             default = tyro.MISSING_NONPROP
         text = texts.get(setting.name, "").removeprefix(_off_flag(setting.name) + ": ")
-        kind = _shown(hints[setting.name], text, default)
+        kind = _shown(setting.name, hints[setting.name], text, default)
         flags.append(StructFieldSpec(setting.name, kind, default, text or None))
     return StructConstructorSpec(info.type, tuple(flags))
 
@@ -124,9 +147,9 @@ def docstrings_of_fields(kind: type) -> dict[str, str]:
     return texts
 
 
-def _shown(kind: Any, text: str, default: Any) -> Any:
-    """The type of a flag with how its help looks: no "{None}|INT" for what may be left out, and no
-    "(default: 0)" where the sentence says what leaving it out means."""
+def _shown(name: str, kind: Any, text: str, default: Any) -> Any:
+    """The type of a flag, annotated for its help: a placeholder that names its values, and no
+    "(default: 0)" if the sentence states what happens without the flag."""
     if get_origin(kind) is Annotated or dataclasses.is_dataclass(kind):
         return kind
     options: dict[str, Any] = {}
@@ -134,8 +157,10 @@ def _shown(kind: Any, text: str, default: Any) -> Any:
     if is_open or isinstance(default, bool):
         options["help_behavior_hint"] = ""
     members = [member for member in get_args(kind) if member is not type(None)]
-    if len(members) == 1 and type(None) in get_args(kind):
-        options["metavar"] = _placeholder(members[0])
+    if kind in (str, str | None, tuple[str, ...]):
+        options["metavar"] = _TEXT_PLACEHOLDERS.get(name, "TEXT")
+    elif len(members) == 1 and type(None) in get_args(kind):
+        options["metavar"] = _placeholder(members[0])  # without "{None}|"
     return Annotated[kind, tyro.conf.arg(**options)] if options else kind
 
 

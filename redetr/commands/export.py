@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from redetr.choices import ExportFormat, ExportPrecision, ImageSize
-from redetr.commands.arguments import Checkpoint, parse_flags
+from redetr.commands.arguments import Checkpoint, NewFile, parse_flags
 from redetr.commands.console import ERRORS, OUT, require_images, say_fp32, say_origin
 from redetr.errors import InputError
 from redetr.garbage import quick_imports
@@ -37,7 +37,7 @@ class Export:
     format: ExportFormat = "onnx"
     """onnx, openvino (.xml and .bin), torch (a torch.export program, .pt2), executorch (.pte),
     litert (.tflite) or coreml (.mlpackage)."""
-    output: str | None = None
+    output: NewFile = None
     """The file; default: the checkpoint's name with the format's suffix, in the current folder."""
     precision: ExportPrecision = "fp32"
     """fp16 (openvino, coreml) halves the file size; int8 (onnx, openvino) is calibrated on training

@@ -29,7 +29,7 @@ class Push:
     provenance, a picture. `redetr.load("OWNER/NAME")` loads it."""
 
     name: Name
-    """The repository on the hub, OWNER/NAME; HF_ENDPOINT names another hub."""
+    """The repository on the hub; HF_ENDPOINT names another hub."""
     checkpoint: Checkpoint
     """A checkpoint or a run folder."""
     to: str | None = None

@@ -1,13 +1,13 @@
 "use strict";
-// The contact sheet of `redetr predict`: a card for each image that class and score choose.
+// The contact sheet of `redetr predict`: a card for each image that passes the filters for class and score.
 
 const byId = (id) => document.getElementById(id);
 const { names, cards } = JSON.parse(byId("data").textContent);
-const AT_ONCE = 60; // cards, until more are asked for
-const ANY = "any", NONE = "none"; // choices besides the classes, whose values are their numbers
+const AT_ONCE = 60; // cards that are shown, until more are requested
+const ANY = "any", NONE = "none"; // options besides the classes, whose values are their numbers
 let most = AT_ONCE;
 
-const LABEL = 0, SCORE = 1, BOX = 2; // what stands where in a detection
+const LABEL = 0, SCORE = 1, BOX = 2; // positions in a detection
 
 const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
@@ -80,7 +80,7 @@ function cardOf({ card, chosen }) {
   return figure;
 }
 
-/** In words, such as "cup × 3, plate". */
+/** The counts in words, such as "cup × 3, plate". */
 function countsOf(chosen) {
   const counts = new Map();
   for (const detection of chosen) counts.set(detection[LABEL], (counts.get(detection[LABEL]) ?? 0) + 1);

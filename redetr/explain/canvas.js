@@ -1,5 +1,5 @@
 "use strict";
-// What the pages of `redetr explain` share: arrays that Python packed, pictures to draw on, tables, buttons.
+// Shared by the pages of `redetr explain`: arrays packed by Python, pictures to draw on, tables, buttons.
 // Boxes are [left, top, right, bottom], points [x, y], all as fractions of the image. L layers, Q queries, T objects.
 
 const CHOSEN = "#ffe066", START = "#ffffff", TRUTH = "#51cf66";
@@ -85,7 +85,7 @@ class Panel {
     context.strokeStyle = color;
     context.strokeRect(x, y, x2 - x, y2 - y);
     if (tag) {
-      // Letters keep their size where the canvas is shown smaller, as on a phone.
+      // Letters keep their size if the canvas is shown smaller, as on a phone.
       const unit = Math.max(1, this.canvas.width / (this.canvas.clientWidth || this.canvas.width));
       const high = 18 * unit;
       context.font = `600 ${13 * unit}px system-ui, sans-serif`;
@@ -160,7 +160,7 @@ function closeUp(boxes) {
   return [x, y, x + 2 * half, y + 2 * half];
 }
 
-/** Buttons of which one is pressed; `act(i)` when another is. */
+/** Buttons of which one is pressed; `act(i)` is called when another is pressed. */
 function buttons(parent, names, act, start = 0) {
   const all = names.map((name, i) => {
     const button = element(parent, "button", name);

@@ -16,7 +16,7 @@ async function explainImage(root, packed) {
   const name = (q, layer = last) => names[labels.row(layer)[q]];
   const color = (q) => colors[labels.row(last)[q]];
   const ranked = range(queries).sort((a, b) => score(b) - score(a));
-  const few = ranked[Math.min(4, queries - 1)]; // where no score is high enough, the best five are shown
+  const few = ranked[Math.min(4, queries - 1)]; // if no score is high enough, the best five are shown
   let threshold = score(ranked[0]) >= data.threshold ? data.threshold : score(few);
   let chosen = ranked[0], head = 0; // 0: all heads, then 1, 2, ...
 

@@ -1,5 +1,5 @@
 "use strict";
-// Areas of the class "wide" can be reached and moved by keyboard while they hold more than they show.
+// Elements of the class "wide" can be focused and scrolled by keyboard while their content is larger than they are.
 {
   const update = (area) => {
     const isLarger = area.scrollWidth > area.clientWidth + 1 || area.scrollHeight > area.clientHeight + 1;

@@ -39,7 +39,7 @@ def longer_training(folder: Path, metrics: Metrics) -> str:
     before = [line["AP"] for line in evaluations if line["step"] <= _LAST_PART * steps]
     if before and last["AP"] - max(before) >= _RISE:
         return f"{LONGER} (AP was still rising at the end: --steps {2 * steps})"
-    return f"{LONGER} (AP hardly rose at the end, so expect little)"
+    return f"{LONGER} (AP hardly rose at the end, so expect little improvement)"
 
 
 def _usual_length(folder: Path) -> int | None:

@@ -28,12 +28,12 @@ _MISS_OPACITY = 0.9
 _EQUAL_CONTRAST = 0.179  # luminance on which black and white are equally readable
 
 _METRICS = {
-    "AP": "the headline: precision over all recalls, mean over classes and IoU 0.50 to 0.95",
-    "AP50": "an IoU of 0.5 is enough: is it found at all?",
-    "AP75": "an IoU of 0.75 is required: is the box good?",
-    "AR1": "share of objects found by the best detection of each image",
-    "AR10": "by the best 10",
-    "AR100": "by the best 100: what a perfect score could reach",
+    "AP": "the main metric: mean precision over recalls, classes and IoU from 0.50 to 0.95",
+    "AP50": "AP at an IoU of 0.5: are objects found at all?",
+    "AP75": "AP at an IoU of 0.75: is the box accurate?",
+    "AR1": "recall with the best detection of each class in each image",
+    "AR10": "recall with the best 10",
+    "AR100": "recall with the best 100",
 }
 _SIZE_METRICS = {
     "APs": "AP of objects under 32x32 px",
@@ -55,22 +55,23 @@ class Mistake:
 
 _MISTAKES = {
     "class": Mistake(
-        "right place, wrong class",
+        "right position, wrong class",
         "See which classes are confused; check that annotators agree on them; "
         "add examples of them.",
     ),
     "localization": Mistake(
         "right class, but an IoU of only 0.1 to 0.5",
-        "Check that boxes are drawn tightly and alike; try a larger --image-size; train longer.",
+        "Check that boxes are drawn tightly and consistently; try a larger --image-size; train "
+        "longer.",
     ),
     "both": Mistake(
         "wrong class, and an IoU of only 0.1 to 0.5",
         "Mostly an early stage of training: train longer.",
     ),
     "duplicate": Mistake(
-        "the object was found already, with a higher score",
-        "DETR learns late to give one box for each object: train longer. Objects annotated twice "
-        "teach duplicates: redetr check finds them.",
+        "the object is already found, with a higher score",
+        "DETR learns only late in training to predict one box per object: train longer. Objects "
+        "that are annotated twice teach duplicates: redetr check finds them.",
     ),
     "background": Mistake(
         "there is no object",
@@ -79,8 +80,8 @@ _MISTAKES = {
     ),
     "missed": Mistake(
         "an object without any detection near it",
-        "See size and crowding: small objects want a larger --image-size, crowded images more "
-        "--num-queries, rare looks more examples.",
+        "See size and crowding: small objects need a larger --image-size, crowded images need more "
+        "--num-queries, and unusual objects need more examples.",
     ),
 }
 
@@ -101,7 +102,7 @@ class Summary:
 class Cell:
     """A cell of the matrix of confusions."""
 
-    taken_for: str
+    predicted: str
     count: int
     share: float  # of its row
     correct: bool
@@ -113,7 +114,7 @@ class Confusions:
     """Which classes a checkpoint confuses."""
 
     matrix: list[tuple[str, list[Cell]]]  # name and row of each class; empty with too many
-    most: list[tuple[str, str, int]]  # class, what it was taken for, how often
+    most: list[tuple[str, str, int]]  # true class, predicted class, count
 
 
 @dataclass(frozen=True)
@@ -253,9 +254,9 @@ def _matrix(counts: np.ndarray, names: list[str]) -> list[tuple[str, list[Cell]]
     matrix = []
     for i, name in enumerate(names):
         row = []
-        for j, taken_for in enumerate(names):
+        for j, predicted in enumerate(names):
             count, share = int(counts[i, j]), float(shares[i, j])
-            row.append(Cell(taken_for, count, share, i == j, _is_dark(share, correct=i == j)))
+            row.append(Cell(predicted, count, share, i == j, _is_dark(share, correct=i == j)))
         matrix.append((name, row))
     return matrix
 

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the curves of a report and follows the threshold. All numbers are in the page.
+// Draws the curves of a report, and updates the page when the threshold changes. All numbers are in the page.
 const { data, checkpoints: runs } = JSON.parse(document.getElementById("numbers").textContent);
 const COLORS = ["#1864ab", "#c2410c"], LEVELS = Array.from({ length: 101 }, (_, i) => i / 100);
 const slider = document.querySelector("#threshold input"), select = document.getElementById("class");
@@ -10,7 +10,7 @@ const mark = k => runs.length > 1 ? "AB"[k] + " " : "";
 let mode = "all"; // the best threshold of each checkpoint for "all" classes, for "each" class, or that of the "slider"
 const thresholdOf = run => mode === "slider" ? +slider.value : run.threshold;
 
-// A chart in its figure: lines are {name, color, points: [[x, y]], dash, faint, sizes}, y null where there is nothing.
+// A chart in its figure: lines are {name, color, points: [[x, y]], dash, faint, sizes}, y is null where there is no value.
 function chart(name, x, y, lines, marks = []) {
   const figure = document.querySelector(`[data-chart=${name}]`);
   if (!figure) return;
@@ -76,7 +76,7 @@ function drawCurves() {
 
 function drawOnce() {
   const share = label => ({ label, max: 1, percent: true });
-  chart("calibration", { ...share("score"), diagonal: true }, share("share that is right"), runs.map((run, k) => {
+  chart("calibration", { ...share("score"), diagonal: true }, share("share that is correct"), runs.map((run, k) => {
     const { bins } = run.calibration, most = Math.max(...bins.map(bin => bin.count));
     return { name: mark(k) + "detections", color: COLORS[k], points: bins.map(bin => [bin.score, bin.correct]), sizes: bins.map(bin => 2 + 8 * Math.sqrt(bin.count / most)) };
   }));
@@ -94,7 +94,7 @@ function drawOnce() {
   ]));
 }
 
-// What entry gives at the threshold: {precision, recall, f1}.
+// The precision, recall and F1 of an entry at the threshold.
 function at(entry, run) {
   if (mode === "each" && entry !== run.all) return entry.best || { precision: null, recall: null, f1: null };
   const i = Math.round(100 * thresholdOf(run)), [precision, recall] = [entry.curves.precision[i], entry.curves.recall[i]];

@@ -155,7 +155,7 @@ def _around_turned(robndbox: ElementTree.Element | None) -> list[float]:
 
 def encoding_of(content: bytes) -> str:
     """The encoding of an XML file, from its byte order mark or first bytes, or else as stated."""
-    if not content.startswith(b"<?"):  # starts with neither a declaration nor a mark
+    if not content.startswith(b"<?"):  # perhaps a mark instead of a declaration
         for mark, encoding in _MARKS.items():
             if content.startswith(mark):
                 return encoding
