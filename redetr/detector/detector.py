@@ -373,10 +373,11 @@ def load(
     name of any of these folders (needs huggingface-hub).
 
     `model` names the variant if the weights do not: "detr_r50_dc5", "detr_r101_dc5",
-    "detr_r50_dc5_panoptic". `precision` is by default that of the training run (see
-    `pick_precision`), and fp32 for weights from elsewhere. With `keep_memory`, a process on a CPU
-    keeps the memory that it frees (see `detector.memory`), which is up to twice as fast at 800 px.
-    Only tensors and plain values are unpickled. Raises InputError, naming the file.
+    "detr_r50_dc5_panoptic"; it is an error if they name another. `precision` is by default that of
+    the training run (see `pick_precision`), and fp32 for weights from elsewhere. With
+    `keep_memory`, a process on a CPU keeps the memory that it frees (see `detector.memory`), which
+    is up to twice as fast at 800 px. Only tensors and plain values are unpickled. Raises
+    InputError, naming the file.
     """
     weights = read_weights(source, model)
     origin = weights.origin
@@ -387,6 +388,10 @@ def load(
         )
     if origin.lacks_activation:
         raise lacking_activation(weights.path)
+    if model is not None and model != origin.model:
+        raise InputError(
+            f"{weights.path}: holds a {origin.model}, not a {model}", remedy="leave out the model"
+        )
     net = _model_of(weights, origin)
     detector = Detector(
         net,
